@@ -1,0 +1,72 @@
+"""EBJR: any cheap model and any expensive model for the same task become one model with a knob.
+
+The cheap `student` answers every input; a score of its raw output says how well the input fits
+what it knows; inputs whose score is under a threshold are deferred to the expensive `teacher`.
+
+Read `scores`, `router`, `joint` and `curve`, in this order: they are the whole method.
+
+Source: Akbari, Banitalebi-Dehkordi, Zhang, "EBJR: Energy-Based Joint Reasoning for Adaptive
+Inference", BMVC 2021.
+"""
+
+from __future__ import annotations
+
+from ebjr.backends import load_model
+from ebjr.calibration import calibrate
+from ebjr.config import JointConfig, load_joint, save_joint
+from ebjr.costs import Cost, joint_cost
+from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
+from ebjr.errors import (
+    CalibrationError,
+    EbjrError,
+    MissingExtra,
+    ModelError,
+    ProtocolError,
+    TeacherUnavailable,
+)
+from ebjr.evaluation import evaluate
+from ebjr.joint import JointAnswer, JointClassifier, JointModel
+from ebjr.model import Model
+from ebjr.outcomes import Outcomes, record, record_batches
+from ebjr.preprocess import Preprocess, Preprocessed
+from ebjr.router import Router
+from ebjr.scores import SCORES, Score, as_score, register_score
+from ebjr.study import Study, run_study
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SCORES",
+    "CalibrationError",
+    "Cost",
+    "EbjrError",
+    "JointAnswer",
+    "JointClassifier",
+    "JointConfig",
+    "JointModel",
+    "MissingExtra",
+    "Model",
+    "ModelError",
+    "OperatingPoint",
+    "Outcomes",
+    "Preprocess",
+    "Preprocessed",
+    "ProtocolError",
+    "Router",
+    "Score",
+    "Study",
+    "TeacherUnavailable",
+    "TradeOffCurve",
+    "as_score",
+    "calibrate",
+    "evaluate",
+    "joint_cost",
+    "load_joint",
+    "load_model",
+    "oracle",
+    "record",
+    "record_batches",
+    "register_score",
+    "run_study",
+    "save_joint",
+]

@@ -1,0 +1,205 @@
+"""What NumPy and PyTorch spell differently, and what batches of either have in common.
+
+Everything above this file treats an array as an array. Half precision is computed in single.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+import array_api_compat.numpy as _numpy_namespace
+import numpy as np
+
+Array = Any
+"""A NumPy array or a PyTorch tensor."""
+
+Batch = Any
+"""An array (n, ...) or a list of n inputs."""
+
+
+def namespace(array: Array) -> Any:
+    """The array-API namespace of an array: the functions that work on it.
+
+    Raises
+    ------
+    TypeError
+        `array` is not an array.
+
+    Examples
+    --------
+    >>> namespace(np.ones(2)).__name__
+    'array_api_compat.numpy'
+    """
+    if type(array) is np.ndarray:  # the common case, at a tenth of the look-up's time
+        return _numpy_namespace
+    return array_api_compat.array_namespace(array)
+
+
+def is_array(value: object) -> bool:
+    """Whether `value` is an array of a library that we know."""
+    return type(value) is np.ndarray or array_api_compat.is_array_api_obj(value)
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """The array as NumPy, from any device; bfloat16, which NumPy lacks, becomes float32.
+
+    Examples
+    --------
+    >>> to_numpy([1.0, 2.0])
+    array([1., 2.])
+    """
+    if not array_api_compat.is_torch_array(array):
+        return np.asarray(array)
+    tensor = array.detach().cpu()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+def convert_like(array: Array, reference: Array) -> Array:
+    """`array` in the library and on the device of `reference`.
+
+    Examples
+    --------
+    >>> convert_like(np.ones(1), reference=np.zeros(2))
+    array([1.])
+    """
+    if type(array) is np.ndarray and type(reference) is np.ndarray:
+        return array
+    if array_api_compat.is_torch_array(reference):
+        if not array_api_compat.is_torch_array(array):
+            array = namespace(reference).asarray(array)
+        return array.to(reference.device)
+    return to_numpy(array)
+
+
+def as_logits(output: Array) -> Array:
+    """Check that raw output is (n, classes) with two classes or more; half precision to single.
+
+    Raises
+    ------
+    TypeError
+        `output` is not an array.
+    ValueError
+        It has another rank, or fewer than two classes.
+
+    Examples
+    --------
+    >>> as_logits(np.ones((1, 2), np.float16)).dtype
+    dtype('float32')
+    """
+    if not is_array(output):
+        raise TypeError(
+            f"logits must be a NumPy array or a PyTorch tensor, not {type(output).__name__}"
+        )
+    if output.ndim != 2 or output.shape[1] < 2:
+        raise ValueError(
+            "logits must have shape (n, classes) with at least 2 classes, "
+            f"not {tuple(output.shape)}"
+        )
+    return as_float(output)
+
+
+def as_float(array: Array) -> Array:
+    """The array in float32 or float64: half precision is widened, integers become float64."""
+    xp = namespace(array)
+    if array.dtype in (xp.float32, xp.float64):
+        return array
+    integers = xp.isdtype(array.dtype, ("integral", "bool"))
+    return xp.astype(array, xp.float64 if integers else xp.float32)
+
+
+def logsumexp(array: Array) -> Array:
+    """``log(sum(exp(array)))`` over the last axis, safe from overflow; a NaN or +inf gives NaN.
+
+    Examples
+    --------
+    >>> logsumexp(np.array([[1000.0, 1000.0]]))
+    array([1000.69314718])
+    """
+    xp = namespace(array)
+    largest = xp.max(array, axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        total = xp.sum(xp.exp(array - largest), axis=-1)
+    return xp.log(total) + largest[..., 0]
+
+
+def log_softmax(array: Array) -> Array:
+    """Logits to log-probabilities over the last axis.
+
+    Examples
+    --------
+    >>> np.exp(log_softmax(np.array([[0.0, 0.0]])))
+    array([[0.5, 0.5]])
+    """
+    return array - logsumexp(array)[..., None]
+
+
+def top_two(array: Array) -> tuple[Array, Array]:
+    """The largest and the second largest value along the last axis; NaN where there is a NaN.
+
+    Examples
+    --------
+    >>> first, second = top_two(np.array([[3.0, 1.0, 2.0]]))
+    >>> float(first[0]), float(second[0])
+    (3.0, 2.0)
+    """
+    if array_api_compat.is_torch_array(array):
+        best = array.topk(2, dim=-1).values
+        return best[..., 0], best[..., 1]
+    best = np.partition(array, array.shape[-1] - 2, axis=-1)
+    return best[..., -1], best[..., -2]
+
+
+def row_count(batch: Batch) -> int:
+    """How many inputs a batch holds.
+
+    Raises
+    ------
+    TypeError
+        `batch` is neither an array with rows nor a list.
+
+    Examples
+    --------
+    >>> row_count(np.ones((4, 2))), row_count(["a", "b"])
+    (4, 2)
+    """
+    shape = getattr(batch, "shape", None)
+    if shape:
+        return int(shape[0])
+    if isinstance(batch, list | tuple):
+        return len(batch)
+    raise TypeError(
+        f"inputs must be an array with a batch dimension or a list, not {type(batch).__name__}"
+        + ("" if shape is None else " without dimensions")
+    )
+
+
+def take_rows(batch: Batch, rows: np.ndarray) -> Batch:
+    """Gather some rows of a batch into one dense batch, in the order of `rows`.
+
+    Examples
+    --------
+    >>> take_rows(["a", "b", "c"], np.array([2, 0]))
+    ['c', 'a']
+    """
+    if isinstance(batch, list | tuple):
+        return [batch[row] for row in rows]
+    if type(batch) is np.ndarray:
+        return batch[rows]
+    return batch[convert_like(rows, batch)] if is_array(batch) else batch[rows]
+
+
+def put_rows(array: Array, rows: np.ndarray, values: Array) -> Array:
+    """A copy of `array` with `values` scattered into its `rows`, in the wider of both dtypes.
+
+    Examples
+    --------
+    >>> put_rows(np.zeros(3), np.array([2, 0]), np.array([7.0, 5.0]))
+    array([5., 0., 7.])
+    """
+    xp = namespace(array)
+    values = convert_like(values, array)
+    merged = xp.astype(array, xp.result_type(array, values), copy=True)
+    index = rows if type(array) is np.ndarray else convert_like(rows, array)
+    merged[index] = xp.astype(values, merged.dtype, copy=False)
+    return merged

@@ -1,0 +1,96 @@
+"""Backends: where a model comes from. `load_model` makes any of them a `Model`.
+
+A backend is imported when a model of its kind is loaded, never before.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ebjr.errors import ModelError
+from ebjr.model import Model
+
+TAKES = "an .onnx file, a .pt2 program, a torch nn.Module or a callable"
+
+
+def load_model(source: Any, **options: Any) -> Model:
+    """Make a model of what you have: a file, a torch module or a callable.
+
+    Parameters
+    ----------
+    source
+        A path to an ``.onnx`` file (`ebjr.backends.onnx.OnnxModel`), a path to a ``.pt2`` program
+        or a torch ``nn.Module`` (`ebjr.backends.pytorch.TorchModel`), or any other callable,
+        which is a model as it is.
+    **options
+        What the backend takes: ``threads``, ``providers``, ``batch_size`` and ``output`` for
+        ONNX; ``device``, ``dtype`` and ``batch_size`` for PyTorch; nothing for a callable.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no file at the path.
+    TypeError
+        `source` is nothing that can be a model, or a callable came with options.
+    ModelError
+        The file is corrupt, or of a kind that EBJR does not read.
+    MissingExtra
+        The package that runs this kind of model is not installed.
+
+    Examples
+    --------
+    >>> double = load_model(lambda batch: batch * 2)
+    >>> double(21)
+    42
+    """
+    if isinstance(source, str | os.PathLike):
+        return _load_file(source, options)
+    if _is_torch_module(source):
+        from ebjr.backends.pytorch import TorchModel
+
+        return TorchModel(source, **options)
+    if isinstance(source, type) or not callable(source):
+        raise TypeError(f"a model is {TAKES}, but got {_described(source)}")
+    if options:
+        raise TypeError(
+            f"a callable is used as it is and takes no options, but got {', '.join(options)}; "
+            "set them where the callable is made"
+        )
+    return source
+
+
+def _load_file(source: str | os.PathLike[str], options: dict[str, Any]) -> Model:
+    if str(source).startswith(("http://", "https://")):
+        raise ModelError(
+            f"remote models are not supported yet, but got {source}; wrap the endpoint in a "
+            "function (batch in, raw output out) and give that"
+        )
+    path = Path(source)
+    if path.suffix.lower() not in {".onnx", ".pt2"}:
+        raise ModelError(f"a model is {TAKES}, but got the path {path}; export it to one of these")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model file at {path}; check the path")
+    if path.suffix.lower() == ".onnx":
+        from ebjr.backends.onnx import OnnxModel
+
+        return OnnxModel(path, **options)
+    from ebjr.backends.pytorch import load_program
+
+    return load_program(path, **options)
+
+
+def _is_torch_module(source: Any) -> bool:
+    # A torch module can only exist where torch was imported already.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.nn.Module)
+
+
+def _described(source: Any) -> str:
+    if isinstance(source, type):
+        return f"the class {source.__name__}: make an instance of it first"
+    if hasattr(source, "predict"):
+        return f"a {type(source).__name__}: give its method instead, such as predict_proba"
+    return f"a {type(source).__name__}"

@@ -1,0 +1,337 @@
+"""OnnxModel: a model in an ``.onnx`` file, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebjr.errors import MissingExtra, ModelError
+
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(uint16)": np.uint16,
+    "tensor(int16)": np.int16,
+    "tensor(uint32)": np.uint32,
+    "tensor(int32)": np.int32,
+    "tensor(uint64)": np.uint64,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+    "tensor(string)": np.object_,
+}
+
+
+class OnnxModel:
+    """A model in an ``.onnx`` file: batch in, raw output out, as NumPy arrays.
+
+    Parameters
+    ----------
+    path
+        The file. Its graph has one required input, whose first dimension is the batch.
+    threads
+        Threads of one call (ONNX Runtime's ``intra_op_num_threads``); None leaves its default.
+    providers
+        ONNX Runtime's execution providers, best first; None is the CPU.
+    batch_size
+        The largest batch to run at once: larger ones are run in chunks. None runs what comes.
+        For a graph with a fixed batch of k, ``batch_size=k`` runs batches of any length: the last
+        chunk is filled up with copies of its last row, whose answers are dropped.
+    output
+        The name of the output to return; None is the first.
+
+    Attributes
+    ----------
+    name : str
+        The file's stem.
+    path : Path
+        The file.
+    input_name, input_shape, input_dtype
+        The graph's input. A dimension that the graph leaves open is None; `input_shape` itself is
+        None when the graph does not say even the number of dimensions.
+    output_name, output_names
+        The output returned, and all there are.
+    fixed_batch : int or None
+        The batch the graph is fixed to, if it is.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no file at `path`.
+    ValueError
+        `threads`, `providers`, `batch_size` or `output` is not possible.
+    ModelError
+        The file is corrupt, or its graph has several required inputs.
+    MissingExtra
+        ONNX Runtime is not installed.
+
+    Notes
+    -----
+    A batch is a NumPy array, a torch tensor or anything with ``__array__``, of n rows (n, ...).
+    It is cast to the graph's type where no meaning is lost: any number to a float type, a small
+    integer type to a larger one; never a float to an integer.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        providers: Sequence[Any] | None = None,
+        batch_size: int | None = None,
+        output: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.name = self.path.stem
+        self._options = {
+            "threads": threads,
+            "providers": providers,
+            "batch_size": batch_size,
+            "output": output,
+        }
+        self._session = _open_session(self.path, threads, providers)
+        self._read_input()
+        self._read_outputs(output)
+        self.batch_size = _checked_batch_size(batch_size, self.fixed_batch, self.name)
+
+    def _read_input(self) -> None:
+        inputs = self._session.get_inputs()
+        required = [node for node in inputs if not node.type.startswith("optional")]
+        if len(required) != 1:
+            names = ", ".join(node.name for node in required) or "none"
+            raise ModelError(
+                f"{self.path} must have one required input, but has {len(required)} ({names}); "
+                "export it with the others as constants"
+            )
+        node = required[0]
+        if node.type not in DTYPES:
+            raise ModelError(
+                f"the input {node.name} of {self.path} must be a tensor that NumPy can hold, "
+                f"but is {node.type}; export it with a float32 input"
+            )
+        self.input_name: str = node.name
+        self.input_dtype: np.dtype[Any] = np.dtype(DTYPES[node.type])
+        self.input_shape = _known_shape(node.shape)
+        self.fixed_batch = self.input_shape[0] if self.input_shape else None
+        # One tuple comparison answers for every batch when all but the batch is fixed.
+        row = self.input_shape[1:] if self.input_shape else (None,)
+        self._row_shape = None if None in row else row
+
+    def _read_outputs(self, output: str | None) -> None:
+        nodes = {node.name: node for node in self._session.get_outputs()}
+        self.output_names: tuple[str, ...] = tuple(nodes)
+        self.output_name = self.output_names[0] if output is None else output
+        if self.output_name not in nodes:
+            raise ValueError(
+                f"output must be one of {', '.join(nodes)}, the outputs of {self.path}, "
+                f"but is {output!r}"
+            )
+        node = nodes[self.output_name]
+        if not node.type.startswith("tensor("):
+            raise ModelError(
+                f"the output {node.name} of {self.path} must be a tensor, but is {node.type}; "
+                f"choose another with output=, of {', '.join(nodes)}"
+            )
+        self._fetch = [self.output_name]
+        self._output_shape = _known_shape(node.shape)
+        self._output_dtype = np.dtype(DTYPES.get(node.type, np.float32))
+
+    def __call__(self, batch: Any, /) -> NDArray[Any]:
+        """Answer a batch.
+
+        Parameters
+        ----------
+        batch
+            n inputs, (n, ...): a NumPy array or a torch tensor.
+
+        Returns
+        -------
+        The raw output, n rows, a NumPy array.
+
+        Raises
+        ------
+        TypeError
+            `batch` is not an array, or its type cannot become the graph's.
+        ValueError
+            The shape is not the graph's.
+        ModelError
+            The graph has a fixed batch of another length, or ONNX Runtime failed.
+        """
+        if type(batch) is not np.ndarray:
+            batch = _as_numpy(batch)
+        if batch.dtype != self.input_dtype:
+            batch = self._cast(batch)
+        if batch.ndim == 0 or batch.shape[1:] != self._row_shape:
+            self._check_shape(batch.shape)
+        rows = len(batch)
+        if rows == (self.fixed_batch or rows) and 0 < rows <= (self.batch_size or rows):
+            return self._run(batch)
+        return self._run_in_chunks(batch)
+
+    def _run(self, batch: NDArray[Any]) -> NDArray[Any]:
+        try:
+            return self._session.run(self._fetch, {self.input_name: batch})[0]
+        except Exception as error:
+            raise ModelError(
+                f"{self.name} failed on a batch of shape {batch.shape}: {_one_line(error)}"
+            ) from error
+
+    def _run_in_chunks(self, batch: NDArray[Any]) -> NDArray[Any]:
+        rows = len(batch)
+        if rows == 0:
+            return self._answer_nothing(batch)
+        if self.fixed_batch and not self.batch_size:
+            raise ModelError(
+                f"{self.name} has a fixed batch of {self.fixed_batch}, but was given {rows} "
+                f"inputs; export it with a dynamic batch, or load it with "
+                f"batch_size={self.fixed_batch}"
+            )
+        step = self.batch_size or rows
+        parts = [self._run_filled(batch[start : start + step]) for start in range(0, rows, step)]
+        return np.concatenate(parts)
+
+    def _run_filled(self, chunk: NDArray[Any]) -> NDArray[Any]:
+        missing = (self.fixed_batch or len(chunk)) - len(chunk)
+        if missing == 0:
+            return self._run(chunk)
+        filled = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
+        return self._run(filled)[: len(chunk)]
+
+    def _answer_nothing(self, batch: NDArray[Any]) -> NDArray[Any]:
+        row = self._output_shape[1:] if self._output_shape else (None,)
+        sizes = [size for size in row if size is not None]
+        if len(sizes) == len(row):
+            return np.zeros((0, *sizes), dtype=self._output_dtype)
+        # Graphs that reshape often cannot run on no rows at all, so ask about some of zeros.
+        return self._run(np.zeros((self.fixed_batch or 1, *batch.shape[1:]), batch.dtype))[:0]
+
+    def _cast(self, batch: NDArray[Any]) -> NDArray[Any]:
+        wanted, given = self.input_dtype, batch.dtype
+        to_float = wanted.kind == "f" and given.kind in "fiub"
+        to_object = wanted.kind == "O" and given.kind in "US"
+        if not (to_float or to_object or np.can_cast(given, wanted, "safe")):
+            raise TypeError(
+                f"{self.name} expects inputs of type {wanted}, but was given {given}; cast them "
+                f"yourself with .astype({str(wanted)!r}) if that is what you mean"
+            )
+        return batch.astype(wanted)
+
+    def _check_shape(self, given: tuple[int, ...]) -> None:
+        expected = self.input_shape
+        if expected is None and given:
+            return
+        if expected is None or len(given) != len(expected) or _differ(given[1:], expected[1:]):
+            raise ValueError(
+                f"{self.name} expects a batch of shape {_shown(expected)}, but was given "
+                f"{tuple(given)}; n is the number of inputs"
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self._options)
+
+    def __repr__(self) -> str:
+        return f"OnnxModel({str(self.path)!r})"
+
+
+def _reopen(path: Path, options: dict[str, Any]) -> OnnxModel:
+    """A copy in another process: the session itself does not travel, the file's name does."""
+    return OnnxModel(path, **options)
+
+
+def _open_session(path: Path, threads: int | None, providers: Sequence[Any] | None) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnx", f"running {path}") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model file at {path}; check the path")
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3  # errors: its warnings are about graphs, not about users
+    if threads is not None:
+        settings.intra_op_num_threads = _at_least_one("threads", threads)
+    chosen = _checked_providers(providers, onnxruntime.get_available_providers())
+    try:
+        return onnxruntime.InferenceSession(str(path), settings, providers=chosen)
+    except Exception as error:  # its error classes share no base but this one
+        raise ModelError(
+            f"{path} must be an ONNX model that ONNX Runtime can load, but it says: "
+            f"{_one_line(error)}; export it again"
+        ) from error
+
+
+def _checked_providers(providers: Sequence[Any] | None, available: Sequence[str]) -> list[Any]:
+    if providers is None:
+        return ["CPUExecutionProvider"]
+    if isinstance(providers, str) or not providers:
+        raise ValueError(
+            f"providers must be a list of names, such as ['CPUExecutionProvider'], "
+            f"but is {providers!r}"
+        )
+    for provider in providers:
+        name = provider if isinstance(provider, str) else provider[0]
+        if name not in available:
+            raise ValueError(
+                f"providers must be among {', '.join(available)}, what this ONNX Runtime has, "
+                f"but one is {name}; install the build of ONNX Runtime that has it"
+            )
+    return list(providers)
+
+
+def _checked_batch_size(batch_size: int | None, fixed: int | None, name: str) -> int | None:
+    if batch_size is None:
+        return None
+    if fixed is not None and batch_size != fixed:
+        raise ValueError(
+            f"{name} has a fixed batch of {fixed}, but batch_size is {batch_size}; "
+            f"load it with batch_size={fixed}"
+        )
+    return _at_least_one("batch_size", batch_size)
+
+
+def _at_least_one(what: str, number: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+        raise ValueError(f"{what} must be a whole number of at least 1, but is {number!r}")
+    return int(number)
+
+
+def _as_numpy(batch: Any) -> NDArray[Any]:
+    if hasattr(batch, "detach"):
+        batch = batch.detach().cpu()
+        # NumPy has no bfloat16, and float32 holds every value of it.
+        batch = batch.float() if str(batch.dtype) == "torch.bfloat16" else batch
+        return batch.numpy()
+    if not hasattr(batch, "__array__"):
+        raise TypeError(
+            f"a batch must be an array (n, ...), but is a {type(batch).__name__}; "
+            "stack its inputs first, with numpy.stack"
+        )
+    return np.asarray(batch)
+
+
+def _known_shape(shape: Sequence[Any] | None) -> tuple[int | None, ...] | None:
+    """ONNX Runtime gives a name or None for an open dimension, and [] for an unknown rank."""
+    if not shape:
+        return None
+    return tuple(size if isinstance(size, int) and size > 0 else None for size in shape)
+
+
+def _differ(given: Sequence[int], expected: Sequence[int | None]) -> bool:
+    return any(want not in (None, got) for got, want in zip(given, expected, strict=True))
+
+
+def _shown(shape: tuple[int | None, ...] | None) -> str:
+    if shape is None:
+        return "(n, ...)"
+    rest = ", ".join("any" if size is None else str(size) for size in shape[1:])
+    return f"(n, {rest})" if rest else "(n,)"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

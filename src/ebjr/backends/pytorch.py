@@ -1,0 +1,352 @@
+"""TorchModel: a PyTorch module or an exported program, run for its answers alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ebjr.errors import MissingExtra, ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TorchModel:
+    """A PyTorch module as a model: batch in, raw output out, no gradients.
+
+    Parameters
+    ----------
+    module
+        An ``nn.Module`` of one input. It is put in evaluation mode and moved to `device` and
+        `dtype` in place, as ``module.to`` does.
+    device
+        Where to run; None leaves the module where it is.
+    dtype
+        The floating type to run in, such as ``torch.bfloat16`` or ``"bfloat16"``; None leaves the
+        module's own. Floating inputs are cast to it; integer ones are left as they are.
+    batch_size
+        The largest batch to run at once: larger ones are run in chunks. None runs what comes.
+    name
+        What to call it; None is the module's class name.
+
+    Attributes
+    ----------
+    module : torch.nn.Module
+        The module itself.
+    path : Path or None
+        The ``.pt2`` file it came from, if it came from one.
+    input_shape, input_dtype
+        What an exported program says of its input, open dimensions None; None for a module.
+    fixed_batch : int or None
+        The batch that an exported program is fixed to, if it is. With ``batch_size`` of the same
+        number it takes batches of any length: the last chunk is filled up with copies of its last
+        row, whose answers are dropped.
+
+    Raises
+    ------
+    TypeError
+        `module` is no ``nn.Module``, or `dtype` is no floating type.
+    ValueError
+        `batch_size` is not possible.
+    MissingExtra
+        PyTorch is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> model = TorchModel(torch.nn.Linear(3, 2))
+    >>> model(np.zeros((5, 3))).shape
+    (5, 2)
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        batch_size: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        torch = _import_torch("running a PyTorch module")
+        if not isinstance(module, torch.nn.Module):
+            raise TypeError(f"module must be a torch nn.Module, but is a {type(module).__name__}")
+        chosen = _floating_dtype(dtype)
+        self.module = module.to(device=device, dtype=chosen)
+        _set_eval(self.module)
+        first = next(
+            (tensor for tensor in module.parameters() if tensor.is_floating_point()),
+            next(module.buffers(), None),
+        )
+        self.device = torch.device(device) if device is not None else getattr(first, "device", None)
+        own = first.dtype if first is not None and first.is_floating_point() else None
+        self.dtype = chosen or own
+        self.name = name or type(module).__name__
+        self.batch_size = _checked_batch_size(batch_size)
+        self.path: Path | None = None
+        self.input_shape: tuple[int | None, ...] | None = None
+        self.input_dtype: np.dtype[Any] | None = None
+        self.fixed_batch: int | None = None
+        self._options = {"device": device, "dtype": dtype, "batch_size": batch_size}
+
+    def __call__(self, batch: Any, /) -> Any:
+        """Answer a batch.
+
+        Parameters
+        ----------
+        batch
+            n inputs, (n, ...): a NumPy array or a torch tensor.
+
+        Returns
+        -------
+        The raw output, n rows, of the kind that came in: NumPy for NumPy (float32 where the module
+        answers in bfloat16), torch for torch, on the module's device. Of an output with
+        ``logits``, those; of a tuple, the first.
+
+        Raises
+        ------
+        TypeError
+            `batch` is not an array.
+        ModelError
+            The module failed, has a fixed batch of another length, or returned no tensor.
+        """
+        import torch
+
+        given_numpy = not isinstance(batch, torch.Tensor)
+        tensor = _from_numpy(batch) if given_numpy else batch
+        dtype = self.dtype if tensor.is_floating_point() else None
+        with torch.inference_mode():
+            output = self._run_in_chunks(tensor.to(device=self.device, dtype=dtype))
+            return _to_numpy(output) if given_numpy else output
+
+    def _run_in_chunks(self, batch: torch.Tensor) -> torch.Tensor:
+        rows = len(batch)
+        if self.fixed_batch in (None, rows) and rows <= (self.batch_size or rows):
+            return self._run(batch)
+        if self.fixed_batch is not None and self.batch_size is None:
+            raise ModelError(
+                f"{self.name} has a fixed batch of {self.fixed_batch}, but was given {rows} "
+                f"inputs; export it with a dynamic batch, or load it with "
+                f"batch_size={self.fixed_batch}"
+            )
+        import torch
+
+        if rows == 0:
+            return self._run(batch.new_zeros((self.batch_size, *batch.shape[1:])))[:0]
+        return torch.cat(
+            [self._run_filled(chunk) for chunk in batch.split(self.batch_size or rows)]
+        )
+
+    def _run_filled(self, chunk: torch.Tensor) -> torch.Tensor:
+        missing = (self.fixed_batch or len(chunk)) - len(chunk)
+        if missing == 0:
+            return self._run(chunk)
+        import torch
+
+        filler = chunk[-1:].expand(missing, *chunk.shape[1:])
+        return self._run(torch.cat([chunk, filler]))[: len(chunk)]
+
+    def _run(self, batch: torch.Tensor) -> torch.Tensor:
+        try:
+            output = self.module(batch)
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            raise ModelError(
+                f"{self.name} failed on a batch of shape {tuple(batch.shape)} and type "
+                f"{batch.dtype}: {_one_line(error)}"
+            ) from error
+        return _raw_output(output, self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.path is not None:
+            return _reload, (self.path, self._options)
+        return _rewrap, (self.module, {**self._options, "name": self.name})
+
+    def __repr__(self) -> str:
+        return f"TorchModel({self.name})"
+
+
+def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
+    """A model in a ``.pt2`` file, as ``torch.export.save`` writes it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    **options
+        As `TorchModel` takes them.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no file at `path`.
+    ModelError
+        The file is corrupt, holds pickled objects, or its program has several inputs.
+    MissingExtra
+        PyTorch is not installed.
+    """
+    torch = _import_torch(f"running {path}")
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model file at {path}; check the path")
+    try:
+        with _no_unpickling(), _quiet_loading():
+            program = torch.export.load(path)
+    except Exception as error:  # zip, JSON, schema and tensor errors share no base but this one
+        raise ModelError(
+            f"{path} must be a program that torch.export.save wrote, but loading it says: "
+            f"{_one_line(error)}; export it again"
+        ) from error
+    example = _example_input(program, path)
+    model = TorchModel(program.module(), **{"name": path.stem, **options})
+    model.path = path
+    model.input_shape = tuple(size if isinstance(size, int) else None for size in example.shape)
+    model.input_dtype = _numpy_dtype(example.dtype)
+    model.fixed_batch = model.input_shape[0] if model.input_shape else None
+    if model.batch_size and model.fixed_batch and model.batch_size != model.fixed_batch:
+        raise ValueError(
+            f"{model.name} has a fixed batch of {model.fixed_batch}, but batch_size is "
+            f"{model.batch_size}; load it with batch_size={model.fixed_batch}"
+        )
+    return model
+
+
+def _reload(path: Path, options: dict[str, Any]) -> TorchModel:
+    return load_program(path, **options)
+
+
+def _rewrap(module: torch.nn.Module, options: dict[str, Any]) -> TorchModel:
+    return TorchModel(module, **options)
+
+
+def _import_torch(purpose: str) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("torch", purpose) from error
+    return torch
+
+
+@contextmanager
+def _no_unpickling() -> Iterator[None]:
+    # torch.export.load falls back to plain unpickling, which runs whatever a file tells it to.
+    switch = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(switch)
+        if before is not None:
+            os.environ[switch] = before
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    # It logs the whole traceback of a corrupt file as a warning; our error says the same in one.
+    import logging
+
+    logger = logging.getLogger("torch.export")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _example_input(program: Any, path: Path) -> Any:
+    names = program.graph_signature.user_inputs
+    if len(names) != 1:
+        raise ModelError(
+            f"{path} must have one input, but has {len(names)} ({', '.join(map(str, names))}); "
+            "export it with the others as constants"
+        )
+    return next(node for node in program.graph.nodes if node.name == names[0]).meta["val"]
+
+
+def _set_eval(module: torch.nn.Module) -> None:
+    with suppress(NotImplementedError):  # an exported program keeps the mode it was exported in
+        module.eval()
+
+
+def _floating_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    import torch
+
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is None:
+        return None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise TypeError(
+            f"dtype must be a floating type, such as torch.float32 or 'bfloat16', but is {dtype!r}"
+        )
+    return found
+
+
+def _checked_batch_size(batch_size: int | None) -> int | None:
+    if batch_size is None:
+        return None
+    whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
+    if not whole or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, but is {batch_size!r}")
+    return int(batch_size)
+
+
+def _from_numpy(batch: Any) -> torch.Tensor:
+    import torch
+
+    if not hasattr(batch, "__array__"):
+        raise TypeError(
+            f"a batch must be an array (n, ...), but is a {type(batch).__name__}; "
+            "stack its inputs first, with numpy.stack"
+        )
+    array = np.asarray(batch)
+    # Torch shares memory only with writable arrays that do not run backwards.
+    shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    try:
+        return torch.from_numpy(array if shared else array.copy())
+    except TypeError as error:
+        raise TypeError(
+            f"a batch must hold numbers of a type that PyTorch has, but holds {array.dtype}; "
+            "cast it first"
+        ) from error
+
+
+def _to_numpy(output: torch.Tensor) -> Any:
+    import torch
+
+    output = output.float() if output.dtype == torch.bfloat16 else output
+    return output.cpu().numpy()
+
+
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    import torch
+
+    return torch.empty(0, dtype=torch.float32 if dtype == torch.bfloat16 else dtype).numpy().dtype
+
+
+def _raw_output(output: Any, name: str) -> torch.Tensor:
+    import torch
+
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    output = getattr(output, "logits", output)
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, torch.Tensor):
+        came = f"a {type(output).__name__}"
+        if isinstance(output, Mapping):
+            came = f"a dictionary of {', '.join(map(str, output))}"
+        raise ModelError(
+            f"{name} must return a tensor, a tuple or something with logits, but returned {came}; "
+            "wrap it in a module that returns its logits"
+        )
+    return output
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -1,0 +1,198 @@
+"""Which score, and which blend, for this pair: the one with the best deferral curve.
+
+What counts is the teacher right where the student is wrong, not the student's error alone; so
+candidates are compared by the area under the joint model's curve. The area is a mean over rows up
+to their ranks, so that its standard error, and that of the difference of two areas on the same
+rows, follow from one influence value for each row: no resampling, and noise that two candidates
+share cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+from ebjr.arrays import Array
+from ebjr.outcomes import Outcomes
+from ebjr.scores import Score, as_score
+
+CANDIDATES = (
+    "softmax",
+    "margin",
+    "entropy",
+    "energy",
+    "max_logit",
+    "softmax_energy",
+    "softmax(temperature=2.0)",
+    "softmax(temperature=0.5)",
+    "margin(temperature=2.0)",
+    "entropy(temperature=2.0)",
+    "entropy(temperature=0.5)",
+    "energy(temperature=2.0)",
+    "normalized_logit(p=2.0)",
+    "normalized_logit(p=4.0)",
+)
+"""The scores that compete, the simplest first."""
+
+BLENDS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+"""The blends that compete; 0 is the paper's."""
+
+NOISE = 1.645
+"""How many standard errors behind the best still count as noise: one-sided 95 %."""
+
+
+@dataclass(frozen=True)
+class RankedScore:
+    """A score and how well it defers on one table of outcomes.
+
+    Attributes
+    ----------
+    score
+        The score.
+    gain
+        Mean quality over all deferral rates, minus that of random routing.
+    gain_error
+        Its standard error.
+    behind
+        How far the area is behind the best candidate's.
+    behind_error
+        The standard error of that difference, on the same rows.
+    """
+
+    score: Score
+    gain: float
+    gain_error: float
+    behind: float
+    behind_error: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the gain."""
+        return self.gain - 1.96 * self.gain_error, self.gain + 1.96 * self.gain_error
+
+
+def rank_scores(
+    outcomes: Outcomes,
+    candidates: Sequence[str | Callable[..., Array] | Score] = CANDIDATES,
+    blend: float = 0.0,
+) -> list[RankedScore]:
+    """The candidates by the area under their deferral curves, the best first.
+
+    Parameters
+    ----------
+    outcomes
+        The calibration examples.
+    candidates
+        Scores, the simplest first.
+    blend
+        The student's weight in a deferred answer.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> [(str(entry.score), entry.gain) for entry in rank_scores(outcomes, ["energy"])]
+    [('energy', 0.125)]
+    """
+    scores = [as_score(candidate) for candidate in candidates]
+    kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
+    influences = [area_influence(_values(s, outcomes), kept, deferred) for s in scores]
+    chance = (kept + deferred) / 2
+    best = influences[int(np.argmax([influence.mean() for influence in influences]))]
+    ranked = [
+        RankedScore(
+            score,
+            gain=float(influence.mean() - chance.mean()),
+            gain_error=_standard_error(influence - chance),
+            behind=float(best.mean() - influence.mean()),
+            behind_error=_standard_error(best - influence),
+        )
+        for score, influence in zip(scores, influences, strict=True)
+    ]
+    return sorted(ranked, key=lambda entry: -entry.gain)  # stable: a tie keeps the order
+
+
+def choose_score(
+    outcomes: Outcomes,
+    candidates: Sequence[str | Callable[..., Array] | Score] = CANDIDATES,
+    blend: float = 0.0,
+) -> Score:
+    """The simplest candidate that is not behind the best one by more than noise.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> str(choose_score(outcomes))
+    'softmax'
+    """
+    ranked = {str(entry.score): entry for entry in rank_scores(outcomes, candidates, blend)}
+    order = [ranked[str(as_score(candidate))] for candidate in candidates]
+    return next(entry.score for entry in order if entry.behind <= NOISE * entry.behind_error)
+
+
+def choose_blend(outcomes: Outcomes, score: Score, candidates: Sequence[float] = BLENDS) -> float:
+    """The smallest weight whose area is not behind the best one's by more than noise.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> choose_blend(outcomes, as_score("energy"))
+    0.0
+    """
+    values, kept = _values(score, outcomes), outcomes.student_quality
+    influences = [
+        area_influence(values, kept, outcomes.deferred_quality(weight)) for weight in candidates
+    ]
+    best = influences[int(np.argmax([influence.mean() for influence in influences]))]
+    for weight, influence in zip(candidates, influences, strict=True):
+        if best.mean() - influence.mean() <= NOISE * _standard_error(best - influence):
+            return weight
+    raise AssertionError("the best candidate is never behind itself")
+
+
+def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) -> np.ndarray:
+    """Each row's part in the area under a deferral curve: their mean is the area.
+
+    A row that a share u of the rows scores below is kept at a share u of the deferral rates, so
+    the area is the mean of ``deferred + u (kept - deferred)``, ties counting half. The ranks are
+    estimated from the same rows; the second term here, which sums to zero, is what a row adds to
+    the others' ranks (the Hajek projection), so that the standard error is honest about that too.
+
+    Parameters
+    ----------
+    score
+        (n,); NaN and ``-inf`` are always deferred.
+    kept, deferred
+        (n,): each row's quality if the student answers, and if it is deferred.
+
+    Returns
+    -------
+    np.ndarray
+        (n,)
+
+    Examples
+    --------
+    >>> score, student, teacher = np.array([[2.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    >>> float(area_influence(score, student, teacher).mean())
+    0.875
+    """
+    n = len(score)
+    ranked = np.where(np.isnan(score), -np.inf, score)
+    share = (rankdata(ranked) - 0.5) / n
+    share[np.isneginf(ranked)] = 0.0
+    change = kept - deferred
+    _, group = np.unique(ranked, return_inverse=True)
+    total = np.bincount(group, weights=np.where(np.isneginf(ranked), 0.0, change))
+    above = np.cumsum(total[::-1])[::-1] - total / 2
+    raised = above[group] / n
+    return deferred + share * change + raised - raised.mean()
+
+
+def _values(score: Score, outcomes: Outcomes) -> np.ndarray:
+    return np.asarray(score(outcomes.student), dtype=np.float64)
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std() / np.sqrt(len(values)))

@@ -1,0 +1,58 @@
+"""The paper's threshold (figure 4): where the score densities of right and wrong cross."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from ebjr.errors import CalibrationError
+
+
+def crossing(score: np.ndarray, right: np.ndarray) -> float:
+    """The score at which the densities of rows that the student gets right and wrong cross.
+
+    By Bayes' rule the two densities are equal where the chance of being right, given the score,
+    equals the overall share of right rows. That chance is fitted as an increasing function of the
+    score (isotonic regression), so that no bin width or bandwidth has to be chosen and any
+    increasing transformation of the score gives the same rows.
+
+    Parameters
+    ----------
+    score
+        (n,), finite; rows that are not are left out.
+    right
+        (n,): 1 where the student is right, else 0.
+
+    Returns
+    -------
+    float
+        The smallest score at which a row is at least as typical of the right ones.
+
+    Raises
+    ------
+    CalibrationError
+        The student is right, or wrong, on every row, or the score does not tell them apart.
+
+    Examples
+    --------
+    >>> crossing(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 0.0, 1.0, 1.0]))
+    3.0
+    """
+    usable = np.isfinite(score)
+    score, right = score[usable], right[usable]
+    share = float(right.mean()) if len(right) else 0.0
+    if share in (0.0, 1.0):
+        which = "right" if share else "wrong"
+        raise CalibrationError(
+            f"the student is {which} on all {len(right)} examples, so that there are not two "
+            "densities that could cross; use another goal"
+        )
+    values, group, count = np.unique(score, return_inverse=True, return_counts=True)
+    chance = np.bincount(group, weights=right) / count
+    fitted = isotonic_regression(chance, weights=count.astype(np.float64)).x
+    above = np.flatnonzero(fitted > share)
+    if fitted[0] >= share or not len(above):
+        raise CalibrationError(
+            "the densities of right and wrong do not cross: this score does not tell them apart"
+        )
+    return float(values[np.flatnonzero(fitted >= share)[0]])

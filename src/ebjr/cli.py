@@ -1,0 +1,666 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+import ebjr
+from ebjr.arrays import to_numpy
+from ebjr.config import JointConfig, ModelEntry
+from ebjr.costs import Cost
+from ebjr.curve import OperatingPoint
+from ebjr.data import Batch, Data, open_data
+from ebjr.demo import run_demo
+from ebjr.errors import EbjrError
+from ebjr.evaluation import evaluate as evaluate_point
+from ebjr.evaluation.profile import count_flops
+from ebjr.evaluation.profile import profile as profile_model
+from ebjr.files import write_whole
+from ebjr.model import Model, model_name
+from ebjr.outcomes import Outcomes, record_batches
+from ebjr.preprocess import Preprocess, Preprocessed, infer_preprocess
+from ebjr.study import Study, run_study
+
+app = typer.Typer(
+    name="ebjr",
+    help="Any cheap model and any expensive model for the same task become one with a knob.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console()
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+DataPath = Annotated[
+    Path,
+    typer.Option("--data", help="A folder of images, .npz, .parquet or .arrow."),
+]
+Threads = Annotated[int | None, typer.Option(help="Threads of each model.", min=1)]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")
+]
+Classes = Annotated[
+    Path | None, typer.Option(help="A file with the classes' names in the models' order.")
+]
+Score = Annotated[
+    str, typer.Option(help="A score's name, like 'energy' or 'softmax(temperature=2)', or 'auto'.")
+]
+Blend = Annotated[
+    str, typer.Option(help="The student's weight in a deferred answer, or 'auto'; 0 is the paper.")
+]
+Goal = Annotated[str, typer.Option(help="match-teacher, accuracy, budget or crossing.")]
+Tolerance = Annotated[
+    float | None, typer.Option(help="match-teacher: how far below the teacher it may be, as 0.005.")
+]
+Target = Annotated[float | None, typer.Option(help="accuracy: what to reach, as 0.95.")]
+Flops = Annotated[float | None, typer.Option(help="budget: FLOPs per example.")]
+Seconds = Annotated[float | None, typer.Option(help="budget: seconds per example.")]
+Rate = Annotated[float | None, typer.Option(help="budget: the most to defer, as 0.2.")]
+Fraction = Annotated[
+    float, typer.Option(help="The share of the outcomes to calibrate on; the rest is reported on.")
+]
+Seed = Annotated[int, typer.Option(help="Of the split.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except (EbjrError, ValueError, OSError) as error:
+        err.print(f"ebjr: {escape(_sentence(error))}", style="red", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("ebjr: interrupted; nothing was written", highlight=False)
+        sys.exit(130)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split())
+
+
+@app.callback(invoke_without_command=True)
+def _about(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        out.print(ebjr.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--output", "-o", help="Where the files go.")] = Path(
+        "ebjr-demo"
+    ),
+    recorded: Annotated[
+        bool, typer.Option("--recorded", help="Use the shipped answers: no download.")
+    ] = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """The shipped pair on real CIFAR-10: calibrate, evaluate, report."""
+    with _progress() as tell:
+        result = run_demo(folder, recorded=recorded, threads=threads, progress=tell)
+    if result.recorded:
+        err.print(
+            f"NOTE: these are the shipped, recorded answers: {result.reason}",
+            style="bold yellow",
+            highlight=False,
+        )
+    figures = _study_figures(result.study)
+    figures |= {"recorded": result.recorded, "joint_seconds": result.joint_seconds}
+    figures |= {"files": {name: str(path) for name, path in result.files.items()}}
+    if as_json:
+        _print_json(figures)
+        return
+    _print_study(result.study, result.joint_seconds)
+    out.print(f"\nReport: {result.files['report.html'].resolve().as_uri()}", soft_wrap=True)
+    out.print(f"Knob:   {result.files['joint.toml']}", soft_wrap=True)
+
+
+@app.command()
+def record(
+    student: Annotated[str, typer.Option(help="The cheap model: .onnx or .pt2.")],
+    teacher: Annotated[str, typer.Option(help="The expensive model: .onnx or .pt2.")],
+    data: DataPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The outcomes file, .npz.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs given to a model at once.")] = 64,
+    student_preprocess: Annotated[
+        str | None,
+        typer.Option(help="Like 'size=160,resize=crop,mean=0.5/0.5/0.5', or a .toml file."),
+    ] = None,
+    teacher_preprocess: Annotated[str | None, typer.Option(help="The same for it.")] = None,
+    student_flops: Annotated[float | None, typer.Option(help="Instead of counting them.")] = None,
+    teacher_flops: Annotated[float | None, typer.Option(help="Instead of counting them.")] = None,
+    threads: Threads = None,
+    classes: Classes = None,
+    strict: Strict = False,
+    half: Annotated[bool, typer.Option("--half", help="Keep half precision.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run both models once on labeled data and keep what they said."""
+    source = _open(data, classes, strict)
+    if not source.has_targets:
+        raise ValueError(f"{data} has no labels, and outcomes need them")
+    _check_output(output)
+    models, entries = {}, {}
+    given = {
+        "student": (student, student_preprocess, student_flops),
+        "teacher": (teacher, teacher_preprocess, teacher_flops),
+    }
+    first = next(source.batches(1))
+    for role, (path, preprocess, flops) in given.items():
+        model = _prepared(ebjr.load_model(path, **_threads(threads)), preprocess, first, role)
+        counted = flops if flops is not None else _count(model, first)
+        models[role] = model
+        entries[role] = ModelEntry.of_file(
+            path,
+            preprocess=model.preprocess if isinstance(model, Preprocessed) else None,
+            cost=Cost(flops=counted),
+        )
+    with _progress() as tell:
+        outcomes = record_batches(
+            models["student"],
+            models["teacher"],
+            _counted(source, batch_size, tell, "recording both models"),
+            student_cost=entries["student"].cost,
+            teacher_cost=entries["teacher"].cost,
+            labels=source.classes,
+        )
+    _report_unreadable(source)
+    folder = output.resolve().parent
+    provenance = {role: entry.as_table(folder) for role, entry in entries.items()}
+    replace(outcomes, models=provenance).save(output, half=half)
+    figures = {
+        "examples": len(outcomes),
+        "unreadable": len(source.unreadable),
+        "student_quality": float(outcomes.student_quality.mean()),
+        "teacher_quality": float(outcomes.teacher_quality.mean()),
+        "student_cost": outcomes.student_cost.as_dict(),
+        "teacher_cost": outcomes.teacher_cost.as_dict(),
+        "output": str(output),
+    }
+    if as_json:
+        _print_json(figures)
+        return
+    table = _table("", "accuracy", "FLOPs", "ms/example")
+    for role in ("student", "teacher"):
+        cost = getattr(outcomes, f"{role}_cost")
+        table.add_row(role, f"{figures[f'{role}_quality']:.2%}", _flops(cost), _ms(cost))
+    out.print(table)
+    out.print(f"{len(outcomes):,} examples in {output}", soft_wrap=True)
+
+
+@app.command()
+def calibrate(
+    outcomes: Annotated[Path, typer.Argument(help="What `ebjr record` wrote.")],
+    goal: Goal = "match-teacher",
+    tolerance: Tolerance = None,
+    target: Target = None,
+    flops: Flops = None,
+    seconds: Seconds = None,
+    deferral_rate: Rate = None,
+    score: Score = "auto",
+    blend: Blend = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The joint.toml to write.")
+    ] = None,
+    student: Annotated[
+        Path | None, typer.Option(help="The student's file, if the outcomes do not name it.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="The teacher's file, if the outcomes do not name it.")
+    ] = None,
+    fraction: Fraction = 0.5,
+    seed: Seed = 0,
+    name: Annotated[str, typer.Option(help="What the joint model is called.")] = "joint",
+    as_json: Json = False,
+) -> None:
+    """Choose a threshold on one half of the outcomes, and report on the other."""
+    table = Outcomes.load(outcomes)
+    found = _run_study(
+        table,
+        goal,
+        score=score,
+        blend=blend,
+        fraction=fraction,
+        seed=seed,
+        tolerance=tolerance,
+        target=target,
+        flops=flops,
+        seconds=seconds,
+        deferral_rate=deferral_rate,
+    )
+    if output is not None:
+        entries = _entries(table, outcomes, {"student": student, "teacher": teacher})
+        JointConfig.of_study(entries["student"], entries["teacher"], found, name=name).save(output)
+    if as_json:
+        _print_json(_study_figures(found))
+        return
+    _print_study(found)
+    if output is not None:
+        out.print(f"\nWrote {output}: the knob is router.threshold in it", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    outcomes: Annotated[Path, typer.Argument(help="What `ebjr record` wrote.")],
+    joint: Annotated[
+        Path | None, typer.Option(help="A joint.toml: evaluate its threshold.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
+    fraction: Fraction = 0.5,
+    seed: Seed = 0,
+    title: Annotated[str | None, typer.Option(help="Of the report.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Every score's figures on examples that no threshold was chosen on."""
+    table = Outcomes.load(outcomes)
+    if report is not None:
+        _check_output(report)
+    if joint is None:
+        found = _run_study(table, fraction=fraction, seed=seed)
+    else:
+        found = _study_of(JointConfig.read(joint), table, fraction, seed)
+    if report is not None:
+        notes = {"Outcomes file": outcomes.name}
+        found.write_report(report, title=title or f"EBJR: {outcomes.stem}", notes=notes)
+    if as_json:
+        _print_json(_study_figures(found))
+        return
+    _print_study(found)
+    if report is not None:
+        out.print(f"\nReport: {report.resolve().as_uri()}", soft_wrap=True)
+
+
+@app.command()
+def predict(
+    joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
+    data: DataPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The answers, JSON lines.")],
+    threshold: Annotated[float | None, typer.Option(help="Instead of the file's.")] = None,
+    operating_point: Annotated[
+        str | None, typer.Option(help="One that the file names, instead of its threshold.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs given to a model at once.")] = 64,
+    threads: Threads = None,
+    classes: Classes = None,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Answer every example of some data with the joint model."""
+    config = JointConfig.read(joint)
+    source = _open(data, classes, strict)
+    _check_output(output)
+    model = config.load(**_threads(threads))
+    model.router.threshold = _chosen_threshold(config, threshold, operating_point)
+    counts = {"examples": 0, "deferred": 0, "degraded": 0}
+    with _progress() as tell, write_whole(output) as file:
+        for batch in _named(source, batch_size, tell, "answering"):
+            answer = model(batch.inputs)
+            columns = [
+                to_numpy(column)
+                for column in (answer.prediction, answer.score, answer.deferred, answer.degraded)
+            ]
+            for name, prediction, score, deferred, degraded in zip(
+                batch.names, *columns, strict=True
+            ):
+                row = {"name": name, "prediction": int(prediction)}
+                if config.labels is not None:
+                    row["label"] = config.labels[int(prediction)]
+                row |= {
+                    "score": _finite(float(score)),
+                    "deferred": bool(deferred),
+                    "degraded": bool(degraded),
+                }
+                file.write(json.dumps(row) + "\n")
+            counts["examples"] += len(batch)
+            counts["deferred"] += int(columns[2].sum())
+            counts["degraded"] += int(columns[3].sum())
+    _report_unreadable(source)
+    figures = {**counts, "unreadable": len(source.unreadable), "output": str(output)}
+    figures["deferral_rate"] = counts["deferred"] / max(counts["examples"], 1)
+    if as_json:
+        _print_json(figures)
+        return
+    share = f"{figures['deferral_rate']:.1%}"
+    out.print(f"{counts['examples']:,} answers in {output}; {share} by the teacher", soft_wrap=True)
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help="A model file: .onnx or .pt2.")],
+    input_shape: Annotated[
+        str | None, typer.Option(help="Of one batch, like 1,3,32,32; an .onnx file may say it.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure each batch size.")] = 2.0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """FLOPs, parameters, latency and memory of a model."""
+    with err.status("measuring"):
+        loaded = ebjr.load_model(model, **_threads(threads))
+        found = profile_model(loaded, _shape(input_shape), seconds=seconds)
+    if as_json:
+        _print_json(found.as_dict())
+        return
+    table = _table(escape(found.name), "")
+    if found.flops is not None:
+        table.add_row("FLOPs per example", f"{found.flops:,.0f}")
+    if found.parameters is not None:
+        table.add_row("parameters", f"{found.parameters:,}")
+    if found.peak_memory_bytes is not None:
+        table.add_row("peak memory", f"{found.peak_memory_bytes / 2**20:,.1f} MiB")
+    for latency in found.latencies:
+        table.add_row(
+            f"batch of {latency.batch_size}",
+            f"p50 {1e3 * latency.p50_seconds:.3f} ms, p95 {1e3 * latency.p95_seconds:.3f} ms",
+        )
+    out.print(table)
+
+
+def _run_study(outcomes: Outcomes, goal: str = "match-teacher", **options: Any) -> Study:
+    """`run_study` with the checks and the words of the command line."""
+    if len(np.unique(outcomes.targets)) < 2:
+        raise ValueError(
+            f"all {len(outcomes)} targets are of class {outcomes.targets[0]}: calibrating needs "
+            "examples of at least two classes"
+        )
+    blend = options.pop("blend", "auto")
+    if blend != "auto":
+        try:
+            blend = float(blend)
+        except ValueError:
+            raise ValueError(f"blend must be a weight or 'auto', not {blend!r}") from None
+    return run_study(outcomes, goal, blend=blend, **options)
+
+
+def _study_of(config: JointConfig, outcomes: Outcomes, fraction: float, seed: int) -> Study:
+    """The study of a threshold that is there already, on examples it was not chosen on."""
+    calibration = config.calibration
+    if calibration.get("outcomes") == outcomes.fingerprint:
+        fraction = calibration.get("split_fraction", fraction)
+        seed = calibration.get("split_seed", seed)
+    found = _run_study(
+        outcomes, score=config.score, blend=str(config.blend), fraction=fraction, seed=seed
+    )
+    point = replace(found.point, threshold=config.threshold)
+    at_point = evaluate_point(found.calibration, point)
+    goal = {key: calibration[key] for key in ("goal", *_GOAL_ARGUMENTS) if key in calibration}
+    return replace(
+        found, point=at_point, result=evaluate_point(found.held_out, point), goal=goal or found.goal
+    )
+
+
+_GOAL_ARGUMENTS = ("tolerance", "target", "flops", "seconds", "deferral_rate")
+
+
+def _entries(
+    outcomes: Outcomes, path: Path, given: dict[str, Path | None]
+) -> dict[str, ModelEntry]:
+    """Both models for joint.toml: as recorded, unless given."""
+    costs = {"student": outcomes.student_cost, "teacher": outcomes.teacher_cost}
+    entries = {}
+    for role, file in given.items():
+        table = outcomes.models.get(role)
+        if table is None and file is None:
+            raise ValueError(
+                f"{path} does not say which file its {role} was: give it with --{role}"
+            )
+        recorded = None
+        if table is not None:
+            recorded = ModelEntry.from_table(table, path.resolve().parent, f"{path}: {role}")
+        if file is not None:
+            preprocess = None if recorded is None else recorded.preprocess
+            recorded = ModelEntry.of_file(file, preprocess=preprocess)
+        assert recorded is not None
+        entries[role] = replace(recorded, cost=costs[role])
+    return entries
+
+
+def _prepared(model: Model, text: str | None, first: Batch, role: str) -> Model:
+    """The model with its preprocessing: as given, or inferred where the data are images."""
+    images = isinstance(first.inputs, list) or (
+        first.inputs.dtype == np.uint8 and first.inputs.ndim == 4 and first.inputs.shape[-1] == 3
+    )
+    if text is not None:
+        file = Path(text)
+        chosen = Preprocess.from_file(file) if file.suffix == ".toml" else Preprocess.parse(text)
+    elif not images:
+        return model
+    else:
+        shape = getattr(model, "input_shape", None)
+        if shape is None:
+            raise ValueError(
+                f"the {role} does not say what size of image it takes: give "
+                f"--{role}-preprocess, like 'size=224,range=0..1'"
+            )
+        chosen = infer_preprocess(shape)
+        words = ", ".join(f"{key} {value}" for key, value in chosen.as_dict().items())
+        err.print(
+            f"NOTE: no --{role}-preprocess given; from {model_name(model)}'s input: {words}, "
+            f"pixels in {chosen.range[0]:g}..{chosen.range[1]:g}, no mean and std",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return Preprocessed(model, chosen)
+
+
+def _count(model: Model, first: Batch) -> float | None:
+    """FLOPs per example on this data's input; None, and a word, where they cannot be counted."""
+    inputs = first.inputs
+    if isinstance(model, Preprocessed):
+        inputs = model.preprocess(inputs)
+        model = model.model
+    try:
+        return count_flops(model, tuple(np.shape(inputs))).flops
+    except (EbjrError, ValueError) as error:
+        err.print(f"NOTE: FLOPs not counted: {escape(_sentence(error))}", style="yellow")
+        return None
+
+
+def _open(path: Path, classes: Path | None, strict: bool) -> Data:
+    names = None
+    if classes is not None:
+        names = [line.strip() for line in classes.read_text("utf-8").splitlines() if line.strip()]
+    return open_data(path, classes=names, on_unreadable="error" if strict else "skip")
+
+
+def _named(source: Data, batch_size: int, tell: Tell, what: str) -> Iterator[Batch]:
+    """The batches of some data, with progress."""
+    done, total = 0, len(source)
+    for batch in source.batches(batch_size):
+        yield batch
+        done += len(batch)
+        tell(what, done, total)
+
+
+def _counted(source: Data, batch_size: int, tell: Tell, what: str) -> Iterator[tuple[Any, Any]]:
+    for batch in _named(source, batch_size, tell, what):
+        yield batch.inputs, batch.targets
+
+
+def _report_unreadable(source: Data) -> None:
+    if not source.unreadable:
+        return
+    err.print(f"{len(source.unreadable)} examples could not be read:", style="yellow")
+    for name, reason in source.unreadable[:20]:
+        err.print(f"  {escape(name)}: {escape(reason)}", highlight=False, soft_wrap=True)
+    if len(source.unreadable) > 20:
+        err.print(f"  and {len(source.unreadable) - 20} more")
+
+
+def _chosen_threshold(config: JointConfig, threshold: float | None, name: str | None) -> float:
+    if threshold is not None and name is not None:
+        raise ValueError("give --threshold or --operating-point, not both")
+    if name is None:
+        return config.threshold if threshold is None else threshold
+    if name not in config.operating_points:
+        known = ", ".join(config.operating_points) or "none"
+        raise ValueError(f"there is no operating point {name!r}; the file names {known}")
+    return float(config.operating_points[name]["threshold"])
+
+
+def _check_output(path: Path) -> None:
+    """Say that a file cannot be written before the work, not after it."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file")
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"cannot write {path}: the folder {path.parent} does not exist")
+
+
+def _threads(threads: int | None) -> dict[str, int]:
+    return {} if threads is None else {"threads": threads}
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"input shape must be whole numbers like 1,3,32,32, not {text!r}"
+        ) from None
+
+
+Tell = Callable[[str, int, int | None], None]
+
+
+@contextmanager
+def _progress() -> Iterator[Tell]:
+    """A progress bar for each thing that is being done, on standard error."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        _Amount(),
+        TimeRemainingColumn(),
+        console=err,
+    )
+    tasks: dict[str, Any] = {}
+    with bar:
+
+        def tell(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield tell
+
+
+class _Amount(MofNCompleteColumn):
+    """Bytes for a download, a count for everything else."""
+
+    def render(self, task: Any) -> Any:
+        if "fetch" in task.description or "download" in task.description:
+            return DownloadColumn().render(task)
+        return super().render(task)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _study_figures(study: Study) -> dict[str, Any]:
+    """Everything a study found, for JSON."""
+    return {
+        "goal": dict(study.goal),
+        "chosen_on": study.point.as_dict(),
+        "held_out": study.result.as_dict(),
+        "scores": {name: result.as_dict() for name, result in study.other_results.items()},
+        "verdict": study.result.verdict,
+    }
+
+
+def _print_study(study: Study, joint_seconds: float | None = None) -> None:
+    """The table a person reads: both models, the joint model, and every other score."""
+    result = study.result
+    goal = ", ".join(f"{key} {value}" for key, value in study.goal.items())
+    out.print(
+        f"{len(study.calibration):,} examples to choose the threshold ({goal}), "
+        f"{len(study.held_out):,} others to report on\n",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = _table("", "accuracy", "deferred", "FLOPs", "ms/example", "times cheaper", "threshold")
+    for role in ("student", "teacher"):
+        cost = getattr(result, f"{role}_cost")
+        quality = getattr(result, f"{role}_quality")
+        table.add_row(role, f"{quality:.2%}", "", _flops(cost), _ms(cost), "", "")
+    chosen = f"joint: {result.score}" + (f", blend {result.blend:g}" if result.blend else "")
+    measured = None if joint_seconds is None else f"{1e3 * joint_seconds:.3f}"
+    table.add_row(*_joint_row(chosen, result, measured), style="bold")
+    for name, other in study.other_results.items():
+        paper = " (paper, eq. 3)" if name == "energy" else ""
+        table.add_row(*_joint_row(f"  {name}{paper}", other))
+    out.print(table)
+    out.print(f"\n{result.verdict}", highlight=False, soft_wrap=True)
+
+
+def _joint_row(name: str, point: OperatingPoint, measured: str | None = None) -> list[str]:
+    saving = "" if point.saving is None else f"{point.saving:.2f}"
+    return [
+        escape(name),
+        f"{point.quality:.2%}",
+        f"{point.deferral_rate:.1%}",
+        _flops(point.cost),
+        measured or _ms(point.cost),
+        saving,
+        f"{point.threshold:.4g}",
+    ]
+
+
+def _flops(cost: Cost) -> str:
+    return "" if cost.flops is None else f"{cost.flops / 1e6:,.1f} M"
+
+
+def _ms(cost: Cost) -> str:
+    return "" if cost.seconds is None else f"{1e3 * cost.seconds:.3f}"
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _print_json(figures: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(_plain(figures), indent=2, allow_nan=False, default=str) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON has no word for become text."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value

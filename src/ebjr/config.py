@@ -1,0 +1,411 @@
+"""joint.toml <-> joint model: `calibrate` writes it, `predict` and `serve` read it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ebjr.backends import load_model
+from ebjr.blend import check_weight
+from ebjr.costs import UNITS, Cost
+from ebjr.curve import OperatingPoint
+from ebjr.errors import ModelError
+from ebjr.files import sha256_of, write_whole
+from ebjr.joint import JointClassifier, JointModel
+from ebjr.model import Model, model_name
+from ebjr.outcomes import TASKS
+from ebjr.preprocess import Preprocess, Preprocessed
+from ebjr.router import Router
+from ebjr.study import Study
+
+FINALS: dict[str, type[JointModel]] = {"classification": JointClassifier}
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model in ``joint.toml``: where it is, what it was, and how its inputs are prepared.
+
+    Parameters
+    ----------
+    path
+        A model file; relative ones are relative to ``joint.toml``.
+    sha256
+        Of the file when the threshold was calibrated.
+    preprocess
+        How a decoded image becomes this model's input; None where inputs are arrays already.
+    cost
+        Per example.
+    options
+        For `load_model`: threads, providers, batch_size.
+    """
+
+    path: str
+    sha256: str
+    preprocess: Preprocess | None = None
+    cost: Cost = field(default_factory=Cost)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_file(cls, path: str | os.PathLike[str], **about: Any) -> ModelEntry:
+        """The entry of a model file as it is now.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no model file {path}")
+        return cls(str(Path(path).resolve()), sha256_of(path), **about)
+
+    @classmethod
+    def of_model(cls, model: Model, cost: Cost) -> ModelEntry:
+        """The entry of a loaded model, with its preprocessing.
+
+        Raises
+        ------
+        TypeError
+            The model did not come from a file.
+        """
+        preprocess = None
+        if isinstance(model, Preprocessed):
+            preprocess = model.preprocess
+            model = model.model
+        path = getattr(model, "path", None)
+        if path is None:
+            raise TypeError(
+                f"joint.toml names model files, but {model_name(model)} did not come from one; "
+                "use models that ebjr.load_model read from a path"
+            )
+        return cls.of_file(path, preprocess=preprocess, cost=cost)
+
+    def load(self, **options: Any) -> Model:
+        """Load the model, with its preprocessing, if its file is what it was.
+
+        Raises
+        ------
+        ModelError
+            The file has changed since the threshold was calibrated.
+        FileNotFoundError
+            It is gone.
+        """
+        if not Path(self.path).is_file():
+            raise FileNotFoundError(f"the model file {self.path} that joint.toml names is missing")
+        found = sha256_of(self.path)
+        if found != self.sha256:
+            raise ModelError(
+                f"{self.path} has changed since the threshold was calibrated (sha256 "
+                f"{found[:12]}..., expected {self.sha256[:12]}...); record and calibrate again"
+            )
+        model = load_model(self.path, **{**self.options, **options})
+        return model if self.preprocess is None else Preprocessed(model, self.preprocess)
+
+    def as_table(self, folder: Path) -> dict[str, Any]:
+        """The TOML table, with the path relative to `folder`."""
+        table: dict[str, Any] = {
+            "path": os.path.relpath(self.path, folder),
+            "sha256": self.sha256,
+            **self.options,
+        }
+        if self.cost.as_dict():
+            table["cost"] = self.cost.as_dict()
+        if self.preprocess is not None:
+            table["preprocess"] = self.preprocess.as_dict()
+        return table
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> ModelEntry:
+        """Read a TOML table; `where` names it in errors."""
+        _check_keys(table, ("path", "sha256", "cost", "preprocess", *OPTIONS), where)
+        _check_present(table, ("path", "sha256"), where)
+        cost = table.get("cost", {})
+        _check_keys(cost, UNITS, f"{where}.cost")
+        preprocess = table.get("preprocess")
+        return cls(
+            path=str((folder / table["path"]).resolve()),
+            sha256=table["sha256"],
+            preprocess=None if preprocess is None else Preprocess.from_dict(preprocess),
+            cost=Cost(**cost),
+            options={key: table[key] for key in OPTIONS if key in table},
+        )
+
+
+OPTIONS = ("threads", "providers", "batch_size", "output")
+
+_POINT_KEYS = (
+    *(f.name for f in fields(OperatingPoint)),
+    *("cost", "unit", "break_even", "pays", "saving"),
+)
+_CALIBRATION_KEYS = (
+    *("date", "goal", "tolerance", "target", "flops", "seconds", "deferral_rate"),
+    *("outcomes", "split_fraction", "split_seed", "chosen_on", "held_out"),
+)
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """Everything that ``joint.toml`` says.
+
+    Parameters
+    ----------
+    student, teacher
+        The models' files.
+    score, threshold, blend
+        The router, and the student's weight in a deferred answer.
+    task, name, labels
+        What it does, what it is called, and the classes' names.
+    calibration
+        How the threshold was chosen: the goal, the data's fingerprint, the figures on the
+        calibration half (`chosen_on`) and on the other (`held_out`).
+    operating_points
+        Other thresholds by name, each with its figures.
+    """
+
+    student: ModelEntry
+    teacher: ModelEntry
+    score: str
+    threshold: float
+    blend: float = 0.0
+    task: str = "classification"
+    name: str = "joint"
+    labels: tuple[str, ...] | None = None
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    operating_points: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
+        router = Router(self.score, self.threshold)
+        check_weight(self.blend)
+        if not router.score.named:
+            raise ValueError(
+                f"joint.toml can only name a score, and {self.score} has no registered name; "
+                "give it one with ebjr.register_score"
+            )
+
+    @classmethod
+    def of_study(
+        cls, student: ModelEntry, teacher: ModelEntry, study: Study, name: str = "joint"
+    ) -> JointConfig:
+        """The configuration that a study leads to.
+
+        Parameters
+        ----------
+        student, teacher
+            The models' files.
+        study
+            The calibration, with its figures on both halves.
+        name
+            What a server calls the model.
+        """
+        fraction, seed = study.split
+        return cls(
+            student=student,
+            teacher=teacher,
+            score=study.point.score,
+            threshold=study.point.threshold,
+            blend=study.point.blend,
+            task=study.outcomes.task,
+            name=name,
+            labels=study.outcomes.labels,
+            calibration={
+                "date": date.today(),
+                **study.goal,
+                "outcomes": study.outcomes.fingerprint,
+                "split_fraction": fraction,
+                "split_seed": seed,
+                "chosen_on": study.point.as_dict(),
+                "held_out": study.result.as_dict(),
+            },
+            operating_points={key: _figures(point) for key, point in study.named_points.items()},
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file, whole or not at all.
+
+        Raises
+        ------
+        OSError
+            It cannot be written.
+        """
+        folder = Path(path).resolve().parent
+        table: dict[str, Any] = {"name": self.name, "task": self.task}
+        if self.labels is not None:
+            table["labels"] = list(self.labels)
+        table["router"] = {
+            "score": self.score,
+            "threshold": self.threshold,
+            "blend": self.blend,
+        }
+        table["student"] = self.student.as_table(folder)
+        table["teacher"] = self.teacher.as_table(folder)
+        if self.calibration:
+            table["calibration"] = dict(self.calibration)
+        if self.operating_points:
+            table["operating_points"] = {k: dict(v) for k, v in self.operating_points.items()}
+        with write_whole(path, "wb") as file:
+            tomli_w.dump(table, file)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> JointConfig:
+        """Read a ``joint.toml``.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is none.
+        ValueError
+            It is not TOML, misses a key, or has one that is not known.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no {path}; `ebjr calibrate` makes one")
+        try:
+            table = tomllib.loads(file.read_text(encoding="utf-8"))
+            return cls._from_table(table, file.resolve().parent)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a TOML file: {error}") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def _from_table(cls, table: Mapping[str, Any], folder: Path) -> JointConfig:
+        top = ("name", "task", "labels", "router", "student", "teacher", "calibration")
+        _check_keys(table, (*top, "operating_points"), "the file")
+        _check_present(table, ("router", "student", "teacher"), "the file")
+        router = table["router"]
+        _check_keys(router, ("score", "threshold", "blend"), "router")
+        _check_present(router, ("score", "threshold"), "router")
+        calibration = table.get("calibration", {})
+        _check_keys(calibration, _CALIBRATION_KEYS, "calibration")
+        points = table.get("operating_points", {})
+        for name, point in points.items():
+            _check_keys(point, _POINT_KEYS, f"operating_points.{name}")
+            _check_present(point, ("threshold",), f"operating_points.{name}")
+        labels = table.get("labels")
+        return cls(
+            student=ModelEntry.from_table(table["student"], folder, "student"),
+            teacher=ModelEntry.from_table(table["teacher"], folder, "teacher"),
+            score=router["score"],
+            threshold=float(router["threshold"]),
+            blend=float(router.get("blend", 0.0)),
+            task=table.get("task", "classification"),
+            name=table.get("name", "joint"),
+            labels=None if labels is None else tuple(labels),
+            calibration=calibration,
+            operating_points=points,
+        )
+
+    def load(self, **options: Any) -> JointModel:
+        """Load both models and join them; `options` go to `load_model` for both.
+
+        Raises
+        ------
+        ModelError
+            A model file has changed, or cannot be loaded.
+        """
+        return FINALS[self.task](
+            self.student.load(**options),
+            self.teacher.load(**options),
+            Router(self.score, self.threshold),
+            blend=self.blend,
+        )
+
+
+def save_joint(
+    path: str | os.PathLike[str],
+    joint: JointModel,
+    *,
+    point: OperatingPoint | None = None,
+    labels: tuple[str, ...] | None = None,
+    name: str = "joint",
+) -> None:
+    """Write a joint model whose models came from files to ``joint.toml``.
+
+    Parameters
+    ----------
+    path
+        The file. Model paths in it are relative to its folder.
+    joint
+        The joint model; its router's threshold is what is written.
+    point
+        The operating point that `calibrate` chose: its figures are kept beside the threshold.
+    labels
+        The classes' names.
+    name
+        What a server calls the model.
+
+    Raises
+    ------
+    TypeError
+        A model did not come from a file.
+    ValueError
+        The score has no registered name.
+    """
+    costs = (Cost(), Cost()) if point is None else (point.student_cost, point.teacher_cost)
+    calibration: dict[str, Any] = {}
+    if point is not None:
+        calibration = {"date": date.today(), "chosen_on": point.as_dict()}
+    JointConfig(
+        student=ModelEntry.of_model(joint.student, costs[0]),
+        teacher=ModelEntry.of_model(joint.teacher, costs[1]),
+        score=str(joint.router.score),
+        threshold=joint.router.threshold,
+        blend=joint.blend,
+        task=joint.task,
+        name=name,
+        labels=labels,
+        calibration=calibration,
+    ).save(path)
+
+
+def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel:
+    """The joint model that a ``joint.toml`` describes.
+
+    Parameters
+    ----------
+    path
+        The file.
+    **options
+        For `load_model`, over those in the file: threads, providers, batch_size.
+
+    Raises
+    ------
+    FileNotFoundError
+        The file, or a model that it names, is missing.
+    ValueError
+        It is not TOML, misses a key, or has one that is not known.
+    ModelError
+        A model file has changed since the threshold was calibrated.
+    """
+    return JointConfig.read(path).load(**options)
+
+
+def _figures(point: OperatingPoint) -> dict[str, Any]:
+    """What a named operating point keeps: its threshold and what it does."""
+    whole = point.as_dict()
+    return {key: whole[key] for key in ("threshold", "deferral_rate", "quality", "cost")}
+
+
+def _check_keys(table: Any, allowed: tuple[str, ...], where: str) -> None:
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{where} must be a table, not {type(table).__name__}")
+    for key in table:
+        if key not in allowed:
+            close = difflib.get_close_matches(key, allowed, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(allowed)}"
+            raise ValueError(f"{where} has an unknown key {key!r}; {hint}")
+
+
+def _check_present(table: Mapping[str, Any], needed: tuple[str, ...], where: str) -> None:
+    missing = [key for key in needed if key not in table]
+    if missing:
+        raise ValueError(f"{where} misses {', '.join(missing)}")

@@ -1,0 +1,352 @@
+"""TradeOffCurve: quality and cost of the joint model at every threshold, exactly, in one sort."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Array
+from ebjr.blend import check_weight
+from ebjr.costs import Cost, break_even_rate, common_unit, joint_cost
+from ebjr.outcomes import Outcomes
+from ebjr.router import Router, check_threshold
+from ebjr.scores import Score, as_score
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """One row of a curve: a threshold, and what the joint model does there.
+
+    Parameters
+    ----------
+    threshold
+        In the score's unit.
+    score, blend
+        How rows are scored, and the student's weight in a deferred answer.
+    deferral_rate
+        The fraction of rows that the teacher answers.
+    quality
+        The joint model's, for classification its accuracy.
+    student_quality, teacher_quality
+        Each model's alone, on the same examples.
+    student_cost, teacher_cost
+        Per example, where known.
+    n
+        How many examples the figures were taken on.
+    certified
+        What is promised beyond the examples seen; None where nothing is.
+
+    Examples
+    --------
+    >>> point = OperatingPoint(0.5, "softmax", 0.0, 0.1, 0.94, 0.92, 0.94, Cost(1.0), Cost(9.0), 10)
+    >>> point.cost.flops, point.pays
+    (1.9, True)
+    """
+
+    threshold: float
+    score: str
+    blend: float
+    deferral_rate: float
+    quality: float
+    student_quality: float
+    teacher_quality: float
+    student_cost: Cost
+    teacher_cost: Cost
+    n: int
+    certified: Any = None
+    score_function: Score | None = None
+
+    @property
+    def router(self) -> Router:
+        """A new router with this score and threshold."""
+        return Router(self.score_function or self.score, self.threshold)
+
+    @property
+    def cost(self) -> Cost:
+        """Per example of the joint model (section 3.1)."""
+        return joint_cost(self.student_cost, self.teacher_cost, self.deferral_rate)
+
+    @property
+    def unit(self) -> str | None:
+        """The unit that costs are compared in: flops, seconds or joules; None if none is known."""
+        return common_unit(self.student_cost, self.teacher_cost)
+
+    @property
+    def break_even(self) -> float | None:
+        """The deferral rate above which the teacher alone is cheaper."""
+        return (
+            None
+            if self.unit is None
+            else break_even_rate(self.student_cost, self.teacher_cost, self.unit)
+        )
+
+    @property
+    def pays(self) -> bool | None:
+        """Whether the joint model is cheaper here than the teacher alone; None if not known."""
+        return None if self.break_even is None else self.deferral_rate < self.break_even
+
+    @property
+    def saving(self) -> float | None:
+        """How many times cheaper than the teacher alone; below 1 it is dearer."""
+        if self.unit is None:
+            return None
+        own = getattr(self.cost, self.unit)
+        return getattr(self.teacher_cost, self.unit) / own if own else math.inf
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: does the pair pay here, and where is the break-even?"""
+        if self.break_even is None:
+            return "The models' costs are not known, so nobody can say whether the pair pays."
+        if self.break_even <= 0:
+            return "The student costs as much as the teacher: this pair cannot pay."
+        limit = f"the teacher alone is cheaper above a deferral rate of {self.break_even:.1%}"
+        if self.pays:
+            return (
+                f"Deferring {self.deferral_rate:.1%} costs {self.saving:.2f} times less than the "
+                f"teacher alone ({limit})."
+            )
+        return (
+            f"This pair does not pay here: {limit}, and this point defers {self.deferral_rate:.1%}."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON and TOML; what is not known is left out."""
+        figures = {
+            "threshold": self.threshold,
+            "score": self.score,
+            "blend": self.blend,
+            "deferral_rate": self.deferral_rate,
+            "quality": self.quality,
+            "student_quality": self.student_quality,
+            "teacher_quality": self.teacher_quality,
+            "n": self.n,
+            "cost": self.cost.as_dict(),
+            "student_cost": self.student_cost.as_dict(),
+            "teacher_cost": self.teacher_cost.as_dict(),
+            "unit": self.unit,
+            "break_even": self.break_even,
+            "pays": self.pays,
+            "saving": self.saving,
+            "certified": self.certified,
+        }
+        return {name: value for name, value in figures.items() if value is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class TradeOffCurve:
+    """Quality and cost at every distinct threshold, from all-student to all-teacher.
+
+    Row k keeps the rows with ``score >= threshold[k]``. The first row keeps all that any threshold
+    keeps; the last, at ``inf``, defers all. Rows with a NaN or ``-inf`` score are always deferred.
+
+    Attributes
+    ----------
+    threshold, deferral_rate, quality
+        (k,), thresholds strictly ascending; quality is the accuracy for classification.
+    score, blend
+        What was scored, and the student's weight in a deferred answer.
+    outcomes
+        The table the curve was made from.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes(student=[[2.0, 0.0], [1.0, 0.0]], teacher=[[9.0, 0.0], [0.0, 9.0]],
+    ...                     targets=[0, 1])
+    >>> curve = TradeOffCurve.of(outcomes, score="max_logit")
+    >>> curve.threshold, curve.deferral_rate, curve.quality
+    (array([ 1.,  2., inf]), array([0. , 0.5, 1. ]), array([0.5, 1. , 1. ]))
+    """
+
+    threshold: np.ndarray
+    deferral_rate: np.ndarray
+    quality: np.ndarray
+    score: Score
+    blend: float
+    outcomes: Outcomes
+
+    @classmethod
+    def of(
+        cls,
+        outcomes: Outcomes,
+        score: str | Callable[..., Array] | Score | np.ndarray = "energy",
+        blend: float = 0.0,
+    ) -> TradeOffCurve:
+        """The curve of one score, in one sort: O(n log n) time, O(n) memory.
+
+        Parameters
+        ----------
+        outcomes
+            What both models said on n examples.
+        score
+            A score, or its values (n,).
+        blend
+            The student's weight in a deferred answer.
+
+        Raises
+        ------
+        ValueError
+            An unknown score, values of another length or with ``+inf`` among them, or a bad
+            weight.
+        """
+        blend = check_weight(blend)
+        if isinstance(score, np.ndarray):
+            given = score
+            score = Score("values", lambda output: given)
+        score = as_score(score)
+        values = np.asarray(score(outcomes.student), dtype=np.float64)
+        if np.isposinf(values).any():
+            raise ValueError(
+                f"score {score} is +inf in {int(np.isposinf(values).sum())} rows: a score must be "
+                "finite, or -inf or NaN to defer always"
+            )
+        return cls(
+            *_sweep(values, outcomes.student_quality, outcomes.deferred_quality(blend)),
+            score=score,
+            blend=blend,
+            outcomes=outcomes,
+        )
+
+    def __len__(self) -> int:
+        return len(self.threshold)
+
+    @property
+    def unit(self) -> str | None:
+        """The unit of `cost`: flops, seconds or joules; None where costs are not known."""
+        return common_unit(self.outcomes.student_cost, self.outcomes.teacher_cost)
+
+    @property
+    def cost(self) -> np.ndarray:
+        """(k,): cost per example in `unit`; in calls of the teacher where no cost is known."""
+        if self.unit is None:
+            return self.deferral_rate
+        return self.cost_in(self.unit)
+
+    def cost_in(self, unit: str) -> np.ndarray:
+        """(k,): cost per example in ``"flops"``, ``"seconds"`` or ``"joules"``.
+
+        Raises
+        ------
+        ValueError
+            That cost of one of the models is not known.
+        """
+        student = getattr(self.outcomes.student_cost, unit)
+        teacher = getattr(self.outcomes.teacher_cost, unit)
+        if student is None or teacher is None:
+            raise ValueError(
+                f"the outcomes do not say what both models cost in {unit}; record them with "
+                f"student_cost=Cost({unit}=...) and teacher_cost=Cost({unit}=...)"
+            )
+        return student + self.deferral_rate * teacher
+
+    @property
+    def area(self) -> float:
+        """Mean quality over all deferral rates, the rate being drawn evenly from 0 to 1."""
+        return float(np.trapezoid(self.quality, self.deferral_rate)) + float(
+            self.quality[0] * self.deferral_rate[0]
+        )
+
+    def at(
+        self,
+        *,
+        threshold: float | None = None,
+        deferral_rate: float | None = None,
+        index: int | None = None,
+    ) -> OperatingPoint:
+        """The operating point at a threshold, at most at a deferral rate, or of a row.
+
+        Parameters
+        ----------
+        threshold
+            Any number above ``-inf``: the figures are those of ``score >= threshold``.
+        deferral_rate
+            Between 0 and 1: the row that defers most without deferring more than this.
+        index
+            A row of the curve.
+
+        Raises
+        ------
+        ValueError
+            Not exactly one of them, or one out of range, or every row defers more than that.
+
+        Examples
+        --------
+        >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+        >>> TradeOffCurve.of(outcomes, "max_logit").at(threshold=1.5).deferral_rate
+        0.5
+        """
+        if sum(value is not None for value in (threshold, deferral_rate, index)) != 1:
+            raise ValueError("give exactly one of threshold, deferral_rate and index")
+        if threshold is not None:
+            threshold = check_threshold(threshold)
+            index = int(np.searchsorted(self.threshold, threshold, side="left"))
+        elif deferral_rate is not None:
+            index = self._row_at_rate(deferral_rate)
+        assert index is not None
+        if not -len(self) <= index < len(self):
+            raise ValueError(f"index must lie in 0..{len(self) - 1}, not {index}")
+        point = OperatingPoint(
+            threshold=float(self.threshold[index]),
+            score=str(self.score),
+            blend=self.blend,
+            deferral_rate=float(self.deferral_rate[index]),
+            quality=float(self.quality[index]),
+            student_quality=float(self.outcomes.student_quality.mean()),
+            teacher_quality=float(self.outcomes.teacher_quality.mean()),
+            student_cost=self.outcomes.student_cost,
+            teacher_cost=self.outcomes.teacher_cost,
+            n=len(self.outcomes),
+            score_function=self.score,
+        )
+        return point if threshold is None else replace(point, threshold=threshold)
+
+    def _row_at_rate(self, rate: float) -> int:
+        if not 0 <= rate <= 1:
+            raise ValueError(f"deferral_rate must lie between 0 and 1, not {rate}")
+        index = int(np.searchsorted(self.deferral_rate, rate, side="right")) - 1
+        if index < 0:
+            raise ValueError(
+                f"no threshold defers as little as {rate}: score {self.score} always defers "
+                f"{self.deferral_rate[0]:.4f} of the rows"
+            )
+        return index
+
+
+def oracle(outcomes: Outcomes, blend: float = 0.0) -> np.ndarray:
+    """The score that knows the answers, (n,): rows that gain most from the teacher come first.
+
+    No score can do better. Ties are broken by position, so that its curve has every deferral rate.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> TradeOffCurve.of(outcomes, oracle(outcomes)).quality
+    array([0.5, 1. , 1. ])
+    """
+    gain = outcomes.deferred_quality(blend) - outcomes.student_quality
+    order = np.argsort(-gain, kind="stable")
+    values = np.empty(len(gain))
+    values[order] = np.arange(len(gain), dtype=np.float64)
+    return values
+
+
+def _sweep(
+    score: np.ndarray, kept: np.ndarray, deferred: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Thresholds, deferral rates and mean quality, given each row's quality kept and deferred."""
+    n = len(score)
+    keepable = np.flatnonzero(score > -np.inf)  # NaN and -inf are deferred whatever the threshold
+    order = keepable[np.argsort(score[keepable], kind="stable")]
+    ascending = score[order]
+    always = n - len(order)
+    # rows before `first[k]` in the order are deferred at threshold[k]: ties move together
+    first = np.flatnonzero(np.diff(ascending, prepend=-np.inf) > 0)
+    threshold = np.append(ascending[first], np.inf)
+    count = np.append(first, len(order))
+    gained = np.concatenate(([0.0], np.cumsum(deferred[order] - kept[order])))
+    base = kept[order].sum() + deferred.sum() - deferred[order].sum()
+    return threshold, (count + always) / n, (base + gained[count]) / n

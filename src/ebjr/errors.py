@@ -1,0 +1,51 @@
+"""The error tree.
+
+::
+
+    Exception
+    ├── ValueError, TypeError        a bad argument: the caller can mend it
+    └── EbjrError                    everything else that EBJR raises on purpose
+        ├── CalibrationError         no threshold does what was asked
+        ├── ModelError               a model could not be loaded, or answered nonsense
+        │   └── TeacherUnavailable   the teacher could not be reached just now
+        ├── ProtocolError            a message that is not what the protocol says
+        └── MissingExtra             an optional package is not installed
+
+Every message is one sentence that says what was expected, what came, and the way out.
+"""
+
+from __future__ import annotations
+
+
+class EbjrError(Exception):
+    """Base of every error that EBJR raises on purpose, bad arguments apart."""
+
+
+class CalibrationError(EbjrError):
+    """No threshold does what was asked; the message says what is feasible."""
+
+
+class ModelError(EbjrError):
+    """A model could not be loaded, or its output is not what its task needs."""
+
+
+class TeacherUnavailable(ModelError):
+    """The teacher could not be reached just now; the student's answer is still there."""
+
+
+class ProtocolError(EbjrError):
+    """A message breaks the protocol it claims to speak."""
+
+
+class MissingExtra(EbjrError, ImportError):
+    """An optional package is needed and absent; the message is the line that installs it.
+
+    Examples
+    --------
+    >>> str(MissingExtra("onnx", "reading model.onnx"))
+    "reading model.onnx needs an extra: pip install 'ebjr[onnx]'"
+    """
+
+    def __init__(self, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs an extra: pip install 'ebjr[{extra}]'")
+        self.extra = extra

@@ -1,0 +1,71 @@
+"""Files are written whole or not at all, and named by what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def write_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Open `path` for writing so that it appears complete or stays as it was.
+
+    The data goes to a temporary file in the same folder, which takes the place of `path` when
+    the block ends well and is removed when it does not.
+
+    Parameters
+    ----------
+    path
+        The file to write. Its folder must exist.
+    mode
+        ``"w"`` for text (UTF-8) or ``"wb"`` for bytes.
+
+    Raises
+    ------
+    OSError
+        The folder is missing or not writable, or the disk is full.
+
+    Examples
+    --------
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with write_whole(folder / "note.txt") as file:
+    ...     _ = file.write("whole")
+    >>> [entry.name for entry in folder.iterdir()]
+    ['note.txt']
+    """
+    target = Path(path)
+    encoding = None if "b" in mode else "utf-8"
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {target}: the folder {target.parent} does not exist")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)  # mkstemp makes private files; a result is not a secret
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal.
+
+    Examples
+    --------
+    >>> file = Path(tempfile.mkdtemp()) / "empty"
+    >>> file.touch()
+    >>> sha256_of(file)[:8]
+    'e3b0c442'
+    """
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,181 @@
+"""The joint loop (eq. 7): the student answers every input, the teacher only those deferred."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ebjr.arrays import (
+    Array,
+    Batch,
+    convert_like,
+    namespace,
+    put_rows,
+    row_count,
+    take_rows,
+    to_numpy,
+)
+from ebjr.blend import blend_logits, check_weight
+from ebjr.errors import ModelError, TeacherUnavailable
+from ebjr.model import Model, answer, model_name
+from ebjr.router import Router
+
+POLICIES = ("student", "error")
+
+
+@dataclass(frozen=True, eq=False)
+class JointAnswer:
+    """What a joint model says about n inputs.
+
+    Attributes
+    ----------
+    prediction
+        (n,) labels for classification.
+    output
+        (n, classes): raw output of whoever answered the row; with a blend, log-probabilities.
+        Its softmax is the answer's distribution either way.
+    score
+        (n,): the student's score of each row.
+    deferred
+        (n,) bool: the teacher was asked.
+    degraded
+        (n,) bool: should have been deferred, but the teacher could not be reached; the answer is
+        the student's.
+    """
+
+    prediction: Array
+    output: Array
+    score: Array
+    deferred: Array
+    degraded: Array
+
+
+class JointModel:
+    """Student, router and teacher as one model (eq. 7). Use one of the finals, by task.
+
+    The teacher runs only on the deferred rows, gathered into one dense batch and scattered back;
+    where none is deferred it is not called. Student and teacher get the same inputs and may
+    prepare them differently, each for itself. A joint model can itself be a teacher.
+    """
+
+    task: ClassVar[str]
+
+    def __init__(
+        self,
+        student: Model,
+        teacher: Model,
+        router: Router,
+        *,
+        blend: float = 0.0,
+        when_unavailable: str = "student",
+    ) -> None:
+        if not isinstance(router, Router):
+            raise TypeError(f"router must be an ebjr.Router, not {type(router).__name__}")
+        for role, model in (("student", student), ("teacher", teacher)):
+            if not callable(model):
+                raise TypeError(
+                    f"the {role} must be callable, a batch in and raw output out, "
+                    f"not {type(model).__name__}; ebjr.load_model makes one from a file"
+                )
+        if when_unavailable not in POLICIES:
+            raise ValueError(
+                f"when_unavailable must be one of {', '.join(POLICIES)}, not {when_unavailable!r}"
+            )
+        self.student = student
+        self.teacher = teacher
+        self.router = router
+        self.blend = check_weight(blend)
+        self.when_unavailable = when_unavailable
+
+    def __call__(self, inputs: Batch) -> JointAnswer:
+        """Answer a batch: array (n, ...) or a list of n inputs.
+
+        Raises
+        ------
+        ModelError
+            A model did not return one row for each input it was given, or the classes differ.
+        TeacherUnavailable
+            The teacher could not be reached, and the policy is ``"error"``.
+        """
+        n = row_count(inputs)
+        output = answer(self.student, inputs, n)
+        score, deferred = self.router(output)
+        rows = np.flatnonzero(to_numpy(deferred))
+        degraded = False
+        if len(rows):
+            try:
+                output = self._defer(inputs, rows, output)
+            except TeacherUnavailable:
+                if self.when_unavailable == "error":
+                    raise
+                degraded = True
+        nothing = namespace(deferred).zeros_like(deferred)
+        return JointAnswer(
+            prediction=self.predict(output),
+            output=output,
+            score=score,
+            deferred=nothing if degraded else deferred,
+            degraded=deferred if degraded else nothing,
+        )
+
+    def _defer(self, inputs: Batch, rows: np.ndarray, output: Array) -> Array:
+        """The student's output with the teacher's answer in the deferred rows."""
+        everything = len(rows) == row_count(inputs)
+        batch = inputs if everything else take_rows(inputs, rows)
+        taught = convert_like(answer(self.teacher, batch, len(rows)), output)
+        if taught.shape[1:] != output.shape[1:]:
+            raise ModelError(
+                f"student and teacher must answer alike, but {model_name(self.student)} gave rows "
+                f"of shape {tuple(output.shape[1:])} and {model_name(self.teacher)} "
+                f"{tuple(taught.shape[1:])}"
+            )
+        if self.blend:
+            index = convert_like(rows, output)
+            taught = self.mix(output if everything else output[index], taught)
+        return taught if everything else put_rows(output, rows, taught)
+
+    def predict(self, output: Array) -> Array:
+        """The answer that raw output (n, ...) means."""
+        raise NotImplementedError
+
+    def mix(self, student: Array, teacher: Array) -> Array:
+        """The raw output of deferred rows with the student's answer blended in."""
+        raise NotImplementedError
+
+
+class JointClassifier(JointModel):
+    """Two classifiers of the same classes as one (eq. 7).
+
+    Parameters
+    ----------
+    student, teacher
+        Models whose raw output is logits, (n, classes).
+    router
+        The score and the threshold: ``joint.router.threshold`` is the knob.
+    blend
+        The student's weight in a deferred answer; 0 is the paper.
+    when_unavailable
+        What to do when the teacher cannot be reached: ``"student"`` answers with the student's
+        output and marks the rows as degraded, ``"error"`` raises.
+
+    Examples
+    --------
+    >>> student = lambda x: np.stack([x, -x], axis=1)
+    >>> teacher = lambda x: np.stack([-x, x], axis=1)
+    >>> joint = JointClassifier(student, teacher, Router("max_logit", threshold=2.0))
+    >>> answer = joint(np.array([3.0, 1.0]))
+    >>> answer.prediction, answer.deferred
+    (array([0, 1]), array([False,  True]))
+    """
+
+    task = "classification"
+
+    def predict(self, output: Array) -> Array:
+        """(n,): the class with the largest logit."""
+        return namespace(output).argmax(output, axis=-1)
+
+    def mix(self, student: Array, teacher: Array) -> Array:
+        """Log-probabilities of ``softmax(teacher) + blend * softmax(student)``."""
+        return blend_logits(student, teacher, self.blend)

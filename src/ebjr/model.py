@@ -1,0 +1,68 @@
+"""Model: what a student or a teacher is. The project's one seam.
+
+A model is a callable: a batch in, its raw output out, one row for each input. A torch module, an
+ONNX session, a remote endpoint, an estimator and a lambda are the same thing to the joint loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from ebjr.errors import ModelError
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A batch of n inputs in, raw output with n rows out. Synchronous.
+
+    A batch is an array (n, ...) of NumPy or PyTorch, or a list of n inputs (images of different
+    sizes). The raw output of a classifier is its logits, (n, classes).
+
+    Examples
+    --------
+    >>> isinstance(lambda batch: batch, Model)
+    True
+    """
+
+    def __call__(self, batch: Any, /) -> Any:
+        """Answer a batch of n inputs with raw output of n rows."""
+        ...
+
+
+def model_name(model: Model) -> str:
+    """What to call a model in a message.
+
+    Examples
+    --------
+    >>> def student(batch): return batch
+    >>> model_name(student)
+    'student'
+    """
+    name = getattr(model, "name", None) or getattr(model, "__name__", None)
+    return name if isinstance(name, str) else type(model).__name__
+
+
+def answer(model: Model, batch: Any, rows: int) -> Any:
+    """Run a model and check that it gave one row of raw output for each of `rows` inputs.
+
+    Raises
+    ------
+    ModelError
+        The output has no rows, or not `rows` of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> answer(lambda batch: batch * 2, np.ones((2, 3)), rows=2).shape
+    (2, 3)
+    """
+    output = model(batch)
+    output = getattr(output, "output", output)  # a joint model's answer carries its raw output
+    shape = getattr(output, "shape", None)
+    if not shape or shape[0] != rows:
+        came = f"shape {tuple(shape)}" if shape is not None else type(output).__name__
+        raise ModelError(
+            f"{model_name(model)} was given {rows} inputs and must return {rows} rows of raw "
+            f"output, but returned {came}"
+        )
+    return output

@@ -1,0 +1,411 @@
+"""Outcomes: what student and teacher said on labeled examples. Models answer once.
+
+Calibration and evaluation read this one table, saved to one file, and never run a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Array, Batch, is_array, row_count, take_rows, to_numpy
+from ebjr.blend import blend_logits
+from ebjr.costs import Cost
+from ebjr.errors import ModelError
+from ebjr.files import write_whole
+
+TASKS = ("classification",)
+FORMAT = "ebjr-outcomes-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What both models said on n labeled examples.
+
+    Parameters
+    ----------
+    student, teacher
+        Raw outputs: logits, (n, classes), finite, of the same classes in the same order.
+    targets
+        (n,) integer labels in ``[0, classes)``.
+    task
+        ``"classification"``.
+    student_cost, teacher_cost
+        What one example costs on each, where it is known.
+    labels
+        The classes' names, where they are known.
+    models
+        Where the answers came from, for ``joint.toml``: for ``"student"`` and ``"teacher"`` a
+        mapping with `path`, `sha256` and `preprocess`.
+
+    Raises
+    ------
+    ValueError
+        Lengths, ranks or classes that do not match, no examples, labels out of range, or logits
+        that are not finite.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes(student=[[2.0, 1.0], [0.2, 0.1]], teacher=[[9.0, 1.0], [1.0, 9.0]],
+    ...                     targets=[0, 1], task="classification")
+    >>> len(outcomes), outcomes.student_quality, outcomes.teacher_quality
+    (2, array([1., 0.]), array([1., 1.]))
+    """
+
+    student: np.ndarray
+    teacher: np.ndarray
+    targets: np.ndarray
+    task: str = "classification"
+    student_cost: Cost = field(default_factory=Cost)
+    teacher_cost: Cost = field(default_factory=Cost)
+    labels: tuple[str, ...] | None = None
+    models: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
+        student = _logits("student", self.student)
+        teacher = _logits("teacher", self.teacher)
+        targets = _labels(self.targets)
+        _check_lengths(student, teacher, targets)
+        classes = student.shape[1]
+        if teacher.shape[1] != classes:
+            raise ValueError(
+                f"student and teacher must answer the same classes, but the student has {classes} "
+                f"and the teacher {teacher.shape[1]}"
+            )
+        _check_range(targets, classes)
+        if self.labels is not None and len(self.labels) != classes:
+            raise ValueError(f"{classes} classes need {classes} labels, not {len(self.labels)}")
+        changed: dict[str, Any] = {"student": student, "teacher": teacher, "targets": targets}
+        if self.labels is not None:
+            changed["labels"] = tuple(self.labels)
+        for name, value in changed.items():
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def student_quality(self) -> np.ndarray:
+        """(n,): 1 where the student alone is right, else 0."""
+        return self._correct(self.student)
+
+    @property
+    def teacher_quality(self) -> np.ndarray:
+        """(n,): 1 where the teacher alone is right, else 0."""
+        return self._correct(self.teacher)
+
+    def deferred_quality(self, blend: float = 0.0) -> np.ndarray:
+        """(n,): 1 where the answer of a deferred row is right, with the student blended in."""
+        return self._correct(blend_logits(self.student, self.teacher, blend))
+
+    def _correct(self, output: np.ndarray) -> np.ndarray:
+        return (output.argmax(axis=1) == self.targets).astype(np.float64)
+
+    def take(self, rows: np.ndarray) -> Outcomes:
+        """The outcomes of some rows, in their order."""
+        return replace(
+            self,
+            student=self.student[rows],
+            teacher=self.teacher[rows],
+            targets=self.targets[rows],
+        )
+
+    def split_rows(self, fraction: float = 0.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of both parts of `split`, ascending."""
+        first = round(len(self) * fraction)
+        if not 0 < fraction < 1 or not 0 < first < len(self):
+            raise ValueError(
+                f"a fraction of {fraction} does not cut {len(self)} examples into two parts"
+            )
+        order = np.random.default_rng(seed).permutation(len(self))
+        return np.sort(order[:first]), np.sort(order[first:])
+
+    def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[Outcomes, Outcomes]:
+        """Cut at random into two: calibrate on the first, report on the second.
+
+        Parameters
+        ----------
+        fraction
+            The first part's share, between 0 and 1.
+        seed
+            Same seed, same parts.
+
+        Raises
+        ------
+        ValueError
+            One of the parts would be empty.
+
+        Examples
+        --------
+        >>> table = Outcomes(np.eye(4), np.eye(4), np.arange(4))
+        >>> [len(part) for part in table.split(0.5, seed=0)]
+        [2, 2]
+        """
+        first, second = self.split_rows(fraction, seed)
+        return self.take(first), self.take(second)
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of every number in the table: the same data, the same fingerprint."""
+        digest = hashlib.sha256()
+        for array in (self.student, self.teacher, self.targets):
+            digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
+        """Write the table to one ``.npz`` file, whole or not at all.
+
+        Parameters
+        ----------
+        path
+            The file; numbers and one JSON text, nothing that needs unpickling.
+        half
+            Keep the raw outputs in half precision, at half the size.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
+        precision = np.float16 if half else None
+        about = {
+            "format": FORMAT,
+            "task": self.task,
+            "student_cost": self.student_cost.as_dict(),
+            "teacher_cost": self.teacher_cost.as_dict(),
+            "labels": self.labels,
+            "models": dict(self.models),
+        }
+        smallest = np.min_scalar_type(int(self.targets.max()))
+        with write_whole(path, "wb") as file:
+            np.savez_compressed(
+                file,
+                student=np.asarray(self.student, precision),
+                teacher=np.asarray(self.teacher, precision),
+                targets=self.targets.astype(smallest),
+                about=np.array(json.dumps(about)),
+            )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Outcomes:
+        """Read a table that `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ValueError
+            The file is truncated, corrupt, or something else than outcomes.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "outcomes.npz"
+        >>> Outcomes(np.eye(4), np.eye(4), np.arange(4)).save(file)
+        >>> len(Outcomes.load(file))
+        4
+        """
+        if not Path(path).exists():
+            raise FileNotFoundError(f"there is no outcomes file {path}; `ebjr record` makes one")
+        try:
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                if not isinstance(archive, np.lib.npyio.NpzFile) or "about" not in archive:
+                    raise ValueError("it is not one that `ebjr record` wrote")
+                about = json.loads(str(archive["about"]))
+                if about.get("format") != FORMAT:
+                    raise ValueError(f"its format is {about.get('format')!r}, not {FORMAT!r}")
+                arrays = {name: archive[name] for name in ("student", "teacher", "targets")}
+            return cls(
+                **arrays,
+                task=about["task"],
+                student_cost=Cost(**about["student_cost"]),
+                teacher_cost=Cost(**about["teacher_cost"]),
+                labels=None if about["labels"] is None else tuple(about["labels"]),
+                models=about["models"],
+            )
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, OSError) as error:
+            raise ValueError(f"cannot read outcomes from {path}: {_reason(error)}") from error
+        except Exception as error:  # zlib.error and what else a damaged archive may raise
+            raise ValueError(f"cannot read outcomes from {path}: it is damaged") from error
+
+
+def record(
+    student: Callable[[Batch], Array],
+    teacher: Callable[[Batch], Array],
+    inputs: Batch,
+    targets: Any,
+    *,
+    task: str = "classification",
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+    **about: Any,
+) -> Outcomes:
+    """Run both models once on labeled examples and keep what they said.
+
+    Parameters
+    ----------
+    student, teacher
+        Models: a batch in, raw output out.
+    inputs
+        Array (n, ...) or a list of n inputs; both models are given the same.
+    targets
+        (n,) integer labels.
+    task
+        ``"classification"``.
+    batch_size
+        How many inputs a model gets at once.
+    progress
+        Called with the number of examples that a batch has added.
+    **about
+        `student_cost`, `teacher_cost`, `labels`, `models` of `Outcomes`. The seconds per example
+        are measured here and join the costs unless given.
+
+    Returns
+    -------
+    Outcomes
+        With raw outputs on the CPU.
+
+    Raises
+    ------
+    ValueError
+        Inputs and targets of different lengths, none at all, or outputs that do not fit the task.
+    ModelError
+        A model did not return one row for each input, or returned NaN or infinity.
+
+    Examples
+    --------
+    >>> x = np.eye(3)
+    >>> record(lambda b: b, lambda b: 2 * b, x, [0, 1, 2], batch_size=2).teacher[0]
+    array([2., 0., 0.])
+    """
+    targets = np.asarray(targets) if not is_array(targets) else to_numpy(targets)
+    if row_count(inputs) != len(targets):
+        raise ValueError(f"there are {row_count(inputs)} inputs but {len(targets)} targets")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+
+    def batches() -> Iterator[tuple[Batch, np.ndarray]]:
+        for start in range(0, len(targets), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(targets)))
+            yield take_rows(inputs, rows), targets[rows]
+
+    return record_batches(student, teacher, batches(), task=task, progress=progress, **about)
+
+
+def record_batches(
+    student: Callable[[Batch], Array],
+    teacher: Callable[[Batch], Array],
+    batches: Iterable[tuple[Batch, Any]],
+    *,
+    task: str = "classification",
+    progress: Callable[[int], None] | None = None,
+    **about: Any,
+) -> Outcomes:
+    """`record` for inputs that arrive in batches of ``(inputs, targets)``, never all in memory.
+
+    Examples
+    --------
+    >>> stream = ((np.eye(2), [0, 1]) for _ in range(3))
+    >>> len(record_batches(lambda b: b, lambda b: b, stream))
+    6
+    """
+    outputs: dict[str, list[np.ndarray]] = {"student": [], "teacher": []}
+    seconds = {"student": 0.0, "teacher": 0.0}
+    targets: list[np.ndarray] = []
+    for inputs, labels in batches:
+        for role, model in (("student", student), ("teacher", teacher)):
+            began = time.perf_counter()
+            rows = to_numpy(model(inputs))
+            seconds[role] += time.perf_counter() - began
+            _check_rows(role, rows, row_count(inputs))
+            outputs[role].append(rows)
+        targets.append(np.asarray(labels))
+        if progress is not None:
+            progress(row_count(inputs))
+    if not targets:
+        raise ValueError("there are no examples to record")
+    n = sum(map(len, targets))
+    for role, spent in seconds.items():
+        known = about.get(f"{role}_cost", Cost())
+        if known.seconds is None:
+            about[f"{role}_cost"] = replace(known, seconds=spent / n)
+    student_rows, teacher_rows = (np.concatenate(outputs[role]) for role in outputs)
+    return Outcomes(student_rows, teacher_rows, np.concatenate(targets), task, **about)
+
+
+def _check_rows(role: str, rows: np.ndarray, expected: int) -> None:
+    """A model's answer must have a row for each input, and numbers in it."""
+    if rows.ndim == 0 or len(rows) != expected:
+        raise ModelError(
+            f"the {role} was given {expected} inputs and must return {expected} rows, "
+            f"but returned shape {rows.shape}"
+        )
+    if not np.isfinite(rows).all():
+        raise ModelError(f"the {role} returned NaN or infinite outputs; check its preprocessing")
+
+
+def _logits(role: str, output: Any) -> np.ndarray:
+    """Check one model's recorded logits."""
+    array = to_numpy(output)
+    if array.ndim != 2 or array.shape[1] < 2:
+        raise ValueError(
+            f"{role} logits must have shape (n, classes) with at least 2 classes, not {array.shape}"
+        )
+    if not np.issubdtype(array.dtype, np.number) or np.issubdtype(array.dtype, np.complexfloating):
+        raise ValueError(f"{role} logits must be real numbers, not {array.dtype}")
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"{role} logits must be finite, but {len(bad)} of {len(array)} rows hold NaN or "
+            f"infinity, the first in row {bad[0]}"
+        )
+    return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
+
+
+def _labels(targets: Any) -> np.ndarray:
+    """Check integer labels."""
+    array = to_numpy(targets)
+    if array.ndim != 1:
+        raise ValueError(f"targets must have shape (n,), not {array.shape}")
+    if len(array) and not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"targets must be integer labels, not {array.dtype}")
+    return array.astype(np.int64)
+
+
+def _check_lengths(student: np.ndarray, teacher: np.ndarray, targets: np.ndarray) -> None:
+    if not len(student) == len(teacher) == len(targets):
+        raise ValueError(
+            "student, teacher and targets must have the same length, not "
+            f"{len(student)}, {len(teacher)} and {len(targets)}"
+        )
+    if not len(targets):
+        raise ValueError("there are no examples")
+
+
+def _check_range(targets: np.ndarray, classes: int) -> None:
+    outside = (targets < 0) | (targets >= classes)
+    if outside.any():
+        raise ValueError(
+            f"targets must lie in 0..{classes - 1}, but {int(outside.sum())} of {len(targets)} "
+            f"do not, the first is {targets[outside][0]}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, zipfile.BadZipFile | EOFError | OSError):
+        return "the file is truncated or damaged"
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    text = str(error)
+    return "it is not an outcomes file" if "allow_pickle" in text else text

@@ -1,0 +1,477 @@
+"""Preprocess: from decoded images to a model's input, written as data and not as code.
+
+Each model has its own, so that a student and a teacher take the same decoded images at different
+resolutions.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebjr.model import Model, model_name
+
+Image = NDArray[np.uint8]
+Triple = tuple[float, float, float]
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "resize": ("squash", "crop", "letterbox"),
+    "interpolation": ("bilinear", "bicubic"),
+    "color": ("rgb", "bgr"),
+    "layout": ("nchw", "nhwc"),
+    "dtype": ("float32", "float16", "uint8"),
+}
+_PADDING = 114
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How decoded images become a model's input.
+
+    Attributes
+    ----------
+    size
+        A square's side, or (height, width), in pixels; None keeps the images' own size.
+    resize
+        ``"squash"`` to the size; ``"crop"``: scale until the size is covered, keep the center;
+        ``"letterbox"``: scale until it fits, pad to the size with gray (114) on both sides.
+    interpolation
+        ``"bilinear"`` or ``"bicubic"``, both with antialiasing.
+    range
+        What pixel values 0 and 255 become, before `mean` and `std`.
+    mean, std
+        Subtracted, then divided by; one number for each channel in the order of `color`.
+    color
+        The order of the channels, ``"rgb"`` or ``"bgr"``.
+    layout
+        ``"nchw"`` or ``"nhwc"``.
+    dtype
+        ``"float32"``, ``"float16"``, or ``"uint8"`` for pixels as they are.
+
+    Raises
+    ------
+    ValueError
+        A value is not one of those above; the message names it.
+
+    Examples
+    --------
+    >>> preprocess = Preprocess(size=4, range=(-1, 1))
+    >>> preprocess([np.zeros((8, 6, 3), np.uint8)]).shape
+    (1, 3, 4, 4)
+    >>> preprocess.as_dict()
+    {'size': 4, 'range': [-1.0, 1.0]}
+    """
+
+    size: int | tuple[int, int] | None = None
+    resize: Literal["squash", "crop", "letterbox"] = "squash"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    range: tuple[float, float] = (0.0, 1.0)
+    mean: Triple | None = None
+    std: Triple | None = None
+    color: Literal["rgb", "bgr"] = "rgb"
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    dtype: Literal["float32", "float16", "uint8"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
+        checked = {
+            "size": _checked_size(self.size),
+            "range": _checked_range(self.range),
+            "mean": None if self.mean is None else _numbers("mean", self.mean, 3),
+            "std": None if self.std is None else _checked_std(self.std),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        scaled = self.mean or self.std or self.range not in ((0.0, 1.0), (0.0, 255.0))
+        if self.dtype == "uint8" and scaled:
+            raise ValueError(
+                "dtype uint8 keeps the pixels as they are, so it takes no range, mean or std; "
+                "leave them out, or choose float32"
+            )
+        if self.dtype != "uint8" and np.abs(self._values()).max() > np.finfo(self.dtype).max:
+            raise ValueError(
+                f"range, mean and std lead to values beyond what {self.dtype} holds; "
+                "choose another dtype, or a std nearer to the range"
+            )
+
+    @property
+    def height_width(self) -> tuple[int, int] | None:
+        """The size as (height, width), or None.
+
+        Examples
+        --------
+        >>> Preprocess(size=32).height_width
+        (32, 32)
+        """
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def __call__(self, images: Sequence[Image] | Image) -> NDArray[Any]:
+        """The model's input made from decoded images.
+
+        Parameters
+        ----------
+        images
+            A list of n uint8 arrays (height, width, 3), or one uint8 array (n, height, width, 3).
+
+        Returns
+        -------
+        array (n, 3, height, width) or (n, height, width, 3)
+            As `layout` says, of `dtype`.
+
+        Raises
+        ------
+        TypeError
+            The images are not uint8: they may have been preprocessed already.
+        ValueError
+            An image is not RGB, there is none, or `size` is None and their sizes differ.
+        """
+        return self._tensor(self._sized(images))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The values that differ from the defaults, ready for a TOML or JSON file.
+
+        Examples
+        --------
+        >>> Preprocess(size=(96, 128), layout="nhwc").as_dict()
+        {'size': [96, 128], 'layout': 'nhwc'}
+        """
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, (value, default) in values.items()
+            if value != default
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """What `as_dict` gave, back again.
+
+        Raises
+        ------
+        ValueError
+            There is an unknown key, or a value that is not allowed; the message names it.
+
+        Examples
+        --------
+        >>> Preprocess.from_dict({"size": 224, "resize": "crop"}).resize
+        'crop'
+        >>> Preprocess.from_dict({"sise": 224})
+        Traceback (most recent call last):
+        ...
+        ValueError: preprocess has no key 'sise'; the keys are size, resize, interpolation, range,
+        mean, std, color, layout, dtype
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"preprocess has no key {name!r}; the keys are {', '.join(known)}")
+        return cls(**values)
+
+    def as_text(self) -> str:
+        """The values that differ from the defaults, as one flag that `parse` reads back.
+
+        Examples
+        --------
+        >>> Preprocess(size=(96, 128), range=(-1, 1)).as_text()
+        'size=96x128,range=-1.0..1.0'
+        """
+        return ",".join(f"{name}={_as_text(name, value)}" for name, value in self.as_dict().items())
+
+    @classmethod
+    def parse(cls, text: str) -> Preprocess:
+        """Preprocessing as a flag of the command line gives it.
+
+        Raises
+        ------
+        ValueError
+            A part is not ``key=value``, or its key or value is not allowed.
+
+        Examples
+        --------
+        >>> Preprocess.parse("size=160,resize=crop,range=0..1,mean=0.485/0.456/0.406").mean
+        (0.485, 0.456, 0.406)
+        >>> Preprocess.parse("size=96x128").height_width
+        (96, 128)
+        """
+        values: dict[str, Any] = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or not value:
+                raise ValueError(
+                    f"preprocess must be key=value,key=value,... but has {part!r}; for example "
+                    "size=224,resize=crop,mean=0.485/0.456/0.406"
+                )
+            if name in values:
+                raise ValueError(f"preprocess has the key {name!r} twice; give it once")
+            values[name] = _from_text(name, value)
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Preprocess:
+        """Preprocessing from a TOML file with the keys of `as_dict`.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ValueError
+            It is not TOML, or a key or value is not allowed.
+        """
+        try:
+            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no preprocess file {path}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _sized(self, images: Sequence[Image] | Image) -> Image:
+        """All images at one size, (n, height, width, 3)."""
+        size = self.height_width
+        if isinstance(images, np.ndarray):
+            _check_pixels(images, 4)
+            if size is None or images.shape[1:3] == size:
+                return images
+            if len(images) == 0:
+                return np.zeros((0, *size, 3), np.uint8)
+        if not isinstance(images, list | tuple | np.ndarray):
+            raise TypeError(f"images must be a list or an array, but are {type(images).__name__}")
+        if len(images) == 0:
+            raise ValueError("images must have at least one image, but the list is empty")
+        for image in images:
+            _check_pixels(image, 3)
+        if size is None:
+            _check_equal(images)
+            return np.stack(list(images))
+        fit = _FITS[self.resize]
+        return np.stack([fit(image, size, self.interpolation) for image in images])
+
+    def _tensor(self, pixels: Image) -> NDArray[Any]:
+        """Pixels (n, height, width, 3) in the model's color, range, layout and type."""
+        if self.color == "bgr":
+            pixels = pixels[..., ::-1]
+        planes = pixels.transpose(0, 3, 1, 2)
+        count, _, height, width = planes.shape
+        shape = {"nchw": planes.shape, "nhwc": (count, height, width, 3)}[self.layout]
+        output = np.empty(shape, self.dtype)
+        target = output if self.layout == "nchw" else output.transpose(0, 3, 1, 2)
+        if self.dtype == "uint8":
+            target[...] = planes
+            return output
+        # A table gives each value rounded once, whatever the range, mean and std.
+        for channel, table in enumerate(self._values().astype(self.dtype)):
+            target[:, channel] = table[planes[:, channel]]
+        return output
+
+    def _values(self) -> NDArray[np.float64]:
+        """What each of the 256 pixel values becomes in each channel: (3, 256)."""
+        low, high = self.range
+        values = low + np.arange(256) * (high - low) / 255
+        mean = np.array(self.mean or (0.0, 0.0, 0.0))[:, None]
+        std = np.array(self.std or (1.0, 1.0, 1.0))[:, None]
+        return np.asarray((values - mean) / std, np.float64)
+
+
+class Preprocessed:
+    """A model that takes decoded images, whatever their sizes.
+
+    Attributes
+    ----------
+    name, model, preprocess
+        The model's name, the model, and what is done to its images first.
+
+    Examples
+    --------
+    >>> brightness = Preprocessed(lambda batch: batch.mean(axis=(2, 3)), Preprocess(size=8))
+    >>> brightness([np.full((4, 4, 3), 255, np.uint8)]).tolist()
+    [[1.0, 1.0, 1.0]]
+    """
+
+    def __init__(self, model: Model, preprocess: Preprocess) -> None:
+        self.name = model_name(model)
+        self.model = model
+        self.preprocess = preprocess
+
+    def __call__(self, images: Sequence[Image] | Image, /) -> Any:
+        """The raw output for n decoded images, n rows."""
+        return self.model(self.preprocess(images))
+
+    def __repr__(self) -> str:
+        return f"Preprocessed({self.name}, {self.preprocess.as_text() or 'no options'})"
+
+
+def infer_preprocess(input_shape: Sequence[int | str | None]) -> Preprocess:
+    """Size and layout, read off the shape of a model's input.
+
+    Parameters
+    ----------
+    input_shape
+        As an ONNX file says it: numbers, with names or None where it is dynamic.
+
+    Raises
+    ------
+    ValueError
+        The shape is not one of a batch of RGB images, or could be in both layouts.
+
+    Examples
+    --------
+    >>> infer_preprocess([None, 3, 224, 224]).as_dict()
+    {'size': 224}
+    >>> infer_preprocess(["batch", 128, 96, 3]).as_dict()
+    {'size': [128, 96], 'layout': 'nhwc'}
+    """
+    shape = list(input_shape)
+    first, last = len(shape) == 4 and shape[1] == 3, len(shape) == 4 and shape[3] == 3
+    if first == last:
+        which = "both fit" if first else "neither does"
+        raise ValueError(
+            f"the input must have the shape (n, 3, height, width) or (n, height, width, 3), but "
+            f"{which} {tuple(shape)}; say how images become this input with preprocess"
+        )
+    sides = [_fixed(side) for side in (shape[2:] if first else shape[1:3])]
+    if (sides[0] is None) != (sides[1] is None):
+        raise ValueError(
+            f"the input has one fixed and one dynamic side, {tuple(shape)}; "
+            "say both with preprocess, for example size=224x320"
+        )
+    size = None if sides[0] is None or sides[1] is None else (sides[0], sides[1])
+    return Preprocess(size=size, layout="nchw" if first else "nhwc")
+
+
+def _fixed(side: int | str | None) -> int | None:
+    return side if isinstance(side, int) and side > 0 else None
+
+
+# Resizing
+
+
+def _squash(image: Image, size: tuple[int, int], interpolation: str) -> Image:
+    from PIL import Image as pillow
+
+    if image.shape[:2] == size:
+        return image
+    method = {"bilinear": pillow.Resampling.BILINEAR, "bicubic": pillow.Resampling.BICUBIC}
+    height, width = size
+    resized = pillow.fromarray(image).resize((width, height), method[interpolation])
+    return np.asarray(resized)
+
+
+def _crop(image: Image, size: tuple[int, int], interpolation: str) -> Image:
+    (height, width), (tall, wide) = size, image.shape[:2]
+    if height * wide >= width * tall:  # the height is what must be covered
+        covering = (height, wide * height // tall)
+    else:
+        covering = (tall * width // wide, width)
+    scaled = _squash(image, covering, interpolation)
+    top, left = round((covering[0] - height) / 2), round((covering[1] - width) / 2)
+    return scaled[top : top + height, left : left + width]
+
+
+def _letterbox(image: Image, size: tuple[int, int], interpolation: str) -> Image:
+    (height, width), (tall, wide) = size, image.shape[:2]
+    scale = min(height / tall, width / wide)
+    fitting = (max(1, round(tall * scale)), max(1, round(wide * scale)))
+    page = np.full((height, width, 3), _PADDING, np.uint8)
+    top, left = (height - fitting[0]) // 2, (width - fitting[1]) // 2
+    page[top : top + fitting[0], left : left + fitting[1]] = _squash(image, fitting, interpolation)
+    return page
+
+
+_FITS: Mapping[str, Callable[[Image, tuple[int, int], str], Image]] = {
+    "squash": _squash,
+    "crop": _crop,
+    "letterbox": _letterbox,
+}
+
+
+# Checks and text
+
+
+def _check_pixels(image: Any, rank: int) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        came = getattr(image, "dtype", type(image).__name__)
+        raise TypeError(
+            f"preprocess takes decoded images, uint8 arrays, but was given {came}; give the images "
+            "as they were decoded, or leave preprocess out for inputs that are ready"
+        )
+    if image.ndim != rank or image.shape[-1] != 3 or 0 in image.shape[rank - 3 :]:
+        expected = "(n, height, width, 3)" if rank == 4 else "(height, width, 3)"
+        raise ValueError(f"images must have the shape {expected}, but one is {image.shape}")
+
+
+def _check_equal(images: Sequence[Image] | Image) -> None:
+    shapes = sorted({image.shape[:2] for image in images})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"images of different sizes, such as {shapes[0]} and {shapes[1]}, cannot be one batch; "
+            "give preprocess a size"
+        )
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}")
+
+
+def _checked_size(size: Any) -> int | tuple[int, int] | None:
+    sides = (size, size) if isinstance(size, int) else size
+    if sides is None:
+        return None
+    fits = isinstance(sides, list | tuple) and len(sides) == 2
+    if not fits or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(
+            f"size must be a positive whole number or (height, width), but is {size!r}"
+        )
+    height, width = sides
+    return height if height == width else (height, width)
+
+
+def _checked_range(value: Any) -> tuple[float, ...]:
+    low, high = _numbers("range", value, 2)
+    if low >= high:
+        raise ValueError(f"range must be (low, high) with low under high, but is {value!r}")
+    return low, high
+
+
+def _checked_std(value: Any) -> tuple[float, ...]:
+    std = _numbers("std", value, 3)
+    if min(std) <= 0:
+        raise ValueError(f"std must be positive, but is {value!r}")
+    return std
+
+
+def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
+    fits = isinstance(value, list | tuple) and len(value) == count
+    if not fits or not all(_is_number(number) for number in value):
+        raise ValueError(f"{name} must be {count} finite numbers, but is {value!r}")
+    return tuple(float(number) for number in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _as_text(name: str, value: Any) -> str:
+    separator = {"size": "x", "range": ".."}.get(name, "/")
+    return separator.join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _from_text(name: str, text: str) -> Any:
+    """A flag's value as `from_dict` takes it; what is no number stays text, to be refused there."""
+    try:
+        if name == "size":
+            sides = [int(side) for side in text.split("x")]
+            return sides[0] if len(sides) == 1 else sides
+        if name in ("range", "mean", "std"):
+            return [float(number) for number in text.split(".." if name == "range" else "/")]
+    except ValueError:
+        return text
+    return text

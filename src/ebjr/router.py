@@ -1,0 +1,76 @@
+"""Router: one comparison, ``score >= threshold``, keeps an input on the student (eq. 6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ebjr.arrays import Array
+from ebjr.scores import Score, as_score
+
+
+class Router:
+    """Decides for each row of the student's raw output: keep it, or defer to the teacher (eq. 6).
+
+    Parameters
+    ----------
+    score
+        A name (``"energy"``, ``"softmax(temperature=2.0)"``) or any callable from raw output
+        (n, ...) to (n,). Higher = keep.
+    threshold
+        In the score's unit; above ``-inf``. A row is kept when ``score >= threshold``; every other
+        one, those with a NaN score included, is deferred. ``inf`` defers every finite score.
+
+    Raises
+    ------
+    ValueError
+        An unknown score, or a threshold that is NaN or ``-inf``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> router = Router("max_logit", threshold=2.0)
+    >>> router(np.array([[3.0, 0.0], [1.0, 0.0]]))
+    (array([3., 1.]), array([False,  True]))
+    >>> router.threshold = 4.0
+    """
+
+    def __init__(self, score: str | Callable[..., Array] | Score, threshold: float) -> None:
+        self.score = as_score(score)
+        self.threshold = threshold
+
+    @property
+    def threshold(self) -> float:
+        """The knob. A new value takes effect at the next batch."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self._threshold = check_threshold(value)
+
+    def __call__(self, output: Array) -> tuple[Array, Array]:
+        """Score the student's raw output (n, ...): returns score (n,) and deferred (n,) bool."""
+        score = self.score(output)
+        return score, ~(score >= self._threshold)
+
+    def __repr__(self) -> str:
+        return f"Router({str(self.score)!r}, threshold={self.threshold!r})"
+
+
+def check_threshold(value: float) -> float:
+    """The threshold as a float.
+
+    Raises
+    ------
+    ValueError
+        It is NaN, or ``-inf``, which would keep even the rows that a score marks with ``-inf``.
+
+    Examples
+    --------
+    >>> check_threshold(2)
+    2.0
+    """
+    number = float(value)
+    if math.isnan(number) or number == -math.inf:
+        raise ValueError(f"threshold must be a number above -inf, not {value}")
+    return number

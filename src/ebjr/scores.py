@@ -1,0 +1,344 @@
+"""Scores: how well an input fits what the student knows. Higher = keep on the student.
+
+Every score maps raw output (n, classes) to (n,). Arrays of NumPy and PyTorch go in, and the same
+library on the same device comes out. A row with a NaN or an infinite logit has the score NaN,
+which no threshold keeps: it is deferred.
+
+The paper's score is `energy` (eq. 3, on logits). The thresholds that its authors published for
+10 and for 100 classes lie in the only range that `softmax_energy` can take and outside of any
+logit energy, so both are here, under two names. Which one is best depends on the pair: measure.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ebjr.arrays import (
+    Array,
+    as_logits,
+    convert_like,
+    is_array,
+    log_softmax,
+    logsumexp,
+    namespace,
+    to_numpy,
+    top_two,
+)
+
+
+def energy(logits: Array, temperature: float = 1.0) -> Array:
+    """Negative free energy of the logits, ``-F(x) = T logsumexp(S(x) / T)`` (eq. 3), in nats.
+
+    Parameters
+    ----------
+    logits
+        (n, classes).
+    temperature
+        T > 0; 1 is the paper's.
+
+    Returns
+    -------
+    Array
+        (n,), unbounded; grows by c when every logit of a row grows by c.
+
+    Raises
+    ------
+    ValueError
+        Not (n, classes) with two classes or more, or a temperature that is not positive.
+
+    Examples
+    --------
+    >>> energy(np.array([[0.0, 0.0], [9.0, 0.0]])).round(3)
+    array([0.693, 9.   ])
+    """
+    return logsumexp(_scaled(logits, temperature)) * temperature
+
+
+def softmax_energy(logits: Array, temperature: float = 1.0) -> Array:
+    """Log-sum-exp of the softmax probabilities: what the authors' notebook probably ran.
+
+    Its range is ``[1/C + log C, 1 + log(1 + (C - 1)/e)]`` for C classes: 2.40 to 2.46 for ten.
+
+    Examples
+    --------
+    >>> softmax_energy(np.array([[0.0] * 10, [99.0] + [0.0] * 9])).round(3)
+    array([2.403, 2.461])
+    """
+    return logsumexp(_exp(log_softmax(_scaled(logits, temperature))))
+
+
+def softmax(logits: Array, temperature: float = 1.0) -> Array:
+    """The largest softmax probability.
+
+    Source: Hendrycks & Gimpel, "A baseline for detecting misclassified and out-of-distribution
+    examples in neural networks", ICLR 2017.
+
+    Examples
+    --------
+    >>> softmax(np.array([[0.0, 0.0]]))
+    array([0.5])
+    """
+    scaled = _scaled(logits, temperature)
+    return _exp(namespace(scaled).max(scaled, axis=-1) - logsumexp(scaled))
+
+
+def entropy(logits: Array, temperature: float = 1.0) -> Array:
+    """Negative entropy of the softmax probabilities, in nats: 0 when certain, else below.
+
+    Source: Teerapittayanon et al., "BranchyNet", ICPR 2016.
+
+    Examples
+    --------
+    >>> entropy(np.array([[0.0, 0.0], [99.0, 0.0]])).round(3)
+    array([-0.693, -0.   ])
+    """
+    log_probabilities = log_softmax(_scaled(logits, temperature))
+    xp = namespace(log_probabilities)
+    probabilities = xp.exp(log_probabilities)
+    # 0 log 0 = 0, also for a logit of -inf
+    terms = xp.where(
+        probabilities == 0, xp.zeros_like(probabilities), probabilities * log_probabilities
+    )
+    return xp.sum(terms, axis=-1)
+
+
+def margin(logits: Array, temperature: float = 1.0) -> Array:
+    """The largest softmax probability minus the second largest.
+
+    Source: Scheffer et al., "Active hidden Markov models for information extraction", IDA 2001.
+
+    Examples
+    --------
+    >>> margin(np.log([[0.7, 0.2, 0.1]])).round(3)
+    array([0.5])
+    """
+    first, second = top_two(_exp(log_softmax(_scaled(logits, temperature))))
+    return first - second
+
+
+def max_logit(logits: Array) -> Array:
+    """The largest logit.
+
+    Source: Hendrycks et al., "Scaling out-of-distribution detection for real-world settings",
+    ICML 2022.
+
+    Examples
+    --------
+    >>> max_logit(np.array([[3.0, 1.0]]))
+    array([3.])
+    """
+    logits = as_logits(logits)
+    largest = namespace(logits).max(logits, axis=-1)
+    return largest + 0 * logsumexp(logits)  # a +inf or NaN logit is NaN here as everywhere
+
+
+def normalized_logit(logits: Array, p: float = 4.0) -> Array:
+    """The largest logit over the p-norm of the row, each row centered at its mean first.
+
+    The norm says how loud the row is as a whole, which is no sign of being right.
+
+    Source: Cattelan & Silva, "How to fix a broken confidence estimator", UAI 2024.
+
+    Raises
+    ------
+    ValueError
+        `p` is under 1, or the logits are not (n, classes).
+
+    Examples
+    --------
+    >>> normalized_logit(np.array([[3.0, -3.0], [0.3, -0.3]]), p=2.0).round(3)
+    array([0.707, 0.707])
+    """
+    if not (math.isfinite(p) and p >= 1):
+        raise ValueError(f"p must be a number of at least 1, not {p}")
+    logits = as_logits(logits)
+    xp = namespace(logits)
+    with np.errstate(invalid="ignore"):
+        centered = logits - xp.mean(logits, axis=-1, keepdims=True)
+        largest = xp.max(xp.abs(centered), axis=-1, keepdims=True)
+        scale = xp.where(largest == 0, xp.ones_like(largest), largest)  # no overflow in the power
+        norm = xp.sum(xp.abs(centered / scale) ** p, axis=-1) ** (1 / p)
+        top = xp.max(centered / scale, axis=-1)
+    return top / xp.where(norm == 0, xp.ones_like(norm), norm)
+
+
+def random(logits: Array, seed: int = 0) -> Array:
+    """A pseudo-random number in [0, 1) from the row's bits: the baseline that knows nothing.
+
+    It depends on the row alone, so that any split into batches gives the same answers.
+
+    Examples
+    --------
+    >>> random(np.array([[3.0, 1.0], [3.0, 2.0]])).round(3)
+    array([0.921, 0.778])
+    """
+    rows = as_logits(logits)
+    bits = to_numpy(rows).astype(np.float64).view(np.uint64)
+    state = np.full(bits.shape[0], seed, np.uint64)
+    with np.errstate(over="ignore"):
+        for column in bits.T:
+            state = _mix(state ^ column)
+    uniform = (state >> np.uint64(11)) * 2.0**-53
+    uniform[~np.isfinite(to_numpy(rows)).all(axis=1)] = np.nan
+    return convert_like(uniform, rows)
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    """One step of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def _scaled(logits: Array, temperature: float) -> Array:
+    """Checked logits over the temperature."""
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a positive number, not {temperature}")
+    logits = as_logits(logits)
+    return logits if temperature == 1 else logits / temperature
+
+
+def _exp(array: Array) -> Array:
+    return namespace(array).exp(array)
+
+
+SCORES: dict[str, Callable[..., Array]] = {
+    function.__name__: function
+    for function in (
+        energy,
+        softmax_energy,
+        softmax,
+        entropy,
+        margin,
+        max_logit,
+        normalized_logit,
+        random,
+    )
+}
+"""The scores that have a name. `register_score` adds to them."""
+
+F = TypeVar("F", bound=Callable[..., Array])
+
+
+def register_score(function: F) -> F:
+    """Give a score of your own a name, its function's, for `joint.toml` and the command line.
+
+    Raises
+    ------
+    ValueError
+        Another score has that name.
+
+    Examples
+    --------
+    >>> @register_score
+    ... def second_logit(logits):
+    ...     return np.sort(logits)[:, -2]
+    >>> str(as_score("second_logit"))
+    'second_logit'
+    >>> del SCORES["second_logit"]
+    """
+    name = function.__name__
+    if SCORES.setdefault(name, function) is not function:
+        raise ValueError(f"there is a score named {name} already")
+    return function
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score with its parameters: raw output (n, ...) in, (n,) out. Built by `as_score`.
+
+    Examples
+    --------
+    >>> str(Score("softmax", softmax, {"temperature": 2.0}))
+    'softmax(temperature=2.0)'
+    """
+
+    name: str
+    function: Callable[..., Array] = field(repr=False)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, output: Array) -> Array:
+        """Score raw output, and check that there is one number for each row.
+
+        Raises
+        ------
+        ValueError
+            The function gave something else than (n,).
+        """
+        values = self.function(output, **self.parameters)
+        if not is_array(values) or tuple(values.shape) != (output.shape[0],):
+            came = tuple(values.shape) if is_array(values) else type(values).__name__
+            raise ValueError(
+                f"score {self.name} must return one number for each of {output.shape[0]} rows, "
+                f"but returned {came}"
+            )
+        return values
+
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.parameters.items())
+        return f"{self.name}({arguments})" if arguments else self.name
+
+    @property
+    def named(self) -> bool:
+        """Whether its name alone finds it again, as `joint.toml` and the command line need."""
+        return SCORES.get(self.name) is self.function
+
+
+def as_score(score: str | Callable[..., Array] | Score) -> Score:
+    """A score from its name, from a name with parameters, or from any callable.
+
+    Raises
+    ------
+    ValueError
+        No score has that name, or it does not take such a parameter.
+    TypeError
+        `score` is neither a string nor callable.
+
+    Examples
+    --------
+    >>> as_score("softmax(temperature=2)")(np.array([[2.0, 0.0]])).round(3)
+    array([0.731])
+    """
+    if isinstance(score, Score):
+        return score
+    if isinstance(score, str):
+        return _parse(score)
+    if not callable(score):
+        raise TypeError(
+            f"a score is a name or a callable, not {type(score).__name__}; names: "
+            f"{', '.join(SCORES)}"
+        )
+    return Score(getattr(score, "__name__", type(score).__name__), score)
+
+
+def _parse(text: str) -> Score:
+    """Read ``name`` or ``name(parameter=value, ...)``."""
+    name, parameters = text.strip(), {}
+    if "(" in text:
+        try:
+            call = ast.parse(text.strip(), mode="eval").body
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+                raise ValueError
+            if call.args:
+                raise ValueError
+            name = call.func.id
+            parameters = {str(key.arg): ast.literal_eval(key.value) for key in call.keywords}
+        except (ValueError, SyntaxError):
+            raise ValueError(
+                f"cannot read the score {text!r}; write it like 'softmax(temperature=2.0)'"
+            ) from None
+    if name not in SCORES:
+        raise ValueError(f"there is no score named {name!r}; there are: {', '.join(SCORES)}")
+    found = Score(name, SCORES[name], parameters)
+    try:
+        found(np.zeros((1, 2)))
+    except TypeError:
+        raise ValueError(f"score {name} does not take the parameters of {text!r}") from None
+    return found

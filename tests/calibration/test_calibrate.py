@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebjr import CalibrationError, Cost, JointClassifier, Outcomes, TradeOffCurve, calibrate
+from ebjr.calibration import choose_blend, choose_score, rank_scores
+from ebjr.calibration.auto import CANDIDATES, NOISE, area_influence
+from ebjr.scores import SCORES, as_score
+
+STUDENT, TEACHER = Cost(flops=1.0, seconds=0.1), Cost(flops=10.0, seconds=0.5)
+
+
+def pair(n: int = 400, seed: int = 0, classes: int = 5, **about) -> Outcomes:
+    """A weak and a strong classifier whose noise is partly the same."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, classes, n)
+    clear = 4 * np.eye(classes)[targets]
+    shared = rng.normal(0, 1.2, clear.shape)
+    return Outcomes(
+        student=clear + shared + rng.normal(0, 2, clear.shape),
+        teacher=clear + shared,
+        targets=targets,
+        **{"student_cost": STUDENT, "teacher_cost": TEACHER, **about},
+    )
+
+
+@pytest.mark.parametrize("score", [name for name in SCORES if name != "random"])
+@pytest.mark.parametrize("tolerance", [None, 0.0, 0.01, 0.05])
+def test_match_teacher_is_the_least_deferral_that_is_good_enough(score, tolerance):
+    outcomes = pair()
+    point = calibrate(outcomes, "match-teacher", tolerance=tolerance, score=score, blend=0.0)
+    curve = TradeOffCurve.of(outcomes, score)
+    enough = curve.quality >= outcomes.teacher_quality.mean() - (tolerance or 0) - 1e-9
+    assert point.quality >= outcomes.teacher_quality.mean() - (tolerance or 0) - 1e-9
+    assert point.deferral_rate == curve.deferral_rate[enough].min()
+
+
+@given(seed=st.integers(0, 10_000), target=st.floats(0.0, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_an_accuracy_is_reached_or_the_best_one_is_named(seed, target):
+    outcomes = pair(60, seed)
+    curve = TradeOffCurve.of(outcomes, "margin")
+    if curve.quality.max() < target - 1e-9:
+        best = f"the best is {curve.quality.max():.4g}, at deferral rate"
+        with pytest.raises(CalibrationError, match=best):
+            calibrate(outcomes, "accuracy", target=target, score="margin", blend=0.0)
+        return
+    point = calibrate(outcomes, "accuracy", target=target, score="margin", blend=0.0)
+    assert point.quality >= target - 1e-9
+
+
+def test_the_message_of_a_target_out_of_reach_says_what_is_feasible():
+    outcomes = Outcomes(np.eye(4)[[0, 1, 2, 0]], np.eye(4)[[0, 1, 2, 2]], np.arange(4))
+    with pytest.raises(CalibrationError) as caught:
+        calibrate(outcomes, "accuracy", target=0.99, score="energy", blend=0.0)
+    assert str(caught.value) == (
+        "no threshold reaches accuracy 0.99; the best is 0.75, at deferral rate 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "limit"),
+    [({"flops": 4.0}, 0.3), ({"seconds": 0.2}, 0.2), ({"deferral_rate": 0.15}, 0.15)],
+)
+def test_a_budget_is_kept_and_used_as_well_as_it_can_be(budget, limit):
+    outcomes = pair()
+    point = calibrate(outcomes, "budget", **budget, score="softmax", blend=0.0)
+    curve = TradeOffCurve.of(outcomes, "softmax")
+    within = curve.deferral_rate <= limit + 1e-9
+    assert point.deferral_rate <= limit + 1e-9
+    assert point.quality == curve.quality[within].max()
+
+
+def test_a_budget_under_the_students_cost_names_the_least():
+    with pytest.raises(CalibrationError, match=r"cost in flops of 0.5; the least is 1, at"):
+        calibrate(pair(), "budget", flops=0.5, score="softmax")
+
+
+def test_a_budget_in_a_unit_that_nobody_measured_says_how_to_give_it():
+    outcomes = pair(student_cost=Cost(seconds=0.1), teacher_cost=Cost(seconds=0.5))
+    with pytest.raises(ValueError, match="do not say what both models cost in flops"):
+        calibrate(outcomes, "budget", flops=3.0, score="softmax")
+
+
+def test_crossing_puts_the_threshold_between_right_and_wrong():
+    outcomes = pair(2_000)
+    point = calibrate(outcomes, "crossing", score="energy", blend=0.0)
+    values = as_score("energy")(outcomes.student)
+    right = outcomes.student_quality == 1
+    assert np.median(values[~right]) < point.threshold < np.median(values[right])
+
+
+def test_the_joint_model_at_the_point_does_what_the_point_says():
+    outcomes = pair()
+    point = calibrate(outcomes)
+    joint = JointClassifier(
+        lambda rows: outcomes.student[rows],
+        lambda rows: outcomes.teacher[rows],
+        point.router,
+        blend=point.blend,
+    )
+    answer = joint(np.arange(len(outcomes)))
+    assert answer.deferred.mean() == point.deferral_rate
+    assert (answer.prediction == outcomes.targets).mean() == pytest.approx(point.quality)
+
+
+def test_the_break_even_is_named_and_a_pair_that_does_not_pay_is_told_so():
+    point = calibrate(pair(), "budget", deferral_rate=0.5, score="softmax", blend=0.0)
+    assert point.break_even == pytest.approx(0.9)
+    assert point.pays
+    assert "above a deferral rate of 90.0%" in point.verdict
+    dear = pair(student_cost=Cost(flops=9.0), teacher_cost=Cost(flops=10.0))
+    point = calibrate(dear, "match-teacher", score="random", blend=0.0)
+    assert point.deferral_rate > 0.1
+    assert not point.pays
+    assert point.verdict.startswith("This pair does not pay here: the teacher alone is cheaper")
+
+
+@pytest.mark.parametrize("score", [*CANDIDATES, "random"])
+def test_the_mean_influence_is_the_area_under_the_curve(score):
+    outcomes = pair(300, seed=2)
+    values = np.round(as_score(score)(outcomes.student), 1)  # ties
+    values[:3] = np.nan, -np.inf, np.nan
+    influence = area_influence(values, outcomes.student_quality, outcomes.teacher_quality)
+    assert influence.mean() == pytest.approx(TradeOffCurve.of(outcomes, values).area)
+
+
+def test_the_standard_error_of_a_gain_is_what_redrawn_tables_show():
+    entries = [rank_scores(pair(500, seed), ["energy"])[0] for seed in range(300)]
+    spread = np.std([entry.gain for entry in entries])
+    assert np.mean([entry.gain_error for entry in entries]) == pytest.approx(spread, rel=0.15)
+
+
+def test_auto_takes_the_simplest_score_that_is_as_good_as_the_best():
+    outcomes = pair(2_000, seed=3)
+    ranked = rank_scores(outcomes)
+    assert [entry.gain for entry in ranked] == sorted((e.gain for e in ranked), reverse=True)
+    assert ranked[0].behind == 0
+    chosen = next(e for e in ranked if str(e.score) == str(choose_score(outcomes)))
+    assert chosen.behind <= NOISE * chosen.behind_error
+    assert calibrate(outcomes, score="auto").score == str(chosen.score)
+
+
+def test_auto_is_not_fooled_by_the_order_of_the_candidates():
+    outcomes = pair(4_000, seed=1)
+    assert str(choose_score(outcomes, ["random", "softmax"])) == "softmax"
+    twice = ["softmax", "softmax(temperature=1.0)"]
+    assert str(choose_score(outcomes, twice)) == "softmax"
+    assert str(choose_score(outcomes, twice[::-1])) == "softmax(temperature=1.0)"
+
+
+def test_auto_blend_is_zero_where_the_student_adds_nothing():
+    chosen = []
+    for seed in range(20):
+        outcomes = pair(1_000, seed)
+        noise = np.random.default_rng(seed).normal(0, 5, outcomes.student.shape)
+        table = Outcomes(noise, outcomes.teacher, outcomes.targets)
+        chosen.append(choose_blend(table, as_score("softmax")))
+    assert np.mean(np.equal(chosen, 0)) >= 0.9
+
+
+def test_auto_blend_is_more_where_two_weak_models_err_apart():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 5, 4_000)
+    both = 4 * np.eye(5)[targets] + rng.normal(0, 2.5, (2, 4_000, 5))
+    outcomes = Outcomes(both[0], both[1], targets)
+    weight = choose_blend(outcomes, as_score("softmax"))
+    areas = [TradeOffCurve.of(outcomes, "softmax", w).area for w in (weight, 0.0)]
+    assert weight > 0
+    assert areas[0] > areas[1]
+
+
+def test_any_callable_is_a_score():
+    point = calibrate(pair(), score=lambda logits: logits.max(axis=1), blend=0.0)
+    assert point.quality >= point.teacher_quality
+    assert point.router.threshold == point.threshold
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"goal": "best"}, "goal must be one of match-teacher, accuracy, budget, crossing"),
+        ({"goal": "accuracy"}, "goal 'accuracy' needs exactly one of target"),
+        ({"goal": "budget"}, "needs exactly one of flops, seconds, deferral_rate"),
+        ({"goal": "budget", "flops": 1, "seconds": 1}, "needs exactly one of"),
+        ({"goal": "crossing", "target": 0.9}, "target goes with goal 'accuracy', not"),
+        ({"goal": "accuracy", "target": 94}, "target must lie between 0 and 1, not 94"),
+        ({"tolerance": -0.1}, "tolerance must lie between 0 and 1"),
+        ({"tolerance": float("nan")}, "tolerance must lie between 0 and 1"),
+        ({"goal": "budget", "flops": float("inf")}, "flops must be a finite number"),
+        ({"score": "magic"}, "there is no score named 'magic'"),
+        ({"blend": "some"}, "blend must be a weight or 'auto'"),
+        ({"blend": -1.0}, "blend must be a finite weight of at least 0"),
+    ],
+)
+def test_a_bad_argument_is_one_sentence(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        calibrate(pair(40), **arguments)

@@ -1,0 +1,30 @@
+"""Fixtures that more than one test file uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(params=["numpy", "torch"])
+def asarray(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Make an array of each library in turn: what holds for NumPy holds for PyTorch."""
+    if request.param == "numpy":
+        return np.asarray
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    return torch.as_tensor
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real images and weights that are not in the repository."""
+    root = Path(__file__).parents[1]
+    folder = Path(os.environ.get("EBJR_DATA", root.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("the real images and weights are absent; set EBJR_DATA to their folder")
+    return folder

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer.main
+from tiny import CLASSES, write_images, write_linear, write_pair
+
+import ebjr
+from ebjr import Outcomes
+from ebjr.cli import app, main
+
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run the command line in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["ebjr", *map(str, words)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def recorded(run, tmp_path) -> Path:
+    """A folder with the tiny pair, its images and what it said."""
+    write_pair(tmp_path)
+    write_images(tmp_path / "images")
+    words = "record --student student.onnx --teacher teacher.onnx --data images -o outcomes.npz"
+    code, _, error = run(*words.split(), "--student-flops", "100", "--teacher-flops", "1000")
+    assert code == 0, error
+    return tmp_path
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    """The one sentence of a refusal."""
+    code, printed, error = result
+    assert code == 2, (code, printed, error)
+    assert "Traceback" not in error
+    lines = [line for line in error.splitlines() if line.startswith("ebjr: ")]
+    assert len(lines) == 1, error
+    return lines[0]
+
+
+def test_four_commands_make_two_models_one(run, recorded):
+    outcomes = Outcomes.load("outcomes.npz")
+    assert len(outcomes) == 120
+    assert outcomes.labels == CLASSES
+    assert outcomes.student_quality.mean() < outcomes.teacher_quality.mean()
+
+    code, printed, _ = run("calibrate", "outcomes.npz", "--json", "-o", "joint.toml")
+    assert code == 0
+    calibrated = json.loads(printed)
+    assert calibrated["held_out"]["n"] == 60
+
+    code, printed, _ = run("evaluate", "outcomes.npz", "--joint", "joint.toml", "--json")
+    assert code == 0
+    assert json.loads(printed)["held_out"] == calibrated["held_out"]
+
+    code, _, _ = run("predict", "joint.toml", "--data", "images", "-o", "answers.jsonl")
+    assert code == 0
+    answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+    joint = ebjr.load_joint("joint.toml")
+    _, deferred = joint.router(outcomes.student)
+    assert [row["deferred"] for row in answers] == list(deferred)
+    assert all(row["label"] == CLASSES[row["prediction"]] for row in answers)
+
+
+def test_every_command_prints_a_table_and_json(run, recorded):
+    run("calibrate", "outcomes.npz", "-o", "joint.toml")
+    pair = "--student student.onnx --teacher teacher.onnx"
+    commands = {
+        "calibrate": ("calibrate", "outcomes.npz"),
+        "evaluate": ("evaluate", "outcomes.npz"),
+        "predict": ("predict", "joint.toml", "--data", "images", "-o", "a.jsonl"),
+        "profile": ("profile", "student.onnx", "--seconds", "0.05"),
+        "record": tuple(f"record {pair} --data images -o b.npz".split()),
+    }
+    for words in commands.values():
+        code, table, _ = run(*words)
+        assert code == 0
+        assert table.strip()
+        code, printed, _ = run(*words, "--json")
+        assert code == 0
+        json.loads(printed)
+
+
+def test_the_table_names_both_models_every_score_and_the_break_even(run, recorded):
+    _, table, _ = run("calibrate", "outcomes.npz")
+    for word in ("student", "teacher", "joint:", "energy (paper, eq. 3)", "softmax", "random"):
+        assert word in table
+    assert "the teacher alone is cheaper above a deferral rate of 90.0%" in table
+
+
+def test_flags_mirror_the_arguments(run, recorded):
+    words = "calibrate outcomes.npz --goal budget --deferral-rate 0.2 --score margin --blend 0"
+    code, printed, _ = run(*words.split(), "--json")
+    assert code == 0
+    found = json.loads(printed)["chosen_on"]
+    assert found["deferral_rate"] <= 0.2
+    assert (found["score"], found["blend"]) == ("margin", 0.0)
+
+
+def test_predict_takes_a_threshold_or_a_named_operating_point(run, recorded):
+    run("calibrate", "outcomes.npz", "-o", "joint.toml")
+    words = ("predict", "joint.toml", "--data", "images", "-o", "a.jsonl", "--json")
+    _, all_teacher, _ = run(*words, "--threshold", "inf")
+    assert json.loads(all_teacher)["deferral_rate"] == 1.0
+    _, named, _ = run(*words, "--operating-point", "match-teacher")
+    assert json.loads(named)["deferral_rate"] < 1.0
+    sentence = refused(run(*words, "--operating-point", "best"))
+    assert "there is no operating point 'best'; the file names match-teacher" in sentence
+
+
+def test_the_report_is_one_file(run, recorded):
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    code, _, _ = run("evaluate", "outcomes.npz", "--report", "report.html")
+    assert code == 0
+    assert Path("report.html").read_text().lstrip().lower().startswith("<!doctype html>")
+
+
+def test_unreadable_images_are_named_counted_and_passed_over(run, recorded):
+    Path("images/red/broken.png").write_bytes(b"not an image")
+    words = "record --student student.onnx --teacher teacher.onnx --data images -o again.npz"
+    code, _, error = run(*words.split())
+    assert code == 0
+    assert "1 examples could not be read" in error
+    assert "broken.png" in error
+    assert len(Outcomes.load("again.npz")) == 120
+    sentence = refused(run(*words.replace("again", "never").split(), "--strict"))
+    assert "broken.png" in sentence
+    assert not Path("never.npz").exists()
+
+
+def test_preprocessing_is_inferred_said_and_kept(run, recorded):
+    words = "record --student student.onnx --teacher teacher.onnx --data images -o again.npz"
+    code, _, error = run(*words.split(), "--student-preprocess", "size=8,mean=0.5/0.5/0.5")
+    assert code == 0
+    assert "no --teacher-preprocess given" in error
+    assert "no --student-preprocess given" not in error
+    assert Outcomes.load("again.npz").models["student"]["preprocess"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_outcomes_of_ones_own_need_the_models_named(run, recorded):
+    old = Outcomes.load("outcomes.npz")
+    Outcomes(old.student, old.teacher, old.targets).save("own.npz")
+    sentence = refused(run("calibrate", "own.npz", "-o", "own.toml"))
+    assert "give it with --student" in sentence
+    words = ("calibrate", "own.npz", "--student", "student.onnx", "--teacher", "teacher.onnx")
+    code, printed, _ = run(*words, "-o", "own.toml")
+    assert code == 0
+    assert "costs are not known" in printed
+    ebjr.load_joint("own.toml")
+
+
+def test_one_class_only_is_refused(run, recorded):
+    old = Outcomes.load("outcomes.npz")
+    rows = np.flatnonzero(old.targets == 1)
+    old.take(rows).save("green.npz")
+    assert "of at least two classes" in refused(run("calibrate", "green.npz"))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("calibrate missing.npz", "there is no outcomes file missing.npz"),
+        ("calibrate torn.npz", "cannot read outcomes from torn.npz"),
+        ("calibrate student.onnx", "cannot read outcomes from student.onnx"),
+        ("calibrate outcomes.npz --goal accuracy --target 0.9999999", "no threshold reaches"),
+        ("calibrate outcomes.npz --goal accuracy --target 94", "target must lie between 0 and 1"),
+        ("calibrate outcomes.npz --goal best", "goal must be one of"),
+        ("calibrate outcomes.npz --score magic", "there is no score named 'magic'"),
+        ("calibrate outcomes.npz --blend much", "blend must be a weight or 'auto', not 'much'"),
+        ("calibrate outcomes.npz --fraction 1.5", "does not cut 120 examples into two parts"),
+        ("calibrate outcomes.npz -o nowhere/joint.toml", "nowhere does not exist"),
+        ("evaluate outcomes.npz --joint outcomes.npz", "outcomes.npz"),
+        ("evaluate outcomes.npz --report nowhere/r.html", "nowhere does not exist"),
+        ("predict joint.toml --data images -o a.jsonl", "there is no joint.toml"),
+        ("profile missing.onnx", "missing.onnx"),
+        ("profile torn.onnx", "torn.onnx"),
+        ("profile student.onnx --input-shape 1,three", "must be whole numbers like 1,3,32,32"),
+        (
+            "record --student student.onnx --teacher four.onnx --data images -o x.npz",
+            "the student has 3 and the teacher 4",
+        ),
+        (
+            "record --student student.onnx --teacher fixed.onnx --data images -o x.npz",
+            "fixed has a fixed batch of 1",
+        ),
+        (
+            "record --student student.onnx --teacher none.onnx --data images -o x.npz",
+            "none.onnx",
+        ),
+        (
+            "record --student student.onnx --teacher teacher.onnx --data nothing -o x.npz",
+            "nothing",
+        ),
+        (
+            "record --student student.onnx --teacher teacher.onnx --data empty -o x.npz",
+            "empty",
+        ),
+        (
+            "record --student student.onnx --teacher teacher.onnx --data images -o no/x.npz",
+            "the folder no does not exist",
+        ),
+        (
+            "record --student student.onnx --teacher teacher.onnx --data images -o x.npz "
+            "--student-preprocess colour=red",
+            "colour",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(run, recorded, words, sentence):
+    whole = Path("outcomes.npz").read_bytes()
+    Path("torn.npz").write_bytes(whole[: len(whole) // 2])
+    Path("torn.onnx").write_bytes(Path("student.onnx").read_bytes()[:100])
+    Path("empty").mkdir()
+    write_linear(Path("four.onnx"), np.ones((3, 4)))
+    write_linear(Path("fixed.onnx"), np.eye(3), batch=1)
+    before = sorted(Path().iterdir())
+    assert sentence in refused(run(*words.split()))
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_changed_model_is_refused_before_an_answer_is_written(run, recorded):
+    run("calibrate", "outcomes.npz", "-o", "joint.toml")
+    write_linear(Path("teacher.onnx"), np.eye(3))
+    sentence = refused(run("predict", "joint.toml", "--data", "images", "-o", "a.jsonl"))
+    assert "has changed since the threshold was calibrated" in sentence
+    assert not Path("a.jsonl").exists()
+
+
+def test_every_command_has_help_and_a_place_in_the_readme(run):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for name in typer.main.get_command(app).commands:
+        code, printed, _ = run(name, "--help")
+        assert code == 0
+        assert name in printed
+        assert f"ebjr {name}" in readme

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import write_linear, write_pair
+
+import ebjr
+from ebjr import Cost, JointConfig, Outcomes, Preprocess, Preprocessed, Router
+from ebjr.config import ModelEntry
+
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+
+
+@pytest.fixture
+def joint(tmp_path: Path) -> ebjr.JointModel:
+    student, teacher = (ebjr.load_model(path) for path in write_pair(tmp_path))
+    return ebjr.JointClassifier(
+        Preprocessed(student, Preprocess(size=8)),
+        Preprocessed(teacher, Preprocess(size=8)),
+        Router("softmax(temperature=2.0)", 0.5),
+        blend=0.25,
+    )
+
+
+def images(n: int = 20) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, 8, 8, 3), np.uint8)
+
+
+def test_a_joint_model_survives_the_file(joint, tmp_path):
+    ebjr.save_joint(tmp_path / "joint.toml", joint, labels=("b", "g", "r"))
+    again = ebjr.load_joint(tmp_path / "joint.toml")
+    assert (again.router.threshold, again.blend) == (0.5, 0.25)
+    assert str(again.router.score) == "softmax(temperature=2.0)"
+    first, second = joint(images()), again(images())
+    assert np.array_equal(first.output, second.output)
+    assert np.array_equal(first.deferred, second.deferred)
+    assert 0 < first.deferred.mean() < 1
+
+
+def test_the_folder_may_move_as_a_whole(joint, tmp_path):
+    ebjr.save_joint(tmp_path / "joint.toml", joint)
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    ebjr.load_joint(moved / "joint.toml")
+    table = tomllib.loads((moved / "joint.toml").read_text())
+    assert table["student"]["path"] == "student.onnx"
+
+
+def test_a_study_is_kept_with_its_figures(joint, tmp_path):
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, 200)
+    clear = 4 * np.eye(3)[targets]
+    outcomes = Outcomes(
+        clear + rng.normal(0, 3, clear.shape),
+        clear,
+        targets,
+        student_cost=Cost(flops=1.0),
+        teacher_cost=Cost(flops=9.0),
+    )
+    study = ebjr.run_study(outcomes, tolerance=0.01)
+    entries = [ModelEntry.of_file(tmp_path / f"{r}.onnx") for r in ("student", "teacher")]
+    JointConfig.of_study(*entries, study=study).save(tmp_path / "joint.toml")
+    config = JointConfig.read(tmp_path / "joint.toml")
+    assert config.threshold == study.point.threshold
+    assert config.calibration["goal"] == "match-teacher"
+    assert config.calibration["tolerance"] == 0.01
+    assert config.calibration["outcomes"] == outcomes.fingerprint
+    assert config.calibration["held_out"]["quality"] == study.result.quality
+    assert config.operating_points["match-teacher"]["deferral_rate"] >= study.point.deferral_rate
+    JointConfig.read(tmp_path / "joint.toml").save(tmp_path / "again.toml")
+    assert (tmp_path / "again.toml").read_text() == (tmp_path / "joint.toml").read_text()
+
+
+def test_a_changed_model_file_is_refused(joint, tmp_path):
+    ebjr.save_joint(tmp_path / "joint.toml", joint)
+    write_linear(tmp_path / "teacher.onnx", np.eye(3))
+    with pytest.raises(ebjr.ModelError, match=r"teacher.onnx has changed since the threshold"):
+        ebjr.load_joint(tmp_path / "joint.toml")
+
+
+def test_a_missing_model_file_is_named(joint, tmp_path):
+    ebjr.save_joint(tmp_path / "joint.toml", joint)
+    (tmp_path / "student.onnx").unlink()
+    with pytest.raises(FileNotFoundError, match=r"student.onnx that joint.toml names is missing"):
+        ebjr.load_joint(tmp_path / "joint.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("blend =", "blnd =", "router has an unknown key 'blnd'; did you mean 'blend'"),
+        ("name =", "nickname =", "the file has an unknown key 'nickname'; did you mean 'name'"),
+        ("threshold = 0.5", "", "router misses threshold"),
+        ("threshold = 0.5", "threshold = nan", "threshold must be a number above -inf"),
+        ("threshold = 0.5", 'threshold = "high"', "could not convert string"),
+        ("softmax(temperature=2.0)", "magic", "there is no score named 'magic'"),
+        ("blend = 0.25", "blend = -1", "blend must be a finite weight"),
+        ('task = "classification"', 'task = "chess"', "task must be one of classification"),
+        ("[router]", "[router", "is not a TOML file"),
+        ("[student]\n", "[student]\ncolour = 1\n", "student has an unknown key 'colour'"),
+        ("size = ", "sise = ", "sise"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(joint, tmp_path, old, new, sentence):
+    file = tmp_path / "joint.toml"
+    ebjr.save_joint(file, joint)
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=r"joint\.toml") as caught:
+        JointConfig.read(file)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_file_says_what_makes_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`ebjr calibrate` makes one"):
+        ebjr.load_joint(tmp_path / "joint.toml")
+
+
+def test_a_lambda_cannot_be_written_down(tmp_path):
+    joint = ebjr.JointClassifier(lambda x: x, lambda x: x, Router("energy", 1.0))
+    with pytest.raises(TypeError, match="did not come from one"):
+        ebjr.save_joint(tmp_path / "joint.toml", joint)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_score_without_a_name_cannot_be_written_down(joint, tmp_path):
+    joint.router = Router(lambda logits: logits[:, 0], 1.0)
+    with pytest.raises(ValueError, match=r"joint.toml can only name a score|no score named"):
+        ebjr.save_joint(tmp_path / "joint.toml", joint)
+    assert not (tmp_path / "joint.toml").exists()

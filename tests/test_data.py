@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import io
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ebjr.data import Batch, Data, decode_image, open_data
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+def pixels(seed: int, height: int = 6, width: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def encoded(image: np.ndarray | Image.Image, form: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+def put(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def read(data: Data, batch_size: int = 4) -> Batch:
+    """All batches as one."""
+    batches = list(data.batches(batch_size))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    inputs = [image for batch in batches for image in batch.inputs]
+    names = [name for batch in batches for name in batch.names]
+    targets = None
+    if data.has_targets:
+        targets = np.concatenate([batch.targets for batch in batches])
+        assert targets.dtype == np.int64
+    else:
+        assert all(batch.targets is None for batch in batches)
+    return Batch(inputs, targets, names)
+
+
+# Folders
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    put(root / "dog" / "b.png", encoded(pixels(0)))
+    put(root / "dog" / "a.PNG", encoded(pixels(1, 9, 4)))
+    put(root / "dog" / "more" / "c.bmp", encoded(pixels(2), "BMP"))
+    put(root / "cat" / "z.webp", encoded(pixels(3), "WEBP", lossless=True))
+    put(root / "cat" / ".hidden.png", b"")
+    put(root / "cat" / "notes.txt", b"not an image")
+    put(root / ".cache" / "x.png", encoded(pixels(4)))
+    return root
+
+
+def test_a_folder_of_class_folders_gives_labels_by_sorted_name(folder) -> None:
+    data = open_data(folder)
+    got = read(data, batch_size=3)
+    assert data.classes == ("cat", "dog")
+    assert len(data) == 4
+    assert got.names == ["cat/z.webp", "dog/a.PNG", "dog/b.png", "dog/more/c.bmp"]
+    assert got.targets.tolist() == [0, 1, 1, 1]
+    for image, seed, size in zip(
+        got.inputs, (3, 1, 0, 2), ((6, 5), (9, 4), (6, 5), (6, 5)), strict=True
+    ):
+        np.testing.assert_array_equal(image, pixels(seed, *size))
+        assert image.flags.writeable
+
+
+def test_given_classes_set_the_labels_of_class_folders(folder) -> None:
+    data = open_data(folder, classes=["dog", "emu", "cat"])
+    assert read(data).targets.tolist() == [2, 0, 0, 0]
+    assert data.classes == ("dog", "emu", "cat")
+    with pytest.raises(ValueError, match=r"the folder dog .* is none of the 2 classes"):
+        open_data(folder, classes=["cat", "emu"])
+    with pytest.raises(ValueError, match="one name is there twice"):
+        open_data(folder, classes=["cat", "cat", "dog"])
+    with pytest.raises(TypeError, match="a sequence of names"):
+        open_data(folder, classes="cat,dog")
+
+
+def test_a_flat_folder_and_a_single_image_have_no_labels(tmp_path) -> None:
+    put(tmp_path / "2.png", encoded(pixels(2)))
+    put(tmp_path / "1.jpg", encoded(pixels(1), "JPEG"))
+    data = open_data(tmp_path)
+    assert not data.has_targets
+    assert data.classes is None
+    assert read(data).names == ["1.jpg", "2.png"]
+    one = open_data(tmp_path / "2.png")
+    assert len(one) == 1
+    assert read(one).names == ["2.png"]
+
+
+def test_images_that_cannot_be_read_are_named_and_the_run_goes_on(folder) -> None:
+    whole = encoded(pixels(5, 60, 60), "JPEG")
+    put(folder / "cat" / "cut.jpg", whole[: len(whole) // 2])
+    put(folder / "cat" / "empty.png", b"")
+    put(folder / "dog" / "page.png", b"<html>not found</html>")
+    data = open_data(folder)
+    for _ in range(2):  # a second pass starts a new list
+        assert len(read(data, batch_size=2).names) == 4
+        assert [name for name, _ in data.unreadable] == [
+            "cat/cut.jpg",
+            "cat/empty.png",
+            "dog/page.png",
+        ]
+    reasons = [reason for _, reason in data.unreadable]
+    assert "truncated" in reasons[0]
+    assert reasons[1:] == ["it is empty", "it is not an image of a known format"]
+    assert len(data) == 7
+
+
+def test_an_unreadable_image_is_an_error_when_asked(folder) -> None:
+    put(folder / "cat" / "empty.png", b"")
+    data = open_data(folder, on_unreadable="error")
+    with pytest.raises(ValueError, match=r"cat/empty.png in .* cannot be read: it is empty"):
+        read(data)
+
+
+def test_data_without_one_readable_image_is_an_error(tmp_path) -> None:
+    put(tmp_path / "a.png", b"")
+    with pytest.raises(ValueError, match=r"no image in .* the first is a.png: it is empty"):
+        read(open_data(tmp_path))
+
+
+def test_a_decompression_bomb_is_unreadable(tmp_path, monkeypatch) -> None:
+    put(tmp_path / "bomb.png", encoded(pixels(0, 40, 40)))
+    put(tmp_path / "large.png", encoded(pixels(0, 30, 30)))
+    put(tmp_path / "small.png", encoded(pixels(0)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    data = open_data(tmp_path)
+    assert read(data).names == ["small.png"]
+    assert [name for name, _ in data.unreadable] == ["bomb.png", "large.png"]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_pixel_limit_holds_where_pillow_would_only_warn(monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    with pytest.raises(ValueError, match="900 pixels; the limit is 700"):
+        decode_image(encoded(pixels(0, 30, 30)))
+
+
+def test_many_images_keep_their_order_and_leave_no_thread(tmp_path) -> None:
+    for number in range(150):
+        image = np.full((3 + number % 40, 4, 3), number, np.uint8)
+        put(tmp_path / f"{number:03}.png", encoded(image))
+    data = open_data(tmp_path)
+    got = read(data, batch_size=16)
+    assert [int(image[0, 0, 0]) for image in got.inputs] == list(range(150))
+    reading = data.batches(16)
+    next(reading)
+    reading.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("ebjr-decode")]
+
+
+def test_loose_images_beside_class_folders_are_not_dropped_silently(folder) -> None:
+    put(folder / "loose.png", encoded(pixels(0)))
+    with pytest.raises(ValueError, match=r"1 images beside them \(the first is loose.png\)"):
+        open_data(folder)
+
+
+# Decoding
+
+
+def test_every_mode_becomes_rgb() -> None:
+    gray = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    rgb = np.repeat(gray[..., None], 3, axis=2)
+    np.testing.assert_array_equal(decode_image(encoded(Image.fromarray(gray))), rgb)
+    palette = Image.fromarray(rgb).quantize(256)
+    np.testing.assert_array_equal(
+        decode_image(encoded(palette)), np.asarray(palette.convert("RGB"))
+    )
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(decode_image(encoded(deep)), rgb)
+    ink = Image.fromarray(rgb).convert("CMYK")
+    assert decode_image(encoded(ink, "JPEG")).shape == (4, 6, 3)
+    bits = Image.fromarray(gray > 100)
+    np.testing.assert_array_equal(decode_image(encoded(bits))[..., 0], (gray > 100) * 255)
+
+
+def test_what_is_transparent_is_white() -> None:
+    image = np.zeros((2, 2, 4), np.uint8)
+    image[0] = (10, 20, 30, 255)
+    decoded = decode_image(encoded(Image.fromarray(image)))
+    assert decoded[0, 0].tolist() == [10, 20, 30]
+    assert decoded[1, 0].tolist() == [255, 255, 255]
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([9, 8, 7, 1, 2, 3])
+    palette.putpixel((1, 0), 1)
+    decoded = decode_image(encoded(palette, transparency=bytes([0, 255])))
+    assert decoded[0].tolist() == [[255, 255, 255], [1, 2, 3]]
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode_image(data)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_the_exif_orientation_is_applied() -> None:
+    picture = Image.new("RGB", (8, 4))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    assert decode_image(encoded(picture, "JPEG", exif=exif)).shape == (8, 4, 3)
+
+
+# Arrays
+
+
+def test_arrays_come_in_batches_of_arrays(tmp_path) -> None:
+    inputs = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", inputs=inputs, targets=np.arange(7, dtype=np.uint8))
+    data = open_data(tmp_path / "d.npz", classes=list("abcdefg"))
+    batches = list(data.batches(3))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert all(isinstance(batch.inputs, np.ndarray) for batch in batches)
+    got = read(data, 3)
+    np.testing.assert_array_equal(np.stack(got.inputs), inputs)
+    assert got.targets.tolist() == list(range(7))
+    assert got.names[-1] == "d.npz:6"
+    assert data.classes == tuple("abcdefg")
+    assert len(data) == 7
+    with pytest.raises(ValueError, match="batch_size must be at least 1, but is 0"):
+        data.batches(0)
+
+
+def test_arrays_without_targets_have_none(tmp_path) -> None:
+    np.savez(tmp_path / "d.npz", inputs=np.zeros((3, 2)))
+    assert read(open_data(tmp_path / "d.npz")).targets is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"x": np.zeros(3)}, "it needs an array called inputs, but has x"),
+        ({"inputs": np.zeros((0, 2))}, "inputs must have rows"),
+        ({"inputs": np.float64(3)}, "inputs must have rows"),
+        ({"inputs": np.zeros((3, 2)), "targets": np.zeros(2, int)}, "each of the 3 inputs"),
+        ({"inputs": np.zeros((3, 2)), "targets": np.zeros((3, 1), int)}, "each of the 3 inputs"),
+        ({"inputs": np.zeros((3, 2)), "targets": np.zeros(3)}, "must be whole numbers"),
+        ({"inputs": np.array([{}, {}])}, "cannot be read as .npz data"),
+    ],
+)
+def test_bad_arrays_are_one_sentence(arrays, sentence, tmp_path) -> None:
+    np.savez(tmp_path / "d.npz", **arrays)
+    with pytest.raises(ValueError, match=sentence):
+        open_data(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize("keep", [0, 40, 0.5])
+def test_a_truncated_npz_is_one_sentence(keep, tmp_path) -> None:
+    np.savez(tmp_path / "d.npz", inputs=np.zeros((30, 20)))
+    whole = (tmp_path / "d.npz").read_bytes()
+    (tmp_path / "d.npz").write_bytes(whole[: int(keep * len(whole) if keep < 1 else keep)])
+    with pytest.raises(ValueError, match=r"cannot be read as \.npz data"):
+        open_data(tmp_path / "d.npz")
+
+
+# Tables
+
+
+def hub_table(count: int = 300) -> pa.Table:
+    """As the hub's data sets are: a struct of bytes and path, class names in the schema."""
+    images = [{"bytes": encoded(pixels(i)), "path": None} for i in range(count)]
+    table = pa.table({"img": images, "label": [i % 2 for i in range(count)], "note": ["x"] * count})
+    names = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
+    return table.replace_schema_metadata({"huggingface": json.dumps(names)})
+
+
+def write_table(path: Path, table: pa.Table) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=100)
+        return path
+    new = pa.ipc.new_stream if path.stem == "stream" else pa.ipc.new_file
+    with new(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=200)
+    return path
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "stream.arrow", "file.arrow", "file.feather"])
+def test_every_kind_of_table_is_streamed(name, tmp_path) -> None:
+    data = open_data(write_table(tmp_path / name, hub_table()))
+    got = read(data, batch_size=64)
+    assert len(data) == 300
+    assert data.classes == ("cat", "dog")
+    assert got.targets.tolist() == [i % 2 for i in range(300)]
+    assert got.names[299] == f"{name}:299"
+    for place in (0, 127, 128, 299):
+        np.testing.assert_array_equal(got.inputs[place], pixels(place))
+
+
+def test_columns_are_told_by_name_and_type_or_asked_for(tmp_path) -> None:
+    images = [encoded(pixels(0)), encoded(pixels(1))]
+    path = tmp_path / "t.parquet"
+    write_table(path, pa.table({"blob": images, "fine_label": [7, 9], "coarse": [1, 2]}))
+    assert read(open_data(path)).targets.tolist() == [7, 9]
+    assert read(open_data(path, label_column="coarse")).targets.tolist() == [1, 2]
+    assert read(open_data(path, image_column="blob")).targets.tolist() == [7, 9]
+    with pytest.raises(ValueError, match="no column 'x'; label_column must be one of blob, fine"):
+        open_data(path, label_column="x")
+    with pytest.raises(ValueError, match="'coarse' must hold encoded images"):
+        open_data(path, image_column="coarse")
+    write_table(path, pa.table({"one": images, "two": images}))
+    with pytest.raises(ValueError, match="more than one possible column of encoded images"):
+        open_data(path)
+    write_table(path, pa.table({"image": ["a.png", "b.png"]}))
+    with pytest.raises(ValueError, match="has no column of encoded images"):
+        open_data(path)
+    write_table(path, pa.table({"image": images}))
+    assert not open_data(path).has_targets
+
+
+def test_text_labels_need_the_models_classes(tmp_path) -> None:
+    images = [encoded(pixels(0)), encoded(pixels(1))]
+    path = tmp_path / "t.parquet"
+    labels = pa.array(["dog", "cat"]).dictionary_encode()
+    write_table(path, pa.table({"image": images, "label": labels}))
+    with pytest.raises(ValueError, match="holds text; give classes"):
+        open_data(path)
+    assert read(open_data(path, classes=["cat", "dog"])).targets.tolist() == [1, 0]
+    with pytest.raises(ValueError, match="'dog' is none of the 1 classes"):
+        read(open_data(path, classes=["cat"]))
+    write_table(path, pa.table({"image": images, "label": [0.5, 1.5]}))
+    with pytest.raises(ValueError, match="must hold whole numbers, but holds double"):
+        open_data(path)
+
+
+def test_rows_without_an_image_or_a_label_are_named(tmp_path) -> None:
+    rows = [encoded(pixels(0)), None, encoded(pixels(2)), b"junk"]
+    table = pa.table({"image": pa.array(rows, pa.binary()), "label": [0, 1, None, 1]})
+    data = open_data(write_table(tmp_path / "t.parquet", table))
+    assert read(data).names == ["t.parquet:0"]
+    assert data.unreadable == [
+        ("t.parquet:1", "it is empty"),
+        ("t.parquet:2", "it has no label"),
+        ("t.parquet:3", "it is not an image of a known format"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "stream.arrow", "file.arrow"])
+def test_a_damaged_or_empty_table_is_one_sentence(name, tmp_path) -> None:
+    path = write_table(tmp_path / name, hub_table())
+    for damaged in (path.read_bytes()[:5000], b"", b"hello, this is text"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{name} cannot be read as a table") as caught:
+            read(open_data(path))
+        assert "\n" not in str(caught.value)
+    write_table(path, hub_table().slice(0, 0))
+    with pytest.raises(ValueError, match="has no rows"):
+        open_data(path)
+
+
+# What is none of these
+
+
+def test_a_path_that_leads_nowhere_or_to_nothing_is_one_sentence(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no data at .*; give a folder of images"):
+        open_data(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no images"):
+        open_data(tmp_path / "empty")
+    put(tmp_path / "data.csv", b"1,2")
+    with pytest.raises(ValueError, match=r"no known form \(suffix '.csv'\)"):
+        open_data(tmp_path / "data.csv")
+    with pytest.raises(ValueError, match="are for tables"):
+        open_data(tmp_path / "empty", image_column="image")
+    with pytest.raises(ValueError, match="'skip' or 'error', but is 'ignore'"):
+        open_data(tmp_path / "empty", on_unreadable="ignore")
+
+
+def test_detection_data_are_said_not_to_be_read_yet(tmp_path) -> None:
+    put(tmp_path / "coco" / "annotations" / "instances_val.json", b"{}")
+    for path in (tmp_path / "coco", tmp_path / "coco" / "annotations" / "instances_val.json"):
+        with pytest.raises(ValueError, match=r"COCO json.*not read yet"):
+            open_data(path)
