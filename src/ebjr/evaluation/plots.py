@@ -1,0 +1,270 @@
+"""Plots as plain plotly figures: dictionaries of `data` and `layout`, drawn by plotly anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ebjr.costs import break_even_rate
+from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
+from ebjr.outcomes import Outcomes
+from ebjr.scores import as_score
+
+PALETTE: Mapping[str, str] = {
+    "softmax": "#0072B2",
+    "margin": "#009E73",
+    "entropy": "#CC79A7",
+    "energy": "#D55E00",
+    "max_logit": "#E69F00",
+    "softmax_energy": "#56B4E9",
+    "random": "#8A8F98",
+    "oracle": "#8A8F98",
+    "chosen": "#4B3FD1",
+    "right": "#0072B2",
+    "wrong": "#D55E00",
+}
+"""One color a thing, in every plot; told apart by color-blind readers (Okabe & Ito, 2008)."""
+
+MOST_ROWS = 400
+BINS = 60
+
+
+def thin_rows(curve: TradeOffCurve, keep: Sequence[int] = (), most: int = MOST_ROWS) -> np.ndarray:
+    """Rows of a curve, even in deferral rate, that draw like all of them.
+
+    Parameters
+    ----------
+    curve
+        k rows.
+    keep
+        Rows that must be among them.
+    most
+        How many to take, `keep` apart.
+
+    Returns
+    -------
+    np.ndarray
+        Ascending rows, both ends among them.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> thin_rows(TradeOffCurve.of(outcomes, "energy"))
+    array([0, 1, 2])
+    """
+    if len(curve) <= most:
+        return np.arange(len(curve))
+    rates = np.linspace(curve.deferral_rate[0], 1.0, most)
+    even = np.searchsorted(curve.deferral_rate, rates).clip(0, len(curve) - 1)
+    return np.unique(np.concatenate([even, [0, len(curve) - 1], np.asarray(keep, int)]))
+
+
+def relative_cost(outcomes: Outcomes, deferral_rate: np.ndarray) -> tuple[np.ndarray, str]:
+    """Cost in percent of the teacher's, and the axis title; the rate where costs are not known.
+
+    Examples
+    --------
+    >>> relative_cost(Outcomes([[1.0, 0.0]], [[1.0, 0.0]], [0]), np.array([0.5]))
+    (array([50.]), 'deferral rate, %')
+    """
+    for unit, words in (("flops", "FLOPs"), ("seconds", "time"), ("joules", "energy use")):
+        even = break_even_rate(outcomes.student_cost, outcomes.teacher_cost, unit)
+        if even is not None:
+            title = f"{words} per example, % of the teacher's"
+            return 100 * (1 - even + deferral_rate), title
+    return 100 * deferral_rate, "deferral rate, %"
+
+
+def trade_off_figure(
+    outcomes: Outcomes, points: Mapping[str, OperatingPoint], chosen: str | None = None
+) -> dict[str, Any]:
+    """The trade-off curve of each score, with both models and the oracle on it.
+
+    Parameters
+    ----------
+    outcomes
+        The examples that the curves are drawn on.
+    points
+        By the name in the legend: a score, its blend and its threshold, which is marked.
+    chosen
+        The name of the one to stress.
+
+    Returns
+    -------
+    dict
+        A plotly figure. The last trace is the operating point of `chosen`.
+
+    Examples
+    --------
+    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> point = TradeOffCurve.of(table, "energy").at(index=1)
+    >>> [trace["name"] for trace in trade_off_figure(table, {"energy": point})["data"]]
+    ['oracle', 'energy', 'student', 'teacher']
+    """
+    best = TradeOffCurve.of(outcomes, oracle(outcomes))
+    _, axis = relative_cost(outcomes, best.deferral_rate[:1])
+    data = [_line(best, "oracle", {"color": PALETTE["oracle"], "dash": "dash", "width": 2})]
+    for name, point in points.items():
+        curve = TradeOffCurve.of(outcomes, point.score_function or point.score, point.blend)
+        stressed = name == chosen
+        color = PALETTE["chosen"] if stressed else PALETTE.get(point.score, PALETTE["random"])
+        data.append(_line(curve, name, {"color": color, "width": 4 if stressed else 1.75}))
+    data += [_model(outcomes, "student"), _model(outcomes, "teacher")]
+    if chosen is not None:
+        data.append(_marker(outcomes, points[chosen]))
+    rates = [r for trace in data for r in trace["x"]]
+    worst = min(outcomes.student_quality.mean(), outcomes.teacher_quality.mean())
+    top = 100 * max(best.quality.max(), *(max(t["y"]) / 100 for t in data))
+    layout = {
+        "xaxis": {"title": {"text": axis}, "range": [0, 1.03 * max(rates)], "zeroline": False},
+        "yaxis": {"title": {"text": "accuracy, %"}, "range": [100 * worst - 0.6, top + 0.4]},
+        "shapes": [_rule(100.0, "dot")],
+        "annotations": [
+            {
+                "x": 100,
+                "y": 0.02,
+                "yref": "paper",
+                "text": "break-even",
+                "showarrow": False,
+                "xanchor": "left",
+                "xshift": 5,
+            }
+        ],
+        "legend": {"orientation": "h", "y": -0.24, "x": 0},
+        "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
+        "hovermode": "closest",
+    }
+    return {"data": data, "layout": layout}
+
+
+def score_histogram(
+    outcomes: Outcomes, point: OperatingPoint, crossing: float | None = None
+) -> dict[str, Any]:
+    """Densities of the score where the student is right and where it is wrong (figure 4).
+
+    Parameters
+    ----------
+    outcomes
+        The examples.
+    point
+        Its score is drawn, its threshold marked: the first of the layout's shapes.
+    crossing
+        Where the densities cross, if known: the second shape.
+
+    Examples
+    --------
+    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> figure = score_histogram(table, TradeOffCurve.of(table, "energy").at(index=1))
+    >>> [trace["name"] for trace in figure["data"]]
+    ['student right', 'student wrong']
+    """
+    score = point.score_function or as_score(point.score)
+    values = np.asarray(score(outcomes.student), np.float64)
+    usable = np.isfinite(values)
+    right = outcomes.student_quality == 1
+    low, high = (0.0, 1.0) if not usable.any() else np.quantile(values[usable], [0.0, 1.0])
+    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    data = []
+    for name, rows in (("right", usable & right), ("wrong", usable & ~right)):
+        density = np.histogram(values[rows], edges)[0] / max(rows.sum(), 1) / np.diff(edges)
+        data.append(
+            {
+                "type": "bar",
+                "name": f"student {name}",
+                "x": _short((edges[:-1] + edges[1:]) / 2),
+                "y": _short(density),
+                "width": float(edges[1] - edges[0]),
+                "marker": {"color": PALETTE[name], "line": {"width": 0}},
+                "opacity": 0.55,
+                "hovertemplate": "%{y:.4g} at %{x:.4g}<extra>%{fullData.name}</extra>",
+            }
+        )
+    shapes = [_rule(point.threshold, "solid")]
+    notes = []
+    if crossing is not None:
+        shapes.append(_rule(crossing, "dash"))
+        notes.append(
+            {
+                "x": crossing,
+                "y": 1.0,
+                "yref": "paper",
+                "text": "crossing",
+                "showarrow": False,
+                "xanchor": "right",
+                "xshift": -4,
+            }
+        )
+    layout = {
+        "barmode": "overlay",
+        "bargap": 0,
+        "xaxis": {"title": {"text": f"score: {point.score}"}, "zeroline": False},
+        "yaxis": {"title": {"text": "density"}, "rangemode": "tozero"},
+        "shapes": shapes,
+        "annotations": notes,
+        "legend": {"orientation": "h", "y": -0.24, "x": 0},
+        "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
+    }
+    return {"data": data, "layout": layout}
+
+
+def _line(curve: TradeOffCurve, name: str, style: dict[str, Any]) -> dict[str, Any]:
+    rows = thin_rows(curve)
+    cost, _ = relative_cost(curve.outcomes, curve.deferral_rate[rows])
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": _short(cost),
+        "y": _short(100 * curve.quality[rows]),
+        "line": style,
+        "hovertemplate": "%{y:.2f} % at %{x:.1f} %<extra>%{fullData.name}</extra>",
+    }
+
+
+def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
+    """A model alone: the teacher alone costs 100 %, without the student."""
+    cost, _ = relative_cost(outcomes, np.array([0.0]))
+    quality = getattr(outcomes, f"{role}_quality").mean()
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": role,
+        "x": [float(cost[0]) if role == "student" else 100.0],
+        "y": [100 * float(quality)],
+        "marker": {"symbol": "square" if role == "teacher" else "circle", "size": 12},
+        "hovertemplate": "%{y:.2f} % at %{x:.1f} %<extra>%{fullData.name} alone</extra>",
+    }
+
+
+def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
+    """The operating point on these examples."""
+    curve = TradeOffCurve.of(outcomes, point.score_function or point.score, point.blend)
+    here = curve.at(threshold=point.threshold)
+    cost, _ = relative_cost(outcomes, np.array([here.deferral_rate]))
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "operating point",
+        "x": [float(cost[0])],
+        "y": [100 * here.quality],
+        "marker": {
+            "symbol": "diamond",
+            "size": 16,
+            "color": PALETTE["chosen"],
+            "line": {"width": 2, "color": "#ffffff"},
+        },
+        "hovertemplate": "%{y:.2f} % at %{x:.1f} %<extra>operating point</extra>",
+    }
+
+
+def _rule(x: float, dash: str) -> dict[str, Any]:
+    """A vertical line over the whole height."""
+    style = {"width": 2 if dash == "solid" else 1.5, "dash": dash}
+    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": style}
+
+
+def _short(values: np.ndarray) -> list[float]:
+    """Six digits draw the same as sixteen, in a third of the file."""
+    return [float(f"{value:.6g}") for value in values]

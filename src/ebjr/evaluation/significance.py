@@ -1,0 +1,546 @@
+"""Significance: is a difference more than chance, and how good is a score?
+
+Tests and intervals for one operating point, and the figures that rank scores. All hold for
+examples drawn independently from one population.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import beta, binomtest, chi2, rankdata
+
+from ebjr.arrays import Array
+from ebjr.costs import joint_cost
+from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
+from ebjr.outcomes import Outcomes
+from ebjr.scores import SCORES, Score, as_score
+
+FEW = 25
+"""With fewer discordant pairs than this, McNemar's test is exact unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Two models on the same examples: on how many is just one of them right?
+
+    Attributes
+    ----------
+    first_only, second_only
+        The discordant pairs: examples on which only the first, or only the second, is right.
+    n
+        All examples.
+    odds_ratio
+        ``first_only / second_only``; ``inf`` where the second is 0, NaN where both are.
+    odds_interval
+        Its exact 95 % confidence interval.
+    statistic
+        ``max(|first_only - second_only| - 1, 0)^2 / (first_only + second_only)``.
+    p_exact
+        From the binomial distribution of the discordant pairs, two-sided.
+    p_chi_square
+        From the statistic, which has one degree of freedom.
+    exact
+        Which of the two `p_value` is.
+    names
+        What the verdict calls the two.
+
+    Examples
+    --------
+    >>> mcnemar([1, 1, 1, 0, 1, 1], [0, 0, 1, 0, 0, 1]).verdict
+    'The first is right on 3 of 6 examples where the second is wrong, and wrong on 0 where it is
+    right: chance alone may explain this (p = 0.25, exact).'
+    """
+
+    first_only: int
+    second_only: int
+    n: int
+    odds_ratio: float
+    odds_interval: tuple[float, float]
+    statistic: float
+    p_exact: float
+    p_chi_square: float
+    exact: bool
+    names: tuple[str, str] = ("the first", "the second")
+
+    @property
+    def p_value(self) -> float:
+        """How likely a difference this large is where the two are equally good."""
+        return self.p_exact if self.exact else self.p_chi_square
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        first, second = self.names
+        if self.p_value >= 0.05:
+            judged = "chance alone may explain this"
+        else:
+            winner = first if self.first_only > self.second_only else second
+            judged = f"{winner} is better, by more than chance explains"
+        how = "exact" if self.exact else "chi-square"
+        return (
+            f"{first[:1].upper()}{first[1:]} is right on {self.first_only:,} of {self.n:,} "
+            f"examples where {second} is wrong, and wrong on {self.second_only:,} where it is "
+            f"right: {judged} (p = {self.p_value:.2g}, {how})."
+        )
+
+
+def mcnemar(
+    first_correct: Any,
+    second_correct: Any,
+    exact: bool | None = None,
+    names: tuple[str, str] = ("the first", "the second"),
+) -> McNemar:
+    """McNemar's test: are two models equally often right on the same examples?
+
+    Parameters
+    ----------
+    first_correct, second_correct
+        (n,) bool, or 0 and 1: where each of them is right.
+    exact
+        Take the binomial p-value or the chi-square one, with continuity correction. None: the
+        binomial one below 25 discordant pairs. Both are in the result.
+    names
+        What the verdict calls the two.
+
+    Raises
+    ------
+    ValueError
+        Different lengths, no examples, or something else than right and wrong.
+
+    Notes
+    -----
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions
+    or percentages", Psychometrika 1947; correction by Edwards, 1948. The odds ratio's interval is
+    Clopper and Pearson's for the share of the first among the discordant pairs.
+
+    Examples
+    --------
+    >>> test = mcnemar(np.arange(100) < 90, np.arange(100) < 60)
+    >>> test.first_only, test.second_only, test.exact, round(test.statistic, 2)
+    (30, 0, False, 28.03)
+    """
+    first, second = _right("first_correct", first_correct), _right("second_correct", second_correct)
+    if len(first) != len(second):
+        raise ValueError(
+            f"both must be about the same examples, but one has {len(first)} and the other "
+            f"{len(second)}"
+        )
+    if not len(first):
+        raise ValueError("there are no examples")
+    b, c = int((first & ~second).sum()), int((second & ~first).sum())
+    statistic = max(abs(b - c) - 1, 0) ** 2 / (b + c) if b + c else 0.0
+    return McNemar(
+        first_only=b,
+        second_only=c,
+        n=len(first),
+        odds_ratio=_odds(b, c),
+        odds_interval=_odds_interval(b, c),
+        statistic=statistic,
+        p_exact=float(binomtest(b, b + c).pvalue) if b + c else 1.0,
+        p_chi_square=float(chi2.sf(statistic, 1)),
+        exact=b + c < FEW if exact is None else exact,
+        names=names,
+    )
+
+
+def compare(
+    joint_prediction: Any,
+    other_prediction: Any,
+    targets: Any,
+    names: tuple[str, str] = ("the joint model", "the other model"),
+) -> McNemar:
+    """McNemar's test of the joint model against any other saved predictions.
+
+    Parameters
+    ----------
+    joint_prediction, other_prediction, targets
+        (n,) labels of the same examples in the same order.
+    names
+        What the verdict calls the two.
+
+    Raises
+    ------
+    ValueError
+        They do not have the same length, or there are no examples.
+
+    Examples
+    --------
+    >>> compare([0, 1, 1], [0, 1, 0], [0, 1, 1]).first_only
+    1
+    """
+    columns = [np.asarray(column) for column in (joint_prediction, other_prediction, targets)]
+    if any(column.ndim != 1 or len(column) != len(columns[0]) for column in columns):
+        shapes = ", ".join(str(column.shape) for column in columns)
+        raise ValueError(
+            f"joint_prediction, other_prediction and targets must be (n,) alike, not {shapes}"
+        )
+    joint, other, truth = columns
+    return mcnemar(joint == truth, other == truth, names=names)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its confidence interval.
+
+    Examples
+    --------
+    >>> str(Interval(0.9412, 0.936, 0.9459))
+    '0.9412 (0.936 to 0.9459)'
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.4g} ({self.low:.4g} to {self.high:.4g})"
+
+
+def bootstrap(
+    outcomes: Outcomes,
+    point: OperatingPoint,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Percentile intervals of what an operating point does, from resampled examples.
+
+    At one point an example is of one of 16 kinds: deferred or not, and student, teacher and
+    deferred answer each right or wrong. Drawing n examples with replacement and counting the
+    kinds *is* one draw from a multinomial distribution, so that the kinds are resampled instead:
+    the same bootstrap exactly, in time and memory that do not depend on n.
+
+    Parameters
+    ----------
+    outcomes
+        Examples that the threshold was not chosen on; on others the intervals flatter.
+    point
+        Its score, blend and threshold.
+    n_resamples
+        How often to resample, at least 100.
+    seed
+        Same seed, same intervals.
+    level
+        The intervals' confidence, between 0 and 1.
+
+    Returns
+    -------
+    dict
+        `accuracy`, `deferral_rate`, `gain_over_teacher`, `gain_over_student` (in accuracy) and,
+        where costs are known, `cost` in ``point.unit`` and `saving`, how many times cheaper than
+        the teacher alone. Costs of one example are taken as exact; only the rate varies.
+
+    Raises
+    ------
+    ValueError
+        Too few resamples, or a level out of range.
+
+    Notes
+    -----
+    Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> point = TradeOffCurve.of(outcomes, "max_logit").at(threshold=1.5)
+    >>> str(bootstrap(outcomes, point)["deferral_rate"])
+    '0.5 (0 to 1)'
+    """
+    if n_resamples < 100:
+        raise ValueError(f"n_resamples must be at least 100, not {n_resamples}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, not {level}")
+    n = len(outcomes)
+    counts = _kinds(outcomes, point)
+    draws = np.random.default_rng(seed).multinomial(n, counts / n, size=n_resamples)
+    estimate, resampled = _figures(counts[None] / n, point), _figures(draws / n, point)
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    return {
+        name: Interval(float(estimate[name][0]), *map(float, np.quantile(values, ends)))
+        for name, values in resampled.items()
+    }
+
+
+def _kinds(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
+    """(16,): how many examples are of each kind; the bits are those of `_KIND`."""
+    _, deferred = point.router(outcomes.student)
+    bits = (
+        np.asarray(deferred),
+        outcomes.student_quality > 0,
+        outcomes.teacher_quality > 0,
+        outcomes.deferred_quality(point.blend) > 0,
+    )
+    kind = sum(bit.astype(np.int64) << place for place, bit in enumerate(bits))
+    return np.bincount(kind, minlength=16)
+
+
+_KIND = (
+    np.arange(16)[:, None] >> np.arange(4)
+) & 1  # deferred, student, teacher, joint if deferred
+
+
+def _figures(share: np.ndarray, point: OperatingPoint) -> dict[str, np.ndarray]:
+    """Each figure, (resamples,), from the share (resamples, 16) of every kind."""
+    deferred, student, teacher, answered = _KIND.T
+    accuracy = share @ np.where(deferred, answered, student)
+    rate = share @ deferred
+    figures = {
+        "accuracy": accuracy,
+        "deferral_rate": rate,
+        "gain_over_teacher": accuracy - share @ teacher,
+        "gain_over_student": accuracy - share @ student,
+    }
+    if point.unit is not None:
+        fixed = getattr(joint_cost(point.student_cost, point.teacher_cost, 0.0), point.unit)
+        each = getattr(point.teacher_cost, point.unit)
+        figures["cost"] = fixed + rate * each
+        if fixed > 0:
+            figures["saving"] = each / figures["cost"]
+    return figures
+
+
+def auroc(score: Any, correct: Any) -> float:
+    """The probability that a right row scores above a wrong one, ties counting half.
+
+    Parameters
+    ----------
+    score
+        (n,); NaN counts as ``-inf``, since it is always deferred.
+    correct
+        (n,) bool, or 0 and 1: where the student is right.
+
+    Returns
+    -------
+    float
+        Between 0 and 1; NaN where all rows are right, or all wrong.
+
+    Raises
+    ------
+    ValueError
+        Different lengths or no rows.
+
+    Examples
+    --------
+    >>> auroc([3.0, 2.0, 2.0, 1.0], [1, 1, 0, 0])
+    0.875
+    """
+    values, right = _rows(score, correct)
+    hits = int(right.sum())
+    pairs = hits * (len(right) - hits)
+    if not pairs:
+        return math.nan
+    return float((rankdata(values)[right].sum() - hits * (hits + 1) / 2) / pairs)
+
+
+def aurc(score: Any, correct: Any) -> float:
+    """Area under the risk-coverage curve: mean error among the k best-scored rows, over all k.
+
+    Rows that tie are taken in random order: this is the mean over all those orders. Lower is
+    better. It answers "how wrong are the kept rows?" and weighs the few best rows heavily;
+    `augrc` does not.
+
+    Parameters
+    ----------
+    score, correct
+        As in `auroc`.
+
+    Raises
+    ------
+    ValueError
+        Different lengths or no rows.
+
+    Notes
+    -----
+    Source: Geifman, Uziel & El-Yaniv, "Bias-reduced uncertainty estimation for deep neural
+    classifiers", ICLR 2019.
+
+    Examples
+    --------
+    >>> aurc([3.0, 2.0, 1.0], [1, 1, 0]), aurc([1.0, 1.0, 1.0], [1, 1, 0])
+    (0.1111111111111111, 0.3333333333333333)
+    """
+    errors = np.cumsum(_expected_errors(score, correct))
+    return float((errors / np.arange(1, len(errors) + 1)).mean())
+
+
+def augrc(score: Any, correct: Any) -> float:
+    """Area under the generalized risk-coverage curve: share of rows both kept and wrong.
+
+    The mean, over all coverages, of the share of *all* rows that are kept and wrong; 0 to 1/2.
+    It equals ``(1 - AUROC) a (1 - a) + (1 - a)^2 / 2`` at accuracy a, ties in random order
+    included. Lower is better.
+
+    Parameters
+    ----------
+    score, correct
+        As in `auroc`.
+
+    Raises
+    ------
+    ValueError
+        Different lengths or no rows.
+
+    Notes
+    -----
+    Source: Traub et al., "Overcoming common flaws in the evaluation of selective classification
+    systems", NeurIPS 2024.
+
+    Examples
+    --------
+    >>> round(augrc([3.0, 2.0, 1.0], [1, 1, 0]), 4)
+    0.0556
+    """
+    errors = np.concatenate(([0.0], np.cumsum(_expected_errors(score, correct))))
+    n = len(errors) - 1
+    return float(np.trapezoid(errors) / n**2)
+
+
+def oracle_share(curve: TradeOffCurve) -> float:
+    """Which share of the oracle's gain over random routing a curve reaches.
+
+    The area between the curve and the straight line from student to teacher, over that of the
+    score that knows the answers. 1 is the oracle, 0 random routing, less is worse than random.
+
+    Parameters
+    ----------
+    curve
+        Of any score; the oracle is that of its outcomes and blend.
+
+    Returns
+    -------
+    float
+        At most 1; NaN where the models agree everywhere on right and wrong.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> oracle_share(TradeOffCurve.of(outcomes, "max_logit"))
+    1.0
+    """
+    best = TradeOffCurve.of(curve.outcomes, oracle(curve.outcomes, curve.blend), curve.blend)
+    return _share_of_gain(curve, best)
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """How good one score is, on one table of outcomes.
+
+    Attributes
+    ----------
+    score
+        Its name.
+    auroc, aurc, augrc
+        How well it tells where the student is right.
+    gain
+        Mean quality of the joint model over all deferral rates, minus that of random routing.
+    oracle_share
+        The same as a share of the oracle's: how well it tells where the *teacher helps*, which is
+        what routing needs.
+    """
+
+    score: str
+    auroc: float
+    aurc: float
+    augrc: float
+    gain: float
+    oracle_share: float
+
+
+def score_table(
+    outcomes: Outcomes,
+    scores: Sequence[str | Callable[..., Array] | Score] | None = None,
+    blend: float = 0.0,
+) -> list[ScoreRow]:
+    """Every figure of every score, in the order given.
+
+    Parameters
+    ----------
+    outcomes
+        What both models said.
+    scores
+        Names or callables; all that have a name, when left out.
+    blend
+        The student's weight in a deferred answer.
+
+    Raises
+    ------
+    ValueError
+        An unknown score, or one that is ``+inf`` somewhere.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> score_table(outcomes, ["max_logit"])[0].auroc
+    1.0
+    """
+    best = TradeOffCurve.of(outcomes, oracle(outcomes, blend), blend)
+    right = outcomes.student_quality
+    rows = []
+    for score in map(as_score, SCORES if scores is None else scores):
+        values = np.asarray(score(outcomes.student), dtype=np.float64)
+        curve = TradeOffCurve.of(outcomes, values, blend)
+        rows.append(
+            ScoreRow(
+                score=str(score),
+                auroc=auroc(values, right),
+                aurc=aurc(values, right),
+                augrc=augrc(values, right),
+                gain=curve.area - _line_area(curve),
+                oracle_share=_share_of_gain(curve, best),
+            )
+        )
+    return rows
+
+
+def _line_area(curve: TradeOffCurve) -> float:
+    """The area under the straight line from all-student to all-teacher: random routing."""
+    return (float(curve.outcomes.student_quality.mean()) + float(curve.quality[-1])) / 2
+
+
+def _share_of_gain(curve: TradeOffCurve, best: TradeOffCurve) -> float:
+    gain, most = curve.area - _line_area(curve), best.area - _line_area(best)
+    return gain / most if most > 1e-12 else math.nan
+
+
+def _expected_errors(score: Any, correct: Any) -> np.ndarray:
+    """(n,): the error of each row, the best-scored first, averaged over the rows it ties with."""
+    values, right = _rows(score, correct)
+    _, group, count = np.unique(-values, return_inverse=True, return_counts=True)
+    wrong = np.bincount(group, weights=~right)
+    return np.repeat(wrong / count, count)
+
+
+def _rows(score: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
+    values, right = np.asarray(score, dtype=np.float64), _right("correct", correct)
+    if values.shape != right.shape:
+        raise ValueError(
+            f"score and correct must both be (n,), not {values.shape} and {right.shape}"
+        )
+    if not len(values):
+        raise ValueError("there are no rows")
+    return np.where(np.isnan(values), -np.inf, values), right
+
+
+def _right(name: str, correct: Any) -> np.ndarray:
+    array = np.asarray(correct)
+    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
+        raise ValueError(f"{name} must be (n,), True or 1 where the answer is right, else 0")
+    return array.astype(bool)
+
+
+def _odds(b: float, c: float) -> float:
+    if c:
+        return b / c
+    return math.inf if b else math.nan
+
+
+def _odds_interval(b: int, c: int, alpha: float = 0.05) -> tuple[float, float]:
+    """Clopper and Pearson's interval of ``b / (b + c)``, as odds."""
+    low = float(beta.ppf(alpha / 2, b, c + 1)) if b else 0.0
+    high = float(beta.ppf(1 - alpha / 2, b + 1, c)) if c else 1.0
+    return _odds(low, 1 - low), _odds(high, 1 - high)

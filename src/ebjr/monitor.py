@@ -1,0 +1,950 @@
+"""Monitor: is the promise of a calibrated threshold still kept?
+
+`RiskMonitor` watches the risk itself, from labels or from kept answers that the teacher audits at
+random. `DriftMonitor` needs no labels: it watches whether live scores, and the deferral rate, are
+still those of calibration. Both are sequential tests: they may be looked at after every row and
+for as long as one likes, and still raise a false alarm with probability at most `alpha` in all.
+
+How. A game against the promise: capital 1, and a bet on every row that is fair or worse as long
+as the promise is kept. Such capital ever reaches ``1 / alpha`` with probability at most `alpha`
+(Ville 1939). Capital is spread over a fixed set of bets, small and large, and over the times at
+which they start: half starts at the first row, and fresh money joins every 512 rows, so that a
+promise broken after a long quiet time is found soon. Any such mixture is again a fair game.
+Memory is constant, and any split of the rows into batches gives the same answers.
+
+Sources: Waudby-Smith & Ramdas, "Estimating means of bounded random variables by betting", JRSS B
+2024; Podkopaev & Ramdas, "Tracking the risk of a deployed model and detecting harmful
+distribution shifts", ICLR 2022; Shin, Ramdas & Rinaldo, "E-detectors", NEJSDS 2023; Vovk,
+Gammerman & Shafer, "Algorithmic Learning in a Random World", chapter 8, 2022.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import beta
+
+from ebjr.files import write_whole
+from ebjr.router import check_threshold
+
+BLOCK = 512
+"""Fresh money joins the game every so many rows."""
+
+PROMISES = {
+    "harm": (0.0, 1.0),
+    "excess": (-1.0, 0.0, 1.0),
+    "loss": tuple(np.linspace(0.0, 1.0, 33).tolist()),
+}
+"""What can be promised, with the values on which its rows are counted: the ends are its range."""
+
+_ODDS = np.geomspace(1e-3, 1e4, 32)  # a bet is best where the odds of a loss are 1 + this, times
+_ODDS_SHARES = 1 / (1 + np.log(_ODDS) ** 2)  # most money on a doubling, some on every other size
+_SIZES = np.array([0.03, 0.1, 0.3, 0.9])
+_GROUPS = 32
+_ONE = 2**32
+_CHUNK = 2**20  # so many fractions of 32 bits add up exactly in a double
+
+M = TypeVar("M", bound="_Monitor")
+
+
+def harm(
+    student_prediction: Any, teacher_prediction: Any, deferred: Any, targets: Any = None
+) -> np.ndarray:
+    """Where the student kept the answer, was wrong, and the teacher was right: 1, else 0.
+
+    Parameters
+    ----------
+    student_prediction, teacher_prediction
+        (n,) labels. What the teacher would have said is not looked at in deferred rows.
+    deferred
+        (n,) bool.
+    targets
+        (n,) labels; without them the teacher's answer is taken for the truth.
+
+    Returns
+    -------
+    np.ndarray
+        (n,): the loss of `RiskMonitor` under the promise ``"harm"``.
+
+    Raises
+    ------
+    ValueError
+        The lengths differ.
+
+    Examples
+    --------
+    >>> harm([0, 0, 1], [1, 1, 1], [False, True, False])
+    array([1., 0., 0.])
+    """
+    student, teacher, asked = _columns(
+        student=student_prediction, teacher=teacher_prediction, deferred=deferred
+    )
+    truth = teacher if targets is None else _columns(student=student, targets=targets)[1]
+    return (~asked.astype(bool) & (student != truth) & (teacher == truth)).astype(np.float64)
+
+
+def excess(joint_prediction: Any, teacher_prediction: Any, targets: Any) -> np.ndarray:
+    """Error of the joint model minus error of the teacher: -1, 0 or 1 for each row.
+
+    Parameters
+    ----------
+    joint_prediction, teacher_prediction, targets
+        (n,) labels.
+
+    Returns
+    -------
+    np.ndarray
+        (n,): the loss of `RiskMonitor` under the promise ``"excess"``.
+
+    Raises
+    ------
+    ValueError
+        The lengths differ.
+
+    Examples
+    --------
+    >>> excess([0, 1, 1], [1, 0, 1], [1, 1, 1])
+    array([ 1., -1.,  0.])
+    """
+    joint, teacher, truth = _columns(
+        joint=joint_prediction, teacher=teacher_prediction, targets=targets
+    )
+    return (joint != truth).astype(np.float64) - (teacher != truth)
+
+
+def draw_audits(
+    deferred: Any, probability: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are audited: kept ones at random, deferred ones always.
+
+    The teacher has answered a deferred row already, so that looking at it costs nothing.
+
+    Parameters
+    ----------
+    deferred
+        (n,) bool.
+    probability
+        With which the teacher is asked about a kept row, in (0, 1].
+    rng
+        The source of chance.
+
+    Returns
+    -------
+    audited
+        (n,) bool.
+    chance
+        (n,): the probability with which each row was to be audited. `RiskMonitor.update` takes
+        both.
+
+    Raises
+    ------
+    ValueError
+        The probability is out of range.
+
+    Examples
+    --------
+    >>> draw_audits([True, False, False], 0.2, np.random.default_rng(0))
+    (array([ True, False,  True]), array([1. , 0.2, 0.2]))
+    """
+    asked = np.asarray(deferred, dtype=bool)
+    chance = np.where(asked, 1.0, _share("audit probability", probability, top=True))
+    return rng.random(len(asked)) < chance, chance
+
+
+class _Bets:
+    """Capital spread over fixed bets and over starting times, kept as logarithms.
+
+    `shares` (bets,) add up to 1. With ``p_0 = 1/2`` and ``p_k = (1/log2(k+1) - 1/log2(k+2)) / 2``
+    for the k-th block, the starting times' shares add up to 1 too; money that waits for a later
+    block is left out of the capital, which only makes the test stricter.
+    """
+
+    def __init__(self, shares: np.ndarray, alpha: float) -> None:
+        self.shares = np.log(shares / shares.sum())
+        self.limit = -math.log(alpha)
+        self.wealth = self.shares + math.log(0.5)
+        self.rows = 0
+        self.peak = math.log(0.5)
+        self.alarm: int | None = None
+
+    def bet(self, growth: np.ndarray, watched: np.ndarray | None = None) -> None:
+        """Play the rows of one block or a part of it.
+
+        `growth` (rows, bets) is the logarithm of what a bet is multiplied by; `watched` (rows,)
+        marks the rows after which the capital can have risen.
+        """
+        if self.rows and self.rows % BLOCK == 0:
+            k = self.rows // BLOCK
+            fresh = math.log((1 / math.log2(k + 1) - 1 / math.log2(k + 2)) / 2)
+            self.wealth = np.logaddexp(self.wealth, self.shares + fresh)
+        path = np.cumsum(np.vstack([self.wealth, growth]), axis=0)[1:]
+        self.wealth = path[-1]
+        where = np.arange(len(path)) if watched is None else np.flatnonzero(watched)
+        if len(where):
+            capital = _log_sum(path[where])
+            self.peak = max(self.peak, float(capital.max()))
+            if self.alarm is None and self.peak >= self.limit:
+                self.alarm = self.rows + int(where[np.argmax(capital >= self.limit)]) + 1
+        self.rows += len(path)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes."""
+        return {
+            "rows": self.rows,
+            "wealth": self.wealth.tolist(),
+            "peak": self.peak,
+            "alarm": self.alarm,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self.wealth = _numbers(state["wealth"], len(self.shares), "wealth")
+        self.peak = float(_numbers([state["peak"]], 1, "peak")[0])
+        self.rows = _count(state["rows"], "rows")
+        self.alarm = None if state["alarm"] is None else _count(state["alarm"], "alarm")
+
+
+class _Monitor:
+    """A monitor that can be written to a file and taken up again."""
+
+    FORMAT: ClassVar[str]
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on later, for JSON."""
+        raise NotImplementedError
+
+    @classmethod
+    def _build(cls: type[M], state: Mapping[str, Any]) -> M:
+        raise NotImplementedError
+
+    @classmethod
+    def from_state(cls: type[M], state: Mapping[str, Any]) -> M:
+        """A monitor that goes on exactly where the one that gave `state` stopped.
+
+        Raises
+        ------
+        ValueError
+            The state is incomplete, damaged, or of something else.
+        """
+        try:
+            if state["format"] != cls.FORMAT:
+                raise ValueError(f"its format is {state['format']!r}, not {cls.FORMAT!r}")
+            return cls._build(state)
+        except KeyError as error:
+            raise ValueError(f"cannot resume the monitor: {error.args[0]} is missing") from None
+        except (TypeError, ValueError, OverflowError, IndexError, AttributeError) as error:
+            raise ValueError(f"cannot resume the monitor: {error}") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state as JSON, whole or not at all.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
+        with write_whole(path) as file:
+            json.dump(self.state(), file, allow_nan=False)
+
+    @classmethod
+    def load(cls: type[M], path: str | os.PathLike[str]) -> M:
+        """Take up the monitor that `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ValueError
+            The file holds something else.
+        """
+        try:
+            state = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no monitor file {path}") from None
+        except ValueError:
+            raise ValueError(f"cannot resume the monitor: {path} is not JSON") from None
+        return cls.from_state(state)
+
+
+class RiskMonitor(_Monitor):
+    """Watches the live risk, and alarms when it exceeds its tolerance.
+
+    The promise is that the expected loss of each row, given all before it, is at most
+    `tolerance`. While it is kept, `status` ever becomes ``"broken"`` with probability at most
+    `alpha`, over all time. `lower` and `upper` bound the average of these expected losses so far,
+    each at all times with probability ``1 - alpha``, also while the risk changes.
+
+    Parameters
+    ----------
+    tolerance
+        The promise, in the loss's unit: 0.01 is a harm of 1 % of all inputs.
+    alpha
+        The probability of ever raising a false alarm, between 0 and 1.
+    promise
+        ``"harm"``: a loss of 0 or 1. ``"excess"``: -1, 0 or 1 (anything between is allowed).
+        ``"loss"``: any loss between 0 and 1.
+    audit_probability
+        The least probability with which the loss of a row becomes known, in (0, 1]. 1: every row
+        has a label, or the teacher's answer.
+
+    Raises
+    ------
+    ValueError
+        A number is out of range, or the promise is unknown.
+
+    Notes
+    -----
+    The monitor sees every row; one whose loss did not become known counts as 0, one audited with
+    probability q as ``loss / q``: the mean is that of all rows. With losses y between a and b, a
+    bet of size c multiplies its money by ``(1 + c (y - a)) / (1 + c (m - a))``, of mean 1 or less
+    while the mean of y is at most m. The bounds are the m at which the money of bets from the
+    first row reaches ``1 / alpha``. They hold for the average of changing means since, by the
+    inequality of arithmetic and geometric means, ``prod (1 + c (m_i - a))`` is at most the power
+    of its value at the average m. In between the counted values a loss is split between its two
+    neighbors; the logarithm being concave, that can only lower the money.
+
+    Examples
+    --------
+    >>> monitor = RiskMonitor(tolerance=0.01)
+    >>> monitor.update(np.zeros(1000))
+    'kept'
+    >>> monitor.update(np.tile([1.0, 0.0, 0.0, 0.0], 100))
+    'broken'
+    >>> monitor.alarm
+    1037
+    """
+
+    FORMAT = "ebjr-risk-monitor-1"
+
+    def __init__(
+        self,
+        tolerance: float,
+        alpha: float = 0.05,
+        *,
+        promise: str = "harm",
+        audit_probability: float = 1.0,
+    ) -> None:
+        if promise not in PROMISES:
+            raise ValueError(f"promise must be one of {', '.join(PROMISES)}, not {promise!r}")
+        self.promise = promise
+        self._grid = np.array(PROMISES[promise])
+        self._low, self._high = float(self._grid[0]), float(self._grid[-1])
+        self.tolerance = float(tolerance)
+        if not self._low <= self.tolerance < self._high:
+            raise ValueError(
+                f"the tolerance of {promise} must be at least {self._low:g} and below "
+                f"{self._high:g}, not {tolerance}"
+            )
+        self.alpha = _share("alpha", alpha)
+        self.audit_probability = _share("audit_probability", audit_probability, top=True)
+        self._limit = self.tolerance * self.audit_probability
+        self._bets = _Bets(_ODDS_SHARES, self.alpha)
+        self._mass = [0] * len(self._grid)
+
+    def update(self, loss: Any, audited: Any = None, probability: Any = None) -> str:
+        """Take in the next rows, in the order in which they were served.
+
+        Parameters
+        ----------
+        loss
+            (n,): of every row served. In rows that were not audited it is not looked at.
+        audited
+            (n,) bool: the loss is known. All are, when left out, which takes an
+            `audit_probability` of 1.
+        probability
+            (n,): with which each row was to be audited, at least `audit_probability`, which it
+            is when left out. 1 for rows whose loss is known anyway and need not be 0.
+
+        Returns
+        -------
+        str
+            `status` after these rows.
+
+        Raises
+        ------
+        ValueError
+            Lengths differ, a known loss is NaN or out of range, or a probability is.
+        """
+        value = self._weighted(loss, audited, probability)
+        for rows in _blocks(self._bets.rows, len(value)):
+            self._bets.bet(*self._growth(value[rows]))
+        for start in range(0, len(value), _CHUNK):
+            self._count(value[start : start + _CHUNK])
+        return self.status
+
+    def _weighted(self, loss: Any, audited: Any, probability: Any) -> np.ndarray:
+        """(n,): ``audit_probability * loss / probability``, 0 where the loss is not known."""
+        given = _vector("loss", loss)
+        if audited is None and self.audit_probability < 1:
+            raise ValueError(
+                f"with an audit probability of {self.audit_probability:g}, say which rows were "
+                "audited"
+            )
+        known = np.ones(len(given), bool) if audited is None else _flags(audited)
+        _columns(loss=given, audited=known)
+        value = np.where(known, given, 0.0)
+        bad = np.flatnonzero(~((value >= self._low) & (value <= self._high)))
+        if len(bad):
+            raise ValueError(
+                f"{self.promise} must lie between {self._low:g} and {self._high:g} in audited "
+                f"rows, but it is {value[bad[0]]:g} in row {bad[0]}"
+            )
+        if probability is None:
+            return value
+        chance = _columns(loss=given, probability=_vector("probability", probability))[1]
+        if not ((chance >= self.audit_probability) & (chance <= 1)).all():
+            raise ValueError(
+                f"every probability must lie between {self.audit_probability:g}, the least that "
+                "was announced, and 1"
+            )
+        return value * (self.audit_probability / chance)
+
+    def _growth(self, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        distinct, which = np.unique(value, return_inverse=True)
+        return _odds_growth(distinct - self._low, self._limit - self._low)[which], (
+            value > self._limit
+        )
+
+    def _count(self, value: np.ndarray) -> None:
+        """Add rows to the counts, in units of 2^-32 rows, so that sums are exact in any order."""
+        place = (value - self._low) * ((len(self._grid) - 1) / (self._high - self._low))
+        below = np.floor(place).astype(np.int64)
+        part = np.floor((place - below) * _ONE)
+        size = len(self._grid) + 1
+        rows = np.bincount(below, minlength=size)
+        moved = np.bincount(below, weights=part, minlength=size)
+        for index in range(len(self._grid)):
+            gained = int(moved[index - 1]) if index else 0
+            self._mass[index] += int(rows[index]) * _ONE - int(moved[index]) + gained
+
+    @property
+    def rows(self) -> int:
+        """How many rows have been seen."""
+        return self._bets.rows
+
+    @property
+    def risk(self) -> float:
+        """The average loss so far, each audited row weighted for those that were not; or NaN."""
+        if not self.rows:
+            return math.nan
+        total = sum(mass / _ONE * value for mass, value in zip(self._mass, self._grid, strict=True))
+        return float(total / self.rows / self.audit_probability)
+
+    @property
+    def lower(self) -> float:
+        """The risk so far is at least this, at all times with probability ``1 - alpha``."""
+        found = self._low + self._bound(self._grid - self._low)
+        return min(max(found / self.audit_probability, self._low), self._high)
+
+    @property
+    def upper(self) -> float:
+        """The risk so far is at most this, at all times with probability ``1 - alpha``."""
+        rounding = (self._grid[1] - self._low) / _ONE if self._fractional else 0.0
+        found = self._high - self._bound(self._high - self._grid) + rounding
+        return min(max(found / self.audit_probability, self._low), self._high)
+
+    @property
+    def _fractional(self) -> bool:
+        return any(mass % _ONE for mass in self._mass)
+
+    def _bound(self, value: np.ndarray) -> float:
+        """The largest mean of `value` that the bets refute: their money falls as it grows."""
+        count = np.array(self._mass, dtype=np.float64) / _ONE
+        shares = np.log(_ODDS_SHARES / _ODDS_SHARES.sum())
+        gained = np.log1p(np.outer(_ODDS, value)) @ count + shares
+
+        def over(mean: float) -> float:
+            money = gained - count.sum() * np.log1p(_ODDS * mean)
+            return float(_log_sum(money[None])[0]) + math.log(self.alpha)
+
+        if over(0.0) <= 0:
+            return 0.0
+        top = float(value.max())
+        return top if over(top) > 0 else float(brentq(over, 0.0, top, xtol=1e-15))
+
+    @property
+    def alarm(self) -> int | None:
+        """After how many rows the alarm went off; None if it has not."""
+        return self._bets.alarm
+
+    @property
+    def evidence(self) -> float:
+        """The most that 1 of capital ever became, as log10; the alarm is at ``-log10(alpha)``."""
+        return self._bets.peak / math.log(10)
+
+    @property
+    def status(self) -> str:
+        """``"broken"`` once the alarm went off, ``"kept"`` while `upper` is within, or "undecided".
+
+        What is kept is the average so far; what is broken has been broken at some time, and stays
+        so: calibrate again and start a new monitor.
+        """
+        if self.alarm is not None:
+            return "broken"
+        return "kept" if self.upper <= self.tolerance else "undecided"
+
+    @property
+    def statement(self) -> str:
+        """What is known, in one sentence."""
+        if not self.rows:
+            return "Undecided: nothing has been seen yet."
+        name = {"harm": "harm", "excess": "excess risk", "loss": "loss"}[self.promise]
+        if self.status == "broken":
+            return (
+                f"Broken: by row {self.alarm:,} the {name} had exceeded its tolerance of "
+                f"{self.tolerance:g} (ever a false alarm with probability at most "
+                f"{self.alpha:g}); its average over {self.rows:,} rows is {self.risk:.4g}, at "
+                f"least {self.lower:.4g}."
+            )
+        sure = f"with probability {1 - self.alpha:g} at all times"
+        if self.status == "kept":
+            return (
+                f"Kept: the average {name} over {self.rows:,} rows is at most {self.upper:.4g}, "
+                f"{sure}, and the tolerance is {self.tolerance:g}."
+            )
+        return (
+            f"Undecided: the average {name} over {self.rows:,} rows is {self.risk:.4g}, at least "
+            f"{self.lower:.4g} and at most {self.upper:.4g} (each {sure}), and the tolerance is "
+            f"{self.tolerance:g}."
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on later, for JSON."""
+        return {
+            "format": self.FORMAT,
+            "promise": self.promise,
+            "tolerance": self.tolerance,
+            "alpha": self.alpha,
+            "audit_probability": self.audit_probability,
+            "mass": list(self._mass),
+            "bets": self._bets.state(),
+        }
+
+    @classmethod
+    def _build(cls, state: Mapping[str, Any]) -> RiskMonitor:
+        monitor = cls(
+            state["tolerance"],
+            state["alpha"],
+            promise=state["promise"],
+            audit_probability=state["audit_probability"],
+        )
+        monitor._bets.resume(state["bets"])
+        mass = [_count(value, "mass") for value in state["mass"]]
+        if len(mass) != len(monitor._grid) or sum(mass) != monitor.rows * _ONE:
+            raise ValueError("its counts do not add up to its rows")
+        monitor._mass = mass
+        return monitor
+
+
+class DriftMonitor(_Monitor):
+    """Watches, without labels, whether live scores are still those of calibration.
+
+    Two tests share `alpha`. *Scores*: live scores are exchangeable with those of calibration.
+    *Deferral rate*, where a threshold is given: the live rate is that of calibration within
+    `rate_tolerance`. While both hold, `status` ever becomes ``"drifted"`` with probability at
+    most `alpha`. ``"steady"`` means that no drift has been shown, not that there is none.
+
+    Parameters
+    ----------
+    scores
+        (N,): of the calibration examples, or better of others that nothing was fitted on: a score
+        trained on these very rows looks different on new ones. NaN counts as ``-inf``. Only 31
+        quantiles of them are kept.
+    alpha
+        The probability of ever raising a false alarm, between 0 and 1.
+    threshold
+        In the score's unit; rows under it are deferred. None: no test of the deferral rate.
+    rate_tolerance
+        How far the deferral rate may move before it matters, from 0 to below 1.
+    seed
+        For breaking ties.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 20 scores, or a number out of range.
+
+    Notes
+    -----
+    *Finite calibration data.* N calibration scores cut the line into N + 1 gaps. If calibration
+    and live scores are exchangeable, and ties are broken at random, the rank of each new score
+    among all before it is uniform; so it falls into a gap that holds c live scores already with
+    probability exactly ``(1 + c) / (N + 1 + t)`` after t live rows (Polya's urn), whatever the
+    scores' distribution. Gaps are joined to 32 groups by ranks fixed beforehand, so that the
+    probabilities add up. A group is the interval that it fills on [0, 1] under these
+    probabilities, and a bet multiplies its money by the mean over that interval of
+    ``1 + e P(u)``, with a shifted Legendre polynomial P of degree 1, 2 or 3 (location, spread,
+    skewness), at most 1 in size and of mean 0: the game is exactly fair. Ranking against the
+    calibration scores alone, as if their quantiles were the true ones, would not be: it raises a
+    false alarm sooner or later with certainty.
+
+    *Deferral rate.* The calibrated rate is known up to a Clopper-Pearson interval, which fails
+    with probability ``alpha / 4``; widened by the tolerance, it is what the bets play against, at
+    ``alpha / 4``; the scores' test has ``alpha / 2``. The exact test of the scores finds any
+    difference in the end, a harmless one too; `shift` and `deferral_rate` say how large it is.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> monitor = DriftMonitor(rng.normal(size=2000), threshold=-1.0)
+    >>> monitor.update(rng.normal(size=3000))
+    'steady'
+    >>> monitor.update(rng.normal(-1.0, size=500))
+    'drifted'
+    """
+
+    FORMAT = "ebjr-drift-monitor-1"
+
+    def __init__(
+        self,
+        scores: Any,
+        alpha: float = 0.05,
+        *,
+        threshold: float | None = None,
+        rate_tolerance: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        values = _ranked(scores)
+        if len(values) < 20:
+            raise ValueError(f"drift needs at least 20 calibration scores, not {len(values)}")
+        tie = np.random.default_rng([seed, 0]).random(len(values))
+        order = np.lexsort((tie, values))
+        groups = min(_GROUPS, len(values) + 1)
+        ranks = np.round(np.arange(1, groups) * (len(values) + 1) / groups).astype(np.int64)
+        chosen = order[ranks - 1]
+        limit = None if threshold is None else check_threshold(threshold)
+        deferred = 0 if limit is None else int((~(values >= limit)).sum())
+        self._start(
+            n=len(values),
+            edges=values[chosen],
+            ties=tie[chosen],
+            ranks=ranks,
+            deferred=deferred,
+            alpha=alpha,
+            threshold=limit,
+            rate_tolerance=rate_tolerance,
+            seed=seed,
+        )
+
+    def _start(
+        self,
+        *,
+        n: int,
+        edges: np.ndarray,
+        ties: np.ndarray,
+        ranks: np.ndarray,
+        deferred: int,
+        alpha: float,
+        threshold: float | None,
+        rate_tolerance: float,
+        seed: int,
+    ) -> None:
+        """Begin with what is kept of the calibration scores."""
+        self.alpha = _share("alpha", alpha)
+        self.threshold = threshold
+        self.rate_tolerance = float(rate_tolerance)
+        if not 0 <= self.rate_tolerance < 1:
+            raise ValueError(f"rate_tolerance must lie in [0, 1), not {rate_tolerance}")
+        self.calibration_rows = n
+        self.seed = seed
+        self._edges, self._ties, self._ranks = edges, ties, ranks
+        self._calibration_deferred = deferred
+        self._gaps = np.diff(ranks, prepend=0, append=n + 1)
+        self._seen = np.zeros(len(self._gaps), np.int64)
+        self._deferred = 0
+        only = threshold is None
+        self._bets = _Bets(np.ones(6 * len(_SIZES)), self.alpha * (1 if only else 0.5))
+        self._rate_bets = _Bets(np.tile(_ODDS_SHARES, 2), self.alpha / 4)
+        least, most = _clopper_pearson(deferred, n, self.alpha / 4)
+        most, least = most + self.rate_tolerance, least - self.rate_tolerance
+        self._rate_growth = np.hstack(
+            [
+                _odds_growth(np.array([0.0, 1.0]), min(most, 1.0)),
+                _odds_growth(np.array([1.0, 0.0]), min(1.0 - least, 1.0)),
+            ]
+        )
+
+    def update(self, scores: Any) -> str:
+        """Take in the scores (n,) of the next rows, in the order in which they were served.
+
+        A NaN counts as ``-inf``: the router defers it.
+
+        Returns
+        -------
+        str
+            `status` after these rows.
+
+        Raises
+        ------
+        ValueError
+            The scores are not one number for each row.
+        """
+        values = _ranked(scores)
+        for start in range(0, len(values), _CHUNK):
+            self._play(values[start : start + _CHUNK])
+        return self.status
+
+    def _play(self, values: np.ndarray) -> None:
+        group = self._group(values)
+        deferred = None if self.threshold is None else (~(values >= self.threshold)).astype(int)
+        for rows in _blocks(self._bets.rows, len(values)):
+            self._bets.bet(self._growth(group[rows]))
+            if deferred is not None:
+                self._rate_bets.bet(self._rate_growth[deferred[rows]])
+        self._deferred += 0 if deferred is None else int(deferred.sum())
+
+    def _group(self, values: np.ndarray) -> np.ndarray:
+        """(n,): how many edges lie below each score, ties broken at random but reproducibly."""
+        group = np.searchsorted(self._edges, values, side="left")
+        tied = np.flatnonzero(np.searchsorted(self._edges, values, side="right") > group)
+        if len(tied):
+            source = np.random.PCG64([self.seed, 1]).advance(self._bets.rows)
+            tie = np.random.Generator(source).random(len(values))[tied]
+            same = self._edges == values[tied, None]
+            group[tied] += (same & (self._ties < tie[:, None])).sum(axis=1)
+        return group
+
+    def _growth(self, group: np.ndarray) -> np.ndarray:
+        """(rows, bets): logarithms of what each bet is multiplied by, under Polya's urn."""
+        hit = group[:, None] == np.arange(len(self._gaps))
+        after = np.cumsum(np.vstack([self._seen + self._gaps, hit]), axis=0)
+        before, self._seen = after[:-1], after[-1] - self._gaps
+        own = before[hit]
+        below = np.cumsum(before, axis=1)[hit] - own
+        total = self.calibration_rows + 1 + self._bets.rows + np.arange(len(group))
+        left, width = below / total, own / total
+        mean = _mean_legendre(2 * left - 1, 2 * (left + width) - 1)
+        bet = np.multiply.outer(mean, _SIZES).reshape(len(group), -1)
+        return np.log1p(np.hstack([bet, -bet]))
+
+    @property
+    def rows(self) -> int:
+        """How many live rows have been seen."""
+        return self._bets.rows
+
+    @property
+    def shift(self) -> float:
+        """The largest difference of the shares of live and of calibration scores under a score.
+
+        Taken over all live rows so far, at the quantiles that are kept; 0 to 1, or NaN.
+        """
+        if not self.rows:
+            return math.nan
+        live = np.cumsum(self._seen)[:-1] / self.rows
+        return float(np.abs(live - self._ranks / self.calibration_rows).max())
+
+    @property
+    def deferral_rate(self) -> float:
+        """Of the live rows so far; NaN without a threshold or rows."""
+        return math.nan if self.threshold is None or not self.rows else self._deferred / self.rows
+
+    @property
+    def calibrated_rate(self) -> float:
+        """The deferral rate of the calibration scores; NaN without a threshold."""
+        none = self.threshold is None
+        return math.nan if none else self._calibration_deferred / self.calibration_rows
+
+    @property
+    def alarms(self) -> dict[str, int | None]:
+        """For each test, after how many rows its alarm went off; None if it has not."""
+        return {"scores": self._bets.alarm, "deferral_rate": self._rate_bets.alarm}
+
+    @property
+    def evidence(self) -> dict[str, float]:
+        """For each test, the most that 1 of capital ever became, as log10."""
+        both = {"scores": self._bets, "deferral_rate": self._rate_bets}
+        return {name: bets.peak / math.log(10) for name, bets in both.items()}
+
+    @property
+    def status(self) -> str:
+        """``"drifted"`` once an alarm went off, and from then on; ``"steady"`` before."""
+        return "steady" if all(row is None for row in self.alarms.values()) else "drifted"
+
+    @property
+    def statement(self) -> str:
+        """What is known, in one sentence."""
+        if not self.rows:
+            return "Steady: nothing has been seen yet."
+        rate = (
+            ""
+            if self.threshold is None
+            else f" and the deferral rate {self.deferral_rate:.4g} "
+            f"({self.calibrated_rate:.4g} at calibration)"
+        )
+        size = (
+            f"over {self.rows:,} rows the largest shift of a share of scores is "
+            f"{self.shift:.4g}{rate}"
+        )
+        rang = [
+            f"the {name.replace('_', ' ')} by row {row:,}"
+            for name, row in self.alarms.items()
+            if row is not None
+        ]
+        if not rang:
+            return f"Steady: no drift has been shown; {size}."
+        return (
+            f"Drifted: {' and '.join(rang)} (ever a false alarm with probability at most "
+            f"{self.alpha:g}); {size}; calibrate again."
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on later, for JSON."""
+        return {
+            "format": self.FORMAT,
+            "alpha": self.alpha,
+            "threshold": None if self.threshold is None else _as_json(self.threshold),
+            "rate_tolerance": self.rate_tolerance,
+            "seed": self.seed,
+            "n": self.calibration_rows,
+            "edges": [_as_json(edge) for edge in self._edges.tolist()],
+            "ties": self._ties.tolist(),
+            "ranks": self._ranks.tolist(),
+            "calibration_deferred": self._calibration_deferred,
+            "seen": self._seen.tolist(),
+            "deferred": self._deferred,
+            "bets": self._bets.state(),
+            "rate_bets": self._rate_bets.state(),
+        }
+
+    @classmethod
+    def _build(cls, state: Mapping[str, Any]) -> DriftMonitor:
+        monitor = cls.__new__(cls)
+        n = _count(state["n"], "n")
+        ranks = [_count(rank, "ranks") for rank in state["ranks"]]
+        edges = np.array([float(edge) for edge in state["edges"]])
+        threshold = state["threshold"]
+        monitor._start(
+            n=n,
+            edges=edges,
+            ties=_numbers(state["ties"], len(edges), "ties"),
+            ranks=np.array(ranks, np.int64),
+            deferred=_count(state["calibration_deferred"], "calibration_deferred"),
+            alpha=state["alpha"],
+            threshold=None if threshold is None else check_threshold(float(threshold)),
+            rate_tolerance=state["rate_tolerance"],
+            seed=_count(state["seed"], "seed"),
+        )
+        monitor._seen = np.array([_count(value, "seen") for value in state["seen"]], np.int64)
+        monitor._deferred = _count(state["deferred"], "deferred")
+        monitor._bets.resume(state["bets"])
+        monitor._rate_bets.resume(state["rate_bets"])
+        monitor._check()
+        return monitor
+
+    def _check(self) -> None:
+        """Whether what was read fits together."""
+        rate_rows = 0 if self.threshold is None else self.rows
+        whole = (
+            len(self._ranks) == len(self._edges) > 0
+            and (self._gaps > 0).all()
+            and (self._edges[:-1] <= self._edges[1:]).all()
+            and len(self._seen) == len(self._gaps)
+            and int(self._seen.sum()) == self.rows
+            and self._rate_bets.rows == rate_rows
+            and self._deferred <= rate_rows
+            and self._calibration_deferred <= self.calibration_rows
+        )
+        if not whole:
+            raise ValueError("its counts do not fit together")
+
+
+def _odds_growth(value: np.ndarray, mean: float) -> np.ndarray:
+    """(values, bets): log of ``(1 + c value) / (1 + c mean)`` for the bets on a larger mean."""
+    return np.log1p(np.outer(value, _ODDS)) - np.log1p(_ODDS * mean)
+
+
+def _mean_legendre(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(n, 3): means of the Legendre polynomials of degree 1, 2, 3 between two points of [-1, 1].
+
+    From the power sums of the ends, not from a difference, so that narrow intervals are exact.
+    """
+    first = (left + right) / 2
+    second = (left * left + left * right + right * right) / 3
+    third = first * (left * left + right * right) / 2
+    return np.stack([first, (3 * second - 1) / 2, (5 * third - 3 * first) / 2], axis=1)
+
+
+def _log_sum(logs: np.ndarray) -> np.ndarray:
+    """(n,): log of the sum of the exponentials of each row."""
+    top = logs.max(axis=1)
+    return top + np.log(np.exp(logs - top[:, None]).sum(axis=1))
+
+
+def _blocks(first: int, n: int) -> Iterator[slice]:
+    """Cut n rows where blocks of all rows ever seen end, `first` being the number of the first."""
+    start = 0
+    while start < n:
+        stop = min(n, start + BLOCK - (first + start) % BLOCK)
+        yield slice(start, stop)
+        start = stop
+
+
+def _clopper_pearson(hits: int, n: int, alpha: float) -> tuple[float, float]:
+    """The exact two-sided interval of a share, wrong with probability at most `alpha`."""
+    low = 0.0 if hits == 0 else float(beta.ppf(alpha / 2, hits, n - hits + 1))
+    high = 1.0 if hits == n else float(beta.ppf(1 - alpha / 2, hits + 1, n - hits))
+    return low, high
+
+
+def _share(name: str, value: float, top: bool = False) -> float:
+    """A number between 0 and 1, 0 excluded, and 1 unless `top`."""
+    number = float(value)
+    if not 0 < number < 1 and not (top and number == 1):
+        raise ValueError(f"{name} must lie between 0 and 1{' or be 1' if top else ''}, not {value}")
+    return number
+
+
+def _vector(name: str, values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "biuf"):
+        raise ValueError(
+            f"{name} must be one real number for each row, not {array.dtype} of shape {array.shape}"
+        )
+    return array.astype(np.float64)
+
+
+def _flags(values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    if array.dtype != bool:
+        raise ValueError(f"audited must be bool, not {array.dtype}")
+    return array
+
+
+def _ranked(scores: Any) -> np.ndarray:
+    """Scores with NaN as ``-inf``, which is how the router ranks them."""
+    values = _vector("scores", scores)
+    return np.where(np.isnan(values), -np.inf, values)
+
+
+def _columns(**named: Any) -> list[np.ndarray]:
+    """Arrays of one length."""
+    arrays = [np.asarray(value) for value in named.values()]
+    if any(array.ndim != 1 for array in arrays) or len({len(array) for array in arrays}) > 1:
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise ValueError(f"{', '.join(named)} must be (n,) and of the same length, not {shapes}")
+    return arrays
+
+
+def _numbers(values: Any, n: int, name: str) -> np.ndarray:
+    array = np.array([float(value) for value in values])
+    if len(array) != n or not np.isfinite(array).all():
+        raise ValueError(f"its {name} is damaged")
+    return array
+
+
+def _count(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"its {name} is damaged")
+    return value
+
+
+def _as_json(value: float) -> float | str:
+    """JSON has no infinity: a word stands for it."""
+    return value if math.isfinite(value) else str(value)
