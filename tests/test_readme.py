@@ -61,6 +61,8 @@ def test_the_commands_run(folder, monkeypatch):
     assert len(ours) == 4
     for line in ours:
         monkeypatch.setattr("sys.argv", line.split())
-        main()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code, line
     assert (folder / "answers.jsonl").read_text().count("\n") == 40
     assert (folder / "report.html").exists()

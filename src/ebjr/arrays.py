@@ -67,7 +67,8 @@ def convert_like(array: Array, reference: Array) -> Array:
         return array
     if array_api_compat.is_torch_array(reference):
         if not array_api_compat.is_torch_array(array):
-            array = namespace(reference).asarray(array)
+            # a copy: PyTorch takes neither read-only arrays nor negative strides
+            array = namespace(reference).asarray(np.array(array, order="C"))
         return array.to(reference.device)
     return to_numpy(array)
 

@@ -611,7 +611,7 @@ def _print_study(study: Study, joint_seconds: float | None = None) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = _table("", "accuracy", "deferred", "FLOPs", "ms/example", "times cheaper", "threshold")
+    table = _table("", "accuracy", "deferred", "FLOPs", "ms", "cheaper", "threshold")
     for role in ("student", "teacher"):
         cost = getattr(result, f"{role}_cost")
         quality = getattr(result, f"{role}_quality")
@@ -627,7 +627,7 @@ def _print_study(study: Study, joint_seconds: float | None = None) -> None:
 
 
 def _joint_row(name: str, point: OperatingPoint, measured: str | None = None) -> list[str]:
-    saving = "" if point.saving is None else f"{point.saving:.2f}"
+    saving = "" if point.saving is None else f"{point.saving:.2f}x"
     return [
         escape(name),
         f"{point.quality:.2%}",

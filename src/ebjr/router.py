@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ebjr.arrays import Array
+from ebjr.arrays import Array, namespace
 from ebjr.scores import Score, as_score
 
 
@@ -51,7 +51,9 @@ class Router:
     def __call__(self, output: Array) -> tuple[Array, Array]:
         """Score the student's raw output (n, ...): returns score (n,) and deferred (n,) bool."""
         score = self.score(output)
-        return score, ~(score >= self._threshold)
+        xp = namespace(score)
+        # in double precision, as curves are computed: a threshold is never rounded to a score
+        return score, ~(xp.astype(score, xp.float64) >= self._threshold)
 
     def __repr__(self) -> str:
         return f"Router({str(self.score)!r}, threshold={self.threshold!r})"

@@ -102,10 +102,9 @@ def entropy(logits: Array, temperature: float = 1.0) -> Array:
     xp = namespace(log_probabilities)
     probabilities = xp.exp(log_probabilities)
     # 0 log 0 = 0, also for a logit of -inf
-    terms = xp.where(
-        probabilities == 0, xp.zeros_like(probabilities), probabilities * log_probabilities
-    )
-    return xp.sum(terms, axis=-1)
+    nothing = xp.zeros_like(log_probabilities)
+    finite = xp.where(probabilities == 0, nothing, log_probabilities)
+    return xp.sum(probabilities * finite, axis=-1)
 
 
 def margin(logits: Array, temperature: float = 1.0) -> Array:
@@ -184,9 +183,11 @@ def random(logits: Array, seed: int = 0) -> Array:
     with np.errstate(over="ignore"):
         for column in bits.T:
             state = _mix(state ^ column)
-    uniform = (state >> np.uint64(11)) * 2.0**-53
+    digits = 24 if rows.dtype == namespace(rows).float32 else 53
+    uniform = (state >> np.uint64(64 - digits)) * 2.0**-digits
     uniform[~np.isfinite(to_numpy(rows)).all(axis=1)] = np.nan
-    return convert_like(uniform, rows)
+    xp = namespace(rows)
+    return xp.astype(convert_like(uniform, rows), rows.dtype, copy=False)
 
 
 def _mix(state: np.ndarray) -> np.ndarray:

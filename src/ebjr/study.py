@@ -14,6 +14,7 @@ from ebjr.calibration import calibrate, crossing
 from ebjr.curve import OperatingPoint
 from ebjr.errors import CalibrationError
 from ebjr.evaluation import evaluate
+from ebjr.evaluation.report import write_report
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score
 
@@ -98,8 +99,6 @@ class Study:
         OSError
             The file cannot be written.
         """
-        from ebjr.evaluation.report import write_report
-
         fraction, seed = self.split
         goal = ", ".join(f"{key} = {value}" for key, value in self.goal.items())
         made = {

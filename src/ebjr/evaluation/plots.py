@@ -128,8 +128,8 @@ def trade_off_figure(
                 "yref": "paper",
                 "text": "break-even",
                 "showarrow": False,
-                "xanchor": "left",
-                "xshift": 5,
+                "xanchor": "right",
+                "xshift": -5,
             }
         ],
         "legend": {"orientation": "h", "y": -0.24, "x": 0},
@@ -260,9 +260,12 @@ def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
 
 
 def _rule(x: float, dash: str) -> dict[str, Any]:
-    """A vertical line over the whole height."""
+    """A vertical line over the whole height; hidden where it would be at infinity."""
+    visible = bool(np.isfinite(x))
+    place = float(x) if visible else 0.0
     style = {"width": 2 if dash == "solid" else 1.5, "dash": dash}
-    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": style}
+    line = {"type": "line", "x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "paper"}
+    return {**line, "line": style, "visible": visible}
 
 
 def _short(values: np.ndarray) -> list[float]:

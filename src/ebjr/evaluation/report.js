@@ -31,7 +31,7 @@ function themed(layout) {
     font: { family: "system-ui, sans-serif", size: narrow.matches ? 11 : 13, color: ink },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    legend: { ...layout.legend, y: narrow.matches ? -0.2 : layout.legend.y },
+    legend: { ...layout.legend, y: narrow.matches ? -0.3 : layout.legend.y },
   };
 }
 
@@ -67,7 +67,9 @@ function show() {
   fill("cheaper", cost ? (data.teacher[unit] / cost).toFixed(2) + "×" : null);
   const marker = data.curve.data.length - 1;
   Plotly.restyle("curve", { x: [[series.cost[row]]], y: [[100 * series.quality[row]]] }, [marker]);
-  if (threshold !== null) Plotly.relayout("histogram", { "shapes[0].x0": threshold, "shapes[0].x1": threshold });
+  Plotly.relayout("histogram", {
+    "shapes[0].x0": threshold || 0, "shapes[0].x1": threshold || 0, "shapes[0].visible": threshold !== null,
+  });
 }
 
 function fill(id, text) {

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ebjr import JointConfig, Outcomes, TradeOffCurve, load_joint
+from ebjr.demo import run_demo, shipped
+from ebjr.demo.cifar10 import DataUnavailable
+from ebjr.demo.cifar10 import load as load_cifar10
+from ebjr.evaluation.profile import count_flops
+
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+pytest.importorskip("plotly", reason="plotly is not installed")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    return run_demo(tmp_path_factory.mktemp("demo"), recorded=True)
+
+
+def test_the_recorded_demo_needs_no_images_and_says_so(recorded):
+    assert recorded.recorded
+    assert recorded.joint_seconds is None
+    assert len(recorded.study.outcomes) == 10_000
+    assert all(path.exists() for path in recorded.files.values())
+
+
+def test_the_joint_model_reaches_the_teacher_for_four_times_fewer_flops(recorded):
+    result = recorded.study.result
+    assert result.quality >= result.teacher_quality - 0.003
+    assert result.saving >= 4
+
+
+def test_the_student_costs_an_eighth_of_the_teacher_and_knows_nine_in_ten():
+    with shipped("student.onnx") as student, shipped("teacher.onnx") as teacher:
+        assert count_flops(student).flops <= count_flops(teacher).flops / 8
+    with shipped("outcomes.npz") as path:
+        assert Outcomes.load(path).student_quality.mean() >= 0.90
+
+
+def test_the_curve_ends_at_both_models(recorded):
+    held_out = recorded.study.held_out
+    curve = TradeOffCurve.of(held_out, "energy")
+    assert curve.quality[0] == held_out.student_quality.mean()
+    assert curve.quality[-1] == held_out.teacher_quality.mean()
+
+
+def test_the_file_it_leaves_is_a_working_joint_model(recorded):
+    config = JointConfig.read(recorded.files["joint.toml"])
+    assert config.labels is not None
+    assert "match-teacher" in config.operating_points
+    joint = load_joint(recorded.files["joint.toml"])
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    assert joint(images).prediction.shape == (5,)
+
+
+def test_the_shipped_answers_are_what_the_shipped_models_say():
+    try:
+        images, labels = load_cifar10("test")
+    except DataUnavailable as error:
+        pytest.skip(str(error))
+    with shipped("outcomes.npz") as path:
+        said = Outcomes.load(path)
+    assert np.array_equal(said.targets, labels)
+    from ebjr import Preprocess, load_model
+
+    for role in ("student", "teacher"):
+        with shipped(f"{role}.onnx") as path:
+            logits = load_model(path)(Preprocess(size=32)(images[:200]))
+        assert np.abs(logits - getattr(said, role)[:200]).max() < 0.02
+
+
+def test_the_command_line_says_loudly_that_answers_are_recorded(tmp_path, monkeypatch, capsys):
+    from ebjr.cli import main
+
+    monkeypatch.setattr("sys.argv", ["ebjr", "demo", "--recorded", "--json", "-o", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    printed = capsys.readouterr()
+    assert "these are the shipped, recorded answers" in " ".join(printed.err.split())
+    assert json.loads(printed.out)["recorded"] is True

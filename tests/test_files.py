@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+
+import pytest
+
+from ebjr.files import sha256_of, write_whole
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+@pytest.mark.parametrize(("mode", "content"), [("w", "größer\nthan\n"), ("wb", b"\x00\xff")])
+def test_a_block_that_ends_well_leaves_the_whole_file(tmp_path, mode, content):
+    path = tmp_path / "result"
+    with write_whole(path, mode) as file:
+        file.write(content)
+        assert names(tmp_path) != ["result"]
+    assert path.read_bytes() == (content if mode == "wb" else content.encode())
+    assert names(tmp_path) == ["result"]
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("old", [None, "old"])
+def test_a_block_that_fails_leaves_all_as_it_was(tmp_path, error, old):
+    path = tmp_path / "result"
+    if old is not None:
+        path.write_text(old)
+    with pytest.raises(error, match="halfway"), write_whole(path) as file:  # noqa: PT012
+        file.write("half of it")
+        file.flush()
+        raise error("halfway")
+    assert names(tmp_path) == ([] if old is None else ["result"])
+    if old is not None:
+        assert path.read_text() == old
+
+
+def test_readers_see_the_old_file_until_the_block_ends(tmp_path):
+    path = tmp_path / "result"
+    path.write_text("old")
+    with write_whole(path) as file:
+        file.write("new")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are a POSIX matter")
+@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_the_permissions_of_any_other(tmp_path, mask, expected):
+    before = os.umask(mask)
+    try:
+        with write_whole(tmp_path / "result") as file:
+            file.write("x")
+        assert stat.S_IMODE((tmp_path / "result").stat().st_mode) == expected
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with (
+        pytest.raises(FileNotFoundError, match=r"the folder .*absent does not exist"),
+        write_whole(tmp_path / "absent" / "result"),
+    ):
+        pytest.fail("the block must not run")
+    assert names(tmp_path) == []
+
+
+def test_a_folder_in_the_way_is_an_os_error_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / "result").mkdir()
+    with pytest.raises(OSError, match="result"), write_whole(tmp_path / "result") as file:
+        file.write("x")
+    assert names(tmp_path) == ["result"]
+
+
+def test_a_path_may_be_text(tmp_path):
+    with write_whole(str(tmp_path / "result")) as file:
+        file.write("x")
+    assert (tmp_path / "result").read_text() == "x"
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"\x00" * 3_000_000])
+def test_sha256_is_that_of_the_bytes(tmp_path, content):
+    (tmp_path / "data").write_bytes(content)
+    assert sha256_of(tmp_path / "data") == hashlib.sha256(content).hexdigest()
+
+
+def test_the_sha256_of_no_file_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        sha256_of(tmp_path / "absent")

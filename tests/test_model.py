@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ebjr import JointClassifier, Model, ModelError, Router
+from ebjr.model import answer, model_name
+
+
+class Named:
+    name = "resnet20"
+
+    def __call__(self, batch):
+        return batch
+
+
+class Oddly(Named):
+    name = 3
+
+
+def test_anything_callable_is_a_model():
+    for model in (lambda batch: batch, Named(), np.sin):
+        assert isinstance(model, Model)
+    assert not isinstance("model.onnx", Model)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(Named(), "resnet20"), (Oddly(), "Oddly"), (np.sin, "sin"), (Named, "resnet20")],
+)
+def test_a_model_is_called_by_its_own_name(model, name):
+    assert model_name(model) == name
+
+
+def test_an_answer_is_handed_on_untouched(asarray):
+    output = asarray(np.ones((3, 2)))
+    assert answer(lambda batch: output, None, rows=3) is output
+
+
+def test_a_joint_models_answer_is_its_raw_output():
+    joint = JointClassifier(lambda x: x, lambda x: -x, Router("max_logit", 2.0))
+    batch = np.array([[3.0, 0.0], [1.0, 0.0]])
+    np.testing.assert_array_equal(answer(joint, batch, rows=2), [[3.0, 0.0], [-1.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("output", "came"),
+    [
+        (np.ones((2, 5)), r"shape \(2, 5\)"),
+        (np.ones((4, 5)), r"shape \(4, 5\)"),
+        (np.ones((0, 5)), r"shape \(0, 5\)"),
+        (np.float64(1.0), r"shape \(\)"),
+        ([1.0, 2.0, 3.0], "list"),
+        (None, "NoneType"),
+    ],
+)
+def test_an_answer_without_a_row_for_each_input_is_a_model_error(output, came):
+    def student(batch):
+        return output
+
+    message = (
+        f"student was given 3 inputs and must return 3 rows of raw output, but returned {came}"
+    )
+    with pytest.raises(ModelError, match=message):
+        answer(student, np.ones((3, 2)), rows=3)
+
+
+def test_no_rows_for_no_inputs_is_an_answer():
+    assert answer(lambda batch: np.ones((0, 5)), [], rows=0).shape == (0, 5)
+
+
+def test_a_models_own_error_is_not_disguised():
+    with pytest.raises(ZeroDivisionError):
+        answer(lambda batch: 1 / 0, None, rows=1)
