@@ -177,6 +177,8 @@ def random(logits: Array, seed: int = 0) -> Array:
     >>> random(np.array([[3.0, 1.0], [3.0, 2.0]])).round(3)
     array([0.921, 0.778])
     """
+    if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**64):
+        raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed!r}")
     rows = as_logits(logits)
     bits = to_numpy(rows).astype(np.float64).view(np.uint64)
     state = np.full(bits.shape[0], seed, np.uint64)
@@ -327,7 +329,7 @@ def _parse(text: str) -> Score:
             call = ast.parse(text.strip(), mode="eval").body
             if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
                 raise ValueError
-            if call.args:
+            if call.args or any(key.arg is None for key in call.keywords):
                 raise ValueError
             name = call.func.id
             parameters = {str(key.arg): ast.literal_eval(key.value) for key in call.keywords}
