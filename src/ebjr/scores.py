@@ -161,7 +161,11 @@ def normalized_logit(logits: Array, p: float = 4.0) -> Array:
     with np.errstate(invalid="ignore"):
         centered = logits - xp.mean(logits, axis=-1, keepdims=True)
         largest = xp.max(xp.abs(centered), axis=-1, keepdims=True)
-        scale = xp.where(largest == 0, xp.ones_like(largest), largest)  # no overflow in the power
+        # equal logits differ from their mean by rounding alone, and that says nothing
+        rounding = 4 * xp.finfo(logits.dtype).eps * xp.max(xp.abs(logits), axis=-1, keepdims=True)
+        flat = largest <= rounding
+        centered = xp.where(flat, xp.zeros_like(centered), centered)
+        scale = xp.where(flat, xp.ones_like(largest), largest)  # no overflow in the power
         norm = xp.sum(xp.abs(centered / scale) ** p, axis=-1) ** (1 / p)
         top = xp.max(centered / scale, axis=-1)
     return top / xp.where(norm == 0, xp.ones_like(norm), norm)
