@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ebjr import Outcomes
 
 ROWS, CLASSES, COARSE = st.integers(1, 12), st.integers(2, 6), st.booleans()
+ROWS, CLASSES = st.integers(1, 12), st.integers(2, 6)
 THRESHOLDS = st.floats(min_value=-1e3, max_value=1e3) | st.just(np.inf)
 
 
@@ -18,7 +19,9 @@ def logits(draw, rows=ROWS, classes=CLASSES, coarse=COARSE):
     """Logits (n, classes); the coarse ones are small integers, so that many scores tie."""
     shape = draw(rows), draw(classes)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    return rng.integers(-2, 3, shape).astype(float) if draw(coarse) else rng.normal(0, 4, shape)
+    return (
+        rng.integers(-2, 3, shape).astype(float) if draw(st.booleans()) else rng.normal(0, 4, shape)
+    )
 
 
 @st.composite

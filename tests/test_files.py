@@ -13,6 +13,13 @@ def names(folder):
     return sorted(entry.name for entry in folder.iterdir())
 
 
+def write_half(path, error):
+    with write_whole(path) as file:
+        file.write("half of it")
+        file.flush()
+        raise error
+
+
 @pytest.mark.parametrize(("mode", "content"), [("w", "größer\nthan\n"), ("wb", b"\x00\xff")])
 def test_a_block_that_ends_well_leaves_the_whole_file(tmp_path, mode, content):
     path = tmp_path / "result"

@@ -208,7 +208,7 @@ def record(
     if as_json:
         _print_json(figures)
         return
-    table = _table("", "accuracy", "FLOPs", "ms/example")
+    table = _table("", "accuracy", "MFLOPs", "ms/example")
     for role in ("student", "teacher"):
         cost = getattr(outcomes, f"{role}_cost")
         table.add_row(role, f"{figures[f'{role}_quality']:.2%}", _flops(cost), _ms(cost))
@@ -611,7 +611,7 @@ def _print_study(study: Study, joint_seconds: float | None = None) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = _table("", "accuracy", "deferred", "FLOPs", "ms", "cheaper", "threshold")
+    table = _table("", "accuracy", "deferred", "MFLOPs", "ms", "cheaper", "threshold")
     for role in ("student", "teacher"):
         cost = getattr(result, f"{role}_cost")
         quality = getattr(result, f"{role}_quality")
@@ -640,7 +640,7 @@ def _joint_row(name: str, point: OperatingPoint, measured: str | None = None) ->
 
 
 def _flops(cost: Cost) -> str:
-    return "" if cost.flops is None else f"{cost.flops / 1e6:,.1f} M"
+    return "" if cost.flops is None else f"{cost.flops / 1e6:,.1f}"
 
 
 def _ms(cost: Cost) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ebjr.arrays import Array
 from ebjr.blend import check_weight
-from ebjr.costs import Cost, break_even_rate, common_unit, joint_cost
+from ebjr.costs import UNITS, Cost, break_even_rate, common_unit, joint_cost
 from ebjr.outcomes import Outcomes
 from ebjr.router import Router, check_threshold
 from ebjr.scores import Score, as_score
@@ -232,8 +232,10 @@ class TradeOffCurve:
         Raises
         ------
         ValueError
-            That cost of one of the models is not known.
+            That cost of one of the models is not known, or there is no such unit.
         """
+        if unit not in UNITS:
+            raise ValueError(f"unit must be one of {', '.join(UNITS)}, not {unit!r}")
         student = getattr(self.outcomes.student_cost, unit)
         teacher = getattr(self.outcomes.teacher_cost, unit)
         if student is None or teacher is None:

@@ -123,8 +123,8 @@ class Outcomes:
 
     def split_rows(self, fraction: float = 0.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The rows of both parts of `split`, ascending."""
-        first = round(len(self) * fraction)
-        if not 0 < fraction < 1 or not 0 < first < len(self):
+        first = round(len(self) * fraction) if 0 < fraction < 1 else 0
+        if not 0 < first < len(self):
             raise ValueError(
                 f"a fraction of {fraction} does not cut {len(self)} examples into two parts"
             )
@@ -179,6 +179,8 @@ class Outcomes:
             The file cannot be written.
         """
         precision = np.float16 if half else None
+        if half and max(np.abs(self.student).max(), np.abs(self.teacher).max()) > 65504:
+            raise ValueError("the raw outputs exceed 65504 and do not fit half precision")
         about = {
             "format": FORMAT,
             "task": self.task,
@@ -219,8 +221,10 @@ class Outcomes:
         if not Path(path).exists():
             raise FileNotFoundError(f"there is no outcomes file {path}; `ebjr record` makes one")
         try:
+            if not zipfile.is_zipfile(path):
+                raise ValueError("it is not an outcomes file, or is truncated")
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                if not isinstance(archive, np.lib.npyio.NpzFile) or "about" not in archive:
+                if "about" not in archive:
                     raise ValueError("it is not one that `ebjr record` wrote")
                 about = json.loads(str(archive["about"]))
                 if about.get("format") != FORMAT:
@@ -324,9 +328,12 @@ def record_batches(
     seconds = {"student": 0.0, "teacher": 0.0}
     targets: list[np.ndarray] = []
     for inputs, labels in batches:
+        if len(labels) != row_count(inputs):
+            raise ValueError(f"a batch has {row_count(inputs)} inputs but {len(labels)} targets")
         for role, model in (("student", student), ("teacher", teacher)):
             began = time.perf_counter()
-            rows = to_numpy(model(inputs))
+            answer = model(inputs)
+            rows = to_numpy(getattr(answer, "output", answer))  # a joint model's answer has one
             seconds[role] += time.perf_counter() - began
             _check_rows(role, rows, row_count(inputs))
             outputs[role].append(rows)
@@ -351,6 +358,8 @@ def _check_rows(role: str, rows: np.ndarray, expected: int) -> None:
             f"the {role} was given {expected} inputs and must return {expected} rows, "
             f"but returned shape {rows.shape}"
         )
+    if rows.dtype.kind not in "fiub":
+        raise ModelError(f"the {role} returned {rows.dtype} instead of numbers")
     if not np.isfinite(rows).all():
         raise ModelError(f"the {role} returned NaN or infinite outputs; check its preprocessing")
 

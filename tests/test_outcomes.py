@@ -1,0 +1,495 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import tables
+
+from ebjr import (
+    Cost,
+    JointClassifier,
+    ModelError,
+    Outcomes,
+    Router,
+    TradeOffCurve,
+    record,
+    record_batches,
+)
+
+RNG = np.random.default_rng(5)
+INPUTS, TARGETS = RNG.normal(0, 2, (23, 4)), RNG.integers(0, 4, 23)
+ABOUT = {
+    "student_cost": Cost(flops=1e6, seconds=0.1),
+    "teacher_cost": Cost(flops=9e6, joules=3.0),
+    "labels": ("zero", "één", "два", "three"),
+    "models": {"student": {"path": "s.onnx", "sha256": "ab", "preprocess": {"size": [32, 32]}}},
+}
+
+
+def table(n=23, **about):
+    return Outcomes(INPUTS[:n], 2 * INPUTS[:n, ::-1], TARGETS[:n], **about)
+
+
+def double(batch):
+    return 2 * batch
+
+
+def same(one, other):
+    for name in ("student", "teacher", "targets"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    for name in ("task", "student_cost", "teacher_cost", "labels", "models"):
+        assert getattr(one, name) == getattr(other, name)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "outcomes.npz"
+    table(**ABOUT).save(path)
+    return path
+
+
+def archive(**members):
+    """The bytes of an .npz file with these members."""
+    file = io.BytesIO()
+    np.savez(file, **members)
+    return file.getvalue()
+
+
+def refusal(path):
+    with pytest.raises(ValueError, match="cannot read outcomes from") as caught:
+        Outcomes.load(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    assert "ndarray" not in message
+    return message
+
+
+# what a table is
+
+
+def test_quality_is_right_or_wrong_row_by_row():
+    outcomes = Outcomes([[1, 0], [1, 0], [0, 1]], [[0, 1], [1, 0], [0, 1]], [0, 0, 0])
+    assert outcomes.student_quality.tolist() == [1, 1, 0]
+    assert outcomes.teacher_quality.tolist() == [0, 1, 0]
+    assert outcomes.deferred_quality().tolist() == [0, 1, 0]
+
+
+def test_a_blend_can_make_a_deferred_row_right():
+    outcomes = Outcomes([[5.0, 0.0]], [[0.0, 0.5]], [0])
+    assert outcomes.deferred_quality(0.0) == [0]
+    assert outcomes.deferred_quality(1.0) == [1]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64"])
+def test_arrays_lists_and_tensors_make_the_same_table(dtype, asarray):
+    student = (10 * INPUTS).astype(dtype)
+    plain = Outcomes(student, student, TARGETS)
+    assert plain.student.dtype == (dtype if dtype.startswith("float") else "float64")
+    assert plain.targets.dtype == np.int64
+    same(plain, Outcomes(asarray(student), asarray(student), asarray(TARGETS)))
+    if dtype != "float16":
+        same(plain, Outcomes(student.tolist(), student.tolist(), TARGETS.tolist()))
+
+
+def test_bfloat16_is_kept_as_single_precision():
+    torch = pytest.importorskip("torch")
+    tensor = torch.as_tensor(INPUTS).bfloat16()
+    assert Outcomes(tensor, tensor, TARGETS).student.dtype == np.float32
+
+
+GOOD = {"student": np.eye(3), "teacher": np.eye(3), "targets": np.arange(3)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"student": np.eye(3)[:2]}, r"must have the same length, not 2, 3 and 3"),
+        ({"teacher": np.eye(4, 3)}, r"must have the same length, not 3, 4 and 3"),
+        ({"targets": [0, 1]}, r"must have the same length, not 3, 3 and 2"),
+        ({"student": np.ones(3)}, r"student logits must have shape \(n, classes\).*, not \(3,\)"),
+        ({"student": np.ones((3, 3, 3))}, r"student logits must .*, not \(3, 3, 3\)"),
+        ({"teacher": np.float64(1)}, r"teacher logits must .*, not \(\)"),
+        ({"teacher": []}, r"teacher logits must .*, not \(0,\)"),
+        ({"student": np.ones((3, 1))}, r"with at least 2 classes, not \(3, 1\)"),
+        ({"student": [["a", "b"]] * 3}, "student logits must be real numbers, not <U1"),
+        ({"teacher": np.ones((3, 3), complex)}, "teacher logits must be real numbers, not complex"),
+        ({"student": np.ones((3, 3), object)}, "student logits must be real numbers, not object"),
+        ({"teacher": np.eye(3, 4)}, "the student has 3 and the teacher 4"),
+        ({"targets": np.eye(3, dtype=int)}, r"targets must have shape \(n,\), not \(3, 3\)"),
+        ({"targets": [0.0, 1.0, 2.0]}, "targets must be integer labels, not float64"),
+        ({"targets": [True, False, True]}, "targets must be integer labels, not bool"),
+        ({"targets": ["a", "b", "c"]}, "targets must be integer labels, not <U1"),
+        ({"targets": [0, 3, 7]}, r"must lie in 0..2, but 2 of 3 do not, the first is 3"),
+        ({"targets": [0, -1, 2]}, r"must lie in 0..2, but 1 of 3 do not, the first is -1"),
+        ({"student": np.full((3, 3), np.nan)}, "3 of 3 rows hold NaN or infinity, the first in"),
+        ({"teacher": np.diag([1, 1, np.inf])}, "teacher .* 1 of 3 rows .*, the first in row 2"),
+        ({"student": np.diag([1, -np.inf, 1])}, "student .* 1 of 3 rows .*, the first in row 1"),
+        ({"task": "juggling"}, "task must be one of classification, not 'juggling'"),
+        ({"labels": ("a", "b")}, "3 classes need 3 labels, not 2"),
+        (
+            {"student": np.ones((0, 3)), "teacher": np.ones((0, 3)), "targets": []},
+            "there are no examples",
+        ),
+    ],
+)
+def test_a_table_that_does_not_fit_together_is_refused_in_one_sentence(changed, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Outcomes(**{**GOOD, **changed})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fingerprint_changes_with_any_number():
+    outcomes = table()
+    prints = {table().fingerprint, outcomes.take(np.arange(22)).fingerprint}
+    for name in ("student", "teacher", "targets"):
+        changed = getattr(outcomes, name).copy()
+        changed.flat[7] = (changed.flat[7] + 1) % 4
+        prints.add(replace(outcomes, **{name: changed}).fingerprint)
+    assert table(**ABOUT).fingerprint == outcomes.fingerprint
+    assert len(prints) == 5
+
+
+# split
+
+
+@given(outcomes=tables(rows=st.integers(2, 30)), data=st.data(), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_a_split_is_disjoint_complete_and_of_the_asked_size(outcomes, data, seed):
+    n = len(outcomes)
+    first = data.draw(st.integers(1, n - 1))
+    parts = outcomes.split_rows(first / n, seed)
+    assert sorted(np.concatenate(parts)) == list(range(n))
+    assert len(parts[0]) == first
+    for rows, part in zip(parts, outcomes.split(first / n, seed), strict=True):
+        same(part, outcomes.take(rows))
+        np.testing.assert_array_equal(part.student, outcomes.student[rows])
+
+
+def test_a_split_depends_on_its_seed_alone():
+    ours = [table().split(0.5, seed)[0].fingerprint for seed in (0, 0, 1)]
+    assert ours[0] == ours[1] != ours[2]
+
+
+def test_the_parts_keep_costs_labels_and_models():
+    for part in table(**ABOUT).split():
+        assert {name: getattr(part, name) for name in ABOUT} == ABOUT
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, 0.01, 0.99, np.nan])
+def test_a_split_without_two_parts_is_refused(fraction):
+    with pytest.raises(ValueError, match=f"a fraction of {fraction} does not cut 23 examples"):
+        table().split(fraction)
+
+
+def test_one_example_cannot_be_split():
+    with pytest.raises(ValueError, match="does not cut 1 examples into two parts"):
+        table(1).split()
+
+
+# save and load
+
+
+@given(
+    outcomes=st.sampled_from(["float16", "float32", "float64"]).flatmap(
+        lambda dtype: tables(dtype=dtype, student_cost=Cost(flops=2.0))
+    )
+)
+@settings(max_examples=50, deadline=None)
+def test_a_table_comes_back_from_its_file_as_it_was(outcomes, tmp_path_factory):
+    path = tmp_path_factory.mktemp("trip") / "outcomes.npz"
+    outcomes.save(path)
+    back = Outcomes.load(path)
+    same(back, outcomes)
+    assert back.student.dtype == outcomes.student.dtype
+    assert back.fingerprint == outcomes.fingerprint
+
+
+def test_costs_labels_and_models_come_back(saved):
+    same(Outcomes.load(saved), table(**ABOUT))
+    same(Outcomes.load(str(saved)), table(**ABOUT))
+
+
+def test_half_precision_is_close_and_smaller(saved, tmp_path):
+    table(**ABOUT).save(tmp_path / "half.npz", half=True)
+    back = Outcomes.load(tmp_path / "half.npz")
+    assert back.student.dtype == back.teacher.dtype == np.float16
+    np.testing.assert_allclose(back.student, INPUTS, rtol=1e-3)
+    np.testing.assert_array_equal(back.targets, TARGETS)
+    assert (tmp_path / "half.npz").stat().st_size < saved.stat().st_size
+    assert np.isfinite(TradeOffCurve.of(back, "energy").quality).all()
+
+
+@pytest.mark.parametrize("largest", [255, 256, 70_000])
+def test_targets_of_any_size_survive(tmp_path, largest):
+    wide = np.zeros((2, largest + 1), np.float16)
+    Outcomes(wide, wide, [0, largest]).save(tmp_path / "wide.npz")
+    assert Outcomes.load(tmp_path / "wide.npz").targets.tolist() == [0, largest]
+
+
+def test_logits_too_large_for_half_precision_are_refused_in_a_sentence(tmp_path):
+    outcomes = Outcomes(1e6 * np.eye(2), np.eye(2), [0, 1])
+    with pytest.raises(ValueError, match="half"):
+        outcomes.save(tmp_path / "outcomes.npz", half=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_save_leaves_the_old_file_whole(saved):
+    before = saved.read_bytes()
+    with pytest.raises(TypeError):
+        table(3, models={"student": {1, 2}}).save(saved)
+    assert saved.read_bytes() == before
+    assert [entry.name for entry in saved.parent.iterdir()] == ["outcomes.npz"]
+
+
+def test_saving_into_no_folder_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match="does not exist"):
+        table().save(tmp_path / "absent" / "outcomes.npz")
+
+
+def test_a_missing_file_is_named_with_the_way_out(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent.npz; `ebjr record` makes one"):
+        Outcomes.load(tmp_path / "absent.npz")
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_truncated_file_is_refused(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cut") / "outcomes.npz"
+    table(**ABOUT).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    refusal(path)
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_damaged_byte_is_refused_or_harmless(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("flip") / "outcomes.npz"
+    table(**ABOUT).save(path)
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    try:
+        loaded = Outcomes.load(path)
+    except ValueError:
+        refusal(path)
+    else:
+        same(loaded, table(**ABOUT))
+
+
+ARRAYS = {"student": np.eye(2), "teacher": np.eye(2), "targets": np.arange(2)}
+HEADER = {
+    "format": "ebjr-outcomes-1",
+    "task": "classification",
+    "student_cost": {},
+    "teacher_cost": {},
+    "labels": None,
+    "models": {},
+}
+
+
+def about(**changed):
+    return np.array(json.dumps({**HEADER, **changed}))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is truncated or damaged"),
+        (b"hello", "it is not an outcomes file"),
+        (b"PK\x03\x04 but no archive", "the file is truncated or damaged"),
+        (archive(inputs=np.eye(2)), "it is not one that `ebjr record` wrote"),
+        (archive(about=about(format="other"), **ARRAYS), "its format is 'other'"),
+        (archive(about=about(), student=np.eye(2), targets=np.arange(2)), "teacher"),
+        (archive(about=about(task="juggling"), **ARRAYS), "task must be one of"),
+        (archive(about=about(student_cost={"flops": -1}), **ARRAYS), "flops must be a finite"),
+        (archive(about=about(labels=["a"]), **ARRAYS), "2 classes need 2 labels"),
+        (archive(about=about(), **{**ARRAYS, "targets": np.array([0, 9])}), "targets must lie"),
+        (
+            archive(about=about(), **{**ARRAYS, "student": np.full((2, 2), np.inf)}),
+            "must be finite",
+        ),
+        (archive(about=np.array("{not json"), **ARRAYS), ""),
+        (archive(about=np.array("[1, 2]"), **ARRAYS), ""),
+        (archive(about=about(student_cost={"euros": 1}), **ARRAYS), ""),
+    ],
+)
+def test_a_foreign_file_is_refused_with_the_reason(tmp_path, content, reason):
+    path = tmp_path / "outcomes.npz"
+    path.write_bytes(content)
+    assert reason in refusal(path)
+
+
+def test_a_plain_npy_file_and_a_folder_are_refused(tmp_path):
+    np.save(tmp_path / "array.npy", np.eye(3))
+    assert "it is not" in refusal(tmp_path / "array.npy")
+    refusal(tmp_path)
+
+
+class Trap:
+    sprung = False
+
+    def __reduce__(self):
+        return setattr, (Trap, "sprung", True)
+
+
+def test_a_pickle_is_refused_and_never_executed(tmp_path):
+    trap = np.empty(1, object)
+    trap[0] = Trap()
+    member = io.BytesIO()
+    np.lib.format.write_array(member, trap, allow_pickle=True)
+    with zipfile.ZipFile(tmp_path / "member.npz", "w") as file:
+        file.writestr("about.npy", member.getvalue())
+    with zipfile.ZipFile(tmp_path / "raw.npz", "w") as file:
+        file.writestr("about", pickle.dumps(Trap()))
+    (tmp_path / "bare.npz").write_bytes(pickle.dumps(Trap()))
+    (tmp_path / "array.npy").write_bytes(member.getvalue())
+    for path in tmp_path.iterdir():
+        refusal(path)
+    assert not Trap.sprung
+    np.load(tmp_path / "array.npy", allow_pickle=True)
+    assert Trap.sprung  # the trap works
+
+
+# record
+
+
+@given(batch_size=st.integers(1, 40), kind=st.sampled_from(["numpy", "torch", "list"]))
+@settings(max_examples=60, deadline=None)
+def test_any_batch_size_and_kind_of_input_records_the_same(batch_size, kind):
+    seen = []
+    if kind == "torch":
+        torch = pytest.importorskip("torch")
+        inputs, targets = torch.as_tensor(INPUTS), torch.as_tensor(TARGETS)
+    else:
+        inputs = list(INPUTS) if kind == "list" else INPUTS
+        targets = TARGETS.tolist() if kind == "list" else TARGETS
+
+    def student(batch):
+        seen.append(len(batch))
+        return np.stack(batch) if kind == "list" else batch
+
+    def teacher(batch):
+        return double(np.stack(batch) if kind == "list" else batch)
+
+    outcomes = record(student, teacher, inputs, targets, batch_size=batch_size)
+    np.testing.assert_array_equal(outcomes.student, INPUTS)
+    np.testing.assert_array_equal(outcomes.teacher, 2 * INPUTS)
+    np.testing.assert_array_equal(outcomes.targets, TARGETS)
+    assert max(seen) <= batch_size
+    assert len(seen) == -(-23 // batch_size)
+
+
+def test_both_models_are_given_the_same_batches_in_order():
+    seen = {"student": [], "teacher": []}
+    record(
+        lambda batch: seen["student"].append(batch) or batch,
+        lambda batch: seen["teacher"].append(batch) or batch,
+        INPUTS,
+        TARGETS,
+        batch_size=5,
+    )
+    for batches in seen.values():
+        np.testing.assert_array_equal(np.concatenate(batches), INPUTS)
+    assert all(a is b for a, b in zip(seen["student"], seen["teacher"], strict=True))
+
+
+def test_progress_counts_every_example():
+    counts = []
+    record(double, double, INPUTS, TARGETS, batch_size=10, progress=counts.append)
+    assert counts == [10, 10, 3]
+
+
+def test_record_measures_seconds_for_each_example():
+    outcomes = record(double, lambda x: np.sort(x), INPUTS, TARGETS)
+    for cost in (outcomes.student_cost, outcomes.teacher_cost):
+        assert 0 < cost.seconds < 0.1
+        assert cost.flops is None
+
+
+def test_given_costs_are_kept_and_joined_by_the_measured_seconds():
+    outcomes = record(double, double, INPUTS, TARGETS, **ABOUT)
+    assert outcomes.student_cost == ABOUT["student_cost"]
+    assert outcomes.teacher_cost.flops == 9e6
+    assert outcomes.teacher_cost.seconds > 0
+    assert (outcomes.labels, outcomes.models) == (ABOUT["labels"], ABOUT["models"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"targets": TARGETS[:20]}, "there are 23 inputs but 20 targets"),
+        ({"inputs": INPUTS[:0], "targets": []}, "there are no examples to record"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"batch_size": -3}, "batch_size must be at least 1, not -3"),
+        ({"student": lambda x: x[:, :3]}, "the student has 3 and the teacher 4"),
+        ({"student": lambda x: x[:, 0]}, r"student logits must have shape .* not \(23,\)"),
+        ({"teacher": lambda x: x[:, :1]}, r"at least 2 classes, not \(23, 1\)"),
+        ({"targets": TARGETS + 1}, r"targets must lie in 0..3"),
+        ({"targets": TARGETS / 2}, "targets must be integer labels"),
+        ({"labels": ("a",)}, "4 classes need 4 labels, not 1"),
+        ({"task": "juggling"}, "task must be one of"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_in_one_sentence(changed, message):
+    arguments = {"student": double, "teacher": double, "inputs": INPUTS, "targets": TARGETS}
+    with pytest.raises(ValueError, match=message) as caught:
+        record(**{**arguments, **changed})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda x: x[1:], r"was given 23 inputs and must return 23 rows, but returned shape \(22,"),
+        (lambda x: x.sum(), r"must return 23 rows, but returned shape \(\)"),
+        (lambda x: None, "must return 23 rows"),
+        (lambda x: x * np.nan, "returned NaN or infinite outputs; check its preprocessing"),
+        (lambda x: x + np.inf, "returned NaN or infinite outputs"),
+        (lambda x: np.full(x.shape, "cat"), "returned"),
+    ],
+)
+def test_a_model_that_answers_nonsense_is_a_model_error(role, model, message):
+    models = {"student": double, "teacher": double, role: model}
+    with pytest.raises(ModelError, match=f"the {role} .*{message}|the {role} {message}"):
+        record(**models, inputs=INPUTS, targets=TARGETS)
+
+
+@pytest.mark.parametrize("thing", ["text", 3, None])
+def test_inputs_that_are_no_batch_are_a_type_error(thing):
+    with pytest.raises(TypeError, match="inputs must be an array with a batch dimension or a list"):
+        record(double, double, thing, TARGETS)
+
+
+def test_a_stream_is_recorded_like_an_array():
+    parts = [(INPUTS[:9], TARGETS[:9].tolist()), (INPUTS[9:], TARGETS[9:])]
+    ours = record_batches(double, double, iter(parts), **ABOUT)
+    np.testing.assert_array_equal(ours.student, 2 * INPUTS)
+    np.testing.assert_array_equal(ours.targets, TARGETS)
+
+
+def test_an_empty_stream_is_refused():
+    with pytest.raises(ValueError, match="there are no examples to record"):
+        record_batches(double, double, iter([]))
+
+
+def test_a_batch_whose_targets_are_out_of_step_is_refused():
+    """Two wrongs of opposite sign must not make the lengths right and every label wrong."""
+    parts = [(INPUTS[:3], TARGETS[:2]), (INPUTS[3:5], TARGETS[2:5])]
+    with pytest.raises(ValueError, match="3 inputs but 2 targets"):
+        record_batches(double, double, iter(parts))
+
+
+def test_a_joint_model_is_recorded_as_a_teacher():
+    inner = JointClassifier(double, lambda x: -x, Router("max_logit", 1e9))
+    outcomes = record(double, inner, INPUTS, TARGETS)
+    np.testing.assert_array_equal(outcomes.teacher, -INPUTS)
