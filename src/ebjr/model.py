@@ -58,7 +58,8 @@ def answer(model: Model, batch: Any, rows: int) -> Any:
     """
     output = model(batch)
     output = getattr(output, "output", output)  # a joint model's answer carries its raw output
-    output = output.detach() if hasattr(output, "detach") else output  # an answer, not a graph
+    if getattr(output, "requires_grad", False):
+        output = output.detach()  # an answer, not a graph to train
     shape = getattr(output, "shape", None)
     if not shape or shape[0] != rows:
         came = f"shape {tuple(shape)}" if shape is not None else type(output).__name__

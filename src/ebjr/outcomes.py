@@ -221,8 +221,10 @@ class Outcomes:
         if not Path(path).exists():
             raise FileNotFoundError(f"there is no outcomes file {path}; `ebjr record` makes one")
         try:
-            if not zipfile.is_zipfile(path):
-                raise ValueError("it is not an outcomes file, or is truncated")
+            with Path(path).open("rb") as file:
+                start = file.read(2)
+            if start not in (b"", b"PK"):
+                raise ValueError("it is not an outcomes file")
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 if "about" not in archive:
                     raise ValueError("it is not one that `ebjr record` wrote")
