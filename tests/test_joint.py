@@ -100,7 +100,6 @@ def test_any_split_into_batches_gives_the_same_answers(keep, library, data, blen
     for name in ("prediction", "score", "deferred", "degraded"):
         joined = np.concatenate([to_numpy(getattr(part, name)) for part in parts])
         np.testing.assert_array_equal(joined, to_numpy(getattr(whole, name)))
-    # a batch without deferral stays in the student's logits, rows with one are the same numbers
     outputs = np.concatenate([to_numpy(part.output) for part in parts])
     np.testing.assert_allclose(outputs, to_numpy(whole.output), rtol=1e-12, atol=1e-12)
 

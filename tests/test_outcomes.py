@@ -18,6 +18,7 @@ from ebjr import (
     ModelError,
     Outcomes,
     Router,
+    TeacherUnavailable,
     TradeOffCurve,
     record,
     record_batches,
@@ -303,9 +304,9 @@ def about(**changed):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "the file is truncated or damaged"),
+        (b"", "truncated"),
         (b"hello", "it is not an outcomes file"),
-        (b"PK\x03\x04 but no archive", "the file is truncated or damaged"),
+        (b"PK\x03\x04 but no archive", "truncated"),
         (archive(inputs=np.eye(2)), "it is not one that `ebjr record` wrote"),
         (archive(about=about(format="other"), **ARRAYS), "its format is 'other'"),
         (archive(about=about(), student=np.eye(2), targets=np.arange(2)), "teacher"),
@@ -493,3 +494,19 @@ def test_a_joint_model_is_recorded_as_a_teacher():
     inner = JointClassifier(double, lambda x: -x, Router("max_logit", 1e9))
     outcomes = record(double, inner, INPUTS, TARGETS)
     np.testing.assert_array_equal(outcomes.teacher, -INPUTS)
+
+
+def test_a_stand_in_for_an_unreachable_teacher_is_not_recorded_as_the_teacher():
+    """A joint teacher that could only give its student's answers must not pass for whole."""
+
+    def unreachable(batch):
+        raise TeacherUnavailable("the link is down")
+
+    inner = JointClassifier(double, unreachable, Router("max_logit", 1e9))
+    with pytest.raises(TeacherUnavailable):
+        record(double, inner, INPUTS, TARGETS)
+
+
+def test_a_single_number_is_no_column_of_targets():
+    with pytest.raises((ValueError, TypeError), match="targets"):
+        record(double, double, INPUTS, 3)

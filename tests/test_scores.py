@@ -205,6 +205,15 @@ def test_any_split_into_batches_gives_the_same_scores(name, data, library):
 
 
 @pytest.mark.parametrize("name", SCORES)
+def test_the_layout_in_memory_does_not_change_a_score(name):
+    """Else a row on the threshold would be kept in one batch and deferred in another."""
+    rows = np.asfortranarray(np.random.default_rng(2).normal(0, 4, (200, 10)).astype(np.float32))
+    alone = np.concatenate([as_score(name)(rows[n : n + 1]) for n in range(len(rows))])
+    np.testing.assert_array_equal(as_score(name)(rows), alone)
+    np.testing.assert_array_equal(as_score(name)(np.ascontiguousarray(rows)), alone)
+
+
+@pytest.mark.parametrize("name", SCORES)
 def test_a_score_writes_nothing_into_its_input(name, asarray):
     rows = asarray(ROWS.copy())
     as_score(name)(rows)

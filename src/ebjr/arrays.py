@@ -97,6 +97,8 @@ def as_logits(output: Array) -> Array:
             "logits must have shape (n, classes) with at least 2 classes, "
             f"not {tuple(output.shape)}"
         )
+    if type(output) is np.ndarray and not output.flags.c_contiguous:
+        output = np.ascontiguousarray(output)  # sums round alike in a batch and row by row
     return as_float(output)
 
 

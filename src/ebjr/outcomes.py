@@ -20,7 +20,7 @@ import numpy as np
 from ebjr.arrays import Array, Batch, is_array, row_count, take_rows, to_numpy
 from ebjr.blend import blend_logits
 from ebjr.costs import Cost
-from ebjr.errors import ModelError
+from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.files import write_whole
 
 TASKS = ("classification",)
@@ -296,6 +296,8 @@ def record(
     array([2., 0., 0.])
     """
     targets = np.asarray(targets) if not is_array(targets) else to_numpy(targets)
+    if targets.ndim != 1:
+        raise ValueError(f"targets must have shape (n,), not {targets.shape}")
     if row_count(inputs) != len(targets):
         raise ValueError(f"there are {row_count(inputs)} inputs but {len(targets)} targets")
     if batch_size < 1:
@@ -334,8 +336,7 @@ def record_batches(
             raise ValueError(f"a batch has {row_count(inputs)} inputs but {len(labels)} targets")
         for role, model in (("student", student), ("teacher", teacher)):
             began = time.perf_counter()
-            answer = model(inputs)
-            rows = to_numpy(getattr(answer, "output", answer))  # a joint model's answer has one
+            rows = to_numpy(_raw_output(role, model(inputs)))
             seconds[role] += time.perf_counter() - began
             _check_rows(role, rows, row_count(inputs))
             outputs[role].append(rows)
@@ -351,6 +352,17 @@ def record_batches(
             about[f"{role}_cost"] = replace(known, seconds=spent / n)
     student_rows, teacher_rows = (np.concatenate(outputs[role]) for role in outputs)
     return Outcomes(student_rows, teacher_rows, np.concatenate(targets), task, **about)
+
+
+def _raw_output(role: str, answer: Any) -> Array:
+    """A model's answer as raw output; a joint model's answer carries it, and must be whole."""
+    degraded = getattr(answer, "degraded", None)
+    if degraded is not None and to_numpy(degraded).any():
+        raise TeacherUnavailable(
+            f"the {role} is a joint model whose own teacher could not be reached; record again "
+            "when it can"
+        )
+    return getattr(answer, "output", answer)
 
 
 def _check_rows(role: str, rows: np.ndarray, expected: int) -> None:

@@ -1,8 +1,8 @@
 """Scores: how well an input fits what the student knows. Higher = keep on the student.
 
 Every score maps raw output (n, classes) to (n,). Arrays of NumPy and PyTorch go in, and the same
-library on the same device comes out. A row with a NaN or an infinite logit has the score NaN,
-which no threshold keeps: it is deferred.
+library on the same device comes out. A row with a NaN or +inf logit has the score NaN, which no
+threshold keeps: it is deferred.
 
 The paper's score is `energy` (eq. 3, on logits). The thresholds that its authors published for
 10 and for 100 classes lie in the only range that `softmax_energy` can take and outside of any

@@ -1,0 +1,631 @@
+"""Guarantee: a threshold whose promise holds beyond the examples that it was picked on.
+
+Thresholds are tested one after the other, from all-teacher downwards, and the first failure ends
+the walk: fixed-sequence testing, no correction for their number (Learn then Test). The thresholds
+are the calibration scores themselves, and still no more than `delta` is lost:
+
+*Proof.* Let R(t) be the true risk at threshold t, and "broken" mean R(t) > `tolerance`; a test at
+a t fixed in advance passes a broken t with probability at most `delta`. Let T be the supremum of
+the broken thresholds. If T is broken itself, then the kept examples at T are those at the next
+calibration score g >= T, ties and all, so the test at T and the test at row g are one and the
+same; a walk that ends at or below T has passed g, which happens with probability at most `delta`.
+If T is not broken, take broken t1 < t2 < ... rising to T: ending at a broken threshold is ending
+at or below one of them, a union of growing events, each of probability at most `delta` by the
+first case, and so is their limit. A walk that ends above T ends at a threshold that keeps the
+promise. The first row, at ``inf``, needs no test where its risk is 0 by definition. For `rate` the
+walk goes upwards, and the same proof is read in a mirror.
+
+The tests, each chosen by the promise and the task, never by the data:
+
+- losses of 0 and 1 (harm, risk and rate of classifiers): the exact binomial tail, which is one
+  critical count for all thresholds;
+- losses of -1, 0 and 1 (excess of classifiers): the exact unconditional test on gains and losses,
+  a critical count of losses that grows with the gains, see `_constant`;
+- any loss of at most 1 (other tasks): betting, see `_log_capital`.
+
+The examples are taken as independent draws; an exchangeable stream is a mixture of such, so that
+the promise then holds for whichever the stream turned out to be.
+
+Measured before the choice (`benchmarks/guarantee.py`, ``tests``), as the largest observed mean
+that still passes: Hoeffding-Bentkus on (loss + 1) / 2 ignores that most losses are 0 and certifies
+far less than betting, betting less than the exact test. The smaller of two p-values is no p-value.
+
+Sources: Angelopoulos, Bates, Candès, Jordan & Lei, "Learn then Test: Calibrating predictive
+algorithms to achieve risk control", 2021 (Annals of Applied Statistics 2025); Waudby-Smith &
+Ramdas, "Estimating means of bounded random variables by betting", JRSS B 2024; Lloyd & Moldovan,
+"Exact one-sided confidence limits for the difference between two correlated proportions",
+Statistics in Medicine 2007.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from scipy.special import betainc
+from scipy.stats import binom, norm
+
+from ebjr.curve import TradeOffCurve
+from ebjr.errors import CalibrationError
+from ebjr.outcomes import Outcomes
+
+PROMISES = {
+    "harm": "the share of inputs that the student keeps and gets wrong where the teacher is right",
+    "excess": "the joint model's loss minus the teacher's",
+    "risk": "the joint model's loss",
+    "rate": "the deferral rate",
+}
+"""What can be promised to be at most a tolerance."""
+
+_MOST_EXAMPLES = 10**9
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A threshold, and what is promised there beyond the examples seen.
+
+    Attributes
+    ----------
+    promise, tolerance, delta
+        What was asked: `promise` is at most `tolerance` with probability at least ``1 - delta``.
+    n
+        How many examples it rests on.
+    row, threshold, deferral_rate
+        The row of the curve, and its figures.
+    observed
+        The mean of the promised loss on the examples, at that row.
+    bound
+        The smallest tolerance that this row alone would have passed. It shows how much room is
+        left; what is promised is `tolerance`, which was fixed before looking.
+    naive_deferral_rate
+        Of the row that a pick without a guarantee takes: the furthest with `observed` within the
+        tolerance.
+    test
+        ``"exact binomial"``, ``"exact trinomial"`` or ``"betting"``.
+
+    Examples
+    --------
+    >>> figures = {"row": 7, "threshold": 0.9, "deferral_rate": 0.4, "observed": 0.006}
+    >>> figures |= {"bound": 0.0099, "naive_deferral_rate": 0.3, "test": "exact binomial"}
+    >>> certificate = Certificate("rate", tolerance=0.5, delta=0.1, n=2000, **figures)
+    >>> certificate.price
+    0.1
+    >>> certificate.statement
+    'With probability at least 0.9 over the draw of the 2,000 calibration examples, the deferral
+    rate is at most 0.5, if the inputs in use are exchangeable with the calibration examples.'
+    """
+
+    promise: str
+    tolerance: float
+    delta: float
+    n: int
+    row: int
+    threshold: float
+    deferral_rate: float
+    observed: float
+    bound: float
+    naive_deferral_rate: float
+    test: str
+
+    @property
+    def price(self) -> float:
+        """Deferral rate beyond the naive pick's: what certainty costs; under 0 for `rate`."""
+        return round(self.deferral_rate - self.naive_deferral_rate, 12)
+
+    @property
+    def statement(self) -> str:
+        """The promise in one sentence."""
+        return (
+            f"With probability at least {1 - self.delta:.6g} over the draw of the {self.n:,} "
+            f"calibration examples, {PROMISES[self.promise]} is at most {self.tolerance:g}, if the "
+            "inputs in use are exchangeable with the calibration examples."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure, with `price` and `statement`, for JSON and TOML."""
+        return {**asdict(self), "price": self.price, "statement": self.statement}
+
+
+def certify(
+    curve: TradeOffCurve, promise: str = "harm", *, tolerance: float, delta: float = 0.1
+) -> Certificate:
+    """Walk down the thresholds as far as the promise can be certified.
+
+    Score and blend must have been chosen without these examples: the proof covers the choice of
+    the threshold, not theirs.
+
+    Parameters
+    ----------
+    curve
+        Of the calibration examples.
+    promise
+        ``"harm"``: the share of inputs where the student is kept and wrong and the teacher right;
+        ``"excess"``: the joint loss minus the teacher's, signed, the blend included; ``"risk"``:
+        the joint loss; ``"rate"``: the deferral rate. Losses are one minus the quality.
+    tolerance
+        What the promise is to be at most: in [0, 1), for excess in (-1, 1).
+    delta
+        The probability of being wrong, in (0, 1).
+
+    Returns
+    -------
+    Certificate
+        For the row that defers least; for ``"rate"`` most.
+
+    Raises
+    ------
+    ValueError
+        An unknown promise, or a tolerance or delta out of range.
+    CalibrationError
+        No row that keeps an input passes; the message names the smallest tolerance that one
+        would, and about how many examples would do for `tolerance`.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> targets = rng.integers(0, 2, 2000)
+    >>> teacher = 4 * np.eye(2)[targets]
+    >>> outcomes = Outcomes(teacher + rng.normal(0, 2, (2000, 2)), teacher, targets)
+    >>> certificate = certify(TradeOffCurve.of(outcomes, "margin"), tolerance=0.02, delta=0.1)
+    >>> certificate.observed <= certificate.bound <= 0.02, certificate.price > 0
+    (True, True)
+    """
+    losses = _losses(curve, promise, tolerance, delta)
+    row = _walk(losses, curve, promise, tolerance, delta)
+    if row is None:
+        raise CalibrationError(_refusal(losses, curve, promise, tolerance, delta))
+    mean = losses.mean
+    within = np.flatnonzero(mean <= tolerance + 1e-12)  # a mean is not exact in binary
+    naive = within[-1 if promise == "rate" else 0] if len(within) else row
+    return Certificate(
+        promise=promise,
+        tolerance=float(tolerance),
+        delta=float(delta),
+        n=losses.n,
+        row=row,
+        threshold=float(curve.threshold[row]),
+        deferral_rate=float(curve.deferral_rate[row]),
+        observed=float(mean[row]),
+        bound=min(_smallest(losses.at(row), tolerance, delta), float(tolerance)),
+        naive_deferral_rate=float(curve.deferral_rate[naive]),
+        test=losses.test,
+    )
+
+
+def certified_row(
+    curve: TradeOffCurve, promise: str = "harm", *, tolerance: float, delta: float = 0.1
+) -> int | None:
+    """The row that `certify` picks, and nothing else; None where it would raise.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> curve = TradeOffCurve.of(outcomes, "max_logit")
+    >>> certified_row(curve, tolerance=0.1), certified_row(curve, tolerance=0.7)
+    (None, 1)
+    """
+    losses = _losses(curve, promise, tolerance, delta)
+    return _walk(losses, curve, promise, tolerance, delta)
+
+
+def against_teacher(outcomes: Outcomes) -> Outcomes:
+    """The outcomes with the teacher's answers for labels: every promise is about agreement.
+
+    Parameters
+    ----------
+    outcomes
+        Of any labels, which are not looked at.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 0])
+    >>> against_teacher(outcomes).targets
+    array([0, 1])
+    """
+    return replace(outcomes, targets=outcomes.teacher.argmax(axis=1))
+
+
+# --- what is promised, as a loss of each example if it is kept and if it is deferred
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """The loss of every example, kept and deferred, and the rows of the curve as cuts.
+
+    Attributes
+    ----------
+    kept, deferred
+        (n,): losses of at most 1, the rows that are deferred first coming first.
+    cut
+        (k,): how many are deferred at each row.
+    test
+        By what the losses can be, not by what they are.
+    """
+
+    kept: np.ndarray
+    deferred: np.ndarray
+    cut: np.ndarray
+    test: str
+
+    @property
+    def n(self) -> int:
+        return len(self.kept)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(k,): the observed risk at every row."""
+        return self.sums(lambda loss: loss) / self.n
+
+    def at(self, row: int) -> _Losses:
+        """The same with one row only."""
+        return replace(self, cut=self.cut[[row]])
+
+    def sums(self, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """(k,): sums over all examples of a function of their loss, at every row."""
+        kept, deferred = of(self.kept), of(self.deferred)
+        if len(self.cut) == 1:
+            return np.array([deferred[: self.cut[0]].sum() + kept[self.cut[0] :].sum()])
+        return kept.sum() + np.concatenate(([0], np.cumsum(deferred - kept)))[self.cut]
+
+
+def _losses(curve: TradeOffCurve, promise: str, tolerance: float, delta: float) -> _Losses:
+    """Check what was asked, and write it as losses in the order of the score."""
+    _check(promise, tolerance, delta)
+    outcomes = curve.outcomes
+    if len(curve) == 1:
+        raise CalibrationError(
+            f"score {curve.score} keeps none of the {len(outcomes)} examples at any threshold; "
+            "use another score"
+        )
+    score = np.asarray(curve.score(outcomes.student), dtype=np.float64)
+    order = np.argsort(np.where(np.isnan(score), -np.inf, score))
+    kept, deferred = _both(curve, promise)
+    binary = outcomes.task == "classification"
+    exact = "exact trinomial" if promise == "excess" else "exact binomial"
+    return _Losses(
+        kept=kept[order],
+        deferred=deferred[order],
+        cut=np.rint(curve.deferral_rate * len(outcomes)).astype(np.int64),
+        test=exact if binary or promise == "rate" else "betting",
+    )
+
+
+def _both(curve: TradeOffCurve, promise: str) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) and (n,): each example's loss if it is kept, and if it is deferred."""
+    student = curve.outcomes.student_quality
+    if promise == "rate":
+        return np.zeros_like(student), np.ones_like(student)
+    if promise == "risk":
+        return 1 - student, 1 - curve.outcomes.deferred_quality(curve.blend)
+    teacher = curve.outcomes.teacher_quality
+    if promise == "harm":
+        return np.maximum(teacher - student, 0), np.zeros_like(student)
+    return teacher - student, teacher - curve.outcomes.deferred_quality(curve.blend)
+
+
+def _check(promise: str, tolerance: float, delta: float) -> None:
+    if promise not in PROMISES:
+        raise ValueError(f"promise must be one of {', '.join(PROMISES)}, not {promise!r}")
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must lie between 0 and 1, both excluded, not {delta:g}")
+    low = -1 if promise == "excess" else 0
+    if not (low <= tolerance < 1 and tolerance > -1):
+        limits = "above -1" if low else "at least 0"
+        raise ValueError(f"tolerance of {promise} must be {limits} and below 1, not {tolerance:g}")
+
+
+def _walk(
+    losses: _Losses, curve: TradeOffCurve, promise: str, tolerance: float, delta: float
+) -> int | None:
+    """The row before the first failure; None where that keeps nothing."""
+    passed = _passes(losses, tolerance, delta)
+    if promise == "rate":
+        steps = int(np.argmin(passed)) if not passed.all() else len(passed)
+        return steps - 1 if steps else None
+    passed[-1] |= _trivial(curve, promise, tolerance)
+    failures = np.flatnonzero(~passed)
+    row = int(failures[-1]) + 1 if len(failures) else 0
+    return row if row < len(passed) - 1 else None
+
+
+def _trivial(curve: TradeOffCurve, promise: str, tolerance: float) -> bool:
+    """Whether all-teacher keeps the promise whatever the data."""
+    return promise == "harm" or (promise == "excess" and curve.blend == 0 and tolerance >= 0)
+
+
+def _passes(losses: _Losses, tolerance: float, delta: float) -> np.ndarray:
+    """(k,): whether each row's own test passes."""
+    statistic = _statistic(losses, losses.n, tolerance, delta)
+    return _decide(losses.test, statistic, losses.n, tolerance, delta)
+
+
+def _statistic(losses: _Losses, n: int, tolerance: float, delta: float) -> np.ndarray:
+    """(j, k): sums over the examples on which the test of n of them decides."""
+    if losses.test == "betting":
+        return np.stack(
+            [
+                losses.sums(lambda loss, bet=bet: np.log1p(bet * (tolerance - loss)))  # type: ignore[misc]
+                for bet in _bets(n, tolerance, delta)
+            ]
+        )
+    lost = losses.sums(lambda loss: (loss > 0).astype(np.int64))
+    if losses.test == "exact binomial":
+        return lost[None]
+    return np.stack([lost, losses.sums(lambda loss: (loss < 0).astype(np.int64))])
+
+
+def _decide(test: str, statistic: np.ndarray, n: int, tolerance: float, delta: float) -> np.ndarray:
+    """(k,): whether the statistic (j, k) of n examples passes."""
+    if test == "betting":
+        return _log_capital(statistic) >= -math.log(delta)
+    if test == "exact binomial":
+        return statistic[0] <= critical_count(n, tolerance, delta)
+    constant = _constant(n, float(tolerance), float(delta))
+    return statistic[0] <= _critical_losses(statistic[1], n, tolerance, constant)
+
+
+# --- losses of 0 and 1
+
+
+def critical_count(n: int, tolerance: float, delta: float) -> int:
+    """The largest count that is seen with probability at most `delta` where the share is higher.
+
+    The largest c with ``P(Binomial(n, tolerance) <= c) <= delta``; -1 where even 0 is no evidence.
+
+    Examples
+    --------
+    >>> critical_count(298, 0.01, 0.05), critical_count(299, 0.01, 0.05)
+    (-1, 0)
+    """
+    count = int(binom.ppf(delta, n, tolerance))
+    return count if binom.cdf(count, n, tolerance) <= delta else count - 1
+
+
+# --- losses of -1, 0 and 1
+
+
+def _critical_losses(gains: np.ndarray, n: int, tolerance: float, constant: float) -> np.ndarray:
+    """The most losses that pass beside so many gains; under 0 where none do.
+
+    Where the mean is the tolerance, ``gains + n tolerance`` losses are expected, with variance
+    ``2 gains + n tolerance (1 - tolerance)`` of the difference, if the gains are what is expected.
+    A floor under the variance keeps the count from falling as the gains grow: the proof of
+    `_size` needs that.
+    """
+    variance = np.maximum(2 * gains + n * tolerance * (1 - tolerance), constant**2)
+    # the last term lets a count pass whose own margin is the constant, up to rounding
+    return np.floor(gains + n * tolerance - constant * np.sqrt(variance) + 1e-9)
+
+
+def _margin(losses: float, gains: float, n: float, tolerance: float) -> float:
+    """The largest constant with which so many losses and gains pass."""
+    room = gains + n * tolerance - losses
+    variance = 2 * gains + n * tolerance * (1 - tolerance)
+    if room <= 0:
+        return -math.inf
+    return math.sqrt(room) if room >= variance else room / math.sqrt(variance)
+
+
+@lru_cache(maxsize=1024)
+def _constant(n: int, tolerance: float, delta: float) -> float:
+    """The constant of `_critical_losses` with which a broken promise passes at most delta times.
+
+    The test is exact and unconditional: the probability is computed, not approximated, and its
+    supremum taken over the unknown share of gains. It comes out a little above the normal quantile
+    of delta, and with no gains the critical count is that of the binomial test.
+    """
+    step = _step(n)
+    constant = float(norm.isf(delta)) + step - _FINEST
+    low, high = _gain_intervals(n, tolerance, step)
+    while constant < 50:
+        size = _size(n, tolerance, constant, delta, low, high)
+        over = size > delta
+        if not over.any():
+            return constant
+        low, high = low[over], high[over]  # a higher constant cannot raise the others
+        rise = norm.isf(delta) - norm.isf(min(float(size.max()), 1 - 1e-9))
+        constant += min(max(float(rise), 0.002), 0.5)
+    return math.inf
+
+
+_FINEST = 0.05
+
+
+def _step(n: int) -> float:
+    """How far apart gains are looked at, in standard errors: coarser, and stricter, for large n."""
+    return max(_FINEST, math.sqrt(n) / 4000)
+
+
+def _gain_intervals(n: int, tolerance: float, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """Intervals that cover every share of gains of a mean that is the tolerance."""
+    start = math.sqrt(abs(tolerance))
+    pieces = max(1, math.ceil((1 - start) * math.sqrt(n) / step))
+    # the variance of a loss is about the square of this; equal pieces are equal standard errors
+    spread = np.linspace(start, 1, pieces + 1)
+    share = np.maximum((spread**2 - tolerance) / 2, 0)
+    return share[:-1], share[1:]
+
+
+def _size(
+    n: int,
+    tolerance: float,
+    constant: float,
+    delta: float,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> np.ndarray:
+    """For each interval of the share of gains, a bound on how often a broken promise passes.
+
+    What passes is closed under fewer losses and under more gains. So it is likeliest, among
+    distributions with a mean of at least the tolerance, where the mean is the tolerance; and
+    within an interval no likelier than with the gains of its upper end and the losses of its
+    lower end. Gains are summed over blocks, each at the critical count of its upper end: fewer
+    trials are left there, too, so that it bounds its block. Only rounding of the incomplete beta
+    function (1e-12) is neglected.
+    """
+    places = np.arange(-5.0, max(6.0, float(norm.isf(delta)) + 3), 2 * _step(n))
+    bounds = np.empty(len(low))
+    for start in range(0, len(low), 1000):
+        part = slice(start, start + 1000)
+        gain = high[part, None]
+        loss = np.clip((low[part, None] + tolerance) / (1 - gain), 0, 1)
+        root = np.sqrt(n * gain) + places * np.sqrt(1 - gain) / 2
+        last = np.minimum(np.floor(np.maximum(root, 0) ** 2), n)
+        reached = _binomial_cdf(last, n, gain)
+        block = np.diff(reached, axis=1, prepend=0)
+        most = _critical_losses(last, n, tolerance, constant)
+        passing = np.sum(block * _binomial_cdf(most, n - last, loss), axis=1)
+        bounds[part] = passing + 1 - reached[:, -1]
+    return bounds
+
+
+def _binomial_cdf(count: np.ndarray, n: Any, share: np.ndarray) -> np.ndarray:
+    """P(Binomial(n, share) <= count), elementwise; several times faster than SciPy's `binom`."""
+    inside = betainc(np.maximum(n - count, 0.5), np.maximum(count, 0) + 1, 1 - share)
+    return np.where(count < 0, 0.0, np.where(count >= n, 1.0, inside))
+
+
+# --- any loss of at most 1
+
+
+def _bets(n: int, tolerance: float, delta: float) -> np.ndarray:
+    """Bets fixed before any data: the best ones for variances from the tolerance to 1/2.
+
+    The best bet at the edge of passing is ``sqrt(2 log(1/delta) / (n variance))``. Powers of two
+    between its extremes are at most a factor 1.4 off.
+    """
+    need = -math.log(delta)
+    most = 0.99 / (1 - tolerance)  # capital stays positive
+    low = min(math.sqrt(4 * need / n), most)
+    high = min(math.sqrt(2 * need / (n * max(abs(tolerance), need / n))), most)
+    return np.geomspace(low, max(low, high), 1 + math.ceil(math.log2(max(high / low, 1)) - 1e-9))
+
+
+def _log_capital(logs: np.ndarray) -> np.ndarray:
+    """(k,): the logarithm of the mean capital of several bets, given each one's, (j, k).
+
+    Capital 1 is multiplied by ``1 + bet (tolerance - loss)`` at every example: nonnegative, and of
+    mean at most 1 where the promise is broken, whatever the order. So is the mean of a few such.
+    By Markov's inequality it reaches 1/delta with probability at most delta.
+    """
+    return np.logaddexp.reduce(logs, axis=0) - math.log(len(logs))
+
+
+# --- what could be certified instead
+
+
+def _smallest(row: _Losses, tolerance: float, delta: float) -> float:
+    """The smallest tolerance at which a row's own test passes; 1 if there is none.
+
+    For the exact trinomial test, close to `tolerance`, with the constant there as a first guess.
+    """
+    n, floor = row.n, float(row.mean[0])
+    if row.test != "exact trinomial":
+        return _bisect(lambda t: bool(_passes(row, t, delta)[0]), floor, 1.0)
+    lost, gained = (int(count) for count in _statistic(row, n, tolerance, delta)[:, 0])
+    guess = _constant(n, float(tolerance), float(delta))
+    found = _bisect(lambda t: _margin(lost, gained, n, t) >= guess, floor, 1.0)
+    stride = max(found - floor, 1 / n) / 50
+    while found < 1 and not _trinomial_passes(lost, gained, n, found, delta):
+        found += stride
+    return min(found, 1.0)
+
+
+def _trinomial_passes(lost: int, gained: int, n: int, tolerance: float, delta: float) -> bool:
+    """Whether one p-value is at most delta, without a search for the constant."""
+    constant = _margin(lost, gained, n, tolerance)
+    if constant <= 0:
+        return False
+    low, high = _gain_intervals(n, tolerance, _step(n))
+    return bool((_size(n, tolerance, constant, delta, low, high) <= delta).all())
+
+
+def _bisect(passes: Callable[[float], bool], low: float, high: float) -> float:
+    """The edge above which `passes` is true, from its safe side; `high` is taken to pass."""
+    while high - low > 1e-4 * max(abs(high), 1e-4):
+        middle = (low + high) / 2
+        low, high = (low, middle) if passes(middle) else (middle, high)
+    return high
+
+
+def _refusal(
+    losses: _Losses, curve: TradeOffCurve, promise: str, tolerance: float, delta: float
+) -> str:
+    """One sentence: nothing passes; the smallest tolerance that would; examples for the asked."""
+    last = len(curve) - 1
+    first = 0 if promise == "rate" else last - 1
+    rows = [first]
+    if promise != "rate" and not _trivial(curve, promise, max(tolerance, 0.0)):
+        rows.append(last)
+    smallest = max(_smallest(losses.at(row), tolerance, delta) for row in rows)
+    text = (
+        f"no threshold keeps {promise} at most {tolerance:g} with probability {1 - delta:.6g} on "
+        f"{losses.n:,} examples; "
+    )
+    possible = _round_up(max(smallest, tolerance))
+    while possible < 1 and not all(_passes(losses.at(row), possible, delta)[0] for row in rows):
+        possible = _round_up(possible + max(0.001 * abs(possible), 1e-6))
+    if possible >= 1:
+        return text + "no tolerance below 1 can be certified: give more examples"
+    text += f"the smallest tolerance that can be certified is {possible:g}, and {tolerance:g} "
+    needed = _examples(losses, first, rows, tolerance, delta)
+    if needed is None:
+        return text + "is out of reach of any number of examples like these"
+    return text + f"needs about {needed:,} examples"
+
+
+def _examples(
+    losses: _Losses, first: int, rows: list[int], tolerance: float, delta: float
+) -> int | None:
+    """About how many examples like these would pass the first steps; None if no number would.
+
+    All counts grow in proportion, but for those of a first step of one example alone: it stays
+    one example.
+    """
+    n = losses.n
+    alone = first != 0 and losses.cut[-1] - losses.cut[first] == 1
+
+    def enough(m: float) -> bool:
+        size = math.ceil(m)
+        all_teacher = _statistic(losses.at(len(losses.cut) - 1), size, tolerance, delta)
+        for row in rows:
+            own = _statistic(losses.at(row), size, tolerance, delta)
+            scaled = own * (size / n)
+            if alone and row == first:
+                scaled = all_teacher * (size / n) + own - all_teacher
+            if not _would_pass(losses.test, scaled[:, 0], size, n, tolerance, delta):
+                return False
+        return True
+
+    high = float(n)
+    while not enough(high):
+        high *= 2
+        if high > _MOST_EXAMPLES:
+            return None
+    low = high / 2
+    while high - low > 0.01 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return int(_round_up(high))
+
+
+def _would_pass(
+    test: str, scaled: np.ndarray, size: int, n: int, tolerance: float, delta: float
+) -> bool:
+    """`_decide` on counts that need not be whole; with the constant of n, which hardly moves."""
+    if test == "exact trinomial":
+        constant = _constant(n, float(tolerance), float(delta))
+        return _margin(scaled[0], scaled[1], size, tolerance) >= constant
+    return bool(_decide(test, scaled[:, None], size, tolerance, delta)[0])
+
+
+def _round_up(value: float) -> float:
+    """To two significant digits, upwards."""
+    if value == 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.6g}")
