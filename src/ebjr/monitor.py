@@ -46,7 +46,8 @@ PROMISES = {
 
 _ODDS = np.geomspace(1e-3, 1e4, 32)  # a bet is best where the odds of a loss are 1 + this, times
 _ODDS_SHARES = 1 / (1 + np.log(_ODDS) ** 2)  # most money on a doubling, some on every other size
-_SIZES = np.array([0.03, 0.1, 0.3, 0.9])
+_RATE_ODDS = np.geomspace(0.03, 30.0, 8)
+_SIZES = np.array([0.05, 0.2, 0.8])
 _GROUPS = 32
 _ONE = 2**32
 _CHUNK = 2**20  # so many fractions of 32 bits add up exactly in a double
@@ -177,22 +178,23 @@ class _Bets:
     def bet(self, growth: np.ndarray, watched: np.ndarray | None = None) -> None:
         """Play the rows of one block or a part of it.
 
-        `growth` (rows, bets) is the logarithm of what a bet is multiplied by; `watched` (rows,)
-        marks the rows after which the capital can have risen.
+        `growth` (bets, rows) is the logarithm of what a bet is multiplied by; `watched` (rows,)
+        marks the rows after which the capital can have risen. Sums run from row to row, so that
+        they do not depend on where the batches end.
         """
         if self.rows and self.rows % BLOCK == 0:
             k = self.rows // BLOCK
             fresh = math.log((1 / math.log2(k + 1) - 1 / math.log2(k + 2)) / 2)
             self.wealth = np.logaddexp(self.wealth, self.shares + fresh)
-        path = np.cumsum(np.vstack([self.wealth, growth]), axis=0)[1:]
-        self.wealth = path[-1]
-        where = np.arange(len(path)) if watched is None else np.flatnonzero(watched)
+        path = np.cumsum(np.column_stack([self.wealth, growth]), axis=1)[:, 1:]
+        self.wealth = path[:, -1].copy()
+        where = np.arange(path.shape[1]) if watched is None else np.flatnonzero(watched)
         if len(where):
-            capital = _log_sum(path[where])
+            capital = _log_sum(path if watched is None else path[:, where])
             self.peak = max(self.peak, float(capital.max()))
             if self.alarm is None and self.peak >= self.limit:
                 self.alarm = self.rows + int(where[np.argmax(capital >= self.limit)]) + 1
-        self.rows += len(path)
+        self.rows += path.shape[1]
 
     def state(self) -> dict[str, Any]:
         """Everything that changes."""
@@ -233,6 +235,8 @@ class _Monitor:
         ValueError
             The state is incomplete, damaged, or of something else.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError("cannot resume the monitor: its state is not a mapping")
         try:
             if state["format"] != cls.FORMAT:
                 raise ValueError(f"its format is {state['format']!r}, not {cls.FORMAT!r}")
@@ -408,9 +412,8 @@ class RiskMonitor(_Monitor):
 
     def _growth(self, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         distinct, which = np.unique(value, return_inverse=True)
-        return _odds_growth(distinct - self._low, self._limit - self._low)[which], (
-            value > self._limit
-        )
+        growth = _odds_growth(distinct - self._low, self._limit - self._low)
+        return growth[:, which], value > self._limit
 
     def _count(self, value: np.ndarray) -> None:
         """Add rows to the counts, in units of 2^-32 rows, so that sums are exact in any order."""
@@ -462,7 +465,7 @@ class RiskMonitor(_Monitor):
 
         def over(mean: float) -> float:
             money = gained - count.sum() * np.log1p(_ODDS * mean)
-            return float(_log_sum(money[None])[0]) + math.log(self.alpha)
+            return float(_log_sum(money)) + math.log(self.alpha)
 
         if over(0.0) <= 0:
             return 0.0
@@ -661,13 +664,13 @@ class DriftMonitor(_Monitor):
         self._deferred = 0
         only = threshold is None
         self._bets = _Bets(np.ones(6 * len(_SIZES)), self.alpha * (1 if only else 0.5))
-        self._rate_bets = _Bets(np.tile(_ODDS_SHARES, 2), self.alpha / 4)
+        self._rate_bets = _Bets(np.ones(2 * len(_RATE_ODDS)), self.alpha / 4)
         least, most = _clopper_pearson(deferred, n, self.alpha / 4)
         most, least = most + self.rate_tolerance, least - self.rate_tolerance
-        self._rate_growth = np.hstack(
+        self._rate_growth = np.vstack(
             [
-                _odds_growth(np.array([0.0, 1.0]), min(most, 1.0)),
-                _odds_growth(np.array([1.0, 0.0]), min(1.0 - least, 1.0)),
+                _odds_growth(np.array([0.0, 1.0]), min(most, 1.0), _RATE_ODDS),
+                _odds_growth(np.array([1.0, 0.0]), min(1.0 - least, 1.0), _RATE_ODDS),
             ]
         )
 
@@ -697,7 +700,7 @@ class DriftMonitor(_Monitor):
         for rows in _blocks(self._bets.rows, len(values)):
             self._bets.bet(self._growth(group[rows]))
             if deferred is not None:
-                self._rate_bets.bet(self._rate_growth[deferred[rows]])
+                self._rate_bets.bet(self._rate_growth[:, deferred[rows]])
         self._deferred += 0 if deferred is None else int(deferred.sum())
 
     def _group(self, values: np.ndarray) -> np.ndarray:
@@ -712,17 +715,15 @@ class DriftMonitor(_Monitor):
         return group
 
     def _growth(self, group: np.ndarray) -> np.ndarray:
-        """(rows, bets): logarithms of what each bet is multiplied by, under Polya's urn."""
-        hit = group[:, None] == np.arange(len(self._gaps))
-        after = np.cumsum(np.vstack([self._seen + self._gaps, hit]), axis=0)
-        before, self._seen = after[:-1], after[-1] - self._gaps
-        own = before[hit]
-        below = np.cumsum(before, axis=1)[hit] - own
-        total = self.calibration_rows + 1 + self._bets.rows + np.arange(len(group))
-        left, width = below / total, own / total
-        mean = _mean_legendre(2 * left - 1, 2 * (left + width) - 1)
-        bet = np.multiply.outer(mean, _SIZES).reshape(len(group), -1)
-        return np.log1p(np.hstack([bet, -bet]))
+        """(bets, rows): logarithms of what each bet is multiplied by, under Polya's urn."""
+        place, row = np.arange(len(self._gaps))[:, None], np.arange(len(group))
+        after = np.cumsum(np.column_stack([self._seen + self._gaps, group == place]), axis=1)
+        before, self._seen = after[:, :-1], after[:, -1] - self._gaps
+        own, below = before[group, row], (before * (place < group)).sum(axis=0)
+        total = self.calibration_rows + 1 + self._bets.rows + row
+        mean = _mean_legendre(2 * below / total - 1, 2 * (below + own) / total - 1)
+        bet = (_SIZES[:, None, None] * mean).reshape(-1, len(group))
+        return np.log1p(np.concatenate([bet, -bet]))
 
     @property
     def rows(self) -> int:
@@ -855,26 +856,26 @@ class DriftMonitor(_Monitor):
             raise ValueError("its counts do not fit together")
 
 
-def _odds_growth(value: np.ndarray, mean: float) -> np.ndarray:
-    """(values, bets): log of ``(1 + c value) / (1 + c mean)`` for the bets on a larger mean."""
-    return np.log1p(np.outer(value, _ODDS)) - np.log1p(_ODDS * mean)
+def _odds_growth(value: np.ndarray, mean: float, odds: np.ndarray = _ODDS) -> np.ndarray:
+    """(bets, values): log of ``(1 + c value) / (1 + c mean)`` for the bets on a larger mean."""
+    return np.log1p(np.outer(odds, value)) - np.log1p(odds * mean)[:, None]
 
 
 def _mean_legendre(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(n, 3): means of the Legendre polynomials of degree 1, 2, 3 between two points of [-1, 1].
+    """(3, n): means of the Legendre polynomials of degree 1, 2, 3 between two points of [-1, 1].
 
     From the power sums of the ends, not from a difference, so that narrow intervals are exact.
     """
     first = (left + right) / 2
     second = (left * left + left * right + right * right) / 3
     third = first * (left * left + right * right) / 2
-    return np.stack([first, (3 * second - 1) / 2, (5 * third - 3 * first) / 2], axis=1)
+    return np.stack([first, (3 * second - 1) / 2, (5 * third - 3 * first) / 2])
 
 
 def _log_sum(logs: np.ndarray) -> np.ndarray:
-    """(n,): log of the sum of the exponentials of each row."""
-    top = logs.max(axis=1)
-    return top + np.log(np.exp(logs - top[:, None]).sum(axis=1))
+    """Log of the sum of the exponentials along the first axis."""
+    top = logs.max(axis=0)
+    return top + np.log(np.exp(logs - top).sum(axis=0))
 
 
 def _blocks(first: int, n: int) -> Iterator[slice]:
