@@ -280,11 +280,19 @@ def test_a_teacher_that_comes_back_is_asked_again():
     assert again.deferred.tolist() == [True, False]
 
 
-def test_an_unreachable_last_stage_degrades_the_middle_one_quietly():
+def test_what_an_unreachable_last_stage_degrades_is_marked_to_the_top():
     inner = joint_of(student=lambda batch: mark(batch, -1), teacher=unreachable, threshold=1)
     answer = joint_of(teacher=inner, threshold=2)(batch_of([2, 1, 0]))
-    np.testing.assert_array_equal(answer.output[:, 2], [1, -1, -1])
-    np.testing.assert_array_equal(answer.deferred, [False, True, True])
+    assert answer.output[:, 2].tolist() == [1, -1, -1]
+    assert answer.deferred.tolist() == [False, True, True]
+    assert answer.degraded.tolist() == [False, False, True]
+
+
+def test_a_degraded_answer_of_the_first_stage_is_marked_unless_it_is_deferred():
+    inner = joint_of(teacher=unreachable, threshold=2)
+    answer = joint_of(student=inner, threshold=1)(batch_of([2, 1, 0]))
+    assert answer.deferred.tolist() == [False, False, True]
+    assert answer.degraded.tolist() == [False, True, False]
 
 
 # two libraries, two dtypes

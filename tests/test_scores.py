@@ -237,6 +237,11 @@ def test_random_is_uniform(dtype, asarray):
     assert scipy.stats.kstest(values, "uniform").pvalue > 0.001
 
 
+def test_random_takes_a_class_that_is_ruled_out(asarray):
+    rows = asarray(np.array([[1.0, -np.inf], [np.nan, 0.0], [np.inf, 0.0]]))
+    assert np.isnan(to_numpy(random(rows))).tolist() == [False, True, True]
+
+
 def test_random_depends_on_row_and_seed_alone(asarray):
     rows = asarray(ROWS)
     first = to_numpy(random(rows))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 HERE = Path(__file__).parent
 CHECKPOINTS = HERE / "checkpoints"
 HELD_OUT = 2500
+MEAN_COLOR = (125, 123, 114)
 
 
 def split_indices(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +30,7 @@ def to_input(images: np.ndarray) -> Tensor:
 
 
 class Augmenter:
-    """Batches of shifted and mirrored pictures.
+    """Batches of shifted and mirrored pictures, each with a square cut out.
 
     A picture is mirrored in every second epoch (which half starts mirrored is random), so that
     two epochs in a row always show both sides. Borders are filled by reflection.
@@ -40,15 +41,20 @@ class Augmenter:
         The pictures.
     shift : int
         Largest shift, in pixels, along either axis.
+    cutout : int
+        Side of the square that is painted over with the mean color, in pixels; 0 paints nothing.
     seed : int
         Fixes every draw.
     views : int, optional
         Repeat the first `views` epochs for ever; by default every epoch is drawn anew.
     """
 
-    def __init__(self, images: np.ndarray, shift: int, seed: int, views: int | None = None) -> None:
+    def __init__(
+        self, images: np.ndarray, shift: int, cutout: int, seed: int, views: int | None = None
+    ) -> None:
         self.size = images.shape[1]
         self.shift = shift
+        self.cutout = cutout
         self.seed = seed
         self.views = views
         margin = ((0, 0), (shift, shift), (shift, shift), (0, 0))
@@ -69,6 +75,11 @@ class Augmenter:
             mirrored = self.mirrored_first[index] ^ bool(epoch % 2)
             columns[mirrored] = columns[mirrored, ::-1]
             views = self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+            if self.cutout:
+                corners = rng.integers(0, self.size - self.cutout + 1, (2, batch_size, 1))
+                within = np.arange(self.size) - corners
+                down, across = (within >= 0) & (within < self.cutout)
+                views[down[:, :, None] & across[:, None, :]] = MEAN_COLOR
             yield index, to_input(views)
 
 

@@ -66,6 +66,7 @@ def main() -> None:
         lr=0.12,
         lr_rest=0.01,
         shift=3,
+        cutout=0,
         views=8,
         temperature=2.0,
         seed=1,
@@ -77,7 +78,7 @@ def main() -> None:
     teacher.load_state_dict(torch.load(CHECKPOINTS / "teacher.pt")["net"])
     held_out_accuracy = accuracy(predict(teacher, images[held_out]), labels[held_out])
     print(f"teacher: {held_out_accuracy:.4f} held out", flush=True)
-    augmenter = Augmenter(images[kept], options.shift, options.seed, options.views)
+    augmenter = Augmenter(images[kept], options.shift, options.cutout, options.seed, options.views)
     pool = answers_on_views(teacher, augmenter, options.batch_size)
     net = STUDENTS[options.net]()
     fit_whitening(net, images[kept[:5000]])

@@ -16,11 +16,12 @@ def main() -> None:
     """Read the options, train, leave `checkpoints/teacher.pt` behind."""
     options = parser(
         name="teacher",
-        epochs=15,
+        epochs=30,
         batch_size=500,
         lr=0.12,
         lr_rest=0.01,
-        shift=3,
+        shift=4,
+        cutout=8,
         smoothing=0.1,
         seed=0,
         limit=0,
@@ -39,7 +40,7 @@ def main() -> None:
 
     fit(
         net,
-        Augmenter(images[kept], options.shift, options.seed),
+        Augmenter(images[kept], options.shift, options.cutout, options.seed),
         loss_of,
         (images[held_out], labels[held_out]),
         name=options.name,

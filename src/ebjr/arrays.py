@@ -119,11 +119,29 @@ def logsumexp(array: Array) -> Array:
     >>> logsumexp(np.array([[1000.0, 1000.0]]))
     array([1000.69314718])
     """
+    top, total = top_and_total(array)
+    return namespace(array).log(total) + top
+
+
+@np.errstate(invalid="ignore")  # inf - inf
+def top_and_total(array: Array) -> tuple[Array, Array]:
+    """The largest value and ``sum(exp(array - largest))``, over the last axis.
+
+    A softmax and its logarithm need no more. A NaN or +inf makes the total NaN, as does a row of
+    -inf alone.
+
+    Examples
+    --------
+    >>> top_and_total(np.array([[1000.0, 1000.0]]))
+    (array([1000.]), array([2.]))
+    """
     xp = namespace(array)
-    largest = xp.max(array, axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        total = xp.sum(xp.exp(array - largest), axis=-1)
-    return xp.log(total) + largest[..., 0]
+    if type(array) is np.ndarray:  # as a method at a third of the function's time
+        top = array.max(axis=-1, keepdims=True)
+    else:
+        top = xp.max(array, axis=-1, keepdims=True)
+    total = xp.exp(array - top).sum(-1)
+    return top[..., 0], total
 
 
 def log_softmax(array: Array) -> Array:

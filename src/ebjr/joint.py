@@ -42,7 +42,7 @@ class JointAnswer:
         (n,) bool: the teacher was asked.
     degraded
         (n,) bool: should have been deferred, but the teacher could not be reached; the answer is
-        the student's.
+        the student's. Where one of the models is a joint model, rows that it marks are marked.
     """
 
     prediction: Array
@@ -100,31 +100,29 @@ class JointModel:
             The teacher could not be reached, and the policy is ``"error"``.
         """
         n = row_count(inputs)
-        output = answer(self.student, inputs, n)
+        output, marked = answer(self.student, inputs, n)
         score, deferred = self.router(output)
-        rows = np.flatnonzero(to_numpy(deferred))
-        degraded = False
+        nothing = namespace(deferred).zeros_like(deferred)
+        degraded = nothing if marked is None else convert_like(marked, deferred) & ~deferred
+        rows = to_numpy(deferred).nonzero()[0]
         if len(rows):
             try:
-                output = self._defer(inputs, rows, output)
+                output, marked = self._defer(inputs, rows, output)
             except TeacherUnavailable:
                 if self.when_unavailable == "error":
                     raise
-                degraded = True
-        nothing = namespace(deferred).zeros_like(deferred)
-        return JointAnswer(
-            prediction=self.predict(output),
-            output=output,
-            score=score,
-            deferred=nothing if degraded else deferred,
-            degraded=deferred if degraded else nothing,
-        )
+                degraded, deferred = degraded | deferred, nothing
+            else:
+                if marked is not None:
+                    degraded = put_rows(degraded, rows, marked)
+        return JointAnswer(self.predict(output), output, score, deferred, degraded)
 
-    def _defer(self, inputs: Batch, rows: np.ndarray, output: Array) -> Array:
-        """The student's output with the teacher's answer in the deferred rows."""
+    def _defer(self, inputs: Batch, rows: np.ndarray, output: Array) -> tuple[Array, Array | None]:
+        """The output with the teacher's answer in the deferred rows, and what it marks there."""
         everything = len(rows) == row_count(inputs)
         batch = inputs if everything else take_rows(inputs, rows)
-        taught = convert_like(answer(self.teacher, batch, len(rows)), output)
+        taught, marked = answer(self.teacher, batch, len(rows))
+        taught = convert_like(taught, output)
         if taught.shape[1:] != output.shape[1:]:
             raise ModelError(
                 f"student and teacher must answer alike, but {model_name(self.student)} gave rows "
@@ -134,7 +132,7 @@ class JointModel:
         if self.blend:
             index = convert_like(rows, output)
             taught = self.mix(output if everything else output[index], taught)
-        return taught if everything else put_rows(output, rows, taught)
+        return taught if everything else put_rows(output, rows, taught), marked
 
     def predict(self, output: Array) -> Array:
         """The answer that raw output (n, ...) means."""
@@ -174,7 +172,7 @@ class JointClassifier(JointModel):
 
     def predict(self, output: Array) -> Array:
         """(n,): the class with the largest logit."""
-        return namespace(output).argmax(output, axis=-1)
+        return output.argmax(-1)
 
     def mix(self, student: Array, teacher: Array) -> Array:
         """Log-probabilities of ``softmax(teacher) + blend * softmax(student)``."""

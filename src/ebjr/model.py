@@ -42,8 +42,14 @@ def model_name(model: Model) -> str:
     return name if isinstance(name, str) else type(model).__name__
 
 
-def answer(model: Model, batch: Any, rows: int) -> Any:
+def answer(model: Model, batch: Any, rows: int) -> tuple[Any, Any]:
     """Run a model and check that it gave one row of raw output for each of `rows` inputs.
+
+    Returns
+    -------
+    tuple
+        The raw output, and which rows are degraded: (rows,) bool from a joint model, None from
+        any other.
 
     Raises
     ------
@@ -53,11 +59,11 @@ def answer(model: Model, batch: Any, rows: int) -> Any:
     Examples
     --------
     >>> import numpy as np
-    >>> answer(lambda batch: batch * 2, np.ones((2, 3)), rows=2).shape
-    (2, 3)
+    >>> answer(lambda batch: batch * 2, np.ones((1, 3)), rows=1)
+    (array([[2., 2., 2.]]), None)
     """
-    output = model(batch)
-    output = getattr(output, "output", output)  # a joint model's answer carries its raw output
+    whole = model(batch)
+    output = getattr(whole, "output", whole)  # a joint model's answer carries its raw output
     if getattr(output, "requires_grad", False):
         output = output.detach()  # an answer, not a graph to train
     shape = getattr(output, "shape", None)
@@ -67,4 +73,4 @@ def answer(model: Model, batch: Any, rows: int) -> Any:
             f"{model_name(model)} was given {rows} inputs and must return {rows} rows of raw "
             f"output, but returned {came}"
         )
-    return output
+    return output, getattr(whole, "degraded", None)

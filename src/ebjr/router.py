@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ebjr.arrays import Array, namespace
+import numpy as np
+
+from ebjr.arrays import Array, as_float, namespace
 from ebjr.scores import Score, as_score
 
 
@@ -47,13 +49,15 @@ class Router:
     @threshold.setter
     def threshold(self, value: float) -> None:
         self._threshold = check_threshold(value)
+        self._single = round_up(self._threshold)
 
     def __call__(self, output: Array) -> tuple[Array, Array]:
         """Score the student's raw output (n, ...): returns score (n,) and deferred (n,) bool."""
         score = self.score(output)
-        xp = namespace(score)
-        # in double precision, as curves are computed: a threshold is never rounded to a score
-        return score, ~(xp.astype(score, xp.float64) >= self._threshold)
+        exact = as_float(score)
+        single = exact.dtype == namespace(exact).float32
+        # without double precision, which some devices lack, and yet just as curves are computed
+        return score, ~(exact >= (self._single if single else self._threshold))
 
     def __repr__(self) -> str:
         return f"Router({str(self.score)!r}, threshold={self.threshold!r})"
@@ -76,3 +80,19 @@ def check_threshold(value: float) -> float:
     if math.isnan(number) or number == -math.inf:
         raise ValueError(f"threshold must be a number above -inf, not {value}")
     return number
+
+
+def round_up(number: float) -> float:
+    """The smallest single-precision number that is not below `number`.
+
+    A single-precision score reaches the one just where it reaches the other.
+
+    Examples
+    --------
+    >>> round_up(0.5), round_up(0.7) > 0.7
+    (0.5, True)
+    """
+    with np.errstate(over="ignore"):
+        single = np.float32(number)
+        below = float(single) < number
+        return float(np.nextafter(single, np.float32(np.inf)) if below else single)

@@ -28,6 +28,7 @@ from ebjr.arrays import (
     logsumexp,
     namespace,
     to_numpy,
+    top_and_total,
     top_two,
 )
 
@@ -84,8 +85,8 @@ def softmax(logits: Array, temperature: float = 1.0) -> Array:
     >>> softmax(np.array([[0.0, 0.0]]))
     array([0.5])
     """
-    scaled = _scaled(logits, temperature)
-    return _exp(namespace(scaled).max(scaled, axis=-1) - logsumexp(scaled))
+    _, total = top_and_total(_scaled(logits, temperature))
+    return 1 / total
 
 
 def entropy(logits: Array, temperature: float = 1.0) -> Array:
@@ -117,8 +118,11 @@ def margin(logits: Array, temperature: float = 1.0) -> Array:
     >>> margin(np.log([[0.7, 0.2, 0.1]])).round(3)
     array([0.5])
     """
-    first, second = top_two(_exp(log_softmax(_scaled(logits, temperature))))
-    return first - second
+    scaled = _scaled(logits, temperature)
+    first, second = top_two(scaled)
+    _, total = top_and_total(scaled)
+    with np.errstate(invalid="ignore"):
+        return -namespace(scaled).expm1(second - first) / total
 
 
 def max_logit(logits: Array) -> Array:
@@ -132,15 +136,15 @@ def max_logit(logits: Array) -> Array:
     >>> max_logit(np.array([[3.0, 1.0]]))
     array([3.])
     """
-    logits = as_logits(logits)
-    largest = namespace(logits).max(logits, axis=-1)
-    return largest + 0 * logsumexp(logits)  # a +inf or NaN logit is NaN here as everywhere
+    largest, total = top_and_total(as_logits(logits))
+    return largest + 0 * total  # a +inf or NaN logit is NaN here as everywhere
 
 
 def normalized_logit(logits: Array, p: float = 4.0) -> Array:
     """The largest logit over the p-norm of the row, each row centered at its mean first.
 
-    The norm says how loud the row is as a whole, which is no sign of being right.
+    The norm says how loud the row is as a whole, which is no sign of being right. A row with an
+    infinite logit has no mean: its score is NaN.
 
     Source: Cattelan & Silva, "How to fix a broken confidence estimator", UAI 2024.
 
@@ -191,7 +195,8 @@ def random(logits: Array, seed: int = 0) -> Array:
             state = _mix(state ^ column)
     digits = 24 if rows.dtype == namespace(rows).float32 else 53
     uniform = (state >> np.uint64(64 - digits)) * 2.0**-digits
-    uniform[~np.isfinite(to_numpy(rows)).all(axis=1)] = np.nan
+    _, total = top_and_total(rows)
+    uniform[np.isnan(to_numpy(total))] = np.nan
     xp = namespace(rows)
     return xp.astype(convert_like(uniform, rows), rows.dtype, copy=False)
 
