@@ -38,7 +38,7 @@ class OperatingPoint:
     n
         How many examples the figures were taken on.
     certified
-        What is promised beyond the examples seen; None where nothing is.
+        What is promised beyond the examples seen, a `Certificate`; None where nothing is.
 
     Examples
     --------
@@ -132,7 +132,7 @@ class OperatingPoint:
             "break_even": self.break_even,
             "pays": self.pays,
             "saving": self.saving,
-            "certified": self.certified,
+            "certified": None if self.certified is None else self.certified.as_dict(),
         }
         return {name: value for name, value in figures.items() if value is not None}
 

@@ -125,7 +125,7 @@ def run_study(
     blend: float | str = "auto",
     fraction: float = 0.5,
     seed: int = 0,
-    **target: float | None,
+    **target: Any,
 ) -> Study:
     """Split the outcomes, calibrate on the first part, and evaluate on the second.
 
@@ -134,7 +134,8 @@ def run_study(
     outcomes
         What both models said.
     goal, score, blend, **target
-        As for `calibrate`.
+        As for `calibrate`. A guarantee is of the chosen point alone: the scores beside it meet
+        the goal on the examples, without one.
     fraction, seed
         As for `Outcomes.split`.
 
@@ -157,10 +158,11 @@ def run_study(
     calibration, held_out = outcomes.split(fraction, seed)
     given = {name: value for name, value in target.items() if value is not None}
     point = calibrate(calibration, goal, score=score, blend=blend, **given)
+    plain = {name: value for name, value in given.items() if name not in ("delta", "promise")}
     others = {}
     for name in COMPARED:
         try:
-            others[name] = calibrate(calibration, goal, score=name, blend=0.0, **given)
+            others[name] = calibrate(calibration, goal, score=name, blend=0.0, **plain)
         except CalibrationError:
             continue
     return Study(

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebjr import CalibrationError, Cost, JointClassifier, Outcomes, TradeOffCurve, calibrate
-from ebjr.calibration import choose_blend, choose_score, rank_scores
+from ebjr.calibration import CHOICE_SHARE, choose_blend, choose_score, rank_scores
 from ebjr.calibration.auto import CANDIDATES, NOISE, area_influence
+from ebjr.calibration.guarantee import certify
 from ebjr.scores import SCORES, as_score
 
 STUDENT, TEACHER = Cost(flops=1.0, seconds=0.1), Cost(flops=10.0, seconds=0.5)
@@ -199,3 +200,77 @@ def test_any_callable_is_a_score():
 def test_a_bad_argument_is_one_sentence(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         calibrate(pair(40), **arguments)
+
+
+# with a guarantee
+
+
+PROMISED = [
+    ("match-teacher", {"tolerance": 0.05}, None, "excess", 0.05),
+    ("match-teacher", {"tolerance": 0.05}, "harm", "harm", 0.05),
+    ("accuracy", {"target": 0.7}, None, "risk", 0.3),
+    ("budget", {"deferral_rate": 0.4}, None, "rate", 0.4),
+    ("budget", {"flops": 6.0}, None, "rate", 0.5),
+    ("budget", {"seconds": 0.35}, "rate", "rate", 0.5),
+]
+
+
+@pytest.mark.parametrize(("goal", "asked", "promise", "found", "tolerance"), PROMISED)
+def test_a_goal_with_delta_is_a_promise_that_is_certified(goal, asked, promise, found, tolerance):
+    outcomes = pair(3000)
+    point = calibrate(
+        outcomes, goal, **asked, score="margin", blend=0.2, delta=0.1, promise=promise
+    )
+    expected = certify(
+        TradeOffCurve.of(outcomes, "margin", 0.2), found, tolerance=tolerance, delta=0.1
+    )
+    assert point.certified.tolerance == pytest.approx(tolerance)
+    assert (point.certified.promise, point.certified.n, point.certified.row) == (
+        *(found, 3000),
+        expected.row,
+    )
+    assert (point.threshold, point.deferral_rate) == (expected.threshold, expected.deferral_rate)
+
+
+@pytest.mark.parametrize(
+    ("choice", "n"), [({}, 700), ({"score": "margin"}, 700), ({"blend": 0.0}, 700)]
+)
+def test_what_is_chosen_by_the_data_is_chosen_on_other_examples_than_the_threshold(choice, n):
+    outcomes = pair(1000)
+    point = calibrate(outcomes, tolerance=0.05, delta=0.1, **choice)
+    assert point.n == point.certified.n == n
+    _, certified_on = outcomes.split(CHOICE_SHARE)
+    curve = TradeOffCurve.of(certified_on, point.score, point.blend)
+    assert point.threshold in curve.threshold
+
+
+def test_a_certified_point_says_so_in_its_figures():
+    point = calibrate(pair(1000), tolerance=0.05, delta=0.1, score="margin", blend=0.0)
+    assert point.as_dict()["certified"] == point.certified.as_dict()
+    assert "certified" not in calibrate(pair(1000)).as_dict()
+
+
+def test_a_promise_that_cannot_be_certified_names_the_smallest_that_can():
+    with pytest.raises(CalibrationError, match=r"the smallest tolerance that can be certified is"):
+        calibrate(pair(300), tolerance=0.001, delta=0.05, score="margin", blend=0.0)
+
+
+@pytest.mark.parametrize(
+    ("goal", "arguments", "message"),
+    [
+        ("match-teacher", {"tolerance": 0.01, "promise": "harm"}, "needs delta, as 0.1"),
+        ("match-teacher", {"delta": 0.1}, "needs a tolerance, as 0.01"),
+        ("match-teacher", {"delta": 0.1, "tolerance": 0.1, "promise": "rate"}, "excess or harm"),
+        ("match-teacher", {"delta": 0.1, "tolerance": 0.1, "promise": "x"}, "one of harm, excess"),
+        ("match-teacher", {"delta": 0.0, "tolerance": 0.1}, "delta must lie between 0 and 1"),
+        ("match-teacher", {"delta": 1.0, "tolerance": 0.1}, "delta must lie between 0 and 1"),
+        ("match-teacher", {"delta": 0.1, "tolerance": 1.0}, "below 1"),
+        ("crossing", {"delta": 0.1}, "'crossing' promises nothing"),
+        ("budget", {"deferral_rate": 1.0, "delta": 0.1}, "leave delta out"),
+        ("budget", {"flops": 11.0, "delta": 0.1}, "leave delta out"),
+        ("accuracy", {"target": 0.0, "delta": 0.1}, "below 1"),
+    ],
+)
+def test_a_guarantee_that_makes_no_sense_is_refused_in_one_sentence(goal, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        calibrate(pair(), goal, **arguments, score="margin", blend=0.0)

@@ -243,11 +243,20 @@ def test_a_certificate_holds_together_and_a_refusal_names_what_passes(
             assert smallest > tolerance
             assert certify(curve, promise, tolerance=smallest, delta=delta).tolerance == smallest
         return
-    assert found.row == certified_row(curve, promise, tolerance=tolerance, delta=delta)
+    furthest = certified_row(curve, promise, tolerance=tolerance, delta=delta)
+    assert found.row <= furthest if promise == "rate" else found.row == furthest
+    if promise == "rate":
+        assert curve.quality[found.row] == curve.quality[: furthest + 1].max()
     assert found.threshold == curve.threshold[found.row]
     assert found.observed == pytest.approx(losses_at(curve, promise, found.row).mean())
     assert found.observed < found.bound <= tolerance
-    assert found.price >= 0 if promise != "rate" else found.price <= 0
+    if promise == "rate":
+        naive = curve.deferral_rate <= tolerance + 1e-12
+        assert curve.quality[curve.deferral_rate == found.naive_deferral_rate] == (
+            curve.quality[naive].max()
+        )
+    else:
+        assert found.price >= 0
 
 
 @given(seed=st.integers(0, 10_000), promise=st.sampled_from(["harm", "risk", "rate"]))

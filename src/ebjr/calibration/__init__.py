@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy as np
 from ebjr.arrays import Array
 from ebjr.calibration.auto import choose_blend, choose_score, rank_scores
 from ebjr.calibration.crossing import crossing
+from ebjr.calibration.guarantee import PROMISES, certify
 from ebjr.calibration.targets import best_within, cheapest
+from ebjr.costs import UNITS
 from ebjr.curve import OperatingPoint, TradeOffCurve
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score
@@ -25,6 +28,9 @@ GOALS = {
 }
 """Each goal with the arguments that go with it."""
 
+CHOICE_SHARE = 0.3
+"""With a guarantee: the share of the examples that score and blend are chosen on, if they are."""
+
 
 def calibrate(
     outcomes: Outcomes,
@@ -37,6 +43,8 @@ def calibrate(
     deferral_rate: float | None = None,
     score: str | Callable[..., Array] | Score = "auto",
     blend: float | str = "auto",
+    delta: float | None = None,
+    promise: str | None = None,
 ) -> OperatingPoint:
     """Choose a threshold. Give it one half of the outcomes, and report on the other.
 
@@ -58,18 +66,30 @@ def calibrate(
     blend
         The student's weight in a deferred answer, or ``"auto"``: picked on `outcomes`, 0 (the
         paper) being a candidate.
+    delta
+        Ask for a guarantee: the goal holds beyond these examples with probability at least
+        ``1 - delta``, whatever the models and the data are, if the inputs in use are exchangeable
+        with the examples. Score and blend, where they are ``"auto"``, are then chosen on
+        `CHOICE_SHARE` of the examples, and the threshold is certified on the others.
+    promise
+        What is certified; the goal says it if this does not. For ``"match-teacher"``
+        ``"excess"``, the joint error minus the teacher's is at most `tolerance`, or ``"harm"``,
+        the share of inputs that the student keeps and gets wrong where the teacher is right is.
+        For ``"accuracy"`` ``"risk"``, the joint error is at most ``1 - target``; for ``"budget"``
+        ``"rate"``, the deferral rate is at most what the budget allows.
 
     Returns
     -------
     OperatingPoint
-        With its figures on `outcomes`: they flatter, since the threshold was picked there.
+        With its figures on `outcomes`, or on the part that was certified on: they flatter, since
+        the threshold was picked there. Its `certified` is the `Certificate`.
 
     Raises
     ------
     ValueError
         An unknown goal, or an argument that is out of range or goes with another goal.
     CalibrationError
-        No threshold does it; the message says what is feasible.
+        No threshold does it, or none that can be certified; the message says what is feasible.
 
     Examples
     --------
@@ -86,13 +106,22 @@ def calibrate(
         "deferral_rate": deferral_rate,
     }
     check_goal(goal, given)
+    promise = check_promise(goal, promise, delta, tolerance)
     automatic = isinstance(score, str) and score == "auto"
-    chosen = choose_score(outcomes) if automatic else as_score(score)
+    choosing = outcomes
+    if delta is not None and (automatic or isinstance(blend, str)):
+        # the proof of the guarantee covers the choice of the threshold, not that of score and blend
+        choosing, outcomes = outcomes.split(CHOICE_SHARE)
+    chosen = choose_score(choosing) if automatic else as_score(score)
     if isinstance(blend, str):
         if blend != "auto":
             raise ValueError(f"blend must be a weight or 'auto', not {blend!r}")
-        blend = choose_blend(outcomes, chosen)
+        blend = choose_blend(choosing, chosen)
     curve = TradeOffCurve.of(outcomes, chosen, blend)
+    if promise is not None and delta is not None:
+        allowed = _allowed(curve, goal, given)
+        certificate = certify(curve, promise, tolerance=allowed, delta=delta)
+        return replace(curve.at(index=certificate.row), certified=certificate)
     if goal == "crossing":
         values = np.asarray(chosen(outcomes.student), dtype=np.float64)
         return curve.at(threshold=crossing(values, outcomes.student_quality))
@@ -126,6 +155,72 @@ def check_goal(goal: str, given: dict[str, Any]) -> None:
         if not (0 <= value <= 1 if share else 0 <= value < np.inf):
             limits = "lie between 0 and 1" if share else "be a finite number of at least 0"
             raise ValueError(f"{name} must {limits}, not {value:g}")
+
+
+def check_promise(
+    goal: str, promise: str | None, delta: float | None, tolerance: float | None
+) -> str | None:
+    """What is to be certified for a goal; None without `delta`.
+
+    Raises
+    ------
+    ValueError
+        The goal promises nothing, or not that, or `delta` or `tolerance` is missing.
+
+    Examples
+    --------
+    >>> check_promise("accuracy", None, delta=0.1, tolerance=None)
+    'risk'
+    """
+    if delta is None:
+        if promise is not None:
+            raise ValueError(f"promise {promise!r} needs delta, as 0.1: how often it may be broken")
+        return None
+    if not 0 < float(delta) < 1:
+        raise ValueError(f"delta must lie between 0 and 1, both excluded, not {delta:g}")
+    if promise is not None and promise not in PROMISES:
+        raise ValueError(f"promise must be one of {', '.join(PROMISES)}, not {promise!r}")
+    known = _PROMISED[goal]
+    if not known:
+        raise ValueError(f"goal {goal!r} promises nothing that delta could guarantee")
+    if promise is not None and promise not in known:
+        raise ValueError(f"goal {goal!r} promises {' or '.join(known)}, not {promise}")
+    if goal == "match-teacher" and tolerance is None:
+        raise ValueError(
+            "with delta, match-teacher needs a tolerance, as 0.01: how far below the teacher is "
+            "still as good"
+        )
+    return promise or known[0]
+
+
+_PROMISED = {
+    "match-teacher": ("excess", "harm"),
+    "accuracy": ("risk",),
+    "budget": ("rate",),
+    "crossing": (),
+}
+
+
+def _allowed(curve: TradeOffCurve, goal: str, given: dict[str, Any]) -> float:
+    """The tolerance of the promise that the goal makes."""
+    if goal == "match-teacher":
+        return float(given["tolerance"])
+    if goal == "accuracy":
+        return 1 - float(given["target"])
+    rate = given["deferral_rate"]
+    if rate is None:
+        unit = next(name for name in UNITS if given.get(name) is not None)
+        best_within(curve, curve.cost_in(unit), given[unit], f"cost in {unit}")  # or says the least
+        student, teacher = (
+            getattr(cost, unit)
+            for cost in (curve.outcomes.student_cost, curve.outcomes.teacher_cost)
+        )
+        rate = (given[unit] - student) / teacher
+    if rate >= 1:
+        raise ValueError(
+            "the budget allows to defer every input, which needs no guarantee: leave delta out"
+        )
+    return float(rate)
 
 
 def _row(curve: TradeOffCurve, goal: str, given: dict[str, Any]) -> int:

@@ -82,7 +82,7 @@ class Certificate:
         The smallest tolerance that this row alone would have passed. It shows how much room is
         left; what is promised is `tolerance`, which was fixed before looking.
     naive_deferral_rate
-        Of the row that a pick without a guarantee takes: the furthest with `observed` within the
+        Of the row that a pick without a guarantee takes, of those with `observed` within the
         tolerance.
     test
         ``"exact binomial"``, ``"exact trinomial"`` or ``"betting"``.
@@ -113,7 +113,7 @@ class Certificate:
 
     @property
     def price(self) -> float:
-        """Deferral rate beyond the naive pick's: what certainty costs; under 0 for `rate`."""
+        """Deferral rate beyond the naive pick's: what certainty costs; mostly under 0 for `rate`."""
         return round(self.deferral_rate - self.naive_deferral_rate, 12)
 
     @property
@@ -154,7 +154,8 @@ def certify(
     Returns
     -------
     Certificate
-        For the row that defers least; for ``"rate"`` most.
+        For the row that defers least; for ``"rate"``, where whatever defers less is certified
+        with a row, the one of the best quality.
 
     Raises
     ------
@@ -178,9 +179,13 @@ def certify(
     row = _walk(losses, curve, promise, tolerance, delta)
     if row is None:
         raise CalibrationError(_refusal(losses, curve, promise, tolerance, delta))
+    if promise == "rate":  # whatever defers less keeps it, too
+        row = int(curve.quality[: row + 1].argmax())
     mean = losses.mean
     within = np.flatnonzero(mean <= tolerance + 1e-12)  # a mean is not exact in binary
-    naive = within[-1 if promise == "rate" else 0] if len(within) else row
+    if promise == "rate":
+        within = within[[curve.quality[within].argmax()]] if len(within) else within
+    naive = within[0] if len(within) else row
     return Certificate(
         promise=promise,
         tolerance=float(tolerance),
@@ -199,7 +204,7 @@ def certify(
 def certified_row(
     curve: TradeOffCurve, promise: str = "harm", *, tolerance: float, delta: float = 0.1
 ) -> int | None:
-    """The row that `certify` picks, and nothing else; None where it would raise.
+    """The furthest row that is certified, and nothing else; None where `certify` would raise.
 
     Examples
     --------
