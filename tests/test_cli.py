@@ -55,6 +55,29 @@ def refused(result: tuple[int, str, str]) -> str:
     return lines[0]
 
 
+def test_a_guarantee_is_written_down_and_watched(run, recorded):
+    asked = ("--tolerance", 0.5, "--delta", 0.1)
+    code, printed, error = run("calibrate", "outcomes.npz", *asked, "-o", "joint.toml", "--json")
+    assert code == 0, error
+    certified = json.loads(printed)["chosen_on"]["certified"]
+    assert (certified["promise"], certified["tolerance"]) == ("excess", 0.5)
+    assert ebjr.JointConfig.read("joint.toml").certificate.as_dict() == certified
+
+    text = Path("joint.toml").read_text()
+    chosen = ebjr.JointConfig.read("joint.toml").threshold
+    Path("joint.toml").write_text(text.replace(f"threshold = {chosen}", "threshold = 0.0", 1))
+    code, _, error = run("predict", "joint.toml", "--data", "images", "-o", "answers.jsonl")
+    assert code == 0
+    assert "WARNING: joint.toml is not as it was calibrated (threshold is 0.0 and was" in error
+
+
+def test_a_guarantee_out_of_reach_names_one_within_it(run, recorded):
+    said = refused(run("calibrate", "outcomes.npz", "--tolerance", "0.001", "--delta", "0.01"))
+    assert "the smallest tolerance that can be certified is" in said
+    said = refused(run("calibrate", "outcomes.npz", "--delta", "0.1"))
+    assert "match-teacher needs a tolerance, as 0.01" in said
+
+
 def test_four_commands_make_two_models_one(run, recorded):
     outcomes = Outcomes.load("outcomes.npz")
     assert len(outcomes) == 120

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,62 @@ def test_a_study_is_kept_with_its_figures(joint, tmp_path):
     assert config.operating_points["match-teacher"]["deferral_rate"] >= study.point.deferral_rate
     JointConfig.read(tmp_path / "joint.toml").save(tmp_path / "again.toml")
     assert (tmp_path / "again.toml").read_text() == (tmp_path / "joint.toml").read_text()
+
+
+@pytest.fixture
+def certified(joint, tmp_path) -> tuple[Path, ebjr.OperatingPoint]:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, 2000)
+    clear = 4 * np.eye(3)[targets]
+    outcomes = Outcomes(clear + rng.normal(0, 3, clear.shape), clear, targets)
+    point = ebjr.calibrate(outcomes, tolerance=0.05, delta=0.1, score="margin", blend=0.0)
+    joint.router, joint.blend = point.router, point.blend
+    ebjr.save_joint(tmp_path / "joint.toml", joint, point=point)
+    return tmp_path / "joint.toml", point
+
+
+def test_a_certificate_survives_the_file(certified):
+    file, point = certified
+    config = JointConfig.read(file)
+    assert config.certificate == point.certified
+    assert "exchangeable" in config.calibration["certified"]["statement"]
+    assert config.load().router.threshold == point.threshold
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("threshold", "0.123", "threshold is 0.123 and was"),
+        ("score", '"softmax"', "score is 'softmax' and was 'margin'"),
+        ("blend", "0.5", "blend is 0.5 and was 0.0"),
+    ],
+)
+def test_what_is_no_longer_as_certified_is_said_in_words(certified, key, value, words):
+    file, _ = certified
+    table, rest = file.read_text().split("[student]", 1)
+    lines = [f"{key} = {value}" if line.startswith(key) else line for line in table.splitlines()]
+    file.write_text("\n".join(lines) + "\n[student]" + rest)
+    with pytest.warns(ebjr.PromiseWarning, match=words) as caught:
+        JointConfig.read(file).load()
+    assert "its promise is void; calibrate again" in str(caught[0].message)
+    assert JointConfig.read(file).certificate is None
+
+
+def test_without_a_promise_the_threshold_is_a_knob(certified, joint, tmp_path):
+    _, point = certified
+    joint.router.threshold = 0.25
+    bare = replace(point, certified=None)
+    ebjr.save_joint(tmp_path / "knob.toml", joint, point=bare)
+    assert ebjr.load_joint(tmp_path / "knob.toml").router.threshold == 0.25
+
+
+def test_changed_preprocessing_is_refused(certified):
+    file, _ = certified
+    text = file.read_text()
+    assert "size = 8" in text
+    file.write_text(text.replace("size = 8", "size = 9", 1))
+    with pytest.raises(ebjr.ModelError, match="the preprocessing in joint"):
+        ebjr.load_joint(file)
 
 
 def test_a_changed_model_file_is_refused(joint, tmp_path):

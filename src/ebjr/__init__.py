@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from ebjr.backends import load_model
 from ebjr.calibration import calibrate
+from ebjr.calibration.guarantee import Certificate
 from ebjr.config import JointConfig, load_joint, save_joint
 from ebjr.costs import Cost, joint_cost
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
@@ -21,6 +22,7 @@ from ebjr.errors import (
     EbjrError,
     MissingExtra,
     ModelError,
+    PromiseWarning,
     ProtocolError,
     TeacherUnavailable,
 )
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SCORES",
     "CalibrationError",
+    "Certificate",
     "Cost",
     "EbjrError",
     "JointAnswer",
@@ -51,6 +54,7 @@ __all__ = [
     "Outcomes",
     "Preprocess",
     "Preprocessed",
+    "PromiseWarning",
     "ProtocolError",
     "Router",
     "Score",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,7 +32,7 @@ from ebjr.costs import Cost
 from ebjr.curve import OperatingPoint
 from ebjr.data import Batch, Data, open_data
 from ebjr.demo import run_demo
-from ebjr.errors import EbjrError
+from ebjr.errors import EbjrError, PromiseWarning
 from ebjr.evaluation import evaluate as evaluate_point
 from ebjr.evaluation.profile import count_flops
 from ebjr.evaluation.profile import profile as profile_model
@@ -78,6 +79,14 @@ Target = Annotated[float | None, typer.Option(help="accuracy: what to reach, as 
 Flops = Annotated[float | None, typer.Option(help="budget: FLOPs per example.")]
 Seconds = Annotated[float | None, typer.Option(help="budget: seconds per example.")]
 Rate = Annotated[float | None, typer.Option(help="budget: the most to defer, as 0.2.")]
+Delta = Annotated[
+    float | None,
+    typer.Option(help="Guarantee the goal: it may fail with this probability, as 0.1."),
+]
+Promise = Annotated[
+    str | None,
+    typer.Option(help="What delta guarantees: excess (match-teacher's default), harm, risk, rate."),
+]
 Fraction = Annotated[
     float, typer.Option(help="The share of the outcomes to calibrate on; the rest is reported on.")
 ]
@@ -87,13 +96,20 @@ Seed = Annotated[int, typer.Option(help="Of the split.")]
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", PromiseWarning)
+            warnings.showwarning = _show_warning
+            app()
     except (EbjrError, ValueError, OSError) as error:
         err.print(f"ebjr: {escape(_sentence(error))}", style="red", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         err.print("ebjr: interrupted; nothing was written", highlight=False)
         sys.exit(130)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    err.print(f"WARNING: {escape(' '.join(str(message).split()))}", style="yellow", soft_wrap=True)
 
 
 def _sentence(error: Exception) -> str:
@@ -225,6 +241,8 @@ def calibrate(
     flops: Flops = None,
     seconds: Seconds = None,
     deferral_rate: Rate = None,
+    delta: Delta = None,
+    promise: Promise = None,
     score: Score = "auto",
     blend: Blend = "auto",
     output: Annotated[
@@ -255,6 +273,8 @@ def calibrate(
         flops=flops,
         seconds=seconds,
         deferral_rate=deferral_rate,
+        delta=delta,
+        promise=promise,
     )
     if output is not None:
         entries = _entries(table, outcomes, {"student": student, "teacher": teacher})
@@ -410,14 +430,17 @@ def _study_of(config: JointConfig, outcomes: Outcomes, fraction: float, seed: in
         outcomes, score=config.score, blend=str(config.blend), fraction=fraction, seed=seed
     )
     point = replace(found.point, threshold=config.threshold)
-    at_point = evaluate_point(found.calibration, point)
+    at_point = replace(evaluate_point(found.calibration, point), certified=config.certificate)
     goal = {key: calibration[key] for key in ("goal", *_GOAL_ARGUMENTS) if key in calibration}
     return replace(
         found, point=at_point, result=evaluate_point(found.held_out, point), goal=goal or found.goal
     )
 
 
-_GOAL_ARGUMENTS = ("tolerance", "target", "flops", "seconds", "deferral_rate")
+_GOAL_ARGUMENTS = (
+    *("tolerance", "target", "flops", "seconds", "deferral_rate"),
+    *("delta", "promise"),
+)
 
 
 def _entries(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import os
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import date
@@ -15,9 +18,10 @@ import tomli_w
 
 from ebjr.backends import load_model
 from ebjr.blend import check_weight
+from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import UNITS, Cost
 from ebjr.curve import OperatingPoint
-from ebjr.errors import ModelError
+from ebjr.errors import ModelError, PromiseWarning
 from ebjr.files import sha256_of, write_whole
 from ebjr.joint import JointClassifier, JointModel
 from ebjr.model import Model, model_name
@@ -146,7 +150,8 @@ _POINT_KEYS = (
 )
 _CALIBRATION_KEYS = (
     *("date", "goal", "tolerance", "target", "flops", "seconds", "deferral_rate"),
-    *("outcomes", "split_fraction", "split_seed", "chosen_on", "held_out"),
+    *("delta", "promise", "outcomes", "split_fraction", "split_seed", "preprocessing"),
+    *("certified", "chosen_on", "held_out"),
 )
 
 
@@ -163,7 +168,8 @@ class JointConfig:
     task, name, labels
         What it does, what it is called, and the classes' names.
     calibration
-        How the threshold was chosen: the goal, the data's fingerprint, the figures on the
+        How the threshold was chosen: the goal, the fingerprints of the data and of both models'
+        preprocessing, the certificate if there is one (`certified`), the figures on the
         calibration half (`chosen_on`) and on the other (`held_out`).
     operating_points
         Other thresholds by name, each with its figures.
@@ -222,7 +228,7 @@ class JointConfig:
                 "outcomes": study.outcomes.fingerprint,
                 "split_fraction": fraction,
                 "split_seed": seed,
-                "chosen_on": study.point.as_dict(),
+                **_chosen(student, teacher, study.point),
                 "held_out": study.result.as_dict(),
             },
             operating_points={key: _figures(point) for key, point in study.named_points.items()},
@@ -304,14 +310,54 @@ class JointConfig:
             operating_points=points,
         )
 
+    @property
+    def certificate(self) -> Certificate | None:
+        """What is promised of the threshold, if it is still the one that was certified."""
+        certified = self.calibration.get("certified")
+        return None if certified is None or self.changes else Certificate.from_dict(certified)
+
+    @property
+    def changes(self) -> list[str]:
+        """What is not as it was calibrated, one clause each.
+
+        The threshold is a knob, and may be anything where nothing was certified.
+        """
+        chosen = self.calibration.get("chosen_on", {})
+        certified = "certified" in self.calibration
+        watched = ("score", "threshold", "blend") if certified else ("score", "blend")
+        return [
+            f"{key} is {getattr(self, key)!r} and was {chosen[key]!r}"
+            for key in watched
+            if key in chosen and chosen[key] != getattr(self, key)
+        ]
+
     def load(self, **options: Any) -> JointModel:
         """Load both models and join them; `options` go to `load_model` for both.
 
         Raises
         ------
         ModelError
-            A model file has changed, or cannot be loaded.
+            A model file or the preprocessing has changed, or a model cannot be loaded.
+
+        Warns
+        -----
+        PromiseWarning
+            Score, blend, or a certified threshold is not what was calibrated.
         """
+        prepared = self.calibration.get("preprocessing")
+        if prepared not in (None, _preprocessing(self.student, self.teacher)):
+            raise ModelError(
+                "the preprocessing in joint.toml has changed since the threshold was calibrated; "
+                "record and calibrate again"
+            )
+        if self.changes:
+            void = "promise is" if "certified" in self.calibration else "figures are"
+            warnings.warn(
+                f"joint.toml is not as it was calibrated ({'; '.join(self.changes)}), so that "
+                f"its {void} void; calibrate again",
+                PromiseWarning,
+                stacklevel=2,
+            )
         return FINALS[self.task](
             self.student.load(**options),
             self.teacher.load(**options),
@@ -351,12 +397,14 @@ def save_joint(
         The score has no registered name.
     """
     costs = (Cost(), Cost()) if point is None else (point.student_cost, point.teacher_cost)
+    student = ModelEntry.of_model(joint.student, costs[0])
+    teacher = ModelEntry.of_model(joint.teacher, costs[1])
     calibration: dict[str, Any] = {}
     if point is not None:
-        calibration = {"date": date.today(), "chosen_on": point.as_dict()}
+        calibration = {"date": date.today(), **_chosen(student, teacher, point)}
     JointConfig(
-        student=ModelEntry.of_model(joint.student, costs[0]),
-        teacher=ModelEntry.of_model(joint.teacher, costs[1]),
+        student=student,
+        teacher=teacher,
         score=str(joint.router.score),
         threshold=joint.router.threshold,
         blend=joint.blend,
@@ -387,6 +435,23 @@ def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel:
         A model file has changed since the threshold was calibrated.
     """
     return JointConfig.read(path).load(**options)
+
+
+def _chosen(student: ModelEntry, teacher: ModelEntry, point: OperatingPoint) -> dict[str, Any]:
+    """What a chosen threshold rests on."""
+    figures = point.as_dict()
+    certified = figures.pop("certified", None)
+    table = {"preprocessing": _preprocessing(student, teacher), "chosen_on": figures}
+    return table if certified is None else {**table, "certified": certified}
+
+
+def _preprocessing(student: ModelEntry, teacher: ModelEntry) -> str:
+    """A short hash of how both models' inputs are prepared."""
+    tables = [
+        None if entry.preprocess is None else entry.preprocess.as_dict()
+        for entry in (student, teacher)
+    ]
+    return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _figures(point: OperatingPoint) -> dict[str, Any]:

@@ -10,6 +10,8 @@
         │   └── TeacherUnavailable   the teacher could not be reached just now
         ├── ProtocolError            a message that is not what the protocol says
         └── MissingExtra             an optional package is not installed
+    Warning
+    └── PromiseWarning               what was calibrated is not what is in use
 
 Every message is one sentence that says what was expected, what came, and the way out.
 """
@@ -53,3 +55,7 @@ class MissingExtra(EbjrError, ImportError):
 
     def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
         return type(self), (self.extra, self.purpose)
+
+
+class PromiseWarning(UserWarning):
+    """What was calibrated is not what is in use, so that its figures or its promise are void."""

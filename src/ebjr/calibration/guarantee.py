@@ -40,7 +40,7 @@ Statistics in Medicine 2007.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -113,7 +113,7 @@ class Certificate:
 
     @property
     def price(self) -> float:
-        """Deferral rate beyond the naive pick's: what certainty costs; mostly under 0 for `rate`."""
+        """Deferral rate beyond the naive pick's: what certainty costs."""
         return round(self.deferral_rate - self.naive_deferral_rate, 12)
 
     @property
@@ -128,6 +128,17 @@ class Certificate:
     def as_dict(self) -> dict[str, Any]:
         """Every figure, with `price` and `statement`, for JSON and TOML."""
         return {**asdict(self), "price": self.price, "statement": self.statement}
+
+    @classmethod
+    def from_dict(cls, figures: Mapping[str, Any]) -> Certificate:
+        """The certificate that `as_dict` wrote down.
+
+        Raises
+        ------
+        TypeError
+            A figure is missing, or is not one of a certificate.
+        """
+        return cls(**{k: v for k, v in figures.items() if k not in ("price", "statement")})
 
 
 def certify(
