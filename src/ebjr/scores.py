@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -175,6 +175,82 @@ def normalized_logit(logits: Array, p: float = 4.0) -> Array:
     return top / xp.where(norm == 0, xp.ones_like(norm), norm)
 
 
+def learned(
+    logits: Array,
+    helps: Sequence[float],
+    hurts: Sequence[float],
+    classes: Sequence[Sequence[float]] = (),
+) -> Array:
+    """Minus the gain to expect from the teacher: P(deferring hurts) - P(deferring helps).
+
+    A logistic model over `score_features` and the predicted class, whose weights
+    `ebjr.calibration.learned.fit_learned` finds; its reference is that both models do alike.
+
+    Parameters
+    ----------
+    logits
+        (n, classes).
+    helps, hurts
+        A constant and a weight for each of the features: the log-odds of either against alike.
+    classes
+        For each class the student can predict, what it adds to the one and to the other.
+
+    Returns
+    -------
+    Array
+        (n,), in [-1, 1].
+
+    Raises
+    ------
+    ValueError
+        There are more classes in the logits than it was fitted for.
+
+    Examples
+    --------
+    >>> weights = dict(helps=[0.0, -1.0, 0.0, 0.0, 0.0, 0.0], hurts=[-9.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    >>> learned(np.array([[0.0, 0.0], [4.0, 0.0]]), **weights).round(3)
+    array([-0.5  , -0.018])
+    """
+    features = score_features(logits)
+    xp = namespace(features)
+    fitted = np.array([helps, hurts], dtype=np.float64).T
+    weights = xp.astype(convert_like(fitted, features), features.dtype)
+    odds = features @ weights[1:] + weights[0]
+    if len(classes):
+        if len(classes) < logits.shape[1]:
+            raise ValueError(
+                f"the learned score knows {len(classes)} classes, and the logits have "
+                f"{logits.shape[1]}"
+            )
+        offsets = convert_like(np.array(classes, dtype=np.float64), features)
+        odds = odds + xp.astype(offsets, features.dtype)[logits.argmax(-1)]
+    alike = xp.zeros_like(odds[:, :1])
+    top, total = top_and_total(xp.concat([odds, alike], axis=1))
+    likely = xp.exp(odds - top[:, None]) / total[:, None]
+    return likely[:, 1] - likely[:, 0]
+
+
+def score_features(logits: Array) -> Array:
+    """What a learned score looks at, (n, 5), each on a scale that a linear model can use.
+
+    The log-odds of the softmax probability, the gap between the two largest logits (at most 50),
+    and the scores `entropy`, `energy` and `max_logit`.
+
+    Examples
+    --------
+    >>> score_features(np.array([[2.0, 0.0]])).round(3)
+    array([[ 2.   ,  2.   , -0.365,  2.127,  2.   ]])
+    """
+    logits = as_logits(logits)
+    xp = namespace(logits)
+    top, total = top_and_total(logits)
+    first, second = top_two(logits)
+    with np.errstate(invalid="ignore"):
+        gap = xp.clip(first - second, 0, 50)
+    rest = xp.clip(total - 1, xp.finfo(total.dtype).eps, None)
+    return xp.stack([-xp.log(rest), gap, entropy(logits), xp.log(total) + top, top], axis=1)
+
+
 def random(logits: Array, seed: int = 0) -> Array:
     """A pseudo-random number in [0, 1) from the row's bits: the baseline that knows nothing.
 
@@ -236,6 +312,9 @@ SCORES: dict[str, Callable[..., Array]] = {
 }
 """The scores that have a name. `register_score` adds to them."""
 
+FITTED: dict[str, Callable[..., Array]] = {"learned": learned}
+"""The scores that have a name, and weights that only a fit can give."""
+
 F = TypeVar("F", bound=Callable[..., Array])
 
 
@@ -257,7 +336,7 @@ def register_score(function: F) -> F:
     >>> del SCORES["second_logit"]
     """
     name = function.__name__
-    if SCORES.setdefault(name, function) is not function:
+    if name in FITTED or SCORES.setdefault(name, function) is not function:
         raise ValueError(f"there is a score named {name} already")
     return function
 
@@ -298,9 +377,31 @@ class Score:
         return f"{self.name}({arguments})" if arguments else self.name
 
     @property
+    def title(self) -> str:
+        """The score as text for people: long parameters are left out.
+
+        Examples
+        --------
+        >>> as_score("softmax(temperature=2.0)").title
+        'softmax(temperature=2.0)'
+        """
+        return score_title(str(self))
+
+    @property
     def named(self) -> bool:
         """Whether its name alone finds it again, as `joint.toml` and the command line need."""
-        return SCORES.get(self.name) is self.function
+        return self.function in (SCORES.get(self.name), FITTED.get(self.name))
+
+
+def score_title(text: str) -> str:
+    """A score's text without parameters that are too long to read.
+
+    Examples
+    --------
+    >>> score_title("learned(helps=[0.125, 0.25, 0.375, 0.5], hurts=[0.625, 0.75, 0.875, 1.0])")
+    'learned'
+    """
+    return text if len(text) <= 40 else text.partition("(")[0]
 
 
 def as_score(score: str | Callable[..., Array] | Score) -> Score:
@@ -346,9 +447,10 @@ def _parse(text: str) -> Score:
             raise ValueError(
                 f"cannot read the score {text!r}; write it like 'softmax(temperature=2.0)'"
             ) from None
-    if name not in SCORES:
+    function = SCORES.get(name) or FITTED.get(name)
+    if function is None:
         raise ValueError(f"there is no score named {name!r}; there are: {', '.join(SCORES)}")
-    found = Score(name, SCORES[name], parameters)
+    found = Score(name, function, parameters)
     try:
         found(np.zeros((1, 2)))
     except TypeError:

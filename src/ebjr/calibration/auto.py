@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from ebjr.arrays import Array
+from ebjr.calibration.learned import can_learn, cross_fitted, fit_learned
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score
 
@@ -34,8 +34,9 @@ CANDIDATES = (
     "energy(temperature=2.0)",
     "normalized_logit(p=2.0)",
     "normalized_logit(p=4.0)",
+    "learned",
 )
-"""The scores that compete, the simplest first."""
+"""The scores that compete, the simplest first; `learned` where it can be fitted."""
 
 BLENDS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 """The blends that compete; 0 is the paper's."""
@@ -96,21 +97,7 @@ def rank_scores(
     >>> [(str(entry.score), entry.gain) for entry in rank_scores(outcomes, ["energy"])]
     [('energy', 0.125)]
     """
-    scores = [as_score(candidate) for candidate in candidates]
-    kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
-    influences = [area_influence(_values(s, outcomes), kept, deferred) for s in scores]
-    chance = (kept + deferred) / 2
-    best = influences[int(np.argmax([influence.mean() for influence in influences]))]
-    ranked = [
-        RankedScore(
-            score,
-            gain=float(influence.mean() - chance.mean()),
-            gain_error=_standard_error(influence - chance),
-            behind=float(best.mean() - influence.mean()),
-            behind_error=_standard_error(best - influence),
-        )
-        for score, influence in zip(scores, influences, strict=True)
-    ]
+    ranked = _compare(outcomes, candidates, blend)
     return sorted(ranked, key=lambda entry: -entry.gain)  # stable: a tie keeps the order
 
 
@@ -127,9 +114,8 @@ def choose_score(
     >>> str(choose_score(outcomes))
     'softmax'
     """
-    ranked = {str(entry.score): entry for entry in rank_scores(outcomes, candidates, blend)}
-    order = [ranked[str(as_score(candidate))] for candidate in candidates]
-    return next(entry.score for entry in order if entry.behind <= NOISE * entry.behind_error)
+    ranked = _compare(outcomes, candidates, blend)
+    return next(entry.score for entry in ranked if entry.behind <= NOISE * entry.behind_error)
 
 
 def choose_blend(outcomes: Outcomes, score: Score, candidates: Sequence[float] = BLENDS) -> float:
@@ -179,15 +165,49 @@ def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) ->
     0.875
     """
     n = len(score)
-    ranked = np.where(np.isnan(score), -np.inf, score)
-    share = (rankdata(ranked) - 0.5) / n
-    share[np.isneginf(ranked)] = 0.0
+    order = np.argsort(np.where(np.isnan(score), -np.inf, score))
+    ranked = score[order]
+    never = np.count_nonzero(~(score > -np.inf))  # kept at no threshold: they come first
     change = kept - deferred
-    _, group = np.unique(ranked, return_inverse=True)
-    total = np.bincount(group, weights=np.where(np.isneginf(ranked), 0.0, change))
+    # by groups of equal scores; rows that are never kept have no share, and add to nobody's
+    first = never + np.flatnonzero(np.diff(ranked[never:], prepend=-np.inf))
+    size = np.diff(first, append=n)
+    total = np.add.reduceat(change[order], first) if len(first) else np.empty(0)
     above = np.cumsum(total[::-1])[::-1] - total / 2
-    raised = above[group] / n
+    share, raised = np.zeros(n), np.full(n, total.sum() / n)
+    share[order[never:]] = np.repeat((first + size / 2) / n, size)
+    raised[order[never:]] = np.repeat(above / n, size)
     return deferred + share * change + raised - raised.mean()
+
+
+def _compare(
+    outcomes: Outcomes, candidates: Sequence[str | Callable[..., Array] | Score], blend: float
+) -> list[RankedScore]:
+    """The candidates in their order, each with its gain and how far it is behind the best."""
+    kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
+    chance = (kept + deferred) / 2
+    scores, influences = [], []
+    for candidate in candidates:
+        if candidate == "learned":
+            if not can_learn(outcomes):
+                continue
+            score, values = fit_learned(outcomes, blend), cross_fitted(outcomes, blend)
+        else:
+            score = as_score(candidate)
+            values = _values(score, outcomes)
+        scores.append(score)
+        influences.append(area_influence(values, kept, deferred))
+    best = influences[int(np.argmax([influence.mean() for influence in influences]))]
+    return [
+        RankedScore(
+            score,
+            gain=float(influence.mean() - chance.mean()),
+            gain_error=_standard_error(influence - chance),
+            behind=float(best.mean() - influence.mean()),
+            behind_error=_standard_error(best - influence),
+        )
+        for score, influence in zip(scores, influences, strict=True)
+    ]
 
 
 def _values(score: Score, outcomes: Outcomes) -> np.ndarray:
