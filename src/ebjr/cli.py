@@ -34,7 +34,7 @@ from ebjr.data import Batch, Data, open_data
 from ebjr.demo import run_demo
 from ebjr.errors import EbjrError, PromiseWarning
 from ebjr.evaluation import evaluate as evaluate_point
-from ebjr.evaluation.profile import count_flops
+from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.profile import profile as profile_model
 from ebjr.files import write_whole
 from ebjr.model import Model, model_name

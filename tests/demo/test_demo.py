@@ -9,7 +9,7 @@ from ebjr import JointConfig, Outcomes, TradeOffCurve, load_joint
 from ebjr.demo import run_demo, shipped
 from ebjr.demo.cifar10 import DataUnavailable
 from ebjr.demo.cifar10 import load as load_cifar10
-from ebjr.evaluation.profile import count_flops
+from ebjr.evaluation.flops import count_flops
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("plotly", reason="plotly is not installed")

@@ -17,7 +17,7 @@ from ebjr.config import JointConfig, ModelEntry
 from ebjr.costs import Cost
 from ebjr.demo.cifar10 import CLASSES, DataUnavailable
 from ebjr.demo.cifar10 import load as load_cifar10
-from ebjr.evaluation.profile import count_flops
+from ebjr.evaluation.flops import count_flops
 from ebjr.outcomes import Outcomes, record_batches
 from ebjr.preprocess import Preprocess, Preprocessed
 from ebjr.study import Study, run_study

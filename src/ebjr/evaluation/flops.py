@@ -1,0 +1,542 @@
+"""FLOPs and parameters of a model, counted from its file or its module.
+
+FLOPs are counted the way PyTorch's own counter does: the multiply-adds of matrix products and
+convolutions (1 MAC = 2 FLOPs), with biases, activations, normalizations and pooling left out. The
+same net counts the same as an ONNX graph and as a torch module.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebjr.errors import MissingExtra, ModelError
+from ebjr.evaluation.inputs import OpenShape, Shape, batch_of_one, input_dtype_of, random_batch
+from ebjr.model import model_name
+
+
+@dataclass(frozen=True)
+class Flops:
+    """What a model computes for one example.
+
+    Attributes
+    ----------
+    flops
+        FLOPs for one example; 1 MAC = 2 FLOPs.
+    parameters
+        Numbers that training sets: weights and biases, without the running statistics of batch
+        normalization and without shapes.
+    by_operator
+        FLOPs of each operator that has any, the largest first.
+    uncounted
+        How many operators of each kind could not be looked into: control flow, custom domains,
+        shapes that nothing tells. Where this is not empty, `flops` is a lower bound.
+    """
+
+    flops: int
+    parameters: int
+    by_operator: dict[str, int]
+    uncounted: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain numbers, for JSON."""
+        return asdict(self)
+
+
+def can_count(model: Any) -> bool:
+    """Whether a model can be looked into: it has a file, or is or holds a torch module."""
+    return getattr(model, "path", None) is not None or _torch_module(model) is not None
+
+
+def count_flops(
+    model: Any, input_shape: OpenShape | None = None, *, input_dtype: str | None = None
+) -> Flops:
+    """Count the FLOPs of one example and the parameters of a model.
+
+    Parameters
+    ----------
+    model
+        A path to an ``.onnx`` or ``.pt2`` file, a model loaded from one, or a torch module.
+    input_shape
+        The shape of a batch, (n, ...); its first number does not matter: one example is counted.
+        None takes it from the file, which must then leave nothing but the batch open.
+    input_dtype
+        The type of a torch module's inputs, such as ``"int64"`` for token ids; None is float32, or
+        what the program says. ONNX graphs say it themselves.
+
+    Raises
+    ------
+    TypeError
+        `model` cannot be looked into.
+    ValueError
+        The input's shape is needed, or is not the model's.
+    FileNotFoundError
+        There is no file at the path.
+    ModelError
+        The file is corrupt, or the module failed on the input.
+    MissingExtra
+        The package that reads the model is not installed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> count_flops(torch.nn.Linear(10, 5), (1, 10)).flops
+    100
+    """
+    module = _torch_module(model)
+    if module is not None:
+        known = getattr(model, "input_shape", None)
+        one = batch_of_one(input_shape, known, model_name(model))
+        batch = (_fixed_batch(known), *one[1:])
+        return _count_torch(module, batch, input_dtype_of(model, input_dtype), model_name(model))
+    path = model if isinstance(model, str | os.PathLike) else getattr(model, "path", None)
+    if path is None or Path(path).suffix.lower() != ".onnx":
+        raise TypeError(
+            f"FLOPs are counted of an .onnx file, a torch module or a model from ebjr.load_model, "
+            f"but got {model!r}; load it first, or give its FLOPs by hand"
+        )
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no model file at {path}; check the path")
+    return _count_onnx(Path(path), input_shape)
+
+
+def _flops(by_operator: Counter[str], parameters: int, uncounted: Counter[str]) -> Flops:
+    counted = {name: flops for name, flops in by_operator.most_common() if flops}
+    return Flops(sum(counted.values()), parameters, counted, dict(uncounted.most_common()))
+
+
+def _fixed_batch(shape: OpenShape | None) -> int:
+    return (shape[0] or 1) if shape else 1
+
+
+# FLOPs of torch modules
+
+
+def _torch_module(model: Any) -> Any:
+    # A torch module can only exist where torch was imported already.
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    for candidate in (model, getattr(model, "module", None)):
+        if isinstance(candidate, torch.nn.Module):
+            return candidate
+    return None
+
+
+def _count_torch(module: Any, shape: Shape, dtype: np.dtype[Any], name: str) -> Flops:
+    """Run a module once and let PyTorch count; the module is left in the mode it was in."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    inputs = _torch_input(module, shape, dtype)
+    counter = FlopCounterMode(display=False, custom_mapping=_torch_formulas())
+    watcher = _torch_watcher()
+    try:
+        with torch.inference_mode(), _plain_evaluation(module), watcher, counter:
+            module(inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        said = " ".join(str(error).split())[:300].rstrip(".")
+        raise ModelError(
+            f"{name} must run on an input of shape {tuple(inputs.shape)} to be counted, "
+            f"but says: {said}"
+        ) from error
+    counts = counter.get_flop_counts().get("Global", {})
+    by_operator = Counter({str(op): flops // shape[0] for op, flops in counts.items()})
+    parameters = sum(tensor.numel() for tensor in module.parameters())
+    return _flops(by_operator, parameters, watcher.uncounted)
+
+
+def _torch_input(module: Any, shape: Shape, dtype: np.dtype[Any]) -> Any:
+    import torch
+
+    inputs = torch.from_numpy(random_batch(shape[0], shape, dtype))
+    first = next(module.parameters(), inputs)
+    both_floating = first.is_floating_point() and inputs.is_floating_point()
+    return inputs.to(device=first.device, dtype=first.dtype if both_floating else None)
+
+
+@contextmanager
+def _plain_evaluation(module: Any) -> Iterator[None]:
+    """Evaluation mode, with transformers in the plain operators that the counter knows."""
+    import torch
+
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    training = [part for part in module.modules() if part.training]
+    exported = isinstance(module, torch.fx.GraphModule)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield None if exported else module.eval()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for part in training:
+            part.training = True
+
+
+def _torch_formulas() -> dict[Any, Callable[..., int]]:
+    """FLOPs of the two CPU kernels that PyTorch's counter does not know."""
+    import torch
+
+    def attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+        return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+    def recurrent(inputs: Shape, w_input: Shape, w_hidden: Shape, *_: Any, **__: Any) -> int:
+        return 2 * prod(inputs[:2]) * (prod(w_input) + prod(w_hidden))
+
+    found = {
+        "_scaled_dot_product_flash_attention_for_cpu": attention,
+        "mkldnn_rnn_layer": recurrent,
+    }
+    return {
+        getattr(torch.ops.aten, name): formula
+        for name, formula in found.items()
+        if hasattr(torch.ops.aten, name)
+    }
+
+
+def _torch_watcher() -> Any:
+    """A mode that notes the operators from outside PyTorch's own set, which nothing counts."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watcher(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.uncounted: Counter[str] = Counter()
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func.namespace not in {"aten", "prim", "prims"}:
+                self.uncounted[str(func.overloadpacket)] += 1
+            return func(*args, **(kwargs or {}))
+
+    return Watcher()
+
+
+# FLOPs of ONNX graphs
+
+
+@dataclass(frozen=True)
+class _Node:
+    """An ONNX operator with the shapes around it; None where nothing tells a shape."""
+
+    inputs: tuple[Shape | None, ...]
+    output: Shape | None
+    attributes: dict[str, Any]
+
+    def shape(self, index: int) -> Shape:
+        """The shape of an input that must be known."""
+        found = self.inputs[index] if index < len(self.inputs) else None
+        if found is None:
+            raise _UnknownShape
+        return found
+
+    @property
+    def out(self) -> Shape:
+        """The shape of the first output, which must be known."""
+        if self.output is None:
+            raise _UnknownShape
+        return self.output
+
+
+class _UnknownShape(Exception):
+    """An operator cannot be counted: a shape it needs is not known."""
+
+
+Formula = Callable[[_Node], int]
+
+
+def _convolution(weight: int) -> Formula:
+    # The weight is (out, in / groups, kernel...): one MAC for each output and each of in * kernel.
+    return lambda node: 2 * prod(node.out) * prod(node.shape(weight)[1:])
+
+
+def _transposed_convolution(node: _Node) -> int:
+    # The weight is (in, out / groups, kernel...): each input number is spread over out * kernel.
+    return 2 * prod(node.shape(0)) * prod(node.shape(1)[1:])
+
+
+def _matrix_product(node: _Node) -> int:
+    left = node.shape(0)
+    return 2 * prod(node.out) * left[-2 if node.attributes.get("transA") else -1]
+
+
+def _recurrent(node: _Node) -> int:
+    # X is (steps, batch, in), or batch first; W and R hold the matrices of all gates.
+    steps = prod(node.shape(0)[:2])
+    return 2 * steps * (prod(node.shape(1)) + prod(node.shape(2)))
+
+
+def _attention(node: _Node) -> int:
+    """Queries (..., length, width) on keys, then the weights on values; heads are in the width."""
+    if any(shape is not None for shape in node.inputs[4:6]):  # a cache: its length is not known
+        raise _UnknownShape
+    return 2 * node.shape(1)[-2] * (prod(node.shape(0)) + prod(node.out))
+
+
+def _einsum(node: _Node) -> int:
+    equation = node.attributes["equation"].decode().replace(" ", "")
+    terms, _, result = equation.partition("->")
+    terms = terms.split(",")
+    if len(terms) == 1 and "->" in equation:
+        return 0  # a transposition or a sum
+    if len(terms) != 2 or "." in equation or "->" not in equation:
+        raise _UnknownShape
+    sizes: dict[str, int] = {}
+    for index, term in enumerate(terms):
+        sizes |= dict(zip(term, node.shape(index), strict=True))
+    # A letter of one operand alone is summed away first, and costs no product.
+    shared = set(terms[0]) & set(terms[1])
+    return 2 * prod(size for letter, size in sizes.items() if letter in result or letter in shared)
+
+
+FORMULAS: dict[str, Formula] = {
+    "Conv": _convolution(1),
+    "ConvInteger": _convolution(1),
+    "DeformConv": _convolution(1),
+    "FusedConv": _convolution(1),
+    "NhwcFusedConv": _convolution(1),
+    "QLinearConv": _convolution(3),
+    "ConvTranspose": _transposed_convolution,
+    "Gemm": _matrix_product,
+    "FusedGemm": _matrix_product,
+    "QGemm": _matrix_product,
+    "MatMul": _matrix_product,
+    "FusedMatMul": _matrix_product,
+    "MatMulInteger": _matrix_product,
+    "QLinearMatMul": _matrix_product,
+    "DynamicQuantizeMatMul": _matrix_product,
+    "MatMulIntegerToFloat": _matrix_product,
+    "MatMulNBits": _matrix_product,
+    "LSTM": _recurrent,
+    "GRU": _recurrent,
+    "RNN": _recurrent,
+    "Attention": _attention,
+    "Einsum": _einsum,
+}
+"""Operators that multiply matrices, of ONNX and of ONNX Runtime's own domain."""
+
+FREE_EXTENSIONS = {
+    *("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "LayerNormalization", "SkipLayerNormalization"),
+    *(
+        "SimplifiedLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+        "EmbedLayerNormalization",
+    ),
+    *("QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearMul", "QLinearSigmoid"),
+    *("QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearConcat"),
+    *("QLinearSoftmax", "RotaryEmbedding", "NhwcMaxPool", "BiasSoftmax", "GroupNorm"),
+}
+"""ONNX Runtime's own operators without matrix products."""
+
+OPAQUE = {"If", "Loop", "Scan", "SequenceMap", "DFT", "STFT", "Det"}
+"""ONNX operators whose work depends on more than shapes, or is no matrix product."""
+
+NOT_TRAINED = {
+    "BatchNormalization": {3, 4},
+    "QuantizeLinear": {1, 2},
+    "DequantizeLinear": {1, 2},
+    "QLinearConv": {1, 2, 4, 5, 6, 7},
+    "QLinearMatMul": {1, 2, 4, 5, 6, 7},
+    "Resize": {1, 2},
+}
+"""Constant inputs that are no parameters: running statistics, scales and zero points."""
+
+
+def _count_onnx(path: Path, input_shape: OpenShape | None) -> Flops:
+    model = _read_onnx(path)
+    batch = _set_input_shape(model, input_shape, path.stem)
+    constants = _constants(model)
+    shapes = _inferred_shapes(model) | {name: dims for name, (dims, _) in constants.items()}
+    if _is_any_unknown(model, shapes):
+        shapes |= _shapes_by_running(model, path, shapes)
+    by_operator: Counter[str] = Counter()
+    uncounted: Counter[str] = Counter()
+    for node in model.graph.node:
+        flops = _node_flops(node, shapes)
+        if flops is None:
+            uncounted[node.op_type] += 1
+        else:
+            by_operator[node.op_type] += flops
+    by_operator = Counter({name: flops // batch for name, flops in by_operator.items()})
+    return _flops(by_operator, _parameters(model, constants), uncounted)
+
+
+def _read_onnx(path: Path) -> Any:
+    """The graph, its functions written out; weights in files beside it are not read."""
+    try:
+        import onnx
+        import onnx.inliner
+    except ImportError as error:
+        raise MissingExtra("onnx", f"counting the FLOPs of {path}") from error
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own error class is not in its public interface
+        raise ModelError(f"{path} must be an ONNX model, but is not; export it again") from error
+    if not model.graph.node:
+        raise ModelError(f"{path} must be an ONNX model, but its graph is empty; export it again")
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def _set_input_shape(model: Any, given: OpenShape | None, name: str) -> int:
+    """Write the input's shape into the graph, wherever its open dimensions are named.
+
+    Returns the batch: 1, or what the graph is fixed to.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        raise ModelError(
+            f"{name} must have one required input, but has {len(inputs)} "
+            f"({', '.join(value.name for value in inputs) or 'none'}); export it with the others "
+            "as constants"
+        )
+    tensor = inputs[0].type.tensor_type
+    known = _open_shape(tensor)
+    shape = (_fixed_batch(known), *batch_of_one(given, known, name)[1:])
+    if known is None:
+        tensor.shape.Clear()
+        for size in shape:
+            tensor.shape.dim.add().dim_value = size
+    names = {dim.dim_param: size for dim, size in zip(tensor.shape.dim, shape, strict=True)}
+    for dim, size in zip(tensor.shape.dim, shape, strict=True):
+        dim.dim_value = size
+    for value in (*model.graph.value_info, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param and dim.dim_param in names:
+                dim.dim_value = names[dim.dim_param]
+    return shape[0]
+
+
+def _open_shape(tensor: Any) -> tuple[int | None, ...] | None:
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
+
+
+def _inferred_shapes(model: Any) -> dict[str, Shape]:
+    import onnx
+
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # what inference cannot do, running the graph does
+        inferred = model
+    graph = inferred.graph
+    found = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        dims = tensor.shape.dim if tensor.HasField("shape") else None
+        if dims is not None and all(dim.HasField("dim_value") for dim in dims):
+            found[value.name] = tuple(dim.dim_value for dim in dims)
+    return found
+
+
+def _constants(model: Any) -> dict[str, tuple[Shape, int]]:
+    """Shape and ONNX element type of each constant tensor."""
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                found[node.output[0]] = attribute.t
+    return {name: (tuple(tensor.dims), tensor.data_type) for name, tensor in found.items()}
+
+
+def _is_any_unknown(model: Any, shapes: dict[str, Shape]) -> bool:
+    return bool(_wanted(model) - set(shapes))
+
+
+def _wanted(model: Any) -> set[str]:
+    """Names of the tensors whose shapes the formulas need."""
+    return {
+        name
+        for node in model.graph.node
+        if node.op_type in FORMULAS
+        for name in (*node.input, node.output[0])
+        if name
+    }
+
+
+def _shapes_by_running(model: Any, path: Path, shapes: dict[str, Shape]) -> dict[str, Shape]:
+    """Run the graph once on zeros, for shapes that depend on values computed on the way."""
+    import onnx
+
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnx", f"counting the FLOPs of {path}") from error
+    names = sorted(_wanted(model) - set(shapes))
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    own = {value.name for value in probe.graph.output}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
+    )
+    constants = {tensor.name for tensor in model.graph.initializer}
+    value = next(value for value in model.graph.input if value.name not in constants)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    shape = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    try:
+        session = onnxruntime.InferenceSession(
+            probe.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+        )
+        results = session.run(names, {value.name: np.zeros(shape, dtype)})
+    except Exception:  # operators of other builds, or over 2 GB: reported as uncounted
+        return {}
+    return {name: np.shape(result) for name, result in zip(names, results, strict=True)}
+
+
+def _node_flops(node: Any, shapes: dict[str, Shape]) -> int | None:
+    """FLOPs of one operator; None where they cannot be known."""
+    import onnx
+
+    standard = node.domain in {"", "ai.onnx"}
+    if node.op_type in OPAQUE or not (standard or node.domain == "com.microsoft"):
+        return None
+    formula = FORMULAS.get(node.op_type)
+    if node.op_type == "Attention" and not standard:
+        return None  # another operator of the same name, whose projections are inside
+    if formula is None:
+        return 0 if standard or node.op_type in FREE_EXTENSIONS else None
+    attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    inputs = tuple(shapes.get(name) for name in node.input)
+    try:
+        return formula(_Node(inputs, shapes.get(node.output[0]), attributes))
+    except _UnknownShape:
+        return None
+
+
+def _parameters(model: Any, constants: dict[str, tuple[Shape, int]]) -> int:
+    """Elements of the constants that training sets.
+
+    Floating constants of one dimension and more, and whole ones of eight bits and fewer with two:
+    quantized weights. Shapes, axes and indices are 32 or 64 bits wide.
+    """
+    import onnx
+
+    kinds = onnx.TensorProto
+    floating = {kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE}
+    narrow = {kinds.INT8, kinds.UINT8, kinds.INT4, kinds.UINT4}
+    used = {
+        name
+        for node in model.graph.node
+        for index, name in enumerate(node.input)
+        if index not in NOT_TRAINED.get(node.op_type, ())
+    }
+    return sum(
+        prod(dims)
+        for name, (dims, kind) in constants.items()
+        if name in used
+        and ((kind in floating and len(dims) >= 1) or (kind in narrow and len(dims) >= 2))
+    )

@@ -1,0 +1,49 @@
+"""Inputs: the batch that a model is given when it is counted, timed or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Shape = tuple[int, ...]
+OpenShape = Sequence[int | None]
+
+
+def batch_of_one(given: OpenShape | None, known: OpenShape | None, name: str) -> Shape:
+    """The shape of a batch of one, from what was given and what the model says."""
+    if known is None:
+        if not given or any(not size for size in given[1:]):
+            raise ValueError(
+                f"the shape of an input is needed for {name}, such as (1, 3, 32, 32), "
+                f"but input_shape is {given}"
+            )
+        return (1, *(int(size) for size in given[1:] if size))
+    if given is None:
+        given = known
+    fits = len(given) == len(known) and all(
+        want in (None, got) for got, want in zip(given[1:], known[1:], strict=True)
+    )
+    if not fits or any(not size for size in given[1:]):
+        raise ValueError(
+            f"{name} takes a batch of shape {_shown(known)}, but input_shape is "
+            f"{_shown(given)}; give a number for each dimension after the first"
+        )
+    return (1, *(int(size) for size in given[1:] if size))
+
+
+def _shown(shape: OpenShape) -> str:
+    return "(" + ", ".join(["n", *("?" if not size else str(size) for size in shape[1:])]) + ")"
+
+
+def input_dtype_of(model: Any, given: str | None) -> np.dtype[Any]:
+    """The type of a model's inputs: as given, else its own, else float32."""
+    return np.dtype(given or getattr(model, "input_dtype", None) or np.float32)
+
+
+def random_batch(rows: int, shape: Shape, dtype: np.dtype[Any]) -> Any:
+    """A batch that the model accepts: normal numbers, or zeros where whole numbers are ids."""
+    if dtype.kind != "f":
+        return np.zeros((rows, *shape[1:]), dtype=dtype)
+    return np.random.default_rng(0).standard_normal((rows, *shape[1:])).astype(dtype)
