@@ -15,6 +15,9 @@ from ebjr.config import ModelEntry
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
 
+ROLES = ("student", "teacher")
+
+
 @pytest.fixture
 def joint(tmp_path: Path) -> ebjr.JointModel:
     student, teacher = (ebjr.load_model(path) for path in write_pair(tmp_path))
@@ -128,6 +131,16 @@ def test_changed_preprocessing_is_refused(certified):
     file.write_text(text.replace("size = 8", "size = 9", 1))
     with pytest.raises(ebjr.ModelError, match="the preprocessing in joint"):
         ebjr.load_joint(file)
+
+
+def test_what_the_joules_are_survives_the_file(joint, tmp_path):
+    costs = {role: Cost(flops=1.0, joules=2.0, joules_are="measured") for role in ROLES}
+    entries = {
+        role: ModelEntry.of_file(tmp_path / f"{role}.onnx", cost=costs[role]) for role in ROLES
+    }
+    JointConfig(**entries, score="energy", threshold=1.0).save(tmp_path / "joint.toml")
+    config = JointConfig.read(tmp_path / "joint.toml")
+    assert {role: getattr(config, role).cost for role in ROLES} == costs
 
 
 def test_a_changed_model_file_is_refused(joint, tmp_path):

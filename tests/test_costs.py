@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebjr import Cost, joint_cost
-from ebjr.costs import UNITS, break_even_rate, common_unit
+from ebjr.costs import KINDS_OF_JOULES, UNITS, break_even_rate, common_unit, is_comparable
 
 AMOUNTS = st.floats(0, 1e12)
 COUNTS = st.integers(0, 10_000)
+KINDS = st.sampled_from([None, *KINDS_OF_JOULES])
 
 
 @given(student=AMOUNTS, teacher=AMOUNTS, kept=COUNTS, deferred=COUNTS)
@@ -80,3 +81,47 @@ def test_there_is_no_break_even_where_a_cost_is_unknown(student, teacher):
 )
 def test_models_are_compared_in_the_first_unit_that_both_know(student, teacher, unit):
     assert common_unit(student, teacher) == unit
+
+
+@pytest.mark.parametrize("rate", [-0.1, -1e-300, 1.0000001, 30.0, math.inf, -math.inf, math.nan])
+def test_a_deferral_rate_is_a_share(rate):
+    with pytest.raises(ValueError, match="deferral_rate must lie between 0 and 1, not"):
+        joint_cost(Cost(flops=1.0), Cost(flops=2.0), rate)
+
+
+@given(student=KINDS, teacher=KINDS, rate=st.floats(0, 1))
+@settings(deadline=None)
+def test_measured_and_estimated_joules_are_never_mixed(student, teacher, rate):
+    one = Cost(flops=1.0, joules=2.0, joules_are=student)
+    other = Cost(flops=3.0, joules=4.0, joules_are=teacher)
+    joint = joint_cost(one, other, rate)
+    assert joint.flops == 1.0 + rate * 3.0
+    if student == teacher:
+        assert (joint.joules, joint.joules_are) == (2.0 + rate * 4.0, student)
+        assert break_even_rate(one, other, "joules") == 0.5
+    else:
+        assert (joint.joules, joint.joules_are) == (None, None)
+        assert break_even_rate(one, other, "joules") is None
+    assert is_comparable(one, other, "joules") == (student == teacher)
+
+
+def test_joules_of_different_kinds_are_no_common_unit():
+    measured, estimated = (Cost(joules=1.0, joules_are=kind) for kind in KINDS_OF_JOULES)
+    assert common_unit(measured, measured) == "joules"
+    assert common_unit(measured, estimated) is None
+    assert common_unit(measured, Cost(joules=1.0)) is None
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS_OF_JOULES])
+def test_a_cost_comes_back_from_its_dictionary(kind):
+    cost = Cost(1.0, 2.0, 3.0, kind)
+    assert Cost(**cost.as_dict()) == cost
+    assert (2 * cost).joules_are == kind
+    assert ("joules_are" in cost.as_dict()) == (kind is not None)
+
+
+def test_what_the_joules_are_has_two_words_and_needs_joules():
+    with pytest.raises(ValueError, match="joules_are must be measured or estimated, not 'guessed'"):
+        Cost(joules=1.0, joules_are="guessed")
+    with pytest.raises(ValueError, match="joules_are is 'measured', but no joules are given"):
+        Cost(flops=1.0, joules_are="measured")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from strategies import THRESHOLDS, tables
 from ebjr import SCORES, Cost, JointClassifier, OperatingPoint, Outcomes, TradeOffCurve, oracle
 
 COSTS = {"student_cost": Cost(flops=54.0, seconds=1.0), "teacher_cost": Cost(292.0, joules=2.0)}
+ROLES = ("student", "teacher")
 SCORE_VALUES = st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1.0, 1.5, np.nan, -np.inf])
 TABLE = Outcomes(
     student=[[3.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.0, 0.5]],
@@ -166,6 +168,17 @@ def test_a_cost_that_one_model_does_not_know_is_refused():
     for unit in ("seconds", "joules"):
         with pytest.raises(ValueError, match=f"do not say what both models cost in {unit}; record"):
             curve.cost_in(unit)
+
+
+def test_a_curve_of_measured_and_estimated_joules_is_refused():
+    about = {f"{role}_cost": Cost(joules=2.0, joules_are="measured") for role in ROLES}
+    alike = Outcomes(TABLE.student, TABLE.teacher, TABLE.targets, **about)
+    assert TradeOffCurve.of(alike, "max_logit").cost_in("joules")[-1] == 4.0
+    mixed = replace(alike, teacher_cost=Cost(joules=9.0, joules_are="estimated"))
+    curve = TradeOffCurve.of(mixed, "max_logit")
+    with pytest.raises(ValueError, match="joules of student and teacher are measured and estim"):
+        curve.cost_in("joules")
+    assert (curve.unit, curve.at(index=0).saving) == (None, None)
 
 
 def test_a_cost_in_no_known_unit_is_refused():

@@ -78,6 +78,7 @@ Tolerance = Annotated[
 Target = Annotated[float | None, typer.Option(help="accuracy: what to reach, as 0.95.")]
 Flops = Annotated[float | None, typer.Option(help="budget: FLOPs per example.")]
 Seconds = Annotated[float | None, typer.Option(help="budget: seconds per example.")]
+Joules = Annotated[float | None, typer.Option(help="budget: joules per example.")]
 Rate = Annotated[float | None, typer.Option(help="budget: the most to defer, as 0.2.")]
 Delta = Annotated[
     float | None,
@@ -240,6 +241,7 @@ def calibrate(
     target: Target = None,
     flops: Flops = None,
     seconds: Seconds = None,
+    joules: Joules = None,
     deferral_rate: Rate = None,
     delta: Delta = None,
     promise: Promise = None,
@@ -272,6 +274,7 @@ def calibrate(
         target=target,
         flops=flops,
         seconds=seconds,
+        joules=joules,
         deferral_rate=deferral_rate,
         delta=delta,
         promise=promise,
@@ -438,7 +441,7 @@ def _study_of(config: JointConfig, outcomes: Outcomes, fraction: float, seed: in
 
 
 _GOAL_ARGUMENTS = (
-    *("tolerance", "target", "flops", "seconds", "deferral_rate"),
+    *("tolerance", "target", "flops", "seconds", "joules", "deferral_rate"),
     *("delta", "promise"),
 )
 

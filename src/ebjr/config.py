@@ -131,7 +131,7 @@ class ModelEntry:
         _check_keys(table, ("path", "sha256", "cost", "preprocess", *OPTIONS), where)
         _check_present(table, ("path", "sha256"), where)
         cost = table.get("cost", {})
-        _check_keys(cost, UNITS, f"{where}.cost")
+        _check_keys(cost, (*UNITS, "joules_are"), f"{where}.cost")
         preprocess = table.get("preprocess")
         return cls(
             path=str((folder / table["path"]).resolve()),
@@ -149,7 +149,7 @@ _POINT_KEYS = (
     *("cost", "unit", "break_even", "pays", "saving"),
 )
 _CALIBRATION_KEYS = (
-    *("date", "goal", "tolerance", "target", "flops", "seconds", "deferral_rate"),
+    *("date", "goal", "tolerance", "target", "flops", "seconds", "joules", "deferral_rate"),
     *("delta", "promise", "outcomes", "split_fraction", "split_seed", "preprocessing"),
     *("certified", "chosen_on", "held_out"),
 )

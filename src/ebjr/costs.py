@@ -4,75 +4,119 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 UNITS = ("flops", "seconds", "joules")
+KINDS_OF_JOULES = ("measured", "estimated")
 
 
 @dataclass(frozen=True)
 class Cost:
     """What one example costs; None is "not known". FLOPs, not MACs: 1 MAC = 2 FLOPs.
 
+    Parameters
+    ----------
+    flops, seconds, joules
+        Per example.
+    joules_are
+        ``"measured"`` or ``"estimated"``; None where nobody said. Two costs whose joules are of
+        different kinds have none in common: neither their sum nor their ratio is known.
+
     Raises
     ------
     ValueError
-        A cost is negative or not finite.
+        A cost is negative or not finite, or `joules_are` is something else, or without joules.
 
     Examples
     --------
     >>> Cost(flops=2e6) + Cost(flops=3e6, seconds=0.1)
-    Cost(flops=5000000.0, seconds=None, joules=None)
+    Cost(flops=5000000.0, seconds=None, joules=None, joules_are=None)
+    >>> Cost(joules=2.0, joules_are="measured") + Cost(joules=3.0, joules_are="estimated") == Cost()
+    True
     """
 
     flops: float | None = None
     seconds: float | None = None
     joules: float | None = None
+    joules_are: str | None = None
 
     def __post_init__(self) -> None:
-        for unit, value in asdict(self).items():
+        for unit in UNITS:
+            value = getattr(self, unit)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{unit} must be a finite number of at least 0, not {value}")
+        if self.joules_are is None:
+            return
+        if self.joules_are not in KINDS_OF_JOULES:
+            known = " or ".join(KINDS_OF_JOULES)
+            raise ValueError(f"joules_are must be {known}, not {self.joules_are!r}")
+        if self.joules is None:
+            raise ValueError(f"joules_are is {self.joules_are!r}, but no joules are given")
 
     def __add__(self, other: Cost) -> Cost:
-        def total(unit: str) -> float | None:
-            mine, theirs = getattr(self, unit), getattr(other, unit)
-            return None if mine is None or theirs is None else mine + theirs
-
-        return Cost(**{unit: total(unit) for unit in UNITS})
+        common = [unit for unit in UNITS if is_comparable(self, other, unit)]
+        kind = self.joules_are if "joules" in common else None
+        total = {unit: getattr(self, unit) + getattr(other, unit) for unit in common}
+        return Cost(**total, joules_are=kind)
 
     def __mul__(self, factor: float) -> Cost:
-        return Cost(**{k: None if v is None else v * factor for k, v in asdict(self).items()})
+        known = {unit: getattr(self, unit) for unit in UNITS}
+        scaled = {unit: None if value is None else value * factor for unit, value in known.items()}
+        return Cost(**scaled, joules_are=self.joules_are)
 
     __rmul__ = __mul__
 
-    def as_dict(self) -> dict[str, float]:
-        """The units that are known.
+    def as_dict(self) -> dict[str, Any]:
+        """The units that are known, and what the joules are.
 
         Examples
         --------
         >>> Cost(seconds=0.1).as_dict()
         {'seconds': 0.1}
         """
-        return {unit: value for unit, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def is_comparable(one: Cost, other: Cost, unit: str) -> bool:
+    """Whether both costs know a unit; joules also have to be of the same kind.
+
+    Examples
+    --------
+    >>> measured, estimated = (Cost(joules=1.0, joules_are=kind) for kind in KINDS_OF_JOULES)
+    >>> is_comparable(measured, measured, "joules"), is_comparable(measured, estimated, "joules")
+    (True, False)
+    """
+    if getattr(one, unit) is None or getattr(other, unit) is None:
+        return False
+    return unit != "joules" or one.joules_are == other.joules_are
 
 
 def joint_cost(student: Cost, teacher: Cost, deferral_rate: float) -> Cost:
     """Cost per example of a joint model: ``F_S + rate * F_T``.
 
     The paper's ``(N_S F_S + N_T (F_S + F_T)) / (N_S + N_T)`` (section 3.1): the student is paid on
-    every input.
+    every input. What one of them does not know, or joules of different kinds, are None.
+
+    Raises
+    ------
+    ValueError
+        The deferral rate does not lie between 0 and 1.
 
     Examples
     --------
     >>> joint_cost(Cost(flops=0.54e8), Cost(flops=2.92e8), deferral_rate=0.3).flops
     141600000.0
     """
+    if not 0 <= deferral_rate <= 1:  # a NaN fails here, too
+        raise ValueError(f"deferral_rate must lie between 0 and 1, not {deferral_rate}")
     return student + deferral_rate * teacher
 
 
 def break_even_rate(student: Cost, teacher: Cost, unit: str) -> float | None:
     """The deferral rate above which the teacher alone is cheaper: ``1 - F_S / F_T``.
 
-    None where the unit is not known; negative where the student costs more than the teacher.
+    None where the unit is not known or joules are of different kinds; negative where the student
+    costs more than the teacher.
 
     Examples
     --------
@@ -80,20 +124,17 @@ def break_even_rate(student: Cost, teacher: Cost, unit: str) -> float | None:
     0.75
     """
     paid, saved = getattr(student, unit), getattr(teacher, unit)
-    if paid is None or not saved:
+    if not is_comparable(student, teacher, unit) or not saved:
         return None
     return 1.0 - paid / saved
 
 
 def common_unit(student: Cost, teacher: Cost) -> str | None:
-    """The first unit that both costs know, FLOPs before seconds before joules.
+    """The first unit that both costs know, FLOPs before seconds before joules of one kind.
 
     Examples
     --------
     >>> common_unit(Cost(flops=1.0, seconds=2.0), Cost(seconds=3.0))
     'seconds'
     """
-    for unit in UNITS:
-        if getattr(student, unit) is not None and getattr(teacher, unit) is not None:
-            return unit
-    return None
+    return next((unit for unit in UNITS if is_comparable(student, teacher, unit)), None)

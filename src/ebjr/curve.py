@@ -11,7 +11,7 @@ import numpy as np
 
 from ebjr.arrays import Array
 from ebjr.blend import check_weight
-from ebjr.costs import UNITS, Cost, break_even_rate, common_unit, joint_cost
+from ebjr.costs import UNITS, Cost, break_even_rate, common_unit, is_comparable, joint_cost
 from ebjr.outcomes import Outcomes
 from ebjr.router import Router, check_threshold
 from ebjr.scores import Score, as_score
@@ -232,7 +232,8 @@ class TradeOffCurve:
         Raises
         ------
         ValueError
-            That cost of one of the models is not known, or there is no such unit.
+            That cost of one of the models is not known, or there is no such unit, or the joules
+            of one are measured and of the other estimated.
         """
         if unit not in UNITS:
             raise ValueError(f"unit must be one of {', '.join(UNITS)}, not {unit!r}")
@@ -242,6 +243,13 @@ class TradeOffCurve:
             raise ValueError(
                 f"the outcomes do not say what both models cost in {unit}; record them with "
                 f"student_cost=Cost({unit}=...) and teacher_cost=Cost({unit}=...)"
+            )
+        if not is_comparable(self.outcomes.student_cost, self.outcomes.teacher_cost, unit):
+            kinds = [self.outcomes.student_cost.joules_are, self.outcomes.teacher_cost.joules_are]
+            said = " and ".join(kind or "of no known kind" for kind in kinds)
+            raise ValueError(
+                f"the joules of student and teacher are {said} and cannot be mixed; record both "
+                "models in one run"
             )
         return student + self.deferral_rate * teacher
 

@@ -11,7 +11,8 @@ from ebjr.calibration.auto import CANDIDATES, NOISE, area_influence
 from ebjr.calibration.guarantee import certify
 from ebjr.scores import SCORES, as_score
 
-STUDENT, TEACHER = Cost(flops=1.0, seconds=0.1), Cost(flops=10.0, seconds=0.5)
+STUDENT = Cost(flops=1.0, seconds=0.1, joules=0.2, joules_are="measured")
+TEACHER = Cost(flops=10.0, seconds=0.5, joules=2.0, joules_are="measured")
 
 
 def pair(n: int = 400, seed: int = 0, classes: int = 5, **about) -> Outcomes:
@@ -64,7 +65,12 @@ def test_the_message_of_a_target_out_of_reach_says_what_is_feasible():
 
 @pytest.mark.parametrize(
     ("budget", "limit"),
-    [({"flops": 4.0}, 0.3), ({"seconds": 0.2}, 0.2), ({"deferral_rate": 0.15}, 0.15)],
+    [
+        ({"flops": 4.0}, 0.3),
+        ({"seconds": 0.2}, 0.2),
+        ({"joules": 1.0}, 0.4),
+        ({"deferral_rate": 0.15}, 0.15),
+    ],
 )
 def test_a_budget_is_kept_and_used_as_well_as_it_can_be(budget, limit):
     outcomes = pair()
@@ -185,7 +191,7 @@ def test_any_callable_is_a_score():
     [
         ({"goal": "best"}, "goal must be one of match-teacher, accuracy, budget, crossing"),
         ({"goal": "accuracy"}, "goal 'accuracy' needs exactly one of target"),
-        ({"goal": "budget"}, "needs exactly one of flops, seconds, deferral_rate"),
+        ({"goal": "budget"}, "needs exactly one of flops, seconds, joules, deferral_rate"),
         ({"goal": "budget", "flops": 1, "seconds": 1}, "needs exactly one of"),
         ({"goal": "crossing", "target": 0.9}, "target goes with goal 'accuracy', not"),
         ({"goal": "accuracy", "target": 94}, "target must lie between 0 and 1, not 94"),

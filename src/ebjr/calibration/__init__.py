@@ -23,7 +23,7 @@ __all__ = ["GOALS", "calibrate", "choose_blend", "choose_score", "crossing", "ra
 GOALS = {
     "match-teacher": ("tolerance",),
     "accuracy": ("target",),
-    "budget": ("flops", "seconds", "deferral_rate"),
+    "budget": ("flops", "seconds", "joules", "deferral_rate"),
     "crossing": (),
 }
 """Each goal with the arguments that go with it."""
@@ -40,6 +40,7 @@ def calibrate(
     target: float | None = None,
     flops: float | None = None,
     seconds: float | None = None,
+    joules: float | None = None,
     deferral_rate: float | None = None,
     score: str | Callable[..., Array] | Score = "auto",
     blend: float | str = "auto",
@@ -56,8 +57,8 @@ def calibrate(
         ``"match-teacher"``: the least deferral whose quality is at least the teacher's minus
         `tolerance` (default 0).
         ``"accuracy"``: the least deferral whose accuracy is at least `target`.
-        ``"budget"``: the best quality that costs at most `flops` or `seconds` per example, or
-        defers at most `deferral_rate`.
+        ``"budget"``: the best quality that costs at most `flops`, `seconds` or `joules` per
+        example, or defers at most `deferral_rate`.
         ``"crossing"``: the paper's, where the score densities of inputs that the student gets
         right and wrong cross.
     score
@@ -103,6 +104,7 @@ def calibrate(
         "target": target,
         "flops": flops,
         "seconds": seconds,
+        "joules": joules,
         "deferral_rate": deferral_rate,
     }
     check_goal(goal, given)
@@ -235,5 +237,5 @@ def _row(curve: TradeOffCurve, goal: str, given: dict[str, Any]) -> int:
     if given["deferral_rate"] is not None:
         rate = given["deferral_rate"]
         return best_within(curve, curve.deferral_rate, rate, "deferral rate")
-    unit = "flops" if given["flops"] is not None else "seconds"
+    unit = next(unit for unit in UNITS if given[unit] is not None)
     return best_within(curve, curve.cost_in(unit), given[unit], f"cost in {unit}")

@@ -72,7 +72,8 @@ def relative_cost(outcomes: Outcomes, deferral_rate: np.ndarray) -> tuple[np.nda
     for unit, words in (("flops", "FLOPs"), ("seconds", "time"), ("joules", "energy use")):
         even = break_even_rate(outcomes.student_cost, outcomes.teacher_cost, unit)
         if even is not None:
-            title = f"{words} per example, % of the teacher's"
+            kind = outcomes.student_cost.joules_are if unit == "joules" else None
+            title = f"{f'{kind} ' if kind else ''}{words} per example, % of the teacher's"
             return 100 * (1 - even + deferral_rate), title
     return 100 * deferral_rate, "deferral rate, %"
 
