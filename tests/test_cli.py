@@ -137,6 +137,34 @@ def test_flags_mirror_the_arguments(run, recorded):
     assert (found["score"], found["blend"]) == ("margin", 0.0)
 
 
+def test_joules_are_recorded_for_both_models_alike_and_can_be_a_budget(run, recorded):
+    costs = Outcomes.load("outcomes.npz").student_cost, Outcomes.load("outcomes.npz").teacher_cost
+    assert costs[0].joules_are == costs[1].joules_are
+    assert costs[0].joules_are in ("measured", "estimated")
+    assert min(cost.joules for cost in costs) > 0
+    budget = costs[0].joules + 0.5 * costs[1].joules
+    words = f"calibrate outcomes.npz --goal budget --joules {budget} -o joint.toml"
+    code, printed, _ = run(*words.split(), "--json")
+    assert code == 0
+    chosen = json.loads(printed)["chosen_on"]
+    assert chosen["cost"]["joules"] <= budget * (1 + 1e-9)
+    assert chosen["cost"]["joules_are"] == costs[0].joules_are
+    config = ebjr.JointConfig.read("joint.toml")
+    assert (config.student.cost, config.teacher.cost) == costs
+    code, printed, _ = run("evaluate", "outcomes.npz", "--joint", "joint.toml", "--json")
+    assert json.loads(printed)["goal"]["joules"] == budget
+
+
+def test_a_profile_says_whether_its_joules_are_measured_or_estimated(run, recorded):
+    _, table, _ = run("profile", "student.onnx", "--seconds", "0.05")
+    _, printed, _ = run("profile", "student.onnx", "--seconds", "0.05", "--json")
+    powers = json.loads(printed)["powers"]
+    assert [power["batch_size"] for power in powers] == [1, 64]
+    for power in powers:
+        assert power["how"] in ("measured", "estimated")
+        assert f"mJ per example, {power['how']} ({power['source']})" in table
+
+
 def test_predict_takes_a_threshold_or_a_named_operating_point(run, recorded):
     run("calibrate", "outcomes.npz", "-o", "joint.toml")
     words = ("predict", "joint.toml", "--data", "images", "-o", "a.jsonl", "--json")

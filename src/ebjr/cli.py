@@ -35,6 +35,7 @@ from ebjr.demo import run_demo
 from ebjr.errors import EbjrError, PromiseWarning
 from ebjr.evaluation import evaluate as evaluate_point
 from ebjr.evaluation.flops import count_flops
+from ebjr.evaluation.power import Load, find_joules
 from ebjr.evaluation.profile import profile as profile_model
 from ebjr.files import write_whole
 from ebjr.model import Model, model_name
@@ -185,21 +186,28 @@ def record(
     if not source.has_targets:
         raise ValueError(f"{data} has no labels, and outcomes need them")
     _check_output(output)
-    models, entries = {}, {}
+    models: dict[str, Model] = {}
+    entries: dict[str, ModelEntry] = {}
+    loads: dict[str, Load] = {}
     given = {
         "student": (student, student_preprocess, student_flops),
         "teacher": (teacher, teacher_preprocess, teacher_flops),
     }
-    first = next(source.batches(1))
+    first = next(source.batches(batch_size))
     for role, (path, preprocess, flops) in given.items():
         model = _prepared(ebjr.load_model(path, **_threads(threads)), preprocess, first, role)
-        counted = flops if flops is not None else _count(model, first)
         models[role] = model
+        loads[role] = _load(model, first, flops)
+        counted = loads[role].flops
         entries[role] = ModelEntry.of_file(
             path,
             preprocess=model.preprocess if isinstance(model, Preprocessed) else None,
-            cost=Cost(flops=counted),
+            cost=Cost(flops=counted if flops is None else flops),
         )
+    with err.status("finding the joules of both models"):
+        powers = dict(zip(loads, find_joules(list(loads.values())), strict=False))
+    for role, power in powers.items():
+        entries[role] = replace(entries[role], cost=power.add_to(entries[role].cost))
     with _progress() as tell:
         outcomes = record_batches(
             models["student"],
@@ -225,10 +233,12 @@ def record(
     if as_json:
         _print_json(figures)
         return
-    table = _table("", "accuracy", "MFLOPs", "ms/example")
+    kind = outcomes.student_cost.joules_are
+    table = _table("", "accuracy", "MFLOPs", "ms/example", *([f"mJ, {kind}"] if kind else []))
     for role in ("student", "teacher"):
         cost = getattr(outcomes, f"{role}_cost")
-        table.add_row(role, f"{figures[f'{role}_quality']:.2%}", _flops(cost), _ms(cost))
+        joules = [_millijoules(cost.joules)] if kind else []
+        table.add_row(role, f"{figures[f'{role}_quality']:.2%}", _flops(cost), _ms(cost), *joules)
     out.print(table)
     out.print(f"{len(outcomes):,} examples in {output}", soft_wrap=True)
 
@@ -385,7 +395,7 @@ def profile(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """FLOPs, parameters, latency and memory of a model."""
+    """FLOPs, parameters, latency, memory and joules of a model."""
     with err.status("measuring"):
         loaded = ebjr.load_model(model, **_threads(threads))
         found = profile_model(loaded, _shape(input_shape), seconds=seconds)
@@ -403,6 +413,11 @@ def profile(
         table.add_row(
             f"batch of {latency.batch_size}",
             f"p50 {1e3 * latency.p50_seconds:.3f} ms, p95 {1e3 * latency.p95_seconds:.3f} ms",
+        )
+    for power in found.powers:
+        table.add_row(
+            f"joules, batch of {power.batch_size}",
+            f"{_millijoules(power.joules)} mJ per example, {power.how} ({escape(power.source)})",
         )
     out.print(table)
 
@@ -498,17 +513,19 @@ def _prepared(model: Model, text: str | None, first: Batch, role: str) -> Model:
     return Preprocessed(model, chosen)
 
 
-def _count(model: Model, first: Batch) -> float | None:
-    """FLOPs per example on this data's input; None, and a word, where they cannot be counted."""
+def _load(model: Model, first: Batch, flops: float | None) -> Load:
+    """A model without its preprocessing, on this data as it takes it, with its FLOPs."""
     inputs = first.inputs
     if isinstance(model, Preprocessed):
         inputs = model.preprocess(inputs)
         model = model.model
     try:
-        return count_flops(model, tuple(np.shape(inputs))).flops
+        counted = count_flops(model, tuple(np.shape(inputs)))
     except (EbjrError, ValueError) as error:
-        err.print(f"NOTE: FLOPs not counted: {escape(_sentence(error))}", style="yellow")
-        return None
+        if flops is None:
+            err.print(f"NOTE: FLOPs not counted: {escape(_sentence(error))}", style="yellow")
+        return Load(model, inputs)
+    return Load(model, inputs, counted.flops if flops is None else flops, counted.parameter_bytes)
 
 
 def _open(path: Path, classes: Path | None, strict: bool) -> Data:
@@ -671,6 +688,10 @@ def _flops(cost: Cost) -> str:
 
 def _ms(cost: Cost) -> str:
     return "" if cost.seconds is None else f"{1e3 * cost.seconds:.3f}"
+
+
+def _millijoules(joules: float) -> str:
+    return f"{1e3 * joules:,.4g}"
 
 
 def _finite(value: float) -> float | None:

@@ -21,6 +21,7 @@ def test_the_same_net_counts_the_same_in_both_forms(conv_net):
     stem, grouped, up, head = 8 * 64 * 27, 12 * 36 * 18, 12 * 36 * 3 * 16, 60
     assert graph.flops == module.flops == 2 * (stem + grouped + up + head)
     assert graph.parameters == module.parameters
+    assert graph.parameter_bytes == module.parameter_bytes == 4 * graph.parameters
     assert graph.by_operator["ConvTranspose"] == 2 * up
     assert not graph.uncounted
     assert not module.uncounted
@@ -137,6 +138,7 @@ def test_quantized_convolutions_count_as_the_plain_ones(tmp_path):
     path = save(tmp_path / "net.onnx", nodes, [("x", ["n", 3, 8, 8])], weights=weights)
     counted = count_flops(path)
     assert (counted.flops, counted.parameters) == (2 * 4 * 36 * 27, 4 * 27)
+    assert counted.parameter_bytes == 4 * 27
 
 
 def test_shapes_that_depend_on_values_are_found_by_running(tmp_path):

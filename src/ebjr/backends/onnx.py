@@ -97,6 +97,7 @@ class OnnxModel:
             "output": output,
         }
         self._session = _open_session(self.path, threads, providers)
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._read_input()
         self._read_outputs(output)
         self.batch_size = _checked_batch_size(batch_size, self.fixed_batch, self.name)

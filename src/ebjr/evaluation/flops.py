@@ -35,6 +35,8 @@ class Flops:
     parameters
         Numbers that training sets: weights and biases, without the running statistics of batch
         normalization and without shapes.
+    parameter_bytes
+        What they take as they are stored.
     by_operator
         FLOPs of each operator that has any, the largest first.
     uncounted
@@ -44,6 +46,7 @@ class Flops:
 
     flops: int
     parameters: int
+    parameter_bytes: int
     by_operator: dict[str, int]
     uncounted: dict[str, int]
 
@@ -109,9 +112,11 @@ def count_flops(
     return _count_onnx(Path(path), input_shape)
 
 
-def _flops(by_operator: Counter[str], parameters: int, uncounted: Counter[str]) -> Flops:
+def _flops(
+    by_operator: Counter[str], parameters: tuple[int, int], uncounted: Counter[str]
+) -> Flops:
     counted = {name: flops for name, flops in by_operator.most_common() if flops}
-    return Flops(sum(counted.values()), parameters, counted, dict(uncounted.most_common()))
+    return Flops(sum(counted.values()), *parameters, counted, dict(uncounted.most_common()))
 
 
 def _fixed_batch(shape: OpenShape | None) -> int:
@@ -151,7 +156,8 @@ def _count_torch(module: Any, shape: Shape, dtype: np.dtype[Any], name: str) -> 
         ) from error
     counts = counter.get_flop_counts().get("Global", {})
     by_operator = Counter({str(op): flops // shape[0] for op, flops in counts.items()})
-    parameters = sum(tensor.numel() for tensor in module.parameters())
+    sizes = [(tensor.numel(), tensor.element_size()) for tensor in module.parameters()]
+    parameters = sum(count for count, _ in sizes), sum(count * each for count, each in sizes)
     return _flops(by_operator, parameters, watcher.uncounted)
 
 
@@ -517,8 +523,8 @@ def _node_flops(node: Any, shapes: dict[str, Shape]) -> int | None:
         return None
 
 
-def _parameters(model: Any, constants: dict[str, tuple[Shape, int]]) -> int:
-    """Elements of the constants that training sets.
+def _parameters(model: Any, constants: dict[str, tuple[Shape, int]]) -> tuple[int, int]:
+    """Elements, and bytes, of the constants that training sets.
 
     Floating constants of one dimension and more, and whole ones of eight bits and fewer with two:
     quantized weights. Shapes, axes and indices are 32 or 64 bits wide.
@@ -526,17 +532,18 @@ def _parameters(model: Any, constants: dict[str, tuple[Shape, int]]) -> int:
     import onnx
 
     kinds = onnx.TensorProto
-    floating = {kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE}
-    narrow = {kinds.INT8, kinds.UINT8, kinds.INT4, kinds.UINT4}
+    floating = {kinds.FLOAT: 32, kinds.FLOAT16: 16, kinds.BFLOAT16: 16, kinds.DOUBLE: 64}
+    narrow = {kinds.INT8: 8, kinds.UINT8: 8, kinds.INT4: 4, kinds.UINT4: 4}
     used = {
         name
         for node in model.graph.node
         for index, name in enumerate(node.input)
         if index not in NOT_TRAINED.get(node.op_type, ())
     }
-    return sum(
-        prod(dims)
+    sizes = [
+        (prod(dims), (floating | narrow)[kind])
         for name, (dims, kind) in constants.items()
         if name in used
         and ((kind in floating and len(dims) >= 1) or (kind in narrow and len(dims) >= 2))
-    )
+    ]
+    return sum(count for count, _ in sizes), sum(count * bits for count, bits in sizes) // 8

@@ -1,4 +1,4 @@
-"""Profile: what one model costs. FLOPs, parameters, memory and latency."""
+"""Profile: what one model costs. FLOPs, parameters, memory, latency and joules."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from ebjr.errors import ModelError
 from ebjr.evaluation.flops import can_count, count_flops
 from ebjr.evaluation.inputs import OpenShape, Shape, batch_of_one, input_dtype_of, random_batch
+from ebjr.evaluation.power import Load, Meter, Power, find_joules
 from ebjr.model import Model, model_name
 
 
@@ -62,6 +63,9 @@ class Profile:
         The largest of the batch sizes that were timed.
     latencies
         One for each batch size.
+    powers
+        Joules per example, one for each batch size: all measured, or all estimated; empty where
+        neither can be.
     """
 
     name: str
@@ -73,11 +77,13 @@ class Profile:
     peak_memory_bytes: int | None
     memory_batch_size: int
     latencies: tuple[Latency, ...]
+    powers: tuple[Power, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain numbers, lists and dictionaries, for JSON."""
         plain = asdict(self)
-        return {**plain, "input_shape": list(self.input_shape), "latencies": [*plain["latencies"]]}
+        lists = {name: list(plain[name]) for name in ("input_shape", "latencies", "powers")}
+        return {**plain, **lists}
 
 
 def profile(
@@ -87,6 +93,7 @@ def profile(
     batch_sizes: Iterable[int] = (1, 64),
     seconds: float = 2.0,
     input_dtype: str | None = None,
+    meter: Meter | None = None,
 ) -> Profile:
     """Count and measure what a loaded model costs.
 
@@ -100,9 +107,12 @@ def profile(
     batch_sizes
         The batch sizes to time.
     seconds
-        The most time to spend on each batch size; at least one batch is timed.
+        The most time to spend on each batch size; at least one batch is timed. Where joules are
+        measured, each size is run for as long again.
     input_dtype
         The type of the inputs; None is the model's own, float32 if it names none.
+    meter
+        Energy counters; None looks for those of this machine.
 
     Raises
     ------
@@ -127,6 +137,9 @@ def profile(
     shape = batch_of_one(input_shape, getattr(model, "input_shape", None), model_name(model))
     dtype = input_dtype_of(model, input_dtype)
     counted = count_flops(model, shape, input_dtype=input_dtype) if can_count(model) else None
+    timed = measure_latency(model, lambda n: random_batch(n, shape, dtype), sizes, seconds=seconds)
+    known = (counted.flops, counted.parameter_bytes) if counted else ()
+    loads = [Load(model, random_batch(n, shape, dtype), *known) for n in sizes]
     return Profile(
         name=model_name(model),
         input_shape=shape,
@@ -136,9 +149,8 @@ def profile(
         uncounted=counted.uncounted if counted else {},
         peak_memory_bytes=measure_peak_memory(model, random_batch(max(sizes), shape, dtype)),
         memory_batch_size=max(sizes),
-        latencies=tuple(
-            measure_latency(model, lambda n: random_batch(n, shape, dtype), sizes, seconds=seconds)
-        ),
+        latencies=tuple(timed),
+        powers=find_joules(loads, meter=meter, seconds=seconds),
     )
 
 

@@ -1,0 +1,466 @@
+"""Power: joules per example, measured where the machine allows it, else estimated, and always said.
+
+Measured: the machine's own energy counters, read before and after a run: RAPL of the processor
+packages (Linux, ``/sys/class/powercap``, Intel and AMD), and NVML of NVIDIA GPUs where the model
+runs on one. Nothing is subtracted: it is the whole package and every GPU, so what else runs on the
+machine counts too, and so does what it draws when idle. Memory modules are not in a package.
+
+Estimated: FLOPs and bytes times constants. It counts weights (once for each batch), inputs and
+outputs, but no intermediate results, so that it is for comparing models, not for a bill.
+
+The two are never mixed: `Power` refuses to be divided by the other kind, and a `Cost` carries the
+word.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ebjr.arrays import row_count
+from ebjr.costs import KINDS_OF_JOULES, Cost
+from ebjr.model import Model
+
+POWERCAP = Path("/sys/class/powercap")
+"""Where Linux shows the energy counters of processors."""
+
+PICOJOULES_PER_FLOP = 2.3
+"""Half of a 32-bit multiplication (3.7 pJ) and addition (0.9 pJ)."""
+
+PICOJOULES_PER_BYTE = 160.0
+"""Of main memory: 1.3 nJ for 64 bits, the least of the range given."""
+
+
+@dataclass(frozen=True)
+class Power:
+    """What an example costs in joules, and how that is known.
+
+    Parameters
+    ----------
+    joules
+        Per example.
+    how
+        ``"measured"`` or ``"estimated"``.
+    source
+        The counters that were read, or the constants that were used.
+    batch_size
+        The examples of a batch: a larger one reads the weights less often.
+
+    Raises
+    ------
+    ValueError
+        `joules` is negative or not finite, or `how` is another word.
+
+    Examples
+    --------
+    >>> teacher, student = (Power(joules, "measured", "RAPL package-0") for joules in (9.0, 3.0))
+    >>> teacher / student
+    3.0
+    """
+
+    joules: float
+    how: str
+    source: str
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        _check_amounts(joules=self.joules)
+        if self.how not in KINDS_OF_JOULES:
+            raise ValueError(f"how must be {' or '.join(KINDS_OF_JOULES)}, not {self.how!r}")
+
+    def __truediv__(self, other: Power) -> float:
+        """How many times as many joules; ValueError between a measured and an estimated number."""
+        if not isinstance(other, Power):
+            return NotImplemented
+        if self.how != other.how:
+            raise ValueError(
+                f"{self.how} joules cannot be divided by {other.how} ones; measure both, or "
+                "estimate both"
+            )
+        return self.joules / other.joules if other.joules else math.inf
+
+    def add_to(self, cost: Cost) -> Cost:
+        """A cost with these joules, and the word of what they are.
+
+        Examples
+        --------
+        >>> Power(2.0, "estimated", "by hand").add_to(Cost(flops=5.0)).as_dict()
+        {'flops': 5.0, 'joules': 2.0, 'joules_are': 'estimated'}
+        """
+        return replace(cost, joules=self.joules, joules_are=self.how)
+
+
+# Measured
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Energy counters that can be read.
+
+    Parameters
+    ----------
+    source
+        What they are called.
+    read
+        Gives microjoules, one number for each counter, from an unknown start upwards.
+    ranges
+        For each counter the number after which it starts again at 0.
+
+    Examples
+    --------
+    >>> Meter("a counter", lambda: (5,), (100,)).joules_between((90,), (5,)) == 15e-6
+    True
+    """
+
+    source: str
+    read: Callable[[], tuple[int, ...]]
+    ranges: tuple[int, ...]
+
+    def joules_between(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
+        """Joules from one reading to a later one, in between which no counter wrapped twice."""
+        steps = zip(before, after, self.ranges, strict=True)
+        # At 250 W a package's counter wraps after minutes at the earliest; a run takes seconds.
+        used = sum(end - start + (size if end < start else 0) for start, end, size in steps)
+        return used / 1e6
+
+    def __add__(self, other: Meter) -> Meter:
+        return Meter(
+            f"{self.source} + {other.source}",
+            lambda: self.read() + other.read(),
+            self.ranges + other.ranges,
+        )
+
+
+def find_meter(*, gpu: bool = False, powercap: str | os.PathLike[str] = POWERCAP) -> Meter | None:
+    """The energy counters of this machine; None where there are none, or none that may be read.
+
+    Most systems let only root read the processor's. ``sudo chmod a+r
+    /sys/class/powercap/intel-rapl:*/energy_uj`` opens them until the next start, to every program:
+    fine timing of them has been used to guess secrets (CVE-2020-8694).
+
+    Parameters
+    ----------
+    gpu
+        Whether the model runs on a GPU: then NVIDIA's counters are needed (the extra ``power``),
+        and those of the processor are added where they can be read.
+    powercap
+        Where the processor's counters are.
+
+    Examples
+    --------
+    >>> find_meter(powercap="/nowhere") is None
+    True
+    """
+    packages = _rapl_meter(Path(powercap))
+    if not gpu:
+        return packages
+    graphics = _nvidia_meter()
+    return graphics if graphics is None or packages is None else packages + graphics
+
+
+def _rapl_meter(powercap: Path) -> Meter | None:
+    """The packages under a powercap folder; None unless all can be read."""
+    try:
+        zones = {zone: (zone / "name").read_text().strip() for zone in _rapl_zones(powercap)}
+        # Not "psys", which has the packages in it, nor "core" and "dram", which are parts.
+        packages = sorted((name, zone) for zone, name in zones.items() if name[:7] == "package")
+        ranges = tuple(_number(zone / "max_energy_range_uj") for _, zone in packages)
+        files = [zone / "energy_uj" for _, zone in packages]
+        meter = Meter(
+            "RAPL " + ", ".join(name for name, _ in packages),
+            lambda: tuple(_number(file) for file in files),
+            ranges,
+        )
+        return meter if meter.read() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _rapl_zones(powercap: Path) -> list[Path]:
+    # "intel-rapl-mmio:0" is the same package through another door; AMD's are "intel-rapl" too.
+    return list(powercap.glob("intel-rapl:*"))
+
+
+def _number(file: Path) -> int:
+    value = int(file.read_text())
+    if value < 0:
+        raise ValueError(f"{file} must be a count, not {value}")
+    return value
+
+
+def _nvidia_meter() -> Meter | None:
+    """Every NVIDIA GPU; None unless all count energy (Volta of 2017 and later)."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+
+    def read() -> tuple[int, ...]:
+        try:
+            return tuple(
+                1000 * pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles
+            )
+        except pynvml.NVMLError as error:
+            raise OSError(f"the GPU's energy counter cannot be read: {error}") from error
+
+    try:
+        pynvml.nvmlInit()  # for as long as this process lives
+        count = pynvml.nvmlDeviceGetCount()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+        names = ", ".join(f"GPU {index}" for index in range(count))
+        return Meter(f"NVML {names}", read, (1000 * 2**64,) * count) if read() else None
+    except (pynvml.NVMLError, OSError):
+        return None
+
+
+def measure_joules(
+    model: Model, batch: Any, *, meter: Meter | None = None, seconds: float = 1.0
+) -> Power | None:
+    """Joules per example of a model, by the machine's counters over a run of the same batch.
+
+    Parameters
+    ----------
+    model
+        The model.
+    batch
+        What it is run on, again and again.
+    meter
+        The counters; None looks for those of this machine.
+    seconds
+        How long to run; at least one batch is run. Counters move every millisecond (processors)
+        or tenth of a second (GPUs): less than a second is not worth much.
+
+    Returns
+    -------
+    `Power`, measured: everything that the counters saw, whoever used it. None where there is no
+    counter that can be read, or where it stands still, as in many virtual machines.
+
+    Raises
+    ------
+    ValueError
+        `seconds` is negative or not finite, or the batch is empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> counter = iter(range(0, 9_000_000, 4_000_000))
+    >>> meter = Meter("a counter", lambda: (next(counter),), (10**9,))
+    >>> measure_joules(lambda batch: batch, np.ones((2, 3)), meter=meter, seconds=0).joules
+    2.0
+    """
+    _check_amounts(seconds=seconds)
+    rows = row_count(batch)
+    if not rows:
+        raise ValueError("a batch must have at least one example to be measured, but is empty")
+    meter = meter or find_meter(gpu=runs_on_gpu(model))
+    if meter is None:
+        return None
+    model(batch)  # the first call of a session is slow
+    _finish_gpu()
+    before = _reading(meter)
+    batches = _run(model, batch, seconds)
+    _finish_gpu()
+    after = _reading(meter)
+    if before is None or after is None or before == after:
+        return None
+    joules = meter.joules_between(before, after) / (batches * rows)
+    return Power(joules, "measured", meter.source, rows)
+
+
+def _run(model: Model, batch: Any, seconds: float) -> int:
+    """Run a batch until the time is up; how often."""
+    deadline = time.perf_counter() + seconds
+    batches = 0
+    while not batches or time.perf_counter() < deadline:
+        model(batch)
+        batches += 1
+    return batches
+
+
+def _reading(meter: Meter) -> tuple[int, ...] | None:
+    try:
+        return meter.read()
+    except (OSError, ValueError):
+        return None
+
+
+def _finish_gpu() -> None:
+    """Wait for the work that a GPU has been given; a call returns before it is done."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def runs_on_gpu(model: Any) -> bool:
+    """Whether a model, or a model in it, runs on something else than the processor.
+
+    Examples
+    --------
+    >>> runs_on_gpu(lambda batch: batch)
+    False
+    """
+    parts = [getattr(model, name, None) for name in ("model", "student", "teacher")]
+    if any(runs_on_gpu(part) for part in parts if callable(part)):
+        return True
+    device = getattr(model, "device", None)
+    if device is None and callable(getattr(model, "parameters", None)):  # a bare torch module
+        device = getattr(next(iter(model.parameters()), None), "device", None)
+    kind = str(getattr(device, "type", device or "cpu"))
+    providers = getattr(model, "providers", None) or ("CPUExecutionProvider",)
+    return not kind.startswith("cpu") or providers[0] != "CPUExecutionProvider"
+
+
+# Estimated
+
+
+def estimate_joules(
+    flops: float,
+    *,
+    weight_bytes: float = 0.0,
+    input_bytes: float = 0.0,
+    output_bytes: float = 0.0,
+    batch_size: int = 1,
+    picojoules_per_flop: float = PICOJOULES_PER_FLOP,
+    picojoules_per_byte: float = PICOJOULES_PER_BYTE,
+) -> Power:
+    """Joules per example from FLOPs and bytes moved.
+
+    ``flops * per_flop + (weights / batch_size + inputs + outputs) * per_byte``: the weights are
+    read once for each batch. The constants are those of a 45 nm chip at 0.9 V in single precision;
+    a chip of today needs less of both, and 8-bit arithmetic far less per operation: give its own.
+
+    Parameters
+    ----------
+    flops, input_bytes, output_bytes
+        Of one example; 1 MAC = 2 FLOPs.
+    weight_bytes
+        Of the model.
+    batch_size
+        The examples of a batch.
+    picojoules_per_flop, picojoules_per_byte
+        What one operation, and one byte of main memory, takes.
+
+    Raises
+    ------
+    ValueError
+        A number is negative or not finite, or `batch_size` is under 1.
+
+    References
+    ----------
+    M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, figure
+    1.1.9: 32-bit floating-point multiplication 3.7 pJ and addition 0.9 pJ, DRAM 1.3-2.6 nJ for 64
+    bits.
+
+    Examples
+    --------
+    >>> estimate_joules(1e9, weight_bytes=4e6, batch_size=64).joules  # mostly arithmetic
+    0.00231
+    >>> estimate_joules(1e6, weight_bytes=4e6).joules  # mostly memory
+    0.0006423
+    """
+    _check_amounts(
+        flops=flops,
+        weight_bytes=weight_bytes,
+        input_bytes=input_bytes,
+        output_bytes=output_bytes,
+        picojoules_per_flop=picojoules_per_flop,
+        picojoules_per_byte=picojoules_per_byte,
+    )
+    if not batch_size >= 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    moved = weight_bytes / batch_size + input_bytes + output_bytes
+    picojoules = flops * picojoules_per_flop + moved * picojoules_per_byte
+    source = f"{picojoules_per_flop:g} pJ per FLOP, {picojoules_per_byte:g} pJ per byte"
+    return Power(picojoules / 1e12, "estimated", source, batch_size)
+
+
+# Several at once, of one kind
+
+
+@dataclass(frozen=True)
+class Load:
+    """A model with a batch to run it on; its FLOPs per example and weights, where counted."""
+
+    model: Model
+    batch: Any
+    flops: float | None = None
+    weight_bytes: float = 0.0
+
+
+def find_joules(
+    loads: Sequence[Load], *, meter: Meter | None = None, seconds: float = 1.0
+) -> tuple[Power, ...]:
+    """Joules per example of several loads: all measured, else all estimated, else none at all.
+
+    All are measured by the same counters, so that they can be compared.
+
+    Parameters
+    ----------
+    loads
+        What to run: a student and a teacher, or one model on batches of several sizes.
+    meter, seconds
+        As `measure_joules` takes them, for each load.
+
+    Returns
+    -------
+    One `Power` for each load, or none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> load = Load(lambda batch: batch, np.ones((2, 3)), flops=100)
+    >>> [power.how for power in find_joules([load, load], meter=Meter("still", lambda: (0,), (1,)))]
+    ['estimated', 'estimated']
+    """
+    meter = meter or find_meter(gpu=any(runs_on_gpu(load.model) for load in loads))
+    measured = _all_measured(loads, meter, seconds)
+    if measured:
+        return measured
+    if any(load.flops is None for load in loads):
+        return ()
+    return tuple(_estimated(load) for load in loads)
+
+
+def _all_measured(loads: Sequence[Load], meter: Meter | None, seconds: float) -> tuple[Power, ...]:
+    if meter is None:
+        return ()
+    found = []
+    for load in loads:
+        power = measure_joules(load.model, load.batch, meter=meter, seconds=seconds)
+        if power is None:
+            return ()
+        found.append(power)
+    return tuple(found)
+
+
+def _estimated(load: Load) -> Power:
+    assert load.flops is not None
+    rows = row_count(load.batch)
+    return estimate_joules(
+        load.flops,
+        weight_bytes=load.weight_bytes,
+        input_bytes=_bytes(load.batch) / rows,
+        output_bytes=_bytes(load.model(load.batch)) / rows,
+        batch_size=rows,
+    )
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of an array, or of all arrays in a list or mapping; 0 of anything else."""
+    if isinstance(value, list | tuple):
+        return sum(map(_bytes, value))
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    return int(getattr(getattr(value, "output", value), "nbytes", 0))
+
+
+def _check_amounts(**amounts: float) -> None:
+    for name, value in amounts.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number of at least 0, not {value}")
