@@ -510,3 +510,80 @@ def test_a_stand_in_for_an_unreachable_teacher_is_not_recorded_as_the_teacher():
 def test_a_single_number_is_no_column_of_targets():
     with pytest.raises((ValueError, TypeError), match="targets"):
         record(double, double, INPUTS, 3)
+
+
+class Counting:
+    """A model that counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, batch):
+        self.calls += 1
+        return 2 * batch
+
+
+BAD_TARGETS = [
+    (np.where(np.arange(23) == 20, 4, TARGETS), "targets must lie in 0..3, but 1 of 23 do not", 1),
+    (np.where(np.arange(23) == 20, -1, TARGETS), "0..3, but 1 of 23 do not, the first is -1", 1),
+    (TARGETS + 0.5, "targets must be integer labels, not float64", 0),
+    ([str(label) for label in TARGETS], "targets must be integer labels", 0),
+    (np.eye(4)[TARGETS], r"targets must have shape \(n,\), not \(23, 4\)", 0),
+    (TARGETS[1:], "23 inputs but 22 targets", 0),
+]
+
+
+@pytest.mark.parametrize(("targets", "message", "calls"), BAD_TARGETS)
+def test_bad_targets_are_found_before_the_work_is_done(targets, message, calls):
+    student, teacher = Counting(), Counting()
+    with pytest.raises(ValueError, match=message):
+        record(student, teacher, INPUTS, targets, batch_size=2)
+    assert student.calls == teacher.calls == calls
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([0, 4], "targets must lie in 0..3, but 1 of 2 in batch 3 do not, the first is 4"),
+        ([0.0, 1.0], "targets must be integer labels, not float64"),
+        ([0], "a batch has 2 inputs but 1 targets"),
+        (None, r"targets must have shape \(n,\), not \(\)"),
+    ],
+)
+def test_a_bad_batch_of_a_stream_is_found_before_a_model_runs_on_it(targets, message):
+    student, teacher = Counting(), Counting()
+    parts = [(INPUTS[:2], [0, 1]), (INPUTS[:2], [2, 3]), (INPUTS[:2], targets)]
+    with pytest.raises(ValueError, match=message):
+        record_batches(student, teacher, iter(parts))
+    assert student.calls == teacher.calls == 2
+
+
+def test_a_task_that_is_not_known_is_refused_before_a_model_runs():
+    student = Counting()
+    with pytest.raises(ValueError, match="task must be one of"):
+        record(student, double, INPUTS, TARGETS, task="juggling")
+    assert student.calls == 0
+
+
+def test_models_of_different_classes_are_found_in_the_first_batch():
+    student = Counting()
+    with pytest.raises(ValueError, match="the student has 4 and the teacher 3"):
+        record(student, lambda batch: batch[:, :3], INPUTS, TARGETS, batch_size=2)
+    assert student.calls == 1
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda batch: batch[:, :3], "4 classes in batch 1 and 3 classes in batch 3"),
+        (lambda batch: batch[:, 0], r"4 classes in batch 1 and shape \(2,\) in batch 3"),
+    ],
+)
+def test_classes_that_change_on_the_way_are_named_with_their_batch(role, changed, said):
+    batches = iter([double, double, changed])
+    models = {"student": double, "teacher": double, role: lambda batch: next(batches)(batch)}
+    message = f"the {role} must answer the same classes in every batch, but returned {said}"
+    with pytest.raises(ModelError, match=message) as caught:
+        record(**models, inputs=INPUTS, targets=TARGETS, batch_size=2)
+    assert "\n" not in str(caught.value)

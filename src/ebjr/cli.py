@@ -63,6 +63,12 @@ Threads = Annotated[int | None, typer.Option(help="Threads of each model.", min=
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")
 ]
+ImageColumn = Annotated[
+    str | None, typer.Option(help="A table's column of images, if its name does not tell.")
+]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="A table's column of labels, if its name does not tell.")
+]
 Classes = Annotated[
     Path | None, typer.Option(help="A file with the classes' names in the models' order.")
 ]
@@ -177,12 +183,14 @@ def record(
     teacher_flops: Annotated[float | None, typer.Option(help="Instead of counting them.")] = None,
     threads: Threads = None,
     classes: Classes = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     strict: Strict = False,
     half: Annotated[bool, typer.Option("--half", help="Keep half precision.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run both models once on labeled data and keep what they said."""
-    source = _open(data, classes, strict)
+    source = _open(data, classes, strict, image_column=image_column, label_column=label_column)
     if not source.has_targets:
         raise ValueError(f"{data} has no labels, and outcomes need them")
     _check_output(output)
@@ -343,12 +351,14 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs given to a model at once.")] = 64,
     threads: Threads = None,
     classes: Classes = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Answer every example of some data with the joint model."""
     config = JointConfig.read(joint)
-    source = _open(data, classes, strict)
+    source = _open(data, classes, strict, image_column=image_column, label_column=label_column)
     _check_output(output)
     model = config.load(**_threads(threads))
     model.router.threshold = _chosen_threshold(config, threshold, operating_point)
@@ -415,11 +425,12 @@ def profile(
             f"p50 {1e3 * latency.p50_seconds:.3f} ms, p95 {1e3 * latency.p95_seconds:.3f} ms",
         )
     for power in found.powers:
-        table.add_row(
-            f"joules, batch of {power.batch_size}",
-            f"{_millijoules(power.joules)} mJ per example, {power.how} ({escape(power.source)})",
-        )
+        words = f"{_millijoules(power.joules)} mJ, {power.how}"
+        table.add_row(f"an example in a batch of {power.batch_size}", words)
     out.print(table)
+    if found.powers:
+        power = found.powers[0]
+        out.print(f"\njoules are {power.how}: {power.source}", highlight=False, soft_wrap=True)
 
 
 def _run_study(outcomes: Outcomes, goal: str = "match-teacher", **options: Any) -> Study:
@@ -528,11 +539,11 @@ def _load(model: Model, first: Batch, flops: float | None) -> Load:
     return Load(model, inputs, counted.flops if flops is None else flops, counted.parameter_bytes)
 
 
-def _open(path: Path, classes: Path | None, strict: bool) -> Data:
+def _open(path: Path, classes: Path | None, strict: bool, **columns: str | None) -> Data:
     names = None
     if classes is not None:
         names = [line.strip() for line in classes.read_text("utf-8").splitlines() if line.strip()]
-    return open_data(path, classes=names, on_unreadable="error" if strict else "skip")
+    return open_data(path, classes=names, on_unreadable="error" if strict else "skip", **columns)
 
 
 def _named(source: Data, batch_size: int, tell: Tell, what: str) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import Array, Batch, is_array, row_count, take_rows, to_numpy
+from ebjr.arrays import Array, Batch, row_count, take_rows, to_numpy
 from ebjr.blend import blend_logits
 from ebjr.costs import Cost
 from ebjr.errors import ModelError, TeacherUnavailable
@@ -71,18 +71,12 @@ class Outcomes:
     models: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
+        _check_task(self.task)
         student = _logits("student", self.student)
         teacher = _logits("teacher", self.teacher)
         targets = _labels(self.targets)
         _check_lengths(student, teacher, targets)
-        classes = student.shape[1]
-        if teacher.shape[1] != classes:
-            raise ValueError(
-                f"student and teacher must answer the same classes, but the student has {classes} "
-                f"and the teacher {teacher.shape[1]}"
-            )
+        classes = _common_classes(student, teacher)
         _check_range(targets, classes)
         if self.labels is not None and len(self.labels) != classes:
             raise ValueError(f"{classes} classes need {classes} labels, not {len(self.labels)}")
@@ -285,9 +279,12 @@ def record(
     Raises
     ------
     ValueError
-        Inputs and targets of different lengths, none at all, or outputs that do not fit the task.
+        Inputs and targets of different lengths, none at all, targets that are no labels (as soon
+        as the first batch has told how many classes there are), or outputs that do not fit the
+        task.
     ModelError
-        A model did not return one row for each input, or returned NaN or infinity.
+        A model did not return one row for each input, or not the same classes in each batch, or
+        returned NaN or infinity.
 
     Examples
     --------
@@ -295,9 +292,7 @@ def record(
     >>> record(lambda b: b, lambda b: 2 * b, x, [0, 1, 2], batch_size=2).teacher[0]
     array([2., 0., 0.])
     """
-    targets = np.asarray(targets) if not is_array(targets) else to_numpy(targets)
-    if targets.ndim != 1:
-        raise ValueError(f"targets must have shape (n,), not {targets.shape}")
+    targets = _labels(targets)
     if row_count(inputs) != len(targets):
         raise ValueError(f"there are {row_count(inputs)} inputs but {len(targets)} targets")
     if batch_size < 1:
@@ -308,7 +303,10 @@ def record(
             rows = np.arange(start, min(start + batch_size, len(targets)))
             yield take_rows(inputs, rows), targets[rows]
 
-    return record_batches(student, teacher, batches(), task=task, progress=progress, **about)
+    def check_all(classes: int) -> None:
+        _check_range(targets, classes)
+
+    return _record(student, teacher, batches(), task, progress, about, check_all)
 
 
 def record_batches(
@@ -328,30 +326,80 @@ def record_batches(
     >>> len(record_batches(lambda b: b, lambda b: b, stream))
     6
     """
+    return _record(student, teacher, batches, task, progress, about)
+
+
+def _record(
+    student: Callable[[Batch], Array],
+    teacher: Callable[[Batch], Array],
+    batches: Iterable[tuple[Batch, Any]],
+    task: str,
+    progress: Callable[[int], None] | None,
+    about: dict[str, Any],
+    check_all: Callable[[int], None] | None = None,
+) -> Outcomes:
+    """Run both models on each batch; `check_all` is told the number of classes after the first."""
+    _check_task(task)
     outputs: dict[str, list[np.ndarray]] = {"student": [], "teacher": []}
     seconds = {"student": 0.0, "teacher": 0.0}
     targets: list[np.ndarray] = []
-    for inputs, labels in batches:
-        if len(labels) != row_count(inputs):
-            raise ValueError(f"a batch has {row_count(inputs)} inputs but {len(labels)} targets")
+    classes: int | None = None
+    for number, (inputs, given) in enumerate(batches, start=1):
+        labels = _batch_labels(given, row_count(inputs), classes, number)
         for role, model in (("student", student), ("teacher", teacher)):
             began = time.perf_counter()
             rows = to_numpy(_raw_output(role, model(inputs)))
             seconds[role] += time.perf_counter() - began
             _check_rows(role, rows, row_count(inputs))
             outputs[role].append(rows)
-        targets.append(np.asarray(labels))
+            _check_alike(role, outputs[role][0], rows, number)
+        if classes is None:
+            student_rows, teacher_rows = (_logits(role, rows[0]) for role, rows in outputs.items())
+            classes = _common_classes(student_rows, teacher_rows)
+            if check_all is not None:
+                check_all(classes)
+            _check_range(labels, classes, f" in batch {number}")
+        targets.append(labels)
         if progress is not None:
             progress(row_count(inputs))
     if not targets:
         raise ValueError("there are no examples to record")
-    n = sum(map(len, targets))
+    costs = _with_seconds(about, seconds, sum(map(len, targets)))
+    student_rows, teacher_rows = (np.concatenate(outputs[role]) for role in outputs)
+    return Outcomes(student_rows, teacher_rows, np.concatenate(targets), task, **about | costs)
+
+
+def _with_seconds(about: dict[str, Any], seconds: dict[str, float], n: int) -> dict[str, Cost]:
+    """The costs that were given, with the measured seconds where they have none."""
+    costs = {}
     for role, spent in seconds.items():
         known = about.get(f"{role}_cost", Cost())
-        if known.seconds is None:
-            about[f"{role}_cost"] = replace(known, seconds=spent / n)
-    student_rows, teacher_rows = (np.concatenate(outputs[role]) for role in outputs)
-    return Outcomes(student_rows, teacher_rows, np.concatenate(targets), task, **about)
+        given = known.seconds is not None
+        costs[f"{role}_cost"] = known if given else replace(known, seconds=spent / n)
+    return costs
+
+
+def _batch_labels(given: Any, rows: int, classes: int | None, number: int) -> np.ndarray:
+    """The labels of a batch, checked before a model runs on it as far as they can be."""
+    labels = _labels(given)
+    if len(labels) != rows:
+        raise ValueError(f"a batch has {rows} inputs but {len(labels)} targets")
+    if classes is not None:
+        _check_range(labels, classes, f" in batch {number}")
+    return labels
+
+
+def _check_alike(role: str, first: np.ndarray, rows: np.ndarray, number: int) -> None:
+    """A model must answer the same classes in each batch."""
+
+    def said(array: np.ndarray) -> str:
+        return f"{array.shape[1]} classes" if array.ndim == 2 else f"shape {array.shape}"
+
+    if first.shape[1:] != rows.shape[1:]:
+        raise ModelError(
+            f"the {role} must answer the same classes in every batch, but returned {said(first)} "
+            f"in batch 1 and {said(rows)} in batch {number}"
+        )
 
 
 def _raw_output(role: str, answer: Any) -> Array:
@@ -416,12 +464,28 @@ def _check_lengths(student: np.ndarray, teacher: np.ndarray, targets: np.ndarray
         raise ValueError("there are no examples")
 
 
-def _check_range(targets: np.ndarray, classes: int) -> None:
+def _check_task(task: str) -> None:
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, not {task!r}")
+
+
+def _common_classes(student: np.ndarray, teacher: np.ndarray) -> int:
+    """How many classes both models answer."""
+    classes = student.shape[1]
+    if teacher.shape[1] != classes:
+        raise ValueError(
+            f"student and teacher must answer the same classes, but the student has {classes} "
+            f"and the teacher {teacher.shape[1]}"
+        )
+    return int(classes)
+
+
+def _check_range(targets: np.ndarray, classes: int, where: str = "") -> None:
     outside = (targets < 0) | (targets >= classes)
     if outside.any():
         raise ValueError(
-            f"targets must lie in 0..{classes - 1}, but {int(outside.sum())} of {len(targets)} "
-            f"do not, the first is {targets[outside][0]}"
+            f"targets must lie in 0..{classes - 1}, but {int(outside.sum())} of "
+            f"{len(targets)}{where} do not, the first is {targets[outside][0]}"
         )
 
 
