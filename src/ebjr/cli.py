@@ -214,6 +214,7 @@ def record(
         )
     with err.status("finding the joules of both models"):
         powers = dict(zip(loads, find_joules(list(loads.values())), strict=False))
+    loads.clear()  # a whole batch of each model's inputs
     for role, power in powers.items():
         entries[role] = replace(entries[role], cost=power.add_to(entries[role].cost))
     with _progress() as tell:

@@ -169,7 +169,9 @@ def _rapl_meter(powercap: Path) -> Meter | None:
     try:
         zones = {zone: (zone / "name").read_text().strip() for zone in _rapl_zones(powercap)}
         # Not "psys", which has the packages in it, nor "core" and "dram", which are parts.
-        packages = sorted((name, zone) for zone, name in zones.items() if name[:7] == "package")
+        packages = sorted(
+            (name, zone) for zone, name in zones.items() if name.startswith("package")
+        )
         ranges = tuple(_number(zone / "max_energy_range_uj") for _, zone in packages)
         files = [zone / "energy_uj" for _, zone in packages]
         meter = Meter(
