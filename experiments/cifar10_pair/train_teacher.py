@@ -16,9 +16,9 @@ def main() -> None:
     """Read the options, train, leave `checkpoints/teacher.pt` behind."""
     options = parser(
         name="teacher",
-        epochs=30,
+        epochs=26,
         batch_size=500,
-        lr=0.12,
+        lr=0.06,
         lr_rest=0.01,
         shift=4,
         cutout=8,
