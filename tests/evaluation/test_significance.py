@@ -21,9 +21,12 @@ from ebjr.evaluation.significance import (
     auroc,
     bootstrap,
     compare,
+    joint_prediction,
     mcnemar,
     oracle_share,
+    reliability,
     score_table,
+    share_interval,
 )
 from ebjr.outcomes import Outcomes
 from ebjr.scores import SCORES
@@ -306,3 +309,76 @@ def test_the_table_has_every_named_score_with_the_figures_of_its_curve():
     best = max(table, key=lambda row: row.gain)
     assert best.oracle_share == max(row.oracle_share for row in table)
     assert best.auroc > 0.7
+
+
+# The joint model's answers, and the picture of both models along the score
+
+
+def test_the_better_one_is_named_only_beyond_chance():
+    assert mcnemar(*pairs(30, 10), names=("a", "b")).better == "a"
+    assert mcnemar(*pairs(10, 30), names=("a", "b")).better == "b"
+    assert mcnemar(*pairs(12, 10), names=("a", "b")).better is None
+
+
+def test_a_comparison_as_a_dictionary_has_its_p_value_and_verdict():
+    test = mcnemar(*pairs(30, 10))
+    figures = test.as_dict()
+    assert figures["p_value"] == test.p_chi_square
+    assert figures["odds_ratio"] == 3.0
+    assert figures["verdict"] == test.verdict
+    assert (test.odds.estimate, test.odds.low) == (3.0, test.odds_interval[0])
+
+
+@pytest.mark.parametrize("blend", [0.0, 0.4])
+def test_joint_predictions_are_those_of_the_joint_model(blend):
+    from ebjr.joint import JointClassifier
+
+    outcomes = pair_of_models(300)
+    point = TradeOffCurve.of(outcomes, "margin", blend).at(deferral_rate=0.4)
+    joint = JointClassifier(
+        lambda rows: outcomes.student[rows],
+        lambda rows: outcomes.teacher[rows],
+        point.router,
+        blend=blend,
+    )
+    answer = joint(np.arange(300))
+    assert np.array_equal(joint_prediction(outcomes, point), answer.prediction)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 7), (7, 7), (3, 10), (480, 500)])
+def test_the_interval_of_a_share_agrees_with_statsmodels(hits, n):
+    proportion = pytest.importorskip(
+        "statsmodels.stats.proportion", reason="statsmodels is not installed"
+    )
+    found = share_interval(hits, n)
+    low, high = proportion.proportion_confint(hits, n, method="beta")
+    assert (found.estimate, found.low, found.high) == pytest.approx((hits / n, low, high))
+
+
+def test_ten_bins_hold_the_examples_in_the_order_of_their_score():
+    outcomes = pair_of_models(1_000)
+    point = TradeOffCurve.of(outcomes, "margin").at(index=5)
+    bins = reliability(outcomes, point)
+    order = np.argsort(point.score_function(outcomes.student)).reshape(10, 100)
+    for rows, found in zip(order, bins, strict=True):
+        assert found.n == 100
+        assert found.student.estimate == outcomes.student_quality[rows].mean()
+        assert found.teacher.estimate == outcomes.teacher_quality[rows].mean()
+    assert [found.start for found in bins] == pytest.approx(np.arange(10) / 10)
+    assert [found.end for found in bins] == pytest.approx(np.arange(1, 11) / 10)
+    assert bins[0].student.estimate < bins[0].teacher.estimate
+
+
+def test_what_ties_stays_in_one_bin_and_nan_is_the_lowest():
+    values = np.array([5.0, 5.0, 5.0, 5.0, 5.0, 5.0, np.nan, 1.0, 9.0, 9.0])
+    outcomes = pair_of_models(10)
+    from ebjr.scores import Score
+
+    point = TradeOffCurve.of(outcomes, Score("given", lambda logits: values)).at(index=0)
+    bins = reliability(outcomes, point)
+    assert [found.n for found in bins] == [1, 1, 6, 2]
+    assert [found.low for found in bins] == [-math.inf, 1.0, 5.0, 9.0]
+    assert bins[2].student.estimate == outcomes.student_quality[:6].mean()
+    assert (bins[2].start, bins[2].end) == (0.2, 0.8)
+    with pytest.raises(ValueError, match="bins must be at least 1"):
+        reliability(outcomes, point, bins=0)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from scipy.stats import beta, binomtest, chi2, rankdata
 
 from ebjr.arrays import Array
+from ebjr.blend import blend_logits
 from ebjr.costs import joint_cost
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
 from ebjr.outcomes import Outcomes
@@ -73,20 +75,35 @@ class McNemar:
         return self.p_exact if self.exact else self.p_chi_square
 
     @property
+    def better(self) -> str | None:
+        """Which of the two is better by more than chance explains, at 5 %; None: neither shown."""
+        if self.p_value >= 0.05:
+            return None
+        return self.names[0] if self.first_only > self.second_only else self.names[1]
+
+    @property
+    def odds(self) -> Interval:
+        """The odds ratio with its interval."""
+        return Interval(self.odds_ratio, *self.odds_interval)
+
+    @property
     def verdict(self) -> str:
         """One sentence."""
         first, second = self.names
-        if self.p_value >= 0.05:
-            judged = "chance alone may explain this"
-        else:
-            winner = first if self.first_only > self.second_only else second
-            judged = f"{winner} is better, by more than chance explains"
+        judged = "chance alone may explain this"
+        if self.better is not None:
+            judged = f"{self.better} is better, by more than chance explains"
         how = "exact" if self.exact else "chi-square"
         return (
             f"{first[:1].upper()}{first[1:]} is right on {self.first_only:,} of {self.n:,} "
             f"examples where {second} is wrong, and wrong on {self.second_only:,} where it is "
             f"right: {judged} (p = {self.p_value:.2g}, {how})."
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure, with `p_value`, `better` and `verdict`, for JSON."""
+        more = {"p_value": self.p_value, "better": self.better, "verdict": self.verdict}
+        return {**asdict(self), **more}
 
 
 def mcnemar(
@@ -199,6 +216,20 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.estimate:.4g} ({self.low:.4g} to {self.high:.4g})"
+
+
+def joint_prediction(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
+    """(n,): the label that the joint model gives each example at an operating point.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> joint_prediction(outcomes, TradeOffCurve.of(outcomes, "max_logit").at(threshold=1.5))
+    array([0, 1])
+    """
+    _, deferred = point.router(outcomes.student)
+    answered = blend_logits(outcomes.student, outcomes.teacher, point.blend)
+    return np.where(deferred, answered.argmax(axis=1), outcomes.student.argmax(axis=1))
 
 
 def bootstrap(
@@ -451,6 +482,28 @@ class ScoreRow:
     oracle_share: float
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a score stands: the gain that ranks it, and its figures on other examples.
+
+    Attributes
+    ----------
+    gain
+        Mean quality over all deferral rates beyond random routing's, on the examples that scores
+        are chosen on, with its 95 % confidence interval.
+    elsewhere
+        The score's row of `score_table`, on examples that nothing was chosen on.
+    """
+
+    gain: Interval
+    elsewhere: ScoreRow
+
+    @property
+    def score(self) -> str:
+        """The score's name."""
+        return self.elsewhere.score
+
+
 def score_table(
     outcomes: Outcomes,
     scores: Sequence[str | Callable[..., Array] | Score] | None = None,
@@ -497,6 +550,108 @@ def score_table(
     return rows
 
 
+@dataclass(frozen=True)
+class ScoreBin:
+    """Neighbors in score, and how often each model is right on them.
+
+    Attributes
+    ----------
+    n
+        How many examples.
+    start, end
+        The shares of all examples that score below them, and up to their highest score.
+    low, high
+        The lowest and the highest score; ``-inf`` where the input is always deferred.
+    mean
+        The mean score.
+    student, teacher
+        Each one's accuracy with Clopper and Pearson's 95 % interval.
+    """
+
+    n: int
+    start: float
+    end: float
+    low: float
+    high: float
+    mean: float
+    student: Interval
+    teacher: Interval
+
+
+def reliability(outcomes: Outcomes, point: OperatingPoint, bins: int = 10) -> list[ScoreBin]:
+    """Both models' accuracy along the score, the lowest first: where is the teacher better?
+
+    Parameters
+    ----------
+    outcomes
+        Examples that the threshold was not chosen on.
+    point
+        Its score is looked at.
+    bins
+        How many, of equal counts but for ties: what ties stays together, so that there may be
+        fewer.
+
+    Raises
+    ------
+    ValueError
+        No bins.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> point = TradeOffCurve.of(outcomes, "max_logit").at(threshold=1.5)
+    >>> [(row.mean, row.student.estimate) for row in reliability(outcomes, point, bins=2)]
+    [(1.0, 0.0), (2.0, 1.0)]
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, not {bins}")
+    score = point.score_function or as_score(point.score)
+    values, student = _rows(score(outcomes.student), outcomes.student_quality)
+    teacher = outcomes.teacher_quality > 0
+    order = np.argsort(values, kind="stable")
+    middle = (rankdata(values[order]) - 0.5) / len(order)
+    cut = np.flatnonzero(np.diff(np.floor(middle * bins), prepend=-1, append=bins))
+    return [
+        _bin(values[order], student[order], teacher[order], start, end)
+        for start, end in pairwise(cut.tolist())
+    ]
+
+
+def _bin(
+    values: np.ndarray, student: np.ndarray, teacher: np.ndarray, start: int, end: int
+) -> ScoreBin:
+    n, rows = end - start, slice(start, end)
+    return ScoreBin(
+        n=n,
+        start=start / len(values),
+        end=end / len(values),
+        low=float(values[start]),
+        high=float(values[end - 1]),
+        mean=float(values[rows].mean()),
+        student=share_interval(int(student[rows].sum()), n),
+        teacher=share_interval(int(teacher[rows].sum()), n),
+    )
+
+
+def share_interval(hits: int, n: int, level: float = 0.95) -> Interval:
+    """A share with Clopper and Pearson's exact confidence interval.
+
+    Notes
+    -----
+    Source: Clopper & Pearson, "The use of confidence or fiducial limits illustrated in the case of
+    the binomial", Biometrika 1934.
+
+    Examples
+    --------
+    >>> str(share_interval(0, 10))
+    '0 (0 to 0.3085)'
+    """
+    tail, misses = (1 - level) / 2, n - hits
+    low = float(beta.ppf(tail, hits, misses + 1)) if hits else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, misses)) if misses else 1.0
+    return Interval(hits / n if n else math.nan, low, high)
+
+
 def _line_area(curve: TradeOffCurve) -> float:
     """The area under the straight line from all-student to all-teacher: random routing."""
     return (float(curve.outcomes.student_quality.mean()) + float(curve.quality[-1])) / 2
@@ -539,8 +694,7 @@ def _odds(b: float, c: float) -> float:
     return math.inf if b else math.nan
 
 
-def _odds_interval(b: int, c: int, alpha: float = 0.05) -> tuple[float, float]:
+def _odds_interval(b: int, c: int) -> tuple[float, float]:
     """Clopper and Pearson's interval of ``b / (b + c)``, as odds."""
-    low = float(beta.ppf(alpha / 2, b, c + 1)) if b else 0.0
-    high = float(beta.ppf(1 - alpha / 2, b + 1, c)) if c else 1.0
-    return _odds(low, 1 - low), _odds(high, 1 - high)
+    share = share_interval(b, b + c)
+    return _odds(share.low, 1 - share.low), _odds(share.high, 1 - share.high)

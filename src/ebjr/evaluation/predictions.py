@@ -1,0 +1,123 @@
+"""Predictions: what other models said on the same examples, from a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ebjr.outcomes import Outcomes
+
+
+def read_predictions(
+    path: str | os.PathLike[str], outcomes: Outcomes, rows: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Other models' predictions on some rows of the outcomes.
+
+    Parameters
+    ----------
+    path
+        Outcomes that `record` saved, of which both models are taken; or an ``.npz`` with integer
+        labels `predictions` (n,), and `targets` (n,) if they are to be checked. Either on all
+        examples of `outcomes`, in their order, or on those of `rows`.
+    outcomes
+        The table to compare with.
+    rows
+        Those of its rows that are compared, such as the held-out half.
+
+    Returns
+    -------
+    dict
+        By a name for a sentence, such as ``"the teacher of other.npz"``: (len(rows),) labels.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is damaged, has nothing to compare, or is about other examples.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "other.npz"
+    >>> np.savez(file, predictions=[0, 1, 2, 2])
+    >>> table = Outcomes(np.eye(4), np.eye(4), np.arange(4))
+    >>> read_predictions(file, table, np.array([1, 3]))
+    {'other.npz': array([1, 2])}
+    """
+    name = Path(path).name
+    arrays = _arrays(path)
+    if "about" in arrays:
+        other = Outcomes.load(path)
+        targets: np.ndarray | None = other.targets
+        found = {
+            f"the {role} of {name}": getattr(other, role).argmax(axis=1)
+            for role in ("teacher", "student")
+        }
+    elif "predictions" in arrays:
+        targets = arrays.get("targets")
+        found = {name: _labels(path, arrays["predictions"])}
+    else:
+        raise ValueError(
+            f"cannot compare with {path}: it is neither what `ebjr record` wrote nor has it an "
+            f"array named predictions; it has {', '.join(arrays) or 'nothing'}"
+        )
+    return {key: _taken(path, labels, targets, outcomes, rows) for key, labels in found.items()}
+
+
+def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz``; of outcomes only `about`: `Outcomes.load` reads the rest."""
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {path} to compare with")
+    try:
+        if not _is_zip(file):
+            raise ValueError("it is not an .npz file")
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
+            names = ["about"] if "about" in archive else archive.files
+            return {name: archive[name] for name in names}
+    except ValueError as error:
+        reason = "it holds objects" if "allow_pickle" in str(error) else error
+        raise ValueError(f"cannot compare with {path}: {reason}") from error
+    except Exception as error:  # BadZipFile, zlib.error and what else a damaged archive may raise
+        raise ValueError(f"cannot compare with {path}: the file is damaged") from error
+
+
+def _is_zip(file: Path) -> bool:
+    """Whether a file starts like a zip archive, which an ``.npz`` is."""
+    with file.open("rb") as opened:
+        return opened.read(2) == b"PK"
+
+
+def _labels(path: str | os.PathLike[str], predictions: np.ndarray) -> np.ndarray:
+    if predictions.ndim != 1 or predictions.dtype.kind not in "iu":
+        raise ValueError(
+            f"cannot compare with {path}: predictions must be integer labels (n,), not "
+            f"{predictions.dtype} {predictions.shape}"
+        )
+    return predictions.astype(np.int64)
+
+
+def _taken(
+    path: str | os.PathLike[str],
+    labels: np.ndarray,
+    targets: np.ndarray | None,
+    outcomes: Outcomes,
+    rows: np.ndarray,
+) -> np.ndarray:
+    """The labels of the rows, once it is sure that they are about the same examples."""
+    if len(labels) not in (len(outcomes), len(rows)):
+        raise ValueError(
+            f"cannot compare with {path}: it is about {len(labels):,} examples, not about all "
+            f"{len(outcomes):,} or the {len(rows):,} held-out ones"
+        )
+    whole = len(labels) == len(outcomes)
+    expected = outcomes.targets if whole else outcomes.targets[rows]
+    if targets is not None and not np.array_equal(targets, expected):
+        raise ValueError(
+            f"cannot compare with {path}: its targets are not those of the same examples in the "
+            "same order"
+        )
+    return labels[rows] if whole else labels
