@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ebjr.arrays import Array
-from ebjr.calibration import calibrate, crossing
+from ebjr.calibration import calibrate, crossing, rank_scores
 from ebjr.curve import OperatingPoint
 from ebjr.errors import CalibrationError
 from ebjr.evaluation import evaluate
 from ebjr.evaluation.report import write_report
+from ebjr.evaluation.significance import (
+    Interval,
+    McNemar,
+    Standing,
+    bootstrap,
+    compare,
+    joint_prediction,
+    score_table,
+)
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score
 
@@ -26,6 +36,7 @@ NAMED_GOALS: dict[str, dict[str, Any]] = {
     "within-half-a-point": {"goal": "match-teacher", "tolerance": 0.005},
     "within-one-point": {"goal": "match-teacher", "tolerance": 0.01},
     "crossing": {"goal": "crossing"},
+    "best-accuracy": {"goal": "budget", "deferral_rate": 1.0},  # of all thresholds the best
 }
 """The operating points that ``joint.toml`` names beside the chosen one."""
 
@@ -59,7 +70,7 @@ class Study:
     others: Mapping[str, OperatingPoint]
     other_results: Mapping[str, OperatingPoint]
 
-    @property
+    @cached_property
     def crossings(self) -> dict[str, float]:
         """By score: where the densities of right and wrong cross on `calibration` (figure 4)."""
         right = self.calibration.student_quality
@@ -73,7 +84,7 @@ class Study:
                 continue
         return found
 
-    @property
+    @cached_property
     def named_points(self) -> dict[str, OperatingPoint]:
         """By name: other operating points of the chosen score and blend, on `calibration`."""
         score = self.point.score_function or self.point.score
@@ -87,10 +98,87 @@ class Study:
                 continue
         return found
 
+    @cached_property
+    def best_accuracy(self) -> OperatingPoint:
+        """The threshold of the best accuracy on `calibration`, and its figures on `held_out`.
+
+        With a blend it may be beyond the teacher's.
+        """
+        return evaluate(self.held_out, self.named_points["best-accuracy"])
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """By figure: the joint model on `held_out` with 95 % intervals, see `bootstrap`."""
+        return bootstrap(self.held_out, self.point)
+
+    @cached_property
+    def comparisons(self) -> list[McNemar]:
+        """McNemar's test on `held_out`: the joint model against the teacher and the student."""
+        return [
+            self.compare(getattr(self.held_out, role).argmax(axis=1), f"the {role}")
+            for role in ("teacher", "student")
+        ]
+
+    def compare(self, prediction: Any, name: str = "the other model") -> McNemar:
+        """McNemar's test on `held_out`: the joint model against any other predictions.
+
+        Parameters
+        ----------
+        prediction
+            (len(held_out),) labels.
+        name
+            What the verdict calls whoever made them.
+
+        Raises
+        ------
+        ValueError
+            They have another shape.
+        """
+        return compare(
+            self._joint_prediction,
+            prediction,
+            self.held_out.targets,
+            names=("the joint model", name),
+        )
+
+    @cached_property
+    def _joint_prediction(self) -> np.ndarray:
+        return joint_prediction(self.held_out, self.point)
+
+    @cached_property
+    def ranking(self) -> list[Standing]:
+        """The scores, without blend, by gain on `calibration`; other figures on `held_out`."""
+        chosen = self.point.score_function or as_score(self.point.score)
+        shown = {name: as_score(name) for name in COMPARED} | {chosen.title: chosen}
+        table = score_table(self.held_out, list(shown.values()))
+        rows = {name: replace(row, score=name) for name, row in zip(shown, table, strict=True)}
+        # a fitted score flatters where it was fitted: by its name alone it is cross-fitted there
+        candidates = ["learned" if score.name == "learned" else score for score in shown.values()]
+        return [
+            Standing(Interval(entry.gain, *entry.interval), rows[entry.score.title])
+            for entry in rank_scores(self.calibration, candidates)
+        ]
+
     def write_report(
-        self, path: str | os.PathLike[str], *, title: str, notes: Mapping[str, str] | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        title: str,
+        notes: Mapping[str, str] | None = None,
+        compared: Sequence[McNemar] = (),
     ) -> None:
         """Write the HTML report of the held-out half.
+
+        Parameters
+        ----------
+        path
+            The file.
+        title
+            Of the page.
+        notes
+            How it was made, beside what the study knows of it.
+        compared
+            Tests against other models, shown beside those against student and teacher.
 
         Raises
         ------
@@ -112,6 +200,10 @@ class Study:
             self.point,
             others=list(self.others.values()),
             crossings=self.crossings,
+            best=self.best_accuracy,
+            intervals=self.intervals,
+            comparisons=[*self.comparisons, *compared],
+            ranking=self.ranking,
             title=title,
             notes={**made, **(notes or {})},
         )

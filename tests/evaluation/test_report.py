@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from ebjr import Cost, Outcomes, TradeOffCurve, evaluate, run_study
+from ebjr.evaluation.report import write_report
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 
@@ -70,6 +73,84 @@ def test_nothing_is_left_when_the_report_cannot_be_written(study, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_picture_along_the_score_is_counted_in_python(study, report):
+    for name, series in page_data(report)["series"].items():
+        point = study.point if name.endswith("(chosen)") else study.others[name]
+        order = np.argsort(point.score_function(study.held_out.student), kind="stable")
+        student, teacher = series["reliability"]["data"][:2]
+        n = len(order) // 10
+        for trace, quality in ((student, "student_quality"), (teacher, "teacher_quality")):
+            tenths = getattr(study.held_out, quality)[order].reshape(10, n).mean(axis=1)
+            assert trace["y"] == pytest.approx(100 * tenths, rel=1e-5)
+            interval = binomtest(round(tenths[0] * n), n).proportion_ci(method="exact")
+            assert trace["error_y"]["array"][0] == pytest.approx(
+                100 * (interval.high - tenths[0]), rel=1e-4
+            )
+            assert trace["error_y"]["arrayminus"][0] == pytest.approx(
+                100 * (tenths[0] - interval.low), rel=1e-4
+            )
+        rate = evaluate(study.held_out, point).deferral_rate
+        assert series["reliability"]["layout"]["shapes"][0]["x0"] == pytest.approx(100 * rate)
+
+
+def test_a_softmax_score_is_drawn_beside_the_accuracy_that_it_foretells(study, report):
+    series = page_data(report)["series"]
+    names = [trace["name"] for trace in series["softmax"]["reliability"]["data"]]
+    assert names == ["student", "teacher", "the score itself"]
+    assert len(series["energy"]["reliability"]["data"]) == 2
+    said = series["softmax"]["reliability"]["data"][2]["y"]
+    values = np.sort(study.others["softmax"].score_function(study.held_out.student))
+    assert said == pytest.approx(100 * values.reshape(10, -1).mean(axis=1), rel=1e-5)
+
+
+def test_the_page_states_intervals_verdicts_ranking_and_the_best_accuracy(study, report):
+    text = re.sub(r"\s+", " ", report.read_text())
+    accuracy = study.intervals["accuracy"]
+    assert f"<td>{100 * accuracy.low:.2f} to {100 * accuracy.high:.2f} %</td>" in text
+    saving = study.intervals["saving"]
+    assert f"<td>{saving.low:.2f} to {saving.high:.2f}</td>" in text
+    for test in study.comparisons:
+        odds = "" if np.isnan(test.odds_ratio) else f"Odds ratio {test.odds_ratio:.2f} (95"
+        assert f"<li>{test.verdict} {odds}" in text
+    for entry in study.ranking:
+        row, gain = entry.elsewhere, [100 * x for x in (entry.gain.low, entry.gain.high)]
+        assert f"({gain[0]:.2f} to {gain[1]:.2f})</td><td>{100 * row.oracle_share:.1f} %" in text
+        assert f"<td>{row.auroc:.4f}</td><td>{row.aurc:.4f}</td><td>{row.augrc:.4f}</td>" in text
+    assert f"for the best accuracy</th><td>{100 * study.best_accuracy.quality:.2f} %" in text
+    dots = page_data(report)["ranking"]["data"]
+    assert [dot["y"][0] for dot in dots] == [entry.score for entry in study.ranking]
+    assert dots[0]["x"][0] == pytest.approx(100 * study.ranking[0].gain.estimate, rel=1e-5)
+
+
+def test_a_promise_is_stated_with_its_bound_price_and_assumption(study, report, tmp_path):
+    assert "What is promised" not in report.read_text()
+    certified = run_study(study.outcomes, tolerance=0.02, delta=0.1, score="softmax")
+    certified.write_report(tmp_path / "report.html", title="x")
+    text = html.unescape((tmp_path / "report.html").read_text())
+    promise = certified.point.certified
+    assert promise.statement in text
+    assert f"would have passed a tolerance of {promise.bound:.4g}" in text
+    assert f"{promise.deferral_rate:.1%} of them are deferred instead of the" in text
+    assert f"({100 * promise.price:+.1f} points)" in text
+    assert "Exchangeable means" in text
+
+
+def test_a_report_without_statistics_leaves_their_sections_out(study, tmp_path):
+    write_report(tmp_path / "report.html", study.held_out, study.point)
+    text = (tmp_path / "report.html").read_text()
+    assert "Is it more than chance?" not in text
+    assert "Which score defers best" not in text
+    assert page_data(tmp_path / "report.html")["ranking"] is None
+
+
+def test_comparisons_with_others_join_the_verdicts_escaped(study, tmp_path):
+    other = study.compare(study.held_out.targets, "<b>.npz")
+    study.write_report(tmp_path / "report.html", title="x", compared=[other])
+    text = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;.npz is better, by more than chance explains" in text
+    assert "<b>.npz" not in text
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])
 def test_the_page_works_with_no_network(study, report, width, scheme):
@@ -103,6 +184,33 @@ def test_the_page_works_with_no_network(study, report, width, scheme):
         page.keyboard.press("End")
         page.click("#reset")
         assert page.inner_text("#accuracy") == f"{100 * energy.quality:.2f} %"
+        for plot in ("curve", "histogram", "reliability"):
+            assert apart(page, plot)
+        lines = len(page_data(report)["curve"]["data"])
+        shown = "document.getElementById('curve')._fullData.filter((t) => t.visible).length"
+        names = page.locator("#curve-legend button")
+        assert names.count() == lines
+        names.first.click()
+        assert names.first.get_attribute("aria-pressed") == "false"
+        assert page.evaluate(shown) == lines - 1
+        names.first.click()
+        assert page.evaluate(shown) == lines
         browser.close()
     assert troubles == []
     assert requests == [report.as_uri()]
+
+
+def apart(page, plot: str) -> bool:
+    """Whether a plot's axis title is inside it, and its legend below it and not scrolled."""
+    drawn = page.locator(f"#{plot}").bounding_box()
+    title = page.locator(f"#{plot} .xtitle").bounding_box()
+    legend = page.locator(f"#{plot}-legend").bounding_box()
+    inside = (
+        title["x"] >= drawn["x"]
+        and title["x"] + title["width"] <= drawn["x"] + drawn["width"]
+        and title["y"] + title["height"] <= drawn["y"] + drawn["height"]
+    )
+    scrolled = page.evaluate(
+        f"(e => e.scrollHeight > e.clientHeight)(document.getElementById('{plot}-legend'))"
+    )
+    return inside and legend["y"] >= drawn["y"] + drawn["height"] and not scrolled

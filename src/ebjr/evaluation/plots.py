@@ -9,8 +9,9 @@ import numpy as np
 
 from ebjr.costs import break_even_rate
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
+from ebjr.evaluation.significance import Interval, Standing, reliability
 from ebjr.outcomes import Outcomes
-from ebjr.scores import as_score
+from ebjr.scores import as_score, score_title
 
 PALETTE: Mapping[str, str] = {
     "softmax": "#0072B2",
@@ -24,6 +25,7 @@ PALETTE: Mapping[str, str] = {
     "chosen": "#4B3FD1",
     "right": "#0072B2",
     "wrong": "#D55E00",
+    "student": "#00A3A3",
 }
 """One color a thing, in every plot; told apart by color-blind readers (Okabe & Ito, 2008)."""
 
@@ -111,7 +113,8 @@ def trade_off_figure(
         curve = TradeOffCurve.of(outcomes, point.score_function or point.score, point.blend)
         stressed = name == chosen
         color = PALETTE["chosen"] if stressed else PALETTE.get(point.score, PALETTE["random"])
-        data.append(_line(curve, name, {"color": color, "width": 4 if stressed else 1.75}))
+        line = _line(curve, name, {"color": color, "width": 4 if stressed else 1.75})
+        data.append({**line, "zorder": int(stressed)})
     data += [_model(outcomes, "student"), _model(outcomes, "teacher")]
     if chosen is not None:
         data.append(_marker(outcomes, points[chosen]))
@@ -133,7 +136,7 @@ def trade_off_figure(
                 "xshift": -5,
             }
         ],
-        "legend": {"orientation": "h", "y": -0.24, "x": 0},
+        "showlegend": False,
         "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
         "hovermode": "closest",
     }
@@ -200,14 +203,152 @@ def score_histogram(
     layout = {
         "barmode": "overlay",
         "bargap": 0,
-        "xaxis": {"title": {"text": f"score: {point.score}"}, "zeroline": False},
+        "xaxis": {"title": {"text": f"score: {score_title(point.score)}"}, "zeroline": False},
         "yaxis": {"title": {"text": "density"}, "rangemode": "tozero"},
         "shapes": shapes,
         "annotations": notes,
-        "legend": {"orientation": "h", "y": -0.24, "x": 0},
+        "showlegend": False,
         "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
     }
     return {"data": data, "layout": layout}
+
+
+def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
+    """Both models' accuracy along the score, with 95 % intervals: where is the teacher better?
+
+    Parameters
+    ----------
+    outcomes
+        The examples, in bins of equal counts by score, the lowest first.
+    point
+        Its score is drawn; its deferral rate on `outcomes` is the first of the layout's shapes.
+
+    Returns
+    -------
+    dict
+        A plotly figure. For a softmax score a third trace is what the score itself says.
+
+    Examples
+    --------
+    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> figure = reliability_figure(table, TradeOffCurve.of(table, "softmax").at(index=1))
+    >>> [trace["name"] for trace in figure["data"]]
+    ['student', 'teacher', 'the score itself']
+    """
+    bins = reliability(outcomes, point)
+    middle = np.array([50 * (row.start + row.end) for row in bins])
+    spans = [f"{row.n:,} examples, score {row.low:.4g} to {row.high:.4g}" for row in bins]
+    data: list[dict[str, Any]] = []
+    for role, shift in (("student", -0.5), ("teacher", 0.5)):  # so that no bar hides another
+        shares = [getattr(row, role) for row in bins]
+        trace: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": role,
+            "x": _short(middle + shift),
+            "y": _short(np.array([100 * share.estimate for share in shares])),
+            "error_y": _bars(shares),
+            "text": spans,
+            "marker": _marker_of(role, 9),
+            "line": {"width": 2},
+            "hovertemplate": "%{y:.2f} %, %{text}<extra>%{fullData.name}</extra>",
+        }
+        if role == "student":
+            trace["line"] = {"width": 2, "color": PALETTE["student"]}
+        data.append(trace)
+    if point.score.partition("(")[0] == "softmax":
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "the score itself",
+                "x": _short(middle),
+                "y": _short(np.array([100 * row.mean for row in bins])),
+                "line": {"dash": "dot", "width": 1.5, "color": PALETTE["random"]},
+                "hovertemplate": "%{y:.2f} %<extra>%{fullData.name}</extra>",
+            }
+        )
+    score = point.score_function or as_score(point.score)
+    deferred = ~(np.asarray(score(outcomes.student)) >= point.threshold)
+    layout = {
+        "xaxis": {
+            "title": {"text": "examples, the lowest score first, %"},
+            "range": [-1, 101],
+            "zeroline": False,
+        },
+        "yaxis": {"title": {"text": "accuracy, %"}},
+        "shapes": [_rule(100 * float(deferred.mean()), "solid")],
+        "showlegend": False,
+        "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
+        "hovermode": "closest",
+    }
+    return {"data": data, "layout": layout}
+
+
+def ranking_figure(ranking: Sequence[Standing], chosen: str | None = None) -> dict[str, Any]:
+    """The gain of each score with its 95 % confidence interval, the best on top.
+
+    Parameters
+    ----------
+    ranking
+        The scores, the best first.
+    chosen
+        The score to stress.
+
+    Examples
+    --------
+    >>> from ebjr.evaluation.significance import score_table
+    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> row = score_table(table, ["energy"])[0]
+    >>> ranking_figure([Standing(Interval(0.125, 0.1, 0.15), row)])["data"][0]["y"]
+    ['energy']
+    """
+    gains = [entry.gain for entry in ranking]
+    colors = [
+        PALETTE["chosen"] if entry.score == chosen else PALETTE.get(entry.score, PALETTE["random"])
+        for entry in ranking
+    ]
+    dots = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": entry.score,
+            "x": _short(np.array([100 * gain.estimate])),
+            "y": [entry.score],
+            "error_x": _bars([gain]) | {"color": color, "thickness": 2},
+            "marker": {"color": color, "size": 13 if entry.score == chosen else 10},
+            "hovertemplate": "%{x:.2f} points<extra>%{y}</extra>",
+        }
+        for entry, gain, color in zip(ranking, gains, colors, strict=True)
+    ]
+    layout = {
+        "xaxis": {"title": {"text": "gain over random, points"}, "zeroline": False},
+        "yaxis": {"autorange": "reversed", "automargin": True, "type": "category"},
+        "shapes": [_rule(0.0, "dot")],
+        "showlegend": False,
+        "margin": {"l": 10, "r": 12, "t": 8, "b": 50},
+        "hovermode": "closest",
+    }
+    return {"data": dots, "layout": layout}
+
+
+def _bars(intervals: Sequence[Interval]) -> dict[str, Any]:
+    """Error bars in percent or points."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": _short(np.array([100 * (each.high - each.estimate) for each in intervals])),
+        "arrayminus": _short(np.array([100 * (each.estimate - each.low) for each in intervals])),
+        "thickness": 1.5,
+        "width": 3,
+    }
+
+
+def _marker_of(role: str, size: int) -> dict[str, Any]:
+    """The student is a colored circle; the teacher a square, inked by the page."""
+    if role == "teacher":
+        return {"symbol": "square", "size": size}
+    return {"symbol": "circle", "size": size, "color": PALETTE["student"]}
 
 
 def _line(curve: TradeOffCurve, name: str, style: dict[str, Any]) -> dict[str, Any]:
@@ -232,9 +373,10 @@ def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
         "type": "scatter",
         "mode": "markers",
         "name": role,
+        "zorder": 2,
         "x": [float(cost[0]) if role == "student" else 100.0],
         "y": [100 * float(quality)],
-        "marker": {"symbol": "square" if role == "teacher" else "circle", "size": 12},
+        "marker": _marker_of(role, 12),
         "hovertemplate": "%{y:.2f} % at %{x:.1f} %<extra>%{fullData.name} alone</extra>",
     }
 
@@ -248,6 +390,7 @@ def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
         "type": "scatter",
         "mode": "markers",
         "name": "operating point",
+        "zorder": 3,
         "x": [float(cost[0])],
         "y": [100 * here.quality],
         "marker": {

@@ -31,16 +31,50 @@ function themed(layout) {
     font: { family: "system-ui, sans-serif", size: narrow.matches ? 11 : 13, color: ink },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    legend: { ...layout.legend, y: narrow.matches ? -0.3 : layout.legend.y },
   };
 }
 
 function withInk(traces) {
   const ink = dark.matches ? "#e8eaf0" : "#1d2330";
-  return traces.map((trace) =>
-    trace.name === "student" || trace.name === "teacher"
-      ? { ...trace, marker: { ...trace.marker, color: ink } }
-      : trace);
+  const accent = dark.matches ? "#a79fff" : data.accent;
+  const tinted = JSON.parse(JSON.stringify(traces).replaceAll(data.accent, accent));
+  return tinted.map((trace) => trace.name !== "teacher" ? trace : {
+    ...trace, marker: { ...trace.marker, color: ink }, line: { ...trace.line, color: ink },
+  });
+}
+
+/* The legend is ours: plotly's scrolls in a box of its own where the page is narrow. */
+function legend(id, traces) {
+  get(id + "-legend").replaceChildren(...traces.map((trace, place) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.innerHTML = swatch(trace);
+    button.append(trace.name);
+    button.setAttribute("aria-pressed", "true");
+    button.addEventListener("click", () => {
+      const shown = button.getAttribute("aria-pressed") !== "true";
+      button.setAttribute("aria-pressed", String(shown));
+      Plotly.restyle(id, { visible: shown }, [place]);
+    });
+    return button;
+  }));
+}
+
+function swatch(trace) {
+  const parts = [];
+  const marker = trace.marker && trace.marker.color;
+  if (trace.mode && trace.mode.includes("lines")) {
+    const { dash, width = 2, color = marker } = trace.line;
+    const dashes = { dash: "5 3", dot: "1.5 2.5" }[dash] || "none";
+    parts.push(`<path d="M1 7H21" stroke="${color}" stroke-width="${width}" stroke-dasharray="${dashes}"/>`);
+  }
+  if (marker) {
+    const shape = { square: "M6 2h10v10H6z", diamond: "M11 1l6 6-6 6-6-6z" }[trace.marker.symbol];
+    if (trace.type === "bar") parts.push(`<path d="M3 1h16v12H3z" fill="${marker}" opacity="${trace.opacity}"/>`);
+    else if (shape) parts.push(`<path d="${shape}" fill="${marker}"/>`);
+    else parts.push(`<circle cx="11" cy="7" r="5" fill="${marker}"/>`);
+  }
+  return `<svg width="22" height="14" aria-hidden="true">${parts.join("")}</svg>`;
 }
 
 function chosenSeries() { return data.series[get("score").value]; }
@@ -70,6 +104,7 @@ function show() {
   Plotly.relayout("histogram", {
     "shapes[0].x0": threshold || 0, "shapes[0].x1": threshold || 0, "shapes[0].visible": threshold !== null,
   });
+  Plotly.relayout("reliability", { "shapes[0].x0": 100 * rate, "shapes[0].x1": 100 * rate });
 }
 
 function fill(id, text) {
@@ -77,10 +112,17 @@ function fill(id, text) {
   get(id).parentElement.hidden = text === null;
 }
 
+function plot(id, figure) {
+  const traces = withInk(figure.data);
+  Plotly.react(id, traces, themed(figure.layout), config);
+  if (get(id + "-legend")) legend(id, traces);
+}
+
 function draw() {
-  Plotly.react("curve", withInk(data.curve.data), themed(data.curve.layout), config);
-  const { data: bars, layout } = chosenSeries().histogram;
-  Plotly.react("histogram", bars, themed(layout), config);
+  plot("curve", data.curve);
+  plot("histogram", chosenSeries().histogram);
+  plot("reliability", chosenSeries().reliability);
+  if (data.ranking) plot("ranking", data.ranking);
   show();
 }
 

@@ -18,9 +18,19 @@ import numpy as np
 from ebjr.costs import Cost
 from ebjr.curve import OperatingPoint, TradeOffCurve
 from ebjr.errors import MissingExtra
-from ebjr.evaluation.plots import relative_cost, score_histogram, thin_rows, trade_off_figure
+from ebjr.evaluation.plots import (
+    PALETTE,
+    ranking_figure,
+    relative_cost,
+    reliability_figure,
+    score_histogram,
+    thin_rows,
+    trade_off_figure,
+)
+from ebjr.evaluation.significance import Interval, McNemar, Standing
 from ebjr.files import write_whole
 from ebjr.outcomes import Outcomes
+from ebjr.scores import score_title
 
 
 def write_report(
@@ -30,6 +40,10 @@ def write_report(
     *,
     others: Sequence[OperatingPoint] = (),
     crossings: Mapping[str, float] | None = None,
+    best: OperatingPoint | None = None,
+    intervals: Mapping[str, Interval] | None = None,
+    comparisons: Sequence[McNemar] = (),
+    ranking: Sequence[Standing] = (),
     title: str = "EBJR",
     notes: Mapping[str, str] | None = None,
 ) -> None:
@@ -42,11 +56,20 @@ def write_report(
     held_out
         Every figure in the report is measured on these.
     point
-        The operating point that was chosen, on other examples.
+        The operating point that was chosen, on other examples. What it is certified for is
+        stated.
     others
         The same goal with other scores.
     crossings
         By score: where the densities of right and wrong cross.
+    best
+        The operating point of the best accuracy.
+    intervals
+        By figure: what `bootstrap` found at `point`.
+    comparisons
+        McNemar's tests of the joint model against others.
+    ranking
+        The scores, the best first.
     title
         Of the page.
     notes
@@ -70,18 +93,35 @@ def write_report(
         title=html.escape(title),
         verdict=html.escape(verdict(held_out, point)),
         css=_asset("report.css"),
-        table=_table(held_out, points),
+        promise=_promise(point.certified),
+        table=_table(held_out, points, best),
+        chance=_chance(intervals or {}, comparisons),
+        ranking=_ranking(ranking, score_title(point.score)),
         notes="\n".join(
             f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
             for key, value in {**(notes or {}), **made}.items()
         ),
         options="\n".join(f"<option>{html.escape(name)}</option>" for name in points),
-        data=_script_json(report_data(held_out, points, chosen, crossings or {})),
+        data=_script_json(report_data(held_out, points, chosen, crossings or {}, ranking)),
         plotly=get_plotlyjs(),
         script=_asset("report.js"),
     )
     with write_whole(path) as file:
         file.write(page)
+
+
+def promise_words(certificate: Any) -> tuple[str, str]:
+    """What a certificate promises, and its bound and price: a sentence, and two more."""
+    given = (
+        f"On the {certificate.n:,} examples {certificate.observed:.4g} was observed, and this "
+        f"threshold alone would have passed a tolerance of {certificate.bound:.4g}. "
+    )
+    price = (
+        f"The price of the guarantee: {certificate.deferral_rate:.1%} of them are deferred instead "
+        f"of the {certificate.naive_deferral_rate:.1%} of a pick without one "
+        f"({100 * certificate.price:+.1f} points)."
+    )
+    return certificate.statement, given + price
 
 
 def verdict(held_out: Outcomes, point: OperatingPoint) -> str:
@@ -106,6 +146,7 @@ def report_data(
     points: Mapping[str, OperatingPoint],
     chosen: str,
     crossings: Mapping[str, float],
+    ranking: Sequence[Standing] = (),
 ) -> dict[str, Any]:
     """Everything that the page's script needs: figures, and each score's rows.
 
@@ -126,11 +167,14 @@ def report_data(
             "cost": relative_cost(held_out, curve.deferral_rate[rows])[0].tolist(),
             "start": start,
             "histogram": score_histogram(held_out, point, crossings.get(point.score)),
+            "reliability": reliability_figure(held_out, point),
         }
     return {
         "chosen": chosen,
         "series": series,
         "curve": trade_off_figure(held_out, points, chosen),
+        "ranking": ranking_figure(ranking, score_title(points[chosen].score)) if ranking else None,
+        "accent": PALETTE["chosen"],
         "student": held_out.student_cost.as_dict(),
         "teacher": held_out.teacher_cost.as_dict(),
         "teacher_quality": float(held_out.teacher_quality.mean()),
@@ -143,10 +187,12 @@ def _on(held_out: Outcomes, point: OperatingPoint) -> TradeOffCurve:
 
 def _name(point: OperatingPoint, chosen: bool = False) -> str:
     blend = f", blend {point.blend:g}" if point.blend else ""
-    return f"{point.score}{blend}{' (chosen)' if chosen else ''}"
+    return f"{score_title(point.score)}{blend}{' (chosen)' if chosen else ''}"
 
 
-def _table(held_out: Outcomes, points: Mapping[str, OperatingPoint]) -> str:
+def _table(
+    held_out: Outcomes, points: Mapping[str, OperatingPoint], best: OperatingPoint | None
+) -> str:
     """The rows of the table: both models, the joint model, and every other score."""
     rows = []
     for role in ("student", "teacher"):
@@ -154,12 +200,20 @@ def _table(held_out: Outcomes, points: Mapping[str, OperatingPoint]) -> str:
         cost = getattr(held_out, f"{role}_cost")
         rows.append(_row(f"{role} alone", quality, None, cost, None, None))
     for name, point in points.items():
-        here = _on(held_out, point).at(threshold=point.threshold)
-        words = f"joint: {name}" + (", the paper's (eq. 3)" if name == "energy" else "")
-        rows.append(
-            _row(words, here.quality, here.deferral_rate, here.cost, here.saving, here.threshold)
-        )
+        rows.append(_joint_row(_words(name), held_out, point))
+        if best is not None and len(rows) == 3:
+            words = f"joint: {_name(best)}, for the best accuracy"
+            rows.append(_joint_row(words, held_out, best))
     return "\n".join(rows)
+
+
+def _words(name: str) -> str:
+    return f"joint: {name}" + (", the paper's (eq. 3)" if name == "energy" else "")
+
+
+def _joint_row(words: str, held_out: Outcomes, point: OperatingPoint) -> str:
+    here = _on(held_out, point).at(threshold=point.threshold)
+    return _row(words, here.quality, here.deferral_rate, here.cost, here.saving, here.threshold)
 
 
 def _row(
@@ -178,9 +232,120 @@ def _row(
         "" if saving is None else f"{saving:.2f}",
         "" if threshold is None else f"{threshold:.4g}",
     ]
-    mark = ' class="chosen"' if "(chosen)" in name else ""
-    inner = "".join(f"<td>{cell}</td>" for cell in cells)
+    return _cells(name, cells, marked="(chosen)" in name)
+
+
+def _promise(certificate: Any) -> str:
+    """What is promised, with its bound, its price and what it rests on; nothing without one."""
+    if certificate is None:
+        return ""
+    statement, words = promise_words(certificate)
+    rests = (
+        "Exchangeable means that the inputs in use come as the calibration examples came, from the "
+        "same source and in no telling order. Where the source drifts nothing is promised, nor at "
+        "other thresholds that the knob reaches."
+    )
+    paragraphs = f'<p class="stated">{html.escape(statement)}</p>' + "".join(
+        f"<p>{html.escape(text)}</p>" for text in (words, rests)
+    )
+    return _section("promise", "What is promised", paragraphs)
+
+
+FIGURES = {
+    "accuracy": ("accuracy", "{:.2f} %", 100),
+    "deferral_rate": ("deferred", "{:.1f} %", 100),
+    "gain_over_teacher": ("points over the teacher", "{:+.2f}", 100),
+    "gain_over_student": ("points over the student", "{:+.2f}", 100),
+    "saving": ("times cheaper", "{:.2f}", 1),
+}
+"""What the intervals are called, how they are written, and in which unit."""
+
+
+def _chance(intervals: Mapping[str, Interval], comparisons: Sequence[McNemar]) -> str:
+    """The intervals of the joint model, and the verdicts of the tests."""
+    if not intervals and not comparisons:
+        return ""
+    rows = []
+    for name, (words, form, scale) in FIGURES.items():
+        if name in intervals:
+            here, low, high = (form.format(scale * x) for x in _numbers(intervals[name]))
+            rows.append(_cells(words, [here, f"{low.removesuffix(' %')} to {high}"]))
+    table = _html_table(("the joint model", "here", "95 % interval"), rows) if rows else ""
+    verdicts = "".join(
+        f"<li>{html.escape(test.verdict)} {html.escape(_odds(test))}</li>" for test in comparisons
+    )
+    tests = f'<ul class="verdicts">{verdicts}</ul>' if verdicts else ""
+    caption = (
+        "Intervals: percentiles of 2,000 bootstrap resamples of the held-out examples. Verdicts: "
+        "McNemar's test on the examples where just one of the two is right."
+    )
+    inner = f'<div class="columns">{table}{tests}</div><p class="caption">{caption}</p>'
+    return _section("chance", "Is it more than chance?", inner)
+
+
+def _odds(test: McNemar) -> str:
+    if math.isnan(test.odds_ratio):
+        return ""
+    ratio, low, high = (f"{value:.2f}" for value in _numbers(test.odds))
+    return (
+        f"Odds ratio {ratio} (95 % interval {low} to {high}); exact p = {test.p_exact:.2g}, "
+        f"chi-square p = {test.p_chi_square:.2g}."
+    )
+
+
+def _ranking(ranking: Sequence[Standing], chosen: str) -> str:
+    """The scores by gain: a dot plot and a table."""
+    if not ranking:
+        return ""
+    rows = []
+    for entry in ranking:
+        row = entry.elsewhere
+        share = "" if math.isnan(row.oracle_share) else f"{100 * row.oracle_share:.1f} %"
+        gain, low, high = (f"{100 * value:.2f}" for value in _numbers(entry.gain))
+        figures = (f"{value:.4f}" for value in (row.auroc, row.aurc, row.augrc))
+        cells = [f"{gain} ({low} to {high})", share, *figures]
+        rows.append(_cells(entry.score, cells, marked=entry.score == chosen))
+    head = ("score", "gain, points (95 %)", "of the oracle's", "AUROC", "AURC", "AUGRC")
+    plot = (
+        '<div id="ranking" class="plot" role="img" aria-label="Gain of each score with its 95 % '
+        'confidence interval. The same figures are in the table below."></div>'
+    )
+    caption = (
+        "Gain: mean accuracy of the joint model over all deferral rates, beyond deferring at "
+        "random, without blend, on the examples that the score was chosen on. The other figures "
+        "are from the held-out examples: the share of what the oracle gains, and how well the "
+        "score tells where the student is right (AUROC: higher is better; AURC and AUGRC, the "
+        "areas under the risk-coverage curves: lower is better)."
+    )
+    inner = f'{plot}{_html_table(head, rows)}<p class="caption">{caption}</p>'
+    return _section("ranking", "Which score defers best", inner)
+
+
+def _section(name: str, title: str, inner: str) -> str:
+    return (
+        f'<section aria-labelledby="{name}-title">\n<h2 id="{name}-title">{title}</h2>\n{inner}\n'
+        "</section>"
+    )
+
+
+def _html_table(head: Sequence[str], rows: Sequence[str]) -> str:
+    columns = "".join(f'<th scope="col">{html.escape(words)}</th>' for words in head)
+    body = "".join(rows)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(head[0])}">'
+        f"<table><thead><tr>{columns}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cells(name: str, cells: Sequence[str], marked: bool = False) -> str:
+    inner = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+    mark = ' class="chosen"' if marked else ""
     return f'<tr{mark}><th scope="row">{html.escape(name)}</th>{inner}</tr>'
+
+
+def _numbers(interval: Interval) -> tuple[float, float, float]:
+    return interval.estimate, interval.low, interval.high
 
 
 def _asset(name: str) -> str:

@@ -1,0 +1,94 @@
+"""What a study says of its operating point and its scores, against the parts it is made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ebjr import Cost, Outcomes, TradeOffCurve, evaluate, run_study
+from ebjr.calibration import rank_scores
+from ebjr.evaluation.significance import auroc, bootstrap, oracle_share
+from ebjr.scores import as_score
+from ebjr.study import COMPARED
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    rng = np.random.default_rng(3)
+    targets = rng.integers(0, 4, 4_000)
+    truth = 3 * np.eye(4)[targets]
+    return Outcomes(
+        truth + rng.normal(0, 2.0, truth.shape),
+        truth + rng.normal(0, 1.3, truth.shape),
+        targets,
+        student_cost=Cost(flops=1.0),
+        teacher_cost=Cost(flops=9.0),
+    )
+
+
+@pytest.fixture(scope="module")
+def study(outcomes):
+    return run_study(outcomes, tolerance=0.01)
+
+
+def test_the_best_accuracy_is_the_best_row_of_the_calibration_curve_seen_elsewhere(study):
+    curve = TradeOffCurve.of(study.calibration, study.point.score_function, study.point.blend)
+    named = study.named_points["best-accuracy"]
+    assert named.quality == curve.quality.max()
+    assert named.threshold == curve.threshold[curve.quality.argmax()]
+    assert study.best_accuracy.threshold == named.threshold
+    assert study.best_accuracy == evaluate(study.held_out, named)
+    assert study.best_accuracy.n == len(study.held_out)
+    assert study.best_accuracy.quality > study.best_accuracy.teacher_quality
+
+
+def test_the_joint_model_is_compared_with_both_models_on_the_held_out_half(study):
+    held_out, point = study.held_out, study.point
+    keep = point.score_function(held_out.student) >= point.threshold
+    joint = np.where(keep, held_out.student_quality, held_out.deferred_quality(point.blend)) > 0
+    for test, role in zip(study.comparisons, ("teacher", "student"), strict=True):
+        other = getattr(held_out, f"{role}_quality") > 0
+        assert test.names == ("the joint model", f"the {role}")
+        assert test.first_only == (joint & ~other).sum()
+        assert test.second_only == (other & ~joint).sum()
+        assert test.n == len(held_out)
+    assert study.comparisons[1].better == "the joint model"
+
+
+def test_the_joint_model_is_compared_with_any_predictions(study):
+    perfect = study.compare(study.held_out.targets, "the truth")
+    assert perfect.first_only == 0
+    assert perfect.better == "the truth"
+    with pytest.raises(ValueError, match="must be"):
+        study.compare(study.held_out.targets[:-1])
+
+
+def test_the_intervals_are_those_of_the_chosen_point_on_the_held_out_half(study):
+    assert study.intervals == bootstrap(study.held_out, study.point)
+    assert study.intervals["accuracy"].estimate == pytest.approx(study.result.quality)
+    assert study.intervals["saving"].estimate == pytest.approx(study.result.saving)
+
+
+def test_scores_rank_by_the_calibration_half_and_show_figures_of_the_other(outcomes):
+    study = run_study(outcomes, score="softmax(temperature=2.0)")
+    names = [*COMPARED, "softmax(temperature=2.0)"]
+    ranked = rank_scores(study.calibration, names)
+    assert [entry.score for entry in study.ranking] == [str(entry.score) for entry in ranked]
+    for found, expected in zip(study.ranking, ranked, strict=True):
+        assert (found.gain.estimate, found.gain.low) == (expected.gain, expected.interval[0])
+        values = as_score(found.score)(study.held_out.student)
+        assert found.elsewhere.auroc == auroc(values, study.held_out.student_quality)
+        curve = TradeOffCurve.of(study.held_out, found.score)
+        assert found.elsewhere.oracle_share == pytest.approx(oracle_share(curve))
+
+
+def test_a_fitted_score_ranks_by_examples_that_it_was_not_fitted_on(outcomes):
+    from ebjr.calibration.learned import fit_learned
+
+    calibration, _ = outcomes.split()
+    study = run_study(outcomes, score=fit_learned(calibration, 0.0))
+    [found] = [entry for entry in study.ranking if entry.score == "learned"]
+    [expected] = rank_scores(calibration, ["learned"])
+    assert found.gain.estimate == expected.gain
+    curve = TradeOffCurve.of(study.held_out, study.point.score_function)
+    assert found.elsewhere.oracle_share == pytest.approx(oracle_share(curve))
