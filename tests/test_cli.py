@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer.main
+from rich.console import Console
 from tiny import CLASSES, write_images, write_linear, write_pair
 
 import ebjr
@@ -127,6 +128,82 @@ def test_the_table_names_both_models_every_score_and_the_break_even(run, recorde
     for word in ("student", "teacher", "joint:", "energy (paper, eq. 3)", "softmax", "random"):
         assert word in table
     assert "the teacher alone is cheaper above a deferral rate of 90.0%" in table
+
+
+def test_a_study_fits_one_screen(run, recorded, monkeypatch):
+    monkeypatch.setattr("ebjr.cli.out", Console(width=100))
+    _, printed, _ = run("calibrate", "outcomes.npz", "--tolerance", "0.3", "--delta", "0.1")
+    lines = printed.splitlines()
+    assert sum(1 + len(line) // 100 for line in lines) <= 42
+    sentences = ("60 examples", "Promise", "On the", "Deferring")
+    tables = [line for line in lines if not line.startswith(sentences)]
+    assert max(map(len, tables)) <= 100
+    assert "…" not in printed
+
+
+def test_the_screen_shows_what_the_json_says(run, recorded):
+    _, printed, _ = run("calibrate", "outcomes.npz", "--json")
+    found = json.loads(printed)
+    _, screen, _ = run("calibrate", "outcomes.npz")
+    accuracy = found["intervals"]["accuracy"]
+    assert f"accuracy {accuracy['low']:.2%} to {accuracy['high']:.2%}" in screen
+    teacher = found["comparisons"][0]
+    assert teacher["names"] == ["the joint model", "the teacher"]
+    assert f"{teacher['p_exact']:.2g}" in row_of(screen, "the teacher")
+    assert f"{found['best_accuracy']['quality']:.2%}" in row_of(screen, "for the best accuracy")
+    for entry in found["ranking"]:
+        gain = entry["calibration_gain"]
+        words = (
+            f"{100 * gain['estimate']:.2f} ({100 * gain['low']:.2f} to {100 * gain['high']:.2f})"
+        )
+        last = screen[screen.index("AUROC") :]
+        assert words in row_of(last, entry["score"])
+        assert f"{entry['auroc']:.4f}" in row_of(last, entry["score"])
+        assert f"{entry['oracle_share']:.1%}" in row_of(last, entry["score"])
+    assert found["promise"] is None
+    assert "Promise" not in screen
+
+
+def test_a_guarantee_is_printed_with_its_bound_and_price(run, recorded):
+    words = ("calibrate", "outcomes.npz", "--tolerance", "0.3", "--delta", "0.1")
+    _, printed, _ = run(*words, "--json")
+    promise = json.loads(printed)["promise"]
+    _, screen, _ = run(*words)
+    assert f"Promise: {promise['statement']}" in screen
+    assert f"would have passed a tolerance of {promise['bound']:.4g}" in screen
+    assert f"({100 * promise['price']:+.1f} points)" in screen
+
+
+def row_of(screen: str, start: str) -> str:
+    """The line of a table that starts with some words."""
+    [found] = [line for line in screen.splitlines() if line.strip().split("  ")[0] == start]
+    return found
+
+
+def test_evaluate_compares_with_other_outcomes_and_predictions(run, recorded):
+    outcomes = Outcomes.load("outcomes.npz")
+    _, rows = outcomes.split_rows(0.5, 0)
+    swapped = Outcomes(outcomes.teacher, outcomes.student, outcomes.targets)
+    swapped.save("swapped.npz")
+    wrong = (outcomes.targets + 1) % 3
+    np.savez("wrong.npz", predictions=wrong)
+    np.savez("part.npz", predictions=wrong[rows], targets=outcomes.targets[rows])
+    words = "evaluate outcomes.npz --compare swapped.npz --compare wrong.npz --compare part.npz"
+    code, printed, _ = run(*words.split(), "--json")
+    assert code == 0
+    found = {test["names"][1]: test for test in json.loads(printed)["comparisons"]}
+    for role, other in (("teacher", "student"), ("student", "teacher")):
+        figures = dict(found[f"the {role}"]) | {"names": None, "better": None, "verdict": None}
+        same = dict(found[f"the {other} of swapped.npz"])
+        assert same | {"names": None, "better": None, "verdict": None} == figures
+    right = round(json.loads(printed)["held_out"]["quality"] * len(rows))
+    for name in ("wrong.npz", "part.npz"):
+        assert (found[name]["first_only"], found[name]["second_only"]) == (right, 0)
+        assert found[name]["odds_ratio"] == "inf"
+        assert found[name]["better"] == "the joint model"
+    _, screen, _ = run(*words.split())
+    assert row_of(screen, "wrong.npz").endswith("better")
+    assert str(right) in row_of(screen, "wrong.npz")
 
 
 def test_flags_mirror_the_arguments(run, recorded):
@@ -275,6 +352,15 @@ def test_one_class_only_is_refused(run, recorded):
         ("calibrate outcomes.npz -o nowhere/joint.toml", "nowhere does not exist"),
         ("evaluate outcomes.npz --joint outcomes.npz", "outcomes.npz"),
         ("evaluate outcomes.npz --report nowhere/r.html", "nowhere does not exist"),
+        ("evaluate outcomes.npz --compare missing.npz", "there is no file missing.npz to compare"),
+        ("evaluate outcomes.npz --compare torn.npz", "cannot compare with torn.npz: the file is"),
+        ("evaluate outcomes.npz --compare student.onnx", "it is not an .npz file"),
+        (
+            "evaluate outcomes.npz --compare short.npz",
+            "it is about 100 examples, not about all 120",
+        ),
+        ("evaluate outcomes.npz --compare moved.npz", "its targets are not those of the same"),
+        ("evaluate outcomes.npz --compare labels.npz", "an array named predictions; it has labels"),
         ("predict joint.toml --data images -o a.jsonl", "there is no joint.toml"),
         ("profile missing.onnx", "missing.onnx"),
         ("profile torn.onnx", "torn.onnx"),
@@ -314,6 +400,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(run, recorded, words, sent
     whole = Path("outcomes.npz").read_bytes()
     Path("torn.npz").write_bytes(whole[: len(whole) // 2])
     Path("torn.onnx").write_bytes(Path("student.onnx").read_bytes()[:100])
+    old = Outcomes.load("outcomes.npz")
+    old.take(np.arange(100)).save("short.npz")
+    old.take(np.arange(120)[::-1]).save("moved.npz")
+    np.savez("labels.npz", labels=old.targets)
     Path("empty").mkdir()
     write_linear(Path("four.onnx"), np.ones((3, 4)))
     write_linear(Path("fixed.onnx"), np.eye(3), batch=1)

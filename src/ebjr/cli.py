@@ -23,25 +23,26 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 import ebjr
 from ebjr.arrays import to_numpy
 from ebjr.config import JointConfig, ModelEntry
 from ebjr.costs import Cost
-from ebjr.curve import OperatingPoint
 from ebjr.data import Batch, Data, open_data
 from ebjr.demo import run_demo
 from ebjr.errors import EbjrError, PromiseWarning
 from ebjr.evaluation import evaluate as evaluate_point
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, find_joules
+from ebjr.evaluation.predictions import read_predictions
 from ebjr.evaluation.profile import profile as profile_model
+from ebjr.evaluation.significance import McNemar
 from ebjr.files import write_whole
 from ebjr.model import Model, model_name
 from ebjr.outcomes import Outcomes, record_batches
 from ebjr.preprocess import Preprocess, Preprocessed, infer_preprocess
 from ebjr.study import Study, run_study
+from ebjr.tables import flops_text, ms_text, plain_table, print_study, study_figures
 
 app = typer.Typer(
     name="ebjr",
@@ -156,13 +157,13 @@ def demo(
             style="bold yellow",
             highlight=False,
         )
-    figures = _study_figures(result.study)
+    figures = study_figures(result.study)
     figures |= {"recorded": result.recorded, "joint_seconds": result.joint_seconds}
     figures |= {"files": {name: str(path) for name, path in result.files.items()}}
     if as_json:
         _print_json(figures)
         return
-    _print_study(result.study, result.joint_seconds)
+    print_study(out, result.study, result.joint_seconds)
     out.print(f"\nReport: {result.files['report.html'].resolve().as_uri()}", soft_wrap=True)
     out.print(f"Knob:   {result.files['joint.toml']}", soft_wrap=True)
 
@@ -243,11 +244,13 @@ def record(
         _print_json(figures)
         return
     kind = outcomes.student_cost.joules_are
-    table = _table("", "accuracy", "MFLOPs", "ms/example", *([f"mJ, {kind}"] if kind else []))
+    table = plain_table("", "accuracy", "MFLOPs", "ms/example", *([f"mJ, {kind}"] if kind else []))
     for role in ("student", "teacher"):
         cost = getattr(outcomes, f"{role}_cost")
         joules = [_millijoules(cost.joules)] if kind else []
-        table.add_row(role, f"{figures[f'{role}_quality']:.2%}", _flops(cost), _ms(cost), *joules)
+        table.add_row(
+            role, f"{figures[f'{role}_quality']:.2%}", flops_text(cost), ms_text(cost), *joules
+        )
     out.print(table)
     out.print(f"{len(outcomes):,} examples in {output}", soft_wrap=True)
 
@@ -302,9 +305,9 @@ def calibrate(
         entries = _entries(table, outcomes, {"student": student, "teacher": teacher})
         JointConfig.of_study(entries["student"], entries["teacher"], found, name=name).save(output)
     if as_json:
-        _print_json(_study_figures(found))
+        _print_json(study_figures(found))
         return
-    _print_study(found)
+    print_study(out, found)
     if output is not None:
         out.print(f"\nWrote {output}: the knob is router.threshold in it", soft_wrap=True)
 
@@ -314,6 +317,13 @@ def evaluate(
     outcomes: Annotated[Path, typer.Argument(help="What `ebjr record` wrote.")],
     joint: Annotated[
         Path | None, typer.Option(help="A joint.toml: evaluate its threshold.")
+    ] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Outcomes of other models, or an .npz with `predictions`, on the same examples: "
+            "is the joint model better by more than chance? May be given several times."
+        ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
     fraction: Fraction = 0.5,
@@ -329,13 +339,15 @@ def evaluate(
         found = _run_study(table, fraction=fraction, seed=seed)
     else:
         found = _study_of(JointConfig.read(joint), table, fraction, seed)
+    compared = _compared(found, compare or [])
     if report is not None:
         notes = {"Outcomes file": outcomes.name}
-        found.write_report(report, title=title or f"EBJR: {outcomes.stem}", notes=notes)
+        title = title or f"EBJR: {outcomes.stem}"
+        found.write_report(report, title=title, notes=notes, compared=compared)
     if as_json:
-        _print_json(_study_figures(found))
+        _print_json(study_figures(found, compared))
         return
-    _print_study(found)
+    print_study(out, found, compared=compared)
     if report is not None:
         out.print(f"\nReport: {report.resolve().as_uri()}", soft_wrap=True)
 
@@ -413,7 +425,7 @@ def profile(
     if as_json:
         _print_json(found.as_dict())
         return
-    table = _table(escape(found.name), "")
+    table = plain_table(escape(found.name), "")
     if found.flops is not None:
         table.add_row("FLOPs per example", f"{found.flops:,.0f}")
     if found.parameters is not None:
@@ -465,6 +477,16 @@ def _study_of(config: JointConfig, outcomes: Outcomes, fraction: float, seed: in
     return replace(
         found, point=at_point, result=evaluate_point(found.held_out, point), goal=goal or found.goal
     )
+
+
+def _compared(study: Study, paths: list[Path]) -> list[McNemar]:
+    """The joint model against every prediction in some files, on the held-out half."""
+    _, rows = study.outcomes.split_rows(*study.split)
+    return [
+        study.compare(prediction, name)
+        for path in paths
+        for name, prediction in read_predictions(path, study.outcomes, rows).items()
+    ]
 
 
 _GOAL_ARGUMENTS = (
@@ -636,70 +658,6 @@ class _Amount(MofNCompleteColumn):
         if "fetch" in task.description or "download" in task.description:
             return DownloadColumn().render(task)
         return super().render(task)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    return table
-
-
-def _study_figures(study: Study) -> dict[str, Any]:
-    """Everything a study found, for JSON."""
-    return {
-        "goal": dict(study.goal),
-        "chosen_on": study.point.as_dict(),
-        "held_out": study.result.as_dict(),
-        "scores": {name: result.as_dict() for name, result in study.other_results.items()},
-        "verdict": study.result.verdict,
-    }
-
-
-def _print_study(study: Study, joint_seconds: float | None = None) -> None:
-    """The table a person reads: both models, the joint model, and every other score."""
-    result = study.result
-    goal = ", ".join(f"{key} {value}" for key, value in study.goal.items())
-    out.print(
-        f"{len(study.calibration):,} examples to choose the threshold ({goal}), "
-        f"{len(study.held_out):,} others to report on\n",
-        highlight=False,
-        soft_wrap=True,
-    )
-    table = _table("", "accuracy", "deferred", "MFLOPs", "ms", "cheaper", "threshold")
-    for role in ("student", "teacher"):
-        cost = getattr(result, f"{role}_cost")
-        quality = getattr(result, f"{role}_quality")
-        table.add_row(role, f"{quality:.2%}", "", _flops(cost), _ms(cost), "", "")
-    chosen = f"joint: {result.score}" + (f", blend {result.blend:g}" if result.blend else "")
-    measured = None if joint_seconds is None else f"{1e3 * joint_seconds:.3f}"
-    table.add_row(*_joint_row(chosen, result, measured), style="bold")
-    for name, other in study.other_results.items():
-        paper = " (paper, eq. 3)" if name == "energy" else ""
-        table.add_row(*_joint_row(f"  {name}{paper}", other))
-    out.print(table)
-    out.print(f"\n{result.verdict}", highlight=False, soft_wrap=True)
-
-
-def _joint_row(name: str, point: OperatingPoint, measured: str | None = None) -> list[str]:
-    saving = "" if point.saving is None else f"{point.saving:.2f}x"
-    return [
-        escape(name),
-        f"{point.quality:.2%}",
-        f"{point.deferral_rate:.1%}",
-        _flops(point.cost),
-        measured or _ms(point.cost),
-        saving,
-        f"{point.threshold:.4g}",
-    ]
-
-
-def _flops(cost: Cost) -> str:
-    return "" if cost.flops is None else f"{cost.flops / 1e6:,.1f}"
-
-
-def _ms(cost: Cost) -> str:
-    return "" if cost.seconds is None else f"{1e3 * cost.seconds:.3f}"
 
 
 def _millijoules(joules: float) -> str:
