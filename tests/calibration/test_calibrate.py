@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebjr import CalibrationError, Cost, JointClassifier, Outcomes, TradeOffCurve, calibrate
-from ebjr.calibration import CHOICE_SHARE, choose_blend, choose_score, rank_scores
+from ebjr.calibration import CHOICE_SEED, CHOICE_SHARE, choose_blend, choose_score, rank_scores
 from ebjr.calibration.auto import CANDIDATES, NOISE, area_influence
 from ebjr.calibration.guarantee import certify
 from ebjr.scores import SCORES, as_score
@@ -245,7 +245,7 @@ def test_what_is_chosen_by_the_data_is_chosen_on_other_examples_than_the_thresho
     outcomes = pair(1000)
     point = calibrate(outcomes, tolerance=0.05, delta=0.1, **choice)
     assert point.n == point.certified.n == n
-    _, certified_on = outcomes.split(CHOICE_SHARE)
+    _, certified_on = outcomes.split(CHOICE_SHARE, CHOICE_SEED)
     curve = TradeOffCurve.of(certified_on, point.score, point.blend)
     assert point.threshold in curve.threshold
 

@@ -107,6 +107,15 @@ def test_too_few_disagreements_leave_it_out():
         fit_learned(outcomes)
 
 
+def test_just_enough_disagreements_are_enough_for_every_fold():
+    outcomes = pair(4000)
+    helped = np.flatnonzero(outcomes.teacher_quality > outcomes.student_quality)[:FEWEST]
+    alike = np.flatnonzero(outcomes.teacher_quality == outcomes.student_quality)[:300]
+    few = outcomes.take(np.concatenate([helped, alike]))
+    assert can_learn(few)
+    assert "learned" in {entry.score.name for entry in rank_scores(few)}
+
+
 def test_more_classes_than_it_knows_are_refused():
     with pytest.raises(ValueError, match="knows 2 classes, and the logits have 4"):
         learned(ROWS, **WEIGHTS, classes=[[0.0, 0.0], [0.0, 0.0]])

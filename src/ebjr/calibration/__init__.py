@@ -31,6 +31,9 @@ GOALS = {
 CHOICE_SHARE = 0.3
 """With a guarantee: the share of the examples that score and blend are chosen on, if they are."""
 
+CHOICE_SEED = 1
+"""Of that split; another than the usual one, so that a split within a split is a fresh one."""
+
 
 def calibrate(
     outcomes: Outcomes,
@@ -113,7 +116,7 @@ def calibrate(
     choosing = outcomes
     if delta is not None and (automatic or isinstance(blend, str)):
         # the proof of the guarantee covers the choice of the threshold, not that of score and blend
-        choosing, outcomes = outcomes.split(CHOICE_SHARE)
+        choosing, outcomes = outcomes.split(CHOICE_SHARE, CHOICE_SEED)
     chosen = choose_score(choosing) if automatic else as_score(score)
     if isinstance(blend, str):
         if blend != "auto":

@@ -78,8 +78,7 @@ def fit_learned(outcomes: Outcomes, blend: float = 0.0, seed: int = 0) -> Score:
             f"which both do alike, but of {len(kind)} there are {int((kind == 1).sum())} and "
             f"{int((kind == 0).sum())}"
         )
-    rows = np.random.default_rng(seed).permutation(len(kind))[:MOST_EXAMPLES]
-    return _fit(outcomes.student[rows], kind[rows])
+    return _fit_some(outcomes, kind, np.arange(len(kind)), seed)
 
 
 def cross_fitted(outcomes: Outcomes, blend: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -90,11 +89,11 @@ def cross_fitted(outcomes: Outcomes, blend: float = 0.0, seed: int = 0) -> np.nd
     MissingExtra, CalibrationError
         As `fit_learned`.
     """
-    n = len(outcomes)
-    fold = np.random.default_rng(seed).permutation(n) % FOLDS
-    values = np.empty(n)
+    kind = _kinds(outcomes, blend)
+    fold = np.random.default_rng(seed).permutation(len(kind)) % FOLDS
+    values = np.empty(len(kind))
     for k in range(FOLDS):
-        fitted = fit_learned(outcomes.take(np.flatnonzero(fold != k)), blend, seed)
+        fitted = _fit_some(outcomes, kind, np.flatnonzero(fold != k), seed)
         values[fold == k] = fitted(outcomes.student[fold == k])
     return values
 
@@ -103,6 +102,12 @@ def _kinds(outcomes: Outcomes, blend: float) -> np.ndarray:
     """(n,): 1 where deferring helps, -1 where it hurts, 0 where both do alike."""
     change = outcomes.deferred_quality(blend) - outcomes.student_quality
     return np.sign(change).astype(np.int64)
+
+
+def _fit_some(outcomes: Outcomes, kind: np.ndarray, rows: np.ndarray, seed: int) -> Score:
+    """Fit to at most `MOST_EXAMPLES` of some rows."""
+    drawn = np.random.default_rng(seed).permutation(rows)[:MOST_EXAMPLES]
+    return _fit(outcomes.student[drawn], kind[drawn])
 
 
 def _fit(logits: np.ndarray, kind: np.ndarray) -> Score:
