@@ -57,6 +57,20 @@ def refused(result: tuple[int, str, str]) -> str:
     return lines[0]
 
 
+def test_data_without_labels_are_compared_with_the_teacher(run, recorded):
+    np.savez("bare.npz", inputs=np.random.default_rng(0).random((200, 3, 8, 8), np.float32))
+    words = "record --student student.onnx --teacher teacher.onnx --data bare.npz -o bare-o.npz"
+    code, _, error = run(*words.split(), "--student-flops", "1", "--teacher-flops", "9")
+    assert code == 0, error
+    assert "NOTE: bare.npz has no labels: the teacher's own answers are taken for right" in error
+    table = Outcomes.load("bare-o.npz")
+    assert not table.labeled
+    code, printed, error = run("calibrate", "bare-o.npz", "--tolerance", 0.4, "--delta", 0.1)
+    assert code == 0, error
+    assert "every accuracy is agreement with it" in printed
+    assert "the teacher's own answers being taken for right" in printed
+
+
 def test_a_guarantee_is_written_down_and_watched(run, recorded):
     asked = ("--tolerance", 0.5, "--delta", 0.1)
     code, printed, error = run("calibrate", "outcomes.npz", *asked, "-o", "joint.toml", "--json")

@@ -587,3 +587,40 @@ def test_classes_that_change_on_the_way_are_named_with_their_batch(role, changed
     with pytest.raises(ModelError, match=message) as caught:
         record(**models, inputs=INPUTS, targets=TARGETS, batch_size=2)
     assert "\n" not in str(caught.value)
+
+
+# without labels
+
+
+def test_without_labels_the_teachers_answers_are_the_labels(tmp_path):
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(2, 50, 3))
+    table = record(lambda rows: student[rows], lambda rows: teacher[rows], np.arange(50))
+    assert not table.labeled
+    np.testing.assert_array_equal(table.targets, teacher.argmax(axis=1))
+    assert table.teacher_quality.min() == 1
+    agreed = (student.argmax(axis=1) == teacher.argmax(axis=1)).mean()
+    assert table.student_quality.mean() == agreed
+    table.save(tmp_path / "o.npz")
+    assert not Outcomes.load(tmp_path / "o.npz").labeled
+    assert not any(part.labeled for part in table.split())
+    assert record(lambda rows: student[rows], lambda rows: teacher[rows], [0, 1], [0, 1]).labeled
+
+
+@pytest.mark.parametrize("given", [[[0, 1], None], [None, [0, 1]]])
+def test_labels_for_some_batches_alone_are_refused(given):
+    stream = ((np.eye(2), labels) for labels in given)
+    with pytest.raises(ValueError, match="batch 2 is not alike: label all or none"):
+        record_batches(lambda rows: rows, lambda rows: rows, stream)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([0.0, np.nan], "1 of 2 targets are NaN: leave examples without a label out, or give no"),
+        ([0, -1], "the first is -1; leave examples without a label out"),
+    ],
+)
+def test_labels_that_are_missing_for_some_examples_are_refused(targets, message):
+    with pytest.raises(ValueError, match=message):
+        record(lambda rows: rows, lambda rows: rows, np.eye(2), targets)

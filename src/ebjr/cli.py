@@ -190,10 +190,16 @@ def record(
     half: Annotated[bool, typer.Option("--half", help="Keep half precision.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run both models once on labeled data and keep what they said."""
+    """Run both models once on some data and keep what they said."""
     source = _open(data, classes, strict, image_column=image_column, label_column=label_column)
     if not source.has_targets:
-        raise ValueError(f"{data} has no labels, and outcomes need them")
+        err.print(
+            f"NOTE: {escape(str(data))} has no labels: the teacher's own answers are taken for "
+            "right, and every accuracy is agreement with it",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
     _check_output(output)
     models: dict[str, Model] = {}
     entries: dict[str, ModelEntry] = {}
@@ -234,6 +240,7 @@ def record(
     figures = {
         "examples": len(outcomes),
         "unreadable": len(source.unreadable),
+        "labeled": outcomes.labeled,
         "student_quality": float(outcomes.student_quality.mean()),
         "teacher_quality": float(outcomes.teacher_quality.mean()),
         "student_cost": outcomes.student_cost.as_dict(),

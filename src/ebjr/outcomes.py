@@ -46,6 +46,9 @@ class Outcomes:
     models
         Where the answers came from, for ``joint.toml``: for ``"student"`` and ``"teacher"`` a
         mapping with `path`, `sha256` and `preprocess`.
+    labeled
+        False where nobody labeled the examples and `targets` are the teacher's own answers: every
+        accuracy is then agreement with the teacher.
 
     Raises
     ------
@@ -69,6 +72,7 @@ class Outcomes:
     teacher_cost: Cost = field(default_factory=Cost)
     labels: tuple[str, ...] | None = None
     models: Mapping[str, Any] = field(default_factory=dict)
+    labeled: bool = True
 
     def __post_init__(self) -> None:
         _check_task(self.task)
@@ -182,6 +186,7 @@ class Outcomes:
             "teacher_cost": self.teacher_cost.as_dict(),
             "labels": self.labels,
             "models": dict(self.models),
+            "labeled": self.labeled,
         }
         smallest = np.min_scalar_type(int(self.targets.max()))
         with write_whole(path, "wb") as file:
@@ -233,6 +238,7 @@ class Outcomes:
                 teacher_cost=Cost(**about["teacher_cost"]),
                 labels=None if about["labels"] is None else tuple(about["labels"]),
                 models=about["models"],
+                labeled=about.get("labeled", True),
             )
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, OSError) as error:
             raise ValueError(f"cannot read outcomes from {path}: {_reason(error)}") from error
@@ -244,7 +250,7 @@ def record(
     student: Callable[[Batch], Array],
     teacher: Callable[[Batch], Array],
     inputs: Batch,
-    targets: Any,
+    targets: Any = None,
     *,
     task: str = "classification",
     batch_size: int = 64,
@@ -260,7 +266,8 @@ def record(
     inputs
         Array (n, ...) or a list of n inputs; both models are given the same.
     targets
-        (n,) integer labels.
+        (n,) integer labels; None where nobody knows: the teacher's own answers are then the
+        labels, and every accuracy is agreement with it.
     task
         ``"classification"``.
     batch_size
@@ -292,19 +299,21 @@ def record(
     >>> record(lambda b: b, lambda b: 2 * b, x, [0, 1, 2], batch_size=2).teacher[0]
     array([2., 0., 0.])
     """
-    targets = _labels(targets)
-    if row_count(inputs) != len(targets):
-        raise ValueError(f"there are {row_count(inputs)} inputs but {len(targets)} targets")
+    n = row_count(inputs)
+    labels = None if targets is None else _labels(targets)
+    if labels is not None and n != len(labels):
+        raise ValueError(f"there are {n} inputs but {len(labels)} targets")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
 
-    def batches() -> Iterator[tuple[Batch, np.ndarray]]:
-        for start in range(0, len(targets), batch_size):
-            rows = np.arange(start, min(start + batch_size, len(targets)))
-            yield take_rows(inputs, rows), targets[rows]
+    def batches() -> Iterator[tuple[Batch, np.ndarray | None]]:
+        for start in range(0, n, batch_size):
+            rows = np.arange(start, min(start + batch_size, n))
+            yield take_rows(inputs, rows), None if labels is None else labels[rows]
 
     def check_all(classes: int) -> None:
-        _check_range(targets, classes)
+        if labels is not None:
+            _check_range(labels, classes)
 
     return _record(student, teacher, batches(), task, progress, about, check_all)
 
@@ -344,8 +353,14 @@ def _record(
     seconds = {"student": 0.0, "teacher": 0.0}
     targets: list[np.ndarray] = []
     classes: int | None = None
+    labeled = True
     for number, (inputs, given) in enumerate(batches, start=1):
-        labels = _batch_labels(given, row_count(inputs), classes, number)
+        if number > 1 and labeled is (given is None):
+            raise ValueError(
+                f"some batches have labels and batch {number} is not alike: label all or none"
+            )
+        labeled = given is not None
+        labels = _batch_labels(given, row_count(inputs), classes, number) if labeled else None
         for role, model in (("student", student), ("teacher", teacher)):
             began = time.perf_counter()
             rows = to_numpy(_raw_output(role, model(inputs)))
@@ -358,15 +373,16 @@ def _record(
             classes = _common_classes(student_rows, teacher_rows)
             if check_all is not None:
                 check_all(classes)
-            _check_range(labels, classes, f" in batch {number}")
-        targets.append(labels)
+            if labels is not None:
+                _check_range(labels, classes, f" in batch {number}")
+        targets.append(outputs["teacher"][-1].argmax(axis=1) if labels is None else labels)
         if progress is not None:
             progress(row_count(inputs))
     if not targets:
         raise ValueError("there are no examples to record")
-    costs = _with_seconds(about, seconds, sum(map(len, targets)))
+    more = {**about, **_with_seconds(about, seconds, sum(map(len, targets))), "labeled": labeled}
     student_rows, teacher_rows = (np.concatenate(outputs[role]) for role in outputs)
-    return Outcomes(student_rows, teacher_rows, np.concatenate(targets), task, **about | costs)
+    return Outcomes(student_rows, teacher_rows, np.concatenate(targets), task, **more)
 
 
 def _with_seconds(about: dict[str, Any], seconds: dict[str, float], n: int) -> dict[str, Cost]:
@@ -450,6 +466,12 @@ def _labels(targets: Any) -> np.ndarray:
     if array.ndim != 1:
         raise ValueError(f"targets must have shape (n,), not {array.shape}")
     if len(array) and not np.issubdtype(array.dtype, np.integer):
+        missing = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
+        if missing:
+            raise ValueError(
+                f"{missing} of {len(array)} targets are NaN: leave examples without a label out, "
+                "or give no targets at all, to compare with the teacher's own answers"
+            )
         raise ValueError(f"targets must be integer labels, not {array.dtype}")
     return array.astype(np.int64)
 
@@ -485,7 +507,8 @@ def _check_range(targets: np.ndarray, classes: int, where: str = "") -> None:
     if outside.any():
         raise ValueError(
             f"targets must lie in 0..{classes - 1}, but {int(outside.sum())} of "
-            f"{len(targets)}{where} do not, the first is {targets[outside][0]}"
+            f"{len(targets)}{where} do not, the first is {targets[outside][0]}; leave examples "
+            "without a label out"
         )
 
 

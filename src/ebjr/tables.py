@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ebjr.costs import Cost
 from ebjr.curve import OperatingPoint
-from ebjr.evaluation.report import promise_words
+from ebjr.evaluation.report import UNLABELED, promise_words
 from ebjr.evaluation.significance import Interval, McNemar, Standing
 from ebjr.scores import score_title
 from ebjr.study import Study
@@ -80,6 +80,8 @@ def print_study(
         f"{len(study.calibration):,} examples to choose the threshold ({goal}), "
         f"{len(study.held_out):,} others to report on\n",
     )
+    if not study.outcomes.labeled:
+        _say(console, f"{UNLABELED}\n")
     console.print(_models(study, joint_seconds))
     _say(console, f"\n{study.result.verdict}")
     _say(console, _intervals(study.intervals))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, multinomial
 
-from ebjr import CalibrationError, Outcomes, TradeOffCurve
+from ebjr import CalibrationError, Outcomes, TradeOffCurve, as_score
 from ebjr.calibration.guarantee import (
     _bets,
     _constant,
@@ -516,3 +516,18 @@ def test_a_million_examples_take_seconds_and_linear_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 150 * n
+
+
+def test_without_labels_a_certificate_says_whose_answers_are_taken_for_right():
+    labeled = pair(2000)
+    unlabeled = against_teacher(labeled)
+    found = certify(TradeOffCurve.of(unlabeled, "margin"), tolerance=0.1)
+    assert not found.labeled
+    assert "the teacher's own answers being taken for right, if the inputs" in found.statement
+    assert (
+        "own answers" not in certify(TradeOffCurve.of(labeled, "margin"), tolerance=0.1).statement
+    )
+    # harm against the teacher is disagreement: kept, and another answer
+    kept = labeled.student.argmax(axis=1) != labeled.teacher.argmax(axis=1)
+    kept &= as_score("margin")(labeled.student) >= found.threshold
+    assert found.observed == pytest.approx(kept.mean())

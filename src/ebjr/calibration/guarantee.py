@@ -86,6 +86,8 @@ class Certificate:
         tolerance.
     test
         ``"exact binomial"``, ``"exact trinomial"`` or ``"betting"``.
+    labeled
+        Whether the examples had labels; if not, the teacher's own answers are taken for right.
 
     Examples
     --------
@@ -110,6 +112,7 @@ class Certificate:
     bound: float
     naive_deferral_rate: float
     test: str
+    labeled: bool = True
 
     @property
     def price(self) -> float:
@@ -119,10 +122,11 @@ class Certificate:
     @property
     def statement(self) -> str:
         """The promise in one sentence."""
+        right = "" if self.labeled else ", the teacher's own answers being taken for right"
         return (
             f"With probability at least {1 - self.delta:.6g} over the draw of the {self.n:,} "
-            f"calibration examples, {PROMISES[self.promise]} is at most {self.tolerance:g}, if the "
-            "inputs in use are exchangeable with the calibration examples."
+            f"calibration examples, {PROMISES[self.promise]} is at most {self.tolerance:g}"
+            f"{right}, if the inputs in use are exchangeable with the calibration examples."
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -209,6 +213,7 @@ def certify(
         bound=min(_smallest(losses.at(row), tolerance, delta), float(tolerance)),
         naive_deferral_rate=float(curve.deferral_rate[naive]),
         test=losses.test,
+        labeled=curve.outcomes.labeled,
     )
 
 
@@ -242,7 +247,7 @@ def against_teacher(outcomes: Outcomes) -> Outcomes:
     >>> against_teacher(outcomes).targets
     array([0, 1])
     """
-    return replace(outcomes, targets=outcomes.teacher.argmax(axis=1))
+    return replace(outcomes, targets=outcomes.teacher.argmax(axis=1), labeled=False)
 
 
 # --- what is promised, as a loss of each example if it is kept and if it is deferred

@@ -32,6 +32,11 @@ from ebjr.files import write_whole
 from ebjr.outcomes import Outcomes
 from ebjr.scores import score_title
 
+UNLABELED = (
+    "These examples have no labels: the teacher's own answers are taken for right, and every "
+    "accuracy is agreement with it."
+)
+
 
 def write_report(
     path: str | os.PathLike[str],
@@ -134,10 +139,11 @@ def verdict(held_out: Outcomes, point: OperatingPoint) -> str:
     'On 2 held-out examples the joint model is right on 100.00 %'
     """
     here = _on(held_out, point).at(threshold=point.threshold)
+    note = "" if held_out.labeled else f" {UNLABELED}"
     return (
         f"On {len(held_out):,} held-out examples the joint model is right on "
         f"{100 * here.quality:.2f} % (teacher {100 * here.teacher_quality:.2f} %, student "
-        f"{100 * here.student_quality:.2f} %). {here.verdict}"
+        f"{100 * here.student_quality:.2f} %). {here.verdict}{note}"
     )
 
 
