@@ -62,7 +62,7 @@ def reach(rng: np.random.Generator) -> dict[str, Any]:
     for rows in (1_000_000, 10_000_000):
         figures[f"{rows:,}"] = {
             "harm": timed(RiskMonitor(TOLERANCE), stream(harms, rows)),
-            "loss": timed(RiskMonitor(0.1, promise="loss"), stream(losses, rows)),
+            "risk": timed(RiskMonitor(0.1, promise="risk"), stream(losses, rows)),
             "drift": timed(
                 DriftMonitor(rng.normal(size=10_000), threshold=-0.5), stream(scores, rows)
             ),

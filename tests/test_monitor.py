@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from numpy.polynomial import Legendre
 from scipy.stats import binomtest
 
-from ebjr.monitor import BLOCK, DriftMonitor, RiskMonitor, draw_audits, excess, harm
+from ebjr import Outcomes, calibrate
+from ebjr.calibration.guarantee import PROMISES as CERTIFIED
+from ebjr.monitor import BLOCK, PROMISES, DriftMonitor, RiskMonitor, draw_audits, excess, harm
 
 RUNS = 1_000
 ALPHA = 0.1
@@ -53,7 +55,7 @@ KEPT = {
     "excess": lambda rng: RiskMonitor(0.0, ALPHA, promise="excess").update(
         ternary(rng, 1_500, 0.04, 0.04)
     ),
-    "loss": lambda rng: RiskMonitor(0.2, ALPHA, promise="loss").update(rng.beta(0.5, 2.0, 1_500)),
+    "risk": lambda rng: RiskMonitor(0.2, ALPHA, promise="risk").update(rng.beta(0.5, 2.0, 1_500)),
 }
 
 
@@ -90,7 +92,7 @@ def test_a_deferral_rate_within_its_tolerance_does_not_alarm():
     assert np.mean(rang) <= ALPHA
 
 
-@pytest.mark.parametrize("promise", ["harm", "excess", "loss"])
+@pytest.mark.parametrize("promise", ["harm", "excess", "risk"])
 def test_both_bounds_hold_at_all_times_while_the_risk_changes(promise):
     rng = np.random.default_rng(3)
     mean = np.concatenate([np.full(400, 0.02), np.full(400, 0.3), np.full(1_200, 0.1)])
@@ -100,7 +102,7 @@ def test_both_bounds_hold_at_all_times_while_the_risk_changes(promise):
         loss = {
             "harm": lambda: (rng.random(2_000) < mean) * 1.0,
             "excess": lambda: (rng.random(2_000) < mean + 0.1) - (rng.random(2_000) < 0.1) * 1.0,
-            "loss": lambda: 2 * mean * rng.random(2_000),
+            "risk": lambda: 2 * mean * rng.random(2_000),
         }[promise]()
         monitor = RiskMonitor(0.1, ALPHA, promise=promise)
         ever = np.zeros(2, bool)
@@ -264,7 +266,7 @@ def test_the_bound_of_two_valued_losses_covers_what_scipy_s_exact_interval_allow
 def test_fractional_losses_are_bounded_nearly_as_well_as_exact_ones():
     rng = np.random.default_rng(13)
     loss = 0.2 + 0.02 * rng.random(5_000)
-    monitor = RiskMonitor(0.5, promise="loss")
+    monitor = RiskMonitor(0.5, promise="risk")
     monitor.update(loss)
     coarse = RiskMonitor(0.5)
     coarse.update((rng.random(5_000) < loss).astype(float))
@@ -288,11 +290,11 @@ def parts(n: int, where: list[int]) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
-@given(where=cuts, seed=st.integers(0, 99), promise=st.sampled_from(["harm", "excess", "loss"]))
+@given(where=cuts, seed=st.integers(0, 99), promise=st.sampled_from(["harm", "excess", "risk"]))
 @settings(max_examples=40, deadline=None)
 def test_stopping_and_resuming_the_risk_monitor_anywhere_changes_nothing(where, seed, promise):
     rng = np.random.default_rng(seed)
-    loss = {"harm": np.round, "excess": np.sign, "loss": np.array}[promise](rng.random(1_300))
+    loss = {"harm": np.round, "excess": np.sign, "risk": np.array}[promise](rng.random(1_300))
     audited = rng.random(1_300) < 0.5
     chance = rng.uniform(0.5, 1.0, 1_300)
     whole = RiskMonitor(0.4, promise=promise, audit_probability=0.5)
@@ -406,7 +408,7 @@ def test_an_empty_batch_changes_nothing():
         (lambda: RiskMonitor(0.1, alpha=0.0), "alpha must lie between 0 and 1, not 0"),
         (lambda: RiskMonitor(0.1, alpha=math.nan), "alpha must lie"),
         (lambda: RiskMonitor(1.0), "tolerance of harm must be at least 0 and below 1"),
-        (lambda: RiskMonitor(-0.1, promise="loss"), "tolerance of loss"),
+        (lambda: RiskMonitor(-0.1, promise="risk"), "tolerance of risk"),
         (lambda: RiskMonitor(math.nan), "tolerance of harm"),
         (lambda: RiskMonitor(0.1, promise="luck"), "harm, excess, loss"),
         (lambda: RiskMonitor(0.1, audit_probability=0), "audit_probability must lie"),
@@ -474,3 +476,15 @@ def test_a_state_of_something_else_is_refused(tmp_path):
         DriftMonitor.load(tmp_path / "cut.json")
     with pytest.raises(FileNotFoundError, match="there is no monitor file"):
         DriftMonitor.load(tmp_path / "absent.json")
+
+
+def test_a_certificates_promise_can_be_watched():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, 2000)
+    clear = 4 * np.eye(3)[targets]
+    table = Outcomes(clear + rng.normal(0, 3, clear.shape), clear, targets)
+    for promise in ("harm", "excess"):
+        point = calibrate(table, tolerance=0.05, delta=0.1, score="margin", promise=promise)
+        monitor = RiskMonitor(point.certified.tolerance, promise=point.certified.promise)
+        assert monitor.update(np.zeros(1000)) == "kept"
+    assert set(PROMISES) <= set(CERTIFIED)

@@ -40,7 +40,7 @@ BLOCK = 512
 PROMISES = {
     "harm": (0.0, 1.0),
     "excess": (-1.0, 0.0, 1.0),
-    "loss": tuple(np.linspace(0.0, 1.0, 33).tolist()),
+    "risk": tuple(np.linspace(0.0, 1.0, 33).tolist()),
 }
 """What can be promised, with the values on which its rows are counted: the ends are its range."""
 
@@ -293,7 +293,8 @@ class RiskMonitor(_Monitor):
         The probability of ever raising a false alarm, between 0 and 1.
     promise
         ``"harm"``: a loss of 0 or 1. ``"excess"``: -1, 0 or 1 (anything between is allowed).
-        ``"loss"``: any loss between 0 and 1.
+        ``"risk"``: any loss between 0 and 1. The same words as a `Certificate`'s, whose promise
+        and tolerance can be given here.
     audit_probability
         The least probability with which the loss of a row becomes known, in (0, 1]. 1: every row
         has a label, or the teacher's answer.
@@ -498,7 +499,7 @@ class RiskMonitor(_Monitor):
         """What is known, in one sentence."""
         if not self.rows:
             return "Undecided: nothing has been seen yet."
-        name = {"harm": "harm", "excess": "excess risk", "loss": "loss"}[self.promise]
+        name = {"harm": "harm", "excess": "excess risk", "risk": "risk"}[self.promise]
         if self.status == "broken":
             return (
                 f"Broken: by row {self.alarm:,} the {name} had exceeded its tolerance of "
