@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import copy
+import json
+import pickle
+import re
+
 import numpy as np
 import pytest
 import scipy.special
@@ -8,7 +13,7 @@ from hypothesis import strategies as st
 from strategies import logits
 
 from ebjr.arrays import to_numpy
-from ebjr.blend import blend_logits, check_weight
+from ebjr.blend import Blend, as_blend, blend_logits
 
 RNG = np.random.default_rng(3)
 STUDENT, TEACHER = RNG.normal(0, 3, (2, 20, 5))
@@ -82,6 +87,59 @@ def test_half_precision_is_blended_in_single(asarray):
 @pytest.mark.parametrize("weight", [-0.1, -np.inf, np.inf, np.nan])
 def test_a_weight_is_finite_and_not_negative(weight):
     with pytest.raises(ValueError, match="blend must be a finite weight of at least 0, not"):
-        check_weight(weight)
+        as_blend(weight)
     with pytest.raises(ValueError, match="blend must be"):
         blend_logits(STUDENT, TEACHER, weight)
+
+
+# with temperatures
+
+
+def test_temperatures_soften_each_model_on_its_own(asarray):
+    blend = Blend(0.5, student_temperature=2.0, teacher_temperature=0.5)
+    mixed = to_numpy(blend_logits(asarray(STUDENT), asarray(TEACHER), blend))
+    expected = scipy.special.softmax(TEACHER / 0.5, axis=1)
+    expected = (expected + 0.5 * scipy.special.softmax(STUDENT / 2, axis=1)) / 1.5
+    np.testing.assert_allclose(np.exp(mixed), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (0, 0.0),
+        ("0.25", 0.25),
+        (Blend(0.25), 0.25),
+        (Blend(0.0, 2.0), 0.0),
+        ("blend(weight=0.5, teacher_temperature=2)", Blend(0.5, 1.0, 2.0)),
+        (Blend(0.5, 2.0), Blend(0.5, 2.0)),
+    ],
+)
+def test_a_blend_is_as_plain_as_it_can_be(given, found):
+    assert as_blend(given) == found
+    assert type(as_blend(given)) is type(found)
+    assert as_blend(str(as_blend(given))) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("half", "blend must be a weight or 'auto', not 'half'; temperatures are given like"),
+        ("mix(weight=1)", "blend must be a weight or 'auto', not"),
+        ("blend(weight=1, temperature=2)", "blend must be a weight or 'auto', not"),
+        ("blend(weight=-1)", "blend must be a finite weight of at least 0, not -1"),
+        ("blend(weight=1, teacher_temperature=0)", "teacher_temperature must be a positive number"),
+        ("blend(weight=__import__('os'))", "blend must be a weight or 'auto', not"),
+    ],
+)
+def test_a_blend_that_is_none_is_refused(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        as_blend(given)
+
+
+def test_a_blend_is_a_number_and_survives_a_pickle():
+    blend = Blend(0.5, 2.0)
+    assert blend == pickle.loads(pickle.dumps(blend)) == copy.deepcopy(blend)
+    assert blend != 0.5
+    assert blend != Blend(0.5)
+    assert len({blend, Blend(0.5, 2.0), Blend(0.5)}) == 2
+    assert (blend > 0, blend * 2, json.dumps(blend)) == (True, 1.0, "0.5")

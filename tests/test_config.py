@@ -44,6 +44,15 @@ def test_a_joint_model_survives_the_file(joint, tmp_path):
     assert 0 < first.deferred.mean() < 1
 
 
+def test_a_blend_with_temperatures_survives_the_file(joint, tmp_path):
+    joint.blend = ebjr.Blend(0.5, teacher_temperature=2.0)
+    ebjr.save_joint(tmp_path / "joint.toml", joint)
+    assert 'blend = "blend(weight=0.5, teacher_temperature=2.0)"' in (
+        (tmp_path / "joint.toml").read_text()
+    )
+    assert ebjr.load_joint(tmp_path / "joint.toml").blend == joint.blend
+
+
 def test_the_folder_may_move_as_a_whole(joint, tmp_path):
     ebjr.save_joint(tmp_path / "joint.toml", joint)
     moved = tmp_path.rename(tmp_path.with_name("moved"))

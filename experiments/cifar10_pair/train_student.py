@@ -61,13 +61,13 @@ def main() -> None:
     options = parser(
         name="student",
         net="pooled",
-        epochs=46,
+        epochs=96,
         batch_size=500,
-        lr=0.12,
+        lr=0.06,
         lr_rest=0.01,
-        shift=3,
+        shift=4,
         cutout=0,
-        views=8,
+        views=16,
         temperature=2.0,
         seed=1,
     ).parse_args()

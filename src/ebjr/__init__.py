@@ -12,6 +12,7 @@ Inference", BMVC 2021.
 from __future__ import annotations
 
 from ebjr.backends import load_model
+from ebjr.blend import Blend
 from ebjr.calibration import calibrate
 from ebjr.calibration.guarantee import Certificate
 from ebjr.config import JointConfig, load_joint, save_joint
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SCORES",
+    "Blend",
     "CalibrationError",
     "Certificate",
     "Cost",

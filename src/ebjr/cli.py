@@ -460,13 +460,7 @@ def _run_study(outcomes: Outcomes, goal: str = "match-teacher", **options: Any) 
             f"all {len(outcomes)} targets are of class {outcomes.targets[0]}: calibrating needs "
             "examples of at least two classes"
         )
-    blend = options.pop("blend", "auto")
-    if blend != "auto":
-        try:
-            blend = float(blend)
-        except ValueError:
-            raise ValueError(f"blend must be a weight or 'auto', not {blend!r}") from None
-    return run_study(outcomes, goal, blend=blend, **options)
+    return run_study(outcomes, goal, **options)
 
 
 def _study_of(config: JointConfig, outcomes: Outcomes, fraction: float, seed: int) -> Study:
@@ -476,7 +470,7 @@ def _study_of(config: JointConfig, outcomes: Outcomes, fraction: float, seed: in
         fraction = calibration.get("split_fraction", fraction)
         seed = calibration.get("split_seed", seed)
     found = _run_study(
-        outcomes, score=config.score, blend=str(config.blend), fraction=fraction, seed=seed
+        outcomes, score=config.score, blend=config.blend, fraction=fraction, seed=seed
     )
     point = replace(found.point, threshold=config.threshold)
     at_point = replace(evaluate_point(found.calibration, point), certified=config.certificate)

@@ -17,7 +17,7 @@ from typing import Any
 import tomli_w
 
 from ebjr.backends import load_model
-from ebjr.blend import check_weight
+from ebjr.blend import as_blend, blend_text
 from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import UNITS, Cost
 from ebjr.curve import OperatingPoint
@@ -190,7 +190,7 @@ class JointConfig:
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
         router = Router(self.score, self.threshold)
-        check_weight(self.blend)
+        object.__setattr__(self, "blend", as_blend(self.blend))
         if not router.score.named:
             raise ValueError(
                 f"joint.toml can only name a score, and {self.score} has no registered name; "
@@ -249,7 +249,7 @@ class JointConfig:
         table["router"] = {
             "score": self.score,
             "threshold": self.threshold,
-            "blend": self.blend,
+            "blend": blend_text(self.blend),
         }
         table["student"] = self.student.as_table(folder)
         table["teacher"] = self.teacher.as_table(folder)
@@ -302,7 +302,7 @@ class JointConfig:
             teacher=ModelEntry.from_table(table["teacher"], folder, "teacher"),
             score=router["score"],
             threshold=float(router["threshold"]),
-            blend=float(router.get("blend", 0.0)),
+            blend=router.get("blend", 0.0),
             task=table.get("task", "classification"),
             name=table.get("name", "joint"),
             labels=None if labels is None else tuple(labels),
@@ -324,11 +324,12 @@ class JointConfig:
         """
         chosen = self.calibration.get("chosen_on", {})
         certified = "certified" in self.calibration
+        now = {"score": self.score, "threshold": self.threshold, "blend": blend_text(self.blend)}
         watched = ("score", "threshold", "blend") if certified else ("score", "blend")
         return [
-            f"{key} is {getattr(self, key)!r} and was {chosen[key]!r}"
+            f"{key} is {now[key]!r} and was {chosen[key]!r}"
             for key in watched
-            if key in chosen and chosen[key] != getattr(self, key)
+            if key in chosen and chosen[key] != now[key]
         ]
 
     def load(self, **options: Any) -> JointModel:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array
-from ebjr.blend import check_weight
+from ebjr.blend import as_blend, blend_text
 from ebjr.costs import UNITS, Cost, break_even_rate, common_unit, is_comparable, joint_cost
 from ebjr.outcomes import Outcomes
 from ebjr.router import Router, check_threshold
@@ -119,7 +119,7 @@ class OperatingPoint:
         figures = {
             "threshold": self.threshold,
             "score": self.score,
-            "blend": self.blend,
+            "blend": blend_text(self.blend),
             "deferral_rate": self.deferral_rate,
             "quality": self.quality,
             "student_quality": self.student_quality,
@@ -193,7 +193,7 @@ class TradeOffCurve:
             An unknown score, values of another length or with ``+inf`` among them, or a bad
             weight.
         """
-        blend = check_weight(blend)
+        blend = as_blend(blend)
         if isinstance(score, np.ndarray):
             given = score
             score = Score("values", lambda output: given)

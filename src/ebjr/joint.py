@@ -17,7 +17,7 @@ from ebjr.arrays import (
     take_rows,
     to_numpy,
 )
-from ebjr.blend import blend_logits, check_weight
+from ebjr.blend import as_blend, blend_logits
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.model import Model, answer, model_name
 from ebjr.router import Router
@@ -86,7 +86,7 @@ class JointModel:
         self.student = student
         self.teacher = teacher
         self.router = router
-        self.blend = check_weight(blend)
+        self.blend = as_blend(blend)
         self.when_unavailable = when_unavailable
 
     def __call__(self, inputs: Batch) -> JointAnswer:

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebjr import CalibrationError, Cost, JointClassifier, Outcomes, TradeOffCurve, calibrate
+from ebjr.blend import Blend, as_blend
 from ebjr.calibration import CHOICE_SEED, CHOICE_SHARE, choose_blend, choose_score, rank_scores
-from ebjr.calibration.auto import CANDIDATES, NOISE, area_influence
+from ebjr.calibration.auto import BLENDS, CANDIDATES, NOISE, area_influence
 from ebjr.calibration.guarantee import certify
 from ebjr.scores import SCORES, as_score
 
@@ -280,3 +281,41 @@ def test_a_promise_that_cannot_be_certified_names_the_smallest_that_can():
 def test_a_guarantee_that_makes_no_sense_is_refused_in_one_sentence(goal, arguments, message):
     with pytest.raises(ValueError, match=message):
         calibrate(pair(), goal, **arguments, score="margin", blend=0.0)
+
+
+def test_temperatures_are_chosen_where_they_win_by_more_than_noise():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 4, 6000)
+    clear = 3 * np.eye(4)[targets]
+    student = clear + rng.normal(0, 2, clear.shape)
+    teacher = clear + rng.normal(0, 2, clear.shape)
+    loud = Outcomes(student, 8 * teacher, targets)  # equally good, but far too sure of itself
+    chosen = choose_blend(loud, as_score("softmax"))
+    assert isinstance(chosen, Blend)
+    assert chosen.teacher_temperature == 2.0
+    weights = [weight for weight in BLENDS if not isinstance(weight, Blend)]
+    plain = max(loud.deferred_quality(weight).mean() for weight in weights)
+    assert loud.deferred_quality(chosen).mean() > plain
+
+
+def test_where_temperatures_win_nothing_the_blend_is_a_plain_weight():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 4, 2000)
+    clear = 9 * np.eye(4)[targets]
+    far_apart = Outcomes(rng.normal(0, 1, clear.shape), clear, targets)
+    assert type(choose_blend(far_apart, as_score("softmax"))) is float
+
+
+def test_a_blend_with_temperatures_is_what_the_joint_model_does():
+    outcomes = pair(500)
+    blend = Blend(0.5, student_temperature=2.0, teacher_temperature=0.5)
+    point = calibrate(outcomes, tolerance=0.01, score="margin", blend=blend)
+    joint = JointClassifier(
+        lambda rows: outcomes.student[rows],
+        lambda rows: outcomes.teacher[rows],
+        point.router,
+        blend=point.blend,
+    )
+    right = joint(np.arange(500)).prediction == outcomes.targets
+    assert right.mean() == pytest.approx(point.quality)
+    assert as_blend(point.as_dict()["blend"]) == blend

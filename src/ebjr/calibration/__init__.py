@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array
+from ebjr.blend import as_blend
 from ebjr.calibration.auto import choose_blend, choose_score, rank_scores
 from ebjr.calibration.crossing import crossing
 from ebjr.calibration.guarantee import PROMISES, certify
@@ -68,8 +69,9 @@ def calibrate(
         A score, or ``"auto"``: the simplest one whose deferral curve on `outcomes` is as good
         as the best one's, up to noise.
     blend
-        The student's weight in a deferred answer, or ``"auto"``: picked on `outcomes`, 0 (the
-        paper) being a candidate.
+        The student's weight in a deferred answer, with temperatures as a `Blend`, or ``"auto"``:
+        picked on `outcomes`, 0 (the paper) being a candidate; temperatures only if they win by
+        more than noise.
     delta
         Ask for a guarantee: the goal holds beyond these examples with probability at least
         ``1 - delta``, whatever the models and the data are, if the inputs in use are exchangeable
@@ -114,15 +116,12 @@ def calibrate(
     promise = check_promise(goal, promise, delta, tolerance)
     automatic = isinstance(score, str) and score == "auto"
     choosing = outcomes
-    if delta is not None and (automatic or isinstance(blend, str)):
+    if delta is not None and (automatic or blend == "auto"):
         # the proof of the guarantee covers the choice of the threshold, not that of score and blend
         choosing, outcomes = outcomes.split(CHOICE_SHARE, CHOICE_SEED)
     chosen = choose_score(choosing) if automatic else as_score(score)
-    if isinstance(blend, str):
-        if blend != "auto":
-            raise ValueError(f"blend must be a weight or 'auto', not {blend!r}")
-        blend = choose_blend(choosing, chosen)
-    curve = TradeOffCurve.of(outcomes, chosen, blend)
+    weight = choose_blend(choosing, chosen) if blend == "auto" else as_blend(blend)
+    curve = TradeOffCurve.of(outcomes, chosen, weight)
     if promise is not None and delta is not None:
         allowed = _allowed(curve, goal, given)
         certificate = certify(curve, promise, tolerance=allowed, delta=delta)

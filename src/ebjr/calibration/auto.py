@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ebjr.arrays import Array
+from ebjr.blend import Blend
 from ebjr.calibration.learned import can_learn, cross_fitted, fit_learned
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score
@@ -38,8 +39,20 @@ CANDIDATES = (
 )
 """The scores that compete, the simplest first; `learned` where it can be fitted."""
 
-BLENDS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-"""The blends that compete; 0 is the paper's."""
+BLENDS: tuple[float, ...] = (
+    *(0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0),
+    *(
+        Blend(weight, student, teacher)
+        for weight in (0.2, 0.5, 1.0)
+        for student in (0.5, 1.0, 2.0)
+        for teacher in (0.5, 1.0, 2.0)
+        if (student, teacher) != (1.0, 1.0)
+    ),
+)
+"""The blends that compete, the simplest first; 0 is the paper's."""
+
+MOST_EXAMPLES = 100_000
+"""Score and blend are chosen on at most so many: more would not move the choice."""
 
 NOISE = 1.645
 """How many standard errors behind the best still count as noise: one-sided 95 %."""
@@ -119,7 +132,7 @@ def choose_score(
 
 
 def choose_blend(outcomes: Outcomes, score: Score, candidates: Sequence[float] = BLENDS) -> float:
-    """The smallest weight whose area is not behind the best one's by more than noise.
+    """The simplest blend whose area is not behind the best one's by more than noise.
 
     Examples
     --------
@@ -127,6 +140,7 @@ def choose_blend(outcomes: Outcomes, score: Score, candidates: Sequence[float] =
     >>> choose_blend(outcomes, as_score("energy"))
     0.0
     """
+    outcomes = _some(outcomes)
     values, kept = _values(score, outcomes), outcomes.student_quality
     influences = [
         area_influence(values, kept, outcomes.deferred_quality(weight)) for weight in candidates
@@ -184,6 +198,7 @@ def _compare(
     outcomes: Outcomes, candidates: Sequence[str | Callable[..., Array] | Score], blend: float
 ) -> list[RankedScore]:
     """The candidates in their order, each with its gain and how far it is behind the best."""
+    outcomes = _some(outcomes)
     kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
     chance = (kept + deferred) / 2
     scores, influences = [], []
@@ -208,6 +223,13 @@ def _compare(
         )
         for score, influence in zip(scores, influences, strict=True)
     ]
+
+
+def _some(outcomes: Outcomes) -> Outcomes:
+    """At most `MOST_EXAMPLES` of the outcomes, drawn at random."""
+    if len(outcomes) <= MOST_EXAMPLES:
+        return outcomes
+    return outcomes.split(MOST_EXAMPLES / len(outcomes))[0]
 
 
 def _values(score: Score, outcomes: Outcomes) -> np.ndarray:
