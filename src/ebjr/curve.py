@@ -152,6 +152,8 @@ class TradeOffCurve:
         What was scored, and the student's weight in a deferred answer.
     outcomes
         The table the curve was made from.
+    order
+        (n,): its rows by score, those first that are deferred first.
 
     Examples
     --------
@@ -168,6 +170,7 @@ class TradeOffCurve:
     score: Score
     blend: float
     outcomes: Outcomes
+    order: np.ndarray
 
     @classmethod
     def of(
@@ -204,12 +207,10 @@ class TradeOffCurve:
                 f"score {score} is +inf in {int(np.isposinf(values).sum())} rows: a score must be "
                 "finite, or -inf or NaN to defer always"
             )
-        return cls(
-            *_sweep(values, outcomes.student_quality, outcomes.deferred_quality(blend)),
-            score=score,
-            blend=blend,
-            outcomes=outcomes,
-        )
+        order = np.argsort(np.where(np.isnan(values), -np.inf, values))
+        kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
+        threshold, deferral_rate, quality = _sweep(values[order], kept[order], deferred[order])
+        return cls(threshold, deferral_rate, quality, score, blend, outcomes, order)
 
     def __len__(self) -> int:
         return len(self.threshold)
@@ -347,16 +348,16 @@ def oracle(outcomes: Outcomes, blend: float = 0.0) -> np.ndarray:
 def _sweep(
     score: np.ndarray, kept: np.ndarray, deferred: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Thresholds, deferral rates and mean quality, given each row's quality kept and deferred."""
+    """Thresholds, deferral rates and mean quality, given each row's quality kept and deferred.
+
+    The rows come in ascending order of their scores.
+    """
     n = len(score)
-    keepable = np.flatnonzero(score > -np.inf)  # NaN and -inf are deferred whatever the threshold
-    order = keepable[np.argsort(score[keepable], kind="stable")]
-    ascending = score[order]
-    always = n - len(order)
-    # rows before `first[k]` in the order are deferred at threshold[k]: ties move together
+    always = int(np.count_nonzero(~(score > -np.inf)))  # NaN and -inf, whatever the threshold
+    ascending = score[always:]
+    # rows before `first[k]` are deferred at threshold[k]: ties move together
     first = np.flatnonzero(np.diff(ascending, prepend=-np.inf) > 0)
     threshold = np.append(ascending[first], np.inf)
-    count = np.append(first, len(order))
-    gained = np.concatenate(([0.0], np.cumsum(deferred[order] - kept[order])))
-    base = kept[order].sum() + deferred.sum() - deferred[order].sum()
-    return threshold, (count + always) / n, (base + gained[count]) / n
+    count = always + np.append(first, n - always)
+    gained = np.concatenate(([0.0], np.cumsum(deferred - kept)))
+    return threshold, count / n, (kept.sum() + gained[count]) / n

@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,22 +94,26 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self.targets)
 
-    @property
+    @cached_property
     def student_quality(self) -> np.ndarray:
         """(n,): 1 where the student alone is right, else 0."""
         return self._correct(self.student)
 
-    @property
+    @cached_property
     def teacher_quality(self) -> np.ndarray:
         """(n,): 1 where the teacher alone is right, else 0."""
         return self._correct(self.teacher)
 
     def deferred_quality(self, blend: float = 0.0) -> np.ndarray:
         """(n,): 1 where the answer of a deferred row is right, with the student blended in."""
+        if blend == 0:
+            return self.teacher_quality
         return self._correct(blend_logits(self.student, self.teacher, blend))
 
     def _correct(self, output: np.ndarray) -> np.ndarray:
-        return (output.argmax(axis=1) == self.targets).astype(np.float64)
+        correct = (output.argmax(axis=1) == self.targets).astype(np.float64)
+        correct.flags.writeable = False  # kept and handed out again
+        return correct
 
     def take(self, rows: np.ndarray) -> Outcomes:
         """The outcomes of some rows, in their order."""

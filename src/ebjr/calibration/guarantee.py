@@ -302,14 +302,12 @@ def _losses(curve: TradeOffCurve, promise: str, tolerance: float, delta: float) 
             f"score {curve.score} keeps none of the {len(outcomes)} examples at any threshold; "
             "use another score"
         )
-    score = np.asarray(curve.score(outcomes.student), dtype=np.float64)
-    order = np.argsort(np.where(np.isnan(score), -np.inf, score))
     kept, deferred = _both(curve, promise)
     binary = outcomes.task == "classification"
     exact = "exact trinomial" if promise == "excess" else "exact binomial"
     return _Losses(
-        kept=kept[order],
-        deferred=deferred[order],
+        kept=kept[curve.order],
+        deferred=deferred[curve.order],
         cut=np.rint(curve.deferral_rate * len(outcomes)).astype(np.int64),
         test=exact if binary or promise == "rate" else "betting",
     )

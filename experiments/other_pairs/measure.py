@@ -1,0 +1,111 @@
+"""What `auto` does on pairs that others trained: `python -m experiments.other_pairs.measure`.
+
+Every figure is the mean over splits: score, blend and threshold are chosen on one half, and judged
+on the other. Writes `results.json`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import about, save
+from ebjr import CalibrationError, Outcomes, as_score, calibrate, evaluate
+from ebjr.calibration import choose_blend, choose_score
+from ebjr.calibration.auto import BLENDS, CANDIDATES, area_influence
+from ebjr.demo import shipped
+from experiments.other_pairs.pairs import PAIRS, load
+
+SPLITS = 20
+SINGLE = tuple(name for name in CANDIDATES if name != "learned")
+
+
+def area(held_out: Outcomes, score: Any, blend: float = 0.0) -> float:
+    """Mean accuracy over all deferral rates, in percent."""
+    values = np.asarray(score(held_out.student), np.float64)
+    deferred = held_out.deferred_quality(blend)
+    return 100 * float(area_influence(values, held_out.student_quality, deferred).mean())
+
+
+def scores_and_blends(outcomes: Outcomes) -> dict[str, Any]:
+    """The area that `auto` reaches beside that of every single score, and what a blend adds."""
+    chosen: dict[str, int] = {}
+    areas: dict[str, list[float]] = {}
+
+    def note(name: str, value: float) -> None:
+        areas.setdefault(name, []).append(value)
+
+    for seed in range(SPLITS):
+        calibration, held_out = outcomes.split(0.5, seed)
+        score = choose_score(calibration)
+        chosen[score.title] = chosen.get(score.title, 0) + 1
+        note("auto", area(held_out, score))
+        for name in SINGLE:
+            note(name, area(held_out, as_score(name)))
+        plain = [blend for blend in BLENDS if type(blend) is float]
+        note("auto and a weight", area(held_out, score, choose_blend(calibration, score, plain)))
+        note("auto and a blend", area(held_out, score, choose_blend(calibration, score)))
+    best = max(SINGLE, key=lambda name: float(np.mean(areas[name])))
+    behind = np.array(areas[best]) - np.array(areas["auto"])
+    return {
+        "chosen_score": chosen,
+        "area_percent": {name: round(float(np.mean(values)), 3) for name, values in areas.items()},
+        "best_single_score": best,
+        "auto_behind_it": round(float(behind.mean()), 3),
+        "deviation_between_splits": round(float(behind.std(ddof=1)), 3),
+    }
+
+
+def at_the_teachers_accuracy(outcomes: Outcomes, **how: Any) -> dict[str, Any]:
+    """Compute in percent of the teacher's, student paid on every input, and accuracy over it."""
+    found = []
+    for seed in range(SPLITS):
+        calibration, held_out = outcomes.split(0.5, seed)
+        try:
+            point = evaluate(held_out, calibrate(calibration, "match-teacher", **how))
+        except CalibrationError:
+            continue
+        cost = 100 * point.cost.flops / point.teacher_cost.flops
+        found.append((cost, 100 * (point.quality - point.teacher_quality)))
+    cost, gain = np.mean(found, axis=0)
+    return {
+        "splits": len(found),
+        "flops_percent": round(float(cost), 1),
+        "over_teacher_points": round(float(gain), 2),
+    }
+
+
+def main() -> None:
+    """Measure every pair and write the result file."""
+    report: dict[str, Any] = {**about(seed=0), "splits": SPLITS, "pairs": {}}
+    with shipped("outcomes.npz") as path:
+        pairs = {"cifar10_shipped": Outcomes.load(path)}
+    for name in PAIRS:
+        pairs[name] = load(name)
+    for name, outcomes in pairs.items():
+        student, teacher = outcomes.student_cost.flops, outcomes.teacher_cost.flops
+        report["pairs"][name] = {
+            "examples": len(outcomes),
+            "accuracy": {
+                "student": float(outcomes.student_quality.mean()),
+                "teacher": float(outcomes.teacher_quality.mean()),
+            },
+            "flops": {"student": student, "teacher": teacher},
+            **scores_and_blends(outcomes),
+            "at_the_teachers_accuracy": {
+                "auto and blend": at_the_teachers_accuracy(outcomes),
+                "auto": at_the_teachers_accuracy(outcomes, blend=0.0),
+                **{
+                    score: at_the_teachers_accuracy(outcomes, score=score, blend=0.0)
+                    for score in ("energy", "softmax", "entropy", "margin", "random")
+                },
+            },
+        }
+        print(name, report["pairs"][name], flush=True)
+    save("results", report, Path(__file__).parent)
+
+
+if __name__ == "__main__":
+    main()
