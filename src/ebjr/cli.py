@@ -42,7 +42,14 @@ from ebjr.model import Model, model_name
 from ebjr.outcomes import Outcomes, record_batches
 from ebjr.preprocess import Preprocess, Preprocessed, infer_preprocess
 from ebjr.study import Study, run_study
-from ebjr.tables import flops_text, ms_text, plain_table, print_study, study_figures
+from ebjr.tables import (
+    flops_text,
+    millijoules_text,
+    ms_text,
+    plain_table,
+    print_study,
+    study_figures,
+)
 
 app = typer.Typer(
     name="ebjr",
@@ -254,7 +261,7 @@ def record(
     table = plain_table("", "accuracy", "MFLOPs", "ms/example", *([f"mJ, {kind}"] if kind else []))
     for role in ("student", "teacher"):
         cost = getattr(outcomes, f"{role}_cost")
-        joules = [_millijoules(cost.joules)] if kind else []
+        joules = [millijoules_text(cost.joules)] if kind else []
         table.add_row(
             role, f"{figures[f'{role}_quality']:.2%}", flops_text(cost), ms_text(cost), *joules
         )
@@ -445,7 +452,7 @@ def profile(
             f"p50 {1e3 * latency.p50_seconds:.3f} ms, p95 {1e3 * latency.p95_seconds:.3f} ms",
         )
     for power in found.powers:
-        words = f"{_millijoules(power.joules)} mJ, {power.how}"
+        words = f"{millijoules_text(power.joules)} mJ, {power.how}"
         table.add_row(f"an example in a batch of {power.batch_size}", words)
     out.print(table)
     if found.powers:
@@ -659,10 +666,6 @@ class _Amount(MofNCompleteColumn):
         if "fetch" in task.description or "download" in task.description:
             return DownloadColumn().render(task)
         return super().render(task)
-
-
-def _millijoules(joules: float) -> str:
-    return f"{1e3 * joules:,.4g}"
 
 
 def _finite(value: float) -> float | None:

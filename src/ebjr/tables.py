@@ -101,11 +101,19 @@ def _say(console: Console, text: str) -> None:
 def _models(study: Study, joint_seconds: float | None) -> Table:
     """Both models, the joint model, and every other score at the same goal."""
     result = study.result
-    table = plain_table("", "accuracy", "deferred", "MFLOPs", "ms", "cheaper", "threshold")
+    kind = result.cost.joules_are
+    joules = [f"mJ, {kind}"] if kind else []
+    table = plain_table(
+        *("", "accuracy", "deferred", "MFLOPs", "ms"), *joules, "cheaper", "threshold"
+    )
     for role in ("student", "teacher"):
         cost = getattr(result, f"{role}_cost")
         quality = getattr(result, f"{role}_quality")
-        table.add_row(role, f"{quality:.2%}", "", flops_text(cost), ms_text(cost), "", "")
+        table.add_row(
+            *(role, f"{quality:.2%}", "", flops_text(cost), ms_text(cost)),
+            *([millijoules_text(cost.joules)] if kind else []),
+            *("", ""),
+        )
     chosen = f"joint: {score_title(result.score)}" + (
         f", blend {result.blend:g}" if result.blend else ""
     )
@@ -126,6 +134,7 @@ def _joint_row(name: str, point: OperatingPoint, measured: str | None = None) ->
         f"{point.deferral_rate:.1%}",
         flops_text(point.cost),
         measured or ms_text(point.cost),
+        *([millijoules_text(point.cost.joules)] if point.cost.joules_are else []),
         saving,
         f"{point.threshold:.4g}",
     ]
@@ -204,3 +213,8 @@ def flops_text(cost: Cost) -> str:
 def ms_text(cost: Cost) -> str:
     """Milliseconds per example; nothing where they are not known."""
     return "" if cost.seconds is None else f"{1e3 * cost.seconds:.3f}"
+
+
+def millijoules_text(joules: float | None) -> str:
+    """Joules in millijoules; nothing where they are not known."""
+    return "" if joules is None else f"{1e3 * joules:,.4g}"

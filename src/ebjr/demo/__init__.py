@@ -18,6 +18,7 @@ from ebjr.costs import Cost
 from ebjr.demo.cifar10 import CLASSES, DataUnavailable
 from ebjr.demo.cifar10 import load as load_cifar10
 from ebjr.evaluation.flops import count_flops
+from ebjr.evaluation.power import Load, find_joules
 from ebjr.outcomes import Outcomes, record_batches
 from ebjr.preprocess import Preprocess, Preprocessed
 from ebjr.study import Study, run_study
@@ -148,16 +149,34 @@ def _record(
         tell("recording both models", done, len(images))
 
     batches = ((images[rows], labels[rows]) for rows in _slices(len(images)))
-    flops = {role: Cost(flops=count_flops(path).flops) for role, path in paths.items()}
+    costs = _costs(paths, models, images[:BATCH_SIZE])
     return record_batches(
         models["student"],
         models["teacher"],
         batches,
         progress=count,
-        student_cost=flops["student"],
-        teacher_cost=flops["teacher"],
+        student_cost=costs["student"],
+        teacher_cost=costs["teacher"],
         labels=tuple(CLASSES),
     )
+
+
+def _costs(
+    paths: dict[str, Path], models: dict[str, Preprocessed], images: np.ndarray
+) -> dict[str, Cost]:
+    """FLOPs and joules of both models; the joules measured if the machine can, else estimated."""
+    inputs = PREPROCESS(images)
+    counted = {role: count_flops(path) for role, path in paths.items()}
+    powers = find_joules(
+        [
+            Load(model.model, inputs, counted[role].flops, counted[role].parameter_bytes)
+            for role, model in models.items()
+        ]
+    )
+    costs = {role: Cost(flops=found.flops) for role, found in counted.items()}
+    return {
+        role: power.add_to(cost) for (role, cost), power in zip(costs.items(), powers, strict=True)
+    }
 
 
 def _entries(paths: dict[str, Path], outcomes: Outcomes) -> dict[str, ModelEntry]:

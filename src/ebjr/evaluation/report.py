@@ -100,6 +100,7 @@ def write_report(
         css=_asset("report.css"),
         promise=_promise(point.certified),
         table=_table(held_out, points, best),
+        joules_are=_joules_are(held_out),
         chance=_chance(intervals or {}, comparisons),
         ranking=_ranking(ranking, score_title(point.score)),
         notes="\n".join(
@@ -213,6 +214,11 @@ def _table(
     return "\n".join(rows)
 
 
+def _joules_are(held_out: Outcomes) -> str:
+    kinds = {held_out.student_cost.joules_are, held_out.teacher_cost.joules_are} - {None}
+    return f", {kinds.pop()}" if len(kinds) == 1 else ""
+
+
 def _words(name: str) -> str:
     return f"joint: {name}" + (", the paper's (eq. 3)" if name == "energy" else "")
 
@@ -235,6 +241,7 @@ def _row(
         "" if rate is None else f"{100 * rate:.1f} %",
         "" if cost.flops is None else f"{cost.flops / 1e6:,.1f}",
         "" if cost.seconds is None else f"{1e3 * cost.seconds:.3f}",
+        "" if cost.joules is None else f"{1e3 * cost.joules:,.4g}",
         "" if saving is None else f"{saving:.2f}",
         "" if threshold is None else f"{threshold:.4g}",
     ]
