@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from importlib.resources import files
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.costs import Cost
+from ebjr.costs import Cost, joint_cost
 from ebjr.curve import OperatingPoint, TradeOffCurve
 from ebjr.errors import MissingExtra
 from ebjr.evaluation.plots import (
@@ -100,7 +101,7 @@ def write_report(
         css=_asset("report.css"),
         promise=_promise(point.certified),
         table=_table(held_out, points, best),
-        joules_are=_joules_are(held_out),
+        joules=f'<th scope="col">mJ, {kind}</th>' if (kind := _joules_are(held_out)) else "",
         chance=_chance(intervals or {}, comparisons),
         ranking=_ranking(ranking, score_title(point.score)),
         notes="\n".join(
@@ -205,6 +206,8 @@ def _table(
     for role in ("student", "teacher"):
         quality = getattr(held_out, f"{role}_quality").mean()
         cost = getattr(held_out, f"{role}_cost")
+        if _joules_are(held_out) is None:
+            cost = replace(cost, joules=None, joules_are=None)
         rows.append(_row(f"{role} alone", quality, None, cost, None, None))
     for name, point in points.items():
         rows.append(_joint_row(_words(name), held_out, point))
@@ -214,9 +217,9 @@ def _table(
     return "\n".join(rows)
 
 
-def _joules_are(held_out: Outcomes) -> str:
-    kinds = {held_out.student_cost.joules_are, held_out.teacher_cost.joules_are} - {None}
-    return f", {kinds.pop()}" if len(kinds) == 1 else ""
+def _joules_are(held_out: Outcomes) -> str | None:
+    """Whether both models' joules are measured or estimated; None where they cannot be compared."""
+    return joint_cost(held_out.student_cost, held_out.teacher_cost, 0.0).joules_are
 
 
 def _words(name: str) -> str:
@@ -241,7 +244,7 @@ def _row(
         "" if rate is None else f"{100 * rate:.1f} %",
         "" if cost.flops is None else f"{cost.flops / 1e6:,.1f}",
         "" if cost.seconds is None else f"{1e3 * cost.seconds:.3f}",
-        "" if cost.joules is None else f"{1e3 * cost.joules:,.4g}",
+        *([] if cost.joules is None else [f"{1e3 * cost.joules:,.4g}"]),
         "" if saving is None else f"{saving:.2f}",
         "" if threshold is None else f"{threshold:.4g}",
     ]
