@@ -260,6 +260,8 @@ def test_a_certified_point_says_so_in_its_figures():
 def test_a_promise_that_cannot_be_certified_names_the_smallest_that_can():
     with pytest.raises(CalibrationError, match=r"the smallest tolerance that can be certified is"):
         calibrate(pair(300), tolerance=0.001, delta=0.05, score="margin", blend=0.0)
+    with pytest.raises(CalibrationError, match=r"on 210 examples; .* give both to certify on all"):
+        calibrate(pair(300), tolerance=0.001, delta=0.05, score="margin")
 
 
 @pytest.mark.parametrize(

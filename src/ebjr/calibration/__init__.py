@@ -16,6 +16,7 @@ from ebjr.calibration.guarantee import PROMISES, certify
 from ebjr.calibration.targets import best_within, cheapest
 from ebjr.costs import UNITS
 from ebjr.curve import OperatingPoint, TradeOffCurve
+from ebjr.errors import CalibrationError
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score
 
@@ -124,7 +125,15 @@ def calibrate(
     curve = TradeOffCurve.of(outcomes, chosen, weight)
     if promise is not None and delta is not None:
         allowed = _allowed(curve, goal, given)
-        certificate = certify(curve, promise, tolerance=allowed, delta=delta)
+        try:
+            certificate = certify(curve, promise, tolerance=allowed, delta=delta)
+        except CalibrationError as error:
+            if choosing is outcomes:
+                raise
+            raise CalibrationError(
+                f"{error} ({CHOICE_SHARE:.0%} of those given chose score and blend: "
+                "give both to certify on all)"
+            ) from None
         return replace(curve.at(index=certificate.row), certified=certificate)
     if goal == "crossing":
         values = np.asarray(chosen(outcomes.student), dtype=np.float64)
