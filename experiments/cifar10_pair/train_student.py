@@ -75,7 +75,9 @@ def main() -> None:
     images, labels = load("train")
     kept, held_out = split_indices(len(images))
     teacher = build_teacher().to(memory_format=torch.channels_last)
-    teacher.load_state_dict(torch.load(CHECKPOINTS / "teacher.pt")["net"])
+    trained = CHECKPOINTS / "teacher.pt"
+    weights = trained if trained.exists() else HERE / "next_teacher.pt"
+    teacher.load_state_dict(torch.load(weights)["net"])
     held_out_accuracy = accuracy(predict(teacher, images[held_out]), labels[held_out])
     print(f"teacher: {held_out_accuracy:.4f} held out", flush=True)
     augmenter = Augmenter(images[kept], options.shift, options.cutout, options.seed, options.views)
