@@ -1,6 +1,7 @@
 """Scores: how well an input fits what the student knows. Higher = keep on the student.
 
-Every score maps raw output (n, classes) to (n,). Arrays of NumPy and PyTorch go in, and the same
+Every score maps raw output (n, classes) to (n,); those of regressors, which `ebjr.regression`
+holds and this file names, read (n, 1 + k). Arrays of NumPy and PyTorch go in, and the same
 library on the same device comes out. A row with a NaN or +inf logit has the score NaN, which no
 threshold keeps: it is deferred.
 
@@ -30,6 +31,13 @@ from ebjr.arrays import (
     to_numpy,
     top_and_total,
     top_two,
+)
+from ebjr.regression import (
+    density_entropy,
+    ensemble_spread,
+    interval_width,
+    predicted_std,
+    regression_energy,
 )
 
 
@@ -310,10 +318,25 @@ SCORES: dict[str, Callable[..., Array]] = {
         random,
     )
 }
-"""The scores that have a name. `register_score` adds to them."""
+"""The scores of classifiers that have a name. `register_score` adds to them."""
+
+REGRESSION_SCORES: dict[str, Callable[..., Array]] = {
+    function.__name__: function
+    for function in (
+        regression_energy,
+        density_entropy,
+        predicted_std,
+        interval_width,
+        ensemble_spread,
+    )
+}
+"""The scores of regressors that have a name: see `ebjr.regression`."""
 
 FITTED: dict[str, Callable[..., Array]] = {"learned": learned}
 """The scores that have a name, and weights that only a fit can give."""
+
+REGISTRIES = (SCORES, REGRESSION_SCORES, FITTED)
+"""Where a name is looked up."""
 
 F = TypeVar("F", bound=Callable[..., Array])
 
@@ -336,9 +359,15 @@ def register_score(function: F) -> F:
     >>> del SCORES["second_logit"]
     """
     name = function.__name__
-    if name in FITTED or SCORES.setdefault(name, function) is not function:
+    if _find(name) not in (None, function):
         raise ValueError(f"there is a score named {name} already")
+    SCORES.setdefault(name, function)
     return function
+
+
+def _find(name: str) -> Callable[..., Array] | None:
+    """The function of that name."""
+    return next((registry[name] for registry in REGISTRIES if name in registry), None)
 
 
 @dataclass(frozen=True)
@@ -390,7 +419,7 @@ class Score:
     @property
     def named(self) -> bool:
         """Whether its name alone finds it again, as `joint.toml` and the command line need."""
-        return self.function in (SCORES.get(self.name), FITTED.get(self.name))
+        return self.function is _find(self.name)
 
 
 def score_title(text: str) -> str:
@@ -447,12 +476,21 @@ def _parse(text: str) -> Score:
             raise ValueError(
                 f"cannot read the score {text!r}; write it like 'softmax(temperature=2.0)'"
             ) from None
-    function = SCORES.get(name) or FITTED.get(name)
+    function = _find(name)
     if function is None:
-        raise ValueError(f"there is no score named {name!r}; there are: {', '.join(SCORES)}")
+        known = ", ".join([*SCORES, *REGRESSION_SCORES])
+        raise ValueError(f"there is no score named {name!r}; there are: {known}")
     found = Score(name, function, parameters)
     try:
-        found(np.zeros((1, 2)))
+        found(np.zeros((1, _columns(name, parameters))))
     except TypeError:
         raise ValueError(f"score {name} does not take the parameters of {text!r}") from None
     return found
+
+
+def _columns(name: str, parameters: Mapping[str, Any]) -> int:
+    """Of raw output that the score takes: a regressor's parameters may be one for each."""
+    if name not in REGRESSION_SCORES:
+        return 2
+    listed = [len(v) for v in parameters.values() if isinstance(v, list | tuple)]
+    return 1 + max(listed, default=1 if name == "predicted_std" else 2)

@@ -1,0 +1,435 @@
+"""Scores of regressors: how well an input fits what the student knows (eq. 8-11).
+
+A regressor's raw output is (n,) predictions, or (n, 1 + k): the prediction first, then what its
+score reads. That is energies ``S(x, y)`` on a grid or for bins, a standard deviation, quantiles, or
+the predictions of an ensemble's members. Every score here reads the columns after the first; the
+prediction itself is no sign of being right.
+
+The paper's score is the free energy of a conditional energy,
+``-F(x) = log integral exp S(x, y) dy`` (`regression_energy`). A head that is normalized by construction, a Gaussian or quantiles, has
+``integral p(y|x) dy = 1`` and so ``F(x) = 0`` for every input: no signal whatever. Such heads say
+how sure they are in their width, and that is what the other scores read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.integrate import simpson
+
+from ebjr.arrays import Array, as_float, convert_like, is_array, logsumexp, namespace
+
+Grid = Sequence[float] | np.ndarray
+"""Ascending y, or the lowest and the highest of evenly spaced ones."""
+
+RULES = ("trapezoid", "simpson")
+
+
+def as_regression(output: Array) -> Array:
+    """Raw output of a regressor as (n, 1 + k) floats: (n,) predictions become one column.
+
+    Raises
+    ------
+    TypeError
+        `output` is not an array.
+    ValueError
+        It has another rank, or no column.
+
+    Examples
+    --------
+    >>> as_regression(np.array([1.0, 2.0])).shape
+    (2, 1)
+    """
+    if not is_array(output):
+        raise TypeError(
+            f"raw output must be a NumPy array or a PyTorch tensor, not {type(output).__name__}"
+        )
+    if output.ndim == 1:
+        output = output[:, None]
+    if output.ndim != 2 or output.shape[1] < 1:
+        raise ValueError(
+            "a regressor's raw output must have shape (n,) or (n, 1 + k), the prediction first, "
+            f"not {tuple(output.shape)}"
+        )
+    return as_float(output)
+
+
+def regression_energy(
+    output: Array,
+    widths: float | Sequence[float] | None = None,
+    grid: Grid | None = None,
+    rule: str = "trapezoid",
+) -> Array:
+    """Negative free energy of a conditional energy, ``-F(x) = log integral exp S(x, y) dy``.
+
+    Eq. 8-11, as a log-sum-exp of the energies, each with the logarithm of the share of the y axis
+    that it stands for. Exact for a head over bins; quadrature for energies on a grid.
+
+    Parameters
+    ----------
+    output
+        (n, 1 + k): the prediction, then k energies ``S(x, y)``, in nats.
+    widths
+        For a head over bins: one width for all, or (k,), in the unit of y.
+    grid
+        For energies on a grid: its y, (k,), ascending; or ``(low, high)``, k evenly spaced ones.
+        With neither, every column counts as it is: bins of width 1, one column that is ``-F``
+        already, or energies that carry their log-weights (`BinnedRegressor`).
+    rule
+        On a grid: ``"trapezoid"`` or ``"simpson"``.
+
+    Returns
+    -------
+    Array
+        (n,), in nats; grows by c when every energy of a row grows by c.
+
+    Raises
+    ------
+    ValueError
+        No column after the prediction; both `widths` and `grid`; widths that are not positive; a
+        grid that does not ascend; as many of them as there are not columns.
+
+    Examples
+    --------
+    >>> y = np.linspace(-8.0, 8.0, 65)
+    >>> gaussian = np.hstack([0.0, -(y**2) / 2])[None]
+    >>> regression_energy(gaussian, grid=(-8.0, 8.0)).round(4), round(math.log(2 * math.pi) / 2, 4)
+    (array([0.9189]), 0.9189)
+    """
+    return logsumexp(_weighted(output, widths, grid, rule))
+
+
+def density_entropy(
+    output: Array,
+    widths: float | Sequence[float] | None = None,
+    grid: Grid | None = None,
+    rule: str = "trapezoid",
+) -> Array:
+    """Negative differential entropy of ``p(y|x) = exp S(x, y) / integral exp S(x, y') dy'``.
+
+    What is left of a conditional energy when its free energy is taken out: how sharp the density
+    is. Parameters, shapes and errors are those of `regression_energy`.
+
+    Examples
+    --------
+    >>> density_entropy(np.array([[0.0, 0.0, 0.0], [0.0, 9.0, 0.0]])).round(3)
+    array([-0.693, -0.001])
+    """
+    weighted = _weighted(output, widths, grid, rule)
+    energies = _score_columns(output, "energies")
+    xp = namespace(weighted)
+    free = logsumexp(weighted)[:, None]
+    with np.errstate(invalid="ignore"):
+        mass = xp.exp(weighted - free)
+        log_density = energies - free
+    return xp.sum(mass * xp.where(mass == 0, xp.zeros_like(mass), log_density), axis=-1)
+
+
+def predicted_std(output: Array, of: str = "std") -> Array:
+    """Minus the standard deviation that the student predicts.
+
+    For Gaussian heads, whose free energy is 0 everywhere. A negative one scores NaN: deferred.
+
+    Parameters
+    ----------
+    output
+        (n, 2): the prediction, and ``"std"``, ``"variance"`` or ``"log_variance"`` as `of` says.
+
+    Raises
+    ------
+    ValueError
+        Not just one column after the prediction, or an unknown `of`.
+
+    Notes
+    -----
+    Source: Nix & Weigend, "Estimating the mean and variance of the target probability
+    distribution", ICNN 1994.
+
+    Examples
+    --------
+    >>> predicted_std(np.array([[5.0, 0.5], [7.0, 2.0]]))
+    array([-0.5, -2. ])
+    """
+    if of not in ("std", "variance", "log_variance"):
+        raise ValueError(f"of must be std, variance or log_variance, not {of!r}")
+    column = _score_columns(output, "a standard deviation")
+    if column.shape[1] != 1:
+        raise ValueError(
+            "predicted_std reads one column after the prediction, the standard deviation, but "
+            f"there are {column.shape[1]}"
+        )
+    xp, value = namespace(column), column[:, 0]
+    if of == "log_variance":
+        return -xp.exp(value / 2)
+    value = xp.where(value >= 0, value, xp.full_like(value, math.nan))
+    return -(xp.sqrt(value) if of == "variance" else value)
+
+
+def interval_width(output: Array) -> Array:
+    """Minus the width between the lowest and the highest quantile that the student predicts.
+
+    For quantile heads, whose free energy is 0 everywhere. Quantiles that cross score NaN: deferred.
+
+    Parameters
+    ----------
+    output
+        (n, 1 + k): the prediction, then k >= 2 quantiles, the lowest first.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two columns after the prediction.
+
+    Notes
+    -----
+    Source: Koenker & Bassett, "Regression quantiles", Econometrica 1978.
+
+    Examples
+    --------
+    >>> interval_width(np.array([[5.0, 4.0, 5.0, 6.5]]))
+    array([-2.5])
+    """
+    quantiles = _at_least_two(output, "interval_width", "quantiles")
+    xp = namespace(quantiles)
+    width = quantiles[:, -1] - quantiles[:, 0]
+    return -xp.where(width >= 0, width, xp.full_like(width, math.nan))
+
+
+def ensemble_spread(output: Array) -> Array:
+    """Minus the standard deviation of the predictions of an ensemble's members.
+
+    Parameters
+    ----------
+    output
+        (n, 1 + k): the prediction, then those of k >= 2 members.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two columns after the prediction.
+
+    Notes
+    -----
+    Source: Lakshminarayanan, Pritzel & Blundell, "Simple and scalable predictive uncertainty
+    estimation using deep ensembles", NeurIPS 2017.
+
+    Examples
+    --------
+    >>> ensemble_spread(np.array([[5.0, 4.0, 6.0]])).round(3)
+    array([-1.414])
+    """
+    members = _at_least_two(output, "ensemble_spread", "members")
+    xp = namespace(members)
+    off = members - xp.mean(members, axis=-1, keepdims=True)
+    return -xp.sqrt(xp.sum(off * off, axis=-1) / (members.shape[1] - 1))
+
+
+def edge_mass(output: Array, grid: Grid, rule: str = "trapezoid") -> tuple[Array, Array]:
+    """How much of the modeled density lies in the first and in the last cell of a grid.
+
+    A grid that covers what the model believes has next to nothing there; what lies beyond it is at
+    least of this order, and is missing from the free energy.
+
+    Parameters
+    ----------
+    output
+        (n, 1 + k): the prediction, then the energies on the grid.
+    grid, rule
+        As in `regression_energy`.
+
+    Returns
+    -------
+    tuple
+        (n,) and (n,): shares between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        As `regression_energy`.
+
+    Examples
+    --------
+    >>> y = np.linspace(0.0, 8.0, 33)
+    >>> first, last = edge_mass(np.hstack([0.0, -(y**2) / 2])[None], grid=(0.0, 8.0))
+    >>> first.round(3), last.round(3)
+    (array([0.1]), array([0.]))
+    """
+    weighted = _weighted(output, None, grid, rule)
+    xp, free = namespace(weighted), logsumexp(weighted)
+    with np.errstate(invalid="ignore"):
+        return xp.exp(weighted[:, 0] - free), xp.exp(weighted[:, -1] - free)
+
+
+def check_grid(
+    grid: Grid, targets: Any, output: Array | None = None, rule: str = "trapezoid"
+) -> None:
+    """Check that a y grid covers the targets, and where energies are given, the model's density.
+
+    Parameters
+    ----------
+    grid
+        Its y, or ``(low, high)``.
+    targets
+        (n,).
+    output
+        (n, 1 + k): the prediction and the energies on the grid, as in `regression_energy`.
+    rule
+        As in `regression_energy`.
+
+    Raises
+    ------
+    ValueError
+        Targets lie outside, or on average more than 1 % of the modeled mass lies in the outermost
+        cells; the message says how many and how much, and how wide a grid would do.
+
+    Examples
+    --------
+    >>> check_grid((0.0, 10.0), [1.0, 9.0])
+    >>> check_grid((0.0, 10.0), [1.0, 9.0, 11.0, 12.0])
+    Traceback (most recent call last):
+    ValueError: the grid from 0 to 10 does not cover the data: 2 of 4 targets (50.0 %) lie ...
+    """
+    values = np.asarray(targets, dtype=np.float64)
+    low, high = float(grid[0]), float(grid[-1])
+    outside = int(np.count_nonzero(~((values >= low) & (values <= high))))
+    if outside:
+        raise ValueError(
+            f"the grid from {low:g} to {high:g} does not cover the data: {outside} of "
+            f"{len(values)} targets ({100 * outside / len(values):.1f} %) lie outside, from "
+            f"{values.min():g} to {values.max():g}; widen the grid"
+        )
+    if output is not None:
+        shares = [float(namespace(side).mean(side)) for side in edge_mass(output, grid, rule)]
+        if not sum(shares) <= 0.01:
+            raise ValueError(
+                f"the grid from {low:g} to {high:g} does not cover what the model believes: "
+                f"{100 * shares[0]:.1f} % of its mass lies in the first cell and "
+                f"{100 * shares[1]:.1f} % in the last; widen the grid"
+            )
+
+
+def bin_log_weights(widths: float | Sequence[float], count: int) -> np.ndarray:
+    """(count,): the logarithms of the bins' widths.
+
+    Raises
+    ------
+    ValueError
+        A width is not positive, or there is another number of them.
+
+    Examples
+    --------
+    >>> bin_log_weights(1.0, 3)
+    array([0., 0., 0.])
+    """
+    array = np.asarray(widths, dtype=np.float64)
+    if not (np.isfinite(array).all() and (array > 0).all()):
+        raise ValueError("bin widths must be positive numbers")
+    if array.ndim and array.shape != (count,):
+        raise ValueError(f"there are {count} bins but {array.size} widths")
+    return np.broadcast_to(np.log(array), (count,))
+
+
+def grid_log_weights(grid: Grid, count: int | None = None, rule: str = "trapezoid") -> np.ndarray:
+    """(count,): the logarithms of the quadrature weights of a grid.
+
+    Parameters
+    ----------
+    grid
+        Ascending y, or ``(low, high)`` for `count` evenly spaced ones.
+    count
+        How many points; those given if left out.
+    rule
+        ``"trapezoid"``, or ``"simpson"``, more exact where the energies are smooth.
+
+    Raises
+    ------
+    ValueError
+        An unknown rule, a grid that does not ascend or has another number of points, or Simpson's
+        rule on one that it does not suit.
+
+    Examples
+    --------
+    >>> np.exp(grid_log_weights([0.0, 1.0, 2.0])), np.exp(grid_log_weights((0, 2), 3, "simpson"))
+    (array([0.5, 1. , 0.5]), array([0.33333333, 1.33333333, 0.33333333]))
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
+    points = grid_points(grid, count)
+    if rule == "trapezoid":
+        step = np.diff(points) / 2
+        return np.log(np.append(step, 0.0) + np.append(0.0, step))
+    weights = simpson(np.eye(len(points)), x=points)
+    if not (len(points) % 2 and (weights > 0).all()):
+        raise ValueError(
+            "Simpson's rule needs an odd number of points, about evenly spaced; use the rule "
+            "'trapezoid' on this grid"
+        )
+    return np.log(weights)
+
+
+def grid_points(grid: Grid, count: int | None = None) -> np.ndarray:
+    """(count,): the y of a grid that is given by its points, or by its ends.
+
+    Raises
+    ------
+    ValueError
+        It does not ascend, is not finite, or has another number of points than `count`.
+
+    Examples
+    --------
+    >>> grid_points((0, 1), 3)
+    array([0. , 0.5, 1. ])
+    """
+    points = np.asarray(grid, dtype=np.float64)
+    if points.ndim != 1 or len(points) < 2 or not np.isfinite(points).all():
+        raise ValueError("a grid must be two or more finite numbers, ascending")
+    if not (np.diff(points) > 0).all():
+        raise ValueError("a grid must ascend: every y above the one before it")
+    if count is None or len(points) == count:
+        return points
+    if len(points) != 2 or count < 2:
+        raise ValueError(f"there are {count} energies but {len(points)} grid points")
+    return np.linspace(points[0], points[1], count)
+
+
+def _weighted(
+    output: Array,
+    widths: float | Sequence[float] | None,
+    grid: Grid | None,
+    rule: str,
+) -> Array:
+    """(n, k): the energies with the logarithm of what each stands for."""
+    energies = _score_columns(output, "energies")
+    if widths is not None and grid is not None:
+        raise ValueError("give widths, for a head over bins, or a grid, not both")
+    count = int(energies.shape[1])
+    if widths is not None:
+        weights = bin_log_weights(widths, count)
+    elif grid is not None:
+        weights = grid_log_weights(grid, count, rule)
+    else:
+        return energies
+    return energies + namespace(energies).astype(convert_like(weights, energies), energies.dtype)
+
+
+def _score_columns(output: Array, what: str) -> Array:
+    """(n, k): what comes after the prediction."""
+    whole = as_regression(output)
+    if whole.shape[1] < 2:
+        raise ValueError(
+            f"the student's raw output holds predictions alone: its score needs {what} in columns "
+            "after the first"
+        )
+    columns = whole[:, 1:]
+    # sums round alike in a batch and row by row
+    return np.ascontiguousarray(columns) if type(columns) is np.ndarray else columns
+
+
+def _at_least_two(output: Array, score: str, what: str) -> Array:
+    columns = _score_columns(output, what)
+    if columns.shape[1] < 2:
+        raise ValueError(f"{score} reads two or more {what} after the prediction, but there is one")
+    return columns

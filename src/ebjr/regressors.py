@@ -1,0 +1,352 @@
+"""Regressors whose raw output a score can read, from conditional energies ``S(x, y)`` (eq. 8-11).
+
+Heads that predict a standard deviation, quantiles or an ensemble need no wrapper: their raw output
+is the prediction and then those columns. Heads over bins do not say the prediction, and an energy
+that takes y as an input has no columns at all; both become (n, 1 + k) here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ebjr.arrays import (
+    Array,
+    Batch,
+    as_float,
+    convert_like,
+    logsumexp,
+    namespace,
+    to_numpy,
+)
+from ebjr.regression import Grid, as_regression, bin_log_weights, grid_log_weights, grid_points
+
+Energy = Callable[[Batch, Array], Array]
+"""A conditional energy: a batch of n inputs and y (n, m) in, ``S(x, y)`` (n, m) out."""
+
+
+class Proposal(Protocol):
+    """Where to look for y: draws around the point prediction, and their density."""
+
+    def sample(self, prediction: np.ndarray, samples: int, seed: int) -> np.ndarray:
+        """(n, samples): draws for n predictions; a row's depend on the row and the seed alone."""
+        ...
+
+    def log_density(self, y: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+        """(n, m): the logarithm of the density of y (n, m) given the n predictions."""
+        ...
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """A mixture of Gaussians, all centered at the point prediction.
+
+    Parameters
+    ----------
+    scales
+        Their standard deviations, in the unit of y.
+    weights
+        Their shares; equal if left out.
+
+    Raises
+    ------
+    ValueError
+        A scale or weight is not positive, or there are not as many of both.
+
+    Notes
+    -----
+    Source: Gustafsson et al., "Energy-based models for deep probabilistic regression", ECCV 2020.
+
+    Examples
+    --------
+    >>> mixture = GaussianMixture((0.1, 1.0))
+    >>> mixture.sample(np.zeros(1), samples=3, seed=0).shape
+    (1, 3)
+    """
+
+    scales: tuple[float, ...]
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        weights = self.weights or (1.0,) * len(self.scales)
+        for name, values in (("scales", self.scales), ("weights", weights)):
+            if not (values and all(math.isfinite(v) and v > 0 for v in values)):
+                raise ValueError(f"{name} of a mixture must be positive numbers, not {values}")
+        if len(weights) != len(self.scales):
+            raise ValueError(f"there are {len(self.scales)} scales but {len(weights)} weights")
+        total = sum(weights)
+        object.__setattr__(self, "scales", tuple(float(v) for v in self.scales))
+        object.__setattr__(self, "weights", tuple(v / total for v in weights))
+
+    def sample(self, prediction: np.ndarray, samples: int, seed: int) -> np.ndarray:
+        """(n, samples): the same offsets for every row, so that any batches give the same."""
+        rng = np.random.default_rng(seed)
+        scale = rng.choice(self.scales, samples, p=self.weights)
+        return prediction[:, None] + scale * rng.standard_normal(samples)
+
+    def log_density(self, y: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+        """(n, m)."""
+        off = (y - prediction[:, None])[..., None]
+        scales, weights = np.array(self.scales), np.array(self.weights)
+        each = np.log(weights / scales) - (off / scales) ** 2 / 2 - math.log(2 * math.pi) / 2
+        return logsumexp(each)
+
+    @classmethod
+    def fit(cls, residuals: Any, components: int = 3, steps: int = 200) -> GaussianMixture:
+        """The likeliest mixture for some residuals, by expectation maximization.
+
+        Parameters
+        ----------
+        residuals
+            (n,): targets minus point predictions, on examples that the regressor has not seen.
+        components
+            How many Gaussians; fewer come out where the residuals need no more.
+        steps
+            Of the fit.
+
+        Raises
+        ------
+        ValueError
+            Fewer than two residuals, or all 0, or not finite.
+
+        Examples
+        --------
+        >>> residuals = np.random.default_rng(0).normal(0, 2, 10_000)
+        >>> [round(scale) for scale in GaussianMixture.fit(residuals, components=1).scales]
+        [2]
+        """
+        off = np.asarray(residuals, dtype=np.float64)
+        if off.ndim != 1 or len(off) < 2 or not np.isfinite(off).all() or not off.any():
+            raise ValueError(
+                "a proposal is fitted to two or more finite residuals (n,) that are not all 0"
+            )
+        square, whole = off**2, math.sqrt(float((off**2).mean()))
+        scales = whole * 2.0 ** (np.arange(components) - (components - 1) / 2)
+        shares = np.full(components, 1 / components)
+        for _ in range(steps):
+            log = np.log(shares / scales) - square[:, None] / (2 * scales**2)
+            mine = np.exp(log - logsumexp(log)[:, None])
+            shares = mine.mean(axis=0)
+            scales = np.sqrt(square @ mine / np.maximum(mine.sum(axis=0), 1e-300))
+            # a component that holds next to nothing is at a spike of the likelihood
+            used = (shares > 1e-3) & (scales > 1e-3 * whole)
+            shares, scales = shares[used] / shares[used].sum(), scales[used]
+        return cls(tuple(scales.tolist()), tuple(shares.tolist()))
+
+
+@dataclass(frozen=True, eq=False)
+class EnergyEstimate:
+    """A free energy by importance sampling.
+
+    Attributes
+    ----------
+    energy
+        (n,): ``-F(x)``, in nats.
+    standard_error
+        (n,): of `energy`, from the spread of the importance weights (delta method).
+    """
+
+    energy: Array
+    standard_error: Array
+
+
+def sample_energy(
+    energy: Energy,
+    inputs: Batch,
+    prediction: Array,
+    proposal: Proposal,
+    samples: int = 1000,
+    seed: int = 0,
+) -> EnergyEstimate:
+    """``-F(x) = log E_q[exp S(x, y) / q(y|x)]`` by importance sampling (eq. 11).
+
+    Parameters
+    ----------
+    energy
+        ``S(x, y)``: inputs and y (n, m) to (n, m), in nats.
+    inputs
+        n inputs.
+    prediction
+        (n,): the point predictions that the proposal is centered at.
+    proposal
+        Where y is drawn: a `GaussianMixture`, or anything with `sample` and `log_density`. It
+        should be no narrower than ``p(y|x)``.
+    samples
+        For each input, at least 2.
+    seed
+        Same seed, same answers, in any split into batches.
+
+    Raises
+    ------
+    ValueError
+        The proposal has zero density at its own draws or at a prediction, or draws what is not
+        finite; the energies have another shape, or are NaN or ``+inf``; fewer than two samples.
+
+    Examples
+    --------
+    >>> wide = GaussianMixture((1.5,))
+    >>> estimate = sample_energy(lambda x, y: -(y**2) / 2, None, np.zeros(1), wide)
+    >>> error = estimate.energy[0] - math.log(2 * math.pi) / 2
+    >>> bool(abs(error) < 3 * estimate.standard_error[0])
+    True
+    """
+    if samples < 2:
+        raise ValueError(f"importance sampling needs at least 2 samples, not {samples}")
+    center = to_numpy(prediction).astype(np.float64)
+    drawn = np.asarray(proposal.sample(center, samples, seed), dtype=np.float64)
+    if drawn.shape != (len(center), samples) or not np.isfinite(drawn).all():
+        raise ValueError(
+            f"the proposal must draw ({len(center)}, {samples}) finite y, but drew "
+            f"{drawn.shape}{'' if np.isfinite(drawn).all() else ' with some that are not finite'}"
+        )
+    density = np.asarray(
+        proposal.log_density(np.column_stack([center, drawn]), center), dtype=np.float64
+    )
+    zero = ~np.isfinite(density)
+    if zero.any():
+        raise ValueError(
+            f"the proposal has zero density, or none that is a number, at {int(zero.sum())} of "
+            f"{zero.size} points (the predictions and its own draws): it must be positive wherever "
+            "the model's density is"
+        )
+    reference = as_float(prediction)
+    xp = namespace(reference)
+    y = xp.astype(convert_like(drawn, reference), reference.dtype)
+    found = energy(inputs, y)
+    if tuple(found.shape) != (len(center), samples):
+        raise ValueError(
+            f"the energy must return ({len(center)}, {samples}) for y of that shape, but returned "
+            f"{tuple(found.shape)}"
+        )
+    if bool(xp.any(xp.isnan(found) | (found == math.inf))):
+        raise ValueError("the energy returned NaN or +inf, which has no free energy")
+    offset = convert_like(density[:, 1:], found)
+    weights = found - xp.astype(offset, found.dtype) - math.log(samples)
+    total = logsumexp(weights)
+    share = xp.exp(weights - total[:, None])  # adds up to 1
+    spread = xp.sqrt(xp.sum((share - 1 / samples) ** 2, axis=-1) * samples / (samples - 1))
+    return EnergyEstimate(total, spread)
+
+
+class EnergyRegressor:
+    """A point regressor and a conditional energy as one model, (n, 2): prediction and ``-F(x)``.
+
+    Its score is ``regression_energy``, which reads the second column as it is.
+
+    Parameters
+    ----------
+    regressor
+        A model whose raw output is (n,) predictions, or has them in its first column.
+    energy
+        ``S(x, y)``: a batch and y (n, m) to (n, m), in nats.
+    grid
+        Ascending y for quadrature, as `check_grid` may check it. Give this or `proposal`.
+    rule
+        On the grid: ``"trapezoid"`` or ``"simpson"``.
+    proposal
+        For importance sampling around the prediction.
+    samples, seed
+        Of it.
+
+    Raises
+    ------
+    ValueError
+        Both or none of grid and proposal, or a bad grid.
+
+    Examples
+    --------
+    >>> model = EnergyRegressor(
+    ...     lambda x: x, lambda x, y: -((y - x[:, None]) ** 2) / 2, grid=np.linspace(-9, 9, 99)
+    ... )
+    >>> model(np.array([0.0, 1.0])).round(3)
+    array([[0.   , 0.919],
+           [1.   , 0.919]])
+    """
+
+    def __init__(
+        self,
+        regressor: Callable[[Batch], Array],
+        energy: Energy,
+        *,
+        grid: Grid | None = None,
+        rule: str = "trapezoid",
+        proposal: Proposal | None = None,
+        samples: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        if (grid is None) == (proposal is None):
+            raise ValueError("give a grid, for quadrature, or a proposal, for importance sampling")
+        self.regressor = regressor
+        self.energy = energy
+        self.proposal = proposal
+        self.samples, self.seed = samples, seed
+        self.points = None if grid is None else grid_points(grid)
+        self.log_weights = None if grid is None else grid_log_weights(grid, rule=rule)
+
+    def __call__(self, batch: Batch) -> Array:
+        """(n, 2): prediction and negative free energy."""
+        output = as_regression(self.regressor(batch))
+        xp, prediction = namespace(output), output[:, 0]
+        if self.proposal is not None:
+            found = sample_energy(
+                self.energy, batch, prediction, self.proposal, self.samples, self.seed
+            ).energy
+        else:
+            rows = np.broadcast_to(self.points, (output.shape[0], len(self.points)))  # type: ignore[arg-type]
+            energies = self.energy(batch, xp.astype(convert_like(rows, output), output.dtype))
+            weights = convert_like(self.log_weights, energies)
+            found = logsumexp(energies + namespace(energies).astype(weights, energies.dtype))
+        return xp.stack([prediction, xp.astype(found, output.dtype)], axis=1)
+
+
+class BinnedRegressor:
+    """A model of logits over bins of y as a regressor, (n, 1 + bins).
+
+    The prediction is the mean of ``p(y|x)``, whose density in a bin is ``exp`` of its logit over
+    the sum of ``exp(logit) width``. The columns after it are the logits plus the logarithms of the
+    widths, so that the score ``regression_energy`` needs no parameters.
+
+    Parameters
+    ----------
+    model
+        A model whose raw output is (n, bins) energies.
+    edges
+        (bins + 1,): ascending, in the unit of y.
+
+    Raises
+    ------
+    ValueError
+        Edges that do not ascend; when called, another number of bins.
+
+    Examples
+    --------
+    >>> model = BinnedRegressor(lambda batch: np.zeros((len(batch), 2)), edges=[0.0, 1.0, 3.0])
+    >>> model([7]).round(3)
+    array([[1.5  , 0.   , 0.693]])
+    """
+
+    def __init__(self, model: Callable[[Batch], Array], edges: Sequence[float]) -> None:
+        self.model = model
+        points = grid_points(edges)
+        self.centers = (points[1:] + points[:-1]) / 2
+        self.log_widths = bin_log_weights(np.diff(points).tolist(), len(self.centers))
+
+    def __call__(self, batch: Batch) -> Array:
+        """(n, 1 + bins)."""
+        logits = as_regression(self.model(batch))
+        if logits.shape[1] != len(self.centers):
+            raise ValueError(
+                f"the edges make {len(self.centers)} bins but the model returned {logits.shape[1]}"
+            )
+        xp = namespace(logits)
+        widths, centers = (
+            xp.astype(convert_like(values, logits), logits.dtype)
+            for values in (self.log_widths, self.centers)
+        )
+        weighted = logits + widths
+        mass = xp.exp(weighted - logsumexp(weighted)[:, None])
+        return xp.concat([(mass @ centers)[:, None], weighted], axis=1)
