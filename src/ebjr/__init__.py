@@ -21,6 +21,7 @@ from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
 from ebjr.errors import (
     CalibrationError,
     EbjrError,
+    GridWarning,
     MissingExtra,
     ModelError,
     PromiseWarning,
@@ -28,10 +29,12 @@ from ebjr.errors import (
     TeacherUnavailable,
 )
 from ebjr.evaluation import evaluate
-from ebjr.joint import JointAnswer, JointClassifier, JointModel
+from ebjr.joint import JointAnswer, JointClassifier, JointModel, JointRegressor
+from ebjr.metrics import METRICS, register_metric
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes, record, record_batches
 from ebjr.preprocess import Preprocess, Preprocessed
+from ebjr.regressors import BinnedRegressor, EnergyRegressor, GaussianMixture
 from ebjr.router import Router
 from ebjr.scores import SCORES, Score, as_score, register_score
 from ebjr.study import Study, run_study
@@ -39,16 +42,22 @@ from ebjr.study import Study, run_study
 __version__ = "0.1.0"
 
 __all__ = [
+    "METRICS",
     "SCORES",
+    "BinnedRegressor",
     "Blend",
     "CalibrationError",
     "Certificate",
     "Cost",
     "EbjrError",
+    "EnergyRegressor",
+    "GaussianMixture",
+    "GridWarning",
     "JointAnswer",
     "JointClassifier",
     "JointConfig",
     "JointModel",
+    "JointRegressor",
     "MissingExtra",
     "Model",
     "ModelError",
@@ -72,6 +81,7 @@ __all__ = [
     "oracle",
     "record",
     "record_batches",
+    "register_metric",
     "register_score",
     "run_study",
     "save_joint",

@@ -1,7 +1,8 @@
 """Blend: once the teacher has been called, the student's answer is already paid for.
 
-A deferred answer is ``softmax(teacher) + weight * softmax(student)``, renormalized. Weight 0 is
-the paper: the teacher alone. Whether more helps is a matter of the pair, and is calibrated.
+A deferred answer is ``softmax(teacher) + weight * softmax(student)``, renormalized; of regressors
+the weighted mean of both predictions. Weight 0 is the paper: the teacher alone. Whether more helps
+is a matter of the pair, and is calibrated.
 """
 
 from __future__ import annotations
@@ -174,6 +175,38 @@ def blend_logits(student: Array, teacher: Array, blend: float) -> Array:
         log_softmax(_over(as_float(student), whole.student_temperature)) + math.log(weight),
     )
     return mixed - math.log1p(weight)
+
+
+def blend_predictions(student: Array, teacher: Array, blend: float) -> Array:
+    """The weighted mean of both predictions, ``(teacher + weight * student) / (1 + weight)``.
+
+    Parameters
+    ----------
+    student, teacher
+        Predictions of the same examples, of one shape.
+    blend
+        What the student counts beside the teacher's 1.
+
+    Returns
+    -------
+    Array
+        The teacher's, untouched, where the weight is 0.
+
+    Raises
+    ------
+    ValueError
+        The weight is negative or not finite, or carries temperatures, which are for logits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> blend_predictions(np.array([1.0]), np.array([4.0]), 0.5)
+    array([3.])
+    """
+    whole = as_blend(blend)
+    if isinstance(whole, Blend):
+        raise ValueError(f"a blend of predictions is a weight without temperatures, not {whole}")
+    return teacher if whole == 0 else (teacher + whole * student) / (1 + whole)
 
 
 def _over(logits: Array, temperature: float) -> Array:

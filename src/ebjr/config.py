@@ -23,14 +23,16 @@ from ebjr.costs import UNITS, Cost
 from ebjr.curve import OperatingPoint
 from ebjr.errors import ModelError, PromiseWarning
 from ebjr.files import sha256_of, write_whole
-from ebjr.joint import JointClassifier, JointModel
+from ebjr.joint import JointClassifier, JointModel, JointRegressor
 from ebjr.model import Model, model_name
-from ebjr.outcomes import TASKS
 from ebjr.preprocess import Preprocess, Preprocessed
 from ebjr.router import Router
 from ebjr.study import Study
+from ebjr.tasks import as_task
 
-FINALS: dict[str, type[JointModel]] = {"classification": JointClassifier}
+FINALS: dict[str, type[JointModel]] = {
+    final.task: final for final in (JointClassifier, JointRegressor)
+}
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,7 @@ class JointConfig:
     operating_points: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}")
+        as_task(self.task)
         router = Router(self.score, self.threshold)
         object.__setattr__(self, "blend", as_blend(self.blend))
         if not router.score.named:

@@ -30,13 +30,16 @@ class OperatingPoint:
     deferral_rate
         The fraction of rows that the teacher answers.
     quality
-        The joint model's, for classification its accuracy.
+        The joint model's, higher is better: for classification its accuracy, for regression minus
+        its loss, or R2.
     student_quality, teacher_quality
         Each model's alone, on the same examples.
     student_cost, teacher_cost
         Per example, where known.
     n
         How many examples the figures were taken on.
+    metric
+        What the qualities are, see `ebjr.metrics`.
     certified
         What is promised beyond the examples seen, a `Certificate`; None where nothing is.
 
@@ -59,6 +62,7 @@ class OperatingPoint:
     n: int
     certified: Any = None
     score_function: Score | None = None
+    metric: str = "accuracy"
 
     @property
     def router(self) -> Router:
@@ -121,6 +125,7 @@ class OperatingPoint:
             "score": self.score,
             "blend": blend_text(self.blend),
             "deferral_rate": self.deferral_rate,
+            "metric": self.metric,
             "quality": self.quality,
             "student_quality": self.student_quality,
             "teacher_quality": self.teacher_quality,
@@ -147,7 +152,8 @@ class TradeOffCurve:
     Attributes
     ----------
     threshold, deferral_rate, quality
-        (k,), thresholds strictly ascending; quality is the accuracy for classification.
+        (k,), thresholds strictly ascending; quality is the accuracy for classification, minus the
+        loss (RMSE, MAE) or R2 for regression: higher is better.
     score, blend
         What was scored, and the student's weight in a deferred answer.
     outcomes
@@ -209,7 +215,8 @@ class TradeOffCurve:
             )
         order = np.argsort(np.where(np.isnan(values), -np.inf, values))
         kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
-        threshold, deferral_rate, quality = _sweep(values[order], kept[order], deferred[order])
+        threshold, deferral_rate, mean = _sweep(values[order], kept[order], deferred[order])
+        quality = outcomes.measure.quality(mean)
         return cls(threshold, deferral_rate, quality, score, blend, outcomes, order)
 
     def __len__(self) -> int:
@@ -256,9 +263,13 @@ class TradeOffCurve:
 
     @property
     def area(self) -> float:
-        """Mean quality over all deferral rates, the rate being drawn evenly from 0 to 1."""
-        return float(np.trapezoid(self.quality, self.deferral_rate)) + float(
-            self.quality[0] * self.deferral_rate[0]
+        """Mean row quality over all deferral rates, the rate being drawn evenly from 0 to 1.
+
+        For RMSE that is minus the mean squared error: means of rows add up, roots do not.
+        """
+        mean = self.outcomes.measure.mean(self.quality)
+        return float(np.trapezoid(mean, self.deferral_rate)) + float(
+            mean[0] * self.deferral_rate[0]
         )
 
     def at(
@@ -306,12 +317,13 @@ class TradeOffCurve:
             blend=self.blend,
             deferral_rate=float(self.deferral_rate[index]),
             quality=float(self.quality[index]),
-            student_quality=float(self.outcomes.student_quality.mean()),
-            teacher_quality=float(self.outcomes.teacher_quality.mean()),
+            student_quality=self.outcomes.quality("student"),
+            teacher_quality=self.outcomes.quality("teacher"),
             student_cost=self.outcomes.student_cost,
             teacher_cost=self.outcomes.teacher_cost,
             n=len(self.outcomes),
             score_function=self.score,
+            metric=self.outcomes.metric,
         )
         return point if threshold is None else replace(point, threshold=threshold)
 

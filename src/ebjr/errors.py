@@ -11,7 +11,8 @@
         ├── ProtocolError            a message that is not what the protocol says
         └── MissingExtra             an optional package is not installed
     Warning
-    └── PromiseWarning               what was calibrated is not what is in use
+    ├── PromiseWarning               what was calibrated is not what is in use
+    └── GridWarning                  a y grid does not cover the data
 
 Every message is one sentence that says what was expected, what came, and the way out.
 """
@@ -59,3 +60,7 @@ class MissingExtra(EbjrError, ImportError):
 
 class PromiseWarning(UserWarning):
     """What was calibrated is not what is in use, so that its figures or its promise are void."""
+
+
+class GridWarning(UserWarning):
+    """A y grid does not cover the data, so that a part of every free energy is missing."""

@@ -17,10 +17,11 @@ from ebjr.arrays import (
     take_rows,
     to_numpy,
 )
-from ebjr.blend import as_blend, blend_logits
+from ebjr.blend import as_blend
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.model import Model, answer, model_name
 from ebjr.router import Router
+from ebjr.tasks import Task, as_task
 
 POLICIES = ("student", "error")
 
@@ -32,10 +33,11 @@ class JointAnswer:
     Attributes
     ----------
     prediction
-        (n,) labels for classification.
+        (n,) labels for classification, numbers for regression.
     output
-        (n, classes): raw output of whoever answered the row; with a blend, log-probabilities.
-        Its softmax is the answer's distribution either way.
+        For classification (n, classes): raw output of whoever answered the row; with a blend,
+        log-probabilities. Its softmax is the answer's distribution either way. For regression
+        (n, 1), the predictions.
     score
         (n,): the student's score of each row.
     deferred
@@ -102,6 +104,7 @@ class JointModel:
         n = row_count(inputs)
         output, marked = answer(self.student, inputs, n)
         score, deferred = self.router(output)
+        output = self.kind.shared(output)
         nothing = namespace(deferred).zeros_like(deferred)
         degraded = nothing if marked is None else convert_like(marked, deferred) & ~deferred
         rows = to_numpy(deferred).nonzero()[0]
@@ -122,7 +125,7 @@ class JointModel:
         everything = len(rows) == row_count(inputs)
         batch = inputs if everything else take_rows(inputs, rows)
         taught, marked = answer(self.teacher, batch, len(rows))
-        taught = convert_like(taught, output)
+        taught = self.kind.shared(convert_like(taught, output))
         if taught.shape[1:] != output.shape[1:]:
             raise ModelError(
                 f"student and teacher must answer alike, but {model_name(self.student)} gave rows "
@@ -134,13 +137,20 @@ class JointModel:
             taught = self.mix(output if everything else output[index], taught)
         return taught if everything else put_rows(output, rows, taught), marked
 
+    @property
+    def kind(self) -> Task:
+        """What the task decides."""
+        if not hasattr(self, "task"):
+            raise NotImplementedError("use one of the finals: JointClassifier, JointRegressor")
+        return as_task(self.task)
+
     def predict(self, output: Array) -> Array:
-        """The answer that raw output (n, ...) means."""
-        raise NotImplementedError
+        """(n,): the answers that raw output means."""
+        return self.kind.predict(output)
 
     def mix(self, student: Array, teacher: Array) -> Array:
         """The raw output of deferred rows with the student's answer blended in."""
-        raise NotImplementedError
+        return self.kind.mix(student, teacher, self.blend)
 
 
 class JointClassifier(JointModel):
@@ -170,10 +180,27 @@ class JointClassifier(JointModel):
 
     task = "classification"
 
-    def predict(self, output: Array) -> Array:
-        """(n,): the class with the largest logit."""
-        return output.argmax(-1)
 
-    def mix(self, student: Array, teacher: Array) -> Array:
-        """Log-probabilities of ``softmax(teacher) + blend * softmax(student)``."""
-        return blend_logits(student, teacher, self.blend)
+class JointRegressor(JointModel):
+    """Two regressors of the same quantity as one (eq. 7).
+
+    Parameters
+    ----------
+    student, teacher
+        Models whose raw output is (n,) predictions or (n, 1 + k): the prediction first, then what
+        the score reads. The teacher's needs no more than the prediction.
+    router, when_unavailable
+        As of `JointClassifier`.
+    blend
+        The student's weight in a deferred answer, ``(teacher + blend * student) / (1 + blend)``.
+
+    Examples
+    --------
+    >>> student = lambda x: np.stack([x, 0.1 * x], axis=1)  # a prediction and its deviation
+    >>> joint = JointRegressor(student, lambda x: x + 1, Router("predicted_std", threshold=-0.2))
+    >>> answer = joint(np.array([1.0, 5.0]))
+    >>> answer.prediction, answer.deferred
+    (array([1., 6.]), array([False,  True]))
+    """
+
+    task = "regression"

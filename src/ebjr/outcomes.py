@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array, Batch, row_count, take_rows, to_numpy
-from ebjr.blend import blend_logits
 from ebjr.costs import Cost
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.files import write_whole
+from ebjr.metrics import Metric, as_metric
+from ebjr.tasks import Task, as_task
 
-TASKS = ("classification",)
 FORMAT = "ebjr-outcomes-1"
 
 
@@ -35,11 +35,13 @@ class Outcomes:
     Parameters
     ----------
     student, teacher
-        Raw outputs: logits, (n, classes), finite, of the same classes in the same order.
+        Raw outputs, finite. For classification logits, (n, classes), of the same classes in the
+        same order. For regression (n,) predictions or (n, 1 + k), the prediction first and then
+        what a score reads; k may differ between the two.
     targets
-        (n,) integer labels in ``[0, classes)``.
+        (n,): integer labels in ``[0, classes)``; for regression numbers.
     task
-        ``"classification"``.
+        ``"classification"`` or ``"regression"``.
     student_cost, teacher_cost
         What one example costs on each, where it is known.
     labels
@@ -50,12 +52,16 @@ class Outcomes:
     labeled
         False where nobody labeled the examples and `targets` are the teacher's own answers: every
         accuracy is then agreement with the teacher.
+    metric
+        What the answers are judged by: ``"accuracy"``; for regression ``"rmse"`` (its default),
+        ``"mse"``, ``"mae"``, ``"r2"`` or one that `register_metric` named. Another one:
+        ``dataclasses.replace(outcomes, metric="mae")``.
 
     Raises
     ------
     ValueError
-        Lengths, ranks or classes that do not match, no examples, labels out of range, or logits
-        that are not finite.
+        Lengths, ranks or classes that do not match, no examples, labels out of range, raw outputs
+        that are not finite, or a metric of another task.
 
     Examples
     --------
@@ -74,18 +80,22 @@ class Outcomes:
     labels: tuple[str, ...] | None = None
     models: Mapping[str, Any] = field(default_factory=dict)
     labeled: bool = True
+    metric: str = None  # type: ignore[assignment]  # the task's own; a name from here on
 
     def __post_init__(self) -> None:
-        _check_task(self.task)
-        student = _logits("student", self.student)
-        teacher = _logits("teacher", self.teacher)
-        targets = _labels(self.targets)
+        kind = as_task(self.task)
+        student = kind.check_output("student", self.student)
+        teacher = kind.check_output("teacher", self.teacher)
+        targets = kind.check_targets(self.targets)
         _check_lengths(student, teacher, targets)
-        classes = _common_classes(student, teacher)
-        _check_range(targets, classes)
-        if self.labels is not None and len(self.labels) != classes:
-            raise ValueError(f"{classes} classes need {classes} labels, not {len(self.labels)}")
+        classes = kind.common_classes(student, teacher)
+        kind.check_range(targets, classes)
+        if self.labels is not None and len(self.labels) != (classes or 0):
+            raise ValueError(
+                f"{classes or 0} classes need {classes or 0} labels, not {len(self.labels)}"
+            )
         changed: dict[str, Any] = {"student": student, "teacher": teacher, "targets": targets}
+        changed["metric"] = as_metric(self.metric, self.task).name
         if self.labels is not None:
             changed["labels"] = tuple(self.labels)
         for name, value in changed.items():
@@ -94,26 +104,50 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def kind(self) -> Task:
+        """What the task decides."""
+        return as_task(self.task)
+
+    @property
+    def measure(self) -> Metric:
+        """The metric: how row qualities become a quality, and how it is shown."""
+        return as_metric(self.metric, self.task)
+
     @cached_property
     def student_quality(self) -> np.ndarray:
-        """(n,): 1 where the student alone is right, else 0."""
-        return self._correct(self.student)
+        """(n,): each row's quality if the student answers: 1 where right, else 0; or minus a loss.
+
+        A mean of rows becomes a quality by ``measure.quality``.
+        """
+        return self._rows(self.student)
 
     @cached_property
     def teacher_quality(self) -> np.ndarray:
-        """(n,): 1 where the teacher alone is right, else 0."""
-        return self._correct(self.teacher)
+        """(n,): each row's quality if the teacher answers."""
+        return self._rows(self.teacher)
 
     def deferred_quality(self, blend: float = 0.0) -> np.ndarray:
-        """(n,): 1 where the answer of a deferred row is right, with the student blended in."""
+        """(n,): the quality of the answer of a deferred row, with the student blended in."""
         if blend == 0:
             return self.teacher_quality
-        return self._correct(blend_logits(self.student, self.teacher, blend))
+        return self._rows(self.kind.mix(self.student, self.teacher, blend))
 
-    def _correct(self, output: np.ndarray) -> np.ndarray:
-        correct = (output.argmax(axis=1) == self.targets).astype(np.float64)
-        correct.flags.writeable = False  # kept and handed out again
-        return correct
+    def quality(self, role: str) -> float:
+        """The quality of ``"student"`` or ``"teacher"`` alone, as of a curve: higher is better.
+
+        Examples
+        --------
+        >>> table = Outcomes([3.0, 3.0], [2.0, 4.0], [0.0, 4.0], task="regression")
+        >>> table.quality("teacher") == -(2**0.5)
+        True
+        """
+        return float(self.measure.quality(getattr(self, f"{role}_quality").mean()))
+
+    def _rows(self, output: np.ndarray) -> np.ndarray:
+        rows = self.measure.rows(self.kind.predict(output), self.targets)
+        rows.flags.writeable = False  # kept and handed out again
+        return rows
 
     def take(self, rows: np.ndarray) -> Outcomes:
         """The outcomes of some rows, in their order."""
@@ -192,14 +226,14 @@ class Outcomes:
             "labels": self.labels,
             "models": dict(self.models),
             "labeled": self.labeled,
+            "metric": self.metric,
         }
-        smallest = np.min_scalar_type(int(self.targets.max()))
         with write_whole(path, "wb") as file:
             np.savez_compressed(
                 file,
                 student=np.asarray(self.student, precision),
                 teacher=np.asarray(self.teacher, precision),
-                targets=self.targets.astype(smallest),
+                targets=self.kind.pack(self.targets),
                 about=np.array(json.dumps(about)),
             )
 
@@ -244,6 +278,7 @@ class Outcomes:
                 labels=None if about["labels"] is None else tuple(about["labels"]),
                 models=about["models"],
                 labeled=about.get("labeled", True),
+                metric=about.get("metric"),
             )
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, OSError) as error:
             raise ValueError(f"cannot read outcomes from {path}: {_reason(error)}") from error
@@ -271,17 +306,17 @@ def record(
     inputs
         Array (n, ...) or a list of n inputs; both models are given the same.
     targets
-        (n,) integer labels; None where nobody knows: the teacher's own answers are then the
-        labels, and every accuracy is agreement with it.
+        (n,) integer labels, or numbers; None where nobody knows: the teacher's own answers are
+        then the targets, and every accuracy is agreement with it.
     task
-        ``"classification"``.
+        ``"classification"`` or ``"regression"``.
     batch_size
         How many inputs a model gets at once.
     progress
         Called with the number of examples that a batch has added.
     **about
-        `student_cost`, `teacher_cost`, `labels`, `models` of `Outcomes`. The seconds per example
-        are measured here and join the costs unless given.
+        `student_cost`, `teacher_cost`, `labels`, `models`, `metric` of `Outcomes`. The seconds per
+        example are measured here and join the costs unless given.
 
     Returns
     -------
@@ -304,8 +339,8 @@ def record(
     >>> record(lambda b: b, lambda b: 2 * b, x, [0, 1, 2], batch_size=2).teacher[0]
     array([2., 0., 0.])
     """
-    n = row_count(inputs)
-    labels = None if targets is None else _labels(targets)
+    n, kind = row_count(inputs), as_task(task)
+    labels = None if targets is None else kind.check_targets(targets)
     if labels is not None and n != len(labels):
         raise ValueError(f"there are {n} inputs but {len(labels)} targets")
     if batch_size < 1:
@@ -316,9 +351,9 @@ def record(
             rows = np.arange(start, min(start + batch_size, n))
             yield take_rows(inputs, rows), None if labels is None else labels[rows]
 
-    def check_all(classes: int) -> None:
+    def check_all(classes: int | None) -> None:
         if labels is not None:
-            _check_range(labels, classes)
+            kind.check_range(labels, classes)
 
     return _record(student, teacher, batches(), task, progress, about, check_all)
 
@@ -350,10 +385,10 @@ def _record(
     task: str,
     progress: Callable[[int], None] | None,
     about: dict[str, Any],
-    check_all: Callable[[int], None] | None = None,
+    check_all: Callable[[int | None], None] | None = None,
 ) -> Outcomes:
     """Run both models on each batch; `check_all` is told the number of classes after the first."""
-    _check_task(task)
+    kind = as_task(task)
     outputs: dict[str, list[np.ndarray]] = {"student": [], "teacher": []}
     seconds = {"student": 0.0, "teacher": 0.0}
     targets: list[np.ndarray] = []
@@ -365,22 +400,26 @@ def _record(
                 f"some batches have labels and batch {number} is not alike: label all or none"
             )
         labeled = given is not None
-        labels = _batch_labels(given, row_count(inputs), classes, number) if labeled else None
+        labels = (
+            _batch_targets(kind, given, row_count(inputs), classes, number) if labeled else None
+        )
         for role, model in (("student", student), ("teacher", teacher)):
             began = time.perf_counter()
             rows = to_numpy(_raw_output(role, model(inputs)))
             seconds[role] += time.perf_counter() - began
             _check_rows(role, rows, row_count(inputs))
             outputs[role].append(rows)
-            _check_alike(role, outputs[role][0], rows, number)
-        if classes is None:
-            student_rows, teacher_rows = (_logits(role, rows[0]) for role, rows in outputs.items())
-            classes = _common_classes(student_rows, teacher_rows)
+            _check_alike(kind, role, outputs[role][0], rows, number)
+        if number == 1:
+            student_rows, teacher_rows = (
+                kind.check_output(role, rows[0]) for role, rows in outputs.items()
+            )
+            classes = kind.common_classes(student_rows, teacher_rows)
             if check_all is not None:
                 check_all(classes)
             if labels is not None:
-                _check_range(labels, classes, f" in batch {number}")
-        targets.append(outputs["teacher"][-1].argmax(axis=1) if labels is None else labels)
+                kind.check_range(labels, classes, f" in batch {number}")
+        targets.append(kind.predict(outputs["teacher"][-1]) if labels is None else labels)
         if progress is not None:
             progress(row_count(inputs))
     if not targets:
@@ -400,26 +439,28 @@ def _with_seconds(about: dict[str, Any], seconds: dict[str, float], n: int) -> d
     return costs
 
 
-def _batch_labels(given: Any, rows: int, classes: int | None, number: int) -> np.ndarray:
-    """The labels of a batch, checked before a model runs on it as far as they can be."""
-    labels = _labels(given)
+def _batch_targets(
+    kind: Task, given: Any, rows: int, classes: int | None, number: int
+) -> np.ndarray:
+    """The targets of a batch, checked before a model runs on it as far as they can be."""
+    labels = kind.check_targets(given)
     if len(labels) != rows:
         raise ValueError(f"a batch has {rows} inputs but {len(labels)} targets")
     if classes is not None:
-        _check_range(labels, classes, f" in batch {number}")
+        kind.check_range(labels, classes, f" in batch {number}")
     return labels
 
 
-def _check_alike(role: str, first: np.ndarray, rows: np.ndarray, number: int) -> None:
+def _check_alike(kind: Task, role: str, first: np.ndarray, rows: np.ndarray, number: int) -> None:
     """A model must answer the same classes in each batch."""
 
     def said(array: np.ndarray) -> str:
-        return f"{array.shape[1]} classes" if array.ndim == 2 else f"shape {array.shape}"
+        return f"{array.shape[1]} {kind.columns}" if array.ndim == 2 else f"shape {array.shape}"
 
     if first.shape[1:] != rows.shape[1:]:
         raise ModelError(
-            f"the {role} must answer the same classes in every batch, but returned {said(first)} "
-            f"in batch 1 and {said(rows)} in batch {number}"
+            f"the {role} must answer the same {kind.columns} in every batch, but returned "
+            f"{said(first)} in batch 1 and {said(rows)} in batch {number}"
         )
 
 
@@ -447,40 +488,6 @@ def _check_rows(role: str, rows: np.ndarray, expected: int) -> None:
         raise ModelError(f"the {role} returned NaN or infinite outputs; check its preprocessing")
 
 
-def _logits(role: str, output: Any) -> np.ndarray:
-    """Check one model's recorded logits."""
-    array = to_numpy(output)
-    if array.ndim != 2 or array.shape[1] < 2:
-        raise ValueError(
-            f"{role} logits must have shape (n, classes) with at least 2 classes, not {array.shape}"
-        )
-    if not np.issubdtype(array.dtype, np.number) or np.issubdtype(array.dtype, np.complexfloating):
-        raise ValueError(f"{role} logits must be real numbers, not {array.dtype}")
-    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"{role} logits must be finite, but {len(bad)} of {len(array)} rows hold NaN or "
-            f"infinity, the first in row {bad[0]}"
-        )
-    return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
-
-
-def _labels(targets: Any) -> np.ndarray:
-    """Check integer labels."""
-    array = to_numpy(targets)
-    if array.ndim != 1:
-        raise ValueError(f"targets must have shape (n,), not {array.shape}")
-    if len(array) and not np.issubdtype(array.dtype, np.integer):
-        missing = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
-        if missing:
-            raise ValueError(
-                f"{missing} of {len(array)} targets are NaN: leave examples without a label out, "
-                "or give no targets at all, to compare with the teacher's own answers"
-            )
-        raise ValueError(f"targets must be integer labels, not {array.dtype}")
-    return array.astype(np.int64)
-
-
 def _check_lengths(student: np.ndarray, teacher: np.ndarray, targets: np.ndarray) -> None:
     if not len(student) == len(teacher) == len(targets):
         raise ValueError(
@@ -489,32 +496,6 @@ def _check_lengths(student: np.ndarray, teacher: np.ndarray, targets: np.ndarray
         )
     if not len(targets):
         raise ValueError("there are no examples")
-
-
-def _check_task(task: str) -> None:
-    if task not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, not {task!r}")
-
-
-def _common_classes(student: np.ndarray, teacher: np.ndarray) -> int:
-    """How many classes both models answer."""
-    classes = student.shape[1]
-    if teacher.shape[1] != classes:
-        raise ValueError(
-            f"student and teacher must answer the same classes, but the student has {classes} "
-            f"and the teacher {teacher.shape[1]}"
-        )
-    return int(classes)
-
-
-def _check_range(targets: np.ndarray, classes: int, where: str = "") -> None:
-    outside = (targets < 0) | (targets >= classes)
-    if outside.any():
-        raise ValueError(
-            f"targets must lie in 0..{classes - 1}, but {int(outside.sum())} of "
-            f"{len(targets)}{where} do not, the first is {targets[outside][0]}; leave examples "
-            "without a label out"
-        )
 
 
 def _reason(error: Exception) -> str:

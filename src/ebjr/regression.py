@@ -6,9 +6,10 @@ the predictions of an ensemble's members. Every score here reads the columns aft
 prediction itself is no sign of being right.
 
 The paper's score is the free energy of a conditional energy,
-``-F(x) = log integral exp S(x, y) dy`` (`regression_energy`). A head that is normalized by construction, a Gaussian or quantiles, has
-``integral p(y|x) dy = 1`` and so ``F(x) = 0`` for every input: no signal whatever. Such heads say
-how sure they are in their width, and that is what the other scores read.
+``-F(x) = log integral exp S(x, y) dy`` (`regression_energy`). A head that is normalized by
+construction, a Gaussian or quantiles, has ``integral p(y|x) dy = 1`` and so ``F(x) = 0`` for every
+input: no signal whatever. Such heads say how sure they are in their width, and that is what the
+other scores read.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,8 +17,10 @@ from ebjr.calibration.guarantee import PROMISES, certify
 from ebjr.calibration.targets import best_within, cheapest
 from ebjr.costs import UNITS
 from ebjr.curve import OperatingPoint, TradeOffCurve
-from ebjr.errors import CalibrationError
+from ebjr.errors import CalibrationError, GridWarning
+from ebjr.metrics import METRICS, Metric
 from ebjr.outcomes import Outcomes
+from ebjr.regression import check_grid
 from ebjr.scores import Score, as_score
 
 __all__ = ["GOALS", "calibrate", "choose_blend", "choose_score", "crossing", "rank_scores"]
@@ -51,6 +54,7 @@ def calibrate(
     blend: float | str = "auto",
     delta: float | None = None,
     promise: str | None = None,
+    loss_bound: float | None = None,
 ) -> OperatingPoint:
     """Choose a threshold. Give it one half of the outcomes, and report on the other.
 
@@ -61,11 +65,12 @@ def calibrate(
     goal
         ``"match-teacher"``: the least deferral whose quality is at least the teacher's minus
         `tolerance` (default 0).
-        ``"accuracy"``: the least deferral whose accuracy is at least `target`.
+        ``"accuracy"``: the least deferral whose accuracy is at least `target`. For regression both
+        are in the unit of the outcomes' metric: an RMSE of at most `target`, an R2 of at least it.
         ``"budget"``: the best quality that costs at most `flops`, `seconds` or `joules` per
         example, or defers at most `deferral_rate`.
         ``"crossing"``: the paper's, where the score densities of inputs that the student gets
-        right and wrong cross.
+        right and wrong cross; for classification alone.
     score
         A score, or ``"auto"``: the simplest one whose deferral curve on `outcomes` is as good
         as the best one's, up to noise.
@@ -84,6 +89,10 @@ def calibrate(
         the share of inputs that the student keeps and gets wrong where the teacher is right is.
         For ``"accuracy"`` ``"risk"``, the joint error is at most ``1 - target``; for ``"budget"``
         ``"rate"``, the deferral rate is at most what the budget allows.
+    loss_bound
+        With `delta`, for losses without a bound of their own, as squared errors: the largest loss
+        of a row that counts, in the row's unit, fixed without looking at these examples. The
+        promise is about losses cut off there.
 
     Returns
     -------
@@ -97,6 +106,11 @@ def calibrate(
         An unknown goal, or an argument that is out of range or goes with another goal.
     CalibrationError
         No threshold does it, or none that can be certified; the message says what is feasible.
+
+    Warns
+    -----
+    GridWarning
+        The score's y grid does not cover the targets, or what the student believes.
 
     Examples
     --------
@@ -113,8 +127,10 @@ def calibrate(
         "joules": joules,
         "deferral_rate": deferral_rate,
     }
-    check_goal(goal, given)
+    check_goal(goal, given, outcomes.measure)
     promise = check_promise(goal, promise, delta, tolerance)
+    if loss_bound is not None and promise is None:
+        raise ValueError("loss_bound is for a guarantee: give delta with it")
     automatic = isinstance(score, str) and score == "auto"
     choosing = outcomes
     if delta is not None and (automatic or blend == "auto"):
@@ -122,11 +138,14 @@ def calibrate(
         choosing, outcomes = outcomes.split(CHOICE_SHARE, CHOICE_SEED)
     chosen = choose_score(choosing) if automatic else as_score(score)
     weight = choose_blend(choosing, chosen) if blend == "auto" else as_blend(blend)
+    _check_cover(chosen, outcomes)
     curve = TradeOffCurve.of(outcomes, chosen, weight)
     if promise is not None and delta is not None:
         allowed = _allowed(curve, goal, given)
         try:
-            certificate = certify(curve, promise, tolerance=allowed, delta=delta)
+            certificate = certify(
+                curve, promise, tolerance=allowed, delta=delta, loss_bound=loss_bound
+            )
         except CalibrationError as error:
             if choosing is outcomes:
                 raise
@@ -141,8 +160,27 @@ def calibrate(
     return curve.at(index=_row(curve, goal, given))
 
 
-def check_goal(goal: str, given: dict[str, Any]) -> None:
+def _check_cover(score: Score, outcomes: Outcomes) -> None:
+    """Say how much lies outside of a score's y grid; the grid of a trained head cannot be moved."""
+    grid = score.parameters.get("grid")
+    if grid is not None and outcomes.task == "regression":
+        try:
+            check_grid(grid, outcomes.targets, outcomes.student)
+        except ValueError as error:
+            warnings.warn(str(error), GridWarning, stacklevel=3)
+
+
+def check_goal(goal: str, given: dict[str, Any], measure: Metric = METRICS["accuracy"]) -> None:
     """Check that a goal is known and has just the arguments that it needs.
+
+    Parameters
+    ----------
+    goal
+        One of `GOALS`.
+    given
+        Every argument of a goal; None where it is not given.
+    measure
+        The metric, which says what a tolerance and a target may be.
 
     Raises
     ------
@@ -162,9 +200,19 @@ def check_goal(goal: str, given: dict[str, Any]) -> None:
             raise ValueError(f"{name} goes with goal {home!r}, not with {goal!r}")
     if goal != "match-teacher" and GOALS[goal] and len(named) != 1:
         raise ValueError(f"goal {goal!r} needs exactly one of {', '.join(GOALS[goal])}")
+    if goal == "crossing" and not measure.binary:
+        raise ValueError(
+            "goal 'crossing' needs answers that are right or wrong; for regression use another"
+        )
     for name in named:
         value = float(given[name])
-        share = name in ("tolerance", "target", "deferral_rate")
+        if name == "tolerance":
+            measure.check_tolerance(value)
+            continue
+        if name == "target":
+            measure.check_target(value)
+            continue
+        share = name == "deferral_rate"
         if not (0 <= value <= 1 if share else 0 <= value < np.inf):
             limits = "lie between 0 and 1" if share else "be a finite number of at least 0"
             raise ValueError(f"{name} must {limits}, not {value:g}")
@@ -219,7 +267,8 @@ def _allowed(curve: TradeOffCurve, goal: str, given: dict[str, Any]) -> float:
     if goal == "match-teacher":
         return float(given["tolerance"])
     if goal == "accuracy":
-        return 1 - float(given["target"])
+        target = float(given["target"])
+        return 1 - target if curve.outcomes.measure.binary else target
     rate = given["deferral_rate"]
     if rate is None:
         unit = next(name for name in UNITS if given.get(name) is not None)
@@ -238,13 +287,15 @@ def _allowed(curve: TradeOffCurve, goal: str, given: dict[str, Any]) -> float:
 
 def _row(curve: TradeOffCurve, goal: str, given: dict[str, Any]) -> int:
     """The row of the curve that the goal picks."""
+    measure = curve.outcomes.measure
     if goal == "match-teacher":
         tolerance = given["tolerance"] or 0.0
-        teacher = float(curve.outcomes.teacher_quality.mean())
-        name = f"the teacher's {teacher:.4g} within {tolerance:g}"
+        teacher = curve.outcomes.quality("teacher")
+        name = f"the teacher's {measure.figure(teacher):.4g} within {tolerance:g}"
         return cheapest(curve, teacher - tolerance, name)
     if goal == "accuracy":
-        return cheapest(curve, given["target"], f"accuracy {given['target']:g}")
+        wanted = measure.check_target(float(given["target"]))
+        return cheapest(curve, wanted, f"{measure.name} {given['target']:g}")
     if given["deferral_rate"] is not None:
         rate = given["deferral_rate"]
         return best_within(curve, curve.deferral_rate, rate, "deferral rate")

@@ -17,8 +17,9 @@ import numpy as np
 from ebjr.arrays import Array
 from ebjr.blend import Blend
 from ebjr.calibration.learned import can_learn, cross_fitted, fit_learned
+from ebjr.errors import CalibrationError
 from ebjr.outcomes import Outcomes
-from ebjr.scores import Score, as_score
+from ebjr.scores import REGRESSION_SCORES, Score, as_score
 
 CANDIDATES = (
     "softmax",
@@ -39,6 +40,9 @@ CANDIDATES = (
 )
 """The scores that compete, the simplest first; `learned` where it can be fitted."""
 
+REGRESSION_CANDIDATES = tuple(REGRESSION_SCORES)
+"""Those of regressors; of them, those that can read the student's columns."""
+
 BLENDS: tuple[float, ...] = (
     *(0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0),
     *(
@@ -49,7 +53,7 @@ BLENDS: tuple[float, ...] = (
         if (student, teacher) != (1.0, 1.0)
     ),
 )
-"""The blends that compete, the simplest first; 0 is the paper's."""
+"""The blends that compete, the simplest first; 0 is the paper's. Regression adds its own."""
 
 MOST_EXAMPLES = 100_000
 """Score and blend are chosen on at most so many: more would not move the choice."""
@@ -67,7 +71,7 @@ class RankedScore:
     score
         The score.
     gain
-        Mean quality over all deferral rates, minus that of random routing.
+        Mean row quality over all deferral rates, minus that of random routing.
     gain_error
         Its standard error.
     behind
@@ -88,9 +92,59 @@ class RankedScore:
         return self.gain - 1.96 * self.gain_error, self.gain + 1.96 * self.gain_error
 
 
+def score_candidates(outcomes: Outcomes) -> list[str]:
+    """The scores that compete for some outcomes, the simplest first.
+
+    Raises
+    ------
+    CalibrationError
+        The student's raw output has nothing that a score could read.
+
+    Examples
+    --------
+    >>> score_candidates(Outcomes([[5.0, 0.1]], [5.5], [5.2], task="regression"))
+    ['regression_energy', 'density_entropy', 'predicted_std']
+    """
+    if outcomes.task == "classification":
+        return list(CANDIDATES)
+    found = [name for name in REGRESSION_CANDIDATES if _reads(name, outcomes.student)]
+    if not found:
+        raise CalibrationError(
+            "the student's raw output holds predictions alone, so that no score can tell which to "
+            "defer; give (n, 1 + k): energies, a standard deviation, quantiles or members of an "
+            "ensemble after the prediction"
+        )
+    return found
+
+
+def _reads(name: str, output: np.ndarray) -> bool:
+    """Whether a score can read raw output of this width, and what it reads means something.
+
+    Rows with NaN are always deferred, which costs a curve nothing: many of them would win.
+    """
+    try:
+        return bool(np.isfinite(as_score(name)(output)).mean() >= 0.99)
+    except ValueError:
+        return False
+
+
+def blend_candidates(outcomes: Outcomes) -> list[float]:
+    """The blends that compete for some outcomes, the simplest first.
+
+    Examples
+    --------
+    >>> blend_candidates(Outcomes([0.0, 2.0], [1.0, 3.0], [1.2, 2.0], task="regression"))[:7]
+    [0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0]
+    """
+    kind = outcomes.kind
+    usual = [w for w in BLENDS if kind.takes_temperatures or not isinstance(w, Blend)]
+    more = kind.weights(outcomes.student, outcomes.teacher, outcomes.targets)
+    return usual + [weight for weight in more if weight not in usual]
+
+
 def rank_scores(
     outcomes: Outcomes,
-    candidates: Sequence[str | Callable[..., Array] | Score] = CANDIDATES,
+    candidates: Sequence[str | Callable[..., Array] | Score] | None = None,
     blend: float = 0.0,
 ) -> list[RankedScore]:
     """The candidates by the area under their deferral curves, the best first.
@@ -100,7 +154,7 @@ def rank_scores(
     outcomes
         The calibration examples.
     candidates
-        Scores, the simplest first.
+        Scores, the simplest first; `score_candidates` if left out.
     blend
         The student's weight in a deferred answer.
 
@@ -116,7 +170,7 @@ def rank_scores(
 
 def choose_score(
     outcomes: Outcomes,
-    candidates: Sequence[str | Callable[..., Array] | Score] = CANDIDATES,
+    candidates: Sequence[str | Callable[..., Array] | Score] | None = None,
     blend: float = 0.0,
 ) -> Score:
     """The simplest candidate that is not behind the best one by more than noise.
@@ -131,7 +185,9 @@ def choose_score(
     return next(entry.score for entry in ranked if entry.behind <= NOISE * entry.behind_error)
 
 
-def choose_blend(outcomes: Outcomes, score: Score, candidates: Sequence[float] = BLENDS) -> float:
+def choose_blend(
+    outcomes: Outcomes, score: Score, candidates: Sequence[float] | None = None
+) -> float:
     """The simplest blend whose area is not behind the best one's by more than noise.
 
     Examples
@@ -142,6 +198,7 @@ def choose_blend(outcomes: Outcomes, score: Score, candidates: Sequence[float] =
     """
     outcomes = _some(outcomes)
     values, kept = _values(score, outcomes), outcomes.student_quality
+    candidates = blend_candidates(outcomes) if candidates is None else candidates
     influences = [
         area_influence(values, kept, outcomes.deferred_quality(weight)) for weight in candidates
     ]
@@ -195,10 +252,13 @@ def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) ->
 
 
 def _compare(
-    outcomes: Outcomes, candidates: Sequence[str | Callable[..., Array] | Score], blend: float
+    outcomes: Outcomes,
+    candidates: Sequence[str | Callable[..., Array] | Score] | None,
+    blend: float,
 ) -> list[RankedScore]:
     """The candidates in their order, each with its gain and how far it is behind the best."""
     outcomes = _some(outcomes)
+    candidates = score_candidates(outcomes) if candidates is None else candidates
     kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
     chance = (kept + deferred) / 2
     scores, influences = [], []

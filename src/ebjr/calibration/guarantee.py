@@ -88,6 +88,10 @@ class Certificate:
         ``"exact binomial"``, ``"exact trinomial"`` or ``"betting"``.
     labeled
         Whether the examples had labels; if not, the teacher's own answers are taken for right.
+    loss_bound
+        Losses were cut off here; None where they are at most 1 as they are.
+    metric
+        What the losses are. For ``"rmse"`` tolerance, observed and bound are roots of mean losses.
 
     Examples
     --------
@@ -113,6 +117,8 @@ class Certificate:
     naive_deferral_rate: float
     test: str
     labeled: bool = True
+    loss_bound: float | None = None
+    metric: str = "accuracy"
 
     @property
     def price(self) -> float:
@@ -123,15 +129,24 @@ class Certificate:
     def statement(self) -> str:
         """The promise in one sentence."""
         right = "" if self.labeled else ", the teacher's own answers being taken for right"
+        if self.loss_bound is not None:
+            right += f" ({self.metric}, each loss counting for at most {self.loss_bound:g})"
         return (
             f"With probability at least {1 - self.delta:.6g} over the draw of the {self.n:,} "
-            f"calibration examples, {PROMISES[self.promise]} is at most {self.tolerance:g}"
+            f"calibration examples, {self._promised} is at most {self.tolerance:g}"
             f"{right}, if the inputs in use are exchangeable with the calibration examples."
         )
 
+    @property
+    def _promised(self) -> str:
+        if self.promise == "harm" and self.loss_bound is not None:
+            return "the loss that kept answers have beyond the teacher's, over all inputs,"
+        return PROMISES[self.promise]
+
     def as_dict(self) -> dict[str, Any]:
         """Every figure, with `price` and `statement`, for JSON and TOML."""
-        return {**asdict(self), "price": self.price, "statement": self.statement}
+        figures = {**asdict(self), "price": self.price, "statement": self.statement}
+        return {name: value for name, value in figures.items() if value is not None}
 
     @classmethod
     def from_dict(cls, figures: Mapping[str, Any]) -> Certificate:
@@ -146,7 +161,12 @@ class Certificate:
 
 
 def certify(
-    curve: TradeOffCurve, promise: str = "harm", *, tolerance: float, delta: float = 0.1
+    curve: TradeOffCurve,
+    promise: str = "harm",
+    *,
+    tolerance: float,
+    delta: float = 0.1,
+    loss_bound: float | None = None,
 ) -> Certificate:
     """Walk down the thresholds as far as the promise can be certified.
 
@@ -165,6 +185,10 @@ def certify(
         What the promise is to be at most: in [0, 1), for excess in (-1, 1).
     delta
         The probability of being wrong, in (0, 1).
+    loss_bound
+        Where losses have no bound of their own: the largest that counts, in the unit of a row's
+        loss, fixed without these examples. The promise is about losses cut off there, and
+        `tolerance` is in their unit; for RMSE it is the root.
 
     Returns
     -------
@@ -190,10 +214,12 @@ def certify(
     >>> certificate.observed <= certificate.bound <= 0.02, certificate.price > 0
     (True, True)
     """
-    losses = _losses(curve, promise, tolerance, delta)
+    scale = _scale(curve, promise, loss_bound)
+    asked, tolerance = float(tolerance), scale.share(tolerance)
+    losses = _losses(curve, promise, tolerance, delta, scale.bound)
     row = _walk(losses, curve, promise, tolerance, delta)
     if row is None:
-        raise CalibrationError(_refusal(losses, curve, promise, tolerance, delta))
+        raise CalibrationError(_refusal(losses, curve, promise, tolerance, delta, scale))
     if promise == "rate":  # whatever defers less keeps it, too
         row = int(curve.quality[: row + 1].argmax())
     mean = losses.mean
@@ -203,22 +229,29 @@ def certify(
     naive = within[0] if len(within) else row
     return Certificate(
         promise=promise,
-        tolerance=float(tolerance),
+        tolerance=asked,
         delta=float(delta),
         n=losses.n,
         row=row,
         threshold=float(curve.threshold[row]),
         deferral_rate=float(curve.deferral_rate[row]),
-        observed=float(mean[row]),
-        bound=min(_smallest(losses.at(row), tolerance, delta), float(tolerance)),
+        observed=scale.figure(float(mean[row])),
+        bound=min(scale.figure(_smallest(losses.at(row), tolerance, delta)), asked),
         naive_deferral_rate=float(curve.deferral_rate[naive]),
         test=losses.test,
         labeled=curve.outcomes.labeled,
+        loss_bound=scale.bound,
+        metric=curve.outcomes.metric,
     )
 
 
 def certified_row(
-    curve: TradeOffCurve, promise: str = "harm", *, tolerance: float, delta: float = 0.1
+    curve: TradeOffCurve,
+    promise: str = "harm",
+    *,
+    tolerance: float,
+    delta: float = 0.1,
+    loss_bound: float | None = None,
 ) -> int | None:
     """The furthest row that is certified, and nothing else; None where `certify` would raise.
 
@@ -229,7 +262,9 @@ def certified_row(
     >>> certified_row(curve, tolerance=0.1), certified_row(curve, tolerance=0.7)
     (None, 1)
     """
-    losses = _losses(curve, promise, tolerance, delta)
+    scale = _scale(curve, promise, loss_bound)
+    tolerance = scale.share(tolerance)
+    losses = _losses(curve, promise, tolerance, delta, scale.bound)
     return _walk(losses, curve, promise, tolerance, delta)
 
 
@@ -247,7 +282,62 @@ def against_teacher(outcomes: Outcomes) -> Outcomes:
     >>> against_teacher(outcomes).targets
     array([0, 1])
     """
-    return replace(outcomes, targets=outcomes.teacher.argmax(axis=1), labeled=False)
+    answers = outcomes.kind.predict(outcomes.teacher)
+    return replace(outcomes, targets=answers, labeled=False)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Losses as shares of their bound, as the tests need them, and back.
+
+    Attributes
+    ----------
+    bound
+        The largest loss that counts; None where none is above 1.
+    root
+        Whether figures are roots of mean losses.
+    """
+
+    bound: float | None = None
+    root: bool = False
+
+    def share(self, figure: float) -> float:
+        """A tolerance as a share of the bound."""
+        return (figure**2 if self.root else figure) / (self.bound or 1.0)
+
+    def figure(self, share: float) -> float:
+        """A mean of shares in the unit of the metric."""
+        mean = share * (self.bound or 1.0)
+        return math.sqrt(max(mean, 0.0)) if self.root else mean
+
+
+def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Scale:
+    """How the losses of this promise are bounded; refuses those that are not."""
+    measure = curve.outcomes.measure
+    if measure.binary or promise == "rate":
+        if loss_bound is not None:
+            raise ValueError(
+                f"loss_bound is for losses without a bound, not for {promise} of {measure.name}"
+            )
+        return _Scale()
+    if not measure.certifiable:
+        raise ValueError(
+            f"{measure.name} is no mean of losses that depend on one example each, so that nothing "
+            "can be promised of it; use the metric rmse, mse or mae"
+        )
+    if measure.root and promise != "risk":
+        raise ValueError(
+            f"{promise} of {measure.name} is a difference of roots and no mean over examples, so "
+            "that it cannot be promised; use the metric mse, or mae, or the goal 'accuracy'"
+        )
+    if loss_bound is None:
+        raise ValueError(
+            f"the {measure.rows_title} of a row has no bound, and no guarantee holds without one: "
+            "give loss_bound, the largest that counts, fixed without looking at these examples"
+        )
+    if not (math.isfinite(loss_bound) and loss_bound > 0):
+        raise ValueError(f"loss_bound must be a positive number, not {loss_bound:g}")
+    return _Scale(float(loss_bound), measure.root)
 
 
 # --- what is promised, as a loss of each example if it is kept and if it is deferred
@@ -293,17 +383,23 @@ class _Losses:
         return kept.sum() + np.concatenate(([0], np.cumsum(deferred - kept)))[self.cut]
 
 
-def _losses(curve: TradeOffCurve, promise: str, tolerance: float, delta: float) -> _Losses:
+def _losses(
+    curve: TradeOffCurve,
+    promise: str,
+    tolerance: float,
+    delta: float,
+    bound: float | None = None,
+) -> _Losses:
     """Check what was asked, and write it as losses in the order of the score."""
-    _check(promise, tolerance, delta)
+    _check(promise, tolerance, delta, bound)
     outcomes = curve.outcomes
     if len(curve) == 1:
         raise CalibrationError(
             f"score {curve.score} keeps none of the {len(outcomes)} examples at any threshold; "
             "use another score"
         )
-    kept, deferred = _both(curve, promise)
-    binary = outcomes.task == "classification"
+    kept, deferred = _both(curve, promise, bound)
+    binary = outcomes.measure.binary
     exact = "exact trinomial" if promise == "excess" else "exact binomial"
     return _Losses(
         kept=kept[curve.order],
@@ -313,20 +409,25 @@ def _losses(curve: TradeOffCurve, promise: str, tolerance: float, delta: float) 
     )
 
 
-def _both(curve: TradeOffCurve, promise: str) -> tuple[np.ndarray, np.ndarray]:
+def _both(curve: TradeOffCurve, promise: str, bound: float | None) -> tuple[np.ndarray, np.ndarray]:
     """(n,) and (n,): each example's loss if it is kept, and if it is deferred."""
-    student = curve.outcomes.student_quality
+    outcomes = curve.outcomes
     if promise == "rate":
-        return np.zeros_like(student), np.ones_like(student)
-    if promise == "risk":
-        return 1 - student, 1 - curve.outcomes.deferred_quality(curve.blend)
-    teacher = curve.outcomes.teacher_quality
+        return np.zeros(len(outcomes)), np.ones(len(outcomes))
+
+    def loss(quality: np.ndarray) -> np.ndarray:
+        return 1 - quality if bound is None else np.minimum(-quality, bound) / bound
+
+    student, teacher = loss(outcomes.student_quality), loss(outcomes.teacher_quality)
     if promise == "harm":
-        return np.maximum(teacher - student, 0), np.zeros_like(student)
-    return teacher - student, teacher - curve.outcomes.deferred_quality(curve.blend)
+        return np.maximum(student - teacher, 0), np.zeros_like(student)
+    deferred = loss(outcomes.deferred_quality(curve.blend))
+    if promise == "risk":
+        return student, deferred
+    return student - teacher, deferred - teacher
 
 
-def _check(promise: str, tolerance: float, delta: float) -> None:
+def _check(promise: str, tolerance: float, delta: float, bound: float | None) -> None:
     if promise not in PROMISES:
         raise ValueError(f"promise must be one of {', '.join(PROMISES)}, not {promise!r}")
     if not 0 < delta < 1:
@@ -334,6 +435,11 @@ def _check(promise: str, tolerance: float, delta: float) -> None:
     low = -1 if promise == "excess" else 0
     if not (low <= tolerance < 1 and tolerance > -1):
         limits = "above -1" if low else "at least 0"
+        if bound is not None:
+            raise ValueError(
+                f"tolerance of {promise}, as a share of loss_bound, must be {limits} and below 1, "
+                f"not {tolerance:g}"
+            )
         raise ValueError(f"tolerance of {promise} must be {limits} and below 1, not {tolerance:g}")
 
 
@@ -572,7 +678,12 @@ def _bisect(passes: Callable[[float], bool], low: float, high: float) -> float:
 
 
 def _refusal(
-    losses: _Losses, curve: TradeOffCurve, promise: str, tolerance: float, delta: float
+    losses: _Losses,
+    curve: TradeOffCurve,
+    promise: str,
+    tolerance: float,
+    delta: float,
+    scale: _Scale,
 ) -> str:
     """One sentence: nothing passes; the smallest tolerance that would; examples for the asked."""
     last = len(curve) - 1
@@ -582,15 +693,17 @@ def _refusal(
         rows.append(last)
     smallest = max(_smallest(losses.at(row), tolerance, delta) for row in rows)
     text = (
-        f"no threshold keeps {promise} at most {tolerance:g} with probability {1 - delta:.6g} on "
-        f"{losses.n:,} examples; "
+        f"no threshold keeps {promise} at most {scale.figure(tolerance):g} with probability "
+        f"{1 - delta:.6g} on {losses.n:,} examples; "
     )
     possible = _round_up(max(smallest, tolerance))
     while possible < 1 and not all(_passes(losses.at(row), possible, delta)[0] for row in rows):
         possible = _round_up(possible + max(0.001 * abs(possible), 1e-6))
     if possible >= 1:
-        return text + "no tolerance below 1 can be certified: give more examples"
-    text += f"the smallest tolerance that can be certified is {possible:g}, and {tolerance:g} "
+        return text + f"no tolerance below {scale.figure(1):g} can be certified: give more examples"
+    asked = f"{scale.figure(tolerance):g}"
+    least = f"{scale.figure(possible):.6g}"
+    text += f"the smallest tolerance that can be certified is {least}, and {asked} "
     needed = _examples(losses, first, rows, tolerance, delta)
     if needed is None:
         return text + "is out of reach of any number of examples like these"

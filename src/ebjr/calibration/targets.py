@@ -34,11 +34,13 @@ def cheapest(curve: TradeOffCurve, quality: float, name: str) -> int:
     >>> cheapest(TradeOffCurve.of(outcomes, "max_logit"), 0.99, "accuracy 0.99")
     1
     """
-    reached = np.flatnonzero(curve.quality >= quality - _SLACK)
+    slack = _SLACK * max(1.0, abs(quality))
+    reached = np.flatnonzero(curve.quality >= quality - slack)
     if not len(reached):
         best = int(curve.quality.argmax())
         raise CalibrationError(
-            f"no threshold reaches {name}; the best is {curve.quality[best]:.4g}, at deferral "
+            f"no threshold reaches {name}; the best is "
+            f"{curve.outcomes.measure.figure(curve.quality[best]):.4g}, at deferral "
             f"rate {curve.deferral_rate[best]:.4g}"
         )
     return int(reached[0])
