@@ -28,16 +28,17 @@ import ebjr
 from ebjr.arrays import to_numpy
 from ebjr.config import JointConfig, ModelEntry
 from ebjr.costs import Cost
-from ebjr.data import Batch, Data, open_data
+from ebjr.data import ArrayData, Batch, Data, open_data
 from ebjr.demo import run_demo
-from ebjr.errors import EbjrError, PromiseWarning
+from ebjr.errors import EbjrError, GridWarning, PromiseWarning
 from ebjr.evaluation import evaluate as evaluate_point
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, find_joules
 from ebjr.evaluation.predictions import read_predictions
 from ebjr.evaluation.profile import profile as profile_model
-from ebjr.evaluation.significance import McNemar
+from ebjr.evaluation.significance import Comparison
 from ebjr.files import write_whole
+from ebjr.metrics import as_metric
 from ebjr.model import Model, model_name
 from ebjr.outcomes import Outcomes, record_batches
 from ebjr.preprocess import Preprocess, Preprocessed, infer_preprocess
@@ -50,6 +51,7 @@ from ebjr.tables import (
     print_study,
     study_figures,
 )
+from ebjr.tasks import as_task
 
 app = typer.Typer(
     name="ebjr",
@@ -90,7 +92,7 @@ Goal = Annotated[str, typer.Option(help="match-teacher, accuracy, budget or cros
 Tolerance = Annotated[
     float | None, typer.Option(help="match-teacher: how far below the teacher it may be, as 0.005.")
 ]
-Target = Annotated[float | None, typer.Option(help="accuracy: what to reach, as 0.95.")]
+Target = Annotated[float | None, typer.Option(help="accuracy: what to reach, as 0.95, or an RMSE.")]
 Flops = Annotated[float | None, typer.Option(help="budget: FLOPs per example.")]
 Seconds = Annotated[float | None, typer.Option(help="budget: seconds per example.")]
 Joules = Annotated[float | None, typer.Option(help="budget: joules per example.")]
@@ -103,6 +105,13 @@ Promise = Annotated[
     str | None,
     typer.Option(help="What delta guarantees: excess (match-teacher's default), harm, risk, rate."),
 ]
+LossBound = Annotated[
+    float | None,
+    typer.Option(help="regression with delta: the largest loss of an example that counts."),
+]
+MetricName = Annotated[
+    str | None, typer.Option("--metric", help="regression: rmse (its default), mse, mae or r2.")
+]
 Fraction = Annotated[
     float, typer.Option(help="The share of the outcomes to calibrate on; the rest is reported on.")
 ]
@@ -113,7 +122,8 @@ def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("always", PromiseWarning)
+            for said in (PromiseWarning, GridWarning):
+                warnings.simplefilter("always", said)
             warnings.showwarning = _show_warning
             app()
     except (EbjrError, ValueError, OSError) as error:
@@ -195,14 +205,20 @@ def record(
     label_column: LabelColumn = None,
     strict: Strict = False,
     half: Annotated[bool, typer.Option("--half", help="Keep half precision.")] = False,
+    task: Annotated[str, typer.Option(help="classification or regression.")] = "classification",
+    metric: MetricName = None,
     as_json: Json = False,
 ) -> None:
     """Run both models once on some data and keep what they said."""
-    source = _open(data, classes, strict, image_column=image_column, label_column=label_column)
+    measure = as_metric(metric, as_task(task).name)
+    columns = {"image_column": image_column, "label_column": label_column}
+    source = _open(data, classes, strict, numbers=not measure.binary, **columns)
+    if not measure.binary and source.has_targets and not isinstance(source, ArrayData):
+        raise ValueError(f"regression reads numbers from the targets of an .npz, not from {data}")
     if not source.has_targets:
         err.print(
             f"NOTE: {escape(str(data))} has no labels: the teacher's own answers are taken for "
-            "right, and every accuracy is agreement with it",
+            f"right, and every {measure.title} is agreement with it",
             style="yellow",
             highlight=False,
             soft_wrap=True,
@@ -238,7 +254,9 @@ def record(
             _counted(source, batch_size, tell, "recording both models"),
             student_cost=entries["student"].cost,
             teacher_cost=entries["teacher"].cost,
-            labels=source.classes,
+            labels=source.classes if measure.binary else None,
+            task=task,
+            metric=metric,
         )
     _report_unreadable(source)
     folder = output.resolve().parent
@@ -248,8 +266,9 @@ def record(
         "examples": len(outcomes),
         "unreadable": len(source.unreadable),
         "labeled": outcomes.labeled,
-        "student_quality": float(outcomes.student_quality.mean()),
-        "teacher_quality": float(outcomes.teacher_quality.mean()),
+        "metric": outcomes.metric,
+        "student_quality": outcomes.quality("student"),
+        "teacher_quality": outcomes.quality("teacher"),
         "student_cost": outcomes.student_cost.as_dict(),
         "teacher_cost": outcomes.teacher_cost.as_dict(),
         "output": str(output),
@@ -258,12 +277,14 @@ def record(
         _print_json(figures)
         return
     kind = outcomes.student_cost.joules_are
-    table = plain_table("", "accuracy", "MFLOPs", "ms/example", *([f"mJ, {kind}"] if kind else []))
+    table = plain_table(
+        "", measure.title, "MFLOPs", "ms/example", *([f"mJ, {kind}"] if kind else [])
+    )
     for role in ("student", "teacher"):
         cost = getattr(outcomes, f"{role}_cost")
         joules = [millijoules_text(cost.joules)] if kind else []
         table.add_row(
-            role, f"{figures[f'{role}_quality']:.2%}", flops_text(cost), ms_text(cost), *joules
+            role, measure.text(outcomes.quality(role)), flops_text(cost), ms_text(cost), *joules
         )
     out.print(table)
     out.print(f"{len(outcomes):,} examples in {output}", soft_wrap=True)
@@ -281,6 +302,8 @@ def calibrate(
     deferral_rate: Rate = None,
     delta: Delta = None,
     promise: Promise = None,
+    loss_bound: LossBound = None,
+    metric: MetricName = None,
     score: Score = "auto",
     blend: Blend = "auto",
     output: Annotated[
@@ -298,7 +321,7 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Choose a threshold on one half of the outcomes, and report on the other."""
-    table = Outcomes.load(outcomes)
+    table = _judged(Outcomes.load(outcomes), metric)
     found = _run_study(
         table,
         goal,
@@ -314,6 +337,7 @@ def calibrate(
         deferral_rate=deferral_rate,
         delta=delta,
         promise=promise,
+        loss_bound=loss_bound,
     )
     if output is not None:
         entries = _entries(table, outcomes, {"student": student, "teacher": teacher})
@@ -340,19 +364,24 @@ def evaluate(
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
+    metric: MetricName = None,
     fraction: Fraction = 0.5,
     seed: Seed = 0,
     title: Annotated[str | None, typer.Option(help="Of the report.")] = None,
     as_json: Json = False,
 ) -> None:
     """Every score's figures on examples that no threshold was chosen on."""
-    table = Outcomes.load(outcomes)
+    table = _judged(Outcomes.load(outcomes), metric)
     if report is not None:
         _check_output(report)
     if joint is None:
         found = _run_study(table, fraction=fraction, seed=seed)
     else:
-        found = _study_of(JointConfig.read(joint), table, fraction, seed)
+        config = JointConfig.read(joint)
+        chosen_by = config.calibration.get("chosen_on", {}).get("metric")
+        if metric is None and config.task == table.task:
+            table = _judged(table, chosen_by)
+        found = _study_of(config, table, fraction, seed)
     compared = _compared(found, compare or [])
     if report is not None:
         notes = {"Outcomes file": outcomes.name}
@@ -385,7 +414,8 @@ def predict(
 ) -> None:
     """Answer every example of some data with the joint model."""
     config = JointConfig.read(joint)
-    source = _open(data, classes, strict, image_column=image_column, label_column=label_column)
+    table = {"image_column": image_column, "label_column": label_column}
+    source = _open(data, classes, strict, numbers=config.task == "regression", **table)
     _check_output(output)
     model = config.load(**_threads(threads))
     model.router.threshold = _chosen_threshold(config, threshold, operating_point)
@@ -400,7 +430,7 @@ def predict(
             for name, prediction, score, deferred, degraded in zip(
                 batch.names, *columns, strict=True
             ):
-                row = {"name": name, "prediction": int(prediction)}
+                row = {"name": name, "prediction": prediction.item()}
                 if config.labels is not None:
                     row["label"] = config.labels[int(prediction)]
                 row |= {
@@ -460,9 +490,14 @@ def profile(
         out.print(f"\njoules are {power.how}: {power.source}", highlight=False, soft_wrap=True)
 
 
+def _judged(outcomes: Outcomes, metric: str | None) -> Outcomes:
+    """The outcomes judged by another metric, if one is given."""
+    return outcomes if metric is None else replace(outcomes, metric=metric)
+
+
 def _run_study(outcomes: Outcomes, goal: str = "match-teacher", **options: Any) -> Study:
     """`run_study` with the checks and the words of the command line."""
-    if len(np.unique(outcomes.targets)) < 2:
+    if outcomes.measure.binary and len(np.unique(outcomes.targets)) < 2:
         raise ValueError(
             f"all {len(outcomes)} targets are of class {outcomes.targets[0]}: calibrating needs "
             "examples of at least two classes"
@@ -487,7 +522,7 @@ def _study_of(config: JointConfig, outcomes: Outcomes, fraction: float, seed: in
     )
 
 
-def _compared(study: Study, paths: list[Path]) -> list[McNemar]:
+def _compared(study: Study, paths: list[Path]) -> list[Comparison]:
     """The joint model against every prediction in some files, on the held-out half."""
     _, rows = study.outcomes.split_rows(*study.split)
     return [
@@ -499,7 +534,7 @@ def _compared(study: Study, paths: list[Path]) -> list[McNemar]:
 
 _GOAL_ARGUMENTS = (
     *("tolerance", "target", "flops", "seconds", "joules", "deferral_rate"),
-    *("delta", "promise"),
+    *("delta", "promise", "loss_bound"),
 )
 
 
@@ -570,11 +605,23 @@ def _load(model: Model, first: Batch, flops: float | None) -> Load:
     return Load(model, inputs, counted.flops if flops is None else flops, counted.parameter_bytes)
 
 
-def _open(path: Path, classes: Path | None, strict: bool, **columns: str | None) -> Data:
+def _open(
+    path: Path,
+    classes: Path | None,
+    strict: bool,
+    numbers: bool = False,
+    **columns: str | None,
+) -> Data:
     names = None
     if classes is not None:
         names = [line.strip() for line in classes.read_text("utf-8").splitlines() if line.strip()]
-    return open_data(path, classes=names, on_unreadable="error" if strict else "skip", **columns)
+    return open_data(
+        path,
+        classes=names,
+        on_unreadable="error" if strict else "skip",
+        numbers=numbers,
+        **columns,
+    )
 
 
 def _named(source: Data, batch_size: int, tell: Tell, what: str) -> Iterator[Batch]:

@@ -152,7 +152,15 @@ _POINT_KEYS = (
 )
 _CALIBRATION_KEYS = (
     *("date", "goal", "tolerance", "target", "flops", "seconds", "joules", "deferral_rate"),
-    *("delta", "promise", "outcomes", "split_fraction", "split_seed", "preprocessing"),
+    *(
+        "delta",
+        "promise",
+        "loss_bound",
+        "outcomes",
+        "split_fraction",
+        "split_seed",
+        "preprocessing",
+    ),
     *("certified", "chosen_on", "held_out"),
 )
 

@@ -58,7 +58,7 @@ class Batch:
     """
 
     inputs: NDArray[Any] | list[NDArray[np.uint8]]
-    targets: NDArray[np.int64] | None
+    targets: NDArray[Any] | None
     names: list[str]
 
     def __len__(self) -> int:
@@ -111,6 +111,7 @@ def open_data(
     classes: Sequence[str] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    numbers: bool = False,
 ) -> Data:
     """Open data on disk, whatever its form.
 
@@ -129,6 +130,8 @@ def open_data(
         labels are looked up here.
     image_column, label_column
         A table's columns, when they cannot be told by their names and types.
+    numbers
+        The targets of an ``.npz`` may be numbers of any kind, for regression.
 
     Raises
     ------
@@ -162,7 +165,7 @@ def open_data(
     if suffix in IMAGE_SUFFIXES:
         return _images(place, [(place, None)], on_unreadable, names)
     if suffix == ".npz":
-        return ArrayData(place, names)
+        return ArrayData(place, names, numbers)
     if suffix in TABLE_SUFFIXES:
         table = _Table.open(place, image_column, label_column, names)
         return ImageData(
@@ -176,9 +179,9 @@ def open_data(
 class ArrayData(Data):
     """The arrays `inputs` and, optionally, `targets` of an ``.npz`` file, held in memory."""
 
-    def __init__(self, path: Path, classes: tuple[str, ...] | None) -> None:
+    def __init__(self, path: Path, classes: tuple[str, ...] | None, numbers: bool = False) -> None:
         self._name = path.name
-        self._inputs, self._targets = _load_arrays(path)
+        self._inputs, self._targets = _load_arrays(path, numbers)
         self.classes = classes
         self.has_targets = self._targets is not None
         self.unreadable = []
@@ -469,7 +472,9 @@ def _some(names: Sequence[str]) -> str:
 # Arrays
 
 
-def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+def _load_arrays(
+    path: Path, numbers: bool = False
+) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} cannot be read as .npz data: it is no such file, or truncated")
     try:
@@ -484,15 +489,19 @@ def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         raise ValueError(f"{path} cannot be read as .npz data: {_reason(error)}") from error
     if inputs.ndim == 0 or len(inputs) == 0:
         raise ValueError(f"{path}: inputs must have rows, but has shape {inputs.shape}")
-    return inputs, None if targets is None else _checked_targets(path, targets, len(inputs))
+    return inputs, None if targets is None else _checked_targets(
+        path, targets, len(inputs), numbers
+    )
 
 
-def _checked_targets(path: Path, targets: NDArray[Any], rows: int) -> NDArray[np.int64]:
+def _checked_targets(path: Path, targets: NDArray[Any], rows: int, numbers: bool) -> NDArray[Any]:
     if targets.shape != (rows,):
         raise ValueError(
             f"{path}: targets must have one label for each of the {rows} inputs, shape ({rows},), "
             f"but has shape {targets.shape}"
         )
+    if numbers and targets.dtype.kind in "iuf":
+        return targets.astype(np.float64)
     if targets.dtype.kind not in "biu":
         raise ValueError(f"{path}: targets must be whole numbers, but are {targets.dtype}")
     return targets.astype(np.int64)

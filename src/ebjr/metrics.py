@@ -72,6 +72,17 @@ class Metric:
         """What people read, from a quality; and a quality from that."""
         return -quality if self.lower else quality
 
+    def drawn(self, quality: Any) -> Any:
+        """A quality as it is drawn: accuracy in percent, the others as their figure."""
+        return 100 * quality if self.binary else self.figure(quality)
+
+    @property
+    def axis(self) -> str:
+        """The title of an axis of `drawn`."""
+        if self.binary:
+            return f"{self.title}, %"
+        return f"{self.title} (lower is better)" if self.lower else self.title
+
     def text(self, quality: float) -> str:
         """A quality as its figure.
 
@@ -95,6 +106,16 @@ class Metric:
         if self.binary:
             return f"{100 * difference:+.2f}"
         return f"{float(self.figure(difference)) + 0.0:+.4g}"
+
+    def words(self, quality: float) -> str:
+        """A quality as its figure, for prose.
+
+        Examples
+        --------
+        >>> METRICS["accuracy"].words(0.9344), METRICS["r2"].words(0.98765)
+        ('93.44 %', '0.9877')
+        """
+        return f"{100 * quality:.2f} %" if self.binary else self.text(quality)
 
     def gain_text(self, gain: float) -> str:
         """A difference of two means of row qualities, higher is better."""

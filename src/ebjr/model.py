@@ -16,7 +16,8 @@ class Model(Protocol):
     """A batch of n inputs in, raw output with n rows out. Synchronous.
 
     A batch is an array (n, ...) of NumPy or PyTorch, or a list of n inputs (images of different
-    sizes). The raw output of a classifier is its logits, (n, classes).
+    sizes). The raw output of a classifier is its logits, (n, classes); of a regressor (n,)
+    predictions, or (n, 1 + k), the prediction first and then what its score reads.
 
     Examples
     --------

@@ -112,15 +112,15 @@ def density_entropy(
     """Negative differential entropy of ``p(y|x) = exp S(x, y) / integral exp S(x, y') dy'``.
 
     What is left of a conditional energy when its free energy is taken out: how sharp the density
-    is. Parameters, shapes and errors are those of `regression_energy`.
+    is. Parameters, shapes and errors are those of `regression_energy`; it needs two energies.
 
     Examples
     --------
     >>> density_entropy(np.array([[0.0, 0.0, 0.0], [0.0, 9.0, 0.0]])).round(3)
     array([-0.693, -0.001])
     """
+    energies = _at_least_two(output, "density_entropy", "energies")
     weighted = _weighted(output, widths, grid, rule)
-    energies = _score_columns(output, "energies")
     xp = namespace(weighted)
     free = logsumexp(weighted)[:, None]
     with np.errstate(invalid="ignore"):

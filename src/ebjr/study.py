@@ -17,11 +17,11 @@ from ebjr.errors import CalibrationError
 from ebjr.evaluation import evaluate
 from ebjr.evaluation.report import write_report
 from ebjr.evaluation.significance import (
+    Comparison,
     Interval,
-    McNemar,
     Standing,
     bootstrap,
-    compare,
+    compare_answers,
     joint_prediction,
     score_table,
 )
@@ -29,7 +29,7 @@ from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score
 
 COMPARED = ("softmax", "margin", "entropy", "energy", "max_logit", "softmax_energy", "random")
-"""The scores that a study shows beside the chosen one."""
+"""The scores of classifiers that a study shows beside the chosen one."""
 
 NAMED_GOALS: dict[str, dict[str, Any]] = {
     "match-teacher": {"goal": "match-teacher"},
@@ -38,7 +38,39 @@ NAMED_GOALS: dict[str, dict[str, Any]] = {
     "crossing": {"goal": "crossing"},
     "best-accuracy": {"goal": "budget", "deferral_rate": 1.0},  # of all thresholds the best
 }
-"""The operating points that ``joint.toml`` names beside the chosen one."""
+"""The operating points that ``joint.toml`` names beside the chosen one, of classifiers."""
+
+
+def named_goals(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
+    """The operating points that ``joint.toml`` names; of regressors in percent of the teacher's.
+
+    Examples
+    --------
+    >>> list(named_goals(Outcomes([1.0], [2.0], [2.5], task="regression")))
+    ['match-teacher', 'within-one-percent', 'within-five-percent', 'best-rmse']
+    """
+    if outcomes.measure.binary:
+        return NAMED_GOALS
+    figure = abs(outcomes.quality("teacher"))
+    return {
+        "match-teacher": {"goal": "match-teacher"},
+        "within-one-percent": {"goal": "match-teacher", "tolerance": 0.01 * figure},
+        "within-five-percent": {"goal": "match-teacher", "tolerance": 0.05 * figure},
+        f"best-{outcomes.metric}": {"goal": "budget", "deferral_rate": 1.0},
+    }
+
+
+def compared_scores(outcomes: Outcomes) -> list[str]:
+    """The scores that a study shows beside the chosen one.
+
+    Examples
+    --------
+    >>> compared_scores(Outcomes([[1.0, 0.5]], [2.0], [2.5], task="regression"))
+    ['regression_energy', 'predicted_std', 'random']
+    """
+    if outcomes.measure.binary:
+        return list(COMPARED)
+    return [*outcomes.kind.scores(outcomes.student), "random"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +104,12 @@ class Study:
 
     @cached_property
     def crossings(self) -> dict[str, float]:
-        """By score: where the densities of right and wrong cross on `calibration` (figure 4)."""
+        """By score: where the densities of right and wrong cross on `calibration` (figure 4).
+
+        Nothing for regressors, whose answers are not right or wrong.
+        """
+        if not self.outcomes.measure.binary:
+            return {}
         right = self.calibration.student_quality
         found = {}
         for name in {self.point.score: None, **dict.fromkeys(self.others)}:
@@ -89,7 +126,7 @@ class Study:
         """By name: other operating points of the chosen score and blend, on `calibration`."""
         score = self.point.score_function or self.point.score
         found = {}
-        for name, goal in NAMED_GOALS.items():
+        for name, goal in named_goals(self.calibration).items():
             try:
                 found[name] = calibrate(
                     self.calibration, **goal, score=score, blend=self.point.blend
@@ -102,9 +139,9 @@ class Study:
     def best_accuracy(self) -> OperatingPoint:
         """The threshold of the best accuracy on `calibration`, and its figures on `held_out`.
 
-        With a blend it may be beyond the teacher's.
+        Of regressors the one of the best figure. With a blend it may be beyond the teacher's.
         """
-        return evaluate(self.held_out, self.named_points["best-accuracy"])
+        return evaluate(self.held_out, self.named_points[f"best-{self.outcomes.metric}"])
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
@@ -112,20 +149,26 @@ class Study:
         return bootstrap(self.held_out, self.point)
 
     @cached_property
-    def comparisons(self) -> list[McNemar]:
-        """McNemar's test on `held_out`: the joint model against the teacher and the student."""
+    def comparisons(self) -> list[Comparison]:
+        """The joint model against the teacher and the student, on `held_out`: McNemar's test.
+
+        Of regressors the difference of their losses.
+        """
+        predict = self.held_out.kind.predict
         return [
-            self.compare(getattr(self.held_out, role).argmax(axis=1), f"the {role}")
+            self.compare(predict(getattr(self.held_out, role)), f"the {role}")
             for role in ("teacher", "student")
         ]
 
-    def compare(self, prediction: Any, name: str = "the other model") -> McNemar:
+    def compare(self, prediction: Any, name: str = "the other model") -> Comparison:
         """McNemar's test on `held_out`: the joint model against any other predictions.
+
+        Of regressors a paired bootstrap of the difference of their losses.
 
         Parameters
         ----------
         prediction
-            (len(held_out),) labels.
+            (len(held_out),) labels, or numbers.
         name
             What the verdict calls whoever made them.
 
@@ -134,11 +177,8 @@ class Study:
         ValueError
             They have another shape.
         """
-        return compare(
-            self._joint_prediction,
-            prediction,
-            self.held_out.targets,
-            names=("the joint model", name),
+        return compare_answers(
+            self.held_out, self._joint_prediction, prediction, ("the joint model", name)
         )
 
     @cached_property
@@ -149,7 +189,8 @@ class Study:
     def ranking(self) -> list[Standing]:
         """The scores, without blend, by gain on `calibration`; other figures on `held_out`."""
         chosen = self.point.score_function or as_score(self.point.score)
-        shown = {name: as_score(name) for name in COMPARED} | {chosen.title: chosen}
+        shown = {name: as_score(name) for name in compared_scores(self.calibration)}
+        shown |= {chosen.title: chosen}
         table = score_table(self.held_out, list(shown.values()))
         rows = {name: replace(row, score=name) for name, row in zip(shown, table, strict=True)}
         # a fitted score flatters where it was fitted: by its name alone it is cross-fitted there
@@ -165,7 +206,7 @@ class Study:
         *,
         title: str,
         notes: Mapping[str, str] | None = None,
-        compared: Sequence[McNemar] = (),
+        compared: Sequence[Comparison] = (),
     ) -> None:
         """Write the HTML report of the held-out half.
 
@@ -209,6 +250,9 @@ class Study:
         )
 
 
+_GUARANTEE = ("delta", "promise", "loss_bound")
+
+
 def run_study(
     outcomes: Outcomes,
     goal: str = "match-teacher",
@@ -250,9 +294,9 @@ def run_study(
     calibration, held_out = outcomes.split(fraction, seed)
     given = {name: value for name, value in target.items() if value is not None}
     point = calibrate(calibration, goal, score=score, blend=blend, **given)
-    plain = {name: value for name, value in given.items() if name not in ("delta", "promise")}
+    plain = {name: value for name, value in given.items() if name not in _GUARANTEE}
     others = {}
-    for name in COMPARED:
+    for name in compared_scores(calibration):
         try:
             others[name] = calibrate(calibration, goal, score=name, blend=0.0, **plain)
         except CalibrationError:

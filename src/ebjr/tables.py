@@ -14,12 +14,13 @@ from rich.table import Table
 from ebjr.costs import Cost
 from ebjr.curve import OperatingPoint
 from ebjr.evaluation.report import UNLABELED, promise_words
-from ebjr.evaluation.significance import Interval, McNemar, Standing
+from ebjr.evaluation.significance import Comparison, Interval, Standing
+from ebjr.metrics import METRICS, Metric
 from ebjr.scores import score_title
 from ebjr.study import Study
 
 
-def study_figures(study: Study, compared: Sequence[McNemar] = ()) -> dict[str, Any]:
+def study_figures(study: Study, compared: Sequence[Comparison] = ()) -> dict[str, Any]:
     """Everything a study found, for JSON.
 
     Parameters
@@ -30,11 +31,12 @@ def study_figures(study: Study, compared: Sequence[McNemar] = ()) -> dict[str, A
         Tests against other models, listed after those against student and teacher.
     """
     promise = study.point.certified
+    best = f"best_{study.outcomes.metric}"
     return {
         "goal": dict(study.goal),
         "chosen_on": study.point.as_dict(),
         "held_out": study.result.as_dict(),
-        "best_accuracy": study.best_accuracy.as_dict(),
+        best: study.best_accuracy.as_dict(),
         "intervals": {name: asdict(interval) for name, interval in study.intervals.items()},
         "comparisons": [test.as_dict() for test in (*study.comparisons, *compared)],
         "scores": {name: result.as_dict() for name, result in study.other_results.items()},
@@ -51,7 +53,7 @@ def _standing(entry: Standing) -> dict[str, Any]:
         "score": elsewhere.pop("score"),
         "calibration_gain": asdict(entry.gain),
         "held_out_gain": elsewhere.pop("gain"),
-        **elsewhere,
+        **{name: value for name, value in elsewhere.items() if not math.isnan(value)},
     }
 
 
@@ -59,7 +61,7 @@ def print_study(
     console: Console,
     study: Study,
     joint_seconds: float | None = None,
-    compared: Sequence[McNemar] = (),
+    compared: Sequence[Comparison] = (),
 ) -> None:
     """One screen: the models, the joint model and its intervals, the promise, and the scores.
 
@@ -81,17 +83,17 @@ def print_study(
         f"{len(study.held_out):,} others to report on\n",
     )
     if not study.outcomes.labeled:
-        _say(console, f"{UNLABELED}\n")
+        _say(console, f"{UNLABELED.format(title=study.outcomes.measure.title)}\n")
     console.print(_models(study, joint_seconds))
     _say(console, f"\n{study.result.verdict}")
-    _say(console, _intervals(study.intervals))
+    _say(console, _intervals(study.intervals, study.outcomes.measure))
     if study.point.certified is not None:
         statement, words = promise_words(study.point.certified)
         _say(console, f"\nPromise: {statement}\n{words}")
     console.print()
     console.print(_tests([*study.comparisons, *compared]))
     console.print()
-    console.print(_ranking(study.ranking, score_title(study.point.score)))
+    console.print(_ranking(study.ranking, score_title(study.point.score), study.outcomes.measure))
 
 
 def _say(console: Console, text: str) -> None:
@@ -100,17 +102,17 @@ def _say(console: Console, text: str) -> None:
 
 def _models(study: Study, joint_seconds: float | None) -> Table:
     """Both models, the joint model, and every other score at the same goal."""
-    result = study.result
+    result, measure = study.result, study.outcomes.measure
     kind = result.cost.joules_are
     joules = [f"mJ, {kind}"] if kind else []
     table = plain_table(
-        *("", "accuracy", "deferred", "MFLOPs", "ms"), *joules, "cheaper", "threshold"
+        *("", measure.title, "deferred", "MFLOPs", "ms"), *joules, "cheaper", "threshold"
     )
     for role in ("student", "teacher"):
         cost = getattr(result, f"{role}_cost")
         quality = getattr(result, f"{role}_quality")
         table.add_row(
-            *(role, f"{quality:.2%}", "", flops_text(cost), ms_text(cost)),
+            *(role, measure.text(quality), "", flops_text(cost), ms_text(cost)),
             *([millijoules_text(cost.joules)] if kind else []),
             *("", ""),
         )
@@ -119,7 +121,7 @@ def _models(study: Study, joint_seconds: float | None) -> Table:
     )
     measured = None if joint_seconds is None else f"{1e3 * joint_seconds:.3f}"
     table.add_row(*_joint_row(chosen, result, measured), style="bold")
-    table.add_row(*_joint_row("  for the best accuracy", study.best_accuracy))
+    table.add_row(*_joint_row(f"  for the best {measure.title}", study.best_accuracy))
     for name, other in study.other_results.items():
         paper = " (paper, eq. 3)" if name == "energy" else ""
         table.add_row(*_joint_row(f"  {name}{paper}", other))
@@ -130,7 +132,7 @@ def _joint_row(name: str, point: OperatingPoint, measured: str | None = None) ->
     saving = "" if point.saving is None else f"{point.saving:.2f}x"
     return [
         escape(name),
-        f"{point.quality:.2%}",
+        METRICS[point.metric].text(point.quality),
         f"{point.deferral_rate:.1%}",
         flops_text(point.cost),
         measured or ms_text(point.cost),
@@ -140,57 +142,51 @@ def _joint_row(name: str, point: OperatingPoint, measured: str | None = None) ->
     ]
 
 
-def _intervals(intervals: dict[str, Interval]) -> str:
+def _intervals(intervals: dict[str, Interval], measure: Metric) -> str:
     """The joint model's figures with what they may be by chance."""
-    accuracy, saving = intervals["accuracy"], intervals.get("saving")
-    parts = [f"accuracy {accuracy.low:.2%} to {accuracy.high:.2%}"]
+    own, saving = intervals[measure.name], intervals.get("saving")
+    low, high = (measure.text(float(measure.figure(figure))) for figure in (own.low, own.high))
+    parts = [f"{measure.title} {low} to {high}"]
     if saving is not None:
         parts.append(f"{saving.low:.2f} to {saving.high:.2f} times cheaper")
+    scale, form = (100, "+.2f") if measure.binary else (1, "+.4g")
+    words = "points over the {}"
+    if not measure.binary:
+        words = f"{measure.title} {'lower' if measure.lower else 'higher'} than the {{}}'s"
     gains = [
-        f"{100 * gain.low:+.2f} to {100 * gain.high:+.2f} points over the {role}"
+        f"{scale * gain.low:{form}} to {scale * gain.high:{form}} {words.format(role)}"
         for role in ("teacher", "student")
         for gain in [intervals[f"gain_over_{role}"]]
     ]
     return f"95 % intervals: {', '.join(parts)};\n{' and '.join(gains)}."
 
 
-def _tests(tests: Sequence[McNemar]) -> Table:
-    """McNemar's tests of the joint model, a row each."""
-    table = plain_table(
-        *("joint against", "only joint", "only other", "odds ratio (95 %)", "p exact", "p chi²"),
-        "verdict",
-    )
+def _tests(tests: Sequence[Comparison]) -> Table:
+    """Tests of the joint model, a row each."""
+    table = plain_table("joint against", *tests[0].cells, "verdict")
     table.columns[0].no_wrap = False  # file names are long
     table.columns[0].overflow = "fold"
     for test in tests:
         verdict = "could be chance"
         if test.better is not None:
             verdict = "better" if test.better == test.names[0] else "worse"
-        table.add_row(
-            escape(test.names[1]),
-            f"{test.first_only:,}",
-            f"{test.second_only:,}",
-            f"{test.odds.estimate:.2f} ({test.odds.low:.2f} to {test.odds.high:.2f})",
-            f"{test.p_exact:.2g}",
-            f"{test.p_chi_square:.2g}",
-            verdict,
-        )
+        table.add_row(escape(test.names[1]), *test.cells.values(), verdict)
     return table
 
 
-def _ranking(ranking: Sequence[Standing], chosen: str) -> Table:
+def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> Table:
     """Every score, the best first; AUROC and the like are of the student's own answers."""
+    more = ("AUROC", "AURC", "AUGRC") if measure.binary else ()
     table = plain_table(
-        "score, no blend", "gain, points (95 %)", "AUROC", "AURC", "AUGRC", "of oracle's gain"
+        "score, no blend", f"gain, {measure.gain_unit} (95 %)", *more, "of oracle's gain"
     )
     for entry in ranking:
         row, gain = entry.elsewhere, entry.gain
+        here, low, high = (measure.gain_text(x) for x in (gain.estimate, gain.low, gain.high))
         table.add_row(
             escape(entry.score),
-            f"{100 * gain.estimate:.2f} ({100 * gain.low:.2f} to {100 * gain.high:.2f})",
-            f"{row.auroc:.4f}",
-            f"{row.aurc:.4f}",
-            f"{row.augrc:.4f}",
+            f"{here} ({low} to {high})",
+            *([f"{x:.4f}" for x in (row.auroc, row.aurc, row.augrc)] if measure.binary else []),
             "" if math.isnan(row.oracle_share) else f"{row.oracle_share:.1%}",
             style="bold" if entry.score == chosen else None,
         )

@@ -14,6 +14,7 @@ import numpy as np
 from ebjr.arrays import Array, to_numpy
 from ebjr.blend import blend_logits, blend_predictions
 from ebjr.regression import as_regression
+from ebjr.scores import REGRESSION_SCORES, SCORES
 
 
 class Task:
@@ -90,6 +91,10 @@ class Task:
         """Weights of a blend that the examples suggest, beside the usual candidates."""
         return ()
 
+    def scores(self, student: np.ndarray) -> list[str]:
+        """The named scores that can read a student's raw output."""
+        raise NotImplementedError
+
     def pack(self, targets: np.ndarray) -> np.ndarray:
         """The targets in the smallest type that keeps them."""
         return targets
@@ -141,6 +146,9 @@ class _Classification(Task):
     def mix(self, student: Array, teacher: Array, blend: float) -> Array:
         return blend_logits(student, teacher, blend)
 
+    def scores(self, student: np.ndarray) -> list[str]:
+        return list(SCORES)
+
     def pack(self, targets: np.ndarray) -> np.ndarray:
         return targets.astype(np.min_scalar_type(int(targets.max())))
 
@@ -176,6 +184,9 @@ class _Regression(Task):
     def mix(self, student: Array, teacher: Array, blend: float) -> Array:
         return blend_predictions(self.shared(student), self.shared(teacher), blend)
 
+    def scores(self, student: np.ndarray) -> list[str]:
+        return [name for name in REGRESSION_SCORES if _reads(name, student)]
+
     def weights(
         self, student: np.ndarray, teacher: np.ndarray, targets: np.ndarray
     ) -> tuple[float, ...]:
@@ -208,6 +219,17 @@ def as_task(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, not {name!r}")
     return TASKS[name]
+
+
+def _reads(name: str, output: np.ndarray) -> bool:
+    """Whether a score can read raw output of this width, and what it reads means something.
+
+    Rows with NaN are always deferred, which costs a curve nothing: many of them would win.
+    """
+    try:
+        return bool(np.isfinite(REGRESSION_SCORES[name](output)).mean() >= 0.99)
+    except ValueError:
+        return False
 
 
 def _finite(what: str, array: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from ebjr.blend import Blend
 from ebjr.calibration.learned import can_learn, cross_fitted, fit_learned
 from ebjr.errors import CalibrationError
 from ebjr.outcomes import Outcomes
-from ebjr.scores import REGRESSION_SCORES, Score, as_score
+from ebjr.scores import Score, as_score
 
 CANDIDATES = (
     "softmax",
@@ -38,10 +38,7 @@ CANDIDATES = (
     "normalized_logit(p=4.0)",
     "learned",
 )
-"""The scores that compete, the simplest first; `learned` where it can be fitted."""
-
-REGRESSION_CANDIDATES = tuple(REGRESSION_SCORES)
-"""Those of regressors; of them, those that can read the student's columns."""
+"""The scores of classifiers that compete, the simplest first; `learned` where it can be fitted."""
 
 BLENDS: tuple[float, ...] = (
     *(0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0),
@@ -103,11 +100,11 @@ def score_candidates(outcomes: Outcomes) -> list[str]:
     Examples
     --------
     >>> score_candidates(Outcomes([[5.0, 0.1]], [5.5], [5.2], task="regression"))
-    ['regression_energy', 'density_entropy', 'predicted_std']
+    ['regression_energy', 'predicted_std']
     """
     if outcomes.task == "classification":
         return list(CANDIDATES)
-    found = [name for name in REGRESSION_CANDIDATES if _reads(name, outcomes.student)]
+    found = outcomes.kind.scores(outcomes.student)
     if not found:
         raise CalibrationError(
             "the student's raw output holds predictions alone, so that no score can tell which to "
@@ -115,17 +112,6 @@ def score_candidates(outcomes: Outcomes) -> list[str]:
             "ensemble after the prediction"
         )
     return found
-
-
-def _reads(name: str, output: np.ndarray) -> bool:
-    """Whether a score can read raw output of this width, and what it reads means something.
-
-    Rows with NaN are always deferred, which costs a curve nothing: many of them would win.
-    """
-    try:
-        return bool(np.isfinite(as_score(name)(output)).mean() >= 0.99)
-    except ValueError:
-        return False
 
 
 def blend_candidates(outcomes: Outcomes) -> list[float]:

@@ -10,6 +10,7 @@ import numpy as np
 from ebjr.costs import break_even_rate
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
 from ebjr.evaluation.significance import Interval, Standing, reliability
+from ebjr.metrics import METRICS, Metric
 from ebjr.outcomes import Outcomes
 from ebjr.scores import as_score, score_title
 
@@ -26,11 +27,17 @@ PALETTE: Mapping[str, str] = {
     "right": "#0072B2",
     "wrong": "#D55E00",
     "student": "#00A3A3",
+    "regression_energy": "#D55E00",
+    "density_entropy": "#CC79A7",
+    "predicted_std": "#0072B2",
+    "interval_width": "#009E73",
+    "ensemble_spread": "#E69F00",
 }
 """One color a thing, in every plot; told apart by color-blind readers (Okabe & Ito, 2008)."""
 
 MOST_ROWS = 400
 BINS = 60
+MOST_DOTS = 2000
 
 
 def thin_rows(curve: TradeOffCurve, keep: Sequence[int] = (), most: int = MOST_ROWS) -> np.ndarray:
@@ -119,11 +126,17 @@ def trade_off_figure(
     if chosen is not None:
         data.append(_marker(outcomes, points[chosen]))
     rates = [r for trace in data for r in trace["x"]]
-    worst = min(outcomes.student_quality.mean(), outcomes.teacher_quality.mean())
-    top = 100 * max(best.quality.max(), *(max(t["y"]) / 100 for t in data))
+    measure = outcomes.measure
+    ends = [measure.drawn(outcomes.quality(role)) for role in ("student", "teacher")]
+    if measure.binary:
+        span = [min(ends) - 0.6, max(y for trace in data for y in trace["y"]) + 0.4]
+    else:
+        seen = [*ends, *(float(y) for y in measure.drawn(best.quality))]
+        low, high = min(seen), max(seen)
+        span = [low - 0.06 * (high - low), high + 0.06 * (high - low)]
     layout = {
         "xaxis": {"title": {"text": axis}, "range": [0, 1.03 * max(rates)], "zeroline": False},
-        "yaxis": {"title": {"text": "accuracy, %"}, "range": [100 * worst - 0.6, top + 0.4]},
+        "yaxis": {"title": {"text": measure.axis}, "range": span},
         "shapes": [_rule(100.0, "dot")],
         "annotations": [
             {
@@ -214,7 +227,7 @@ def score_histogram(
 
 
 def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
-    """Both models' accuracy along the score, with 95 % intervals: where is the teacher better?
+    """Both models' figures along the score, with 95 % intervals: where is the teacher better?
 
     Parameters
     ----------
@@ -235,7 +248,8 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
     >>> [trace["name"] for trace in figure["data"]]
     ['student', 'teacher', 'the score itself']
     """
-    bins = reliability(outcomes, point)
+    bins, measure = reliability(outcomes, point), outcomes.measure
+    scale = 100 if measure.binary else 1
     middle = np.array([50 * (row.start + row.end) for row in bins])
     spans = [f"{row.n:,} examples, score {row.low:.4g} to {row.high:.4g}" for row in bins]
     data: list[dict[str, Any]] = []
@@ -246,17 +260,17 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
             "mode": "lines+markers",
             "name": role,
             "x": _short(middle + shift),
-            "y": _short(np.array([100 * share.estimate for share in shares])),
-            "error_y": _bars(shares),
+            "y": _short(np.array([scale * share.estimate for share in shares])),
+            "error_y": _bars(shares, scale),
             "text": spans,
             "marker": _marker_of(role, 9),
             "line": {"width": 2},
-            "hovertemplate": "%{y:.2f} %, %{text}<extra>%{fullData.name}</extra>",
+            "hovertemplate": f"{_hover(outcomes)}, %{{text}}<extra>%{{fullData.name}}</extra>",
         }
         if role == "student":
             trace["line"] = {"width": 2, "color": PALETTE["student"]}
         data.append(trace)
-    if point.score.partition("(")[0] == "softmax":
+    if measure.binary and point.score.partition("(")[0] == "softmax":
         data.append(
             {
                 "type": "scatter",
@@ -276,7 +290,7 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
             "range": [-1, 101],
             "zeroline": False,
         },
-        "yaxis": {"title": {"text": "accuracy, %"}},
+        "yaxis": {"title": {"text": measure.axis}},
         "shapes": [_rule(100 * float(deferred.mean()), "solid")],
         "showlegend": False,
         "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
@@ -285,7 +299,55 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
     return {"data": data, "layout": layout}
 
 
-def ranking_figure(ranking: Sequence[Standing], chosen: str | None = None) -> dict[str, Any]:
+def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
+    """The student's residual, target minus prediction, against the score.
+
+    Parameters
+    ----------
+    outcomes
+        The examples of regressors; at most `MOST_DOTS` of them are drawn, at even ranks.
+    point
+        Its score is drawn, its threshold marked: the first of the layout's shapes.
+
+    Examples
+    --------
+    >>> table = Outcomes([[2.0, 0.5], [1.0, 0.1]], [1.5, 1.0], [1.0, 1.0], task="regression")
+    >>> figure = residual_figure(table, TradeOffCurve.of(table, "predicted_std").at(index=1))
+    >>> figure["data"][0]["x"], figure["data"][0]["y"]
+    ([-0.5, -0.1], [-1.0, 0.0])
+    """
+    score = point.score_function or as_score(point.score)
+    values = np.asarray(score(outcomes.student), np.float64)
+    order = np.argsort(values)[: np.isfinite(values).sum()]
+    rows = (
+        order[np.unique(np.linspace(0, len(order) - 1, MOST_DOTS).astype(int))]
+        if len(order)
+        else order
+    )
+    residual = outcomes.targets - outcomes.kind.predict(outcomes.student)
+    dots = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "student",
+        "x": _short(values[rows]),
+        "y": _short(residual[rows]),
+        "marker": {**_marker_of("student", 5), "opacity": 0.5},
+        "hovertemplate": "%{y:.4g} at %{x:.4g}<extra>%{fullData.name}</extra>",
+    }
+    layout = {
+        "xaxis": {"title": {"text": f"score: {score_title(point.score)}"}, "zeroline": False},
+        "yaxis": {"title": {"text": "target minus prediction"}, "zeroline": True},
+        "shapes": [_rule(point.threshold, "solid")],
+        "showlegend": False,
+        "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
+        "hovermode": "closest",
+    }
+    return {"data": [dots], "layout": layout}
+
+
+def ranking_figure(
+    ranking: Sequence[Standing], chosen: str | None = None, measure: Metric = METRICS["accuracy"]
+) -> dict[str, Any]:
     """The gain of each score with its 95 % confidence interval, the best on top.
 
     Parameters
@@ -294,6 +356,8 @@ def ranking_figure(ranking: Sequence[Standing], chosen: str | None = None) -> di
         The scores, the best first.
     chosen
         The score to stress.
+    measure
+        The metric, whose rows the gains are means of.
 
     Examples
     --------
@@ -304,6 +368,7 @@ def ranking_figure(ranking: Sequence[Standing], chosen: str | None = None) -> di
     ['energy']
     """
     gains = [entry.gain for entry in ranking]
+    scale = 100 if measure.binary else 1
     colors = [
         PALETTE["chosen"] if entry.score == chosen else PALETTE.get(entry.score, PALETTE["random"])
         for entry in ranking
@@ -313,16 +378,16 @@ def ranking_figure(ranking: Sequence[Standing], chosen: str | None = None) -> di
             "type": "scatter",
             "mode": "markers",
             "name": entry.score,
-            "x": _short(np.array([100 * gain.estimate])),
+            "x": _short(np.array([scale * gain.estimate])),
             "y": [entry.score],
-            "error_x": _bars([gain]) | {"color": color, "thickness": 2},
+            "error_x": _bars([gain], scale) | {"color": color, "thickness": 2},
             "marker": {"color": color, "size": 13 if entry.score == chosen else 10},
-            "hovertemplate": "%{x:.2f} points<extra>%{y}</extra>",
+            "hovertemplate": f"%{{x:.3g}} {measure.gain_unit}<extra>%{{y}}</extra>",
         }
         for entry, gain, color in zip(ranking, gains, colors, strict=True)
     ]
     layout = {
-        "xaxis": {"title": {"text": "gain over random, points"}, "zeroline": False},
+        "xaxis": {"title": {"text": f"gain over random, {measure.gain_unit}"}, "zeroline": False},
         "yaxis": {"autorange": "reversed", "automargin": True, "type": "category"},
         "shapes": [_rule(0.0, "dot")],
         "showlegend": False,
@@ -332,13 +397,13 @@ def ranking_figure(ranking: Sequence[Standing], chosen: str | None = None) -> di
     return {"data": dots, "layout": layout}
 
 
-def _bars(intervals: Sequence[Interval]) -> dict[str, Any]:
-    """Error bars in percent or points."""
+def _bars(intervals: Sequence[Interval], scale: float = 100) -> dict[str, Any]:
+    """Error bars, in percent or points unless told otherwise."""
     return {
         "type": "data",
         "symmetric": False,
-        "array": _short(np.array([100 * (each.high - each.estimate) for each in intervals])),
-        "arrayminus": _short(np.array([100 * (each.estimate - each.low) for each in intervals])),
+        "array": _short(np.array([scale * (each.high - each.estimate) for each in intervals])),
+        "arrayminus": _short(np.array([scale * (each.estimate - each.low) for each in intervals])),
         "thickness": 1.5,
         "width": 3,
     }
@@ -359,25 +424,28 @@ def _line(curve: TradeOffCurve, name: str, style: dict[str, Any]) -> dict[str, A
         "mode": "lines",
         "name": name,
         "x": _short(cost),
-        "y": _short(100 * curve.quality[rows]),
+        "y": _short(curve.outcomes.measure.drawn(curve.quality[rows])),
         "line": style,
-        "hovertemplate": "%{y:.2f} % at %{x:.1f} %<extra>%{fullData.name}</extra>",
+        "hovertemplate": (
+            f"{_hover(curve.outcomes)} at %{{x:.1f}} %<extra>%{{fullData.name}}</extra>"
+        ),
     }
 
 
 def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
     """A model alone: the teacher alone costs 100 %, without the student."""
     cost, _ = relative_cost(outcomes, np.array([0.0]))
-    quality = getattr(outcomes, f"{role}_quality").mean()
     return {
         "type": "scatter",
         "mode": "markers",
         "name": role,
         "zorder": 2,
         "x": [float(cost[0]) if role == "student" else 100.0],
-        "y": [100 * float(quality)],
+        "y": [outcomes.measure.drawn(outcomes.quality(role))],
         "marker": _marker_of(role, 12),
-        "hovertemplate": "%{y:.2f} % at %{x:.1f} %<extra>%{fullData.name} alone</extra>",
+        "hovertemplate": (
+            f"{_hover(outcomes)} at %{{x:.1f}} %<extra>%{{fullData.name}} alone</extra>"
+        ),
     }
 
 
@@ -392,7 +460,7 @@ def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
         "name": "operating point",
         "zorder": 3,
         "x": [float(cost[0])],
-        "y": [100 * here.quality],
+        "y": [outcomes.measure.drawn(here.quality)],
         "marker": {
             "symbol": "diamond",
             "size": 16,
@@ -410,6 +478,10 @@ def _rule(x: float, dash: str) -> dict[str, Any]:
     style = {"width": 2 if dash == "solid" else 1.5, "dash": dash}
     line = {"type": "line", "x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "paper"}
     return {**line, "line": style, "visible": visible}
+
+
+def _hover(outcomes: Outcomes) -> str:
+    return "%{y:.2f} %" if outcomes.measure.binary else "%{y:.4g}"
 
 
 def _short(values: np.ndarray) -> list[float]:

@@ -19,8 +19,8 @@ def read_predictions(
     ----------
     path
         Outcomes that `record` saved, of which both models are taken; or an ``.npz`` with integer
-        labels `predictions` (n,), and `targets` (n,) if they are to be checked. Either on all
-        examples of `outcomes`, in their order, or on those of `rows`.
+        labels, or for regression numbers, `predictions` (n,), and `targets` (n,) if they are to be
+        checked. Either on all examples of `outcomes`, in their order, or on those of `rows`.
     outcomes
         The table to compare with.
     rows
@@ -53,12 +53,12 @@ def read_predictions(
         other = Outcomes.load(path)
         targets: np.ndarray | None = other.targets
         found = {
-            f"the {role} of {name}": getattr(other, role).argmax(axis=1)
+            f"the {role} of {name}": other.kind.predict(getattr(other, role))
             for role in ("teacher", "student")
         }
     elif "predictions" in arrays:
         targets = arrays.get("targets")
-        found = {name: _labels(path, arrays["predictions"])}
+        found = {name: _answers(path, arrays["predictions"], outcomes)}
     else:
         raise ValueError(
             f"cannot compare with {path}: it is neither what `ebjr record` wrote nor has it an "
@@ -91,13 +91,17 @@ def _is_zip(file: Path) -> bool:
         return opened.read(2) == b"PK"
 
 
-def _labels(path: str | os.PathLike[str], predictions: np.ndarray) -> np.ndarray:
-    if predictions.ndim != 1 or predictions.dtype.kind not in "iu":
+def _answers(
+    path: str | os.PathLike[str], predictions: np.ndarray, outcomes: Outcomes
+) -> np.ndarray:
+    binary = outcomes.measure.binary
+    if predictions.ndim != 1 or predictions.dtype.kind not in ("iu" if binary else "fiu"):
+        what = "integer labels" if binary else "numbers"
         raise ValueError(
-            f"cannot compare with {path}: predictions must be integer labels (n,), not "
+            f"cannot compare with {path}: predictions must be {what} (n,), not "
             f"{predictions.dtype} {predictions.shape}"
         )
-    return predictions.astype(np.int64)
+    return predictions.astype(np.int64 if binary else np.float64)
 
 
 def _taken(

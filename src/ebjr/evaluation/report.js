@@ -7,6 +7,12 @@ const config = { displayModeBar: false, responsive: true };
 
 function percent(share, digits) { return (100 * share).toFixed(digits) + " %"; }
 
+/* Qualities are higher-is-better; people read accuracy in percent, and losses as they are. */
+function drawn(quality) { return data.metric.percent ? 100 * quality : data.metric.sign * quality; }
+function figure(quality) {
+  return data.metric.percent ? percent(quality, 2) : Number(drawn(quality).toPrecision(4)).toString();
+}
+
 function flopsText(flops) {
   const steps = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
   const [size, letter] = steps.find(([size]) => flops >= size) || [1, ""];
@@ -87,10 +93,11 @@ function show() {
   const words = threshold === null ? "defer everything" : threshold.toPrecision(5);
   get("threshold").textContent = words;
   get("knob").setAttribute("aria-valuetext",
-    `threshold ${words}, accuracy ${percent(series.quality[row], 2)}, ${percent(rate, 1)} deferred`);
-  get("accuracy").textContent = percent(series.quality[row], 2);
-  const gap = 100 * (series.quality[row] - data.teacher_quality);
-  get("against").textContent = `${gap >= 0 ? "+" : "−"}${Math.abs(gap).toFixed(2)} points against the teacher`;
+    `threshold ${words}, ${data.metric.title} ${figure(series.quality[row])}, ${percent(rate, 1)} deferred`);
+  get("accuracy").textContent = figure(series.quality[row]);
+  const gap = drawn(series.quality[row]) - drawn(data.teacher_quality);
+  const size = data.metric.percent ? Math.abs(gap).toFixed(2) + " points" : Math.abs(gap).toPrecision(3);
+  get("against").textContent = `${gap >= 0 ? "+" : "−"}${size} against the teacher`;
   get("deferred").textContent = percent(rate, 1);
   const flops = jointCost("flops", rate);
   const seconds = jointCost("seconds", rate);
@@ -100,7 +107,7 @@ function show() {
   const cost = jointCost(unit, rate);
   fill("cheaper", cost ? (data.teacher[unit] / cost).toFixed(2) + "×" : null);
   const marker = data.curve.data.length - 1;
-  Plotly.restyle("curve", { x: [[series.cost[row]]], y: [[100 * series.quality[row]]] }, [marker]);
+  Plotly.restyle("curve", { x: [[series.cost[row]]], y: [[drawn(series.quality[row])]] }, [marker]);
   Plotly.relayout("histogram", {
     "shapes[0].x0": threshold || 0, "shapes[0].x1": threshold || 0, "shapes[0].visible": threshold !== null,
   });

@@ -24,19 +24,69 @@ from ebjr.evaluation.plots import (
     ranking_figure,
     relative_cost,
     reliability_figure,
+    residual_figure,
     score_histogram,
     thin_rows,
     trade_off_figure,
 )
-from ebjr.evaluation.significance import Interval, McNemar, Standing
+from ebjr.evaluation.significance import Comparison, Interval, Standing
 from ebjr.files import write_whole
+from ebjr.metrics import Metric
 from ebjr.outcomes import Outcomes
 from ebjr.scores import score_title
 
 UNLABELED = (
     "These examples have no labels: the teacher's own answers are taken for right, and every "
-    "accuracy is agreement with it."
+    "{title} is agreement with it."
 )
+
+CLASSIFIERS = {
+    "metric": "accuracy",
+    "curve_title": "Accuracy against cost",
+    "oracle_words": "The oracle knows which answers are right: no score can do better.",
+    "histogram_label": (
+        "Densities of the score for inputs that the student gets right and wrong, with the "
+        "threshold and the crossing."
+    ),
+    "histogram_words": (
+        "Inputs left of the solid line are deferred. The dashed line is where the two densities "
+        "cross, the threshold that the paper takes (its figure 4)."
+    ),
+    "bins_label": (
+        "Accuracy of student and teacher on ten equal parts of the examples, from the lowest score "
+        "to the highest, with 95 % intervals."
+    ),
+    "bins_words": "Clopper and Pearson's 95 % intervals",
+}
+"""Words of the page for answers that are right or wrong."""
+
+
+def page_words(measure: Metric) -> dict[str, str]:
+    """Words of the page for a metric.
+
+    Examples
+    --------
+    >>> from ebjr.metrics import METRICS
+    >>> page_words(METRICS["rmse"])["curve_title"]
+    'RMSE against cost'
+    """
+    if measure.binary:
+        return CLASSIFIERS
+    return {
+        "metric": measure.title,
+        "curve_title": f"{measure.title} against cost",
+        "oracle_words": "The oracle knows every error: no score can do better.",
+        "histogram_label": "The student's residual against the score, with the threshold.",
+        "histogram_words": (
+            "Each dot is an example: what the student's prediction is off by. Inputs left of the "
+            "solid line are deferred; a good score leaves a narrow band on its right."
+        ),
+        "bins_label": (
+            f"{measure.title} of student and teacher on ten equal parts of the examples, from the "
+            "lowest score to the highest, with 95 % intervals."
+        ),
+        "bins_words": "95 % intervals from the standard error of the mean",
+    }
 
 
 def write_report(
@@ -48,7 +98,7 @@ def write_report(
     crossings: Mapping[str, float] | None = None,
     best: OperatingPoint | None = None,
     intervals: Mapping[str, Interval] | None = None,
-    comparisons: Sequence[McNemar] = (),
+    comparisons: Sequence[Comparison] = (),
     ranking: Sequence[Standing] = (),
     title: str = "EBJR",
     notes: Mapping[str, str] | None = None,
@@ -73,7 +123,7 @@ def write_report(
     intervals
         By figure: what `bootstrap` found at `point`.
     comparisons
-        McNemar's tests of the joint model against others.
+        Tests of the joint model against others: McNemar's, or of losses.
     ranking
         The scores, the best first.
     title
@@ -93,7 +143,7 @@ def write_report(
     except ImportError as error:
         raise MissingExtra("report", "writing a report") from error
     points = {_name(point, chosen=True): point} | {_name(other): other for other in others}
-    chosen = next(iter(points))
+    chosen, measure = next(iter(points)), held_out.measure
     made = {"EBJR": version("ebjr"), "Written on": date.today().isoformat()}
     page = Template(_asset("report.html")).substitute(
         title=html.escape(title),
@@ -102,8 +152,9 @@ def write_report(
         promise=_promise(point.certified),
         table=_table(held_out, points, best),
         joules=f'<th scope="col">mJ, {kind}</th>' if (kind := _joules_are(held_out)) else "",
-        chance=_chance(intervals or {}, comparisons),
-        ranking=_ranking(ranking, score_title(point.score)),
+        **page_words(measure),
+        chance=_chance(intervals or {}, comparisons, measure),
+        ranking=_ranking(ranking, score_title(point.score), measure),
         notes="\n".join(
             f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
             for key, value in {**(notes or {}), **made}.items()
@@ -141,11 +192,15 @@ def verdict(held_out: Outcomes, point: OperatingPoint) -> str:
     'On 2 held-out examples the joint model is right on 100.00 %'
     """
     here = _on(held_out, point).at(threshold=point.threshold)
-    note = "" if held_out.labeled else f" {UNLABELED}"
+    measure = held_out.measure
+    note = "" if held_out.labeled else f" {UNLABELED.format(title=measure.title)}"
+    is_ = "is right on" if measure.binary else f"has {measure.title}"
+    joint, teacher, student = (
+        measure.words(q) for q in (here.quality, here.teacher_quality, here.student_quality)
+    )
     return (
-        f"On {len(held_out):,} held-out examples the joint model is right on "
-        f"{100 * here.quality:.2f} % (teacher {100 * here.teacher_quality:.2f} %, student "
-        f"{100 * here.student_quality:.2f} %). {here.verdict}{note}"
+        f"On {len(held_out):,} held-out examples the joint model {is_} {joint} (teacher {teacher}, "
+        f"student {student}). {here.verdict}{note}"
     )
 
 
@@ -174,18 +229,31 @@ def report_data(
             "quality": curve.quality[rows].tolist(),
             "cost": relative_cost(held_out, curve.deferral_rate[rows])[0].tolist(),
             "start": start,
-            "histogram": score_histogram(held_out, point, crossings.get(point.score)),
+            "histogram": (
+                score_histogram(held_out, point, crossings.get(point.score))
+                if held_out.measure.binary
+                else residual_figure(held_out, point)
+            ),
             "reliability": reliability_figure(held_out, point),
         }
     return {
         "chosen": chosen,
         "series": series,
         "curve": trade_off_figure(held_out, points, chosen),
-        "ranking": ranking_figure(ranking, score_title(points[chosen].score)) if ranking else None,
+        "ranking": (
+            ranking_figure(ranking, score_title(points[chosen].score), held_out.measure)
+            if ranking
+            else None
+        ),
         "accent": PALETTE["chosen"],
         "student": held_out.student_cost.as_dict(),
         "teacher": held_out.teacher_cost.as_dict(),
-        "teacher_quality": float(held_out.teacher_quality.mean()),
+        "teacher_quality": held_out.quality("teacher"),
+        "metric": {
+            "title": held_out.measure.title,
+            "percent": held_out.measure.binary,
+            "sign": -1 if held_out.measure.lower else 1,
+        },
     }
 
 
@@ -204,7 +272,7 @@ def _table(
     """The rows of the table: both models, the joint model, and every other score."""
     rows = []
     for role in ("student", "teacher"):
-        quality = getattr(held_out, f"{role}_quality").mean()
+        quality = held_out.measure.words(held_out.quality(role))
         cost = getattr(held_out, f"{role}_cost")
         if _joules_are(held_out) is None:
             cost = replace(cost, joules=None, joules_are=None)
@@ -212,7 +280,7 @@ def _table(
     for name, point in points.items():
         rows.append(_joint_row(_words(name), held_out, point))
         if best is not None and len(rows) == 3:
-            words = f"joint: {_name(best)}, for the best accuracy"
+            words = f"joint: {_name(best)}, for the best {held_out.measure.title}"
             rows.append(_joint_row(words, held_out, best))
     return "\n".join(rows)
 
@@ -228,19 +296,20 @@ def _words(name: str) -> str:
 
 def _joint_row(words: str, held_out: Outcomes, point: OperatingPoint) -> str:
     here = _on(held_out, point).at(threshold=point.threshold)
-    return _row(words, here.quality, here.deferral_rate, here.cost, here.saving, here.threshold)
+    quality = held_out.measure.words(here.quality)
+    return _row(words, quality, here.deferral_rate, here.cost, here.saving, here.threshold)
 
 
 def _row(
     name: str,
-    quality: float,
+    quality: str,
     rate: float | None,
     cost: Cost,
     saving: float | None,
     threshold: float | None,
 ) -> str:
     cells = [
-        f"{100 * quality:.2f} %",
+        quality,
         "" if rate is None else f"{100 * rate:.1f} %",
         "" if cost.flops is None else f"{cost.flops / 1e6:,.1f}",
         "" if cost.seconds is None else f"{1e3 * cost.seconds:.3f}",
@@ -267,49 +336,53 @@ def _promise(certificate: Any) -> str:
     return _section("promise", "What is promised", paragraphs)
 
 
-FIGURES = {
-    "accuracy": ("accuracy", "{:.2f} %", 100),
-    "deferral_rate": ("deferred", "{:.1f} %", 100),
-    "gain_over_teacher": ("points over the teacher", "{:+.2f}", 100),
-    "gain_over_student": ("points over the student", "{:+.2f}", 100),
-    "saving": ("times cheaper", "{:.2f}", 1),
-}
-"""What the intervals are called, how they are written, and in which unit."""
+def _figures(measure: Metric) -> dict[str, tuple[str, str, float]]:
+    """What the intervals are called, how they are written, and in which unit."""
+    if measure.binary:
+        own, gain, scale = "{:.2f} %", "{:+.2f}", 100.0
+        over = "points over the"
+    else:
+        own, gain, scale = "{:.4g}", "{:+.4g}", 1.0
+        over = f"{measure.title} {'below' if measure.lower else 'above'} that of the"
+    return {
+        measure.name: (measure.title, own, scale),
+        "deferral_rate": ("deferred", "{:.1f} %", 100),
+        "gain_over_teacher": (f"{over} teacher", gain, scale),
+        "gain_over_student": (f"{over} student", gain, scale),
+        "saving": ("times cheaper", "{:.2f}", 1),
+    }
 
 
-def _chance(intervals: Mapping[str, Interval], comparisons: Sequence[McNemar]) -> str:
+def _chance(
+    intervals: Mapping[str, Interval], comparisons: Sequence[Comparison], measure: Metric
+) -> str:
     """The intervals of the joint model, and the verdicts of the tests."""
     if not intervals and not comparisons:
         return ""
     rows = []
-    for name, (words, form, scale) in FIGURES.items():
+    for name, (words, form, scale) in _figures(measure).items():
         if name in intervals:
             here, low, high = (form.format(scale * x) for x in _numbers(intervals[name]))
             rows.append(_cells(words, [here, f"{low.removesuffix(' %')} to {high}"]))
     table = _html_table(("the joint model", "here", "95 % interval"), rows) if rows else ""
     verdicts = "".join(
-        f"<li>{html.escape(test.verdict)} {html.escape(_odds(test))}</li>" for test in comparisons
+        f"<li>{html.escape(test.verdict)} {html.escape(test.details)}</li>" for test in comparisons
     )
     tests = f'<ul class="verdicts">{verdicts}</ul>' if verdicts else ""
+    test = (
+        "McNemar's test on the examples where just one of the two is right."
+        if measure.binary
+        else "a paired bootstrap of the difference on the same examples."
+    )
     caption = (
         "Intervals: percentiles of 2,000 bootstrap resamples of the held-out examples. Verdicts: "
-        "McNemar's test on the examples where just one of the two is right."
+        f"{test}"
     )
     inner = f'<div class="columns">{table}{tests}</div><p class="caption">{caption}</p>'
     return _section("chance", "Is it more than chance?", inner)
 
 
-def _odds(test: McNemar) -> str:
-    if math.isnan(test.odds_ratio):
-        return ""
-    ratio, low, high = (f"{value:.2f}" for value in _numbers(test.odds))
-    return (
-        f"Odds ratio {ratio} (95 % interval {low} to {high}); exact p = {test.p_exact:.2g}, "
-        f"chi-square p = {test.p_chi_square:.2g}."
-    )
-
-
-def _ranking(ranking: Sequence[Standing], chosen: str) -> str:
+def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> str:
     """The scores by gain: a dot plot and a table."""
     if not ranking:
         return ""
@@ -317,11 +390,12 @@ def _ranking(ranking: Sequence[Standing], chosen: str) -> str:
     for entry in ranking:
         row = entry.elsewhere
         share = "" if math.isnan(row.oracle_share) else f"{100 * row.oracle_share:.1f} %"
-        gain, low, high = (f"{100 * value:.2f}" for value in _numbers(entry.gain))
-        figures = (f"{value:.4f}" for value in (row.auroc, row.aurc, row.augrc))
+        gain, low, high = (measure.gain_text(value) for value in _numbers(entry.gain))
+        figures = [f"{x:.4f}" for x in (row.auroc, row.aurc, row.augrc)] if measure.binary else []
         cells = [f"{gain} ({low} to {high})", share, *figures]
         rows.append(_cells(entry.score, cells, marked=entry.score == chosen))
-    head = ("score", "gain, points (95 %)", "of the oracle's", "AUROC", "AURC", "AUGRC")
+    more = ("AUROC", "AURC", "AUGRC") if measure.binary else ()
+    head = ("score", f"gain, {measure.gain_unit} (95 %)", "of the oracle's", *more)
     plot = (
         '<div id="ranking" class="plot" role="img" aria-label="Gain of each score with its 95 % '
         'confidence interval. The same figures are in the table below."></div>'
@@ -333,6 +407,14 @@ def _ranking(ranking: Sequence[Standing], chosen: str) -> str:
         "score tells where the student is right (AUROC: higher is better; AURC and AUGRC, the "
         "areas under the risk-coverage curves: lower is better)."
     )
+    if not measure.binary:
+        caption = (
+            f"Gain: how much less mean {measure.rows_title} the joint model has over all deferral "
+            "rates than by deferring at random, without blend, on the examples that the score was "
+            "chosen on. The share of what the oracle gains is from the held-out examples."
+        )
+        if not measure.lower:
+            caption = caption.replace("less mean", "more mean")
     inner = f'{plot}{_html_table(head, rows)}<p class="caption">{caption}</p>'
     return _section("ranking", "Which score defers best", inner)
 

@@ -16,11 +16,11 @@ import numpy as np
 from scipy.stats import beta, binomtest, chi2, rankdata
 
 from ebjr.arrays import Array
-from ebjr.blend import blend_logits
 from ebjr.costs import joint_cost
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
+from ebjr.metrics import METRICS, Metric
 from ebjr.outcomes import Outcomes
-from ebjr.scores import SCORES, Score, as_score
+from ebjr.scores import Score, as_score
 
 FEW = 25
 """With fewer discordant pairs than this, McNemar's test is exact unless told otherwise."""
@@ -99,6 +99,30 @@ class McNemar:
             f"examples where {second} is wrong, and wrong on {self.second_only:,} where it is "
             f"right: {judged} (p = {self.p_value:.2g}, {how})."
         )
+
+    @property
+    def details(self) -> str:
+        """Odds ratio and both p-values, in one sentence; nothing where the two never differ."""
+        if math.isnan(self.odds_ratio):
+            return ""
+        ratio, low, high = (f"{x:.2f}" for x in (self.odds_ratio, *self.odds_interval))
+        return (
+            f"Odds ratio {ratio} (95 % interval {low} to {high}); exact p = {self.p_exact:.2g}, "
+            f"chi-square p = {self.p_chi_square:.2g}."
+        )
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """A row of a table, by column."""
+        return {
+            "only joint": f"{self.first_only:,}",
+            "only other": f"{self.second_only:,}",
+            "odds ratio (95 %)": (
+                f"{self.odds.estimate:.2f} ({self.odds.low:.2f} to {self.odds.high:.2f})"
+            ),
+            "p exact": f"{self.p_exact:.2g}",
+            "p chi²": f"{self.p_chi_square:.2g}",
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure, with `p_value`, `better` and `verdict`, for JSON."""
@@ -201,6 +225,180 @@ def compare(
 
 
 @dataclass(frozen=True)
+class LossDifference:
+    """Two models on the same examples: how far are their losses apart?
+
+    Attributes
+    ----------
+    metric
+        Its name.
+    difference
+        The first one's figure minus the second one's, with its 95 % interval.
+    p_value
+        Two-sided, from the same resamples: how likely a difference this large is where the two are
+        equally good.
+    n
+        All examples.
+    names
+        What the verdict calls the two.
+
+    Examples
+    --------
+    >>> rows = -np.arange(40.0)
+    >>> loss_difference(rows, rows - 1, "mae").verdict
+    'On 40 examples the first has 1 (95 % interval 1 to 1) less MAE than the second: the first is
+    better, by more than chance explains (p = 0.001).'
+    """
+
+    metric: str
+    difference: Interval
+    p_value: float
+    n: int
+    names: tuple[str, str] = ("the first", "the second")
+
+    @property
+    def better(self) -> str | None:
+        """Which of the two is better by more than chance explains, at 5 %; None: neither shown."""
+        if self.p_value >= 0.05:
+            return None
+        measure = METRICS[self.metric]
+        return self.names[0] if measure.figure(self.difference.estimate) > 0 else self.names[1]
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        here = self.difference
+        words = "less" if here.estimate < 0 else "more"
+        low, high = sorted((abs(here.low), abs(here.high)))
+        span = f"{low:.3g} to {high:.3g}"
+        if here.low < 0 < here.high:
+            span = f"{abs(here.low):.3g} less to {here.high:.3g} more"
+        judged = "chance alone may explain this"
+        if self.better is not None:
+            judged = f"{self.better} is better, by more than chance explains"
+        return (
+            f"On {self.n:,} examples {self.names[0]} has {abs(here.estimate):.3g} (95 % interval "
+            f"{span}) {words} {METRICS[self.metric].title} than {self.names[1]}: {judged} "
+            f"(p = {self.p_value:.2g})."
+        )
+
+    @property
+    def details(self) -> str:
+        """Nothing that the verdict does not say."""
+        return ""
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """A row of a table, by column."""
+        here = self.difference
+        return {
+            f"{METRICS[self.metric].title} (95 %)": (
+                f"{here.estimate:+.3g} ({here.low:+.3g} to {here.high:+.3g})"
+            ),
+            "p": f"{self.p_value:.2g}",
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure, with `better` and `verdict`, for JSON."""
+        return {**asdict(self), "better": self.better, "verdict": self.verdict}
+
+
+Comparison = McNemar | LossDifference
+"""What tells two models apart: by their right answers, or by their losses."""
+
+
+def loss_difference(
+    first_rows: Any,
+    second_rows: Any,
+    metric: str,
+    names: tuple[str, str] = ("the first", "the second"),
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> LossDifference:
+    """Paired bootstrap: are two models equally good on the same examples?
+
+    Parameters
+    ----------
+    first_rows, second_rows
+        (n,): row qualities of both, as `Metric.rows` gives them.
+    metric
+        Its name.
+    names
+        What the verdict calls the two.
+    n_resamples, seed
+        Of the bootstrap; the p-value is at least ``2 / (n_resamples + 1)``.
+
+    Raises
+    ------
+    ValueError
+        Different lengths, or no examples.
+
+    Notes
+    -----
+    Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 16.
+
+    Examples
+    --------
+    >>> loss_difference([-1.0, -2.0], [-1.0, -2.0], "mae").p_value
+    1.0
+    """
+    columns = np.column_stack([np.asarray(first_rows, float), np.asarray(second_rows, float)])
+    if not len(columns):
+        raise ValueError("there are no examples")
+    measure = METRICS[metric]
+
+    def difference(means: np.ndarray) -> np.ndarray:
+        first, second = measure.quality(means).T
+        return np.asarray(measure.figure(first - second))
+
+    drawn = difference(_resampled_means(columns, n_resamples, np.random.default_rng(seed)))
+    beyond = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
+    low, high = (float(value) for value in np.quantile(drawn, [0.025, 0.975]))
+    here = Interval(float(difference(columns.mean(axis=0)[None])[0]), low, high)
+    return LossDifference(
+        metric, here, min(1.0, 2 * (beyond + 1) / (n_resamples + 1)), len(columns), names
+    )
+
+
+def compare_answers(
+    outcomes: Outcomes,
+    joint: Any,
+    other: Any,
+    names: tuple[str, str] = ("the joint model", "the other model"),
+) -> Comparison:
+    """The joint model's answers against any others', by the test that the metric asks for.
+
+    Parameters
+    ----------
+    outcomes
+        The examples, their targets and metric.
+    joint, other
+        (n,) answers: labels, or predictions.
+    names
+        What the verdict calls the two.
+
+    Raises
+    ------
+    ValueError
+        They do not have the length of the outcomes.
+
+    Examples
+    --------
+    >>> table = Outcomes([3.0, 3.0], [2.0, 4.0], [0.0, 4.0], task="regression")
+    >>> compare_answers(table, [2.0, 4.0], [3.0, 3.0]).names
+    ('the joint model', 'the other model')
+    """
+    if outcomes.measure.binary:
+        return compare(joint, other, outcomes.targets, names=names)
+    columns = [np.asarray(column, dtype=np.float64) for column in (joint, other)]
+    if any(column.shape != outcomes.targets.shape for column in columns):
+        shapes = " and ".join(str(column.shape) for column in columns)
+        raise ValueError(f"both must hold {len(outcomes)} predictions, not {shapes}")
+    one, two = (outcomes.measure.rows(column, outcomes.targets) for column in columns)
+    return loss_difference(one, two, outcomes.metric, names)
+
+
+@dataclass(frozen=True)
 class Interval:
     """A figure with its confidence interval.
 
@@ -219,7 +417,7 @@ class Interval:
 
 
 def joint_prediction(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
-    """(n,): the label that the joint model gives each example at an operating point.
+    """(n,): the answer that the joint model gives each example at an operating point.
 
     Examples
     --------
@@ -228,8 +426,9 @@ def joint_prediction(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
     array([0, 1])
     """
     _, deferred = point.router(outcomes.student)
-    answered = blend_logits(outcomes.student, outcomes.teacher, point.blend)
-    return np.where(deferred, answered.argmax(axis=1), outcomes.student.argmax(axis=1))
+    kind = outcomes.kind
+    answered = kind.mix(outcomes.student, outcomes.teacher, point.blend)
+    return np.asarray(np.where(deferred, kind.predict(answered), kind.predict(outcomes.student)))
 
 
 def bootstrap(
@@ -244,7 +443,9 @@ def bootstrap(
     At one point an example is of one of 16 kinds: deferred or not, and student, teacher and
     deferred answer each right or wrong. Drawing n examples with replacement and counting the
     kinds *is* one draw from a multinomial distribution, so that the kinds are resampled instead:
-    the same bootstrap exactly, in time and memory that do not depend on n.
+    the same bootstrap exactly, in time and memory that do not depend on n. Losses of regressors
+    have no kinds: their rows are resampled, or beyond 20,000 of them drawn from the normal
+    distribution that the resampled means then have.
 
     Parameters
     ----------
@@ -262,9 +463,10 @@ def bootstrap(
     Returns
     -------
     dict
-        `accuracy`, `deferral_rate`, `gain_over_teacher`, `gain_over_student` (in accuracy) and,
-        where costs are known, `cost` in ``point.unit`` and `saving`, how many times cheaper than
-        the teacher alone. Costs of one example are taken as exact; only the rate varies.
+        `accuracy`, or the name of the metric with its figure; `deferral_rate`,
+        `gain_over_teacher`, `gain_over_student` (in accuracy; for losses how much less) and, where
+        costs are known, `cost` in ``point.unit`` and `saving`, how many times cheaper than the
+        teacher alone. Costs of one example are taken as exact; only the rate varies.
 
     Raises
     ------
@@ -286,10 +488,15 @@ def bootstrap(
         raise ValueError(f"n_resamples must be at least 100, not {n_resamples}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
-    n = len(outcomes)
-    counts = _kinds(outcomes, point)
-    draws = np.random.default_rng(seed).multinomial(n, counts / n, size=n_resamples)
-    estimate, resampled = _figures(counts[None] / n, point), _figures(draws / n, point)
+    n, measure, rng = len(outcomes), outcomes.measure, np.random.default_rng(seed)
+    if measure.binary:
+        counts = _kinds(outcomes, point)
+        draws = rng.multinomial(n, counts / n, size=n_resamples)
+        means, drawn = counts[None] / n @ _KIND_ROWS, draws / n @ _KIND_ROWS
+    else:
+        rows = _point_rows(outcomes, point)
+        means, drawn = rows.mean(axis=0)[None], _resampled_means(rows, n_resamples, rng)
+    estimate, resampled = _figures(means, point, measure), _figures(drawn, point, measure)
     ends = [(1 - level) / 2, (1 + level) / 2]
     return {
         name: Interval(float(estimate[name][0]), *map(float, np.quantile(values, ends)))
@@ -310,21 +517,47 @@ def _kinds(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
     return np.bincount(kind, minlength=16)
 
 
-_KIND = (
-    np.arange(16)[:, None] >> np.arange(4)
-) & 1  # deferred, student, teacher, joint if deferred
+_KIND = (np.arange(16)[:, None] >> np.arange(4)) & 1
+"""(16, 4): deferred, student right, teacher right, answer right if deferred."""
+
+_KIND_ROWS = np.stack(
+    [_KIND[:, 0], np.where(_KIND[:, 0], _KIND[:, 3], _KIND[:, 1]), _KIND[:, 1], _KIND[:, 2]], axis=1
+).astype(np.float64)
+"""(16, 4): deferred, quality of the joint model, of the student, of the teacher."""
 
 
-def _figures(share: np.ndarray, point: OperatingPoint) -> dict[str, np.ndarray]:
-    """Each figure, (resamples,), from the share (resamples, 16) of every kind."""
-    deferred, student, teacher, answered = _KIND.T
-    accuracy = share @ np.where(deferred, answered, student)
-    rate = share @ deferred
+def _point_rows(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
+    """(n, 4): deferred, quality of the joint model, of the student, of the teacher."""
+    _, deferred = point.router(outcomes.student)
+    student, answered = outcomes.student_quality, outcomes.deferred_quality(point.blend)
+    joint = np.where(deferred, answered, student)
+    return np.column_stack([deferred, joint, student, outcomes.teacher_quality])
+
+
+_MOST_RESAMPLED = 20_000
+
+
+def _resampled_means(columns: np.ndarray, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(n_resamples, c): means of columns (n, c) over rows drawn with replacement."""
+    n = len(columns)
+    if n > _MOST_RESAMPLED:
+        spread = np.cov(columns, rowvar=False, ddof=0) / n
+        return rng.multivariate_normal(columns.mean(axis=0), spread, n_resamples, method="eigh")
+    means = np.empty((n_resamples, columns.shape[1]))
+    for k in range(n_resamples):
+        means[k] = np.bincount(rng.integers(0, n, n), minlength=n) @ columns / n
+    return means
+
+
+def _figures(means: np.ndarray, point: OperatingPoint, measure: Metric) -> dict[str, np.ndarray]:
+    """Each figure, (resamples,), from means (resamples, 4) of what `_point_rows` holds."""
+    rate = means[:, 0]
+    joint, student, teacher = (np.asarray(measure.quality(column)) for column in means[:, 1:].T)
     figures = {
-        "accuracy": accuracy,
+        measure.name: np.asarray(measure.figure(joint)),
         "deferral_rate": rate,
-        "gain_over_teacher": accuracy - share @ teacher,
-        "gain_over_student": accuracy - share @ student,
+        "gain_over_teacher": joint - teacher,
+        "gain_over_student": joint - student,
     }
     if point.unit is not None:
         fixed = getattr(joint_cost(point.student_cost, point.teacher_cost, 0.0), point.unit)
@@ -466,9 +699,9 @@ class ScoreRow:
     score
         Its name.
     auroc, aurc, augrc
-        How well it tells where the student is right.
+        How well it tells where the student is right; NaN where answers are not right or wrong.
     gain
-        Mean quality of the joint model over all deferral rates, minus that of random routing.
+        Mean row quality of the joint model over all deferral rates, minus that of random routing.
     oracle_share
         The same as a share of the oracle's: how well it tells where the *teacher helps*, which is
         what routing needs.
@@ -516,7 +749,7 @@ def score_table(
     outcomes
         What both models said.
     scores
-        Names or callables; all that have a name, when left out.
+        Names or callables; all that have a name and fit, when left out.
     blend
         The student's weight in a deferred answer.
 
@@ -532,17 +765,19 @@ def score_table(
     1.0
     """
     best = TradeOffCurve.of(outcomes, oracle(outcomes, blend), blend)
-    right = outcomes.student_quality
+    quality, binary = outcomes.student_quality, outcomes.measure.binary
     rows = []
-    for score in map(as_score, SCORES if scores is None else scores):
+    for score in map(
+        as_score, outcomes.kind.scores(outcomes.student) if scores is None else scores
+    ):
         values = np.asarray(score(outcomes.student), dtype=np.float64)
         curve = TradeOffCurve.of(outcomes, values, blend)
         rows.append(
             ScoreRow(
                 score=str(score),
-                auroc=auroc(values, right),
-                aurc=aurc(values, right),
-                augrc=augrc(values, right),
+                auroc=auroc(values, quality) if binary else math.nan,
+                aurc=aurc(values, quality) if binary else math.nan,
+                augrc=augrc(values, quality) if binary else math.nan,
                 gain=curve.area - _line_area(curve),
                 oracle_share=_share_of_gain(curve, best),
             )
@@ -565,7 +800,8 @@ class ScoreBin:
     mean
         The mean score.
     student, teacher
-        Each one's accuracy with Clopper and Pearson's 95 % interval.
+        Each one's accuracy with Clopper and Pearson's 95 % interval; of losses the metric's figure
+        with the interval of the mean's standard error.
     """
 
     n: int
@@ -606,19 +842,26 @@ def reliability(outcomes: Outcomes, point: OperatingPoint, bins: int = 10) -> li
     if bins < 1:
         raise ValueError(f"bins must be at least 1, not {bins}")
     score = point.score_function or as_score(point.score)
-    values, student = _rows(score(outcomes.student), outcomes.student_quality)
-    teacher = outcomes.teacher_quality > 0
+    values = np.asarray(score(outcomes.student), dtype=np.float64)
+    values = np.where(np.isnan(values), -np.inf, values)
+    student, teacher = outcomes.student_quality, outcomes.teacher_quality
+    measure = outcomes.measure
     order = np.argsort(values, kind="stable")
     middle = (rankdata(values[order]) - 0.5) / len(order)
     cut = np.flatnonzero(np.diff(np.floor(middle * bins), prepend=-1, append=bins))
     return [
-        _bin(values[order], student[order], teacher[order], start, end)
+        _bin(values[order], student[order], teacher[order], start, end, measure)
         for start, end in pairwise(cut.tolist())
     ]
 
 
 def _bin(
-    values: np.ndarray, student: np.ndarray, teacher: np.ndarray, start: int, end: int
+    values: np.ndarray,
+    student: np.ndarray,
+    teacher: np.ndarray,
+    start: int,
+    end: int,
+    measure: Metric,
 ) -> ScoreBin:
     n, rows = end - start, slice(start, end)
     return ScoreBin(
@@ -628,9 +871,21 @@ def _bin(
         low=float(values[start]),
         high=float(values[end - 1]),
         mean=float(values[rows].mean()),
-        student=share_interval(int(student[rows].sum()), n),
-        teacher=share_interval(int(teacher[rows].sum()), n),
+        student=_rows_interval(student[rows], measure),
+        teacher=_rows_interval(teacher[rows], measure),
     )
+
+
+def _rows_interval(rows: np.ndarray, measure: Metric) -> Interval:
+    """The figure of some rows, with its 95 % interval."""
+    if measure.binary:
+        return share_interval(int(rows.sum()), len(rows))
+    mean, error = rows.mean(), 1.96 * rows.std() / math.sqrt(len(rows))
+    here, *ends = (
+        float(measure.figure(measure.quality(value)))
+        for value in (mean, mean - error, mean + error)
+    )
+    return Interval(here, min(ends), max(ends))
 
 
 def share_interval(hits: int, n: int, level: float = 0.95) -> Interval:
@@ -654,7 +909,8 @@ def share_interval(hits: int, n: int, level: float = 0.95) -> Interval:
 
 def _line_area(curve: TradeOffCurve) -> float:
     """The area under the straight line from all-student to all-teacher: random routing."""
-    return (float(curve.outcomes.student_quality.mean()) + float(curve.quality[-1])) / 2
+    last = float(curve.outcomes.measure.mean(curve.quality[-1]))
+    return (float(curve.outcomes.student_quality.mean()) + last) / 2
 
 
 def _share_of_gain(curve: TradeOffCurve, best: TradeOffCurve) -> float:
