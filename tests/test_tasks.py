@@ -193,7 +193,11 @@ def test_a_blend_is_the_weighted_mean_of_both_predictions():
     joint = JointRegressor(student, teacher, Router("predicted_std", np.inf), blend=0.5)
     np.testing.assert_allclose(joint(np.array([1.0])).prediction, [(10 + 0.5) / 1.5])
     with pytest.raises(ValueError, match="a weight without temperatures"):
-        blend_predictions(np.ones(1), np.ones(1), Blend(0.5, 2.0))
+        JointRegressor(student, teacher, Router("predicted_std", 0.0), blend=Blend(0.5, 2.0))
+    with pytest.raises(ValueError, match="a weight without temperatures"):
+        Outcomes([1.0], [2.0], [2.0], "regression").deferred_quality(Blend(0.5, 2.0))
+    with pytest.raises(ValueError, match="at least 0"):
+        blend_predictions(np.ones(1), np.ones(1), -1.0)
 
 
 @given(data=st.data())

@@ -195,7 +195,7 @@ def blend_predictions(student: Array, teacher: Array, blend: float) -> Array:
     Raises
     ------
     ValueError
-        The weight is negative or not finite, or carries temperatures, which are for logits.
+        The weight is negative or not finite.
 
     Examples
     --------
@@ -203,10 +203,8 @@ def blend_predictions(student: Array, teacher: Array, blend: float) -> Array:
     >>> blend_predictions(np.array([1.0]), np.array([4.0]), 0.5)
     array([3.])
     """
-    whole = as_blend(blend)
-    if isinstance(whole, Blend):
-        raise ValueError(f"a blend of predictions is a weight without temperatures, not {whole}")
-    return teacher if whole == 0 else (teacher + whole * student) / (1 + whole)
+    weight = float(Blend(blend))
+    return teacher if weight == 0 else (teacher + weight * student) / (1 + weight)
 
 
 def _over(logits: Array, temperature: float) -> Array:

@@ -17,7 +17,7 @@ from ebjr.arrays import (
     take_rows,
     to_numpy,
 )
-from ebjr.blend import as_blend
+from ebjr.blend import Blend, as_blend
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.model import Model, answer, model_name
 from ebjr.router import Router
@@ -89,6 +89,8 @@ class JointModel:
         self.teacher = teacher
         self.router = router
         self.blend = as_blend(blend)
+        if isinstance(self.blend, Blend) and hasattr(self, "task"):
+            self.kind.check_blend(self.blend)
         self.when_unavailable = when_unavailable
 
     def __call__(self, inputs: Batch) -> JointAnswer:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array, to_numpy
-from ebjr.blend import blend_logits, blend_predictions
+from ebjr.blend import Blend, blend_logits, blend_predictions
 from ebjr.regression import as_regression
 from ebjr.scores import REGRESSION_SCORES, SCORES
 
@@ -84,6 +84,19 @@ class Task:
     def mix(self, student: Array, teacher: Array, blend: float) -> Array:
         """Raw output of deferred rows with the student's answer blended in."""
         raise NotImplementedError
+
+    def check_blend(self, blend: float) -> None:
+        """Check that answers can be mixed like that.
+
+        Raises
+        ------
+        ValueError
+            It carries temperatures, and there are no logits that they could divide.
+        """
+        if isinstance(blend, Blend) and not self.takes_temperatures:
+            raise ValueError(
+                f"a blend of predictions is a weight without temperatures, not {blend}"
+            )
 
     def weights(
         self, student: np.ndarray, teacher: np.ndarray, targets: np.ndarray
@@ -182,6 +195,7 @@ class _Regression(Task):
         return as_regression(output)[:, :1]
 
     def mix(self, student: Array, teacher: Array, blend: float) -> Array:
+        self.check_blend(blend)
         return blend_predictions(self.shared(student), self.shared(teacher), blend)
 
     def scores(self, student: np.ndarray) -> list[str]:
