@@ -112,7 +112,9 @@ def density_entropy(
     """Negative differential entropy of ``p(y|x) = exp S(x, y) / integral exp S(x, y') dy'``.
 
     What is left of a conditional energy when its free energy is taken out: how sharp the density
-    is. Parameters, shapes and errors are those of `regression_energy`; it needs two energies.
+    is. Parameters, shapes and errors are those of `regression_energy`; it needs two energies. Of
+    columns that carry their log-weights it is the discrete entropy: the same up to a constant where
+    they are even.
 
     Examples
     --------

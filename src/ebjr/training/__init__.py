@@ -1,0 +1,1 @@
+"""Training: heads and students that make a pair out of a single model. Needs the extra torch."""

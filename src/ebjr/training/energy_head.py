@@ -1,0 +1,276 @@
+"""An energy head ``S(x, y)`` on the frozen features of a trained regressor (eq. 8).
+
+The regressor stays as it is. A small network of its features and of y, measured from the point
+prediction, is trained so that ``p(y|x) = exp S(x, y) / integral exp S(x, y') dy'`` fits the
+targets.
+
+What training cannot do: a likelihood, and noise contrast with ranking too, does not change when a
+function of x alone is added to S. So the free energy ``-F(x)`` of such a head is not learned, it
+is what the network happens to do, as are the logits' levels of a classifier. How *sharp* the
+density is, `density_entropy` or the deviation, is learned. Measure both, as ``score="auto"`` does.
+
+Source: Gustafsson et al., "Energy-based models for deep probabilistic regression", ECCV 2020;
+"How to train your energy-based model for regression", BMVC 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ebjr.arrays import Array, convert_like, log_softmax, logsumexp, namespace, to_numpy
+from ebjr.errors import MissingExtra
+from ebjr.regression import Grid, grid_log_weights, grid_points
+from ebjr.regressors import GaussianMixture
+
+if TYPE_CHECKING:
+    import torch
+
+LOSSES = ("nce", "importance")
+
+
+class EnergyHead:
+    """A trained ``S(x, y)``; `train_energy_head` makes it.
+
+    Parameters
+    ----------
+    network
+        A module: standardized features (n, d) and offsets (n, m) to energies (n, m).
+    center, spread
+        Of the features, (d,).
+    scale
+        Of the residuals, in the unit of y.
+    proposal
+        Fitted to the residuals: for `sample_energy`.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        center: np.ndarray,
+        spread: np.ndarray,
+        scale: float,
+        proposal: GaussianMixture,
+    ) -> None:
+        self.network = network
+        self.center, self.spread, self.scale = center, spread, scale
+        self.proposal = proposal
+
+    def __call__(self, features: Array, prediction: Array, y: Array) -> Array:
+        """``S(x, y)``, (n, m), in nats, in the library of `y`.
+
+        Parameters
+        ----------
+        features
+            (n, d).
+        prediction
+            (n,): the regressor's.
+        y
+            (n, m).
+        """
+        import torch
+
+        rows = (to_numpy(features) - self.center) / self.spread
+        offset = (to_numpy(y) - to_numpy(prediction)[:, None]) / self.scale
+        with torch.no_grad():
+            found = self.network(
+                torch.as_tensor(rows, dtype=torch.float32),
+                torch.as_tensor(offset, dtype=torch.float32),
+            )
+        if type(y) is np.ndarray:
+            return to_numpy(found).astype(y.dtype)
+        return convert_like(found, y)
+
+    def regressor(
+        self, trunk: Callable[[Any], tuple[Array, Array]], offsets: Grid, points: int = 64
+    ) -> Callable[[Any], Array]:
+        """The regressor with its head as a model, (n, 1 + points).
+
+        Parameters
+        ----------
+        trunk
+            A batch to its features (n, d) and predictions (n,).
+        offsets
+            The grid, measured from the prediction: its points, or ``(low, high)``.
+        points
+            How many, where its ends are given.
+
+        Returns
+        -------
+        callable
+            A model: the prediction, then the energies on the grid with their log-weights, as
+            ``regression_energy`` and ``density_entropy`` read them without parameters.
+
+        Raises
+        ------
+        ValueError
+            A bad grid.
+        """
+        steps = grid_points(offsets, points if len(offsets) == 2 else None)
+        weights = grid_log_weights(steps)
+
+        def model(batch: Any) -> Array:
+            features, prediction = trunk(batch)
+            place = to_numpy(prediction)[:, None] + steps
+            output = np.hstack(
+                [to_numpy(prediction)[:, None], self(features, prediction, place) + weights]
+            )
+            return convert_like(output, prediction)
+
+        return model
+
+
+def train_energy_head(
+    features: Any,
+    prediction: Any,
+    targets: Any,
+    *,
+    loss: str = "nce",
+    hidden: int = 32,
+    epochs: int = 20,
+    batch_size: int = 256,
+    samples: int = 32,
+    learning_rate: float = 3e-3,
+    proposal: GaussianMixture | None = None,
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+) -> EnergyHead:
+    """Fit ``S(x, y)`` to targets, given a regressor's features and predictions. Minutes on a CPU.
+
+    Parameters
+    ----------
+    features
+        (n, d): of examples that the regressor was not fitted to, or barely.
+    prediction, targets
+        (n,).
+    loss
+        ``"nce"``: tell the target among `samples` draws of the proposal (ranking noise contrast).
+        ``"importance"``: the likelihood, its integral by importance sampling.
+    hidden
+        Units in each of both layers.
+    epochs, batch_size, learning_rate
+        Of Adam, the rate falling to 0 along a cosine.
+    samples
+        For each example.
+    proposal
+        Where y is drawn; fitted to the residuals if left out.
+    seed
+        Same seed, same head.
+    progress
+        Told the epoch and its mean loss.
+
+    Returns
+    -------
+    EnergyHead
+
+    Raises
+    ------
+    MissingExtra
+        PyTorch is not installed.
+    ValueError
+        Shapes that do not match, numbers that are not finite, or an unknown loss.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.uniform(-1, 1, 400)
+    >>> head = train_energy_head(x[:, None], 0 * x, rng.normal(0, 1, 400), epochs=1)
+    >>> head(x[:3, None], 0 * x[:3], np.zeros((3, 5))).shape
+    (3, 5)
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("torch", "training an energy head") from error
+    rows, center, targets = (
+        np.asarray(to_numpy(v), np.float64) for v in (features, prediction, targets)
+    )
+    _check(rows, center, targets, loss)
+    proposal = proposal or GaussianMixture.fit(targets - center)
+    scale = float(np.std(targets - center)) or 1.0
+    mean, spread = rows.mean(axis=0), rows.std(axis=0)
+    spread = np.where(spread > 0, spread, 1.0)
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    network = _network(rows.shape[1], hidden, generator)
+    table = torch.as_tensor((rows - mean) / spread, dtype=torch.float32)
+    residual = targets - center
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    steps = epochs * math.ceil(len(rows) / batch_size)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for epoch in range(epochs):
+        total = 0.0
+        for part in np.array_split(rng.permutation(len(rows)), math.ceil(len(rows) / batch_size)):
+            draws = _draws(proposal, len(part), samples, rng)
+            y = np.column_stack([residual[part], draws])
+            density = proposal.log_density(y, np.zeros(len(part)))
+            offset = torch.as_tensor(y / scale, dtype=torch.float32)
+            ratio = network(table[part], offset) - torch.as_tensor(density, dtype=torch.float32)
+            if loss == "nce":
+                value = -log_softmax(ratio)[:, 0].mean()
+            else:
+                integral = logsumexp(ratio[:, 1:]) - math.log(samples)
+                value = (integral - ratio[:, 0] - torch.as_tensor(density[:, 0])).mean()
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            falling.step()
+            total += float(value.detach()) * len(part)
+        if progress is not None:
+            progress(epoch, total / len(rows))
+    network.eval()
+    return EnergyHead(network, mean, spread, scale, proposal)
+
+
+def _draws(
+    proposal: GaussianMixture, rows: int, samples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(rows, samples): other draws for each row."""
+    scale = rng.choice(proposal.scales, (rows, samples), p=proposal.weights)
+    return scale * rng.standard_normal((rows, samples))
+
+
+def _network(width: int, hidden: int, generator: torch.Generator) -> torch.nn.Module:
+    """Features (n, d) and offsets (n, m) to energies (n, m)."""
+    import torch
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.of_features = torch.nn.Linear(width, hidden)
+            self.of_offset = torch.nn.Linear(3, hidden)
+            self.middle = torch.nn.Linear(hidden, hidden)
+            self.last = torch.nn.Linear(hidden, 1)
+
+        def forward(self, features: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+            size = torch.abs(offset)
+            seen = torch.stack([offset, size, torch.log1p(10 * size)], dim=-1)
+            mixed = self.of_features(features)[:, None] + self.of_offset(seen)
+            found: torch.Tensor = self.last(torch.relu(self.middle(torch.relu(mixed))))[..., 0]
+            # far from the prediction the density must fall, whatever the features
+            return found - 0.01 * offset**2
+
+    network = Network()
+    with torch.no_grad():
+        for layer in network.children():
+            for values in layer.parameters():
+                bound = 1 / math.sqrt(values.shape[-1])
+                values.uniform_(-bound, bound, generator=generator)
+    return network
+
+
+def _check(features: np.ndarray, prediction: np.ndarray, targets: np.ndarray, loss: str) -> None:
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+    n = len(targets)
+    shapes = features.shape, prediction.shape, targets.shape
+    if features.ndim != 2 or shapes[1:] != ((n,), (n,)) or len(features) != n:
+        raise ValueError(
+            "features must be (n, d), prediction and targets (n,), not "
+            + ", ".join(map(str, shapes))
+        )
+    if not all(namespace(v).all(namespace(v).isfinite(v)) for v in (features, prediction, targets)):
+        raise ValueError("features, prediction and targets must be finite")
