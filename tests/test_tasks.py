@@ -18,6 +18,7 @@ from ebjr import (
     Router,
     TeacherUnavailable,
     TradeOffCurve,
+    calibrate,
     oracle,
     record,
 )
@@ -153,6 +154,15 @@ def test_the_ends_are_the_two_models_alone_and_deferral_is_monotone(outcomes, me
     point = curve.at(deferral_rate=1.0)
     assert point.metric == metric
     assert point.teacher_quality == outcomes.quality("teacher")
+
+
+@given(outcomes=regressions(), metric=st.sampled_from(SMOOTH))
+@settings(max_examples=40, deadline=None)
+def test_a_perfect_teacher_is_reached_exactly(outcomes, metric):
+    outcomes = replace(outcomes, metric=metric, targets=outcomes.teacher[:, 0], labeled=False)
+    curve = TradeOffCurve.of(outcomes, "predicted_std")
+    assert curve.quality[-1] == pytest.approx(1.0 if metric == "r2" else 0.0, abs=1e-12)
+    assert calibrate(outcomes, score="predicted_std", blend=0.0).deferral_rate <= 1
 
 
 @given(outcomes=regressions(), metric=st.sampled_from(SMOOTH))

@@ -371,5 +371,7 @@ def _sweep(
     first = np.flatnonzero(np.diff(ascending, prepend=-np.inf) > 0)
     threshold = np.append(ascending[first], np.inf)
     count = always + np.append(first, n - always)
-    gained = np.concatenate(([0.0], np.cumsum(deferred - kept)))
-    return threshold, count / n, (kept.sum() + gained[count]) / n
+    # sums from either end, not a sum of differences: a loss of 0 comes out as 0
+    before = np.concatenate(([0.0], np.cumsum(deferred)))
+    after = np.concatenate((np.cumsum(kept[::-1])[::-1], [0.0]))
+    return threshold, count / n, (before[count] + after[count]) / n

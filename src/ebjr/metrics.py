@@ -95,18 +95,6 @@ class Metric:
             return f"{quality:.2%}"
         return f"{float(self.figure(quality)) + 0.0:.4g}"
 
-    def gap_text(self, difference: float) -> str:
-        """A difference of two qualities: points of accuracy, or of the figure.
-
-        Examples
-        --------
-        >>> METRICS["accuracy"].gap_text(0.005), METRICS["rmse"].gap_text(0.5)
-        ('+0.50', '-0.5')
-        """
-        if self.binary:
-            return f"{100 * difference:+.2f}"
-        return f"{float(self.figure(difference)) + 0.0:+.4g}"
-
     def words(self, quality: float) -> str:
         """A quality as its figure, for prose.
 
@@ -125,11 +113,6 @@ class Metric:
     def gain_unit(self) -> str:
         """What `gain_text` counts."""
         return "points" if self.binary else self.rows_title
-
-    @property
-    def gap_unit(self) -> str:
-        """What `gap_text` counts."""
-        return "points" if self.binary else self.title
 
     def check_target(self, figure: float) -> float:
         """A figure to reach, as a quality.
