@@ -410,7 +410,7 @@ def test_an_empty_batch_changes_nothing():
         (lambda: RiskMonitor(1.0), "tolerance of harm must be at least 0 and below 1"),
         (lambda: RiskMonitor(-0.1, promise="risk"), "tolerance of risk"),
         (lambda: RiskMonitor(math.nan), "tolerance of harm"),
-        (lambda: RiskMonitor(0.1, promise="luck"), "harm, excess, loss"),
+        (lambda: RiskMonitor(0.1, promise="luck"), "harm, excess, risk"),
         (lambda: RiskMonitor(0.1, audit_probability=0), "audit_probability must lie"),
         (lambda: RiskMonitor(0.1).update([0.0, math.nan]), "nan in row 1"),
         (lambda: RiskMonitor(0.1).update([2.0]), "harm must lie between 0 and 1"),
