@@ -1,0 +1,680 @@
+"""Detections: what a detector said about one image, as NumPy arrays.
+
+One row is one detection: a box, its class logits, and the class and the score it is reported
+with. A box that is reported for two classes is two rows. Boxes are x1, y1, x2, y2 in pixels of
+the image, before any resizing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, logit
+
+from ebjr.files import write_whole
+
+_FORMAT = 1
+_LARGEST_CLASS_COUNT = 65535
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What a detector said about one image: b detections.
+
+    Parameters
+    ----------
+    boxes
+        (b, 4): x1, y1, x2, y2, in pixels of the image.
+    logits
+        (b, classes): the raw class logits of each box, as eq. 12 needs them. ``-inf`` rules a
+        class out.
+    size
+        (height, width) of the image, in pixels.
+    labels
+        (b,): the class each row is reported as; by default that of the largest logit.
+    scores
+        (b,), in [0, 1]: the confidence each row is reported with; by default the sigmoid of the
+        label's logit. Give them for heads without sigmoids, or once they are calibrated.
+    bins
+        (b, 4, k): for each side the k logits of a distribution over distances (distribution focal
+        loss), as eq. 13 needs them; None from heads without.
+    bin_width
+        (b,): how far two neighboring bins are apart, in pixels of the model's input; None where
+        it is one for all, or not the same for every bin.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit, NaN, a box of negative size, a label or a score out of range.
+
+    Examples
+    --------
+    >>> found = Detections(boxes=[[0, 0, 4, 4], [1, 1, 9, 3]], logits=[[2, -3], [-1, 0]],
+    ...                    size=(8, 16))
+    >>> len(found), found.labels, found.scores.round(2)
+    (2, array([0, 1]), array([0.88, 0.5 ]))
+    >>> found.above(0.6).boxes
+    array([[0., 0., 4., 4.]])
+    """
+
+    boxes: np.ndarray
+    logits: np.ndarray
+    size: tuple[int, int]
+    labels: np.ndarray = None  # type: ignore[assignment]
+    scores: np.ndarray = None  # type: ignore[assignment]
+    bins: np.ndarray | None = None
+    bin_width: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        boxes = checked_boxes(self.boxes)
+        logits = _checked_logits(self.logits, len(boxes))
+        if self.labels is None:
+            labels = logits.argmax(axis=1) if len(boxes) else np.zeros(0, np.int64)
+        else:
+            labels = checked_labels(self.labels, len(boxes), logits.shape[1])
+        if self.scores is None:
+            scores = expit(logits[np.arange(len(boxes)), labels])
+        else:
+            scores = _checked_scores(self.scores, len(boxes))
+        checked = {
+            "boxes": boxes,
+            "logits": logits,
+            "size": checked_size(self.size),
+            "labels": labels,
+            "scores": scores,
+            "bins": None if self.bins is None else _checked_bins(self.bins, len(boxes)),
+            "bin_width": _checked_width(self.bin_width, len(boxes)),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of_scores(cls, boxes: Any, scores: Any, size: tuple[int, int], **given: Any) -> Detections:
+        """Detections of a detector that shows its scores and not its logits.
+
+        Parameters
+        ----------
+        boxes
+            (b, 4).
+        scores
+            (b, classes), the probability of each class; or (b,), with ``labels`` (b,) and
+            ``classes``, how many there are. The logits are their log-odds: a score of 0 is a
+            logit of ``-inf``.
+        size
+            (height, width) of the image.
+        **given
+            ``labels``, ``classes``, ``bins``, ``bin_width``.
+
+        Raises
+        ------
+        ValueError
+            As for the class itself.
+
+        Examples
+        --------
+        >>> found = Detections.of_scores([[0, 0, 4, 4]], [0.5], (8, 16), labels=[1], classes=3)
+        >>> found.logits
+        array([[-inf,   0., -inf]])
+        """
+        classes = given.pop("classes", None)
+        values = _as_float(scores)
+        if values.ndim == 1:
+            if classes is None or given.get("labels") is None:
+                raise ValueError(
+                    "scores of shape (b,) need labels and classes, the number of classes; "
+                    "or give scores of shape (b, classes)"
+                )
+            labels = checked_labels(given["labels"], len(values), classes)
+            values = _checked_scores(values, len(values))
+            whole = np.full((len(values), classes), -np.inf, values.dtype)
+            whole[np.arange(len(values)), labels] = _log_odds(values)
+            return cls(boxes, whole, size, scores=values, **given)
+        if not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(
+                f"scores must lie in 0..1, but {_first_of(values, (values < 0) | ~(values <= 1))}; "
+                "give raw values as logits"
+            )
+        return cls(boxes, _log_odds(values), size, **given)
+
+    @classmethod
+    def none(cls, classes: int, size: tuple[int, int]) -> Detections:
+        """No detections at all, B = 0.
+
+        Examples
+        --------
+        >>> len(Detections.none(classes=80, size=(8, 16)))
+        0
+        """
+        return cls(np.zeros((0, 4), np.float32), np.zeros((0, classes), np.float32), size)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"Detections({len(self)} of {self.classes} classes on {width} x {height} pixels)"
+
+    @property
+    def classes(self) -> int:
+        """How many classes the detector knows."""
+        return int(self.logits.shape[1])
+
+    def take(self, rows: Any) -> Detections:
+        """Some of the detections: an index array, a mask or a slice.
+
+        Examples
+        --------
+        >>> found = Detections([[0, 0, 1, 1], [0, 0, 2, 2]], [[1.0], [2.0]], (8, 8))
+        >>> found.take([1]).boxes
+        array([[0., 0., 2., 2.]])
+        """
+        if isinstance(rows, list):
+            rows = np.array(rows, int)
+        chosen = object.__new__(Detections)  # rows of what was checked need no second check
+        for name in ("boxes", "logits", "labels", "scores", "bins", "bin_width"):
+            value = getattr(self, name)
+            object.__setattr__(chosen, name, None if value is None else value[rows])
+        object.__setattr__(chosen, "size", self.size)
+        return chosen
+
+    def top(self, k: int) -> Detections:
+        """The k with the highest scores, highest first; of equal ones, those that came first.
+
+        Raises
+        ------
+        ValueError
+            `k` is negative.
+        """
+        if k < 0:
+            raise ValueError(f"k must be at least 0, not {k}")
+        return self.take(np.argsort(-self.scores, kind="stable")[:k])
+
+    def above(self, score: float) -> Detections:
+        """Those with a score above `score`, in the order they are in."""
+        return self.take(self.scores > score)
+
+    def nms(self, iou: float = 0.6) -> Detections:
+        """Without those that overlap a better one of the same class by more than `iou`.
+
+        The best come first. See `nms`.
+        """
+        return self.take(nms(self.boxes, self.scores, self.labels, iou))
+
+    def expand(self, above: float = 0.001, limit: int | None = None) -> Detections:
+        """One row for every box and class whose sigmoid is above `above`, highest first.
+
+        What COCO's figures are made of: a box is reported for each class it may be. At most
+        `limit` rows.
+
+        Examples
+        --------
+        >>> found = Detections([[0, 0, 1, 1]], [[2.0, 1.0, -9.0]], (8, 8))
+        >>> found.expand(above=0.1).labels
+        array([0, 1])
+        """
+        scores = expit(self.logits)
+        rows, labels = np.nonzero(scores > above)
+        values = scores[rows, labels]
+        order = np.argsort(-values, kind="stable")[:limit]
+        return replace(self.take(rows[order]), labels=labels[order], scores=values[order])
+
+    def with_scores(self, scores: Any) -> Detections:
+        """The same with other scores (b,), for example calibrated ones."""
+        return replace(self, scores=scores)
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth:
+    """What is really on one image: g labeled boxes.
+
+    Parameters
+    ----------
+    boxes
+        (g, 4): x1, y1, x2, y2, in pixels. None at all is fine: an image with nothing on it.
+    labels
+        (g,): their classes, from 0.
+    crowd
+        (g,) bool: a region with many objects, in which COCO counts detections neither for nor
+        against the detector. By default none is.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit, NaN, a box of negative size, a negative label.
+
+    Examples
+    --------
+    >>> len(GroundTruth([[0, 0, 4, 4]], [17])), len(GroundTruth([], []))
+    (1, 0)
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        boxes = checked_boxes(self.boxes)
+        labels = checked_labels(self.labels, len(boxes), _LARGEST_CLASS_COUNT)
+        crowd = np.zeros(len(boxes), bool) if self.crowd is None else np.asarray(self.crowd, bool)
+        if crowd.shape != (len(boxes),):
+            raise ValueError(f"crowd must have shape ({len(boxes)},), not {crowd.shape}")
+        for name, value in {"boxes": boxes, "labels": labels, "crowd": crowd}.items():
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union of every pair of boxes, (n, 4) and (m, 4): (n, m) in [0, 1].
+
+    Two boxes without area have the overlap 0.
+
+    Examples
+    --------
+    >>> box_iou(np.array([[0.0, 0, 2, 2]]), np.array([[0.0, 0, 2, 1], [5, 5, 6, 6]]))
+    array([[0.5, 0. ]])
+    """
+    shared = box_intersection(first, second)
+    union = box_area(first)[:, None] + box_area(second)[None] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def box_intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The area that every pair of boxes shares, (n, 4) and (m, 4): (n, m) in square pixels.
+
+    Examples
+    --------
+    >>> box_intersection(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 1, 5, 5]]))
+    array([[1.]])
+    """
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    return np.prod(np.maximum(high - low, 0), axis=2)
+
+
+def box_area(boxes: np.ndarray) -> np.ndarray:
+    """(n, 4) to (n,), square pixels.
+
+    Examples
+    --------
+    >>> box_area(np.array([[0.0, 0, 2, 3]]))
+    array([6.])
+    """
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def nms(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None = None, iou: float = 0.6
+) -> np.ndarray:
+    """Which boxes non-maximum suppression keeps: their rows, best first.
+
+    From the best down, each box removes those of its class that overlap it by more than `iou`.
+
+    Parameters
+    ----------
+    boxes
+        (n, 4).
+    scores
+        (n,), higher = better; of equal ones the first wins.
+    labels
+        (n,), so that a class removes only its own; None treats all as one class.
+    iou
+        In [0, 1].
+
+    Raises
+    ------
+    ValueError
+        `iou` is out of range.
+
+    Examples
+    --------
+    >>> boxes = np.array([[0.0, 0, 4, 4], [0, 0, 4, 3], [0, 0, 4, 4]])
+    >>> nms(boxes, np.array([0.9, 0.8, 0.7]), np.array([0, 0, 1]), iou=0.5)
+    array([0, 2])
+    """
+    if not 0 <= iou <= 1:
+        raise ValueError(f"iou must lie in 0..1, not {iou}")
+    order = np.argsort(-scores, kind="stable")
+    if labels is None:
+        groups = [order]
+    else:
+        by_class = order[np.argsort(labels[order], kind="stable")]
+        groups = np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1)
+    kept = np.zeros(len(boxes), bool)
+    for group in groups:
+        kept[group[_suppress(boxes[group], iou)]] = True
+    return order[kept[order]]
+
+
+def _suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
+    """Which of some boxes of one class, best first, are kept."""
+    alive = np.ones(len(boxes), bool)
+    if len(boxes) < 2:
+        return alive
+    overlaps = box_iou(boxes, boxes) > iou
+    for row in range(len(boxes) - 1):
+        if alive[row]:
+            alive[row + 1 :] &= ~overlaps[row, row + 1 :]
+    return alive
+
+
+# Files
+
+
+def save_detections(
+    path: str | os.PathLike[str], detections: Sequence[Detections], half: bool = False
+) -> None:
+    """Write what a detector said about n images to one ``.npz`` file, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The file.
+    detections
+        One for each image.
+    half
+        Keep the logits and bins in half precision, at half the size. Boxes and scores, all that
+        mAP depends on, stay as they are.
+
+    Raises
+    ------
+    ValueError
+        There are none, they know different numbers of classes, or only some have bins.
+    OSError
+        The folder is missing or not writable.
+    """
+    arrays: dict[str, Any] = pack_detections(detections, half)
+    with write_whole(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_detections(path: str | os.PathLike[str]) -> list[Detections]:
+    """What `save_detections` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It holds something else.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "found.npz"
+    >>> save_detections(file, [Detections.none(3, (8, 8)), Detections([[0, 0, 1, 1]], [[1.0]*3],
+    ...                                                              (8, 8))])
+    >>> [len(found) for found in load_detections(file)]
+    [0, 1]
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return unpack_detections(archive)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}; check the path") from None
+    except (KeyError, OSError, EOFError, AttributeError) as error:
+        raise ValueError(f"{path} must be a file that save_detections wrote: {error}") from error
+
+
+def pack_detections(detections: Sequence[Detections], half: bool = False) -> dict[str, np.ndarray]:
+    """The detections on n images as a few arrays, whatever their numbers of boxes.
+
+    Raises
+    ------
+    ValueError
+        There are none, they know different numbers of classes, or only some have bins.
+
+    Examples
+    --------
+    >>> packed = pack_detections([Detections.none(3, (8, 8))])
+    >>> packed["count"], packed["logits"].shape
+    (array([0]), (0, 3))
+    """
+    check_detections(detections)
+    if not len(detections):
+        raise ValueError("there are no images to keep detections of")
+    packed = {
+        "format": np.array(_FORMAT),
+        "count": np.array([len(found) for found in detections]),
+        "size": np.array([found.size for found in detections]),
+    }
+    for name in ("boxes", "logits", "labels", "scores"):
+        packed[name] = np.concatenate([getattr(found, name) for found in detections])
+    filled = [found for found in detections if len(found)] or list(detections)
+    for name in ("bins", "bin_width"):
+        values = [getattr(found, name) for found in filled]
+        missing = sum(value is None for value in values)
+        if missing not in (0, len(values)):
+            raise ValueError(
+                f"{missing} of {len(values)} images have no {name} and the others do; "
+                "keep detections of one detector in a file"
+            )
+        if not missing:
+            packed[name] = np.concatenate(values)
+    if half:
+        for name in packed.keys() & {"logits", "bins"}:
+            limit = np.finfo(np.float16).max
+            narrow = np.where(np.isfinite(packed[name]), packed[name].clip(-limit, limit), -np.inf)
+            packed[name] = narrow.astype(np.float16)
+    return packed
+
+
+def unpack_detections(packed: Mapping[str, np.ndarray]) -> list[Detections]:
+    """What `pack_detections` packed.
+
+    Raises
+    ------
+    ValueError
+        The arrays are of another version, or do not fit together.
+    KeyError
+        One is missing.
+    """
+    if int(packed["format"]) != _FORMAT:
+        raise ValueError(
+            f"detections must be of format {_FORMAT}, not {int(packed['format'])}; "
+            "a newer version of EBJR may have written them"
+        )
+    names = [name for name in ("bins", "bin_width") if name in packed]
+    fields = {name: packed[name] for name in ["boxes", "logits", "labels", "scores", *names]}
+    cuts = np.cumsum(packed["count"])
+    if any(len(value) != cuts[-1] for value in fields.values()):
+        raise ValueError("the arrays of detections must have one row for each of all boxes")
+    parts = {name: np.split(value, cuts[:-1]) for name, value in fields.items()}
+    return [
+        Detections(size=tuple(size), **{name: part[row] for name, part in parts.items()})
+        for row, size in enumerate(packed["size"].tolist())
+    ]
+
+
+def check_detections(detections: Any) -> None:
+    """Check that these are a list of Detections that know the same classes.
+
+    Raises
+    ------
+    TypeError
+        Something else.
+    ValueError
+        The numbers of classes differ.
+    """
+    if not isinstance(detections, list | tuple):
+        raise TypeError(
+            "detections must be a list of Detections, one for each image, "
+            f"not {type(detections).__name__}"
+        )
+    for found in detections:
+        if not isinstance(found, Detections):
+            raise TypeError(f"detections must be Detections, but one is {type(found).__name__}")
+    classes = sorted({found.classes for found in detections})
+    if len(classes) > 1:
+        raise ValueError(
+            f"detections must know the same classes, but some know {classes[0]} and some "
+            f"{classes[-1]}"
+        )
+
+
+# Checks
+
+
+def checked_boxes(boxes: Any) -> np.ndarray:
+    """Boxes (b, 4), finite, x1 <= x2 and y1 <= y2.
+
+    Raises
+    ------
+    ValueError
+        They are not; the message shows the first.
+
+    Examples
+    --------
+    >>> checked_boxes([[4, 0, 2, 3]])
+    Traceback (most recent call last):
+    ...
+    ValueError: boxes must have x1 <= x2 and y1 <= y2, but 1 of 1 do not, the first is box 0:
+    [4.0, 0.0, 2.0, 3.0]; give boxes as x1, y1, x2, y2
+    """
+    values = _as_float(boxes)
+    if values.size == 0:
+        values = values.reshape(0, 4)
+    if values.ndim != 2 or values.shape[1] != 4:
+        raise ValueError(f"boxes must have shape (b, 4), not {values.shape}")
+    wrong = ~np.isfinite(values).all(axis=1)
+    if wrong.any():
+        raise ValueError(
+            f"boxes must hold finite numbers, but {_listed(values, wrong)}; leave such boxes out"
+        )
+    wrong = (values[:, 2:] < values[:, :2]).any(axis=1)
+    if wrong.any():
+        raise ValueError(
+            f"boxes must have x1 <= x2 and y1 <= y2, but {_listed(values, wrong)}; "
+            "give boxes as x1, y1, x2, y2"
+        )
+    return values
+
+
+def checked_labels(labels: Any, count: int, classes: int) -> np.ndarray:
+    """Labels (b,), whole numbers from 0 to classes - 1.
+
+    Raises
+    ------
+    ValueError
+        They are not; the message shows the first.
+
+    Examples
+    --------
+    >>> checked_labels([0, 91], 2, 80)
+    Traceback (most recent call last):
+    ...
+    ValueError: labels must lie in 0..79, but 1 of 2 do not, the first is 91; map them to the
+    detector's classes first
+    """
+    values = np.asarray(labels)
+    if values.size == 0:
+        values = values.astype(np.int64)
+    if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(
+            f"labels must be {count} whole numbers, one for each box, not {values.dtype} "
+            f"of shape {values.shape}"
+        )
+    wrong = (values < 0) | (values >= classes)
+    if wrong.any():
+        raise ValueError(
+            f"labels must lie in 0..{classes - 1}, but {int(wrong.sum())} of {count} do not, the "
+            f"first is {values[wrong][0]}; map them to the detector's classes first"
+        )
+    return values.astype(np.int64)
+
+
+def checked_size(size: Any) -> tuple[int, int]:
+    """The size of an image, (height, width), both positive.
+
+    Raises
+    ------
+    ValueError
+        It is not.
+    """
+    sides = tuple(size) if isinstance(size, list | tuple | np.ndarray) else ()
+    whole = all(isinstance(side, int | np.integer) and side > 0 for side in sides)
+    if len(sides) != 2 or not whole:
+        raise ValueError(f"size must be (height, width) in whole pixels, but is {size!r}")
+    return int(sides[0]), int(sides[1])
+
+
+def _checked_logits(logits: Any, count: int) -> np.ndarray:
+    values = _as_float(logits)
+    if values.ndim != 2 or len(values) != count or values.shape[1] < 1:
+        raise ValueError(
+            f"logits must have shape ({count}, classes), one row for each box, not {values.shape}"
+        )
+    wrong = (np.isnan(values) | (values == np.inf)).any(axis=1)
+    if wrong.any():
+        raise ValueError(
+            f"logits must be numbers under infinity, but {int(wrong.sum())} of {count} boxes hold "
+            f"NaN or infinity, the first is box {int(np.flatnonzero(wrong)[0])}"
+        )
+    return values
+
+
+def _checked_scores(scores: Any, count: int) -> np.ndarray:
+    values = _as_float(scores)
+    if values.shape != (count,):
+        raise ValueError(f"scores must have shape ({count},), one for each box, not {values.shape}")
+    wrong = ~((values >= 0) & (values <= 1))
+    if wrong.any():
+        raise ValueError(
+            f"scores must lie in 0..1, but {_first_of(values, wrong)}; give raw values as logits"
+        )
+    return values
+
+
+def _checked_bins(bins: Any, count: int) -> np.ndarray:
+    values = _as_float(bins)
+    if values.ndim != 3 or values.shape[:2] != (count, 4) or values.shape[2] < 2:
+        raise ValueError(
+            f"bins must have shape ({count}, 4, bins) with 2 bins or more, not {values.shape}"
+        )
+    wrong = np.isnan(values) | (values == np.inf)
+    if wrong.any():
+        raise ValueError(f"bins must hold numbers under infinity, but {_first_of(values, wrong)}")
+    return values
+
+
+def _checked_width(width: Any, count: int) -> np.ndarray | None:
+    if width is None:
+        return None
+    values = _as_float(width)
+    if values.shape != (count,) or not ((values > 0) & np.isfinite(values)).all():
+        raise ValueError(f"bin_width must be {count} positive numbers, one for each box")
+    return values
+
+
+def _as_float(values: Any) -> np.ndarray:
+    """Half precision becomes single, whole numbers double."""
+    array = np.asarray(values)
+    if array.dtype in (np.float32, np.float64):
+        return array
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype.kind not in "iub":
+        raise ValueError(f"boxes, logits and scores must be numbers, not {array.dtype}")
+    return array.astype(np.float64)
+
+
+def _log_odds(scores: np.ndarray) -> np.ndarray:
+    """A score of exactly 1 counts as the largest under it: a logit must be finite."""
+    return logit(np.minimum(scores, 1 - np.finfo(scores.dtype).epsneg))
+
+
+def _listed(values: np.ndarray, wrong: Any) -> str:
+    first = int(np.flatnonzero(wrong)[0])
+    return (
+        f"{int(wrong.sum())} of {len(values)} do not, the first is box {first}: "
+        f"{values[first].tolist()}"
+    )
+
+
+def _first_of(values: np.ndarray, wrong: np.ndarray) -> str:
+    return f"{int(wrong.sum())} of {values.size} do not, the first is {values[wrong][0]}"
