@@ -1,0 +1,207 @@
+"""Scores of detections: how well an image fits what the student knows. Higher = keep.
+
+Every score takes a list of n `Detections` and gives (n,), one number for each image. Which boxes
+count is the user's choice, with two parameters that all share:
+
+- `above`: those with a score above it. On detections after non-maximum suppression these are the
+  boxes that a person would be shown.
+- `top`: at most so many, the best. On detections before suppression: what the head is surest of.
+
+**No boxes, B = 0, is not "easy".** The means of eq. 12 and 13 are 0/0 there, a sum is 0, and for
+`box_count` and `expected_errors` 0 is the highest score of all: an image on which the student saw
+nothing would be the first to be kept, whether nothing is there or the student is blind to it. So
+such an image has the score ``-inf`` in every score, which no threshold keeps: the teacher looks.
+Where empty images are known to be empty, `empty` is another number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.special import logsumexp
+
+from ebjr.detections import Detections, check_detections
+
+PARTS = ("classes", "boxes", "both")
+REDUCTIONS = ("mean", "sum")
+
+
+def detection_energy(
+    detections: Sequence[Detections],
+    part: str = "both",
+    above: float = 0.3,
+    top: int | None = None,
+    reduce: str = "mean",
+    empty: float = -math.inf,
+) -> np.ndarray:
+    """Negative free energy of an image's boxes, ``-F(x)``, in nats (eq. 12-14).
+
+    Parameters
+    ----------
+    detections
+        n images' detections.
+    part
+        ``"classes"`` (eq. 12): log-sum-exp of each box's class logits. ``"boxes"`` (eq. 13): the
+        regression energy of its four sides, their mean; exact for heads that predict a
+        distribution over bins: log-sum-exp of the bin logits plus the logarithm of the bin
+        width. ``"both"``: their sum (eq. 14), the paper's.
+    above, top
+        Which boxes count; see the module.
+    reduce
+        ``"mean"`` over the boxes, the paper's, or ``"sum"``: B times the mean.
+    empty
+        The score of an image with no such boxes.
+
+    Returns
+    -------
+    array (n,)
+        Unbounded.
+
+    Raises
+    ------
+    ValueError
+        An unknown part or reduction, a bad selection, or no bin logits where they are needed.
+    TypeError
+        These are not detections.
+
+    Examples
+    --------
+    >>> sure = Detections([[0, 0, 4, 4]], [[5.0, -99.0]], (8, 8))
+    >>> detection_energy([sure, Detections.none(2, (8, 8))], part="classes")
+    array([  5., -inf])
+    """
+    _check_choice("part", part, PARTS)
+    _check_choice("reduce", reduce, REDUCTIONS)
+
+    def score(found: Detections) -> float:
+        values = np.zeros(len(found))
+        if part != "boxes":
+            values += logsumexp(found.logits.astype(np.float64), axis=1)
+        if part != "classes":
+            values += _side_energy(found)
+        return float(values.mean() if reduce == "mean" else values.sum())
+
+    return _each(score, detections, above, top, empty)
+
+
+def box_count(
+    detections: Sequence[Detections],
+    above: float = 0.3,
+    top: int | None = None,
+    empty: float = -math.inf,
+) -> np.ndarray:
+    """Minus the number of boxes: a crowded image is where a better detector gains most.
+
+    Examples
+    --------
+    >>> two = Detections([[0, 0, 4, 4], [4, 4, 8, 8]], [[5.0], [1.0]], (8, 8))
+    >>> box_count([two, two.top(1), two.top(0)])
+    array([ -2.,  -1., -inf])
+    """
+    return _each(lambda found: -float(len(found)), detections, above, top, empty)
+
+
+def expected_errors(
+    detections: Sequence[Detections],
+    above: float = 0.05,
+    top: int | None = None,
+    empty: float = -math.inf,
+) -> np.ndarray:
+    """Minus ``sum s (1 - s)``: the variance of the number of boxes that are right.
+
+    A box that is right with probability s adds most where nobody knows, s = 1/2.
+
+    Examples
+    --------
+    >>> found = Detections.of_scores([[0, 0, 4, 4], [4, 4, 8, 8]], [[0.5], [1.0]], (8, 8))
+    >>> expected_errors([found])
+    array([-0.25])
+    """
+
+    def score(found: Detections) -> float:
+        scores = found.scores.astype(np.float64)
+        return -float((scores * (1 - scores)).sum())
+
+    return _each(score, detections, above, top, empty)
+
+
+def max_confidence(
+    detections: Sequence[Detections],
+    above: float = 0.0,
+    top: int | None = None,
+    empty: float = -math.inf,
+) -> np.ndarray:
+    """The score of the best box, in [0, 1].
+
+    Examples
+    --------
+    >>> found = Detections.of_scores([[0, 0, 4, 4], [4, 4, 8, 8]], [[0.5], [0.75]], (8, 8))
+    >>> max_confidence([found])
+    array([0.75])
+    """
+    return _each(lambda found: float(found.scores.max()), detections, above, top, empty)
+
+
+def mean_confidence(
+    detections: Sequence[Detections],
+    above: float = 0.3,
+    top: int | None = None,
+    empty: float = -math.inf,
+) -> np.ndarray:
+    """The mean score of the boxes, in [0, 1].
+
+    Examples
+    --------
+    >>> found = Detections.of_scores([[0, 0, 4, 4], [4, 4, 8, 8]], [[0.5], [0.75]], (8, 8))
+    >>> mean_confidence([found])
+    array([0.625])
+    """
+    return _each(
+        lambda found: float(found.scores.astype(np.float64).mean()), detections, above, top, empty
+    )
+
+
+DETECTION_SCORES: dict[str, Callable[..., np.ndarray]] = {
+    function.__name__: function
+    for function in (detection_energy, box_count, expected_errors, max_confidence, mean_confidence)
+}
+"""The scores of detections that have a name."""
+
+
+def _each(
+    score: Callable[[Detections], float],
+    detections: Sequence[Detections],
+    above: float,
+    top: int | None,
+    empty: float,
+) -> np.ndarray:
+    """The score of each image's chosen boxes, and `empty` where there are none."""
+    check_detections(detections)
+    if not 0 <= above < 1:
+        raise ValueError(f"above must lie in 0..1, under 1, not {above}")
+    if top is not None and top < 1:
+        raise ValueError(f"top must be at least 1, not {top}")
+    if math.isnan(empty) or empty == math.inf:
+        raise ValueError(f"empty must be a number under infinity, not {empty}")
+    chosen = (
+        found.above(above) if top is None else found.above(above).top(top) for found in detections
+    )
+    return np.array([score(found) if len(found) else empty for found in chosen], np.float64)
+
+
+def _side_energy(found: Detections) -> np.ndarray:
+    """Eq. 13 for each box, (b,): the mean over its sides of log-sum-exp plus log bin width."""
+    if found.bins is None:
+        raise ValueError(
+            "the energy of boxes (eq. 13) needs bin logits, and this detector gives none; "
+            "use part='classes'"
+        )
+    sides = logsumexp(found.bins.astype(np.float64), axis=2).mean(axis=1)
+    return sides if found.bin_width is None else sides + np.log(found.bin_width)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
