@@ -1,0 +1,576 @@
+"""Detection: COCO's mean average precision (mAP), of one detector and of a joint one.
+
+Which detections are right depends on one image and one detector alone. So `match_detections` is
+run once for the student and once for the teacher, and the joint model's mAP for any choice of
+deferred images is a sum over what is cached: exact, and without a network or a matcher.
+
+One thing does depend on both: mAP ranks the detections of all images by their scores, and two
+detectors' scores are not on one scale. A `ConfidenceMap` for each puts them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from ebjr.detections import (
+    Detections,
+    GroundTruth,
+    box_area,
+    box_intersection,
+    box_iou,
+    check_detections,
+)
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""COCO's overlaps: AP is the mean over them."""
+
+RECALLS = np.linspace(0.0, 1.0, 101)
+"""Where COCO reads the precision off."""
+
+PER_CLASS = 100
+"""How many detections of a class COCO looks at on an image."""
+
+_LEAST_SLOPE = 1e-3
+_LEAST_SCORE = 1e-7
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Which of one detector's detections are right: d detections on n images.
+
+    The detections of an image come after one another, best first. A strictly rising change of
+    all scores leaves every match as it is.
+
+    Attributes
+    ----------
+    image, label, score
+        (d,): which image, which class, and how sure.
+    hit
+        (d, t) bool: right at each overlap.
+    ignored
+        (d, t) bool: neither right nor wrong, as it lies in a crowd.
+    boxes
+        (n, classes): how many boxes there really are, crowds left out.
+    thresholds
+        (t,): the overlaps.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    score: np.ndarray
+    hit: np.ndarray
+    ignored: np.ndarray
+    boxes: np.ndarray
+    thresholds: np.ndarray
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.boxes)
+
+    def rescored(self, change: Callable[[np.ndarray], np.ndarray]) -> Matches:
+        """The same with other scores, by a rising function such as a `ConfidenceMap`."""
+        return replace(self, score=np.asarray(change(self.score), np.float64))
+
+    def take(self, images: Any) -> Matches:
+        """The matches on some of the images, in their order; one may come twice.
+
+        Parameters
+        ----------
+        images
+            Their rows, (m,), or a mask (n,).
+        """
+        rows = np.arange(len(self))[np.asarray(images)]
+        first = np.searchsorted(self.image, np.arange(len(self) + 1))
+        count = np.diff(first)[rows]
+        chosen = np.repeat(first[rows] - (np.cumsum(count) - count), count) + np.arange(count.sum())
+        return replace(
+            self,
+            image=np.repeat(np.arange(len(rows)), count),
+            label=self.label[chosen],
+            score=self.score[chosen],
+            hit=self.hit[chosen],
+            ignored=self.ignored[chosen],
+            boxes=self.boxes[rows],
+        )
+
+
+def match_detections(
+    detections: Sequence[Detections],
+    truth: Sequence[GroundTruth],
+    thresholds: np.ndarray | Sequence[float] = THRESHOLDS,
+) -> Matches:
+    """Match detections with what is really there, as COCO does.
+
+    On each image and for each class and overlap, the detections take boxes from the best down:
+    each the free box that it overlaps most. What only overlaps a crowd is ignored; for crowds the
+    overlap is the part of the detection that lies in it. Source: Lin et al., "Microsoft COCO",
+    ECCV 2014, and the data set's own evaluation code.
+
+    Parameters
+    ----------
+    detections
+        What the detector said, one for each of n images.
+    truth
+        What is there, in the same order.
+    thresholds
+        The overlaps, in (0, 1].
+
+    Raises
+    ------
+    ValueError
+        The lengths differ, a label is none of the detector's classes, an overlap is out of
+        range, or no image has a labeled box.
+    TypeError
+        These are not detections or not labels.
+
+    Examples
+    --------
+    >>> found = Detections.of_scores([[0, 0, 4, 4], [0, 0, 4, 3]], [0.9, 0.8], (8, 8),
+    ...                              labels=[0, 0], classes=1)
+    >>> match_detections([found], [GroundTruth([[0, 0, 4, 4]], [0])], [0.5]).hit
+    array([[ True],
+           [False]])
+    """
+    limits = np.asarray(thresholds, np.float64)
+    if limits.ndim != 1 or not len(limits) or not ((limits > 0) & (limits <= 1)).all():
+        raise ValueError(f"thresholds must be overlaps in 0..1, but are {thresholds}")
+    _check_pairs(detections, truth)
+    parts = [
+        _match_image(found, real, limits) for found, real in zip(detections, truth, strict=True)
+    ]
+    classes = detections[0].classes
+    boxes = np.stack([np.bincount(real.labels[~real.crowd], minlength=classes) for real in truth])
+    if not boxes.any():
+        raise ValueError(
+            f"none of the {len(truth)} images has a labeled box, so there is nothing to find"
+        )
+    rows, hit, ignored = zip(*parts, strict=True)
+    pairs = list(zip(detections, rows, strict=True))
+    return Matches(
+        image=np.repeat(np.arange(len(rows)), [len(row) for row in rows]),
+        label=np.concatenate([found.labels[row] for found, row in pairs]),
+        score=np.concatenate([found.scores[row] for found, row in pairs]).astype(np.float64),
+        hit=np.concatenate(hit),
+        ignored=np.concatenate(ignored),
+        boxes=boxes,
+        thresholds=limits,
+    )
+
+
+def _match_image(
+    found: Detections, real: GroundTruth, thresholds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows that count, best first, and which of them hit and are ignored."""
+    rows = np.argsort(-found.scores, kind="stable")
+    rows = rows[_rank_in_class(found.labels[rows]) < PER_CLASS]
+    hit = np.zeros((len(rows), len(thresholds)), bool)
+    ignored = np.zeros_like(hit)
+    for label in np.unique(real.labels):
+        own = np.flatnonzero(found.labels[rows] == label)
+        there = real.labels == label
+        boxes = found.boxes[rows[own]].astype(np.float64)
+        overlap = _overlap(boxes, real.boxes[there].astype(np.float64), real.crowd[there])
+        hit[own], ignored[own] = _match_class(overlap, real.crowd[there], thresholds)
+    return rows, hit, ignored
+
+
+def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """How many of the same class come before each."""
+    order = np.argsort(labels, kind="stable")
+    first = np.searchsorted(labels[order], labels[order])
+    rank = np.empty(len(labels), int)
+    rank[order] = np.arange(len(labels)) - first
+    return rank
+
+
+def _overlap(boxes: np.ndarray, real: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    overlap = box_iou(boxes, real)
+    if crowd.any():
+        shared = box_intersection(boxes, real[crowd])
+        area = np.broadcast_to(box_area(boxes)[:, None], shared.shape)
+        overlap[:, crowd] = np.divide(shared, area, out=np.zeros_like(shared), where=area > 0)
+    return overlap
+
+
+def _match_class(
+    overlap: np.ndarray, crowd: np.ndarray, thresholds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy matching, at all overlaps at once: (d, g) to two arrays (d, t)."""
+    limits = np.minimum(thresholds, 1 - 1e-10)
+    hit = np.zeros((len(overlap), len(limits)), bool)
+    ignored = np.zeros_like(hit)
+    solid = np.flatnonzero(~crowd)
+    free = np.ones((len(limits), len(solid)), bool)
+    in_crowd = overlap[:, crowd].max(axis=1, initial=0.0)
+    for row in np.flatnonzero(overlap.max(axis=1, initial=0.0) >= limits.min()):
+        own = overlap[row, solid]
+        possible = free & (own >= limits[:, None])
+        hit[row] = possible.any(axis=1)
+        if hit[row].any():  # of boxes that it overlaps alike, the last
+            values = np.where(possible, own, -1.0)[:, ::-1]
+            best = len(solid) - 1 - values.argmax(axis=1)
+            taken = np.flatnonzero(hit[row])
+            free[taken, best[taken]] = False
+        ignored[row] = ~hit[row] & (in_crowd[row] >= limits)
+    return hit, ignored
+
+
+def average_precision(matches: Matches, per_threshold: bool = False) -> Any:
+    """COCO's AP of one detector: the mean over classes, overlaps and 101 recalls of the precision.
+
+    Parameters
+    ----------
+    matches
+        Of the detector.
+    per_threshold
+        One AP for each overlap, (t,), instead of their mean: the first is AP50.
+
+    Examples
+    --------
+    >>> found = Detections.of_scores([[0, 0, 4, 4]], [0.9], (8, 8), labels=[0], classes=1)
+    >>> average_precision(match_detections([found], [GroundTruth([[0, 0, 4, 3]], [0])]))
+    0.6
+    """
+    return JointPrecision(matches, matches)(np.zeros(len(matches), bool), per_threshold)
+
+
+class JointPrecision:
+    """The joint model's AP, exactly, for any choice of the images that the teacher answers.
+
+    Parameters
+    ----------
+    student, teacher
+        Their matches on the same n images, with scores on one scale.
+
+    Raises
+    ------
+    ValueError
+        The two were not matched on the same images, classes and overlaps.
+
+    Examples
+    --------
+    >>> seen = Detections.of_scores([[0, 0, 4, 4]], [0.9], (8, 8), labels=[0], classes=1)
+    >>> truth = [GroundTruth([[0, 0, 4, 4]], [0])] * 2
+    >>> student = match_detections([seen, Detections.none(1, (8, 8))], truth)
+    >>> joint = JointPrecision(student, match_detections([seen, seen], truth))
+    >>> round(joint([False, False]), 3), joint([False, True])
+    (0.505, 1.0)
+    """
+
+    def __init__(self, student: Matches, teacher: Matches) -> None:
+        if not np.array_equal(student.thresholds, teacher.thresholds):
+            raise ValueError("student and teacher must be matched at the same overlaps")
+        if not np.array_equal(student.boxes, teacher.boxes):
+            raise ValueError(
+                "student and teacher must be matched on the same images and classes, but their "
+                f"labels differ: {student.boxes.shape} and {teacher.boxes.shape} images and classes"
+            )
+        self.images = len(student)
+        self._overlaps = len(student.thresholds)
+        totals = student.boxes.sum(axis=0)
+        present = np.flatnonzero(totals)
+        # the number of right detections at which each recall is reached
+        self._needed = np.stack(
+            [1 + np.searchsorted(np.arange(1, m + 1) / m, RECALLS) for m in totals[present]]
+        )
+        both = (student, teacher)
+        image, label, score = (
+            np.concatenate([getattr(one, name) for one in both])
+            for name in ("image", "label", "score")
+        )
+        # where scores are equal COCO goes by image, and within one in the detector's own order
+        order = np.lexsort((image, -score, label))
+        order = order[np.isin(label[order], present)]
+        self._image = image[order]
+        self._teachers = np.repeat([False, True], [len(one.label) for one in both])[order]
+        label = np.searchsorted(present, label[order])
+        start = np.searchsorted(label, np.arange(len(present)))
+        hit = np.concatenate([student.hit, teacher.hit])[order].T
+        ignored = np.concatenate([student.ignored, teacher.ignored])[order].T
+        # A segment is one overlap and class. Between right detections the precision only falls,
+        # so what is right is all that is ever looked at.
+        overlap, self._right = np.nonzero(hit)
+        self._segment = overlap * len(present) + label[self._right]
+        self._start = start[label[self._right]]
+        # ignored detections before each right one, as a range of all ignored
+        where, self._ignored = np.nonzero(ignored)
+        keys = where * (len(label) + 1) + self._ignored
+        self._ignored_from = np.searchsorted(keys, overlap * (len(label) + 1) + self._start)
+        self._ignored_to = np.searchsorted(keys, overlap * (len(label) + 1) + self._right)
+        self._classes = len(present)
+
+    def __call__(self, deferred: Any, per_threshold: bool = False) -> Any:
+        """The AP where the teacher answers the images `deferred`, (n,) bool.
+
+        Raises
+        ------
+        ValueError
+            `deferred` is not (n,) bool.
+        """
+        mask = np.asarray(deferred)
+        if mask.shape != (self.images,) or mask.dtype != bool:
+            raise ValueError(
+                f"deferred must be {self.images} booleans, one for each image, not {mask.dtype} "
+                f"of shape {mask.shape}"
+            )
+        active = mask[self._image] == self._teachers
+        counted = np.zeros(len(active) + 1, np.int64)
+        np.cumsum(active, out=counted[1:])
+        chosen = np.flatnonzero(active[self._right])
+        segment = self._segment[chosen]
+        segments = self._overlaps * self._classes
+        count = np.bincount(segment, minlength=segments)
+        first = np.cumsum(count) - count
+        rank = np.arange(1, len(chosen) + 1) - first[segment]
+        seen = counted[self._right[chosen] + 1] - counted[self._start[chosen]]
+        if len(self._ignored):
+            skipped = np.zeros(len(self._ignored) + 1, np.int64)
+            np.cumsum(active[self._ignored], out=skipped[1:])
+            seen -= skipped[self._ignored_to[chosen]] - skipped[self._ignored_from[chosen]]
+        precision = rank / seen
+        # the best precision at this recall or a higher one, in each segment on its own
+        lift = 2.0 * (segments - segment)
+        envelope = np.maximum.accumulate((precision + lift)[::-1])[::-1] - lift
+        needed = np.tile(self._needed, (self._overlaps, 1))
+        reached = needed <= count[:, None]
+        row, column = np.nonzero(reached)
+        read = np.zeros(needed.shape)
+        read[row, column] = envelope[first[row] + needed[row, column] - 1]
+        by_overlap = read.reshape(self._overlaps, -1).mean(axis=1)
+        return by_overlap if per_threshold else float(by_overlap.mean())
+
+    def curve(self, score: np.ndarray, rates: Any = None) -> np.ndarray:
+        """The AP at each deferral rate when the images of the lowest scores are deferred.
+
+        Parameters
+        ----------
+        score
+            (n,), higher = keep. Equal scores are deferred in the order of the images, NaN first.
+        rates
+            (r,), in [0, 1]; by default 0, 0.01, ..., 1. A rate defers ``round(rate * n)`` images.
+
+        Returns
+        -------
+        array (r,)
+            AP in [0, 1].
+
+        Raises
+        ------
+        ValueError
+            The scores are not (n,), or a rate is out of range.
+
+        Examples
+        --------
+        >>> seen = Detections.of_scores([[0, 0, 4, 4]], [0.9], (8, 8), labels=[0], classes=1)
+        >>> truth = [GroundTruth([[0, 0, 4, 4]], [0])] * 2
+        >>> student = match_detections([seen, Detections.none(1, (8, 8))], truth)
+        >>> joint = JointPrecision(student, match_detections([seen, seen], truth))
+        >>> joint.curve(np.array([1.0, 0.0]), [0.0, 0.5, 1.0]).round(3)
+        array([0.505, 1.   , 1.   ])
+        """
+        values = np.asarray(score, np.float64)
+        if values.shape != (self.images,):
+            raise ValueError(
+                f"score must hold {self.images} numbers, one for each image, not {values.shape}"
+            )
+        points = RECALLS if rates is None else np.asarray(rates, np.float64)
+        if not ((points >= 0) & (points <= 1)).all():
+            raise ValueError("deferral rates must lie in 0..1")
+        order = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")
+        place = np.empty(self.images, int)
+        place[order] = np.arange(self.images)
+        counts = np.rint(points * self.images)
+        known: dict[float, float] = {}
+        for number in counts.tolist():
+            if number not in known:
+                known[number] = self(place < number)
+        return np.array([known[number] for number in counts.tolist()])
+
+    def gains(self) -> np.ndarray:
+        """How much each image gains when the teacher answers it, in AP: (n,). The oracle's order.
+
+        The mean of what is won where the student answers all others, and where the teacher does.
+        To defer by falling gain is no bound, as gains do not add up, but no score that sees the
+        student alone comes near it. Two evaluations for each image.
+        """
+        gain = np.empty(self.images)
+        none, every = np.zeros(self.images, bool), np.ones(self.images, bool)
+        low, high = self(none), self(every)
+        for image in range(self.images):
+            none[image], every[image] = True, False
+            gain[image] = (self(none) - low + high - self(every)) / 2
+            none[image], every[image] = False, True
+        return gain
+
+
+def matched_gains(student: Matches, teacher: Matches, above: float = 0.0) -> np.ndarray:
+    """How many more boxes the teacher finds on each image, the mean over the overlaps: (n,).
+
+    Parameters
+    ----------
+    student, teacher
+        Their matches on the same n images.
+    above
+        Only detections with a score above it count.
+    """
+    return _found(teacher, above) - _found(student, above)
+
+
+def _found(matches: Matches, above: float) -> np.ndarray:
+    weight = matches.hit.mean(axis=1) * (matches.score > above)
+    return np.bincount(matches.image, weight, minlength=len(matches))
+
+
+@dataclass(frozen=True)
+class RandomRouting:
+    """What routing by chance reaches: the baseline of every score.
+
+    Attributes
+    ----------
+    rates
+        (r,) deferral rates.
+    curves
+        (m, r): the AP of m random orders.
+    """
+
+    rates: np.ndarray
+    curves: np.ndarray
+
+    @classmethod
+    def of(
+        cls, joint: JointPrecision, repeats: int = 200, rates: Any = None, seed: int = 0
+    ) -> RandomRouting:
+        """Draw `repeats` random orders."""
+        points = RECALLS if rates is None else np.asarray(rates, np.float64)
+        rng = np.random.default_rng(seed)
+        curves = [joint.curve(rng.permutation(joint.images), points) for _ in range(repeats)]
+        return cls(points, np.stack(curves))
+
+    def gain(self, curve: np.ndarray) -> tuple[float, float]:
+        """A curve's gain over random routing, and its p.
+
+        Returns
+        -------
+        tuple
+            The AP that the curve has over the mean random one, averaged over the deferral rates;
+            and the chance that a random order does as well: of m random orders and the score's
+            own, the fraction that gains as much (a permutation test, one-sided).
+        """
+        own, random = curve.mean(), self.curves.mean(axis=1)
+        p = (1 + (random >= own).sum()) / (1 + len(random))
+        return float(own - random.mean()), float(p)
+
+
+# One scale for two detectors
+
+
+@dataclass(frozen=True)
+class ConfidenceMap:
+    """A rising map of scores to the chance of being right, with three parameters.
+
+    ``sigmoid(a log s - b log(1 - s) + c)``, a and b positive. As it rises, a detector's own
+    detections keep their order, and its own mAP stays. Source: Kull, Silva Filho & Flach, "Beta
+    calibration", AISTATS 2017.
+
+    Attributes
+    ----------
+    a, b, c
+        ``1, 1, 0`` leaves scores as they are.
+
+    Examples
+    --------
+    >>> ConfidenceMap(1.0, 1.0, 0.0)(np.array([0.25, 0.75]))
+    array([0.25, 0.75])
+    """
+
+    a: float
+    b: float
+    c: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite([self.a, self.b, self.c]).all() and self.a > 0 and self.b > 0):
+            raise ValueError(
+                f"a confidence map needs finite numbers and positive a and b, not a={self.a}, "
+                f"b={self.b}, c={self.c}; else it would not rise"
+            )
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """Scores (d,) in [0, 1] to chances (d,) in [0, 1]."""
+        low, high = _log_sides(scores)
+        return expit(self.a * low - self.b * high + self.c)
+
+
+def fit_confidence_map(matches: Matches) -> ConfidenceMap:
+    """The map that makes a detector's scores the chance of being right: on calibration images.
+
+    "Right" is averaged over the overlaps, and what is ignored is left out. Most likely map.
+
+    Raises
+    ------
+    ValueError
+        Nothing was found, or all detections are right, or all are wrong.
+    """
+    weight = 1.0 - matches.ignored.mean(axis=1)
+    right = matches.hit.mean(axis=1)
+    wrong = np.maximum(weight - right, 0)
+    if not (right.any() and wrong.any()):
+        raise ValueError(
+            "a confidence map needs detections that are right and some that are wrong, but "
+            f"{len(right)} detections came, {int((right > 0).sum())} of them right; "
+            "give more images"
+        )
+    low, high = _log_sides(matches.score)
+    features = np.stack([low, -high, np.ones_like(low)], axis=1)
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        odds = features @ parameters
+        # log(1 + exp(odds)) without overflow
+        value = (right + wrong) @ np.logaddexp(0, odds) - right @ odds
+        slope = features.T @ ((right + wrong) * expit(odds) - right)
+        return value / len(odds), slope / len(odds)
+
+    found = minimize(
+        loss,
+        np.array([1.0, 1.0, 0.0]),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(_LEAST_SLOPE, None), (_LEAST_SLOPE, None), (None, None)],
+        options={"ftol": 1e-12, "maxiter": 1000},
+    )
+    return ConfidenceMap(*(float(value) for value in found.x))
+
+
+def _log_sides(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``log s`` and ``log(1 - s)``, kept finite."""
+    values = np.clip(np.asarray(scores, np.float64), _LEAST_SCORE, 1 - _LEAST_SCORE)
+    return np.log(values), np.log1p(-values)
+
+
+def _check_pairs(detections: Any, truth: Any) -> None:
+    check_detections(detections)
+    if not isinstance(truth, list | tuple):
+        raise TypeError(
+            f"truth must be a list of GroundTruth, one for each image, not {type(truth).__name__}"
+        )
+    if len(detections) != len(truth):
+        raise ValueError(
+            "detections and truth must have the same length, one for each image, not "
+            f"{len(detections)} and {len(truth)}"
+        )
+    if not detections:
+        raise ValueError("there are no images")
+    classes = detections[0].classes
+    for number, real in enumerate(truth):
+        if not isinstance(real, GroundTruth):
+            raise TypeError(f"truth must be GroundTruth, but one is {type(real).__name__}")
+        if (real.labels >= classes).any():
+            raise ValueError(
+                f"labels must lie in 0..{classes - 1}, the detector's classes, but image {number} "
+                f"has {real.labels.max()}; map them to the detector's classes first"
+            )
