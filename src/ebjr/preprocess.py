@@ -21,6 +21,7 @@ from ebjr.model import Model, model_name
 
 Image = NDArray[np.uint8]
 Triple = tuple[float, float, float]
+Place = tuple[tuple[int, int], int, int]
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "resize": ("squash", "crop", "letterbox"),
@@ -135,6 +136,37 @@ class Preprocess:
             An image is not RGB, there is none, or `size` is None and their sizes differ.
         """
         return self._tensor(self._sized(images))
+
+    def boxes_to_image(
+        self, boxes: NDArray[Any], input_size: tuple[int, int], image_size: tuple[int, int]
+    ) -> NDArray[Any]:
+        """Boxes in the model's input, back in the image that it was made from.
+
+        Parameters
+        ----------
+        boxes
+            (b, 4): x1, y1, x2, y2 in pixels of the input.
+        input_size, image_size
+            (height, width) of either.
+
+        Returns
+        -------
+        array (b, 4)
+            In pixels of the image, cut off at its edges.
+
+        Examples
+        --------
+        >>> letterbox = Preprocess(size=8, resize="letterbox")
+        >>> letterbox.boxes_to_image(np.array([[0.0, 2.0, 8.0, 6.0]]), (8, 8), (32, 64))
+        array([[ 0.,  0., 64., 32.]])
+        """
+        if self.size is None:
+            (tall, wide), top, left = image_size, 0, 0
+        else:
+            (tall, wide), top, left = _PLACES[self.resize](image_size, input_size)
+        scale = np.array([image_size[1] / wide, image_size[0] / tall] * 2)
+        placed = (boxes - np.array([left, top] * 2)) * scale
+        return placed.clip(0, np.array([image_size[1], image_size[0]] * 2)).astype(boxes.dtype)
 
     def as_dict(self) -> dict[str, Any]:
         """The values that differ from the defaults, ready for a TOML or JSON file.
@@ -365,26 +397,46 @@ def _squash(image: Image, size: tuple[int, int], interpolation: str) -> Image:
 
 
 def _crop(image: Image, size: tuple[int, int], interpolation: str) -> Image:
-    (height, width), (tall, wide) = size, image.shape[:2]
-    if height * wide >= width * tall:  # the height is what must be covered
-        covering = (height, wide * height // tall)
-    else:
-        covering = (tall * width // wide, width)
+    covering, top, left = _crop_place(image.shape[:2], size)
     scaled = _squash(image, covering, interpolation)
-    top, left = round((covering[0] - height) / 2), round((covering[1] - width) / 2)
-    return scaled[top : top + height, left : left + width]
+    return scaled[-top : size[0] - top, -left : size[1] - left]
 
 
 def _letterbox(image: Image, size: tuple[int, int], interpolation: str) -> Image:
-    (height, width), (tall, wide) = size, image.shape[:2]
-    scale = min(height / tall, width / wide)
-    fitting = (max(1, round(tall * scale)), max(1, round(wide * scale)))
-    page = np.full((height, width, 3), _PADDING, np.uint8)
-    top, left = (height - fitting[0]) // 2, (width - fitting[1]) // 2
+    fitting, top, left = _letterbox_place(image.shape[:2], size)
+    page = np.full((*size, 3), _PADDING, np.uint8)
     page[top : top + fitting[0], left : left + fitting[1]] = _squash(image, fitting, interpolation)
     return page
 
 
+# Where an image of one size lies in an input of another: its size there, top and left.
+
+
+def _squash_place(image: tuple[int, ...], size: tuple[int, int]) -> Place:
+    return size, 0, 0
+
+
+def _crop_place(image: tuple[int, ...], size: tuple[int, int]) -> Place:
+    (height, width), (tall, wide) = size, image
+    if height * wide >= width * tall:  # the height is what must be covered
+        covering = (height, wide * height // tall)
+    else:
+        covering = (tall * width // wide, width)
+    return covering, -round((covering[0] - height) / 2), -round((covering[1] - width) / 2)
+
+
+def _letterbox_place(image: tuple[int, ...], size: tuple[int, int]) -> Place:
+    (height, width), (tall, wide) = size, image
+    scale = min(height / tall, width / wide)
+    fitting = (max(1, round(tall * scale)), max(1, round(wide * scale)))
+    return fitting, (height - fitting[0]) // 2, (width - fitting[1]) // 2
+
+
+_PLACES: Mapping[str, Callable[[tuple[int, ...], tuple[int, int]], Place]] = {
+    "squash": _squash_place,
+    "crop": _crop_place,
+    "letterbox": _letterbox_place,
+}
 _FITS: Mapping[str, Callable[[Image, tuple[int, int], str], Image]] = {
     "squash": _squash,
     "crop": _crop,

@@ -176,9 +176,36 @@ class OnnxModel:
             return self._run(batch)
         return self._run_in_chunks(batch)
 
+    def answer_all(self, batch: Any, /) -> dict[str, NDArray[Any]]:
+        """Every output for one batch, by name: what a detector needs.
+
+        The batch is run as it is, so for a graph with a fixed batch of k it has k rows.
+
+        Raises
+        ------
+        TypeError, ValueError, ModelError
+            As for a call.
+        """
+        if type(batch) is not np.ndarray:
+            batch = _as_numpy(batch)
+        if batch.dtype != self.input_dtype:
+            batch = self._cast(batch)
+        self._check_shape(batch.shape)
+        if len(batch) != (self.fixed_batch or len(batch)):
+            raise ModelError(
+                f"{self.name} has a fixed batch of {self.fixed_batch}, but was given {len(batch)} "
+                f"inputs; give it {self.fixed_batch} at a time"
+            )
+        return dict(
+            zip(self.output_names, self._fetched(batch, list(self.output_names)), strict=True)
+        )
+
     def _run(self, batch: NDArray[Any]) -> NDArray[Any]:
+        return self._fetched(batch, self._fetch)[0]
+
+    def _fetched(self, batch: NDArray[Any], names: list[str]) -> list[NDArray[Any]]:
         try:
-            return self._session.run(self._fetch, {self.input_name: batch})[0]
+            return self._session.run(names, {self.input_name: batch})
         except Exception as error:
             raise ModelError(
                 f"{self.name} failed on a batch of shape {batch.shape}: {_one_line(error)}"
