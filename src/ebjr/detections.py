@@ -210,17 +210,32 @@ class Detections:
         What COCO's figures are made of: a box is reported for each class it may be. At most
         `limit` rows.
 
+        Raises
+        ------
+        ValueError
+            `above` is out of range.
+
         Examples
         --------
         >>> found = Detections([[0, 0, 1, 1]], [[2.0, 1.0, -9.0]], (8, 8))
         >>> found.expand(above=0.1).labels
         array([0, 1])
         """
-        scores = expit(self.logits)
-        rows, labels = np.nonzero(scores > above)
-        values = scores[rows, labels]
-        order = np.argsort(-values, kind="stable")[:limit]
-        return replace(self.take(rows[order]), labels=labels[order], scores=values[order])
+        if not 0 <= above < 1:
+            raise ValueError(f"above must lie in 0..1, under 1, not {above}")
+        # one logit too many is compared again below, as a sigmoid
+        rows, labels = np.nonzero(self.logits >= logit(above) - 1e-3)
+        values = expit(self.logits[rows, labels])
+        likely = values > above
+        if limit is not None and likely.sum() > limit > 0:
+            likely &= values >= np.partition(values, -limit)[-limit]
+        chosen = np.flatnonzero(likely)
+        chosen = chosen[np.argsort(-values[chosen], kind="stable")][:limit]
+        # what was checked needs no second check
+        found = self.take(rows[chosen])
+        object.__setattr__(found, "labels", labels[chosen])
+        object.__setattr__(found, "scores", values[chosen])
+        return found
 
     def with_scores(self, scores: Any) -> Detections:
         """The same with other scores (b,), for example calibrated ones."""
@@ -292,9 +307,11 @@ def box_intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     >>> box_intersection(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 1, 5, 5]]))
     array([[1.]])
     """
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    return np.prod(np.maximum(high - low, 0), axis=2)
+    x1, y1, x2, y2 = first.T[:, :, None]
+    left, top, right, bottom = second.T[:, None]
+    width = np.minimum(x2, right) - np.maximum(x1, left)
+    height = np.minimum(y2, bottom) - np.maximum(y1, top)
+    return np.maximum(width, 0) * np.maximum(height, 0)
 
 
 def box_area(boxes: np.ndarray) -> np.ndarray:
