@@ -20,9 +20,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp
 
-from ebjr.detections import Detections, check_detections
+from ebjr.detections import Detections, box_area, box_iou, check_detections
 
 PARTS = ("classes", "boxes", "both")
 REDUCTIONS = ("mean", "sum")
@@ -162,6 +162,106 @@ def mean_confidence(
         lambda found: float(found.scores.astype(np.float64).mean()), detections, above, top, empty
     )
 
+
+def learned_gain(detections: Sequence[Detections], weights: Sequence[float]) -> np.ndarray:
+    """Minus the gain to expect from the teacher on an image: linear in `detection_features`.
+
+    `ebjr.calibration.gain.fit_gain` finds the weights. An image without boxes has features like
+    any other, and its gain is what the teacher gained on such images.
+
+    Parameters
+    ----------
+    detections
+        n images' detections.
+    weights
+        A constant, then one weight for each feature.
+
+    Returns
+    -------
+    array (n,)
+        In the unit of the gain that was fitted.
+
+    Raises
+    ------
+    ValueError
+        There is another number of weights than of features, plus one.
+
+    Examples
+    --------
+    >>> found = Detections([[0, 0, 4, 4]], [[5.0]], (8, 8))
+    >>> learned_gain([found], [0.5] + [0.0] * len(FEATURES))
+    array([-0.5])
+    """
+    values = np.asarray(weights, np.float64)
+    if values.shape != (len(FEATURES) + 1,):
+        raise ValueError(
+            f"weights must be {len(FEATURES) + 1} numbers, a constant and one for each feature, "
+            f"not {values.shape}"
+        )
+    return -(values[0] + detection_features(detections) @ values[1:])
+
+
+def detection_features(detections: Sequence[Detections]) -> np.ndarray:
+    """What a learned score looks at, (n, features), in the order of `FEATURES`.
+
+    Counts are logarithms, ``log(1 + count)``; a mean over no boxes is 0, with `nothing` beside it.
+
+    Examples
+    --------
+    >>> found = detection_features([Detections.none(3, (8, 8))])
+    >>> found.shape == (1, len(FEATURES)), found[0, FEATURES.index("nothing")].item()
+    (True, 1.0)
+    """
+    check_detections(detections)
+    rows = [list(_features(found).values()) for found in detections]
+    return np.array(rows, np.float64).reshape(len(rows), len(FEATURES))
+
+
+_TOP = 10
+
+
+def _features(found: Detections) -> dict[str, float]:
+    scores = found.scores.astype(np.float64)
+    seen, shown, best = found.above(0.2), found.above(0.3), found.top(_TOP)
+    side = np.sqrt(box_area(seen.boxes.astype(np.float64)))
+    some = found.above(0.1).top(_TOP * 5)
+    overlap = box_iou(some.boxes, some.boxes).astype(np.float64)
+    np.fill_diagonal(overlap, 0)
+    probabilities = expit(best.logits.astype(np.float64))
+    return {
+        **{f"above {limit}": np.log1p((scores > limit).sum()) for limit in (0.05, 0.1, 0.2, 0.4)},
+        "shown": float(len(shown)),
+        "nothing": float(len(shown) == 0),
+        "expected boxes": scores.sum(),
+        "deviation": math.sqrt((scores * (1 - scores)).sum()),
+        "best": scores.max(initial=0.0),
+        "mean shown": _mean(shown.scores),
+        "class energy": _mean(logsumexp(best.logits.astype(np.float64), axis=1)),
+        "rivals": _mean(probabilities.sum(axis=1) - probabilities.max(axis=1, initial=0)),
+        "side energy": 0.0 if best.bins is None else _mean(_side_energy(best)),
+        "side entropy": 0.0 if best.bins is None else _mean(_side_entropy(best.bins)),
+        "kinds": np.log1p(len(np.unique(seen.labels))),
+        "small": np.log1p((side < 32).sum()),
+        "large": np.log1p((side > 96).sum()),
+        "overlap": _mean(overlap.max(axis=1, initial=0.0)),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of no values, and of what is not finite, 0."""
+    finite = values[np.isfinite(values)]
+    return float(finite.astype(np.float64).mean()) if len(finite) else 0.0
+
+
+def _side_entropy(bins: np.ndarray) -> np.ndarray:
+    """How unsure a box is of its sides, the mean entropy over them in nats: (b,)."""
+    logits = bins.astype(np.float64)
+    odds = logits - logsumexp(logits, axis=2, keepdims=True)
+    return -(np.exp(odds) * np.where(odds > -700, odds, 0)).sum(axis=2).mean(axis=1)
+
+
+FEATURES: tuple[str, ...] = tuple(_features(Detections.none(2, (1, 1))))
+"""What `detection_features` holds."""
 
 DETECTION_SCORES: dict[str, Callable[..., np.ndarray]] = {
     function.__name__: function

@@ -1,0 +1,82 @@
+"""A learned gain: how much more the teacher finds on an image, from what the student says of it.
+
+A ridge regression of the teacher's gain on the features of the student's detections. It is linear
+and heavily shrunk, as a few hundred labeled images say little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ebjr.detection_scores import detection_features, learned_gain
+from ebjr.detections import Detections
+from ebjr.errors import MissingExtra
+
+FEWEST = 30
+"""With fewer images there is nothing to learn from."""
+
+PENALTIES = np.logspace(-1, 4, 21)
+"""What is tried, with features of deviation one; the best of leave-one-out is taken."""
+
+
+def fit_gain(
+    detections: Sequence[Detections], gains: np.ndarray
+) -> Callable[[Sequence[Detections]], np.ndarray]:
+    """Fit the score `learned_gain` to calibration images.
+
+    Parameters
+    ----------
+    detections
+        The student's, on n images.
+    gains
+        (n,): what the teacher gains on each, for example `matched_gains`.
+
+    Returns
+    -------
+    callable
+        A score of detections: a list of n in, (n,) out, higher = keep. Its ``keywords`` hold the
+        weights.
+
+    Raises
+    ------
+    MissingExtra
+        scikit-learn is not installed.
+    ValueError
+        The lengths differ, there are fewer than 30 images, or a gain is not finite.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> images = [Detections(np.tile([0, 0, 9, 9], (k, 1)), rng.normal(2, 1, (k, 3)), (9, 9))
+    ...           for k in rng.integers(0, 9, 200)]
+    >>> score = fit_gain(images, np.array([len(found) for found in images]))
+    >>> bool(score([images[0].take([])]) > score([max(images, key=len)]))
+    True
+    """
+    values = np.asarray(gains, np.float64)
+    if values.shape != (len(detections),) or not np.isfinite(values).all():
+        raise ValueError(
+            f"gains must be {len(detections)} finite numbers, one for each image, "
+            f"not of shape {values.shape}"
+        )
+    if len(values) < FEWEST:
+        raise ValueError(f"a learned gain needs {FEWEST} images or more, not {len(values)}")
+    model = _ridge()
+    features = detection_features(detections)
+    center, spread = features.mean(axis=0), features.std(axis=0)
+    spread = np.where(spread > 1e-12, spread, 1.0)
+    model.fit((features - center) / spread, values)
+    slopes = model.coef_ / spread
+    return partial(learned_gain, weights=[float(model.intercept_ - slopes @ center), *slopes])
+
+
+def _ridge() -> Any:
+    try:
+        from sklearn.linear_model import RidgeCV
+    except ImportError as error:
+        raise MissingExtra("learned", "a learned gain") from error
+    return RidgeCV(alphas=PENALTIES)
