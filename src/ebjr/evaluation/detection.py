@@ -275,10 +275,12 @@ class JointPrecision:
         self._overlaps = len(student.thresholds)
         totals = student.boxes.sum(axis=0)
         present = np.flatnonzero(totals)
-        # the number of right detections at which each recall is reached
-        self._needed = np.stack(
-            [1 + np.searchsorted(np.arange(1, m + 1) / m, RECALLS) for m in totals[present]]
-        )
+        # how many of COCO's recalls are reached with just the k-th right detection of a class
+        reached = [
+            np.bincount(np.searchsorted(np.arange(1, m + 1) / m, RECALLS), minlength=m)
+            for m in totals[present]
+        ]
+        self._weight = np.concatenate(reached).astype(np.float64)
         both = (student, teacher)
         image, label, score = (
             np.concatenate([getattr(one, name) for one in both])
@@ -297,7 +299,9 @@ class JointPrecision:
         # so what is right is all that is ever looked at.
         overlap, self._right = np.nonzero(hit)
         self._segment = overlap * len(present) + label[self._right]
+        self._overlap = overlap
         self._start = start[label[self._right]]
+        self._first_weight = (np.cumsum(totals[present]) - totals[present])[label[self._right]]
         # ignored detections before each right one, as a range of all ignored
         where, self._ignored = np.nonzero(ignored)
         keys = where * (len(label) + 1) + self._ignored
@@ -337,12 +341,9 @@ class JointPrecision:
         # the best precision at this recall or a higher one, in each segment on its own
         lift = 2.0 * (segments - segment)
         envelope = np.maximum.accumulate((precision + lift)[::-1])[::-1] - lift
-        needed = np.tile(self._needed, (self._overlaps, 1))
-        reached = needed <= count[:, None]
-        row, column = np.nonzero(reached)
-        read = np.zeros(needed.shape)
-        read[row, column] = envelope[first[row] + needed[row, column] - 1]
-        by_overlap = read.reshape(self._overlaps, -1).mean(axis=1)
+        read = envelope * self._weight[self._first_weight[chosen] + rank - 1]
+        total = np.bincount(self._overlap[chosen], read, minlength=self._overlaps)
+        by_overlap = total / (len(RECALLS) * self._classes)
         return by_overlap if per_threshold else float(by_overlap.mean())
 
     def curve(self, score: np.ndarray, rates: Any = None) -> np.ndarray:
