@@ -71,6 +71,8 @@ SOURCES = {
 PAIRS = (
     ("deimv2_atto_320", "deimv2_femto_416"),
     ("nanodet_m_320", "yolov8n_640"),
+    ("deimv2_atto_320", "yolov8n_640"),
+    ("deimv2_femto_416", "yolov8n_640"),
 )
 """Student and teacher."""
 

@@ -105,7 +105,7 @@ def box_count(
 
 def expected_errors(
     detections: Sequence[Detections],
-    above: float = 0.05,
+    above: float = 0.3,
     top: int | None = None,
     empty: float = -math.inf,
 ) -> np.ndarray:

@@ -222,7 +222,8 @@ def test_the_oracle_beats_chance_and_its_reverse_loses_to_it():
     matches = [match_detections(found, truth) for found in (student, perfect)]
     joint = JointPrecision(*matches)
     chance = RandomRouting.of(joint, repeats=99)
-    for gains in (joint.gains(), matched_gains(*matches)):
+    weighted = matched_gains(*matches, weighted=True)
+    for gains in (joint.gains(), matched_gains(*matches), weighted):
         best, p = chance.gain(joint.curve(-gains))
         worst, _ = chance.gain(joint.curve(gains))
         assert best > 0 > worst

@@ -33,7 +33,8 @@ def fit_gain(
     detections
         The student's, on n images.
     gains
-        (n,): what the teacher gains on each, for example `matched_gains`.
+        (n,): what the teacher gains on each. Best of those tried was
+        ``matched_gains(weighted=True)``: boxes found, each by its confidence on one scale.
 
     Returns
     -------
