@@ -18,6 +18,7 @@ from ebjr.calibration.guarantee import Certificate
 from ebjr.config import JointConfig, load_joint, save_joint
 from ebjr.costs import Cost, joint_cost
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
+from ebjr.detections import Detections, GroundTruth
 from ebjr.errors import (
     CalibrationError,
     EbjrError,
@@ -30,6 +31,7 @@ from ebjr.errors import (
 )
 from ebjr.evaluation import evaluate
 from ebjr.joint import JointAnswer, JointClassifier, JointModel, JointRegressor
+from ebjr.joint_detector import JointDetector
 from ebjr.metrics import METRICS, register_metric
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes, record, record_batches
@@ -49,13 +51,16 @@ __all__ = [
     "CalibrationError",
     "Certificate",
     "Cost",
+    "Detections",
     "EbjrError",
     "EnergyRegressor",
     "GaussianMixture",
     "GridWarning",
+    "GroundTruth",
     "JointAnswer",
     "JointClassifier",
     "JointConfig",
+    "JointDetector",
     "JointModel",
     "JointRegressor",
     "MissingExtra",
