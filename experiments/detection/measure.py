@@ -2,11 +2,12 @@
 
 Confidence maps, the threshold of every score's boxes and the learned gain are chosen on one half
 of the images; every figure is measured on the other, and is the mean over splits, each half taking
-each part. Writes `results.json`.
+each part. Writes `results_*.json`, a file for each pair.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -219,17 +220,17 @@ def precisions(matches: Matches, rows: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def measure_pair(student: str, teacher: str) -> dict[str, Any]:
+def measure_pair(student: str, teacher: str, splits: int = SPLITS) -> dict[str, Any]:
     """Everything about one pair."""
     known = labels()
     found = detections(student)
     both = (found, detections(teacher))
     matches = [match_detections(one, known.truth) for one in both]
-    splits = np.array([image["split"] for image in known.images])
-    parts = {name: np.flatnonzero(splits == name) for name in ("val2017", "train2017")}
+    source = np.array([image["split"] for image in known.images])
+    parts = {name: np.flatnonzero(source == name) for name in ("val2017", "train2017")}
     parts["all"] = np.arange(len(known))
     runs, blends = [], []
-    for seed in range(SPLITS):
+    for seed in range(splits):
         rows = np.random.default_rng(seed).permutation(len(known))
         parted = [np.sort(part) for part in np.array_split(rows, 2)]
         halves = [Half(part, found, *matches) for part in parted]
@@ -289,17 +290,23 @@ def summary(runs: list[dict[str, Any]], student: float, teacher: float) -> dict[
 
 
 def main() -> None:
-    """Measure every pair and write the result file."""
-    report: dict[str, Any] = {
-        **about(seed=0),
-        "splits": SPLITS,
-        "halves": 2 * SPLITS,
-        "random_orders": REPEATS,
-        "pairs": {},
-    }
+    """Measure a pair, or every one, and write a result file for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pairs", nargs="*", help="student:teacher; by default all")
+    parser.add_argument("--splits", type=int, default=SPLITS, help="how many, each in two halves")
+    asked = parser.parse_args()
     for student, teacher in PAIRS:
-        report["pairs"][f"{student} -> {teacher}"] = measure_pair(student, teacher)
-        save("results", report, Path(__file__).parent)
+        name = f"{student}:{teacher}"
+        if asked.pairs and name not in asked.pairs:
+            continue
+        report = {
+            **about(seed=0),
+            "splits": asked.splits,
+            "halves": 2 * asked.splits,
+            "random_orders": REPEATS,
+            "pairs": {name: measure_pair(student, teacher, asked.splits)},
+        }
+        save(f"results_{student}_{teacher}", report, Path(__file__).parent)
 
 
 if __name__ == "__main__":
