@@ -33,7 +33,7 @@ from ebjr.demo import run_demo
 from ebjr.errors import EbjrError, GridWarning, PromiseWarning
 from ebjr.evaluation import evaluate as evaluate_point
 from ebjr.evaluation.flops import count_flops
-from ebjr.evaluation.power import Load, find_joules
+from ebjr.evaluation.power import Load, with_joules
 from ebjr.evaluation.predictions import read_predictions
 from ebjr.evaluation.profile import profile as profile_model
 from ebjr.evaluation.significance import Comparison
@@ -243,10 +243,9 @@ def record(
             cost=Cost(flops=counted if flops is None else flops),
         )
     with err.status("finding the joules of both models"):
-        powers = dict(zip(loads, find_joules(list(loads.values())), strict=False))
+        costs = with_joules({role: entry.cost for role, entry in entries.items()}, loads)
     loads.clear()  # a whole batch of each model's inputs
-    for role, power in powers.items():
-        entries[role] = replace(entries[role], cost=power.add_to(entries[role].cost))
+    entries = {role: replace(entry, cost=costs[role]) for role, entry in entries.items()}
     with _progress() as tell:
         outcomes = record_batches(
             models["student"],

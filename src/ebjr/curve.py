@@ -69,6 +69,10 @@ class OperatingPoint:
         """A new router with this score and threshold."""
         return Router(self.score_function or self.score, self.threshold)
 
+    def curve(self, outcomes: Outcomes) -> TradeOffCurve:
+        """The curve of this score and blend on any outcomes."""
+        return TradeOffCurve.of(outcomes, self.router.score, self.blend)
+
     @property
     def cost(self) -> Cost:
         """Per example of the joint model (section 3.1)."""

@@ -54,6 +54,21 @@ class JointAnswer:
     degraded: Array
 
 
+def check_policy(when_unavailable: str) -> str:
+    """What to do when the teacher cannot be reached, if it is one of `POLICIES`.
+
+    Raises
+    ------
+    ValueError
+        It is none.
+    """
+    if when_unavailable not in POLICIES:
+        raise ValueError(
+            f"when_unavailable must be one of {', '.join(POLICIES)}, not {when_unavailable!r}"
+        )
+    return when_unavailable
+
+
 class JointModel:
     """Student, router and teacher as one model (eq. 7). Use one of the finals, by task.
 
@@ -81,17 +96,13 @@ class JointModel:
                     f"the {role} must be callable, a batch in and raw output out, "
                     f"not {type(model).__name__}; ebjr.load_model makes one from a file"
                 )
-        if when_unavailable not in POLICIES:
-            raise ValueError(
-                f"when_unavailable must be one of {', '.join(POLICIES)}, not {when_unavailable!r}"
-            )
         self.student = student
         self.teacher = teacher
         self.router = router
         self.blend = as_blend(blend)
         if isinstance(self.blend, Blend) and hasattr(self, "task"):
             self.kind.check_blend(self.blend)
-        self.when_unavailable = when_unavailable
+        self.when_unavailable = check_policy(when_unavailable)
 
     def __call__(self, inputs: Batch) -> JointAnswer:
         """Answer a batch: array (n, ...) or a list of n inputs.

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ebjr.blend import Blend
 from ebjr.detections import Detections
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.fusion import fuse_detections
-from ebjr.joint import POLICIES, JointAnswer
+from ebjr.joint import JointAnswer, check_policy
 from ebjr.model import model_name
 from ebjr.router import check_threshold
 
@@ -75,17 +76,11 @@ class JointDetector:
         for role, part in (("student", student), ("teacher", teacher), ("score", score)):
             if not callable(part):
                 raise TypeError(f"the {role} must be callable, not {type(part).__name__}")
-        if not 0 <= blend < np.inf:
-            raise ValueError(f"blend must be a finite weight of at least 0, not {blend}")
-        if when_unavailable not in POLICIES:
-            raise ValueError(
-                f"when_unavailable must be one of {', '.join(POLICIES)}, not {when_unavailable!r}"
-            )
         self.student, self.teacher, self.score = student, teacher, score
         self.threshold = threshold
-        self.blend = float(blend)
+        self.blend = float(Blend(blend))
         self.rescale = rescale
-        self.when_unavailable = when_unavailable
+        self.when_unavailable = check_policy(when_unavailable)
 
     @property
     def threshold(self) -> float:

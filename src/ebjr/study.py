@@ -112,9 +112,8 @@ class Study:
             return {}
         right = self.calibration.student_quality
         found = {}
-        for name in {self.point.score: None, **dict.fromkeys(self.others)}:
-            score = self.point.score_function if name == self.point.score else as_score(name)
-            values = np.asarray((score or as_score(name))(self.calibration.student), np.float64)
+        for name, point in {**self.others, self.point.score: self.point}.items():
+            values = np.asarray(point.router.score(self.calibration.student), np.float64)
             try:
                 found[name] = crossing(values, right)
             except CalibrationError:
@@ -124,7 +123,7 @@ class Study:
     @cached_property
     def named_points(self) -> dict[str, OperatingPoint]:
         """By name: other operating points of the chosen score and blend, on `calibration`."""
-        score = self.point.score_function or self.point.score
+        score = self.point.router.score
         found = {}
         for name, goal in named_goals(self.calibration).items():
             try:
@@ -188,7 +187,7 @@ class Study:
     @cached_property
     def ranking(self) -> list[Standing]:
         """The scores, without blend, by gain on `calibration`; other figures on `held_out`."""
-        chosen = self.point.score_function or as_score(self.point.score)
+        chosen = self.point.router.score
         shown = {name: as_score(name) for name in compared_scores(self.calibration)}
         shown |= {chosen.title: chosen}
         table = score_table(self.held_out, list(shown.values()))

@@ -271,7 +271,7 @@ def _allowed(curve: TradeOffCurve, goal: str, given: dict[str, Any]) -> float:
         return 1 - target if curve.outcomes.measure.binary else target
     rate = given["deferral_rate"]
     if rate is None:
-        unit = next(name for name in UNITS if given.get(name) is not None)
+        unit = _unit(given)
         best_within(curve, curve.cost_in(unit), given[unit], f"cost in {unit}")  # or says the least
         student, teacher = (
             getattr(cost, unit)
@@ -299,5 +299,10 @@ def _row(curve: TradeOffCurve, goal: str, given: dict[str, Any]) -> int:
     if given["deferral_rate"] is not None:
         rate = given["deferral_rate"]
         return best_within(curve, curve.deferral_rate, rate, "deferral rate")
-    unit = next(unit for unit in UNITS if given[unit] is not None)
+    unit = _unit(given)
     return best_within(curve, curve.cost_in(unit), given[unit], f"cost in {unit}")
+
+
+def _unit(given: dict[str, Any]) -> str:
+    """The unit of the budget that is given."""
+    return next(unit for unit in UNITS if given[unit] is not None)

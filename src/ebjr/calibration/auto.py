@@ -250,7 +250,7 @@ def _compare(
     scores, influences = [], []
     for candidate in candidates:
         if candidate == "learned":
-            if not can_learn(outcomes):
+            if not can_learn(outcomes, blend):
                 continue
             score, values = fit_learned(outcomes, blend), cross_fitted(outcomes, blend)
         else:

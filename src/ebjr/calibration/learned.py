@@ -29,7 +29,7 @@ _DIGITS = 6
 _NEVER = -50.0  # the log-odds of what was not seen
 
 
-def can_learn(outcomes: Outcomes) -> bool:
+def can_learn(outcomes: Outcomes, blend: float = 0.0) -> bool:
     """Whether a learned score can compete on these outcomes.
 
     Examples
@@ -39,9 +39,7 @@ def can_learn(outcomes: Outcomes) -> bool:
     """
     if find_spec("sklearn") is None or outcomes.task != "classification":
         return False
-    kind = _kinds(outcomes, 0.0)
-    helped = int((kind == 1).sum())
-    return helped >= FEWEST and int((kind == 0).sum()) >= FEWEST
+    return min(_counts(_kinds(outcomes, blend))) >= FEWEST
 
 
 def fit_learned(outcomes: Outcomes, blend: float = 0.0, seed: int = 0) -> Score:
@@ -72,11 +70,11 @@ def fit_learned(outcomes: Outcomes, blend: float = 0.0, seed: int = 0) -> Score:
     'learned'
     """
     kind = _kinds(outcomes, blend)
-    if int((kind == 1).sum()) < FEWEST or int((kind == 0).sum()) < FEWEST:
+    helped, alike = _counts(kind)
+    if min(helped, alike) < FEWEST:
         raise CalibrationError(
             f"a learned score needs {FEWEST} examples on which the teacher helps, and as many on "
-            f"which both do alike, but of {len(kind)} there are {int((kind == 1).sum())} and "
-            f"{int((kind == 0).sum())}"
+            f"which both do alike, but of {len(kind)} there are {helped} and {alike}"
         )
     return _fit_some(outcomes, kind, np.arange(len(kind)), seed)
 
@@ -102,6 +100,11 @@ def _kinds(outcomes: Outcomes, blend: float) -> np.ndarray:
     """(n,): 1 where deferring helps, -1 where it hurts, 0 where both do alike."""
     change = outcomes.deferred_quality(blend) - outcomes.student_quality
     return np.sign(change).astype(np.int64)
+
+
+def _counts(kind: np.ndarray) -> tuple[int, int]:
+    """How many rows the teacher helps, and on how many both do alike."""
+    return int((kind == 1).sum()), int((kind == 0).sum())
 
 
 def _fit_some(outcomes: Outcomes, kind: np.ndarray, rows: np.ndarray, seed: int) -> Score:

@@ -18,7 +18,7 @@ from ebjr.costs import Cost
 from ebjr.demo.cifar10 import CLASSES, DataUnavailable
 from ebjr.demo.cifar10 import load as load_cifar10
 from ebjr.evaluation.flops import count_flops
-from ebjr.evaluation.power import Load, find_joules
+from ebjr.evaluation.power import Load, with_joules
 from ebjr.outcomes import Outcomes, record_batches
 from ebjr.preprocess import Preprocess, Preprocessed
 from ebjr.study import Study, run_study
@@ -167,16 +167,11 @@ def _costs(
     """FLOPs and joules of both models; the joules measured if the machine can, else estimated."""
     inputs = PREPROCESS(images)
     counted = {role: count_flops(path) for role, path in paths.items()}
-    powers = find_joules(
-        [
-            Load(model.model, inputs, counted[role].flops, counted[role].parameter_bytes)
-            for role, model in models.items()
-        ]
-    )
-    costs = {role: Cost(flops=found.flops) for role, found in counted.items()}
-    return {
-        role: power.add_to(cost) for (role, cost), power in zip(costs.items(), powers, strict=True)
+    loads = {
+        role: Load(model.model, inputs, counted[role].flops, counted[role].parameter_bytes)
+        for role, model in models.items()
     }
+    return with_joules({role: Cost(flops=found.flops) for role, found in counted.items()}, loads)
 
 
 def _entries(paths: dict[str, Path], outcomes: Outcomes) -> dict[str, ModelEntry]:

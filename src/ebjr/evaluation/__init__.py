@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ebjr.curve import OperatingPoint, TradeOffCurve
+from ebjr.curve import OperatingPoint
 from ebjr.outcomes import Outcomes
 
 __all__ = ["evaluate"]
@@ -20,10 +20,10 @@ def evaluate(held_out: Outcomes, point: OperatingPoint) -> OperatingPoint:
 
     Examples
     --------
+    >>> from ebjr.curve import TradeOffCurve
     >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
     >>> point = TradeOffCurve.of(table, "max_logit").at(threshold=1.5)
     >>> evaluate(table, point).quality
     1.0
     """
-    score = point.score_function or point.score
-    return TradeOffCurve.of(held_out, score, point.blend).at(threshold=point.threshold)
+    return point.curve(held_out).at(threshold=point.threshold)

@@ -12,7 +12,7 @@ from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
 from ebjr.evaluation.significance import Interval, Standing, reliability
 from ebjr.metrics import METRICS, Metric
 from ebjr.outcomes import Outcomes
-from ebjr.scores import as_score, score_title
+from ebjr.scores import score_title
 
 PALETTE: Mapping[str, str] = {
     "softmax": "#0072B2",
@@ -117,7 +117,7 @@ def trade_off_figure(
     _, axis = relative_cost(outcomes, best.deferral_rate[:1])
     data = [_line(best, "oracle", {"color": PALETTE["oracle"], "dash": "dash", "width": 2})]
     for name, point in points.items():
-        curve = TradeOffCurve.of(outcomes, point.score_function or point.score, point.blend)
+        curve = point.curve(outcomes)
         stressed = name == chosen
         color = PALETTE["chosen"] if stressed else PALETTE.get(point.score, PALETTE["random"])
         line = _line(curve, name, {"color": color, "width": 4 if stressed else 1.75})
@@ -177,8 +177,7 @@ def score_histogram(
     >>> [trace["name"] for trace in figure["data"]]
     ['student right', 'student wrong']
     """
-    score = point.score_function or as_score(point.score)
-    values = np.asarray(score(outcomes.student), np.float64)
+    values = np.asarray(point.router.score(outcomes.student), np.float64)
     usable = np.isfinite(values)
     right = outcomes.student_quality == 1
     low, high = (0.0, 1.0) if not usable.any() else np.quantile(values[usable], [0.0, 1.0])
@@ -282,8 +281,7 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
                 "hovertemplate": "%{y:.2f} %<extra>%{fullData.name}</extra>",
             }
         )
-    score = point.score_function or as_score(point.score)
-    deferred = ~(np.asarray(score(outcomes.student)) >= point.threshold)
+    _, deferred = point.router(outcomes.student)
     layout = {
         "xaxis": {
             "title": {"text": "examples, the lowest score first, %"},
@@ -316,8 +314,7 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
     >>> figure["data"][0]["x"], figure["data"][0]["y"]
     ([-0.5, -0.1], [-1.0, 0.0])
     """
-    score = point.score_function or as_score(point.score)
-    values = np.asarray(score(outcomes.student), np.float64)
+    values = np.asarray(point.router.score(outcomes.student), np.float64)
     order = np.argsort(values)[: np.isfinite(values).sum()]
     rows = (
         order[np.unique(np.linspace(0, len(order) - 1, MOST_DOTS).astype(int))]
@@ -451,7 +448,7 @@ def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
 
 def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
     """The operating point on these examples."""
-    curve = TradeOffCurve.of(outcomes, point.score_function or point.score, point.blend)
+    curve = point.curve(outcomes)
     here = curve.at(threshold=point.threshold)
     cost, _ = relative_cost(outcomes, np.array([here.deferral_rate]))
     return {

@@ -18,7 +18,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -427,6 +427,26 @@ def find_joules(
     if any(load.flops is None for load in loads):
         return ()
     return tuple(_estimated(load) for load in loads)
+
+
+def with_joules(costs: Mapping[str, Cost], loads: Mapping[str, Load]) -> dict[str, Cost]:
+    """Costs with the joules that `find_joules` finds; as they are where it finds none.
+
+    Parameters
+    ----------
+    costs, loads
+        By the same names, such as student and teacher.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with_joules({"student": Cost()}, {"student": Load(lambda batch: batch, np.ones((2, 3)))})
+    {'student': Cost(flops=None, seconds=None, joules=None, joules_are=None)}
+    """
+    powers = dict(zip(loads, find_joules(list(loads.values())), strict=False))
+    return {
+        name: powers[name].add_to(cost) if name in powers else cost for name, cost in costs.items()
+    }
 
 
 def _all_measured(loads: Sequence[Load], meter: Meter | None, seconds: float) -> tuple[Power, ...]:

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from ebjr.costs import Cost, joint_cost
-from ebjr.curve import OperatingPoint, TradeOffCurve
+from ebjr.curve import OperatingPoint
 from ebjr.errors import MissingExtra
+from ebjr.evaluation import evaluate
 from ebjr.evaluation.plots import (
     PALETTE,
     ranking_figure,
@@ -187,11 +188,12 @@ def verdict(held_out: Outcomes, point: OperatingPoint) -> str:
 
     Examples
     --------
+    >>> from ebjr.curve import TradeOffCurve
     >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
     >>> verdict(table, TradeOffCurve.of(table, "energy").at(index=1)).partition(" (")[0]
     'On 2 held-out examples the joint model is right on 100.00 %'
     """
-    here = _on(held_out, point).at(threshold=point.threshold)
+    here = evaluate(held_out, point)
     measure = held_out.measure
     note = "" if held_out.labeled else f" {UNLABELED.format(title=measure.title)}"
     is_ = "is right on" if measure.binary else f"has {measure.title}"
@@ -217,7 +219,7 @@ def report_data(
     """
     series = {}
     for name, point in points.items():
-        curve = _on(held_out, point)
+        curve = point.curve(held_out)
         calibrated = int(np.searchsorted(curve.threshold, point.threshold, side="left"))
         rows = thin_rows(curve, keep=[calibrated])
         thresholds = curve.threshold[rows]
@@ -257,10 +259,6 @@ def report_data(
     }
 
 
-def _on(held_out: Outcomes, point: OperatingPoint) -> TradeOffCurve:
-    return TradeOffCurve.of(held_out, point.score_function or point.score, point.blend)
-
-
 def _name(point: OperatingPoint, chosen: bool = False) -> str:
     blend = f", blend {point.blend:g}" if point.blend else ""
     return f"{score_title(point.score)}{blend}{' (chosen)' if chosen else ''}"
@@ -295,7 +293,7 @@ def _words(name: str) -> str:
 
 
 def _joint_row(words: str, held_out: Outcomes, point: OperatingPoint) -> str:
-    here = _on(held_out, point).at(threshold=point.threshold)
+    here = evaluate(held_out, point)
     quality = held_out.measure.words(here.quality)
     return _row(words, quality, here.deferral_rate, here.cost, here.saving, here.threshold)
 

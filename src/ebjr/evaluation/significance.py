@@ -841,8 +841,7 @@ def reliability(outcomes: Outcomes, point: OperatingPoint, bins: int = 10) -> li
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, not {bins}")
-    score = point.score_function or as_score(point.score)
-    values = np.asarray(score(outcomes.student), dtype=np.float64)
+    values = np.asarray(point.router.score(outcomes.student), dtype=np.float64)
     values = np.where(np.isnan(values), -np.inf, values)
     student, teacher = outcomes.student_quality, outcomes.teacher_quality
     measure = outcomes.measure
