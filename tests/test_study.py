@@ -9,7 +9,7 @@ from ebjr import Cost, Outcomes, TradeOffCurve, evaluate, run_study
 from ebjr.calibration import rank_scores
 from ebjr.evaluation.significance import auroc, bootstrap, oracle_share
 from ebjr.scores import as_score
-from ebjr.study import COMPARED
+from ebjr.study import COMPARED, study_point
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,20 @@ def test_a_fitted_score_ranks_by_examples_that_it_was_not_fitted_on(outcomes):
     assert found.gain.estimate == expected.gain
     curve = TradeOffCurve.of(study.held_out, study.point.score_function)
     assert found.elsewhere.oracle_share == pytest.approx(oracle_share(curve))
+
+
+def test_a_point_that_is_chosen_already_is_judged_as_it_is(outcomes, study):
+    again = study_point(outcomes, study.point, study.goal)
+    assert again.point == study.point
+    assert again.result == study.result
+    assert again.other_results == study.other_results
+
+
+def test_a_point_out_of_its_goals_reach_can_still_be_judged():
+    """A blend that hurts here never matches the teacher; its figures are asked for all the same."""
+    rng = np.random.default_rng(3)
+    targets = rng.integers(0, 3, 400)
+    teacher = 2 * np.eye(3)[targets]
+    outcomes = Outcomes(9 * np.eye(3)[(targets + 1) % 3], teacher, targets)
+    point = TradeOffCurve.of(outcomes, "softmax", 1.0).at(threshold=2.0)
+    assert study_point(outcomes, point).result.quality == 0.0

@@ -1,6 +1,6 @@
 """Write both networks as ONNX: `python -m experiments.cifar10_pair.export`.
 
-The graphs are built by hand, from nine kinds of plain operators that any runtime knows. Pixel
+The graphs are built by hand, from ten kinds of plain operators that any runtime knows. Pixel
 normalization and batch norm are folded into the convolutions; weights are stored as float16 and
 cast to float32, which a runtime does once, when it loads the file.
 """
@@ -15,7 +15,16 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from experiments.cifar10_pair.nets import STUDENTS, Block, WhitenedNet, build_teacher
+from experiments.cifar10_pair.nets import (
+    STUDENTS,
+    Block,
+    InvertedNet,
+    InvertedResidual,
+    Residual,
+    Whitened,
+    WhitenedNet,
+    build_teacher,
+)
 from experiments.cifar10_pair.train import CHECKPOINTS, HERE, parser
 
 DEMO = HERE.parents[1] / "src" / "ebjr" / "demo"
@@ -37,7 +46,9 @@ class Graph:
     def constant(self, values: torch.Tensor) -> str:
         """Append float32 values, stored as float16."""
         name = f"weight_{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(values.numpy().astype(np.float16), name))
+        self.weights.append(
+            numpy_helper.from_array(values.contiguous().numpy().astype(np.float16), name)
+        )
         return self.add("Cast", name, to=TensorProto.FLOAT)
 
     def conv(self, x: str, weight: torch.Tensor, bias: torch.Tensor, conv: nn.Conv2d) -> str:
@@ -50,6 +61,7 @@ class Graph:
             kernel_shape=conv.kernel_size,
             pads=conv.padding * 2,
             strides=conv.stride,
+            group=conv.groups,
         )
 
 
@@ -80,17 +92,49 @@ def add_block(graph: Graph, x: str, block: Block) -> str:
     return x
 
 
-@torch.no_grad()
-def to_onnx(net: WhitenedNet, description: str) -> onnx.ModelProto:
-    """Build the ONNX model: `image` (batch, 3, 32, 32) in 0..1 to `logits` (batch, 10)."""
-    graph = Graph()
+def add_layers(graph: Graph, x: str, chain: nn.Sequential) -> str:
+    """Append convolutions, each with the norm that follows it folded in, and residuals."""
+    layers = list(chain)
+    for i, layer in enumerate(layers):
+        if isinstance(layer, nn.Conv2d):
+            x = graph.conv(x, *fold(layer.weight, layers[i + 1]), layer)
+        elif isinstance(layer, nn.ReLU):
+            x = graph.add("Relu", x)
+        elif isinstance(layer, Residual):
+            x = graph.add("Relu", graph.add("Add", add_layers(graph, x, layer.convs), x))
+        elif isinstance(layer, InvertedResidual):
+            y = add_layers(graph, x, layer.convs)
+            x = graph.add("Add", y, x) if layer.skip else y
+        elif not isinstance(layer, nn.BatchNorm2d):
+            raise TypeError(f"no operator for {type(layer).__name__}")
+    return x
+
+
+def add_whitening(graph: Graph, net: Whitened) -> str:
+    """Append the first layer, pixel normalization included."""
     weight = net.whiten.weight / net.std
     bias = net.whiten.bias - (weight * net.mean).sum(dim=(1, 2, 3))
-    x = graph.add("Relu", graph.conv("image", weight, bias, net.whiten))
+    return graph.add("Relu", graph.conv("image", weight, bias, net.whiten))
+
+
+def add_net(graph: Graph, net: WhitenedNet | InvertedNet) -> str:
+    """Append a whole network, up to its logits."""
+    x = add_whitening(graph, net)
+    if isinstance(net, InvertedNet):
+        x = graph.add("GlobalAveragePool", add_layers(graph, x, net.features))
+        x = graph.add("MatMul", graph.add("Flatten", x), graph.constant(net.head.weight.T))
+        return graph.add("Add", x, graph.constant(net.head.bias))
     for block in net.blocks:
         x = add_block(graph, x, block)
     x = graph.add("Flatten", graph.add("GlobalMaxPool", x))
-    x = graph.add("MatMul", x, graph.constant(net.head.weight.T.contiguous() / 9))
+    return graph.add("MatMul", x, graph.constant(net.head.weight.T / 9))
+
+
+@torch.no_grad()
+def to_onnx(net: WhitenedNet | InvertedNet, description: str) -> onnx.ModelProto:
+    """Build the ONNX model: `image` (batch, 3, 32, 32) in 0..1 to `logits` (batch, 10)."""
+    graph = Graph()
+    add_net(graph, net)
     graph.nodes[-1].output[0] = "logits"
     shape_in, shape_out = ["batch", 3, 32, 32], ["batch", net.head.out_features]
     model = helper.make_model(

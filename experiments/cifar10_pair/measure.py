@@ -11,11 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.machine import about, save
-from ebjr import CalibrationError, OperatingPoint, Outcomes, calibrate, evaluate, run_study
+from ebjr import OperatingPoint, Outcomes, calibrate, evaluate, run_study
 from ebjr.demo import shipped
+from experiments.splits import over_splits
 
 SPLITS = 50
 BUDGET = 0.6
@@ -32,27 +31,6 @@ def figures(point: OperatingPoint) -> dict[str, Any]:
         "accuracy": round(point.quality, 4),
         "over_teacher_points": round(100 * (point.quality - point.teacher_quality), 3),
         "times_fewer_flops": round(point.saving or 0.0, 3),
-    }
-
-
-def over_splits(outcomes: Outcomes, goal: str = "match-teacher", **how: Any) -> dict[str, float]:
-    """The mean over many splits of a goal's figures on the held-out half."""
-    found = []
-    for seed in range(SPLITS):
-        calibration, held_out = outcomes.split(0.5, seed)
-        try:
-            point = evaluate(held_out, calibrate(calibration, goal, **how))
-        except CalibrationError:
-            continue
-        gain = 100 * (point.quality - point.teacher_quality)
-        cost = point.cost.flops / point.teacher_cost.flops
-        found.append((point.deferral_rate, gain, cost))
-    rate, gain, cost = np.mean(found, axis=0)
-    return {
-        "splits": len(found),
-        "deferral_rate": round(rate, 4),
-        "over_teacher_points": round(gain, 3),
-        "times_fewer_flops": round(1 / cost, 3),
     }
 
 
@@ -89,11 +67,11 @@ def main() -> None:
             **{name: figures(point) for name, point in study.other_results.items()},
         },
         "mean_over_splits": {
-            "chosen": over_splits(outcomes),
+            "chosen": over_splits(outcomes, SPLITS),
             "best accuracy within 60 % of the teacher's FLOPs": over_splits(
-                outcomes, "budget", flops=BUDGET * teacher
+                outcomes, SPLITS, "budget", flops=BUDGET * teacher
             ),
-            **{name: over_splits(outcomes, score=name, blend=0.0) for name in SCORES},
+            **{name: over_splits(outcomes, SPLITS, score=name, blend=0.0) for name in SCORES},
         },
     }
     save("results", report, Path(__file__).parent)

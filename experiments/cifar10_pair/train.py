@@ -17,6 +17,9 @@ CHECKPOINTS = HERE / "checkpoints"
 HELD_OUT = 2500
 MEAN_COLOR = (125, 123, 114)
 
+#: bfloat16 where the processor multiplies matrices in it (a float32 one emulates it, at half speed)
+PRECISION = torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
+
 
 def split_indices(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training and of the held-out pictures; the same for both networks."""
@@ -89,7 +92,7 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     Each step maps a singular value s to 3.4445 s - 4.7750 s^3 + 2.0315 s^5, which pulls all of
     (0, 1] toward 1 quickly (coefficients of K. Jordan's Muon optimizer).
     """
-    x = matrix.bfloat16()
+    x = matrix.to(PRECISION)
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T
@@ -126,19 +129,25 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(net: nn.Module, lr: float, lr_rest: float) -> list[torch.optim.Optimizer]:
-    """Muon for the 3x3 filters, Adam for everything else that learns."""
-    filters = [p for p in net.parameters() if p.requires_grad and p.ndim == 4]
-    rest = [p for p in net.parameters() if p.requires_grad and p.ndim != 4]
+    """Muon for filters that mix channels, Adam for everything else that learns."""
+    learned = [p for p in net.parameters() if p.requires_grad]
+    filters = [p for p in learned if p.ndim == 4 and p.shape[1] > 1]
+    rest = [p for p in learned if p.ndim != 4 or p.shape[1] == 1]
     return [Muon(filters, lr), torch.optim.Adam(rest, lr_rest, betas=(0.85, 0.95))]
+
+
+def computing() -> torch.autocast:
+    """Context in which networks compute in `PRECISION`."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=PRECISION is torch.bfloat16)
 
 
 @torch.no_grad()
 def predict(net: nn.Module, images: np.ndarray, batch_size: int = 500) -> Tensor:
-    """Logits of uint8 pictures, in evaluation mode and bfloat16 arithmetic."""
+    """Logits of uint8 pictures, in evaluation mode."""
     net.eval()
     parts = []
     for start in range(0, len(images), batch_size):
-        with torch.autocast("cpu", torch.bfloat16):
+        with computing():
             parts.append(net(to_input(images[start : start + batch_size])).float())
     return torch.cat(parts)
 
@@ -204,7 +213,7 @@ def fit(
             for optimizer, peak in zip(optimizers, peaks, strict=True):
                 optimizer.param_groups[0]["lr"] = peak * rate
                 optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
+            with computing():
                 logits = net(pictures)
             loss = loss_of(logits.float(), index, epoch)
             loss.backward()

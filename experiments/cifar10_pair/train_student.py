@@ -19,6 +19,7 @@ from experiments.cifar10_pair.train import (
     HERE,
     Augmenter,
     accuracy,
+    computing,
     fit,
     parser,
     predict,
@@ -33,12 +34,13 @@ def answers_on_views(teacher: nn.Module, augmenter: Augmenter, batch_size: int) 
     Kept as float16 in `checkpoints/`, because it takes minutes.
     """
     file = CHECKPOINTS / "teacher_answers.pt"
+    CHECKPOINTS.mkdir(exist_ok=True)
     pool = torch.load(file) if file.exists() else []
     teacher.eval()
     for epoch in range(len(pool), augmenter.views):
         answers = torch.zeros(len(augmenter.padded), 10, dtype=torch.float16)
         for index, pictures in augmenter.batches(epoch, batch_size):
-            with torch.autocast("cpu", torch.bfloat16):
+            with computing():
                 answers[index] = teacher(pictures).half()
         pool.append(answers)
         torch.save(pool, file)

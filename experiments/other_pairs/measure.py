@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import about, save
-from ebjr import CalibrationError, Outcomes, as_score, calibrate, evaluate
+from ebjr import Outcomes, as_score
 from ebjr.calibration import choose_blend, choose_score
 from ebjr.calibration.auto import BLENDS, CANDIDATES, area_influence
 from ebjr.demo import shipped
 from experiments.other_pairs.pairs import PAIRS, load
+from experiments.splits import over_splits
 
 SPLITS = 20
 SINGLE = tuple(name for name in CANDIDATES if name != "learned")
@@ -58,25 +59,6 @@ def scores_and_blends(outcomes: Outcomes) -> dict[str, Any]:
     }
 
 
-def at_the_teachers_accuracy(outcomes: Outcomes, **how: Any) -> dict[str, Any]:
-    """Compute in percent of the teacher's, student paid on every input, and accuracy over it."""
-    found = []
-    for seed in range(SPLITS):
-        calibration, held_out = outcomes.split(0.5, seed)
-        try:
-            point = evaluate(held_out, calibrate(calibration, "match-teacher", **how))
-        except CalibrationError:
-            continue
-        cost = 100 * point.cost.flops / point.teacher_cost.flops
-        found.append((cost, 100 * (point.quality - point.teacher_quality)))
-    cost, gain = np.mean(found, axis=0)
-    return {
-        "splits": len(found),
-        "flops_percent": round(float(cost), 1),
-        "over_teacher_points": round(float(gain), 2),
-    }
-
-
 def main() -> None:
     """Measure every pair and write the result file."""
     report: dict[str, Any] = {**about(seed=0), "splits": SPLITS, "pairs": {}}
@@ -95,10 +77,10 @@ def main() -> None:
             "flops": {"student": student, "teacher": teacher},
             **scores_and_blends(outcomes),
             "at_the_teachers_accuracy": {
-                "auto and blend": at_the_teachers_accuracy(outcomes),
-                "auto": at_the_teachers_accuracy(outcomes, blend=0.0),
+                "auto and blend": over_splits(outcomes, SPLITS),
+                "auto": over_splits(outcomes, SPLITS, blend=0.0),
                 **{
-                    score: at_the_teachers_accuracy(outcomes, score=score, blend=0.0)
+                    score: over_splits(outcomes, SPLITS, score=score, blend=0.0)
                     for score in ("energy", "softmax", "entropy", "margin", "random")
                 },
             },

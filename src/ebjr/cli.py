@@ -28,10 +28,10 @@ import ebjr
 from ebjr.arrays import to_numpy
 from ebjr.config import JointConfig, ModelEntry
 from ebjr.costs import Cost
+from ebjr.curve import TradeOffCurve
 from ebjr.data import ArrayData, Batch, Data, open_data
 from ebjr.demo import run_demo
 from ebjr.errors import EbjrError, GridWarning, PromiseWarning
-from ebjr.evaluation import evaluate as evaluate_point
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, with_joules
 from ebjr.evaluation.predictions import read_predictions
@@ -42,7 +42,7 @@ from ebjr.metrics import as_metric
 from ebjr.model import Model, model_name
 from ebjr.outcomes import Outcomes, record_batches
 from ebjr.preprocess import Preprocess, Preprocessed, infer_preprocess
-from ebjr.study import Study, run_study
+from ebjr.study import Study, run_study, study_point
 from ebjr.tables import (
     flops_text,
     millijoules_text,
@@ -321,7 +321,8 @@ def calibrate(
 ) -> None:
     """Choose a threshold on one half of the outcomes, and report on the other."""
     table = _judged(Outcomes.load(outcomes), metric)
-    found = _run_study(
+    _check_classes(table)
+    found = run_study(
         table,
         goal,
         score=score,
@@ -373,8 +374,9 @@ def evaluate(
     table = _judged(Outcomes.load(outcomes), metric)
     if report is not None:
         _check_output(report)
+    _check_classes(table)
     if joint is None:
-        found = _run_study(table, fraction=fraction, seed=seed)
+        found = run_study(table, fraction=fraction, seed=seed)
     else:
         config = JointConfig.read(joint)
         chosen_by = config.calibration.get("chosen_on", {}).get("metric")
@@ -494,14 +496,12 @@ def _judged(outcomes: Outcomes, metric: str | None) -> Outcomes:
     return outcomes if metric is None else replace(outcomes, metric=metric)
 
 
-def _run_study(outcomes: Outcomes, goal: str = "match-teacher", **options: Any) -> Study:
-    """`run_study` with the checks and the words of the command line."""
+def _check_classes(outcomes: Outcomes) -> None:
     if outcomes.measure.binary and len(np.unique(outcomes.targets)) < 2:
         raise ValueError(
             f"all {len(outcomes)} targets are of class {outcomes.targets[0]}: calibrating needs "
             "examples of at least two classes"
         )
-    return run_study(outcomes, goal, **options)
 
 
 def _study_of(config: JointConfig, outcomes: Outcomes, fraction: float, seed: int) -> Study:
@@ -510,15 +510,10 @@ def _study_of(config: JointConfig, outcomes: Outcomes, fraction: float, seed: in
     if calibration.get("outcomes") == outcomes.fingerprint:
         fraction = calibration.get("split_fraction", fraction)
         seed = calibration.get("split_seed", seed)
-    found = _run_study(
-        outcomes, score=config.score, blend=config.blend, fraction=fraction, seed=seed
-    )
-    point = replace(found.point, threshold=config.threshold)
-    at_point = replace(evaluate_point(found.calibration, point), certified=config.certificate)
+    curve = TradeOffCurve.of(outcomes, config.score, config.blend)
+    point = replace(curve.at(threshold=config.threshold), certified=config.certificate)
     goal = {key: calibration[key] for key in ("goal", *_GOAL_ARGUMENTS) if key in calibration}
-    return replace(
-        found, point=at_point, result=evaluate_point(found.held_out, point), goal=goal or found.goal
-    )
+    return study_point(outcomes, point, goal or None, fraction=fraction, seed=seed)
 
 
 def _compared(study: Study, paths: list[Path]) -> list[Comparison]:

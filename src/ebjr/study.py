@@ -290,14 +290,55 @@ def run_study(
     >>> len(study.held_out), study.result.quality >= study.result.student_quality
     (50, True)
     """
-    calibration, held_out = outcomes.split(fraction, seed)
+    calibration, _ = outcomes.split(fraction, seed)
     given = {name: value for name, value in target.items() if value is not None}
     point = calibrate(calibration, goal, score=score, blend=blend, **given)
-    plain = {name: value for name, value in given.items() if name not in _GUARANTEE}
+    return study_point(outcomes, point, {"goal": goal, **given}, fraction=fraction, seed=seed)
+
+
+def study_point(
+    outcomes: Outcomes,
+    point: OperatingPoint,
+    goal: Mapping[str, Any] | None = None,
+    *,
+    fraction: float = 0.5,
+    seed: int = 0,
+) -> Study:
+    """The study of an operating point that is chosen already, such as that of a ``joint.toml``.
+
+    Parameters
+    ----------
+    outcomes
+        What both models said, on the examples of the choice or on others.
+    point
+        Its threshold, score and blend; its figures are found anew on the first part.
+    goal
+        What it was chosen for, as `calibrate` takes it: the scores beside it are given the same
+        goal; `match-teacher` if left out.
+    fraction, seed
+        As for `Outcomes.split`.
+
+    Raises
+    ------
+    ValueError
+        A bad argument, or too few examples to split.
+
+    Examples
+    --------
+    >>> from ebjr.curve import TradeOffCurve
+    >>> clear = 4 * np.eye(2)[[0, 1] * 20]
+    >>> outcomes = Outcomes(clear, clear, [0, 1] * 20)
+    >>> point = TradeOffCurve.of(outcomes, "softmax").at(threshold=0.5)
+    >>> study_point(outcomes, point).result.deferral_rate
+    0.0
+    """
+    calibration, held_out = outcomes.split(fraction, seed)
+    chosen_for: dict[str, Any] = {"goal": "match-teacher", **(goal or {})}
+    plain = {name: value for name, value in chosen_for.items() if name not in _GUARANTEE}
     others = {}
     for name in compared_scores(calibration):
         try:
-            others[name] = calibrate(calibration, goal, score=name, blend=0.0, **plain)
+            others[name] = calibrate(calibration, **plain, score=name, blend=0.0)
         except CalibrationError:
             continue
     return Study(
@@ -305,8 +346,8 @@ def run_study(
         calibration=calibration,
         held_out=held_out,
         split=(fraction, seed),
-        goal={"goal": goal, **given},
-        point=point,
+        goal=chosen_for,
+        point=replace(evaluate(calibration, point), certified=point.certified),
         result=evaluate(held_out, point),
         others=others,
         other_results={name: evaluate(held_out, other) for name, other in others.items()},

@@ -12,7 +12,11 @@ from ebjr.demo import shipped
 from experiments.other_pairs.pairs import data_folder, load
 
 SINGLE = tuple(name for name in CANDIDATES if name != "learned")
-OTHERS = ("cifar100_early_exit", "imagenet_lite0_160_lite2_260")
+OTHERS = (
+    "cifar100_early_exit",
+    "imagenet_lite0_160_lite2_260",
+    "imagenet_lite0_224_lite2_260",
+)
 SPLITS = 2
 
 pytestmark = pytest.mark.timeout(900)  # the first time, both models answer all images
