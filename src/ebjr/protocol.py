@@ -1,0 +1,586 @@
+"""Open Inference Protocol v2: messages to arrays and back. Pure: bytes in, bytes out, no network.
+
+A message is a JSON object, and with the binary tensor extension the tensors' own bytes after it:
+the HTTP header `Inference-Header-Content-Length` then says how long the JSON is. Both directions
+are here, as a server reads requests and an edge device reads answers. Whatever comes in, either it
+is a message, or `ProtocolError` says in one sentence what is wrong with it.
+
+Source: the Open Inference Protocol, REST, and Triton's binary tensor data extension.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ebjr.errors import ProtocolError
+
+LENGTH_HEADER = "Inference-Header-Content-Length"
+"""Says how many bytes of the body are JSON; the rest are tensors."""
+
+DATATYPES: Mapping[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BYTES": np.dtype(np.object_),
+}
+"""The protocol's names of types; BYTES are arrays of `bytes` objects."""
+
+MOST_DIMENSIONS = 32
+
+_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+
+Parameters = Mapping[str, bool | int | float | str]
+
+
+@dataclass(frozen=True)
+class RequestedOutput:
+    """An output that a request asks for, and whether its bytes are to come after the JSON."""
+
+    name: str
+    binary: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class InferRequest:
+    """What a client wants to know.
+
+    Attributes
+    ----------
+    inputs
+        By name, in the order of the request.
+    outputs
+        Those asked for; None is all of them.
+    id
+        The client's own name for the request, or None.
+    parameters
+        Of the request: `threshold`, `deferral_rate`, `operating_point`, `timeout`, and others.
+    binary
+        Whether all outputs are to come as bytes, where `outputs` is None.
+    """
+
+    inputs: Mapping[str, np.ndarray]
+    outputs: tuple[RequestedOutput, ...] | None = None
+    id: str | None = None
+    parameters: Parameters = field(default_factory=dict)
+    binary: bool = False
+
+    def wants(self, name: str) -> RequestedOutput | None:
+        """How an output is to be sent; None where it is not asked for.
+
+        Examples
+        --------
+        >>> InferRequest({}, (RequestedOutput("score"),)).wants("logits") is None
+        True
+        """
+        if self.outputs is None:
+            return RequestedOutput(name, self.binary)
+        return next((output for output in self.outputs if output.name == name), None)
+
+
+@dataclass(frozen=True, eq=False)
+class InferResponse:
+    """What a model says.
+
+    Attributes
+    ----------
+    outputs
+        By name.
+    model_name, model_version, id
+        Who says it, and to which request.
+    parameters
+        What holds for the whole answer, such as the threshold in force.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    model_name: str
+    model_version: str | None = None
+    id: str | None = None
+    parameters: Parameters = field(default_factory=dict)
+
+
+def read_request(body: bytes, json_length: str | int | None = None) -> InferRequest:
+    """An inference request from the body of a POST.
+
+    Parameters
+    ----------
+    body
+        As it came, decompressed.
+    json_length
+        The value of the header `LENGTH_HEADER`; None says that all of the body is JSON.
+
+    Raises
+    ------
+    ProtocolError
+        It is not a request.
+
+    Examples
+    --------
+    >>> tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 2]}
+    >>> read_request(json.dumps({"inputs": [tensor]}).encode()).inputs["x"]
+    array([[0.5, 2. ]], dtype=float32)
+    """
+    message, rest = _split(body, json_length)
+    inputs = _read_tensors(message, "inputs", rest)
+    if not inputs:
+        raise ProtocolError("a request needs at least one tensor in 'inputs', but has none")
+    parameters = dict(_read_parameters(message, "the request"))
+    binary = parameters.pop("binary_data_output", False)
+    if not isinstance(binary, bool):
+        raise ProtocolError(f"'binary_data_output' must be true or false, not {_shown(binary)}")
+    return InferRequest(
+        inputs=inputs,
+        outputs=_read_requested(message, binary),
+        id=_read_text(message, "id"),
+        parameters=parameters,
+        binary=binary,
+    )
+
+
+def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes, int | None]:
+    """The body of a request, and how long its JSON is if that is not all.
+
+    Parameters
+    ----------
+    request
+        What is asked.
+    binary
+        Send the inputs as bytes after the JSON.
+
+    Raises
+    ------
+    ProtocolError
+        The protocol has no name for an input's type.
+
+    Examples
+    --------
+    >>> body, length = write_request(InferRequest({"x": np.ones((1, 2), np.float32)}))
+    >>> len(body) - length, read_request(body, length).inputs["x"].shape
+    (8, (1, 2))
+    """
+    message: dict[str, Any] = {} if request.id is None else {"id": request.id}
+    parameters = dict(request.parameters)
+    if request.binary and request.outputs is None:
+        parameters["binary_data_output"] = True
+    if parameters:
+        message["parameters"] = parameters
+    tensors = [(name, array, binary) for name, array in request.inputs.items()]
+    message["inputs"], rest = _write_tensors(tensors)
+    if request.outputs is not None:
+        message["outputs"] = [
+            {"name": output.name, "parameters": {"binary_data": output.binary}}
+            for output in request.outputs
+        ]
+    return _joined(message, rest)
+
+
+def read_response(body: bytes, json_length: str | int | None = None) -> InferResponse:
+    """An answer from the body of a response; the arguments are those of `read_request`.
+
+    Raises
+    ------
+    ProtocolError
+        It is not an answer.
+    """
+    message, rest = _split(body, json_length)
+    name = _read_text(message, "model_name")
+    if name is None:
+        raise ProtocolError("an answer must name its model in 'model_name', but does not")
+    return InferResponse(
+        outputs=_read_tensors(message, "outputs", rest),
+        model_name=name,
+        model_version=_read_text(message, "model_version"),
+        id=_read_text(message, "id"),
+        parameters=_read_parameters(message, "the answer"),
+    )
+
+
+def write_response(
+    response: InferResponse, request: InferRequest | None = None
+) -> tuple[bytes, int | None]:
+    """The body of an answer, and how long its JSON is if that is not all.
+
+    Parameters
+    ----------
+    response
+        What the model says.
+    request
+        Whose wishes are followed: which outputs, and which of them as bytes. None: all, as JSON.
+
+    Raises
+    ------
+    ProtocolError
+        The request asks for an output that there is not, or the protocol has no name for a type.
+
+    Notes
+    -----
+    JSON has no infinity and no NaN: infinities become the largest finite numbers of their type,
+    and NaN becomes null. Bytes carry them as they are.
+
+    Examples
+    --------
+    >>> answer = InferResponse({"score": np.array([1.5])}, "joint")
+    >>> json.loads(write_response(answer)[0])["outputs"][0]["data"]
+    [1.5]
+    """
+    wishes = InferRequest({}) if request is None else request
+    for output in wishes.outputs or ():
+        if output.name not in response.outputs:
+            raise ProtocolError(
+                f"there is no output {_shown(output.name)}; this model gives "
+                f"{', '.join(response.outputs)}"
+            )
+    named = [(name, array, wishes.wants(name)) for name, array in response.outputs.items()]
+    message: dict[str, Any] = {"model_name": response.model_name}
+    for key in ("model_version", "id"):
+        if (value := getattr(response, key)) is not None:
+            message[key] = value
+    if response.parameters:
+        message["parameters"] = dict(response.parameters)
+    message["outputs"], rest = _write_tensors(
+        [(name, array, wish.binary) for name, array, wish in named if wish is not None]
+    )
+    return _joined(message, rest)
+
+
+def datatype_of(dtype: Any) -> str:
+    """The protocol's name of a NumPy type.
+
+    Raises
+    ------
+    ProtocolError
+        It has none.
+
+    Examples
+    --------
+    >>> datatype_of(np.float32), datatype_of(bool)
+    ('FP32', 'BOOL')
+    """
+    known = np.dtype(dtype)
+    name = _NAMES.get(known.newbyteorder("=") if known.kind in "iuf" else known)
+    if name is None:
+        raise ProtocolError(f"the protocol has no datatype for arrays of {known}")
+    return name
+
+
+def tensor_metadata(name: str, dtype: Any, shape: Iterable[int | None]) -> dict[str, Any]:
+    """A tensor as a model's metadata shows it; an open dimension, None, is -1.
+
+    Examples
+    --------
+    >>> tensor_metadata("image", np.float32, (None, 3, 32, 32))
+    {'name': 'image', 'datatype': 'FP32', 'shape': [-1, 3, 32, 32]}
+    """
+    known = [-1 if size is None else int(size) for size in shape]
+    return {"name": name, "datatype": datatype_of(dtype), "shape": known}
+
+
+def _split(body: bytes, json_length: str | int | None) -> tuple[dict[str, Any], memoryview]:
+    """The JSON object, and the bytes after it."""
+    end = len(body)
+    if json_length is not None:
+        text = str(json_length)
+        if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) <= len(body)):
+            raise ProtocolError(
+                f"{LENGTH_HEADER} must be a number of bytes within the body's {len(body)}, "
+                f"not {_shown(text)}"
+            )
+        end = int(text)
+    try:
+        message = json.loads(body[:end].decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ProtocolError(f"the message must be JSON, but is not: {reason}") from error
+    if not isinstance(message, dict):
+        raise ProtocolError(f"the message must be a JSON object, not {_kind(message)}")
+    return message, memoryview(body)[end:]
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"JSON has no {name}; send such numbers as binary tensors")
+
+
+def _read_text(message: Mapping[str, Any], key: str) -> str | None:
+    value = message.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ProtocolError(f"'{key}' must be a string, not {_kind(value)}")
+    return value
+
+
+def _read_parameters(table: Mapping[str, Any], where: str) -> Parameters:
+    parameters = table.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise ProtocolError(
+            f"'parameters' of {where} must be a JSON object, not {_kind(parameters)}"
+        )
+    for key, value in parameters.items():
+        if not isinstance(value, bool | int | float | str):
+            raise ProtocolError(
+                f"the parameter {_shown(key)} of {where} must be a number, a string, true or "
+                f"false, not {_kind(value)}"
+            )
+    return parameters
+
+
+def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[RequestedOutput, ...] | None:
+    if "outputs" not in message:
+        return None
+    found: dict[str, RequestedOutput] = {}
+    for table in _tables(message, "outputs"):
+        name = _name(table, "outputs")
+        parameters = _read_parameters(table, f"the output {_shown(name)}")
+        if "classification" in parameters:
+            raise ProtocolError("the classification extension is not supported; ask for the logits")
+        wish = parameters.get("binary_data", binary)
+        if not isinstance(wish, bool):
+            raise ProtocolError(f"'binary_data' must be true or false, not {_shown(wish)}")
+        if name in found:
+            raise ProtocolError(f"the output {_shown(name)} is asked for twice")
+        found[name] = RequestedOutput(name, wish)
+    return tuple(found.values()) or None
+
+
+def _read_tensors(message: Mapping[str, Any], key: str, rest: memoryview) -> dict[str, np.ndarray]:
+    """The tensors of a message by name; those that are bytes are cut from `rest` in turn."""
+    found: dict[str, np.ndarray] = {}
+    for table in _tables(message, key):
+        name = _name(table, key)
+        if name in found:
+            raise ProtocolError(f"there are two tensors {_shown(name)} in '{key}'")
+        datatype, shape = _read_type(table, name), _read_shape(table, name)
+        size = _read_parameters(table, f"the tensor {_shown(name)}").get("binary_data_size")
+        if size is None:
+            if "data" not in table:
+                raise ProtocolError(
+                    f"the tensor {_shown(name)} needs 'data', or 'binary_data_size' among its "
+                    "parameters, and has neither"
+                )
+            found[name] = _from_json(name, datatype, shape, table["data"])
+            continue
+        if "data" in table:
+            raise ProtocolError(
+                f"the tensor {_shown(name)} must have either 'data' or 'binary_data_size', not both"
+            )
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
+            raise ProtocolError(
+                f"'binary_data_size' of the tensor {_shown(name)} must be a number of bytes that "
+                f"the body still has, at most {len(rest)}, not {_shown(size)}"
+            )
+        found[name] = _from_bytes(name, datatype, shape, rest[:size])
+        rest = rest[size:]
+    if len(rest):
+        raise ProtocolError(f"{len(rest)} bytes after the JSON belong to no tensor")
+    return found
+
+
+def _tables(message: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    tables = message.get(key)
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ProtocolError(f"'{key}' must be a list of JSON objects, not {_kind(tables)}")
+    return tables
+
+
+def _name(table: Mapping[str, Any], key: str) -> str:
+    name = table.get("name")
+    if not isinstance(name, str) or not name:
+        raise ProtocolError(f"each of '{key}' needs a 'name', a string, not {_shown(name)}")
+    return name
+
+
+def _read_type(table: Mapping[str, Any], name: str) -> str:
+    datatype = table.get("datatype")
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        raise ProtocolError(
+            f"the datatype of the tensor {_shown(name)} must be one of {', '.join(DATATYPES)}, "
+            f"not {_shown(datatype)}"
+        )
+    return datatype
+
+
+def _read_shape(table: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    shape = table.get("shape")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MOST_DIMENSIONS
+        or not all(type(size) is int and 0 <= size < 2**63 for size in shape)
+    ):
+        raise ProtocolError(
+            f"the shape of the tensor {_shown(name)} must be a list of at most {MOST_DIMENSIONS} "
+            f"whole numbers, 0 or more, not {_shown(shape)}"
+        )
+    return tuple(shape)
+
+
+def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> np.ndarray:
+    if not isinstance(data, list):
+        raise ProtocolError(
+            f"'data' of the tensor {_shown(name)} must be a list, not {_kind(data)}"
+        )
+    try:
+        found = np.array(data, dtype=object if datatype == "BYTES" else None)
+    except (ValueError, OverflowError) as error:
+        raise ProtocolError(
+            f"'data' of the tensor {_shown(name)} must be one list, or lists of equal lengths"
+        ) from error
+    _check_count(name, shape, found.size)
+    dtype = DATATYPES[datatype]
+    if not found.size:
+        return np.empty(shape, dtype)
+    if datatype == "BYTES":
+        texts = found.ravel().tolist()
+        if not all(isinstance(text, str) for text in texts):
+            raise ProtocolError(f"'data' of the tensor {_shown(name)} must be strings for BYTES")
+        try:
+            return _objects([text.encode("utf-8") for text in texts]).reshape(shape)
+        except UnicodeEncodeError as error:
+            raise ProtocolError(
+                f"'data' of the tensor {_shown(name)} holds text that is not Unicode"
+            ) from error
+    if dtype.kind in "iu" and found.dtype.kind in "fO":  # what exceeds 63 bits is still whole
+        found = np.array(data, dtype=object)
+        if all(type(value) is int for value in found.ravel().tolist()):
+            _check_limits(name, datatype, found)
+            return found.astype(dtype).reshape(shape)
+    allowed = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}[dtype.kind]
+    if found.dtype.kind not in allowed:
+        raise ProtocolError(
+            f"'data' of the tensor {_shown(name)} does not hold {datatype} numbers alone"
+        )
+    if dtype.kind in "iu":
+        _check_limits(name, datatype, found)
+    with np.errstate(over="ignore"):
+        array = found.astype(dtype).reshape(shape)
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise ProtocolError(f"'data' of the tensor {_shown(name)} exceeds {datatype}")
+    return array
+
+
+def _check_limits(name: str, datatype: str, found: np.ndarray) -> None:
+    limits = np.iinfo(DATATYPES[datatype])
+    if int(found.min()) < limits.min or int(found.max()) > limits.max:
+        raise ProtocolError(
+            f"'data' of the tensor {_shown(name)} exceeds {datatype}, {limits.min} to {limits.max}"
+        )
+
+
+def _from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview) -> np.ndarray:
+    if datatype == "BYTES":
+        return _from_length_prefixed(name, shape, raw)
+    dtype = DATATYPES[datatype]
+    if len(raw) % dtype.itemsize:
+        raise ProtocolError(
+            f"the tensor {_shown(name)} has {len(raw)} bytes, which is no whole number of "
+            f"{datatype} of {dtype.itemsize}"
+        )
+    _check_count(name, shape, len(raw) // dtype.itemsize)
+    if datatype == "BOOL":  # any byte but 0 is true, and only 0 and 1 are booleans in memory
+        return np.frombuffer(raw, np.uint8).astype(bool).reshape(shape)
+    return np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
+
+
+def _from_length_prefixed(name: str, shape: tuple[int, ...], raw: memoryview) -> np.ndarray:
+    """Each element is its length, four bytes, and that many bytes."""
+    found: list[bytes] = []
+    start = 0
+    while start < len(raw):
+        length = int.from_bytes(raw[start : start + 4], "little")
+        end = start + 4 + length
+        if start + 4 > len(raw) or end > len(raw):
+            raise ProtocolError(
+                f"the tensor {_shown(name)} ends within its element {len(found)}: each is its "
+                "length in four bytes, and then as many bytes"
+            )
+        found.append(bytes(raw[start + 4 : end]))
+        start = end
+    _check_count(name, shape, len(found))
+    return _objects(found).reshape(shape)
+
+
+def _check_count(name: str, shape: tuple[int, ...], count: int) -> None:
+    if math.prod(shape) != count:
+        raise ProtocolError(
+            f"the tensor {_shown(name)} of shape {_shown(list(shape))} needs "
+            f"{_shown(math.prod(shape))} elements, but came with {count}"
+        )
+
+
+def _write_tensors(
+    tensors: Iterable[tuple[str, np.ndarray, bool]],
+) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The JSON of tensors, and the bytes of those that go after it."""
+    tables, rest = [], []
+    for name, array, binary in tensors:
+        datatype = datatype_of(array.dtype)
+        table: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype}
+        if binary:
+            raw = _to_bytes(array, datatype)
+            rest.append(raw)
+            table["parameters"] = {"binary_data_size": len(raw)}
+        else:
+            table["data"] = _to_json(name, array)
+        tables.append(table)
+    return tables, rest
+
+
+def _to_bytes(array: np.ndarray, datatype: str) -> bytes:
+    if datatype == "BYTES":
+        parts = [_as_bytes(element) for element in array.ravel().tolist()]
+        return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+
+
+def _to_json(name: str, array: np.ndarray) -> list[Any]:
+    if array.dtype == object:
+        try:
+            return [_as_bytes(element).decode("utf-8") for element in array.ravel().tolist()]
+        except UnicodeDecodeError as error:
+            raise ProtocolError(
+                f"the tensor {_shown(name)} holds bytes that are not text: ask for it as binary "
+                "data"
+            ) from error
+    flat = array.ravel()
+    if array.dtype.kind != "f" or np.isfinite(flat).all():
+        return list(flat.tolist())
+    limits = np.finfo(array.dtype)
+    clipped = np.clip(flat, limits.min, limits.max).tolist()
+    return [None if math.isnan(value) else value for value in clipped]
+
+
+def _joined(message: Mapping[str, Any], rest: Sequence[bytes]) -> tuple[bytes, int | None]:
+    text = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
+    return (b"".join([text, *rest]), len(text)) if rest else (text, None)
+
+
+def _objects(elements: Sequence[bytes]) -> np.ndarray:
+    array = np.empty(len(elements), object)
+    array[:] = elements
+    return array
+
+
+def _as_bytes(element: Any) -> bytes:
+    return element.encode("utf-8") if isinstance(element, str) else bytes(element)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return "nothing" if value is None else names.get(type(value), "a number")
+
+
+def _shown(value: Any) -> str:
+    """What came, short enough for a sentence."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

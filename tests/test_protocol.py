@@ -1,0 +1,317 @@
+"""Open Inference Protocol messages: what goes in comes out, and nothing else gets in."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ebjr import ProtocolError
+from ebjr.protocol import (
+    DATATYPES,
+    InferRequest,
+    InferResponse,
+    RequestedOutput,
+    datatype_of,
+    read_request,
+    read_response,
+    write_request,
+    write_response,
+)
+
+NUMBERS = [name for name in DATATYPES if name != "BYTES"]
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+PARAMETERS = st.dictionaries(
+    st.text(min_size=1, max_size=8).filter(lambda key: key != "binary_data_output"),
+    st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8),
+    max_size=3,
+)
+
+
+def tensor(name="x", shape=(1, 2), datatype="FP32", **more):
+    return {"name": name, "shape": list(shape), "datatype": datatype, **more}
+
+
+def body(**message) -> bytes:
+    return json.dumps(message).encode()
+
+
+@st.composite
+def arrays(draw):
+    datatype = draw(st.sampled_from(list(DATATYPES)))
+    if datatype == "BYTES":
+        shape = draw(SHAPES)
+        count = int(np.prod(shape))
+        texts = draw(st.lists(st.text(max_size=5), min_size=count, max_size=count))
+        array = np.empty(count, object)
+        array[:] = [text.encode() for text in texts]
+        return array.reshape(shape)
+    dtype = DATATYPES[datatype]
+    elements = {"allow_nan": False, "allow_infinity": False} if dtype.kind == "f" else {}
+    return draw(hnp.arrays(dtype, SHAPES, elements=hnp.from_dtype(dtype, **elements)))
+
+
+@pytest.fixture(scope="module")
+def tritonclient():
+    return pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
+
+
+TENSORS = st.dictionaries(st.text(min_size=1, max_size=6), arrays(), min_size=1, max_size=3)
+
+
+def assert_same(found, expected):
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].shape == array.shape
+        np.testing.assert_array_equal(found[name], array)
+
+
+@given(TENSORS, PARAMETERS, st.booleans())
+def test_a_request_comes_out_as_it_went_in(tensors, parameters, binary):
+    asked = (RequestedOutput("score", True), RequestedOutput("prediction"))
+    sent = InferRequest(tensors, asked, id="7", parameters=parameters)
+    found = read_request(*write_request(sent, binary=binary))
+    assert_same(found.inputs, tensors)
+    assert (found.outputs, found.id, found.parameters) == (asked, "7", parameters)
+
+
+@given(TENSORS, st.lists(st.booleans(), min_size=3, max_size=3))
+def test_an_answer_comes_out_as_it_went_in_with_json_and_bytes_mixed(tensors, kinds):
+    wishes = tuple(RequestedOutput(name, kind) for name, kind in zip(tensors, kinds, strict=False))
+    sent = InferResponse(tensors, "joint", "1", "7", {"threshold": 0.5})
+    found = read_response(*write_response(sent, InferRequest({}, wishes)))
+    assert_same(found.outputs, tensors)
+    assert (found.model_name, found.model_version, found.id) == ("joint", "1", "7")
+    assert found.parameters == {"threshold": 0.5}
+
+
+def test_only_the_outputs_asked_for_are_sent_and_as_asked():
+    answer = InferResponse({"score": np.ones(2), "deferred": np.zeros(2, bool)}, "joint")
+    request = InferRequest({}, (RequestedOutput("deferred", True),))
+    raw, length = write_response(answer, request)
+    assert raw[length:] == b"\0\0"
+    assert list(read_response(raw, length).outputs) == ["deferred"]
+
+
+def test_all_outputs_come_as_bytes_where_the_request_says_so_as_a_whole():
+    request = read_request(
+        body(
+            inputs=[tensor(data=[1, 2])],
+            parameters={"binary_data_output": True, "threshold": 0.5},
+        )
+    )
+    assert request.parameters == {"threshold": 0.5}
+    _, length = write_response(InferResponse({"score": np.ones(2)}, "joint"), request)
+    assert length is not None
+
+
+def test_nested_and_flat_data_are_alike():
+    nested = tensor(shape=(2, 2), data=[[1, 2], [3, 4]])
+    flat = tensor(name="y", shape=(2, 2), data=[1, 2, 3, 4])
+    found = read_request(body(inputs=[nested, flat])).inputs
+    np.testing.assert_array_equal(found["x"], found["y"])
+
+
+def test_infinities_and_nan_survive_as_bytes_and_become_numbers_and_null_in_json():
+    values = np.array([np.inf, -np.inf, np.nan, 1.0], np.float32)
+    answer = InferResponse({"score": values}, "joint")
+    raw = write_response(answer, InferRequest({}, binary=True))
+    np.testing.assert_array_equal(read_response(*raw).outputs["score"], values)
+    text, _ = write_response(answer)
+    largest = float(np.finfo(np.float32).max)
+    assert json.loads(text)["outputs"][0]["data"] == [largest, -largest, None, 1.0]
+
+
+def test_the_largest_whole_numbers_keep_every_digit():
+    values = [2**64 - 1, 0, 2**53 + 1]
+    found = read_request(body(inputs=[tensor(shape=(3,), datatype="UINT64", data=values)]))
+    assert found.inputs["x"].tolist() == values
+
+
+def test_any_byte_but_zero_is_a_true_boolean():
+    raw = body(inputs=[tensor(shape=(3,), datatype="BOOL", parameters={"binary_data_size": 3})])
+    found = read_request(raw + b"\0\1\7", len(raw)).inputs["x"]
+    assert found.tolist() == [False, True, True]
+    assert found.view(np.uint8).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (b"", "must be JSON"),
+        (b"\xff\xfe", "must be JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"inputs": NaN}', "JSON has no NaN"),
+        (b"[]", "must be a JSON object, not a list"),
+        (body(), "'inputs' must be a list of JSON objects, not nothing"),
+        (body(inputs=[]), "at least one tensor"),
+        (body(inputs=[1]), "'inputs' must be a list"),
+        (body(inputs=[{}]), "needs a 'name'"),
+        (body(inputs=[tensor(data=[1, 2])] * 2), "two tensors 'x'"),
+        (body(inputs=[tensor(datatype="FP8", data=[1, 2])]), "must be one of BOOL"),
+        (body(inputs=[tensor(shape=(-1, 2), data=[])]), "0 or more, not"),
+        (body(inputs=[tensor(shape=(1.0, 2), data=[])]), "0 or more, not"),
+        (body(inputs=[tensor(shape=(True, 2), data=[1, 2])]), "0 or more, not"),
+        (body(inputs=[tensor(shape=(10**30,), data=[1, 2])]), "0 or more, not"),
+        (body(inputs=[tensor(shape=(2**62,) * 32, data=[1])]), "came with 1"),
+        (body(inputs=[tensor(shape=(1, 3), data=[1, 2])]), "needs 3 elements, but came with 2"),
+        (body(inputs=[tensor()]), "needs 'data', or 'binary_data_size'"),
+        (body(inputs=[tensor(data=1)]), "must be a list, not a number"),
+        (body(inputs=[tensor(data=[[1], [1, 2]])]), "lists of equal lengths"),
+        (body(inputs=[tensor(data=[1, "2"])]), "does not hold FP32 numbers"),
+        (body(inputs=[tensor(data=[1, None])]), "does not hold FP32 numbers"),
+        (body(inputs=[tensor(data=[1, 1e300])]), "exceeds FP32"),
+        (body(inputs=[tensor(datatype="INT8", data=[1, 128])]), "exceeds INT8, -128 to 127"),
+        (body(inputs=[tensor(datatype="UINT8", data=[1, -1])]), "exceeds UINT8, 0 to 255"),
+        (
+            body(inputs=[tensor(datatype="INT64", data=[1, 2**70])]),
+            "exceeds INT64, -9223372036854775808",
+        ),
+        (body(inputs=[tensor(datatype="INT32", data=[1, 2.5])]), "does not hold INT32"),
+        (body(inputs=[tensor(datatype="BOOL", data=[1, 0])]), "does not hold BOOL"),
+        (body(inputs=[tensor(datatype="BYTES", data=["a", 1])]), "must be strings for BYTES"),
+        (body(inputs=[tensor(datatype="BYTES", data=["a", "\ud800"])]), "not Unicode"),
+        (body(inputs=[tensor(data=[1, 2])], id=7), "'id' must be a string, not a number"),
+        (body(inputs=[tensor(data=[1, 2])], parameters=[]), "must be a JSON object"),
+        (body(inputs=[tensor(data=[1, 2])], parameters={"a": None}), "not nothing"),
+        (body(inputs=[tensor(data=[1, 2])], parameters={"binary_data_output": 1}), "true or false"),
+        (body(inputs=[tensor(data=[1, 2])], outputs=[{"name": "a"}] * 2), "asked for twice"),
+        (
+            body(
+                inputs=[tensor(data=[1, 2])],
+                outputs=[{"name": "a", "parameters": {"classification": 3}}],
+            ),
+            "classification extension is not supported",
+        ),
+    ],
+)
+def test_what_is_no_request_is_refused_in_one_sentence(message, says):
+    with pytest.raises(ProtocolError) as caught:
+        read_request(message)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "rest", "says"),
+    [
+        (8, b"\0" * 9, "1 bytes after the JSON belong to no tensor"),
+        (9, b"\0" * 8, "at most 8, not 9"),
+        (-1, b"", "not -1"),
+        (True, b"\0", "not True"),
+        (7, b"\0" * 7, "no whole number of FP32"),
+        (4, b"\0" * 4, "needs 2 elements, but came with 1"),
+    ],
+)
+def test_bytes_that_do_not_fit_their_tensor_are_refused(size, rest, says):
+    raw = body(inputs=[tensor(parameters={"binary_data_size": size})])
+    with pytest.raises(ProtocolError, match=says):
+        read_request(raw + rest, len(raw))
+
+
+@pytest.mark.parametrize("rest", [b"\1", b"\5\0\0\0ab", b"\1\0\0\0a\xff\xff\xff\xffb"])
+def test_byte_strings_that_end_too_early_are_refused(rest):
+    raw = body(inputs=[tensor(datatype="BYTES", parameters={"binary_data_size": len(rest)})])
+    with pytest.raises(ProtocolError, match="ends within its element"):
+        read_request(raw + rest, len(raw))
+
+
+@pytest.mark.parametrize("length", ["", "-1", "1.5", "9" * 40, "١", 10_000])
+def test_a_length_of_the_json_that_cannot_be_is_refused(length):
+    with pytest.raises(ProtocolError, match="Inference-Header-Content-Length must be"):
+        read_request(body(inputs=[tensor(data=[1, 2])]), length)
+
+
+def test_an_output_that_there_is_not_is_refused_and_named():
+    with pytest.raises(ProtocolError, match="no output 'logits'; this model gives score"):
+        write_response(
+            InferResponse({"score": np.ones(1)}, "joint"),
+            InferRequest({}, (RequestedOutput("logits"),)),
+        )
+
+
+def test_types_without_a_name_are_refused():
+    with pytest.raises(ProtocolError, match="no datatype for arrays of complex128"):
+        datatype_of(np.complex128)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                ["name", "shape", "datatype", "data", "parameters", "binary_data_size", "id"]
+            ),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=20,
+)
+LIKE_A_TENSOR = st.fixed_dictionaries(
+    {
+        "name": st.just("x") | JSON,
+        "shape": st.lists(st.integers(-1, 3), max_size=3) | JSON,
+        "datatype": st.sampled_from(list(DATATYPES)) | JSON,
+    },
+    optional={
+        "data": st.lists(st.integers(-5, 300) | st.booleans() | st.text(max_size=2)) | JSON,
+        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-1, 12) | JSON}),
+    },
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"inputs": st.lists(LIKE_A_TENSOR, max_size=3) | JSON},
+        optional={"outputs": JSON, "parameters": JSON, "id": JSON},
+    ),
+    st.binary(max_size=12),
+    st.sampled_from(["exact", "none"]) | st.integers(-3, 400),
+)
+def test_whatever_comes_in_is_a_request_or_a_protocol_error(message, rest, length):
+    raw = json.dumps(message).encode()
+    sent = {"exact": len(raw), "none": None}.get(length, length)
+    for read in (read_request, read_response):
+        said = "a message"
+        try:
+            read(raw + rest, sent)
+        except ProtocolError as error:
+            said = str(error)
+        assert "\n" not in said
+        assert len(said) < 600
+
+
+@given(TENSORS, st.booleans())
+def test_tritonclient_understands_our_answers(tritonclient, tensors, binary):
+    raw, length = write_response(InferResponse(tensors, "joint"), InferRequest({}, binary=binary))
+    found = tritonclient.InferenceServerClient.parse_response_body(raw, header_length=length)
+    for name, array in tensors.items():
+        seen = found.as_numpy(name)
+        assert seen.shape == array.shape
+        if array.dtype == object and not binary:  # it leaves text in JSON as text
+            seen = np.array([text.encode() for text in seen.ravel()], object).reshape(array.shape)
+        np.testing.assert_array_equal(seen, array)
+
+
+@given(TENSORS, st.booleans(), st.booleans())
+def test_we_understand_what_tritonclient_asks(tritonclient, tensors, binary, wanted):
+    binary = binary or any(array.dtype == np.float16 for array in tensors.values())
+    inputs = []
+    for name, array in tensors.items():
+        inputs.append(tritonclient.InferInput(name, list(array.shape), datatype_of(array.dtype)))
+        inputs[-1].set_data_from_numpy(array, binary_data=binary)
+    outputs = [tritonclient.InferRequestedOutput("score", binary_data=wanted)]
+    raw, length = tritonclient.InferenceServerClient.generate_request_body(
+        inputs, outputs=outputs, request_id="7", parameters={"threshold": 0.5}
+    )
+    found = read_request(raw, length)
+    assert_same(found.inputs, tensors)
+    assert found.outputs == (RequestedOutput("score", wanted),)
+    assert (found.id, found.parameters) == ("7", {"threshold": 0.5})
