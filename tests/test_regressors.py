@@ -8,10 +8,10 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import cuts
-from test_regression import CENTERS, GRID, energy
+from test_regression_scores import CENTERS, GRID, energy
 
 from ebjr.arrays import namespace, to_numpy
-from ebjr.regression import regression_energy
+from ebjr.regression_scores import regression_energy
 from ebjr.regressors import BinnedRegressor, EnergyRegressor, GaussianMixture, sample_energy
 
 ROWS = np.arange(7)

@@ -19,7 +19,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from benchmarks.machine import about, save
 from ebjr import CalibrationError, Cost, GaussianMixture, Outcomes, calibrate, evaluate
 from ebjr.arrays import to_numpy
-from ebjr.regression import regression_energy
+from ebjr.regression_scores import regression_energy
 from ebjr.regressors import sample_energy
 from ebjr.training.energy_head import train_energy_head
 from experiments.diamonds.data import load

@@ -23,7 +23,13 @@ from ebjr.arrays import (
     namespace,
     to_numpy,
 )
-from ebjr.regression import Grid, as_regression, bin_log_weights, grid_log_weights, grid_points
+from ebjr.regression_scores import (
+    Grid,
+    as_regression,
+    bin_log_weights,
+    grid_log_weights,
+    grid_points,
+)
 
 Energy = Callable[[Batch, Array], Array]
 """A conditional energy: a batch of n inputs and y (n, m) in, ``S(x, y)`` (n, m) out."""

@@ -1,9 +1,9 @@
 """Scores: how well an input fits what the student knows. Higher = keep on the student.
 
-Every score maps raw output (n, classes) to (n,); those of regressors, which `ebjr.regression`
-holds and this file names, read (n, 1 + k). Arrays of NumPy and PyTorch go in, and the same
-library on the same device comes out. A row with a NaN or +inf logit has the score NaN, which no
-threshold keeps: it is deferred.
+Every score maps raw output (n, classes) to (n,); those of regressors, which
+`ebjr.regression_scores` holds and this file names, read (n, 1 + k). Arrays of NumPy and PyTorch go
+in, and the same library on the same device comes out. A row with a NaN or +inf logit has the score
+NaN, which no threshold keeps: it is deferred.
 
 The paper's score is `energy` (eq. 3, on logits). The thresholds that its authors published for
 10 and for 100 classes lie in the only range that `softmax_energy` can take and outside of any
@@ -32,7 +32,7 @@ from ebjr.arrays import (
     top_and_total,
     top_two,
 )
-from ebjr.regression import (
+from ebjr.regression_scores import (
     density_entropy,
     ensemble_spread,
     interval_width,
@@ -330,7 +330,7 @@ REGRESSION_SCORES: dict[str, Callable[..., Array]] = {
         ensemble_spread,
     )
 }
-"""The scores of regressors that have a name: see `ebjr.regression`."""
+"""The scores of regressors that have a name: see `ebjr.regression_scores`."""
 
 FITTED: dict[str, Callable[..., Array]] = {"learned": learned}
 """The scores that have a name, and weights that only a fit can give."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from ebjr.arrays import Array, to_numpy
 from ebjr.blend import Blend, blend_logits, blend_predictions
-from ebjr.regression import as_regression
+from ebjr.regression_scores import as_regression
 from ebjr.scores import REGRESSION_SCORES, SCORES
 
 

@@ -20,7 +20,7 @@ from ebjr.curve import OperatingPoint, TradeOffCurve
 from ebjr.errors import CalibrationError, GridWarning
 from ebjr.metrics import METRICS, Metric
 from ebjr.outcomes import Outcomes
-from ebjr.regression import check_grid
+from ebjr.regression_scores import check_grid
 from ebjr.scores import Score, as_score
 
 __all__ = ["GOALS", "calibrate", "choose_blend", "choose_score", "crossing", "rank_scores"]

@@ -23,7 +23,7 @@ import numpy as np
 
 from ebjr.arrays import Array, convert_like, log_softmax, logsumexp, namespace, to_numpy
 from ebjr.errors import MissingExtra
-from ebjr.regression import Grid, grid_log_weights, grid_points
+from ebjr.regression_scores import Grid, grid_log_weights, grid_points
 from ebjr.regressors import GaussianMixture
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from strategies import cuts
 
 from ebjr import Router, as_score
 from ebjr.arrays import to_numpy
-from ebjr.regression import (
+from ebjr.regression_scores import (
     as_regression,
     check_grid,
     density_entropy,
