@@ -27,7 +27,7 @@ from experiments.cifar10_pair.nets import (
 )
 from experiments.cifar10_pair.train import CHECKPOINTS, HERE, parser
 
-DEMO = HERE.parents[1] / "src" / "ebjr" / "demo"
+DEMO = HERE.parents[1] / "src" / "ebjr" / "demo" / "shipped" / "classification"
 
 
 class Graph:

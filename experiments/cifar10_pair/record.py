@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from ebjr import Outcomes
 from ebjr.demo import run_demo
 
-DEMO = Path(__file__).parents[2] / "src" / "ebjr" / "demo"
+DEMO = Path(__file__).parents[2] / "src" / "ebjr" / "demo" / "shipped" / "classification"
 
 
 def main() -> None:

