@@ -597,7 +597,10 @@ def _load(model: Model, first: Batch, flops: float | None) -> Load:
         if flops is None:
             err.print(f"NOTE: FLOPs not counted: {escape(_sentence(error))}", style="yellow")
         return Load(model, inputs)
-    return Load(model, inputs, counted.flops if flops is None else flops, counted.parameter_bytes)
+    if counted.known is None and flops is None:
+        words = ", ".join(counted.uncounted)
+        err.print(f"NOTE: FLOPs not counted: {escape(words)} cannot be", style="yellow")
+    return Load(model, inputs, counted.known if flops is None else flops, counted.parameter_bytes)
 
 
 def _open(

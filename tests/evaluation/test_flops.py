@@ -181,6 +181,15 @@ def test_what_cannot_be_looked_into_is_reported(tmp_path):
     counted = count_flops(path)
     assert counted.flops == 2 * 8 * 3
     assert counted.uncounted == {"If": 1, "Wavelet": 1, "MatMul": 1}
+    assert counted.known == counted.flops
+
+
+def test_what_is_nothing_but_uncounted_has_no_flops_that_are_known(tmp_path):
+    nodes = [helper.make_node("Wavelet", ["x"], ["y"], domain="example.org")]
+    counted = count_flops(save(tmp_path / "net.onnx", nodes, [("x", ["n", 8])]))
+    assert (counted.flops, counted.known) == (0, None)
+    nothing = [helper.make_node("Relu", ["x"], ["y"])]
+    assert count_flops(save(tmp_path / "free.onnx", nothing, [("x", ["n", 8])])).known == 0
 
 
 def test_operators_inside_functions_are_counted(tmp_path):

@@ -221,6 +221,6 @@ def _costs(models: Mapping[str, Model], first: Batch) -> dict[str, Cost]:
         if isinstance(model, Preprocessed):
             inputs, model = model.preprocess(inputs), model.model
         counted = count_flops(model, np.shape(inputs))
-        loads[role] = Load(model, inputs, counted.flops, counted.parameter_bytes)
-        costs[role] = Cost(flops=counted.flops)
+        loads[role] = Load(model, inputs, counted.known, counted.parameter_bytes)
+        costs[role] = Cost(flops=counted.known)
     return with_joules(costs, loads)

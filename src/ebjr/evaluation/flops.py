@@ -50,6 +50,11 @@ class Flops:
     by_operator: dict[str, int]
     uncounted: dict[str, int]
 
+    @property
+    def known(self) -> int | None:
+        """`flops`; None where all that computes could not be looked into, as in trees."""
+        return None if self.uncounted and not self.flops else self.flops
+
     def as_dict(self) -> dict[str, Any]:
         """The same as plain numbers, for JSON."""
         return asdict(self)

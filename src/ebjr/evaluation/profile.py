@@ -138,12 +138,12 @@ def profile(
     dtype = input_dtype_of(model, input_dtype)
     counted = count_flops(model, shape, input_dtype=input_dtype) if can_count(model) else None
     timed = measure_latency(model, lambda n: random_batch(n, shape, dtype), sizes, seconds=seconds)
-    known = (counted.flops, counted.parameter_bytes) if counted else ()
+    known = (counted.known, counted.parameter_bytes) if counted else ()
     loads = [Load(model, random_batch(n, shape, dtype), *known) for n in sizes]
     return Profile(
         name=model_name(model),
         input_shape=shape,
-        flops=counted.flops if counted else None,
+        flops=counted.known if counted else None,
         parameters=counted.parameters if counted else None,
         by_operator=counted.by_operator if counted else {},
         uncounted=counted.uncounted if counted else {},

@@ -1,0 +1,141 @@
+"""The diamonds of ggplot2: 53,940 of them, what they are like, and their prices.
+
+The repository of ggplot2 is asked first, then a package that ships the same table.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ebjr.demo.fetch import Arrays, DataSet, Progress, PythonPackage, Website
+
+NUMBERS = ("carat", "depth", "table", "x", "y", "z")
+GRADES = {
+    "cut": ("Fair", "Good", "Very Good", "Premium", "Ideal"),
+    "color": tuple("JIHGFED"),
+    "clarity": ("I1", "SI2", "SI1", "VS2", "VS1", "VVS2", "VVS1", "IF"),
+}
+"""From the worst to the best."""
+
+FEATURES = (*NUMBERS, *GRADES)
+"""The columns of the inputs."""
+
+TRAIN_SHARE = 0.7
+
+
+def load(
+    split: Literal["test", "train"] = "test",
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Arrays:
+    """One split of the diamonds: what they are like, and the logarithm of their prices.
+
+    The first call downloads the table and keeps both splits in the cache folder as
+    ``diamonds-test.npz`` and ``diamonds-train.npz``; later calls read them from there.
+
+    Parameters
+    ----------
+    split
+        ``"train"`` (70 % of the diamonds) or ``"test"`` (the others); equal diamonds are in the
+        same split.
+    cache, progress
+        As for `ebjr.demo.fetch.DataSet.load`.
+
+    Returns
+    -------
+    features : float32 array (n, 9)
+        As `FEATURES` names them; a grade as its place in `GRADES`.
+    log_price : float64 array (n,)
+        Natural logarithms of dollars.
+
+    Raises
+    ------
+    DataUnavailable
+        No source could be reached, or the cache folder cannot be written.
+    ValueError
+        There is no such split.
+
+    Examples
+    --------
+    >>> FEATURES[0], GRADES["clarity"][-1]
+    ('carat', 'IF')
+    """
+    features, price = DIAMONDS.load(split, cache=cache, progress=progress)
+    return features, np.log(price)
+
+
+def decode_table(text: str) -> dict[str, Arrays]:
+    """Both splits out of the table, CSV: features and prices in dollars.
+
+    Raises
+    ------
+    ValueError
+        A column is missing, or a grade is none of `GRADES`.
+    """
+    rows = list(csv.DictReader(io.StringIO(text)))
+    missing = {*FEATURES, "price"} - set(rows[0] if rows else ())
+    if missing:
+        raise ValueError(f"the table has no column {min(missing)}")
+    columns = [np.array([float(row[name]) for row in rows]) for name in NUMBERS]
+    for name, grades in GRADES.items():
+        unknown = {row[name] for row in rows} - set(grades)
+        if unknown:
+            raise ValueError(f"{min(unknown)!r} is no {name}; it is one of {', '.join(grades)}")
+        columns.append(np.array([float(grades.index(row[name])) for row in rows]))
+    table = np.column_stack(columns).astype(np.float32)
+    price = np.array([float(row["price"]) for row in rows])
+    train = _is_train(table)
+    return {"train": (table[train], price[train]), "test": (table[~train], price[~train])}
+
+
+def decode_csv(file: Path) -> dict[str, Arrays]:
+    """Both splits out of a CSV file."""
+    return decode_table(file.read_text(encoding="utf-8"))
+
+
+def decode_wheel(wheel: Path) -> dict[str, Arrays]:
+    """Both splits out of the package's wheel, of which nothing is run."""
+    with zipfile.ZipFile(wheel) as archive:
+        return decode_table(archive.read("plotnine/data/diamonds.csv").decode())
+
+
+def _is_train(table: np.ndarray) -> np.ndarray:
+    """By a hash of the features: the table has diamonds twice, which must not be in both splits."""
+    words = np.ascontiguousarray(table, "<f4").view("<u4").astype(np.uint64)
+    place = np.zeros(len(words), np.uint64)
+    for column in words.T:  # Fowler, Noll & Vo's hash, a word at a time
+        place = (place ^ column) * np.uint64(0x100000001B3)
+        place ^= place >> np.uint64(29)
+    return (place >> np.uint64(11)).astype(np.float64) / 2**53 < TRAIN_SHARE
+
+
+DIAMONDS = DataSet(
+    name="the diamonds",
+    key="diamonds",
+    sources=(
+        Website(
+            name="the repository of ggplot2",
+            url="https://raw.githubusercontent.com/tidyverse/ggplot2/main/data-raw/diamonds.csv",
+            decode=decode_csv,
+        ),
+        PythonPackage(
+            package="plotnine",
+            version="0.15.9",
+            sha256="36f4526235b3ddd9ea379dd677093ea2ee1b58ab98adec1bde891930283448cd",
+            decode=decode_wheel,
+            total_bytes=1_573_070,
+        ),
+    ),
+    sha256={
+        "test": "95bf95efb2b9c1246cfdb837b2374db3f7f18d9e84da2eb42f3d724c20b20e7e",
+        "train": "87cf6aee2ec86b6885dc4358c116bbacc369434fd8a686c10fbc8484fc6273ad",
+    },
+)
