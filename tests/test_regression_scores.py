@@ -16,6 +16,7 @@ from ebjr.regression_scores import (
     as_regression,
     check_grid,
     density_entropy,
+    density_std,
     edge_mass,
     ensemble_spread,
     grid_log_weights,
@@ -97,6 +98,25 @@ def test_entropy_is_that_of_a_gaussian():
     np.testing.assert_allclose(density_entropy(rows, grid=(-30, 30)), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("rule", ["trapezoid", "simpson"])
+def test_the_deviation_of_a_density_is_that_of_a_gaussian_wherever_it_is(rule, asarray):
+    y = np.linspace(-30, 40, 7001)
+    rows = columns(np.stack([7 - (y - at) ** 2 / (2 * s**2) for s, at in ((0.5, 0), (3.0, 5))]))
+    found = to_numpy(density_std(asarray(rows), grid=(-30, 40), rule=rule))
+    np.testing.assert_allclose(found, [-0.5, -3.0], atol=1e-6)
+
+
+def test_the_deviation_over_uneven_bins_is_that_of_their_centers():
+    logits, widths = np.random.default_rng(0).normal(0, 2, (5, 4)), [0.5, 1.0, 2.0, 0.5]
+    centers = np.array([0.25, 1.0, 2.5, 3.75])
+    mass = np.exp(logits) * widths / (np.exp(logits) @ widths)[:, None]
+    variance = mass @ centers**2 - (mass @ centers) ** 2
+    np.testing.assert_allclose(density_std(columns(logits), widths=widths), -np.sqrt(variance))
+    np.testing.assert_allclose(
+        density_std(columns(logits), widths=0.5), 0.5 * density_std(columns(logits))
+    )
+
+
 def test_widths_of_heads_are_what_numpy_says(asarray):
     rows = np.random.default_rng(1).uniform(0.1, 3, (8, 5))
     np.testing.assert_allclose(
@@ -161,6 +181,7 @@ def test_a_row_with_nan_is_deferred(name, asarray):
         "regression_energy(grid=[0.0, 1.0, 4.0], rule='trapezoid')",
         "regression_energy(widths=[1.0, 2.0, 0.5])",
         "density_entropy(widths=0.5)",
+        "density_std(grid=(0.0, 9.0))",
         "predicted_std(of='log_variance')",
         "interval_width",
         "ensemble_spread",

@@ -131,6 +131,41 @@ def density_entropy(
     return xp.sum(mass * xp.where(mass == 0, xp.zeros_like(mass), log_density), axis=-1)
 
 
+def density_std(
+    output: Array,
+    widths: float | Sequence[float] | None = None,
+    grid: Grid | None = None,
+    rule: str = "trapezoid",
+) -> Array:
+    """Minus the standard deviation of ``p(y|x) = exp S(x, y) / integral exp S(x, y') dy'``.
+
+    Beside `density_entropy` it minds how far apart two likely y are, as squared errors do.
+    Parameters, shapes and errors are those of `regression_energy`; it needs two energies. The unit
+    is that of y; for columns that carry their log-weights it is the step from one to the next.
+
+    Examples
+    --------
+    >>> y = np.linspace(-8.0, 8.0, 65)
+    >>> density_std(np.hstack([0.0, -(y**2) / 8])[None], grid=(-8.0, 8.0)).round(2)
+    array([-2.])
+    >>> density_std(np.array([[0.0, 0.0, -9e9, 0.0], [0.0, 0.0, 0.0, -9e9]]))
+    array([-1. , -0.5])
+    """
+    energies = _at_least_two(output, "density_std", "energies")
+    weighted = _weighted(output, widths, grid, rule)
+    xp, count = namespace(weighted), int(energies.shape[1])
+    if grid is not None:
+        places = grid_points(grid, count)
+    else:
+        sizes = np.broadcast_to(1.0 if widths is None else np.asarray(widths, np.float64), (count,))
+        places = np.cumsum(sizes) - sizes / 2
+    with np.errstate(invalid="ignore"):
+        mass = xp.exp(weighted - logsumexp(weighted)[:, None])
+    at = xp.astype(convert_like(places, weighted), weighted.dtype)
+    mean = xp.sum(mass * at, axis=-1, keepdims=True)
+    return -xp.sqrt(xp.sum(mass * (at - mean) ** 2, axis=-1))
+
+
 def predicted_std(output: Array, of: str = "std") -> Array:
     """Minus the standard deviation that the student predicts.
 

@@ -34,6 +34,7 @@ from ebjr.arrays import (
 )
 from ebjr.regression_scores import (
     density_entropy,
+    density_std,
     ensemble_spread,
     interval_width,
     predicted_std,
@@ -325,6 +326,7 @@ REGRESSION_SCORES: dict[str, Callable[..., Array]] = {
     for function in (
         regression_energy,
         density_entropy,
+        density_std,
         predicted_std,
         interval_width,
         ensemble_spread,

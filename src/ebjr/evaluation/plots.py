@@ -29,6 +29,7 @@ PALETTE: Mapping[str, str] = {
     "student": "#00A3A3",
     "regression_energy": "#D55E00",
     "density_entropy": "#CC79A7",
+    "density_std": "#56B4E9",
     "predicted_std": "#0072B2",
     "interval_width": "#009E73",
     "ensemble_spread": "#E69F00",

@@ -7,7 +7,7 @@ targets.
 What training cannot do: a likelihood, and noise contrast with ranking too, does not change when a
 function of x alone is added to S. So the free energy ``-F(x)`` of such a head is not learned, it
 is what the network happens to do, as are the logits' levels of a classifier. How *sharp* the
-density is, `density_entropy` or the deviation, is learned. Measure both, as ``score="auto"`` does.
+density is, `density_entropy` or `density_std`, is learned. Measure both, as ``score="auto"`` does.
 
 Source: Gustafsson et al., "Energy-based models for deep probabilistic regression", ECCV 2020;
 "How to train your energy-based model for regression", BMVC 2020.
@@ -102,7 +102,8 @@ class EnergyHead:
         -------
         callable
             A model: the prediction, then the energies on the grid with their log-weights, as
-            ``regression_energy`` and ``density_entropy`` read them without parameters.
+            ``regression_energy``, ``density_entropy`` and ``density_std`` read them without
+            parameters.
 
         Raises
         ------
