@@ -138,3 +138,30 @@ def common_unit(student: Cost, teacher: Cost) -> str | None:
     'seconds'
     """
     return next((unit for unit in UNITS if is_comparable(student, teacher, unit)), None)
+
+
+def flops_text(cost: Cost) -> str:
+    """MFLOPs per example; nothing where they are not known.
+
+    Examples
+    --------
+    >>> flops_text(Cost(flops=3.04712e8)), flops_text(Cost(flops=23_456.0)), flops_text(Cost())
+    ('304.7', '0.0235', '')
+    """
+    return "" if cost.flops is None else _short(cost.flops / 1e6, 1)
+
+
+def ms_text(cost: Cost) -> str:
+    """Milliseconds per example; nothing where they are not known.
+
+    Examples
+    --------
+    >>> ms_text(Cost(seconds=0.0123)), ms_text(Cost(seconds=1.2345e-6))
+    ('12.300', '0.00123')
+    """
+    return "" if cost.seconds is None else _short(1e3 * cost.seconds, 3)
+
+
+def _short(value: float, digits: int) -> str:
+    """So many digits after the point, but three that count where it is small."""
+    return f"{value:.3g}" if 0 < value < 0.1 else f"{value:,.{digits}f}"

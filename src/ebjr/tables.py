@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ebjr.costs import Cost
+from ebjr.costs import Cost, flops_text, ms_text
 from ebjr.curve import OperatingPoint
 from ebjr.evaluation.report import UNLABELED, promise_words
 from ebjr.evaluation.significance import Comparison, Interval, Standing
@@ -119,7 +119,7 @@ def _models(study: Study, joint_seconds: float | None) -> Table:
     chosen = f"joint: {score_title(result.score)}" + (
         f", blend {result.blend:g}" if result.blend else ""
     )
-    measured = None if joint_seconds is None else f"{1e3 * joint_seconds:.3f}"
+    measured = ms_text(Cost(seconds=joint_seconds))
     table.add_row(*_joint_row(chosen, result, measured), style="bold")
     table.add_row(*_joint_row(f"  for the best {measure.title}", study.best_accuracy))
     for name, other in study.other_results.items():
@@ -199,16 +199,6 @@ def plain_table(*columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     return table
-
-
-def flops_text(cost: Cost) -> str:
-    """MFLOPs per example; nothing where they are not known."""
-    return "" if cost.flops is None else f"{cost.flops / 1e6:,.1f}"
-
-
-def ms_text(cost: Cost) -> str:
-    """Milliseconds per example; nothing where they are not known."""
-    return "" if cost.seconds is None else f"{1e3 * cost.seconds:.3f}"
 
 
 def millijoules_text(joules: float | None) -> str:

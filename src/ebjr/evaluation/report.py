@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.costs import Cost, joint_cost
+from ebjr.costs import Cost, flops_text, joint_cost, ms_text
 from ebjr.curve import OperatingPoint
 from ebjr.errors import MissingExtra
 from ebjr.evaluation import evaluate
@@ -309,8 +309,8 @@ def _row(
     cells = [
         quality,
         "" if rate is None else f"{100 * rate:.1f} %",
-        "" if cost.flops is None else f"{cost.flops / 1e6:,.1f}",
-        "" if cost.seconds is None else f"{1e3 * cost.seconds:.3f}",
+        flops_text(cost),
+        ms_text(cost),
         *([] if cost.joules is None else [f"{1e3 * cost.joules:,.4g}"]),
         "" if saving is None else f"{saving:.2f}",
         "" if threshold is None else f"{threshold:.4g}",
