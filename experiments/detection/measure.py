@@ -26,7 +26,8 @@ from ebjr.detection_scores import (
     mean_confidence,
 )
 from ebjr.detections import Detections, GroundTruth
-from ebjr.evaluation.detection import (
+from ebjr.fusion import fuse_detections
+from ebjr.precision import (
     JointPrecision,
     Matches,
     RandomRouting,
@@ -35,7 +36,6 @@ from ebjr.evaluation.detection import (
     match_detections,
     matched_gains,
 )
-from ebjr.fusion import fuse_detections
 from experiments.detection.pairs import PAIRS, SOURCES, detections, labels
 
 SPLITS = 2

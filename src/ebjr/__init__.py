@@ -30,8 +30,7 @@ from ebjr.errors import (
     TeacherUnavailable,
 )
 from ebjr.evaluation import evaluate
-from ebjr.joint import JointAnswer, JointClassifier, JointModel, JointRegressor
-from ebjr.joint_detector import JointDetector
+from ebjr.joint import JointAnswer, JointClassifier, JointDetector, JointModel, JointRegressor
 from ebjr.metrics import METRICS, register_metric
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes, record, record_batches

@@ -1,10 +1,12 @@
 """What NumPy and PyTorch spell differently, and what batches of either have in common.
 
-Everything above this file treats an array as an array. Half precision is computed in single.
+Everything above this file treats an array as an array. Half precision is computed in single. What
+has a row for each input may also be a list: images of different sizes, or what was found on them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat
@@ -63,6 +65,8 @@ def convert_like(array: Array, reference: Array) -> Array:
     >>> convert_like(np.ones(1), reference=np.zeros(2))
     array([1.])
     """
+    if isinstance(reference, list | tuple):
+        return array
     if type(array) is np.ndarray and type(reference) is np.ndarray:
         return array
     if array_api_compat.is_torch_array(reference):
@@ -210,17 +214,37 @@ def take_rows(batch: Batch, rows: np.ndarray) -> Batch:
     return batch[convert_like(rows, batch)] if is_array(batch) else batch[rows]
 
 
-def put_rows(array: Array, rows: np.ndarray, values: Array) -> Array:
+def put_rows(array: Batch, rows: np.ndarray, values: Batch) -> Batch:
     """A copy of `array` with `values` scattered into its `rows`, in the wider of both dtypes.
 
     Examples
     --------
     >>> put_rows(np.zeros(3), np.array([2, 0]), np.array([7.0, 5.0]))
     array([5., 0., 7.])
+    >>> put_rows(["a", "b", "c"], np.array([2, 0]), ["z", "x"])
+    ['x', 'b', 'z']
     """
+    if isinstance(array, list | tuple):
+        whole = list(array)
+        for row, value in zip(rows, values, strict=True):
+            whole[row] = value
+        return whole
     xp = namespace(array)
     values = convert_like(values, array)
     merged = xp.astype(array, xp.result_type(array, values), copy=True)
     index = rows if type(array) is np.ndarray else convert_like(rows, array)
     merged[index] = xp.astype(values, merged.dtype, copy=False)
     return merged
+
+
+def join_rows(parts: Sequence[Batch]) -> Batch:
+    """Some batches as one: NumPy arrays or lists.
+
+    Examples
+    --------
+    >>> join_rows([np.zeros(1), np.ones(2)]), join_rows([["a"], ["b", "c"]])
+    (array([0., 1., 1.]), ['a', 'b', 'c'])
+    """
+    if isinstance(parts[0], list | tuple):
+        return [row for part in parts for row in part]
+    return np.concatenate(parts)

@@ -217,6 +217,19 @@ def detection_features(detections: Sequence[Detections]) -> np.ndarray:
     return np.array(rows, np.float64).reshape(len(rows), len(FEATURES))
 
 
+def image_numbers(detections: Sequence[Detections]) -> np.ndarray:
+    """A few numbers of each image's detections that tell images apart, (n, 4).
+
+    Examples
+    --------
+    >>> image_numbers([Detections([[0, 0, 4, 4]], [[0.0]], (8, 6))])
+    array([[8. , 6. , 8. , 0.5]])
+    """
+    check_detections(detections)
+    rows = [[*found.size, found.boxes.sum(), found.scores.sum()] for found in detections]
+    return np.array(rows, np.float64).reshape(len(rows), 4)
+
+
 _TOP = 10
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,11 +33,11 @@ class JointAnswer:
     Attributes
     ----------
     prediction
-        (n,) labels for classification, numbers for regression.
+        (n,) labels for classification, numbers for regression, a list of n `Detections`.
     output
         For classification (n, classes): raw output of whoever answered the row; with a blend,
         log-probabilities. Its softmax is the answer's distribution either way. For regression
-        (n, 1), the predictions.
+        (n, 1), the predictions; for detection the same list.
     score
         (n,): the student's score of each row.
     deferred
@@ -47,8 +47,8 @@ class JointAnswer:
         the student's. Where one of the models is a joint model, rows that it marks are marked.
     """
 
-    prediction: Array
-    output: Array
+    prediction: Batch
+    output: Batch
     score: Array
     deferred: Array
     degraded: Array
@@ -86,6 +86,7 @@ class JointModel:
         router: Router,
         *,
         blend: float = 0.0,
+        rescale: Any = None,
         when_unavailable: str = "student",
     ) -> None:
         if not isinstance(router, Router):
@@ -100,8 +101,11 @@ class JointModel:
         self.teacher = teacher
         self.router = router
         self.blend = as_blend(blend)
-        if isinstance(self.blend, Blend) and hasattr(self, "task"):
-            self.kind.check_blend(self.blend)
+        self.rescale = rescale
+        if hasattr(self, "task"):
+            self.kind.check_scale(rescale)
+            if isinstance(self.blend, Blend):
+                self.kind.check_blend(self.blend)
         self.when_unavailable = check_policy(when_unavailable)
 
     def __call__(self, inputs: Batch) -> JointAnswer:
@@ -114,10 +118,10 @@ class JointModel:
         TeacherUnavailable
             The teacher could not be reached, and the policy is ``"error"``.
         """
-        n = row_count(inputs)
-        output, marked = answer(self.student, inputs, n)
+        n, kind = row_count(inputs), self.kind
+        output, marked = answer(self.student, inputs, n, kind)
         score, deferred = self.router(output)
-        output = self.kind.shared(output)
+        output = kind.shared(output, None if self.rescale is None else self.rescale.student)
         nothing = namespace(deferred).zeros_like(deferred)
         degraded = nothing if marked is None else convert_like(marked, deferred) & ~deferred
         rows = to_numpy(deferred).nonzero()[0]
@@ -133,35 +137,37 @@ class JointModel:
                     degraded = put_rows(degraded, rows, marked)
         return JointAnswer(self.predict(output), output, score, deferred, degraded)
 
-    def _defer(self, inputs: Batch, rows: np.ndarray, output: Array) -> tuple[Array, Array | None]:
+    def _defer(self, inputs: Batch, rows: np.ndarray, output: Batch) -> tuple[Batch, Array | None]:
         """The output with the teacher's answer in the deferred rows, and what it marks there."""
+        kind = self.kind
         everything = len(rows) == row_count(inputs)
         batch = inputs if everything else take_rows(inputs, rows)
-        taught, marked = answer(self.teacher, batch, len(rows))
-        taught = self.kind.shared(convert_like(taught, output))
-        if taught.shape[1:] != output.shape[1:]:
+        taught, marked = answer(self.teacher, batch, len(rows), kind)
+        change = None if self.rescale is None else self.rescale.teacher
+        taught = kind.shared(convert_like(taught, output), change)
+        if kind.form(taught) != kind.form(output):
             raise ModelError(
                 f"student and teacher must answer alike, but {model_name(self.student)} gave rows "
-                f"of shape {tuple(output.shape[1:])} and {model_name(self.teacher)} "
-                f"{tuple(taught.shape[1:])}"
+                f"of shape {kind.form(output)} and {model_name(self.teacher)} {kind.form(taught)}"
             )
         if self.blend:
-            index = convert_like(rows, output)
-            taught = self.mix(output if everything else output[index], taught)
+            taught = self.mix(output if everything else take_rows(output, rows), taught)
         return taught if everything else put_rows(output, rows, taught), marked
 
     @property
     def kind(self) -> Task:
         """What the task decides."""
         if not hasattr(self, "task"):
-            raise NotImplementedError("use one of the finals: JointClassifier, JointRegressor")
+            raise NotImplementedError(
+                "use one of the finals: JointClassifier, JointRegressor, JointDetector"
+            )
         return as_task(self.task)
 
-    def predict(self, output: Array) -> Array:
+    def predict(self, output: Batch) -> Batch:
         """(n,): the answers that raw output means."""
         return self.kind.predict(output)
 
-    def mix(self, student: Array, teacher: Array) -> Array:
+    def mix(self, student: Batch, teacher: Batch) -> Batch:
         """The raw output of deferred rows with the student's answer blended in."""
         return self.kind.mix(student, teacher, self.blend)
 
@@ -217,3 +223,38 @@ class JointRegressor(JointModel):
     """
 
     task = "regression"
+
+
+class JointDetector(JointModel):
+    """Two detectors of the same classes as one: the teacher looks where the score is low (eq. 14).
+
+    Parameters
+    ----------
+    student, teacher
+        n images in, a list of n `Detections` out.
+    router
+        A score of detections, see `detection_scores`, and the threshold. It sees what the student
+        said, before `rescale`.
+    blend
+        The student's weight in a deferred answer, whose boxes are then both models', fused; 0 is
+        the paper: the teacher alone.
+    rescale
+        A `CommonScale`: rising maps of the student's and of the teacher's scores to one scale, as
+        mAP ranks the boxes of all images. None leaves them.
+    when_unavailable
+        As of `JointClassifier`.
+
+    Examples
+    --------
+    >>> from ebjr.detections import Detections
+    >>> def detector(sure):
+    ...     return lambda images: [
+    ...         Detections.of_scores([[0, 0, 4, 4]], [sure], (8, 8), labels=[0], classes=1)
+    ...         for _ in images]
+    >>> joint = JointDetector(detector(0.4), detector(0.9), Router("max_confidence", 0.5))
+    >>> answer = joint(["an image"])
+    >>> answer.deferred, answer.prediction[0].scores
+    (array([ True]), array([0.9]))
+    """
+
+    task = "detection"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from ebjr.errors import ModelError
+from ebjr.tasks import TASKS, Task
 
 
 @runtime_checkable
@@ -17,7 +18,8 @@ class Model(Protocol):
 
     A batch is an array (n, ...) of NumPy or PyTorch, or a list of n inputs (images of different
     sizes). The raw output of a classifier is its logits, (n, classes); of a regressor (n,)
-    predictions, or (n, 1 + k), the prediction first and then what its score reads.
+    predictions, or (n, 1 + k), the prediction first and then what its score reads; of a detector a
+    list of n `Detections`.
 
     Examples
     --------
@@ -43,8 +45,12 @@ def model_name(model: Model) -> str:
     return name if isinstance(name, str) else type(model).__name__
 
 
-def answer(model: Model, batch: Any, rows: int) -> tuple[Any, Any]:
+def answer(
+    model: Model, batch: Any, rows: int, kind: Task = TASKS["classification"]
+) -> tuple[Any, Any]:
     """Run a model and check that it gave one row of raw output for each of `rows` inputs.
+
+    `kind` is the task, which knows what raw output is.
 
     Returns
     -------
@@ -67,11 +73,17 @@ def answer(model: Model, batch: Any, rows: int) -> tuple[Any, Any]:
     output = getattr(whole, "output", whole)  # a joint model's answer carries its raw output
     if getattr(output, "requires_grad", False):
         output = output.detach()  # an answer, not a graph to train
-    shape = getattr(output, "shape", None)
-    if not shape or shape[0] != rows:
-        came = f"shape {tuple(shape)}" if shape is not None else type(output).__name__
+    if kind.count_rows(output) != rows:
         raise ModelError(
-            f"{model_name(model)} was given {rows} inputs and must return {rows} rows of raw "
-            f"output, but returned {came}"
+            f"{model_name(model)} was given {rows} inputs and must return "
+            f"{kind.rows.format(rows)}, but returned {_came(output)}"
         )
     return output, getattr(whole, "degraded", None)
+
+
+def _came(output: Any) -> str:
+    shape = getattr(output, "shape", None)
+    if shape is not None:
+        return f"shape {tuple(shape)}"
+    count = f" of {len(output)}" if isinstance(output, list | tuple) else ""
+    return f"{type(output).__name__}{count}"

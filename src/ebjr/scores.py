@@ -1,9 +1,10 @@
 """Scores: how well an input fits what the student knows. Higher = keep on the student.
 
 Every score maps raw output (n, classes) to (n,); those of regressors, which
-`ebjr.regression_scores` holds and this file names, read (n, 1 + k). Arrays of NumPy and PyTorch go
-in, and the same library on the same device comes out. A row with a NaN or +inf logit has the score
-NaN, which no threshold keeps: it is deferred.
+`ebjr.regression_scores` holds and this file names, read (n, 1 + k), and those of detectors, in
+`ebjr.detection_scores`, a list of n `Detections`. Arrays of NumPy and PyTorch go in, and the same
+library on the same device comes out. A row with a NaN or +inf logit has the score NaN, which no
+threshold keeps: it is deferred.
 
 The paper's score is `energy` (eq. 3, on logits). The thresholds that its authors published for
 10 and for 100 classes lie in the only range that `softmax_energy` can take and outside of any
@@ -28,10 +29,12 @@ from ebjr.arrays import (
     log_softmax,
     logsumexp,
     namespace,
+    row_count,
     to_numpy,
     top_and_total,
     top_two,
 )
+from ebjr.detection_scores import DETECTION_SCORES, image_numbers, learned_gain
 from ebjr.regression_scores import (
     density_entropy,
     density_std,
@@ -263,7 +266,8 @@ def score_features(logits: Array) -> Array:
 def random(logits: Array, seed: int = 0) -> Array:
     """A pseudo-random number in [0, 1) from the row's bits: the baseline that knows nothing.
 
-    It depends on the row alone, so that any split into batches gives the same answers.
+    It depends on the row, or the image's detections, alone, so that any split into batches gives
+    the same answers.
 
     Examples
     --------
@@ -272,7 +276,7 @@ def random(logits: Array, seed: int = 0) -> Array:
     """
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**64):
         raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed!r}")
-    rows = as_logits(logits)
+    rows = image_numbers(logits) if isinstance(logits, list | tuple) else as_logits(logits)
     bits = to_numpy(rows).astype(np.float64).view(np.uint64)
     state = np.full(bits.shape[0], seed, np.uint64)
     with np.errstate(over="ignore"):
@@ -334,10 +338,10 @@ REGRESSION_SCORES: dict[str, Callable[..., Array]] = {
 }
 """The scores of regressors that have a name: see `ebjr.regression_scores`."""
 
-FITTED: dict[str, Callable[..., Array]] = {"learned": learned}
+FITTED: dict[str, Callable[..., Array]] = {"learned": learned, "learned_gain": learned_gain}
 """The scores that have a name, and weights that only a fit can give."""
 
-REGISTRIES = (SCORES, REGRESSION_SCORES, FITTED)
+REGISTRIES = (SCORES, REGRESSION_SCORES, DETECTION_SCORES, FITTED)
 """Where a name is looked up."""
 
 F = TypeVar("F", bound=Callable[..., Array])
@@ -374,7 +378,7 @@ def _find(name: str) -> Callable[..., Array] | None:
 
 @dataclass(frozen=True)
 class Score:
-    """A score with its parameters: raw output (n, ...) in, (n,) out. Built by `as_score`.
+    """A score with its parameters: raw output of n rows in, (n,) out. Built by `as_score`.
 
     Examples
     --------
@@ -394,11 +398,11 @@ class Score:
         ValueError
             The function gave something else than (n,).
         """
-        values = self.function(output, **self.parameters)
-        if not is_array(values) or tuple(values.shape) != (output.shape[0],):
+        values, rows = self.function(output, **self.parameters), row_count(output)
+        if not is_array(values) or tuple(values.shape) != (rows,):
             came = tuple(values.shape) if is_array(values) else type(values).__name__
             raise ValueError(
-                f"score {self.name} must return one number for each of {output.shape[0]} rows, "
+                f"score {self.name} must return one number for each of {rows} rows, "
                 f"but returned {came}"
             )
         return values
@@ -480,19 +484,21 @@ def _parse(text: str) -> Score:
             ) from None
     function = _find(name)
     if function is None:
-        known = ", ".join([*SCORES, *REGRESSION_SCORES])
+        known = ", ".join([*SCORES, *REGRESSION_SCORES, *DETECTION_SCORES])
         raise ValueError(f"there is no score named {name!r}; there are: {known}")
     found = Score(name, function, parameters)
     try:
-        found(np.zeros((1, _columns(name, parameters))))
+        found(_sample(name, parameters))
     except TypeError:
         raise ValueError(f"score {name} does not take the parameters of {text!r}") from None
     return found
 
 
-def _columns(name: str, parameters: Mapping[str, Any]) -> int:
-    """Of raw output that the score takes: a regressor's parameters may be one for each."""
+def _sample(name: str, parameters: Mapping[str, Any]) -> Any:
+    """Raw output that the score takes: a regressor's parameters may be one for each column."""
+    if name in DETECTION_SCORES or name == learned_gain.__name__:
+        return []
     if name not in REGRESSION_SCORES:
-        return 2
+        return np.zeros((1, 2))
     listed = [len(v) for v in parameters.values() if isinstance(v, list | tuple)]
-    return 1 + max(listed, default=1 if name == "predicted_std" else 2)
+    return np.zeros((1, 1 + max(listed, default=1 if name == "predicted_std" else 2)))

@@ -1,20 +1,23 @@
 """Tasks: what raw output and targets are, what they mean, and how two answers are mixed.
 
-Everything that differs between classification and regression is here: outcomes, curves,
+Everything that differs between classification, regression and detection is here: outcomes, curves,
 calibration and the joint loop ask the task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import Array, to_numpy
+from ebjr.arrays import Array, Batch, to_numpy
 from ebjr.blend import Blend, blend_logits, blend_predictions
+from ebjr.detection_scores import detection_energy
+from ebjr.detections import Detections, GroundTruth, check_detections
+from ebjr.fusion import fuse_detections
 from ebjr.regression_scores import as_regression
-from ebjr.scores import REGRESSION_SCORES, SCORES
+from ebjr.scores import DETECTION_SCORES, REGRESSION_SCORES, SCORES
 
 
 class Task:
@@ -28,14 +31,29 @@ class Task:
         What the columns of raw output are, for messages.
     takes_temperatures
         Whether a blend may carry temperatures.
+    takes_scale
+        Whether answers have scores that a `CommonScale` can map.
+    rows
+        What raw output is, for messages.
     """
 
     name: str
     columns: str
     takes_temperatures = False
+    takes_scale = False
+    rows = "{} rows of raw output"
 
-    def check_output(self, role: str, output: Any) -> np.ndarray:
-        """One model's raw output as NumPy floats.
+    def count_rows(self, output: Any) -> int | None:
+        """How many rows raw output has; None where it is none."""
+        shape = getattr(output, "shape", None)
+        return int(shape[0]) if shape else None
+
+    def form(self, output: Any) -> tuple[int, ...]:
+        """What each row of raw output looks like: alike of two models that answer alike."""
+        return tuple(output.shape[1:])
+
+    def check_output(self, role: str, output: Any) -> Any:
+        """One model's raw output as NumPy floats, or as a list of `Detections`.
 
         Raises
         ------
@@ -44,8 +62,8 @@ class Task:
         """
         raise NotImplementedError
 
-    def check_targets(self, targets: Any) -> np.ndarray:
-        """(n,) targets as NumPy.
+    def check_targets(self, targets: Any) -> Any:
+        """(n,) targets as NumPy, or a list of `GroundTruth`.
 
         Raises
         ------
@@ -54,7 +72,7 @@ class Task:
         """
         raise NotImplementedError
 
-    def common_classes(self, student: np.ndarray, teacher: np.ndarray) -> int | None:
+    def common_classes(self, student: Any, teacher: Any) -> int | None:
         """How many classes both answer; None where there are none.
 
         Raises
@@ -64,7 +82,7 @@ class Task:
         """
         return None
 
-    def check_range(self, targets: np.ndarray, classes: int | None, where: str = "") -> None:
+    def check_range(self, targets: Any, classes: int | None, where: str = "") -> None:
         """Check that targets are among the classes.
 
         Raises
@@ -73,15 +91,18 @@ class Task:
             Some are not.
         """
 
-    def predict(self, output: Array) -> Array:
+    def predict(self, output: Batch) -> Batch:
         """(n,): the answers that raw output means."""
         raise NotImplementedError
 
-    def shared(self, output: Array) -> Array:
-        """What of raw output student and teacher have in common: the joint model's own."""
+    def shared(self, output: Batch, change: Callable[..., Any] | None = None) -> Batch:
+        """What of raw output student and teacher have in common: the joint model's own.
+
+        `change` is what puts this model's scores on the common scale, where there is one.
+        """
         return output
 
-    def mix(self, student: Array, teacher: Array, blend: float) -> Array:
+    def mix(self, student: Batch, teacher: Batch, blend: float) -> Batch:
         """Raw output of deferred rows with the student's answer blended in."""
         raise NotImplementedError
 
@@ -98,13 +119,22 @@ class Task:
                 f"a blend of predictions is a weight without temperatures, not {blend}"
             )
 
-    def weights(
-        self, student: np.ndarray, teacher: np.ndarray, targets: np.ndarray
-    ) -> tuple[float, ...]:
+    def check_scale(self, rescale: Any) -> None:
+        """Check that answers can be put on a common scale.
+
+        Raises
+        ------
+        ValueError
+            They have no scores that it could map.
+        """
+        if rescale is not None and not self.takes_scale:
+            raise ValueError(f"rescale is for detection, not for {self.name}")
+
+    def weights(self, student: Any, teacher: Any, targets: Any) -> tuple[float, ...]:
         """Weights of a blend that the examples suggest, beside the usual candidates."""
         return ()
 
-    def scores(self, student: np.ndarray) -> list[str]:
+    def scores(self, student: Any) -> list[str]:
         """The named scores that can read a student's raw output."""
         raise NotImplementedError
 
@@ -191,7 +221,7 @@ class _Regression(Task):
     def predict(self, output: Array) -> Array:
         return as_regression(output)[:, 0]
 
-    def shared(self, output: Array) -> Array:
+    def shared(self, output: Batch, change: Callable[..., Any] | None = None) -> Batch:
         return as_regression(output)[:, :1]
 
     def mix(self, student: Array, teacher: Array, blend: float) -> Array:
@@ -213,7 +243,90 @@ class _Regression(Task):
         return tuple(float(f"{w:.3g}") for w in found if 0 < w <= 10)
 
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (_Classification(), _Regression())}
+class _Detection(Task):
+    name = "detection"
+    columns = "classes"
+    takes_scale = True
+    rows = "a list of {} Detections, one for each"
+
+    def count_rows(self, output: Any) -> int | None:
+        listed = isinstance(output, list | tuple)
+        return len(output) if listed and all(isinstance(o, Detections) for o in output) else None
+
+    def form(self, output: Sequence[Detections]) -> tuple[int, ...]:
+        return tuple(sorted({found.classes for found in output}))
+
+    def check_output(self, role: str, output: Any) -> list[Detections]:
+        try:
+            check_detections(output)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{role}: {error}") from error
+        return list(output)
+
+    def check_targets(self, targets: Any) -> list[GroundTruth]:
+        listed = isinstance(targets, list | tuple)
+        wrong = [real for real in targets if not isinstance(real, GroundTruth)] if listed else []
+        if wrong or not listed:
+            came = type(wrong[0] if wrong else targets).__name__
+            raise ValueError(
+                f"targets must be a list of GroundTruth, one for each image, not {came}"
+            )
+        return list(targets)
+
+    def common_classes(
+        self, student: Sequence[Detections], teacher: Sequence[Detections]
+    ) -> int | None:
+        if not len(student) or not len(teacher):
+            return None
+        one, other = student[0].classes, teacher[0].classes
+        if one != other:
+            raise ValueError(
+                f"student and teacher must detect the same classes, but the student has {one} and "
+                f"the teacher {other}"
+            )
+        return one
+
+    def check_range(
+        self, targets: Sequence[GroundTruth], classes: int | None, where: str = ""
+    ) -> None:
+        assert classes is not None
+        outside = [n for n, real in enumerate(targets) if (real.labels >= classes).any()]
+        if outside:
+            raise ValueError(
+                f"labels must lie in 0..{classes - 1}, the detectors' classes, but {len(outside)} "
+                f"of {len(targets)} images{where} have others, the first is "
+                f"{targets[outside[0]].labels.max()}; map them to the detectors' classes first"
+            )
+
+    def predict(self, output: Sequence[Detections]) -> Sequence[Detections]:
+        return output
+
+    def shared(self, output: Batch, change: Callable[..., Any] | None = None) -> Batch:
+        if change is None:
+            return output
+        return [found.with_scores(change(found.scores)) for found in output]
+
+    def mix(
+        self, student: Sequence[Detections], teacher: Sequence[Detections], blend: float
+    ) -> list[Detections]:
+        self.check_blend(blend)
+        return [
+            fuse_detections(one, other, float(Blend(blend)))
+            for one, other in zip(student, teacher, strict=True)
+        ]
+
+    def scores(self, student: Sequence[Detections]) -> list[str]:
+        bins = all(found.bins is not None for found in student if len(found))
+        energies = ("both", "boxes", "classes") if bins else ("classes",)
+        return [
+            *(name for name in DETECTION_SCORES if name != detection_energy.__name__),
+            *(f"detection_energy(part={part!r})" for part in energies),
+        ]
+
+
+TASKS: Mapping[str, Task] = {
+    task.name: task for task in (_Classification(), _Regression(), _Detection())
+}
 """By name: everything a task decides."""
 
 

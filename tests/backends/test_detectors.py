@@ -28,7 +28,7 @@ from ebjr.backends.detectors import (
 from ebjr.coco import read_coco
 from ebjr.detections import box_iou
 from ebjr.errors import ModelError
-from ebjr.evaluation.detection import average_precision, match_detections
+from ebjr.precision import average_precision, match_detections
 
 SIDE, CLASSES = 64, 3
 SIZE = (SIDE, SIDE)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebjr.detections import Detections, GroundTruth
-from ebjr.evaluation.detection import (
+from ebjr.precision import (
     ConfidenceMap,
     JointPrecision,
     RandomRouting,

@@ -10,7 +10,7 @@ detectors' scores are not on one scale. A `ConfidenceMap` for each puts them the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -514,6 +514,57 @@ class ConfidenceMap:
         """Scores (d,) in [0, 1] to chances (d,) in [0, 1]."""
         low, high = _log_sides(scores)
         return expit(self.a * low - self.b * high + self.c)
+
+
+@dataclass(frozen=True)
+class CommonScale:
+    """One scale for the scores of two detectors.
+
+    Attributes
+    ----------
+    student, teacher
+        Each one's map.
+
+    Examples
+    --------
+    >>> scale = CommonScale(ConfidenceMap(1.0, 1.0, 0.0), ConfidenceMap(2.0, 1.0, 0.5))
+    >>> scale.as_dict()
+    {'student': [1.0, 1.0, 0.0], 'teacher': [2.0, 1.0, 0.5]}
+    """
+
+    student: ConfidenceMap
+    teacher: ConfidenceMap
+
+    @classmethod
+    def fit(cls, student: Matches, teacher: Matches) -> CommonScale:
+        """Both maps, fitted to calibration images by `fit_confidence_map`.
+
+        Raises
+        ------
+        ValueError
+            One of the detectors found nothing, or is always right, or always wrong.
+        """
+        return cls(fit_confidence_map(student), fit_confidence_map(teacher))
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """The parameters of both maps, for JSON and TOML."""
+        return {role: [one.a, one.b, one.c] for role, one in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Sequence[float]]) -> CommonScale:
+        """The scale that `as_dict` wrote down.
+
+        Raises
+        ------
+        ValueError
+            It is not three numbers for each of both models, or a map would not rise.
+        """
+        if sorted(table) != ["student", "teacher"] or any(len(v) != 3 for v in table.values()):
+            raise ValueError(
+                "a scale must have three numbers for the student and three for the teacher, not "
+                f"{dict(table)}"
+            )
+        return cls(**{role: ConfidenceMap(*map(float, v)) for role, v in table.items()})
 
 
 def fit_confidence_map(matches: Matches) -> ConfidenceMap:
