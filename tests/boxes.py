@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ebjr.detections import Detections, GroundTruth
@@ -49,3 +51,20 @@ def random_scene(rng, images, classes=4, objects=6, extra=8, ties=False, crowds=
             logits = logits.round()
         found.append(Detections(near, logits, (64, 64)))
     return truth, found
+
+
+def random_pair(seed, images=12, **how):
+    """Labeled images, and what a student and a teacher find on them."""
+    rng = np.random.default_rng(seed)
+    truth, student = random_scene(rng, images, **how)
+    _, other = random_scene(np.random.default_rng(seed), images, **how)  # the same objects
+    teacher = [
+        replace(
+            found,
+            logits=found.logits + rng.normal(0, 1, found.logits.shape),
+            labels=None,
+            scores=None,
+        )
+        for found in other
+    ]
+    return truth, student, teacher

@@ -12,28 +12,9 @@ from tiny import CLASSES, write_images, write_linear, write_pair
 
 import ebjr
 from ebjr import Outcomes
-from ebjr.cli import app, main
+from ebjr.cli import app
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["ebjr", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture

@@ -377,8 +377,8 @@ def test_a_path_that_leads_nowhere_or_to_nothing_is_one_sentence(tmp_path) -> No
         open_data(tmp_path / "empty", on_unreadable="ignore")
 
 
-def test_detection_data_are_said_not_to_be_read_yet(tmp_path) -> None:
+def test_a_json_that_is_not_cocos_is_refused(tmp_path) -> None:
     put(tmp_path / "coco" / "annotations" / "instances_val.json", b"{}")
     for path in (tmp_path / "coco", tmp_path / "coco" / "annotations" / "instances_val.json"):
-        with pytest.raises(ValueError, match=r"COCO json.*not read yet"):
+        with pytest.raises(ValueError, match="in COCO's instances format, but images is missing"):
             open_data(path)

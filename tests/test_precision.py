@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from boxes import random_boxes, random_scene
+from boxes import random_boxes, random_pair, random_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,22 +70,6 @@ def coco_precision(detections, truth):
     return np.array([row[row > -1].mean() for row in precision])
 
 
-def pair(seed, images=12, **how):
-    rng = np.random.default_rng(seed)
-    truth, student = random_scene(rng, images, **how)
-    _, other = random_scene(np.random.default_rng(seed), images, **how)  # the same objects
-    teacher = [
-        replace(
-            found,
-            logits=found.logits + rng.normal(0, 1, found.logits.shape),
-            labels=None,
-            scores=None,
-        )
-        for found in other
-    ]
-    return truth, student, teacher
-
-
 @pytest.mark.parametrize("ties", [False, True])
 @given(seed=SEEDS, images=st.integers(1, 12))
 @settings(max_examples=40, deadline=None)
@@ -101,7 +85,7 @@ def test_average_precision_is_what_coco_says(ties, seed, images):
 @given(seed=SEEDS)
 @settings(max_examples=25, deadline=None)
 def test_the_joint_precision_is_what_coco_says_of_the_merged_lists(ties, seed):
-    truth, student, teacher = pair(seed, ties=ties)
+    truth, student, teacher = random_pair(seed, ties=ties)
     if not any((~real.crowd).any() for real in truth):
         return
     joint = JointPrecision(*(match_detections(found, truth) for found in (student, teacher)))
@@ -112,7 +96,7 @@ def test_the_joint_precision_is_what_coco_says_of_the_merged_lists(ties, seed):
 
 @pytest.mark.parametrize("crowds", [False, True])
 def test_every_point_of_a_curve_is_what_coco_says(crowds):
-    truth, student, teacher = pair(3, images=50, classes=6, crowds=crowds)
+    truth, student, teacher = random_pair(3, images=50, classes=6, crowds=crowds)
     joint = JointPrecision(*(match_detections(found, truth) for found in (student, teacher)))
     score = np.random.default_rng(0).normal(size=50)
     order = np.argsort(score)
@@ -135,14 +119,14 @@ def test_more_detections_of_a_class_than_coco_looks_at_are_left_out():
 
 
 def test_a_curve_ends_at_the_two_detectors_alone():
-    truth, *both = pair(0)
+    truth, *both = random_pair(0)
     student, teacher = (match_detections(found, truth) for found in both)
     ends = JointPrecision(student, teacher).curve(np.arange(12.0))[[0, -1]]
     np.testing.assert_allclose(ends, [average_precision(student), average_precision(teacher)])
 
 
 def test_nan_scores_are_deferred_first_and_ties_in_the_order_of_the_images():
-    truth, *both = pair(0)
+    truth, *both = random_pair(0)
     joint = JointPrecision(*(match_detections(found, truth) for found in both))
     score = np.full(12, 5.0)
     score[7] = np.nan
@@ -153,7 +137,7 @@ def test_nan_scores_are_deferred_first_and_ties_in_the_order_of_the_images():
 @given(seed=SEEDS)
 @settings(max_examples=20, deadline=None)
 def test_some_images_alone_are_matched_as_among_all(seed):
-    truth, student, _ = pair(seed, crowds=False, objects=9)
+    truth, student, _ = random_pair(seed, crowds=False, objects=9)
     rows = np.random.default_rng(seed).integers(0, 12, 9)
     if not any(len(truth[row]) for row in rows):
         return
@@ -191,7 +175,7 @@ def test_a_fitted_map_finds_the_chance_of_being_right():
 
 
 def test_one_scale_repairs_what_a_detector_that_shouts_breaks():
-    truth, student, teacher = pair(5, images=60)
+    truth, student, teacher = random_pair(5, images=60)
     shy = [found.with_scores(found.scores**4) for found in student]
     matches = [match_detections(found, truth) for found in (shy, teacher)]
     raw = JointPrecision(*matches)
@@ -212,7 +196,7 @@ def test_no_map_can_be_fitted_to_detections_that_are_all_right():
 
 
 def test_the_oracle_beats_chance_and_its_reverse_loses_to_it():
-    truth, student, _ = pair(1, images=40)
+    truth, student, _ = random_pair(1, images=40)
     perfect = [
         Detections.of_scores(
             real.boxes, np.full(len(real), 0.9), (64, 64), labels=real.labels, classes=4
@@ -277,7 +261,7 @@ def test_an_image_without_labels_or_detections_is_matched():
 
 
 def test_matches_of_different_images_make_no_joint_model():
-    truth, student, teacher = pair(0)
+    truth, student, teacher = random_pair(0)
     first = match_detections(student, truth)
     with pytest.raises(ValueError, match="on the same images"):
         JointPrecision(first, match_detections(teacher[:6], truth[:6]))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import write_coco, write_detectors
 
 from ebjr import Outcomes, load_model
 from ebjr.cli import main
@@ -64,6 +65,21 @@ def test_the_commands_run(folder, monkeypatch):
         assert not stop.value.code, line
     assert (folder / "answers.jsonl").read_text().count("\n") == 40
     assert (folder / "report.html").exists()
+
+
+def test_the_commands_of_detection_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, name in zip(write_detectors(tmp_path), ("small", "large"), strict=True):
+        path.rename(tmp_path / f"{name}.onnx")
+    write_coco(tmp_path)
+    (block,) = blocks("bash")
+    for line in block.splitlines():
+        monkeypatch.setattr("sys.argv", line.split())
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code, line
+    assert (tmp_path / "boxes.jsonl").read_text().count("\n") == 80
+    assert "<figure>" in (tmp_path / "report.html").read_text()
 
 
 def test_the_guarantee_is_given(folder, monkeypatch, capsys):

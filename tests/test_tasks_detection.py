@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from boxes import random_detections
-from hypothesis import given
+from boxes import random_detections, random_pair
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import cuts
 
-from ebjr import Detections, JointClassifier, JointDetector, ModelError, Router, TeacherUnavailable
+from ebjr import (
+    Detections,
+    GroundTruth,
+    JointClassifier,
+    JointDetector,
+    ModelError,
+    Outcomes,
+    Router,
+    TeacherUnavailable,
+    TradeOffCurve,
+    calibrate,
+    evaluate,
+    oracle,
+    record,
+)
+from ebjr.calibration import choose_score
+from ebjr.curve import MOST_ROWS
 from ebjr.detection_scores import FEATURES, learned_gain
+from ebjr.evaluation.significance import bootstrap, compare_answers, joint_prediction
 from ebjr.fusion import fuse_detections
-from ebjr.precision import CommonScale, ConfidenceMap
+from ebjr.precision import CommonScale, ConfidenceMap, average_precision, match_detections
 from ebjr.scores import as_score
 
 
@@ -76,6 +94,7 @@ def test_an_infinite_threshold_is_the_teacher_alone_and_a_low_one_spares_it():
 
 
 @given(parts=cuts(12), threshold=st.floats(0, 1))
+@settings(max_examples=30, deadline=None)
 def test_any_split_into_batches_gives_the_same_answers(parts, threshold):
     joint = joint_of(threshold=threshold, blend=0.5)
     whole = joint(IMAGES)
@@ -189,3 +208,280 @@ def test_a_learned_gain_is_text_like_every_score():
     np.testing.assert_array_equal(as_score(str(score))(found), learned_gain(found, weights))
     with pytest.raises(ValueError, match="a constant and one for each feature"):
         as_score("learned_gain(weights=[0.0, 1.0])")
+
+
+# outcomes
+
+
+def outcomes_of(images=60, seed=0, **about):
+    truth, student, teacher = random_pair(seed, images=images)
+    return Outcomes(student, teacher, truth, "detection", **about)
+
+
+SCENE = outcomes_of()
+
+
+def identical(first, second):
+    same(first, second)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_array_equal(one.logits, other.logits)
+
+
+@pytest.mark.parametrize("rescale", [None, SCENE.fit_scale()])
+def test_saving_and_loading_changes_nothing(rescale, tmp_path):
+    path = tmp_path / "outcomes.npz"
+    outcomes = replace(SCENE, metric="f1", rescale=rescale, labels=("a", "b", "c", "d"))
+    outcomes.save(path)
+    with np.load(path, allow_pickle=False) as archive:
+        assert all(archive[name].dtype != object for name in archive.files)
+    loaded = Outcomes.load(path)
+    identical(loaded.student, outcomes.student)
+    identical(loaded.teacher, outcomes.teacher)
+    for one, other in zip(loaded.targets, outcomes.targets, strict=True):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        np.testing.assert_array_equal(one.crowd, other.crowd)
+    assert (loaded.metric, loaded.rescale, loaded.labels) == ("f1", rescale, outcomes.labels)
+    assert loaded.fingerprint == outcomes.fingerprint
+
+
+def test_the_fingerprint_is_of_every_box():
+    moved = [replace(SCENE.student[0], boxes=SCENE.student[0].boxes + 1), *SCENE.student[1:]]
+    assert replace(SCENE, student=moved).fingerprint != SCENE.fingerprint
+    assert replace(SCENE, targets=SCENE.targets[::-1]).fingerprint != SCENE.fingerprint
+
+
+def test_half_precision_keeps_what_precision_depends_on(tmp_path):
+    SCENE.save(tmp_path / "half.npz", half=True)
+    loaded = Outcomes.load(tmp_path / "half.npz")
+    same(loaded.student, SCENE.student)
+    assert loaded.quality("teacher") == SCENE.quality("teacher")
+
+
+def test_some_rows_are_judged_as_if_they_were_recorded_alone():
+    scale = SCENE.fit_scale()
+    known = SCENE.with_scale(scale)
+    assert known.quality("student") > 0  # so that matches are kept, and handed on
+    some = known.take(np.array([5, 3, 8, 40, 41, 2]))
+    alone = Outcomes(some.student, some.teacher, some.targets, "detection", rescale=scale)
+    np.testing.assert_allclose(some.teacher_quality, alone.teacher_quality)
+    assert [len(part) for part in known.split(0.25)] == [15, 45]
+
+
+GOOD = {"student": SCENE.student[:3], "teacher": SCENE.teacher[:3], "targets": SCENE.targets[:3]}
+NONE = Detections.none(7, (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"student": np.ones((3, 2))}, TypeError, "student: detections must be a list"),
+        ({"teacher": [1, 2, 3]}, TypeError, "teacher: detections must be Detections"),
+        ({"student": [NONE, *SCENE.student[:2]]}, ValueError, "must know the same classes"),
+        ({"student": [NONE] * 3}, ValueError, "the student has 7 and the teacher 4"),
+        ({"targets": SCENE.targets[:2]}, ValueError, "must have the same length"),
+        ({"targets": [0, 1, 2]}, ValueError, "must be a list of GroundTruth, .*, not int"),
+        ({"targets": np.ones(3)}, ValueError, "must be a list of GroundTruth, .*, not ndarray"),
+        ({"targets": [GroundTruth([[0, 0, 1, 1]], [4])] * 3}, ValueError, "3 of 3 images have oth"),
+        ({"labels": ("a",)}, ValueError, "4 classes need 4 labels, not 1"),
+        ({"metric": "rmse"}, ValueError, "metric of detection must be one of ap, ap50, f1"),
+        ({"student": [], "teacher": [], "targets": []}, ValueError, "there are no examples"),
+    ],
+)
+def test_a_table_that_does_not_fit_together_is_refused_in_one_sentence(changed, error, message):
+    with pytest.raises(error, match=message) as caught:
+        Outcomes(**{**GOOD, **changed}, task="detection")
+    assert "\n" not in str(caught.value)
+
+
+def test_images_without_a_labeled_box_have_no_precision_and_it_says_so():
+    empty = [GroundTruth([], [])] * 3
+    outcomes = Outcomes(GOOD["student"], GOOD["teacher"], empty, "detection")
+    with pytest.raises(ValueError, match="none of the 3 images has a labeled box"):
+        outcomes.quality("student")
+
+
+def test_recording_runs_both_detectors_once():
+    truth = [GroundTruth([[0, 0, 9, 9]], [1])] * 12
+    outcomes = record(STUDENT, TEACHER, IMAGES, truth, task="detection", batch_size=5)
+    identical(outcomes.student, STUDENT(IMAGES))
+    identical(outcomes.teacher, TEACHER(IMAGES))
+    assert outcomes.metric == "ap"
+    assert outcomes.student_cost.seconds > 0
+
+
+def test_without_labels_the_boxes_that_the_teacher_shows_are_the_targets():
+    outcomes = record(STUDENT, TEACHER, IMAGES, task="detection", metric="f1")
+    assert not outcomes.labeled
+    assert outcomes.quality("teacher") == 1.0
+    assert [len(real) for real in outcomes.targets] == [len(t.above(0.3)) for t in TEACHER(IMAGES)]
+
+
+def test_classes_that_change_on_the_way_are_named_with_their_batch():
+    def changing(images):
+        return [Detections.none(4 if images[0] < 5 else 7, (8, 8)) for _ in images]
+
+    truth = [GroundTruth([], [])] * 12
+    with pytest.raises(ModelError, match="returned 4 classes in batch 1 and 7 classes in batch 2"):
+        record(changing, TEACHER, IMAGES, truth, task="detection", batch_size=5)
+    with pytest.raises(ModelError, match="the teacher was given 12 inputs and must return a list"):
+        record(STUDENT, lambda images: images, IMAGES, truth, task="detection")
+
+
+# curve
+
+
+@pytest.mark.parametrize("metric", ["ap", "ap50", "f1"])
+@pytest.mark.parametrize("blend", [0.0, 0.5])
+def test_every_row_of_a_curve_is_what_its_threshold_does(metric, blend):
+    outcomes = replace(SCENE, metric=metric).with_scale(SCENE.fit_scale())
+    curve = TradeOffCurve.of(outcomes, "box_count", blend)
+    found = dict(
+        zip(map(str, range(60)), zip(SCENE.student, SCENE.teacher, strict=True), strict=True)
+    )
+    for k in range(0, len(curve), 3):
+        joint = JointDetector(
+            lambda names: [found[name][0] for name in names],
+            lambda names: [found[name][1] for name in names],
+            Router("box_count", curve.threshold[k]),
+            blend=blend,
+            rescale=outcomes.rescale,
+        )
+        answer = joint(list(found))
+        matches = match_detections(answer.prediction, SCENE.targets)
+        by_overlap = average_precision(matches, per_threshold=True)
+        quality = {"ap": by_overlap.mean(), "ap50": by_overlap[0], "f1": matches.f1().mean()}
+        assert curve.deferral_rate[k] == answer.deferred.mean()
+        assert curve.quality[k] == pytest.approx(quality[metric], abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["ap", "ap50", "f1"])
+def test_the_ends_of_a_curve_are_the_two_detectors_alone(metric):
+    outcomes = replace(SCENE, metric=metric)
+    curve = TradeOffCurve.of(outcomes, "random")
+    assert curve.quality[-1] == pytest.approx(outcomes.quality("teacher"), abs=1e-12)
+    kept = curve.deferral_rate[0] == 0
+    assert not kept or curve.quality[0] == pytest.approx(outcomes.quality("student"), abs=1e-12)
+
+
+def test_a_long_curve_is_thinned_and_exact_where_it_is_asked():
+    outcomes = outcomes_of(400, seed=3)
+    whole = outcomes.whole()
+    values = np.random.default_rng(0).normal(size=400)
+    curve = TradeOffCurve.of(outcomes, values, keep=[values[7]])
+    assert len(curve) <= MOST_ROWS + 1
+    assert (np.diff(curve.deferral_rate) <= 2 / MOST_ROWS).all()
+    here = curve.at(threshold=float(values[7]))
+    assert here.quality == whole(~(values >= values[7]))
+    point = TradeOffCurve.of(outcomes, "box_count").at(deferral_rate=0.37)
+    assert evaluate(outcomes, point).quality == point.quality
+
+
+def test_the_oracle_gains_what_no_score_does():
+    best = TradeOffCurve.of(SCENE, oracle(SCENE)).area
+    for name in SCENE.kind.scores(SCENE.student):
+        assert TradeOffCurve.of(SCENE, name).area < best
+
+
+# calibration
+
+
+def test_calibrating_puts_both_detectors_on_one_scale_and_the_point_carries_it():
+    calibration, held_out = SCENE.split(0.5)
+    point = calibrate(calibration, "budget", deferral_rate=0.5, score="box_count", blend=0.0)
+    assert point.rescale == calibration.fit_scale()
+    joint = evaluate(held_out, point)
+    assert joint.rescale == point.rescale
+    _, deferred = point.router(held_out.student)
+    expected = held_out.with_scale(point.rescale).whole()(deferred)
+    assert joint.quality == expected
+    assert joint.quality != evaluate(held_out, replace(point, rescale=None)).quality
+
+
+def test_detectors_that_are_always_right_keep_their_scores():
+    found = [Detections([[0, 0, 4, 4]], [[3.0]], (8, 8))] * 4
+    outcomes = Outcomes(found, found, [GroundTruth([[0, 0, 4, 4]], [0])] * 4, "detection")
+    assert outcomes.fit_scale() is None
+    assert calibrate(outcomes, score="box_count", blend=0.0).quality == 1.0
+
+
+def test_the_learned_gain_wins_where_only_the_size_of_the_boxes_tells():
+    """Each image has three boxes of one size; the student misplaces the small ones."""
+    rng = np.random.default_rng(0)
+    truth, student, teacher = [], [], []
+    for _ in range(240):
+        small = rng.random() < 0.5
+        side = 8 if small else 44
+        corners = np.stack([np.arange(3) * 50.0, rng.uniform(0, 9, 3)], axis=1)
+        boxes = np.concatenate([corners, corners + side], axis=1)
+        truth.append(GroundTruth(boxes, np.zeros(3, int)))
+        sure = Detections(boxes, rng.normal(2, 0.5, (3, 1)), (64, 96))
+        teacher.append(sure)
+        missed = replace(sure, boxes=boxes + 60, labels=None, scores=None)
+        student.append(missed if small and rng.random() < 0.9 else sure)
+    outcomes = Outcomes(student, teacher, truth, "detection")
+    chosen = choose_score(outcomes)
+    assert chosen.name == "learned_gain"
+    assert as_score(str(chosen)).named
+    curve = TradeOffCurve.of(outcomes, chosen)
+    assert curve.at(deferral_rate=0.6).quality > 0.99 * outcomes.quality("teacher")
+
+
+@pytest.mark.parametrize("promise", ["risk", "excess"])
+def test_a_guarantee_is_about_the_error_of_an_image(promise):
+    outcomes = outcomes_of(400, seed=1, metric="f1")
+    goal = {"goal": "accuracy", "target": 0.1} if promise == "risk" else {"tolerance": 0.2}
+    point = calibrate(outcomes, **goal, delta=0.1, score="box_count", blend=0.0)
+    certificate = point.certified
+    assert (certificate.promise, certificate.test) == (promise, "betting")
+    assert "the error of an input being 1 - F1" in certificate.statement
+    _, deferred = point.router(outcomes.student)
+    own = outcomes.with_scale(point.rescale)
+    loss = 1 - np.where(deferred, own.teacher_quality, own.student_quality)
+    if promise == "excess":
+        loss -= 1 - own.teacher_quality
+    assert certificate.observed == pytest.approx(loss.mean())
+    assert certificate.observed < certificate.bound <= certificate.tolerance
+
+
+def test_nothing_can_be_promised_of_a_precision_over_all_images():
+    with pytest.raises(ValueError, match=r"ap is no mean of losses .* use the metric f1"):
+        calibrate(SCENE, tolerance=0.1, delta=0.1, score="box_count", blend=0.0)
+    rate = calibrate(
+        outcomes_of(300), "budget", deferral_rate=0.5, delta=0.1, score="box_count", blend=0.0
+    )
+    assert rate.certified.promise == "rate"
+
+
+# statistics
+
+
+def test_an_interval_is_the_bootstrap_over_images():
+    point = calibrate(SCENE, "budget", deferral_rate=0.4, score="box_count", blend=0.25)
+    found = bootstrap(SCENE, point, n_resamples=100, seed=5)
+    own = SCENE.with_scale(point.rescale)
+    _, deferred = point.router(SCENE.student)
+    rng, expected = np.random.default_rng(5), []
+    for _ in range(100):
+        rows = np.repeat(np.arange(60), rng.multinomial(60, np.full(60, 1 / 60)))
+        drawn = own.take(rows)
+        expected.append(drawn.whole(0.25)(deferred[rows]) - drawn.quality("teacher"))
+    low, high = np.quantile(expected, [0.025, 0.975])
+    assert found["gain_over_teacher"].low == pytest.approx(low, abs=1e-9)
+    assert found["gain_over_teacher"].high == pytest.approx(high, abs=1e-9)
+    assert found["ap"].estimate == evaluate(SCENE, point).quality
+
+
+def test_the_joint_answers_are_compared_by_the_same_metric():
+    point = calibrate(SCENE, "budget", deferral_rate=0.4, score="box_count", blend=0.0)
+    joint = joint_prediction(SCENE, point)
+    assert len(joint) == 60
+    own = SCENE.with_scale(point.rescale)
+    test = compare_answers(own, joint, own.deferred())
+    assert test.difference.estimate == pytest.approx(
+        evaluate(SCENE, point).quality - own.quality("teacher")
+    )
+    assert test.difference.low < test.difference.estimate < test.difference.high
+    assert compare_answers(own, joint, joint).p_value == 1.0
+    by_image = compare_answers(replace(own, metric="f1"), joint, own.deferred())
+    assert by_image.metric == "f1"

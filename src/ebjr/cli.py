@@ -41,7 +41,8 @@ from ebjr.files import write_whole
 from ebjr.metrics import as_metric
 from ebjr.model import Model, model_name
 from ebjr.outcomes import Outcomes, record_batches
-from ebjr.preprocess import Preprocess, Preprocessed, infer_preprocess
+from ebjr.precision import SHOWN
+from ebjr.preprocess import Preprocess, infer_preprocess, prepared, unprepared
 from ebjr.study import Study, run_study, study_point
 from ebjr.tables import (
     flops_text,
@@ -51,7 +52,7 @@ from ebjr.tables import (
     print_study,
     study_figures,
 )
-from ebjr.tasks import as_task
+from ebjr.tasks import TASKS, as_task
 
 app = typer.Typer(
     name="ebjr",
@@ -67,7 +68,13 @@ err = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 DataPath = Annotated[
     Path,
-    typer.Option("--data", help="A folder of images, .npz, .parquet or .arrow."),
+    typer.Option("--data", help="A folder of images, .npz, .parquet, .arrow, or COCO's .json."),
+]
+Images = Annotated[
+    Path | None, typer.Option(help="COCO's .json: the folder or .zip of its images.")
+]
+Layout = Annotated[
+    str, typer.Option(help="detection: how its outputs are read, as detr or yolov8; or auto.")
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads of each model.", min=1)]
 Strict = Annotated[
@@ -110,7 +117,8 @@ LossBound = Annotated[
     typer.Option(help="regression with delta: the largest loss of an example that counts."),
 ]
 MetricName = Annotated[
-    str | None, typer.Option("--metric", help="regression: rmse (its default), mse, mae or r2.")
+    str | None,
+    typer.Option("--metric", help="regression: rmse, mse, mae or r2; detection: ap, ap50 or f1."),
 ]
 Fraction = Annotated[
     float, typer.Option(help="The share of the outcomes to calibrate on; the rest is reported on.")
@@ -206,15 +214,18 @@ def record(
     label_column: LabelColumn = None,
     strict: Strict = False,
     half: Annotated[bool, typer.Option("--half", help="Keep half precision.")] = False,
-    task: Annotated[str, typer.Option(help="classification or regression.")] = "classification",
+    task: Annotated[str, typer.Option(help=f"{', '.join(TASKS)}.")] = "classification",
     metric: MetricName = None,
+    images: Images = None,
+    student_layout: Layout = "auto",
+    teacher_layout: Layout = "auto",
     as_json: Json = False,
 ) -> None:
     """Run both models once on some data and keep what they said."""
     measure = as_metric(metric, as_task(task).name)
     columns = {"image_column": image_column, "label_column": label_column}
-    source = _open(data, classes, strict, numbers=not measure.binary, **columns)
-    if not measure.binary and source.has_targets and not isinstance(source, ArrayData):
+    source = _open(data, classes, strict, numbers=task == "regression", images=images, **columns)
+    if task == "regression" and source.has_targets and not isinstance(source, ArrayData):
         raise ValueError(f"regression reads numbers from the targets of an .npz, not from {data}")
     if not source.has_targets:
         err.print(
@@ -229,19 +240,22 @@ def record(
     entries: dict[str, ModelEntry] = {}
     loads: dict[str, Load] = {}
     given = {
-        "student": (student, student_preprocess, student_flops),
-        "teacher": (teacher, teacher_preprocess, teacher_flops),
+        "student": (student, student_preprocess, student_flops, student_layout),
+        "teacher": (teacher, teacher_preprocess, teacher_flops, teacher_layout),
     }
     first = next(source.batches(batch_size))
-    for role, (path, preprocess, flops) in given.items():
-        model = _prepared(ebjr.load_model(path, **_threads(threads)), preprocess, first, role)
+    _check_labels(first, task, data)
+    for role, (path, preprocess, flops, layout) in given.items():
+        options = _threads(threads) | _detector(task, layout, source)
+        model = _prepared(ebjr.load_model(path, **options), preprocess, first, role)
         models[role] = model
         loads[role] = _load(model, first, flops)
         counted = loads[role].flops
         entries[role] = ModelEntry.of_file(
             path,
-            preprocess=model.preprocess if isinstance(model, Preprocessed) else None,
+            preprocess=unprepared(model)[1],
             cost=Cost(flops=counted if flops is None else flops),
+            options=getattr(model, "options", {}),
         )
     with err.status("finding the joules of both models"):
         costs = with_joules({role: entry.cost for role, entry in entries.items()}, loads)
@@ -254,7 +268,7 @@ def record(
             _counted(source, batch_size, tell, "recording both models"),
             student_cost=entries["student"].cost,
             teacher_cost=entries["teacher"].cost,
-            labels=source.classes if measure.binary else None,
+            labels=None if task == "regression" else source.classes,
             task=task,
             metric=metric,
         )
@@ -262,6 +276,7 @@ def record(
     folder = output.resolve().parent
     provenance = {role: entry.as_table(folder) for role, entry in entries.items()}
     replace(outcomes, models=provenance).save(output, half=half)
+    _report_empty(outcomes)
     figures = {
         "examples": len(outcomes),
         "unreadable": len(source.unreadable),
@@ -369,6 +384,11 @@ def evaluate(
     fraction: Fraction = 0.5,
     seed: Seed = 0,
     title: Annotated[str | None, typer.Option(help="Of the report.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="detection: what was recorded, to show images in the report."),
+    ] = None,
+    images: Images = None,
     as_json: Json = False,
 ) -> None:
     """Every score's figures on examples that no threshold was chosen on."""
@@ -388,7 +408,8 @@ def evaluate(
     if report is not None:
         notes = {"Outcomes file": outcomes.name}
         title = title or f"EBJR: {outcomes.stem}"
-        found.write_report(report, title=title, notes=notes, compared=compared)
+        shown = [] if data is None else _shown(found, data, images)
+        found.write_report(report, title=title, notes=notes, compared=compared, images=shown)
     if as_json:
         _print_json(study_figures(found, compared))
         return
@@ -412,12 +433,14 @@ def predict(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     strict: Strict = False,
+    images: Images = None,
     as_json: Json = False,
 ) -> None:
     """Answer every example of some data with the joint model."""
     config = JointConfig.read(joint)
     table = {"image_column": image_column, "label_column": label_column}
-    source = _open(data, classes, strict, numbers=config.task == "regression", **table)
+    numbers = config.task == "regression"
+    source = _open(data, classes, strict, numbers=numbers, images=images, **table)
     _check_output(output)
     model = config.load(**_threads(threads))
     model.router.threshold = _chosen_threshold(config, threshold, operating_point)
@@ -425,16 +448,14 @@ def predict(
     with _progress() as tell, write_whole(output) as file:
         for batch in _named(source, batch_size, tell, "answering"):
             answer = model(batch.inputs)
+            said = model.kind.plain(answer.prediction, config.labels)
             columns = [
-                to_numpy(column)
-                for column in (answer.prediction, answer.score, answer.deferred, answer.degraded)
+                to_numpy(column) for column in (answer.score, answer.deferred, answer.degraded)
             ]
             for name, prediction, score, deferred, degraded in zip(
-                batch.names, *columns, strict=True
+                batch.names, said, *columns, strict=True
             ):
-                row = {"name": name, "prediction": prediction.item()}
-                if config.labels is not None:
-                    row["label"] = config.labels[int(prediction)]
+                row = {"name": name, **prediction}
                 row |= {
                     "score": _finite(float(score)),
                     "deferred": bool(deferred),
@@ -442,8 +463,8 @@ def predict(
                 }
                 file.write(json.dumps(row) + "\n")
             counts["examples"] += len(batch)
-            counts["deferred"] += int(columns[2].sum())
-            counts["degraded"] += int(columns[3].sum())
+            counts["deferred"] += int(columns[1].sum())
+            counts["degraded"] += int(columns[2].sum())
     _report_unreadable(source)
     figures = {**counts, "unreadable": len(source.unreadable), "output": str(output)}
     figures["deferral_rate"] = counts["deferred"] / max(counts["examples"], 1)
@@ -511,7 +532,8 @@ def _study_of(config: JointConfig, outcomes: Outcomes, fraction: float, seed: in
     if calibration.get("outcomes") == outcomes.fingerprint:
         fraction = calibration.get("split_fraction", fraction)
         seed = calibration.get("split_seed", seed)
-    curve = TradeOffCurve.of(outcomes, config.score, config.blend)
+    table = outcomes.with_scale(config.rescale)
+    curve = TradeOffCurve.of(table, config.score, config.blend, keep=[config.threshold])
     point = replace(curve.at(threshold=config.threshold), certified=config.certificate)
     goal = {key: calibration[key] for key in ("goal", *_GOAL_ARGUMENTS) if key in calibration}
     return study_point(outcomes, point, goal or None, fraction=fraction, seed=seed)
@@ -582,15 +604,18 @@ def _prepared(model: Model, text: str | None, first: Batch, role: str) -> Model:
             highlight=False,
             soft_wrap=True,
         )
-    return Preprocessed(model, chosen)
+    return prepared(model, chosen)
 
 
 def _load(model: Model, first: Batch, flops: float | None) -> Load:
     """A model without its preprocessing, on this data as it takes it, with its FLOPs."""
     inputs = first.inputs
-    if isinstance(model, Preprocessed):
-        inputs = model.preprocess(inputs)
-        model = model.model
+    if hasattr(model, "with_preprocess"):
+        inputs = inputs[:4]  # a detector's are large
+    model, preprocess = unprepared(model)
+    inputs = inputs[: getattr(model, "fixed_batch", None) or len(inputs)]
+    if preprocess is not None:
+        inputs = preprocess(inputs)
     try:
         counted = count_flops(model, tuple(np.shape(inputs)))
     except (EbjrError, ValueError) as error:
@@ -608,6 +633,7 @@ def _open(
     classes: Path | None,
     strict: bool,
     numbers: bool = False,
+    images: Path | None = None,
     **columns: str | None,
 ) -> Data:
     names = None
@@ -618,8 +644,65 @@ def _open(
         classes=names,
         on_unreadable="error" if strict else "skip",
         numbers=numbers,
+        images=images,
         **columns,
     )
+
+
+def _shown(study: Study, data: Path, images: Path | None) -> list[Any]:
+    """The images that a report of detectors shows, in the order of `sample_rows`."""
+    source = _open(data, None, strict=False, images=images)
+    wanted, found, row = set(study.sample_rows.tolist()), {}, 0
+    for batch in source.batches(64):
+        for image in batch.inputs:
+            if row in wanted:
+                found[row] = image
+            row += 1
+    if row != len(study.outcomes):
+        raise ValueError(
+            f"{data} has {row} images and the outcomes are of {len(study.outcomes)}: give the data "
+            "that were recorded"
+        )
+    return [found[row] for row in study.sample_rows.tolist()]
+
+
+def _check_labels(first: Batch, task: str, path: Path) -> None:
+    """Say that data are for another task before a model runs on them."""
+    boxes = isinstance(first.targets, list)
+    if boxes and task != "detection":
+        raise ValueError(f"{path} has labeled boxes: give --task detection")
+    if first.targets is not None and task == "detection" and not boxes:
+        raise ValueError(f"detection reads labeled boxes from COCO's .json, not from {path}")
+
+
+def _detector(task: str, layout: str, source: Data) -> dict[str, Any]:
+    """What `load_model` needs beside a path to load a detector."""
+    if task != "detection":
+        if layout != "auto":
+            raise ValueError(f"a layout is for detection, not for {task}")
+        return {}
+    known = {} if source.classes is None else {"classes": len(source.classes)}
+    return {"layout": layout, **known}
+
+
+def _report_empty(outcomes: Outcomes) -> None:
+    """Say how many images have no box to find, and on how many the student finds none."""
+    if outcomes.task != "detection":
+        return
+    counts = {
+        "have no labeled box and count as empty": [len(real) for real in outcomes.targets],
+        f"have no box of the student with a score above {SHOWN:g}: most scores always defer them": [
+            len(found.above(SHOWN)) for found in outcomes.student
+        ],
+    }
+    for words, boxes in counts.items():
+        if 0 in boxes:
+            err.print(
+                f"NOTE: {boxes.count(0)} of {len(outcomes)} images {words}",
+                style="yellow",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _named(source: Data, batch_size: int, tell: Tell, what: str) -> Iterator[Batch]:

@@ -23,15 +23,16 @@ from ebjr.costs import UNITS, Cost
 from ebjr.curve import OperatingPoint
 from ebjr.errors import ModelError, PromiseWarning
 from ebjr.files import sha256_of, write_whole
-from ebjr.joint import JointClassifier, JointModel, JointRegressor
+from ebjr.joint import JointClassifier, JointDetector, JointModel, JointRegressor
 from ebjr.model import Model, model_name
-from ebjr.preprocess import Preprocess, Preprocessed
+from ebjr.precision import CommonScale
+from ebjr.preprocess import Preprocess, prepared, unprepared
 from ebjr.router import Router
 from ebjr.study import Study
 from ebjr.tasks import as_task
 
 FINALS: dict[str, type[JointModel]] = {
-    final.task: final for final in (JointClassifier, JointRegressor)
+    final.task: final for final in (JointClassifier, JointRegressor, JointDetector)
 }
 
 
@@ -50,7 +51,8 @@ class ModelEntry:
     cost
         Per example.
     options
-        For `load_model`: threads, providers, batch_size.
+        For `load_model`: threads, providers, batch_size; of a detector its layout, classes and
+        what else `OnnxDetector` takes.
     """
 
     path: str
@@ -81,17 +83,15 @@ class ModelEntry:
         TypeError
             The model did not come from a file.
         """
-        preprocess = None
-        if isinstance(model, Preprocessed):
-            preprocess = model.preprocess
-            model = model.model
+        options = getattr(model, "options", {})
+        model, preprocess = unprepared(model)
         path = getattr(model, "path", None)
         if path is None:
             raise TypeError(
                 f"joint.toml names model files, but {model_name(model)} did not come from one; "
                 "use models that ebjr.load_model read from a path"
             )
-        return cls.of_file(path, preprocess=preprocess, cost=cost)
+        return cls.of_file(path, preprocess=preprocess, cost=cost, options=options)
 
     def load(self, **options: Any) -> Model:
         """Load the model, with its preprocessing, if its file is what it was.
@@ -112,7 +112,7 @@ class ModelEntry:
                 f"{found[:12]}..., expected {self.sha256[:12]}...); record and calibrate again"
             )
         model = load_model(self.path, **{**self.options, **options})
-        return model if self.preprocess is None else Preprocessed(model, self.preprocess)
+        return model if self.preprocess is None else prepared(model, self.preprocess)
 
     def as_table(self, folder: Path) -> dict[str, Any]:
         """The TOML table, with the path relative to `folder`."""
@@ -144,7 +144,10 @@ class ModelEntry:
         )
 
 
-OPTIONS = ("threads", "providers", "batch_size", "output")
+OPTIONS = (
+    *("threads", "providers", "batch_size", "output"),
+    *("layout", "classes", "nms", "above", "limit"),
+)
 
 _POINT_KEYS = (
     *(f.name for f in fields(OperatingPoint)),
@@ -183,6 +186,8 @@ class JointConfig:
         calibration half (`chosen_on`) and on the other (`held_out`).
     operating_points
         Other thresholds by name, each with its figures.
+    rescale
+        For detection: what puts both detectors' scores on one scale.
     """
 
     student: ModelEntry
@@ -195,9 +200,10 @@ class JointConfig:
     labels: tuple[str, ...] | None = None
     calibration: Mapping[str, Any] = field(default_factory=dict)
     operating_points: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rescale: CommonScale | None = None
 
     def __post_init__(self) -> None:
-        as_task(self.task)
+        as_task(self.task).check_scale(self.rescale)
         router = Router(self.score, self.threshold)
         object.__setattr__(self, "blend", as_blend(self.blend))
         if not router.score.named:
@@ -241,6 +247,7 @@ class JointConfig:
                 "held_out": study.result.as_dict(),
             },
             operating_points={key: _figures(point) for key, point in study.named_points.items()},
+            rescale=study.point.rescale,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -260,6 +267,8 @@ class JointConfig:
             "threshold": self.threshold,
             "blend": blend_text(self.blend),
         }
+        if self.rescale is not None:
+            table["router"]["rescale"] = self.rescale.as_dict()
         table["student"] = self.student.as_table(folder)
         table["teacher"] = self.teacher.as_table(folder)
         if self.calibration:
@@ -297,7 +306,7 @@ class JointConfig:
         _check_keys(table, (*top, "operating_points"), "the file")
         _check_present(table, ("router", "student", "teacher"), "the file")
         router = table["router"]
-        _check_keys(router, ("score", "threshold", "blend"), "router")
+        _check_keys(router, ("score", "threshold", "blend", "rescale"), "router")
         _check_present(router, ("score", "threshold"), "router")
         calibration = table.get("calibration", {})
         _check_keys(calibration, _CALIBRATION_KEYS, "calibration")
@@ -317,6 +326,7 @@ class JointConfig:
             labels=None if labels is None else tuple(labels),
             calibration=calibration,
             operating_points=points,
+            rescale=CommonScale.from_dict(router["rescale"]) if "rescale" in router else None,
         )
 
     @property
@@ -334,7 +344,9 @@ class JointConfig:
         chosen = self.calibration.get("chosen_on", {})
         certified = "certified" in self.calibration
         now = {"score": self.score, "threshold": self.threshold, "blend": blend_text(self.blend)}
-        watched = ("score", "threshold", "blend") if certified else ("score", "blend")
+        if self.rescale is not None or "rescale" in chosen:
+            now["rescale"] = None if self.rescale is None else self.rescale.as_dict()
+        watched = [key for key in now if certified or key != "threshold"]
         return [
             f"{key} is {now[key]!r} and was {chosen[key]!r}"
             for key in watched
@@ -373,6 +385,7 @@ class JointConfig:
             self.teacher.load(**options),
             Router(self.score, self.threshold),
             blend=self.blend,
+            rescale=self.rescale,
         )
 
 
@@ -422,6 +435,7 @@ def save_joint(
         name=name,
         labels=labels,
         calibration=calibration,
+        rescale=joint.rescale,
     ).save(path)
 
 

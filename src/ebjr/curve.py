@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,14 @@ import numpy as np
 from ebjr.arrays import Array
 from ebjr.blend import as_blend, blend_text
 from ebjr.costs import UNITS, Cost, break_even_rate, common_unit, is_comparable, joint_cost
+from ebjr.metrics import Whole
 from ebjr.outcomes import Outcomes
+from ebjr.precision import CommonScale
 from ebjr.router import Router, check_threshold
 from ebjr.scores import Score, as_score
+
+MOST_ROWS = 201
+"""A metric that is no mean of rows is evaluated at so many deferral rates at most."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class OperatingPoint:
         The fraction of rows that the teacher answers.
     quality
         The joint model's, higher is better: for classification its accuracy, for regression minus
-        its loss, or R2.
+        its loss, or R2, for detection AP or F1.
     student_quality, teacher_quality
         Each model's alone, on the same examples.
     student_cost, teacher_cost
@@ -42,6 +47,8 @@ class OperatingPoint:
         What the qualities are, see `ebjr.metrics`.
     certified
         What is promised beyond the examples seen, a `Certificate`; None where nothing is.
+    rescale
+        For detection: what puts both detectors' scores on one scale.
 
     Examples
     --------
@@ -63,6 +70,7 @@ class OperatingPoint:
     certified: Any = None
     score_function: Score | None = None
     metric: str = "accuracy"
+    rescale: CommonScale | None = None
 
     @property
     def router(self) -> Router:
@@ -71,7 +79,8 @@ class OperatingPoint:
 
     def curve(self, outcomes: Outcomes) -> TradeOffCurve:
         """The curve of this score and blend on any outcomes."""
-        return TradeOffCurve.of(outcomes, self.router.score, self.blend)
+        table = outcomes.with_scale(self.rescale)
+        return TradeOffCurve.of(table, self.router.score, self.blend, keep=[self.threshold])
 
     @property
     def cost(self) -> Cost:
@@ -142,6 +151,7 @@ class OperatingPoint:
             "pays": self.pays,
             "saving": self.saving,
             "certified": None if self.certified is None else self.certified.as_dict(),
+            "rescale": None if self.rescale is None else self.rescale.as_dict(),
         }
         return {name: value for name, value in figures.items() if value is not None}
 
@@ -152,6 +162,8 @@ class TradeOffCurve:
 
     Row k keeps the rows with ``score >= threshold[k]``. The first row keeps all that any threshold
     keeps; the last, at ``inf``, defers all. Rows with a NaN or ``-inf`` score are always deferred.
+    For a metric that is no mean of rows, as COCO's mAP, the thresholds are thinned to `MOST_ROWS`,
+    even in deferral rate: each row of the curve is exact.
 
     Attributes
     ----------
@@ -188,6 +200,7 @@ class TradeOffCurve:
         outcomes: Outcomes,
         score: str | Callable[..., Array] | Score | np.ndarray = "energy",
         blend: float = 0.0,
+        keep: Sequence[float] = (),
     ) -> TradeOffCurve:
         """The curve of one score, in one sort: O(n log n) time, O(n) memory.
 
@@ -199,6 +212,8 @@ class TradeOffCurve:
             A score, or its values (n,).
         blend
             The student's weight in a deferred answer.
+        keep
+            Thresholds whose rows are on the curve however it is thinned.
 
         Raises
         ------
@@ -218,10 +233,16 @@ class TradeOffCurve:
                 "finite, or -inf or NaN to defer always"
             )
         order = np.argsort(np.where(np.isnan(values), -np.inf, values))
-        kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
-        threshold, deferral_rate, mean = _sweep(values[order], kept[order], deferred[order])
-        quality = outcomes.measure.quality(mean)
-        return cls(threshold, deferral_rate, quality, score, blend, outcomes, order)
+        threshold, count = _cuts(values[order])
+        whole = outcomes.whole(blend)
+        if whole is None:
+            kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
+            quality = outcomes.measure.quality(_means(kept[order], deferred[order], count))
+        else:
+            rows = _thinned(threshold, count, keep)
+            threshold, count = threshold[rows], count[rows]
+            quality = _wholes(whole, order, count)
+        return cls(threshold, count / len(outcomes), quality, score, blend, outcomes, order)
 
     def __len__(self) -> int:
         return len(self.threshold)
@@ -328,6 +349,7 @@ class TradeOffCurve:
             n=len(self.outcomes),
             score_function=self.score,
             metric=self.outcomes.metric,
+            rescale=self.outcomes.rescale,
         )
         return point if threshold is None else replace(point, threshold=threshold)
 
@@ -346,7 +368,8 @@ class TradeOffCurve:
 def oracle(outcomes: Outcomes, blend: float = 0.0) -> np.ndarray:
     """The score that knows the answers, (n,): rows that gain most from the teacher come first.
 
-    No score can do better. Ties are broken by position, so that its curve has every deferral rate.
+    No score can do better; where the metric is no mean of rows, hardly one: gains are then known to
+    first order. Ties are broken by position, so that its curve has every deferral rate.
 
     Examples
     --------
@@ -361,21 +384,37 @@ def oracle(outcomes: Outcomes, blend: float = 0.0) -> np.ndarray:
     return values
 
 
-def _sweep(
-    score: np.ndarray, kept: np.ndarray, deferred: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Thresholds, deferral rates and mean quality, given each row's quality kept and deferred.
+def _cuts(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every distinct threshold, and how many rows are deferred there.
 
-    The rows come in ascending order of their scores.
+    The scores come in ascending order.
     """
     n = len(score)
     always = int(np.count_nonzero(~(score > -np.inf)))  # NaN and -inf, whatever the threshold
     ascending = score[always:]
     # rows before `first[k]` are deferred at threshold[k]: ties move together
     first = np.flatnonzero(np.diff(ascending, prepend=-np.inf) > 0)
-    threshold = np.append(ascending[first], np.inf)
-    count = always + np.append(first, n - always)
+    return np.append(ascending[first], np.inf), always + np.append(first, n - always)
+
+
+def _means(kept: np.ndarray, deferred: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Mean quality where the first `count` rows are deferred, of each row's kept and deferred."""
     # sums from either end, not a sum of differences: a loss of 0 comes out as 0
     before = np.concatenate(([0.0], np.cumsum(deferred)))
     after = np.concatenate((np.cumsum(kept[::-1])[::-1], [0.0]))
-    return threshold, count / n, (before[count] + after[count]) / n
+    return (before[count] + after[count]) / len(kept)
+
+
+def _thinned(threshold: np.ndarray, count: np.ndarray, keep: Sequence[float]) -> np.ndarray:
+    """At most `MOST_ROWS` rows, even in deferral rate, with both ends, and those to keep."""
+    if len(count) <= MOST_ROWS:
+        return np.arange(len(count))
+    even = np.searchsorted(count, np.linspace(count[0], count[-1], MOST_ROWS))
+    return np.unique(np.concatenate([even, np.searchsorted(threshold, keep)]).astype(int))
+
+
+def _wholes(whole: Whole, order: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The quality where the first `count` rows of an order are deferred."""
+    place = np.empty(len(order), int)
+    place[order] = np.arange(len(order))
+    return np.array([whole(place < number) for number in count.tolist()])

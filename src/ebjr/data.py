@@ -1,8 +1,8 @@
 """Labelled (or unlabelled) data on disk, made into batches while it is read.
 
-A folder of images, ``.npz`` arrays and tables with an image column give the same `Batch`. Images
-are decoded ahead of the reader on a few threads, in order; one that cannot be read is named,
-counted and left out.
+A folder of images, ``.npz`` arrays, tables with an image column and COCO's json give the same
+`Batch`. Images are decoded ahead of the reader on a few threads, in order; one that cannot be read
+is named, counted and left out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,6 +25,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ebjr.coco import CocoLabels, read_coco
+from ebjr.detections import GroundTruth
 from ebjr.errors import MissingExtra
 
 OnUnreadable = Literal["skip", "error"]
@@ -34,7 +37,8 @@ IMAGE_COLUMNS = ("image", "img", "picture", "photo", "image_bytes", "jpg", "jpeg
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "targets", "class", "class_id", "cls")
 
 _FORMS = (
-    "a folder of images, an image, an .npz with `inputs`, or a .parquet, .arrow or .feather table"
+    "a folder of images, an image, an .npz with `inputs`, a .parquet, .arrow or .feather table, or "
+    "COCO's .json"
 )
 _ROWS_AT_ONCE = 128
 
@@ -52,13 +56,13 @@ class Batch:
         One array (n, ...) when the data are arrays; for images a list of n uint8 RGB arrays
         (height, width, 3), each of its own size.
     targets
-        int64 (n,), or None when the data have no labels.
+        int64 (n,), or None when the data have no labels; for COCO's json a list of n `GroundTruth`.
     names
         What to call each example in a message or an answer.
     """
 
     inputs: NDArray[Any] | list[NDArray[np.uint8]]
-    targets: NDArray[Any] | None
+    targets: NDArray[Any] | list[GroundTruth] | None
     names: list[str]
 
     def __len__(self) -> int:
@@ -112,6 +116,7 @@ def open_data(
     image_column: str | None = None,
     label_column: str | None = None,
     numbers: bool = False,
+    images: str | os.PathLike[str] | None = None,
 ) -> Data:
     """Open data on disk, whatever its form.
 
@@ -121,17 +126,21 @@ def open_data(
         One of: a folder with a sub-folder of images for each class (labels follow the sorted
         names); a folder of images alone, or one image (no labels); ``.npz`` with `inputs`
         (n, ...) and, optionally, `targets` (n,); ``.parquet``, ``.arrow`` or ``.feather`` with a
-        column of encoded images and, optionally, one of labels.
+        column of encoded images and, optionally, one of labels; ``.json`` in COCO's instances
+        format, or a folder with one in ``annotations``: boxes are the labels.
     on_unreadable
         ``"skip"`` leaves out images that cannot be read and names them in `Data.unreadable`;
         ``"error"`` raises ValueError at the first one.
     classes
-        The names of the labels in the model's order. A folder's sub-folders and a table's text
-        labels are looked up here.
+        The names of the labels in the model's order. A folder's sub-folders, a table's text labels
+        and the categories of a ``.json`` are looked up here.
     image_column, label_column
         A table's columns, when they cannot be told by their names and types.
     numbers
         The targets of an ``.npz`` may be numbers of any kind, for regression.
+    images
+        For COCO's json: the folder or ``.zip`` of its images; if left out they are looked for
+        beside it, in ``images`` and where COCO has them.
 
     Raises
     ------
@@ -160,8 +169,10 @@ def open_data(
     suffix = place.suffix.lower()
     if suffix not in TABLE_SUFFIXES and (image_column or label_column):
         raise ValueError(f"image_column and label_column are for tables, but {place} is none")
+    if images is not None and suffix != ".json" and not _annotations(place):
+        raise ValueError(f"images go with COCO's json, but {place} is none")
     if place.is_dir():
-        return _open_folder(place, on_unreadable, names)
+        return _open_folder(place, on_unreadable, names, images)
     if suffix in IMAGE_SUFFIXES:
         return _images(place, [(place, None)], on_unreadable, names)
     if suffix == ".npz":
@@ -172,7 +183,7 @@ def open_data(
             place, table.examples, table.rows, table.label, on_unreadable, table.classes
         )
     if suffix == ".json":
-        raise ValueError(_no_detection(place))
+        return _open_coco(place, images, on_unreadable, names)
     raise ValueError(f"{place} has no known form (suffix {suffix!r}); give {_FORMS}")
 
 
@@ -203,7 +214,7 @@ class Example:
 
     name: str
     read: Callable[[], bytes]
-    target: int | None
+    target: int | GroundTruth | None
 
 
 class ImageData(Data):
@@ -280,7 +291,9 @@ class ImageData(Data):
             )
 
     def _batch(self, images: list[NDArray[np.uint8]], kept: list[Example]) -> Batch:
-        targets = np.array([e.target for e in kept], np.int64) if self.has_targets else None
+        targets: Any = [example.target for example in kept] if self.has_targets else None
+        if targets is not None and not isinstance(targets[0], GroundTruth):
+            targets = np.array(targets, np.int64)
         return Batch(images, targets, [example.name for example in kept])
 
     def _nothing_readable(self) -> str:
@@ -384,16 +397,86 @@ def _checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _no_detection(path: Path) -> str:
-    return f"{path} looks like detection data (COCO json), which is not read yet; give {_FORMS}"
+# COCO's json
+
+
+def _annotations(root: Path) -> list[Path]:
+    """The labels in a folder that is laid out as COCO is."""
+    return sorted((root / "annotations").glob("instances_*.json"))
+
+
+def _open_coco(
+    place: Path,
+    images: str | os.PathLike[str] | None,
+    on_unreadable: OnUnreadable,
+    classes: tuple[str, ...] | None,
+) -> Data:
+    labels = read_coco(place)
+    if not len(labels):
+        raise ValueError(f"{place} lists no images")
+    names = labels.classes if classes is None else classes
+    truth = labels.truth if classes is None else _mapped(place, labels, classes)
+    read = _image_reader(place, labels.files, None if images is None else Path(images))
+
+    def examples() -> Iterator[Example]:
+        for file, real in zip(labels.files, truth, strict=True):
+            yield Example(file, partial(read, file), real)
+
+    return ImageData(place, examples, len(labels), True, on_unreadable, names)
+
+
+def _mapped(place: Path, labels: CocoLabels, classes: tuple[str, ...]) -> list[GroundTruth]:
+    """The labels by the names of the model's classes."""
+    used = sorted({label for real in labels.truth for label in real.labels.tolist()})
+    unknown = [labels.classes[label] for label in used if labels.classes[label] not in classes]
+    if unknown:
+        raise ValueError(
+            f"{place} has boxes of {_some(unknown)}, which is none of the {len(classes)} classes "
+            "that were given; give the names of the model's classes, in its order"
+        )
+    where = {name: number for number, name in enumerate(classes)}
+    new = np.array([where.get(name, 0) for name in labels.classes], np.int64)
+    return [GroundTruth(real.boxes, new[real.labels], real.crowd) for real in labels.truth]
+
+
+def _image_reader(place: Path, files: Sequence[str], images: Path | None) -> Callable[[str], bytes]:
+    """How an image that the json names is read, from a folder or a zip file."""
+    if images is not None and images.suffix.lower() == ".zip" and images.is_file():
+        archive = zipfile.ZipFile(images)
+        inside = {Path(name).name: name for name in archive.namelist()}
+        if not any(Path(file).name in inside for file in files):
+            raise ValueError(f"{images} has none of the {len(files)} images that {place} names")
+        return lambda file: archive.read(inside[Path(file).name])
+    split = place.stem.removeprefix("instances_")
+    beside = [place.parent, place.parent / "images", place.parent.parent / split]
+    places = [*beside, place.parent.parent / "images"] if images is None else [images]
+    for folder in places:
+        if any((folder / file).is_file() for file in files):
+            return lambda file: (folder / file).read_bytes()
+    looked = ", ".join(str(folder) for folder in places)
+    raise ValueError(
+        f"none of the {len(files)} images that {place} names is in {looked}; say where they are "
+        "with images (--images), a folder or a .zip"
+    )
 
 
 # Folders of images
 
 
-def _open_folder(root: Path, on_unreadable: OnUnreadable, classes: tuple[str, ...] | None) -> Data:
-    if any((root / "annotations").glob("instances_*.json")):
-        raise ValueError(_no_detection(root))
+def _open_folder(
+    root: Path,
+    on_unreadable: OnUnreadable,
+    classes: tuple[str, ...] | None,
+    images: str | os.PathLike[str] | None,
+) -> Data:
+    annotations = _annotations(root)
+    if len(annotations) > 1:
+        raise ValueError(
+            f"{root} has labels for {len(annotations)} sets of images: give one of them, such as "
+            f"{annotations[0]}"
+        )
+    if annotations:
+        return _open_coco(annotations[0], images, on_unreadable, classes)
     loose, folders = _loose_images(root), _subfolders(root)
     files: list[tuple[Path, int | None]] = [(file, None) for file in loose]
     if folders:

@@ -508,6 +508,39 @@ def unpack_detections(packed: Mapping[str, np.ndarray]) -> list[Detections]:
     ]
 
 
+def pack_truth(truth: Sequence[GroundTruth]) -> dict[str, np.ndarray]:
+    """What is on n images as a few arrays, whatever their numbers of boxes.
+
+    Examples
+    --------
+    >>> packed = pack_truth([GroundTruth([], []), GroundTruth([[0, 0, 4, 4]], [17])])
+    >>> packed["count"], packed["labels"]
+    (array([0, 1]), array([17]))
+    """
+    parts = {name: [getattr(real, name) for real in truth] for name in ("boxes", "labels", "crowd")}
+    whole = {name: np.concatenate(values) for name, values in parts.items()}
+    return {"count": np.array([len(real) for real in truth]), **whole}
+
+
+def unpack_truth(packed: Mapping[str, np.ndarray]) -> list[GroundTruth]:
+    """What `pack_truth` packed.
+
+    Raises
+    ------
+    ValueError
+        The arrays do not fit together.
+    KeyError
+        One is missing.
+    """
+    cuts = np.cumsum(packed["count"])
+    fields = [packed[name] for name in ("boxes", "labels", "crowd")]
+    if any(len(value) != cuts[-1] for value in fields):
+        raise ValueError("the arrays of labeled boxes must have one row for each of all boxes")
+    return [
+        GroundTruth(*row) for row in zip(*(np.split(v, cuts[:-1]) for v in fields), strict=True)
+    ]
+
+
 def check_detections(detections: Any) -> None:
     """Check that these are a list of Detections that know the same classes.
 

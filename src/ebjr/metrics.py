@@ -4,6 +4,9 @@ The library compares *qualities*: higher is better, for every metric. What peopl
 *figure*: accuracy and R2 are qualities themselves, while RMSE, MAE and every other loss are minus
 the quality. At each threshold a curve takes the mean over rows first, and only then the metric's
 own form, so that RMSE is the root of the mean squared error of the joint model.
+
+COCO's mAP is no mean over images at all: such a metric has a `whole`, which gives the quality of
+any choice of deferred rows itself, and rows that are its parts to first order.
 """
 
 from __future__ import annotations
@@ -11,12 +14,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]
+from ebjr.precision import JointPrecision, Matches
+
+Loss = Callable[[Any, Any], np.ndarray]
 """Predictions (n,) and targets (n,) in, a loss of each row (n,) out, at least 0."""
+
+
+class Whole(Protocol):
+    """The quality of a joint model that is no mean of rows, for any choice of deferred rows."""
+
+    def __call__(self, deferred: np.ndarray, *, times: np.ndarray | None = None) -> float:
+        """The quality where the rows `deferred`, (n,) bool, are, and each row counts `times`."""
+        ...
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each row's part in it if it is kept, and if it is deferred, to first order: (n,).
+
+        Their means are the qualities of all-student and of all-deferred.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +49,8 @@ class Metric:
     name, task
         What it is called, and for which task it is.
     rows
-        Predictions and targets, (n,), to the quality of each row, (n,); higher is better.
+        Predictions and targets, (n,), to the quality of each row, (n,); higher is better. Detectors
+        are judged by their `Matches`.
     title
         Heading of a column of figures.
     rows_title
@@ -39,8 +61,13 @@ class Metric:
         Whether the figure is a loss, and so minus the quality.
     binary
         Whether every row is right or wrong, 1 or 0.
+    percent
+        Whether the quality lies between 0 and 1 and is shown in percent.
     certifiable
         Whether a row's quality depends on that row alone, as promises need.
+    whole
+        Where the quality is no mean of rows: from what the student and what deferred rows are
+        judged by to a `Whole`.
 
     Examples
     --------
@@ -52,13 +79,15 @@ class Metric:
 
     name: str
     task: str
-    rows: Loss
+    rows: Loss | None
     title: str
     rows_title: str = ""
     root: bool = False
     lower: bool = True
     binary: bool = False
+    percent: bool = False
     certifiable: bool = True
+    whole: Callable[[Any, Any], Whole] | None = None
 
     def quality(self, mean: Any) -> Any:
         """The quality that a mean of row qualities stands for."""
@@ -73,13 +102,13 @@ class Metric:
         return -quality if self.lower else quality
 
     def drawn(self, quality: Any) -> Any:
-        """A quality as it is drawn: accuracy in percent, the others as their figure."""
-        return 100 * quality if self.binary else self.figure(quality)
+        """A quality as it is drawn: a share in percent, the others as their figure."""
+        return 100 * quality if self.percent else self.figure(quality)
 
     @property
     def axis(self) -> str:
         """The title of an axis of `drawn`."""
-        if self.binary:
+        if self.percent:
             return f"{self.title}, %"
         return f"{self.title} (lower is better)" if self.lower else self.title
 
@@ -91,7 +120,7 @@ class Metric:
         >>> METRICS["accuracy"].text(0.9344), METRICS["mae"].text(-0.25)
         ('93.44%', '0.25')
         """
-        if self.binary:
+        if self.percent:
             return f"{quality:.2%}"
         return f"{float(self.figure(quality)) + 0.0:.4g}"
 
@@ -103,16 +132,16 @@ class Metric:
         >>> METRICS["accuracy"].words(0.9344), METRICS["r2"].words(0.98765)
         ('93.44 %', '0.9877')
         """
-        return f"{100 * quality:.2f} %" if self.binary else self.text(quality)
+        return f"{100 * quality:.2f} %" if self.percent else self.text(quality)
 
     def gain_text(self, gain: float) -> str:
         """A difference of two means of row qualities, higher is better."""
-        return f"{100 * gain:.2f}" if self.binary else f"{gain:.4g}"
+        return f"{100 * gain:.2f}" if self.percent else f"{gain:.4g}"
 
     @property
     def gain_unit(self) -> str:
         """What `gain_text` counts."""
-        return "points" if self.binary else self.rows_title
+        return "points" if self.percent else self.rows_title
 
     def check_target(self, figure: float) -> float:
         """A figure to reach, as a quality.
@@ -128,10 +157,10 @@ class Metric:
         -2.0
         """
         high = math.inf if self.lower else 1.0
-        low = -math.inf if not (self.lower or self.binary) else 0.0
+        low = -math.inf if not (self.lower or self.percent) else 0.0
         if not (math.isfinite(figure) and low <= figure <= high):
-            limits = "lie between 0 and 1" if self.binary else "be a finite number of at least 0"
-            if not (self.lower or self.binary):
+            limits = "lie between 0 and 1" if self.percent else "be a finite number of at least 0"
+            if not (self.lower or self.percent):
                 limits = "be at most 1"
             raise ValueError(f"target must {limits}, not {figure:g}")
         return float(self.figure(figure))
@@ -144,9 +173,9 @@ class Metric:
         ValueError
             It is negative, not finite, or for a share above 1.
         """
-        high = 1.0 if self.binary else math.inf
+        high = 1.0 if self.percent else math.inf
         if not (math.isfinite(tolerance) and 0 <= tolerance <= high):
-            limits = "lie between 0 and 1" if self.binary else "be a finite number of at least 0"
+            limits = "lie between 0 and 1" if self.percent else "be a finite number of at least 0"
             raise ValueError(f"tolerance must {limits}, not {tolerance:g}")
         return float(tolerance)
 
@@ -170,14 +199,39 @@ def _explained(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return 1 - (predictions - targets) ** 2 / variance
 
 
+def _f1(matches: Matches, targets: Any) -> np.ndarray:
+    return matches.f1()
+
+
+_OF_DETECTORS: dict[str, Any] = {"task": "detection", "lower": False, "percent": True}
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "classification", _right, "accuracy", lower=False, binary=True),
+        Metric(
+            "accuracy", "classification", _right, "accuracy", lower=False, binary=True, percent=True
+        ),
         Metric("rmse", "regression", _squared, "RMSE", "squared error", root=True),
         Metric("mse", "regression", _squared, "MSE", "squared error"),
         Metric("mae", "regression", _absolute, "MAE", "absolute error"),
         Metric("r2", "regression", _explained, "R2", "R2", lower=False, certifiable=False),
+        Metric(
+            **_OF_DETECTORS,
+            name="ap",
+            title="AP",
+            rows=None,
+            certifiable=False,
+            whole=JointPrecision,
+        ),
+        Metric(
+            **_OF_DETECTORS,
+            name="ap50",
+            title="AP50",
+            rows=None,
+            certifiable=False,
+            whole=partial(JointPrecision, overlaps=1),
+        ),
+        Metric(**_OF_DETECTORS, name="f1", title="F1", rows=_f1),
     )
 }
 """The metrics that have a name; the first of a task is its own. `register_metric` adds to them."""

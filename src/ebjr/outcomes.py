@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import Array, Batch, row_count, take_rows, to_numpy
+from ebjr.arrays import Array, Batch, join_rows, row_count, take_rows, to_numpy
 from ebjr.costs import Cost
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.files import write_whole
-from ebjr.metrics import Metric, as_metric
+from ebjr.metrics import Metric, Whole, as_metric
+from ebjr.precision import CommonScale
 from ebjr.tasks import Task, as_task
 
 FORMAT = "ebjr-outcomes-1"
@@ -37,11 +38,12 @@ class Outcomes:
     student, teacher
         Raw outputs, finite. For classification logits, (n, classes), of the same classes in the
         same order. For regression (n,) predictions or (n, 1 + k), the prediction first and then
-        what a score reads; k may differ between the two.
+        what a score reads; k may differ between the two. For detection a list of n `Detections`.
     targets
-        (n,): integer labels in ``[0, classes)``; for regression numbers.
+        (n,): integer labels in ``[0, classes)``; for regression numbers; for detection a list of n
+        `GroundTruth`.
     task
-        ``"classification"`` or ``"regression"``.
+        ``"classification"``, ``"regression"`` or ``"detection"``.
     student_cost, teacher_cost
         What one example costs on each, where it is known.
     labels
@@ -54,8 +56,12 @@ class Outcomes:
         accuracy is then agreement with the teacher.
     metric
         What the answers are judged by: ``"accuracy"``; for regression ``"rmse"`` (its default),
-        ``"mse"``, ``"mae"``, ``"r2"`` or one that `register_metric` named. Another one:
+        ``"mse"``, ``"mae"``, ``"r2"`` or one that `register_metric` named; for detection ``"ap"``
+        (its default), ``"ap50"`` or ``"f1"``. Another one:
         ``dataclasses.replace(outcomes, metric="mae")``.
+    rescale
+        For detection: what puts both detectors' scores on one scale before they are judged,
+        usually fitted by `calibrate`; the scores that route see what the student said.
 
     Raises
     ------
@@ -71,9 +77,9 @@ class Outcomes:
     (2, array([1., 0.]), array([1., 1.]))
     """
 
-    student: np.ndarray
-    teacher: np.ndarray
-    targets: np.ndarray
+    student: Any
+    teacher: Any
+    targets: Any
     task: str = "classification"
     student_cost: Cost = field(default_factory=Cost)
     teacher_cost: Cost = field(default_factory=Cost)
@@ -81,6 +87,7 @@ class Outcomes:
     models: Mapping[str, Any] = field(default_factory=dict)
     labeled: bool = True
     metric: str = None  # type: ignore[assignment]  # the task's own; a name from here on
+    rescale: CommonScale | None = None
 
     def __post_init__(self) -> None:
         kind = as_task(self.task)
@@ -90,6 +97,7 @@ class Outcomes:
         _check_lengths(student, teacher, targets)
         classes = kind.common_classes(student, teacher)
         kind.check_range(targets, classes)
+        kind.check_scale(self.rescale)
         if self.labels is not None and len(self.labels) != (classes or 0):
             raise ValueError(
                 f"{classes or 0} classes need {classes or 0} labels, not {len(self.labels)}"
@@ -120,18 +128,84 @@ class Outcomes:
 
         A mean of rows becomes a quality by ``measure.quality``.
         """
-        return self._rows(self.student)
+        return self._rows(None)
 
     @cached_property
     def teacher_quality(self) -> np.ndarray:
         """(n,): each row's quality if the teacher answers."""
-        return self._rows(self.teacher)
+        return self._rows(0.0)
 
     def deferred_quality(self, blend: float = 0.0) -> np.ndarray:
         """(n,): the quality of the answer of a deferred row, with the student blended in."""
-        if blend == 0:
-            return self.teacher_quality
-        return self._rows(self.kind.mix(self.student, self.teacher, blend))
+        return self.teacher_quality if blend == 0 else self._rows(blend)
+
+    def judged(self, blend: float | None = None) -> Any:
+        """What the metric reads: of the student's answers, or of deferred ones at a blend.
+
+        Predictions, or of detectors the `Matches` on the common scale. What took work is kept.
+        """
+        kind = self.kind
+        if blend:
+            if not kind.takes_scale:
+                return kind.judged(kind.mix(self.student, self.teacher, blend), self.targets)
+            if blend not in self._kept:
+                self._kept[blend] = kind.judged(self.deferred(blend), self.targets)
+            return self._kept[blend]
+        role = "student" if blend is None else "teacher"
+        if role not in self._kept:
+            self._kept[role] = kind.judged(getattr(self, role), self.targets)
+        if self.rescale is None:
+            return self._kept[role]
+        return kind.rescored(self._kept[role], getattr(self.rescale, role))
+
+    def kept(self) -> Batch:
+        """The joint model's raw output of rows that the student keeps."""
+        return self._shared("student")
+
+    def deferred(self, blend: float = 0.0) -> Batch:
+        """The joint model's raw output of deferred rows."""
+        teacher = self._shared("teacher")
+        return self.kind.mix(self.kept(), teacher, blend) if blend else teacher
+
+    def _shared(self, role: str) -> Batch:
+        change = None if self.rescale is None else getattr(self.rescale, role)
+        return self.kind.shared(getattr(self, role), change)
+
+    def whole(self, blend: float = 0.0) -> Whole | None:
+        """The quality of any choice of deferred rows, where it is no mean of rows; else None."""
+        if self.measure.whole is None:
+            return None
+        name = f"whole {blend!r}"
+        if name not in self._kept:
+            self._kept[name] = self.measure.whole(self.judged(), self.judged(blend))
+        return self._kept[name]
+
+    @cached_property
+    def _kept(self) -> dict[Any, Any]:
+        return {}
+
+    def with_scale(self, rescale: CommonScale | None) -> Outcomes:
+        """The same with the scores of both detectors on a scale; None leaves them as they are."""
+        if rescale == self.rescale:
+            return self
+        whole = replace(self, rescale=rescale)
+        roles = self._kept.keys() & {"student", "teacher"}
+        whole._kept.update({role: self._kept[role] for role in roles})
+        return whole
+
+    def fit_scale(self) -> CommonScale | None:
+        """One scale for both detectors, fitted to these examples.
+
+        None for other tasks, and where a detector is right, or wrong, with everything it found:
+        there is then nothing to go by, and scores stay as they are.
+        """
+        if not self.kind.takes_scale:
+            return None
+        plain = self.with_scale(None)
+        try:
+            return CommonScale.fit(plain.judged(), plain.judged(0.0))
+        except ValueError:
+            return None
 
     def quality(self, role: str) -> float:
         """The quality of ``"student"`` or ``"teacher"`` alone, as of a curve: higher is better.
@@ -144,19 +218,36 @@ class Outcomes:
         """
         return float(self.measure.quality(getattr(self, f"{role}_quality").mean()))
 
-    def _rows(self, output: np.ndarray) -> np.ndarray:
-        rows = self.measure.rows(self.kind.predict(output), self.targets)
+    def _rows(self, blend: float | None) -> np.ndarray:
+        whole = self.whole(blend or 0.0)
+        if whole is not None:
+            if blend not in self._parts:
+                self._parts[None], self._parts[blend or 0.0] = whole.rows()
+            rows = self._parts[blend]
+        else:
+            assert self.measure.rows is not None
+            rows = self.measure.rows(self.judged(blend), self.targets)
         rows.flags.writeable = False  # kept and handed out again
         return rows
 
+    @cached_property
+    def _parts(self) -> dict[float | None, np.ndarray]:
+        return {}
+
     def take(self, rows: np.ndarray) -> Outcomes:
         """The outcomes of some rows, in their order."""
-        return replace(
+        rows = np.arange(len(self))[rows]
+        if self.kind.takes_scale:  # detections are matched with the labels once, not in every part
+            self.judged(), self.judged(0.0)
+        some = replace(
             self,
-            student=self.student[rows],
-            teacher=self.teacher[rows],
-            targets=self.targets[rows],
+            student=take_rows(self.student, rows),
+            teacher=take_rows(self.teacher, rows),
+            targets=take_rows(self.targets, rows),
         )
+        for role in self._kept.keys() & {"student", "teacher"}:
+            some._kept[role] = self.kind.take(self._kept[role], rows)
+        return some
 
     def split_rows(self, fraction: float = 0.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The rows of both parts of `split`, ascending."""
@@ -196,8 +287,9 @@ class Outcomes:
     def fingerprint(self) -> str:
         """A short hash of every number in the table: the same data, the same fingerprint."""
         digest = hashlib.sha256()
-        for array in (self.student, self.teacher, self.targets):
-            digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
+        for rows in (self.student, self.teacher, self.targets):
+            for array in self.kind.numbers(rows):
+                digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
         return digest.hexdigest()[:16]
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
@@ -215,9 +307,11 @@ class Outcomes:
         OSError
             The file cannot be written.
         """
-        precision = np.float16 if half else None
-        if half and max(np.abs(self.student).max(), np.abs(self.teacher).max()) > 65504:
-            raise ValueError("the raw outputs exceed 65504 and do not fit half precision")
+        arrays = {
+            **self.kind.pack("student", self.student, half),
+            **self.kind.pack("teacher", self.teacher, half),
+            **self.kind.pack_targets(self.targets),
+        }
         about = {
             "format": FORMAT,
             "task": self.task,
@@ -227,15 +321,11 @@ class Outcomes:
             "models": dict(self.models),
             "labeled": self.labeled,
             "metric": self.metric,
+            "rescale": None if self.rescale is None else self.rescale.as_dict(),
         }
+        arrays["about"] = np.array(json.dumps(about))
         with write_whole(path, "wb") as file:
-            np.savez_compressed(
-                file,
-                student=np.asarray(self.student, precision),
-                teacher=np.asarray(self.teacher, precision),
-                targets=self.kind.pack(self.targets),
-                about=np.array(json.dumps(about)),
-            )
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Outcomes:
@@ -269,9 +359,12 @@ class Outcomes:
                 about = json.loads(str(archive["about"]))
                 if about.get("format") != FORMAT:
                     raise ValueError(f"its format is {about.get('format')!r}, not {FORMAT!r}")
-                arrays = {name: archive[name] for name in ("student", "teacher", "targets")}
+                arrays = {name: archive[name] for name in archive.files if name != "about"}
+            kind, rescale = as_task(about["task"]), about.get("rescale")
             return cls(
-                **arrays,
+                student=kind.unpack("student", arrays),
+                teacher=kind.unpack("teacher", arrays),
+                targets=kind.unpack_targets(arrays),
                 task=about["task"],
                 student_cost=Cost(**about["student_cost"]),
                 teacher_cost=Cost(**about["teacher_cost"]),
@@ -279,6 +372,7 @@ class Outcomes:
                 models=about["models"],
                 labeled=about.get("labeled", True),
                 metric=about.get("metric"),
+                rescale=None if rescale is None else CommonScale.from_dict(rescale),
             )
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, OSError) as error:
             raise ValueError(f"cannot read outcomes from {path}: {_reason(error)}") from error
@@ -306,10 +400,10 @@ def record(
     inputs
         Array (n, ...) or a list of n inputs; both models are given the same.
     targets
-        (n,) integer labels, or numbers; None where nobody knows: the teacher's own answers are
-        then the targets, and every accuracy is agreement with it.
+        (n,) integer labels, or numbers, or a list of n `GroundTruth`; None where nobody knows: the
+        teacher's own answers are then the targets, and every accuracy is agreement with it.
     task
-        ``"classification"`` or ``"regression"``.
+        ``"classification"``, ``"regression"`` or ``"detection"``.
     batch_size
         How many inputs a model gets at once.
     progress
@@ -346,10 +440,10 @@ def record(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
 
-    def batches() -> Iterator[tuple[Batch, np.ndarray | None]]:
+    def batches() -> Iterator[tuple[Batch, Any]]:
         for start in range(0, n, batch_size):
             rows = np.arange(start, min(start + batch_size, n))
-            yield take_rows(inputs, rows), None if labels is None else labels[rows]
+            yield take_rows(inputs, rows), None if labels is None else take_rows(labels, rows)
 
     def check_all(classes: int | None) -> None:
         if labels is not None:
@@ -389,9 +483,9 @@ def _record(
 ) -> Outcomes:
     """Run both models on each batch; `check_all` is told the number of classes after the first."""
     kind = as_task(task)
-    outputs: dict[str, list[np.ndarray]] = {"student": [], "teacher": []}
+    outputs: dict[str, list[Any]] = {"student": [], "teacher": []}
     seconds = {"student": 0.0, "teacher": 0.0}
-    targets: list[np.ndarray] = []
+    targets: list[Any] = []
     classes: int | None = None
     labeled = True
     for number, (inputs, given) in enumerate(batches, start=1):
@@ -405,9 +499,8 @@ def _record(
         )
         for role, model in (("student", student), ("teacher", teacher)):
             began = time.perf_counter()
-            rows = to_numpy(_raw_output(role, model(inputs)))
+            rows = kind.collect(role, _raw_output(role, model(inputs)), row_count(inputs))
             seconds[role] += time.perf_counter() - began
-            _check_rows(role, rows, row_count(inputs))
             outputs[role].append(rows)
             _check_alike(kind, role, outputs[role][0], rows, number)
         if number == 1:
@@ -419,14 +512,14 @@ def _record(
                 check_all(classes)
             if labels is not None:
                 kind.check_range(labels, classes, f" in batch {number}")
-        targets.append(kind.predict(outputs["teacher"][-1]) if labels is None else labels)
+        targets.append(kind.as_targets(outputs["teacher"][-1]) if labels is None else labels)
         if progress is not None:
             progress(row_count(inputs))
     if not targets:
         raise ValueError("there are no examples to record")
     more = {**about, **_with_seconds(about, seconds, sum(map(len, targets))), "labeled": labeled}
-    student_rows, teacher_rows = (np.concatenate(outputs[role]) for role in outputs)
-    return Outcomes(student_rows, teacher_rows, np.concatenate(targets), task, **more)
+    student_rows, teacher_rows = (join_rows(outputs[role]) for role in outputs)
+    return Outcomes(student_rows, teacher_rows, join_rows(targets), task, **more)
 
 
 def _with_seconds(about: dict[str, Any], seconds: dict[str, float], n: int) -> dict[str, Cost]:
@@ -439,9 +532,7 @@ def _with_seconds(about: dict[str, Any], seconds: dict[str, float], n: int) -> d
     return costs
 
 
-def _batch_targets(
-    kind: Task, given: Any, rows: int, classes: int | None, number: int
-) -> np.ndarray:
+def _batch_targets(kind: Task, given: Any, rows: int, classes: int | None, number: int) -> Any:
     """The targets of a batch, checked before a model runs on it as far as they can be."""
     labels = kind.check_targets(given)
     if len(labels) != rows:
@@ -451,13 +542,14 @@ def _batch_targets(
     return labels
 
 
-def _check_alike(kind: Task, role: str, first: np.ndarray, rows: np.ndarray, number: int) -> None:
+def _check_alike(kind: Task, role: str, first: Any, rows: Any, number: int) -> None:
     """A model must answer the same classes in each batch."""
 
-    def said(array: np.ndarray) -> str:
-        return f"{array.shape[1]} {kind.columns}" if array.ndim == 2 else f"shape {array.shape}"
+    def said(rows: Any) -> str:
+        form = kind.form(rows)
+        return f"{form[0]} {kind.columns}" if len(form) == 1 else f"rows of shape {form}"
 
-    if first.shape[1:] != rows.shape[1:]:
+    if kind.form(first) != kind.form(rows):
         raise ModelError(
             f"the {role} must answer the same {kind.columns} in every batch, but returned "
             f"{said(first)} in batch 1 and {said(rows)} in batch {number}"
@@ -475,20 +567,7 @@ def _raw_output(role: str, answer: Any) -> Array:
     return getattr(answer, "output", answer)
 
 
-def _check_rows(role: str, rows: np.ndarray, expected: int) -> None:
-    """A model's answer must have a row for each input, and numbers in it."""
-    if rows.ndim == 0 or len(rows) != expected:
-        raise ModelError(
-            f"the {role} was given {expected} inputs and must return {expected} rows, "
-            f"but returned shape {rows.shape}"
-        )
-    if rows.dtype.kind not in "fiub":
-        raise ModelError(f"the {role} returned {rows.dtype} instead of numbers")
-    if not np.isfinite(rows).all():
-        raise ModelError(f"the {role} returned NaN or infinite outputs; check its preprocessing")
-
-
-def _check_lengths(student: np.ndarray, teacher: np.ndarray, targets: np.ndarray) -> None:
+def _check_lengths(student: Any, teacher: Any, targets: Any) -> None:
     if not len(student) == len(teacher) == len(targets):
         raise ValueError(
             "student, teacher and targets must have the same length, not "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import minimize
@@ -35,6 +35,9 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 
 PER_CLASS = 100
 """How many detections of a class COCO looks at on an image."""
+
+SHOWN = 0.3
+"""F1 counts the detections with a score above this: those that a person would be shown."""
 
 _LEAST_SLOPE = 1e-3
 _LEAST_SCORE = 1e-7
@@ -76,6 +79,25 @@ class Matches:
     def rescored(self, change: Callable[[np.ndarray], np.ndarray]) -> Matches:
         """The same with other scores, by a rising function such as a `ConfidenceMap`."""
         return replace(self, score=np.asarray(change(self.score), np.float64))
+
+    def f1(self, above: float = SHOWN) -> np.ndarray:
+        """The F1 of each image at the first overlap, (n,) in [0, 1].
+
+        ``2 hits / (detections + boxes)``, of the detections with a score above `above`; what is
+        ignored does not count, and nothing found where nothing is counts 1.
+
+        Examples
+        --------
+        >>> found = Detections.of_scores([[0, 0, 4, 4], [5, 5, 8, 8]], [0.9, 0.8], (8, 8),
+        ...                              labels=[0, 0], classes=1)
+        >>> match_detections([found], [GroundTruth([[0, 0, 4, 4]], [0])]).f1().round(3)
+        array([0.667])
+        """
+        shown = (self.score > above) & ~self.ignored[:, 0]
+        found = np.bincount(self.image[shown], minlength=len(self))
+        hits = np.bincount(self.image[shown & self.hit[:, 0]], minlength=len(self))
+        all_boxes = found + self.boxes.sum(axis=1)
+        return np.divide(2 * hits, all_boxes, out=np.ones(len(self)), where=all_boxes > 0)
 
     def take(self, images: Any) -> Matches:
         """The matches on some of the images, in their order; one may come twice.
@@ -247,6 +269,8 @@ class JointPrecision:
     ----------
     student, teacher
         Their matches on the same n images, with scores on one scale.
+    overlaps
+        How many of the overlaps count, from the first; 1 is AP50.
 
     Raises
     ------
@@ -263,7 +287,7 @@ class JointPrecision:
     (0.505, 1.0)
     """
 
-    def __init__(self, student: Matches, teacher: Matches) -> None:
+    def __init__(self, student: Matches, teacher: Matches, overlaps: int | None = None) -> None:
         if not np.array_equal(student.thresholds, teacher.thresholds):
             raise ValueError("student and teacher must be matched at the same overlaps")
         if not np.array_equal(student.boxes, teacher.boxes):
@@ -272,7 +296,7 @@ class JointPrecision:
                 f"labels differ: {student.boxes.shape} and {teacher.boxes.shape} images and classes"
             )
         self.images = len(student)
-        self._overlaps = len(student.thresholds)
+        self._overlaps = len(student.thresholds[:overlaps])
         totals = student.boxes.sum(axis=0)
         present = np.flatnonzero(totals)
         # how many of COCO's recalls are reached with just the k-th right detection of a class
@@ -281,6 +305,7 @@ class JointPrecision:
             for m in totals[present]
         ]
         self._weight = np.concatenate(reached).astype(np.float64)
+        self._boxes = student.boxes[:, present]
         both = (student, teacher)
         image, label, score = (
             np.concatenate([getattr(one, name) for one in both])
@@ -289,12 +314,14 @@ class JointPrecision:
         # where scores are equal COCO goes by image, and within one in the detector's own order
         order = np.lexsort((image, -score, label))
         order = order[np.isin(label[order], present)]
-        self._image = image[order]
+        self._image, self._label = image[order], np.searchsorted(present, label[order])
         self._teachers = np.repeat([False, True], [len(one.label) for one in both])[order]
-        label = np.searchsorted(present, label[order])
+        label = self._label
         start = np.searchsorted(label, np.arange(len(present)))
-        hit = np.concatenate([student.hit, teacher.hit])[order].T
-        ignored = np.concatenate([student.ignored, teacher.ignored])[order].T
+        self._hit = hit = np.concatenate([student.hit, teacher.hit])[order, :overlaps].T
+        self._skipped = ignored = np.concatenate([student.ignored, teacher.ignored])[
+            order, :overlaps
+        ].T
         # A segment is one overlap and class. Between right detections the precision only falls,
         # so what is right is all that is ever looked at.
         overlap, self._right = np.nonzero(hit)
@@ -309,13 +336,34 @@ class JointPrecision:
         self._ignored_to = np.searchsorted(keys, overlap * (len(label) + 1) + self._right)
         self._classes = len(present)
 
-    def __call__(self, deferred: Any, per_threshold: bool = False) -> Any:
+    def __call__(
+        self, deferred: Any, per_threshold: bool = False, times: np.ndarray | None = None
+    ) -> Any:
         """The AP where the teacher answers the images `deferred`, (n,) bool.
+
+        Parameters
+        ----------
+        deferred
+            (n,) bool.
+        per_threshold
+            One AP for each overlap, (t,), instead of their mean.
+        times
+            (n,) whole numbers: how often each image is there, as when images are drawn with
+            replacement. Classes that are then nowhere do not count.
 
         Raises
         ------
         ValueError
-            `deferred` is not (n,) bool.
+            `deferred` is not (n,) bool, or no image with a box is left.
+
+        Examples
+        --------
+        >>> seen = Detections.of_scores([[0, 0, 4, 4]], [0.9], (8, 8), labels=[0], classes=1)
+        >>> truth = [GroundTruth([[0, 0, 4, 4]], [0])] * 2
+        >>> found = match_detections([seen, Detections.none(1, (8, 8))], truth)
+        >>> joint = JointPrecision(found, found)
+        >>> joint(np.zeros(2, bool), times=np.array([2, 0]))
+        1.0
         """
         mask = np.asarray(deferred)
         if mask.shape != (self.images,) or mask.dtype != bool:
@@ -324,27 +372,53 @@ class JointPrecision:
                 f"of shape {mask.shape}"
             )
         active = mask[self._image] == self._teachers
+        if times is not None:
+            active = active * times[self._image]
+        chosen, segment, rank, seen = self._ranked(active)
+        precision = rank / seen
+        # the best precision at this recall or a higher one, in each segment on its own
+        segments = self._overlaps * self._classes
+        lift = 2.0 * (segments - segment)
+        envelope = np.maximum.accumulate((precision + lift)[::-1])[::-1] - lift
+        classes = self._classes
+        if times is None:
+            recalls = self._weight[self._first_weight[chosen] + rank - 1]
+        else:
+            boxes = times @ self._boxes
+            classes = int(np.count_nonzero(boxes))
+            if not classes:
+                raise ValueError("none of the images that are left has a labeled box")
+            own = boxes[segment % self._classes]
+            recalls = _reached(rank / own) - _reached((rank - active[self._right[chosen]]) / own)
+        total = np.bincount(self._overlap[chosen], envelope * recalls, minlength=self._overlaps)
+        by_overlap = total / (len(RECALLS) * classes)
+        return by_overlap if per_threshold else float(by_overlap.mean())
+
+    def _ranked(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The right detections there are, their segments, and how many right and how many in all
+        come up to each.
+
+        `active` (d,) is how often each detection is there.
+        """
         counted = np.zeros(len(active) + 1, np.int64)
         np.cumsum(active, out=counted[1:])
-        chosen = np.flatnonzero(active[self._right])
+        here = active[self._right]
+        chosen = np.flatnonzero(here)
         segment = self._segment[chosen]
         segments = self._overlaps * self._classes
-        count = np.bincount(segment, minlength=segments)
-        first = np.cumsum(count) - count
-        rank = np.arange(1, len(chosen) + 1) - first[segment]
+        if here.dtype == bool:
+            count = np.bincount(segment, minlength=segments)
+            up_to = np.arange(1, len(chosen) + 1)
+        else:
+            count = np.bincount(segment, here[chosen], minlength=segments).astype(np.int64)
+            up_to = np.cumsum(here[chosen])
+        rank = up_to - (np.cumsum(count) - count)[segment]
         seen = counted[self._right[chosen] + 1] - counted[self._start[chosen]]
         if len(self._ignored):
             skipped = np.zeros(len(self._ignored) + 1, np.int64)
             np.cumsum(active[self._ignored], out=skipped[1:])
             seen -= skipped[self._ignored_to[chosen]] - skipped[self._ignored_from[chosen]]
-        precision = rank / seen
-        # the best precision at this recall or a higher one, in each segment on its own
-        lift = 2.0 * (segments - segment)
-        envelope = np.maximum.accumulate((precision + lift)[::-1])[::-1] - lift
-        read = envelope * self._weight[self._first_weight[chosen] + rank - 1]
-        total = np.bincount(self._overlap[chosen], read, minlength=self._overlaps)
-        by_overlap = total / (len(RECALLS) * self._classes)
-        return by_overlap if per_threshold else float(by_overlap.mean())
+        return chosen, segment, rank, seen
 
     def curve(self, score: np.ndarray, rates: Any = None) -> np.ndarray:
         """The AP at each deferral rate when the images of the lowest scores are deferred.
@@ -393,6 +467,64 @@ class JointPrecision:
                 known[number] = self(place < number)
         return np.array([known[number] for number in counts.tolist()])
 
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each image's part in the AP, to first order: if the student answers, and if the teacher.
+
+        Two arrays (n,).
+
+        AP is no mean over images, but near a given choice it is nearly linear: each detection adds
+        what it is worth as a right one, and costs those below it what it is worth as a wrong one.
+        An image's gain is what the teacher's detections add minus what the student's do, the mean
+        of where the student answers all images and where the teacher does. The means of the
+        results are the APs of the two detectors, exactly: what is left over, as gains do not add
+        up, is spread evenly. `gains` is the same without the approximation, and many times slower.
+        """
+        none, every = np.zeros(self.images, bool), np.ones(self.images, bool)
+        worth = (self._worth(none) + self._worth(every)) / 2
+        gain = np.bincount(
+            self._image, np.where(self._teachers, worth, -worth), minlength=self.images
+        )
+        low, high = self(none), self(every)
+        student = np.full(self.images, low)
+        return student, student + self.images * gain + (high - low - gain.sum())
+
+    def _worth(self, deferred: np.ndarray) -> np.ndarray:
+        """What the AP changes by when one of each detection more is there, to first order: (d,)."""
+        active = deferred[self._image] == self._teachers
+        chosen, segment, rank, seen = self._ranked(active)
+        precision = rank / seen
+        # where the precision is read for each right detection: the best one from there on
+        lift = 2.0 * (self._overlaps * self._classes - segment)
+        raised = (precision + lift)[::-1]
+        top = np.maximum.accumulate(raised)
+        place = np.maximum.accumulate(np.where(raised == top, np.arange(len(top)), 0))
+        read_at = len(top) - 1 - place[::-1] if len(top) else place
+        read = np.bincount(
+            read_at, self._weight[self._first_weight[chosen] + rank - 1], minlength=len(chosen)
+        )
+        # another detection before it makes one more seen, and a right one more right, too
+        one_seen, one_right = -read * precision / seen, read / seen
+        classes = np.arange(self._classes)
+        starts, ends = (
+            np.searchsorted(self._label, classes, side=side)[self._label] for side in _SIDES
+        )
+        share = (len(RECALLS) / self._boxes.sum(axis=0))[self._label]  # recalls of a right one
+        worth = np.zeros(len(active))
+        for number in range(self._overlaps):
+            mine = self._overlap[chosen] == number
+            at = self._right[chosen[mine]]
+            costs, adds = (_from_each(at, part[mine], ends) for part in (one_seen, one_right))
+            hit, ignored = self._hit[number], self._skipped[number]
+            counted = np.concatenate([[0], np.cumsum(active & ~ignored)])
+            following = np.searchsorted(at, np.arange(len(active)))
+            before = following - np.searchsorted(at, starts)
+            level = (before + 1) / (counted[:-1] - counted[starts] + 1)
+            inside = following < np.searchsorted(at, ends)
+            after = precision[read_at][mine][following[inside]]
+            level[inside] = np.maximum(level[inside], after)
+            worth += np.where(hit, share * level + adds + costs, np.where(ignored, 0, costs))
+        return worth / (len(RECALLS) * self._classes * self._overlaps)
+
     def gains(self) -> np.ndarray:
         """How much each image gains when the teacher answers it, in AP: (n,). The oracle's order.
 
@@ -408,6 +540,21 @@ class JointPrecision:
             gain[image] = (self(none) - low + high - self(every)) / 2
             none[image], every[image] = False, True
         return gain
+
+
+_SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
+
+
+def _reached(recall: np.ndarray) -> np.ndarray:
+    """How many of COCO's recalls are reached with each of some; with none, none."""
+    return np.where(recall > 0, np.searchsorted(RECALLS, recall, side="right"), 0)
+
+
+def _from_each(at: np.ndarray, values: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """For each place the sum of `values`, which lie at the places `at`, from it up to its end."""
+    total = np.zeros(len(ends) + 1)
+    np.cumsum(np.bincount(at, values, minlength=len(ends)), out=total[1:])
+    return total[ends] - total[:-1]
 
 
 def matched_gains(student: Matches, teacher: Matches, weighted: bool = False) -> np.ndarray:

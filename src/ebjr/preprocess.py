@@ -340,6 +340,34 @@ class Preprocessed:
         return f"Preprocessed({self.name}, {self.preprocess.as_text() or 'no options'})"
 
 
+def prepared(model: Model, preprocess: Preprocess) -> Model:
+    """A model with what is done to its images first.
+
+    Detectors do it themselves, as they take boxes back to the image.
+
+    Examples
+    --------
+    >>> prepared(lambda batch: batch, Preprocess(size=8)).preprocess.size
+    8
+    """
+    own = getattr(model, "with_preprocess", None)
+    return Preprocessed(model, preprocess) if own is None else own(preprocess)
+
+
+def unprepared(model: Model) -> tuple[Model, Preprocess | None]:
+    """A model, and what is done to its images first; None where they are arrays already.
+
+    Examples
+    --------
+    >>> unprepared(Preprocessed(max, Preprocess(size=8)))[0]
+    <built-in function max>
+    """
+    whole: Any = model
+    if isinstance(model, Preprocessed) or hasattr(model, "with_preprocess"):
+        return whole.model, whole.preprocess
+    return model, None
+
+
 def infer_preprocess(input_shape: Sequence[int | str | None]) -> Preprocess:
     """Size and layout, read off the shape of a model's input.
 

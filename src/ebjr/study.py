@@ -16,6 +16,7 @@ from ebjr.curve import OperatingPoint
 from ebjr.errors import CalibrationError
 from ebjr.evaluation import evaluate
 from ebjr.evaluation.report import write_report
+from ebjr.evaluation.samples import Sample, make_samples, sample_rows
 from ebjr.evaluation.significance import (
     Comparison,
     Interval,
@@ -26,7 +27,7 @@ from ebjr.evaluation.significance import (
     score_table,
 )
 from ebjr.outcomes import Outcomes
-from ebjr.scores import Score, as_score
+from ebjr.scores import FITTED, Score, as_score
 
 COMPARED = ("softmax", "margin", "entropy", "energy", "max_logit", "softmax_energy", "random")
 """The scores of classifiers that a study shows beside the chosen one."""
@@ -44,6 +45,8 @@ NAMED_GOALS: dict[str, dict[str, Any]] = {
 def named_goals(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
     """The operating points that ``joint.toml`` names; of regressors in percent of the teacher's.
 
+    Of detectors as of classifiers, but for the crossing.
+
     Examples
     --------
     >>> list(named_goals(Outcomes([1.0], [2.0], [2.5], task="regression")))
@@ -51,6 +54,10 @@ def named_goals(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
     """
     if outcomes.measure.binary:
         return NAMED_GOALS
+    if outcomes.measure.percent:
+        shared = ("match-teacher", "within-half-a-point", "within-one-point")
+        best = f"best-{outcomes.metric}"
+        return {name: NAMED_GOALS[name] for name in shared} | {best: NAMED_GOALS["best-accuracy"]}
     figure = abs(outcomes.quality("teacher"))
     return {
         "match-teacher": {"goal": "match-teacher"},
@@ -153,10 +160,10 @@ class Study:
 
         Of regressors the difference of their losses.
         """
-        predict = self.held_out.kind.predict
+        predict, table = self.held_out.kind.predict, self.held_out
         return [
-            self.compare(predict(getattr(self.held_out, role)), f"the {role}")
-            for role in ("teacher", "student")
+            self.compare(predict(table.deferred()), "the teacher"),
+            self.compare(predict(table.kept()), "the student"),
         ]
 
     def compare(self, prediction: Any, name: str = "the other model") -> Comparison:
@@ -181,7 +188,7 @@ class Study:
         )
 
     @cached_property
-    def _joint_prediction(self) -> np.ndarray:
+    def _joint_prediction(self) -> Any:
         return joint_prediction(self.held_out, self.point)
 
     @cached_property
@@ -193,11 +200,20 @@ class Study:
         table = score_table(self.held_out, list(shown.values()))
         rows = {name: replace(row, score=name) for name, row in zip(shown, table, strict=True)}
         # a fitted score flatters where it was fitted: by its name alone it is cross-fitted there
-        candidates = ["learned" if score.name == "learned" else score for score in shown.values()]
+        candidates = [score.name if score.name in FITTED else score for score in shown.values()]
         return [
             Standing(Interval(entry.gain, *entry.interval), rows[entry.score.title])
             for entry in rank_scores(self.calibration, candidates)
         ]
+
+    @cached_property
+    def sample_rows(self) -> np.ndarray:
+        """The rows of `outcomes`, held out all, whose images a report of detectors shows."""
+        return self.outcomes.split_rows(*self.split)[1][sample_rows(self.held_out, self.point)]
+
+    def _samples(self, images: Sequence[Any]) -> list[Sample]:
+        rows = sample_rows(self.held_out, self.point)
+        return make_samples(self.held_out, self.point, rows, images) if len(images) else []
 
     def write_report(
         self,
@@ -206,6 +222,7 @@ class Study:
         title: str,
         notes: Mapping[str, str] | None = None,
         compared: Sequence[Comparison] = (),
+        images: Sequence[Any] = (),
     ) -> None:
         """Write the HTML report of the held-out half.
 
@@ -219,6 +236,8 @@ class Study:
             How it was made, beside what the study knows of it.
         compared
             Tests against other models, shown beside those against student and teacher.
+        images
+            Of detectors: the images of `sample_rows`, to show what was found on them.
 
         Raises
         ------
@@ -244,6 +263,7 @@ class Study:
             intervals=self.intervals,
             comparisons=[*self.comparisons, *compared],
             ranking=self.ranking,
+            samples=self._samples(images),
             title=title,
             notes={**made, **(notes or {})},
         )
@@ -332,7 +352,9 @@ def study_point(
     >>> study_point(outcomes, point).result.deferral_rate
     0.0
     """
-    calibration, held_out = outcomes.split(fraction, seed)
+    calibration, held_out = (
+        part.with_scale(point.rescale) for part in outcomes.split(fraction, seed)
+    )
     chosen_for: dict[str, Any] = {"goal": "match-teacher", **(goal or {})}
     plain = {name: value for name, value in chosen_for.items() if name not in _GUARANTEE}
     others = {}

@@ -149,9 +149,9 @@ def _intervals(intervals: dict[str, Interval], measure: Metric) -> str:
     parts = [f"{measure.title} {low} to {high}"]
     if saving is not None:
         parts.append(f"{saving.low:.2f} to {saving.high:.2f} times cheaper")
-    scale, form = (100, "+.2f") if measure.binary else (1, "+.4g")
+    scale, form = (100, "+.2f") if measure.percent else (1, "+.4g")
     words = "points over the {}"
-    if not measure.binary:
+    if not measure.percent:
         words = f"{measure.title} {'lower' if measure.lower else 'higher'} than the {{}}'s"
     gains = [
         f"{scale * gain.low:{form}} to {scale * gain.high:{form}} {words.format(role)}"

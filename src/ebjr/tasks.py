@@ -14,8 +14,18 @@ import numpy as np
 from ebjr.arrays import Array, Batch, to_numpy
 from ebjr.blend import Blend, blend_logits, blend_predictions
 from ebjr.detection_scores import detection_energy
-from ebjr.detections import Detections, GroundTruth, check_detections
+from ebjr.detections import (
+    Detections,
+    GroundTruth,
+    check_detections,
+    pack_detections,
+    pack_truth,
+    unpack_detections,
+    unpack_truth,
+)
+from ebjr.errors import ModelError
 from ebjr.fusion import fuse_detections
+from ebjr.precision import SHOWN, Matches, match_detections
 from ebjr.regression_scores import as_regression
 from ebjr.scores import DETECTION_SCORES, REGRESSION_SCORES, SCORES
 
@@ -95,6 +105,22 @@ class Task:
         """(n,): the answers that raw output means."""
         raise NotImplementedError
 
+    def judged(self, output: Batch, targets: Any) -> Any:
+        """What a metric reads, with the targets: the answers; of detectors their `Matches`."""
+        return self.predict(output)
+
+    def rescored(self, judged: Any, change: Callable[..., Any]) -> Any:
+        """What `judged` gives once the scores are on the common scale."""
+        return judged
+
+    def take(self, judged: Any, rows: np.ndarray) -> Any:
+        """What `judged` gives for some rows."""
+        return judged[rows]
+
+    def as_targets(self, output: Batch) -> Any:
+        """The targets that raw output would be, where nobody labeled the examples."""
+        return self.predict(output)
+
     def shared(self, output: Batch, change: Callable[..., Any] | None = None) -> Batch:
         """What of raw output student and teacher have in common: the joint model's own.
 
@@ -138,9 +164,59 @@ class Task:
         """The named scores that can read a student's raw output."""
         raise NotImplementedError
 
-    def pack(self, targets: np.ndarray) -> np.ndarray:
-        """The targets in the smallest type that keeps them."""
-        return targets
+    def collect(self, role: str, output: Any, expected: int) -> Any:
+        """A model's answer to a batch of `expected` inputs, as rows on the CPU.
+
+        Raises
+        ------
+        ModelError
+            It has no row for each input, or there are no numbers in them.
+        """
+        rows = to_numpy(output)
+        if rows.ndim == 0 or len(rows) != expected:
+            raise ModelError(
+                f"the {role} was given {expected} inputs and must return {expected} rows, "
+                f"but returned shape {rows.shape}"
+            )
+        if rows.dtype.kind not in "fiub":
+            raise ModelError(f"the {role} returned {rows.dtype} instead of numbers")
+        if not np.isfinite(rows).all():
+            raise ModelError(
+                f"the {role} returned NaN or infinite outputs; check its preprocessing"
+            )
+        return rows
+
+    def pack(self, name: str, output: Any, half: bool) -> dict[str, np.ndarray]:
+        """A model's raw output as arrays of a file, by name.
+
+        Raises
+        ------
+        ValueError
+            It does not fit half precision.
+        """
+        if half and np.abs(output).max() > 65504:
+            raise ValueError("the raw outputs exceed 65504 and do not fit half precision")
+        return {name: np.asarray(output, np.float16 if half else None)}
+
+    def unpack(self, name: str, arrays: Mapping[str, np.ndarray]) -> Any:
+        """What `pack` packed."""
+        return arrays[name]
+
+    def pack_targets(self, targets: Any) -> dict[str, np.ndarray]:
+        """The targets as arrays of a file, in the smallest type that keeps them."""
+        return {"targets": targets}
+
+    def unpack_targets(self, arrays: Mapping[str, np.ndarray]) -> Any:
+        """What `pack_targets` packed."""
+        return arrays["targets"]
+
+    def numbers(self, rows: Any) -> list[np.ndarray]:
+        """Every number in raw output or targets, for a fingerprint."""
+        return [rows]
+
+    def plain(self, answers: Batch, labels: Sequence[str] | None) -> list[dict[str, Any]]:
+        """Answers (n,) for JSON, with the classes' names where they are known."""
+        return [{"prediction": value} for value in to_numpy(answers).tolist()]
 
 
 class _Classification(Task):
@@ -192,8 +268,12 @@ class _Classification(Task):
     def scores(self, student: np.ndarray) -> list[str]:
         return list(SCORES)
 
-    def pack(self, targets: np.ndarray) -> np.ndarray:
-        return targets.astype(np.min_scalar_type(int(targets.max())))
+    def plain(self, answers: Batch, labels: Sequence[str] | None) -> list[dict[str, Any]]:
+        rows = super().plain(answers, labels)
+        return rows if labels is None else [{**r, "label": labels[r["prediction"]]} for r in rows]
+
+    def pack_targets(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+        return {"targets": targets.astype(np.min_scalar_type(int(targets.max())))}
 
 
 class _Regression(Task):
@@ -301,6 +381,43 @@ class _Detection(Task):
     def predict(self, output: Sequence[Detections]) -> Sequence[Detections]:
         return output
 
+    def judged(self, output: Sequence[Detections], targets: Sequence[GroundTruth]) -> Matches:
+        return match_detections(output, targets)
+
+    def rescored(self, judged: Matches, change: Callable[..., Any]) -> Matches:
+        return judged.rescored(change)
+
+    def take(self, judged: Matches, rows: np.ndarray) -> Matches:
+        return judged.take(rows)
+
+    def as_targets(self, output: Sequence[Detections]) -> list[GroundTruth]:
+        shown = [found.above(SHOWN) for found in output]
+        return [GroundTruth(found.boxes, found.labels) for found in shown]
+
+    def collect(self, role: str, output: Any, expected: int) -> list[Detections]:
+        if self.count_rows(output) != expected:
+            raise ModelError(
+                f"the {role} was given {expected} inputs and must return "
+                f"{self.rows.format(expected)}, but returned {type(output).__name__}"
+            )
+        return list(output)
+
+    def pack(self, name: str, output: Any, half: bool) -> dict[str, np.ndarray]:
+        return _prefixed(name, pack_detections(output, half))
+
+    def unpack(self, name: str, arrays: Mapping[str, np.ndarray]) -> list[Detections]:
+        return unpack_detections(_unprefixed(name, arrays))
+
+    def pack_targets(self, targets: Sequence[GroundTruth]) -> dict[str, np.ndarray]:
+        return _prefixed("targets", pack_truth(targets))
+
+    def unpack_targets(self, arrays: Mapping[str, np.ndarray]) -> list[GroundTruth]:
+        return unpack_truth(_unprefixed("targets", arrays))
+
+    def numbers(self, rows: Any) -> list[np.ndarray]:
+        pack = pack_detections if isinstance(rows[0], Detections) else pack_truth
+        return [value for _, value in sorted(pack(rows).items())]
+
     def shared(self, output: Batch, change: Callable[..., Any] | None = None) -> Batch:
         if change is None:
             return output
@@ -314,6 +431,17 @@ class _Detection(Task):
             fuse_detections(one, other, float(Blend(blend)))
             for one, other in zip(student, teacher, strict=True)
         ]
+
+    def plain(
+        self, answers: Sequence[Detections], labels: Sequence[str] | None
+    ) -> list[dict[str, Any]]:
+        def box(found: Detections, row: int) -> dict[str, Any]:
+            label = int(found.labels[row])
+            name = {} if labels is None else {"label": labels[label]}
+            corners = [round(float(side), 2) for side in found.boxes[row]]
+            return {"box": corners, "class": label, **name, "score": float(found.scores[row])}
+
+        return [{"prediction": [box(f, row) for row in range(len(f))]} for f in answers]
 
     def scores(self, student: Sequence[Detections]) -> list[str]:
         bins = all(found.bins is not None for found in student if len(found))
@@ -346,6 +474,18 @@ def as_task(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, not {name!r}")
     return TASKS[name]
+
+
+def _prefixed(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{name}_{key}": value for key, value in arrays.items()}
+
+
+def _unprefixed(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays that `_prefixed` named; a missing one is a KeyError under its whole name."""
+    found = {key: value for key, value in arrays.items() if key.startswith(f"{name}_")}
+    if f"{name}_count" not in found:
+        raise KeyError(f"{name}_count")
+    return {key.removeprefix(f"{name}_"): value for key, value in found.items()}
 
 
 def _reads(name: str, output: np.ndarray) -> bool:

@@ -38,7 +38,7 @@ def test_pure_chance_is_shrunk_to_almost_nothing():
 
 def test_a_learned_gain_is_its_weights():
     score = fit_gain(images(), gains_of(images()))
-    weights = json.loads(json.dumps(score.keywords["weights"]))
+    weights = json.loads(json.dumps(score.parameters["weights"]))
     found = images(20)
     np.testing.assert_array_equal(learned_gain(found, weights), score(found))
 

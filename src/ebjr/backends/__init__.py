@@ -27,7 +27,9 @@ def load_model(source: Any, **options: Any) -> Model:
         which is a model as it is.
     **options
         What the backend takes: ``threads``, ``providers``, ``batch_size`` and ``output`` for
-        ONNX; ``device``, ``dtype`` and ``batch_size`` for PyTorch; nothing for a callable.
+        ONNX, or with ``layout`` (a name, or ``"auto"``) what a detector takes
+        (`ebjr.backends.detectors.OnnxDetector`); ``device``, ``dtype`` and ``batch_size`` for
+        PyTorch; nothing for a callable.
 
     Raises
     ------
@@ -73,6 +75,10 @@ def _load_file(source: str | os.PathLike[str], options: dict[str, Any]) -> Model
         raise ModelError(f"a model is {TAKES}, but got the path {path}; export it to one of these")
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file at {path}; check the path")
+    if path.suffix.lower() == ".onnx" and "layout" in options:
+        from ebjr.backends.detectors import OnnxDetector
+
+        return OnnxDetector(path, **options)
     if path.suffix.lower() == ".onnx":
         from ebjr.backends.onnx import OnnxModel
 

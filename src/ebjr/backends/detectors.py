@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -217,6 +218,35 @@ LAYOUTS: dict[str, Layout] = {
 """The families that can be read, by name."""
 
 
+def find_layout(model: OnnxModel, preprocess: Preprocess, classes: int) -> str:
+    """The layout that fits a model's outputs, by running it on a gray image.
+
+    Raises
+    ------
+    ModelError
+        None of `LAYOUTS` fits, or more than one.
+    """
+    rows = model.fixed_batch or 1
+    height, width = preprocess.height_width or (64, 64)
+    batch = preprocess([np.full((height, width, 3), 127, np.uint8)] * rows)
+    outputs = model.answer_all(batch)
+    fitting = []
+    for name, layout in LAYOUTS.items():
+        try:
+            layout.decode(outputs, (height, width), classes)
+        except (ModelError, ValueError, IndexError):
+            continue
+        fitting.append(name)
+    if len(fitting) != 1:
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in outputs.items())
+        which = " and ".join(fitting) + " all fit" if fitting else "no layout fits"
+        raise ModelError(
+            f"{which} the outputs of {model.name} for {classes} classes: {shapes}; give layout, "
+            f"one of {', '.join(LAYOUTS)}, or say how many classes there are with classes="
+        )
+    return fitting[0]
+
+
 class OnnxDetector:
     """A detector in an ``.onnx`` file: decoded images in, a list of `Detections` out.
 
@@ -225,14 +255,15 @@ class OnnxDetector:
     path
         The file.
     layout
-        What its outputs look like: a name in `LAYOUTS`, or a `Layout` of your own.
+        What its outputs look like: a name in `LAYOUTS`, a `Layout` of your own, or ``"auto"``: the
+        one that fits what the model says of a gray image.
     preprocess
         How images become its input; by default squashed to its size, RGB from 0 to 1.
     classes
         How many classes it knows.
     nms
         The overlap above which the worse of two boxes of a class is dropped; ``"default"`` is
-        the layout's, None keeps all.
+        the layout's, None or ``"none"`` keeps all.
     above, limit
         A box is reported for every class with a score above `above`, at most `limit` an image.
         The defaults are COCO's.
@@ -258,7 +289,7 @@ class OnnxDetector:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        layout: str | Layout,
+        layout: str | Layout = "auto",
         preprocess: Preprocess | None = None,
         *,
         classes: int = 80,
@@ -268,23 +299,68 @@ class OnnxDetector:
         threads: int | None = None,
         providers: Sequence[Any] | None = None,
     ) -> None:
-        if isinstance(layout, str) and layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, but is {layout!r}")
+        if isinstance(layout, str) and layout not in ("auto", *LAYOUTS):
+            raise ValueError(f"layout must be one of auto, {', '.join(LAYOUTS)}, not {layout!r}")
         if not 0 <= above < 1:
             raise ValueError(f"above must lie in 0..1, under 1, not {above}")
         if limit < 1 or classes < 1:
             raise ValueError(f"limit and classes must be at least 1, not {limit} and {classes}")
         self.model = OnnxModel(path, threads=threads, providers=providers)
         self.name = self.model.name
-        self.layout = LAYOUTS[layout] if isinstance(layout, str) else layout
         self.preprocess = preprocess or infer_preprocess(self.model.input_shape or ())
         self.classes = classes
+        if layout == "auto":
+            layout = find_layout(self.model, self.preprocess, classes)
+        self.layout = LAYOUTS[layout] if isinstance(layout, str) else layout
+        nms = None if nms == "none" else nms
         self.nms = self.layout.nms if nms == "default" else nms
         if self.nms is not None and not (isinstance(self.nms, float | int) and 0 <= self.nms <= 1):
             raise ValueError(f"nms must lie in 0..1, be None or 'default', not {nms!r}")
         self.above = above
         self.limit = limit
         self.loops = self.model.fixed_batch == 1
+
+    @property
+    def path(self) -> Any:
+        """The file."""
+        return self.model.path
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...] | None:
+        """Of the graph's input."""
+        return self.model.input_shape
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `load_model` needs to load the same detector, but for its preprocessing.
+
+        Raises
+        ------
+        TypeError
+            The layout is one of your own, which has no name.
+        """
+        names = [name for name, layout in LAYOUTS.items() if layout is self.layout]
+        if not names:
+            raise TypeError(
+                f"{self.name} has a layout of your own: only {', '.join(LAYOUTS)} "
+                "can be named in a file"
+            )
+        nms = (
+            {} if self.nms == self.layout.nms else {"nms": "none" if self.nms is None else self.nms}
+        )
+        return {
+            "layout": names[0],
+            "classes": self.classes,
+            **nms,
+            "above": self.above,
+            "limit": self.limit,
+        }
+
+    def with_preprocess(self, preprocess: Preprocess) -> OnnxDetector:
+        """The same detector, whose images are prepared in another way."""
+        other = copy(self)
+        other.preprocess = preprocess
+        return other
 
     def __call__(self, images: Sequence[Image], /) -> list[Detections]:
         """What is on n images.

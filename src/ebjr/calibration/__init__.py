@@ -66,7 +66,8 @@ def calibrate(
         ``"match-teacher"``: the least deferral whose quality is at least the teacher's minus
         `tolerance` (default 0).
         ``"accuracy"``: the least deferral whose accuracy is at least `target`. For regression both
-        are in the unit of the outcomes' metric: an RMSE of at most `target`, an R2 of at least it.
+        are in the unit of the outcomes' metric: an RMSE of at most `target`, an R2 of at least it;
+        for detection a share of 1, as 0.37 AP.
         ``"budget"``: the best quality that costs at most `flops`, `seconds` or `joules` per
         example, or defers at most `deferral_rate`.
         ``"crossing"``: the paper's, where the score densities of inputs that the student gets
@@ -93,6 +94,9 @@ def calibrate(
         With `delta`, for losses without a bound of their own, as squared errors: the largest loss
         of a row that counts, in the row's unit, fixed without looking at these examples. The
         promise is about losses cut off there.
+
+    For detection the examples also put the scores of both detectors on one scale, unless the
+    outcomes have one (`OperatingPoint.rescale`).
 
     Returns
     -------
@@ -136,6 +140,11 @@ def calibrate(
     if delta is not None and (automatic or blend == "auto"):
         # the proof of the guarantee covers the choice of the threshold, not that of score and blend
         choosing, outcomes = outcomes.split(CHOICE_SHARE, CHOICE_SEED)
+    if outcomes.rescale is None:
+        scale = choosing.fit_scale()
+        same = choosing is outcomes
+        choosing = choosing.with_scale(scale)
+        outcomes = choosing if same else outcomes.with_scale(scale)
     chosen = choose_score(choosing) if automatic else as_score(score)
     weight = choose_blend(choosing, chosen) if blend == "auto" else as_blend(blend)
     _check_cover(chosen, outcomes)
@@ -202,7 +211,7 @@ def check_goal(goal: str, given: dict[str, Any], measure: Metric = METRICS["accu
         raise ValueError(f"goal {goal!r} needs exactly one of {', '.join(GOALS[goal])}")
     if goal == "crossing" and not measure.binary:
         raise ValueError(
-            "goal 'crossing' needs answers that are right or wrong; for regression use another"
+            f"goal 'crossing' needs answers that are right or wrong; for {measure.task} use another"
         )
     for name in named:
         value = float(given[name])
@@ -268,7 +277,7 @@ def _allowed(curve: TradeOffCurve, goal: str, given: dict[str, Any]) -> float:
         return float(given["tolerance"])
     if goal == "accuracy":
         target = float(given["target"])
-        return 1 - target if curve.outcomes.measure.binary else target
+        return 1 - target if curve.outcomes.measure.percent else target
     rate = given["deferral_rate"]
     if rate is None:
         unit = _unit(given)

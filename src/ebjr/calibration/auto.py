@@ -16,10 +16,10 @@ import numpy as np
 
 from ebjr.arrays import Array
 from ebjr.blend import Blend
-from ebjr.calibration.learned import can_learn, cross_fitted, fit_learned
+from ebjr.calibration.learned import LEARNERS, cross_fitted
 from ebjr.errors import CalibrationError
 from ebjr.outcomes import Outcomes
-from ebjr.scores import Score, as_score
+from ebjr.scores import FITTED, Score, as_score
 
 CANDIDATES = (
     "softmax",
@@ -40,6 +40,20 @@ CANDIDATES = (
 )
 """The scores of classifiers that compete, the simplest first; `learned` where it can be fitted."""
 
+DETECTION_CANDIDATES = (
+    "box_count",
+    "max_confidence",
+    "mean_confidence",
+    "expected_errors",
+    *("box_count(above=0.2)", "box_count(above=0.4)"),
+    *("expected_errors(above=0.2)", "expected_errors(above=0.1)"),
+    "detection_energy(part='classes')",
+    "detection_energy(part='boxes')",
+    "detection_energy(part='both')",
+    "learned_gain",
+)
+"""The scores of detectors that compete, the simplest first; of boxes where there are bins."""
+
 BLENDS: tuple[float, ...] = (
     *(0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0),
     *(
@@ -51,6 +65,9 @@ BLENDS: tuple[float, ...] = (
     ),
 )
 """The blends that compete, the simplest first; 0 is the paper's. Regression adds its own."""
+
+DETECTION_BLENDS = (0.0, 0.1, 0.25, 0.5)
+"""The blends of detectors that compete: each is fused and matched with the labels."""
 
 MOST_EXAMPLES = 100_000
 """Score and blend are chosen on at most so many: more would not move the choice."""
@@ -105,6 +122,9 @@ def score_candidates(outcomes: Outcomes) -> list[str]:
     if outcomes.task == "classification":
         return list(CANDIDATES)
     found = outcomes.kind.scores(outcomes.student)
+    if outcomes.task == "detection":
+        energies = [name for name in DETECTION_CANDIDATES if name.startswith("detection_energy")]
+        return [name for name in DETECTION_CANDIDATES if name in found or name not in energies]
     if not found:
         raise CalibrationError(
             "the student's raw output holds predictions alone, so that no score can tell which to "
@@ -123,6 +143,8 @@ def blend_candidates(outcomes: Outcomes) -> list[float]:
     [0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0]
     """
     kind = outcomes.kind
+    if kind.takes_scale:
+        return list(DETECTION_BLENDS)
     usual = [w for w in BLENDS if kind.takes_temperatures or not isinstance(w, Blend)]
     more = kind.weights(outcomes.student, outcomes.teacher, outcomes.targets)
     return usual + [weight for weight in more if weight not in usual]
@@ -249,10 +271,12 @@ def _compare(
     chance = (kept + deferred) / 2
     scores, influences = [], []
     for candidate in candidates:
-        if candidate == "learned":
-            if not can_learn(outcomes, blend):
+        if isinstance(candidate, str) and candidate in FITTED:
+            learner = LEARNERS[candidate]
+            if not learner.can_learn(outcomes, blend):
                 continue
-            score, values = fit_learned(outcomes, blend), cross_fitted(outcomes, blend)
+            score = learner.fit(outcomes, blend)
+            values = cross_fitted(outcomes, blend, learner=learner)
         else:
             score = as_score(candidate)
             values = _values(score, outcomes)

@@ -6,15 +6,19 @@ and heavily shrunk, as a few hundred labeled images say little.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from ebjr.arrays import take_rows
 from ebjr.detection_scores import detection_features, learned_gain
 from ebjr.detections import Detections
 from ebjr.errors import MissingExtra
+from ebjr.outcomes import Outcomes
+from ebjr.precision import matched_gains
+from ebjr.scores import Score
 
 FEWEST = 30
 """With fewer images there is nothing to learn from."""
@@ -22,10 +26,36 @@ FEWEST = 30
 PENALTIES = np.logspace(-1, 4, 21)
 """What is tried, with features of deviation one; the best of leave-one-out is taken."""
 
+_DIGITS = 8
 
-def fit_gain(
-    detections: Sequence[Detections], gains: np.ndarray
-) -> Callable[[Sequence[Detections]], np.ndarray]:
+
+def can_learn(outcomes: Outcomes, blend: float = 0.0) -> bool:
+    """Whether a learned gain can compete on these outcomes, cross-fitted.
+
+    Examples
+    --------
+    >>> can_learn(Outcomes([[1.0, 0.0]], [[1.0, 0.0]], [0]))
+    False
+    """
+    fits = find_spec("sklearn") is not None and outcomes.task == "detection"
+    return fits and len(outcomes) >= 2 * FEWEST
+
+
+def fit_rows(outcomes: Outcomes, blend: float, rows: np.ndarray, seed: int = 0) -> Score:
+    """`fit_gain` to some rows of the outcomes; nothing is drawn, so that the seed is of no use.
+
+    The gain is that of boxes found, each by its confidence on the common scale, if there is one.
+
+    Raises
+    ------
+    MissingExtra, ValueError
+        As `fit_gain`.
+    """
+    gains = matched_gains(outcomes.judged(), outcomes.judged(blend), weighted=True)
+    return fit_gain(take_rows(outcomes.student, rows), gains[rows])
+
+
+def fit_gain(detections: Sequence[Detections], gains: np.ndarray) -> Score:
     """Fit the score `learned_gain` to calibration images.
 
     Parameters
@@ -38,9 +68,8 @@ def fit_gain(
 
     Returns
     -------
-    callable
-        A score of detections: a list of n in, (n,) out, higher = keep. Its ``keywords`` hold the
-        weights.
+    Score
+        Of detections: a list of n in, (n,) out, higher = keep. Its parameters are the weights.
 
     Raises
     ------
@@ -72,7 +101,9 @@ def fit_gain(
     spread = np.where(spread > 1e-12, spread, 1.0)
     model.fit((features - center) / spread, values)
     slopes = model.coef_ / spread
-    return partial(learned_gain, weights=[float(model.intercept_ - slopes @ center), *slopes])
+    weights = [model.intercept_ - slopes @ center, *slopes]
+    rounded = [float(f"{weight:.{_DIGITS}g}") for weight in weights]
+    return Score("learned_gain", learned_gain, {"weights": rounded})
 
 
 def _ridge() -> Any:

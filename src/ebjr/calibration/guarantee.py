@@ -51,6 +51,7 @@ from scipy.stats import binom, norm
 
 from ebjr.curve import TradeOffCurve
 from ebjr.errors import CalibrationError
+from ebjr.metrics import METRICS
 from ebjr.outcomes import Outcomes
 
 PROMISES = {
@@ -131,6 +132,8 @@ class Certificate:
         right = "" if self.labeled else ", the teacher's own answers being taken for right"
         if self.loss_bound is not None:
             right += f" ({self.metric}, each loss counting for at most {self.loss_bound:g})"
+        elif self.promise != "rate" and not METRICS[self.metric].binary:
+            right += f" (the error of an input being 1 - {METRICS[self.metric].title})"
         return (
             f"With probability at least {1 - self.delta:.6g} over the draw of the {self.n:,} "
             f"calibration examples, {self._promised} is at most {self.tolerance:g}"
@@ -139,7 +142,7 @@ class Certificate:
 
     @property
     def _promised(self) -> str:
-        if self.promise == "harm" and self.loss_bound is not None:
+        if self.promise == "harm" and not METRICS[self.metric].binary:
             return "the loss that kept answers have beyond the teacher's, over all inputs,"
         return PROMISES[self.promise]
 
@@ -282,7 +285,7 @@ def against_teacher(outcomes: Outcomes) -> Outcomes:
     >>> against_teacher(outcomes).targets
     array([0, 1])
     """
-    answers = outcomes.kind.predict(outcomes.teacher)
+    answers = outcomes.kind.as_targets(outcomes.teacher)
     return replace(outcomes, targets=answers, labeled=False)
 
 
@@ -314,7 +317,7 @@ class _Scale:
 def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Scale:
     """How the losses of this promise are bounded; refuses those that are not."""
     measure = curve.outcomes.measure
-    if measure.binary or promise == "rate":
+    if (measure.percent and measure.certifiable) or promise == "rate":
         if loss_bound is not None:
             raise ValueError(
                 f"loss_bound is for losses without a bound, not for {promise} of {measure.name}"
@@ -323,7 +326,7 @@ def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Sca
     if not measure.certifiable:
         raise ValueError(
             f"{measure.name} is no mean of losses that depend on one example each, so that nothing "
-            "can be promised of it; use the metric rmse, mse or mae"
+            f"can be promised of it; use the metric {_certifiable(measure.task)}"
         )
     if measure.root and promise != "risk":
         raise ValueError(
@@ -338,6 +341,12 @@ def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Sca
     if not (math.isfinite(loss_bound) and loss_bound > 0):
         raise ValueError(f"loss_bound must be a positive number, not {loss_bound:g}")
     return _Scale(float(loss_bound), measure.root)
+
+
+def _certifiable(task: str) -> str:
+    """The metrics of a task that can be promised, for a sentence."""
+    *first, last = [m.name for m in METRICS.values() if m.task == task and m.certifiable]
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 # --- what is promised, as a loss of each example if it is kept and if it is deferred

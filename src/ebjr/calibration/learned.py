@@ -1,16 +1,21 @@
-"""A learned score: a small logistic model of where the teacher helps, fitted to the outcomes.
+"""A learned score: a small model of where the teacher helps, fitted to the outcomes.
 
-It looks at the student's scores and its predicted class, and competes with them on equal terms:
-the values that it is judged by are cross-fitted, each row's from a model that has not seen it.
+Of classifiers a logistic model of the student's scores and its predicted class; of detectors the
+gain of `ebjr.calibration.gain`. It competes with the other scores on equal terms: the values that
+it is judged by are cross-fitted, each row's from a model that has not seen it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from ebjr.arrays import take_rows
+from ebjr.calibration import gain
 from ebjr.errors import CalibrationError, MissingExtra
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, learned, score_features
@@ -76,23 +81,47 @@ def fit_learned(outcomes: Outcomes, blend: float = 0.0, seed: int = 0) -> Score:
             f"a learned score needs {FEWEST} examples on which the teacher helps, and as many on "
             f"which both do alike, but of {len(kind)} there are {helped} and {alike}"
         )
-    return _fit_some(outcomes, kind, np.arange(len(kind)), seed)
+    return _fit_some(outcomes, blend, np.arange(len(kind)), seed)
 
 
-def cross_fitted(outcomes: Outcomes, blend: float = 0.0, seed: int = 0) -> np.ndarray:
+@dataclass(frozen=True)
+class Learner:
+    """How a score is learned from outcomes.
+
+    Attributes
+    ----------
+    can_learn
+        Outcomes and a blend in: whether it can compete on them.
+    fit_rows
+        Outcomes, a blend, some of the rows and a seed in: the score that is fitted to those.
+    """
+
+    can_learn: Callable[[Outcomes, float], bool]
+    fit_rows: Callable[[Outcomes, float, np.ndarray, int], Score]
+
+    def fit(self, outcomes: Outcomes, blend: float = 0.0, seed: int = 0) -> Score:
+        """The score that is fitted to all rows."""
+        return self.fit_rows(outcomes, blend, np.arange(len(outcomes)), seed)
+
+
+def cross_fitted(
+    outcomes: Outcomes, blend: float = 0.0, seed: int = 0, learner: Learner | None = None
+) -> np.ndarray:
     """(n,): the learned score of each row, by a model that was fitted without it.
+
+    `learner` is that of classifiers unless given.
 
     Raises
     ------
     MissingExtra, CalibrationError
         As `fit_learned`.
     """
-    kind = _kinds(outcomes, blend)
-    fold = np.random.default_rng(seed).permutation(len(kind)) % FOLDS
-    values = np.empty(len(kind))
+    learner = learner or LEARNERS["learned"]
+    fold = np.random.default_rng(seed).permutation(len(outcomes)) % FOLDS
+    values = np.empty(len(outcomes))
     for k in range(FOLDS):
-        fitted = _fit_some(outcomes, kind, np.flatnonzero(fold != k), seed)
-        values[fold == k] = fitted(outcomes.student[fold == k])
+        fitted = learner.fit_rows(outcomes, blend, np.flatnonzero(fold != k), seed)
+        values[fold == k] = fitted(take_rows(outcomes.student, np.flatnonzero(fold == k)))
     return values
 
 
@@ -107,8 +136,9 @@ def _counts(kind: np.ndarray) -> tuple[int, int]:
     return int((kind == 1).sum()), int((kind == 0).sum())
 
 
-def _fit_some(outcomes: Outcomes, kind: np.ndarray, rows: np.ndarray, seed: int) -> Score:
+def _fit_some(outcomes: Outcomes, blend: float, rows: np.ndarray, seed: int) -> Score:
     """Fit to at most `MOST_EXAMPLES` of some rows."""
+    kind = _kinds(outcomes, blend)
     drawn = np.random.default_rng(seed).permutation(rows)[:MOST_EXAMPLES]
     return _fit(outcomes.student[drawn], kind[drawn])
 
@@ -153,3 +183,10 @@ def _against_alike(model: Any, kind: int) -> tuple[float, np.ndarray]:
 
 def _rounded(values: Any) -> list[float]:
     return [float(f"{value:.{_DIGITS}g}") for value in values]
+
+
+LEARNERS: Mapping[str, Learner] = {
+    "learned": Learner(can_learn, _fit_some),
+    "learned_gain": Learner(gain.can_learn, gain.fit_rows),
+}
+"""By the name of the score."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,7 @@ def trade_off_figure(
     rates = [r for trace in data for r in trace["x"]]
     measure = outcomes.measure
     ends = [measure.drawn(outcomes.quality(role)) for role in ("student", "teacher")]
-    if measure.binary:
+    if measure.percent:
         span = [min(ends) - 0.6, max(y for trace in data for y in trace["y"]) + 0.4]
     else:
         seen = [*ends, *(float(y) for y in measure.drawn(best.quality))]
@@ -162,6 +163,8 @@ def score_histogram(
 ) -> dict[str, Any]:
     """Densities of the score where the student is right and where it is wrong (figure 4).
 
+    Of detectors: where the teacher adds nothing and where it does.
+
     Parameters
     ----------
     outcomes
@@ -180,20 +183,23 @@ def score_histogram(
     """
     values = np.asarray(point.router.score(outcomes.student), np.float64)
     usable = np.isfinite(values)
-    right = outcomes.student_quality == 1
+    right, names = _told_apart(outcomes)
     low, high = (0.0, 1.0) if not usable.any() else np.quantile(values[usable], [0.0, 1.0])
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     data = []
-    for name, rows in (("right", usable & right), ("wrong", usable & ~right)):
+    for color, name, rows in (
+        ("right", names[0], usable & right),
+        ("wrong", names[1], usable & ~right),
+    ):
         density = np.histogram(values[rows], edges)[0] / max(rows.sum(), 1) / np.diff(edges)
         data.append(
             {
                 "type": "bar",
-                "name": f"student {name}",
+                "name": name,
                 "x": _short((edges[:-1] + edges[1:]) / 2),
                 "y": _short(density),
                 "width": float(edges[1] - edges[0]),
-                "marker": {"color": PALETTE[name], "line": {"width": 0}},
+                "marker": {"color": PALETTE[color], "line": {"width": 0}},
                 "opacity": 0.55,
                 "hovertemplate": "%{y:.4g} at %{x:.4g}<extra>%{fullData.name}</extra>",
             }
@@ -226,6 +232,14 @@ def score_histogram(
     return {"data": data, "layout": layout}
 
 
+def _told_apart(outcomes: Outcomes) -> tuple[np.ndarray, tuple[str, str]]:
+    """(n,) bool: the rows that should score high; and what these and the others are called."""
+    if outcomes.measure.binary:
+        return outcomes.student_quality == 1, ("student right", "student wrong")
+    helped = outcomes.teacher_quality > outcomes.student_quality
+    return ~helped, ("teacher adds nothing", "teacher adds")
+
+
 def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
     """Both models' figures along the score, with 95 % intervals: where is the teacher better?
 
@@ -248,8 +262,10 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
     >>> [trace["name"] for trace in figure["data"]]
     ['student', 'teacher', 'the score itself']
     """
+    if outcomes.measure.rows is None:  # no figure of a few rows: the nearest that has one
+        outcomes = replace(outcomes.with_scale(point.rescale), metric="f1")
     bins, measure = reliability(outcomes, point), outcomes.measure
-    scale = 100 if measure.binary else 1
+    scale = 100 if measure.percent else 1
     middle = np.array([50 * (row.start + row.end) for row in bins])
     spans = [f"{row.n:,} examples, score {row.low:.4g} to {row.high:.4g}" for row in bins]
     data: list[dict[str, Any]] = []
@@ -366,7 +382,7 @@ def ranking_figure(
     ['energy']
     """
     gains = [entry.gain for entry in ranking]
-    scale = 100 if measure.binary else 1
+    scale = 100 if measure.percent else 1
     colors = [
         PALETTE["chosen"] if entry.score == chosen else PALETTE.get(entry.score, PALETTE["random"])
         for entry in ranking
@@ -479,7 +495,7 @@ def _rule(x: float, dash: str) -> dict[str, Any]:
 
 
 def _hover(outcomes: Outcomes) -> str:
-    return "%{y:.2f} %" if outcomes.measure.binary else "%{y:.4g}"
+    return "%{y:.2f} %" if outcomes.measure.percent else "%{y:.4g}"
 
 
 def _short(values: np.ndarray) -> list[float]:

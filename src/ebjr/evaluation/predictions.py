@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ebjr.arrays import take_rows
 from ebjr.outcomes import Outcomes
 
 
@@ -51,8 +53,8 @@ def read_predictions(
     arrays = _arrays(path)
     if "about" in arrays:
         other = Outcomes.load(path)
-        targets: np.ndarray | None = other.targets
-        found = {
+        targets: Any = other.targets
+        found: dict[str, Any] = {
             f"the {role} of {name}": other.kind.predict(getattr(other, role))
             for role in ("teacher", "student")
         }
@@ -106,11 +108,11 @@ def _answers(
 
 def _taken(
     path: str | os.PathLike[str],
-    labels: np.ndarray,
-    targets: np.ndarray | None,
+    labels: Any,
+    targets: Any,
     outcomes: Outcomes,
     rows: np.ndarray,
-) -> np.ndarray:
+) -> Any:
     """The labels of the rows, once it is sure that they are about the same examples."""
     if len(labels) not in (len(outcomes), len(rows)):
         raise ValueError(
@@ -118,10 +120,16 @@ def _taken(
             f"{len(outcomes):,} or the {len(rows):,} held-out ones"
         )
     whole = len(labels) == len(outcomes)
-    expected = outcomes.targets if whole else outcomes.targets[rows]
-    if targets is not None and not np.array_equal(targets, expected):
+    expected = outcomes.targets if whole else take_rows(outcomes.targets, rows)
+    if targets is not None and not _same(outcomes, targets, expected):
         raise ValueError(
             f"cannot compare with {path}: its targets are not those of the same examples in the "
             "same order"
         )
-    return labels[rows] if whole else labels
+    return take_rows(labels, rows) if whole else labels
+
+
+def _same(outcomes: Outcomes, targets: Any, expected: Any) -> bool:
+    """Whether two tables are about the same targets."""
+    one, other = (outcomes.kind.numbers(values) for values in (targets, expected))
+    return len(one) == len(other) and all(map(np.array_equal, one, other))

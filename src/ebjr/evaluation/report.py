@@ -30,10 +30,12 @@ from ebjr.evaluation.plots import (
     thin_rows,
     trade_off_figure,
 )
-from ebjr.evaluation.significance import Comparison, Interval, Standing
+from ebjr.evaluation.samples import Sample, samples_html
+from ebjr.evaluation.significance import Comparison, Interval, Standing, resamples
 from ebjr.files import write_whole
-from ebjr.metrics import Metric
+from ebjr.metrics import METRICS, Metric
 from ebjr.outcomes import Outcomes
+from ebjr.precision import SHOWN
 from ebjr.scores import score_title
 
 UNLABELED = (
@@ -62,6 +64,20 @@ CLASSIFIERS = {
 """Words of the page for answers that are right or wrong."""
 
 
+DETECTORS = {
+    "oracle_words": "The oracle knows what each image gains: hardly a score can do better.",
+    "histogram_label": (
+        "Densities of the score for images where the teacher adds nothing and where it does, with "
+        "the threshold."
+    ),
+    "histogram_words": (
+        "Images left of the solid line are deferred. Images without a box to go by are deferred at "
+        "every threshold, and are not shown."
+    ),
+}
+"""What is said of detectors instead."""
+
+
 def page_words(measure: Metric) -> dict[str, str]:
     """Words of the page for a metric.
 
@@ -73,6 +89,7 @@ def page_words(measure: Metric) -> dict[str, str]:
     """
     if measure.binary:
         return CLASSIFIERS
+    shown = measure if measure.rows is not None else METRICS["f1"]
     return {
         "metric": measure.title,
         "curve_title": f"{measure.title} against cost",
@@ -83,10 +100,11 @@ def page_words(measure: Metric) -> dict[str, str]:
             "solid line are deferred; a good score leaves a narrow band on its right."
         ),
         "bins_label": (
-            f"{measure.title} of student and teacher on ten equal parts of the examples, from the "
+            f"{shown.title} of student and teacher on ten equal parts of the examples, from the "
             "lowest score to the highest, with 95 % intervals."
         ),
-        "bins_words": "95 % intervals from the standard error of the mean",
+        "bins_words": f"{shown.title} and 95 % intervals from the standard error of the mean",
+        **(DETECTORS if measure.task == "detection" else {}),
     }
 
 
@@ -101,6 +119,7 @@ def write_report(
     intervals: Mapping[str, Interval] | None = None,
     comparisons: Sequence[Comparison] = (),
     ranking: Sequence[Standing] = (),
+    samples: Sequence[Sample] = (),
     title: str = "EBJR",
     notes: Mapping[str, str] | None = None,
 ) -> None:
@@ -127,6 +146,8 @@ def write_report(
         Tests of the joint model against others: McNemar's, or of losses.
     ranking
         The scores, the best first.
+    samples
+        Of detectors: images to show with their boxes and who answered.
     title
         Of the page.
     notes
@@ -156,6 +177,7 @@ def write_report(
         **page_words(measure),
         chance=_chance(intervals or {}, comparisons, measure),
         ranking=_ranking(ranking, score_title(point.score), measure),
+        samples=_samples(samples, held_out),
         notes="\n".join(
             f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
             for key, value in {**(notes or {}), **made}.items()
@@ -232,9 +254,9 @@ def report_data(
             "cost": relative_cost(held_out, curve.deferral_rate[rows])[0].tolist(),
             "start": start,
             "histogram": (
-                score_histogram(held_out, point, crossings.get(point.score))
-                if held_out.measure.binary
-                else residual_figure(held_out, point)
+                residual_figure(held_out, point)
+                if held_out.task == "regression"
+                else score_histogram(held_out, point, crossings.get(point.score))
             ),
             "reliability": reliability_figure(held_out, point),
         }
@@ -253,7 +275,7 @@ def report_data(
         "teacher_quality": held_out.quality("teacher"),
         "metric": {
             "title": held_out.measure.title,
-            "percent": held_out.measure.binary,
+            "percent": held_out.measure.percent,
             "sign": -1 if held_out.measure.lower else 1,
         },
     }
@@ -336,7 +358,7 @@ def _promise(certificate: Any) -> str:
 
 def _figures(measure: Metric) -> dict[str, tuple[str, str, float]]:
     """What the intervals are called, how they are written, and in which unit."""
-    if measure.binary:
+    if measure.percent:
         own, gain, scale = "{:.2f} %", "{:+.2f}", 100.0
         over = "points over the"
     else:
@@ -373,11 +395,24 @@ def _chance(
         else "a paired bootstrap of the difference on the same examples."
     )
     caption = (
-        "Intervals: percentiles of 2,000 bootstrap resamples of the held-out examples. Verdicts: "
+        f"Intervals: percentiles of {resamples(measure):,} bootstrap resamples of the held-out "
+        "examples. Verdicts: "
         f"{test}"
     )
     inner = f'<div class="columns">{table}{tests}</div><p class="caption">{caption}</p>'
     return _section("chance", "Is it more than chance?", inner)
+
+
+def _samples(samples: Sequence[Sample], held_out: Outcomes) -> str:
+    """Images with boxes; nothing where there are none at hand."""
+    if not samples:
+        return ""
+    caption = (
+        "Held-out images at even ranks of the score, those that are deferred first. Solid: boxes "
+        f"with a score above {SHOWN:g}, of whoever answered; dashed: what is there."
+    )
+    inner = f'{samples_html(samples, held_out.labels)}<p class="caption">{caption}</p>'
+    return _section("samples", "Who answered", inner)
 
 
 def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> str:
@@ -405,11 +440,18 @@ def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> str:
         "score tells where the student is right (AUROC: higher is better; AURC and AUGRC, the "
         "areas under the risk-coverage curves: lower is better)."
     )
-    if not measure.binary:
+    if measure.rows is None:
         caption = (
-            f"Gain: how much less mean {measure.rows_title} the joint model has over all deferral "
-            "rates than by deferring at random, without blend, on the examples that the score was "
-            "chosen on. The share of what the oracle gains is from the held-out examples."
+            f"Gain: {measure.title} of the joint model, to first order, over all deferral rates, "
+            "beyond deferring at random, without blend, on the examples that the score was chosen "
+            "on. The share of what the oracle gains is exact, and from the held-out examples."
+        )
+    elif not measure.binary:
+        caption = (
+            f"Gain: how much less mean {measure.rows_title or measure.title} the joint model has "
+            "over all deferral rates than by deferring at random, without blend, on the examples "
+            "that the score was chosen on. The share of what the oracle gains is from the held-out "
+            "examples."
         )
         if not measure.lower:
             caption = caption.replace("less mean", "more mean")

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta, binomtest, chi2, rankdata
 
-from ebjr.arrays import Array
+from ebjr.arrays import Array, put_rows, take_rows
 from ebjr.costs import joint_cost
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
-from ebjr.metrics import METRICS, Metric
+from ebjr.metrics import METRICS, Metric, Whole
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score
 
@@ -267,18 +267,20 @@ class LossDifference:
     @property
     def verdict(self) -> str:
         """One sentence."""
-        here = self.difference
+        here, scale = self.difference, 100 if METRICS[self.metric].percent else 1
+        title = METRICS[self.metric].title
+        points = " points" if scale == 100 else ""
         words = "less" if here.estimate < 0 else "more"
-        low, high = sorted((abs(here.low), abs(here.high)))
+        low, high = sorted((scale * abs(here.low), scale * abs(here.high)))
         span = f"{low:.3g} to {high:.3g}"
         if here.low < 0 < here.high:
-            span = f"{abs(here.low):.3g} less to {here.high:.3g} more"
+            span = f"{scale * abs(here.low):.3g} less to {scale * here.high:.3g} more"
         judged = "chance alone may explain this"
         if self.better is not None:
             judged = f"{self.better} is better, by more than chance explains"
         return (
-            f"On {self.n:,} examples {self.names[0]} has {abs(here.estimate):.3g} (95 % interval "
-            f"{span}) {words} {METRICS[self.metric].title} than {self.names[1]}: {judged} "
+            f"On {self.n:,} examples {self.names[0]} has {scale * abs(here.estimate):.3g}{points} "
+            f"(95 % interval {span}) {words} {title} than {self.names[1]}: {judged} "
             f"(p = {self.p_value:.2g})."
         )
 
@@ -290,10 +292,14 @@ class LossDifference:
     @property
     def cells(self) -> dict[str, str]:
         """A row of a table, by column."""
-        here = self.difference
+        difference, measure = self.difference, METRICS[self.metric]
+        scale = 100 if measure.percent else 1
+        here, low, high = (
+            scale * value for value in (difference.estimate, difference.low, difference.high)
+        )
         return {
-            f"{METRICS[self.metric].title} (95 %)": (
-                f"{here.estimate:+.3g} ({here.low:+.3g} to {here.high:+.3g})"
+            f"{measure.title}{', points' if measure.percent else ''} (95 %)": (
+                f"{here:+.3g} ({low:+.3g} to {high:+.3g})"
             ),
             "p": f"{self.p_value:.2g}",
         }
@@ -352,12 +358,18 @@ def loss_difference(
         return np.asarray(measure.figure(first - second))
 
     drawn = difference(_resampled_means(columns, n_resamples, np.random.default_rng(seed)))
+    here = float(difference(columns.mean(axis=0)[None])[0])
+    return _difference(metric, here, drawn, len(columns), names)
+
+
+def _difference(
+    metric: str, here: float, drawn: np.ndarray, n: int, names: tuple[str, str]
+) -> LossDifference:
+    """A difference of two figures, judged by the same difference on resamples, `drawn`."""
     beyond = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
     low, high = (float(value) for value in np.quantile(drawn, [0.025, 0.975]))
-    here = Interval(float(difference(columns.mean(axis=0)[None])[0]), low, high)
-    return LossDifference(
-        metric, here, min(1.0, 2 * (beyond + 1) / (n_resamples + 1)), len(columns), names
-    )
+    p_value = min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
+    return LossDifference(metric, Interval(here, low, high), p_value, n, names)
 
 
 def compare_answers(
@@ -373,7 +385,7 @@ def compare_answers(
     outcomes
         The examples, their targets and metric.
     joint, other
-        (n,) answers: labels, or predictions.
+        (n,) answers: labels, predictions, or lists of n `Detections`.
     names
         What the verdict calls the two.
 
@@ -390,12 +402,33 @@ def compare_answers(
     """
     if outcomes.measure.binary:
         return compare(joint, other, outcomes.targets, names=names)
+    if outcomes.kind.takes_scale:
+        return _compare_judged(outcomes, joint, other, names)
     columns = [np.asarray(column, dtype=np.float64) for column in (joint, other)]
     if any(column.shape != outcomes.targets.shape for column in columns):
         shapes = " and ".join(str(column.shape) for column in columns)
         raise ValueError(f"both must hold {len(outcomes)} predictions, not {shapes}")
+    assert outcomes.measure.rows is not None
     one, two = (outcomes.measure.rows(column, outcomes.targets) for column in columns)
     return loss_difference(one, two, outcomes.metric, names)
+
+
+def _compare_judged(
+    outcomes: Outcomes, joint: Any, other: Any, names: tuple[str, str]
+) -> LossDifference:
+    """The answers of detectors, by the rows of the metric or by the whole of it."""
+    measure = outcomes.measure
+    one, two = (outcomes.kind.judged(found, outcomes.targets) for found in (joint, other))
+    if measure.rows is not None:
+        first, second = (measure.rows(judged, outcomes.targets) for judged in (one, two))
+        return loss_difference(first, second, outcomes.metric, names)
+    assert measure.whole is not None
+    whole, n = measure.whole(one, two), len(outcomes)
+    none, every = np.zeros(n, bool), np.ones(n, bool)
+    both = [(whole, none), (whole, every)]
+    _, drawn = resampled_wholes(both, MOST_WHOLE, np.random.default_rng(0))
+    here = whole(none) - whole(every)
+    return _difference(outcomes.metric, here, drawn[:, 0] - drawn[:, 1], n, names)
 
 
 @dataclass(frozen=True)
@@ -416,8 +449,10 @@ class Interval:
         return f"{self.estimate:.4g} ({self.low:.4g} to {self.high:.4g})"
 
 
-def joint_prediction(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
+def joint_prediction(outcomes: Outcomes, point: OperatingPoint) -> Any:
     """(n,): the answer that the joint model gives each example at an operating point.
+
+    For detection a list of n `Detections`.
 
     Examples
     --------
@@ -426,15 +461,16 @@ def joint_prediction(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
     array([0, 1])
     """
     _, deferred = point.router(outcomes.student)
-    kind = outcomes.kind
-    answered = kind.mix(outcomes.student, outcomes.teacher, point.blend)
-    return np.asarray(np.where(deferred, kind.predict(answered), kind.predict(outcomes.student)))
+    kind, table = outcomes.kind, outcomes.with_scale(point.rescale)
+    kept, answered = kind.predict(table.kept()), kind.predict(table.deferred(point.blend))
+    rows = np.flatnonzero(deferred)
+    return put_rows(kept, rows, take_rows(answered, rows))
 
 
 def bootstrap(
     outcomes: Outcomes,
     point: OperatingPoint,
-    n_resamples: int = 2000,
+    n_resamples: int | None = None,
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Interval]:
@@ -445,7 +481,8 @@ def bootstrap(
     kinds *is* one draw from a multinomial distribution, so that the kinds are resampled instead:
     the same bootstrap exactly, in time and memory that do not depend on n. Losses of regressors
     have no kinds: their rows are resampled, or beyond 20,000 of them drawn from the normal
-    distribution that the resampled means then have.
+    distribution that the resampled means then have. COCO's mAP is evaluated anew on each resample
+    of the images.
 
     Parameters
     ----------
@@ -454,7 +491,8 @@ def bootstrap(
     point
         Its score, blend and threshold.
     n_resamples
-        How often to resample, at least 100.
+        How often to resample, at least 100; 2,000 times if left out, `MOST_WHOLE` where the metric
+        is no mean of rows.
     seed
         Same seed, same intervals.
     level
@@ -484,12 +522,16 @@ def bootstrap(
     >>> str(bootstrap(outcomes, point)["deferral_rate"])
     '0.5 (0 to 1)'
     """
+    outcomes = outcomes.with_scale(point.rescale)
+    n, measure, rng = len(outcomes), outcomes.measure, np.random.default_rng(seed)
+    n_resamples = resamples(measure) if n_resamples is None else n_resamples
     if n_resamples < 100:
         raise ValueError(f"n_resamples must be at least 100, not {n_resamples}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
-    n, measure, rng = len(outcomes), outcomes.measure, np.random.default_rng(seed)
-    if measure.binary:
+    if measure.whole is not None:
+        means, drawn = _whole_draws(outcomes, point, n_resamples, rng)
+    elif measure.binary:
         counts = _kinds(outcomes, point)
         draws = rng.multinomial(n, counts / n, size=n_resamples)
         means, drawn = counts[None] / n @ _KIND_ROWS, draws / n @ _KIND_ROWS
@@ -502,6 +544,64 @@ def bootstrap(
         name: Interval(float(estimate[name][0]), *map(float, np.quantile(values, ends)))
         for name, values in resampled.items()
     }
+
+
+MOST_WHOLE = 500
+"""How often to resample for a metric that is no mean of rows, unless told otherwise."""
+
+
+def resamples(measure: Metric) -> int:
+    """How often `bootstrap` resamples for a metric, unless told otherwise."""
+    return 2000 if measure.whole is None else MOST_WHOLE
+
+
+def _whole_draws(
+    outcomes: Outcomes, point: OperatingPoint, n_resamples: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(1, 4) and (resamples, 4): deferred, the joint model, the student and the teacher."""
+    _, deferred = point.router(outcomes.student)
+    own, plain = outcomes.whole(point.blend), outcomes.whole()
+    assert own is not None
+    assert plain is not None
+    n = len(outcomes)
+    chosen = [(own, deferred), (plain, np.zeros(n, bool)), (plain, np.ones(n, bool))]
+    times, drawn = resampled_wholes(chosen, n_resamples, rng)
+    here = [deferred.mean(), *(whole(mask) for whole, mask in chosen)]
+    return np.array([here]), np.column_stack([times @ deferred / n, drawn])
+
+
+def resampled_wholes(
+    chosen: Sequence[tuple[Whole, np.ndarray]], n_resamples: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Qualities that are no means of rows, on rows drawn with replacement.
+
+    Parameters
+    ----------
+    chosen
+        m pairs of a `Whole` and the rows that are deferred, (n,) bool.
+    n_resamples
+        How often to draw.
+    rng
+        What draws.
+
+    Returns
+    -------
+    tuple
+        How often each row was drawn, (n_resamples, n), and the qualities, (n_resamples, m). Draws
+        on which there is no quality, as without a labeled box, are drawn again.
+    """
+    n = len(chosen[0][1])
+    times = np.empty((n_resamples, n), np.int64)
+    drawn = np.empty((n_resamples, len(chosen)))
+    for row in range(n_resamples):
+        while True:
+            times[row] = rng.multinomial(n, np.full(n, 1 / n))
+            try:
+                drawn[row] = [whole(mask, times=times[row]) for whole, mask in chosen]
+            except ValueError:
+                continue
+            break
+    return times, drawn
 
 
 def _kinds(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
@@ -841,6 +941,7 @@ def reliability(outcomes: Outcomes, point: OperatingPoint, bins: int = 10) -> li
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, not {bins}")
+    outcomes = outcomes.with_scale(point.rescale)
     values = np.asarray(point.router.score(outcomes.student), dtype=np.float64)
     values = np.where(np.isnan(values), -np.inf, values)
     student, teacher = outcomes.student_quality, outcomes.teacher_quality
