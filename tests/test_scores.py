@@ -10,7 +10,7 @@ from strategies import cuts, logits
 
 from ebjr import SCORES, Router, Score, as_score, register_score
 from ebjr.arrays import to_numpy
-from ebjr.scores import energy, random, softmax_energy
+from ebjr.scores import SPECIALIZED_SCORES, energy, random, softmax_energy
 
 ROWS = np.random.default_rng(0).normal(0, 5, (64, 10))
 TEMPERED = ("energy", "softmax_energy", "softmax", "entropy", "margin")
@@ -390,3 +390,99 @@ def test_a_name_is_given_to_one_score_only(registry):
 
 def test_a_score_that_borrows_a_name_is_not_that_score():
     assert not Score("energy", lambda output: output[:, 0]).named
+
+
+# scores of specialized students: the last column is "other"
+
+
+def _best_known(z):
+    return scipy.special.softmax(z, axis=1)[:, :-1].max(axis=1)
+
+
+SPECIALIZED_ORACLES = {
+    "known_softmax": _best_known,
+    **{
+        f"specialized_{name}": lambda z, name=name: np.where(
+            z.argmax(axis=1) == z.shape[1] - 1, -np.inf, ORACLES[name](z[:, :-1])
+        )
+        for name in ("softmax", "margin", "entropy", "energy")
+    },
+}
+MARKING = tuple(name for name in SPECIALIZED_SCORES if name != "known_softmax")
+
+
+def test_every_specialized_score_has_an_oracle():
+    assert set(SPECIALIZED_ORACLES) == set(SPECIALIZED_SCORES)
+
+
+@pytest.mark.parametrize("name", SPECIALIZED_SCORES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [0, 1, 64])
+def test_a_specialized_score_is_what_scipy_says(name, dtype, n, asarray):
+    rows = ROWS[:n].astype(dtype)
+    found = as_score(name)(asarray(rows))
+    assert type(found) is type(asarray(rows))
+    assert found.dtype == asarray(rows).dtype
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    expected = SPECIALIZED_ORACLES[name](rows.astype(float))
+    np.testing.assert_allclose(to_numpy(found), expected, tolerance, tolerance)
+
+
+@pytest.mark.parametrize("name", MARKING)
+def test_where_other_wins_no_threshold_keeps_the_row(name, asarray):
+    rows = asarray(np.array([[3.0, 1.0, 2.9], [3.0, 1.0, 3.1], [3.0, 1.0, 3.0]]))
+    score, deferred = Router(name, threshold=-1e9)(rows)
+    assert np.isneginf(to_numpy(score)).tolist() == [False, True, False]  # a tie is no win
+    assert to_numpy(deferred).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("name", SPECIALIZED_SCORES)
+@pytest.mark.parametrize("row", [[np.nan, 0, 1], [0, 1, np.nan], [0, 1, np.inf], [-np.inf] * 3])
+def test_a_specialized_score_of_a_row_that_is_no_distribution_is_nan(name, row, asarray):
+    rows = asarray(np.array([[4.0, 0.0, 1.0], row]))
+    score, deferred = Router(name, threshold=-1e9)(rows)
+    assert np.isnan(to_numpy(score)).tolist() == [False, True]
+    assert to_numpy(deferred).tolist() == [False, True]
+
+
+@given(rows=logits(classes=st.integers(2, 6)), shift=st.floats(-50, 50))
+@settings(max_examples=60, deadline=None)
+def test_specialized_energy_shifts_with_the_logits(rows, shift):
+    score = as_score("specialized_energy")
+    np.testing.assert_allclose(score(rows + shift), score(rows) + shift, atol=1e-10)
+
+
+@given(rows=logits(classes=st.integers(2, 6)), other=st.floats(-9, 9))
+@settings(max_examples=60, deadline=None)
+def test_specialized_energy_leaves_out_the_logit_of_other(rows, other):
+    """It decides whether "other" wins, and nothing else (eq. 16 and 17)."""
+    changed = rows.copy()
+    changed[:, -1] = other
+    before, after = as_score("specialized_energy")(rows), as_score("specialized_energy")(changed)
+    kept = np.isfinite(before) & np.isfinite(after)
+    np.testing.assert_array_equal(before[kept], after[kept])
+
+
+@pytest.mark.parametrize("name", SPECIALIZED_SCORES)
+@given(rows=logits(rows=st.integers(1, 40), classes=st.integers(3, 6)), data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_any_split_into_batches_gives_the_same_specialized_scores(name, rows, data):
+    parts = data.draw(cuts(len(rows)))
+    score, rows = as_score(name), rows.astype(np.float32)
+    split = np.concatenate([score(rows[part]) for part in parts])
+    np.testing.assert_array_equal(split, score(rows))
+
+
+@pytest.mark.parametrize("name", SPECIALIZED_SCORES)
+def test_a_specialized_score_divides_the_logits_by_a_temperature(name, asarray):
+    factor = 2.0 if name == "specialized_energy" else 1.0
+    found = to_numpy(as_score(f"{name}(temperature=2.0)")(asarray(ROWS)))
+    np.testing.assert_allclose(found, factor * SPECIALIZED_ORACLES[name](ROWS / 2), 1e-12, 1e-12)
+
+
+def test_one_known_class_has_an_energy_and_a_probability_and_nothing_to_compare(asarray):
+    rows = asarray(np.array([[2.0, 1.0], [1.0, 2.0]]))
+    assert to_numpy(as_score("specialized_energy")(rows)).tolist() == [2.0, -np.inf]
+    assert to_numpy(as_score("known_softmax")(rows)).round(3).tolist() == [0.731, 0.269]
+    with pytest.raises(ValueError, match="needs two of them and 'other', 3 columns, not 2"):
+        as_score("specialized_margin")(rows)

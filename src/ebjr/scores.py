@@ -1,7 +1,8 @@
 """Scores: how well an input fits what the student knows. Higher = keep on the student.
 
 Every score maps raw output (n, classes) to (n,); those of regressors, which
-`ebjr.regression_scores` holds and this file names, read (n, 1 + k), and those of detectors, in
+`ebjr.regression_scores` holds and this file names, read (n, 1 + k), those of specialized students
+(n, C + 1), the logits of the C known classes and that of "other" last, and those of detectors, in
 `ebjr.detection_scores`, a list of n `Detections`. Arrays of NumPy and PyTorch go in, and the same
 library on the same device comes out. A row with a NaN or +inf logit has the score NaN, which no
 threshold keeps: it is deferred.
@@ -298,6 +299,113 @@ def _mix(state: np.ndarray) -> np.ndarray:
     return state ^ (state >> np.uint64(31))
 
 
+def specialized_energy(logits: Array, temperature: float = 1.0) -> Array:
+    """Energy over the known classes alone; ``-inf`` where "other" wins (eq. 16 and 17), in nats.
+
+    Parameters
+    ----------
+    logits
+        (n, C + 1): of the C known classes, and of "other" in the last column.
+    temperature
+        T > 0; 1 is the paper's.
+
+    Returns
+    -------
+    Array
+        (n,): a row whose largest logit is that of "other" is deferred at every threshold.
+
+    Raises
+    ------
+    ValueError
+        Not (n, C + 1) with one known class or more, or a temperature that is not positive.
+
+    Examples
+    --------
+    >>> specialized_energy(np.array([[2.0, 2.0, 0.0], [2.0, 2.0, 3.0]])).round(3)
+    array([2.693,  -inf])
+    """
+    scaled = _scaled(logits, temperature)
+    return _unless_other(logsumexp(_known(scaled)) * temperature, scaled)
+
+
+def specialized_softmax(logits: Array, temperature: float = 1.0) -> Array:
+    """The largest softmax probability among the known classes; ``-inf`` where "other" wins.
+
+    Examples
+    --------
+    >>> specialized_softmax(np.array([[0.0, 0.0, -1.0], [0.0, 0.0, 1.0]]))
+    array([ 0.5, -inf])
+    """
+    return _of_known(softmax, logits, temperature)
+
+
+def specialized_margin(logits: Array, temperature: float = 1.0) -> Array:
+    """`margin` among the known classes; ``-inf`` where "other" wins.
+
+    Examples
+    --------
+    >>> specialized_margin(np.log([[0.6, 0.2, 0.2], [0.2, 0.2, 0.6]])).round(3)
+    array([ 0.5, -inf])
+    """
+    return _of_known(margin, logits, temperature)
+
+
+def specialized_entropy(logits: Array, temperature: float = 1.0) -> Array:
+    """`entropy` among the known classes; ``-inf`` where "other" wins.
+
+    Examples
+    --------
+    >>> specialized_entropy(np.array([[0.0, 0.0, -1.0], [0.0, 0.0, 1.0]])).round(3)
+    array([-0.693,   -inf])
+    """
+    return _of_known(entropy, logits, temperature)
+
+
+def known_softmax(logits: Array, temperature: float = 1.0) -> Array:
+    """The softmax probability of the best known class, "other" being one of the classes.
+
+    Where "other" is likely it is small, so that nothing has to be marked.
+
+    Examples
+    --------
+    >>> known_softmax(np.log([[0.6, 0.2, 0.2], [0.2, 0.1, 0.7]])).round(3)
+    array([0.6, 0.2])
+    """
+    scaled = _scaled(logits, temperature)
+    top, total = top_and_total(scaled)
+    xp = namespace(scaled)
+    with np.errstate(invalid="ignore"):
+        return xp.exp(xp.max(_known(scaled), axis=-1) - top) / total
+
+
+def _of_known(score: Callable[..., Array], logits: Array, temperature: float) -> Array:
+    """A score of the known classes' logits, two or more; ``-inf`` where "other" wins."""
+    logits = as_logits(logits)
+    if logits.shape[1] < 3:
+        raise ValueError(
+            f"{score.__name__} among the known classes needs two of them and 'other', 3 columns, "
+            f"not {logits.shape[1]}; with one known class use specialized_energy"
+        )
+    return _unless_other(score(_known(logits), temperature), logits)
+
+
+def _known(logits: Array) -> Array:
+    """The known classes' logits, laid out so that sums round alike in every batch."""
+    columns = logits[:, :-1]
+    return np.ascontiguousarray(columns) if type(columns) is np.ndarray else columns
+
+
+def _unless_other(values: Array, logits: Array) -> Array:
+    """Values (n,), but ``-inf`` where the last logit is the largest; NaN where one is NaN or inf.
+
+    A tie is the known class's.
+    """
+    xp = namespace(logits)
+    _, total = top_and_total(logits)
+    other_wins = logits[:, -1] > xp.max(_known(logits), axis=-1)
+    return xp.where(other_wins, xp.full_like(values, -math.inf), values) + 0 * total
+
+
 def _scaled(logits: Array, temperature: float) -> Array:
     """Checked logits over the temperature."""
     if not (math.isfinite(temperature) and temperature > 0):
@@ -338,10 +446,22 @@ REGRESSION_SCORES: dict[str, Callable[..., Array]] = {
 }
 """The scores of regressors that have a name: see `ebjr.regression_scores`."""
 
+SPECIALIZED_SCORES: dict[str, Callable[..., Array]] = {
+    function.__name__: function
+    for function in (
+        known_softmax,
+        specialized_softmax,
+        specialized_margin,
+        specialized_entropy,
+        specialized_energy,
+    )
+}
+"""The scores of specialized students that have a name: their last column is "other"."""
+
 FITTED: dict[str, Callable[..., Array]] = {"learned": learned, "learned_gain": learned_gain}
 """The scores that have a name, and weights that only a fit can give."""
 
-REGISTRIES = (SCORES, REGRESSION_SCORES, DETECTION_SCORES, FITTED)
+REGISTRIES = (SCORES, REGRESSION_SCORES, SPECIALIZED_SCORES, DETECTION_SCORES, FITTED)
 """Where a name is looked up."""
 
 F = TypeVar("F", bound=Callable[..., Array])
@@ -484,7 +604,7 @@ def _parse(text: str) -> Score:
             ) from None
     function = _find(name)
     if function is None:
-        known = ", ".join([*SCORES, *REGRESSION_SCORES, *DETECTION_SCORES])
+        known = ", ".join(name for registry in REGISTRIES[:-1] for name in registry)
         raise ValueError(f"there is no score named {name!r}; there are: {known}")
     found = Score(name, function, parameters)
     try:
@@ -499,6 +619,6 @@ def _sample(name: str, parameters: Mapping[str, Any]) -> Any:
     if name in DETECTION_SCORES or name == learned_gain.__name__:
         return []
     if name not in REGRESSION_SCORES:
-        return np.zeros((1, 2))
+        return np.zeros((1, 3 if name in SPECIALIZED_SCORES else 2))
     listed = [len(v) for v in parameters.values() if isinstance(v, list | tuple)]
     return np.zeros((1, 1 + max(listed, default=1 if name == "predicted_std" else 2)))
