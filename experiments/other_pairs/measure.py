@@ -6,6 +6,7 @@ on the other. Writes `results.json`.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from ebjr import Outcomes, as_score
 from ebjr.calibration import choose_blend, choose_score
 from ebjr.calibration.auto import BLENDS, CANDIDATES, area_influence
 from ebjr.demo import shipped
+from ebjr.scores import Score
 from experiments.other_pairs.pairs import PAIRS, load
 from experiments.splits import over_splits
 
-SPLITS = 20
+SPLITS = 10
 SINGLE = tuple(name for name in CANDIDATES if name != "learned")
 
 
@@ -30,18 +32,18 @@ def area(held_out: Outcomes, score: Any, blend: float = 0.0) -> float:
     return 100 * float(area_influence(values, held_out.student_quality, deferred).mean())
 
 
-def scores_and_blends(outcomes: Outcomes) -> dict[str, Any]:
-    """The area that `auto` reaches beside that of every single score, and what a blend adds."""
-    chosen: dict[str, int] = {}
+def scores_and_blends(outcomes: Outcomes, scores: list[Score]) -> dict[str, Any]:
+    """The area that `auto` reaches beside that of every single score, and what a blend adds.
+
+    `scores` are those that it has chosen on each split.
+    """
     areas: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
         areas.setdefault(name, []).append(value)
 
-    for seed in range(SPLITS):
+    for seed, score in enumerate(scores):
         calibration, held_out = outcomes.split(0.5, seed)
-        score = choose_score(calibration)
-        chosen[score.title] = chosen.get(score.title, 0) + 1
         note("auto", area(held_out, score))
         for name in SINGLE:
             note(name, area(held_out, as_score(name)))
@@ -51,7 +53,7 @@ def scores_and_blends(outcomes: Outcomes) -> dict[str, Any]:
     best = max(SINGLE, key=lambda name: float(np.mean(areas[name])))
     behind = np.array(areas[best]) - np.array(areas["auto"])
     return {
-        "chosen_score": chosen,
+        "chosen_score": dict(Counter(score.title for score in scores)),
         "area_percent": {name: round(float(np.mean(values)), 3) for name, values in areas.items()},
         "best_single_score": best,
         "auto_behind_it": round(float(behind.mean()), 3),
@@ -67,6 +69,7 @@ def main() -> None:
     for name in PAIRS:
         pairs[name] = load(name)
     for name, outcomes in pairs.items():
+        scores = [choose_score(outcomes.split(0.5, seed)[0]) for seed in range(SPLITS)]
         student, teacher = outcomes.student_cost.flops, outcomes.teacher_cost.flops
         report["pairs"][name] = {
             "examples": len(outcomes),
@@ -75,10 +78,10 @@ def main() -> None:
                 "teacher": float(outcomes.teacher_quality.mean()),
             },
             "flops": {"student": student, "teacher": teacher},
-            **scores_and_blends(outcomes),
+            **scores_and_blends(outcomes, scores),
             "at_the_teachers_accuracy": {
-                "auto and blend": over_splits(outcomes, SPLITS),
-                "auto": over_splits(outcomes, SPLITS, blend=0.0),
+                "auto and blend": over_splits(outcomes, SPLITS, scores=scores),
+                "auto": over_splits(outcomes, SPLITS, scores=scores, blend=0.0),
                 **{
                     score: over_splits(outcomes, SPLITS, score=score, blend=0.0)
                     for score in ("energy", "softmax", "entropy", "margin", "random")
