@@ -325,6 +325,123 @@ def test_outcomes_of_ones_own_need_the_models_named(run, recorded):
     ebjr.load_joint("own.toml")
 
 
+SPECIALIZED = (
+    "record --student some.onnx --teacher teacher.onnx --data images -o some.npz --task specialized"
+)
+
+
+@pytest.fixture
+def specialist(recorded) -> Path:
+    """A student of green, red and "other" beside the tiny teacher."""
+    own = 6 * np.array([[0.0, 1.0, 0.3], [1.0, 0.2, 0.0], [0.0, 0.1, 1.0]])
+    return write_linear(recorded / "some.onnx", own)
+
+
+@pytest.mark.parametrize("listed", ["1,2", "green,red", "known.txt"])
+def test_four_commands_make_a_specialized_student_and_its_teacher_one(run, specialist, listed):
+    Path("known.txt").write_text("green\n\nred\n")
+    flops = ("--student-flops", 100, "--teacher-flops", 1000)
+    code, _, error = run(*SPECIALIZED.split(), "--known-classes", listed, *flops)
+    assert code == 0, error
+    table = Outcomes.load("some.npz")
+    assert (table.task, table.known_classes, table.labels) == ("specialized", (1, 2), CLASSES)
+
+    words = "calibrate some.npz --score specialized_energy -o joint.toml --json"
+    code, printed, error = run(*words.split())
+    assert code == 0, error
+    assert "known_softmax" in json.loads(printed)["scores"]
+    words = ("evaluate", "some.npz", "--joint", "joint.toml", "--report", "report.html")
+    code, printed, _ = run(*words)
+    assert code == 0
+    assert "specialized_energy (paper, eq. 17)" in printed
+    assert "specialized_energy, the paper&#x27;s (eq. 17)" in Path("report.html").read_text()
+
+    code, _, error = run("predict", "joint.toml", "--data", "images", "-o", "answers.jsonl")
+    assert code == 0, error
+    rows = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+    assert {row["label"] for row in rows} == set(CLASSES)
+    assert all(row["label"] in ("green", "red") for row in rows if not row["deferred"])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (SPECIALIZED, "task 'specialized' needs known_classes"),
+        (f"{SPECIALIZED} --known-classes 1,3", "the teacher's labels, not 3"),
+        (f"{SPECIALIZED} --known-classes 0,1,2", "leave none of the teacher's 3 for 'other'"),
+        (f"{SPECIALIZED} --known-classes mauve", "'mauve' is no number and no class's name; there"),
+        (f"{SPECIALIZED} --known-classes 1", "1 known classes must answer (n, 2)"),
+        (
+            SPECIALIZED.replace("specialized", "classification") + " --known-classes 1",
+            "known_classes go with task 'specialized', not with 'classification'",
+        ),
+    ],
+)
+def test_known_classes_that_do_not_fit_are_one_sentence(run, specialist, words, sentence):
+    flops = ("--student-flops", 100, "--teacher-flops", 1000)
+    assert sentence in refused(run(*words.split(), *flops))
+    assert not Path("some.npz").exists()
+
+
+@pytest.fixture
+def candidates(run, specialist) -> list[str]:
+    """Outcomes of the student of two classes, and of the general one."""
+    flops = ("--student-flops", 100, "--teacher-flops", 1000)
+    code, _, error = run(*SPECIALIZED.split(), "--known-classes", "1,2", *flops)
+    assert code == 0, error
+    return ["some.npz", "outcomes.npz"]
+
+
+def test_of_several_students_the_best_for_the_traffic_is_taken(run, candidates):
+    words = "--traffic popular=0.8 --tolerance 0.05 -o joint.toml --report report.html --json"
+    code, printed, error = run("calibrate", *candidates, *words.split())
+    assert code == 0, error
+    figures = json.loads(printed)
+    best = figures["sweep"]["best"]
+    assert set(figures["sweep"]["candidates"]) == {"some", "outcomes"}
+    assert figures["sweep"]["traffic"] == {"popular": 0.8, "popular_classes": [1, 2]}
+    # 40 images of each color: 80 % of 100 are popular
+    assert figures["chosen_on"]["n"] + figures["held_out"]["n"] in range(98, 103)
+    page = Path("report.html").read_text()
+    assert "Which student" in page
+    assert "The traffic decides" in page
+
+    config = ebjr.JointConfig.read("joint.toml")
+    assert config.calibration["traffic"] == {"popular": 0.8, "popular_classes": [1, 2]}
+    assert Path(config.student.path).stem == {"some": "some", "outcomes": "student"}[best]
+    code, printed, error = run("evaluate", f"{best}.npz", "--joint", "joint.toml", "--json")
+    assert code == 0, error
+    assert json.loads(printed)["held_out"] == figures["held_out"]  # drawn alike
+
+
+def test_a_sweep_is_printed_with_its_shares(run, candidates):
+    code, printed, error = run("calibrate", *candidates, "--traffic", "popular=0.6")
+    assert code == 0, error
+    assert re.search(r"student +knows +accuracy +deferred", printed)
+    assert re.search(r"times cheaper by popular share +25% +50% +60% +75% +90% +100%", printed)
+    assert "is best on the calibration half" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("calibrate some.npz --traffic 0.75", "must be written like 'popular=0.75', not '0.75'"),
+        ("calibrate some.npz --traffic popular=2", "must lie between 0 and 1, not 2"),
+        ("calibrate some.npz --popular 1", "--popular goes with --traffic"),
+        ("calibrate outcomes.npz --traffic popular=0.5", "say with --popular what is popular"),
+        ("calibrate some.npz other.npz", "examples of some and other differ"),
+        ("calibrate some.npz some.npz", "must have different names"),
+        ("calibrate some.npz --report nowhere/r.html", "the folder nowhere does not exist"),
+    ],
+)
+def test_traffic_and_candidates_that_make_no_sense_are_one_sentence(
+    run, candidates, words, sentence
+):
+    table = Outcomes.load("some.npz")
+    table.take(np.arange(len(table))[::-1]).save("other.npz")
+    assert sentence in refused(run(*words.split()))
+
+
 def test_one_class_only_is_refused(run, recorded):
     old = Outcomes.load("outcomes.npz")
     rows = np.flatnonzero(old.targets == 1)

@@ -53,6 +53,47 @@ def test_a_blend_with_temperatures_survives_the_file(joint, tmp_path):
     assert ebjr.load_joint(tmp_path / "joint.toml").blend == joint.blend
 
 
+@pytest.fixture
+def specialized(tmp_path) -> Path:
+    """A joint.toml of a student of red and "other" beside a teacher of three colors."""
+    student = write_linear(tmp_path / "red.onnx", np.array([[9.0, 0.0], [0.0, 4.5], [0.0, 4.5]]))
+    _, teacher = write_pair(tmp_path)
+    models = [Preprocessed(ebjr.load_model(p), Preprocess(size=8)) for p in (student, teacher)]
+    joint = ebjr.SpecializedJointClassifier(
+        *models, Router("specialized_energy", 0.1), known_classes=[2], classes=3
+    )
+    ebjr.save_joint(tmp_path / "joint.toml", joint, labels=("b", "g", "r"))
+    return tmp_path / "joint.toml"
+
+
+def test_a_specialized_joint_model_survives_the_file(specialized):
+    again = ebjr.load_joint(specialized)
+    assert type(again) is ebjr.SpecializedJointClassifier
+    assert (again.known_classes, again.classes) == ((2,), 3)
+    answer = again(images())
+    assert 0 < answer.deferred.mean() < 1
+    assert (answer.prediction[~answer.deferred] == 2).all()
+    JointConfig.read(specialized).save(specialized.with_name("again.toml"))
+    assert specialized.with_name("again.toml").read_text() == specialized.read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("classes = 3\n", "", "task 'specialized' needs known_classes, and classes: how many"),
+        ("classes = 3\n", "classes = 2\n", "the teacher's labels, not 2"),
+        ("    2,\n", "    2,\n    2,\n", "label 2 comes more than once"),
+        ('"specialized"', '"classification"', "known_classes go with task 'specialized'"),
+    ],
+)
+def test_a_label_map_that_does_not_fit_is_one_sentence(specialized, old, new, sentence):
+    text = specialized.read_text()
+    assert old in text
+    specialized.write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=sentence):
+        ebjr.load_joint(specialized)
+
+
 def test_the_folder_may_move_as_a_whole(joint, tmp_path):
     ebjr.save_joint(tmp_path / "joint.toml", joint)
     moved = tmp_path.rename(tmp_path.with_name("moved"))

@@ -30,7 +30,15 @@ from ebjr.errors import (
     TeacherUnavailable,
 )
 from ebjr.evaluation import evaluate
-from ebjr.joint import JointAnswer, JointClassifier, JointDetector, JointModel, JointRegressor
+from ebjr.joint import (
+    JointAnswer,
+    JointClassifier,
+    JointDetector,
+    JointModel,
+    JointRegressor,
+    SpecializedJointClassifier,
+)
+from ebjr.known_classes import relabel, top_classes
 from ebjr.metrics import METRICS, register_metric
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes, record, record_batches
@@ -73,6 +81,7 @@ __all__ = [
     "ProtocolError",
     "Router",
     "Score",
+    "SpecializedJointClassifier",
     "Study",
     "TeacherUnavailable",
     "TradeOffCurve",
@@ -87,6 +96,8 @@ __all__ = [
     "record_batches",
     "register_metric",
     "register_score",
+    "relabel",
     "run_study",
     "save_joint",
+    "top_classes",
 ]

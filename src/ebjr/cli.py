@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,18 +38,21 @@ from ebjr.evaluation.predictions import read_predictions
 from ebjr.evaluation.profile import profile as profile_model
 from ebjr.evaluation.significance import Comparison
 from ebjr.files import write_whole
+from ebjr.known_classes import Traffic
 from ebjr.metrics import as_metric
 from ebjr.model import Model, model_name
 from ebjr.outcomes import Outcomes, record_batches
 from ebjr.precision import SHOWN
 from ebjr.preprocess import Preprocess, infer_preprocess, prepared, unprepared
 from ebjr.study import Study, run_study, study_point
+from ebjr.sweep import run_sweep
 from ebjr.tables import (
     flops_text,
     millijoules_text,
     ms_text,
     plain_table,
     print_study,
+    print_sweep,
     study_figures,
 )
 from ebjr.tasks import TASKS, as_task
@@ -88,6 +91,28 @@ LabelColumn = Annotated[
 ]
 Classes = Annotated[
     Path | None, typer.Option(help="A file with the classes' names in the models' order.")
+]
+KnownClasses = Annotated[
+    str | None,
+    typer.Option(
+        help="specialized: the classes that the student knows, in its order, by number or name: "
+        "like 7,3,12 or dog,cat, or a file with one a line."
+    ),
+]
+TrafficMix = Annotated[
+    str | None,
+    typer.Option(
+        "--traffic",
+        help="Draw the examples in another mix than recorded, like popular=0.75: so much of a "
+        "popular class.",
+    ),
+]
+Popular = Annotated[
+    str | None,
+    typer.Option(
+        help="The popular classes, listed like --known-classes; else those that the student knows "
+        "(of several the one that knows the most)."
+    ),
 ]
 Score = Annotated[
     str, typer.Option(help="A score's name, like 'energy' or 'softmax(temperature=2)', or 'auto'.")
@@ -215,6 +240,7 @@ def record(
     strict: Strict = False,
     half: Annotated[bool, typer.Option("--half", help="Keep half precision.")] = False,
     task: Annotated[str, typer.Option(help=f"{', '.join(TASKS)}.")] = "classification",
+    known_classes: KnownClasses = None,
     metric: MetricName = None,
     images: Images = None,
     student_layout: Layout = "auto",
@@ -235,6 +261,8 @@ def record(
             highlight=False,
             soft_wrap=True,
         )
+    known = _known_classes(known_classes, source.classes)
+    as_task(task, known)
     _check_output(output)
     models: dict[str, Model] = {}
     entries: dict[str, ModelEntry] = {}
@@ -271,6 +299,7 @@ def record(
             labels=None if task == "regression" else source.classes,
             task=task,
             metric=metric,
+            known_classes=known,
         )
     _report_unreadable(source)
     folder = output.resolve().parent
@@ -307,7 +336,13 @@ def record(
 
 @app.command()
 def calibrate(
-    outcomes: Annotated[Path, typer.Argument(help="What `ebjr record` wrote.")],
+    outcomes: Annotated[
+        list[Path],
+        typer.Argument(
+            help="What `ebjr record` wrote. Several: students of more or fewer classes, recorded "
+            "on the same examples beside the same teacher, of which the best is taken."
+        ),
+    ],
     goal: Goal = "match-teacher",
     tolerance: Tolerance = None,
     target: Target = None,
@@ -333,14 +368,24 @@ def calibrate(
     fraction: Fraction = 0.5,
     seed: Seed = 0,
     name: Annotated[str, typer.Option(help="What the joint model is called.")] = "joint",
+    traffic: TrafficMix = None,
+    popular: Popular = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
     as_json: Json = False,
 ) -> None:
     """Choose a threshold on one half of the outcomes, and report on the other."""
-    table = _judged(Outcomes.load(outcomes), metric)
-    _check_classes(table)
-    found = run_study(
-        table,
+    tables = {path.stem: _judged(Outcomes.load(path), metric) for path in outcomes}
+    if len(tables) < len(outcomes):
+        raise ValueError("the outcomes' files must have different names, which tell them apart")
+    for file in (output, report):
+        if file is not None:
+            _check_output(file)
+    for table in tables.values():
+        _check_classes(table)
+    sweep = run_sweep(
+        tables,
         goal,
+        traffic=_traffic(traffic, popular, tables),
         score=score,
         blend=blend,
         fraction=fraction,
@@ -355,13 +400,23 @@ def calibrate(
         promise=promise,
         loss_bound=loss_bound,
     )
+    found = sweep.study
+    several = len(tables) > 1
     if output is not None:
-        entries = _entries(table, outcomes, {"student": student, "teacher": teacher})
+        path = next(path for path in outcomes if path.stem == sweep.best)
+        entries = _entries(found.outcomes, path, {"student": student, "teacher": teacher})
         JointConfig.of_study(entries["student"], entries["teacher"], found, name=name).save(output)
+    if report is not None:
+        title = f"EBJR: {sweep.best}"
+        found.write_report(report, title=title, extras=sweep.extras if several else ())
     if as_json:
-        _print_json(study_figures(found))
+        _print_json(study_figures(found) | ({"sweep": sweep.as_dict()} if several else {}))
         return
+    if several:
+        print_sweep(out, sweep)
     print_study(out, found)
+    if report is not None:
+        out.print(f"\nReport: {report.resolve().as_uri()}", soft_wrap=True)
     if output is not None:
         out.print(f"\nWrote {output}: the knob is router.threshold in it", soft_wrap=True)
 
@@ -513,6 +568,24 @@ def profile(
         out.print(f"\njoules are {power.how}: {power.source}", highlight=False, soft_wrap=True)
 
 
+def _known_classes(text: str | None, names: Sequence[str] | None) -> list[int] | None:
+    """Labels from a list or a file of them, by number or by name."""
+    if text is None:
+        return None
+    file = Path(text)
+    listed = file.read_text("utf-8").splitlines() if file.is_file() else text.split(",")
+    found = []
+    for word in filter(None, (entry.strip() for entry in listed)):
+        if names is not None and word in names:
+            found.append(list(names).index(word))
+        elif word.isdecimal():
+            found.append(int(word))
+        else:
+            known = f"; there are {', '.join(names)}" if names else ", and the data name no classes"
+            raise ValueError(f"known class {word!r} is no number and no class's name{known}")
+    return found
+
+
 def _judged(outcomes: Outcomes, metric: str | None) -> Outcomes:
     """The outcomes judged by another metric, if one is given."""
     return outcomes if metric is None else replace(outcomes, metric=metric)
@@ -526,6 +599,25 @@ def _check_classes(outcomes: Outcomes) -> None:
         )
 
 
+def _traffic(
+    text: str | None, popular: str | None, tables: Mapping[str, Outcomes]
+) -> Traffic | None:
+    """The mix of the traffic, and which classes are the popular ones."""
+    if text is None:
+        if popular is not None:
+            raise ValueError("--popular goes with --traffic, like --traffic popular=0.75")
+        return None
+    first = next(iter(tables.values()))
+    if popular is not None:
+        chosen: Any = _known_classes(popular, first.labels)
+    else:
+        known = [table.known_classes for table in tables.values() if table.known_classes]
+        if not known:
+            raise ValueError("no student here is specialized: say with --popular what is popular")
+        chosen = max(known, key=len)
+    return Traffic.parse(text, chosen)
+
+
 def _study_of(config: JointConfig, outcomes: Outcomes, fraction: float, seed: int) -> Study:
     """The study of a threshold that is there already, on examples it was not chosen on."""
     calibration = config.calibration
@@ -536,16 +628,22 @@ def _study_of(config: JointConfig, outcomes: Outcomes, fraction: float, seed: in
     curve = TradeOffCurve.of(table, config.score, config.blend, keep=[config.threshold])
     point = replace(curve.at(threshold=config.threshold), certified=config.certificate)
     goal = {key: calibration[key] for key in ("goal", *_GOAL_ARGUMENTS) if key in calibration}
-    return study_point(outcomes, point, goal or None, fraction=fraction, seed=seed)
+    traffic = _recorded_traffic(calibration)
+    return study_point(outcomes, point, goal or None, fraction=fraction, seed=seed, traffic=traffic)
+
+
+def _recorded_traffic(calibration: Mapping[str, Any]) -> Traffic | None:
+    """The mix that a threshold was calibrated for."""
+    table = calibration.get("traffic")
+    return None if table is None else Traffic(table["popular"], table["popular_classes"])
 
 
 def _compared(study: Study, paths: list[Path]) -> list[Comparison]:
     """The joint model against every prediction in some files, on the held-out half."""
-    _, rows = study.outcomes.split_rows(*study.split)
     return [
         study.compare(prediction, name)
         for path in paths
-        for name, prediction in read_predictions(path, study.outcomes, rows).items()
+        for name, prediction in read_predictions(path, study.outcomes, study.held_out_rows).items()
     ]
 
 

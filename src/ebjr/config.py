@@ -9,7 +9,7 @@ import os
 import tomllib
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,14 @@ from ebjr.costs import UNITS, Cost
 from ebjr.curve import OperatingPoint
 from ebjr.errors import ModelError, PromiseWarning
 from ebjr.files import sha256_of, write_whole
-from ebjr.joint import JointClassifier, JointDetector, JointModel, JointRegressor
+from ebjr.joint import (
+    JointClassifier,
+    JointDetector,
+    JointModel,
+    JointRegressor,
+    SpecializedJointClassifier,
+)
+from ebjr.known_classes import check_known_classes
 from ebjr.model import Model, model_name
 from ebjr.precision import CommonScale
 from ebjr.preprocess import Preprocess, prepared, unprepared
@@ -32,7 +39,8 @@ from ebjr.study import Study
 from ebjr.tasks import as_task
 
 FINALS: dict[str, type[JointModel]] = {
-    final.task: final for final in (JointClassifier, JointRegressor, JointDetector)
+    final.task: final
+    for final in (JointClassifier, SpecializedJointClassifier, JointRegressor, JointDetector)
 }
 
 
@@ -163,6 +171,7 @@ _CALIBRATION_KEYS = (
         "split_fraction",
         "split_seed",
         "preprocessing",
+        "traffic",
     ),
     *("certified", "chosen_on", "held_out"),
 )
@@ -188,6 +197,8 @@ class JointConfig:
         Other thresholds by name, each with its figures.
     rescale
         For detection: what puts both detectors' scores on one scale.
+    known_classes, classes
+        Of a specialized student: the teacher's labels that it knows, and how many there are.
     """
 
     student: ModelEntry
@@ -201,9 +212,17 @@ class JointConfig:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     operating_points: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rescale: CommonScale | None = None
+    known_classes: tuple[int, ...] | None = None
+    classes: int | None = None
 
     def __post_init__(self) -> None:
-        as_task(self.task).check_scale(self.rescale)
+        kind = as_task(self.task, self.known_classes)
+        kind.check_scale(self.rescale)
+        if self.task == "specialized":
+            if self.known_classes is None or not isinstance(self.classes, int):
+                raise ValueError("task 'specialized' needs known_classes, and classes: how many")
+            check_known_classes(kind.known_classes, self.classes)
+        object.__setattr__(self, "known_classes", kind.known_classes)
         router = Router(self.score, self.threshold)
         object.__setattr__(self, "blend", as_blend(self.blend))
         if not router.score.named:
@@ -243,11 +262,14 @@ class JointConfig:
                 "outcomes": study.outcomes.fingerprint,
                 "split_fraction": fraction,
                 "split_seed": seed,
+                **({} if study.traffic is None else {"traffic": asdict(study.traffic)}),
                 **_chosen(student, teacher, study.point),
                 "held_out": study.result.as_dict(),
             },
             operating_points={key: _figures(point) for key, point in study.named_points.items()},
             rescale=study.point.rescale,
+            known_classes=study.outcomes.known_classes,
+            classes=study.outcomes.classes,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -262,6 +284,8 @@ class JointConfig:
         table: dict[str, Any] = {"name": self.name, "task": self.task}
         if self.labels is not None:
             table["labels"] = list(self.labels)
+        if self.known_classes is not None:
+            table |= {"known_classes": list(self.known_classes), "classes": self.classes}
         table["router"] = {
             "score": self.score,
             "threshold": self.threshold,
@@ -303,7 +327,8 @@ class JointConfig:
     @classmethod
     def _from_table(cls, table: Mapping[str, Any], folder: Path) -> JointConfig:
         top = ("name", "task", "labels", "router", "student", "teacher", "calibration")
-        _check_keys(table, (*top, "operating_points"), "the file")
+        more = ("operating_points", "known_classes", "classes")
+        _check_keys(table, (*top, *more), "the file")
         _check_present(table, ("router", "student", "teacher"), "the file")
         router = table["router"]
         _check_keys(router, ("score", "threshold", "blend", "rescale"), "router")
@@ -327,6 +352,8 @@ class JointConfig:
             calibration=calibration,
             operating_points=points,
             rescale=CommonScale.from_dict(router["rescale"]) if "rescale" in router else None,
+            known_classes=table.get("known_classes"),
+            classes=table.get("classes"),
         )
 
     @property
@@ -380,12 +407,13 @@ class JointConfig:
                 PromiseWarning,
                 stacklevel=2,
             )
+        own = {name: getattr(self, name) for name in ("rescale", "known_classes", "classes")}
         return FINALS[self.task](
             self.student.load(**options),
             self.teacher.load(**options),
             Router(self.score, self.threshold),
             blend=self.blend,
-            rescale=self.rescale,
+            **{name: value for name, value in own.items() if value is not None},
         )
 
 
@@ -436,6 +464,8 @@ def save_joint(
         labels=labels,
         calibration=calibration,
         rescale=joint.rescale,
+        known_classes=joint.known_classes,
+        classes=joint.classes,
     ).save(path)
 
 

@@ -19,6 +19,7 @@ from ebjr.arrays import (
 )
 from ebjr.blend import Blend, as_blend
 from ebjr.errors import ModelError, TeacherUnavailable
+from ebjr.known_classes import check_known_classes
 from ebjr.model import Model, answer, model_name
 from ebjr.router import Router
 from ebjr.tasks import Task, as_task
@@ -78,6 +79,8 @@ class JointModel:
     """
 
     task: ClassVar[str]
+    known_classes: tuple[int, ...] | None = None  # of a specialized student; None: it knows all
+    classes: int | None = None  # of the teacher, where the student's are others
 
     def __init__(
         self,
@@ -121,7 +124,10 @@ class JointModel:
         n, kind = row_count(inputs), self.kind
         output, marked = answer(self.student, inputs, n, kind)
         score, deferred = self.router(output)
-        output = kind.shared(output, None if self.rescale is None else self.rescale.student)
+        output = kind.shared(
+            kind.translate(output, self.classes),
+            None if self.rescale is None else self.rescale.student,
+        )
         nothing = namespace(deferred).zeros_like(deferred)
         degraded = nothing if marked is None else convert_like(marked, deferred) & ~deferred
         rows = to_numpy(deferred).nonzero()[0]
@@ -159,9 +165,10 @@ class JointModel:
         """What the task decides."""
         if not hasattr(self, "task"):
             raise NotImplementedError(
-                "use one of the finals: JointClassifier, JointRegressor, JointDetector"
+                "use one of the finals: JointClassifier, SpecializedJointClassifier, "
+                "JointRegressor, JointDetector"
             )
-        return as_task(self.task)
+        return as_task(self.task, self.known_classes)
 
     def predict(self, output: Batch) -> Batch:
         """(n,): the answers that raw output means."""
@@ -198,6 +205,62 @@ class JointClassifier(JointModel):
     """
 
     task = "classification"
+
+
+class SpecializedJointClassifier(JointModel):
+    """A student of the popular classes and a teacher of all as one (eq. 18).
+
+    It answers in the teacher's labels. The score says what happens where the student's answer is
+    "other": `specialized_energy` and its kin defer such a row at every threshold (eq. 16).
+
+    Parameters
+    ----------
+    student
+        A model whose raw output is (n, C + 1): logits of the known classes, that of "other" last.
+    teacher
+        A model whose raw output is logits of all its classes, (n, classes).
+    router, when_unavailable
+        As of `JointClassifier`.
+    known_classes
+        The teacher's label of each class that the student knows, in the student's order.
+    classes
+        How many the teacher answers.
+    blend
+        As of `JointClassifier`; what the student gives to "other" is spread over the classes that
+        it does not know as the teacher spreads its own.
+
+    Raises
+    ------
+    ValueError
+        Known classes that are none of the teacher's labels.
+
+    Examples
+    --------
+    >>> student = lambda x: np.stack([x, 0 * x], axis=1)  # class 7, or other
+    >>> teacher = lambda x: np.tile(np.eye(10)[4], (len(x), 1))
+    >>> router = Router("specialized_energy", threshold=2.0)
+    >>> joint = SpecializedJointClassifier(student, teacher, router, known_classes=[7], classes=10)
+    >>> answer = joint(np.array([3.0, 1.0, -1.0]))
+    >>> answer.prediction, answer.score
+    (array([7, 4, 4]), array([  3.,   1., -inf]))
+    """
+
+    task = "specialized"
+
+    def __init__(
+        self,
+        student: Model,
+        teacher: Model,
+        router: Router,
+        *,
+        known_classes: Any,
+        classes: int,
+        blend: float = 0.0,
+        when_unavailable: str = "student",
+    ) -> None:
+        self.known_classes = check_known_classes(known_classes, classes)
+        self.classes = int(classes)
+        super().__init__(student, teacher, router, blend=blend, when_unavailable=when_unavailable)
 
 
 class JointRegressor(JointModel):

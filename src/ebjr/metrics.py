@@ -46,8 +46,8 @@ class Metric:
 
     Attributes
     ----------
-    name, task
-        What it is called, and for which task it is.
+    name, tasks
+        What it is called, and for which tasks it is.
     rows
         Predictions and targets, (n,), to the quality of each row, (n,); higher is better. Detectors
         are judged by their `Matches`.
@@ -78,7 +78,7 @@ class Metric:
     """
 
     name: str
-    task: str
+    tasks: tuple[str, ...]
     rows: Loss | None
     title: str
     rows_title: str = ""
@@ -203,18 +203,17 @@ def _f1(matches: Matches, targets: Any) -> np.ndarray:
     return matches.f1()
 
 
-_OF_DETECTORS: dict[str, Any] = {"task": "detection", "lower": False, "percent": True}
+_CLASSES, _NUMBERS = ("classification", "specialized"), ("regression",)
+_OF_DETECTORS: dict[str, Any] = {"tasks": ("detection",), "lower": False, "percent": True}
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric(
-            "accuracy", "classification", _right, "accuracy", lower=False, binary=True, percent=True
-        ),
-        Metric("rmse", "regression", _squared, "RMSE", "squared error", root=True),
-        Metric("mse", "regression", _squared, "MSE", "squared error"),
-        Metric("mae", "regression", _absolute, "MAE", "absolute error"),
-        Metric("r2", "regression", _explained, "R2", "R2", lower=False, certifiable=False),
+        Metric("accuracy", _CLASSES, _right, "accuracy", lower=False, binary=True, percent=True),
+        Metric("rmse", _NUMBERS, _squared, "RMSE", "squared error", root=True),
+        Metric("mse", _NUMBERS, _squared, "MSE", "squared error"),
+        Metric("mae", _NUMBERS, _absolute, "MAE", "absolute error"),
+        Metric("r2", _NUMBERS, _explained, "R2", "R2", lower=False, certifiable=False),
         Metric(
             **_OF_DETECTORS,
             name="ap",
@@ -272,7 +271,7 @@ def register_metric(loss: F) -> F:
             )
         return -values
 
-    METRICS[name] = Metric(name, "regression", rows, name, name)
+    METRICS[name] = Metric(name, _NUMBERS, rows, name, name)
     return loss
 
 
@@ -289,9 +288,9 @@ def as_metric(name: str | None, task: str) -> Metric:
     >>> as_metric(None, "regression").name
     'rmse'
     """
-    known = [metric for metric in METRICS.values() if metric.task == task]
+    known = [metric for metric in METRICS.values() if task in metric.tasks]
     found = known[0] if name is None else METRICS.get(name)
-    if found is None or found.task != task:
+    if found is None or task not in found.tasks:
         names = ", ".join(metric.name for metric in known)
         raise ValueError(f"metric of {task} must be one of {names}, not {name!r}")
     return found

@@ -38,12 +38,14 @@ class Outcomes:
     student, teacher
         Raw outputs, finite. For classification logits, (n, classes), of the same classes in the
         same order. For regression (n,) predictions or (n, 1 + k), the prediction first and then
-        what a score reads; k may differ between the two. For detection a list of n `Detections`.
+        what a score reads; k may differ between the two. For detection a list of n `Detections`. A
+        specialized student's are (n, C + 1): the logits of its C known classes, and that of "other"
+        last.
     targets
-        (n,): integer labels in ``[0, classes)``; for regression numbers; for detection a list of n
-        `GroundTruth`.
+        (n,): integer labels in ``[0, classes)``, the teacher's; for regression numbers; for
+        detection a list of n `GroundTruth`.
     task
-        ``"classification"``, ``"regression"`` or ``"detection"``.
+        ``"classification"``, ``"specialized"``, ``"regression"`` or ``"detection"``.
     student_cost, teacher_cost
         What one example costs on each, where it is known.
     labels
@@ -62,6 +64,9 @@ class Outcomes:
     rescale
         For detection: what puts both detectors' scores on one scale before they are judged,
         usually fitted by `calibrate`; the scores that route see what the student said.
+    known_classes
+        For a specialized student, and needed there: the teacher's label of each class that it
+        knows, in its order.
 
     Raises
     ------
@@ -88,9 +93,10 @@ class Outcomes:
     labeled: bool = True
     metric: str = None  # type: ignore[assignment]  # the task's own; a name from here on
     rescale: CommonScale | None = None
+    known_classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        kind = as_task(self.task)
+        kind = as_task(self.task, self.known_classes)
         student = kind.check_output("student", self.student)
         teacher = kind.check_output("teacher", self.teacher)
         targets = kind.check_targets(self.targets)
@@ -104,6 +110,7 @@ class Outcomes:
             )
         changed: dict[str, Any] = {"student": student, "teacher": teacher, "targets": targets}
         changed["metric"] = as_metric(self.metric, self.task).name
+        changed["known_classes"] = kind.known_classes
         if self.labels is not None:
             changed["labels"] = tuple(self.labels)
         for name, value in changed.items():
@@ -112,10 +119,15 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self.targets)
 
-    @property
+    @cached_property
     def kind(self) -> Task:
         """What the task decides."""
-        return as_task(self.task)
+        return as_task(self.task, self.known_classes)
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the teacher answers, where the student's are others; None elsewhere."""
+        return None if self.known_classes is None else int(self.teacher.shape[1])
 
     @property
     def measure(self) -> Metric:
@@ -147,13 +159,13 @@ class Outcomes:
         kind = self.kind
         if blend:
             if not kind.takes_scale:
-                return kind.judged(kind.mix(self.student, self.teacher, blend), self.targets)
+                return kind.judged(self.deferred(blend), self.targets)
             if blend not in self._kept:
                 self._kept[blend] = kind.judged(self.deferred(blend), self.targets)
             return self._kept[blend]
         role = "student" if blend is None else "teacher"
         if role not in self._kept:
-            self._kept[role] = kind.judged(getattr(self, role), self.targets)
+            self._kept[role] = kind.judged(self._translated(role), self.targets)
         if self.rescale is None:
             return self._kept[role]
         return kind.rescored(self._kept[role], getattr(self.rescale, role))
@@ -167,9 +179,21 @@ class Outcomes:
         teacher = self._shared("teacher")
         return self.kind.mix(self.kept(), teacher, blend) if blend else teacher
 
+    def predictions(self, role: str) -> Batch:
+        """(n,): what ``"student"`` or ``"teacher"`` alone answers, in the teacher's labels."""
+        return self.kind.predict(self._shared(role))
+
     def _shared(self, role: str) -> Batch:
         change = None if self.rescale is None else getattr(self.rescale, role)
-        return self.kind.shared(getattr(self, role), change)
+        return self.kind.shared(self._translated(role), change)
+
+    def _translated(self, role: str) -> Batch:
+        """A model's raw output in the teacher's terms."""
+        return self._student if role == "student" else self.teacher
+
+    @cached_property
+    def _student(self) -> Batch:
+        return self.kind.translate(self.student, self.classes)
 
     def whole(self, blend: float = 0.0) -> Whole | None:
         """The quality of any choice of deferred rows, where it is no mean of rows; else None."""
@@ -290,6 +314,8 @@ class Outcomes:
         for rows in (self.student, self.teacher, self.targets):
             for array in self.kind.numbers(rows):
                 digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
+        if self.known_classes is not None:
+            digest.update(np.array(self.known_classes, np.int64).tobytes())
         return digest.hexdigest()[:16]
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
@@ -322,6 +348,7 @@ class Outcomes:
             "labeled": self.labeled,
             "metric": self.metric,
             "rescale": None if self.rescale is None else self.rescale.as_dict(),
+            "known_classes": self.known_classes,
         }
         arrays["about"] = np.array(json.dumps(about))
         with write_whole(path, "wb") as file:
@@ -373,6 +400,7 @@ class Outcomes:
                 labeled=about.get("labeled", True),
                 metric=about.get("metric"),
                 rescale=None if rescale is None else CommonScale.from_dict(rescale),
+                known_classes=about.get("known_classes"),
             )
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, OSError) as error:
             raise ValueError(f"cannot read outcomes from {path}: {_reason(error)}") from error
@@ -403,14 +431,14 @@ def record(
         (n,) integer labels, or numbers, or a list of n `GroundTruth`; None where nobody knows: the
         teacher's own answers are then the targets, and every accuracy is agreement with it.
     task
-        ``"classification"``, ``"regression"`` or ``"detection"``.
+        ``"classification"``, ``"specialized"``, ``"regression"`` or ``"detection"``.
     batch_size
         How many inputs a model gets at once.
     progress
         Called with the number of examples that a batch has added.
     **about
-        `student_cost`, `teacher_cost`, `labels`, `models`, `metric` of `Outcomes`. The seconds per
-        example are measured here and join the costs unless given.
+        `student_cost`, `teacher_cost`, `labels`, `models`, `metric`, `known_classes` of `Outcomes`.
+        The seconds per example are measured here and join the costs unless given.
 
     Returns
     -------
@@ -433,7 +461,7 @@ def record(
     >>> record(lambda b: b, lambda b: 2 * b, x, [0, 1, 2], batch_size=2).teacher[0]
     array([2., 0., 0.])
     """
-    n, kind = row_count(inputs), as_task(task)
+    n, kind = row_count(inputs), as_task(task, about.get("known_classes"))
     labels = None if targets is None else kind.check_targets(targets)
     if labels is not None and n != len(labels):
         raise ValueError(f"there are {n} inputs but {len(labels)} targets")
@@ -482,7 +510,7 @@ def _record(
     check_all: Callable[[int | None], None] | None = None,
 ) -> Outcomes:
     """Run both models on each batch; `check_all` is told the number of classes after the first."""
-    kind = as_task(task)
+    kind = as_task(task, about.get("known_classes"))
     outputs: dict[str, list[Any]] = {"student": [], "teacher": []}
     seconds = {"student": 0.0, "teacher": 0.0}
     targets: list[Any] = []

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import Array
+from ebjr.arrays import Array, take_rows
 from ebjr.calibration import calibrate, crossing, rank_scores
 from ebjr.curve import OperatingPoint
 from ebjr.errors import CalibrationError
 from ebjr.evaluation import evaluate
-from ebjr.evaluation.report import write_report
+from ebjr.evaluation.report import Extra, write_report
 from ebjr.evaluation.samples import Sample, make_samples, sample_rows
 from ebjr.evaluation.significance import (
     Comparison,
@@ -26,6 +26,7 @@ from ebjr.evaluation.significance import (
     joint_prediction,
     score_table,
 )
+from ebjr.known_classes import Traffic
 from ebjr.outcomes import Outcomes
 from ebjr.scores import FITTED, Score, as_score
 
@@ -75,7 +76,7 @@ def compared_scores(outcomes: Outcomes) -> list[str]:
     >>> compared_scores(Outcomes([[1.0, 0.5]], [2.0], [2.5], task="regression"))
     ['regression_energy', 'predicted_std', 'random']
     """
-    if outcomes.measure.binary:
+    if outcomes.task == "classification":
         return list(COMPARED)
     return [*outcomes.kind.scores(outcomes.student), "random"]
 
@@ -97,6 +98,8 @@ class Study:
     others, other_results
         By score, without blend: the same goal with each score; those that cannot reach it are
         left out.
+    traffic
+        The mix that both parts were drawn in; None where they are as recorded.
     """
 
     outcomes: Outcomes
@@ -108,6 +111,12 @@ class Study:
     result: OperatingPoint
     others: Mapping[str, OperatingPoint]
     other_results: Mapping[str, OperatingPoint]
+    traffic: Traffic | None = None
+
+    @property
+    def held_out_rows(self) -> np.ndarray:
+        """The rows of `held_out` in `outcomes`."""
+        return _rows(self.outcomes, *self.split, self.traffic)[1]
 
     @cached_property
     def crossings(self) -> dict[str, float]:
@@ -160,10 +169,9 @@ class Study:
 
         Of regressors the difference of their losses.
         """
-        predict, table = self.held_out.kind.predict, self.held_out
         return [
-            self.compare(predict(table.deferred()), "the teacher"),
-            self.compare(predict(table.kept()), "the student"),
+            self.compare(self.held_out.predictions(role), f"the {role}")
+            for role in ("teacher", "student")
         ]
 
     def compare(self, prediction: Any, name: str = "the other model") -> Comparison:
@@ -209,7 +217,7 @@ class Study:
     @cached_property
     def sample_rows(self) -> np.ndarray:
         """The rows of `outcomes`, held out all, whose images a report of detectors shows."""
-        return self.outcomes.split_rows(*self.split)[1][sample_rows(self.held_out, self.point)]
+        return self.held_out_rows[sample_rows(self.held_out, self.point)]
 
     def _samples(self, images: Sequence[Any]) -> list[Sample]:
         rows = sample_rows(self.held_out, self.point)
@@ -223,6 +231,7 @@ class Study:
         notes: Mapping[str, str] | None = None,
         compared: Sequence[Comparison] = (),
         images: Sequence[Any] = (),
+        extras: Sequence[Extra] = (),
     ) -> None:
         """Write the HTML report of the held-out half.
 
@@ -238,6 +247,8 @@ class Study:
             Tests against other models, shown beside those against student and teacher.
         images
             Of detectors: the images of `sample_rows`, to show what was found on them.
+        extras
+            Sections of your own.
 
         Raises
         ------
@@ -253,6 +264,8 @@ class Study:
             "Reported on": f"{len(self.held_out):,} others (split {fraction:g}, seed {seed})",
             "Outcomes": self.outcomes.fingerprint,
         }
+        if self.traffic is not None:
+            made["Traffic"] = f"both drawn as {self.traffic}"
         write_report(
             path,
             self.held_out,
@@ -266,6 +279,7 @@ class Study:
             samples=self._samples(images),
             title=title,
             notes={**made, **(notes or {})},
+            extras=extras,
         )
 
 
@@ -280,6 +294,7 @@ def run_study(
     blend: float | str = "auto",
     fraction: float = 0.5,
     seed: int = 0,
+    traffic: Traffic | None = None,
     **target: Any,
 ) -> Study:
     """Split the outcomes, calibrate on the first part, and evaluate on the second.
@@ -293,6 +308,8 @@ def run_study(
         the goal on the examples, without one.
     fraction, seed
         As for `Outcomes.split`.
+    traffic
+        The mix in which both parts' examples are drawn, where it is another than was recorded.
 
     Raises
     ------
@@ -310,10 +327,11 @@ def run_study(
     >>> len(study.held_out), study.result.quality >= study.result.student_quality
     (50, True)
     """
-    calibration, _ = outcomes.split(fraction, seed)
+    calibration = outcomes.take(_rows(outcomes, fraction, seed, traffic)[0])
     given = {name: value for name, value in target.items() if value is not None}
     point = calibrate(calibration, goal, score=score, blend=blend, **given)
-    return study_point(outcomes, point, {"goal": goal, **given}, fraction=fraction, seed=seed)
+    chosen_for = {"goal": goal, **given}
+    return study_point(outcomes, point, chosen_for, fraction=fraction, seed=seed, traffic=traffic)
 
 
 def study_point(
@@ -323,6 +341,7 @@ def study_point(
     *,
     fraction: float = 0.5,
     seed: int = 0,
+    traffic: Traffic | None = None,
 ) -> Study:
     """The study of an operating point that is chosen already, such as that of a ``joint.toml``.
 
@@ -337,6 +356,8 @@ def study_point(
         goal; `match-teacher` if left out.
     fraction, seed
         As for `Outcomes.split`.
+    traffic
+        As for `run_study`.
 
     Raises
     ------
@@ -353,7 +374,8 @@ def study_point(
     0.0
     """
     calibration, held_out = (
-        part.with_scale(point.rescale) for part in outcomes.split(fraction, seed)
+        outcomes.take(rows).with_scale(point.rescale)
+        for rows in _rows(outcomes, fraction, seed, traffic)
     )
     chosen_for: dict[str, Any] = {"goal": "match-teacher", **(goal or {})}
     plain = {name: value for name, value in chosen_for.items() if name not in _GUARANTEE}
@@ -373,4 +395,18 @@ def study_point(
         result=evaluate(held_out, point),
         others=others,
         other_results={name: evaluate(held_out, other) for name, other in others.items()},
+        traffic=traffic,
     )
+
+
+def _rows(
+    outcomes: Outcomes, fraction: float, seed: int, traffic: Traffic | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of both parts: split first, so that no other mix moves a row across."""
+    first, second = outcomes.split_rows(fraction, seed)
+    if traffic is None:
+        return first, second
+    first, second = (
+        rows[traffic.draw(take_rows(outcomes.targets, rows), seed)] for rows in (first, second)
+    )
+    return first, second

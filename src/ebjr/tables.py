@@ -18,6 +18,7 @@ from ebjr.evaluation.significance import Comparison, Interval, Standing
 from ebjr.metrics import METRICS, Metric
 from ebjr.scores import score_title
 from ebjr.study import Study
+from ebjr.sweep import Sweep, known_count, saving_text
 
 
 def study_figures(study: Study, compared: Sequence[Comparison] = ()) -> dict[str, Any]:
@@ -96,6 +97,44 @@ def print_study(
     console.print(_ranking(study.ranking, score_title(study.point.score), study.outcomes.measure))
 
 
+def print_sweep(console: Console, sweep: Sweep) -> None:
+    """The candidates of a sweep, a row each, and what each saves at other popular shares.
+
+    Parameters
+    ----------
+    console
+        Where to print.
+    sweep
+        The sweep.
+    """
+    measure = sweep.study.outcomes.measure
+    table = plain_table("student", "knows", measure.title, "deferred", "MFLOPs", "cheaper", "score")
+    for name, study in sweep.studies.items():
+        here = study.result
+        table.add_row(
+            escape(name),
+            str(known_count(study.outcomes)),
+            measure.text(here.quality),
+            f"{here.deferral_rate:.1%}",
+            flops_text(here.cost),
+            saving_text(here.saving),
+            escape(score_title(here.score)) + (f", blend {here.blend:g}" if here.blend else ""),
+            style="bold" if name == sweep.best else None,
+        )
+    console.print(table)
+    for name, reason in sweep.failed.items():
+        _say(console, f"{name} does not reach the goal: {reason}")
+    shares = sorted({share for row in sweep.by_share.values() for share in row})
+    if shares:
+        popular = plain_table("times cheaper by popular share", *(f"{s:.0%}" for s in shares))
+        for name, row in sweep.by_share.items():
+            cells = [saving_text(row[s].saving) if s in row else "" for s in shares]
+            popular.add_row(escape(name), *cells, style="bold" if name == sweep.best else None)
+        console.print()
+        console.print(popular)
+    _say(console, f"\n{sweep.best} is best on the calibration half:\n")
+
+
 def _say(console: Console, text: str) -> None:
     console.print(escape(text), highlight=False, soft_wrap=True)
 
@@ -123,7 +162,9 @@ def _models(study: Study, joint_seconds: float | None) -> Table:
     table.add_row(*_joint_row(chosen, result, measured), style="bold")
     table.add_row(*_joint_row(f"  for the best {measure.title}", study.best_accuracy))
     for name, other in study.other_results.items():
-        paper = " (paper, eq. 3)" if name == "energy" else ""
+        paper = {"energy": " (paper, eq. 3)", "specialized_energy": " (paper, eq. 17)"}.get(
+            name, ""
+        )
         table.add_row(*_joint_row(f"  {name}{paper}", other))
     return table
 

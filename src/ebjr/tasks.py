@@ -1,7 +1,7 @@
 """Tasks: what raw output and targets are, what they mean, and how two answers are mixed.
 
-Everything that differs between classification, regression and detection is here: outcomes, curves,
-calibration and the joint loop ask the task.
+Everything that differs between classification, specialized students, regression and detection is
+here: outcomes, curves, calibration and the joint loop ask the task.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from ebjr.detections import (
 )
 from ebjr.errors import ModelError
 from ebjr.fusion import fuse_detections
+from ebjr.known_classes import check_known_classes, refine, to_teacher
 from ebjr.precision import SHOWN, Matches, match_detections
 from ebjr.regression_scores import as_regression
-from ebjr.scores import DETECTION_SCORES, REGRESSION_SCORES, SCORES
+from ebjr.scores import DETECTION_SCORES, REGRESSION_SCORES, SCORES, SPECIALIZED_SCORES
 
 
 class Task:
-    """One task. The only instances are those of `TASKS`.
+    """One task. The only instances are those of `TASKS`, and what `knowing` makes of them.
 
     Attributes
     ----------
@@ -45,6 +46,10 @@ class Task:
         Whether answers have scores that a `CommonScale` can map.
     rows
         What raw output is, for messages.
+    has_logits
+        Whether the student's raw output is logits of classes, as a learned score reads them.
+    known_classes
+        The teacher's labels that the student knows, in its order; None where it knows all.
     """
 
     name: str
@@ -52,6 +57,20 @@ class Task:
     takes_temperatures = False
     takes_scale = False
     rows = "{} rows of raw output"
+    has_logits = False
+    known_classes: tuple[int, ...] | None = None
+
+    def knowing(self, known_classes: Any) -> Task:
+        """The task for a student that knows some of the teacher's classes; None changes nothing.
+
+        Raises
+        ------
+        ValueError
+            It is not a task of specialized students, or these are no labels.
+        """
+        if known_classes is not None:
+            raise ValueError(f"known_classes go with task 'specialized', not with {self.name!r}")
+        return self
 
     def count_rows(self, output: Any) -> int | None:
         """How many rows raw output has; None where it is none."""
@@ -121,15 +140,28 @@ class Task:
         """The targets that raw output would be, where nobody labeled the examples."""
         return self.predict(output)
 
+    def translate(self, student: Batch, classes: int | None = None) -> Batch:
+        """The student's raw output in the teacher's terms: what it is judged and mixed by.
+
+        Parameters
+        ----------
+        student
+            Raw output.
+        classes
+            How many the teacher answers.
+        """
+        return student
+
     def shared(self, output: Batch, change: Callable[..., Any] | None = None) -> Batch:
         """What of raw output student and teacher have in common: the joint model's own.
 
-        `change` is what puts this model's scores on the common scale, where there is one.
+        The student's is translated. `change` is what puts this model's scores on the common scale,
+        where there is one.
         """
         return output
 
     def mix(self, student: Batch, teacher: Batch, blend: float) -> Batch:
-        """Raw output of deferred rows with the student's answer blended in."""
+        """Raw output of deferred rows with the student's answer, translated, blended in."""
         raise NotImplementedError
 
     def check_blend(self, blend: float) -> None:
@@ -223,6 +255,7 @@ class _Classification(Task):
     name = "classification"
     columns = "classes"
     takes_temperatures = True
+    has_logits = True
 
     def check_output(self, role: str, output: Any) -> np.ndarray:
         array = to_numpy(output)
@@ -274,6 +307,57 @@ class _Classification(Task):
 
     def pack_targets(self, targets: np.ndarray) -> dict[str, np.ndarray]:
         return {"targets": targets.astype(np.min_scalar_type(int(targets.max())))}
+
+
+class _Specialized(_Classification):
+    """A student of some classes and "other", (n, C + 1), beside a teacher of all (section 2.4)."""
+
+    name = "specialized"
+
+    def __init__(self, known_classes: tuple[int, ...] | None = None) -> None:
+        self.known_classes = known_classes
+
+    def knowing(self, known_classes: Any) -> Task:
+        return self if known_classes is None else _Specialized(check_known_classes(known_classes))
+
+    @property
+    def _known(self) -> tuple[int, ...]:
+        if self.known_classes is None:
+            raise ValueError(
+                "task 'specialized' needs known_classes: for each class that the student knows the "
+                "teacher's label, in the student's order"
+            )
+        return self.known_classes
+
+    def common_classes(self, student: np.ndarray, teacher: np.ndarray) -> int:
+        known, classes = self._known, int(teacher.shape[1])
+        check_known_classes(known, classes)
+        self._check_width(student, ValueError)
+        return classes
+
+    def _check_width(self, student: Array, error: type[Exception]) -> None:
+        known = len(self._known)
+        if student.ndim != 2 or student.shape[1] != known + 1:
+            raise error(
+                f"a student of {known} known classes must answer (n, {known + 1}), 'other' in the "
+                f"last column, not {tuple(student.shape)}"
+            )
+
+    def translate(self, student: Array, classes: int | None = None) -> Array:
+        self._check_width(student, ModelError)
+        assert classes is not None
+        return to_teacher(student, self._known, classes)
+
+    def mix(self, student: Array, teacher: Array, blend: float) -> Array:
+        if blend == 0:
+            return teacher
+        return blend_logits(refine(student, teacher, self._known), teacher, blend)
+
+    def scores(self, student: np.ndarray) -> list[str]:
+        """Those of specialized students, which may mark "other", and then the plain ones."""
+        few = student.shape[1] < 3
+        own = ("known_softmax", "specialized_energy") if few else SPECIALIZED_SCORES
+        return [*own, *PLAIN_SCORES]
 
 
 class _Regression(Task):
@@ -452,19 +536,22 @@ class _Detection(Task):
         ]
 
 
+PLAIN_SCORES = ("softmax", "margin", "entropy", "energy")
+"""The scores of classifiers that are tried on a specialized student, "other" being a class."""
+
 TASKS: Mapping[str, Task] = {
-    task.name: task for task in (_Classification(), _Regression(), _Detection())
+    task.name: task for task in (_Classification(), _Specialized(), _Regression(), _Detection())
 }
 """By name: everything a task decides."""
 
 
-def as_task(name: str) -> Task:
-    """The task of that name.
+def as_task(name: str, known_classes: Any = None) -> Task:
+    """The task of that name, for a student of these classes.
 
     Raises
     ------
     ValueError
-        There is none.
+        There is none, or it knows of no known classes.
 
     Examples
     --------
@@ -473,7 +560,7 @@ def as_task(name: str) -> Task:
     """
     if name not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, not {name!r}")
-    return TASKS[name]
+    return TASKS[name].knowing(known_classes)
 
 
 def _prefixed(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -211,7 +211,7 @@ def check_goal(goal: str, given: dict[str, Any], measure: Metric = METRICS["accu
         raise ValueError(f"goal {goal!r} needs exactly one of {', '.join(GOALS[goal])}")
     if goal == "crossing" and not measure.binary:
         raise ValueError(
-            f"goal 'crossing' needs answers that are right or wrong; for {measure.task} use another"
+            f"goal 'crossing' needs answers that are right or wrong; for {measure.name} use another"
         )
     for name in named:
         value = float(given[name])

@@ -131,7 +131,7 @@ def score_candidates(outcomes: Outcomes) -> list[str]:
             "defer; give (n, 1 + k): energies, a standard deviation, quantiles or members of an "
             "ensemble after the prediction"
         )
-    return found
+    return [*found, "learned"] if outcomes.kind.has_logits else found
 
 
 def blend_candidates(outcomes: Outcomes) -> list[float]:

@@ -326,7 +326,7 @@ def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Sca
     if not measure.certifiable:
         raise ValueError(
             f"{measure.name} is no mean of losses that depend on one example each, so that nothing "
-            f"can be promised of it; use the metric {_certifiable(measure.task)}"
+            f"can be promised of it; use the metric {_certifiable(curve.outcomes.task)}"
         )
     if measure.root and promise != "risk":
         raise ValueError(
@@ -345,7 +345,7 @@ def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Sca
 
 def _certifiable(task: str) -> str:
     """The metrics of a task that can be promised, for a sentence."""
-    *first, last = [m.name for m in METRICS.values() if m.task == task and m.certifiable]
+    *first, last = [m.name for m in METRICS.values() if task in m.tasks and m.certifiable]
     return f"{', '.join(first)} or {last}" if first else last
 
 

@@ -42,7 +42,7 @@ def can_learn(outcomes: Outcomes, blend: float = 0.0) -> bool:
     >>> can_learn(Outcomes([[1.0, 0.0]], [[1.0, 0.0]], [0]))
     False
     """
-    if find_spec("sklearn") is None or outcomes.task != "classification":
+    if find_spec("sklearn") is None or not outcomes.kind.has_logits:
         return False
     return min(_counts(_kinds(outcomes, blend))) >= FEWEST
 

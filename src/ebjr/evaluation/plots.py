@@ -34,6 +34,11 @@ PALETTE: Mapping[str, str] = {
     "predicted_std": "#0072B2",
     "interval_width": "#009E73",
     "ensemble_spread": "#E69F00",
+    "known_softmax": "#0072B2",
+    "specialized_softmax": "#56B4E9",
+    "specialized_margin": "#009E73",
+    "specialized_entropy": "#CC79A7",
+    "specialized_energy": "#D55E00",
 }
 """One color a thing, in every plot; told apart by color-blind readers (Okabe & Ito, 2008)."""
 
@@ -156,6 +161,100 @@ def trade_off_figure(
         "hovermode": "closest",
     }
     return {"data": data, "layout": layout}
+
+
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8F98")
+"""Colors of lines that have none of their own; dashes tell apart those that share one."""
+
+
+def candidates_figure(
+    candidates: Mapping[str, tuple[Outcomes, OperatingPoint]], best: str
+) -> dict[str, Any]:
+    """The trade-off curve of several students beside one teacher, each at its own score and blend.
+
+    Parameters
+    ----------
+    candidates
+        By name: the examples, and the operating point, which is marked.
+    best
+        The name of the one to stress.
+
+    Examples
+    --------
+    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> point = TradeOffCurve.of(table, "energy").at(index=1)
+    >>> [t["name"] for t in candidates_figure({"one": (table, point)}, "one")["data"]]
+    ['one', 'its point', 'teacher']
+    """
+    data: list[dict[str, Any]] = []
+    for number, (name, (outcomes, point)) in enumerate(candidates.items()):
+        style = _cycled(number, name == best)
+        data.append(_line(point.curve(outcomes), name, style))
+        dot = _marker(outcomes, point)
+        marker = {**dot["marker"], "size": 12, "color": style["color"]}
+        data.append({**dot, "name": "its point", "marker": marker, "showlegend": False})
+    outcomes, _ = candidates[best]
+    data.append(_model(outcomes, "teacher"))
+    _, axis = relative_cost(outcomes, np.array([0.0]))
+    layout = {
+        "xaxis": {"title": {"text": axis}, "rangemode": "tozero", "zeroline": False},
+        "yaxis": {"title": {"text": outcomes.measure.axis}},
+        "shapes": [_rule(100.0, "dot")],
+        "showlegend": False,
+        "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
+        "hovermode": "closest",
+    }
+    return {"data": data, "layout": layout}
+
+
+def shares_figure(
+    savings: Mapping[str, Mapping[float, float]], best: str, share: float
+) -> dict[str, Any]:
+    """How many times cheaper than the teacher each student is, by the popular share (figure 6).
+
+    Parameters
+    ----------
+    savings
+        By name and popular share.
+    best
+        The name of the one to stress.
+    share
+        The traffic's own: the first of the layout's shapes.
+
+    Examples
+    --------
+    >>> shares_figure({"top 10": {0.5: 1.1, 0.75: 1.5}}, "top 10", 0.75)["data"][0]["x"]
+    [50.0, 75.0]
+    """
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": name,
+            "x": _short(100 * np.array(list(row))),
+            "y": _short(np.array(list(row.values()))),
+            "line": _cycled(number, name == best),
+            "marker": {"size": 9, "color": _cycled(number, False)["color"]},
+            "hovertemplate": "%{y:.2f} times at %{x:.0f} %<extra>%{fullData.name}</extra>",
+        }
+        for number, (name, row) in enumerate(savings.items())
+    ]
+    layout = {
+        "xaxis": {"title": {"text": "popular share of the traffic, %"}, "zeroline": False},
+        "yaxis": {"title": {"text": "times cheaper than the teacher"}, "rangemode": "tozero"},
+        "shapes": [_rule(100 * share, "dot")],
+        "showlegend": False,
+        "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
+        "hovermode": "closest",
+    }
+    return {"data": data, "layout": layout}
+
+
+def _cycled(number: int, stressed: bool) -> dict[str, Any]:
+    """The style of the line of that number."""
+    dash = ("solid", "dash", "dot")[number // len(CYCLE) % 3]
+    color = CYCLE[number % len(CYCLE)]
+    return {"color": color, "dash": dash, "width": 4 if stressed else 1.75}
 
 
 def score_histogram(
@@ -338,7 +437,7 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
         if len(order)
         else order
     )
-    residual = outcomes.targets - outcomes.kind.predict(outcomes.student)
+    residual = outcomes.targets - outcomes.predictions("student")
     dots = {
         "type": "scatter",
         "mode": "markers",

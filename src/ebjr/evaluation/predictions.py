@@ -55,8 +55,7 @@ def read_predictions(
         other = Outcomes.load(path)
         targets: Any = other.targets
         found: dict[str, Any] = {
-            f"the {role} of {name}": other.kind.predict(getattr(other, role))
-            for role in ("teacher", "student")
+            f"the {role} of {name}": other.predictions(role) for role in ("teacher", "student")
         }
     elif "predictions" in arrays:
         targets = arrays.get("targets")

@@ -130,6 +130,7 @@ function draw() {
   plot("histogram", chosenSeries().histogram);
   plot("reliability", chosenSeries().reliability);
   if (data.ranking) plot("ranking", data.ranking);
+  for (const [id, figure] of Object.entries(data.extras)) plot(id, figure);
   show();
 }
 

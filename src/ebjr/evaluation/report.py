@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from importlib.resources import files
@@ -104,8 +104,48 @@ def page_words(measure: Metric) -> dict[str, str]:
             "lowest score to the highest, with 95 % intervals."
         ),
         "bins_words": f"{shown.title} and 95 % intervals from the standard error of the mean",
-        **(DETECTORS if measure.task == "detection" else {}),
+        **(DETECTORS if "detection" in measure.tasks else {}),
     }
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A section of a report: a plot, the same figures as a table, and what they mean.
+
+    Attributes
+    ----------
+    name, title
+        The plot's id in the page, a word; and the heading.
+    figure
+        A plotly figure, as in `ebjr.evaluation.plots`.
+    head, rows
+        Of the table: the columns' words, and for each row its name and its cells.
+    marked
+        The name of the row to stress.
+    caption
+        A sentence or two.
+    """
+
+    name: str
+    title: str
+    figure: Mapping[str, Any]
+    head: Sequence[str]
+    rows: Mapping[str, Sequence[str]]
+    marked: str | None
+    caption: str
+
+    @property
+    def html(self) -> str:
+        """The section."""
+        plot = (
+            f'<div id="{self.name}" class="plot" role="img" aria-label="{html.escape(self.title)}. '
+            f'The same figures are in the table below."></div>\n<div class="legend" '
+            f'id="{self.name}-legend"></div>'
+        )
+        rows = [_cells(name, cells, name == self.marked) for name, cells in self.rows.items()]
+        caption = f'<p class="caption">{html.escape(self.caption)}</p>'
+        table = _html_table(self.head, rows)
+        return _section(f"{self.name}-extra", html.escape(self.title), plot + table + caption)
 
 
 def write_report(
@@ -122,6 +162,7 @@ def write_report(
     samples: Sequence[Sample] = (),
     title: str = "EBJR",
     notes: Mapping[str, str] | None = None,
+    extras: Sequence[Extra] = (),
 ) -> None:
     """Write a report on examples that no threshold was chosen on.
 
@@ -152,6 +193,8 @@ def write_report(
         Of the page.
     notes
         How it was made: shown as they are, at the end.
+    extras
+        More sections.
 
     Raises
     ------
@@ -178,12 +221,16 @@ def write_report(
         chance=_chance(intervals or {}, comparisons, measure),
         ranking=_ranking(ranking, score_title(point.score), measure),
         samples=_samples(samples, held_out),
+        extras="\n".join(extra.html for extra in extras),
         notes="\n".join(
             f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
             for key, value in {**(notes or {}), **made}.items()
         ),
         options="\n".join(f"<option>{html.escape(name)}</option>" for name in points),
-        data=_script_json(report_data(held_out, points, chosen, crossings or {}, ranking)),
+        data=_script_json(
+            report_data(held_out, points, chosen, crossings or {}, ranking)
+            | {"extras": {extra.name: extra.figure for extra in extras}}
+        ),
         plotly=get_plotlyjs(),
         script=_asset("report.js"),
     )
@@ -311,7 +358,8 @@ def _joules_are(held_out: Outcomes) -> str | None:
 
 
 def _words(name: str) -> str:
-    return f"joint: {name}" + (", the paper's (eq. 3)" if name == "energy" else "")
+    paper = {"energy": "eq. 3", "specialized_energy": "eq. 17"}.get(name)
+    return f"joint: {name}" + (f", the paper's ({paper})" if paper else "")
 
 
 def _joint_row(words: str, held_out: Outcomes, point: OperatingPoint) -> str:

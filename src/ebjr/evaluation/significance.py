@@ -461,10 +461,10 @@ def joint_prediction(outcomes: Outcomes, point: OperatingPoint) -> Any:
     array([0, 1])
     """
     _, deferred = point.router(outcomes.student)
-    kind, table = outcomes.kind, outcomes.with_scale(point.rescale)
-    kept, answered = kind.predict(table.kept()), kind.predict(table.deferred(point.blend))
+    table = outcomes.with_scale(point.rescale)
+    answered = outcomes.kind.predict(table.deferred(point.blend))
     rows = np.flatnonzero(deferred)
-    return put_rows(kept, rows, take_rows(answered, rows))
+    return put_rows(table.predictions("student"), rows, take_rows(answered, rows))
 
 
 def bootstrap(

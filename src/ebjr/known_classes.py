@@ -1,0 +1,375 @@
+"""Known classes: a specialized student knows the popular ones, and calls the rest "other".
+
+`known_classes` are the teacher's labels that the student knows, in the student's order: its label
+k is the teacher's label ``known_classes[k]``, and its last one, ``other_class``, is every other
+(section 2.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Array, as_float, convert_like, logsumexp, namespace, to_numpy
+
+
+def check_known_classes(known_classes: Any, classes: int | None = None) -> tuple[int, ...]:
+    """The known classes as a tuple of labels.
+
+    Parameters
+    ----------
+    known_classes
+        The teacher's labels, in the student's order.
+    classes
+        How many classes the teacher answers, where that is known.
+
+    Raises
+    ------
+    ValueError
+        None at all, one twice, one that is no label of the teacher, or all of them: then nothing is
+        left for "other".
+
+    Examples
+    --------
+    >>> check_known_classes([7, 3], classes=10)
+    (7, 3)
+    """
+    array = np.asarray(to_numpy(known_classes))
+    if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu":
+        raise ValueError(
+            "known_classes must be a list of the teacher's labels, whole numbers, in the student's "
+            f"order, not {known_classes!r}"
+        )
+    known = tuple(array.tolist())
+    if len(set(known)) < len(known):
+        twice = next(label for label in known if known.count(label) > 1)
+        raise ValueError(f"known_classes must differ, but label {twice} comes more than once")
+    outside = [k for k in known if k < 0 or (classes is not None and k >= classes)]
+    if outside:
+        limits = "be at least 0" if classes is None else f"lie in 0..{classes - 1}"
+        raise ValueError(f"known_classes must {limits}, the teacher's labels, not {outside[0]}")
+    if classes is not None and len(known) >= classes:
+        raise ValueError(
+            f"{len(known)} known classes leave none of the teacher's {classes} for 'other'; a "
+            "student of all classes is a matter of task 'classification'"
+        )
+    return known
+
+
+def other_class(known_classes: Any) -> int:
+    """The student's label of every class that it does not know: its last.
+
+    Examples
+    --------
+    >>> other_class([7, 3])
+    2
+    """
+    return len(known_classes)
+
+
+def top_classes(
+    labels: Any, count: int | None = None, *, share: float | None = None
+) -> tuple[int, ...]:
+    """The most popular classes, the most frequent first.
+
+    Parameters
+    ----------
+    labels
+        (n,): of the traffic. Where nobody labeled it, the teacher's own answers.
+    count
+        C: how many classes.
+    share
+        Instead: the fewest classes that make up at least this share of the labels.
+
+    Returns
+    -------
+    tuple of int
+        Of equally frequent classes the smaller label comes first.
+
+    Raises
+    ------
+    ValueError
+        There are not as many classes among the labels, a share outside of 0 to 1, or labels that
+        are no labels.
+
+    Examples
+    --------
+    >>> top_classes([5, 2, 2, 5, 5, 0], 2), top_classes([5, 2, 2, 5, 5, 0], share=0.5)
+    ((5, 2), (5,))
+    """
+    if (count is None) == (share is None):
+        raise ValueError("give either how many classes, or the share of the labels that they hold")
+    found, frequency = np.unique(_labels(labels), return_counts=True)
+    order = np.argsort(-frequency, kind="stable")
+    if share is not None:
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, not {share}")
+        held = np.cumsum(frequency[order])
+        # in whole numbers but for rounding: a share of 0.3 of ten labels is three of them
+        count = int(np.searchsorted(held, share * held[-1] * (1 - 1e-12))) + 1
+    assert count is not None
+    if not 1 <= count <= len(found):
+        raise ValueError(
+            f"count must be at least 1 and at most {len(found)}, the classes among the labels, "
+            f"not {count}"
+        )
+    return tuple(found[order[:count]].tolist())
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a service is asked: a share of popular classes, the rest of all others.
+
+    The best number of known classes depends on it (the paper's figure 6), and recorded examples
+    seldom come in that mix.
+
+    Parameters
+    ----------
+    popular
+        The share of the inputs that are of a popular class.
+    popular_classes
+        Which these are.
+
+    Raises
+    ------
+    ValueError
+        A share outside of 0 to 1, or classes that are no labels.
+
+    Examples
+    --------
+    >>> traffic = Traffic(0.75, (3, 1))
+    >>> targets = np.array([1, 3, 3, 0, 2, 4, 0, 2])
+    >>> targets[traffic.draw(targets)]
+    array([1, 3, 3, 4])
+    """
+
+    popular: float
+    popular_classes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.popular <= 1:
+            raise ValueError(f"the popular share must lie between 0 and 1, not {self.popular}")
+        object.__setattr__(self, "popular_classes", check_known_classes(self.popular_classes))
+
+    @classmethod
+    def parse(cls, text: str, popular_classes: Any) -> Traffic:
+        """Read ``popular=0.75``.
+
+        Raises
+        ------
+        ValueError
+            It is something else.
+
+        Examples
+        --------
+        >>> str(Traffic.parse("popular=0.75", [3, 1]))
+        'popular=0.75'
+        """
+        name, equals, share = text.partition("=")
+        try:
+            if name.strip() != "popular" or not equals:
+                raise ValueError
+            number = float(share)
+        except ValueError:
+            raise ValueError(f"traffic must be written like 'popular=0.75', not {text!r}") from None
+        return cls(number, popular_classes)
+
+    def __str__(self) -> str:
+        return f"popular={self.popular:g}"
+
+    def draw(self, targets: Any, seed: int = 0) -> np.ndarray:
+        """The rows of as many examples as there are in this mix: drawn at random, none twice.
+
+        None is repeated, so that they are as independent as the examples themselves, and a
+        guarantee may rest on them.
+
+        Parameters
+        ----------
+        targets
+            (n,): the examples' labels, or the teacher's answers.
+        seed
+            Same seed, same rows.
+
+        Returns
+        -------
+        np.ndarray
+            Ascending.
+
+        Raises
+        ------
+        ValueError
+            There are no examples of a part that the traffic has.
+        """
+        popular = np.isin(_labels(targets), self.popular_classes)
+        wanted = {True: self.popular, False: 1 - self.popular}
+        groups = {part: np.flatnonzero(popular == part) for part in wanted}
+        for part, share in wanted.items():
+            if share and not len(groups[part]):
+                raise ValueError(
+                    f"{share:.0%} of the traffic are of {'popular' if part else 'other'} classes, "
+                    "and there is no such example"
+                )
+        total = min(len(groups[part]) / share for part, share in wanted.items() if share)
+        random = np.random.default_rng(seed)
+        drawn = [
+            random.permutation(groups[part])[: round(total * share)]
+            for part, share in wanted.items()
+        ]
+        return np.sort(np.concatenate(drawn))
+
+
+def relabel(labels: Any, known_classes: Any, classes: int | None = None) -> np.ndarray:
+    """The teacher's labels as the specialized student's: 0 to C - 1, and C for "other".
+
+    Parameters
+    ----------
+    labels
+        (n,) of the teacher's labels.
+    known_classes
+        Those that the student knows, in its order.
+    classes
+        How many the teacher answers: a label beyond them is then no "other" but a mistake.
+
+    Raises
+    ------
+    ValueError
+        Bad known classes, or labels that are none of the teacher's.
+
+    Examples
+    --------
+    >>> relabel([7, 0, 3, 9], known_classes=[7, 3])
+    array([0, 2, 1, 2])
+    """
+    known = check_known_classes(known_classes, classes)
+    array = _labels(labels)
+    if classes is not None and len(array) and array.max() >= classes:
+        raise ValueError(
+            f"labels must lie in 0..{classes - 1}, the teacher's, but one is {array.max()}"
+        )
+    order = np.argsort(known)
+    ascending = np.asarray(known)[order]
+    place = np.minimum(np.searchsorted(ascending, array), len(known) - 1)
+    return np.where(ascending[place] == array, order[place], other_class(known))
+
+
+def to_teacher(output: Array, known_classes: tuple[int, ...], classes: int) -> Array:
+    """A specialized student's logits as logits of all the teacher's classes.
+
+    "Other" is spread evenly over the classes that the student does not know, so that the softmax is
+    a distribution over all of them and loses nothing.
+
+    Parameters
+    ----------
+    output
+        (n, C + 1).
+    known_classes, classes
+        The student's labels as the teacher's, and how many the teacher answers.
+
+    Returns
+    -------
+    Array
+        (n, classes).
+
+    Examples
+    --------
+    >>> student = np.log([[0.6, 0.2, 0.2]])  # of class 3, of class 1, of any other
+    >>> np.exp(to_teacher(student, (3, 1), classes=4)).round(3)
+    array([[0.1, 0.2, 0.1, 0.6]])
+    """
+    output = as_float(output)
+    column, unknown = _columns(known_classes, classes)
+    xp = namespace(output)
+    spread = convert_like(np.log(len(unknown)) * _at(unknown, classes), output)
+    return output[:, convert_like(column, output)] - xp.astype(spread, output.dtype)
+
+
+def to_student(output: Array, known_classes: Any) -> Array:
+    """Logits of all the teacher's classes as a specialized student's: those unknown are "other".
+
+    Parameters
+    ----------
+    output
+        (n, classes).
+    known_classes
+        Of the student.
+
+    Returns
+    -------
+    Array
+        (n, C + 1): its softmax is the teacher's, summed over the classes of "other".
+
+    Examples
+    --------
+    >>> np.exp(to_student(np.log([[0.1, 0.2, 0.1, 0.6]]), (3, 1))).round(3)
+    array([[0.6, 0.2, 0.2]])
+    """
+    output = as_float(output)
+    known = check_known_classes(known_classes, int(output.shape[1]))
+    _, unknown = _columns(known, int(output.shape[1]))
+    other = logsumexp(output[:, convert_like(unknown, output)])
+    return namespace(output).concat(
+        [output[:, convert_like(np.array(known), output)], other[:, None]], axis=1
+    )
+
+
+def refine(student: Array, teacher: Array, known_classes: tuple[int, ...]) -> Array:
+    """What `to_teacher` gave, with "other" spread as the teacher spreads it instead of evenly.
+
+    The student says how likely it is that it does not know the class; which one it then is, the
+    teacher knows better than nobody.
+
+    Parameters
+    ----------
+    student, teacher
+        Logits, (n, classes).
+    known_classes
+        Of the student.
+
+    Examples
+    --------
+    >>> student = to_teacher(np.log([[0.6, 0.4]]), (2,), classes=3)
+    >>> np.exp(refine(student, np.log([[0.1, 0.3, 0.6]]), (2,))).round(3)
+    array([[0.1, 0.3, 0.6]])
+    """
+    teacher = as_float(teacher)
+    classes = int(teacher.shape[1])
+    _, unknown = _columns(known_classes, classes)
+    of_unknown = logsumexp(teacher[:, convert_like(unknown, teacher)])
+    xp = namespace(teacher)
+    other = convert_like(_at(unknown, classes) > 0, teacher)
+    spread = teacher - of_unknown[:, None] + float(np.log(len(unknown)))
+    return student + xp.where(other, spread, xp.zeros_like(teacher))
+
+
+@lru_cache(maxsize=64)
+def _columns(known_classes: tuple[int, ...], classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The student's column of each of the teacher's labels; the labels that it does not know."""
+    check_known_classes(known_classes, classes)
+    column = relabel(np.arange(classes), known_classes)
+    unknown = np.flatnonzero(column == other_class(known_classes))
+    for array in (column, unknown):
+        array.flags.writeable = False
+    return column, unknown
+
+
+def _at(places: np.ndarray, length: int) -> np.ndarray:
+    """(length,): 1 at some places, else 0."""
+    marked = np.zeros(length)
+    marked[places] = 1
+    return marked
+
+
+def _labels(labels: Any) -> np.ndarray:
+    if isinstance(labels, Iterable) and not hasattr(labels, "shape"):
+        labels = list(labels)
+    array = np.asarray(to_numpy(labels))
+    if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu" or array.min() < 0:
+        came = f"{array.dtype} of shape {array.shape}"
+        if array.ndim == 1 and len(array) and array.dtype.kind in "iu":
+            came = f"{array.min()}"
+        raise ValueError(f"labels must be (n,) whole numbers of at least 0, not {came}")
+    return array.astype(np.int64)

@@ -1,0 +1,279 @@
+"""Which student for this traffic? Candidates that know more or fewer classes, side by side.
+
+The more classes a student knows, the fewer inputs are deferred as "other", and the less sure it is
+of each: the best number depends on how popular the popular classes are (the paper's figure 6).
+Every candidate is recorded on the same examples beside the same teacher; a candidate that knows
+all classes may be among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ebjr.calibration import calibrate
+from ebjr.curve import OperatingPoint
+from ebjr.errors import CalibrationError
+from ebjr.evaluation import evaluate
+from ebjr.evaluation.plots import candidates_figure, shares_figure
+from ebjr.evaluation.report import Extra
+from ebjr.known_classes import Traffic
+from ebjr.outcomes import Outcomes
+from ebjr.study import Study, run_study
+
+SHARES = (0.25, 0.5, 0.75, 0.9, 1.0)
+"""Popular shares that a sweep looks at beside the one that it is for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """What each candidate comes to, and which is best.
+
+    Attributes
+    ----------
+    studies
+        By name: each candidate's study, all on the same examples.
+    failed
+        By name: why a candidate cannot reach the goal.
+    best
+        The name of the one that its calibration half says is best.
+    """
+
+    studies: Mapping[str, Study]
+    failed: Mapping[str, str]
+    best: str
+
+    @property
+    def study(self) -> Study:
+        """The best candidate's."""
+        return self.studies[self.best]
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """The mix that the examples were drawn in."""
+        return self.study.traffic
+
+    @cached_property
+    def by_share(self) -> dict[str, dict[float, OperatingPoint]]:
+        """By candidate and popular share: its score and blend at the goal, on the held-out half.
+
+        The threshold is chosen anew for each share, on the calibration half; a share that the
+        goal is out of reach at is left out. Nothing without traffic.
+        """
+        if self.traffic is None:
+            return {}
+        found: dict[str, dict[float, OperatingPoint]] = {name: {} for name in self.studies}
+        for share in sorted({*SHARES, self.traffic.popular}):
+            for name, study in self.studies.items():
+                point = _at_share(study, replace(self.traffic, popular=share))
+                if point is not None:
+                    found[name][share] = point
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every candidate's figures, for JSON."""
+        figures = {
+            name: {
+                "known_classes": study.outcomes.known_classes,
+                "chosen_on": study.point.as_dict(),
+                "held_out": study.result.as_dict(),
+                "saving_by_popular_share": {
+                    f"{share:g}": point.saving
+                    for share, point in self.by_share.get(name, {}).items()
+                },
+            }
+            for name, study in self.studies.items()
+        }
+        failed = {name: {"failed": reason} for name, reason in self.failed.items()}
+        return {
+            "traffic": None if self.traffic is None else asdict(self.traffic),
+            "best": self.best,
+            "candidates": figures | failed,
+        }
+
+    @property
+    def extras(self) -> list[Extra]:
+        """Sections of a report: the candidates' curves, and their savings by popular share."""
+        measure = self.study.outcomes.measure
+        rows = {
+            name: [
+                str(known_count(study.outcomes)),
+                measure.words(study.result.quality),
+                f"{100 * study.result.deferral_rate:.1f} %",
+                saving_text(study.result.saving),
+            ]
+            for name, study in self.studies.items()
+        }
+        curves = Extra(
+            "candidates",
+            "Which student",
+            candidates_figure(
+                {name: (study.held_out, study.point) for name, study in self.studies.items()},
+                self.best,
+            ),
+            ("student", "classes known", measure.title, "deferred", "times cheaper"),
+            rows,
+            self.best,
+            "Each line is a student beside the same teacher, on the same held-out examples, at its "
+            "own score and blend. The best is picked on the calibration half.",
+        )
+        if self.traffic is None:
+            return [curves]
+        savings = {
+            name: {share: point.saving for share, point in row.items() if point.saving is not None}
+            for name, row in self.by_share.items()
+        }
+        shares = sorted({share for row in savings.values() for share in row})
+        by_share = Extra(
+            "shares",
+            "The traffic decides",
+            shares_figure(savings, self.best, self.traffic.popular),
+            ("student", *(f"{share:.0%} popular" for share in shares)),
+            {n: [saving_text(row.get(share)) for share in shares] for n, row in savings.items()},
+            self.best,
+            "Times cheaper than the teacher alone at the same goal, by the share of inputs that "
+            "are of a popular class (the paper's figure 6). Each threshold is chosen anew, on the "
+            "calibration half.",
+        )
+        return [curves, by_share]
+
+
+def run_sweep(
+    tables: Mapping[str, Outcomes],
+    goal: str = "match-teacher",
+    *,
+    traffic: Traffic | None = None,
+    delta: float | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Sweep:
+    """Study every candidate on the same examples in the same mix, and pick the best.
+
+    The best is the cheapest that reaches the goal; for a budget the one of the best quality. It is
+    picked on the calibration half, so that its figures on the other are fair.
+
+    Parameters
+    ----------
+    tables
+        By name: what each candidate and the teacher said on the same examples.
+    goal, seed, **options
+        As for `run_study`; the seed is of the draw, too.
+    traffic
+        The mix to draw the examples in.
+    delta
+        A guarantee holds for the candidate that is picked: each is certified at delta over their
+        number (the union bound).
+
+    Raises
+    ------
+    ValueError
+        No candidates, or such as were recorded on other examples or beside another teacher.
+    CalibrationError
+        None reaches the goal.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> targets = rng.integers(0, 4, 400)
+    >>> clear = 4 * np.eye(4)[targets]
+    >>> tables = {
+    ...     f"top {c}": Outcomes(
+    ...         4 * np.eye(c + 1)[np.minimum(targets, c)] + rng.normal(0, 1, (400, c + 1)),
+    ...         clear, targets, "specialized", known_classes=range(c),
+    ...     )
+    ...     for c in (1, 2)
+    ... }
+    >>> run_sweep(tables, tolerance=0.05, traffic=Traffic(0.9, (0, 1))).best
+    'top 2'
+    """
+    _check_candidates(tables)
+    shared = None if delta is None else delta / len(tables)
+    studies: dict[str, Study] = {}
+    failed: dict[str, str] = {}
+    for name, table in tables.items():
+        try:
+            study = run_study(table, goal, seed=seed, traffic=traffic, delta=shared, **options)
+        except CalibrationError as error:
+            if len(tables) == 1:
+                raise
+            failed[name] = str(error)
+            continue
+        studies[name] = study if delta is None else _certified_for_all(study, delta)
+    if not studies:
+        name, reason = next(iter(failed.items()))
+        raise CalibrationError(f"no candidate of {len(tables)} reaches the goal; {name}: {reason}")
+    return Sweep(studies, failed, best=_best(studies, goal))
+
+
+def _best(studies: Mapping[str, Study], goal: str) -> str:
+    """The cheapest on the calibration half; for a budget the one of the best quality there."""
+
+    def merit(name: str) -> tuple[float, float]:
+        point = studies[name].point
+        cheap = -point.deferral_rate if point.saving is None else point.saving
+        return (point.quality, cheap) if goal == "budget" else (cheap, point.quality)
+
+    return max(studies, key=merit)
+
+
+def _certified_for_all(study: Study, delta: float) -> Study:
+    """A promise that holds for whichever candidate is picked says delta, not its share of it."""
+    point = replace(study.point, certified=replace(study.point.certified, delta=delta))
+    return replace(study, goal={**study.goal, "delta": delta}, point=point)
+
+
+def _at_share(study: Study, traffic: Traffic) -> OperatingPoint | None:
+    """The study's goal, score and blend on the same halves, drawn in another mix."""
+    fraction, seed = study.split
+    try:
+        halves = [
+            half.take(traffic.draw(half.targets, seed))
+            for half in study.outcomes.split(fraction, seed)
+        ]
+        goal = {key: value for key, value in study.goal.items() if key not in _GUARANTEE}
+        score = study.point.router.score
+        point = calibrate(halves[0], **goal, score=score, blend=study.point.blend)
+    except (CalibrationError, ValueError):
+        return None
+    return evaluate(halves[1], point)
+
+
+_GUARANTEE = ("delta", "promise", "loss_bound")
+
+
+def _check_candidates(tables: Mapping[str, Outcomes]) -> None:
+    if not tables:
+        raise ValueError("there are no candidates: give the outcomes of at least one student")
+    names: Sequence[str] = list(tables)
+    for name, table in tables.items():
+        if len(tables) > 1 and not table.kind.has_logits:
+            raise ValueError(f"candidates must be classifiers, but {name} is of task {table.task}")
+    first = tables[names[0]]
+    for name in names[1:]:
+        other = tables[name]
+        if not np.array_equal(first.targets, other.targets):
+            what = "examples"
+        elif not np.array_equal(first.teacher, other.teacher):
+            what = "teachers"
+        else:
+            continue
+        raise ValueError(
+            f"candidates must be recorded on the same examples beside the same teacher, but the "
+            f"{what} of {names[0]} and {name} differ"
+        )
+
+
+def known_count(outcomes: Outcomes) -> int:
+    """How many classes the student knows."""
+    known = outcomes.known_classes
+    return int(outcomes.student.shape[1]) if known is None else len(known)
+
+
+def saving_text(saving: float | None) -> str:
+    """How many times cheaper; nothing where it is not known."""
+    return "" if saving is None or math.isnan(saving) else f"{saving:.2f}x"

@@ -1,0 +1,148 @@
+"""Candidates that know more or fewer classes: which is best depends on the traffic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ebjr import CalibrationError, Cost, Detections, GroundTruth, Outcomes, relabel
+from ebjr.known_classes import Traffic
+from ebjr.sweep import run_sweep
+
+CLASSES = 12
+POPULAR = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Students of the first 1, 3 and 8 classes; the more they know, the less sure they are."""
+    rng = np.random.default_rng(0)
+    targets = np.where(rng.random(6000) < 0.6, rng.integers(0, 3, 6000), rng.integers(3, 12, 6000))
+    teacher = 5 * np.eye(CLASSES)[targets] + rng.normal(0, 1.0, (6000, CLASSES))
+    found = {}
+    for known in (1, 3, 8):
+        own = 4 * np.eye(known + 1)[relabel(targets, range(known))]
+        found[f"top {known}"] = Outcomes(
+            own + rng.normal(0, 0.9 + 0.12 * known, own.shape),
+            teacher,
+            targets,
+            "specialized",
+            known_classes=range(known),
+            student_cost=Cost(flops=1.0),
+            teacher_cost=Cost(flops=10.0),
+        )
+    return found
+
+
+def regressor():
+    """Outcomes of another task."""
+    x = np.arange(40.0)
+    return Outcomes(np.stack([x, 1 + x % 3], axis=1), x, x, "regression")
+
+
+def test_the_best_number_of_classes_depends_on_the_traffic(tables):
+    goal = {"tolerance": 0.01, "blend": 0.0, "score": "known_softmax"}
+    mostly = run_sweep(tables, traffic=Traffic(0.95, POPULAR), **goal)
+    seldom = run_sweep(tables, traffic=Traffic(0.1, POPULAR), **goal)
+    assert mostly.best == "top 3"
+    assert seldom.best == "top 8"
+    assert mostly.study.result.saving > 2 * mostly.studies["top 1"].result.saving
+
+
+def test_every_candidate_is_judged_on_the_same_examples_in_the_mix(tables):
+    sweep = run_sweep(tables, tolerance=0.01, traffic=Traffic(0.75, POPULAR), blend=0.0)
+    first, *others = sweep.studies.values()
+    for study in others:
+        np.testing.assert_array_equal(study.held_out.targets, first.held_out.targets)
+    for half in (first.calibration, first.held_out):
+        assert np.isin(half.targets, POPULAR).mean() == pytest.approx(0.75, abs=0.001)
+    rows = first.held_out_rows
+    np.testing.assert_array_equal(first.outcomes.take(rows).teacher, first.held_out.teacher)
+    calibration_rows, _ = first.outcomes.split_rows(*first.split)
+    assert not set(rows.tolist()) & set(calibration_rows.tolist())
+
+
+def test_a_sweep_looks_at_other_shares(tables):
+    goal = {"tolerance": 0.02, "blend": 0.0, "score": "known_softmax"}
+    sweep = run_sweep(tables, traffic=Traffic(0.6, POPULAR), **goal)
+    row = sweep.by_share["top 3"]
+    assert list(row) == [0.25, 0.5, 0.6, 0.75, 0.9, 1.0]
+    assert row[1.0].saving > row[0.5].saving > row[0.25].saving
+    assert row[0.6].quality == sweep.studies["top 3"].result.quality
+    figures = sweep.as_dict()
+    assert figures["candidates"]["top 3"]["saving_by_popular_share"]["1"] == row[1.0].saving
+    assert [extra.name for extra in sweep.extras] == ["candidates", "shares"]
+    assert all("<table>" in extra.html for extra in sweep.extras)
+
+
+def test_without_traffic_the_examples_are_as_recorded(tables):
+    sweep = run_sweep(tables, tolerance=0.02, blend=0.0, score="known_softmax")
+    assert len(sweep.study.calibration) == 3000
+    assert sweep.by_share == {}
+    assert [extra.name for extra in sweep.extras] == ["candidates"]
+
+
+def test_of_a_budget_the_best_quality_wins(tables):
+    sweep = run_sweep(tables, "budget", flops=6.0, score="known_softmax", blend=0.0)
+    points = {name: study.point for name, study in sweep.studies.items()}
+    assert sweep.best == max(points, key=lambda name: points[name].quality)
+
+
+def test_a_candidate_that_cannot_is_left_out_with_its_reason(tables):
+    goal = {"target": 0.99, "score": "specialized_energy", "blend": 0.0}
+    weak = replace(tables["top 1"], teacher=tables["top 1"].teacher)
+    mixed = {"top 1": weak, "top 3": tables["top 3"]}
+    with pytest.raises(CalibrationError, match="no candidate of 2 reaches the goal; top 1: no thr"):
+        run_sweep(mixed, "accuracy", **{**goal, "target": 0.9999})
+    sweep = run_sweep(mixed, "budget", flops=6.5, score="specialized_energy", blend=0.0)
+    assert sweep.best == "top 3"
+    assert "no threshold keeps to a cost in flops of 6.5" in sweep.failed["top 1"]
+    assert sweep.as_dict()["candidates"]["top 1"]["failed"] == sweep.failed["top 1"]
+
+
+def test_a_guarantee_counts_every_candidate(tables):
+    goal = {"tolerance": 0.05, "score": "known_softmax", "blend": 0.0}
+    sweep = run_sweep(tables, delta=0.1, traffic=Traffic(0.8, POPULAR), **goal)
+    certificate = sweep.study.point.certified
+    assert certificate.delta == 0.1
+    alone = run_sweep({sweep.best: tables[sweep.best]}, delta=0.1, traffic=sweep.traffic, **goal)
+    third = run_sweep(
+        {sweep.best: tables[sweep.best]}, delta=0.1 / 3, traffic=sweep.traffic, **goal
+    )
+    assert certificate.threshold == third.study.point.threshold
+    assert certificate.threshold > alone.study.point.threshold  # choosing has its price
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {}, "there are no candidates"),
+        (
+            lambda t: {"a": t["top 1"], "b": t["top 3"].take(np.arange(5999))},
+            "the examples of a and b differ",
+        ),
+        (
+            lambda t: {"a": t["top 1"], "b": replace(t["top 3"], teacher=2 * t["top 3"].teacher)},
+            "the teachers of a and b differ",
+        ),
+        (
+            lambda t: {"a": regressor(), "b": regressor()},
+            "candidates must be classifiers, but a is of task regression",
+        ),
+    ],
+)
+def test_candidates_that_cannot_be_compared_are_refused(tables, change, message):
+    with pytest.raises(ValueError, match=message):
+        run_sweep(change(tables))
+
+
+def test_a_single_candidate_may_be_of_any_task_but_another_mix_needs_classes():
+    assert run_sweep({"a": regressor()}, score="predicted_std").study.result.quality == 0
+    boxes = [Detections.of_scores([[0, 0, 4, 4]], [0.9], (8, 8), labels=[0], classes=1)] * 40
+    truth = [GroundTruth([[0, 0, 4, 4]], [0])] * 40
+    detector = Outcomes(boxes, boxes, truth, "detection")
+    for table in (regressor(), detector):
+        with pytest.raises(ValueError, match=r"labels must be \(n,\) whole numbers"):
+            run_sweep({"a": table}, traffic=Traffic(0.5, (0,)))
