@@ -1,0 +1,259 @@
+"""A specialized student: a small network of the popular classes plus "other" (section 2.4).
+
+Two ways, one function. A small architecture of your own is trained as a whole; or a backbone that
+is there already stays as it is, its features are computed once, and a head is trained on them,
+which takes seconds. "Other" is every class that is not known: the student sees all the data, and
+learns where its knowledge ends. With a teacher at hand it can learn from what that says, too:
+labels are then not needed at all.
+
+Source: section 2.4 of the paper; distillation: Hinton, Vinyals & Dean, "Distilling the knowledge
+in a neural network", 2015.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ebjr.arrays import row_count, to_numpy
+from ebjr.errors import MissingExtra, ModelError
+from ebjr.known_classes import check_known_classes, other_class, relabel, to_student
+
+if TYPE_CHECKING:
+    import torch
+
+
+def train_specialized(
+    network: torch.nn.Module,
+    inputs: Any,
+    labels: Any,
+    known_classes: Any,
+    *,
+    backbone: torch.nn.Module | None = None,
+    teacher: Any = None,
+    distillation: float = 0.5,
+    temperature: float = 2.0,
+    popular: float | None = None,
+    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
+    epochs: int = 20,
+    batch_size: int = 256,
+    learning_rate: float = 3e-3,
+    weight_decay: float = 1e-4,
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+) -> torch.nn.Module:
+    """Train a network on some classes and "other". Minutes on a CPU, if the network is small.
+
+    Parameters
+    ----------
+    network
+        A module whose output is (n, C + 1), "other" last; `small_head` makes one for features.
+        It is trained in place.
+    inputs
+        (n, ...), as the network takes them, or as the backbone does.
+    labels
+        (n,): the teacher's labels. None where nobody knows them: the teacher's own answers.
+    known_classes
+        The labels that the student is to know, in its order: see `top_classes`.
+    backbone
+        A trained module, inputs to features. It stays as it is and runs once on each input, so
+        that `augment` then works on its features.
+    teacher
+        (n, classes): the teacher's logits of the same inputs, to learn from.
+    distillation
+        With a teacher: the weight of its distribution beside 1 minus that for the labels.
+    temperature
+        At which the distributions are compared.
+    popular
+        The share of the traffic that is of known classes: the examples are weighted so. None
+        leaves them as they are.
+    augment
+        A batch and a generator to a batch.
+    epochs, batch_size, learning_rate, weight_decay
+        Of AdamW, the rate falling to 0 along a cosine.
+    seed
+        Same seed and same start, same student.
+    progress
+        Told the epoch and its mean loss.
+
+    Returns
+    -------
+    torch.nn.Module
+        Inputs to (n, C + 1), ready for inference: the network, behind the backbone where there is
+        one.
+
+    Raises
+    ------
+    MissingExtra
+        PyTorch is not installed.
+    ValueError
+        Inputs, labels or the teacher's logits that do not fit together, a known class or an
+        "other" without a single example, or numbers out of range.
+    ModelError
+        The network does not answer (n, C + 1), or what it answers is not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(0, 5, 400)
+    >>> inputs = (3 * np.eye(5)[labels] + rng.normal(0, 1, (400, 5))).astype(np.float32)
+    >>> student = train_specialized(small_head(5, 2), inputs, labels, [3, 1], epochs=5)
+    >>> tuple(student(torch.as_tensor(inputs[:4])).shape)
+    (4, 3)
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("torch", "training a specialized student") from error
+    known = check_known_classes(known_classes)
+    taught = None if teacher is None else np.asarray(to_numpy(teacher), np.float32)
+    if labels is None and taught is None:
+        raise ValueError("give the labels, or the teacher's logits, whose answers take their place")
+    if taught is not None and (taught.ndim != 2 or not np.isfinite(taught).all()):
+        raise ValueError(
+            f"the teacher's logits must be (n, classes) and finite, not {taught.shape}"
+        )
+    classes = None if taught is None else taught.shape[1]
+    own = relabel(taught.argmax(axis=1) if labels is None else labels, known, classes)  # type: ignore[union-attr]
+    lengths = {row_count(inputs), len(own), *([] if taught is None else [len(taught)])}
+    if len(lengths) > 1:
+        raise ValueError(
+            "inputs, labels and the teacher's logits must have the same length, not "
+            + ", ".join(map(str, sorted(lengths)))
+        )
+    _check_numbers(distillation=distillation, popular=popular, temperature=temperature)
+    weight = torch.as_tensor(_weights(own, known, popular), dtype=torch.float32)
+    hard = torch.as_tensor(own)
+    soft = None if taught is None else torch.as_tensor(to_student(taught, known))
+    table = torch.as_tensor(np.asarray(to_numpy(inputs)))
+    if backbone is not None:
+        table = _features(backbone, table, batch_size)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    parts = math.ceil(len(own) / batch_size)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * parts, 1))
+    log_softmax = torch.nn.functional.log_softmax
+    network.train()
+    for epoch in range(epochs):
+        total = 0.0
+        for rows in torch.randperm(len(own), generator=generator).tensor_split(parts):
+            batch = table[rows] if augment is None else augment(table[rows], generator)
+            logits = _checked(network(batch), len(rows), len(known))
+            loss = torch.nn.functional.cross_entropy(logits, hard[rows], reduction="none")
+            if soft is not None:
+                goal = torch.softmax(soft[rows] / temperature, dim=1)
+                matched = -(goal * log_softmax(logits / temperature, dim=1)).sum(dim=1)
+                loss = (1 - distillation) * loss + distillation * temperature**2 * matched
+            value = (weight[rows] * loss).mean()
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            falling.step()
+            total += float(value.detach()) * len(rows)
+        if not math.isfinite(total):
+            raise ModelError(
+                f"the loss is no number after epoch {epoch}: check the inputs, or lower "
+                f"learning_rate, which is {learning_rate:g}"
+            )
+        if progress is not None:
+            progress(epoch, total / len(own))
+    network.eval()
+    return network if backbone is None else torch.nn.Sequential(backbone, network).eval()
+
+
+def small_head(features: int, known: int, hidden: int = 0, seed: int = 0) -> torch.nn.Module:
+    """A head for features (n, features): standardized, then linear, or with one hidden layer.
+
+    Parameters
+    ----------
+    features
+        How many.
+    known
+        C: how many classes the student knows; the head answers one more.
+    hidden
+        Units between; 0 for a linear head.
+    seed
+        Of the start.
+
+    Raises
+    ------
+    MissingExtra
+        PyTorch is not installed.
+    ValueError
+        A number that is too small.
+
+    Examples
+    --------
+    >>> import torch
+    >>> small_head(136, 10, hidden=64)(torch.zeros(2, 136)).shape
+    torch.Size([2, 11])
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("torch", "a head for a specialized student") from error
+    if features < 1 or known < 1 or hidden < 0:
+        raise ValueError(
+            "a head needs at least one feature and one known class, and no fewer than 0 hidden "
+            f"units, not {features}, {known} and {hidden}"
+        )
+    standardize = torch.nn.BatchNorm1d(features, affine=False)
+    outputs = known + 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if not hidden:
+            return torch.nn.Sequential(standardize, torch.nn.Linear(features, outputs))
+        return torch.nn.Sequential(
+            standardize,
+            torch.nn.Linear(features, hidden),
+            torch.nn.ReLU(),
+            torch.nn.Linear(hidden, outputs),
+        )
+
+
+def _check_numbers(distillation: float, popular: float | None, temperature: float) -> None:
+    if not 0 <= distillation <= 1:
+        raise ValueError(f"distillation must lie between 0 and 1, not {distillation}")
+    if popular is not None and not 0 < popular < 1:
+        raise ValueError(f"popular must lie between 0 and 1, both excluded, not {popular}")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a positive number, not {temperature}")
+
+
+def _weights(own: np.ndarray, known: tuple[int, ...], popular: float | None) -> np.ndarray:
+    """(n,), of mean 1: what an example counts, so that the known classes make up their share."""
+    other = other_class(known)
+    count = np.bincount(own, minlength=other + 1)
+    if not count[other]:
+        raise ValueError(
+            "there is no example of any other class, so that nothing can teach what 'other' is"
+        )
+    if not count[:other].all():
+        absent = known[int(np.argmin(count[:other]))]
+        raise ValueError(f"known class {absent} has no example among the {len(own)}")
+    if popular is None:
+        return np.ones(len(own))
+    share = 1 - count[other] / len(own)
+    return np.where(own == other, (1 - popular) / (1 - share), popular / share)
+
+
+def _features(backbone: torch.nn.Module, table: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """What the backbone, in inference, makes of every input."""
+    import torch
+
+    backbone.eval()
+    with torch.no_grad():
+        return torch.cat([backbone(batch) for batch in table.split(batch_size)])
+
+
+def _checked(logits: torch.Tensor, rows: int, known: int) -> torch.Tensor:
+    if tuple(logits.shape) != (rows, known + 1):
+        raise ModelError(
+            f"a student of {known} known classes must answer ({rows}, {known + 1}), 'other' in the "
+            f"last column, but the network answered {tuple(logits.shape)}"
+        )
+    return logits
