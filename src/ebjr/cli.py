@@ -531,6 +531,49 @@ def predict(
 
 
 @app.command()
+def serve(
+    joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    student_batch: Annotated[int, typer.Option(min=1, help="The student's most rows.")] = 64,
+    teacher_batch: Annotated[int, typer.Option(min=1, help="The teacher's most rows.")] = 64,
+    max_wait: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to wait for a batch to fill under load.")
+    ] = 0.0,
+    queue_rows: Annotated[int, typer.Option(min=1, help="The most rows that may wait.")] = 4096,
+    timeout: Annotated[float, typer.Option(help="Seconds for a request that names none.")] = 30.0,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="EBJR_TOKEN", help="Who moves the knob must show it as a bearer."),
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
+    from ebjr.serving.app import run_server, served_of
+
+    served = served_of(JointConfig.read(joint), **_threads(threads))
+    if host not in ("127.0.0.1", "::1", "localhost") and token is None:
+        err.print(
+            f"WARNING: {host} may be reached from other machines, and there is no --token: the "
+            "knob is moved from this machine alone, but anybody may ask for answers",
+            style="yellow",
+            soft_wrap=True,
+        )
+    run_server(
+        served,
+        host=host,
+        port=port,
+        token=token,
+        timeout_seconds=timeout,
+        student_batch=student_batch,
+        teacher_batch=teacher_batch,
+        max_wait_seconds=max_wait,
+        queue_rows=queue_rows,
+        started=lambda url: out.print(f"serving {served.name} at {url}", soft_wrap=True),
+    )
+
+
+@app.command()
 def profile(
     model: Annotated[str, typer.Argument(help="A model file: .onnx or .pt2.")],
     input_shape: Annotated[

@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomli_w
 
 from ebjr.backends import load_model
@@ -173,7 +174,7 @@ _CALIBRATION_KEYS = (
         "preprocessing",
         "traffic",
     ),
-    *("certified", "chosen_on", "held_out"),
+    *("certified", "chosen_on", "held_out", "score_quantiles"),
 )
 
 
@@ -192,7 +193,9 @@ class JointConfig:
     calibration
         How the threshold was chosen: the goal, the fingerprints of the data and of both models'
         preprocessing, the certificate if there is one (`certified`), the figures on the
-        calibration half (`chosen_on`) and on the other (`held_out`).
+        calibration half (`chosen_on`) and on the other (`held_out`), and the calibration half's
+        scores at 101 evenly spaced shares (`score_quantiles`), lowest first, by which a deferral
+        rate is a threshold.
     operating_points
         Other thresholds by name, each with its figures.
     rescale
@@ -265,6 +268,7 @@ class JointConfig:
                 **({} if study.traffic is None else {"traffic": asdict(study.traffic)}),
                 **_chosen(student, teacher, study.point),
                 "held_out": study.result.as_dict(),
+                "score_quantiles": _score_quantiles(study),
             },
             operating_points={key: _figures(point) for key, point in study.named_points.items()},
             rescale=study.point.rescale,
@@ -497,6 +501,14 @@ def _chosen(student: ModelEntry, teacher: ModelEntry, point: OperatingPoint) -> 
     certified = figures.pop("certified", None)
     table = {"preprocessing": _preprocessing(student, teacher), "chosen_on": figures}
     return table if certified is None else {**table, "certified": certified}
+
+
+def _score_quantiles(study: Study) -> list[float]:
+    """The calibration half's scores at 0, 1, ..., 100 %; what always defers counts as -inf."""
+    scores = np.asarray(study.point.router.score(study.calibration.student), np.float64)
+    known = np.sort(np.where(np.isnan(scores), -np.inf, scores))
+    at = np.linspace(0, len(known) - 1, 101).round().astype(int)
+    return [float(f"{value:.6g}") for value in known[at]]
 
 
 def _preprocessing(student: ModelEntry, teacher: ModelEntry) -> str:

@@ -9,6 +9,7 @@
         ├── ModelError               a model could not be loaded, or answered nonsense
         │   └── TeacherUnavailable   the teacher could not be reached just now
         ├── ProtocolError            a message that is not what the protocol says
+        ├── Overloaded               more is asked than can be held just now
         └── MissingExtra             an optional package is not installed
     Warning
     ├── PromiseWarning               what was calibrated is not what is in use
@@ -38,6 +39,17 @@ class TeacherUnavailable(ModelError):
 
 class ProtocolError(EbjrError):
     """A message breaks the protocol it claims to speak."""
+
+
+class Overloaded(EbjrError):
+    """The queue is full: ask again after `retry_after_seconds`."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+    def __reduce__(self) -> tuple[type[Overloaded], tuple[str, float]]:
+        return type(self), (str(self), self.retry_after_seconds)
 
 
 class MissingExtra(EbjrError, ImportError):

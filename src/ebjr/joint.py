@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from ebjr.arrays import (
     Array,
     Batch,
@@ -121,34 +119,67 @@ class JointModel:
         TeacherUnavailable
             The teacher could not be reached, and the policy is ``"error"``.
         """
-        n, kind = row_count(inputs), self.kind
-        output, marked = answer(self.student, inputs, n, kind)
-        score, deferred = self.router(output)
-        output = kind.shared(
-            kind.translate(output, self.classes),
-            None if self.rescale is None else self.rescale.student,
-        )
+        n = row_count(inputs)
+        raw, marked = self.ask_student(inputs)
+        score, deferred = self.router(raw)
+        output = self.of_student(raw)
         nothing = namespace(deferred).zeros_like(deferred)
         degraded = nothing if marked is None else convert_like(marked, deferred) & ~deferred
         rows = to_numpy(deferred).nonzero()[0]
         if len(rows):
+            everything = len(rows) == n
             try:
-                output, marked = self._defer(inputs, rows, output)
+                taught, marked = self.ask_teacher(
+                    inputs if everything else take_rows(inputs, rows),
+                    output if everything else take_rows(output, rows),
+                )
             except TeacherUnavailable:
                 if self.when_unavailable == "error":
                     raise
                 degraded, deferred = degraded | deferred, nothing
             else:
+                output = taught if everything else put_rows(output, rows, taught)
                 if marked is not None:
                     degraded = put_rows(degraded, rows, marked)
         return JointAnswer(self.predict(output), output, score, deferred, degraded)
 
-    def _defer(self, inputs: Batch, rows: np.ndarray, output: Batch) -> tuple[Batch, Array | None]:
-        """The output with the teacher's answer in the deferred rows, and what it marks there."""
+    def ask_student(self, inputs: Batch) -> tuple[Batch, Array | None]:
+        """The student's raw output, which the router reads, and which rows it marks as degraded.
+
+        Raises
+        ------
+        ModelError
+            It did not return one row for each input.
+        """
+        return answer(self.student, inputs, row_count(inputs), self.kind)
+
+    def of_student(self, raw: Batch) -> Batch:
+        """What the joint model says where the student answers, of the student's raw output."""
         kind = self.kind
-        everything = len(rows) == row_count(inputs)
-        batch = inputs if everything else take_rows(inputs, rows)
-        taught, marked = answer(self.teacher, batch, len(rows), kind)
+        return kind.shared(
+            kind.translate(raw, self.classes),
+            None if self.rescale is None else self.rescale.student,
+        )
+
+    def ask_teacher(self, inputs: Batch, output: Batch) -> tuple[Batch, Array | None]:
+        """The answer to deferred inputs, one dense batch, and which rows the teacher marks.
+
+        Parameters
+        ----------
+        inputs
+            The deferred inputs alone.
+        output
+            What `of_student` says of the same inputs: it is blended in.
+
+        Raises
+        ------
+        ModelError
+            The teacher did not return one row for each input, or other classes than the student.
+        TeacherUnavailable
+            It could not be reached.
+        """
+        kind = self.kind
+        taught, marked = answer(self.teacher, inputs, row_count(inputs), kind)
         change = None if self.rescale is None else self.rescale.teacher
         taught = kind.shared(convert_like(taught, output), change)
         if kind.form(taught) != kind.form(output):
@@ -156,9 +187,7 @@ class JointModel:
                 f"student and teacher must answer alike, but {model_name(self.student)} gave rows "
                 f"of shape {kind.form(output)} and {model_name(self.teacher)} {kind.form(taught)}"
             )
-        if self.blend:
-            taught = self.mix(output if everything else take_rows(output, rows), taught)
-        return taught if everything else put_rows(output, rows, taught), marked
+        return self.mix(output, taught) if self.blend else taught, marked
 
     @property
     def kind(self) -> Task:
@@ -196,6 +225,7 @@ class JointClassifier(JointModel):
 
     Examples
     --------
+    >>> import numpy as np
     >>> student = lambda x: np.stack([x, -x], axis=1)
     >>> teacher = lambda x: np.stack([-x, x], axis=1)
     >>> joint = JointClassifier(student, teacher, Router("max_logit", threshold=2.0))
@@ -278,6 +308,7 @@ class JointRegressor(JointModel):
 
     Examples
     --------
+    >>> import numpy as np
     >>> student = lambda x: np.stack([x, 0.1 * x], axis=1)  # a prediction and its deviation
     >>> joint = JointRegressor(student, lambda x: x + 1, Router("predicted_std", threshold=-0.2))
     >>> answer = joint(np.array([1.0, 5.0]))

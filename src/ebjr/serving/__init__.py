@@ -1,0 +1,1 @@
+"""Serving: one endpoint for two models. The only part of EBJR that knows asyncio."""

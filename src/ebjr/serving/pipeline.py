@@ -1,0 +1,483 @@
+"""The joint loop for many callers at once: two queues, two batchers, two threads.
+
+Requests are cut into rows. Rows of many requests form the student's batches, the deferred rows of
+many student batches form the teacher's, and answers return to their own requests. A worker takes
+whatever waits as soon as it is free: nobody waits for a batch to fill while a model is idle, and
+batches grow by themselves with the load. With `max_wait_seconds` a worker waits for company where
+the rate of arrivals says that some will come.
+
+No web and no asyncio here: `submit` returns a `Ticket`, whose `future` is a `concurrent.futures`
+one. Everything the models do happens in the two threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Batch, join_rows, put_rows, row_count, take_rows, to_numpy
+from ebjr.errors import EbjrError, ModelError, Overloaded
+from ebjr.joint import JointAnswer, JointModel
+from ebjr.router import check_threshold
+
+
+@dataclass(frozen=True, eq=False)
+class ServedAnswer:
+    """An answer and the threshold that was in force for all of its rows."""
+
+    answer: JointAnswer
+    threshold: float
+
+
+class Observer:
+    """Told what happens in a pipeline, from its threads; this one does not listen."""
+
+    def batch(self, stage: str, rows: int, seconds: float) -> None:
+        """A model (`stage` is ``"student"`` or ``"teacher"``) has answered a batch."""
+
+    def rows(self, score: np.ndarray, deferred: np.ndarray) -> None:
+        """Rows have been scored, and some deferred."""
+
+    def degraded(self, rows: int) -> None:
+        """Rows that should have been deferred were answered by the student."""
+
+    def failed(self, stage: str, error: Exception) -> None:
+        """A model has failed on a batch."""
+
+
+class Ticket:
+    """One request in the pipeline.
+
+    Attributes
+    ----------
+    future
+        Its `ServedAnswer`, or the error. Cancelling it frees the rows that still wait.
+    """
+
+    def __init__(self, pipeline: Pipeline, inputs: Batch, threshold: float | None) -> None:
+        self.future: Future[ServedAnswer] = Future()
+        self._pipeline = pipeline
+        self._inputs = inputs
+        self._threshold = threshold
+        self._rows = row_count(inputs)
+        self._unscored = self._rows  # rows that the student has yet to answer
+        self._open = self._rows  # rows without an answer
+        self._output: Any = None
+        self._score = np.zeros(self._rows)
+        self._deferred = np.zeros(self._rows, bool)
+        self._degraded = np.zeros(self._rows, bool)
+        self._waiting = np.zeros(self._rows, bool)  # for the teacher
+
+    def hurry(self) -> bool:
+        """Answer now with what is known: rows that wait for the teacher get the student's answer.
+
+        They are marked as degraded.
+
+        Returns
+        -------
+        bool
+            False where not even the student has answered every row: nothing has changed then.
+        """
+        with self._pipeline.lock:
+            if self._unscored:
+                return False
+            self._degrade(np.flatnonzero(self._waiting))
+            return True
+
+    def inputs_of(self, rows: np.ndarray) -> Batch:
+        """Some of its inputs."""
+        return self._inputs if len(rows) == self._rows else take_rows(self._inputs, rows)
+
+    def threshold(self, knob: float) -> float:
+        """The threshold of all of its rows: its own, or the knob when its first row is taken."""
+        if self._threshold is None:
+            self._threshold = knob
+        return self._threshold
+
+    def scored(
+        self, rows: np.ndarray, output: Batch, score: np.ndarray, deferred: np.ndarray, marked: Any
+    ) -> None:
+        """Take the student's answer to some rows."""
+        if self._output is None:
+            whole = len(rows) == self._rows
+            self._output = output if whole else _room_for(output, self._rows)
+        if len(rows) != self._rows:
+            self._output = put_rows(self._output, rows, output)
+        self._score[rows] = score
+        self._deferred[rows] = deferred
+        self._waiting[rows] = deferred
+        if marked is not None:
+            self._degraded[rows] = marked & ~deferred
+        self._unscored -= len(rows)
+        self._settle(int((~deferred).sum()))
+
+    def taught(self, rows: np.ndarray, output: Batch, marked: Any) -> None:
+        """Take the teacher's answer to some rows, unless they have been answered."""
+        if self.future.done():
+            return
+        self._output = put_rows(self._output, rows, output)
+        self._waiting[rows] = False
+        if marked is not None:
+            self._degraded[rows] = marked
+        self._settle(len(rows))
+
+    def untaught(self, rows: np.ndarray) -> None:
+        """Keep the student's answer to some rows that the teacher should have answered."""
+        if not self.future.done():
+            self._degrade(rows)
+
+    def _degrade(self, rows: np.ndarray) -> None:
+        self._degraded[rows] = True
+        self._deferred[rows] = False
+        self._waiting[rows] = False
+        self._pipeline.observer.degraded(len(rows))
+        self._settle(len(rows))
+
+    def _settle(self, rows: int) -> None:
+        self._open -= rows
+        if self._open or self.future.done():
+            return
+        assert self._threshold is not None
+        output = self._output
+        answer = JointAnswer(
+            self._pipeline.joint.predict(output),
+            output,
+            self._score,
+            self._deferred,
+            self._degraded,
+        )
+        self._finish(ServedAnswer(answer, self._threshold))
+
+    def _finish(self, result: ServedAnswer | BaseException) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if isinstance(result, BaseException):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with an error."""
+        if not self.future.done():
+            self._finish(error)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some rows of a ticket in a queue; for the teacher with the student's answer to them."""
+
+    ticket: Ticket
+    rows: np.ndarray
+    output: Batch | None = None
+
+
+class _Queue:
+    """Parts that wait for a model, counted in rows."""
+
+    def __init__(self, limit: int, max_wait_seconds: float) -> None:
+        self.limit = limit
+        self.rows = 0
+        self._parts: deque[_Part] = deque()
+        self._changed = threading.Condition()
+        self.closed = False
+        self._wait = max_wait_seconds
+        self._interval = float("inf")  # seconds between rows, smoothed
+        self._last = time.monotonic()
+
+    def put(self, part: _Part, *, bounded: bool) -> bool:
+        """Add a part; False where it is over the limit or the queue is closed."""
+        count = len(part.rows)
+        with self._changed:
+            if self.closed or (bounded and self.rows and self.rows + count > self.limit):
+                return False
+            now = time.monotonic()
+            interval = (now - self._last) / count
+            known = self._interval < float("inf")
+            self._interval = 0.9 * self._interval + 0.1 * interval if known else interval
+            self._last = now
+            self._parts.append(part)
+            self.rows += count
+            self._changed.notify()
+            return True
+
+    def take(self, most: int) -> list[_Part]:
+        """Up to `most` rows, at least one; none once the queue is closed and empty."""
+        with self._changed:
+            while not self._parts and not self.closed:
+                self._changed.wait()
+            if self._wait and self._interval < self._wait:
+                until = time.monotonic() + self._wait
+                while self.rows < most and not self.closed:
+                    if (left := until - time.monotonic()) <= 0:
+                        break
+                    self._changed.wait(left)
+            taken: list[_Part] = []
+            room = most
+            while self._parts and room:
+                part = self._parts.popleft()
+                self.rows -= len(part.rows)
+                if part.ticket.future.done():  # cancelled, hurried or failed: nobody waits for it
+                    continue
+                if len(part.rows) > room:
+                    rest = _Part(part.ticket, part.rows[room:], _cut(part.output, room, None))
+                    self._parts.appendleft(rest)
+                    self.rows += len(rest.rows)
+                    part = _Part(part.ticket, part.rows[:room], _cut(part.output, 0, room))
+                taken.append(part)
+                room -= len(part.rows)
+            return taken
+
+    def close(self) -> None:
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()
+
+    @property
+    def drained(self) -> bool:
+        with self._changed:
+            return self.closed and not self._parts
+
+
+class Pipeline:
+    """A joint model that answers many callers at once.
+
+    Parameters
+    ----------
+    joint
+        The joint model. Its router is the knob: ``joint.router.threshold``.
+    student_batch, teacher_batch
+        The most rows that each model gets at once.
+    max_wait_seconds
+        How long a worker waits for a batch to fill, where rows arrive faster than that; 0 takes
+        what is there.
+    queue_rows
+        The most rows that may wait for the student; beyond it `submit` raises `Overloaded`.
+    observer
+        Told what happens.
+
+    Examples
+    --------
+    >>> from ebjr import JointClassifier, Router
+    >>> student = lambda x: np.stack([x, -x], axis=1)
+    >>> joint = JointClassifier(student, lambda x: 2 * student(x), Router("max_logit", 2.0))
+    >>> with Pipeline(joint) as pipeline:
+    ...     served = pipeline.submit(np.array([3.0, 1.0])).future.result()
+    >>> served.answer.deferred, served.threshold
+    (array([False,  True]), 2.0)
+    """
+
+    def __init__(
+        self,
+        joint: JointModel,
+        *,
+        student_batch: int = 64,
+        teacher_batch: int = 64,
+        max_wait_seconds: float = 0.0,
+        queue_rows: int = 4096,
+        observer: Observer | None = None,
+    ) -> None:
+        sizes = {"student_batch": student_batch, "teacher_batch": teacher_batch}
+        for name, value in {**sizes, "queue_rows": queue_rows}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if not 0 <= max_wait_seconds < 60:
+            raise ValueError(f"max_wait_seconds must be from 0 to 60, not {max_wait_seconds}")
+        self.joint = joint
+        self.observer = Observer() if observer is None else observer
+        self.lock = threading.Lock()
+        self._batches = sizes
+        self._student_queue = _Queue(queue_rows, max_wait_seconds)
+        self._teacher_queue = _Queue(queue_rows, max_wait_seconds)
+        self._row_seconds = 0.0  # the student's, smoothed
+        self._threads = [
+            threading.Thread(target=self._run_student, name="ebjr-student", daemon=True),
+            threading.Thread(target=self._run_teacher, name="ebjr-teacher", daemon=True),
+        ]
+
+    def __enter__(self) -> Pipeline:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start both threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Answer what waits, take nothing more, and end both threads."""
+        self._student_queue.close()
+        self._threads[0].join()
+        self._teacher_queue.close()
+        self._threads[1].join()
+
+    def waiting(self) -> dict[str, int]:
+        """How many rows wait for each model."""
+        return {"student": self._student_queue.rows, "teacher": self._teacher_queue.rows}
+
+    def submit(self, inputs: Batch, *, threshold: float | None = None) -> Ticket:
+        """Hand in a request of n inputs.
+
+        Parameters
+        ----------
+        inputs
+            Array (n, ...), n >= 1, or a list of n inputs.
+        threshold
+            Of this request alone; None is the knob at the time when its first row is taken.
+
+        Raises
+        ------
+        Overloaded
+            Too many rows wait already, or the pipeline has stopped.
+        ValueError
+            No inputs, or a threshold that is not one.
+        """
+        own = None if threshold is None else check_threshold(threshold)
+        n = row_count(inputs)
+        if n < 1:
+            raise ValueError("a request needs at least one input, but has none")
+        ticket = Ticket(self, inputs, own)
+        if not self._student_queue.put(_Part(ticket, np.arange(n)), bounded=True):
+            if self._student_queue.closed:
+                raise Overloaded("the server is stopping and takes no more requests", 1.0)
+            waits = self._student_queue.rows
+            seconds = max(0.05, waits * self._row_seconds)
+            raise Overloaded(
+                f"{waits} rows are waiting already, and {self._student_queue.limit} is the most: "
+                f"try again in {seconds:.2g} s",
+                seconds,
+            )
+        return ticket
+
+    def _run_student(self) -> None:
+        while parts := self._take(self._student_queue, "student"):
+            for group in _alike(parts):
+                self._answer_by_student(group)
+
+    def _run_teacher(self) -> None:
+        while parts := self._take(self._teacher_queue, "teacher"):
+            for group in _alike(parts):
+                self._answer_by_teacher(group)
+
+    def _take(self, queue: _Queue, stage: str) -> list[_Part]:
+        """A batch for a model; none when there will never be another."""
+        while True:
+            parts = queue.take(self._batches[f"{stage}_batch"])
+            if parts or queue.drained:
+                return parts
+
+    def _answer_by_student(self, parts: Sequence[_Part]) -> None:
+        sizes = [len(part.rows) for part in parts]
+        began = time.perf_counter()
+        try:
+            raw, marked = self.joint.ask_student(_inputs(parts))
+            values = np.asarray(to_numpy(self.joint.router.score(raw)), np.float64)
+            output = _plain(self.joint.of_student(raw))
+        except Exception as error:
+            self._fail(parts, "student", error)
+            return
+        spent = time.perf_counter() - began
+        self._row_seconds = 0.9 * self._row_seconds + 0.1 * spent / len(values)
+        knob = self.joint.router.threshold
+        thresholds = np.repeat([part.ticket.threshold(knob) for part in parts], sizes)
+        deferred = ~(values >= thresholds)
+        self.observer.batch("student", len(values), spent)
+        self.observer.rows(values, deferred)
+        flags = None if marked is None else to_numpy(marked)
+        ends = np.cumsum(sizes)
+        later = []
+        with self.lock:
+            for part, size, end in zip(parts, sizes, ends.tolist(), strict=True):
+                start = end - size
+                hard = deferred[start:end]
+                answers = _cut(output, start, end)
+                part.ticket.scored(
+                    part.rows,
+                    answers,
+                    values[start:end],
+                    hard,
+                    None if flags is None else flags[start:end],
+                )
+                if hard.any():
+                    chosen = np.flatnonzero(hard)
+                    later.append(_Part(part.ticket, part.rows[chosen], take_rows(answers, chosen)))
+        for part in later:
+            self._teacher_queue.put(part, bounded=False)
+
+    def _answer_by_teacher(self, parts: Sequence[_Part]) -> None:
+        began = time.perf_counter()
+        try:
+            own = join_rows([part.output for part in parts])
+            taught, marked = self.joint.ask_teacher(_inputs(parts), own)
+            output = _plain(taught)
+        except ModelError as error:  # unreachable, or it answers nonsense
+            if self.joint.when_unavailable == "error":
+                self._fail(parts, "teacher", error)
+                return
+            self.observer.failed("teacher", error)
+            with self.lock:
+                for part in parts:
+                    part.ticket.untaught(part.rows)
+            return
+        except Exception as error:
+            self._fail(parts, "teacher", error)
+            return
+        self.observer.batch("teacher", row_count(own), time.perf_counter() - began)
+        flags = None if marked is None else to_numpy(marked)
+        end = 0
+        with self.lock:
+            for part in parts:
+                start, end = end, end + len(part.rows)
+                own_flags = None if flags is None else flags[start:end]
+                part.ticket.taught(part.rows, _cut(output, start, end), own_flags)
+
+    def _fail(self, parts: Sequence[_Part], stage: str, error: Exception) -> None:
+        self.observer.failed(stage, error)
+        if not isinstance(error, EbjrError):
+            error = ModelError(f"the {stage} failed on a batch: {type(error).__name__}: {error}")
+        with self.lock:
+            for part in parts:
+                part.ticket.fail(error)
+
+
+def _inputs(parts: Sequence[_Part]) -> Batch:
+    return join_rows([part.ticket.inputs_of(part.rows) for part in parts])
+
+
+def _alike(parts: Sequence[_Part]) -> list[list[_Part]]:
+    """Parts whose rows can be one batch: arrays of the same shape and type, or lists."""
+    groups: dict[Any, list[_Part]] = {}
+    for part in parts:
+        inputs = part.ticket.inputs_of(part.rows[:1]) if len(parts) > 1 else None
+        form = None if inputs is None else (getattr(inputs, "shape", ())[1:], _dtype(inputs))
+        groups.setdefault(form, []).append(part)
+    return list(groups.values())
+
+
+def _dtype(inputs: Batch) -> Any:
+    return getattr(inputs, "dtype", None)
+
+
+def _plain(output: Batch) -> Batch:
+    """Raw output as NumPy, or the list it is."""
+    return output if isinstance(output, list | tuple) else to_numpy(output)
+
+
+def _cut(batch: Any, start: int, stop: int | None) -> Any:
+    return None if batch is None else batch[start:stop]
+
+
+def _room_for(output: Batch, rows: int) -> Batch:
+    """Raw output for `rows` rows, of the kind of `output`."""
+    if isinstance(output, list | tuple):
+        return [output[0]] * rows
+    return np.zeros((rows, *output.shape[1:]), output.dtype)

@@ -1,0 +1,337 @@
+"""The server over HTTP: tritonclient works unchanged, mistakes are one sentence, the knob moves."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from ebjr import JointClassifier, JointConfig, Router, TeacherUnavailable, load_joint
+from ebjr.demo import run_demo
+
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+pytest.importorskip("httpx2", reason="httpx2 is not installed")
+
+from starlette.testclient import TestClient
+
+from ebjr.serving import app as serving
+from ebjr.serving.app import Served, build_app, served_of
+
+NAME = "/v2/models/joint"
+
+
+def student(x):
+    return np.stack([x[:, 0], -x[:, 0], 0 * x[:, 0]], axis=1)
+
+
+def teacher(x):
+    return np.stack([-x[:, 0], 0 * x[:, 0], 3 * x[:, 0]], axis=1)
+
+
+student.input_shape = (None, 2)
+student.input_name = "x"
+student.input_dtype = np.float32
+
+
+def served(teacher=teacher, **how) -> Served:
+    joint = JointClassifier(student, teacher, Router("max_logit", 1.0), **how)
+    return Served(
+        joint,
+        operating_points={"careful": 3.0},
+        score_quantiles=tuple(np.linspace(0, 10, 101)),
+        calibration_id="abc",
+    )
+
+
+@pytest.fixture
+def client():
+    with TestClient(build_app(served())) as opened:
+        yield opened
+
+
+def request(values=((0.5, 0.0), (5.0, 0.0)), **parameters) -> dict:
+    rows = [list(row) for row in values]
+    tensor = {"name": "x", "shape": [len(rows), 2], "datatype": "FP32", "data": rows}
+    return {"inputs": [tensor], "parameters": parameters}
+
+
+def outputs(answer) -> dict:
+    assert answer.status_code == 200, answer.text
+    return {output["name"]: output["data"] for output in answer.json()["outputs"]}
+
+
+def test_it_answers_as_the_joint_model_does(client):
+    answer = client.post(f"{NAME}/infer", json=request())
+    found = outputs(answer)
+    assert found["prediction"] == [2, 0]
+    assert found["score"] == [0.5, 5.0]
+    assert found["deferred"] == [True, False]
+    assert found["degraded"] == [False, False]
+    assert answer.json()["parameters"] == {"threshold": 1.0, "calibration": "abc"}
+
+
+def test_health_and_metadata_are_those_of_the_protocol(client):
+    for path in ("/v2/health/live", "/v2/health/ready", f"{NAME}/ready"):
+        assert client.get(path).status_code == 200
+    assert client.get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    about = client.get(NAME).json()
+    assert about["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
+    assert [output["name"] for output in about["outputs"]][2:] == ["score", "deferred", "degraded"]
+    assert "there is no model 'other' here" in client.get("/v2/models/other").json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "deferred", "threshold"),
+    [
+        ({"threshold": 6.0}, [True, True], 6.0),
+        ({"operating_point": "careful"}, [True, False], 3.0),
+        ({"deferral_rate": 0.0}, [False, False], 0.0),
+        ({"deferral_rate": 0.6}, [True, True], 6.0),
+        ({"deferral_rate": 1.0}, [True, True], "inf"),
+    ],
+)
+def test_a_request_chooses_its_own_threshold(client, parameters, deferred, threshold):
+    answer = client.post(f"{NAME}/infer", json=request(**parameters))
+    assert outputs(answer)["deferred"] == deferred
+    assert answer.json()["parameters"]["threshold"] == threshold
+    assert client.get("/v1/router").json()["threshold"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (request(threshold="high"), "threshold must be a number, not 'high'"),
+        (request(threshold=1.0, deferral_rate=0.5), "give one of threshold and deferral_rate"),
+        (request(deferral_rate=1.5), "deferral_rate must lie between 0 and 1, not 1.5"),
+        (request(operating_point="wild"), "no operating point 'wild'; there are: careful"),
+        (request(colour=1), "no parameter 'colour'"),
+        (request(timeout=0), "timeout must be seconds"),
+        (request(values=[]), "at least one row"),
+        ({"inputs": []}, "at least one tensor"),
+        ([], "must be a JSON object"),
+        (
+            {"inputs": [{"name": "y", "shape": [1], "datatype": "FP32", "data": [1]}]},
+            "one input, 'x', but the request brings 'y'",
+        ),
+        (
+            {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]},
+            "must have shape [-1, 2], not [1, 3]",
+        ),
+    ],
+)
+def test_a_mistake_is_a_400_in_one_sentence_and_the_server_goes_on(client, message, says):
+    answer = client.post(f"{NAME}/infer", json=message)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+    assert outputs(client.post(f"{NAME}/infer", json=request()))["prediction"] == [2, 0]
+
+
+def test_bodies_may_be_compressed_and_bombs_are_refused(client, monkeypatch):
+    def send(body, encoding="gzip"):
+        return client.post(f"{NAME}/infer", content=body, headers={"Content-Encoding": encoding})
+
+    body = json.dumps(request()).encode()
+    assert outputs(send(gzip.compress(body)))["prediction"] == [2, 0]
+    assert send(b"no gzip").status_code == 400
+    assert send(gzip.compress(body)[:-9]).status_code == 400
+    assert send(body, "br").status_code == 415
+    monkeypatch.setattr(serving, "MOST_BYTES", 10_000)
+    bomb = send(gzip.compress(b" " * 1_000_000))
+    assert (bomb.status_code, "10000 bytes decompressed" in bomb.json()["error"]) == (413, True)
+    assert send(b"x" * 20_000).status_code == 413
+
+
+def test_the_knob_is_read_and_moved(client):
+    assert client.get("/v1/router").json() == {
+        "score": "max_logit",
+        "threshold": 1.0,
+        "operating_points": {"careful": 3.0},
+        "calibration": "abc",
+    }
+    for wish, threshold in (
+        ({"threshold": 6.0}, 6.0),
+        ({"operating_point": "careful"}, 3.0),
+        ({"deferral_rate": 0.25}, 2.5),
+    ):
+        assert client.put("/v1/router", json=wish).json()["threshold"] == threshold
+    assert outputs(client.post(f"{NAME}/infer", json=request()))["deferred"] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"{", "the knob takes JSON like"),
+        (b"[]", "the knob takes JSON like"),
+        (b"{}", "the knob takes JSON like"),
+        (b'{"threshold": NaN}', "above -inf"),
+        (b'{"threshold": true}', "must be a number"),
+        (b'{"threshold": 1, "deferral_rate": 0.5}', "the knob takes JSON like"),
+        (b'{"deferral_rate": 2}', "between 0 and 1"),
+    ],
+)
+def test_a_knob_that_cannot_be_moved_like_that_stays_where_it_is(client, content, says):
+    answer = client.put("/v1/router", content=content)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]
+    assert client.get("/v1/router").json()["threshold"] == 1.0
+
+
+def test_with_a_token_the_knob_wants_to_see_it():
+    with TestClient(build_app(served(), token="sesame")) as client:
+        assert client.put("/v1/router", json={"threshold": 2}).status_code == 401
+        wrong = {"Authorization": "Bearer other"}
+        assert client.put("/v1/router", json={"threshold": 2}, headers=wrong).status_code == 401
+        right = {"Authorization": "Bearer sesame"}
+        assert client.put("/v1/router", json={"threshold": 2}, headers=right).status_code == 200
+
+
+def test_without_a_token_the_knob_is_moved_from_this_machine_alone():
+    app = build_app(served())
+    with TestClient(app, client=("192.0.2.7", 5000)) as client:
+        answer = client.put("/v1/router", json={"threshold": 2})
+    assert (answer.status_code, "--token" in answer.json()["error"]) == (403, True)
+
+
+def test_a_teacher_that_is_away_degrades_its_rows():
+    def away(x):
+        raise TeacherUnavailable("the cloud is gone")
+
+    with TestClient(build_app(served(away))) as client:
+        found = outputs(client.post(f"{NAME}/infer", json=request()))
+        assert found["degraded"] == [True, False]
+        assert found["prediction"] == [0, 0]
+    with TestClient(build_app(served(away, when_unavailable="error"))) as client:
+        answer = client.post(f"{NAME}/infer", json=request())
+        assert (answer.status_code, answer.json()["error"]) == (503, "the cloud is gone")
+
+
+def test_a_deadline_gives_the_students_answer_marked():
+    gate = threading.Event()
+
+    def slow(x):
+        gate.wait(30)
+        return teacher(x)
+
+    with TestClient(build_app(served(slow))) as client:
+        try:
+            found = outputs(client.post(f"{NAME}/infer", json=request(timeout=0.2)))
+        finally:
+            gate.set()
+    assert found["degraded"] == [True, False]
+
+
+def test_beyond_the_queue_is_a_429_that_says_when_to_come_again():
+    gate = threading.Event()
+
+    def slow(x):
+        gate.wait(30)
+        return student(x)
+
+    slow.input_shape, slow.input_name, slow.input_dtype = (None, 2), "x", np.float32
+    joint = JointClassifier(slow, teacher, Router("max_logit", 1.0))
+    app = build_app(Served(joint), queue_rows=2, timeout_seconds=0.3)
+    with TestClient(app) as client:
+        try:
+            codes = [client.post(f"{NAME}/infer", json=request()).status_code for _ in range(2)]
+            refused = client.post(f"{NAME}/infer", json=request())
+        finally:
+            gate.set()
+    assert codes == [504, 504]
+    assert refused.status_code in (429, 504)
+
+
+def test_metrics_count_what_happened(client):
+    client.post(f"{NAME}/infer", json=request())
+    client.post(f"{NAME}/infer", json={})
+    text = client.get("/metrics").text
+    assert 'ebjr_rows_total{model="joint"} 2.0' in text
+    assert 'ebjr_deferred_rows_total{model="joint"} 1.0' in text
+    assert 'ebjr_requests_total{model="joint",status="200"} 1.0' in text
+    assert 'ebjr_requests_total{model="joint",status="400"} 1.0' in text
+    assert 'ebjr_threshold{model="joint"} 1.0' in text
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    return run_demo(tmp_path_factory.mktemp("demo"), recorded=True).files["joint.toml"]
+
+
+def test_images_come_as_pixels_or_as_files_and_are_answered_alike(shipped):
+    from PIL import Image
+
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    with TestClient(build_app(served_of(JointConfig.read(shipped)))) as client:
+        pixels = {"name": "image", "shape": [3, 32, 32, 3], "datatype": "UINT8"}
+        plain = client.post(
+            f"{NAME}/infer", json={"inputs": [{**pixels, "data": images.ravel().tolist()}]}
+        )
+        files = []
+        for image in images:
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, "PNG")
+            files.append(file.getvalue())
+        raw = b"".join(len(file).to_bytes(4, "little") + file for file in files)
+        encoded = {"name": "image", "shape": [3], "datatype": "BYTES"}
+        head = json.dumps(
+            {"inputs": [{**encoded, "parameters": {"binary_data_size": len(raw)}}]}
+        ).encode()
+        sent = {"Inference-Header-Content-Length": str(len(head))}
+        binary = client.post(f"{NAME}/infer", content=head + raw, headers=sent)
+        broken = client.post(
+            f"{NAME}/infer",
+            json={"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["x"]}]},
+        )
+    assert outputs(plain) == outputs(binary)
+    assert outputs(plain)["prediction"] == load_joint(shipped)(images).prediction.tolist()
+    assert broken.status_code == 400
+    assert "image 0 is no JPEG" in broken.json()["error"]
+
+
+@pytest.fixture(scope="module")
+def address(shipped):
+    """A real server on a free port, in a thread of its own, that stops by itself."""
+    uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+    app = build_app(served_of(JointConfig.read(shipped)))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+def test_tritonclient_works_unchanged(address, shipped, binary, compression):
+    triton = pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
+    images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    with triton.InferenceServerClient(address) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("joint")
+        assert client.get_server_metadata()["name"] == "ebjr"
+        assert client.get_model_metadata("joint")["inputs"][0]["name"] == "image"
+        tensor = triton.InferInput("image", list(images.shape), "UINT8")
+        tensor.set_data_from_numpy(images, binary_data=binary)
+        wanted = [
+            triton.InferRequestedOutput(name, binary_data=binary)
+            for name in ("prediction", "score", "deferred", "degraded")
+        ]
+        found = client.infer(
+            "joint", [tensor], outputs=wanted, request_compression_algorithm=compression
+        )
+    answer = load_joint(shipped)(images)
+    np.testing.assert_array_equal(found.as_numpy("prediction"), answer.prediction)
+    np.testing.assert_array_equal(found.as_numpy("deferred"), answer.deferred)
+    np.testing.assert_allclose(found.as_numpy("score"), answer.score, rtol=1e-6)
+    assert found.as_numpy("logits") is None
