@@ -177,7 +177,7 @@ class Served:
 
     def outputs(self) -> list[dict[str, Any]]:
         """The metadata of the outputs."""
-        label = np.int64 if self.joint.task == "classification" else np.float64
+        label = np.float64 if self.joint.task == "regression" else np.int64
         classes = None if self.labels is None else len(self.labels)
         return [
             tensor_metadata("prediction", label, (None,)),
@@ -213,7 +213,13 @@ def build_app(
     ------
     MissingExtra
         Starlette or prometheus-client is not installed.
+    ValueError
+        The joint model's answers are no arrays: detectors are not served yet.
     """
+    if served.joint.task == "detection":
+        raise ValueError(
+            "detectors cannot be served yet; `ebjr predict` answers a folder of images"
+        )
     metrics = Metrics(served.name, served.score_deciles())
     pipeline = Pipeline(served.joint, observer=metrics, **options)
     metrics.watch(pipeline.waiting, lambda: served.joint.router.threshold)
