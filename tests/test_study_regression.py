@@ -161,11 +161,12 @@ def test_the_report_draws_residuals_and_has_no_word_of_classes(metric, tmp_path)
         "sign": -1 if metric == "rmse" else 1,
     }
     series = data["series"][data["chosen"]]
-    dots = series["histogram"]["data"][0]
     score = study.point.score_function(study.held_out.student)
-    residual = study.held_out.targets - study.held_out.student[:, 0]
-    assert len(dots["x"]) == min(len(score), 2000)
-    assert sorted(dots["y"]) == pytest.approx(sorted(residual), rel=1e-4)
+    for dots in series["histogram"]["data"]:
+        said = getattr(study.held_out, dots["name"])[:, 0]
+        assert len(dots["x"]) == min(len(score), 2000)
+        assert sorted(dots["y"]) == pytest.approx(sorted(study.held_out.targets - said), rel=1e-4)
+    assert [dots["name"] for dots in series["histogram"]["data"]] == ["student", "teacher"]
     assert data["curve"]["layout"]["yaxis"]["title"]["text"].startswith(title)
     drawn = data["curve"]["data"][-1]["y"][0]
     assert drawn == pytest.approx(study.outcomes.measure.figure(study.result.quality))

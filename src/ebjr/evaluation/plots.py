@@ -414,7 +414,7 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
 
 
 def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
-    """The student's residual, target minus prediction, against the score.
+    """Both models' residuals, target minus prediction, against the score.
 
     Parameters
     ----------
@@ -427,8 +427,8 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
     --------
     >>> table = Outcomes([[2.0, 0.5], [1.0, 0.1]], [1.5, 1.0], [1.0, 1.0], task="regression")
     >>> figure = residual_figure(table, TradeOffCurve.of(table, "predicted_std").at(index=1))
-    >>> figure["data"][0]["x"], figure["data"][0]["y"]
-    ([-0.5, -0.1], [-1.0, 0.0])
+    >>> [(trace["name"], trace["x"], trace["y"]) for trace in figure["data"]]
+    [('student', [-0.5, -0.1], [-1.0, 0.0]), ('teacher', [-0.5, -0.1], [-0.5, 0.0])]
     """
     values = np.asarray(point.router.score(outcomes.student), np.float64)
     order = np.argsort(values)[: np.isfinite(values).sum()]
@@ -437,16 +437,20 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
         if len(order)
         else order
     )
-    residual = outcomes.targets - outcomes.predictions("student")
-    dots = {
-        "type": "scatter",
-        "mode": "markers",
-        "name": "student",
-        "x": _short(values[rows]),
-        "y": _short(residual[rows]),
-        "marker": {**_marker_of("student", 5), "opacity": 0.5},
-        "hovertemplate": "%{y:.4g} at %{x:.4g}<extra>%{fullData.name}</extra>",
-    }
+    data = []
+    for role, size in (("student", 5), ("teacher", 3)):
+        residual = outcomes.targets - outcomes.predictions(role)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": role,
+                "x": _short(values[rows]),
+                "y": _short(residual[rows]),
+                "marker": {**_marker_of(role, size), "opacity": 0.5},
+                "hovertemplate": "%{y:.4g} at %{x:.4g}<extra>%{fullData.name}</extra>",
+            }
+        )
     layout = {
         "xaxis": {"title": {"text": f"score: {score_title(point.score)}"}, "zeroline": False},
         "yaxis": {"title": {"text": "target minus prediction"}, "zeroline": True},
@@ -455,7 +459,7 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
         "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
         "hovermode": "closest",
     }
-    return {"data": [dots], "layout": layout}
+    return {"data": data, "layout": layout}
 
 
 def ranking_figure(

@@ -94,10 +94,11 @@ def page_words(measure: Metric) -> dict[str, str]:
         "metric": measure.title,
         "curve_title": f"{measure.title} against cost",
         "oracle_words": "The oracle knows every error: no score can do better.",
-        "histogram_label": "The student's residual against the score, with the threshold.",
+        "histogram_label": "Both models' residuals against the score, with the threshold.",
         "histogram_words": (
-            "Each dot is an example: what the student's prediction is off by. Inputs left of the "
-            "solid line are deferred; a good score leaves a narrow band on its right."
+            "Each example is two marks: what the student's prediction is off by, and what the "
+            "teacher's is. Inputs left of the solid line are deferred; a good score leaves the "
+            "student a narrow band on its right."
         ),
         "bins_label": (
             f"{shown.title} of student and teacher on ten equal parts of the examples, from the "
@@ -408,15 +409,15 @@ def _figures(measure: Metric) -> dict[str, tuple[str, str, float]]:
     """What the intervals are called, how they are written, and in which unit."""
     if measure.percent:
         own, gain, scale = "{:.2f} %", "{:+.2f}", 100.0
-        over = "points over the"
+        over = "points over the {}"
     else:
-        own, gain, scale = "{:.4g}", "{:+.4g}", 1.0
-        over = f"{measure.title} {'below' if measure.lower else 'above'} that of the"
+        own, gain, scale = "{:.4g}", "{:+.3g}", 1.0
+        over = f"{measure.title} {'below' if measure.lower else 'above'} the {{}}'s"
     return {
         measure.name: (measure.title, own, scale),
         "deferral_rate": ("deferred", "{:.1f} %", 100),
-        "gain_over_teacher": (f"{over} teacher", gain, scale),
-        "gain_over_student": (f"{over} student", gain, scale),
+        "gain_over_teacher": (over.format("teacher"), gain, scale),
+        "gain_over_student": (over.format("student"), gain, scale),
         "saving": ("times cheaper", "{:.2f}", 1),
     }
 
