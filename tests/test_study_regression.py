@@ -277,6 +277,24 @@ def test_the_metric_and_a_guarantee_are_flags(run, data):
     assert again["promise"] == figures["promise"]
 
 
+def test_a_grid_that_misses_targets_is_said_on_the_command_line(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    targets, grid = rng.normal(0, 3, 200), np.linspace(-4, 4, 9)
+    energies = -((grid - targets[:, None] + rng.normal(0, 1, (200, 1))) ** 2) / 2
+    student = np.column_stack([targets + rng.normal(0, 1, 200), energies])
+    Outcomes(student, targets, targets, "regression").save(tmp_path / "o.npz")
+    words = ["calibrate", str(tmp_path / "o.npz"), "--tolerance", "1", "--json"]
+    score = "regression_energy(grid=(-4.0, 4.0))"
+    monkeypatch.setattr(sys, "argv", ["ebjr", *words, "--score", score])
+    with pytest.raises(SystemExit):
+        cli.main()
+    printed = capsys.readouterr()
+    said = " ".join(printed.err.split())
+    assert "WARNING: the grid from -4 to 4 does not cover the data: " in said
+    assert re.search(r"\d+ of 100 targets \(\d+\.\d %\) lie outside", said)
+    assert json.loads(printed.out)["chosen_on"]["score"] == score
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -321,7 +321,8 @@ class BinnedRegressor:
     model
         A model whose raw output is (n, bins) energies.
     edges
-        (bins + 1,): ascending, in the unit of y.
+        (bins + 1,): ascending, in the unit of y. `check_grid(edges, targets)` says whether they
+        cover some data, and what share lies outside.
 
     Raises
     ------
