@@ -373,6 +373,8 @@ def test_a_long_curve_is_thinned_and_exact_where_it_is_asked():
     assert (np.diff(curve.deferral_rate) <= 2 / MOST_ROWS).all()
     here = curve.at(threshold=float(values[7]))
     assert here.quality == whole(~(values >= values[7]))
+    for threshold in (values[11], values[12] + 1e-9, np.inf):
+        assert curve.at(threshold=threshold).quality == whole(~(values >= threshold))
     point = TradeOffCurve.of(outcomes, "box_count").at(deferral_rate=0.37)
     assert evaluate(outcomes, point).quality == point.quality
 

@@ -17,7 +17,7 @@ Array = Any
 """A NumPy array or a PyTorch tensor."""
 
 Batch = Any
-"""An array (n, ...) or a list of n inputs."""
+"""An array (n, ...), or a list or any other sequence of n inputs."""
 
 
 def namespace(array: Array) -> Any:
@@ -191,7 +191,7 @@ def row_count(batch: Batch) -> int:
     shape = getattr(batch, "shape", None)
     if shape:
         return int(shape[0])
-    if isinstance(batch, list | tuple):
+    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         return len(batch)
     raise TypeError(
         f"inputs must be an array with a batch dimension or a list, not {type(batch).__name__}"
@@ -207,7 +207,7 @@ def take_rows(batch: Batch, rows: np.ndarray) -> Batch:
     >>> take_rows(["a", "b", "c"], np.array([2, 0]))
     ['c', 'a']
     """
-    if isinstance(batch, list | tuple):
+    if isinstance(batch, Sequence):
         return [batch[row] for row in rows]
     if type(batch) is np.ndarray:
         return batch[rows]

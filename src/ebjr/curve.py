@@ -163,7 +163,7 @@ class TradeOffCurve:
     Row k keeps the rows with ``score >= threshold[k]``. The first row keeps all that any threshold
     keeps; the last, at ``inf``, defers all. Rows with a NaN or ``-inf`` score are always deferred.
     For a metric that is no mean of rows, as COCO's mAP, the thresholds are thinned to `MOST_ROWS`,
-    even in deferral rate: each row of the curve is exact.
+    even in deferral rate: each row of the curve is exact, and so is `at` for any threshold.
 
     Attributes
     ----------
@@ -176,6 +176,8 @@ class TradeOffCurve:
         The table the curve was made from.
     order
         (n,): its rows by score, those first that are deferred first.
+    thinned
+        Every threshold there is, where the curve has not all of them; else None.
 
     Examples
     --------
@@ -193,6 +195,7 @@ class TradeOffCurve:
     blend: float
     outcomes: Outcomes
     order: np.ndarray
+    thinned: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -234,15 +237,17 @@ class TradeOffCurve:
             )
         order = np.argsort(np.where(np.isnan(values), -np.inf, values))
         threshold, count = _cuts(values[order])
-        whole = outcomes.whole(blend)
+        whole, thinned = outcomes.whole(blend), None
         if whole is None:
             kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
             quality = outcomes.measure.quality(_means(kept[order], deferred[order], count))
         else:
             rows = _thinned(threshold, count, keep)
+            thinned = threshold if len(rows) < len(threshold) else None
             threshold, count = threshold[rows], count[rows]
             quality = _wholes(whole, order, count)
-        return cls(threshold, count / len(outcomes), quality, score, blend, outcomes, order)
+        rate = count / len(outcomes)
+        return cls(threshold, rate, quality, score, blend, outcomes, order, thinned)
 
     def __len__(self) -> int:
         return len(self.threshold)
@@ -331,6 +336,11 @@ class TradeOffCurve:
         if threshold is not None:
             threshold = check_threshold(threshold)
             index = int(np.searchsorted(self.threshold, threshold, side="left"))
+            if self.thinned is not None:
+                own = self.thinned[np.searchsorted(self.thinned, threshold, side="left")]
+                if own != self.threshold[index]:
+                    whole = TradeOffCurve.of(self.outcomes, self.score, self.blend, [threshold])
+                    return whole.at(threshold=threshold)
         elif deferral_rate is not None:
             index = self._row_at_rate(deferral_rate)
         assert index is not None
