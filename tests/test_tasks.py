@@ -26,7 +26,7 @@ from ebjr.arrays import to_numpy
 from ebjr.blend import blend_predictions
 from ebjr.metrics import METRICS
 
-SMOOTH = [name for name in METRICS if name != "accuracy"]
+SMOOTH = [name for name, metric in METRICS.items() if metric.task == "regression"]
 
 
 ROWS = st.integers(2, 14)

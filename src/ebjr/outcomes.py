@@ -575,7 +575,7 @@ def _check_alike(kind: Task, role: str, first: Any, rows: Any, number: int) -> N
 
     def said(rows: Any) -> str:
         form = kind.form(rows)
-        return f"{form[0]} {kind.columns}" if len(form) == 1 else f"rows of shape {form}"
+        return f"{form[0]} {kind.columns}" if len(form) == 1 else f"shape {np.shape(rows)}"
 
     if kind.form(first) != kind.form(rows):
         raise ModelError(
