@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import date
@@ -22,7 +23,7 @@ def about(seed: int) -> dict[str, Any]:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
     return {
-        "command": f"python -m {_module()}",
+        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
         "seed": seed,
         "date": date.today().isoformat(),
         "commit": commit.stdout.strip() or "unknown",

@@ -2,7 +2,8 @@
 
 Confidence maps, the threshold of every score's boxes and the learned gain are chosen on one half
 of the images; every figure is measured on the other, and is the mean over splits, each half taking
-each part. Writes `results_*.json`, a file for each pair.
+part. Writes `results_*.json`, a file for each pair. The curves with their intervals are those of
+one half, with everything chosen on the other: the first split's.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ SPLITS = 2
 REPEATS = 99
 LIMITS = (0.1, 0.2, 0.3, 0.4)
 RATES = np.linspace(0, 1, 51)
+CURVE_RATES = np.linspace(0, 1, 21)
+RESAMPLES = 200
 SHARES = (0.9, 0.97, 1.0)
 WEIGHTS = (0.0, 0.1, 0.25, 0.5)
 Rank = Callable[[list[Detections]], np.ndarray]
@@ -182,6 +185,43 @@ def measure_split(calibration: Half, held_out: Half, seed: int) -> dict[str, Any
     return figures
 
 
+def curves(calibration: Half, held_out: Half, seed: int) -> dict[str, Any]:
+    """Every score's whole curve on the held-out half, with 95 % intervals over images.
+
+    The images are resampled; what was chosen on the calibration half stays. `gain` is the mean
+    height over the straight line between both detectors, whose mean random orders have.
+    """
+    maps = [fit_confidence_map(one) for one in (calibration.student, calibration.teacher)]
+    joint = held_out.joint(maps)
+    scored = {
+        name: score(held_out.found) for name, (_, score) in chosen_scores(calibration, maps).items()
+    }
+    scored["random"] = np.random.default_rng(seed).random(joint.images)
+    scored["oracle: gain of AP"] = -joint.gains()
+    counts = np.rint(CURVE_RATES * joint.images)
+    masks = {name: ranks(values, seed)[None] < counts[:, None] for name, values in scored.items()}
+    times = np.ones((RESAMPLES + 1, joint.images), int)
+    rng = np.random.default_rng(seed)
+    times[1:] = rng.multinomial(joint.images, np.full(joint.images, 1 / joint.images), RESAMPLES)
+    ends = np.array(
+        [[joint(mask, times=row) for mask in masks["random"][[0, -1]]] for row in times]
+    )
+    report = {}
+    for name, rows in masks.items():
+        drawn = np.array([[joint(mask, times=row) for mask in rows[1:-1]] for row in times])
+        drawn = 100 * np.column_stack([ends[:, 0], drawn, ends[:, 1]])
+        gain = np.trapezoid(drawn, CURVE_RATES) - drawn[:, [0, -1]].mean(axis=1)
+        low, high = np.quantile(drawn[1:], [0.025, 0.975], axis=0)
+        report[name] = {
+            "AP": drawn[0].round(2).tolist(),
+            "low": low.round(2).tolist(),
+            "high": high.round(2).tolist(),
+            "gain": round(float(gain[0]), 3),
+            "gain_interval": np.quantile(gain[1:], [0.025, 0.975]).round(3).tolist(),
+        }
+    return {"rates": CURVE_RATES.round(2).tolist(), "resamples": RESAMPLES, "scores": report}
+
+
 def blend_gain(
     both: Sequence[list[Detections]],
     truth: Sequence[GroundTruth],
@@ -229,11 +269,12 @@ def measure_pair(student: str, teacher: str, splits: int = SPLITS) -> dict[str, 
     source = np.array([image["split"] for image in known.images])
     parts = {name: np.flatnonzero(source == name) for name in ("val2017", "train2017")}
     parts["all"] = np.arange(len(known))
-    runs, blends = [], []
+    runs, blends, drawn = [], [], {}
     for seed in range(splits):
         rows = np.random.default_rng(seed).permutation(len(known))
         parted = [np.sort(part) for part in np.array_split(rows, 2)]
         halves = [Half(part, found, *matches) for part in parted]
+        drawn = drawn or curves(halves[0], halves[1], seed)
         for first in (0, 1):
             runs.append(measure_split(halves[first], halves[1 - first], seed))
             blends.append(blend_gain(both, known.truth, matches, parted[first], parted[1 - first]))
@@ -258,6 +299,7 @@ def measure_pair(student: str, teacher: str, splits: int = SPLITS) -> dict[str, 
             ),
         },
         **summary(runs, *flops),
+        "curves": drawn,
     }
 
 
