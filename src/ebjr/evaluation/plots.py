@@ -437,7 +437,7 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
         if len(order)
         else order
     )
-    data = []
+    data: list[dict[str, Any]] = []
     for role, size in (("student", 5), ("teacher", 3)):
         residual = outcomes.targets - outcomes.predictions(role)
         data.append(
