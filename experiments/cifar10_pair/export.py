@@ -156,12 +156,14 @@ def to_onnx(net: WhitenedNet | InvertedNet, description: str) -> onnx.ModelProto
 
 def main() -> None:
     """Export the checkpoints of both networks into the demo's folder."""
-    options = parser(net="pooled", student="student", folder=str(DEMO)).parse_args()
+    options = parser(net="inverted", student="student", folder=str(DEMO)).parse_args()
     for role, checkpoint, net in (
         ("student", options.student, STUDENTS[options.net]()),
         ("teacher", "teacher", build_teacher()),
     ):
-        net.load_state_dict(torch.load(CHECKPOINTS / f"{checkpoint}.pt")["net"])
+        trained = CHECKPOINTS / f"{checkpoint}.pt"
+        weights = trained if trained.exists() else HERE / f"{checkpoint}.pt"
+        net.load_state_dict(torch.load(weights)["net"])
         file = Path(options.folder) / f"{role}.onnx"
         onnx.save(to_onnx(net, f"CIFAR-10 {role}: image RGB in 0..1 to 10 logits"), file)
         print(f"{file.name}: {file.stat().st_size / 1e6:.2f} MB")

@@ -62,14 +62,14 @@ def main() -> None:
     """Read the options, train, leave `checkpoints/<name>.pt` behind."""
     options = parser(
         name="student",
-        net="pooled",
-        epochs=96,
+        net="inverted",
+        epochs=42,
         batch_size=500,
         lr=0.06,
         lr_rest=0.01,
         shift=4,
         cutout=0,
-        views=16,
+        views=8,
         temperature=2.0,
         seed=1,
     ).parse_args()
@@ -78,7 +78,7 @@ def main() -> None:
     kept, held_out = split_indices(len(images))
     teacher = build_teacher().to(memory_format=torch.channels_last)
     trained = CHECKPOINTS / "teacher.pt"
-    weights = trained if trained.exists() else HERE / "next_teacher.pt"
+    weights = trained if trained.exists() else HERE / "teacher.pt"
     teacher.load_state_dict(torch.load(weights)["net"])
     held_out_accuracy = accuracy(predict(teacher, images[held_out]), labels[held_out])
     print(f"teacher: {held_out_accuracy:.4f} held out", flush=True)
