@@ -64,7 +64,7 @@ BLENDS: tuple[float, ...] = (
         if (student, teacher) != (1.0, 1.0)
     ),
 )
-"""The blends that compete, the simplest first; 0 is the paper's. Regression adds its own."""
+"""The blends that compete; 0 is the paper's. Regression adds its own."""
 
 DETECTION_BLENDS = (0.0, 0.1, 0.25, 0.5)
 """The blends of detectors that compete: each is fused and matched with the labels."""
@@ -135,7 +135,7 @@ def score_candidates(outcomes: Outcomes) -> list[str]:
 
 
 def blend_candidates(outcomes: Outcomes) -> list[float]:
-    """The blends that compete for some outcomes, the simplest first.
+    """The blends that compete for some outcomes.
 
     Examples
     --------
@@ -196,7 +196,10 @@ def choose_score(
 def choose_blend(
     outcomes: Outcomes, score: Score, candidates: Sequence[float] | None = None
 ) -> float:
-    """The simplest blend whose area is not behind the best one's by more than noise.
+    """The best of the simplest kind of blend that is not behind the best one by more than noise.
+
+    The kinds are none at all, a weight, and a weight with temperatures. Of two weights neither is
+    the simpler one, so that among them the area alone decides.
 
     Examples
     --------
@@ -210,11 +213,24 @@ def choose_blend(
     influences = [
         area_influence(values, kept, outcomes.deferred_quality(weight)) for weight in candidates
     ]
-    best = influences[int(np.argmax([influence.mean() for influence in influences]))]
-    for weight, influence in zip(candidates, influences, strict=True):
-        if best.mean() - influence.mean() <= NOISE * _standard_error(best - influence):
-            return weight
-    raise AssertionError("the best candidate is never behind itself")
+    means = [float(influence.mean()) for influence in influences]
+    best = influences[int(np.argmax(means))]
+    level = [
+        _kind(weight)
+        for weight, influence in zip(candidates, influences, strict=True)
+        if best.mean() - influence.mean() <= NOISE * _standard_error(best - influence)
+    ]
+    simplest = [
+        (mean, -place)
+        for place, (weight, mean) in enumerate(zip(candidates, means, strict=True))
+        if _kind(weight) == min(level)
+    ]
+    return candidates[-max(simplest)[1]]
+
+
+def _kind(blend: float) -> int:
+    """How much there is to fit in a blend: nothing, a weight, or a weight with temperatures."""
+    return 0 if blend == 0 else 2 if isinstance(blend, Blend) else 1
 
 
 def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) -> np.ndarray:
