@@ -227,7 +227,8 @@ def test_a_score_that_defers_all_leaves_the_teacher_alone():
     curve = TradeOffCurve.of(TABLE, np.full(4, np.nan))
     assert curve.threshold.tolist() == [math.inf]
     assert curve.quality.tolist() == [0.75]
-    assert curve.area == 0.75
+    alone = TABLE.student_quality.mean()
+    assert curve.area == (alone + 0.75) / 2  # as random routing: no credit for deferring all
 
 
 @given(outcomes=tables(), name=st.sampled_from(list(SCORES)), blend=st.sampled_from([0.0, 0.5]))
@@ -246,7 +247,8 @@ def test_no_score_beats_the_oracle(outcomes, name, blend):
 @settings(max_examples=60, deadline=None)
 def test_the_area_lies_between_the_worst_and_the_best_quality(case):
     curve = TradeOffCurve.of(*case)
-    assert curve.quality.min() - 1e-12 <= curve.area <= curve.quality.max() + 1e-12
+    seen = np.append(curve.quality, curve.outcomes.student_quality.mean())
+    assert seen.min() - 1e-12 <= curve.area <= seen.max() + 1e-12
 
 
 @given(case=scored(), shift=st.integers(-5, 5), scale=st.sampled_from([0.5, 1.0, 8.0]))

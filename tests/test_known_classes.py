@@ -31,6 +31,7 @@ from ebjr import (
     top_classes,
 )
 from ebjr.arrays import to_numpy
+from ebjr.calibration import rank_scores
 from ebjr.known_classes import (
     Traffic,
     check_known_classes,
@@ -397,6 +398,17 @@ def test_auto_tries_every_score_that_makes_sense_and_beats_random():
     chance = calibrate(calibration, score="random", blend=0.0)
     assert point.deferral_rate < chance.deferral_rate - 0.2
     assert evaluate(held_out, point).quality > outcomes.quality("student")
+
+
+def test_deferring_many_rows_always_is_no_merit_of_a_score():
+    """A score of -inf alone is random routing: its curve has one point, and gains nothing."""
+    outcomes = pair(500)
+    never = as_score(lambda output: np.full(len(output), -np.inf))
+    half = as_score(lambda output: np.where(np.arange(len(output)) % 2, 0.0, -np.inf))
+    for entry in rank_scores(outcomes, [never, half], blend=0.5):
+        assert abs(entry.gain) < 3 * entry.gain_error + 1e-12
+    best = rank_scores(outcomes, ["specialized_energy", "known_softmax", never])
+    assert best[-1].score is never
 
 
 def test_one_known_class_is_enough_to_calibrate():

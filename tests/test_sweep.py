@@ -36,12 +36,6 @@ def tables():
     return found
 
 
-def regressor():
-    """Outcomes of another task."""
-    x = np.arange(40.0)
-    return Outcomes(np.stack([x, 1 + x % 3], axis=1), x, x, "regression")
-
-
 def test_the_best_number_of_classes_depends_on_the_traffic(tables):
     goal = {"tolerance": 0.01, "blend": 0.0, "score": "known_softmax"}
     mostly = run_sweep(tables, traffic=Traffic(0.95, POPULAR), **goal)
@@ -127,10 +121,6 @@ def test_a_guarantee_counts_every_candidate(tables):
             lambda t: {"a": t["top 1"], "b": replace(t["top 3"], teacher=2 * t["top 3"].teacher)},
             "the teachers of a and b differ",
         ),
-        (
-            lambda t: {"a": regressor(), "b": regressor()},
-            "candidates must be classifiers, but a is of task regression",
-        ),
     ],
 )
 def test_candidates_that_cannot_be_compared_are_refused(tables, change, message):
@@ -138,11 +128,36 @@ def test_candidates_that_cannot_be_compared_are_refused(tables, change, message)
         run_sweep(change(tables))
 
 
-def test_a_single_candidate_may_be_of_any_task_but_another_mix_needs_classes():
-    assert run_sweep({"a": regressor()}, score="predicted_std").study.result.quality == 0
-    boxes = [Detections.of_scores([[0, 0, 4, 4]], [0.9], (8, 8), labels=[0], classes=1)] * 40
-    truth = [GroundTruth([[0, 0, 4, 4]], [0])] * 40
-    detector = Outcomes(boxes, boxes, truth, "detection")
-    for table in (regressor(), detector):
-        with pytest.raises(ValueError, match=r"labels must be \(n,\) whole numbers"):
-            run_sweep({"a": table}, traffic=Traffic(0.5, (0,)))
+def test_regressors_are_candidates_too_but_have_no_popular_classes():
+    rng = np.random.default_rng(0)
+    y = rng.normal(0, 3, 400)
+    tables = {}
+    for name, noise in (("rough", 2.0), ("fine", 0.5)):
+        student = np.column_stack([y + noise * rng.normal(0, 1, 400), rng.gamma(2, 1, 400)])
+        tables[name] = Outcomes(student, y + 0.0, y, "regression")
+    assert run_sweep(tables, tolerance=0.4, blend=0.0).best == "fine"
+    with pytest.raises(ValueError, match="labels must be"):
+        run_sweep(tables, traffic=Traffic(0.5, (1,)))
+
+
+def detector(scores):
+    """Outcomes of a detector beside a perfect one, every object its own."""
+
+    def found(score):
+        return Detections.of_scores([[0, 0, 4, 4]], [score], (8, 8), labels=[0], classes=1)
+
+    truth = [GroundTruth([[0, 0, 4, 4]], [0]) for _ in scores]
+    own = [found(score) for score in scores]
+    return Outcomes(own, [found(0.9) for _ in scores], truth, "detection")
+
+
+def test_detectors_are_candidates_too_if_what_they_saw_is_equal(tables):
+    pair = {"a": detector([0.5] * 40), "b": detector([0.4] * 40)}
+    sweep = run_sweep(pair, score="max_confidence", blend=0.0)
+    assert set(sweep.studies) == {"a", "b"}
+    with pytest.raises(ValueError, match="labels must be"):
+        run_sweep(pair, traffic=Traffic(0.5, (0,)))
+    with pytest.raises(ValueError, match="the examples of a and b differ"):
+        run_sweep({"a": pair["a"], "b": detector([0.5] * 39)})
+    with pytest.raises(ValueError, match="the metrics of a and b differ"):
+        run_sweep({"a": pair["a"], "b": tables["top 1"]})

@@ -295,11 +295,15 @@ class TradeOffCurve:
     def area(self) -> float:
         """Mean row quality over all deferral rates, the rate being drawn evenly from 0 to 1.
 
-        For RMSE that is minus the mean squared error: means of rows add up, roots do not.
+        A score that always defers some rows has a least rate; below it the line goes straight to
+        the student alone, as if some of those rows, drawn at random, were kept: else it would be
+        credited with the quality of a rate that it cannot go below. For RMSE the area is minus the
+        mean squared error: means of rows add up, roots do not.
         """
         mean = self.outcomes.measure.mean(self.quality)
+        student = self.outcomes.student_quality.mean()
         return float(np.trapezoid(mean, self.deferral_rate)) + float(
-            mean[0] * self.deferral_rate[0]
+            (student + mean[0]) / 2 * self.deferral_rate[0]
         )
 
     def at(

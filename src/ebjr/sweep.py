@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from ebjr.calibration import calibrate
 from ebjr.curve import OperatingPoint
 from ebjr.errors import CalibrationError
@@ -102,7 +100,7 @@ class Sweep:
         measure = self.study.outcomes.measure
         rows = {
             name: [
-                str(known_count(study.outcomes)),
+                known_text(study.outcomes),
                 measure.words(study.result.quality),
                 f"{100 * study.result.deferral_rate:.1f} %",
                 saving_text(study.result.saving),
@@ -250,15 +248,14 @@ def _check_candidates(tables: Mapping[str, Outcomes]) -> None:
     if not tables:
         raise ValueError("there are no candidates: give the outcomes of at least one student")
     names: Sequence[str] = list(tables)
-    for name, table in tables.items():
-        if len(tables) > 1 and not table.kind.has_logits:
-            raise ValueError(f"candidates must be classifiers, but {name} is of task {table.task}")
     first = tables[names[0]]
     for name in names[1:]:
         other = tables[name]
-        if not np.array_equal(first.targets, other.targets):
+        if first.metric != other.metric:
+            what = "metrics"
+        elif not first.kind.equal(first.targets, other.targets):
             what = "examples"
-        elif not np.array_equal(first.teacher, other.teacher):
+        elif not first.kind.equal(first.teacher, other.teacher):
             what = "teachers"
         else:
             continue
@@ -268,10 +265,11 @@ def _check_candidates(tables: Mapping[str, Outcomes]) -> None:
         )
 
 
-def known_count(outcomes: Outcomes) -> int:
-    """How many classes the student knows."""
-    known = outcomes.known_classes
-    return int(outcomes.student.shape[1]) if known is None else len(known)
+def known_text(outcomes: Outcomes) -> str:
+    """How many classes the student knows; nothing where there are no classes."""
+    if outcomes.known_classes is not None:
+        return str(len(outcomes.known_classes))
+    return str(outcomes.student.shape[1]) if outcomes.kind.has_logits else ""
 
 
 def saving_text(saving: float | None) -> str:

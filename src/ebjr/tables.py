@@ -18,7 +18,7 @@ from ebjr.evaluation.significance import Comparison, Interval, Standing
 from ebjr.metrics import METRICS, Metric
 from ebjr.scores import score_title
 from ebjr.study import Study
-from ebjr.sweep import Sweep, known_count, saving_text
+from ebjr.sweep import Sweep, known_text, saving_text
 
 
 def study_figures(study: Study, compared: Sequence[Comparison] = ()) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
         here = study.result
         table.add_row(
             escape(name),
-            str(known_count(study.outcomes)),
+            known_text(study.outcomes),
             measure.text(here.quality),
             f"{here.deferral_rate:.1%}",
             flops_text(here.cost),

@@ -246,6 +246,11 @@ class Task:
         """Every number in raw output or targets, for a fingerprint."""
         return [rows]
 
+    def equal(self, rows: Any, others: Any) -> bool:
+        """Whether two raw outputs, or the targets of two, are the same in every number."""
+        one, other = self.numbers(rows), self.numbers(others)
+        return len(one) == len(other) and all(map(np.array_equal, one, other))
+
     def plain(self, answers: Batch, labels: Sequence[str] | None) -> list[dict[str, Any]]:
         """Answers (n,) for JSON, with the classes' names where they are known."""
         return [{"prediction": value} for value in to_numpy(answers).tolist()]

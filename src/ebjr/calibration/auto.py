@@ -244,7 +244,8 @@ def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) ->
     Parameters
     ----------
     score
-        (n,); NaN and ``-inf`` are always deferred.
+        (n,); rows with NaN and ``-inf``, always deferred, count as a tie below all others, so that
+        a score gains nothing by deferring many of them.
     kept, deferred
         (n,): each row's quality if the student answers, and if it is deferred.
 
@@ -261,17 +262,15 @@ def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) ->
     """
     n = len(score)
     order = np.argsort(np.where(np.isnan(score), -np.inf, score))
-    ranked = score[order]
-    never = np.count_nonzero(~(score > -np.inf))  # kept at no threshold: they come first
+    ranked = np.where(np.isnan(score), -np.inf, score)[order]
     change = kept - deferred
-    # by groups of equal scores; rows that are never kept have no share, and add to nobody's
-    first = never + np.flatnonzero(np.diff(ranked[never:], prepend=-np.inf))
+    first = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))  # of groups of equal scores
     size = np.diff(first, append=n)
-    total = np.add.reduceat(change[order], first) if len(first) else np.empty(0)
+    total = np.add.reduceat(change[order], first)
     above = np.cumsum(total[::-1])[::-1] - total / 2
-    share, raised = np.zeros(n), np.full(n, total.sum() / n)
-    share[order[never:]] = np.repeat((first + size / 2) / n, size)
-    raised[order[never:]] = np.repeat(above / n, size)
+    share, raised = np.empty(n), np.empty(n)
+    share[order] = np.repeat((first + size / 2) / n, size)
+    raised[order] = np.repeat(above / n, size)
     return deferred + share * change + raised - raised.mean()
 
 

@@ -120,15 +120,9 @@ def _taken(
         )
     whole = len(labels) == len(outcomes)
     expected = outcomes.targets if whole else take_rows(outcomes.targets, rows)
-    if targets is not None and not _same(outcomes, targets, expected):
+    if targets is not None and not outcomes.kind.equal(targets, expected):
         raise ValueError(
             f"cannot compare with {path}: its targets are not those of the same examples in the "
             "same order"
         )
     return take_rows(labels, rows) if whole else labels
-
-
-def _same(outcomes: Outcomes, targets: Any, expected: Any) -> bool:
-    """Whether two tables are about the same targets."""
-    one, other = (outcomes.kind.numbers(values) for values in (targets, expected))
-    return len(one) == len(other) and all(map(np.array_equal, one, other))
