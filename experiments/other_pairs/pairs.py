@@ -40,12 +40,21 @@ def data_folder() -> Path:
     return folder
 
 
-def cifar100(student: str, teacher: str) -> Outcomes:
-    """Two ONNX graphs on the 10,000 test images of CIFAR-100."""
-    folder = data_folder() / "cifar100"
-    with zipfile.ZipFile(folder / "cifar100_test.zip") as archive:
-        images = np.concatenate([_tiles(archive, name) for name in sorted(archive.namelist())])
-        labels = np.load(io.BytesIO(archive.read("labels.npy"))).astype(np.int64)
+def cifar100_images(split: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """``"train"`` or ``"test"``: pixels (n, 32, 32, 3) and labels (n,), the first `most`.
+
+    They were shuffled once, so that any first part is a random one.
+    """
+    with zipfile.ZipFile(data_folder() / "cifar100" / f"cifar100_{split}.zip") as archive:
+        labels = np.load(io.BytesIO(archive.read("labels.npy"))).astype(np.int64)[:most]
+        sheets = sorted(name for name in archive.namelist() if name.endswith((".webp", ".jpg")))
+        sheets = sheets[: None if most is None else -(-most // 1000)]
+        images = np.concatenate([_tiles(archive, name) for name in sheets])[:most]
+    return images, labels
+
+
+def cifar100_model(name: str, **options: Any) -> Preprocessed:
+    """One of the ONNX graphs, with its preprocessing; `options` are for `load_model`."""
     prepared = {
         "osi": Preprocess(size=32),
         "densenet": Preprocess(
@@ -55,10 +64,15 @@ def cifar100(student: str, teacher: str) -> Outcomes:
             std=(63.0, 62.1, 66.7),
         ),
     }
-    models = {}
-    for role, name in (("student", student), ("teacher", teacher)):
-        model = load_model(folder / "weights" / f"{name}_cifar100.onnx")
-        models[role] = Preprocessed(model, prepared[name.split("_")[0]])
+    file = data_folder() / "cifar100" / "weights" / f"{name}_cifar100.onnx"
+    model = load_model(file, **options)
+    return Preprocessed(model, prepared[name.split("_")[0]])
+
+
+def cifar100(student: str, teacher: str) -> Outcomes:
+    """Two ONNX graphs on the 10,000 test images of CIFAR-100."""
+    images, labels = cifar100_images("test")
+    models = {"student": cifar100_model(student), "teacher": cifar100_model(teacher)}
     batches = (
         (images[start : start + BATCH_SIZE], labels[start : start + BATCH_SIZE])
         for start in range(0, len(images), BATCH_SIZE)
@@ -127,9 +141,7 @@ def _lite(number: int, size: int) -> Preprocessed:
 
 
 def _tiles(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """The 32 x 32 tiles of a sheet, row by row; none of a file that is no sheet."""
-    if not name.endswith((".webp", ".jpg")):
-        return np.empty((0, 32, 32, 3), np.uint8)
+    """The 32 x 32 tiles of a sheet, row by row."""
     sheet = np.asarray(_open(archive, name))
     rows, columns = sheet.shape[0] // 32, sheet.shape[1] // 32
     return sheet.reshape(rows, 32, columns, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)

@@ -1,0 +1,1 @@
+"""Joint detection on real images: recording and measuring."""
