@@ -7,33 +7,28 @@ from typing import Any
 
 import numpy as np
 
-from ebjr import CalibrationError, Outcomes, calibrate, evaluate
+from ebjr import (
+    CalibrationError,
+    OperatingPoint,
+    Outcomes,
+    TradeOffCurve,
+    calibrate,
+    evaluate,
+    oracle,
+)
 from ebjr.scores import Score
 
 
 def over_splits(
-    outcomes: Outcomes,
-    splits: int,
-    goal: str = "match-teacher",
-    *,
-    scores: Sequence[Score] | None = None,
-    **how: Any,
+    outcomes: Outcomes, splits: int, goal: str = "match-teacher", **how: Any
 ) -> dict[str, float]:
     """Calibrate on one half and evaluate on the other, `splits` times.
 
     Splits on which the goal cannot be reached are left out, and counted. The saving is the inverse
-    of the mean cost: the mean of the savings would flatter. `scores` has one for each split, where
-    `auto` has chosen them before.
+    of the mean cost: the mean of the savings would flatter.
     """
     found = []
-    for seed in range(splits):
-        calibration, held_out = outcomes.split(0.5, seed)
-        if scores is not None:
-            how["score"] = scores[seed]
-        try:
-            point = evaluate(held_out, calibrate(calibration, goal, **how))
-        except CalibrationError:
-            continue
+    for point in held_out_points(outcomes, splits, goal, **how):
         gain = 100 * (point.quality - point.teacher_quality)
         cost = (point.cost.flops or np.nan) / (point.teacher_cost.flops or np.nan)
         found.append((point.deferral_rate, gain, cost))
@@ -44,3 +39,74 @@ def over_splits(
         "over_teacher_points": round(float(gain), 3),
         "times_fewer_flops": round(float(1 / cost), 3),
     }
+
+
+def within(outcomes: Outcomes, splits: int, share: float, **how: Any) -> dict[str, Any]:
+    """The same for regressors, whose loss may be that share above the teacher's.
+
+    Which scores were chosen and how often, the loss over the teacher's, and how many times cheaper
+    the joint model is than the teacher, in the unit that both costs are known in.
+    """
+    points = held_out_points(outcomes, splits, share=share, **how)
+    if not points:
+        return {"splits": 0}
+    scores = [point.score for point in points]
+    found = [
+        (p.deferral_rate, p.blend, p.quality / p.teacher_quality, 1 / (p.saving or np.inf))
+        for p in points
+    ]
+    rate, blend, loss, cost = np.mean(found, axis=0)
+    return {
+        "splits": len(points),
+        "scores": {name: scores.count(name) for name in sorted(set(scores))},
+        "blend": round(float(blend), 3),
+        "deferral_rate": round(float(rate), 4),
+        "loss_over_teacher": round(float(loss), 4),
+        "times_cheaper": round(float(1 / cost), 3),
+    }
+
+
+def within_by_score(outcomes: Outcomes, splits: int, share: float) -> dict[str, Any]:
+    """Both models' losses, and `within` by `auto`, by every score alone, and by the oracle."""
+    curve = TradeOffCurve.of(outcomes, oracle(outcomes))
+    ideal = curve.at(index=int(np.argmax(curve.quality >= (1 + share) * curve.quality[-1])))
+    return {
+        "student": round(-outcomes.quality("student"), 5),
+        "teacher": round(-outcomes.quality("teacher"), 5),
+        "auto": within(outcomes, splits, share),
+        **{
+            f"{score}, no blend": within(outcomes, splits, share, score=score, blend=0.0)
+            for score in (*outcomes.kind.scores(outcomes.student), "random")
+        },
+        "oracle, no blend": {
+            "deferral_rate": round(ideal.deferral_rate, 4),
+            "times_cheaper": round(ideal.saving or 0.0, 3),
+        },
+    }
+
+
+def held_out_points(
+    outcomes: Outcomes,
+    splits: int,
+    goal: str = "match-teacher",
+    share: float | None = None,
+    scores: Sequence[Score] | None = None,
+    **how: Any,
+) -> list[OperatingPoint]:
+    """What is chosen on one half, evaluated on the other; infeasible splits are left out.
+
+    A `share` is a tolerance in parts of the teacher's loss on the half that is chosen on. `scores`
+    has one for each split, where `auto` has chosen them before.
+    """
+    found = []
+    for seed in range(splits):
+        calibration, held_out = outcomes.split(0.5, seed)
+        if scores is not None:
+            how["score"] = scores[seed]
+        if share is not None:
+            how["tolerance"] = share * abs(calibration.quality("teacher"))
+        try:
+            found.append(evaluate(held_out, calibrate(calibration, goal, **how)))
+        except CalibrationError:
+            continue
+    return found

@@ -436,15 +436,19 @@ SCORES: dict[str, Callable[..., Array]] = {
 REGRESSION_SCORES: dict[str, Callable[..., Array]] = {
     function.__name__: function
     for function in (
-        regression_energy,
-        density_entropy,
         density_std,
+        density_entropy,
         predicted_std,
         interval_width,
         ensemble_spread,
+        regression_energy,
     )
 }
-"""The scores of regressors that have a name: see `ebjr.regression_scores`."""
+"""The scores of regressors that have a name: see `ebjr.regression_scores`.
+
+The free energy is the last, as no likelihood says what it is: of scores that noise does not tell
+apart, `auto` takes the first.
+"""
 
 SPECIALIZED_SCORES: dict[str, Callable[..., Array]] = {
     function.__name__: function

@@ -74,7 +74,7 @@ def compared_scores(outcomes: Outcomes) -> list[str]:
     Examples
     --------
     >>> compared_scores(Outcomes([[1.0, 0.5]], [2.0], [2.5], task="regression"))
-    ['regression_energy', 'predicted_std', 'random']
+    ['predicted_std', 'regression_energy', 'random']
     """
     if outcomes.task == "classification":
         return list(COMPARED)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ebjr import JointConfig, Outcomes, TradeOffCurve, load_joint
+from ebjr.config import ModelEntry
 from ebjr.demo import DEMOS, run_demo, shipped
-from ebjr.demo.cifar10 import load as load_cifar10
 from ebjr.demo.fetch import DataUnavailable
 from ebjr.evaluation.flops import count_flops
 
@@ -57,20 +57,45 @@ def test_the_file_it_leaves_is_a_working_joint_model(recorded):
     assert joint(images).prediction.shape == (5,)
 
 
-def test_the_shipped_answers_are_what_the_shipped_models_say():
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory):
+    return run_demo(tmp_path_factory.mktemp("demo"), task="regression", recorded=True)
+
+
+def test_the_network_stands_in_for_the_trees_at_half_their_time(regression):
+    result = regression.study.result
+    assert result.unit == "seconds"
+    assert result.quality >= 1.03 * result.teacher_quality
+    assert result.saving >= 2
+    assert regression.study.outcomes.quality("student") < result.teacher_quality
+
+
+def test_the_joint_regressor_it_leaves_prices_diamonds(regression):
+    joint = load_joint(regression.files["joint.toml"])
+    carat = np.array([0.3, 1.0, 2.0], np.float32)
+    size = 6.4 * carat ** (1 / 3)
+    same = np.ones(3, np.float32)
+    grades = [2 * same, 3 * same, 3 * same]
+    rows = np.column_stack([carat, 62 * same, 57 * same, size, size, 0.62 * size, *grades])
+    price = np.exp(joint(rows.astype(np.float32)).prediction)
+    assert (np.diff(price) > 0).all()
+    assert 300 < price[0] < 2000 < price[1] < 9000 < price[2] < 25_000
+
+
+@pytest.mark.parametrize("task", DEMOS)
+def test_the_shipped_answers_are_what_the_shipped_models_say(task):
+    demo = DEMOS[task]
     try:
-        images, labels = load_cifar10("test")
+        inputs, targets = demo.load(lambda done, total, what: None)
     except DataUnavailable as error:
         pytest.skip(str(error))
-    with shipped("outcomes.npz") as path:
+    with shipped("outcomes.npz", task) as path:
         said = Outcomes.load(path)
-    assert np.array_equal(said.targets, labels)
-    from ebjr import Preprocess, load_model
-
+    np.testing.assert_allclose(said.targets, targets)
     for role in ("student", "teacher"):
-        with shipped(f"{role}.onnx") as path:
-            logits = load_model(path)(Preprocess(size=32)(images[:200]))
-        assert np.abs(logits - getattr(said, role)[:200]).max() < 0.02
+        with shipped(f"{role}.onnx", task) as path:
+            raw = ModelEntry.of_file(path, preprocess=demo.preprocess).load()(inputs[:200])
+        assert np.abs(raw - getattr(said, role)[:200]).max() < 0.02
 
 
 def test_each_task_has_a_demo_of_its_own_name():

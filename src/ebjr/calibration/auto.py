@@ -117,7 +117,7 @@ def score_candidates(outcomes: Outcomes) -> list[str]:
     Examples
     --------
     >>> score_candidates(Outcomes([[5.0, 0.1]], [5.5], [5.2], task="regression"))
-    ['regression_energy', 'predicted_std']
+    ['predicted_std', 'regression_energy']
     """
     if outcomes.task == "classification":
         return list(CANDIDATES)
