@@ -170,12 +170,14 @@ def run_sweep(
     Raises
     ------
     ValueError
-        No candidates, or such as were recorded on other examples or beside another teacher.
+        No candidates, or such as were recorded on other examples, beside another teacher, or are
+        judged by another metric.
     CalibrationError
         None reaches the goal.
 
     Examples
     --------
+    >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> targets = rng.integers(0, 4, 400)
     >>> clear = 4 * np.eye(4)[targets]
