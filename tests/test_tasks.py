@@ -26,7 +26,7 @@ from ebjr.arrays import to_numpy
 from ebjr.blend import blend_predictions
 from ebjr.metrics import METRICS
 
-SMOOTH = [name for name, metric in METRICS.items() if metric.task == "regression"]
+SMOOTH = [name for name, metric in METRICS.items() if "regression" in metric.tasks]
 
 
 ROWS = st.integers(2, 14)
