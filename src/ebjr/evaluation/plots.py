@@ -440,6 +440,7 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
     data: list[dict[str, Any]] = []
     for role, size in (("student", 5), ("teacher", 3)):
         residual = outcomes.targets - outcomes.predictions(role)
+        marker: dict[str, Any] = {**_marker_of(role, size), "opacity": 0.5}
         data.append(
             {
                 "type": "scatter",
@@ -447,7 +448,7 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
                 "name": role,
                 "x": _short(values[rows]),
                 "y": _short(residual[rows]),
-                "marker": {**_marker_of(role, size), "opacity": 0.5},
+                "marker": marker,
                 "hovertemplate": "%{y:.4g} at %{x:.4g}<extra>%{fullData.name}</extra>",
             }
         )
