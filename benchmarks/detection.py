@@ -22,7 +22,7 @@ from ebjr.backends.detectors import OnnxDetector
 from ebjr.precision import RECALLS, JointPrecision, match_detections
 from experiments.detection.pairs import PAIRS, SOURCES, data_folder, detections, images, labels
 
-IMAGES = 150
+IMAGES = 48
 PASSES = 3
 MANY = 5_000
 

@@ -216,7 +216,8 @@ def demo(
         return
     print_study(out, result.study, result.joint_seconds)
     out.print(f"\nReport: {result.files['report.html'].resolve().as_uri()}", soft_wrap=True)
-    out.print(f"Knob:   {result.files['joint.toml']}", soft_wrap=True)
+    if "joint.toml" in result.files:
+        out.print(f"Knob:   {result.files['joint.toml']}", soft_wrap=True)
 
 
 @app.command()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from ebjr.demo import classification, regression
+from ebjr.demo import classification, detection, regression
 from ebjr.demo.flow import Demo, DemoResult, Progress, shipped
 
-DEMOS: Mapping[str, Demo] = {demo.task: demo for demo in (classification.DEMO, regression.DEMO)}
+DEMOS: Mapping[str, Demo] = {
+    demo.task: demo for demo in (classification.DEMO, regression.DEMO, detection.DEMO)
+}
 """By task: what its demo brings."""
 
 __all__ = ["DEMOS", "Demo", "DemoResult", "as_demo", "run_demo", "shipped"]

@@ -1,7 +1,8 @@
 """What the demos of all tasks have in common: record, calibrate, evaluate, report.
 
 A `Demo` says what a task brings: where its data come from, and how its outcomes are described. The
-shipped pair and its recorded answers are files of the package, in a folder named as the task.
+shipped pair and its recorded answers are files of the package, in a folder named as the task. Where
+the pair may not be shipped, the demo says where else it is, and has no ``joint.toml`` without it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -20,13 +21,13 @@ import numpy as np
 from ebjr.arrays import Batch, row_count, take_rows
 from ebjr.config import JointConfig, ModelEntry
 from ebjr.costs import Cost
-from ebjr.demo.fetch import Arrays, DataUnavailable
+from ebjr.demo.fetch import DataUnavailable
 from ebjr.demo.fetch import Progress as FetchProgress
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, with_joules
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes, record
-from ebjr.preprocess import Preprocess, Preprocessed
+from ebjr.preprocess import Preprocess, unprepared
 from ebjr.study import Study, run_study
 
 Progress = Callable[[str, int, int | None], None]
@@ -48,7 +49,7 @@ class DemoResult:
     joint_seconds
         Per example, measured by running the joint model on the held-out half; None if recorded.
     files
-        The outcomes, ``joint.toml`` and the report.
+        The outcomes, the report, and ``joint.toml`` where the models are at hand.
     """
 
     study: Study
@@ -79,17 +80,24 @@ class Demo:
     preprocess
         How an input becomes that of both models; None where it is one already.
     about
-        `labels`, `metric` and the like of the outcomes.
+        `labels`, `metric` and the like of the outcomes, or what gives them once data are loaded.
+    models
+        Both models by role, where they are not shipped; raises `DataUnavailable` where they are
+        not at hand.
+    shows
+        Whether the report shows inputs, which are images with boxes.
     """
 
     task: str
     title: str
     data: str
-    load: Callable[[FetchProgress], Arrays]
+    load: Callable[[FetchProgress], tuple[Batch, Any]]
     batch_size: int = 64
     goal: Mapping[str, Any] = field(default_factory=lambda: {"goal": "match-teacher"})
     preprocess: Preprocess | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)
+    models: Callable[[], Mapping[str, ModelEntry]] | None = None
+    shows: bool = False
 
     def run(
         self,
@@ -104,38 +112,46 @@ class Demo:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         reason, inputs, targets = "asked for with --recorded", None, None
+        entries: dict[str, ModelEntry] = {}
         if not recorded:
             try:
                 inputs, targets = self.load(lambda done, total, what: tell(what, done, total))
+                entries = {} if self.models is None else dict(self.models())
             except DataUnavailable as error:
-                reason = str(error)
-        with shipped("student.onnx", self.task) as one, shipped("teacher.onnx", self.task) as other:
-            entries = {
-                role: ModelEntry.of_file(path, preprocess=self.preprocess)
-                for role, path in zip(ROLES, (one, other), strict=True)
-            }
+                reason, inputs = str(error), None
+        with ExitStack() as stack:
+            if self.models is None:
+                paths = {
+                    role: stack.enter_context(shipped(f"{role}.onnx", self.task)) for role in ROLES
+                }
+                entries = {
+                    role: ModelEntry.of_file(path, preprocess=self.preprocess)
+                    for role, path in paths.items()
+                }
             if inputs is None:
-                with shipped("outcomes.npz", self.task) as path:
-                    outcomes = Outcomes.load(path)
+                outcomes = Outcomes.load(stack.enter_context(shipped("outcomes.npz", self.task)))
             else:
                 outcomes = self._record(entries, inputs, targets, threads, tell)
             costs = {"student": outcomes.student_cost, "teacher": outcomes.teacher_cost}
             entries = {role: replace(entry, cost=costs[role]) for role, entry in entries.items()}
         study = run_study(outcomes, **self.goal)
-        names = ("outcomes.npz", "joint.toml", "report.html")
+        names = ("outcomes.npz", *(["joint.toml"] if entries else []), "report.html")
         result_files = {name: target / name for name in names}
         models = {role: entry.as_table(target.resolve()) for role, entry in entries.items()}
         replace(outcomes, models=models).save(result_files["outcomes.npz"])
-        config = JointConfig.of_study(entries["student"], entries["teacher"], study)
-        config.save(result_files["joint.toml"])
+        if entries:
+            config = JointConfig.of_study(entries["student"], entries["teacher"], study)
+            config.save(result_files["joint.toml"])
         seconds = None
         if inputs is not None:
             joint = JointConfig.read(result_files["joint.toml"]).load(threads=threads)
             seconds = self._time(joint, inputs, study, tell)
+        shows = self.shows and inputs is not None
         study.write_report(
             result_files["report.html"],
             title=self.title,
             notes=self._notes(inputs is None, reason, seconds),
+            images=take_rows(inputs, study.sample_rows) if shows else (),
         )
         return DemoResult(study, inputs is None, reason, seconds, result_files)
 
@@ -143,7 +159,7 @@ class Demo:
         self,
         entries: Mapping[str, ModelEntry],
         inputs: Batch,
-        targets: np.ndarray | None,
+        targets: Any,
         threads: int | None,
         tell: Progress,
     ) -> Outcomes:
@@ -170,7 +186,7 @@ class Demo:
             progress=count,
             student_cost=costs["student"],
             teacher_cost=costs["teacher"],
-            **self.about,
+            **(self.about() if callable(self.about) else self.about),
         )
 
     def _time(
@@ -218,8 +234,10 @@ def _costs(models: Mapping[str, Model], first: Batch) -> dict[str, Cost]:
     loads, costs = {}, {}
     for role, model in models.items():
         inputs = first
-        if isinstance(model, Preprocessed):
-            inputs, model = model.preprocess(inputs), model.model
+        model, preprocess = unprepared(model)
+        if preprocess is not None:
+            inputs = preprocess(inputs)
+        inputs = inputs[: getattr(model, "fixed_batch", None) or len(inputs)]
         counted = count_flops(model, np.shape(inputs))
         loads[role] = Load(model, inputs, counted.known, counted.parameter_bytes)
         costs[role] = Cost(flops=counted.known)

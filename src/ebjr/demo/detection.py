@@ -1,0 +1,99 @@
+"""The demo of detection: two detectors of one family on labeled COCO images, if these are at hand.
+
+Neither images nor weights may be passed on, so that only numbers are shipped: what both said.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ebjr.coco import read_coco
+from ebjr.config import ModelEntry
+from ebjr.data import decode_image
+from ebjr.demo.fetch import DataUnavailable, Progress
+from ebjr.demo.flow import Demo
+from ebjr.preprocess import Preprocess
+
+FILES = {
+    "labels": "coco669_boxes.json",
+    "images": "coco669_images.zip",
+    "student": "weights/deimv2_atto_320.onnx",
+    "teacher": "weights/deimv2_femto_416.onnx",
+}
+SIZES = {"student": 320, "teacher": 416}
+
+
+class Encoded(Sequence[Any]):
+    """The images of a zip file, each decoded when it is asked for."""
+
+    def __init__(self, path: Path, files: Sequence[str]) -> None:
+        self._archive = zipfile.ZipFile(path)
+        inside = {Path(name).name: name for name in self._archive.namelist()}
+        self._names = [inside[file] for file in files]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        return decode_image(self._archive.read(self._names[row]))
+
+
+def find(name: str) -> Path:
+    """One of `FILES`, in the folder ``detection`` of EBJR_DATA or of ``../shared/data``.
+
+    Raises
+    ------
+    DataUnavailable
+        It is not there.
+    """
+    folder = Path(os.environ.get("EBJR_DATA") or "../shared/data") / "detection"
+    path = folder / FILES[name]
+    if not path.is_file():
+        raise DataUnavailable(
+            f"the images and detectors are not at hand: there is no {path}; they may not be passed "
+            "on, so that only numbers are shipped (set EBJR_DATA to the folder of yours)"
+        )
+    return path
+
+
+def load(progress: Progress) -> tuple[Encoded, list[Any]]:
+    """The images, and what is on them."""
+    labels = read_coco(find("labels"))
+    return Encoded(find("images"), labels.files), list(labels.truth)
+
+
+def models() -> dict[str, ModelEntry]:
+    """Both detectors, each with its own preprocessing."""
+    return {
+        role: ModelEntry.of_file(
+            find(role),
+            preprocess=Preprocess(size=size),
+            options={"layout": "detr", "classes": 80},
+        )
+        for role, size in SIZES.items()
+    }
+
+
+def about() -> dict[str, Any]:
+    """The classes' names, from the labels."""
+    return {"labels": read_coco(find("labels")).classes}
+
+
+DEMO = Demo(
+    task="detection",
+    title="EBJR on COCO images: DEIMv2 atto and femto",
+    data="669 labeled COCO images (labels: COCO Consortium, CC BY 4.0)",
+    load=load,
+    models=models,
+    batch_size=8,
+    goal={"goal": "match-teacher", "tolerance": 0.01},
+    about=about,
+    shows=True,
+)
+"""Both detectors suppress no boxes, and give distributions of their sides (eq. 13)."""
