@@ -266,6 +266,7 @@ class SpecializedJointClassifier(JointModel):
 
     Examples
     --------
+    >>> import numpy as np
     >>> student = lambda x: np.stack([x, 0 * x], axis=1)  # class 7, or other
     >>> teacher = lambda x: np.tile(np.eye(10)[4], (len(x), 1))
     >>> router = Router("specialized_energy", threshold=2.0)

@@ -267,7 +267,10 @@ def test_a_layout_of_your_own_is_a_function(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layout": "ssd"}, "layout must be one of nanodet, yolov8, yolov5, detr, torchvision"),
+        (
+            {"layout": "ssd"},
+            "layout must be one of auto, nanodet, yolov8, yolov5, detr, torchvision",
+        ),
         ({"above": 1.0}, "above must lie in"),
         ({"limit": 0}, "limit and classes must be at least 1"),
         ({"nms": 1.5}, "nms must lie in"),
