@@ -282,8 +282,8 @@ def _open_session(path: Path, threads: int | None, providers: Sequence[Any] | No
         raise FileNotFoundError(f"there is no model file at {path}; check the path")
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors: its warnings are about graphs, not about users
-    # student and teacher take turns: threads that wait busily would hold up the other session's
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # student and teacher take turns: threads that wait busily after a run hold up the other's
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         settings.intra_op_num_threads = _at_least_one("threads", threads)
     chosen = _checked_providers(providers, onnxruntime.get_available_providers())
