@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from ebjr.arrays import (
@@ -189,7 +190,7 @@ class JointModel:
             )
         return self.mix(output, taught) if self.blend else taught, marked
 
-    @property
+    @cached_property
     def kind(self) -> Task:
         """What the task decides."""
         if not hasattr(self, "task"):

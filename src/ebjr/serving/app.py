@@ -367,6 +367,7 @@ class _Handlers:
     ) -> None:
         self.served, self.pipeline, self.observed = served, pipeline, observed
         self.token, self.timeout_seconds = token, timeout_seconds
+        (self.input,) = served.inputs()
 
     async def live(self, _request: Request) -> Response:
         return JSONResponse({})
@@ -384,7 +385,7 @@ class _Handlers:
                 "name": self.served.name,
                 "versions": [VERSION],
                 "platform": "ebjr_joint",
-                "inputs": self.served.inputs(),
+                "inputs": [self.input],
                 "outputs": self.served.outputs(),
             }
         )
@@ -423,7 +424,7 @@ class _Handlers:
             return self._respond(asked, found.answer, found.threshold)
 
     def _inputs(self, asked: InferRequest) -> Any:
-        known = self.served.inputs()[0]
+        known = self.input
         if list(asked.inputs) != [known["name"]]:
             raise ProtocolError(
                 f"this model has one input, {known['name']!r}, but the request brings "

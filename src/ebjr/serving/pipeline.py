@@ -59,10 +59,13 @@ class Ticket:
     ----------
     future
         Its `ServedAnswer`, or the error. Cancelling it frees the rows that still wait.
+    form
+        Shape and type of a row: what rows of one batch have in common.
     """
 
     def __init__(self, pipeline: Pipeline, inputs: Batch, threshold: float | None) -> None:
         self.future: Future[ServedAnswer] = Future()
+        self.form = (getattr(inputs, "shape", ())[1:], getattr(inputs, "dtype", None))
         self._pipeline = pipeline
         self._inputs = inputs
         self._threshold = threshold
@@ -457,14 +460,8 @@ def _alike(parts: Sequence[_Part]) -> list[list[_Part]]:
     """Parts whose rows can be one batch: arrays of the same shape and type, or lists."""
     groups: dict[Any, list[_Part]] = {}
     for part in parts:
-        inputs = part.ticket.inputs_of(part.rows[:1]) if len(parts) > 1 else None
-        form = None if inputs is None else (getattr(inputs, "shape", ())[1:], _dtype(inputs))
-        groups.setdefault(form, []).append(part)
+        groups.setdefault(part.ticket.form, []).append(part)
     return list(groups.values())
-
-
-def _dtype(inputs: Batch) -> Any:
-    return getattr(inputs, "dtype", None)
 
 
 def _plain(output: Batch) -> Batch:
