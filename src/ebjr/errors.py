@@ -9,7 +9,9 @@
         ├── ModelError               a model could not be loaded, or answered nonsense
         │   └── TeacherUnavailable   the teacher could not be reached just now
         ├── ProtocolError            a message that is not what the protocol says
+        │   └── UnknownModel         a request for a model, or a version, that is not served
         ├── Overloaded               more is asked than can be held just now
+        ├── DeadlineExceeded         a request's time is over, and there is no answer
         └── MissingExtra             an optional package is not installed
     Warning
     ├── PromiseWarning               what was calibrated is not what is in use
@@ -41,6 +43,10 @@ class ProtocolError(EbjrError):
     """A message breaks the protocol it claims to speak."""
 
 
+class UnknownModel(ProtocolError):
+    """A request names a model, or a version of it, that is not served here."""
+
+
 class Overloaded(EbjrError):
     """The queue is full: ask again after `retry_after_seconds`."""
 
@@ -50,6 +56,10 @@ class Overloaded(EbjrError):
 
     def __reduce__(self) -> tuple[type[Overloaded], tuple[str, float]]:
         return type(self), (str(self), self.retry_after_seconds)
+
+
+class DeadlineExceeded(EbjrError):
+    """The time that a request had is over, and there is no answer to give."""
 
 
 class MissingExtra(EbjrError, ImportError):

@@ -341,3 +341,14 @@ def test_tritonclient_works_unchanged(address, shipped, binary, compression):
     np.testing.assert_array_equal(found.as_numpy("deferred"), answer.deferred)
     np.testing.assert_allclose(found.as_numpy("score"), answer.score, rtol=1e-6)
     assert found.as_numpy("logits") is None
+
+
+def test_a_model_or_version_that_is_not_here_is_a_404_that_names_what_is(client):
+    versioned = client.post(f"{NAME}/versions/1/infer", json=request())
+    assert outputs(versioned)["prediction"] == [2, 0]
+    for path, says in (
+        (f"{NAME}/versions/2/infer", "no version '2' of 'joint'; it has '1'"),
+        ("/v2/models/other/infer", "the model is called 'joint'"),
+    ):
+        answer = client.post(path, json=request())
+        assert (answer.status_code, says in answer.json()["error"]) == (404, True)

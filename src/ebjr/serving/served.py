@@ -1,0 +1,174 @@
+"""What is served: a joint model, its name, and what its calibration knows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ebjr.config import JointConfig
+from ebjr.joint import JointModel
+from ebjr.preprocess import Preprocessed
+from ebjr.protocol import tensor_metadata
+from ebjr.router import check_threshold
+
+KNOBS = ("threshold", "deferral_rate", "operating_point")
+"""The three ways to say where the threshold is to be."""
+
+
+@dataclass
+class Served:
+    """What is served: a joint model, its name, and what its calibration knows.
+
+    Parameters
+    ----------
+    joint
+        The joint model.
+    name
+        What clients call it.
+    labels
+        The classes' names, for the metadata.
+    operating_points
+        Thresholds by name.
+    score_quantiles
+        Of the scores on the calibration half, evenly spaced from 0 to 1: what turns a deferral
+        rate into a threshold.
+    calibration_id
+        Of the calibration, for every answer.
+    """
+
+    joint: JointModel
+    name: str = "joint"
+    labels: tuple[str, ...] | None = None
+    operating_points: Mapping[str, float] = field(default_factory=dict)
+    score_quantiles: tuple[float, ...] = ()
+    calibration_id: str | None = None
+
+    def threshold_at(self, deferral_rate: float) -> float:
+        """The threshold that defers this share of the calibration half.
+
+        Raises
+        ------
+        ValueError
+            A rate out of range, or nothing is known of the scores.
+        """
+        if not 0 <= deferral_rate <= 1:
+            raise ValueError(f"deferral_rate must lie between 0 and 1, not {deferral_rate:g}")
+        if not self.score_quantiles:
+            raise ValueError(
+                "deferral_rate needs a joint.toml with the scores' quantiles; calibrate again, or "
+                "give a threshold"
+            )
+        if deferral_rate == 1:
+            return math.inf
+        grid = np.linspace(0, 1, len(self.score_quantiles))
+        known = np.asarray(self.score_quantiles, np.float64)
+        finite = np.where(np.isneginf(known), np.finfo(np.float64).min, known)
+        return float(np.interp(deferral_rate, grid, finite))
+
+    def score_deciles(self) -> list[float]:
+        """The calibration's scores at 10, 20, ..., 90 %, each once; none where they are not known.
+
+        Examples
+        --------
+        >>> Served(None, score_quantiles=(0.0, 1.0, 2.0)).score_deciles()[:2]
+        [0.2, 0.4]
+        """
+        if not self.score_quantiles:
+            return []
+        found = {round(self.threshold_at(tenth / 10), 6) for tenth in range(1, 10)}
+        return sorted(value for value in found if abs(value) < 1e300)
+
+    def point(self, name: str) -> float:
+        """The threshold of a named operating point.
+
+        Raises
+        ------
+        ValueError
+            There is none of that name.
+        """
+        if name not in self.operating_points:
+            known = ", ".join(self.operating_points) or "none"
+            raise ValueError(f"there is no operating point {name!r}; there are: {known}")
+        return self.operating_points[name]
+
+    def chosen(self, wish: Mapping[str, Any]) -> float | None:
+        """The threshold that a request or the knob asks for; None where it asks for none.
+
+        Raises
+        ------
+        ValueError
+            It asks for two at once, or for one that is not possible.
+        """
+        asked = [name for name in KNOBS if name in wish]
+        if len(asked) > 1:
+            raise ValueError(f"give one of {' and '.join(asked)}, not both")
+        if not asked:
+            return None
+        value = wish[asked[0]]
+        if asked[0] == "operating_point":
+            return self.point(str(value))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{asked[0]} must be a number, not {value!r}")
+        return check_threshold(value) if asked[0] == "threshold" else self.threshold_at(value)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether inputs are images, which each model prepares for itself."""
+        return isinstance(self.joint.student, Preprocessed)
+
+    def inputs(self) -> list[dict[str, Any]]:
+        """The metadata of the input."""
+        if self.takes_images:
+            return [tensor_metadata("image", np.uint8, (None, None, None, 3))]
+        student = self.joint.student
+        shape = getattr(student, "input_shape", None) or (None,)
+        return [
+            tensor_metadata(
+                getattr(student, "input_name", "input"),
+                getattr(student, "input_dtype", np.float32),
+                (None, *shape[1:]),
+            )
+        ]
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """The metadata of the outputs."""
+        label = np.float64 if self.joint.task == "regression" else np.int64
+        classes = None if self.labels is None else len(self.labels)
+        return [
+            tensor_metadata("prediction", label, (None,)),
+            tensor_metadata("output", np.float32, (None, classes)),
+            tensor_metadata("score", np.float32, (None,)),
+            tensor_metadata("deferred", np.bool_, (None,)),
+            tensor_metadata("degraded", np.bool_, (None,)),
+        ]
+
+
+def served_of(config: JointConfig, **options: Any) -> Served:
+    """What a ``joint.toml`` describes, loaded.
+
+    Parameters
+    ----------
+    config
+        The file, read.
+    **options
+        For `load_model`, such as threads.
+
+    Raises
+    ------
+    ModelError
+        A model file has changed, or cannot be loaded.
+    """
+    return Served(
+        joint=config.load(**options),
+        name=config.name,
+        labels=config.labels,
+        operating_points={
+            name: float(point["threshold"]) for name, point in config.operating_points.items()
+        },
+        score_quantiles=tuple(config.calibration.get("score_quantiles", ())),
+        calibration_id=config.calibration.get("outcomes"),
+    )

@@ -1,0 +1,243 @@
+"""What the protocols of a server share: a request is checked, asked and answered in one place.
+
+`Service.infer` takes an `InferRequest` and gives an `InferResponse`, whatever brought the one and
+takes the other. What is wrong is raised, and `status_of` says which kind of wrong it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import to_numpy
+from ebjr.errors import DeadlineExceeded, EbjrError, Overloaded, ProtocolError, UnknownModel
+from ebjr.protocol import InferRequest, InferResponse
+from ebjr.serving.metrics import Metrics
+from ebjr.serving.pipeline import Pipeline, ServedAnswer
+from ebjr.serving.served import KNOBS, Served
+
+VERSION = "1"
+"""The only version of a served model."""
+
+MOST_PIXELS = 64 * 2**20
+"""The most pixels that one encoded image may hold."""
+
+REQUEST_PARAMETERS = (*KNOBS, "timeout")
+
+STATUSES: tuple[tuple[type[EbjrError], int], ...] = (
+    (UnknownModel, 404),
+    (ProtocolError, 400),
+    (Overloaded, 429),
+    (DeadlineExceeded, 504),
+    (EbjrError, 503),
+)
+
+
+def status_of(error: EbjrError) -> int:
+    """The HTTP status that an error is answered with; other protocols translate it.
+
+    Examples
+    --------
+    >>> status_of(ProtocolError("no tensor")), status_of(Overloaded("full", 1.0))
+    (400, 429)
+    """
+    return next(status for kind, status in STATUSES if isinstance(error, kind))
+
+
+class Service:
+    """A joint model behind any protocol.
+
+    Parameters
+    ----------
+    served
+        What is served.
+    timeout_seconds
+        How long a request may take that does not say so itself.
+    **options
+        Of the `Pipeline`.
+
+    Raises
+    ------
+    ValueError
+        The joint model's answers are no arrays: detectors are not served yet.
+    """
+
+    def __init__(self, served: Served, *, timeout_seconds: float = 30.0, **options: Any) -> None:
+        if served.joint.task == "detection":
+            raise ValueError(
+                "detectors cannot be served yet; `ebjr predict` answers a folder of images"
+            )
+        self.served, self.timeout_seconds = served, timeout_seconds
+        self.metrics = Metrics(served.name, served.score_deciles())
+        self.pipeline = Pipeline(served.joint, observer=self.metrics, **options)
+        self.metrics.watch(self.pipeline.waiting, lambda: served.joint.router.threshold)
+        (self.input,) = served.inputs()
+
+    def server_metadata(self) -> dict[str, Any]:
+        """What the server says of itself."""
+        from ebjr import __version__
+
+        return {"name": "ebjr", "version": __version__, "extensions": ["binary_tensor_data"]}
+
+    def model_metadata(self) -> dict[str, Any]:
+        """What the server says of the model."""
+        return {
+            "name": self.served.name,
+            "versions": [VERSION],
+            "platform": "ebjr_joint",
+            "inputs": [self.input],
+            "outputs": self.served.outputs(),
+        }
+
+    def check_model(self, name: str, version: str = "") -> None:
+        """Check that a model is the one that is served; no version is any.
+
+        Raises
+        ------
+        UnknownModel
+            It is not.
+        """
+        if name != self.served.name:
+            raise UnknownModel(
+                f"there is no model {name!r} here; the model is called {self.served.name!r}"
+            )
+        if version not in ("", VERSION):
+            raise UnknownModel(f"there is no version {version!r} of {name!r}; it has {VERSION!r}")
+
+    async def infer(self, asked: InferRequest) -> InferResponse:
+        """Answer a request.
+
+        Raises
+        ------
+        ProtocolError
+            The request does not suit the model.
+        Overloaded
+            Too many rows wait already.
+        DeadlineExceeded
+            Its time is over, and not even the student has answered.
+        ModelError
+            A model failed.
+        """
+        inputs = self._inputs(asked)
+        threshold, timeout = self._wishes(asked)
+        ticket = self.pipeline.submit(inputs, threshold=threshold)
+        future = asyncio.wrap_future(ticket.future)
+        try:
+            found = await asyncio.wait_for(asyncio.shield(future), timeout)
+        except TimeoutError:
+            late = self.served.joint.when_unavailable == "student" and ticket.hurry()
+            if not late:
+                ticket.future.cancel()
+                raise DeadlineExceeded(
+                    f"no answer within {timeout:g} s; try again, or give it longer"
+                ) from None
+            found = await future
+        except asyncio.CancelledError:  # the client has gone
+            ticket.future.cancel()
+            raise
+        return self._response(asked, found)
+
+    def _inputs(self, asked: InferRequest) -> Any:
+        known = self.input
+        if list(asked.inputs) != [known["name"]]:
+            raise ProtocolError(
+                f"this model has one input, {known['name']!r}, but the request brings "
+                f"{', '.join(map(repr, asked.inputs))}"
+            )
+        (array,) = asked.inputs.values()
+        if self.served.takes_images:
+            return _images(array)
+        shape, dtype = (
+            known["shape"],
+            np.dtype(getattr(self.served.joint.student, "input_dtype", array.dtype)),
+        )
+        fits = array.ndim == len(shape) and all(
+            size in (-1, own) for size, own in zip(shape[1:], array.shape[1:], strict=True)
+        )
+        if len(shape) > 1 and not fits:
+            raise ProtocolError(
+                f"the input {known['name']!r} must have shape {shape}, not {list(array.shape)}"
+            )
+        if not array.ndim or not len(array):
+            raise ProtocolError(f"the input {known['name']!r} must have at least one row")
+        if array.dtype == object:
+            raise ProtocolError(
+                f"the input {known['name']!r} must be {known['datatype']}, not BYTES"
+            )
+        return array.astype(dtype, copy=False)
+
+    def _wishes(self, asked: InferRequest) -> tuple[float | None, float]:
+        unknown = set(asked.parameters) - set(REQUEST_PARAMETERS)
+        if unknown:
+            raise ProtocolError(
+                f"there is no parameter {min(unknown)!r}; there are: "
+                f"{', '.join(REQUEST_PARAMETERS)}"
+            )
+        timeout = asked.parameters.get("timeout", self.timeout_seconds)
+        if isinstance(timeout, bool | str) or not 0 < timeout <= 3600:
+            raise ProtocolError(f"timeout must be seconds, above 0 and up to 3600, not {timeout!r}")
+        try:
+            return self.served.chosen(asked.parameters), float(timeout)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+
+    def _response(self, asked: InferRequest, found: ServedAnswer) -> InferResponse:
+        answer = found.answer
+        parameters: dict[str, Any] = {"threshold": json_number(found.threshold)}
+        if self.served.calibration_id is not None:
+            parameters["calibration"] = self.served.calibration_id
+        return InferResponse(
+            outputs={
+                "prediction": to_numpy(answer.prediction),
+                "output": to_numpy(answer.output).astype(np.float32),
+                "score": to_numpy(answer.score).astype(np.float32),
+                "deferred": to_numpy(answer.deferred),
+                "degraded": to_numpy(answer.degraded),
+            },
+            model_name=self.served.name,
+            model_version=VERSION,
+            id=asked.id,
+            parameters=parameters,
+        )
+
+
+def json_number(value: float) -> float | str:
+    """A number as messages carry it: an infinity is the word, as JSON has none."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _images(array: np.ndarray) -> Any:
+    """Images (n, h, w, 3) uint8, or n encoded ones."""
+    if array.dtype == object:
+        if array.ndim != 1 or not len(array):
+            raise ProtocolError(
+                f"encoded images must be a tensor BYTES of shape [n], not {list(array.shape)}"
+            )
+        return [_decoded(number, raw) for number, raw in enumerate(array.tolist())]
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
+        raise ProtocolError(
+            "the input 'image' must be UINT8 of shape [n, height, width, 3], or BYTES of shape [n] "
+            f"with encoded images, not {array.dtype} {list(array.shape)}"
+        )
+    return array
+
+
+def _decoded(number: int, raw: bytes) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG", "WEBP")) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ProtocolError(
+                    f"image {number} has {image.width} x {image.height} pixels, and {MOST_PIXELS} "
+                    "is the most"
+                )
+            return np.asarray(image.convert("RGB"))
+    except ProtocolError:
+        raise
+    except Exception as error:  # whatever a broken image makes the decoder say
+        raise ProtocolError(f"image {number} is no JPEG, PNG or WebP that can be read") from error
