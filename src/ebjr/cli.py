@@ -547,6 +547,10 @@ def serve(
         str | None,
         typer.Option(envvar="EBJR_TOKEN", help="Who moves the knob must show it as a bearer."),
     ] = None,
+    audit_log: Annotated[
+        Path | None,
+        typer.Option(help="A file to which each move of the knob is appended, a JSON line each."),
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
@@ -570,6 +574,7 @@ def serve(
         teacher_batch=teacher_batch,
         max_wait_seconds=max_wait,
         queue_rows=queue_rows,
+        audit_log=audit_log,
         started=lambda url: out.print(f"serving {served.name} at {url}", soft_wrap=True),
     )
 

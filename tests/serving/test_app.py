@@ -151,8 +151,10 @@ def test_the_knob_is_read_and_moved(client):
     assert client.get("/v1/router").json() == {
         "score": "max_logit",
         "threshold": 1.0,
+        "deferral_rate": 0.1,
         "operating_points": {"careful": 3.0},
         "calibration": "abc",
+        "promise": None,
     }
     for wish, threshold in (
         ({"threshold": 6.0}, 6.0),

@@ -140,6 +140,24 @@ class Certificate:
             f"{right}, if the inputs in use are exchangeable with the calibration examples."
         )
 
+    def covers(self, threshold: float) -> bool:
+        """Whether the promise holds at another threshold too.
+
+        The walk that ended here passed every threshold on its way: all above, or for `rate`, which
+        is walked upwards, all below.
+
+        Examples
+        --------
+        >>> figures = {"row": 7, "threshold": 0.9, "deferral_rate": 0.4, "observed": 0.006}
+        >>> figures |= {"bound": 0.0099, "naive_deferral_rate": 0.3, "test": "exact binomial"}
+        >>> harm = Certificate("harm", tolerance=0.01, delta=0.1, n=2000, **figures)
+        >>> harm.covers(0.95), harm.covers(0.85)
+        (True, False)
+        """
+        if self.promise == "rate":
+            return threshold <= self.threshold
+        return threshold >= self.threshold
+
     @property
     def _promised(self) -> str:
         if self.promise == "harm" and not METRICS[self.metric].binary:

@@ -11,18 +11,19 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import logging
 import math
 import socket
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from ebjr.errors import EbjrError, MissingExtra, Overloaded
 from ebjr.protocol import LENGTH_HEADER, read_request, write_response
+from ebjr.serving.knob import WISHES
 from ebjr.serving.served import Served, served_of
-from ebjr.serving.service import Service, json_number, status_of
+from ebjr.serving.service import Service, status_of
 
 try:
     from starlette.applications import Starlette
@@ -37,14 +38,11 @@ __all__ = ["Served", "build_app", "run_server", "served_of"]
 MOST_BYTES = 64 * 2**20
 """The largest body, and the largest one after it has been decompressed."""
 
-log = logging.getLogger("ebjr.serving")
-
 
 def build_app(
     served: Served,
     *,
     token: str | None = None,
-    timeout_seconds: float = 30.0,
     **options: Any,
 ) -> Starlette:
     """The server's application, for uvicorn or any other ASGI server.
@@ -56,10 +54,8 @@ def build_app(
     token
         Who moves the knob must show it, as ``Authorization: Bearer TOKEN``; without one the knob
         is moved from this machine alone.
-    timeout_seconds
-        How long a request may take that does not say so itself.
     **options
-        Of the `Pipeline`.
+        Of the `Service` and its `Pipeline`.
 
     Raises
     ------
@@ -67,8 +63,10 @@ def build_app(
         Starlette or prometheus-client is not installed.
     ValueError
         The joint model's answers are no arrays: detectors are not served yet.
+    OSError
+        The audit log cannot be written.
     """
-    service = Service(served, timeout_seconds=timeout_seconds, **options)
+    service = Service(served, **options)
     handlers = _Handlers(service, token)
     model = "/v2/models/{name}"
     routes = [
@@ -91,13 +89,15 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        service.pipeline.start()
+        service.start()
         try:
             yield
         finally:
-            await asyncio.get_running_loop().run_in_executor(None, service.pipeline.stop)
+            await asyncio.get_running_loop().run_in_executor(None, service.stop)
 
-    return Starlette(routes=routes, lifespan=lifespan)
+    app = Starlette(routes=routes, lifespan=lifespan)
+    app.state.service = service
+    return app
 
 
 def run_server(
@@ -209,44 +209,24 @@ class _Handlers:
         )
 
     async def read_knob(self, _request: Request) -> Response:
-        return JSONResponse(self._knob())
-
-    def _knob(self) -> dict[str, Any]:
-        return {
-            "score": str(self.served.joint.router.score),
-            "threshold": json_number(self.served.joint.router.threshold),
-            "operating_points": {
-                name: json_number(value) for name, value in self.served.operating_points.items()
-            },
-            "calibration": self.served.calibration_id,
-        }
+        return JSONResponse(self.service.knob.state())
 
     @_answering
     async def move_knob(self, request: Request) -> Response:
         self._authorize(request)
-        body = await _body(request)
-        try:
-            wish = json.loads(body)
-            if not isinstance(wish, dict) or len(wish) != 1:
-                raise ValueError
-            threshold = self.served.chosen(wish)
-            if threshold is None:
-                raise ValueError
-        except (ValueError, RecursionError) as error:
-            sentence = (
-                str(error)
-                if str(error) and not isinstance(error, json.JSONDecodeError)
-                else (
-                    'the knob takes JSON like {"threshold": 0.5}, {"deferral_rate": 0.2} or '
-                    '{"operating_point": "match-teacher"}'
-                )
-            )
-            raise _Refused(400, sentence) from error
-        before = self.served.joint.router.threshold
-        self.served.joint.router.threshold = threshold
         who = request.client.host if request.client else "unknown"
-        log.info("knob moved from %r to %r by %s", before, threshold, who)
-        return JSONResponse(self._knob())
+        try:
+            wish = json.loads(await _body(request))
+        except (ValueError, RecursionError) as error:
+            raise _Refused(400, WISHES) from error
+        move = partial(self.service.knob.ask, wish, who=who)
+        try:  # in a thread, as the audit log waits for the disk
+            await asyncio.get_running_loop().run_in_executor(None, move)
+        except ValueError as error:
+            raise _Refused(400, str(error)) from error
+        except OSError as error:
+            raise _Refused(503, f"the audit log cannot be written: {error}") from error
+        return await self.read_knob(request)
 
     def _authorize(self, request: Request) -> None:
         if self.token is not None:

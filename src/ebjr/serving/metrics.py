@@ -1,7 +1,13 @@
-"""Prometheus metrics of a pipeline: what it is told becomes numbers to watch."""
+"""Prometheus metrics of a server: what a pipeline tells becomes numbers to watch.
+
+What comes in bulk (scores, waits) is counted in bulk, with one NumPy call for each batch; what is
+known elsewhere (queues, the knob, the monitor) is read when somebody asks. docs/operations.md says
+what each metric means.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,17 +16,22 @@ from typing import Any
 import numpy as np
 
 from ebjr.errors import MissingExtra
-from ebjr.serving.pipeline import Observer
+from ebjr.serving.pipeline import STAGES, Batched, Observer
 
 try:
     from prometheus_client import (
         CONTENT_TYPE_LATEST,
         CollectorRegistry,
         Counter,
-        Gauge,
         Histogram,
         generate_latest,
     )
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+    )
+    from prometheus_client.registry import Collector
 except ImportError as error:
     raise MissingExtra("serve", "serving") from error
 
@@ -52,46 +63,61 @@ class Metrics(Observer):
         self._degraded = Counter(
             "degraded_rows", "Rows that the student answered for a teacher away.", label, **known
         ).labels(model)
-        self._failures = Counter("failures", "Batches that failed.", [*label, "stage"], **known)
-        self._batch = Histogram(
-            "batch_rows", "Rows of a batch.", [*label, "stage"], buckets=BATCHES, **known
-        )
-        self._seconds = Histogram(
-            "batch_seconds", "A batch's time.", [*label, "stage"], buckets=SECONDS, **known
-        )
+        failures = Counter("failures", "Batches that failed.", [*label, "stage"], **known)
+        self._failures = {stage: failures.labels(model, stage) for stage in STAGES}
         self._latency = Histogram(
             "request_seconds", "A request's time.", label, buckets=SECONDS, **known
         ).labels(model)
-        self._score = Histogram(
-            "score",
-            "Scores of the student's answers.",
-            label,
-            buckets=tuple(score_edges) or TENTHS,
-            **known,
-        ).labels(model)
-        self._waiting = Gauge("waiting_rows", "Rows in a queue.", [*label, "stage"], **known)
-        self._threshold = Gauge("threshold", "The knob.", label, **known).labels(model)
+        self._batch = self._histogram("batch_rows", "Rows of a batch.", BATCHES, STAGES)
+        self._seconds = self._histogram("batch_seconds", "A batch's time.", SECONDS, STAGES)
+        self._wait = self._histogram("wait_seconds", "Time in a queue.", SECONDS, STAGES)
+        edges = tuple(score_edges) or TENTHS
+        self._score = self._histogram("score", "Scores of the student's answers.", edges)
 
-    def watch(
-        self, waiting: Callable[[], Mapping[str, int]], threshold: Callable[[], float]
+    def read(
+        self,
+        name: str,
+        text: str,
+        values: Callable[[], Mapping[str, float]],
+        label: str | None = None,
+        *,
+        counter: bool = False,
     ) -> None:
-        """Read the queues and the knob whenever somebody asks."""
-        for stage in ("student", "teacher"):
-            gauge = self._waiting.labels(self._model, stage)
-            gauge.set_function(_reading(waiting, stage))
-        self._threshold.set_function(threshold)
+        """Add a metric whose values are read whenever somebody asks.
 
-    def batch(self, stage: str, rows: int, seconds: float) -> None:
+        Parameters
+        ----------
+        name, text
+            Of the metric, without ``ebjr_``.
+        values
+            Gives the values by the label's, or one by any name where there is no label. Nothing is
+            shown where it gives none.
+        label
+            What tells the values apart, beside the model.
+        counter
+            The values only ever rise.
+
+        Examples
+        --------
+        >>> metrics = Metrics("joint")
+        >>> metrics.read("threshold", "The knob.", lambda: {"": 0.5})
+        >>> [line for line in metrics.text()[0].decode().splitlines() if "threshold{" in line]
+        ['ebjr_threshold{model="joint"} 0.5']
+        """
+        family = CounterMetricFamily if counter else GaugeMetricFamily
+        self._registry.register(_Read(family, f"ebjr_{name}", text, self._model, label, values))
+
+    def batch(self, batch: Batched) -> None:
         """Count a batch."""
-        self._batch.labels(self._model, stage).observe(rows)
-        self._seconds.labels(self._model, stage).observe(seconds)
+        self._batch.add([batch.rows], batch.stage)
+        self._seconds.add([batch.seconds], batch.stage)
+        self._wait.add(batch.waited, batch.stage)
 
-    def rows(self, score: np.ndarray, deferred: np.ndarray) -> None:
+    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
         """Count rows, and where their scores lie."""
         self._rows.inc(len(score))
         self._deferred.inc(int(deferred.sum()))
-        for value in score.tolist():
-            self._score.observe(value)
+        self._score.add(score)
 
     def degraded(self, rows: int) -> None:
         """Count degraded rows."""
@@ -99,7 +125,7 @@ class Metrics(Observer):
 
     def failed(self, stage: str, error: Exception) -> None:
         """Count a failure."""
-        self._failures.labels(self._model, stage).inc()
+        self._failures[stage].inc()
 
     def refused(self, status: int) -> None:
         """A request was answered with an error."""
@@ -117,6 +143,74 @@ class Metrics(Observer):
         """All of it as Prometheus reads it, and the type of that text."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
+    def _histogram(
+        self, name: str, text: str, edges: Sequence[float], stages: Sequence[str] = ()
+    ) -> _Counts:
+        counts = _Counts(f"ebjr_{name}", text, self._model, edges, stages)
+        self._registry.register(counts)
+        return counts
 
-def _reading(waiting: Callable[[], Mapping[str, int]], stage: str) -> Callable[[], float]:
-    return lambda: float(waiting()[stage])
+
+class _Counts(Collector):
+    """A histogram that takes many values at once, one for each stage or one for all."""
+
+    def __init__(
+        self, name: str, text: str, model: str, edges: Sequence[float], stages: Sequence[str]
+    ) -> None:
+        self._about = (name, text)
+        self._model = model
+        self._labels = ["model", "stage"] if stages else ["model"]
+        self._edges = np.asarray(edges, np.float64)
+        self._names = [*map(str, self._edges.tolist()), "+Inf"]
+        self._counts = {s: np.zeros(len(self._names), np.int64) for s in stages or ("",)}
+        self._sums = dict.fromkeys(self._counts, 0.0)
+        self._lock = threading.Lock()
+
+    def add(self, values: Any, stage: str = "") -> None:
+        """Count values (n,); what is not finite is in no sum, a NaN in no bucket but the last."""
+        given = np.asarray(values, np.float64)
+        found = np.bincount(np.searchsorted(self._edges, given), minlength=len(self._names))
+        total = float(given.sum())
+        if not np.isfinite(total):
+            total = float(given[np.isfinite(given)].sum())
+        with self._lock:
+            self._counts[stage] += found
+            self._sums[stage] += total
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(*self._about, labels=self._labels)
+        with self._lock:
+            for stage, counts in self._counts.items():
+                buckets = list(zip(self._names, np.cumsum(counts).tolist(), strict=True))
+                labels = [self._model, stage][: len(self._labels)]
+                family.add_metric(labels, buckets, self._sums[stage])
+        yield family
+
+
+class _Read(Collector):
+    """Values that are read when somebody asks."""
+
+    def __init__(
+        self,
+        family: type[CounterMetricFamily] | type[GaugeMetricFamily],
+        name: str,
+        text: str,
+        model: str,
+        label: str | None,
+        values: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self._family, self._about, self._model = family, (name, text), model
+        self._label, self._values = label, values
+
+    def describe(self) -> Iterator[Any]:
+        yield self._empty()
+
+    def collect(self) -> Iterator[Any]:
+        family = self._empty()
+        for name, value in self._values().items():
+            family.add_metric([self._model] if self._label is None else [self._model, name], value)
+        yield family
+
+    def _empty(self) -> Any:
+        labels = ["model"] if self._label is None else ["model", self._label]
+        return self._family(*self._about, labels=labels)

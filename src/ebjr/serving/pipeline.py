@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,14 +36,51 @@ class ServedAnswer:
     threshold: float
 
 
+STAGES = ("student", "teacher")
+
+
+@dataclass(frozen=True, eq=False)
+class Batched:
+    """A batch that a model has answered.
+
+    Attributes
+    ----------
+    stage
+        ``"student"`` or ``"teacher"``.
+    rows
+        How many.
+    tickets
+        The k requests whose rows they are, one for each part.
+    waited
+        (k,): the seconds that each part waited in the queue.
+    began, seconds
+        When the model was given the batch, by `time.perf_counter`, and how long it took.
+    """
+
+    stage: str
+    rows: int
+    tickets: Sequence[Ticket]
+    waited: np.ndarray
+    began: float
+    seconds: float
+
+    @classmethod
+    def of(cls, stage: str, parts: Sequence[_Part], began: float) -> Batched:
+        """The batch of some parts, answered just now."""
+        ended = time.perf_counter()
+        waited = began - np.array([part.since for part in parts])
+        rows = sum(len(part.rows) for part in parts)
+        return cls(stage, rows, [part.ticket for part in parts], waited, began, ended - began)
+
+
 class Observer:
     """Told what happens in a pipeline, from its threads; this one does not listen."""
 
-    def batch(self, stage: str, rows: int, seconds: float) -> None:
-        """A model (`stage` is ``"student"`` or ``"teacher"``) has answered a batch."""
+    def batch(self, batch: Batched) -> None:
+        """A model has answered a batch."""
 
-    def rows(self, score: np.ndarray, deferred: np.ndarray) -> None:
-        """Rows have been scored, and some deferred."""
+    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
+        """Rows have been scored, and some deferred, each by the threshold of its request."""
 
     def degraded(self, rows: int) -> None:
         """Rows that should have been deferred were answered by the student."""
@@ -179,6 +216,11 @@ class _Part:
     ticket: Ticket
     rows: np.ndarray
     output: Batch | None = None
+    since: float = field(default_factory=time.perf_counter)  # when it began to wait
+
+    def cut(self, start: int, stop: int | None) -> _Part:
+        """Some of its rows."""
+        return replace(self, rows=self.rows[start:stop], output=_cut(self.output, start, stop))
 
 
 class _Queue:
@@ -229,10 +271,10 @@ class _Queue:
                 if part.ticket.future.done():  # cancelled, hurried or failed: nobody waits for it
                     continue
                 if len(part.rows) > room:
-                    rest = _Part(part.ticket, part.rows[room:], _cut(part.output, room, None))
+                    rest = part.cut(room, None)
                     self._parts.appendleft(rest)
                     self.rows += len(rest.rows)
-                    part = _Part(part.ticket, part.rows[:room], _cut(part.output, 0, room))
+                    part = part.cut(0, room)
                 taken.append(part)
                 room -= len(part.rows)
             return taken
@@ -388,13 +430,13 @@ class Pipeline:
         except Exception as error:
             self._fail(parts, "student", error)
             return
-        spent = time.perf_counter() - began
-        self._row_seconds = 0.9 * self._row_seconds + 0.1 * spent / len(values)
+        batch = Batched.of("student", parts, began)
+        self._row_seconds = 0.9 * self._row_seconds + 0.1 * batch.seconds / len(values)
         knob = self.joint.router.threshold
         thresholds = np.repeat([part.ticket.threshold(knob) for part in parts], sizes)
         deferred = ~(values >= thresholds)
-        self.observer.batch("student", len(values), spent)
-        self.observer.rows(values, deferred)
+        self.observer.batch(batch)
+        self.observer.rows(values, deferred, thresholds)
         flags = None if marked is None else to_numpy(marked)
         ends = np.cumsum(sizes)
         later = []
@@ -434,7 +476,7 @@ class Pipeline:
         except Exception as error:
             self._fail(parts, "teacher", error)
             return
-        self.observer.batch("teacher", row_count(own), time.perf_counter() - began)
+        self.observer.batch(Batched.of("teacher", parts, began))
         flags = None if marked is None else to_numpy(marked)
         end = 0
         with self.lock:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ebjr.calibration.guarantee import Certificate
 from ebjr.config import JointConfig
 from ebjr.joint import JointModel
 from ebjr.preprocess import Preprocessed
@@ -38,6 +39,8 @@ class Served:
         rate into a threshold.
     calibration_id
         Of the calibration, for every answer.
+    certificate
+        What is promised, and at which thresholds; None where nothing is.
     """
 
     joint: JointModel
@@ -46,6 +49,7 @@ class Served:
     operating_points: Mapping[str, float] = field(default_factory=dict)
     score_quantiles: tuple[float, ...] = ()
     calibration_id: str | None = None
+    certificate: Certificate | None = None
 
     def threshold_at(self, deferral_rate: float) -> float:
         """The threshold that defers this share of the calibration half.
@@ -68,6 +72,22 @@ class Served:
         known = np.asarray(self.score_quantiles, np.float64)
         finite = np.where(np.isneginf(known), np.finfo(np.float64).min, known)
         return float(np.interp(deferral_rate, grid, finite))
+
+    def rate_at(self, threshold: float) -> float | None:
+        """The share of the calibration half that a threshold defers; None where it is not known.
+
+        Examples
+        --------
+        >>> Served(None, score_quantiles=(0.0, 1.0, 2.0)).rate_at(0.5)
+        0.25
+        """
+        if not self.score_quantiles:
+            return None
+        known = np.asarray(self.score_quantiles, np.float64)
+        if threshold > known[-1]:
+            return 1.0
+        finite = np.where(np.isneginf(known), np.finfo(np.float64).min, known)
+        return float(np.interp(threshold, finite, np.linspace(0, 1, len(known))))
 
     def score_deciles(self) -> list[float]:
         """The calibration's scores at 10, 20, ..., 90 %, each once; none where they are not known.
@@ -171,4 +191,10 @@ def served_of(config: JointConfig, **options: Any) -> Served:
         },
         score_quantiles=tuple(config.calibration.get("score_quantiles", ())),
         calibration_id=config.calibration.get("outcomes"),
+        certificate=config.certificate,
     )
+
+
+def json_number(value: float) -> float | str:
+    """A number as messages carry it: an infinity is the word, as JSON has none."""
+    return value if math.isfinite(value) else str(value)

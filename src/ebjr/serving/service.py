@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-import math
+import os
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ import numpy as np
 from ebjr.arrays import to_numpy
 from ebjr.errors import DeadlineExceeded, EbjrError, Overloaded, ProtocolError, UnknownModel
 from ebjr.protocol import InferRequest, InferResponse
+from ebjr.serving.journal import Journal
+from ebjr.serving.knob import Knob
 from ebjr.serving.metrics import Metrics
 from ebjr.serving.pipeline import Pipeline, ServedAnswer
-from ebjr.serving.served import KNOBS, Served
+from ebjr.serving.served import KNOBS, Served, json_number
 
 VERSION = "1"
 """The only version of a served model."""
@@ -57,6 +59,8 @@ class Service:
         What is served.
     timeout_seconds
         How long a request may take that does not say so itself.
+    audit_log
+        A file to which each move of the knob is appended, see `Journal`.
     **options
         Of the `Pipeline`.
 
@@ -64,9 +68,18 @@ class Service:
     ------
     ValueError
         The joint model's answers are no arrays: detectors are not served yet.
+    OSError
+        The audit log cannot be written.
     """
 
-    def __init__(self, served: Served, *, timeout_seconds: float = 30.0, **options: Any) -> None:
+    def __init__(
+        self,
+        served: Served,
+        *,
+        timeout_seconds: float = 30.0,
+        audit_log: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> None:
         if served.joint.task == "detection":
             raise ValueError(
                 "detectors cannot be served yet; `ebjr predict` answers a folder of images"
@@ -74,8 +87,33 @@ class Service:
         self.served, self.timeout_seconds = served, timeout_seconds
         self.metrics = Metrics(served.name, served.score_deciles())
         self.pipeline = Pipeline(served.joint, observer=self.metrics, **options)
-        self.metrics.watch(self.pipeline.waiting, lambda: served.joint.router.threshold)
+        self._journal = None if audit_log is None else Journal(audit_log)
+        self.knob = Knob(served, self._journal)
+        self._show()
         (self.input,) = served.inputs()
+
+    def start(self) -> None:
+        """Start to answer."""
+        self.pipeline.start()
+
+    def stop(self) -> None:
+        """Answer what waits, and end."""
+        self.pipeline.stop()
+        if self._journal is not None:
+            self._journal.close()
+
+    def _show(self) -> None:
+        """Tell the metrics where to look."""
+        read, knob = self.metrics.read, self.knob
+        read("waiting_rows", "Rows in a queue.", self.pipeline.waiting, "stage")
+        read("threshold", "The knob.", lambda: {"": knob.threshold})
+        read("knob_moves", "Moves of the knob.", lambda: dict(knob.moves), "who", counter=True)
+        if self.served.certificate is not None:
+            read(
+                "promise_in_force",
+                "1 while the threshold is one that was certified, else 0.",
+                lambda: {"": float(knob.promise(knob.threshold) == "in force")},
+            )
 
     def server_metadata(self) -> dict[str, Any]:
         """What the server says of itself."""
@@ -188,6 +226,8 @@ class Service:
     def _response(self, asked: InferRequest, found: ServedAnswer) -> InferResponse:
         answer = found.answer
         parameters: dict[str, Any] = {"threshold": json_number(found.threshold)}
+        if (promise := self.knob.promise(found.threshold)) is not None:
+            parameters["promise"] = promise
         if self.served.calibration_id is not None:
             parameters["calibration"] = self.served.calibration_id
         return InferResponse(
@@ -203,11 +243,6 @@ class Service:
             id=asked.id,
             parameters=parameters,
         )
-
-
-def json_number(value: float) -> float | str:
-    """A number as messages carry it: an infinity is the word, as JSON has none."""
-    return value if math.isfinite(value) else str(value)
 
 
 def _images(array: np.ndarray) -> Any:

@@ -1,0 +1,127 @@
+"""Journal: an append-only file of JSON lines that is whole whenever the process dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 2**16
+
+
+class Journal:
+    """Entries of who did what and when, each on the disk before `write` returns.
+
+    A line that was being written when the machine or the process died is recognized when the file
+    is opened again: it is cut off, and an entry says so. Whole lines are never touched.
+
+    Parameters
+    ----------
+    path
+        The file; it is made where there is none, and its folder must exist.
+
+    Raises
+    ------
+    OSError
+        It cannot be opened, or cannot be written to.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "audit.jsonl"
+    >>> with Journal(path) as journal:
+    ...     journal.write({"who": "autopilot", "to": 0.5})
+    >>> _ = path.write_text(path.read_text() + '{"who": "auto')  # died while writing
+    >>> with Journal(path) as journal:
+    ...     journal.repaired
+    13
+    >>> [json.loads(line)["who"] for line in path.read_text().splitlines()]
+    ['autopilot', 'journal']
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(
+                f"cannot write {self.path}: the folder {self.path.parent} does not exist"
+            )
+        self._lock = threading.Lock()
+        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            self._settle_folder()
+            self.repaired = self._repair()
+            if self.repaired:
+                cut = f"{self.repaired} bytes of a line that was never finished were cut off"
+                self.write({"who": "journal", "why": cut})
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Append an entry, with the time before all else, and see it onto the disk.
+
+        Raises
+        ------
+        OSError
+            The disk is full or gone; nothing of the entry is in the file then.
+        """
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        line = json.dumps({"time": now, **entry}, allow_nan=False).encode() + b"\n"
+        with self._lock:
+            size = os.fstat(self._file).st_size
+            try:
+                left = memoryview(line)
+                while left:
+                    left = left[os.write(self._file, left) :]
+                os.fsync(self._file)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self._file, size)
+                raise
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _settle_folder(self) -> None:
+        """See the file's name, which may be new, onto the disk too."""
+        if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+            return
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _repair(self) -> int:
+        """End the file with a whole line; returns how many bytes had to go."""
+        size = os.fstat(self._file).st_size
+        start, tail = size, b""
+        while start and b"\n" not in tail:
+            begin = max(0, start - _CHUNK)
+            os.lseek(self._file, begin, os.SEEK_SET)
+            tail = os.read(self._file, start - begin) + tail
+            start = begin
+        torn = tail[tail.rfind(b"\n") + 1 :]
+        if not torn:
+            return 0
+        try:
+            json.loads(torn)
+        except ValueError:
+            os.ftruncate(self._file, size - len(torn))
+            os.fsync(self._file)
+            return len(torn)
+        os.write(self._file, b"\n")  # only the end of the line was missing
+        os.fsync(self._file)
+        return 0
