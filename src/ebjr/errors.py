@@ -86,3 +86,14 @@ class PromiseWarning(UserWarning):
 
 class GridWarning(UserWarning):
     """A y grid does not cover the data, so that a part of every free energy is missing."""
+
+
+def one_line(error: Exception) -> str:
+    """What another library's error says, as the end of a sentence of ours.
+
+    Examples
+    --------
+    >>> one_line(ValueError("no such  file."))
+    'no such file'
+    """
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

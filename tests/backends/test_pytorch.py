@@ -193,3 +193,20 @@ def test_a_program_in_another_process_is_read_from_its_file(module, batch, tmp_p
     again = pickle.loads(pickle.dumps(program))
     assert (again.path, again.batch_size) == (program.path, 2)
     assert torch.equal(again(batch), program(batch))
+
+
+def test_a_compiled_module_gives_the_same_answers_at_any_length():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+    plain, compiled = TorchModel(module), TorchModel(module, compile="aot_eager")
+    rng = np.random.default_rng(0)
+    for rows in (4, 7, 1, 64):
+        batch = rng.random((rows, 3), np.float32)
+        np.testing.assert_allclose(compiled(batch), plain(batch), rtol=1e-5, atol=1e-6)
+    again = pickle.loads(pickle.dumps(compiled))
+    np.testing.assert_allclose(again(batch), plain(batch), rtol=1e-5, atol=1e-6)
+
+
+def test_a_backend_that_torch_cannot_compile_with_is_refused():
+    with pytest.raises(ValueError, match=r"compile must be True or one of .*inductor.*'fast'"):
+        TorchModel(torch.nn.ReLU(), compile="fast")

@@ -13,23 +13,29 @@ from typing import Any
 from ebjr.errors import ModelError
 from ebjr.model import Model
 
-TAKES = "an .onnx file, a .pt2 program, a torch nn.Module or a callable"
+TAKES = (
+    "an .onnx file, a .pt2 program, a torch nn.Module, a scikit-learn estimator, a transformers "
+    "pipeline or a callable"
+)
 
 
 def load_model(source: Any, **options: Any) -> Model:
-    """Make a model of what you have: a file, a torch module or a callable.
+    """Make a model of what you have: a file, a module, an estimator, a pipeline or a callable.
 
     Parameters
     ----------
     source
         A path to an ``.onnx`` file (`ebjr.backends.onnx.OnnxModel`), a path to a ``.pt2`` program
-        or a torch ``nn.Module`` (`ebjr.backends.pytorch.TorchModel`), or any other callable,
-        which is a model as it is.
+        or a torch ``nn.Module`` (`ebjr.backends.pytorch.TorchModel`), a fitted scikit-learn
+        estimator (`ebjr.backends.sklearn.SklearnModel`), a Hugging Face pipeline, or a model with
+        its ``processor`` (`ebjr.backends.transformers.TransformersModel`), or any other
+        callable, which is a model as it is.
     **options
         What the backend takes: ``threads``, ``providers``, ``batch_size`` and ``output`` for
         ONNX, or with ``layout`` (a name, or ``"auto"``) what a detector takes
-        (`ebjr.backends.detectors.OnnxDetector`); ``device``, ``dtype`` and ``batch_size`` for
-        PyTorch; nothing for a callable.
+        (`ebjr.backends.detectors.OnnxDetector`); ``device``, ``dtype``, ``batch_size`` and
+        ``compile`` for PyTorch, and with ``processor`` the same for Hugging Face; ``output`` for
+        scikit-learn; nothing for a callable.
 
     Raises
     ------
@@ -38,7 +44,7 @@ def load_model(source: Any, **options: Any) -> Model:
     TypeError
         `source` is nothing that can be a model, or a callable came with options.
     ModelError
-        The file is corrupt, or of a kind that EBJR does not read.
+        The file is corrupt, or of a kind that EBJR does not read; the estimator is not fitted.
     MissingExtra
         The package that runs this kind of model is not installed.
 
@@ -50,7 +56,15 @@ def load_model(source: Any, **options: Any) -> Model:
     """
     if isinstance(source, str | os.PathLike):
         return _load_file(source, options)
-    if _is_torch_module(source):
+    if _is_of("transformers", "Pipeline", source) or "processor" in options:
+        from ebjr.backends.transformers import TransformersModel
+
+        return TransformersModel(source, **options)
+    if _is_of("sklearn.base", "BaseEstimator", source):
+        from ebjr.backends.sklearn import SklearnModel
+
+        return SklearnModel(source, **options)
+    if _is_of("torch.nn", "Module", source):
         from ebjr.backends.pytorch import TorchModel
 
         return TorchModel(source, **options)
@@ -88,10 +102,10 @@ def _load_file(source: str | os.PathLike[str], options: dict[str, Any]) -> Model
     return load_program(path, **options)
 
 
-def _is_torch_module(source: Any) -> bool:
-    # A torch module can only exist where torch was imported already.
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(source, torch.nn.Module)
+def _is_of(module: str, kind: str, source: Any) -> bool:
+    """Whether it is of a kind that can only exist where its module was imported already."""
+    imported = sys.modules.get(module)
+    return imported is not None and isinstance(source, getattr(imported, kind, ()))
 
 
 def _described(source: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.errors import MissingExtra, ModelError
+from ebjr.errors import MissingExtra, ModelError, one_line
 
 DTYPES = {
     "tensor(float)": np.float32,
@@ -208,7 +208,7 @@ class OnnxModel:
             return self._session.run(names, {self.input_name: batch})
         except Exception as error:
             raise ModelError(
-                f"{self.name} failed on a batch of shape {batch.shape}: {_one_line(error)}"
+                f"{self.name} failed on a batch of shape {batch.shape}: {one_line(error)}"
             ) from error
 
     def _run_in_chunks(self, batch: NDArray[Any]) -> NDArray[Any]:
@@ -292,7 +292,7 @@ def _open_session(path: Path, threads: int | None, providers: Sequence[Any] | No
     except Exception as error:  # its error classes share no base but this one
         raise ModelError(
             f"{path} must be an ONNX model that ONNX Runtime can load, but it says: "
-            f"{_one_line(error)}; export it again"
+            f"{one_line(error)}; export it again"
         ) from error
 
 
@@ -361,7 +361,3 @@ def _shown(shape: tuple[int | None, ...] | None) -> str:
         return "(n, ...)"
     rest = ", ".join("any" if size is None else str(size) for size in shape[1:])
     return f"(n, {rest})" if rest else "(n,)"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ebjr.errors import MissingExtra, ModelError
+from ebjr.errors import MissingExtra, ModelError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,10 @@ class TorchModel:
         The largest batch to run at once: larger ones are run in chunks. None runs what comes.
     name
         What to call it; None is the module's class name.
+    compile
+        Compile the module with ``torch.compile`` at its first batch: True, or the name of one of
+        its backends. It is compiled for batches of any length, as every batch defers another
+        number of rows.
 
     Attributes
     ----------
@@ -52,7 +56,7 @@ class TorchModel:
     TypeError
         `module` is no ``nn.Module``, or `dtype` is no floating type.
     ValueError
-        `batch_size` is not possible.
+        `batch_size` is not possible, or there is no such backend to compile with.
     MissingExtra
         PyTorch is not installed.
 
@@ -72,6 +76,7 @@ class TorchModel:
         dtype: str | torch.dtype | None = None,
         batch_size: int | None = None,
         name: str | None = None,
+        compile: bool | str = False,
     ) -> None:
         torch = _import_torch("running a PyTorch module")
         if not isinstance(module, torch.nn.Module):
@@ -79,6 +84,7 @@ class TorchModel:
         chosen = _floating_dtype(dtype)
         self.module = module.to(device=device, dtype=chosen)
         _set_eval(self.module)
+        self._forward = _compiled(self.module, compile)
         first = next(
             (tensor for tensor in module.parameters() if tensor.is_floating_point()),
             next(module.buffers(), None),
@@ -92,7 +98,12 @@ class TorchModel:
         self.input_shape: tuple[int | None, ...] | None = None
         self.input_dtype: np.dtype[Any] | None = None
         self.fixed_batch: int | None = None
-        self._options = {"device": device, "dtype": dtype, "batch_size": batch_size}
+        self._options = {
+            "device": device,
+            "dtype": dtype,
+            "batch_size": batch_size,
+            "compile": compile,
+        }
 
     def __call__(self, batch: Any, /) -> Any:
         """Answer a batch.
@@ -151,13 +162,37 @@ class TorchModel:
         filler = chunk[-1:].expand(missing, *chunk.shape[1:])
         return self._run(torch.cat([chunk, filler]))[: len(chunk)]
 
-    def _run(self, batch: torch.Tensor) -> torch.Tensor:
+    def answer_tensors(self, tensors: Mapping[str, torch.Tensor], /) -> Any:
+        """Answer a batch that is several tensors by name, as language models take it.
+
+        It is run as it is, in one piece.
+
+        Returns
+        -------
+        The raw output, n rows, a NumPy array.
+
+        Raises
+        ------
+        ModelError
+            As for a call.
+        """
+        import torch
+
+        moved = {
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+            for name, tensor in tensors.items()
+        }
+        with torch.inference_mode():
+            return _to_numpy(self._run(**moved))
+
+    def _run(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
         try:
-            output = self.module(batch)
+            output = self._forward(*inputs, **named)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            first = next(iter((*inputs, *named.values())))
             raise ModelError(
-                f"{self.name} failed on a batch of shape {tuple(batch.shape)} and type "
-                f"{batch.dtype}: {_one_line(error)}"
+                f"{self.name} failed on a batch of shape {tuple(first.shape)} and type "
+                f"{first.dtype}: {one_line(error)}"
             ) from error
         return _raw_output(output, self.name)
 
@@ -199,7 +234,7 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
     except Exception as error:  # zip, JSON, schema and tensor errors share no base but this one
         raise ModelError(
             f"{path} must be a program that torch.export.save wrote, but loading it says: "
-            f"{_one_line(error)}; export it again"
+            f"{one_line(error)}; export it again"
         ) from error
     example = _example_input(program, path)
     model = TorchModel(program.module(), **{"name": path.stem, **options})
@@ -274,6 +309,18 @@ def _set_eval(module: torch.nn.Module) -> None:
         module.eval()
 
 
+def _compiled(module: torch.nn.Module, how: bool | str) -> Any:
+    """The module, or what `torch.compile` makes of it."""
+    if how is False:
+        return module
+    import torch
+
+    if how is not True and how not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise ValueError(f"compile must be True or one of {known}, but is {how!r}")
+    return torch.compile(module, dynamic=True, backend="inductor" if how is True else how)
+
+
 def _floating_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     import torch
 
@@ -346,7 +393,3 @@ def _raw_output(output: Any, name: str) -> torch.Tensor:
             "wrap it in a module that returns its logits"
         )
     return output
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

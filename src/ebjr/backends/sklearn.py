@@ -1,0 +1,204 @@
+"""SklearnModel: a fitted scikit-learn estimator, or any estimator that follows its interface."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebjr.arrays import is_array, to_numpy
+from ebjr.errors import MissingExtra, ModelError, one_line
+
+CLASSIFIER_OUTPUTS = ("decision_function", "predict_log_proba", "predict_proba")
+REGRESSOR_OUTPUTS = ("predict", "predict_std")
+
+_LEAST_PROBABILITY = 1e-12
+
+
+class SklearnModel:
+    """A fitted estimator as a model: batch in, raw output out.
+
+    A classifier's raw output is its ``decision_function`` where it has one, else its
+    ``predict_log_proba``, else the logarithm of its ``predict_proba``. The first is a sum that
+    nothing has normalized yet, as a network's logits are; log-probabilities have a log-sum-exp of 0
+    for every input, so that the score `energy` (eq. 3) says nothing of them, while softmax, entropy
+    and margin read them as well as any.
+
+    A regressor's raw output is its prediction, and beside it the standard deviation where
+    ``predict`` takes ``return_std``: what the score `predicted_std` reads.
+
+    Parameters
+    ----------
+    estimator
+        A fitted classifier or regressor; a pipeline is one, too.
+    output
+        The method to take instead: of a classifier ``"decision_function"``,
+        ``"predict_log_proba"`` or ``"predict_proba"`` (of which the logarithm is taken); of a
+        regressor ``"predict"``, the prediction alone, or ``"predict_std"``.
+    name
+        What to call it; None is the estimator's class name.
+
+    Attributes
+    ----------
+    labels : tuple of str or None
+        A classifier's own name of each column of its raw output. Columns are counted from 0
+        whatever the classes are called, and so are `Outcomes.targets`.
+    input_shape
+        Of a batch, where the estimator knows how many features it takes; the rows are open.
+
+    Raises
+    ------
+    ModelError
+        The estimator is not fitted, is neither a classifier nor a regressor, lacks the method
+        `output`, or decides between pairs of classes.
+    ValueError
+        `output` is none of these.
+    MissingExtra
+        scikit-learn is not installed.
+
+    Notes
+    -----
+    A binary ``decision_function`` is one number d; it becomes the two columns ``-d/2`` and ``d/2``,
+    whose softmax is the logistic function of d and whose energy is the same for d and -d.
+
+    A batch of rank above two is flattened to rows. A list, such as of texts, is given as it is.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> estimator = LogisticRegression().fit([[0.0], [1.0], [2.0]], ["low", "low", "high"])
+    >>> model = SklearnModel(estimator)
+    >>> model(np.array([[5.0]])).shape, model.labels
+    ((1, 2), ('high', 'low'))
+    """
+
+    def __init__(
+        self, estimator: Any, *, output: str | None = None, name: str | None = None
+    ) -> None:
+        self.estimator = estimator
+        self.name = name or type(estimator).__name__
+        classifies = _check_estimator(estimator, self.name)
+        self.output = _chosen_output(estimator, output, classifies, self.name)
+        self.labels = tuple(map(str, estimator.classes_)) if classifies else None
+        if self.output == "decision_function":
+            self._check_not_pairwise()
+        features = getattr(estimator, "n_features_in_", None)
+        self.input_shape = None if features is None else (None, int(features))
+
+    def __call__(self, batch: Any, /) -> NDArray[Any]:
+        """Answer a batch.
+
+        Parameters
+        ----------
+        batch
+            n inputs: an array (n, ...), or a list of n that the estimator takes.
+
+        Returns
+        -------
+        A NumPy array: of a classifier (n, classes), of a regressor (n, 1), or (n, 2) with the
+        standard deviation.
+
+        Raises
+        ------
+        ModelError
+            The estimator refused the batch, or gave no such rows.
+        """
+        rows = _as_rows(batch)
+        if len(rows) == 0:
+            return np.zeros((0, self._columns))
+        try:
+            output = self._ask(rows)
+        except (ValueError, TypeError, AttributeError, IndexError) as error:
+            raise ModelError(
+                f"{self.name} failed on a batch of {_described(rows)}: {one_line(error)}"
+            ) from error
+        if output.shape != (len(rows), self._columns):
+            raise ModelError(
+                f"{self.name} must answer one question with rows of {self._columns}, but gave "
+                f"shape {output.shape}; take one of its outputs"
+            )
+        return output
+
+    def _ask(self, rows: Any) -> NDArray[Any]:
+        if self.output == "predict_std":
+            return np.column_stack(self.estimator.predict(rows, return_std=True))
+        with np.errstate(divide="ignore"):  # some take the logarithm of 0, which is mended below
+            answer = np.asarray(getattr(self.estimator, self.output)(rows))
+        if self.output == "predict":
+            return answer.reshape(len(rows), -1)
+        if self.output == "decision_function":
+            return np.stack([-answer / 2, answer / 2], axis=1) if answer.ndim == 1 else answer
+        # A tree may never have seen a class: its probability of 0 has no logarithm.
+        probability = np.exp(answer) if self.output == "predict_log_proba" else answer
+        return np.log(np.maximum(probability, _LEAST_PROBABILITY))
+
+    @property
+    def _columns(self) -> int:
+        if self.labels is not None:
+            return len(self.labels)
+        return 2 if self.output == "predict_std" else 1
+
+    def _check_not_pairwise(self) -> None:
+        last = getattr(self.estimator, "_final_estimator", self.estimator)
+        if len(self.labels or ()) > 2 and getattr(last, "decision_function_shape", None) == "ovo":
+            raise ModelError(
+                f"{self.name} decides between pairs of classes, which is no row of one number a "
+                "class; make it with decision_function_shape='ovr'"
+            )
+
+    def __repr__(self) -> str:
+        return f"SklearnModel({self.name}, output={self.output!r})"
+
+
+def _check_estimator(estimator: Any, name: str) -> bool:
+    """Whether it classifies, after checks that it can answer at all."""
+    try:
+        from sklearn.base import is_classifier, is_regressor
+        from sklearn.exceptions import NotFittedError
+        from sklearn.utils.validation import check_is_fitted
+    except ImportError as error:
+        raise MissingExtra("learned", "running a scikit-learn estimator") from error
+    try:
+        check_is_fitted(estimator)
+    except NotFittedError as error:
+        raise ModelError(f"{name} is not fitted yet; call its fit first") from error
+    if not (is_classifier(estimator) or is_regressor(estimator)):
+        raise ModelError(
+            f"{name} is neither a classifier nor a regressor; give one that is, or a pipeline "
+            "that ends in one"
+        )
+    return bool(is_classifier(estimator))
+
+
+def _chosen_output(estimator: Any, output: str | None, classifies: bool, name: str) -> str:
+    known = CLASSIFIER_OUTPUTS if classifies else REGRESSOR_OUTPUTS
+    if output is not None and output not in known:
+        raise ValueError(f"output must be one of {', '.join(known)}, but is {output!r}")
+    if classifies:
+        has = [method for method in known if hasattr(estimator, method)]
+    else:
+        has = ["predict_std", "predict"] if _gives_std(estimator) else ["predict"]
+    if not has or output not in (None, *has):
+        raise ModelError(
+            f"{name} has no {output or ' and no '.join(known)}; it has {', '.join(has) or 'none'}"
+        )
+    return output or has[0]
+
+
+def _gives_std(estimator: Any) -> bool:
+    last = getattr(estimator, "_final_estimator", estimator)  # a pipeline passes arguments on
+    return "return_std" in inspect.signature(last.predict).parameters
+
+
+def _as_rows(batch: Any) -> Any:
+    if not is_array(batch):
+        return batch
+    rows = to_numpy(batch)
+    return rows.reshape(len(rows), -1) if rows.ndim > 2 else rows
+
+
+def _described(rows: Any) -> str:
+    shape = getattr(rows, "shape", None)
+    return f"{len(rows)} inputs" if shape is None else f"shape {shape}"

@@ -1,0 +1,192 @@
+"""scikit-learn estimators as students and teachers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.linear_model import BayesianRidge, LinearRegression, LogisticRegression
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC, LinearSVC
+
+from ebjr import JointClassifier, JointRegressor, Outcomes, Router, calibrate, load_model
+from ebjr.backends.sklearn import SklearnModel
+from ebjr.errors import ModelError
+from ebjr.scores import as_score
+
+
+@pytest.fixture(scope="module")
+def points():
+    """Three clouds in the plane, and their labels."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 300)
+    return rng.normal(0, 0.7, (300, 2)) + 2 * np.eye(3, 2)[labels], labels
+
+
+CLASSIFIERS = [
+    LogisticRegression(),
+    LinearSVC(),
+    SVC(),
+    GradientBoostingClassifier(n_estimators=3),
+    RandomForestClassifier(5, random_state=0),
+    GaussianNB(),
+    KNeighborsClassifier(),
+    make_pipeline(StandardScaler(), LogisticRegression()),
+]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("estimator", CLASSIFIERS, ids=lambda model: type(model).__name__)
+def test_every_classifier_answers_rows_whose_best_is_its_own_prediction(points, estimator, classes):
+    inputs, labels = (part[points[1] < classes] for part in points)
+    model = load_model(estimator.fit(inputs, labels))
+    output = model(inputs)
+    assert isinstance(model, SklearnModel)
+    assert output.shape == (len(inputs), classes)
+    assert np.isfinite(output).all()
+    agree = output.argmax(axis=1) == estimator.predict(inputs)
+    assert agree.mean() > 0.99  # ties of a forest's votes aside
+    assert model.labels == tuple("012"[:classes])
+
+
+def test_the_raw_output_is_the_decision_and_not_the_probability(points):
+    logistic = LogisticRegression().fit(*points)
+    np.testing.assert_array_equal(
+        load_model(logistic)(points[0]), logistic.decision_function(points[0])
+    )
+    forest = RandomForestClassifier(5).fit(*points)
+    assert load_model(forest).output == "predict_log_proba"
+    np.testing.assert_allclose(
+        np.exp(load_model(forest)(points[0])), forest.predict_proba(points[0]), atol=1e-11
+    )
+    np.testing.assert_allclose(
+        load_model(logistic, output="predict_proba")(points[0]),
+        load_model(logistic, output="predict_log_proba")(points[0]),
+        rtol=1e-9,
+    )
+
+
+def test_a_binary_decision_becomes_two_columns_with_the_same_probabilities(points):
+    inputs, labels = (part[points[1] < 2] for part in points)
+    logistic = LogisticRegression().fit(inputs, labels)
+    output = load_model(logistic)(inputs)
+    share = np.exp(output) / np.exp(output).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(share, logistic.predict_proba(inputs), rtol=1e-10)
+    # energy rises with how far a point is from the border, on either side of it
+    energy = as_score("energy")(output)
+    distance = np.abs(logistic.decision_function(inputs))
+    np.testing.assert_array_equal(np.argsort(energy), np.argsort(distance))
+
+
+def test_the_labels_name_the_columns_in_their_order(points):
+    names = np.array(["wolf", "ant", "cat"])[points[1]]
+    model = load_model(GaussianNB().fit(points[0], names))
+    assert model.labels == ("ant", "cat", "wolf")
+    best = np.array(model.labels)[model(points[0]).argmax(axis=1)]
+    assert (best == names).mean() > 0.8
+
+
+@pytest.mark.parametrize("estimator", [BayesianRidge(), GaussianProcessRegressor(alpha=0.1)])
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_regressor_that_knows_its_deviation_says_it(points, estimator, piped):
+    inputs, targets = points[0][:60], points[0][:60].sum(axis=1)
+    fitted = (make_pipeline(StandardScaler(), estimator) if piped else estimator).fit(
+        inputs, targets
+    )
+    mean, deviation = fitted.predict(inputs, return_std=True)
+    np.testing.assert_allclose(load_model(fitted)(inputs), np.stack([mean, deviation], axis=1))
+    np.testing.assert_allclose(load_model(fitted, output="predict")(inputs)[:, 0], mean)
+
+
+def test_a_regressor_without_a_deviation_gives_one_column(points):
+    model = load_model(LinearRegression().fit(points[0], points[0].sum(axis=1)))
+    assert model(points[0]).shape == (300, 1)
+    with pytest.raises(ModelError, match=r"LinearRegression has no predict_std; it has predict$"):
+        load_model(model.estimator, output="predict_std")
+
+
+def test_two_estimators_become_one(points):
+    inputs, labels = points
+    student, teacher = GaussianNB().fit(inputs[:, :1], labels), SVC(probability=False)
+    student = load_model(make_pipeline(StandardScaler(), LogisticRegression(C=1e-3)).fit(*points))
+    teacher = load_model(SVC().fit(inputs, labels))
+    outcomes = Outcomes(student(inputs), teacher(inputs), labels, task="classification")
+    point = calibrate(outcomes, goal="budget", deferral_rate=0.3)
+    answer = JointClassifier(student, teacher, point.router, blend=point.blend)(inputs)
+    assert 0 < answer.deferred.mean() <= 0.3
+    assert (answer.prediction == labels).mean() >= outcomes.quality("student")
+
+
+def test_two_regressors_become_one(points):
+    inputs, targets = points[0], np.sin(2 * points[0][:, 0])
+    student = load_model(BayesianRidge().fit(inputs, targets))
+    teacher = load_model(GaussianProcessRegressor(alpha=0.1).fit(inputs, targets))
+    threshold = float(np.median(-student(inputs)[:, 1]))
+    answer = JointRegressor(
+        student,
+        load_model(teacher.estimator, output="predict"),
+        Router("predicted_std", threshold),
+    )(inputs)
+    assert 0.4 < answer.deferred.mean() < 0.6
+    np.testing.assert_allclose(
+        answer.prediction[answer.deferred], teacher(inputs)[answer.deferred, 0]
+    )
+
+
+def test_images_tensors_and_texts_are_batches_too(points):
+    images = np.random.default_rng(0).random((20, 3, 4, 4))
+    model = load_model(GaussianNB().fit(images.reshape(20, -1), np.arange(20) % 2))
+    np.testing.assert_array_equal(model(images), model(torch.as_tensor(images)))
+    assert model.input_shape == (None, 48)
+    texts = ["good film", "bad film", "good", "bad"]
+    said = load_model(make_pipeline(CountVectorizer(), LogisticRegression()).fit(texts, [1, 0] * 2))
+    np.testing.assert_array_equal(said(texts).argmax(axis=1), [1, 0, 1, 0])
+
+
+def test_no_rows_are_answered_by_none(points):
+    assert load_model(GaussianNB().fit(*points))(points[0][:0]).shape == (0, 3)
+    assert load_model(BayesianRidge().fit(*points))(points[0][:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "options", "message"),
+    [
+        (GaussianNB(), {}, "GaussianNB is not fitted yet; call its fit first"),
+        (StandardScaler().fit([[0.0]]), {}, "neither a classifier nor a regressor"),
+        (
+            SVC(decision_function_shape="ovo").fit(np.eye(3), [0, 1, 2]),
+            {},
+            "make it with decision_function_shape='ovr'",
+        ),
+        (
+            GaussianNB().fit(np.eye(2), [0, 1]),
+            {"output": "decision_function"},
+            "GaussianNB has no decision_function; it has predict_log_proba, predict_proba",
+        ),
+    ],
+)
+def test_what_cannot_answer_says_why(estimator, options, message):
+    with pytest.raises(ModelError, match=message):
+        load_model(estimator, **options)
+
+
+def test_an_output_that_does_not_exist_is_refused(points):
+    with pytest.raises(ValueError, match="output must be one of decision_function, predict_log"):
+        load_model(GaussianNB().fit(*points), output="logits")
+
+
+def test_a_batch_of_other_features_is_one_sentence(points):
+    with pytest.raises(ModelError, match=r"GaussianNB failed on a batch of shape \(2, 5\): X has"):
+        load_model(GaussianNB().fit(*points))(np.zeros((2, 5)))
+
+
+def test_a_regressor_of_two_quantities_is_refused(points):
+    model = load_model(LinearRegression().fit(points[0], points[0]))
+    with pytest.raises(ModelError, match=r"must answer one question with rows of 1, but gave"):
+        model(points[0])

@@ -1,0 +1,159 @@
+"""Hugging Face classifiers: tiny ones, built here from a configuration."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+from ebjr import JointClassifier, Router, load_model  # noqa: E402
+from ebjr.backends.pytorch import TorchModel  # noqa: E402
+from ebjr.backends.transformers import TransformersModel  # noqa: E402
+from ebjr.errors import ModelError  # noqa: E402
+
+TEXTS = ["good good film", "bad film", "good", "film " * 50, "unknown words"]
+
+
+def text_model(labels: int = 3) -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=5,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        num_labels=labels,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def image_model() -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+        num_labels=2,
+        id2label={0: "cat", 1: "dog"},
+    )
+    return transformers.ViTForImageClassification(config)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"[UNK]": 0, "[PAD]": 1, "good": 2, "bad": 3, "film": 4}
+    made = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="[UNK]", pad_token="[PAD]"
+    )
+
+
+@pytest.fixture(scope="module")
+def image_processor():
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    return ViTImageProcessorPil(size={"height": 16, "width": 16})
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((16, 16), (20, 40), (9, 9))]
+
+
+def test_texts_are_answered_with_the_logits_of_the_model(tokenizer):
+    module = text_model()
+    model = load_model(module, processor=tokenizer)
+    assert isinstance(model, TransformersModel)
+    each = [
+        module(**tokenizer(text, truncation=True, max_length=8, return_tensors="pt")).logits
+        for text in TEXTS
+    ]
+    expected = torch.cat(each).detach().numpy()
+    np.testing.assert_allclose(model(TEXTS), expected, atol=1e-6)
+    assert model.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+def test_a_pipeline_brings_its_own_processor(tokenizer, image_processor, images):
+    texts = transformers.pipeline("text-classification", model=text_model(), tokenizer=tokenizer)
+    looks = transformers.pipeline(
+        "image-classification", model=image_model(), image_processor=image_processor
+    )
+    np.testing.assert_array_equal(
+        load_model(texts)(TEXTS), load_model(text_model(), processor=tokenizer)(TEXTS)
+    )
+    model = load_model(looks)
+    from PIL import Image
+
+    said = looks([Image.fromarray(image) for image in images], top_k=None)
+    best = [max(answers, key=lambda answer: answer["score"]) for answers in said]
+    logits = model(images)
+    chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert [model.labels[k] for k in chance.argmax(axis=1)] == [answer["label"] for answer in best]
+    np.testing.assert_allclose(chance.max(axis=1), [answer["score"] for answer in best], rtol=1e-5)
+
+
+def test_images_of_any_size_or_one_array_are_a_batch(image_processor, images):
+    model = load_model(image_model(), processor=image_processor, name="vit")
+    assert model(images).shape == (3, 2)
+    stacked = np.stack([images[0]] * 3)
+    np.testing.assert_array_equal(model(stacked), model(list(stacked)))
+    assert model([]).shape == (0, 2)
+    assert repr(model) == "TransformersModel(vit)"
+
+
+def test_any_split_into_chunks_gives_the_same_answers(tokenizer):
+    whole = load_model(text_model(), processor=tokenizer)
+    parts = load_model(text_model(), processor=tokenizer, batch_size=2)
+    np.testing.assert_allclose(whole(TEXTS), parts(TEXTS), atol=1e-6)
+
+
+def test_two_text_models_become_one(tokenizer):
+    student = load_model(text_model(), processor=tokenizer)
+    teacher = load_model(text_model(), processor=tokenizer, dtype="bfloat16")
+    score = Router("margin", 0.0).score(student(TEXTS))
+    joint = JointClassifier(student, teacher, Router("margin", float(np.median(score))))
+    answer = joint(TEXTS)
+    assert answer.deferred.sum() == 2
+    np.testing.assert_allclose(
+        answer.output[answer.deferred],
+        teacher([text for text, asked in zip(TEXTS, answer.deferred, strict=True) if asked]),
+        atol=0.02,
+    )
+
+
+def test_a_model_without_its_processor_is_a_torch_module_of_tensors(tokenizer):
+    ids = np.array([[2, 4], [3, 4]])
+    model = load_model(text_model())
+    assert isinstance(model, TorchModel)
+    assert model(ids).shape == (2, 3)
+
+
+def test_what_is_no_classifier_is_refused(tokenizer):
+    pipe = transformers.pipeline("text-classification", model=text_model(), tokenizer=tokenizer)
+    pipe.task = "fill-mask"
+    with pytest.raises(ModelError, match="must be one of text-classification, image-classi"):
+        load_model(pipe)
+    with pytest.raises(TypeError, match="needs its tokenizer or image processor as processor="):
+        TransformersModel(text_model())
+    with pytest.raises(TypeError, match="must be a transformers model or pipeline, but is a Lin"):
+        load_model(torch.nn.Linear(2, 2), processor=tokenizer)
+
+
+def test_inputs_that_the_processor_does_not_take_are_one_sentence(tokenizer, image_processor):
+    with pytest.raises(ModelError, match=r"processor of .* failed on 1 inputs, the first of type"):
+        load_model(text_model(), processor=tokenizer)([3])
+    with pytest.raises(ModelError, match="processor of"):
+        load_model(image_model(), processor=image_processor)([np.zeros((2, 2, 7, 3, 1))])
