@@ -551,6 +551,16 @@ def serve(
         Path | None,
         typer.Option(help="A file to which each move of the knob is appended, a JSON line each."),
     ] = None,
+    hold: Annotated[
+        str | None,
+        typer.Option(help="The autopilot holds p99=50ms, deferral_rate=0.2 or flops=50M."),
+    ] = None,
+    between: Annotated[
+        str | None,
+        typer.Option(
+            help="Its bounds: two deferral rates or operating points, like 0.05,match-teacher."
+        ),
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
@@ -575,6 +585,8 @@ def serve(
         max_wait_seconds=max_wait,
         queue_rows=queue_rows,
         audit_log=audit_log,
+        hold=hold,
+        between=None if between is None else between.split(","),
         started=lambda url: out.print(f"serving {served.name} at {url}", soft_wrap=True),
     )
 

@@ -155,6 +155,7 @@ def test_the_knob_is_read_and_moved(client):
         "operating_points": {"careful": 3.0},
         "calibration": "abc",
         "promise": None,
+        "autopilot": None,
     }
     for wish, threshold in (
         ({"threshold": 6.0}, 6.0),

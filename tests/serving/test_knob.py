@@ -174,3 +174,37 @@ def test_no_answer_is_torn_while_the_knob_moves_a_thousand_times_a_second():
             mover.join()
     assert len(seen) == 4
     assert moves > 300
+
+
+def test_the_autopilot_flies_until_a_hand_takes_the_knob(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    app = build_app(served(), hold="deferral_rate=0.3", audit_log=path, chore_seconds=0.005)
+    values = np.random.default_rng(0).uniform(0, 5, 500).astype(np.float32).tolist()
+    with TestClient(app) as client:
+        assert client.get("/v1/router").json()["autopilot"]["hold"] == "deferral_rate=0.3"
+        while client.get("/v1/router").json()["threshold"] == 3.0:  # 60 % are below it
+            client.post(INFER, json=request(*values))
+        text = client.get("/metrics").text
+        assert 'ebjr_autopilot_target{model="joint",quantity="deferral_rate"} 0.3' in text
+        moved = client.put("/v1/router", json={"hold": "deferral_rate=0.5", "between": [0.2, 1]})
+        assert moved.json()["autopilot"]["between"] == [0.2, 1]
+        wrong = client.put("/v1/router", json={"hold": "deferral_rate=0.5", "between": [0.9, 0.2]})
+        assert (wrong.status_code, "rising" in wrong.json()["error"]) == (400, True)
+        assert client.put("/v1/router", json={"threshold": "x"}).status_code == 400
+        assert client.get("/v1/router").json()["autopilot"]["hold"] == "deferral_rate=0.5"
+        by_hand = client.put("/v1/router", json={"threshold": 4.5}).json()
+        assert (by_hand["autopilot"], by_hand["threshold"]) == (None, 4.5)
+        assert "ebjr_autopilot_target{" not in client.get("/metrics").text
+        client.put("/v1/router", json={"hold": "p99=10s"})
+        off = client.put("/v1/router", json={"hold": None}).json()
+        assert off["autopilot"] is None
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {entry["who"] for entry in entries} == {"server", "autopilot", "testclient"}
+    assert any("asked for threshold 4.5; the autopilot is off" in e["why"] for e in entries)
+    followed = [entry["from"] for entry in entries[2:]]
+    assert followed == [entry["to"] for entry in entries[1:-1]]
+
+
+def test_bounds_without_anything_to_hold_are_refused():
+    with pytest.raises(ValueError, match="say what it is to hold"):
+        build_app(served(), between=(0.1, 0.5))

@@ -209,7 +209,7 @@ class _Handlers:
         )
 
     async def read_knob(self, _request: Request) -> Response:
-        return JSONResponse(self.service.knob.state())
+        return JSONResponse(self.service.helm.state())
 
     @_answering
     async def move_knob(self, request: Request) -> Response:
@@ -219,7 +219,7 @@ class _Handlers:
             wish = json.loads(await _body(request))
         except (ValueError, RecursionError) as error:
             raise _Refused(400, WISHES) from error
-        move = partial(self.service.knob.ask, wish, who=who)
+        move = partial(self.service.helm.ask, wish, who=who)
         try:  # in a thread, as the audit log waits for the disk
             await asyncio.get_running_loop().run_in_executor(None, move)
         except ValueError as error:

@@ -14,8 +14,8 @@ from ebjr.serving.served import KNOBS, Served, json_number
 Promise = Literal["in force", "suspended"]
 
 WISHES = (
-    'the knob takes JSON like {"threshold": 0.5}, {"deferral_rate": 0.2} or '
-    '{"operating_point": "match-teacher"}'
+    'the knob takes JSON like {"threshold": 0.5}, {"deferral_rate": 0.2}, '
+    '{"operating_point": "match-teacher"} or {"hold": "p99=50ms"}'
 )
 
 log = logging.getLogger("ebjr.serving")
@@ -92,7 +92,7 @@ class Knob:
         log.info("the knob was moved from %g to %g by %s: %s", before, after, who, why)
         self._tell(self.promise(before), self.promise(after), after)
 
-    def ask(self, wish: Any, *, who: str, request: str | None = None) -> None:
+    def ask(self, wish: Any, *, who: str, request: str | None = None, note: str = "") -> None:
         """Move the threshold as ``PUT /v1/router`` says.
 
         Parameters
@@ -101,6 +101,8 @@ class Knob:
             One of `KNOBS` and its value, as a mapping.
         who, request
             As of `move`.
+        note
+            To be added to why.
 
         Raises
         ------
@@ -114,7 +116,7 @@ class Knob:
         threshold = self.served.chosen(wish)
         assert threshold is not None
         ((name, value),) = wish.items()
-        self.move(threshold, who=who, why=f"asked for {name} {value}", request=request)
+        self.move(threshold, who=who, why=f"asked for {name} {value}{note}", request=request)
 
     def state(self) -> dict[str, Any]:
         """What ``GET /v1/router`` says."""

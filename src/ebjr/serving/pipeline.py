@@ -82,11 +82,54 @@ class Observer:
     def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
         """Rows have been scored, and some deferred, each by the threshold of its request."""
 
+    def answered(self, ticket: Ticket, seconds: float) -> None:
+        """A request has its answer, so long after it was handed in."""
+
     def degraded(self, rows: int) -> None:
         """Rows that should have been deferred were answered by the student."""
 
     def failed(self, stage: str, error: Exception) -> None:
         """A model has failed on a batch."""
+
+
+class Observers(Observer):
+    """Tells several observers, in their order; they may be added and taken away at any time."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._all = observers
+
+    def add(self, observer: Observer) -> None:
+        """Tell one more."""
+        self._all = (*self._all, observer)
+
+    def remove(self, observer: Observer) -> None:
+        """Tell one no more."""
+        self._all = tuple(one for one in self._all if one is not observer)
+
+    def batch(self, batch: Batched) -> None:
+        """Tell all of a batch."""
+        for observer in self._all:
+            observer.batch(batch)
+
+    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
+        """Tell all of rows."""
+        for observer in self._all:
+            observer.rows(score, deferred, threshold)
+
+    def answered(self, ticket: Ticket, seconds: float) -> None:
+        """Tell all of an answer."""
+        for observer in self._all:
+            observer.answered(ticket, seconds)
+
+    def degraded(self, rows: int) -> None:
+        """Tell all of degraded rows."""
+        for observer in self._all:
+            observer.degraded(rows)
+
+    def failed(self, stage: str, error: Exception) -> None:
+        """Tell all of a failure."""
+        for observer in self._all:
+            observer.failed(stage, error)
 
 
 class Ticket:
@@ -98,10 +141,13 @@ class Ticket:
         Its `ServedAnswer`, or the error. Cancelling it frees the rows that still wait.
     form
         Shape and type of a row: what rows of one batch have in common.
+    since
+        When it was handed in, by `time.perf_counter`.
     """
 
     def __init__(self, pipeline: Pipeline, inputs: Batch, threshold: float | None) -> None:
         self.future: Future[ServedAnswer] = Future()
+        self.since = time.perf_counter()
         self.form = (getattr(inputs, "shape", ())[1:], getattr(inputs, "dtype", None))
         self._pipeline = pipeline
         self._inputs = inputs
@@ -202,6 +248,7 @@ class Ticket:
             self.future.set_exception(result)
         else:
             self.future.set_result(result)
+            self._pipeline.observer.answered(self, time.perf_counter() - self.since)
 
     def fail(self, error: BaseException) -> None:
         """Answer with an error."""

@@ -41,6 +41,8 @@ class Served:
         Of the calibration, for every answer.
     certificate
         What is promised, and at which thresholds; None where nothing is.
+    flops
+        Of the student and of the teacher, per row; None where they are not known.
     """
 
     joint: JointModel
@@ -50,6 +52,7 @@ class Served:
     score_quantiles: tuple[float, ...] = ()
     calibration_id: str | None = None
     certificate: Certificate | None = None
+    flops: tuple[float | None, float | None] = (None, None)
 
     def threshold_at(self, deferral_rate: float) -> float:
         """The threshold that defers this share of the calibration half.
@@ -192,6 +195,7 @@ def served_of(config: JointConfig, **options: Any) -> Served:
         score_quantiles=tuple(config.calibration.get("score_quantiles", ())),
         calibration_id=config.calibration.get("outcomes"),
         certificate=config.certificate,
+        flops=(config.student.cost.flops, config.teacher.cost.flops),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ import numpy as np
 from ebjr.arrays import to_numpy
 from ebjr.errors import DeadlineExceeded, EbjrError, Overloaded, ProtocolError, UnknownModel
 from ebjr.protocol import InferRequest, InferResponse
+from ebjr.serving.autopilot import Helm
 from ebjr.serving.journal import Journal
+from ebjr.serving.keeper import Keeper
 from ebjr.serving.knob import Knob
 from ebjr.serving.metrics import Metrics
-from ebjr.serving.pipeline import Pipeline, ServedAnswer
+from ebjr.serving.pipeline import Observers, Pipeline, ServedAnswer
 from ebjr.serving.served import KNOBS, Served, json_number
 
 VERSION = "1"
@@ -61,13 +64,19 @@ class Service:
         How long a request may take that does not say so itself.
     audit_log
         A file to which each move of the knob is appended, see `Journal`.
+    hold, between
+        What the autopilot is to hold, and its bounds, see `Autopilot`; None leaves the knob to
+        hands.
+    chore_seconds
+        How often the autopilot looks.
     **options
         Of the `Pipeline`.
 
     Raises
     ------
     ValueError
-        The joint model's answers are no arrays: detectors are not served yet.
+        The joint model's answers are no arrays: detectors are not served yet; or what is to be
+        held cannot be.
     OSError
         The audit log cannot be written.
     """
@@ -78,6 +87,9 @@ class Service:
         *,
         timeout_seconds: float = 30.0,
         audit_log: str | os.PathLike[str] | None = None,
+        hold: str | None = None,
+        between: Sequence[float | str] | None = None,
+        chore_seconds: float = 1.0,
         **options: Any,
     ) -> None:
         if served.joint.task == "detection":
@@ -86,18 +98,27 @@ class Service:
             )
         self.served, self.timeout_seconds = served, timeout_seconds
         self.metrics = Metrics(served.name, served.score_deciles())
-        self.pipeline = Pipeline(served.joint, observer=self.metrics, **options)
+        observers = Observers(self.metrics)
+        self.pipeline = Pipeline(served.joint, observer=observers, **options)
         self._journal = None if audit_log is None else Journal(audit_log)
         self.knob = Knob(served, self._journal)
+        self.helm = Helm(self.knob, observers)
+        if hold is not None:
+            self.helm.hold(hold, between, who="the server's start")
+        elif between is not None:
+            raise ValueError("between bounds the autopilot: say what it is to hold")
+        self._keeper = Keeper(chore_seconds, self.helm.look)
         self._show()
         (self.input,) = served.inputs()
 
     def start(self) -> None:
         """Start to answer."""
         self.pipeline.start()
+        self._keeper.start()
 
     def stop(self) -> None:
         """Answer what waits, and end."""
+        self._keeper.stop()
         self.pipeline.stop()
         if self._journal is not None:
             self._journal.close()
@@ -108,12 +129,19 @@ class Service:
         read("waiting_rows", "Rows in a queue.", self.pipeline.waiting, "stage")
         read("threshold", "The knob.", lambda: {"": knob.threshold})
         read("knob_moves", "Moves of the knob.", lambda: dict(knob.moves), "who", counter=True)
+        read("autopilot_target", "What is held.", lambda: self._held("target"), "quantity")
+        read("autopilot_measured", "What it is now.", lambda: self._held("measured"), "quantity")
         if self.served.certificate is not None:
             read(
                 "promise_in_force",
                 "1 while the threshold is one that was certified, else 0.",
                 lambda: {"": float(knob.promise(knob.threshold) == "in force")},
             )
+
+    def _held(self, figure: str) -> dict[str, float]:
+        pilot = self.helm.pilot
+        value = {"target": pilot.hold.target, "measured": pilot.measured}[figure] if pilot else None
+        return {} if pilot is None or value is None else {pilot.hold.quantity: value}
 
     def server_metadata(self) -> dict[str, Any]:
         """What the server says of itself."""

@@ -1,0 +1,452 @@
+"""Autopilot: holds a latency, a deferral rate or a budget of FLOPs by moving the knob.
+
+It steers by the deferral rate: the calibrated quantiles turn a rate into a threshold, so that a
+step means the same for every score and never leaves the range of the scores. What it measures was
+decided by the threshold in force alone: a move empties the window, so that there is no dead time
+in the loop, and rows that brought a threshold of their own do not count. It moves when what it
+measured cannot be chance, and not before; how it comes to rest is `Search`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ebjr.serving.knob import WISHES, Knob
+from ebjr.serving.pipeline import Observer, Observers, Ticket
+from ebjr.serving.served import Served
+
+SIGMAS = 3.0
+"""A measurement is taken for more than chance beyond so many standard errors."""
+
+FEWEST = 50
+"""Rows, or requests, below which nothing is concluded."""
+
+MOST_ROWS = 20_000
+"""Beyond so many rows the older ones count half."""
+
+_HOLDS = "p99=50ms, deferral_rate=0.2 or flops=50M"
+_TIMES = {"us": 1e6, "ms": 1e3, "s": 1.0}  # so many are a second
+_SIZES = {"": 1.0, "K": 1e-3, "M": 1e-6, "G": 1e-9, "T": 1e-12}
+
+
+@dataclass(frozen=True)
+class Hold:
+    """What the autopilot is to hold.
+
+    Attributes
+    ----------
+    quantity
+        ``"deferral_rate"``, ``"flops"`` (per row), or a percentile of the requests' time such as
+        ``"p99"``.
+    target
+        A share, FLOPs, or seconds.
+
+    Examples
+    --------
+    >>> Hold.of("p99=50ms"), str(Hold("p99", 0.05))
+    (Hold(quantity='p99', target=0.05), 'p99=50ms')
+    >>> Hold.of("flops=1.5G").target, Hold.of("deferral_rate=0.2").target
+    (1500000000.0, 0.2)
+    """
+
+    quantity: str
+    target: float
+
+    @classmethod
+    def of(cls, text: str) -> Hold:
+        """What a text such as ``p99=50ms`` says.
+
+        Raises
+        ------
+        ValueError
+            Nothing that can be held.
+        """
+        quantity, _, figure = str(text).strip().partition("=")
+        units = _TIMES if quantity.startswith("p") else _SIZES if quantity == "flops" else {"": 1.0}
+        found = re.fullmatch(r"(\d+\.?\d*(?:e[+-]?\d+)?)\s*([A-Za-z]*)", figure.strip())
+        known = quantity in ("deferral_rate", "flops") or re.fullmatch(r"p\d\d(\.\d+)?", quantity)
+        if not known or found is None or found[2] not in units:
+            raise ValueError(f"the autopilot holds {_HOLDS}, not {text!r}")
+        target = float(found[1]) / units[found[2]]
+        if not (0 < target < 1 if quantity == "deferral_rate" else 0 < target < math.inf):
+            limits = "between 0 and 1" if quantity == "deferral_rate" else "above 0"
+            raise ValueError(f"{quantity} can be held at a number {limits}, not at {target:g}")
+        return cls(quantity, target)
+
+    @property
+    def percentile(self) -> float | None:
+        """Of the requests' time, from 0 to 1; None where it is not a time that is held."""
+        return float(self.quantity[1:]) / 100 if self.quantity.startswith("p") else None
+
+    def figure(self, value: float) -> str:
+        """A value of the quantity, with its unit."""
+        if self.percentile is not None:
+            return f"{1e3 * value:.4g}ms"
+        return f"{value:.4g}"
+
+    def __str__(self) -> str:
+        return f"{self.quantity}={self.figure(self.target)}"
+
+
+class Search:
+    """Finds the rate at which a rising, otherwise unknown response meets its target, and rests.
+
+    Each step goes towards the target. It is as large as the error at first, then half as large as
+    the last one where the error has changed its sign, and 1.5 times as large where it has not: any
+    slope is met, and an overshoot is taken back within two steps. A third step in one direction
+    means that the response itself has moved, and is three times as large. Where the response jumps
+    over the target, as with many equal scores, the search ends below the jump and rests there until
+    the error there is another one.
+
+    Parameters
+    ----------
+    rate
+        Where to begin.
+    low, high
+        The bounds.
+
+    Examples
+    --------
+    >>> search = Search(0.5, 0.0, 1.0)
+    >>> for _ in range(20):
+    ...     rate = search.step(0.2 - search.rate**2, noise=0.005)
+    >>> abs(rate**2 - 0.2) <= 0.005
+    True
+    """
+
+    def __init__(self, rate: float, low: float, high: float) -> None:
+        self.low, self.high = low, high
+        self.rate = min(max(rate, low), high)
+        self._least, self._most = (high - low) / 1024, (high - low) / 4
+        self._size = 0.0
+        self._side = 0  # where the last step went; 0: the search begins anew
+        self._alike = 0  # how many steps before it went the same way
+        self._rest: tuple[float, float] | None = None  # the error there, and its noise
+
+    def step(self, error: float, noise: float) -> float:
+        """The rate after having seen an error: positive where the response is below its target.
+
+        Errors of at most `noise` are none.
+        """
+        if self._rest is not None:
+            if abs(error - self._rest[0]) <= noise + self._rest[1]:
+                return self.rate
+            self._rest, self._side = None, 0
+        if abs(error) <= noise:
+            return self.rate
+        side = 1 if error > 0 else -1
+        if self._side == -side and self._size <= 2 * self._least and side > 0:
+            self._rest = error, noise
+            return self.rate
+        self._alike = self._alike + 1 if side == self._side else 0
+        growth = 0.5 if self._alike == 0 else 1.5 if self._alike == 1 else 3.0
+        size = growth * self._size if self._side else abs(error)
+        self._size = min(max(size, self._least), self._most)
+        before = self.rate
+        self.rate = min(max(before + side * self._size, self.low), self.high)
+        self._side = side if self.rate != before else 0
+        return self.rate
+
+    @property
+    def at_bound(self) -> bool:
+        """Whether it can go no further on one side."""
+        return self.rate in (self.low, self.high)
+
+
+class Autopilot(Observer):
+    """Moves a knob between two bounds to hold a target.
+
+    Parameters
+    ----------
+    hold
+        The target.
+    knob
+        What is moved.
+    between
+        The bounds, deferral rates of the calibration. None takes the lowest and the highest of
+        the operating points of ``joint.toml``, with room on both sides of a rate that is held.
+
+    Raises
+    ------
+    ValueError
+        The bounds are not possible, the target lies outside, or nothing is known of the scores or
+        of the FLOPs.
+    """
+
+    def __init__(
+        self, hold: Hold, knob: Knob, *, between: Sequence[float | str] | None = None
+    ) -> None:
+        self.hold, self._knob = hold, knob
+        served = knob.served
+        served.threshold_at(0.5)  # says what is missing where nothing is known of the scores
+        self._goal = _rate_of(hold, served)
+        low, high = _bounds(served, self._goal) if between is None else _between(between, served)
+        if self._goal is not None and not low <= self._goal <= high:
+            raise ValueError(
+                f"{hold} is a deferral rate of {self._goal:.4g}, which is not between the bounds, "
+                f"{low:g} and {high:g}"
+            )
+        start = served.rate_at(knob.threshold) if self._goal is None else self._goal
+        assert start is not None
+        self.search = Search(start, low, high)
+        self.measured: float | None = None
+        self._lock = threading.Lock()
+        self._empty()
+
+    def _empty(self) -> None:
+        self._since = time.perf_counter()
+        self._rows = self._deferred = 0.0
+        self._seconds: deque[float] = deque(maxlen=MOST_ROWS)
+
+    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
+        """Count the rows that the threshold in force has decided."""
+        own = threshold == self._knob.threshold
+        with self._lock:
+            self._rows += int(own.sum())
+            self._deferred += int((deferred & own).sum())
+
+    def answered(self, ticket: Ticket, seconds: float) -> None:
+        """Take the time of a request that came after the last move."""
+        if ticket.since >= self._since:
+            self._seconds.append(seconds)
+
+    def begin(self, who: str, request: str | None = None) -> None:
+        """Move the knob to where the search begins.
+
+        Raises
+        ------
+        OSError
+            The audit log cannot be written.
+        """
+        low, high = self.search.low, self.search.high
+        self._move(
+            f"{who} asked to hold {self.hold} between the rates {low:.4g} and {high:.4g}", request
+        )
+
+    def look(self) -> None:
+        """See what has come of the last move, and move again where that is called for.
+
+        Raises
+        ------
+        OSError
+            The audit log cannot be written.
+        """
+        found = self._time_error() if self.hold.percentile is not None else self._rate_error()
+        if found is None:
+            return
+        error, noise, seen = found
+        before = self.search.rate
+        if self.search.step(error, noise) != before:
+            self._move(f"{self.hold.quantity} was {seen}, to be held at {self.hold}")
+
+    def state(self) -> dict[str, Any]:
+        """What ``GET /v1/router`` says of it."""
+        return {
+            "hold": str(self.hold),
+            "measured": self.measured,
+            "between": [self.search.low, self.search.high],
+            "deferral_rate": self.search.rate,
+            "at_bound": self.search.at_bound,
+        }
+
+    def _move(self, why: str, request: str | None = None) -> None:
+        threshold = self._knob.served.threshold_at(self.search.rate)
+        self._knob.move(threshold, who="autopilot", why=why, request=request)
+        with self._lock:
+            self._empty()
+
+    def _rate_error(self) -> tuple[float, float, str] | None:
+        with self._lock:
+            n, deferred = self._rows, self._deferred
+            if n > MOST_ROWS:
+                self._rows, self._deferred = n / 2, deferred / 2
+        if n < FEWEST:
+            return None
+        assert self._goal is not None
+        rate = deferred / n
+        self.measured = rate if self.hold.quantity == "deferral_rate" else self._flops(rate)
+        chance = SIGMAS * math.sqrt(self._goal * (1 - self._goal) / n) + 1 / n
+        seen = f"{self.hold.figure(self.measured)} over {n:.0f} rows"
+        return self._goal - rate, max(0.005, 0.05 * self._goal) + chance, seen
+
+    def _flops(self, rate: float) -> float:
+        student, teacher = self._knob.served.flops
+        assert student is not None
+        assert teacher is not None
+        return student + rate * teacher
+
+    def _time_error(self) -> tuple[float, float, str] | None:
+        """The target is met between 80 and 100 % of it; errors beyond are logarithms.
+
+        A percentile is only known up to its order statistics: the error is that of the nearer end.
+        """
+        seconds = np.sort(np.array(self._seconds))
+        n, share = len(seconds), self.hold.percentile
+        assert share is not None
+        if n < FEWEST:
+            return None
+        reach = SIGMAS * math.sqrt(n * share * (1 - share))
+        places = np.clip([n * share - reach, n * share, n * share + reach], 0, n - 1)
+        least, self.measured, most = (float(seconds[math.floor(place)]) for place in places)
+        target = self.hold.target
+        error = 0.0
+        if least > target:
+            error = math.log(target / least)
+        elif most < 0.8 * target:
+            error = math.log(0.8 * target / most)
+        span = self.search.high - self.search.low
+        seen = f"{self.hold.figure(self.measured)} over {n} requests"
+        return 0.1 * span * error, 0.0, seen
+
+
+class Helm:
+    """Who has the knob: the autopilot, until a hand moves it.
+
+    A hand always wins: whoever sets a threshold, a deferral rate or an operating point switches
+    the autopilot off. A new target switches it on, or moves its target.
+
+    Parameters
+    ----------
+    knob
+        What is steered.
+    observers
+        Those of the pipeline: an autopilot joins them while it flies.
+    """
+
+    def __init__(self, knob: Knob, observers: Observers) -> None:
+        self.knob = knob
+        self.pilot: Autopilot | None = None
+        self._observers = observers
+        self._lock = threading.Lock()
+
+    def ask(self, wish: Any, *, who: str, request: str | None = None) -> None:
+        """Do what ``PUT /v1/router`` says.
+
+        Parameters
+        ----------
+        wish
+            As a mapping: one of `KNOBS` with its value, or ``hold`` with a text, and ``between``
+            if one likes; a hold of None switches the autopilot off.
+        who, request
+            As of `Knob.move`.
+
+        Raises
+        ------
+        ValueError
+            It is nothing that can be done.
+        OSError
+            The audit log cannot be written.
+        """
+        if isinstance(wish, dict) and "hold" in wish:
+            if set(wish) - {"hold", "between"}:
+                raise ValueError(WISHES)
+            if wish["hold"] is not None:
+                self.hold(wish["hold"], wish.get("between"), who=who, request=request)
+                return
+            wish = {"threshold": self.knob.threshold}
+        with self._lock:
+            note = "" if self.pilot is None else "; the autopilot is off"
+            self.knob.ask(wish, who=who, request=request, note=note)
+            self._take(None)
+
+    def hold(
+        self,
+        target: str,
+        between: Sequence[float | str] | None = None,
+        *,
+        who: str,
+        request: str | None = None,
+    ) -> None:
+        """Switch the autopilot on, or give it another target.
+
+        Raises
+        ------
+        ValueError
+            The target or the bounds are not possible.
+        OSError
+            The audit log cannot be written.
+        """
+        pilot = Autopilot(Hold.of(target), self.knob, between=between)
+        with self._lock:
+            pilot.begin(who, request)
+            self._take(pilot)
+
+    def look(self) -> None:
+        """Let the autopilot look, if there is one.
+
+        Raises
+        ------
+        OSError
+            The audit log cannot be written.
+        """
+        with self._lock:
+            if self.pilot is not None:
+                self.pilot.look()
+
+    def state(self) -> dict[str, Any]:
+        """What ``GET /v1/router`` says."""
+        pilot = self.pilot
+        return {**self.knob.state(), "autopilot": None if pilot is None else pilot.state()}
+
+    def _take(self, pilot: Autopilot | None) -> None:
+        if self.pilot is not None:
+            self._observers.remove(self.pilot)
+        if pilot is not None:
+            self._observers.add(pilot)
+        self.pilot = pilot
+
+
+def _rate_of(hold: Hold, served: Served) -> float | None:
+    """The deferral rate that a target means; None where it is a time."""
+    if hold.quantity == "deferral_rate":
+        return hold.target
+    if hold.quantity != "flops":
+        return None
+    student, teacher = served.flops
+    if student is None or not teacher:
+        raise ValueError("flops can be held where joint.toml has the FLOPs of both models")
+    rate = (hold.target - student) / teacher
+    if not 0 < rate < 1:
+        raise ValueError(
+            f"flops can be held between {student:.4g}, the student alone, and "
+            f"{student + teacher:.4g}, the teacher asked about all, not at {hold.target:.4g}"
+        )
+    return rate
+
+
+def _bounds(served: Served, goal: float | None) -> tuple[float, float]:
+    """From the lowest to the highest operating point, with room on both sides of a goal."""
+    points = [*served.operating_points.values(), served.joint.router.threshold]
+    rates = [rate for rate in map(served.rate_at, points) if rate is not None]
+    low, high = min(rates), max(rates)
+    if goal is not None:
+        low, high = min(low, goal / 2), max(high, (1 + goal) / 2)
+    return (low, high) if low < high else (0.0, high or 1.0)
+
+
+def _between(between: Sequence[float | str], served: Served) -> tuple[float, float]:
+    """Two bounds, each a rate or the name of an operating point."""
+    if isinstance(between, str) or len(between) != 2:
+        raise ValueError(f"between takes two deferral rates, like 0.05,0.5, not {between!r}")
+    low, high = (_bound(value, served) for value in between)
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"between takes two rising deferral rates, not {low:g} and {high:g}")
+    return low, high
+
+
+def _bound(value: float | str, served: Served) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        rate = served.rate_at(served.point(str(value)))
+        assert rate is not None
+        return rate

@@ -1,0 +1,61 @@
+"""Keeper: a thread that does a server's chores, again and again, until it is stopped."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+log = logging.getLogger("ebjr.serving")
+
+
+class Keeper:
+    """Does chores every so many seconds; one that fails is logged, and done again next time.
+
+    Parameters
+    ----------
+    seconds
+        From the end of one round to the next.
+    *chores
+        What is to be done, in this order.
+
+    Examples
+    --------
+    >>> done = threading.Event()
+    >>> keeper = Keeper(0.001, done.set)
+    >>> keeper.start()
+    >>> done.wait(10)
+    True
+    >>> keeper.stop()
+    """
+
+    def __init__(self, seconds: float, *chores: Callable[[], None]) -> None:
+        self._seconds, self._chores = seconds, chores
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ebjr-keeper", daemon=True)
+        self._failing: str | None = None
+
+    def start(self) -> None:
+        """Begin, a while from now."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after the round that has begun."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._seconds):
+            for chore in self._chores:
+                self._do(chore)
+
+    def _do(self, chore: Callable[[], None]) -> None:
+        try:
+            chore()
+            self._failing = None
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            if said != self._failing:  # once, not every second for as long as a disk is full
+                log.exception("a chore of the server has failed and will be tried again")
+            self._failing = said

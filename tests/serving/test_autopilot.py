@@ -1,0 +1,269 @@
+"""The autopilot holds what it is to hold, stays between its bounds, and comes to rest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebjr import JointClassifier, Router
+from ebjr.serving.autopilot import Autopilot, Hold, Search
+from ebjr.serving.knob import Knob
+from ebjr.serving.pipeline import Pipeline
+from ebjr.serving.served import Served
+
+
+def student(x):
+    return np.stack([x, -np.abs(x)], axis=1)
+
+
+def served(teacher=student, threshold=0.5, **about) -> Served:
+    """The calibrated scores are uniform on [0, 1]: a threshold is its deferral rate."""
+    known = {
+        "operating_points": {"careful": 0.6, "quick": 0.1},
+        "score_quantiles": tuple(np.linspace(0, 1, 101)),
+        "flops": (1e6, 1e7),
+    }
+    joint = JointClassifier(student, teacher, Router("max_logit", threshold))
+    return Served(joint, **{**known, **about})
+
+
+@pytest.mark.parametrize(
+    ("text", "hold"),
+    [
+        ("p99=50ms", Hold("p99", 0.05)),
+        ("p99.9=2s", Hold("p99.9", 2.0)),
+        ("p50=800us", Hold("p50", 8e-4)),
+        ("deferral_rate=0.2", Hold("deferral_rate", 0.2)),
+        ("flops=5e7", Hold("flops", 5e7)),
+        ("flops=1.5G", Hold("flops", 1.5e9)),
+    ],
+)
+def test_what_is_held_is_read_and_written_alike(text, hold):
+    assert Hold.of(text) == hold
+    assert Hold.of(str(hold)) == hold
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["p99", "p99=50", "p9=1s", "latency=3ms", "deferral_rate=1.2", "deferral_rate=0", "flops=-1",
+     "flops=3ms", "p99=nan", "", "deferral_rate=20%"],
+)  # fmt: skip
+def test_what_cannot_be_held_is_refused_in_one_sentence(text):
+    with pytest.raises(ValueError, match=r"hold|held"):
+        Hold.of(text)
+
+
+def test_bounds_are_the_operating_points_with_room_around_a_rate():
+    knob = Knob(served())
+    search = Autopilot(Hold.of("p99=1s"), knob).search
+    assert (search.low, search.high) == pytest.approx((0.1, 0.6))
+    search = Autopilot(Hold.of("deferral_rate=0.4"), knob).search
+    assert (search.low, search.high) == pytest.approx((0.1, 0.7))
+    search = Autopilot(Hold.of("p99=1s"), knob, between=("quick", 0.5)).search
+    assert (search.low, search.high) == pytest.approx((0.1, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("hold", "between", "about", "says"),
+    [
+        ("deferral_rate=0.4", (0.5, 0.9), {}, "not between the bounds, 0.5 and 0.9"),
+        ("p99=1s", (0.5, 0.2), {}, "two rising deferral rates"),
+        ("p99=1s", (0.5,), {}, "two deferral rates"),
+        ("p99=1s", ("slow", 1), {}, "no operating point 'slow'; there are: careful, quick"),
+        ("p99=1s", None, {"score_quantiles": ()}, "needs a joint.toml with the scores' quantiles"),
+        ("flops=9M", None, {"flops": (None, 1.0)}, "has the FLOPs of both models"),
+        ("flops=9G", None, {}, "between 1e\\+06, the student alone, and 1.1e\\+07"),
+    ],
+)
+def test_what_cannot_be_flown_is_refused_in_one_sentence(hold, between, about, says):
+    with pytest.raises(ValueError, match=says):
+        Autopilot(Hold.of(hold), Knob(served(**about)), between=between)
+
+
+@st.composite
+def responses(draw):
+    """Any rising response of a measured rate to a commanded one, with slopes, steps and flats."""
+    knots = draw(st.integers(1, 6))
+    unit = st.floats(0, 1)
+    xs = sorted(draw(st.lists(unit, min_size=knots, max_size=knots)))
+    ys = sorted(draw(st.lists(unit, min_size=2 * knots, max_size=2 * knots)))
+
+    def response(rate: float) -> float:
+        place = int(np.searchsorted(xs, rate, side="right"))
+        left = (0.0, 0.0) if place == 0 else (xs[place - 1], ys[2 * place - 1])
+        right = (1.0, 1.0) if place == knots else (xs[place], ys[2 * place])
+        width = right[0] - left[0]
+        part = 0.0 if width <= 0 else (rate - left[0]) / width
+        return left[1] + part * (right[1] - left[1])
+
+    return response
+
+
+def fly(response, target, search, windows, rows=None, rng=None) -> tuple[list[float], list[bool]]:
+    """Rates of a search after each window, and whether it moved."""
+    band = max(0.005, 0.05 * target)
+    rates, moved = [], []
+    n = deferred = 0.0
+    for _ in range(windows):
+        if rows is None:
+            error, noise = target - response(search.rate), band
+        else:
+            deferred += rng.binomial(rows, response(search.rate))
+            n += rows
+            chance = 3 * math.sqrt(target * (1 - target) / n) + 1 / n
+            error, noise = target - deferred / n, band + chance
+        before = search.rate
+        rates.append(search.step(error, noise))
+        moved.append(rates[-1] != before)
+        if moved[-1]:
+            n = deferred = 0.0
+    return rates, moved
+
+
+@given(responses(), st.floats(0.02, 0.98), st.floats(0, 1), st.floats(0, 0.9))
+@settings(max_examples=300)
+def test_any_rising_response_is_met_and_then_left_alone(response, target, start, low):
+    search = Search(start, low, 1.0)
+    rates, moved = fly(response, target, search, 400)
+    assert all(low <= rate <= 1.0 for rate in rates)
+    assert not any(moved[-100:])
+    rate, step = search.rate, 4 * (1 - low) / 1024
+    band = max(0.005, 0.05 * target) + 1e-9
+    met = abs(response(rate) - target) <= band
+    too_low = rate == 1.0 and response(rate) < target
+    too_high = rate == low and response(rate) > target
+    jump = response(rate) <= target <= response(min(rate + step, 1.0))
+    assert met or too_low or too_high or jump
+
+
+@given(responses(), st.floats(0.05, 0.9), st.integers(0, 2**31), st.sampled_from([100, 1000]))
+@settings(max_examples=100)
+def test_noise_does_not_make_it_wander(response, target, seed, rows):
+    search = Search(target, 0.0, 1.0)
+    _, moved = fly(response, target, search, 300, rows, np.random.default_rng(seed))
+    assert sum(moved[-100:]) <= 10
+
+
+def test_a_rate_that_drifts_is_followed():
+    search = Search(0.2, 0.0, 1.0)
+    for shift in np.linspace(0, 0.5, 50):
+        rates, _ = fly(lambda rate, by=shift: max(0.0, rate - by), 0.2, search, 20)
+        assert abs(rates[-1] - shift - 0.2) <= 0.0101
+
+
+def shifted(rng, n: int, by: float) -> np.ndarray:
+    return rng.uniform(0, 1, n) ** (1 + by)
+
+
+@pytest.mark.parametrize("by", [0.0, 2.0, -0.8])
+def test_a_real_pipeline_is_held_at_its_rate_though_the_data_have_shifted(by):
+    about = served()
+    knob = Knob(about)
+    pilot = Autopilot(Hold.of("deferral_rate=0.3"), knob, between=(0.01, 0.9))
+    rng = np.random.default_rng(0)
+    thresholds = []
+    with Pipeline(about.joint, observer=pilot) as pipeline:
+        pilot.begin("a test")
+        for _ in range(80):
+            pipeline.submit(shifted(rng, 500, by)).future.result(30)
+            pilot.look()
+            thresholds.append(knob.threshold)
+        others = shifted(rng, 20_000, by)
+    assert abs((others < knob.threshold).mean() - 0.3) <= 0.04
+    assert len(set(thresholds[-20:])) <= 3
+    assert all(0.01 <= threshold <= 0.9 for threshold in thresholds)
+
+
+def test_flops_are_held_through_the_rate_that_they_are():
+    about = served()
+    pilot = Autopilot(Hold.of("flops=3M"), Knob(about))
+    pilot.begin("a test")
+    rng = np.random.default_rng(0)
+    with Pipeline(about.joint, observer=pilot) as pipeline:
+        pipeline.submit(shifted(rng, 5000, 0.0)).future.result(30)
+        pilot.look()
+    assert about.joint.router.threshold == pytest.approx(0.2)
+    assert pilot.state()["measured"] == pytest.approx(3e6, rel=0.1)
+
+
+def test_rows_with_a_threshold_of_their_own_do_not_count():
+    about = served()
+    pilot = Autopilot(Hold.of("deferral_rate=0.3"), Knob(about))
+    pilot.begin("a test")
+    with Pipeline(about.joint, observer=pilot) as pipeline:
+        pipeline.submit(np.ones(5000), threshold=2.0).future.result(30)
+        pilot.look()
+    assert pilot.measured is None
+
+
+def latencies(rng, rate: float, arrivals: float, seconds: float = 2.0) -> np.ndarray:
+    """A queue in front of a teacher of 200 rows a second, beside a student of 2 ms."""
+    n = rng.poisson(arrivals * seconds)
+    at = np.sort(rng.uniform(0, seconds, n))
+    found = np.full(n, 0.002)
+    free = 0.0
+    for row in np.flatnonzero(rng.random(n) < rate):
+        free = max(free, at[row]) + 0.005
+        found[row] += free - at[row]
+    return found
+
+
+def test_a_latency_is_held_while_the_load_rises_and_falls_without_swinging():
+    about = served(threshold=0.6)
+    knob = Knob(about)
+    pilot = Autopilot(Hold.of("p99=50ms"), knob, between=(0.02, 0.6))
+    pilot.begin("a test")
+    rng = np.random.default_rng(3)
+    rates, p99 = [], []
+    for arrivals in (100, 600, 100):
+        for _ in range(150):
+            seconds = latencies(rng, pilot.search.rate, arrivals)
+            p99.append(np.quantile(seconds, 0.99))
+            pilot._seconds.extend(seconds.tolist())
+            pilot.look()
+            rates.append(pilot.search.rate)
+    quiet, busy, again = (np.array(rates[k : k + 100]) for k in (50, 200, 350))
+    assert (quiet == 0.6).all()
+    assert 0.15 < busy.mean() < 0.33  # the teacher's capacity is a rate of 1/3
+    assert busy.std() < 0.05
+    assert np.median(p99[200:300]) < 0.06
+    assert (again[50:] == 0.6).all()
+
+
+def test_a_slow_teacher_is_asked_less_until_the_latency_holds():
+    import time
+
+    def slow(x):
+        time.sleep(0.03)
+        return student(x)
+
+    about = served(slow)
+    pilot = Autopilot(Hold.of("p99=10ms"), Knob(about), between=(0.0, 0.6))
+    pilot.begin("a test")
+    rng = np.random.default_rng(0)
+    with Pipeline(about.joint, observer=pilot) as pipeline:
+        for _ in range(25):
+            for ticket in [pipeline.submit(rng.uniform(0, 1, 1)) for _ in range(60)]:
+                ticket.future.result(30)
+            pilot.look()
+    assert pilot.search.rate < 0.05
+
+
+def test_what_moves_it_is_written_down_in_words(tmp_path):
+    from ebjr.serving.journal import Journal
+
+    about = replace(served(), operating_points={})
+    with Journal(tmp_path / "audit.jsonl") as journal:
+        pilot = Autopilot(Hold.of("deferral_rate=0.3"), Knob(about, journal))
+        pilot.begin("127.0.0.1")
+        pilot.rows(np.zeros(1000), np.ones(1000, bool), np.full(1000, about.joint.router.threshold))
+        pilot.look()
+    text = (tmp_path / "audit.jsonl").read_text()
+    assert "127.0.0.1 asked to hold deferral_rate=0.3 between the rates 0.15 and 0.65" in text
+    assert "deferral_rate was 1 over 1000 rows, to be held at deferral_rate=0.3" in text
+    assert text.count('"who": "autopilot"') == 2
