@@ -123,6 +123,11 @@ def test_a_study_is_kept_with_its_figures(joint, tmp_path):
     assert config.calibration["outcomes"] == outcomes.fingerprint
     assert config.calibration["held_out"]["quality"] == study.result.quality
     assert config.operating_points["match-teacher"]["deferral_rate"] >= study.point.deferral_rate
+    curve, kept = study.point.curve(study.held_out), config.calibration["curve"]
+    assert kept["deferral_rate"][0] == curve.deferral_rate[0]
+    assert (kept["threshold"][-1], kept["deferral_rate"][-1]) == (np.inf, 1.0)
+    for threshold, quality in zip(kept["threshold"], kept["quality"], strict=True):
+        assert curve.at(threshold=threshold * (1 - 1e-5)).quality == pytest.approx(quality)
     JointConfig.read(tmp_path / "joint.toml").save(tmp_path / "again.toml")
     assert (tmp_path / "again.toml").read_text() == (tmp_path / "joint.toml").read_text()
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+import ebjr
+from ebjr import JointConfig
+from ebjr.config import ModelEntry
+from ebjr.data import open_data
 
 CLASSES = ("blue", "green", "red")
 SIZE = 8
@@ -141,3 +147,26 @@ def write_coco(folder: Path, n: int = 80, seed: int = 0) -> Path:
     labels = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "labels.json").write_text(json.dumps(labels))
     return folder / "labels.json"
+
+
+def write_joint(folder: Path, **goal: Any) -> Path:
+    """A joint.toml of the pair of colored images, calibrated on 400 of them."""
+    preprocess = ebjr.Preprocess(size=SIZE)
+    paths = write_pair(folder)
+    costs = [ebjr.Cost(flops=1.0), ebjr.Cost(flops=8.0)]
+    batches = list(open_data(write_images(folder / "images", n=400)).batches(100))
+    outcomes = ebjr.record(
+        *(ebjr.Preprocessed(ebjr.load_model(path), preprocess) for path in paths),
+        np.concatenate([np.stack(list(batch.inputs)) for batch in batches]),
+        np.concatenate([batch.targets for batch in batches]),
+        labels=CLASSES,
+        student_cost=costs[0],
+        teacher_cost=costs[1],
+    )
+    study = ebjr.run_study(outcomes, score="softmax", blend=0.0, **goal)
+    entries = [
+        ModelEntry.of_file(path, preprocess=preprocess, cost=cost)
+        for path, cost in zip(paths, costs, strict=True)
+    ]
+    JointConfig.of_study(*entries, study).save(folder / "joint.toml")
+    return folder / "joint.toml"

@@ -23,6 +23,7 @@ from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import UNITS, Cost
 from ebjr.curve import OperatingPoint
 from ebjr.errors import ModelError, PromiseWarning
+from ebjr.evaluation.plots import thin_rows
 from ebjr.files import sha256_of, write_whole
 from ebjr.joint import (
     JointClassifier,
@@ -174,8 +175,9 @@ _CALIBRATION_KEYS = (
         "preprocessing",
         "traffic",
     ),
-    *("certified", "chosen_on", "held_out", "score_quantiles"),
+    *("certified", "chosen_on", "held_out", "score_quantiles", "curve"),
 )
+_CURVE_ROWS = 51
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,10 @@ class JointConfig:
     calibration
         How the threshold was chosen: the goal, the fingerprints of the data and of both models'
         preprocessing, the certificate if there is one (`certified`), the figures on the
-        calibration half (`chosen_on`) and on the other (`held_out`), and the calibration half's
+        calibration half (`chosen_on`) and on the other (`held_out`), the calibration half's
         scores at 101 evenly spaced shares (`score_quantiles`), lowest first, by which a deferral
-        rate is a threshold.
+        rate is a threshold, and rows of the curve on the other half (`curve`: threshold,
+        deferral_rate, quality), which say what another threshold would do.
     operating_points
         Other thresholds by name, each with its figures.
     rescale
@@ -269,6 +272,7 @@ class JointConfig:
                 **_chosen(student, teacher, study.point),
                 "held_out": study.result.as_dict(),
                 "score_quantiles": _score_quantiles(study),
+                "curve": _curve(study),
             },
             operating_points={key: _figures(point) for key, point in study.named_points.items()},
             rescale=study.point.rescale,
@@ -508,7 +512,20 @@ def _score_quantiles(study: Study) -> list[float]:
     scores = np.asarray(study.point.router.score(study.calibration.student), np.float64)
     known = np.sort(np.where(np.isnan(scores), -np.inf, scores))
     at = np.linspace(0, len(known) - 1, 101).round().astype(int)
-    return [float(f"{value:.6g}") for value in known[at]]
+    return _short(known[at])
+
+
+def _curve(study: Study) -> dict[str, list[float]]:
+    """Rows of the held-out half's curve, even in deferral rate, both ends among them."""
+    curve = study.point.curve(study.held_out)
+    rows = thin_rows(curve, most=_CURVE_ROWS)
+    columns = ("threshold", "deferral_rate", "quality")
+    return {name: _short(getattr(curve, name)[rows]) for name in columns}
+
+
+def _short(values: np.ndarray) -> list[float]:
+    """Six digits."""
+    return [float(f"{value:.6g}") for value in values]
 
 
 def _preprocessing(student: ModelEntry, teacher: ModelEntry) -> str:

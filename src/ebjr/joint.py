@@ -179,6 +179,11 @@ class JointModel:
         TeacherUnavailable
             It could not be reached.
         """
+        taught, marked = self.ask_teacher_alone(inputs, output)
+        return self.mix(output, taught) if self.blend else taught, marked
+
+    def ask_teacher_alone(self, inputs: Batch, output: Batch) -> tuple[Batch, Array | None]:
+        """As `ask_teacher`, before anything is blended in."""
         kind = self.kind
         taught, marked = answer(self.teacher, inputs, row_count(inputs), kind)
         change = None if self.rescale is None else self.rescale.teacher
@@ -188,7 +193,7 @@ class JointModel:
                 f"student and teacher must answer alike, but {model_name(self.student)} gave rows "
                 f"of shape {kind.form(output)} and {model_name(self.teacher)} {kind.form(taught)}"
             )
-        return self.mix(output, taught) if self.blend else taught, marked
+        return taught, marked
 
     @cached_property
     def kind(self) -> Task:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.costs import break_even_rate
+from ebjr.costs import Cost, break_even_rate
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
 from ebjr.evaluation.significance import Interval, Standing, reliability
 from ebjr.metrics import METRICS, Metric
@@ -77,18 +77,20 @@ def thin_rows(curve: TradeOffCurve, keep: Sequence[int] = (), most: int = MOST_R
     return np.unique(np.concatenate([even, [0, len(curve) - 1], np.asarray(keep, int)]))
 
 
-def relative_cost(outcomes: Outcomes, deferral_rate: np.ndarray) -> tuple[np.ndarray, str]:
+def relative_cost(
+    student: Cost, teacher: Cost, deferral_rate: np.ndarray
+) -> tuple[np.ndarray, str]:
     """Cost in percent of the teacher's, and the axis title; the rate where costs are not known.
 
     Examples
     --------
-    >>> relative_cost(Outcomes([[1.0, 0.0]], [[1.0, 0.0]], [0]), np.array([0.5]))
+    >>> relative_cost(Cost(), Cost(), np.array([0.5]))
     (array([50.]), 'deferral rate, %')
     """
     for unit, words in (("flops", "FLOPs"), ("seconds", "time"), ("joules", "energy use")):
-        even = break_even_rate(outcomes.student_cost, outcomes.teacher_cost, unit)
+        even = break_even_rate(student, teacher, unit)
         if even is not None:
-            kind = outcomes.student_cost.joules_are if unit == "joules" else None
+            kind = student.joules_are if unit == "joules" else None
             title = f"{f'{kind} ' if kind else ''}{words} per example, % of the teacher's"
             return 100 * (1 - even + deferral_rate), title
     return 100 * deferral_rate, "deferral rate, %"
@@ -121,7 +123,7 @@ def trade_off_figure(
     ['oracle', 'energy', 'student', 'teacher']
     """
     best = TradeOffCurve.of(outcomes, oracle(outcomes))
-    _, axis = relative_cost(outcomes, best.deferral_rate[:1])
+    _, axis = _relative_cost(outcomes, best.deferral_rate[:1])
     data = [_line(best, "oracle", {"color": PALETTE["oracle"], "dash": "dash", "width": 2})]
     for name, point in points.items():
         curve = point.curve(outcomes)
@@ -195,7 +197,7 @@ def candidates_figure(
         data.append({**dot, "name": "its point", "marker": marker, "showlegend": False})
     outcomes, _ = candidates[best]
     data.append(_model(outcomes, "teacher"))
-    _, axis = relative_cost(outcomes, np.array([0.0]))
+    _, axis = _relative_cost(outcomes, np.array([0.0]))
     layout = {
         "xaxis": {"title": {"text": axis}, "rangemode": "tozero", "zeroline": False},
         "yaxis": {"title": {"text": outcomes.measure.axis}},
@@ -536,7 +538,7 @@ def _marker_of(role: str, size: int) -> dict[str, Any]:
 
 def _line(curve: TradeOffCurve, name: str, style: dict[str, Any]) -> dict[str, Any]:
     rows = thin_rows(curve)
-    cost, _ = relative_cost(curve.outcomes, curve.deferral_rate[rows])
+    cost, _ = _relative_cost(curve.outcomes, curve.deferral_rate[rows])
     return {
         "type": "scatter",
         "mode": "lines",
@@ -552,7 +554,7 @@ def _line(curve: TradeOffCurve, name: str, style: dict[str, Any]) -> dict[str, A
 
 def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
     """A model alone: the teacher alone costs 100 %, without the student."""
-    cost, _ = relative_cost(outcomes, np.array([0.0]))
+    cost, _ = _relative_cost(outcomes, np.array([0.0]))
     return {
         "type": "scatter",
         "mode": "markers",
@@ -571,7 +573,7 @@ def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
     """The operating point on these examples."""
     curve = point.curve(outcomes)
     here = curve.at(threshold=point.threshold)
-    cost, _ = relative_cost(outcomes, np.array([here.deferral_rate]))
+    cost, _ = _relative_cost(outcomes, np.array([here.deferral_rate]))
     return {
         "type": "scatter",
         "mode": "markers",
@@ -596,6 +598,10 @@ def _rule(x: float, dash: str) -> dict[str, Any]:
     style = {"width": 2 if dash == "solid" else 1.5, "dash": dash}
     line = {"type": "line", "x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "paper"}
     return {**line, "line": style, "visible": visible}
+
+
+def _relative_cost(outcomes: Outcomes, deferral_rate: np.ndarray) -> tuple[np.ndarray, str]:
+    return relative_cost(outcomes.student_cost, outcomes.teacher_cost, deferral_rate)
 
 
 def _hover(outcomes: Outcomes) -> str:

@@ -299,7 +299,9 @@ def report_data(
             "threshold": [value if math.isfinite(value) else None for value in thresholds.tolist()],
             "rate": curve.deferral_rate[rows].tolist(),
             "quality": curve.quality[rows].tolist(),
-            "cost": relative_cost(held_out, curve.deferral_rate[rows])[0].tolist(),
+            "cost": relative_cost(
+                held_out.student_cost, held_out.teacher_cost, curve.deferral_rate[rows]
+            )[0].tolist(),
             "start": start,
             "histogram": (
                 residual_figure(held_out, point)

@@ -22,13 +22,14 @@ from typing import Any
 from ebjr.errors import EbjrError, MissingExtra, Overloaded
 from ebjr.protocol import LENGTH_HEADER, read_request, write_response
 from ebjr.serving.knob import WISHES
+from ebjr.serving.page import page_and_headers
 from ebjr.serving.served import Served, served_of
 from ebjr.serving.service import Service, status_of
 
 try:
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import JSONResponse, Response
+    from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 except ImportError as error:
     raise MissingExtra("serve", "serving") from error
@@ -84,7 +85,10 @@ def build_app(
         ),
         Route("/v1/router", handlers.read_knob, methods=["GET"]),
         Route("/v1/router", handlers.move_knob, methods=["PUT"]),
+        Route("/v1/status", handlers.status),
+        Route("/v1/both", handlers.both, methods=["POST"]),
         Route("/metrics", handlers.metrics),
+        Route("/", handlers.page),
     ]
 
     @asynccontextmanager
@@ -164,7 +168,7 @@ def _answering(handler: Callable[..., Any]) -> Callable[..., Any]:
             return Response(status_code=499)
         except EbjrError as error:
             status, sentence, headers = status_of(error), str(error), None
-        self.service.metrics.refused(status)
+        self.service.refused(status)
         return JSONResponse({"error": " ".join(sentence.split())}, status, headers)
 
     return wrapped
@@ -191,6 +195,18 @@ class _Handlers:
     async def model_ready(self, request: Request) -> Response:
         self.service.check_model(**request.path_params)
         return JSONResponse({})
+
+    async def page(self, _request: Request) -> Response:
+        return HTMLResponse(*page_and_headers())
+
+    async def status(self, _request: Request) -> Response:
+        found = {**self.service.status(), "token": self.token is not None}
+        return JSONResponse(found, headers={"Cache-Control": "no-store"})
+
+    @_answering
+    async def both(self, request: Request) -> Response:
+        asked = read_request(await _body(request), request.headers.get(LENGTH_HEADER))
+        return JSONResponse(await self.service.ask_both(asked))
 
     async def metrics(self, _request: Request) -> Response:
         body, kind = self.service.metrics.text()

@@ -20,6 +20,10 @@ KNOBS = ("threshold", "deferral_rate", "operating_point")
 """The three ways to say where the threshold is to be."""
 
 
+SCORE_BINS = 40
+"""In so many even bins live scores are counted."""
+
+
 @dataclass
 class Served:
     """What is served: a joint model, its name, and what its calibration knows.
@@ -43,6 +47,8 @@ class Served:
         What is promised, and at which thresholds; None where nothing is.
     flops
         Of the student and of the teacher, per row; None where they are not known.
+    calibration
+        All that ``joint.toml`` says of it.
     """
 
     joint: JointModel
@@ -53,6 +59,7 @@ class Served:
     calibration_id: str | None = None
     certificate: Certificate | None = None
     flops: tuple[float | None, float | None] = (None, None)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
     def threshold_at(self, deferral_rate: float) -> float:
         """The threshold that defers this share of the calibration half.
@@ -104,6 +111,20 @@ class Served:
             return []
         found = {round(self.threshold_at(tenth / 10), 6) for tenth in range(1, 10)}
         return sorted(value for value in found if abs(value) < 1e300)
+
+    def score_edges(self) -> list[float]:
+        """Edges of even bins between the calibration's scores at 1 and 99 %; none if not known.
+
+        Examples
+        --------
+        >>> Served(None, score_quantiles=(-math.inf, *range(100))).score_edges()[::10]
+        [0.0, 24.5, 49.0, 73.5, 98.0]
+        """
+        known = np.asarray(self.score_quantiles, np.float64)[1:-1]
+        known = known[np.isfinite(known)]
+        if not len(known) or known[0] == known[-1]:
+            return []
+        return np.linspace(known[0], known[-1], SCORE_BINS + 1).tolist()
 
     def point(self, name: str) -> float:
         """The threshold of a named operating point.
@@ -196,9 +217,22 @@ def served_of(config: JointConfig, **options: Any) -> Served:
         calibration_id=config.calibration.get("outcomes"),
         certificate=config.certificate,
         flops=(config.student.cost.flops, config.teacher.cost.flops),
+        calibration=config.calibration,
     )
 
 
-def json_number(value: float) -> float | str:
-    """A number as messages carry it: an infinity is the word, as JSON has none."""
-    return value if math.isfinite(value) else str(value)
+def json_number(value: Any) -> Any:
+    """A number, or whatever holds some, as JSON carries it: for infinity and NaN it has no number.
+
+    Examples
+    --------
+    >>> json_number({"threshold": math.inf, "deferral_rate": [0.0, 1.0]})
+    {'threshold': 'inf', 'deferral_rate': [0.0, 1.0]}
+    """
+    if isinstance(value, dict):
+        return {key: json_number(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [json_number(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -10,20 +10,25 @@ import asyncio
 import io
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import to_numpy
+from ebjr.arrays import row_count, to_numpy
 from ebjr.errors import DeadlineExceeded, EbjrError, Overloaded, ProtocolError, UnknownModel
 from ebjr.protocol import InferRequest, InferResponse
 from ebjr.serving.autopilot import Helm
+from ebjr.serving.both import ask_both
 from ebjr.serving.journal import Journal
 from ebjr.serving.keeper import Keeper
 from ebjr.serving.knob import Knob
+from ebjr.serving.live import Live
 from ebjr.serving.metrics import Metrics
 from ebjr.serving.pipeline import Observers, Pipeline, ServedAnswer
 from ebjr.serving.served import KNOBS, Served, json_number
+from ebjr.serving.status import describe
 
 VERSION = "1"
 """The only version of a served model."""
@@ -98,7 +103,8 @@ class Service:
             )
         self.served, self.timeout_seconds = served, timeout_seconds
         self.metrics = Metrics(served.name, served.score_deciles())
-        observers = Observers(self.metrics)
+        self.live = Live(served.score_edges())
+        observers = Observers(self.metrics, self.live)
         self.pipeline = Pipeline(served.joint, observer=observers, **options)
         self._journal = None if audit_log is None else Journal(audit_log)
         self.knob = Knob(served, self._journal)
@@ -110,6 +116,7 @@ class Service:
         self._keeper = Keeper(chore_seconds, self.helm.look)
         self._show()
         (self.input,) = served.inputs()
+        self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
 
     def start(self) -> None:
         """Start to answer."""
@@ -206,6 +213,50 @@ class Service:
             ticket.future.cancel()
             raise
         return self._response(asked, found)
+
+    async def ask_both(self, asked: InferRequest) -> dict[str, Any]:
+        """What both models say of one input, see `ebjr.serving.both.ask_both`; not counted as load.
+
+        Raises
+        ------
+        ProtocolError
+            The request does not suit the model, or has more than one row.
+        DeadlineExceeded
+            Its time is over.
+        ModelError
+            The student failed.
+        """
+        inputs = self._inputs(asked)
+        if row_count(inputs) != 1:
+            raise ProtocolError(f"both models are asked of one input, not of {row_count(inputs)}")
+        threshold, timeout = self._wishes(asked)
+        at = self.knob.threshold if threshold is None else threshold
+        asking = asyncio.get_running_loop().run_in_executor(
+            self._looking, ask_both, self.served.joint, inputs, at, self.served.labels
+        )
+        try:
+            return json_number(await asyncio.wait_for(asking, timeout))
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"no answer within {timeout:g} s; try again, or give it longer"
+            ) from None
+
+    def refused(self, status: int) -> None:
+        """A request was answered with an error."""
+        self.metrics.refused(status)
+        self.live.refused()
+
+    def status(self) -> dict[str, Any]:
+        """The knob and its promise, what the calibration knows, and the last seconds."""
+        return {
+            **self._described,
+            "router": self.helm.state(),
+            "live": {**self.live.as_dict(), "waiting": self.pipeline.waiting()},
+        }
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        return describe(self.served)
 
     def _inputs(self, asked: InferRequest) -> Any:
         known = self.input

@@ -1,0 +1,102 @@
+"""One input, both models: what each would say, who answers, and how long each took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from ebjr.arrays import Batch, to_numpy
+from ebjr.errors import ModelError
+from ebjr.joint import JointModel
+
+SHOWN = 3
+"""So many classes are named, the most probable first."""
+
+
+def ask_both(
+    joint: JointModel,
+    inputs: Batch,
+    threshold: float,
+    labels: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Both models' answers to one input, and the joint model's.
+
+    The teacher is asked whatever the score, so that this is for looking at an input, not for
+    answering many.
+
+    Parameters
+    ----------
+    joint
+        The joint model; its own threshold is not looked at.
+    inputs
+        A batch of one.
+    threshold
+        Below it the joint model's answer is the teacher's.
+    labels
+        The classes' names.
+
+    Returns
+    -------
+    dict
+        `score`, `threshold`, `deferred`, `degraded`; `student` and `teacher`, each with its
+        `prediction`, `seconds` and, of classifiers, the `top` classes, or for a teacher that could
+        not answer its `error`; `answer`, the joint model's, None where the policy is ``"error"``
+        and the teacher is away.
+
+    Raises
+    ------
+    ModelError
+        The student failed.
+
+    Examples
+    --------
+    >>> from ebjr import JointRegressor, Router
+    >>> student = lambda x: np.stack([x, 0.1 * x], axis=1)
+    >>> joint = JointRegressor(student, lambda x: x + 1, Router("predicted_std", -0.2))
+    >>> found = ask_both(joint, np.array([5.0]), threshold=-0.2)
+    >>> found["deferred"], found["student"]["prediction"], found["answer"]["prediction"]
+    (True, 5.0, 6.0)
+    """
+    began = time.perf_counter()
+    raw, _ = joint.ask_student(inputs)
+    score = float(to_numpy(joint.router.score(raw))[0])
+    own = joint.of_student(raw)
+    spent = time.perf_counter() - began
+    student = _said(joint, own, labels) | {"seconds": spent}
+    deferred, degraded, output = not score >= threshold, False, own
+    began = time.perf_counter()
+    try:
+        taught, _ = joint.ask_teacher_alone(inputs, own)
+    except ModelError as error:
+        teacher: dict[str, Any] = {"error": " ".join(str(error).split())}
+        degraded, deferred = deferred, False
+    else:
+        teacher = _said(joint, taught, labels) | {"seconds": time.perf_counter() - began}
+        if deferred:
+            output = joint.mix(own, taught) if joint.blend else taught
+    answered = not (degraded and joint.when_unavailable == "error")
+    return {
+        "score": score,
+        "threshold": threshold,
+        "deferred": deferred,
+        "degraded": degraded,
+        "student": student,
+        "teacher": teacher,
+        "answer": _said(joint, output, labels) if answered else None,
+    }
+
+
+def _said(joint: JointModel, output: Any, labels: Sequence[str] | None) -> dict[str, Any]:
+    """One raw output as people read it."""
+    (said,) = joint.kind.plain(joint.predict(output), labels)
+    if not joint.kind.has_logits:
+        return said
+    shares = softmax(np.asarray(to_numpy(output)[0], np.float64))
+    best = np.argsort(-shares)[:SHOWN].tolist()
+    names = {} if labels is None else {row: {"label": labels[row]} for row in best}
+    top = [{"prediction": row, **names.get(row, {}), "probability": shares[row]} for row in best]
+    return {**said, "top": top}

@@ -1,0 +1,198 @@
+"""The last minute of a pipeline, in constant memory: rates, latency percentiles, scores.
+
+Prometheus counts from the start and lets others look at windows; a page, and whoever holds a
+target, want the window itself. Everything is counted in slots of a second, which come round again.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ebjr.serving.pipeline import Batched, Observer, Ticket
+
+TIMED = ("request", "student_wait", "student", "teacher_wait", "teacher")
+"""What is timed: a whole request, the wait for either model, and a batch of it."""
+
+PERCENTILES = (50, 95, 99)
+COUNTS = ("rows", "deferred", "degraded", "requests", "refused", "failures")
+
+_FIRST = 1e-5  # seconds
+_PER_OCTAVE = 8  # so that a percentile is off by 4.5 % at most
+_BINS = 24 * _PER_OCTAVE  # up to 168 s
+
+
+class Live(Observer):
+    """Counts of the last seconds; told by many threads, read by any.
+
+    Parameters
+    ----------
+    score_edges
+        Rising, (k + 1,): the k bins in which scores are counted, those beyond in the first and the
+        last; fewer than two count none.
+    seconds
+        How far it reaches back.
+    clock
+        Seconds that only grow.
+
+    Examples
+    --------
+    >>> live = Live([0.0, 1.0, 2.0])
+    >>> live.rows(np.array([0.5, 1.5, 7.0]), np.array([True, False, False]), np.ones(3))
+    >>> live.counts()["deferred"], live.scores().tolist()
+    (1, [1, 2])
+    """
+
+    def __init__(
+        self,
+        score_edges: Sequence[float] = (),
+        *,
+        seconds: int = 60,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.seconds = seconds
+        self.score_edges = np.asarray(score_edges, np.float64)
+        self._clock = clock
+        self._began = clock()
+        self._now = 0  # the second that is being counted
+        self._lock = threading.Lock()
+        self._counts = np.zeros((seconds, len(COUNTS)), np.int64)
+        self._times = np.zeros((seconds, len(TIMED), _BINS), np.int64)
+        self._scores = np.zeros((seconds, max(len(self.score_edges) - 1, 0)), np.int64)
+
+    def batch(self, batch: Batched) -> None:
+        """Count a batch's time, and the waits before it."""
+        self._time(batch.stage, [batch.seconds])
+        self._time(f"{batch.stage}_wait", batch.waited.tolist())
+
+    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
+        """Count rows, and where their scores lie; NaN lies lowest, as it is deferred."""
+        bins = self._scores.shape[1]
+        places = None
+        if bins:
+            known = np.where(np.isnan(score), -np.inf, score)
+            found = np.searchsorted(self.score_edges, known, side="right") - 1
+            places = np.bincount(found.clip(0, bins - 1), minlength=bins)
+        with self._lock:
+            slot = self._slot()
+            self._counts[slot, 0] += len(score)
+            self._counts[slot, 1] += int(np.count_nonzero(deferred))
+            if places is not None:
+                self._scores[slot] += places
+
+    def degraded(self, rows: int) -> None:
+        """Count degraded rows."""
+        self._count("degraded", rows)
+
+    def failed(self, stage: str, error: Exception) -> None:
+        """Count a batch that failed."""
+        self._count("failures")
+
+    def refused(self) -> None:
+        """Count a request that was answered with an error."""
+        self._count("refused")
+
+    def answered(self, ticket: Ticket, seconds: float) -> None:
+        """Count a request that was answered, and its time."""
+        self._count("requests")
+        self._time("request", [seconds])
+
+    def counts(self, seconds: int | None = None) -> dict[str, int]:
+        """How many of each of `COUNTS` in the last seconds; None is all that is kept."""
+        with self._lock:
+            found = self._counts[self._last(seconds)].sum(axis=0)
+        return dict(zip(COUNTS, found.tolist(), strict=True))
+
+    def covered(self, seconds: int | None = None) -> float:
+        """How much of the last seconds there has been, in seconds: the last one is still going."""
+        most = self.seconds if seconds is None else seconds
+        alive = self._clock() - self._began
+        return min(alive, most - 1 + alive % 1)
+
+    def per_second(self, name: str) -> list[int]:
+        """One of `COUNTS` for each second that is over, the oldest first."""
+        with self._lock:
+            slots = self._last(None)[:-1]
+            return self._counts[slots, COUNTS.index(name)].tolist()
+
+    def scores(self) -> np.ndarray:
+        """(k,): rows whose scores lie in each bin."""
+        with self._lock:
+            self._slot()
+            return self._scores.sum(axis=0)
+
+    def percentile(self, what: str, percent: float, seconds: int | None = None) -> float | None:
+        """A percentile of one of `TIMED` in the last seconds; None without any.
+
+        It is at most 4.5 % off.
+        """
+        with self._lock:
+            counts = self._times[self._last(seconds), TIMED.index(what)].sum(axis=0)
+        return _percentile(counts, percent)
+
+    def as_dict(self, seconds: int = 10) -> dict[str, Any]:
+        """What a page shows: the last `seconds`, and every second that is kept."""
+        counts, covered = self.counts(seconds), self.covered(seconds)
+        latency: dict[str, Mapping[str, float | None]] = {
+            what: {
+                f"p{percent}": self.percentile(what, percent, seconds) for percent in PERCENTILES
+            }
+            for what in TIMED
+        }
+        return {
+            "seconds": round(covered, 3),
+            **counts,
+            "deferral_rate": counts["deferred"] / counts["rows"] if counts["rows"] else None,
+            "rows_per_second": counts["rows"] / covered if covered else 0.0,
+            "requests_per_second": counts["requests"] / covered if covered else 0.0,
+            "latency": latency,
+            "minute": {name: self.per_second(name) for name in ("rows", "deferred")},
+            "scores": self.scores().tolist(),
+        }
+
+    def _count(self, name: str, more: int = 1) -> None:
+        with self._lock:
+            self._counts[self._slot(), COUNTS.index(name)] += more
+
+    def _time(self, what: str, seconds: Iterable[float]) -> None:
+        places = [int(_PER_OCTAVE * math.log2(max(each, _FIRST) / _FIRST)) for each in seconds]
+        with self._lock:
+            counts = self._times[self._slot(), TIMED.index(what)]
+            for place in places:
+                counts[min(place, _BINS - 1)] += 1
+
+    def _slot(self) -> int:
+        """The slot of this second, empty if it has just begun."""
+        now = int(self._clock() - self._began)
+        if now != self._now:
+            passed = [second % self.seconds for second in self._since(now)]
+            for table in (self._counts, self._times, self._scores):
+                table[passed] = 0
+            self._now = now
+        return now % self.seconds
+
+    def _since(self, now: int) -> range:
+        """The seconds that have begun since the last look, those that are kept."""
+        return range(max(self._now + 1, now - self.seconds + 1), now + 1)
+
+    def _last(self, seconds: int | None) -> list[int]:
+        """The slots of the last seconds, the oldest first; those before the start are left out."""
+        self._slot()
+        most = self.seconds if seconds is None else min(seconds, self.seconds)
+        first = max(self._now - most + 1, 0)
+        return [second % self.seconds for second in range(first, self._now + 1)]
+
+
+def _percentile(counts: np.ndarray, percent: float) -> float | None:
+    """The middle, in ratio, of the bin that holds a percentile."""
+    total = int(counts.sum())
+    if not total:
+        return None
+    rank = max(math.ceil(percent / 100 * total), 1)
+    place = int(np.searchsorted(np.cumsum(counts), rank))
+    return float(_FIRST * 2 ** ((place + 0.5) / _PER_OCTAVE))

@@ -1,0 +1,475 @@
+"use strict";
+const get = (id) => document.getElementById(id);
+const EVERY = 1000;
+const number = (value) => (typeof value === "string" ? { inf: Infinity, "-inf": -Infinity }[value] ?? NaN : value);
+
+/* ---- the server ---- */
+
+class Away extends Error {}
+
+async function ask(path, options = {}, seconds = 5) {
+  let response;
+  try {
+    response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(1000 * seconds), ...options });
+  } catch {
+    throw new Away("The server does not answer.");
+  }
+  const body = await response.json().catch(() => null);
+  if (!response.ok) throw new Error(body?.error ?? `The server answers with status ${response.status}.`);
+  if (body === null) throw new Away("What answers is not the server.");
+  return body;
+}
+
+let state = null;
+let timer = null;
+let misses = 0;
+
+async function poll() {
+  clearTimeout(timer);
+  if (document.hidden) return;
+  try {
+    state = await ask("/v1/status");
+    connected(true);
+    show();
+  } catch (error) {
+    connected(false, error.message);
+  }
+  clearTimeout(timer);
+  timer = setTimeout(poll, EVERY * Math.min(2 ** misses, 5));
+}
+
+function connected(well, sentence = "") {
+  const notice = get("connection");
+  const words = well
+    ? (misses ? "The server answers again." : "Connected.")
+    : `${sentence} These are the last figures it gave; trying again.`;
+  misses = well ? 0 : misses + 1;
+  if (well && notice.dataset.well === "true") return;
+  notice.dataset.well = String(well);
+  notice.classList.toggle("away", !well);
+  notice.textContent = words;
+}
+
+function say(id, sentence, wrong = false) {
+  get(id).textContent = sentence;
+  get(id).classList.toggle("wrong", wrong);
+}
+
+/* ---- numbers for people ---- */
+
+const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
+const short = (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(4))) : value === Infinity ? "∞" : value === -Infinity ? "−∞" : "none");
+const rate = (value) => (value >= 100 ? Math.round(value).toLocaleString("en") : Number(value.toPrecision(2)).toString());
+
+function time(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  return seconds >= 1 ? `${seconds.toPrecision(3)} s` : `${Number((1000 * seconds).toPrecision(3))} ms`;
+}
+
+function quality(value) {
+  return state.calibration.percent ? `${value.toFixed(2)} %` : short(value);
+}
+
+/* ---- what the calibration knows ---- */
+
+/* Where a threshold lies among rising ones: a place between two of them. */
+function placeOf(thresholds, threshold) {
+  const next = thresholds.findIndex((value) => value >= threshold);
+  if (next === -1) return thresholds.length - 1;
+  if (next === 0) return 0;
+  const [low, high] = [thresholds[next - 1], thresholds[next]];
+  if (threshold === high) return next;
+  return Number.isFinite(high - low) ? next - 1 + (threshold - low) / (high - low) : next;
+}
+
+function between(values, place) {
+  const low = Math.floor(place);
+  return low + 1 >= values.length ? values[low] : values[low] + (place - low) * (values[low + 1] - values[low]);
+}
+
+function pointAt(threshold) {
+  const { curve } = state.calibration;
+  const place = placeOf(curve.threshold.map(number), threshold);
+  return { cost: between(curve.cost, place), quality: between(curve.quality, place) };
+}
+
+const threshold = () => number(state.router.threshold);
+
+/* ---- the knob ---- */
+
+let wish = null;
+let sending = false;
+
+async function move(change) {
+  wish = change;
+  if (sending) return;
+  sending = true;
+  while (wish) {
+    const asked = wish;
+    wish = null;
+    try {
+      const headers = { "Content-Type": "application/json" };
+      if (get("token").value) headers.Authorization = `Bearer ${get("token").value}`;
+      const router = await ask("/v1/router", { method: "PUT", headers, body: JSON.stringify(asked) });
+      Object.assign(state.router, router);
+      if (!wish) say("knob-said", `The knob is at threshold ${short(threshold())}.`);
+    } catch (error) {
+      if (!wish) say("knob-said", `The knob was not moved: ${error.message}`, true);
+    }
+  }
+  sending = false;
+  show();
+}
+
+function showKnob() {
+  const known = state.router.deferral_rate !== null;
+  get("slider-label").hidden = !known;
+  get("token-form").hidden = !state.token;
+  if (known && !sending) {
+    get("knob").value = 100 * state.router.deferral_rate;
+    showShare();
+  }
+  if (document.activeElement !== get("threshold")) get("threshold").value = exact(threshold());
+  const names = Object.keys(state.router.operating_points);
+  get("points").hidden = !names.length;
+  if (get("points").childElementCount !== names.length) {
+    get("points").replaceChildren(...names.map((name) => {
+      const button = element("button", { type: "button", "data-name": name }, name);
+      button.addEventListener("click", () => move({ operating_point: name }));
+      return button;
+    }));
+  }
+  for (const button of get("points").children) {
+    const own = number(state.router.operating_points[button.dataset.name]);
+    button.setAttribute("aria-pressed", String(own === threshold()));
+  }
+}
+
+const exact = (value) => (value === Infinity ? "inf" : String(value));
+
+function showShare() {
+  const share = Number(get("knob").value) / 100;
+  get("share").textContent = percent(share);
+  get("knob").setAttribute("aria-valuetext", `${percent(share)} deferred`);
+}
+
+/* ---- figures ---- */
+
+function showCards() {
+  const { live, calibration } = state;
+  const span = `the last ${Math.round(live.seconds)} s`;
+  get("quality-card").hidden = !calibration.curve;
+  if (calibration.curve) {
+    get("quality-title").textContent = calibration.quality_title;
+    get("quality").textContent = quality(pointAt(threshold()).quality);
+  }
+  get("deferred").textContent = live.deferral_rate === null ? "–" : percent(live.deferral_rate);
+  get("deferred-sub").textContent = live.deferral_rate === null ? `no rows in ${span}` : `of ${live.rows.toLocaleString("en")} rows in ${span}`;
+  spark("deferred-spark", live.minute.rows.map((rows, second) => (rows ? live.minute.deferred[second] / rows : null)), 1);
+  get("throughput").textContent = `${rate(live.rows_per_second)} rows/s`;
+  get("throughput-sub").textContent = `${rate(live.requests_per_second)} requests/s`;
+  spark("throughput-spark", live.minute.rows, Math.max(...live.minute.rows, 1));
+  const { p50, p95, p99 } = live.latency.request;
+  get("median").textContent = time(p50);
+  get("median-sub").textContent = `95 %: ${time(p95)}, 99 %: ${time(p99)}`;
+  get("degraded").textContent = live.degraded.toLocaleString("en");
+  const waiting = live.waiting.student + live.waiting.teacher;
+  get("degraded-sub").textContent = `rows; ${live.refused} requests refused, ${live.failures} batches failed, ${waiting} rows waiting`;
+}
+
+/* A minute of seconds under a card's words. */
+function spark(id, values, most) {
+  let path = "";
+  let pen = "M";
+  values.forEach((value, second) => {
+    if (value !== null) path += `${pen}${60 - values.length + second} ${(24 - 22 * value / most).toFixed(1)}`;
+    pen = value === null ? "M" : "L";
+  });
+  get(id).replaceChildren(draw("path", { class: "spark", d: path || "M0 24", "vector-effect": "non-scaling-stroke" }));
+}
+
+function showStages() {
+  const names = {
+    student_wait: "wait for the student", student: "student's batch",
+    teacher_wait: "wait for the teacher", teacher: "teacher's batch", request: "whole request",
+  };
+  get("stages").replaceChildren(...Object.entries(names).map(([stage, name]) => {
+    const row = element("tr", {}, element("th", { scope: "row" }, name));
+    for (const key of ["p50", "p95", "p99"]) {
+      const value = state.live.latency[stage][key];
+      row.append(element("td", {}, value === null ? "–" : String(Number((1000 * value).toPrecision(3)))));
+    }
+    return row;
+  }));
+}
+
+const capital = (words) => words[0].toUpperCase() + words.slice(1);
+
+function showState() {
+  const rows = [];
+  const { promise } = state.router;
+  if (promise) {
+    const away = promise.state === "in force" ? "" : ` It was made for threshold ${short(number(promise.threshold))}.`;
+    rows.push(["Promise", `${capital(promise.state)}.`, promise.statement + away]);
+  } else {
+    rows.push(["Promise", "None.", "This threshold was calibrated without a guarantee; ebjr calibrate --delta gives one."]);
+  }
+  get("state").replaceChildren(...rows.flatMap(([name, word, words]) => [
+    element("dt", {}, name),
+    element("dd", {}, element("span", { class: "state" }, word), ` ${words}`),
+  ]));
+}
+
+/* ---- drawing ---- */
+
+function element(name, attributes = {}, ...inside) {
+  return made(document.createElement(name), attributes, inside);
+}
+
+function draw(name, attributes = {}, ...inside) {
+  return made(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, inside);
+}
+
+function made(node, attributes, inside) {
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...inside);
+  return node;
+}
+
+function ticks(low, high, most) {
+  const rough = (high - low) / most;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((times) => times * power).find((size) => size >= rough);
+  const found = [];
+  for (let place = Math.ceil(low / step); place * step <= high + 1e-9 * step; place += 1) found.push(Number((place * step).toPrecision(10)));
+  return found;
+}
+
+/* Axes with their grid and titles; gives the scales and what has been drawn so far. */
+function axes(id, [left, right], [bottom, top], titles) {
+  const chart = get(id);
+  const { width, height } = chart.getBoundingClientRect();
+  const box = { left: 46, right: width - 12, top: 24, bottom: height - 42 };
+  const x = (value) => box.left + (box.right - box.left) * (value - left) / (right - left);
+  const y = (value) => box.bottom - (box.bottom - box.top) * (value - bottom) / (top - bottom);
+  const parts = [];
+  for (const value of ticks(bottom, top, 7)) {
+    parts.push(draw("path", { class: "grid", d: `M${box.left} ${y(value)}H${box.right}` }));
+    parts.push(draw("text", { x: box.left - 7, y: y(value) + 4, "text-anchor": "end" }, short(value)));
+  }
+  for (const value of ticks(left, right, Math.min(width / 75, 8))) {
+    parts.push(draw("text", { x: x(value), y: box.bottom + 18, "text-anchor": "middle" }, short(value)));
+  }
+  parts.push(draw("text", { x: (box.left + box.right) / 2, y: height - 4, "text-anchor": "middle" }, titles.x));
+  parts.push(draw("text", { x: 0, y: 12 }, titles.y));
+  return { chart, box, x, y, parts };
+}
+
+function showCurve() {
+  const { calibration, live } = state;
+  get("curve-section").hidden = !calibration.curve;
+  if (!calibration.curve) return;
+  const { curve, student, teacher } = calibration;
+  const seen = [...curve.quality, student.quality, teacher.quality];
+  const [low, high] = [Math.min(...seen), Math.max(...seen)];
+  const margin = 0.08 * (high - low || 1);
+  const { chart, box, x, y, parts } = axes("curve", [0, 1.03 * Math.max(...curve.cost, 100)], [low - margin, high + margin],
+    { x: calibration.cost_axis, y: calibration.quality_axis });
+  parts.push(draw("path", { class: "even", d: `M${x(100)} ${box.top}V${box.bottom}` }));
+  if (live.deferral_rate !== null) {
+    parts.push(draw("path", { class: "live-line", d: `M${x(student.cost + 100 * live.deferral_rate)} ${box.top}V${box.bottom}` }));
+  }
+  const line = curve.cost.map((cost, row) => `${row ? "L" : "M"}${x(cost).toFixed(1)} ${y(curve.quality[row]).toFixed(1)}`);
+  parts.push(draw("path", { class: "curve", d: line.join("") }));
+  parts.push(draw("circle", { class: "student", cx: x(student.cost), cy: y(student.quality), r: 6 }));
+  parts.push(draw("path", { class: "teacher", d: `M${x(teacher.cost) - 6} ${y(teacher.quality) - 6}h12v12h-12z` }));
+  const diamond = ({ cost, quality: at }, size) => `M${x(cost)} ${y(at) - size}l${size} ${size}l${-size} ${size}l${-size} ${-size}z`;
+  const here = pointAt(threshold());
+  parts.push(draw("path", { class: "calibrated", d: diamond(pointAt(number(calibration.threshold)), 7) }));
+  parts.push(draw("path", { class: "here", d: diamond(here, 9) }));
+  chart.replaceChildren(...parts);
+  const cheaper = here.cost ? `${(100 / here.cost).toFixed(2)} times cheaper than the teacher alone` : "without cost";
+  get("curve-words").textContent =
+    `On ${calibration.examples.toLocaleString("en")} held-out examples this threshold has ${calibration.quality_title} ${quality(here.quality)}` +
+    (calibration.cost_axis.startsWith("deferral") ? "" : `, ${cheaper}`) +
+    ` (teacher ${quality(teacher.quality)}, student ${quality(student.quality)}). Beyond the dotted line the teacher alone is cheaper.`;
+}
+
+function showScores() {
+  const { histogram } = state.calibration;
+  const known = Boolean(histogram?.shares.length);
+  get("scores-section").hidden = !known;
+  if (!known) return;
+  const { edges, shares } = histogram;
+  const rows = state.live.scores.reduce((sum, count) => sum + count, 0);
+  const seen = state.live.scores.map((count) => (rows ? count / rows : 0));
+  const top = 108 * Math.max(...shares, ...seen);
+  const { chart, box, x, y, parts } = axes("scores", [edges[0], edges[edges.length - 1]], [0, top], { x: `score: ${state.score}`, y: "share of the rows, %" });
+  seen.forEach((share, bin) => {
+    if (!share) return;
+    parts.push(draw("rect", { class: "live-bar", x: x(edges[bin]), y: y(100 * share), width: x(edges[bin + 1]) - x(edges[bin]), height: y(0) - y(100 * share) }));
+  });
+  const steps = shares.map((share, bin) => `V${y(100 * share).toFixed(1)}H${x(edges[bin + 1]).toFixed(1)}`);
+  parts.push(draw("path", { class: "expected", d: `M${x(edges[0])} ${y(0)}${steps.join("")}V${y(0)}` }));
+  const place = Math.min(Math.max(x(threshold()), box.left), box.right);
+  parts.push(draw("path", { class: "rule", d: `M${place} ${box.top}V${box.bottom}` }));
+  chart.replaceChildren(...parts);
+  get("scores-words").textContent = rows
+    ? `${rows.toLocaleString("en")} rows of the last minute. What is left of the threshold is deferred. Bars that leave the outline say that the inputs are no longer those of calibration.`
+    : "No rows in the last minute. What is left of the threshold is deferred.";
+}
+
+function show() {
+  if (!state) return;
+  const { model, task, score, calibration } = state;
+  document.title = `EBJR: ${model}`;
+  get("title").textContent = `EBJR: ${model}`;
+  const from = calibration.id ? `, calibration ${calibration.id}` : "";
+  get("about").textContent = `The student answers every input. What scores under the threshold is deferred to the teacher. Task: ${task}, score: ${score}${from}.`;
+  showKnob();
+  showCards();
+  showCurve();
+  showScores();
+  showStages();
+  showState();
+  showForm();
+}
+
+/* ---- try it ---- */
+
+let image = null;
+
+function showForm() {
+  get("drop").hidden = !state.images;
+  get("row").hidden = state.images;
+  const { shape } = state.input;
+  get("count").textContent = shape.includes(-1, 1) ? `of shape ${shape.slice(1).join(" × ")}` : `${size(shape)} of them`;
+}
+
+const size = (shape) => shape.slice(1).reduce((product, each) => product * each, 1);
+
+function choose(file) {
+  if (!file) return;
+  image = file;
+  URL.revokeObjectURL(get("preview").src);
+  get("preview").src = URL.createObjectURL(file);
+  get("preview").alt = `The chosen image, ${file.name}`;
+  get("preview").hidden = false;
+  tryIt();
+}
+
+function rowRequest() {
+  const data = get("numbers").value.trim().split(/[\s,;]+/).filter(Boolean).map(Number);
+  if (!data.length || data.some((value) => !Number.isFinite(value))) throw new Error("A row is numbers with spaces or commas between them.");
+  const { name, datatype, shape } = state.input;
+  const open = shape.slice(1).filter((each) => each === -1).length;
+  const rest = shape.slice(1).map((each) => (each !== -1 ? each : open === 1 ? data.length / Math.abs(size(shape)) : 1));
+  if (rest.reduce((product, each) => product * each, 1) !== data.length) throw new Error(`A row has ${size(shape)} numbers, and these are ${data.length}.`);
+  return { body: JSON.stringify({ inputs: [{ name, datatype, shape: [1, ...rest], data }] }), headers: {} };
+}
+
+async function imageRequest() {
+  if (!image) throw new Error("Choose an image first.");
+  const own = new Uint8Array(await image.arrayBuffer());
+  const length = new DataView(new ArrayBuffer(4));
+  length.setUint32(0, own.length, true);
+  const parameters = { binary_data_size: own.length + 4 };
+  const head = new TextEncoder().encode(JSON.stringify({ inputs: [{ name: state.input.name, datatype: "BYTES", shape: [1], parameters }] }));
+  return { body: new Blob([head, length.buffer, own]), headers: { "Inference-Header-Content-Length": String(head.length) } };
+}
+
+async function tryIt() {
+  if (!state) return;
+  say("try-said", "Asking both models.");
+  try {
+    const request = state.images ? await imageRequest() : rowRequest();
+    showAnswer(await ask("/v1/both", { method: "POST", ...request }, 60));
+  } catch (error) {
+    get("answer").hidden = true;
+    say("try-said", error.message, true);
+  }
+}
+
+const named = (said) => said.label ?? (typeof said.prediction === "number" ? short(said.prediction) : String(said.prediction));
+
+function showAnswer(found) {
+  const [score, limit] = [number(found.score), number(found.threshold)];
+  const who = found.deferred ? "teacher" : "student";
+  const compared = found.deferred || found.degraded ? "below" : "not below";
+  const why = `The score, ${short(score)}, is ${compared} the threshold, ${short(limit)}`;
+  if (!found.answer) say("try-said", `${why}, and the teacher cannot answer: an error.`, true);
+  else if (found.degraded) say("try-said", `${why}, but the teacher cannot answer: the student's answer, ${named(found.answer)}, marked as degraded.`, true);
+  else say("try-said", `${named(found.answer)}, says the ${who}. ${why}${found.deferred && state.blend ? `; the student's answer is blended in with weight ${short(state.blend)}` : ""}.`);
+  for (const role of ["student", "teacher"]) {
+    const answered = role === who && Boolean(found.answer);
+    get(role).classList.toggle("answered", answered);
+    get(`${role}-title`).textContent = answered ? `${role}, who answers` : role;
+    get(role).querySelector("div").replaceChildren(...side(found[role]));
+  }
+  get("answer").hidden = false;
+  gauge(score, limit);
+}
+
+function side(said) {
+  if (said.error) return [element("p", { class: "sub" }, said.error)];
+  const parts = [element("p", { class: "name" }, named(said)), element("p", { class: "sub" }, time(said.seconds))];
+  if (said.top) {
+    parts.push(element("dl", { class: "shares" }, ...said.top.flatMap((one) => [
+      element("dt", {}, named(one)),
+      element("dd", {}, draw("svg", { "aria-hidden": "true" }, draw("rect", { width: percent(one.probability).replace(" ", ""), height: 10, rx: 3 }))),
+      element("dd", {}, percent(one.probability)),
+    ])));
+  }
+  return parts;
+}
+
+/* Score against threshold on the range of the calibration's scores. */
+function gauge(score, limit) {
+  const quantiles = (state.calibration.score_quantiles ?? []).map(number).filter(Number.isFinite);
+  const finite = [...quantiles.slice(1, -1), score, limit].filter(Number.isFinite);
+  const chart = get("gauge");
+  const [low, high] = [Math.min(...finite), Math.max(...finite)];
+  const { width } = chart.getBoundingClientRect();
+  const x = (value) => 10 + (width - 20) * (high > low ? Math.min(Math.max((value - low) / (high - low), 0), 1) : 0.5);
+  const anchor = (place) => (place < 90 ? "start" : place > width - 90 ? "end" : "middle");
+  chart.setAttribute("aria-label", `Score ${short(score)} against threshold ${short(limit)}, on a scale from ${short(low)} to ${short(high)}.`);
+  chart.replaceChildren(
+    draw("path", { class: "grid", d: `M10 38H${width - 10}`, "stroke-width": 4 }),
+    draw("path", { class: "rule", d: `M${x(limit)} 24V52` }),
+    draw("text", { x: x(limit), y: 68, "text-anchor": anchor(x(limit)) }, `threshold ${short(limit)}`),
+    draw("circle", { class: "student", cx: x(score), cy: 38, r: 7 }),
+    draw("text", { class: "strong", x: x(score), y: 16, "text-anchor": anchor(x(score)) }, `score ${short(score)}`),
+  );
+}
+
+/* ---- events ---- */
+
+get("knob").addEventListener("input", () => {
+  showShare();
+  move({ deferral_rate: Number(get("knob").value) / 100 });
+});
+get("threshold-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = get("threshold").value.trim();
+  if (text.toLowerCase() === "inf") move({ deferral_rate: 1 });
+  else if (text === "" || !Number.isFinite(Number(text))) say("knob-said", "A threshold is a number, or inf to defer everything.", true);
+  else move({ threshold: Number(text) });
+});
+get("token-form").addEventListener("submit", (event) => event.preventDefault());
+get("file").addEventListener("change", () => choose(get("file").files[0]));
+get("try").addEventListener("submit", (event) => { event.preventDefault(); tryIt(); });
+for (const name of ["dragenter", "dragover"]) {
+  get("drop").addEventListener(name, (event) => { event.preventDefault(); get("drop").classList.add("over"); });
+}
+get("drop").addEventListener("dragleave", () => get("drop").classList.remove("over"));
+get("drop").addEventListener("drop", (event) => {
+  event.preventDefault();
+  get("drop").classList.remove("over");
+  choose(event.dataTransfer.files[0]);
+});
+document.addEventListener("paste", (event) => {
+  if (state?.images && event.clipboardData.files.length) choose(event.clipboardData.files[0]);
+});
+document.addEventListener("visibilitychange", poll);
+window.addEventListener("resize", show);
+poll();

@@ -1,0 +1,56 @@
+"""The page at ``/``: one HTML text, put together once, that loads nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+
+@cache
+def page_and_headers() -> tuple[str, int, dict[str, str]]:
+    """The page, its status, and the headers that keep it to itself.
+
+    It looks like the report, whose style it shares. The policy lets run the script and the style
+    that are in the page, by their hashes, lets it talk to its own server, and nothing else.
+
+    Examples
+    --------
+    >>> page, status, headers = page_and_headers()
+    >>> page.splitlines()[0], status, "unsafe" in headers["Content-Security-Policy"]
+    ('<!doctype html>', 200, False)
+    """
+    own = files("ebjr.serving")
+    style = _text(files("ebjr.evaluation") / "report.css") + _text(own / "page.css")
+    script = _text(own / "page.js")
+    style, script = f"\n{style}", f"\n{script}"
+    page = Template(_text(own / "page.html")).substitute(style=style, script=script)
+    policy = {
+        "default-src": "'none'",
+        "script-src": _source(script),
+        "style-src": _source(style),
+        "img-src": "blob: data:",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    headers = {
+        "Content-Security-Policy": "; ".join(f"{key} {value}" for key, value in policy.items()),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
+    return page, 200, headers
+
+
+def _source(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _text(file: Any) -> str:
+    return file.read_text(encoding="utf-8")

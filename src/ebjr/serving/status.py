@@ -1,0 +1,119 @@
+"""What a server tells of itself: the knob, what its calibration knows, and the last seconds.
+
+`GET /v1/status` is this, for the page and for anybody with curl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ebjr.costs import Cost
+from ebjr.evaluation.plots import relative_cost
+from ebjr.metrics import METRICS, Metric
+from ebjr.scores import score_title
+from ebjr.serving.served import Served, json_number
+
+
+def describe(served: Served) -> dict[str, Any]:
+    """What is known from calibration: it does not change while the server runs.
+
+    Parameters
+    ----------
+    served
+        What is served.
+
+    Returns
+    -------
+    dict
+        `model`, `task`, `score`, and `calibration`: the chosen threshold, the rows of the curve
+        (`threshold`, `deferral_rate`, and as they are drawn `quality` and `cost`, with the titles
+        of both axes), the cost and quality of either model alone, the scores' quantiles, and the
+        edges of their histogram with the share of each bin. What joint.toml does not know is left
+        out.
+
+    Examples
+    --------
+    >>> from ebjr import JointClassifier, Router
+    >>> served = Served(JointClassifier(abs, abs, Router("energy", 0.5)), score_quantiles=(0, 1))
+    >>> describe(served)["calibration"]["score_quantiles"]
+    [0, 1]
+    """
+    kept, calibration = served.calibration, dict[str, Any]()
+    figures = kept.get("held_out", kept.get("chosen_on"))
+    measure = None if figures is None else METRICS.get(figures["metric"])
+    if measure is not None:
+        calibration |= _figures(figures, measure, kept.get("curve"))
+        calibration["threshold"] = kept["chosen_on"]["threshold"]
+    if served.score_quantiles:
+        edges = served.score_edges()
+        calibration["score_quantiles"] = list(served.score_quantiles)
+        calibration["histogram"] = {
+            "edges": edges,
+            "shares": shares_between(served.score_quantiles, edges),
+        }
+    if served.calibration_id is not None:
+        calibration["id"] = served.calibration_id
+    return {
+        "model": served.name,
+        "task": served.joint.task,
+        "score": score_title(str(served.joint.router.score)),
+        "blend": float(served.joint.blend),
+        "images": served.takes_images,
+        "input": served.inputs()[0],
+        "calibration": json_number(calibration),
+    }
+
+
+def shares_between(quantiles: Sequence[float], edges: Sequence[float]) -> list[float]:
+    """The share of the calibration's scores in each bin; those beyond lie in the outer ones.
+
+    Parameters
+    ----------
+    quantiles
+        (q,), evenly spaced from 0 to 1.
+    edges
+        (k + 1,), rising.
+
+    Returns
+    -------
+    list
+        k shares, which add up to 1.
+
+    Examples
+    --------
+    >>> shares_between([0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0])
+    [0.5, 0.5]
+    """
+    if len(edges) < 2:
+        return []
+    known = np.asarray(quantiles, np.float64)
+    known = np.where(np.isfinite(known), known, np.finfo(np.float32).min)
+    below = np.interp(edges[1:-1], known, np.linspace(0, 1, len(known)))
+    return np.diff(np.concatenate([[0.0], below, [1.0]])).tolist()
+
+
+def _figures(figures: Any, measure: Metric, curve: Any) -> dict[str, Any]:
+    """Both models alone and the rows between them, as they are drawn."""
+    costs = Cost(**figures["student_cost"]), Cost(**figures["teacher_cost"])
+    alone, axis = relative_cost(*costs, np.array([0.0]))
+    found: dict[str, Any] = {
+        "examples": figures["n"],
+        "quality_title": measure.title,
+        "quality_axis": measure.axis,
+        "percent": measure.percent,
+        "cost_axis": axis,
+        "student": {"quality": measure.drawn(figures["student_quality"]), "cost": float(alone[0])},
+        "teacher": {"quality": measure.drawn(figures["teacher_quality"]), "cost": 100.0},
+    }
+    if curve is not None:
+        rates = np.asarray(curve["deferral_rate"], np.float64)
+        found["curve"] = {
+            "threshold": list(curve["threshold"]),
+            "deferral_rate": rates.tolist(),
+            "quality": measure.drawn(np.asarray(curve["quality"], np.float64)).tolist(),
+            "cost": relative_cost(*costs, rates)[0].tolist(),
+        }
+    return found

@@ -1,0 +1,294 @@
+"""The page at / in a real browser, against a real server under load."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import CLASSES, write_joint
+
+from ebjr import JointClassifier, JointConfig, Router, load_joint
+
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
+pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+import uvicorn
+from playwright import sync_api
+
+from ebjr.serving.app import Served, build_app, served_of
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory) -> Path:
+    """A joint.toml of the tiny pair of colored images."""
+    return write_joint(tmp_path_factory.mktemp("calibrated"))
+
+
+@contextmanager
+def running(served: Served, port: int = 0, **options) -> Iterator[str]:
+    """A server in a thread of its own: its address."""
+    app = build_app(served, **options)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@contextmanager
+def load(address: str) -> Iterator[None]:
+    """Somebody who asks for a few rows, some thirty times a second."""
+    images = np.random.default_rng(0).integers(0, 200, (8, 8, 8, 3), np.uint8)
+    tensor = {"name": "image", "shape": [8, 8, 8, 3], "datatype": "UINT8"}
+    body = json.dumps({"inputs": [{**tensor, "data": images.ravel().tolist()}]}).encode()
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.03):
+            urllib.request.urlopen(f"{address}/v2/models/joint/infer", body).close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def busy(calibrated) -> Iterator[str]:
+    """The address of a server under load."""
+    with running(served_of(JointConfig.read(calibrated))) as address, load(address):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM.exists():
+        pytest.skip(f"no {CHROMIUM}: install Debian's chromium to test in a browser")
+    with (
+        sync_api.sync_playwright() as play,
+        play.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS) as opened,
+    ):
+        yield opened
+
+
+@pytest.fixture
+def page(browser):
+    """A page that may not say anything to its console, nor ask anybody but its own server."""
+    troubles: list[str] = []
+    with browser.new_page(viewport={"width": 1280, "height": 900}) as opened:
+        opened.on("pageerror", lambda error: troubles.append(str(error)))
+        opened.on("console", lambda message: troubles.append(message.text))
+        opened.on("request", lambda request: troubles.extend(strange(opened, request)))
+        opened.troubles = troubles
+        yield opened
+        assert troubles == []
+
+
+def strange(page, request) -> list[str]:
+    own = ("http://127.0.0.1:", "blob:http://127.0.0.1:", "data:")
+    return [] if request.url.startswith(own) else [request.url]
+
+
+def router(address: str) -> dict:
+    with urllib.request.urlopen(f"{address}/v1/router") as answer:
+        return json.load(answer)
+
+
+def opened(page, address: str):
+    page.goto(address)
+    sync_api.expect(page.locator("#connection")).to_have_text("Connected.")
+    return page
+
+
+def says(page, name: str, words) -> None:
+    sync_api.expect(page.locator(f"#{name}")).to_contain_text(words, timeout=15_000)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 375])
+def test_the_page_fits_and_has_no_fault_that_axe_knows(page, busy, width, scheme):
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+    )
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    opened(page, busy)
+    page.set_input_files("#file", png(0))
+    says(page, "try-said", "The score,")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def png(seed: int) -> dict:
+    file = io.BytesIO()
+    Image.fromarray(image(seed)).save(file, "PNG")
+    return {"name": "x.png", "mimeType": "image/png", "buffer": file.getvalue()}
+
+
+def image(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 200, (8, 8, 3), np.uint8)
+
+
+def test_the_load_is_shown_as_it_is_counted(page, busy, calibrated):
+    opened(page, busy)
+    says(page, "deferred-sub", "rows in the last")
+    assert float(page.inner_text("#throughput").removesuffix(" rows/s")) > 0
+    assert page.inner_text("#median").endswith("ms")
+    assert page.locator("#scores .live-bar").count() > 0
+    assert page.locator("#curve .here").count() == 1
+    for stage in ("wait for the teacher", "teacher's batch", "whole request"):
+        cells = page.locator("#stages tr", has_text=stage).locator("td").all_inner_texts()
+        assert all(float(cell) > 0 for cell in cells)
+    quality = JointConfig.read(calibrated).calibration["held_out"]["quality"]
+    assert f"{100 * quality:.2f} %" == page.inner_text("#quality")
+
+
+def test_the_knob_is_moved_by_keys_and_the_live_rate_follows(page, busy):
+    opened(page, busy)
+    page.focus("#knob")
+    page.keyboard.press("End")
+    says(page, "knob-said", "The knob is at threshold ∞")
+    assert router(busy)["threshold"] == "inf"
+    assert page.get_attribute("#knob", "aria-valuetext") == "100.0 % deferred"
+    says(page, "deferred", "100.0 %")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    says(page, "share", "0.5 %")
+    says(page, "knob-said", "The knob is at threshold 0.")
+    assert router(busy)["deferral_rate"] == pytest.approx(0.005)
+    page.get_by_role("button", name="match-teacher").click()
+    sync_api.expect(page.get_by_role("button", name="match-teacher")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+    assert router(busy)["threshold"] == router(busy)["operating_points"]["match-teacher"]
+
+
+def test_a_threshold_is_typed_and_what_is_none_is_said_to_be(page, busy):
+    opened(page, busy)
+    page.get_by_label("Threshold", exact=True).fill("0.625")
+    page.keyboard.press("Enter")
+    says(page, "knob-said", "The knob is at threshold 0.625.")
+    assert router(busy)["threshold"] == 0.625
+    page.get_by_label("Threshold", exact=True).fill("high")
+    page.get_by_role("button", name="Set").click()
+    says(page, "knob-said", "A threshold is a number")
+    assert router(busy)["threshold"] == 0.625
+
+
+def test_who_moved_the_knob_elsewhere_is_seen_here(page, busy):
+    opened(page, busy)
+    request = urllib.request.Request(f"{busy}/v1/router", b'{"deferral_rate": 0.75}', method="PUT")
+    urllib.request.urlopen(request).close()
+    says(page, "share", "75.0 %")
+
+
+def test_an_image_is_answered_by_both_as_by_the_models_themselves(page, busy, calibrated):
+    joint = load_joint(calibrated)
+    opened(page, busy)
+    for seed, threshold in ((1, -1.0), (2, 2.0)):
+        page.get_by_label("Threshold", exact=True).fill(str(threshold))
+        page.keyboard.press("Enter")
+        says(page, "knob-said", f"threshold {threshold:g}")
+        joint.router.threshold = threshold
+        answer = joint(image(seed)[None])
+        page.set_input_files("#file", png(seed))
+        says(page, "try-said", CLASSES[answer.prediction[0]])
+        who = "teacher" if answer.deferred[0] else "student"
+        says(page, f"{who}-title", f"{who}, who answers")
+        for role in ("student", "teacher"):
+            own = getattr(joint, role)(image(seed)[None])[0]
+            names = page.locator(f"#{role} dt").all_inner_texts()
+            assert names == [CLASSES[row] for row in np.argsort(-own)]
+        said = f"Score {float(f'{answer.score[0]:.4g}')} against threshold"
+        assert said in page.get_attribute("#gauge", "aria-label")
+    page.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": b"no"})
+    says(page, "try-said", "image 0 is no JPEG, PNG or WebP")
+    page.troubles.clear()  # the browser notes the 400 on its console
+
+
+def test_with_a_token_the_knob_wants_to_see_it(page, calibrated):
+    with running(served_of(JointConfig.read(calibrated)), token="sesame") as address:
+        opened(page, address)
+        page.focus("#knob")
+        page.keyboard.press("End")
+        says(page, "knob-said", "The knob was not moved: the knob needs the header Authorization")
+        page.troubles.clear()
+        page.get_by_label("Bearer token").fill("sesame")
+        page.focus("#knob")
+        page.keyboard.press("End")
+        says(page, "knob-said", "The knob is at threshold ∞")
+        assert router(address)["threshold"] == "inf"
+
+
+def test_a_server_that_goes_away_is_missed_and_found_again(page, calibrated):
+    served = JointConfig.read(calibrated)
+    with running(served_of(served)) as address:
+        opened(page, address)
+    says(page, "connection", "The server does not answer. These are the last figures")
+    page.focus("#knob")
+    page.keyboard.press("End")
+    says(page, "knob-said", "The knob was not moved: The server does not answer.")
+    with running(served_of(served), port=int(address.rpartition(":")[2])):
+        says(page, "connection", "The server answers again.")
+    page.troubles.clear()
+
+
+def test_rows_of_numbers_are_tried_and_no_calibration_is_needed(page):
+    def student(x):
+        return np.stack([x[:, 0], x[:, 1]], axis=1)
+
+    student.input_shape, student.input_name, student.input_dtype = (None, 2), "x", np.float32
+    joint = JointClassifier(student, lambda x: 3 - student(x), Router("max_logit", 5.0))
+    with running(Served(joint)) as address:
+        opened(page, address)
+        assert not page.is_visible("#slider-label")
+        assert not page.is_visible("#curve-section")
+        page.get_by_label("One row of numbers, 2 of them").fill("1.5, 4")
+        page.get_by_role("button", name="Ask both models").click()
+        says(page, "try-said", "0, says the teacher. The score, 4, is below the threshold, 5.")
+        page.get_by_label("One row of numbers").fill("1 2 3")
+        page.keyboard.press("Control+Enter")
+        page.get_by_role("button", name="Ask both models").click()
+        says(page, "try-said", "A row has 2 numbers, and these are 3.")
+
+
+def test_every_control_is_reached_by_tab_and_shows_its_focus(page, busy):
+    opened(page, busy)
+    reached = []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate("document.activeElement.id || document.activeElement.innerText")
+        )
+        outline = "getComputedStyle(document.activeElement).outlineStyle"
+        assert page.evaluate("document.activeElement === document.body") or (
+            page.evaluate(outline) == "solid"
+        )
+    for name in ("knob", "threshold", "Set", "match-teacher", "file", "ask"):
+        assert name in reached
