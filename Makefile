@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench proto clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ebjr demo
@@ -28,6 +28,13 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.joint_loop
 	$(BIN)/python -m benchmarks.curve
 	$(BIN)/python -m benchmarks.calibration
+
+# gRPC's messages; the compiler stays apart, as it asks for a protobuf of its own.
+proto:
+	$(PYTHON) -m venv $(VENV)/proto
+	$(VENV)/proto/bin/python -m pip install --quiet --disable-pip-version-check grpcio-tools
+	cd src/ebjr/serving && $(CURDIR)/$(VENV)/proto/bin/python -m grpc_tools.protoc -I. \
+	  --descriptor_set_out=open_inference.binpb open_inference.proto
 
 clean:
 	rm -rf $(VENV) ebjr-demo

@@ -536,6 +536,10 @@ def serve(
     joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Listen for gRPC too; 0 takes a free port."),
+    ] = None,
     student_batch: Annotated[int, typer.Option(min=1, help="The student's most rows.")] = 64,
     teacher_batch: Annotated[int, typer.Option(min=1, help="The teacher's most rows.")] = 64,
     max_wait: Annotated[
@@ -578,6 +582,7 @@ def serve(
         served,
         host=host,
         port=port,
+        grpc_port=grpc_port,
         token=token,
         timeout_seconds=timeout,
         student_batch=student_batch,

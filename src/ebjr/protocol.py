@@ -91,6 +91,21 @@ class InferRequest:
             return RequestedOutput(name, self.binary)
         return next((output for output in self.outputs if output.name == name), None)
 
+    def check_outputs(self, known: Iterable[str]) -> None:
+        """Check that a model has every output that is asked for.
+
+        Raises
+        ------
+        ProtocolError
+            There is one that it has not.
+        """
+        names = tuple(known)
+        for output in self.outputs or ():
+            if output.name not in names:
+                raise ProtocolError(
+                    f"there is no output {_shown(output.name)}; this model gives {', '.join(names)}"
+                )
+
 
 @dataclass(frozen=True, eq=False)
 class InferResponse:
@@ -134,7 +149,24 @@ def read_request(body: bytes, json_length: str | int | None = None) -> InferRequ
     >>> read_request(json.dumps({"inputs": [tensor]}).encode()).inputs["x"]
     array([[0.5, 2. ]], dtype=float32)
     """
-    message, rest = _split(body, json_length)
+    return request_of(*_split(body, json_length))
+
+
+def request_of(message: Mapping[str, Any], rest: memoryview) -> InferRequest:
+    """An inference request from its JSON object and the bytes after it, whatever brought them.
+
+    Raises
+    ------
+    ProtocolError
+        It is not a request.
+
+    Examples
+    --------
+    >>> tensor = {"name": "x", "shape": [2], "datatype": "UINT8"}
+    >>> table = {"inputs": [{**tensor, "parameters": {"binary_data_size": 2}}]}
+    >>> request_of(table, memoryview(b"ab")).inputs["x"]
+    array([97, 98], dtype=uint8)
+    """
     inputs = _read_tensors(message, "inputs", rest)
     if not inputs:
         raise ProtocolError("a request needs at least one tensor in 'inputs', but has none")
@@ -238,12 +270,7 @@ def write_response(
     [1.5]
     """
     wishes = InferRequest({}) if request is None else request
-    for output in wishes.outputs or ():
-        if output.name not in response.outputs:
-            raise ProtocolError(
-                f"there is no output {_shown(output.name)}; this model gives "
-                f"{', '.join(response.outputs)}"
-            )
+    wishes.check_outputs(response.outputs)
     named = [(name, array, wishes.wants(name)) for name, array in response.outputs.items()]
     message: dict[str, Any] = {"model_name": response.model_name}
     for key in ("model_version", "id"):
@@ -287,6 +314,22 @@ def tensor_metadata(name: str, dtype: Any, shape: Iterable[int | None]) -> dict[
     """
     known = [-1 if size is None else int(size) for size in shape]
     return {"name": name, "datatype": datatype_of(dtype), "shape": known}
+
+
+def tensor_bytes(array: np.ndarray) -> bytes:
+    r"""A tensor as the protocol sends it: row by row, little end first.
+
+    Each element of BYTES is its length, four bytes, and then as many bytes.
+
+    Examples
+    --------
+    >>> tensor_bytes(np.array([1, 2], np.int16)), tensor_bytes(np.array([b"ab"], object))
+    (b'\x01\x00\x02\x00', b'\x02\x00\x00\x00ab')
+    """
+    if array.dtype == object:
+        parts = [_as_bytes(element) for element in array.ravel().tolist()]
+        return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 
 
 def _split(body: bytes, json_length: str | int | None) -> tuple[dict[str, Any], memoryview]:
@@ -527,20 +570,13 @@ def _write_tensors(
         datatype = datatype_of(array.dtype)
         table: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype}
         if binary:
-            raw = _to_bytes(array, datatype)
+            raw = tensor_bytes(array)
             rest.append(raw)
             table["parameters"] = {"binary_data_size": len(raw)}
         else:
             table["data"] = _to_json(name, array)
         tables.append(table)
     return tables, rest
-
-
-def _to_bytes(array: np.ndarray, datatype: str) -> bytes:
-    if datatype == "BYTES":
-        parts = [_as_bytes(element) for element in array.ravel().tolist()]
-        return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 
 
 def _to_json(name: str, array: np.ndarray) -> list[Any]:

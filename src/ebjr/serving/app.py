@@ -14,8 +14,8 @@ import json
 import math
 import socket
 import zlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from ebjr.protocol import LENGTH_HEADER, read_request, write_response
 from ebjr.serving.knob import WISHES
 from ebjr.serving.page import page_and_headers
 from ebjr.serving.served import Served, served_of
-from ebjr.serving.service import Service, status_of
+from ebjr.serving.service import MOST_BYTES, Service, status_of
 
 try:
     from starlette.applications import Starlette
@@ -36,14 +36,12 @@ except ImportError as error:
 
 __all__ = ["Served", "build_app", "run_server", "served_of"]
 
-MOST_BYTES = 64 * 2**20
-"""The largest body, and the largest one after it has been decompressed."""
-
 
 def build_app(
     served: Served,
     *,
     token: str | None = None,
+    beside: Sequence[Callable[[Service], AbstractAsyncContextManager[None]]] = (),
     **options: Any,
 ) -> Starlette:
     """The server's application, for uvicorn or any other ASGI server.
@@ -55,6 +53,8 @@ def build_app(
     token
         Who moves the knob must show it, as ``Authorization: Bearer TOKEN``; without one the knob
         is moved from this machine alone.
+    beside
+        Servers of other protocols on the same service, open as long as the application is.
     **options
         Of the `Service` and its `Pipeline`.
 
@@ -95,7 +95,10 @@ def build_app(
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         service.start()
         try:
-            yield
+            async with AsyncExitStack() as stack:
+                for server in beside:
+                    await stack.enter_async_context(server(service))
+                yield
         finally:
             await asyncio.get_running_loop().run_in_executor(None, service.stop)
 
@@ -109,6 +112,7 @@ def run_server(
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
+    grpc_port: int | None = None,
     started: Callable[[str], None] = lambda url: None,
     **options: Any,
 ) -> None:
@@ -120,22 +124,30 @@ def run_server(
         What is served.
     host, port
         Where to listen; port 0 takes a free one.
+    grpc_port
+        Where to listen for gRPC, at the same host; None does not.
     started
-        Told the address once the server answers.
+        Told each address once it takes requests.
     **options
         Of `build_app`.
 
     Raises
     ------
     MissingExtra
-        uvicorn is not installed.
+        uvicorn is not installed; or grpcio, and `grpc_port` asks for it.
     OSError
-        The address is taken.
+        An address is taken.
     """
     try:
         import uvicorn
     except ImportError as error:
         raise MissingExtra("serve", "serving") from error
+    if grpc_port is not None:
+        from ebjr.serving.grpc import grpc_server
+
+        socket.create_server((host, grpc_port)).close()  # taken? better said now than by gRPC
+        beside = partial(grpc_server, host=host, port=grpc_port, started=started)
+        options["beside"] = (*options.get("beside", ()), beside)
     with socket.create_server((host, port), backlog=1024) as listener:
         config = uvicorn.Config(
             build_app(served, **options), log_level="warning", access_log=False, lifespan="on"

@@ -287,7 +287,9 @@ class _Queue:
         """Add a part; False where it is over the limit or the queue is closed."""
         count = len(part.rows)
         with self._changed:
-            if self.closed or (bounded and self.rows and self.rows + count > self.limit):
+            if bounded and self._full(count):
+                self._drop_answered()
+            if self.closed or (bounded and self._full(count)):
                 return False
             now = time.monotonic()
             interval = (now - self._last) / count
@@ -298,6 +300,14 @@ class _Queue:
             self.rows += count
             self._changed.notify()
             return True
+
+    def _full(self, count: int) -> bool:
+        return self.rows > 0 and self.rows + count > self.limit
+
+    def _drop_answered(self) -> None:
+        """Forget what nobody waits for: cancelled, hurried or failed."""
+        self._parts = deque(part for part in self._parts if not part.ticket.future.done())
+        self.rows = sum(len(part.rows) for part in self._parts)
 
     def take(self, most: int) -> list[_Part]:
         """Up to `most` rows, at least one; none once the queue is closed and empty."""

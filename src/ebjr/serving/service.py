@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,9 @@ from ebjr.serving.status import describe
 VERSION = "1"
 """The only version of a served model."""
 
+MOST_BYTES = 64 * 2**20
+"""The largest body, and the largest one after it has been decompressed."""
+
 MOST_PIXELS = 64 * 2**20
 """The most pixels that one encoded image may hold."""
 
@@ -45,6 +49,9 @@ STATUSES: tuple[tuple[type[EbjrError], int], ...] = (
     (DeadlineExceeded, 504),
     (EbjrError, 503),
 )
+
+
+log = logging.getLogger("ebjr.serving")
 
 
 def status_of(error: EbjrError) -> int:
@@ -117,6 +124,7 @@ class Service:
         self._show()
         (self.input,) = served.inputs()
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
+        self.outputs = served.outputs()
 
     def start(self) -> None:
         """Start to answer."""
@@ -163,7 +171,7 @@ class Service:
             "versions": [VERSION],
             "platform": "ebjr_joint",
             "inputs": [self.input],
-            "outputs": self.served.outputs(),
+            "outputs": self.outputs,
         }
 
     def check_model(self, name: str, version: str = "") -> None:
@@ -181,8 +189,15 @@ class Service:
         if version not in ("", VERSION):
             raise UnknownModel(f"there is no version {version!r} of {name!r}; it has {VERSION!r}")
 
-    async def infer(self, asked: InferRequest) -> InferResponse:
+    async def infer(self, asked: InferRequest, *, within: float | None = None) -> InferResponse:
         """Answer a request.
+
+        Parameters
+        ----------
+        asked
+            What the client wants to know.
+        within
+            Seconds that it will wait at most, whatever it says; None is no limit.
 
         Raises
         ------
@@ -196,7 +211,10 @@ class Service:
             A model failed.
         """
         inputs = self._inputs(asked)
+        asked.check_outputs(output["name"] for output in self.outputs)
         threshold, timeout = self._wishes(asked)
+        if within is not None:
+            timeout = min(timeout, within)
         ticket = self.pipeline.submit(inputs, threshold=threshold)
         future = asyncio.wrap_future(ticket.future)
         try:

@@ -1,0 +1,308 @@
+"""Open Inference Protocol v2 over gRPC: beside HTTP, on the same service.
+
+The messages are those of ``open_inference.proto``, compiled into ``open_inference.binpb``. They
+live in a pool of their own: protobuf knows each name once in a process, and a client of another
+package, such as Triton's, brings the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from ebjr.errors import EbjrError, MissingExtra, Overloaded, ProtocolError
+from ebjr.protocol import (
+    DATATYPES,
+    InferRequest,
+    InferResponse,
+    datatype_of,
+    request_of,
+    tensor_bytes,
+)
+from ebjr.serving.service import MOST_BYTES, Service, log, status_of
+
+try:
+    import grpc
+    from google.protobuf.descriptor_pb2 import FileDescriptorSet
+    from google.protobuf.descriptor_pool import DescriptorPool
+    from google.protobuf.message import DecodeError
+    from google.protobuf.message_factory import GetMessageClass
+except ImportError as error:
+    raise MissingExtra("grpc", "serving over gRPC") from error
+
+CODES: Mapping[int, grpc.StatusCode] = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+"""What gRPC calls each HTTP status of `status_of`."""
+
+CONTENTS: Mapping[str, tuple[str, Any]] = {
+    "BOOL": ("bool_contents", np.bool_),
+    **dict.fromkeys(("INT8", "INT16", "INT32"), ("int_contents", np.int32)),
+    "INT64": ("int64_contents", np.int64),
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), ("uint_contents", np.uint32)),
+    "UINT64": ("uint64_contents", np.uint64),
+    "FP32": ("fp32_contents", np.float32),
+    "FP64": ("fp64_contents", np.float64),
+    "BYTES": ("bytes_contents", np.object_),
+}
+"""Where the values of a datatype are in a tensor that does not come as bytes, and their type."""
+
+PARAMETERS = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
+
+ANSWERING_SHARE = 0.9
+"""The share of a call's deadline after which it is answered; the rest is for the way back."""
+
+MOST_CALLS = 4096
+GRACE_SECONDS = 30.0
+
+
+def _messages() -> tuple[Any, Mapping[str, type[Any]]]:
+    """The service, and the classes of its messages by name."""
+    compiled = files("ebjr.serving").joinpath("open_inference.binpb").read_bytes()
+    (file,) = FileDescriptorSet.FromString(compiled).file
+    pool = DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    known = pool.FindFileByName(file.name)
+    classes = {name: GetMessageClass(about) for name, about in known.message_types_by_name.items()}
+    return known.services_by_name["GRPCInferenceService"], classes
+
+
+SERVICE, MESSAGES = _messages()
+
+
+@asynccontextmanager
+async def grpc_server(
+    service: Service,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8001,
+    started: Callable[[str], None] = lambda url: None,
+) -> AsyncIterator[None]:
+    """Answer over gRPC while the context is open; what is asked by its end is answered.
+
+    Parameters
+    ----------
+    service
+        Who answers.
+    host, port
+        Where to listen; port 0 takes a free one.
+    started
+        Told the address once the server answers.
+
+    Raises
+    ------
+    OSError
+        The address is taken.
+    """
+    server = grpc.aio.server(
+        maximum_concurrent_rpcs=MOST_CALLS,
+        options=[
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", MOST_BYTES),
+            ("grpc.max_send_message_length", -1),
+        ],
+    )
+    server.add_generic_rpc_handlers([_handlers(service)])
+    place = f"[{host}]" if ":" in host else host
+    try:
+        own = server.add_insecure_port(f"{place}:{port}")
+    except RuntimeError as error:
+        raise OSError(f"cannot listen for gRPC at {place}:{port}; is the port taken?") from error
+    await server.start()
+    started(f"grpc://{place}:{own}")
+    try:
+        yield
+    finally:
+        await server.stop(GRACE_SECONDS)
+
+
+def _handlers(service: Service) -> grpc.GenericRpcHandler:
+    answers = _Answers(service)
+    return grpc.method_handlers_generic_handler(
+        SERVICE.full_name,
+        {
+            method.name: grpc.unary_unary_rpc_method_handler(
+                _answering(
+                    service, MESSAGES[method.input_type.name], getattr(answers, method.name)
+                ),
+                response_serializer=MESSAGES[method.output_type.name].SerializeToString,
+            )
+            for method in SERVICE.methods
+        },
+    )
+
+
+def _answering(
+    service: Service, kind: type[Any], answer: Callable[[Any, Any], Awaitable[Any]]
+) -> Callable[[bytes, Any], Awaitable[Any]]:
+    """A handler of bytes whose errors are statuses: one sentence each."""
+
+    async def wrapped(raw: bytes, context: Any) -> Any:
+        details: tuple[tuple[str, str], ...] = ()
+        try:
+            return await answer(kind.FromString(raw), context)
+        except DecodeError:
+            status, sentence = 400, f"the message is no {kind.DESCRIPTOR.name} of the protocol"
+        except Overloaded as error:
+            status, sentence = status_of(error), str(error)
+            wait = round(1000 * error.retry_after_seconds)
+            details = (("grpc-retry-pushback-ms", str(wait)),)
+        except EbjrError as error:
+            status, sentence = status_of(error), str(error)
+        except Exception:
+            log.exception("a call failed")
+            status, sentence = 500, "the server failed on this request; its log says why"
+        service.metrics.refused(status)
+        return await context.abort(CODES[status], " ".join(sentence.split()), details)
+
+    return wrapped
+
+
+class _Answers:
+    """The protocol's calls, by their own names."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def ServerLive(self, _asked: Any, _context: Any) -> Any:
+        return MESSAGES["ServerLiveResponse"](live=True)
+
+    async def ServerReady(self, _asked: Any, _context: Any) -> Any:
+        return MESSAGES["ServerReadyResponse"](ready=True)
+
+    async def ModelReady(self, asked: Any, _context: Any) -> Any:
+        self.service.check_model(asked.name, asked.version)
+        return MESSAGES["ModelReadyResponse"](ready=True)
+
+    async def ServerMetadata(self, _asked: Any, _context: Any) -> Any:
+        return MESSAGES["ServerMetadataResponse"](**self.service.server_metadata())
+
+    async def ModelMetadata(self, asked: Any, _context: Any) -> Any:
+        self.service.check_model(asked.name, asked.version)
+        return MESSAGES["ModelMetadataResponse"](**self.service.model_metadata())
+
+    async def ModelInfer(self, asked: Any, context: Any) -> Any:
+        self.service.check_model(asked.model_name, asked.model_version)
+        with self.service.metrics.request():
+            request, left = read_request(asked), context.time_remaining()
+            within = None if left is None else ANSWERING_SHARE * left
+            answer = await self.service.infer(request, within=within)
+            return write_response(answer, request, raw=bool(asked.raw_input_contents))
+
+
+def read_request(message: Any) -> InferRequest:
+    """An inference request from a ``ModelInferRequest``.
+
+    Parameters
+    ----------
+    message
+        With the tensors' bytes in ``raw_input_contents``, or their values in ``contents``.
+
+    Raises
+    ------
+    ProtocolError
+        It is not a request.
+
+    Examples
+    --------
+    >>> contents = {"fp32_contents": [0.5, 2.0]}
+    >>> tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "contents": contents}
+    >>> read_request(MESSAGES["ModelInferRequest"](inputs=[tensor])).inputs["x"]
+    array([[0.5, 2. ]], dtype=float32)
+    """
+    parts = list(message.raw_input_contents)
+    if not parts:
+        parts = [_typed_bytes(tensor) for tensor in message.inputs]
+    elif any(tensor.HasField("contents") for tensor in message.inputs):
+        raise ProtocolError("a request has either raw_input_contents or contents, not both")
+    if len(parts) != len(message.inputs):
+        raise ProtocolError(
+            f"raw_input_contents must have one element for each of the {len(message.inputs)} "
+            f"inputs, not {len(parts)}"
+        )
+    table: dict[str, Any] = {
+        "id": message.id or None,
+        "parameters": _parameters(message),
+        "inputs": [
+            {
+                "name": tensor.name,
+                "datatype": tensor.datatype,
+                "shape": list(tensor.shape),
+                "parameters": {**_parameters(tensor), "binary_data_size": len(part)},
+            }
+            for tensor, part in zip(message.inputs, parts, strict=True)
+        ],
+    }
+    if message.outputs:
+        table["outputs"] = [
+            {"name": output.name, "parameters": _parameters(output)} for output in message.outputs
+        ]
+    return request_of(table, memoryview(b"".join(parts)))
+
+
+def write_response(response: InferResponse, request: InferRequest, *, raw: bool) -> Any:
+    """A ``ModelInferResponse``.
+
+    Parameters
+    ----------
+    response
+        What the model says.
+    request
+        Whose wishes are followed: which outputs.
+    raw
+        Send the outputs' bytes, not their values.
+
+    Examples
+    --------
+    >>> answer = InferResponse({"score": np.array([1.5])}, "joint")
+    >>> write_response(answer, InferRequest({}), raw=False).outputs[0].contents.fp64_contents
+    [1.5]
+    """
+    message = MESSAGES["ModelInferResponse"](
+        model_name=response.model_name, model_version=response.model_version, id=response.id
+    )
+    for key, value in response.parameters.items():
+        setattr(message.parameters[key], PARAMETERS[type(value)], value)
+    for name, array in response.outputs.items():
+        if request.wants(name) is None:
+            continue
+        datatype = datatype_of(array.dtype)
+        tensor = message.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        if raw:
+            message.raw_output_contents.append(tensor_bytes(array))
+        else:
+            getattr(tensor.contents, CONTENTS[datatype][0]).extend(array.ravel().tolist())
+    return message
+
+
+def _parameters(message: Any) -> dict[str, Any]:
+    found = {}
+    for key, parameter in message.parameters.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        found[key] = None if choice is None else getattr(parameter, choice)
+    return found
+
+
+def _typed_bytes(tensor: Any) -> bytes:
+    """The bytes of a tensor that comes as values."""
+    if tensor.datatype not in CONTENTS:
+        raise ProtocolError(
+            f"the tensor {tensor.name!r} of {tensor.datatype or 'no datatype'} cannot come as "
+            f"contents, which are {', '.join(CONTENTS)}; send raw_input_contents"
+        )
+    field, kind = CONTENTS[tensor.datatype]
+    values = getattr(tensor.contents, field)
+    wide = np.fromiter(values, kind, len(values))
+    narrow = wide.astype(DATATYPES[tensor.datatype])
+    if kind in (np.int32, np.uint32) and not np.array_equal(narrow, wide):
+        raise ProtocolError(f"contents of the tensor {tensor.name!r} exceed {tensor.datatype}")
+    return tensor_bytes(narrow)

@@ -1,0 +1,374 @@
+"""The server over gRPC: tritonclient works unchanged, mistakes are a status and one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import re
+import threading
+import time
+from contextlib import contextmanager
+from importlib.resources import files
+
+import numpy as np
+import pytest
+
+from ebjr import JointClassifier, Router, TeacherUnavailable
+
+pytest.importorskip("grpc", reason="the extra `grpc` is not installed")
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
+
+import grpc
+import tritonclient.grpc as triton
+from tritonclient.grpc import service_pb2
+
+from ebjr.serving.app import Served
+from ebjr.serving.grpc import MESSAGES, SERVICE, grpc_server
+from ebjr.serving.service import MOST_BYTES, Service
+
+
+def student(x):
+    return np.stack([x[:, 0], -x[:, 0], 0 * x[:, 0]], axis=1)
+
+
+def teacher(x):
+    return np.stack([-x[:, 0], 0 * x[:, 0], 3 * x[:, 0]], axis=1)
+
+
+student.input_shape, student.input_name, student.input_dtype = (None, 2), "x", np.float32
+
+
+def served(student=student, teacher=teacher, **how) -> Served:
+    return Served(
+        JointClassifier(student, teacher, Router("max_logit", 1.0), **how),
+        operating_points={"careful": 3.0},
+        score_quantiles=tuple(np.linspace(0, 10, 101)),
+        calibration_id="abc",
+    )
+
+
+@contextmanager
+def serving(served: Served, **options):
+    """A real server on a free port, in a thread of its own: its address."""
+    address: list[str] = []
+    ready, ended = threading.Event(), threading.Event()
+
+    async def run():
+        service = Service(served, **options)
+        service.start()
+        async with grpc_server(service, port=0, started=address.append):
+            ready.set()
+            await asyncio.to_thread(ended.wait)
+        service.stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield address[0].removeprefix("grpc://")
+    finally:
+        ended.set()
+        thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def address():
+    with serving(served()) as found:
+        yield found
+
+
+@pytest.fixture
+def client(address):
+    with triton.InferenceServerClient(address) as opened:
+        yield opened
+
+
+ROWS = np.array([[0.5, 0.0], [5.0, 0.0]], np.float32)
+
+
+def tensor(values=ROWS, name="x", datatype="FP32"):
+    found = triton.InferInput(name, list(values.shape), datatype)
+    found.set_data_from_numpy(values)
+    return found
+
+
+@contextmanager
+def refused(code: str, says: str):
+    """What a client is told: a status, and one sentence."""
+    with pytest.raises((triton.InferenceServerException, grpc.RpcError)) as caught:
+        yield caught
+    error = caught.value
+    if isinstance(error, grpc.RpcError):
+        found, sentence = error.code().name, error.details()
+    else:
+        found, sentence = error.status().removeprefix("StatusCode."), error.message()
+    assert (found, "\n" in sentence) == (code, False)
+    assert says in sentence
+
+
+def test_health_and_metadata_are_those_of_the_protocol(client):
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("joint")
+    assert client.is_model_ready("joint", "1")
+    assert client.get_server_metadata().name == "ebjr"
+    about = client.get_model_metadata("joint")
+    (taken,) = about.inputs
+    assert (taken.name, taken.datatype, list(taken.shape)) == ("x", "FP32", [-1, 2])
+    names = [output.name for output in about.outputs]
+    assert names == ["prediction", "output", "score", "deferred", "degraded"]
+
+
+def test_it_answers_as_the_joint_model_does(client):
+    found = client.infer("joint", [tensor()], request_id="7")
+    answer = served().joint(ROWS)
+    for name in ("prediction", "output", "score", "deferred", "degraded"):
+        np.testing.assert_array_equal(found.as_numpy(name), getattr(answer, name))
+    message = found.get_response()
+    assert (message.id, message.model_name, message.model_version) == ("7", "joint", "1")
+    assert message.parameters["threshold"].double_param == 1.0
+    assert message.parameters["calibration"].string_param == "abc"
+
+
+def test_only_the_outputs_that_are_asked_for_come(client):
+    wanted = [triton.InferRequestedOutput("score")]
+    found = client.infer("joint", [tensor()], outputs=wanted)
+    assert [output.name for output in found.get_response().outputs] == ["score"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "deferred"),
+    [
+        ({"threshold": 6.0}, [True, True]),
+        ({"threshold": 6}, [True, True]),
+        ({"operating_point": "careful"}, [True, False]),
+        ({"deferral_rate": 0.0}, [False, False]),
+        ({"deferral_rate": 1.0}, [True, True]),
+    ],
+)
+def test_a_request_chooses_its_own_threshold(client, parameters, deferred):
+    found = client.infer("joint", [tensor()], parameters=parameters)
+    assert found.as_numpy("deferred").tolist() == deferred
+
+
+def message(**fields):
+    contents = {"fp32_contents": ROWS.ravel().tolist()}
+    values = {"name": "x", "datatype": "FP32", "shape": ROWS.shape, "contents": contents}
+    return service_pb2.ModelInferRequest(**{"model_name": "joint", "inputs": [values], **fields})
+
+
+@contextmanager
+def stub(address):
+    with grpc.insecure_channel(address) as channel:
+        yield channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            service_pb2.ModelInferRequest.SerializeToString,
+            service_pb2.ModelInferResponse.FromString,
+        )
+
+
+def test_values_are_answered_in_values_and_bytes_in_bytes(address):
+    with stub(address) as infer:
+        found = infer(message())
+    outputs = {output.name: output.contents for output in found.outputs}
+    assert not found.raw_output_contents
+    assert list(outputs["prediction"].int64_contents) == [2, 0]
+    assert list(outputs["score"].fp32_contents) == [0.5, 5.0]
+    assert list(outputs["deferred"].bool_contents) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "field"),
+    [
+        *((name, "int_contents") for name in ("INT8", "INT16", "INT32")),
+        *((name, "uint_contents") for name in ("UINT8", "UINT16", "UINT32")),
+        ("INT64", "int64_contents"),
+        ("UINT64", "uint64_contents"),
+        ("FP32", "fp32_contents"),
+        ("FP64", "fp64_contents"),
+        ("BOOL", "bool_contents"),
+    ],
+)
+def test_every_datatype_may_come_as_values(address, datatype, field):
+    values = {"name": "x", "datatype": datatype, "shape": [1, 2], "contents": {field: [1, 0]}}
+    with stub(address) as infer:
+        found = infer(message(inputs=[values]))
+    assert list(found.outputs[2].contents.fp32_contents) == [1.0]
+
+
+def one(**fields):
+    values = {"name": "x", "datatype": "FP32", "shape": [1, 2], **fields}
+    return message(inputs=[values])
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (message(inputs=[]), "at least one tensor"),
+        (one(), "needs 2 elements, but came with 0"),
+        (one(contents={"int_contents": [1, 2]}), "needs 2 elements, but came with 0"),
+        (one(shape=[-1, 2]), "0 or more, not"),
+        (one(datatype="FP8"), "of FP8 cannot come as contents"),
+        (one(datatype="FP16"), "send raw_input_contents"),
+        (one(datatype="INT8", contents={"int_contents": [1, 300]}), "exceed INT8"),
+        (one(datatype="BYTES", contents={"bytes_contents": [b"a", b"b"]}), "must be FP32, not"),
+        (one(name="y", contents={"fp32_contents": [1, 2]}), "one input, 'x', but the request"),
+        (one(name="", contents={"fp32_contents": [1, 2]}), "needs a 'name'"),
+        (one(shape=[1, 1], contents={"fp32_contents": [1]}), "must have shape [-1, 2]"),
+        (message(raw_input_contents=[b"\0" * 16]), "contents, not both"),
+        (
+            message(
+                inputs=[{"name": "x", "datatype": "FP32", "shape": [1, 2]}],
+                raw_input_contents=[b"\0" * 8] * 2,
+            ),
+            "one element for each of the 1 inputs, not 2",
+        ),
+        (message(outputs=[{"name": "logits"}]), "there is no output 'logits'"),
+        (
+            message(
+                outputs=[{"name": "score", "parameters": {"classification": {"int64_param": 3}}}]
+            ),
+            "classification extension is not supported",
+        ),
+        (message(parameters={"colour": {"int64_param": 1}}), "no parameter 'colour'"),
+        (message(parameters={"threshold": {}}), "not nothing"),
+        (message(parameters={"threshold": {"string_param": "high"}}), "must be a number"),
+        (message(parameters={"timeout": {"double_param": 0.0}}), "timeout must be seconds"),
+        (message(parameters={"deferral_rate": {"double_param": float("nan")}}), "between 0 and 1"),
+    ],
+)
+def test_a_mistake_is_an_invalid_argument_and_the_server_goes_on(address, client, asked, says):
+    with stub(address) as infer, refused("INVALID_ARGUMENT", says):
+        infer(asked)
+    assert client.infer("joint", [tensor()]).as_numpy("prediction").tolist() == [2, 0]
+
+
+def test_what_is_no_message_is_an_invalid_argument(address):
+    with grpc.insecure_channel(address) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with refused("INVALID_ARGUMENT", "the message is no ModelInferRequest"):
+            infer(b"\xff" * 40)
+
+
+def test_a_model_or_version_that_is_not_here_is_not_found(client):
+    for call in (client.get_model_metadata, client.is_model_ready):
+        with refused("NOT_FOUND", "no model 'other' here; the model is called 'joint'"):
+            call("other")
+    with refused("NOT_FOUND", "no version '2' of 'joint'"):
+        client.infer("joint", [tensor()], model_version="2")
+
+
+def test_a_message_beyond_the_limit_is_refused(client):
+    rows = np.zeros((MOST_BYTES // 8 + 1, 2), np.float32)
+    with refused("RESOURCE_EXHAUSTED", "larger than max"):
+        client.infer("joint", [tensor(rows)])
+
+
+def test_a_teacher_that_is_away_degrades_its_rows_or_is_unavailable():
+    def away(x):
+        raise TeacherUnavailable("the cloud is gone")
+
+    with serving(served(teacher=away)) as at, triton.InferenceServerClient(at) as client:
+        assert client.infer("joint", [tensor()]).as_numpy("degraded").tolist() == [True, False]
+    failing = served(teacher=away, when_unavailable="error")
+    with (
+        serving(failing) as at,
+        triton.InferenceServerClient(at) as client,
+        refused("UNAVAILABLE", "the cloud is gone"),
+    ):
+        client.infer("joint", [tensor()])
+
+
+@contextmanager
+def stuck(student=False, teacher=False, **options):
+    """The address of a server one of whose models does not answer while the context is open."""
+    gate = threading.Event()
+
+    def slow(x):
+        gate.wait(30)
+        return x
+
+    slow.input_shape, slow.input_name, slow.input_dtype = (None, 2), "x", np.float32
+    who = {"student": slow} if student else {"teacher": slow}
+    with serving(served(**who), **options) as at:
+        try:
+            yield at
+        finally:
+            gate.set()
+
+
+@pytest.mark.parametrize(("parameter", "deadline"), [(0.2, None), (None, 2.0)])
+def test_a_deadline_gives_the_students_answer_marked(parameter, deadline):
+    asked = message()
+    if parameter is not None:
+        asked.parameters["timeout"].double_param = parameter
+    with stuck(teacher=True) as at, stub(at) as infer:
+        found = infer(asked, timeout=deadline)
+    assert list(found.outputs[4].contents.bool_contents) == [True, False]
+
+
+def test_a_deadline_before_the_student_is_exceeded():
+    says = refused("DEADLINE_EXCEEDED", "no answer within 0.2 s")
+    with stuck(student=True, timeout_seconds=0.2) as at, stub(at) as infer, says:
+        infer(message())
+
+
+def test_beyond_the_queue_is_resource_exhausted_and_says_when_to_come_again():
+    with stuck(student=True, queue_rows=2) as at, stub(at) as infer:
+        calls = [infer.future(message()) for _ in range(3)]  # one at work, one waits, one too many
+        done = queue.Queue()
+        for call in calls:
+            call.add_done_callback(done.put)
+        refused = done.get(timeout=30)
+        for call in calls:
+            call.cancel()
+    assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "rows are waiting already" in refused.details()
+    assert int(dict(refused.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
+
+
+def test_a_call_that_its_client_cancels_frees_its_rows():
+    with stuck(student=True, queue_rows=2) as at, stub(at) as infer:
+        at_work = infer.future(message())
+        for _ in range(20):  # each would be refused if the last still waited
+            waiting = infer.future(message(), timeout=20)
+            time.sleep(0.02)
+            assert not waiting.done()
+            waiting.cancel()
+            time.sleep(0.02)
+        at_work.cancel()
+
+
+def test_our_messages_are_those_of_tritons_clients():
+    theirs = service_pb2.DESCRIPTOR.message_types_by_name
+
+    def same(ours, known):
+        for field in ours.fields:
+            twin = known.fields_by_name[field.name]
+            assert (field.number, field.type, field.is_repeated) == (
+                twin.number,
+                twin.type,
+                twin.is_repeated,
+            ), field.full_name
+            if field.message_type is not None:
+                same(field.message_type, twin.message_type)
+
+    for name, ours in MESSAGES.items():
+        same(ours.DESCRIPTOR, theirs[name])
+    known = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
+    for method in SERVICE.methods:
+        assert method.input_type.full_name == known[method.name].input_type.full_name
+        assert method.output_type.full_name == known[method.name].output_type.full_name
+
+
+def test_the_compiled_messages_are_those_of_the_source():
+    source = files("ebjr.serving").joinpath("open_inference.proto").read_text()
+    written = re.findall(r"^ +(?:repeated )?[\w.<>, ]+ (\w+) = (\d+);", source, re.MULTILINE)
+    seen, compiled = [], [ours.DESCRIPTOR for ours in MESSAGES.values()]
+    while compiled:
+        about = compiled.pop()
+        seen += [(field.name, str(field.number)) for field in about.fields]
+        compiled += [kind for kind in about.nested_types if not kind.GetOptions().map_entry]
+    assert sorted(seen) == sorted(written)
+    assert [method.name for method in SERVICE.methods] == re.findall(r"rpc (\w+)", source)
