@@ -547,6 +547,10 @@ def serve(
     ] = 0.0,
     queue_rows: Annotated[int, typer.Option(min=1, help="The most rows that may wait.")] = 4096,
     timeout: Annotated[float, typer.Option(help="Seconds for a request that names none.")] = 30.0,
+    body_bytes: Annotated[
+        int, typer.Option(min=1, help="The largest request, also when decompressed.")
+    ] = 64 * 2**20,
+    connections: Annotated[int, typer.Option(min=1, help="The most clients at once.")] = 900,
     token: Annotated[
         str | None,
         typer.Option(envvar="EBJR_TOKEN", help="Who moves the knob must show it as a bearer."),
@@ -569,6 +573,7 @@ def serve(
 ) -> None:
     """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
     from ebjr.serving.app import run_server, served_of
+    from ebjr.serving.limits import Limits
 
     served = served_of(JointConfig.read(joint), **_threads(threads))
     if host not in ("127.0.0.1", "::1", "localhost") and token is None:
@@ -585,6 +590,7 @@ def serve(
         grpc_port=grpc_port,
         token=token,
         timeout_seconds=timeout,
+        limits=Limits(body_bytes=body_bytes, connections=connections),
         student_batch=student_batch,
         teacher_batch=teacher_batch,
         max_wait_seconds=max_wait,

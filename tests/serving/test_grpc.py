@@ -13,7 +13,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from ebjr import JointClassifier, Router, TeacherUnavailable
+from ebjr import TeacherUnavailable
 
 pytest.importorskip("grpc", reason="the extra `grpc` is not installed")
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
@@ -21,31 +21,13 @@ pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 
 import grpc
 import tritonclient.grpc as triton
+from small import served
 from tritonclient.grpc import service_pb2
 
 from ebjr.serving.app import Served
 from ebjr.serving.grpc import MESSAGES, SERVICE, grpc_server
-from ebjr.serving.service import MOST_BYTES, Service
-
-
-def student(x):
-    return np.stack([x[:, 0], -x[:, 0], 0 * x[:, 0]], axis=1)
-
-
-def teacher(x):
-    return np.stack([-x[:, 0], 0 * x[:, 0], 3 * x[:, 0]], axis=1)
-
-
-student.input_shape, student.input_name, student.input_dtype = (None, 2), "x", np.float32
-
-
-def served(student=student, teacher=teacher, **how) -> Served:
-    return Served(
-        JointClassifier(student, teacher, Router("max_logit", 1.0), **how),
-        operating_points={"careful": 3.0},
-        score_quantiles=tuple(np.linspace(0, 10, 101)),
-        calibration_id="abc",
-    )
+from ebjr.serving.limits import Limits
+from ebjr.serving.service import Service
 
 
 @contextmanager
@@ -259,10 +241,17 @@ def test_a_model_or_version_that_is_not_here_is_not_found(client):
         client.infer("joint", [tensor()], model_version="2")
 
 
-def test_a_message_beyond_the_limit_is_refused(client):
-    rows = np.zeros((MOST_BYTES // 8 + 1, 2), np.float32)
-    with refused("RESOURCE_EXHAUSTED", "larger than max"):
-        client.infer("joint", [tensor(rows)])
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_a_message_beyond_the_limit_is_refused(compression):
+    rows = np.zeros((100_000, 2), np.float32)
+    with (
+        serving(served(), limits=Limits(body_bytes=100_000)) as at,
+        triton.InferenceServerClient(at) as client,
+    ):
+        with refused("RESOURCE_EXHAUSTED", "larger than max"):
+            client.infer("joint", [tensor(rows)], compression_algorithm=compression)
+        found = client.infer("joint", [tensor(rows[:1000])], compression_algorithm=compression)
+    assert len(found.as_numpy("score")) == 1000
 
 
 def test_a_teacher_that_is_away_degrades_its_rows_or_is_unavailable():

@@ -13,21 +13,22 @@ import hmac
 import json
 import math
 import socket
-import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
 from ebjr.errors import EbjrError, MissingExtra, Overloaded
 from ebjr.protocol import LENGTH_HEADER, read_request, write_response
+from ebjr.serving.bodies import Refused, compressed, read_body
 from ebjr.serving.knob import WISHES
 from ebjr.serving.page import page_and_headers
 from ebjr.serving.served import Served, served_of
-from ebjr.serving.service import MOST_BYTES, Service, status_of
+from ebjr.serving.service import Service, status_of
 
 try:
     from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
@@ -102,7 +103,8 @@ def build_app(
         finally:
             await asyncio.get_running_loop().run_in_executor(None, service.stop)
 
-    app = Starlette(routes=routes, lifespan=lifespan)
+    mistakes = {HTTPException: _no_such, Exception: _broken}
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=mistakes)
     app.state.service = service
     return app
 
@@ -140,6 +142,8 @@ def run_server(
     """
     try:
         import uvicorn
+
+        from ebjr.serving.guard import guarded
     except ImportError as error:
         raise MissingExtra("serve", "serving") from error
     if grpc_port is not None:
@@ -149,20 +153,19 @@ def run_server(
         beside = partial(grpc_server, host=host, port=grpc_port, started=started)
         options["beside"] = (*options.get("beside", ()), beside)
     with socket.create_server((host, port), backlog=1024) as listener:
+        app = build_app(served, **options)
         config = uvicorn.Config(
-            build_app(served, **options), log_level="warning", access_log=False, lifespan="on"
+            app,
+            http=guarded(app.state.service.limits),
+            ws="none",
+            lifespan="on",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
         )
         where, own = listener.getsockname()[:2]
         started(f"http://{where}:{own}")
         uvicorn.Server(config).run(sockets=[listener])
-
-
-class _Refused(Exception):
-    """A request that gets an error: its status, sentence and headers."""
-
-    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(sentence)
-        self.status, self.headers = status, headers
 
 
 def _answering(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,18 +173,17 @@ def _answering(handler: Callable[..., Any]) -> Callable[..., Any]:
 
     async def wrapped(self: _Handlers, request: Request) -> Response:
         try:
-            return await handler(self, request)
-        except _Refused as error:
-            status, sentence, headers = error.status, str(error), error.headers
+            with self.service.holding() as request.state.hold:
+                return await handler(self, request)
+        except Refused as error:
+            return _refusal(self.service, error.status, str(error), error.headers)
         except Overloaded as error:
             wait = {"Retry-After": str(math.ceil(error.retry_after_seconds))}
-            status, sentence, headers = status_of(error), str(error), wait
+            return _refusal(self.service, status_of(error), str(error), wait)
+        except EbjrError as error:
+            return _refusal(self.service, status_of(error), str(error))
         except ClientDisconnect:
             return Response(status_code=499)
-        except EbjrError as error:
-            status, sentence, headers = status_of(error), str(error), None
-        self.service.refused(status)
-        return JSONResponse({"error": " ".join(sentence.split())}, status, headers)
 
     return wrapped
 
@@ -226,41 +228,43 @@ class _Handlers:
 
     @_answering
     async def infer(self, request: Request) -> Response:
-        self.service.check_model(**request.path_params)
         with self.service.metrics.request():
-            asked = read_request(await _body(request), request.headers.get(LENGTH_HEADER))
+            raw = await _body(request)  # first: who is still sending reads no answer
+            self.service.check_model(**request.path_params)
+            asked = read_request(raw, request.headers.get(LENGTH_HEADER))
             body, length = write_response(await self.service.infer(asked), asked)
+            body, headers = compressed(body, request.headers.get("Accept-Encoding"))
         if length is None:
-            return Response(body, media_type="application/json")
-        return Response(
-            body, media_type="application/octet-stream", headers={LENGTH_HEADER: str(length)}
-        )
+            return Response(body, media_type="application/json", headers=headers)
+        headers[LENGTH_HEADER] = str(length)
+        return Response(body, media_type="application/octet-stream", headers=headers)
 
     async def read_knob(self, _request: Request) -> Response:
         return JSONResponse(self.service.helm.state())
 
     @_answering
     async def move_knob(self, request: Request) -> Response:
+        raw = await _body(request)
         self._authorize(request)
         who = request.client.host if request.client else "unknown"
         try:
-            wish = json.loads(await _body(request))
+            wish = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise _Refused(400, WISHES) from error
+            raise Refused(400, WISHES) from error
         move = partial(self.service.helm.ask, wish, who=who)
         try:  # in a thread, as the audit log waits for the disk
             await asyncio.get_running_loop().run_in_executor(None, move)
         except ValueError as error:
-            raise _Refused(400, str(error)) from error
+            raise Refused(400, str(error)) from error
         except OSError as error:
-            raise _Refused(503, f"the audit log cannot be written: {error}") from error
+            raise Refused(503, f"the audit log cannot be written: {error}") from error
         return await self.read_knob(request)
 
     def _authorize(self, request: Request) -> None:
         if self.token is not None:
             shown = request.headers.get("Authorization", "")
             if not hmac.compare_digest(shown.encode(), f"Bearer {self.token}".encode()):
-                raise _Refused(
+                raise Refused(
                     401,
                     "the knob needs the header Authorization: Bearer TOKEN",
                     {"WWW-Authenticate": "Bearer"},
@@ -268,38 +272,37 @@ class _Handlers:
             return
         host = request.client.host if request.client else ""
         if host not in ("127.0.0.1", "::1", "testclient"):
-            raise _Refused(
+            raise Refused(
                 403, "without a token the knob is moved from this machine alone; serve with --token"
             )
 
 
 async def _body(request: Request) -> bytes:
-    """The body, decompressed, if it is not too large."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MOST_BYTES:
-            raise _Refused(413, f"a body may have {MOST_BYTES} bytes, and this one has more")
-        parts.append(part)
-    body = b"".join(parts)
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding in ("identity", ""):
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise _Refused(415, f"bodies may be compressed by gzip or deflate, not by {encoding!r}")
-    return _decompressed(body, encoding)
+    return await read_body(request, request.app.state.service.limits, request.state.hold)
 
 
-def _decompressed(body: bytes, encoding: str) -> bytes:
-    engine = zlib.decompressobj(zlib.MAX_WBITS | (16 if encoding == "gzip" else 0))
-    try:
-        found = engine.decompress(body, MOST_BYTES + 1)
-    except zlib.error as error:
-        raise _Refused(400, f"the body is not what its encoding, {encoding}, says") from error
-    if len(found) > MOST_BYTES:
-        raise _Refused(
-            413, f"a body may have {MOST_BYTES} bytes decompressed, and this one has more"
-        )
-    if not engine.eof:
-        raise _Refused(400, f"the body ends before its {encoding} does")
-    return found
+def _refusal(
+    service: Service, status: int, sentence: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A request's error: one sentence."""
+    service.refused(status)
+    return JSONResponse({"error": " ".join(sentence.split())}, status, headers)
+
+
+async def _no_such(request: Request, error: Exception) -> Response:
+    """What is answered where no handler is: another address, or another method."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path if len(request.url.path) <= 60 else f"{request.url.path[:57]}..."
+    sentence = error.detail
+    if error.status_code == 404:
+        sentence = f"there is nothing at {path!r}; /openapi.json says what there is"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        sentence = f"{path} does not take {request.method}, but {allowed}"
+    return _refusal(request.app.state.service, error.status_code, sentence, error.headers)
+
+
+async def _broken(request: Request, _error: Exception) -> Response:
+    """Our own mistake: the traceback is in the log, and not in the answer."""
+    sentence = "the server failed on this request; its log says why"
+    return _refusal(request.app.state.service, 500, sentence)

@@ -23,7 +23,7 @@ from ebjr.protocol import (
     request_of,
     tensor_bytes,
 )
-from ebjr.serving.service import MOST_BYTES, Service, log, status_of
+from ebjr.serving.service import Service, log, status_of
 
 try:
     import grpc
@@ -107,7 +107,7 @@ async def grpc_server(
         maximum_concurrent_rpcs=MOST_CALLS,
         options=[
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", MOST_BYTES),
+            ("grpc.max_receive_message_length", service.limits.body_bytes),
             ("grpc.max_send_message_length", -1),
         ],
     )
@@ -149,7 +149,9 @@ def _answering(
     async def wrapped(raw: bytes, context: Any) -> Any:
         details: tuple[tuple[str, str], ...] = ()
         try:
-            return await answer(kind.FromString(raw), context)
+            with service.holding() as hold:
+                hold(len(raw))
+                return await answer(kind.FromString(raw), context)
         except DecodeError:
             status, sentence = 400, f"the message is no {kind.DESCRIPTOR.name} of the protocol"
         except Overloaded as error:
@@ -161,7 +163,7 @@ def _answering(
         except Exception:
             log.exception("a call failed")
             status, sentence = 500, "the server failed on this request; its log says why"
-        service.metrics.refused(status)
+        service.refused(status)
         return await context.abort(CODES[status], " ".join(sentence.split()), details)
 
     return wrapped

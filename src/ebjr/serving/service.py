@@ -10,9 +10,10 @@ import asyncio
 import io
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from ebjr.serving.both import ask_both
 from ebjr.serving.journal import Journal
 from ebjr.serving.keeper import Keeper
 from ebjr.serving.knob import Knob
+from ebjr.serving.limits import Limits
 from ebjr.serving.live import Live
 from ebjr.serving.metrics import Metrics
 from ebjr.serving.pipeline import Observers, Pipeline, ServedAnswer
@@ -33,12 +35,6 @@ from ebjr.serving.status import describe
 
 VERSION = "1"
 """The only version of a served model."""
-
-MOST_BYTES = 64 * 2**20
-"""The largest body, and the largest one after it has been decompressed."""
-
-MOST_PIXELS = 64 * 2**20
-"""The most pixels that one encoded image may hold."""
 
 REQUEST_PARAMETERS = (*KNOBS, "timeout")
 
@@ -49,7 +45,6 @@ STATUSES: tuple[tuple[type[EbjrError], int], ...] = (
     (DeadlineExceeded, 504),
     (EbjrError, 503),
 )
-
 
 log = logging.getLogger("ebjr.serving")
 
@@ -79,6 +74,8 @@ class Service:
     hold, between
         What the autopilot is to hold, and its bounds, see `Autopilot`; None leaves the knob to
         hands.
+    limits
+        What is taken from clients; None is `Limits` as they are.
     chore_seconds
         How often the autopilot looks.
     **options
@@ -102,6 +99,7 @@ class Service:
         hold: str | None = None,
         between: Sequence[float | str] | None = None,
         chore_seconds: float = 1.0,
+        limits: Limits | None = None,
         **options: Any,
     ) -> None:
         if served.joint.task == "detection":
@@ -109,6 +107,8 @@ class Service:
                 "detectors cannot be served yet; `ebjr predict` answers a folder of images"
             )
         self.served, self.timeout_seconds = served, timeout_seconds
+        self.limits = Limits() if limits is None else limits
+        self._bytes = 0  # of all requests at work
         self.metrics = Metrics(served.name, served.score_deciles())
         self.live = Live(served.score_edges())
         observers = Observers(self.metrics, self.live)
@@ -174,6 +174,33 @@ class Service:
             "outputs": self.outputs,
         }
 
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Count the bytes of a request for as long as it is at work.
+
+        Yields
+        ------
+        callable
+            Told of bytes that are about to be held; raises `Overloaded` where they are too many.
+        """
+        mine = 0
+
+        def hold(size: int) -> None:
+            nonlocal mine
+            if self._bytes and self._bytes + size > self.limits.held_bytes:
+                raise Overloaded(
+                    f"{self._bytes} bytes of requests are at work already, and "
+                    f"{self.limits.held_bytes} is the most: try again in a second",
+                    1.0,
+                )
+            mine += size
+            self._bytes += size
+
+        try:
+            yield hold
+        finally:
+            self._bytes -= mine
+
     def check_model(self, name: str, version: str = "") -> None:
         """Check that a model is the one that is served; no version is any.
 
@@ -210,7 +237,7 @@ class Service:
         ModelError
             A model failed.
         """
-        inputs = self._inputs(asked)
+        inputs = await self._inputs(asked)
         asked.check_outputs(output["name"] for output in self.outputs)
         threshold, timeout = self._wishes(asked)
         if within is not None:
@@ -244,7 +271,7 @@ class Service:
         ModelError
             The student failed.
         """
-        inputs = self._inputs(asked)
+        inputs = await self._inputs(asked)
         if row_count(inputs) != 1:
             raise ProtocolError(f"both models are asked of one input, not of {row_count(inputs)}")
         threshold, timeout = self._wishes(asked)
@@ -276,7 +303,7 @@ class Service:
     def _described(self) -> dict[str, Any]:
         return describe(self.served)
 
-    def _inputs(self, asked: InferRequest) -> Any:
+    async def _inputs(self, asked: InferRequest) -> Any:
         known = self.input
         if list(asked.inputs) != [known["name"]]:
             raise ProtocolError(
@@ -285,7 +312,7 @@ class Service:
             )
         (array,) = asked.inputs.values()
         if self.served.takes_images:
-            return _images(array)
+            return await self._images(array)
         shape, dtype = (
             known["shape"],
             np.dtype(getattr(self.served.joint.student, "input_dtype", array.dtype)),
@@ -341,15 +368,20 @@ class Service:
             parameters=parameters,
         )
 
+    async def _images(self, array: np.ndarray) -> Any:
+        """Images (n, h, w, 3) uint8, or n encoded ones."""
+        if array.dtype == object:
+            if array.ndim != 1 or not len(array):
+                raise ProtocolError(
+                    f"encoded images must be a tensor BYTES of shape [n], not {list(array.shape)}"
+                )
+            decoding = partial(decoded_images, array.tolist(), self.limits.image_pixels)
+            return await asyncio.get_running_loop().run_in_executor(None, decoding)
+        return checked_pixels(array)
 
-def _images(array: np.ndarray) -> Any:
-    """Images (n, h, w, 3) uint8, or n encoded ones."""
-    if array.dtype == object:
-        if array.ndim != 1 or not len(array):
-            raise ProtocolError(
-                f"encoded images must be a tensor BYTES of shape [n], not {list(array.shape)}"
-            )
-        return [_decoded(number, raw) for number, raw in enumerate(array.tolist())]
+
+def checked_pixels(array: np.ndarray) -> np.ndarray:
+    """Images (n, h, w, 3) uint8, and nothing else."""
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
         raise ProtocolError(
             "the input 'image' must be UINT8 of shape [n, height, width, 3], or BYTES of shape [n] "
@@ -358,18 +390,30 @@ def _images(array: np.ndarray) -> Any:
     return array
 
 
-def _decoded(number: int, raw: bytes) -> np.ndarray:
+def decoded_images(files: Sequence[bytes], most_pixels: int) -> list[np.ndarray]:
+    """The pixels (h, w, 3) of image files.
+
+    Raises
+    ------
+    ProtocolError
+        One of them is no image, or together they have more pixels than `most_pixels`.
+    """
     from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG", "WEBP")) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ProtocolError(
-                    f"image {number} has {image.width} x {image.height} pixels, and {MOST_PIXELS} "
-                    "is the most"
-                )
-            return np.asarray(image.convert("RGB"))
-    except ProtocolError:
-        raise
-    except Exception as error:  # whatever a broken image makes the decoder say
-        raise ProtocolError(f"image {number} is no JPEG, PNG or WebP that can be read") from error
+    found, pixels = [], 0
+    for number, raw in enumerate(files):
+        try:
+            with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG", "WEBP")) as image:
+                pixels += image.width * image.height
+                if pixels <= most_pixels:  # known before anything is decoded
+                    found.append(np.asarray(image.convert("RGB")))
+        except Exception as error:  # whatever a broken image makes the decoder say
+            raise ProtocolError(
+                f"image {number} is no JPEG, PNG or WebP that can be read"
+            ) from error
+        if pixels > most_pixels:
+            raise ProtocolError(
+                f"the images of a request may have {most_pixels} pixels together, and with image "
+                f"{number} they have {pixels}"
+            )
+    return found

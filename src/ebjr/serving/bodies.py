@@ -1,0 +1,150 @@
+"""Bodies over HTTP: read within limits, decompressed, and compressed for who asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable
+
+from ebjr.errors import MissingExtra
+from ebjr.serving.limits import Limits
+
+try:
+    from starlette.requests import Request
+except ImportError as error:
+    raise MissingExtra("serve", "serving") from error
+
+WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+"""How zlib is told each encoding."""
+
+SMALLEST_BYTES = 512
+"""What is smaller is not worth compressing."""
+
+
+class Refused(Exception):
+    """A request that gets an error: its status, sentence and headers."""
+
+    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status, self.headers = status, headers
+
+
+async def read_body(
+    request: Request, limits: Limits, hold: Callable[[int], None] = lambda size: None
+) -> bytes:
+    """The body, decompressed.
+
+    Parameters
+    ----------
+    request
+        Whose body has not been read.
+    limits
+        How large it may be, and how slow.
+    hold
+        Told how many bytes more are held, before they are.
+
+    Raises
+    ------
+    Refused
+        It is too large or too slow, or not what its encoding says.
+    """
+    most = limits.body_bytes
+    declared = request.headers.get("Content-Length", "")
+    if declared.isascii() and declared.isdecimal() and int(declared[:19]) > most:
+        raise _too_large(most)
+    body = await _received(request, limits, hold)
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding in ("identity", ""):
+        return body
+    if encoding not in WINDOWS:
+        raise Refused(415, f"bodies may be compressed by gzip or deflate, not by {encoding!r}")
+    found = _decompressed(body, encoding, most)
+    hold(len(found))
+    return found
+
+
+def compressed(body: bytes, accepted: str | None) -> tuple[bytes, dict[str, str]]:
+    """A body as a client asks for it, and the headers that say so.
+
+    Parameters
+    ----------
+    body
+        As it is.
+    accepted
+        The header ``Accept-Encoding``.
+
+    Examples
+    --------
+    >>> found, headers = compressed(bytes(1000), "br, gzip;q=0.5")
+    >>> len(found) < 100, headers["Content-Encoding"]
+    (True, 'gzip')
+    """
+    if accepted is None or len(body) < SMALLEST_BYTES:
+        return body, {}
+    encoding = next((name for name in _preferred(accepted) if name in WINDOWS), None)
+    if encoding is None:
+        return body, {}
+    engine = zlib.compressobj(1, zlib.DEFLATED, WINDOWS[encoding])
+    found = engine.compress(body) + engine.flush()
+    return found, {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
+
+
+async def _received(request: Request, limits: Limits, hold: Callable[[int], None]) -> bytes:
+    parts, size = [], 0
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    try:
+        async with asyncio.timeout(limits.body_seconds) as patience:
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.body_bytes:
+                    raise _too_large(limits.body_bytes)
+                hold(len(part))
+                if part:
+                    parts.append(part)
+                extra = size / limits.body_bytes_per_second
+                patience.reschedule(began + limits.body_seconds + extra)
+    except TimeoutError:
+        sentence = f"the body came too slowly: {size} bytes in {loop.time() - began:.0f} seconds"
+        raise Refused(408, sentence, {"Connection": "close"}) from None
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(most: int) -> Refused:
+    sentence = f"a body may have {most} bytes, and this one has more"
+    return Refused(413, sentence, {"Connection": "close"})
+
+
+def _decompressed(body: bytes, encoding: str, most: int) -> bytes:
+    engine = zlib.decompressobj(WINDOWS[encoding])
+    try:
+        found = engine.decompress(body, most + 1)
+    except zlib.error as error:
+        raise Refused(400, f"the body is not what its encoding, {encoding}, says") from error
+    if len(found) > most:
+        raise Refused(413, f"a body may have {most} bytes decompressed, and this one has more")
+    if not engine.eof:
+        raise Refused(400, f"the body ends before its {encoding} does")
+    if engine.unused_data:
+        raise Refused(400, f"the body goes on after its {encoding} has ended")
+    return found
+
+
+def _preferred(accepted: str) -> list[str]:
+    """Encodings as a client likes them best, without those that it refuses.
+
+    Examples
+    --------
+    >>> _preferred("gzip;q=0.5, deflate, br;q=0")
+    ['deflate', 'gzip']
+    """
+    found = []
+    for part in accepted.split(","):
+        name, _, quality = part.partition(";")
+        try:
+            liking = float(quality.partition("=")[2]) if quality else 1.0
+        except ValueError:
+            continue
+        if liking > 0:
+            found.append((-liking, name.strip().lower()))
+    return [name for _, name in sorted(found, key=lambda pair: pair[0])]

@@ -1,0 +1,103 @@
+"""uvicorn's HTTP with the limits that it has not: slow clients, endless heads, too many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+from ebjr.errors import MissingExtra
+from ebjr.serving.limits import Limits
+
+try:
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+except ImportError as error:
+    raise MissingExtra("serve", "serving") from error
+
+
+def guarded(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protocol]:
+    """A class for uvicorn's ``http``: as `base`, within limits.
+
+    Parameters
+    ----------
+    limits
+        Of heads, of clients that do not read, and of connections; bodies are read elsewhere.
+    base
+        One of uvicorn's own.
+    """
+
+    class Guarded(base):
+        """One connection."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            self._seen = 0  # bytes since the last head was complete
+            self._late: asyncio.TimerHandle | None = None
+            self._stuck: asyncio.TimerHandle | None = None
+            super().connection_made(transport)
+            if len(self.connections) > limits.connections:
+                self.refuse(
+                    503, f"{limits.connections} clients are connected already; try again later"
+                )
+                return
+            self._late = self.loop.call_later(limits.head_seconds, self._head_is_late)
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            known = self.cycle
+            super().data_received(data)
+            if self.cycle is not known:
+                self._late, self._seen = _ended(self._late), 0
+                return
+            self._seen += len(data)
+            within_head = known is None or known.response_complete
+            if within_head and self._late is None:
+                self._late = self.loop.call_later(limits.head_seconds, self._head_is_late)
+            most = limits.head_bytes + (0 if within_head else 2 * limits.body_bytes)
+            if self._seen > most and not self.transport.is_closing():
+                self.refuse(
+                    431 if within_head else 413, f"a request's head may have {most} bytes at most"
+                )
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._late, self._stuck = _ended(self._late), _ended(self._stuck)
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._stuck = self.loop.call_later(limits.write_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._stuck = _ended(self._stuck)
+
+        def send_400_response(self, msg: str) -> None:
+            self.refuse(400, "this is no HTTP request")
+
+        def refuse(self, status: int, sentence: str) -> None:
+            """Answer in place of the application, and hang up."""
+            body = json.dumps({"error": sentence}).encode()
+            head = (
+                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+                "connection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+            self.transport.close()
+
+        def _head_is_late(self) -> None:
+            if self._seen and not self.transport.is_closing():
+                self.refuse(
+                    408, f"a request's head must come within {limits.head_seconds:g} seconds"
+                )
+            else:
+                self.transport.close()
+
+    return Guarded
+
+
+def _ended(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    if timer is not None:
+        timer.cancel()
+    return None

@@ -1,0 +1,48 @@
+"""How much a client may ask of a server before it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes from its clients, so that one of them cannot keep it from the others.
+
+    Parameters
+    ----------
+    body_bytes
+        The largest body, and the largest one after it has been decompressed.
+    held_bytes
+        Of all bodies that are being read or answered.
+    image_pixels
+        Of all encoded images of a request.
+    head_bytes, head_seconds
+        The largest head of an HTTP request, its line and headers, and how long it may take.
+    body_seconds, body_bytes_per_second
+        How long a body may take: these seconds, and one more for so many bytes of it.
+    write_seconds
+        How long an answer may wait for a client to read on.
+    connections
+        How many clients there may be at once.
+
+    Raises
+    ------
+    ValueError
+        One of them is not above 0.
+    """
+
+    body_bytes: int = 64 * 2**20
+    held_bytes: int = 2**30
+    image_pixels: int = 64 * 2**20
+    head_bytes: int = 64 * 2**10
+    head_seconds: float = 10.0
+    body_seconds: float = 20.0
+    body_bytes_per_second: int = 16 * 2**10
+    write_seconds: float = 30.0
+    connections: int = 900
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if not getattr(self, each.name) > 0:
+                raise ValueError(f"{each.name} must be above 0, not {getattr(self, each.name)}")

@@ -1,0 +1,101 @@
+"""A joint model of two lambdas, and real servers of it on free ports, in threads of their own."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+
+from ebjr import JointClassifier, Router
+from ebjr.serving.served import Served
+
+NAME = "/v2/models/joint"
+
+
+def student(x):
+    return np.stack([x[:, 0], -x[:, 0], 0 * x[:, 0]], axis=1)
+
+
+def teacher(x):
+    return np.stack([-x[:, 0], 0 * x[:, 0], 3 * x[:, 0]], axis=1)
+
+
+student.input_shape, student.input_name, student.input_dtype = (None, 2), "x", np.float32
+
+
+def served(student=student, teacher=teacher, **how) -> Served:
+    return Served(
+        JointClassifier(student, teacher, Router("max_logit", 1.0), **how),
+        operating_points={"careful": 3.0},
+        score_quantiles=tuple(np.linspace(0, 10, 101)),
+        calibration_id="abc",
+    )
+
+
+def request(values=((0.5, 0.0), (5.0, 0.0)), **parameters) -> dict:
+    rows = [list(row) for row in values]
+    tensor = {"name": "x", "shape": [len(rows), 2], "datatype": "FP32", "data": rows}
+    return {"inputs": [tensor], "parameters": parameters}
+
+
+@contextmanager
+def running(app, **options):
+    """A real server in a thread of its own, that stops by itself: its address.
+
+    The system holds little of its answers: who does not read is noticed soon.
+    """
+    import uvicorn
+
+    from ebjr.serving.guard import guarded
+
+    options = {"http": guarded(app.state.service.limits), "ws": "none", **options}
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **options))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.005)
+                assert thread.is_alive()
+            yield listener.getsockname()[:2]
+        finally:
+            server.should_exit = True
+            thread.join(30)
+
+
+def exchange(address, *parts: bytes, seconds: float = 10.0) -> bytes:
+    """Send bytes, and all that comes back until the server hangs up."""
+    with socket.create_connection(address, seconds) as connection:
+        for part in parts:
+            try:
+                connection.sendall(part)
+            except (BrokenPipeError, ConnectionResetError):  # it has said no already
+                break
+        return received(connection)
+
+
+def received(connection: socket.socket) -> bytes:
+    found = b""
+    while True:
+        try:
+            part = connection.recv(65536)
+        except ConnectionResetError:
+            return found
+        if not part:
+            return found
+        found += part
+
+
+def refusal(answer: bytes) -> tuple[int, str]:
+    """The status and sentence of an answer, checked to be JSON and one line."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    assert b"content-type: application/json" in head.lower()
+    sentence = json.loads(body)["error"]
+    assert "\n" not in sentence
+    return status, sentence

@@ -1,0 +1,309 @@
+"""What one client does, the others do not feel: limits on bodies, heads, patience and number."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import socket
+import threading
+import zlib
+
+import numpy as np
+import pytest
+
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+pytest.importorskip("httpx2", reason="httpx2 is not installed")
+
+from small import NAME, exchange, received, refusal, request, running, served, student, teacher
+from starlette.testclient import TestClient
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ebjr import JointClassifier, Preprocess, Router
+from ebjr.errors import ProtocolError
+from ebjr.preprocess import prepared
+from ebjr.serving.app import Served, build_app
+from ebjr.serving.guard import guarded
+from ebjr.serving.limits import Limits
+from ebjr.serving.service import decoded_images
+
+BODY = json.dumps(request()).encode()
+
+
+@pytest.fixture
+def client():
+    with TestClient(build_app(served(), limits=Limits(body_bytes=10_000))) as opened:
+        yield opened
+
+
+def send(client, body, **headers):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return client.post(f"{NAME}/infer", content=body, headers=named)
+
+
+def says(answer) -> tuple[int, str]:
+    sentence = answer.json()["error"]
+    assert "\n" not in sentence
+    return answer.status_code, sentence
+
+
+def ask(address) -> int:
+    """What another client is told."""
+    head = f"POST {NAME}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n"
+    answer = exchange(address, head.encode() + b"Connection: close\r\n\r\n" + BODY)
+    return int(answer.split()[1])
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_bodies_may_be_compressed_and_bombs_are_refused(client, encoding):
+    def squeezed(raw):
+        return gzip.compress(raw) if encoding == "gzip" else zlib.compress(raw)
+
+    assert send(client, squeezed(BODY), Content_Encoding=encoding).status_code == 200
+    for body, status, sentence in (
+        (squeezed(b" " * 1_000_000), 413, "10000 bytes decompressed"),
+        (squeezed(BODY)[:-5], 400, "ends before"),
+        (squeezed(BODY) + b"x", 400, "goes on after"),
+        (b"nothing of the kind", 400, "is not what its encoding"),
+    ):
+        found = says(send(client, body, Content_Encoding=encoding))
+        assert (found[0], sentence in found[1]) == (status, True), found
+
+
+def test_bodies_that_are_too_large_are_refused_declared_or_not(client):
+    assert says(send(client, b"x" * 20_000))[0] == 413
+    assert says(send(client, iter([b"x" * 5_000] * 4)))[0] == 413
+    assert says(send(client, BODY, Content_Encoding="br"))[0] == 415
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding"),
+    [
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("gzip;q=0.5, deflate", "deflate"),
+        ("gzip;q=0, br", None),
+        ("gzip;q=much", None),
+        ("identity", None),
+    ],
+)
+def test_answers_are_compressed_for_who_asks_for_it(client, accepted, encoding):
+    rows = [(float(number), 0.0) for number in range(100)]
+    plain = send(client, json.dumps(request(rows)), Accept_Encoding="identity")
+    found = send(client, json.dumps(request(rows)), Accept_Encoding=accepted)
+    assert found.headers.get("content-encoding") == encoding
+    assert found.json() == plain.json()
+
+
+def test_what_is_held_at_once_is_bounded_and_is_let_go():
+    gate = threading.Event()
+
+    def slow(x):
+        gate.wait(30)
+        return student(x)
+
+    slow.input_shape, slow.input_name, slow.input_dtype = (None, 2), "x", np.float32
+    app = build_app(served(slow), limits=Limits(held_bytes=len(BODY) + 10))
+    with TestClient(app) as client:
+        first = threading.Thread(target=send, args=(client, BODY))
+        first.start()
+        while not app.state.service._bytes:
+            pass
+        answer = send(client, BODY)
+        gate.set()
+        first.join(30)
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        assert "is the most" in answer.json()["error"]
+        assert send(client, BODY).status_code == 200
+
+
+def png(width, height):
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_images_of_many_pixels_are_refused_before_they_are_decoded():
+    bomb = png(4000, 4000)
+    assert len(bomb) < 100_000
+    with pytest.raises(ProtocolError, match="and with image 0 they have 16000000"):
+        decoded_images([bomb], 1_000_000)
+    with pytest.raises(ProtocolError, match="and with image 3 they have 400"):
+        decoded_images([png(10, 10)] * 9, 399)
+    assert [image.shape for image in decoded_images([png(10, 9)] * 2, 180)] == [(9, 10, 3)] * 2
+
+
+def test_images_that_are_bombs_are_a_400_and_the_next_is_answered():
+    def flat(x):
+        return np.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], axis=1)
+
+    model = prepared(flat, Preprocess(size=(4, 4)))
+    app = build_app(
+        Served(JointClassifier(model, model, Router("max_logit", 1.0))),
+        limits=Limits(image_pixels=10_000),
+    )
+
+    def body(*files):
+        raw = b"".join(len(file).to_bytes(4, "little") + file for file in files)
+        tensor = {"name": "image", "shape": [len(files)], "datatype": "BYTES"}
+        tensor["parameters"] = {"binary_data_size": len(raw)}
+        head = json.dumps({"inputs": [tensor]}).encode()
+        return head + raw, {"Inference_Header_Content_Length": str(len(head))}
+
+    with TestClient(app) as client:
+        for files in ([png(4000, 4000)], [png(90, 90)] * 2):
+            content, headers = body(*files)
+            status, sentence = says(send(client, content, **headers))
+            assert (status, "10000 pixels together" in sentence) == (400, True)
+        content, headers = body(png(90, 90))
+        assert send(client, content, **headers).status_code == 200
+
+
+SHORT = Limits(
+    head_bytes=4096,
+    head_seconds=0.3,
+    body_seconds=0.3,
+    body_bytes_per_second=2**20,
+    write_seconds=0.3,
+    connections=4,
+)
+
+
+@pytest.fixture(scope="module", params=["fastest", "h11"])
+def address(request):
+    """A server with little patience, with the HTTP parser that is there and with h11."""
+    how = {} if request.param == "fastest" else {"http": guarded(SHORT, H11Protocol)}
+    with running(build_app(served(), limits=SHORT), **how) as found:
+        yield found
+
+
+START = f"POST {NAME}/infer HTTP/1.1\r\nHost: x\r\n".encode()
+
+
+def test_who_says_nothing_is_hung_up_on(address):
+    assert exchange(address) == b""
+    assert ask(address) == 200
+
+
+@pytest.mark.parametrize(
+    ("parts", "status"),
+    [
+        ([START], 408),
+        ([START + b"Content-Length: 100\r\n\r\n{"], 408),
+        ([START + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"], 408),
+        ([START, b"X: y\r\n" * 2000], 431),
+        ([START, b"X: " + b"y" * 10_000], 431),
+        ([b"GET /" + b"y" * 10_000], 431),
+        ([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"], 400),
+        ([b"GET nowhere\r\n\r\n"], 400),
+        ([START + b"Content-Length: -1\r\n\r\n"], 400),
+        ([START + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef"], 400),
+        ([START + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n"], 400),
+        ([START + b"Content-Length: 99999999999999\r\n\r\n"], 413),
+    ],
+)
+def test_who_is_too_slow_or_sends_too_much_is_told_so_in_json(address, parts, status):
+    found, _ = refusal(exchange(address, *parts))
+    assert found in {status, 400} if status == 431 else found == status
+    assert ask(address) == 200
+
+
+def test_who_does_not_read_is_hung_up_on(address):
+    rows = json.dumps(request([(1.0, 0.0)] * 20_000)).encode()
+    head = START + f"Content-Length: {len(rows)}\r\n\r\n".encode()
+    with socket.socket() as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        lazy.settimeout(10)
+        lazy.connect(address)
+        lazy.sendall(head + rows)
+        threading.Event().wait(1.0)  # longer than the server's patience
+        answer = received(lazy)
+    assert b"200" in answer[:20]
+    assert not answer.endswith(b"]}]}")
+    assert ask(address) == 200
+
+
+def test_beyond_the_most_connections_one_more_is_told_so_and_the_others_go_on(address):
+    import contextlib
+
+    with contextlib.ExitStack() as stack:
+        kept = [
+            stack.enter_context(socket.create_connection(address, 10))
+            for _ in range(SHORT.connections)
+        ]
+        for each in kept:
+            each.sendall(START + f"Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY)
+        assert all(each.recv(15).startswith(b"HTTP/1.1 200") for each in kept)
+        assert refusal(exchange(address)) == (
+            503,
+            "4 clients are connected already; try again later",
+        )
+        kept[0].sendall(START + f"Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY)
+    for _ in range(200):
+        if ask(address) == 200:
+            break
+    else:
+        pytest.fail("places were not given back")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../../etc/passwd",
+        "/v2/models/../../../etc/passwd",
+        "/v2/models/joint/../../../../etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/v2/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "/v2/models/joint%00.onnx",
+        "/v2/models//etc/passwd",
+        "/..%5c..%5cetc%5cpasswd",
+        "/student.onnx",
+        "/joint.toml",
+        "//etc/passwd",
+    ],
+)
+def test_no_path_leads_to_a_file(address, path):
+    answer = exchange(
+        address, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    )
+    status, sentence = refusal(answer)
+    assert status == 404
+    assert "root:" not in sentence
+
+
+def test_what_is_nowhere_or_not_taken_is_said_in_json(client):
+    assert says(client.get("/v3")) == (
+        404,
+        "there is nothing at '/v3'; /openapi.json says what there is",
+    )
+    answer = client.get(f"{NAME}/infer")
+    assert says(answer) == (405, f"{NAME}/infer does not take GET, but POST")
+    assert answer.headers["allow"] == "POST"
+    assert says(client.delete("/v1/router"))[0] == 405
+
+
+def test_our_own_mistake_is_a_500_without_its_traceback(caplog):
+    app = build_app(served())
+    app.state.service.server_metadata = lambda: {}["secret"]
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.get("/v2")
+    assert says(answer) == (500, "the server failed on this request; its log says why")
+    assert "secret" not in answer.text
+
+
+def test_limits_are_above_zero():
+    with pytest.raises(ValueError, match="connections must be above 0, not 0"):
+        Limits(connections=0)
+
+
+def test_a_teacher_that_fails_with_any_error_is_a_503_or_degrades():
+    def failing(x):
+        raise KeyError("secret place")
+
+    with TestClient(build_app(served(teacher=failing))) as client:
+        status, sentence = says(send(client, BODY))
+    assert (status, "Traceback" in sentence) == (503, False)
+    assert teacher is not failing
