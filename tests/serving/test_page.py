@@ -201,6 +201,17 @@ def test_a_threshold_is_typed_and_what_is_none_is_said_to_be(page, busy):
     assert router(busy)["threshold"] == 0.625
 
 
+def test_the_autopilot_is_given_a_target_and_let_go(page, busy):
+    opened(page, busy)
+    page.get_by_label("Autopilot holds").fill("deferral_rate=0.5")
+    page.keyboard.press("Enter")
+    says(page, "knob-said", "the autopilot holds deferral_rate=0.5")
+    says(page, "state", "Holds deferral_rate=0.5 between deferral rates of")
+    page.get_by_role("button", name="Let go").click()
+    says(page, "state", "Off.")
+    assert router(busy)["autopilot"] is None
+
+
 def test_who_moved_the_knob_elsewhere_is_seen_here(page, busy):
     opened(page, busy)
     request = urllib.request.Request(f"{busy}/v1/router", b'{"deferral_rate": 0.75}', method="PUT")

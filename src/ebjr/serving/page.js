@@ -112,7 +112,7 @@ async function move(change) {
       if (get("token").value) headers.Authorization = `Bearer ${get("token").value}`;
       const router = await ask("/v1/router", { method: "PUT", headers, body: JSON.stringify(asked) });
       Object.assign(state.router, router);
-      if (!wish) say("knob-said", `The knob is at threshold ${short(threshold())}.`);
+      if (!wish) say("knob-said", `The knob is at threshold ${short(threshold())}${router.autopilot ? `, and the autopilot holds ${router.autopilot.hold}` : ""}.`);
     } catch (error) {
       if (!wish) say("knob-said", `The knob was not moved: ${error.message}`, true);
     }
@@ -130,6 +130,7 @@ function showKnob() {
     showShare();
   }
   if (document.activeElement !== get("threshold")) get("threshold").value = exact(threshold());
+  get("release").hidden = !state.router.autopilot;
   const names = Object.keys(state.router.operating_points);
   get("points").hidden = !names.length;
   if (get("points").childElementCount !== names.length) {
@@ -203,6 +204,15 @@ function showStages() {
   }));
 }
 
+function autopilotWords(pilot) {
+  if (!pilot) return ["Off.", "The knob stays where it is put."];
+  const kind = pilot.hold.split("=")[0];
+  const figure = kind === "deferral_rate" ? percent : kind === "flops" ? short : time;
+  const seen = pilot.measured === null ? "nothing measured yet" : `measured ${figure(pilot.measured)}`;
+  const between = `between deferral rates of ${pilot.between.map((share) => percent(share)).join(" and ")}`;
+  return [`Holds ${pilot.hold}`, `${between}: ${seen}${pilot.at_bound ? ", and it can go no further" : ""}. A hand on the knob switches it off.`];
+}
+
 const capital = (words) => words[0].toUpperCase() + words.slice(1);
 
 function showState() {
@@ -214,6 +224,7 @@ function showState() {
   } else {
     rows.push(["Promise", "None.", "This threshold was calibrated without a guarantee; ebjr calibrate --delta gives one."]);
   }
+  rows.push(["Autopilot", ...autopilotWords(state.router.autopilot)]);
   get("state").replaceChildren(...rows.flatMap(([name, word, words]) => [
     element("dt", {}, name),
     element("dd", {}, element("span", { class: "state" }, word), ` ${words}`),
@@ -249,7 +260,7 @@ function ticks(low, high, most) {
 function axes(id, [left, right], [bottom, top], titles) {
   const chart = get(id);
   const { width, height } = chart.getBoundingClientRect();
-  const box = { left: 46, right: width - 12, top: 24, bottom: height - 42 };
+  const box = { left: 46, right: Math.max(width - 12, 47), top: 24, bottom: Math.max(height - 42, 25) };
   const x = (value) => box.left + (box.right - box.left) * (value - left) / (right - left);
   const y = (value) => box.bottom - (box.bottom - box.top) * (value - bottom) / (top - bottom);
   const parts = [];
@@ -277,7 +288,10 @@ function showCurve() {
     { x: calibration.cost_axis, y: calibration.quality_axis });
   parts.push(draw("path", { class: "even", d: `M${x(100)} ${box.top}V${box.bottom}` }));
   if (live.deferral_rate !== null) {
-    parts.push(draw("path", { class: "live-line", d: `M${x(student.cost + 100 * live.deferral_rate)} ${box.top}V${box.bottom}` }));
+    const place = x(student.cost + 100 * live.deferral_rate);
+    const right = place > (box.left + box.right) / 2;
+    parts.push(draw("path", { class: "live-line", d: `M${place} ${box.top}V${box.bottom}` }));
+    parts.push(draw("text", { class: "strong", x: place + (right ? -6 : 6), y: box.bottom - 8, "text-anchor": right ? "end" : "start" }, `live ${percent(live.deferral_rate)}`));
   }
   const line = curve.cost.map((cost, row) => `${row ? "L" : "M"}${x(cost).toFixed(1)} ${y(curve.quality[row]).toFixed(1)}`);
   parts.push(draw("path", { class: "curve", d: line.join("") }));
@@ -430,11 +444,11 @@ function gauge(score, limit) {
   const chart = get("gauge");
   const [low, high] = [Math.min(...finite), Math.max(...finite)];
   const { width } = chart.getBoundingClientRect();
-  const x = (value) => 10 + (width - 20) * (high > low ? Math.min(Math.max((value - low) / (high - low), 0), 1) : 0.5);
+  const x = (value) => 10 + Math.max(width - 20, 0) * (high > low ? Math.min(Math.max((value - low) / (high - low), 0), 1) : 0.5);
   const anchor = (place) => (place < 90 ? "start" : place > width - 90 ? "end" : "middle");
   chart.setAttribute("aria-label", `Score ${short(score)} against threshold ${short(limit)}, on a scale from ${short(low)} to ${short(high)}.`);
   chart.replaceChildren(
-    draw("path", { class: "grid", d: `M10 38H${width - 10}`, "stroke-width": 4 }),
+    draw("path", { class: "grid", d: `M10 38H${Math.max(width - 10, 10)}`, "stroke-width": 4 }),
     draw("path", { class: "rule", d: `M${x(limit)} 24V52` }),
     draw("text", { x: x(limit), y: 68, "text-anchor": anchor(x(limit)) }, `threshold ${short(limit)}`),
     draw("circle", { class: "student", cx: x(score), cy: 38, r: 7 }),
@@ -455,6 +469,11 @@ get("threshold-form").addEventListener("submit", (event) => {
   else if (text === "" || !Number.isFinite(Number(text))) say("knob-said", "A threshold is a number, or inf to defer everything.", true);
   else move({ threshold: Number(text) });
 });
+get("hold-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  move({ hold: get("hold").value.trim() });
+});
+get("release").addEventListener("click", () => move({ hold: null }));
 get("token-form").addEventListener("submit", (event) => event.preventDefault());
 get("file").addEventListener("change", () => choose(get("file").files[0]));
 get("try").addEventListener("submit", (event) => { event.preventDefault(); tryIt(); });
