@@ -11,6 +11,7 @@ from tiny import write_linear, write_pair
 import ebjr
 from ebjr import Cost, JointConfig, Outcomes, Preprocess, Preprocessed, Router
 from ebjr.config import ModelEntry
+from ebjr.monitor import DriftMonitor
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
@@ -128,6 +129,13 @@ def test_a_study_is_kept_with_its_figures(joint, tmp_path):
     assert (kept["threshold"][-1], kept["deferral_rate"][-1]) == (np.inf, 1.0)
     for threshold, quality in zip(kept["threshold"], kept["quality"], strict=True):
         assert curve.at(threshold=threshold * (1 - 1e-5)).quality == pytest.approx(quality)
+    held, router = study.held_out, study.point.router
+    scores = np.asarray(router.score(held.student), np.float64)
+    drift = DriftMonitor.of_reference(config.calibration["drift"])
+    assert drift.state() == DriftMonitor(scores, threshold=router.threshold).state()
+    differs = held.student.argmax(axis=1) != held.teacher.argmax(axis=1)
+    known = config.calibration["disagreement"]
+    assert known["kept_and_contradicted"] == (differs & (scores >= router.threshold)).sum()
     JointConfig.read(tmp_path / "joint.toml").save(tmp_path / "again.toml")
     assert (tmp_path / "again.toml").read_text() == (tmp_path / "joint.toml").read_text()
 

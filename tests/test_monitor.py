@@ -488,3 +488,17 @@ def test_a_certificates_promise_can_be_watched():
         monitor = RiskMonitor(point.certified.tolerance, promise=point.certified.promise)
         assert monitor.update(np.zeros(1000)) == "kept"
     assert set(PROMISES) <= set(CERTIFIED)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_drift_is_watched_alike_from_what_a_file_kept_of_the_scores(threshold):
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([[-np.inf, np.nan], rng.integers(0, 9, 500) / 8])  # with many ties
+    live = rng.integers(0, 9, 3000) / 8
+    first = DriftMonitor(scores, threshold=threshold)
+    second = DriftMonitor.of_reference(first.reference)
+    first.update(live)
+    second.update(live)
+    assert first.state() == second.state()
+    with pytest.raises(ValueError, match="edges is missing"):
+        DriftMonitor.of_reference({"n": 3})

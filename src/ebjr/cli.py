@@ -569,6 +569,18 @@ def serve(
             help="Its bounds: two deferral rates or operating points, like 0.05,match-teacher."
         ),
     ] = None,
+    audit_rate: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="The share of kept answers that the teacher checks when idle, as 0.01.",
+        ),
+    ] = 0.0,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="A folder for the monitor's state; else that of the audit log."),
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
@@ -598,6 +610,8 @@ def serve(
         audit_log=audit_log,
         hold=hold,
         between=None if between is None else between.split(","),
+        audit_rate=audit_rate,
+        state=state,
         started=lambda url: out.print(f"serving {served.name} at {url}", soft_wrap=True),
     )
 

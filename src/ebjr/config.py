@@ -34,6 +34,7 @@ from ebjr.joint import (
 )
 from ebjr.known_classes import check_known_classes
 from ebjr.model import Model, model_name
+from ebjr.monitor import DriftMonitor
 from ebjr.precision import CommonScale
 from ebjr.preprocess import Preprocess, prepared, unprepared
 from ebjr.router import Router
@@ -175,7 +176,7 @@ _CALIBRATION_KEYS = (
         "preprocessing",
         "traffic",
     ),
-    *("certified", "chosen_on", "held_out", "score_quantiles", "curve"),
+    *("certified", "chosen_on", "held_out", "score_quantiles", "curve", "drift", "disagreement"),
 )
 _CURVE_ROWS = 51
 
@@ -198,7 +199,9 @@ class JointConfig:
         calibration half (`chosen_on`) and on the other (`held_out`), the calibration half's
         scores at 101 evenly spaced shares (`score_quantiles`), lowest first, by which a deferral
         rate is a threshold, and rows of the curve on the other half (`curve`: threshold,
-        deferral_rate, quality), which say what another threshold would do.
+        deferral_rate, quality), which say what another threshold would do. For the monitor of a
+        server, of that half too: what a `DriftMonitor` keeps of its scores (`drift`), and how many
+        rows the student keeps where the teacher says something else (`disagreement`).
     operating_points
         Other thresholds by name, each with its figures.
     rescale
@@ -273,6 +276,7 @@ class JointConfig:
                 "held_out": study.result.as_dict(),
                 "score_quantiles": _score_quantiles(study),
                 "curve": _curve(study),
+                **_watched(study),
             },
             operating_points={key: _figures(point) for key, point in study.named_points.items()},
             rescale=study.point.rescale,
@@ -526,6 +530,27 @@ def _curve(study: Study) -> dict[str, list[float]]:
 def _short(values: np.ndarray) -> list[float]:
     """Six digits."""
     return [float(f"{value:.6g}") for value in values]
+
+
+def _watched(study: Study) -> dict[str, Any]:
+    """What live scores and answers are compared with: those of the half that nothing was fitted on.
+
+    Nothing where it is too small to tell; no disagreement where answers are no labels.
+    """
+    router, rows = study.point.router, study.held_out
+    scores = np.asarray(router.score(rows.student), np.float64)
+    if len(scores) < 20:
+        return {}
+    found: dict[str, Any] = {"drift": DriftMonitor(scores, threshold=router.threshold).reference}
+    if rows.kind.has_labels:
+        differs = rows.predictions("student") != rows.predictions("teacher")
+        kept = scores >= router.threshold
+        found["disagreement"] = {
+            "threshold": router.threshold,
+            "rows": len(scores),
+            "kept_and_contradicted": int((kept & differs).sum()),
+        }
+    return found
 
 
 def _preprocessing(student: ModelEntry, teacher: ModelEntry) -> str:

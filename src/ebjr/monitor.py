@@ -24,6 +24,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -41,6 +42,7 @@ PROMISES = {
     "harm": (0.0, 1.0),
     "excess": (-1.0, 0.0, 1.0),
     "risk": tuple(np.linspace(0.0, 1.0, 33).tolist()),
+    "rate": (0.0, 1.0),
 }
 """What can be promised, with the values on which its rows are counted: the ends are its range."""
 
@@ -213,6 +215,17 @@ class _Bets:
         self.alarm = None if state["alarm"] is None else _count(state["alarm"], "alarm")
 
 
+@contextmanager
+def _resuming() -> Iterator[None]:
+    """Whatever is wrong with what a monitor is made of is one kind of error."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"cannot resume the monitor: {error.args[0]} is missing") from None
+    except (TypeError, ValueError, OverflowError, IndexError, AttributeError) as error:
+        raise ValueError(f"cannot resume the monitor: {error}") from None
+
+
 class _Monitor:
     """A monitor that can be written to a file and taken up again."""
 
@@ -237,14 +250,10 @@ class _Monitor:
         """
         if not isinstance(state, Mapping):
             raise ValueError("cannot resume the monitor: its state is not a mapping")
-        try:
+        with _resuming():
             if state["format"] != cls.FORMAT:
                 raise ValueError(f"its format is {state['format']!r}, not {cls.FORMAT!r}")
             return cls._build(state)
-        except KeyError as error:
-            raise ValueError(f"cannot resume the monitor: {error.args[0]} is missing") from None
-        except (TypeError, ValueError, OverflowError, IndexError, AttributeError) as error:
-            raise ValueError(f"cannot resume the monitor: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state as JSON, whole or not at all.
@@ -293,8 +302,8 @@ class RiskMonitor(_Monitor):
         The probability of ever raising a false alarm, between 0 and 1.
     promise
         ``"harm"``: a loss of 0 or 1. ``"excess"``: -1, 0 or 1 (anything between is allowed).
-        ``"risk"``: any loss between 0 and 1. The same words as a `Certificate`'s, whose promise
-        and tolerance can be given here.
+        ``"risk"``: any loss between 0 and 1. ``"rate"``: 1 where a row was deferred, else 0. The
+        same words as a `Certificate`'s, whose promise and tolerance can be given here.
     audit_probability
         The least probability with which the loss of a row becomes known, in (0, 1]. 1: every row
         has a label, or the teacher's answer.
@@ -499,7 +508,7 @@ class RiskMonitor(_Monitor):
         """What is known, in one sentence."""
         if not self.rows:
             return "Undecided: nothing has been seen yet."
-        name = {"harm": "harm", "excess": "excess risk", "risk": "risk"}[self.promise]
+        name = {"excess": "excess risk", "rate": "deferral rate"}.get(self.promise, self.promise)
         if self.status == "broken":
             return (
                 f"Broken: by row {self.alarm:,} the {name} had exceeded its tolerance of "
@@ -727,6 +736,67 @@ class DriftMonitor(_Monitor):
         return np.log1p(np.concatenate([bet, -bet]))
 
     @property
+    def reference(self) -> dict[str, Any]:
+        """What is kept of the calibration scores, for a file: `of_reference` begins anew with it.
+
+        Examples
+        --------
+        >>> monitor = DriftMonitor(np.arange(100.0), threshold=20.0)
+        >>> DriftMonitor.of_reference(monitor.reference).state() == monitor.state()
+        True
+        """
+        kept = {
+            "n": self.calibration_rows,
+            "edges": self._edges.tolist(),
+            "ties": self._ties.tolist(),
+            "ranks": self._ranks.tolist(),
+        }
+        if self.threshold is None:
+            return kept
+        return {**kept, "threshold": self.threshold, "deferred": self._calibration_deferred}
+
+    @classmethod
+    def of_reference(
+        cls,
+        reference: Mapping[str, Any],
+        alpha: float = 0.05,
+        *,
+        rate_tolerance: float = 0.05,
+        seed: int = 0,
+    ) -> DriftMonitor:
+        """A new monitor with what another one kept of its calibration scores.
+
+        Raises
+        ------
+        ValueError
+            That is incomplete or damaged, or a number is out of range.
+        """
+        with _resuming():
+            return cls._begin(reference, alpha, rate_tolerance, seed)
+
+    @classmethod
+    def _begin(
+        cls, reference: Mapping[str, Any], alpha: float, rate_tolerance: float, seed: int
+    ) -> DriftMonitor:
+        monitor = cls.__new__(cls)
+        edges = np.array([float(edge) for edge in reference["edges"]])
+        ranks = [_count(rank, "ranks") for rank in reference["ranks"]]
+        threshold = reference.get("threshold")
+        monitor._start(
+            n=_count(reference["n"], "n"),
+            edges=edges,
+            ties=_numbers(reference["ties"], len(edges), "ties"),
+            ranks=np.array(ranks, np.int64),
+            deferred=0 if threshold is None else _count(reference["deferred"], "deferred"),
+            alpha=alpha,
+            threshold=None if threshold is None else check_threshold(float(threshold)),
+            rate_tolerance=rate_tolerance,
+            seed=seed,
+        )
+        monitor._check()
+        return monitor
+
+    @property
     def rows(self) -> int:
         """How many live rows have been seen."""
         return self._bets.rows
@@ -817,22 +887,9 @@ class DriftMonitor(_Monitor):
 
     @classmethod
     def _build(cls, state: Mapping[str, Any]) -> DriftMonitor:
-        monitor = cls.__new__(cls)
-        n = _count(state["n"], "n")
-        ranks = [_count(rank, "ranks") for rank in state["ranks"]]
-        edges = np.array([float(edge) for edge in state["edges"]])
-        threshold = state["threshold"]
-        monitor._start(
-            n=n,
-            edges=edges,
-            ties=_numbers(state["ties"], len(edges), "ties"),
-            ranks=np.array(ranks, np.int64),
-            deferred=_count(state["calibration_deferred"], "calibration_deferred"),
-            alpha=state["alpha"],
-            threshold=None if threshold is None else check_threshold(float(threshold)),
-            rate_tolerance=state["rate_tolerance"],
-            seed=_count(state["seed"], "seed"),
-        )
+        reference = {**state, "deferred": state["calibration_deferred"]}
+        seed = _count(state["seed"], "seed")
+        monitor = cls._begin(reference, state["alpha"], state["rate_tolerance"], seed)
         monitor._seen = np.array([_count(value, "seen") for value in state["seen"]], np.int64)
         monitor._deferred = _count(state["deferred"], "deferred")
         monitor._bets.resume(state["bets"])

@@ -48,6 +48,8 @@ class Task:
         What raw output is, for messages.
     has_logits
         Whether the student's raw output is logits of classes, as a learned score reads them.
+    has_labels
+        Whether answers are labels, which agree or do not.
     known_classes
         The teacher's labels that the student knows, in its order; None where it knows all.
     """
@@ -58,6 +60,7 @@ class Task:
     takes_scale = False
     rows = "{} rows of raw output"
     has_logits = False
+    has_labels = False
     known_classes: tuple[int, ...] | None = None
 
     def knowing(self, known_classes: Any) -> Task:
@@ -261,6 +264,7 @@ class _Classification(Task):
     columns = "classes"
     takes_temperatures = True
     has_logits = True
+    has_labels = True
 
     def check_output(self, role: str, output: Any) -> np.ndarray:
         array = to_numpy(output)

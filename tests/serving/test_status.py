@@ -88,7 +88,7 @@ def test_without_a_calibration_the_knob_and_the_load_are_told():
     assert [live[name] for name in ("rows", "deferred", "requests", "refused")] == [1, 1, 1, 1]
     assert live["deferral_rate"] == 1.0
     assert live["latency"]["teacher"]["p50"] > 0
-    assert live["waiting"] == {"student": 0, "teacher": 0}
+    assert live["waiting"] == {"student": 0, "teacher": 0, "audit": 0}
 
 
 def test_live_scores_are_counted_in_the_calibrations_bins(calibrated):

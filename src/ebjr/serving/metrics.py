@@ -64,7 +64,7 @@ class Metrics(Observer):
             "degraded_rows", "Rows that the student answered for a teacher away.", label, **known
         ).labels(model)
         failures = Counter("failures", "Batches that failed.", [*label, "stage"], **known)
-        self._failures = {stage: failures.labels(model, stage) for stage in STAGES}
+        self._failures = {stage: failures.labels(model, stage) for stage in (*STAGES, "audit")}
         self._latency = Histogram(
             "request_seconds", "A request's time.", label, buckets=SECONDS, **known
         ).labels(model)

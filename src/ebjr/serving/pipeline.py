@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,6 +37,9 @@ class ServedAnswer:
 
 
 STAGES = ("student", "teacher")
+
+MOST_AUDITS = 256
+"""So many rows may wait for an audit; while they do, no other row is drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,26 @@ class Batched:
         return cls(stage, rows, [part.ticket for part in parts], waited, began, ended - began)
 
 
+@dataclass(frozen=True, eq=False)
+class Audited:
+    """A batch of n rows of which chance drew some kept ones, and what the teacher said of those.
+
+    Attributes
+    ----------
+    threshold
+        (n,): by which each row was kept or deferred.
+    deferred, drawn
+        (n,) bool.
+    contradicted
+        (n,) bool: drawn, and the teacher says something else than the student.
+    """
+
+    threshold: np.ndarray
+    deferred: np.ndarray
+    drawn: np.ndarray
+    contradicted: np.ndarray
+
+
 class Observer:
     """Told what happens in a pipeline, from its threads; this one does not listen."""
 
@@ -88,8 +111,11 @@ class Observer:
     def degraded(self, rows: int) -> None:
         """Rows that should have been deferred were answered by the student."""
 
+    def audited(self, audited: Audited) -> None:
+        """What an audit of a batch has found; also where chance drew none of its rows."""
+
     def failed(self, stage: str, error: Exception) -> None:
-        """A model has failed on a batch."""
+        """A model has failed on a batch; `stage` ``"audit"`` is the teacher, and nobody waits."""
 
 
 class Observers(Observer):
@@ -125,6 +151,11 @@ class Observers(Observer):
         """Tell all of degraded rows."""
         for observer in self._all:
             observer.degraded(rows)
+
+    def audited(self, audited: Audited) -> None:
+        """Tell all of an audit."""
+        for observer in self._all:
+            observer.audited(audited)
 
     def failed(self, stage: str, error: Exception) -> None:
         """Tell all of a failure."""
@@ -270,6 +301,26 @@ class _Part:
         return replace(self, rows=self.rows[start:stop], output=_cut(self.output, start, stop))
 
 
+class _Audit:
+    """Drawn rows that wait for a moment when nothing else does."""
+
+    def __init__(self, audited: Audited, inputs: Batch, output: Batch) -> None:
+        self.audited = audited
+        self.places = np.flatnonzero(audited.drawn)
+        self.done = 0
+        self._inputs, self._output = take_rows(inputs, self.places), take_rows(output, self.places)
+
+    def ask(self, joint: JointModel) -> bool:
+        """Ask the teacher about the next row; returns whether that was the last one."""
+        one = np.array([self.done])
+        own = take_rows(self._output, one)
+        taught, _ = joint.ask_teacher_alone(take_rows(self._inputs, one), own)
+        differs = to_numpy(joint.predict(taught)) != to_numpy(joint.predict(own))
+        self.audited.contradicted[self.places[self.done]] = differs[0]
+        self.done += 1
+        return self.done == len(self.places)
+
+
 class _Queue:
     """Parts that wait for a model, counted in rows."""
 
@@ -309,10 +360,16 @@ class _Queue:
         self._parts = deque(part for part in self._parts if not part.ticket.future.done())
         self.rows = sum(len(part.rows) for part in self._parts)
 
-    def take(self, most: int) -> list[_Part]:
-        """Up to `most` rows, at least one; none once the queue is closed and empty."""
+    def take(self, most: int, otherwise: Callable[[], bool] = lambda: False) -> list[_Part]:
+        """Up to `most` rows; none once the queue is closed and empty, or has better to do.
+
+        Nor where nobody waits any more for the rows that were taken. `otherwise` is asked while
+        the queue is empty, and again after each `poke`.
+        """
         with self._changed:
             while not self._parts and not self.closed:
+                if otherwise():
+                    return []
                 self._changed.wait()
             if self._wait and self._interval < self._wait:
                 until = time.monotonic() + self._wait
@@ -335,6 +392,11 @@ class _Queue:
                 taken.append(part)
                 room -= len(part.rows)
             return taken
+
+    def poke(self) -> None:
+        """Ask whoever waits for rows whether it has better to do."""
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self) -> None:
         with self._changed:
@@ -361,8 +423,16 @@ class Pipeline:
         what is there.
     queue_rows
         The most rows that may wait for the student; beyond it `submit` raises `Overloaded`.
+    audit_rate
+        The share of kept rows about which the teacher is asked too, when nothing waits for either
+        model: one row at a time, so that an answer waits for at most one of them.
     observer
         Told what happens.
+
+    Raises
+    ------
+    ValueError
+        A number is out of range, or answers are to be audited that are no labels.
 
     Examples
     --------
@@ -383,6 +453,7 @@ class Pipeline:
         teacher_batch: int = 64,
         max_wait_seconds: float = 0.0,
         queue_rows: int = 4096,
+        audit_rate: float = 0.0,
         observer: Observer | None = None,
     ) -> None:
         sizes = {"student_batch": student_batch, "teacher_batch": teacher_batch}
@@ -391,6 +462,13 @@ class Pipeline:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if not 0 <= max_wait_seconds < 60:
             raise ValueError(f"max_wait_seconds must be from 0 to 60, not {max_wait_seconds}")
+        if not 0 <= audit_rate <= 1:
+            raise ValueError(f"audit_rate must be from 0 to 1, not {audit_rate}")
+        if audit_rate and not joint.kind.has_labels:
+            raise ValueError(
+                f"audits compare labels, and the answers of {joint.task} are none: audit_rate "
+                "must be 0"
+            )
         self.joint = joint
         self.observer = Observer() if observer is None else observer
         self.lock = threading.Lock()
@@ -398,6 +476,11 @@ class Pipeline:
         self._student_queue = _Queue(queue_rows, max_wait_seconds)
         self._teacher_queue = _Queue(queue_rows, max_wait_seconds)
         self._row_seconds = 0.0  # the student's, smoothed
+        self._audit_rate = audit_rate
+        self._audits: deque[_Audit] = deque()
+        self._auditing = 0  # rows that wait for an audit
+        self._chance = np.random.default_rng()
+        self._busy = False  # the student is
         self._threads = [
             threading.Thread(target=self._run_student, name="ebjr-student", daemon=True),
             threading.Thread(target=self._run_teacher, name="ebjr-teacher", daemon=True),
@@ -423,8 +506,9 @@ class Pipeline:
         self._threads[1].join()
 
     def waiting(self) -> dict[str, int]:
-        """How many rows wait for each model."""
-        return {"student": self._student_queue.rows, "teacher": self._teacher_queue.rows}
+        """How many rows wait for each model, and for an audit."""
+        queues = {"student": self._student_queue.rows, "teacher": self._teacher_queue.rows}
+        return {**queues, "audit": self._auditing}
 
     def submit(self, inputs: Batch, *, threshold: float | None = None) -> Ticket:
         """Hand in a request of n inputs.
@@ -462,26 +546,74 @@ class Pipeline:
 
     def _run_student(self) -> None:
         while parts := self._take(self._student_queue, "student"):
+            self._busy = True
             for group in _alike(parts):
                 self._answer_by_student(group)
+            self._busy = False
+            if self._audits:
+                self._teacher_queue.poke()
 
     def _run_teacher(self) -> None:
-        while parts := self._take(self._teacher_queue, "teacher"):
+        while parts := self._take(self._teacher_queue, "teacher", self._idle):
             for group in _alike(parts):
                 self._answer_by_teacher(group)
 
-    def _take(self, queue: _Queue, stage: str) -> list[_Part]:
+    def _take(
+        self, queue: _Queue, stage: str, idle: Callable[[], bool] = lambda: False
+    ) -> list[_Part]:
         """A batch for a model; none when there will never be another."""
         while True:
-            parts = queue.take(self._batches[f"{stage}_batch"])
+            parts = queue.take(self._batches[f"{stage}_batch"], idle)
             if parts or queue.drained:
                 return parts
+            if idle():
+                self._audit()
+
+    def _idle(self) -> bool:
+        """Whether something is to be audited and nothing else is to be done."""
+        waits = self._busy or self._student_queue.rows or self._teacher_queue.rows
+        return bool(self._audits) and not waits
+
+    def _draw(
+        self, inputs: Batch, output: Batch, deferred: np.ndarray, thresholds: np.ndarray
+    ) -> None:
+        """Draw kept rows for an audit.
+
+        Whether a batch takes part is settled before its rows are looked at, by how many wait: the
+        rows that take part are a fair sample.
+        """
+        if not self._audit_rate or self._auditing >= MOST_AUDITS:
+            return
+        drawn = ~deferred & (self._chance.random(len(deferred)) < self._audit_rate)
+        audited = Audited(thresholds, deferred, drawn, np.zeros(len(drawn), bool))
+        count = int(drawn.sum())
+        if not count:
+            self.observer.audited(audited)
+            return
+        with self.lock:
+            self._auditing += count
+        self._audits.append(_Audit(audited, inputs, output))
+
+    def _audit(self) -> None:
+        audit = self._audits[0]
+        try:
+            finished = audit.ask(self.joint)
+        except Exception as error:  # nobody waits: what is not known is left out
+            self.observer.failed("audit", error)
+        else:
+            if not finished:
+                return
+            self.observer.audited(audit.audited)
+        self._audits.popleft()
+        with self.lock:
+            self._auditing -= len(audit.places)
 
     def _answer_by_student(self, parts: Sequence[_Part]) -> None:
         sizes = [len(part.rows) for part in parts]
         began = time.perf_counter()
         try:
-            raw, marked = self.joint.ask_student(_inputs(parts))
+            inputs = _inputs(parts)
+            raw, marked = self.joint.ask_student(inputs)
             values = np.asarray(to_numpy(self.joint.router.score(raw)), np.float64)
             output = _plain(self.joint.of_student(raw))
         except Exception as error:
@@ -514,6 +646,7 @@ class Pipeline:
                     later.append(_Part(part.ticket, part.rows[chosen], take_rows(answers, chosen)))
         for part in later:
             self._teacher_queue.put(part, bounded=False)
+        self._draw(inputs, output, deferred, thresholds)
 
     def _answer_by_teacher(self, parts: Sequence[_Part]) -> None:
         began = time.perf_counter()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from ebjr.serving.keeper import Keeper
 from ebjr.serving.knob import Knob
 from ebjr.serving.limits import Limits
 from ebjr.serving.live import Live
+from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.metrics import Metrics
 from ebjr.serving.pipeline import Observers, Pipeline, ServedAnswer
 from ebjr.serving.served import KNOBS, Served, json_number
@@ -76,8 +78,13 @@ class Service:
         hands.
     limits
         What is taken from clients; None is `Limits` as they are.
+    audit_rate
+        The share of kept rows about which the teacher is asked too, see `Pipeline`.
+    state
+        A folder in which the monitor keeps what it knows, and finds it again; None takes that of
+        the audit log, if there is one.
     chore_seconds
-        How often the autopilot looks.
+        How often the autopilot and the monitor look.
     **options
         Of the `Pipeline`.
 
@@ -87,7 +94,7 @@ class Service:
         The joint model's answers are no arrays: detectors are not served yet; or what is to be
         held cannot be.
     OSError
-        The audit log cannot be written.
+        The audit log cannot be written, or there is no folder `state`.
     """
 
     def __init__(
@@ -98,6 +105,8 @@ class Service:
         audit_log: str | os.PathLike[str] | None = None,
         hold: str | None = None,
         between: Sequence[float | str] | None = None,
+        audit_rate: float = 0.0,
+        state: str | os.PathLike[str] | None = None,
         chore_seconds: float = 1.0,
         limits: Limits | None = None,
         **options: Any,
@@ -111,8 +120,12 @@ class Service:
         self._bytes = 0  # of all requests at work
         self.metrics = Metrics(served.name, served.score_deciles())
         self.live = Live(served.score_edges())
-        observers = Observers(self.metrics, self.live)
-        self.pipeline = Pipeline(served.joint, observer=observers, **options)
+        beside = None if audit_log is None else Path(audit_log).parent
+        self.monitor = LiveMonitor(
+            served, audit_rate=audit_rate, folder=beside if state is None else state
+        )
+        observers = Observers(self.metrics, self.live, self.monitor)
+        self.pipeline = Pipeline(served.joint, observer=observers, audit_rate=audit_rate, **options)
         self._journal = None if audit_log is None else Journal(audit_log)
         self.knob = Knob(served, self._journal)
         self.helm = Helm(self.knob, observers)
@@ -120,7 +133,7 @@ class Service:
             self.helm.hold(hold, between, who="the server's start")
         elif between is not None:
             raise ValueError("between bounds the autopilot: say what it is to hold")
-        self._keeper = Keeper(chore_seconds, self.helm.look)
+        self._keeper = Keeper(chore_seconds, self.helm.look, self.monitor.look)
         self._show()
         (self.input,) = served.inputs()
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
@@ -135,6 +148,8 @@ class Service:
         """Answer what waits, and end."""
         self._keeper.stop()
         self.pipeline.stop()
+        self.monitor.look()
+        self.monitor.save()
         if self._journal is not None:
             self._journal.close()
 
@@ -146,12 +161,34 @@ class Service:
         read("knob_moves", "Moves of the knob.", lambda: dict(knob.moves), "who", counter=True)
         read("autopilot_target", "What is held.", lambda: self._held("target"), "quantity")
         read("autopilot_measured", "What it is now.", lambda: self._held("measured"), "quantity")
+        texts = {
+            "risk": "The average loss of a promise so far.",
+            "lower": "The average loss is at least this.",
+            "upper": "The average loss is at most this.",
+            "tolerance": "The most that the average loss may be.",
+            "rows": "Rows that a monitor has seen.",
+            "alarm": "1 once a monitor's alarm has gone off.",
+            "shift": "The largest shift of a share of scores since calibration.",
+        }
+        for figure, text in texts.items():
+            read(f"monitor_{figure}", text, partial(self._monitored, figure), "monitor")
+        audits = "Rows that the teacher was asked about after the fact"
+        read("audited_rows", f"{audits}.", lambda: {"": self.monitor.audits}, counter=True)
+        read(
+            "contradicted_rows",
+            f"{audits}, and said something else.",
+            lambda: {"": self.monitor.contradicted},
+            counter=True,
+        )
         if self.served.certificate is not None:
             read(
                 "promise_in_force",
                 "1 while the threshold is one that was certified, else 0.",
                 lambda: {"": float(knob.promise(knob.threshold) == "in force")},
             )
+
+    def _monitored(self, figure: str) -> dict[str, float]:
+        return self.monitor.readings()[figure]
 
     def _held(self, figure: str) -> dict[str, float]:
         pilot = self.helm.pilot
@@ -296,6 +333,7 @@ class Service:
         return {
             **self._described,
             "router": self.helm.state(),
+            "monitor": self.monitor.status(),
             "live": {**self.live.as_dict(), "waiting": self.pipeline.waiting()},
         }
 

@@ -1,0 +1,325 @@
+"""The live monitor: is the promise kept by what is served now, and are the scores still the same?
+
+Two tests of `ebjr.monitor`, fed with what a pipeline tells. *Drift* takes every score. *The
+promise* takes kept answers that chance drew and the teacher was asked about when nothing else was
+to be done. No labels come by in a server, so that what is watched is disagreement: the share of
+rows that the student keeps and the teacher contradicts. Where the certificate itself was made
+without labels, that is the very promise; elsewhere it is compared with what it was on the held-out
+half of the calibration, up to the chance of those rows. Rows count where their threshold is one
+that the promise covers: what else is served was promised nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import beta
+
+from ebjr.files import write_whole
+from ebjr.monitor import DriftMonitor, RiskMonitor
+from ebjr.serving.pipeline import Audited, Observer
+from ebjr.serving.served import Served, json_number
+
+MOST_SCORES = 20_000
+"""Scores beyond so many between two looks are left out, by their place in the stream alone."""
+
+SAVE_SECONDS = 60.0
+
+_FILE = "monitor.json"
+_FORMAT = "ebjr-live-monitor-1"
+
+log = logging.getLogger("ebjr.serving")
+
+
+class Watch(NamedTuple):
+    """A promise that is watched: its monitor, from which threshold on, and what it is in words."""
+
+    monitor: RiskMonitor
+    threshold: float
+    about: str
+
+
+class LiveMonitor(Observer):
+    """What the monitors of a server are fed with, and what they say.
+
+    Parameters
+    ----------
+    served
+        What is served, with what its calibration knows.
+    audit_rate
+        The pipeline's; 0 watches no disagreement.
+    folder
+        Where the state is kept, and taken up again; None forgets it.
+    alpha
+        Of each monitor: the probability of ever raising a false alarm.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such folder.
+
+    Examples
+    --------
+    >>> from ebjr import JointClassifier, Router
+    >>> served = Served(JointClassifier(abs, abs, Router("max_logit", 2.0)))
+    >>> LiveMonitor(served).status()["drift"]
+    'not watched: joint.toml does not know the scores; calibrate again'
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        *,
+        audit_rate: float = 0.0,
+        folder: str | os.PathLike[str] | None = None,
+        alpha: float = 0.05,
+    ) -> None:
+        self.audits = self.contradicted = 0
+        self._drift = _drift_of(served, alpha)
+        self._disagreement = _disagreement_of(served, audit_rate, alpha)
+        self._rate = _rate_of(served, alpha)
+        self._lock = threading.Lock()
+        self._scores: list[np.ndarray] = []
+        self._audited: list[Audited] = []
+        self._decided: list[tuple[np.ndarray, np.ndarray]] = []
+        self._known = 0  # scores that wait for a look
+        self._alarmed: set[str] = set()
+        self._file = None if folder is None else Path(folder) / _FILE
+        self._saved = time.monotonic()
+        if self._file is not None:
+            if not self._file.parent.is_dir():
+                raise FileNotFoundError(f"there is no folder {folder} for the monitor's state")
+            self._key = self._fingerprint(served)
+            self._resume()
+
+    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
+        """Take scores, for the next look."""
+        with self._lock:
+            if self._known < MOST_SCORES:
+                self._known += len(score)
+                self._scores.append(score)
+                if isinstance(self._rate, Watch):
+                    self._decided.append((threshold, deferred))
+
+    def audited(self, audited: Audited) -> None:
+        """Take an audit, for the next look."""
+        with self._lock:
+            self._audited.append(audited)
+
+    def look(self) -> None:
+        """Feed the monitors, tell alarms, and save the state now and then.
+
+        Raises
+        ------
+        OSError
+            The state cannot be saved.
+        """
+        with self._lock:
+            scores, self._scores, self._known = self._scores, [], 0
+            audited, self._audited = self._audited, []
+            decided, self._decided = self._decided, []
+        if scores and isinstance(self._drift, DriftMonitor):
+            self._drift.update(np.concatenate(scores))
+        if decided and isinstance(self._rate, Watch):
+            threshold, deferred = (np.concatenate(column) for column in zip(*decided, strict=True))
+            self._rate.monitor.update(deferred[threshold <= self._rate.threshold])
+        if audited:
+            self._take(audited)
+        self._tell()
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write the state, if there is a place for it.
+
+        Raises
+        ------
+        OSError
+            It cannot be written.
+        """
+        self._saved = time.monotonic()
+        if self._file is None:
+            return
+        with write_whole(self._file) as file:
+            json.dump(
+                {
+                    "format": _FORMAT,
+                    "of": self._key,
+                    "audits": self.audits,
+                    "contradicted": self.contradicted,
+                    "monitors": {name: m.state() for name, m in self._monitors().items()},
+                },
+                file,
+                allow_nan=False,
+            )
+
+    def status(self) -> dict[str, Any]:
+        """What is known, for JSON: each monitor's figures and sentence, or why there is none."""
+        found: dict[str, Any] = {
+            "audits": {"rows": self.audits, "contradicted": self.contradicted},
+            "drift": _drift_status(self._drift),
+            "disagreement": _watch_status(self._disagreement),
+        }
+        if isinstance(self._rate, Watch):
+            found["deferral_rate"] = _watch_status(self._rate)
+        return json_number(found)
+
+    def readings(self) -> dict[str, dict[str, float]]:
+        """For the metrics: by figure and then by monitor."""
+        watches = {
+            name: watch.monitor
+            for name, watch in (("disagreement", self._disagreement), ("rate", self._rate))
+            if isinstance(watch, Watch)
+        }
+        every = self._monitors()
+        figures = ("risk", "lower", "upper", "tolerance")
+        found = {f: {name: getattr(m, f) for name, m in watches.items()} for f in figures}
+        found["rows"] = {name: float(monitor.rows) for name, monitor in every.items()}
+        found["alarm"] = {name: float(_alarmed(monitor)) for name, monitor in every.items()}
+        drift = self._drift
+        found["shift"] = {"drift": drift.shift} if isinstance(drift, DriftMonitor) else {}
+        return found
+
+    def _take(self, audited: list[Audited]) -> None:
+        drawn = sum(int(one.drawn.sum()) for one in audited)
+        self.audits += drawn
+        self.contradicted += sum(int(one.contradicted.sum()) for one in audited)
+        if not isinstance(self._disagreement, Watch):
+            return
+        covered = [one.threshold >= self._disagreement.threshold for one in audited]
+        loss = [one.contradicted[own] for one, own in zip(audited, covered, strict=True)]
+        known = [one.drawn[own] for one, own in zip(audited, covered, strict=True)]
+        self._disagreement.monitor.update(np.concatenate(loss), np.concatenate(known))
+
+    def _tell(self) -> None:
+        for name, monitor in self._monitors().items():
+            if _alarmed(monitor) and name not in self._alarmed:
+                self._alarmed.add(name)
+                log.error("the monitor of %s: %s", name, monitor.statement)
+
+    def _monitors(self) -> dict[str, RiskMonitor | DriftMonitor]:
+        found: dict[str, RiskMonitor | DriftMonitor] = {}
+        if isinstance(self._drift, DriftMonitor):
+            found["drift"] = self._drift
+        for name, watch in (("disagreement", self._disagreement), ("rate", self._rate)):
+            if isinstance(watch, Watch):
+                found[name] = watch.monitor
+        return found
+
+    def _fingerprint(self, served: Served) -> str:
+        """Of what is watched: only the same goes on with a state."""
+        fresh = {name: monitor.state() for name, monitor in self._monitors().items()}
+        about = [served.calibration_id, str(served.joint.router.score), fresh]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _resume(self) -> None:
+        assert self._file is not None
+        try:
+            kept = json.loads(self._file.read_text(encoding="utf-8"))
+            if kept["format"] != _FORMAT or kept["of"] != self._key:
+                raise ValueError("it is of another calibration")
+            states = kept["monitors"]
+            taken = {
+                name: type(monitor).from_state(states[name])
+                for name, monitor in self._monitors().items()
+            }
+            counts = int(kept["audits"]), int(kept["contradicted"])
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError) as error:
+            aside = self._file.with_suffix(".json.old")
+            self._file.replace(aside)
+            log.warning("the monitor begins anew, and %s is set aside: %s", self._file, error)
+            return
+        self.audits, self.contradicted = counts
+        self._adopt(taken)
+
+    def _adopt(self, taken: Mapping[str, Any]) -> None:
+        self._drift = taken.get("drift", self._drift)
+        if isinstance(self._disagreement, Watch):
+            self._disagreement = self._disagreement._replace(monitor=taken["disagreement"])
+        if isinstance(self._rate, Watch):
+            self._rate = self._rate._replace(monitor=taken["rate"])
+
+
+def _drift_of(served: Served, alpha: float) -> DriftMonitor | str:
+    reference = served.calibration.get("drift")
+    if reference is None:
+        return "not watched: joint.toml does not know the scores; calibrate again"
+    return DriftMonitor.of_reference(reference, alpha)
+
+
+def _disagreement_of(served: Served, audit_rate: float, alpha: float) -> Watch | str:
+    if not audit_rate:
+        return "not watched: no kept answers are audited; serve with --audit-rate 0.01"
+    certificate = served.certificate
+    if certificate is not None and not certificate.labeled and certificate.promise != "rate":
+        alone = certificate.promise == "harm" or served.joint.blend == 0
+        if alone and certificate.tolerance >= 0:
+            monitor = RiskMonitor(certificate.tolerance, alpha, audit_probability=audit_rate)
+            return Watch(monitor, certificate.threshold, certificate.statement)
+    known = served.calibration.get("disagreement")
+    if known is None:
+        return "not watched: joint.toml knows no disagreement; calibrate again"
+    hits, n = int(known["kept_and_contradicted"]), int(known["rows"])
+    most = 1.0 if hits == n else float(beta.ppf(1 - alpha / 2, hits + 1, n - hits))
+    if most >= 1:
+        return "not watched: on the calibration's other half the teacher contradicts every row"
+    about = (
+        f"on the calibration's other half {hits} of {n} rows were kept and contradicted by the "
+        f"teacher, which is at most {most:.4g} with probability {1 - alpha / 2:g}"
+    )
+    monitor = RiskMonitor(most, alpha / 2, audit_probability=audit_rate)
+    return Watch(monitor, float(known["threshold"]), about)
+
+
+def _rate_of(served: Served, alpha: float) -> Watch | None:
+    certificate = served.certificate
+    if certificate is None or certificate.promise != "rate":
+        return None
+    monitor = RiskMonitor(certificate.tolerance, alpha, promise="rate")
+    return Watch(monitor, certificate.threshold, certificate.statement)
+
+
+def _alarmed(monitor: RiskMonitor | DriftMonitor) -> bool:
+    return monitor.status in ("broken", "drifted")
+
+
+def _drift_status(drift: DriftMonitor | str) -> dict[str, Any] | str:
+    if isinstance(drift, str):
+        return drift
+    return {
+        "status": drift.status,
+        "statement": drift.statement,
+        "rows": drift.rows,
+        "shift": drift.shift,
+        "deferral_rate": drift.deferral_rate,
+        "calibrated_rate": drift.calibrated_rate,
+        "alarms": drift.alarms,
+    }
+
+
+def _watch_status(watch: Watch | str | None) -> dict[str, Any] | str | None:
+    if not isinstance(watch, Watch):
+        return watch
+    monitor = watch.monitor
+    return {
+        "status": monitor.status,
+        "statement": monitor.statement,
+        "about": watch.about,
+        "rows": monitor.rows,
+        "risk": monitor.risk,
+        "lower": monitor.lower,
+        "upper": monitor.upper,
+        "tolerance": monitor.tolerance,
+        "alarm": monitor.alarm,
+    }
