@@ -2,8 +2,8 @@
 
 ``GET /v2/health/live`` and ``/ready``, ``GET /v2`` and ``/v2/models/NAME``, ``POST
 /v2/models/NAME/infer`` as the protocol says; ``GET/PUT /v1/router`` reads and moves the threshold;
-``/metrics`` is Prometheus. A user's mistake is one sentence with a 4xx, and the server keeps
-serving.
+``/metrics`` is Prometheus, and ``/openapi.json`` says it all to machines. A user's mistake is one
+sentence with a 4xx, and the server keeps serving.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ebjr.errors import EbjrError, MissingExtra, Overloaded
 from ebjr.protocol import LENGTH_HEADER, read_request, write_response
 from ebjr.serving.bodies import Refused, compressed, read_body
 from ebjr.serving.knob import WISHES
+from ebjr.serving.openapi import openapi
 from ebjr.serving.page import page_and_headers
 from ebjr.serving.served import Served, served_of
 from ebjr.serving.service import Service, status_of
@@ -89,8 +90,10 @@ def build_app(
         Route("/v1/status", handlers.status),
         Route("/v1/both", handlers.both, methods=["POST"]),
         Route("/metrics", handlers.metrics),
+        Route("/openapi.json", handlers.described),
         Route("/", handlers.page),
     ]
+    document = openapi(service, routes, token=token is not None)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -105,7 +108,7 @@ def build_app(
 
     mistakes = {HTTPException: _no_such, Exception: _broken}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=mistakes)
-    app.state.service = service
+    app.state.service, app.state.document = service, document
     return app
 
 
@@ -193,6 +196,9 @@ class _Handlers:
 
     def __init__(self, service: Service, token: str | None) -> None:
         self.service, self.served, self.token = service, service.served, token
+
+    async def described(self, request: Request) -> Response:
+        return JSONResponse(request.app.state.document)
 
     async def live(self, _request: Request) -> Response:
         return JSONResponse({})

@@ -1,0 +1,103 @@
+"""The OpenAPI document says what the server does; whatever it allows, the server does not fail."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+pytest.importorskip("httpx2", reason="httpx2 is not installed")
+pytest.importorskip("openapi_spec_validator", reason="openapi-spec-validator is not installed")
+pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from schemathesis.checks import CHECKS, load_all_checks
+from small import NAME, request, running, served
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from ebjr.serving.app import build_app
+
+load_all_checks()
+
+
+@pytest.fixture(scope="module")
+def document() -> dict:
+    with TestClient(build_app(served(), token="sesame")) as client:
+        return client.get("/openapi.json").json()
+
+
+def test_the_document_is_openapi(document):
+    OpenAPIV31SpecValidator(document).validate()
+    assert document["openapi"] == "3.1.0"
+
+
+def test_every_route_is_in_the_document(document):
+    app = build_app(served())
+    routes = {
+        (route.path_format, method.lower())
+        for route in app.routes
+        if isinstance(route, Route)
+        for method in route.methods - {"HEAD"}
+    }
+    known = {(path, method) for path, about in document["paths"].items() for method in about}
+    assert routes == {pair for pair in known if pair[1] != "parameters"}
+
+
+def test_the_document_names_what_is_served(document):
+    schemas = document["components"]["schemas"]
+    asked = schemas["InferRequest"]["properties"]
+    assert asked["inputs"]["items"]["properties"]["name"] == {"enum": ["x"]}
+    assert asked["parameters"]["properties"]["operating_point"]["enum"] == ["careful"]
+    assert document["paths"]["/v1/router"]["put"]["security"] == [{"token": []}]
+
+
+@pytest.fixture(scope="module")
+def address():
+    with running(build_app(served(), timeout_seconds=5.0)) as (host, port):
+        yield f"http://{host}:{port}"
+
+
+MODES = schemathesis.GenerationMode
+OPERATIONS = [
+    pytest.param(method, path, mode, id=f"{method.upper()} {path} {mode.value}")
+    for path, about in build_app(served()).state.document["paths"].items()
+    for method in about
+    if method != "parameters"
+    for mode in MODES
+    if mode is MODES.POSITIVE or "requestBody" in about[method] or "{name}" in path
+]
+# data that the schema allows need not be a tensor of its shape
+CHECKS = [CHECKS.get_one(name) for name in CHECKS.get_all_names()]
+CHECKS = [check for check in CHECKS if check.__name__ != "positive_data_acceptance"]
+
+
+@pytest.fixture(scope="module")
+def api(address):
+    return schemathesis.openapi.from_url(f"{address}/openapi.json")
+
+
+@pytest.mark.parametrize(("method", "path", "mode"), OPERATIONS)
+def test_whatever_the_document_allows_or_not_is_answered_as_it_says(api, method, path, mode):
+    operation = api[path][method]
+
+    @settings(
+        max_examples=25 if operation.body else 4,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(operation.as_strategy(generation_mode=mode))
+    def answered(case):
+        case.call_and_validate(checks=CHECKS, session=session)
+
+    with requests.Session() as session:
+        answered()
+
+
+def test_after_all_of_it_the_server_answers(address):
+    import httpx2
+
+    answer = httpx2.post(f"{address}{NAME}/infer", json=request())
+    assert answer.status_code == 200
