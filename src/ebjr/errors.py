@@ -36,7 +36,17 @@ class ModelError(EbjrError):
 
 
 class TeacherUnavailable(ModelError):
-    """The teacher could not be reached just now; the student's answer is still there."""
+    """The teacher could not be reached just now; the student's answer is still there.
+
+    `retry_after_seconds` is when it wants to be asked again, where it says so.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+    def __reduce__(self) -> tuple[type[TeacherUnavailable], tuple[str, float | None]]:
+        return type(self), (str(self), self.retry_after_seconds)
 
 
 class ProtocolError(EbjrError):

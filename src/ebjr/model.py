@@ -6,6 +6,7 @@ ONNX session, a remote endpoint, an estimator and a lambda are the same thing to
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from ebjr.errors import ModelError
@@ -30,6 +31,22 @@ class Model(Protocol):
     def __call__(self, batch: Any, /) -> Any:
         """Answer a batch of n inputs with raw output of n rows."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Raw output with a word on its rows, of models that have more to say than an array.
+
+    Attributes
+    ----------
+    output
+        The raw output, a row for each input.
+    degraded
+        (n,) bool: which rows are not what they should be; None where nobody said.
+    """
+
+    output: Any
+    degraded: Any = None
 
 
 def model_name(model: Model) -> str:

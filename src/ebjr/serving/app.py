@@ -76,6 +76,7 @@ def build_app(
         Route("/v2/health/live", handlers.live),
         Route("/v2/health/ready", handlers.live),
         Route("/v2", handlers.server),
+        Route("/v2/repository/index", handlers.index, methods=["POST"]),
         *(
             route
             for prefix in (model, f"{model}/versions/{{version}}")
@@ -205,6 +206,9 @@ class _Handlers:
 
     async def server(self, _request: Request) -> Response:
         return JSONResponse(self.service.server_metadata())
+
+    async def index(self, _request: Request) -> Response:
+        return JSONResponse(self.service.index())
 
     @_answering
     async def model(self, request: Request) -> Response:

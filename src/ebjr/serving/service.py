@@ -21,6 +21,7 @@ import numpy as np
 
 from ebjr.arrays import row_count, to_numpy
 from ebjr.errors import DeadlineExceeded, EbjrError, Overloaded, ProtocolError, UnknownModel
+from ebjr.preprocess import ImageFile
 from ebjr.protocol import InferRequest, InferResponse
 from ebjr.serving.autopilot import Helm
 from ebjr.serving.both import ask_both
@@ -200,6 +201,10 @@ class Service:
         from ebjr import __version__
 
         return {"name": "ebjr", "version": __version__, "extensions": ["binary_tensor_data"]}
+
+    def index(self) -> list[dict[str, str]]:
+        """Which models the server has."""
+        return [{"name": self.served.name, "version": VERSION, "state": "READY"}]
 
     def model_metadata(self) -> dict[str, Any]:
         """What the server says of the model."""
@@ -444,7 +449,7 @@ def decoded_images(files: Sequence[bytes], most_pixels: int) -> list[np.ndarray]
             with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG", "WEBP")) as image:
                 pixels += image.width * image.height
                 if pixels <= most_pixels:  # known before anything is decoded
-                    found.append(np.asarray(image.convert("RGB")))
+                    found.append(ImageFile.of(np.asarray(image.convert("RGB")), raw))
         except Exception as error:  # whatever a broken image makes the decoder say
             raise ProtocolError(
                 f"image {number} is no JPEG, PNG or WebP that can be read"
