@@ -10,6 +10,7 @@
         │   └── TeacherUnavailable   the teacher could not be reached just now
         ├── ProtocolError            a message that is not what the protocol says
         │   └── UnknownModel         a request for a model, or a version, that is not served
+        ├── NothingKept              nothing is kept for later under an id
         ├── Overloaded               more is asked than can be held just now
         ├── DeadlineExceeded         a request's time is over, and there is no answer
         └── MissingExtra             an optional package is not installed
@@ -55,6 +56,10 @@ class ProtocolError(EbjrError):
 
 class UnknownModel(ProtocolError):
     """A request names a model, or a version of it, that is not served here."""
+
+
+class NothingKept(EbjrError):
+    """Nothing is kept for later under an id."""
 
 
 class Overloaded(EbjrError):

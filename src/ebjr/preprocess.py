@@ -358,6 +358,11 @@ class Preprocessed:
         """The raw output for n decoded images, n rows."""
         return self.model(self.preprocess(images))
 
+    @property
+    def bytes_moved(self) -> int | None:
+        """As of the model: how many bytes it sent and received, if it is remote."""
+        return getattr(self.model, "bytes_moved", None)
+
     def __repr__(self) -> str:
         return f"Preprocessed({self.name}, {self.preprocess.as_text() or 'no options'})"
 

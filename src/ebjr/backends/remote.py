@@ -120,14 +120,6 @@ class RemoteModel:
         check_timeout(timeout_seconds)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.options = {
-            "output": output,
-            "send": send,
-            "quality": quality,
-            "gzip": gzip,
-            "timeout_seconds": timeout_seconds,
-            "batch_size": batch_size,
-        }
         self.batch_size, self.quality, self.gzip = batch_size, quality, gzip
         server, path = _split_url(url)
         self._server = _Server(server, timeout_seconds, gzip, token)
@@ -139,6 +131,15 @@ class RemoteModel:
         self._met, self._binary = metadata is None, True
         self.metadata = self._asked_metadata() if metadata is None else read_metadata(metadata)
         self._read_tensors(output, send)
+        given = {
+            "output": output,
+            "send": self.send,
+            "quality": quality,
+            "gzip": gzip,
+            "timeout_seconds": timeout_seconds,
+            "batch_size": batch_size,
+        }
+        self.options = {name: value for name, value in given.items() if value is not None}
 
     def _read_tensors(self, output: str | None, send: str | None) -> None:
         """What is sent and what comes back, from the metadata."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +21,17 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import row_count, to_numpy
-from ebjr.errors import DeadlineExceeded, EbjrError, Overloaded, ProtocolError, UnknownModel
+from ebjr.edge import FarTeacher
+from ebjr.errors import (
+    DeadlineExceeded,
+    EbjrError,
+    NothingKept,
+    Overloaded,
+    ProtocolError,
+    UnknownModel,
+)
 from ebjr.preprocess import ImageFile
-from ebjr.protocol import InferRequest, InferResponse
+from ebjr.protocol import InferRequest, InferResponse, write_response
 from ebjr.serving.autopilot import Helm
 from ebjr.serving.both import ask_both
 from ebjr.serving.journal import Journal
@@ -43,6 +52,7 @@ REQUEST_PARAMETERS = (*KNOBS, "timeout")
 
 STATUSES: tuple[tuple[type[EbjrError], int], ...] = (
     (UnknownModel, 404),
+    (NothingKept, 404),
     (ProtocolError, 400),
     (Overloaded, 429),
     (DeadlineExceeded, 504),
@@ -141,14 +151,18 @@ class Service:
         self.outputs = served.outputs()
 
     def start(self) -> None:
-        """Start to answer."""
+        """Start to answer, and to fetch what was kept for later."""
         self.pipeline.start()
         self._keeper.start()
+        if (late := self.served.joint.late) is not None:
+            late.start(self.served.joint)
 
     def stop(self) -> None:
         """Answer what waits, and end."""
         self._keeper.stop()
         self.pipeline.stop()
+        if (late := self.served.joint.late) is not None:
+            late.stop()
         self.monitor.look()
         self.monitor.save()
         if self._journal is not None:
@@ -159,6 +173,12 @@ class Service:
         read, knob = self.metrics.read, self.knob
         read("waiting_rows", "Rows in a queue.", self.pipeline.waiting, "stage")
         read("threshold", "The knob.", lambda: {"": knob.threshold})
+        joint = self.served.joint
+        if joint.late is not None:
+            read("late_rows", "Rows kept for later.", lambda: {"": len(joint.late)})
+        if isinstance(joint.teacher, FarTeacher):
+            away = joint.teacher
+            read("teacher_away", "1 while it is left alone.", lambda: {"": away.state != "closed"})
         read("knob_moves", "Moves of the knob.", lambda: dict(knob.moves), "who", counter=True)
         read("autopilot_target", "What is held.", lambda: self._held("target"), "quantity")
         read("autopilot_measured", "What it is now.", lambda: self._held("measured"), "quantity")
@@ -289,8 +309,8 @@ class Service:
         try:
             found = await asyncio.wait_for(asyncio.shield(future), timeout)
         except TimeoutError:
-            late = self.served.joint.when_unavailable == "student" and ticket.hurry()
-            if not late:
+            policy = self.served.joint.when_unavailable
+            if policy == "error" or not await asyncio.to_thread(ticket.hurry):
                 ticket.future.cancel()
                 raise DeadlineExceeded(
                     f"no answer within {timeout:g} s; try again, or give it longer"
@@ -346,6 +366,30 @@ class Service:
     def _described(self) -> dict[str, Any]:
         return describe(self.served)
 
+    def late(self, id: str) -> dict[str, Any]:
+        """What is known of rows that were kept for later: a message like an answer's, of those.
+
+        Raises
+        ------
+        NothingKept
+            There are none.
+        """
+        joint = self.served.joint
+        if joint.late is None:
+            raise NothingKept(
+                "nothing is kept for later here: that takes when_unavailable = 'queue'"
+            )
+        found = joint.late.find(id, joint)
+        if found is None:
+            raise NothingKept(f"nothing is kept under {id[:40]!r}, or no longer")
+        outputs = {
+            "row": found.rows,
+            "prediction": to_numpy(found.prediction),
+            "output": to_numpy(found.output).astype(np.float32),
+        }
+        body, _ = write_response(InferResponse(outputs, self.served.name, VERSION, id=id))
+        return {**json.loads(body), "waiting": list(found.waiting), "errors": found.errors}
+
     async def _inputs(self, asked: InferRequest) -> Any:
         known = self.input
         if list(asked.inputs) != [known["name"]]:
@@ -395,6 +439,8 @@ class Service:
         parameters: dict[str, Any] = {"threshold": json_number(found.threshold)}
         if (promise := self.knob.promise(found.threshold)) is not None:
             parameters["promise"] = promise
+        if answer.late is not None:
+            parameters["late"] = answer.late
         if self.served.calibration_id is not None:
             parameters["calibration"] = self.served.calibration_id
         return InferResponse(
