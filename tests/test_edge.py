@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 
@@ -148,6 +149,7 @@ def test_a_teacher_that_nobody_has_any_more_is_not_looked_for(far):
         with pytest.raises(TeacherUnavailable):
             teacher(X)
     del teacher
+    gc.collect()  # what tenacity remembers of failed attempts goes in circles
     wait_until(lambda: not [t for t in threading.enumerate() if t.name == "ebjr-probe"])
 
 
