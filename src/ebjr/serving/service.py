@@ -489,7 +489,8 @@ def decoded_images(files: Sequence[bytes], most_pixels: int) -> list[np.ndarray]
     """
     from PIL import Image
 
-    found, pixels = [], 0
+    found: list[np.ndarray] = []
+    pixels = 0
     for number, raw in enumerate(files):
         try:
             with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG", "WEBP")) as image:
