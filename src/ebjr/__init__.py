@@ -19,7 +19,6 @@ from ebjr.config import JointConfig, load_joint, save_joint
 from ebjr.costs import Cost, joint_cost
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
 from ebjr.detections import Detections, GroundTruth
-from ebjr.edge import FarTeacher, Link, over_link
 from ebjr.errors import (
     CalibrationError,
     EbjrError,
@@ -40,7 +39,6 @@ from ebjr.joint import (
     SpecializedJointClassifier,
 )
 from ebjr.known_classes import relabel, top_classes
-from ebjr.late import LateAnswer, LateAnswers
 from ebjr.metrics import METRICS, register_metric
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes, record, record_batches
@@ -63,7 +61,6 @@ __all__ = [
     "Detections",
     "EbjrError",
     "EnergyRegressor",
-    "FarTeacher",
     "GaussianMixture",
     "GridWarning",
     "GroundTruth",
@@ -73,9 +70,6 @@ __all__ = [
     "JointDetector",
     "JointModel",
     "JointRegressor",
-    "LateAnswer",
-    "LateAnswers",
-    "Link",
     "MissingExtra",
     "Model",
     "ModelError",
@@ -98,7 +92,6 @@ __all__ = [
     "load_joint",
     "load_model",
     "oracle",
-    "over_link",
     "record",
     "record_batches",
     "register_metric",

@@ -26,20 +26,11 @@ from rich.progress import (
 
 import ebjr
 from ebjr.arrays import to_numpy
-from ebjr.config import (
-    Entry,
-    JointConfig,
-    ModelEntry,
-    RemoteEntry,
-    entry_from_table,
-    entry_of,
-    parse_link,
-)
-from ebjr.costs import Cost, further_columns, millijoules_text
+from ebjr.config import JointConfig, ModelEntry
+from ebjr.costs import Cost
 from ebjr.curve import TradeOffCurve
 from ebjr.data import ArrayData, Batch, Data, open_data
 from ebjr.demo import DEMOS, run_demo
-from ebjr.edge import over_link as with_link
 from ebjr.errors import EbjrError, GridWarning, PromiseWarning
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, with_joules
@@ -53,10 +44,12 @@ from ebjr.model import Model, model_name
 from ebjr.outcomes import Outcomes, record_batches
 from ebjr.precision import SHOWN
 from ebjr.preprocess import Preprocess, infer_preprocess, prepared, unprepared
+from ebjr.scores import score_title
 from ebjr.study import Study, run_study, study_point
 from ebjr.sweep import run_sweep
 from ebjr.tables import (
     flops_text,
+    millijoules_text,
     ms_text,
     plain_table,
     print_study,
@@ -86,14 +79,6 @@ Images = Annotated[
 ]
 Layout = Annotated[
     str, typer.Option(help="detection: how its outputs are read, as detr or yolov8; or auto.")
-]
-LinkText = Annotated[
-    str | None,
-    typer.Option(
-        "--link",
-        help="How a far teacher is asked, like 'send=jpeg,timeout_seconds=2,retries=1,"
-        "when_unavailable=queue': any of joint.toml's keys for it.",
-    ),
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads of each model.", min=1)]
 Strict = Annotated[
@@ -144,9 +129,6 @@ Target = Annotated[float | None, typer.Option(help="accuracy: what to reach, as 
 Flops = Annotated[float | None, typer.Option(help="budget: FLOPs per example.")]
 Seconds = Annotated[float | None, typer.Option(help="budget: seconds per example.")]
 Joules = Annotated[float | None, typer.Option(help="budget: joules per example.")]
-Bytes = Annotated[
-    float | None, typer.Option(help="budget: bytes per example over the link to the teacher.")
-]
 Rate = Annotated[float | None, typer.Option(help="budget: the most to defer, as 0.2.")]
 Delta = Annotated[
     float | None,
@@ -242,9 +224,7 @@ def demo(
 @app.command()
 def record(
     student: Annotated[str, typer.Option(help="The cheap model: .onnx or .pt2.")],
-    teacher: Annotated[
-        str, typer.Option(help="The expensive model: .onnx, .pt2, or an http(s):// address.")
-    ],
+    teacher: Annotated[str, typer.Option(help="The expensive model: .onnx or .pt2.")],
     data: DataPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="The outcomes file, .npz.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs given to a model at once.")] = 64,
@@ -255,7 +235,6 @@ def record(
     teacher_preprocess: Annotated[str | None, typer.Option(help="The same for it.")] = None,
     student_flops: Annotated[float | None, typer.Option(help="Instead of counting them.")] = None,
     teacher_flops: Annotated[float | None, typer.Option(help="Instead of counting them.")] = None,
-    link: LinkText = None,
     threads: Threads = None,
     classes: Classes = None,
     image_column: ImageColumn = None,
@@ -288,7 +267,7 @@ def record(
     as_task(task, known)
     _check_output(output)
     models: dict[str, Model] = {}
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ModelEntry] = {}
     loads: dict[str, Load] = {}
     given = {
         "student": (student, student_preprocess, student_flops, student_layout),
@@ -297,21 +276,19 @@ def record(
     first = next(source.batches(batch_size))
     _check_labels(first, task, data)
     for role, (path, preprocess, flops, layout) in given.items():
-        far, how = _is_url(path), None
-        if far:
-            options, how = parse_link(link or "")
-        else:
-            options = _threads(threads) | _detector(task, layout, source)
+        options = _threads(threads) | _detector(task, layout, source)
         model = _prepared(ebjr.load_model(path, **options), preprocess, first, role)
         models[role] = model
-        if not far:
-            loads[role] = _load(model, first, flops)
-            flops = loads[role].flops if flops is None else flops
-        entries[role] = entry_of(model, Cost(flops=flops), how)
-    costs = {role: entry.cost for role, entry in entries.items()}
-    if len(loads) == len(models):  # joules of what runs elsewhere are not ours to count
-        with err.status("finding the joules of both models"):
-            costs = with_joules(costs, loads)
+        loads[role] = _load(model, first, flops)
+        counted = loads[role].flops
+        entries[role] = ModelEntry.of_file(
+            path,
+            preprocess=unprepared(model)[1],
+            cost=Cost(flops=counted if flops is None else flops),
+            options=getattr(model, "options", {}),
+        )
+    with err.status("finding the joules of both models"):
+        costs = with_joules({role: entry.cost for role, entry in entries.items()}, loads)
     loads.clear()  # a whole batch of each model's inputs
     entries = {role: replace(entry, cost=costs[role]) for role, entry in entries.items()}
     with _progress() as tell:
@@ -345,13 +322,15 @@ def record(
     if as_json:
         _print_json(figures)
         return
-    both = outcomes.student_cost + outcomes.teacher_cost
-    table = plain_table("", measure.title, "MFLOPs", "ms/example", *further_columns(both, both))
+    kind = outcomes.student_cost.joules_are
+    table = plain_table(
+        "", measure.title, "MFLOPs", "ms/example", *([f"mJ, {kind}"] if kind else [])
+    )
     for role in ("student", "teacher"):
         cost = getattr(outcomes, f"{role}_cost")
-        further = further_columns(both, cost).values()
+        joules = [millijoules_text(cost.joules)] if kind else []
         table.add_row(
-            role, measure.text(outcomes.quality(role)), flops_text(cost), ms_text(cost), *further
+            role, measure.text(outcomes.quality(role)), flops_text(cost), ms_text(cost), *joules
         )
     out.print(table)
     out.print(f"{len(outcomes):,} examples in {output}", soft_wrap=True)
@@ -372,7 +351,6 @@ def calibrate(
     flops: Flops = None,
     seconds: Seconds = None,
     joules: Joules = None,
-    bytes: Bytes = None,
     deferral_rate: Rate = None,
     delta: Delta = None,
     promise: Promise = None,
@@ -384,19 +362,10 @@ def calibrate(
         Path | None, typer.Option("--output", "-o", help="The joint.toml to write.")
     ] = None,
     student: Annotated[
-        str | None, typer.Option(help="The student's file, if the outcomes do not name it.")
+        Path | None, typer.Option(help="The student's file, if the outcomes do not name it.")
     ] = None,
     teacher: Annotated[
-        str | None,
-        typer.Option(help="The teacher's file or address, if it is another than was recorded."),
-    ] = None,
-    link: LinkText = None,
-    over_link: Annotated[
-        str | None,
-        typer.Option(
-            help="What a link adds to an example that the teacher answers, like "
-            "bytes=3000,seconds=0.04, where both models were recorded side by side."
-        ),
+        Path | None, typer.Option(help="The teacher's file, if the outcomes do not name it.")
     ] = None,
     fraction: Fraction = 0.5,
     seed: Seed = 0,
@@ -407,9 +376,7 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Choose a threshold on one half of the outcomes, and report on the other."""
-    tables = {
-        path.stem: _linked(_judged(Outcomes.load(path), metric), over_link) for path in outcomes
-    }
+    tables = {path.stem: _judged(Outcomes.load(path), metric) for path in outcomes}
     if len(tables) < len(outcomes):
         raise ValueError("the outcomes' files must have different names, which tell them apart")
     for file in (output, report):
@@ -430,7 +397,6 @@ def calibrate(
         flops=flops,
         seconds=seconds,
         joules=joules,
-        bytes=bytes,
         deferral_rate=deferral_rate,
         delta=delta,
         promise=promise,
@@ -440,8 +406,7 @@ def calibrate(
     several = len(tables) > 1
     if output is not None:
         path = next(path for path in outcomes if path.stem == sweep.best)
-        given = {"student": student, "teacher": teacher}
-        entries = _entries(found.outcomes, path, given, link)
+        entries = _entries(found.outcomes, path, {"student": student, "teacher": teacher})
         JointConfig.of_study(entries["student"], entries["teacher"], found, name=name).save(output)
     if report is not None:
         title = f"EBJR: {sweep.best}"
@@ -553,8 +518,6 @@ def predict(
                     "deferred": bool(deferred),
                     "degraded": bool(degraded),
                 }
-                if degraded and answer.late is not None:
-                    row["late"] = answer.late
                 file.write(json.dumps(row) + "\n")
             counts["examples"] += len(batch)
             counts["deferred"] += int(columns[1].sum())
@@ -567,6 +530,65 @@ def predict(
         return
     share = f"{figures['deferral_rate']:.1%}"
     out.print(f"{counts['examples']:,} answers in {output}; {share} by the teacher", soft_wrap=True)
+
+
+@app.command()
+def export(
+    joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The .onnx file to write.")
+    ] = None,
+    triton: Annotated[
+        Path | None, typer.Option(help="A folder: write a model repository for Triton.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="The knob's default, instead of the file's.")
+    ] = None,
+    operating_point: Annotated[
+        str | None, typer.Option(help="One that the file names, instead of its threshold.")
+    ] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of ONNX's operators; the higher of both models' if left out."),
+    ] = None,
+    external_data: Annotated[
+        bool, typer.Option("--external-data", help="Weights in a second file, as from 2 GB on.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Student, score, router and teacher as one ONNX file, the threshold an input."""
+    if (output is None) == (triton is None):
+        raise ValueError("give either --output, the file to write, or --triton, a folder")
+    from ebjr.export import export_joint, export_triton
+
+    config = JointConfig.read(joint)
+    options: dict[str, Any] = {
+        "threshold": _chosen_threshold(config, threshold, operating_point),
+        "opset": opset,
+        "external_data": external_data or None,
+    }
+    with err.status("exporting"):
+        if output is not None:
+            _check_output(output)
+            found = export_joint(config, output, **options)
+        else:
+            assert triton is not None
+            found = export_triton(config, triton, **options)
+    if as_json:
+        _print_json(found.as_dict())
+        return
+    table = plain_table(escape(str(found.path)), "")
+    beside = "" if found.data is None else f", with {found.data.name} beside it"
+    table.add_row("size", f"{found.bytes / 1e6:,.1f} MB{beside}")
+    table.add_row("opset, IR version", f"{found.opset}, {found.ir_version}")
+    table.add_row(
+        "input", escape(f"{found.input['name']} {found.input['dtype']} {found.input['shape']}")
+    )
+    table.add_row(
+        "threshold", f"{found.threshold:g} unless given; on {escape(score_title(found.score))}"
+    )
+    table.add_row("beside the joint model", f"same decisions, output within {found.difference:.1e}")
+    out.print(table)
 
 
 @app.command()
@@ -772,59 +794,32 @@ def _compared(study: Study, paths: list[Path]) -> list[Comparison]:
 
 
 _GOAL_ARGUMENTS = (
-    *("tolerance", "target", "flops", "seconds", "joules", "bytes"),
-    *("deferral_rate", "delta", "promise", "loss_bound"),
+    *("tolerance", "target", "flops", "seconds", "joules", "deferral_rate"),
+    *("delta", "promise", "loss_bound"),
 )
 
 
 def _entries(
-    outcomes: Outcomes, path: Path, given: dict[str, str | None], link: str | None
-) -> dict[str, Entry]:
+    outcomes: Outcomes, path: Path, given: dict[str, Path | None]
+) -> dict[str, ModelEntry]:
     """Both models for joint.toml: as recorded, unless given."""
     costs = {"student": outcomes.student_cost, "teacher": outcomes.teacher_cost}
     entries = {}
-    for role, source in given.items():
+    for role, file in given.items():
         table = outcomes.models.get(role)
-        if table is None and source is None:
+        if table is None and file is None:
             raise ValueError(
                 f"{path} does not say which file its {role} was: give it with --{role}"
             )
-        entry = None
+        recorded = None
         if table is not None:
-            entry = entry_from_table(table, path.resolve().parent, f"{path}: {role}")
-        if source is not None:
-            preprocess = None if entry is None else entry.preprocess
-            entry = replace(_entry(source, link), preprocess=preprocess)
-        elif isinstance(entry, RemoteEntry) and link is not None:
-            options, how = parse_link(link)
-            entry = replace(entry, options={**entry.options, **options}, link=how)
-        assert entry is not None
-        entries[role] = replace(entry, cost=costs[role])
+            recorded = ModelEntry.from_table(table, path.resolve().parent, f"{path}: {role}")
+        if file is not None:
+            preprocess = None if recorded is None else recorded.preprocess
+            recorded = ModelEntry.of_file(file, preprocess=preprocess)
+        assert recorded is not None
+        entries[role] = replace(recorded, cost=costs[role])
     return entries
-
-
-def _entry(source: str, link: str | None) -> Entry:
-    """The entry of a file or of an address, as it is now."""
-    if not _is_url(source):
-        return ModelEntry.of_file(source)
-    options, how = parse_link(link or "")
-    return entry_of(ebjr.load_model(source, **options), link=how)
-
-
-def _is_url(source: str) -> bool:
-    return source.startswith(("http://", "https://"))
-
-
-def _linked(outcomes: Outcomes, text: str | None) -> Outcomes:
-    """The outcomes with what a link adds to the teacher's cost."""
-    if text is None:
-        return outcomes
-    try:
-        parts = dict(part.split("=") for part in text.split(","))
-        added = {name.strip(): float(value) for name, value in parts.items()}
-        return with_link(outcomes, **added)
-    except (ValueError, TypeError):
-        raise ValueError(f"--over-link is like bytes=3000,seconds=0.04, not {text!r}") from None
 
 
 def _prepared(model: Model, text: str | None, first: Batch, role: str) -> Model:
@@ -835,7 +830,7 @@ def _prepared(model: Model, text: str | None, first: Batch, role: str) -> Model:
     if text is not None:
         file = Path(text)
         chosen = Preprocess.from_file(file) if file.suffix == ".toml" else Preprocess.parse(text)
-    elif not images or getattr(model, "send", "tensor") != "tensor":  # sent as they are
+    elif not images:
         return model
     else:
         shape = getattr(model, "input_shape", None)

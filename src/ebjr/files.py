@@ -57,6 +57,44 @@ def write_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
         raise
 
 
+@contextmanager
+def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder whose files take their place beside `path` when the block ends well.
+
+    For what is several files or folders, or is tried before it counts. The file called like `path`
+    moves last, so that it never names another that is not there yet.
+
+    Parameters
+    ----------
+    path
+        The file to write. Its folder must exist.
+
+    Raises
+    ------
+    OSError
+        The folder is missing or not writable, or the disk is full.
+
+    Examples
+    --------
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with write_beside(folder / "model") as draft:
+    ...     for name in ("model", "weights"):
+    ...         _ = (draft / name).write_text("whole")
+    >>> sorted(entry.name for entry in folder.iterdir())
+    ['model', 'weights']
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {target}: the folder {target.parent} does not exist")
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
+        yield Path(name)
+        for file in filter(Path.is_file, Path(name).rglob("*")):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        for entry in sorted(Path(name).iterdir(), key=lambda entry: entry.name == target.name):
+            entry.replace(target.parent / entry.name)
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal.
 

@@ -30,7 +30,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "layout": ("nchw", "nhwc"),
     "dtype": ("float32", "float16", "uint8"),
 }
-_PADDING = 114
+PADDING = 114
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Preprocess:
                 "dtype uint8 keeps the pixels as they are, so it takes no range, mean or std; "
                 "leave them out, or choose float32"
             )
-        if self.dtype != "uint8" and np.abs(self._values()).max() > np.finfo(self.dtype).max:
+        if self.dtype != "uint8" and np.abs(self.values()).max() > np.finfo(self.dtype).max:
             raise ValueError(
                 f"range, mean and std lead to values beyond what {self.dtype} holds; "
                 "choose another dtype, or a std nearer to the range"
@@ -299,39 +299,17 @@ class Preprocess:
             target[...] = planes
             return output
         # A table gives each value rounded once, whatever the range, mean and std.
-        for channel, table in enumerate(self._values().astype(self.dtype)):
+        for channel, table in enumerate(self.values().astype(self.dtype)):
             target[:, channel] = table[planes[:, channel]]
         return output
 
-    def _values(self) -> NDArray[np.float64]:
+    def values(self) -> NDArray[np.float64]:
         """What each of the 256 pixel values becomes in each channel: (3, 256)."""
         low, high = self.range
         values = low + np.arange(256) * (high - low) / 255
         mean = np.array(self.mean or (0.0, 0.0, 0.0))[:, None]
         std = np.array(self.std or (1.0, 1.0, 1.0))[:, None]
         return np.asarray((values - mean) / std, np.float64)
-
-
-class ImageFile(np.ndarray):
-    """A decoded image that still has the file it came from, to be sent on as it came.
-
-    A part of it, or what is computed from it, has none.
-
-    Examples
-    --------
-    >>> image = ImageFile.of(np.zeros((2, 2, 3), np.uint8), b"the file")
-    >>> image.file, image[:1].file
-    (b'the file', None)
-    """
-
-    file: bytes | None = None
-
-    @classmethod
-    def of(cls, pixels: NDArray[Any], file: bytes) -> ImageFile:
-        """Pixels with their file."""
-        image = pixels.view(cls)
-        image.file = file
-        return image
 
 
 class Preprocessed:
@@ -357,11 +335,6 @@ class Preprocessed:
     def __call__(self, images: Sequence[Image] | Image, /) -> Any:
         """The raw output for n decoded images, n rows."""
         return self.model(self.preprocess(images))
-
-    @property
-    def bytes_moved(self) -> int | None:
-        """As of the model: how many bytes it sent and received, if it is remote."""
-        return getattr(self.model, "bytes_moved", None)
 
     def __repr__(self) -> str:
         return f"Preprocessed({self.name}, {self.preprocess.as_text() or 'no options'})"
@@ -447,8 +420,9 @@ def _squash(image: Image, size: tuple[int, int], interpolation: str) -> Image:
         return image
     method = {"bilinear": pillow.Resampling.BILINEAR, "bicubic": pillow.Resampling.BICUBIC}
     height, width = size
-    resized = pillow.fromarray(image).resize((width, height), method[interpolation])
-    return np.asarray(resized)
+    # across and then down, as every Pillow did until 13: since then the order depends on the sizes
+    across = pillow.fromarray(image).resize((width, image.shape[0]), method[interpolation])
+    return np.asarray(across.resize((width, height), method[interpolation]))
 
 
 def _crop(image: Image, size: tuple[int, int], interpolation: str) -> Image:
@@ -459,7 +433,7 @@ def _crop(image: Image, size: tuple[int, int], interpolation: str) -> Image:
 
 def _letterbox(image: Image, size: tuple[int, int], interpolation: str) -> Image:
     fitting, top, left = _letterbox_place(image.shape[:2], size)
-    page = np.full((*size, 3), _PADDING, np.uint8)
+    page = np.full((*size, 3), PADDING, np.uint8)
     page[top : top + fitting[0], left : left + fitting[1]] = _squash(image, fitting, interpolation)
     return page
 

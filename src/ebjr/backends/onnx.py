@@ -96,7 +96,7 @@ class OnnxModel:
             "batch_size": batch_size,
             "output": output,
         }
-        self._session = _open_session(self.path, threads, providers)
+        self._session = open_session(self.path, threads, providers)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._read_input()
         self._read_outputs(output)
@@ -242,9 +242,7 @@ class OnnxModel:
 
     def _cast(self, batch: NDArray[Any]) -> NDArray[Any]:
         wanted, given = self.input_dtype, batch.dtype
-        to_float = wanted.kind == "f" and given.kind in "fiub"
-        to_object = wanted.kind == "O" and given.kind in "US"
-        if not (to_float or to_object or np.can_cast(given, wanted, "safe")):
+        if not can_become(given, wanted):
             raise TypeError(
                 f"{self.name} expects inputs of type {wanted}, but was given {given}; cast them "
                 f"yourself with .astype({str(wanted)!r}) if that is what you mean"
@@ -273,7 +271,31 @@ def _reopen(path: Path, options: dict[str, Any]) -> OnnxModel:
     return OnnxModel(path, **options)
 
 
-def _open_session(path: Path, threads: int | None, providers: Sequence[Any] | None) -> Any:
+def can_become(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Whether inputs of a type may be cast to a graph's: where no meaning is lost.
+
+    Examples
+    --------
+    >>> can_become(np.dtype("uint8"), np.dtype("float32"))
+    True
+    >>> can_become(np.dtype("float32"), np.dtype("uint8"))
+    False
+    """
+    to_float = wanted.kind == "f" and given.kind in "fiub"
+    to_object = wanted.kind == "O" and given.kind in "US"
+    return to_float or to_object or np.can_cast(given, wanted, "safe")
+
+
+def open_session(
+    path: Path, threads: int | None = None, providers: Sequence[Any] | None = None
+) -> Any:
+    """ONNX Runtime's session of a file, set up as every one of ours.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, ModelError, MissingExtra
+        As for `OnnxModel`.
+    """
     try:
         import onnxruntime
     except ImportError as error:

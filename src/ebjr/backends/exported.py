@@ -1,0 +1,133 @@
+"""ExportedJoint: a joint model in one ``.onnx`` file, as `ebjr.export` writes it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Batch, join_rows
+from ebjr.backends.onnx import DTYPES, can_become, open_session
+from ebjr.errors import ModelError
+from ebjr.joint import JointAnswer
+from ebjr.router import check_threshold, round_up
+
+OUTPUTS = ("prediction", "output", "score", "deferred")
+
+
+class ExportedJoint:
+    """A joint model in one ``.onnx`` file: a batch in, a `JointAnswer` out.
+
+    Parameters
+    ----------
+    path
+        What `ebjr.export.export_joint` wrote.
+    threads, providers
+        As for `ebjr.backends.onnx.OnnxModel`.
+
+    Attributes
+    ----------
+    name, path
+        What it is called, and its file.
+    facts
+        What the file says of itself: the task, the score, the blend, the models' hashes, the
+        calibration, the operating points.
+    input_name, input_dtype, input_shape
+        Of its input.
+    threshold
+        The knob. A new value takes effect at the next batch.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ModelError
+        It is no joint model, or ONNX Runtime cannot load it.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        providers: Sequence[Any] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self._session = open_session(self.path, threads, providers)
+        said = self._session.get_modelmeta().custom_metadata_map
+        self.facts = {key[5:]: _read(text) for key, text in said.items() if key[:5] == "ebjr."}
+        knobs = list(self._session.get_overridable_initializers())
+        names = {node.name for node in self._session.get_outputs()}
+        if [node.name for node in knobs] != ["threshold"] or not names.issuperset(OUTPUTS):
+            raise ModelError(f"{path} is no joint model; `ebjr export` writes one")
+        (given,) = self._session.get_inputs()
+        self.name = str(self.facts.get("name", self.path.stem))
+        self.input_name: str = given.name
+        self.input_dtype: np.dtype[Any] = np.dtype(DTYPES[given.type])
+        self.input_shape: tuple[Any, ...] = tuple(given.shape)
+        self._knob = np.dtype(DTYPES[knobs[0].type])
+        self.threshold = float(self.facts["threshold"])
+
+    @property
+    def threshold(self) -> float:
+        """The knob."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self._threshold = check_threshold(value)
+
+    def __call__(self, inputs: Batch, /) -> JointAnswer:
+        """Answer a batch: an array (n, ...), or a list of n inputs.
+
+        Raises
+        ------
+        TypeError
+            The inputs are of a type that cannot become the graph's.
+        ModelError
+            ONNX Runtime failed.
+        """
+        parts = [self._run(batch) for batch in self._dense(inputs)]
+        whole = {name: join_rows([part[name] for part in parts]) for name in OUTPUTS}
+        return JointAnswer(**whole, degraded=np.zeros(len(whole["score"]), bool))
+
+    def _dense(self, inputs: Batch) -> list[np.ndarray]:
+        """The inputs as arrays that the graph takes."""
+        if isinstance(inputs, list | tuple):
+            alike = len({np.shape(entry) for entry in inputs}) == 1
+            batches = [np.stack(inputs)] if alike else [np.asarray(entry)[None] for entry in inputs]
+        else:
+            batches = [np.asarray(inputs)]
+        if self.input_shape[0] == 1:
+            batches = [row[None] for batch in batches for row in batch]
+        return batches
+
+    def _run(self, batch: np.ndarray) -> Mapping[str, np.ndarray]:
+        if not can_become(batch.dtype, self.input_dtype):
+            raise TypeError(f"{self.name} takes {self.input_dtype}, but was given {batch.dtype}")
+        single = self._knob == np.float32
+        knob = np.array(round_up(self._threshold) if single else self._threshold, self._knob)
+        feed = {self.input_name: batch.astype(self.input_dtype, copy=False), "threshold": knob}
+        try:
+            found = self._session.run(list(OUTPUTS), feed)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"{self.name} failed on a batch of shape {batch.shape}: {reason}"
+            ) from error
+        return dict(zip(OUTPUTS, found, strict=True))
+
+    def __repr__(self) -> str:
+        return f"ExportedJoint({str(self.path)!r}, threshold={self.threshold!r})"
+
+
+def _read(text: str) -> Any:
+    """A fact is JSON, or text as it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,23 @@
+"""Export: student, score, router and teacher as one ``.onnx`` file, the knob as an input.
+
+Any runtime of ONNX runs it: inputs in; ``prediction``, ``output``, ``score`` and ``deferred`` out;
+``threshold`` an input that has the calibrated value where none is given. The graph is built with
+onnx-ir out of the models' own, checked by onnx's checker, and run beside the joint model on a few
+examples before the file takes its place.
+"""
+
+from __future__ import annotations
+
+from ebjr.errors import MissingExtra
+
+try:
+    import onnx_ir  # noqa: F401
+    import onnxscript  # noqa: F401
+except ImportError as error:
+    raise MissingExtra("export", "exporting a joint model") from error
+
+from ebjr.export.file import Exported, export_joint
+from ebjr.export.scores import ONNX_SCORES
+from ebjr.export.triton import export_triton
+
+__all__ = ["ONNX_SCORES", "Exported", "export_joint", "export_triton"]

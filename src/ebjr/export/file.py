@@ -1,0 +1,307 @@
+"""The exported file: what goes into it, how it is checked, and how it is written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+import ebjr
+from ebjr.arrays import to_numpy
+from ebjr.backends.exported import ExportedJoint
+from ebjr.backends.onnx import OnnxModel
+from ebjr.blend import blend_text
+from ebjr.config import JointConfig
+from ebjr.errors import ModelError
+from ebjr.export.graph import LEAST_OPSET, joint_graph, read_part
+from ebjr.export.inputs import Given, given_of
+from ebjr.files import write_beside
+from ebjr.joint import JointAnswer, JointModel
+from ebjr.preprocess import Preprocess, unprepared
+
+MOST_BYTES = 2**31 - 2**24
+"""A larger file cannot be read by protobuf: its weights go into a second one."""
+
+TOLERANCE = 1e-3
+"""How far the graph's raw output may be from the joint model's on the examples it is tried on."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes
+    ----------
+    path
+        The file.
+    data
+        The file with the weights, if they did not fit; it must stay beside the other.
+    bytes
+        Of both.
+    opset, ir_version
+        What a runtime has to know.
+    input
+        The input's name, type and shape.
+    threshold, score
+        The value of ``threshold`` where none is given, and what it is compared with.
+    difference
+        The largest difference of raw output to the joint model's, on the examples it was tried on.
+    """
+
+    path: Path
+    data: Path | None
+    bytes: int
+    opset: int
+    ir_version: int
+    input: dict[str, Any]
+    threshold: float
+    score: str
+    difference: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        paths = {"path": str(self.path), "data": None if self.data is None else str(self.data)}
+        return {**asdict(self), **paths}
+
+
+def export_joint(
+    joint: str | os.PathLike[str] | JointConfig,
+    path: str | os.PathLike[str],
+    *,
+    threshold: float | None = None,
+    opset: int | None = None,
+    external_data: bool | None = None,
+) -> Exported:
+    """Write a joint model as one ``.onnx`` file, whole or not at all.
+
+    Parameters
+    ----------
+    joint
+        A ``joint.toml``, or what was read from one.
+    path
+        The file to write.
+    threshold
+        The default of the input ``threshold``; None is the joint model's.
+    opset
+        The version of ONNX's operators; None is the higher of both models', at least 13.
+    external_data
+        Whether the weights go into a second file, ``path`` with ``.data`` after it; None: if they
+        have to, from 2 GB on.
+
+    Raises
+    ------
+    ModelError
+        A model that is not an ONNX graph, or cannot become part of one; or the graph does not do
+        what the joint model does.
+    ValueError
+        The score, or the task, has no form in ONNX operators.
+    OSError
+        The file cannot be written.
+    """
+    config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
+    _check_files(config)
+    model = config.load()
+    if threshold is not None:
+        model.router.threshold = threshold
+    given = _given(model)
+    batch, raw, taught = _tried(model, given)
+    graph = _graph(model, given, raw, taught, opset)
+    _describe(graph, config, model)
+    with write_beside(path) as folder:
+        draft = folder / Path(path).name
+        data = _write(graph, draft, external_data)
+        _check(draft)
+        difference = _compared(draft, model, batch)
+        written = sum(file.stat().st_size for file in folder.iterdir())
+    return Exported(
+        path=Path(path),
+        data=None if data is None else Path(path).with_name(data.name),
+        bytes=written,
+        opset=graph.graph.opset_imports[""],
+        ir_version=graph.ir_version,
+        input={"name": given.name, "dtype": str(given.dtype), "shape": list(given.shape)},
+        threshold=model.router.threshold,
+        score=str(model.router.score),
+        difference=difference,
+    )
+
+
+def _check_files(config: JointConfig) -> None:
+    for role in ("student", "teacher"):
+        path = getattr(config, role).path
+        if Path(path).suffix.lower() != ".onnx":
+            raise ModelError(
+                f"the {role} {path} is no ONNX graph: export it to ONNX first (torch.onnx.export), "
+                "record and calibrate with that file, and then export the joint model"
+            )
+
+
+def _given(joint: JointModel) -> Given:
+    models: dict[str, OnnxModel] = {}
+    preprocess: dict[str, Preprocess | None] = {}
+    for role in ("student", "teacher"):
+        models[role], preprocess[role] = unprepared(getattr(joint, role))  # type: ignore[assignment]
+    return given_of(models, preprocess)
+
+
+def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A batch that both models answer, and their raw outputs.
+
+    Raises
+    ------
+    ModelError
+        There is none, or they do not answer alike.
+    """
+    failed: Exception | None = None
+    for batch in given.examples():
+        try:
+            raw, _ = joint.ask_student(batch)
+            joint.router(raw)
+            joint.ask_teacher(batch, joint.of_student(raw))
+            return batch, to_numpy(raw), to_numpy(joint.teacher(batch))
+        except (ModelError, ValueError) as error:
+            failed = failed or error
+    assert failed is not None
+    raise ModelError(f"the joint model does not answer a batch of random inputs: {failed}")
+
+
+def _graph(
+    joint: JointModel, given: Given, raw: np.ndarray, taught: np.ndarray, opset: int | None
+) -> ir.Model:
+    parts = {
+        role: read_part(role, model.path, model.input_name, model.output_name)
+        for role, model in given.models.items()
+    }
+    wanted = opset or max(LEAST_OPSET, *(part.opset for part in parts.values()))
+    for part in parts.values():
+        part.convert(wanted)
+    return joint_graph(
+        joint,
+        **parts,
+        given=given.value(),
+        prepare=given.prepare,
+        columns={"student": _columns(raw), "teacher": _columns(taught)},
+        dtype=np.float32 if raw.dtype in (np.float32, np.float16) else np.float64,
+        opset=wanted,
+    )
+
+
+def _columns(raw: np.ndarray) -> int | None:
+    return None if raw.ndim == 1 else raw.shape[1]
+
+
+def _describe(model: ir.Model, config: JointConfig, joint: JointModel) -> None:
+    """Say in the file what it is, and what its threshold rests on."""
+    score, threshold = joint.router.score, joint.router.threshold
+    model.producer_name, model.producer_version = "ebjr", ebjr.__version__
+    model.doc_string = (
+        f"{config.name}: a student answers every input, and a teacher those whose score "
+        f"({score.title}) is under the threshold."
+    )
+    texts = {
+        "threshold": f"score >= threshold keeps the student's answer; {threshold:g} if not given",
+        "prediction": "the answer of each row",
+        "output": "raw output of whoever answered the row",
+        "score": f"{score.title} of the student's raw output",
+        "deferred": "whether the teacher answered the row",
+    }
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.doc_string = texts.get(value.name, "what both models are asked")
+    facts: dict[str, Any] = {
+        "name": config.name,
+        "task": config.task,
+        "score": str(score),
+        "threshold": threshold,
+        "blend": blend_text(joint.blend),
+        "student": {"file": Path(config.student.path).name, "sha256": config.student.sha256},
+        "teacher": {"file": Path(config.teacher.path).name, "sha256": config.teacher.sha256},
+        "preprocess": _preprocessing(config),
+        "labels": config.labels,
+        "known_classes": config.known_classes,
+        "calibration": config.calibration,
+        "operating_points": config.operating_points,
+    }
+    for key, fact in facts.items():
+        if fact not in (None, {}, ()):
+            text = fact if isinstance(fact, str) else json.dumps(fact, default=_plain)
+            model.metadata_props[f"ebjr.{key}"] = text
+
+
+def _preprocessing(config: JointConfig) -> dict[str, Any]:
+    entries = {role: getattr(config, role).preprocess for role in ("student", "teacher")}
+    return {role: entry.as_dict() for role, entry in entries.items() if entry is not None}
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def _write(model: ir.Model, path: Path, external: bool | None) -> Path | None:
+    """Write a graph; the file with its weights, if there is one."""
+    constants = [value for graph in model.graphs() for value in graph.initializers.values()]
+    size = sum(one.const_value.nbytes for one in constants if one.const_value is not None)
+    if external or (external is None and size > MOST_BYTES):
+        data = path.with_name(f"{path.name}.data")
+        ir.save(model, path, external_data=data.name, size_threshold_bytes=1024)
+        return data
+    ir.save(ir.external_data.load_to_model(model), path)
+    return None
+
+
+def _check(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"the joint graph does not pass onnx's checker: {reason}") from error
+
+
+def _compared(path: Path, joint: JointModel, batch: np.ndarray) -> float:
+    """How far the graph's raw output is from the joint model's, with all, some and none deferred.
+
+    Raises
+    ------
+    ModelError
+        The runtime cannot run it, or it answers something else.
+    """
+    exported, chosen = ExportedJoint(path), joint.router.threshold
+    score = to_numpy(joint.router.score(joint.ask_student(batch)[0])).astype(np.float64)
+    known = np.sort(score[np.isfinite(score)])
+    middle = [float(known[len(known) // 2])] if len(known) else []
+    found = []
+    try:
+        for threshold in (float(np.finfo(np.float32).min), *middle, math.inf):
+            joint.router.threshold = exported.threshold = threshold
+            found.append(_difference(exported(batch), joint(batch), threshold))
+    finally:
+        joint.router.threshold = chosen
+    largest = float(np.max(found))
+    if not largest <= TOLERANCE:
+        raise ModelError(
+            "the joint graph was built, but answers otherwise than the joint model (its raw "
+            f"outputs differ by {largest:.3g}): one of the models cannot be part of a graph"
+        )
+    return largest
+
+
+def _difference(found: JointAnswer, wanted: JointAnswer, threshold: float) -> float:
+    """The largest difference of raw output in its scale, ties apart; inf if decisions differ."""
+    score, output = (to_numpy(part).astype(np.float64) for part in (wanted.score, wanted.output))
+    same = to_numpy(wanted.deferred) == found.deferred
+    with np.errstate(invalid="ignore"):
+        tie = np.abs(score - threshold) <= TOLERANCE * np.maximum(1, np.abs(score))
+    if not (same | tie).all():
+        return math.inf
+    one, other = found.output.astype(np.float64)[same], output[same]
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(one - other) / np.maximum(1, np.abs(other))
+    alike = (one == other) | (np.isnan(one) & np.isnan(other))
+    return float(np.where(alike, 0.0, apart).max(initial=0.0))

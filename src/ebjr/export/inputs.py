@@ -1,0 +1,150 @@
+"""What the joint graph is given, and how each model's input is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ebjr.backends.onnx import OnnxModel, can_become
+from ebjr.errors import ModelError
+from ebjr.export.images import prepare_images
+from ebjr.export.operators import Operators, Value
+from ebjr.preprocess import Preprocess
+
+OUTPUTS = ("prediction", "output", "score", "deferred")
+SIZES = (32, 64, 224, 128, 16, 8, 1)
+"""Tried in turn for dimensions that a model leaves open, to have an example that it answers."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The joint graph's input.
+
+    Attributes
+    ----------
+    name, dtype, shape
+        Of the input; the first dimension is the batch, and open ones have a name.
+    models, preprocess
+        By role: the models, and how images become their inputs; None where they are arrays.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...]
+    models: Mapping[str, OnnxModel]
+    preprocess: Mapping[str, Preprocess | None]
+
+    def value(self) -> ir.Value:
+        """The input as a value of a graph."""
+        return ir.val(self.name, ir.DataType.from_numpy(self.dtype), list(self.shape))
+
+    def prepare(self, role: str, op: Operators, x: Value) -> Value:
+        """A model's input, made of the joint graph's or of some of its rows."""
+        preprocess, model = self.preprocess[role], self.models[role]
+        if preprocess is not None:
+            x = prepare_images(op, x, preprocess)
+            x.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(preprocess.dtype)))
+        return x if self._is(x, model) else op.to(x, model.input_dtype)
+
+    def _is(self, x: Value, model: OnnxModel) -> bool:
+        known = self.dtype if x.dtype is None else x.dtype.numpy()
+        return bool(known == model.input_dtype)
+
+    def examples(self, seed: int = 0) -> Iterator[np.ndarray]:
+        """Batches of random rows, one for each size that open dimensions may have."""
+        rng = np.random.default_rng(seed)
+        rows = self.shape[0] if isinstance(self.shape[0], int) else 8
+        for size in SIZES:
+            sides = (size if isinstance(side, str) else side for side in self.shape[1:])
+            yield _random(rng, self.dtype, (rows, *sides))
+            if not any(isinstance(side, str) for side in self.shape[1:]):
+                return
+
+
+def given_of(models: Mapping[str, OnnxModel], preprocess: Mapping[str, Preprocess | None]) -> Given:
+    """The input that both models can be given.
+
+    Raises
+    ------
+    ModelError
+        A model has no dimension for the batch, or a fixed one; or there is no such input.
+    """
+    for role, model in models.items():
+        _check_batch(role, model)
+    rows: int | str = 1 if 1 in {model.fixed_batch for model in models.values()} else "n"
+    if any(preprocess.values()):
+        sides = [_sides(models[role], entry) for role, entry in preprocess.items()]
+        height, width = (
+            _shared(side) or name
+            for side, name in zip(zip(*sides, strict=True), ("height", "width"), strict=True)
+        )
+        return Given("image", np.dtype(np.uint8), (rows, height, width, 3), models, preprocess)
+    student, teacher = models["student"], models["teacher"]
+    shapes = [model.input_shape[1:] for model in (student, teacher) if model.input_shape]
+    if len({len(shape) for shape in shapes}) > 1 or any(
+        None not in (one, other) and one != other for one, other in zip(*shapes, strict=True)
+    ):
+        raise ModelError(
+            f"student and teacher must take the same inputs, but {student.path} takes rows of "
+            f"shape {shapes[0]} and {teacher.path} {shapes[1]}; where they are images, record with "
+            "--student-preprocess and --teacher-preprocess, and each is resized inside the graph"
+        )
+    open_names = (f"d{place}" for place in range(1, len(shapes[0]) + 1))
+    shape = tuple(
+        one or other or name for one, other, name in zip(*shapes, open_names, strict=True)
+    )
+    name = "input" if student.input_name in (*OUTPUTS, "threshold") else student.input_name
+    return Given(name, _common_dtype(student, teacher), (rows, *shape), models, preprocess)
+
+
+def _check_batch(role: str, model: OnnxModel) -> None:
+    if not model.input_shape:
+        raise ModelError(
+            f"the {role} {model.path} has no batch dimension in its input {model.input_name}; "
+            "export it again with the batch as an open first dimension"
+        )
+    if (model.fixed_batch or 1) != 1:
+        raise ModelError(
+            f"the {role} {model.path} has a fixed batch of {model.fixed_batch}, and the teacher "
+            "is given as many rows as are deferred; export it again with an open first dimension"
+        )
+
+
+def _common_dtype(student: OnnxModel, teacher: OnnxModel) -> np.dtype[Any]:
+    """The type that both can be given, the wider one if it may be either's."""
+    wanted = (student.input_dtype, teacher.input_dtype)
+    for dtype in sorted(wanted, key=lambda one: -one.itemsize):
+        if all(can_become(dtype, other) for other in wanted):
+            return dtype
+    raise ModelError(
+        f"student and teacher must take the same inputs, but {student.path} takes {wanted[0]} and "
+        f"{teacher.path} {wanted[1]}; export one of them again"
+    )
+
+
+def _sides(model: OnnxModel, preprocess: Preprocess | None) -> tuple[int | None, int | None]:
+    """The (height, width) that images must have for a model; None where any will do."""
+    if preprocess is not None and preprocess.size is not None:
+        return None, None
+    shape = model.input_shape or ()
+    first = 1 if preprocess is None or preprocess.layout == "nhwc" else 2
+    height, width = (*shape[first : first + 2], None, None)[:2]
+    return height, width
+
+
+def _shared(sides: tuple[int | None, ...]) -> int | None:
+    return next((side for side in sides if side is not None), None)
+
+
+def _random(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    if dtype == np.uint8:
+        return rng.integers(0, 256, shape, np.uint8)
+    if dtype.kind == "f":
+        return rng.normal(size=shape).astype(dtype)
+    if dtype.kind == "O":
+        return np.full(shape, "a", object)
+    return rng.integers(0, 2, shape).astype(dtype)

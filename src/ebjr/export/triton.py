@@ -1,0 +1,120 @@
+"""A model repository for the Triton inference server: the exported file and its configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ebjr.config import JointConfig
+from ebjr.export.file import Exported, export_joint
+from ebjr.files import write_beside
+
+TYPES = {
+    ir.DataType.BOOL: "TYPE_BOOL",
+    ir.DataType.STRING: "TYPE_STRING",
+    ir.DataType.FLOAT: "TYPE_FP32",
+    ir.DataType.DOUBLE: "TYPE_FP64",
+    ir.DataType.FLOAT16: "TYPE_FP16",
+    **{
+        kind: f"TYPE_{kind.name}"
+        for kind in ir.DataType
+        if kind.name in ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
+    },
+}
+"""What Triton calls the types of tensors."""
+
+
+def export_triton(
+    joint: str | os.PathLike[str] | JointConfig,
+    folder: str | os.PathLike[str],
+    *,
+    max_batch_size: int = 64,
+    **options: Any,
+) -> Exported:
+    """Write a joint model into a model repository: ``NAME/config.pbtxt``, ``NAME/1/model.onnx``.
+
+    Where the repository has the model already, a new version is added, which Triton serves instead
+    of the older ones. The threshold is the file's: Triton gives every input a batch dimension, and
+    so a scalar cannot be one; to move the knob, export again.
+
+    Parameters
+    ----------
+    joint
+        A ``joint.toml``, or what was read from one: its name is the model's.
+    folder
+        The repository. It is made if it is not there.
+    max_batch_size
+        The most rows that Triton puts together.
+    **options
+        As of `export_joint`.
+
+    Raises
+    ------
+    ValueError
+        The model's name cannot be a folder's; and as `export_joint`.
+    ModelError, OSError
+        As `export_joint`.
+    """
+    config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
+    if Path(config.name).name != config.name:
+        raise ValueError(
+            f"in a model repository the model's name is a folder's, which {config.name!r} cannot "
+            "be; change name in joint.toml"
+        )
+    with _made(Path(folder) / config.name) as place:
+        numbers = [int(entry.name) for entry in place.iterdir() if entry.name.isdecimal()]
+        version = str(max(numbers, default=0) + 1)
+        with write_beside(place / "config.pbtxt") as draft:
+            (draft / version).mkdir()
+            exported = export_joint(config, draft / version / "model.onnx", **options)
+            graph = ir.load(exported.path).graph
+            text = triton_config(config.name, graph, exported.threshold, max_batch_size)
+            (draft / "config.pbtxt").write_text(text, encoding="utf-8")
+    data = exported.data and place / version / exported.data.name
+    return replace(exported, path=place / version / "model.onnx", data=data)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[Path]:
+    """A folder that is made, and is gone again if what fills it fails."""
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        for one in new:
+            one.rmdir()
+        raise
+
+
+def triton_config(name: str, graph: ir.Graph, threshold: float, max_batch_size: int = 64) -> str:
+    """The text of ``config.pbtxt`` for an exported graph.
+
+    Rows of several requests are put together where the graph takes any number of them.
+    """
+    batched = not isinstance(graph.inputs[0].shape[0], int)
+    inputs = [value for value in graph.inputs if value.name != "threshold"]
+    lines = [
+        f'name: "{name}"',
+        'backend: "onnxruntime"',
+        f"max_batch_size: {max_batch_size if batched else 0}",
+        *(_tensor("input", value, batched) for value in inputs),
+        *(_tensor("output", value, batched) for value in graph.outputs),
+        *(["dynamic_batching { }"] if batched else []),
+        f'parameters {{ key: "threshold" value {{ string_value: "{threshold!r}" }} }}',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tensor(role: str, value: ir.Value, batched: bool) -> str:
+    sides = [side if isinstance(side, int) else -1 for side in value.shape]
+    sides = sides[1:] if batched else sides
+    # a tensor of Triton's has at least one dimension beside the batch
+    shape = f"dims: {sides}" if sides else "dims: [1] reshape { shape: [] }"
+    return f'{role} {{ name: "{value.name}" data_type: {TYPES[value.dtype]} {shape} }}'

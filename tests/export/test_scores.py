@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slices import check_same, joint_of_slices, write_joint
+
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+
+from ebjr.backends.exported import ExportedJoint
+from ebjr.blend import Blend
+from ebjr.export import ONNX_SCORES, export_joint
+from ebjr.scores import SCORES, register_score
+
+LEARNED = (
+    "learned(helps=[-1.0, -0.5, -0.2, 0.3, -0.1, 0.05], hurts=[-3.0, -0.2, -0.1, 0.1, 0.2, 0.1], "
+    "classes=[[0.1, 0.0], [-0.2, 0.3], [0.0, 0.1], [0.4, -0.4], [0.0, 0.0]])"
+)
+CLASSIFIERS = [
+    *("energy", "energy(temperature=2.5)", "softmax_energy", "softmax_energy(temperature=0.5)"),
+    *("softmax", "softmax(temperature=3.0)", "entropy", "entropy(temperature=2.0)", "margin"),
+    *("margin(temperature=0.7)", "max_logit", "normalized_logit", "normalized_logit(p=2.0)"),
+    *("normalized_logit(p=1.0)", LEARNED),
+]
+SPECIALIZED = [
+    *("specialized_energy", "specialized_energy(temperature=2.0)", "specialized_softmax"),
+    *("specialized_margin", "specialized_entropy(temperature=1.5)", "known_softmax", "energy"),
+]
+REGRESSORS = [
+    *("regression_energy", "regression_energy(widths=0.5)", "regression_energy(grid=(0.0, 9.0))"),
+    *(
+        "regression_energy(grid=[0.0, 1.0, 2.0, 3.0, 4.0], rule='simpson')",
+        "density_entropy(grid=(0.0, 4.0))",
+    ),
+    *("density_entropy", "density_std(widths=[0.5, 1.0, 2.0, 0.5, 1.0])", "density_std"),
+    *("interval_width", "ensemble_spread", "predicted_std", "predicted_std(of='variance')"),
+    "predicted_std(of='log_variance')",
+]
+CASES = [
+    *(("classification", score, 5, 5, 0.0, {}) for score in CLASSIFIERS),
+    ("classification", "softmax", 5, 5, 0.5, {}),
+    ("classification", "margin", 5, 5, Blend(0.3, 2.0, 0.5), {}),
+    *(
+        ("specialized", score, 4, 6, 0.0, {"known_classes": (4, 0, 3), "classes": 6})
+        for score in SPECIALIZED
+    ),
+    ("specialized", "known_softmax", 4, 6, 0.4, {"known_classes": (4, 0, 3), "classes": 6}),
+    ("specialized", "energy", 2, 6, Blend(0.4, 2.0), {"known_classes": (5,), "classes": 6}),
+    *(("regression", score, 2 if "predicted" in score else 6, 1, 0.0, {}) for score in REGRESSORS),
+    ("regression", "ensemble_spread", 6, 1, 0.7, {}),
+]
+IDS = [f"{task}-{score[:40]}-{blend}" for task, score, _, _, blend, _ in CASES]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Joint models and what was exported of them, made when first asked for."""
+    made = {}
+
+    def pair(number, dtype=np.float32):
+        if (number, dtype) not in made:
+            task, score, student, teacher, blend, more = CASES[number]
+            folder = tmp_path_factory.mktemp("pair")
+            joint = joint_of_slices(
+                folder, score, student, teacher, task=task, blend=blend, dtype=dtype, **more
+            )
+            export_joint(write_joint(folder, joint), folder / "joint.onnx")
+            made[number, dtype] = joint, ExportedJoint(folder / "joint.onnx", threads=1)
+        return made[number, dtype]
+
+    return pair
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=IDS)
+@settings(max_examples=12)
+@given(
+    rows=st.sampled_from([1, 2, 7, 33]),
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from([0.1, 1.0, 3.0]),
+    share=st.sampled_from([None, 0.0, 0.3, 0.8]),
+)
+def test_the_graph_decides_and_answers_as_the_joint_model(pairs, number, rows, seed, scale, share):
+    joint, exported = pairs(number)
+    width = CASES[number][2] + CASES[number][3]
+    inputs = np.random.default_rng(seed).normal(0, scale, (rows, width)).astype(np.float32)
+    if CASES[number][1] == "interval_width":
+        inputs[:, 1:6].sort(axis=1)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        score = np.asarray(joint.router.score(inputs[:, : CASES[number][2]]), np.float64)
+        known = score[np.isfinite(score)]
+        if share is None or not len(known):
+            joint.router.threshold = np.inf
+        else:
+            joint.router.threshold = float(np.quantile(known, share))
+        check_same(exported, joint, inputs)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=IDS)
+def test_a_row_that_is_no_number_is_deferred_at_any_threshold(pairs, number):
+    joint, exported = pairs(number)
+    student, width = CASES[number][2], CASES[number][2] + CASES[number][3]
+    inputs = np.random.default_rng(0).normal(size=(6, width)).astype(np.float32)
+    if CASES[number][1] == "interval_width":
+        inputs[:, 1:6].sort(axis=1)
+    inputs[0, 1], inputs[1, 1], inputs[2, student - 1] = np.nan, np.inf, np.nan
+    if "log_variance" not in CASES[number][1]:  # whose -inf is a deviation of 0
+        inputs[3, :student] = -np.inf
+    else:
+        inputs[3, 1] = np.nan
+    for threshold in (-np.inf, -3e38, 0.0):
+        knob = np.array(threshold, np.float32)
+        found = exported._session.run(["deferred", "score"], {"x": inputs, "threshold": knob})
+        assert found[0][:4].all()
+    joint.router.threshold = exported.threshold = -3e38
+    with np.errstate(all="ignore"):
+        wanted = joint(inputs)
+    np.testing.assert_array_equal(exported(inputs).deferred, wanted.deferred)
+
+
+@pytest.mark.parametrize("score", ["energy", "softmax", "entropy", "margin", "softmax_energy"])
+def test_a_logit_of_minus_infinity_is_an_impossible_class(pairs, score):
+    joint, exported = pairs(CLASSIFIERS.index(score))
+    inputs = np.random.default_rng(1).normal(size=(8, 10)).astype(np.float32)
+    inputs[::2, 3], inputs[1::2, 1:5] = -np.inf, -np.inf
+    joint.router.threshold = -100.0
+    check_same(exported, joint, inputs)
+
+
+def test_classes_impossible_for_both_models_stay_so_in_a_blend(pairs):
+    joint, exported = pairs(IDS.index("classification-softmax-0.5"))
+    inputs = np.random.default_rng(1).normal(size=(8, 10)).astype(np.float32)
+    inputs[:, [2, 7]] = -np.inf
+    joint.router.threshold = np.inf
+    check_same(exported, joint, inputs)
+    assert np.isneginf(exported(inputs).output[:, 2]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+@pytest.mark.parametrize("number", [0, 4, 8, 15])
+def test_half_and_double_precision_are_computed_as_outside(pairs, number, dtype):
+    joint, exported = pairs(number, dtype)
+    inputs = np.random.default_rng(2).normal(0, 3, (40, 10)).astype(dtype)
+    joint.router.threshold = float(np.median(joint(inputs).score))
+    check_same(exported, joint, inputs)
+
+
+def test_every_score_of_ours_has_a_form_but_random_and_those_of_detections(tmp_path):
+    cases = {score.partition("(")[0] for _, score, *_ in CASES}
+    assert cases == set(ONNX_SCORES)
+    joint = joint_of_slices(tmp_path, "random", 5, 5)
+    with pytest.raises(ValueError, match="the score random has no form in ONNX operators; these"):
+        export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
+    assert not (tmp_path / "joint.onnx").exists()
+
+
+def test_a_score_of_your_own_can_be_given_a_form(tmp_path):
+    @register_score
+    def last_logit(logits):
+        return logits[:, -1]
+
+    ONNX_SCORES["last_logit"] = lambda op, logits: op.column(logits, -1)
+    try:
+        joint = joint_of_slices(tmp_path, "last_logit", 5, 5)
+        export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
+        inputs = np.random.default_rng(0).normal(size=(20, 10)).astype(np.float32)
+        check_same(ExportedJoint(tmp_path / "joint.onnx"), joint, inputs)
+    finally:
+        del SCORES["last_logit"], ONNX_SCORES["last_logit"]
