@@ -436,7 +436,7 @@ def test_what_is_no_batch_is_refused_before_any_model_runs(thing):
             "the student must be callable.*not str; ebjr.load_model",
         ),
         ({"teacher": None}, TypeError, "the teacher must be callable.*not NoneType"),
-        ({"when_unavailable": "panic"}, ValueError, "must be one of student, error, not 'panic'"),
+        ({"when_unavailable": "panic"}, ValueError, "one of student, error, queue, not 'panic'"),
         ({"blend": -1.0}, ValueError, "blend must be a finite weight"),
         ({"blend": np.nan}, ValueError, "blend must be a finite weight"),
     ],

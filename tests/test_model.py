@@ -34,15 +34,16 @@ def test_a_model_is_called_by_its_own_name(model, name):
 
 def test_an_answer_is_handed_on_untouched(asarray):
     output = asarray(np.ones((3, 2)))
-    found, degraded = answer(lambda batch: output, None, rows=3)
-    assert found is output
-    assert degraded is None
+    found = answer(lambda batch: output, None, rows=3)
+    assert found.output is output
+    assert found.degraded is None
 
 
 def test_a_joint_models_answer_is_its_raw_output():
     joint = JointClassifier(lambda x: x, lambda x: -x, Router("max_logit", 2.0))
     batch = np.array([[3.0, 0.0], [1.0, 0.0]])
-    output, degraded = answer(joint, batch, rows=2)
+    found = answer(joint, batch, rows=2)
+    output, degraded = found.output, found.degraded
     np.testing.assert_array_equal(output, [[3.0, 0.0], [-1.0, 0.0]])
     assert degraded.tolist() == [False, False]
 
@@ -70,7 +71,7 @@ def test_an_answer_without_a_row_for_each_input_is_a_model_error(output, came):
 
 
 def test_no_rows_for_no_inputs_is_an_answer():
-    assert answer(lambda batch: np.ones((0, 5)), [], rows=0)[0].shape == (0, 5)
+    assert answer(lambda batch: np.ones((0, 5)), [], rows=0).output.shape == (0, 5)
 
 
 def test_a_models_own_error_is_not_disguised():

@@ -19,6 +19,7 @@ from ebjr.config import JointConfig, load_joint, save_joint
 from ebjr.costs import Cost, joint_cost
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
 from ebjr.detections import Detections, GroundTruth
+from ebjr.edge import FarTeacher, Link, over_link
 from ebjr.errors import (
     CalibrationError,
     EbjrError,
@@ -39,6 +40,7 @@ from ebjr.joint import (
     SpecializedJointClassifier,
 )
 from ebjr.known_classes import relabel, top_classes
+from ebjr.late import LateAnswer, LateAnswers
 from ebjr.metrics import METRICS, register_metric
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes, record, record_batches
@@ -61,6 +63,7 @@ __all__ = [
     "Detections",
     "EbjrError",
     "EnergyRegressor",
+    "FarTeacher",
     "GaussianMixture",
     "GridWarning",
     "GroundTruth",
@@ -70,6 +73,9 @@ __all__ = [
     "JointDetector",
     "JointModel",
     "JointRegressor",
+    "LateAnswer",
+    "LateAnswers",
+    "Link",
     "MissingExtra",
     "Model",
     "ModelError",
@@ -92,6 +98,7 @@ __all__ = [
     "load_joint",
     "load_model",
     "oracle",
+    "over_link",
     "record",
     "record_batches",
     "register_metric",

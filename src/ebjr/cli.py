@@ -26,11 +26,20 @@ from rich.progress import (
 
 import ebjr
 from ebjr.arrays import to_numpy
-from ebjr.config import JointConfig, ModelEntry
-from ebjr.costs import Cost
+from ebjr.config import (
+    Entry,
+    JointConfig,
+    ModelEntry,
+    RemoteEntry,
+    entry_from_table,
+    entry_of,
+    parse_link,
+)
+from ebjr.costs import Cost, further_columns, millijoules_text
 from ebjr.curve import TradeOffCurve
 from ebjr.data import ArrayData, Batch, Data, open_data
 from ebjr.demo import DEMOS, run_demo
+from ebjr.edge import over_link as with_link
 from ebjr.errors import EbjrError, GridWarning, PromiseWarning
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, with_joules
@@ -49,7 +58,6 @@ from ebjr.study import Study, run_study, study_point
 from ebjr.sweep import run_sweep
 from ebjr.tables import (
     flops_text,
-    millijoules_text,
     ms_text,
     plain_table,
     print_study,
@@ -79,6 +87,14 @@ Images = Annotated[
 ]
 Layout = Annotated[
     str, typer.Option(help="detection: how its outputs are read, as detr or yolov8; or auto.")
+]
+LinkText = Annotated[
+    str | None,
+    typer.Option(
+        "--link",
+        help="How a far teacher is asked, like 'send=jpeg,timeout_seconds=2,retries=1,"
+        "when_unavailable=queue': any of joint.toml's keys for it.",
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads of each model.", min=1)]
 Strict = Annotated[
@@ -129,6 +145,9 @@ Target = Annotated[float | None, typer.Option(help="accuracy: what to reach, as 
 Flops = Annotated[float | None, typer.Option(help="budget: FLOPs per example.")]
 Seconds = Annotated[float | None, typer.Option(help="budget: seconds per example.")]
 Joules = Annotated[float | None, typer.Option(help="budget: joules per example.")]
+Bytes = Annotated[
+    float | None, typer.Option(help="budget: bytes per example over the link to the teacher.")
+]
 Rate = Annotated[float | None, typer.Option(help="budget: the most to defer, as 0.2.")]
 Delta = Annotated[
     float | None,
@@ -224,7 +243,9 @@ def demo(
 @app.command()
 def record(
     student: Annotated[str, typer.Option(help="The cheap model: .onnx or .pt2.")],
-    teacher: Annotated[str, typer.Option(help="The expensive model: .onnx or .pt2.")],
+    teacher: Annotated[
+        str, typer.Option(help="The expensive model: .onnx, .pt2, or an http(s):// address.")
+    ],
     data: DataPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="The outcomes file, .npz.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs given to a model at once.")] = 64,
@@ -235,6 +256,7 @@ def record(
     teacher_preprocess: Annotated[str | None, typer.Option(help="The same for it.")] = None,
     student_flops: Annotated[float | None, typer.Option(help="Instead of counting them.")] = None,
     teacher_flops: Annotated[float | None, typer.Option(help="Instead of counting them.")] = None,
+    link: LinkText = None,
     threads: Threads = None,
     classes: Classes = None,
     image_column: ImageColumn = None,
@@ -267,7 +289,7 @@ def record(
     as_task(task, known)
     _check_output(output)
     models: dict[str, Model] = {}
-    entries: dict[str, ModelEntry] = {}
+    entries: dict[str, Entry] = {}
     loads: dict[str, Load] = {}
     given = {
         "student": (student, student_preprocess, student_flops, student_layout),
@@ -276,19 +298,21 @@ def record(
     first = next(source.batches(batch_size))
     _check_labels(first, task, data)
     for role, (path, preprocess, flops, layout) in given.items():
-        options = _threads(threads) | _detector(task, layout, source)
+        far, how = _is_url(path), None
+        if far:
+            options, how = parse_link(link or "")
+        else:
+            options = _threads(threads) | _detector(task, layout, source)
         model = _prepared(ebjr.load_model(path, **options), preprocess, first, role)
         models[role] = model
-        loads[role] = _load(model, first, flops)
-        counted = loads[role].flops
-        entries[role] = ModelEntry.of_file(
-            path,
-            preprocess=unprepared(model)[1],
-            cost=Cost(flops=counted if flops is None else flops),
-            options=getattr(model, "options", {}),
-        )
-    with err.status("finding the joules of both models"):
-        costs = with_joules({role: entry.cost for role, entry in entries.items()}, loads)
+        if not far:
+            loads[role] = _load(model, first, flops)
+            flops = loads[role].flops if flops is None else flops
+        entries[role] = entry_of(model, Cost(flops=flops), how)
+    costs = {role: entry.cost for role, entry in entries.items()}
+    if len(loads) == len(models):  # joules of what runs elsewhere are not ours to count
+        with err.status("finding the joules of both models"):
+            costs = with_joules(costs, loads)
     loads.clear()  # a whole batch of each model's inputs
     entries = {role: replace(entry, cost=costs[role]) for role, entry in entries.items()}
     with _progress() as tell:
@@ -322,15 +346,13 @@ def record(
     if as_json:
         _print_json(figures)
         return
-    kind = outcomes.student_cost.joules_are
-    table = plain_table(
-        "", measure.title, "MFLOPs", "ms/example", *([f"mJ, {kind}"] if kind else [])
-    )
+    both = outcomes.student_cost + outcomes.teacher_cost
+    table = plain_table("", measure.title, "MFLOPs", "ms/example", *further_columns(both, both))
     for role in ("student", "teacher"):
         cost = getattr(outcomes, f"{role}_cost")
-        joules = [millijoules_text(cost.joules)] if kind else []
+        further = further_columns(both, cost).values()
         table.add_row(
-            role, measure.text(outcomes.quality(role)), flops_text(cost), ms_text(cost), *joules
+            role, measure.text(outcomes.quality(role)), flops_text(cost), ms_text(cost), *further
         )
     out.print(table)
     out.print(f"{len(outcomes):,} examples in {output}", soft_wrap=True)
@@ -351,6 +373,7 @@ def calibrate(
     flops: Flops = None,
     seconds: Seconds = None,
     joules: Joules = None,
+    bytes: Bytes = None,
     deferral_rate: Rate = None,
     delta: Delta = None,
     promise: Promise = None,
@@ -362,10 +385,19 @@ def calibrate(
         Path | None, typer.Option("--output", "-o", help="The joint.toml to write.")
     ] = None,
     student: Annotated[
-        Path | None, typer.Option(help="The student's file, if the outcomes do not name it.")
+        str | None, typer.Option(help="The student's file, if the outcomes do not name it.")
     ] = None,
     teacher: Annotated[
-        Path | None, typer.Option(help="The teacher's file, if the outcomes do not name it.")
+        str | None,
+        typer.Option(help="The teacher's file or address, if it is another than was recorded."),
+    ] = None,
+    link: LinkText = None,
+    over_link: Annotated[
+        str | None,
+        typer.Option(
+            help="What a link adds to an example that the teacher answers, like "
+            "bytes=3000,seconds=0.04, where both models were recorded side by side."
+        ),
     ] = None,
     fraction: Fraction = 0.5,
     seed: Seed = 0,
@@ -376,7 +408,9 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Choose a threshold on one half of the outcomes, and report on the other."""
-    tables = {path.stem: _judged(Outcomes.load(path), metric) for path in outcomes}
+    tables = {
+        path.stem: _linked(_judged(Outcomes.load(path), metric), over_link) for path in outcomes
+    }
     if len(tables) < len(outcomes):
         raise ValueError("the outcomes' files must have different names, which tell them apart")
     for file in (output, report):
@@ -397,6 +431,7 @@ def calibrate(
         flops=flops,
         seconds=seconds,
         joules=joules,
+        bytes=bytes,
         deferral_rate=deferral_rate,
         delta=delta,
         promise=promise,
@@ -406,7 +441,8 @@ def calibrate(
     several = len(tables) > 1
     if output is not None:
         path = next(path for path in outcomes if path.stem == sweep.best)
-        entries = _entries(found.outcomes, path, {"student": student, "teacher": teacher})
+        given = {"student": student, "teacher": teacher}
+        entries = _entries(found.outcomes, path, given, link)
         JointConfig.of_study(entries["student"], entries["teacher"], found, name=name).save(output)
     if report is not None:
         title = f"EBJR: {sweep.best}"
@@ -518,6 +554,8 @@ def predict(
                     "deferred": bool(deferred),
                     "degraded": bool(degraded),
                 }
+                if degraded and answer.late is not None:
+                    row["late"] = answer.late
                 file.write(json.dumps(row) + "\n")
             counts["examples"] += len(batch)
             counts["deferred"] += int(columns[1].sum())
@@ -794,32 +832,59 @@ def _compared(study: Study, paths: list[Path]) -> list[Comparison]:
 
 
 _GOAL_ARGUMENTS = (
-    *("tolerance", "target", "flops", "seconds", "joules", "deferral_rate"),
-    *("delta", "promise", "loss_bound"),
+    *("tolerance", "target", "flops", "seconds", "joules", "bytes"),
+    *("deferral_rate", "delta", "promise", "loss_bound"),
 )
 
 
 def _entries(
-    outcomes: Outcomes, path: Path, given: dict[str, Path | None]
-) -> dict[str, ModelEntry]:
+    outcomes: Outcomes, path: Path, given: dict[str, str | None], link: str | None
+) -> dict[str, Entry]:
     """Both models for joint.toml: as recorded, unless given."""
     costs = {"student": outcomes.student_cost, "teacher": outcomes.teacher_cost}
     entries = {}
-    for role, file in given.items():
+    for role, source in given.items():
         table = outcomes.models.get(role)
-        if table is None and file is None:
+        if table is None and source is None:
             raise ValueError(
                 f"{path} does not say which file its {role} was: give it with --{role}"
             )
-        recorded = None
+        entry = None
         if table is not None:
-            recorded = ModelEntry.from_table(table, path.resolve().parent, f"{path}: {role}")
-        if file is not None:
-            preprocess = None if recorded is None else recorded.preprocess
-            recorded = ModelEntry.of_file(file, preprocess=preprocess)
-        assert recorded is not None
-        entries[role] = replace(recorded, cost=costs[role])
+            entry = entry_from_table(table, path.resolve().parent, f"{path}: {role}")
+        if source is not None:
+            preprocess = None if entry is None else entry.preprocess
+            entry = replace(_entry(source, link), preprocess=preprocess)
+        elif isinstance(entry, RemoteEntry) and link is not None:
+            options, how = parse_link(link)
+            entry = replace(entry, options={**entry.options, **options}, link=how)
+        assert entry is not None
+        entries[role] = replace(entry, cost=costs[role])
     return entries
+
+
+def _entry(source: str, link: str | None) -> Entry:
+    """The entry of a file or of an address, as it is now."""
+    if not _is_url(source):
+        return ModelEntry.of_file(source)
+    options, how = parse_link(link or "")
+    return entry_of(ebjr.load_model(source, **options), link=how)
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _linked(outcomes: Outcomes, text: str | None) -> Outcomes:
+    """The outcomes with what a link adds to the teacher's cost."""
+    if text is None:
+        return outcomes
+    try:
+        parts = dict(part.split("=") for part in text.split(","))
+        added = {name.strip(): float(value) for name, value in parts.items()}
+        return with_link(outcomes, **added)
+    except (ValueError, TypeError):
+        raise ValueError(f"--over-link is like bytes=3000,seconds=0.04, not {text!r}") from None
 
 
 def _prepared(model: Model, text: str | None, first: Batch, role: str) -> Model:
@@ -830,7 +895,7 @@ def _prepared(model: Model, text: str | None, first: Batch, role: str) -> Model:
     if text is not None:
         file = Path(text)
         chosen = Preprocess.from_file(file) if file.suffix == ".toml" else Preprocess.parse(text)
-    elif not images:
+    elif not images or getattr(model, "send", "tensor") != "tensor":  # sent as they are
         return model
     else:
         shape = getattr(model, "input_shape", None)

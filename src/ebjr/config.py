@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import os
 import tomllib
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from ebjr.blend import as_blend, blend_text
 from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import UNITS, Cost
 from ebjr.curve import OperatingPoint
-from ebjr.errors import ModelError, PromiseWarning
+from ebjr.edge import FarTeacher, Link
+from ebjr.errors import ModelError, PromiseWarning, ProtocolError, TeacherUnavailable
 from ebjr.evaluation.plots import thin_rows
 from ebjr.files import sha256_of, write_whole
 from ebjr.joint import (
@@ -33,13 +35,17 @@ from ebjr.joint import (
     SpecializedJointClassifier,
 )
 from ebjr.known_classes import check_known_classes
+from ebjr.late import LateAnswers
 from ebjr.model import Model, model_name
 from ebjr.monitor import DriftMonitor
 from ebjr.precision import CommonScale
 from ebjr.preprocess import Preprocess, prepared, unprepared
+from ebjr.protocol import read_metadata
 from ebjr.router import Router
 from ebjr.study import Study
 from ebjr.tasks import as_task
+
+log = logging.getLogger("ebjr.config")
 
 FINALS: dict[str, type[JointModel]] = {
     final.task: final
@@ -85,25 +91,6 @@ class ModelEntry:
             raise FileNotFoundError(f"there is no model file {path}")
         return cls(str(Path(path).resolve()), sha256_of(path), **about)
 
-    @classmethod
-    def of_model(cls, model: Model, cost: Cost) -> ModelEntry:
-        """The entry of a loaded model, with its preprocessing.
-
-        Raises
-        ------
-        TypeError
-            The model did not come from a file.
-        """
-        options = getattr(model, "options", {})
-        model, preprocess = unprepared(model)
-        path = getattr(model, "path", None)
-        if path is None:
-            raise TypeError(
-                f"joint.toml names model files, but {model_name(model)} did not come from one; "
-                "use models that ebjr.load_model read from a path"
-            )
-        return cls.of_file(path, preprocess=preprocess, cost=cost, options=options)
-
     def load(self, **options: Any) -> Model:
         """Load the model, with its preprocessing, if its file is what it was.
 
@@ -141,18 +128,162 @@ class ModelEntry:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> ModelEntry:
         """Read a TOML table; `where` names it in errors."""
-        _check_keys(table, ("path", "sha256", "cost", "preprocess", *OPTIONS), where)
+        _check_keys(table, ("path", "sha256", *_SHARED, *OPTIONS), where)
         _check_present(table, ("path", "sha256"), where)
-        cost = table.get("cost", {})
-        _check_keys(cost, (*UNITS, "joules_are"), f"{where}.cost")
-        preprocess = table.get("preprocess")
         return cls(
             path=str((folder / table["path"]).resolve()),
             sha256=table["sha256"],
-            preprocess=None if preprocess is None else Preprocess.from_dict(preprocess),
-            cost=Cost(**cost),
             options={key: table[key] for key in OPTIONS if key in table},
+            **_shared(table, where),
         )
+
+
+@dataclass(frozen=True)
+class RemoteEntry:
+    """A far teacher in ``joint.toml``: its address, what its server said of it, how it is asked.
+
+    Parameters
+    ----------
+    url
+        Of the model: ``http(s)://host:port/v2/models/NAME``.
+    metadata
+        What the server said when the threshold was calibrated: name, versions, tensors. A remote
+        model has no file to be hashed: it is taken for the same as long as its server says the
+        same of it, and answers as a version that is named here.
+    link
+        How it is asked, and what is done when it is away.
+    preprocess, cost
+        As of a `ModelEntry`; the cost includes the link.
+    options
+        For `load_model`: send, quality, gzip, timeout_seconds, batch_size, output.
+    """
+
+    url: str
+    metadata: Mapping[str, Any]
+    link: Link = field(default_factory=Link)
+    preprocess: Preprocess | None = None
+    cost: Cost = field(default_factory=Cost)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self, **options: Any) -> FarTeacher:
+        """The model, with its preprocessing, behind its link.
+
+        A server that cannot be reached now may be there later: the rows until then are answered
+        as the policy says. `options` are for models that run here.
+
+        Raises
+        ------
+        ModelError
+            The server says something else of the model than it did.
+        """
+        model: Any = load_model(self.url, **self.options, metadata=self.metadata)
+        try:
+            model.check()
+        except TeacherUnavailable as error:
+            log.warning("%s: the teacher is not there yet", error)
+        if self.preprocess is not None:
+            model = prepared(model, self.preprocess)
+        return FarTeacher(model, self.link)
+
+    def as_table(self, folder: Path) -> dict[str, Any]:
+        """The TOML table, with the queue's path relative to `folder`."""
+        table: dict[str, Any] = {"url": self.url, **self.options, **self.link.as_dict()}
+        if "queue" in table:
+            table["queue"] = os.path.relpath(table["queue"], folder)
+        if self.cost.as_dict():
+            table["cost"] = self.cost.as_dict()
+        if self.preprocess is not None:
+            table["preprocess"] = self.preprocess.as_dict()
+        return {**table, "metadata": dict(self.metadata)}
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> RemoteEntry:
+        """Read a TOML table; `where` names it in errors."""
+        _check_keys(table, ("url", "metadata", *_SHARED, *REMOTE_OPTIONS, *LINK_KEYS), where)
+        _check_present(table, ("url", "metadata"), where)
+        try:
+            read_metadata(table["metadata"])
+        except (ProtocolError, AttributeError) as error:
+            raise ValueError(f"{where}.metadata is no model's metadata: {error}") from error
+        link = Link.from_dict({key: table[key] for key in LINK_KEYS if key in table})
+        return cls(
+            url=table["url"],
+            metadata=table["metadata"],
+            link=replace(link, queue=str((folder / link.queue).resolve())),
+            options={key: table[key] for key in REMOTE_OPTIONS if key in table},
+            **_shared(table, where),
+        )
+
+
+Entry = ModelEntry | RemoteEntry
+
+
+def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -> Entry:
+    """The entry of a loaded model, with its preprocessing.
+
+    Parameters
+    ----------
+    model
+        A model that `load_model` made of a file or an address.
+    cost
+        Per example.
+    link
+        Of a remote model: how it is asked; None is as it is.
+
+    Raises
+    ------
+    TypeError
+        The model came from neither.
+    """
+    whole: Any = model
+    if isinstance(whole, FarTeacher):
+        whole, link = whole.teacher, link or whole.link
+    options = getattr(whole, "options", None)  # of a detector, which prepares its images itself
+    whole, preprocess = unprepared(whole)
+    options = getattr(whole, "options", {}) if options is None else options
+    about: dict[str, Any] = {"preprocess": preprocess, "cost": cost or Cost(), "options": options}
+    if getattr(whole, "url", None) is not None:
+        return RemoteEntry(whole.url, whole.metadata.as_dict(), link or Link(), **about)
+    if getattr(whole, "path", None) is None:
+        raise TypeError(
+            f"joint.toml names files and addresses of models, but {model_name(whole)} has neither; "
+            "use models that ebjr.load_model read"
+        )
+    return ModelEntry.of_file(whole.path, **about)
+
+
+def entry_from_table(table: Mapping[str, Any], folder: Path, where: str) -> Entry:
+    """The entry of a TOML table, which names a file or an address."""
+    _check_keys(table, None, where)
+    kind = RemoteEntry if "url" in table else ModelEntry
+    return kind.from_table(table, folder, where)
+
+
+def parse_link(text: str) -> tuple[dict[str, Any], Link]:
+    """Options of a remote model, and its link, as one flag of the command line gives them.
+
+    Raises
+    ------
+    ValueError
+        A part is not ``key=value``, or its key or value is not allowed.
+
+    Examples
+    --------
+    >>> parse_link("send=jpeg,retries=1,when_unavailable=queue")
+    ({'send': 'jpeg'}, Link(retries=1, ..., when_unavailable='queue', ...))
+    """
+    values: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise ValueError(f"a link is key=value,key=value,... but has {part!r}")
+        try:
+            values[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[name] = value
+    _check_keys(values, (*REMOTE_OPTIONS, *LINK_KEYS), "a link")
+    link = Link.from_dict({key: value for key, value in values.items() if key in LINK_KEYS})
+    return {key: values[key] for key in REMOTE_OPTIONS if key in values}, link
 
 
 OPTIONS = (
@@ -160,12 +291,17 @@ OPTIONS = (
     *("layout", "classes", "nms", "above", "limit"),
 )
 
+REMOTE_OPTIONS = ("send", "quality", "gzip", "timeout_seconds", "batch_size", "output")
+LINK_KEYS = tuple(f.name for f in fields(Link))
+_SHARED = ("cost", "preprocess")
+
 _POINT_KEYS = (
     *(f.name for f in fields(OperatingPoint)),
     *("cost", "unit", "break_even", "pays", "saving"),
 )
 _CALIBRATION_KEYS = (
-    *("date", "goal", "tolerance", "target", "flops", "seconds", "joules", "deferral_rate"),
+    *("date", "goal", "tolerance", "target", "flops", "seconds", "joules", "bytes"),
+    "deferral_rate",
     *(
         "delta",
         "promise",
@@ -188,7 +324,7 @@ class JointConfig:
     Parameters
     ----------
     student, teacher
-        The models' files.
+        The models: files, or of the teacher an address.
     score, threshold, blend
         The router, and the student's weight in a deferred answer.
     task, name, labels
@@ -210,8 +346,8 @@ class JointConfig:
         Of a specialized student: the teacher's labels that it knows, and how many there are.
     """
 
-    student: ModelEntry
-    teacher: ModelEntry
+    student: Entry
+    teacher: Entry
     score: str
     threshold: float
     blend: float = 0.0
@@ -225,6 +361,8 @@ class JointConfig:
     classes: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.student, RemoteEntry):
+            raise ValueError("the student answers every input and must be a file: give its path")
         kind = as_task(self.task, self.known_classes)
         kind.check_scale(self.rescale)
         if self.task == "specialized":
@@ -242,7 +380,7 @@ class JointConfig:
 
     @classmethod
     def of_study(
-        cls, student: ModelEntry, teacher: ModelEntry, study: Study, name: str = "joint"
+        cls, student: Entry, teacher: Entry, study: Study, name: str = "joint"
     ) -> JointConfig:
         """The configuration that a study leads to.
 
@@ -353,8 +491,8 @@ class JointConfig:
             _check_present(point, ("threshold",), f"operating_points.{name}")
         labels = table.get("labels")
         return cls(
-            student=ModelEntry.from_table(table["student"], folder, "student"),
-            teacher=ModelEntry.from_table(table["teacher"], folder, "teacher"),
+            student=entry_from_table(table["student"], folder, "student"),
+            teacher=entry_from_table(table["teacher"], folder, "teacher"),
             score=router["score"],
             threshold=float(router["threshold"]),
             blend=router.get("blend", 0.0),
@@ -426,7 +564,20 @@ class JointConfig:
             Router(self.score, self.threshold),
             blend=self.blend,
             **{name: value for name, value in own.items() if value is not None},
+            **self._policy(),
         )
+
+    def _policy(self) -> dict[str, Any]:
+        """What is done when the teacher is away, which one that is here never is."""
+        if isinstance(self.teacher, ModelEntry):
+            return {}
+        link = self.teacher.link
+        late = None
+        if link.when_unavailable == "queue":
+            late = LateAnswers(
+                link.queue, most_bytes=link.queue_bytes, keep_seconds=link.keep_seconds
+            )
+        return {"when_unavailable": link.when_unavailable, "late": late}
 
 
 def save_joint(
@@ -437,7 +588,7 @@ def save_joint(
     labels: tuple[str, ...] | None = None,
     name: str = "joint",
 ) -> None:
-    """Write a joint model whose models came from files to ``joint.toml``.
+    """Write a joint model whose models `load_model` read to ``joint.toml``.
 
     Parameters
     ----------
@@ -455,13 +606,16 @@ def save_joint(
     Raises
     ------
     TypeError
-        A model did not come from a file.
+        A model came from neither a file nor an address.
     ValueError
-        The score has no registered name.
+        The score has no registered name, or the student is remote.
     """
     costs = (Cost(), Cost()) if point is None else (point.student_cost, point.teacher_cost)
-    student = ModelEntry.of_model(joint.student, costs[0])
-    teacher = ModelEntry.of_model(joint.teacher, costs[1])
+    student, teacher = entry_of(joint.student, costs[0]), entry_of(joint.teacher, costs[1])
+    if isinstance(teacher, RemoteEntry):
+        queue = teacher.link.queue if joint.late is None else str(Path(joint.late.path).resolve())
+        link = replace(teacher.link, when_unavailable=joint.when_unavailable, queue=queue)
+        teacher = replace(teacher, link=link)
     calibration: dict[str, Any] = {}
     if point is not None:
         calibration = {"date": date.today(), **_chosen(student, teacher, point)}
@@ -503,7 +657,7 @@ def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel:
     return JointConfig.read(path).load(**options)
 
 
-def _chosen(student: ModelEntry, teacher: ModelEntry, point: OperatingPoint) -> dict[str, Any]:
+def _chosen(student: Entry, teacher: Entry, point: OperatingPoint) -> dict[str, Any]:
     """What a chosen threshold rests on."""
     figures = point.as_dict()
     certified = figures.pop("certified", None)
@@ -553,7 +707,7 @@ def _watched(study: Study) -> dict[str, Any]:
     return found
 
 
-def _preprocessing(student: ModelEntry, teacher: ModelEntry) -> str:
+def _preprocessing(student: Entry, teacher: Entry) -> str:
     """A short hash of how both models' inputs are prepared."""
     tables = [
         None if entry.preprocess is None else entry.preprocess.as_dict()
@@ -568,10 +722,21 @@ def _figures(point: OperatingPoint) -> dict[str, Any]:
     return {key: whole[key] for key in ("threshold", "deferral_rate", "quality", "cost")}
 
 
-def _check_keys(table: Any, allowed: tuple[str, ...], where: str) -> None:
+def _shared(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What the tables of all models have."""
+    cost, preprocess = table.get("cost", {}), table.get("preprocess")
+    _check_keys(cost, (*UNITS, "joules_are"), f"{where}.cost")
+    return {
+        "cost": Cost(**cost),
+        "preprocess": None if preprocess is None else Preprocess.from_dict(preprocess),
+    }
+
+
+def _check_keys(table: Any, allowed: tuple[str, ...] | None, where: str) -> None:
     if not isinstance(table, Mapping):
         raise ValueError(f"{where} must be a table, not {type(table).__name__}")
-    for key in table:
+    for key in table if allowed is not None else ():
+        assert allowed is not None
         if key not in allowed:
             close = difflib.get_close_matches(key, allowed, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(allowed)}"

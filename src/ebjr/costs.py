@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-UNITS = ("flops", "seconds", "joules")
+UNITS = ("flops", "seconds", "joules", "bytes")
 KINDS_OF_JOULES = ("measured", "estimated")
 
 
@@ -18,6 +18,8 @@ class Cost:
     ----------
     flops, seconds, joules
         Per example.
+    bytes
+        Moved over a link per example, there and back.
     joules_are
         ``"measured"`` or ``"estimated"``; None where nobody said. Two costs whose joules are of
         different kinds have none in common: neither their sum nor their ratio is known.
@@ -30,7 +32,7 @@ class Cost:
     Examples
     --------
     >>> Cost(flops=2e6) + Cost(flops=3e6, seconds=0.1)
-    Cost(flops=5000000.0, seconds=None, joules=None, joules_are=None)
+    Cost(flops=5000000.0, seconds=None, joules=None, joules_are=None, bytes=None)
     >>> Cost(joules=2.0, joules_are="measured") + Cost(joules=3.0, joules_are="estimated") == Cost()
     True
     """
@@ -39,6 +41,7 @@ class Cost:
     seconds: float | None = None
     joules: float | None = None
     joules_are: str | None = None
+    bytes: float | None = None
 
     def __post_init__(self) -> None:
         for unit in UNITS:
@@ -130,7 +133,7 @@ def break_even_rate(student: Cost, teacher: Cost, unit: str) -> float | None:
 
 
 def common_unit(student: Cost, teacher: Cost) -> str | None:
-    """The first unit that both costs know, FLOPs before seconds before joules of one kind.
+    """The first unit that both costs know, FLOPs first, then seconds, joules of one kind and bytes.
 
     Examples
     --------
@@ -160,6 +163,34 @@ def ms_text(cost: Cost) -> str:
     ('12.300', '0.00123')
     """
     return "" if cost.seconds is None else _short(1e3 * cost.seconds, 3)
+
+
+def millijoules_text(joules: float | None) -> str:
+    """Joules in millijoules; nothing where they are not known."""
+    return "" if joules is None else f"{1e3 * joules:,.4g}"
+
+
+def further_columns(common: Cost, cost: Cost) -> dict[str, str]:
+    """What a table of costs shows beside FLOPs and time, by the column's title.
+
+    Parameters
+    ----------
+    common
+        A sum of all costs in the table: what it does not know, some row does not know.
+    cost
+        Of the row.
+
+    Examples
+    --------
+    >>> further_columns(Cost(bytes=4.0), Cost(bytes=1536.0))
+    {'kB moved': '1.536'}
+    """
+    columns = {}
+    if common.joules_are is not None:
+        columns[f"mJ, {common.joules_are}"] = millijoules_text(cost.joules)
+    if common.bytes is not None:
+        columns["kB moved"] = "" if cost.bytes is None else f"{cost.bytes / 1e3:,.4g}"
+    return columns
 
 
 def _short(value: float, digits: int) -> str:

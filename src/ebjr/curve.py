@@ -89,7 +89,7 @@ class OperatingPoint:
 
     @property
     def unit(self) -> str | None:
-        """The unit that costs are compared in: flops, seconds or joules; None if none is known."""
+        """The unit that costs are compared in: one of `costs.UNITS`; None if none is known."""
         return common_unit(self.student_cost, self.teacher_cost)
 
     @property
@@ -254,7 +254,7 @@ class TradeOffCurve:
 
     @property
     def unit(self) -> str | None:
-        """The unit of `cost`: flops, seconds or joules; None where costs are not known."""
+        """The unit of `cost`: one of `costs.UNITS`; None where costs are not known."""
         return common_unit(self.outcomes.student_cost, self.outcomes.teacher_cost)
 
     @property
@@ -265,7 +265,7 @@ class TradeOffCurve:
         return self.cost_in(self.unit)
 
     def cost_in(self, unit: str) -> np.ndarray:
-        """(k,): cost per example in ``"flops"``, ``"seconds"`` or ``"joules"``.
+        """(k,): cost per example in ``"flops"``, ``"seconds"``, ``"joules"`` or ``"bytes"``.
 
         Raises
         ------

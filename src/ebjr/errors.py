@@ -10,6 +10,7 @@
         │   └── TeacherUnavailable   the teacher could not be reached just now
         ├── ProtocolError            a message that is not what the protocol says
         │   └── UnknownModel         a request for a model, or a version, that is not served
+        ├── NothingKept              nothing is kept for later under an id
         ├── Overloaded               more is asked than can be held just now
         ├── DeadlineExceeded         a request's time is over, and there is no answer
         └── MissingExtra             an optional package is not installed
@@ -36,7 +37,17 @@ class ModelError(EbjrError):
 
 
 class TeacherUnavailable(ModelError):
-    """The teacher could not be reached just now; the student's answer is still there."""
+    """The teacher could not be reached just now; the student's answer is still there.
+
+    `retry_after_seconds` is when it wants to be asked again, where it says so.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+    def __reduce__(self) -> tuple[type[TeacherUnavailable], tuple[str, float | None]]:
+        return type(self), (str(self), self.retry_after_seconds)
 
 
 class ProtocolError(EbjrError):
@@ -45,6 +56,10 @@ class ProtocolError(EbjrError):
 
 class UnknownModel(ProtocolError):
     """A request names a model, or a version of it, that is not served here."""
+
+
+class NothingKept(EbjrError):
+    """Nothing is kept for later under an id."""
 
 
 class Overloaded(EbjrError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
+
+import numpy as np
 
 from ebjr.arrays import (
     Array,
@@ -19,11 +21,12 @@ from ebjr.arrays import (
 from ebjr.blend import Blend, as_blend
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.known_classes import check_known_classes
-from ebjr.model import Model, answer, model_name
+from ebjr.model import Answer, Model, answer, model_name
 from ebjr.router import Router
 from ebjr.tasks import Task, as_task
 
-POLICIES = ("student", "error")
+POLICIES = ("student", "error", "queue")
+"""What to do when the teacher cannot be reached."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,9 @@ class JointAnswer:
     degraded
         (n,) bool: should have been deferred, but the teacher could not be reached; the answer is
         the student's. Where one of the models is a joint model, rows that it marks are marked.
+    late
+        Under this id the teacher's answers to degraded rows will be, where they are kept for
+        later (`ebjr.late`); else None.
     """
 
     prediction: Batch
@@ -52,6 +58,27 @@ class JointAnswer:
     score: Array
     deferred: Array
     degraded: Array
+    late: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Rows of one answer that the teacher should have answered, to be kept for later.
+
+    Attributes
+    ----------
+    id
+        Of the answer.
+    rows
+        (k,): which of its rows.
+    inputs, output
+        k inputs, and what the joint model said of them, which is the student's answer.
+    """
+
+    id: str
+    rows: np.ndarray
+    inputs: Batch
+    output: Batch
 
 
 def check_policy(when_unavailable: str) -> str:
@@ -90,6 +117,7 @@ class JointModel:
         blend: float = 0.0,
         rescale: Any = None,
         when_unavailable: str = "student",
+        late: Any = None,
     ) -> None:
         if not isinstance(router, Router):
             raise TypeError(f"router must be an ebjr.Router, not {type(router).__name__}")
@@ -109,6 +137,12 @@ class JointModel:
             if isinstance(self.blend, Blend):
                 self.kind.check_blend(self.blend)
         self.when_unavailable = check_policy(when_unavailable)
+        if (late is None) == (when_unavailable == "queue"):
+            raise ValueError(
+                "when_unavailable='queue' and late go together: "
+                "late=ebjr.LateAnswers('late.sqlite') keeps the rows"
+            )
+        self.late = late
 
     def __call__(self, inputs: Batch) -> JointAnswer:
         """Answer a batch: array (n, ...) or a list of n inputs.
@@ -121,30 +155,70 @@ class JointModel:
             The teacher could not be reached, and the policy is ``"error"``.
         """
         n = row_count(inputs)
-        raw, marked = self.ask_student(inputs)
-        score, deferred = self.router(raw)
-        output = self.of_student(raw)
+        found = self.ask_student(inputs)
+        score, deferred = self.router(found.output)
+        output, late = self.of_student(found.output), None
         nothing = namespace(deferred).zeros_like(deferred)
+        marked = found.degraded
         degraded = nothing if marked is None else convert_like(marked, deferred) & ~deferred
         rows = to_numpy(deferred).nonzero()[0]
         if len(rows):
             everything = len(rows) == n
-            try:
-                taught, marked = self.ask_teacher(
-                    inputs if everything else take_rows(inputs, rows),
-                    output if everything else take_rows(output, rows),
-                )
-            except TeacherUnavailable:
-                if self.when_unavailable == "error":
-                    raise
-                degraded, deferred = degraded | deferred, nothing
-            else:
-                output = taught if everything else put_rows(output, rows, taught)
-                if marked is not None:
-                    degraded = put_rows(degraded, rows, marked)
-        return JointAnswer(self.predict(output), output, score, deferred, degraded)
+            hard = inputs if everything else take_rows(inputs, rows)
+            own = output if everything else take_rows(output, rows)
+            taught, missed = self.defer(hard, own)
+            if len(missed):
+                late = self._keep(rows[missed], take_rows(hard, missed), take_rows(own, missed))
+                yes = np.ones(len(missed), bool)
+                degraded = put_rows(degraded, rows[missed], yes)
+                deferred = put_rows(deferred, rows[missed], ~yes)
+                rows = np.delete(rows, missed)
+            if taught is not None:
+                output = taught.output if len(rows) == n else put_rows(output, rows, taught.output)
+                if taught.degraded is not None:
+                    degraded = put_rows(degraded, rows, taught.degraded)
+        return JointAnswer(self.predict(output), output, score, deferred, degraded, late)
 
-    def ask_student(self, inputs: Batch) -> tuple[Batch, Array | None]:
+    def defer(self, inputs: Batch, output: Batch) -> tuple[Answer | None, np.ndarray]:
+        """`ask_teacher`, and what the policy makes of a teacher that cannot be reached.
+
+        Returns
+        -------
+        tuple
+            The answer, None where there is none; and which inputs, by their places, keep the
+            student's.
+
+        Raises
+        ------
+        ModelError
+            As `ask_teacher`.
+        TeacherUnavailable
+            It could not be reached for all of them, and the policy is ``"error"``.
+        """
+        try:
+            taught = self.ask_teacher(inputs, output)
+        except TeacherUnavailable:
+            if self.when_unavailable == "error":
+                raise
+            return None, np.arange(row_count(inputs))
+        if taught.answered is None:
+            return taught, np.arange(0)
+        missed = np.flatnonzero(~to_numpy(taught.answered))
+        if len(missed) and self.when_unavailable == "error":
+            raise TeacherUnavailable(
+                f"{model_name(self.teacher)} answered {row_count(inputs) - len(missed)} of "
+                f"{row_count(inputs)} inputs"
+            )
+        return taught, missed
+
+    def _keep(self, rows: np.ndarray, inputs: Batch, output: Batch) -> str | None:
+        """Keep rows for later where that is the policy: under which id."""
+        if self.late is None:
+            return None
+        entry = Kept(self.late.new_id(), rows, inputs, output)
+        return entry.id if self.late.keep([entry], self.kind) else None
+
+    def ask_student(self, inputs: Batch) -> Answer:
         """The student's raw output, which the router reads, and which rows it marks as degraded.
 
         Raises
@@ -162,7 +236,7 @@ class JointModel:
             None if self.rescale is None else self.rescale.student,
         )
 
-    def ask_teacher(self, inputs: Batch, output: Batch) -> tuple[Batch, Array | None]:
+    def ask_teacher(self, inputs: Batch, output: Batch) -> Answer:
         """The answer to deferred inputs, one dense batch, and which rows the teacher marks.
 
         Parameters
@@ -179,21 +253,25 @@ class JointModel:
         TeacherUnavailable
             It could not be reached.
         """
-        taught, marked = self.ask_teacher_alone(inputs, output)
-        return self.mix(output, taught) if self.blend else taught, marked
+        found = self.ask_teacher_alone(inputs, output)
+        if not self.blend:
+            return found
+        if found.answered is not None:
+            output = take_rows(output, np.flatnonzero(to_numpy(found.answered)))
+        return replace(found, output=self.mix(output, found.output))
 
-    def ask_teacher_alone(self, inputs: Batch, output: Batch) -> tuple[Batch, Array | None]:
+    def ask_teacher_alone(self, inputs: Batch, output: Batch) -> Answer:
         """As `ask_teacher`, before anything is blended in."""
         kind = self.kind
-        taught, marked = answer(self.teacher, inputs, row_count(inputs), kind)
+        found = answer(self.teacher, inputs, row_count(inputs), kind)
         change = None if self.rescale is None else self.rescale.teacher
-        taught = kind.shared(convert_like(taught, output), change)
+        taught = kind.shared(convert_like(found.output, output), change)
         if kind.form(taught) != kind.form(output):
             raise ModelError(
                 f"student and teacher must answer alike, but {model_name(self.student)} gave rows "
                 f"of shape {kind.form(output)} and {model_name(self.teacher)} {kind.form(taught)}"
             )
-        return taught, marked
+        return Answer(taught, found.degraded, found.answered)
 
     @cached_property
     def kind(self) -> Task:
@@ -227,7 +305,10 @@ class JointClassifier(JointModel):
         The student's weight in a deferred answer; 0 is the paper.
     when_unavailable
         What to do when the teacher cannot be reached: ``"student"`` answers with the student's
-        output and marks the rows as degraded, ``"error"`` raises.
+        output and marks the rows as degraded, ``"error"`` raises, ``"queue"`` does as
+        ``"student"`` and keeps the rows, so that the teacher's answer can be had later.
+    late
+        Of ``"queue"``: where they are kept, an `ebjr.LateAnswers`.
 
     Examples
     --------
@@ -294,10 +375,12 @@ class SpecializedJointClassifier(JointModel):
         classes: int,
         blend: float = 0.0,
         when_unavailable: str = "student",
+        late: Any = None,
     ) -> None:
         self.known_classes = check_known_classes(known_classes, classes)
         self.classes = int(classes)
-        super().__init__(student, teacher, router, blend=blend, when_unavailable=when_unavailable)
+        policy = {"when_unavailable": when_unavailable, "late": late}
+        super().__init__(student, teacher, router, blend=blend, **policy)
 
 
 class JointRegressor(JointModel):

@@ -6,8 +6,10 @@ ONNX session, a remote endpoint, an estimator and a lambda are the same thing to
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from ebjr.arrays import to_numpy
 from ebjr.errors import ModelError
 from ebjr.tasks import TASKS, Task
 
@@ -32,6 +34,25 @@ class Model(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Raw output with a word on its rows, of models that have more to say than an array.
+
+    Attributes
+    ----------
+    output
+        The raw output, a row for each input that was answered.
+    degraded
+        As many bool: which of these rows are not what they should be; None where nobody said.
+    answered
+        (n,) bool: which inputs were answered; None is all of them.
+    """
+
+    output: Any
+    degraded: Any = None
+    answered: Any = None
+
+
 def model_name(model: Model) -> str:
     """What to call a model in a message.
 
@@ -45,40 +66,40 @@ def model_name(model: Model) -> str:
     return name if isinstance(name, str) else type(model).__name__
 
 
-def answer(
-    model: Model, batch: Any, rows: int, kind: Task = TASKS["classification"]
-) -> tuple[Any, Any]:
+def answer(model: Model, batch: Any, rows: int, kind: Task = TASKS["classification"]) -> Answer:
     """Run a model and check that it gave one row of raw output for each of `rows` inputs.
 
     `kind` is the task, which knows what raw output is.
 
     Returns
     -------
-    tuple
-        The raw output, and which rows are degraded: (rows,) bool from a joint model, None from
-        any other.
+    Answer
+        The raw output. Which rows are degraded is known of a joint model, and that not all are
+        answered of a far one.
 
     Raises
     ------
     ModelError
-        The output has no rows, or not `rows` of them.
+        The output has no rows, or not as many as were answered.
 
     Examples
     --------
     >>> import numpy as np
-    >>> answer(lambda batch: batch * 2, np.ones((1, 3)), rows=1)
-    (array([[2., 2., 2.]]), None)
+    >>> answer(lambda batch: batch * 2, np.ones((1, 3)), rows=1).output
+    array([[2., 2., 2.]])
     """
     whole = model(batch)
     output = getattr(whole, "output", whole)  # a joint model's answer carries its raw output
+    answered = getattr(whole, "answered", None)
+    expected = rows if answered is None else int(to_numpy(answered).sum())
     if getattr(output, "requires_grad", False):
         output = output.detach()  # an answer, not a graph to train
-    if kind.count_rows(output) != rows:
+    if kind.count_rows(output) != expected:
         raise ModelError(
-            f"{model_name(model)} was given {rows} inputs and must return "
-            f"{kind.rows.format(rows)}, but returned {_came(output)}"
+            f"{model_name(model)} was given {expected} inputs and must return "
+            f"{kind.rows.format(expected)}, but returned {_came(output)}"
         )
-    return output, getattr(whole, "degraded", None)
+    return Answer(output, getattr(whole, "degraded", None), answered)
 
 
 def _came(output: Any) -> str:

@@ -438,7 +438,8 @@ def record(
         Called with the number of examples that a batch has added.
     **about
         `student_cost`, `teacher_cost`, `labels`, `models`, `metric`, `known_classes` of `Outcomes`.
-        The seconds per example are measured here and join the costs unless given.
+        The seconds per example, and the bytes where one is remote, are measured here and join the
+        costs unless given.
 
     Returns
     -------
@@ -513,6 +514,8 @@ def _record(
     kind = as_task(task, about.get("known_classes"))
     outputs: dict[str, list[Any]] = {"student": [], "teacher": []}
     seconds = {"student": 0.0, "teacher": 0.0}
+    models = {"student": student, "teacher": teacher}
+    before = {role: _bytes_moved(model) for role, model in models.items()}
     targets: list[Any] = []
     classes: int | None = None
     labeled = True
@@ -525,7 +528,7 @@ def _record(
         labels = (
             _batch_targets(kind, given, row_count(inputs), classes, number) if labeled else None
         )
-        for role, model in (("student", student), ("teacher", teacher)):
+        for role, model in models.items():
             began = time.perf_counter()
             rows = kind.collect(role, _raw_output(role, model(inputs)), row_count(inputs))
             seconds[role] += time.perf_counter() - began
@@ -545,18 +548,30 @@ def _record(
             progress(row_count(inputs))
     if not targets:
         raise ValueError("there are no examples to record")
-    more = {**about, **_with_seconds(about, seconds, sum(map(len, targets))), "labeled": labeled}
+    moved = {role: _bytes_moved(model) - before[role] for role, model in models.items()}
+    costs = _with_measured(about, seconds, moved, sum(map(len, targets)))
+    more = {**about, **costs, "labeled": labeled}
     student_rows, teacher_rows = (join_rows(outputs[role]) for role in outputs)
     return Outcomes(student_rows, teacher_rows, join_rows(targets), task, **more)
 
 
-def _with_seconds(about: dict[str, Any], seconds: dict[str, float], n: int) -> dict[str, Cost]:
-    """The costs that were given, with the measured seconds where they have none."""
+def _bytes_moved(model: Any) -> int:
+    """How many bytes a model has sent and received so far; one that is here moves none."""
+    return getattr(model, "bytes_moved", None) or 0
+
+
+def _with_measured(
+    about: dict[str, Any], seconds: dict[str, float], moved: dict[str, int], n: int
+) -> dict[str, Cost]:
+    """The costs that were given, with what was measured where they have none."""
     costs = {}
     for role, spent in seconds.items():
         known = about.get(f"{role}_cost", Cost())
-        given = known.seconds is not None
-        costs[f"{role}_cost"] = known if given else replace(known, seconds=spent / n)
+        measured = {"seconds": spent / n}
+        if any(moved.values()):
+            measured["bytes"] = moved[role] / n
+        new = {unit: value for unit, value in measured.items() if getattr(known, unit) is None}
+        costs[f"{role}_cost"] = replace(known, **new)
     return costs
 
 

@@ -312,6 +312,28 @@ class Preprocess:
         return np.asarray((values - mean) / std, np.float64)
 
 
+class ImageFile(np.ndarray):
+    """A decoded image that still has the file it came from, to be sent on as it came.
+
+    A part of it, or what is computed from it, has none.
+
+    Examples
+    --------
+    >>> image = ImageFile.of(np.zeros((2, 2, 3), np.uint8), b"the file")
+    >>> image.file, image[:1].file
+    (b'the file', None)
+    """
+
+    file: bytes | None = None
+
+    @classmethod
+    def of(cls, pixels: NDArray[Any], file: bytes) -> ImageFile:
+        """Pixels with their file."""
+        image = pixels.view(cls)
+        image.file = file
+        return image
+
+
 class Preprocessed:
     """A model that takes decoded images, whatever their sizes.
 
@@ -335,6 +357,11 @@ class Preprocessed:
     def __call__(self, images: Sequence[Image] | Image, /) -> Any:
         """The raw output for n decoded images, n rows."""
         return self.model(self.preprocess(images))
+
+    @property
+    def bytes_moved(self) -> int | None:
+        """As of the model: how many bytes it sent and received, if it is remote."""
+        return getattr(self.model, "bytes_moved", None)
 
     def __repr__(self) -> str:
         return f"Preprocessed({self.name}, {self.preprocess.as_text() or 'no options'})"

@@ -128,6 +128,59 @@ class InferResponse:
     parameters: Parameters = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TensorMetadata:
+    """An input or an output as a model's metadata shows it; an open dimension is -1."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As in a message."""
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this shape can be this tensor; the first dimension is the batch.
+
+        Examples
+        --------
+        >>> TensorMetadata("x", "FP32", (-1, 3)).fits((8, 3))
+        True
+        """
+        known = zip(self.shape[1:], shape[1:], strict=False)
+        return len(shape) == len(self.shape) and all(want in (-1, came) for want, came in known)
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a server says of a model.
+
+    Attributes
+    ----------
+    name, versions, platform
+        Which model it is; no versions where the server keeps none.
+    inputs, outputs
+        Its tensors.
+    """
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As in a message."""
+        return {
+            "name": self.name,
+            "versions": list(self.versions),
+            "platform": self.platform,
+            "inputs": [tensor.as_dict() for tensor in self.inputs],
+            "outputs": [tensor.as_dict() for tensor in self.outputs],
+        }
+
+
 def read_request(body: bytes, json_length: str | int | None = None) -> InferRequest:
     """An inference request from the body of a POST.
 
@@ -282,6 +335,48 @@ def write_response(
         [(name, array, wish.binary) for name, array, wish in named if wish is not None]
     )
     return _joined(message, rest)
+
+
+def read_metadata(message: Mapping[str, Any]) -> ModelMetadata:
+    """What a server says of a model, from the object in its message.
+
+    Raises
+    ------
+    ProtocolError
+        It is no model's metadata.
+
+    Examples
+    --------
+    >>> tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
+    >>> message = {"name": "net", "platform": "", "inputs": [tensor], "outputs": [tensor]}
+    >>> read_metadata(message).inputs[0].shape
+    (-1, 2)
+    """
+    name = _read_text(message, "name")
+    versions = message.get("versions") or []
+    if name is None:
+        raise ProtocolError("a model's metadata must have a 'name', but has none")
+    if not isinstance(versions, list) or not all(isinstance(text, str) for text in versions):
+        raise ProtocolError(f"'versions' must be a list of strings, not {_shown(versions)}")
+    return ModelMetadata(
+        name,
+        tuple(versions),
+        _read_text(message, "platform") or "",
+        _read_tensor_metadata(message, "inputs"),
+        _read_tensor_metadata(message, "outputs"),
+    )
+
+
+def _read_tensor_metadata(message: Mapping[str, Any], key: str) -> tuple[TensorMetadata, ...]:
+    found = []
+    for table in _tables(message, key):
+        name, shape = _name(table, key), table.get("shape")
+        if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+            raise ProtocolError(
+                f"the shape of {_shown(name)} must be a list of whole numbers, not {_shown(shape)}"
+            )
+        found.append(TensorMetadata(name, _read_type(table, name), tuple(shape)))
+    return tuple(found)
 
 
 def datatype_of(dtype: Any) -> str:

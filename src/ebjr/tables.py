@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ebjr.costs import Cost, flops_text, ms_text
+from ebjr.costs import Cost, flops_text, further_columns, ms_text
 from ebjr.curve import OperatingPoint
 from ebjr.evaluation.report import UNLABELED, promise_words
 from ebjr.evaluation.significance import Comparison, Interval, Standing
@@ -142,17 +142,16 @@ def _say(console: Console, text: str) -> None:
 def _models(study: Study, joint_seconds: float | None) -> Table:
     """Both models, the joint model, and every other score at the same goal."""
     result, measure = study.result, study.outcomes.measure
-    kind = result.cost.joules_are
-    joules = [f"mJ, {kind}"] if kind else []
+    further = further_columns(result.cost, result.cost)
     table = plain_table(
-        *("", measure.title, "deferred", "MFLOPs", "ms"), *joules, "cheaper", "threshold"
+        *("", measure.title, "deferred", "MFLOPs", "ms"), *further, "cheaper", "threshold"
     )
     for role in ("student", "teacher"):
         cost = getattr(result, f"{role}_cost")
         quality = getattr(result, f"{role}_quality")
         table.add_row(
             *(role, measure.text(quality), "", flops_text(cost), ms_text(cost)),
-            *([millijoules_text(cost.joules)] if kind else []),
+            *further_columns(result.cost, cost).values(),
             *("", ""),
         )
     chosen = f"joint: {score_title(result.score)}" + (
@@ -177,7 +176,7 @@ def _joint_row(name: str, point: OperatingPoint, measured: str | None = None) ->
         f"{point.deferral_rate:.1%}",
         flops_text(point.cost),
         measured or ms_text(point.cost),
-        *([millijoules_text(point.cost.joules)] if point.cost.joules_are else []),
+        *further_columns(point.cost, point.cost).values(),
         saving,
         f"{point.threshold:.4g}",
     ]
@@ -240,8 +239,3 @@ def plain_table(*columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     return table
-
-
-def millijoules_text(joules: float | None) -> str:
-    """Joules in millijoules; nothing where they are not known."""
-    return "" if joules is None else f"{1e3 * joules:,.4g}"

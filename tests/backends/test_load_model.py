@@ -75,11 +75,6 @@ def test_a_folder_is_no_model_file(tmp_path):
         load_model(tmp_path / "folder.onnx")
 
 
-def test_an_endpoint_is_not_supported_yet():
-    with pytest.raises(ModelError, match="remote models are not supported yet"):
-        load_model("https://example.org/v2/models/teacher")
-
-
 @pytest.mark.parametrize("name", ["net.pth", "net.h5", "net"])
 def test_another_kind_of_file_lists_what_is_read(name):
     with pytest.raises(ModelError, match=r"\.onnx file, a \.pt2 program.*but got the path net"):

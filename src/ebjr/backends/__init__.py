@@ -14,13 +14,13 @@ from ebjr.errors import ModelError
 from ebjr.model import Model
 
 TAKES = (
-    "an .onnx file, a .pt2 program, a torch nn.Module, a scikit-learn estimator, a transformers "
-    "pipeline or a callable"
+    "an .onnx file, a .pt2 program, an http(s):// address, a torch nn.Module, a scikit-learn "
+    "estimator, a transformers pipeline or a callable"
 )
 
 
 def load_model(source: Any, **options: Any) -> Model:
-    """Make a model of what you have: a file, a module, an estimator, a pipeline or a callable.
+    """Make a model of a file, an address, a module, an estimator, a pipeline or a callable.
 
     Parameters
     ----------
@@ -28,14 +28,15 @@ def load_model(source: Any, **options: Any) -> Model:
         A path to an ``.onnx`` file (`ebjr.backends.onnx.OnnxModel`), a path to a ``.pt2`` program
         or a torch ``nn.Module`` (`ebjr.backends.pytorch.TorchModel`), a fitted scikit-learn
         estimator (`ebjr.backends.sklearn.SklearnModel`), a Hugging Face pipeline, or a model with
-        its ``processor`` (`ebjr.backends.transformers.TransformersModel`), or any other
-        callable, which is a model as it is.
+        its ``processor`` (`ebjr.backends.transformers.TransformersModel`), the address of an Open
+        Inference Protocol endpoint (`ebjr.backends.remote.RemoteModel`), or any other callable,
+        which is a model as it is.
     **options
         What the backend takes: ``threads``, ``providers``, ``batch_size`` and ``output`` for
         ONNX, or with ``layout`` (a name, or ``"auto"``) what a detector takes
         (`ebjr.backends.detectors.OnnxDetector`); ``device``, ``dtype``, ``batch_size`` and
         ``compile`` for PyTorch, and with ``processor`` the same for Hugging Face; ``output`` for
-        scikit-learn; nothing for a callable.
+        scikit-learn; ``send``, ``timeout_seconds`` and more for an address; nothing for a callable.
 
     Raises
     ------
@@ -80,10 +81,9 @@ def load_model(source: Any, **options: Any) -> Model:
 
 def _load_file(source: str | os.PathLike[str], options: dict[str, Any]) -> Model:
     if str(source).startswith(("http://", "https://")):
-        raise ModelError(
-            f"remote models are not supported yet, but got {source}; wrap the endpoint in a "
-            "function (batch in, raw output out) and give that"
-        )
+        from ebjr.backends.remote import RemoteModel
+
+        return RemoteModel(str(source), **options)
     path = Path(source)
     if path.suffix.lower() not in {".onnx", ".pt2"}:
         raise ModelError(f"a model is {TAKES}, but got the path {path}; export it to one of these")

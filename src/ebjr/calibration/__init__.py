@@ -28,7 +28,7 @@ __all__ = ["GOALS", "calibrate", "choose_blend", "choose_score", "crossing", "ra
 GOALS = {
     "match-teacher": ("tolerance",),
     "accuracy": ("target",),
-    "budget": ("flops", "seconds", "joules", "deferral_rate"),
+    "budget": ("flops", "seconds", "joules", "bytes", "deferral_rate"),
     "crossing": (),
 }
 """Each goal with the arguments that go with it."""
@@ -49,6 +49,7 @@ def calibrate(
     flops: float | None = None,
     seconds: float | None = None,
     joules: float | None = None,
+    bytes: float | None = None,
     deferral_rate: float | None = None,
     score: str | Callable[..., Array] | Score = "auto",
     blend: float | str = "auto",
@@ -69,7 +70,7 @@ def calibrate(
         are in the unit of the outcomes' metric: an RMSE of at most `target`, an R2 of at least it;
         for detection a share of 1, as 0.37 AP.
         ``"budget"``: the best quality that costs at most `flops`, `seconds` or `joules` per
-        example, or defers at most `deferral_rate`.
+        example, moves at most `bytes` over the link, or defers at most `deferral_rate`.
         ``"crossing"``: the paper's, where the score densities of inputs that the student gets
         right and wrong cross; for classification alone.
     score
@@ -129,6 +130,7 @@ def calibrate(
         "flops": flops,
         "seconds": seconds,
         "joules": joules,
+        "bytes": bytes,
         "deferral_rate": deferral_rate,
     }
     check_goal(goal, given, outcomes.measure)

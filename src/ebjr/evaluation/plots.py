@@ -77,6 +77,14 @@ def thin_rows(curve: TradeOffCurve, keep: Sequence[int] = (), most: int = MOST_R
     return np.unique(np.concatenate([even, [0, len(curve) - 1], np.asarray(keep, int)]))
 
 
+_UNIT_WORDS = {
+    "flops": "FLOPs",
+    "seconds": "time",
+    "joules": "energy use",
+    "bytes": "bytes moved",
+}
+
+
 def relative_cost(
     student: Cost, teacher: Cost, deferral_rate: np.ndarray
 ) -> tuple[np.ndarray, str]:
@@ -87,7 +95,7 @@ def relative_cost(
     >>> relative_cost(Cost(), Cost(), np.array([0.5]))
     (array([50.]), 'deferral rate, %')
     """
-    for unit, words in (("flops", "FLOPs"), ("seconds", "time"), ("joules", "energy use")):
+    for unit, words in _UNIT_WORDS.items():
         even = break_even_rate(student, teacher, unit)
         if even is not None:
             kind = student.joules_are if unit == "joules" else None

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from importlib.resources import files
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.costs import Cost, flops_text, joint_cost, ms_text
+from ebjr.costs import Cost, flops_text, further_columns, joint_cost, ms_text
 from ebjr.curve import OperatingPoint
 from ebjr.errors import MissingExtra
 from ebjr.evaluation import evaluate
@@ -217,7 +217,7 @@ def write_report(
         css=_asset("report.css"),
         promise=_promise(point.certified),
         table=_table(held_out, points, best),
-        joules=f'<th scope="col">mJ, {kind}</th>' if (kind := _joules_are(held_out)) else "",
+        further="".join(f'<th scope="col">{title}</th>' for title in _further(held_out, Cost())),
         **page_words(measure),
         chance=_chance(intervals or {}, comparisons, measure),
         ranking=_ranking(ranking, score_title(point.score), measure),
@@ -344,9 +344,7 @@ def _table(
     for role in ("student", "teacher"):
         quality = held_out.measure.words(held_out.quality(role))
         cost = getattr(held_out, f"{role}_cost")
-        if _joules_are(held_out) is None:
-            cost = replace(cost, joules=None, joules_are=None)
-        rows.append(_row(f"{role} alone", quality, None, cost, None, None))
+        rows.append(_row(f"{role} alone", quality, None, held_out, cost, None, None))
     for name, point in points.items():
         rows.append(_joint_row(_words(name), held_out, point))
         if best is not None and len(rows) == 3:
@@ -355,9 +353,9 @@ def _table(
     return "\n".join(rows)
 
 
-def _joules_are(held_out: Outcomes) -> str | None:
-    """Whether both models' joules are measured or estimated; None where they cannot be compared."""
-    return joint_cost(held_out.student_cost, held_out.teacher_cost, 0.0).joules_are
+def _further(held_out: Outcomes, cost: Cost) -> dict[str, str]:
+    """The columns beside FLOPs and time: those that are known of both models."""
+    return further_columns(joint_cost(held_out.student_cost, held_out.teacher_cost, 0.0), cost)
 
 
 def _words(name: str) -> str:
@@ -368,13 +366,16 @@ def _words(name: str) -> str:
 def _joint_row(words: str, held_out: Outcomes, point: OperatingPoint) -> str:
     here = evaluate(held_out, point)
     quality = held_out.measure.words(here.quality)
-    return _row(words, quality, here.deferral_rate, here.cost, here.saving, here.threshold)
+    return _row(
+        words, quality, here.deferral_rate, held_out, here.cost, here.saving, here.threshold
+    )
 
 
 def _row(
     name: str,
     quality: str,
     rate: float | None,
+    held_out: Outcomes,
     cost: Cost,
     saving: float | None,
     threshold: float | None,
@@ -384,7 +385,7 @@ def _row(
         "" if rate is None else f"{100 * rate:.1f} %",
         flops_text(cost),
         ms_text(cost),
-        *([] if cost.joules is None else [f"{1e3 * cost.joules:,.4g}"]),
+        *_further(held_out, cost).values(),
         "" if saving is None else f"{saving:.2f}",
         "" if threshold is None else f"{threshold:.4g}",
     ]

@@ -9,6 +9,7 @@ sentence with a 4xx, and the server keeps serving.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import json
 import math
@@ -76,6 +77,7 @@ def build_app(
         Route("/v2/health/live", handlers.live),
         Route("/v2/health/ready", handlers.live),
         Route("/v2", handlers.server),
+        Route("/v2/repository/index", handlers.index, methods=["POST"]),
         *(
             route
             for prefix in (model, f"{model}/versions/{{version}}")
@@ -89,6 +91,7 @@ def build_app(
         Route("/v1/router", handlers.move_knob, methods=["PUT"]),
         Route("/v1/status", handlers.status),
         Route("/v1/both", handlers.both, methods=["POST"]),
+        Route("/v1/late/{id}", handlers.late),
         Route("/metrics", handlers.metrics),
         Route("/openapi.json", handlers.described),
         Route("/", handlers.page),
@@ -206,6 +209,9 @@ class _Handlers:
     async def server(self, _request: Request) -> Response:
         return JSONResponse(self.service.server_metadata())
 
+    async def index(self, _request: Request) -> Response:
+        return JSONResponse(self.service.index())
+
     @_answering
     async def model(self, request: Request) -> Response:
         self.service.check_model(**request.path_params)
@@ -244,6 +250,13 @@ class _Handlers:
             return Response(body, media_type="application/json", headers=headers)
         headers[LENGTH_HEADER] = str(length)
         return Response(body, media_type="application/octet-stream", headers=headers)
+
+    @_answering
+    async def late(self, request: Request) -> Response:
+        find = functools.partial(self.service.late, request.path_params["id"])
+        found = await asyncio.get_running_loop().run_in_executor(None, find)
+        waits = bool(found["waiting"])
+        return JSONResponse(found, 202 if waits else 200, {"Retry-After": "1"} if waits else None)
 
     async def read_knob(self, _request: Request) -> Response:
         return JSONResponse(self.service.helm.state())

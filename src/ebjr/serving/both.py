@@ -62,7 +62,7 @@ def ask_both(
     (True, 5.0, 6.0)
     """
     began = time.perf_counter()
-    raw, _ = joint.ask_student(inputs)
+    raw = joint.ask_student(inputs).output
     score = float(to_numpy(joint.router.score(raw))[0])
     own = joint.of_student(raw)
     spent = time.perf_counter() - began
@@ -70,7 +70,7 @@ def ask_both(
     deferred, degraded, output = not score >= threshold, False, own
     began = time.perf_counter()
     try:
-        taught, _ = joint.ask_teacher_alone(inputs, own)
+        taught = joint.ask_teacher_alone(inputs, own).output
     except ModelError as error:
         teacher: dict[str, Any] = {"error": " ".join(str(error).split())}
         degraded, deferred = deferred, False

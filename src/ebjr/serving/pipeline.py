@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows, put_rows, row_count, take_rows, to_numpy
-from ebjr.errors import EbjrError, ModelError, Overloaded
-from ebjr.joint import JointAnswer, JointModel
+from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable
+from ebjr.joint import JointAnswer, JointModel, Kept
 from ebjr.router import check_threshold
 
 
@@ -191,6 +191,7 @@ class Ticket:
         self._deferred = np.zeros(self._rows, bool)
         self._degraded = np.zeros(self._rows, bool)
         self._waiting = np.zeros(self._rows, bool)  # for the teacher
+        self.late: str | None = None  # under this id are rows that were kept for later
 
     def hurry(self) -> bool:
         """Answer now with what is known: rows that wait for the teacher get the student's answer.
@@ -205,7 +206,9 @@ class Ticket:
         with self._pipeline.lock:
             if self._unscored:
                 return False
-            self._degrade(np.flatnonzero(self._waiting))
+            rows = np.flatnonzero(self._waiting)
+            self._pipeline.keep([_Part(self, rows, take_rows(self._output, rows))])
+            self._degrade(rows)
             return True
 
     def inputs_of(self, rows: np.ndarray) -> Batch:
@@ -269,6 +272,7 @@ class Ticket:
             self._score,
             self._deferred,
             self._degraded,
+            self.late,
         )
         self._finish(ServedAnswer(answer, self._threshold))
 
@@ -314,7 +318,7 @@ class _Audit:
         """Ask the teacher about the next row; returns whether that was the last one."""
         one = np.array([self.done])
         own = take_rows(self._output, one)
-        taught, _ = joint.ask_teacher_alone(take_rows(self._inputs, one), own)
+        taught = joint.ask_teacher_alone(take_rows(self._inputs, one), own).output
         differs = to_numpy(joint.predict(taught)) != to_numpy(joint.predict(own))
         self.audited.contradicted[self.places[self.done]] = differs[0]
         self.done += 1
@@ -613,9 +617,9 @@ class Pipeline:
         began = time.perf_counter()
         try:
             inputs = _inputs(parts)
-            raw, marked = self.joint.ask_student(inputs)
-            values = np.asarray(to_numpy(self.joint.router.score(raw)), np.float64)
-            output = _plain(self.joint.of_student(raw))
+            found = self.joint.ask_student(inputs)
+            values = np.asarray(to_numpy(self.joint.router.score(found.output)), np.float64)
+            output = _plain(self.joint.of_student(found.output))
         except Exception as error:
             self._fail(parts, "student", error)
             return
@@ -626,7 +630,7 @@ class Pipeline:
         deferred = ~(values >= thresholds)
         self.observer.batch(batch)
         self.observer.rows(values, deferred, thresholds)
-        flags = None if marked is None else to_numpy(marked)
+        flags = None if found.degraded is None else to_numpy(found.degraded)
         ends = np.cumsum(sizes)
         later = []
         with self.lock:
@@ -652,28 +656,51 @@ class Pipeline:
         began = time.perf_counter()
         try:
             own = join_rows([part.output for part in parts])
-            taught, marked = self.joint.ask_teacher(_inputs(parts), own)
-            output = _plain(taught)
+            found = self.joint.ask_teacher(_inputs(parts), own)
+            output = _plain(found.output)
         except ModelError as error:  # unreachable, or it answers nonsense
-            if self.joint.when_unavailable == "error":
-                self._fail(parts, "teacher", error)
-                return
-            self.observer.failed("teacher", error)
-            with self.lock:
-                for part in parts:
-                    part.ticket.untaught(part.rows)
+            self._miss(parts, error)
             return
         except Exception as error:
             self._fail(parts, "teacher", error)
             return
+        if found.answered is not None:
+            parts, missed = _divided(parts, to_numpy(found.answered))
+            self._miss(missed, TeacherUnavailable("the teacher answers no more rows just now"))
         self.observer.batch(Batched.of("teacher", parts, began))
-        flags = None if marked is None else to_numpy(marked)
+        flags = None if found.degraded is None else to_numpy(found.degraded)
         end = 0
         with self.lock:
             for part in parts:
                 start, end = end, end + len(part.rows)
                 own_flags = None if flags is None else flags[start:end]
                 part.ticket.taught(part.rows, _cut(output, start, end), own_flags)
+
+    def _miss(self, parts: Sequence[_Part], error: ModelError) -> None:
+        """Do as the policy says with rows that the teacher did not answer."""
+        if self.joint.when_unavailable == "error":
+            self._fail(parts, "teacher", error)
+            return
+        self.observer.failed("teacher", error)
+        self.keep(parts)
+        with self.lock:
+            for part in parts:
+                part.ticket.untaught(part.rows)
+
+    def keep(self, parts: Sequence[_Part]) -> None:
+        """Keep rows for later, those that somebody waits for, if that is the policy."""
+        late = self.joint.late
+        if late is None:
+            return
+        open_ones = [part for part in parts if len(part.rows) and not part.ticket.future.done()]
+        ids = {part.ticket: part.ticket.late or late.new_id() for part in open_ones}
+        entries = [
+            Kept(ids[part.ticket], part.rows, part.ticket.inputs_of(part.rows), part.output)
+            for part in open_ones
+        ]
+        if entries and late.keep(entries, self.joint.kind):
+            for ticket, own in ids.items():
+                ticket.late = own
 
     def _fail(self, parts: Sequence[_Part], stage: str, error: Exception) -> None:
         self.observer.failed(stage, error)
@@ -686,6 +713,20 @@ class Pipeline:
 
 def _inputs(parts: Sequence[_Part]) -> Batch:
     return join_rows([part.ticket.inputs_of(part.rows) for part in parts])
+
+
+def _divided(parts: Sequence[_Part], yes: np.ndarray) -> tuple[list[_Part], list[_Part]]:
+    """The rows of some parts for which `yes` holds, and the others."""
+    both: tuple[list[_Part], list[_Part]] = ([], [])
+    end = 0
+    for part in parts:
+        start, end = end, end + len(part.rows)
+        for found, mask in zip(both, (yes[start:end], ~yes[start:end]), strict=True):
+            if mask.any():
+                rows = np.flatnonzero(mask)
+                output = take_rows(part.output, rows)
+                found.append(replace(part, rows=part.rows[rows], output=output))
+    return both
 
 
 def _alike(parts: Sequence[_Part]) -> list[list[_Part]]:

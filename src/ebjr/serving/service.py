@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +21,17 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import row_count, to_numpy
-from ebjr.errors import DeadlineExceeded, EbjrError, Overloaded, ProtocolError, UnknownModel
-from ebjr.protocol import InferRequest, InferResponse
+from ebjr.edge import FarTeacher
+from ebjr.errors import (
+    DeadlineExceeded,
+    EbjrError,
+    NothingKept,
+    Overloaded,
+    ProtocolError,
+    UnknownModel,
+)
+from ebjr.preprocess import ImageFile
+from ebjr.protocol import InferRequest, InferResponse, write_response
 from ebjr.serving.autopilot import Helm
 from ebjr.serving.both import ask_both
 from ebjr.serving.journal import Journal
@@ -42,6 +52,7 @@ REQUEST_PARAMETERS = (*KNOBS, "timeout")
 
 STATUSES: tuple[tuple[type[EbjrError], int], ...] = (
     (UnknownModel, 404),
+    (NothingKept, 404),
     (ProtocolError, 400),
     (Overloaded, 429),
     (DeadlineExceeded, 504),
@@ -140,14 +151,18 @@ class Service:
         self.outputs = served.outputs()
 
     def start(self) -> None:
-        """Start to answer."""
+        """Start to answer, and to fetch what was kept for later."""
         self.pipeline.start()
         self._keeper.start()
+        if (late := self.served.joint.late) is not None:
+            late.start(self.served.joint)
 
     def stop(self) -> None:
         """Answer what waits, and end."""
         self._keeper.stop()
         self.pipeline.stop()
+        if (late := self.served.joint.late) is not None:
+            late.stop()
         self.monitor.look()
         self.monitor.save()
         if self._journal is not None:
@@ -158,6 +173,12 @@ class Service:
         read, knob = self.metrics.read, self.knob
         read("waiting_rows", "Rows in a queue.", self.pipeline.waiting, "stage")
         read("threshold", "The knob.", lambda: {"": knob.threshold})
+        joint = self.served.joint
+        if joint.late is not None:
+            read("late_rows", "Rows kept for later.", lambda: {"": len(joint.late)})
+        if isinstance(joint.teacher, FarTeacher):
+            away = joint.teacher
+            read("teacher_away", "1 while it is left alone.", lambda: {"": away.state != "closed"})
         read("knob_moves", "Moves of the knob.", lambda: dict(knob.moves), "who", counter=True)
         read("autopilot_target", "What is held.", lambda: self._held("target"), "quantity")
         read("autopilot_measured", "What it is now.", lambda: self._held("measured"), "quantity")
@@ -200,6 +221,10 @@ class Service:
         from ebjr import __version__
 
         return {"name": "ebjr", "version": __version__, "extensions": ["binary_tensor_data"]}
+
+    def index(self) -> list[dict[str, str]]:
+        """Which models the server has."""
+        return [{"name": self.served.name, "version": VERSION, "state": "READY"}]
 
     def model_metadata(self) -> dict[str, Any]:
         """What the server says of the model."""
@@ -284,8 +309,8 @@ class Service:
         try:
             found = await asyncio.wait_for(asyncio.shield(future), timeout)
         except TimeoutError:
-            late = self.served.joint.when_unavailable == "student" and ticket.hurry()
-            if not late:
+            policy = self.served.joint.when_unavailable
+            if policy == "error" or not await asyncio.to_thread(ticket.hurry):
                 ticket.future.cancel()
                 raise DeadlineExceeded(
                     f"no answer within {timeout:g} s; try again, or give it longer"
@@ -341,6 +366,30 @@ class Service:
     def _described(self) -> dict[str, Any]:
         return describe(self.served)
 
+    def late(self, id: str) -> dict[str, Any]:
+        """What is known of rows that were kept for later: a message like an answer's, of those.
+
+        Raises
+        ------
+        NothingKept
+            There are none.
+        """
+        joint = self.served.joint
+        if joint.late is None:
+            raise NothingKept(
+                "nothing is kept for later here: that takes when_unavailable = 'queue'"
+            )
+        found = joint.late.find(id, joint)
+        if found is None:
+            raise NothingKept(f"nothing is kept under {id[:40]!r}, or no longer")
+        outputs = {
+            "row": found.rows,
+            "prediction": to_numpy(found.prediction),
+            "output": to_numpy(found.output).astype(np.float32),
+        }
+        body, _ = write_response(InferResponse(outputs, self.served.name, VERSION, id=id))
+        return {**json.loads(body), "waiting": list(found.waiting), "errors": found.errors}
+
     async def _inputs(self, asked: InferRequest) -> Any:
         known = self.input
         if list(asked.inputs) != [known["name"]]:
@@ -390,6 +439,8 @@ class Service:
         parameters: dict[str, Any] = {"threshold": json_number(found.threshold)}
         if (promise := self.knob.promise(found.threshold)) is not None:
             parameters["promise"] = promise
+        if answer.late is not None:
+            parameters["late"] = answer.late
         if self.served.calibration_id is not None:
             parameters["calibration"] = self.served.calibration_id
         return InferResponse(
@@ -438,13 +489,14 @@ def decoded_images(files: Sequence[bytes], most_pixels: int) -> list[np.ndarray]
     """
     from PIL import Image
 
-    found, pixels = [], 0
+    found: list[np.ndarray] = []
+    pixels = 0
     for number, raw in enumerate(files):
         try:
             with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG", "WEBP")) as image:
                 pixels += image.width * image.height
                 if pixels <= most_pixels:  # known before anything is decoded
-                    found.append(np.asarray(image.convert("RGB")))
+                    found.append(ImageFile.of(np.asarray(image.convert("RGB")), raw))
         except Exception as error:  # whatever a broken image makes the decoder say
             raise ProtocolError(
                 f"image {number} is no JPEG, PNG or WebP that can be read"

@@ -1,0 +1,564 @@
+"""RemoteModel: a model behind any Open Inference Protocol v2 endpoint, over HTTP."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from gzip import compress
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Batch, join_rows, row_count, to_numpy
+from ebjr.errors import MissingExtra, ModelError, ProtocolError, TeacherUnavailable
+from ebjr.model import Answer
+from ebjr.protocol import (
+    DATATYPES,
+    LENGTH_HEADER,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    RequestedOutput,
+    TensorMetadata,
+    read_metadata,
+    read_response,
+    write_request,
+)
+
+SENDS = ("tensor", "jpeg", "png")
+"""How inputs travel: as the tensor that the model takes, or each image as a file of its own."""
+
+MOST_BYTES = 256 * 2**20
+"""The longest answer that is read."""
+
+TOKEN_VARIABLE = "EBJR_TEACHER_TOKEN"
+"""The environment variable with the bearer token of a remote model, so that no file holds it."""
+
+_LATER = (401, 403, 404, 408, 425, 429)  # refusals that are not about the inputs, and may pass
+
+
+class RemoteModel:
+    """A model behind an Open Inference Protocol v2 endpoint: batch in, raw output out.
+
+    Parameters
+    ----------
+    url
+        ``http(s)://host:port/v2/models/NAME``, or the server's address alone where it has one
+        model.
+    output
+        The name of the output to return. None is the only one, or the one called ``output``, as
+        on an EBJR server.
+    send
+        ``"tensor"``, or for images ``"jpeg"`` or ``"png"``: each as a file of its own, which is
+        far less than its numbers. An image that came as such a file goes on as it came. None is
+        ``"png"``, which loses nothing, where the model takes files, and else ``"tensor"``.
+    quality
+        Of JPEG, 1 to 95.
+    gzip
+        Compress what is sent, and ask for compressed answers.
+    timeout_seconds
+        How long an answer may take.
+    batch_size
+        The most rows of a request; larger batches are cut. None sends what comes.
+    token
+        Sent as ``Authorization: Bearer``; None is the environment's ``EBJR_TEACHER_TOKEN``.
+    metadata
+        What the server said of the model before. It is then not asked until the model is used,
+        and a model that says something else is refused.
+
+    Attributes
+    ----------
+    name : str
+        The model's name and its server.
+    url : str
+        The model's own address.
+    metadata : ModelMetadata
+        What the server says of the model.
+    input_name, input_shape, input_dtype
+        Its input; an open dimension is None.
+    output_name : str
+        The output that is returned.
+
+    Raises
+    ------
+    ValueError
+        The address, or an option, is none.
+    ModelError
+        The model has several inputs, or no such output, or takes no files.
+    TeacherUnavailable
+        The server cannot be reached.
+    MissingExtra
+        httpx2 is not installed.
+
+    Notes
+    -----
+    Connections are kept and shared by threads. An EBJR server says which rows it degraded itself;
+    the answer is then an `Answer` with these.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        output: str | None = None,
+        send: str | None = None,
+        quality: int = 90,
+        gzip: bool = False,
+        timeout_seconds: float = 5.0,
+        batch_size: int | None = None,
+        token: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_send(send, quality)
+        check_timeout(timeout_seconds)
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        self.batch_size, self.quality, self.gzip = batch_size, quality, gzip
+        server, path = _split_url(url)
+        self._server = _Server(server, timeout_seconds, gzip, token)
+        if path is None:
+            path = self._server.only_model() if metadata is None else f"models/{metadata['name']}"
+        self._path = path
+        self._server.name = self.name = f"{path.partition('/')[2]} at {self._server.name}"
+        self.url = f"{server}/{path}"
+        self._met, self._binary = metadata is None, True
+        self.metadata = self._asked_metadata() if metadata is None else read_metadata(metadata)
+        self._read_tensors(output, send)
+        given = {
+            "output": output,
+            "send": self.send,
+            "quality": quality,
+            "gzip": gzip,
+            "timeout_seconds": timeout_seconds,
+            "batch_size": batch_size,
+        }
+        self.options = {name: value for name, value in given.items() if value is not None}
+
+    def _read_tensors(self, output: str | None, send: str | None) -> None:
+        """What is sent and what comes back, from the metadata."""
+        about = self.metadata
+        if len(about.inputs) != 1:
+            names = ", ".join(tensor.name for tensor in about.inputs) or "none"
+            raise ModelError(f"{self.name} must have one input, but has {names}")
+        (self._input,) = about.inputs
+        self.input_name = self._input.name
+        self.input_shape = tuple(None if size < 0 else size for size in self._input.shape)
+        self.input_dtype = DATATYPES[self._input.datatype]
+        self._output = _chosen_output(about, output, self.name)
+        self.output_name = self._output.name
+        self._marks = about.platform == "ebjr_joint"  # it says which rows it degraded
+        images = self._marks and self._input.name == "image"
+        files = self._binary and (images or self._input.datatype == "BYTES")
+        self.send = ("png" if files else "tensor") if send is None else send
+        if self.send != "tensor" and not files:
+            raise ModelError(
+                f"{self.name} takes no files, but tensors of {self._input.datatype}: send 'tensor'"
+            )
+
+    def __call__(self, batch: Batch, /) -> Any:
+        """Answer a batch.
+
+        Parameters
+        ----------
+        batch
+            n inputs, (n, ...), or for files n images (height, width, 3) of uint8.
+
+        Returns
+        -------
+        The raw output, n rows, a NumPy array; where the server degraded rows, an `Answer`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The inputs are not what the model takes.
+        TeacherUnavailable
+            The server cannot be reached, is too slow or busy, or answers what is no answer.
+        ModelError
+            It refuses these inputs, or is another model than it was.
+        """
+        rows = row_count(batch)
+        step = self.batch_size or rows
+        if rows < 1:
+            raise ValueError(f"{self.name} was given no inputs and needs at least one")
+        answers = [self._ask(batch[start : start + step]) for start in range(0, rows, step)]
+        output = join_rows([answer.output for answer in answers])
+        marks = [answer.degraded for answer in answers]
+        if not any(mark is not None and mark.any() for mark in marks):
+            return output
+        return Answer(output, join_rows(marks))
+
+    def check(self) -> None:
+        """Ask whether the model is there and is the one that it was.
+
+        Raises
+        ------
+        TeacherUnavailable
+            It cannot be reached.
+        ModelError
+            It is another one.
+        """
+        found = self._asked_metadata()
+        self._server.exchange("GET", f"{self._path}/ready")
+        if found != self.metadata:
+            raise ModelError(
+                f"{self.name} is another model than it was: {_difference(self.metadata, found)}; "
+                "record and calibrate again"
+            )
+        self._met = True
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._server.close()
+
+    @property
+    def bytes_moved(self) -> int:
+        """How many bytes went there and came back so far, with HTTP's headers."""
+        return self._server.bytes_moved
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.url, {**self.options, "metadata": self.metadata.as_dict()})
+
+    def __repr__(self) -> str:
+        return f"RemoteModel({self.url!r})"
+
+    def _ask(self, batch: Batch) -> Answer:
+        if not self._met:
+            self.check()
+        rows = row_count(batch)
+        names = [self.output_name, *(["degraded"] if self._marks else [])]
+        wanted = tuple(RequestedOutput(name, binary=self._binary) for name in names)
+        tensor = self._tensor(batch) if self.send == "tensor" else self._files(batch)
+        asked = InferRequest({self.input_name: tensor}, wanted)
+        body, length = write_request(asked, binary=self._binary)
+        headers = {"Content-Type": "application/json"}
+        if length is not None:
+            headers = {"Content-Type": "application/octet-stream", LENGTH_HEADER: str(length)}
+        if self.gzip:
+            body, headers["Content-Encoding"] = compress(body, 6, mtime=0), "gzip"
+        said, came = self._server.exchange("POST", f"{self._path}/infer", body, headers)
+        with self._server.understanding():
+            found = read_response(said, came.get(LENGTH_HEADER))
+        self._check_version(found)
+        marks = found.outputs.get("degraded")
+        if marks is not None and marks.shape != (rows,):
+            marks = None
+        return Answer(self._checked(found, rows), marks)
+
+    def _tensor(self, batch: Batch) -> np.ndarray:
+        if isinstance(batch, list | tuple):
+            shapes = sorted({np.shape(row) for row in batch})
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"{self.name} is sent tensors, and inputs of different shapes, as {shapes[0]} "
+                    f"and {shapes[1]}, are none: give it preprocessing with a size"
+                )
+            batch = np.stack([to_numpy(row) for row in batch])
+        array = to_numpy(batch)
+        if not np.can_cast(array.dtype, self.input_dtype, "same_kind"):
+            raise TypeError(
+                f"{self.name} expects inputs of type {self.input_dtype}, but was given "
+                f"{array.dtype}; cast them yourself if that is what you mean"
+            )
+        if not self._input.fits(array.shape):
+            shape = ["n", *("any" if size < 0 else size for size in self._input.shape[1:])]
+            raise ValueError(
+                f"{self.name} expects a batch of shape ({', '.join(map(str, shape))}), but was "
+                f"given {array.shape}"
+            )
+        return array.astype(self.input_dtype, copy=False)
+
+    def _files(self, batch: Batch) -> np.ndarray:
+        files = np.empty(row_count(batch), object)
+        files[:] = [encoded(image, self.send, self.quality) for image in batch]
+        column = self._input.datatype == "BYTES" and len(self._input.shape) == 2
+        return files[:, None] if column else files
+
+    def _checked(self, found: InferResponse, rows: int) -> np.ndarray:
+        array = found.outputs.get(self.output_name)
+        if array is None:
+            said = ", ".join(found.outputs) or "nothing"
+            raise TeacherUnavailable(
+                f"{self.name} was asked for {self.output_name!r}, but answered {said}"
+            )
+        if array.dtype == object or not array.ndim or len(array) != rows:
+            raise TeacherUnavailable(
+                f"{self.name} was given {rows} inputs and must return {rows} rows, but returned "
+                f"{array.dtype} of shape {array.shape}"
+            )
+        if not self._output.fits(array.shape):
+            raise TeacherUnavailable(
+                f"{self.name} says that {self.output_name!r} has shape "
+                f"{list(self._output.shape)}, but returned {array.shape}"
+            )
+        return np.array(array)  # what a message holds is read-only
+
+    def _check_version(self, found: InferResponse) -> None:
+        known = self.metadata.versions
+        if found.model_version is not None and known and found.model_version not in known:
+            raise ModelError(
+                f"{self.name} answers as version {found.model_version!r} and was "
+                f"{' or '.join(map(repr, known))}; record and calibrate again"
+            )
+
+    def _asked_metadata(self) -> ModelMetadata:
+        extensions = self._server.json("GET", "").get("extensions")
+        self._binary = isinstance(extensions, list) and "binary_tensor_data" in extensions
+        message = self._server.json("GET", self._path)
+        with self._server.understanding():
+            return read_metadata(message)
+
+
+class _Server:
+    """What is said to a server over HTTP; whatever goes wrong is one sentence."""
+
+    def __init__(self, url: Any, timeout_seconds: float, gzip: bool, token: str | None) -> None:
+        try:
+            import httpx2
+        except ImportError as error:
+            raise MissingExtra("remote", "asking a remote model") from error
+        self.name = url.netloc.decode()
+        self.bytes_moved = 0
+        self._url, self._seconds = url, timeout_seconds
+        token = os.environ.get(TOKEN_VARIABLE) if token is None else token
+        headers = {"Accept-Encoding": "gzip" if gzip else "identity"}
+        self._http = httpx2.Client(
+            timeout=timeout_seconds,
+            headers=headers | ({"Authorization": f"Bearer {token}"} if token else {}),
+            limits=httpx2.Limits(max_connections=32, keepalive_expiry=30.0),
+        )
+        self.close = weakref.finalize(self, self._http.close)
+
+    def only_model(self) -> str:
+        """The path of the server's model, if it has one and says so.
+
+        Raises
+        ------
+        ModelError
+            It has several, or none, or does not say.
+        """
+        way_out = "give the address of one, as http://host:port/v2/models/NAME"
+        try:
+            listed = self.json("POST", "repository/index", b"{}", of=list)
+        except ModelError as error:
+            raise TeacherUnavailable(f"{error}; if it has models, {way_out}") from error
+        names = {str(entry.get("name")) for entry in listed if isinstance(entry, dict)}
+        if len(names) != 1:
+            raise ModelError(
+                f"{self.name} has {', '.join(sorted(names)) or 'no models'}: {way_out}"
+            )
+        return f"models/{names.pop()}"
+
+    def json(self, method: str, path: str, body: bytes | None = None, of: type = dict) -> Any:
+        """What it answers, if that is a JSON object, or a list."""
+        said, _ = self.exchange(method, path, body, {"Content-Type": "application/json"})
+        found = _from_json(said)
+        if not isinstance(found, of):
+            raise TeacherUnavailable(f"{self.name} answers /v2/{path} with what is no answer")
+        return found
+
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """The body and the headers of what it answers, if that is a 200.
+
+        Raises
+        ------
+        TeacherUnavailable
+            It cannot be reached, is too slow, or has no answer now.
+        ModelError
+            It refuses what is sent.
+        """
+        url = f"{self._url}/{path}".rstrip("/")
+        with self._reaching():
+            request = self._http.build_request(method, url, content=body, headers=headers)
+            response = self._http.send(request, stream=True)
+            try:
+                said = self._read(response)
+            finally:
+                response.close()
+        moved = len(body or b"") + response.num_bytes_downloaded
+        self.bytes_moved += moved + _head_bytes(request) + _head_bytes(response)
+        if response.status_code != 200:
+            raise self._refusal(response.status_code, said, response.headers)
+        return said, response.headers
+
+    @contextmanager
+    def understanding(self) -> Iterator[None]:
+        """What is no message of the protocol, as one sentence."""
+        try:
+            yield
+        except ProtocolError as error:
+            raise TeacherUnavailable(
+                f"{self.name} answers what is no answer: {str(error)[:200]}"
+            ) from error
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """What the HTTP client raises, as one sentence."""
+        import httpx2
+
+        try:
+            yield
+        except httpx2.TimeoutException as error:
+            raise TeacherUnavailable(self._too_slow()) from error
+        except httpx2.HTTPError as error:
+            reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+            raise TeacherUnavailable(f"{self.name} cannot be reached: {reason}") from error
+
+    def _read(self, response: Any) -> bytes:
+        """The whole body, if it comes in time: the client bounds each wait alone."""
+        until = time.monotonic() + self._seconds
+        parts, size = [], 0
+        for part in response.iter_bytes():
+            parts.append(part)
+            size += len(part)
+            if time.monotonic() > until:
+                raise TeacherUnavailable(self._too_slow())
+            if size > MOST_BYTES:
+                raise TeacherUnavailable(f"{self.name} answers more than {MOST_BYTES} bytes")
+        return b"".join(parts)
+
+    def _too_slow(self) -> str:
+        return f"{self.name} gave no answer within {self._seconds:g} s"
+
+    def _refusal(self, status: int, body: bytes, headers: Mapping[str, str]) -> ModelError:
+        table = _from_json(body)
+        said = str(table.get("error", "")) if isinstance(table, dict) else ""
+        words = f"status {status}" + (f": {' '.join(said.split())[:200]}" if said else "")
+        if 400 <= status < 500 and status not in _LATER:
+            return ModelError(f"{self.name} refuses these inputs with {words}")
+        after = _retry_after(headers.get("Retry-After"))
+        return TeacherUnavailable(f"{self.name} answers with {words}", after)
+
+
+def check_send(send: str | None, quality: int) -> None:
+    """Check how inputs are to travel.
+
+    Raises
+    ------
+    ValueError
+        It is none of `SENDS`, or the quality is none.
+    """
+    if send is not None and send not in SENDS:
+        raise ValueError(f"send must be one of {', '.join(SENDS)}, not {send!r}")
+    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 95:
+        raise ValueError(f"quality must be a whole number from 1 to 95, not {quality!r}")
+
+
+def check_timeout(seconds: float) -> None:
+    """Check how long an answer may take.
+
+    Raises
+    ------
+    ValueError
+        It is no number of seconds from above 0 to an hour.
+    """
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not 0 < seconds <= 3600:
+        raise ValueError(f"timeout_seconds must be above 0 and at most 3600, not {seconds!r}")
+
+
+def encoded(image: Any, send: str, quality: int) -> bytes:
+    """An image as the file that is sent: the one it came from, if that will do, or a new one.
+
+    Raises
+    ------
+    TypeError
+        It is no image (height, width, 3) of uint8.
+    """
+    from PIL import Image
+
+    file = getattr(image, "file", None)
+    if file is not None and (send == "png" or file.startswith(b"\xff\xd8")):
+        return bytes(file)  # png stands for "nothing is lost", which is true of any own file
+    pixels = to_numpy(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise TypeError(
+            f"only decoded images, uint8 of shape (height, width, 3), can be sent as {send}, but "
+            f"an input is {pixels.dtype} of shape {pixels.shape}: send 'tensor'"
+        )
+    buffer = io.BytesIO()
+    options = {"quality": quality} if send == "jpeg" else {}
+    Image.fromarray(np.asarray(pixels)).save(buffer, send.upper(), **options)
+    return buffer.getvalue()
+
+
+def _split_url(url: str) -> tuple[Any, str | None]:
+    """A server's address up to ``/v2``, and the path of a model below it, if it names one."""
+    try:
+        import httpx2
+    except ImportError as error:
+        raise MissingExtra("remote", f"asking {url}") from error
+    try:
+        whole = httpx2.URL(str(url))
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"{url!r} is no address: {error}") from error
+    if whole.scheme not in ("http", "https") or not whole.host:
+        raise ValueError(f"a remote model's address is http(s)://host:port/..., not {url!r}")
+    path = whole.path.rstrip("/").removesuffix("/infer")
+    front, _, model = path.partition("/v2/models/")
+    base = whole.copy_with(path=f"{front.removesuffix('/v2')}/v2", query=None)
+    return base, f"models/{model}" if model else None
+
+
+def _chosen_output(about: ModelMetadata, wanted: str | None, name: str) -> TensorMetadata:
+    known = {tensor.name: tensor for tensor in about.outputs}
+    chosen = wanted or ("output" if "output" in known or len(known) != 1 else next(iter(known)))
+    if chosen not in known:
+        choice = f"there is no {chosen!r}" if wanted else "it is not clear which to take"
+        raise ModelError(
+            f"{name} has the outputs {', '.join(known) or 'none'}, and {choice}: name one of them "
+            "with output"
+        )
+    if known[chosen].datatype == "BYTES":
+        raise ModelError(f"the output {chosen!r} of {name} must be numbers, but is BYTES")
+    return known[chosen]
+
+
+def _head_bytes(message: Any) -> int:
+    """The bytes of a message's headers, and about those of its first line."""
+    return 40 + sum(len(name) + len(value) + 4 for name, value in message.headers.raw)
+
+
+def _from_json(body: bytes) -> Any:
+    """What a body says, or None where it is no JSON."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _difference(before: ModelMetadata, now: ModelMetadata) -> str:
+    old, new = before.as_dict(), now.as_dict()
+    key = next(key for key in old if old[key] != new[key])
+    return f"its {key} was {str(old[key])[:100]} and is {str(new[key])[:100]}"
+
+
+def _retry_after(text: str | None) -> float | None:
+    """``Retry-After``: seconds, or a date."""
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _reopened(url: str, options: dict[str, Any]) -> RemoteModel:
+    """A copy in another process: connections do not travel, the address does."""
+    return RemoteModel(url, **options)

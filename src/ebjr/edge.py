@@ -1,0 +1,412 @@
+"""The student here, the teacher far away: what is done about a link that fails, and what it costs.
+
+`FarTeacher` is a model around another: it asks again when an answer fails to come, leaves a teacher
+alone that does not answer, and asks no more than was agreed. What happens to the rows that it does
+not answer is the joint model's policy (`when_unavailable`); `ebjr.late` keeps them for later.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Batch, row_count
+from ebjr.errors import MissingExtra, ModelError, TeacherUnavailable
+from ebjr.joint import check_policy
+from ebjr.model import Answer, Model, model_name
+from ebjr.outcomes import Outcomes
+from ebjr.preprocess import unprepared
+
+log = logging.getLogger("ebjr.edge")
+
+
+@dataclass(frozen=True)
+class Link:
+    """How a teacher at the other end of a link is asked, and what is done when it is away.
+
+    Parameters
+    ----------
+    retries
+        How often it is asked again, at growing intervals with jitter.
+    retry_seconds
+        No attempt begins later than this after the first.
+    failures
+        So many calls in a row without an answer, and it is left alone.
+    probe_seconds
+        How often it is then looked for, about, until it is there again.
+    rows_per_second
+        The most rows that are sent, on average; one second's worth may go at once. None is no
+        limit. What is over it counts as not answered.
+    when_unavailable
+        The joint model's policy: ``"student"``, ``"error"`` or ``"queue"``.
+    queue
+        Of the policy ``"queue"``: the file that keeps rows for later.
+    queue_bytes
+        The most bytes of that file; what comes when it is full is not kept.
+    keep_seconds
+        How long late answers are kept for whoever asks.
+
+    Raises
+    ------
+    ValueError
+        A value is out of range.
+
+    Examples
+    --------
+    >>> Link.from_dict({"retries": 0, "rows_per_second": 20}).as_dict()
+    {'retries': 0, 'rows_per_second': 20}
+    """
+
+    retries: int = 2
+    retry_seconds: float = 2.0
+    failures: int = 3
+    probe_seconds: float = 1.0
+    rows_per_second: float | None = None
+    when_unavailable: str = "student"
+    queue: str = "late.sqlite"
+    queue_bytes: int = 2**30
+    keep_seconds: float = 86_400.0
+
+    def __post_init__(self) -> None:
+        check_policy(self.when_unavailable)
+        for name, (least, most) in _LIMITS.items():
+            value = getattr(self, name)
+            if name == "rows_per_second" and value is None:
+                continue
+            whole = isinstance(getattr(type(self), name), int)
+            fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not fits or not least <= value <= most:
+                kind = "a whole number" if whole else "a number"
+                raise ValueError(f"{name} must be {kind} from {least:g} to {most:g}, not {value!r}")
+        if not isinstance(self.queue, str) or not self.queue:
+            raise ValueError(f"queue must be the name of a file, not {self.queue!r}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The values that differ from the defaults."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Link:
+        """What `as_dict` gave, back again.
+
+        Raises
+        ------
+        ValueError
+            An unknown key, or a value that is out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"a link has no {name!r}; it has {', '.join(known)}")
+        return cls(**values)
+
+
+_LIMITS: Mapping[str, tuple[float, float]] = {
+    "retries": (0, 100),
+    "retry_seconds": (0, 3600),
+    "failures": (1, 10_000),
+    "probe_seconds": (0.01, 3600),
+    "rows_per_second": (0.001, 1e9),
+    "queue_bytes": (2**16, 2**50),
+    "keep_seconds": (0, 1e10),
+}
+
+
+class FarTeacher:
+    """A teacher at the other end of a link, asked as a `Link` says.
+
+    Parameters
+    ----------
+    teacher
+        A model that raises `TeacherUnavailable` when it cannot be reached, as `RemoteModel` does.
+        If it has a method `check`, that is how it is looked for while it is away; else the next
+        batch tries.
+    link
+        How it is asked.
+
+    Attributes
+    ----------
+    name, teacher, link
+        The teacher's name, the teacher and the link.
+
+    Raises
+    ------
+    MissingExtra
+        stamina is not installed.
+
+    Notes
+    -----
+    While it is away, `failures` calls in a row having failed, every call is refused at once and
+    costs nobody time: a thread looks for it (the circuit breaker is open). Once that finds it, one
+    call is let through (half-open), and its success lets all of them (closed).
+
+    Examples
+    --------
+    >>> def away(batch): raise TeacherUnavailable("the cable is cut")
+    >>> teacher = FarTeacher(away, Link(retries=0, failures=1))
+    >>> for _ in range(2):
+    ...     try: teacher(np.ones((1, 2)))
+    ...     except TeacherUnavailable as error: print(error)
+    the cable is cut
+    away is left alone until it is there again: the cable is cut
+    >>> teacher.close()
+    """
+
+    def __init__(self, teacher: Model, link: Link | None = None) -> None:
+        try:
+            import stamina
+        except ImportError as error:
+            raise MissingExtra("remote", "asking a far teacher again") from error
+        self._attempts = stamina.retry_context
+        self.name, self.teacher = model_name(teacher), teacher
+        self.link = Link() if link is None else link
+        self._breaker = Breaker(self.link.failures)
+        self._bucket = None
+        if self.link.rows_per_second is not None:
+            self._bucket = Bucket(self.link.rows_per_second)
+        self._reason = ""
+        self._closed = threading.Event()
+
+    def __call__(self, batch: Batch, /) -> Any:
+        """The teacher's answer to n inputs, or to the first of them that the rate limit allows.
+
+        Returns
+        -------
+        What the teacher says; an `Answer` that names the rows answered, where not all are.
+
+        Raises
+        ------
+        TeacherUnavailable
+            None is answered.
+        """
+        rows = row_count(batch)
+        if self._breaker.state == "open":
+            raise TeacherUnavailable(self._alone())
+        granted = rows if self._bucket is None else self._bucket.take(rows)
+        if not granted:
+            raise TeacherUnavailable(
+                f"{self.name} gets no more than {self.link.rows_per_second:g} rows a second"
+            )
+        if not self._breaker.enter():
+            raise TeacherUnavailable(self._alone())
+        whole = self._ask(batch if granted == rows else batch[:granted])
+        if granted == rows:
+            return whole
+        output, marks = getattr(whole, "output", whole), getattr(whole, "degraded", None)
+        return Answer(output, marks, np.arange(rows) < granted)
+
+    @property
+    def state(self) -> str:
+        """``"closed"``, it is asked; ``"open"``, it is left alone; ``"half-open"``, it is tried."""
+        return self._breaker.state
+
+    @property
+    def bytes_moved(self) -> int | None:
+        """As of the teacher."""
+        return getattr(self.teacher, "bytes_moved", None)
+
+    def close(self) -> None:
+        """Look for it no more."""
+        self._closed.set()
+
+    def __repr__(self) -> str:
+        return f"FarTeacher({self.teacher!r}, {self.link!r})"
+
+    def _ask(self, batch: Batch) -> Any:
+        try:
+            for attempt in self._attempts(
+                on=self._again,
+                attempts=self.link.retries + 1,
+                timeout=self.link.retry_seconds or None,
+                wait_initial=0.05,
+                wait_max=1.0,
+                wait_jitter=0.1,
+            ):
+                with attempt:
+                    answer = self.teacher(batch)
+        except TeacherUnavailable as error:
+            self._failed(error)
+            raise
+        except BaseException:
+            self._breaker.succeed()  # it was reached
+            raise
+        if self._breaker.succeed():
+            log.warning("%s is back", self.name)
+        return answer
+
+    def _again(self, error: Exception) -> bool | float:
+        """Whether, or after how many seconds, an attempt that failed is worth another."""
+        if not isinstance(error, TeacherUnavailable):
+            return False
+        after = error.retry_after_seconds
+        return True if after is None else after <= self.link.retry_seconds and after
+
+    def _failed(self, error: TeacherUnavailable) -> None:
+        self._reason = str(error)
+        if self._breaker.fail():
+            log.warning("%s is left alone: %s", self.name, self._reason)
+            arguments = (weakref.ref(self), self._closed, self.link.probe_seconds)
+            threading.Thread(
+                target=_look_for, args=arguments, name="ebjr-probe", daemon=True
+            ).start()
+
+    def _alone(self) -> str:
+        return f"{self.name} is left alone until it is there again: {self._reason}"
+
+    def _is_there(self) -> bool:
+        check: Callable[[], None] | None = getattr(unprepared(self.teacher)[0], "check", None)
+        try:
+            if check is not None:
+                check()
+        except ModelError as error:
+            self._reason = str(error)
+            return False
+        self._breaker.half_open()
+        return True
+
+
+def _look_for(far: Callable[[], FarTeacher | None], closed: threading.Event, every: float) -> None:
+    """Look for a teacher until it is there, or nobody has it any more."""
+    while not closed.wait(every * random.uniform(0.9, 1.1)):
+        teacher = far()
+        if teacher is None or teacher._is_there():
+            return
+        del teacher
+
+
+class Breaker:
+    """A circuit breaker: whether a teacher is asked at all.
+
+    Closed lets every call through; `failures` in a row open it, and no call passes; somebody who
+    has found the teacher half-opens it, and one call passes, whose end closes or opens it.
+
+    Notes
+    -----
+    The breakers that are kept up hold a lock while a call runs, so that one hanging call would
+    hold up all others, and go by the wall clock, which jumps on devices that set theirs late.
+
+    Examples
+    --------
+    >>> breaker = Breaker(failures=1)
+    >>> breaker.enter(), breaker.fail(), breaker.enter()
+    (True, True, False)
+    >>> breaker.half_open(); breaker.enter(), breaker.enter(), breaker.succeed(), breaker.enter()
+    (True, False, True, True)
+    """
+
+    def __init__(self, failures: int) -> None:
+        self.state = "closed"
+        self._most, self._count, self._trying = failures, 0, False
+        self._lock = threading.Lock()
+
+    def enter(self) -> bool:
+        """Whether a call may pass now."""
+        with self._lock:
+            if self.state == "half-open" and not self._trying:
+                self._trying = True
+                return True
+            return self.state == "closed"
+
+    def succeed(self) -> bool:
+        """A call had an answer; whether that closed the circuit."""
+        with self._lock:
+            closed = self.state == "half-open"
+            if self.state != "open":  # a call from before it opened says nothing of now
+                self.state, self._count, self._trying = "closed", 0, False
+            return closed
+
+    def fail(self) -> bool:
+        """A call had none; whether that opened the circuit."""
+        with self._lock:
+            self._count += 1
+            opened = self.state == "half-open" or (
+                self.state == "closed" and self._count >= self._most
+            )
+            if opened:
+                self.state, self._trying = "open", False
+            return opened
+
+    def half_open(self) -> None:
+        """Let one call through."""
+        with self._lock:
+            if self.state == "open":
+                self.state = "half-open"
+
+
+class Bucket:
+    """A token bucket: so many rows a second on average, one second's worth at once.
+
+    Parameters
+    ----------
+    rate
+        Rows a second.
+    clock
+        Seconds that only grow.
+
+    Examples
+    --------
+    >>> now = [0.0]
+    >>> bucket = Bucket(4, clock=lambda: now[0])
+    >>> bucket.take(3), bucket.take(3)
+    (3, 1)
+    >>> now[0] = 0.5
+    >>> bucket.take(3)
+    2
+    """
+
+    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._size, self._clock = rate, max(1.0, rate), clock
+        self._tokens, self._since = self._size, clock()
+        self._lock = threading.Lock()
+
+    def take(self, rows: int) -> int:
+        """How many of so many rows may go now."""
+        with self._lock:
+            now = self._clock()
+            grown = self._tokens + (now - self._since) * self._rate
+            self._tokens, self._since = min(self._size, grown), now
+            granted = min(rows, int(self._tokens))
+            self._tokens -= granted
+            return granted
+
+
+def over_link(outcomes: Outcomes, *, bytes: float = 0.0, seconds: float = 0.0) -> Outcomes:
+    """Outcomes of models that were recorded side by side, as if the teacher were far away.
+
+    Parameters
+    ----------
+    outcomes
+        What both models said, with what each costs.
+    bytes
+        What an example moves over the link, there and back.
+    seconds
+        What the link adds to an example's time, rows of a batch sharing the round trip.
+
+    Returns
+    -------
+    Outcomes
+        With these in the teacher's cost; the student, which is here, moves none.
+
+    Examples
+    --------
+    >>> from ebjr.costs import Cost
+    >>> near = Outcomes(np.eye(2), np.eye(2), [0, 1], teacher_cost=Cost(seconds=0.01))
+    >>> over_link(near, bytes=3000, seconds=0.04).teacher_cost.as_dict()
+    {'seconds': 0.05, 'bytes': 3000}
+    """
+    teacher = outcomes.teacher_cost
+    taken = None if teacher.seconds is None else teacher.seconds + seconds
+    return replace(
+        outcomes,
+        student_cost=replace(outcomes.student_cost, bytes=0.0),
+        teacher_cost=replace(teacher, seconds=taken, bytes=bytes),
+    )

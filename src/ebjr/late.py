@@ -1,0 +1,396 @@
+"""Answers that come later: rows that the teacher could not answer are kept on disk until it can.
+
+The joint model answers such a row at once with the student's output, marked as degraded, and keeps
+it here under an id. Whoever has the id gets the teacher's answer once it is there. The file is
+SQLite's: what was kept is kept, even if the process is killed or the power fails.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import sqlite3
+import threading
+import time
+import uuid
+import weakref
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Batch, join_rows, take_rows, to_numpy
+from ebjr.errors import EbjrError, TeacherUnavailable
+from ebjr.joint import JointModel, Kept
+from ebjr.preprocess import ImageFile
+from ebjr.tasks import Task
+
+FORMAT = 0xEB17
+"""SQLite's `application_id` of such a file."""
+
+_TABLE = """
+CREATE TABLE rows (
+    number INTEGER PRIMARY KEY,          -- the oldest first
+    id TEXT NOT NULL,
+    row INTEGER NOT NULL,                -- of the request
+    form TEXT NOT NULL,                  -- what rows of one batch have in common
+    input BLOB,                          -- NULL once there is an answer
+    student BLOB,
+    answer BLOB,
+    error TEXT,
+    told INTEGER NOT NULL DEFAULT 0,     -- by the callback
+    changed REAL NOT NULL,
+    UNIQUE (id, row)
+);
+CREATE INDEX waiting ON rows (number) WHERE input IS NOT NULL;
+"""
+
+log = logging.getLogger("ebjr.late")
+
+
+@dataclass(frozen=True, eq=False)
+class LateAnswer:
+    """What is known of the rows that were kept under an id.
+
+    Attributes
+    ----------
+    id
+        Of the answer whose degraded rows these are.
+    rows, prediction, output
+        (k,) rows of that answer which the teacher has answered since, and what the joint model
+        says of them now.
+    waiting
+        Rows that still wait.
+    errors
+        By row: why it will never be answered.
+    """
+
+    id: str
+    rows: np.ndarray
+    prediction: Batch
+    output: Batch
+    waiting: tuple[int, ...] = ()
+    errors: dict[int, str] | None = None
+
+
+class LateAnswers:
+    """A durable queue of rows for the teacher, and its answers to them.
+
+    Parameters
+    ----------
+    path
+        The file; it is made if there is none.
+    callback
+        Told each `LateAnswer` once it is there; after a crash perhaps twice, never not at all.
+    most_bytes
+        The most bytes of the file.
+    keep_seconds
+        How long an answer is kept.
+
+    Raises
+    ------
+    ValueError
+        The file is something else.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from ebjr import JointClassifier, Router
+    >>> cloud = {"is there": False}
+    >>> def teacher(x):
+    ...     if not cloud["is there"]:
+    ...         raise TeacherUnavailable("no cloud in the sky")
+    ...     return np.stack([-x, x], axis=1)
+    >>> late = LateAnswers(tempfile.mkdtemp() + "/late.sqlite")
+    >>> joint = JointClassifier(lambda x: np.stack([x, -x], axis=1), teacher,
+    ...                         Router("max_logit", 2.0), when_unavailable="queue", late=late)
+    >>> answer = joint(np.array([3.0, 1.0]))
+    >>> answer.prediction, answer.degraded
+    (array([0, 0]), array([False,  True]))
+    >>> cloud["is there"] = True
+    >>> late.deliver(joint)
+    1
+    >>> found = late.find(answer.late, joint)
+    >>> found.rows, found.prediction
+    (array([1]), array([1]))
+    >>> late.close()
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        callback: Callable[[LateAnswer], None] | None = None,
+        most_bytes: int = 2**30,
+        keep_seconds: float = 86_400.0,
+    ) -> None:
+        self.path, self.callback, self.keep_seconds = os.fspath(path), callback, keep_seconds
+        self._lock = threading.RLock()
+        self._delivering = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._file = _opened(self.path, most_bytes)
+        self._finalizer = weakref.finalize(self, self._file.close)
+
+    def close(self) -> None:
+        """Stop delivering, and close the file."""
+        self.stop()
+        with self._lock:
+            self._finalizer()
+
+    def __len__(self) -> int:
+        """How many rows wait."""
+        with self._lock:
+            return int(
+                self._file.execute(
+                    "SELECT count(*) FROM rows INDEXED BY waiting WHERE input IS NOT NULL"
+                ).fetchone()[0]
+            )
+
+    @staticmethod
+    def new_id() -> str:
+        """An id that nobody can guess."""
+        return uuid.uuid4().hex
+
+    def keep(self, entries: Sequence[Kept], kind: Task) -> bool:
+        """Keep rows until the teacher has answered them, all or none, whatever happens then.
+
+        Returns
+        -------
+        bool
+            False where they could not be kept: the file is full, or the disk.
+        """
+        try:
+            values = [
+                (entry.id, int(row), *_packed_input(entry.inputs, place), _pack(kind, own))
+                for entry in entries
+                for place, (row, own) in enumerate(
+                    zip(entry.rows, _singles(entry.output), strict=True)
+                )
+            ]
+            with self._writing() as file:
+                file.executemany(
+                    "INSERT OR IGNORE INTO rows (id, row, form, input, student, changed) "
+                    f"VALUES (?, ?, ?, ?, ?, {time.time()})",
+                    values,
+                )
+        except (sqlite3.Error, TypeError, ValueError) as error:
+            log.error("%d rows could not be kept for later: %s", len(entries), error)
+            return False
+        return True
+
+    def find(self, id: str, joint: JointModel) -> LateAnswer | None:
+        """What is known of the rows under an id; None where there are none."""
+        with self._lock:
+            found = self._file.execute(
+                "SELECT row, input IS NOT NULL, answer, error FROM rows WHERE id = ? ORDER BY row",
+                (id,),
+            ).fetchall()
+        return _late_answer(id, found, joint) if found else None
+
+    def deliver(self, joint: JointModel, batch_size: int = 64) -> int:
+        """Ask the teacher for what waits, the oldest first, until it is away or nothing waits.
+
+        Returns
+        -------
+        int
+            How many rows have an answer now that had none.
+        """
+        done = 0
+        with self._delivering:
+            self._forget()
+            self._tell(joint)
+            while not self._stopping.is_set():
+                taken = self._oldest(batch_size)
+                try:
+                    answered = self._ask(joint, taken) if taken else 0
+                except TeacherUnavailable:
+                    break
+                if not answered:
+                    break
+                done += answered
+                self._tell(joint)
+        return done
+
+    def start(self, joint: JointModel, every_seconds: float = 1.0) -> None:
+        """Deliver in a thread of its own, whenever something waits."""
+        self._stopping.clear()
+        self._thread = threading.Thread(
+            target=self._run, args=(joint, every_seconds), name="ebjr-late", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End that thread; what it has begun is finished."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._stopping.clear()
+
+    def _run(self, joint: JointModel, every_seconds: float) -> None:
+        while not self._stopping.wait(every_seconds):
+            try:
+                self.deliver(joint)
+            except Exception:
+                log.exception("late answers could not be delivered; trying again")
+
+    def _oldest(self, most: int) -> list[tuple[int, str, str, bytes, bytes]]:
+        """Rows that wait and can be one batch."""
+        with self._lock:
+            return self._file.execute(
+                "SELECT number, id, form, input, student FROM rows WHERE input IS NOT NULL AND "
+                "form = (SELECT form FROM rows WHERE input IS NOT NULL ORDER BY number LIMIT 1) "
+                "ORDER BY number LIMIT ?",
+                (most,),
+            ).fetchall()
+
+    def _ask(self, joint: JointModel, taken: Sequence[tuple[int, str, str, bytes, bytes]]) -> int:
+        """Ask the teacher for some rows, and write down what it says; how many it answered."""
+        inputs = [_unpacked_input(form, raw) for _, _, form, raw, _ in taken]
+        batch: Batch = inputs if taken[0][2] in ("file", "list") else np.stack(inputs)
+        own = join_rows([_unpack(joint.kind, raw) for *_, raw in taken])
+        try:
+            found = joint.ask_teacher(batch, own)
+        except TeacherUnavailable:
+            raise
+        except Exception as error:  # these inputs are refused, or one of them is
+            if len(taken) > 1:
+                return sum(self._ask(joint, [one]) for one in taken)
+            self._write([(None, _sentence(error), taken[0][0])])
+            return 1
+        answered = np.arange(len(taken))
+        if found.answered is not None:
+            answered = np.flatnonzero(to_numpy(found.answered))
+        good = np.arange(len(answered))
+        if found.degraded is not None:  # by a teacher further away: they go on waiting
+            good = np.flatnonzero(~to_numpy(found.degraded))
+        packed = [_pack(joint.kind, row) for row in _singles(take_rows(found.output, good))]
+        numbers = [taken[place][0] for place in answered[good]]
+        self._write([(raw, None, number) for raw, number in zip(packed, numbers, strict=True)])
+        return len(numbers)
+
+    def _write(self, answers: Sequence[tuple[bytes | None, str | None, int]]) -> None:
+        with self._writing() as file:
+            file.executemany(
+                "UPDATE rows SET input = NULL, student = NULL, answer = ?, error = ?, "
+                f"changed = {time.time()} WHERE number = ?",
+                answers,
+            )
+
+    def _tell(self, joint: JointModel) -> None:
+        """Tell the callback of answers that it has not heard of, even in an earlier life."""
+        if self.callback is None:
+            return
+        with self._lock:
+            found = self._file.execute(
+                "SELECT number, id, row, 0, answer, error FROM rows "
+                "WHERE input IS NULL AND told = 0 ORDER BY number"
+            ).fetchall()
+        for number, id, *rest in found:
+            self.callback(_late_answer(id, [tuple(rest)], joint))
+            with self._writing() as file:
+                file.execute("UPDATE rows SET told = 1 WHERE number = ?", (number,))
+
+    def _forget(self) -> None:
+        with self._writing() as file:
+            file.execute(
+                "DELETE FROM rows WHERE input IS NULL AND changed < ?",
+                (time.time() - self.keep_seconds,),
+            )
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._file:
+            yield self._file
+
+
+def _opened(path: str, most_bytes: int) -> sqlite3.Connection:
+    file = sqlite3.connect(path, timeout=10.0, check_same_thread=False)
+    try:
+        known = file.execute("PRAGMA application_id").fetchone()[0]
+        tables = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if known != FORMAT and tables:
+            raise sqlite3.DatabaseError("file is of another program")
+        file.execute("PRAGMA journal_mode = WAL")
+        file.execute("PRAGMA synchronous = FULL")
+        if not tables:
+            file.executescript(f"BEGIN; PRAGMA application_id = {FORMAT}; {_TABLE} COMMIT;")
+        (page,) = file.execute("PRAGMA page_size").fetchone()
+        file.execute(f"PRAGMA max_page_count = {max(16, most_bytes // page)}")
+    except sqlite3.Error as error:
+        file.close()
+        raise ValueError(f"{path} cannot keep rows for later: {error}") from error
+    return file
+
+
+def _pack(kind: Task, row: Batch) -> bytes:
+    """Raw output of one row, as bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **kind.pack("output", _plain(row), half=False))  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _unpack(kind: Task, raw: bytes) -> Batch:
+    """What `_pack` packed."""
+    with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
+        return kind.unpack("output", dict(archive))
+
+
+def _plain(rows: Batch) -> Batch:
+    return rows if isinstance(rows, list | tuple) else to_numpy(rows)
+
+
+def _singles(rows: Batch) -> list[Batch]:
+    """Each row of a batch as a batch of its own."""
+    return [rows[place : place + 1] for place in range(len(rows))]
+
+
+def _packed_input(inputs: Batch, place: int) -> tuple[str, bytes]:
+    """An input's form and its bytes: an image that came as a file stays that file."""
+    one = inputs[place]
+    file = getattr(one, "file", None)
+    if file is not None:
+        return "file", bytes(file)
+    array = to_numpy(one)
+    if array.dtype.hasobject:
+        raise TypeError(f"inputs of {type(one).__name__} cannot be kept on disk, arrays can")
+    head = json.dumps([array.dtype.str, array.shape])
+    form = "list" if isinstance(inputs, list | tuple) else head
+    raw = np.ascontiguousarray(array).tobytes()
+    return form, head.encode() + b"\n" + zlib.compress(raw, 1)
+
+
+def _unpacked_input(form: str, raw: bytes) -> np.ndarray:
+    if form == "file":
+        from PIL import Image
+
+        with Image.open(io.BytesIO(raw)) as image:
+            return ImageFile.of(np.asarray(image.convert("RGB")), raw)
+    head, _, body = raw.partition(b"\n")
+    dtype, shape = json.loads(head)
+    return np.frombuffer(zlib.decompress(body), np.dtype(dtype)).reshape(shape)
+
+
+def _late_answer(id: str, found: Sequence[tuple[Any, ...]], joint: JointModel) -> LateAnswer:
+    done = [(row, _unpack(joint.kind, raw)) for row, _, raw, _ in found if raw is not None]
+    output = join_rows([one for _, one in done]) if done else np.zeros((0, 0))
+    return LateAnswer(
+        id,
+        np.array([row for row, _ in done], np.int64),
+        joint.predict(output) if done else np.zeros(0, np.int64),
+        output,
+        tuple(row for row, waits, *_ in found if waits),
+        {row: error for row, _, _, error in found if error is not None},
+    )
+
+
+def _sentence(error: Exception) -> str:
+    known = isinstance(error, EbjrError | ValueError | TypeError)
+    words = str(error) if known else f"{type(error).__name__}: {error}"
+    return " ".join(words.split())[:500]

@@ -1,0 +1,252 @@
+"""A teacher far away: asked again, left alone while it is away, asked no more than agreed."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+
+import numpy as np
+import pytest
+from far import FarTeacherProcess, teach
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebjr import (
+    Cost,
+    FarTeacher,
+    JointClassifier,
+    Link,
+    ModelError,
+    Outcomes,
+    Router,
+    TeacherUnavailable,
+    TradeOffCurve,
+    calibrate,
+    load_model,
+    over_link,
+    record,
+)
+from ebjr.edge import Breaker, Bucket
+
+pytest.importorskip("httpx2", reason="the extra `remote` is not installed")
+pytest.importorskip("stamina", reason="the extra `remote` is not installed")
+
+X = np.array([[0.5, 0.0], [5.0, 0.0], [0.25, 0.0]], np.float32)
+QUICK = Link(retries=0, failures=2, probe_seconds=0.05)
+
+
+def student(x):
+    return np.stack([x[:, 0], -x[:, 0], 0 * x[:, 0]], axis=1)
+
+
+@pytest.fixture(scope="module")
+def process():
+    far = FarTeacherProcess()
+    yield far
+    far.kill()
+
+
+@pytest.fixture
+def far(process):
+    process.behave("right")
+    return process
+
+
+def wait_until(true, seconds=10.0):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.01)
+
+
+def test_it_says_what_the_teacher_says(far):
+    np.testing.assert_array_equal(FarTeacher(load_model(far.url))(X), teach(X))
+
+
+def test_a_failure_that_passes_is_never_seen():
+    calls = []
+
+    def moody(x):
+        calls.append(len(x))
+        if len(calls) < 3:
+            raise TeacherUnavailable("not now", retry_after_seconds=0.01)
+        return teach(x)
+
+    np.testing.assert_array_equal(FarTeacher(moody, Link(retries=2))(X), teach(X))
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "link", "attempts"),
+    [
+        (TeacherUnavailable("no"), Link(retries=1), 2),
+        (TeacherUnavailable("no"), Link(retries=0), 1),
+        (TeacherUnavailable("later", retry_after_seconds=60), Link(retries=3), 1),
+        (ModelError("refused"), Link(retries=3), 1),
+        (ZeroDivisionError("a bug"), Link(retries=3), 1),
+    ],
+)
+def test_only_what_may_pass_is_tried_again(error, link, attempts):
+    calls = []
+
+    def away(x):
+        calls.append(1)
+        raise error
+
+    teacher = FarTeacher(away, link)
+    with pytest.raises(type(error)):
+        teacher(X)
+    teacher.close()
+    assert len(calls) == attempts
+
+
+def test_a_teacher_that_is_away_is_left_alone_and_found_again(far):
+    teacher = FarTeacher(load_model(far.url, timeout_seconds=0.5), QUICK)
+    far.behave("error")
+    for _ in range(2):
+        with pytest.raises(TeacherUnavailable, match="status 500"):
+            teacher(X)
+    asked = far.seen()["asked"]
+    for _ in range(100):
+        with pytest.raises(TeacherUnavailable, match="is left alone until it is there again: tea"):
+            teacher(X)
+    assert far.seen()["asked"] == asked
+    assert teacher.state == "open"
+    far.behave("right")
+    wait_until(lambda: teacher.state == "half-open")
+    np.testing.assert_array_equal(teacher(X), teach(X))
+    assert teacher.state == "closed"
+
+
+def test_a_health_check_that_lies_costs_one_call_at_a_time(far):
+    teacher = FarTeacher(load_model(far.url), QUICK)
+    far.behave("garbage")  # the metadata and the health are right, the answers are not
+    for _ in range(2):
+        with pytest.raises(TeacherUnavailable):
+            teacher(X)
+    for _ in range(3):
+        wait_until(lambda: teacher.state == "half-open")
+        with pytest.raises(TeacherUnavailable, match="cannot be reached"):
+            teacher(X)
+        assert teacher.state == "open"
+    teacher.close()
+
+
+def test_inputs_that_are_refused_do_not_open_the_circuit(far):
+    teacher = FarTeacher(load_model(far.url), QUICK)
+    far.behave("refuse")
+    for _ in range(5):
+        with pytest.raises(ModelError, match="refuses these inputs"):
+            teacher(X)
+    assert teacher.state == "closed"
+
+
+def test_a_teacher_that_nobody_has_any_more_is_not_looked_for(far):
+    teacher = FarTeacher(load_model(far.url, timeout_seconds=0.5), QUICK)
+    far.behave("error")
+    for _ in range(2):
+        with pytest.raises(TeacherUnavailable):
+            teacher(X)
+    del teacher
+    gc.collect()  # what tenacity remembers of failed attempts goes in circles
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "ebjr-probe"])
+
+
+@given(st.lists(st.sampled_from(["enter", "succeed", "fail", "half_open"]), max_size=40))
+def test_a_breaker_lets_nobody_pass_while_open_and_one_while_half_open(steps):
+    breaker, passed = Breaker(failures=2), 0
+    for step in steps:
+        before = breaker.state
+        result = getattr(breaker, step)()
+        if step == "enter":
+            if before == "open":
+                assert not result
+            if before == "half-open":
+                passed += result
+                assert passed <= 1
+        if breaker.state != "half-open":
+            passed = 0
+        if before == "open":
+            assert breaker.state in ("open", "half-open")
+
+
+@given(
+    st.floats(0.5, 50),
+    st.lists(st.tuples(st.floats(0, 3), st.integers(1, 60)), min_size=1, max_size=30),
+)
+def test_a_bucket_never_gives_more_than_its_rate_and_one_second(rate, asks):
+    now = [0.0]
+    bucket, given_rows = Bucket(rate, clock=lambda: now[0]), 0
+    for wait, rows in asks:
+        now[0] += wait
+        granted = bucket.take(rows)
+        assert 0 <= granted <= rows
+        given_rows += granted
+        assert given_rows <= max(1.0, rate) + rate * now[0] + 1e-6
+
+
+def test_rows_over_the_rate_limit_keep_the_students_answer(far):
+    teacher = FarTeacher(load_model(far.url), Link(rows_per_second=2))
+    joint = JointClassifier(student, teacher, Router("max_logit", 9.0))
+    x = np.arange(8, dtype=np.float32).reshape(4, 2)
+    answer = joint(x)
+    assert answer.deferred.tolist() == [True, True, False, False]
+    assert answer.degraded.tolist() == [False, False, True, True]
+    np.testing.assert_array_equal(answer.output[:2], teach(x[:2]))
+    np.testing.assert_array_equal(answer.output[2:], student(x[2:]))
+    assert joint(x).degraded.all()
+    strict = JointClassifier(student, teacher, Router("max_logit", 9.0), when_unavailable="error")
+    with pytest.raises(TeacherUnavailable, match="no more than 2 rows a second"):
+        strict(x)
+
+
+def test_the_rows_that_a_limited_teacher_answers_are_blended_with_their_own(far):
+    teacher = FarTeacher(load_model(far.url), Link(rows_per_second=1))
+    whole = JointClassifier(student, teach, Router("max_logit", 9.0), blend=0.5)
+    limited = JointClassifier(student, teacher, Router("max_logit", 9.0), blend=0.5)
+    np.testing.assert_allclose(limited(X).output[0], whole(X).output[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"retries": -1}, "retries must be a whole number from 0 to 100, not -1"),
+        ({"retries": 1.5}, "retries must be a whole number"),
+        ({"rows_per_second": 0}, "rows_per_second must be a number from 0.001"),
+        ({"failures": True}, "failures must be a whole number"),
+        ({"when_unavailable": "pray"}, "when_unavailable must be one of student, error, queue"),
+        ({"queue": ""}, "queue must be the name of a file"),
+        ({"colour": 1}, "a link has no 'colour'; it has retries"),
+    ],
+)
+def test_a_link_that_cannot_be_is_refused(values, says):
+    with pytest.raises(ValueError, match=says):
+        Link.from_dict(values)
+
+
+def test_recording_a_far_teacher_measures_what_moves_over_the_link(far):
+    table = record(student, load_model(far.url), np.tile(X, (20, 1)), np.zeros(60, int))
+    assert table.student_cost.bytes == 0
+    assert 20 < table.teacher_cost.bytes < 100
+    near = record(student, teach, X, [0, 1, 2])
+    assert near.teacher_cost.bytes is None
+
+
+def test_a_budget_of_bytes_defers_as_many_rows_as_it_pays_for():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, 400)
+    clear = 5 * np.eye(3)[targets]
+    costs = {"student_cost": Cost(flops=1.0), "teacher_cost": Cost(flops=9.0, seconds=0.01)}
+    near = Outcomes(clear + rng.normal(0, 4, clear.shape), clear, targets, **costs)
+    table = over_link(near, bytes=3000, seconds=0.04)
+    assert table.teacher_cost.as_dict() == {"flops": 9.0, "seconds": 0.05, "bytes": 3000}
+    point = calibrate(table, goal="budget", bytes=600, score="softmax", blend=0.0)
+    assert point.deferral_rate == pytest.approx(0.2, abs=0.003)
+    assert point.cost.bytes <= 600
+    assert TradeOffCurve.of(table, "softmax").cost_in("bytes")[-1] == 3000
+    with pytest.raises(ValueError, match="do not say what both models cost in bytes"):
+        calibrate(near, goal="budget", bytes=600, score="softmax", blend=0.0)
+    certified = calibrate(table, goal="budget", bytes=900, score="softmax", blend=0.0, delta=0.1)
+    assert certified.certified.statement
+    assert certified.deferral_rate < 0.3
