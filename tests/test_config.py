@@ -196,6 +196,31 @@ def test_changed_preprocessing_is_refused(certified):
         ebjr.load_joint(file)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("    2,\n", "    1,\n", "the list of known_classes in joint.toml has changed"),
+        ("    2,\n", "    2,\n    1,\n", "the list of known_classes in joint.toml has changed"),
+        ("classes = 3\n", "classes = 4\n", "the number of classes in joint.toml has changed"),
+    ],
+)
+def test_a_changed_label_map_is_refused(specialized, old, new, words):
+    joint = ebjr.load_joint(specialized)
+    targets = np.arange(60) % 3
+    outcomes = Outcomes(
+        4 * np.eye(2)[(targets != 2) * 1], 4 * np.eye(3)[targets], targets, "specialized",
+        known_classes=[2],
+    )  # fmt: skip
+    point = ebjr.calibrate(outcomes, score="known_softmax", blend=0.0)
+    joint.router = point.router
+    ebjr.save_joint(specialized, joint, point=point)
+    assert ebjr.load_joint(specialized).known_classes == (2,)
+    text = specialized.read_text()
+    specialized.write_text(text.replace(old, new, 1))
+    with pytest.raises(ebjr.ModelError, match=words):
+        ebjr.load_joint(specialized)
+
+
 def test_what_the_joules_are_survives_the_file(joint, tmp_path):
     costs = {role: Cost(flops=1.0, joules=2.0, joules_are="measured") for role in ROLES}
     entries = {

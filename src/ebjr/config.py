@@ -309,10 +309,10 @@ _CALIBRATION_KEYS = (
         "outcomes",
         "split_fraction",
         "split_seed",
-        "preprocessing",
         "traffic",
     ),
     *("certified", "chosen_on", "held_out", "score_quantiles", "curve", "drift", "disagreement"),
+    *("preprocessing", "known_classes", "classes"),
 )
 _CURVE_ROWS = 51
 
@@ -331,13 +331,14 @@ class JointConfig:
         What it does, what it is called, and the classes' names.
     calibration
         How the threshold was chosen: the goal, the fingerprints of the data and of both models'
-        preprocessing, the certificate if there is one (`certified`), the figures on the
-        calibration half (`chosen_on`) and on the other (`held_out`), the calibration half's
-        scores at 101 evenly spaced shares (`score_quantiles`), lowest first, by which a deferral
-        rate is a threshold, and rows of the curve on the other half (`curve`: threshold,
-        deferral_rate, quality), which say what another threshold would do. For the monitor of a
-        server, of that half too: what a `DriftMonitor` keeps of its scores (`drift`), and how many
-        rows the student keeps where the teacher says something else (`disagreement`).
+        preprocessing, what a specialized student then knew, the certificate if there is one
+        (`certified`), the figures on the calibration half (`chosen_on`) and on the other
+        (`held_out`), the calibration half's scores at 101 evenly spaced shares
+        (`score_quantiles`), lowest first, by which a deferral rate is a threshold, and rows of the
+        curve on the other half (`curve`: threshold, deferral_rate, quality), which say what another
+        threshold would do. For the monitor of a server, of that half too: what a `DriftMonitor`
+        keeps of its scores (`drift`), and how many rows the student keeps where the teacher says
+        something else (`disagreement`).
     operating_points
         Other thresholds by name, each with its figures.
     rescale
@@ -410,7 +411,8 @@ class JointConfig:
                 "split_fraction": fraction,
                 "split_seed": seed,
                 **({} if study.traffic is None else {"traffic": asdict(study.traffic)}),
-                **_chosen(student, teacher, study.point),
+                **_meaning(student, teacher, study.outcomes.known_classes, study.outcomes.classes),
+                **_chosen(study.point),
                 "held_out": study.result.as_dict(),
                 "score_quantiles": _score_quantiles(study),
                 "curve": _curve(study),
@@ -536,19 +538,21 @@ class JointConfig:
         Raises
         ------
         ModelError
-            A model file or the preprocessing has changed, or a model cannot be loaded.
+            A model file, the preprocessing, or what a specialized student knows has changed, or a
+        model cannot be loaded.
 
         Warns
         -----
         PromiseWarning
             Score, blend, or a certified threshold is not what was calibrated.
         """
-        prepared = self.calibration.get("preprocessing")
-        if prepared not in (None, _preprocessing(self.student, self.teacher)):
-            raise ModelError(
-                "the preprocessing in joint.toml has changed since the threshold was calibrated; "
-                "record and calibrate again"
-            )
+        meaning = _meaning(self.student, self.teacher, self.known_classes, self.classes)
+        for key, words in _MEANING.items():
+            if self.calibration.get(key, meaning.get(key)) != meaning.get(key):
+                raise ModelError(
+                    f"the {words} in joint.toml has changed since the threshold was calibrated; "
+                    "record and calibrate again"
+                )
         if self.changes:
             void = "promise is" if "certified" in self.calibration else "figures are"
             warnings.warn(
@@ -618,7 +622,8 @@ def save_joint(
         teacher = replace(teacher, link=link)
     calibration: dict[str, Any] = {}
     if point is not None:
-        calibration = {"date": date.today(), **_chosen(student, teacher, point)}
+        meaning = _meaning(student, teacher, joint.known_classes, joint.classes)
+        calibration = {"date": date.today(), **meaning, **_chosen(point)}
     JointConfig(
         student=student,
         teacher=teacher,
@@ -657,12 +662,31 @@ def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel:
     return JointConfig.read(path).load(**options)
 
 
-def _chosen(student: Entry, teacher: Entry, point: OperatingPoint) -> dict[str, Any]:
-    """What a chosen threshold rests on."""
+def _chosen(point: OperatingPoint) -> dict[str, Any]:
+    """What a chosen threshold does, and what is promised of it."""
     figures = point.as_dict()
     certified = figures.pop("certified", None)
-    table = {"preprocessing": _preprocessing(student, teacher), "chosen_on": figures}
-    return table if certified is None else {**table, "certified": certified}
+    return {"chosen_on": figures} | ({} if certified is None else {"certified": certified})
+
+
+_MEANING = {
+    "preprocessing": "preprocessing",
+    "known_classes": "list of known_classes",
+    "classes": "number of classes",
+}
+
+
+def _meaning(
+    student: Entry,
+    teacher: Entry,
+    known_classes: tuple[int, ...] | None,
+    classes: int | None,
+) -> dict[str, Any]:
+    """What the models' files do not say of what goes in and what comes out, by `_MEANING`."""
+    table: dict[str, Any] = {"preprocessing": _preprocessing(student, teacher)}
+    if known_classes is not None:
+        table |= {"known_classes": list(known_classes), "classes": classes}
+    return table
 
 
 def _score_quantiles(study: Study) -> list[float]:
