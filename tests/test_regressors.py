@@ -64,8 +64,49 @@ def test_a_thousand_samples_of_a_fitted_proposal_are_within_one_percent_of_quadr
         assert np.max(np.abs(found.energy / exact - 1)) < 0.01
 
 
-def test_the_standard_error_is_the_spread_over_seeds():
-    found = [sample_energy(by_row, ROWS, CENTERS, MIXTURE, 400, seed) for seed in range(300)]
+class Independent(GaussianMixture):
+    """The same proposal without strata."""
+
+    def sample(self, prediction, samples, seed):
+        rng = np.random.default_rng(seed)
+        scales = rng.choice(self.scales, samples, p=self.weights)
+        return prediction[:, None] + scales * rng.standard_normal(samples)
+
+
+INDEPENDENT = Independent(MIXTURE.scales)
+
+
+def test_strata_leave_a_tenth_of_the_error_of_independent_draws():
+    off = {
+        proposal: np.sqrt(
+            np.mean(
+                [
+                    (sample_energy(by_row, ROWS, CENTERS, proposal, 1000, seed).energy - TRUE) ** 2
+                    for seed in range(20)
+                ]
+            )
+        )
+        for proposal in (MIXTURE, INDEPENDENT)
+    }
+    assert off[MIXTURE] < 0.1 * off[INDEPENDENT]
+    assert off[MIXTURE] < 0.002  # the integral is e to this power: 0.2 %
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_draws_are_those_of_the_mixture(seed):
+    mixture = GaussianMixture((0.5, 3.0), (3.0, 1.0))
+    drawn = mixture.sample(np.array([2.0]), 2000, seed)[0] - 2
+    assert (np.diff(drawn) >= 0).all()
+
+    def share_below(y):
+        return 0.75 * scipy.stats.norm.cdf(y / 0.5) + 0.25 * scipy.stats.norm.cdf(y / 3)
+
+    assert np.abs(share_below(drawn) - (np.arange(2000) + 0.5) / 2000).max() <= 0.5 / 2000 + 1e-9
+
+
+@pytest.mark.parametrize("proposal", [MIXTURE, INDEPENDENT])
+def test_the_standard_error_is_the_spread_over_seeds(proposal):
+    found = [sample_energy(by_row, ROWS, CENTERS, proposal, 400, seed) for seed in range(200)]
     spread = np.std([each.energy for each in found], axis=0)
     said = np.mean([each.standard_error for each in found], axis=0)
     np.testing.assert_allclose(said, spread, rtol=0.2)
@@ -121,8 +162,8 @@ def test_a_proposal_with_zero_density_is_refused_in_one_sentence():
 def test_an_energy_that_is_none_is_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         sample_energy(bad, ROWS, CENTERS, MIXTURE, samples=10)
-    with pytest.raises(ValueError, match="at least 2 samples"):
-        sample_energy(by_row, ROWS, CENTERS, MIXTURE, samples=1)
+    with pytest.raises(ValueError, match="at least 3 samples"):
+        sample_energy(by_row, ROWS, CENTERS, MIXTURE, samples=2)
 
 
 @pytest.mark.parametrize(

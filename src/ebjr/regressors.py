@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
 from ebjr.arrays import (
     Array,
@@ -39,7 +40,10 @@ class Proposal(Protocol):
     """Where to look for y: draws around the point prediction, and their density."""
 
     def sample(self, prediction: np.ndarray, samples: int, seed: int) -> np.ndarray:
-        """(n, samples): draws for n predictions; a row's depend on the row and the seed alone."""
+        """(n, samples): draws for n predictions; a row's depend on the row and the seed alone.
+
+        Independent, or one of each of as many equally likely strata of y, which ascend.
+        """
         ...
 
     def log_density(self, y: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -89,10 +93,23 @@ class GaussianMixture:
         object.__setattr__(self, "weights", tuple(v / total for v in weights))
 
     def sample(self, prediction: np.ndarray, samples: int, seed: int) -> np.ndarray:
-        """(n, samples): the same offsets for every row, so that any batches give the same."""
-        rng = np.random.default_rng(seed)
-        scale = rng.choice(self.scales, samples, p=self.weights)
-        return prediction[:, None] + scale * rng.standard_normal(samples)
+        """(n, samples): one draw of each of as many equally likely strata, ascending.
+
+        The offsets are the same for every row, so that any batches give the same.
+        """
+        drawn = np.random.default_rng(seed).random(samples)
+        return prediction[:, None] + self._quantiles((np.arange(samples) + drawn) / samples)
+
+    def _quantiles(self, shares: np.ndarray) -> np.ndarray:
+        """The offsets below which these shares of the mixture lie, by bisection."""
+        scales, weights = np.array(self.scales), np.array(self.weights)
+        each = ndtri(np.clip(shares, 1e-12, 1 - 1e-12))[:, None] * scales
+        low, high = each.min(axis=1), each.max(axis=1)
+        for _ in range(45):
+            middle = (low + high) / 2
+            below = ndtr(middle[:, None] / scales) @ weights < shares
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        return (low + high) / 2
 
     def log_density(self, y: np.ndarray, prediction: np.ndarray) -> np.ndarray:
         """(n, m)."""
@@ -153,7 +170,7 @@ class EnergyEstimate:
     energy
         (n,): ``-F(x)``, in nats.
     standard_error
-        (n,): of `energy`, from the spread of the importance weights (delta method).
+        (n,): of `energy`, from how the importance weights vary from draw to draw (delta method).
     """
 
     energy: Array
@@ -182,7 +199,7 @@ def sample_energy(
         Where y is drawn: a `GaussianMixture`, or anything with `sample` and `log_density`. It
         should be no narrower than ``p(y|x)``.
     samples
-        For each input, at least 2.
+        For each input, at least 3.
     seed
         Same seed, same answers, in any split into batches.
 
@@ -190,7 +207,7 @@ def sample_energy(
     ------
     ValueError
         The proposal has zero density at its own draws or at a prediction, or draws what is not
-        finite; the energies have another shape, or are NaN or ``+inf``; fewer than two samples.
+        finite; the energies have another shape, or are NaN or ``+inf``; fewer than three samples.
 
     Examples
     --------
@@ -200,8 +217,8 @@ def sample_energy(
     >>> bool(abs(error) < 3 * estimate.standard_error[0])
     True
     """
-    if samples < 2:
-        raise ValueError(f"importance sampling needs at least 2 samples, not {samples}")
+    if samples < 3:
+        raise ValueError(f"importance sampling needs at least 3 samples, not {samples}")
     center = to_numpy(prediction).astype(np.float64)
     drawn = np.asarray(proposal.sample(center, samples, seed), dtype=np.float64)
     if drawn.shape != (len(center), samples) or not np.isfinite(drawn).all():
@@ -233,9 +250,20 @@ def sample_energy(
     offset = convert_like(density[:, 1:], found)
     weights = found - xp.astype(offset, found.dtype) - math.log(samples)
     total = logsumexp(weights)
-    share = xp.exp(weights - total[:, None])  # adds up to 1
-    spread = xp.sqrt(xp.sum((share - 1 / samples) ** 2, axis=-1) * samples / (samples - 1))
-    return EnergyEstimate(total, spread)
+    return EnergyEstimate(total, _spread(xp.exp(weights - total[:, None])))
+
+
+def _spread(share: Array) -> Array:
+    """(n,): the standard error of a sum of draws (n, samples), independent or of ascending strata.
+
+    Second differences have the variance of the draws and leave out what ascends with the strata;
+    where they do not reach, at both ends, first differences stand in.
+    """
+    xp = namespace(share)
+    step = share[:, 1:] - share[:, :-1]
+    bend = step[:, 1:] - step[:, :-1]
+    ends = step[:, 0] ** 2 + step[:, -1] ** 2
+    return xp.sqrt(xp.sum(bend**2, axis=-1) / 6 + ends / 2)
 
 
 class EnergyRegressor:
