@@ -463,15 +463,19 @@ def test_an_interval_is_the_bootstrap_over_images():
     found = bootstrap(SCENE, point, n_resamples=100, seed=5)
     own = SCENE.with_scale(point.rescale)
     _, deferred = point.router(SCENE.student)
-    rng, expected = np.random.default_rng(5), []
+    rng, expected, joint = np.random.default_rng(5), [], []
     for _ in range(100):
         rows = np.repeat(np.arange(60), rng.multinomial(60, np.full(60, 1 / 60)))
         drawn = own.take(rows)
-        expected.append(drawn.whole(0.25)(deferred[rows]) - drawn.quality("teacher"))
+        joint.append(drawn.whole(0.25)(deferred[rows]))
+        expected.append(joint[-1] - drawn.quality("teacher"))
     low, high = np.quantile(expected, [0.025, 0.975])
     assert found["gain_over_teacher"].low == pytest.approx(low, abs=1e-9)
     assert found["gain_over_teacher"].high == pytest.approx(high, abs=1e-9)
-    assert found["ap"].estimate == evaluate(SCENE, point).quality
+    here = evaluate(SCENE, point).quality
+    assert found["ap"].estimate == here
+    low, high = np.quantile(2 * here - np.array(joint), [0.025, 0.975])
+    assert (found["ap"].low, found["ap"].high) == pytest.approx((low, high), abs=1e-9)
 
 
 def test_the_joint_answers_are_compared_by_the_same_metric():

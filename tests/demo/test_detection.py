@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ebjr import JointDetector, Outcomes, load_joint
+from ebjr import JointDetector, Outcomes, calibrate, load_joint
 from ebjr.demo import DEMOS, detection, shipped
 from ebjr.demo.fetch import DataUnavailable
+from ebjr.evaluation.significance import bootstrap
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
@@ -42,6 +43,16 @@ def test_without_images_the_shipped_answers_are_used_and_said_to_be(run, monkeyp
     page = (tmp_path / "ebjr-demo" / "report.html").read_text()
     assert "AP against cost" in page
     assert "<figure>" not in page
+
+
+def test_an_interval_on_few_images_is_of_the_precision_on_many():
+    with shipped("outcomes.npz", "detection") as path:
+        outcomes = Outcomes.load(path)
+    few = outcomes.take(np.arange(100))
+    point = calibrate(few, "budget", deferral_rate=1.0, score="box_count", blend=0.0)
+    interval = bootstrap(few, point, n_resamples=100)["ap"]
+    assert interval.estimate > outcomes.quality("teacher") + 0.04  # few images flatter
+    assert interval.low < outcomes.quality("teacher") < interval.high
 
 
 def test_a_folder_without_the_images_is_named(monkeypatch, tmp_path):

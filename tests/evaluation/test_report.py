@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 from ebjr import Cost, Outcomes, TradeOffCurve, evaluate, run_study
+from ebjr.evaluation.plots import trade_off_figure
 from ebjr.evaluation.report import write_report
 
 pytest.importorskip("plotly", reason="plotly is not installed")
@@ -101,6 +102,22 @@ def test_a_softmax_score_is_drawn_beside_the_accuracy_that_it_foretells(study, r
     said = series["softmax"]["reliability"]["data"][2]["y"]
     values = np.sort(study.others["softmax"].score_function(study.held_out.student))
     assert said == pytest.approx(100 * values.reshape(10, -1).mean(axis=1), rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_chance_is_drawn_as_random_orders_are_on_average(study, task):
+    table = study.held_out
+    if task == "regression":
+        table = Outcomes(table.student[:, :2], table.teacher[:, 0], table.targets, task)
+    point = TradeOffCurve.of(table, "random").at(deferral_rate=0.5)
+    figure = trade_off_figure(table, {"random": point})
+    lines = [trace for trace in figure["data"] if trace["name"] == "random"]
+    assert len(lines) == 1
+    rng, ordered = np.random.default_rng(0), []
+    for _ in range(50):
+        curve = TradeOffCurve.of(table, rng.random(len(table)))
+        ordered.append(table.measure.drawn(curve.quality[:: len(table) // 20]))
+    np.testing.assert_allclose(lines[0]["y"], np.mean(ordered, axis=0), rtol=0.005)
 
 
 def test_the_page_states_intervals_verdicts_ranking_and_the_best_accuracy(study, report):

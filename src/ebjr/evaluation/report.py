@@ -47,6 +47,7 @@ CLASSIFIERS = {
     "metric": "accuracy",
     "curve_title": "Accuracy against cost",
     "oracle_words": "The oracle knows which answers are right: no score can do better.",
+    "random_words": "Random is what deferring by chance comes to on average.",
     "histogram_label": (
         "Densities of the score for inputs that the student gets right and wrong, with the "
         "threshold and the crossing."
@@ -66,6 +67,10 @@ CLASSIFIERS = {
 
 DETECTORS = {
     "oracle_words": "The oracle knows what each image gains: hardly a score can do better.",
+    "random_words": (
+        "Random is the straight line between both models, which deferring by chance comes close to "
+        "on average."
+    ),
     "histogram_label": (
         "Densities of the score for images where the teacher adds nothing and where it does, with "
         "the threshold."
@@ -94,6 +99,7 @@ def page_words(measure: Metric) -> dict[str, str]:
         "metric": measure.title,
         "curve_title": f"{measure.title} against cost",
         "oracle_words": "The oracle knows every error: no score can do better.",
+        "random_words": CLASSIFIERS["random_words"],
         "histogram_label": "Both models' residuals against the score, with the threshold.",
         "histogram_words": (
             "Each example is two marks: what the student's prediction is off by, and what the "
@@ -446,11 +452,14 @@ def _chance(
         if measure.binary
         else "a paired bootstrap of the difference on the same examples."
     )
-    caption = (
-        f"Intervals: percentiles of {resamples(measure):,} bootstrap resamples of the held-out "
-        "examples. Verdicts: "
-        f"{test}"
-    )
+    drawn = f"{resamples(measure):,} bootstrap resamples of the held-out examples"
+    intervals_words = f"percentiles of {drawn}."
+    if measure.whole is not None:
+        intervals_words = (
+            f"from {drawn}. {measure.title} is too high on few images; its own interval is of many "
+            "more such images (basic bootstrap), and so reaches further down than up."
+        )
+    caption = f"Intervals: {intervals_words} Verdicts: {test}"
     inner = f'<div class="columns">{table}{tests}</div><p class="caption">{caption}</p>'
     return _section("chance", "Is it more than chance?", inner)
 
