@@ -276,15 +276,14 @@ def test_rows_of_numbers_are_tried_and_no_calibration_is_needed(page):
 
     student.input_shape, student.input_name, student.input_dtype = (None, 2), "x", np.float32
     joint = JointClassifier(student, lambda x: 3 - student(x), Router("max_logit", 5.0))
-    with running(Served(joint)) as address:
+    with running(Served(joint, labels=("<b>yes</b>", "no"))) as address:
         opened(page, address)
         assert not page.is_visible("#slider-label")
         assert not page.is_visible("#curve-section")
         page.get_by_label("One row of numbers, 2 of them").fill("1.5, 4")
         page.get_by_role("button", name="Ask both models").click()
-        says(page, "try-said", "0, says the teacher. The score, 4, is below the threshold, 5.")
+        says(page, "try-said", "<b>yes</b>, says the teacher. The score, 4, is below the threshold")
         page.get_by_label("One row of numbers").fill("1 2 3")
-        page.keyboard.press("Control+Enter")
         page.get_by_role("button", name="Ask both models").click()
         says(page, "try-said", "A row has 2 numbers, and these are 3.")
 

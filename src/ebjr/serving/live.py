@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,17 +67,12 @@ class Live(Observer):
 
     def batch(self, batch: Batched) -> None:
         """Count a batch's time, and the waits before it."""
-        self._time(batch.stage, [batch.seconds])
-        self._time(f"{batch.stage}_wait", batch.waited.tolist())
+        self._time(batch.stage, batch.seconds)
+        self._time_all(f"{batch.stage}_wait", batch.waited)
 
     def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
         """Count rows, and where their scores lie; NaN lies lowest, as it is deferred."""
-        bins = self._scores.shape[1]
-        places = None
-        if bins:
-            known = np.where(np.isnan(score), -np.inf, score)
-            found = np.searchsorted(self.score_edges, known, side="right") - 1
-            places = np.bincount(found.clip(0, bins - 1), minlength=bins)
+        places = self._places(score) if self._scores.size else None
         with self._lock:
             slot = self._slot()
             self._counts[slot, 0] += len(score)
@@ -100,7 +95,7 @@ class Live(Observer):
     def answered(self, ticket: Ticket, seconds: float) -> None:
         """Count a request that was answered, and its time."""
         self._count("requests")
-        self._time("request", [seconds])
+        self._time("request", seconds)
 
     def counts(self, seconds: int | None = None) -> dict[str, int]:
         """How many of each of `COUNTS` in the last seconds; None is all that is kept."""
@@ -159,12 +154,23 @@ class Live(Observer):
         with self._lock:
             self._counts[self._slot(), COUNTS.index(name)] += more
 
-    def _time(self, what: str, seconds: Iterable[float]) -> None:
-        places = [int(_PER_OCTAVE * math.log2(max(each, _FIRST) / _FIRST)) for each in seconds]
+    def _places(self, score: np.ndarray) -> np.ndarray:
+        """How many scores lie in each bin."""
+        if np.isnan(score.min(initial=np.inf)):
+            score = np.where(np.isnan(score), -np.inf, score)
+        found = np.searchsorted(self.score_edges[1:-1], score, side="right")
+        return np.bincount(found, minlength=self._scores.shape[1])
+
+    def _time(self, what: str, seconds: float) -> None:
+        place = int(_PER_OCTAVE * math.log2(max(seconds, _FIRST) / _FIRST))
         with self._lock:
-            counts = self._times[self._slot(), TIMED.index(what)]
-            for place in places:
-                counts[min(place, _BINS - 1)] += 1
+            self._times[self._slot(), TIMED.index(what), min(place, _BINS - 1)] += 1
+
+    def _time_all(self, what: str, seconds: np.ndarray) -> None:
+        places = (_PER_OCTAVE * np.log2(seconds.clip(_FIRST) / _FIRST)).astype(np.int64)
+        counts = np.bincount(places.clip(0, _BINS - 1), minlength=_BINS)
+        with self._lock:
+            self._times[self._slot(), TIMED.index(what)] += counts
 
     def _slot(self) -> int:
         """The slot of this second, empty if it has just begun."""

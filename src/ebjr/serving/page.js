@@ -158,7 +158,7 @@ function showShare() {
 
 function showCards() {
   const { live, calibration } = state;
-  const span = `the last ${Math.round(live.seconds)} s`;
+  const span = `the last ${Math.ceil(live.seconds)} s`;
   get("quality-card").hidden = !calibration.curve;
   if (calibration.curve) {
     get("quality-title").textContent = calibration.quality_title;
@@ -213,6 +213,8 @@ function autopilotWords(pilot) {
   return [`Holds ${pilot.hold}`, `${between}: ${seen}${pilot.at_bound ? ", and it can go no further" : ""}. A hand on the knob switches it off.`];
 }
 
+const WATCHED = { drift: "Scores", disagreement: "Disagreement", deferral_rate: "Deferral rate" };
+const ALARMS = ["broken", "drifted"];
 const capital = (words) => words[0].toUpperCase() + words.slice(1);
 
 function showState() {
@@ -225,9 +227,14 @@ function showState() {
     rows.push(["Promise", "None.", "This threshold was calibrated without a guarantee; ebjr calibrate --delta gives one."]);
   }
   rows.push(["Autopilot", ...autopilotWords(state.router.autopilot)]);
-  get("state").replaceChildren(...rows.flatMap(([name, word, words]) => [
+  for (const [name, title] of Object.entries(WATCHED)) {
+    const found = state.monitor?.[name];
+    if (typeof found === "string") rows.push([title, "", `${capital(found)}.`]);
+    else if (found) rows.push([title, `${capital(found.status)}.`, found.statement, ALARMS.includes(found.status)]);
+  }
+  get("state").replaceChildren(...rows.flatMap(([name, word, words, alarm = false]) => [
     element("dt", {}, name),
-    element("dd", {}, element("span", { class: "state" }, word), ` ${words}`),
+    element("dd", alarm ? { class: "alarm" } : {}, element("span", { class: "state" }, word), ` ${words}`),
   ]));
 }
 
