@@ -212,6 +212,13 @@ def test_the_autopilot_is_given_a_target_and_let_go(page, busy):
     assert router(busy)["autopilot"] is None
 
 
+def test_an_alarm_of_the_monitor_is_told_at_the_top(page, busy):
+    opened(page, busy)
+    says(page, "alarm", "Alarm: scores drifted")
+    says(page, "state", "Drifted: the scores by row")
+    assert page.get_attribute("#alarm", "role") == "alert"
+
+
 def test_who_moved_the_knob_elsewhere_is_seen_here(page, busy):
     opened(page, busy)
     request = urllib.request.Request(f"{busy}/v1/router", b'{"deferral_rate": 0.75}', method="PUT")

@@ -230,8 +230,15 @@ function showState() {
   for (const [name, title] of Object.entries(WATCHED)) {
     const found = state.monitor?.[name];
     if (typeof found === "string") rows.push([title, "", `${capital(found)}.`]);
-    else if (found) rows.push([title, `${capital(found.status)}.`, found.statement, ALARMS.includes(found.status)]);
+    else if (found) {
+      const [word, ...rest] = found.statement.split(":");
+      rows.push([title, `${word}:`, rest.join(":").trim(), ALARMS.includes(found.status)]);
+    }
   }
+  const alarms = rows.filter(([, , , alarm]) => alarm).map(([title, word]) => `${title.toLowerCase()} ${word.slice(0, -1).toLowerCase()}`);
+  get("alarm").hidden = !alarms.length;
+  const sentence = alarms.length ? `Alarm: ${alarms.join(", ")}. The last section says more.` : "";
+  if (get("alarm").textContent !== sentence) get("alarm").textContent = sentence;
   get("state").replaceChildren(...rows.flatMap(([name, word, words, alarm = false]) => [
     element("dt", {}, name),
     element("dd", alarm ? { class: "alarm" } : {}, element("span", { class: "state" }, word), ` ${words}`),
