@@ -25,7 +25,6 @@ from rich.progress import (
 )
 
 import ebjr
-from ebjr.arrays import to_numpy
 from ebjr.config import (
     Entry,
     JointConfig,
@@ -44,15 +43,21 @@ from ebjr.errors import EbjrError, GridWarning, PromiseWarning
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, with_joules
 from ebjr.evaluation.predictions import read_predictions
+from ebjr.evaluation.profile import measure_latency
 from ebjr.evaluation.profile import profile as profile_model
 from ebjr.evaluation.significance import Comparison
-from ebjr.files import write_whole
+from ebjr.evaluation.tune import tune
+from ebjr.files import sha256_of
 from ebjr.known_classes import Traffic
 from ebjr.metrics import as_metric
 from ebjr.model import Model, model_name
 from ebjr.outcomes import Outcomes, record_batches
+from ebjr.pool import available_cores
 from ebjr.precision import SHOWN
+from ebjr.predict import predict as predict_data
 from ebjr.preprocess import Preprocess, infer_preprocess, prepared, unprepared
+from ebjr.quantize import METHODS
+from ebjr.quantize import quantize as quantize_model
 from ebjr.scores import score_title
 from ebjr.study import Study, run_study, study_point
 from ebjr.sweep import run_sweep
@@ -183,7 +188,7 @@ def main() -> None:
         err.print(f"ebjr: {escape(_sentence(error))}", style="red", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        err.print("ebjr: interrupted; nothing was written", highlight=False)
+        err.print("ebjr: interrupted; no file was left half written", highlight=False)
         sys.exit(130)
 
 
@@ -303,7 +308,8 @@ def record(
             options, how = parse_link(link or "")
         else:
             options = _threads(threads) | _detector(task, layout, source)
-        model = _prepared(ebjr.load_model(path, **options), preprocess, first, role)
+        flag = f"--{role}-preprocess"
+        model = _prepared(ebjr.load_model(path, **options), preprocess, first, flag)
         models[role] = model
         if not far:
             loads[role] = _load(model, first, flops)
@@ -327,7 +333,7 @@ def record(
             metric=metric,
             known_classes=known,
         )
-    _report_unreadable(source)
+    _report_unreadable(source.unreadable)
     folder = output.resolve().parent
     provenance = {role: entry.as_table(folder) for role, entry in entries.items()}
     replace(outcomes, models=provenance).save(output, half=half)
@@ -515,12 +521,20 @@ def evaluate(
 def predict(
     joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
     data: DataPath,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The answers, JSON lines.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The answers: .parquet, or else JSON lines.")
+    ],
     threshold: Annotated[float | None, typer.Option(help="Instead of the file's.")] = None,
     operating_point: Annotated[
         str | None, typer.Option(help="One that the file names, instead of its threshold.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs given to a model at once.")] = 64,
+    overlap: Annotated[
+        int, typer.Option(min=1, help="Batches in work at once; the cores are shared.")
+    ] = 2,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, whatever an interrupted run left.")
+    ] = False,
     threads: Threads = None,
     classes: Classes = None,
     image_column: ImageColumn = None,
@@ -529,45 +543,37 @@ def predict(
     images: Images = None,
     as_json: Json = False,
 ) -> None:
-    """Answer every example of some data with the joint model."""
+    """Answer every example of some data with the joint model; interrupted, it goes on."""
     config = JointConfig.read(joint)
     table = {"image_column": image_column, "label_column": label_column}
     numbers = config.task == "regression"
     source = _open(data, classes, strict, numbers=numbers, images=images, **table)
     _check_output(output)
-    model = config.load(**_threads(threads))
+    model = config.load(**_threads(threads or _shared_threads(config, overlap)))
     model.router.threshold = _chosen_threshold(config, threshold, operating_point)
-    counts = {"examples": 0, "deferred": 0, "degraded": 0}
-    with _progress() as tell, write_whole(output) as file:
-        for batch in _named(source, batch_size, tell, "answering"):
-            answer = model(batch.inputs)
-            said = model.kind.plain(answer.prediction, config.labels)
-            columns = [
-                to_numpy(column) for column in (answer.score, answer.deferred, answer.degraded)
-            ]
-            for name, prediction, score, deferred, degraded in zip(
-                batch.names, said, *columns, strict=True
-            ):
-                row = {"name": name, **prediction}
-                row |= {
-                    "score": _finite(float(score)),
-                    "deferred": bool(deferred),
-                    "degraded": bool(degraded),
-                }
-                if degraded and answer.late is not None:
-                    row["late"] = answer.late
-                file.write(json.dumps(row) + "\n")
-            counts["examples"] += len(batch)
-            counts["deferred"] += int(columns[1].sum())
-            counts["degraded"] += int(columns[2].sum())
-    _report_unreadable(source)
-    figures = {**counts, "unreadable": len(source.unreadable), "output": str(output)}
-    figures["deferral_rate"] = counts["deferred"] / max(counts["examples"], 1)
+    with _kept(output), _progress() as tell:
+        done = predict_data(
+            model,
+            source,
+            output,
+            batch_size=batch_size,
+            overlap=overlap,
+            labels=config.labels,
+            about={"joint": sha256_of(joint), "data": str(data.resolve())},
+            restart=restart,
+            tell=tell,
+        )
+    if done.resumed:
+        err.print(f"NOTE: {done.resumed:,} answers are of an interrupted run", style="yellow")
+    _report_unreadable(done.unreadable)
+    counts = {key: getattr(done, key) for key in ("examples", "deferred", "degraded", "resumed")}
+    figures: dict[str, Any] = {**counts, "unreadable": len(done.unreadable), "output": str(output)}
+    figures["deferral_rate"] = done.deferred / max(done.examples, 1)
     if as_json:
         _print_json(figures)
         return
     share = f"{figures['deferral_rate']:.1%}"
-    out.print(f"{counts['examples']:,} answers in {output}; {share} by the teacher", soft_wrap=True)
+    out.print(f"{done.examples:,} answers in {output}; {share} by the teacher", soft_wrap=True)
 
 
 @app.command()
@@ -722,9 +728,16 @@ def profile(
     ] = None,
     seconds: Annotated[float, typer.Option(help="How long to measure each batch size.")] = 2.0,
     threads: Threads = None,
+    tuned: Annotated[
+        bool,
+        typer.Option("--tune", help="Measure which threads, overlap and batch size are fastest."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """FLOPs, parameters, latency, memory and joules of a model."""
+    if tuned:
+        _print_tuning(model, _shape(input_shape), seconds, as_json)
+        return
     with err.status("measuring"):
         loaded = ebjr.load_model(model, **_threads(threads))
         found = profile_model(loaded, _shape(input_shape), seconds=seconds)
@@ -750,6 +763,101 @@ def profile(
     if found.powers:
         power = found.powers[0]
         out.print(f"\njoules are {power.how}: {power.source}", highlight=False, soft_wrap=True)
+
+
+def _print_tuning(path: str, shape: tuple[int, ...] | None, seconds: float, as_json: bool) -> None:
+    """How a model is run best here, as a table."""
+    if Path(path).suffix.lower() != ".onnx":
+        raise ValueError(f"threads are tuned for an .onnx file, not for {path}")
+    with err.status("measuring every setting in turn"):
+        found = tune(
+            lambda threads: ebjr.load_model(path, threads=threads), shape, seconds=seconds / 5
+        )
+    if as_json:
+        _print_json({"settings": [setting.as_dict() for setting in found]})
+        return
+    table = plain_table("threads", "overlap", "batch", "examples/s", "ms/batch")
+    for each in found:
+        rate, time = f"{each.examples_per_second:,.0f}", f"{1e3 * each.batch_seconds:.3f}"
+        table.add_row(str(each.threads), str(each.overlap), str(each.batch_size), rate, time)
+    out.print(table)
+    best, quick = found[0], min(found, key=lambda each: each.batch_seconds)
+    out.print(
+        f"\nmost examples per second: --threads {best.threads} --overlap {best.overlap} "
+        f"--batch-size {best.batch_size}\nthe quickest answer: --threads {quick.threads}, a batch "
+        f"of {quick.batch_size}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(help="A model file, .onnx, in single precision.")],
+    data: DataPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
+    preprocess: Annotated[
+        str | None,
+        typer.Option(help="Like 'size=160,resize=crop,mean=0.5/0.5/0.5', or a .toml file."),
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Inputs to calibrate on, the first.")] = 512,
+    method: Annotated[
+        str, typer.Option(help=f"How ranges are chosen: {', '.join(METHODS)}.")
+    ] = "minmax",
+    threads: Threads = None,
+    image_column: ImageColumn = None,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model in eight-bit numbers: a cheaper student, or a teacher as its own student."""
+    source = _open(data, None, strict, image_column=image_column)
+    _check_output(output)
+    loaded = ebjr.load_model(model, **_threads(threads))
+    first = next(source.batches(1))
+    _, chosen = unprepared(_prepared(loaded, preprocess, first, "--preprocess"))
+    with _progress() as tell:
+        found = quantize_model(
+            model,
+            (batch.inputs for batch in source.batches(32)),
+            output,
+            preprocess=chosen,
+            examples=examples,
+            method=method,
+            tell=tell,
+        )
+    _report_unreadable(source.unreadable)
+    with err.status("measuring both"):
+        row = first.inputs if chosen is None else chosen(first.inputs)
+        both = [loaded, ebjr.load_model(output, **_threads(threads))]
+        sizes = [size for size in (1, 64) if getattr(loaded, "fixed_batch", None) in (None, size)]
+        times = [
+            measure_latency(each, lambda n: np.repeat(row, n, axis=0), sizes, seconds=1.0)
+            for each in both
+        ]
+    seconds = {
+        f"batch_{size}": {"before": before.p50_seconds, "after": after.p50_seconds}
+        for size, before, after in zip(sizes, *times, strict=True)
+    }
+    if as_json:
+        _print_json(found.as_dict() | {"seconds": seconds})
+        return
+    table = plain_table("", "before", "after")
+    table.add_row(
+        "size", *(f"{n / 2**20:,.2f} MiB" for n in (found.bytes_before, found.bytes_after))
+    )
+    for size, pair in zip(sizes, seconds.values(), strict=True):
+        table.add_row(f"batch of {size}", *(f"{1e3 * value:.3f} ms" for value in pair.values()))
+    out.print(table)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.operators.items())
+    alike = (
+        "" if found.agreement is None else f"{found.agreement:.2%} of their best answers alike; "
+    )
+    out.print(
+        f"\n{kinds} in eight bits, calibrated on {found.examples:,} examples: {alike}outputs moved "
+        f"by {found.difference:.3f} of their deviation\n{output}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _known_classes(text: str | None, names: Sequence[str] | None) -> list[int] | None:
@@ -887,7 +995,7 @@ def _linked(outcomes: Outcomes, text: str | None) -> Outcomes:
         raise ValueError(f"--over-link is like bytes=3000,seconds=0.04, not {text!r}") from None
 
 
-def _prepared(model: Model, text: str | None, first: Batch, role: str) -> Model:
+def _prepared(model: Model, text: str | None, first: Batch, flag: str) -> Model:
     """The model with its preprocessing: as given, or inferred where the data are images."""
     images = isinstance(first.inputs, list) or (
         first.inputs.dtype == np.uint8 and first.inputs.ndim == 4 and first.inputs.shape[-1] == 3
@@ -901,13 +1009,13 @@ def _prepared(model: Model, text: str | None, first: Batch, role: str) -> Model:
         shape = getattr(model, "input_shape", None)
         if shape is None:
             raise ValueError(
-                f"the {role} does not say what size of image it takes: give "
-                f"--{role}-preprocess, like 'size=224,range=0..1'"
+                f"{model_name(model)} does not say what size of image it takes: give {flag}, like "
+                "'size=224,range=0..1'"
             )
         chosen = infer_preprocess(shape)
         words = ", ".join(f"{key} {value}" for key, value in chosen.as_dict().items())
         err.print(
-            f"NOTE: no --{role}-preprocess given; from {model_name(model)}'s input: {words}, "
+            f"NOTE: no {flag} given; from {model_name(model)}'s input: {words}, "
             f"pixels in {chosen.range[0]:g}..{chosen.range[1]:g}, no mean and std",
             style="yellow",
             highlight=False,
@@ -1014,28 +1122,41 @@ def _report_empty(outcomes: Outcomes) -> None:
             )
 
 
-def _named(source: Data, batch_size: int, tell: Tell, what: str) -> Iterator[Batch]:
-    """The batches of some data, with progress."""
+def _counted(source: Data, batch_size: int, tell: Tell, what: str) -> Iterator[tuple[Any, Any]]:
+    """The inputs and targets of some data, with progress."""
     done, total = 0, len(source)
     for batch in source.batches(batch_size):
-        yield batch
+        yield batch.inputs, batch.targets
         done += len(batch)
         tell(what, done, total)
 
 
-def _counted(source: Data, batch_size: int, tell: Tell, what: str) -> Iterator[tuple[Any, Any]]:
-    for batch in _named(source, batch_size, tell, what):
-        yield batch.inputs, batch.targets
-
-
-def _report_unreadable(source: Data) -> None:
-    if not source.unreadable:
+def _report_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:
+    if not unreadable:
         return
-    err.print(f"{len(source.unreadable)} examples could not be read:", style="yellow")
-    for name, reason in source.unreadable[:20]:
+    err.print(f"{len(unreadable)} examples could not be read:", style="yellow")
+    for name, reason in unreadable[:20]:
         err.print(f"  {escape(name)}: {escape(reason)}", highlight=False, soft_wrap=True)
-    if len(source.unreadable) > 20:
-        err.print(f"  and {len(source.unreadable) - 20} more")
+    if len(unreadable) > 20:
+        err.print(f"  and {len(unreadable) - 20} more")
+
+
+@contextmanager
+def _kept(output: Path) -> Iterator[None]:
+    """Say where the answers of a run that stops are."""
+    try:
+        yield
+    except BaseException:
+        part = output.with_name(f"{output.name}.part")
+        if part.is_file():
+            err.print(
+                f"NOTE: what was answered is in {escape(str(part))}; the same command goes on "
+                "from there",
+                style="yellow",
+                highlight=False,
+                soft_wrap=True,
+            )
+        raise
 
 
 def _chosen_threshold(config: JointConfig, threshold: float | None, name: str | None) -> float:
@@ -1059,6 +1180,14 @@ def _check_output(path: Path) -> None:
 
 def _threads(threads: int | None) -> dict[str, int]:
     return {} if threads is None else {"threads": threads}
+
+
+def _shared_threads(config: JointConfig, overlap: int) -> int | None:
+    """The cores shared by the batches in work, where nobody has said how many threads."""
+    here = [each for each in (config.student, config.teacher) if isinstance(each, ModelEntry)]
+    if any("threads" in each.options or not each.path.endswith(".onnx") for each in here):
+        return None
+    return max(1, available_cores() // overlap)
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
@@ -1103,10 +1232,6 @@ class _Amount(MofNCompleteColumn):
         if "fetch" in task.description or "download" in task.description:
             return DownloadColumn().render(task)
         return super().render(task)
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 def _print_json(figures: dict[str, Any]) -> None:

@@ -12,15 +12,14 @@ import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from ebjr.coco import CocoLabels, read_coco
 from ebjr.detections import GroundTruth
 from ebjr.errors import MissingExtra
+from ebjr.pool import in_order
 
 OnUnreadable = Literal["skip", "error"]
 
@@ -41,9 +41,6 @@ _FORMS = (
     "COCO's .json"
 )
 _ROWS_AT_ONCE = 128
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
 
 
 @dataclass(frozen=True)
@@ -91,21 +88,28 @@ class Data(ABC):
         """The number of examples, those that cannot be read included."""
 
     @abstractmethod
-    def _read(self, batch_size: int) -> Iterator[Batch]: ...
+    def _read(self, batch_size: int, start: int) -> Iterator[Batch]: ...
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """All examples in order, `batch_size` at a time (the last batch may be smaller).
+
+        Parameters
+        ----------
+        batch_size
+            How many at a time.
+        start
+            How many to leave out first, those that cannot be read included.
 
         Raises
         ------
         ValueError
             `batch_size` is not positive; an example cannot be read and `on_unreadable` is
-            ``"error"``; or not one example can be read.
+            ``"error"``; or not one example of all can be read.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
         self.unreadable.clear()
-        return self._read(batch_size)
+        return self._read(batch_size, start)
 
 
 def open_data(
@@ -200,12 +204,12 @@ class ArrayData(Data):
     def __len__(self) -> int:
         return len(self._inputs)
 
-    def _read(self, batch_size: int) -> Iterator[Batch]:
-        for start in range(0, len(self), batch_size):
-            rows = slice(start, start + batch_size)
+    def _read(self, batch_size: int, start: int) -> Iterator[Batch]:
+        for first in range(start, len(self), batch_size):
+            rows = slice(first, first + batch_size)
             inputs = self._inputs[rows]
             targets = None if self._targets is None else self._targets[rows]
-            yield Batch(inputs, targets, [f"{self._name}:{start + i}" for i in range(len(inputs))])
+            yield Batch(inputs, targets, [f"{self._name}:{first + i}" for i in range(len(inputs))])
 
 
 @dataclass(frozen=True)
@@ -254,12 +258,18 @@ class ImageData(Data):
     def __len__(self) -> int:
         return self._count
 
-    def _read(self, batch_size: int) -> Iterator[Batch]:
+    def _read(self, batch_size: int, start: int) -> Iterator[Batch]:
         images: list[NDArray[np.uint8]] = []
         kept: list[Example] = []
-        empty = True
-        ahead = min(max(batch_size, 8), 64)
-        for example, image in _in_order(self._decode, self._examples(), ahead):
+        empty = start == 0
+        decoded = in_order(
+            self._decode,
+            islice(self._examples(), start, None),
+            workers=min(4, max(2, os.cpu_count() or 2)),
+            ahead=min(max(batch_size, 8), 64),
+            name="ebjr-decode",
+        )
+        for example, image in decoded:
             if isinstance(image, str):
                 self._leave_out(example.name, image)
                 continue
@@ -370,23 +380,6 @@ def _reason(error: Exception) -> str:
         return "it is not an image of a known format"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split()).rstrip(".")
-
-
-def _in_order(function: Callable[[_In], _Out], items: Iterable[_In], ahead: int) -> Iterator[_Out]:
-    """Map on a few threads, at most `ahead` items early, results in the order of `items`."""
-    workers = min(4, max(2, os.cpu_count() or 2))
-    waiting: deque[Future[_Out]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="ebjr-decode") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _checked_classes(classes: Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from ebjr.blend import Blend, as_blend
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.known_classes import check_known_classes
 from ebjr.model import Answer, Model, answer, model_name
+from ebjr.pool import in_order
 from ebjr.router import Router
 from ebjr.tasks import Task, as_task
 
@@ -178,6 +180,42 @@ class JointModel:
                 if taught.degraded is not None:
                     degraded = put_rows(degraded, rows, taught.degraded)
         return JointAnswer(self.predict(output), output, score, deferred, degraded, late)
+
+    def stream(self, batches: Iterable[Batch], *, overlap: int = 2) -> Iterator[JointAnswer]:
+        """Answer batches one after another, in order, several of them in work at once.
+
+        While the teacher answers what was deferred of one batch, the student answers the next: two
+        models on one thread each leave less of a processor idle than one model on two threads, and
+        the way to a remote teacher takes no time of its own.
+
+        Parameters
+        ----------
+        batches
+            Taken one by one, when there is room for another.
+        overlap
+            How many batches are in work at once, each in a thread of its own. Both models are then
+            called from as many threads; those of EBJR's own backends bear that.
+
+        Raises
+        ------
+        ValueError
+            `overlap` is not positive.
+        ModelError, TeacherUnavailable
+            As for a call, when the batch's turn comes.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> double = lambda x: np.stack([x, -x], axis=1)
+        >>> joint = JointClassifier(double, double, Router("max_logit", threshold=2.0))
+        >>> [answer.deferred.tolist() for answer in joint.stream([np.ones(2), np.array([3.0])])]
+        [[True, True], [False]]
+        """
+        if overlap < 1:
+            raise ValueError(f"overlap must be at least 1, but is {overlap}")
+        if overlap == 1:
+            return map(self, batches)
+        return in_order(self, batches, workers=overlap, ahead=overlap + 1, name="ebjr-joint")
 
     def defer(self, inputs: Batch, output: Batch) -> tuple[Answer | None, np.ndarray]:
         """`ask_teacher`, and what the policy makes of a teacher that cannot be reached.

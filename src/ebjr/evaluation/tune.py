@@ -1,0 +1,146 @@
+"""Tune: which threads, overlap and batch size answer the most inputs here, by measurement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ebjr.evaluation.inputs import OpenShape, batch_of_one, input_dtype_of, random_batch
+from ebjr.model import Model, model_name
+from ebjr.pool import available_cores
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model may be run, and what that gives.
+
+    Attributes
+    ----------
+    threads
+        Of each call.
+    overlap
+        Calls in work at once.
+    batch_size
+        Inputs in each.
+    examples_per_second
+        Of all calls together; the median over the rounds.
+    batch_seconds
+        How long one call takes; the median.
+    """
+
+    threads: int
+    overlap: int
+    batch_size: int
+    examples_per_second: float
+    batch_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain numbers, for JSON."""
+        return asdict(self)
+
+
+def tune(
+    load: Callable[[int], Model],
+    input_shape: OpenShape | None = None,
+    *,
+    batch_sizes: Iterable[int] = (1, 8, 64),
+    cores: int | None = None,
+    seconds: float = 0.3,
+    rounds: int = 5,
+) -> list[Setting]:
+    """Measure every split of the processor's cores between threads of a call and calls at once.
+
+    The settings take turns, round by round, so that what else the machine does meets all alike.
+
+    Parameters
+    ----------
+    load
+        Makes the model with so many threads.
+    input_shape
+        The shape of a batch, (n, ...); its first number does not matter. None takes it from the
+        model.
+    batch_sizes
+        The batch sizes to measure; of a graph with a fixed batch, that one alone.
+    cores
+        How many there are; None asks the system what this process may use.
+    seconds
+        For one setting in one round.
+    rounds
+        How often each setting has its turn.
+
+    Returns
+    -------
+    One `Setting` each, the most inputs per second first.
+
+    Raises
+    ------
+    ValueError
+        A number is not positive, or the input's shape is needed.
+
+    Examples
+    --------
+    >>> found = tune(lambda threads: np.tanh, (1, 8), cores=2, seconds=0.001, rounds=1)
+    >>> sorted({(setting.threads, setting.overlap) for setting in found})
+    [(1, 1), (1, 2), (2, 1)]
+    """
+    available = available_cores() if cores is None else cores
+    sizes = tuple(batch_sizes)
+    if available < 1 or rounds < 1 or not sizes or min(sizes) < 1:
+        raise ValueError(
+            f"cores, rounds and batch_sizes must be positive, but are {available}, {rounds} and "
+            f"{sizes}"
+        )
+    models = {threads: load(threads) for threads in _powers(available)}
+    model = next(iter(models.values()))
+    fixed = getattr(model, "fixed_batch", None)
+    shape = batch_of_one(input_shape, getattr(model, "input_shape", None), model_name(model))
+    dtype = input_dtype_of(model, None)
+    batches = {n: random_batch(n, shape, dtype) for n in ((fixed,) if fixed else sizes)}
+    found: dict[tuple[int, int, int], list[tuple[float, float]]] = {
+        (threads, overlap, size): []
+        for threads in models
+        for overlap in _powers(available // threads)
+        for size in batches
+    }
+    for each in models.values():
+        each(batches[max(batches)])  # the first call makes its room
+    for _ in range(rounds):
+        for (threads, overlap, size), measured in found.items():
+            measured.append(_run(models[threads], batches[size], overlap, seconds))
+    settings = [
+        Setting(*key, *(float(value) for value in np.median(measured, axis=0)))
+        for key, measured in found.items()
+    ]
+    return sorted(settings, key=lambda setting: -setting.examples_per_second)
+
+
+def _run(model: Model, batch: Any, overlap: int, seconds: float) -> tuple[float, float]:
+    """Inputs per second, and seconds of a call, where so many calls are always in work."""
+    began = time.perf_counter()
+
+    def work() -> list[float]:
+        times: list[float] = []
+        while not times or time.perf_counter() - began < seconds:
+            start = time.perf_counter()
+            model(batch)
+            times.append(time.perf_counter() - start)
+        return times
+
+    if overlap == 1:
+        times = work()
+    else:
+        with ThreadPoolExecutor(overlap) as pool:
+            running = [pool.submit(work) for _ in range(overlap)]
+            times = [each for future in running for each in future.result()]
+    spent = time.perf_counter() - began
+    return len(times) * len(batch) / spent, float(np.median(times))
+
+
+def _powers(most: int) -> list[int]:
+    """1, 2, 4 and so on, and the most."""
+    return sorted({*(2**k for k in range(most.bit_length()) if 2**k <= most), most})

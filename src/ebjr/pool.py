@@ -1,0 +1,61 @@
+"""A few threads: results in the order of what was asked, and no more in work than was said."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+def in_order(
+    function: Callable[[In], Out],
+    items: Iterable[In],
+    *,
+    workers: int,
+    ahead: int,
+    name: str = "ebjr",
+) -> Iterator[Out]:
+    """Map on a few threads, lazily, with the results in the order of `items`.
+
+    Parameters
+    ----------
+    function
+        What is called, by several threads at once.
+    items
+        Taken one by one, in the reader's own thread.
+    workers
+        How many threads.
+    ahead
+        How many items may be in work or finished before the reader takes the first of them.
+    name
+        What the threads are called.
+
+    Examples
+    --------
+    >>> list(in_order(abs, [-3, -1, -2], workers=2, ahead=2))
+    [3, 1, 2]
+    """
+    waiting: deque[Future[Out]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix=name) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

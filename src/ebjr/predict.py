@@ -1,0 +1,299 @@
+"""Predict: the joint model's answers to data of any size, in one file, through any number of kills.
+
+The answers are written as they come to a journal beside the file, ``answers.jsonl.part``: a line
+that says whose they are, then batch by batch its answers and a line that closes it. Whoever is
+killed and asked again goes on after the last batch that was closed. At the end the answers become
+the file, whole, and the journal goes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ebjr.arrays import to_numpy
+from ebjr.blend import blend_text
+from ebjr.data import Batch, Data
+from ebjr.errors import MissingExtra
+from ebjr.files import write_whole
+from ebjr.joint import JointAnswer, JointModel
+from ebjr.pool import in_order
+
+Tell = Callable[[str, int, int | None], None]
+
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass
+class Progress:
+    """How far the answers are.
+
+    Attributes
+    ----------
+    read
+        Examples that have been read, those that could not be among them.
+    examples, deferred, degraded
+        Answers, and how many of them are the teacher's, or should have been.
+    unreadable
+        (name, reason) of each example that was left out.
+    resumed
+        Answers that an earlier run had left.
+    """
+
+    read: int = 0
+    examples: int = 0
+    deferred: int = 0
+    degraded: int = 0
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    resumed: int = 0
+
+
+def predict(
+    joint: JointModel,
+    data: Data,
+    output: str | os.PathLike[str],
+    *,
+    batch_size: int = 64,
+    overlap: int = 1,
+    labels: Sequence[str] | None = None,
+    about: Mapping[str, Any] | None = None,
+    restart: bool = False,
+    tell: Tell | None = None,
+) -> Progress:
+    """Answer every example of some data, in constant memory, and write the answers.
+
+    Parameters
+    ----------
+    joint
+        The joint model.
+    data
+        What to answer.
+    output
+        The file: JSON lines, or with the suffix ``.parquet`` a table. It appears whole at the end;
+        until then there is ``output.part``, from which the same call goes on after a kill.
+    batch_size
+        Inputs given to the joint model at once.
+    overlap
+        Batches in work at once, as in `JointModel.stream`.
+    labels
+        The classes' names.
+    about
+        What else must be the same for a run to go on where another stopped, such as the data's
+        path. Score, threshold, blend and the number of examples must be.
+    restart
+        Begin anew, whatever is left of an earlier run.
+    tell
+        Told how far it is.
+
+    Raises
+    ------
+    ValueError
+        What an earlier run left is of another joint model or other data.
+    OSError
+        A file cannot be written, or the disk is full; what was answered is kept.
+    MissingExtra
+        A table needs the extra ``parquet``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from ebjr import JointClassifier, Router
+    >>> from ebjr.data import open_data
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> np.savez(folder / "data.npz", inputs=np.eye(3))
+    >>> joint = JointClassifier(np.asarray, lambda x: -x, Router("max_logit", 2.0))
+    >>> done = predict(joint, open_data(folder / "data.npz"), folder / "answers.jsonl")
+    >>> (folder / "answers.jsonl").read_text().splitlines()[0]
+    '{"name": "data.npz:0", "prediction": 1, "score": 1.0, "deferred": true, "degraded": false}'
+    """
+    output = Path(output)
+    if output.suffix.lower() == ".parquet":
+        _import_pyarrow(output)
+    whose = {
+        "score": str(joint.router.score),
+        "threshold": joint.router.threshold,
+        "blend": blend_text(joint.blend),
+        "examples": len(data),
+        **(about or {}),
+    }
+    journal = _Journal(output.with_name(f"{output.name}.part"))
+    if restart:
+        journal.remove()
+    progress = journal.resume(whose)
+    tell = tell or (lambda what, done, total: None)
+    tell("answering", progress.read, len(data))
+    batches = _with_unreadable(data, batch_size, progress.read) if progress.read < len(data) else ()
+
+    def answer(part: _Part) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+        batch, unreadable = part
+        rows = [] if batch is None else _rows(joint, batch, joint(batch.inputs), labels)
+        return list(rows), unreadable
+
+    with journal:
+        for rows, unreadable in in_order(answer, batches, workers=overlap, ahead=overlap + 1):
+            journal.write(rows, unreadable, progress)
+            tell("answering", progress.read, len(data))
+    _finish(journal.answers, output)
+    journal.remove()
+    return progress
+
+
+_Part = tuple[Batch | None, list[tuple[str, str]]]
+
+
+def _with_unreadable(data: Data, batch_size: int, start: int) -> Iterator[_Part]:
+    """Each batch with what could not be read before it was full; the rest comes last, alone."""
+    told = 0
+    for batch in data.batches(batch_size, start):
+        unreadable, told = data.unreadable[told:], len(data.unreadable)
+        yield batch, unreadable
+    if len(data.unreadable) > told:
+        yield None, data.unreadable[told:]
+
+
+def _rows(
+    joint: JointModel, batch: Batch, answer: JointAnswer, labels: Sequence[str] | None
+) -> Iterator[dict[str, Any]]:
+    """What is written of each example of a batch."""
+    said = joint.kind.plain(answer.prediction, labels)
+    columns = [to_numpy(column) for column in (answer.score, answer.deferred, answer.degraded)]
+    for name, prediction, score, deferred, degraded in zip(
+        batch.names, said, *columns, strict=True
+    ):
+        row = {"name": name, **prediction, "score": float(score) if np.isfinite(score) else None}
+        row |= {"deferred": bool(deferred), "degraded": bool(degraded)}
+        yield row | ({"late": answer.late} if degraded and answer.late is not None else {})
+
+
+class _Journal:
+    """The answers so far, on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[bytes] | None = None
+        self._header = b""
+
+    def resume(self, whose: Mapping[str, Any]) -> Progress:
+        """How far an earlier run came; what it left unclosed is cut off."""
+        self._header = _line({"whose": whose})
+        if not self.path.is_file():
+            return Progress()
+        with self.path.open("rb") as file:
+            header = file.readline()
+            if not header.endswith(b"\n"):
+                header = b""  # it was killed before it had answered anything
+            elif header != self._header:
+                raise ValueError(
+                    f"{self.path} holds the answers of an interrupted run with another joint "
+                    f"model, threshold or data ({_difference(header, whose)}); repeat that run to "
+                    "finish it, or begin anew with restart (--restart)"
+                )
+            whole, progress = len(header), Progress()
+            for line in file:
+                if line.startswith(b'{"read":') and line.endswith(b"\n"):
+                    closed = json.loads(line)
+                    unreadable = [*progress.unreadable, *map(tuple, closed.pop("unreadable"))]
+                    progress = Progress(**closed, unreadable=unreadable)
+                    whole = file.tell()
+        self._open(whole if header else 0)
+        progress.resumed = progress.examples
+        return progress
+
+    def write(
+        self, rows: list[dict[str, Any]], unreadable: list[tuple[str, str]], progress: Progress
+    ) -> None:
+        """Add a batch, and close it."""
+        progress.examples += len(rows)
+        progress.deferred += sum(row["deferred"] for row in rows)
+        progress.degraded += sum(row["degraded"] for row in rows)
+        progress.read += len(rows) + len(unreadable)
+        progress.unreadable.extend(unreadable)
+        if self._file is None:
+            self._open(0)
+        closed = {"read": progress.read, "examples": progress.examples}
+        closed |= {"deferred": progress.deferred, "degraded": progress.degraded}
+        lines = [_line(row) for row in rows]
+        assert self._file is not None
+        self._file.write(b"".join([*lines, _line({**closed, "unreadable": unreadable})]))
+        self._file.flush()
+
+    def _open(self, length: int) -> None:
+        self._file = self.path.open("r+b" if length else "wb")
+        self._file.truncate(length)
+        self._file.seek(length)
+        if not length:
+            self._file.write(self._header)
+
+    def answers(self) -> Iterator[bytes]:
+        """The lines of the answers alone."""
+        with self.path.open("rb") as file:
+            yield from (line for line in file if line.startswith(b'{"name":'))
+
+    def remove(self) -> None:
+        """It is done with."""
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
+
+
+def _difference(header: bytes, whose: Mapping[str, Any]) -> str:
+    """What an earlier run was of, where this one is of something else."""
+    before: dict[str, Any] = {}
+    with suppress(ValueError, KeyError, TypeError):
+        before = dict(json.loads(header)["whose"])
+    changed = [key for key in whose if before.get(key) != whose[key]]
+    return ", ".join(f"{key} {before.get(key)!r}, now {whose[key]!r}" for key in changed)
+
+
+def _finish(answers: Callable[[], Iterator[bytes]], output: Path) -> None:
+    if output.suffix.lower() == ".parquet":
+        _write_table(answers, output)
+        return
+    with write_whole(output, "wb") as file:
+        file.writelines(answers())
+
+
+def _write_table(answers: Callable[[], Iterator[bytes]], output: Path) -> None:
+    """The answers as Parquet, in two passes: the columns' types may show only in a late row."""
+    pyarrow = _import_pyarrow(output)
+    schema = pyarrow.schema([])
+    for rows in _chunks(answers()):
+        found = pyarrow.Table.from_pylist(rows).schema
+        schema = pyarrow.unify_schemas([schema, found], promote_options="permissive")
+    with (
+        write_whole(output, "wb") as file,
+        pyarrow.parquet.ParquetWriter(file, schema) as writer,
+    ):
+        for rows in _chunks(answers()):
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+
+
+def _chunks(lines: Iterator[bytes]) -> Iterator[list[dict[str, Any]]]:
+    while rows := [json.loads(line) for line in islice(lines, _ROWS_AT_ONCE)]:
+        yield rows
+
+
+def _import_pyarrow(output: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtra("parquet", f"writing {output.name}") from error
+    return pyarrow

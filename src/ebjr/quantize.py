@@ -1,0 +1,310 @@
+"""Quantize: an ONNX model in eight-bit numbers, calibrated on real inputs. A cheaper student.
+
+ONNX Runtime's static quantization, as it is: weights in int8, a scale for each output channel;
+activations in uint8, a scale for each tensor, from the range that real inputs span. The result is
+an ONNX file with quantize and dequantize nodes (QDQ), which any runtime reads, and which is faster
+where the processor multiplies eight-bit numbers (VNNI, AMX, NEON dot products).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebjr.backends.onnx import OnnxModel
+from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.files import write_whole
+from ebjr.preprocess import Preprocess
+
+METHODS = ("minmax", "entropy", "percentile")
+
+Tell = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What came of quantizing a model.
+
+    Attributes
+    ----------
+    path
+        The file that was written.
+    examples
+        How many inputs it was calibrated on.
+    bytes_before, bytes_after
+        The size of both files.
+    operators
+        How many convolutions and matrix products compute in eight bits, by kind.
+    agreement
+        The share of those inputs of which the largest output is the same as before; None where
+        there is one output alone.
+    difference
+        The mean over inputs and outputs of how far an output moved, in units of the standard
+        deviation of the outputs before.
+    """
+
+    path: str
+    examples: int
+    bytes_before: int
+    bytes_after: int
+    operators: dict[str, int]
+    agreement: float | None
+    difference: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain numbers, for JSON."""
+        return asdict(self)
+
+
+def quantize(
+    source: str | os.PathLike[str],
+    batches: Iterable[Any],
+    output: str | os.PathLike[str],
+    *,
+    preprocess: Preprocess | None = None,
+    examples: int = 512,
+    method: str = "minmax",
+    tell: Tell | None = None,
+) -> Quantized:
+    """Write an ``.onnx`` model in eight-bit numbers.
+
+    What computes the outputs last, such as the layer that gives the logits, stays as it is: 256
+    values of a logit would give a score ties, and a threshold between two of them says nothing.
+
+    Parameters
+    ----------
+    source
+        The ``.onnx`` file.
+    batches
+        Real inputs, as the model is given them in use: arrays (n, ...), or decoded images where
+        there is a `preprocess`. Labels are not needed.
+    output
+        The file to write, whole or not at all.
+    preprocess
+        What makes the model's inputs of decoded images.
+    examples
+        How many inputs to calibrate on, the first ones.
+    method
+        How a range is chosen: ``"minmax"``, all that was seen; ``"entropy"`` or ``"percentile"``
+        clip what is rare. These two keep every activation in memory meanwhile.
+    tell
+        Told about every step.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no file at `source`, or no folder for `output`.
+    ValueError
+        `method` or `examples` is not possible, `output` is `source`, or there are no inputs.
+    ModelError
+        The file is no ONNX model, is quantized already, has nothing to quantize, or ONNX Runtime
+        cannot quantize it.
+    MissingExtra
+        onnx or ONNX Runtime is not installed.
+
+    Source: `onnxruntime.quantization.quantize_static`.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, but is {method!r}")
+    if examples < 1:
+        raise ValueError(f"examples must be at least 1, but is {examples}")
+    source, output = Path(source), Path(output)
+    if output.resolve() == source.resolve():
+        raise ValueError(f"{output} is the model itself; give the quantized one another name")
+    model = OnnxModel(source)
+    _check_input(model)
+    tell = tell or (lambda what, done, total: None)
+    inputs = _first(batches, examples, model, preprocess)
+    before = _answers(model, inputs)
+    with tempfile.TemporaryDirectory(prefix="ebjr-quantize-") as folder:
+        made = Path(folder) / "quantized.onnx"
+        _quantize(model, inputs, made, method, tell)
+        # asked before it takes the place of what was there: it must run
+        operators, after = _operators(made), _answers(OnnxModel(made), inputs)
+        with made.open("rb") as finished, write_whole(output, "wb") as file:
+            shutil.copyfileobj(finished, file)
+    return Quantized(
+        path=str(output),
+        examples=len(inputs),
+        bytes_before=source.stat().st_size,
+        bytes_after=output.stat().st_size,
+        operators=operators,
+        agreement=_agreement(before, after),
+        difference=float(np.abs(after - before).mean() / max(before.std(), 1e-12)),
+    )
+
+
+def _check_input(model: OnnxModel) -> None:
+    if model.input_dtype != np.float32:
+        raise ModelError(
+            f"{model.path} must take float32 inputs to be quantized, but takes "
+            f"{model.input_dtype}; export it in single precision"
+        )
+    if any(kind in _QUANTIZED or kind.startswith("QLinear") for kind in _kinds(model.path)):
+        raise ModelError(f"{model.path} is quantized already; give the model it was made of")
+
+
+def _first(
+    batches: Iterable[Any], examples: int, model: OnnxModel, preprocess: Preprocess | None
+) -> NDArray[Any]:
+    """The first inputs, ready for the model."""
+    parts: list[NDArray[Any]] = []
+    missing = examples
+    for batch in batches:
+        rows = batch[:missing] if preprocess is None else preprocess(batch[:missing])
+        parts.append(np.asarray(rows, np.float32))
+        missing -= len(rows)
+        if missing <= 0:
+            break
+    if not parts:
+        raise ValueError(f"there are no inputs to calibrate {model.path} on; give some")
+    return np.concatenate(parts)
+
+
+def _batches(model: OnnxModel, inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """The inputs a few at a time, as many as a graph with a fixed batch takes.
+
+    All batches have one length: ONNX Runtime's histograms fail on a last one that is shorter.
+    """
+    step = model.fixed_batch or next(n for n in range(32, 0, -1) if len(inputs) % n == 0)
+    for start in range(0, len(inputs), step):
+        rows = inputs[start : start + step]
+        missing = step - len(rows) if model.fixed_batch else 0
+        yield np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
+
+
+def _quantize(
+    model: OnnxModel, inputs: NDArray[Any], target: Path, method: str, tell: Tell
+) -> None:
+    try:
+        import onnx
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
+        from onnxruntime.quantization import quantize_static as quantize_file
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError as error:
+        raise MissingExtra("onnx", f"quantizing {model.path}") from error
+    ways = dict(
+        zip(
+            METHODS,
+            (CalibrationMethod.MinMax, CalibrationMethod.Entropy, CalibrationMethod.Percentile),
+            strict=True,
+        )
+    )
+    folded = target.with_name("folded.onnx")
+    try:
+        with _quiet():
+            quant_pre_process(str(model.path), str(folded), skip_symbolic_shape=True)
+            last = _last_layers(onnx.load(folded, load_external_data=False).graph)
+            quantize_file(
+                str(folded),
+                str(target),
+                _Reader(model, inputs, tell),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=ways[method],
+                nodes_to_exclude=last,
+            )
+    except Exception as error:  # its errors share no base but this one
+        if isinstance(error, OSError | MemoryError):
+            raise
+        raise ModelError(
+            f"{model.path} cannot be quantized: ONNX Runtime says: {one_line(error)}"
+        ) from error
+    if not _operators(target):
+        raise ModelError(
+            f"{model.path} has nothing to quantize but what computes its outputs last: it has no "
+            "other convolution, matrix product or the like"
+        )
+
+
+class _Reader:
+    """The inputs as ONNX Runtime's calibration asks for them, with progress."""
+
+    def __init__(self, model: OnnxModel, inputs: NDArray[Any], tell: Tell) -> None:
+        self._name = model.input_name
+        self._batches = _batches(model, inputs)
+        self._tell, self._done, self._total = tell, 0, len(inputs)
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        """The next batch by the input's name; None at the end."""
+        batch = next(self._batches, None)
+        self._tell("calibrating", min(self._done, self._total), self._total)
+        if batch is None:
+            return None
+        self._done += len(batch)
+        return {self._name: batch}
+
+    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
+        while (batch := self.get_next()) is not None:
+            yield batch
+
+
+_PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+
+
+def _last_layers(graph: Any) -> list[str]:
+    """The nodes from each output back to the product that it comes from, that one included."""
+    maker = {name: node for node in graph.node for name in node.output}
+    names, waiting = [], [value.name for value in graph.output]
+    while waiting:
+        node = maker.pop(waiting.pop(), None)
+        if node is None:
+            continue
+        names.append(node.name)
+        if node.op_type not in _PRODUCTS:
+            waiting.extend(node.input)
+    return names
+
+
+def _kinds(path: Path) -> set[str]:
+    import onnx
+
+    return {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+
+
+def _operators(path: Path) -> dict[str, int]:
+    """How many products of each kind read eight-bit numbers."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    narrow = {
+        name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output
+    }
+    kinds = [node.op_type for node in graph.node if narrow.issuperset(node.input[:2])]
+    return {kind: kinds.count(kind) for kind in sorted(_PRODUCTS.intersection(kinds))}
+
+
+def _answers(model: OnnxModel, inputs: NDArray[Any]) -> NDArray[np.float64]:
+    parts = [model(batch) for batch in _batches(model, inputs)]
+    return np.concatenate(parts)[: len(inputs)].reshape(len(inputs), -1).astype(np.float64)
+
+
+def _agreement(before: NDArray[Any], after: NDArray[Any]) -> float | None:
+    if before.shape[1] < 2:
+        return None
+    return float((before.argmax(axis=1) == after.argmax(axis=1)).mean())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Its advice is about how it is called, which is settled here."""
+    logger = logging.getLogger()
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,302 @@
+"""Predict: any data, constant memory, and no kill costs an answer or gives one twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import CLASSES, SIZE, write_images, write_linear
+
+from ebjr import Detections, JointClassifier, JointDetector, Router
+from ebjr.data import open_data
+from ebjr.errors import ModelError
+from ebjr.predict import predict
+
+
+def colors(images):
+    """Logits of an image's mean color, blue, green and red."""
+    return np.stack([np.asarray(image).mean(axis=(0, 1))[::-1] / 9 for image in images])
+
+
+class Dies:
+    """A model that works for so many batches and fails then."""
+
+    def __init__(self, batches):
+        self.left = batches
+
+    def __call__(self, images):
+        self.left -= 1
+        if self.left < 0:
+            raise ModelError("out of order")
+        return colors(images)
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = write_images(tmp_path / "images", 50)
+    for number, name in enumerate(("blue/0000.png", "green/0016.png", "red/0047.png")):
+        (folder / name).write_bytes(b"no image" * number)
+    return folder
+
+
+def joint(student=colors):
+    return JointClassifier(student, lambda batch: -colors(batch), Router("max_logit", 9.0))
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def expected(images, tmp_path):
+    """What a run that nothing stops writes."""
+    done = predict(joint(), open_data(images), tmp_path / "whole.jsonl", batch_size=7)
+    assert (done.examples, len(done.unreadable), done.resumed) == (47, 3, 0)
+    assert 0 < done.deferred < 47
+    rows = rows_of(tmp_path / "whole.jsonl")
+    assert [row["name"] for row in rows] == sorted(row["name"] for row in rows)
+    return rows
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("overlap", [1, 3])
+def test_any_batches_and_any_overlap_give_the_same_answers(
+    images, tmp_path, expected, batch_size, overlap
+):
+    output = tmp_path / "a.jsonl"
+    predict(joint(), open_data(images), output, batch_size=batch_size, overlap=overlap)
+    assert rows_of(output) == expected
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3, 6])
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_an_interrupted_run_goes_on_where_it_stopped(images, tmp_path, expected, batches, overlap):
+    output = tmp_path / "a.jsonl"
+    with pytest.raises(ModelError, match="out of order"):
+        predict(joint(Dies(batches)), open_data(images), output, batch_size=7, overlap=overlap)
+    assert not output.exists()
+    assert (tmp_path / "a.jsonl.part").exists() == (batches > 0)
+    told = []
+    done = predict(
+        joint(),
+        open_data(images),
+        output,
+        batch_size=5,
+        tell=lambda *words: told.append(words),
+    )
+    assert done.resumed == 7 * batches
+    assert (done.examples, len(done.unreadable)) == (47, 3)
+    assert told[-1] == ("answering", 50, 50)
+    assert rows_of(output) == expected
+    assert not (tmp_path / "a.jsonl.part").exists()
+
+
+@pytest.mark.parametrize("cut", [1, 10, 200, 700, 1500])
+def test_a_journal_torn_anywhere_costs_no_answer(images, tmp_path, expected, cut):
+    output, journal = tmp_path / "a.jsonl", tmp_path / "a.jsonl.part"
+    with pytest.raises(ModelError):
+        predict(joint(Dies(4)), open_data(images), output, batch_size=7)
+    journal.write_bytes(journal.read_bytes()[:-cut])
+    predict(joint(), open_data(images), output)
+    assert rows_of(output) == expected
+
+
+def test_all_but_the_file_itself_may_be_done(images, tmp_path, expected):
+    output = tmp_path / "folder" / "a.jsonl"
+    output.parent.mkdir()
+    output.mkdir()  # the last step fails: there is a folder of that name
+    with pytest.raises(OSError, match=r"a\.jsonl"):
+        predict(joint(), open_data(images), output)
+    output.rmdir()
+    done = predict(joint(Dies(0)), open_data(images), output)
+    assert done.resumed == 47
+    assert rows_of(output) == expected
+
+
+def test_answers_of_another_threshold_are_not_gone_on_with(images, tmp_path, expected):
+    output = tmp_path / "a.jsonl"
+    with pytest.raises(ModelError):
+        predict(joint(Dies(2)), open_data(images), output, batch_size=7, about={"data": "x"})
+    other = joint()
+    other.router.threshold = 5.0
+    with pytest.raises(ValueError, match=r"threshold 9\.0, now 5\.0.*restart") as refused:
+        predict(other, open_data(images), output, about={"data": "x"})
+    assert "score" not in str(refused.value)
+    with pytest.raises(ValueError, match="data 'x', now 'y'"):
+        predict(joint(), open_data(images), output, about={"data": "y"})
+    done = predict(other, open_data(images), output, about={"data": "x"}, restart=True)
+    assert (done.examples, done.resumed) == (47, 0)
+
+
+def test_parquet_holds_the_same_rows(images, tmp_path, expected):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    output = tmp_path / "a.parquet"
+    predict(joint(), open_data(images), output, labels=CLASSES)
+    table = parquet.read_table(output)
+    assert table.column("label").to_pylist() == [CLASSES[row["prediction"]] for row in expected]
+    assert table.drop_columns("label").to_pylist() == expected
+
+
+def test_boxes_of_images_with_none_fit_in_parquet_too(images, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+
+    def find(images):
+        counts = [int(image.mean()) % 3 for image in images]
+        return [
+            Detections.of_scores(
+                np.tile([0.0, 0, 4, 4], (n, 1)), [0.5] * n, (8, 8), labels=[0] * n, classes=1
+            )
+            for n in counts
+        ]
+
+    output = tmp_path / "a.parquet"
+    model = JointDetector(find, find, Router("max_confidence", 0.4))
+    predict(model, open_data(images), output, batch_size=1)
+    predict(model, open_data(images), tmp_path / "a.jsonl")
+    assert parquet.read_table(output).to_pylist() == rows_of(tmp_path / "a.jsonl")
+
+
+def test_overlap_has_several_batches_in_work_and_no_more():
+    lock, now, most = threading.Lock(), 0, 0
+    together = threading.Barrier(3, timeout=30)
+
+    def student(batch):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        together.wait()  # goes on only when three are here
+        with lock:
+            now -= 1
+        return np.stack([batch, -batch], axis=1)
+
+    taken = []
+
+    def batches():
+        for number in range(9):
+            taken.append(number)
+            yield np.full(2, float(number))
+
+    model = JointClassifier(student, student, Router("max_logit", -1.0))
+    answers = model.stream(batches(), overlap=3)
+    first = next(answers)
+    assert len(taken) == 4  # three in work, one that waits
+    scores = [first.score[0], *(answer.score[0] for answer in answers)]
+    assert scores == list(range(9))
+    assert most == 3
+
+
+def test_a_batch_that_fails_fails_at_its_turn():
+    model = JointClassifier(Dies(1), colors, Router("max_logit", -1.0))
+    answers = model.stream([[np.ones((2, 2, 3))]] * 3, overlap=2)
+    assert next(answers).score.shape == (1,)
+    with pytest.raises(ModelError, match="out of order"):
+        next(answers)
+    with pytest.raises(ValueError, match="overlap must be at least 1, but is 0"):
+        model.stream([], overlap=0)
+
+
+def test_a_killed_process_is_gone_on_with(run, tmp_path):
+    """SIGKILL, at whatever it is doing, and again: the answers are those of a run left alone."""
+    rng = np.random.default_rng(0)
+    inputs = rng.random((12_000, 3, SIZE, SIZE), np.float32)
+    np.savez(tmp_path / "data.npz", inputs=inputs)
+    np.savez(tmp_path / "some.npz", inputs=inputs[:200], targets=rng.integers(0, 3, 200))
+    write_linear(tmp_path / "student.onnx", rng.normal(0, 9, (3, 3)))
+    write_linear(tmp_path / "teacher.onnx", rng.normal(0, 9, (3, 3)))
+    pair = ("--student", "student.onnx", "--teacher", "teacher.onnx")
+    assert run("record", *pair, "--data", "some.npz", "-o", "o.npz")[0] == 0
+    goal = ("--goal", "budget", "--deferral-rate", "0.3")
+    assert run("calibrate", "o.npz", *goal, "-o", "joint.toml")[0] == 0
+    words = ["predict", "joint.toml", "--data", "data.npz", "-o"]
+    assert run(*words, "whole.jsonl")[0] == 0
+    words = [*words, "a.jsonl", "--json"]
+    journal, size = tmp_path / "a.jsonl.part", 0
+    for _ in range(2):
+        ebjr = [sys.executable, "-m", "ebjr", *words, "--batch-size", "1", "--threads", "1"]
+        process = subprocess.Popen(ebjr, cwd=tmp_path, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not journal.is_file() or journal.stat().st_size <= size + 2000:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        size = journal.stat().st_size
+    assert not (tmp_path / "a.jsonl").exists()
+    code, printed, error = run(*words)
+    assert code == 0
+    figures = json.loads(printed)
+    assert 0 < figures["resumed"] < figures["examples"] == 12_000
+    assert f"{figures['resumed']:,} answers are of an interrupted run" in error
+    both = [rows_of(tmp_path / name) for name in ("a.jsonl", "whole.jsonl")]
+    scores = [[row.pop("score") for row in rows] for rows in both]
+    assert both[0] == both[1]
+    np.testing.assert_allclose(*scores, atol=1e-4)  # batches of one and of many round unlike
+    assert not journal.exists()
+
+
+def test_a_run_that_stops_says_where_its_answers_are(run, tmp_path):
+    folder = write_images(tmp_path / "images", 60)
+    for name in ("student", "teacher"):
+        write_linear(tmp_path / f"{name}.onnx", np.eye(3)[::-1] * (6 if name[0] == "s" else 20))
+    pair = ("--student", "student.onnx", "--teacher", "teacher.onnx")
+    run("record", *pair, "--data", "images", "-o", "o.npz")
+    run("calibrate", "o.npz", "--goal", "budget", "--deferral-rate", "0.2", "-o", "joint.toml")
+    bad = folder / "red" / "0059.png"
+    kept = bad.read_bytes()
+    bad.write_bytes(b"")
+    words = ("predict", "joint.toml", "--data", "images", "-o", "a.jsonl", "--batch-size", 8)
+    code, _, error = run(*words, "--strict")
+    assert code == 2
+    assert "what was answered is in a.jsonl.part; the same command goes on from there" in error
+    bad.write_bytes(kept)
+    code, printed, _ = run(*words, "--json")
+    assert code == 0
+    assert 0 < json.loads(printed)["resumed"] < 60
+    code, _, error = run(*words, "--threshold", "0.9", "--strict")
+    assert code == 0
+
+
+def test_memory_does_not_grow_with_the_data(tmp_path):
+    """What is held at once is a few batches, whatever the length: counted, not timed."""
+    alive, most = 0, 0
+
+    class Rows(np.ndarray):
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    class Many:
+        def __init__(self):
+            self.unreadable = []
+
+        def __len__(self):
+            return 400
+
+        def batches(self, batch_size, start=0):
+            nonlocal alive, most
+            from ebjr.data import Batch
+
+            for number in range(start, 400, batch_size):
+                inputs = np.zeros((batch_size, SIZE)).view(Rows)
+                alive += 1
+                most = max(most, alive)
+                yield Batch(inputs, None, [str(number + k) for k in range(batch_size)])
+
+    model = JointClassifier(
+        lambda x: np.eye(2)[np.zeros(len(x), int)],
+        lambda x: np.eye(2)[: len(x)],
+        Router("margin", -1),
+    )
+    done = predict(model, Many(), tmp_path / "a.jsonl", batch_size=4, overlap=2)
+    assert done.examples == 400
+    assert most <= 6
