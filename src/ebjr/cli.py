@@ -685,6 +685,12 @@ def serve(
         Path | None,
         typer.Option(help="A folder for the monitor's state; else that of the audit log."),
     ] = None,
+    log: Annotated[
+        str, typer.Option(help="words, or json: with a line for each request, and its id.")
+    ] = "words",
+    otel: Annotated[
+        bool, typer.Option("--otel", help="Send OpenTelemetry traces (the extra `otel`).")
+    ] = False,
     threads: Threads = None,
 ) -> None:
     """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
@@ -716,6 +722,8 @@ def serve(
         between=None if between is None else between.split(","),
         audit_rate=audit_rate,
         state=state,
+        log=log,
+        otel=otel,
         started=lambda url: out.print(f"serving {served.name} at {url}", soft_wrap=True),
     )
 

@@ -9,7 +9,6 @@ sentence with a 4xx, and the server keeps serving.
 from __future__ import annotations
 
 import asyncio
-import functools
 import hmac
 import json
 import math
@@ -20,9 +19,11 @@ from functools import partial
 from typing import Any
 
 from ebjr.errors import EbjrError, MissingExtra, Overloaded
-from ebjr.protocol import LENGTH_HEADER, read_request, write_response
+from ebjr.protocol import LENGTH_HEADER, InferRequest, read_request, write_response
 from ebjr.serving.bodies import Refused, compressed, read_body
+from ebjr.serving.forms import read_form
 from ebjr.serving.knob import WISHES
+from ebjr.serving.logs import RequestIds, request_id, start_logging
 from ebjr.serving.openapi import openapi
 from ebjr.serving.page import page_and_headers
 from ebjr.serving.served import Served, served_of
@@ -31,6 +32,7 @@ from ebjr.serving.service import Service, status_of
 try:
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
@@ -45,6 +47,7 @@ def build_app(
     *,
     token: str | None = None,
     beside: Sequence[Callable[[Service], AbstractAsyncContextManager[None]]] = (),
+    log_requests: bool = False,
     **options: Any,
 ) -> Starlette:
     """The server's application, for uvicorn or any other ASGI server.
@@ -58,6 +61,8 @@ def build_app(
         is moved from this machine alone.
     beside
         Servers of other protocols on the same service, open as long as the application is.
+    log_requests
+        Whether a line is logged for each request.
     **options
         Of the `Service` and its `Pipeline`.
 
@@ -110,7 +115,9 @@ def build_app(
             await asyncio.get_running_loop().run_in_executor(None, service.stop)
 
     mistakes = {HTTPException: _no_such, Exception: _broken}
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=mistakes)
+    span = None if service.tracing is None else service.tracing.request
+    ids = Middleware(RequestIds, lines=log_requests, span=span)
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=mistakes, middleware=[ids])
     app.state.service, app.state.document = service, document
     return app
 
@@ -121,6 +128,8 @@ def run_server(
     host: str = "127.0.0.1",
     port: int = 8080,
     grpc_port: int | None = None,
+    log: str = "words",
+    otel: bool = False,
     started: Callable[[str], None] = lambda url: None,
     **options: Any,
 ) -> None:
@@ -134,6 +143,10 @@ def run_server(
         Where to listen; port 0 takes a free one.
     grpc_port
         Where to listen for gRPC, at the same host; None does not.
+    log
+        How this process logs, see `start_logging`; JSON has a line for each request.
+    otel
+        Whether to send OpenTelemetry traces.
     started
         Told each address once it takes requests.
     **options
@@ -142,7 +155,7 @@ def run_server(
     Raises
     ------
     MissingExtra
-        uvicorn is not installed; or grpcio, and `grpc_port` asks for it.
+        uvicorn is not installed; or grpcio or OpenTelemetry, which `grpc_port` and `otel` need.
     OSError
         An address is taken.
     """
@@ -158,6 +171,12 @@ def run_server(
         socket.create_server((host, grpc_port)).close()  # taken? better said now than by gRPC
         beside = partial(grpc_server, host=host, port=grpc_port, started=started)
         options["beside"] = (*options.get("beside", ()), beside)
+    start_logging(log)
+    options["log_requests"] = log == "json"
+    if otel:
+        from ebjr.serving.tracing import Tracing
+
+        options["tracing"] = Tracing.to_collector(served.name)
     with socket.create_server((host, port), backlog=1024) as listener:
         app = build_app(served, **options)
         config = uvicorn.Config(
@@ -165,6 +184,7 @@ def run_server(
             http=guarded(app.state.service.limits),
             ws="none",
             lifespan="on",
+            log_config=None,
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -243,7 +263,7 @@ class _Handlers:
         with self.service.metrics.request():
             raw = await _body(request)  # first: who is still sending reads no answer
             self.service.check_model(**request.path_params)
-            asked = read_request(raw, request.headers.get(LENGTH_HEADER))
+            asked = await self._asked(request, raw)
             body, length = write_response(await self.service.infer(asked), asked)
             body, headers = compressed(body, request.headers.get("Accept-Encoding"))
         if length is None:
@@ -253,10 +273,18 @@ class _Handlers:
 
     @_answering
     async def late(self, request: Request) -> Response:
-        find = functools.partial(self.service.late, request.path_params["id"])
+        find = partial(self.service.late, request.path_params["id"])
         found = await asyncio.get_running_loop().run_in_executor(None, find)
         waits = bool(found["waiting"])
         return JSONResponse(found, 202 if waits else 200, {"Retry-After": "1"} if waits else None)
+
+    async def _asked(self, request: Request, raw: bytes) -> InferRequest:
+        kind = request.headers.get("Content-Type", "")
+        if not kind.lower().startswith("multipart/"):
+            return read_request(raw, request.headers.get(LENGTH_HEADER))
+        if not self.served.takes_images:
+            raise Refused(415, "this model takes no images, and a form can bring nothing else")
+        return await read_form(raw, request.headers, self.service.input["name"])
 
     async def read_knob(self, _request: Request) -> Response:
         return JSONResponse(self.service.helm.state())
@@ -270,9 +298,8 @@ class _Handlers:
             wish = json.loads(raw)
         except (ValueError, RecursionError) as error:
             raise Refused(400, WISHES) from error
-        move = partial(self.service.helm.ask, wish, who=who)
         try:  # in a thread, as the audit log waits for the disk
-            await asyncio.get_running_loop().run_in_executor(None, move)
+            await asyncio.to_thread(self.service.helm.ask, wish, who=who, request=request_id())
         except ValueError as error:
             raise Refused(400, str(error)) from error
         except OSError as error:
@@ -324,4 +351,5 @@ async def _no_such(request: Request, error: Exception) -> Response:
 async def _broken(request: Request, _error: Exception) -> Response:
     """Our own mistake: the traceback is in the log, and not in the answer."""
     sentence = "the server failed on this request; its log says why"
-    return _refusal(request.app.state.service, 500, sentence)
+    headers = {"X-Request-Id": request_id() or ""}  # who adds it elsewhere did not get to it
+    return _refusal(request.app.state.service, 500, sentence, headers)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ebjr.errors import MissingExtra
 from ebjr.protocol import DATATYPES, LENGTH_HEADER, MOST_DIMENSIONS
-from ebjr.serving.service import VERSION, Service
+from ebjr.serving.service import REQUEST_PARAMETERS, VERSION, Service
 
 try:
     from starlette.routing import BaseRoute, Route
@@ -31,6 +31,17 @@ REFUSALS = {
 """What each status of an error means; its body is one sentence."""
 
 BODY_REFUSALS = (400, 408, 413, 415, 429)
+
+
+_FORM: Json = {
+    "type": "object",
+    "description": "Images as files, in their order; other fields are parameters.",
+    "properties": {
+        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+        **{name: {"type": "string"} for name in REQUEST_PARAMETERS},
+    },
+    "required": ["image"],
+}
 
 
 def openapi(service: Service, routes: Sequence[BaseRoute], *, token: bool = False) -> Json:
@@ -105,6 +116,8 @@ def _operations(service: Service, token: bool) -> dict[tuple[str, str], Json]:
             **_refused(404, *BODY_REFUSALS, 503, 504),
         },
     }
+    if service.served.takes_images:
+        infer["requestBody"]["content"]["multipart/form-data"] = {"schema": _FORM}
     secured: Json = {"security": [{"token": []}]} if token else {}
     move = {
         "summary": "Move the knob.",

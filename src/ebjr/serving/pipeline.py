@@ -99,6 +99,9 @@ class Audited:
 class Observer:
     """Told what happens in a pipeline, from its threads; this one does not listen."""
 
+    def submitted(self, ticket: Ticket) -> None:
+        """A request has been handed in; told in the thread that does so."""
+
     def batch(self, batch: Batched) -> None:
         """A model has answered a batch."""
 
@@ -131,6 +134,11 @@ class Observers(Observer):
     def remove(self, observer: Observer) -> None:
         """Tell one no more."""
         self._all = tuple(one for one in self._all if one is not observer)
+
+    def submitted(self, ticket: Ticket) -> None:
+        """Tell all of a request."""
+        for observer in self._all:
+            observer.submitted(ticket)
 
     def batch(self, batch: Batched) -> None:
         """Tell all of a batch."""
@@ -174,11 +182,14 @@ class Ticket:
         Shape and type of a row: what rows of one batch have in common.
     since
         When it was handed in, by `time.perf_counter`.
+    trace
+        For whoever traces it.
     """
 
     def __init__(self, pipeline: Pipeline, inputs: Batch, threshold: float | None) -> None:
         self.future: Future[ServedAnswer] = Future()
         self.since = time.perf_counter()
+        self.trace: Any = None
         self.form = (getattr(inputs, "shape", ())[1:], getattr(inputs, "dtype", None))
         self._pipeline = pipeline
         self._inputs = inputs
@@ -536,6 +547,7 @@ class Pipeline:
         if n < 1:
             raise ValueError("a request needs at least one input, but has none")
         ticket = Ticket(self, inputs, own)
+        self.observer.submitted(ticket)
         if not self._student_queue.put(_Part(ticket, np.arange(n)), bounded=True):
             if self._student_queue.closed:
                 raise Overloaded("the server is stopping and takes no more requests", 1.0)

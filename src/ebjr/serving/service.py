@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,10 +40,14 @@ from ebjr.serving.knob import Knob
 from ebjr.serving.limits import Limits
 from ebjr.serving.live import Live
 from ebjr.serving.live_monitor import LiveMonitor
+from ebjr.serving.logs import Faults, note
 from ebjr.serving.metrics import Metrics
 from ebjr.serving.pipeline import Observers, Pipeline, ServedAnswer
 from ebjr.serving.served import KNOBS, Served, json_number
 from ebjr.serving.status import describe
+
+if TYPE_CHECKING:  # an extra
+    from ebjr.serving.tracing import Tracing
 
 VERSION = "1"
 """The only version of a served model."""
@@ -94,6 +98,8 @@ class Service:
     state
         A folder in which the monitor keeps what it knows, and finds it again; None takes that of
         the audit log, if there is one.
+    tracing
+        A `Tracing`; None traces nothing.
     chore_seconds
         How often the autopilot and the monitor look.
     **options
@@ -118,6 +124,7 @@ class Service:
         between: Sequence[float | str] | None = None,
         audit_rate: float = 0.0,
         state: str | os.PathLike[str] | None = None,
+        tracing: Tracing | None = None,
         chore_seconds: float = 1.0,
         limits: Limits | None = None,
         **options: Any,
@@ -135,7 +142,10 @@ class Service:
         self.monitor = LiveMonitor(
             served, audit_rate=audit_rate, folder=beside if state is None else state
         )
-        observers = Observers(self.metrics, self.live, self.monitor)
+        self.tracing = tracing
+        observers = Observers(self.metrics, self.live, self.monitor, Faults())
+        if tracing is not None:
+            observers.add(tracing)
         self.pipeline = Pipeline(served.joint, observer=observers, audit_rate=audit_rate, **options)
         self._journal = None if audit_log is None else Journal(audit_log)
         self.knob = Knob(served, self._journal)
@@ -167,6 +177,8 @@ class Service:
         self.monitor.save()
         if self._journal is not None:
             self._journal.close()
+        if self.tracing is not None:
+            self.tracing.close()
 
     def _show(self) -> None:
         """Tell the metrics where to look."""
@@ -319,6 +331,13 @@ class Service:
         except asyncio.CancelledError:  # the client has gone
             ticket.future.cancel()
             raise
+        answer = found.answer
+        note(
+            rows=len(answer.deferred),
+            deferred=int(answer.deferred.sum()),
+            degraded=int(answer.degraded.sum()),
+            threshold=json_number(found.threshold),
+        )
         return self._response(asked, found)
 
     async def ask_both(self, asked: InferRequest) -> dict[str, Any]:

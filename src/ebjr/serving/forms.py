@@ -1,0 +1,95 @@
+"""Forms: images as ``multipart/form-data``, as browsers and ``curl -F`` send them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import numpy as np
+
+from ebjr.errors import MissingExtra, ProtocolError
+from ebjr.protocol import InferRequest
+from ebjr.serving.served import KNOBS
+
+try:
+    from starlette.datastructures import Headers, UploadFile
+    from starlette.formparsers import MultiPartException, MultiPartParser
+except ImportError as error:
+    raise MissingExtra("serve", "serving") from error
+
+MOST_FILES = 256
+MOST_FIELDS = 16
+MOST_FIELD_BYTES = 4096
+
+_TEXTS = ("operating_point",)
+_FIELDS = (*KNOBS, "timeout")
+
+
+async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
+    """A request of images: every file of the form is one, in their order.
+
+    Parameters
+    ----------
+    body
+        Of the request, whose size has been checked.
+    headers
+        With the form's boundary.
+    name
+        Of the input.
+
+    Returns
+    -------
+    InferRequest
+        With one BYTES tensor (n,), and the form's other fields as parameters: `threshold`,
+        `deferral_rate`, `operating_point` and `timeout`.
+
+    Raises
+    ------
+    ProtocolError
+        It is no such form, has no file or too many, or a field that is not known.
+    """
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(
+        headers,
+        stream(),
+        max_files=MOST_FILES,
+        max_fields=MOST_FIELDS,
+        max_part_size=MOST_FIELD_BYTES,
+    )
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, UnicodeError) as error:
+        raise ProtocolError(f"the form cannot be read: {_reason(error)}") from error
+    try:
+        files, parameters = [], {}
+        for field, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                files.append(await value.read())
+            else:
+                parameters[field] = _parameter(field, value)
+    finally:
+        await form.close()
+    if not files:
+        raise ProtocolError("the form must bring at least one image, as a file")
+    images = np.empty(len(files), object)
+    images[:] = files
+    return InferRequest({name: images}, parameters=parameters)
+
+
+def _parameter(field: str, value: str) -> float | str:
+    if field not in _FIELDS:
+        raise ProtocolError(f"the form's fields are files and {', '.join(_FIELDS)}, not {field!r}")
+    if field in _TEXTS:
+        return value
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ProtocolError(f"the form's {field} must be a number, not {value!r}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MultiPartException):
+        return error.message
+    return "its boundary is missing" if isinstance(error, KeyError) else "its text is not Unicode"

@@ -1,0 +1,180 @@
+"""Logs of a server: words for people, or JSON lines for machines, with the id of each request.
+
+A request keeps the id that it brings in ``X-Request-Id``, if that is a sane one, and gets one if
+not; the answer carries it, and so does every line that is logged on its behalf. `note` adds
+figures to the line that a request gets when it is answered.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import IO, Any
+
+from ebjr.serving.pipeline import Observer
+
+FORMATS = ("words", "json")
+REQUEST_ID = b"x-request-id"
+QUIET_SECONDS = 10.0
+"""A stage that keeps failing is told about once in so many seconds."""
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_SANE = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
+_request: ContextVar[str | None] = ContextVar("ebjr_request", default=None)
+_notes: ContextVar[dict[str, Any] | None] = ContextVar("ebjr_notes", default=None)
+
+log = logging.getLogger("ebjr.serving")
+
+
+def request_id() -> str | None:
+    """The id of the request that is being answered here; None where there is none."""
+    return _request.get()
+
+
+def note(**figures: Any) -> None:
+    """Add figures to the line of the request that is being answered here."""
+    notes = _notes.get()
+    if notes is not None:
+        notes.update(figures)
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON: time, level, logger, message, request, and its figures."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {
+            "time": when,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if (known := request_id()) is not None:
+            line["request"] = known
+        line |= getattr(record, "figures", {})
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def start_logging(form: str = "words", stream: IO[str] | None = None) -> None:
+    """Send what this process logs to standard error.
+
+    Parameters
+    ----------
+    form
+        ``"words"``, or ``"json"``: the same in lines of JSON, and one for each request.
+    stream
+        Where to instead.
+
+    Raises
+    ------
+    ValueError
+        Another form.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"logs come as one of {', '.join(FORMATS)}, not {form!r}")
+    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    words = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonLines() if form == "json" else words)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    log.setLevel(logging.INFO)
+
+
+class RequestIds:
+    """ASGI middleware: every HTTP request has an id, and if one likes a line and a span.
+
+    Parameters
+    ----------
+    app
+        What answers.
+    lines
+        Whether a line is logged for each request.
+    span
+        Opens the span of a request, given its scope and its id; None opens none.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        lines: bool = False,
+        span: Callable[[Scope, str], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        self._app, self._lines, self._span = app, lines, span
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        own = _id_of(scope)
+        _request.set(own)
+        notes: dict[str, Any] = {}
+        _notes.set(notes)
+        status = 500
+        began = time.perf_counter()
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message.get("headers", ()), (REQUEST_ID, own.encode())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            with nullcontext() if self._span is None else self._span(scope, own):
+                await self._app(scope, receive, sending)
+        finally:
+            if self._lines:
+                spent = round(time.perf_counter() - began, 6)
+                about = {"method": scope["method"], "path": scope["path"], "status": status}
+                figures = {**about, "seconds": spent, **notes}
+                log.info("%(method)s %(path)s", about, extra={"figures": figures})
+
+
+class Faults(Observer):
+    """Logs that a model fails, in words, without a line for every batch."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._next: dict[str, float] = {}
+        self._quiet: dict[str, int] = {}
+
+    def failed(self, stage: str, error: Exception) -> None:
+        """Tell of a failure, unless one of this stage has just been told of."""
+        now = self._clock()
+        with self._lock:
+            if now < self._next.get(stage, 0.0):
+                self._quiet[stage] = self._quiet.get(stage, 0) + 1
+                return
+            self._next[stage] = now + QUIET_SECONDS
+            untold = self._quiet.pop(stage, 0)
+        more = f" ({untold} other failures since the last line)" if untold else ""
+        who = "teacher, asked for an audit," if stage == "audit" else stage
+        log.error("the %s failed on a batch: %s: %s%s", who, type(error).__name__, error, more)
+
+
+def _id_of(scope: Scope) -> str:
+    """The id that a request brings, if it is one that can be written anywhere; else a new one."""
+    for name, value in scope["headers"]:
+        if name == REQUEST_ID and _SANE.fullmatch(value):
+            return bytes(value).decode("ascii")
+    return uuid.uuid4().hex

@@ -1,0 +1,111 @@
+"""OpenTelemetry traces of a server: requests, their waits, and the batches that they were in.
+
+The extra ``otel``; nothing here is imported without ``ebjr serve --otel``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ebjr.errors import MissingExtra
+from ebjr.serving.logs import Scope
+from ebjr.serving.pipeline import Batched, Observer, Ticket
+
+try:
+    from opentelemetry import trace
+    from opentelemetry.propagate import extract
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+except ImportError as error:
+    raise MissingExtra("otel", "tracing") from error
+
+
+class Tracing(Observer):
+    """Spans of what a server does.
+
+    Each HTTP request is a span, the child of the one that its ``traceparent`` names. Its children
+    are, for either model that was asked: ``student wait``, the time in the queue, and ``student
+    batch``, the batch with other requests' rows; the same of the teacher.
+
+    Parameters
+    ----------
+    provider
+        Of OpenTelemetry's SDK: where spans go.
+    """
+
+    def __init__(self, provider: TracerProvider) -> None:
+        from ebjr import __version__
+
+        self._provider = provider
+        self._tracer = provider.get_tracer("ebjr", __version__)
+        self._epoch = time.time_ns() - time.perf_counter_ns()
+
+    @classmethod
+    def to_collector(cls, name: str) -> Tracing:
+        """Send spans over OTLP, as the variables ``OTEL_EXPORTER_OTLP_...`` say.
+
+        Raises
+        ------
+        MissingExtra
+            The exporter is not installed.
+        """
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        except ImportError as error:
+            raise MissingExtra("otel", "tracing") from error
+        about = Resource.create({"ebjr.model": name})
+        if "unknown_service" in str(about.attributes.get("service.name", "")):
+            about = about.merge(Resource({"service.name": "ebjr"}))
+        provider = TracerProvider(resource=about)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        return cls(provider)
+
+    @contextmanager
+    def request(self, scope: Scope, request_id: str) -> Iterator[None]:
+        """The span of a request, current as long as the request is at work."""
+        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in _trace(scope)}
+        about = {
+            "http.request.method": scope["method"],
+            "url.path": scope["path"],
+            "ebjr.request_id": request_id,
+        }
+        with self._tracer.start_as_current_span(
+            f"{scope['method']} {scope['path']}",
+            context=extract(carrier),
+            kind=trace.SpanKind.SERVER,
+            attributes=about,
+        ):
+            yield
+
+    def submitted(self, ticket: Ticket) -> None:
+        """Keep the span of a request with its rows."""
+        span = trace.get_current_span()
+        if span.get_span_context().trace_flags.sampled:
+            ticket.trace = trace.set_span_in_context(span)
+
+    def batch(self, batch: Batched) -> None:
+        """The spans of a batch, for each request that had rows in it."""
+        began = self._epoch + round(1e9 * batch.began)
+        ended = began + round(1e9 * batch.seconds)
+        about = {"ebjr.rows": batch.rows, "ebjr.requests": len(batch.tickets)}
+        for ticket, waited in zip(batch.tickets, batch.waited.tolist(), strict=True):
+            if ticket.trace is not None:
+                came = began - round(1e9 * waited)
+                self._span(f"{batch.stage} wait", ticket.trace, came, began, {})
+                self._span(f"{batch.stage} batch", ticket.trace, began, ended, about)
+
+    def close(self) -> None:
+        """Send what has not been sent."""
+        self._provider.shutdown()
+
+    def _span(self, name: str, context: Any, start: int, end: int, about: dict[str, int]) -> None:
+        span = self._tracer.start_span(name, context=context, start_time=start, attributes=about)
+        span.end(end)
+
+
+def _trace(scope: Scope) -> Sequence[tuple[bytes, bytes]]:
+    return [pair for pair in scope["headers"] if pair[0] in (b"traceparent", b"tracestate")]
