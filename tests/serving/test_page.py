@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from tiny import CLASSES, write_joint
 
-from ebjr import JointClassifier, JointConfig, Router, load_joint
+from ebjr import JointClassifier, JointConfig, Router, TeacherUnavailable, load_joint
+from ebjr.edge import FarTeacher, Link
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
@@ -143,6 +144,7 @@ def test_the_page_fits_and_has_no_fault_that_axe_knows(page, busy, width, scheme
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     found = axe.Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.getAnimations().length") == 0  # there is no motion to reduce
 
 
 def png(seed: int) -> dict:
@@ -250,6 +252,21 @@ def test_an_image_is_answered_by_both_as_by_the_models_themselves(page, busy, ca
     page.troubles.clear()  # the browser notes the 400 on its console
 
 
+def test_an_image_may_be_dropped(page, busy):
+    opened(page, busy)
+    page.evaluate(
+        """async (bytes) => {
+            const carried = new DataTransfer();
+            carried.items.add(new File([new Uint8Array(bytes)], "x.png", { type: "image/png" }));
+            const drop = new DragEvent("drop", { dataTransfer: carried, bubbles: true });
+            document.getElementById("drop").dispatchEvent(drop);
+        }""",
+        list(png(3)["buffer"]),
+    )
+    says(page, "try-said", "The score,")
+    assert page.get_attribute("#preview", "alt") == "The chosen image, x.png"
+
+
 def test_with_a_token_the_knob_wants_to_see_it(page, calibrated):
     with running(served_of(JointConfig.read(calibrated)), token="sesame") as address:
         opened(page, address)
@@ -277,12 +294,37 @@ def test_a_server_that_goes_away_is_missed_and_found_again(page, calibrated):
     page.troubles.clear()
 
 
-def test_rows_of_numbers_are_tried_and_no_calibration_is_needed(page):
-    def student(x):
-        return np.stack([x[:, 0], x[:, 1]], axis=1)
+def two_columns(x):
+    return np.stack([x[:, 0], x[:, 1]], axis=1)
 
-    student.input_shape, student.input_name, student.input_dtype = (None, 2), "x", np.float32
-    joint = JointClassifier(student, lambda x: 3 - student(x), Router("max_logit", 5.0))
+
+two_columns.input_shape = (None, 2)
+two_columns.input_name = "x"
+two_columns.input_dtype = np.float32
+
+
+def test_a_teacher_that_is_away_is_told_and_the_student_answers(page):
+    pytest.importorskip("stamina", reason="the extra `remote` is not installed")
+
+    def away(x):
+        raise TeacherUnavailable("the cable is cut")
+
+    far = FarTeacher(away, Link(retries=0, failures=1))
+    joint = JointClassifier(two_columns, far, Router("max_logit", 5.0))
+    with running(Served(joint)) as address:
+        opened(page, address)
+        says(page, "state", "Reached. away answers over its link")
+        page.get_by_label("One row of numbers").fill("4 1")
+        page.get_by_role("button", name="Ask both models").click()
+        says(page, "try-said", "but the teacher cannot answer: the student's answer, 0, marked")
+        says(page, "teacher", "the cable is cut")
+        says(page, "alarm", "Alarm: teacher away.")
+    far.close()
+    page.troubles.clear()
+
+
+def test_rows_of_numbers_are_tried_and_no_calibration_is_needed(page):
+    joint = JointClassifier(two_columns, lambda x: 3 - two_columns(x), Router("max_logit", 5.0))
     with running(Served(joint, labels=("<b>yes</b>", "no"))) as address:
         opened(page, address)
         assert not page.is_visible("#slider-label")

@@ -235,6 +235,13 @@ function showState() {
       rows.push([title, `${word}:`, rest.join(":").trim(), ALARMS.includes(found.status)]);
     }
   }
+  const far = state.far_teacher;
+  if (far) {
+    const late = far.late_rows === null ? "" : ` ${far.late_rows.toLocaleString("en")} rows are kept for it.`;
+    rows.push(far.state === "closed"
+      ? ["Teacher", "Reached.", `${far.name} answers over its link.${late}`]
+      : ["Teacher", "Away:", `${far.name} is left alone until it is there again; the student answers, marked as degraded.${late}`, true]);
+  }
   const alarms = rows.filter(([, , , alarm]) => alarm).map(([title, word]) => `${title.toLowerCase()} ${word.slice(0, -1).toLowerCase()}`);
   get("alarm").hidden = !alarms.length;
   const sentence = alarms.length ? `Alarm: ${alarms.join(", ")}. The last section says more.` : "";

@@ -171,6 +171,7 @@ class Service:
         """Answer what waits, and end."""
         self._keeper.stop()
         self.pipeline.stop()
+        self._looking.shutdown(cancel_futures=True)
         if (late := self.served.joint.late) is not None:
             late.stop()
         self.monitor.look()
@@ -378,8 +379,17 @@ class Service:
             **self._described,
             "router": self.helm.state(),
             "monitor": self.monitor.status(),
+            "far_teacher": self._far_teacher(),
             "live": {**self.live.as_dict(), "waiting": self.pipeline.waiting()},
         }
+
+    def _far_teacher(self) -> dict[str, Any] | None:
+        """How it is with a teacher behind a link, and how many rows are kept for it."""
+        joint = self.served.joint
+        if not isinstance(joint.teacher, FarTeacher):
+            return None
+        late = None if joint.late is None else len(joint.late)
+        return {"name": joint.teacher.name, "state": joint.teacher.state, "late_rows": late}
 
     @cached_property
     def _described(self) -> dict[str, Any]:
