@@ -18,7 +18,7 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 from ebjr import JointClassifier, ModelError, Router
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
-from ebjr.config import JointConfig, ModelEntry
+from ebjr.config import JointConfig, ModelEntry, RemoteEntry
 from ebjr.export import export_joint, export_triton
 
 RNG = np.random.default_rng(0)
@@ -108,6 +108,17 @@ def test_a_program_of_pytorch_is_to_be_exported_to_onnx_first(tmp_path):
     teacher = ModelEntry.of_file(tmp_path / "teacher.onnx")
     config = JointConfig(student, teacher, score="softmax", threshold=0.5)
     with pytest.raises(ModelError, match=r"student.pt2 is no ONNX graph: export it to ONNX first"):
+        export_joint(config, tmp_path / "joint.onnx")
+
+
+def test_a_remote_teacher_cannot_be_part_of_a_file(tmp_path):
+    write_slice(tmp_path / "student.onnx", range(5), 10)
+    student = ModelEntry.of_file(tmp_path / "student.onnx")
+    teacher = RemoteEntry("http://127.0.0.1:9/v2/models/teacher", {"name": "teacher"})
+    config = JointConfig(student, teacher, score="softmax", threshold=0.5)
+    with pytest.raises(
+        ModelError, match=r"the teacher http://.* is a remote model, which cannot be"
+    ):
         export_joint(config, tmp_path / "joint.onnx")
 
 

@@ -19,7 +19,7 @@ from ebjr.arrays import to_numpy
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.blend import blend_text
-from ebjr.config import JointConfig
+from ebjr.config import JointConfig, ModelEntry
 from ebjr.errors import ModelError
 from ebjr.export.graph import LEAST_OPSET, joint_graph, read_part
 from ebjr.export.inputs import Given, given_of
@@ -107,14 +107,14 @@ def export_joint(
         The file cannot be written.
     """
     config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
-    _check_files(config)
+    files = _files(config)
     model = config.load()
     if threshold is not None:
         model.router.threshold = threshold
     given = _given(model)
     batch, raw, taught = _tried(model, given)
     graph = _graph(model, given, raw, taught, opset)
-    _describe(graph, config, model)
+    _describe(graph, config, files, model)
     with write_beside(path) as folder:
         draft = folder / Path(path).name
         data = _write(graph, draft, external_data)
@@ -134,14 +134,23 @@ def export_joint(
     )
 
 
-def _check_files(config: JointConfig) -> None:
-    for role in ("student", "teacher"):
-        path = getattr(config, role).path
-        if Path(path).suffix.lower() != ".onnx":
+def _files(config: JointConfig) -> dict[str, ModelEntry]:
+    """Both models' entries, which must be ONNX files."""
+    entries: dict[str, ModelEntry] = {}
+    for role, entry in (("student", config.student), ("teacher", config.teacher)):
+        if not isinstance(entry, ModelEntry):
             raise ModelError(
-                f"the {role} {path} is no ONNX graph: export it to ONNX first (torch.onnx.export), "
-                "record and calibrate with that file, and then export the joint model"
+                f"the {role} {entry.url} is a remote model, which cannot be part of a file; "
+                "calibrate with the model's own file"
             )
+        if Path(entry.path).suffix.lower() != ".onnx":
+            raise ModelError(
+                f"the {role} {entry.path} is no ONNX graph: export it to ONNX first "
+                "(torch.onnx.export), record and calibrate with that file, and then export the "
+                "joint model"
+            )
+        entries[role] = entry
+    return entries
 
 
 def _given(joint: JointModel) -> Given:
@@ -163,7 +172,7 @@ def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, np.ndarray, np.
     failed: Exception | None = None
     for batch in given.examples():
         try:
-            raw, _ = joint.ask_student(batch)
+            raw = joint.ask_student(batch).output
             joint.router(raw)
             joint.ask_teacher(batch, joint.of_student(raw))
             return batch, to_numpy(raw), to_numpy(joint.teacher(batch))
@@ -198,7 +207,9 @@ def _columns(raw: np.ndarray) -> int | None:
     return None if raw.ndim == 1 else raw.shape[1]
 
 
-def _describe(model: ir.Model, config: JointConfig, joint: JointModel) -> None:
+def _describe(
+    model: ir.Model, config: JointConfig, files: Mapping[str, ModelEntry], joint: JointModel
+) -> None:
     """Say in the file what it is, and what its threshold rests on."""
     score, threshold = joint.router.score, joint.router.threshold
     model.producer_name, model.producer_version = "ebjr", ebjr.__version__
@@ -221,9 +232,15 @@ def _describe(model: ir.Model, config: JointConfig, joint: JointModel) -> None:
         "score": str(score),
         "threshold": threshold,
         "blend": blend_text(joint.blend),
-        "student": {"file": Path(config.student.path).name, "sha256": config.student.sha256},
-        "teacher": {"file": Path(config.teacher.path).name, "sha256": config.teacher.sha256},
-        "preprocess": _preprocessing(config),
+        **{
+            role: {"file": Path(entry.path).name, "sha256": entry.sha256}
+            for role, entry in files.items()
+        },
+        "preprocess": {
+            role: entry.preprocess.as_dict()
+            for role, entry in files.items()
+            if entry.preprocess is not None
+        },
         "labels": config.labels,
         "known_classes": config.known_classes,
         "calibration": config.calibration,
@@ -233,11 +250,6 @@ def _describe(model: ir.Model, config: JointConfig, joint: JointModel) -> None:
         if fact not in (None, {}, ()):
             text = fact if isinstance(fact, str) else json.dumps(fact, default=_plain)
             model.metadata_props[f"ebjr.{key}"] = text
-
-
-def _preprocessing(config: JointConfig) -> dict[str, Any]:
-    entries = {role: getattr(config, role).preprocess for role in ("student", "teacher")}
-    return {role: entry.as_dict() for role, entry in entries.items() if entry is not None}
 
 
 def _plain(value: Any) -> Any:
@@ -273,7 +285,7 @@ def _compared(path: Path, joint: JointModel, batch: np.ndarray) -> float:
         The runtime cannot run it, or it answers something else.
     """
     exported, chosen = ExportedJoint(path), joint.router.threshold
-    score = to_numpy(joint.router.score(joint.ask_student(batch)[0])).astype(np.float64)
+    score = to_numpy(joint.router.score(joint.ask_student(batch).output)).astype(np.float64)
     known = np.sort(score[np.isfinite(score)])
     middle = [float(known[len(known) // 2])] if len(known) else []
     found = []
