@@ -1,8 +1,8 @@
 """Pairs that others trained, on images that they were not trained on.
 
 The images and some of the weights lie in the folder that the environment variable EBJR_DATA names,
-by default ``../shared/data``; the rest are packages of the `dev` extra. What the models said is
-kept in ``outcomes/``, which is not committed: these are other people's models and images.
+by default ``../shared/data``; the rest are packages of the `dev` extra. What each model said, asked
+once, is kept in ``outcomes/``, which is not committed: these are other people's models and images.
 """
 
 from __future__ import annotations
@@ -11,19 +11,25 @@ import csv
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ebjr import Cost, Model, Outcomes, Preprocess, Preprocessed, load_model, record_batches
+from ebjr import Cost, Outcomes, Preprocess, Preprocessed, load_model
+from ebjr.arrays import to_numpy
 from ebjr.evaluation.flops import count_flops
+from ebjr.files import write_whole
 
 HERE = Path(__file__).parent
 CACHE = HERE / "outcomes"
 BATCH_SIZE = 50
+
+Batches = Iterator[tuple[Any, np.ndarray]]
+"""Images, as an array or a list, and their labels."""
 
 
 def data_folder() -> Path:
@@ -69,64 +75,8 @@ def cifar100_model(name: str, **options: Any) -> Preprocessed:
     return Preprocessed(model, prepared[name.split("_")[0]])
 
 
-def cifar100(student: str, teacher: str) -> Outcomes:
-    """Two ONNX graphs on the 10,000 test images of CIFAR-100."""
-    images, labels = cifar100_images("test")
-    models = {"student": cifar100_model(student), "teacher": cifar100_model(teacher)}
-    batches = (
-        (images[start : start + BATCH_SIZE], labels[start : start + BATCH_SIZE])
-        for start in range(0, len(images), BATCH_SIZE)
-    )
-    return _record(models, batches, (1, 3, 32, 32), (1, 3, 32, 32))
-
-
-def imagenet(student_size: int, teacher_size: int) -> Outcomes:
-    """EfficientNet-Lite0 and -Lite2 on 1,000 photos with ImageNet's classes, each at its size."""
-    models = {
-        "student": _lite(0, student_size),
-        "teacher": _lite(2, teacher_size),
-    }
-    with zipfile.ZipFile(data_folder() / "imagenet" / "nips1000.zip") as archive:
-        listing = io.TextIOWrapper(archive.open("labels.csv"), encoding="utf-8")
-        rows = [(row["file"], int(row["label"])) for row in csv.DictReader(listing)]
-
-        def batches() -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
-            for start in range(0, len(rows), BATCH_SIZE):
-                part = rows[start : start + BATCH_SIZE]
-                images = [np.asarray(_open(archive, name)) for name, _ in part]
-                yield images, np.array([label for _, label in part])
-
-        shapes = ((1, 3, size, size) for size in (student_size, teacher_size))
-        return _record(models, batches(), *shapes)
-
-
-PAIRS: dict[str, Callable[[], Outcomes]] = {
-    "cifar100_early_exit": lambda: cifar100("osi_exit", "osi_full"),
-    "cifar100_densenet": lambda: cifar100("osi_exit", "densenet_bc_100_12"),
-    "imagenet_lite0_160_lite2_260": lambda: imagenet(160, 260),
-    "imagenet_lite0_224_lite2_260": lambda: imagenet(224, 260),
-}
-"""By name: what records the pair."""
-
-
-def load(name: str) -> Outcomes:
-    """The outcomes of a pair, recorded the first time."""
-    file = CACHE / f"{name}.npz"
-    if not file.exists():
-        CACHE.mkdir(exist_ok=True)
-        PAIRS[name]().save(file)
-    return Outcomes.load(file)
-
-
-def _record(models: dict[str, Model], batches: Any, *shapes: tuple[int, ...]) -> Outcomes:
-    costs = {
-        f"{role}_cost": Cost(flops=count_flops(model.model, shape).flops)
-        for (role, model), shape in zip(models.items(), shapes, strict=True)
-    }
-    return record_batches(models["student"], models["teacher"], batches, **costs)
-
-
-def _lite(number: int, size: int) -> Preprocessed:
+def lite(number: int, size: int) -> Preprocessed:
+    """EfficientNet-Lite with its preprocessing, at a size of its images."""
     import importlib
 
     import torch
@@ -138,6 +88,88 @@ def _lite(number: int, size: int) -> Preprocessed:
     net.load_state_dict(torch.load(weights, weights_only=True))
     pixels = Preprocess(size=size, interpolation="bicubic", range=(-127 / 128, 1.0))
     return Preprocessed(load_model(net.eval()), pixels)
+
+
+def cifar100_batches() -> Batches:
+    """The 10,000 test images of CIFAR-100."""
+    images, labels = cifar100_images("test")
+    for start in range(0, len(images), BATCH_SIZE):
+        part = slice(start, start + BATCH_SIZE)
+        yield images[part], labels[part]
+
+
+def imagenet_batches() -> Batches:
+    """1,000 photos with ImageNet's classes."""
+    with zipfile.ZipFile(data_folder() / "imagenet" / "nips1000.zip") as archive:
+        listing = io.TextIOWrapper(archive.open("labels.csv"), encoding="utf-8")
+        rows = [(row["file"], int(row["label"])) for row in csv.DictReader(listing)]
+        for start in range(0, len(rows), BATCH_SIZE):
+            part = rows[start : start + BATCH_SIZE]
+            images = [np.asarray(_open(archive, name)) for name, _ in part]
+            yield images, np.array([label for _, label in part])
+
+
+class Source(NamedTuple):
+    """A model, the side of its images in pixels, and the images that it answers."""
+
+    model: Callable[[], Preprocessed]
+    size: int
+    batches: Callable[[], Batches]
+
+
+MODELS = {
+    **{
+        name: Source(partial(cifar100_model, name), 32, cifar100_batches)
+        for name in ("osi_exit", "osi_full", "densenet_bc_100_12")
+    },
+    **{
+        f"lite{number}_{size}": Source(partial(lite, number, size), size, imagenet_batches)
+        for number, size in ((0, 160), (0, 224), (2, 260))
+    },
+}
+"""By name: what answers which images."""
+
+PAIRS = {
+    "cifar100_early_exit": ("osi_exit", "osi_full"),
+    "cifar100_densenet": ("osi_exit", "densenet_bc_100_12"),
+    "imagenet_lite0_160_lite2_260": ("lite0_160", "lite2_260"),
+    "imagenet_lite0_224_lite2_260": ("lite0_224", "lite2_260"),
+}
+"""By name: student and teacher."""
+
+
+def load(name: str) -> Outcomes:
+    """The outcomes of a pair; each of its models answers the first time that any pair needs it."""
+    student, teacher = (answers(model) for model in PAIRS[name])
+    return Outcomes(
+        student=student["output"],
+        teacher=teacher["output"],
+        targets=student["targets"],
+        task="classification",
+        student_cost=Cost(flops=float(student["flops"])),
+        teacher_cost=Cost(flops=float(teacher["flops"])),
+    )
+
+
+def answers(name: str) -> Mapping[str, np.ndarray]:
+    """What a model said of its images: output (n, classes), targets (n,) and its FLOPs."""
+    file = CACHE / f"{name}.npz"
+    if not file.exists():
+        source = MODELS[name]
+        model = source.model()
+        said = [(model(images), labels) for images, labels in source.batches()]
+        outputs, targets = zip(*said, strict=True)
+        flops = count_flops(model.model, (1, 3, source.size, source.size)).flops
+        arrays = {
+            "output": np.concatenate([to_numpy(output) for output in outputs]),
+            "targets": np.concatenate(targets),
+            "flops": np.array(flops),
+        }
+        CACHE.mkdir(exist_ok=True)
+        with write_whole(file, "wb") as stream:
+            np.savez_compressed(stream, **arrays)
+    with np.load(file) as kept:
+        return dict(kept)
 
 
 def _tiles(archive: zipfile.ZipFile, name: str) -> np.ndarray:
