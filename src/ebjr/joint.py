@@ -13,7 +13,6 @@ from ebjr.arrays import (
     Array,
     Batch,
     convert_like,
-    namespace,
     put_rows,
     row_count,
     take_rows,
@@ -160,7 +159,7 @@ class JointModel:
         found = self.ask_student(inputs)
         score, deferred = self.router(found.output)
         output, late = self.of_student(found.output), None
-        nothing = namespace(deferred).zeros_like(deferred)
+        nothing = deferred & False
         marked = found.degraded
         degraded = nothing if marked is None else convert_like(marked, deferred) & ~deferred
         rows = to_numpy(deferred).nonzero()[0]

@@ -54,7 +54,7 @@ def test_only_the_last_seconds_count(steps):
 def test_a_percentile_is_within_five_percent_of_the_exact_one(times, percent):
     live = Live()
     for seconds in times:
-        live.answered(None, seconds)
+        live.answered([None], np.array([seconds]))
     exact = np.percentile(times, percent, method="inverted_cdf")
     assert live.percentile("request", percent) == pytest.approx(exact, rel=0.05)
 
@@ -92,7 +92,7 @@ def test_many_threads_are_counted_whole():
     def tell() -> None:
         for _ in range(500):
             rows(live, 1, 2)
-            live.answered(None, 0.001)
+            live.answered([None], np.array([0.001]))
             live.degraded(1)
 
     threads = [threading.Thread(target=tell) for _ in range(4)]

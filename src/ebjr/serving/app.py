@@ -13,7 +13,7 @@ import hmac
 import json
 import math
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ try:
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
+    from starlette.types import Receive, Scope, Send
 except ImportError as error:
     raise MissingExtra("serve", "serving") from error
 
@@ -79,6 +80,11 @@ def build_app(
     handlers = _Handlers(service, token)
     model = "/v2/models/{name}"
     routes = [
+        # what is asked most is looked for first, and reached without the framework's wrapping
+        *(
+            Route(f"{prefix}/infer", _Direct(handlers.infer), methods=["POST"])
+            for prefix in (model, f"{model}/versions/{{version}}")
+        ),
         Route("/v2/health/live", handlers.live),
         Route("/v2/health/ready", handlers.live),
         Route("/v2", handlers.server),
@@ -89,7 +95,6 @@ def build_app(
             for route in (
                 Route(prefix, handlers.model),
                 Route(f"{prefix}/ready", handlers.model_ready),
-                Route(f"{prefix}/infer", handlers.infer, methods=["POST"]),
             )
         ),
         Route("/v1/router", handlers.read_knob, methods=["GET"]),
@@ -179,6 +184,9 @@ def run_server(
         options["tracing"] = Tracing.to_collector(served.name)
     with socket.create_server((host, port), backlog=1024) as listener:
         app = build_app(served, **options)
+        # asyncio does so only for sockets that name their protocol: an answer in two parts would
+        # wait 40 ms for the client's acknowledgment of the first
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
             app,
             http=guarded(app.state.service.limits),
@@ -212,6 +220,17 @@ def _answering(handler: Callable[..., Any]) -> Callable[..., Any]:
             return Response(status_code=499)
 
     return wrapped
+
+
+class _Direct:
+    """A handler that answers its own errors, as an ASGI application."""
+
+    def __init__(self, handler: Callable[[Request], Awaitable[Response]]) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handler(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 class _Handlers:

@@ -214,10 +214,11 @@ class Autopilot(Observer):
             self._rows += int(own.sum())
             self._deferred += int((deferred & own).sum())
 
-    def answered(self, ticket: Ticket, seconds: float) -> None:
-        """Take the time of a request that came after the last move."""
-        if ticket.since >= self._since:
-            self._seconds.append(seconds)
+    def answered(self, tickets: Sequence[Ticket], seconds: np.ndarray) -> None:
+        """Take the times of requests that came after the last move."""
+        for ticket, spent in zip(tickets, seconds.tolist(), strict=True):
+            if ticket.since >= self._since:
+                self._seconds.append(spent)
 
     def begin(self, who: str, request: str | None = None) -> None:
         """Move the knob to where the search begins.

@@ -92,10 +92,10 @@ class Live(Observer):
         """Count a request that was answered with an error."""
         self._count("refused")
 
-    def answered(self, ticket: Ticket, seconds: float) -> None:
-        """Count a request that was answered, and its time."""
-        self._count("requests")
-        self._time("request", seconds)
+    def answered(self, tickets: Sequence[Ticket], seconds: np.ndarray) -> None:
+        """Count requests that were answered, and their times."""
+        self._count("requests", len(tickets))
+        self._time_all("request", seconds)
 
     def counts(self, seconds: int | None = None) -> dict[str, int]:
         """How many of each of `COUNTS` in the last seconds; None is all that is kept."""

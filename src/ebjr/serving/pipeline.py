@@ -108,8 +108,8 @@ class Observer:
     def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
         """Rows have been scored, and some deferred, each by the threshold of its request."""
 
-    def answered(self, ticket: Ticket, seconds: float) -> None:
-        """A request has its answer, so long after it was handed in."""
+    def answered(self, tickets: Sequence[Ticket], seconds: np.ndarray) -> None:
+        """Requests have their answers, each so long after it was handed in."""
 
     def degraded(self, rows: int) -> None:
         """Rows that should have been deferred were answered by the student."""
@@ -150,10 +150,10 @@ class Observers(Observer):
         for observer in self._all:
             observer.rows(score, deferred, threshold)
 
-    def answered(self, ticket: Ticket, seconds: float) -> None:
-        """Tell all of an answer."""
+    def answered(self, tickets: Sequence[Ticket], seconds: np.ndarray) -> None:
+        """Tell all of answers."""
         for observer in self._all:
-            observer.answered(ticket, seconds)
+            observer.answered(tickets, seconds)
 
     def degraded(self, rows: int) -> None:
         """Tell all of degraded rows."""
@@ -220,7 +220,8 @@ class Ticket:
             rows = np.flatnonzero(self._waiting)
             self._pipeline.keep([_Part(self, rows, take_rows(self._output, rows))])
             self._degrade(rows)
-            return True
+        self._pipeline.tell_answered()
+        return True
 
     def inputs_of(self, rows: np.ndarray) -> Batch:
         """Some of its inputs."""
@@ -294,7 +295,7 @@ class Ticket:
             self.future.set_exception(result)
         else:
             self.future.set_result(result)
-            self._pipeline.observer.answered(self, time.perf_counter() - self.since)
+            self._pipeline.done.append(self)
 
     def fail(self, error: BaseException) -> None:
         """Answer with an error."""
@@ -487,6 +488,7 @@ class Pipeline:
         self.joint = joint
         self.observer = Observer() if observer is None else observer
         self.lock = threading.Lock()
+        self.done: list[Ticket] = []  # answered, and the observer has yet to be told
         self._batches = sizes
         self._student_queue = _Queue(queue_rows, max_wait_seconds)
         self._teacher_queue = _Queue(queue_rows, max_wait_seconds)
@@ -662,6 +664,7 @@ class Pipeline:
                     later.append(_Part(part.ticket, part.rows[chosen], take_rows(answers, chosen)))
         for part in later:
             self._teacher_queue.put(part, bounded=False)
+        self.tell_answered()
         self._draw(inputs, output, deferred, thresholds)
 
     def _answer_by_teacher(self, parts: Sequence[_Part]) -> None:
@@ -687,6 +690,15 @@ class Pipeline:
                 start, end = end, end + len(part.rows)
                 own_flags = None if flags is None else flags[start:end]
                 part.ticket.taught(part.rows, _cut(output, start, end), own_flags)
+        self.tell_answered()
+
+    def tell_answered(self) -> None:
+        """Tell the observer which requests have been answered since the last time."""
+        with self.lock:
+            done, self.done = self.done, []
+        if done:
+            now = time.perf_counter()
+            self.observer.answered(done, now - np.array([ticket.since for ticket in done]))
 
     def _miss(self, parts: Sequence[_Part], error: ModelError) -> None:
         """Do as the policy says with rows that the teacher did not answer."""
@@ -698,6 +710,7 @@ class Pipeline:
         with self.lock:
             for part in parts:
                 part.ticket.untaught(part.rows)
+        self.tell_answered()
 
     def keep(self, parts: Sequence[_Part]) -> None:
         """Keep rows for later, those that somebody waits for, if that is the policy."""

@@ -41,6 +41,7 @@ from ebjr.serving.limits import Limits
 from ebjr.serving.live import Live
 from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.logs import Faults, note
+from ebjr.serving.mailbox import Mailbox
 from ebjr.serving.metrics import Metrics
 from ebjr.serving.pipeline import Observers, Pipeline, ServedAnswer
 from ebjr.serving.served import KNOBS, Served, json_number
@@ -147,6 +148,7 @@ class Service:
         if tracing is not None:
             observers.add(tracing)
         self.pipeline = Pipeline(served.joint, observer=observers, audit_rate=audit_rate, **options)
+        self.mailbox = Mailbox()
         self._journal = None if audit_log is None else Journal(audit_log)
         self.knob = Knob(served, self._journal)
         self.helm = Helm(self.knob, observers)
@@ -318,9 +320,9 @@ class Service:
         if within is not None:
             timeout = min(timeout, within)
         ticket = self.pipeline.submit(inputs, threshold=threshold)
-        future = asyncio.wrap_future(ticket.future)
         try:
-            found = await asyncio.wait_for(asyncio.shield(future), timeout)
+            async with asyncio.timeout(timeout):
+                await self.mailbox.until_done(ticket.future)
         except TimeoutError:
             policy = self.served.joint.when_unavailable
             if policy == "error" or not await asyncio.to_thread(ticket.hurry):
@@ -328,10 +330,10 @@ class Service:
                 raise DeadlineExceeded(
                     f"no answer within {timeout:g} s; try again, or give it longer"
                 ) from None
-            found = await future
         except asyncio.CancelledError:  # the client has gone
             ticket.future.cancel()
             raise
+        found = ticket.future.result()
         answer = found.answer
         note(
             rows=len(answer.deferred),

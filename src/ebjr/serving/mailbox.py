@@ -1,0 +1,51 @@
+"""Futures of threads, awaited in an event loop: however many are done at once, it is woken once."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections import deque
+from typing import Any
+
+
+class Mailbox:
+    """Where the threads of a pipeline leave word for one event loop.
+
+    `asyncio.wrap_future` wakes the loop for each future, with a system call each time. Here the
+    first of a batch does, and the loop finds the others when it comes.
+
+    Examples
+    --------
+    >>> async def answer():
+    ...     future = concurrent.futures.Future()
+    ...     asyncio.get_running_loop().run_in_executor(None, future.set_result, 42)
+    ...     await Mailbox().until_done(future)
+    ...     return future.result()
+    >>> asyncio.run(answer())
+    42
+    """
+
+    def __init__(self) -> None:
+        self._letters: deque[asyncio.Future[None]] = deque()
+        self._rung = False
+
+    async def until_done(self, future: concurrent.futures.Future[Any]) -> None:
+        """Wait until a future of some thread is done; to cancel this wait does not cancel it."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+
+        def deliver(_: Any) -> None:
+            self._letters.append(waiter)
+            if not self._rung and not loop.is_closed():  # two may ring: once more than needed
+                self._rung = True
+                loop.call_soon_threadsafe(self._read)
+
+        future.add_done_callback(deliver)
+        await waiter
+
+    def _read(self) -> None:
+        self._rung = False  # before looking: who leaves a letter after the last look rings again
+        while self._letters:
+            waiter = self._letters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
