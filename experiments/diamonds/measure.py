@@ -20,12 +20,9 @@ import torch
 
 from benchmarks.machine import about, save
 from ebjr import Cost, JointRegressor, Outcomes, calibrate, load_model
-from ebjr.arrays import to_numpy
 from ebjr.demo.diamonds import load
-from ebjr.regression_scores import regression_energy
-from ebjr.regressors import sample_energy
 from experiments.diamonds.export import write
-from experiments.diamonds.pair import SEED, Pair, train_pair
+from experiments.diamonds.pair import SEED, train_pair
 from experiments.splits import within_by_score
 
 HERE = Path(__file__).parent
@@ -100,36 +97,9 @@ def main() -> None:
                 }
                 for share in WITHIN
             }
-    results["importance sampling"] = sampling(pair, x[:500])
     made = about(SEED) | {"splits": SPLITS, "cost": "processor seconds"}
     made |= {"recorded_rows": len(x)}
     save("results", made | results, folder=HERE)
-
-
-def sampling(pair: Pair, x: np.ndarray) -> dict[str, float]:
-    """The free energy by 1,000 samples against quadrature on 2,001 points, on some rows."""
-    head, wide = pair.of_price.energy, 4 * pair.of_price.reach
-    exact = regression_energy(
-        to_numpy(head.regressor(pair.trunk, (-wide, wide), 2001)(x)).astype(np.float64)
-    )
-    features, prediction = pair.trunk(x)
-    estimate = sample_energy(
-        lambda batch, y: head(features, prediction, y),
-        x,
-        to_numpy(prediction).astype(np.float64),
-        head.proposal,
-        samples=1000,
-        seed=SEED,
-    )
-    off = np.abs(estimate.energy - exact)
-    return {
-        "rows": len(x),
-        "mean_relative_error_of_the_free_energy": round(float(np.mean(off / np.abs(exact))), 5),
-        "mean_relative_error_of_the_integral": round(float(np.mean(np.expm1(off))), 5),
-        "largest_relative_error_of_the_integral": round(float(np.max(np.expm1(off))), 5),
-        "mean_standard_error_nats": round(float(np.mean(estimate.standard_error)), 5),
-        "mean_free_energy_nats": round(float(np.mean(np.abs(exact))), 3),
-    }
 
 
 if __name__ == "__main__":
