@@ -648,7 +648,13 @@ def export(
 
 @app.command()
 def serve(
-    joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
+    joint: Annotated[
+        Path,
+        typer.Argument(
+            help="What `ebjr calibrate` wrote; or a classifier alone, .onnx or .pt2, as a teacher "
+            "for students elsewhere."
+        ),
+    ],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     grpc_port: Annotated[
@@ -702,13 +708,24 @@ def serve(
     otel: Annotated[
         bool, typer.Option("--otel", help="Send OpenTelemetry traces (the extra `otel`).")
     ] = False,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(help="Of a classifier alone that is to take images, like 'size=224'."),
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
-    from ebjr.serving.app import run_server, served_of
+    from ebjr.serving.app import run_server
     from ebjr.serving.limits import Limits
+    from ebjr.serving.served import served_alone, served_of
 
-    served = served_of(JointConfig.read(joint), **_threads(threads))
+    prepare = None if preprocess is None else _preprocess(preprocess)
+    if joint.suffix in (".onnx", ".pt2"):
+        served = served_alone(joint, prepare, **_threads(threads))
+    elif prepare is not None:
+        raise ValueError("joint.toml has the preprocessing of both models: leave --preprocess out")
+    else:
+        served = served_of(JointConfig.read(joint), **_threads(threads))
     if host not in ("127.0.0.1", "::1", "localhost") and token is None:
         err.print(
             f"WARNING: {host} may be reached from other machines, and there is no --token: the "
@@ -1020,8 +1037,7 @@ def _prepared(model: Model, text: str | None, first: Batch, flag: str) -> Model:
         first.inputs.dtype == np.uint8 and first.inputs.ndim == 4 and first.inputs.shape[-1] == 3
     )
     if text is not None:
-        file = Path(text)
-        chosen = Preprocess.from_file(file) if file.suffix == ".toml" else Preprocess.parse(text)
+        chosen = _preprocess(text)
     elif not images or getattr(model, "send", "tensor") != "tensor":  # sent as they are
         return model
     else:
@@ -1041,6 +1057,12 @@ def _prepared(model: Model, text: str | None, first: Batch, flag: str) -> Model:
             soft_wrap=True,
         )
     return prepared(model, chosen)
+
+
+def _preprocess(text: str) -> Preprocess:
+    """Preprocessing as a flag gives it, or a file."""
+    file = Path(text)
+    return Preprocess.from_file(file) if file.suffix == ".toml" else Preprocess.parse(text)
 
 
 def _load(model: Model, first: Batch, flops: float | None) -> Load:

@@ -111,7 +111,7 @@ class RemoteModel:
         send: str | None = None,
         quality: int = 90,
         gzip: bool = False,
-        timeout_seconds: float = 5.0,
+        timeout_seconds: float = 3.0,
         batch_size: int | None = None,
         token: str | None = None,
         metadata: Mapping[str, Any] | None = None,

@@ -20,7 +20,7 @@ REFUSALS = {
     400: "The request is not what it should be.",
     401: "The bearer token is missing or wrong.",
     403: "Without a token the knob is moved from the server's machine alone.",
-    404: "There is no such model or version.",
+    404: "There is no such model or version, or nothing is kept under that id.",
     408: "The body came too slowly.",
     413: "The body is too large.",
     415: "The body's compression is not known.",
@@ -140,6 +140,8 @@ def _operations(service: Service, token: bool) -> dict[tuple[str, str], Json]:
         ("GET", "/v2/health/live"): _gets("Whether the server lives.", "Empty"),
         ("GET", "/v2/health/ready"): _gets("Whether the server answers.", "Empty"),
         ("GET", "/v2"): _gets("What the server is.", "ServerMetadata"),
+        ("POST", "/v2/repository/index"): _gets("Which models there are.", "Index"),
+        ("GET", "/v1/late/{id}"): _gets_late(),
         ("GET", "/v1/router"): _gets("The knob.", "Router"),
         ("PUT", "/v1/router"): move,
         ("GET", "/v1/status"): _gets("What the page shows.", "Status"),
@@ -259,7 +261,8 @@ def _schemas(service: Service) -> Json:
                 "model_version": text,
                 "id": text,
                 "parameters": _object(
-                    {"threshold": reach, "calibration": text, "promise": text}, "threshold"
+                    {"threshold": reach, "calibration": text, "promise": text, "late": text},
+                    "threshold",
                 ),
                 "outputs": {"type": "array", "items": _object(given, "name", "datatype", "shape")},
             },
@@ -274,6 +277,19 @@ def _schemas(service: Service) -> Json:
                 {**hold, "additionalProperties": False},
             ]
         },
+        "Index": {
+            "type": "array",
+            "items": _object({"name": text, "version": text, "state": text}, "name"),
+        },
+        "Late": _object(
+            {
+                "id": text,
+                "outputs": {"type": "array", "items": _object({"name": text}, "name")},
+                "waiting": {"type": "array", "items": whole},
+                "errors": {"type": "object", "additionalProperties": text},
+            },
+            *("id", "outputs", "waiting", "errors"),
+        ),
         "Router": _object(
             {
                 "score": text,
@@ -306,6 +322,13 @@ def _bodies(schema: str, *, required: bool = True) -> Json:
 def _gets(summary: str, schema: str, *refusals: int) -> Json:
     answer = {"description": summary, "content": _json(schema)}
     return {"summary": summary, "responses": {"200": answer, **_refused(*refusals)}}
+
+
+def _gets_late() -> Json:
+    """The answers to rows that were kept for later, some or all."""
+    found = _gets("The teacher's answers to rows that were kept for later.", "Late", 404)
+    some = {"description": "Some rows still wait.", "content": _json("Late")}
+    return {**found, "responses": {**found["responses"], "202": some}}
 
 
 def _text(summary: str, kind: str) -> Json:

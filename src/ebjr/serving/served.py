@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ebjr.backends import load_model
 from ebjr.calibration.guarantee import Certificate
 from ebjr.config import JointConfig
-from ebjr.joint import JointModel
-from ebjr.preprocess import Preprocessed
+from ebjr.joint import JointClassifier, JointModel
+from ebjr.preprocess import Preprocess, Preprocessed, prepared
 from ebjr.protocol import tensor_metadata
-from ebjr.router import check_threshold
+from ebjr.router import Router, check_threshold
 
 KNOBS = ("threshold", "deferral_rate", "operating_point")
 """The three ways to say where the threshold is to be."""
@@ -219,6 +222,31 @@ def served_of(config: JointConfig, **options: Any) -> Served:
         flops=(config.student.cost.flops, config.teacher.cost.flops),
         calibration=config.calibration,
     )
+
+
+def served_alone(
+    path: str | os.PathLike[str], preprocess: Preprocess | None = None, **options: Any
+) -> Served:
+    """A classifier alone, for whoever has the student elsewhere: a joint model that defers nothing.
+
+    Parameters
+    ----------
+    path
+        What `load_model` takes.
+    preprocess
+        How a decoded image becomes its input; None where inputs are arrays already.
+    **options
+        For `load_model`, such as threads.
+
+    Raises
+    ------
+    ModelError
+        It cannot be loaded.
+    """
+    model = load_model(path, **options)
+    model = model if preprocess is None else prepared(model, preprocess)
+    every = Router("max_logit", float(np.finfo(np.float64).min))
+    return Served(JointClassifier(model, model, every), name=Path(path).stem)
 
 
 def json_number(value: Any) -> Any:
