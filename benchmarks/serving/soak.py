@@ -4,8 +4,8 @@ A real process serves the shipped pair with all that a server can have switched 
 audits, audit log, monitors, JSON logs. Clients of many kinds ask at once: single images and
 batches, pixels, files and forms, JSON and binary, compressed, with deadlines and thresholds of
 their own, malformed, and some that hang up while they wait; others move the knob and read the
-metrics and the page. Once a second the process's resident memory is read; growth is that of its median over
-the last tenth of the run against the first tenth after the warm-up.
+metrics and the page. Once a second the process's resident memory is read; growth is that of its
+median over the last tenth of the run against the first tenth after the warm-up.
 """
 
 from __future__ import annotations
