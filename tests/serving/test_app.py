@@ -184,6 +184,23 @@ def test_without_a_token_the_knob_is_moved_from_this_machine_alone():
     assert (answer.status_code, "--token" in answer.json()["error"]) == (403, True)
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:8080", 200),
+        ("http://[::1]:8080", 200),
+        ("http://example.com", 403),  # whose name leads here by now
+        ("http://localhost.example.com", 403),
+        ("null", 403),
+        ("http://[::1", 403),
+    ],
+)
+def test_without_a_token_no_other_sites_page_moves_the_knob(client, origin, status):
+    answer = client.put("/v1/router", json={"threshold": 2}, headers={"Origin": origin})
+    assert answer.status_code == status
+    assert client.get("/v1/router").json()["threshold"] == (2.0 if status == 200 else 1.0)
+
+
 def test_a_teacher_that_is_away_degrades_its_rows():
     def away(x):
         raise TeacherUnavailable("the cloud is gone")

@@ -12,6 +12,7 @@ import asyncio
 import hmac
 import json
 import math
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -41,6 +42,9 @@ except ImportError as error:
     raise MissingExtra("serve", "serving") from error
 
 __all__ = ["Served", "build_app", "run_server", "served_of"]
+
+OWN_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
+"""Of pages that this machine serves, as a browser names them."""
 
 
 def build_app(
@@ -339,6 +343,11 @@ class _Handlers:
         if host not in ("127.0.0.1", "::1", "testclient"):
             raise Refused(
                 403, "without a token the knob is moved from this machine alone; serve with --token"
+            )
+        origin = request.headers.get("Origin")  # a browser says whose page it shows
+        if origin is not None and not OWN_ORIGIN.fullmatch(origin):
+            raise Refused(
+                403, "without a token the knob is moved by no other site's page; serve with --token"
             )
 
 
