@@ -180,7 +180,7 @@ class Client(threading.Thread):
     def _check(self, answer: httpx2.Response, threshold: float | None) -> None:
         found = read_response(answer.content, answer.headers.get(LENGTH))
         said = float(found.parameters["threshold"])
-        kept = found.outputs["score"] >= said
+        kept = found.outputs["score"].astype(np.float64) >= said
         asked = found.outputs["deferred"] | found.outputs["degraded"]
         if (kept == asked).any() or threshold not in (None, said):
             self.wrong.append(f"an answer is torn: threshold {said}, asked for {threshold}")

@@ -9,6 +9,8 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ebjr import JointClassifier, Router
 from ebjr.calibration.guarantee import Certificate
@@ -21,6 +23,7 @@ from starlette.testclient import TestClient
 from ebjr.serving.app import Served, build_app
 from ebjr.serving.journal import Journal
 from ebjr.serving.knob import Knob
+from ebjr.serving.service import single_score
 
 INFER = "/v2/models/joint/infer"
 
@@ -137,6 +140,15 @@ def test_a_move_that_cannot_be_written_down_is_not_made(tmp_path):
     with pytest.raises(OSError, match="descriptor"):
         knob.move(1.0, who="somebody", why="a try")
     assert knob.threshold == 2.0
+
+
+@given(st.lists(st.floats(-1e30, 1e30), max_size=5), st.floats(-1e30, 1e30))
+def test_a_score_in_single_precision_is_on_the_same_side_of_the_threshold(scores, threshold):
+    exact = np.array([*scores, threshold, np.inf, -np.inf, np.nan])  # the hardest case among them
+    single = single_score(exact, threshold)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, exact.astype(np.float32), rtol=3e-7, atol=1e-44)
+    np.testing.assert_array_equal(single.astype(np.float64) >= threshold, exact >= threshold)
 
 
 def test_no_answer_is_torn_while_the_knob_moves_a_thousand_times_a_second():

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+import secrets
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
@@ -177,4 +177,4 @@ def _id_of(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == REQUEST_ID and _SANE.fullmatch(value):
             return bytes(value).decode("ascii")
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)

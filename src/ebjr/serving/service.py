@@ -478,7 +478,7 @@ class Service:
             outputs={
                 "prediction": to_numpy(answer.prediction),
                 "output": to_numpy(answer.output).astype(np.float32),
-                "score": to_numpy(answer.score).astype(np.float32),
+                "score": single_score(to_numpy(answer.score), found.threshold),
                 "deferred": to_numpy(answer.deferred),
                 "degraded": to_numpy(answer.degraded),
             },
@@ -498,6 +498,26 @@ class Service:
             decoding = partial(decoded_images, array.tolist(), self.limits.image_pixels)
             return await asyncio.get_running_loop().run_in_executor(None, decoding)
         return checked_pixels(array)
+
+
+def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
+    """Scores (n,) in single precision, on the side of the threshold on which they really are.
+
+    Examples
+    --------
+    >>> bool(np.float32(0.7) >= np.float64(0.7))
+    False
+    >>> bool(single_score(np.array([0.7]), 0.7)[0] >= np.float64(0.7))
+    True
+    """
+    with np.errstate(over="ignore"):
+        single = score.astype(np.float32)
+    kept = score >= threshold
+    crossed = (single.astype(np.float64) >= threshold) != kept
+    if crossed.any():
+        own_side = np.where(kept, np.float32(np.inf), np.float32(-np.inf))
+        single = np.where(crossed, np.nextafter(single, own_side), single)
+    return single
 
 
 def checked_pixels(array: np.ndarray) -> np.ndarray:
