@@ -39,6 +39,7 @@ from ebjr.costs import Cost, further_columns, millijoules_text
 from ebjr.curve import TradeOffCurve
 from ebjr.data import ArrayData, Batch, Data, open_data
 from ebjr.demo import DEMOS, run_demo
+from ebjr.edge import FarTeacher
 from ebjr.edge import over_link as with_link
 from ebjr.errors import EbjrError, GridWarning, PromiseWarning
 from ebjr.evaluation.flops import count_flops
@@ -314,15 +315,15 @@ def record(
     first = next(source.batches(batch_size))
     _check_labels(first, task, data)
     for role, (path, preprocess, flops, layout) in given.items():
-        far, how = _is_url(path), None
-        if far:
+        options, how = _threads(threads) | _detector(task, layout, source), None
+        if _is_url(path):
             options, how = parse_link(link or "")
-        else:
-            options = _threads(threads) | _detector(task, layout, source)
         flag = f"--{role}-preprocess"
         model = _prepared(ebjr.load_model(path, **options), preprocess, first, flag)
         models[role] = model
-        if not far:
+        if how is not None:  # asked again where that helps, and all rows
+            models[role] = FarTeacher(model, replace(how, rows_per_second=None))
+        else:
             loads[role] = _load(model, first, flops)
             flops = loads[role].flops if flops is None else flops
         entries[role] = entry_of(model, Cost(flops=flops), how)

@@ -48,6 +48,8 @@ CREATE TABLE rows (
     UNIQUE (id, row)
 );
 CREATE INDEX waiting ON rows (number) WHERE input IS NOT NULL;
+CREATE INDEX untold ON rows (number) WHERE input IS NULL AND told = 0;
+CREATE INDEX answered ON rows (changed) WHERE input IS NULL;
 """
 
 log = logging.getLogger("ebjr.late")
@@ -206,6 +208,8 @@ class LateAnswers:
             self._forget()
             self._tell(joint)
             while not self._stopping.is_set():
+                if getattr(joint.teacher, "state", "closed") == "open":  # it is left alone
+                    break
                 taken = self._oldest(batch_size)
                 try:
                     answered = self._ask(joint, taken) if taken else 0

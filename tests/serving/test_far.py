@@ -14,6 +14,8 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 from far import FarTeacherProcess, teach
+from small import running
+from tiny import write_pair
 
 from ebjr import FarTeacher, JointClassifier, LateAnswers, Link, Router, load_model
 
@@ -25,6 +27,7 @@ from starlette.testclient import TestClient
 
 from ebjr.serving.app import Served, build_app
 from ebjr.serving.pipeline import Pipeline
+from ebjr.serving.served import served_alone
 
 HARD, EASY = [0.5, 0.0], [5.0, 0.0]
 QUICK = Link(retries=1, failures=2, probe_seconds=0.1, retry_seconds=0.2)
@@ -311,3 +314,13 @@ def test_an_edge_server_starts_without_its_cloud_and_killed_forgets_no_row_it_pr
             np.testing.assert_allclose(outputs(found)["output"], expected, rtol=1e-6)
     finally:
         edge.end(signal.SIGTERM)
+
+
+def test_a_classifier_alone_of_tensors_is_sent_tensors(tmp_path):
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    _, path = write_pair(tmp_path)
+    pixels = np.random.default_rng(0).random((3, 3, 8, 8), dtype=np.float32)
+    with running(build_app(served_alone(path, threads=1))) as (host, port):
+        remote = load_model(f"http://{host}:{port}")
+        assert (remote.input_name, remote.send) == ("image", "tensor")
+        np.testing.assert_allclose(remote(pixels), load_model(path)(pixels), rtol=1e-5)

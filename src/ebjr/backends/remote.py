@@ -154,7 +154,8 @@ class RemoteModel:
         self._output = _chosen_output(about, output, self.name)
         self.output_name = self._output.name
         self._marks = about.platform == "ebjr_joint"  # it says which rows it degraded
-        images = self._marks and self._input.name == "image"
+        pixels = TensorMetadata("image", "UINT8", (-1, -1, -1, 3))
+        images = self._marks and self._input == pixels  # which it takes as files, too
         files = self._binary and (images or self._input.datatype == "BYTES")
         self.send = ("png" if files else "tensor") if send is None else send
         if self.send != "tensor" and not files:
