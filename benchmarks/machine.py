@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def about(seed: int) -> dict[str, Any]:
-    """Command, seed, commit and machine of this run."""
+    """Command, seed, commit and machine of this run, and how busy that was when it began."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -28,6 +28,7 @@ def about(seed: int) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "commit": commit.stdout.strip() or "unknown",
         "machine": f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
 
 

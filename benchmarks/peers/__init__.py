@@ -1,0 +1,1 @@
+"""The joint loop beside what people write or install instead of it."""
