@@ -202,7 +202,8 @@ def test_the_autopilot_flies_until_a_hand_takes_the_knob(tmp_path):
         assert moved.json()["autopilot"]["between"] == [0.2, 1]
         wrong = client.put("/v1/router", json={"hold": "deferral_rate=0.5", "between": [0.9, 0.2]})
         assert (wrong.status_code, "rising" in wrong.json()["error"]) == (400, True)
-        assert client.put("/v1/router", json={"threshold": "x"}).status_code == 400
+        for wish in ({"threshold": "x"}, {"hold": 5}, {"hold": "p99=1s", "between": 5}):
+            assert client.put("/v1/router", json=wish).status_code == 400
         assert client.get("/v1/router").json()["autopilot"]["hold"] == "deferral_rate=0.5"
         by_hand = client.put("/v1/router", json={"threshold": 4.5}).json()
         assert (by_hand["autopilot"], by_hand["threshold"]) == (None, 4.5)

@@ -33,7 +33,7 @@ class Keeper:
         self._seconds, self._chores = seconds, chores
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ebjr-keeper", daemon=True)
-        self._failing: str | None = None
+        self._failing: dict[Callable[[], None], str] = {}
 
     def start(self) -> None:
         """Begin, a while from now."""
@@ -45,17 +45,18 @@ class Keeper:
         if self._thread.ident is not None:
             self._thread.join()
 
+    def do(self, chore: Callable[[], None]) -> None:
+        """Do a chore once; if it fails, that is logged, and no error."""
+        try:
+            chore()
+            self._failing.pop(chore, None)
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            if said != self._failing.get(chore):  # once, not for as long as a disk is full
+                log.exception("a chore of the server has failed and will be tried again")
+            self._failing[chore] = said
+
     def _run(self) -> None:
         while not self._stopping.wait(self._seconds):
             for chore in self._chores:
-                self._do(chore)
-
-    def _do(self, chore: Callable[[], None]) -> None:
-        try:
-            chore()
-            self._failing = None
-        except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-            if said != self._failing:  # once, not every second for as long as a disk is full
-                log.exception("a chore of the server has failed and will be tried again")
-            self._failing = said
+                self.do(chore)

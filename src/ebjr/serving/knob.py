@@ -46,7 +46,7 @@ class Knob:
 
     def __init__(self, served: Served, journal: Journal | None = None) -> None:
         self.served = served
-        self.moves: Counter[str] = Counter()
+        self.moves = Counter(hand=0, autopilot=0)
         self._router = served.joint.router
         self._journal = journal
         self._lock = threading.Lock()

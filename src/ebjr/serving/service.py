@@ -44,6 +44,7 @@ from ebjr.serving.logs import Faults, note
 from ebjr.serving.mailbox import Mailbox
 from ebjr.serving.metrics import Metrics
 from ebjr.serving.pipeline import Observers, Pipeline, ServedAnswer
+from ebjr.serving.readings import add_readings
 from ebjr.serving.served import KNOBS, Served, json_number
 from ebjr.serving.status import describe
 
@@ -139,6 +140,7 @@ class Service:
         self._bytes = 0  # of all requests at work
         self.metrics = Metrics(served.name, served.score_deciles())
         self.live = Live(served.score_edges())
+        self._journal = None if audit_log is None else Journal(audit_log)
         beside = None if audit_log is None else Path(audit_log).parent
         self.monitor = LiveMonitor(
             served, audit_rate=audit_rate, folder=beside if state is None else state
@@ -149,7 +151,6 @@ class Service:
             observers.add(tracing)
         self.pipeline = Pipeline(served.joint, observer=observers, audit_rate=audit_rate, **options)
         self.mailbox = Mailbox()
-        self._journal = None if audit_log is None else Journal(audit_log)
         self.knob = Knob(served, self._journal)
         self.helm = Helm(self.knob, observers)
         if hold is not None:
@@ -157,7 +158,7 @@ class Service:
         elif between is not None:
             raise ValueError("between bounds the autopilot: say what it is to hold")
         self._keeper = Keeper(chore_seconds, self.helm.look, self.monitor.look)
-        self._show()
+        add_readings(self.metrics, self.pipeline, self.helm, self.monitor)
         (self.input,) = served.inputs()
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
         self.outputs = served.outputs()
@@ -176,60 +177,12 @@ class Service:
         self._looking.shutdown(cancel_futures=True)
         if (late := self.served.joint.late) is not None:
             late.stop()
-        self.monitor.look()
-        self.monitor.save()
+        self._keeper.do(self.monitor.look)
+        self._keeper.do(self.monitor.save)
         if self._journal is not None:
             self._journal.close()
         if self.tracing is not None:
             self.tracing.close()
-
-    def _show(self) -> None:
-        """Tell the metrics where to look."""
-        read, knob = self.metrics.read, self.knob
-        read("waiting_rows", "Rows in a queue.", self.pipeline.waiting, "stage")
-        read("threshold", "The knob.", lambda: {"": knob.threshold})
-        joint = self.served.joint
-        if joint.late is not None:
-            read("late_rows", "Rows kept for later.", lambda: {"": len(joint.late)})
-        if isinstance(joint.teacher, FarTeacher):
-            away = joint.teacher
-            read("teacher_away", "1 while it is left alone.", lambda: {"": away.state != "closed"})
-        read("knob_moves", "Moves of the knob.", lambda: dict(knob.moves), "who", counter=True)
-        read("autopilot_target", "What is held.", lambda: self._held("target"), "quantity")
-        read("autopilot_measured", "What it is now.", lambda: self._held("measured"), "quantity")
-        texts = {
-            "risk": "The average loss of a promise so far.",
-            "lower": "The average loss is at least this.",
-            "upper": "The average loss is at most this.",
-            "tolerance": "The most that the average loss may be.",
-            "rows": "Rows that a monitor has seen.",
-            "alarm": "1 once a monitor's alarm has gone off.",
-            "shift": "The largest shift of a share of scores since calibration.",
-        }
-        for figure, text in texts.items():
-            read(f"monitor_{figure}", text, partial(self._monitored, figure), "monitor")
-        audits = "Rows that the teacher was asked about after the fact"
-        read("audited_rows", f"{audits}.", lambda: {"": self.monitor.audits}, counter=True)
-        read(
-            "contradicted_rows",
-            f"{audits}, and said something else.",
-            lambda: {"": self.monitor.contradicted},
-            counter=True,
-        )
-        if self.served.certificate is not None:
-            read(
-                "promise_in_force",
-                "1 while the threshold is one that was certified, else 0.",
-                lambda: {"": float(knob.promise(knob.threshold) == "in force")},
-            )
-
-    def _monitored(self, figure: str) -> dict[str, float]:
-        return self.monitor.readings()[figure]
-
-    def _held(self, figure: str) -> dict[str, float]:
-        pilot = self.helm.pilot
-        value = {"target": pilot.hold.target, "measured": pilot.measured}[figure] if pilot else None
-        return {} if pilot is None or value is None else {pilot.hold.quantity: value}
 
     def server_metadata(self) -> dict[str, Any]:
         """What the server says of itself."""
