@@ -307,7 +307,7 @@ class Neighbor(threading.Thread):
 @contextmanager
 def serving(folder: Path) -> Iterator[tuple[tuple[str, int], int]]:
     """`ebjr serve` of the shipped pair in a process of its own: its address and process id."""
-    joint = _joint_toml(folder)
+    joint = joint_toml(folder)
     command = [sys.executable, "-m", "ebjr", "serve", str(joint), "--port", "0", "--threads", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -320,7 +320,7 @@ def serving(folder: Path) -> Iterator[tuple[tuple[str, int], int]]:
             process.wait(60)
 
 
-def _joint_toml(folder: Path) -> Path:
+def joint_toml(folder: Path) -> Path:
     """The shipped pair, at a threshold in the middle of its scores."""
     entries = []
     for role in ("student", "teacher"):

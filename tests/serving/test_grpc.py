@@ -7,8 +7,10 @@ import queue
 import re
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from importlib.resources import files
+from random import Random
 
 import numpy as np
 import pytest
@@ -361,3 +363,31 @@ def test_the_compiled_messages_are_those_of_the_source():
         compiled += [kind for kind in about.nested_types if not kind.GetOptions().map_entry]
     assert sorted(seen) == sorted(written)
     assert [method.name for method in SERVICE.methods] == re.findall(r"rpc (\w+)", source)
+
+
+def test_whatever_bytes_come_the_answer_is_a_status_and_one_sentence(address):
+    whole = [
+        message().SerializeToString(),
+        message(
+            inputs=[{"name": "x", "datatype": "FP32", "shape": [2, 2]}],
+            raw_input_contents=[ROWS.tobytes()],
+            parameters={"threshold": {"double_param": 0.5}},
+            outputs=[{"name": "score"}],
+        ).SerializeToString(),
+    ]
+    random = Random(0)
+    found: Counter[str] = Counter()
+    with grpc.insecure_channel(address) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        for _ in range(1_000):
+            raw = bytearray(random.choice(whole))
+            for _ in range(random.randint(1, 3)):
+                start = random.randrange(len(raw) + 1)
+                end = min(len(raw), start + random.choice((1, 1, 4, 30)))
+                raw[start:end] = random.randbytes(random.choice((0, 1, end - start)))
+            call = infer.future(bytes(raw), timeout=30)
+            found[call.code().name] += 1
+            sentence = call.details()
+            assert bool(sentence) == (call.code() is not grpc.StatusCode.OK)
+            assert "\n" not in sentence
+    assert set(found) == {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}, found
