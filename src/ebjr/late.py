@@ -17,9 +17,9 @@ import time
 import uuid
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ class LateAnswer:
     prediction: Batch
     output: Batch
     waiting: tuple[int, ...] = ()
-    errors: dict[int, str] | None = None
+    errors: Mapping[int, str] = field(default_factory=dict)
 
 
 class LateAnswers:
@@ -167,9 +167,10 @@ class LateAnswers:
         bool
             False where they could not be kept: the file is full, or the disk.
         """
+        now = time.time()
         try:
             values = [
-                (entry.id, int(row), *_packed_input(entry.inputs, place), _pack(kind, own))
+                (entry.id, int(row), *_packed_input(entry.inputs, place), _pack(kind, own), now)
                 for entry in entries
                 for place, (row, own) in enumerate(
                     zip(entry.rows, _singles(entry.output), strict=True)
@@ -178,11 +179,12 @@ class LateAnswers:
             with self._writing() as file:
                 file.executemany(
                     "INSERT OR IGNORE INTO rows (id, row, form, input, student, changed) "
-                    f"VALUES (?, ?, ?, ?, ?, {time.time()})",
+                    "VALUES (?, ?, ?, ?, ?, ?)",
                     values,
                 )
         except (sqlite3.Error, TypeError, ValueError) as error:
-            log.error("%d rows could not be kept for later: %s", len(entries), error)
+            count = sum(len(entry.rows) for entry in entries)
+            log.error("%d rows could not be kept for later: %s", count, error)
             return False
         return True
 
@@ -282,9 +284,9 @@ class LateAnswers:
     def _write(self, answers: Sequence[tuple[bytes | None, str | None, int]]) -> None:
         with self._writing() as file:
             file.executemany(
-                "UPDATE rows SET input = NULL, student = NULL, answer = ?, error = ?, "
-                f"changed = {time.time()} WHERE number = ?",
-                answers,
+                "UPDATE rows SET input = NULL, student = NULL, answer = ?, error = ?, changed = ? "
+                "WHERE number = ?",
+                [(raw, error, time.time(), number) for raw, error, number in answers],
             )
 
     def _tell(self, joint: JointModel) -> None:
