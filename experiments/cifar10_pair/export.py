@@ -135,8 +135,13 @@ def to_onnx(net: WhitenedNet | InvertedNet, description: str) -> onnx.ModelProto
     """Build the ONNX model: `image` (batch, 3, 32, 32) in 0..1 to `logits` (batch, 10)."""
     graph = Graph()
     add_net(graph, net)
+    return finished(graph, net.head.out_features, description)
+
+
+def finished(graph: Graph, classes: int, description: str) -> onnx.ModelProto:
+    """The model of a graph whose last node gives the logits of so many classes."""
     graph.nodes[-1].output[0] = "logits"
-    shape_in, shape_out = ["batch", 3, 32, 32], ["batch", net.head.out_features]
+    shape_in, shape_out = ["batch", 3, 32, 32], ["batch", classes]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,

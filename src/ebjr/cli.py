@@ -236,7 +236,7 @@ def demo(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """A shipped pair on real data: calibrate, evaluate, report."""
+    """Shipped models on real data: calibrate, evaluate, report."""
     with _progress() as tell:
         result = run_demo(folder, task=task, recorded=recorded, threads=threads, progress=tell)
     if result.recorded:
@@ -245,12 +245,16 @@ def demo(
             style="bold yellow",
             highlight=False,
         )
+    several = len(result.sweep.studies) > 1
     figures = study_figures(result.study)
+    figures |= {"sweep": result.sweep.as_dict()} if several else {}
     figures |= {"recorded": result.recorded, "joint_seconds": result.joint_seconds}
     figures |= {"files": {name: str(path) for name, path in result.files.items()}}
     if as_json:
         _print_json(figures)
         return
+    if several:
+        print_sweep(out, result.sweep)
     print_study(out, result.study, result.joint_seconds)
     out.print(f"\nReport: {result.files['report.html'].resolve().as_uri()}", soft_wrap=True)
     if "joint.toml" in result.files:

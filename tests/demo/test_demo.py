@@ -2,18 +2,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ebjr import JointConfig, Outcomes, TradeOffCurve, load_joint
+from ebjr import demo as package
 from ebjr.config import ModelEntry
 from ebjr.demo import DEMOS, run_demo, shipped
 from ebjr.demo.fetch import DataUnavailable
 from ebjr.evaluation.flops import count_flops
+from ebjr.known_classes import Traffic
+from ebjr.sweep import run_sweep
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("plotly", reason="plotly is not installed")
+
+SHIPPED = Path(package.__file__).parent / "shipped"
 
 
 @pytest.fixture(scope="module")
@@ -82,20 +88,74 @@ def test_the_joint_regressor_it_leaves_prices_diamonds(regression):
     assert 300 < price[0] < 2000 < price[1] < 9000 < price[2] < 25_000
 
 
-@pytest.mark.parametrize("task", ["classification", "regression"])  # detectors are not shipped
-def test_the_shipped_answers_are_what_the_shipped_models_say(task):
+@pytest.fixture(scope="module")
+def specialized(tmp_path_factory):
+    return run_demo(tmp_path_factory.mktemp("demo"), task="specialized", recorded=True)
+
+
+def test_the_best_student_for_the_traffic_is_a_specialized_one(specialized):
+    sweep = specialized.sweep
+    savings = {name: study.result.saving for name, study in sweep.studies.items()}
+    assert set(savings) == {"knows-3", "knows-5", "knows-all"}
+    assert sweep.best == "knows-3"
+    assert savings["knows-3"] > 3 > 1.4 * savings["knows-all"]
+    result = specialized.study.result
+    assert result.quality >= result.teacher_quality - 0.005
+    at_a_quarter = {name: row[0.25].saving for name, row in sweep.by_share.items()}
+    assert max(at_a_quarter, key=at_a_quarter.get) == "knows-all"
+    page = specialized.files["report.html"].read_text()
+    assert "Which student" in page
+    assert "The traffic decides" in page
+
+
+def test_every_candidates_outcomes_can_be_calibrated_for_other_traffic(specialized):
+    files = [specialized.files[f"knows-{known}.npz"] for known in (3, 5, "all")]
+    sweep = run_sweep(
+        {file.stem: Outcomes.load(file) for file in files},
+        traffic=Traffic(1.0, specialized.sweep.traffic.popular_classes),
+        score="softmax",
+        blend=0.0,
+    )
+    assert set(sweep.studies) == {"knows-3", "knows-5", "knows-all"}
+    assert sweep.traffic.popular == 1.0
+
+
+def test_the_specialized_joint_model_it_leaves_answers_in_the_teachers_labels(specialized):
+    config = JointConfig.read(specialized.files["joint.toml"])
+    known = specialized.study.outcomes.known_classes
+    assert (config.task, config.known_classes, config.classes) == ("specialized", known, 10)
+    joint = config.load()
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    answer = joint(images)
+    assert set(answer.prediction[~answer.deferred].tolist()) <= set(known)
+
+
+@pytest.mark.parametrize("task", ["classification", "specialized", "regression"])
+def test_the_shipped_answers_are_what_the_shipped_models_say(task):  # detectors are not shipped
     demo = DEMOS[task]
     try:
         inputs, targets = demo.load(lambda done, total, what: None)
     except DataUnavailable as error:
         pytest.skip(str(error))
-    with shipped("outcomes.npz", task) as path:
-        said = Outcomes.load(path)
-    np.testing.assert_allclose(said.targets, targets)
-    for role in ("student", "teacher"):
-        with shipped(f"{role}.onnx", task) as path:
-            raw = ModelEntry.of_file(path, preprocess=demo.preprocess).load()(inputs[:200])
-        assert np.abs(raw - getattr(said, role)[:200]).max() < 0.02
+
+    def answers(name, task):
+        with shipped(f"{name}.onnx", task) as path:
+            return ModelEntry.of_file(path, preprocess=demo.preprocess).load()(inputs[:200])
+
+    teacher = answers("teacher", demo.teacher_of or task)
+    for name in demo.students:
+        file = "outcomes.npz" if len(demo.students) == 1 else f"{name}.npz"
+        with shipped(file, task) as path:
+            said = Outcomes.load(path)
+        np.testing.assert_allclose(said.targets, targets)
+        assert np.abs(answers(name, task) - said.student[:200]).max() < 0.02
+        assert np.abs(teacher - said.teacher[:200]).max() < 0.02
+
+
+def test_what_is_shipped_stays_small():
+    graphs = list(SHIPPED.rglob("*.onnx"))
+    assert sum(file.stat().st_size for file in graphs) < 10e6
+    assert sum(file.stat().st_size for file in graphs if file.parent.name == "specialized") < 1e6
 
 
 def test_each_task_has_a_demo_of_its_own_name():

@@ -1,15 +1,16 @@
-"""The demo: two shipped models become one, on real data. A module and an entry for each task."""
+"""The demo: shipped models become one, on real data. A module and an entry for each task."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 
-from ebjr.demo import classification, detection, regression
+from ebjr.demo import classification, detection, regression, specialized
 from ebjr.demo.flow import Demo, DemoResult, Progress, shipped
 
 DEMOS: Mapping[str, Demo] = {
-    demo.task: demo for demo in (classification.DEMO, regression.DEMO, detection.DEMO)
+    demo.task: demo
+    for demo in (classification.DEMO, specialized.DEMO, regression.DEMO, detection.DEMO)
 }
 """By task: what its demo brings."""
 
@@ -42,12 +43,13 @@ def run_demo(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> DemoResult:
-    """Record the shipped pair of a task on real data, calibrate, evaluate, and write a report.
+    """Record the shipped models of a task on real data, calibrate, evaluate, and write a report.
 
     Parameters
     ----------
     folder
-        Where ``outcomes.npz``, ``joint.toml`` and ``report.html`` go.
+        Where ``outcomes.npz``, ``joint.toml`` and ``report.html`` go; of several students the
+        outcomes are named as these are.
     task
         One of `DEMOS`.
     recorded

@@ -1,8 +1,9 @@
 """What the demos of all tasks have in common: record, calibrate, evaluate, report.
 
 A `Demo` says what a task brings: where its data come from, and how its outcomes are described. The
-shipped pair and its recorded answers are files of the package, in a folder named as the task. Where
-the pair may not be shipped, the demo says where else it is, and has no ``joint.toml`` without it.
+shipped models and their recorded answers are files of the package, in a folder named as the task.
+Where they may not be shipped, the demo says where else they are, and has no ``joint.toml`` without
+them. Several students beside one teacher are candidates, of which the best is taken.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from ebjr.demo.fetch import DataUnavailable
 from ebjr.demo.fetch import Progress as FetchProgress
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, with_joules
+from ebjr.known_classes import Traffic
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes, record
 from ebjr.preprocess import Preprocess, unprepared
-from ebjr.study import Study, run_study
+from ebjr.study import Study
+from ebjr.sweep import Sweep, run_sweep
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how much has been, and out of how much if that is known."""
-
-ROLES = ("student", "teacher")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,8 @@ class DemoResult:
 
     Attributes
     ----------
-    study
-        The calibration and its figures on the held-out half.
+    sweep
+        Every student's calibration and its figures on the held-out half; mostly there is one.
     recorded
         Whether the answers are the shipped ones; `reason` says why.
     joint_seconds
@@ -52,11 +53,16 @@ class DemoResult:
         The outcomes, the report, and ``joint.toml`` where the models are at hand.
     """
 
-    study: Study
+    sweep: Sweep
     recorded: bool
     reason: str
     joint_seconds: float | None
     files: dict[str, Path]
+
+    @property
+    def study(self) -> Study:
+        """The best student's."""
+        return self.sweep.study
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ class Demo:
     Parameters
     ----------
     task
-        Of the outcomes; and the folder of `shipped` with the task's files.
+        Of the outcomes; and the folder of `shipped` with the task's files, ``student.onnx``,
+        ``teacher.onnx`` and ``outcomes.npz``.
     title
         Of the report.
     data
@@ -81,6 +88,13 @@ class Demo:
         How an input becomes that of both models; None where it is one already.
     about
         `labels`, `metric` and the like of the outcomes, or what gives them once data are loaded.
+    students
+        By the name of its shipped file: what a student's outcomes are, beside `about`. The recorded
+        answers of several are called as the student is.
+    teacher_of
+        The demo whose shipped teacher it is, where that is another's.
+    traffic
+        The mix in which the examples are drawn, where it is another than that of the data.
     models
         Both models by role, where they are not shipped; raises `DataUnavailable` where they are
         not at hand.
@@ -96,6 +110,9 @@ class Demo:
     goal: Mapping[str, Any] = field(default_factory=lambda: {"goal": "match-teacher"})
     preprocess: Preprocess | None = None
     about: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)
+    students: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"student": {}})
+    teacher_of: str | None = None
+    traffic: Traffic | None = None
     models: Callable[[], Mapping[str, ModelEntry]] | None = None
     shows: bool = False
 
@@ -121,39 +138,67 @@ class Demo:
                 reason, inputs = str(error), None
         with ExitStack() as stack:
             if self.models is None:
-                paths = {
-                    role: stack.enter_context(shipped(f"{role}.onnx", self.task)) for role in ROLES
-                }
-                entries = {
-                    role: ModelEntry.of_file(path, preprocess=self.preprocess)
-                    for role, path in paths.items()
-                }
+                entries = self._shipped_entries(stack)
             if inputs is None:
-                outcomes = Outcomes.load(stack.enter_context(shipped("outcomes.npz", self.task)))
+                names = [self._outcomes_file(name) for name in self.students]
+                paths = [stack.enter_context(shipped(name, self.task)) for name in names]
+                tables = dict(zip(self.students, map(Outcomes.load, paths), strict=True))
             else:
-                outcomes = self._record(entries, inputs, targets, threads, tell)
-            costs = {"student": outcomes.student_cost, "teacher": outcomes.teacher_cost}
-            entries = {role: replace(entry, cost=costs[role]) for role, entry in entries.items()}
-        study = run_study(outcomes, **self.goal)
-        names = ("outcomes.npz", *(["joint.toml"] if entries else []), "report.html")
-        result_files = {name: target / name for name in names}
-        models = {role: entry.as_table(target.resolve()) for role, entry in entries.items()}
-        replace(outcomes, models=models).save(result_files["outcomes.npz"])
-        if entries:
-            config = JointConfig.of_study(entries["student"], entries["teacher"], study)
-            config.save(result_files["joint.toml"])
+                tables = self._record(entries, inputs, targets, threads, tell)
+        sweep = run_sweep(tables, traffic=self.traffic, **self.goal)
+        written, study = self._save(target, sweep, tables, entries), sweep.study
         seconds = None
         if inputs is not None:
-            joint = JointConfig.read(result_files["joint.toml"]).load(threads=threads)
+            joint = JointConfig.read(written["joint.toml"]).load(threads=threads)
             seconds = self._time(joint, inputs, study, tell)
         shows = self.shows and inputs is not None
+        written["report.html"] = target / "report.html"
         study.write_report(
-            result_files["report.html"],
+            written["report.html"],
             title=self.title,
             notes=self._notes(inputs is None, reason, seconds),
             images=take_rows(inputs, study.sample_rows) if shows else (),
+            extras=sweep.extras if len(tables) > 1 else (),
         )
-        return DemoResult(study, inputs is None, reason, seconds, result_files)
+        return DemoResult(sweep, inputs is None, reason, seconds, written)
+
+    def _save(
+        self,
+        folder: Path,
+        sweep: Sweep,
+        tables: Mapping[str, Outcomes],
+        entries: Mapping[str, ModelEntry],
+    ) -> dict[str, Path]:
+        """Write every student's outcomes, and ``joint.toml`` of the best; the files by name."""
+        written = {name: folder / self._outcomes_file(name) for name in tables}
+        priced = _priced(entries, tables)
+        models = {name: entry.as_table(folder.resolve()) for name, entry in priced.items()}
+        for name, table in tables.items():
+            roles = {"student": name, "teacher": "teacher"}
+            own = {role: models[key] for role, key in roles.items() if key in models}
+            replace(table, models=own).save(written[name])
+        files = {path.name: path for path in written.values()}
+        if priced:
+            files["joint.toml"] = folder / "joint.toml"
+            config = JointConfig.of_study(priced[sweep.best], priced["teacher"], sweep.study)
+            config.save(files["joint.toml"])
+        return files
+
+    def _outcomes_file(self, student: str) -> str:
+        return f"{student}.npz" if len(self.students) > 1 else "outcomes.npz"
+
+    def _shipped_entries(self, stack: ExitStack) -> dict[str, ModelEntry]:
+        """Every student and the teacher, by name."""
+        places = dict.fromkeys(self.students, self.task)
+        places["teacher"] = self.teacher_of or self.task
+        paths = {
+            name: stack.enter_context(shipped(f"{name}.onnx", task))
+            for name, task in places.items()
+        }
+        return {
+            name: ModelEntry.of_file(path, preprocess=self.preprocess)
+            for name, path in paths.items()
+        }
 
     def _record(
         self,
@@ -162,38 +207,38 @@ class Demo:
         targets: Any,
         threads: int | None,
         tell: Progress,
-    ) -> Outcomes:
-        """Run both models on everything."""
-        models = {role: entry.load(threads=threads) for role, entry in entries.items()}
-        n, done = row_count(inputs), 0
+    ) -> dict[str, Outcomes]:
+        """Run every model once on everything: the outcomes of each student."""
+        models = {name: entry.load(threads=threads) for name, entry in entries.items()}
+        n = row_count(inputs)
         first = take_rows(inputs, np.arange(min(self.batch_size, n)))
         for model in models.values():
             model(first)  # the first call of a session is slow
-
-        def count(added: int) -> None:
-            nonlocal done
-            done += added
-            tell("recording both models", done, n)
-
         costs = _costs(models, first)
-        return record(
-            models["student"],
-            models["teacher"],
-            inputs,
-            targets,
-            task=self.task,
-            batch_size=self.batch_size,
-            progress=count,
-            student_cost=costs["student"],
-            teacher_cost=costs["teacher"],
-            **(self.about() if callable(self.about) else self.about),
-        )
+        about = self.about() if callable(self.about) else self.about
+        teacher, teacher_cost = models["teacher"], costs["teacher"]
+        tables: dict[str, Outcomes] = {}
+        for name, own in self.students.items():
+            what = f"recording {name} and teacher" if not tables else f"recording {name}"
+            tables[name] = record(
+                models[name],
+                teacher,
+                inputs,
+                targets,
+                batch_size=self.batch_size,
+                progress=_counter(what, n, tell),
+                student_cost=costs[name],
+                teacher_cost=teacher_cost,
+                **{"task": self.task, **about, **own},
+            )
+            teacher, teacher_cost = _again(tables[name].teacher), tables[name].teacher_cost
+        return tables
 
     def _time(
         self, joint: Callable[[Batch], Any], inputs: Batch, study: Study, tell: Progress
     ) -> float:
         """Seconds per example of the joint model on the held-out half."""
-        _, rows = study.outcomes.split_rows(*study.split)
+        rows = study.held_out_rows
         held_out, n = take_rows(inputs, rows), len(rows)
         joint(take_rows(held_out, np.arange(min(self.batch_size, n))))
         began = time.perf_counter()
@@ -211,7 +256,7 @@ class Demo:
                 "Times": "as measured when the answers were recorded",
             }
         return {
-            "Data": f"{self.data}, both models run on all of them",
+            "Data": f"{self.data}, all models run on all of them",
             "Times": f"measured in this run at batch size {self.batch_size}; "
             f"the joint model itself took {1e3 * (seconds or 0):.4g} ms per example",
         }
@@ -229,8 +274,41 @@ def shipped(name: str, task: str = "classification") -> AbstractContextManager[P
     return as_file(files("ebjr.demo") / "shipped" / task / name)
 
 
+def _priced(
+    entries: Mapping[str, ModelEntry], tables: Mapping[str, Outcomes]
+) -> dict[str, ModelEntry]:
+    """The entries with what each model costs."""
+    costs = {name: table.student_cost for name, table in tables.items()}
+    costs["teacher"] = next(iter(tables.values())).teacher_cost
+    return {name: replace(entry, cost=costs[name]) for name, entry in entries.items()}
+
+
+def _counter(what: str, n: int, tell: Progress) -> Callable[[int], None]:
+    """Adds up the examples that are done and tells."""
+    done = 0
+
+    def count(added: int) -> None:
+        nonlocal done
+        done += added
+        tell(what, done, n)
+
+    return count
+
+
+def _again(answers: Any) -> Model:
+    """A model that says what another has said, batch after batch: models answer once."""
+    place = 0
+
+    def model(batch: Batch) -> Any:
+        nonlocal place
+        place += row_count(batch)
+        return take_rows(answers, np.arange(place - row_count(batch), place))
+
+    return model
+
+
 def _costs(models: Mapping[str, Model], first: Batch) -> dict[str, Cost]:
-    """FLOPs and joules of both models; the joules measured if the machine can, else estimated."""
+    """FLOPs and joules of the models; the joules measured if the machine can, else estimated."""
     loads, costs = {}, {}
     for role, model in models.items():
         inputs = first

@@ -1,0 +1,1 @@
+"""Small specialized students of CIFAR-10: what `ebjr demo --task specialized` ships."""
