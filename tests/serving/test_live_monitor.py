@@ -13,6 +13,7 @@ import pytest
 
 from ebjr import JointClassifier, JointRegressor, Router, TeacherUnavailable
 from ebjr.calibration.guarantee import Certificate
+from ebjr.model import Answer
 from ebjr.monitor import DriftMonitor
 from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.pipeline import Observer, Pipeline
@@ -153,10 +154,20 @@ def test_audits_wait_until_neither_model_has_anything_else_to_do():
     assert asked == [1, 10, 1, 1]
 
 
-def test_an_audit_that_fails_is_left_out_and_nobody_notices():
-    def away(x):
-        raise TeacherUnavailable("the cloud is gone")
+def away(x):
+    raise TeacherUnavailable("the cloud is gone")
 
+
+def limited(x):
+    return Answer(np.zeros((0, 2)), answered=np.zeros(len(x), bool))
+
+
+def unsure(x):
+    return Answer(teacher(x), degraded=np.ones(len(x), bool))
+
+
+@pytest.mark.parametrize("teacher", [away, limited, unsure])
+def test_an_audit_that_fails_is_left_out_and_nobody_notices(teacher):
     heard = []
 
     class Listener(Observer):
@@ -166,7 +177,7 @@ def test_an_audit_that_fails_is_left_out_and_nobody_notices():
         def audited(self, audited):
             heard.append("audited")
 
-    about = served(away)
+    about = served(teacher)
     with Pipeline(about.joint, observer=Listener(), audit_rate=1.0) as pipeline:
         answer = pipeline.submit(np.full(3, 2.0)).future.result(SECONDS).answer
         audited(pipeline)

@@ -327,11 +327,20 @@ class _Audit:
         self._inputs, self._output = take_rows(inputs, self.places), take_rows(output, self.places)
 
     def ask(self, joint: JointModel) -> bool:
-        """Ask the teacher about the next row; returns whether that was the last one."""
+        """Ask the teacher about the next row; returns whether that was the last one.
+
+        Raises
+        ------
+        TeacherUnavailable
+            It did not answer this row, or not as it should.
+        """
         one = np.array([self.done])
         own = take_rows(self._output, one)
-        taught = joint.ask_teacher_alone(take_rows(self._inputs, one), own).output
-        differs = to_numpy(joint.predict(taught)) != to_numpy(joint.predict(own))
+        found = joint.ask_teacher_alone(take_rows(self._inputs, one), own)
+        degraded = found.degraded is not None and bool(to_numpy(found.degraded).any())
+        if degraded or row_count(found.output) != 1:
+            raise TeacherUnavailable("the teacher did not answer a row that was to be audited")
+        differs = to_numpy(joint.predict(found.output)) != to_numpy(joint.predict(own))
         self.audited.contradicted[self.places[self.done]] = differs[0]
         self.done += 1
         return self.done == len(self.places)
