@@ -207,7 +207,7 @@ def test_a_batch_that_fails_fails_at_its_turn():
 def test_a_killed_process_is_gone_on_with(run, tmp_path):
     """SIGKILL, at whatever it is doing, and again: the answers are those of a run left alone."""
     rng = np.random.default_rng(0)
-    inputs = rng.random((12_000, 3, SIZE, SIZE), np.float32)
+    inputs = rng.random((4_000, 3, SIZE, SIZE), np.float32)
     np.savez(tmp_path / "data.npz", inputs=inputs)
     np.savez(tmp_path / "some.npz", inputs=inputs[:200], targets=rng.integers(0, 3, 200))
     write_linear(tmp_path / "student.onnx", rng.normal(0, 9, (3, 3)))
@@ -223,10 +223,8 @@ def test_a_killed_process_is_gone_on_with(run, tmp_path):
     for _ in range(2):
         ebjr = [sys.executable, "-m", "ebjr", *words, "--batch-size", "1", "--threads", "1"]
         process = subprocess.Popen(ebjr, cwd=tmp_path, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
         while not journal.is_file() or journal.stat().st_size <= size + 2000:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
+            assert process.poll() is None, "it was done before it could be killed"
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
@@ -235,7 +233,7 @@ def test_a_killed_process_is_gone_on_with(run, tmp_path):
     code, printed, error = run(*words)
     assert code == 0
     figures = json.loads(printed)
-    assert 0 < figures["resumed"] < figures["examples"] == 12_000
+    assert 0 < figures["resumed"] < figures["examples"] == 4_000
     assert f"{figures['resumed']:,} answers are of an interrupted run" in error
     both = [rows_of(tmp_path / name) for name in ("a.jsonl", "whole.jsonl")]
     scores = [[row.pop("score") for row in rows] for rows in both]
