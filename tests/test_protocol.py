@@ -17,6 +17,7 @@ from ebjr.protocol import (
     InferResponse,
     RequestedOutput,
     datatype_of,
+    read_metadata,
     read_request,
     read_response,
     write_request,
@@ -286,6 +287,28 @@ def test_whatever_comes_in_is_a_request_or_a_protocol_error(message, rest, lengt
             said = str(error)
         assert "\n" not in said
         assert len(said) < 600
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "name": st.text(max_size=8) | JSON,
+            "inputs": st.lists(LIKE_A_TENSOR, max_size=3) | JSON,
+            "outputs": st.lists(LIKE_A_TENSOR, max_size=3) | JSON,
+        },
+        optional={"versions": st.lists(st.text(max_size=3), max_size=3) | JSON, "platform": JSON},
+    )
+)
+def test_whatever_a_server_says_of_a_model_is_metadata_or_a_protocol_error(message):
+    said = "metadata"
+    try:
+        found = read_metadata(message)
+    except ProtocolError as error:
+        said = str(error)
+    else:
+        assert read_metadata(json.loads(json.dumps(found.as_dict()))) == found
+    assert "\n" not in said
+    assert len(said) < 600
 
 
 @given(TENSORS, st.booleans())

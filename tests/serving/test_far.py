@@ -194,8 +194,9 @@ def test_a_late_answer_is_fetched_over_http(far, tmp_path):
         assert (missing.status_code, "nothing is kept" in missing.json()["error"]) == (404, True)
         fine = client.post("/v2/models/joint/infer", json=request(HARD)).json()
         assert "late" not in fine["parameters"]
-        hurried = client.get("/metrics").text
-        assert 'ebjr_late_rows{model="joint"} 0.0' in hurried
+        shown = client.get("/metrics").text
+        assert 'ebjr_late_rows{model="joint"} 0.0' in shown
+        assert 'ebjr_teacher_away{model="joint"} 0.0' in shown
     late.close()
 
 

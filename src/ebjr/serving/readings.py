@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from ebjr.edge import FarTeacher
+from ebjr.joint import JointModel
 from ebjr.serving.autopilot import Helm
 from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.metrics import Metrics
@@ -22,7 +24,7 @@ MONITORED = {
 
 
 def add_readings(metrics: Metrics, pipeline: Pipeline, helm: Helm, monitor: LiveMonitor) -> None:
-    """Let the metrics show the queues, the knob with its promise, the autopilot and the monitors.
+    """Let the metrics show queues, the knob and its promise, a far teacher, autopilot and monitors.
 
     Parameters
     ----------
@@ -33,7 +35,18 @@ def add_readings(metrics: Metrics, pipeline: Pipeline, helm: Helm, monitor: Live
     """
     metrics.read("waiting_rows", "Rows in a queue.", pipeline.waiting, "stage")
     _add_knob(metrics, helm)
+    _add_far(metrics, pipeline.joint)
     _add_monitor(metrics, monitor)
+
+
+def _add_far(metrics: Metrics, joint: JointModel) -> None:
+    """A teacher behind a link, and what is kept for it, where there are such."""
+    late, teacher = joint.late, joint.teacher
+    if late is not None:
+        metrics.read("late_rows", "Rows kept for later.", lambda: {"": len(late)})
+    if isinstance(teacher, FarTeacher):
+        text = "1 while a far teacher is left alone, else 0."
+        metrics.read("teacher_away", text, lambda: {"": float(teacher.state != "closed")})
 
 
 def _add_knob(metrics: Metrics, helm: Helm) -> None:
