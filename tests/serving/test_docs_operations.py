@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("httpx2", reason="httpx2 is not installed")
+pytest.importorskip("stamina", reason="the extra `remote` is not installed")
 
-from small import NAME, request, served
+from small import NAME, request, served, teacher
 from starlette.testclient import TestClient
 
+from ebjr import FarTeacher, LateAnswers
 from ebjr.serving.app import build_app
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -24,8 +27,10 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_page_knows_every_metric_of_a_server_and_no_other(tmp_path):
-    app = build_app(served(), hold="deferral_rate=0.3", audit_rate=1.0, state=tmp_path)
-    with TestClient(app) as client:
+    late = LateAnswers(tmp_path / "late.sqlite")
+    far = served(teacher=FarTeacher(teacher), when_unavailable="queue", late=late)
+    app = build_app(far, hold="deferral_rate=0.3", audit_rate=1.0, state=tmp_path)
+    with closing(late), TestClient(app) as client:
         client.post(f"{NAME}/infer", json=request())
         text = client.get("/metrics").text
     families = dict(re.findall(r"# TYPE (ebjr_\w+) (\w+)", text))
