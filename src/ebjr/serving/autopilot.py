@@ -216,9 +216,10 @@ class Autopilot(Observer):
 
     def answered(self, tickets: Sequence[Ticket], seconds: np.ndarray) -> None:
         """Take the times of requests that came after the last move."""
-        for ticket, spent in zip(tickets, seconds.tolist(), strict=True):
-            if ticket.since >= self._since:
-                self._seconds.append(spent)
+        with self._lock:
+            for ticket, spent in zip(tickets, seconds.tolist(), strict=True):
+                if ticket.since >= self._since:
+                    self._seconds.append(spent)
 
     def begin(self, who: str, request: str | None = None) -> None:
         """Move the knob to where the search begins.
@@ -246,8 +247,13 @@ class Autopilot(Observer):
             return
         error, noise, seen = found
         before = self.search.rate
-        if self.search.step(error, noise) != before:
+        if self.search.step(error, noise) == before:
+            return
+        try:
             self._move(f"{self.hold.quantity} was {seen}, to be held at {self.hold}")
+        except OSError:
+            self.search.rate = before  # where the knob still is
+            raise
 
     def state(self) -> dict[str, Any]:
         """What ``GET /v1/router`` says of it."""
@@ -289,15 +295,19 @@ class Autopilot(Observer):
         """The target is met between 80 and 100 % of it; errors beyond are logarithms.
 
         A percentile is only known up to its order statistics: the error is that of the nearer end.
+        What lies beyond the slowest request is not known, so that the way down is short and the
+        way up takes more requests.
         """
-        seconds = np.sort(np.array(self._seconds))
+        with self._lock:
+            seconds = np.sort(np.array(self._seconds))
         n, share = len(seconds), self.hold.percentile
         assert share is not None
         if n < FEWEST:
             return None
         reach = SIGMAS * math.sqrt(n * share * (1 - share))
-        places = np.clip([n * share - reach, n * share, n * share + reach], 0, n - 1)
-        least, self.measured, most = (float(seconds[math.floor(place)]) for place in places)
+        ranked = [*seconds.tolist(), math.inf]
+        places = np.clip([n * share - reach, n * share, n * share + reach], 0, n)
+        least, self.measured, most = (ranked[math.floor(place)] for place in places)
         target = self.hold.target
         error = 0.0
         if least > target:
