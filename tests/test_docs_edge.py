@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import DOCS, blocks, free_port, real
 from PIL import Image
-from test_docs_serving import free_port
 
 from ebjr import Link
 from ebjr.backends.remote import RemoteModel
@@ -24,11 +24,8 @@ from ebjr.demo import shipped
 for name in ("onnxruntime", "starlette", "uvicorn", "httpx2", "stamina"):
     pytest.importorskip(name, reason=f"{name} is not installed")
 
-PAGE = (Path(__file__).parents[1] / "docs" / "edge.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+NAME = "edge.md"
+PAGE = (DOCS / NAME).read_text()
 
 
 class Terminals:
@@ -41,9 +38,8 @@ class Terminals:
 
     def real(self, text: str) -> str:
         for shown, own in self.ports.items():
-            text = text.replace(f"localhost:{shown}", f"127.0.0.1:{own}")
             text = text.replace(f"--port {shown}", f"--port {own}")
-        return text
+        return real(text, self.ports)
 
     def type(self, line: str) -> None:
         words = self.real(line).split()
@@ -83,7 +79,9 @@ def terminals(tmp_path, monkeypatch):
 
 
 def test_the_page_runs_from_the_first_line_to_the_last(terminals, capsys):
-    lines = [line for line in "\n".join(blocks("sh")).splitlines() if line.startswith("ebjr ")]
+    lines = [
+        line for line in "\n".join(blocks(NAME, "sh")).splitlines() if line.startswith("ebjr ")
+    ]
     starts, costs = lines[:4], lines[4:]
     assert [line.split()[1] for line in starts] == ["serve", "record", "calibrate", "serve"]
     for line in starts:
@@ -93,16 +91,16 @@ def test_the_page_runs_from_the_first_line_to_the_last(terminals, capsys):
     def run(block):
         exec(compile(terminals.real(block), "edge.md", "exec"), names)
 
-    asking, parts, *others = blocks("python")
+    asking, parts, *others = blocks(NAME, "python")
     run(asking)
     assert names["outputs"]["degraded"] == [False, False]
     assert names["outputs"]["deferred"] == [True, True]
     terminals.end("teacher.onnx")
-    (away,) = blocks("python after the cloud has gone")
+    (away,) = blocks(NAME, "python after the cloud has gone")
     run(away)
     assert names["outputs"]["degraded"] == [True, True]
     terminals.type(starts[0])
-    (back,) = blocks("python after the cloud is back")
+    (back,) = blocks(NAME, "python after the cloud is back")
     run(back)
     run(parts)
     assert names["answer"].degraded.any()
@@ -119,7 +117,7 @@ def test_the_page_runs_from_the_first_line_to_the_last(terminals, capsys):
 
 
 def test_every_key_that_the_page_names_is_one():
-    (text,) = blocks("toml")
+    (text,) = blocks(NAME, "toml")
     table = tomllib.loads(text)["teacher"]
     assert set(table) - {"url"} <= {*LINK_KEYS, *REMOTE_OPTIONS}
     section = PAGE.split("## When the teacher is away")[1].split("In `joint.toml`")[0]
