@@ -40,7 +40,7 @@ SHOWN = 0.3
 """F1 counts the detections with a score above this: those that a person would be shown."""
 
 _LEAST_SLOPE = 1e-3
-_LEAST_SCORE = 1e-7
+LEAST_SCORE = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -756,7 +756,7 @@ def fit_confidence_map(matches: Matches) -> ConfidenceMap:
 
 def _log_sides(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``log s`` and ``log(1 - s)``, kept finite."""
-    values = np.clip(np.asarray(scores, np.float64), _LEAST_SCORE, 1 - _LEAST_SCORE)
+    values = np.clip(np.asarray(scores, np.float64), LEAST_SCORE, 1 - LEAST_SCORE)
     return np.log(values), np.log1p(-values)
 
 

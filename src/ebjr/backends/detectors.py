@@ -163,6 +163,25 @@ def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     ModelError
         There are no such outputs.
     """
+    names = detr_outputs(outputs, classes)
+    boxes, logits, *sides = (outputs[name] for name in names)
+    count, queries = boxes.shape[:2]
+    pixels = _corners(boxes) * np.array([size[1], size[0]] * 2, boxes.dtype)
+    bins = sides[0].reshape(count, queries, 4, -1) if sides else [None] * count
+    return [
+        Decoded(box, row[:, :classes], side, None, *_softmax_answer(row, classes))
+        for box, row, side in zip(pixels, logits, bins, strict=True)
+    ]
+
+
+def detr_outputs(outputs: Outputs, classes: int) -> tuple[str, ...]:
+    """Which outputs are the boxes and the class logits, and the bin logits if there are any.
+
+    Raises
+    ------
+    ModelError
+        There are no such outputs.
+    """
     left = dict(outputs)
     named = {name: value for name, value in left.items() if "box" in name.lower()} or left
     boxes = _pick(named, lambda value: value.ndim == 3 and value.shape[2] == 4, "boxes (n, q, 4)")
@@ -172,14 +191,10 @@ def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
         lambda value: value.ndim == 3 and value.shape[2] in (classes, classes + 1),
         f"class logits (n, q, {classes} or {classes + 1})",
     )
-    count, queries = boxes.shape[:2]
-    pixels = _corners(boxes) * np.array([size[1], size[0]] * 2, boxes.dtype)
-    sides = [value for value in left.values() if value.size % (count * queries * 4) == 0]
-    bins = sides[0].reshape(count, queries, 4, -1) if sides else [None] * count
-    return [
-        Decoded(box, row[:, :classes], side, None, *_softmax_answer(row, classes))
-        for box, row, side in zip(pixels, logits, bins, strict=True)
-    ]
+    rows = boxes.shape[0] * boxes.shape[1] * 4
+    sides = [value for value in left.values() if value.size % rows == 0][:1]
+    chosen = [boxes, logits, *sides]
+    return tuple(next(name for name, value in outputs.items() if value is one) for one in chosen)
 
 
 def decode_torchvision(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:

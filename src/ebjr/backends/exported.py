@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import numpy as np
 
 from ebjr.arrays import Batch, join_rows
 from ebjr.backends.onnx import DTYPES, can_become, open_session
+from ebjr.detections import Detections
 from ebjr.errors import ModelError
 from ebjr.joint import JointAnswer
 from ebjr.router import check_threshold, round_up
 
 OUTPUTS = ("prediction", "output", "score", "deferred")
+DETECTION_OUTPUTS = ("boxes", "labels", "scores", "score", "deferred")
 
 
 class ExportedJoint:
@@ -61,8 +63,9 @@ class ExportedJoint:
         said = self._session.get_modelmeta().custom_metadata_map
         self.facts = {key[5:]: _read(text) for key, text in said.items() if key[:5] == "ebjr."}
         knobs = list(self._session.get_overridable_initializers())
-        names = {node.name for node in self._session.get_outputs()}
-        if [node.name for node in knobs] != ["threshold"] or not names.issuperset(OUTPUTS):
+        self.output_names = tuple(node.name for node in self._session.get_outputs())
+        known = self.output_names in (OUTPUTS, DETECTION_OUTPUTS)
+        if [node.name for node in knobs] != ["threshold"] or not known:
             raise ModelError(f"{path} is no joint model; `ebjr export` writes one")
         (given,) = self._session.get_inputs()
         self.name = str(self.facts.get("name", self.path.stem))
@@ -92,7 +95,7 @@ class ExportedJoint:
             ONNX Runtime failed.
         """
         parts = [self._run(batch) for batch in self._dense(inputs)]
-        whole = {name: join_rows([part[name] for part in parts]) for name in OUTPUTS}
+        whole = {name: join_rows([part[name] for part in parts]) for name in parts[0]}
         return JointAnswer(**whole, degraded=np.zeros(len(whole["score"]), bool))
 
     def _dense(self, inputs: Batch) -> list[np.ndarray]:
@@ -106,20 +109,40 @@ class ExportedJoint:
             batches = [row[None] for batch in batches for row in batch]
         return batches
 
-    def _run(self, batch: np.ndarray) -> Mapping[str, np.ndarray]:
+    def _run(self, batch: np.ndarray) -> dict[str, Any]:
         if not can_become(batch.dtype, self.input_dtype):
             raise TypeError(f"{self.name} takes {self.input_dtype}, but was given {batch.dtype}")
         single = self._knob == np.float32
         knob = np.array(round_up(self._threshold) if single else self._threshold, self._knob)
         feed = {self.input_name: batch.astype(self.input_dtype, copy=False), "threshold": knob}
         try:
-            found = self._session.run(list(OUTPUTS), feed)
+            found = self._session.run(list(self.output_names), feed)
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(
                 f"{self.name} failed on a batch of shape {batch.shape}: {reason}"
             ) from error
-        return dict(zip(OUTPUTS, found, strict=True))
+        whole = dict(zip(self.output_names, found, strict=True))
+        if self.output_names == OUTPUTS:
+            return whole
+        return self._detected(whole, batch.shape[1:3])
+
+    def _detected(self, whole: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+        """Boxes, labels and scores as a list of `Detections`."""
+        columns = [whole.pop(name) for name in DETECTION_OUTPUTS[:3]]
+        found = []
+        for boxes, labels, scores in zip(*columns, strict=True):
+            real = labels >= 0
+            found.append(
+                Detections.of_scores(
+                    boxes[real],
+                    scores[real],
+                    size,
+                    labels=labels[real],
+                    classes=int(self.facts["classes"]),
+                )
+            )
+        return {"prediction": found, "output": found, **whole}
 
     def __repr__(self) -> str:
         return f"ExportedJoint({str(self.path)!r}, threshold={self.threshold!r})"

@@ -21,7 +21,8 @@ from ebjr.backends.onnx import OnnxModel
 from ebjr.blend import blend_text
 from ebjr.config import JointConfig, ModelEntry
 from ebjr.errors import ModelError
-from ebjr.export.graph import LEAST_OPSET, joint_graph, read_part
+from ebjr.export.detection import Head, head_of
+from ebjr.export.graph import LEAST_OPSET, Form, Images, Rows, joint_graph, read_part
 from ebjr.export.inputs import Given, given_of
 from ebjr.files import write_beside
 from ebjr.joint import JointAnswer, JointModel
@@ -112,14 +113,14 @@ def export_joint(
     if threshold is not None:
         model.router.threshold = threshold
     given = _given(model)
-    batch, raw, taught = _tried(model, given)
-    graph = _graph(model, given, raw, taught, opset)
+    tried = _tried(model, given)
+    graph = _graph(model, given, tried, opset)
     _describe(graph, config, files, model)
     with write_beside(path) as folder:
         draft = folder / Path(path).name
         data = _write(graph, draft, external_data)
         _check(draft)
-        difference = _compared(draft, model, batch)
+        difference = _compared(draft, model, tried[0])
         written = sum(file.stat().st_size for file in folder.iterdir())
     return Exported(
         path=Path(path),
@@ -161,7 +162,7 @@ def _given(joint: JointModel) -> Given:
     return given_of(models, preprocess)
 
 
-def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, Any, Any]:
     """A batch that both models answer, and their raw outputs.
 
     Raises
@@ -175,32 +176,50 @@ def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, np.ndarray, np.
             raw = joint.ask_student(batch).output
             joint.router(raw)
             joint.ask_teacher(batch, joint.of_student(raw))
-            return batch, to_numpy(raw), to_numpy(joint.teacher(batch))
+            return batch, raw, joint.teacher(batch)
         except (ModelError, ValueError) as error:
             failed = failed or error
     assert failed is not None
     raise ModelError(f"the joint model does not answer a batch of random inputs: {failed}")
 
 
-def _graph(
-    joint: JointModel, given: Given, raw: np.ndarray, taught: np.ndarray, opset: int | None
-) -> ir.Model:
+def _graph(joint: JointModel, given: Given, tried: tuple[Any, ...], opset: int | None) -> ir.Model:
+    batch, *raws = tried
+    outputs = {role: [model.output_name] for role, model in given.models.items()}
+    dtype: Any = np.float64
+    form: Form
+    if joint.task == "detection":
+        form = Images(joint, _heads(joint, batch))
+        outputs = {role: list(head.outputs) for role, head in form.heads.items()}
+    else:
+        arrays = [to_numpy(raw) for raw in raws]
+        form = Rows(joint, dict(zip(("student", "teacher"), map(_columns, arrays), strict=True)))
+        dtype = np.float32 if arrays[0].dtype in (np.float32, np.float16) else np.float64
     parts = {
-        role: read_part(role, model.path, model.input_name, model.output_name)
+        role: read_part(role, model.path, model.input_name, outputs[role])
         for role, model in given.models.items()
     }
     wanted = opset or max(LEAST_OPSET, *(part.opset for part in parts.values()))
     for part in parts.values():
         part.convert(wanted)
     return joint_graph(
-        joint,
+        form,
         **parts,
         given=given.value(),
         prepare=given.prepare,
-        columns={"student": _columns(raw), "teacher": _columns(taught)},
-        dtype=np.float32 if raw.dtype in (np.float32, np.float16) else np.float64,
+        threshold=joint.router.threshold,
+        dtype=dtype,
         opset=wanted,
     )
+
+
+def _heads(joint: JointModel, batch: np.ndarray) -> dict[str, Head]:
+    if joint.blend:
+        raise ValueError(
+            f"a blend of {joint.blend:g} fuses both detectors' boxes, which has no form in ONNX "
+            "operators; calibrate with blend 0"
+        )
+    return {role: head_of(role, getattr(joint, role), batch[:1]) for role in ("student", "teacher")}
 
 
 def _columns(raw: np.ndarray) -> int | None:
@@ -220,6 +239,9 @@ def _describe(
     texts = {
         "threshold": f"score >= threshold keeps the student's answer; {threshold:g} if not given",
         "prediction": "the answer of each row",
+        "boxes": "x1, y1, x2, y2 in pixels of the image, the best first",
+        "labels": "the class of each box; -1 in rows that are none",
+        "scores": "of each box, 0 in rows that are none",
         "output": "raw output of whoever answered the row",
         "score": f"{score.title} of the student's raw output",
         "deferred": "whether the teacher answered the row",
@@ -242,6 +264,7 @@ def _describe(
             if entry.preprocess is not None
         },
         "labels": config.labels,
+        "classes": getattr(joint.teacher, "classes", config.classes),
         "known_classes": config.known_classes,
         "calibration": config.calibration,
         "operating_points": config.operating_points,
@@ -306,13 +329,26 @@ def _compared(path: Path, joint: JointModel, batch: np.ndarray) -> float:
 
 def _difference(found: JointAnswer, wanted: JointAnswer, threshold: float) -> float:
     """The largest difference of raw output in its scale, ties apart; inf if decisions differ."""
-    score, output = (to_numpy(part).astype(np.float64) for part in (wanted.score, wanted.output))
+    score = to_numpy(wanted.score).astype(np.float64)
     same = to_numpy(wanted.deferred) == found.deferred
     with np.errstate(invalid="ignore"):
         tie = np.abs(score - threshold) <= TOLERANCE * np.maximum(1, np.abs(score))
     if not (same | tie).all():
         return math.inf
-    one, other = found.output.astype(np.float64)[same], output[same]
+    rows = np.flatnonzero(same)
+    pairs = [(_numbers(found.output, row), _numbers(wanted.output, row)) for row in rows.tolist()]
+    return max((_apart(one, other) for one, other in pairs), default=0.0)
+
+
+def _numbers(output: Any, row: int) -> np.ndarray:
+    """One row of raw output; of detections the scores, whose order says the rest."""
+    values = output[row]
+    return np.asarray(getattr(values, "scores", to_numpy(values)), np.float64)
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> float:
+    if one.shape != other.shape:
+        return math.inf
     with np.errstate(invalid="ignore"):
         apart = np.abs(one - other) / np.maximum(1, np.abs(other))
     alike = (one == other) | (np.isnan(one) & np.isnan(other))

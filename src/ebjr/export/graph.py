@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,7 @@ from onnx_ir.passes import common as passes
 
 from ebjr.blend import Blend
 from ebjr.errors import ModelError
+from ebjr.export.detection import Found, Head, detection_score, find, rescaled
 from ebjr.export.operators import Operators, Value
 from ebjr.export.scores import log_softmax, logsumexp, score_graph
 from ebjr.joint import JointModel
@@ -36,6 +37,9 @@ FLOAT = ir.DataType.FLOAT
 LEAST_IR = 4
 """Since then a constant need not be an input, and one that is can be overridden: the threshold."""
 
+Output = tuple[str, Value, ir.DataType, tuple[Any, ...]]
+"""Name, value, type, and dimensions beside the batch."""
+
 Prepare = Callable[[str, Operators, Value], Value]
 """What makes the input of the student or of the teacher of the joint graph's."""
 
@@ -49,7 +53,7 @@ class Part:
     path
         Its file.
     model
-        The graph, of one input and one output.
+        The graph, of one input.
     """
 
     path: str
@@ -87,8 +91,10 @@ class Part:
         _forget_shapes(self.model)
 
 
-def read_part(role: str, path: str | os.PathLike[str], input_name: str, output: str) -> Part:
-    """A model's file as a part: functions inlined, one input, one output, names of its own.
+def read_part(
+    role: str, path: str | os.PathLike[str], input_name: str, outputs: Sequence[str]
+) -> Part:
+    """A model's file as a part: functions inlined, one input, some outputs, names of its own.
 
     Weights that lie outside of the file stay there until they are written.
 
@@ -101,10 +107,10 @@ def read_part(role: str, path: str | os.PathLike[str], input_name: str, output: 
         model = ir.load(path)
         passes.InlinePass()(model)
         passes.RemoveInitializersFromInputsPass()(model)
-        for values, name in ((model.graph.inputs, input_name), (model.graph.outputs, output)):
-            kept = [value for value in values if value.name == name]
+        for values, names in ((model.graph.inputs, [input_name]), (model.graph.outputs, outputs)):
+            known = {value.name: value for value in values}
             values.clear()
-            values.extend(kept)
+            values.extend(known[name] for name in names)
         passes.RemoveUnusedNodesPass()(model)
         passes.OutputFixPass()(model)
     except Exception as error:
@@ -146,35 +152,31 @@ def _silent(name: str) -> Iterator[None]:
         log.setLevel(before)
 
 
-@dataclass(frozen=True)
-class Form:
-    """What a task is in operators.
+class Form(Protocol):
+    """What raw outputs are, and what becomes of them, in operators."""
 
-    Attributes
-    ----------
-    said
-        The student's raw output (n, k) as the joint model's own.
-    mixed
-        Of the student's `said` and the teacher's raw output, both of deferred rows: the answer.
-    predicted
-        What the joint model's raw output means.
-    type
-        Of that.
-    """
+    def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
+        """The score of the student's raw outputs, (n,), and its answer."""
+        ...
 
-    said: Callable[[Operators, JointModel, Value], Value]
-    mixed: Callable[[Operators, JointModel, Value, Value], Value]
-    predicted: Callable[[Operators, Value], Value]
-    type: ir.DataType
+    def teacher(
+        self, op: Operators, said: list[Value], raws: list[Value], given: Value
+    ) -> list[Value]:
+        """The answer to deferred rows, of which the student has said so."""
+        ...
+
+    def outputs(self, op: Operators, answer: list[Value]) -> list[Output]:
+        """The joint graph's outputs, beside score and deferred."""
+        ...
 
 
 def joint_graph(
-    joint: JointModel,
+    form: Form,
     student: Part,
     teacher: Part,
     given: ir.Value,
     prepare: Prepare,
-    columns: Mapping[str, int | None],
+    threshold: float,
     dtype: Any,
     opset: int,
 ) -> ir.Model:
@@ -182,48 +184,48 @@ def joint_graph(
 
     Parameters
     ----------
-    joint
-        The joint model, for its task, score, threshold and blend.
+    form
+        The task, and what is known of both models.
     student, teacher
         Their graphs, which are taken apart.
     given
         The graph's input.
     prepare
         What makes each model's input of `given`, or of some of its rows.
-    columns
-        For each role the k of its raw output (n, k); None where that is (n,).
+    threshold
+        The default of the input of that name.
     dtype
         Of the score, and of what is mixed.
     opset
         Of ONNX's own operators in both.
     """
-    form = FORMS[joint.task]
     op = Operators(opset, dtype, "joint")
-    threshold = op.constant(_threshold(joint.router.threshold, op.dtype), "threshold")
-    raw = _columns(op, op.inline(student.model, prepare("student", op, given)), columns["student"])
-    score = score_graph(op, joint.router.score, raw)
+    knob = op.constant(_threshold(threshold, op.dtype), "threshold")
+    raws = op.inline(student.model, prepare("student", op, given))
+    score, said = form.student(op, raws, given)
     least = float(np.finfo(op.dtype).min)  # a row marked with -inf is deferred at any threshold
-    deferred = op.Not(op.GreaterOrEqual(score, op.Max(threshold, least)))
+    deferred = op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))
     places = op.Transpose(op.NonZero(deferred), perm=[1, 0])
-    said = form.said(op, joint, raw)
 
     taught, kept = op.part("deferred"), op.part("kept")
     rows = taught.GatherND(given, places)
-    answer = taught.inline(teacher.model, prepare("teacher", taught, rows))
-    answer = _columns(taught, answer, columns["teacher"])
-    mixed = form.mixed(taught, joint, taught.GatherND(said, places), answer)
-    taught.ScatterND(said, places, mixed)
-    kept.Identity(said)
-    output = op.either(op.Greater(op.Size(places), 0), taught, kept)
+    raws = taught.inline(teacher.model, prepare("teacher", taught, rows))
+    hard = [taught.GatherND(value, places) for value in said]
+    answer = form.teacher(taught, hard, raws, rows)
+    taught.gives(
+        [taught.ScatterND(whole, places, part) for whole, part in zip(said, answer, strict=True)]
+    )
+    kept.gives([kept.Identity(value) for value in said])
+    answer = op.either(op.Greater(op.Size(places), 0), taught, kept)
 
-    batch, width = given.shape[0], 1 if joint.task == "regression" else columns["teacher"]
+    batch = given.shape[0]
     outputs = [
-        _output("prediction", form.predicted(op, output), form.type, batch),
-        _output("output", op.Cast(output, to=int(FLOAT)), FLOAT, batch, width),
-        _output("score", op.Cast(score, to=int(FLOAT)), FLOAT, batch),
-        _output("deferred", op.Identity(deferred), ir.DataType.BOOL, batch),
+        *form.outputs(op, answer),
+        ("score", op.Cast(score, to=int(FLOAT)), FLOAT, ()),
+        ("deferred", op.Identity(deferred), ir.DataType.BOOL, ()),
     ]
-    return _model(op, [given, threshold], outputs, (student.model, teacher.model))
+    ready = [_output(name, value, kind, batch, *dims) for name, value, kind, dims in outputs]
+    return _model(op, [given, knob], ready, (student.model, teacher.model))
 
 
 def _output(name: str, value: ir.Value, dtype: ir.DataType, *shape: Any) -> ir.Value:
@@ -335,17 +337,111 @@ def _mixed_predictions(op: Operators, joint: JointModel, student: Value, teacher
     return op.Div(op.Add(own, op.Mul(student, weight)), 1 + weight)
 
 
-def _label(op: Operators, output: Value) -> Value:
-    return op.ArgMax(output, axis=1, keepdims=0)
+@dataclass(frozen=True)
+class Rows:
+    """The form of tasks whose raw output is an array: a row for each input.
+
+    Attributes
+    ----------
+    joint
+        The joint model, for its task, score and blend.
+    columns
+        For each role the k of its raw output (n, k); None where that is (n,).
+    """
+
+    joint: JointModel
+    columns: Mapping[str, int | None]
+
+    def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
+        """See `Form`."""
+        raw = _columns(op, raws[0], self.columns["student"])
+        score = score_graph(op, self.joint.router.score, raw)
+        return score, [_SAID[self.joint.task](op, self.joint, raw)]
+
+    def teacher(
+        self, op: Operators, said: list[Value], raws: list[Value], given: Value
+    ) -> list[Value]:
+        """See `Form`."""
+        raw = _columns(op, raws[0], self.columns["teacher"])
+        return [_MIXED[self.joint.task](op, self.joint, said[0], raw)]
+
+    def outputs(self, op: Operators, answer: list[Value]) -> list[Output]:
+        """See `Form`."""
+        (output,) = answer
+        whole = op.Cast(output, to=int(FLOAT))
+        if self.joint.task == "regression":
+            number = op.Cast(op.Squeeze(output, [1]), to=int(ir.DataType.DOUBLE))
+            return [("prediction", number, ir.DataType.DOUBLE, ()), ("output", whole, FLOAT, (1,))]
+        label = op.ArgMax(output, axis=1, keepdims=0)
+        return [
+            ("prediction", label, ir.DataType.INT64, ()),
+            ("output", whole, FLOAT, (self.columns["teacher"],)),
+        ]
 
 
-def _number(op: Operators, output: Value) -> Value:
-    return op.Cast(op.Squeeze(output, [1]), to=int(ir.DataType.DOUBLE))
+@dataclass(frozen=True)
+class Images:
+    """The form of detection: boxes, labels and scores of each image.
+
+    Attributes
+    ----------
+    joint
+        The joint model, for its score and its common scale.
+    heads
+        Both detectors.
+    """
+
+    joint: JointModel
+    heads: Mapping[str, Head]
+
+    def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
+        """See `Form`."""
+        head = self.heads["student"]
+        found = find(op, head, raws, given)
+        score = detection_score(op, self.joint.router.score, head, found, raws)
+        return score, self._answer(op, "student", found)
+
+    def teacher(
+        self, op: Operators, said: list[Value], raws: list[Value], given: Value
+    ) -> list[Value]:
+        """See `Form`."""
+        return self._answer(op, "teacher", find(op, self.heads["teacher"], raws, given))
+
+    @property
+    def _most(self) -> int:
+        return max(head.rows for head in self.heads.values())
+
+    def _answer(self, op: Operators, role: str, found: Found) -> list[Value]:
+        """Boxes, labels and scores, with as many rows as both models need."""
+        scale = self.joint.rescale
+        scores = rescaled(op, found, None if scale is None else getattr(scale, role))
+        missing = self._most - self.heads[role].rows
+        if not missing:
+            return [found.boxes, found.labels, scores]
+        below = [0, 0, 0, missing]
+        return [
+            op.Pad(found.boxes, [0, 0, 0, 0, missing, 0]),
+            op.Pad(found.labels, below, -1),
+            op.Pad(scores, below),
+        ]
+
+    def outputs(self, op: Operators, answer: list[Value]) -> list[Output]:
+        """See `Form`."""
+        boxes, labels, scores = (op.Identity(value) for value in answer)
+        return [
+            ("boxes", boxes, FLOAT, (self._most, 4)),
+            ("labels", labels, ir.DataType.INT64, (self._most,)),
+            ("scores", scores, FLOAT, (self._most,)),
+        ]
 
 
-FORMS: Mapping[str, Form] = {
-    "classification": Form(_as_it_is, _mixed_logits, _label, ir.DataType.INT64),
-    "specialized": Form(_of_teacher, _mixed_specialized, _label, ir.DataType.INT64),
-    "regression": Form(_of_prediction, _mixed_predictions, _number, ir.DataType.DOUBLE),
+_SAID: Mapping[str, Callable[[Operators, JointModel, Value], Value]] = {
+    "classification": _as_it_is,
+    "specialized": _of_teacher,
+    "regression": _of_prediction,
 }
-"""By task."""
+_MIXED: Mapping[str, Callable[[Operators, JointModel, Value, Value], Value]] = {
+    "classification": _mixed_logits,
+    "specialized": _mixed_specialized,
+    "regression": _mixed_predictions,
+}

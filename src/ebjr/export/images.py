@@ -18,6 +18,9 @@ from ebjr.preprocess import PADDING, Preprocess
 Sides = tuple[Value, Value]
 """A height and a width, whole numbers or values of the graph."""
 
+Place = tuple[Sides, Value, Value]
+"""The sides of an image within a model's input, and its top and left there."""
+
 BITS = 22
 """Of Pillow's weights, as it resamples bytes in whole numbers."""
 
@@ -26,9 +29,7 @@ def prepare_images(op: Operators, images: Value, preprocess: Preprocess) -> Valu
     """A model's input made of images (n, height, width, 3), uint8."""
     planes = op.Transpose(images, perm=[0, 3, 1, 2])
     if preprocess.height_width is not None:
-        planes = _FITS[preprocess.resize](
-            op, planes, preprocess.height_width, _FILTERS[preprocess.interpolation]
-        )
+        planes = _fitted(op, planes, preprocess)
     if preprocess.color == "bgr":
         planes = op.Gather(planes, np.array([2, 1, 0]), axis=1)
     channels = np.arange(3)[:, None, None]
@@ -44,8 +45,64 @@ def prepare_images(op: Operators, images: Value, preprocess: Preprocess) -> Valu
     return op.Gather(table.ravel(), op.Add(places, (256 * channels).astype(np.int32)))
 
 
-def _squash(op: Operators, planes: Value, size: Sides, kernel: Kernel) -> Value:
-    """Planes (n, 3, height, width) at a size; as they are where they have it."""
+def place_images(op: Operators, own: Sides, preprocess: Preprocess) -> tuple[Sides, Place]:
+    """The size of a model's input, and where an image of the sides `own` lies in it.
+
+    All are whole numbers, as in `Preprocess.boxes_to_image`.
+    """
+    if preprocess.height_width is None:
+        return own, (own, 0, 0)
+    size = preprocess.height_width
+    return size, _PLACES[preprocess.resize](op, own, size)
+
+
+def _squash_place(op: Operators, own: Sides, size: Sides) -> Place:
+    return size, 0, 0
+
+
+def _crop_place(op: Operators, own: Sides, size: Sides) -> Place:
+    """Scale until the size is covered, keep the center."""
+    (tall, wide), (height, width) = own, size
+    high = op.GreaterOrEqual(op.Mul(wide, height), op.Mul(tall, width))
+    covering = (
+        op.Where(high, height, op.Div(op.Mul(tall, width), wide)),
+        op.Where(high, op.Div(op.Mul(wide, height), tall), width),
+    )
+    top, left = (
+        op.Neg(_halved(op, op.Sub(one, other))) for one, other in zip(covering, size, strict=True)
+    )
+    return covering, top, left
+
+
+def _letterbox_place(op: Operators, own: Sides, size: Sides) -> Place:
+    """Scale until it fits, in the middle."""
+    exact = op.computing(np.float64)
+    sides = [exact.to(side, np.float64) for side in own]
+    scale = exact.Min(*(exact.Div(float(n), side) for n, side in zip(size, sides, strict=True)))
+    whole = [exact.Max(exact.Round(exact.Mul(side, scale)), 1.0) for side in sides]
+    tall, wide = (op.Cast(side, to=int(ir.DataType.INT64)) for side in whole)
+    top, left = (
+        op.Div(op.Sub(side, fitting), 2) for side, fitting in zip(size, (tall, wide), strict=True)
+    )
+    return (tall, wide), top, left
+
+
+def _fitted(op: Operators, planes: Value, preprocess: Preprocess) -> Value:
+    """Planes (n, 3, height, width) at the model's size."""
+    (height, width), (scaled, top, left) = place_images(op, _sides(op, planes), preprocess)
+    planes = _scaled(op, planes, scaled, _FILTERS[preprocess.interpolation])
+    if preprocess.resize == "crop":
+        ends = [op.Sub(side, start) for side, start in ((height, top), (width, left))]
+        return op.Slice(planes, _list(op, op.Neg(top), op.Neg(left)), _list(op, *ends), [2, 3])
+    if preprocess.resize == "letterbox":
+        after = [op.Sub(op.Sub(height, scaled[0]), top), op.Sub(op.Sub(width, scaled[1]), left)]
+        pads = _list(op, 0, 0, top, left, 0, 0, *after)
+        return op.Pad(planes, pads, np.array(PADDING, np.uint8))
+    return planes
+
+
+def _scaled(op: Operators, planes: Value, size: Sides, kernel: Kernel) -> Value:
+    """Planes at a size; as they are where they have it."""
     own = _sides(op, planes)
     same = op.And(*(op.Equal(one, other) for one, other in zip(own, size, strict=True)))
     kept, resized = op.part(f"{op.name}/kept"), op.part(f"{op.name}/resized")
@@ -56,35 +113,8 @@ def _squash(op: Operators, planes: Value, size: Sides, kernel: Kernel) -> Value:
     wide = _bytes(exact, exact.MatMul(exact.to(planes, np.float64), exact.Transpose(across)))
     tall = _bytes(exact, exact.MatMul(down, wide))
     exact.Cast(tall, to=int(ir.DataType.UINT8))
-    return op.either(same, kept, resized)
-
-
-def _crop(op: Operators, planes: Value, size: Sides, kernel: Kernel) -> Value:
-    """Scale until the size is covered, keep the center."""
-    (tall, wide), (height, width) = _sides(op, planes), size
-    high = op.GreaterOrEqual(op.Mul(wide, height), op.Mul(tall, width))
-    covering = (
-        op.Where(high, height, op.Div(op.Mul(tall, width), wide)),
-        op.Where(high, op.Div(op.Mul(wide, height), tall), width),
-    )
-    scaled = _squash(op, planes, covering, kernel)
-    starts = [_halved(op, op.Sub(one, other)) for one, other in zip(covering, size, strict=True)]
-    ends = [op.Add(start, side) for start, side in zip(starts, size, strict=True)]
-    return op.Slice(scaled, _list(op, *starts), _list(op, *ends), [2, 3])
-
-
-def _letterbox(op: Operators, planes: Value, size: Sides, kernel: Kernel) -> Value:
-    """Scale until it fits, pad with gray on both sides."""
-    exact, own = op.computing(np.float64), _sides(op, planes)
-    sides = [exact.to(side, np.float64) for side in own]
-    scale = exact.Min(*(exact.Div(float(n), side) for n, side in zip(size, sides, strict=True)))
-    whole = [exact.Max(exact.Round(exact.Mul(side, scale)), 1.0) for side in sides]
-    fitting = tuple(op.Cast(side, to=int(ir.DataType.INT64)) for side in whole)
-    scaled = _squash(op, planes, (fitting[0], fitting[1]), kernel)
-    left = [op.Sub(side, own) for side, own in zip(size, fitting, strict=True)]
-    before = [op.Div(side, 2) for side in left]
-    after = [op.Sub(one, other) for one, other in zip(left, before, strict=True)]
-    return op.Pad(scaled, _list(op, 0, 0, *before, 0, 0, *after), np.array(PADDING, np.uint8))
+    (output,) = op.either(same, kept, resized)
+    return output
 
 
 def _sides(op: Operators, planes: Value) -> Sides:
@@ -149,8 +179,8 @@ _FILTERS: Mapping[str, Kernel] = {
     "bilinear": _kernel(1.0, _bilinear),
     "bicubic": _kernel(2.0, _bicubic),
 }
-_FITS: Mapping[str, Callable[[Operators, Value, Sides, Kernel], Value]] = {
-    "squash": _squash,
-    "crop": _crop,
-    "letterbox": _letterbox,
+_PLACES: Mapping[str, Callable[[Operators, Sides, Sides], Place]] = {
+    "squash": _squash_place,
+    "crop": _crop_place,
+    "letterbox": _letterbox_place,
 }

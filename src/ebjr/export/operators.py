@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
@@ -41,6 +42,7 @@ class Operators:
         self.name = name
         self.nodes: list[ir.Node] = []
         self.constants: list[ir.Value] = []
+        self.given: list[ir.Value] = []
 
     def __getattr__(self, operator: str) -> Any:
         if not operator[:1].isupper():
@@ -111,27 +113,28 @@ class Operators:
         """Another part that may read this one's values: a branch."""
         return Operators(self.opset, self.dtype, name)
 
-    def either(self, condition: ir.Value, then: Operators, otherwise: Operators) -> ir.Value:
-        """What the last node of one of two parts gives; only that part is run."""
-        return self.If(condition, then_branch=then.graph(), else_branch=otherwise.graph())
+    def either(self, condition: ir.Value, then: Operators, otherwise: Operators) -> list[ir.Value]:
+        """What one of two parts gives; only that part is run."""
+        graphs = {"then_branch": then.graph(), "else_branch": otherwise.graph()}
+        found = self.If(condition, outputs=len(graphs["then_branch"].outputs), **graphs)
+        return [found] if isinstance(found, ir.Value) else list(found)
+
+    def gives(self, values: Sequence[ir.Value]) -> None:
+        """Say what this part gives, where that is not its last node's output alone."""
+        self.given = list(values)
 
     def graph(self) -> ir.Graph:
-        """A graph of this part that reads values from around it and gives its last node's."""
-        return ir.Graph(
-            (),
-            [self.nodes[-1].outputs[0]],
-            nodes=self.nodes,
-            initializers=self.constants,
-            name=self.name,
-        )
+        """A graph of this part that reads values from around it."""
+        outputs = self.given or [self.nodes[-1].outputs[0]]
+        return ir.Graph((), outputs, nodes=self.nodes, initializers=self.constants, name=self.name)
 
-    def inline(self, model: ir.Model, x: ir.Value) -> ir.Value:
-        """The nodes and weights of a model's graph become this part's; its answer to `x`.
+    def inline(self, model: ir.Model, x: ir.Value) -> list[ir.Value]:
+        """The nodes and weights of a model's graph become this part's; its answers to `x`.
 
-        The model is taken apart: it has one input and one output, and no names of ours.
+        The model is taken apart: it has one input, and no names of ours.
         """
         graph = model.graph
-        (given,), (output,) = graph.inputs, graph.outputs
+        (given,), outputs = graph.inputs, list(graph.outputs)
         graph.outputs.clear()
         given.replace_all_uses_with(x)
         graph.inputs.clear()
@@ -140,4 +143,4 @@ class Operators:
         graph.initializers.clear()
         self.nodes += nodes
         self.constants += weights
-        return output
+        return outputs

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from slices import write_joint
+from tiny import CELL, CELLS, write_detectors
+
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+
+from ebjr import JointDetector, ModelError, Router, load_model
+from ebjr.backends.exported import ExportedJoint
+from ebjr.export import export_joint
+from ebjr.precision import CommonScale, ConfidenceMap
+from ebjr.preprocess import Preprocess
+
+SIDE = CELLS * CELL
+SCALE = CommonScale(ConfidenceMap(1.2, 0.8, 0.3), ConfidenceMap(0.9, 1.1, -0.2))
+SCORES = [
+    *("box_count", "box_count(above=0.5, top=3)", "expected_errors", "max_confidence"),
+    *("mean_confidence(empty=0.25)", "detection_energy(part='classes')"),
+    "detection_energy(part='classes', reduce='sum', above=0.1)",
+]
+
+
+def scenes(count, height=SIDE, width=SIDE):
+    """Dark images with some bright squares; the first is empty."""
+    rng = np.random.default_rng(count)
+    images = rng.uniform(0, 90, (count, height, width, 3))
+    for image in images[1:]:
+        for _ in range(rng.integers(1, 5)):
+            y, x = rng.integers(0, height - 4), rng.integers(0, width - 4)
+            image[y : y + CELL, x : x + CELL, rng.integers(3)] += rng.uniform(60, 150)
+    return images.clip(0, 255).astype(np.uint8)
+
+
+def detectors(folder, way=None, **options):
+    pair = []
+    for path, limit in zip(write_detectors(folder), (6, 10), strict=True):
+        model = load_model(path, layout="detr", classes=3, limit=limit, **options)
+        pair.append(model if way is None else model.with_preprocess(way))
+    return pair
+
+
+def check_same_boxes(exported, joint, images):
+    """The same images deferred, the same boxes, ties in score apart."""
+    exported.threshold = joint.router.threshold
+    found, wanted = exported(images), joint(list(images))
+    score = np.asarray(wanted.score)
+    np.testing.assert_allclose(found.score, score, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found.deferred, wanted.deferred)
+    for one, other in zip(found.prediction, wanted.prediction, strict=True):
+        assert len(one) == len(other)
+        assert one.classes == other.classes
+        assert one.size == other.size
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4, atol=1e-6)
+        gaps = np.abs(np.diff(other.scores, prepend=2, append=-1))
+        apart = (gaps[:-1] > 1e-5) & (gaps[1:] > 1e-5)
+        np.testing.assert_array_equal(one.labels[apart], other.labels[apart])
+        np.testing.assert_allclose(one.boxes[apart], other.boxes[apart], atol=2e-3)
+
+
+@pytest.mark.parametrize("rescale", [None, SCALE], ids=["plain", "rescaled"])
+@pytest.mark.parametrize("score", SCORES)
+def test_a_joint_detector_decides_and_finds_the_same(tmp_path, score, rescale):
+    joint = JointDetector(*detectors(tmp_path), Router(score, 0.0), rescale=rescale)
+    found = export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
+    assert found.input == {"name": "image", "dtype": "uint8", "shape": [1, "height", "width", 3]}
+    exported = ExportedJoint(tmp_path / "joint.onnx", threads=1)
+    images = scenes(16)
+    known = np.unique(np.asarray(joint(list(images)).score))
+    known = np.unique(known[np.isfinite(known)])
+    between = (known[1:] + known[:-1])[len(known) // 2 : len(known) // 2 + 1] / 2
+    for threshold in (-1e30, *between.tolist(), np.inf):
+        joint.router.threshold = threshold
+        check_same_boxes(exported, joint, images)
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
+def test_boxes_are_in_pixels_of_the_image(tmp_path, resize):
+    way = Preprocess(size=SIDE, resize=resize)
+    joint = JointDetector(*detectors(tmp_path, way), Router("box_count", -2.5))
+    export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
+    exported = ExportedJoint(tmp_path / "joint.onnx", threads=1)
+    for height, width in ((SIDE, SIDE), (50, 33), (21, 60)):
+        check_same_boxes(exported, joint, scenes(4, height, width))
+
+
+def test_rows_beyond_the_count_are_empty(tmp_path):
+    joint = JointDetector(*detectors(tmp_path), Router("box_count", -2.5))
+    export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
+    model = onnx.load(tmp_path / "joint.onnx")
+    assert [value.name for value in model.graph.output] == [
+        *("boxes", "labels", "scores", "score", "deferred")
+    ]
+    session = ExportedJoint(tmp_path / "joint.onnx")._session
+    feed = {"image": scenes(3)[1:2], "threshold": np.array(-1e30)}  # the student's six at most
+    boxes, labels, scores, _, deferred = session.run(None, feed)
+    assert boxes.shape == (1, 10, 4)
+    real = labels[0] >= 0
+    assert real.any()
+    assert not real[6:].any()
+    assert (scores[0][~real] == 0).all()
+    assert (boxes[0][~real] == 0).all()
+    assert not deferred.any()
+    dark = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    score, deferred = session.run(["score", "deferred"], {**feed, "image": dark})
+    assert np.isneginf(score).all()
+    assert deferred.all()
+
+
+def test_what_has_no_form_is_one_sentence(tmp_path):
+    pair = detectors(tmp_path)
+    blended = JointDetector(*pair, Router("box_count", -2.5), blend=0.5)
+    with pytest.raises(ValueError, match=r"a blend of 0.5 fuses both detectors' boxes, .*blend 0"):
+        export_joint(write_joint(tmp_path, blended), tmp_path / "joint.onnx")
+    suppressing = JointDetector(*detectors(tmp_path, nms=0.5), Router("box_count", -2.5))
+    with pytest.raises(ModelError, match="only detectors like DETR, with a fixed number of boxes"):
+        export_joint(write_joint(tmp_path, suppressing), tmp_path / "joint.onnx")
+    other = JointDetector(*pair, Router("random", 0.5))
+    with pytest.raises(ValueError, match="the score random has no form in ONNX operators; of det"):
+        export_joint(write_joint(tmp_path, other), tmp_path / "joint.onnx")
+    assert not (tmp_path / "joint.onnx").exists()
+
+
+def test_real_detectors_find_the_same_on_real_photographs(tmp_path, shared_data):
+    folder = shared_data / "detection"
+    with zipfile.ZipFile(folder / "coco669_images.zip") as archive:
+        members = [
+            name for name in archive.namelist() if name.lower().endswith((".jpg", ".webp", ".png"))
+        ][:6]
+        images = [
+            np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB"))
+            for name in members
+        ]
+    pair = [
+        load_model(folder / "weights" / f"{name}.onnx", layout="detr", threads=1)
+        for name in ("deimv2_atto_320", "deimv2_femto_416")
+    ]
+    joint = JointDetector(*pair, Router("detection_energy", -1e30), rescale=SCALE)
+    joint.router.threshold = float(np.median(joint(images).score)) + 1e-4
+    export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
+    exported = ExportedJoint(tmp_path / "joint.onnx", threads=1)
+    for image in images:
+        check_same_boxes(exported, joint, image[None])
