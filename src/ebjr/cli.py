@@ -557,6 +557,9 @@ def predict(
     label_column: LabelColumn = None,
     strict: Strict = False,
     images: Images = None,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="On a Ray cluster: RAY_ADDRESS's, or one made here.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Answer every example of some data with the joint model; interrupted, it goes on."""
@@ -565,20 +568,25 @@ def predict(
     numbers = config.task == "regression"
     source = _open(data, classes, strict, numbers=numbers, images=images, **table)
     _check_output(output)
-    model = config.load(**_threads(threads or _shared_threads(config, overlap)))
-    model.router.threshold = _chosen_threshold(config, threshold, operating_point)
+    chosen = _chosen_threshold(config, threshold, operating_point)
+    how: dict[str, Any] = {
+        "batch_size": batch_size,
+        "about": {"joint": sha256_of(joint), "data": str(data.resolve())},
+        "restart": restart,
+    }
     with _kept(output), _progress() as tell:
-        done = predict_data(
-            model,
-            source,
-            output,
-            batch_size=batch_size,
-            overlap=overlap,
-            labels=config.labels,
-            about={"joint": sha256_of(joint), "data": str(data.resolve())},
-            restart=restart,
-            tell=tell,
-        )
+        if on_ray:
+            from ebjr.scale.ray_data import predict_file
+
+            done = predict_file(
+                joint, source, output, threshold=chosen, threads=threads, tell=tell, **how
+            )
+        else:
+            model = config.load(**_threads(threads or _shared_threads(config, overlap)))
+            model.router.threshold = chosen
+            done = predict_data(
+                model, source, output, overlap=overlap, labels=config.labels, tell=tell, **how
+            )
     if done.resumed:
         err.print(f"NOTE: {done.resumed:,} answers are of an interrupted run", style="yellow")
     _report_unreadable(done.unreadable)
@@ -1224,7 +1232,7 @@ def _check_output(path: Path) -> None:
         raise ValueError(f"cannot write {path}: the folder {path.parent} does not exist")
 
 
-def _threads(threads: int | None) -> dict[str, int]:
+def _threads(threads: int | None) -> dict[str, Any]:
     return {} if threads is None else {"threads": threads}
 
 

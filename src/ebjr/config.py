@@ -91,8 +91,8 @@ class ModelEntry:
             raise FileNotFoundError(f"there is no model file {path}")
         return cls(str(Path(path).resolve()), sha256_of(path), **about)
 
-    def load(self, **options: Any) -> Model:
-        """Load the model, with its preprocessing, if its file is what it was.
+    def check(self) -> None:
+        """Check that the file is what it was.
 
         Raises
         ------
@@ -109,6 +109,10 @@ class ModelEntry:
                 f"{self.path} has changed since the threshold was calibrated (sha256 "
                 f"{found[:12]}..., expected {self.sha256[:12]}...); record and calibrate again"
             )
+
+    def load(self, **options: Any) -> Model:
+        """Load the model, with its preprocessing, if its file passes `check`."""
+        self.check()
         model = load_model(self.path, **{**self.options, **options})
         return model if self.preprocess is None else prepared(model, self.preprocess)
 
@@ -164,6 +168,9 @@ class RemoteEntry:
     preprocess: Preprocess | None = None
     cost: Cost = field(default_factory=Cost)
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Nothing can be checked without asking the server: `load` asks it."""
 
     def load(self, **options: Any) -> FarTeacher:
         """The model, with its preprocessing, behind its link.
@@ -532,14 +539,13 @@ class JointConfig:
             if key in chosen and chosen[key] != now[key]
         ]
 
-    def load(self, **options: Any) -> JointModel:
-        """Load both models and join them; `options` go to `load_model` for both.
+    def check(self) -> None:
+        """Check that the threshold was calibrated for what the file says of the models.
 
         Raises
         ------
         ModelError
-            A model file, the preprocessing, or what a specialized student knows has changed, or a
-        model cannot be loaded.
+            The preprocessing, or what a specialized student knows, has changed.
 
         Warns
         -----
@@ -559,16 +565,41 @@ class JointConfig:
                 f"joint.toml is not as it was calibrated ({'; '.join(self.changes)}), so that "
                 f"its {void} void; calibrate again",
                 PromiseWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
+
+    def load(
+        self, *, student: Model | None = None, teacher: Model | None = None, **options: Any
+    ) -> JointModel:
+        """Load both models and join them.
+
+        Parameters
+        ----------
+        student, teacher
+            In place of the file's, where that is loaded somewhere else.
+        **options
+            For `load_model`.
+
+        Raises
+        ------
+        ModelError
+            A model file, the preprocessing, or what a specialized student knows has changed, or a
+            model cannot be loaded.
+
+        Warns
+        -----
+        PromiseWarning
+            Score, blend, or a certified threshold is not what was calibrated.
+        """
+        self.check()
         own = {name: getattr(self, name) for name in ("rescale", "known_classes", "classes")}
         return FINALS[self.task](
-            self.student.load(**options),
-            self.teacher.load(**options),
+            self.student.load(**options) if student is None else student,
+            self.teacher.load(**options) if teacher is None else teacher,
             Router(self.score, self.threshold),
             blend=self.blend,
             **{name: value for name, value in own.items() if value is not None},
-            **self._policy(),
+            **(self._policy() if teacher is None else {}),
         )
 
     def _policy(self) -> dict[str, Any]:

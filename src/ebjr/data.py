@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -89,6 +89,18 @@ class Data(ABC):
 
     @abstractmethod
     def _read(self, batch_size: int, start: int) -> Iterator[Batch]: ...
+
+    @abstractmethod
+    def take(self, rows: Sequence[int]) -> tuple[Batch, NDArray[np.int64]]:
+        """The examples of some rows, rising, and which rows they are.
+
+        Examples that cannot be read are added to `unreadable`, and left out.
+
+        Raises
+        ------
+        ValueError
+            One cannot be read, and `on_unreadable` is ``"error"``.
+        """
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """All examples in order, `batch_size` at a time (the last batch may be smaller).
@@ -211,6 +223,12 @@ class ArrayData(Data):
             targets = None if self._targets is None else self._targets[rows]
             yield Batch(inputs, targets, [f"{self._name}:{first + i}" for i in range(len(inputs))])
 
+    def take(self, rows: Sequence[int]) -> tuple[Batch, NDArray[np.int64]]:
+        """The examples of some rows, and which rows they are: all that were asked for."""
+        where = np.asarray(rows, np.int64)
+        targets = None if self._targets is None else self._targets[where]
+        return Batch(self._inputs[where], targets, [f"{self._name}:{i}" for i in where]), where
+
 
 @dataclass(frozen=True)
 class Example:
@@ -229,7 +247,7 @@ class ImageData(Data):
     path
         Where they come from, for messages.
     examples
-        Gives the examples from the start each time it is called.
+        Gives the examples from the start each time it is called, or those of some rows, rising.
     count
         How many there are.
     has_targets
@@ -241,7 +259,7 @@ class ImageData(Data):
     def __init__(
         self,
         path: Path,
-        examples: Callable[[], Iterable[Example]],
+        examples: Callable[[Sequence[int] | None], Iterable[Example]],
         count: int,
         has_targets: bool,
         on_unreadable: OnUnreadable,
@@ -264,7 +282,7 @@ class ImageData(Data):
         empty = start == 0
         decoded = in_order(
             self._decode,
-            islice(self._examples(), start, None),
+            islice(self._examples(None), start, None),
             workers=min(4, max(2, os.cpu_count() or 2)),
             ahead=min(max(batch_size, 8), 64),
             name="ebjr-decode",
@@ -282,6 +300,22 @@ class ImageData(Data):
             yield self._batch(images, kept)
         elif empty:
             raise ValueError(self._nothing_readable())
+
+    def take(self, rows: Sequence[int]) -> tuple[Batch, NDArray[np.int64]]:
+        """The examples of some rows that can be read, and which rows they are."""
+        images: list[NDArray[np.uint8]] = []
+        kept: list[Example] = []
+        where: list[int] = []
+        for row, (example, image) in zip(
+            rows, map(self._decode, self._examples(rows)), strict=True
+        ):
+            if isinstance(image, str):
+                self._leave_out(example.name, image)
+                continue
+            images.append(image)
+            kept.append(example)
+            where.append(row)
+        return self._batch(images, kept), np.array(where, np.int64)
 
     def _decode(self, example: Example) -> tuple[Example, NDArray[np.uint8] | str]:
         if self.has_targets and example.target is None:
@@ -302,7 +336,7 @@ class ImageData(Data):
 
     def _batch(self, images: list[NDArray[np.uint8]], kept: list[Example]) -> Batch:
         targets: Any = [example.target for example in kept] if self.has_targets else None
-        if targets is not None and not isinstance(targets[0], GroundTruth):
+        if targets and not isinstance(targets[0], GroundTruth):
             targets = np.array(targets, np.int64)
         return Batch(images, targets, [example.name for example in kept])
 
@@ -411,9 +445,9 @@ def _open_coco(
     truth = labels.truth if classes is None else _mapped(place, labels, classes)
     read = _image_reader(place, labels.files, None if images is None else Path(images))
 
-    def examples() -> Iterator[Example]:
-        for file, real in zip(labels.files, truth, strict=True):
-            yield Example(file, partial(read, file), real)
+    def examples(rows: Sequence[int] | None) -> Iterator[Example]:
+        for row in range(len(labels)) if rows is None else rows:
+            yield Example(labels.files[row], partial(read, labels.files[row]), truth[row])
 
     return ImageData(place, examples, len(labels), True, on_unreadable, names)
 
@@ -435,11 +469,10 @@ def _mapped(place: Path, labels: CocoLabels, classes: tuple[str, ...]) -> list[G
 def _image_reader(place: Path, files: Sequence[str], images: Path | None) -> Callable[[str], bytes]:
     """How an image that the json names is read, from a folder or a zip file."""
     if images is not None and images.suffix.lower() == ".zip" and images.is_file():
-        archive = zipfile.ZipFile(images)
-        inside = {Path(name).name: name for name in archive.namelist()}
+        inside = {Path(name).name: name for name in _archive(images).namelist()}
         if not any(Path(file).name in inside for file in files):
             raise ValueError(f"{images} has none of the {len(files)} images that {place} names")
-        return lambda file: archive.read(inside[Path(file).name])
+        return lambda file: _archive(images).read(inside[Path(file).name])
     split = place.stem.removeprefix("instances_")
     beside = [place.parent, place.parent / "images", place.parent.parent / split]
     places = [*beside, place.parent.parent / "images"] if images is None else [images]
@@ -451,6 +484,12 @@ def _image_reader(place: Path, files: Sequence[str], images: Path | None) -> Cal
         f"none of the {len(files)} images that {place} names is in {looked}; say where they are "
         "with images (--images), a folder or a .zip"
     )
+
+
+@lru_cache(maxsize=4)
+def _archive(path: Path) -> zipfile.ZipFile:
+    """An open .zip; each process opens its own."""
+    return zipfile.ZipFile(path)
 
 
 # Folders of images
@@ -497,8 +536,8 @@ def _images(
 ) -> ImageData:
     base = root if root.is_dir() else root.parent
 
-    def examples() -> Iterator[Example]:
-        for file, target in files:
+    def examples(rows: Sequence[int] | None) -> Iterator[Example]:
+        for file, target in files if rows is None else (files[row] for row in rows):
             yield Example(file.relative_to(base).as_posix(), file.read_bytes, target)
 
     has_targets = files[0][1] is not None
@@ -621,21 +660,25 @@ class _Table:
         """Whether there is a label column."""
         return self.label_column is not None
 
-    def examples(self) -> Iterator[Example]:
-        """The rows, in order."""
+    def examples(self, rows: Sequence[int] | None) -> Iterator[Example]:
+        """All rows in order, or some of them, rising."""
         columns = [self.image_column, *([self.label_column] if self.label_column else [])]
-        row = 0
-        batches = _record_batches(self.path, columns)
+        wanted = None if rows is None else np.asarray(rows, np.int64)
+        batches = _record_batches(self.path, columns, wanted)
         while True:
             with _damage_named(self.path):
-                batch = next(batches, None)
+                start, batch = next(batches, (0, None))
                 if batch is None:
                     return
+                places = range(batch.num_rows)
+                if wanted is not None:
+                    inside = (wanted >= start) & (wanted < start + batch.num_rows)
+                    places = (wanted[inside] - start).tolist()
+                    batch = batch.take(places)
                 images = batch.column(self.image_column).to_pylist()
                 labels = self._labels(batch)
-            for image, target in zip(images, labels, strict=True):
-                yield Example(f"{self.path.name}:{row}", _reader(image), target)
-                row += 1
+            for place, image, target in zip(places, images, labels, strict=True):
+                yield Example(f"{self.path.name}:{start + place}", _reader(image), target)
 
     def _labels(self, batch: Any) -> list[int | None]:
         if self.label_column is None:
@@ -672,18 +715,32 @@ def _describe(path: Path) -> tuple[Any, int]:
         return schema, sum(batch.num_rows for batch in batches)
 
 
-def _record_batches(path: Path, columns: list[str]) -> Iterator[Any]:
-    """A table's rows, a few at a time, so that memory holds few encoded images."""
+def _record_batches(
+    path: Path, columns: list[str], rows: NDArray[np.int64] | None
+) -> Iterator[tuple[int, Any]]:
+    """A table's rows, a few at a time, and where each lot starts.
+
+    So memory holds few encoded images. Groups without any of `rows` are not read.
+    """
     if path.suffix.lower() == ".parquet":
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns)
+            start = 0
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                if rows is None or bool(((rows >= start) & (rows < end)).any()):
+                    for batch in file.iter_batches(_ROWS_AT_ONCE, [group], columns):
+                        yield start, batch
+                        start += batch.num_rows
+                start = end
         return
     with _ipc(path) as (_, batches):
+        start = 0
         for batch in batches:
-            for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-                yield batch.slice(start, _ROWS_AT_ONCE).select(columns)
+            for offset in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                yield start + offset, batch.slice(offset, _ROWS_AT_ONCE).select(columns)
+            start += batch.num_rows
 
 
 @contextmanager

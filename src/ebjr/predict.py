@@ -114,9 +114,16 @@ def predict(
     >>> (folder / "answers.jsonl").read_text().splitlines()[0]
     '{"name": "data.npz:0", "prediction": 1, "score": 1.0, "deferred": true, "degraded": false}'
     """
-    output = Path(output)
-    if output.suffix.lower() == ".parquet":
-        _import_pyarrow(output)
+
+    def answer(part: _Part) -> Answered:
+        batch, unreadable = part
+        rows = [] if batch is None else _rows(joint, batch, joint(batch.inputs), labels)
+        return list(rows), unreadable
+
+    def answers(start: int) -> Iterator[Answered]:
+        parts = _with_unreadable(data, batch_size, start)
+        return in_order(answer, parts, workers=overlap, ahead=overlap + 1)
+
     whose = {
         "score": str(joint.router.score),
         "threshold": joint.router.threshold,
@@ -124,23 +131,57 @@ def predict(
         "examples": len(data),
         **(about or {}),
     }
+    return write_answers(answers, output, len(data), whose, restart=restart, tell=tell)
+
+
+Answered = tuple[list[dict[str, Any]], list[tuple[str, str]]]
+"""Answers to consecutive examples, and (name, reason) of those that could not be read."""
+
+
+def write_answers(
+    answer: Callable[[int], Iterator[Answered]],
+    output: str | os.PathLike[str],
+    total: int,
+    whose: Mapping[str, Any],
+    *,
+    restart: bool = False,
+    tell: Tell | None = None,
+) -> Progress:
+    """Write answers as they come, in the data's order, so that a killed run can go on.
+
+    Parameters
+    ----------
+    answer
+        Gives the answers from an example on.
+    output, restart, tell
+        As of `predict`.
+    total
+        The number of examples.
+    whose
+        What must be the same for a run to go on where another stopped.
+
+    Raises
+    ------
+    ValueError
+        What an earlier run left is of another joint model or other data.
+    OSError
+        A file cannot be written, or the disk is full; what was answered is kept.
+    MissingExtra
+        A table needs the extra ``parquet``.
+    """
+    output = Path(output)
+    if output.suffix.lower() == ".parquet":
+        _import_pyarrow(output)
     journal = _Journal(output.with_name(f"{output.name}.part"))
     if restart:
         journal.remove()
     progress = journal.resume(whose)
     tell = tell or (lambda what, done, total: None)
-    tell("answering", progress.read, len(data))
-    batches = _with_unreadable(data, batch_size, progress.read) if progress.read < len(data) else ()
-
-    def answer(part: _Part) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-        batch, unreadable = part
-        rows = [] if batch is None else _rows(joint, batch, joint(batch.inputs), labels)
-        return list(rows), unreadable
-
+    tell("answering", progress.read, total)
     with journal:
-        for rows, unreadable in in_order(answer, batches, workers=overlap, ahead=overlap + 1):
+        for rows, unreadable in answer(progress.read) if progress.read < total else ():
             journal.write(rows, unreadable, progress)
-            tell("answering", progress.read, len(data))
+            tell("answering", progress.read, total)
     _finish(journal.answers, output)
     journal.remove()
     return progress
@@ -168,9 +209,27 @@ def _rows(
     for name, prediction, score, deferred, degraded in zip(
         batch.names, said, *columns, strict=True
     ):
-        row = {"name": name, **prediction, "score": float(score) if np.isfinite(score) else None}
-        row |= {"deferred": bool(deferred), "degraded": bool(degraded)}
+        row = answer_row(name, prediction, score, deferred, degraded)
         yield row | ({"late": answer.late} if degraded and answer.late is not None else {})
+
+
+def answer_row(
+    name: str, said: Mapping[str, Any], score: float, deferred: bool, degraded: bool
+) -> dict[str, Any]:
+    """What is written of one example; JSON has no infinity: such a score is None.
+
+    Examples
+    --------
+    >>> answer_row("cat.png", {"prediction": 3}, -np.inf, True, False)
+    {'name': 'cat.png', 'prediction': 3, 'score': None, 'deferred': True, 'degraded': False}
+    """
+    return {
+        "name": name,
+        **said,
+        "score": float(score) if np.isfinite(score) else None,
+        "deferred": bool(deferred),
+        "degraded": bool(degraded),
+    }
 
 
 class _Journal:

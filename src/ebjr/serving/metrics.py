@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,6 +138,10 @@ class Metrics(Observer):
         yield
         self._latency.observe(time.perf_counter() - began)
         self._requests.labels(self._model, "200").inc()
+
+    def families(self) -> Iterable[Any]:
+        """All of it as it stands, as prometheus-client's families."""
+        return self._registry.collect()
 
     def text(self) -> tuple[bytes, str]:
         """All of it as Prometheus reads it, and the type of that text."""

@@ -1,4 +1,4 @@
-"""The joint loop for many callers at once: two queues, two batchers, two threads.
+"""The joint loop for many callers at once: two queues, and threads that make batches of them.
 
 Requests are cut into rows. Rows of many requests form the student's batches, the deferred rows of
 many student batches form the teacher's, and answers return to their own requests. A worker takes
@@ -7,7 +7,7 @@ batches grow by themselves with the load. With `max_wait_seconds` a worker waits
 the rate of arrivals says that some will come.
 
 No web and no asyncio here: `submit` returns a `Ticket`, whose `future` is a `concurrent.futures`
-one. Everything the models do happens in the two threads.
+one. Everything the models do happens in these threads.
 """
 
 from __future__ import annotations
@@ -416,6 +416,8 @@ class _Queue:
                     part = part.cut(0, room)
                 taken.append(part)
                 room -= len(part.rows)
+            if self._parts:  # for another worker
+                self._changed.notify()
             return taken
 
     def poke(self) -> None:
@@ -434,6 +436,10 @@ class _Queue:
             return self.closed and not self._parts
 
 
+def _never() -> bool:
+    return False
+
+
 class Pipeline:
     """A joint model that answers many callers at once.
 
@@ -443,6 +449,8 @@ class Pipeline:
         The joint model. Its router is the knob: ``joint.router.threshold``.
     student_batch, teacher_batch
         The most rows that each model gets at once.
+    teacher_workers
+        How many batches the teacher is given at once: more than one pays where it is far away.
     max_wait_seconds
         How long a worker waits for a batch to fill, where rows arrive faster than that; 0 takes
         what is there.
@@ -476,13 +484,15 @@ class Pipeline:
         *,
         student_batch: int = 64,
         teacher_batch: int = 64,
+        teacher_workers: int = 1,
         max_wait_seconds: float = 0.0,
         queue_rows: int = 4096,
         audit_rate: float = 0.0,
         observer: Observer | None = None,
     ) -> None:
         sizes = {"student_batch": student_batch, "teacher_batch": teacher_batch}
-        for name, value in {**sizes, "queue_rows": queue_rows}.items():
+        counts = {"teacher_workers": teacher_workers, "queue_rows": queue_rows}
+        for name, value in {**sizes, **counts}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if not 0 <= max_wait_seconds < 60:
@@ -507,9 +517,15 @@ class Pipeline:
         self._auditing = 0  # rows that wait for an audit
         self._chance = np.random.default_rng()
         self._busy = False  # the student is
-        self._threads = [
-            threading.Thread(target=self._run_student, name="ebjr-student", daemon=True),
-            threading.Thread(target=self._run_teacher, name="ebjr-teacher", daemon=True),
+        self._student = threading.Thread(target=self._run_student, name="ebjr-student", daemon=True)
+        self._teachers = [
+            threading.Thread(
+                target=self._run_teacher,
+                args=(number == 0,),
+                name=f"ebjr-teacher-{number}",
+                daemon=True,
+            )
+            for number in range(teacher_workers)
         ]
 
     def __enter__(self) -> Pipeline:
@@ -520,16 +536,17 @@ class Pipeline:
         self.stop()
 
     def start(self) -> None:
-        """Start both threads."""
-        for thread in self._threads:
+        """Start the threads."""
+        for thread in (self._student, *self._teachers):
             thread.start()
 
     def stop(self) -> None:
-        """Answer what waits, take nothing more, and end both threads."""
+        """Answer what waits, take nothing more, and end the threads."""
         self._student_queue.close()
-        self._threads[0].join()
+        self._student.join()
         self._teacher_queue.close()
-        self._threads[1].join()
+        for thread in self._teachers:
+            thread.join()
 
     def waiting(self) -> dict[str, int]:
         """How many rows wait for each model, and for an audit."""
@@ -580,14 +597,13 @@ class Pipeline:
             if self._audits:
                 self._teacher_queue.poke()
 
-    def _run_teacher(self) -> None:
-        while parts := self._take(self._teacher_queue, "teacher", self._idle):
+    def _run_teacher(self, audits: bool) -> None:
+        idle = self._idle if audits else _never
+        while parts := self._take(self._teacher_queue, "teacher", idle):
             for group in _alike(parts):
                 self._answer_by_teacher(group)
 
-    def _take(
-        self, queue: _Queue, stage: str, idle: Callable[[], bool] = lambda: False
-    ) -> list[_Part]:
+    def _take(self, queue: _Queue, stage: str, idle: Callable[[], bool] = _never) -> list[_Part]:
         """A batch for a model; none when there will never be another."""
         while True:
             parts = queue.take(self._batches[f"{stage}_batch"], idle)

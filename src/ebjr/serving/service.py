@@ -104,6 +104,8 @@ class Service:
         A `Tracing`; None traces nothing.
     chore_seconds
         How often the autopilot and the monitor look.
+    knob
+        The knob, where it is not this service's alone.
     **options
         Of the `Pipeline`.
 
@@ -129,6 +131,7 @@ class Service:
         tracing: Tracing | None = None,
         chore_seconds: float = 1.0,
         limits: Limits | None = None,
+        knob: Knob | None = None,
         **options: Any,
     ) -> None:
         if served.joint.task == "detection":
@@ -151,7 +154,7 @@ class Service:
             observers.add(tracing)
         self.pipeline = Pipeline(served.joint, observer=observers, audit_rate=audit_rate, **options)
         self.mailbox = Mailbox()
-        self.knob = Knob(served, self._journal)
+        self.knob = Knob(served, self._journal) if knob is None else knob
         self.helm = Helm(self.knob, observers)
         if hold is not None:
             self.helm.hold(hold, between, who="the server's start")

@@ -1,0 +1,49 @@
+"""Past one machine: the same ``joint.toml`` on Ray, student and teacher scaling on their own.
+
+`build_app` is the joint model as a Ray Serve application with the server's routes and answers;
+`predict` answers a Ray dataset in two stages. Ray is imported when one of them is called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+    from ray.serve import Application
+
+__all__ = ["app", "build_app", "predict"]
+
+
+def build_app(joint: str | os.PathLike[str], **options: Any) -> Application:
+    """A joint model as a Ray Serve application, see `ebjr.scale.ray_serve.build_app`."""
+    from ebjr.scale import ray_serve
+
+    return ray_serve.build_app(joint, **options)
+
+
+def app(args: Mapping[str, Any]) -> Application:
+    """The application that ``serve run ebjr.scale:app joint=joint.toml`` and Serve's YAML build.
+
+    Parameters
+    ----------
+    args
+        `joint`, and what else `build_app` takes; numbers may be text.
+
+    Raises
+    ------
+    ValueError
+        There is no `joint`, or what is given is no argument of `build_app`.
+    """
+    from ebjr.scale import ray_serve
+
+    return ray_serve.from_args(args)
+
+
+def predict(dataset: Any, joint: str | os.PathLike[str], **options: Any) -> Dataset:
+    """The joint model's answers to a dataset, see `ebjr.scale.ray_data.predict`."""
+    from ebjr.scale import ray_data
+
+    return ray_data.predict(dataset, joint, **options)

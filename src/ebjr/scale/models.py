@@ -1,0 +1,83 @@
+"""The models of one ``joint.toml``, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ebjr.arrays import Batch, row_count
+from ebjr.config import Entry
+from ebjr.errors import MissingExtra, TeacherUnavailable
+from ebjr.model import Model, answer
+from ebjr.tasks import Task
+
+try:
+    import ray
+except ImportError as error:
+    raise MissingExtra("scale", "running on Ray") from error
+
+
+class RawTeacher:
+    """A teacher alone: deferred rows in, its raw output out.
+
+    Parameters
+    ----------
+    entry
+        The teacher in a ``joint.toml``.
+    kind
+        The task.
+    threads
+        Of the model; None takes as many as the process was given CPUs.
+    """
+
+    def __init__(self, entry: Entry, kind: Task, threads: int | None = None) -> None:
+        self.kind = kind
+        self.model: Model = entry.load(**thread_option(entry, threads))
+
+    def __call__(self, inputs: Batch) -> Batch:
+        """Raw output, one row for each input.
+
+        Raises
+        ------
+        ModelError
+            The model did not return one row for each.
+        TeacherUnavailable
+            It is somewhere else, and did not answer all of them.
+        """
+        rows = row_count(inputs)
+        found = answer(self.model, inputs, rows, self.kind)
+        if found.answered is not None and row_count(found.output) < rows:
+            raise TeacherUnavailable(f"the teacher answered only some of {rows} rows just now")
+        return found.output
+
+
+def check_policy(when_unavailable: str) -> str:
+    """What to do when the teacher cannot be reached, if it is one that many processes can keep.
+
+    Raises
+    ------
+    ValueError
+        It is none of them.
+    """
+    if when_unavailable not in ("student", "error"):
+        raise ValueError(
+            f"on Ray, when_unavailable must be student or error, not {when_unavailable!r}"
+        )
+    return when_unavailable
+
+
+def thread_option(entry: Entry, threads: int | None) -> dict[str, Any]:
+    """What `load_model` takes so that a model keeps to the CPUs of its process.
+
+    Ray tells every library but ONNX Runtime, whose threads are an option of the model.
+    """
+    if not getattr(entry, "path", "").endswith(".onnx") or "threads" in entry.options:
+        return {}
+    return {"threads": max(1, int(_assigned_cpus())) if threads is None else threads}
+
+
+def _assigned_cpus() -> float:
+    """The CPUs that Ray has given this process; all of the machine's outside of a worker."""
+    if not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
+        return os.cpu_count() or 1
+    return float(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))

@@ -1,0 +1,362 @@
+"""Ray Data: joint inference over a dataset in two stages, each on its own actors.
+
+The student answers every block, and sends the inputs of the rows that it defers along with the
+answers. Of many such blocks the teacher's actors make dense batches of deferred rows alone.
+Everything streams, a lost node's blocks are worked out again, and each answer says which row it
+is of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import to_numpy
+from ebjr.blend import blend_text
+from ebjr.config import JointConfig
+from ebjr.data import Data
+from ebjr.errors import EbjrError, MissingExtra, ModelError
+from ebjr.joint import JointModel
+from ebjr.predict import Answered, Progress, Tell, answer_row, write_answers
+from ebjr.scale.models import check_policy, thread_option
+from ebjr.scores import as_score
+
+try:
+    import ray
+    import ray.data
+    from ray.exceptions import RayError
+except ImportError as error:
+    raise MissingExtra("scale", "running on Ray") from error
+
+COLUMNS = ("row", "name", "inputs")
+"""What a dataset must have: a number for each row, what to call it, and the input."""
+
+READ_ROWS = 256
+"""The rows of a block, where we read the data."""
+
+FULL_BATCHES = 8
+"""The teacher's batches in a block of its stage: more are fuller, fewer are sooner."""
+
+
+def predict(
+    data: Any,
+    joint: str | os.PathLike[str],
+    *,
+    threshold: float | None = None,
+    batch_size: int = 64,
+    teacher_batch: int | None = None,
+    student: Mapping[str, Any] | None = None,
+    teacher: Mapping[str, Any] | None = None,
+    when_unavailable: str = "student",
+    start: int = 0,
+    threads: int | None = None,
+) -> ray.data.Dataset:
+    """The joint model's answers to a dataset, in no order, as they are ready.
+
+    Parameters
+    ----------
+    data
+        A Ray dataset with the columns `COLUMNS`; a `Data` as `ebjr.data.open_data` opens it, of
+        images, arrays or a table; or an array (n, ...). Each node must find the files where this
+        one does.
+    joint
+        The ``joint.toml``.
+    threshold
+        Instead of the file's.
+    batch_size, teacher_batch
+        Rows given to each model at once; the teacher's are as the student's if left out.
+    student, teacher
+        What Ray is to do with each model's actors: `num_cpus`, `num_gpus`, and `concurrency`, a
+        number or a range to scale in. One actor each, if left out.
+    when_unavailable
+        As of `JointClassifier`.
+    start
+        The rows before it need no answer.
+    threads
+        Of each model; None takes as many as its actor has CPUs.
+
+    Returns
+    -------
+    ray.data.Dataset
+        `row`, `name`, `prediction` (boxes as JSON) and, where classes have names, `label`; `score`,
+        `deferred` and `degraded`. Nothing runs before it is read.
+
+    Raises
+    ------
+    FileNotFoundError
+        The ``joint.toml``, or a model that it names, is missing.
+    ValueError
+        It is no ``joint.toml``, or a column is missing.
+    ModelError
+        A model file, or the preprocessing, has changed since the threshold was calibrated.
+    """
+    config = JointConfig.read(joint)
+    config.check()
+    for entry in (config.student, config.teacher):
+        entry.check()
+    if threshold is not None:
+        config = replace(config, threshold=threshold)
+    rows = _dataset(data, start)
+    most = batch_size if teacher_batch is None else teacher_batch
+    answered = rows.map_batches(
+        _Student,
+        fn_constructor_kwargs={"config": config, "threads": threads},
+        batch_size=batch_size,
+        **_actors(student),
+    )
+    policy = check_policy(when_unavailable)
+    return answered.map_batches(
+        _Teacher,
+        fn_constructor_kwargs={
+            "config": config,
+            "threads": threads,
+            "most_rows": most,
+            "when_unavailable": policy,
+        },
+        batch_size=_rows_for(config, most),
+        **_actors(teacher),
+    )
+
+
+def _actors(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What `map_batches` takes for a stage."""
+    known = {"num_cpus": 1, "concurrency": 1, **(options or {})}
+    size = known.pop("concurrency")
+    least, most = size if isinstance(size, tuple | list) else (size, size)
+    return {**known, "compute": ray.data.ActorPoolStrategy(min_size=least, max_size=most)}
+
+
+def _rows_for(config: JointConfig, most_rows: int) -> int:
+    """How many rows the second stage takes at once, to have some full batches of deferred ones."""
+    quantiles = config.calibration.get("score_quantiles", ())
+    rate = float((np.asarray(quantiles) < config.threshold).mean()) if len(quantiles) else 1.0
+    return int(FULL_BATCHES * most_rows / max(rate, 0.01))
+
+
+class _Student:
+    """The first stage: every row's answer, and for the next stage what deferred rows need."""
+
+    def __init__(self, config: JointConfig, threads: int | None) -> None:
+        self.labels = config.labels
+        self.joint = config.load(teacher=_absent, **thread_option(config.student, threads))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        joint = self.joint
+        found = joint.ask_student(_listed(batch["inputs"]))
+        score, deferred = map(to_numpy, joint.router(found.output))
+        output, marked = joint.of_student(found.output), found.degraded
+        sent = [b""] * len(score)
+        for row in np.flatnonzero(deferred).tolist():
+            sent[row] = pickle.dumps((batch["inputs"][row], output[row]))
+        return {
+            "row": batch["row"],
+            "name": batch["name"],
+            **_said(joint, output, self.labels),
+            "score": score.astype(np.float64),
+            "deferred": deferred,
+            "degraded": np.zeros(len(score), bool) if marked is None else to_numpy(marked),
+            "for_teacher": _objects(sent),
+        }
+
+
+class _Teacher:
+    """The second stage: the teacher's answer to deferred rows; the others pass."""
+
+    def __init__(
+        self, config: JointConfig, threads: int | None, most_rows: int, when_unavailable: str
+    ) -> None:
+        self.labels = config.labels
+        self.joint = config.load(student=_absent, **thread_option(config.teacher, threads))
+        self.joint.when_unavailable = when_unavailable
+        self.most = most_rows
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        sent = batch.pop("for_teacher")
+        batch = {name: column.copy() for name, column in batch.items()}
+        waiting = np.flatnonzero(batch["deferred"])
+        batch["degraded"][waiting] = False
+        for rows in np.array_split(waiting, max(1, -(-len(waiting) // self.most))):
+            if len(rows):
+                inputs, own = zip(*(pickle.loads(sent[row]) for row in rows), strict=True)
+                changed, missed = self._answer(_stacked(inputs), _stacked(own))
+                batch["deferred"][rows[missed]] = False
+                batch["degraded"][rows[missed]] = True
+                rows = np.delete(rows, missed)
+                for name, column in changed.items():
+                    batch[name][rows] = column
+        return batch
+
+    def _answer(self, inputs: Any, own: Any) -> tuple[dict[str, Any], np.ndarray]:
+        """What changes by the teacher's answer to a batch, and which rows it did not answer."""
+        taught, missed = self.joint.defer(inputs, own)
+        if taught is None:
+            return {}, missed
+        said = _said(self.joint, taught.output, self.labels)
+        marks = {} if taught.degraded is None else {"degraded": to_numpy(taught.degraded)}
+        return {**said, **marks}, missed
+
+
+def _absent(_inputs: Any) -> Any:
+    """The model of the other stage."""
+    raise AssertionError("this stage does not ask the other stage's model")
+
+
+def _said(joint: JointModel, output: Any, labels: Sequence[str] | None) -> dict[str, np.ndarray]:
+    """Columns of what the answers mean; boxes as JSON."""
+    rows = joint.kind.plain(joint.predict(output), labels)
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    return {key: _column(values) for key, values in columns.items()}
+
+
+def _column(values: Sequence[Any]) -> np.ndarray:
+    if isinstance(values[0], list):
+        values = [json.dumps(value) for value in values]
+    # NumPy's own texts would cut off what is put in later
+    return np.array(values, object if isinstance(values[0], str) else None)
+
+
+def _objects(values: Sequence[Any]) -> np.ndarray:
+    """One object for each row, whatever their shapes are."""
+    column = np.empty(len(values), object)
+    for row, value in enumerate(values):
+        column[row] = value
+    return column
+
+
+def _listed(column: np.ndarray) -> Any:
+    """A column as a batch: rows of different shapes are a list."""
+    return list(column) if column.dtype == object else column
+
+
+def _stacked(rows: Sequence[Any]) -> Any:
+    """Rows as a batch: arrays of one shape are an array."""
+    shapes = {getattr(row, "shape", None) for row in rows}
+    return list(rows) if None in shapes or len(shapes) > 1 else np.stack(rows)
+
+
+def _dataset(data: Any, start: int) -> ray.data.Dataset:
+    """Any data as a dataset of `COLUMNS`, from a row on."""
+    if isinstance(data, ray.data.Dataset):
+        names = data.columns() or []
+        missing = [name for name in COLUMNS if name not in names]
+        if missing:
+            raise ValueError(
+                f"the dataset needs the columns {', '.join(COLUMNS)}, and misses "
+                f"{', '.join(missing)}; it has {', '.join(names)}"
+            )
+        return data if start == 0 else data.filter(expr=f"row >= {start}")
+    rows = np.arange(start, len(data))
+    blocks = np.array_split(rows, max(1, -(-len(rows) // READ_ROWS)))
+    # put once for all readers; arrays are then read from shared memory
+    return ray.data.from_numpy(blocks).map_batches(_Reader(ray.put(data)), num_cpus=0.1)
+
+
+class _Reader:
+    """Reads rows by their numbers, wherever the task runs."""
+
+    def __init__(self, data: ray.ObjectRef) -> None:
+        self._data = data
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        data, rows = ray.get(self._data), batch["data"]
+        if hasattr(data, "shape"):
+            return {"row": rows, "name": rows.astype(str), "inputs": data[rows]}
+        found, where = data.take(rows.tolist())
+        inputs = found.inputs if hasattr(found.inputs, "shape") else _objects(found.inputs)
+        return {"row": where, "name": np.array(found.names, str), "inputs": inputs}
+
+
+def predict_file(
+    joint: str | os.PathLike[str],
+    data: Data,
+    output: str | os.PathLike[str],
+    *,
+    about: Mapping[str, Any] | None = None,
+    restart: bool = False,
+    tell: Tell | None = None,
+    **options: Any,
+) -> Progress:
+    """Answer all of some data to a file, as `ebjr.predict.predict` does on one machine.
+
+    The file is the same, and so is what an interrupted run leaves: either can finish the other's.
+
+    Parameters
+    ----------
+    joint
+        The ``joint.toml``.
+    data, output, about, restart, tell
+        As of `ebjr.predict.predict`.
+    **options
+        Of `predict`.
+    """
+    config = JointConfig.read(joint)
+    threshold = options.get("threshold")
+
+    def answer(start: int) -> Iterator[Answered]:
+        answers = predict(data, joint, start=start, **options)
+        answers.context.execution_options.preserve_order = True
+        with _in_own_words():
+            for batch in answers.iter_batches(batch_size=None, batch_format="numpy"):
+                if not len(batch["row"]):
+                    continue
+                end = int(batch["row"][-1]) + 1
+                yield _lines(batch), _unreadable(data, start, end, batch["row"])
+                start = end
+        if start < len(data):
+            yield [], _unreadable(data, start, len(data), np.zeros(0))
+
+    whose = {
+        "score": str(as_score(config.score)),
+        "threshold": config.threshold if threshold is None else threshold,
+        "blend": blend_text(config.blend),
+        "examples": len(data),
+        **(about or {}),
+    }
+    return write_answers(answer, output, len(data), whose, restart=restart, tell=tell)
+
+
+@contextmanager
+def _in_own_words() -> Iterator[None]:
+    """Raise what a task raised, without what Ray wraps around it."""
+    try:
+        yield
+    except RayError as error:
+        cause: Any = error
+        while cause is not None:
+            if isinstance(cause, EbjrError | ValueError | OSError) and not isinstance(
+                cause, RayError
+            ):
+                raise cause from None
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise ModelError(f"Ray could not answer: {error}") from error
+
+
+def _lines(batch: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    said = [key for key in ("prediction", "label") if key in batch]
+    known = ("name", "score", "deferred", "degraded")
+    lines = []
+    for name, score, deferred, degraded, *words in zip(
+        *(batch[key].tolist() for key in (*known, *said)), strict=True
+    ):
+        told = dict(zip(said, words, strict=True))
+        if isinstance(told["prediction"], str):
+            told["prediction"] = json.loads(told["prediction"])
+        lines.append(answer_row(name, told, score, deferred, degraded))
+    return lines
+
+
+def _unreadable(data: Data, start: int, end: int, rows: np.ndarray) -> list[tuple[str, str]]:
+    """Why the rows that are missing from some have no answer."""
+    missing = np.setdiff1d(np.arange(start, end), rows)
+    if not len(missing):
+        return []
+    data.unreadable.clear()
+    data.take(missing.tolist())
+    return list(data.unreadable)

@@ -1,0 +1,155 @@
+"""The server's metrics in Ray's Prometheus endpoint, under the same names after Ray's ``ray_``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from ray.serve import metrics as ray_metrics
+
+EVERY_SECONDS = 2.0
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Mirror:
+    """Copies metrics of `ebjr.serving.metrics` to Ray's, again and again, from a thread.
+
+    Ray adds which application, deployment and replica they are of.
+
+    Parameters
+    ----------
+    families
+        Gives all metrics as prometheus-client's families.
+    without_stage
+        A stage whose batches are somebody else's to count.
+    """
+
+    def __init__(self, families: Callable[[], Iterable[Any]], without_stage: str = "") -> None:
+        self._families, self._without = families, without_stage
+        self._known: dict[str, Any] = {}  # Ray's metrics by name
+        self._before: dict[tuple[str, Labels], Any] = {}  # what was copied, of what only rises
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ebjr-metrics", daemon=True)
+
+    def start(self) -> None:
+        """Start to copy."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Copy a last time, and end."""
+        self._ended.set()
+        self._thread.join()
+
+    def copy(self) -> None:
+        """Copy once."""
+        for family in self._families():
+            if family.type == "histogram":
+                self._copy_histogram(family)
+            else:
+                for sample in family.samples:
+                    if not sample.name.endswith("_created"):
+                        self._copy_value(family, sample)
+
+    def _run(self) -> None:
+        while not self._ended.wait(EVERY_SECONDS):
+            self.copy()
+        self.copy()
+
+    def _copy_value(self, family: Any, sample: Any) -> None:
+        tags = tuple(sorted(sample.labels.items()))
+        if family.type == "gauge":
+            self._metric(ray_metrics.Gauge, sample.name, family, tags).set(
+                sample.value, tags=sample.labels
+            )
+            return
+        risen = sample.value - self._before.get((sample.name, tags), 0.0)
+        counter = self._metric(ray_metrics.Counter, sample.name, family, tags)
+        if risen > 0:
+            counter.inc(risen, tags=sample.labels)
+            self._before[sample.name, tags] = sample.value
+
+    def _copy_histogram(self, family: Any) -> None:
+        for labels, (edges, counts, total) in _histograms(family).items():
+            tags = dict(labels)
+            if self._without and tags.get("stage") == self._without:
+                continue
+            old_counts, old_total = self._before.get((family.name, labels), (0, 0.0))
+            self._before[family.name, labels] = (counts, total)
+            shown = edges[edges > 0].tolist() or [1.0]  # Ray takes no others
+            histogram = self._metric(
+                ray_metrics.Histogram, family.name, family, labels, boundaries=shown
+            )
+            new = counts - old_counts
+            for value, count in zip(
+                spread(edges, new, total - old_total), new.tolist(), strict=True
+            ):
+                for _ in range(count):
+                    histogram.observe(value, tags=tags)
+
+    def _metric(self, kind: Any, name: str, family: Any, tags: Labels, **options: Any) -> Any:
+        if name not in self._known:
+            keys = tuple(key for key, _ in tags)
+            self._known[name] = kind(
+                name, description=family.documentation, tag_keys=keys, **options
+            )
+        return self._known[name]
+
+
+def _histograms(family: Any) -> dict[Labels, tuple[np.ndarray, np.ndarray, float]]:
+    """Edges (k,), counts of the k + 1 buckets, and the sum, by labels."""
+    found: dict[Labels, dict[str, Any]] = {}
+    for sample in family.samples:
+        labels = {key: value for key, value in sample.labels.items() if key != "le"}
+        entry = found.setdefault(tuple(sorted(labels.items())), {"le": [], "sum": 0.0})
+        if sample.name.endswith("_bucket"):
+            entry["le"].append((float(sample.labels["le"]), int(sample.value)))
+        elif sample.name.endswith("_sum"):
+            entry["sum"] = sample.value
+    return {
+        labels: (
+            np.array([edge for edge, _ in entry["le"][:-1]]),
+            np.diff([0, *(count for _, count in entry["le"])]),
+            entry["sum"],
+        )
+        for labels, entry in found.items()
+    }
+
+
+def spread(edges: np.ndarray, counts: np.ndarray, total: float) -> list[float]:
+    """A value for each bucket of a histogram, so that counts and sum are as they were.
+
+    Ray's histograms take values one by one, and the values are no longer there.
+
+    Parameters
+    ----------
+    edges
+        Where the buckets end, (k,), rising; the last bucket is beyond them.
+    counts
+        Of the k + 1 buckets.
+    total
+        The sum of all values.
+
+    Examples
+    --------
+    >>> edges, counts = np.array([1.0, 2.0, 4.0]), np.array([0, 2, 1, 1])
+    >>> values = spread(edges, counts, 15.5)
+    >>> [round(value, 3) for value in values], round(float(counts @ values), 3)
+    ([1.0, 2.0, 4.0, 7.5], 15.5)
+    """
+    highest = np.append(edges, np.nextafter(edges[-1], np.inf))
+    values = highest.copy()
+    over = float(counts @ values) - total
+    if over <= 0:  # what is missing lies beyond the last edge
+        values[-1] -= over / counts[-1] if counts[-1] else 0.0
+        return [float(value) for value in values]
+    room = np.concatenate([[0.0], np.diff(edges), [0.0]]) * counts
+    if room.sum():
+        share = min(over / room.sum(), 0.999)
+        values[1:-1] -= share * np.diff(edges)
+        over -= share * float(room.sum())
+    if counts[0]:
+        values[0] -= over / counts[0]
+    return [float(value) for value in values]

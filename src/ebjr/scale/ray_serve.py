@@ -1,0 +1,492 @@
+"""Ray Serve: student replicas that score and route, teacher replicas that get the deferred rows.
+
+A student replica is the server of `ebjr.serving`: the same routes, the same pipeline, the same
+answers, and a teacher that is a handle to the teacher replicas. These gather what all students
+defer into dense batches. One knob, a replica of its own, tells every student its threshold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Batch, join_rows, row_count
+from ebjr.config import Entry, JointConfig
+from ebjr.errors import EbjrError, MissingExtra, TeacherUnavailable
+from ebjr.router import check_threshold
+from ebjr.scale.models import RawTeacher, check_policy, thread_option
+from ebjr.scale.ray_metrics import Mirror
+from ebjr.serving.app import build_app as build_server
+from ebjr.serving.knob import Knob
+from ebjr.serving.metrics import Metrics
+from ebjr.serving.pipeline import Batched
+from ebjr.serving.served import Served, served_of
+from ebjr.tasks import Task, as_task
+
+try:
+    from ray import serve
+    from ray.exceptions import RayActorError, RayError, RayTaskError
+    from ray.serve.exceptions import RayServeException
+    from ray.serve.handle import DeploymentHandle
+except ImportError as error:
+    raise MissingExtra("scale", "running on Ray") from error
+
+log = logging.getLogger("ebjr.serving")
+
+WATCH_SECONDS = 5.0
+"""How long a replica waits for the knob to move before it asks again, and says that it lives."""
+
+MOVE_SECONDS = 10.0
+"""How long a move of the knob waits for the replicas; one that lives takes milliseconds."""
+
+TRIES = 3
+"""How many teacher replicas may die under one batch before the teacher counts as away."""
+
+
+def build_app(
+    joint: str | os.PathLike[str],
+    *,
+    student: Mapping[str, Any] | None = None,
+    teacher: Mapping[str, Any] | None = None,
+    student_batch: int = 64,
+    teacher_batch: int = 64,
+    teacher_calls: int = 4,
+    max_wait_seconds: float = 0.0,
+    queue_rows: int = 4096,
+    timeout_seconds: float = 30.0,
+    teacher_timeout_seconds: float = 10.0,
+    when_unavailable: str = "student",
+    threads: int | None = None,
+    token: str | None = None,
+) -> serve.Application:
+    """A joint model as a Ray Serve application, for ``serve.run`` and ``serve run``.
+
+    Three deployments: ``Student`` takes the requests, scores and routes; ``Teacher`` gets batches
+    of the rows that all students defer; ``Knob`` holds the threshold of all of them.
+
+    Parameters
+    ----------
+    joint
+        The ``joint.toml``. Each node must find the model files where this one does.
+    student, teacher
+        What Serve is to do with the replicas: `num_replicas`, `autoscaling_config`,
+        `ray_actor_options` and any other option of a deployment. Both scale on their own, the
+        teacher by the batches that are under way to it.
+    student_batch, teacher_batch
+        The most rows that a replica's model gets at once.
+    teacher_calls
+        How many batches of deferred rows one student replica has under way at once.
+    max_wait_seconds, queue_rows
+        Of each student replica's `Pipeline`.
+    timeout_seconds
+        How long a request may take that does not say so itself.
+    teacher_timeout_seconds
+        How long a teacher may take before it counts as away.
+    when_unavailable
+        What happens to deferred rows while it does: as of `JointClassifier`.
+    threads
+        Of each model; None takes as many as its replica has CPUs.
+    token
+        Who moves the knob must show it.
+
+    Raises
+    ------
+    FileNotFoundError
+        The ``joint.toml``, or a model that it names, is missing.
+    ValueError
+        It is no ``joint.toml``, or an argument is out of range.
+    ModelError
+        A model file, or the preprocessing, has changed since the threshold was calibrated.
+    """
+    config = JointConfig.read(joint)
+    config.check()
+    for entry in (config.student, config.teacher):
+        entry.check()
+    if config.task == "detection":
+        raise ValueError("detectors cannot be served yet; `ebjr.scale.predict` answers a dataset")
+    for name, size in {"teacher_batch": teacher_batch, "teacher_calls": teacher_calls}.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, not {size}")
+    pipeline = {
+        "student_batch": student_batch,
+        "teacher_batch": teacher_batch,
+        "teacher_workers": teacher_calls,
+        "max_wait_seconds": max_wait_seconds,
+        "queue_rows": queue_rows,
+    }
+    epoch = _epoch(config)
+    shared = _deployment(
+        SharedKnob, "Knob", max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0}
+    )
+    taught = _deployment(Teacher, "Teacher", **{"max_ongoing_requests": 64, **(teacher or {})})
+    scored = _deployment(Student, "Student", **{"max_ongoing_requests": 256, **(student or {})})
+    return scored.bind(
+        config,
+        taught.bind(
+            config.teacher,
+            as_task(config.task, config.known_classes),
+            config.name,
+            most_rows=teacher_batch,
+            threads=threads,
+        ),
+        shared.bind(config.threshold, epoch),
+        epoch=epoch,
+        threads=threads,
+        when_unavailable=check_policy(when_unavailable),
+        teacher_timeout_seconds=teacher_timeout_seconds,
+        server={"token": token, "timeout_seconds": timeout_seconds, **pipeline},
+    )
+
+
+def _deployment(kind: type, name: str, **options: Any) -> serve.Deployment:
+    """A class as a deployment; `options` given later win, and logs have no line a request."""
+    return serve.deployment(kind).options(
+        **{"name": name, "logging_config": {"enable_access_log": False}, **options}
+    )
+
+
+def from_args(args: Mapping[str, Any]) -> serve.Application:
+    """What `ebjr.scale.app` builds."""
+    known = inspect.signature(build_app).parameters
+    unknown = set(args) - set(known)
+    if unknown or "joint" not in args:
+        wrong = f"not {min(unknown)!r}" if unknown else "and joint must be among them"
+        raise ValueError(f"the arguments are {', '.join(known)}, {wrong}")
+    return build_app(**{name: _number(value) for name, value in args.items()})
+
+
+def _number(value: Any) -> Any:
+    """What ``serve run`` was given as text."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(value)
+    return value
+
+
+def _epoch(config: JointConfig) -> str:
+    """What tells one calibration from another: thresholds of one mean nothing to the other."""
+    models = [entry.as_table(Path.cwd()) for entry in (config.student, config.teacher)]
+    known = (config.score, config.threshold, models, config.calibration.get("outcomes"))
+    return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+@serve.ingress()
+class Student:
+    """A replica of the server: its own student, the shared teacher, the shared knob."""
+
+    def __init__(
+        self,
+        config: JointConfig,
+        teacher: DeploymentHandle,
+        knob: DeploymentHandle,
+        *,
+        epoch: str,
+        threads: int | None,
+        when_unavailable: str,
+        teacher_timeout_seconds: float,
+        server: Mapping[str, Any],
+    ) -> None:
+        served = served_of(
+            config,
+            teacher=RayTeacher(teacher, teacher_timeout_seconds),
+            **thread_option(config.student, threads),
+        )
+        served.joint.when_unavailable = when_unavailable
+        self._server = build_server(served, knob=RemoteKnob(served, knob, epoch), **server)
+        Mirror(self._server.state.service.metrics.families, without_stage="teacher").start()
+
+    def __serve_build_asgi_app__(self) -> Any:  # Serve's name
+        return self._server
+
+
+class RayTeacher:
+    """The teacher replicas as one model.
+
+    A batch whose replica dies is given to another one. When there is none, or it takes too long,
+    the teacher counts as away, and every batch is told so at once until a replica answers again.
+
+    Parameters
+    ----------
+    handle
+        Of the ``Teacher`` deployment.
+    timeout_seconds
+        How long a batch may take.
+    """
+
+    name = "the teacher on Ray"
+
+    def __init__(self, handle: DeploymentHandle, timeout_seconds: float) -> None:
+        self._handle, self._timeout = handle, timeout_seconds
+        self._away = threading.Event()
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: Batch) -> Batch:
+        """Raw output of some deferred rows.
+
+        Raises
+        ------
+        TeacherUnavailable
+            No replica answers.
+        ModelError
+            The teacher's answer is nonsense.
+        """
+        if self._away.is_set():
+            raise TeacherUnavailable("no replica of the teacher answers; one is being waited for")
+        try:
+            return self._ask(inputs)
+        except TeacherUnavailable:
+            with self._lock:
+                if not self._away.is_set():
+                    self._away.set()
+                    threading.Thread(target=self._wait, name="ebjr-away", daemon=True).start()
+            raise
+
+    def _ask(self, inputs: Batch) -> Batch:
+        until = time.monotonic() + self._timeout
+        for _ in range(TRIES):
+            response = self._handle.remote(inputs)
+            try:
+                return response.result(timeout_s=max(until - time.monotonic(), 0.0))
+            except RayTaskError as error:  # the replica lives, and says what is wrong
+                raise error.cause from None
+            except RayActorError:
+                continue
+            except TimeoutError:
+                response.cancel()
+                raise TeacherUnavailable(
+                    f"no replica of the teacher answered within {self._timeout:g} s"
+                ) from None
+            except (RayError, RayServeException) as error:
+                raise TeacherUnavailable(f"the teacher cannot be asked: {error}") from error
+        raise TeacherUnavailable(f"{TRIES} replicas of the teacher died, one after another")
+
+    def _wait(self) -> None:
+        """Ask until a replica answers."""
+        while True:
+            response = self._handle.live.remote()
+            try:
+                response.result(timeout_s=1.0)
+            except TimeoutError:
+                response.cancel()
+            except (RayError, RayServeException):
+                time.sleep(0.2)
+            else:
+                self._away.clear()
+                return
+
+
+@dataclass(eq=False)
+class _Call:
+    """Deferred rows of one student replica, and who waits for their answer."""
+
+    inputs: Batch
+    answer: asyncio.Future[Batch]
+    since: float
+
+    @property
+    def form(self) -> Any:
+        """What rows of one batch have in common."""
+        return getattr(self.inputs, "shape", ())[1:], getattr(self.inputs, "dtype", None)
+
+
+class Teacher:
+    """A replica of the teacher: it answers what waits, of all students, in dense batches.
+
+    Serve's own batching counts calls, and by rows it puts what does not fit behind what came
+    later; here a batch is filled in the order of arrival.
+    """
+
+    def __init__(
+        self, entry: Entry, kind: Task, name: str, *, most_rows: int, threads: int | None
+    ) -> None:
+        self._model = RawTeacher(entry, kind, threads)
+        self._most = most_rows
+        self._waiting: deque[_Call] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        self._metrics = Metrics(name)
+        self._metrics.read(
+            "waiting_rows",
+            "Rows in a queue.",
+            lambda: {"teacher": sum(row_count(call.inputs) for call in tuple(self._waiting))},
+            "stage",
+        )
+        Mirror(self._metrics.families).start()
+
+    async def live(self) -> None:
+        """Answer, and no more."""
+
+    async def __call__(self, inputs: Batch) -> Batch:
+        """Raw output of some rows."""
+        loop = asyncio.get_running_loop()
+        call = _Call(inputs, loop.create_future(), time.perf_counter())
+        self._waiting.append(call)
+        if self._worker is None or self._worker.done():
+            self._worker = loop.create_task(self._work())
+        return await call.answer
+
+    async def _work(self) -> None:
+        while calls := self._take():
+            try:
+                outputs = await asyncio.to_thread(self._answer, calls)
+            except Exception as error:
+                for call in calls:
+                    if not call.answer.done():
+                        call.answer.set_exception(error)
+                continue
+            for call, output in zip(calls, outputs, strict=True):
+                if not call.answer.done():  # its student may have given up
+                    call.answer.set_result(output)
+
+    def _take(self) -> list[_Call]:
+        """The calls of the next batch: at least one, where any waits."""
+        calls: list[_Call] = []
+        rows = 0
+        while self._waiting:
+            call = self._waiting[0]
+            if call.answer.done():
+                self._waiting.popleft()
+                continue
+            rows += row_count(call.inputs)
+            if calls and (rows > self._most or call.form != calls[0].form):
+                break
+            calls.append(self._waiting.popleft())
+        return calls
+
+    def _answer(self, calls: Sequence[_Call]) -> list[Batch]:
+        began = time.perf_counter()
+        output = self._model(join_rows([call.inputs for call in calls]))
+        ended = time.perf_counter()
+        waited = began - np.array([call.since for call in calls])
+        rows = row_count(output)
+        self._metrics.batch(Batched("teacher", rows, (), waited, began, ended - began))
+        ends = np.cumsum([row_count(call.inputs) for call in calls]).tolist()
+        return [output[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+class SharedKnob:
+    """The threshold of all student replicas, and its version, which rises with each move.
+
+    Students ask for what is newer than they know, and wait for it; asking says what they know. A
+    move ends when every student that lives has it. Should the knob itself be lost, the one in its
+    place learns threshold and version from the students.
+
+    Parameters
+    ----------
+    threshold
+        At the start.
+    epoch
+        Of the calibration; students of another one keep their own threshold while they are
+        replaced.
+    """
+
+    def __init__(self, threshold: float, epoch: str) -> None:
+        self._threshold, self._epoch, self._version = threshold, epoch, 0
+        self._heard: dict[str, tuple[int, float]] = {}  # of each student: what it knows, and when
+        self._changed = asyncio.Condition()
+
+    async def watch(
+        self, epoch: str, student: str, version: int, threshold: float
+    ) -> tuple[int, float]:
+        """What is newer than a student's version, or after a while what there is."""
+        if epoch != self._epoch:
+            await asyncio.sleep(WATCH_SECONDS)
+            return version, threshold
+        async with self._changed:
+            if version > self._version:
+                self._version, self._threshold = version, threshold
+            self._heard[student] = (version, time.monotonic())
+            self._changed.notify_all()
+            with suppress(TimeoutError):
+                newer = self._changed.wait_for(lambda: self._version > version)
+                await asyncio.wait_for(newer, WATCH_SECONDS)
+            return self._version, self._threshold
+
+    async def move(self, threshold: float) -> int:
+        """Move the threshold of every student; the new version."""
+        async with self._changed:
+            self._version += 1
+            self._threshold = threshold
+            self._changed.notify_all()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait_for(self._all_know), MOVE_SECONDS)
+            return self._version
+
+    def _all_know(self) -> bool:
+        gone = time.monotonic() - 2 * WATCH_SECONDS
+        self._heard = {name: heard for name, heard in self._heard.items() if heard[1] > gone}
+        return all(version >= self._version for version, _ in self._heard.values())
+
+
+class RemoteKnob(Knob):
+    """A student replica's view of the `SharedKnob`: a move is everybody's.
+
+    Parameters
+    ----------
+    served
+        What the replica serves.
+    handle
+        Of the ``Knob`` deployment.
+    epoch
+        Of the calibration.
+    """
+
+    def __init__(self, served: Served, handle: DeploymentHandle, epoch: str) -> None:
+        super().__init__(served)
+        self.version = -1
+        self._handle, self._epoch = handle, epoch
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._told = threading.Event()
+        threading.Thread(target=self._watch, name="ebjr-knob", daemon=True).start()
+        self._told.wait(MOVE_SECONDS)  # a replica that comes later starts where the others are
+
+    def move(self, threshold: float, *, who: str, why: str, request: str | None = None) -> None:
+        """Move the threshold of all replicas, and wait until they have it.
+
+        Raises
+        ------
+        ValueError
+            No router takes such a threshold, or it is the autopilot of one replica that moves.
+        EbjrError
+            The knob cannot be reached.
+        """
+        if who == "autopilot":
+            raise ValueError("the autopilot sees one server alone: on Ray, give a threshold")
+        after, before = check_threshold(threshold), self.threshold
+        try:
+            self._handle.move.remote(after).result(timeout_s=2 * MOVE_SECONDS)
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise EbjrError("the knob cannot be reached just now; try again") from error
+        self.moves["hand"] += 1
+        log.info("the knob was moved from %g to %g by %s: %s", before, after, who, why)
+
+    def state(self) -> dict[str, Any]:
+        """What ``GET /v1/router`` says, and the version."""
+        return {**super().state(), "version": self.version}
+
+    def _watch(self) -> None:
+        while True:
+            known = (self._epoch, self._name, self.version, self.threshold)
+            response = self._handle.watch.remote(*known)
+            try:
+                version, threshold = response.result(timeout_s=4 * WATCH_SECONDS)
+            except (RayError, RayServeException, TimeoutError):
+                time.sleep(0.5)
+                continue
+            if version > self.version:
+                self.served.joint.router.threshold = threshold
+                self.version = version
+            self._told.set()

@@ -1,0 +1,35 @@
+"""One Ray cluster of logical nodes on this machine for the tests of a module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("ray", reason="the extra `scale` is not installed")
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+
+from cluster import Nodes
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory) -> Iterator[Nodes]:
+    import ray
+
+    before = dict(os.environ)
+    os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
+    nodes = Nodes()
+    ray.init(
+        address=nodes.cluster.address,
+        log_to_driver=False,
+        logging_level="ERROR",
+        namespace="tests",
+    )
+    try:
+        yield nodes
+    finally:
+        ray.shutdown()
+        nodes.cluster.shutdown()
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,243 @@
+"""Ray Serve: the server's routes and answers from any number of replicas, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ebjr import load_joint
+from ebjr.protocol import LENGTH_HEADER, InferRequest, read_response, write_request
+
+pytest.importorskip("ray", reason="the extra `scale` is not installed")
+
+import ray
+from cluster import inputs, write_joint
+from ray import serve
+
+from ebjr.scale import app, build_app
+
+pytestmark = pytest.mark.ray
+STUDENT = {
+    "num_replicas": 2,
+    "ray_actor_options": {"num_cpus": 0.5},
+    "graceful_shutdown_timeout_s": 5,
+}
+TEACHER = {**STUDENT, "ray_actor_options": {"num_cpus": 0, "resources": {"teacher": 1}}}
+
+
+class Server:
+    """The application at a port of its own."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        # all nodes are this machine: a proxy on each would share the port
+        serve.start("HeadOnly", http_options={"host": "127.0.0.1", "port": self.port})
+
+    def run(self, joint: Path, **options: Any) -> None:
+        common = {"student": STUDENT, "teacher": TEACHER, "threads": 1}
+        serve.run(build_app(joint, **{**common, **options}))
+
+    def call(self, path: str, body: bytes | None = None, method: str | None = None, **headers: str):
+        url = f"http://127.0.0.1:{self.port}{path}"
+        asked = urllib.request.Request(url, body, headers, method=method)
+        try:
+            with urllib.request.urlopen(asked, timeout=120) as answer:
+                return answer.status, answer.read(), answer.headers
+        except urllib.error.HTTPError as error:
+            return error.code, error.read(), error.headers
+
+    def infer(self, rows: np.ndarray) -> Any:
+        """The outputs for some rows."""
+        body, length = write_request(InferRequest({"x": rows}, binary=True))
+        status, found, headers = self.call(
+            "/v2/models/joint/infer", body, **{LENGTH_HEADER: str(length)}
+        )
+        assert status == 200, found
+        return read_response(found, headers[LENGTH_HEADER]).outputs
+
+    @contextmanager
+    def load(self, data: np.ndarray, clients: int = 4) -> Iterator[list[Any]]:
+        """Ask all the time, 16 rows a request, as long as the block lasts: (rows, outputs)."""
+        ended = threading.Event()
+        answered: list[Any] = []
+
+        def ask(client: int) -> None:
+            random = np.random.default_rng(client)
+            while not ended.is_set():
+                rows = random.integers(0, len(data), 16)
+                answered.append((rows, self.infer(data[rows])))
+
+        with ThreadPoolExecutor(clients) as pool:
+            futures = [pool.submit(ask, client) for client in range(clients)]
+            try:
+                yield answered
+            finally:
+                ended.set()
+        for future in futures:
+            future.result()  # no request has failed
+
+
+@pytest.fixture(scope="module")
+def far(nodes) -> list[Any]:
+    return [nodes.add(teacher=1), nodes.add(teacher=1)]
+
+
+@pytest.fixture(scope="module")
+def server(nodes, far) -> Iterator[Server]:
+    server = Server()
+    yield server
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory) -> Path:
+    return write_joint(tmp_path_factory.mktemp("serve"))
+
+
+def wait_for(true: Any, seconds: float = 200) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it did not come true"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_any_number_of_replicas_answers_as_the_local_model(server, joint, replicas):
+    count = {"num_replicas": replicas}
+    server.run(joint, student={**STUDENT, **count}, teacher={**TEACHER, **count})
+    data = inputs()
+    with ThreadPoolExecutor(6) as pool:
+        parts = list(pool.map(server.infer, np.array_split(data, 100)))
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    local = load_joint(joint)(data)
+    np.testing.assert_array_equal(found["prediction"], local.prediction)
+    np.testing.assert_array_equal(found["deferred"], local.deferred)
+    np.testing.assert_allclose(found["output"], local.output, rtol=1e-4, atol=1e-5)
+    assert not found["degraded"].any()
+
+
+def test_routes_and_mistakes_are_those_of_the_server(server, joint):
+    from starlette.testclient import TestClient
+
+    from ebjr import JointConfig
+    from ebjr.serving.app import build_app as build_server
+    from ebjr.serving.served import served_of
+
+    bodies = [b"{", b'{"inputs": []}', b'{"inputs": [{"name": "y"}]}']
+    with TestClient(build_server(served_of(JointConfig.read(joint)))) as local:
+        for path in ("/v2", "/v2/models/joint", "/v2/models/other", "/v2/health/ready"):
+            status, body, _ = server.call(path)
+            known = local.get(path)
+            assert (status, json.loads(body)) == (known.status_code, known.json())
+        for bad in bodies:
+            status, body, _ = server.call("/v2/models/joint/infer", bad)
+            known = local.post("/v2/models/joint/infer", content=bad)
+            assert (status, json.loads(body)) == (known.status_code, known.json())
+            assert status == 400
+        known = local.get("/v1/router").json()
+    assert json.loads(server.call("/v1/router")[1]) == {**known, "version": 0}
+
+
+def test_the_knob_moves_for_all_replicas_at_once(server, joint):
+    data = inputs(64)
+    states = [json.loads(server.call("/v1/router")[1]) for _ in range(8)]
+    assert {state["version"] for state in states} == {0}
+    for version, (wish, value) in enumerate(
+        [("threshold", 1e9), ("operating_point", "careful"), ("threshold", 1e-9)], 1
+    ):
+        body = json.dumps({wish: value}).encode()
+        status, moved, _ = server.call("/v1/router", body, "PUT")
+        assert (status, json.loads(moved)["version"]) == (200, version)
+        states = [json.loads(server.call("/v1/router")[1]) for _ in range(8)]
+        assert all(state == states[0] for state in states)
+        shares = [server.infer(data)["deferred"].mean() for _ in range(6)]
+        assert len(set(shares)) == 1
+    assert shares == [0.0] * 6
+    status, said, _ = server.call("/v1/router", b'{"threshold": "nan"}', "PUT")
+    assert (status, "threshold must be a number" in said.decode()) == (400, True)
+
+
+def test_metrics_are_in_rays_endpoint_under_the_same_names(server, joint):
+    server.infer(inputs(32))
+    names = ("rows_total", "deferred_rows_total", "requests_total", "threshold")
+    buckets = ("batch_rows", "batch_seconds", "request_seconds", "score", "wait_seconds")
+    expected = {f"ray_ebjr_{name}" for name in (*names, *(f"{name}_bucket" for name in buckets))}
+
+    def exported() -> set[str]:
+        found = set()
+        for node in ray.nodes():
+            if node["Alive"]:
+                address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+                with urllib.request.urlopen(address, timeout=10) as answer:
+                    lines = answer.read().decode().splitlines()
+                found |= {line.split("{")[0] for line in lines if line.startswith("ray_ebjr_")}
+        return found
+
+    wait_for(lambda: expected <= exported())
+
+
+def test_a_new_teacher_comes_without_a_failed_request(server, joint, tmp_path):
+    data = inputs(500)
+    server.run(joint)
+    newer = write_joint(tmp_path, teacher_seed=5)
+    before, after = load_joint(joint)(data), load_joint(newer)(data)
+    assert (before.prediction != after.prediction).any()
+    with server.load(data) as answered:
+        wait_for(lambda: len(answered) > 10)
+        server.run(newer)
+        settled = len(answered)
+        wait_for(lambda: len(answered) > settled + 20)
+    assert not any(outputs["degraded"].any() for _, outputs in answered)
+    for rows, outputs in answered[settled + 10 :]:
+        np.testing.assert_array_equal(outputs["prediction"], after.prediction[rows])
+
+
+def test_a_killed_node_fails_no_request_and_a_lost_teacher_degrades(server, joint, nodes, far):
+    data = inputs(500)
+    server.run(joint, teacher_timeout_seconds=2.0)
+    local = load_joint(joint)(data)
+    student = local.score >= load_joint(joint).router.threshold
+    with server.load(data) as answered:
+        wait_for(lambda: len(answered) > 10)
+        nodes.kill(far[0])
+        reached = len(answered)
+        wait_for(lambda: len(answered) > reached + 20)
+        nodes.kill(far[1])
+        wait_for(lambda: answered[-1][1]["degraded"].any())
+        nodes.add(teacher=2)
+        wait_for(lambda: answered[-1][1]["deferred"].any())
+    for rows, outputs in answered:
+        asked = outputs["deferred"] | outputs["degraded"]
+        np.testing.assert_array_equal(asked, ~student[rows])
+        right = ~outputs["degraded"]
+        np.testing.assert_array_equal(outputs["prediction"][right], local.prediction[rows][right])
+
+
+def test_what_serve_run_is_given_is_checked(joint, tmp_path):
+    assert app({"joint": str(joint), "student_batch": "32"}) is not None
+    for args, words in [
+        ({}, "joint must be among them"),
+        ({"joint": str(joint), "batch": 3}, "not 'batch'"),
+        ({"joint": str(joint), "teacher_calls": 0}, "teacher_calls must be at least 1"),
+        (
+            {"joint": str(joint), "when_unavailable": "wait"},
+            "when_unavailable must be student or error",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            app(args)
+    with pytest.raises(FileNotFoundError, match="ebjr calibrate"):
+        app({"joint": str(tmp_path / "none.toml")})
