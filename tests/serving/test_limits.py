@@ -215,6 +215,39 @@ def test_who_is_too_slow_or_sends_too_much_is_told_so_in_json(address, parts, st
 
 
 @pytest.mark.parametrize("parser", PARSERS)
+def test_a_client_that_goes_away_frees_its_rows(parser, caplog):
+    gate = threading.Event()
+
+    def slow(x):
+        gate.wait(60)
+        return student(x)
+
+    slow.input_shape, slow.input_name, slow.input_dtype = (None, 2), "x", np.float32
+    how = {} if parser == "fastest" else {"http": guarded(Limits(), H11Protocol)}
+    whole = START + f"Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+    app = build_app(served(slow), queue_rows=2)
+    with running(app, **how) as address:
+        at_work = socket.create_connection(address, 30)
+        try:
+            at_work.sendall(whole)
+            while not app.state.service._bytes or any(
+                app.state.service.pipeline.waiting().values()
+            ):
+                time.sleep(0.01)
+            for _ in range(10):  # each would be refused if the rows of the last still waited
+                with socket.create_connection(address, 30) as hasty:
+                    hasty.sendall(whole)
+                    hasty.settimeout(0.1)
+                    with pytest.raises(TimeoutError):
+                        hasty.recv(1)
+                time.sleep(0.1)
+            assert not [line for line in caplog.records if line.levelname == "ERROR"]
+        finally:
+            gate.set()
+            at_work.close()
+
+
+@pytest.mark.parametrize("parser", PARSERS)
 def test_who_does_not_read_is_hung_up_on(parser):
     rows = json.dumps(request([(1.0, 0.0)] * 20_000)).encode()
     head = START + f"Content-Length: {len(rows)}\r\n\r\n".encode()

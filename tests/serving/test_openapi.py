@@ -18,7 +18,8 @@ from small import NAME, request, running, served
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from ebjr.serving.app import build_app
+from ebjr import JointClassifier, Preprocess, Preprocessed, Router
+from ebjr.serving.app import Served, build_app
 
 load_all_checks()
 
@@ -32,6 +33,15 @@ def document() -> dict:
 def test_the_document_is_openapi(document):
     OpenAPIV31SpecValidator(document).validate()
     assert document["openapi"] == "3.1.0"
+
+
+def test_a_model_of_images_takes_a_form_too():
+    model = Preprocessed(lambda x: x.mean((2, 3)), Preprocess(size=4))
+    app = build_app(Served(JointClassifier(model, model, Router("max_logit", 1.0))))
+    document = app.state.document
+    OpenAPIV31SpecValidator(document).validate()
+    content = document["paths"][f"{NAME.replace('joint', '{name}')}/infer"]["post"]["requestBody"]
+    assert "multipart/form-data" in content["content"]
 
 
 def test_every_route_is_in_the_document(document):

@@ -21,7 +21,7 @@ from typing import Any
 
 from ebjr.errors import EbjrError, MissingExtra, Overloaded
 from ebjr.protocol import LENGTH_HEADER, InferRequest, read_request, write_response
-from ebjr.serving.bodies import Refused, compressed, read_body
+from ebjr.serving.bodies import WHEN_GONE, Refused, compressed, read_body
 from ebjr.serving.forms import read_form
 from ebjr.serving.knob import WISHES
 from ebjr.serving.logs import RequestIds, request_id, start_logging
@@ -220,7 +220,7 @@ def _answering(handler: Callable[..., Any]) -> Callable[..., Any]:
             return _refusal(self.service, status_of(error), str(error), wait)
         except EbjrError as error:
             return _refusal(self.service, status_of(error), str(error))
-        except ClientDisconnect:
+        except (ClientDisconnect, asyncio.CancelledError):  # its client has gone
             return Response(status_code=499)
 
     return wrapped
@@ -287,6 +287,7 @@ class _Handlers:
             raw = await _body(request)  # first: who is still sending reads no answer
             self.service.check_model(**request.path_params)
             asked = await self._asked(request, raw)
+            request.scope[WHEN_GONE] = _cancel_of_this_task()
             body, length = write_response(await self.service.infer(asked), asked)
             body, headers = compressed(body, request.headers.get("Accept-Encoding"))
         if length is None:
@@ -349,6 +350,12 @@ class _Handlers:
             raise Refused(
                 403, "without a token the knob is moved by no other site's page; serve with --token"
             )
+
+
+def _cancel_of_this_task() -> Callable[[], bool]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancel
 
 
 async def _body(request: Request) -> bytes:

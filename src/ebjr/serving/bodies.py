@@ -21,6 +21,10 @@ SMALLEST_BYTES = 512
 """What is smaller is not worth compressing."""
 
 
+WHEN_GONE = "ebjr.when_gone"
+"""Of a request's scope: what is called when its client hangs up before it is answered."""
+
+
 class Refused(Exception):
     """A request that gets an error: its status, sentence and headers."""
 

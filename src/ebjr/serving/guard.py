@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from ebjr.errors import MissingExtra
+from ebjr.serving.bodies import WHEN_GONE
 from ebjr.serving.limits import Limits
 
 try:
@@ -63,6 +64,8 @@ def guarded(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protoc
         def connection_lost(self, exc: Exception | None) -> None:
             self._late, self._stuck = _ended(self._late), _ended(self._stuck)
             super().connection_lost(exc)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.scope.get(WHEN_GONE, bool)()
 
         def pause_writing(self) -> None:
             super().pause_writing()

@@ -110,7 +110,7 @@ def _operations(service: Service, token: bool) -> dict[tuple[str, str], Json]:
                 "schema": {"type": "integer", "minimum": 0},
             }
         ],
-        "requestBody": _bodies("InferRequest"),
+        "requestBody": _asked(service),
         "responses": {
             "200": {"description": "The answer.", **_bodies("InferResponse", required=False)},
             **_refused(404, *BODY_REFUSALS, 503, 504),
@@ -130,7 +130,7 @@ def _operations(service: Service, token: bool) -> dict[tuple[str, str], Json]:
     }
     both = {
         "summary": "What each of both models says of one input.",
-        "requestBody": infer["requestBody"],
+        "requestBody": _bodies("InferRequest"),
         "responses": {
             "200": {"description": "Both answers.", "content": _json("Both")},
             **_refused(*BODY_REFUSALS, 503, 504),
@@ -268,6 +268,7 @@ def _schemas(service: Service) -> Json:
             },
             *("model_name", "model_version", "parameters", "outputs"),
         ),
+        "Form": {**_object({"image": {}, **knobs, "timeout": wishes["timeout"]}, "image")},
         "Wish": {
             "oneOf": [
                 *(
@@ -317,6 +318,14 @@ def _bodies(schema: str, *, required: bool = True) -> Json:
     """JSON, or JSON with the tensors' bytes after it."""
     content = {**_json(schema), "application/octet-stream": {}}
     return {"required": True, "content": content} if required else {"content": content}
+
+
+def _asked(service: Service) -> Json:
+    """What a request may be: a form too, where the input is images."""
+    found = _bodies("InferRequest")
+    if service.served.takes_images:
+        found["content"]["multipart/form-data"] = {"schema": {"$ref": "#/components/schemas/Form"}}
+    return found
 
 
 def _gets(summary: str, schema: str, *refusals: int) -> Json:
