@@ -99,7 +99,7 @@ def valid(random: Random) -> Draft:
     pixels = random.randbytes(rows * height * width * 3)
     draft = Draft({"inputs": [tensor], "id": "7"})
     if kind == "encoded":
-        files = [_file(random, height, width) for _ in range(rows)]
+        files = [image_file(random, height, width) for _ in range(rows)]
         draft.rest = b"".join(len(file).to_bytes(4, "little") + file for file in files)
         tensor |= {"datatype": "BYTES", "shape": [rows]}
     else:
@@ -122,7 +122,8 @@ def valid(random: Random) -> Draft:
     return draft
 
 
-def _file(random: Random, height: int, width: int) -> bytes:
+def image_file(random: Random, height: int, width: int) -> bytes:
+    """Random pixels, encoded."""
     pixels = Image.frombytes("RGB", (width, height), random.randbytes(width * height * 3))
     file = io.BytesIO()
     pixels.save(file, random.choice(("PNG", "JPEG", "WEBP")))

@@ -729,7 +729,7 @@ def serve(
 ) -> None:
     """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
     from ebjr.serving.app import run_server
-    from ebjr.serving.limits import Limits
+    from ebjr.serving.limits import Limits, exposure
     from ebjr.serving.served import served_alone, served_of
 
     prepare = None if preprocess is None else _preprocess(preprocess)
@@ -739,13 +739,8 @@ def serve(
         raise ValueError("joint.toml has the preprocessing of both models: leave --preprocess out")
     else:
         served = served_of(JointConfig.read(joint), **_threads(threads))
-    if host not in ("127.0.0.1", "::1", "localhost") and token is None:
-        err.print(
-            f"WARNING: {host} may be reached from other machines, and there is no --token: the "
-            "knob is moved from this machine alone, but anybody may ask for answers",
-            style="yellow",
-            soft_wrap=True,
-        )
+    if (warning := exposure(host, token)) is not None:
+        err.print(f"WARNING: {warning}", style="yellow", soft_wrap=True)
     run_server(
         served,
         host=host,

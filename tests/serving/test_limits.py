@@ -27,7 +27,7 @@ from ebjr.errors import ProtocolError
 from ebjr.preprocess import prepared
 from ebjr.serving.app import Served, build_app
 from ebjr.serving.guard import guarded
-from ebjr.serving.limits import Limits
+from ebjr.serving.limits import Limits, exposure
 from ebjr.serving.service import decoded_images
 
 BODY = json.dumps(request()).encode()
@@ -326,6 +326,17 @@ def test_our_own_mistake_is_a_500_without_its_traceback(caplog):
         answer = client.get("/v2")
     assert says(answer) == (500, "the server failed on this request; its log says why")
     assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "edge.example"])
+def test_listening_wider_without_a_token_is_warned_of(host):
+    assert f"{host} may be reached from other machines" in exposure(host, None)
+    assert exposure(host, "sesame") is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_listening_to_this_machine_alone_is_not_warned_of(host):
+    assert exposure(host, None) is None
 
 
 def test_limits_are_above_zero():

@@ -6,13 +6,26 @@ The whole run, of 100,000 cases, is `python -m benchmarks.malformed`.
 from __future__ import annotations
 
 import json
+from collections import Counter
+from contextlib import closing
+from http.client import HTTPConnection
+from random import Random
 
 import pytest
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
-from benchmarks.malformed import Case, fault_of, made, run, serving
+from benchmarks.malformed import (
+    Case,
+    break_bytes,
+    exchanged,
+    fault_of,
+    image_file,
+    made,
+    run,
+    serving,
+)
 
 CASES = 2_000
 
@@ -53,3 +66,38 @@ def test_a_case_is_made_from_the_seed_and_its_number_alone():
 )
 def test_what_counts_as_a_fault(status, kind, body, fault):
     assert fault_of(Case(b""), status, kind, body) == fault
+
+
+def form(random: Random) -> tuple[bytes, str]:
+    """Images as a browser sends them, and what may be wrong with that."""
+    mark = random.choice(("mark", "a b", "-" * 70, ""))
+    parts = []
+    for _ in range(random.randint(0, 3)):
+        name = random.choice(("file", "image", "threshold", "timeout", "colour", ""))
+        file = random.random() < 0.7
+        about = f'form-data; name="{name}"' + ('; filename="a.png"' if file else "")
+        raw = (
+            image_file(random, 3, 4)
+            if file
+            else random.choice((b"0.5", b"nan", b"", b"x" * 5000, b"\xff"))
+        )
+        parts.append(f"--{mark}\r\nContent-Disposition: {about}\r\n\r\n".encode() + raw + b"\r\n")
+    kind = f"multipart/form-data; boundary={mark}"
+    case = Case(b"".join([*parts, f"--{mark}--\r\n".encode()]))
+    for _ in range(random.choice((0, 1, 2))):
+        break_bytes(random, case)
+    return case.body, random.choice((kind, kind, "multipart/form-data", "multipart/;;="))
+
+
+def test_malformed_forms_are_a_4xx_in_one_sentence(address):
+    random, found = Random(0), Counter()
+    connection = HTTPConnection(*address, timeout=60)
+    with closing(connection):
+        for number in range(400):
+            body, kind = form(random)
+            case = Case(body, headers={"Content-Type": kind})
+            status, sent_as, answer = exchanged(connection, case)
+            assert fault_of(case, status, sent_as, answer) is None, (number, status, answer)
+            found[status] += 1
+    assert found[200] > 10
+    assert found[400] > 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, fields
 
 
@@ -46,3 +47,26 @@ class Limits:
         for each in fields(self):
             if not getattr(self, each.name) > 0:
                 raise ValueError(f"{each.name} must be above 0, not {getattr(self, each.name)}")
+
+
+def exposure(host: str, token: str | None) -> str | None:
+    """What to be warned of where a server listens beyond its own machine; None where it does not.
+
+    Examples
+    --------
+    >>> exposure("127.0.0.1", None) is None, exposure("0.0.0.0", None)[:38]
+    (True, '0.0.0.0 may be reached from other mach')
+    """
+    if token is not None or host == "localhost" or _loops_back(host):
+        return None
+    return (
+        f"{host} may be reached from other machines, and there is no --token: the knob is moved "
+        "from this machine alone, but anybody may ask for answers"
+    )
+
+
+def _loops_back(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
