@@ -26,6 +26,7 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.joint_loop
+	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.curve
 	$(BIN)/python -m benchmarks.calibration
 
