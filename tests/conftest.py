@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+# as wide as tables need: a process of several that run tests is told that it has 80 columns
+os.environ["COLUMNS"] = "200"
+
 # these machines are shared: how long an example takes says nothing about the code
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -40,7 +43,6 @@ def run(monkeypatch, capsys, tmp_path):
     """Run the command line in an empty folder: (exit code, standard output, standard error)."""
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
 
     from ebjr.cli import main
 

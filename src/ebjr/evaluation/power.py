@@ -441,7 +441,7 @@ def with_joules(costs: Mapping[str, Cost], loads: Mapping[str, Load]) -> dict[st
     --------
     >>> import numpy as np
     >>> with_joules({"student": Cost()}, {"student": Load(lambda batch: batch, np.ones((2, 3)))})
-    {'student': Cost(flops=None, seconds=None, joules=None, joules_are=None)}
+    {'student': Cost(flops=None, seconds=None, joules=None, joules_are=None, bytes=None)}
     """
     powers = dict(zip(loads, find_joules(list(loads.values())), strict=False))
     return {
