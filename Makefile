@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	$(BIN)/ebjr demo
 
 test: $(VENV)/.dev $(VENV)/.system
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile  # a process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check
