@@ -38,6 +38,23 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def far_process():
+    """A teacher in a process of its own, one for the tests of a file."""
+    from far import FarTeacherProcess
+
+    process = FarTeacherProcess()
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def far(far_process):
+    """A teacher in a process of its own that behaves, until a test says otherwise."""
+    far_process.behave("right")
+    return far_process
+
+
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     """Run the command line in an empty folder: (exit code, standard output, standard error)."""

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from far import FarTeacherProcess, teach
+from far import teach
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,19 +38,6 @@ QUICK = Link(retries=0, failures=2, probe_seconds=0.05)
 
 def student(x):
     return np.stack([x[:, 0], -x[:, 0], 0 * x[:, 0]], axis=1)
-
-
-@pytest.fixture(scope="module")
-def process():
-    far = FarTeacherProcess()
-    yield far
-    far.kill()
-
-
-@pytest.fixture
-def far(process):
-    process.behave("right")
-    return process
 
 
 def wait_until(true, seconds=10.0):

@@ -38,10 +38,8 @@ def write_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     >>> [entry.name for entry in folder.iterdir()]
     ['note.txt']
     """
-    target = Path(path)
+    target = _target(path)
     encoding = None if "b" in mode else "utf-8"
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {target}: the folder {target.parent} does not exist")
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     try:
         with os.fdopen(handle, mode, encoding=encoding) as file:
@@ -83,9 +81,7 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     >>> sorted(entry.name for entry in folder.iterdir())
     ['model', 'weights']
     """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {target}: the folder {target.parent} does not exist")
+    target = _target(path)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
         yield Path(name)
         for file in filter(Path.is_file, Path(name).rglob("*")):
@@ -93,6 +89,14 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
                 os.fsync(written.fileno())
         for entry in sorted(Path(name).iterdir(), key=lambda entry: entry.name == target.name):
             entry.replace(target.parent / entry.name)
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """A file that can be written as far as its folder goes."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {target}: the folder {target.parent} does not exist")
+    return target
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from far import FarTeacherProcess, teach
+from far import teach
 from tiny import write_pair
 
 from ebjr import (
@@ -24,19 +24,6 @@ from ebjr import (
 pytest.importorskip("httpx2", reason="the extra `remote` is not installed")
 
 X = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def process():
-    far = FarTeacherProcess()
-    yield far
-    far.kill()
-
-
-@pytest.fixture
-def far(process):
-    process.behave("right")
-    return process
 
 
 def test_it_answers_as_the_model_itself(far):

@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-from far import FarTeacherProcess, teach
+from far import teach
 from small import running
 from tiny import write_pair
 
@@ -40,19 +40,6 @@ def student(x):
 student.input_shape = (None, 2)
 student.input_name = "x"
 student.input_dtype = np.float32
-
-
-@pytest.fixture(scope="module")
-def process():
-    far = FarTeacherProcess()
-    yield far
-    far.kill()
-
-
-@pytest.fixture
-def far(process):
-    process.behave("right")
-    return process
 
 
 def joint_of(far, link=QUICK, seconds=0.3, **how) -> JointClassifier:
