@@ -34,13 +34,12 @@ RUNS = 3
 
 CHILD = """
 import json, sys, time
-from ebjr.cli import _shared_threads
 from ebjr.config import JointConfig
 from ebjr.data import open_data
 from ebjr.predict import predict
 joint, data, output, overlap = sys.argv[1:]
 config = JointConfig.read(joint)
-threads = _shared_threads(config, int(overlap))
+threads = config.threads_for(int(overlap))
 model, source = config.load(threads=threads), open_data(data)
 began = time.perf_counter()
 done = predict(model, source, output, overlap=int(overlap))

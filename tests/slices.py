@@ -84,7 +84,7 @@ def joint_of_slices(
 
 def check_same(exported: ExportedJoint, joint: Any, inputs: np.ndarray, tie: float = 1e-5) -> None:
     """Both answer alike: decisions, predictions, and raw output within 1e-4, ties apart."""
-    exported.threshold = joint.router.threshold
+    exported.router.threshold = joint.router.threshold
     found, wanted = exported(inputs), joint(inputs)
     score, threshold = np.asarray(wanted.score, np.float64), joint.router.threshold
     np.testing.assert_allclose(found.score, score, rtol=tie, atol=tie)

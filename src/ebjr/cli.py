@@ -26,6 +26,7 @@ from rich.progress import (
 )
 
 import ebjr
+from ebjr.backends.exported import ExportedJoint
 from ebjr.config import (
     Entry,
     JointConfig,
@@ -50,6 +51,7 @@ from ebjr.evaluation.profile import profile as profile_model
 from ebjr.evaluation.significance import Comparison
 from ebjr.evaluation.tune import tune
 from ebjr.files import sha256_of
+from ebjr.joint import JointModel
 from ebjr.known_classes import Traffic
 from ebjr.metrics import as_metric
 from ebjr.model import Model, model_name
@@ -535,7 +537,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
+    joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` or `ebjr export` wrote.")],
     data: DataPath,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The answers: .parquet, or else JSON lines.")
@@ -563,12 +565,17 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Answer every example of some data with the joint model; interrupted, it goes on."""
-    config = JointConfig.read(joint)
+    known = _read_joint(joint, threads, overlap)
+    if on_ray and not isinstance(known, JointConfig):
+        raise ValueError(
+            f"on Ray student and teacher run on their own: give the joint.toml that {joint} was "
+            "exported from"
+        )
     table = {"image_column": image_column, "label_column": label_column}
-    numbers = config.task == "regression"
+    numbers = known.task == "regression"
     source = _open(data, classes, strict, numbers=numbers, images=images, **table)
     _check_output(output)
-    chosen = _chosen_threshold(config, threshold, operating_point)
+    chosen = _chosen_threshold(known, threshold, operating_point)
     how: dict[str, Any] = {
         "batch_size": batch_size,
         "about": {"joint": sha256_of(joint), "data": str(data.resolve())},
@@ -582,10 +589,14 @@ def predict(
                 joint, source, output, threshold=chosen, threads=threads, tell=tell, **how
             )
         else:
-            model = config.load(**_threads(threads or _shared_threads(config, overlap)))
+            model: JointModel | ExportedJoint
+            if isinstance(known, JointConfig):
+                model = known.load(**_threads(threads or known.threads_for(overlap)))
+            else:
+                model = known
             model.router.threshold = chosen
             done = predict_data(
-                model, source, output, overlap=overlap, labels=config.labels, tell=tell, **how
+                model, source, output, overlap=overlap, labels=known.labels, tell=tell, **how
             )
     if done.resumed:
         err.print(f"NOTE: {done.resumed:,} answers are of an interrupted run", style="yellow")
@@ -1208,15 +1219,25 @@ def _kept(output: Path) -> Iterator[None]:
         raise
 
 
-def _chosen_threshold(config: JointConfig, threshold: float | None, name: str | None) -> float:
+def _read_joint(path: Path, threads: int | None, overlap: int) -> JointConfig | ExportedJoint:
+    """What a ``joint.toml`` says, or an exported file, loaded."""
+    if path.suffix.lower() != ".onnx":
+        return JointConfig.read(path)
+    return ExportedJoint(path, threads=threads or max(1, available_cores() // overlap))
+
+
+def _chosen_threshold(
+    joint: JointConfig | ExportedJoint, threshold: float | None, name: str | None
+) -> float:
     if threshold is not None and name is not None:
         raise ValueError("give --threshold or --operating-point, not both")
     if name is None:
-        return config.threshold if threshold is None else threshold
-    if name not in config.operating_points:
-        known = ", ".join(config.operating_points) or "none"
+        own = joint.threshold if isinstance(joint, JointConfig) else joint.router.threshold
+        return own if threshold is None else threshold
+    if name not in joint.operating_points:
+        known = ", ".join(joint.operating_points) or "none"
         raise ValueError(f"there is no operating point {name!r}; the file names {known}")
-    return float(config.operating_points[name]["threshold"])
+    return float(joint.operating_points[name]["threshold"])
 
 
 def _check_output(path: Path) -> None:
@@ -1229,14 +1250,6 @@ def _check_output(path: Path) -> None:
 
 def _threads(threads: int | None) -> dict[str, Any]:
     return {} if threads is None else {"threads": threads}
-
-
-def _shared_threads(config: JointConfig, overlap: int) -> int | None:
-    """The cores shared by the batches in work, where nobody has said how many threads."""
-    here = [each for each in (config.student, config.teacher) if isinstance(each, ModelEntry)]
-    if any("threads" in each.options or not each.path.endswith(".onnx") for each in here):
-        return None
-    return max(1, available_cores() // overlap)
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

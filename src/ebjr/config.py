@@ -19,6 +19,7 @@ import numpy as np
 import tomli_w
 
 from ebjr.backends import load_model
+from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import as_blend, blend_text
 from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import UNITS, Cost
@@ -38,6 +39,7 @@ from ebjr.known_classes import check_known_classes
 from ebjr.late import LateAnswers
 from ebjr.model import Model, model_name
 from ebjr.monitor import DriftMonitor
+from ebjr.pool import available_cores
 from ebjr.precision import CommonScale
 from ebjr.preprocess import Preprocess, prepared, unprepared
 from ebjr.protocol import read_metadata
@@ -602,6 +604,17 @@ class JointConfig:
             **(self._policy() if teacher is None else {}),
         )
 
+    def threads_for(self, overlap: int) -> int | None:
+        """The threads of each model where so many batches are in work at once.
+
+        They share the cores that there are; None where the file says how many, or a model is not
+        ONNX Runtime's and takes none.
+        """
+        here = [each for each in (self.student, self.teacher) if isinstance(each, ModelEntry)]
+        if any("threads" in each.options or not each.path.endswith(".onnx") for each in here):
+            return None
+        return max(1, available_cores() // overlap)
+
     def _policy(self) -> dict[str, Any]:
         """What is done when the teacher is away, which one that is here never is."""
         if isinstance(self.teacher, ModelEntry):
@@ -671,15 +684,16 @@ def save_joint(
     ).save(path)
 
 
-def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel:
-    """The joint model that a ``joint.toml`` describes.
+def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel | ExportedJoint:
+    """The joint model that a ``joint.toml`` describes, or that `ebjr export` wrote.
 
     Parameters
     ----------
     path
-        The file.
+        The ``joint.toml``, or the ``.onnx`` file.
     **options
-        For `load_model`, over those in the file: threads, providers, batch_size.
+        For `load_model`, over those in the file: threads, providers, batch_size; of an exported
+        one, threads and providers.
 
     Raises
     ------
@@ -688,8 +702,10 @@ def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel:
     ValueError
         It is not TOML, misses a key, or has one that is not known.
     ModelError
-        A model file has changed since the threshold was calibrated.
+        A model file has changed since the threshold was calibrated, or is no joint model.
     """
+    if Path(path).suffix.lower() == ".onnx":
+        return ExportedJoint(path, **options)
     return JointConfig.read(path).load(**options)
 
 

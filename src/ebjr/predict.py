@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from ebjr.arrays import to_numpy
+from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import blend_text
 from ebjr.data import Batch, Data
 from ebjr.errors import MissingExtra
@@ -57,7 +58,7 @@ class Progress:
 
 
 def predict(
-    joint: JointModel,
+    joint: JointModel | ExportedJoint,
     data: Data,
     output: str | os.PathLike[str],
     *,
@@ -73,7 +74,7 @@ def predict(
     Parameters
     ----------
     joint
-        The joint model.
+        The joint model, as `load_joint` gives it.
     data
         What to answer.
     output
@@ -201,7 +202,10 @@ def _with_unreadable(data: Data, batch_size: int, start: int) -> Iterator[_Part]
 
 
 def _rows(
-    joint: JointModel, batch: Batch, answer: JointAnswer, labels: Sequence[str] | None
+    joint: JointModel | ExportedJoint,
+    batch: Batch,
+    answer: JointAnswer,
+    labels: Sequence[str] | None,
 ) -> Iterator[dict[str, Any]]:
     """What is written of each example of a batch."""
     said = joint.kind.plain(answer.prediction, labels)

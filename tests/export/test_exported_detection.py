@@ -49,7 +49,7 @@ def detectors(folder, way=None, **options):
 
 def check_same_boxes(exported, joint, images):
     """The same images deferred, the same boxes, ties in score apart."""
-    exported.threshold = joint.router.threshold
+    exported.router.threshold = joint.router.threshold
     found, wanted = exported(images), joint(list(images))
     score = np.asarray(wanted.score)
     np.testing.assert_allclose(found.score, score, rtol=1e-5, atol=1e-5)

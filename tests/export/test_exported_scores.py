@@ -115,7 +115,7 @@ def test_a_row_that_is_no_number_is_deferred_at_any_threshold(pairs, number):
         knob = np.array(threshold, np.float32)
         found = exported._session.run(["deferred", "score"], {"x": inputs, "threshold": knob})
         assert found[0][:4].all()
-    joint.router.threshold = exported.threshold = -3e38
+    joint.router.threshold = exported.router.threshold = -3e38
     with np.errstate(all="ignore"):
         wanted = joint(inputs)
     np.testing.assert_array_equal(exported(inputs).deferred, wanted.deferred)

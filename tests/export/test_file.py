@@ -15,7 +15,7 @@ from tiny import write_images, write_linear, write_pair
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
-from ebjr import JointClassifier, ModelError, Router
+from ebjr import JointClassifier, ModelError, Router, load_joint
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.config import JointConfig, ModelEntry, RemoteEntry
@@ -142,11 +142,31 @@ def test_a_full_disk_leaves_nothing(tmp_path, external_data):
     assert (out / "joint.onnx").read_text() == "what was there"
 
 
+def test_weights_over_the_limit_go_into_a_second_file(tmp_path):
+    for name in ("student", "teacher"):
+        write_linear(tmp_path / f"{name}.onnx", RNG.normal(size=(3, 2_000)))
+    config, out = config_of(tmp_path), tmp_path / "out"
+    out.mkdir()
+    whole = export_joint(config, out / "joint.onnx")
+    assert (whole.data, names(out)) == (None, ["joint.onnx"])
+    same = export_joint(config, out / "joint.onnx", most_bytes=whole.bytes)
+    assert same.data is None
+    parted = export_joint(config, out / "joint.onnx", most_bytes=whole.bytes // 2)
+    assert parted.data == out / "joint.onnx.data"
+    assert names(out) == ["joint.onnx", "joint.onnx.data"]
+    assert (out / "joint.onnx").stat().st_size < whole.bytes // 2 < parted.data.stat().st_size
+    images = RNG.normal(size=(20, 3, 8, 8)).astype(np.float32)
+    check_same(load_joint(out / "joint.onnx"), config.load(), images)
+
+
 def test_a_joint_model_in_a_file_is_a_model_and_can_be_a_teacher(tmp_path):
     joint = joint_of_slices(tmp_path, "softmax", 5, 5)
     joint.router.threshold = 0.6
     export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
-    exported = ExportedJoint(tmp_path / "joint.onnx")
+    exported = load_joint(tmp_path / "joint.onnx", threads=1)
+    assert isinstance(exported, ExportedJoint)
+    assert (exported.task, exported.blend) == (joint.task, joint.blend)
+    assert repr(exported.router) == repr(joint.router)
     inputs = RNG.normal(size=(50, 10)).astype(np.float32)
     check_same(exported, joint, inputs)
     three = JointClassifier(lambda x: x[:, 3:8], exported, Router("margin", 0.3))
@@ -190,6 +210,36 @@ def test_the_command_writes_the_file_and_says_what_is_in_it(run, calibrated):
     assert found["difference"] < 1e-4
     assert found["data"] == "knob.onnx.data"
     assert (calibrated / "knob.onnx.data").is_file()
+
+
+@pytest.mark.parametrize(
+    "knob", [(), ("--threshold", 0.9), ("--operating-point", "best-accuracy")], ids=str
+)
+def test_predict_answers_by_the_file_as_by_the_joint_toml(run, calibrated, knob):
+    run("export", "joint.toml", "-o", "joint.onnx")
+    answers = {}
+    for joint in ("joint.toml", "joint.onnx"):
+        output = calibrated / f"{joint}.jsonl"
+        code, _, said = run("predict", joint, "--data", "images", "-o", output.name, *knob)
+        assert code == 0, said
+        answers[joint] = [json.loads(line) for line in output.read_text().splitlines()]
+    for by_file, by_both in zip(answers["joint.onnx"], answers["joint.toml"], strict=True):
+        assert by_file.pop("score") == pytest.approx(by_both.pop("score"), abs=1e-5)
+        assert by_file == by_both
+    assert {"label", "prediction"} <= set(by_file)
+
+
+def test_predicts_mistakes_with_an_exported_file_are_one_sentence(run, calibrated):
+    for joint, more, says in (
+        ("student.onnx", (), "student.onnx is no joint model; `ebjr export` writes one"),
+        ("missing.onnx", (), "missing.onnx"),
+        ("joint.onnx", ("--ray",), "give the joint.toml that joint.onnx was exported from"),
+    ):
+        run("export", "joint.toml", "-o", "joint.onnx")
+        code, _, said = run("predict", joint, "--data", "images", "-o", "answers.jsonl", *more)
+        assert code == 2
+        assert says in said
+        assert not (calibrated / "answers.jsonl").exists()
 
 
 def test_the_commands_mistakes_are_one_sentence(run, calibrated):

@@ -86,7 +86,7 @@ def test_the_shipped_pair_answers_alike_on_real_images_in_any_batches(tmp_path, 
         joint, exported, _ = export(
             tmp_path, student, teacher, point.score, blend, threshold=point.threshold
         )
-        assert exported.threshold == pytest.approx(point.threshold)
+        assert exported.router.threshold == pytest.approx(point.threshold)
         for batch_size in (1, 7, 64, 300):
             for start in range(0, min(300, 40 * batch_size), batch_size):
                 check_same(exported, joint, inputs[start : start + batch_size])
@@ -113,7 +113,7 @@ def test_the_teacher_is_not_run_where_nothing_is_deferred(tmp_path):
     broken = ExportedJoint(tmp_path / "joint.onnx")
     broken.threshold = joint.router.threshold = -1.0
     check_same(broken, joint, ROWS)
-    broken.threshold = 2.0
+    broken.router.threshold = 2.0
     with pytest.raises(ModelError, match="failed on a batch of shape"):
         broken(ROWS)
 
@@ -132,7 +132,7 @@ def test_the_threshold_has_its_default_and_is_overridden_by_an_input(tmp_path):
     assert not deferred.all()
     knob = np.array(2.0, np.float32)
     assert session.run(["deferred"], {"x": ROWS, "threshold": knob})[0].all()
-    assert found.threshold == exported.threshold == 0.7
+    assert found.threshold == exported.router.threshold == 0.7
 
 
 @pytest.mark.parametrize("given", [-np.inf, np.nan])

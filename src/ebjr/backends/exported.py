@@ -12,13 +12,17 @@ import numpy as np
 
 from ebjr.arrays import Batch, join_rows
 from ebjr.backends.onnx import DTYPES, can_become, open_session
+from ebjr.blend import as_blend
 from ebjr.detections import Detections
 from ebjr.errors import ModelError
 from ebjr.joint import JointAnswer
-from ebjr.router import check_threshold, round_up
+from ebjr.router import Router, round_up
+from ebjr.scores import Score, as_score
+from ebjr.tasks import Task, as_task
 
 OUTPUTS = ("prediction", "output", "score", "deferred")
 DETECTION_OUTPUTS = ("boxes", "labels", "scores", "score", "deferred")
+FACTS = ("task", "score", "threshold", "blend")
 
 
 class ExportedJoint:
@@ -38,10 +42,12 @@ class ExportedJoint:
     facts
         What the file says of itself: the task, the score, the blend, the models' hashes, the
         calibration, the operating points.
+    task, kind, labels, operating_points, blend
+        As of a `JointModel`, and of what a ``joint.toml`` says of it.
+    router
+        Its score and threshold, which is the knob: a new value takes effect at the next batch.
     input_name, input_dtype, input_shape
         Of its input.
-    threshold
-        The knob. A new value takes effect at the next batch.
 
     Raises
     ------
@@ -64,7 +70,7 @@ class ExportedJoint:
         self.facts = {key[5:]: _read(text) for key, text in said.items() if key[:5] == "ebjr."}
         knobs = list(self._session.get_overridable_initializers())
         self.output_names = tuple(node.name for node in self._session.get_outputs())
-        known = self.output_names in (OUTPUTS, DETECTION_OUTPUTS)
+        known = self.output_names in (OUTPUTS, DETECTION_OUTPUTS) and set(FACTS) <= set(self.facts)
         if [node.name for node in knobs] != ["threshold"] or not known:
             raise ModelError(f"{path} is no joint model; `ebjr export` writes one")
         (given,) = self._session.get_inputs()
@@ -73,16 +79,12 @@ class ExportedJoint:
         self.input_dtype: np.dtype[Any] = np.dtype(DTYPES[given.type])
         self.input_shape: tuple[Any, ...] = tuple(given.shape)
         self._knob = np.dtype(DTYPES[knobs[0].type])
-        self.threshold = float(self.facts["threshold"])
-
-    @property
-    def threshold(self) -> float:
-        """The knob."""
-        return self._threshold
-
-    @threshold.setter
-    def threshold(self, value: float) -> None:
-        self._threshold = check_threshold(value)
+        self.task: str = self.facts["task"]
+        self.kind: Task = as_task(self.task, self.facts.get("known_classes"))
+        self.labels: tuple[str, ...] | None = tuple(self.facts.get("labels", ())) or None
+        self.operating_points: dict[str, Any] = self.facts.get("operating_points", {})
+        self.blend = as_blend(self.facts["blend"])
+        self.router = Router(_score(self.facts["score"]), float(self.facts["threshold"]))
 
     def __call__(self, inputs: Batch, /) -> JointAnswer:
         """Answer a batch: an array (n, ...), or a list of n inputs.
@@ -112,8 +114,9 @@ class ExportedJoint:
     def _run(self, batch: np.ndarray) -> dict[str, Any]:
         if not can_become(batch.dtype, self.input_dtype):
             raise TypeError(f"{self.name} takes {self.input_dtype}, but was given {batch.dtype}")
+        threshold = self.router.threshold
         single = self._knob == np.float32
-        knob = np.array(round_up(self._threshold) if single else self._threshold, self._knob)
+        knob = np.array(round_up(threshold) if single else threshold, self._knob)
         feed = {self.input_name: batch.astype(self.input_dtype, copy=False), "threshold": knob}
         try:
             found = self._session.run(list(self.output_names), feed)
@@ -145,7 +148,19 @@ class ExportedJoint:
         return {"prediction": found, "output": found, **whole}
 
     def __repr__(self) -> str:
-        return f"ExportedJoint({str(self.path)!r}, threshold={self.threshold!r})"
+        return f"ExportedJoint({str(self.path)!r}, threshold={self.router.threshold!r})"
+
+
+def _score(text: str) -> Score:
+    """The score by its name, or that name alone: the graph has it, whoever knows it here."""
+    try:
+        return as_score(text)
+    except ValueError:
+        return Score(text, _unknown)
+
+
+def _unknown(_output: Any) -> Any:
+    raise ValueError("this score is in the exported file alone; register it under its name")
 
 
 def _read(text: str) -> Any:

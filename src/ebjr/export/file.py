@@ -80,6 +80,7 @@ def export_joint(
     threshold: float | None = None,
     opset: int | None = None,
     external_data: bool | None = None,
+    most_bytes: int = MOST_BYTES,
 ) -> Exported:
     """Write a joint model as one ``.onnx`` file, whole or not at all.
 
@@ -95,7 +96,9 @@ def export_joint(
         The version of ONNX's operators; None is the higher of both models', at least 13.
     external_data
         Whether the weights go into a second file, ``path`` with ``.data`` after it; None: if they
-        have to, from 2 GB on.
+        have to.
+    most_bytes
+        The most that they may have in the first file.
 
     Raises
     ------
@@ -118,7 +121,9 @@ def export_joint(
     _describe(graph, config, files, model)
     with write_beside(path) as folder:
         draft = folder / Path(path).name
-        data = _write(graph, draft, external_data)
+        data = _write(
+            graph, draft, _size(graph) > most_bytes if external_data is None else external_data
+        )
         _check(draft)
         difference = _compared(draft, model, tried[0])
         written = sum(file.stat().st_size for file in folder.iterdir())
@@ -279,11 +284,15 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else str(value)
 
 
-def _write(model: ir.Model, path: Path, external: bool | None) -> Path | None:
-    """Write a graph; the file with its weights, if there is one."""
+def _size(model: ir.Model) -> int:
+    """Bytes of a graph's weights."""
     constants = [value for graph in model.graphs() for value in graph.initializers.values()]
-    size = sum(one.const_value.nbytes for one in constants if one.const_value is not None)
-    if external or (external is None and size > MOST_BYTES):
+    return sum(one.const_value.nbytes for one in constants if one.const_value is not None)
+
+
+def _write(model: ir.Model, path: Path, external: bool) -> Path | None:
+    """Write a graph; the file with its weights, if there is to be one."""
+    if external:
         data = path.with_name(f"{path.name}.data")
         ir.save(model, path, external_data=data.name, size_threshold_bytes=1024)
         return data
@@ -314,7 +323,7 @@ def _compared(path: Path, joint: JointModel, batch: np.ndarray) -> float:
     found = []
     try:
         for threshold in (float(np.finfo(np.float32).min), *middle, math.inf):
-            joint.router.threshold = exported.threshold = threshold
+            joint.router.threshold = exported.router.threshold = threshold
             found.append(_difference(exported(batch), joint(batch), threshold))
     finally:
         joint.router.threshold = chosen
