@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from ebjr import Cost, Outcomes, TradeOffCurve, evaluate, run_study
 from ebjr.evaluation.plots import trade_off_figure
-from ebjr.evaluation.report import write_report
+from ebjr.evaluation.report import write_live_curve, write_report
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 
@@ -166,6 +166,39 @@ def test_comparisons_with_others_join_the_verdicts_escaped(study, tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;.npz is better, by more than chance explains" in text
     assert "<b>.npz" not in text
+
+
+def test_the_live_curve_is_that_of_the_report_alone(study, report, tmp_path):
+    others = list(study.others.values())
+    write_live_curve(tmp_path / "live.html", study.held_out, study.point, others=others)
+    alone, whole = page_data(tmp_path / "live.html"), page_data(report)
+    assert alone["curve"] == whole["curve"]
+    for name, series in alone["series"].items():
+        assert series["quality"] == whole["series"][name]["quality"]
+    places = re.findall(r'<(?:div|input) id="(\w+)"', (tmp_path / "live.html").read_text())
+    assert places == ["knob", "curve"]
+
+
+@pytest.mark.browser
+def test_a_page_around_the_live_curve_learns_its_height(study, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no {CHROMIUM}: install Debian's chromium to test in a browser")
+    write_live_curve(tmp_path / "live.html", study.held_out, study.point)
+    script = "window.heights = []; onmessage = (event) => window.heights.push(event.data.height);"
+    frame = '<iframe src="live.html" style="width: 700px; height: 3000px"></iframe>'
+    (tmp_path / "page.html").write_text(f"<script>{script}</script>{frame}")
+    with playwright.sync_playwright() as play:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=flags)
+        page = browser.new_page()
+        page.goto((tmp_path / "page.html").as_uri())
+        page.frames[1].wait_for_selector("#curve .main-svg")
+        page.wait_for_function("window.heights.length")
+        page.wait_for_timeout(200)
+        height = page.frames[1].evaluate("document.querySelector('main').offsetHeight")
+        assert page.evaluate("window.heights.at(-1)") == height < 3000
+        browser.close()
 
 
 @pytest.mark.browser

@@ -59,6 +59,9 @@ def calibrate(
 ) -> OperatingPoint:
     """Choose a threshold. Give it one half of the outcomes, and report on the other.
 
+    For detection the examples also put the scores of both detectors on one scale, unless the
+    outcomes have one (`OperatingPoint.rescale`).
+
     Parameters
     ----------
     outcomes
@@ -95,9 +98,6 @@ def calibrate(
         With `delta`, for losses without a bound of their own, as squared errors: the largest loss
         of a row that counts, in the row's unit, fixed without looking at these examples. The
         promise is about losses cut off there.
-
-    For detection the examples also put the scores of both detectors on one scale, unless the
-    outcomes have one (`OperatingPoint.rescale`).
 
     Returns
     -------

@@ -108,10 +108,14 @@ function show() {
   fill("cheaper", cost ? (data.teacher[unit] / cost).toFixed(2) + "×" : null);
   const marker = data.curve.data.length - 1;
   Plotly.restyle("curve", { x: [[series.cost[row]]], y: [[drawn(series.quality[row])]] }, [marker]);
-  Plotly.relayout("histogram", {
-    "shapes[0].x0": threshold || 0, "shapes[0].x1": threshold || 0, "shapes[0].visible": threshold !== null,
-  });
-  Plotly.relayout("reliability", { "shapes[0].x0": 100 * rate, "shapes[0].x1": 100 * rate });
+  moveRule("histogram", threshold);
+  moveRule("reliability", 100 * rate);
+}
+
+/* The first shape of a plot is where the knob is. */
+function moveRule(id, x) {
+  if (!get(id)) return;
+  Plotly.relayout(id, { "shapes[0].x0": x || 0, "shapes[0].x1": x || 0, "shapes[0].visible": x !== null });
 }
 
 function fill(id, text) {
@@ -120,6 +124,7 @@ function fill(id, text) {
 }
 
 function plot(id, figure) {
+  if (!get(id)) return;
   const traces = withInk(figure.data);
   Plotly.react(id, traces, themed(figure.layout), config);
   if (get(id + "-legend")) legend(id, traces);
@@ -146,3 +151,9 @@ get("score").addEventListener("change", reset);
 get("reset").addEventListener("click", reset);
 dark.addEventListener("change", draw);
 reset();
+
+/* In a frame: the page around it cannot see how high this is. */
+if (window.parent !== window) {
+  const main = document.querySelector("main");
+  new ResizeObserver(() => window.parent.postMessage({ height: Math.ceil(main.offsetHeight) }, "*")).observe(main);
+}

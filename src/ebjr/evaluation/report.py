@@ -210,18 +210,13 @@ def write_report(
     OSError
         The file cannot be written.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingExtra("report", "writing a report") from error
-    points = {_name(point, chosen=True): point} | {_name(other): other for other in others}
-    chosen, measure = next(iter(points)), held_out.measure
+    points, chosen, measure = *_named(point, others), held_out.measure
     made = {"EBJR": version("ebjr"), "Written on": date.today().isoformat()}
-    page = Template(_asset("report.html")).substitute(
+    body = Template(_asset("report.html")).substitute(
         title=html.escape(title),
         verdict=html.escape(verdict(held_out, point)),
-        css=_asset("report.css"),
         promise=_promise(point.certified),
+        live=_live(points, measure),
         table=_table(held_out, points, best),
         further="".join(f'<th scope="col">{title}</th>' for title in _further(held_out, Cost())),
         **page_words(measure),
@@ -233,11 +228,80 @@ def write_report(
             f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
             for key, value in {**(notes or {}), **made}.items()
         ),
-        options="\n".join(f"<option>{html.escape(name)}</option>" for name in points),
-        data=_script_json(
-            report_data(held_out, points, chosen, crossings or {}, ranking)
-            | {"extras": {extra.name: extra.figure for extra in extras}}
-        ),
+    )
+    data = report_data(held_out, points, chosen, crossings or {}, ranking)
+    _write_page(path, title, body, data | {"extras": {each.name: each.figure for each in extras}})
+
+
+def write_live_curve(
+    path: str | os.PathLike[str],
+    held_out: Outcomes,
+    point: OperatingPoint,
+    *,
+    others: Sequence[OperatingPoint] = (),
+    title: str = "EBJR",
+) -> None:
+    """Write the knob and the trade-off curve of a report alone, for a frame in another page.
+
+    Parameters
+    ----------
+    path
+        The HTML file, written whole or not at all. In a frame it tells its page how high it is, as
+        a message ``{"height": pixels}``.
+    held_out, point, others, title
+        As for `write_report`.
+
+    Raises
+    ------
+    MissingExtra
+        plotly is not installed.
+    OSError
+        The file cannot be written.
+    """
+    points, chosen = _named(point, others)
+    data = report_data(held_out, points, chosen, {})
+    _write_page(path, title, _live(points, held_out.measure), data | {"extras": {}}, _FRAMED)
+
+
+_FRAMED = """
+body { background: none; }
+main { padding: 0; max-width: none; }
+section:last-child { margin: 0; }
+@media (min-width: 561px) {
+  .cards { grid-template-columns: repeat(auto-fit, minmax(112px, 1fr)); }
+  .cards > div { padding: 10px; }
+  .cards dd:not(.sub) { font-size: 1.2rem; white-space: nowrap; }
+}
+"""
+
+
+def _named(
+    point: OperatingPoint, others: Sequence[OperatingPoint]
+) -> tuple[dict[str, OperatingPoint], str]:
+    """The points by name, and the name of the chosen one."""
+    points = {_name(point, chosen=True): point} | {_name(other): other for other in others}
+    return points, next(iter(points))
+
+
+def _live(points: Mapping[str, OperatingPoint], measure: Metric) -> str:
+    """The sections that move: the knob and the curve."""
+    options = "\n".join(f"<option>{html.escape(name)}</option>" for name in points)
+    return Template(_asset("live.html")).substitute(options=options, **page_words(measure))
+
+
+def _write_page(
+    path: str | os.PathLike[str], title: str, body: str, data: Mapping[str, Any], css: str = ""
+) -> None:
+    """One file with everything in it: styles, data, plotly, script."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise MissingExtra("report", "writing a report") from error
+    page = Template(_asset("page.html")).substitute(
+        title=html.escape(title),
+        css=_asset("report.css") + css,
+        body=body,
+        data=_script_json(data),
         plotly=get_plotlyjs(),
         script=_asset("report.js"),
     )
