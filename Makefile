@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check format bench proto clean
+.PHONY: demo test check docs format bench proto clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ebjr demo
@@ -19,6 +19,12 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site opens from disk: build/site/index.html.
+docs: $(VENV)/.docs
+	$(BIN)/python -m docs.make
+	$(BIN)/zensical build --strict --clean
+	$(BIN)/python -m docs.make.check
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format
@@ -38,7 +44,7 @@ proto:
 	  --descriptor_set_out=open_inference.binpb open_inference.proto
 
 clean:
-	rm -rf $(VENV) ebjr-demo
+	rm -rf $(VENV) build ebjr-demo
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,7 +55,11 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.docs
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[docs]'
+	@touch $@
 
 # The report is tested in a real browser: Debian's Chromium, where we may install it.
 $(VENV)/.system: | $(BIN)/python

@@ -96,11 +96,11 @@ def test_the_page_runs_from_the_first_line_to_the_last(terminals, capsys):
     assert names["outputs"]["degraded"] == [False, False]
     assert names["outputs"]["deferred"] == [True, True]
     terminals.end("teacher.onnx")
-    (away,) = blocks(NAME, "python after the cloud has gone")
+    (away,) = blocks(NAME, 'python title="after the cloud has gone"')
     run(away)
     assert names["outputs"]["degraded"] == [True, True]
     terminals.type(starts[0])
-    (back,) = blocks(NAME, "python after the cloud is back")
+    (back,) = blocks(NAME, 'python title="after the cloud is back"')
     run(back)
     run(parts)
     assert names["answer"].degraded.any()

@@ -50,6 +50,15 @@ def test_the_commands_run(site):
     assert '{"error":"a request needs at least one tensor' in printed
 
 
+def test_the_short_way_of_platform_md_runs(site):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    folder, ports = site
+    printed = run_commands("platform.md", folder, ports)
+    assert '"name":"deferred"' in printed
+    assert re.search(r"^ebjr_\w+", printed, re.MULTILINE)
+
+
 def test_the_python_code_runs(site, monkeypatch, capsys):
     folder, ports = site
     monkeypatch.chdir(folder)

@@ -1,0 +1,28 @@
+"""The built site asks nothing of the network: python -m docs.make.check."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from docs.make.sources import BUILD
+
+ASKS = re.compile(
+    r'<(?:script|img|iframe|source)\b[^>]*\bsrc="?(?:https?:)?//[^">\s]+'
+    r'|<link\b[^>]*\brel="?(?:stylesheet|preconnect|preload|icon)\b[^>]*\bhref="?(?:https?:)?//[^">\s]+'
+)
+"""An element that a browser fetches from elsewhere as it shows the page."""
+
+
+def asks(site: Path) -> list[str]:
+    """What the pages of a site fetch from elsewhere."""
+    return [
+        f"{page.relative_to(site)}: {found}"
+        for page in sorted(site.rglob("*.html"))
+        for found in ASKS.findall(page.read_text())
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit("\n".join(asks(BUILD / "site")) or None)

@@ -1,0 +1,233 @@
+"""What was measured on every pair, as tables and a picture, from the files of `experiments/`."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from docs.make.sources import ROOT
+from ebjr.evaluation.plots import PALETTE
+
+EXPERIMENTS = ROOT / "experiments"
+
+CHEAP = ("softmax", "margin", "entropy", "energy")
+"""Scores that every pair of classifiers was measured with."""
+
+COLUMNS = (*CHEAP, "random", "auto and blend")
+
+DETECTORS = {
+    "nanodet_m_320": "NanoDet-m",
+    "yolov8n_640": "YOLOv8n",
+    "deimv2_atto_320": "DEIMv2 atto",
+    "deimv2_femto_416": "DEIMv2 femto",
+}
+
+DETECTION_SCORES = {
+    "eq. 12": "energy of classes (eq. 12)",
+    "eq. 13": "energy of boxes (eq. 13)",
+    "eq. 14": "energy (eq. 14)",
+    "number of boxes": "number of boxes",
+    "learned gain": "learned gain",
+    "oracle": "oracle: gain of AP",
+}
+
+PAIRS = {
+    "cifar100_early_exit": "CIFAR-100, early exit → its full net",
+    "cifar100_densenet": "CIFAR-100, early exit → DenseNet-BC",
+    "imagenet_lite0_160_lite2_260": "ImageNet classes, Lite0 at 160 px → Lite2",
+    "imagenet_lite0_224_lite2_260": "ImageNet classes, Lite0 at 224 px → Lite2",
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two classifiers: how many times fewer FLOPs the teacher's accuracy takes, by score."""
+
+    title: str
+    student: float
+    teacher: float
+    saving: Mapping[str, float]
+
+    @property
+    def best(self) -> str:
+        """The best of the cheap scores."""
+        return max(CHEAP, key=lambda score: self.saving[score])
+
+    @property
+    def energy_is_worst(self) -> bool:
+        """Whether every other cheap score saves more."""
+        return min(CHEAP, key=lambda score: self.saving[score]) == "energy"
+
+
+def read(path: str) -> Any:
+    """A result file of `experiments/`."""
+    return json.loads((EXPERIMENTS / path).read_text())
+
+
+def classifier_pairs() -> list[Pair]:
+    """Every pair of classifiers that was measured."""
+    found = []
+    for title, path in (
+        ("CIFAR-10, the shipped pair", "cifar10_pair/results.json"),
+        ("CIFAR-10, a student of dense convolutions", "cifar10_pair/results_pooled.json"),
+    ):
+        table = read(path)
+        rows = {**table["mean_over_splits"], "auto and blend": table["mean_over_splits"]["chosen"]}
+        found.append(_pair(title, table["test_accuracy"], rows))
+    others = read("other_pairs/results.json")["pairs"]
+    for name, title in PAIRS.items():
+        rows = others[name]["at_the_teachers_accuracy"]
+        found.append(_pair(title, others[name]["accuracy"], rows))
+    return found
+
+
+def _pair(title: str, accuracy: Mapping[str, float], rows: Mapping[str, Any]) -> Pair:
+    saving = {score: rows[score]["times_fewer_flops"] for score in COLUMNS}
+    return Pair(title, accuracy["student"], accuracy["teacher"], saving)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [list(head), ["---"] * len(head), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace(" --- ", "---")
+
+
+def classifiers_table(pairs: Sequence[Pair]) -> str:
+    """Times fewer FLOPs by pair and score; the best cheap score in bold."""
+    rows = []
+    for pair in pairs:
+        cells = [f"{pair.saving[score]:.2f}" for score in COLUMNS]
+        place = COLUMNS.index(pair.best)
+        cells[place] = f"**{cells[place]}**"
+        rows.append(
+            [pair.title, f"{100 * pair.student:.1f} % → {100 * pair.teacher:.1f} %", *cells]
+        )
+    return table(["pair", "student → teacher", *COLUMNS], rows)
+
+
+def verdict(pairs: Sequence[Pair]) -> str:
+    """How the paper's score did, counted."""
+    worst = sum(pair.energy_is_worst for pair in pairs)
+    best = sum(pair.best == "energy" for pair in pairs)
+    never = [pair.title for pair in pairs if max(pair.saving.values()) < 1]
+    text = (
+        f"Of {len(pairs)} pairs of classifiers energy is the best of the four cheap scores on "
+        f"{_count(best, len(pairs))}, and the worst on {_count(worst, len(pairs))}."
+    )
+    if never:
+        text += f" With no score at all does it pay on {'; '.join(never)}."
+    return text
+
+
+def _count(number: int, of: int) -> str:
+    return {0: "none", of: f"all {of}"}.get(number, str(number))
+
+
+LOWEST, HIGHEST = 0.6, 6.0
+
+
+def place(saving: float) -> float:
+    """Where a saving is on the picture's axis, in percent: equal factors are equal lengths."""
+    return 100 * math.log(saving / LOWEST) / math.log(HIGHEST / LOWEST)
+
+
+def picture(pairs: Sequence[Pair]) -> str:
+    """Every pair as a line of dots, one a score, on one axis of savings."""
+    colors = {**PALETTE, "auto and blend": PALETTE["chosen"]}
+    legend = "".join(
+        f'<span><i style="background:{colors[score]}"></i>{score}</span>' for score in COLUMNS
+    )
+    ticks = "".join(
+        f'<span style="left:{place(tick):.2f}%">{tick:g}×</span>' for tick in (0.7, 1, 2, 3, 5)
+    )
+    lines = []
+    for pair in pairs:
+        dots = "".join(
+            f'<i style="left:{place(pair.saving[score]):.2f}%;background:{colors[score]}" '
+            f'class="{score.replace(" ", "-")}" title="{score}: {pair.saving[score]:.2f}"></i>'
+            for score in COLUMNS
+        )
+        even = f'<b style="left:{place(1.0):.2f}%"></b>'
+        lines.append(f"<p>{html.escape(pair.title)}</p><div>{even}{dots}</div>")
+    return (
+        '<figure class="dots" role="img" aria-label="Times fewer FLOPs than the teacher, by pair '
+        'and score. The same figures are in the table below.">'
+        f'<div class="legend">{legend}</div>{"".join(lines)}<div class="ticks">{ticks}</div>'
+        "<figcaption>Times fewer FLOPs than the teacher at its accuracy. Left of the line the "
+        "teacher alone is cheaper.</figcaption></figure>\n"
+    )
+
+
+def regression_table() -> str:
+    """Times cheaper by pair and score, at a share of the teacher's loss."""
+    scores = ("density_std", "density_entropy", "regression_energy", "random", "oracle")
+    diamonds, rotation = read("diamonds/results.json"), read("rotation/results.json")
+    measured = {
+        "prices of diamonds, a network → trees, within 2 % (time)": diamonds["energy_of_price"][
+            "rmse"
+        ]["within 2.0%"],
+        "angle of a turned digit, two networks, within 10 % (FLOPs)": rotation["rmse"][
+            "within 10%"
+        ],
+    }
+    rows = [
+        [title, *(f"{found[f'{score}, no blend']['times_cheaper']:.2f}" for score in scores)]
+        for title, found in measured.items()
+    ]
+    return table(["pair, of the teacher's RMSE", *(f"`{score}`" for score in scores)], rows)
+
+
+def specialized_table() -> str:
+    """Savings of the paper's specialized score and of softmax, beside how they land."""
+    rows = []
+    for title, path, known in (
+        ("CIFAR-100, 10 known, its own full net", "osi_full", "10 known"),
+        ("CIFAR-100, 10 known, DenseNet-BC", "densenet_bc_100_12", "10 known"),
+        ("CIFAR-100, 20 known, DenseNet-BC", "densenet_bc_100_12", "20 known"),
+    ):
+        found = read(f"specialized/results_whole_{path}.json")[known]
+        own, general = found["specialized"]["0.75"], found["general"]["0.75"]
+        cells = [own["the paper's"], own["softmax"], general["softmax"]]
+        rows.append([title, *(_with_landing(cell) for cell in cells)])
+    head = [
+        "pair",
+        "`specialized_energy` (eq. 17)",
+        "`known_softmax`",
+        "a general student, `softmax`",
+    ]
+    return table(head, rows)
+
+
+def _with_landing(found: Mapping[str, float]) -> str:
+    return f"{found['times_fewer_flops']:.2f} ({found['over_teacher_points']:+.2f})"
+
+
+def detection_table() -> str:
+    """Gain over random routing in points of AP, by pair of detectors and score."""
+    rows = []
+    for path in sorted((EXPERIMENTS / "detection").glob("results_*.json")):
+        for name, found in json.loads(path.read_text())["pairs"].items():
+            title = " → ".join(DETECTORS[role] for role in name.split(":"))
+            gains = {key: found["scores"][score]["gain"] for key, score in DETECTION_SCORES.items()}
+            best = max((key for key in gains if key != "oracle"), key=lambda key: gains[key])
+            cells = {key: f"{gain:.2f}" for key, gain in gains.items()}
+            cells[best] = f"**{cells[best]}**"
+            rows.append([title, *cells.values()])
+    return table(["pair", *DETECTION_SCORES], rows)
+
+
+def parts() -> dict[str, str]:
+    """By file name: what the pages include."""
+    pairs = classifier_pairs()
+    return {
+        "verdict.md": verdict(pairs),
+        "picture.html": picture(pairs),
+        "classifiers.md": classifiers_table(pairs),
+        "regression.md": regression_table(),
+        "specialized.md": specialized_table(),
+        "detection.md": detection_table(),
+    }

@@ -1,0 +1,138 @@
+"""The code of the how-tos and of the pages on tasks runs as it is written."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pages import DOCS, blocks
+from PIL import Image
+from tiny import write_coco, write_detectors
+
+from ebjr import Outcomes
+from ebjr.cli import main
+from ebjr.demo import shipped
+from ebjr.scores import SCORES
+
+for name in ("onnxruntime", "plotly", "sklearn"):
+    pytest.importorskip(name, reason=f"{name} is not installed")
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory) -> Path:
+    """The shipped pair, a student of three classes, and images in ten folders."""
+    folder = tmp_path_factory.mktemp("stock")
+    for name in ("student.onnx", "teacher.onnx"):
+        with shipped(name) as path:
+            shutil.copy(path, folder)
+    with shipped("knows-3.onnx", "specialized") as path:
+        shutil.copy(path, folder)
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        place = folder / "images" / f"class{number % 10}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(place / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def folder(stock, tmp_path, monkeypatch) -> Path:
+    shutil.copytree(stock, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_lines(page: str, monkeypatch) -> list[str]:
+    """Run every `ebjr` command of a page, but for demos: these."""
+    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    lines = [line for line in lines if line.startswith("ebjr ") and "--recorded" not in line]
+    for line in lines:
+        monkeypatch.setattr("sys.argv", line.split())
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code, line
+    return lines
+
+
+def run_python(page: str) -> dict:
+    """Run the Python of a page from top to bottom: its names."""
+    names: dict = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+def test_two_models_become_one(folder, monkeypatch):
+    assert len(run_lines("two-models.md", monkeypatch)) == 8
+    assert (folder / "answers.jsonl").read_text().count("\n") == 40
+    assert (folder / "report.html").exists()
+    names = run_python("two-models.md")
+    assert names["answer"].deferred.shape == (8,)
+
+
+def test_a_score_and_a_rival_are_a_few_lines(capsys):
+    try:
+        names = run_python("research.md")
+    finally:
+        SCORES.pop("logit_gap", None)
+    assert names["ours"].shape == names["rival"].shape
+    printed = capsys.readouterr().out
+    assert printed.count("times fewer FLOPs") == 4
+    assert "the joint model" in printed
+
+
+def test_the_guarantee_is_given_and_watched(folder, monkeypatch, capsys):
+    with shipped("outcomes.npz") as path:
+        shutil.copy(path, folder / "outcomes.npz")
+    names = run_python("guarantees.md")
+    printed = capsys.readouterr().out
+    assert "With probability at least 0.9" in printed
+    assert "can be certified" in printed
+    assert names["risk"].status in ("kept", "undecided")
+    assert names["drift"].status == "steady"
+    table = Outcomes.load("outcomes.npz")
+    models = {role: {"path": f"{role}.onnx", "sha256": "0"} for role in ("student", "teacher")}
+    replace(table, models=models).save("outcomes.npz")
+    assert len(run_lines("guarantees.md", monkeypatch)) == 1
+    assert "[certificate]" in (folder / "joint.toml").read_text()
+
+
+def test_the_ranking_is_printed(capsys):
+    names = run_python("choosing-a-score.md")
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(names["study"].ranking)
+
+
+def test_a_regressor_is_calibrated():
+    assert run_python("regression.md")["point"].score == "predicted_std"
+
+
+def test_specialized_students_are_recorded_and_compared(folder, monkeypatch):
+    (folder / "ebjr-demo").mkdir()  # what the demo leaves there
+    for name in ("knows-3.npz", "knows-5.npz", "knows-all.npz"):
+        with shipped(name, "specialized") as path:
+            shutil.copy(path, folder / "ebjr-demo")
+    assert len(run_lines("specialized.md", monkeypatch)) == 2
+    assert Outcomes.load(folder / "answers.npz").known_classes == (4, 6, 2)
+    assert "popular share" in (folder / "sweep.html").read_text()
+    assert run_python("specialized.md")["point"].score
+
+
+def test_detectors_are_joined(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for path, name in zip(write_detectors(tmp_path), ("small", "large"), strict=True):
+        path.rename(tmp_path / f"{name}.onnx")
+    write_coco(tmp_path)
+    assert len(run_lines("detection.md", monkeypatch)) == 4
+    assert (tmp_path / "boxes.jsonl").read_text().count("\n") == 80
+    assert "<figure>" in (tmp_path / "report.html").read_text()
+    run_python("detection.md")
+    assert "JointDetector" in capsys.readouterr().out
+
+
+def test_every_page_with_code_is_run():
+    with_code = {path.name for path in DOCS.glob("*.md") if "```python" in path.read_text()}
+    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
+    assert all(name in tests for name in with_code)

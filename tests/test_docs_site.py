@@ -1,0 +1,173 @@
+"""The site is whole: pages are reached, links and anchors lead somewhere, names are there."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from pages import DOCS
+from typer.main import get_command
+
+import ebjr
+from docs.make import command_line, measured
+from docs.make.check import asks
+from docs.make.sources import FENCED, LINK, ROOT, in_repository, linked, moved, navigation
+from ebjr.cli import app
+
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [
+    *PAGES,
+    *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")),
+    *ROOT.glob("experiments/**/README.md"),
+    ROOT / "examples/README.md",
+]
+
+
+def heading_ids(path: Path) -> set[str]:
+    """The anchors of a page's headings, as forges and the site make them."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+def test_every_page_is_in_the_navigation_once_and_every_entry_is_a_page():
+    entries = navigation()
+    assert len(entries) == len(set(entries))
+    assert all(in_repository(entry).is_file() for entry in entries)
+    assert {path.relative_to(DOCS).as_posix() for path in PAGES} <= set(entries)
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_leads_to_a_file_and_every_anchor_to_a_heading(page):
+    assert all(path.is_file() for path in linked(page))
+    text = FENCED.sub("", page.read_text())
+    for path, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)#([\w-]+)\)", text):
+        target = page.parent / path if path else page
+        assert anchor in heading_ids(target), f"{path}#{anchor}"
+
+
+def test_a_link_out_of_docs_leads_to_the_sites_copy():
+    page = DOCS / "edge.md"
+    assert "](../benchmarks/results/unplugged.json)" in page.read_text()
+    assert "](benchmarks/results/unplugged.json)" in moved(page)
+    assert "](../edge.md)" in moved(DOCS / "reference" / "edge.md")
+    study = ROOT / "experiments" / "diamonds" / "README.md"
+    assert LINK.findall(moved(study)) == LINK.findall(study.read_text())
+
+
+def test_every_command_and_option_is_in_the_reference():
+    text = command_line.reference()
+    sections = dict(
+        re.findall(r"^## `ebjr (\S+)`\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    )
+    commands = get_command(app).commands
+    assert list(sections) == list(commands)
+    for name, command in commands.items():
+        options = [option for found in command.params for option in getattr(found, "opts", [])]
+        missing = [option for option in options if option not in sections[name]]
+        assert not missing, (name, missing)
+
+
+def documented() -> set[str]:
+    """Every name that the reference shows, with its module."""
+    found = set()
+    for page in (DOCS / "reference").glob("*.md"):
+        for name, options in re.findall(
+            r"^::: (\S+)\n((?:    .*\n)*)", page.read_text(), re.MULTILINE
+        ):
+            members = re.findall(r"members: \[(.*)\]", options)
+            found |= {name, *(f"{name}.{each}" for each in ", ".join(members).split(", "))}
+    return found
+
+
+def thing(path: str) -> object:
+    """What a dotted name is."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def public() -> list[str]:
+    """The names of `__all__`, of the package and of every module that has one."""
+    source = ROOT / "src"
+    found = []
+    for file in sorted(source.rglob("*.py")):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                module = ".".join(file.relative_to(source).with_suffix("").parts)
+                names = ast.literal_eval(node.value)
+                found += [f"{module.removesuffix('.__init__')}.{name}" for name in names]
+    return found
+
+
+def test_every_public_name_is_in_the_reference():
+    shown = documented()
+    own = {id(getattr(ebjr, name)) for name in ebjr.__all__}
+    missing = [
+        name
+        for name in public()
+        if name not in shown and (name.count(".") == 1 or id(thing(name)) not in own)
+    ]
+    assert not missing
+
+
+def paper_rows() -> list[list[str]]:
+    lines = re.findall(r"^\| (.*) \|$", (DOCS / "paper.md").read_text(), re.MULTILINE)
+    return [[cell.strip() for cell in line.split(" | ")] for line in lines[1:]]
+
+
+@pytest.mark.parametrize("row", paper_rows(), ids=lambda row: row[0])
+def test_every_row_of_the_paper_names_a_function_and_a_test(row):
+    name = re.search(r"`(ebjr[\w.]+)`", row[2])[1]
+    assert callable(thing(name))
+    assert {name, name.rpartition(".")[0]} & documented()
+    file, test = row[3].strip("`").split("::")
+    assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text()
+
+
+def test_the_paper_has_every_equation():
+    spans = [re.findall(r"\d+", row[0]) for row in paper_rows() if row[0][0].isdigit()]
+    said = {n for span in spans for n in range(int(span[0]), int(span[-1]) + 1)}
+    assert said == set(range(3, 19))
+
+
+def test_every_example_is_shown_as_it_is():
+    text = (DOCS / "examples.md").read_text()
+    shown = re.findall(r'^--8<-- "(.*)"$', text, re.MULTILINE)
+    assert sorted(shown) == sorted(f"examples/{path.name}" for path in ROOT.glob("examples/*.py"))
+
+
+def test_every_part_that_a_page_includes_is_made():
+    named = [
+        name for page in PAGES for name in re.findall(r"build/parts/(\S+)\"", page.read_text())
+    ]
+    assert set(named) == {"cli.md", *measured.parts()}
+
+
+def test_the_tables_are_the_result_files():
+    pairs = measured.classifier_pairs()
+    assert len(pairs) == 6
+    table = measured.classifiers_table(pairs)
+    others = json.loads((ROOT / "experiments/other_pairs/results.json").read_text())["pairs"]
+    for name, title in measured.PAIRS.items():
+        (line,) = (line for line in table.splitlines() if title in line)
+        at = others[name]["at_the_teachers_accuracy"]
+        figures = [f"{at[score]['times_fewer_flops']:.2f}" for score in measured.COLUMNS]
+        assert [cell.strip(" *") for cell in line.split("|")[3:-1]] == figures
+    places = [measured.place(saving) for pair in pairs for saving in pair.saving.values()]
+    assert min(places) > 0
+    assert max(places) < 100
+
+
+def test_a_page_that_asks_the_network_is_found(tmp_path):
+    (tmp_path / "good.html").write_text(
+        '<a href="https://x.org">x</a><script src="./a.js"></script>'
+    )
+    assert not asks(tmp_path)
+    (tmp_path / "bad.html").write_text(
+        '<script type="a" src="https://x.org/a.js"></script>'
+        '<link rel="stylesheet" href=//x.org/a.css>'
+    )
+    assert len(asks(tmp_path)) == 2
