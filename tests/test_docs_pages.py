@@ -12,7 +12,7 @@ from pages import DOCS, blocks
 from PIL import Image
 from tiny import write_coco, write_detectors
 
-from ebjr import Outcomes
+from ebjr import JointConfig, Outcomes
 from ebjr.cli import main
 from ebjr.demo import shipped
 from ebjr.scores import SCORES
@@ -97,7 +97,7 @@ def test_the_guarantee_is_given_and_watched(folder, monkeypatch, capsys):
     models = {role: {"path": f"{role}.onnx", "sha256": "0"} for role in ("student", "teacher")}
     replace(table, models=models).save("outcomes.npz")
     assert len(run_lines("guarantees.md", monkeypatch)) == 1
-    assert "[certificate]" in (folder / "joint.toml").read_text()
+    assert JointConfig.read("joint.toml").calibration["certified"]
 
 
 def test_the_ranking_is_printed(capsys):
