@@ -18,7 +18,7 @@ from ebjr.precision import CommonScale
 from ebjr.router import Router, check_threshold
 from ebjr.scores import Score, as_score
 
-MOST_ROWS = 201
+MOST_ROWS = 101
 """A metric that is no mean of rows is evaluated at so many deferral rates at most."""
 
 

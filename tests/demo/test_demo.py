@@ -22,13 +22,20 @@ pytest.importorskip("plotly", reason="plotly is not installed")
 SHIPPED = Path(package.__file__).parent / "shipped"
 
 
+def no_data(progress):
+    raise DataUnavailable("the data are on the moon")
+
+
+def without_data(task, tmp_path_factory):
+    return replace(DEMOS[task], load=no_data).run(tmp_path_factory.mktemp(task))
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    return run_demo(tmp_path_factory.mktemp("demo"), recorded=True)
+    return without_data("classification", tmp_path_factory)
 
 
-def test_the_recorded_demo_needs_no_images_and_says_so(recorded):
-    assert recorded.recorded
+def test_the_recorded_demo_needs_no_images_and_measures_no_time(recorded):
     assert recorded.joint_seconds is None
     assert len(recorded.study.outcomes) == 10_000
     assert all(path.exists() for path in recorded.files.values())
@@ -65,7 +72,7 @@ def test_the_file_it_leaves_is_a_working_joint_model(recorded):
 
 @pytest.fixture(scope="module")
 def regression(tmp_path_factory):
-    return run_demo(tmp_path_factory.mktemp("demo"), task="regression", recorded=True)
+    return without_data("regression", tmp_path_factory)
 
 
 def test_the_network_stands_in_for_the_trees_at_half_their_time(regression):
@@ -90,7 +97,7 @@ def test_the_joint_regressor_it_leaves_prices_diamonds(regression):
 
 @pytest.fixture(scope="module")
 def specialized(tmp_path_factory):
-    return run_demo(tmp_path_factory.mktemp("demo"), task="specialized", recorded=True)
+    return without_data("specialized", tmp_path_factory)
 
 
 def test_the_best_student_for_the_traffic_is_a_specialized_one(specialized):
@@ -164,15 +171,15 @@ def test_each_task_has_a_demo_of_its_own_name():
         run_demo(task="poetry")
 
 
-@pytest.mark.parametrize("task", DEMOS)
-def test_a_demo_without_its_data_says_why_and_shows_recorded_answers(task, tmp_path):
-    def no_data(progress):
-        raise DataUnavailable("the data are on the moon")
-
-    result = replace(DEMOS[task], load=no_data).run(tmp_path)
+@pytest.mark.parametrize("fixture", ["recorded", "regression", "specialized"])
+def test_a_demo_without_its_data_says_why_and_shows_recorded_answers(fixture, request):
+    result = request.getfixturevalue(fixture)
     assert result.recorded
     assert result.reason == "the data are on the moon"
-    assert "the data are on the moon" in result.files["report.html"].read_text()
+    page = result.files["report.html"].read_text()
+    assert "the data are on the moon" in page
+    timed = result.study.outcomes.student_cost.seconds is not None
+    assert ("as measured when the answers were recorded" in page) == timed
 
 
 def test_the_command_line_says_loudly_that_answers_are_recorded(tmp_path, monkeypatch, capsys):

@@ -42,6 +42,7 @@ def test_without_images_the_shipped_answers_are_used_and_said_to_be(run, monkeyp
     assert 0.2 < figures["held_out"]["student_quality"] < teacher
     page = (tmp_path / "ebjr-demo" / "report.html").read_text()
     assert "AP against cost" in page
+    assert "the images and detectors are not" in page
     assert "<figure>" not in page
 
 
@@ -69,7 +70,7 @@ def test_with_images_both_detectors_run_and_the_report_shows_some(
 
     def some(progress):
         images, truth = detection.load(progress)
-        return images[:80], truth[:80]
+        return images[:32], truth[:32]
 
     result = replace(DEMOS["detection"], load=some).run(tmp_path, threads=1)
     assert not result.recorded

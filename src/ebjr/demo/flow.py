@@ -156,7 +156,7 @@ class Demo:
         study.write_report(
             written["report.html"],
             title=self.title,
-            notes=self._notes(inputs is None, reason, seconds),
+            notes=self._notes(study.outcomes, inputs is None, reason, seconds),
             images=take_rows(inputs, study.sample_rows) if shows else (),
             extras=sweep.extras if len(tables) > 1 else (),
         )
@@ -248,12 +248,17 @@ class Demo:
             tell("running the joint model", end, n)
         return (time.perf_counter() - began) / n
 
-    def _notes(self, recorded: bool, reason: str, seconds: float | None) -> dict[str, str]:
+    def _notes(
+        self, outcomes: Outcomes, recorded: bool, reason: str, seconds: float | None
+    ) -> dict[str, str]:
         """How the demo's report was made."""
         if recorded:
+            timed = outcomes.student_cost.seconds is not None
             return {
                 "Data": f"recorded answers on {self.data} ({reason})",
-                "Times": "as measured when the answers were recorded",
+                "Times": "as measured when the answers were recorded"
+                if timed
+                else "none were kept with the answers",
             }
         return {
             "Data": f"{self.data}, all models run on all of them",
