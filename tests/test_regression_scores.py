@@ -178,6 +178,7 @@ def test_a_row_with_nan_is_deferred(name, asarray):
     [
         "regression_energy",
         "regression_energy(grid=(0.0, 9.0))",
+        "regression_energy(grid=(0.0, 9.0), rule='simpson')",
         "regression_energy(grid=[0.0, 1.0, 4.0], rule='trapezoid')",
         "regression_energy(widths=[1.0, 2.0, 0.5])",
         "density_entropy(widths=0.5)",

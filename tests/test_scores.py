@@ -252,6 +252,11 @@ def test_random_depends_on_row_and_seed_alone(asarray):
     assert (first != other).all()
 
 
+def test_random_takes_predictions_alone(asarray):
+    values = to_numpy(random(asarray(np.arange(500.0)[:, None])))
+    assert len(np.unique(values)) == 500
+
+
 def test_random_tells_neighbors_and_permuted_rows_apart():
     rows = np.concatenate([np.arange(200.0)[:, None] * [0, 1], np.arange(1, 200)[:, None] * [1, 0]])
     assert len(np.unique(random(rows))) == len(rows)

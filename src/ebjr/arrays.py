@@ -77,15 +77,22 @@ def convert_like(array: Array, reference: Array) -> Array:
     return to_numpy(array)
 
 
-def as_logits(output: Array) -> Array:
-    """Check that raw output is (n, classes) with two classes or more; half precision to single.
+def as_logits(output: Array, least: int = 2) -> Array:
+    """Check that raw output is (n, classes) with enough classes; half precision to single.
+
+    Parameters
+    ----------
+    output
+        (n, classes): logits, or a regressor's raw output.
+    least
+        How many classes there must be.
 
     Raises
     ------
     TypeError
         `output` is not an array.
     ValueError
-        It has another rank, or fewer than two classes.
+        It has another rank, or fewer classes.
 
     Examples
     --------
@@ -96,9 +103,9 @@ def as_logits(output: Array) -> Array:
         raise TypeError(
             f"logits must be a NumPy array or a PyTorch tensor, not {type(output).__name__}"
         )
-    if output.ndim != 2 or output.shape[1] < 2:
+    if output.ndim != 2 or output.shape[1] < least:
         raise ValueError(
-            "logits must have shape (n, classes) with at least 2 classes, "
+            f"logits must have shape (n, classes) with at least {least} classes, "
             f"not {tuple(output.shape)}"
         )
     if type(output) is np.ndarray and not output.flags.c_contiguous:

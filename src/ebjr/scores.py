@@ -277,7 +277,8 @@ def random(logits: Array, seed: int = 0) -> Array:
     """
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**64):
         raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed!r}")
-    rows = image_numbers(logits) if isinstance(logits, list | tuple) else as_logits(logits)
+    # a regressor's raw output may be its prediction alone
+    rows = image_numbers(logits) if isinstance(logits, list | tuple) else as_logits(logits, 1)
     bits = to_numpy(rows).astype(np.float64).view(np.uint64)
     state = np.full(bits.shape[0], seed, np.uint64)
     with np.errstate(over="ignore"):
@@ -624,5 +625,7 @@ def _sample(name: str, parameters: Mapping[str, Any]) -> Any:
         return []
     if name not in REGRESSION_SCORES:
         return np.zeros((1, 3 if name in SPECIALIZED_SCORES else 2))
-    listed = [len(v) for v in parameters.values() if isinstance(v, list | tuple)]
-    return np.zeros((1, 1 + max(listed, default=1 if name == "predicted_std" else 2)))
+    lists = {key: len(v) for key, v in parameters.items() if isinstance(v, list | tuple)}
+    if lists.get("grid") == 2:  # its ends: of any number of points, and Simpson's rule wants three
+        lists["grid"] = 3
+    return np.zeros((1, 1 + max(lists.values(), default=1 if name == "predicted_std" else 2)))
