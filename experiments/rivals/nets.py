@@ -208,8 +208,8 @@ class MultiScale(MultiExit):
 
     def __init__(
         self,
-        channels: tuple[int, ...] = (24, 48, 96),
-        growth: tuple[int, ...] = (12, 24, 48),
+        channels: tuple[int, ...] = (16, 32, 64),
+        growth: tuple[int, ...] = (8, 16, 32),
         layers: tuple[int, ...] = (2, 2, 2),
         classes: int = 10,
     ) -> None:

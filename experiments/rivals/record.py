@@ -47,15 +47,14 @@ class Answers(NamedTuple):
 
 
 def read(name: str) -> Answers:
-    """The answers of a rival, recorded before.
-
-    Raises
-    ------
-    FileNotFoundError
-        It was not.
-    """
+    """The answers of a rival, recorded before."""
     with np.load(ANSWERS / f"{name}.npz") as kept:
         return Answers(kept["logits"].astype(np.float32), kept["flops"].astype(np.float64))
+
+
+def recorded() -> dict[str, Answers]:
+    """The answers of every rival that was recorded, by name."""
+    return {name: read(name) for name in RIVALS if (ANSWERS / f"{name}.npz").exists()}
 
 
 def load_pair() -> Outcomes:
@@ -93,9 +92,14 @@ def early_exits(images: np.ndarray) -> Answers:
 
 
 def pooled(images: np.ndarray) -> Answers:
-    """The pooled student, which was shipped before: the second student of an agreement."""
+    """The pooled student, which was shipped before: a second student beside the shipped one."""
     cost = flops(STUDENTS["pooled"]())
     return Answers(_said(load_model(POOLED, threads=1), images), np.array([cost]))
+
+
+def pooled_mirrored(images: np.ndarray) -> Answers:
+    """The pooled student on mirrored images."""
+    return pooled(images[:, :, ::-1])
 
 
 def mirrored(images: np.ndarray) -> Answers:
@@ -121,6 +125,7 @@ RIVALS: dict[str, Callable[[np.ndarray], Answers]] = {
     each.__name__: each
     for each in (
         pooled,
+        pooled_mirrored,
         mirrored,
         int8_student,
         int8_teacher,
