@@ -158,7 +158,8 @@ def accuracy(logits: Tensor, labels: np.ndarray) -> np.ndarray:
     Logits are (n, classes), or (n, classes, answers) of a network that answers more than once: the
     fraction is then one of each answer, (answers,).
     """
-    return (logits.argmax(1).numpy().T == labels).T.mean(axis=0)
+    said = logits.argmax(1).numpy()
+    return (labels == said.T).T.mean(axis=0)
 
 
 def fit(
