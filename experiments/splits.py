@@ -90,7 +90,7 @@ def held_out_points(
     splits: int,
     goal: str = "match-teacher",
     share: float | None = None,
-    scores: Sequence[Score] | None = None,
+    scores: Sequence[str | Score] | None = None,
     **how: Any,
 ) -> list[OperatingPoint]:
     """What is chosen on one half, evaluated on the other; infeasible splits are left out.

@@ -90,6 +90,15 @@ def lite(number: int, size: int) -> Preprocessed:
     return Preprocessed(load_model(net.eval()), pixels)
 
 
+def mobilenet(name: str, size: int) -> Preprocessed:
+    """A MobileNet of the folder, at a size of its images."""
+    from experiments.nets import read_mobilenet
+
+    net = read_mobilenet(data_folder() / "imagenet" / "weights" / f"{name}_quant.npz")
+    pixels = Preprocess(size=size, interpolation="bicubic", range=(-1.0, 127 / 128))
+    return Preprocessed(load_model(net), pixels)
+
+
 def cifar100_batches() -> Batches:
     """The 10,000 test images of CIFAR-100."""
     images, labels = cifar100_images("test")
@@ -124,7 +133,19 @@ MODELS = {
     },
     **{
         f"lite{number}_{size}": Source(partial(lite, number, size), size, imagenet_batches)
-        for number, size in ((0, 160), (0, 224), (2, 260))
+        for number, size in ((0, 160), (0, 224), (2, 160), (2, 192), (2, 224), (2, 260))
+    },
+    **{
+        f"mobilenet_v2_{size}": Source(
+            partial(mobilenet, "mobilenet_v2_1.0_224", size), size, imagenet_batches
+        )
+        for size in (128, 160, 192, 224)
+    },
+    **{
+        f"mobilenet_v1_{width}_{size}": Source(
+            partial(mobilenet, f"mobilenet_v1_{width}_{size}", size), size, imagenet_batches
+        )
+        for width, size in (("0.25", 128), ("0.5", 160), ("0.75", 192))
     },
 }
 """By name: what answers which images."""
@@ -137,10 +158,18 @@ PAIRS = {
 }
 """By name: student and teacher."""
 
+RESOLUTIONS = {
+    "imagenet_lite2_160_lite2_260": ("lite2_160", "lite2_260"),
+    "imagenet_mobilenet_128_224": ("mobilenet_v2_128", "mobilenet_v2_224"),
+    "imagenet_mobilenet_160_224": ("mobilenet_v2_160", "mobilenet_v2_224"),
+    "imagenet_mobilenet_v1_v2": ("mobilenet_v1_0.5_160", "mobilenet_v2_224"),
+}
+"""The paper's figure 5: the same network at two sizes of its images, and a smaller relative."""
+
 
 def load(name: str) -> Outcomes:
     """The outcomes of a pair; each of its models answers the first time that any pair needs it."""
-    student, teacher = (answers(model) for model in PAIRS[name])
+    student, teacher = (answers(model) for model in {**PAIRS, **RESOLUTIONS}[name])
     return Outcomes(
         student=student["output"],
         teacher=teacher["output"],
@@ -160,7 +189,7 @@ def answers(name: str) -> Mapping[str, np.ndarray]:
         said = [(model(images), labels) for images, labels in source.batches()]
         outputs, targets = zip(*said, strict=True)
         flops = count_flops(model.model, (1, 3, source.size, source.size)).flops
-        arrays = {
+        arrays: dict[str, Any] = {
             "output": np.concatenate([to_numpy(output) for output in outputs]),
             "targets": np.concatenate(targets),
             "flops": np.array(flops),
