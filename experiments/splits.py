@@ -110,3 +110,23 @@ def held_out_points(
         except CalibrationError:
             continue
     return found
+
+
+def aimed_points(outcomes: Outcomes, splits: int, over: float) -> list[OperatingPoint]:
+    """Score and blend by `auto`, the threshold for so much over the teacher's quality.
+
+    A half on which that is out of reach has the best that it can reach.
+    """
+    found = []
+    for seed in range(splits):
+        calibration, held_out = outcomes.split(0.5, seed)
+        best = calibrate(calibration, "budget", deferral_rate=1.0)
+        point = calibrate(
+            calibration,
+            "accuracy",
+            target=min(calibration.quality("teacher") + over, best.quality),
+            score=best.router.score,
+            blend=best.blend,
+        )
+        found.append(evaluate(held_out, point))
+    return found
