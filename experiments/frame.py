@@ -19,6 +19,7 @@ goes on where it was.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import sys
@@ -43,6 +44,9 @@ COLORS: Mapping[str, str] = {
     "paper": "#A0A6AE",
     "single": "#1B1F24",
     "added": "#7A5C00",
+    "energy (eq. 14)": PALETTE["energy"],
+    "number of boxes": "#56B4E9",
+    "learned gain": "#1B1F24",
     "adaptive feeding": "#009E73",
     "specialized": PALETTE["specialized_energy"],
     "general": PALETTE["softmax"],
@@ -66,6 +70,8 @@ class Run:
         The options of the script's own.
     caption
         A sentence or two under the picture.
+    source
+        The script's own text: steps of another are not taken over.
     """
 
     name: str
@@ -76,6 +82,7 @@ class Run:
     rows: list[dict[str, Any]] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
     caption: str = ""
+    source: str = ""
     seconds: float = 0.0
 
     @property
@@ -181,8 +188,9 @@ class Run:
         return self.folder / f"{self.name}.partial.json"
 
     def _kept(self) -> dict[str, Any]:
-        """The steps of a run that was ended, if it was of this commit and seed."""
-        made_by = {key: about(self.seed)[key] for key in ("commit", "seed")}
+        """The steps of a run that was ended, if it was of this script and seed."""
+        source = hashlib.sha256(self.source.encode()).hexdigest()
+        made_by = {"source": source, "seed": self.seed, "asked": str(self.asked)}
         if self._partial.exists():
             kept: dict[str, Any] = json.loads(self._partial.read_text())
             if kept["made_by"] == made_by:
@@ -205,6 +213,7 @@ def start(
     spec = sys.modules["__main__"].__spec__
     name = "unknown" if spec is None else spec.name.rpartition(".")[2]
     run = Run(name, figure, asked.quick, asked.seed, asked)
+    run.source = Path(sys.argv[0]).read_text()
     path = run.save(main(run))
     for row in run.rows:
         print(f"{row['what']}: paper {row['paper']}, ours {row['ours']} {row['unit']}".rstrip())

@@ -112,21 +112,24 @@ def held_out_points(
     return found
 
 
-def aimed_points(outcomes: Outcomes, splits: int, over: float) -> list[OperatingPoint]:
-    """Score and blend by `auto`, the threshold for so much over the teacher's quality.
+def aimed_points(
+    outcomes: Outcomes, splits: int, overs: Sequence[float]
+) -> dict[float, list[OperatingPoint]]:
+    """Score and blend by `auto`, the threshold for so much over the teacher's quality, by each.
 
     A half on which that is out of reach has the best that it can reach.
     """
-    found = []
+    found: dict[float, list[OperatingPoint]] = {over: [] for over in overs}
     for seed in range(splits):
         calibration, held_out = outcomes.split(0.5, seed)
         best = calibrate(calibration, "budget", deferral_rate=1.0)
-        point = calibrate(
-            calibration,
-            "accuracy",
-            target=min(calibration.quality("teacher") + over, best.quality),
-            score=best.router.score,
-            blend=best.blend,
-        )
-        found.append(evaluate(held_out, point))
+        for over, points in found.items():
+            point = calibrate(
+                calibration,
+                "accuracy",
+                target=min(calibration.quality("teacher") + over, best.quality),
+                score=best.router.score,
+                blend=best.blend,
+            )
+            points.append(evaluate(held_out, point))
     return found

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr import Outcomes
+from ebjr import OperatingPoint, Outcomes
 from ebjr.evaluation.flops import count_flops
 from experiments.frame import Run, start
 from experiments.nets import PAPER, Net
@@ -37,9 +37,8 @@ def counted(net: Net) -> dict[str, Any]:
     }
 
 
-def at_the_teachers_accuracy(outcomes: Outcomes, splits: int, margin: float) -> dict[str, Any]:
-    """Means over splits of what is chosen for so much over the teacher's accuracy."""
-    points = aimed_points(outcomes, splits, margin)
+def means(points: list[OperatingPoint]) -> dict[str, Any]:
+    """Of the points of several splits."""
     cost, rate, joint, teacher, student = np.mean(
         [
             (
@@ -54,7 +53,7 @@ def at_the_teachers_accuracy(outcomes: Outcomes, splits: int, margin: float) -> 
         axis=0,
     )
     return {
-        "splits": splits,
+        "splits": len(points),
         "times_fewer_flops": round(1 / cost, 3),
         "deferral_rate": round(rate, 4),
         "accuracy": round(100 * joint, 2),
@@ -66,10 +65,11 @@ def at_the_teachers_accuracy(outcomes: Outcomes, splits: int, margin: float) -> 
 
 def measure(outcomes: Outcomes, splits: int) -> dict[str, Any]:
     """A pair of ours."""
+    found = aimed_points(outcomes, splits, (0.0, MARGIN))
     return {
         "flops": {"student": outcomes.student_cost.flops, "teacher": outcomes.teacher_cost.flops},
-        "match": at_the_teachers_accuracy(outcomes, splits, 0.0),
-        "with_margin": at_the_teachers_accuracy(outcomes, splits, MARGIN),
+        "match": means(found[0.0]),
+        "with_margin": means(found[MARGIN]),
     }
 
 

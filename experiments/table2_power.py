@@ -3,7 +3,7 @@
 Joules per image by the library (`ebjr.evaluation.power`): measured by the machine's counters where
 it has any, else estimated for both models alike from FLOPs and the bytes that move, one image at a
 time, so that every image pays for reading the weights. The threshold is chosen on one half for the
-teacher's accuracy less the loss, and judged on the other; means of splits. As in `table1` it is chosen with a margin, to land at the loss.
+teacher's accuracy less the loss and judged on the other, with the margin of `table1`; means.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr import Cost, Outcomes, load_model
+from ebjr import Cost, OperatingPoint, load_model
 from ebjr.demo import shipped
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, with_joules
@@ -70,15 +70,14 @@ def joules(name: str, loads: dict[str, Load]) -> dict[str, dict[str, Any]]:
     return {role: cost.as_dict() for role, cost in with_joules(costs, loads).items()}
 
 
-def saved(outcomes: Outcomes, loss: float, splits: int) -> dict[str, Any]:
-    """The percentage of joules that the joint model saves."""
-    points = aimed_points(outcomes, splits, MARGIN - loss)
+def means(points: list[OperatingPoint]) -> dict[str, Any]:
+    """The percentage of joules that the joint model saves, over splits."""
     percent = [
         100 * (1 - (p.cost.joules or 0.0) / (p.teacher_cost.joules or np.nan)) for p in points
     ]
     gains = [100 * (p.quality - p.teacher_quality) for p in points]
     return {
-        "splits": splits,
+        "splits": len(points),
         "saved_percent": round(float(np.mean(percent)), 2),
         "over_teacher_points": round(float(np.mean(gains)), 3),
         "deferral_rate": round(float(np.mean([p.deferral_rate for p in points])), 4),
@@ -92,9 +91,10 @@ def measure(name: str, splits: int) -> dict[str, Any]:
         PAIRS[name].load(), **{f"{role}_cost": Cost(**cost) for role, cost in costs.items()}
     )
     losses = LOSSES[PAIRS[name].data]
+    points = aimed_points(outcomes, splits, [MARGIN - loss for loss in losses])
     return {
         "joules_per_image": costs,
-        "saved": {f"{loss:g}": saved(outcomes, loss, splits) for loss in losses},
+        "saved": {f"{loss:g}": means(points[MARGIN - loss]) for loss in losses},
     }
 
 
