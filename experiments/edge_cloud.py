@@ -275,13 +275,13 @@ def main(run: Run) -> dict[str, Any]:
             f"CIFAR-10 over {mbits} Mbit/s: mean time of an image, joint and all in the cloud",
             paper="no figure",
             ours=f"{joint['mean_ms']:g} and {cloud['mean_ms']:g} ms",
-            why=f"p95 {joint['p95_ms']:g} and {cloud['p95_ms']:g} ms: more than one in twenty is "
-            "deferred; a busy machine",
+            why=f"p95 {joint['p95_ms']:g} and {cloud['p95_ms']:g} ms: more than one in twenty "
+            "is deferred; a busy machine",
         )
     draw(run, found)
     run.caption = (
-        "Points are deferral rates of 0, 5, 10, 20, 40 and 100 %; the large one is what calibration "
-        "chose for the teacher's accuracy. One image at a time, 20 ms each way."
+        "Points are deferral rates of 0, 5, 10, 20, 40 and 100 %; the large one is what calibration"
+        " chose for the teacher's accuracy. One image at a time, 20 ms each way."
     )
     return found
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -27,6 +28,7 @@ from ebjr.files import write_whole
 HERE = Path(__file__).parent
 CACHE = HERE / "outcomes"
 BATCH_SIZE = 50
+SAVE_SECONDS = 20.0
 
 Batches = Iterator[tuple[Any, np.ndarray]]
 """Images, as an array or a list, and their labels."""
@@ -186,17 +188,37 @@ def answers(name: str) -> Mapping[str, np.ndarray]:
     if not file.exists():
         source = MODELS[name]
         model = source.model()
-        said = [(model(images), labels) for images, labels in source.batches()]
-        outputs, targets = zip(*said, strict=True)
+        said = _said(model, source.batches(), CACHE / f"{name}.partial.npz")
         flops = count_flops(model.model, (1, 3, source.size, source.size)).flops
-        arrays: dict[str, Any] = {
-            "output": np.concatenate([to_numpy(output) for output in outputs]),
-            "targets": np.concatenate(targets),
-            "flops": np.array(flops),
-        }
-        CACHE.mkdir(exist_ok=True)
-        with write_whole(file, "wb") as stream:
-            np.savez_compressed(stream, **arrays)
+        _save(file, {**said, "flops": np.array(flops)})
+        (CACHE / f"{name}.partial.npz").unlink(missing_ok=True)
+    return _saved(file)
+
+
+def _said(model: Preprocessed, batches: Batches, partial: Path) -> dict[str, np.ndarray]:
+    """Output and targets, going on after what a run that was ended has left."""
+    said = _saved(partial) if partial.exists() else {}
+    done = len(said.get("targets", ()))
+    seen, saved_at = 0, time.monotonic()
+    for images, labels in batches:
+        seen += len(labels)
+        if seen <= done:
+            continue
+        found = {"output": to_numpy(model(images)), "targets": labels}
+        said = {key: np.concatenate([*([said[key]] if said else []), found[key]]) for key in found}
+        if time.monotonic() - saved_at > SAVE_SECONDS:
+            _save(partial, said)
+            saved_at = time.monotonic()
+    return said
+
+
+def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    CACHE.mkdir(exist_ok=True)
+    with write_whole(file, "wb") as stream:
+        np.savez_compressed(stream, **arrays)
+
+
+def _saved(file: Path) -> dict[str, np.ndarray]:
     with np.load(file) as kept:
         return dict(kept)
 
