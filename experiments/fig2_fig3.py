@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ebjr import Outcomes, TradeOffCurve, calibrate, oracle
+from experiments.choices import choice, choices
 from experiments.frame import COLORS, Run, start
 from experiments.nets import PAPER
 from experiments.pairs import here
@@ -32,7 +33,7 @@ LOSSES = {
 def curves(outcomes: Outcomes) -> dict[str, Any]:
     """Accuracy at fixed deferral rates on the held-out half of the first split, in percent."""
     calibration, held_out = outcomes.split(0.5, 0)
-    chosen = calibrate(calibration)
+    chosen = calibrate(calibration, **choice(outcomes, 0))
     found = {
         "auto and blend": chosen.curve(held_out),
         "energy": TradeOffCurve.of(held_out, "energy"),
@@ -55,10 +56,15 @@ def curves(outcomes: Outcomes) -> dict[str, Any]:
 
 def measure(outcomes: Outcomes, data: str, splits: int) -> dict[str, Any]:
     """A pair's curves, and its cost at the losses of the paper."""
+    chosen = choices(outcomes, splits)
     return {
         **curves(outcomes),
         "at_losses": [
-            {"loss": loss, "paper": paper, **over_splits(outcomes, splits, tolerance=loss)}
+            {
+                "loss": loss,
+                "paper": paper,
+                **over_splits(outcomes, splits, tolerance=loss, **chosen),
+            }
             for loss, paper in LOSSES[data]
         ],
     }

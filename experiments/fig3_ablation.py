@@ -18,6 +18,7 @@ import numpy as np
 
 from ebjr import OperatingPoint, Outcomes, TradeOffCurve, calibrate, evaluate, oracle
 from ebjr.calibration import choose_score
+from experiments.choices import choice, choices
 from experiments.frame import COLORS, Run, start
 from experiments.pairs import here
 from experiments.splits import over_splits
@@ -80,7 +81,7 @@ def at_the_teachers_accuracy(
 ) -> dict[str, Any]:
     """By router: how much cheaper than the teacher, and how far from its accuracy."""
     return {
-        "auto and blend": routed(outcomes, choose_score, splits),
+        "auto and blend": over_splits(outcomes, splits, **choices(outcomes, splits)),
         **{name: routed(outcomes, fit, splits, blend=0.0) for name, fit in routers.items()},
     }
 
@@ -99,7 +100,7 @@ def areas(outcomes: Outcomes, routers: Mapping[str, Router], splits: int) -> dic
 def drawn(outcomes: Outcomes, routers: Mapping[str, Router]) -> dict[str, Any]:
     """One half's curves: accuracy at fixed costs, in percent of the teacher's FLOPs."""
     calibration, held_out = outcomes.split(0.5, 0)
-    joint = evaluate(held_out, calibrate(calibration))
+    joint = evaluate(held_out, calibrate(calibration, **choice(outcomes, 0)))
     scores = {name: fit(calibration) for name, fit in routers.items()}
     scores["oracle"] = oracle(held_out)
     curves = {name: TradeOffCurve.of(held_out, score) for name, score in scores.items()}

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ebjr import Outcomes, TradeOffCurve, calibrate
+from ebjr import Outcomes, TradeOffCurve
+from experiments.choices import choice, choices
 from experiments.frame import COLORS, Run, start
 from experiments.other_pairs import pairs as other
 from experiments.splits import over_splits
@@ -55,13 +56,12 @@ def joined(outcomes: Outcomes, splits: int) -> dict[str, Any]:
     """A pair: at the teacher's accuracy, and its mean curve over held-out halves."""
     curves = []
     for seed in range(splits):
-        calibration, held_out = outcomes.split(0.5, seed)
-        curve = calibrate(calibration).curve(held_out)
+        curve = TradeOffCurve.of(outcomes.split(0.5, seed)[1], **choice(outcomes, seed))
         curves.append([curve.at(deferral_rate=rate).quality for rate in RATES])
     student, teacher = outcomes.student_cost.flops or 0.0, outcomes.teacher_cost.flops or 1.0
     energy = TradeOffCurve.of(outcomes, "energy")
     return {
-        "auto and blend": over_splits(outcomes, splits),
+        "auto and blend": over_splits(outcomes, splits, **choices(outcomes, splits)),
         "energy": over_splits(outcomes, splits, score="energy", blend=0.0),
         "gflops": ((student + RATES * teacher) / 1e9).round(4),
         "accuracy": (100 * np.mean(curves, axis=0)).round(2),

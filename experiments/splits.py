@@ -17,6 +17,7 @@ from ebjr import (
     oracle,
 )
 from ebjr.scores import Score
+from experiments.choices import choice
 
 
 def over_splits(
@@ -91,18 +92,21 @@ def held_out_points(
     goal: str = "match-teacher",
     share: float | None = None,
     scores: Sequence[str | Score] | None = None,
+    blends: Sequence[float] | None = None,
     **how: Any,
 ) -> list[OperatingPoint]:
     """What is chosen on one half, evaluated on the other; infeasible splits are left out.
 
     A `share` is a tolerance in parts of the teacher's loss on the half that is chosen on. `scores`
-    has one for each split, where `auto` has chosen them before.
+    and `blends` have one for each split, where `auto` has chosen them before.
     """
     found = []
     for seed in range(splits):
         calibration, held_out = outcomes.split(0.5, seed)
         if scores is not None:
             how["score"] = scores[seed]
+        if blends is not None:
+            how["blend"] = blends[seed]
         if share is not None:
             how["tolerance"] = share * abs(calibration.quality("teacher"))
         try:
@@ -122,14 +126,10 @@ def aimed_points(
     found: dict[float, list[OperatingPoint]] = {over: [] for over in overs}
     for seed in range(splits):
         calibration, held_out = outcomes.split(0.5, seed)
-        best = calibrate(calibration, "budget", deferral_rate=1.0)
+        chosen = choice(outcomes, seed)
+        best = calibrate(calibration, "budget", deferral_rate=1.0, **chosen)
         for over, points in found.items():
-            point = calibrate(
-                calibration,
-                "accuracy",
-                target=min(calibration.quality("teacher") + over, best.quality),
-                score=best.router.score,
-                blend=best.blend,
-            )
+            target = min(calibration.quality("teacher") + over, best.quality)
+            point = calibrate(calibration, "accuracy", target=target, **chosen)
             points.append(evaluate(held_out, point))
     return found

@@ -19,7 +19,7 @@ from experiments.nets import PAPER, Net
 from experiments.pairs import here
 from experiments.splits import aimed_points
 
-SPLITS = 20
+SPLITS = 10
 MARGIN = 0.003
 """Chosen for so much over the teacher's accuracy, to land at or above it on the other half."""
 
