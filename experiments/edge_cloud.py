@@ -175,9 +175,10 @@ def on_link(
         joint = JointClassifier(student, far, Router(score, 0.0))
         remote(images[:1])
         before = remote.bytes_moved
-        for image in images[:50]:
+        for image in images:
             remote(image[None])
-        found: dict[str, Any] = {"bytes_per_image": (remote.bytes_moved - before) / 50, "at": {}}
+        moved = (remote.bytes_moved - before) / len(images)
+        found: dict[str, Any] = {"bytes_per_image": moved, "at": {}}
         for name, threshold in thresholds.items():
             joint.router.threshold = threshold
             found["at"][name] = asked_one_by_one(joint, images)
