@@ -110,7 +110,7 @@ def test_what_is_held_at_once_is_bounded_and_is_let_go():
     with TestClient(app) as client:
         first = threading.Thread(target=send, args=(client, BODY))
         first.start()
-        while not app.state.service._bytes:
+        while not app.state.service.held_bytes:
             pass
         answer = send(client, BODY)
         gate.set()
@@ -230,7 +230,7 @@ def test_a_client_that_goes_away_frees_its_rows(parser, caplog):
         at_work = socket.create_connection(address, 30)
         try:
             at_work.sendall(whole)
-            while not app.state.service._bytes or any(
+            while not app.state.service.held_bytes or any(
                 app.state.service.pipeline.waiting().values()
             ):
                 time.sleep(0.01)

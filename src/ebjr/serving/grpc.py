@@ -7,6 +7,7 @@ package, such as Triton's, brings the same names.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -194,11 +195,13 @@ class _Answers:
 
     async def ModelInfer(self, asked: Any, context: Any) -> Any:
         self.service.check_model(asked.model_name, asked.model_version)
-        with self.service.metrics.request():
-            request, left = read_request(asked), context.time_remaining()
-            within = None if left is None else ANSWERING_SHARE * left
-            answer = await self.service.infer(request, within=within)
-            return write_response(answer, request, raw=bool(asked.raw_input_contents))
+        began = time.perf_counter()
+        request, left = read_request(asked), context.time_remaining()
+        within = None if left is None else ANSWERING_SHARE * left
+        answer = await self.service.infer(request, within=within)
+        found = write_response(answer, request, raw=bool(asked.raw_input_contents))
+        self.service.metrics.request(time.perf_counter() - began)
+        return found
 
 
 def read_request(message: Any) -> InferRequest:

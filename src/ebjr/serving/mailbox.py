@@ -29,8 +29,23 @@ class Mailbox:
         self._letters: deque[asyncio.Future[None]] = deque()
         self._rung = False
 
-    async def until_done(self, future: concurrent.futures.Future[Any]) -> None:
-        """Wait until a future of some thread is done; to cancel this wait does not cancel it."""
+    async def until_done(
+        self, future: concurrent.futures.Future[Any], within: float | None = None
+    ) -> None:
+        """Wait until a future of some thread is done; to cancel this wait does not cancel it.
+
+        Parameters
+        ----------
+        future
+            Of a thread.
+        within
+            Seconds to wait at most; None is no limit.
+
+        Raises
+        ------
+        TimeoutError
+            It is not done by then.
+        """
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
 
@@ -41,7 +56,15 @@ class Mailbox:
                 loop.call_soon_threadsafe(self._read)
 
         future.add_done_callback(deliver)
-        await waiter
+        if within is None:
+            await waiter
+            return
+        # at a third of the time of asyncio.timeout
+        alarm = loop.call_later(within, _give_up, waiter)
+        try:
+            await waiter
+        finally:
+            alarm.cancel()
 
     def _read(self) -> None:
         self._rung = False  # before looking: who leaves a letter after the last look rings again
@@ -49,3 +72,8 @@ class Mailbox:
             waiter = self._letters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _give_up(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
