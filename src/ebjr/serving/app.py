@@ -196,7 +196,9 @@ def run_server(
         from ebjr.serving.grpc import grpc_server
 
         socket.create_server((host, grpc_port)).close()  # taken? better said now than by gRPC
-        beside = partial(grpc_server, host=host, port=grpc_port, started=started)
+        beside = partial(
+            grpc_server, host=host, port=grpc_port, log_requests=log == "json", started=started
+        )
         options["beside"] = (*options.get("beside", ()), beside)
     start_logging(log)
     options["log_requests"] = log == "json"
@@ -334,8 +336,9 @@ class _Handlers:
 
 
 async def _body(request: Request) -> bytes:
-    headers, limits = dict(request.scope["headers"]), request.app.state.service.limits
-    return await read_body(headers, request.receive, limits, request.state.hold)
+    service, headers = request.app.state.service, dict(request.scope["headers"])
+    held = request.state.hold
+    return await read_body(headers, request.receive, service.limits, held, service.patience)
 
 
 async def _no_such(request: Request, error: Exception) -> Response:

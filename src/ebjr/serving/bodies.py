@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ebjr.errors import MissingExtra
 from ebjr.serving.limits import Limits
 from ebjr.serving.logs import Receive
+from ebjr.serving.patience import Patience
 
 try:
     from starlette.requests import ClientDisconnect
@@ -50,7 +51,8 @@ async def read_body(
     headers: Mapping[bytes, bytes],
     receive: Receive,
     limits: Limits,
-    hold: Callable[[int], None] = lambda size: None,
+    hold: Callable[[int], None],
+    patience: Patience,
 ) -> bytes:
     """The body, decompressed.
 
@@ -64,6 +66,8 @@ async def read_body(
         How large it may be, and how slow.
     hold
         Told how many bytes more are held, before they are.
+    patience
+        Of the event loop.
 
     Raises
     ------
@@ -76,7 +80,7 @@ async def read_body(
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared[:19]) > most:
         raise _too_large(most)
-    body = await _received(receive, limits, hold)
+    body = await _received(receive, limits, hold, patience)
     encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
     if encoding in ("identity", ""):
         return body
@@ -113,30 +117,46 @@ def compressed(body: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:
     return found, {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
 
 
-async def _received(receive: Receive, limits: Limits, hold: Callable[[int], None]) -> bytes:
+async def _received(
+    receive: Receive, limits: Limits, hold: Callable[[int], None], patience: Patience
+) -> bytes:
     parts: list[bytes] = []
-    size = 0
+    size, late = 0, False
+    task = asyncio.current_task()
+    assert task is not None
+
+    def give_up() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
     loop = asyncio.get_running_loop()
     began = loop.time()
+    wait = patience.begin(limits.body_seconds, give_up)
     try:
-        async with asyncio.timeout(limits.body_seconds) as patience:
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect()
-                part = message.get("body", b"")
-                size += len(part)
-                if size > limits.body_bytes:
-                    raise _too_large(limits.body_bytes)
-                hold(len(part))
-                parts.append(part)
-                if not message.get("more_body", False):
-                    break
-                extra = size / limits.body_bytes_per_second
-                patience.reschedule(began + limits.body_seconds + extra)
-    except TimeoutError:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect()
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limits.body_bytes:
+                raise _too_large(limits.body_bytes)
+            hold(len(part))
+            parts.append(part)
+            if not message.get("more_body", False):
+                break
+            patience.end(wait)
+            until = began + limits.body_seconds + size / limits.body_bytes_per_second
+            wait = patience.begin(until - loop.time(), give_up)
+    except asyncio.CancelledError:
+        if not late:  # its client has gone
+            raise
+        task.uncancel()
         sentence = f"the body came too slowly: {size} bytes in {loop.time() - began:.0f} seconds"
         raise Refused(408, sentence, {"Connection": "close"}) from None
+    finally:
+        patience.end(wait)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

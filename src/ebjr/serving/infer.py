@@ -79,12 +79,13 @@ class Infer:
         """The body of an answer, and its headers."""
         headers = dict(scope["headers"])
         # first: who is still sending reads no answer
-        raw = await read_body(headers, receive, self._service.limits, hold)
+        service = self._service
+        raw = await read_body(headers, receive, service.limits, hold, service.patience)
         if "path_params" in scope:
-            self._service.check_model(**scope["path_params"])
+            service.check_model(**scope["path_params"])
         asked = await self._asked(raw, headers)
         scope[WHEN_GONE] = _cancel_of_this_task()
-        found = await self._service.infer(asked)
+        found = await service.infer(asked)
         body, length = write_response(found, asked)
         accepted = headers.get(b"accept-encoding", b"").decode("latin-1")
         body, more = await aside(len(body), compressed, body, accepted)

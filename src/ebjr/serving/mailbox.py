@@ -7,12 +7,19 @@ import concurrent.futures
 from collections import deque
 from typing import Any
 
+from ebjr.serving.patience import Patience
+
 
 class Mailbox:
     """Where the threads of a pipeline leave word for one event loop.
 
     `asyncio.wrap_future` wakes the loop for each future, with a system call each time. Here the
     first of a batch does, and the loop finds the others when it comes.
+
+    Parameters
+    ----------
+    patience
+        Of waits that have a limit; None is one of its own.
 
     Examples
     --------
@@ -25,7 +32,8 @@ class Mailbox:
     42
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Patience | None = None) -> None:
+        self._patience = Patience() if patience is None else patience
         self._letters: deque[asyncio.Future[None]] = deque()
         self._rung = False
 
@@ -59,12 +67,11 @@ class Mailbox:
         if within is None:
             await waiter
             return
-        # at a third of the time of asyncio.timeout
-        alarm = loop.call_later(within, _give_up, waiter)
+        wait = self._patience.begin(within, lambda: _give_up(waiter))
         try:
             await waiter
         finally:
-            alarm.cancel()
+            self._patience.end(wait)
 
     def _read(self) -> None:
         self._rung = False  # before looking: who leaves a letter after the last look rings again

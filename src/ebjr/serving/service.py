@@ -42,6 +42,7 @@ from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.logs import Faults, noted
 from ebjr.serving.mailbox import Mailbox
 from ebjr.serving.metrics import Metrics
+from ebjr.serving.patience import Patience
 from ebjr.serving.pipeline import Observers, Pipeline, ServedAnswer
 from ebjr.serving.readings import add_readings
 from ebjr.serving.served import KNOBS, Served, json_number
@@ -180,7 +181,8 @@ class Service:
         if tracing is not None:
             observers.add(tracing)
         self.pipeline = Pipeline(served.joint, observer=observers, audit_rate=audit_rate, **options)
-        self.mailbox = Mailbox()
+        self.patience = Patience()
+        self.mailbox = Mailbox(self.patience)
         self.knob = Knob(served, self._journal) if knob is None else knob
         self.helm = Helm(self.knob, observers)
         if hold is not None:
