@@ -750,7 +750,7 @@ def serve(
         raise ValueError("joint.toml has the preprocessing of both models: leave --preprocess out")
     else:
         config = JointConfig.read(joint)  # both models are at work at once
-        served = served_of(config, **_threads(threads or _shared_threads(config, 2)))
+        served = served_of(config, **_threads(threads or config.threads_for(2)))
     if (warning := exposure(host, token)) is not None:
         err.print(f"WARNING: {warning}", style="yellow", soft_wrap=True)
     run_server(
