@@ -1,5 +1,5 @@
 # Each target makes the environment it needs in .venv, and is quick when that is there.
-# torch comes at the version in constraints.txt, whose CPU build is small.
+# constraints.txt pins torch, whose CPU build of that version is small, and what builds the site.
 
 PYTHON ?= python3
 VENV   := .venv

@@ -17,6 +17,7 @@ from ebjr import (
     oracle,
 )
 from ebjr.scores import Score
+from experiments.choices import choice
 
 
 def over_splits(
@@ -90,23 +91,45 @@ def held_out_points(
     splits: int,
     goal: str = "match-teacher",
     share: float | None = None,
-    scores: Sequence[Score] | None = None,
+    scores: Sequence[str | Score] | None = None,
+    blends: Sequence[float] | None = None,
     **how: Any,
 ) -> list[OperatingPoint]:
     """What is chosen on one half, evaluated on the other; infeasible splits are left out.
 
     A `share` is a tolerance in parts of the teacher's loss on the half that is chosen on. `scores`
-    has one for each split, where `auto` has chosen them before.
+    and `blends` have one for each split, where `auto` has chosen them before.
     """
     found = []
     for seed in range(splits):
         calibration, held_out = outcomes.split(0.5, seed)
         if scores is not None:
             how["score"] = scores[seed]
+        if blends is not None:
+            how["blend"] = blends[seed]
         if share is not None:
             how["tolerance"] = share * abs(calibration.quality("teacher"))
         try:
             found.append(evaluate(held_out, calibrate(calibration, goal, **how)))
         except CalibrationError:
             continue
+    return found
+
+
+def aimed_points(
+    outcomes: Outcomes, splits: int, overs: Sequence[float]
+) -> dict[float, list[OperatingPoint]]:
+    """Score and blend by `auto`, the threshold for so much over the teacher's quality, by each.
+
+    A half on which that is out of reach has the best that it can reach.
+    """
+    found: dict[float, list[OperatingPoint]] = {over: [] for over in overs}
+    for seed in range(splits):
+        calibration, held_out = outcomes.split(0.5, seed)
+        chosen = choice(outcomes, seed)
+        best = calibrate(calibration, "budget", deferral_rate=1.0, **chosen)
+        for over, points in found.items():
+            target = min(calibration.quality("teacher") + over, best.quality)
+            point = calibrate(calibration, "accuracy", target=target, **chosen)
+            points.append(evaluate(held_out, point))
     return found

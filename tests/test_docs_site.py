@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -131,6 +132,16 @@ def test_the_paper_has_every_equation():
     spans = [re.findall(r"\d+", row[0]) for row in paper_rows() if row[0][0].isdigit()]
     said = {n for span in spans for n in range(int(span[0]), int(span[-1]) + 1)}
     assert said == set(range(3, 19))
+
+
+def test_the_architecture_lists_the_layers_that_import_linter_holds():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = config["contracts"][0]["layers"]
+    held = [{module.strip() for module in line.split("|")} for line in reversed(layers)]
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    lines = re.findall(r"^\d+\. (\*\*`.*(?:\n +.*)*)", text, re.MULTILINE)
+    assert [set(re.findall(r"\*\*`(\w+)/?`\*\*", line)) for line in lines] == held[:-1]
+    assert held[-1] == {"__main__"}
 
 
 def test_every_example_is_shown_as_it_is():

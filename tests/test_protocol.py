@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from ebjr import ProtocolError
 from ebjr.protocol import (
     DATATYPES,
+    LARGE_BYTES,
     InferRequest,
     InferResponse,
     RequestedOutput,
@@ -338,3 +339,38 @@ def test_we_understand_what_tritonclient_asks(tritonclient, tensors, binary, wan
     assert_same(found.inputs, tensors)
     assert found.outputs == (RequestedOutput("score", wanted),)
     assert (found.id, found.parameters) == ("7", {"threshold": 0.5})
+
+
+@pytest.mark.parametrize(
+    "shape", [(70_001,), (3, 40_000), (50_000, 2), (1, 2, 40_000), (7, 99, 101)]
+)
+@pytest.mark.parametrize("datatype", ["FP32", "INT64"])
+def test_a_large_message_is_read_as_a_small_one(shape, datatype):
+    wanted = np.random.default_rng(0).normal(0, 1e4, shape).astype(DATATYPES[datatype])
+    raw = body(inputs=[tensor(shape=shape, datatype=datatype, data=wanted.tolist())])
+    assert len(raw) > LARGE_BYTES
+    np.testing.assert_array_equal(read_request(raw).inputs["x"], wanted)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [*([[0.5] * 40_000] * 3), [0.5] * 39_999],
+        [[0.5] * 40_000, 0.5],
+        [*([[0.5, 1.0]] * 60_000), [0.5]],
+        [*([0.5] * 120_000), "0.5"],
+    ],
+)
+def test_a_large_message_of_unequal_lists_is_refused_in_one_sentence(data):
+    raw = body(inputs=[tensor(shape=(len(data),), data=data)])
+    assert len(raw) > LARGE_BYTES
+    with pytest.raises(ProtocolError) as caught:
+        read_request(raw)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_large_message_has_no_infinity_either():
+    raw = body(inputs=[tensor(shape=(1,), data=[0.5])], pad=["a" * LARGE_BYTES])
+    assert read_request(raw).inputs["x"].tolist() == [0.5]
+    with pytest.raises(ProtocolError, match="JSON has no Infinity"):
+        read_request(raw.replace(b"0.5", b"Infinity"))

@@ -3,8 +3,13 @@
 ``python -m benchmarks.serving.throughput --rivals V/bin/python``. Every server runs the same
 cascade (the same two files, score, threshold and number of cores) on the same CIFAR-10 test images,
 one image a request, sent by a process of its own. Rounds go through all servers in turn, so that a
-change of the machine's speed meets all alike. Beside them a bare offline loop over both ONNX
-sessions, at the same deferral rate, in a process of its own.
+change of the machine's speed meets all alike. Each server runs with as many threads for each model
+as make it faster at 64 clients, 1 or the number of cores. Beside them a bare offline loop over both
+ONNX sessions, at the same deferral rate, in a process of its own.
+
+What share of that loop a server can reach is arithmetic: on busy cores an image costs the server's
+processor time and the load generator's, which run on the same cores, where the loop pays for the
+models alone. ``core_milliseconds`` has all of them.
 
 The rivals live in an environment of their own (``requirements.txt`` beside this file); those that
 it lacks are left out, and the result says so.
@@ -33,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import about, save
-from benchmarks.serving.load import Target, as_fast_as_possible, at_rate
+from benchmarks.serving.load import Target, as_fast_as_possible, at_rate, group_seconds
 from ebjr import JointClassifier, Outcomes, Router, calibrate, load_model, save_joint
 from ebjr.demo import shipped
 from ebjr.demo.cifar10 import load as load_cifar10
@@ -50,9 +55,9 @@ Body = Callable[[np.ndarray], tuple[bytes, dict[str, str]]]
 
 @dataclass(frozen=True)
 class Server:
-    """How a server is started, asked, and read."""
+    """How a server is started (at a port, with so many threads for each model), asked, and read."""
 
-    command: Callable[[int], list[str]]
+    command: Callable[[int, int], list[str]]
     path: str
     content_type: str
     body: Body
@@ -93,18 +98,18 @@ def _base64(image: np.ndarray) -> str:
 
 def servers(folder: Path, rivals: str, input_name: str) -> dict[str, Server]:
     """All servers, ours first."""
-    ours = [sys.executable, "-m", "ebjr", "serve", str(folder / "joint.toml"), "--threads", "2"]
+    ours = [sys.executable, "-m", "ebjr", "serve", str(folder / "joint.toml")]
     apps = HERE / "rivals"
     return {
         "ebjr": Server(
-            lambda port: [*ours, "--port", str(port)],
+            lambda port, threads: [*ours, "--port", str(port), "--threads", str(threads)],
             "/v2/models/joint/infer",
             "application/octet-stream",
             lambda image: oip_body(image, input_name),
             _oip_answer,
         ),
         "litserve": Server(
-            lambda port: [rivals, str(apps / "litserve_app.py"), str(port)],
+            lambda port, _threads: [rivals, str(apps / "litserve_app.py"), str(port)],
             "/predict",
             "application/json",
             lambda image: (json.dumps({"image": _base64(image)}).encode(), {}),
@@ -112,7 +117,7 @@ def servers(folder: Path, rivals: str, input_name: str) -> dict[str, Server]:
             "litserve",
         ),
         "bentoml": Server(
-            lambda port: [
+            lambda port, _threads: [
                 *(rivals, "-m", "bentoml", "serve", "bentoml_app:Cascade"),
                 *("--working-dir", str(apps), "--host", "127.0.0.1", "--port", str(port)),
             ],
@@ -123,7 +128,7 @@ def servers(folder: Path, rivals: str, input_name: str) -> dict[str, Server]:
             "bentoml",
         ),
         "ray_serve": Server(
-            lambda port: [rivals, str(apps / "ray_app.py"), str(port)],
+            lambda port, _threads: [rivals, str(apps / "ray_app.py"), str(port)],
             "/",
             "application/octet-stream",
             lambda image: (np.ascontiguousarray(image, np.float32).tobytes(), {}),
@@ -133,21 +138,31 @@ def servers(folder: Path, rivals: str, input_name: str) -> dict[str, Server]:
     }
 
 
+@dataclass(frozen=True)
+class Running:
+    """A server that runs: its address, and the group of its processes."""
+
+    url: str
+    group: int
+
+
 @contextmanager
-def running(server: Server, folder: Path, environment: dict[str, str]) -> Iterator[str]:
-    """A server in a process group of its own, until the block ends: its address."""
+def running(
+    server: Server, folder: Path, environment: dict[str, str], threads: int
+) -> Iterator[Running]:
+    """A server in a process group of its own, until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     log = (folder / "server.log").open("wb")
     process = subprocess.Popen(
-        server.command(port),
-        env={**os.environ, **environment},
+        server.command(port, threads),
+        env={**os.environ, **environment, "CASCADE_THREADS": str(threads)},
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
     try:
-        yield f"http://127.0.0.1:{port}{server.path}"
+        yield Running(f"http://127.0.0.1:{port}{server.path}", process.pid)
     finally:
         for sent, patience in ((signal.SIGINT, 20), (signal.SIGKILL, 5)):
             with_group = process.poll() is None or sent == signal.SIGKILL
@@ -192,8 +207,14 @@ def wait_for(server: Server, url: str, image: np.ndarray, seconds: float = 120) 
     raise TimeoutError(f"{url} did not answer within {seconds:g} s{came}")
 
 
-def offline_images_per_second(folder: Path, threshold: float, seconds: float = 6.0) -> float:
-    """Both sessions in a bare loop: batches of 64, deferred rows gathered to batches of 64."""
+def offline_loop(folder: Path, threshold: float, seconds: float = 6.0) -> tuple[float, float]:
+    """Both sessions in a bare loop: batches of 64, deferred rows gathered to batches of 64.
+
+    Returns
+    -------
+    tuple
+        Images per second, and core milliseconds of one.
+    """
     words = [str(folder / "student.onnx"), str(folder / "teacher.onnx"), str(folder / "images.npy")]
     done = subprocess.run(
         [sys.executable, str(HERE / "offline.py"), *words, str(threshold), str(seconds)],
@@ -201,7 +222,8 @@ def offline_images_per_second(folder: Path, threshold: float, seconds: float = 6
         text=True,
         check=True,
     )
-    return float(done.stdout)
+    rate, spent = map(float, done.stdout.split())
+    return rate, spent
 
 
 def prepare(folder: Path) -> tuple[np.ndarray, JointClassifier]:
@@ -211,7 +233,7 @@ def prepare(folder: Path) -> tuple[np.ndarray, JointClassifier]:
             (folder / name).write_bytes(path.read_bytes())
     with shipped("outcomes.npz") as path:
         point = calibrate(Outcomes.load(path).split(0.5, seed=0)[0], score="softmax", blend=0.0)
-    models = [load_model(folder / f"{role}.onnx") for role in ("student", "teacher")]
+    models = [load_model(folder / f"{role}.onnx", threads=1) for role in ("student", "teacher")]
     joint = JointClassifier(*models, Router("softmax", point.threshold))
     save_joint(folder / "joint.toml", joint, point=point)
     pixels, _ = load_cifar10("test")
@@ -237,6 +259,16 @@ def agreement(server: Server, url: str, images: np.ndarray, joint: JointClassifi
     said = [ask(server, url, image) for image in images]
     wanted = list(zip(answer.prediction.tolist(), answer.deferred.tolist(), strict=True))
     return float(np.mean([one == other for one, other in zip(said, wanted, strict=True)]))
+
+
+def bare_call(images: np.ndarray, joint: JointClassifier) -> float:
+    """The median time of the student's session on one image, in milliseconds, with no server."""
+    times = []
+    for image in images[:300]:
+        began = time.perf_counter()
+        joint.student(image[None])
+        times.append(time.perf_counter() - began)
+    return 1e3 * float(np.median(times))
 
 
 def versions(rivals: str, chosen: dict[str, Server]) -> dict[str, str | None]:
@@ -278,25 +310,48 @@ def main() -> None:
             "CASCADE_STUDENT": str(folder / "student.onnx"),
             "CASCADE_TEACHER": str(folder / "teacher.onnx"),
             "CASCADE_THRESHOLD": repr(threshold),
-            "CASCADE_THREADS": "2",
             "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH")])),
         }
-        found = _rounds(chosen, images, joint, folder, environment, options)
+        threads = _best_threads(chosen, images, folder, environment)
+        figures["threads"] = threads
+        found = _rounds(chosen, threads, images, joint, folder, environment, options)
         figures.update(found)
         best = max(
             (rates["64"] for name, rates in found["images_per_second"].items() if name in known),
             default=0.0,
         )
         if best:
-            figures["at_rate"] = _latencies(chosen, images, folder, environment, best, options)
+            figures["at_rate"] = _latencies(
+                chosen, threads, images, folder, environment, best, options
+            )
     if options.only:
         print(json.dumps(figures, indent=2))
     else:
         save("serving", figures)
 
 
+def _best_threads(
+    chosen: dict[str, Server], images: np.ndarray, folder: Path, environment: dict[str, str]
+) -> dict[str, int]:
+    """With how many threads for each model a server is fastest at the most clients."""
+    best = {}
+    for name, server in chosen.items():
+        found = {}
+        for threads in {1, os.cpu_count() or 1}:
+            with running(server, folder, environment, threads) as place:
+                wait_for(server, place.url, images[0])
+                target = target_of(server, place.url, name, images, folder)
+                as_fast_as_possible(target, 16, 2)  # warm
+                measured = as_fast_as_possible(target, CLIENTS[-1], 4)
+                found[threads] = measured["images_per_second"]
+        print(name, "by threads:", found, flush=True)
+        best[name] = max(found, key=lambda threads: found[threads])
+    return best
+
+
 def _rounds(
     chosen: dict[str, Server],
+    threads: dict[str, int],
     images: np.ndarray,
     joint: JointClassifier,
     folder: Path,
@@ -304,25 +359,28 @@ def _rounds(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Throughput by server and number of clients, medians over rounds; and the offline loop's."""
-    offline: list[float] = []
+    offline: list[tuple[float, float]] = []
     rates: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in chosen}
     agreed: dict[str, float] = {}
     alone: dict[str, float] = {}
     for _ in range(options.rounds):
-        offline.append(offline_images_per_second(folder, joint.router.threshold))
+        offline.append(offline_loop(folder, joint.router.threshold))
         for name, server in chosen.items():
-            with running(server, folder, environment) as url:
-                wait_for(server, url, images[0])
-                target = target_of(server, url, name, images, folder)
-                agreed[name] = agreement(server, url, images[:100], joint)
+            with running(server, folder, environment, threads[name]) as place:
+                wait_for(server, place.url, images[0])
+                target = target_of(server, place.url, name, images, folder)
+                agreed[name] = agreement(server, place.url, images[:100], joint)
                 as_fast_as_possible(target, 16, 2)  # warm
                 for clients in CLIENTS:
+                    before = group_seconds(place.group)
                     measured = as_fast_as_possible(target, clients, options.seconds)
+                    spent = 1e3 * (group_seconds(place.group) - before) / options.seconds
+                    measured["core_milliseconds"] = round(spent / measured["images_per_second"], 3)
                     rates[name].setdefault(str(clients), []).append(measured)
                     print(name, clients, measured, flush=True)
                 one = as_fast_as_possible(target, 1, max(2, options.seconds // 2))
                 alone[name] = one["p50_milliseconds"]
-    bare = float(np.median(offline))
+    bare, bare_milliseconds = np.median(offline, axis=0).tolist()
 
     def median(name: str, clients: str, figure: str) -> float:
         return float(np.median([measured[figure] for measured in rates[name][clients]]))
@@ -344,13 +402,26 @@ def _rounds(
             name: {clients: median(name, clients, "p99_milliseconds") for clients in found}
             for name, found in rates.items()
         },
+        "core_milliseconds": {
+            "offline": round(bare_milliseconds, 3),
+            "wrk": {
+                clients: median("ebjr", clients, "wrk_core_milliseconds")
+                for clients in rates.get("ebjr", {})
+            },
+            **{
+                name: {clients: median(name, clients, "core_milliseconds") for clients in found}
+                for name, found in rates.items()
+            },
+        },
         "one_client_p50_milliseconds": alone,
+        "bare_call_p50_milliseconds": round(bare_call(images, joint), 3),
         "agrees_with_the_joint_model": agreed,
     }
 
 
 def _latencies(
     chosen: dict[str, Server],
+    threads: dict[str, int],
     images: np.ndarray,
     folder: Path,
     environment: dict[str, str],
@@ -360,9 +431,9 @@ def _latencies(
     """Latencies under an open loop at a share of the best rival's throughput; None: it cannot."""
     found: dict[str, Any] = {}
     for name, server in chosen.items():
-        with running(server, folder, environment) as url:
-            wait_for(server, url, images[0])
-            target = target_of(server, url, name, images, folder)
+        with running(server, folder, environment, threads[name]) as place:
+            wait_for(server, place.url, images[0])
+            target = target_of(server, place.url, name, images, folder)
             as_fast_as_possible(target, 16, 2)
             try:
                 found[name] = at_rate(target, LOAD_SHARE * best, options.seconds)

@@ -58,7 +58,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, channels_in, h, w) to (n, channels_out, about h / 2, about w / 2)."""
-        x = F.relu(self.norm(self.pool(self.conv(x))))
+        return self.refine(self.halve(x))
+
+    def halve(self, x: Tensor) -> Tensor:
+        """The first convolution and the halving: all that changes the shape."""
+        return F.relu(self.norm(self.pool(self.conv(x))))
+
+    def refine(self, x: Tensor) -> Tensor:
+        """The other convolutions."""
         skip = x if len(self.more_convs) == 2 else None
         for i, (conv, norm) in enumerate(zip(self.more_convs, self.more_norms, strict=True)):
             x = norm(conv(x))

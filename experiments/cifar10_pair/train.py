@@ -152,9 +152,14 @@ def predict(net: nn.Module, images: np.ndarray, batch_size: int = 500) -> Tensor
     return torch.cat(parts)
 
 
-def accuracy(logits: Tensor, labels: np.ndarray) -> float:
-    """Fraction of rows whose largest logit is the label's."""
-    return (logits.argmax(1).numpy() == labels).mean().item()
+def accuracy(logits: Tensor, labels: np.ndarray) -> np.ndarray:
+    """Fraction of rows whose largest logit is the label's.
+
+    Logits are (n, classes), or (n, classes, answers) of a network that answers more than once: the
+    fraction is then one of each answer, (answers,).
+    """
+    said = logits.argmax(1).numpy()
+    return (labels == said.T).T.mean(axis=0)
 
 
 def fit(
@@ -224,7 +229,9 @@ def fit(
             "epoch": epoch + 1,
             "of": epochs,
             "loss": round(total / steps_per_epoch, 4),
-            "held_out_accuracy": round(accuracy(predict(net, validation[0]), validation[1]), 4),
+            "held_out_accuracy": accuracy(predict(net, validation[0]), validation[1])
+            .round(4)
+            .tolist(),
             "seconds": round(time.time() - start, 1),
         }
         with log.open("a") as file:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -27,6 +28,7 @@ from ebjr.files import write_whole
 HERE = Path(__file__).parent
 CACHE = HERE / "outcomes"
 BATCH_SIZE = 50
+SAVE_SECONDS = 20.0
 
 Batches = Iterator[tuple[Any, np.ndarray]]
 """Images, as an array or a list, and their labels."""
@@ -90,6 +92,15 @@ def lite(number: int, size: int) -> Preprocessed:
     return Preprocessed(load_model(net.eval()), pixels)
 
 
+def mobilenet(name: str, size: int) -> Preprocessed:
+    """A MobileNet of the folder, at a size of its images."""
+    from experiments.nets import read_mobilenet
+
+    net = read_mobilenet(data_folder() / "imagenet" / "weights" / f"{name}_quant.npz")
+    pixels = Preprocess(size=size, interpolation="bicubic", range=(-1.0, 127 / 128))
+    return Preprocessed(load_model(net), pixels)
+
+
 def cifar100_batches() -> Batches:
     """The 10,000 test images of CIFAR-100."""
     images, labels = cifar100_images("test")
@@ -124,7 +135,19 @@ MODELS = {
     },
     **{
         f"lite{number}_{size}": Source(partial(lite, number, size), size, imagenet_batches)
-        for number, size in ((0, 160), (0, 224), (2, 260))
+        for number, size in ((0, 160), (0, 224), (2, 160), (2, 192), (2, 224), (2, 260))
+    },
+    **{
+        f"mobilenet_v2_{size}": Source(
+            partial(mobilenet, "mobilenet_v2_1.0_224", size), size, imagenet_batches
+        )
+        for size in (128, 160, 192, 224)
+    },
+    **{
+        f"mobilenet_v1_{width}_{size}": Source(
+            partial(mobilenet, f"mobilenet_v1_{width}_{size}", size), size, imagenet_batches
+        )
+        for width, size in (("0.25", 128), ("0.5", 160), ("0.75", 192))
     },
 }
 """By name: what answers which images."""
@@ -137,10 +160,18 @@ PAIRS = {
 }
 """By name: student and teacher."""
 
+RESOLUTIONS = {
+    "imagenet_lite2_160_lite2_260": ("lite2_160", "lite2_260"),
+    "imagenet_mobilenet_128_224": ("mobilenet_v2_128", "mobilenet_v2_224"),
+    "imagenet_mobilenet_160_224": ("mobilenet_v2_160", "mobilenet_v2_224"),
+    "imagenet_mobilenet_v1_v2": ("mobilenet_v1_0.5_160", "mobilenet_v2_224"),
+}
+"""The paper's figure 5: the same network at two sizes of its images, and a smaller relative."""
+
 
 def load(name: str) -> Outcomes:
     """The outcomes of a pair; each of its models answers the first time that any pair needs it."""
-    student, teacher = (answers(model) for model in PAIRS[name])
+    student, teacher = (answers(model) for model in {**PAIRS, **RESOLUTIONS}[name])
     return Outcomes(
         student=student["output"],
         teacher=teacher["output"],
@@ -157,17 +188,37 @@ def answers(name: str) -> Mapping[str, np.ndarray]:
     if not file.exists():
         source = MODELS[name]
         model = source.model()
-        said = [(model(images), labels) for images, labels in source.batches()]
-        outputs, targets = zip(*said, strict=True)
+        said = _said(model, source.batches(), CACHE / f"{name}.partial.npz")
         flops = count_flops(model.model, (1, 3, source.size, source.size)).flops
-        arrays = {
-            "output": np.concatenate([to_numpy(output) for output in outputs]),
-            "targets": np.concatenate(targets),
-            "flops": np.array(flops),
-        }
-        CACHE.mkdir(exist_ok=True)
-        with write_whole(file, "wb") as stream:
-            np.savez_compressed(stream, **arrays)
+        _save(file, {**said, "flops": np.array(flops)})
+        (CACHE / f"{name}.partial.npz").unlink(missing_ok=True)
+    return _saved(file)
+
+
+def _said(model: Preprocessed, batches: Batches, partial: Path) -> dict[str, np.ndarray]:
+    """Output and targets, going on after what a run that was ended has left."""
+    said = _saved(partial) if partial.exists() else {}
+    done = len(said.get("targets", ()))
+    seen, saved_at = 0, time.monotonic()
+    for images, labels in batches:
+        seen += len(labels)
+        if seen <= done:
+            continue
+        found = {"output": to_numpy(model(images)), "targets": labels}
+        said = {key: np.concatenate([*([said[key]] if said else []), found[key]]) for key in found}
+        if time.monotonic() - saved_at > SAVE_SECONDS:
+            _save(partial, said)
+            saved_at = time.monotonic()
+    return said
+
+
+def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    CACHE.mkdir(exist_ok=True)
+    with write_whole(file, "wb") as stream:
+        np.savez_compressed(stream, **arrays)
+
+
+def _saved(file: Path) -> dict[str, np.ndarray]:
     with np.load(file) as kept:
         return dict(kept)
 

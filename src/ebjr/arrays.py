@@ -51,7 +51,7 @@ def to_numpy(array: Array) -> np.ndarray:
     >>> to_numpy([1.0, 2.0])
     array([1., 2.])
     """
-    if not array_api_compat.is_torch_array(array):
+    if type(array) is np.ndarray or not array_api_compat.is_torch_array(array):
         return np.asarray(array)
     tensor = array.detach().cpu()
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()

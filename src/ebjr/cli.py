@@ -749,7 +749,8 @@ def serve(
     elif prepare is not None:
         raise ValueError("joint.toml has the preprocessing of both models: leave --preprocess out")
     else:
-        served = served_of(JointConfig.read(joint), **_threads(threads))
+        config = JointConfig.read(joint)  # both models are at work at once
+        served = served_of(config, **_threads(threads or config.threads_for(2)))
     if (warning := exposure(host, token)) is not None:
         err.print(f"WARNING: {warning}", style="yellow", soft_wrap=True)
     run_server(

@@ -42,7 +42,14 @@ DATATYPES: Mapping[str, np.dtype[Any]] = {
 
 MOST_DIMENSIONS = 32
 
+LARGE_BYTES = 128 * 2**10
+"""A message whose JSON is larger is better read in a thread of its own."""
+
+PIECE = 2**15
+"""So many values of a list become an array at once."""
+
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 Parameters = Mapping[str, bool | int | float | str]
 
@@ -439,7 +446,7 @@ def _split(body: bytes, json_length: str | int | None) -> tuple[dict[str, Any], 
             )
         end = int(text)
     try:
-        message = json.loads(body[:end].decode("utf-8"), parse_constant=_refuse_constant)
+        message = _decoder_of(end).decode(body[:end].decode("utf-8"))
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ProtocolError(f"the message must be JSON, but is not: {reason}") from error
@@ -452,6 +459,29 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"JSON has no {name}; send such numbers as binary tensors")
 
 
+def _decoder_of(size: int) -> json.JSONDecoder:
+    """Reads JSON of so many bytes: where there are many, other threads run in between.
+
+    Python's own reader holds the interpreter until it is through, for 2 s with 64 MiB, unless it
+    calls a function of Python's for each number.
+    """
+    return _DECODER if size <= LARGE_BYTES else _SHARING_DECODER
+
+
+def _float(text: str) -> float:
+    return float(text)
+
+
+def _int(text: str) -> int:
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_SHARING_DECODER = json.JSONDecoder(
+    parse_constant=_refuse_constant, parse_float=_float, parse_int=_int
+)
+
+
 def _read_text(message: Mapping[str, Any], key: str) -> str | None:
     value = message.get(key)
     if value is not None and not isinstance(value, str):
@@ -459,19 +489,25 @@ def _read_text(message: Mapping[str, Any], key: str) -> str | None:
     return value
 
 
-def _read_parameters(table: Mapping[str, Any], where: str) -> Parameters:
-    parameters = table.get("parameters", {})
+def _read_parameters(table: Mapping[str, Any], what: str, name: str | None = None) -> Parameters:
+    if "parameters" not in table:
+        return {}
+    parameters = table["parameters"]
     if not isinstance(parameters, dict):
         raise ProtocolError(
-            f"'parameters' of {where} must be a JSON object, not {_kind(parameters)}"
+            f"'parameters' of {_named(what, name)} must be a JSON object, not {_kind(parameters)}"
         )
     for key, value in parameters.items():
         if not isinstance(value, bool | int | float | str):
             raise ProtocolError(
-                f"the parameter {_shown(key)} of {where} must be a number, a string, true or "
-                f"false, not {_kind(value)}"
+                f"the parameter {_shown(key)} of {_named(what, name)} must be a number, a string, "
+                f"true or false, not {_kind(value)}"
             )
     return parameters
+
+
+def _named(what: str, name: str | None) -> str:
+    return what if name is None else f"{what} {_shown(name)}"
 
 
 def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[RequestedOutput, ...] | None:
@@ -480,7 +516,7 @@ def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[Requested
     found: dict[str, RequestedOutput] = {}
     for table in _tables(message, "outputs"):
         name = _name(table, "outputs")
-        parameters = _read_parameters(table, f"the output {_shown(name)}")
+        parameters = _read_parameters(table, "the output", name)
         if "classification" in parameters:
             raise ProtocolError("the classification extension is not supported; ask for the logits")
         wish = parameters.get("binary_data", binary)
@@ -500,7 +536,7 @@ def _read_tensors(message: Mapping[str, Any], key: str, rest: memoryview) -> dic
         if name in found:
             raise ProtocolError(f"there are two tensors {_shown(name)} in '{key}'")
         datatype, shape = _read_type(table, name), _read_shape(table, name)
-        size = _read_parameters(table, f"the tensor {_shown(name)}").get("binary_data_size")
+        size = _read_parameters(table, "the tensor", name).get("binary_data_size")
         if size is None:
             if "data" not in table:
                 raise ProtocolError(
@@ -569,7 +605,7 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> n
             f"'data' of the tensor {_shown(name)} must be a list, not {_kind(data)}"
         )
     try:
-        found = np.array(data, dtype=object if datatype == "BYTES" else None)
+        found = _array(data, object if datatype == "BYTES" else None)
     except (ValueError, OverflowError) as error:
         raise ProtocolError(
             f"'data' of the tensor {_shown(name)} must be one list, or lists of equal lengths"
@@ -605,6 +641,28 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> n
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise ProtocolError(f"'data' of the tensor {_shown(name)} exceeds {datatype}")
     return array
+
+
+def _array(data: list[Any], dtype: Any) -> np.ndarray:
+    """Lists of equal lengths as an array, piece by piece: other threads run in between.
+
+    Examples
+    --------
+    >>> _array([[1, 2], [3, 4]], None).shape
+    (2, 2)
+    """
+    if not isinstance(data, list):
+        raise ValueError("a number among lists")
+    width, below = 1, data[0] if data else None
+    while isinstance(below, list) and below:
+        width, below = width * len(below), below[0]
+    if len(data) * width <= PIECE:
+        return np.array(data, dtype=dtype)
+    if width > PIECE:
+        return np.stack([_array(each, dtype) for each in data])
+    step = PIECE // width
+    pieces = [data[start : start + step] for start in range(0, len(data), step)]
+    return np.concatenate([np.array(piece, dtype=dtype) for piece in pieces])
 
 
 def _check_limits(name: str, datatype: str, found: np.ndarray) -> None:
@@ -692,7 +750,7 @@ def _to_json(name: str, array: np.ndarray) -> list[Any]:
 
 
 def _joined(message: Mapping[str, Any], rest: Sequence[bytes]) -> tuple[bytes, int | None]:
-    text = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
+    text = _ENCODER.encode(message).encode()
     return (b"".join([text, *rest]), len(text)) if rest else (text, None)
 
 

@@ -33,7 +33,7 @@ from ebjr.serving.service import Service
 
 
 @contextmanager
-def serving(served: Served, **options):
+def serving(served: Served, *, log_requests=False, **options):
     """A real server on a free port, in a thread of its own: its address."""
     address: list[str] = []
     ready, ended = threading.Event(), threading.Event()
@@ -41,7 +41,8 @@ def serving(served: Served, **options):
     async def run():
         service = Service(served, **options)
         service.start()
-        async with grpc_server(service, port=0, started=address.append):
+        lines = {"log_requests": log_requests}
+        async with grpc_server(service, port=0, started=address.append, **lines):
             ready.set()
             await asyncio.to_thread(ended.wait)
         service.stop()
@@ -391,3 +392,56 @@ def test_whatever_bytes_come_the_answer_is_a_status_and_one_sentence(address):
             assert bool(sentence) == (call.code() is not grpc.StatusCode.OK)
             assert "\n" not in sentence
     assert set(found) == {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}, found
+
+
+def infer(address, metadata=(), asked=b""):
+    """A call as bytes: the code, and the metadata that comes back."""
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary(f"/{SERVICE.full_name}/ModelInfer")
+        try:
+            _, done = call.with_call(asked, metadata=metadata, timeout=30)
+        except grpc.RpcError as error:
+            done = error
+        return done.code().name, dict(done.trailing_metadata())
+
+
+def asked_bytes() -> bytes:
+    contents = {"fp32_contents": ROWS.ravel().tolist()}
+    about = {"name": "x", "datatype": "FP32", "shape": ROWS.shape, "contents": contents}
+    return MESSAGES["ModelInferRequest"](model_name="joint", inputs=[about]).SerializeToString()
+
+
+def test_a_call_has_an_id_and_a_line_whether_it_is_answered_or_refused(caplog):
+    with caplog.at_level("INFO", logger="ebjr.serving"), serving(served(), log_requests=True) as at:
+        good = infer(at, [("x-request-id", "abc-1")], asked_bytes())
+        bad = infer(at, [("x-request-id", 'no "quotes"')], b"no message")
+    made = bad[1]["x-request-id"]
+    assert (good[0], good[1]["x-request-id"]) == ("OK", "abc-1")
+    assert (bad[0], re.fullmatch("[0-9a-f]{32}", made) is not None) == ("INVALID_ARGUMENT", True)
+    lines = [record.figures for record in caplog.records if hasattr(record, "figures")]
+    assert [(line["method"], line["status"]) for line in lines] == [
+        ("gRPC", "OK"),
+        ("gRPC", "INVALID_ARGUMENT"),
+    ]
+    assert [lines[0][key] for key in ("rows", "deferred", "threshold")] == [2, 1, 1.0]
+    assert lines[0]["path"] == f"/{SERVICE.full_name}/ModelInfer"
+
+
+def test_a_call_has_a_span_below_that_of_its_client():
+    pytest.importorskip("opentelemetry.sdk", reason="the extra `otel` is not installed")
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from ebjr.serving.tracing import Tracing
+
+    spans, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    with serving(served(), tracing=Tracing(provider)) as address:
+        infer(address, [("traceparent", f"00-{trace}-{parent}-01")], asked_bytes())
+    found = {span.name: span for span in spans.get_finished_spans()}
+    own = found.pop(f"/{SERVICE.full_name}/ModelInfer")
+    assert format(own.context.trace_id, "032x") == trace
+    assert format(own.parent.span_id, "016x") == parent
+    assert set(found) == {"student wait", "student batch", "teacher wait", "teacher batch"}

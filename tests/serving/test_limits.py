@@ -110,7 +110,7 @@ def test_what_is_held_at_once_is_bounded_and_is_let_go():
     with TestClient(app) as client:
         first = threading.Thread(target=send, args=(client, BODY))
         first.start()
-        while not app.state.service._bytes:
+        while not app.state.service.held_bytes:
             pass
         answer = send(client, BODY)
         gate.set()
@@ -230,7 +230,7 @@ def test_a_client_that_goes_away_frees_its_rows(parser, caplog):
         at_work = socket.create_connection(address, 30)
         try:
             at_work.sendall(whole)
-            while not app.state.service._bytes or any(
+            while not app.state.service.held_bytes or any(
                 app.state.service.pipeline.waiting().values()
             ):
                 time.sleep(0.01)
@@ -245,6 +245,22 @@ def test_a_client_that_goes_away_frees_its_rows(parser, caplog):
         finally:
             gate.set()
             at_work.close()
+
+
+def test_an_answer_comes_in_one_piece(address):
+    with socket.create_connection(address, 10) as connection:
+        connection.sendall(START + f"Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY)
+        head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert json.loads(body)["model_name"] == "joint"
+
+
+def test_a_large_message_of_numbers_is_answered_as_a_small_one():
+    rows = [[float(number), 0.0] for number in range(20_000)]
+    with TestClient(build_app(served())) as client:
+        found = client.post(f"{NAME}/infer", json=request(rows)).json()
+    outputs = {output["name"]: output for output in found["outputs"]}
+    assert outputs["prediction"]["shape"] == [20_000]
 
 
 @pytest.mark.parametrize("parser", PARSERS)

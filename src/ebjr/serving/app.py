@@ -9,35 +9,33 @@ sentence with a 4xx, and the server keeps serving.
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import json
-import math
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
-from ebjr.errors import EbjrError, MissingExtra, Overloaded
-from ebjr.protocol import LENGTH_HEADER, InferRequest, read_request, write_response
-from ebjr.serving.bodies import WHEN_GONE, Refused, compressed, read_body
-from ebjr.serving.forms import read_form
+from ebjr.errors import MissingExtra
+from ebjr.protocol import LENGTH_HEADER, read_request
+from ebjr.serving.bodies import Refused, aside, read_body
+from ebjr.serving.infer import BROKEN, MISTAKES, Infer, refusal, refusal_of
 from ebjr.serving.knob import WISHES
-from ebjr.serving.logs import RequestIds, request_id, start_logging
+from ebjr.serving.logs import App, Receive, RequestIds, Scope, Send, request_id, start_logging
 from ebjr.serving.openapi import openapi
 from ebjr.serving.page import page_and_headers
 from ebjr.serving.served import Served, served_of
-from ebjr.serving.service import Service, status_of
+from ebjr.serving.service import Service
 
 try:
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
-    from starlette.middleware import Middleware
-    from starlette.requests import ClientDisconnect, Request
+    from starlette.requests import Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
-    from starlette.types import Receive, Scope, Send
 except ImportError as error:
     raise MissingExtra("serve", "serving") from error
 
@@ -81,12 +79,11 @@ def build_app(
         The audit log cannot be written.
     """
     service = Service(served, **options)
-    handlers = _Handlers(service, token)
+    handlers, infer = _Handlers(service, token), Infer(service)
     model = "/v2/models/{name}"
     routes = [
-        # what is asked most is looked for first, and reached without the framework's wrapping
         *(
-            Route(f"{prefix}/infer", _Direct(handlers.infer), methods=["POST"])
+            Route(f"{prefix}/infer", infer, methods=["POST"])
             for prefix in (model, f"{model}/versions/{{version}}")
         ),
         Route("/v2/health/live", handlers.live),
@@ -123,12 +120,33 @@ def build_app(
         finally:
             await asyncio.get_running_loop().run_in_executor(None, service.stop)
 
-    mistakes = {HTTPException: _no_such, Exception: _broken}
     span = None if service.tracing is None else service.tracing.request
-    ids = Middleware(RequestIds, lines=log_requests, span=span)
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=mistakes, middleware=[ids])
+    app = _Application(
+        infer,
+        partial(RequestIds, lines=log_requests, span=span),
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _no_such, Exception: _broken},
+    )
     app.state.service, app.state.document = service, document
     return app
+
+
+class _Application(Starlette):
+    """Starlette, and a shorter way to what is asked most: past its middleware and its routes."""
+
+    def __init__(self, infer: Infer, ids: Callable[[App], App], **options: Any) -> None:
+        super().__init__(**options)
+        self._infer, self._ids = infer, ids
+
+    def build_middleware_stack(self) -> App:
+        """What answers: `infer`, or all the rest."""
+        infer, rest = self._infer, super().build_middleware_stack()
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            await (infer if infer.is_asked(scope) else rest)(scope, receive, send)
+
+        return self._ids(answer)
 
 
 def run_server(
@@ -178,7 +196,9 @@ def run_server(
         from ebjr.serving.grpc import grpc_server
 
         socket.create_server((host, grpc_port)).close()  # taken? better said now than by gRPC
-        beside = partial(grpc_server, host=host, port=grpc_port, started=started)
+        beside = partial(
+            grpc_server, host=host, port=grpc_port, log_requests=log == "json", started=started
+        )
         options["beside"] = (*options.get("beside", ()), beside)
     start_logging(log)
     options["log_requests"] = log == "json"
@@ -203,6 +223,8 @@ def run_server(
         )
         where, own = listener.getsockname()[:2]
         started(f"http://{where}:{own}")
+        gc.collect()
+        gc.freeze()  # what lives as long as the server is not looked through again and again
         uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -213,28 +235,10 @@ def _answering(handler: Callable[..., Any]) -> Callable[..., Any]:
         try:
             with self.service.holding() as request.state.hold:
                 return await handler(self, request)
-        except Refused as error:
-            return _refusal(self.service, error.status, str(error), error.headers)
-        except Overloaded as error:
-            wait = {"Retry-After": str(math.ceil(error.retry_after_seconds))}
-            return _refusal(self.service, status_of(error), str(error), wait)
-        except EbjrError as error:
-            return _refusal(self.service, status_of(error), str(error))
-        except (ClientDisconnect, asyncio.CancelledError):  # its client has gone
-            return Response(status_code=499)
+        except MISTAKES as error:
+            return refusal_of(self.service, error)
 
     return wrapped
-
-
-class _Direct:
-    """A handler that answers its own errors, as an ASGI application."""
-
-    def __init__(self, handler: Callable[[Request], Awaitable[Response]]) -> None:
-        self._handler = handler
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._handler(Request(scope, receive, send))
-        await response(scope, receive, send)
 
 
 class _Handlers:
@@ -274,7 +278,8 @@ class _Handlers:
 
     @_answering
     async def both(self, request: Request) -> Response:
-        asked = read_request(await _body(request), request.headers.get(LENGTH_HEADER))
+        raw, length = await _body(request), request.headers.get(LENGTH_HEADER)
+        asked = await aside(len(raw), read_request, raw, length)
         return JSONResponse(await self.service.ask_both(asked))
 
     async def metrics(self, _request: Request) -> Response:
@@ -282,33 +287,11 @@ class _Handlers:
         return Response(body, media_type=kind)
 
     @_answering
-    async def infer(self, request: Request) -> Response:
-        with self.service.metrics.request():
-            raw = await _body(request)  # first: who is still sending reads no answer
-            self.service.check_model(**request.path_params)
-            asked = await self._asked(request, raw)
-            request.scope[WHEN_GONE] = _cancel_of_this_task()
-            body, length = write_response(await self.service.infer(asked), asked)
-            body, headers = compressed(body, request.headers.get("Accept-Encoding"))
-        if length is None:
-            return Response(body, media_type="application/json", headers=headers)
-        headers[LENGTH_HEADER] = str(length)
-        return Response(body, media_type="application/octet-stream", headers=headers)
-
-    @_answering
     async def late(self, request: Request) -> Response:
         find = partial(self.service.late, request.path_params["id"])
         found = await asyncio.get_running_loop().run_in_executor(None, find)
         waits = bool(found["waiting"])
         return JSONResponse(found, 202 if waits else 200, {"Retry-After": "1"} if waits else None)
-
-    async def _asked(self, request: Request, raw: bytes) -> InferRequest:
-        kind = request.headers.get("Content-Type", "")
-        if not kind.lower().startswith("multipart/"):
-            return read_request(raw, request.headers.get(LENGTH_HEADER))
-        if not self.served.takes_images:
-            raise Refused(415, "this model takes no images, and a form can bring nothing else")
-        return await read_form(raw, request.headers, self.service.input["name"])
 
     async def read_knob(self, _request: Request) -> Response:
         return JSONResponse(self.service.helm.state())
@@ -352,22 +335,10 @@ class _Handlers:
             )
 
 
-def _cancel_of_this_task() -> Callable[[], bool]:
-    task = asyncio.current_task()
-    assert task is not None
-    return task.cancel
-
-
 async def _body(request: Request) -> bytes:
-    return await read_body(request, request.app.state.service.limits, request.state.hold)
-
-
-def _refusal(
-    service: Service, status: int, sentence: str, headers: Mapping[str, str] | None = None
-) -> Response:
-    """A request's error: one sentence."""
-    service.refused(status)
-    return JSONResponse({"error": " ".join(sentence.split())}, status, headers)
+    service, headers = request.app.state.service, dict(request.scope["headers"])
+    held = request.state.hold
+    return await read_body(headers, request.receive, service.limits, held, service.patience)
 
 
 async def _no_such(request: Request, error: Exception) -> Response:
@@ -380,11 +351,9 @@ async def _no_such(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         sentence = f"{path} does not take {request.method}, but {allowed}"
-    return _refusal(request.app.state.service, error.status_code, sentence, error.headers)
+    return refusal(request.app.state.service, error.status_code, sentence, error.headers)
 
 
 async def _broken(request: Request, _error: Exception) -> Response:
     """Our own mistake: the traceback is in the log, and not in the answer."""
-    sentence = "the server failed on this request; its log says why"
-    headers = {"X-Request-Id": request_id() or ""}  # who adds it elsewhere did not get to it
-    return _refusal(request.app.state.service, 500, sentence, headers)
+    return refusal(request.app.state.service, 500, BROKEN)

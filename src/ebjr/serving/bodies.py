@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from ebjr.errors import MissingExtra
 from ebjr.serving.limits import Limits
+from ebjr.serving.logs import Receive
+from ebjr.serving.patience import Patience
 
 try:
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect
 except ImportError as error:
     raise MissingExtra("serve", "serving") from error
+
+Found = TypeVar("Found")
 
 WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 """How zlib is told each encoding."""
@@ -20,6 +25,8 @@ WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 SMALLEST_BYTES = 512
 """What is smaller is not worth compressing."""
 
+LARGE_BYTES = 128 * 2**10
+"""What takes longer than a few milliseconds is done in a thread, so that other clients go on."""
 
 WHEN_GONE = "ebjr.when_gone"
 """Of a request's scope: what is called when its client hangs up before it is answered."""
@@ -33,41 +40,58 @@ class Refused(Exception):
         self.status, self.headers = status, headers
 
 
+async def aside(size: int, function: Callable[..., Found], *arguments: Any) -> Found:
+    """Call a function with bytes to work on: in a thread if they are many."""
+    if size <= LARGE_BYTES:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)
+
+
 async def read_body(
-    request: Request, limits: Limits, hold: Callable[[int], None] = lambda size: None
+    headers: Mapping[bytes, bytes],
+    receive: Receive,
+    limits: Limits,
+    hold: Callable[[int], None],
+    patience: Patience,
 ) -> bytes:
     """The body, decompressed.
 
     Parameters
     ----------
-    request
-        Whose body has not been read.
+    headers
+        Of a request whose body has not been read, as ASGI has them.
+    receive
+        Gives the body, part by part.
     limits
         How large it may be, and how slow.
     hold
         Told how many bytes more are held, before they are.
+    patience
+        Of the event loop.
 
     Raises
     ------
     Refused
         It is too large or too slow, or not what its encoding says.
+    ClientDisconnect
+        Its client has gone.
     """
     most = limits.body_bytes
-    declared = request.headers.get("Content-Length", "")
-    if declared.isascii() and declared.isdecimal() and int(declared[:19]) > most:
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared[:19]) > most:
         raise _too_large(most)
-    body = await _received(request, limits, hold)
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    body = await _received(receive, limits, hold, patience)
+    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
     if encoding in ("identity", ""):
         return body
     if encoding not in WINDOWS:
         raise Refused(415, f"bodies may be compressed by gzip or deflate, not by {encoding!r}")
-    found = _decompressed(body, encoding, most)
+    found = await aside(most if len(body) > 1024 else 0, _decompressed, body, encoding, most)
     hold(len(found))
     return found
 
 
-def compressed(body: bytes, accepted: str | None) -> tuple[bytes, dict[str, str]]:
+def compressed(body: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:
     """A body as a client asks for it, and the headers that say so.
 
     Parameters
@@ -75,7 +99,7 @@ def compressed(body: bytes, accepted: str | None) -> tuple[bytes, dict[str, str]
     body
         As it is.
     accepted
-        The header ``Accept-Encoding``.
+        The header ``Accept-Encoding``; nothing where there is none.
 
     Examples
     --------
@@ -83,7 +107,7 @@ def compressed(body: bytes, accepted: str | None) -> tuple[bytes, dict[str, str]
     >>> len(found) < 100, headers["Content-Encoding"]
     (True, 'gzip')
     """
-    if accepted is None or len(body) < SMALLEST_BYTES:
+    if not accepted or len(body) < SMALLEST_BYTES:
         return body, {}
     encoding = next((name for name in _preferred(accepted) if name in WINDOWS), None)
     if encoding is None:
@@ -93,24 +117,46 @@ def compressed(body: bytes, accepted: str | None) -> tuple[bytes, dict[str, str]
     return found, {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
 
 
-async def _received(request: Request, limits: Limits, hold: Callable[[int], None]) -> bytes:
-    parts, size = [], 0
+async def _received(
+    receive: Receive, limits: Limits, hold: Callable[[int], None], patience: Patience
+) -> bytes:
+    parts: list[bytes] = []
+    size, late = 0, False
+    task = asyncio.current_task()
+    assert task is not None
+
+    def give_up() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
     loop = asyncio.get_running_loop()
     began = loop.time()
+    wait = patience.begin(limits.body_seconds, give_up)
     try:
-        async with asyncio.timeout(limits.body_seconds) as patience:
-            async for part in request.stream():
-                size += len(part)
-                if size > limits.body_bytes:
-                    raise _too_large(limits.body_bytes)
-                hold(len(part))
-                if part:
-                    parts.append(part)
-                extra = size / limits.body_bytes_per_second
-                patience.reschedule(began + limits.body_seconds + extra)
-    except TimeoutError:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect()
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limits.body_bytes:
+                raise _too_large(limits.body_bytes)
+            hold(len(part))
+            parts.append(part)
+            if not message.get("more_body", False):
+                break
+            patience.end(wait)
+            until = began + limits.body_seconds + size / limits.body_bytes_per_second
+            wait = patience.begin(until - loop.time(), give_up)
+    except asyncio.CancelledError:
+        if not late:  # its client has gone
+            raise
+        task.uncancel()
         sentence = f"the body came too slowly: {size} bytes in {loop.time() - began:.0f} seconds"
         raise Refused(408, sentence, {"Connection": "close"}) from None
+    finally:
+        patience.end(wait)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -7,10 +7,11 @@ package, such as Triton's, brings the same names.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from ebjr.protocol import (
     request_of,
     tensor_bytes,
 )
+from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
 from ebjr.serving.service import Service, log, status_of
 
 try:
@@ -85,6 +87,7 @@ async def grpc_server(
     *,
     host: str = "127.0.0.1",
     port: int = 8001,
+    log_requests: bool = False,
     started: Callable[[str], None] = lambda url: None,
 ) -> AsyncIterator[None]:
     """Answer over gRPC while the context is open; what is asked by its end is answered.
@@ -95,6 +98,8 @@ async def grpc_server(
         Who answers.
     host, port
         Where to listen; port 0 takes a free one.
+    log_requests
+        Whether a line is logged for each call.
     started
         Told the address once the server answers.
 
@@ -111,7 +116,7 @@ async def grpc_server(
             ("grpc.max_send_message_length", -1),
         ],
     )
-    server.add_generic_rpc_handlers([_handlers(service)])
+    server.add_generic_rpc_handlers([_handlers(service, lines=log_requests)])
     place = f"[{host}]" if ":" in host else host
     try:
         own = server.add_insecure_port(f"{place}:{port}")
@@ -125,14 +130,16 @@ async def grpc_server(
         await server.stop(GRACE_SECONDS)
 
 
-def _handlers(service: Service) -> grpc.GenericRpcHandler:
-    answers = _Answers(service)
+def _handlers(service: Service, *, lines: bool) -> grpc.GenericRpcHandler:
+    answers, caller = _Answers(service), _Caller(service, lines=lines)
     return grpc.method_handlers_generic_handler(
         SERVICE.full_name,
         {
             method.name: grpc.unary_unary_rpc_method_handler(
-                _answering(
-                    service, MESSAGES[method.input_type.name], getattr(answers, method.name)
+                caller.answering(
+                    method.name,
+                    MESSAGES[method.input_type.name],
+                    getattr(answers, method.name),
                 ),
                 response_serializer=MESSAGES[method.output_type.name].SerializeToString,
             )
@@ -141,17 +148,46 @@ def _handlers(service: Service) -> grpc.GenericRpcHandler:
     )
 
 
-def _answering(
-    service: Service, kind: type[Any], answer: Callable[[Any, Any], Awaitable[Any]]
-) -> Callable[[bytes, Any], Awaitable[Any]]:
-    """A handler of bytes whose errors are statuses: one sentence each."""
+class _Caller:
+    """What is done around every call: its id, its line and span, and errors that are statuses."""
 
-    async def wrapped(raw: bytes, context: Any) -> Any:
+    def __init__(self, service: Service, *, lines: bool) -> None:
+        self._service, self._lines = service, lines
+
+    def answering(
+        self, name: str, kind: type[Any], answer: Callable[[Any, Any], Awaitable[Any]]
+    ) -> Callable[[bytes, Any], Awaitable[Any]]:
+        """A handler of bytes."""
+        path, tracing = f"/{SERVICE.full_name}/{name}", self._service.tracing
+
+        async def wrapped(raw: bytes, context: Any) -> Any:
+            metadata = dict(context.invocation_metadata() or ())
+            own = begin_request(_bytes(metadata.get(REQUEST_ID.decode())))
+            context.set_trailing_metadata(((REQUEST_ID.decode(), own),))
+            with ExitStack() as stack:
+                figures = stack.enter_context(request_line("gRPC", path)) if self._lines else {}
+                if tracing is not None:
+                    about = {"rpc.system": "grpc", "rpc.method": path, "ebjr.request_id": own}
+                    stack.enter_context(tracing.request(path, metadata, about))
+                found = await self._answered(kind, answer, raw, context)
+                if not isinstance(found, _Refusal):
+                    figures["status"] = "OK"
+                    return found
+                figures["status"] = CODES[found.status].name
+            more = (*found.details, (REQUEST_ID.decode(), own))
+            return await context.abort(CODES[found.status], found.sentence, more)
+
+        return wrapped
+
+    async def _answered(
+        self, kind: type[Any], answer: Callable[[Any, Any], Awaitable[Any]], raw: bytes, way: Any
+    ) -> Any:
+        """The answer, or a refusal of one sentence."""
         details: tuple[tuple[str, str], ...] = ()
         try:
-            with service.holding() as hold:
+            with self._service.holding() as hold:
                 hold(len(raw))
-                return await answer(kind.FromString(raw), context)
+                return await answer(kind.FromString(raw), way)
         except DecodeError:
             status, sentence = 400, f"the message is no {kind.DESCRIPTOR.name} of the protocol"
         except Overloaded as error:
@@ -163,10 +199,19 @@ def _answering(
         except Exception:
             log.exception("a call failed")
             status, sentence = 500, "the server failed on this request; its log says why"
-        service.refused(status)
-        return await context.abort(CODES[status], " ".join(sentence.split()), details)
+        self._service.refused(status)
+        return _Refusal(status, " ".join(sentence.split()), details)
 
-    return wrapped
+
+class _Refusal(NamedTuple):
+    status: int
+    sentence: str
+    details: tuple[tuple[str, str], ...]
+
+
+def _bytes(value: Any) -> bytes | None:
+    """Metadata as bytes, which HTTP's headers are."""
+    return value.encode("utf-8", "replace") if isinstance(value, str) else value
 
 
 class _Answers:
@@ -194,11 +239,13 @@ class _Answers:
 
     async def ModelInfer(self, asked: Any, context: Any) -> Any:
         self.service.check_model(asked.model_name, asked.model_version)
-        with self.service.metrics.request():
-            request, left = read_request(asked), context.time_remaining()
-            within = None if left is None else ANSWERING_SHARE * left
-            answer = await self.service.infer(request, within=within)
-            return write_response(answer, request, raw=bool(asked.raw_input_contents))
+        began = time.perf_counter()
+        request, left = read_request(asked), context.time_remaining()
+        within = None if left is None else ANSWERING_SHARE * left
+        answer = await self.service.infer(request, within=within)
+        found = write_response(answer, request, raw=bool(asked.raw_input_contents))
+        self.service.metrics.request(time.perf_counter() - began)
+        return found
 
 
 def read_request(message: Any) -> InferRequest:

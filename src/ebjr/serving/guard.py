@@ -35,7 +35,7 @@ def guarded(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protoc
             self._seen = 0  # bytes since the last head was complete
             self._late: asyncio.TimerHandle | None = None
             self._stuck: asyncio.TimerHandle | None = None
-            super().connection_made(transport)
+            super().connection_made(_Gathering(transport, self.loop))
             if len(self.connections) > limits.connections:
                 self.refuse(
                     503, f"{limits.connections} clients are connected already; try again later"
@@ -98,6 +98,35 @@ def guarded(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protoc
                 self.transport.close()
 
     return Guarded
+
+
+class _Gathering:
+    """A transport that sends what is written in one turn of the loop at once.
+
+    uvicorn writes an answer's head and its body one after the other: two calls of the system, and
+    a client that is woken twice.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():
+            self._transport.writelines(parts)
 
 
 def _ended(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

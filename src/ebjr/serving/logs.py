@@ -1,8 +1,8 @@
 """Logs of a server: words for people, or JSON lines for machines, with the id of each request.
 
 A request keeps the id that it brings in ``X-Request-Id``, if that is a sane one, and gets one if
-not; the answer carries it, and so does every line that is logged on its behalf. `note` adds
-figures to the line that a request gets when it is answered.
+not; the answer carries it, and so does every line that is logged on its behalf. Over gRPC it is
+metadata of that name. `noted` are the figures of the line that a request gets when it is answered.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from itertools import count
 from typing import IO, Any
 
 from ebjr.serving.pipeline import Observer
@@ -33,6 +34,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_OWN = secrets.token_hex(10)  # of this process; asking the system for each request costs a switch
+_number = count()
 _SANE = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 _request: ContextVar[str | None] = ContextVar("ebjr_request", default=None)
 _notes: ContextVar[dict[str, Any] | None] = ContextVar("ebjr_notes", default=None)
@@ -45,11 +48,47 @@ def request_id() -> str | None:
     return _request.get()
 
 
-def note(**figures: Any) -> None:
-    """Add figures to the line of the request that is being answered here."""
-    notes = _notes.get()
-    if notes is not None:
-        notes.update(figures)
+def begin_request(shown: bytes | None) -> str:
+    """Give the request that is answered here its id: the one that it brings, if it is a sane one.
+
+    What is not sane cannot be written anywhere.
+
+    Examples
+    --------
+    >>> begin_request(b"abc-1"), request_id(), len(begin_request(b"'quoted'"))
+    ('abc-1', 'abc-1', 32)
+    """
+    if shown is not None and _SANE.fullmatch(shown):
+        own = bytes(shown).decode("ascii")
+    else:
+        own = f"{_OWN}{next(_number):012x}"
+    _request.set(own)
+    return own
+
+
+def noted() -> dict[str, Any] | None:
+    """Figures of the line of the request that is being answered here; None where it gets none."""
+    return _notes.get()
+
+
+@contextmanager
+def request_line(method: str, path: str) -> Iterator[dict[str, Any]]:
+    """Log a line when a request has been answered, with the figures that it was given.
+
+    Yields
+    ------
+    dict
+        The figures, as of `noted`; `status` is to be put there.
+    """
+    about = {"method": method, "path": path}
+    notes: dict[str, Any] = {**about, "status": None}
+    _notes.set(notes)
+    began = time.perf_counter()
+    try:
+        yield notes
+    finally:
+        notes["seconds"] = round(time.perf_counter() - began, 6)
+        log.info("%(method)s %(path)s", about, extra={"figures": notes})
 
 
 class JsonLines(logging.Formatter):
@@ -106,7 +145,8 @@ class RequestIds:
     lines
         Whether a line is logged for each request.
     span
-        Opens the span of a request, given its scope and its id; None opens none.
+        Opens the span of a request, given its name, its headers and what is known of it; None
+        opens none.
     """
 
     def __init__(
@@ -114,7 +154,7 @@ class RequestIds:
         app: App,
         *,
         lines: bool = False,
-        span: Callable[[Scope, str], AbstractContextManager[Any]] | None = None,
+        span: Callable[..., AbstractContextManager[Any]] | None = None,
     ) -> None:
         self._app, self._lines, self._span = app, lines, span
 
@@ -123,12 +163,8 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        own = _id_of(scope)
-        _request.set(own)
-        notes: dict[str, Any] = {}
-        _notes.set(notes)
+        own = begin_request(next((v for k, v in scope["headers"] if k == REQUEST_ID), None))
         status = 500
-        began = time.perf_counter()
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -138,15 +174,20 @@ class RequestIds:
                 message = {**message, "headers": headers}
             await send(message)
 
-        try:
-            with nullcontext() if self._span is None else self._span(scope, own):
+        if not self._lines and self._span is None:
+            await self._app(scope, receive, sending)
+            return
+        method, path = scope["method"], scope["path"]
+        about = {"http.request.method": method, "url.path": path, "ebjr.request_id": own}
+        headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in scope["headers"]}
+        with ExitStack() as stack:
+            figures = stack.enter_context(request_line(method, path)) if self._lines else {}
+            if self._span is not None:
+                stack.enter_context(self._span(f"{method} {path}", headers, about))
+            try:
                 await self._app(scope, receive, sending)
-        finally:
-            if self._lines:
-                spent = round(time.perf_counter() - began, 6)
-                about = {"method": scope["method"], "path": scope["path"], "status": status}
-                figures = {**about, "seconds": spent, **notes}
-                log.info("%(method)s %(path)s", about, extra={"figures": figures})
+            finally:
+                figures["status"] = status
 
 
 class Faults(Observer):
@@ -170,11 +211,3 @@ class Faults(Observer):
         more = f" ({untold} other failures since the last line)" if untold else ""
         who = "teacher, asked for an audit," if stage == "audit" else stage
         log.error("the %s failed on a batch: %s: %s%s", who, type(error).__name__, error, more)
-
-
-def _id_of(scope: Scope) -> str:
-    """The id that a request brings, if it is one that can be written anywhere; else a new one."""
-    for name, value in scope["headers"]:
-        if name == REQUEST_ID and _SANE.fullmatch(value):
-            return bytes(value).decode("ascii")
-    return secrets.token_hex(16)

@@ -7,12 +7,19 @@ import concurrent.futures
 from collections import deque
 from typing import Any
 
+from ebjr.serving.patience import Patience
+
 
 class Mailbox:
     """Where the threads of a pipeline leave word for one event loop.
 
     `asyncio.wrap_future` wakes the loop for each future, with a system call each time. Here the
     first of a batch does, and the loop finds the others when it comes.
+
+    Parameters
+    ----------
+    patience
+        Of waits that have a limit; None is one of its own.
 
     Examples
     --------
@@ -25,12 +32,28 @@ class Mailbox:
     42
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Patience | None = None) -> None:
+        self._patience = Patience() if patience is None else patience
         self._letters: deque[asyncio.Future[None]] = deque()
         self._rung = False
 
-    async def until_done(self, future: concurrent.futures.Future[Any]) -> None:
-        """Wait until a future of some thread is done; to cancel this wait does not cancel it."""
+    async def until_done(
+        self, future: concurrent.futures.Future[Any], within: float | None = None
+    ) -> None:
+        """Wait until a future of some thread is done; to cancel this wait does not cancel it.
+
+        Parameters
+        ----------
+        future
+            Of a thread.
+        within
+            Seconds to wait at most; None is no limit.
+
+        Raises
+        ------
+        TimeoutError
+            It is not done by then.
+        """
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
 
@@ -41,7 +64,14 @@ class Mailbox:
                 loop.call_soon_threadsafe(self._read)
 
         future.add_done_callback(deliver)
-        await waiter
+        if within is None:
+            await waiter
+            return
+        wait = self._patience.begin(within, lambda: _give_up(waiter))
+        try:
+            await waiter
+        finally:
+            self._patience.end(wait)
 
     def _read(self) -> None:
         self._rung = False  # before looking: who leaves a letter after the last look rings again
@@ -49,3 +79,8 @@ class Mailbox:
             waiter = self._letters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _give_up(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())

@@ -8,9 +8,8 @@ what each metric means.
 from __future__ import annotations
 
 import threading
-import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ try:
         CONTENT_TYPE_LATEST,
         CollectorRegistry,
         Counter,
-        Histogram,
         generate_latest,
     )
     from prometheus_client.core import (
@@ -37,6 +35,9 @@ except ImportError as error:
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
+MOST_SINGLE = 1024
+"""So many values are counted together at most."""
+
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -65,9 +66,8 @@ class Metrics(Observer):
         ).labels(model)
         failures = Counter("failures", "Batches that failed.", [*label, "stage"], **known)
         self._failures = {stage: failures.labels(model, stage) for stage in (*STAGES, "audit")}
-        self._latency = Histogram(
-            "request_seconds", "A request's time.", label, buckets=SECONDS, **known
-        ).labels(model)
+        self._answered = self._requests.labels(model, "200")
+        self._latency = self._histogram("request_seconds", "A request's time.", SECONDS)
         self._batch = self._histogram("batch_rows", "Rows of a batch.", BATCHES, STAGES)
         self._seconds = self._histogram("batch_seconds", "A batch's time.", SECONDS, STAGES)
         self._wait = self._histogram("wait_seconds", "Time in a queue.", SECONDS, STAGES)
@@ -131,13 +131,10 @@ class Metrics(Observer):
         """A request was answered with an error."""
         self._requests.labels(self._model, str(status)).inc()
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Time a request; one that ends without an error is a 200."""
-        began = time.perf_counter()
-        yield
-        self._latency.observe(time.perf_counter() - began)
-        self._requests.labels(self._model, "200").inc()
+    def request(self, seconds: float) -> None:
+        """A request was answered without an error, after so long."""
+        self._latency.add_one(seconds)
+        self._answered.inc()
 
     def families(self) -> Iterable[Any]:
         """All of it as it stands, as prometheus-client's families."""
@@ -169,6 +166,13 @@ class _Counts(Collector):
         self._counts = {s: np.zeros(len(self._names), np.int64) for s in stages or ("",)}
         self._sums = dict.fromkeys(self._counts, 0.0)
         self._lock = threading.Lock()
+        self._single: deque[float] = deque()  # values that came one by one
+
+    def add_one(self, value: float) -> None:
+        """Count a value, where there is one alone: with others, later."""
+        self._single.append(value)
+        if len(self._single) >= MOST_SINGLE:
+            self._add_single()
 
     def add(self, values: Any, stage: str = "") -> None:
         """Count values (n,); what is not finite is in no sum, a NaN in no bucket but the last."""
@@ -181,7 +185,14 @@ class _Counts(Collector):
             self._counts[stage] += found
             self._sums[stage] += total
 
+    def _add_single(self) -> None:
+        with self._lock:
+            known = [self._single.popleft() for _ in range(len(self._single))]
+        if known:
+            self.add(known)
+
     def collect(self) -> Iterator[HistogramMetricFamily]:
+        self._add_single()
         family = HistogramMetricFamily(*self._about, labels=self._labels)
         with self._lock:
             for stage, counts in self._counts.items():

@@ -11,9 +11,8 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,7 @@ from ebjr.errors import (
     UnknownModel,
 )
 from ebjr.preprocess import ImageFile
-from ebjr.protocol import InferRequest, InferResponse, write_response
+from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
 from ebjr.serving.autopilot import Helm
 from ebjr.serving.both import ask_both
 from ebjr.serving.journal import Journal
@@ -40,9 +39,10 @@ from ebjr.serving.knob import Knob
 from ebjr.serving.limits import Limits
 from ebjr.serving.live import Live
 from ebjr.serving.live_monitor import LiveMonitor
-from ebjr.serving.logs import Faults, note
+from ebjr.serving.logs import Faults, noted
 from ebjr.serving.mailbox import Mailbox
 from ebjr.serving.metrics import Metrics
+from ebjr.serving.patience import Patience
 from ebjr.serving.pipeline import Observers, Pipeline, ServedAnswer
 from ebjr.serving.readings import add_readings
 from ebjr.serving.served import KNOBS, Served, json_number
@@ -77,6 +77,34 @@ def status_of(error: EbjrError) -> int:
     (400, 429)
     """
     return next(status for kind, status in STATUSES if isinstance(error, kind))
+
+
+class Hold:
+    """The bytes of one request, counted among those of all for as long as it is at work.
+
+    Called with how many are about to be held; raises `Overloaded` where they are too many.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._mine = service, 0
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __call__(self, size: int) -> None:
+        """Hold so many bytes more."""
+        held, most = self._service.held_bytes, self._service.limits.held_bytes
+        if held and held + size > most:
+            raise Overloaded(
+                f"{held} bytes of requests are at work already, and {most} is the most: "
+                "try again in a second",
+                1.0,
+            )
+        self._mine += size
+        self._service.held_bytes += size
+
+    def __exit__(self, *_: object) -> None:
+        self._service.held_bytes -= self._mine
 
 
 class Service:
@@ -140,7 +168,7 @@ class Service:
             )
         self.served, self.timeout_seconds = served, timeout_seconds
         self.limits = Limits() if limits is None else limits
-        self._bytes = 0  # of all requests at work
+        self.held_bytes = 0  # of all requests at work
         self.metrics = Metrics(served.name, served.score_deciles())
         self.live = Live(served.score_edges())
         self._journal = None if audit_log is None else Journal(audit_log)
@@ -153,7 +181,8 @@ class Service:
         if tracing is not None:
             observers.add(tracing)
         self.pipeline = Pipeline(served.joint, observer=observers, audit_rate=audit_rate, **options)
-        self.mailbox = Mailbox()
+        self.patience = Patience()
+        self.mailbox = Mailbox(self.patience)
         self.knob = Knob(served, self._journal) if knob is None else knob
         self.helm = Helm(self.knob, observers)
         if hold is not None:
@@ -163,6 +192,7 @@ class Service:
         self._keeper = Keeper(chore_seconds, self.helm.look, self.monitor.look)
         add_readings(self.metrics, self.pipeline, self.helm, self.monitor)
         (self.input,) = served.inputs()
+        self._tensor = TensorMetadata(**{**self.input, "shape": tuple(self.input["shape"])})
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
         self.outputs = served.outputs()
 
@@ -207,32 +237,9 @@ class Service:
             "outputs": self.outputs,
         }
 
-    @contextmanager
-    def holding(self) -> Iterator[Callable[[int], None]]:
-        """Count the bytes of a request for as long as it is at work.
-
-        Yields
-        ------
-        callable
-            Told of bytes that are about to be held; raises `Overloaded` where they are too many.
-        """
-        mine = 0
-
-        def hold(size: int) -> None:
-            nonlocal mine
-            if self._bytes and self._bytes + size > self.limits.held_bytes:
-                raise Overloaded(
-                    f"{self._bytes} bytes of requests are at work already, and "
-                    f"{self.limits.held_bytes} is the most: try again in a second",
-                    1.0,
-                )
-            mine += size
-            self._bytes += size
-
-        try:
-            yield hold
-        finally:
-            self._bytes -= mine
+    def holding(self) -> Hold:
+        """Count the bytes of a request for as long as it is at work, see `Hold`."""
+        return Hold(self)
 
     def check_model(self, name: str, version: str = "") -> None:
         """Check that a model is the one that is served; no version is any.
@@ -277,8 +284,7 @@ class Service:
             timeout = min(timeout, within)
         ticket = self.pipeline.submit(inputs, threshold=threshold)
         try:
-            async with asyncio.timeout(timeout):
-                await self.mailbox.until_done(ticket.future)
+            await self.mailbox.until_done(ticket.future, timeout)
         except TimeoutError:
             policy = self.served.joint.when_unavailable
             if policy == "error" or not await asyncio.to_thread(ticket.hurry):
@@ -290,13 +296,11 @@ class Service:
             ticket.future.cancel()
             raise
         found = ticket.future.result()
-        answer = found.answer
-        note(
-            rows=len(answer.deferred),
-            deferred=int(answer.deferred.sum()),
-            degraded=int(answer.degraded.sum()),
-            threshold=json_number(found.threshold),
-        )
+        if (notes := noted()) is not None:
+            notes["rows"] = len(found.answer.deferred)
+            notes["deferred"] = int(found.answer.deferred.sum())
+            notes["degraded"] = int(found.answer.degraded.sum())
+            notes["threshold"] = json_number(found.threshold)
         return self._response(asked, found)
 
     async def ask_both(self, asked: InferRequest) -> dict[str, Any]:
@@ -387,16 +391,10 @@ class Service:
         (array,) = asked.inputs.values()
         if self.served.takes_images:
             return await self._images(array)
-        shape, dtype = (
-            known["shape"],
-            np.dtype(getattr(self.served.joint.student, "input_dtype", array.dtype)),
-        )
-        fits = array.ndim == len(shape) and all(
-            size in (-1, own) for size, own in zip(shape[1:], array.shape[1:], strict=True)
-        )
-        if len(shape) > 1 and not fits:
+        if len(self._tensor.shape) > 1 and not self._tensor.fits(array.shape):
             raise ProtocolError(
-                f"the input {known['name']!r} must have shape {shape}, not {list(array.shape)}"
+                f"the input {known['name']!r} must have shape {known['shape']}, "
+                f"not {list(array.shape)}"
             )
         if not array.ndim or not len(array):
             raise ProtocolError(f"the input {known['name']!r} must have at least one row")
@@ -404,7 +402,8 @@ class Service:
             raise ProtocolError(
                 f"the input {known['name']!r} must be {known['datatype']}, not BYTES"
             )
-        return array.astype(dtype, copy=False)
+        wanted = getattr(self.served.joint.student, "input_dtype", array.dtype)
+        return array.astype(wanted, copy=False)
 
     def _wishes(self, asked: InferRequest) -> tuple[float | None, float]:
         unknown = set(asked.parameters) - set(REQUEST_PARAMETERS)
@@ -430,19 +429,10 @@ class Service:
             parameters["late"] = answer.late
         if self.served.calibration_id is not None:
             parameters["calibration"] = self.served.calibration_id
-        return InferResponse(
-            outputs={
-                "prediction": to_numpy(answer.prediction),
-                "output": to_numpy(answer.output).astype(np.float32),
-                "score": single_score(to_numpy(answer.score), found.threshold),
-                "deferred": to_numpy(answer.deferred),
-                "degraded": to_numpy(answer.degraded),
-            },
-            model_name=self.served.name,
-            model_version=VERSION,
-            id=asked.id,
-            parameters=parameters,
-        )
+        outputs = {
+            name: give(found) for name, give in OUTPUTS.items() if asked.wants(name) is not None
+        }
+        return InferResponse(outputs, self.served.name, VERSION, asked.id, parameters)
 
     async def _images(self, array: np.ndarray) -> Any:
         """Images (n, h, w, 3) uint8, or n encoded ones."""
@@ -474,6 +464,16 @@ def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
         own_side = np.where(kept, np.float32(np.inf), np.float32(-np.inf))
         single = np.where(crossed, np.nextafter(single, own_side), single)
     return single
+
+
+OUTPUTS: Mapping[str, Callable[[ServedAnswer], np.ndarray]] = {
+    "prediction": lambda found: to_numpy(found.answer.prediction),
+    "output": lambda found: to_numpy(found.answer.output).astype(np.float32, copy=False),
+    "score": lambda found: single_score(to_numpy(found.answer.score), found.threshold),
+    "deferred": lambda found: to_numpy(found.answer.deferred),
+    "degraded": lambda found: to_numpy(found.answer.degraded),
+}
+"""What an answer says, each made where it is asked for."""
 
 
 def checked_pixels(array: np.ndarray) -> np.ndarray:

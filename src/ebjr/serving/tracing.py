@@ -6,12 +6,11 @@ The extra ``otel``; nothing here is imported without ``ebjr serve --otel``.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from ebjr.errors import MissingExtra
-from ebjr.serving.logs import Scope
 from ebjr.serving.pipeline import Batched, Observer, Ticket
 
 try:
@@ -23,11 +22,13 @@ try:
 except ImportError as error:
     raise MissingExtra("otel", "tracing") from error
 
+CARRIED = ("traceparent", "tracestate")
+
 
 class Tracing(Observer):
     """Spans of what a server does.
 
-    Each HTTP request is a span, the child of the one that its ``traceparent`` names. Its children
+    Each request is a span, the child of the one that its ``traceparent`` names. Its children
     are, for either model that was asked: ``student wait``, the time in the queue, and ``student
     batch``, the batch with other requests' rows; the same of the teacher.
 
@@ -65,19 +66,25 @@ class Tracing(Observer):
         return cls(provider)
 
     @contextmanager
-    def request(self, scope: Scope, request_id: str) -> Iterator[None]:
-        """The span of a request, current as long as the request is at work."""
-        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in _trace(scope)}
-        about = {
-            "http.request.method": scope["method"],
-            "url.path": scope["path"],
-            "ebjr.request_id": request_id,
-        }
+    def request(
+        self, name: str, headers: Mapping[str, str], about: Mapping[str, str]
+    ) -> Iterator[None]:
+        """The span of a request, current as long as the request is at work.
+
+        Parameters
+        ----------
+        name
+            Of the span.
+        headers
+            The request's, in lower case: ``traceparent`` names the span that it belongs to.
+        about
+            Attributes.
+        """
         with self._tracer.start_as_current_span(
-            f"{scope['method']} {scope['path']}",
-            context=extract(carrier),
+            name,
+            context=extract({key: headers[key] for key in CARRIED if key in headers}),
             kind=trace.SpanKind.SERVER,
-            attributes=about,
+            attributes=dict(about),
         ):
             yield
 
@@ -105,7 +112,3 @@ class Tracing(Observer):
     def _span(self, name: str, context: Any, start: int, end: int, about: dict[str, int]) -> None:
         span = self._tracer.start_span(name, context=context, start_time=start, attributes=about)
         span.end(end)
-
-
-def _trace(scope: Scope) -> Sequence[tuple[bytes, bytes]]:
-    return [pair for pair in scope["headers"] if pair[0] in (b"traceparent", b"tracestate")]

@@ -1,0 +1,45 @@
+"""What `auto` chooses on the first half of each split: asked for once, by whatever script.
+
+Kept in ``outcomes/choices.json``, which is not committed, by the outcomes' fingerprint, the split's
+seed and the text of the code that chooses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ebjr import Outcomes, as_score
+from ebjr import blend as blending
+from ebjr import scores as scoring
+from ebjr.blend import as_blend, blend_text
+from ebjr.calibration import auto, choose_blend, choose_score, learned
+from ebjr.files import write_whole
+
+KEPT = Path(__file__).parent / "other_pairs" / "outcomes" / "choices.json"
+_CODE = hashlib.sha256(
+    b"".join(Path(str(part.__file__)).read_bytes() for part in (auto, blending, learned, scoring))
+).hexdigest()[:12]
+
+
+def choice(outcomes: Outcomes, seed: int) -> dict[str, Any]:
+    """Score and blend for the split of a seed, as `calibrate` takes them."""
+    key = f"{outcomes.fingerprint} {seed} {_CODE}"
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    if key not in kept:
+        calibration, _ = outcomes.split(0.5, seed)
+        score = choose_score(calibration)
+        kept[key] = [str(score), blend_text(choose_blend(calibration, score))]
+        KEPT.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(KEPT) as file:
+            json.dump(kept, file)
+    score, blend = kept[key]
+    return {"score": as_score(score), "blend": as_blend(blend)}
+
+
+def choices(outcomes: Outcomes, splits: int) -> dict[str, list[Any]]:
+    """Of several splits: `scores` and `blends`, as `experiments.splits` takes them."""
+    found = [choice(outcomes, seed) for seed in range(splits)]
+    return {f"{name}s": [each[name] for each in found] for name in ("score", "blend")}

@@ -1,0 +1,209 @@
+"""Figure 3, right: which score routes best? `python -m experiments.fig3_ablation [--quick]`.
+
+Every score alone, without a blend: the paper's (energy, eq. 3), its rivals, a learned one, random
+routing and the oracle; and what the library chooses, score and blend. Score, blend and threshold
+are chosen on one half and judged on the other; means of splits. Random is also given as the paper
+gives it, the best of several runs, read off the very half that it is judged on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ebjr import OperatingPoint, Outcomes, TradeOffCurve, calibrate, evaluate, oracle
+from ebjr.calibration import choose_score
+from experiments.choices import choice, choices
+from experiments.frame import COLORS, Run, start
+from experiments.pairs import here
+from experiments.splits import over_splits
+
+Router = Callable[[Outcomes], Any]
+"""From the half that choices are made on to a score: its name, or a function of raw output."""
+
+NAMED = ("energy", "softmax_energy", "softmax", "entropy", "margin", "max_logit", "random")
+
+
+def named(name: str, calibration: Outcomes) -> str:
+    """A score that there is nothing to fit in."""
+    return name
+
+
+def learned(calibration: Outcomes) -> Any:
+    """The library's learned score."""
+    return choose_score(calibration, ["learned"])
+
+
+ROUTERS: dict[str, Router] = {**{name: partial(named, name) for name in NAMED}, "learned": learned}
+"""Whatever routes; `--add FILE` joins the `ROUTERS` of a file of yours."""
+
+SPLITS = 10
+RANDOM_RUNS = 20
+RATES = np.linspace(0, 1, 51)
+
+
+def read_off(curve: TradeOffCurve) -> OperatingPoint:
+    """The cheapest point as good as the teacher, chosen where it is judged."""
+    return curve.at(index=int(np.argmax(curve.quality >= curve.outcomes.quality("teacher"))))
+
+
+def best_random(held_out: Outcomes, runs: int) -> float:
+    """How many times cheaper the best of several random orders is, as the paper reports it."""
+    curves = (TradeOffCurve.of(held_out, f"random(seed={seed})") for seed in range(runs))
+    return max(read_off(curve).saving or 0.0 for curve in curves)
+
+
+def ideal(outcomes: Outcomes, splits: int, runs: int) -> dict[str, Any]:
+    """What knows the answers: the oracle, and the luckiest of random orders."""
+    halves = [outcomes.split(0.5, seed)[1] for seed in range(splits)]
+    points = [read_off(TradeOffCurve.of(half, oracle(half))) for half in halves]
+    cost = float(np.mean([1 / (point.saving or np.inf) for point in points]))
+    lucky = float(np.mean([1 / best_random(half, runs) for half in halves]))
+    return {
+        "oracle": {"times_fewer_flops": round(1 / cost, 3)},
+        "random, best of several": {"times_fewer_flops": round(1 / lucky, 3), "runs": runs},
+    }
+
+
+def routed(outcomes: Outcomes, router: Router, splits: int, **how: Any) -> dict[str, float]:
+    """What a router does at the teacher's accuracy: fitted on one half, judged on the other."""
+    scores = [router(outcomes.split(0.5, seed)[0]) for seed in range(splits)]
+    return over_splits(outcomes, splits, scores=scores, **how)
+
+
+def at_the_teachers_accuracy(
+    outcomes: Outcomes, routers: Mapping[str, Router], splits: int
+) -> dict[str, Any]:
+    """By router: how much cheaper than the teacher, and how far from its accuracy."""
+    return {
+        "auto and blend": over_splits(outcomes, splits, **choices(outcomes, splits)),
+        **{name: routed(outcomes, fit, splits, blend=0.0) for name, fit in routers.items()},
+    }
+
+
+def areas(outcomes: Outcomes, routers: Mapping[str, Router], splits: int) -> dict[str, float]:
+    """By router: mean accuracy over all deferral rates, in percent."""
+    found: dict[str, list[float]] = {}
+    for seed in range(splits):
+        calibration, held_out = outcomes.split(0.5, seed)
+        scores = {name: fit(calibration) for name, fit in routers.items()}
+        for name, score in {**scores, "oracle": oracle(held_out)}.items():
+            found.setdefault(name, []).append(TradeOffCurve.of(held_out, score).area)
+    return {name: round(100 * float(np.mean(each)), 3) for name, each in found.items()}
+
+
+def drawn(outcomes: Outcomes, routers: Mapping[str, Router]) -> dict[str, Any]:
+    """One half's curves: accuracy at fixed costs, in percent of the teacher's FLOPs."""
+    calibration, held_out = outcomes.split(0.5, 0)
+    joint = evaluate(held_out, calibrate(calibration, **choice(outcomes, 0)))
+    scores = {name: fit(calibration) for name, fit in routers.items()}
+    scores["oracle"] = oracle(held_out)
+    curves = {name: TradeOffCurve.of(held_out, score) for name, score in scores.items()}
+    curves["auto and blend"] = joint.curve(held_out)
+    student, teacher = held_out.student_cost.flops or 0.0, held_out.teacher_cost.flops or 1.0
+    return {
+        "cost_percent": (100 * (student / teacher + RATES)).round(2),
+        "accuracy": {
+            name: [round(100 * curve.at(deferral_rate=rate).quality, 3) for rate in RATES]
+            for name, curve in curves.items()
+        },
+        "ends": [100 * held_out.quality(role) for role in ("student", "teacher")],
+        "point": [100 * (joint.cost.flops or 0.0) / teacher, 100 * joint.quality],
+    }
+
+
+def measure(
+    outcomes: Outcomes, routers: Mapping[str, Router], splits: int, runs: int
+) -> dict[str, Any]:
+    """Every figure of a pair."""
+    return {
+        "examples": len(outcomes),
+        "accuracy": {role: outcomes.quality(role) for role in ("student", "teacher")},
+        "flops": {"student": outcomes.student_cost.flops, "teacher": outcomes.teacher_cost.flops},
+        "at_the_teachers_accuracy": {
+            **at_the_teachers_accuracy(outcomes, routers, splits),
+            **ideal(outcomes, splits, runs),
+        },
+        "area_percent": areas(outcomes, routers, splits),
+        "curves": drawn(outcomes, routers),
+    }
+
+
+def draw(run: Run, found: dict[str, Any], titles: dict[str, str]) -> None:
+    """A panel for each pair; random is drawn as random orders are on average."""
+    columns = min(len(found), 3)
+    with run.picture(columns, -(-len(found) // 3)) as axes:
+        for axis, (name, figures) in zip(axes.flat, found.items(), strict=False):
+            curves = figures["curves"]
+            cost, accuracy = np.asarray(curves["cost_percent"]), curves["accuracy"]
+            accuracy["random"] = np.linspace(*curves["ends"], len(cost))
+            for score in (
+                "auto and blend",
+                *(name for name in accuracy if name != "auto and blend"),
+            ):
+                style = {"oracle": ":", "random": "--"}.get(score, "-")
+                width = 2.2 if score == "auto and blend" else 1.3
+                color = COLORS.get(score, COLORS["added"])
+                axis.plot(cost, accuracy[score], style, color=color, linewidth=width, label=score)
+            axis.axvline(100, color=COLORS["paper"], linewidth=0.8)
+            axis.plot(*curves["point"], "o", color=COLORS["chosen"], markersize=6)
+            best = max(max(values) for score, values in accuracy.items() if score != "oracle")
+            least = curves["ends"][0]
+            axis.set_ylim(least - 0.05 * (best - least), best + 0.25 * (best - least))
+            axis.set_title(titles[name], fontsize=10)
+            axis.set_xlabel("FLOPs, % of the teacher's")
+        for axis in axes.flat[len(found) :]:
+            axis.set_axis_off()
+        axes[0, 0].set_ylabel("accuracy, %")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        place = {"loc": "outside lower center", "ncols": 2 + columns, "frameon": False}
+        axes[0, 0].figure.legend(handles, labels, fontsize=9, **place)
+
+
+SHORT = ("auto and blend", "energy", "softmax", "oracle")
+"""What the table shows of other pairs; the result file has all."""
+
+PAPER = {"energy": 2.0, "softmax": 1.4, "entropy": 1.7}
+"""Times fewer FLOPs at the teacher's accuracy on Caltech-256."""
+
+
+def main(run: Run) -> dict[str, Any]:
+    """Measure every pair at hand."""
+    splits, runs = (2, 5) if run.quick else (SPLITS, RANDOM_RUNS)
+    routers, titles, found = dict(ROUTERS), {}, {}
+    if run.asked.add:
+        routers |= runpy.run_path(run.asked.add)["ROUTERS"]
+    for name, pair in here(run):
+        found[name] = run.step(name, lambda pair=pair: measure(pair.load(), routers, splits, runs))
+        titles[name] = pair.title
+        for score, figures in found[name]["at_the_teachers_accuracy"].items():
+            if name != "cifar10" and score not in SHORT:
+                continue
+            run.compare(
+                f"{pair.title}: {score}",
+                paper=PAPER.get(score),
+                ours=figures["times_fewer_flops"],
+                unit="x",
+                points=figures.get("over_teacher_points"),
+                why="the paper's is Caltech-256, whose images are not at hand" * (score in PAPER),
+            )
+    run.caption = (
+        "The held-out half of the first split; the dot is what `auto` and its blend chose on the "
+        "other half, the upright line what the teacher alone costs."
+    )
+    draw(run, found, titles)
+    return {"splits": splits, "pairs": found}
+
+
+def options(words: argparse.ArgumentParser) -> None:
+    """What this script takes beside the usual."""
+    words.add_argument("--add", metavar="FILE", help="a Python file whose ROUTERS are measured too")
+
+
+if __name__ == "__main__":
+    start(main, "Figure 3, right: which score", options)

@@ -1,0 +1,212 @@
+"""Figure 6: specialized students. `python -m experiments.fig6_specialized [--quick]`.
+
+How many popular classes should the student know, and what if fewer inputs are of these? CIFAR-100:
+heads on a published trunk (`experiments.specialized`), C of 5, 10, 20 and 50 beside a general head
+of the same size, and the shipped students of CIFAR-10, C of 3, 5 and all ten. Everything is chosen
+on one half, drawn in the mix, and judged on the other; means of splits. ``--quick`` takes the
+shipped students alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ebjr import Outcomes, TradeOffCurve
+from ebjr.demo.specialized import TRAFFIC
+from ebjr.known_classes import Traffic
+from experiments.frame import COLORS, Run, start
+from experiments.specialized import measure as heads
+from experiments.specialized_cifar10.measure import tables
+
+SHARES = (0.25, 0.5, 0.75, 0.9, 1.0)
+SHARE = 0.75
+SIZES = (5, 10, 20, 50)
+TEACHERS = ("osi_full", "densenet_bc_100_12")
+SPLITS = 10
+AUTO_SPLITS = 3
+RATES = np.linspace(0, 1, 51)
+TOLERANCE = {"cifar10": 0.005, "cifar100": 0.0}
+"""What the thresholds may be below the teacher: the half of CIFAR-10's demo, and nothing."""
+
+
+def scores_of(table: Outcomes) -> dict[str, dict[str, Any]]:
+    """The paper's score, and the other that is measured, by name."""
+    known = table.task == "specialized"
+    names = ("specialized_energy", "known_softmax") if known else ("energy", "softmax")
+    return {name: {"score": name, "blend": 0.0} for name in names}
+
+
+def sweep(
+    table: Outcomes, popular: tuple[int, ...], splits: int, tolerance: float
+) -> dict[str, Any]:
+    """Every score at every popular share, `auto` where three of four inputs are popular."""
+    found: dict[str, Any] = {}
+    for share in SHARES:
+        ways: dict[str, dict[str, Any]] = scores_of(table)
+        if share == SHARE:
+            ways["auto"] = {}
+        for way, how in ways.items():
+            times = min(splits, AUTO_SPLITS) if way == "auto" else splits
+            row = heads.over_splits(
+                table, Traffic(share, popular), splits=times, tolerance=tolerance, **how
+            )
+            found.setdefault(way, {})[f"{share:g}"] = row
+    return found
+
+
+def curve(table: Outcomes, popular: tuple[int, ...]) -> dict[str, Any]:
+    """Accuracy against cost on a half in which three of four inputs are popular."""
+    held_out = table.split(0.5, 0)[1]
+    held_out = held_out.take(Traffic(SHARE, popular).draw(held_out.targets, 0))
+    score = next(name for name in reversed(scores_of(table)))
+    drawn = TradeOffCurve.of(held_out, score)
+    rates = RATES[drawn.deferral_rate[0] <= RATES]
+    student, teacher = held_out.student_cost.flops or 0.0, held_out.teacher_cost.flops or 1.0
+    return {
+        "score": score,
+        "cost_percent": (100 * (student / teacher + rates)).round(2),
+        "accuracy": [round(100 * drawn.at(deferral_rate=rate).quality, 2) for rate in rates],
+        "teacher": 100 * held_out.quality("teacher"),
+    }
+
+
+def cifar10(splits: int) -> dict[str, Any]:
+    """The shipped students, whose popular classes are the demo's three."""
+    popular, found = TRAFFIC.popular_classes, {}
+    for name, table in tables().items():
+        if name != "the shipped pair's":
+            found[name] = {
+                "sweep": sweep(table, popular, splits, TOLERANCE["cifar10"]),
+                "curve": curve(table, popular),
+            }
+    return found
+
+
+def cifar100(teacher: str, size: int, students: Mapping[Any, Any]) -> dict[str, Any]:
+    """A specialized head that knows so many classes, and the general one in the same mix."""
+    popular = tuple(int(label) for label in heads.ORDER[:size])
+    both = {
+        "specialized": heads.outcomes(*students[size], teacher, popular),
+        "general": heads.outcomes(*students[None], teacher, None),
+    }
+    return {
+        kind: {
+            "sweep": sweep(table, popular, SPLITS, TOLERANCE["cifar100"]),
+            "curve": curve(table, popular),
+        }
+        for kind, table in both.items()
+    }
+
+
+def trained(size: int | None) -> tuple[np.ndarray, float]:
+    """A head of so many classes and "other", or the general one: its logits and FLOPs."""
+    known = None if size is None else tuple(int(label) for label in heads.ORDER[:size])
+    logits, flops, _ = heads.student("whole", known)
+    return logits, flops
+
+
+def draw(run: Run, panels: dict[str, dict[str, Any]], left: dict[str, Any], title: str) -> None:
+    """Left, accuracy against cost; then a panel of times fewer FLOPs by popular share each."""
+    shades = ["#F0A36B", "#D55E00", "#9A4400", "#5C2900"]
+    with run.picture(1 + len(panels), 1) as axes:
+        axis = axes[0, 0]
+        for name, figures in left.items():
+            row = figures["curve"]
+            color = COLORS["general" if name in ("general", "knows-all") else "specialized"]
+            axis.plot(row["cost_percent"], row["accuracy"], color=color, label=f"{name}")
+        axis.axhline(row["teacher"], color=COLORS["paper"], linewidth=0.8)
+        axis.axvline(100, color=COLORS["paper"], linewidth=0.8)
+        axis.set_title(f"{title}, 75 % popular", fontsize=10)
+        axis.set_xlabel("FLOPs, % of the teacher's")
+        axis.set_ylabel("accuracy, %")
+        axis.legend(frameon=False, fontsize=8)
+        for axis, (name, lines) in zip(axes.flat[1:], panels.items(), strict=True):
+            colors = iter(shades)
+            for label, row in lines.items():
+                general = label in ("general", "knows-all")
+                color = COLORS["general"] if general else next(colors)
+                shares = [100 * float(share) for share in row]
+                saved = [one["times_fewer_flops"] for one in row.values()]
+                axis.plot(shares, saved, "o-", color=color, markersize=4, label=label)
+            axis.axhline(1, color=COLORS["paper"], linewidth=0.8)
+            axis.set_title(name, fontsize=10)
+            axis.set_xlabel("popular inputs, %")
+            axis.set_ylabel("times fewer FLOPs")
+            axis.legend(frameon=False, fontsize=8)
+
+
+def lines_of_cifar10(run: Run, found: dict[str, Any]) -> dict[str, Any]:
+    """The table's lines and the panel of the shipped students."""
+    for name, figures in found.items():
+        ways = figures["sweep"]
+        best = max(ways, key=lambda way: ways[way][f"{SHARE:g}"]["times_fewer_flops"])
+        row = ways[best][f"{SHARE:g}"]
+        run.compare(
+            f"CIFAR-10, {name}, 75 % popular: times fewer FLOPs, {best}",
+            paper=1.5,
+            ours=row["times_fewer_flops"],
+            unit="x",
+            points=row["over_teacher_points"],
+            why="a general student of the same size" if name == "knows-all" else "",
+        )
+    return {
+        name: figures["sweep"]["softmax" if name == "knows-all" else "known_softmax"]
+        for name, figures in found.items()
+    }
+
+
+def lines_of_cifar100(run: Run, teacher: str, found: dict[int, Any]) -> dict[str, Any]:
+    """The table's lines and the panel of the heads beside one teacher."""
+    panel: dict[str, Any] = {}
+    for size, figures in found.items():
+        for kind, way in (("specialized", "specialized_energy"), ("specialized", "known_softmax")):
+            row = figures[kind]["sweep"][way][f"{SHARE:g}"]
+            run.compare(
+                f"CIFAR-100 beside {teacher}, C = {size}, 75 % popular: times fewer FLOPs, {way}",
+                paper=1.5 if size in (10, 20) else None,
+                ours=row["times_fewer_flops"],
+                unit="x",
+                points=row["over_teacher_points"],
+            )
+        panel[f"C = {size}"] = figures["specialized"]["sweep"]["known_softmax"]
+    first = found[min(found)]
+    panel["general"] = first["general"]["sweep"]["softmax"]
+    return panel
+
+
+def main(run: Run) -> dict[str, Any]:
+    """Train, sweep, draw."""
+    small = run.step("cifar10", lambda: cifar10(2 if run.quick else SPLITS))
+    panels = {"CIFAR-10, as shipped": lines_of_cifar10(run, small)}
+    if run.quick:
+        draw(run, panels, small, "CIFAR-10")
+        return {"cifar10": small}
+    torch.set_num_threads(1)
+    students: dict[Any, Any] = {}
+    large: dict[str, dict[int, Any]] = {}
+    for teacher in TEACHERS:
+        for size in SIZES:
+            name = f"{teacher}, {size} known"
+
+            def make(teacher: str = teacher, size: int = size) -> Any:
+                for wanted in (None, size):
+                    if wanted not in students:
+                        students[wanted] = trained(wanted)
+                return cifar100(teacher, size, students)
+
+            large.setdefault(teacher, {})[size] = run.step(name, make)
+        panels[f"CIFAR-100, {teacher}"] = lines_of_cifar100(run, teacher, large[teacher])
+    draw(run, panels, large["densenet_bc_100_12"][10], "CIFAR-100, C = 10, DenseNet")
+    run.caption = (
+        "Right of the first panel: scores known_softmax and, for the general student, softmax. The "
+        "level line of the first is the teacher's accuracy, the upright one its cost."
+    )
+    return {"cifar10": small, "cifar100": large}
+
+
+if __name__ == "__main__":
+    start(main, "Figure 6: specialized students")

@@ -1,0 +1,92 @@
+"""The pairs that stand for the paper's: shipped, of others, or those of `full_scale`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from ebjr import Outcomes
+from ebjr.demo import shipped
+from experiments.frame import Run
+from experiments.other_pairs import pairs as other
+
+TRAINED = Path(__file__).parent / "trained"
+"""Where `experiments.full_scale` leaves checkpoints and outcomes; not committed."""
+
+
+class Pair(NamedTuple):
+    """A pair, the data set of the paper that it stands for, and what both said on its test set."""
+
+    title: str
+    data: str
+    load: Callable[[], Outcomes]
+
+
+def shipped_pair() -> Outcomes:
+    """The pair of the demo on CIFAR-10."""
+    with shipped("outcomes.npz") as path:
+        return Outcomes.load(path)
+
+
+def full_scale(data: str) -> Outcomes:
+    """The paper's own pair on a data set, where `experiments.full_scale` has trained it.
+
+    Raises
+    ------
+    FileNotFoundError
+        It has not.
+    """
+    file = TRAINED / "outcomes" / f"{data}.npz"
+    if not file.exists():
+        raise FileNotFoundError(f"there is no {file}: train it, python -m experiments.full_scale")
+    return Outcomes.load(file)
+
+
+PAIRS: dict[str, Pair] = {
+    "cifar10": Pair("CIFAR-10, the shipped pair", "cifar10", shipped_pair),
+    "cifar100_densenet": Pair(
+        "CIFAR-100, early exit -> DenseNet-BC",
+        "cifar100",
+        partial(other.load, "cifar100_densenet"),
+    ),
+    "cifar100_early_exit": Pair(
+        "CIFAR-100, early exit -> its full net",
+        "cifar100",
+        partial(other.load, "cifar100_early_exit"),
+    ),
+    "imagenet_160_260": Pair(
+        "ImageNet's classes, Lite0 at 160 -> Lite2 at 260",
+        "imagenet",
+        partial(other.load, "imagenet_lite0_160_lite2_260"),
+    ),
+    "imagenet_224_260": Pair(
+        "ImageNet's classes, Lite0 at 224 -> Lite2 at 260",
+        "imagenet",
+        partial(other.load, "imagenet_lite0_224_lite2_260"),
+    ),
+    **{
+        f"paper_{data}": Pair(f"{title}, the paper's nets", data, partial(full_scale, data))
+        for data, title in (
+            ("cifar10", "CIFAR-10"),
+            ("cifar100", "CIFAR-100"),
+            ("imagenet", "ImageNet"),
+            ("caltech256", "Caltech-256"),
+        )
+    },
+}
+"""By name. Those whose images and weights are not on the machine are left out of a run."""
+
+
+def here(run: Run) -> Iterator[tuple[str, Pair]]:
+    """The pairs at hand; for a quick look only the one that is shipped."""
+    for name, pair in PAIRS.items():
+        if run.quick and name != "cifar10":
+            continue
+        try:
+            pair.load()
+        except (FileNotFoundError, ImportError) as error:
+            print(f"{run.name}: left out {name}: {error}", flush=True)
+            continue
+        yield name, pair

@@ -1,0 +1,138 @@
+"""Train a rival: `python -m experiments.rivals.train single` (or another of `RIVALS`).
+
+Every answer of a rival is distilled from the pair's teacher on the views that the pair's student
+saw: the recipe of `cifar10_pair.train_student`, with fewer epochs. What was held out there is here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ebjr.demo.cifar10 import load
+from experiments.cifar10_pair.nets import build_teacher, fit_whitening
+from experiments.cifar10_pair.train import (
+    CHECKPOINTS,
+    Augmenter,
+    fit,
+    parser,
+    split_indices,
+    to_input,
+)
+from experiments.cifar10_pair.train import HERE as PAIR
+from experiments.cifar10_pair.train_student import answers_on_views, distillation_loss
+from experiments.rivals.nets import (
+    NARROW,
+    SINGLE,
+    EarlyExits,
+    MultiScale,
+    Slimmable,
+    build_single,
+    unfold,
+    widen,
+)
+
+HERE = Path(__file__).parent
+POOLED = HERE / "pooled.onnx"
+POOLED_WIDTHS = (32, 64, 128)
+
+
+def load_teacher() -> nn.Module:
+    """The pair's teacher."""
+    teacher = build_teacher().to(memory_format=torch.channels_last)
+    teacher.load_state_dict(torch.load(PAIR / "teacher.pt")["net"])
+    return teacher
+
+
+def start_single(images: np.ndarray) -> nn.Module:
+    """The single network, which begins as the pooled student: 46 epochs it need not repeat."""
+    some = to_input(images[:1000])
+    narrow, net = build_single(POOLED_WIDTHS), build_single()
+    unfold(narrow, POOLED, some)
+    widen(net, narrow, some)
+    return net
+
+
+def start_early_exits(images: np.ndarray) -> nn.Module:
+    """Early exits on the pair's teacher, which stays as it is."""
+    return EarlyExits(load_teacher())
+
+
+def start_multi_scale(images: np.ndarray) -> nn.Module:
+    """The network of several scales, from nothing."""
+    net = MultiScale()
+    fit_whitening(net.begin, images[:5000])
+    return net
+
+
+def start_slimmable(images: np.ndarray) -> nn.Module:
+    """The slimmable network, which begins at either width as the trained single one."""
+    net = Slimmable(NARROW, SINGLE)
+    trained = torch.load(CHECKPOINTS / "rival_single.pt")["net"]
+    for each in net.nets:
+        begin = {
+            name: trained[name][tuple(slice(0, length) for length in value.shape)]
+            for name, value in each.state_dict().items()
+        }
+        each.load_state_dict(begin)
+    return net
+
+
+RIVALS: dict[str, Callable[[np.ndarray], nn.Module]] = {
+    "single": start_single,
+    "early_exits": start_early_exits,
+    "multi_scale": start_multi_scale,
+    "slimmable": start_slimmable,
+}
+"""By name: an untrained rival, from the training pictures."""
+
+
+def main() -> None:
+    """Read the options, train, leave `checkpoints/rival_<name>.pt` beside the pair's."""
+    name = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+    if name not in RIVALS:
+        raise SystemExit(f"say which rival to train: {', '.join(RIVALS)}, not {name!r}")
+    options = parser(
+        epochs=42,
+        batch_size=500,
+        lr=0.06,
+        lr_rest=0.01,
+        shift=4,
+        cutout=0,
+        views=8,
+        temperature=2.0,
+        seed=1,
+    ).parse_args()
+    torch.manual_seed(options.seed)
+    images, labels = load("train")
+    kept, held_out = split_indices(len(images))
+    augmenter = Augmenter(images[kept], options.shift, options.cutout, options.seed, options.views)
+    pool = answers_on_views(load_teacher(), augmenter, options.batch_size)
+
+    def loss_of(logits: Tensor, index: np.ndarray, epoch: int) -> Tensor:
+        answers = pool[epoch % options.views, index].float()
+        if logits.ndim == 3:
+            answers = answers[:, :, None].expand_as(logits)
+        return distillation_loss(logits, answers, options.temperature)
+
+    fit(
+        RIVALS[name](images[kept]),
+        augmenter,
+        loss_of,
+        (images[held_out], labels[held_out]),
+        name=f"rival_{name}",
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        lr_rest=options.lr_rest,
+        log=HERE / f"train_{name}.log",
+    )
+
+
+if __name__ == "__main__":
+    main()

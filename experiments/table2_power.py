@@ -1,0 +1,143 @@
+"""Table 2: power saved at a loss of accuracy. `python -m experiments.table2_power [--quick]`.
+
+Joules per image by the library (`ebjr.evaluation.power`): measured by the machine's counters where
+it has any, else estimated for both models alike from FLOPs and the bytes that move, one image at a
+time, so that every image pays for reading the weights. The threshold is chosen on one half for the
+teacher's accuracy less the loss and judged on the other, with the margin of `table1`; means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ebjr import Cost, OperatingPoint, load_model
+from ebjr.demo import shipped
+from ebjr.evaluation.flops import count_flops
+from ebjr.evaluation.power import Load, with_joules
+from experiments.frame import COLORS, Run, start
+from experiments.other_pairs import pairs as other
+from experiments.pairs import PAIRS, here
+from experiments.splits import aimed_points
+from experiments.table1 import MARGIN
+
+SPLITS = 10
+LOSSES = {
+    "cifar10": {0.0: ("the paper", 64.03), 0.0096: ("Tann et al.", 58.74)},
+    "imagenet": {0.0: ("the paper", 32.93), 0.009: ("the paper", 56.63)},
+}
+"""By data set and loss of accuracy: whose figure, and the percentage of power that is saved."""
+
+
+def shipped_loads() -> dict[str, Load]:
+    """The shipped pair on one image."""
+    found = {}
+    for role in ("student", "teacher"):
+        with shipped(f"{role}.onnx") as path:
+            model = load_model(path, threads=1)
+            counted = count_flops(model, (1, 3, 32, 32))
+        batch = np.zeros((1, 3, 32, 32), np.float32)
+        found[role] = Load(model, batch, counted.flops, counted.parameter_bytes)
+    return found
+
+
+def other_loads(pair: str) -> dict[str, Load]:
+    """A pair that others trained, on one image."""
+    found = {}
+    for role, name in zip(("student", "teacher"), other.PAIRS[pair], strict=True):
+        source = other.MODELS[name]
+        model = source.model().model
+        shape = (1, 3, source.size, source.size)
+        counted = count_flops(model, shape)
+        batch = np.zeros(shape, np.float32)
+        found[role] = Load(model, batch, counted.flops, counted.parameter_bytes)
+    return found
+
+
+LOADS: dict[str, Callable[[], dict[str, Load]]] = {
+    "cifar10": shipped_loads,
+    "imagenet_160_260": lambda: other_loads("imagenet_lite0_160_lite2_260"),
+    "imagenet_224_260": lambda: other_loads("imagenet_lite0_224_lite2_260"),
+}
+
+
+def joules(name: str, loads: dict[str, Load]) -> dict[str, dict[str, Any]]:
+    """What an image costs each model of a pair, in FLOPs and joules."""
+    costs = {role: Cost(flops=load.flops) for role, load in loads.items()}
+    return {role: cost.as_dict() for role, cost in with_joules(costs, loads).items()}
+
+
+def means(points: list[OperatingPoint]) -> dict[str, Any]:
+    """The percentage of joules that the joint model saves, over splits."""
+    percent = [
+        100 * (1 - (p.cost.joules or 0.0) / (p.teacher_cost.joules or np.nan)) for p in points
+    ]
+    gains = [100 * (p.quality - p.teacher_quality) for p in points]
+    return {
+        "splits": len(points),
+        "saved_percent": round(float(np.mean(percent)), 2),
+        "over_teacher_points": round(float(np.mean(gains)), 3),
+        "deferral_rate": round(float(np.mean([p.deferral_rate for p in points])), 4),
+    }
+
+
+def measure(name: str, splits: int) -> dict[str, Any]:
+    """Joules of a pair, and what is saved at each loss."""
+    costs = joules(name, LOADS[name]())
+    outcomes = replace(
+        PAIRS[name].load(), **{f"{role}_cost": Cost(**cost) for role, cost in costs.items()}
+    )
+    losses = LOSSES[PAIRS[name].data]
+    points = aimed_points(outcomes, splits, [MARGIN - loss for loss in losses])
+    return {
+        "joules_per_image": costs,
+        "saved": {f"{loss:g}": means(points[MARGIN - loss]) for loss in losses},
+    }
+
+
+def draw(run: Run, found: dict[str, Any]) -> None:
+    """Bars: what the paper saves, and what is saved here."""
+    with run.picture(1, 1, figsize=(7.5, 3.6)) as axes:
+        axis, labels = axes[0, 0], []
+        for name, figures in found.items():
+            for loss, row in figures["saved"].items():
+                paper = LOSSES[PAIRS[name].data][float(loss)][1]
+                place = len(labels)
+                axis.barh(place - 0.2, paper, 0.38, color=COLORS["paper"])
+                axis.barh(place + 0.2, row["saved_percent"], 0.38, color=COLORS["chosen"])
+                labels.append(f"{PAIRS[name].title}\n{100 * float(loss):g} points aimed lower")
+        axis.set_yticks(range(len(labels)), labels, fontsize=8)
+        axis.invert_yaxis()
+        axis.set_xlabel("joules saved per image, %")
+        bars = [axis.patches[0], axis.patches[1]]
+        axis.legend(bars, ["the paper (or its rival)", "ours"], frameon=False, fontsize=8)
+
+
+def main(run: Run) -> dict[str, Any]:
+    """Measure every pair at hand whose models are there."""
+    found = {}
+    for name, pair in here(run):
+        if name not in LOADS:
+            continue
+        splits = 2 if run.quick else SPLITS
+        found[name] = run.step(name, lambda name=name, n=splits: measure(name, n))
+        how = found[name]["joules_per_image"]["student"].get("joules_are", "not known")
+        for loss, row in found[name]["saved"].items():
+            whose, paper = LOSSES[pair.data][float(loss)]
+            run.compare(
+                f"{pair.title}: power saved, {100 * float(loss):g} points lower ({whose})",
+                paper=paper,
+                ours=row["saved_percent"],
+                unit="%",
+                points=row["over_teacher_points"],
+                why=f"joules are {how}",
+            )
+    draw(run, found)
+    return {"pairs": found, "margin": MARGIN}
+
+
+if __name__ == "__main__":
+    start(main, "Table 2: power")

@@ -1,0 +1,136 @@
+"""What is asked most, `infer` over HTTP: an ASGI application of its own, with no framework in it.
+
+What a request's error is answered with is here too: one sentence, whoever handles the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ebjr.errors import EbjrError, MissingExtra, Overloaded
+from ebjr.protocol import LENGTH_HEADER, InferRequest, read_request, write_response
+from ebjr.serving.bodies import WHEN_GONE, Refused, aside, compressed, read_body
+from ebjr.serving.forms import read_form
+from ebjr.serving.logs import Receive, Scope, Send
+from ebjr.serving.service import VERSION, Hold, Service, log, status_of
+
+try:
+    from starlette.datastructures import Headers
+    from starlette.requests import ClientDisconnect
+    from starlette.responses import JSONResponse, Response
+except ImportError as error:
+    raise MissingExtra("serve", "serving") from error
+
+MISTAKES = (Refused, EbjrError, ClientDisconnect, asyncio.CancelledError)
+"""Errors that `refusal_of` answers."""
+
+BROKEN = "the server failed on this request; its log says why"
+
+_LENGTH = LENGTH_HEADER.lower().encode()
+_JSON = (b"content-type", b"application/json")
+_BINARY = (b"content-type", b"application/octet-stream")
+
+
+class Infer:
+    """``POST /v2/models/NAME/infer`` and ``.../versions/1/infer``.
+
+    Parameters
+    ----------
+    service
+        Who answers.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        model = f"/v2/models/{service.served.name}"
+        self._paths = {f"{model}/infer", f"{model}/versions/{VERSION}/infer"}
+
+    def is_asked(self, scope: Scope) -> bool:
+        """Whether a request is one for this, by its very path."""
+        known = scope["type"] == "http" and scope["path"] in self._paths
+        return known and scope["method"] == "POST"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; `scope` has path parameters where it came by a route."""
+        service = self._service
+        began = time.perf_counter()
+        try:
+            with service.holding() as hold:
+                body, headers = await self._answer(scope, receive, hold)
+                service.metrics.request(time.perf_counter() - began)
+        except MISTAKES as error:
+            await refusal_of(service, error)(scope, receive, send)
+            return
+        except Exception:
+            log.exception("a request failed")
+            await refusal(service, 500, BROKEN)(scope, receive, send)
+            return
+        headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, hold: Hold
+    ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """The body of an answer, and its headers."""
+        headers = dict(scope["headers"])
+        # first: who is still sending reads no answer
+        service = self._service
+        raw = await read_body(headers, receive, service.limits, hold, service.patience)
+        if "path_params" in scope:
+            service.check_model(**scope["path_params"])
+        asked = await self._asked(raw, headers)
+        scope[WHEN_GONE] = _cancel_of_this_task()
+        found = await service.infer(asked)
+        body, length = write_response(found, asked)
+        accepted = headers.get(b"accept-encoding", b"").decode("latin-1")
+        body, more = await aside(len(body), compressed, body, accepted)
+        said = [(name.lower().encode(), value.encode()) for name, value in more.items()]
+        if length is None:
+            return body, [_JSON, *said]
+        return body, [_BINARY, (_LENGTH, b"%d" % length), *said]
+
+    async def _asked(self, raw: bytes, headers: Mapping[bytes, bytes]) -> InferRequest:
+        if not headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
+            length = headers.get(_LENGTH)
+            words = None if length is None else length.decode("latin-1")
+            return await aside(_json_bytes(raw, words), read_request, raw, words)
+        if not self._service.served.takes_images:
+            raise Refused(415, "this model takes no images, and a form can bring nothing else")
+        return await read_form(raw, Headers(raw=list(headers.items())), self._service.input["name"])
+
+
+def refusal_of(service: Service, error: BaseException) -> Response:
+    """What a request is answered with that ended in one of `MISTAKES`."""
+    if isinstance(error, Refused):
+        return refusal(service, error.status, str(error), error.headers)
+    if isinstance(error, EbjrError):
+        wait = error.retry_after_seconds if isinstance(error, Overloaded) else None
+        headers = None if wait is None else {"Retry-After": str(math.ceil(wait))}
+        return refusal(service, status_of(error), str(error), headers)
+    return Response(status_code=499)  # its client has gone
+
+
+def refusal(
+    service: Service, status: int, sentence: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A request's error: one sentence."""
+    service.refused(status)
+    return JSONResponse({"error": " ".join(sentence.split())}, status, headers)
+
+
+def _json_bytes(raw: bytes, length: str | None) -> int:
+    """How much of a body is JSON; nothing where its head says nonsense, which is soon refused."""
+    if length is None:
+        return len(raw)
+    return int(length) if length.isascii() and length.isdecimal() and len(length) < 19 else 0
+
+
+def _cancel_of_this_task() -> Callable[[], Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancel
