@@ -55,6 +55,11 @@ def test_what_the_teacher_helps_with_is_learned():
     assert TradeOffCurve.of(held_out, score).area > TradeOffCurve.of(held_out, "softmax").area
 
 
+def test_scores_of_which_none_can_be_fitted_are_refused():
+    with pytest.raises(CalibrationError, match="none of the scores learned can be fitted to these"):
+        choose_score(pair(8), ["learned"])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_where_there_is_nothing_to_learn_a_simpler_score_wins(seed):
     rng = np.random.default_rng(seed)

@@ -297,6 +297,11 @@ def _compare(
             values = _values(score, outcomes)
         scores.append(score)
         influences.append(area_influence(values, kept, deferred))
+    if not scores:
+        raise CalibrationError(
+            f"none of the scores {', '.join(map(str, candidates))} can be fitted to these "
+            f"{len(outcomes)} examples; name one that is not fitted, such as softmax"
+        )
     best = influences[int(np.argmax([influence.mean() for influence in influences]))]
     return [
         RankedScore(
