@@ -30,7 +30,7 @@ from ebjr import load_joint
 from ebjr.scale import build_app, predict
 
 ROWS, CLIENTS, SECONDS, TURNS = 8, 64, 15.0, 3
-BATCH, RATE, DENSE_ROWS = 32, 0.2, 2_000
+BATCH, RATE, WAIT, DENSE_ROWS = 32, 0.2, 0.5, 2_000
 STORE = 200 * 2**20
 
 
@@ -101,7 +101,9 @@ def teacher_batches(joint: Path, inputs: np.ndarray) -> dict[str, Any]:
     deferred = load_joint(joint, threads=1)(inputs).deferred
     alone = [int(part.sum()) for part in np.split(deferred, range(BATCH, len(deferred), BATCH))]
     without = float(np.mean([count for count in alone if count]))
-    with running_app(joint, student_batch=BATCH, teacher_batch=BATCH) as port:
+    with running_app(
+        joint, student_batch=BATCH, teacher_batch=BATCH, teacher_wait_seconds=WAIT
+    ) as port:
         closed(port, requests("image", inputs, ROWS), CLIENTS, SECONDS)
         served = _mean_teacher_batch()
     answers = predict(inputs, joint, batch_size=BATCH, teacher_batch=BATCH, threads=1)
@@ -119,22 +121,21 @@ def teacher_batches(joint: Path, inputs: np.ndarray) -> dict[str, Any]:
 
 
 def _mean_teacher_batch() -> float:
-    """Of all batches that Ray's Prometheus endpoint knows of."""
+    """Deferred rows by batches of the teacher, as Ray's Prometheus endpoint counts both.
+
+    Of the rows of a batch it knows the bucket alone.
+    """
     time.sleep(12)  # metrics are pushed now and then
     (node,) = ray.nodes()
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(address, timeout=10) as answer:
         text = answer.read().decode()
-    total = {
-        key: sum(
-            float(value)
-            for value in re.findall(
-                rf'^ray_ebjr_batch_rows_{key}{{[^}}]*stage="teacher"[^}}]*}} (\S+)', text, re.M
-            )
-        )
-        for key in ("sum", "count")
-    }
-    return total["sum"] / total["count"]
+    batches = r'^ray_ebjr_batch_rows_count{[^}]*stage="teacher"[^}]*} (\S+)'
+    rows, count = (
+        sum(map(float, re.findall(pattern, text, re.MULTILINE)))
+        for pattern in (r"^ray_ebjr_deferred_rows_total{[^}]*} (\S+)", batches)
+    )
+    return rows / count
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -12,13 +13,26 @@ pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
 from cluster import Nodes
 
+from ebjr.scale import INGRESS
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])
+
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory) -> Iterator[Nodes]:
     import ray
 
     before = dict(os.environ)
-    os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ |= {
+        **INGRESS,
+        "RAY_SERVE_HAPROXY_METRICS_PORT": free_port(),
+        "RAY_SERVE_HAPROXY_STATS_PORT": free_port(),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    }
     nodes = Nodes()
     ray.init(
         address=nodes.cluster.address,

@@ -32,11 +32,11 @@ LIGHT = {"num_cpus": 0.5}
 
 @pytest.fixture(scope="module")
 def joint(tmp_path_factory) -> Path:
-    return write_joint(tmp_path_factory.mktemp("data"), layers=24)
+    return write_joint(tmp_path_factory.mktemp("data"))
 
 
-def test_several_actors_answer_ten_thousand_rows_as_the_local_model(nodes, joint):
-    data = inputs()
+def test_several_actors_answer_as_the_local_model(nodes, joint):
+    data = inputs(2_500)
     stage = {**LIGHT, "concurrency": 2}
     answers = predict(data, joint, student=stage, teacher=stage, batch_size=256, threads=1)
     found = answers.to_pandas().sort_values("row")
@@ -49,12 +49,13 @@ def test_several_actors_answer_ten_thousand_rows_as_the_local_model(nodes, joint
     assert 0.2 < local.deferred.mean() < 0.5
 
 
-def test_a_killed_node_loses_no_row(nodes, joint):
+def test_a_killed_node_loses_no_row(nodes, tmp_path):
+    slow = write_joint(tmp_path, layers=24)
     first, second = nodes.add(teacher=1), nodes.add(teacher=1)
-    data = inputs(6_000)
+    data = inputs(2_000)
     far = {"num_cpus": 0, "resources": {"teacher": 1}, "concurrency": 2}
     answers = predict(
-        data, joint, student=LIGHT, teacher=far, batch_size=64, teacher_batch=16, threads=1
+        data, slow, student=LIGHT, teacher=far, batch_size=64, teacher_batch=4, threads=1
     )
     found: list[int] = []
     deferred = 0
@@ -65,7 +66,7 @@ def test_a_killed_node_loses_no_row(nodes, joint):
         deferred += int(batch["deferred"].sum())
     nodes.kill(second)
     assert sorted(found) == list(range(len(data)))
-    assert deferred == load_joint(joint)(data).deferred.sum()
+    assert deferred == load_joint(slow)(data).deferred.sum()
 
 
 def test_ray_finishes_what_one_machine_began_and_asks_nothing_again(nodes, joint, tmp_path):
