@@ -31,7 +31,6 @@ def nodes(tmp_path_factory) -> Iterator[Nodes]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": free_port(),
         "RAY_SERVE_HAPROXY_STATS_PORT": free_port(),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     }
     nodes = Nodes()
     ray.init(

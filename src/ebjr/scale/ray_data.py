@@ -254,8 +254,9 @@ def _dataset(data: Any, start: int) -> ray.data.Dataset:
         return data if start == 0 else data.filter(expr=f"row >= {start}")
     rows = np.arange(start, len(data))
     blocks = np.array_split(rows, max(1, -(-len(rows) // READ_ROWS)))
-    # put once for all readers; arrays are then read from shared memory
-    return ray.data.from_numpy(blocks).map_batches(_Reader(ray.put(data)), num_cpus=0.1)
+    # put once for all readers, and arrays are read from shared memory; readers ask for no CPU, as
+    # both models' actors may hold all that there are
+    return ray.data.from_numpy(blocks).map_batches(_Reader(ray.put(data)), num_cpus=0)
 
 
 class _Reader:
@@ -298,10 +299,13 @@ def predict_file(
     """
     config = JointConfig.read(joint)
     threshold = options.get("threshold")
+    if not ray.is_initialized():  # what its processes print is not ours to print
+        ray.init(log_to_driver=False, logging_level="WARNING")
 
     def answer(start: int) -> Iterator[Answered]:
         answers = predict(data, joint, start=start, **options)
         answers.context.execution_options.preserve_order = True
+        answers.context.enable_progress_bars = False
         with _in_own_words():
             for batch in answers.iter_batches(batch_size=None, batch_format="numpy"):
                 if not len(batch["row"]):
