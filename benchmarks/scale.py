@@ -46,20 +46,27 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_ray(ingress: bool = True) -> Iterator[None]:
-    """Ray on this machine, with one CPU for each of two models, and HAProxy or Ray's proxy."""
+def running_ray(ingress: bool = True) -> Iterator[int]:
+    """Ray and Serve on this machine, behind HAProxy or Ray's proxy: the port where they answer."""
     more = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("METRICS", "STATS")}
+    patient = {
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    }
     before = dict(os.environ)
-    os.environ |= {**INGRESS, **more} if ingress else {}
+    os.environ |= {**INGRESS, **more, **patient} if ingress else {}
     ray.init(
+        address="local",
         num_cpus=4,
         object_store_memory=STORE,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
     )
+    port = free_port()
     try:
-        yield
+        serve.start("HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        yield port
     finally:
         serve.shutdown()
         ray.shutdown()
@@ -67,17 +74,10 @@ def running_ray(ingress: bool = True) -> Iterator[None]:
         os.environ |= before
 
 
-@contextmanager
-def running_app(joint: Path, **options: Any) -> Iterator[int]:
-    """The Ray application: the port where it answers."""
-    port = free_port()
-    serve.start("HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+def run_app(joint: Path, **options: Any) -> None:
+    """Make it the application that is served, with one CPU for each of both models."""
     light = {"ray_actor_options": {"num_cpus": 1}}
     serve.run(build_app(joint, student=light, teacher=light, threads=1, **options))
-    try:
-        yield port
-    finally:
-        serve.shutdown()
 
 
 def cpu_seconds() -> Counter[str]:
@@ -134,10 +134,11 @@ def measure(port: int, asked: list[bytes], seconds: float) -> dict[str, Any]:
     }
 
 
-def throughput(joint: Path, asked: list[bytes], seconds: float) -> dict[str, Any]:
+def throughput(ours: int, joint: Path, asked: list[bytes], seconds: float) -> dict[str, Any]:
     """Server and Ray application by turns; who has no turn has nothing to do."""
     found: dict[str, list[dict[str, Any]]] = {"serve": [], "ray": []}
-    with running_app(joint) as ours, running_server(joint, 1) as alone:
+    run_app(joint)
+    with running_server(joint, 1) as alone:
         ports = {"serve": alone, "ray": ours}
         for port in ports.values():
             closed(port, asked, CLIENTS, 3.0)
@@ -155,24 +156,29 @@ def throughput(joint: Path, asked: list[bytes], seconds: float) -> dict[str, Any
     }
 
 
-def own_proxy(joint: Path, asked: list[bytes], seconds: float) -> dict[str, Any]:
+def own_proxy(port: int, joint: Path, asked: list[bytes], seconds: float) -> dict[str, Any]:
     """The Ray application behind Ray's own proxy."""
-    with running_app(joint) as port:
-        closed(port, asked, CLIENTS, 3.0)
-        return measure(port, asked, seconds)
+    run_app(joint)
+    closed(port, asked, CLIENTS, 3.0)
+    return measure(port, asked, seconds)
 
 
 def served_batches(
-    joint: Path, asked: list[bytes], seconds: float, wait: float
+    port: int, joint: Path, asked: list[bytes], seconds: float, wait: float
 ) -> dict[str, float]:
     """Mean rows of a batch of the Ray application's teacher, and what its clients see."""
-    sizes = {"student_batch": BATCH, "teacher_batch": BATCH}
-    with running_app(joint, **sizes, teacher_wait_seconds=wait) as port:
-        told = closed(port, asked, CLIENTS, seconds).as_dict(ROWS)
-        return {"rows": round(_mean_teacher_batch(), 2), **told}
+    before = _counters()
+    run_app(joint, student_batch=BATCH, teacher_batch=BATCH, teacher_wait_seconds=wait)
+    told = closed(port, asked, CLIENTS, seconds).as_dict(ROWS)
+    time.sleep(12)  # metrics are pushed now and then
+    found: Counter[str] = Counter()
+    for (name, labels), value in _counters().items():
+        if not before.get((name, labels)):  # of the replicas that have come
+            found[name] += value
+    return {"rows": round(found["deferred_rows_total"] / found["batch_rows_count"], 2), **told}
 
 
-def teacher_batches(joint: Path, inputs: np.ndarray, seconds: float) -> dict[str, Any]:
+def teacher_batches(port: int, joint: Path, inputs: np.ndarray, seconds: float) -> dict[str, Any]:
     """Mean rows of a teacher batch without and with batching across student batches."""
     model = load_joint(joint, threads=1)
     local = [model(part) for part in np.split(inputs, range(BATCH, len(inputs), BATCH))]
@@ -183,7 +189,7 @@ def teacher_batches(joint: Path, inputs: np.ndarray, seconds: float) -> dict[str
     without = float(np.mean([n for answer in local if (n := answer.deferred.sum())]))
     asked = requests("image", inputs[:DENSE_ROWS], ROWS)
     served = {
-        f"waits {wait:g} s at most": served_batches(joint, asked, seconds, wait)
+        f"waits {wait:g} s at most": served_batches(port, joint, asked, seconds, wait)
         for wait in (WAIT, 0.0)
     }
     answers = predict(inputs, joint, batch_size=BATCH, teacher_batch=BATCH, threads=1)
@@ -211,22 +217,23 @@ def teacher_batches(joint: Path, inputs: np.ndarray, seconds: float) -> dict[str
     }
 
 
-def _mean_teacher_batch() -> float:
-    """Deferred rows by batches of the teacher, as Ray's Prometheus endpoint counts both.
+def _counters() -> dict[tuple[str, str], float]:
+    """Deferred rows and batches of teachers by replica, of Ray's Prometheus endpoint.
 
-    Of the rows of a batch it knows the bucket alone.
+    Of a batch's rows it knows the bucket alone.
     """
-    time.sleep(12)  # metrics are pushed now and then
     (node,) = ray.nodes()
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(address, timeout=10) as answer:
         text = answer.read().decode()
-    batches = r'^ray_ebjr_batch_rows_count{[^}]*stage="teacher"[^}]*} (\S+)'
-    rows, count = (
-        sum(map(float, re.findall(pattern, text, re.MULTILINE)))
-        for pattern in (r"^ray_ebjr_deferred_rows_total{[^}]*} (\S+)", batches)
+    counted = re.findall(
+        r"^ray_ebjr_(deferred_rows_total|batch_rows_count){(.*)} (\S+)", text, re.M
     )
-    return rows / count
+    return {
+        (name, labels): float(value)
+        for name, labels, value in counted
+        if name == "deferred_rows_total" or 'stage="teacher"' in labels
+    }
 
 
 def main() -> None:
@@ -239,13 +246,13 @@ def main() -> None:
     figures: dict[str, Any] = {**about(seed=0), "clients": CLIENTS, "rows": ROWS}
     with tempfile.TemporaryDirectory() as folder:
         joint = write_pair(Path(folder))
-        with running_ray():
-            figures["throughput"] = throughput(joint, asked, seconds)
+        with running_ray() as port:
+            figures["throughput"] = throughput(port, joint, asked, seconds)
             dense = write_pair(Path(folder), RATE)
-            figures["teacher_batches"] = teacher_batches(dense, inputs, seconds)
+            figures["teacher_batches"] = teacher_batches(port, dense, inputs, seconds)
         joint = write_pair(Path(folder))
-        with running_ray(ingress=False):
-            figures["behind_rays_own_proxy"] = own_proxy(joint, asked, seconds)
+        with running_ray(ingress=False) as port:
+            figures["behind_rays_own_proxy"] = own_proxy(port, joint, asked, seconds)
     save("scale", figures)
 
 
