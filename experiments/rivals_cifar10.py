@@ -444,7 +444,7 @@ def tell(run: Run, found: dict[str, Any]) -> None:
             paper=None,
             ours=round(own["mflops"] / top["mflops"], 3),
             unit="x",
-            why=f"at the last exit's accuracy; on the other half {top['points']:+.2f} points of it, "
+            why=f"at the last exit's accuracy; on the other half {top['points']:+.2f} points, "
             f"its own rule {own['points']:+.2f}; the paper draws EBJR on RS-Net above all others "
             "and gives no number",
         )
