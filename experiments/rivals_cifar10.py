@@ -65,8 +65,8 @@ EXITS = {
 }
 
 RULES = {
-    "its own rule, max softmax": lambda answers, _: exits.own_rule("softmax", answers),
-    "its own rule, entropy": lambda answers, _: exits.own_rule("entropy", answers),
+    "its own rule, max softmax": partial(exits.own_rule, "softmax"),
+    "its own rule, entropy": partial(exits.own_rule, "entropy"),
     "EBJR on top": exits.on_top,
 }
 
@@ -246,51 +246,49 @@ def mean(halves: Sequence[tuple[float, float]]) -> dict[str, float]:
 def leave_early(answers: Answers, targets: np.ndarray, splits: int) -> dict[str, Any]:
     """A multi-exit network by its own rules and with EBJR on top: means of splits.
 
-    `as_good` is where it is as good as its last exit on the half that is chosen on, in how many
-    splits it gets there, and how many points over the last exit it lands on the other half.
+    `as_good` is where it is as good as its last exit on the half that is chosen on, and how many
+    points over the last exit it lands on the other half.
     """
     first, *_, dearest = answers.flops / 1e6
     budgets = [first, *(budget for budget in BUDGETS if first < budget < dearest), dearest]
     found: dict[str, Any] = {}
     for title, make in RULES.items():
-        turned = [turn(make, answers, targets, budgets, seed) for seed in range(splits)]
-        reached = [each[0] for each in turned if each[0] is not None]
+        as_good, points, within = zip(
+            *(turn(make, answers, targets, budgets, seed) for seed in range(splits)), strict=True
+        )
         found[title] = {
-            "as_good": as_good(reached),
-            "curve": [mean(halves) for halves in zip(*(each[1] for each in turned), strict=True)],
+            "as_good": {**mean(as_good), "points": round(float(np.mean(points)), 3)},
+            "curve": [mean(halves) for halves in zip(*within, strict=True)],
         }
     return found
 
 
 def turn(
-    make: Callable[[Answers, np.ndarray], exits.Rule],
+    make: Callable[[Answers, np.ndarray], list[exits.Rule]],
     answers: Answers,
     targets: np.ndarray,
     budgets: Sequence[float],
     seed: int,
-) -> tuple[tuple[exits.Half, float] | None, list[exits.Half]]:
-    """A rule on one split: as good as the last exit and the points over it, and in each budget."""
+) -> tuple[exits.Half, float, list[exits.Half]]:
+    """Rules on one split: as good as the last exit, the points over it, and in each budget."""
     here, there = halves_of(len(targets), seed)
-    rule = make(Answers(answers.logits[here], answers.flops), targets[here])
-    whole = rule.on(answers, targets)
-    chosen_on, judged_on = whole.take(here), whole.take(there)
+    rules = make(Answers(answers.logits[here], answers.flops), targets[here])
+    whole = [rule.on(answers, targets) for rule in rules]
+    options = {
+        (number, thresholds): chosen_on.at(thresholds)
+        for number, rule in enumerate(rules)
+        for chosen_on in (whole[number].take(here),)
+        for thresholds in rule.options(chosen_on)
+    }
+    judged_on = [each.take(there) for each in whole]
+
+    def judge(number: int, thresholds: exits.Thresholds) -> exits.Half:
+        return judged_on[number].at(thresholds)
+
     last = answers.logits[:, :, -1].argmax(axis=1) == targets
-    options = {option: chosen_on.at(option) for option in rule.options(chosen_on)}
-    thresholds = exits.as_good_as(float(last[here].mean()), options)
-    within = [judged_on.at(exits.best_within(budget, options)) for budget in budgets]
-    if thresholds is None:
-        return None, within
-    found = judged_on.at(thresholds)
-    return (found, 100 * (found.accuracy - float(last[there].mean()))), within
-
-
-def as_good(reached: Sequence[tuple[exits.Half, float]]) -> dict[str, float]:
-    """The mean over the splits that got there."""
-    if not reached:
-        return {"splits": 0}
-    halves, points = zip(*reached, strict=True)
-    over = round(float(np.mean(points)), 3)
-    return {"splits": len(reached), **mean(halves), "points": over}
+    found = judge(*exits.as_good_as(float(last[here].mean()), options))
+    points = 100 * (found.accuracy - float(last[there].mean()))
+    return found, points, [judge(*exits.best_within(budget, options)) for budget in budgets]
 
 
 def halves_of(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -345,7 +343,7 @@ LABELS = {
     "single network": ("single network", (6, -12)),
     "student, image and mirrored": ("student + mirrored image", (8, -6)),
     "two students": ("two students averaged", (8, 4)),
-    "two students, image and mirrored": ("both students, both images", (8, -4)),
+    "two students, image and mirrored": ("two students, two images", (8, 9)),
 }
 """What stands alone in the picture: its label, and where that is, in points."""
 
@@ -437,8 +435,6 @@ def tell(run: Run, found: dict[str, Any]) -> None:
         )
     for title, entry in found["multi-exit"].items():
         top, own = (entry[rule]["as_good"] for rule in STYLES)
-        if not top["splits"]:
-            continue
         run.compare(
             f"CIFAR-10, {title}: FLOPs of its own rule over those of EBJR on top",
             paper=None,

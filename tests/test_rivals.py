@@ -133,20 +133,21 @@ def test_accuracy_is_of_each_answer() -> None:
 
 def test_thresholds_are_the_cheapest_that_are_as_good_or_the_best_that_are_cheap() -> None:
     options = {
-        (1.0,): exits.Half(0.8, 10.0),
-        (2.0,): exits.Half(0.9, 20.0),
-        (3.0,): exits.Half(0.9, 30.0),
+        (0, (1.0,)): exits.Half(0.8, 10.0),
+        (1, (2.0,)): exits.Half(0.9, 20.0),
+        (0, (3.0,)): exits.Half(0.9, 30.0),
     }
-    assert exits.as_good_as(0.9, options) == (2.0,)
-    assert exits.as_good_as(0.95, options) is None
-    assert exits.best_within(25.0, options) == (2.0,)
-    assert exits.best_within(5.0, options) == (1.0,)
+    assert exits.as_good_as(0.9, options) == (1, (2.0,))
+    assert exits.best_within(25.0, options) == (1, (2.0,))
+    assert exits.best_within(5.0, options) == (0, (1.0,))
 
 
 def test_a_rule_with_one_threshold_leaves_at_the_first_exit_that_is_sure() -> None:
     logits = np.array([[[9.0, 0, 0], [0, 0, 0]], [[0, 9.0, 0], [0, 0, 9.0]]])
     answers = Answers(logits, np.array([1e6, 2e6, 4e6]))
-    rule = exits.own_rule("softmax", answers).on(answers, np.array([0, 1]))
+    targets = np.array([0, 1])
+    (own,) = exits.own_rule("softmax", answers, targets)
+    rule = own.on(answers, targets)
     assert rule.leaving((0.9, 0.9)).tolist() == [0, 1]
     assert rule.at((0.9, 0.9)) == exits.Half(0.5, 1.5)
 
