@@ -343,14 +343,14 @@ LABELS = {
     "single network": ("single network", (6, -12)),
     "student, image and mirrored": ("student + mirrored image", (8, -6)),
     "two students": ("two students averaged", (8, 4)),
-    "two students, image and mirrored": ("two students, two images", (8, 9)),
+    "two students, image and mirrored": ("two students,\ntwo images", (5, 0)),
 }
 """What stands alone in the picture: its label, and where that is, in points."""
 
 
 def draw(run: Run, found: dict[str, Any]) -> None:
     """Accuracy against MFLOPs on the held-out halves."""
-    with run.picture(figsize=(7.6, 5.2)) as axes:
+    with run.picture(figsize=(8.6, 5.2)) as axes:
         axis = axes[0, 0]
         lines = {JOINT: found["joint"], SLIM: found["slimmable"]}
         for title, points in lines.items():
