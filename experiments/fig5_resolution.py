@@ -20,7 +20,7 @@ from experiments.frame import COLORS, Run, start
 from experiments.other_pairs import pairs as other
 from experiments.splits import over_splits
 
-SPLITS = 10
+SPLITS = 5
 RATES = np.linspace(0, 1, 51)
 PANELS = {
     "MobileNet": {

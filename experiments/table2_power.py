@@ -24,7 +24,6 @@ from experiments.pairs import PAIRS, here
 from experiments.splits import aimed_points
 from experiments.table1 import MARGIN
 
-SPLITS = 10
 LOSSES = {
     "cifar10": {0.0: ("the paper", 64.03), 0.0096: ("Tann et al.", 58.74)},
     "imagenet": {0.0: ("the paper", 32.93), 0.009: ("the paper", 56.63)},
@@ -122,8 +121,7 @@ def main(run: Run) -> dict[str, Any]:
     for name, pair in here(run):
         if name not in LOADS:
             continue
-        splits = 2 if run.quick else SPLITS
-        found[name] = run.step(name, lambda name=name, n=splits: measure(name, n))
+        found[name] = run.step(name, lambda name=name, n=pair.splits: measure(name, n))
         how = found[name]["joules_per_image"]["student"].get("joules_are", "not known")
         for loss, row in found[name]["saved"].items():
             whose, paper = LOSSES[pair.data][float(loss)]
