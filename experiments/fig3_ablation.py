@@ -18,6 +18,7 @@ import numpy as np
 
 from ebjr import OperatingPoint, Outcomes, TradeOffCurve, calibrate, evaluate, oracle
 from ebjr.calibration import choose_score
+from ebjr.calibration.learned import LEARNERS
 from experiments.choices import choice, choices
 from experiments.frame import COLORS, Run, start
 from experiments.pairs import here
@@ -35,7 +36,9 @@ def named(name: str, calibration: Outcomes) -> str:
 
 
 def learned(calibration: Outcomes) -> Any:
-    """The library's learned score."""
+    """The library's learned score; softmax where too few rows show where the teacher helps."""
+    if not LEARNERS["learned"].can_learn(calibration, 0.0):
+        return "softmax"
     return choose_score(calibration, ["learned"])
 
 

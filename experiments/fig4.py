@@ -115,7 +115,7 @@ def main(run: Run) -> dict[str, Any]:
     """Measure and draw every pair at hand."""
     found = {}
     for name, pair in here(run):
-        if pair.data not in PAPER:
+        if pair.data not in PAPER or name == "cifar100_early_exit":  # the other's student
             continue
         kept, right = PAPER[pair.data]
         step = run.step(name, lambda pair=pair, k=kept: measure(pair.load(), k, pair.splits))
@@ -149,7 +149,8 @@ def main(run: Run) -> dict[str, Any]:
 
 WHY = {
     "cifar100_densenet": "the student is right on 64 % of all, the paper's on 69 %",
-    "cifar100_early_exit": "the student is right on 64 % of all, the paper's on 69 %",
+    "imagenet_160_260": "the photos were picked so that a network is right on them",
+    "imagenet_224_260": "the photos were picked so that a network is right on them",
 }
 
 
