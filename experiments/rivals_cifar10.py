@@ -364,7 +364,7 @@ def draw(run: Run, found: dict[str, Any]) -> None:
             color=COLORS["chosen"],
             alpha=0.12,
             lw=0,
-            label="its 95 % interval on one half",
+            label="joint model: 95 % interval on one half",
         )
         for title in found["multi-exit"]:
             for rule, (style, width) in STYLES.items():
