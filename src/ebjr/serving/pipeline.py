@@ -386,6 +386,11 @@ class Pipeline:
     observer
         Told what happens.
 
+    Attributes
+    ----------
+    busy : bool
+        Whether the student is at work, or what it answered is being drawn from for audits.
+
     Raises
     ------
     ValueError
@@ -440,7 +445,7 @@ class Pipeline:
         self._audits: deque[_Audit] = deque()
         self._auditing = 0  # rows that wait for an audit
         self._chance = np.random.default_rng()
-        self._busy = False  # the student is
+        self.busy = False
         self._student = threading.Thread(target=self._run_student, name="ebjr-student", daemon=True)
         self._teachers = [
             threading.Thread(
@@ -514,10 +519,10 @@ class Pipeline:
 
     def _run_student(self) -> None:
         while parts := self._take(self._student_queue, "student"):
-            self._busy = True
+            self.busy = True
             for group in alike(parts):
                 self._answer_by_student(group)
-            self._busy = False
+            self.busy = False
             if self._audits:
                 self._teacher_queue.poke()
 
@@ -540,7 +545,7 @@ class Pipeline:
 
     def _idle(self) -> bool:
         """Whether something is to be audited and nothing else is to be done."""
-        waits = self._busy or self._student_queue.rows or self._teacher_queue.rows
+        waits = self.busy or self._student_queue.rows or self._teacher_queue.rows
         return bool(self._audits) and not waits
 
     def _draw(
