@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,12 +24,32 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
+def marked(mark: str) -> list[str]:
+    """The processes that were started with a mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def check_all_ended(mark: str, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while left := marked(mark):
+        assert time.monotonic() < until, f"these were left behind: {left}"
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory) -> Iterator[Nodes]:
     import ray
 
-    before = dict(os.environ)
+    before, mark = dict(os.environ), uuid.uuid4().hex
     os.environ |= {
+        "EBJR_TESTS": mark,
         **INGRESS,
         "RAY_SERVE_HAPROXY_METRICS_PORT": free_port(),
         "RAY_SERVE_HAPROXY_STATS_PORT": free_port(),
@@ -47,3 +70,5 @@ def nodes(tmp_path_factory) -> Iterator[Nodes]:
         nodes.cluster.shutdown()
         os.environ.clear()
         os.environ.update(before)
+        if Path("/proc/self/environ").exists():
+            check_all_ended(mark)

@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import to_numpy
-from ebjr.blend import blend_text
 from ebjr.config import JointConfig
 from ebjr.data import Data
 from ebjr.errors import EbjrError, MissingExtra, ModelError
 from ebjr.joint import JointModel
-from ebjr.predict import Answered, Progress, Tell, answer_row, write_answers
+from ebjr.predict import Answered, Progress, Tell, answer_row, whose_answers, write_answers
+from ebjr.router import Router
 from ebjr.scale.models import check_policy, thread_option
-from ebjr.scores import as_score
 
 try:
     import ray
@@ -316,13 +315,8 @@ def predict_file(
         if start < len(data):
             yield [], _unreadable(data, start, len(data), np.zeros(0))
 
-    whose = {
-        "score": str(as_score(config.score)),
-        "threshold": config.threshold if threshold is None else threshold,
-        "blend": blend_text(config.blend),
-        "examples": len(data),
-        **(about or {}),
-    }
+    router = Router(config.score, config.threshold if threshold is None else threshold)
+    whose = whose_answers(router, config.blend, about)
     return write_answers(answer, output, len(data), whose, restart=restart, tell=tell)
 
 
