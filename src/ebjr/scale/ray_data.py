@@ -253,9 +253,11 @@ def _dataset(data: Any, start: int) -> ray.data.Dataset:
         return data if start == 0 else data.filter(expr=f"row >= {start}")
     rows = np.arange(start, len(data))
     blocks = np.array_split(rows, max(1, -(-len(rows) // READ_ROWS)))
-    # put once for all readers, and arrays are read from shared memory; readers ask for no CPU, as
-    # both models' actors may hold all that there are
-    return ray.data.from_numpy(blocks).map_batches(_Reader(ray.put(data)), num_cpus=0)
+    stored = ray.put(data)  # once for all readers; arrays are then read from shared memory
+    # a reader asks for no CPU, as both models' actors may hold all: so there are but a few
+    readers = min(len(blocks), max(1, int(ray.cluster_resources().get("CPU", 1)) // 2))
+    read = _Reader(stored)
+    return ray.data.from_numpy(blocks).map_batches(read, num_cpus=0, concurrency=readers)
 
 
 class _Reader:
