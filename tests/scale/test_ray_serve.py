@@ -222,22 +222,6 @@ def test_a_killed_knob_is_replaced_by_one_that_knows_what_it_knew(server, joint)
     assert states[0]["version"] > before["version"]
 
 
-def test_a_killed_student_fails_no_request(server, joint):
-    data = inputs(500)
-    answers = load_joint(joint)
-    answers.router.threshold = 0.5
-    with server.load(data) as answered:
-        wait_for(lambda: len(answered) > 10)
-        kill_one("Student")
-        reached = len(answered)
-        wait_for(lambda: len(answered) > reached + 40)
-    local = answers(data)
-    for rows, outputs in answered:
-        np.testing.assert_array_equal(outputs["prediction"], local.prediction[rows])
-        np.testing.assert_array_equal(outputs["deferred"], local.deferred[rows])
-    wait_for(lambda: len(replicas("Student")) == 2)
-
-
 def test_metrics_are_in_rays_endpoint_under_the_same_names(server, joint):
     server.infer(inputs(32))
     names = ("rows_total", "deferred_rows_total", "requests_total", "threshold")

@@ -16,18 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["INGRESS", "app", "build_app", "predict"]
 
-INGRESS = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\noption http-buffer-request",
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**20),
-}
-"""The environment of Ray's processes in which a request goes the shortest way and survives.
+INGRESS = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+"""The environment of Ray's processes in which a request goes the shortest way.
 
 HAProxy, which comes with Ray from 2.55 on, then hands requests to the student replicas themselves.
-Where one dies before it has answered, another is asked, for requests of up to 1 MiB. Ray copies the
-second value into HAProxy's configuration: its second line is an option of its own, to read a
-request whole before it is handed on, without which it could not be handed on again. It is to be set
-where Ray is started, on every node.
+It is to be set where Ray is started, on every node.
 """
 
 
