@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.joint_loop import seconds_of
-from benchmarks.machine import about, save
+from benchmarks.machine import about, passes, save, seconds_of
 from ebjr import JointClassifier, Outcomes, load_model, run_study, save_joint
 from ebjr.backends.exported import OUTPUTS
 from ebjr.backends.onnx import open_session
@@ -28,7 +27,6 @@ from ebjr.router import round_up
 
 THREADS = 2
 IMAGES = {1: 1_500, 64: 64 * 60}
-PASSES = 5
 
 Run = Callable[[np.ndarray], Any]
 
@@ -68,9 +66,9 @@ def measure(runs: Mapping[str, Run], inputs: np.ndarray, batch_size: int) -> dic
     return spent
 
 
-def ratios(passes: list[dict[str, float]], over: str, under: str) -> dict[str, Any]:
+def ratios(found: list[dict[str, float]], over: str, under: str) -> dict[str, Any]:
     """One's time over another's in each pass, and the median."""
-    each = [p[over] / p[under] for p in passes]
+    each = [p[over] / p[under] for p in found]
     return {"median": round(float(np.median(each)), 4), "each": [round(r, 4) for r in each]}
 
 
@@ -109,12 +107,15 @@ def main() -> None:
         for words, threshold in (("as_calibrated", point.threshold), ("nothing_deferred", -1e30)):
             run = at(threshold)
             runs: dict[str, Run] = {"file": run, "joint": joint, "student": joint.student}
-            measure(runs, inputs[: 5 * batch_size], batch_size)
-            passes = [measure(runs, inputs[:count], batch_size) for _ in range(PASSES)]
+            found = passes(
+                lambda rows, runs=runs, size=batch_size: measure(runs, rows, size),
+                inputs[:count],
+                5 * batch_size,
+            )
             figures[f"batch_{batch_size}"][words] = {
-                "file_over_joint": ratios(passes, "file", "joint"),
-                "file_over_student": ratios(passes, "file", "student"),
-                "joint_over_student": ratios(passes, "joint", "student"),
+                "file_over_joint": ratios(found, "file", "joint"),
+                "file_over_student": ratios(found, "file", "student"),
+                "joint_over_student": ratios(found, "joint", "student"),
             }
     save("export", figures)
 

@@ -8,27 +8,17 @@ sessions on batches of the same sizes that somebody else has gathered.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import about, save
+from benchmarks.machine import about, passes, save, seconds_of
 from ebjr import JointClassifier, Outcomes, Router, load_model, run_study
 from ebjr.demo import shipped
 from ebjr.demo.cifar10 import load as load_cifar10
 
 THREADS = 2
 IMAGES = {1: 1_500, 64: 64 * 60}
-PASSES = 5
-
-
-def seconds_of(model: Callable[[np.ndarray], Any], batch: np.ndarray) -> float:
-    """How long a model takes to answer a batch."""
-    began = time.perf_counter()
-    model(batch)
-    return time.perf_counter() - began
 
 
 def measure(joint: JointClassifier, images: np.ndarray, batch_size: int) -> dict[str, float]:
@@ -75,15 +65,18 @@ def main() -> None:
     for blend in sorted({0.0, point.blend}):
         joint = JointClassifier(*models, point.router, blend=blend)
         for batch_size, count in IMAGES.items():
-            measure(joint, inputs[: 5 * batch_size], batch_size)
-            passes = [measure(joint, inputs[:count], batch_size) for _ in range(PASSES)]
-            ratios = [p["joint"] / (p["student"] + p["teacher"]) for p in passes]
-            student_seconds = float(np.median([p["student"] for p in passes])) / count * batch_size
+            found = passes(
+                lambda rows, joint=joint, size=batch_size: measure(joint, rows, size),
+                inputs[:count],
+                5 * batch_size,
+            )
+            ratios = [p["joint"] / (p["student"] + p["teacher"]) for p in found]
+            student_seconds = float(np.median([p["student"] for p in found])) / count * batch_size
             own = router_seconds(joint, inputs, batch_size)
             figures[f"batch_{batch_size}_blend_{blend:g}"] = {
                 "joint_over_ideal_median": round(float(np.median(ratios)), 4),
                 "joint_over_ideal_each": [round(ratio, 4) for ratio in ratios],
-                "deferral_rate": passes[0]["deferred"] / count,
+                "deferral_rate": found[0]["deferred"] / count,
                 "student_milliseconds_per_batch": round(1e3 * student_seconds, 3),
                 "router_microseconds_per_batch": round(1e6 * own, 1),
                 "router_share_of_student": round(own / student_seconds, 4),

@@ -55,7 +55,7 @@ def closed(port: int, asked: Sequence[bytes], clients: int, seconds: float) -> M
     """So many clients, each of which asks again as soon as it has its answer."""
 
     async def client(number: int, until: float, latencies: list[float]) -> int:
-        failed, line = 0, await _Line.open(port)
+        failed, line = 0, _Line(port)
         turn = number
         while (began := time.perf_counter()) < until:
             failed += await line.ask(asked[turn % len(asked)]) != 200
@@ -80,7 +80,7 @@ def opened(port: int, asked: Sequence[bytes], times: np.ndarray) -> Measured:
 
     async def one(number: int, at: float, began: float, idle: list[_Line]) -> tuple[float, bool]:
         await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
-        line = idle.pop() if idle else await _Line.open(port)
+        line = idle.pop() if idle else _Line(port)
         status = await line.ask(asked[number % len(asked)])
         idle.append(line)
         return time.perf_counter() - began - at, status != 200
@@ -100,17 +100,26 @@ def opened(port: int, asked: Sequence[bytes], times: np.ndarray) -> Measured:
 
 
 class _Line:
-    """A kept connection."""
+    """A kept connection, made anew where the server has closed it between two requests."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-
-    @classmethod
-    async def open(cls, port: int) -> _Line:
-        return cls(*await asyncio.open_connection(HOST, port))
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._writer: asyncio.StreamWriter | None = None
 
     async def ask(self, request: bytes) -> int:
         """The status of the answer."""
+        kept = self._writer is not None
+        try:
+            return await self._ask(request)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            if not kept or getattr(error, "partial", b""):
+                raise
+            self.close()
+            return await self._ask(request)
+
+    async def _ask(self, request: bytes) -> int:
+        if self._writer is None:
+            self._reader, self._writer = await asyncio.open_connection(HOST, self._port)
         self._writer.write(request)
         await self._writer.drain()
         head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
@@ -124,4 +133,6 @@ class _Line:
         return int(head.split()[1])
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

@@ -1,4 +1,4 @@
-"""What a result file says about the run that made it."""
+"""How models are timed, and what a result file says about the run that made it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from ebjr.files import write_whole
 
 RESULTS = Path(__file__).parent / "results"
+PASSES = 5
+
+Measured = TypeVar("Measured")
 
 
 def about(seed: int) -> dict[str, Any]:
@@ -30,6 +37,21 @@ def about(seed: int) -> dict[str, Any]:
         "machine": f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
+
+
+def seconds_of(model: Callable[[np.ndarray], Any], batch: np.ndarray) -> float:
+    """How long a model takes to answer a batch."""
+    began = time.perf_counter()
+    model(batch)
+    return time.perf_counter() - began
+
+
+def passes(
+    measure: Callable[[np.ndarray], Measured], rows: np.ndarray, warm_up: int
+) -> list[Measured]:
+    """What each pass over some rows measures, after one over the first of them to warm up."""
+    measure(rows[:warm_up])
+    return [measure(rows) for _ in range(PASSES)]
 
 
 def save(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> None:

@@ -1,7 +1,7 @@
 """What `auto` chooses on the first half of each split: asked for once, by whatever script.
 
-Kept in ``outcomes/choices.json``, which is not committed, by the outcomes' fingerprint, the split's
-seed and the text of the code that chooses.
+Kept in ``outcomes/choices``, which is not committed, by the outcomes' fingerprint, the split's seed
+and the text of the code that chooses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ebjr.blend import as_blend, blend_text
 from ebjr.calibration import auto, choose_blend, choose_score, learned
 from ebjr.files import write_whole
 
-KEPT = Path(__file__).parent / "other_pairs" / "outcomes" / "choices.json"
+KEPT = Path(__file__).parent / "other_pairs" / "outcomes" / "choices"
 _CODE = hashlib.sha256(
     b"".join(Path(str(part.__file__)).read_bytes() for part in (auto, blending, learned, scoring))
 ).hexdigest()[:12]
@@ -26,16 +26,14 @@ _CODE = hashlib.sha256(
 
 def choice(outcomes: Outcomes, seed: int) -> dict[str, Any]:
     """Score and blend for the split of a seed, as `calibrate` takes them."""
-    key = f"{outcomes.fingerprint} {seed} {_CODE}"
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    if key not in kept:
+    file = KEPT / f"{outcomes.fingerprint}_{seed}_{_CODE}.json"
+    if not file.exists():
         calibration, _ = outcomes.split(0.5, seed)
-        score = choose_score(calibration)
-        kept[key] = [str(score), blend_text(choose_blend(calibration, score))]
-        KEPT.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(KEPT) as file:
-            json.dump(kept, file)
-    score, blend = kept[key]
+        best = choose_score(calibration)
+        KEPT.mkdir(parents=True, exist_ok=True)
+        with write_whole(file) as stream:
+            json.dump([str(best), blend_text(choose_blend(calibration, best))], stream)
+    score, blend = json.loads(file.read_text())
     return {"score": as_score(score), "blend": as_blend(blend)}
 
 

@@ -19,7 +19,6 @@ from experiments.nets import PAPER
 from experiments.pairs import here
 from experiments.splits import over_splits
 
-SPLITS = 10
 RATES = np.linspace(0, 1, 101)
 LOSSES = {
     "cifar10": ((0.0002, 2.15), (0.002, 3.0)),
@@ -107,8 +106,7 @@ def main(run: Run) -> dict[str, Any]:
     """Measure and draw every pair at hand."""
     found = {}
     for name, pair in here(run):
-        splits = 2 if run.quick else SPLITS
-        step = run.step(name, lambda pair=pair, n=splits: measure(pair.load(), pair.data, n))
+        step = run.step(name, lambda pair=pair: measure(pair.load(), pair.data, pair.splits))
         found[name] = {"title": pair.title, "data": pair.data, **step}
         for row in step["at_losses"]:
             run.compare(

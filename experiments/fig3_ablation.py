@@ -18,6 +18,7 @@ import numpy as np
 
 from ebjr import OperatingPoint, Outcomes, TradeOffCurve, calibrate, evaluate, oracle
 from ebjr.calibration import choose_score
+from ebjr.calibration.learned import LEARNERS
 from experiments.choices import choice, choices
 from experiments.frame import COLORS, Run, start
 from experiments.pairs import here
@@ -35,14 +36,15 @@ def named(name: str, calibration: Outcomes) -> str:
 
 
 def learned(calibration: Outcomes) -> Any:
-    """The library's learned score."""
+    """The library's learned score; softmax where too few rows show where the teacher helps."""
+    if not LEARNERS["learned"].can_learn(calibration, 0.0):
+        return "softmax"
     return choose_score(calibration, ["learned"])
 
 
 ROUTERS: dict[str, Router] = {**{name: partial(named, name) for name in NAMED}, "learned": learned}
 """Whatever routes; `--add FILE` joins the `ROUTERS` of a file of yours."""
 
-SPLITS = 10
 RANDOM_RUNS = 20
 RATES = np.linspace(0, 1, 51)
 
@@ -70,39 +72,34 @@ def ideal(outcomes: Outcomes, splits: int, runs: int) -> dict[str, Any]:
     }
 
 
-def routed(outcomes: Outcomes, router: Router, splits: int, **how: Any) -> dict[str, float]:
+def fitted(outcomes: Outcomes, router: Router, splits: int) -> list[Any]:
+    """A router's score of each split's first half."""
+    return [router(outcomes.split(0.5, seed)[0]) for seed in range(splits)]
+
+
+def routed(outcomes: Outcomes, router: Router, splits: int) -> dict[str, float]:
     """What a router does at the teacher's accuracy: fitted on one half, judged on the other."""
-    scores = [router(outcomes.split(0.5, seed)[0]) for seed in range(splits)]
-    return over_splits(outcomes, splits, scores=scores, **how)
+    return over_splits(outcomes, splits, scores=fitted(outcomes, router, splits), blend=0.0)
 
 
-def at_the_teachers_accuracy(
-    outcomes: Outcomes, routers: Mapping[str, Router], splits: int
-) -> dict[str, Any]:
-    """By router: how much cheaper than the teacher, and how far from its accuracy."""
-    return {
-        "auto and blend": over_splits(outcomes, splits, **choices(outcomes, splits)),
-        **{name: routed(outcomes, fit, splits, blend=0.0) for name, fit in routers.items()},
-    }
-
-
-def areas(outcomes: Outcomes, routers: Mapping[str, Router], splits: int) -> dict[str, float]:
+def areas(outcomes: Outcomes, scores: Mapping[str, list[Any]]) -> dict[str, float]:
     """By router: mean accuracy over all deferral rates, in percent."""
     found: dict[str, list[float]] = {}
-    for seed in range(splits):
-        calibration, held_out = outcomes.split(0.5, seed)
-        scores = {name: fit(calibration) for name, fit in routers.items()}
-        for name, score in {**scores, "oracle": oracle(held_out)}.items():
+    for name, each in scores.items():
+        for seed, score in enumerate(each):
+            held_out = outcomes.split(0.5, seed)[1]
             found.setdefault(name, []).append(TradeOffCurve.of(held_out, score).area)
+            if name == "random":
+                best = TradeOffCurve.of(held_out, oracle(held_out)).area
+                found.setdefault("oracle", []).append(best)
     return {name: round(100 * float(np.mean(each)), 3) for name, each in found.items()}
 
 
-def drawn(outcomes: Outcomes, routers: Mapping[str, Router]) -> dict[str, Any]:
+def drawn(outcomes: Outcomes, first: Mapping[str, Any]) -> dict[str, Any]:
     """One half's curves: accuracy at fixed costs, in percent of the teacher's FLOPs."""
     calibration, held_out = outcomes.split(0.5, 0)
     joint = evaluate(held_out, calibrate(calibration, **choice(outcomes, 0)))
-    scores = {name: fit(calibration) for name, fit in routers.items()}
-    scores["oracle"] = oracle(held_out)
+    scores = {**first, "oracle": oracle(held_out)}
     curves = {name: TradeOffCurve.of(held_out, score) for name, score in scores.items()}
     curves["auto and blend"] = joint.curve(held_out)
     student, teacher = held_out.student_cost.flops or 0.0, held_out.teacher_cost.flops or 1.0
@@ -121,16 +118,22 @@ def measure(
     outcomes: Outcomes, routers: Mapping[str, Router], splits: int, runs: int
 ) -> dict[str, Any]:
     """Every figure of a pair."""
+    scores = {name: fitted(outcomes, router, splits) for name, router in routers.items()}
     return {
         "examples": len(outcomes),
+        "splits": splits,
         "accuracy": {role: outcomes.quality(role) for role in ("student", "teacher")},
         "flops": {"student": outcomes.student_cost.flops, "teacher": outcomes.teacher_cost.flops},
         "at_the_teachers_accuracy": {
-            **at_the_teachers_accuracy(outcomes, routers, splits),
+            "auto and blend": over_splits(outcomes, splits, **choices(outcomes, splits)),
+            **{
+                name: over_splits(outcomes, splits, scores=each, blend=0.0)
+                for name, each in scores.items()
+            },
             **ideal(outcomes, splits, runs),
         },
-        "area_percent": areas(outcomes, routers, splits),
-        "curves": drawn(outcomes, routers),
+        "area_percent": areas(outcomes, scores),
+        "curves": drawn(outcomes, {name: each[0] for name, each in scores.items()}),
     }
 
 
@@ -174,12 +177,14 @@ PAPER = {"energy": 2.0, "softmax": 1.4, "entropy": 1.7}
 
 def main(run: Run) -> dict[str, Any]:
     """Measure every pair at hand."""
-    splits, runs = (2, 5) if run.quick else (SPLITS, RANDOM_RUNS)
+    runs = 5 if run.quick else RANDOM_RUNS
     routers, titles, found = dict(ROUTERS), {}, {}
     if run.asked.add:
         routers |= runpy.run_path(run.asked.add)["ROUTERS"]
     for name, pair in here(run):
-        found[name] = run.step(name, lambda pair=pair: measure(pair.load(), routers, splits, runs))
+        found[name] = run.step(
+            name, lambda pair=pair: measure(pair.load(), routers, pair.splits, runs)
+        )
         titles[name] = pair.title
         for score, figures in found[name]["at_the_teachers_accuracy"].items():
             if name != "cifar10" and score not in SHORT:
@@ -197,7 +202,7 @@ def main(run: Run) -> dict[str, Any]:
         "other half, the upright line what the teacher alone costs."
     )
     draw(run, found, titles)
-    return {"splits": splits, "pairs": found}
+    return {"pairs": found}
 
 
 def options(words: argparse.ArgumentParser) -> None:

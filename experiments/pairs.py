@@ -17,11 +17,15 @@ TRAINED = Path(__file__).parent / "trained"
 
 
 class Pair(NamedTuple):
-    """A pair, the data set of the paper that it stands for, and what both said on its test set."""
+    """A pair, the data set of the paper that it stands for, and what both said on its test set.
+
+    `splits` is how many splits figures are means of, where a run is not quick.
+    """
 
     title: str
     data: str
     load: Callable[[], Outcomes]
+    splits: int = 5
 
 
 def shipped_pair() -> Outcomes:
@@ -45,7 +49,7 @@ def full_scale(data: str) -> Outcomes:
 
 
 PAIRS: dict[str, Pair] = {
-    "cifar10": Pair("CIFAR-10, the shipped pair", "cifar10", shipped_pair),
+    "cifar10": Pair("CIFAR-10, the shipped pair", "cifar10", shipped_pair, splits=10),
     "cifar100_densenet": Pair(
         "CIFAR-100, early exit -> DenseNet-BC",
         "cifar100",
@@ -89,4 +93,4 @@ def here(run: Run) -> Iterator[tuple[str, Pair]]:
         except (FileNotFoundError, ImportError) as error:
             print(f"{run.name}: left out {name}: {error}", flush=True)
             continue
-        yield name, pair
+        yield name, pair._replace(splits=2) if run.quick else pair

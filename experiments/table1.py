@@ -19,7 +19,6 @@ from experiments.nets import PAPER, Net
 from experiments.pairs import here
 from experiments.splits import aimed_points
 
-SPLITS = 10
 MARGIN = 0.003
 """Chosen for so much over the teacher's accuracy, to land at or above it on the other half."""
 
@@ -108,7 +107,7 @@ def main(run: Run) -> dict[str, Any]:
     """Count, measure, compare."""
     nets, pairs = count_all(run), {}
     for name, pair in here(run):
-        found = run.step(name, lambda pair=pair: measure(pair.load(), 2 if run.quick else SPLITS))
+        found = run.step(name, lambda pair=pair: measure(pair.load(), pair.splits))
         pairs[name] = {"title": pair.title, **found}
         paper = PAPER[pair.data]
         for way, words in (("match", ""), ("with_margin", ", no less accurate")):

@@ -38,6 +38,14 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def calibrated(tmp_path_factory) -> Path:
+    """A joint.toml of the tiny pair of colored images."""
+    from tiny import write_joint
+
+    return write_joint(tmp_path_factory.mktemp("calibrated"))
+
+
 @pytest.fixture(scope="module")
 def far_process():
     """A teacher in a process of its own, one for the tests of a file."""

@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ebjr import Router, as_score
+from ebjr import Outcomes, Router, as_score
 from experiments.cifar10_pair.export import to_onnx
 from experiments.cifar10_pair.nets import WhitenedNet, flops
 from experiments.cifar10_pair.train import accuracy
+from experiments.pairs import shipped_pair
 from experiments.rivals import exits
 from experiments.rivals.nets import EarlyExits, MultiExit, MultiScale, Slimmable, unfold, widen
-from experiments.rivals.record import Answers
+from experiments.rivals.record import Answers, read, recorded
+from experiments.rivals.routers import by_vote, voted
+from experiments.rivals_cifar10 import equal_cost, leave_early
 
 SCORE = "softmax"
 
@@ -130,19 +133,68 @@ def test_accuracy_is_of_each_answer() -> None:
 
 def test_thresholds_are_the_cheapest_that_are_as_good_or_the_best_that_are_cheap() -> None:
     options = {
-        (1.0,): exits.Half(0.8, 10.0),
-        (2.0,): exits.Half(0.9, 20.0),
-        (3.0,): exits.Half(0.9, 30.0),
+        (0, (1.0,)): exits.Half(0.8, 10.0),
+        (1, (2.0,)): exits.Half(0.9, 20.0),
+        (0, (3.0,)): exits.Half(0.9, 30.0),
     }
-    assert exits.as_good_as(0.9, options) == (2.0,)
-    assert exits.as_good_as(0.95, options) is None
-    assert exits.best_within(25.0, options) == (2.0,)
-    assert exits.best_within(5.0, options) == (1.0,)
+    assert exits.as_good_as(0.9, options) == (1, (2.0,))
+    assert exits.best_within(25.0, options) == (1, (2.0,))
+    assert exits.best_within(5.0, options) == (0, (1.0,))
 
 
 def test_a_rule_with_one_threshold_leaves_at_the_first_exit_that_is_sure() -> None:
     logits = np.array([[[9.0, 0, 0], [0, 0, 0]], [[0, 9.0, 0], [0, 0, 9.0]]])
     answers = Answers(logits, np.array([1e6, 2e6, 4e6]))
-    rule = exits.own_rule("softmax", answers).on(answers, np.array([0, 1]))
+    targets = np.array([0, 1])
+    (own,) = exits.own_rule("softmax", answers, targets)
+    rule = own.on(answers, targets)
     assert rule.leaving((0.9, 0.9)).tolist() == [0, 1]
     assert rule.at((0.9, 0.9)) == exits.Half(0.5, 1.5)
+
+
+@pytest.fixture(scope="module")
+def some() -> tuple[Outcomes, dict[str, Answers]]:
+    """The shipped pair and its recorded rivals on a few images."""
+    rows = np.arange(400)
+    kept = recorded()
+    short = {name: Answers(each.logits[rows], each.flops) for name, each in kept.items()}
+    return shipped_pair().take(rows), short
+
+
+def test_ebjr_on_top_of_recorded_exits_costs_from_the_first_to_the_last(
+    some: tuple[Outcomes, dict[str, Answers]],
+) -> None:
+    pair, kept = some
+    answers = kept["early_exits"]
+    for rule in leave_early(answers, pair.targets, splits=1).values():
+        cost = [point["mflops"] for point in rule["curve"]]
+        assert min(cost) >= round(answers.flops[0] / 1e6, 2)
+        assert max(cost) <= round(answers.flops[-1] / 1e6, 2)
+
+
+def test_a_network_stands_beside_a_joint_model_that_costs_no_more_on_the_chosen_half(
+    some: tuple[Outcomes, dict[str, Answers]],
+) -> None:
+    pair, kept = some
+    found = equal_cost(pair, {**kept}, splits=1)
+    assert "joint_over_it_points" not in found["teacher"]
+    entry = found["single network"]
+    low, high = entry["joint_held_out"][1:]
+    assert low < entry["joint_held_out"][0] < high
+    assert entry["joint_mflops"] < 1.3 * entry["mflops"]
+
+
+def test_the_last_of_the_early_exits_is_the_shipped_teacher() -> None:
+    np.testing.assert_allclose(
+        read("early_exits").logits[:, :, -1], shipped_pair().teacher, atol=0.1
+    )
+
+
+def test_a_vote_defers_where_two_students_disagree(
+    some: tuple[Outcomes, dict[str, Answers]],
+) -> None:
+    pair, kept = some
+    other = kept["pooled"].logits[:, :, 0]
+    point = by_vote(voted(pair, other, 1.0), seed=0)
+    disagree = pair.student.argmax(axis=1) != other.argmax(axis=1)
+    assert point.deferral_rate == pytest.approx(disagree[pair.split_rows(0.5, 0)[0]].mean())

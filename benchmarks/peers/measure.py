@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import about, save
+from benchmarks.machine import about, save, seconds_of
 from benchmarks.peers.loops import LOOPS, Loop
-from benchmarks.peers.packages import PACKAGES, Absent
+from benchmarks.peers.packages import PACKAGES, Absent, install
 from ebjr import JointClassifier, Router, load_model, save_joint
 from ebjr.demo import shipped
 from ebjr.demo.cifar10 import load as load_cifar10
@@ -70,12 +70,6 @@ def peers(
         else:
             found[name] = loop
     return found, skipped
-
-
-def seconds_of(loop: Loop, batch: np.ndarray) -> float:
-    began = time.perf_counter()
-    loop(batch)
-    return time.perf_counter() - began
 
 
 def measure(
@@ -154,7 +148,13 @@ def main() -> None:
     """Measure batch 1 and 64, and write the result file."""
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--images", type=float, default=1.0, help="a share of the images")
-    share = words.parse_args().images
+    words.add_argument(
+        "--packages", type=Path, help="a folder for the public packages, filled where it is empty"
+    )
+    asked = words.parse_args()
+    share = asked.images
+    if asked.packages is not None:
+        install(asked.packages)
     inputs = np.ascontiguousarray(load_cifar10("test")[0].transpose(0, 3, 1, 2), np.float32) / 255
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -1,12 +1,15 @@
 """Public packages that route between a cheap and an expensive model, around the same two sessions.
 
-They are in no environment of ours; where one is absent the benchmark says so and goes on. Each
-takes one input at a time: that is how they are made.
+They are in no environment of ours: `install` puts them into a folder of their own. Where one is
+absent the benchmark says so and goes on. Each takes one input at a time: that is how they are made.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +23,19 @@ class Absent(Exception):
     """A package is not installed, or cannot be run; the message says which and why."""
 
 
+def install(folder: Path) -> None:
+    """Put the packages alone into a folder, if it is empty, and look for them there last."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        words = ["install", "--quiet", "--no-deps", "--target", str(folder), *PACKAGES]
+        subprocess.run([sys.executable, "-m", "pip", *words], check=True)
+    sys.path.append(str(folder))
+
+
 def _require(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        raise Absent(f"{name} is not installed: pip install --no-deps {name}") from None
+        raise Absent(f"{name} is not installed: give --packages FOLDER") from None
 
 
 def ucci(student: Model, teacher: Model, threshold: float) -> tuple[str, Loop]:

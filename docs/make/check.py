@@ -1,4 +1,4 @@
-"""The built site asks nothing of the network: python -m docs.make.check."""
+"""The built site is whole and asks nothing of the network: python -m docs.make.check."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from docs.make.reference import not_shown
 from docs.make.sources import BUILD
 
 ASKS = re.compile(
@@ -25,4 +26,5 @@ def asks(site: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit("\n".join(asks(BUILD / "site")) or None)
+    missing = [f"the reference does not show {name}" for name in not_shown(BUILD / "site")]
+    sys.exit("\n".join([*asks(BUILD / "site"), *missing]) or None)

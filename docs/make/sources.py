@@ -22,6 +22,9 @@ PARTS = BUILD / "parts"
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 """The path of a link to another file."""
 
+NAMED = re.compile(r"\]\([^)#\s]+#(ebjr[\w.]*)\)")
+"""The end of a link to a name in the reference."""
+
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
@@ -69,14 +72,17 @@ def linked(page: Path) -> list[Path]:
 
 
 def moved(page: Path) -> str:
-    """A page's text with its links as they are on the site."""
+    """A page's text with its links as they are on the site.
+
+    A link to a name of the reference becomes one that mkdocstrings resolves and holds to be there.
+    """
     folder = Path(on_site(page)).parent
 
     def turned(match: re.Match[str]) -> str:
         target = on_site(Path(os.path.normpath(page.parent / match[0])))
         return Path(os.path.relpath(target, folder)).as_posix()
 
-    return LINK.sub(turned, page.read_text())
+    return LINK.sub(turned, NAMED.sub(r"][\1]", page.read_text()))
 
 
 def gather(pages: list[str]) -> int:

@@ -135,19 +135,13 @@ MODELS = {
     },
     **{
         f"lite{number}_{size}": Source(partial(lite, number, size), size, imagenet_batches)
-        for number, size in ((0, 160), (0, 224), (2, 160), (2, 192), (2, 224), (2, 260))
+        for number, size in ((0, 160), (0, 224), (2, 160), (2, 260))
     },
     **{
         f"mobilenet_v2_{size}": Source(
             partial(mobilenet, "mobilenet_v2_1.0_224", size), size, imagenet_batches
         )
-        for size in (128, 160, 192, 224)
-    },
-    **{
-        f"mobilenet_v1_{width}_{size}": Source(
-            partial(mobilenet, f"mobilenet_v1_{width}_{size}", size), size, imagenet_batches
-        )
-        for width, size in (("0.25", 128), ("0.5", 160), ("0.75", 192))
+        for size in (128, 224)
     },
 }
 """By name: what answers which images."""
@@ -163,10 +157,8 @@ PAIRS = {
 RESOLUTIONS = {
     "imagenet_lite2_160_lite2_260": ("lite2_160", "lite2_260"),
     "imagenet_mobilenet_128_224": ("mobilenet_v2_128", "mobilenet_v2_224"),
-    "imagenet_mobilenet_160_224": ("mobilenet_v2_160", "mobilenet_v2_224"),
-    "imagenet_mobilenet_v1_v2": ("mobilenet_v1_0.5_160", "mobilenet_v2_224"),
 }
-"""The paper's figure 5: the same network at two sizes of its images, and a smaller relative."""
+"""The paper's figure 5: the same network at two sizes of its images."""
 
 
 def load(name: str) -> Outcomes:

@@ -106,33 +106,44 @@ class Rule(NamedTuple):
             yield from map(tuple, np.stack(np.meshgrid(*each), -1).reshape(-1, len(each)))
 
 
-def own_rule(score: str, answers: Answers) -> Rule:
+def own_rule(score: str, answers: Answers, targets: np.ndarray) -> list[Rule]:
     """The network's own: one score, one threshold, each exit's answer as it is."""
     count = len(answers.flops) - 1
-    return Rule([as_score(score)] * count, [0.0] * count, common=True)
+    return [Rule([as_score(score)] * count, [0.0] * count, common=True)]
 
 
-def on_top(answers: Answers, targets: np.ndarray) -> Rule:
+def on_top(answers: Answers, targets: np.ndarray) -> list[Rule]:
     """EBJR on top of it: each exit a student, all that comes after it the teacher.
 
-    Score and blend of each exit are the library's choice on the examples that are given.
+    Score and blend of each exit are the library's choice on the examples that are given; without a
+    blend it is a rule as well.
     """
     each = np.moveaxis(answers.logits, 2, 0)
     scores, blends = [], []
     for k, logits in enumerate(each[:-1]):
         scores.append(choose_score(Outcomes(logits, each[-1], targets)))
         blends.append(choose_blend(Outcomes(logits, each[k + 1], targets), scores[-1]))
-    return Rule(scores, blends, common=False)
+    return [Rule(scores, blends, common=False), Rule(scores, [0.0] * len(blends), common=False)]
 
 
-def as_good_as(accuracy: float, options: dict[Thresholds, Half]) -> Thresholds | None:
-    """The cheapest thresholds that reach an accuracy; None where none does."""
+Options = dict[tuple[int, Thresholds], Half]
+"""What each of several rules does at its thresholds."""
+
+
+def as_good_as(accuracy: float, options: Options) -> tuple[int, Thresholds]:
+    """Rule and thresholds that are the cheapest to reach an accuracy.
+
+    Raises
+    ------
+    ValueError
+        None does.
+    """
     reached = [key for key, half in options.items() if half.accuracy >= accuracy - 1e-12]
-    return min(reached, key=lambda key: options[key].mflops, default=None)
+    return min(reached, key=lambda key: options[key].mflops)
 
 
-def best_within(mflops: float, options: dict[Thresholds, Half]) -> Thresholds:
-    """The most accurate thresholds that cost at most so much; the cheapest if none does."""
+def best_within(mflops: float, options: Options) -> tuple[int, Thresholds]:
+    """The most accurate ones that cost at most so much; the cheapest if none does."""
     allowed = [key for key, half in options.items() if half.mflops <= mflops + 1e-9]
     if not allowed:
         return min(options, key=lambda key: options[key].mflops)

@@ -16,13 +16,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ebjr import Model, Outcomes, load_model
+from ebjr import Model, load_model
 from ebjr.demo import shipped
 from ebjr.demo.cifar10 import load
 from ebjr.files import write_whole
 from ebjr.quantize import quantize
 from experiments.cifar10_pair.nets import STUDENTS, build_teacher, flops
 from experiments.cifar10_pair.train import CHECKPOINTS, predict, split_indices, to_input
+from experiments.pairs import shipped_pair
 from experiments.rivals.nets import NARROW, SINGLE, EarlyExits, MultiScale, Slimmable, build_single
 from experiments.rivals.train import POOLED
 
@@ -55,12 +56,6 @@ def read(name: str) -> Answers:
 def recorded() -> dict[str, Answers]:
     """The answers of every rival that was recorded, by name."""
     return {name: read(name) for name in RIVALS if (ANSWERS / f"{name}.npz").exists()}
-
-
-def load_pair() -> Outcomes:
-    """The shipped pair's own outcomes, on the same images in the same order."""
-    with shipped("outcomes.npz") as path:
-        return Outcomes.load(path)
 
 
 def single(images: np.ndarray) -> Answers:
@@ -106,19 +101,19 @@ def mirrored(images: np.ndarray) -> Answers:
     """The shipped student on mirrored images."""
     with shipped("student.onnx") as path:
         said = _said(load_model(path, threads=1), images[:, :, ::-1])
-    return Answers(said, np.array([load_pair().student_cost.flops]))
+    return Answers(said, np.array([shipped_pair().student_cost.flops]))
 
 
 def int8_student(images: np.ndarray) -> Answers:
     """The shipped student in eight-bit numbers."""
     with _quantized("student") as model:
-        return Answers(_said(model, images), np.array([load_pair().student_cost.flops]))
+        return Answers(_said(model, images), np.array([shipped_pair().student_cost.flops]))
 
 
 def int8_teacher(images: np.ndarray) -> Answers:
     """The shipped teacher in eight-bit numbers."""
     with _quantized("teacher") as model:
-        return Answers(_said(model, images), np.array([load_pair().teacher_cost.flops]))
+        return Answers(_said(model, images), np.array([shipped_pair().teacher_cost.flops]))
 
 
 RIVALS: dict[str, Callable[[np.ndarray], Answers]] = {

@@ -1,6 +1,6 @@
 """Rivals that route between the shipped student and teacher: fitted ones, and agreement of two.
 
-Each is given the calibration half and gives an operating point, which the held-out half judges.
+Each chooses an operating point on one half of the outcomes, which the other half judges.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from ebjr import Cost, OperatingPoint, Outcomes, TradeOffCurve, calibrate
 from ebjr.arrays import log_softmax
 from ebjr.blend import blend_logits
 from ebjr.scores import Score
+from experiments.choices import choice
 
 FOLDS = 5
 
 Router = Callable[..., OperatingPoint]
-"""From the calibration half, and a goal as `ebjr.calibrate` takes it, to an operating point."""
+"""From outcomes, the seed of a split and a goal as `ebjr.calibrate` takes it to an operating point,
+chosen on the split's first half."""
 
 
 def svm(calibration: Outcomes) -> Score:
@@ -60,29 +62,33 @@ def described(output: np.ndarray) -> np.ndarray:
     return np.hstack([ranked(output), output, output.argmax(axis=1)[:, None]])
 
 
+def ours(outcomes: Outcomes, seed: int, *goal: str, **how: Any) -> OperatingPoint:
+    """The library's own: score and blend by `auto`, unless a blend is given."""
+    return calibrate(outcomes.split(0.5, seed)[0], *goal, **{**choice(outcomes, seed), **how})
+
+
+def named(score: str, outcomes: Outcomes, seed: int, *goal: str, **how: Any) -> OperatingPoint:
+    """A router that is a score, without a blend."""
+    return calibrate(outcomes.split(0.5, seed)[0], *goal, score=score, blend=0.0, **how)
+
+
 def fitted(
-    fit: Callable[[Outcomes], Score], calibration: Outcomes, goal: str = "match-teacher", **how: Any
+    fit: Callable[[Outcomes], Score], outcomes: Outcomes, seed: int, *goal: str, **how: Any
 ) -> OperatingPoint:
     """A router that is fitted; its threshold is chosen on values of models that miss the row."""
+    calibration, _ = outcomes.split(0.5, seed)
     fold = np.random.default_rng(0).permutation(len(calibration)) % FOLDS
     values = np.empty(len(calibration))
     for k in range(FOLDS):
         score = fit(calibration.take(np.flatnonzero(fold != k)))
         values[fold == k] = score(calibration.student[fold == k])
-    point = calibrate(calibration, goal, score=Score("values", lambda _: values), blend=0.0, **how)
+    point = calibrate(calibration, *goal, score=Score("values", lambda _: values), blend=0.0, **how)
     return replace(point, score_function=fit(calibration))
 
 
-def named(
-    score: str, calibration: Outcomes, goal: str = "match-teacher", **how: Any
-) -> OperatingPoint:
-    """A router that is a score, without a blend."""
-    return calibrate(calibration, goal, score=score, blend=0.0, **how)
-
-
 ROUTERS: Mapping[str, Router] = {
-    "ours: score and blend chosen": calibrate,
-    "ours without the blend": partial(named, "auto"),
+    "ours: score and blend chosen": ours,
+    "ours without the blend": partial(ours, blend=0.0),
     "energy (eq. 3)": partial(named, "energy"),
     "softmax cascade": partial(named, "softmax"),
     "entropy cascade": partial(named, "entropy"),
@@ -117,6 +123,6 @@ def voted(pair: Outcomes, other: np.ndarray, flops: float) -> Outcomes:
     return replace(both(pair, other, flops), student=certain * agree[:, None])
 
 
-def by_vote(calibration: Outcomes, goal: str = "", **how: Any) -> OperatingPoint:
+def by_vote(outcomes: Outcomes, seed: int, *goal: str, **how: Any) -> OperatingPoint:
     """Keep where both agree: there is nothing to choose, whatever the goal."""
-    return TradeOffCurve.of(calibration, "max_logit").at(threshold=0.5)
+    return TradeOffCurve.of(outcomes.split(0.5, seed)[0], "max_logit").at(threshold=0.5)

@@ -27,6 +27,7 @@ from ebjr.errors import MissingExtra
 from ebjr.files import write_whole
 from ebjr.joint import JointAnswer, JointModel
 from ebjr.pool import in_order
+from ebjr.router import Router
 
 Tell = Callable[[str, int, int | None], None]
 
@@ -125,14 +126,14 @@ def predict(
         parts = _with_unreadable(data, batch_size, start)
         return in_order(answer, parts, workers=overlap, ahead=overlap + 1)
 
-    whose = {
-        "score": str(joint.router.score),
-        "threshold": joint.router.threshold,
-        "blend": blend_text(joint.blend),
-        "examples": len(data),
-        **(about or {}),
-    }
+    whose = whose_answers(joint.router, joint.blend, about)
     return write_answers(answers, output, len(data), whose, restart=restart, tell=tell)
+
+
+def whose_answers(router: Router, blend: float, about: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What must be the same for a run to go on where another stopped, and what else is given."""
+    own = {"score": str(router.score), "threshold": router.threshold, "blend": blend_text(blend)}
+    return {**own, **(about or {})}
 
 
 Answered = tuple[list[dict[str, Any]], list[tuple[str, str]]]
@@ -157,9 +158,9 @@ def write_answers(
     output, restart, tell
         As of `predict`.
     total
-        The number of examples.
+        The number of examples, which must be the same too.
     whose
-        What must be the same for a run to go on where another stopped.
+        As `whose_answers` gives it.
 
     Raises
     ------
@@ -176,7 +177,7 @@ def write_answers(
     journal = _Journal(output.with_name(f"{output.name}.part"))
     if restart:
         journal.remove()
-    progress = journal.resume(whose)
+    progress = journal.resume({**whose, "examples": total})
     tell = tell or (lambda what, done, total: None)
     tell("answering", progress.read, total)
     with journal:

@@ -185,7 +185,7 @@ def sample_energy(
     samples: int = 1000,
     seed: int = 0,
 ) -> EnergyEstimate:
-    """``-F(x) = log E_q[exp S(x, y) / q(y|x)]`` by importance sampling (eq. 11).
+    """``-F(x) = log E_q[exp S(x, y) / q(y|x)]`` by importance sampling (eq. 9).
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import shutil
 import types
 import warnings
 
@@ -205,6 +206,16 @@ def test_a_compiled_module_gives_the_same_answers_at_any_length():
         np.testing.assert_allclose(compiled(batch), plain(batch), rtol=1e-5, atol=1e-6)
     again = pickle.loads(pickle.dumps(compiled))
     np.testing.assert_allclose(again(batch), plain(batch), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler: g++")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of its own
+def test_inductor_gives_the_same_answers_at_any_length():
+    plain, compiled = (TorchModel(torch.nn.ReLU(), compile=how) for how in (False, True))
+    rng = np.random.default_rng(0)
+    for rows in (4, 7):
+        batch = rng.normal(size=(rows, 3)).astype(np.float32)
+        np.testing.assert_allclose(compiled(batch), plain(batch), rtol=1e-6)
 
 
 def test_a_backend_that_torch_cannot_compile_with_is_refused():

@@ -33,7 +33,7 @@ def test_a_score_and_a_rival_take_ten_lines_each(some, tmp_path):
 
     routers = runpy.run_path(str(tmp_path / "mine.py"))["ROUTERS"]
     saved = {
-        name: routed(some, router, splits=1, blend=0.0)["times_fewer_flops"]
+        name: routed(some, router, splits=1)["times_fewer_flops"]
         for name, router in {**routers, "random": ROUTERS["random"]}.items()
     }
     assert min(saved["centered maximum"], saved["linear SVM"]) > saved["random"]
@@ -41,7 +41,7 @@ def test_a_score_and_a_rival_take_ten_lines_each(some, tmp_path):
 
 def test_the_same_seed_gives_the_same_numbers(some):
     for name in ("energy", "random"):
-        first, second = (routed(some, ROUTERS[name], splits=2, blend=0.0) for _ in range(2))
+        first, second = (routed(some, ROUTERS[name], splits=2) for _ in range(2))
         assert first == second
 
 

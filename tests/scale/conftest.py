@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,13 +16,46 @@ pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
 from cluster import Nodes
 
+from ebjr.scale import INGRESS
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])
+
+
+def marked(mark: str) -> list[str]:
+    """The processes that were started with a mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def check_all_ended(mark: str, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while left := marked(mark):
+        assert time.monotonic() < until, f"these were left behind: {left}"
+        time.sleep(0.2)
+
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory) -> Iterator[Nodes]:
     import ray
 
-    before = dict(os.environ)
-    os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
+    before, mark = dict(os.environ), uuid.uuid4().hex
+    os.environ |= {
+        "EBJR_TESTS": mark,
+        **INGRESS,
+        "RAY_SERVE_HAPROXY_METRICS_PORT": free_port(),
+        "RAY_SERVE_HAPROXY_STATS_PORT": free_port(),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    }
     nodes = Nodes()
     ray.init(
         address=nodes.cluster.address,
@@ -33,3 +70,5 @@ def nodes(tmp_path_factory) -> Iterator[Nodes]:
         nodes.cluster.shutdown()
         os.environ.clear()
         os.environ.update(before)
+        if Path("/proc/self/environ").exists():
+            check_all_ended(mark)

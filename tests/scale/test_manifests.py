@@ -1,7 +1,8 @@
 """The manifests in deploy/: well-formed, and what they run exists.
 
-Serve's part is held against Ray's own schema. KServe's and KubeRay's definitions are in no package
-of a registry, so that their objects are held against the part of them that we use, written here.
+Serve's part is held against Ray's own schema, and pods against Kubernetes' own. KServe's and
+KubeRay's definitions are in no package that goes with ours: of their objects, the fields that we
+use are written here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 
 yaml = pytest.importorskip("yaml", reason="the extra `scale` is not installed")
 jsonschema = pytest.importorskip("jsonschema", reason="the extra `scale` is not installed")
+kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="it is of the extra `dev`")
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 TEXT, COUNT = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}
@@ -34,34 +36,9 @@ def listed(items: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items, "minItems": 1}
 
 
-AMOUNTS = {"type": "object", "additionalProperties": TEXT}
-PROBE = strict(("httpGet",), httpGet=strict(("path", "port"), path=TEXT, port=COUNT))
-ENV = strict(
-    ("name",),
-    name=TEXT,
-    value=TEXT,
-    valueFrom=strict(secretKeyRef=strict(("name", "key"), name=TEXT, key=TEXT)),
-)
-CONTAINER = strict(
-    ("name", "image", "resources"),
-    name=TEXT,
-    image=TEXT,
-    command=listed(TEXT),
-    args=listed(TEXT),
-    env=listed(ENV),
-    ports=listed(strict(("containerPort",), containerPort=COUNT, name=TEXT, protocol=TEXT)),
-    readinessProbe=PROBE,
-    livenessProbe=PROBE,
-    resources=strict(("requests", "limits"), requests=AMOUNTS, limits=AMOUNTS),
-    volumeMounts=listed(
-        strict(("name", "mountPath"), name=TEXT, mountPath=TEXT, readOnly={"type": "boolean"})
-    ),
-)
-CLAIM = strict(("claimName",), claimName=TEXT, readOnly={"type": "boolean"})
-VOLUMES = listed(strict(("name", "persistentVolumeClaim"), name=TEXT, persistentVolumeClaim=CLAIM))
-TEMPLATE = strict(
-    ("spec",), spec=strict(("containers",), containers=listed(CONTAINER), volumes=VOLUMES)
-)
+# what Kubernetes itself defines: held against its own schemas below
+POD = ("containers", "volumes")
+TEMPLATE = strict(("spec",), spec=strict(POD, **{key: {"type": "array"} for key in POD}))
 # ray start takes its parameters from Kubernetes as text
 START = {"type": "object", "additionalProperties": {"type": "string"}}
 
@@ -89,8 +66,8 @@ INFERENCE_SERVICE = resource(
             scaleTarget=COUNT,
             canaryTrafficPercent={"type": "integer", "minimum": 0, "maximum": 100},
             timeout=COUNT,
-            containers=listed(CONTAINER),
-            volumes=VOLUMES,
+            containers={"type": "array"},
+            volumes={"type": "array"},
         ),
     ),
 )
@@ -134,21 +111,54 @@ def test_a_manifest_is_what_its_kind_takes(name, schema):
     jsonschema.validate(manifest(name), schema)
 
 
-def test_volumes_that_are_mounted_are_there():
-    def templates(value: Any) -> list[Any]:
+def pods() -> list[Any]:
+    """What all manifests say of pods."""
+
+    def found(value: Any) -> list[Any]:
         if isinstance(value, list):
-            return [found for entry in value for found in templates(entry)]
+            return [pod for entry in value for pod in found(entry)]
         if not isinstance(value, dict):
             return []
-        own = [value] if "containers" in value else []
-        return own + [found for entry in value.values() for found in templates(entry)]
+        of_pod = [{key: value[key] for key in POD if key in value}] if "containers" in value else []
+        return of_pod + [pod for entry in value.values() for pod in found(entry)]
 
-    found = templates(manifest("inferenceservice.yaml")) + templates(manifest("rayservice.yaml"))
-    assert len(found) == 4
-    for template in found:
-        volumes = {volume["name"] for volume in template["volumes"]}
-        for container in template["containers"]:
+    return found(manifest("inferenceservice.yaml")) + found(manifest("rayservice.yaml"))
+
+
+def check_pod(spec: Any) -> None:
+    """Against Kubernetes' own schema, with no field that it does not know."""
+    whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}
+    kubernetes_validate.validate(whole, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_every_pod_is_one_to_kubernetes():
+    assert len(pods()) == 4
+    for spec in pods():
+        check_pod(spec)
+
+
+def test_a_slip_in_a_pod_is_found():
+    (spec, *_) = pods()
+    (container,) = spec["containers"]
+    for wrong in ({"readyProbe": {}}, {"ports": [{"containerPort": "http"}]}, {"args": "--port"}):
+        with pytest.raises(kubernetes_validate.ValidationError):
+            check_pod({**spec, "containers": [{**container, **wrong}]})
+
+
+def test_volumes_that_are_mounted_are_there():
+    for spec in pods():
+        volumes = {volume["name"] for volume in spec["volumes"]}
+        for container in spec["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+
+def test_every_node_of_ray_has_the_environment_of_the_short_way():
+    from ebjr.scale import INGRESS
+
+    of_ray = [c for spec in pods() for c in spec["containers"] if c["name"].startswith("ray-")]
+    assert len(of_ray) == 3
+    for container in of_ray:
+        assert {entry["name"]: entry["value"] for entry in container["env"]} == INGRESS
 
 
 def serve_configs() -> list[Any]:

@@ -47,8 +47,8 @@ class Server:
         serve.start("HeadOnly", http_options={"host": "127.0.0.1", "port": self.port})
 
     def run(self, joint: Path, **options: Any) -> None:
-        common = {"student": STUDENT, "teacher": TEACHER, "threads": 1}
-        serve.run(build_app(joint, **{**common, **options}))
+        models = {"student": STUDENT, "teacher": TEACHER, **options}
+        serve.run(build_app(joint, **models, threads=1, teacher_timeout_seconds=2.0))
 
     def call(self, path: str, body: bytes | None = None, method: str | None = None, **headers: str):
         url = f"http://127.0.0.1:{self.port}{path}"
@@ -114,10 +114,20 @@ def wait_for(true: Any, seconds: float = 200) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_any_number_of_replicas_answers_as_the_local_model(server, joint, replicas):
-    count = {"num_replicas": replicas}
-    server.run(joint, student={**STUDENT, **count}, teacher={**TEACHER, **count})
+def replicas(deployment: str) -> list[str]:
+    """The names of a deployment's actors."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    found = [actor["name"] for actor in named if actor["namespace"] == "serve"]
+    return [name for name in found if f"#{deployment}#" in name]
+
+
+def kill_one(deployment: str) -> None:
+    """End a replica's process as the kernel would."""
+    ray.kill(ray.get_actor(replicas(deployment)[0], namespace="serve"))
+
+
+def check_all(server: Server, joint: Path) -> None:
+    """Ten thousand rows are answered as by the local model."""
     data = inputs()
     with ThreadPoolExecutor(6) as pool:
         parts = list(pool.map(server.infer, np.array_split(data, 100)))
@@ -127,6 +137,30 @@ def test_any_number_of_replicas_answers_as_the_local_model(server, joint, replic
     np.testing.assert_array_equal(found["deferred"], local.deferred)
     np.testing.assert_allclose(found["output"], local.output, rtol=1e-4, atol=1e-5)
     assert not found["degraded"].any()
+
+
+def test_the_teacher_scales_with_its_queue_and_answers_as_the_local_model(server, joint):
+    by_queue = {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "target_ongoing_requests": 0.5,
+        "upscale_delay_s": 0.0,
+        "metrics_interval_s": 0.2,
+        "look_back_period_s": 0.5,
+    }
+    scaling = {**TEACHER, "autoscaling_config": by_queue}
+    del scaling["num_replicas"]
+    server.run(joint, student={**STUDENT, "num_replicas": 1}, teacher=scaling)
+    assert [len(replicas(name)) for name in ("Student", "Teacher")] == [1, 1]
+    with server.load(inputs(500), clients=8):
+        wait_for(lambda: len(replicas("Teacher")) == 2)
+    check_all(server, joint)
+
+
+def test_two_of_each_answer_as_the_local_model(server, joint):
+    server.run(joint)
+    assert [len(replicas(name)) for name in ("Student", "Teacher")] == [2, 2]
+    check_all(server, joint)
 
 
 def test_routes_and_mistakes_are_those_of_the_server(server, joint):
@@ -170,6 +204,24 @@ def test_the_knob_moves_for_all_replicas_at_once(server, joint):
     assert (status, "threshold must be a number" in said.decode()) == (400, True)
 
 
+def test_a_killed_knob_is_replaced_by_one_that_knows_what_it_knew(server, joint):
+    before = json.loads(server.call("/v1/router")[1])
+    (old,) = replicas("Knob")
+    kill_one("Knob")
+    status, said, _ = server.call("/v1/router", b'{"threshold": 0.25}', "PUT")
+    assert status == 200 or (status == 503 and b"the knob cannot be reached" in said)
+    wait_for(lambda: replicas("Knob") not in ([], [old]))
+
+    def moved() -> bool:
+        return server.call("/v1/router", b'{"threshold": 0.5}', "PUT")[0] == 200
+
+    wait_for(moved)
+    states = [json.loads(server.call("/v1/router")[1]) for _ in range(8)]
+    assert all(state == states[0] for state in states)
+    assert states[0]["threshold"] == 0.5
+    assert states[0]["version"] > before["version"]
+
+
 def test_metrics_are_in_rays_endpoint_under_the_same_names(server, joint):
     server.infer(inputs(32))
     names = ("rows_total", "deferred_rows_total", "requests_total", "threshold")
@@ -191,7 +243,6 @@ def test_metrics_are_in_rays_endpoint_under_the_same_names(server, joint):
 
 def test_a_new_teacher_comes_without_a_failed_request(server, joint, tmp_path):
     data = inputs(500)
-    server.run(joint)
     newer = write_joint(tmp_path, teacher_seed=5)
     before, after = load_joint(joint)(data), load_joint(newer)(data)
     assert (before.prediction != after.prediction).any()
@@ -207,7 +258,7 @@ def test_a_new_teacher_comes_without_a_failed_request(server, joint, tmp_path):
 
 def test_a_killed_node_fails_no_request_and_a_lost_teacher_degrades(server, joint, nodes, far):
     data = inputs(500)
-    server.run(joint, teacher_timeout_seconds=2.0)
+    server.run(joint)
     local = load_joint(joint)(data)
     student = local.score >= load_joint(joint).router.threshold
     with server.load(data) as answered:
@@ -235,6 +286,14 @@ def test_what_serve_run_is_given_is_checked(joint, tmp_path):
         (
             {"joint": str(joint), "when_unavailable": "wait"},
             "when_unavailable must be student or error",
+        ),
+        (
+            {"joint": str(joint), "teacher_wait_seconds": 30},
+            r"teacher_wait_seconds must be from 0 to under teacher_timeout_seconds \(10\)",
+        ),
+        (
+            {"joint": str(joint), "teacher": {"autoscaling_config": {"max_replicas": 0}}},
+            "max_replicas",
         ),
     ]:
         with pytest.raises(ValueError, match=words):

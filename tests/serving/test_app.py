@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from small import NAME, request, served, student, teacher
 
 from ebjr import JointClassifier, JointConfig, JointDetector, Router, TeacherUnavailable, load_joint
 from ebjr.demo import run_demo
@@ -20,42 +21,11 @@ from starlette.testclient import TestClient
 
 from ebjr.serving.app import Served, build_app, served_of
 
-NAME = "/v2/models/joint"
-
-
-def student(x):
-    return np.stack([x[:, 0], -x[:, 0], 0 * x[:, 0]], axis=1)
-
-
-def teacher(x):
-    return np.stack([-x[:, 0], 0 * x[:, 0], 3 * x[:, 0]], axis=1)
-
-
-student.input_shape = (None, 2)
-student.input_name = "x"
-student.input_dtype = np.float32
-
-
-def served(teacher=teacher, **how) -> Served:
-    joint = JointClassifier(student, teacher, Router("max_logit", 1.0), **how)
-    return Served(
-        joint,
-        operating_points={"careful": 3.0},
-        score_quantiles=tuple(np.linspace(0, 10, 101)),
-        calibration_id="abc",
-    )
-
 
 @pytest.fixture
 def client():
     with TestClient(build_app(served())) as opened:
         yield opened
-
-
-def request(values=((0.5, 0.0), (5.0, 0.0)), **parameters) -> dict:
-    rows = [list(row) for row in values]
-    tensor = {"name": "x", "shape": [len(rows), 2], "datatype": "FP32", "data": rows}
-    return {"inputs": [tensor], "parameters": parameters}
 
 
 def outputs(answer) -> dict:
@@ -205,11 +175,11 @@ def test_a_teacher_that_is_away_degrades_its_rows():
     def away(x):
         raise TeacherUnavailable("the cloud is gone")
 
-    with TestClient(build_app(served(away))) as client:
+    with TestClient(build_app(served(teacher=away))) as client:
         found = outputs(client.post(f"{NAME}/infer", json=request()))
         assert found["degraded"] == [True, False]
         assert found["prediction"] == [0, 0]
-    with TestClient(build_app(served(away, when_unavailable="error"))) as client:
+    with TestClient(build_app(served(teacher=away, when_unavailable="error"))) as client:
         answer = client.post(f"{NAME}/infer", json=request())
         assert (answer.status_code, answer.json()["error"]) == (503, "the cloud is gone")
 
@@ -221,7 +191,7 @@ def test_a_deadline_gives_the_students_answer_marked():
         gate.wait(30)
         return teacher(x)
 
-    with TestClient(build_app(served(slow))) as client:
+    with TestClient(build_app(served(teacher=slow))) as client:
         try:
             found = outputs(client.post(f"{NAME}/infer", json=request(timeout=0.2)))
         finally:

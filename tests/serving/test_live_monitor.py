@@ -60,7 +60,7 @@ def serve(about: Served, monitor: LiveMonitor, batches) -> None:
 
 def audited(pipeline: Pipeline) -> None:
     """Wait until nothing waits for an audit."""
-    while pipeline._busy or pipeline.waiting()["audit"]:
+    while pipeline.busy or pipeline.waiting()["audit"]:
         time.sleep(0.0005)
 
 

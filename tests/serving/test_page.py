@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import CLASSES, write_joint
+from tiny import CLASSES
 
 from ebjr import JointClassifier, JointConfig, Router, TeacherUnavailable, load_joint
 from ebjr.edge import FarTeacher, Link
@@ -34,12 +34,6 @@ pytestmark = pytest.mark.browser
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-
-
-@pytest.fixture(scope="module")
-def calibrated(tmp_path_factory) -> Path:
-    """A joint.toml of the tiny pair of colored images."""
-    return write_joint(tmp_path_factory.mktemp("calibrated"))
 
 
 @contextmanager

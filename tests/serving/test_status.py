@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from tiny import write_joint
+from small import request, student, teacher
 
 from ebjr import JointClassifier, JointConfig, JointRegressor, Router, TeacherUnavailable
 
@@ -19,29 +17,6 @@ from starlette.testclient import TestClient
 from ebjr.serving.app import Served, build_app, served_of
 from ebjr.serving.both import ask_both
 from ebjr.serving.status import describe, shares_between
-
-
-@pytest.fixture(scope="module")
-def calibrated(tmp_path_factory) -> Path:
-    """A joint.toml of the tiny pair of colored images."""
-    return write_joint(tmp_path_factory.mktemp("calibrated"))
-
-
-def infer_request(value: float = 0.5) -> dict:
-    return {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [value, 0.0]}]}
-
-
-def student(x):
-    return np.stack([x[:, 0], -x[:, 0], 0 * x[:, 0]], axis=1)
-
-
-def teacher(x):
-    return np.stack([-x[:, 0], 0 * x[:, 0], 3 * x[:, 0]], axis=1)
-
-
-student.input_shape = (None, 2)
-student.input_name = "x"
-student.input_dtype = np.float32
 
 
 def classifier(teacher=teacher, **how) -> JointClassifier:
@@ -78,7 +53,7 @@ def test_a_score_of_one_value_has_no_histogram():
 
 def test_without_a_calibration_the_knob_and_the_load_are_told():
     with TestClient(build_app(Served(classifier()), token="sesame")) as client:
-        client.post("/v2/models/joint/infer", json=infer_request())
+        client.post("/v2/models/joint/infer", json=request([(0.5, 0.0)]))
         client.post("/v2/models/joint/infer", json={})
         found = client.get("/v1/status").json()
     assert found["calibration"] == {}
@@ -110,7 +85,7 @@ def test_live_scores_are_counted_in_the_calibrations_bins(calibrated):
 def test_both_models_answer_and_the_joint_answer_is_the_joint_models(value):
     joint = classifier(blend=0.3)
     with TestClient(build_app(Served(joint, labels=("a", "b", "c")))) as client:
-        found = client.post("/v1/both", json=infer_request(value)).json()
+        found = client.post("/v1/both", json=request([(value, 0.0)])).json()
         assert client.get("/v1/status").json()["live"]["rows"] == 0
     inputs = np.array([[value, 0.0]], np.float32)
     answer = joint(inputs)
@@ -127,9 +102,7 @@ def test_both_models_answer_and_the_joint_answer_is_the_joint_models(value):
 
 def test_a_request_for_both_may_bring_its_threshold():
     with TestClient(build_app(Served(classifier()))) as client:
-        found = client.post(
-            "/v1/both", json=infer_request(5.0) | {"parameters": {"threshold": 9.0}}
-        ).json()
+        found = client.post("/v1/both", json=request([(5.0, 0.0)], threshold=9.0)).json()
     assert (found["deferred"], found["threshold"]) == (True, 9.0)
 
 
@@ -154,7 +127,7 @@ def test_regressors_say_numbers_and_what_is_no_number_in_json_is_a_word():
     spread.input_shape, spread.input_name = (None, 2), "x"
     joint = JointRegressor(spread, lambda x: x[:, 0] + 1, Router("predicted_std", -1.0))
     with TestClient(build_app(Served(joint))) as client:
-        found = client.post("/v1/both", json=infer_request(5.0)).json()
+        found = client.post("/v1/both", json=request([(5.0, 0.0)])).json()
     assert (found["score"], found["deferred"]) == ("nan", True)
     assert found["student"]["prediction"] == 5.0
     assert found["answer"] == {"prediction": 6.0}
@@ -164,7 +137,7 @@ def test_regressors_say_numbers_and_what_is_no_number_in_json_is_a_word():
     ("message", "says"),
     [
         ({}, "'inputs' must be a list"),
-        (infer_request() | {"parameters": {"threshold": "x"}}, "threshold must be a number"),
+        (request([(0.5, 0.0)]) | {"parameters": {"threshold": "x"}}, "threshold must be a number"),
         (
             {"inputs": [{"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}]},
             "both models are asked of one input, not of 2",

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from ray.data import Dataset
     from ray.serve import Application
 
-__all__ = ["app", "build_app", "predict"]
+__all__ = ["INGRESS", "app", "build_app", "predict"]
+
+INGRESS = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+"""The environment of Ray's processes in which a request goes the shortest way.
+
+HAProxy, which comes with Ray from 2.55 on, then hands requests to the student replicas themselves.
+It is to be set where Ray is started, on every node.
+"""
 
 
 def build_app(joint: str | os.PathLike[str], **options: Any) -> Application:

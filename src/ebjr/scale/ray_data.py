@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import to_numpy
-from ebjr.blend import blend_text
 from ebjr.config import JointConfig
 from ebjr.data import Data
 from ebjr.errors import EbjrError, MissingExtra, ModelError
 from ebjr.joint import JointModel
-from ebjr.predict import Answered, Progress, Tell, answer_row, write_answers
+from ebjr.predict import Answered, Progress, Tell, answer_row, whose_answers, write_answers
+from ebjr.router import Router
 from ebjr.scale.models import check_policy, thread_option
-from ebjr.scores import as_score
 
 try:
     import ray
@@ -254,8 +253,11 @@ def _dataset(data: Any, start: int) -> ray.data.Dataset:
         return data if start == 0 else data.filter(expr=f"row >= {start}")
     rows = np.arange(start, len(data))
     blocks = np.array_split(rows, max(1, -(-len(rows) // READ_ROWS)))
-    # put once for all readers; arrays are then read from shared memory
-    return ray.data.from_numpy(blocks).map_batches(_Reader(ray.put(data)), num_cpus=0.1)
+    stored = ray.put(data)  # once for all readers; arrays are then read from shared memory
+    # a reader asks for no CPU, as both models' actors may hold all: so there are but a few
+    readers = min(len(blocks), max(1, int(ray.cluster_resources().get("CPU", 1)) // 2))
+    read = _Reader(stored)
+    return ray.data.from_numpy(blocks).map_batches(read, num_cpus=0, concurrency=readers)
 
 
 class _Reader:
@@ -298,10 +300,13 @@ def predict_file(
     """
     config = JointConfig.read(joint)
     threshold = options.get("threshold")
+    if not ray.is_initialized():  # what its processes print is not ours to print
+        ray.init(log_to_driver=False, logging_level="WARNING")
 
     def answer(start: int) -> Iterator[Answered]:
         answers = predict(data, joint, start=start, **options)
         answers.context.execution_options.preserve_order = True
+        answers.context.enable_progress_bars = False
         with _in_own_words():
             for batch in answers.iter_batches(batch_size=None, batch_format="numpy"):
                 if not len(batch["row"]):
@@ -312,13 +317,8 @@ def predict_file(
         if start < len(data):
             yield [], _unreadable(data, start, len(data), np.zeros(0))
 
-    whose = {
-        "score": str(as_score(config.score)),
-        "threshold": config.threshold if threshold is None else threshold,
-        "blend": blend_text(config.blend),
-        "examples": len(data),
-        **(about or {}),
-    }
+    router = Router(config.score, config.threshold if threshold is None else threshold)
+    whose = whose_answers(router, config.blend, about)
     return write_answers(answer, output, len(data), whose, restart=restart, tell=tell)
 
 

@@ -14,10 +14,10 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from ebjr.serving.app import build_app as build_server
 from ebjr.serving.knob import Knob
 from ebjr.serving.metrics import Metrics
 from ebjr.serving.pipeline import Batched
+from ebjr.serving.row_queue import RowQueue, alike
 from ebjr.serving.served import Served, served_of
 from ebjr.tasks import Task, as_task
 
@@ -65,6 +66,7 @@ def build_app(
     teacher_batch: int = 64,
     teacher_calls: int = 4,
     max_wait_seconds: float = 0.0,
+    teacher_wait_seconds: float = 0.05,
     queue_rows: int = 4096,
     timeout_seconds: float = 30.0,
     teacher_timeout_seconds: float = 10.0,
@@ -91,6 +93,9 @@ def build_app(
         How many batches of deferred rows one student replica has under way at once.
     max_wait_seconds, queue_rows
         Of each student replica's `Pipeline`.
+    teacher_wait_seconds
+        How long a teacher replica waits for its batch to fill, where the rows of all students come
+        fast enough for it to be full by then; 0 takes what there is.
     timeout_seconds
         How long a request may take that does not say so itself.
     teacher_timeout_seconds
@@ -120,6 +125,11 @@ def build_app(
     for name, size in {"teacher_batch": teacher_batch, "teacher_calls": teacher_calls}.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, not {size}")
+    if not 0 <= teacher_wait_seconds < teacher_timeout_seconds:
+        raise ValueError(
+            f"teacher_wait_seconds must be from 0 to under teacher_timeout_seconds "
+            f"({teacher_timeout_seconds:g}), not {teacher_wait_seconds:g}"
+        )
     pipeline = {
         "student_batch": student_batch,
         "teacher_batch": teacher_batch,
@@ -140,6 +150,7 @@ def build_app(
             as_task(config.task, config.known_classes),
             config.name,
             most_rows=teacher_batch,
+            max_wait_seconds=teacher_wait_seconds,
             threads=threads,
         ),
         shared.bind(config.threshold, epoch),
@@ -289,92 +300,112 @@ class RayTeacher:
                 return
 
 
-@dataclass(eq=False)
 class _Call:
-    """Deferred rows of one student replica, and who waits for their answer."""
+    """Deferred rows of one student replica, and what the teacher has said of them so far."""
 
-    inputs: Batch
-    answer: asyncio.Future[Batch]
+    def __init__(self, inputs: Batch) -> None:
+        self.inputs = inputs
+        self.future: Future[Batch] = Future()
+        self.form = (getattr(inputs, "shape", ())[1:], getattr(inputs, "dtype", None))
+        self._pieces: dict[int, Batch] = {}  # by the first of their rows
+        self._open = row_count(inputs)
+
+    def answer(self, start: int, output: Batch) -> None:
+        """Take the raw output of the rows from `start` on."""
+        self._pieces[start] = output
+        self._open -= row_count(output)
+        if not self._open and self.future.set_running_or_notify_cancel():
+            self.future.set_result(join_rows([self._pieces[at] for at in sorted(self._pieces)]))
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some rows of a call in the teacher's queue."""
+
+    call: _Call
+    rows: range
     since: float
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     @property
     def form(self) -> Any:
-        """What rows of one batch have in common."""
-        return getattr(self.inputs, "shape", ())[1:], getattr(self.inputs, "dtype", None)
+        return self.call.form
+
+    @property
+    def answered(self) -> bool:
+        return self.call.future.done()
+
+    @property
+    def inputs(self) -> Batch:
+        return self.call.inputs[self.rows.start : self.rows.stop]
+
+    def cut(self, start: int, stop: int | None) -> _Part:
+        return replace(self, rows=self.rows[start:stop])
 
 
 class Teacher:
     """A replica of the teacher: it answers what waits, of all students, in dense batches.
 
-    Serve's own batching counts calls, and by rows it puts what does not fit behind what came
-    later; here a batch is filled in the order of arrival.
+    Serve's own batching counts calls, whatever their rows; this is the queue of `ebjr serve`.
     """
 
     def __init__(
-        self, entry: Entry, kind: Task, name: str, *, most_rows: int, threads: int | None
+        self,
+        entry: Entry,
+        kind: Task,
+        name: str,
+        *,
+        most_rows: int,
+        max_wait_seconds: float,
+        threads: int | None,
     ) -> None:
         self._model = RawTeacher(entry, kind, threads)
         self._most = most_rows
-        self._waiting: deque[_Call] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._queue: RowQueue[_Part] = RowQueue(max_wait_seconds=max_wait_seconds)
         self._metrics = Metrics(name)
         self._metrics.read(
-            "waiting_rows",
-            "Rows in a queue.",
-            lambda: {"teacher": sum(row_count(call.inputs) for call in tuple(self._waiting))},
-            "stage",
+            "waiting_rows", "Rows in a queue.", lambda: {"teacher": self._queue.rows}, "stage"
         )
         Mirror(self._metrics.families).start()
+        threading.Thread(target=self._work, name="ebjr-teacher", daemon=True).start()
 
     async def live(self) -> None:
         """Answer, and no more."""
 
     async def __call__(self, inputs: Batch) -> Batch:
         """Raw output of some rows."""
-        loop = asyncio.get_running_loop()
-        call = _Call(inputs, loop.create_future(), time.perf_counter())
-        self._waiting.append(call)
-        if self._worker is None or self._worker.done():
-            self._worker = loop.create_task(self._work())
-        return await call.answer
+        call = _Call(inputs)
+        rows = range(row_count(inputs))
+        self._queue.put(_Part(call, rows, time.perf_counter()), bounded=False)
+        return await asyncio.wrap_future(call.future)
 
-    async def _work(self) -> None:
-        while calls := self._take():
-            try:
-                outputs = await asyncio.to_thread(self._answer, calls)
-            except Exception as error:
-                for call in calls:
-                    if not call.answer.done():
-                        call.answer.set_exception(error)
-                continue
-            for call, output in zip(calls, outputs, strict=True):
-                if not call.answer.done():  # its student may have given up
-                    call.answer.set_result(output)
+    def _work(self) -> None:
+        while True:
+            for parts in alike(self._queue.take(self._most)):
+                try:
+                    self._answer(parts)
+                except Exception as error:
+                    for part in parts:
+                        part.call.fail(error)
 
-    def _take(self) -> list[_Call]:
-        """The calls of the next batch: at least one, where any waits."""
-        calls: list[_Call] = []
-        rows = 0
-        while self._waiting:
-            call = self._waiting[0]
-            if call.answer.done():
-                self._waiting.popleft()
-                continue
-            rows += row_count(call.inputs)
-            if calls and (rows > self._most or call.form != calls[0].form):
-                break
-            calls.append(self._waiting.popleft())
-        return calls
-
-    def _answer(self, calls: Sequence[_Call]) -> list[Batch]:
+    def _answer(self, parts: Sequence[_Part]) -> None:
         began = time.perf_counter()
-        output = self._model(join_rows([call.inputs for call in calls]))
+        output = self._model(join_rows([part.inputs for part in parts]))
         ended = time.perf_counter()
-        waited = began - np.array([call.since for call in calls])
+        waited = began - np.array([part.since for part in parts])
         rows = row_count(output)
         self._metrics.batch(Batched("teacher", rows, (), waited, began, ended - began))
-        ends = np.cumsum([row_count(call.inputs) for call in calls]).tolist()
-        return [output[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        end = 0
+        for part in parts:
+            start, end = end, end + len(part)
+            part.call.answer(part.rows.start, output[start:end])
 
 
 class SharedKnob:

@@ -67,8 +67,8 @@ class Live(Observer):
 
     def batch(self, batch: Batched) -> None:
         """Count a batch's time, and the waits before it."""
-        self._time(batch.stage, batch.seconds)
-        self._time_all(f"{batch.stage}_wait", batch.waited)
+        self._time(batch.stage, np.array([batch.seconds]))
+        self._time(f"{batch.stage}_wait", batch.waited)
 
     def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
         """Count rows, and where their scores lie; NaN lies lowest, as it is deferred."""
@@ -95,7 +95,7 @@ class Live(Observer):
     def answered(self, tickets: Sequence[Ticket], seconds: np.ndarray) -> None:
         """Count requests that were answered, and their times."""
         self._count("requests", len(tickets))
-        self._time_all("request", seconds)
+        self._time("request", seconds)
 
     def counts(self, seconds: int | None = None) -> dict[str, int]:
         """How many of each of `COUNTS` in the last seconds; None is all that is kept."""
@@ -161,12 +161,7 @@ class Live(Observer):
         found = np.searchsorted(self.score_edges[1:-1], score, side="right")
         return np.bincount(found, minlength=self._scores.shape[1])
 
-    def _time(self, what: str, seconds: float) -> None:
-        place = int(_PER_OCTAVE * math.log2(max(seconds, _FIRST) / _FIRST))
-        with self._lock:
-            self._times[self._slot(), TIMED.index(what), min(place, _BINS - 1)] += 1
-
-    def _time_all(self, what: str, seconds: np.ndarray) -> None:
+    def _time(self, what: str, seconds: np.ndarray) -> None:
         places = (_PER_OCTAVE * np.log2(seconds.clip(_FIRST) / _FIRST)).astype(np.int64)
         counts = np.bincount(places.clip(0, _BINS - 1), minlength=_BINS)
         with self._lock:

@@ -4,7 +4,7 @@ Requests are cut into rows. Rows of many requests form the student's batches, th
 many student batches form the teacher's, and answers return to their own requests. A worker takes
 whatever waits as soon as it is free: nobody waits for a batch to fill while a model is idle, and
 batches grow by themselves with the load. With `max_wait_seconds` a worker waits for company where
-the rate of arrivals says that some will come.
+the rate of arrivals says that a batch will be full by then.
 
 No web and no asyncio here: `submit` returns a `Ticket`, whose `future` is a `concurrent.futures`
 one. Everything the models do happens in these threads.
@@ -26,6 +26,7 @@ from ebjr.arrays import Batch, join_rows, put_rows, row_count, take_rows, to_num
 from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable
 from ebjr.joint import JointAnswer, JointModel, Kept
 from ebjr.router import check_threshold
+from ebjr.serving.row_queue import RowQueue, alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,6 +313,19 @@ class _Part:
     output: Batch | None = None
     since: float = field(default_factory=time.perf_counter)  # when it began to wait
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def form(self) -> Any:
+        """What rows of one batch have in common."""
+        return self.ticket.form
+
+    @property
+    def answered(self) -> bool:
+        """Whether nobody waits for them any more."""
+        return self.ticket.future.done()
+
     def cut(self, start: int, stop: int | None) -> _Part:
         """Some of its rows."""
         return replace(self, rows=self.rows[start:stop], output=_cut(self.output, start, stop))
@@ -346,96 +360,6 @@ class _Audit:
         return self.done == len(self.places)
 
 
-class _Queue:
-    """Parts that wait for a model, counted in rows."""
-
-    def __init__(self, limit: int, max_wait_seconds: float) -> None:
-        self.limit = limit
-        self.rows = 0
-        self._parts: deque[_Part] = deque()
-        self._changed = threading.Condition()
-        self.closed = False
-        self._wait = max_wait_seconds
-        self._interval = float("inf")  # seconds between rows, smoothed
-        self._last = time.monotonic()
-
-    def put(self, part: _Part, *, bounded: bool) -> bool:
-        """Add a part; False where it is over the limit or the queue is closed."""
-        count = len(part.rows)
-        with self._changed:
-            if bounded and self._full(count):
-                self._drop_answered()
-            if self.closed or (bounded and self._full(count)):
-                return False
-            now = time.monotonic()
-            interval = (now - self._last) / count
-            known = self._interval < float("inf")
-            self._interval = 0.9 * self._interval + 0.1 * interval if known else interval
-            self._last = now
-            self._parts.append(part)
-            self.rows += count
-            self._changed.notify()
-            return True
-
-    def _full(self, count: int) -> bool:
-        return self.rows > 0 and self.rows + count > self.limit
-
-    def _drop_answered(self) -> None:
-        """Forget what nobody waits for: cancelled, hurried or failed."""
-        self._parts = deque(part for part in self._parts if not part.ticket.future.done())
-        self.rows = sum(len(part.rows) for part in self._parts)
-
-    def take(self, most: int, otherwise: Callable[[], bool] = lambda: False) -> list[_Part]:
-        """Up to `most` rows; none once the queue is closed and empty, or has better to do.
-
-        Nor where nobody waits any more for the rows that were taken. `otherwise` is asked while
-        the queue is empty, and again after each `poke`.
-        """
-        with self._changed:
-            while not self._parts and not self.closed:
-                if otherwise():
-                    return []
-                self._changed.wait()
-            if self._wait and self._interval < self._wait:
-                until = time.monotonic() + self._wait
-                while self.rows < most and not self.closed:
-                    if (left := until - time.monotonic()) <= 0:
-                        break
-                    self._changed.wait(left)
-            taken: list[_Part] = []
-            room = most
-            while self._parts and room:
-                part = self._parts.popleft()
-                self.rows -= len(part.rows)
-                if part.ticket.future.done():  # cancelled, hurried or failed: nobody waits for it
-                    continue
-                if len(part.rows) > room:
-                    rest = part.cut(room, None)
-                    self._parts.appendleft(rest)
-                    self.rows += len(rest.rows)
-                    part = part.cut(0, room)
-                taken.append(part)
-                room -= len(part.rows)
-            if self._parts:  # for another worker
-                self._changed.notify()
-            return taken
-
-    def poke(self) -> None:
-        """Ask whoever waits for rows whether it has better to do."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self.closed = True
-            self._changed.notify_all()
-
-    @property
-    def drained(self) -> bool:
-        with self._changed:
-            return self.closed and not self._parts
-
-
 def _never() -> bool:
     return False
 
@@ -452,8 +376,8 @@ class Pipeline:
     teacher_workers
         How many batches the teacher is given at once: more than one pays where it is far away.
     max_wait_seconds
-        How long a worker waits for a batch to fill, where rows arrive faster than that; 0 takes
-        what is there.
+        How long a worker waits for a batch to fill, where rows arrive fast enough for it to be full
+        by then; 0 takes what is there.
     queue_rows
         The most rows that may wait for the student; beyond it `submit` raises `Overloaded`.
     audit_rate
@@ -461,6 +385,11 @@ class Pipeline:
         model: one row at a time, so that an answer waits for at most one of them.
     observer
         Told what happens.
+
+    Attributes
+    ----------
+    busy : bool
+        Whether the student is at work, or what it answered is being drawn from for audits.
 
     Raises
     ------
@@ -509,14 +438,14 @@ class Pipeline:
         self.lock = threading.Lock()
         self.done: list[Ticket] = []  # answered, and the observer has yet to be told
         self._batches = sizes
-        self._student_queue = _Queue(queue_rows, max_wait_seconds)
-        self._teacher_queue = _Queue(queue_rows, max_wait_seconds)
+        self._student_queue: RowQueue[_Part] = RowQueue(queue_rows, max_wait_seconds)
+        self._teacher_queue: RowQueue[_Part] = RowQueue(queue_rows, max_wait_seconds)
         self._row_seconds = 0.0  # the student's, smoothed
         self._audit_rate = audit_rate
         self._audits: deque[_Audit] = deque()
         self._auditing = 0  # rows that wait for an audit
         self._chance = np.random.default_rng()
-        self._busy = False  # the student is
+        self.busy = False
         self._student = threading.Thread(target=self._run_student, name="ebjr-student", daemon=True)
         self._teachers = [
             threading.Thread(
@@ -590,20 +519,22 @@ class Pipeline:
 
     def _run_student(self) -> None:
         while parts := self._take(self._student_queue, "student"):
-            self._busy = True
-            for group in _alike(parts):
+            self.busy = True
+            for group in alike(parts):
                 self._answer_by_student(group)
-            self._busy = False
+            self.busy = False
             if self._audits:
                 self._teacher_queue.poke()
 
     def _run_teacher(self, audits: bool) -> None:
         idle = self._idle if audits else _never
         while parts := self._take(self._teacher_queue, "teacher", idle):
-            for group in _alike(parts):
+            for group in alike(parts):
                 self._answer_by_teacher(group)
 
-    def _take(self, queue: _Queue, stage: str, idle: Callable[[], bool] = _never) -> list[_Part]:
+    def _take(
+        self, queue: RowQueue[_Part], stage: str, idle: Callable[[], bool] = _never
+    ) -> list[_Part]:
         """A batch for a model; none when there will never be another."""
         while True:
             parts = queue.take(self._batches[f"{stage}_batch"], idle)
@@ -614,7 +545,7 @@ class Pipeline:
 
     def _idle(self) -> bool:
         """Whether something is to be audited and nothing else is to be done."""
-        waits = self._busy or self._student_queue.rows or self._teacher_queue.rows
+        waits = self.busy or self._student_queue.rows or self._teacher_queue.rows
         return bool(self._audits) and not waits
 
     def _draw(
@@ -777,14 +708,6 @@ def _divided(parts: Sequence[_Part], yes: np.ndarray) -> tuple[list[_Part], list
                 output = take_rows(part.output, rows)
                 found.append(replace(part, rows=part.rows[rows], output=output))
     return both
-
-
-def _alike(parts: Sequence[_Part]) -> list[list[_Part]]:
-    """Parts whose rows can be one batch: arrays of the same shape and type, or lists."""
-    groups: dict[Any, list[_Part]] = {}
-    for part in parts:
-        groups.setdefault(part.ticket.form, []).append(part)
-    return list(groups.values())
 
 
 def _plain(output: Batch) -> Batch:
