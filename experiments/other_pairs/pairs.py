@@ -28,6 +28,9 @@ from ebjr.files import write_whole
 HERE = Path(__file__).parent
 CACHE = HERE / "outcomes"
 BATCH_SIZE = 50
+PHOTOS = 4
+"""Photos in a batch: with fifty, asking the system for memory takes as long as the network."""
+
 SAVE_SECONDS = 20.0
 
 Batches = Iterator[tuple[Any, np.ndarray]]
@@ -114,8 +117,8 @@ def imagenet_batches() -> Batches:
     with zipfile.ZipFile(data_folder() / "imagenet" / "nips1000.zip") as archive:
         listing = io.TextIOWrapper(archive.open("labels.csv"), encoding="utf-8")
         rows = [(row["file"], int(row["label"])) for row in csv.DictReader(listing)]
-        for start in range(0, len(rows), BATCH_SIZE):
-            part = rows[start : start + BATCH_SIZE]
+        for start in range(0, len(rows), PHOTOS):
+            part = rows[start : start + PHOTOS]
             images = [np.asarray(_open(archive, name)) for name, _ in part]
             yield images, np.array([label for _, label in part])
 
@@ -161,47 +164,63 @@ RESOLUTIONS = {
 """The paper's figure 5: the same network at two sizes of its images."""
 
 
-def load(name: str) -> Outcomes:
-    """The outcomes of a pair; each of its models answers the first time that any pair needs it."""
-    student, teacher = (answers(model) for model in {**PAIRS, **RESOLUTIONS}[name])
+def load(name: str, most: int | None = None) -> Outcomes:
+    """The outcomes of a pair; each of its models answers the first time that any pair needs it.
+
+    Of the first `most` images, which are enough for a look.
+    """
+    student, teacher = (answers(model, most) for model in {**PAIRS, **RESOLUTIONS}[name])
     return Outcomes(
-        student=student["output"],
-        teacher=teacher["output"],
-        targets=student["targets"],
+        student=student["output"][:most],
+        teacher=teacher["output"][:most],
+        targets=student["targets"][:most],
         task="classification",
         student_cost=Cost(flops=float(student["flops"])),
         teacher_cost=Cost(flops=float(teacher["flops"])),
     )
 
 
-def answers(name: str) -> Mapping[str, np.ndarray]:
-    """What a model said of its images: output (n, classes), targets (n,) and its FLOPs."""
-    file = CACHE / f"{name}.npz"
-    if not file.exists():
-        source = MODELS[name]
-        model = source.model()
-        said = _said(model, source.batches(), CACHE / f"{name}.partial.npz")
-        flops = count_flops(model.model, (1, 3, source.size, source.size)).flops
-        _save(file, {**said, "flops": np.array(flops)})
-        (CACHE / f"{name}.partial.npz").unlink(missing_ok=True)
-    return _saved(file)
+def answers(name: str, most: int | None = None) -> Mapping[str, np.ndarray]:
+    """What a model said of its images: output (n, classes), targets (n,) and its FLOPs.
 
-
-def _said(model: Preprocessed, batches: Batches, partial: Path) -> dict[str, np.ndarray]:
-    """Output and targets, going on after what a run that was ended has left."""
-    said = _saved(partial) if partial.exists() else {}
-    done = len(said.get("targets", ()))
-    seen, saved_at = 0, time.monotonic()
-    for images, labels in batches:
-        seen += len(labels)
-        if seen <= done:
-            continue
+    Of the first `most` images at least. A run that was ended is gone on with.
+    """
+    whole, begun = CACHE / f"{name}.npz", CACHE / f"{name}.partial.npz"
+    if whole.exists():
+        return _saved(whole)
+    said = _saved(begun) if begun.exists() else {}
+    if most is not None and len(said.get("targets", ())) >= most:
+        return said
+    source = MODELS[name]
+    model = source.model()
+    said["flops"] = np.array(count_flops(model.model, (1, 3, source.size, source.size)).flops)
+    saved_at = time.monotonic()
+    for images, labels in _left(source.batches(), len(said.get("targets", ())), most):
         found = {"output": to_numpy(model(images)), "targets": labels}
-        said = {key: np.concatenate([*([said[key]] if said else []), found[key]]) for key in found}
+        said |= {
+            key: np.concatenate([*([said[key]] if key in said else []), found[key]])
+            for key in found
+        }
         if time.monotonic() - saved_at > SAVE_SECONDS:
-            _save(partial, said)
+            _save(begun, said)
             saved_at = time.monotonic()
+    if most is not None:
+        _save(begun, said)
+        return said
+    _save(whole, said)
+    begun.unlink(missing_ok=True)
     return said
+
+
+def _left(batches: Batches, done: int, most: int | None) -> Batches:
+    """The batches after the first `done` images, up to the one that holds the last of `most`."""
+    seen = 0
+    for images, labels in batches:
+        if most is not None and seen >= most:
+            return
+        seen += len(labels)
+        if seen > done:
+            yield images, labels
 
 
 def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
