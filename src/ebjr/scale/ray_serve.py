@@ -439,6 +439,8 @@ class SharedKnob:
         async with self._changed:
             if version > self._version:
                 self._version, self._threshold = version, threshold
+            elif version == self._version and threshold != self._threshold:
+                self._version += 1  # of a knob before this one: what was said last holds
             self._heard[student] = (version, time.monotonic())
             self._changed.notify_all()
             with suppress(TimeoutError):
@@ -446,10 +448,10 @@ class SharedKnob:
                 await asyncio.wait_for(newer, WATCH_SECONDS)
             return self._version, self._threshold
 
-    async def move(self, threshold: float) -> int:
-        """Move the threshold of every student; the new version."""
+    async def move(self, threshold: float, known: int) -> int:
+        """Move the threshold of every student, of whom one knows a version; the new version."""
         async with self._changed:
-            self._version += 1
+            self._version = max(self._version, known) + 1
             self._threshold = threshold
             self._changed.notify_all()
             with suppress(TimeoutError):
@@ -498,7 +500,7 @@ class RemoteKnob(Knob):
             raise ValueError("the autopilot sees one server alone: on Ray, give a threshold")
         after, before = check_threshold(threshold), self.threshold
         try:
-            self._handle.move.remote(after).result(timeout_s=2 * MOVE_SECONDS)
+            self._handle.move.remote(after, self.version).result(timeout_s=2 * MOVE_SECONDS)
         except (RayError, RayServeException, TimeoutError) as error:
             raise EbjrError("the knob cannot be reached just now; try again") from error
         self.moves["hand"] += 1
