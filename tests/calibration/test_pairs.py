@@ -17,7 +17,7 @@ OTHERS = (
     "imagenet_lite0_160_lite2_260",
     "imagenet_lite0_224_lite2_260",
 )
-IMAGES = {"cifar100": 2000, "imagenet": 400}
+IMAGES = {"cifar100": 1500, "imagenet": 250}
 """So many that the models, which answer them the first time, take a minute for all pairs."""
 
 SPLITS = 2

@@ -70,7 +70,7 @@ def test_with_images_both_detectors_run_and_the_report_shows_some(
 
     def some(progress):
         images, truth = detection.load(progress)
-        return images[:32], truth[:32]
+        return images[:24], truth[:24]
 
     result = replace(DEMOS["detection"], load=some).run(tmp_path, threads=1)
     assert not result.recorded
