@@ -71,9 +71,8 @@ def measure(outcomes: Outcomes, data: str, splits: int) -> dict[str, Any]:
 
 def draw(run: Run, found: dict[str, Any]) -> None:
     """A panel for each pair."""
-    columns = min(len(found), 3)
-    with run.picture(columns, -(-len(found) // 3)) as axes:
-        for axis, figures in zip(axes.flat, found.values(), strict=False):
+    with run.panels(len(found), "accuracy, %") as axes:
+        for axis, figures in zip(axes, found.values(), strict=True):
             cost = figures["cost_percent"]
             for name, values in figures["accuracy"].items():
                 style = {"oracle": ":", "random": "--"}.get(name, "-")
@@ -94,12 +93,6 @@ def draw(run: Run, found: dict[str, Any]) -> None:
             )
             axis.set_title(figures["title"], fontsize=10)
             axis.set_xlabel("FLOPs, % of the teacher's")
-        for axis in axes.flat[len(found) :]:
-            axis.set_axis_off()
-        axes[0, 0].set_ylabel("accuracy, %")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        place = {"loc": "outside lower center", "ncols": 1 + columns, "frameon": False}
-        axes[0, 0].figure.legend(handles, labels, fontsize=9, **place)
 
 
 def main(run: Run) -> dict[str, Any]:

@@ -139,9 +139,8 @@ def measure(
 
 def draw(run: Run, found: dict[str, Any], titles: dict[str, str]) -> None:
     """A panel for each pair; random is drawn as random orders are on average."""
-    columns = min(len(found), 3)
-    with run.picture(columns, -(-len(found) // 3)) as axes:
-        for axis, (name, figures) in zip(axes.flat, found.items(), strict=False):
+    with run.panels(len(found), "accuracy, %", more=2) as axes:
+        for axis, (name, figures) in zip(axes, found.items(), strict=True):
             curves = figures["curves"]
             cost, accuracy = np.asarray(curves["cost_percent"]), curves["accuracy"]
             accuracy["random"] = np.linspace(*curves["ends"], len(cost))
@@ -160,12 +159,6 @@ def draw(run: Run, found: dict[str, Any], titles: dict[str, str]) -> None:
             axis.set_ylim(least - 0.05 * (best - least), best + 0.25 * (best - least))
             axis.set_title(titles[name], fontsize=10)
             axis.set_xlabel("FLOPs, % of the teacher's")
-        for axis in axes.flat[len(found) :]:
-            axis.set_axis_off()
-        axes[0, 0].set_ylabel("accuracy, %")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        place = {"loc": "outside lower center", "ncols": 2 + columns, "frameon": False}
-        axes[0, 0].figure.legend(handles, labels, fontsize=9, **place)
 
 
 SHORT = ("auto and blend", "energy", "softmax", "oracle")

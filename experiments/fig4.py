@@ -82,9 +82,8 @@ def measure(outcomes: Outcomes, kept_percent: float, splits: int) -> dict[str, A
 
 def draw(run: Run, found: dict[str, Any]) -> None:
     """A panel for each pair."""
-    columns = min(len(found), 3)
-    with run.picture(columns, -(-len(found) // 3)) as axes:
-        for axis, figures in zip(axes.flat, found.values(), strict=False):
+    with run.panels(len(found), "density") as axes:
+        for axis, figures in zip(axes, found.values(), strict=True):
             bars = figures["energy"]
             for name in ("right", "wrong"):
                 axis.stairs(
@@ -103,12 +102,6 @@ def draw(run: Run, found: dict[str, Any]) -> None:
                 )
             axis.set_title(figures["title"], fontsize=10)
             axis.set_xlabel("energy, -F(x), nats")
-        for axis in axes.flat[len(found) :]:
-            axis.set_axis_off()
-        axes[0, 0].set_ylabel("density")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        place = {"loc": "outside lower center", "ncols": 1 + columns, "frameon": False}
-        axes[0, 0].figure.legend(handles, labels, fontsize=9, **place)
 
 
 def main(run: Run) -> dict[str, Any]:

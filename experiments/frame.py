@@ -164,6 +164,23 @@ class Run:
             file.write("\n".join(lines) + "\n")
         self.pictures.append(f"{self.name}.svg")
 
+    @contextmanager
+    def panels(self, count: int, label: str, more: int = 1) -> Iterator[Any]:
+        """Axes of so many panels, three in a row, and one legend for all.
+
+        `label` is of the y axis; the legend has `more` columns than there are panels in a row.
+        """
+        columns = min(count, 3)
+        with self.picture(columns, -(-count // 3)) as axes:
+            yield axes.flat[:count]
+            for axis in axes.flat[count:]:
+                axis.set_axis_off()
+            first = axes[0, 0]
+            first.set_ylabel(label)
+            handles, labels = first.get_legend_handles_labels()
+            place = {"loc": "outside lower center", "ncols": more + columns, "frameon": False}
+            first.figure.legend(handles, labels, fontsize=9, **place)
+
     def save(self, figures: Mapping[str, Any]) -> Path:
         """Write the result file, and forget the steps."""
         result = {

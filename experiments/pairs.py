@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,9 +88,10 @@ def here(run: Run) -> Iterator[tuple[str, Pair]]:
     for name, pair in PAIRS.items():
         if run.quick and name != "cifar10":
             continue
+        known = pair._replace(load=cache(pair.load), splits=2 if run.quick else pair.splits)
         try:
-            pair.load()
+            known.load()
         except (FileNotFoundError, ImportError) as error:
             print(f"{run.name}: left out {name}: {error}", flush=True)
             continue
-        yield name, pair._replace(splits=2) if run.quick else pair
+        yield name, known

@@ -7,6 +7,10 @@ answer what the teacher answers ("function matching"); it never sees a label.
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -58,6 +62,45 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     )
 
 
+def distill(
+    teacher: nn.Module,
+    begin: Callable[[np.ndarray], nn.Module],
+    data: tuple[np.ndarray, np.ndarray],
+    options: argparse.Namespace,
+    *,
+    name: str,
+    log: Path,
+) -> None:
+    """Train what `begin` makes of the training pictures to answer what the teacher answers.
+
+    Its logits may be those of several exits, (n, classes, exits): each learns the same. Leaves
+    ``checkpoints/NAME.pt``.
+    """
+    images, labels = data
+    kept, held_out = split_indices(len(images))
+    augmenter = Augmenter(images[kept], options.shift, options.cutout, options.seed, options.views)
+    pool = answers_on_views(teacher, augmenter, options.batch_size)
+
+    def loss_of(logits: Tensor, index: np.ndarray, epoch: int) -> Tensor:
+        answers = pool[epoch % options.views, index].float()
+        if logits.ndim == 3:
+            answers = answers[:, :, None].expand_as(logits)
+        return distillation_loss(logits, answers, options.temperature)
+
+    fit(
+        begin(images[kept]),
+        augmenter,
+        loss_of,
+        (images[held_out], labels[held_out]),
+        name=name,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        lr_rest=options.lr_rest,
+        log=log,
+    )
+
+
 def main() -> None:
     """Read the options, train, leave `checkpoints/<name>.pt` behind."""
     options = parser(
@@ -75,34 +118,21 @@ def main() -> None:
     ).parse_args()
     torch.manual_seed(options.seed)
     images, labels = load("train")
-    kept, held_out = split_indices(len(images))
+    _, held_out = split_indices(len(images))
     teacher = build_teacher().to(memory_format=torch.channels_last)
     trained = CHECKPOINTS / "teacher.pt"
     weights = trained if trained.exists() else HERE / "teacher.pt"
     teacher.load_state_dict(torch.load(weights)["net"])
     held_out_accuracy = accuracy(predict(teacher, images[held_out]), labels[held_out])
     print(f"teacher: {held_out_accuracy:.4f} held out", flush=True)
-    augmenter = Augmenter(images[kept], options.shift, options.cutout, options.seed, options.views)
-    pool = answers_on_views(teacher, augmenter, options.batch_size)
-    net = STUDENTS[options.net]()
-    fit_whitening(net, images[kept[:5000]])
 
-    def loss_of(logits: Tensor, index: np.ndarray, epoch: int) -> Tensor:
-        answers = pool[epoch % options.views, index].float()
-        return distillation_loss(logits, answers, options.temperature)
+    def begin(pictures: np.ndarray) -> nn.Module:
+        net = STUDENTS[options.net]()
+        fit_whitening(net, pictures[:5000])
+        return net
 
-    fit(
-        net,
-        augmenter,
-        loss_of,
-        (images[held_out], labels[held_out]),
-        name=options.name,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        lr_rest=options.lr_rest,
-        log=HERE / f"train_{options.name}.log",
-    )
+    log = HERE / f"train_{options.name}.log"
+    distill(teacher, begin, (images, labels), options, name=options.name, log=log)
 
 
 if __name__ == "__main__":

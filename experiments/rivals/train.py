@@ -12,20 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ebjr.demo.cifar10 import load
 from experiments.cifar10_pair.nets import build_teacher, fit_whitening
-from experiments.cifar10_pair.train import (
-    CHECKPOINTS,
-    Augmenter,
-    fit,
-    parser,
-    split_indices,
-    to_input,
-)
+from experiments.cifar10_pair.train import CHECKPOINTS, parser, to_input
 from experiments.cifar10_pair.train import HERE as PAIR
-from experiments.cifar10_pair.train_student import answers_on_views, distillation_loss
+from experiments.cifar10_pair.train_student import distill
 from experiments.rivals.nets import (
     NARROW,
     SINGLE,
@@ -109,29 +102,8 @@ def main() -> None:
         seed=1,
     ).parse_args()
     torch.manual_seed(options.seed)
-    images, labels = load("train")
-    kept, held_out = split_indices(len(images))
-    augmenter = Augmenter(images[kept], options.shift, options.cutout, options.seed, options.views)
-    pool = answers_on_views(load_teacher(), augmenter, options.batch_size)
-
-    def loss_of(logits: Tensor, index: np.ndarray, epoch: int) -> Tensor:
-        answers = pool[epoch % options.views, index].float()
-        if logits.ndim == 3:
-            answers = answers[:, :, None].expand_as(logits)
-        return distillation_loss(logits, answers, options.temperature)
-
-    fit(
-        RIVALS[name](images[kept]),
-        augmenter,
-        loss_of,
-        (images[held_out], labels[held_out]),
-        name=f"rival_{name}",
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        lr_rest=options.lr_rest,
-        log=HERE / f"train_{name}.log",
-    )
+    log = HERE / f"train_{name}.log"
+    distill(load_teacher(), RIVALS[name], load("train"), options, name=f"rival_{name}", log=log)
 
 
 if __name__ == "__main__":

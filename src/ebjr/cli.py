@@ -56,7 +56,7 @@ from ebjr.known_classes import Traffic
 from ebjr.metrics import as_metric
 from ebjr.model import Model, model_name
 from ebjr.outcomes import Outcomes, record_batches
-from ebjr.pool import available_cores
+from ebjr.pool import shared_cores
 from ebjr.precision import SHOWN
 from ebjr.predict import predict as predict_data
 from ebjr.preprocess import Preprocess, infer_preprocess, prepared, unprepared
@@ -1224,7 +1224,7 @@ def _read_joint(path: Path, threads: int | None, overlap: int) -> JointConfig | 
     """What a ``joint.toml`` says, or an exported file, loaded."""
     if path.suffix.lower() != ".onnx":
         return JointConfig.read(path)
-    return ExportedJoint(path, threads=threads or max(1, available_cores() // overlap))
+    return ExportedJoint(path, threads=threads or shared_cores(overlap))
 
 
 def _chosen_threshold(

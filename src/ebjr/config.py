@@ -39,7 +39,7 @@ from ebjr.known_classes import check_known_classes
 from ebjr.late import LateAnswers
 from ebjr.model import Model, model_name
 from ebjr.monitor import DriftMonitor
-from ebjr.pool import available_cores
+from ebjr.pool import shared_cores
 from ebjr.precision import CommonScale
 from ebjr.preprocess import Preprocess, prepared, unprepared
 from ebjr.protocol import read_metadata
@@ -613,7 +613,7 @@ class JointConfig:
         here = [each for each in (self.student, self.teacher) if isinstance(each, ModelEntry)]
         if any("threads" in each.options or not each.path.endswith(".onnx") for each in here):
             return None
-        return max(1, available_cores() // overlap)
+        return shared_cores(overlap)
 
     def _policy(self) -> dict[str, Any]:
         """What is done when the teacher is away, which one that is here never is."""

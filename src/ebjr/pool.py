@@ -59,3 +59,8 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def shared_cores(work: int) -> int:
+    """The cores of each of so many pieces of work at once, one at least."""
+    return max(1, available_cores() // work)
