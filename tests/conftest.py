@@ -14,9 +14,15 @@ from hypothesis import HealthCheck, settings
 # as wide as tables need: a process of several that run tests is told that it has 80 columns
 os.environ["COLUMNS"] = "200"
 
-# these machines are shared: how long an example takes says nothing about the code
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+# these machines are shared: how long an example takes says nothing about the code; and what judges
+# a change draws the same examples each time
+settings.register_profile(
+    "shared",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("shared")
 
 
 @pytest.fixture(params=["numpy", "torch"])

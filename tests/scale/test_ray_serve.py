@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -27,6 +28,7 @@ from cluster import inputs, write_joint
 from ray import serve
 
 from ebjr.scale import app, build_app
+from ebjr.scale.ray_serve import SharedKnob
 
 pytestmark = pytest.mark.ray
 STUDENT = {
@@ -220,6 +222,16 @@ def test_a_killed_knob_is_replaced_by_one_that_knows_what_it_knew(server, joint)
     assert all(state == states[0] for state in states)
     assert states[0]["threshold"] == 0.5
     assert states[0]["version"] > before["version"]
+
+
+@pytest.mark.parametrize("known", [1, 2, 5])
+def test_what_a_new_knob_was_told_holds_over_what_a_student_knows_of_the_lost_one(known):
+    async def told() -> tuple[int, float]:
+        knob = SharedKnob(1.0, "epoch")
+        assert await knob.move(0.5, known=0) == 1
+        return await knob.watch("epoch", "student", known, 0.25)
+
+    assert asyncio.run(told()) == (known + 1, 0.5)
 
 
 def test_metrics_are_in_rays_endpoint_under_the_same_names(server, joint):

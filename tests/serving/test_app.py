@@ -129,6 +129,8 @@ def test_the_knob_is_read_and_moved(client):
         (b'{"threshold": true}', "must be a number"),
         (b'{"threshold": 1, "deferral_rate": 0.5}', "the knob takes JSON like"),
         (b'{"deferral_rate": 2}', "between 0 and 1"),
+        (b'{"hold": null, "between": [0.1, 0.5]}', "the knob takes JSON like"),
+        (b'{"hold": 5}', "the autopilot holds p99=50ms"),
     ],
 )
 def test_a_knob_that_cannot_be_moved_like_that_stays_where_it_is(client, content, says):

@@ -74,6 +74,7 @@ def test_bounds_are_the_operating_points_with_room_around_a_rate():
         ("deferral_rate=0.4", (0.5, 0.9), {}, "not between the bounds, 0.5 and 0.9"),
         ("p99=1s", (0.5, 0.2), {}, "two rising deferral rates"),
         ("p99=1s", (0.5,), {}, "two deferral rates"),
+        ("p99=1s", (False, True), {}, "a deferral rate or an operating point, not False"),
         ("p99=1s", ("slow", 1), {}, "no operating point 'slow'; there are: careful, quick"),
         ("p99=1s", None, {"score_quantiles": ()}, "needs a joint.toml with the scores' quantiles"),
         ("flops=9M", None, {"flops": (None, 1.0)}, "has the FLOPs of both models"),

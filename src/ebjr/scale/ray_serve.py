@@ -426,6 +426,7 @@ class SharedKnob:
 
     def __init__(self, threshold: float, epoch: str) -> None:
         self._threshold, self._epoch, self._version = threshold, epoch, 0
+        self._moved = False
         self._heard: dict[str, tuple[int, float]] = {}  # of each student: what it knows, and when
         self._changed = asyncio.Condition()
 
@@ -437,10 +438,10 @@ class SharedKnob:
             await asyncio.sleep(WATCH_SECONDS)
             return version, threshold
         async with self._changed:
-            if version > self._version:
-                self._version, self._threshold = version, threshold
-            elif version == self._version and threshold != self._threshold:
-                self._version += 1  # of a knob before this one: what was said last holds
+            if version > self._version and not self._moved:
+                self._threshold = threshold
+            if version >= self._version:  # of a knob before this one: what was said last holds
+                self._version = version + (threshold != self._threshold)
             self._heard[student] = (version, time.monotonic())
             self._changed.notify_all()
             with suppress(TimeoutError):
@@ -452,7 +453,7 @@ class SharedKnob:
         """Move the threshold of every student, of whom one knows a version; the new version."""
         async with self._changed:
             self._version = max(self._version, known) + 1
-            self._threshold = threshold
+            self._threshold, self._moved = threshold, True
             self._changed.notify_all()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait_for(self._all_know), MOVE_SECONDS)
@@ -499,9 +500,11 @@ class RemoteKnob(Knob):
         if who == "autopilot":
             raise ValueError("the autopilot sees one server alone: on Ray, give a threshold")
         after, before = check_threshold(threshold), self.threshold
+        response = self._handle.move.remote(after, self.version)
         try:
-            self._handle.move.remote(after, self.version).result(timeout_s=2 * MOVE_SECONDS)
+            response.result(timeout_s=2 * MOVE_SECONDS)
         except (RayError, RayServeException, TimeoutError) as error:
+            response.cancel()  # or it would move the next knob, long after it was refused
             raise EbjrError("the knob cannot be reached just now; try again") from error
         self.moves["hand"] += 1
         log.info("the knob was moved from %g to %g by %s: %s", before, after, who, why)
@@ -517,6 +520,7 @@ class RemoteKnob(Knob):
             try:
                 version, threshold = response.result(timeout_s=4 * WATCH_SECONDS)
             except (RayError, RayServeException, TimeoutError):
+                response.cancel()
                 time.sleep(0.5)
                 continue
             if version > self.version:

@@ -346,7 +346,7 @@ class Helm:
         ----------
         wish
             As a mapping: one of `KNOBS` with its value, or ``hold`` with a text, and ``between``
-            if one likes; a hold of None switches the autopilot off.
+            if one likes; a hold of None, alone, switches the autopilot off.
         who, request
             As of `Knob.move`.
 
@@ -357,13 +357,13 @@ class Helm:
         OSError
             The audit log cannot be written.
         """
-        if isinstance(wish, dict) and "hold" in wish:
-            if set(wish) - {"hold", "between"}:
-                raise ValueError(WISHES)
-            if wish["hold"] is not None:
-                self.hold(wish["hold"], wish.get("between"), who=who, request=request)
-                return
+        if wish == {"hold": None}:
             wish = {"threshold": self.knob.threshold}
+        if isinstance(wish, dict) and "hold" in wish:
+            if set(wish) - {"hold", "between"} or wish["hold"] is None:
+                raise ValueError(WISHES)
+            self.hold(wish["hold"], wish.get("between"), who=who, request=request)
+            return
         with self._lock:
             note = "" if self.pilot is None else "; the autopilot is off"
             self.knob.ask(wish, who=who, request=request, note=note)
@@ -455,9 +455,11 @@ def _between(between: Sequence[float | str], served: Served) -> tuple[float, flo
 
 
 def _bound(value: float | str, served: Served) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"a bound is a deferral rate or an operating point, not {value!r}")
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except ValueError:
         rate = served.rate_at(served.point(str(value)))
         assert rate is not None
         return rate

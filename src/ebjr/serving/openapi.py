@@ -220,9 +220,12 @@ def _schemas(service: Service) -> Json:
         {"name": text, "datatype": text, "shape": {"type": "array", "items": {"type": "integer"}}},
         *("name", "datatype", "shape"),
     )
-    hold = _object(
-        {"hold": {"type": ["string", "null"]}, "between": {"type": ["array", "null"]}}, "hold"
-    )
+    bound: Json = {"anyOf": [number, text]}  # a deferral rate, or an operating point's name
+    between = {"type": ["array", "null"], "items": bound, "minItems": 2, "maxItems": 2}
+    holds = [
+        _object({"hold": text, "between": between}, "hold"),
+        _object({"hold": {"type": "null"}}, "hold"),
+    ]
     return {
         "Empty": _object({}),
         "Error": _object({"error": text}, "error"),
@@ -275,7 +278,7 @@ def _schemas(service: Service) -> Json:
                     {**_object({name: schema}, name), "additionalProperties": False}
                     for name, schema in knobs.items()
                 ),
-                {**hold, "additionalProperties": False},
+                *({**hold, "additionalProperties": False} for hold in holds),
             ]
         },
         "Index": {
