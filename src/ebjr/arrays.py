@@ -115,11 +115,16 @@ def as_logits(output: Array, least: int = 2) -> Array:
 
 def as_float(array: Array) -> Array:
     """The array in float32 or float64: half precision is widened, integers become float64."""
+    if type(array) is np.ndarray and array.dtype in _FLOATS:
+        return array
     xp = namespace(array)
     if array.dtype in (xp.float32, xp.float64):
         return array
     integers = xp.isdtype(array.dtype, ("integral", "bool"))
     return xp.astype(array, xp.float64 if integers else xp.float32)
+
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def logsumexp(array: Array) -> Array:
@@ -146,12 +151,13 @@ def top_and_total(array: Array) -> tuple[Array, Array]:
     >>> top_and_total(np.array([[1000.0, 1000.0]]))
     (array([1000.]), array([2.]))
     """
-    xp = namespace(array)
-    if type(array) is np.ndarray:  # as a method at a third of the function's time
-        top = array.max(axis=-1, keepdims=True)
+    if type(array) is np.ndarray:  # what the methods call, without the way there
+        top = np.maximum.reduce(array, axis=-1, keepdims=True)
+        total = np.add.reduce(np.exp(array - top), axis=-1)
     else:
+        xp = namespace(array)
         top = xp.max(array, axis=-1, keepdims=True)
-    total = xp.exp(array - top).sum(-1)
+        total = xp.exp(array - top).sum(-1)
     return top[..., 0], total
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -159,7 +159,7 @@ class JointModel:
         found = self.ask_student(inputs)
         score, deferred = self.router(found.output)
         output, late = self.of_student(found.output), None
-        nothing = deferred & False
+        nothing = convert_like(np.zeros(n, bool), deferred)
         marked = found.degraded
         degraded = nothing if marked is None else convert_like(marked, deferred) & ~deferred
         rows = to_numpy(deferred).nonzero()[0]
@@ -295,7 +295,7 @@ class JointModel:
             return found
         if found.answered is not None:
             output = take_rows(output, np.flatnonzero(to_numpy(found.answered)))
-        return replace(found, output=self.mix(output, found.output))
+        return Answer(self.mix(output, found.output), found.degraded, found.answered)
 
     def ask_teacher_alone(self, inputs: Batch, output: Batch) -> Answer:
         """As `ask_teacher`, before anything is blended in."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ebjr.arrays import Array, as_float, namespace
+from ebjr.arrays import Array, as_float
 from ebjr.scores import Score, as_score
 
 
@@ -55,7 +55,7 @@ class Router:
         """Score the student's raw output (n, ...): returns score (n,) and deferred (n,) bool."""
         score = self.score(output)
         exact = as_float(score)
-        single = exact.dtype == namespace(exact).float32
+        single = exact.dtype.itemsize == 4
         # without double precision, which some devices lack, and yet just as curves are computed
         return score, ~(exact >= (self._single if single else self._threshold))
 

@@ -99,7 +99,7 @@ def softmax(logits: Array, temperature: float = 1.0) -> Array:
     array([0.5])
     """
     _, total = top_and_total(_scaled(logits, temperature))
-    return 1 / total
+    return namespace(total).reciprocal(total)
 
 
 def entropy(logits: Array, temperature: float = 1.0) -> Array:
@@ -524,7 +524,7 @@ class Score:
             The function gave something else than (n,).
         """
         values, rows = self.function(output, **self.parameters), row_count(output)
-        if not is_array(values) or tuple(values.shape) != (rows,):
+        if not is_array(values) or values.shape != (rows,):
             came = tuple(values.shape) if is_array(values) else type(values).__name__
             raise ValueError(
                 f"score {self.name} must return one number for each of {rows} rows, "
