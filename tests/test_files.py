@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from ebjr.files import sha256_of, write_whole
+from ebjr.files import sha256_of, write_beside, write_whole
 
 
 def names(folder):
@@ -77,13 +77,6 @@ def test_a_missing_folder_is_named(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_folder_in_the_way_is_an_os_error_and_leaves_nothing_behind(tmp_path):
-    (tmp_path / "result").mkdir()
-    with pytest.raises(OSError, match="result"), write_whole(tmp_path / "result") as file:
-        file.write("x")
-    assert names(tmp_path) == ["result"]
-
-
 def test_a_path_may_be_text(tmp_path):
     with write_whole(str(tmp_path / "result")) as file:
         file.write("x")
@@ -99,3 +92,38 @@ def test_sha256_is_that_of_the_bytes(tmp_path, content):
 def test_the_sha256_of_no_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         sha256_of(tmp_path / "absent")
+
+
+def beside(path):
+    with write_beside(path) as folder:
+        (folder / path.name).write_bytes(b"whole")
+
+
+def whole(path):
+    with write_whole(path, "wb") as file:
+        file.write(b"whole")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are a POSIX matter")
+@pytest.mark.parametrize("write", [beside, whole])
+def test_a_folder_or_a_pipe_is_never_replaced(tmp_path, write):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, says in (("pipe", "is a device or a pipe; give"), ("folder", "is a folder; give")):
+        with pytest.raises(OSError, match=f"{name} {says} the name of a file"):
+            write(tmp_path / name)
+    assert names(tmp_path) == ["folder", "pipe"]
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+@pytest.mark.parametrize("write", [beside, whole])
+def test_a_full_disk_is_said_of_the_file(tmp_path, write):
+    limits = pytest.importorskip("resource", reason="no limits of a process here")
+    before = limits.getrlimit(limits.RLIMIT_FSIZE)
+    limits.setrlimit(limits.RLIMIT_FSIZE, (3, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"too large: '.*result'"):
+            write(tmp_path / "result")
+    finally:
+        limits.setrlimit(limits.RLIMIT_FSIZE, before)
+    assert names(tmp_path) == []

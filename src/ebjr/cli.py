@@ -50,7 +50,7 @@ from ebjr.evaluation.profile import measure_latency
 from ebjr.evaluation.profile import profile as profile_model
 from ebjr.evaluation.significance import Comparison
 from ebjr.evaluation.tune import tune
-from ebjr.files import sha256_of
+from ebjr.files import check_writable, sha256_of
 from ebjr.joint import JointModel
 from ebjr.known_classes import Traffic
 from ebjr.metrics import as_metric
@@ -310,7 +310,7 @@ def record(
         )
     known = _known_classes(known_classes, source.classes)
     as_task(task, known)
-    _check_output(output)
+    check_writable(output)
     models: dict[str, Model] = {}
     entries: dict[str, Entry] = {}
     loads: dict[str, Load] = {}
@@ -439,7 +439,7 @@ def calibrate(
         raise ValueError("the outcomes' files must have different names, which tell them apart")
     for file in (output, report):
         if file is not None:
-            _check_output(file)
+            check_writable(file)
     for table in tables.values():
         _check_classes(table)
     sweep = run_sweep(
@@ -511,7 +511,7 @@ def evaluate(
     """Every score's figures on examples that no threshold was chosen on."""
     table = _judged(Outcomes.load(outcomes), metric)
     if report is not None:
-        _check_output(report)
+        check_writable(report)
     _check_classes(table)
     if joint is None:
         found = run_study(table, fraction=fraction, seed=seed)
@@ -574,7 +574,7 @@ def predict(
     table = {"image_column": image_column, "label_column": label_column}
     numbers = known.task == "regression"
     source = _open(data, classes, strict, numbers=numbers, images=images, **table)
-    _check_output(output)
+    check_writable(output)
     chosen = _chosen_threshold(known, threshold, operating_point)
     how: dict[str, Any] = {
         "batch_size": batch_size,
@@ -648,7 +648,7 @@ def export(
     }
     with err.status("exporting"):
         if output is not None:
-            _check_output(output)
+            check_writable(output)
             found = export_joint(config, output, **options)
         else:
             assert triton is not None
@@ -867,7 +867,7 @@ def quantize(
 ) -> None:
     """Write a model in eight-bit numbers: a cheaper student, or a teacher as its own student."""
     source = _open(data, None, strict, image_column=image_column)
-    _check_output(output)
+    check_writable(output)
     loaded = ebjr.load_model(model, **_threads(threads))
     first = next(source.batches(1))
     _, chosen = unprepared(_prepared(loaded, preprocess, first, "--preprocess"))
@@ -1239,14 +1239,6 @@ def _chosen_threshold(
         known = ", ".join(joint.operating_points) or "none"
         raise ValueError(f"there is no operating point {name!r}; the file names {known}")
     return float(joint.operating_points[name]["threshold"])
-
-
-def _check_output(path: Path) -> None:
-    """Say that a file cannot be written before the work, not after it."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the name of a file")
-    if not path.resolve().parent.is_dir():
-        raise ValueError(f"cannot write {path}: the folder {path.parent} does not exist")
 
 
 def _threads(threads: int | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -28,7 +29,8 @@ def write_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     Raises
     ------
     OSError
-        The folder is missing or not writable, or the disk is full.
+        The folder is missing or not writable, the disk is full, or `path` is a folder, a device
+        or a pipe.
 
     Examples
     --------
@@ -38,11 +40,11 @@ def write_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     >>> [entry.name for entry in folder.iterdir()]
     ['note.txt']
     """
-    target = _target(path)
+    target = check_writable(path)
     encoding = None if "b" in mode else "utf-8"
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, mode, encoding=encoding) as file:
+        with full_disk_named(target), os.fdopen(handle, mode, encoding=encoding) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -70,7 +72,8 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     OSError
-        The folder is missing or not writable, or the disk is full.
+        The folder is missing or not writable, the disk is full, or `path` is a folder, a device
+        or a pipe.
 
     Examples
     --------
@@ -81,8 +84,9 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     >>> sorted(entry.name for entry in folder.iterdir())
     ['model', 'weights']
     """
-    target = _target(path)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
+    target = check_writable(path)
+    beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+    with full_disk_named(target), beside as name:
         yield Path(name)
         for file in filter(Path.is_file, Path(name).rglob("*")):
             with file.open("rb") as written:
@@ -91,12 +95,38 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
             entry.replace(target.parent / entry.name)
 
 
-def _target(path: str | os.PathLike[str]) -> Path:
-    """A file that can be written as far as its folder goes."""
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """A file that can be written as far as its name and its folder go.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder is missing.
+    IsADirectoryError, FileExistsError
+        It is a folder, or a device or a pipe, whose place a finished file would take.
+    """
     target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder; give the name of a file")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"cannot write {target}: the folder {target.parent} does not exist")
+    if target.exists() and not target.is_file():
+        raise FileExistsError(f"{target} is a device or a pipe; give the name of a file")
     return target
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def full_disk_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say in the error of a full disk which file it was: a write's own error names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -24,7 +24,7 @@ from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import blend_text
 from ebjr.data import Batch, Data
 from ebjr.errors import MissingExtra
-from ebjr.files import write_whole
+from ebjr.files import full_disk_named, write_whole
 from ebjr.joint import JointAnswer, JointModel
 from ebjr.pool import in_order
 from ebjr.router import Router
@@ -286,8 +286,9 @@ class _Journal:
         closed |= {"deferred": progress.deferred, "degraded": progress.degraded}
         lines = [_line(row) for row in rows]
         assert self._file is not None
-        self._file.write(b"".join([*lines, _line({**closed, "unreadable": unreadable})]))
-        self._file.flush()
+        with full_disk_named(self.path):
+            self._file.write(b"".join([*lines, _line({**closed, "unreadable": unreadable})]))
+            self._file.flush()
 
     def _open(self, length: int) -> None:
         self._file = self.path.open("r+b" if length else "wb")
