@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows
-from ebjr.backends.onnx import DTYPES, can_become, open_session
+from ebjr.backends.onnx import DTYPES, can_become, open_session, runtime_says
 from ebjr.blend import as_blend
 from ebjr.detections import Detections
 from ebjr.errors import ModelError
@@ -121,9 +121,8 @@ class ExportedJoint:
         try:
             found = self._session.run(list(self.output_names), feed)
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
             raise ModelError(
-                f"{self.name} failed on a batch of shape {batch.shape}: {reason}"
+                f"{self.name} failed on a batch of shape {batch.shape}: {runtime_says(error)}"
             ) from error
         whole = dict(zip(self.output_names, found, strict=True))
         if self.output_names == OUTPUTS:

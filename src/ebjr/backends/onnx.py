@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,7 @@ class OnnxModel:
             return self._session.run(names, {self.input_name: batch})
         except Exception as error:
             raise ModelError(
-                f"{self.name} failed on a batch of shape {batch.shape}: {one_line(error)}"
+                f"{self.name} failed on a batch of shape {batch.shape}: {runtime_says(error)}"
             ) from error
 
     def _run_in_chunks(self, batch: NDArray[Any]) -> NDArray[Any]:
@@ -314,8 +315,38 @@ def open_session(
     except Exception as error:  # its error classes share no base but this one
         raise ModelError(
             f"{path} must be an ONNX model that ONNX Runtime can load, but it says: "
-            f"{one_line(error)}; export it again"
+            f"{runtime_says(error)}; export it again"
         ) from error
+
+
+_SPOKEN = (
+    (r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", ""),
+    (r"^Load model from .*? failed:", ""),
+    # a line of its source, and the function there
+    (r"/\S+\.(?:cc|h):\d+ (?:[\w:<>*&~ ]+\(.*?\)(?: const)? (?=[A-Z]))?", ""),
+    (
+        r"^.* Opset (\d+) is under development.* till opset (\d+)\.?$",
+        r"the opset is \1, and this version of it knows up to \2",
+    ),
+    (
+        r"^Unsupported model IR version: (\d+), max supported IR version: (\d+)$",
+        r"the IR version is \1, and this version of it knows up to \2",
+    ),
+)
+
+
+def runtime_says(error: Exception) -> str:
+    """What an error of ONNX Runtime's says, without where in its source.
+
+    Examples
+    --------
+    >>> runtime_says(ValueError("[ONNXRuntimeError] : 1 : FAIL : /src/graph.cc:7 No such node."))
+    'No such node'
+    """
+    text = " ".join(str(error).split())
+    for pattern, instead in _SPOKEN:
+        text = re.sub(pattern, instead, text)
+    return one_line(type(error)(text))
 
 
 def _checked_providers(providers: Sequence[Any] | None, available: Sequence[str]) -> list[Any]:

@@ -20,7 +20,7 @@ from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.blend import blend_text
 from ebjr.config import JointConfig, ModelEntry
-from ebjr.errors import ModelError
+from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Head, head_of
 from ebjr.export.graph import LEAST_OPSET, Form, Images, Rows, joint_graph, read_part
 from ebjr.export.inputs import Given, given_of
@@ -106,10 +106,16 @@ def export_joint(
         A model that is not an ONNX graph, or cannot become part of one; or the graph does not do
         what the joint model does.
     ValueError
-        The score, or the task, has no form in ONNX operators.
+        The score, or the task, has no form in ONNX operators, or `opset` does not exist.
     OSError
         The file cannot be written.
     """
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not LEAST_OPSET <= opset <= newest:
+        raise ValueError(
+            f"opset must be from {LEAST_OPSET} to {newest}, the newest that onnx "
+            f"{onnx.__version__} knows, but is {opset}"
+        )
     config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
     files = _files(config)
     model = config.load()
@@ -304,8 +310,9 @@ def _check(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"the joint graph does not pass onnx's checker: {reason}") from error
+        raise ModelError(
+            f"the joint graph does not pass onnx's checker: {one_line(error)}"
+        ) from error
 
 
 def _compared(path: Path, joint: JointModel, batch: np.ndarray) -> float:

@@ -21,7 +21,7 @@ from onnx import helper
 from onnx_ir.passes import common as passes
 
 from ebjr.blend import Blend
-from ebjr.errors import ModelError
+from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Found, Head, detection_score, find, rescaled
 from ebjr.export.operators import Operators, Value
 from ebjr.export.scores import log_softmax, logsumexp, score_graph
@@ -114,8 +114,9 @@ def read_part(
         passes.RemoveUnusedNodesPass()(model)
         passes.OutputFixPass()(model)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path} cannot become part of another graph: {reason}") from error
+        raise ModelError(
+            f"{path} cannot become part of another graph: {one_line(error)}"
+        ) from error
     _forget_shapes(model)
     _name_after(role, model)
     return Part(str(path), model)

@@ -109,8 +109,9 @@ def _check_batch(role: str, model: OnnxModel) -> None:
         )
     if (model.fixed_batch or 1) != 1:
         raise ModelError(
-            f"the {role} {model.path} has a fixed batch of {model.fixed_batch}, and the teacher "
-            "is given as many rows as are deferred; export it again with an open first dimension"
+            f"the {role} {model.path} has a fixed batch of {model.fixed_batch}, or no batch "
+            f"dimension, as its input {model.input_name} is {model.input_shape}; the teacher is "
+            "given as many rows as are deferred: export it again with an open first dimension"
         )
 
 
