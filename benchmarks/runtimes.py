@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.machine import about, save
 from ebjr import load_model
+from ebjr.backends.onnx import open_session
 from ebjr.demo import shipped
 from ebjr.demo.cifar10 import load as load_cifar10
 
@@ -27,12 +28,11 @@ Run = Callable[[np.ndarray], Any]
 
 def bound(path: Path, rows: int) -> Run:
     """ONNX Runtime with its input bound to the batch and its output to one buffer."""
-    model = load_model(path, threads=1)
-    session: Any = model._session  # type: ignore[attr-defined]
+    session = open_session(path, threads=1)
     buffer = np.zeros((rows, 10), np.float32)
     binding = session.io_binding()
     binding.bind_output("logits", "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
-    name = model.input_name  # type: ignore[attr-defined]
+    name = session.get_inputs()[0].name
 
     def run(batch: np.ndarray) -> np.ndarray:
         binding.bind_input(name, "cpu", 0, np.float32, batch.shape, batch.ctypes.data)
