@@ -93,6 +93,33 @@ def test_weights_have_a_scale_for_each_channel(net, inputs, tmp_path):
     assert [8] in scales.values()
 
 
+@pytest.mark.parametrize(("bits", "most"), [(7, 64), (8, 127)])
+def test_weights_use_as_many_bits_as_every_processor_can_add(net, inputs, tmp_path, bits, most):
+    quantize(net, [inputs], tmp_path / "small.onnx", examples=16, weight_bits=bits)
+    graph = onnx.load(tmp_path / "small.onnx").graph
+    weights = [
+        np.abs(numpy_helper.to_array(value).astype(int)).max()
+        for value in graph.initializer
+        if value.data_type == TensorProto.INT8 and len(value.dims) == 4
+    ]
+    assert weights == [most, most]
+
+
+def test_an_answer_is_right_where_all_inputs_and_weights_are_the_largest(tmp_path):
+    """Two products of 255 * 127 overflow a sum of 16 bits, which some processors keep them in."""
+    path = write_convolutions(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    for value in model.graph.initializer:
+        array = np.abs(numpy_helper.to_array(value)).max() * np.ones(value.dims, np.float32)
+        value.CopyFrom(numpy_helper.from_array(array, value.name))
+    onnx.save(model, path)
+    bright = np.linspace(0.9, 1.0, 32, dtype=np.float32)[:, None, None, None]
+    inputs = np.broadcast_to(bright, (32, 3, SIZE, SIZE)).copy()
+    quantize(path, [inputs], tmp_path / "small.onnx")
+    before, after = load_model(path)(inputs), load_model(tmp_path / "small.onnx")(inputs)
+    np.testing.assert_allclose(after, before, rtol=0.03)
+
+
 def test_a_graph_with_a_fixed_batch_is_calibrated_in_batches_of_it(inputs, tmp_path):
     net = write_convolutions(tmp_path / "fixed.onnx", batch=8)
     found = quantize(net, [inputs], tmp_path / "small.onnx", examples=20)
@@ -134,6 +161,8 @@ def test_what_cannot_be_quantized_says_why_and_leaves_no_file(net, inputs, tmp_p
         quantize(net, [inputs], net)
     with pytest.raises(ValueError, match="method must be one of minmax, entropy, percentile"):
         quantize(net, [inputs], tmp_path / "out.onnx", method="mean")
+    with pytest.raises(ValueError, match="weight_bits must be 7 or 8, but is 4"):
+        quantize(net, [inputs], tmp_path / "out.onnx", weight_bits=4)
     with pytest.raises(ValueError, match=r"expects a batch of shape \(n, 3, 8, 8\)"):
         quantize(net, [inputs[:, :1]], tmp_path / "out.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -1,6 +1,7 @@
 """Quantize: an ONNX model in eight-bit numbers, calibrated on real inputs. A cheaper student.
 
-ONNX Runtime's static quantization, as it is: weights in int8, a scale for each output channel;
+ONNX Runtime's static quantization, as it is: weights in int8, of which they use seven bits unless
+told otherwise, a scale for each output channel;
 activations in uint8, a scale for each tensor, from the range that real inputs span. The result is
 an ONNX file with quantize and dequantize nodes (QDQ), which any runtime reads, and which is faster
 where the processor multiplies eight-bit numbers (VNNI, AMX, NEON dot products).
@@ -27,6 +28,7 @@ from ebjr.files import write_whole
 from ebjr.preprocess import Preprocess
 
 METHODS = ("minmax", "entropy", "percentile")
+WEIGHT_BITS = (7, 8)
 
 Tell = Callable[[str, int, int | None], None]
 
@@ -74,6 +76,7 @@ def quantize(
     preprocess: Preprocess | None = None,
     examples: int = 512,
     method: str = "minmax",
+    weight_bits: int = 7,
     tell: Tell | None = None,
 ) -> Quantized:
     """Write an ``.onnx`` model in eight-bit numbers.
@@ -97,6 +100,9 @@ def quantize(
     method
         How a range is chosen: ``"minmax"``, all that was seen; ``"entropy"`` or ``"percentile"``
         clip what is rare. These two keep every activation in memory meanwhile.
+    weight_bits
+        7 is right on every processor. With 8 the sums of two products overflow where they are kept
+        in 16 bits, as on x86 without VNNI, and the answers are wrong there.
     tell
         Told about every step.
 
@@ -105,7 +111,8 @@ def quantize(
     FileNotFoundError
         There is no file at `source`, or no folder for `output`.
     ValueError
-        `method` or `examples` is not possible, `output` is `source`, or there are no inputs.
+        `method`, `examples` or `weight_bits` is not possible, `output` is `source`, or there are no
+        inputs.
     ModelError
         The file is no ONNX model, is quantized already, has nothing to quantize, or ONNX Runtime
         cannot quantize it.
@@ -118,6 +125,8 @@ def quantize(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, but is {method!r}")
     if examples < 1:
         raise ValueError(f"examples must be at least 1, but is {examples}")
+    if weight_bits not in WEIGHT_BITS:
+        raise ValueError(f"weight_bits must be 7 or 8, but is {weight_bits}")
     source, output = Path(source), Path(output)
     if output.resolve() == source.resolve():
         raise ValueError(f"{output} is the model itself; give the quantized one another name")
@@ -128,7 +137,7 @@ def quantize(
     before = _answers(model, inputs)
     with tempfile.TemporaryDirectory(prefix="ebjr-quantize-") as folder:
         made = Path(folder) / "quantized.onnx"
-        _quantize(model, inputs, made, method, tell)
+        _quantize(model, inputs, made, method, weight_bits, tell)
         # asked before it takes the place of what was there: it must run
         operators, after = _operators(made), _answers(OnnxModel(made), inputs)
         with made.open("rb") as finished, write_whole(output, "wb") as file:
@@ -184,7 +193,12 @@ def _batches(model: OnnxModel, inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def _quantize(
-    model: OnnxModel, inputs: NDArray[Any], target: Path, method: str, tell: Tell
+    model: OnnxModel,
+    inputs: NDArray[Any],
+    target: Path,
+    method: str,
+    weight_bits: int,
+    tell: Tell,
 ) -> None:
     try:
         import onnx
@@ -211,6 +225,7 @@ def _quantize(
                 _Reader(model, inputs, tell),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
+                reduce_range=weight_bits == 7,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=ways[method],
