@@ -539,3 +539,15 @@ def test_every_command_has_help_and_a_place_in_the_readme(run):
         assert code == 0
         assert name in printed
         assert f"ebjr {name}" in readme
+
+
+def test_a_file_of_classes_that_is_no_text_is_named(run, recorded):
+    words = "record --student student.onnx --teacher teacher.onnx --data images -o again.npz"
+    told = refused(run(*words.split(), "--classes", "outcomes.npz"))
+    assert "outcomes.npz is no text file" in told
+    assert not Path("again.npz").exists()
+
+
+def test_a_negative_seed_is_refused(run, recorded):
+    told = refused(run("calibrate", "outcomes.npz", "--seed", -1))
+    assert "seed must be a whole number of at least 0, not -1" in told

@@ -107,7 +107,9 @@ def test_a_share_takes_the_fewest_classes_that_hold_it(labels, share):
     ("labels", "how", "message"),
     [
         ([0, 1, 1], {"count": 3}, "at most 2, the classes among the labels, not 3"),
-        ([0, 1, 1], {"count": 0}, "count must be at least 1"),
+        ([0, 1, 1], {"count": 0}, "count must be a whole number, at least 1"),
+        ([0, 1, 1], {"count": 0.5}, "not 0.5; a share of the labels is given as share="),
+        ([0, 1, 1], {"count": 1.5}, "count must be a whole number, .* not 1.5"),
         ([0, 1, 1], {}, "give either how many classes, or the share"),
         ([0, 1, 1], {"count": 1, "share": 0.5}, "give either how many classes, or the share"),
         ([0, 1, 1], {"share": 0.0}, "share must be above 0 and at most 1, not 0.0"),

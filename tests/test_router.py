@@ -61,7 +61,9 @@ def test_infinity_defers_every_finite_score(rows):
     assert Router("energy", math.inf)(rows)[1].all()
 
 
-@pytest.mark.parametrize("threshold", [math.nan, -math.inf, np.float32(-np.inf), "nan", "-inf"])
+@pytest.mark.parametrize(
+    "threshold", [math.nan, -math.inf, np.float32(-np.inf), "nan", "-inf", "x"]
+)
 def test_a_threshold_that_compares_with_nothing_is_refused(threshold):
     router = Router("energy", 1.0)
     with pytest.raises(ValueError, match="threshold must be a number above -inf"):

@@ -323,6 +323,7 @@ def test_a_score_is_read_from_text_and_written_back(text, name, parameters):
         ("softmax() + 1", "cannot read the score"),
         ("softmax(temperature=0)", "temperature must be a positive number"),
         ("softmax(temperature='hot')", "softmax does not take the parameters"),
+        ("learned", "score learned is fitted to outcomes, as ebjr.calibrate"),
         ("softmax(heat=2)", "softmax does not take the parameters"),
         ("max_logit(temperature=2)", "max_logit does not take the parameters"),
         ("random(seed=-1)", "seed"),

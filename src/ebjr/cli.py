@@ -923,12 +923,19 @@ def quantize(
     )
 
 
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no text file: give one with a class a line") from None
+
+
 def _known_classes(text: str | None, names: Sequence[str] | None) -> list[int] | None:
     """Labels from a list or a file of them, by number or by name."""
     if text is None:
         return None
     file = Path(text)
-    listed = file.read_text("utf-8").splitlines() if file.is_file() else text.split(",")
+    listed = _lines(file) if file.is_file() else text.split(",")
     found = []
     for word in filter(None, (entry.strip() for entry in listed)):
         if names is not None and word in names:
@@ -1123,7 +1130,7 @@ def _open(
 ) -> Data:
     names = None
     if classes is not None:
-        names = [line.strip() for line in classes.read_text("utf-8").splitlines() if line.strip()]
+        names = list(filter(None, map(str.strip, _lines(classes))))
     return open_data(
         path,
         classes=names,

@@ -43,7 +43,7 @@ from ebjr.pool import shared_cores
 from ebjr.precision import CommonScale
 from ebjr.preprocess import Preprocess, prepared, unprepared
 from ebjr.protocol import read_metadata
-from ebjr.router import Router
+from ebjr.router import Router, check_threshold
 from ebjr.study import Study
 from ebjr.tasks import as_task
 
@@ -505,7 +505,7 @@ class JointConfig:
             student=entry_from_table(table["student"], folder, "student"),
             teacher=entry_from_table(table["teacher"], folder, "teacher"),
             score=router["score"],
-            threshold=float(router["threshold"]),
+            threshold=check_threshold(router["threshold"]),
             blend=router.get("blend", 0.0),
             task=table.get("task", "classification"),
             name=table.get("name", "joint"),

@@ -221,15 +221,15 @@ class TradeOffCurve:
         Raises
         ------
         ValueError
-            An unknown score, values of another length or with ``+inf`` among them, or a bad
-            weight.
+            An unknown score or one of another task, values of another length or with ``+inf``
+            among them, or a bad weight.
         """
         blend = as_blend(blend)
         if isinstance(score, np.ndarray):
             given = score
             score = Score("values", lambda output: given)
         score = as_score(score)
-        values = np.asarray(score(outcomes.student), dtype=np.float64)
+        values = score_values(score, outcomes)
         if np.isposinf(values).any():
             raise ValueError(
                 f"score {score} is +inf in {int(np.isposinf(values).sum())} rows: a score must be "
@@ -432,3 +432,27 @@ def _wholes(whole: Whole, order: np.ndarray, count: np.ndarray) -> np.ndarray:
     place = np.empty(len(order), int)
     place[order] = np.arange(len(order))
     return np.array([whole(place < number) for number in count.tolist()])
+
+
+def score_values(score: Score, outcomes: Outcomes) -> np.ndarray:
+    """(n,): the score of what the student said.
+
+    Raises
+    ------
+    ValueError
+        A score of another task.
+
+    Examples
+    --------
+    >>> score_values(as_score("max_logit"), Outcomes([[2.0, 0.0]], [[9.0, 0.0]], [0]))
+    array([2.])
+    """
+    try:
+        return np.asarray(score(outcomes.student), dtype=np.float64)
+    except TypeError as error:
+        if not score.named:
+            raise
+        known = ", ".join(outcomes.kind.scores(outcomes.student))
+        raise ValueError(
+            f"score {score.title} is not for {outcomes.task}: {error}; there are: {known}"
+        ) from error

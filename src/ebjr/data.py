@@ -331,7 +331,7 @@ class ImageData(Data):
         if self._on_unreadable == "error":
             raise ValueError(
                 f"{name} in {self._path} cannot be read: {reason}; "
-                "mend it, or pass on_unreadable='skip' to go on without it"
+                "mend it, or go on without it: on_unreadable='skip', or no --strict"
             )
 
     def _batch(self, images: list[NDArray[np.uint8]], kept: list[Example]) -> Batch:

@@ -111,11 +111,10 @@ def top_classes(
         held = np.cumsum(frequency[order])
         # in whole numbers but for rounding: a share of 0.3 of ten labels is three of them
         count = int(np.searchsorted(held, share * held[-1] * (1 - 1e-12))) + 1
-    assert count is not None
-    if not 1 <= count <= len(found):
+    if not isinstance(count, int | np.integer) or not 1 <= count <= len(found):
         raise ValueError(
-            f"count must be at least 1 and at most {len(found)}, the classes among the labels, "
-            f"not {count}"
+            f"count must be a whole number, at least 1 and at most {len(found)}, the classes among "
+            f"the labels, not {count}; a share of the labels is given as share="
         )
     return tuple(found[order[:count]].tolist())
 

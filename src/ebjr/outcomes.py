@@ -280,6 +280,8 @@ class Outcomes:
             raise ValueError(
                 f"a fraction of {fraction} does not cut {len(self)} examples into two parts"
             )
+        if seed < 0:
+            raise ValueError(f"seed must be a whole number of at least 0, not {seed}")
         order = np.random.default_rng(seed).permutation(len(self))
         return np.sort(order[:first]), np.sort(order[first:])
 
@@ -296,7 +298,7 @@ class Outcomes:
         Raises
         ------
         ValueError
-            One of the parts would be empty.
+            One of the parts would be empty, or `seed` is negative.
 
         Examples
         --------

@@ -69,16 +69,20 @@ def check_threshold(value: float) -> float:
     Raises
     ------
     ValueError
-        It is NaN, or ``-inf``, which would keep even the rows that a score marks with ``-inf``.
+        It is no number, NaN, or ``-inf``, which would keep even the rows that a score marks with
+        ``-inf``.
 
     Examples
     --------
     >>> check_threshold(2)
     2.0
     """
-    number = float(value)
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
     if math.isnan(number) or number == -math.inf:
-        raise ValueError(f"threshold must be a number above -inf, not {value}")
+        raise ValueError(f"threshold must be a number above -inf, not {value!r}")
     return number
 
 

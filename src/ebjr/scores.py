@@ -611,6 +611,10 @@ def _parse(text: str) -> Score:
     if function is None:
         known = ", ".join(name for registry in REGISTRIES[:-1] for name in registry)
         raise ValueError(f"there is no score named {name!r}; there are: {known}")
+    if name in FITTED and not parameters:
+        raise ValueError(
+            f"score {name} is fitted to outcomes, as ebjr.calibrate(outcomes, score={name!r}) does"
+        )
     found = Score(name, function, parameters)
     try:
         found(_sample(name, parameters))

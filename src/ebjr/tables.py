@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from textwrap import fill
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from ebjr.costs import Cost, flops_text, further_columns, ms_text
 from ebjr.curve import OperatingPoint
@@ -85,16 +87,18 @@ def print_study(
     )
     if not study.outcomes.labeled:
         _say(console, f"{UNLABELED.format(title=study.outcomes.measure.title)}\n")
-    console.print(_models(study, joint_seconds))
+    costs = [*further_columns(study.result.cost, study.result.cost), "ms"]
+    print_table(console, _models(study, joint_seconds), spare=costs)
     _say(console, f"\n{study.result.verdict}")
     _say(console, _intervals(study.intervals, study.outcomes.measure))
     if study.point.certified is not None:
         statement, words = promise_words(study.point.certified)
         _say(console, f"\nPromise: {statement}\n{words}")
     console.print()
-    console.print(_tests([*study.comparisons, *compared]))
+    print_table(console, _tests([*study.comparisons, *compared]), spare=["p chi²"])
     console.print()
-    console.print(_ranking(study.ranking, score_title(study.point.score), study.outcomes.measure))
+    ranking = _ranking(study.ranking, score_title(study.point.score), study.outcomes.measure)
+    print_table(console, ranking, spare=["AURC"])
 
 
 def print_sweep(console: Console, sweep: Sweep) -> None:
@@ -121,7 +125,7 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
             escape(score_title(here.score)) + (f", blend {here.blend:g}" if here.blend else ""),
             style="bold" if name == sweep.best else None,
         )
-    console.print(table)
+    print_table(console, table, spare=["MFLOPs"])
     for name, reason in sweep.failed.items():
         _say(console, f"{name} does not reach the goal: {reason}")
     shares = sorted({share for row in sweep.by_share.values() for share in row})
@@ -131,7 +135,7 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
             cells = [saving_text(row[s].saving) if s in row else "" for s in shares]
             popular.add_row(escape(name), *cells, style="bold" if name == sweep.best else None)
         console.print()
-        console.print(popular)
+        print_table(console, popular)
     _say(console, f"\n{sweep.best} is best on the calibration half:\n")
 
 
@@ -204,8 +208,6 @@ def _intervals(intervals: dict[str, Interval], measure: Metric) -> str:
 def _tests(tests: Sequence[Comparison]) -> Table:
     """Tests of the joint model, a row each."""
     table = plain_table("joint against", *tests[0].cells, "verdict")
-    table.columns[0].no_wrap = False  # file names are long
-    table.columns[0].overflow = "fold"
     for test in tests:
         verdict = "could be chance"
         if test.better is not None:
@@ -233,9 +235,76 @@ def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> Table
     return table
 
 
+NAMES = 20
+"""In a narrow terminal: the characters a line that names are given before columns are left out."""
+
+
 def plain_table(*columns: str) -> Table:
-    """A table without lines, the first column to the left."""
+    """A table without lines, the first column, of names, to the left."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+        table.add_column(
+            column,
+            justify="right" if number else "left",
+            vertical="bottom",
+            no_wrap=number > 0,
+            overflow="fold",
+        )
     return table
+
+
+def print_table(console: Console, table: Table, spare: Sequence[str] = ()) -> None:
+    """Print a plain table without cutting a figure, however narrow the terminal is.
+
+    Titles break into lines first, then columns are left out, and named below the table; names
+    break where they must.
+
+    Parameters
+    ----------
+    console
+        Where to print.
+    table
+        Of `plain_table`.
+    spare
+        The titles of columns that can be left out, the first of them first.
+    """
+    left_out: list[str] = []
+    if _least_width(table) > console.width:
+        full, waiting = table, [title for title in spare if title in _titles(table)]
+        table = _narrowed(full, left_out)
+        while waiting and _least_width(table) > console.width:
+            left_out.append(waiting.pop(0))
+            table = _narrowed(full, left_out)
+    console.print(table)
+    if left_out:
+        _say(console, f"left out, for a wider terminal: {'; '.join(left_out)}")
+
+
+def _titles(table: Table) -> list[str]:
+    return [str(column.header) for column in table.columns]
+
+
+def _widths(column: Column) -> list[int]:
+    """Of the title's longest line, and of each cell."""
+    title = max(map(len, str(column.header).split("\n")))
+    return [title, *(Text.from_markup(str(cell)).cell_len for cell in column.cells)]
+
+
+def _least_width(table: Table) -> int:
+    """What a table needs where no figure is cut; two spaces are between columns."""
+    names, *figures = (max(_widths(column)) for column in table.columns)
+    return min(names, NAMES) + sum(width + 2 for width in figures)
+
+
+def _narrowed(table: Table, left_out: Collection[str]) -> Table:
+    """The table without some columns, and titles no wider than a word or the figures below."""
+    names, *figures = [column for column in table.columns if column.header not in left_out]
+    titles = []
+    for column in figures:
+        title = str(column.header)
+        titles.append(fill(title, max(*map(len, title.split()), *_widths(column)[1:], 1)))
+    found = plain_table(str(names.header), *titles)
+    cells = zip(*(column.cells for column in (names, *figures)), strict=True)
+    for row, texts in zip(table.rows, cells, strict=True):
+        found.add_row(*texts, style=row.style)
+    return found

@@ -616,9 +616,12 @@ def _column(targets: Any) -> np.ndarray:
 
 
 def _refuse_missing(array: np.ndarray) -> None:
-    missing = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
+    if array.dtype.kind == "O":
+        missing, what = sum(target is None for target in array.flat), "None"
+    else:
+        missing, what = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0, "NaN"
     if missing:
         raise ValueError(
-            f"{missing} of {len(array)} targets are NaN: leave examples without a label out, "
+            f"{missing} of {len(array)} targets are {what}: leave examples without a label out, "
             "or give no targets at all, to compare with the teacher's own answers"
         )

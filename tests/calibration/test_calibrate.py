@@ -321,3 +321,28 @@ def test_a_blend_with_temperatures_is_what_the_joint_model_does():
     right = joint(np.arange(500)).prediction == outcomes.targets
     assert right.mean() == pytest.approx(point.quality)
     assert as_blend(point.as_dict()["blend"]) == blend
+
+
+def test_a_learned_score_is_fitted_when_it_is_named():
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    outcomes = pair(2000)
+    point = calibrate(outcomes, score="learned", blend=0.0)
+    assert point.router.score.name == "learned"
+    assert point.quality >= outcomes.quality("teacher")
+    certified = calibrate(outcomes, score="learned", blend=0.0, tolerance=0.1, delta=0.1).certified
+    assert certified.n == len(outcomes) - round(
+        CHOICE_SHARE * len(outcomes)
+    )  # fitted on the others
+
+
+def test_a_learned_score_that_cannot_be_fitted_is_refused_in_one_sentence():
+    with pytest.raises(CalibrationError, match="learned can be fitted to these 60 examples; name"):
+        calibrate(pair(60), score="learned")
+
+
+@pytest.mark.parametrize("blend", ["auto", 0.0])
+def test_a_score_of_another_task_is_refused_in_one_sentence(blend):
+    with pytest.raises(
+        ValueError, match=r"box_count is not for classification: .* there are: energy"
+    ):
+        calibrate(pair(60), score="box_count", blend=blend)

@@ -21,7 +21,7 @@ from ebjr.errors import CalibrationError, GridWarning
 from ebjr.metrics import METRICS, Metric
 from ebjr.outcomes import Outcomes
 from ebjr.regression_scores import check_grid
-from ebjr.scores import Score, as_score
+from ebjr.scores import FITTED, Score, as_score
 
 __all__ = ["GOALS", "calibrate", "choose_blend", "choose_score", "crossing", "rank_scores"]
 
@@ -78,7 +78,8 @@ def calibrate(
         right and wrong cross; for classification alone.
     score
         A score, or ``"auto"``: the simplest one whose deferral curve on `outcomes` is as good
-        as the best one's, up to noise.
+        as the best one's, up to noise. ``"learned"``, of detectors ``"learned_gain"``, is fitted to
+        `outcomes` first.
     blend
         The student's weight in a deferred answer, with temperatures as a `Blend`, or ``"auto"``:
         picked on `outcomes`, 0 (the paper) being a candidate; temperatures only if they win by
@@ -86,7 +87,7 @@ def calibrate(
     delta
         Ask for a guarantee: the goal holds beyond these examples with probability at least
         ``1 - delta``, whatever the models and the data are, if the inputs in use are exchangeable
-        with the examples. Score and blend, where they are ``"auto"``, are then chosen on
+        with the examples. Score and blend, where they are ``"auto"`` or fitted, are then chosen on
         `CHOICE_SHARE` of the examples, and the threshold is certified on the others.
     promise
         What is certified; the goal says it if this does not. For ``"match-teacher"``
@@ -137,7 +138,7 @@ def calibrate(
     promise = check_promise(goal, promise, delta, tolerance)
     if loss_bound is not None and promise is None:
         raise ValueError("loss_bound is for a guarantee: give delta with it")
-    automatic = isinstance(score, str) and score == "auto"
+    automatic = isinstance(score, str) and score in ("auto", *FITTED)
     choosing = outcomes
     if delta is not None and (automatic or blend == "auto"):
         # the proof of the guarantee covers the choice of the threshold, not that of score and blend
@@ -147,7 +148,7 @@ def calibrate(
         same = choosing is outcomes
         choosing = choosing.with_scale(scale)
         outcomes = choosing if same else outcomes.with_scale(scale)
-    chosen = choose_score(choosing) if automatic else as_score(score)
+    chosen = _fitted(choosing, str(score)) if automatic else as_score(score)
     weight = choose_blend(choosing, chosen) if blend == "auto" else as_blend(blend)
     _check_cover(chosen, outcomes)
     curve = TradeOffCurve.of(outcomes, chosen, weight)
@@ -169,6 +170,11 @@ def calibrate(
         values = np.asarray(chosen(outcomes.student), dtype=np.float64)
         return curve.at(threshold=crossing(values, outcomes.student_quality))
     return curve.at(index=_row(curve, goal, given))
+
+
+def _fitted(choosing: Outcomes, score: str) -> Score:
+    """The best of all scores, or the one that the name stands for once it is fitted."""
+    return choose_score(choosing, None if score == "auto" else [score])
 
 
 def _check_cover(score: Score, outcomes: Outcomes) -> None:

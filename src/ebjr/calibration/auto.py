@@ -17,6 +17,7 @@ import numpy as np
 from ebjr.arrays import Array
 from ebjr.blend import Blend
 from ebjr.calibration.learned import LEARNERS, cross_fitted
+from ebjr.curve import score_values
 from ebjr.errors import CalibrationError
 from ebjr.outcomes import Outcomes
 from ebjr.scores import FITTED, Score, as_score
@@ -208,7 +209,7 @@ def choose_blend(
     0.0
     """
     outcomes = _some(outcomes)
-    values, kept = _values(score, outcomes), outcomes.student_quality
+    values, kept = score_values(score, outcomes), outcomes.student_quality
     candidates = blend_candidates(outcomes) if candidates is None else candidates
     influences = [
         area_influence(values, kept, outcomes.deferred_quality(weight)) for weight in candidates
@@ -294,13 +295,14 @@ def _compare(
             values = cross_fitted(outcomes, blend, learner=learner)
         else:
             score = as_score(candidate)
-            values = _values(score, outcomes)
+            values = score_values(score, outcomes)
         scores.append(score)
         influences.append(area_influence(values, kept, deferred))
     if not scores:
+        known = outcomes.kind.scores(outcomes.student)
         raise CalibrationError(
             f"none of the scores {', '.join(map(str, candidates))} can be fitted to these "
-            f"{len(outcomes)} examples; name one that is not fitted, such as softmax"
+            f"{len(outcomes)} examples; name one that is not fitted, such as {known[0]}"
         )
     best = influences[int(np.argmax([influence.mean() for influence in influences]))]
     return [
@@ -320,10 +322,6 @@ def _some(outcomes: Outcomes) -> Outcomes:
     if len(outcomes) <= MOST_EXAMPLES:
         return outcomes
     return outcomes.split(MOST_EXAMPLES / len(outcomes))[0]
-
-
-def _values(score: Score, outcomes: Outcomes) -> np.ndarray:
-    return np.asarray(score(outcomes.student), dtype=np.float64)
 
 
 def _standard_error(values: np.ndarray) -> float:
