@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import CLASSES, write_coco, write_detectors
 
 import ebjr
 from ebjr import JointConfig, JointDetector, LateAnswers, Router, TeacherUnavailable
 from ebjr.config import ModelEntry, RemoteEntry
-from ebjr.data import open_data
+from ebjr.data import decode_image, open_data
 from ebjr.detections import Detections
 from ebjr.precision import CommonScale
 
@@ -68,6 +70,22 @@ def test_pixels_and_forms_bring_images_too():
         found = client.post(f"{NAME}/infer", files=sent, data={"threshold": "0.4"})
     joint.router.threshold = 0.4
     assert_boxes(read_response(found.content).outputs, joint(images()))
+
+
+@pytest.mark.parametrize("kind", ["lies on its side", "is transparent"])
+def test_a_file_is_decoded_as_data_is(kind):
+    file, picture = io.BytesIO(), Image.fromarray(images((12, 20))[0])
+    if kind == "is transparent":
+        picture.putalpha(120)
+        picture.save(file, "PNG")
+    else:
+        exif = picture.getexif()
+        exif[0x0112] = 6
+        picture.save(file, "JPEG", exif=exif)
+    tensor, joint = np.array([file.getvalue()], object), joint_detector()
+    with TestClient(build_app(Served(joint))) as client:
+        found = ask(client, tensor)
+    assert_boxes(found.outputs, joint([decode_image(file.getvalue())]))
 
 
 @pytest.mark.parametrize("binary", [True, False])

@@ -29,7 +29,7 @@ from ebjr.errors import (
     ProtocolError,
     UnknownModel,
 )
-from ebjr.preprocess import ImageFile
+from ebjr.preprocess import ImageFile, upright_pixels
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
 from ebjr.serving.autopilot import Helm
 from ebjr.serving.both import ask_both
@@ -499,7 +499,7 @@ def decoded_images(files: Sequence[bytes], most_pixels: int) -> list[np.ndarray]
             with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG", "WEBP")) as image:
                 pixels += image.width * image.height
                 if pixels <= most_pixels:  # known before anything is decoded
-                    found.append(ImageFile.of(np.asarray(image.convert("RGB")), raw))
+                    found.append(ImageFile.of(upright_pixels(image), raw))
         except Exception as error:  # whatever a broken image makes the decoder say
             raise ProtocolError(
                 f"image {number} is no JPEG, PNG or WebP that can be read"
