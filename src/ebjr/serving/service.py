@@ -162,6 +162,7 @@ class Service:
         **options: Any,
     ) -> None:
         self.served, self.timeout_seconds = served, timeout_seconds
+        self._tensors = served.tensors()
         self.limits = Limits() if limits is None else limits
         self.held_bytes = 0  # of all requests at work
         self.metrics = Metrics(served.name, served.score_deciles())
@@ -190,7 +191,6 @@ class Service:
         self._tensor = TensorMetadata(**{**self.input, "shape": tuple(self.input["shape"])})
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
         self.outputs = served.outputs()
-        self._tensors = served.tensors()
 
     def start(self) -> None:
         """Start to answer, and to fetch what was kept for later."""
