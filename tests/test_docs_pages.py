@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
-from pages import DOCS, blocks
+from pages import DOCS, blocks, real, run_commands, servers_of
 from PIL import Image
 from tiny import write_coco, write_detectors
 
@@ -46,9 +48,10 @@ def folder(stock, tmp_path, monkeypatch) -> Path:
 
 
 def run_lines(page: str, monkeypatch) -> list[str]:
-    """Run every `ebjr` command of a page, but for demos: these."""
+    """Run every `ebjr` command of a page, but for demos and servers: these."""
     lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     lines = [line for line in lines if line.startswith("ebjr ") and "--recorded" not in line]
+    lines = [line for line in lines if not line.startswith("ebjr serve")]
     for line in lines:
         monkeypatch.setattr("sys.argv", line.split())
         with pytest.raises(SystemExit) as stop:
@@ -57,11 +60,11 @@ def run_lines(page: str, monkeypatch) -> list[str]:
     return lines
 
 
-def run_python(page: str) -> dict:
-    """Run the Python of a page from top to bottom: its names."""
+def run_python(page: str, ports: Mapping[str, str] = MappingProxyType({})) -> dict:
+    """Run the Python of a page from top to bottom, against servers at these ports: its names."""
     names: dict = {}
     for block in blocks(page, "python"):
-        exec(compile(block, page, "exec"), names)
+        exec(compile(real(block, ports), page, "exec"), names)
     return names
 
 
@@ -128,8 +131,16 @@ def test_detectors_are_joined(tmp_path, monkeypatch, capsys):
     assert len(run_lines("detection.md", monkeypatch)) == 4
     assert (tmp_path / "boxes.jsonl").read_text().count("\n") == 80
     assert "<figure>" in (tmp_path / "report.html").read_text()
-    run_python("detection.md")
-    assert "JointDetector" in capsys.readouterr().out
+    for name in ("uvicorn", "tritonclient.http"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    with servers_of("detection.md", tmp_path) as ports:
+        if shutil.which("curl") is not None:
+            assert '"name":"boxes"' in run_commands("detection.md", tmp_path, ports)
+        capsys.readouterr()
+        run_python("detection.md", ports)
+    joint, *counts = capsys.readouterr().out.splitlines()
+    assert joint.startswith("JointDetector")
+    assert len(counts) == 8
 
 
 def test_every_page_with_code_is_run():

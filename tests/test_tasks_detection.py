@@ -15,6 +15,7 @@ from strategies import cuts
 from ebjr import (
     Detections,
     GroundTruth,
+    JointAnswer,
     JointClassifier,
     JointDetector,
     ModelError,
@@ -34,6 +35,7 @@ from ebjr.evaluation.significance import bootstrap, compare_answers, joint_predi
 from ebjr.fusion import fuse_detections
 from ebjr.precision import CommonScale, ConfidenceMap, average_precision, match_detections
 from ebjr.scores import as_score
+from ebjr.tasks import TASKS
 
 
 def detector(seed):
@@ -491,3 +493,18 @@ def test_the_joint_answers_are_compared_by_the_same_metric():
     assert compare_answers(own, joint, joint).p_value == 1.0
     by_image = compare_answers(replace(own, metric="f1"), joint, own.deferred())
     assert by_image.metric == "f1"
+
+
+@given(st.lists(st.integers(0, 99), max_size=9))
+def test_on_the_wire_the_boxes_of_all_images_are_one_tensor_and_a_count_cuts_them(images):
+    answer = joint_of()(images) if images else JointAnswer([], [], *[np.zeros(0)] * 3)
+    tensors = TASKS["detection"].tensors()
+    sent = {name: tensor.of(answer) for name, tensor in tensors.items()}
+    for name, (dtype, shape, _) in tensors.items():
+        assert sent[name].dtype == dtype
+        assert sent[name].shape[1:] == shape[1:]
+    ends = np.cumsum(sent["count"])
+    for name in ("boxes", "labels", "scores"):
+        assert len(sent[name]) == sent["count"].sum()
+        for part, found in zip(np.split(sent[name], ends[:-1]), answer.prediction, strict=False):
+            np.testing.assert_array_equal(part, getattr(found, name).astype(part.dtype))

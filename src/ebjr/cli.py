@@ -32,6 +32,7 @@ from ebjr.config import (
     JointConfig,
     ModelEntry,
     RemoteEntry,
+    check_remote,
     entry_from_table,
     entry_of,
     parse_link,
@@ -323,6 +324,7 @@ def record(
     for role, (path, preprocess, flops, layout) in given.items():
         options, how = _threads(threads) | _detector(task, layout, source), None
         if _is_url(path):
+            check_remote(task)
             options, how = parse_link(link or "")
         flag = f"--{role}-preprocess"
         model = _prepared(ebjr.load_model(path, **options), preprocess, first, flag)

@@ -268,6 +268,18 @@ def entry_from_table(table: Mapping[str, Any], folder: Path, where: str) -> Entr
     return kind.from_table(table, folder, where)
 
 
+def check_remote(task: str) -> None:
+    """Check that the teacher of a task may be at an address.
+
+    Raises
+    ------
+    ValueError
+        Its answers do not travel.
+    """
+    if task == "detection":
+        raise ValueError("a detector at an address cannot be the teacher yet: give its file")
+
+
 def parse_link(text: str) -> tuple[dict[str, Any], Link]:
     """Options of a remote model, and its link, as one flag of the command line gives them.
 
@@ -373,6 +385,8 @@ class JointConfig:
     def __post_init__(self) -> None:
         if isinstance(self.student, RemoteEntry):
             raise ValueError("the student answers every input and must be a file: give its path")
+        if isinstance(self.teacher, RemoteEntry):
+            check_remote(self.task)
         kind = as_task(self.task, self.known_classes)
         kind.check_scale(self.rescale)
         if self.task == "specialized":

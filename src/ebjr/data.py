@@ -28,6 +28,7 @@ from ebjr.coco import CocoLabels, read_coco
 from ebjr.detections import GroundTruth
 from ebjr.errors import MissingExtra
 from ebjr.pool import in_order
+from ebjr.preprocess import upright_pixels
 
 OnUnreadable = Literal["skip", "error"]
 
@@ -375,7 +376,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     >>> decode_image(file.getvalue()).shape
     (2, 4, 3)
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if not data:
         raise ValueError("it is empty")
@@ -385,25 +386,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"it has {pixels} pixels; the limit is {Image.MAX_IMAGE_PIXELS}")
         image.load()
-        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-
-
-def _to_rgb(image: Any) -> Any:
-    """A Pillow image of any mode as an RGB one."""
-    from PIL import Image
-
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
-        gray = np.clip(np.asarray(image, np.int64), 0, 65535)
-        return Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        page = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(page, image).convert("RGB")
-    return image.convert("RGB")
+        return upright_pixels(image)
 
 
 def _reason(error: Exception) -> str:

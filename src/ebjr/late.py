@@ -27,7 +27,7 @@ import numpy as np
 from ebjr.arrays import Batch, join_rows, take_rows, to_numpy
 from ebjr.errors import EbjrError, TeacherUnavailable
 from ebjr.joint import JointModel, Kept
-from ebjr.preprocess import ImageFile
+from ebjr.preprocess import ImageFile, upright_pixels
 from ebjr.tasks import Task
 
 FORMAT = 0xEB17
@@ -377,7 +377,7 @@ def _unpacked_input(form: str, raw: bytes) -> np.ndarray:
         from PIL import Image
 
         with Image.open(io.BytesIO(raw)) as image:
-            return ImageFile.of(np.asarray(image.convert("RGB")), raw)
+            return ImageFile.of(upright_pixels(image), raw)
     head, _, body = raw.partition(b"\n")
     dtype, shape = json.loads(head)
     return np.frombuffer(zlib.decompress(body), np.dtype(dtype)).reshape(shape)

@@ -312,6 +312,46 @@ class Preprocess:
         return np.asarray((values - mean) / std, np.float64)
 
 
+def upright_pixels(image: Any) -> NDArray[np.uint8]:
+    """A Pillow image of any mode as upright RGB pixels (height, width, 3).
+
+    The orientation in its EXIF data is applied; transparency is laid over white; 16-bit gray is
+    scaled to 8 bits.
+
+    Raises
+    ------
+    ValueError
+        Its pixels are floating-point numbers.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> upright_pixels(Image.new("LA", (4, 2), (7, 0)))[0, 0]
+    array([255, 255, 255], dtype=uint8)
+    """
+    from PIL import ImageOps
+
+    return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+def _to_rgb(image: Any) -> Any:
+    """A Pillow image of any mode as an RGB one."""
+    from PIL import Image
+
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
+        gray = np.clip(np.asarray(image, np.int64), 0, 65535)
+        return Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        page = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(page, image).convert("RGB")
+    return image.convert("RGB")
+
+
 class ImageFile(np.ndarray):
     """A decoded image that still has the file it came from, to be sent on as it came.
 

@@ -7,7 +7,7 @@ here: outcomes, curves, calibration and the joint loop ask the task.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,24 @@ from ebjr.regression_scores import as_regression
 from ebjr.scores import DETECTION_SCORES, REGRESSION_SCORES, SCORES, SPECIALIZED_SCORES
 
 
+class Tensor(NamedTuple):
+    """What a protocol carries of answers, as an array.
+
+    Attributes
+    ----------
+    dtype
+        Of its elements.
+    shape
+        With None for what is open: the first dimension, n answers or all that they list.
+    of
+        Makes it of an answer, whatever has a `prediction` and an `output`.
+    """
+
+    dtype: Any
+    shape: tuple[int | None, ...]
+    of: Callable[[Any], np.ndarray]
+
+
 class Task:
     """One task. The only instances are those of `TASKS`, and what `knowing` makes of them.
 
@@ -50,6 +68,8 @@ class Task:
         Whether the student's raw output is logits of classes, as a learned score reads them.
     has_labels
         Whether answers are labels, which agree or do not.
+    takes_images
+        Whether inputs are always decoded images, which each model prepares for itself.
     known_classes
         The teacher's labels that the student knows, in its order; None where it knows all.
     """
@@ -61,6 +81,7 @@ class Task:
     rows = "{} rows of raw output"
     has_logits = False
     has_labels = False
+    takes_images = False
     known_classes: tuple[int, ...] | None = None
 
     def knowing(self, known_classes: Any) -> Task:
@@ -258,6 +279,27 @@ class Task:
         """Answers (n,) for JSON, with the classes' names where they are known."""
         return [{"prediction": value} for value in to_numpy(answers).tolist()]
 
+    def tensors(self, classes: int | None = None) -> dict[str, Tensor]:
+        """Answers as a protocol carries them, by name.
+
+        Parameters
+        ----------
+        classes
+            How many there are, where that is known.
+        """
+        return {
+            "prediction": Tensor(
+                np.int64 if self.has_labels else np.float64,
+                (None,),
+                lambda answer: to_numpy(answer.prediction),
+            ),
+            "output": Tensor(
+                np.float32,
+                (None, classes),
+                lambda answer: to_numpy(answer.output).astype(np.float32, copy=False),
+            ),
+        }
+
 
 class _Classification(Task):
     name = "classification"
@@ -420,6 +462,7 @@ class _Detection(Task):
     name = "detection"
     columns = "classes"
     takes_scale = True
+    takes_images = True
     rows = "a list of {} Detections, one for each"
 
     def count_rows(self, output: Any) -> int | None:
@@ -535,6 +578,30 @@ class _Detection(Task):
             return {"box": corners, "class": label, **name, "score": float(found.scores[row])}
 
         return [{"prediction": [box(f, row) for row in range(len(f))]} for f in answers]
+
+    def tensors(self, classes: int | None = None) -> dict[str, Tensor]:
+        """The boxes of all images one below the other, and how many of them are each image's."""
+
+        def of_all(name: str, dtype: Any, *sides: int) -> Tensor:
+            none = np.zeros((0, *sides), dtype)
+            return Tensor(
+                dtype,
+                (None, *sides),
+                lambda answer: np.concatenate(
+                    [none, *(getattr(found, name) for found in answer.prediction)], dtype=dtype
+                ),
+            )
+
+        return {
+            "boxes": of_all("boxes", np.float32, 4),
+            "labels": of_all("labels", np.int64),
+            "scores": of_all("scores", np.float32),
+            "count": Tensor(
+                np.int64,
+                (None,),
+                lambda answer: np.array([len(found) for found in answer.prediction], np.int64),
+            ),
+        }
 
     def scores(self, student: Sequence[Detections]) -> list[str]:
         bins = all(found.bins is not None for found in student if len(found))

@@ -1,7 +1,8 @@
-"""A joint model of two lambdas, and real servers of it on free ports, in threads of their own."""
+"""Joint models of lambdas, and real servers of them on free ports, in threads of their own."""
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import threading
@@ -9,8 +10,11 @@ import time
 from contextlib import contextmanager
 
 import numpy as np
+from boxes import random_detections
+from PIL import Image
 
-from ebjr import JointClassifier, Router
+from ebjr import JointClassifier, JointDetector, Router
+from ebjr.detections import Detections
 from ebjr.serving.served import Served
 
 NAME = "/v2/models/joint"
@@ -34,6 +38,56 @@ def served(student=student, teacher=teacher, **how) -> Served:
         score_quantiles=tuple(np.linspace(0, 10, 101)),
         calibration_id="abc",
     )
+
+
+def detector(seed):
+    """A detector whose boxes depend on the pixels of each image alone; on some it finds none."""
+
+    def detect(images):
+        found = []
+        for image in images:
+            height, width = image.shape[:2]
+            rng = np.random.default_rng([seed, int(image.sum())])
+            boxes = random_detections(rng, int(rng.integers(0, 6)), 3, min(height, width))
+            found.append(Detections(boxes.boxes, boxes.logits, (height, width)))
+        return found
+
+    return detect
+
+
+def joint_detector(threshold=0.7, teacher=None, **how) -> JointDetector:
+    router = Router("max_confidence", threshold)
+    return JointDetector(detector(1), teacher or detector(2), router, **how)
+
+
+def images(*sizes, seed=0) -> list[np.ndarray]:
+    """Images of random pixels, of seven sizes if nothing else is asked for."""
+    rng = np.random.default_rng(seed)
+    sizes = sizes or ((20, 30), (30, 20), (20, 30), (8, 8), (31, 7), (40, 40), (20, 30))
+    return [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+
+
+def files_of(batch) -> np.ndarray:
+    """Images as a tensor of encoded files, which lose nothing."""
+    tensor = np.empty(len(batch), object)
+    for row, image in enumerate(batch):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        tensor[row] = file.getvalue()
+    return tensor
+
+
+def assert_boxes(outputs, answer):
+    """The tensors are what the joint model says of the same images."""
+    found = answer.prediction
+    for name, dtype in (("boxes", np.float32), ("labels", np.int64), ("scores", np.float32)):
+        whole = np.concatenate([getattr(one, name) for one in found])
+        np.testing.assert_array_equal(outputs[name], whole.astype(dtype))
+        assert outputs[name].dtype == dtype
+    assert outputs["boxes"].shape == (sum(map(len, found)), 4)
+    assert outputs["count"].tolist() == [len(one) for one in found]
+    assert outputs["deferred"].tolist() == answer.deferred.tolist()
+    assert not outputs["degraded"].any()
 
 
 def request(values=((0.5, 0.0), (5.0, 0.0)), **parameters) -> dict:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small import NAME, request, served, student, teacher
 
-from ebjr import JointClassifier, JointConfig, JointDetector, Router, TeacherUnavailable, load_joint
+from ebjr import JointClassifier, JointConfig, Router, TeacherUnavailable, load_joint
 from ebjr.demo import run_demo
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
@@ -219,12 +219,6 @@ def test_beyond_the_queue_is_a_429_that_says_when_to_come_again():
             gate.set()
     assert codes == [504, 504]
     assert refused.status_code in (429, 504)
-
-
-def test_detectors_are_refused_before_a_port_is_opened():
-    joint = JointDetector(lambda x: [], lambda x: [], Router("max_confidence", 0.5))
-    with pytest.raises(ValueError, match="detectors cannot be served yet"):
-        build_app(Served(joint))
 
 
 def test_metrics_count_what_happened(client):

@@ -23,7 +23,7 @@ pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 
 import grpc
 import tritonclient.grpc as triton
-from small import served
+from small import assert_boxes, files_of, images, joint_detector, served
 from tritonclient.grpc import service_pb2
 
 from ebjr.serving.app import Served
@@ -103,6 +103,25 @@ def test_health_and_metadata_are_those_of_the_protocol(client):
     assert (taken.name, taken.datatype, list(taken.shape)) == ("x", "FP32", [-1, 2])
     names = [output.name for output in about.outputs]
     assert names == ["prediction", "output", "score", "deferred", "degraded"]
+
+
+def test_the_boxes_of_detectors_come_as_bytes_and_as_values():
+    joint, batch = joint_detector(), images()
+    with serving(Served(joint)) as address, triton.InferenceServerClient(address) as client:
+        found = client.infer("joint", [tensor(files_of(batch), "image", "BYTES")])
+        names = [output.name for output in found.get_response().outputs]
+        assert_boxes({name: found.as_numpy(name) for name in names}, joint(batch))
+        contents = service_pb2.InferTensorContents(bytes_contents=list(files_of(batch)))
+        asked = service_pb2.ModelInferRequest(model_name="joint")
+        asked.inputs.add(name="image", datatype="BYTES", shape=[len(batch)], contents=contents)
+        with grpc.insecure_channel(address) as channel:
+            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            said = service_pb2.ModelInferResponse.FromString(
+                infer(asked.SerializeToString())
+            ).outputs
+    boxes = np.reshape(said[0].contents.fp32_contents, said[0].shape)
+    np.testing.assert_array_equal(boxes, found.as_numpy("boxes"))
+    assert list(said[3].contents.int64_contents) == found.as_numpy("count").tolist()
 
 
 def test_it_answers_as_the_joint_model_does(client):

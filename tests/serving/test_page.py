@@ -16,7 +16,15 @@ import pytest
 from PIL import Image
 from tiny import CLASSES
 
-from ebjr import JointClassifier, JointConfig, Router, TeacherUnavailable, load_joint
+from ebjr import (
+    JointClassifier,
+    JointConfig,
+    JointDetector,
+    Router,
+    TeacherUnavailable,
+    load_joint,
+)
+from ebjr.detections import Detections
 from ebjr.edge import FarTeacher, Link
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
@@ -133,7 +141,7 @@ def test_the_page_fits_and_has_no_fault_that_axe_knows(page, busy, width, scheme
     page.set_viewport_size({"width": width, "height": 900})
     page.emulate_media(color_scheme=scheme)
     opened(page, busy)
-    page.set_input_files("#file", png(0))
+    page.set_input_files("#file", png(image(0)))
     says(page, "try-said", "The score,")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     found = axe.Axe().run(page)
@@ -141,9 +149,9 @@ def test_the_page_fits_and_has_no_fault_that_axe_knows(page, busy, width, scheme
     assert page.evaluate("document.getAnimations().length") == 0  # there is no motion to reduce
 
 
-def png(seed: int) -> dict:
+def png(pixels: np.ndarray) -> dict:
     file = io.BytesIO()
-    Image.fromarray(image(seed)).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG")
     return {"name": "x.png", "mimeType": "image/png", "buffer": file.getvalue()}
 
 
@@ -231,7 +239,7 @@ def test_an_image_is_answered_by_both_as_by_the_models_themselves(page, busy, ca
         says(page, "knob-said", f"threshold {threshold:g}")
         joint.router.threshold = threshold
         answer = joint(image(seed)[None])
-        page.set_input_files("#file", png(seed))
+        page.set_input_files("#file", png(image(seed)))
         says(page, "try-said", CLASSES[answer.prediction[0]])
         who = "teacher" if answer.deferred[0] else "student"
         says(page, f"{who}-title", f"{who}, who answers")
@@ -246,6 +254,58 @@ def test_an_image_is_answered_by_both_as_by_the_models_themselves(page, busy, ca
     page.troubles.clear()  # the browser notes the 400 on its console
 
 
+def sees(*boxes):
+    """A detector that finds the same on every image: (box, label, score)."""
+    corners, labels, scores = zip(*boxes, strict=True)
+    return lambda images: [
+        Detections.of_scores(corners, scores, image.shape[:2], labels=labels, classes=3)
+        for image in images
+    ]
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+def test_the_boxes_of_both_detectors_are_drawn_on_the_image(page, width):
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+    )
+    student = sees(([2, 2, 14, 20], 2, 0.4), ([0, 0, 3, 3], 0, 0.1))
+    teacher = sees(([2, 2, 14, 22], 2, 0.9), ([20, 5, 39, 25], 1, 0.8))
+    joint = JointDetector(student, teacher, Router("max_confidence", 0.5), blend=0.25)
+    pixels = np.random.default_rng(0).integers(0, 200, (30, 40, 3), np.uint8)
+    page.set_viewport_size({"width": width, "height": 900})
+    with running(Served(joint, labels=CLASSES)) as address:
+        opened(page, address)
+        page.set_input_files("#file", png(pixels))
+        says(page, "try-said", "2 boxes (red, green), says the teacher. The score, 0.4, is below")
+        says(page, "teacher-title", "teacher, who answers")
+        says(page, "fused-title", "the answer: boxes of both, fused")
+        drawn = {"student": student, "teacher": teacher, "fused": lambda x: joint(x).prediction}
+        for name, model in drawn.items():
+            shown = model([pixels])[0].above(0.3)
+            picture = page.get_by_role("img", name="The image with").and_(
+                page.locator(f"#{name} svg")
+            )
+            assert picture.get_attribute("viewBox") == "0 0 40 30"
+            found = picture.locator("rect").evaluate_all(
+                "all => all.map(b => ['x', 'y', 'width', 'height'].map(k => b[k].baseVal.value))"
+            )
+            corners = [[x, y, x + w, y + h] for x, y, w, h in found]
+            np.testing.assert_allclose(corners, shown.boxes, atol=0.02)
+            words = [
+                f"{CLASSES[k]} {s:.2f}" for k, s in zip(shown.labels, shown.scores, strict=True)
+            ]
+            assert picture.locator("text").all_text_contents() == words
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        found = axe.Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+        page.get_by_label("Threshold", exact=True).fill("0.3")
+        page.keyboard.press("Enter")
+        says(page, "knob-said", "threshold 0.3")
+        page.get_by_role("button", name="Ask both models").click()
+        says(page, "try-said", "1 box (red), says the student. The score, 0.4, is not below")
+        assert not page.is_visible("#fused")
+
+
 def test_an_image_may_be_dropped(page, busy):
     opened(page, busy)
     page.evaluate(
@@ -255,7 +315,7 @@ def test_an_image_may_be_dropped(page, busy):
             const drop = new DragEvent("drop", { dataTransfer: carried, bubbles: true });
             document.getElementById("drop").dispatchEvent(drop);
         }""",
-        list(png(3)["buffer"]),
+        list(png(image(3))["buffer"]),
     )
     says(page, "try-said", "The score,")
     assert page.get_attribute("#preview", "alt") == "The chosen image, x.png"

@@ -515,6 +515,10 @@ def _split_url(url: str) -> tuple[Any, str | None]:
 
 def _chosen_output(about: ModelMetadata, wanted: str | None, name: str) -> TensorMetadata:
     known = {tensor.name: tensor for tensor in about.outputs}
+    if about.platform == "ebjr_joint" and "boxes" in known:
+        raise ModelError(
+            f"{name} is a joint detector, which cannot be asked as a model yet: give its files"
+        )
     chosen = wanted or ("output" if "output" in known or len(known) != 1 else next(iter(known)))
     if chosen not in known:
         choice = f"there is no {chosen!r}" if wanted else "it is not clear which to take"

@@ -74,7 +74,7 @@ def build_app(
     MissingExtra
         Starlette or prometheus-client is not installed.
     ValueError
-        The joint model's answers are no arrays: detectors are not served yet.
+        An option is out of range, or what is to be held cannot be.
     OSError
         The audit log cannot be written.
     """

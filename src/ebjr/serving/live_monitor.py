@@ -6,7 +6,8 @@ to be done. No labels come by in a server, so that what is watched is disagreeme
 rows that the student keeps and the teacher contradicts. Where the certificate itself was made
 without labels, that is the very promise; elsewhere it is compared with what it was on the held-out
 half of the calibration, up to the chance of those rows. Rows count where their threshold is one
-that the promise covers: what else is served was promised nothing.
+that the promise covers: what else is served was promised nothing. Where answers are no labels
+(numbers, the boxes of an image) nothing contradicts anything, and only the scores are watched.
 """
 
 from __future__ import annotations
@@ -259,6 +260,11 @@ def _drift_of(served: Served, alpha: float) -> DriftMonitor | str:
 
 
 def _disagreement_of(served: Served, audit_rate: float, alpha: float) -> Watch | str:
+    if not served.joint.kind.has_labels:
+        return (
+            f"not watched: the answers of {served.joint.task} are no labels, which agree or "
+            "contradict each other; the scores say whether inputs are still those of calibration"
+        )
     if not audit_rate:
         return "not watched: no kept answers are audited; serve with --audit-rate 0.01"
     certificate = served.certificate

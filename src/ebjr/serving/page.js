@@ -1,6 +1,8 @@
 "use strict";
 const get = (id) => document.getElementById(id);
 const EVERY = 1000;
+const SHOWN = 0.3;
+const LISTED = 8;
 const number = (value) => (typeof value === "string" ? { inf: Infinity, "-inf": -Infinity }[value] ?? NaN : value);
 
 /* ---- the server ---- */
@@ -416,16 +418,33 @@ async function imageRequest() {
 async function tryIt() {
   if (!state) return;
   say("try-said", "Asking both models.");
+  const asked = image;
   try {
     const request = state.images ? await imageRequest() : rowRequest();
-    showAnswer(await ask("/v1/both", { method: "POST", ...request }, 60));
+    const found = await ask("/v1/both", { method: "POST", ...request }, 60);
+    if (state.images) await get("preview").decode().catch(() => {});
+    if (asked === image) showAnswer(found);
   } catch (error) {
+    if (asked !== image) return;
     get("answer").hidden = true;
     say("try-said", error.message, true);
   }
 }
 
-const named = (said) => said.label ?? (typeof said.prediction === "number" ? short(said.prediction) : String(said.prediction));
+function named(said) {
+  const boxes = boxesOf(said);
+  if (!boxes) return said.label ?? (typeof said.prediction === "number" ? short(said.prediction) : String(said.prediction));
+  const names = [...new Set(boxes.map(({ prediction }) => prediction))];
+  const some = names.slice(0, 3).join(", ") + (names.length > 3 ? " and more" : "");
+  return boxes.length ? `${boxes.length} ${boxes.length === 1 ? "box" : "boxes"} (${some})` : "no boxes";
+}
+
+/* Of a detector's answer the boxes that a report shows too, best first; null of any other answer. */
+function boxesOf(said) {
+  if (!Array.isArray(said.prediction)) return null;
+  const shown = said.prediction.filter(({ score }) => score > SHOWN).sort((one, other) => other.score - one.score);
+  return shown.map((box) => ({ box: box.box, prediction: box.label ?? `class ${box.class}`, probability: box.score }));
+}
 
 function showAnswer(found) {
   const [score, limit] = [number(found.score), number(found.threshold)];
@@ -439,23 +458,44 @@ function showAnswer(found) {
     const answered = role === who && Boolean(found.answer);
     get(role).classList.toggle("answered", answered);
     get(`${role}-title`).textContent = answered ? `${role}, who answers` : role;
-    get(role).querySelector("div").replaceChildren(...side(found[role]));
+    get(role).querySelector("div").replaceChildren(...side(found[role], role));
   }
+  const fused = Boolean(found.deferred && state.blend && found.answer && boxesOf(found.answer));
+  get("fused").hidden = !fused;
+  if (fused) get("fused").querySelector("div").replaceChildren(...side(found.answer, "teacher"));
   get("answer").hidden = false;
   gauge(score, limit);
 }
 
-function side(said) {
+function side(said, role) {
   if (said.error) return [element("p", { class: "sub" }, said.error)];
-  const parts = [element("p", { class: "name" }, named(said)), element("p", { class: "sub" }, time(said.seconds))];
-  if (said.top) {
-    parts.push(element("dl", { class: "shares" }, ...said.top.flatMap((one) => [
+  const parts = [element("p", { class: "name" }, named(said))];
+  if (said.seconds !== undefined) parts.push(element("p", { class: "sub" }, time(said.seconds)));
+  const boxes = boxesOf(said);
+  if (boxes) parts.push(picture(boxes, role, `The image with ${named(said)}.`));
+  const rows = said.top ?? boxes ?? [];
+  if (rows.length) {
+    parts.push(element("dl", { class: "shares" }, ...rows.slice(0, LISTED).flatMap((one) => [
       element("dt", {}, named(one)),
       element("dd", {}, draw("svg", { "aria-hidden": "true" }, draw("rect", { width: percent(one.probability).replace(" ", ""), height: 10, rx: 3 }))),
       element("dd", {}, percent(one.probability)),
     ])));
   }
+  if (rows.length > LISTED) parts.push(element("p", { class: "sub" }, `and ${rows.length - LISTED} more`));
   return parts;
+}
+
+/* The chosen image with boxes over it, all in its own pixels. */
+function picture(boxes, role, words) {
+  const { naturalWidth: width, naturalHeight: height, src } = get("preview");
+  const line = Math.max(width, height) / 180;
+  const parts = boxes.flatMap(({ box: [left, top, right, bottom], prediction, probability }) => [
+    draw("rect", { class: role, x: left, y: top, width: right - left, height: bottom - top, "stroke-width": 1.5 * line }),
+    draw("text", { x: left + 2 * line, y: top + 9 * line, "font-size": 8 * line }, `${prediction} ${probability.toFixed(2)}`),
+  ]);
+  const attributes = { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words };
+  const whole = draw("svg", attributes, draw("image", { href: src, width, height }), ...parts);
+  return element("div", { class: "samples" }, whole);
 }
 
 /* Score against threshold on the range of the calibration's scores. */

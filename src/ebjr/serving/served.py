@@ -18,6 +18,7 @@ from ebjr.joint import JointClassifier, JointModel
 from ebjr.preprocess import Preprocess, Preprocessed, prepared
 from ebjr.protocol import tensor_metadata
 from ebjr.router import Router, check_threshold
+from ebjr.tasks import Tensor
 
 KNOBS = ("threshold", "deferral_rate", "operating_point")
 """The three ways to say where the threshold is to be."""
@@ -165,7 +166,7 @@ class Served:
     @property
     def takes_images(self) -> bool:
         """Whether inputs are images, which each model prepares for itself."""
-        return isinstance(self.joint.student, Preprocessed)
+        return self.joint.kind.takes_images or isinstance(self.joint.student, Preprocessed)
 
     def inputs(self) -> list[dict[str, Any]]:
         """The metadata of the input."""
@@ -181,13 +182,14 @@ class Served:
             )
         ]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What an answer says, by name; `outputs` adds how it came about."""
+        return self.joint.kind.tensors(None if self.labels is None else len(self.labels))
+
     def outputs(self) -> list[dict[str, Any]]:
         """The metadata of the outputs."""
-        label = np.float64 if self.joint.task == "regression" else np.int64
-        classes = None if self.labels is None else len(self.labels)
         return [
-            tensor_metadata("prediction", label, (None,)),
-            tensor_metadata("output", np.float32, (None, classes)),
+            *(tensor_metadata(name, one.dtype, one.shape) for name, one in self.tensors().items()),
             tensor_metadata("score", np.float32, (None,)),
             tensor_metadata("deferred", np.bool_, (None,)),
             tensor_metadata("degraded", np.bool_, (None,)),

@@ -29,7 +29,7 @@ from ebjr.errors import (
     ProtocolError,
     UnknownModel,
 )
-from ebjr.preprocess import ImageFile
+from ebjr.preprocess import ImageFile, upright_pixels
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
 from ebjr.serving.autopilot import Helm
 from ebjr.serving.both import ask_both
@@ -140,8 +140,7 @@ class Service:
     Raises
     ------
     ValueError
-        The joint model's answers are no arrays: detectors are not served yet; or what is to be
-        held cannot be.
+        What is to be held cannot be, or an option of the pipeline is none.
     OSError
         The audit log cannot be written, or there is no folder `state`.
     """
@@ -162,11 +161,8 @@ class Service:
         knob: Knob | None = None,
         **options: Any,
     ) -> None:
-        if served.joint.task == "detection":
-            raise ValueError(
-                "detectors cannot be served yet; `ebjr predict` answers a folder of images"
-            )
         self.served, self.timeout_seconds = served, timeout_seconds
+        self._tensors = served.tensors()
         self.limits = Limits() if limits is None else limits
         self.held_bytes = 0  # of all requests at work
         self.metrics = Metrics(served.name, served.score_deciles())
@@ -373,11 +369,8 @@ class Service:
         found = joint.late.find(id, joint)
         if found is None:
             raise NothingKept(f"nothing is kept under {id[:40]!r}, or no longer")
-        outputs = {
-            "row": found.rows,
-            "prediction": to_numpy(found.prediction),
-            "output": to_numpy(found.output).astype(np.float32),
-        }
+        own = {name: tensor.of(found) for name, tensor in self._tensors.items()}
+        outputs = {"row": found.rows, **own}
         body, _ = write_response(InferResponse(outputs, self.served.name, VERSION, id=id))
         return {**json.loads(body), "waiting": list(found.waiting), "errors": found.errors}
 
@@ -430,6 +423,11 @@ class Service:
         if self.served.calibration_id is not None:
             parameters["calibration"] = self.served.calibration_id
         outputs = {
+            name: tensor.of(answer)
+            for name, tensor in self._tensors.items()
+            if asked.wants(name) is not None
+        }
+        outputs |= {
             name: give(found) for name, give in OUTPUTS.items() if asked.wants(name) is not None
         }
         return InferResponse(outputs, self.served.name, VERSION, asked.id, parameters)
@@ -467,13 +465,11 @@ def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
 
 
 OUTPUTS: Mapping[str, Callable[[ServedAnswer], np.ndarray]] = {
-    "prediction": lambda found: to_numpy(found.answer.prediction),
-    "output": lambda found: to_numpy(found.answer.output).astype(np.float32, copy=False),
     "score": lambda found: single_score(to_numpy(found.answer.score), found.threshold),
     "deferred": lambda found: to_numpy(found.answer.deferred),
     "degraded": lambda found: to_numpy(found.answer.degraded),
 }
-"""What an answer says, each made where it is asked for."""
+"""How an answer of any task came about, each made where it is asked for."""
 
 
 def checked_pixels(array: np.ndarray) -> np.ndarray:
@@ -503,7 +499,7 @@ def decoded_images(files: Sequence[bytes], most_pixels: int) -> list[np.ndarray]
             with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG", "WEBP")) as image:
                 pixels += image.width * image.height
                 if pixels <= most_pixels:  # known before anything is decoded
-                    found.append(ImageFile.of(np.asarray(image.convert("RGB")), raw))
+                    found.append(ImageFile.of(upright_pixels(image), raw))
         except Exception as error:  # whatever a broken image makes the decoder say
             raise ProtocolError(
                 f"image {number} is no JPEG, PNG or WebP that can be read"
