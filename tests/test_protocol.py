@@ -14,6 +14,7 @@ from ebjr import ProtocolError
 from ebjr.protocol import (
     DATATYPES,
     LARGE_BYTES,
+    WRITTEN_PIECE,
     InferRequest,
     InferResponse,
     RequestedOutput,
@@ -350,6 +351,25 @@ def test_a_large_message_is_read_as_a_small_one(shape, datatype):
     raw = body(inputs=[tensor(shape=shape, datatype=datatype, data=wanted.tolist())])
     assert len(raw) > LARGE_BYTES
     np.testing.assert_array_equal(read_request(raw).inputs["x"], wanted)
+
+
+@pytest.mark.parametrize("count", [0, 1, WRITTEN_PIECE, WRITTEN_PIECE + 1, 3 * WRITTEN_PIECE])
+def test_an_answer_of_any_size_is_written_as_python_writes_json(count):
+    numbers = np.random.default_rng(0).normal(size=count)
+    outputs = {
+        'odd "data":[] name': numbers,
+        "whole": np.arange(count),
+        "text": np.array([b"x"], object),
+    }
+    body, length = write_response(InferResponse(outputs, "joint", parameters={"a": '"data":[]'}))
+    assert length is None
+    found = json.loads(body)
+    assert body.decode() == json.dumps(found, separators=(",", ":"))
+    assert [tensor["data"] for tensor in found["outputs"]] == [
+        numbers.tolist(),
+        list(range(count)),
+        ["x"],
+    ]
 
 
 @pytest.mark.parametrize(

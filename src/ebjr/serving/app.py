@@ -41,6 +41,9 @@ except ImportError as error:
 
 __all__ = ["Served", "build_app", "run_server", "served_of"]
 
+MOST_WISH_BYTES = 4096
+"""No wish of the knob is longer; the interpreter is held as long as one is read."""
+
 OWN_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 """Of pages that this machine serves, as a browser names them."""
 
@@ -273,7 +276,9 @@ class _Handlers:
         return HTMLResponse(*page_and_headers())
 
     async def status(self, _request: Request) -> Response:
-        found = {**self.service.status(), "token": self.token is not None}
+        # in a thread, as the monitor takes its time and what is kept for later is on a disk
+        known = await asyncio.to_thread(self.service.status)
+        found = {**known, "token": self.token is not None}
         return JSONResponse(found, headers={"Cache-Control": "no-store"})
 
     @_answering
@@ -283,7 +288,7 @@ class _Handlers:
         return JSONResponse(await self.service.ask_both(asked))
 
     async def metrics(self, _request: Request) -> Response:
-        body, kind = self.service.metrics.text()
+        body, kind = await asyncio.to_thread(self.service.metrics.text)
         return Response(body, media_type=kind)
 
     @_answering
@@ -302,7 +307,7 @@ class _Handlers:
         self._authorize(request)
         who = request.client.host if request.client else "unknown"
         try:
-            wish = json.loads(raw)
+            wish = json.loads(raw if len(raw) <= MOST_WISH_BYTES else b"")
         except (ValueError, RecursionError) as error:
             raise Refused(400, WISHES) from error
         try:  # in a thread, as the audit log waits for the disk

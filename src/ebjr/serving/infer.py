@@ -12,7 +12,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ebjr.errors import EbjrError, MissingExtra, Overloaded
-from ebjr.protocol import LENGTH_HEADER, InferRequest, read_request, write_response
+from ebjr.protocol import (
+    LENGTH_HEADER,
+    InferRequest,
+    InferResponse,
+    read_request,
+    write_response,
+)
 from ebjr.serving.bodies import WHEN_GONE, Refused, aside, compressed, read_body
 from ebjr.serving.forms import read_form
 from ebjr.serving.logs import Receive, Scope, Send
@@ -29,6 +35,9 @@ MISTAKES = (Refused, EbjrError, ClientDisconnect, asyncio.CancelledError)
 """Errors that `refusal_of` answers."""
 
 BROKEN = "the server failed on this request; its log says why"
+
+TEXT_BYTES = 5
+"""A float32 of 4 bytes is a text of about 20."""
 
 _LENGTH = LENGTH_HEADER.lower().encode()
 _JSON = (b"content-type", b"application/json")
@@ -86,7 +95,7 @@ class Infer:
         asked = await self._asked(raw, headers)
         scope[WHEN_GONE] = _cancel_of_this_task()
         found = await service.infer(asked)
-        body, length = write_response(found, asked)
+        body, length = await aside(_answer_bytes(found, asked), write_response, found, asked)
         accepted = headers.get(b"accept-encoding", b"").decode("latin-1")
         body, more = await aside(len(body), compressed, body, accepted)
         said = [(name.lower().encode(), value.encode()) for name, value in more.items()]
@@ -128,6 +137,15 @@ def _json_bytes(raw: bytes, length: str | None) -> int:
     if length is None:
         return len(raw)
     return int(length) if length.isascii() and length.isdecimal() and len(length) < 19 else 0
+
+
+def _answer_bytes(found: InferResponse, asked: InferRequest) -> int:
+    """About how long an answer will be; as JSON a number takes so many times its bytes."""
+    size = 0
+    for name, array in found.outputs.items():
+        wish = asked.wants(name)
+        size += array.nbytes * (1 if wish is not None and wish.binary else TEXT_BYTES)
+    return size
 
 
 def _cancel_of_this_task() -> Callable[[], Any]:

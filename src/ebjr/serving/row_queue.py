@@ -80,6 +80,14 @@ class RowQueue(Generic[P]):
         self._gap = 0.9 * self._gap + 0.1 * gap if known else gap
         self._size = 0.9 * self._size + 0.1 * count if known else count
 
+    def full(self, count: int) -> bool:
+        """Whether so many rows more are over the limit; what nobody waits for does not count."""
+        if not self._full(count):  # the common case, and a moment later it may be another one
+            return False
+        with self._changed:
+            self._drop_answered()
+            return self._full(count)
+
     def _full(self, count: int) -> bool:
         return self.rows > 0 and self.rows + count > self.limit
 

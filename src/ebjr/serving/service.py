@@ -54,6 +54,9 @@ if TYPE_CHECKING:  # an extra
 VERSION = "1"
 """The only version of a served model."""
 
+STOP_SECONDS = 10.0
+"""So long a model has for what waits when the server ends: clients have their answers by then."""
+
 REQUEST_PARAMETERS = (*KNOBS, "timeout")
 
 STATUSES: tuple[tuple[type[EbjrError], int], ...] = (
@@ -206,7 +209,7 @@ class Service:
     def stop(self) -> None:
         """Answer what waits, and end."""
         self._keeper.stop()
-        self.pipeline.stop()
+        self.pipeline.stop(STOP_SECONDS)
         self._looking.shutdown(cancel_futures=True)
         if (late := self.served.joint.late) is not None:
             late.stop()
@@ -289,6 +292,7 @@ class Service:
             policy = self.served.joint.when_unavailable
             if policy == "error" or not await asyncio.to_thread(ticket.hurry):
                 ticket.future.cancel()
+                self.pipeline.observer.expired(ticket, timeout)
                 raise DeadlineExceeded(
                     f"no answer within {timeout:g} s; try again, or give it longer"
                 ) from None
