@@ -126,6 +126,7 @@ def build_app(
     span = None if service.tracing is None else service.tracing.request
     app = _Application(
         infer,
+        None if log_requests or span is not None else Infer(service, names=True),
         partial(RequestIds, lines=log_requests, span=span),
         routes=routes,
         lifespan=lifespan,
@@ -138,9 +139,18 @@ def build_app(
 class _Application(Starlette):
     """Starlette, and a shorter way to what is asked most: past its middleware and its routes."""
 
-    def __init__(self, infer: Infer, ids: Callable[[App], App], **options: Any) -> None:
+    def __init__(
+        self, infer: Infer, alone: Infer | None, ids: Callable[[App], App], **options: Any
+    ) -> None:
         super().__init__(**options)
-        self._infer, self._ids = infer, ids
+        self._infer, self._alone, self._ids = infer, alone, ids
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request: by `alone`, where nobody is told of each, or as it is built."""
+        if self._alone is not None and self._alone.is_asked(scope):
+            await self._alone(scope, receive, send)
+            return
+        await super().__call__(scope, receive, send)
 
     def build_middleware_stack(self) -> App:
         """What answers: `infer`, or all the rest."""
@@ -191,6 +201,7 @@ def run_server(
     """
     try:
         import uvicorn
+        from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
         from ebjr.serving.guard import guarded
     except ImportError as error:
@@ -216,6 +227,7 @@ def run_server(
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
             app,
+            proxy_headers=False,  # who asks matters to the rest, see below
             http=guarded(app.state.service.limits),
             ws="none",
             lifespan="on",
@@ -224,6 +236,7 @@ def run_server(
             access_log=False,
             server_header=False,
         )
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=config.forwarded_allow_ips)
         where, own = listener.getsockname()[:2]
         started(f"http://{where}:{own}")
         gc.collect()

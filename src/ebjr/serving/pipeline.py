@@ -207,10 +207,11 @@ class Ticket:
         self._unscored = self._rows  # rows that the student has yet to answer
         self._open = self._rows  # rows without an answer
         self._output: Any = None
-        self._score = np.zeros(self._rows)
-        self._deferred = np.zeros(self._rows, bool)
-        self._degraded = np.zeros(self._rows, bool)
-        self._waiting = np.zeros(self._rows, bool)  # for the teacher
+        self._predicted: Any = None  # of the output, where all of it is the student's
+        self._score: np.ndarray
+        self._deferred: np.ndarray
+        self._degraded: np.ndarray
+        self._waiting: np.ndarray  # for the teacher
         self.late: str | None = None  # under this id are rows that were kept for later
         self._late_id: str | None = None
 
@@ -253,27 +254,38 @@ class Ticket:
         return self._threshold
 
     def scored(
-        self, rows: np.ndarray, output: Batch, score: np.ndarray, deferred: np.ndarray, marked: Any
+        self,
+        rows: np.ndarray,
+        output: Batch,
+        predicted: Batch,
+        score: np.ndarray,
+        deferred: np.ndarray,
+        marked: Any,
     ) -> None:
         """Take the student's answer to some rows."""
-        if self._output is None:
-            whole = len(rows) == self._rows
-            self._output = output if whole else _room_for(output, self._rows)
-        if len(rows) != self._rows:
+        degraded = deferred & False if marked is None else marked & ~deferred
+        if len(rows) == self._rows:  # the common case, all at once
+            self._output, self._predicted, self._score = output, predicted, score
+            self._deferred, self._waiting = deferred.copy(), deferred.copy()
+            self._degraded = degraded
+        else:
+            if self._output is None:
+                self._output = _room_for(output, self._rows)
+                self._score = np.zeros(self._rows)
+                self._deferred, self._waiting, self._degraded = np.zeros((3, self._rows), bool)
             self._output = put_rows(self._output, rows, output)
-        self._score[rows] = score
-        self._deferred[rows] = deferred
-        self._waiting[rows] = deferred
-        if marked is not None:
-            self._degraded[rows] = marked & ~deferred
+            self._score[rows] = score
+            self._deferred[rows] = deferred
+            self._waiting[rows] = deferred
+            self._degraded[rows] = degraded
         self._unscored -= len(rows)
-        self._settle(int((~deferred).sum()))
+        self._settle(len(rows) - int(np.count_nonzero(deferred)))
 
     def taught(self, rows: np.ndarray, output: Batch, marked: Any) -> None:
         """Take the teacher's answer to some rows, unless they have been answered."""
         if self.future.done():
             return
-        self._output = put_rows(self._output, rows, output)
+        self._output, self._predicted = put_rows(self._output, rows, output), None
         self._waiting[rows] = False
         if marked is not None:
             self._degraded[rows] = marked
@@ -296,9 +308,9 @@ class Ticket:
         if self._open or self.future.done():
             return
         assert self._threshold is not None
-        output = self._output
+        output, predicted = self._output, self._predicted
         answer = JointAnswer(
-            self._pipeline.joint.predict(output),
+            self._pipeline.joint.predict(output) if predicted is None else predicted,
             output,
             self._score,
             self._deferred,
@@ -634,16 +646,17 @@ class Pipeline:
         self.observer.batch(batch)
         self.observer.rows(values, deferred, thresholds)
         flags = None if found.degraded is None else to_numpy(found.degraded)
-        ends = np.cumsum(sizes)
-        later = []
+        predicted = self.joint.predict(output)
+        later, end = [], 0
         with self.lock:
-            for part, size, end in zip(parts, sizes, ends.tolist(), strict=True):
-                start = end - size
+            for part, size in zip(parts, sizes, strict=True):
+                start, end = end, end + size
                 hard = deferred[start:end]
                 answers = _cut(output, start, end)
                 part.ticket.scored(
                     part.rows,
                     answers,
+                    _cut(predicted, start, end),
                     values[start:end],
                     hard,
                     None if flags is None else flags[start:end],

@@ -198,6 +198,7 @@ class Service:
         self._tensor = TensorMetadata(**{**self.input, "shape": tuple(self.input["shape"])})
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
         self.outputs = served.outputs()
+        self._output_names = tuple(output["name"] for output in self.outputs)
 
     def start(self) -> None:
         """Start to answer, and to fetch what was kept for later."""
@@ -281,7 +282,7 @@ class Service:
             A model failed.
         """
         inputs = await self._inputs(asked)
-        asked.check_outputs(output["name"] for output in self.outputs)
+        asked.check_outputs(self._output_names)
         threshold, timeout = self._wishes(asked)
         if within is not None:
             timeout = min(timeout, within)
@@ -410,6 +411,8 @@ class Service:
         return array.astype(wanted, copy=False)
 
     def _wishes(self, asked: InferRequest) -> tuple[float | None, float]:
+        if not asked.parameters:
+            return None, self.timeout_seconds
         unknown = set(asked.parameters) - set(REQUEST_PARAMETERS)
         if unknown:
             raise ProtocolError(
