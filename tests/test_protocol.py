@@ -113,6 +113,20 @@ def test_all_outputs_come_as_bytes_where_the_request_says_so_as_a_whole():
     assert length is not None
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_requests_with_the_same_json_share_nothing_that_can_be_changed(binary):
+    array = np.array([[0.5, 2.0]], np.float32)
+    asked = InferRequest({"x": array}, parameters={"threshold": 0.5})
+    first, second = (read_request(*write_request(asked, binary=binary)) for _ in range(2))
+    first.parameters["threshold"] = 7.0
+    first.inputs["y"] = array
+    assert dict(second.parameters) == {"threshold": 0.5}
+    assert list(second.inputs) == ["x"]
+    assert not np.shares_memory(first.inputs["x"], second.inputs["x"])
+    other = write_request(InferRequest({"x": 3 * array}, parameters={"threshold": 0.5}))
+    np.testing.assert_array_equal(read_request(*other).inputs["x"], 3 * array)
+
+
 def test_nested_and_flat_data_are_alike():
     nested = tensor(shape=(2, 2), data=[[1, 2], [3, 4]])
     flat = tensor(name="y", shape=(2, 2), data=[1, 2, 3, 4])
