@@ -120,6 +120,30 @@ def test_a_health_check_that_lies_costs_one_call_at_a_time(far):
     teacher.close()
 
 
+def test_a_look_that_fails_in_any_way_is_not_the_last_one():
+    class Odd:
+        here, looks = False, 0
+
+        def __call__(self, x):
+            if not self.here:
+                raise TeacherUnavailable("away")
+            return x
+
+        def check(self):
+            self.looks += 1
+            if self.looks < 3:
+                raise OSError("the network is unreachable")
+            self.here = True
+
+    odd = Odd()
+    teacher = FarTeacher(odd, Link(retries=0, failures=1, probe_seconds=0.01))
+    with pytest.raises(TeacherUnavailable, match="away"):
+        teacher(np.ones(1))
+    wait_until(lambda: teacher.state == "half-open")
+    assert teacher(np.ones(1)) == 1
+    teacher.close()
+
+
 def test_inputs_that_are_refused_do_not_open_the_circuit(far):
     teacher = FarTeacher(load_model(far.url), QUICK)
     far.behave("refuse")

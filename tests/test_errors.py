@@ -19,6 +19,7 @@ HEAVY = ("torch", "onnx", "onnxruntime", "PIL", "plotly", "pyarrow", "typer", "r
         (errors.EbjrError, Exception),
         (errors.CalibrationError, errors.EbjrError),
         (errors.ModelError, errors.EbjrError),
+        (errors.OtherModel, errors.ModelError),
         (errors.TeacherUnavailable, errors.ModelError),
         (errors.ProtocolError, errors.EbjrError),
         (errors.MissingExtra, errors.EbjrError),

@@ -21,6 +21,7 @@ from ebjr import (
     JointRegressor,
     LateAnswers,
     ModelError,
+    OtherModel,
     Router,
     TeacherUnavailable,
 )
@@ -159,6 +160,73 @@ def test_the_callback_hears_of_every_answer_even_after_a_crash(cloud, tmp_path):
         (answer.late, [1]),
     ]
     np.testing.assert_array_equal(heard[0].output, -2 * student(np.array([0.5])))
+
+
+def test_a_callback_that_is_down_holds_up_neither_the_teacher_nor_other_answers(cloud, tmp_path):
+    down, heard = [0.5], []
+
+    def callback(found):
+        if found.output[0, 0] == -2 * down[0]:
+            raise OSError("nobody listens")
+        heard.append(found.id)
+
+    late = LateAnswers(tmp_path / "late.sqlite", callback=callback, keep_seconds=0)
+    joint = joint_of(cloud, late)
+    answers = [joint(np.array([value])) for value in (0.5, 0.25, 0.75)]
+    cloud.here = True
+    assert late.deliver(joint, batch_size=1) == 3
+    late.deliver(joint)
+    assert heard == [answer.late for answer in answers[1:]]
+    for _ in range(3):  # what it has not heard of is not forgotten
+        late.deliver(joint)
+    down[0] = 7.0
+    late.deliver(joint)
+    late.deliver(joint)
+    assert heard == [answers[1].late, answers[2].late, answers[0].late]
+    late.close()
+
+
+def test_a_failure_that_goes_on_is_logged_once(tmp_path, cloud, caplog):
+    def callback(found):
+        raise OSError("nobody listens")
+
+    late = LateAnswers(tmp_path / "late.sqlite", callback=callback)
+    joint = joint_of(cloud, late)
+    joint(np.array([0.5, 0.25]))
+    cloud.here = True
+    for _ in range(5):
+        late.deliver(joint)
+    late.close()
+    assert caplog.text.count("the callback failed with a late answer") == 1
+
+
+def test_rows_wait_while_another_model_answers_in_the_teachers_place(late):
+    error = TeacherUnavailable("away")
+
+    def teacher(x):
+        if error is not None:
+            raise error
+        return -2 * student(x)
+
+    joint = joint_of(teacher, late)
+    answer = joint(np.array([0.5, 0.25]))
+    error = OtherModel("it is another model than it was")
+    assert late.deliver(joint) == 0
+    assert late.find(answer.late, joint).waiting == (0, 1)
+    error = None
+    assert late.deliver(joint) == 2
+
+
+def test_a_row_that_cannot_be_read_does_not_hold_up_the_others(cloud, late, tmp_path):
+    joint = joint_of(cloud, late)
+    answer = joint(np.array([0.5, 0.25, 0.75]))
+    with sqlite3.connect(tmp_path / "late.sqlite") as file:
+        file.execute("UPDATE rows SET student = x'00' WHERE row = 1")
+    cloud.here = True
+    assert late.deliver(joint) == 3
+    found = late.find(answer.late, joint)
+    assert found.rows.tolist() == [0, 2]
+    assert list(found.errors) == [1]
 
 
 def test_inputs_that_are_refused_do_not_hold_up_the_others(late):

@@ -14,6 +14,7 @@ from ebjr import ProtocolError
 from ebjr.protocol import (
     DATATYPES,
     LARGE_BYTES,
+    WRITTEN_PIECE,
     InferRequest,
     InferResponse,
     RequestedOutput,
@@ -110,6 +111,20 @@ def test_all_outputs_come_as_bytes_where_the_request_says_so_as_a_whole():
     assert request.parameters == {"threshold": 0.5}
     _, length = write_response(InferResponse({"score": np.ones(2)}, "joint"), request)
     assert length is not None
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_requests_with_the_same_json_share_nothing_that_can_be_changed(binary):
+    array = np.array([[0.5, 2.0]], np.float32)
+    asked = InferRequest({"x": array}, parameters={"threshold": 0.5})
+    first, second = (read_request(*write_request(asked, binary=binary)) for _ in range(2))
+    first.parameters["threshold"] = 7.0
+    first.inputs["y"] = array
+    assert dict(second.parameters) == {"threshold": 0.5}
+    assert list(second.inputs) == ["x"]
+    assert not np.shares_memory(first.inputs["x"], second.inputs["x"])
+    other = write_request(InferRequest({"x": 3 * array}, parameters={"threshold": 0.5}))
+    np.testing.assert_array_equal(read_request(*other).inputs["x"], 3 * array)
 
 
 def test_nested_and_flat_data_are_alike():
@@ -350,6 +365,25 @@ def test_a_large_message_is_read_as_a_small_one(shape, datatype):
     raw = body(inputs=[tensor(shape=shape, datatype=datatype, data=wanted.tolist())])
     assert len(raw) > LARGE_BYTES
     np.testing.assert_array_equal(read_request(raw).inputs["x"], wanted)
+
+
+@pytest.mark.parametrize("count", [0, 1, WRITTEN_PIECE, WRITTEN_PIECE + 1, 3 * WRITTEN_PIECE])
+def test_an_answer_of_any_size_is_written_as_python_writes_json(count):
+    numbers = np.random.default_rng(0).normal(size=count)
+    outputs = {
+        'odd "data":[] name': numbers,
+        "whole": np.arange(count),
+        "text": np.array([b"x"], object),
+    }
+    body, length = write_response(InferResponse(outputs, "joint", parameters={"a": '"data":[]'}))
+    assert length is None
+    found = json.loads(body)
+    assert body.decode() == json.dumps(found, separators=(",", ":"))
+    assert [tensor["data"] for tensor in found["outputs"]] == [
+        numbers.tolist(),
+        list(range(count)),
+        ["x"],
+    ]
 
 
 @pytest.mark.parametrize(

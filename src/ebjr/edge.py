@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, row_count
-from ebjr.errors import MissingExtra, ModelError, TeacherUnavailable
+from ebjr.errors import MissingExtra, TeacherUnavailable, one_line
 from ebjr.joint import check_policy
 from ebjr.model import Answer, Model, model_name
 from ebjr.outcomes import Outcomes
@@ -267,8 +267,8 @@ class FarTeacher:
         try:
             if check is not None:
                 check()
-        except ModelError as error:
-            self._reason = str(error)
+        except Exception as error:  # whatever it is: who stops looking never finds it
+            self._reason = one_line(error)
             return False
         self._breaker.half_open()
         return True

@@ -7,6 +7,7 @@
     └── EbjrError                    everything else that EBJR raises on purpose
         ├── CalibrationError         no threshold does what was asked
         ├── ModelError               a model could not be loaded, or answered nonsense
+        │   ├── OtherModel           a remote model is another one than it was
         │   └── TeacherUnavailable   the teacher could not be reached just now
         ├── ProtocolError            a message that is not what the protocol says
         │   └── UnknownModel         a request for a model, or a version, that is not served
@@ -34,6 +35,10 @@ class CalibrationError(EbjrError):
 
 class ModelError(EbjrError):
     """A model could not be loaded, or its output is not what its task needs."""
+
+
+class OtherModel(ModelError):
+    """A remote model is another one than it was: what was calibrated is not known of it."""
 
 
 class TeacherUnavailable(ModelError):

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows, take_rows, to_numpy
-from ebjr.errors import EbjrError, TeacherUnavailable
+from ebjr.errors import EbjrError, OtherModel, TeacherUnavailable
 from ebjr.joint import JointModel, Kept
 from ebjr.preprocess import ImageFile, upright_pixels
 from ebjr.tasks import Task
@@ -51,6 +51,9 @@ CREATE INDEX waiting ON rows (number) WHERE input IS NOT NULL;
 CREATE INDEX untold ON rows (number) WHERE input IS NULL AND told = 0;
 CREATE INDEX answered ON rows (changed) WHERE input IS NULL;
 """
+
+MOST_TOLD = 64
+"""So many answers that the callback has not heard of are read at once."""
 
 log = logging.getLogger("ebjr.late")
 
@@ -88,11 +91,12 @@ class LateAnswers:
     path
         The file; it is made if there is none.
     callback
-        Told each `LateAnswer` once it is there; after a crash perhaps twice, never not at all.
+        Told each `LateAnswer` once it is there; after a crash perhaps twice, never not at all: an
+        answer with which it fails is kept, however long, and told again.
     most_bytes
         The most bytes of the file.
     keep_seconds
-        How long an answer is kept.
+        How long an answer is kept, once the callback, if there is one, has heard of it.
 
     Raises
     ------
@@ -136,6 +140,8 @@ class LateAnswers:
         self._delivering = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._untold_from = 0  # whose turn it is to be told
+        self._troubles: dict[str, str] = {}
         self._file = _opened(self.path, most_bytes)
         self._finalizer = weakref.finalize(self, self._file.close)
 
@@ -183,9 +189,9 @@ class LateAnswers:
                     values,
                 )
         except (sqlite3.Error, TypeError, ValueError) as error:
-            count = sum(len(entry.rows) for entry in entries)
-            log.error("%d rows could not be kept for later: %s", count, error)
+            self._trouble("rows could not be kept for later", error)
             return False
+        self._troubles.pop("rows could not be kept for later", None)
         return True
 
     def find(self, id: str, joint: JointModel) -> LateAnswer | None:
@@ -215,7 +221,7 @@ class LateAnswers:
                 taken = self._oldest(batch_size)
                 try:
                     answered = self._ask(joint, taken) if taken else 0
-                except TeacherUnavailable:
+                except (TeacherUnavailable, OtherModel):  # neither says anything of these rows
                     break
                 if not answered:
                     break
@@ -243,8 +249,10 @@ class LateAnswers:
         while not self._stopping.wait(every_seconds):
             try:
                 self.deliver(joint)
-            except Exception:
-                log.exception("late answers could not be delivered; trying again")
+            except Exception as error:
+                self._trouble("late answers could not be delivered", error)
+            else:
+                self._troubles.pop("late answers could not be delivered", None)
 
     def _oldest(self, most: int) -> list[tuple[int, str, str, bytes, bytes]]:
         """Rows that wait and can be one batch."""
@@ -258,14 +266,14 @@ class LateAnswers:
 
     def _ask(self, joint: JointModel, taken: Sequence[tuple[int, str, str, bytes, bytes]]) -> int:
         """Ask the teacher for some rows, and write down what it says; how many it answered."""
-        inputs = [_unpacked_input(form, raw) for _, _, form, raw, _ in taken]
-        batch: Batch = inputs if taken[0][2] in ("file", "list") else np.stack(inputs)
-        own = join_rows([_unpack(joint.kind, raw) for *_, raw in taken])
         try:
+            inputs = [_unpacked_input(form, raw) for _, _, form, raw, _ in taken]
+            batch: Batch = inputs if taken[0][2] in ("file", "list") else np.stack(inputs)
+            own = join_rows([_unpack(joint.kind, raw) for *_, raw in taken])
             found = joint.ask_teacher(batch, own)
-        except TeacherUnavailable:
+        except (TeacherUnavailable, OtherModel):
             raise
-        except Exception as error:  # these inputs are refused, or one of them is
+        except Exception as error:  # these inputs are refused or broken, or one of them is
             if len(taken) > 1:
                 return sum(self._ask(joint, [one]) for one in taken)
             self._write([(None, _sentence(error), taken[0][0])])
@@ -290,25 +298,48 @@ class LateAnswers:
             )
 
     def _tell(self, joint: JointModel) -> None:
-        """Tell the callback of answers that it has not heard of, even in an earlier life."""
-        if self.callback is None:
-            return
+        """Tell the callback of answers that it has not heard of, even in an earlier life.
+
+        Where it fails, the next time begins with the next answer: neither an answer that it cannot
+        take nor a callback that is down holds up the others, or the teacher.
+        """
+        while self.callback is not None and (found := self._untold()):
+            for number, id, *rest in found:
+                if self._stopping.is_set():
+                    return
+                self._untold_from = number + 1
+                try:
+                    self.callback(_late_answer(id, [tuple(rest)], joint))
+                except Exception as error:
+                    self._trouble("the callback failed with a late answer", error)
+                    return
+                self._troubles.pop("the callback failed with a late answer", None)
+                with self._writing() as file:
+                    file.execute("UPDATE rows SET told = 1 WHERE number = ?", (number,))
+        self._untold_from = 0
+
+    def _untold(self) -> list[tuple[Any, ...]]:
         with self._lock:
-            found = self._file.execute(
+            return self._file.execute(
                 "SELECT number, id, row, 0, answer, error FROM rows "
-                "WHERE input IS NULL AND told = 0 ORDER BY number"
+                "WHERE input IS NULL AND told = 0 AND number >= ? ORDER BY number LIMIT ?",
+                (self._untold_from, MOST_TOLD),
             ).fetchall()
-        for number, id, *rest in found:
-            self.callback(_late_answer(id, [tuple(rest)], joint))
-            with self._writing() as file:
-                file.execute("UPDATE rows SET told = 1 WHERE number = ?", (number,))
 
     def _forget(self) -> None:
+        told = "" if self.callback is None else "AND told = 1"
         with self._writing() as file:
             file.execute(
-                "DELETE FROM rows WHERE input IS NULL AND changed < ?",
+                f"DELETE FROM rows WHERE input IS NULL AND changed < ? {told}",
                 (time.time() - self.keep_seconds,),
             )
+
+    def _trouble(self, what: str, error: Exception) -> None:
+        """Log that something fails, once and not for as long as a disk is full."""
+        said = _sentence(error)
+        if self._troubles.get(what) != said:
+            log.error("%s; trying again: %s", what, said)
+        self._troubles[what] = said
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

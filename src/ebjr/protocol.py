@@ -14,7 +14,8 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,8 +49,16 @@ LARGE_BYTES = 128 * 2**10
 PIECE = 2**15
 """So many values of a list become an array at once."""
 
+WRITTEN_PIECE = 2**12
+"""So many values become text at once: a millisecond or two."""
+
+KNOWN, KNOWN_BYTES = 256, 2**10
+"""So many requests' JSON are remembered, each of so many bytes at most."""
+
+_NO_DATA = '"data":[]'
+_LITTLE = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items()}
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
-_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+_ENCODER = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
 
 Parameters = Mapping[str, bool | int | float | str]
 
@@ -96,7 +105,10 @@ class InferRequest:
         """
         if self.outputs is None:
             return RequestedOutput(name, self.binary)
-        return next((output for output in self.outputs if output.name == name), None)
+        for output in self.outputs:
+            if output.name == name:
+                return output
+        return None
 
     def check_outputs(self, known: Iterable[str]) -> None:
         """Check that a model has every output that is asked for.
@@ -209,7 +221,9 @@ def read_request(body: bytes, json_length: str | int | None = None) -> InferRequ
     >>> read_request(json.dumps({"inputs": [tensor]}).encode()).inputs["x"]
     array([[0.5, 2. ]], dtype=float32)
     """
-    return request_of(*_split(body, json_length))
+    end = _json_end(body, json_length)
+    described = _known_request if end <= KNOWN_BYTES else _described_request
+    return _request(described(body[:end]), memoryview(body)[end:])
 
 
 def request_of(message: Mapping[str, Any], rest: memoryview) -> InferRequest:
@@ -227,20 +241,52 @@ def request_of(message: Mapping[str, Any], rest: memoryview) -> InferRequest:
     >>> request_of(table, memoryview(b"ab")).inputs["x"]
     array([97, 98], dtype=uint8)
     """
-    inputs = _read_tensors(message, "inputs", rest)
+    return _request(_description(message), rest)
+
+
+class _Tensor(NamedTuple):
+    """What a message's JSON says of a tensor: its data, or else the size of its bytes."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: Any
+    data: Any
+
+
+class _Description(NamedTuple):
+    """What the JSON of a request says: all but the bytes after it."""
+
+    inputs: list[_Tensor]
+    outputs: tuple[RequestedOutput, ...] | None
+    id: str | None
+    parameters: Parameters
+    binary: bool
+
+
+def _description(message: Mapping[str, Any]) -> _Description:
+    inputs = _described_tensors(message, "inputs")
     if not inputs:
         raise ProtocolError("a request needs at least one tensor in 'inputs', but has none")
     parameters = dict(_read_parameters(message, "the request"))
     binary = parameters.pop("binary_data_output", False)
     if not isinstance(binary, bool):
         raise ProtocolError(f"'binary_data_output' must be true or false, not {_shown(binary)}")
-    return InferRequest(
-        inputs=inputs,
-        outputs=_read_requested(message, binary),
-        id=_read_text(message, "id"),
-        parameters=parameters,
-        binary=binary,
-    )
+    outputs = _read_requested(message, binary)
+    return _Description(inputs, outputs, _read_text(message, "id"), parameters, binary)
+
+
+def _described_request(head: bytes) -> _Description:
+    return _description(_read_object(head))
+
+
+# a client's requests of one shape have the same JSON, and only their bytes differ
+_known_request = lru_cache(maxsize=KNOWN)(_described_request)
+
+
+def _request(about: _Description, rest: memoryview) -> InferRequest:
+    inputs = _filled(about.inputs, rest)
+    return InferRequest(inputs, about.outputs, about.id, dict(about.parameters), about.binary)
 
 
 def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes, int | None]:
@@ -271,13 +317,13 @@ def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes,
     if parameters:
         message["parameters"] = parameters
     tensors = [(name, array, binary) for name, array in request.inputs.items()]
-    message["inputs"], rest = _write_tensors(tensors)
+    message["inputs"], data, rest = _write_tensors(tensors)
     if request.outputs is not None:
         message["outputs"] = [
             {"name": output.name, "parameters": {"binary_data": output.binary}}
             for output in request.outputs
         ]
-    return _joined(message, rest)
+    return _joined(message, data, rest)
 
 
 def read_response(body: bytes, json_length: str | int | None = None) -> InferResponse:
@@ -331,17 +377,17 @@ def write_response(
     """
     wishes = InferRequest({}) if request is None else request
     wishes.check_outputs(response.outputs)
-    named = [(name, array, wishes.wants(name)) for name, array in response.outputs.items()]
+    named = ((name, array, wishes.wants(name)) for name, array in response.outputs.items())
     message: dict[str, Any] = {"model_name": response.model_name}
     for key in ("model_version", "id"):
         if (value := getattr(response, key)) is not None:
             message[key] = value
     if response.parameters:
         message["parameters"] = dict(response.parameters)
-    message["outputs"], rest = _write_tensors(
+    message["outputs"], data, rest = _write_tensors(
         [(name, array, wish.binary) for name, array, wish in named if wish is not None]
     )
-    return _joined(message, rest)
+    return _joined(message, data, rest)
 
 
 def read_metadata(message: Mapping[str, Any]) -> ModelMetadata:
@@ -386,6 +432,7 @@ def _read_tensor_metadata(message: Mapping[str, Any], key: str) -> tuple[TensorM
     return tuple(found)
 
 
+@lru_cache(maxsize=128)
 def datatype_of(dtype: Any) -> str:
     """The protocol's name of a NumPy type.
 
@@ -436,6 +483,12 @@ def tensor_bytes(array: np.ndarray) -> bytes:
 
 def _split(body: bytes, json_length: str | int | None) -> tuple[dict[str, Any], memoryview]:
     """The JSON object, and the bytes after it."""
+    end = _json_end(body, json_length)
+    return _read_object(body[:end]), memoryview(body)[end:]
+
+
+def _json_end(body: bytes, json_length: str | int | None) -> int:
+    """Where a body's JSON ends."""
     end = len(body)
     if json_length is not None:
         text = str(json_length)
@@ -445,14 +498,18 @@ def _split(body: bytes, json_length: str | int | None) -> tuple[dict[str, Any], 
                 f"not {_shown(text)}"
             )
         end = int(text)
+    return end
+
+
+def _read_object(raw: bytes) -> dict[str, Any]:
     try:
-        message = _decoder_of(end).decode(body[:end].decode("utf-8"))
+        message = _decoder_of(len(raw)).decode(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ProtocolError(f"the message must be JSON, but is not: {reason}") from error
     if not isinstance(message, dict):
         raise ProtocolError(f"the message must be a JSON object, not {_kind(message)}")
-    return message, memoryview(body)[end:]
+    return message
 
 
 def _refuse_constant(name: str) -> float:
@@ -530,7 +587,11 @@ def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[Requested
 
 def _read_tensors(message: Mapping[str, Any], key: str, rest: memoryview) -> dict[str, np.ndarray]:
     """The tensors of a message by name; those that are bytes are cut from `rest` in turn."""
-    found: dict[str, np.ndarray] = {}
+    return _filled(_described_tensors(message, key), rest)
+
+
+def _described_tensors(message: Mapping[str, Any], key: str) -> list[_Tensor]:
+    found: dict[str, _Tensor] = {}
     for table in _tables(message, key):
         name = _name(table, key)
         if name in found:
@@ -543,12 +604,20 @@ def _read_tensors(message: Mapping[str, Any], key: str, rest: memoryview) -> dic
                     f"the tensor {_shown(name)} needs 'data', or 'binary_data_size' among its "
                     "parameters, and has neither"
                 )
-            found[name] = _from_json(name, datatype, shape, table["data"])
-            continue
-        if "data" in table:
+        elif "data" in table:
             raise ProtocolError(
                 f"the tensor {_shown(name)} must have either 'data' or 'binary_data_size', not both"
             )
+        found[name] = _Tensor(name, datatype, shape, size, table.get("data"))
+    return list(found.values())
+
+
+def _filled(tensors: Sequence[_Tensor], rest: memoryview) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for name, datatype, shape, size, data in tensors:
+        if size is None:
+            found[name] = _from_json(name, datatype, shape, data)
+            continue
         if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
             raise ProtocolError(
                 f"'binary_data_size' of the tensor {_shown(name)} must be a number of bytes that "
@@ -685,7 +754,7 @@ def _from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: memoryvie
     _check_count(name, shape, len(raw) // dtype.itemsize)
     if datatype == "BOOL":  # any byte but 0 is true, and only 0 and 1 are booleans in memory
         return np.frombuffer(raw, np.uint8).astype(bool).reshape(shape)
-    return np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
+    return np.frombuffer(raw, _LITTLE[datatype]).astype(dtype, copy=False).reshape(shape)
 
 
 def _from_length_prefixed(name: str, shape: tuple[int, ...], raw: memoryview) -> np.ndarray:
@@ -715,10 +784,12 @@ def _check_count(name: str, shape: tuple[int, ...], count: int) -> None:
 
 
 def _write_tensors(
-    tensors: Iterable[tuple[str, np.ndarray, bool]],
-) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """The JSON of tensors, and the bytes of those that go after it."""
-    tables, rest = [], []
+    tensors: Sequence[tuple[str, np.ndarray, bool]],
+) -> tuple[list[dict[str, Any]], list[list[Any]], list[bytes]]:
+    """The JSON of tensors, data that are yet to go into it, and the bytes that go after it."""
+    tables: list[dict[str, Any]] = []
+    values, rest = [], []
+    apart = any(array.size > WRITTEN_PIECE and not binary for _, array, binary in tensors)
     for name, array, binary in tensors:
         datatype = datatype_of(array.dtype)
         table: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype}
@@ -728,8 +799,11 @@ def _write_tensors(
             table["parameters"] = {"binary_data_size": len(raw)}
         else:
             table["data"] = _to_json(name, array)
+            if apart:
+                values.append(table["data"])
+                table["data"] = []
         tables.append(table)
-    return tables, rest
+    return tables, values, rest
 
 
 def _to_json(name: str, array: np.ndarray) -> list[Any]:
@@ -749,9 +823,32 @@ def _to_json(name: str, array: np.ndarray) -> list[Any]:
     return [None if math.isnan(value) else value for value in clipped]
 
 
-def _joined(message: Mapping[str, Any], rest: Sequence[bytes]) -> tuple[bytes, int | None]:
-    text = _ENCODER.encode(message).encode()
-    return (b"".join([text, *rest]), len(text)) if rest else (text, None)
+def _joined(
+    message: Mapping[str, Any], data: Sequence[list[Any]], rest: Sequence[bytes]
+) -> tuple[bytes, int | None]:
+    """A message, its tensors' data put into it where they are not yet, and the bytes after it."""
+    text = _ENCODER.encode(message)
+    if data:
+        head, *tails = text.split(_NO_DATA)  # found nowhere else: in a string \" stands for "
+        filled = [f'"data":{_list_text(v)}{tail}' for v, tail in zip(data, tails, strict=True)]
+        text = "".join([head, *filled])
+    raw = text.encode()
+    return (b"".join([raw, *rest]), len(raw)) if rest else (raw, None)
+
+
+def _list_text(values: list[Any]) -> str:
+    """A list as JSON, piece by piece: the encoder holds the interpreter until it is through.
+
+    Examples
+    --------
+    >>> _list_text([1, 0.5, None])
+    '[1,0.5,null]'
+    """
+    if len(values) <= WRITTEN_PIECE:
+        return _ENCODER.encode(values)
+    starts = range(0, len(values), WRITTEN_PIECE)
+    pieces = (_ENCODER.encode(values[start : start + WRITTEN_PIECE])[1:-1] for start in starts)
+    return f"[{','.join(pieces)}]"
 
 
 def _objects(elements: Sequence[bytes]) -> np.ndarray:

@@ -255,6 +255,45 @@ def test_a_slow_teacher_is_asked_less_until_the_latency_holds():
     assert pilot.search.rate < 0.05
 
 
+def test_requests_that_waited_in_vain_are_slow_and_not_left_out():
+    import asyncio
+    import time
+
+    from ebjr.errors import DeadlineExceeded
+    from ebjr.protocol import InferRequest
+    from ebjr.serving.service import Service
+
+    def hung(x):
+        time.sleep(0.2)
+        return student(x)
+
+    about = served(hung)
+    about.joint.when_unavailable = "error"
+    service = Service(about, hold="p99=20ms", between=(0.1, 0.6), chore_seconds=30)
+
+    async def ask(number):
+        row = np.full((1,), number % 10 / 10, np.float32)  # some are kept, and answered at once
+        asked = InferRequest({"input": row}, parameters={"timeout": 0.1})
+        try:
+            await service.infer(asked)
+        except DeadlineExceeded:
+            return True
+        return False
+
+    async def ask_all():
+        return await asyncio.gather(*(ask(number) for number in range(200)))
+
+    service.start()
+    before = service.helm.pilot.search.rate
+    try:
+        expired = asyncio.run(ask_all())
+    finally:
+        service.stop()
+    assert 20 < sum(expired) < 180
+    service.helm.look()
+    assert service.helm.pilot.search.rate < before
+
+
 def test_what_moves_it_is_written_down_in_words(tmp_path):
     from ebjr.serving.journal import Journal
 

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebjr import JointClassifier, JointRegressor, ModelError, Router, TeacherUnavailable
+from ebjr import (
+    JointClassifier,
+    JointRegressor,
+    LateAnswers,
+    ModelError,
+    Router,
+    TeacherUnavailable,
+)
 from ebjr.errors import Overloaded
 from ebjr.serving.pipeline import Observer, Pipeline
 
@@ -243,6 +250,71 @@ def test_inputs_of_different_shapes_do_not_meet_in_a_batch():
         tickets = [pipeline.submit(np.ones((2, k))) for k in (1, 2, 3, 2, 1)]
         sums = [said(ticket).answer.output[:, 0].tolist() for ticket in tickets]
     assert sums == [[1, 1], [2, 2], [3, 3], [2, 2], [1, 1]]
+
+
+def test_rows_that_wait_for_the_teacher_are_bounded_too():
+    slow = Gate(teacher)
+    joint = JointClassifier(student, slow, Router("max_logit", 10.0))
+    with Pipeline(joint, queue_rows=4, teacher_batch=1) as pipeline:
+        tickets = [pipeline.submit(np.array([1.0]))]
+        assert slow.entered.wait(SECONDS)
+        tickets += [pipeline.submit(np.ones(1)) for _ in range(4)]
+        while pipeline.waiting()["teacher"] < 4:
+            time.sleep(0.001)
+        with pytest.raises(Overloaded, match="4 rows are waiting already for the teacher"):
+            pipeline.submit(np.ones(1))
+        assert tickets[-1].hurry()  # nobody waits for what was answered
+        tickets.append(pipeline.submit(np.ones(1)))
+        slow.open.set()
+        answers = [ticket.future.result(SECONDS).answer for ticket in tickets]
+    assert [bool(answer.degraded[0]) for answer in answers] == [False] * 4 + [True, False]
+
+
+def test_whatever_fails_beside_the_models_fails_its_batch_and_the_pipeline_goes_on():
+    class Deaf(Observer):
+        broken = True
+
+        def rows(self, score, deferred, threshold):
+            if self.broken:
+                raise RuntimeError("no ears")
+
+    deaf = Deaf()
+    joint = JointClassifier(student, teacher, Router("max_logit", 0.5))
+    with Pipeline(joint, observer=deaf) as pipeline:
+        with pytest.raises(ModelError, match="no ears"):
+            pipeline.submit(np.ones(1)).future.result(SECONDS)
+        deaf.broken = False
+        assert len(pipeline.submit(np.ones(2)).future.result(SECONDS).answer.score) == 2
+
+
+def test_all_late_rows_of_a_request_are_kept_under_its_one_id(tmp_path):
+    both = threading.Barrier(2)
+
+    def away(x):
+        both.wait(SECONDS)  # two batches of one request fail at once
+        raise TeacherUnavailable("no cloud in the sky")
+
+    late = LateAnswers(tmp_path / "late.sqlite")
+    joint = JointClassifier(
+        student, away, Router("max_logit", 10.0), when_unavailable="queue", late=late
+    )
+    with Pipeline(joint, teacher_batch=2, teacher_workers=2) as pipeline:
+        for _ in range(20):
+            found = pipeline.submit(np.ones(4)).future.result(SECONDS).answer
+            assert late.find(found.late, joint).waiting == (0, 1, 2, 3)
+    late.close()
+
+
+def test_a_teacher_that_hangs_does_not_keep_a_server_from_ending():
+    hangs = Gate(teacher)
+    pipeline = Pipeline(JointClassifier(student, hangs, Router("max_logit", 10.0)))
+    pipeline.start()
+    pipeline.submit(np.ones(1))
+    assert hangs.entered.wait(SECONDS)
+    began = time.monotonic()
+    pipeline.stop(0.1)
+    assert time.monotonic() - began < SECONDS
+    hangs.open.set()
 
 
 def test_stopping_answers_what_waits_and_takes_nothing_more():

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows, row_count, to_numpy
-from ebjr.errors import MissingExtra, ModelError, ProtocolError, TeacherUnavailable
+from ebjr.errors import MissingExtra, ModelError, OtherModel, ProtocolError, TeacherUnavailable
 from ebjr.model import Answer
 from ebjr.protocol import (
     DATATYPES,
@@ -182,7 +182,7 @@ class RemoteModel:
         TeacherUnavailable
             The server cannot be reached, is too slow or busy, or answers what is no answer.
         ModelError
-            It refuses these inputs, or is another model than it was.
+            It refuses these inputs, or is another model than it was (`OtherModel`).
         """
         rows = row_count(batch)
         step = self.batch_size or rows
@@ -202,13 +202,13 @@ class RemoteModel:
         ------
         TeacherUnavailable
             It cannot be reached.
-        ModelError
+        OtherModel
             It is another one.
         """
         found = self._asked_metadata()
         self._server.exchange("GET", f"{self._path}/ready")
         if found != self.metadata:
-            raise ModelError(
+            raise OtherModel(
                 f"{self.name} is another model than it was: {_difference(self.metadata, found)}; "
                 "record and calibrate again"
             )
@@ -303,7 +303,7 @@ class RemoteModel:
     def _check_version(self, found: InferResponse) -> None:
         known = self.metadata.versions
         if found.model_version is not None and known and found.model_version not in known:
-            raise ModelError(
+            raise OtherModel(
                 f"{self.name} answers as version {found.model_version!r} and was "
                 f"{' or '.join(map(repr, known))}; record and calibrate again"
             )

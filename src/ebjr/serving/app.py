@@ -41,6 +41,9 @@ except ImportError as error:
 
 __all__ = ["Served", "build_app", "run_server", "served_of"]
 
+MOST_WISH_BYTES = 4096
+"""No wish of the knob is longer; the interpreter is held as long as one is read."""
+
 OWN_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 """Of pages that this machine serves, as a browser names them."""
 
@@ -123,6 +126,7 @@ def build_app(
     span = None if service.tracing is None else service.tracing.request
     app = _Application(
         infer,
+        None if log_requests or span is not None else Infer(service, names=True),
         partial(RequestIds, lines=log_requests, span=span),
         routes=routes,
         lifespan=lifespan,
@@ -135,9 +139,18 @@ def build_app(
 class _Application(Starlette):
     """Starlette, and a shorter way to what is asked most: past its middleware and its routes."""
 
-    def __init__(self, infer: Infer, ids: Callable[[App], App], **options: Any) -> None:
+    def __init__(
+        self, infer: Infer, alone: Infer | None, ids: Callable[[App], App], **options: Any
+    ) -> None:
         super().__init__(**options)
-        self._infer, self._ids = infer, ids
+        self._infer, self._alone, self._ids = infer, alone, ids
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request: by `alone`, where nobody is told of each, or as it is built."""
+        if self._alone is not None and self._alone.is_asked(scope):
+            await self._alone(scope, receive, send)
+            return
+        await super().__call__(scope, receive, send)
 
     def build_middleware_stack(self) -> App:
         """What answers: `infer`, or all the rest."""
@@ -188,6 +201,7 @@ def run_server(
     """
     try:
         import uvicorn
+        from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
         from ebjr.serving.guard import guarded
     except ImportError as error:
@@ -213,6 +227,7 @@ def run_server(
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
             app,
+            proxy_headers=False,  # who asks matters to the rest, see below
             http=guarded(app.state.service.limits),
             ws="none",
             lifespan="on",
@@ -221,6 +236,7 @@ def run_server(
             access_log=False,
             server_header=False,
         )
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=config.forwarded_allow_ips)
         where, own = listener.getsockname()[:2]
         started(f"http://{where}:{own}")
         gc.collect()
@@ -273,7 +289,9 @@ class _Handlers:
         return HTMLResponse(*page_and_headers())
 
     async def status(self, _request: Request) -> Response:
-        found = {**self.service.status(), "token": self.token is not None}
+        # in a thread, as the monitor takes its time and what is kept for later is on a disk
+        known = await asyncio.to_thread(self.service.status)
+        found = {**known, "token": self.token is not None}
         return JSONResponse(found, headers={"Cache-Control": "no-store"})
 
     @_answering
@@ -283,7 +301,7 @@ class _Handlers:
         return JSONResponse(await self.service.ask_both(asked))
 
     async def metrics(self, _request: Request) -> Response:
-        body, kind = self.service.metrics.text()
+        body, kind = await asyncio.to_thread(self.service.metrics.text)
         return Response(body, media_type=kind)
 
     @_answering
@@ -302,7 +320,7 @@ class _Handlers:
         self._authorize(request)
         who = request.client.host if request.client else "unknown"
         try:
-            wish = json.loads(raw)
+            wish = json.loads(raw if len(raw) <= MOST_WISH_BYTES else b"")
         except (ValueError, RecursionError) as error:
             raise Refused(400, WISHES) from error
         try:  # in a thread, as the audit log waits for the disk

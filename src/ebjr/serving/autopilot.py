@@ -221,6 +221,14 @@ class Autopilot(Observer):
                 if ticket.since >= self._since:
                     self._seconds.append(spent)
 
+    def expired(self, ticket: Ticket, seconds: float) -> None:
+        """Take a request that waited in vain: the slowest of all must not be left out.
+
+        Where its client gave it less than the target, nothing is known.
+        """
+        if seconds >= self.hold.target:
+            self.answered([ticket], np.array([seconds]))
+
     def begin(self, who: str, request: str | None = None) -> None:
         """Move the knob to where the search begins.
 

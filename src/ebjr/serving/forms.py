@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 import numpy as np
@@ -19,6 +20,7 @@ except ImportError as error:
 MOST_FILES = 256
 MOST_FIELDS = 16
 MOST_FIELD_BYTES = 4096
+PIECE_BYTES = 64 * 2**10
 
 _TEXTS = ("operating_point",)
 _FIELDS = (*KNOBS, "timeout")
@@ -49,7 +51,10 @@ async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
     """
 
     async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
+        for start in range(0, len(body), PIECE_BYTES):
+            yield body[start : start + PIECE_BYTES]
+            if start + PIECE_BYTES < len(body):
+                await asyncio.sleep(0)  # other clients go on while a large form is read
 
     parser = MultiPartParser(
         headers,

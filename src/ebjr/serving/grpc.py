@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -18,12 +19,14 @@ import numpy as np
 from ebjr.errors import EbjrError, MissingExtra, Overloaded, ProtocolError
 from ebjr.protocol import (
     DATATYPES,
+    PIECE,
     InferRequest,
     InferResponse,
     datatype_of,
     request_of,
     tensor_bytes,
 )
+from ebjr.serving.bodies import aside
 from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
 from ebjr.serving.service import Service, log, status_of
 
@@ -187,7 +190,7 @@ class _Caller:
         try:
             with self._service.holding() as hold:
                 hold(len(raw))
-                return await answer(kind.FromString(raw), way)
+                return await answer(await aside(len(raw), kind.FromString, raw), way)
         except DecodeError:
             status, sentence = 400, f"the message is no {kind.DESCRIPTOR.name} of the protocol"
         except Overloaded as error:
@@ -240,10 +243,11 @@ class _Answers:
     async def ModelInfer(self, asked: Any, context: Any) -> Any:
         self.service.check_model(asked.model_name, asked.model_version)
         began = time.perf_counter()
-        request, left = read_request(asked), context.time_remaining()
+        request, left = await aside(asked.ByteSize(), read_request, asked), context.time_remaining()
         within = None if left is None else ANSWERING_SHARE * left
         answer = await self.service.infer(request, within=within)
-        found = write_response(answer, request, raw=bool(asked.raw_input_contents))
+        write = partial(write_response, answer, request, raw=bool(asked.raw_input_contents))
+        found = await aside(sum(array.nbytes for array in answer.outputs.values()), write)
         self.service.metrics.request(time.perf_counter() - began)
         return found
 
@@ -329,7 +333,9 @@ def write_response(response: InferResponse, request: InferRequest, *, raw: bool)
         if raw:
             message.raw_output_contents.append(tensor_bytes(array))
         else:
-            getattr(tensor.contents, CONTENTS[datatype][0]).extend(array.ravel().tolist())
+            flat, field = array.ravel(), getattr(tensor.contents, CONTENTS[datatype][0])
+            for start in range(0, len(flat), PIECE):
+                field.extend(flat[start : start + PIECE].tolist())
     return message
 
 
@@ -350,7 +356,11 @@ def _typed_bytes(tensor: Any) -> bytes:
         )
     field, kind = CONTENTS[tensor.datatype]
     values = getattr(tensor.contents, field)
-    wide = np.fromiter(values, kind, len(values))
+    pieces = [
+        np.fromiter(values[start : start + PIECE], kind)  # other threads run in between
+        for start in range(0, len(values), PIECE)
+    ]
+    wide = np.concatenate(pieces) if pieces else np.empty(0, kind)
     narrow = wide.astype(DATATYPES[tensor.datatype])
     if kind in (np.int32, np.uint32) and not np.array_equal(narrow, wide):
         raise ProtocolError(f"contents of the tensor {tensor.name!r} exceed {tensor.datatype}")

@@ -110,6 +110,7 @@ class _Gathering:
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
         self._parts: list[bytes] = []
+        self.is_closing = transport.is_closing  # asked with every request
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

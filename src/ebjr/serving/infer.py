@@ -12,10 +12,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ebjr.errors import EbjrError, MissingExtra, Overloaded
-from ebjr.protocol import LENGTH_HEADER, InferRequest, read_request, write_response
-from ebjr.serving.bodies import WHEN_GONE, Refused, aside, compressed, read_body
+from ebjr.protocol import (
+    LENGTH_HEADER,
+    InferRequest,
+    InferResponse,
+    read_request,
+    write_response,
+)
+from ebjr.serving.bodies import (
+    LARGE_BYTES,
+    WHEN_GONE,
+    Refused,
+    aside,
+    compressed,
+    read_body,
+)
 from ebjr.serving.forms import read_form
-from ebjr.serving.logs import Receive, Scope, Send
+from ebjr.serving.logs import REQUEST_ID, Receive, Scope, Send, begin_request
 from ebjr.serving.service import VERSION, Hold, Service, log, status_of
 
 try:
@@ -30,6 +43,9 @@ MISTAKES = (Refused, EbjrError, ClientDisconnect, asyncio.CancelledError)
 
 BROKEN = "the server failed on this request; its log says why"
 
+TEXT_BYTES = 5
+"""A float32 of 4 bytes is a text of about 20."""
+
 _LENGTH = LENGTH_HEADER.lower().encode()
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
@@ -42,10 +58,12 @@ class Infer:
     ----------
     service
         Who answers.
+    names
+        Whether a request gets its id here, as nothing around this gives it one.
     """
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, *, names: bool = False) -> None:
+        self._service, self._names = service, names
         model = f"/v2/models/{service.served.name}"
         self._paths = {f"{model}/infer", f"{model}/versions/{VERSION}/infer"}
 
@@ -58,26 +76,34 @@ class Infer:
         """Answer a request; `scope` has path parameters where it came by a route."""
         service = self._service
         began = time.perf_counter()
+        known = dict(scope["headers"])
+        own = begin_request(known.get(REQUEST_ID)).encode() if self._names else None
         try:
             with service.holding() as hold:
-                body, headers = await self._answer(scope, receive, hold)
+                body, headers = await self._answer(scope, known, receive, hold)
                 service.metrics.request(time.perf_counter() - began)
-        except MISTAKES as error:
-            await refusal_of(service, error)(scope, receive, send)
-            return
-        except Exception:
-            log.exception("a request failed")
-            await refusal(service, 500, BROKEN)(scope, receive, send)
+        except (Exception, asyncio.CancelledError) as error:
+            answer = self._failed(error)
+            if own is not None:
+                answer.raw_headers.append((REQUEST_ID, own))
+            await answer(scope, receive, send)
             return
         headers.append((b"content-length", b"%d" % len(body)))
+        if own is not None:
+            headers.append((REQUEST_ID, own))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
+    def _failed(self, error: BaseException) -> Response:
+        if isinstance(error, MISTAKES):
+            return refusal_of(self._service, error)
+        log.exception("a request failed")
+        return refusal(self._service, 500, BROKEN)
+
     async def _answer(
-        self, scope: Scope, receive: Receive, hold: Hold
+        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, hold: Hold
     ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         """The body of an answer, and its headers."""
-        headers = dict(scope["headers"])
         # first: who is still sending reads no answer
         service = self._service
         raw = await read_body(headers, receive, service.limits, hold, service.patience)
@@ -86,19 +112,25 @@ class Infer:
         asked = await self._asked(raw, headers)
         scope[WHEN_GONE] = _cancel_of_this_task()
         found = await service.infer(asked)
-        body, length = write_response(found, asked)
-        accepted = headers.get(b"accept-encoding", b"").decode("latin-1")
-        body, more = await aside(len(body), compressed, body, accepted)
-        said = [(name.lower().encode(), value.encode()) for name, value in more.items()]
-        if length is None:
-            return body, [_JSON, *said]
-        return body, [_BINARY, (_LENGTH, b"%d" % length), *said]
+        large = _answer_bytes(found, asked) > LARGE_BYTES  # `aside` costs a little, even of none
+        body, length = (
+            await asyncio.to_thread(write_response, found, asked)
+            if large
+            else write_response(found, asked)
+        )
+        about = [_JSON] if length is None else [_BINARY, (_LENGTH, b"%d" % length)]
+        if accepted := headers.get(b"accept-encoding"):
+            body, more = await aside(len(body), compressed, body, accepted.decode("latin-1"))
+            about += [(name.lower().encode(), value.encode()) for name, value in more.items()]
+        return body, about
 
     async def _asked(self, raw: bytes, headers: Mapping[bytes, bytes]) -> InferRequest:
         if not headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
             length = headers.get(_LENGTH)
             words = None if length is None else length.decode("latin-1")
-            return await aside(_json_bytes(raw, words), read_request, raw, words)
+            if _json_bytes(raw, words) <= LARGE_BYTES:
+                return read_request(raw, words)
+            return await asyncio.to_thread(read_request, raw, words)
         if not self._service.served.takes_images:
             raise Refused(415, "this model takes no images, and a form can bring nothing else")
         return await read_form(raw, Headers(raw=list(headers.items())), self._service.input["name"])
@@ -128,6 +160,17 @@ def _json_bytes(raw: bytes, length: str | None) -> int:
     if length is None:
         return len(raw)
     return int(length) if length.isascii() and length.isdecimal() and len(length) < 19 else 0
+
+
+def _answer_bytes(found: InferResponse, asked: InferRequest) -> int:
+    """About how long an answer will be; as JSON a number takes so many times its bytes."""
+    most = TEXT_BYTES * sum([array.nbytes for array in found.outputs.values()])
+    if most <= LARGE_BYTES:
+        return most
+    wishes = ((array.nbytes, asked.wants(name)) for name, array in found.outputs.items())
+    return sum(
+        size if wish is not None and wish.binary else TEXT_BYTES * size for size, wish in wishes
+    )
 
 
 def _cancel_of_this_task() -> Callable[[], Any]:

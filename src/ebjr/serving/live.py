@@ -162,8 +162,8 @@ class Live(Observer):
         return np.bincount(found, minlength=self._scores.shape[1])
 
     def _time(self, what: str, seconds: np.ndarray) -> None:
-        places = (_PER_OCTAVE * np.log2(seconds.clip(_FIRST) / _FIRST)).astype(np.int64)
-        counts = np.bincount(places.clip(0, _BINS - 1), minlength=_BINS)
+        places = (_PER_OCTAVE * np.log2(np.maximum(seconds, _FIRST) / _FIRST)).astype(np.int64)
+        counts = np.bincount(np.minimum(places, _BINS - 1), minlength=_BINS)
         with self._lock:
             self._times[self._slot(), TIMED.index(what)] += counts
 

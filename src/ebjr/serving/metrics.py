@@ -35,8 +35,8 @@ except ImportError as error:
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
-MOST_SINGLE = 1024
-"""So many values are counted together at most."""
+MOST_WAITING = 1024
+"""So many values wait to be counted together."""
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -111,13 +111,13 @@ class Metrics(Observer):
         """Count a batch."""
         self._batch.add([batch.rows], batch.stage)
         self._seconds.add([batch.seconds], batch.stage)
-        self._wait.add(batch.waited, batch.stage)
+        self._wait.add(batch.waited.tolist(), batch.stage)
 
     def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
         """Count rows, and where their scores lie."""
         self._rows.inc(len(score))
-        self._deferred.inc(int(deferred.sum()))
-        self._score.add(score)
+        self._deferred.inc(int(np.count_nonzero(deferred)))
+        self._score.add(score.tolist())
 
     def degraded(self, rows: int) -> None:
         """Count degraded rows."""
@@ -133,7 +133,7 @@ class Metrics(Observer):
 
     def request(self, seconds: float) -> None:
         """A request was answered without an error, after so long."""
-        self._latency.add_one(seconds)
+        self._latency.add((seconds,))
         self._answered.inc()
 
     def families(self) -> Iterable[Any]:
@@ -166,17 +166,22 @@ class _Counts(Collector):
         self._counts = {s: np.zeros(len(self._names), np.int64) for s in stages or ("",)}
         self._sums = dict.fromkeys(self._counts, 0.0)
         self._lock = threading.Lock()
-        self._single: deque[float] = deque()  # values that came one by one
+        self._waiting: dict[str, deque[float]] = {stage: deque() for stage in self._counts}
 
-    def add_one(self, value: float) -> None:
-        """Count a value, where there is one alone: with others, later."""
-        self._single.append(value)
-        if len(self._single) >= MOST_SINGLE:
-            self._add_single()
+    def add(self, values: Iterable[float], stage: str = "") -> None:
+        """Count values, with others, later: numbers of a few cost most of what they cost of many.
 
-    def add(self, values: Any, stage: str = "") -> None:
-        """Count values (n,); what is not finite is in no sum, a NaN in no bucket but the last."""
-        given = np.asarray(values, np.float64)
+        What is not finite is in no sum, a NaN in no bucket but the last.
+        """
+        waiting = self._waiting[stage]
+        waiting.extend(values)
+        if len(waiting) >= MOST_WAITING:
+            self._count(stage)
+
+    def _count(self, stage: str) -> None:
+        waiting = self._waiting[stage]
+        with self._lock:
+            given = np.array([waiting.popleft() for _ in range(len(waiting))], np.float64)
         found = np.bincount(np.searchsorted(self._edges, given), minlength=len(self._names))
         total = float(given.sum())
         if not np.isfinite(total):
@@ -185,14 +190,9 @@ class _Counts(Collector):
             self._counts[stage] += found
             self._sums[stage] += total
 
-    def _add_single(self) -> None:
-        with self._lock:
-            known = [self._single.popleft() for _ in range(len(self._single))]
-        if known:
-            self.add(known)
-
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        self._add_single()
+        for stage in self._counts:
+            self._count(stage)
         family = HistogramMetricFamily(*self._about, labels=self._labels)
         with self._lock:
             for stage, counts in self._counts.items():

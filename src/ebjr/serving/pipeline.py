@@ -112,6 +112,9 @@ class Observer:
     def answered(self, tickets: Sequence[Ticket], seconds: np.ndarray) -> None:
         """Requests have their answers, each so long after it was handed in."""
 
+    def expired(self, ticket: Ticket, seconds: float) -> None:
+        """A request's time, so many seconds, was over before it had an answer."""
+
     def degraded(self, rows: int) -> None:
         """Rows that should have been deferred were answered by the student."""
 
@@ -156,6 +159,11 @@ class Observers(Observer):
         for observer in self._all:
             observer.answered(tickets, seconds)
 
+    def expired(self, ticket: Ticket, seconds: float) -> None:
+        """Tell all of a request without an answer."""
+        for observer in self._all:
+            observer.expired(ticket, seconds)
+
     def degraded(self, rows: int) -> None:
         """Tell all of degraded rows."""
         for observer in self._all:
@@ -199,11 +207,13 @@ class Ticket:
         self._unscored = self._rows  # rows that the student has yet to answer
         self._open = self._rows  # rows without an answer
         self._output: Any = None
-        self._score = np.zeros(self._rows)
-        self._deferred = np.zeros(self._rows, bool)
-        self._degraded = np.zeros(self._rows, bool)
-        self._waiting = np.zeros(self._rows, bool)  # for the teacher
+        self._predicted: Any = None  # of the output, where all of it is the student's
+        self._score: np.ndarray
+        self._deferred: np.ndarray
+        self._degraded: np.ndarray
+        self._waiting: np.ndarray  # for the teacher
         self.late: str | None = None  # under this id are rows that were kept for later
+        self._late_id: str | None = None
 
     def hurry(self) -> bool:
         """Answer now with what is known: rows that wait for the teacher get the student's answer.
@@ -219,10 +229,19 @@ class Ticket:
             if self._unscored:
                 return False
             rows = np.flatnonzero(self._waiting)
-            self._pipeline.keep([_Part(self, rows, take_rows(self._output, rows))])
-            self._degrade(rows)
+            part = _Part(self, rows, take_rows(self._output, rows))
+        self._pipeline.keep([part])  # waits for a disk, and nobody is to wait for that
+        with self._pipeline.lock:
+            if not self.future.done():
+                self._degrade(np.flatnonzero(self._waiting))
         self._pipeline.tell_answered()
         return True
+
+    def late_id(self, new: Callable[[], str]) -> str:
+        """The id of whatever is kept of it, one whoever keeps it; the pipeline's lock is held."""
+        if self._late_id is None:
+            self._late_id = new()
+        return self._late_id
 
     def inputs_of(self, rows: np.ndarray) -> Batch:
         """Some of its inputs."""
@@ -235,27 +254,38 @@ class Ticket:
         return self._threshold
 
     def scored(
-        self, rows: np.ndarray, output: Batch, score: np.ndarray, deferred: np.ndarray, marked: Any
+        self,
+        rows: np.ndarray,
+        output: Batch,
+        predicted: Batch,
+        score: np.ndarray,
+        deferred: np.ndarray,
+        marked: Any,
     ) -> None:
         """Take the student's answer to some rows."""
-        if self._output is None:
-            whole = len(rows) == self._rows
-            self._output = output if whole else _room_for(output, self._rows)
-        if len(rows) != self._rows:
+        degraded = deferred & False if marked is None else marked & ~deferred
+        if len(rows) == self._rows:  # the common case, all at once
+            self._output, self._predicted, self._score = output, predicted, score
+            self._deferred, self._waiting = deferred.copy(), deferred.copy()
+            self._degraded = degraded
+        else:
+            if self._output is None:
+                self._output = _room_for(output, self._rows)
+                self._score = np.zeros(self._rows)
+                self._deferred, self._waiting, self._degraded = np.zeros((3, self._rows), bool)
             self._output = put_rows(self._output, rows, output)
-        self._score[rows] = score
-        self._deferred[rows] = deferred
-        self._waiting[rows] = deferred
-        if marked is not None:
-            self._degraded[rows] = marked & ~deferred
+            self._score[rows] = score
+            self._deferred[rows] = deferred
+            self._waiting[rows] = deferred
+            self._degraded[rows] = degraded
         self._unscored -= len(rows)
-        self._settle(int((~deferred).sum()))
+        self._settle(len(rows) - int(np.count_nonzero(deferred)))
 
     def taught(self, rows: np.ndarray, output: Batch, marked: Any) -> None:
         """Take the teacher's answer to some rows, unless they have been answered."""
         if self.future.done():
             return
-        self._output = put_rows(self._output, rows, output)
+        self._output, self._predicted = put_rows(self._output, rows, output), None
         self._waiting[rows] = False
         if marked is not None:
             self._degraded[rows] = marked
@@ -278,9 +308,9 @@ class Ticket:
         if self._open or self.future.done():
             return
         assert self._threshold is not None
-        output = self._output
+        output, predicted = self._output, self._predicted
         answer = JointAnswer(
-            self._pipeline.joint.predict(output),
+            self._pipeline.joint.predict(output) if predicted is None else predicted,
             output,
             self._score,
             self._deferred,
@@ -379,7 +409,7 @@ class Pipeline:
         How long a worker waits for a batch to fill, where rows arrive fast enough for it to be full
         by then; 0 takes what is there.
     queue_rows
-        The most rows that may wait for the student; beyond it `submit` raises `Overloaded`.
+        The most rows that may wait for either model; beyond it `submit` raises `Overloaded`.
     audit_rate
         The share of kept rows about which the teacher is asked too, when nothing waits for either
         model: one row at a time, so that an answer waits for at most one of them.
@@ -440,7 +470,7 @@ class Pipeline:
         self._batches = sizes
         self._student_queue: RowQueue[_Part] = RowQueue(queue_rows, max_wait_seconds)
         self._teacher_queue: RowQueue[_Part] = RowQueue(queue_rows, max_wait_seconds)
-        self._row_seconds = 0.0  # the student's, smoothed
+        self._row_seconds = dict.fromkeys(STAGES, 0.0)  # of each model, smoothed
         self._audit_rate = audit_rate
         self._audits: deque[_Audit] = deque()
         self._auditing = 0  # rows that wait for an audit
@@ -469,13 +499,20 @@ class Pipeline:
         for thread in (self._student, *self._teachers):
             thread.start()
 
-    def stop(self) -> None:
-        """Answer what waits, take nothing more, and end the threads."""
+    def stop(self, within: float | None = None) -> None:
+        """Answer what waits, take nothing more, and end the threads.
+
+        Parameters
+        ----------
+        within
+            Seconds that each model has for it; one that hangs is then left where it is. None waits
+            as long as it takes.
+        """
         self._student_queue.close()
-        self._student.join()
+        self._student.join(within)
         self._teacher_queue.close()
         for thread in self._teachers:
-            thread.join()
+            thread.join(within)
 
     def waiting(self) -> dict[str, int]:
         """How many rows wait for each model, and for an audit."""
@@ -505,23 +542,27 @@ class Pipeline:
             raise ValueError("a request needs at least one input, but has none")
         ticket = Ticket(self, inputs, own)
         self.observer.submitted(ticket)
+        if self._teacher_queue.full(1):  # what is deferred goes there, however much it is
+            raise self._overloaded("teacher", self._teacher_queue.rows)
         if not self._student_queue.put(_Part(ticket, np.arange(n)), bounded=True):
             if self._student_queue.closed:
                 raise Overloaded("the server is stopping and takes no more requests", 1.0)
-            waits = self._student_queue.rows
-            seconds = max(0.05, waits * self._row_seconds)
-            raise Overloaded(
-                f"{waits} rows are waiting already, and {self._student_queue.limit} is the most: "
-                f"try again in {seconds:.2g} s",
-                seconds,
-            )
+            raise self._overloaded("student", self._student_queue.rows)
         return ticket
+
+    def _overloaded(self, stage: str, waits: int) -> Overloaded:
+        seconds = max(0.05, waits * self._row_seconds[stage])
+        return Overloaded(
+            f"{waits} rows are waiting already for the {stage}, and {self._student_queue.limit} is "
+            f"the most: try again in {seconds:.2g} s",
+            seconds,
+        )
 
     def _run_student(self) -> None:
         while parts := self._take(self._student_queue, "student"):
             self.busy = True
             for group in alike(parts):
-                self._answer_by_student(group)
+                self._guarded(self._answer_by_student, group, "student")
             self.busy = False
             if self._audits:
                 self._teacher_queue.poke()
@@ -530,7 +571,16 @@ class Pipeline:
         idle = self._idle if audits else _never
         while parts := self._take(self._teacher_queue, "teacher", idle):
             for group in alike(parts):
-                self._answer_by_teacher(group)
+                self._guarded(self._answer_by_teacher, group, "teacher")
+
+    def _guarded(
+        self, answer: Callable[[Sequence[_Part]], None], parts: Sequence[_Part], stage: str
+    ) -> None:
+        """Answer rows, or say why not: a thread that ended would leave all others unanswered."""
+        try:
+            answer(parts)
+        except Exception as error:
+            self._fail(parts, stage, error)
 
     def _take(
         self, queue: RowQueue[_Part], stage: str, idle: Callable[[], bool] = _never
@@ -585,32 +635,28 @@ class Pipeline:
     def _answer_by_student(self, parts: Sequence[_Part]) -> None:
         sizes = [len(part.rows) for part in parts]
         began = time.perf_counter()
-        try:
-            inputs = _inputs(parts)
-            found = self.joint.ask_student(inputs)
-            values = np.asarray(to_numpy(self.joint.router.score(found.output)), np.float64)
-            output = _plain(self.joint.of_student(found.output))
-        except Exception as error:
-            self._fail(parts, "student", error)
-            return
-        batch = Batched.of("student", parts, began)
-        self._row_seconds = 0.9 * self._row_seconds + 0.1 * batch.seconds / len(values)
+        inputs = _inputs(parts)
+        found = self.joint.ask_student(inputs)
+        values = np.asarray(to_numpy(self.joint.router.score(found.output)), np.float64)
+        output = _plain(self.joint.of_student(found.output))
+        batch = self._batched("student", parts, began)
         knob = self.joint.router.threshold
         thresholds = np.repeat([part.ticket.threshold(knob) for part in parts], sizes)
         deferred = ~(values >= thresholds)
         self.observer.batch(batch)
         self.observer.rows(values, deferred, thresholds)
         flags = None if found.degraded is None else to_numpy(found.degraded)
-        ends = np.cumsum(sizes)
-        later = []
+        predicted = self.joint.predict(output)
+        later, end = [], 0
         with self.lock:
-            for part, size, end in zip(parts, sizes, ends.tolist(), strict=True):
-                start = end - size
+            for part, size in zip(parts, sizes, strict=True):
+                start, end = end, end + size
                 hard = deferred[start:end]
                 answers = _cut(output, start, end)
                 part.ticket.scored(
                     part.rows,
                     answers,
+                    _cut(predicted, start, end),
                     values[start:end],
                     hard,
                     None if flags is None else flags[start:end],
@@ -632,13 +678,10 @@ class Pipeline:
         except ModelError as error:  # unreachable, or it answers nonsense
             self._miss(parts, error)
             return
-        except Exception as error:
-            self._fail(parts, "teacher", error)
-            return
         if found.answered is not None:
             parts, missed = _divided(parts, to_numpy(found.answered))
             self._miss(missed, TeacherUnavailable("the teacher answers no more rows just now"))
-        self.observer.batch(Batched.of("teacher", parts, began))
+        self.observer.batch(self._batched("teacher", parts, began))
         flags = None if found.degraded is None else to_numpy(found.degraded)
         end = 0
         with self.lock:
@@ -647,6 +690,12 @@ class Pipeline:
                 own_flags = None if flags is None else flags[start:end]
                 part.ticket.taught(part.rows, _cut(output, start, end), own_flags)
         self.tell_answered()
+
+    def _batched(self, stage: str, parts: Sequence[_Part], began: float) -> Batched:
+        batch = Batched.of(stage, parts, began)
+        each = batch.seconds / max(batch.rows, 1)
+        self._row_seconds[stage] = 0.9 * self._row_seconds[stage] + 0.1 * each
+        return batch
 
     def tell_answered(self) -> None:
         """Tell the observer which requests have been answered since the last time."""
@@ -673,8 +722,9 @@ class Pipeline:
         late = self.joint.late
         if late is None:
             return
-        open_ones = [part for part in parts if len(part.rows) and not part.ticket.future.done()]
-        ids = {part.ticket: part.ticket.late or late.new_id() for part in open_ones}
+        with self.lock:  # other rows of the same request may be missed by another thread
+            open_ones = [part for part in parts if len(part.rows) and not part.answered]
+            ids = {part.ticket: part.ticket.late_id(late.new_id) for part in open_ones}
         entries = [
             Kept(ids[part.ticket], part.rows, part.ticket.inputs_of(part.rows), part.output)
             for part in open_ones
@@ -684,12 +734,13 @@ class Pipeline:
                 ticket.late = own
 
     def _fail(self, parts: Sequence[_Part], stage: str, error: Exception) -> None:
-        self.observer.failed(stage, error)
+        told = error
         if not isinstance(error, EbjrError):
-            error = ModelError(f"the {stage} failed on a batch: {type(error).__name__}: {error}")
+            told = ModelError(f"the {stage} failed on a batch: {type(error).__name__}: {error}")
         with self.lock:
             for part in parts:
-                part.ticket.fail(error)
+                part.ticket.fail(told)
+        self.observer.failed(stage, error)
 
 
 def _inputs(parts: Sequence[_Part]) -> Batch:

@@ -54,6 +54,9 @@ if TYPE_CHECKING:  # an extra
 VERSION = "1"
 """The only version of a served model."""
 
+STOP_SECONDS = 10.0
+"""So long a model has for what waits when the server ends: clients have their answers by then."""
+
 REQUEST_PARAMETERS = (*KNOBS, "timeout")
 
 STATUSES: tuple[tuple[type[EbjrError], int], ...] = (
@@ -191,6 +194,7 @@ class Service:
         self._tensor = TensorMetadata(**{**self.input, "shape": tuple(self.input["shape"])})
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
         self.outputs = served.outputs()
+        self._output_names = tuple(output["name"] for output in self.outputs)
 
     def start(self) -> None:
         """Start to answer, and to fetch what was kept for later."""
@@ -202,7 +206,7 @@ class Service:
     def stop(self) -> None:
         """Answer what waits, and end."""
         self._keeper.stop()
-        self.pipeline.stop()
+        self.pipeline.stop(STOP_SECONDS)
         self._looking.shutdown(cancel_futures=True)
         if (late := self.served.joint.late) is not None:
             late.stop()
@@ -274,7 +278,7 @@ class Service:
             A model failed.
         """
         inputs = await self._inputs(asked)
-        asked.check_outputs(output["name"] for output in self.outputs)
+        asked.check_outputs(self._output_names)
         threshold, timeout = self._wishes(asked)
         if within is not None:
             timeout = min(timeout, within)
@@ -285,6 +289,7 @@ class Service:
             policy = self.served.joint.when_unavailable
             if policy == "error" or not await asyncio.to_thread(ticket.hurry):
                 ticket.future.cancel()
+                self.pipeline.observer.expired(ticket, timeout)
                 raise DeadlineExceeded(
                     f"no answer within {timeout:g} s; try again, or give it longer"
                 ) from None
@@ -399,6 +404,8 @@ class Service:
         return array.astype(wanted, copy=False)
 
     def _wishes(self, asked: InferRequest) -> tuple[float | None, float]:
+        if not asked.parameters:
+            return None, self.timeout_seconds
         unknown = set(asked.parameters) - set(REQUEST_PARAMETERS)
         if unknown:
             raise ProtocolError(
