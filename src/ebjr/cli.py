@@ -687,7 +687,7 @@ def serve(
         int | None,
         typer.Option(min=0, max=65535, help="Listen for gRPC too; 0 takes a free port."),
     ] = None,
-    student_batch: Annotated[int, typer.Option(min=1, help="The student's most rows.")] = 64,
+    student_batch: Annotated[int, typer.Option(min=1, help="The student's most rows.")] = 32,
     teacher_batch: Annotated[int, typer.Option(min=1, help="The teacher's most rows.")] = 64,
     max_wait: Annotated[
         float, typer.Option(min=0.0, help="Seconds to wait for a batch to fill under load.")

@@ -402,7 +402,8 @@ class Pipeline:
     joint
         The joint model. Its router is the knob: ``joint.router.threshold``.
     student_batch, teacher_batch
-        The most rows that each model gets at once.
+        The most rows that each model gets at once. A student's are half of a teacher's: while it
+        is at work on the next ones, the last ones are on their way back.
     teacher_workers
         How many batches the teacher is given at once: more than one pays where it is far away.
     max_wait_seconds
@@ -441,7 +442,7 @@ class Pipeline:
         self,
         joint: JointModel,
         *,
-        student_batch: int = 64,
+        student_batch: int = 32,
         teacher_batch: int = 64,
         teacher_workers: int = 1,
         max_wait_seconds: float = 0.0,
