@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,12 @@ def test_a_run_that_was_ended_goes_on_where_it_was(tmp_path, monkeypatch):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["short.json"]
 
 
-def test_steps_of_another_seed_are_not_taken_over(tmp_path, monkeypatch):
+def test_steps_of_another_script_or_of_other_options_are_not_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr(frame, "RESULTS", tmp_path)
     Run("short", "Figure 0").step("one", lambda: 1)
-    assert Run("short", "Figure 0", seed=1).step("one", lambda: 2) == 2
+    assert Run("short", "Figure 0", source="another").step("one", lambda: 2) == 2
+    asked = Namespace(add="mine.py")
+    assert Run("short", "Figure 0", asked=asked).step("one", lambda: 3) == 3
 
 
 def test_every_result_says_command_seed_commit_and_machine():
