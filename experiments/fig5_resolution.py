@@ -15,7 +15,7 @@ import numpy as np
 
 from ebjr import Outcomes, TradeOffCurve
 from experiments.choices import choice, choices
-from experiments.frame import COLORS, Run, start
+from experiments.frame import COLORS, OURS, Run, start
 from experiments.other_pairs import pairs as other
 from experiments.splits import over_splits
 
@@ -40,8 +40,6 @@ PANELS = {
     },
 }
 """What is drawn together."""
-
-SHADES = (COLORS["chosen"], COLORS["softmax"], COLORS["energy"])
 
 
 def joined(outcomes: Outcomes, splits: int) -> dict[str, Any]:
@@ -74,7 +72,7 @@ def draw(run: Run, found: dict[str, Any]) -> None:
     """A panel for each family."""
     with run.picture(len(found), 1, figsize=(5.2 * len(found), 4.6)) as axes:
         for axis, (title, panel) in zip(axes.flat, found.items(), strict=True):
-            for color, (name, row) in zip(SHADES, panel["pairs"].items(), strict=False):
+            for color, (name, row) in zip(OURS, panel["pairs"].items(), strict=False):
                 axis.plot(row["gflops"], row["accuracy"], color=color, label=name)
             for marker, (name, places) in zip("Ds", panel["singles"].items(), strict=False):
                 along = [[place[key] for place in places] for key in ("gflops", "accuracy")]

@@ -50,8 +50,14 @@ COLORS: Mapping[str, str] = {
     "adaptive feeding": "#009E73",
     "specialized": PALETTE["specialized_energy"],
     "general": PALETTE["softmax"],
+    "slimmable": "#A6761D",
+    "early exits": "#C2185B",
+    "multi-scale exits": "#5B8C1A",
 }
 """One color a thing, the same in every picture, and the same as in the library's own plots."""
+
+OURS = (PALETTE["chosen"], "#A79FEA", "#1D1766")
+"""Where a picture shows several joint models: shades of one color."""
 
 
 @dataclass
