@@ -4,13 +4,14 @@ import json
 import re
 import runpy
 from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ebjr import Outcomes
-from experiments import data, frame, table
+from experiments import choices, data, frame, table
 from experiments.fig3_ablation import ROUTERS, routed
 from experiments.frame import Run
 from experiments.pairs import shipped_pair
@@ -44,6 +45,26 @@ def test_the_same_seed_gives_the_same_numbers(some):
     for name in ("energy", "random"):
         first, second = (routed(some, ROUTERS[name], splits=2) for _ in range(2))
         assert first == second
+
+
+REPEATED = [name for name in table.ORDER if name not in ("edge_cloud", "fig5_resolution")]
+"""Not those that time answers or that need images of others."""
+
+
+@pytest.mark.parametrize("name", [*REPEATED, "rivals_cifar10"])
+def test_a_quick_run_needs_nothing_but_what_is_shipped_and_gives_the_same_numbers_twice(
+    name, tmp_path, monkeypatch
+):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    script, found = import_module(f"experiments.{name}"), []
+    for turn in ("first", "second"):
+        monkeypatch.setattr(frame, "RESULTS", tmp_path / turn)
+        monkeypatch.setattr(choices, "KEPT", tmp_path / turn / "choices")
+        run = Run(name, "Figure 0", quick=True, asked=Namespace(add=None))
+        result = json.loads(run.save(script.main(run)).read_text())
+        found.append([result[key] for key in ("rows", "figures", "pictures", "caption")])
+    assert found[0] == found[1]
+    assert found[0][0]
 
 
 def test_a_run_that_was_ended_goes_on_where_it_was(tmp_path, monkeypatch):
