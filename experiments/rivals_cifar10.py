@@ -334,7 +334,7 @@ PAINT = {
 }
 """Colors of what can be turned, by title; what stands alone is black."""
 
-LEAST = 75
+LEAST = 70
 """Percent: what is less often right than that is left out of the picture."""
 
 TICKS = (8, 10, 15, 20, 30, 40, 60, 100, 150, 200, 300)

@@ -41,25 +41,25 @@ def test_a_score_and_a_rival_take_ten_lines_each(some, tmp_path):
     assert min(saved["centered maximum"], saved["linear SVM"]) > saved["random"]
 
 
-def test_the_same_seed_gives_the_same_numbers(some):
-    for name in ("energy", "random"):
-        first, second = (routed(some, ROUTERS[name], splits=2) for _ in range(2))
-        assert first == second
-
-
 REPEATED = [name for name in table.ORDER if name not in ("edge_cloud", "fig5_resolution")]
 """Not those that time answers or that need images of others."""
 
 
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory) -> list[Path]:
+    """Two folders, each with results and choices of its own: what is in one is made anew."""
+    return [tmp_path_factory.mktemp(turn) for turn in ("first", "second")]
+
+
 @pytest.mark.parametrize("name", [*REPEATED, "rivals_cifar10"])
 def test_a_quick_run_needs_nothing_but_what_is_shipped_and_gives_the_same_numbers_twice(
-    name, tmp_path, monkeypatch
+    name, turns, monkeypatch
 ):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     script, found = import_module(f"experiments.{name}"), []
-    for turn in ("first", "second"):
-        monkeypatch.setattr(frame, "RESULTS", tmp_path / turn)
-        monkeypatch.setattr(choices, "KEPT", tmp_path / turn / "choices")
+    for folder in turns:
+        monkeypatch.setattr(frame, "RESULTS", folder)
+        monkeypatch.setattr(choices, "KEPT", folder / "choices")
         run = Run(name, "Figure 0", quick=True, asked=Namespace(add=None))
         result = json.loads(run.save(script.main(run)).read_text())
         found.append([result[key] for key in ("rows", "figures", "pictures", "caption")])
