@@ -16,7 +16,7 @@ from ebjr import Outcomes, TradeOffCurve, calibrate, oracle
 from experiments.choices import choice, choices
 from experiments.frame import COLORS, Run, start
 from experiments.nets import PAPER
-from experiments.pairs import here
+from experiments.pairs import apart, here
 from experiments.splits import over_splits
 
 RATES = np.linspace(0, 1, 101)
@@ -108,6 +108,7 @@ def main(run: Run) -> dict[str, Any]:
                 ours=row["times_fewer_flops"],
                 unit="x",
                 points=row["over_teacher_points"],
+                why=apart(step["cost_percent"][0] / 100, *step["ends"]),
             )
     draw(run, found)
     run.caption = (

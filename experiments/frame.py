@@ -50,8 +50,14 @@ COLORS: Mapping[str, str] = {
     "adaptive feeding": "#009E73",
     "specialized": PALETTE["specialized_energy"],
     "general": PALETTE["softmax"],
+    "slimmable": "#A6761D",
+    "early exits": "#C2185B",
+    "multi-scale exits": "#5B8C1A",
 }
 """One color a thing, the same in every picture, and the same as in the library's own plots."""
+
+OURS = (PALETTE["chosen"], "#A79FEA", "#1D1766")
+"""Where a picture shows several joint models: shades of one color."""
 
 
 @dataclass
@@ -64,26 +70,29 @@ class Run:
         The script's, and what it reproduces.
     quick
         Whether to look at less.
-    seed
-        Of whatever is drawn by lot.
     asked
         The options of the script's own.
     caption
         A sentence or two under the picture.
     source
         The script's own text: steps of another are not taken over.
+    about
+        Command, commit and machine, and how busy that was when the run began.
     """
 
     name: str
     figure: str
     quick: bool = False
-    seed: int = 0
     asked: argparse.Namespace = field(default_factory=argparse.Namespace)
     rows: list[dict[str, Any]] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
     caption: str = ""
     source: str = ""
     seconds: float = 0.0
+    about: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.about = about(seed=0)  # of the first split; the others have 1, 2 and so on
 
     @property
     def folder(self) -> Path:
@@ -184,7 +193,7 @@ class Run:
     def save(self, figures: Mapping[str, Any]) -> Path:
         """Write the result file, and forget the steps."""
         result = {
-            **about(self.seed),
+            **self.about,
             "figure": self.figure,
             "quick": self.quick,
             "minutes": round(self.seconds / 60, 1),
@@ -205,9 +214,9 @@ class Run:
         return self.folder / f"{self.name}.partial.json"
 
     def _kept(self) -> dict[str, Any]:
-        """The steps of a run that was ended, if it was of this script and seed."""
+        """The steps of a run that was ended, if it was of this script and these options."""
         source = hashlib.sha256(self.source.encode()).hexdigest()
-        made_by = {"source": source, "seed": self.seed, "asked": str(self.asked)}
+        made_by = {"source": source, "asked": str(self.asked)}
         if self._partial.exists():
             kept: dict[str, Any] = json.loads(self._partial.read_text())
             if kept["made_by"] == made_by:
@@ -221,15 +230,14 @@ def start(
     figure: str,
     options: Callable[[argparse.ArgumentParser], None] = lambda words: None,
 ) -> None:
-    """Run a script from the command line: `--quick`, `--seed` and its own `options`."""
+    """Run a script from the command line: `--quick` and its own `options`."""
     words = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     words.add_argument("--quick", action="store_true", help="look at less; results/quick")
-    words.add_argument("--seed", type=int, default=0)
     options(words)
     asked = words.parse_args()
     spec = sys.modules["__main__"].__spec__
     name = "unknown" if spec is None else spec.name.rpartition(".")[2]
-    run = Run(name, figure, asked.quick, asked.seed, asked)
+    run = Run(name, figure, asked.quick, asked)
     run.source = Path(sys.argv[0]).read_text()
     path = run.save(main(run))
     for row in run.rows:

@@ -135,11 +135,17 @@ def place(saving: float) -> float:
     return 100 * math.log(saving / LOWEST) / math.log(HIGHEST / LOWEST)
 
 
+def css_class(score: str) -> str:
+    """By which the style sheet knows a score's dot."""
+    return score.replace(" ", "-")
+
+
 def picture(pairs: Sequence[Pair]) -> str:
     """Every pair as a line of dots, one a score, on one axis of savings."""
     colors = {**PALETTE, "auto and blend": PALETTE["chosen"]}
     legend = "".join(
-        f'<span><i style="background:{colors[score]}"></i>{score}</span>' for score in COLUMNS
+        f'<span><i style="background:{colors[score]}" class="{css_class(score)}"></i>{score}</span>'
+        for score in COLUMNS
     )
     ticks = "".join(
         f'<span style="left:{place(tick):.2f}%">{tick:g}×</span>' for tick in (0.7, 1, 2, 3, 5)
@@ -148,7 +154,7 @@ def picture(pairs: Sequence[Pair]) -> str:
     for pair in pairs:
         dots = "".join(
             f'<i style="left:{place(pair.saving[score]):.2f}%;background:{colors[score]}" '
-            f'class="{score.replace(" ", "-")}" title="{score}: {pair.saving[score]:.2f}"></i>'
+            f'class="{css_class(score)}" title="{score}: {pair.saving[score]:.2f}"></i>'
             for score in COLUMNS
         )
         even = f'<b style="left:{place(1.0):.2f}%"></b>'

@@ -133,7 +133,11 @@ RIVALS: dict[str, Callable[[np.ndarray], Answers]] = {
 
 
 def _trained(name: str) -> dict[str, torch.Tensor]:
-    return torch.load(CHECKPOINTS / f"rival_{name}.pt")["net"]
+    file = CHECKPOINTS / f"rival_{name}.pt"
+    if not file.exists():
+        way = f"python -m experiments.rivals.train {name}"
+        raise FileNotFoundError(f"there is no {file}: train it, {way}")
+    return torch.load(file)["net"]
 
 
 def _said(model: Model, images: np.ndarray) -> np.ndarray:
@@ -159,11 +163,14 @@ def _quantized(role: str) -> Iterator[Model]:
 
 
 def main() -> None:
-    """Ask those that are named, or all, and keep what they said."""
+    """Ask those that are named, or all, and keep what they said; other files stay as they are."""
+    named = sys.argv[1:] or list(RIVALS)
+    if unknown := [name for name in named if name not in RIVALS]:
+        raise SystemExit(f"say whom to record: {', '.join(RIVALS)}, not {', '.join(unknown)}")
     torch.set_num_threads(1)
     images, _ = load("test")
     ANSWERS.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or RIVALS:
+    for name in named:
         try:
             found = RIVALS[name](images)
         except FileNotFoundError as error:

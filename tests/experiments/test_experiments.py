@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 import re
 import runpy
+from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ebjr import Outcomes
-from experiments import data, frame, table
+from experiments import choices, data, frame, table
 from experiments.fig3_ablation import ROUTERS, routed
 from experiments.frame import Run
 from experiments.pairs import shipped_pair
@@ -39,10 +41,30 @@ def test_a_score_and_a_rival_take_ten_lines_each(some, tmp_path):
     assert min(saved["centered maximum"], saved["linear SVM"]) > saved["random"]
 
 
-def test_the_same_seed_gives_the_same_numbers(some):
-    for name in ("energy", "random"):
-        first, second = (routed(some, ROUTERS[name], splits=2) for _ in range(2))
-        assert first == second
+REPEATED = [name for name in table.ORDER if name not in ("edge_cloud", "fig5_resolution")]
+"""Not those that time answers or that need images of others."""
+
+
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory) -> list[Path]:
+    """Two folders, each with results and choices of its own: what is in one is made anew."""
+    return [tmp_path_factory.mktemp(turn) for turn in ("first", "second")]
+
+
+@pytest.mark.parametrize("name", [*REPEATED, "rivals_cifar10"])
+def test_a_quick_run_needs_nothing_but_what_is_shipped_and_gives_the_same_numbers_twice(
+    name, turns, monkeypatch
+):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    script, found = import_module(f"experiments.{name}"), []
+    for folder in turns:
+        monkeypatch.setattr(frame, "RESULTS", folder)
+        monkeypatch.setattr(choices, "KEPT", folder / "choices")
+        run = Run(name, "Figure 0", quick=True, asked=Namespace(add=None))
+        result = json.loads(run.save(script.main(run)).read_text())
+        found.append([result[key] for key in ("rows", "figures", "pictures", "caption")])
+    assert found[0] == found[1]
+    assert found[0][0]
 
 
 def test_a_run_that_was_ended_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -65,10 +87,12 @@ def test_a_run_that_was_ended_goes_on_where_it_was(tmp_path, monkeypatch):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["short.json"]
 
 
-def test_steps_of_another_seed_are_not_taken_over(tmp_path, monkeypatch):
+def test_steps_of_another_script_or_of_other_options_are_not_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr(frame, "RESULTS", tmp_path)
     Run("short", "Figure 0").step("one", lambda: 1)
-    assert Run("short", "Figure 0", seed=1).step("one", lambda: 2) == 2
+    assert Run("short", "Figure 0", source="another").step("one", lambda: 2) == 2
+    asked = Namespace(add="mine.py")
+    assert Run("short", "Figure 0", asked=asked).step("one", lambda: 3) == 3
 
 
 def test_every_result_says_command_seed_commit_and_machine():
