@@ -20,12 +20,17 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        # a node that is gone refuses each check at once; one that is busy has time to answer
-        quick = {"health_check_period_ms": 300, "health_check_failure_threshold": 10}
+        quick = {
+            # a node that is gone refuses each check at once; one that is busy has time to answer
+            "health_check_period_ms": 300,
+            "health_check_failure_threshold": 10,
+            "metrics_report_interval_ms": 1000,
+        }
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
                 "num_cpus": 4,
+                "resources": {"student": 1},
                 "object_store_memory": STORE,
                 "include_dashboard": False,
                 "_system_config": quick,

@@ -56,19 +56,21 @@ def nodes(tmp_path_factory) -> Iterator[Nodes]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     }
-    nodes = Nodes()
-    ray.init(
-        address=nodes.cluster.address,
-        log_to_driver=False,
-        logging_level="ERROR",
-        namespace="tests",
-    )
     try:
-        yield nodes
-    finally:
-        ray.shutdown()
-        nodes.cluster.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
+        nodes = Nodes()
+        try:
+            ray.init(
+                address=nodes.cluster.address,
+                log_to_driver=False,
+                logging_level="ERROR",
+                namespace="tests",
+            )
+            yield nodes
+        finally:
+            ray.shutdown()
+            nodes.cluster.shutdown()
         if Path("/proc/self/environ").exists():
             check_all_ended(mark)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,4 +1,4 @@
-"""The simulator of benchmarks/capacity.py, held against what queueing theory knows."""
+"""The simulator of benchmarks/simulator.py, held against what queueing theory knows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.capacity import Plan, Times, cheapest, poisson, simulate
+from benchmarks.simulator import Plan, Times, cheapest, poisson, simulate
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.9])
@@ -27,6 +27,23 @@ def test_at_a_moderate_load_the_mean_wait_is_that_of_pollaczek_and_khinchine():
     plan = Plan(Times(0.0, seconds), Times(0.0, 1.0), 0.0, rows=1, student_batch=1)
     waited = simulate(plan, poisson(load / seconds, 600.0, seed=1)).latencies - seconds
     assert waited.mean() == pytest.approx(load * seconds / (2 * (1 - load)), rel=0.1)
+
+
+@pytest.mark.parametrize("load", [0.3, 0.7])
+def test_threads_that_share_a_core_wait_as_processor_sharing_says_whatever_the_spread(load):
+    seconds = 0.01
+    times = Times(0.0, seconds, spread=(0.1, 0.5, 2.4))
+    plan = Plan(times, Times(0.0, 1.0), 0.0, rows=1, student_batch=1, students=60, cores=1)
+    found = simulate(plan, poisson(load / seconds, 600.0, seed=2)).latencies
+    assert found.mean() == pytest.approx(seconds / (1 - load), rel=0.1)
+
+
+def test_a_request_takes_what_clients_loop_and_models_take_one_after_another():
+    times = Times(0.5, 0.25), Times(1.0, 0.5)
+    plan = Plan(*times, 0.0, rows=2, http=0.2, client=0.1, cores=1)
+    for deferred, teacher in [((False, False), 0.0), ((True, False), 1.5), ((True, True), 2.0)]:
+        found = simulate(plan, np.zeros(1), hard=np.array([deferred])).latencies
+        assert found == pytest.approx([1.3 + teacher])
 
 
 def test_every_row_is_answered_once_whatever_the_replicas_are():
@@ -64,3 +81,17 @@ def test_times_are_the_line_through_what_was_measured():
     sizes = (1, 2, 8, 64)
     fitted = Times.fit(sizes, [Times(0.003, 0.002).of(size) for size in sizes])
     assert (fitted.fixed, fitted.each) == pytest.approx((0.003, 0.002))
+    assert set(fitted.spread) == {1.0}
+
+
+def test_what_batches_take_over_the_line_is_their_spread():
+    random = np.random.default_rng(0)
+    over = random.choice([0.8, 1.2], 2_000)
+    sizes = random.integers(1, 65, 2_000)
+    fitted = Times.fit(sizes, Times(0.003, 0.002).of(sizes) * over)
+    for size in (1, 8, 64):
+        mean = fitted.of(size) * np.mean(fitted.spread)
+        assert mean == pytest.approx(Times(0.003, 0.002).of(size), rel=0.03)
+    assert np.quantile(fitted.spread, 0.9) / np.quantile(fitted.spread, 0.1) == pytest.approx(
+        1.5, rel=0.02
+    )

@@ -23,7 +23,7 @@ from cluster import inputs, write_joint
 from tiny import write_coco, write_detectors, write_images, write_pair
 
 from ebjr.scale import predict
-from ebjr.scale.ray_data import _lines, _objects, _Student, _Teacher, predict_file
+from ebjr.scale.ray_data import _lines, _objects, _share, _Student, _Teacher, predict_file
 
 pytestmark = pytest.mark.ray
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
@@ -47,6 +47,11 @@ def test_several_actors_answer_as_the_local_model(nodes, joint):
     np.testing.assert_allclose(found["score"], local.score, rtol=1e-5, atol=1e-6)
     assert not found["degraded"].any()
     assert 0.2 < local.deferred.mean() < 0.5
+
+
+@pytest.mark.parametrize("cpus", [0.0, 1.0, 2.0, 64.0])
+def test_both_stages_fit_on_any_machine(cpus):
+    assert 2 * _share(cpus) == min(2.0, cpus)
 
 
 def test_a_killed_node_loses_no_row(nodes, tmp_path):

@@ -28,6 +28,7 @@ from cluster import inputs, write_joint
 from ray import serve
 
 from ebjr.scale import app, build_app
+from ebjr.scale.ray_front import ask
 from ebjr.scale.ray_serve import SharedKnob
 
 pytestmark = pytest.mark.ray
@@ -47,10 +48,16 @@ class Server:
             self.port = free.getsockname()[1]
         # all nodes are this machine: a proxy on each would share the port
         serve.start("HeadOnly", http_options={"host": "127.0.0.1", "port": self.port})
+        self._runs: Any = None
 
     def run(self, joint: Path, **options: Any) -> None:
+        """Make it the application that runs, unless it is."""
+        if self._runs == (joint, options):
+            return
+        self._runs = None
         models = {"student": STUDENT, "teacher": TEACHER, **options}
-        serve.run(build_app(joint, **models, threads=1, teacher_timeout_seconds=2.0))
+        serve.run(build_app(joint, **models, threads=1))
+        self._runs = (joint, options)
 
     def call(self, path: str, body: bytes | None = None, method: str | None = None, **headers: str):
         url = f"http://127.0.0.1:{self.port}{path}"
@@ -94,7 +101,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def far(nodes) -> list[Any]:
-    return [nodes.add(teacher=1), nodes.add(teacher=1)]
+    return [nodes.add(teacher=1, student=1), nodes.add(teacher=1)]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +114,22 @@ def server(nodes, far) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def joint(tmp_path_factory) -> Path:
     return write_joint(tmp_path_factory.mktemp("serve"))
+
+
+@pytest.fixture
+def pair(server, joint) -> Server:
+    """The application with two replicas of each model."""
+    server.run(joint)
+    return server
+
+
+@pytest.fixture
+def knob(pair) -> Iterator[dict[str, Any]]:
+    """What the knob says; it is put back."""
+    before = json.loads(pair.call("/v1/router")[1])
+    yield before
+    back = json.dumps({"threshold": before["threshold"]}).encode()
+    assert pair.call("/v1/router", back, "PUT")[0] == 200
 
 
 def wait_for(true: Any, seconds: float = 200) -> None:
@@ -159,13 +182,12 @@ def test_the_teacher_scales_with_its_queue_and_answers_as_the_local_model(server
     check_all(server, joint)
 
 
-def test_two_of_each_answer_as_the_local_model(server, joint):
-    server.run(joint)
+def test_two_of_each_answer_as_the_local_model(pair, joint):
     assert [len(replicas(name)) for name in ("Student", "Teacher")] == [2, 2]
-    check_all(server, joint)
+    check_all(pair, joint)
 
 
-def test_routes_and_mistakes_are_those_of_the_server(server, joint):
+def test_routes_and_mistakes_are_those_of_the_server(pair, joint):
     from starlette.testclient import TestClient
 
     from ebjr import JointConfig
@@ -175,53 +197,84 @@ def test_routes_and_mistakes_are_those_of_the_server(server, joint):
     bodies = [b"{", b'{"inputs": []}', b'{"inputs": [{"name": "y"}]}']
     with TestClient(build_server(served_of(JointConfig.read(joint)))) as local:
         for path in ("/v2", "/v2/models/joint", "/v2/models/other", "/v2/health/ready"):
-            status, body, _ = server.call(path)
+            status, body, _ = pair.call(path)
             known = local.get(path)
             assert (status, json.loads(body)) == (known.status_code, known.json())
         for bad in bodies:
-            status, body, _ = server.call("/v2/models/joint/infer", bad)
+            status, body, _ = pair.call("/v2/models/joint/infer", bad)
             known = local.post("/v2/models/joint/infer", content=bad)
             assert (status, json.loads(body)) == (known.status_code, known.json())
             assert status == 400
         known = local.get("/v1/router").json()
-    assert json.loads(server.call("/v1/router")[1]) == {**known, "version": 0}
+    found = json.loads(pair.call("/v1/router")[1])
+    assert found == {**known, "version": found["version"]}
 
 
-def test_the_knob_moves_for_all_replicas_at_once(server, joint):
+def test_the_knob_moves_for_all_replicas_at_once(pair, knob):
     data = inputs(64)
-    states = [json.loads(server.call("/v1/router")[1]) for _ in range(8)]
-    assert {state["version"] for state in states} == {0}
+    states = [json.loads(pair.call("/v1/router")[1]) for _ in range(8)]
+    assert all(state == knob for state in states)
     for version, (wish, value) in enumerate(
-        [("threshold", 1e9), ("operating_point", "careful"), ("threshold", 1e-9)], 1
+        [("threshold", 1e9), ("operating_point", "careful"), ("threshold", 1e-9)],
+        knob["version"] + 1,
     ):
         body = json.dumps({wish: value}).encode()
-        status, moved, _ = server.call("/v1/router", body, "PUT")
+        status, moved, _ = pair.call("/v1/router", body, "PUT")
         assert (status, json.loads(moved)["version"]) == (200, version)
-        states = [json.loads(server.call("/v1/router")[1]) for _ in range(8)]
+        states = [json.loads(pair.call("/v1/router")[1]) for _ in range(8)]
         assert all(state == states[0] for state in states)
-        shares = [server.infer(data)["deferred"].mean() for _ in range(6)]
+        shares = [pair.infer(data)["deferred"].mean() for _ in range(6)]
         assert len(set(shares)) == 1
     assert shares == [0.0] * 6
-    status, said, _ = server.call("/v1/router", b'{"threshold": "nan"}', "PUT")
+    status, said, _ = pair.call("/v1/router", b'{"threshold": "nan"}', "PUT")
     assert (status, "threshold must be a number" in said.decode()) == (400, True)
 
 
-def test_a_killed_knob_is_replaced_by_one_that_knows_what_it_knew(server, joint):
-    before = json.loads(server.call("/v1/router")[1])
+def test_a_killed_knob_is_replaced_by_one_that_knows_what_it_knew(pair, knob):
     (old,) = replicas("Knob")
     kill_one("Knob")
-    status, said, _ = server.call("/v1/router", b'{"threshold": 0.25}', "PUT")
+    status, said, _ = pair.call("/v1/router", b'{"threshold": 0.25}', "PUT")
     assert status == 200 or (status == 503 and b"the knob cannot be reached" in said)
     wait_for(lambda: replicas("Knob") not in ([], [old]))
 
     def moved() -> bool:
-        return server.call("/v1/router", b'{"threshold": 0.5}', "PUT")[0] == 200
+        return pair.call("/v1/router", b'{"threshold": 0.5}', "PUT")[0] == 200
 
     wait_for(moved)
-    states = [json.loads(server.call("/v1/router")[1]) for _ in range(8)]
+    states = [json.loads(pair.call("/v1/router")[1]) for _ in range(8)]
     assert all(state == states[0] for state in states)
     assert states[0]["threshold"] == 0.5
-    assert states[0]["version"] > before["version"]
+    assert states[0]["version"] > knob["version"]
+
+
+def test_a_held_request_is_answered_as_one_that_comes_over_http(joint):
+    from starlette.testclient import TestClient
+
+    from ebjr import JointConfig
+    from ebjr.serving.app import build_app as build_server
+    from ebjr.serving.served import served_of
+
+    body, length = write_request(InferRequest({"x": inputs(20)}, binary=True))
+    own = {"x-request-id": "one", "accept-encoding": "identity"}
+    server = build_server(served_of(JointConfig.read(joint)))
+    with TestClient(server) as client:
+        for path, sent, headers in [
+            ("/v2/models/joint/infer", body, {LENGTH_HEADER: str(length)}),
+            ("/v2/models/joint/infer", b"{", {}),
+            ("/v2/models/other/infer", body, {LENGTH_HEADER: str(length)}),
+        ]:
+            known = client.post(path, content=sent, headers={**headers, **own})
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": path,
+                "headers": [
+                    (k.lower().encode(), v.encode()) for k, v in {**headers, **own}.items()
+                ],
+            }
+            status, said, found = client.portal.call(ask, server, scope, sent)
+            assert (status, found) == (known.status_code, known.content)
+            assert dict(said) == {k.encode(): v.encode() for k, v in known.headers.items()}
 
 
 @pytest.mark.parametrize("known", [1, 2, 5])
@@ -234,8 +287,8 @@ def test_what_a_new_knob_was_told_holds_over_what_a_student_knows_of_the_lost_on
     assert asyncio.run(told()) == (known + 1, 0.5)
 
 
-def test_metrics_are_in_rays_endpoint_under_the_same_names(server, joint):
-    server.infer(inputs(32))
+def test_metrics_are_in_rays_endpoint_under_the_same_names(pair):
+    pair.infer(inputs(32))
     names = ("rows_total", "deferred_rows_total", "requests_total", "threshold")
     buckets = ("batch_rows", "batch_seconds", "request_seconds", "score", "wait_seconds")
     expected = {f"ray_ebjr_{name}" for name in (*names, *(f"{name}_bucket" for name in buckets))}
@@ -253,14 +306,14 @@ def test_metrics_are_in_rays_endpoint_under_the_same_names(server, joint):
     wait_for(lambda: expected <= exported())
 
 
-def test_a_new_teacher_comes_without_a_failed_request(server, joint, tmp_path):
+def test_a_new_teacher_comes_without_a_failed_request(pair, joint, tmp_path):
     data = inputs(500)
     newer = write_joint(tmp_path, teacher_seed=5)
     before, after = load_joint(joint)(data), load_joint(newer)(data)
     assert (before.prediction != after.prediction).any()
-    with server.load(data) as answered:
+    with pair.load(data) as answered:
         wait_for(lambda: len(answered) > 10)
-        server.run(newer)
+        pair.run(newer)
         settled = len(answered)
         wait_for(lambda: len(answered) > settled + 20)
     assert not any(outputs["degraded"].any() for _, outputs in answered)
@@ -268,29 +321,39 @@ def test_a_new_teacher_comes_without_a_failed_request(server, joint, tmp_path):
         np.testing.assert_array_equal(outputs["prediction"], after.prediction[rows])
 
 
-def test_a_killed_node_fails_no_request_and_a_lost_teacher_degrades(server, joint, nodes, far):
+def test_a_killed_node_fails_no_held_request_and_a_lost_teacher_degrades(server, joint, nodes, far):
     data = inputs(500)
-    server.run(joint)
+    apart = {**STUDENT, "ray_actor_options": {"num_cpus": 0, "resources": {"student": 1}}}
+    server.run(joint, student=apart, hold_requests=True, teacher_timeout_seconds=2.0)
+    assert len(replicas("Student")) == 2
+    assert server.call("/v2/health/ready")[0] == 200
+    assert server.call("/v2/models/joint/infer", b"{")[0] == 400
     local = load_joint(joint)(data)
     student = local.score >= load_joint(joint).router.threshold
-    with server.load(data) as answered:
-        wait_for(lambda: len(answered) > 10)
-        nodes.kill(far[0])
+    with server.load(data, clients=8) as answered:
+        wait_for(lambda: len(answered) > 20)
+        nodes.kill(far[0])  # with a student and a teacher
         reached = len(answered)
-        wait_for(lambda: len(answered) > reached + 20)
+        wait_for(lambda: len(answered) > reached + 40)
         nodes.kill(far[1])
         wait_for(lambda: answered[-1][1]["degraded"].any())
-        nodes.add(teacher=2)
+        nodes.add(teacher=2, student=1)
         wait_for(lambda: answered[-1][1]["deferred"].any())
+        wait_for(lambda: len(replicas("Student")) == 2)
+        kill_one("Student")
+        reached = len(answered)
+        wait_for(lambda: len(answered) > reached + 40)
     for rows, outputs in answered:
         asked = outputs["deferred"] | outputs["degraded"]
         np.testing.assert_array_equal(asked, ~student[rows])
         right = ~outputs["degraded"]
         np.testing.assert_array_equal(outputs["prediction"][right], local.prediction[rows][right])
+    check_all(server, joint)
 
 
 def test_what_serve_run_is_given_is_checked(joint, tmp_path):
     assert app({"joint": str(joint), "student_batch": "32"}) is not None
+    assert app({"joint": str(joint), "hold_requests": "true"}) is not None
     for args, words in [
         ({}, "joint must be among them"),
         ({"joint": str(joint), "batch": 3}, "not 'batch'"),

@@ -73,7 +73,8 @@ def predict(
         Rows given to each model at once; the teacher's are as the student's if left out.
     student, teacher
         What Ray is to do with each model's actors: `num_cpus`, `num_gpus`, and `concurrency`, a
-        number or a range to scale in. One actor each, if left out.
+        number or a range to scale in. One actor each with one CPU, if left out, or with half of
+        the one that there is.
     when_unavailable
         As of `JointClassifier`.
     start
@@ -103,12 +104,13 @@ def predict(
     if threshold is not None:
         config = replace(config, threshold=threshold)
     rows = _dataset(data, start)
+    share = _share(ray.cluster_resources().get("CPU", 0.0))
     most = batch_size if teacher_batch is None else teacher_batch
     answered = rows.map_batches(
         _Student,
         fn_constructor_kwargs={"config": config, "threads": threads},
         batch_size=batch_size,
-        **_actors(student),
+        **_actors(student, share),
     )
     policy = check_policy(when_unavailable)
     return answered.map_batches(
@@ -120,13 +122,18 @@ def predict(
             "when_unavailable": policy,
         },
         batch_size=_rows_for(config, most),
-        **_actors(teacher),
+        **_actors(teacher, share),
     )
 
 
-def _actors(options: Mapping[str, Any] | None) -> dict[str, Any]:
+def _share(cpus: float) -> float:
+    """The CPUs of an actor that asks for none: both stages run at once, so they fit together."""
+    return min(1.0, cpus / 2)
+
+
+def _actors(options: Mapping[str, Any] | None, cpus: float) -> dict[str, Any]:
     """What `map_batches` takes for a stage."""
-    known = {"num_cpus": 1, "concurrency": 1, **(options or {})}
+    known = {"num_cpus": cpus, "concurrency": 1, **(options or {})}
     size = known.pop("concurrency")
     least, most = size if isinstance(size, tuple | list) else (size, size)
     return {**known, "compute": ray.data.ActorPoolStrategy(min_size=least, max_size=most)}
