@@ -10,7 +10,7 @@ from ebjr.blend import Blend, as_blend
 from ebjr.calibration import CHOICE_SEED, CHOICE_SHARE, choose_blend, choose_score, rank_scores
 from ebjr.calibration.auto import BLENDS, CANDIDATES, NOISE, area_influence
 from ebjr.calibration.guarantee import certify
-from ebjr.scores import SCORES, as_score
+from ebjr.scores import SCORES, Score, as_score
 
 STUDENT = Cost(flops=1.0, seconds=0.1, joules=0.2, joules_are="measured")
 TEACHER = Cost(flops=10.0, seconds=0.5, joules=2.0, joules_are="measured")
@@ -150,6 +150,22 @@ def test_auto_takes_the_simplest_score_that_is_as_good_as_the_best():
     chosen = next(e for e in ranked if str(e.score) == str(choose_score(outcomes)))
     assert chosen.behind <= NOISE * chosen.behind_error
     assert calibrate(outcomes, score="auto").score == str(chosen.score)
+
+
+def test_auto_passes_over_no_simpler_score_with_a_larger_gain():
+    rng = np.random.default_rng(3)
+    right = rng.random(200) < 0.7
+    outcomes = Outcomes(np.eye(2)[(~right).astype(int)], np.eye(2)[np.zeros(200, int)], [0] * 200)
+    best = right + rng.normal(0, 1, 200)
+    nearly = np.where(np.arange(200) < 40, best - 0.5 * right, best)
+    other = right + rng.normal(0, 1.3, 200)
+    candidates = [Score(n, lambda _, v=v: v) for n, v in zip("nob", (nearly, other, best), strict=True)]
+    ranked = {entry.score.name: entry for entry in rank_scores(outcomes, candidates)}
+    assert list(ranked) == ["b", "n", "o"]
+    stands_out = {name: e.behind > NOISE * e.behind_error for name, e in ranked.items()}
+    assert stands_out == {"b": False, "n": True, "o": False}
+    assert choose_score(outcomes, candidates).name == "n"
+    assert choose_score(outcomes, candidates[1:]).name == "o"  # of noise alone, the simplest
 
 
 def test_auto_is_not_fooled_by_the_order_of_the_candidates():
