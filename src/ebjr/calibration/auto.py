@@ -304,7 +304,7 @@ def _compare(
         scores.append(score)
         influences.append(area_influence(values, kept, deferred))
     if not scores:
-        known = outcomes.kind.scores(outcomes.student)
+        known = (*outcomes.kind.scores(outcomes.student), "random")
         raise CalibrationError(
             f"none of the scores {', '.join(map(str, candidates))} can be fitted to these "
             f"{len(outcomes)} examples; name one that is not fitted, such as {known[0]}"
