@@ -87,7 +87,7 @@ class Plan:
     rows: int = ROWS
     students: int = 1
     teachers: int = 1
-    student_batch: int = 64
+    student_batch: int = 32
     teacher_batch: int = 64
     http: float = 0.0
     client: float = 0.0

@@ -483,7 +483,7 @@ def test_one_class_only_is_refused(run, recorded):
         ),
         (
             "record --student student.onnx --teacher fixed.onnx --data images -o x.npz",
-            "fixed has a fixed batch of 1",
+            "load it with batch_size=1, or give it 1 at a time: --batch-size 1",
         ),
         (
             "record --student student.onnx --teacher none.onnx --data images -o x.npz",

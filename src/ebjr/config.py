@@ -366,6 +366,16 @@ class JointConfig:
         For detection: what puts both detectors' scores on one scale.
     known_classes, classes
         Of a specialized student: the teacher's labels that it knows, and how many there are.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/joint.toml"
+    >>> models = ModelEntry("student.onnx", "5f1c"), ModelEntry("teacher.onnx", "90ab")
+    >>> JointConfig(*models, score="margin", threshold=0.3).save(path)
+    >>> config = JointConfig.read(path)
+    >>> config.score, config.threshold
+    ('margin', 0.3)
     """
 
     student: Entry
@@ -671,6 +681,17 @@ def save_joint(
         A model came from neither a file nor an address.
     ValueError
         The score has no registered name, or the student is remote.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from ebjr.demo import shipped
+    >>> path = tempfile.mkdtemp() + "/joint.toml"
+    >>> with shipped("student.onnx") as student, shipped("teacher.onnx") as teacher:
+    ...     models = load_model(student), load_model(teacher)
+    ...     save_joint(path, JointClassifier(*models, Router("margin", 0.3)))
+    ...     load_joint(path).router
+    Router('margin', threshold=0.3)
     """
     costs = (Cost(), Cost()) if point is None else (point.student_cost, point.teacher_cost)
     student, teacher = entry_of(joint.student, costs[0]), entry_of(joint.teacher, costs[1])
@@ -717,6 +738,19 @@ def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel | Exp
         It is not TOML, misses a key, or has one that is not known.
     ModelError
         A model file has changed since the threshold was calibrated, or is no joint model.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from ebjr.demo import shipped
+    >>> path = tempfile.mkdtemp() + "/joint.toml"
+    >>> with shipped("student.onnx") as student, shipped("teacher.onnx") as teacher:
+    ...     models = [ModelEntry.of_file(model) for model in (student, teacher)]
+    ...     JointConfig(*models, score="margin", threshold=0.3).save(path)
+    ...     joint = load_joint(path, threads=1)
+    >>> answer = joint(np.zeros((2, 3, 32, 32), np.float32))
+    >>> answer.prediction.shape, answer.deferred.shape
+    ((2,), (2,))
     """
     if Path(path).suffix.lower() == ".onnx":
         return ExportedJoint(path, **options)

@@ -16,7 +16,7 @@ from ebjr.metrics import Whole
 from ebjr.outcomes import Outcomes
 from ebjr.precision import CommonScale
 from ebjr.router import Router, check_threshold
-from ebjr.scores import Score, as_score
+from ebjr.scores import READS, Score, as_score
 
 MOST_ROWS = 101
 """A metric that is no mean of rows is evaluated at so many deferral rates at most."""
@@ -447,12 +447,12 @@ def score_values(score: Score, outcomes: Outcomes) -> np.ndarray:
     >>> score_values(as_score("max_logit"), Outcomes([[2.0, 0.0]], [[9.0, 0.0]], [0]))
     array([2.])
     """
-    try:
-        return np.asarray(score(outcomes.student), dtype=np.float64)
-    except TypeError as error:
-        if not score.named:
-            raise
-        known = ", ".join(outcomes.kind.scores(outcomes.student))
+    kind = outcomes.kind
+    reads = READS.get(score.name, kind.raw) if score.named else kind.raw
+    if reads != kind.raw:
+        known = dict.fromkeys((*kind.scores(outcomes.student), "random"))
         raise ValueError(
-            f"score {score.title} is not for {outcomes.task}: {error}; there are: {known}"
-        ) from error
+            f"score {score.title} is not for {outcomes.task}: it reads {reads}, and the student "
+            f"gives {kind.raw}; there are: {', '.join(known)}"
+        )
+    return np.asarray(score(outcomes.student), dtype=np.float64)

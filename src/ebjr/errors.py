@@ -30,11 +30,32 @@ class EbjrError(Exception):
 
 
 class CalibrationError(EbjrError):
-    """No threshold does what was asked; the message says what is feasible."""
+    """No threshold does what was asked; the message says what is feasible.
+
+    Examples
+    --------
+    >>> from ebjr import Outcomes, calibrate
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [9.0, 0.0]], [0, 1])
+    >>> try:
+    ...     calibrate(outcomes, "accuracy", target=0.9)
+    ... except CalibrationError as error:
+    ...     print(error)
+    no threshold reaches accuracy 0.9; the best is 0.5, at deferral rate 0
+    """
 
 
 class ModelError(EbjrError):
-    """A model could not be loaded, or its output is not what its task needs."""
+    """A model could not be loaded, or its output is not what its task needs.
+
+    Examples
+    --------
+    >>> from ebjr import record
+    >>> try:
+    ...     record(lambda x: x[:1], lambda x: x, [[1.0, 0.0], [0.0, 1.0]], [0, 1])
+    ... except ModelError as error:
+    ...     print(error)
+    the student was given 2 inputs and must return 2 rows, but returned shape (1, 2)
+    """
 
 
 class OtherModel(ModelError):
@@ -45,6 +66,14 @@ class TeacherUnavailable(ModelError):
     """The teacher could not be reached just now; the student's answer is still there.
 
     `retry_after_seconds` is when it wants to be asked again, where it says so.
+
+    Examples
+    --------
+    >>> try:
+    ...     raise TeacherUnavailable("the teacher is full", retry_after_seconds=2.0)
+    ... except TeacherUnavailable as error:
+    ...     print(f"{error}: again in {error.retry_after_seconds:g} s")
+    the teacher is full: again in 2 s
     """
 
     def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
@@ -56,7 +85,17 @@ class TeacherUnavailable(ModelError):
 
 
 class ProtocolError(EbjrError):
-    """A message breaks the protocol it claims to speak."""
+    """A message breaks the protocol it claims to speak.
+
+    Examples
+    --------
+    >>> from ebjr.protocol import read_metadata
+    >>> try:
+    ...     read_metadata({})
+    ... except ProtocolError as error:
+    ...     print(error)
+    a model's metadata must have a 'name', but has none
+    """
 
 
 class UnknownModel(ProtocolError):

@@ -52,6 +52,14 @@ class JointAnswer:
     late
         Under this id the teacher's answers to degraded rows will be, where they are kept for
         later (`ebjr.late`); else None.
+
+    Examples
+    --------
+    >>> student, teacher = lambda x: np.stack([x, -x], axis=1), lambda x: np.stack([-x, x], axis=1)
+    >>> joint = JointClassifier(student, teacher, Router("max_logit", threshold=2.0))
+    >>> answer = joint(np.array([3.0, 1.0]))
+    >>> answer.prediction, answer.score, answer.deferred
+    (array([0, 1]), array([3., 1.]), array([False,  True]))
     """
 
     prediction: Batch

@@ -73,6 +73,12 @@ class LateAnswer:
         Rows that still wait.
     errors
         By row: why it will never be answered.
+
+    Examples
+    --------
+    >>> found = LateAnswer("4f2a", np.array([1]), np.array([7]), np.eye(10)[[7]], waiting=(3,))
+    >>> dict(zip(found.rows.tolist(), found.prediction.tolist(), strict=True)), found.waiting
+    ({1: 7}, (3,))
     """
 
     id: str

@@ -466,6 +466,14 @@ SPECIALIZED_SCORES: dict[str, Callable[..., Array]] = {
 FITTED: dict[str, Callable[..., Array]] = {"learned": learned, "learned_gain": learned_gain}
 """The scores that have a name, and weights that only a fit can give."""
 
+READS: dict[str, str] = {
+    **dict.fromkeys((*SCORES, *SPECIALIZED_SCORES, learned.__name__), "logits"),
+    **dict.fromkeys(REGRESSION_SCORES, "predictions"),
+    **dict.fromkeys((*DETECTION_SCORES, learned_gain.__name__), "detections"),
+}
+"""What these scores make something of; `random`, and a score of your own, are for every task."""
+del READS[random.__name__]
+
 REGISTRIES = (SCORES, REGRESSION_SCORES, SPECIALIZED_SCORES, DETECTION_SCORES, FITTED)
 """Where a name is looked up."""
 

@@ -100,6 +100,16 @@ class Study:
         left out.
     traffic
         The mix that both parts were drawn in; None where they are as recorded.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> targets = rng.integers(0, 2, 100)
+    >>> clear = 4 * np.eye(2)[targets]
+    >>> outcomes = Outcomes(clear + rng.normal(0, 3, (100, 2)), clear, targets)
+    >>> study = run_study(outcomes, "budget", deferral_rate=0.5, score="margin", blend=0.0)
+    >>> study.point.score, len(study.calibration), len(study.held_out_rows)
+    ('margin', 50, 50)
     """
 
     outcomes: Outcomes

@@ -64,8 +64,8 @@ class Task:
         Whether answers have scores that a `CommonScale` can map.
     rows
         What raw output is, for messages.
-    has_logits
-        Whether the student's raw output is logits of classes, as a learned score reads them.
+    raw
+        What raw output is, as `ebjr.scores.READS` says what a score reads.
     has_labels
         Whether answers are labels, which agree or do not.
     takes_images
@@ -76,13 +76,18 @@ class Task:
 
     name: str
     columns: str
+    raw: str
     takes_temperatures = False
     takes_scale = False
     rows = "{} rows of raw output"
-    has_logits = False
     has_labels = False
     takes_images = False
     known_classes: tuple[int, ...] | None = None
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the student's raw output is logits of classes, as a learned score reads them."""
+        return self.raw == "logits"
 
     def knowing(self, known_classes: Any) -> Task:
         """The task for a student that knows some of the teacher's classes; None changes nothing.
@@ -304,8 +309,8 @@ class Task:
 class _Classification(Task):
     name = "classification"
     columns = "classes"
+    raw = "logits"
     takes_temperatures = True
-    has_logits = True
     has_labels = True
 
     def check_output(self, role: str, output: Any) -> np.ndarray:
@@ -414,6 +419,7 @@ class _Specialized(_Classification):
 class _Regression(Task):
     name = "regression"
     columns = "columns"
+    raw = "predictions"
 
     def check_output(self, role: str, output: Any) -> np.ndarray:
         array = to_numpy(output)
@@ -461,6 +467,7 @@ class _Regression(Task):
 class _Detection(Task):
     name = "detection"
     columns = "classes"
+    raw = "detections"
     takes_scale = True
     takes_images = True
     rows = "a list of {} Detections, one for each"

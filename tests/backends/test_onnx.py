@@ -149,7 +149,9 @@ def test_a_fixed_batch_model_says_so(fixed):
     model = OnnxModel(fixed)
     assert model.fixed_batch == 4
     assert model(rows(4)).shape == (4, 2)
-    with pytest.raises(ModelError, match=r"fixed batch of 4.*given 5.*batch_size=4"):
+    with pytest.raises(
+        ModelError, match=r"fixed batch of 4.*given 5.*batch_size=4.*--batch-size 4"
+    ):
         model(rows(5))
 
 

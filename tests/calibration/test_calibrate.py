@@ -10,7 +10,7 @@ from ebjr.blend import Blend, as_blend
 from ebjr.calibration import CHOICE_SEED, CHOICE_SHARE, choose_blend, choose_score, rank_scores
 from ebjr.calibration.auto import BLENDS, CANDIDATES, NOISE, area_influence
 from ebjr.calibration.guarantee import certify
-from ebjr.scores import SCORES, as_score
+from ebjr.scores import SCORES, Score, as_score, register_score
 
 STUDENT = Cost(flops=1.0, seconds=0.1, joules=0.2, joules_are="measured")
 TEACHER = Cost(flops=10.0, seconds=0.5, joules=2.0, joules_are="measured")
@@ -150,6 +150,24 @@ def test_auto_takes_the_simplest_score_that_is_as_good_as_the_best():
     chosen = next(e for e in ranked if str(e.score) == str(choose_score(outcomes)))
     assert chosen.behind <= NOISE * chosen.behind_error
     assert calibrate(outcomes, score="auto").score == str(chosen.score)
+
+
+def test_auto_passes_over_no_simpler_score_with_a_larger_gain():
+    rng = np.random.default_rng(3)
+    right = rng.random(200) < 0.7
+    outcomes = Outcomes(np.eye(2)[(~right).astype(int)], np.eye(2)[np.zeros(200, int)], [0] * 200)
+    best = right + rng.normal(0, 1, 200)
+    nearly = np.where(np.arange(200) < 40, best - 0.5 * right, best)
+    other = right + rng.normal(0, 1.3, 200)
+    candidates = [
+        Score(n, lambda _, v=v: v) for n, v in zip("nob", (nearly, other, best), strict=True)
+    ]
+    ranked = {entry.score.name: entry for entry in rank_scores(outcomes, candidates)}
+    assert list(ranked) == ["b", "n", "o"]
+    stands_out = {name: e.behind > NOISE * e.behind_error for name, e in ranked.items()}
+    assert stands_out == {"b": False, "n": True, "o": False}
+    assert choose_score(outcomes, candidates).name == "n"
+    assert choose_score(outcomes, candidates[1:]).name == "o"  # of noise alone, the simplest
 
 
 def test_auto_is_not_fooled_by_the_order_of_the_candidates():
@@ -346,3 +364,36 @@ def test_a_score_of_another_task_is_refused_in_one_sentence(blend):
         ValueError, match=r"box_count is not for classification: .* there are: energy"
     ):
         calibrate(pair(60), score="box_count", blend=blend)
+
+
+REGRESSORS = Outcomes([[1.0, 0.1], [2.0, 0.9]], [1.0, 2.5], [1.0, 2.6], task="regression")
+
+
+@pytest.mark.parametrize("score", ["softmax", "energy(temperature=2.0)", "specialized_energy"])
+def test_a_regressor_has_no_score_of_classifiers_nor_a_classifier_one_of_regressors(score):
+    name = score.partition("(")[0]
+    with pytest.raises(
+        ValueError, match=rf"{name}.* regression: it reads logits, .* predicted_std"
+    ):
+        calibrate(REGRESSORS, score=score)
+    with pytest.raises(ValueError, match="predicted_std is not for classification: it reads pred"):
+        calibrate(pair(60), score="predicted_std", blend=0.0)
+
+
+def test_random_and_scores_of_your_own_are_for_every_task():
+    @register_score
+    def small_numbers(output):
+        return -np.abs(output[:, 0])
+
+    try:
+        for score in ("random", "small_numbers"):
+            for outcomes in (pair(60), REGRESSORS):
+                assert calibrate(outcomes, "budget", deferral_rate=1.0, score=score).score == score
+    finally:
+        del SCORES["small_numbers"]
+
+
+def test_a_learned_score_of_predictions_alone_is_refused_in_one_sentence():
+    outcomes = Outcomes([1.0, 2.0], [1.0, 2.5], [1.0, 2.6], task="regression")
+    with pytest.raises(CalibrationError, match="name one that is not fitted, such as random"):
+        calibrate(outcomes, score="learned")

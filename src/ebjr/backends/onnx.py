@@ -219,8 +219,9 @@ class OnnxModel:
         if self.fixed_batch and not self.batch_size:
             raise ModelError(
                 f"{self.name} has a fixed batch of {self.fixed_batch}, but was given {rows} "
-                f"inputs; export it with a dynamic batch, or load it with "
-                f"batch_size={self.fixed_batch}"
+                f"inputs; export it with a dynamic batch, load it with batch_size="
+                f"{self.fixed_batch}, or give it {self.fixed_batch} at a time: "
+                f"--batch-size {self.fixed_batch}"
             )
         step = self.batch_size or rows
         parts = [self._run_filled(batch[start : start + step]) for start in range(0, rows, step)]

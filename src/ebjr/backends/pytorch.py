@@ -142,8 +142,9 @@ class TorchModel:
         if self.fixed_batch is not None and self.batch_size is None:
             raise ModelError(
                 f"{self.name} has a fixed batch of {self.fixed_batch}, but was given {rows} "
-                f"inputs; export it with a dynamic batch, or load it with "
-                f"batch_size={self.fixed_batch}"
+                f"inputs; export it with a dynamic batch, load it with batch_size="
+                f"{self.fixed_batch}, or give it {self.fixed_batch} at a time: "
+                f"--batch-size {self.fixed_batch}"
             )
         import torch
 

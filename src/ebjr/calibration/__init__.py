@@ -78,8 +78,8 @@ def calibrate(
         right and wrong cross; for classification alone.
     score
         A score, or ``"auto"``: the simplest one whose deferral curve on `outcomes` is as good
-        as the best one's, up to noise. ``"learned"``, of detectors ``"learned_gain"``, is fitted to
-        `outcomes` first.
+        as the best one's, up to noise, or of those simpler still one with a larger gain.
+        ``"learned"``, of detectors ``"learned_gain"``, is fitted to `outcomes` first.
     blend
         The student's weight in a deferred answer, with temperatures as a `Blend`, or ``"auto"``:
         picked on `outcomes`, 0 (the paper) being a candidate; temperatures only if they win by

@@ -182,7 +182,10 @@ def choose_score(
     candidates: Sequence[str | Callable[..., Array] | Score] | None = None,
     blend: float = 0.0,
 ) -> Score:
-    """The simplest candidate that is not behind the best one by more than noise.
+    """The simplest candidate that is not behind the best one by more than noise, or a better one.
+
+    A difference to the best may be lost in noise or stand out, however large it is: candidates that
+    are simpler and have the larger gain are not passed over because theirs stands out.
 
     Examples
     --------
@@ -191,7 +194,9 @@ def choose_score(
     'softmax'
     """
     ranked = _compare(outcomes, candidates, blend)
-    return next(entry.score for entry in ranked if entry.behind <= NOISE * entry.behind_error)
+    level = [entry.behind <= NOISE * entry.behind_error for entry in ranked]
+    simple = ranked[: level.index(True) + 1]
+    return max(simple, key=lambda entry: entry.gain).score  # of a tie the first, the simplest
 
 
 def choose_blend(
@@ -299,7 +304,7 @@ def _compare(
         scores.append(score)
         influences.append(area_influence(values, kept, deferred))
     if not scores:
-        known = outcomes.kind.scores(outcomes.student)
+        known = (*outcomes.kind.scores(outcomes.student), "random")
         raise CalibrationError(
             f"none of the scores {', '.join(map(str, candidates))} can be fitted to these "
             f"{len(outcomes)} examples; name one that is not fitted, such as {known[0]}"
