@@ -219,6 +219,7 @@ class PaperPair(NamedTuple):
     teacher: Net
     joint_accuracy: float
     joint_flops: float
+    joint_ms: float
 
 
 PAPER: dict[str, PaperPair] = {
@@ -229,6 +230,7 @@ PAPER: dict[str, PaperPair] = {
         Net("DenseNet-BC 64, growth 12", lambda: densenet_bc(64, 12, 10), 32, 94.76, 2.92e8, 35.0),
         94.74,
         1.36e8,
+        23.78,
     ),
     "cifar100": PaperPair(
         "CIFAR-100",
@@ -237,6 +239,7 @@ PAPER: dict[str, PaperPair] = {
         Net("DenseNet-BC 88, growth 8", lambda: densenet_bc(88, 8, 100), 32, 74.94, 2.14e8, 51.0),
         74.87,
         1.57e8,
+        42.1,
     ),
     "imagenet": PaperPair(
         "ImageNet",
@@ -253,6 +256,7 @@ PAPER: dict[str, PaperPair] = {
         ),
         76.62,
         58.1e8,
+        196.8,
     ),
     "caltech256": PaperPair(
         "Caltech-256",
@@ -261,6 +265,7 @@ PAPER: dict[str, PaperPair] = {
         Net("ResNet-152", lambda: ResNet(152, 256), 272, 89.87, 340.0e8, 200.0),
         89.87,
         170.1e8,
+        113.6,
     ),
 }
 """By data set: the networks and figures of table 1."""

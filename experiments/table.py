@@ -15,6 +15,7 @@ FOLDERS = ("results", "rivals/results", "rivals")
 
 ORDER = (
     "table1",
+    "table1_latency",
     "fig2_fig3",
     "fig3_ablation",
     "fig4",

@@ -1,0 +1,83 @@
+"""Table 1, latency: how much less time. `python -m experiments.table1_latency [--quick]`.
+
+The shipped pair on this machine: teacher and joint model answer the same held-out test images in
+turn, one by one and in batches of 64, and what counts is the ratio within a turn; the median of the
+turns. Score, blend and threshold are those that the teacher's accuracy asks for on the other half.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ebjr import JointClassifier, Outcomes, calibrate, load_model
+from ebjr.demo import shipped
+from ebjr.demo.cifar10 import load
+from experiments.frame import Run, start
+from experiments.nets import PAPER
+
+BATCHES = {"one by one": 1, "in batches of 64": 64}
+TURNS = 9
+
+
+def seconds(model: Callable[[np.ndarray], Any], images: np.ndarray, size: int) -> float:
+    """How long a model takes for all the images."""
+    began = time.perf_counter()
+    for at in range(0, len(images), size):
+        model(images[at : at + size])
+    return time.perf_counter() - began
+
+
+def measure(joint: JointClassifier, images: np.ndarray, size: int, turns: int) -> dict[str, Any]:
+    """Times of the student, the teacher and the joint model, in turn."""
+    models = {"student": joint.student, "teacher": joint.teacher, "joint": joint}
+    for model in models.values():
+        seconds(model, images[: 4 * size], size)  # warm
+    taken = np.array([[seconds(m, images, size) for m in models.values()] for _ in range(turns)])
+    ratios = np.sort(taken[:, 1] / taken[:, 2])
+    milliseconds = 1e3 * np.median(taken, axis=0) / len(images)
+    return {
+        "times_less_time": round(float(np.median(ratios)), 3),
+        "each_turn": ratios.round(3),
+        "milliseconds_per_image": dict(zip(models, milliseconds.round(3), strict=True)),
+    }
+
+
+def main(run: Run) -> dict[str, Any]:
+    """Calibrate on one half, time on the other."""
+    with shipped("outcomes.npz") as path:
+        outcomes = Outcomes.load(path)
+    first, second = outcomes.split_rows(0.5, seed=0)
+    point = calibrate(outcomes.take(first))
+    there = point.curve(outcomes.take(second)).at(threshold=point.threshold)
+    models = []
+    for role in ("student", "teacher"):
+        with shipped(f"{role}.onnx") as path:
+            models.append(load_model(path, threads=os.cpu_count()))
+    joint = JointClassifier(*models, point.router, blend=point.blend)
+    pixels, _ = load("test")
+    chosen = second[: 256 if run.quick else 2048]
+    images = np.ascontiguousarray(pixels[chosen].transpose(0, 3, 1, 2), np.float32) / 255
+    paper = PAPER["cifar10"]
+    found = {}
+    for words, size in BATCHES.items():
+        turns = 3 if run.quick else TURNS
+        few = images[: len(images) // 4] if size == 1 else images
+        found[words] = run.step(words, lambda: measure(joint, few, size, turns))  # noqa: B023
+        run.compare(
+            f"CIFAR-10, the shipped pair, {words}: times less time than the teacher",
+            paper=round(paper.teacher.paper_ms / paper.joint_ms, 2),
+            ours=found[words]["times_less_time"],
+            unit="x",
+            points=round(100 * (there.quality - there.teacher_quality), 3),
+            why=f"{100 * there.deferral_rate:.1f} % deferred, with {point.score}",
+        )
+    return {"deferral_rate": there.deferral_rate, "images": len(images), "times": found}
+
+
+if __name__ == "__main__":
+    start(main, "Table 1: latency")
