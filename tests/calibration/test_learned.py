@@ -127,7 +127,7 @@ def test_more_classes_than_it_knows_are_refused():
 
 
 def test_without_its_weights_it_is_no_score():
-    with pytest.raises(ValueError, match="does not take the parameters"):
+    with pytest.raises(ValueError, match="is fitted to outcomes"):
         as_score("learned")
 
 

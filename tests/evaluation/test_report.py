@@ -16,6 +16,7 @@ from ebjr.evaluation.report import write_live_curve, write_report
 pytest.importorskip("plotly", reason="plotly is not installed")
 
 CHROMIUM = Path("/usr/bin/chromium")
+PATIENCE = 120_000  # milliseconds; the browser shares the cores with all other tests
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,7 @@ def test_a_page_around_the_live_curve_learns_its_height(study, tmp_path):
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = play.chromium.launch(executable_path=str(CHROMIUM), args=flags)
         page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
         page.goto((tmp_path / "page.html").as_uri())
         page.frames[1].wait_for_selector("#curve .main-svg")
         page.wait_for_function("window.heights.length")
@@ -213,6 +215,7 @@ def test_the_page_works_with_no_network(study, report, width, scheme):
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = play.chromium.launch(executable_path=str(CHROMIUM), args=flags)
         page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("console", lambda message: troubles.append(message.text))
         page.on("request", lambda request: requests.append(request.url))

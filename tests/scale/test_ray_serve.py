@@ -35,7 +35,7 @@ pytestmark = pytest.mark.ray
 STUDENT = {
     "num_replicas": 2,
     "ray_actor_options": {"num_cpus": 0.5},
-    "graceful_shutdown_timeout_s": 5,
+    "graceful_shutdown_timeout_s": 20,
 }
 TEACHER = {**STUDENT, "ray_actor_options": {"num_cpus": 0, "resources": {"teacher": 1}}}
 

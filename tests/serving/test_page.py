@@ -41,6 +41,7 @@ from ebjr.serving.app import Served, build_app, served_of
 pytestmark = pytest.mark.browser
 
 CHROMIUM = Path("/usr/bin/chromium")
+PATIENCE = 120_000  # milliseconds; the browser shares the cores with all other tests
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -104,6 +105,7 @@ def page(browser):
     """A page that may not say anything to its console, nor ask anybody but its own server."""
     troubles: list[str] = []
     with browser.new_page(viewport={"width": 1280, "height": 900}) as opened:
+        opened.set_default_timeout(PATIENCE)
         opened.on("pageerror", lambda error: troubles.append(str(error)))
         opened.on("console", lambda message: troubles.append(message.text))
         opened.on("request", lambda request: troubles.extend(strange(opened, request)))
@@ -124,12 +126,12 @@ def router(address: str) -> dict:
 
 def opened(page, address: str):
     page.goto(address)
-    sync_api.expect(page.locator("#connection")).to_have_text("Connected.")
+    sync_api.expect(page.locator("#connection")).to_have_text("Connected.", timeout=PATIENCE)
     return page
 
 
 def says(page, name: str, words) -> None:
-    sync_api.expect(page.locator(f"#{name}")).to_contain_text(words, timeout=15_000)
+    sync_api.expect(page.locator(f"#{name}")).to_contain_text(words, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
