@@ -252,7 +252,7 @@ def test_a_missing_model_file_is_named(joint, tmp_path):
         ("name =", "nickname =", "the file has an unknown key 'nickname'; did you mean 'name'"),
         ("threshold = 0.5", "", "router misses threshold"),
         ("threshold = 0.5", "threshold = nan", "threshold must be a number above -inf"),
-        ("threshold = 0.5", 'threshold = "high"', "threshold must be a number above -inf, not 'high'"),
+        ("threshold = 0.5", 'threshold = "high"', "number above -inf, not 'high'"),
         ("softmax(temperature=2.0)", "magic", "there is no score named 'magic'"),
         ("blend = 0.25", "blend = -1", "blend must be a finite weight"),
         ('task = "classification"', 'task = "chess"', "task must be one of classification"),
