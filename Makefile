@@ -11,9 +11,13 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 demo: $(VENV)/.demo
 	$(BIN)/ebjr demo
 
-# One more worker than cores: a test of servers or of Ray waits for most of its time.
+# One more worker than cores: many a test waits. Browsers and Ray's clusters come last: they need the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+CORES  := $$(nproc 2>/dev/null || echo 2)
+
 test: $(VENV)/.dev $(VENV)/.system
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($$(nproc 2>/dev/null || echo 2) + 1)) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -n $$(($(CORES) + 1)) -m 'not (ray or browser)'
+	$(PYTEST) -n 2 -m 'ray or browser'
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check

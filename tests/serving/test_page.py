@@ -126,7 +126,8 @@ def router(address: str) -> dict:
 
 def opened(page, address: str):
     page.goto(address)
-    sync_api.expect(page.locator("#connection")).to_have_text("Connected.", timeout=PATIENCE)
+    connection = page.locator("#connection")
+    sync_api.expect(connection).to_have_attribute("data-well", "true", timeout=PATIENCE)
     return page
 
 
