@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import time
 import urllib.request
@@ -126,8 +127,8 @@ def router(address: str) -> dict:
 
 def opened(page, address: str):
     page.goto(address)
-    connection = page.locator("#connection")
-    sync_api.expect(connection).to_have_attribute("data-well", "true", timeout=PATIENCE)
+    connected = re.compile(r"^(Connected|The server answers again)\.$")
+    sync_api.expect(page.locator("#connection")).to_have_text(connected, timeout=PATIENCE)
     return page
 
 
