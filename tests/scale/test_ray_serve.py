@@ -281,10 +281,36 @@ def test_a_held_request_is_answered_as_one_that_comes_over_http(joint):
 def test_what_a_new_knob_was_told_holds_over_what_a_student_knows_of_the_lost_one(known):
     async def told() -> tuple[int, float]:
         knob = SharedKnob(1.0, "epoch")
-        assert await knob.move(0.5, known=0) == 1
+        assert await knob.move(0.5, known=0, students=0) == 1
         return await knob.watch("epoch", "student", known, 0.25)
 
     assert asyncio.run(told()) == (known + 1, 0.5)
+
+
+def test_a_move_ends_when_as_many_students_know_it_as_there_are():
+    async def order() -> list[str]:
+        knob, ended = SharedKnob(1.0, "epoch"), []
+
+        async def watch(student: str, epoch: str = "epoch") -> None:
+            version, threshold = await knob.watch(epoch, student, 0, 1.0)
+            ended.append(f"{student} is told {threshold:g}")
+            await knob.watch(epoch, student, version, threshold)
+
+        async def move() -> None:
+            await knob.move(0.5, known=0, students=3)
+            ended.append("moved")
+
+        tasks = [asyncio.create_task(watch("one")), asyncio.create_task(move())]
+        tasks += [asyncio.create_task(watch("of another calibration", "other"))]
+        await asyncio.sleep(0.2)
+        assert ended == ["one is told 0.5"]
+        tasks += [asyncio.create_task(watch("two"))]
+        await asyncio.wait(tasks, timeout=0.5)
+        for task in tasks:
+            task.cancel()
+        return ended
+
+    assert asyncio.run(order()) == ["one is told 0.5", "two is told 0.5", "moved"]
 
 
 def test_metrics_are_in_rays_endpoint_under_the_same_names(pair):

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import inspect
 import logging
+import math
 import os
 import threading
 import time
@@ -466,7 +467,7 @@ class SharedKnob:
     def __init__(self, threshold: float, epoch: str) -> None:
         self._threshold, self._epoch, self._version = threshold, epoch, 0
         self._moved = False
-        self._heard: dict[str, tuple[int, float]] = {}  # of each student: what it knows, and when
+        self._heard: dict[str, tuple[float, float]] = {}  # of each student: what it knows, and when
         self._changed = asyncio.Condition()
 
     async def watch(
@@ -474,6 +475,7 @@ class SharedKnob:
     ) -> tuple[int, float]:
         """What is newer than a student's version, or after a while what there is."""
         if epoch != self._epoch:
+            self._heard[student] = (math.inf, time.monotonic())  # there is nothing newer for it
             await asyncio.sleep(WATCH_SECONDS)
             return version, threshold
         async with self._changed:
@@ -488,20 +490,23 @@ class SharedKnob:
                 await asyncio.wait_for(newer, WATCH_SECONDS)
             return self._version, self._threshold
 
-    async def move(self, threshold: float, known: int) -> int:
-        """Move the threshold of every student, of whom one knows a version; the new version."""
+    async def move(self, threshold: float, known: int, students: int) -> int:
+        """Move the threshold of all students, of whom one knows a version; the new version."""
         async with self._changed:
             self._version = max(self._version, known) + 1
             self._threshold, self._moved = threshold, True
             self._changed.notify_all()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait_for(self._all_know), MOVE_SECONDS)
+                all_know = self._changed.wait_for(lambda: self._know(students))
+                await asyncio.wait_for(all_know, MOVE_SECONDS)
             return self._version
 
-    def _all_know(self) -> bool:
+    def _know(self, students: int) -> bool:
+        """Whether so many students know, and none that lives does not."""
         gone = time.monotonic() - 2 * WATCH_SECONDS
         self._heard = {name: heard for name, heard in self._heard.items() if heard[1] > gone}
-        return all(version >= self._version for version, _ in self._heard.values())
+        told = [version >= self._version for version, _ in self._heard.values()]
+        return all(told) and len(told) >= students  # a new knob has not heard of all of them
 
 
 class RemoteKnob(Knob):
@@ -521,7 +526,7 @@ class RemoteKnob(Knob):
         super().__init__(served)
         self.version = -1
         self._handle, self._epoch = handle, epoch
-        self._name = serve.get_replica_context().replica_id.unique_id
+        self._replica = serve.get_replica_context().replica_id
         self._told = threading.Event()
         threading.Thread(target=self._watch, name="ebjr-knob", daemon=True).start()
         self._told.wait(MOVE_SECONDS)  # a replica that comes later starts where the others are
@@ -539,7 +544,7 @@ class RemoteKnob(Knob):
         if who == "autopilot":
             raise ValueError("the autopilot sees one server alone: on Ray, give a threshold")
         after, before = check_threshold(threshold), self.threshold
-        response = self._handle.move.remote(after, self.version)
+        response = self._handle.move.remote(after, self.version, self._students())
         try:
             response.result(timeout_s=2 * MOVE_SECONDS)
         except (RayError, RayServeException, TimeoutError) as error:
@@ -552,9 +557,15 @@ class RemoteKnob(Knob):
         """What ``GET /v1/router`` says, and the version."""
         return {**super().state(), "version": self.version}
 
+    def _students(self) -> int:
+        """How many replicas such as this one run."""
+        own = self._replica.deployment_id
+        app = serve.status().applications.get(own.app_name)
+        return app.deployments[own.name].replica_states.get("RUNNING", 0) if app else 0
+
     def _watch(self) -> None:
         while True:
-            known = (self._epoch, self._name, self.version, self.threshold)
+            known = (self._epoch, self._replica.unique_id, self.version, self.threshold)
             response = self._handle.watch.remote(*known)
             try:
                 version, threshold = response.result(timeout_s=4 * WATCH_SECONDS)
