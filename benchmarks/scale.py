@@ -2,12 +2,11 @@
 
 The shipped pair on real CIFAR-10 images. ``ebjr serve`` and the Ray application take turns, 64
 clients with 8 images a request, the same threads for each model; the CPU time of every process says
-where a request's time goes, with HAProxy in front (`ebjr.scale.INGRESS`), with a deployment more
-that holds the requests, and with Ray's own proxy. Teacher batches are counted at a deferral rate of
-20 % with batches of 32: as each student batch alone would make them, as the Ray application's
-teacher got them, and as the second stage of `ebjr.scale.predict` made them, whose answers to all
-10,000 test images are held against the local joint model's. ``--seconds`` of each turn makes a
-short run.
+where a request's time goes, with HAProxy in front (`ebjr.scale.INGRESS`) and with Ray's own proxy.
+Teacher batches are counted at a deferral rate of 20 % with batches of 32: as each student batch
+alone would make them, as the Ray application's teacher got them, and as the second stage of
+`ebjr.scale.predict` made them, whose answers to all 10,000 test images are held against the local
+joint model's. ``--seconds`` of each turn makes a short run.
 """
 
 from __future__ import annotations
@@ -157,11 +156,9 @@ def throughput(ours: int, joint: Path, asked: list[bytes], seconds: float) -> di
     }
 
 
-def one_turn(
-    port: int, joint: Path, asked: list[bytes], seconds: float, **options: Any
-) -> dict[str, Any]:
+def one_turn(port: int, joint: Path, asked: list[bytes], seconds: float) -> dict[str, Any]:
     """The Ray application alone."""
-    run_app(joint, **options)
+    run_app(joint)
     closed(port, asked, CLIENTS, 3.0)
     return measure(port, asked, seconds)
 
@@ -251,7 +248,6 @@ def main() -> None:
         joint = write_pair(Path(folder))
         with running_ray() as port:
             figures["throughput"] = throughput(port, joint, asked, seconds)
-            figures["holding_requests"] = one_turn(port, joint, asked, seconds, hold_requests=True)
             dense = write_pair(Path(folder), RATE)
             figures["teacher_batches"] = teacher_batches(port, dense, inputs, seconds)
         joint = write_pair(Path(folder))

@@ -28,7 +28,6 @@ from cluster import inputs, write_joint
 from ray import serve
 
 from ebjr.scale import app, build_app
-from ebjr.scale.ray_front import ask
 from ebjr.scale.ray_serve import SharedKnob
 
 pytestmark = pytest.mark.ray
@@ -247,36 +246,6 @@ def test_a_killed_knob_is_replaced_by_one_that_knows_what_it_knew(pair, knob):
     assert states[0]["version"] > knob["version"]
 
 
-def test_a_held_request_is_answered_as_one_that_comes_over_http(joint):
-    from starlette.testclient import TestClient
-
-    from ebjr import JointConfig
-    from ebjr.serving.app import build_app as build_server
-    from ebjr.serving.served import served_of
-
-    body, length = write_request(InferRequest({"x": inputs(20)}, binary=True))
-    own = {"x-request-id": "one", "accept-encoding": "identity"}
-    server = build_server(served_of(JointConfig.read(joint)))
-    with TestClient(server) as client:
-        for path, sent, headers in [
-            ("/v2/models/joint/infer", body, {LENGTH_HEADER: str(length)}),
-            ("/v2/models/joint/infer", b"{", {}),
-            ("/v2/models/other/infer", body, {LENGTH_HEADER: str(length)}),
-        ]:
-            known = client.post(path, content=sent, headers={**headers, **own})
-            scope = {
-                "type": "http",
-                "method": "POST",
-                "path": path,
-                "headers": [
-                    (k.lower().encode(), v.encode()) for k, v in {**headers, **own}.items()
-                ],
-            }
-            status, said, found = client.portal.call(ask, server, scope, sent)
-            assert (status, found) == (known.status_code, known.content)
-            assert dict(said) == {k.encode(): v.encode() for k, v in known.headers.items()}
-
-
 @pytest.mark.parametrize("known", [1, 2, 5])
 def test_what_a_new_knob_was_told_holds_over_what_a_student_knows_of_the_lost_one(known):
     async def told() -> tuple[int, float]:
@@ -347,13 +316,11 @@ def test_a_new_teacher_comes_without_a_failed_request(pair, joint, tmp_path):
         np.testing.assert_array_equal(outputs["prediction"], after.prediction[rows])
 
 
-def test_a_killed_node_fails_no_held_request_and_a_lost_teacher_degrades(server, joint, nodes, far):
+def test_a_killed_node_fails_no_request_and_a_lost_teacher_degrades(server, joint, nodes, far):
     data = inputs(500)
     apart = {**STUDENT, "ray_actor_options": {"num_cpus": 0, "resources": {"student": 1}}}
-    server.run(joint, student=apart, hold_requests=True, teacher_timeout_seconds=2.0)
+    server.run(joint, student=apart, teacher_timeout_seconds=2.0)
     assert len(replicas("Student")) == 2
-    assert server.call("/v2/health/ready")[0] == 200
-    assert server.call("/v2/models/joint/infer", b"{")[0] == 400
     local = load_joint(joint)(data)
     student = local.score >= load_joint(joint).router.threshold
     with server.load(data, clients=8) as answered:
@@ -379,7 +346,6 @@ def test_a_killed_node_fails_no_held_request_and_a_lost_teacher_degrades(server,
 
 def test_what_serve_run_is_given_is_checked(joint, tmp_path):
     assert app({"joint": str(joint), "student_batch": "32"}) is not None
-    assert app({"joint": str(joint), "hold_requests": "true"}) is not None
     for args, words in [
         ({}, "joint must be among them"),
         ({"joint": str(joint), "batch": 3}, "not 'batch'"),

@@ -29,11 +29,9 @@ from ebjr.config import Entry, JointConfig
 from ebjr.errors import EbjrError, MissingExtra, TeacherUnavailable
 from ebjr.router import check_threshold
 from ebjr.scale.models import RawTeacher, check_policy, thread_option
-from ebjr.scale.ray_front import TRIES, Answer, Front, ask
 from ebjr.scale.ray_metrics import Mirror
 from ebjr.serving.app import build_app as build_server
 from ebjr.serving.knob import Knob
-from ebjr.serving.logs import Scope
 from ebjr.serving.metrics import Metrics
 from ebjr.serving.pipeline import Batched
 from ebjr.serving.row_queue import RowQueue, alike
@@ -52,6 +50,9 @@ log = logging.getLogger("ebjr.serving")
 
 WATCH_SECONDS = 5.0
 """How long a replica waits for the knob to move before it asks again, and says that it lives."""
+
+TRIES = 3
+"""How many teacher replicas may die under one batch before the teacher counts as away."""
 
 MOVE_SECONDS = 10.0
 """How long a move of the knob waits for the replicas; one that lives takes milliseconds."""
@@ -73,8 +74,6 @@ def build_app(
     when_unavailable: str = "student",
     threads: int | None = None,
     token: str | None = None,
-    hold_requests: bool = False,
-    front: Mapping[str, Any] | None = None,
 ) -> serve.Application:
     """A joint model as a Ray Serve application, for ``serve.run`` and ``serve run``.
 
@@ -108,13 +107,6 @@ def build_app(
         Of each model; None takes as many as its replica has CPUs.
     token
         Who moves the knob must show it.
-    hold_requests
-        Whether a fourth deployment, ``Front``, takes the requests and holds each until a student
-        has answered it: those of a student replica that dies are then given to another, and none
-        fails. It costs throughput, as every request goes through one process more. Without it
-        they go to the students at once, and those of a lost replica are the client's to repeat.
-    front
-        What Serve is to do with its replicas, as for `student`.
 
     Raises
     ------
@@ -154,9 +146,8 @@ def build_app(
         SharedKnob, "Knob", max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0}
     )
     taught = _deployment(Teacher, "Teacher", **{"max_ongoing_requests": 64, **(teacher or {})})
-    kind = HeldStudent if hold_requests else Student
-    scored = _deployment(kind, "Student", **{"max_ongoing_requests": 256, **(student or {})})
-    students = scored.bind(
+    scored = _deployment(Student, "Student", **{"max_ongoing_requests": 256, **(student or {})})
+    return scored.bind(
         config,
         taught.bind(
             config.teacher,
@@ -173,12 +164,6 @@ def build_app(
         teacher_timeout_seconds=teacher_timeout_seconds,
         server={"token": token, "timeout_seconds": timeout_seconds, **pipeline},
     )
-    if not hold_requests:
-        return students
-    # on the head node, without which there is no application either
-    head = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
-    options = {"max_ongoing_requests": 10_000, "ray_actor_options": head}
-    return _deployment(Front, "Front", **{**options, **(front or {})}).bind(students)
 
 
 def _deployment(kind: type, name: str, **options: Any) -> serve.Deployment:
@@ -195,14 +180,12 @@ def from_args(args: Mapping[str, Any]) -> serve.Application:
     if unknown or "joint" not in args:
         wrong = f"not {min(unknown)!r}" if unknown else "and joint must be among them"
         raise ValueError(f"the arguments are {', '.join(known)}, {wrong}")
-    return build_app(**{name: _value(value) for name, value in args.items()})
+    return build_app(**{name: _number(value) for name, value in args.items()})
 
 
-def _value(value: Any) -> Any:
-    """What ``serve run`` was given as text: yes or no, a number, or text."""
+def _number(value: Any) -> Any:
+    """What ``serve run`` was given as text."""
     if isinstance(value, str):
-        if value.lower() in ("true", "false"):
-            return value.lower() == "true"
         for kind in (int, float):
             with suppress(ValueError):
                 return kind(value)
@@ -216,7 +199,8 @@ def _epoch(config: JointConfig) -> str:
     return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
-class _Replica:
+@serve.ingress()
+class Student:
     """A replica of the server: its own student, the shared teacher, the shared knob."""
 
     def __init__(
@@ -240,28 +224,8 @@ class _Replica:
         self._server = build_server(served, knob=RemoteKnob(served, knob, epoch), **server)
         Mirror(self._server.state.service.metrics.families, without_stage="teacher").start()
 
-
-@serve.ingress()
-class Student(_Replica):
-    """A replica of the server that takes requests itself."""
-
     def __serve_build_asgi_app__(self) -> Any:  # Serve's name
         return self._server
-
-
-class HeldStudent(_Replica):
-    """A replica of the server that answers what the `Front` holds."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._server.state.service.start()
-
-    async def answer(self, scope: Scope, body: bytes) -> Answer:
-        """A request's answer."""
-        return await ask(self._server, scope, body)
-
-    def __del__(self) -> None:  # Serve calls it
-        self._server.state.service.stop()
 
 
 class RayTeacher:

@@ -80,7 +80,7 @@ async def read_body(
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared[:19]) > most:
         raise _too_large(most)
-    body = await receive_body(receive, limits, hold, patience)
+    body = await _received(receive, limits, hold, patience)
     encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
     if encoding in ("identity", ""):
         return body
@@ -91,10 +91,35 @@ async def read_body(
     return found
 
 
-async def receive_body(
+def compressed(body: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:
+    """A body as a client asks for it, and the headers that say so.
+
+    Parameters
+    ----------
+    body
+        As it is.
+    accepted
+        The header ``Accept-Encoding``; nothing where there is none.
+
+    Examples
+    --------
+    >>> found, headers = compressed(bytes(1000), "br, gzip;q=0.5")
+    >>> len(found) < 100, headers["Content-Encoding"]
+    (True, 'gzip')
+    """
+    if not accepted or len(body) < SMALLEST_BYTES:
+        return body, {}
+    encoding = next((name for name in _preferred(accepted) if name in WINDOWS), None)
+    if encoding is None:
+        return body, {}
+    engine = zlib.compressobj(1, zlib.DEFLATED, WINDOWS[encoding])
+    found = engine.compress(body) + engine.flush()
+    return found, {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
+
+
+async def _received(
     receive: Receive, limits: Limits, hold: Callable[[int], None], patience: Patience
 ) -> bytes:
-    """The body as it comes, see `read_body`."""
     parts: list[bytes] = []
     size, late = 0, False
     task = asyncio.current_task()
@@ -133,32 +158,6 @@ async def receive_body(
     finally:
         patience.end(wait)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def compressed(body: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:
-    """A body as a client asks for it, and the headers that say so.
-
-    Parameters
-    ----------
-    body
-        As it is.
-    accepted
-        The header ``Accept-Encoding``; nothing where there is none.
-
-    Examples
-    --------
-    >>> found, headers = compressed(bytes(1000), "br, gzip;q=0.5")
-    >>> len(found) < 100, headers["Content-Encoding"]
-    (True, 'gzip')
-    """
-    if not accepted or len(body) < SMALLEST_BYTES:
-        return body, {}
-    encoding = next((name for name in _preferred(accepted) if name in WINDOWS), None)
-    if encoding is None:
-        return body, {}
-    engine = zlib.compressobj(1, zlib.DEFLATED, WINDOWS[encoding])
-    found = engine.compress(body) + engine.flush()
-    return found, {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
 
 
 def _too_large(most: int) -> Refused:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -82,28 +82,21 @@ def status_of(error: EbjrError) -> int:
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
-class Holder(Protocol):
-    """Who holds the bytes of requests, within limits."""
-
-    limits: Limits
-    held_bytes: int
-
-
 class Hold:
     """The bytes of one request, counted among those of all for as long as it is at work.
 
     Called with how many are about to be held; raises `Overloaded` where they are too many.
     """
 
-    def __init__(self, holder: Holder) -> None:
-        self._holder, self._mine = holder, 0
+    def __init__(self, service: Service) -> None:
+        self._service, self._mine = service, 0
 
     def __enter__(self) -> Hold:
         return self
 
     def __call__(self, size: int) -> None:
         """Hold so many bytes more."""
-        held, most = self._holder.held_bytes, self._holder.limits.held_bytes
+        held, most = self._service.held_bytes, self._service.limits.held_bytes
         if held and held + size > most:
             raise Overloaded(
                 f"{held} bytes of requests are at work already, and {most} is the most: "
@@ -111,10 +104,10 @@ class Hold:
                 1.0,
             )
         self._mine += size
-        self._holder.held_bytes += size
+        self._service.held_bytes += size
 
     def __exit__(self, *_: object) -> None:
-        self._holder.held_bytes -= self._mine
+        self._service.held_bytes -= self._mine
 
 
 class Service:
