@@ -20,13 +20,13 @@ INGRESS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
     "RAY_SERVE_HAPROXY_RETRIES": "5",
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**20),
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**19),
 }
 """The environment of Ray's processes in which a request goes the shortest way, and none is lost.
 
 HAProxy, which comes with Ray from 2.55 on, then hands requests to the student replicas themselves,
 and holds each until it has an answer: what a replica had in hand when it died, or closed its
-connection, is given to another one. For that a request must fit into a buffer, of a MiB here. What
+connection, is given to another one. For that a request must fit into a buffer, of half a MiB here. What
 stands after ``empty-response`` is a line of HAProxy's own: Serve has no setting for it, and writes
 both down as they are. To be set where Ray is started, on every node.
 """
