@@ -26,9 +26,9 @@ INGRESS = {
 
 HAProxy, which comes with Ray from 2.55 on, then hands requests to the student replicas themselves,
 and holds each until it has an answer: what a replica had in hand when it died, or closed its
-connection, is given to another one. For that a request must fit into a buffer, of half a MiB here. What
-stands after ``empty-response`` is a line of HAProxy's own: Serve has no setting for it, and writes
-both down as they are. To be set where Ray is started, on every node.
+connection, is given to another one. For that a request must fit into a buffer, of half a MiB here.
+What stands after ``empty-response`` is a line of HAProxy's own: Serve has no setting for it, and
+writes both down as they are. To be set where Ray is started, on every node.
 """
 
 
