@@ -33,10 +33,21 @@ from ebjr.scale.ray_serve import SharedKnob
 pytestmark = pytest.mark.ray
 STUDENT = {
     "num_replicas": 2,
-    "ray_actor_options": {"num_cpus": 0.5},
+    "ray_actor_options": {"num_cpus": 0, "resources": {"student": 1}},
     "graceful_shutdown_timeout_s": 20,
 }
-TEACHER = {**STUDENT, "ray_actor_options": {"num_cpus": 0, "resources": {"teacher": 1}}}
+TEACHER = {
+    "autoscaling_config": {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "target_ongoing_requests": 0.5,
+        "upscale_delay_s": 0.0,
+        "metrics_interval_s": 0.2,
+        "look_back_period_s": 0.5,
+    },
+    "ray_actor_options": {"num_cpus": 0, "resources": {"teacher": 1}},
+    "graceful_shutdown_timeout_s": 20,
+}
 
 
 class Server:
@@ -49,14 +60,12 @@ class Server:
         serve.start("HeadOnly", http_options={"host": "127.0.0.1", "port": self.port})
         self._runs: Any = None
 
-    def run(self, joint: Path, **options: Any) -> None:
-        """Make it the application that runs, unless it is."""
-        if self._runs == (joint, options):
-            return
-        self._runs = None
-        models = {"student": STUDENT, "teacher": TEACHER, **options}
-        serve.run(build_app(joint, **models, threads=1))
-        self._runs = (joint, options)
+    def run(self, joint: Path) -> None:
+        """Make it the joint model that runs, unless it is."""
+        if self._runs != joint:
+            self._runs = None
+            serve.run(build_app(joint, student=STUDENT, teacher=TEACHER, threads=1))
+            self._runs = joint
 
     def call(self, path: str, body: bytes | None = None, method: str | None = None, **headers: str):
         url = f"http://127.0.0.1:{self.port}{path}"
@@ -117,7 +126,7 @@ def joint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def pair(server, joint) -> Server:
-    """The application with two replicas of each model."""
+    """The application with two students, and as many teachers as it takes."""
     server.run(joint)
     return server
 
@@ -163,26 +172,11 @@ def check_all(server: Server, joint: Path) -> None:
     assert not found["degraded"].any()
 
 
-def test_the_teacher_scales_with_its_queue_and_answers_as_the_local_model(server, joint):
-    by_queue = {
-        "min_replicas": 1,
-        "max_replicas": 2,
-        "target_ongoing_requests": 0.5,
-        "upscale_delay_s": 0.0,
-        "metrics_interval_s": 0.2,
-        "look_back_period_s": 0.5,
-    }
-    scaling = {**TEACHER, "autoscaling_config": by_queue}
-    del scaling["num_replicas"]
-    server.run(joint, student={**STUDENT, "num_replicas": 1}, teacher=scaling)
-    assert [len(replicas(name)) for name in ("Student", "Teacher")] == [1, 1]
-    with server.load(inputs(500), clients=8):
+def test_teachers_scale_with_their_queue_and_however_many_answer_as_the_local_model(pair, joint):
+    assert [len(replicas(name)) for name in ("Student", "Teacher")] == [2, 1]
+    check_all(pair, joint)
+    with pair.load(inputs(500), clients=8):
         wait_for(lambda: len(replicas("Teacher")) == 2)
-    check_all(server, joint)
-
-
-def test_two_of_each_answer_as_the_local_model(pair, joint):
-    assert [len(replicas(name)) for name in ("Student", "Teacher")] == [2, 2]
     check_all(pair, joint)
 
 
@@ -301,29 +295,12 @@ def test_metrics_are_in_rays_endpoint_under_the_same_names(pair):
     wait_for(lambda: expected <= exported())
 
 
-def test_a_new_teacher_comes_without_a_failed_request(pair, joint, tmp_path):
+def test_a_killed_node_fails_no_request_and_a_lost_teacher_degrades(pair, joint, nodes, far):
     data = inputs(500)
-    newer = write_joint(tmp_path, teacher_seed=5)
-    before, after = load_joint(joint)(data), load_joint(newer)(data)
-    assert (before.prediction != after.prediction).any()
-    with pair.load(data) as answered:
-        wait_for(lambda: len(answered) > 10)
-        pair.run(newer)
-        settled = len(answered)
-        wait_for(lambda: len(answered) > settled + 20)
-    assert not any(outputs["degraded"].any() for _, outputs in answered)
-    for rows, outputs in answered[settled + 10 :]:
-        np.testing.assert_array_equal(outputs["prediction"], after.prediction[rows])
-
-
-def test_a_killed_node_fails_no_request_and_a_lost_teacher_degrades(server, joint, nodes, far):
-    data = inputs(500)
-    apart = {**STUDENT, "ray_actor_options": {"num_cpus": 0, "resources": {"student": 1}}}
-    server.run(joint, student=apart, teacher_timeout_seconds=2.0)
     assert len(replicas("Student")) == 2
     local = load_joint(joint)(data)
     student = local.score >= load_joint(joint).router.threshold
-    with server.load(data, clients=8) as answered:
+    with pair.load(data, clients=8) as answered:
         wait_for(lambda: len(answered) > 20)
         nodes.kill(far[0])  # with a student and a teacher
         reached = len(answered)
@@ -341,7 +318,22 @@ def test_a_killed_node_fails_no_request_and_a_lost_teacher_degrades(server, join
         np.testing.assert_array_equal(asked, ~student[rows])
         right = ~outputs["degraded"]
         np.testing.assert_array_equal(outputs["prediction"][right], local.prediction[rows][right])
-    check_all(server, joint)
+    check_all(pair, joint)
+
+
+def test_a_new_teacher_comes_without_a_failed_request(pair, joint, tmp_path):
+    data = inputs(500)
+    newer = write_joint(tmp_path, teacher_seed=5)
+    before, after = load_joint(joint)(data), load_joint(newer)(data)
+    assert (before.prediction != after.prediction).any()
+    with pair.load(data) as answered:
+        wait_for(lambda: len(answered) > 10)
+        pair.run(newer)
+        settled = len(answered)
+        wait_for(lambda: len(answered) > settled + 20)
+    assert not any(outputs["degraded"].any() for _, outputs in answered)
+    for rows, outputs in answered[settled + 10 :]:
+        np.testing.assert_array_equal(outputs["prediction"], after.prediction[rows])
 
 
 def test_what_serve_run_is_given_is_checked(joint, tmp_path):
