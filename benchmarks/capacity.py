@@ -1,10 +1,10 @@
 """How many replicas a load needs: a simulator of the server's queues, and how right it is.
 
 ``python -m benchmarks.capacity`` measures what the shipped pair's batches and requests take on this
-machine, inside a server under load; simulates ``ebjr serve`` at three loads; and compares with the
-real server, which gets the same requests at the same times. Both share the cores with the clients.
-``python -m benchmarks.capacity plan --requests 400 --p99 0.2`` says how many replicas that takes,
-and what they cost.
+machine, inside a server where next to none waits for another; simulates ``ebjr serve`` at three
+loads; and compares with the real server, which gets the same requests at the same times. Both share
+the cores with the clients. ``python -m benchmarks.capacity plan --requests 400 --p99 0.2`` says how
+many replicas that takes, and what they cost.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ REQUESTS = 2_000
 SIMULATIONS = 10
 """Of each round, so that the simulator's own chance does not count."""
 
-TIMED_REQUESTS = 1_000
-"""Of a round, at the middle load, from which the times are."""
+TIMED_RATE, TIMED_REQUESTS = 10.0, 200
+"""Requests a second, and how many of a round, from which the times are."""
+
+TIMED_ROWS = (ROWS, 2 * ROWS, 4 * ROWS)
+"""Of a request: batches of several sizes say what each row adds."""
 
 
 def main() -> None:
@@ -71,6 +74,7 @@ def print_plan(asked: argparse.Namespace) -> None:
         rate,
         rows=asked.rows,
         http=known["http"],
+        idle=tuple(known["idle"]),
     )
     prices = (asked.student_price, asked.teacher_price)
     found = cheapest(plan, asked.requests, asked.p99, prices)
@@ -105,9 +109,7 @@ def compare() -> None:
         timed: list[dict[str, Any]] = []
         runs: dict[float, list[tuple[np.ndarray, Any]]] = {load: [] for load in LOADS}
         for number in range(ROUNDS):
-            rate = LOADS[1] * most
-            times = poisson(rate, TIMED_REQUESTS / rate, seed=100 + number)
-            timed.append(_timed(path, asked, times))
+            timed += [_timed(path, inputs, rows, 100 + number) for rows in TIMED_ROWS]
             with running_server(path, threads=1) as port:
                 closed(port, asked, 4, 2.0)
                 for load in LOADS:
@@ -128,6 +130,7 @@ def compare() -> None:
             "teacher": vars(plan.teacher),
             "http": plan.http,
             "client": plan.client,
+            "idle": plan.idle,
             "deferral_rate": plan.deferral_rate,
             "cores": plan.cores,
             "busiest_requests_per_second": round(most, 2),
@@ -141,34 +144,70 @@ def tell(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
-def _timed(path: Path, asked: list[bytes], times: np.ndarray) -> dict[str, Any]:
-    """Core seconds of each batch, and of a request in the server's loop and in the clients."""
-    from benchmarks.load import closed, opened
+def _timed(path: Path, inputs: np.ndarray, rows: int, seed: int) -> dict[str, Any]:
+    """What batches and requests of some rows take, where next to none waits for another.
+
+    Seconds of each batch; core seconds of a request in the server's event loop and in the clients;
+    and the seconds of each request in which no model had its rows, of those that wait for no other.
+    """
+    from benchmarks.load import opened, requests
 
     output = path.with_name("times.json")
     command = [sys.executable, "-m", "benchmarks.timed_server", str(path), str(output)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    times = poisson(TIMED_RATE, TIMED_REQUESTS / TIMED_RATE, seed)
+    asked = requests("image", inputs, rows)
     try:
         assert server.stdout is not None
         port = int(server.stdout.readline().strip().rpartition(":")[2])
-        closed(port, asked, 4, 2.0)
+        warm = len(opened(port, asked, times[:20]).latencies)
         began = time.process_time()
-        opened(port, asked, times)
+        latencies = opened(port, asked, times).latencies
         client = (time.process_time() - began) / len(times)
     finally:
         server.terminate()
         server.wait()
-    return {**json.loads(output.read_text()), "client": client}
+    found = json.loads(output.read_text())
+    batches = [(stage, size, seconds) for stage, size, seconds, _ in found["batches"]]
+    modelled: dict[int, list[float]] = {}
+    shared = set()
+    for _, _, seconds, numbers in found["batches"]:
+        shared |= set(numbers) if len(numbers) > 1 else set()
+        for number in numbers:
+            modelled.setdefault(number - warm, []).append(seconds)
+    rest: dict[str, list[float]] = {"kept": [], "deferred": []}
+    for number, latency in enumerate(latencies.tolist()):
+        before = latencies[number - 1] if number else 0.0
+        alone = number == 0 or times[number] > times[number - 1] + before
+        if alone and number + warm not in shared:
+            seconds = modelled[number]
+            rest["deferred" if len(seconds) > 1 else "kept"].append(latency - sum(seconds))
+    return {"rows": rows, "batches": batches, "http": found["http"], "client": client, **rest}
 
 
 def _plan(timed: list[dict[str, Any]], deferral_rate: float) -> Plan:
+    batches = [batch for one in timed for batch in one["batches"]]
     student, teacher = (
-        Times.fit(*zip(*(batch for one in timed for batch in one[stage]), strict=True))
-        for stage in ("student", "teacher")
+        Times.fit(*zip(*((rows, s) for stage, rows, s in batches if stage == kind), strict=True))
+        for kind in ("student", "teacher")
     )
-    http, client = (float(np.mean([one[what] for one in timed])) for what in ("http", "client"))
+    usual = [one for one in timed if one["rows"] == ROWS]
+    http, client = (float(np.mean([one[what] for one in usual])) for what in ("http", "client"))
+    kept, deferred = (
+        float(np.median([seconds for one in usual for seconds in one[which]]))
+        for which in ("kept", "deferred")
+    )
+    idle = (max(0.0, kept - http - client), max(0.0, deferred - kept))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Plan(student, teacher, deferral_rate, http=http, client=client, cores=float(cores or 1))
+    return Plan(
+        student,
+        teacher,
+        deferral_rate,
+        http=http,
+        client=client,
+        idle=idle,
+        cores=float(cores or 1),
+    )
 
 
 def _compared(

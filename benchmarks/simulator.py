@@ -23,7 +23,7 @@ Job = tuple[float, Callable[[], None]]
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a core that a batch takes: some for any, more for each row, and a spread.
+    """Seconds that a batch takes: some for any, more for each row, and a spread.
 
     Attributes
     ----------
@@ -77,6 +77,9 @@ class Plan:
         Seconds of a core for a request in the event loop of its student's replica.
     client
         The same in the clients' one thread, where they are on the same machine.
+    idle
+        Seconds in which no thread works for a request, as one that was woken does not run yet; and
+        how many more where rows of it are deferred.
     cores
         Of a machine that all share; without end where each thread has a core of its own.
     """
@@ -91,6 +94,7 @@ class Plan:
     teacher_batch: int = 64
     http: float = 0.0
     client: float = 0.0
+    idle: tuple[float, float] = (0.0, 0.0)
     cores: float = float("inf")
 
 
@@ -291,8 +295,9 @@ def simulate(
         arrive(request)
     machine.run(float("inf"))
     stages = {"student": students, "teacher": teachers}
+    idle = plan.idle[0] + plan.idle[1] * hard.any(axis=1)
     return Simulated(
-        finished - arrivals,
+        finished - arrivals + idle,
         {name: [rows for one in found for rows in one.batches] for name, found in stages.items()},
         {name: sum(one.busy for one in found) for name, found in stages.items()},
     )

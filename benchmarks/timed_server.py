@@ -1,15 +1,15 @@
-"""``ebjr serve``, and the seconds of a core that its threads took for what.
+"""``ebjr serve``, and how long each batch took, of which requests.
 
 ``python -m benchmarks.timed_server joint.toml times.json`` prints the server's address, and writes
-when it is told to end. An observer is told of each batch in the thread that answered it: what that
-thread has worked since the batch before is what a batch takes, gathering and answering included.
+when it is told to end: ``http``, the core seconds of the event loop for a request, and
+``batches``, each with its stage, rows, seconds, and the numbers of the requests that it was made
+of, in the order in which they came.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,23 +22,21 @@ from ebjr.serving.served import served_of
 from ebjr.serving.service import Service
 
 
-class CoreSeconds(Observer):
-    """The rows and core seconds of each batch; the event loop's and how many requests it read."""
+class Times(Observer):
+    """What is written of the batches."""
 
     def __init__(self) -> None:
-        self.batches: dict[str, list[tuple[int, float]]] = {"student": [], "teacher": []}
-        self.requests = 0
-        self._last = threading.local()
+        self.batches: list[tuple[str, int, float, list[int]]] = []
+        self.numbers: dict[int, int] = {}  # of the requests, by the identity of their tickets
+        self._kept: list[Ticket] = []
 
     def submitted(self, ticket: Ticket) -> None:
-        self.requests += 1
+        self._kept.append(ticket)  # or another one could get its identity
+        self.numbers[id(ticket)] = len(self.numbers)
 
     def batch(self, batch: Batched) -> None:
-        spent = time.thread_time()
-        before = getattr(self._last, "spent", None)
-        self._last.spent = spent
-        if before is not None:
-            self.batches[batch.stage].append((batch.rows, spent - before))
+        numbers = [self.numbers[id(ticket)] for ticket in batch.tickets]
+        self.batches.append((batch.stage, batch.rows, batch.seconds, numbers))
 
 
 def main() -> None:
@@ -47,15 +45,15 @@ def main() -> None:
     parser.add_argument("joint", type=Path)
     parser.add_argument("output", type=Path)
     asked = parser.parse_args()
-    seen = CoreSeconds()
+    seen = Times()
 
     @asynccontextmanager
     async def watched(service: Service) -> AsyncIterator[None]:
         service.pipeline.observer.add(seen)
         began = time.thread_time()
         yield
-        http = (time.thread_time() - began) / max(1, seen.requests)
-        asked.output.write_text(json.dumps({"http": http, **seen.batches}))
+        http = (time.thread_time() - began) / max(1, len(seen.numbers))
+        asked.output.write_text(json.dumps({"http": http, "batches": seen.batches}))
 
     run_server(
         served_of(JointConfig.read(asked.joint), threads=1),
