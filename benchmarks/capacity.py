@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import RESULTS, about, save
-from benchmarks.simulator import ROWS, Plan, Times, cheapest, poisson, simulate
+from benchmarks.simulator import ROWS, Plan, Times, cheapest, likely, poisson, simulate
 
 LOADS = (0.3, 0.5, 0.7)
 """Of the most requests a second that 64 clients get."""
@@ -74,7 +74,7 @@ def print_plan(asked: argparse.Namespace) -> None:
         rate,
         rows=asked.rows,
         http=known["http"],
-        idle=tuple(known["idle"]),
+        idle=known["idle"],
     )
     prices = (asked.student_price, asked.teacher_price)
     found = cheapest(plan, asked.requests, asked.p99, prices)
@@ -194,10 +194,9 @@ def _plan(timed: list[dict[str, Any]], deferral_rate: float) -> Plan:
     usual = [one for one in timed if one["rows"] == ROWS]
     http, client = (float(np.mean([one[what] for one in usual])) for what in ("http", "client"))
     kept, deferred = (
-        float(np.median([seconds for one in usual for seconds in one[which]]))
+        likely(np.concatenate([one[which] for one in usual]) - http - client, 100)
         for which in ("kept", "deferred")
     )
-    idle = (max(0.0, kept - http - client), max(0.0, deferred - kept))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Plan(
         student,
@@ -205,7 +204,7 @@ def _plan(timed: list[dict[str, Any]], deferral_rate: float) -> Plan:
         deferral_rate,
         http=http,
         client=client,
-        idle=idle,
+        idle=(kept, deferred),
         cores=float(cores or 1),
     )
 

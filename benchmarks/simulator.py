@@ -21,6 +21,17 @@ Job = tuple[float, Callable[[], None]]
 """Seconds of one core, and what happens then."""
 
 
+def likely(values: np.ndarray, n: int) -> tuple[float, ...]:
+    """So many values in place of those that were measured, each as likely as the others.
+
+    Examples
+    --------
+    >>> likely(np.array([1.0, 2.0, 3.0, 4.0]), 2)
+    (1.75, 3.25)
+    """
+    return tuple(np.round(np.quantile(values, (np.arange(n) + 0.5) / n), 5).tolist())
+
+
 @dataclass(frozen=True)
 class Times:
     """Seconds that a batch takes: some for any, more for each row, and a spread.
@@ -48,15 +59,13 @@ class Times:
         return self.fixed + self.each * rows
 
     @classmethod
-    def fit(cls, rows: Sequence[int], seconds: Sequence[float], spread: int = 50) -> Times:
+    def fit(cls, rows: Sequence[int], seconds: Sequence[float], spread: int = 200) -> Times:
         """The line through measured batches by least relative squares, and their spread."""
         taken = np.asarray(seconds)
         design = np.stack([1 / taken, np.asarray(rows) / taken], axis=1)
         fixed, each = np.linalg.lstsq(design, np.ones(len(taken)), rcond=None)[0]
         line = cls(max(float(fixed), 0.0), float(each))
-        over = taken / line.of(np.asarray(rows))
-        kept = np.quantile(over, (np.arange(spread) + 0.5) / spread)
-        return replace(line, spread=tuple(np.round(kept, 4).tolist()))
+        return replace(line, spread=likely(taken / line.of(np.asarray(rows)), spread))
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,8 @@ class Plan:
     client
         The same in the clients' one thread, where they are on the same machine.
     idle
-        Seconds in which no thread works for a request, as one that was woken does not run yet; and
-        how many more where rows of it are deferred.
+        Seconds in which no thread works for a request, as one that was woken does not run yet, each
+        as likely as the others; and the same where rows of it are deferred.
     cores
         Of a machine that all share; without end where each thread has a core of its own.
     """
@@ -94,7 +103,7 @@ class Plan:
     teacher_batch: int = 64
     http: float = 0.0
     client: float = 0.0
-    idle: tuple[float, float] = (0.0, 0.0)
+    idle: tuple[Sequence[float], Sequence[float]] = ((0.0,), (0.0,))
     cores: float = float("inf")
 
 
@@ -295,7 +304,8 @@ def simulate(
         arrive(request)
     machine.run(float("inf"))
     stages = {"student": students, "teacher": teachers}
-    idle = plan.idle[0] + plan.idle[1] * hard.any(axis=1)
+    kept, deferred = (random.choice(np.asarray(each), len(arrivals)) for each in plan.idle)
+    idle = np.where(hard.any(axis=1), deferred, kept)
     return Simulated(
         finished - arrivals + idle,
         {name: [rows for one in found for rows in one.batches] for name, found in stages.items()},

@@ -40,7 +40,7 @@ def test_threads_that_share_a_core_wait_as_processor_sharing_says_whatever_the_s
 
 def test_a_request_takes_what_clients_loop_and_models_take_one_after_another():
     times = Times(0.5, 0.25), Times(1.0, 0.5)
-    plan = Plan(*times, 0.0, rows=2, http=0.2, client=0.1, idle=(0.5, 0.25), cores=1)
+    plan = Plan(*times, 0.0, rows=2, http=0.2, client=0.1, idle=((0.5,), (0.75,)), cores=1)
     for deferred, teacher in [((False, False), 0.0), ((True, False), 1.75), ((True, True), 2.25)]:
         found = simulate(plan, np.zeros(1), hard=np.array([deferred])).latencies
         assert found == pytest.approx([1.8 + teacher])
