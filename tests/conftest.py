@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("shared")
+
+
+CHROMIUM = Path("/usr/bin/chromium")
+PATIENCE = 120_000
+"""Milliseconds that a page may take for anything."""
 
 
 @pytest.fixture(params=["numpy", "torch"])
@@ -67,6 +73,34 @@ def far(far_process):
     """A teacher in a process of its own that behaves, until a test says otherwise."""
     far_process.behave("right")
     return far_process
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, whose pages have patience: others have the cores at times."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no {CHROMIUM}: install Debian's chromium to test in a browser")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with (
+        sync_api.sync_playwright() as play,
+        play.chromium.launch(executable_path=str(CHROMIUM), args=flags) as opened,
+    ):
+        sync_api.expect.set_options(timeout=PATIENCE)
+        yield opened
+
+
+@pytest.fixture
+def new_page(browser):
+    """Make a page of a browser; options are Playwright's."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> Any:
+            page = stack.enter_context(browser.new_page(**options))
+            page.set_default_timeout(PATIENCE)
+            return page
+
+        yield make
 
 
 @pytest.fixture

@@ -15,9 +15,6 @@ from ebjr.evaluation.report import write_live_curve, write_report
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 
-CHROMIUM = Path("/usr/bin/chromium")
-PATIENCE = 120_000  # milliseconds; the browser shares the cores with all other tests
-
 
 @pytest.fixture(scope="module")
 def study():
@@ -181,74 +178,58 @@ def test_the_live_curve_is_that_of_the_report_alone(study, report, tmp_path):
 
 
 @pytest.mark.browser
-def test_a_page_around_the_live_curve_learns_its_height(study, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}: install Debian's chromium to test in a browser")
+def test_a_page_around_the_live_curve_learns_its_height(study, tmp_path, new_page):
     write_live_curve(tmp_path / "live.html", study.held_out, study.point)
     script = "window.heights = []; onmessage = (event) => window.heights.push(event.data.height);"
     frame = '<iframe src="live.html" style="width: 700px; height: 3000px"></iframe>'
     (tmp_path / "page.html").write_text(f"<script>{script}</script>{frame}")
-    with playwright.sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=flags)
-        page = browser.new_page()
-        page.set_default_timeout(PATIENCE)
-        page.goto((tmp_path / "page.html").as_uri())
-        page.frames[1].wait_for_selector("#curve .main-svg")
-        page.wait_for_function("window.heights.length")
-        page.wait_for_timeout(200)
-        height = page.frames[1].evaluate("document.querySelector('main').offsetHeight")
-        assert page.evaluate("window.heights.at(-1)") == height < 3000
-        browser.close()
+    page = new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    page.frames[1].wait_for_selector("#curve .main-svg")
+    page.wait_for_function("window.heights.length")
+    page.wait_for_timeout(200)
+    height = page.frames[1].evaluate("document.querySelector('main').offsetHeight")
+    assert page.evaluate("window.heights.at(-1)") == height < 3000
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])
-def test_the_page_works_with_no_network(study, report, width, scheme):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}: install Debian's chromium to test in a browser")
+def test_the_page_works_with_no_network(study, report, new_page, width, scheme):
     troubles: list[str] = []
     requests: list[str] = []
-    with playwright.sync_playwright() as play:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=flags)
-        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        page.set_default_timeout(PATIENCE)
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(report.as_uri())
-        page.wait_for_selector("#curve .main-svg")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.inner_text("#accuracy") == f"{100 * study.result.quality:.2f} %"
-        assert page.inner_text("#deferred") == f"{100 * study.result.deferral_rate:.1f} %"
-        page.focus("#knob")
-        page.keyboard.press("Home")
-        student = f"{100 * study.result.student_quality:.2f} %"
-        assert page.inner_text("#accuracy") == student
-        assert "accuracy " + student in page.get_attribute("#knob", "aria-valuetext")
-        page.keyboard.press("End")
-        assert page.inner_text("#deferred") == "100.0 %"
-        page.select_option("#score", "energy")
-        energy = study.other_results["energy"]
-        assert page.inner_text("#deferred") == f"{100 * energy.deferral_rate:.1f} %"
-        page.keyboard.press("End")
-        page.click("#reset")
-        assert page.inner_text("#accuracy") == f"{100 * energy.quality:.2f} %"
-        for plot in ("curve", "histogram", "reliability"):
-            assert apart(page, plot)
-        lines = len(page_data(report)["curve"]["data"])
-        shown = "document.getElementById('curve')._fullData.filter((t) => t.visible).length"
-        names = page.locator("#curve-legend button")
-        assert names.count() == lines
-        names.first.click()
-        assert names.first.get_attribute("aria-pressed") == "false"
-        assert page.evaluate(shown) == lines - 1
-        names.first.click()
-        assert page.evaluate(shown) == lines
-        browser.close()
+    page = new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(report.as_uri())
+    page.wait_for_selector("#curve .main-svg")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.inner_text("#accuracy") == f"{100 * study.result.quality:.2f} %"
+    assert page.inner_text("#deferred") == f"{100 * study.result.deferral_rate:.1f} %"
+    page.focus("#knob")
+    page.keyboard.press("Home")
+    student = f"{100 * study.result.student_quality:.2f} %"
+    assert page.inner_text("#accuracy") == student
+    assert "accuracy " + student in page.get_attribute("#knob", "aria-valuetext")
+    page.keyboard.press("End")
+    assert page.inner_text("#deferred") == "100.0 %"
+    page.select_option("#score", "energy")
+    energy = study.other_results["energy"]
+    assert page.inner_text("#deferred") == f"{100 * energy.deferral_rate:.1f} %"
+    page.keyboard.press("End")
+    page.click("#reset")
+    assert page.inner_text("#accuracy") == f"{100 * energy.quality:.2f} %"
+    for plot in ("curve", "histogram", "reliability"):
+        assert apart(page, plot)
+    lines = len(page_data(report)["curve"]["data"])
+    shown = "document.getElementById('curve')._fullData.filter((t) => t.visible).length"
+    names = page.locator("#curve-legend button")
+    assert names.count() == lines
+    names.first.click()
+    assert names.first.get_attribute("aria-pressed") == "false"
+    assert page.evaluate(shown) == lines - 1
+    names.first.click()
+    assert page.evaluate(shown) == lines
     assert troubles == []
     assert requests == [report.as_uri()]
 

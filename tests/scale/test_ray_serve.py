@@ -12,13 +12,16 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ebjr import load_joint
+from ebjr import JointConfig, load_joint
+from ebjr.config import ModelEntry
+from ebjr.data import open_data
 from ebjr.protocol import LENGTH_HEADER, InferRequest, read_response, write_request
 
 pytest.importorskip("ray", reason="the extra `scale` is not installed")
@@ -26,6 +29,7 @@ pytest.importorskip("ray", reason="the extra `scale` is not installed")
 import ray
 from cluster import inputs, write_joint
 from ray import serve
+from tiny import write_coco, write_detectors
 
 from ebjr.scale import app, build_app
 from ebjr.scale.ray_serve import SharedKnob
@@ -76,9 +80,9 @@ class Server:
         except urllib.error.HTTPError as error:
             return error.code, error.read(), error.headers
 
-    def infer(self, rows: np.ndarray) -> Any:
-        """The outputs for some rows."""
-        body, length = write_request(InferRequest({"x": rows}, binary=True))
+    def infer(self, rows: np.ndarray, name: str = "x") -> Any:
+        """The outputs for some rows of the tensor of that name."""
+        body, length = write_request(InferRequest({name: rows}, binary=True))
         status, found, headers = self.call(
             "/v2/models/joint/infer", body, **{LENGTH_HEADER: str(length)}
         )
@@ -183,7 +187,6 @@ def test_teachers_scale_with_their_queue_and_however_many_answer_as_the_local_mo
 def test_routes_and_mistakes_are_those_of_the_server(pair, joint):
     from starlette.testclient import TestClient
 
-    from ebjr import JointConfig
     from ebjr.serving.app import build_app as build_server
     from ebjr.serving.served import served_of
 
@@ -334,6 +337,28 @@ def test_a_new_teacher_comes_without_a_failed_request(pair, joint, tmp_path):
     assert not any(outputs["degraded"].any() for _, outputs in answered)
     for rows, outputs in answered[settled + 10 :]:
         np.testing.assert_array_equal(outputs["prediction"], after.prediction[rows])
+
+
+def test_detectors_find_the_boxes_of_the_local_model(server, tmp_path):
+    layout = {"layout": "detr", "classes": 3}
+    entries = [ModelEntry.of_file(path, options=layout) for path in write_detectors(tmp_path)]
+    data = open_data(write_coco(tmp_path, 40))
+    pictures = data.take(range(40))[0].inputs
+    config = JointConfig(*entries, score="max_confidence", threshold=0.6, task="detection")
+    middle = float(np.median(config.load()(pictures).score))
+    joint = tmp_path / "joint.toml"
+    replace(config, threshold=middle).save(joint)
+    local = load_joint(joint)(pictures)
+    assert 10 < local.deferred.sum() < 30
+    server.run(joint)
+    files = [path.read_bytes() for path in sorted((tmp_path / "images").iterdir())]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda file: server.infer(np.array([file], object), "image"), files))
+    for outputs, boxes, deferred in zip(found, local.prediction, local.deferred, strict=True):
+        assert (outputs["deferred"], outputs["degraded"]) == (deferred, False)
+        assert outputs["labels"].tolist() == boxes.labels.tolist()
+        np.testing.assert_allclose(outputs["boxes"], boxes.boxes, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(outputs["scores"], boxes.scores, rtol=1e-5, atol=1e-6)
 
 
 def test_what_serve_run_is_given_is_checked(joint, tmp_path):

@@ -10,7 +10,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,10 +39,6 @@ from playwright import sync_api
 from ebjr.serving.app import Served, build_app, served_of
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM = Path("/usr/bin/chromium")
-PATIENCE = 120_000  # milliseconds; the browser shares the cores with all other tests
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 @contextmanager
@@ -90,29 +85,17 @@ def busy(calibrated) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}: install Debian's chromium to test in a browser")
-    with (
-        sync_api.sync_playwright() as play,
-        play.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS) as opened,
-    ):
-        yield opened
-
-
 @pytest.fixture
-def page(browser):
+def page(new_page):
     """A page that may not say anything to its console, nor ask anybody but its own server."""
     troubles: list[str] = []
-    with browser.new_page(viewport={"width": 1280, "height": 900}) as opened:
-        opened.set_default_timeout(PATIENCE)
-        opened.on("pageerror", lambda error: troubles.append(str(error)))
-        opened.on("console", lambda message: troubles.append(message.text))
-        opened.on("request", lambda request: troubles.extend(strange(opened, request)))
-        opened.troubles = troubles
-        yield opened
-        assert troubles == []
+    opened = new_page(viewport={"width": 1280, "height": 900})
+    opened.on("pageerror", lambda error: troubles.append(str(error)))
+    opened.on("console", lambda message: troubles.append(message.text))
+    opened.on("request", lambda request: troubles.extend(strange(opened, request)))
+    opened.troubles = troubles
+    yield opened
+    assert troubles == []
 
 
 def strange(page, request) -> list[str]:
@@ -128,12 +111,12 @@ def router(address: str) -> dict:
 def opened(page, address: str):
     page.goto(address)
     connected = re.compile(r"^(Connected|The server answers again)\.$")
-    sync_api.expect(page.locator("#connection")).to_have_text(connected, timeout=PATIENCE)
+    sync_api.expect(page.locator("#connection")).to_have_text(connected)
     return page
 
 
 def says(page, name: str, words) -> None:
-    sync_api.expect(page.locator(f"#{name}")).to_contain_text(words, timeout=PATIENCE)
+    sync_api.expect(page.locator(f"#{name}")).to_contain_text(words)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -121,11 +121,6 @@ def build_app(
     config.check()
     for entry in (config.student, config.teacher):
         entry.check()
-    if config.task == "detection":
-        raise ValueError(
-            "detectors cannot be served on Ray yet; `ebjr serve` serves them on one machine, and "
-            "`ebjr.scale.predict` answers a dataset"
-        )
     for name, size in {"teacher_batch": teacher_batch, "teacher_calls": teacher_calls}.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, not {size}")

@@ -16,7 +16,10 @@ async function ask(path, options = {}, seconds = 5) {
   } catch {
     throw new Away("The server does not answer.");
   }
-  const body = await response.json().catch(() => null);
+  const body = await response.json().catch((error) => {
+    if (error instanceof SyntaxError) return null;
+    throw new Away("The server does not answer.");
+  });
   if (!response.ok) throw new Error(body?.error ?? `The server answers with status ${response.status}.`);
   if (body === null) throw new Away("What answers is not the server.");
   return body;
