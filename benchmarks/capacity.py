@@ -3,8 +3,8 @@
 ``python -m benchmarks.capacity`` measures what the shipped pair's batches and requests take on this
 machine, inside a server where next to none waits for another; simulates ``ebjr serve`` at three
 loads; and compares with the real server, which gets the same requests at the same times, in several
-rounds. Both share the cores with the clients. ``python -m benchmarks.capacity plan --requests 400 --p99 0.2`` says how
-many replicas that takes, and what they cost.
+rounds. Both share the cores with the clients. ``python -m benchmarks.capacity plan --requests 400
+--p99 0.2`` says how many replicas that takes, and what they cost.
 """
 
 from __future__ import annotations
