@@ -29,6 +29,8 @@ TEACHERS = {
     "osi_full": "the trunk's own teacher",
     "densenet_bc_100_12": "a DenseNet-BC as teacher",
 }
+KNOWS = {"knows-3": "knows 3", "knows-5": "knows 5", "knows-all": "a general student: all"}
+OPEN_IMAGES = "the paper's knows 50 of 256 classes, on Open Images, which is not at hand"
 SPLITS = 10
 AUTO_SPLITS = 3
 RATES = np.linspace(0, 1, 51)
@@ -82,16 +84,29 @@ def cifar10(splits: int) -> dict[str, Any]:
     popular, found = TRAFFIC.popular_classes, {}
     for name, table in tables().items():
         if name != "the shipped pair's":
+            student, teacher = table.student_cost.flops or 0.0, table.teacher_cost.flops or 1.0
             found[name] = {
+                "student_percent_of_flops": round(100 * student / teacher, 1),
                 "sweep": sweep(table, popular, splits, TOLERANCE),
                 "curve": curve(table, popular),
             }
     return found
 
 
+def kept_of(teacher: str) -> dict[str, Any]:
+    """The result file of `experiments.specialized.measure` beside a teacher."""
+    found: dict[str, Any] = json.loads((STUDY / f"results_whole_{teacher}.json").read_text())
+    return found
+
+
+def teacher_mflops(teacher: str) -> float:
+    """What a teacher of CIFAR-100 costs."""
+    return float(kept_of(teacher)["teacher"]["mflops"])
+
+
 def cifar100(teacher: str) -> dict[int, Any]:
     """What `experiments.specialized.measure` found beside a teacher, by classes known."""
-    kept = json.loads((STUDY / f"results_whole_{teacher}.json").read_text())
+    kept = kept_of(teacher)
     sizes = sorted(int(name.split()[0]) for name in kept if name.endswith(" known"))
     return {size: kept[f"{size} known"] for size in sizes}
 
@@ -139,7 +154,10 @@ def lines_of_cifar10(run: Run, found: dict[str, Any]) -> dict[str, Any]:
             ours=row["times_fewer_flops"],
             unit="x",
             points=row["over_teacher_points"],
-            why="a general student of the same size" if name == "knows-all" else "",
+            why=(
+                f"{KNOWS[name]} of ten classes, a student of "
+                f"{figures['student_percent_of_flops']:.0f} % of its teacher's FLOPs; {OPEN_IMAGES}"
+            ),
         )
     return {
         name: figures["sweep"]["softmax" if name == "knows-all" else "known_softmax"]
@@ -151,6 +169,11 @@ def lines_of_cifar100(run: Run, teacher: str, found: dict[int, Any]) -> dict[str
     """The table's lines and the panel of the heads beside one teacher."""
     panel: dict[str, Any] = {}
     for size, figures in found.items():
+        two_files = figures["student_mflops"]["specialized"] / teacher_mflops(teacher)
+        facts = (
+            f"the student costs {100 * two_files:.0f} % of its teacher and is right on "
+            f"{figures['right_on_popular']['specialized']:.0f} % of popular inputs; {OPEN_IMAGES}"
+        )
         row = figures["specialized"][f"{SHARE:g}"]
         for way, words in (("the paper's", "eq. 17"), ("softmax", "known_softmax")):
             shared = row[way].get("with_one_trunk")
@@ -161,9 +184,9 @@ def lines_of_cifar100(run: Run, teacher: str, found: dict[int, Any]) -> dict[str
                 ours=shared or row[way]["times_fewer_flops"],
                 unit="x",
                 points=row[way]["over_teacher_points"],
-                why=f"one trunk; as two files {row[way]['times_fewer_flops']:.3g}x"
+                why=f"one trunk; as two files {row[way]['times_fewer_flops']:.3g}x; {facts}"
                 if shared
-                else "",
+                else facts,
             )
         panel[f"C = {size}"] = by_share(figures["specialized"])
     panel["general"] = by_share(found[10]["general"])

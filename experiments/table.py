@@ -60,6 +60,8 @@ def number(value: Any, unit: str = "") -> str:
 def difference(row: dict[str, Any]) -> str:
     """Ours against the paper's, where both are numbers; bold where ours is no worse.
 
+    A figure that is neither better nor worse, such as a count, is never bold.
+
     Examples
     --------
     >>> difference({"paper": 2.0, "ours": 3.0, "unit": "x", "lower": False, "points": None})
@@ -72,7 +74,8 @@ def difference(row: dict[str, Any]) -> str:
         text = f"{gap:+.3g}" + (
             "x" if row["unit"] == "x" else f" {row['unit']}" * bool(row["unit"])
         )
-        words.append(f"**{text}**" if (gap <= 0 if row["lower"] else gap >= 0) else text)
+        good = row["lower"] is not None and (gap <= 0 if row["lower"] else gap >= 0)
+        words.append(f"**{text}**" if good else text)
     if row["points"] is not None:
         words.append(f"at {row['points']:+.2f} points of the teacher's accuracy")
     return "; ".join(words)

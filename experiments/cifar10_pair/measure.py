@@ -3,16 +3,19 @@
 Reads the shipped outcomes (`record` makes them) and writes `results.json`: accuracy and FLOPs of
 both models, and the joint model at the teacher's accuracy, beyond it, and with a guarantee, its
 threshold chosen on one half and reported on the other, for the demo's split and as the mean over
-many.
+many. ``--student pooled``, the student that was shipped before, on the answers that
+`experiments.rivals.record` kept: `results_pooled.json`.
 """
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import about, save
-from ebjr import OperatingPoint, Outcomes, calibrate, evaluate, run_study
+from ebjr import Cost, OperatingPoint, Outcomes, calibrate, evaluate, run_study
 from ebjr.demo import shipped
 from experiments.splits import over_splits
 
@@ -34,10 +37,24 @@ def figures(point: OperatingPoint) -> dict[str, Any]:
     }
 
 
+def pooled(outcomes: Outcomes) -> Outcomes:
+    """The same with the student of dense convolutions in the place of the shipped one."""
+    from experiments.rivals.record import read
+
+    said = read("pooled")
+    cost = Cost(flops=float(said.flops[0]))
+    return replace(outcomes, student=said.logits[:, :, 0], student_cost=cost)
+
+
 def main() -> None:
-    """Measure and write `results.json`."""
+    """Measure and write the result file."""
+    words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument("--student", choices=["shipped", "pooled"], default="shipped")
+    asked = words.parse_args()
     with shipped("outcomes.npz") as path:
         outcomes = Outcomes.load(path)
+    if asked.student == "pooled":
+        outcomes = pooled(outcomes)
     study = run_study(outcomes)
     calibration, held_out = outcomes.split(*study.split)
     student, teacher = outcomes.student_cost.flops, outcomes.teacher_cost.flops
@@ -74,7 +91,8 @@ def main() -> None:
             **{name: over_splits(outcomes, SPLITS, score=name, blend=0.0) for name in SCORES},
         },
     }
-    save("results", report, Path(__file__).parent)
+    name = "results" if asked.student == "shipped" else f"results_{asked.student}"
+    save(name, report, Path(__file__).parent)
 
 
 if __name__ == "__main__":
