@@ -84,9 +84,7 @@ def joules(loads: dict[str, Load]) -> dict[str, dict[str, Cost]]:
 
 def means(points: list[OperatingPoint]) -> dict[str, Any]:
     """The percentage of joules that the joint model saves, over splits."""
-    percent = [
-        100 * (1 - (p.cost.joules or 0.0) / (p.teacher_cost.joules or np.nan)) for p in points
-    ]
+    percent = [100 * (np.nan if p.joules_saved is None else p.joules_saved) for p in points]
     gains = [100 * (p.quality - p.teacher_quality) for p in points]
     return {
         "splits": len(points),
