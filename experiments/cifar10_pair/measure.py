@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.machine import about, save
 from ebjr import Cost, OperatingPoint, Outcomes, calibrate, evaluate, run_study
 from ebjr.demo import shipped
+from experiments.choices import choices
 from experiments.splits import over_splits
 
 SPLITS = 50
@@ -60,6 +61,7 @@ def main() -> None:
     student, teacher = outcomes.student_cost.flops, outcomes.teacher_cost.flops
     assert student is not None
     assert teacher is not None
+    chosen = choices(outcomes, SPLITS)
     report = {
         **about(seed=0),
         "test_accuracy": {
@@ -84,9 +86,9 @@ def main() -> None:
             **{name: figures(point) for name, point in study.other_results.items()},
         },
         "mean_over_splits": {
-            "chosen": over_splits(outcomes, SPLITS),
+            "chosen": over_splits(outcomes, SPLITS, **chosen),
             "best accuracy within 60 % of the teacher's FLOPs": over_splits(
-                outcomes, SPLITS, "budget", flops=BUDGET * teacher
+                outcomes, SPLITS, "budget", flops=BUDGET * teacher, **chosen
             ),
             **{name: over_splits(outcomes, SPLITS, score=name, blend=0.0) for name in SCORES},
         },
