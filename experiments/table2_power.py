@@ -129,7 +129,8 @@ def draw(run: Run, found: dict[str, Any]) -> None:
                 labels.append(f"{PAIRS[name].title}\n{100 * loss:g} points lower")
         axis.set_yticks(places, labels, fontsize=8)
         axis.invert_yaxis()
-        axis.set_xlim(0, 100)
+        axis.set_xlim(0, 110)
+        axis.set_xticks(range(0, 101, 20))
         axis.set_xlabel("joules saved per image, %")
 
 
