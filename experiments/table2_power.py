@@ -128,6 +128,7 @@ def draw(run: Run, found: dict[str, Any]) -> None:
                 places.append(middle)
                 labels.append(f"{PAIRS[name].title}\n{100 * loss:g} points lower")
         axis.set_yticks(places, labels, fontsize=8)
+        axis.grid(visible=False, axis="y")
         axis.invert_yaxis()
         axis.set_xlim(0, 110)
         axis.set_xticks(range(0, 101, 20))
