@@ -110,7 +110,7 @@ def main(run: Run) -> dict[str, Any]:
             f"{pair.title}: odds against the single network of that cost, {single}",
             paper=odds,
             ours=round(test["odds_ratio"], 3),
-            why=f"p = {test['p_value']:.2g} on {test['n']:,} images; here it is one network, in the "
+            why=f"p = {test['p_value']:.2g} on {test['n']:,} images; here one network, in the "
             f"paper {whom}: p = {p:g} on 50,000",
         )
     return {"pairs": found}
