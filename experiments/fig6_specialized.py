@@ -29,7 +29,18 @@ TEACHERS = {
     "osi_full": "the trunk's own teacher",
     "densenet_bc_100_12": "a DenseNet-BC as teacher",
 }
-KNOWS = {"knows-3": "knows 3", "knows-5": "knows 5", "knows-all": "a general student: all"}
+KNOWS = {
+    "knows-3": "it knows 3 of ten classes",
+    "knows-5": "it knows 5 of ten classes",
+    "knows-all": "a general student of all ten classes",
+}
+SHADES = {
+    **{"knows-3": "#F0A36B", "knows-5": "#D55E00", "knows-all": COLORS["general"]},
+    **{"C = 5": "#F0A36B", "C = 10": "#D55E00", "C = 20": "#9A4400", "C = 50": "#5C2900"},
+    "general": COLORS["general"],
+}
+"""By student: the more classes it knows, the darker."""
+
 OPEN_IMAGES = "the paper's knows 50 of 256 classes, on Open Images, which is not at hand"
 SPLITS = 10
 AUTO_SPLITS = 3
@@ -113,14 +124,11 @@ def cifar100(teacher: str) -> dict[int, Any]:
 
 def draw(run: Run, panels: dict[str, dict[str, Any]], left: dict[str, Any], title: str) -> None:
     """Left, accuracy against cost; then a panel of times fewer FLOPs by popular share each."""
-    shades = ["#F0A36B", "#D55E00", "#9A4400", "#5C2900"]
     with run.picture(1 + len(panels), 1) as axes:
         axis = axes[0, 0]
-        colors = iter(shades)
         for name, figures in left.items():
             row = figures["curve"]
-            color = COLORS["general"] if name == "knows-all" else next(colors)
-            axis.plot(row["cost_percent"], row["accuracy"], color=color, label=f"{name}")
+            axis.plot(row["cost_percent"], row["accuracy"], color=SHADES[name], label=name)
         axis.axhline(row["teacher"], color=COLORS["paper"], linewidth=0.8)
         axis.axvline(100, color=COLORS["paper"], linewidth=0.8)
         axis.set_title(f"{title}, 75 % popular", fontsize=10)
@@ -128,13 +136,10 @@ def draw(run: Run, panels: dict[str, dict[str, Any]], left: dict[str, Any], titl
         axis.set_ylabel("accuracy, %")
         axis.legend(frameon=False, fontsize=8)
         for axis, (name, lines) in zip(axes.flat[1:], panels.items(), strict=True):
-            colors = iter(shades)
             for label, row in lines.items():
-                general = label in ("general", "knows-all")
-                color = COLORS["general"] if general else next(colors)
                 shares = [100 * float(share) for share in row]
                 saved = [one["times_fewer_flops"] for one in row.values()]
-                axis.plot(shares, saved, "o-", color=color, markersize=4, label=label)
+                axis.plot(shares, saved, "o-", color=SHADES[label], markersize=4, label=label)
             axis.axhline(1, color=COLORS["paper"], linewidth=0.8)
             axis.set_title(name, fontsize=10)
             axis.set_xlabel("popular inputs, %")
@@ -155,8 +160,8 @@ def lines_of_cifar10(run: Run, found: dict[str, Any]) -> dict[str, Any]:
             unit="x",
             points=row["over_teacher_points"],
             why=(
-                f"{KNOWS[name]} of ten classes, a student of "
-                f"{figures['student_percent_of_flops']:.0f} % of its teacher's FLOPs; {OPEN_IMAGES}"
+                f"{KNOWS[name]} and costs {figures['student_percent_of_flops']:.0f} % of its "
+                f"teacher; {OPEN_IMAGES}"
             ),
         )
     return {
