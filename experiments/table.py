@@ -46,15 +46,15 @@ def number(value: Any, unit: str = "") -> str:
 
     Examples
     --------
-    >>> number(2.1503, "x"), number(None), number("none")
-    ('2.15x', '', 'none')
+    >>> number(2.1503, "x"), number(34201.0, "MFLOPs"), number(None), number("none")
+    ('2.15x', '34,201 MFLOPs', '', 'none')
     """
     if value is None:
         return ""
     if isinstance(value, str):
         return value
     joined = unit if unit == "x" or not unit else f" {unit}"
-    return f"{value:.4g}{joined}"
+    return f"{value:,.0f}{joined}" if abs(value) >= 1000 else f"{value:.4g}{joined}"
 
 
 def difference(row: dict[str, Any]) -> str:
