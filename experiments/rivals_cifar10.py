@@ -348,7 +348,7 @@ LABELS = {
     "single network": ("single network", (6, -12)),
     "student, image and mirrored": ("student +\nmirrored image", (6, -25)),
     "two students": ("two students,\naveraged", (6, -4)),
-    "two students, image and mirrored": ("two students,\ntwo images", (-66, -28)),
+    "two students, image and mirrored": ("two students, two images", (-55, 17)),
 }
 """What stands alone in the picture: its label, and where that is, in points."""
 
