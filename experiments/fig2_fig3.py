@@ -108,7 +108,9 @@ def main(run: Run) -> dict[str, Any]:
                 ours=row["times_fewer_flops"],
                 unit="x",
                 points=row["over_teacher_points"],
-                why=apart(step["cost_percent"][0] / 100, *step["ends"]),
+                why=apart(
+                    step["cost_percent"][0] / 100, *step["ends"], paper=PAPER[pair.data].apart
+                ),
             )
     draw(run, found)
     run.caption = (

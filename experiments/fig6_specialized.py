@@ -29,6 +29,19 @@ TEACHERS = {
     "osi_full": "the trunk's own teacher",
     "densenet_bc_100_12": "a DenseNet-BC as teacher",
 }
+KNOWS = {
+    "knows-3": "it knows 3 of ten classes",
+    "knows-5": "it knows 5 of ten classes",
+    "knows-all": "a general student of all ten classes",
+}
+SHADES = {
+    **{"knows-3": "#F0A36B", "knows-5": "#D55E00", "knows-all": COLORS["general"]},
+    **{"C = 5": "#F0A36B", "C = 10": "#D55E00", "C = 20": "#9A4400", "C = 50": "#5C2900"},
+    "general": COLORS["general"],
+}
+"""By student: the more classes it knows, the darker."""
+
+OPEN_IMAGES = "the paper's knows 50 of 256 classes, on Open Images, which is not at hand"
 SPLITS = 10
 AUTO_SPLITS = 3
 RATES = np.linspace(0, 1, 51)
@@ -82,30 +95,40 @@ def cifar10(splits: int) -> dict[str, Any]:
     popular, found = TRAFFIC.popular_classes, {}
     for name, table in tables().items():
         if name != "the shipped pair's":
+            student, teacher = table.student_cost.flops or 0.0, table.teacher_cost.flops or 1.0
             found[name] = {
+                "student_percent_of_flops": round(100 * student / teacher, 1),
                 "sweep": sweep(table, popular, splits, TOLERANCE),
                 "curve": curve(table, popular),
             }
     return found
 
 
+def kept_of(teacher: str) -> dict[str, Any]:
+    """The result file of `experiments.specialized.measure` beside a teacher."""
+    found: dict[str, Any] = json.loads((STUDY / f"results_whole_{teacher}.json").read_text())
+    return found
+
+
+def teacher_mflops(teacher: str) -> float:
+    """What a teacher of CIFAR-100 costs."""
+    return float(kept_of(teacher)["teacher"]["mflops"])
+
+
 def cifar100(teacher: str) -> dict[int, Any]:
     """What `experiments.specialized.measure` found beside a teacher, by classes known."""
-    kept = json.loads((STUDY / f"results_whole_{teacher}.json").read_text())
+    kept = kept_of(teacher)
     sizes = sorted(int(name.split()[0]) for name in kept if name.endswith(" known"))
     return {size: kept[f"{size} known"] for size in sizes}
 
 
 def draw(run: Run, panels: dict[str, dict[str, Any]], left: dict[str, Any], title: str) -> None:
     """Left, accuracy against cost; then a panel of times fewer FLOPs by popular share each."""
-    shades = ["#F0A36B", "#D55E00", "#9A4400", "#5C2900"]
     with run.picture(1 + len(panels), 1) as axes:
         axis = axes[0, 0]
-        colors = iter(shades)
         for name, figures in left.items():
             row = figures["curve"]
-            color = COLORS["general"] if name == "knows-all" else next(colors)
-            axis.plot(row["cost_percent"], row["accuracy"], color=color, label=f"{name}")
+            axis.plot(row["cost_percent"], row["accuracy"], color=SHADES[name], label=name)
         axis.axhline(row["teacher"], color=COLORS["paper"], linewidth=0.8)
         axis.axvline(100, color=COLORS["paper"], linewidth=0.8)
         axis.set_title(f"{title}, 75 % popular", fontsize=10)
@@ -113,13 +136,10 @@ def draw(run: Run, panels: dict[str, dict[str, Any]], left: dict[str, Any], titl
         axis.set_ylabel("accuracy, %")
         axis.legend(frameon=False, fontsize=8)
         for axis, (name, lines) in zip(axes.flat[1:], panels.items(), strict=True):
-            colors = iter(shades)
             for label, row in lines.items():
-                general = label in ("general", "knows-all")
-                color = COLORS["general"] if general else next(colors)
                 shares = [100 * float(share) for share in row]
                 saved = [one["times_fewer_flops"] for one in row.values()]
-                axis.plot(shares, saved, "o-", color=color, markersize=4, label=label)
+                axis.plot(shares, saved, "o-", color=SHADES[label], markersize=4, label=label)
             axis.axhline(1, color=COLORS["paper"], linewidth=0.8)
             axis.set_title(name, fontsize=10)
             axis.set_xlabel("popular inputs, %")
@@ -139,7 +159,10 @@ def lines_of_cifar10(run: Run, found: dict[str, Any]) -> dict[str, Any]:
             ours=row["times_fewer_flops"],
             unit="x",
             points=row["over_teacher_points"],
-            why="a general student of the same size" if name == "knows-all" else "",
+            why=(
+                f"{KNOWS[name]} and costs {figures['student_percent_of_flops']:.0f} % of its "
+                f"teacher; {OPEN_IMAGES}"
+            ),
         )
     return {
         name: figures["sweep"]["softmax" if name == "knows-all" else "known_softmax"]
@@ -151,6 +174,11 @@ def lines_of_cifar100(run: Run, teacher: str, found: dict[int, Any]) -> dict[str
     """The table's lines and the panel of the heads beside one teacher."""
     panel: dict[str, Any] = {}
     for size, figures in found.items():
+        two_files = figures["student_mflops"]["specialized"] / teacher_mflops(teacher)
+        facts = (
+            f"the student costs {100 * two_files:.0f} % of its teacher and is right on "
+            f"{figures['right_on_popular']['specialized']:.0f} % of popular inputs; {OPEN_IMAGES}"
+        )
         row = figures["specialized"][f"{SHARE:g}"]
         for way, words in (("the paper's", "eq. 17"), ("softmax", "known_softmax")):
             shared = row[way].get("with_one_trunk")
@@ -161,9 +189,9 @@ def lines_of_cifar100(run: Run, teacher: str, found: dict[int, Any]) -> dict[str
                 ours=shared or row[way]["times_fewer_flops"],
                 unit="x",
                 points=row[way]["over_teacher_points"],
-                why=f"one trunk; as two files {row[way]['times_fewer_flops']:.3g}x"
+                why=f"one trunk; as two files {row[way]['times_fewer_flops']:.3g}x; {facts}"
                 if shared
-                else "",
+                else facts,
             )
         panel[f"C = {size}"] = by_share(figures["specialized"])
     panel["general"] = by_share(found[10]["general"])

@@ -106,7 +106,7 @@ class Run:
         paper: float | str | None,
         ours: float | str,
         unit: str = "",
-        lower: bool = False,
+        lower: bool | None = False,
         points: float | None = None,
         why: str = "",
     ) -> None:
@@ -120,9 +120,9 @@ class Run:
             Numbers, so that the difference is computed, or words. None: the paper has no such
             figure.
         unit
-            Of both numbers: ``"x"`` for times, ``"%"``, ``"e8 FLOPs"``.
+            Of both numbers: ``"x"`` for times, ``"%"``, ``"MFLOPs"``.
         lower
-            Whether a lower number is better.
+            Whether a lower number is better; None: neither is.
         points
             Accuracy over the teacher's where ours was measured, in points.
         why

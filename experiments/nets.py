@@ -221,6 +221,13 @@ class PaperPair(NamedTuple):
     joint_flops: float
     joint_ms: float
 
+    @property
+    def apart(self) -> tuple[float, float, float]:
+        """The student's share of the teacher's FLOPs, and what either is right on, in percent."""
+        student, teacher = self.student, self.teacher
+        share = student.paper_flops / teacher.paper_flops
+        return share, student.paper_accuracy, teacher.paper_accuracy
+
 
 PAPER: dict[str, PaperPair] = {
     "cifar10": PaperPair(

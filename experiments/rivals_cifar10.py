@@ -346,9 +346,9 @@ LABELS = {
     "student": ("student", (6, -10)),
     "teacher": ("teacher", (4, 8)),
     "single network": ("single network", (6, -12)),
-    "student, image and mirrored": ("student + mirrored image", (8, -6)),
-    "two students": ("two students averaged", (8, 4)),
-    "two students, image and mirrored": ("two students,\ntwo images", (5, 0)),
+    "student, image and mirrored": ("student +\nmirrored image", (6, -25)),
+    "two students": ("two students,\naveraged", (6, -4)),
+    "two students, image and mirrored": ("two students, two images", (-55, 17)),
 }
 """What stands alone in the picture: its label, and where that is, in points."""
 

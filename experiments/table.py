@@ -46,19 +46,21 @@ def number(value: Any, unit: str = "") -> str:
 
     Examples
     --------
-    >>> number(2.1503, "x"), number(None), number("none")
-    ('2.15x', '', 'none')
+    >>> number(2.1503, "x"), number(34201.0, "MFLOPs"), number(None), number("none")
+    ('2.15x', '34,201 MFLOPs', '', 'none')
     """
     if value is None:
         return ""
     if isinstance(value, str):
         return value
     joined = unit if unit == "x" or not unit else f" {unit}"
-    return f"{value:.4g}{joined}"
+    return f"{value:,.0f}{joined}" if abs(value) >= 1000 else f"{value:.4g}{joined}"
 
 
 def difference(row: dict[str, Any]) -> str:
     """Ours against the paper's, where both are numbers; bold where ours is no worse.
+
+    A figure that is neither better nor worse, such as a count, is never bold.
 
     Examples
     --------
@@ -72,7 +74,8 @@ def difference(row: dict[str, Any]) -> str:
         text = f"{gap:+.3g}" + (
             "x" if row["unit"] == "x" else f" {row['unit']}" * bool(row["unit"])
         )
-        words.append(f"**{text}**" if (gap <= 0 if row["lower"] else gap >= 0) else text)
+        good = row["lower"] is not None and (gap <= 0 if row["lower"] else gap >= 0)
+        words.append(f"**{text}**" if good else text)
     if row["points"] is not None:
         words.append(f"at {row['points']:+.2f} points of the teacher's accuracy")
     return "; ".join(words)

@@ -85,8 +85,10 @@ def count_all(run: Run) -> dict[str, Any]:
             flops, off = found[key]["flops"], 100 * (found[key]["ratio"] - 1)
             run.compare(
                 f"FLOPs of {key}",
-                paper=f"{net.paper_flops / 1e8:g}e8",
-                ours=f"{flops / 1e8:.4g}e8",
+                paper=net.paper_flops / 1e6,
+                ours=flops / 1e6,
+                unit="MFLOPs",
+                lower=None,
                 why=f"{off:+.1f} %; {COUNTED[name == 'caltech256']}",
             )
     return found
@@ -116,6 +118,7 @@ def main(run: Run) -> dict[str, Any]:
                     flops["student"] / flops["teacher"],
                     found[way]["student"],
                     found[way]["teacher"],
+                    paper.apart,
                 ),
             )
     return {"networks": nets, "pairs": pairs, "margin": MARGIN}

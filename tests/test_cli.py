@@ -226,6 +226,10 @@ def test_joules_are_recorded_for_both_models_alike_and_can_be_a_budget(run, reco
     assert (config.student.cost, config.teacher.cost) == costs
     code, printed, _ = run("evaluate", "outcomes.npz", "--joint", "joint.toml", "--json")
     assert json.loads(printed)["goal"]["joules"] == budget
+    saved = json.loads(printed)["intervals"]["joules_saved"]
+    code, printed, _ = run("evaluate", "outcomes.npz", "--joint", "joint.toml")
+    words = f"{saved['low']:.1%} to {saved['high']:.1%} of the teacher's joules saved"
+    assert words in " ".join(printed.split())
 
 
 def test_a_profile_says_whether_its_joules_are_measured_or_estimated(run, recorded):

@@ -27,6 +27,7 @@ from ebjr.detection_scores import (
     mean_confidence,
 )
 from ebjr.detections import Detections, GroundTruth
+from ebjr.evaluation.significance import interval_of, resampled_wholes
 from ebjr.fusion import fuse_detections
 from ebjr.precision import (
     JointPrecision,
@@ -189,7 +190,7 @@ def curves(calibration: Half, held_out: Half, seed: int) -> dict[str, Any]:
     """Every score's whole curve on the held-out half, with 95 % intervals over images.
 
     The images are resampled; what was chosen on the calibration half stays. AP is too high on few
-    images, so that its intervals are the basic bootstrap's, as in `ebjr.evaluation.significance`.
+    images, so that its intervals are the basic bootstrap's, as those of `ebjr evaluate`.
     `gain` is the mean height over the straight line between both detectors, which the mean of
     random orders comes close to.
     """
@@ -202,24 +203,22 @@ def curves(calibration: Half, held_out: Half, seed: int) -> dict[str, Any]:
     scored["oracle: gain of AP"] = -joint.gains()
     counts = np.rint(CURVE_RATES * joint.images)
     masks = {name: ranks(values, seed)[None] < counts[:, None] for name, values in scored.items()}
-    times = np.ones((RESAMPLES + 1, joint.images), int)
-    rng = np.random.default_rng(seed)
-    times[1:] = rng.multinomial(joint.images, np.full(joint.images, 1 / joint.images), RESAMPLES)
-    ends = np.array(
-        [[joint(mask, times=row) for mask in masks["random"][[0, -1]]] for row in times]
-    )
+    whole = [(joint, mask) for rows in masks.values() for mask in rows]
+    here = np.array([joint(mask) for _, mask in whole])
+    _, drawn = resampled_wholes(whole, RESAMPLES, np.random.default_rng(seed))
+    shape = (-1, len(masks), len(CURVE_RATES))
+    heights = 100 * np.concatenate([here[None], drawn]).reshape(shape)
     report = {}
-    for name, rows in masks.items():
-        drawn = np.array([[joint(mask, times=row) for mask in rows[1:-1]] for row in times])
-        drawn = 100 * np.column_stack([ends[:, 0], drawn, ends[:, 1]])
-        gain = np.trapezoid(drawn, CURVE_RATES) - drawn[:, [0, -1]].mean(axis=1)
-        low, high = np.quantile(2 * drawn[0] - drawn[1:], [0.025, 0.975], axis=0)
+    for name, curve in zip(masks, heights.swapaxes(0, 1), strict=True):
+        gain = np.trapezoid(curve, CURVE_RATES) - curve[:, [0, -1]].mean(axis=1)
+        of_gain = interval_of(gain[0], gain[1:])
+        of_height = [interval_of(own[0], own[1:], basic=True) for own in curve.T]
         report[name] = {
-            "AP": drawn[0].round(2).tolist(),
-            "low": low.round(2).tolist(),
-            "high": high.round(2).tolist(),
-            "gain": round(float(gain[0]), 3),
-            "gain_interval": np.quantile(gain[1:], [0.025, 0.975]).round(3).tolist(),
+            "AP": [round(each.estimate, 2) for each in of_height],
+            "low": [round(each.low, 2) for each in of_height],
+            "high": [round(each.high, 2) for each in of_height],
+            "gain": round(of_gain.estimate, 3),
+            "gain_interval": [round(of_gain.low, 3), round(of_gain.high, 3)],
         }
     return {"rates": CURVE_RATES.round(2).tolist(), "resamples": RESAMPLES, "scores": report}
 

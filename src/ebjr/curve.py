@@ -115,6 +115,12 @@ class OperatingPoint:
         return getattr(self.teacher_cost, self.unit) / own if own else math.inf
 
     @property
+    def joules_saved(self) -> float | None:
+        """The share of the teacher's joules that is saved (table 2); None if they are not known."""
+        own, whole = self.cost.joules, self.teacher_cost.joules
+        return None if own is None or not whole else 1 - own / whole
+
+    @property
     def verdict(self) -> str:
         """One sentence: does the pair pay here, and where is the break-even?"""
         if self.break_even is None:

@@ -202,7 +202,12 @@ def _intervals(intervals: dict[str, Interval], measure: Metric) -> str:
         for role in ("teacher", "student")
         for gain in [intervals[f"gain_over_{role}"]]
     ]
-    return f"95 % intervals: {', '.join(parts)};\n{' and '.join(gains)}."
+    joules = intervals.get("joules_saved")
+    lines = [f"95 % intervals: {', '.join(parts)}", f"{' and '.join(gains)}."]
+    if joules is not None:
+        words = f"{joules.low:.1%} to {joules.high:.1%} of the teacher's joules saved"
+        lines.insert(1, words)
+    return ";\n".join(lines)
 
 
 def _tests(tests: Sequence[Comparison]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -213,6 +214,20 @@ def test_costs_that_are_not_known_are_left_out():
     bare = Outcomes(outcomes.student, outcomes.teacher, outcomes.targets)
     point = TradeOffCurve.of(bare, "energy").at(deferral_rate=0.5)
     assert not {"cost", "saving"} & set(bootstrap(bare, point))
+
+
+def test_the_joules_that_are_saved_are_those_of_the_point_and_vary_with_the_rate_alone():
+    outcomes = replace(
+        pair_of_models(300),
+        student_cost=Cost(flops=1, joules=0.2),
+        teacher_cost=Cost(flops=9, joules=1.0),
+    )
+    point = TradeOffCurve.of(outcomes, "energy").at(deferral_rate=0.5)
+    found = bootstrap(outcomes, point)
+    saved, rate = found["joules_saved"], found["deferral_rate"]
+    assert saved.estimate == pytest.approx(point.joules_saved) == pytest.approx(0.3)
+    assert (saved.low, saved.high) == pytest.approx((0.8 - rate.high, 0.8 - rate.low))
+    assert TradeOffCurve.of(pair_of_models(9), "energy").at(index=1).joules_saved is None
 
 
 @pytest.mark.parametrize(

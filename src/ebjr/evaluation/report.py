@@ -492,6 +492,7 @@ def _figures(measure: Metric) -> dict[str, tuple[str, str, float]]:
         "gain_over_teacher": (over.format("teacher"), gain, scale),
         "gain_over_student": (over.format("student"), gain, scale),
         "saving": ("times cheaper", "{:.2f}", 1),
+        "joules_saved": ("of the teacher's joules saved", "{:.1f} %", 100),
     }
 
 
