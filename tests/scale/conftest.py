@@ -55,6 +55,7 @@ def nodes(tmp_path_factory) -> Iterator[Nodes]:
         "RAY_SERVE_HAPROXY_STATS_PORT": free_port(),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        "RAY_worker_niceness": "0",  # or whatever else is busy leaves workers nearly nothing
     }
     try:
         nodes = Nodes()
