@@ -257,9 +257,10 @@ def test_the_commands_make_two_regressors_one(run, data, tmp_path):
     figures = json.loads(run("evaluate o.npz --joint joint.toml --json"))
     assert figures["held_out"]["metric"] == "rmse"
     run("predict joint.toml --data data.npz -o answers.jsonl")
-    rows = np.load(tmp_path / "data.npz")
+    with np.load(tmp_path / "data.npz") as arrays:
+        targets = arrays["targets"]
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    rmse = np.sqrt(np.mean((np.array([a["prediction"] for a in answers]) - rows["targets"]) ** 2))
+    rmse = np.sqrt(np.mean((np.array([a["prediction"] for a in answers]) - targets) ** 2))
     assert rmse < 0.2
     assert 0 < np.mean([answer["deferred"] for answer in answers]) < 1
 

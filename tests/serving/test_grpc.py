@@ -292,11 +292,16 @@ def test_a_teacher_that_is_away_degrades_its_rows_or_is_unavailable():
 
 
 @contextmanager
-def stuck(student=False, teacher=False, **options):
-    """The address of a server one of whose models does not answer while the context is open."""
+def stuck(student=False, teacher=False, asked=None, **options):
+    """The address of a server one of whose models does not answer while the context is open.
+
+    The event `asked` is set once that model has something to do.
+    """
     gate = threading.Event()
+    asked = asked or threading.Event()
 
     def slow(x):
+        asked.set()
         gate.wait(30)
         return x
 
@@ -340,8 +345,10 @@ def test_beyond_the_queue_is_resource_exhausted_and_says_when_to_come_again():
 
 
 def test_a_call_that_its_client_cancels_frees_its_rows():
-    with stuck(student=True, queue_rows=2) as at, stub(at) as infer:
+    asked = threading.Event()
+    with stuck(student=True, asked=asked, queue_rows=2) as at, stub(at) as infer:
         at_work = infer.future(message())
+        assert asked.wait(20)  # or another call may come before it, and it waits in the queue
         accepted = 0
         for _ in range(500):  # all would be refused if one that was cancelled still waited
             waiting = infer.future(message(), timeout=20)
