@@ -171,14 +171,11 @@ PAPER = {"energy": 2.0, "softmax": 1.4, "entropy": 1.7}
 WHY = {
     "auto and blend": "what the library chooses; the paper has one score and no blend",
     "softmax_energy": "what the thresholds of the authors' notebook fit; the paper has no figure",
-    "margin": "not in the paper",
-    "max_logit": "not in the paper",
     "random": "one order a split, chosen on the other half; the paper gives the best of several",
-    "learned": "not in the paper",
     "oracle": "knows the labels: no score can do better",
     "random, best of several": "read off the judged half, as in the paper, which gives no figure",
 }
-"""Of scores that the paper gives no figure for."""
+"""Of scores that the paper gives no figure for, where there is more to say than that."""
 
 
 def why(score: str, figures: Mapping[str, Any]) -> str:

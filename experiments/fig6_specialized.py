@@ -110,11 +110,6 @@ def kept_of(teacher: str) -> dict[str, Any]:
     return found
 
 
-def teacher_mflops(teacher: str) -> float:
-    """What a teacher of CIFAR-100 costs."""
-    return float(kept_of(teacher)["teacher"]["mflops"])
-
-
 def cifar100(teacher: str) -> dict[int, Any]:
     """What `experiments.specialized.measure` found beside a teacher, by classes known."""
     kept = kept_of(teacher)
@@ -173,8 +168,9 @@ def lines_of_cifar10(run: Run, found: dict[str, Any]) -> dict[str, Any]:
 def lines_of_cifar100(run: Run, teacher: str, found: dict[int, Any]) -> dict[str, Any]:
     """The table's lines and the panel of the heads beside one teacher."""
     panel: dict[str, Any] = {}
+    whole = kept_of(teacher)["teacher"]["mflops"]
     for size, figures in found.items():
-        two_files = figures["student_mflops"]["specialized"] / teacher_mflops(teacher)
+        two_files = figures["student_mflops"]["specialized"] / whole
         facts = (
             f"the student costs {100 * two_files:.0f} % of its teacher and is right on "
             f"{figures['right_on_popular']['specialized']:.0f} % of popular inputs; {OPEN_IMAGES}"
