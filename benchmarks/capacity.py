@@ -183,12 +183,12 @@ def _timed(path: Path, inputs: np.ndarray, rows: int, seed: int) -> dict[str, An
         for number in numbers:
             modelled.setdefault(number - warm, []).append(seconds)
     rest: dict[str, list[float]] = {"kept": [], "deferred": []}
-    for number, latency in enumerate(latencies.tolist()):
-        before = latencies[number - 1] if number else 0.0
-        alone = number == 0 or times[number] > times[number - 1] + before
-        if alone and number + warm not in shared:
+    answered = np.concatenate([[0.0], (times + latencies)[:-1]])
+    for number in np.flatnonzero(times > answered).tolist():
+        if number + warm not in shared:
             seconds = modelled[number]
-            rest["deferred" if len(seconds) > 1 else "kept"].append(latency - sum(seconds))
+            own = float(latencies[number]) - sum(seconds)
+            rest["deferred" if len(seconds) > 1 else "kept"].append(own)
     return {"rows": rows, "batches": batches, "http": found["http"], "client": client, **rest}
 
 
