@@ -34,8 +34,8 @@ from PIL import Image
 
 from benchmarks.machine import about, save
 from ebjr import JointConfig, Preprocess
-from ebjr.config import ModelEntry
 from ebjr.demo import shipped
+from ebjr.joint_file import ModelEntry
 from ebjr.protocol import DATATYPES, LENGTH_HEADER
 
 CASES = 100_000

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from ebjr import JointConfig, Outcomes, run_study
-from ebjr.config import ModelEntry
 from ebjr.demo import shipped
 from ebjr.demo.cifar10 import load as load_cifar10
+from ebjr.joint_file import ModelEntry
 
 
 def write_pair(folder: Path, deferral_rate: float | None = None) -> Path:

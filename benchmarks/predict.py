@@ -25,17 +25,17 @@ import numpy as np
 
 from benchmarks.machine import about, save
 from ebjr import JointClassifier, Outcomes, load_model, run_study, save_joint
+from ebjr.data.preprocess import Preprocess, prepared
 from ebjr.demo import shipped
 from ebjr.demo.cifar10 import load as load_cifar10
-from ebjr.preprocess import Preprocess, prepared
 
 BATCH = 64
 RUNS = 3
 
 CHILD = """
 import json, sys, time
-from ebjr.config import JointConfig
-from ebjr.data import open_data
+from ebjr.joint_file import JointConfig
+from ebjr.data.open import open_data
 from ebjr.predict import predict
 joint, data, output, overlap = sys.argv[1:]
 config = JointConfig.read(joint)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ebjr import Preprocess
-from ebjr.data import decode_image, open_data
+from ebjr.data.open import decode_image, open_data
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -107,7 +107,7 @@ def image_files(files: Sequence[Path], labels: np.ndarray, size: int) -> Images:
 
 
 def folder_files(place: Path) -> tuple[list[Path], np.ndarray]:
-    """The images of a folder with a sub-folder for each class, as `ebjr.data` orders classes."""
+    """The images of a folder with a sub-folder for each class, in the order of `ebjr.data.open`."""
     classes = open_data(place).classes
     assert classes is not None
     files, labels = [], []

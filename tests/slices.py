@@ -12,7 +12,7 @@ from onnx import helper
 from ebjr import save_joint
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
-from ebjr.config import FINALS, JointConfig
+from ebjr.joint_file import FINALS, JointConfig
 from ebjr.router import Router
 
 

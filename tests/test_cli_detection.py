@@ -14,7 +14,7 @@ from tiny import CLASSES, write_coco, write_detectors, write_images, write_linea
 import ebjr
 from ebjr import JointDetector, Outcomes
 from ebjr.backends.detectors import OnnxDetector
-from ebjr.data import open_data
+from ebjr.data.open import open_data
 from ebjr.precision import CommonScale
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")

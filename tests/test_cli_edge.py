@@ -184,14 +184,15 @@ def test_a_threshold_moved_by_hand_is_still_only_warned_of(config):
 def test_a_classifier_alone_is_a_teacher_for_students_elsewhere(tmp_path):
     from starlette.testclient import TestClient
 
-    from ebjr.preprocess import Preprocess, Preprocessed
+    from ebjr.data.open import open_data
+    from ebjr.data.preprocess import Preprocess, Preprocessed
     from ebjr.serving.app import build_app
     from ebjr.serving.served import served_alone
 
     _, path = write_pair(tmp_path)
     folder = write_images(tmp_path / "images", n=6)
     served = served_alone(path, Preprocess(size=8), threads=1)
-    (batch,) = ebjr.data.open_data(folder).batches(6)
+    (batch,) = open_data(folder).batches(6)
     pixels = np.stack(batch.inputs)
     tensor = {"name": "image", "shape": list(pixels.shape), "datatype": "UINT8"}
     with TestClient(build_app(served)) as client:

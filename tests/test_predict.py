@@ -16,7 +16,7 @@ import pytest
 from tiny import CLASSES, SIZE, write_images, write_linear
 
 from ebjr import Detections, JointClassifier, JointDetector, Router
-from ebjr.data import open_data
+from ebjr.data.open import open_data
 from ebjr.errors import ModelError
 from ebjr.predict import predict
 
@@ -282,7 +282,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 
         def batches(self, batch_size, start=0):
             nonlocal alive, most
-            from ebjr.data import Batch
+            from ebjr.data.open import Batch
 
             for number in range(start, 400, batch_size):
                 inputs = np.zeros((batch_size, SIZE)).view(Rows)

@@ -14,8 +14,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ebjr import load_model
+from ebjr.data.preprocess import Preprocess
 from ebjr.errors import ModelError
-from ebjr.preprocess import Preprocess
 from ebjr.quantize import quantize
 
 

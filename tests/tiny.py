@@ -11,8 +11,8 @@ from PIL import Image
 
 import ebjr
 from ebjr import JointConfig
-from ebjr.config import ModelEntry
-from ebjr.data import open_data
+from ebjr.data.open import open_data
+from ebjr.joint_file import ModelEntry
 
 CLASSES = ("blue", "green", "red")
 SIZE = 8

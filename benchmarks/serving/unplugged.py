@@ -25,8 +25,8 @@ import numpy as np
 
 from benchmarks.machine import about, save
 from ebjr import FarTeacher, JointClassifier, Link, Preprocess, Router, load_model, save_joint
+from ebjr.data.preprocess import prepared
 from ebjr.demo import shipped
-from ebjr.preprocess import prepared
 from ebjr.protocol import InferRequest, read_response, write_request
 
 LENGTH = "Inference-Header-Content-Length"

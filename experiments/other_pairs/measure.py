@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.machine import about, save
 from ebjr import Outcomes, as_score
 from ebjr.calibration import choose_blend, choose_score
-from ebjr.calibration.auto import BLENDS, CANDIDATES, area_influence
+from ebjr.calibration.choice import BLENDS, CANDIDATES, area_influence
 from ebjr.demo import shipped
 from ebjr.scores import Score
 from experiments.other_pairs.pairs import PAIRS, load

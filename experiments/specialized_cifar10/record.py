@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ebjr import Cost, Outcomes
-from ebjr.config import ModelEntry
 from ebjr.demo import cifar10, shipped
 from ebjr.demo.specialized import DEMO
 from ebjr.evaluation.flops import count_flops
+from ebjr.joint_file import ModelEntry
 
 PLACE = Path(__file__).parents[2] / "src" / "ebjr" / "demo" / "shipped" / "specialized"
 BATCH = 250

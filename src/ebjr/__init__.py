@@ -15,11 +15,10 @@ from ebjr.backends import load_model
 from ebjr.blend import Blend
 from ebjr.calibration import calibrate
 from ebjr.calibration.guarantee import Certificate
-from ebjr.config import JointConfig, load_joint, save_joint
 from ebjr.costs import Cost, joint_cost
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
+from ebjr.data.preprocess import Preprocess, Preprocessed
 from ebjr.detections import Detections, GroundTruth
-from ebjr.edge import FarTeacher, Link, over_link
 from ebjr.errors import (
     CalibrationError,
     EbjrError,
@@ -40,12 +39,13 @@ from ebjr.joint import (
     JointRegressor,
     SpecializedJointClassifier,
 )
+from ebjr.joint_file import JointConfig, load_joint, save_joint
 from ebjr.known_classes import relabel, top_classes
-from ebjr.late import LateAnswer, LateAnswers
+from ebjr.link.far import FarTeacher, Link, over_link
+from ebjr.link.late import LateAnswer, LateAnswers
 from ebjr.metrics import METRICS, register_metric
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes, record, record_batches
-from ebjr.preprocess import Preprocess, Preprocessed
 from ebjr.regressors import BinnedRegressor, EnergyRegressor, GaussianMixture
 from ebjr.router import Router
 from ebjr.scores import SCORES, Score, as_score, register_score

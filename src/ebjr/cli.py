@@ -27,22 +27,11 @@ from rich.progress import (
 
 import ebjr
 from ebjr.backends.exported import ExportedJoint
-from ebjr.config import (
-    Entry,
-    JointConfig,
-    ModelEntry,
-    RemoteEntry,
-    check_remote,
-    entry_from_table,
-    entry_of,
-    parse_link,
-)
 from ebjr.costs import Cost, further_columns, millijoules_text
 from ebjr.curve import TradeOffCurve
-from ebjr.data import ArrayData, Batch, Data, open_data
+from ebjr.data.open import ArrayData, Batch, Data, open_data
+from ebjr.data.preprocess import Preprocess, infer_preprocess, prepared, unprepared
 from ebjr.demo import DEMOS, run_demo
-from ebjr.edge import FarTeacher
-from ebjr.edge import over_link as with_link
 from ebjr.errors import EbjrError, GridWarning, PromiseWarning
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, with_joules
@@ -53,14 +42,24 @@ from ebjr.evaluation.significance import Comparison
 from ebjr.evaluation.tune import tune
 from ebjr.files import check_writable, sha256_of
 from ebjr.joint import JointModel
+from ebjr.joint_file import (
+    Entry,
+    JointConfig,
+    ModelEntry,
+    RemoteEntry,
+    check_remote,
+    entry_from_table,
+    entry_of,
+    parse_link,
+)
 from ebjr.known_classes import Traffic
+from ebjr.link.far import FarTeacher
+from ebjr.link.far import over_link as with_link
 from ebjr.metrics import as_metric
 from ebjr.model import Model, model_name
 from ebjr.outcomes import Outcomes, record_batches
-from ebjr.pool import shared_cores
 from ebjr.precision import SHOWN
 from ebjr.predict import predict as predict_data
-from ebjr.preprocess import Preprocess, infer_preprocess, prepared, unprepared
 from ebjr.quantize import METHODS
 from ebjr.quantize import quantize as quantize_model
 from ebjr.scores import score_title
@@ -75,6 +74,7 @@ from ebjr.tables import (
     study_figures,
 )
 from ebjr.tasks import TASKS, as_task
+from ebjr.threads import shared_cores
 
 app = typer.Typer(
     name="ebjr",

@@ -22,9 +22,9 @@ from ebjr.blend import Blend, as_blend
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.known_classes import check_known_classes
 from ebjr.model import Answer, Model, answer, model_name
-from ebjr.pool import in_order
 from ebjr.router import Router
 from ebjr.tasks import Task, as_task
+from ebjr.threads import in_order
 
 POLICIES = ("student", "error", "queue")
 """What to do when the teacher cannot be reached."""
@@ -51,7 +51,7 @@ class JointAnswer:
         the student's. Where one of the models is a joint model, rows that it marks are marked.
     late
         Under this id the teacher's answers to degraded rows will be, where they are kept for
-        later (`ebjr.late`); else None.
+        later (`ebjr.link.late`); else None.
 
     Examples
     --------

@@ -22,12 +22,12 @@ import numpy as np
 from ebjr.arrays import to_numpy
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import blend_text
-from ebjr.data import Batch, Data
+from ebjr.data.open import Batch, Data
 from ebjr.errors import MissingExtra
 from ebjr.files import full_disk_named, write_whole
 from ebjr.joint import JointAnswer, JointModel
-from ebjr.pool import in_order
 from ebjr.router import Router
+from ebjr.threads import in_order
 
 Tell = Callable[[str, int, int | None], None]
 
@@ -108,7 +108,7 @@ def predict(
     --------
     >>> import tempfile
     >>> from ebjr import JointClassifier, Router
-    >>> from ebjr.data import open_data
+    >>> from ebjr.data.open import open_data
     >>> folder = Path(tempfile.mkdtemp())
     >>> np.savez(folder / "data.npz", inputs=np.eye(3))
     >>> joint = JointClassifier(np.asarray, lambda x: -x, Router("max_logit", 2.0))

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebjr.backends.onnx import OnnxModel
+from ebjr.data.preprocess import Preprocess
 from ebjr.errors import MissingExtra, ModelError, one_line
 from ebjr.files import write_whole
-from ebjr.preprocess import Preprocess
 
 METHODS = ("minmax", "entropy", "percentile")
 WEIGHT_BITS = (7, 8)

@@ -25,7 +25,7 @@ from ebjr.backends.detectors import (
     decode_yolov5,
     decode_yolov8,
 )
-from ebjr.coco import read_coco
+from ebjr.data.coco import read_coco
 from ebjr.detections import box_iou
 from ebjr.errors import ModelError
 from ebjr.precision import average_precision, match_detections

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ebjr import CalibrationError, Cost, JointClassifier, Outcomes, TradeOffCurve, calibrate
 from ebjr.blend import Blend, as_blend
 from ebjr.calibration import CHOICE_SEED, CHOICE_SHARE, choose_blend, choose_score, rank_scores
-from ebjr.calibration.auto import BLENDS, CANDIDATES, NOISE, area_influence
+from ebjr.calibration.choice import BLENDS, CANDIDATES, NOISE, area_influence
 from ebjr.calibration.guarantee import certify
 from ebjr.scores import SCORES, Score, as_score, register_score
 

@@ -17,7 +17,7 @@ from ebjr import (
     calibrate,
     evaluate,
 )
-from ebjr.calibration.auto import blend_candidates, choose_blend, rank_scores, score_candidates
+from ebjr.calibration.choice import blend_candidates, choose_blend, rank_scores, score_candidates
 from ebjr.calibration.guarantee import certify
 from ebjr.scores import as_score
 

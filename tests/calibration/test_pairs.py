@@ -7,7 +7,7 @@ import pytest
 
 from ebjr import Outcomes, as_score, calibrate, evaluate
 from ebjr.calibration import choose_blend, choose_score
-from ebjr.calibration.auto import CANDIDATES, area_influence
+from ebjr.calibration.choice import CANDIDATES, area_influence
 from ebjr.demo import shipped
 from experiments.other_pairs.pairs import data_folder, load
 

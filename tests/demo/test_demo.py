@@ -9,10 +9,10 @@ import pytest
 
 from ebjr import JointConfig, Outcomes, TradeOffCurve, load_joint
 from ebjr import demo as package
-from ebjr.config import ModelEntry
 from ebjr.demo import DEMOS, run_demo, shipped
 from ebjr.demo.fetch import DataUnavailable
 from ebjr.evaluation.flops import count_flops
+from ebjr.joint_file import ModelEntry
 from ebjr.known_classes import Traffic
 from ebjr.sweep import run_sweep
 

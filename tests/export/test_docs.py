@@ -10,9 +10,9 @@ pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
 from ebjr import JointClassifier, Preprocess, Router, load_model
+from ebjr.data.preprocess import prepared
 from ebjr.demo import shipped
 from ebjr.export import ONNX_SCORES
-from ebjr.preprocess import prepared
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 

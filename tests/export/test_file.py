@@ -18,8 +18,8 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 from ebjr import JointClassifier, ModelError, Router, load_joint
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
-from ebjr.config import JointConfig, ModelEntry, RemoteEntry
 from ebjr.export import export_joint, export_triton
+from ebjr.joint_file import JointConfig, ModelEntry, RemoteEntry
 
 RNG = np.random.default_rng(0)
 

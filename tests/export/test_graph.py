@@ -15,11 +15,11 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 from ebjr import JointClassifier, ModelError, Outcomes, Router, load_model, run_study
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel, open_session
+from ebjr.data.preprocess import Preprocess, prepared
 from ebjr.demo import shipped
 from ebjr.demo.cifar10 import load as load_cifar10
 from ebjr.demo.fetch import DataUnavailable
 from ebjr.export import export_joint
-from ebjr.preprocess import Preprocess, prepared
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(40, 10)).astype(np.float32)

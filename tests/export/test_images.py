@@ -20,10 +20,10 @@ import onnx_ir as ir
 from ebjr import JointClassifier, Router
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
+from ebjr.data.preprocess import Preprocess, prepared
 from ebjr.export import export_joint
 from ebjr.export.images import prepare_images
 from ebjr.export.operators import Operators
-from ebjr.preprocess import Preprocess, prepared
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ebjr import JointConfig, as_score, load_model
-from ebjr.config import ModelEntry
+from ebjr.joint_file import ModelEntry
 
 STORE = 100 * 2**20
 ROWS = 10_000

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from ebjr import JointConfig, load_joint
-from ebjr.config import ModelEntry
-from ebjr.data import Data, open_data
+from ebjr.data.open import Data, open_data
+from ebjr.joint_file import ModelEntry
 from ebjr.predict import predict as predict_here
 
 pytest.importorskip("ray", reason="the extra `scale` is not installed")

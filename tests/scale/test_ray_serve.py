@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from ebjr import JointConfig, load_joint
-from ebjr.config import ModelEntry
-from ebjr.data import open_data
+from ebjr.data.open import open_data
+from ebjr.joint_file import ModelEntry
 from ebjr.protocol import LENGTH_HEADER, InferRequest, read_response, write_request
 
 pytest.importorskip("ray", reason="the extra `scale` is not installed")

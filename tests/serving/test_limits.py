@@ -23,8 +23,8 @@ from starlette.testclient import TestClient
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ebjr import JointClassifier, Preprocess, Router
+from ebjr.data.preprocess import prepared
 from ebjr.errors import ProtocolError
-from ebjr.preprocess import prepared
 from ebjr.serving.app import Served, build_app
 from ebjr.serving.guard import guarded
 from ebjr.serving.limits import Limits, exposure

@@ -25,7 +25,7 @@ from ebjr import (
     load_joint,
 )
 from ebjr.detections import Detections
-from ebjr.edge import FarTeacher, Link
+from ebjr.link.far import FarTeacher, Link
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")

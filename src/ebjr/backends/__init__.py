@@ -29,7 +29,7 @@ def load_model(source: Any, **options: Any) -> Model:
         or a torch ``nn.Module`` (`ebjr.backends.pytorch.TorchModel`), a fitted scikit-learn
         estimator (`ebjr.backends.sklearn.SklearnModel`), a Hugging Face pipeline, or a model with
         its ``processor`` (`ebjr.backends.transformers.TransformersModel`), the address of an Open
-        Inference Protocol endpoint (`ebjr.backends.remote.RemoteModel`), or any other callable,
+        Inference Protocol endpoint (`ebjr.link.remote.RemoteModel`), or any other callable,
         which is a model as it is.
     **options
         What the backend takes: ``threads``, ``providers``, ``batch_size`` and ``output`` for
@@ -81,7 +81,7 @@ def load_model(source: Any, **options: Any) -> Model:
 
 def _load_file(source: str | os.PathLike[str], options: dict[str, Any]) -> Model:
     if str(source).startswith(("http://", "https://")):
-        from ebjr.backends.remote import RemoteModel
+        from ebjr.link.remote import RemoteModel
 
         return RemoteModel(str(source), **options)
     path = Path(source)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
 
 from ebjr.backends.onnx import OnnxModel
+from ebjr.data.preprocess import Image, Preprocess, infer_preprocess
 from ebjr.detections import Detections
 from ebjr.errors import ModelError
-from ebjr.preprocess import Image, Preprocess, infer_preprocess
 
 Outputs = Mapping[str, NDArray[Any]]
 Size = tuple[int, int]

@@ -11,7 +11,7 @@ import numpy as np
 
 from ebjr.arrays import Array
 from ebjr.blend import as_blend
-from ebjr.calibration.auto import choose_blend, choose_score, rank_scores
+from ebjr.calibration.choice import choose_blend, choose_score, rank_scores
 from ebjr.calibration.crossing import crossing
 from ebjr.calibration.guarantee import PROMISES, certify
 from ebjr.calibration.targets import best_within, cheapest

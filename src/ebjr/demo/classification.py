@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ebjr.data.preprocess import Preprocess
 from ebjr.demo.cifar10 import CIFAR10, CLASSES
 from ebjr.demo.flow import Demo
-from ebjr.preprocess import Preprocess
 
 DEMO = Demo(
     task="classification",

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ebjr.coco import read_coco
-from ebjr.config import ModelEntry
-from ebjr.data import decode_image
+from ebjr.data.coco import read_coco
+from ebjr.data.open import decode_image
+from ebjr.data.preprocess import Preprocess
 from ebjr.demo.fetch import DataUnavailable, Progress
 from ebjr.demo.flow import Demo
-from ebjr.preprocess import Preprocess
+from ebjr.joint_file import ModelEntry
 
 FILES = {
     "labels": "coco669_boxes.json",

@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, row_count, take_rows
-from ebjr.config import JointConfig, ModelEntry
 from ebjr.costs import Cost
+from ebjr.data.preprocess import Preprocess, unprepared
 from ebjr.demo.fetch import DataUnavailable
 from ebjr.demo.fetch import Progress as FetchProgress
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, with_joules
+from ebjr.joint_file import JointConfig, ModelEntry
 from ebjr.known_classes import Traffic
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes, record
-from ebjr.preprocess import Preprocess, unprepared
 from ebjr.study import Study
 from ebjr.sweep import Sweep, run_sweep
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ebjr.evaluation.inputs import OpenShape, batch_of_one, input_dtype_of, random_batch
 from ebjr.model import Model, model_name
-from ebjr.pool import available_cores
+from ebjr.threads import available_cores
 
 
 @dataclass(frozen=True)

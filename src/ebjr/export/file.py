@@ -19,14 +19,14 @@ from ebjr.arrays import to_numpy
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.blend import blend_text
-from ebjr.config import JointConfig, ModelEntry
+from ebjr.data.preprocess import Preprocess, unprepared
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Head, head_of
 from ebjr.export.graph import LEAST_OPSET, Form, Images, Rows, joint_graph, read_part
 from ebjr.export.inputs import Given, given_of
 from ebjr.files import write_beside
 from ebjr.joint import JointAnswer, JointModel
-from ebjr.preprocess import Preprocess, unprepared
+from ebjr.joint_file import JointConfig, ModelEntry
 
 MOST_BYTES = 2**31 - 2**24
 """A larger file cannot be read by protobuf: its weights go into a second one."""

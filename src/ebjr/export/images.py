@@ -1,4 +1,4 @@
-"""Preprocessing inside the graph, to the last bit what `ebjr.preprocess` does outside of it.
+"""Preprocessing inside the graph, to the last bit what `ebjr.data.preprocess` does outside of it.
 
 ONNX's own Resize rounds otherwise, so the weights of Pillow's resampling are computed here as a
 matrix, from the sizes that the graph meets: sums of pixels times whole numbers of 22 bits, in
@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from ebjr.data.preprocess import PADDING, Preprocess
 from ebjr.export.operators import Operators, Value
-from ebjr.preprocess import PADDING, Preprocess
 
 Sides = tuple[Value, Value]
 """A height and a width, whole numbers or values of the graph."""

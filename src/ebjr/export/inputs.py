@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ebjr.backends.onnx import OnnxModel, can_become
+from ebjr.data.preprocess import Preprocess
 from ebjr.errors import ModelError
 from ebjr.export.images import prepare_images
 from ebjr.export.operators import Operators, Value
-from ebjr.preprocess import Preprocess
 
 OUTPUTS = ("prediction", "output", "score", "deferred")
 SIZES = (32, 64, 224, 128, 16, 8, 1)

@@ -11,9 +11,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ebjr.config import JointConfig
 from ebjr.export.file import Exported, export_joint
 from ebjr.files import write_beside
+from ebjr.joint_file import JointConfig
 
 TYPES = {
     ir.DataType.BOOL: "TYPE_BOOL",

@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from ebjr.arrays import Batch, row_count
-from ebjr.config import Entry
 from ebjr.errors import MissingExtra, TeacherUnavailable
+from ebjr.joint_file import Entry
 from ebjr.model import Model, answer
 from ebjr.tasks import Task
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import to_numpy
-from ebjr.config import JointConfig
-from ebjr.data import Data
+from ebjr.data.open import Data
 from ebjr.errors import EbjrError, MissingExtra, ModelError
 from ebjr.joint import JointModel
+from ebjr.joint_file import JointConfig
 from ebjr.predict import Answered, Progress, Tell, answer_row, whose_answers, write_answers
 from ebjr.router import Router
 from ebjr.scale.models import check_policy, thread_option
@@ -62,9 +62,9 @@ def predict(
     Parameters
     ----------
     data
-        A Ray dataset with the columns `COLUMNS`; a `Data` as `ebjr.data.open_data` opens it, of
-        images, arrays or a table; or an array (n, ...). Each node must find the files where this
-        one does.
+        A Ray dataset with the columns `COLUMNS`; a `Data` as `ebjr.data.open.open_data` opens it,
+        of images, arrays or a table; or an array (n, ...). Each node must find the files where
+        this one does.
     joint
         The ``joint.toml``.
     threshold

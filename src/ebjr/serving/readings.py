@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from ebjr.edge import FarTeacher
 from ebjr.joint import JointModel
+from ebjr.link.far import FarTeacher
 from ebjr.serving.autopilot import Helm
 from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.metrics import Metrics

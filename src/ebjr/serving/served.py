@@ -13,9 +13,9 @@ import numpy as np
 
 from ebjr.backends import load_model
 from ebjr.calibration.guarantee import Certificate
-from ebjr.config import JointConfig
+from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
 from ebjr.joint import JointClassifier, JointModel
-from ebjr.preprocess import Preprocess, Preprocessed, prepared
+from ebjr.joint_file import JointConfig
 from ebjr.protocol import tensor_metadata
 from ebjr.router import Router, check_threshold
 from ebjr.tasks import Tensor

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ebjr.arrays import row_count, to_numpy
-from ebjr.edge import FarTeacher
+from ebjr.data.preprocess import ImageFile, upright_pixels
 from ebjr.errors import (
     DeadlineExceeded,
     EbjrError,
@@ -29,7 +29,7 @@ from ebjr.errors import (
     ProtocolError,
     UnknownModel,
 )
-from ebjr.preprocess import ImageFile, upright_pixels
+from ebjr.link.far import FarTeacher
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
 from ebjr.serving.autopilot import Helm
 from ebjr.serving.both import ask_both

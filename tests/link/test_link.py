@@ -27,7 +27,7 @@ from ebjr import (
     over_link,
     record,
 )
-from ebjr.edge import Breaker, Bucket
+from ebjr.link.far import Breaker, Bucket
 
 pytest.importorskip("httpx2", reason="the extra `remote` is not installed")
 pytest.importorskip("stamina", reason="the extra `remote` is not installed")

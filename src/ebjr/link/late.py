@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows, take_rows, to_numpy
+from ebjr.data.preprocess import ImageFile, upright_pixels
 from ebjr.errors import EbjrError, OtherModel, TeacherUnavailable
 from ebjr.joint import JointModel, Kept
-from ebjr.preprocess import ImageFile, upright_pixels
 from ebjr.tasks import Task
 
 FORMAT = 0xEB17
@@ -55,7 +55,7 @@ CREATE INDEX answered ON rows (changed) WHERE input IS NULL;
 MOST_TOLD = 64
 """So many answers that the callback has not heard of are read at once."""
 
-log = logging.getLogger("ebjr.late")
+log = logging.getLogger("ebjr.link.late")
 
 
 @dataclass(frozen=True, eq=False)

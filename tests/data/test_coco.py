@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ebjr.coco import read_coco
+from ebjr.data.coco import read_coco
 
 CONTENT = {
     "images": [

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ebjr.data.preprocess import Preprocess, Preprocessed, infer_preprocess
 from ebjr.model import Model
-from ebjr.preprocess import Preprocess, Preprocessed, infer_preprocess
 
 
 def photos(*sizes: tuple[int, int], seed: int = 0) -> list[np.ndarray]:

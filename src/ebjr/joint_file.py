@@ -24,7 +24,7 @@ from ebjr.blend import as_blend, blend_text
 from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import UNITS, Cost
 from ebjr.curve import OperatingPoint
-from ebjr.edge import FarTeacher, Link
+from ebjr.data.preprocess import Preprocess, prepared, unprepared
 from ebjr.errors import ModelError, PromiseWarning, ProtocolError, TeacherUnavailable
 from ebjr.evaluation.plots import thin_rows
 from ebjr.files import sha256_of, write_whole
@@ -36,18 +36,18 @@ from ebjr.joint import (
     SpecializedJointClassifier,
 )
 from ebjr.known_classes import check_known_classes
-from ebjr.late import LateAnswers
+from ebjr.link.far import FarTeacher, Link
+from ebjr.link.late import LateAnswers
 from ebjr.model import Model, model_name
 from ebjr.monitor import DriftMonitor
-from ebjr.pool import shared_cores
 from ebjr.precision import CommonScale
-from ebjr.preprocess import Preprocess, prepared, unprepared
 from ebjr.protocol import read_metadata
 from ebjr.router import Router, check_threshold
 from ebjr.study import Study
 from ebjr.tasks import as_task
+from ebjr.threads import shared_cores
 
-log = logging.getLogger("ebjr.config")
+log = logging.getLogger("ebjr.joint_file")
 
 FINALS: dict[str, type[JointModel]] = {
     final.task: final

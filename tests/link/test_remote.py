@@ -268,8 +268,8 @@ def test_rows_that_the_server_degraded_are_marked_as_such(cloud, monkeypatch):
 
 
 def test_an_image_that_came_as_a_file_goes_on_as_it_came():
-    from ebjr.backends.remote import encoded
-    from ebjr.preprocess import ImageFile
+    from ebjr.data.preprocess import ImageFile
+    from ebjr.link.remote import encoded
 
     jpeg, png = b"\xff\xd8 a photo", b"\x89PNG a drawing"
     pixels = smooth_images(1)[0]

@@ -24,11 +24,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.coco import CocoLabels, read_coco
+from ebjr.data.coco import CocoLabels, read_coco
+from ebjr.data.preprocess import upright_pixels
 from ebjr.detections import GroundTruth
 from ebjr.errors import MissingExtra
-from ebjr.pool import in_order
-from ebjr.preprocess import upright_pixels
+from ebjr.threads import in_order
 
 OnUnreadable = Literal["skip", "error"]
 

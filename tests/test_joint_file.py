@@ -10,7 +10,7 @@ from tiny import write_linear, write_pair
 
 import ebjr
 from ebjr import Cost, JointConfig, Outcomes, Preprocess, Preprocessed, Router
-from ebjr.config import ModelEntry
+from ebjr.joint_file import ModelEntry
 from ebjr.monitor import DriftMonitor
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")

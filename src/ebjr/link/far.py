@@ -2,7 +2,7 @@
 
 `FarTeacher` is a model around another: it asks again when an answer fails to come, leaves a teacher
 alone that does not answer, and asks no more than was agreed. What happens to the rows that it does
-not answer is the joint model's policy (`when_unavailable`); `ebjr.late` keeps them for later.
+not answer is the joint model's policy (`when_unavailable`); `ebjr.link.late` keeps them for later.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, row_count
+from ebjr.data.preprocess import unprepared
 from ebjr.errors import MissingExtra, TeacherUnavailable, one_line
 from ebjr.joint import check_policy
 from ebjr.model import Answer, Model, model_name
 from ebjr.outcomes import Outcomes
-from ebjr.preprocess import unprepared
 
-log = logging.getLogger("ebjr.edge")
+log = logging.getLogger("ebjr.link.far")
 
 
 @dataclass(frozen=True)

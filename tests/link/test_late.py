@@ -25,8 +25,8 @@ from ebjr import (
     Router,
     TeacherUnavailable,
 )
+from ebjr.data.preprocess import ImageFile
 from ebjr.model import Answer
-from ebjr.preprocess import ImageFile
 
 
 def student(x):

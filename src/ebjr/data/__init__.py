@@ -1,0 +1,1 @@
+"""Data on disk: opened, decoded, and prepared for each model."""
