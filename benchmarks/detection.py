@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.machine import about, save
 from ebjr import JointDetector, Router
 from ebjr.backends.detectors import OnnxDetector
-from ebjr.precision import RECALLS, JointPrecision, match_detections
+from ebjr.tasks.detection.precision import RECALLS, JointPrecision, match_detections
 from experiments.detection.pairs import PAIRS, SOURCES, data_folder, detections, images, labels
 
 IMAGES = 48

@@ -18,7 +18,7 @@ import numpy as np
 
 from ebjr import OperatingPoint, Outcomes, TradeOffCurve, calibrate, evaluate, oracle
 from ebjr.calibration import choose_score
-from ebjr.calibration.learned import LEARNERS
+from ebjr.calibration.learned import can_learn
 from experiments import nets
 from experiments.choices import choice, choices
 from experiments.frame import COLORS, Run, start
@@ -38,7 +38,7 @@ def named(name: str, calibration: Outcomes) -> str:
 
 def learned(calibration: Outcomes) -> Any:
     """The library's learned score; softmax where too few rows show where the teacher helps."""
-    if not LEARNERS["learned"].can_learn(calibration, 0.0):
+    if not can_learn(calibration):
         return "softmax"
     return choose_score(calibration, ["learned"])
 

@@ -20,7 +20,7 @@ import numpy as np
 from ebjr import CalibrationError, Detections, Outcomes, TradeOffCurve, calibrate, oracle
 from ebjr.calibration import choose_score
 from ebjr.demo import shipped
-from ebjr.detection_scores import detection_features
+from ebjr.tasks.detection.scores import detection_features
 from experiments.detection import measure as study
 from experiments.frame import COLORS, Run, start
 

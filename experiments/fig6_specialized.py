@@ -17,7 +17,7 @@ import numpy as np
 
 from ebjr import Outcomes, TradeOffCurve
 from ebjr.demo.specialized import TRAFFIC
-from ebjr.known_classes import Traffic
+from ebjr.tasks.specialized.known_classes import Traffic
 from experiments.frame import COLORS, Run, start
 from experiments.specialized import measure as heads
 from experiments.specialized_cifar10.measure import tables

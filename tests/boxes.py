@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ebjr.detections import Detections, GroundTruth
+from ebjr.tasks.detection.boxes import Detections, GroundTruth
 
 
 def random_boxes(rng, n, side=64):

@@ -12,8 +12,9 @@ from onnx import helper
 from ebjr import save_joint
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
-from ebjr.joint_file import FINALS, JointConfig
+from ebjr.joint_file import JointConfig
 from ebjr.router import Router
+from ebjr.tasks import as_task
 
 
 def write_slice(
@@ -79,7 +80,7 @@ def joint_of_slices(
         )
         for role, columns in parts.items()
     ]
-    return FINALS[task](*models, Router(score, 0.0), blend=blend, **more)
+    return as_task(task).final(*models, Router(score, 0.0), blend=blend, **more)
 
 
 def check_same(exported: ExportedJoint, joint: Any, inputs: np.ndarray, tie: float = 1e-5) -> None:

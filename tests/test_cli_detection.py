@@ -15,7 +15,7 @@ import ebjr
 from ebjr import JointDetector, Outcomes
 from ebjr.backends.detectors import OnnxDetector
 from ebjr.data.open import open_data
-from ebjr.precision import CommonScale
+from ebjr.tasks.detection.scale import CommonScale
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")

@@ -11,16 +11,16 @@ from boxes import random_detections
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebjr.detection_scores import (
-    DETECTION_SCORES,
+from ebjr.tasks.detection.boxes import Detections
+from ebjr.tasks.detection.scores import (
+    DETECTIONS,
     box_count,
     detection_energy,
     expected_errors,
     mean_confidence,
 )
-from ebjr.detections import Detections
 
-NAMES = tuple(DETECTION_SCORES)
+NAMES = tuple(DETECTIONS.scores)
 NOTHING = Detections.none(4, (8, 8))
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -33,7 +33,7 @@ def images(seed=0, counts=(3, 0, 1, 7), bins=6):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_boxes_is_not_easy(name):
     """B = 0 is deferred at every threshold, whatever the score; a count of 0 would be kept."""
-    score = DETECTION_SCORES[name]
+    score = DETECTIONS.scores[name]
     values = score([NOTHING, *images()])
     assert values[0] == -math.inf
     unseen = replace(images()[0], scores=np.zeros(3))
@@ -46,7 +46,7 @@ def test_no_boxes_is_not_easy(name):
 @pytest.mark.parametrize("empty", [math.inf, math.nan])
 def test_no_boxes_cannot_be_the_easiest_of_all(name, empty):
     with pytest.raises(ValueError, match="empty must be a number under infinity"):
-        DETECTION_SCORES[name]([NOTHING], empty=empty)
+        DETECTIONS.scores[name]([NOTHING], empty=empty)
 
 
 @given(seed=SEEDS)
@@ -103,7 +103,7 @@ def test_a_sum_is_the_mean_times_the_number_of_boxes(seed):
 def test_only_the_chosen_boxes_count(name, seed, above, top):
     found = images(seed)
     chosen = [image.above(above).top(len(image) if top is None else top) for image in found]
-    score = DETECTION_SCORES[name]
+    score = DETECTIONS.scores[name]
     np.testing.assert_allclose(score(found, above=above, top=top), score(chosen, above=0.0))
 
 
@@ -111,7 +111,7 @@ def test_only_the_chosen_boxes_count(name, seed, above, top):
 @given(seed=SEEDS)
 def test_neither_the_order_of_boxes_nor_the_other_images_matter(name, seed):
     found = images(seed)
-    score = DETECTION_SCORES[name]
+    score = DETECTIONS.scores[name]
     mixed = [image.take(np.random.default_rng(0).permutation(len(image))) for image in found]
     alone = np.concatenate([score([image]) for image in mixed])
     np.testing.assert_allclose(score(found), alone)
@@ -131,7 +131,7 @@ def test_a_surer_box_raises_the_mean_confidence():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_images_have_no_scores(name):
-    assert DETECTION_SCORES[name]([]).shape == (0,)
+    assert DETECTIONS.scores[name]([]).shape == (0,)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,7 +141,7 @@ def test_no_images_have_no_scores(name):
 )
 def test_a_selection_that_is_none_is_refused(name, change, message):
     with pytest.raises(ValueError, match=message):
-        DETECTION_SCORES[name](images(), **change)
+        DETECTIONS.scores[name](images(), **change)
 
 
 @pytest.mark.parametrize(
@@ -168,4 +168,4 @@ def test_a_head_without_bins_has_no_box_energy():
 @pytest.mark.parametrize("what", [NOTHING, np.zeros((2, 4)), [np.zeros((2, 4))]])
 def test_what_is_no_list_of_detections_is_refused(name, what):
     with pytest.raises(TypeError, match="detections must be"):
-        DETECTION_SCORES[name](what)
+        DETECTIONS.scores[name](what)

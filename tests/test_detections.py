@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from ebjr.detections import (
+from ebjr.tasks.detection.boxes import (
     Detections,
     GroundTruth,
     box_area,

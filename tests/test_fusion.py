@@ -6,8 +6,8 @@ from boxes import random_detections
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebjr.detections import Detections
-from ebjr.fusion import fuse_detections
+from ebjr.tasks.detection.boxes import Detections
+from ebjr.tasks.detection.fusion import fuse_detections
 
 SEEDS = st.integers(0, 2**32 - 1)
 WEIGHTS = st.floats(0, 4)

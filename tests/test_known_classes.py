@@ -32,7 +32,7 @@ from ebjr import (
 )
 from ebjr.arrays import to_numpy
 from ebjr.calibration import rank_scores
-from ebjr.known_classes import (
+from ebjr.tasks.specialized.known_classes import (
     Traffic,
     check_known_classes,
     other_class,

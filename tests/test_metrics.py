@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebjr import METRICS, Outcomes, TradeOffCurve, register_metric
-from ebjr.metrics import as_metric
+from ebjr.tasks import as_task
 
 RNG = np.random.default_rng(2)
 TARGETS = RNG.normal(3, 2, 60)
@@ -112,7 +112,7 @@ def test_a_loss_that_is_none_is_refused(registry):
 )
 def test_a_metric_of_another_task_is_refused(name, task, message):
     with pytest.raises(ValueError, match=message):
-        as_metric(name, task)
+        as_task(task).metric(name)
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,15 @@ from boxes import random_boxes, random_pair, random_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebjr.detections import Detections, GroundTruth
-from ebjr.precision import (
-    ConfidenceMap,
+from ebjr.tasks.detection.boxes import Detections, GroundTruth
+from ebjr.tasks.detection.precision import (
     JointPrecision,
     RandomRouting,
     average_precision,
-    fit_confidence_map,
     match_detections,
     matched_gains,
 )
+from ebjr.tasks.detection.scale import ConfidenceMap, fit_confidence_map
 
 SEEDS = st.integers(0, 2**32 - 1)
 ONE = Detections.of_scores([[0, 0, 4, 4]], [0.9], (8, 8), labels=[0], classes=2)

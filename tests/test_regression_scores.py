@@ -12,7 +12,8 @@ from strategies import cuts
 
 from ebjr import Router, as_score
 from ebjr.arrays import to_numpy
-from ebjr.regression_scores import (
+from ebjr.tasks.regression.scores import (
+    PREDICTIONS,
     as_regression,
     check_grid,
     density_entropy,
@@ -24,7 +25,6 @@ from ebjr.regression_scores import (
     predicted_std,
     regression_energy,
 )
-from ebjr.scores import REGRESSION_SCORES
 
 GRID = np.linspace(-6.0, 8.0, 281)
 CENTERS, SPREADS, HEIGHTS = (np.random.default_rng(3).uniform(*ends, 7) for ends in
@@ -140,7 +140,7 @@ def test_a_negative_deviation_and_crossed_quantiles_are_deferred(asarray):
         assert to_numpy(deferred).tolist() == [False, True]
 
 
-@pytest.mark.parametrize("name", REGRESSION_SCORES)
+@pytest.mark.parametrize("name", PREDICTIONS.scores)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_shape_dtype_and_library_are_kept(name, dtype, asarray):
     width = 2 if name == "predicted_std" else 4
@@ -151,7 +151,7 @@ def test_shape_dtype_and_library_are_kept(name, dtype, asarray):
     assert tuple(score.shape) == (5,)
 
 
-@pytest.mark.parametrize("name", REGRESSION_SCORES)
+@pytest.mark.parametrize("name", PREDICTIONS.scores)
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_any_split_into_batches_gives_the_same_scores(name, data):
@@ -164,7 +164,7 @@ def test_any_split_into_batches_gives_the_same_scores(name, data):
     np.testing.assert_array_equal(split, whole)
 
 
-@pytest.mark.parametrize("name", REGRESSION_SCORES)
+@pytest.mark.parametrize("name", PREDICTIONS.scores)
 def test_a_row_with_nan_is_deferred(name, asarray):
     width = 2 if name == "predicted_std" else 3
     rows = np.ones((3, width))
@@ -212,7 +212,7 @@ def test_bad_parameters_are_one_sentence(text, message):
 
 
 def test_raw_output_that_does_not_fit_a_score_is_refused(asarray):
-    for name in REGRESSION_SCORES:
+    for name in PREDICTIONS.scores:
         with pytest.raises(ValueError, match="predictions alone"):
             as_score(name)(asarray(np.ones(3)))
         with pytest.raises(ValueError, match="must have shape"):

@@ -11,8 +11,13 @@ from strategies import cuts
 from test_regression_scores import CENTERS, GRID, energy
 
 from ebjr.arrays import namespace, to_numpy
-from ebjr.regression_scores import regression_energy
-from ebjr.regressors import BinnedRegressor, EnergyRegressor, GaussianMixture, sample_energy
+from ebjr.tasks.regression.models import (
+    BinnedRegressor,
+    EnergyRegressor,
+    GaussianMixture,
+    sample_energy,
+)
+from ebjr.tasks.regression.scores import regression_energy
 
 ROWS = np.arange(7)
 MIXTURE = GaussianMixture((0.7, 1.4, 2.8))

@@ -10,7 +10,8 @@ from strategies import cuts, logits
 
 from ebjr import SCORES, Router, Score, as_score, register_score
 from ebjr.arrays import to_numpy
-from ebjr.scores import SPECIALIZED_SCORES, energy, random, softmax_energy
+from ebjr.scores import energy, random, softmax_energy
+from ebjr.tasks.specialized.scores import LOGITS_AND_OTHER
 
 ROWS = np.random.default_rng(0).normal(0, 5, (64, 10))
 TEMPERED = ("energy", "softmax_energy", "softmax", "entropy", "margin")
@@ -414,14 +415,14 @@ SPECIALIZED_ORACLES = {
         for name in ("softmax", "margin", "entropy", "energy")
     },
 }
-MARKING = tuple(name for name in SPECIALIZED_SCORES if name != "known_softmax")
+MARKING = tuple(name for name in LOGITS_AND_OTHER.scores if name != "known_softmax")
 
 
 def test_every_specialized_score_has_an_oracle():
-    assert set(SPECIALIZED_ORACLES) == set(SPECIALIZED_SCORES)
+    assert set(SPECIALIZED_ORACLES) == set(LOGITS_AND_OTHER.scores)
 
 
-@pytest.mark.parametrize("name", SPECIALIZED_SCORES)
+@pytest.mark.parametrize("name", LOGITS_AND_OTHER.scores)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n", [0, 1, 64])
 def test_a_specialized_score_is_what_scipy_says(name, dtype, n, asarray):
@@ -442,7 +443,7 @@ def test_where_other_wins_no_threshold_keeps_the_row(name, asarray):
     assert to_numpy(deferred).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("name", SPECIALIZED_SCORES)
+@pytest.mark.parametrize("name", LOGITS_AND_OTHER.scores)
 @pytest.mark.parametrize("row", [[np.nan, 0, 1], [0, 1, np.nan], [0, 1, np.inf], [-np.inf] * 3])
 def test_a_specialized_score_of_a_row_that_is_no_distribution_is_nan(name, row, asarray):
     rows = asarray(np.array([[4.0, 0.0, 1.0], row]))
@@ -469,7 +470,7 @@ def test_specialized_energy_leaves_out_the_logit_of_other(rows, other):
     np.testing.assert_array_equal(before[kept], after[kept])
 
 
-@pytest.mark.parametrize("name", SPECIALIZED_SCORES)
+@pytest.mark.parametrize("name", LOGITS_AND_OTHER.scores)
 @given(rows=logits(rows=st.integers(1, 40), classes=st.integers(3, 6)), data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_any_split_into_batches_gives_the_same_specialized_scores(name, rows, data):
@@ -479,7 +480,7 @@ def test_any_split_into_batches_gives_the_same_specialized_scores(name, rows, da
     np.testing.assert_array_equal(split, score(rows))
 
 
-@pytest.mark.parametrize("name", SPECIALIZED_SCORES)
+@pytest.mark.parametrize("name", LOGITS_AND_OTHER.scores)
 def test_a_specialized_score_divides_the_logits_by_a_temperature(name, asarray):
     factor = 2.0 if name == "specialized_energy" else 1.0
     found = to_numpy(as_score(f"{name}(temperature=2.0)")(asarray(ROWS)))

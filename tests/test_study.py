@@ -9,7 +9,7 @@ from ebjr import Cost, Outcomes, TradeOffCurve, evaluate, run_study
 from ebjr.calibration import rank_scores
 from ebjr.evaluation.significance import auroc, bootstrap, oracle_share
 from ebjr.scores import as_score
-from ebjr.study import COMPARED, study_point
+from ebjr.study import study_point
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_intervals_are_those_of_the_chosen_point_on_the_held_out_half(study)
 
 def test_scores_rank_by_the_calibration_half_and_show_figures_of_the_other(outcomes):
     study = run_study(outcomes, score="softmax(temperature=2.0)")
-    names = [*COMPARED, "softmax(temperature=2.0)"]
+    names = [*outcomes.kind.compared(outcomes.student), "softmax(temperature=2.0)"]
     ranked = rank_scores(study.calibration, names)
     assert [entry.score for entry in study.ranking] == [str(entry.score) for entry in ranked]
     for found, expected in zip(study.ranking, ranked, strict=True):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ebjr import CalibrationError, Cost, Detections, GroundTruth, Outcomes, relabel
-from ebjr.known_classes import Traffic
 from ebjr.sweep import run_sweep
+from ebjr.tasks.specialized.known_classes import Traffic
 
 CLASSES = 12
 POPULAR = (0, 1, 2)

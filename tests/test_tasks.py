@@ -24,9 +24,9 @@ from ebjr import (
 )
 from ebjr.arrays import to_numpy
 from ebjr.blend import blend_predictions
-from ebjr.metrics import METRICS
+from ebjr.tasks import as_task
 
-SMOOTH = [name for name, metric in METRICS.items() if "regression" in metric.tasks]
+SMOOTH = [metric.name for metric in as_task("regression").metrics]
 
 
 ROWS = st.integers(2, 14)

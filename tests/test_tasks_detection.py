@@ -30,12 +30,13 @@ from ebjr import (
 )
 from ebjr.calibration import choose_score
 from ebjr.curve import MOST_ROWS
-from ebjr.detection_scores import FEATURES, learned_gain
 from ebjr.evaluation.significance import bootstrap, compare_answers, joint_prediction
-from ebjr.fusion import fuse_detections
-from ebjr.precision import CommonScale, ConfidenceMap, average_precision, match_detections
 from ebjr.scores import as_score
-from ebjr.tasks import TASKS
+from ebjr.tasks import as_task
+from ebjr.tasks.detection.fusion import fuse_detections
+from ebjr.tasks.detection.precision import average_precision, match_detections
+from ebjr.tasks.detection.scale import CommonScale, ConfidenceMap
+from ebjr.tasks.detection.scores import FEATURES, learned_gain
 
 
 def detector(seed):
@@ -498,7 +499,7 @@ def test_the_joint_answers_are_compared_by_the_same_metric():
 @given(st.lists(st.integers(0, 99), max_size=9))
 def test_on_the_wire_the_boxes_of_all_images_are_one_tensor_and_a_count_cuts_them(images):
     answer = joint_of()(images) if images else JointAnswer([], [], *[np.zeros(0)] * 3)
-    tensors = TASKS["detection"].tensors()
+    tensors = as_task("detection").tensors()
     sent = {name: tensor.of(answer) for name, tensor in tensors.items()}
     for name, (dtype, shape, _) in tensors.items():
         assert sent[name].dtype == dtype

@@ -17,26 +17,26 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import about, save
-from ebjr.calibration.gain import fit_gain
-from ebjr.detection_scores import (
+from ebjr.evaluation.significance import interval_of, resampled_wholes
+from ebjr.tasks.detection.boxes import Detections, GroundTruth
+from ebjr.tasks.detection.fusion import fuse_detections
+from ebjr.tasks.detection.gain import fit_gain
+from ebjr.tasks.detection.precision import (
+    JointPrecision,
+    Matches,
+    RandomRouting,
+    average_precision,
+    match_detections,
+    matched_gains,
+)
+from ebjr.tasks.detection.scale import fit_confidence_map
+from ebjr.tasks.detection.scores import (
     box_count,
     detection_energy,
     detection_features,
     expected_errors,
     max_confidence,
     mean_confidence,
-)
-from ebjr.detections import Detections, GroundTruth
-from ebjr.evaluation.significance import interval_of, resampled_wholes
-from ebjr.fusion import fuse_detections
-from ebjr.precision import (
-    JointPrecision,
-    Matches,
-    RandomRouting,
-    average_precision,
-    fit_confidence_map,
-    match_detections,
-    matched_gains,
 )
 from experiments.detection.pairs import PAIRS, SOURCES, detections, labels
 

@@ -19,8 +19,8 @@ from PIL import Image
 from ebjr import Preprocess
 from ebjr.backends.detectors import OnnxDetector
 from ebjr.data.coco import CocoLabels, read_coco
-from ebjr.detections import Detections, load_detections, save_detections
 from ebjr.evaluation.flops import count_flops
+from ebjr.tasks.detection.boxes import Detections, load_detections, save_detections
 from experiments.other_pairs.pairs import data_folder
 
 HERE = Path(__file__).parent

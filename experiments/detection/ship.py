@@ -14,7 +14,7 @@ import numpy as np
 
 import ebjr
 from ebjr import Cost, Detections, Outcomes
-from ebjr.precision import SHOWN
+from ebjr.tasks.detection.precision import SHOWN
 from experiments.detection.pairs import PAIRS, SOURCES, detections, labels
 
 LEAST = 0.08

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from ebjr.demo.diamonds import FEATURES
-from ebjr.regression_scores import grid_log_weights, grid_points
+from ebjr.tasks.regression.scores import grid_log_weights, grid_points
 from experiments.diamonds.pair import (
     COLUMN,
     LARGEST,

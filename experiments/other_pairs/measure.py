@@ -15,14 +15,15 @@ import numpy as np
 from benchmarks.machine import about, save
 from ebjr import Outcomes, as_score
 from ebjr.calibration import choose_blend, choose_score
-from ebjr.calibration.choice import BLENDS, CANDIDATES, area_influence
+from ebjr.calibration.choice import area_influence, blend_candidates
 from ebjr.demo import shipped
 from ebjr.scores import Score
+from ebjr.tasks import as_task
 from experiments.other_pairs.pairs import PAIRS, load
 from experiments.splits import over_splits
 
 SPLITS = 10
-SINGLE = tuple(name for name in CANDIDATES if name != "learned")
+SINGLE = as_task("classification").auto
 
 
 def area(held_out: Outcomes, score: Any, blend: float = 0.0) -> float:
@@ -47,7 +48,7 @@ def scores_and_blends(outcomes: Outcomes, scores: list[Score]) -> dict[str, Any]
         note("auto", area(held_out, score))
         for name in SINGLE:
             note(name, area(held_out, as_score(name)))
-        plain = [blend for blend in BLENDS if type(blend) is float]
+        plain = [blend for blend in blend_candidates(outcomes) if type(blend) is float]
         note("auto and a weight", area(held_out, score, choose_blend(calibration, score, plain)))
         note("auto and a blend", area(held_out, score, choose_blend(calibration, score)))
     best = max(SINGLE, key=lambda name: float(np.mean(areas[name])))

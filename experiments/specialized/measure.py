@@ -30,7 +30,7 @@ from ebjr import (
     relabel,
 )
 from ebjr.evaluation.flops import count_flops
-from ebjr.known_classes import Traffic
+from ebjr.tasks.specialized.known_classes import Traffic
 from ebjr.training.specialized import small_head, train_specialized
 from experiments.other_pairs.pairs import data_folder
 from experiments.specialized.record import CACHE, CUTS, SHAPE, TEACHERS, trunk_flops

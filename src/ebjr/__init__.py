@@ -18,7 +18,6 @@ from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import Cost, joint_cost
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
 from ebjr.data.preprocess import Preprocess, Preprocessed
-from ebjr.detections import Detections, GroundTruth
 from ebjr.errors import (
     CalibrationError,
     EbjrError,
@@ -31,27 +30,28 @@ from ebjr.errors import (
     TeacherUnavailable,
 )
 from ebjr.evaluation import evaluate
-from ebjr.joint import (
-    JointAnswer,
-    JointClassifier,
-    JointDetector,
-    JointModel,
-    JointRegressor,
-    SpecializedJointClassifier,
-)
+from ebjr.joint import JointAnswer, JointModel
 from ebjr.joint_file import JointConfig, load_joint, save_joint
-from ebjr.known_classes import relabel, top_classes
 from ebjr.link.far import FarTeacher, Link, over_link
 from ebjr.link.late import LateAnswer, LateAnswers
-from ebjr.metrics import METRICS, register_metric
+from ebjr.metric import METRICS, register_metric
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes, record, record_batches
-from ebjr.regressors import BinnedRegressor, EnergyRegressor, GaussianMixture
 from ebjr.router import Router
 from ebjr.scores import SCORES, Score, as_score, register_score
 from ebjr.study import Study, run_study
+from ebjr.tasks import load_all
+from ebjr.tasks.classification import JointClassifier
+from ebjr.tasks.detection import JointDetector
+from ebjr.tasks.detection.boxes import Detections, GroundTruth
+from ebjr.tasks.regression import JointRegressor
+from ebjr.tasks.regression.models import BinnedRegressor, EnergyRegressor, GaussianMixture
+from ebjr.tasks.specialized import SpecializedJointClassifier
+from ebjr.tasks.specialized.known_classes import relabel, top_classes
 
 __version__ = "0.1.0"
+
+load_all()
 
 __all__ = [
     "METRICS",

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import ast
 import math
+from dataclasses import astuple, dataclass, fields
 
 from ebjr.arrays import Array, as_float, log_softmax, namespace
 
 
-class Blend(float):
-    """A weight that carries the temperatures of both models, where they are not 1.
+@dataclass(frozen=True)
+class Blend:
+    """A weight with the temperatures of both models, where they are not 1.
 
-    As a number it is the weight alone.
+    Where they are, the weight alone, a float, is the blend: `as_blend` makes it so.
 
     Parameters
     ----------
@@ -33,63 +35,50 @@ class Blend(float):
     Examples
     --------
     >>> blend = Blend(0.5, teacher_temperature=2.0)
-    >>> str(blend), f"{blend:g}", blend > 0
-    ('blend(weight=0.5, teacher_temperature=2.0)', '0.5 at temperatures 1 and 2', True)
+    >>> str(blend), f"{blend:g}", float(blend)
+    ('blend(weight=0.5, teacher_temperature=2.0)', '0.5 at temperatures 1 and 2', 0.5)
     """
 
-    student_temperature: float
-    teacher_temperature: float
+    weight: float
+    student_temperature: float = 1.0
+    teacher_temperature: float = 1.0
 
-    def __new__(
-        cls, weight: float, student_temperature: float = 1.0, teacher_temperature: float = 1.0
-    ) -> Blend:
-        """Check the numbers; a float is made, not changed."""
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"blend must be a finite weight of at least 0, not {weight}")
-        self = super().__new__(cls, weight)
-        given = {
-            "student_temperature": student_temperature,
-            "teacher_temperature": teacher_temperature,
-        }
-        for name, value in given.items():
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+        for name in _TEMPERATURES:
+            value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, not {value}")
-            setattr(self, name, float(value))
-        return self
+        for field in fields(self):
+            object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
-    def _key(self) -> tuple[float, float, float]:
-        return float(self), self.student_temperature, self.teacher_temperature
+    @property
+    def is_plain(self) -> bool:
+        """Whether the weight alone says it all."""
+        return self.weight == 0 or self.student_temperature == self.teacher_temperature == 1
 
-    def __getnewargs__(self) -> tuple[float, float, float]:  # type: ignore[override]
-        return self._key()
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Blend):
-            return self._key() == other._key()
-        return self._key() == (other, 1.0, 1.0)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash(float(self))
-
-    def __repr__(self) -> str:
-        temperatures = zip(_TEMPERATURES, self._key()[1:], strict=True)
-        shown = "".join(f", {name}={value!r}" for name, value in temperatures if value != 1)
-        return f"blend(weight={float(self)!r}{shown})"
-
-    __str__ = __repr__
+    def __str__(self) -> str:
+        temperatures = {name: getattr(self, name) for name in _TEMPERATURES}
+        shown = "".join(f", {name}={value!r}" for name, value in temperatures.items() if value != 1)
+        return f"blend(weight={self.weight!r}{shown})"
 
     def __format__(self, form: str) -> str:
-        weight, student, teacher = (format(value, form) for value in self._key())
+        weight, student, teacher = (format(value, form) for value in astuple(self))
         return f"{weight} at temperatures {student} and {teacher}" if form else str(self)
+
+    def __float__(self) -> float:
+        return self.weight
 
 
 _TEMPERATURES = ("student_temperature", "teacher_temperature")
 
 
-def as_blend(blend: float | str) -> float:
+def _check_weight(weight: float) -> None:
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"blend must be a finite weight of at least 0, not {weight}")
+
+
+def as_blend(blend: float | Blend | str) -> float | Blend:
     """A blend from a weight, from its text, or as it is; a plain weight where that says it all.
 
     Raises
@@ -99,16 +88,20 @@ def as_blend(blend: float | str) -> float:
 
     Examples
     --------
-    >>> as_blend("0.3"), as_blend(Blend(0.3)), as_blend("blend(weight=0.3, student_temperature=2)")
-    (0.3, 0.3, blend(weight=0.3, student_temperature=2.0))
+    >>> as_blend("0.3"), as_blend(Blend(0.3))
+    (0.3, 0.3)
+    >>> as_blend("blend(weight=0.3, student_temperature=2)")
+    Blend(weight=0.3, student_temperature=2.0, teacher_temperature=1.0)
     """
     if isinstance(blend, str):
         blend = _parse(blend)
-    whole = blend if isinstance(blend, Blend) else Blend(blend)
-    return float(whole) if whole == float(whole) or float(whole) == 0 else whole
+    if not isinstance(blend, Blend):
+        _check_weight(blend)
+        return float(blend)
+    return blend.weight if blend.is_plain else blend
 
 
-def blend_text(blend: float) -> float | str:
+def blend_text(blend: float | Blend) -> float | str:
     """A blend as JSON and TOML can hold it, for `as_blend` to read.
 
     Examples
@@ -119,7 +112,7 @@ def blend_text(blend: float) -> float | str:
     return str(blend) if isinstance(blend, Blend) else blend
 
 
-def _parse(text: str) -> float:
+def _parse(text: str) -> float | Blend:
     try:
         call = ast.parse(text.strip(), mode="eval").body
         if isinstance(call, ast.Call):
@@ -136,7 +129,7 @@ def _parse(text: str) -> float:
         ) from None
 
 
-def blend_logits(student: Array, teacher: Array, blend: float) -> Array:
+def blend_logits(student: Array, teacher: Array, blend: float | Blend) -> Array:
     """Mix the student's probabilities into the teacher's.
 
     Parameters
@@ -166,15 +159,14 @@ def blend_logits(student: Array, teacher: Array, blend: float) -> Array:
     array([[0.4, 0.6]])
     """
     whole = blend if isinstance(blend, Blend) else Blend(blend)
-    weight = float(whole)
-    if weight == 0:
+    if whole.weight == 0:
         return teacher
     xp = namespace(teacher)
     mixed = xp.logaddexp(
         log_softmax(_over(as_float(teacher), whole.teacher_temperature)),
-        log_softmax(_over(as_float(student), whole.student_temperature)) + math.log(weight),
+        log_softmax(_over(as_float(student), whole.student_temperature)) + math.log(whole.weight),
     )
-    return mixed - math.log1p(weight)
+    return mixed - math.log1p(whole.weight)
 
 
 def blend_predictions(student: Array, teacher: Array, blend: float) -> Array:
@@ -203,7 +195,8 @@ def blend_predictions(student: Array, teacher: Array, blend: float) -> Array:
     >>> blend_predictions(np.array([1.0]), np.array([4.0]), 0.5)
     array([3.])
     """
-    weight = float(Blend(blend))
+    weight = float(blend)
+    _check_weight(weight)
     return teacher if weight == 0 else (teacher + weight * student) / (1 + weight)
 
 

@@ -27,6 +27,7 @@ from rich.progress import (
 
 import ebjr
 from ebjr.backends.exported import ExportedJoint
+from ebjr.calibration import Goal as CalibrationGoal
 from ebjr.costs import Cost, further_columns, millijoules_text
 from ebjr.curve import TradeOffCurve
 from ebjr.data.open import ArrayData, Batch, Data, open_data
@@ -52,13 +53,10 @@ from ebjr.joint_file import (
     entry_of,
     parse_link,
 )
-from ebjr.known_classes import Traffic
 from ebjr.link.far import FarTeacher
 from ebjr.link.far import over_link as with_link
-from ebjr.metrics import as_metric
 from ebjr.model import Model, model_name
 from ebjr.outcomes import Outcomes, record_batches
-from ebjr.precision import SHOWN
 from ebjr.predict import predict as predict_data
 from ebjr.quantize import METHODS
 from ebjr.quantize import quantize as quantize_model
@@ -73,7 +71,9 @@ from ebjr.tables import (
     print_sweep,
     study_figures,
 )
-from ebjr.tasks import TASKS, as_task
+from ebjr.tasks import as_task, task_names
+from ebjr.tasks.detection.precision import SHOWN
+from ebjr.tasks.specialized.known_classes import Traffic
 from ebjr.threads import shared_cores
 
 app = typer.Typer(
@@ -287,7 +287,7 @@ def record(
     label_column: LabelColumn = None,
     strict: Strict = False,
     half: Annotated[bool, typer.Option("--half", help="Keep half precision.")] = False,
-    task: Annotated[str, typer.Option(help=f"{', '.join(TASKS)}.")] = "classification",
+    task: Annotated[str, typer.Option(help=f"{', '.join(task_names())}.")] = "classification",
     known_classes: KnownClasses = None,
     metric: MetricName = None,
     images: Images = None,
@@ -296,7 +296,7 @@ def record(
     as_json: Json = False,
 ) -> None:
     """Run both models once on some data and keep what they said."""
-    measure = as_metric(metric, as_task(task).name)
+    measure = as_task(task).metric(metric)
     columns = {"image_column": image_column, "label_column": label_column}
     source = _open(data, classes, strict, numbers=task == "regression", images=images, **columns)
     if task == "regression" and source.has_targets and not isinstance(source, ArrayData):
@@ -991,9 +991,9 @@ def _study_of(config: JointConfig, outcomes: Outcomes, fraction: float, seed: in
     table = outcomes.with_scale(config.rescale)
     curve = TradeOffCurve.of(table, config.score, config.blend, keep=[config.threshold])
     point = replace(curve.at(threshold=config.threshold), certified=config.certificate)
-    goal = {key: calibration[key] for key in ("goal", *_GOAL_ARGUMENTS) if key in calibration}
+    goal = CalibrationGoal.from_dict(calibration) if "goal" in calibration else None
     traffic = _recorded_traffic(calibration)
-    return study_point(outcomes, point, goal or None, fraction=fraction, seed=seed, traffic=traffic)
+    return study_point(outcomes, point, goal, fraction=fraction, seed=seed, traffic=traffic)
 
 
 def _recorded_traffic(calibration: Mapping[str, Any]) -> Traffic | None:
@@ -1009,12 +1009,6 @@ def _compared(study: Study, paths: list[Path]) -> list[Comparison]:
         for path in paths
         for name, prediction in read_predictions(path, study.outcomes, study.held_out_rows).items()
     ]
-
-
-_GOAL_ARGUMENTS = (
-    *("tolerance", "target", "flops", "seconds", "joules", "bytes"),
-    *("deferral_rate", "delta", "promise", "loss_bound"),
-)
 
 
 def _entries(

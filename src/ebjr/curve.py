@@ -12,11 +12,11 @@ import numpy as np
 from ebjr.arrays import Array
 from ebjr.blend import as_blend, blend_text
 from ebjr.costs import UNITS, Cost, break_even_rate, common_unit, is_comparable, joint_cost
-from ebjr.metrics import Whole
+from ebjr.metric import Whole
 from ebjr.outcomes import Outcomes
-from ebjr.precision import CommonScale
-from ebjr.router import Router, check_threshold
-from ebjr.scores import READS, Score, as_score
+from ebjr.router import Router, check_threshold, deferral_key
+from ebjr.scores import Score, as_score, raw_output_of
+from ebjr.tasks.detection.scale import CommonScale
 
 MOST_ROWS = 101
 """A metric that is no mean of rows is evaluated at so many deferral rates at most."""
@@ -44,7 +44,7 @@ class OperatingPoint:
     n
         How many examples the figures were taken on.
     metric
-        What the qualities are, see `ebjr.metrics`.
+        What the qualities are, see `ebjr.metric`.
     certified
         What is promised beyond the examples seen, a `Certificate`; None where nothing is.
     rescale
@@ -241,7 +241,7 @@ class TradeOffCurve:
                 f"score {score} is +inf in {int(np.isposinf(values).sum())} rows: a score must be "
                 "finite, or -inf or NaN to defer always"
             )
-        order = np.argsort(np.where(np.isnan(values), -np.inf, values))
+        order = np.argsort(deferral_key(values))
         threshold, count = _cuts(values[order])
         whole, thinned = outcomes.whole(blend), None
         if whole is None:
@@ -410,7 +410,7 @@ def _cuts(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     The scores come in ascending order.
     """
     n = len(score)
-    always = int(np.count_nonzero(~(score > -np.inf)))  # NaN and -inf, whatever the threshold
+    always = int(np.count_nonzero(deferral_key(score) == -np.inf))  # whatever the threshold
     ascending = score[always:]
     # rows before `first[k]` are deferred at threshold[k]: ties move together
     first = np.flatnonzero(np.diff(ascending, prepend=-np.inf) > 0)
@@ -454,11 +454,10 @@ def score_values(score: Score, outcomes: Outcomes) -> np.ndarray:
     array([2.])
     """
     kind = outcomes.kind
-    reads = READS.get(score.name, kind.raw) if score.named else kind.raw
-    if reads != kind.raw:
-        known = dict.fromkeys((*kind.scores(outcomes.student), "random"))
+    if not kind.can_read(score):
+        reads, known = raw_output_of(score.name), kind.compared(outcomes.student)
         raise ValueError(
-            f"score {score.title} is not for {outcomes.task}: it reads {reads}, and the student "
-            f"gives {kind.raw}; there are: {', '.join(known)}"
+            f"score {score.title} is not for {outcomes.task}: it reads {reads and reads.name}, and "
+            f"the student gives {kind.raw.name}; there are: {', '.join(known)}"
         )
     return np.asarray(score(outcomes.student), dtype=np.float64)

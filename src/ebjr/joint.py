@@ -1,11 +1,13 @@
-"""The joint loop (eq. 7): the student answers every input, the teacher only those deferred."""
+"""The joint loop (eq. 7): the student answers every input, the teacher only those deferred.
+
+It knows no task by name: the finals, such as `JointClassifier`, stand in their tasks' folders.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +20,11 @@ from ebjr.arrays import (
     take_rows,
     to_numpy,
 )
-from ebjr.blend import Blend, as_blend
+from ebjr.blend import as_blend
 from ebjr.errors import ModelError, TeacherUnavailable
-from ebjr.known_classes import check_known_classes
 from ebjr.model import Answer, Model, answer, model_name
 from ebjr.router import Router
-from ebjr.tasks import Task, as_task
+from ebjr.task import Task
 from ebjr.threads import in_order
 
 POLICIES = ("student", "error", "queue")
@@ -55,6 +56,7 @@ class JointAnswer:
 
     Examples
     --------
+    >>> from ebjr import JointClassifier
     >>> student, teacher = lambda x: np.stack([x, -x], axis=1), lambda x: np.stack([-x, x], axis=1)
     >>> joint = JointClassifier(student, teacher, Router("max_logit", threshold=2.0))
     >>> answer = joint(np.array([3.0, 1.0]))
@@ -106,15 +108,14 @@ def check_policy(when_unavailable: str) -> str:
 
 
 class JointModel:
-    """Student, router and teacher as one model (eq. 7). Use one of the finals, by task.
+    """Student, router and teacher as one model (eq. 7). A task's folder has its final.
 
     The teacher runs only on the deferred rows, gathered into one dense batch and scattered back;
     where none is deferred it is not called. Student and teacher get the same inputs and may
     prepare them differently, each for itself. A joint model can itself be a teacher.
     """
 
-    task: ClassVar[str]
-    known_classes: tuple[int, ...] | None = None  # of a specialized student; None: it knows all
+    kind: Task
     classes: int | None = None  # of the teacher, where the student's are others
 
     def __init__(
@@ -141,10 +142,8 @@ class JointModel:
         self.router = router
         self.blend = as_blend(blend)
         self.rescale = rescale
-        if hasattr(self, "task"):
-            self.kind.check_scale(rescale)
-            if isinstance(self.blend, Blend):
-                self.kind.check_blend(self.blend)
+        self.kind.check_scale(rescale)
+        self.kind.check_blend(self.blend)
         self.when_unavailable = check_policy(when_unavailable)
         if (late is None) == (when_unavailable == "queue"):
             raise ValueError(
@@ -213,6 +212,7 @@ class JointModel:
         Examples
         --------
         >>> import numpy as np
+        >>> from ebjr import JointClassifier
         >>> double = lambda x: np.stack([x, -x], axis=1)
         >>> joint = JointClassifier(double, double, Router("max_logit", threshold=2.0))
         >>> [answer.deferred.tolist() for answer in joint.stream([np.ones(2), np.array([3.0])])]
@@ -318,15 +318,15 @@ class JointModel:
             )
         return Answer(taught, found.degraded, found.answered)
 
-    @cached_property
-    def kind(self) -> Task:
-        """What the task decides."""
-        if not hasattr(self, "task"):
-            raise NotImplementedError(
-                "use one of the finals: JointClassifier, SpecializedJointClassifier, "
-                "JointRegressor, JointDetector"
-            )
-        return as_task(self.task, self.known_classes)
+    @property
+    def task(self) -> str:
+        """The name of the task."""
+        return self.kind.name
+
+    @property
+    def known_classes(self) -> tuple[int, ...] | None:
+        """The teacher's labels that a specialized student knows; None where it knows all."""
+        return self.kind.known_classes
 
     def predict(self, output: Batch) -> Batch:
         """(n,): the answers that raw output means."""
@@ -335,155 +335,3 @@ class JointModel:
     def mix(self, student: Batch, teacher: Batch) -> Batch:
         """The raw output of deferred rows with the student's answer blended in."""
         return self.kind.mix(student, teacher, self.blend)
-
-
-class JointClassifier(JointModel):
-    """Two classifiers of the same classes as one (eq. 7).
-
-    Parameters
-    ----------
-    student, teacher
-        Models whose raw output is logits, (n, classes).
-    router
-        The score and the threshold: ``joint.router.threshold`` is the knob.
-    blend
-        The student's weight in a deferred answer; 0 is the paper.
-    when_unavailable
-        What to do when the teacher cannot be reached: ``"student"`` answers with the student's
-        output and marks the rows as degraded, ``"error"`` raises, ``"queue"`` does as
-        ``"student"`` and keeps the rows, so that the teacher's answer can be had later.
-    late
-        Of ``"queue"``: where they are kept, an `ebjr.LateAnswers`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> student = lambda x: np.stack([x, -x], axis=1)
-    >>> teacher = lambda x: np.stack([-x, x], axis=1)
-    >>> joint = JointClassifier(student, teacher, Router("max_logit", threshold=2.0))
-    >>> answer = joint(np.array([3.0, 1.0]))
-    >>> answer.prediction, answer.deferred
-    (array([0, 1]), array([False,  True]))
-    """
-
-    task = "classification"
-
-
-class SpecializedJointClassifier(JointModel):
-    """A student of the popular classes and a teacher of all as one (eq. 18).
-
-    It answers in the teacher's labels. The score says what happens where the student's answer is
-    "other": `specialized_energy` and its kin defer such a row at every threshold (eq. 16).
-
-    Parameters
-    ----------
-    student
-        A model whose raw output is (n, C + 1): logits of the known classes, that of "other" last.
-    teacher
-        A model whose raw output is logits of all its classes, (n, classes).
-    router, when_unavailable
-        As of `JointClassifier`.
-    known_classes
-        The teacher's label of each class that the student knows, in the student's order.
-    classes
-        How many the teacher answers.
-    blend
-        As of `JointClassifier`; what the student gives to "other" is spread over the classes that
-        it does not know as the teacher spreads its own.
-
-    Raises
-    ------
-    ValueError
-        Known classes that are none of the teacher's labels.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> student = lambda x: np.stack([x, 0 * x], axis=1)  # class 7, or other
-    >>> teacher = lambda x: np.tile(np.eye(10)[4], (len(x), 1))
-    >>> router = Router("specialized_energy", threshold=2.0)
-    >>> joint = SpecializedJointClassifier(student, teacher, router, known_classes=[7], classes=10)
-    >>> answer = joint(np.array([3.0, 1.0, -1.0]))
-    >>> answer.prediction, answer.score
-    (array([7, 4, 4]), array([  3.,   1., -inf]))
-    """
-
-    task = "specialized"
-
-    def __init__(
-        self,
-        student: Model,
-        teacher: Model,
-        router: Router,
-        *,
-        known_classes: Any,
-        classes: int,
-        blend: float = 0.0,
-        when_unavailable: str = "student",
-        late: Any = None,
-    ) -> None:
-        self.known_classes = check_known_classes(known_classes, classes)
-        self.classes = int(classes)
-        policy = {"when_unavailable": when_unavailable, "late": late}
-        super().__init__(student, teacher, router, blend=blend, **policy)
-
-
-class JointRegressor(JointModel):
-    """Two regressors of the same quantity as one (eq. 7).
-
-    Parameters
-    ----------
-    student, teacher
-        Models whose raw output is (n,) predictions or (n, 1 + k): the prediction first, then what
-        the score reads. The teacher's needs no more than the prediction.
-    router, when_unavailable
-        As of `JointClassifier`.
-    blend
-        The student's weight in a deferred answer, ``(teacher + blend * student) / (1 + blend)``.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> student = lambda x: np.stack([x, 0.1 * x], axis=1)  # a prediction and its deviation
-    >>> joint = JointRegressor(student, lambda x: x + 1, Router("predicted_std", threshold=-0.2))
-    >>> answer = joint(np.array([1.0, 5.0]))
-    >>> answer.prediction, answer.deferred
-    (array([1., 6.]), array([False,  True]))
-    """
-
-    task = "regression"
-
-
-class JointDetector(JointModel):
-    """Two detectors of the same classes as one: the teacher looks where the score is low (eq. 14).
-
-    Parameters
-    ----------
-    student, teacher
-        n images in, a list of n `Detections` out.
-    router
-        A score of detections, see `detection_scores`, and the threshold. It sees what the student
-        said, before `rescale`.
-    blend
-        The student's weight in a deferred answer, whose boxes are then both models', fused; 0 is
-        the paper: the teacher alone.
-    rescale
-        A `CommonScale`: rising maps of the student's and of the teacher's scores to one scale, as
-        mAP ranks the boxes of all images. None leaves them.
-    when_unavailable
-        As of `JointClassifier`.
-
-    Examples
-    --------
-    >>> from ebjr.detections import Detections
-    >>> def detector(sure):
-    ...     return lambda images: [
-    ...         Detections.of_scores([[0, 0, 4, 4]], [sure], (8, 8), labels=[0], classes=1)
-    ...         for _ in images]
-    >>> joint = JointDetector(detector(0.4), detector(0.9), Router("max_confidence", 0.5))
-    >>> answer = joint(["an image"])
-    >>> answer.deferred, answer.prediction[0].scores
-    (array([ True]), array([0.9]))
-    """
-
-    task = "detection"

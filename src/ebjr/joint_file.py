@@ -28,31 +28,19 @@ from ebjr.data.preprocess import Preprocess, prepared, unprepared
 from ebjr.errors import ModelError, PromiseWarning, ProtocolError, TeacherUnavailable
 from ebjr.evaluation.plots import thin_rows
 from ebjr.files import sha256_of, write_whole
-from ebjr.joint import (
-    JointClassifier,
-    JointDetector,
-    JointModel,
-    JointRegressor,
-    SpecializedJointClassifier,
-)
-from ebjr.known_classes import check_known_classes
+from ebjr.joint import JointModel
 from ebjr.link.far import FarTeacher, Link
 from ebjr.link.late import LateAnswers
 from ebjr.model import Model, model_name
 from ebjr.monitor import DriftMonitor
-from ebjr.precision import CommonScale
 from ebjr.protocol import read_metadata
-from ebjr.router import Router, check_threshold
+from ebjr.router import Router, check_threshold, deferral_key, is_deferred
 from ebjr.study import Study
 from ebjr.tasks import as_task
+from ebjr.tasks.detection.scale import CommonScale
 from ebjr.threads import shared_cores
 
 log = logging.getLogger("ebjr.joint_file")
-
-FINALS: dict[str, type[JointModel]] = {
-    final.task: final
-    for final in (JointClassifier, SpecializedJointClassifier, JointRegressor, JointDetector)
-}
 
 
 @dataclass(frozen=True)
@@ -276,7 +264,7 @@ def check_remote(task: str) -> None:
     ValueError
         Its answers do not travel.
     """
-    if task == "detection":
+    if not as_task(task).travels:
         raise ValueError("a detector at an address cannot be the teacher yet: give its file")
 
 
@@ -399,10 +387,7 @@ class JointConfig:
             check_remote(self.task)
         kind = as_task(self.task, self.known_classes)
         kind.check_scale(self.rescale)
-        if self.task == "specialized":
-            if self.known_classes is None or not isinstance(self.classes, int):
-                raise ValueError("task 'specialized' needs known_classes, and classes: how many")
-            check_known_classes(kind.known_classes, self.classes)
+        kind.check_classes(self.classes)
         object.__setattr__(self, "known_classes", kind.known_classes)
         router = Router(self.score, self.threshold)
         object.__setattr__(self, "blend", as_blend(self.blend))
@@ -439,7 +424,7 @@ class JointConfig:
             labels=study.outcomes.labels,
             calibration={
                 "date": date.today(),
-                **study.goal,
+                **study.goal.as_dict(),
                 "outcomes": study.outcomes.fingerprint,
                 "split_fraction": fraction,
                 "split_seed": seed,
@@ -619,7 +604,8 @@ class JointConfig:
         """
         self.check()
         own = {name: getattr(self, name) for name in ("rescale", "known_classes", "classes")}
-        return FINALS[self.task](
+        final = as_task(self.task).final
+        return final(
             self.student.load(**options) if student is None else student,
             self.teacher.load(**options) if teacher is None else teacher,
             Router(self.score, self.threshold),
@@ -787,7 +773,7 @@ def _meaning(
 def _score_quantiles(study: Study) -> list[float]:
     """The calibration half's scores at 0, 1, ..., 100 %; what always defers counts as -inf."""
     scores = np.asarray(study.point.router.score(study.calibration.student), np.float64)
-    known = np.sort(np.where(np.isnan(scores), -np.inf, scores))
+    known = np.sort(deferral_key(scores))
     at = np.linspace(0, len(known) - 1, 101).round().astype(int)
     return _short(known[at])
 
@@ -817,7 +803,7 @@ def _watched(study: Study) -> dict[str, Any]:
     found: dict[str, Any] = {"drift": DriftMonitor(scores, threshold=router.threshold).reference}
     if rows.kind.has_labels:
         differs = rows.predictions("student") != rows.predictions("teacher")
-        kept = scores >= router.threshold
+        kept = ~is_deferred(scores, router.threshold)
         found["disagreement"] = {
             "threshold": router.threshold,
             "rows": len(scores),

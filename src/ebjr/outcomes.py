@@ -19,14 +19,37 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array, Batch, join_rows, row_count, take_rows, to_numpy
+from ebjr.blend import Blend
 from ebjr.costs import Cost
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.files import write_whole
-from ebjr.metrics import Metric, Whole, as_metric
-from ebjr.precision import CommonScale
-from ebjr.tasks import Task, as_task
+from ebjr.metric import Metric, Whole
+from ebjr.task import Task
+from ebjr.tasks import as_task
+from ebjr.tasks.detection.scale import CommonScale
 
 FORMAT = "ebjr-outcomes-1"
+
+_ROLES = frozenset({"student", "teacher"})
+
+
+@dataclass
+class _Cache:
+    """What takes work to find of a table.
+
+    Attributes
+    ----------
+    judged
+        What the metric reads: by role, before rescaling, or of deferred rows by blend.
+    wholes
+        By blend: the quality of any choice of deferred rows.
+    parts
+        Each row's part in it: by blend, and by None for rows that the student answers.
+    """
+
+    judged: dict[str | float | Blend, Any] = field(default_factory=dict)
+    wholes: dict[float | Blend, Whole] = field(default_factory=dict)
+    parts: dict[float | Blend | None, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +68,8 @@ class Outcomes:
         (n,): integer labels in ``[0, classes)``, the teacher's; for regression numbers; for
         detection a list of n `GroundTruth`.
     task
-        ``"classification"``, ``"specialized"``, ``"regression"`` or ``"detection"``.
+        One of `ebjr.tasks`: ``"classification"``, ``"regression"``, ``"detection"``,
+        ``"specialized"`` or ``"multilabel"``.
     student_cost, teacher_cost
         What one example costs on each, where it is known.
     labels
@@ -109,7 +133,7 @@ class Outcomes:
                 f"{classes or 0} classes need {classes or 0} labels, not {len(self.labels)}"
             )
         changed: dict[str, Any] = {"student": student, "teacher": teacher, "targets": targets}
-        changed["metric"] = as_metric(self.metric, self.task).name
+        changed["metric"] = kind.metric(self.metric).name
         changed["known_classes"] = kind.known_classes
         if self.labels is not None:
             changed["labels"] = tuple(self.labels)
@@ -132,7 +156,7 @@ class Outcomes:
     @property
     def measure(self) -> Metric:
         """The metric: how row qualities become a quality, and how it is shown."""
-        return as_metric(self.metric, self.task)
+        return self.kind.metric(self.metric)
 
     @cached_property
     def student_quality(self) -> np.ndarray:
@@ -147,11 +171,11 @@ class Outcomes:
         """(n,): each row's quality if the teacher answers."""
         return self._rows(0.0)
 
-    def deferred_quality(self, blend: float = 0.0) -> np.ndarray:
+    def deferred_quality(self, blend: float | Blend = 0.0) -> np.ndarray:
         """(n,): the quality of the answer of a deferred row, with the student blended in."""
         return self.teacher_quality if blend == 0 else self._rows(blend)
 
-    def judged(self, blend: float | None = None) -> Any:
+    def judged(self, blend: float | Blend | None = None) -> Any:
         """What the metric reads: of the student's answers, or of deferred ones at a blend.
 
         Predictions, or of detectors the `Matches` on the common scale. What took work is kept.
@@ -160,21 +184,20 @@ class Outcomes:
         if blend:
             if not kind.takes_scale:
                 return kind.judged(self.deferred(blend), self.targets)
-            if blend not in self._kept:
-                self._kept[blend] = kind.judged(self.deferred(blend), self.targets)
-            return self._kept[blend]
+            if blend not in self._cache.judged:
+                self._cache.judged[blend] = kind.judged(self.deferred(blend), self.targets)
+            return self._cache.judged[blend]
         role = "student" if blend is None else "teacher"
-        if role not in self._kept:
-            self._kept[role] = kind.judged(self._translated(role), self.targets)
-        if self.rescale is None:
-            return self._kept[role]
-        return kind.rescored(self._kept[role], getattr(self.rescale, role))
+        if role not in self._cache.judged:
+            self._cache.judged[role] = kind.judged(self._translated(role), self.targets)
+        judged = self._cache.judged[role]
+        return judged if self.rescale is None else kind.rescored(judged, self.rescale.of(role))
 
     def kept(self) -> Batch:
         """The joint model's raw output of rows that the student keeps."""
         return self._shared("student")
 
-    def deferred(self, blend: float = 0.0) -> Batch:
+    def deferred(self, blend: float | Blend = 0.0) -> Batch:
         """The joint model's raw output of deferred rows."""
         teacher = self._shared("teacher")
         return self.kind.mix(self.kept(), teacher, blend) if blend else teacher
@@ -184,7 +207,7 @@ class Outcomes:
         return self.kind.predict(self._shared(role))
 
     def _shared(self, role: str) -> Batch:
-        change = None if self.rescale is None else getattr(self.rescale, role)
+        change = None if self.rescale is None else self.rescale.of(role)
         return self.kind.shared(self._translated(role), change)
 
     def _translated(self, role: str) -> Batch:
@@ -195,26 +218,26 @@ class Outcomes:
     def _student(self) -> Batch:
         return self.kind.translate(self.student, self.classes)
 
-    def whole(self, blend: float = 0.0) -> Whole | None:
+    def whole(self, blend: float | Blend = 0.0) -> Whole | None:
         """The quality of any choice of deferred rows, where it is no mean of rows; else None."""
         if self.measure.whole is None:
             return None
-        name = f"whole {blend!r}"
-        if name not in self._kept:
-            self._kept[name] = self.measure.whole(self.judged(), self.judged(blend))
-        return self._kept[name]
+        if blend not in self._cache.wholes:
+            found = self.measure.whole(self.judged(), self.judged(blend), self.targets)
+            self._cache.wholes[blend] = found
+        return self._cache.wholes[blend]
 
     @cached_property
-    def _kept(self) -> dict[Any, Any]:
-        return {}
+    def _cache(self) -> _Cache:
+        return _Cache()
 
     def with_scale(self, rescale: CommonScale | None) -> Outcomes:
         """The same with the scores of both detectors on a scale; None leaves them as they are."""
         if rescale == self.rescale:
             return self
         whole = replace(self, rescale=rescale)
-        roles = self._kept.keys() & {"student", "teacher"}
-        whole._kept.update({role: self._kept[role] for role in roles})
+        judged = self._cache.judged
+        whole._cache.judged.update({role: judged[role] for role in judged if role in _ROLES})
         return whole
 
     def fit_scale(self) -> CommonScale | None:
@@ -242,21 +265,18 @@ class Outcomes:
         """
         return float(self.measure.quality(getattr(self, f"{role}_quality").mean()))
 
-    def _rows(self, blend: float | None) -> np.ndarray:
+    def _rows(self, blend: float | Blend | None) -> np.ndarray:
         whole = self.whole(blend or 0.0)
         if whole is not None:
-            if blend not in self._parts:
-                self._parts[None], self._parts[blend or 0.0] = whole.rows()
-            rows = self._parts[blend]
+            parts = self._cache.parts
+            if blend not in parts:
+                parts[None], parts[blend or 0.0] = whole.rows()
+            rows = parts[blend]
         else:
             assert self.measure.rows is not None
             rows = self.measure.rows(self.judged(blend), self.targets)
         rows.flags.writeable = False  # kept and handed out again
         return rows
-
-    @cached_property
-    def _parts(self) -> dict[float | None, np.ndarray]:
-        return {}
 
     def take(self, rows: np.ndarray) -> Outcomes:
         """The outcomes of some rows, in their order."""
@@ -269,8 +289,8 @@ class Outcomes:
             teacher=take_rows(self.teacher, rows),
             targets=take_rows(self.targets, rows),
         )
-        for role in self._kept.keys() & {"student", "teacher"}:
-            some._kept[role] = self.kind.take(self._kept[role], rows)
+        for role in self._cache.judged.keys() & _ROLES:
+            some._cache.judged[role] = self.kind.take(self._cache.judged[role], rows)
         return some
 
     def split_rows(self, fraction: float = 0.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

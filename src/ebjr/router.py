@@ -1,13 +1,17 @@
-"""Router: one comparison, ``score >= threshold``, keeps an input on the student (eq. 6)."""
+"""Router: one comparison, ``score >= threshold``, keeps an input on the student (eq. 6).
+
+The comparison, and the order in which thresholds defer rows, stand in this file and nowhere else.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
-from ebjr.arrays import Array, as_float
+from ebjr.arrays import Array, as_float, is_array
 from ebjr.scores import Score, as_score
 
 
@@ -49,18 +53,55 @@ class Router:
     @threshold.setter
     def threshold(self, value: float) -> None:
         self._threshold = check_threshold(value)
-        self._single = round_up(self._threshold)
 
     def __call__(self, output: Array) -> tuple[Array, Array]:
         """Score the student's raw output (n, ...): returns score (n,) and deferred (n,) bool."""
         score = self.score(output)
-        exact = as_float(score)
-        single = exact.dtype.itemsize == 4
-        # without double precision, which some devices lack, and yet just as curves are computed
-        return score, ~(exact >= (self._single if single else self._threshold))
+        return score, is_deferred(score, self._threshold)
 
     def __repr__(self) -> str:
         return f"Router({str(self.score)!r}, threshold={self.threshold!r})"
+
+
+def is_deferred(score: Array, threshold: float | np.ndarray) -> Array:
+    """Which rows the teacher answers: not those with ``score >= threshold`` (eq. 6).
+
+    Parameters
+    ----------
+    score
+        (n,), or one number. NaN is deferred at every threshold.
+    threshold
+        One number above ``-inf``, or of NumPy scores also (n,), one for each row.
+
+    Returns
+    -------
+    Array
+        bool, of the score's shape, in its library and on its device. A single-precision score
+        reaches a double-precision threshold just where it does so in double precision, which some
+        devices lack.
+
+    Examples
+    --------
+    >>> is_deferred(np.array([0.4, 0.6, np.nan]), 0.5)
+    array([ True, False,  True])
+    """
+    if isinstance(threshold, np.ndarray):
+        return ~(np.asarray(score, np.float64) >= threshold)
+    exact = as_float(score) if is_array(score) else np.float64(score)
+    return ~(exact >= (round_up(threshold) if exact.dtype.itemsize == 4 else threshold))
+
+
+def deferral_key(score: np.ndarray) -> np.ndarray:
+    """Scores as they are ranked, (n,): what every threshold defers comes first, as ``-inf``.
+
+    Rows are deferred in the ascending order of this key as the threshold rises.
+
+    Examples
+    --------
+    >>> deferral_key(np.array([0.5, np.nan]))
+    array([ 0.5, -inf])
+    """
+    return np.where(np.isnan(score), -np.inf, score)
 
 
 def check_threshold(value: float) -> float:
@@ -86,6 +127,7 @@ def check_threshold(value: float) -> float:
     return number
 
 
+@lru_cache(maxsize=256)
 def round_up(number: float) -> float:
     """The smallest single-precision number that is not below `number`.
 

@@ -1,11 +1,10 @@
 """Scores: how well an input fits what the student knows. Higher = keep on the student.
 
-Every score maps raw output (n, classes) to (n,); those of regressors, which
-`ebjr.regression_scores` holds and this file names, read (n, 1 + k), those of specialized students
-(n, C + 1), the logits of the C known classes and that of "other" last, and those of detectors, in
-`ebjr.detection_scores`, a list of n `Detections`. Arrays of NumPy and PyTorch go in, and the same
-library on the same device comes out. A row with a NaN or +inf logit has the score NaN, which no
-threshold keeps: it is deferred.
+Every score maps raw output of n rows to (n,). Those of classifiers are here and read logits,
+(n, classes); other forms of raw output, and the scores that read them, stand in the folder of their
+task under `ebjr.tasks`, which declares them in `RAW_OUTPUTS`. Arrays of NumPy and PyTorch go in,
+and the same library on the same device comes out. A row with a NaN or +inf logit has the score NaN,
+which no threshold keeps: it is deferred.
 
 The paper's score is `energy` (eq. 3, on logits). The thresholds that its authors published for
 10 and for 100 classes lie in the only range that `softmax_energy` can take and outside of any
@@ -18,6 +17,7 @@ import ast
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,15 +35,8 @@ from ebjr.arrays import (
     top_and_total,
     top_two,
 )
-from ebjr.detection_scores import DETECTION_SCORES, image_numbers, learned_gain
-from ebjr.regression_scores import (
-    density_entropy,
-    density_std,
-    ensemble_spread,
-    interval_width,
-    predicted_std,
-    regression_energy,
-)
+from ebjr.errors import one_line
+from ebjr.plugins import load_entry_points
 
 
 def energy(logits: Array, temperature: float = 1.0) -> Array:
@@ -71,7 +64,7 @@ def energy(logits: Array, temperature: float = 1.0) -> Array:
     >>> energy(np.array([[0.0, 0.0], [9.0, 0.0]])).round(3)
     array([0.693, 9.   ])
     """
-    return logsumexp(_scaled(logits, temperature)) * temperature
+    return logsumexp(scaled_logits(logits, temperature)) * temperature
 
 
 def softmax_energy(logits: Array, temperature: float = 1.0) -> Array:
@@ -84,7 +77,7 @@ def softmax_energy(logits: Array, temperature: float = 1.0) -> Array:
     >>> softmax_energy(np.array([[0.0] * 10, [99.0] + [0.0] * 9])).round(3)
     array([2.403, 2.461])
     """
-    return logsumexp(_exp(log_softmax(_scaled(logits, temperature))))
+    return logsumexp(_exp(log_softmax(scaled_logits(logits, temperature))))
 
 
 def softmax(logits: Array, temperature: float = 1.0) -> Array:
@@ -98,7 +91,7 @@ def softmax(logits: Array, temperature: float = 1.0) -> Array:
     >>> softmax(np.array([[0.0, 0.0]]))
     array([0.5])
     """
-    _, total = top_and_total(_scaled(logits, temperature))
+    _, total = top_and_total(scaled_logits(logits, temperature))
     return namespace(total).reciprocal(total)
 
 
@@ -112,7 +105,7 @@ def entropy(logits: Array, temperature: float = 1.0) -> Array:
     >>> entropy(np.array([[0.0, 0.0], [99.0, 0.0]])).round(3)
     array([-0.693, -0.   ])
     """
-    log_probabilities = log_softmax(_scaled(logits, temperature))
+    log_probabilities = log_softmax(scaled_logits(logits, temperature))
     xp = namespace(log_probabilities)
     probabilities = xp.exp(log_probabilities)
     # 0 log 0 = 0, also for a logit of -inf
@@ -131,7 +124,7 @@ def margin(logits: Array, temperature: float = 1.0) -> Array:
     >>> margin(np.log([[0.7, 0.2, 0.1]])).round(3)
     array([0.5])
     """
-    scaled = _scaled(logits, temperature)
+    scaled = scaled_logits(logits, temperature)
     first, second = top_two(scaled)
     _, total = top_and_total(scaled)
     with np.errstate(invalid="ignore"):
@@ -188,82 +181,6 @@ def normalized_logit(logits: Array, p: float = 4.0) -> Array:
     return top / xp.where(norm == 0, xp.ones_like(norm), norm)
 
 
-def learned(
-    logits: Array,
-    helps: Sequence[float],
-    hurts: Sequence[float],
-    classes: Sequence[Sequence[float]] = (),
-) -> Array:
-    """Minus the gain to expect from the teacher: P(deferring hurts) - P(deferring helps).
-
-    A logistic model over `score_features` and the predicted class, whose weights
-    `ebjr.calibration.learned.fit_learned` finds; its reference is that both models do alike.
-
-    Parameters
-    ----------
-    logits
-        (n, classes).
-    helps, hurts
-        A constant and a weight for each of the features: the log-odds of either against alike.
-    classes
-        For each class the student can predict, what it adds to the one and to the other.
-
-    Returns
-    -------
-    Array
-        (n,), in [-1, 1].
-
-    Raises
-    ------
-    ValueError
-        There are more classes in the logits than it was fitted for.
-
-    Examples
-    --------
-    >>> weights = dict(helps=[0.0, -1.0, 0.0, 0.0, 0.0, 0.0], hurts=[-9.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    >>> learned(np.array([[0.0, 0.0], [4.0, 0.0]]), **weights).round(3)
-    array([-0.5  , -0.018])
-    """
-    features = score_features(logits)
-    xp = namespace(features)
-    fitted = np.array([helps, hurts], dtype=np.float64).T
-    weights = xp.astype(convert_like(fitted, features), features.dtype)
-    odds = features @ weights[1:] + weights[0]
-    if len(classes):
-        if len(classes) < logits.shape[1]:
-            raise ValueError(
-                f"the learned score knows {len(classes)} classes, and the logits have "
-                f"{logits.shape[1]}"
-            )
-        offsets = convert_like(np.array(classes, dtype=np.float64), features)
-        odds = odds + xp.astype(offsets, features.dtype)[logits.argmax(-1)]
-    alike = xp.zeros_like(odds[:, :1])
-    top, total = top_and_total(xp.concat([odds, alike], axis=1))
-    likely = xp.exp(odds - top[:, None]) / total[:, None]
-    return likely[:, 1] - likely[:, 0]
-
-
-def score_features(logits: Array) -> Array:
-    """What a learned score looks at, (n, 5), each on a scale that a linear model can use.
-
-    The log-odds of the softmax probability, the gap between the two largest logits (at most 50),
-    and the scores `entropy`, `energy` and `max_logit`.
-
-    Examples
-    --------
-    >>> score_features(np.array([[2.0, 0.0]])).round(3)
-    array([[ 2.   ,  2.   , -0.365,  2.127,  2.   ]])
-    """
-    logits = as_logits(logits)
-    xp = namespace(logits)
-    top, total = top_and_total(logits)
-    first, second = top_two(logits)
-    with np.errstate(invalid="ignore"):
-        gap = xp.clip(first - second, 0, 50)
-    rest = xp.clip(total - 1, xp.finfo(total.dtype).eps, None)
-    return xp.stack([-xp.log(rest), gap, entropy(logits), xp.log(total) + top, top], axis=1)
-
-
 def random(logits: Array, seed: int = 0) -> Array:
     """A pseudo-random number in [0, 1) from the row's bits: the baseline that knows nothing.
 
@@ -277,8 +194,9 @@ def random(logits: Array, seed: int = 0) -> Array:
     """
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**64):
         raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed!r}")
-    # a regressor's raw output may be its prediction alone
-    rows = image_numbers(logits) if isinstance(logits, list | tuple) else as_logits(logits, 1)
+    # a regressor's raw output may be its prediction alone, a detector's is a list
+    listed = isinstance(logits, list | tuple)
+    rows = np.array([row.numbers for row in logits]) if listed else as_logits(logits, 1)
     bits = to_numpy(rows).astype(np.float64).view(np.uint64)
     state = np.full(bits.shape[0], seed, np.uint64)
     with np.errstate(over="ignore"):
@@ -300,118 +218,11 @@ def _mix(state: np.ndarray) -> np.ndarray:
     return state ^ (state >> np.uint64(31))
 
 
-def specialized_energy(logits: Array, temperature: float = 1.0) -> Array:
-    """Energy over the known classes alone; ``-inf`` where "other" wins (eq. 16 and 17), in nats.
-
-    Parameters
-    ----------
-    logits
-        (n, C + 1): of the C known classes, and of "other" in the last column.
-    temperature
-        T > 0; 1 is the paper's.
-
-    Returns
-    -------
-    Array
-        (n,): a row whose largest logit is that of "other" is deferred at every threshold.
-
-    Raises
-    ------
-    ValueError
-        Not (n, C + 1) with one known class or more, or a temperature that is not positive.
-
-    Examples
-    --------
-    >>> specialized_energy(np.array([[2.0, 2.0, 0.0], [2.0, 2.0, 3.0]])).round(3)
-    array([2.693,  -inf])
-    """
-    scaled = _scaled(logits, temperature)
-    return _unless_other(logsumexp(_known(scaled)) * temperature, scaled)
-
-
-def specialized_softmax(logits: Array, temperature: float = 1.0) -> Array:
-    """The largest softmax probability among the known classes; ``-inf`` where "other" wins.
-
-    Examples
-    --------
-    >>> specialized_softmax(np.array([[0.0, 0.0, -1.0], [0.0, 0.0, 1.0]]))
-    array([ 0.5, -inf])
-    """
-    return _of_known(softmax, logits, temperature)
-
-
-def specialized_margin(logits: Array, temperature: float = 1.0) -> Array:
-    """`margin` among the known classes; ``-inf`` where "other" wins.
-
-    Examples
-    --------
-    >>> specialized_margin(np.log([[0.6, 0.2, 0.2], [0.2, 0.2, 0.6]])).round(3)
-    array([ 0.5, -inf])
-    """
-    return _of_known(margin, logits, temperature)
-
-
-def specialized_entropy(logits: Array, temperature: float = 1.0) -> Array:
-    """`entropy` among the known classes; ``-inf`` where "other" wins.
-
-    Examples
-    --------
-    >>> specialized_entropy(np.array([[0.0, 0.0, -1.0], [0.0, 0.0, 1.0]])).round(3)
-    array([-0.693,   -inf])
-    """
-    return _of_known(entropy, logits, temperature)
-
-
-def known_softmax(logits: Array, temperature: float = 1.0) -> Array:
-    """The softmax probability of the best known class, "other" being one of the classes.
-
-    Where "other" is likely it is small, so that nothing has to be marked.
-
-    Examples
-    --------
-    >>> known_softmax(np.log([[0.6, 0.2, 0.2], [0.2, 0.1, 0.7]])).round(3)
-    array([0.6, 0.2])
-    """
-    scaled = _scaled(logits, temperature)
-    top, total = top_and_total(scaled)
-    xp = namespace(scaled)
-    with np.errstate(invalid="ignore"):
-        return xp.exp(xp.max(_known(scaled), axis=-1) - top) / total
-
-
-def _of_known(score: Callable[..., Array], logits: Array, temperature: float) -> Array:
-    """A score of the known classes' logits, two or more; ``-inf`` where "other" wins."""
-    logits = as_logits(logits)
-    if logits.shape[1] < 3:
-        raise ValueError(
-            f"{score.__name__} among the known classes needs two of them and 'other', 3 columns, "
-            f"not {logits.shape[1]}; with one known class use specialized_energy"
-        )
-    return _unless_other(score(_known(logits), temperature), logits)
-
-
-def _known(logits: Array) -> Array:
-    """The known classes' logits, laid out so that sums round alike in every batch."""
-    columns = logits[:, :-1]
-    return np.ascontiguousarray(columns) if type(columns) is np.ndarray else columns
-
-
-def _unless_other(values: Array, logits: Array) -> Array:
-    """Values (n,), but ``-inf`` where the last logit is the largest; NaN where one is NaN or inf.
-
-    A tie is the known class's.
-    """
-    xp = namespace(logits)
-    _, total = top_and_total(logits)
-    other_wins = logits[:, -1] > xp.max(_known(logits), axis=-1)
-    return xp.where(other_wins, xp.full_like(values, -math.inf), values) + 0 * total
-
-
-def _scaled(logits: Array, temperature: float) -> Array:
-    """Checked logits over the temperature."""
+def scaled_logits(logits: Array, temperature: float, least: int = 2) -> Array:
+    """Checked logits, of at least so many classes, over the temperature."""
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be a positive number, not {temperature}")
-    logits = as_logits(logits)
+    logits = as_logits(logits, least)
     return logits if temperature == 1 else logits / temperature
 
 
@@ -419,74 +230,85 @@ def _exp(array: Array) -> Array:
     return namespace(array).exp(array)
 
 
-SCORES: dict[str, Callable[..., Array]] = {
-    function.__name__: function
-    for function in (
-        energy,
-        softmax_energy,
-        softmax,
-        entropy,
-        margin,
-        max_logit,
-        normalized_logit,
-        random,
-    )
-}
+@dataclass(frozen=True, eq=False)
+class RawOutput:
+    """One form of raw output, and the scores that read it.
+
+    Attributes
+    ----------
+    name
+        What it is, for messages.
+    sample
+        A score's name and parameters in, the smallest raw output that it reads out: parameters are
+        checked on it.
+    scores
+        By name, in the order of declaration. `register_score` adds to them.
+    fitted
+        By name: scores whose weights only a fit to outcomes can give.
+    """
+
+    name: str
+    sample: Callable[[str, Mapping[str, Any]], Any]
+    scores: dict[str, Callable[..., Array]] = field(default_factory=dict)
+    fitted: dict[str, Callable[..., Array]] = field(default_factory=dict)
+
+
+RAW_OUTPUTS: dict[str, RawOutput] = {}
+"""Every form of raw output by its name. A task's folder adds its own."""
+
+OWN_SCORES: set[str] = set()
+"""The names that `register_score` was given. They may score any raw output that they can read."""
+
+
+def declare_raw_output(
+    name: str,
+    sample: Callable[[str, Mapping[str, Any]], Any],
+    scores: Sequence[Callable[..., Array]],
+    fitted: Sequence[Callable[..., Array]] = (),
+) -> RawOutput:
+    """Declare a form of raw output with its scores, as a task's folder does.
+
+    Examples
+    --------
+    >>> raw = declare_raw_output("one number", lambda name, given: np.zeros((1, 1)), [max_logit])
+    >>> RAW_OUTPUTS.pop("one number") is raw
+    True
+    """
+    named = ({function.__name__: function for function in part} for part in (scores, fitted))
+    RAW_OUTPUTS[name] = RawOutput(name, sample, *named)
+    return RAW_OUTPUTS[name]
+
+
+LOGITS = declare_raw_output(
+    "logits",
+    lambda name, parameters: np.zeros((1, 2)),
+    (energy, softmax_energy, softmax, entropy, margin, max_logit, normalized_logit, random),
+)
+
+SCORES = LOGITS.scores
 """The scores of classifiers that have a name. `register_score` adds to them."""
-
-REGRESSION_SCORES: dict[str, Callable[..., Array]] = {
-    function.__name__: function
-    for function in (
-        density_std,
-        density_entropy,
-        predicted_std,
-        interval_width,
-        ensemble_spread,
-        regression_energy,
-    )
-}
-"""The scores of regressors that have a name: see `ebjr.regression_scores`.
-
-The free energy is the last, as no likelihood says what it is: of scores that noise does not tell
-apart, `auto` takes the first.
-"""
-
-SPECIALIZED_SCORES: dict[str, Callable[..., Array]] = {
-    function.__name__: function
-    for function in (
-        known_softmax,
-        specialized_softmax,
-        specialized_margin,
-        specialized_entropy,
-        specialized_energy,
-    )
-}
-"""The scores of specialized students that have a name: their last column is "other"."""
-
-FITTED: dict[str, Callable[..., Array]] = {"learned": learned, "learned_gain": learned_gain}
-"""The scores that have a name, and weights that only a fit can give."""
-
-READS: dict[str, str] = {
-    **dict.fromkeys((*SCORES, *SPECIALIZED_SCORES, learned.__name__), "logits"),
-    **dict.fromkeys(REGRESSION_SCORES, "predictions"),
-    **dict.fromkeys((*DETECTION_SCORES, learned_gain.__name__), "detections"),
-}
-"""What these scores make something of; `random`, and a score of your own, are for every task."""
-del READS[random.__name__]
-
-REGISTRIES = (SCORES, REGRESSION_SCORES, SPECIALIZED_SCORES, DETECTION_SCORES, FITTED)
-"""Where a name is looked up."""
 
 F = TypeVar("F", bound=Callable[..., Array])
 
 
-def register_score(function: F) -> F:
-    """Give a score of your own a name, its function's, for `joint.toml` and the command line.
+def register_score(function: F | None = None, *, reads: str = "logits") -> Any:
+    """Give a score of your own a name, its function's, and it works everywhere.
+
+    It competes in `auto`, the report shows it beside the others, `joint.toml`, the command line and
+    a server find it by its name (``--import mine.py`` in another process), and a score written with
+    the array-API functions of `ebjr.arrays.namespace` is exported.
+
+    Parameters
+    ----------
+    function
+        Raw output of n rows, and parameters with defaults, to (n,); higher = keep.
+    reads
+        The raw output it reads: ``"logits"``, or another name in `RAW_OUTPUTS`.
 
     Raises
     ------
     ValueError
-        Another score has that name.
+        Another score has that name, or no raw output is called `reads`.
 
     Examples
     --------
@@ -497,16 +319,66 @@ def register_score(function: F) -> F:
     'second_logit'
     >>> del SCORES["second_logit"]
     """
+    if function is None:
+        return lambda given: register_score(given, reads=reads)
     name = function.__name__
-    if _find(name) not in (None, function):
+    found = find_score(name)
+    if found not in (None, function):
         raise ValueError(f"there is a score named {name} already")
-    SCORES.setdefault(name, function)
+    if reads not in RAW_OUTPUTS:
+        raise ValueError(f"reads must be one of {', '.join(RAW_OUTPUTS)}, not {reads!r}")
+    if found is None:
+        RAW_OUTPUTS[reads].scores[name] = function
+        OWN_SCORES.add(name)
     return function
 
 
-def _find(name: str) -> Callable[..., Array] | None:
-    """The function of that name."""
-    return next((registry[name] for registry in REGISTRIES if name in registry), None)
+def raw_output_of(name: str) -> RawOutput | None:
+    """The raw output that the score of a name reads; None where there is no such score.
+
+    Examples
+    --------
+    >>> raw_output_of("predicted_std").name
+    'predictions'
+    """
+    for load in (lambda: None, _load_declared):
+        load()
+        for raw in RAW_OUTPUTS.values():
+            if name in raw.scores or name in raw.fitted:
+                return raw
+    return None
+
+
+def find_score(name: str) -> Callable[..., Array] | None:
+    """The function of a score's name; None where there is none."""
+    raw = raw_output_of(name)
+    return None if raw is None else {**raw.scores, **raw.fitted}[name]
+
+
+def is_fitted(name: str) -> bool:
+    """Whether a score's weights are fitted to outcomes, so that its name alone is not enough."""
+    raw = raw_output_of(name)
+    return raw is not None and name in raw.fitted
+
+
+def own_scores(raw: RawOutput) -> list[str]:
+    """The names of the registered scores that read a raw output: a user's, and packages'."""
+    _load_declared()
+    return [name for name in raw.scores if name in OWN_SCORES]
+
+
+def _load_declared() -> None:
+    """Load what declares scores outside of this file: the tasks' folders, packages' entry points.
+
+    Tasks build on this file, so that it cannot name them.
+    """
+    if not _declared:
+        _declared.append(True)
+        import_module("ebjr.tasks").load_all()
+        load_entry_points("ebjr.scores", register_score)
+
+
+_declared: list[bool] = []
 
 
 @dataclass(frozen=True)
@@ -558,7 +430,7 @@ class Score:
     @property
     def named(self) -> bool:
         """Whether its name alone finds it again, as `joint.toml` and the command line need."""
-        return self.function is _find(self.name)
+        return self.function is find_score(self.name)
 
 
 def score_title(text: str) -> str:
@@ -615,29 +487,22 @@ def _parse(text: str) -> Score:
             raise ValueError(
                 f"cannot read the score {text!r}; write it like 'softmax(temperature=2.0)'"
             ) from None
-    function = _find(name)
-    if function is None:
-        known = ", ".join(name for registry in REGISTRIES[:-1] for name in registry)
-        raise ValueError(f"there is no score named {name!r}; there are: {known}")
-    if name in FITTED and not parameters:
+    raw = raw_output_of(name)
+    if raw is None:
+        known = ", ".join(name for raw in RAW_OUTPUTS.values() for name in raw.scores)
+        raise ValueError(
+            f"there is no score named {name!r}; there are: {known}; one of your own is known once "
+            "the file that registers it is imported (--import FILE on the command line)"
+        )
+    if name in raw.fitted and not parameters:
         raise ValueError(
             f"score {name} is fitted to outcomes, as ebjr.calibrate(outcomes, score={name!r}) does"
         )
-    found = Score(name, function, parameters)
+    found = Score(name, {**raw.scores, **raw.fitted}[name], parameters)
     try:
-        found(_sample(name, parameters))
+        found(raw.sample(name, parameters))
     except TypeError:
         raise ValueError(f"score {name} does not take the parameters of {text!r}") from None
+    except (ArithmeticError, LookupError, AttributeError) as error:
+        raise ValueError(f"score {name} fails on {raw.name}: {one_line(error)}") from error
     return found
-
-
-def _sample(name: str, parameters: Mapping[str, Any]) -> Any:
-    """Raw output that the score takes: a regressor's parameters may be one for each column."""
-    if name in DETECTION_SCORES or name == learned_gain.__name__:
-        return []
-    if name not in REGRESSION_SCORES:
-        return np.zeros((1, 3 if name in SPECIALIZED_SCORES else 2))
-    lists = {key: len(v) for key, v in parameters.items() if isinstance(v, list | tuple)}
-    if lists.get("grid") == 2:  # its ends: of any number of points, and Simpson's rule wants three
-        lists["grid"] = 3
-    return np.zeros((1, 1 + max(lists.values(), default=1 if name == "predicted_std" else 2)))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array, take_rows
-from ebjr.calibration import calibrate, crossing, rank_scores
+from ebjr.calibration import Goal, calibrate, crossing, rank_scores
 from ebjr.curve import OperatingPoint
 from ebjr.errors import CalibrationError
 from ebjr.evaluation import evaluate
@@ -26,59 +26,9 @@ from ebjr.evaluation.significance import (
     joint_prediction,
     score_table,
 )
-from ebjr.known_classes import Traffic
 from ebjr.outcomes import Outcomes
-from ebjr.scores import FITTED, Score, as_score
-
-COMPARED = ("softmax", "margin", "entropy", "energy", "max_logit", "softmax_energy", "random")
-"""The scores of classifiers that a study shows beside the chosen one."""
-
-NAMED_GOALS: dict[str, dict[str, Any]] = {
-    "match-teacher": {"goal": "match-teacher"},
-    "within-half-a-point": {"goal": "match-teacher", "tolerance": 0.005},
-    "within-one-point": {"goal": "match-teacher", "tolerance": 0.01},
-    "crossing": {"goal": "crossing"},
-    "best-accuracy": {"goal": "budget", "deferral_rate": 1.0},  # of all thresholds the best
-}
-"""The operating points that ``joint.toml`` names beside the chosen one, of classifiers."""
-
-
-def named_goals(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
-    """The operating points that ``joint.toml`` names; of regressors in percent of the teacher's.
-
-    Of detectors as of classifiers, but for the crossing.
-
-    Examples
-    --------
-    >>> list(named_goals(Outcomes([1.0], [2.0], [2.5], task="regression")))
-    ['match-teacher', 'within-one-percent', 'within-five-percent', 'best-rmse']
-    """
-    if outcomes.measure.binary:
-        return NAMED_GOALS
-    if outcomes.measure.percent:
-        shared = ("match-teacher", "within-half-a-point", "within-one-point")
-        best = f"best-{outcomes.metric}"
-        return {name: NAMED_GOALS[name] for name in shared} | {best: NAMED_GOALS["best-accuracy"]}
-    figure = abs(outcomes.quality("teacher"))
-    return {
-        "match-teacher": {"goal": "match-teacher"},
-        "within-one-percent": {"goal": "match-teacher", "tolerance": 0.01 * figure},
-        "within-five-percent": {"goal": "match-teacher", "tolerance": 0.05 * figure},
-        f"best-{outcomes.metric}": {"goal": "budget", "deferral_rate": 1.0},
-    }
-
-
-def compared_scores(outcomes: Outcomes) -> list[str]:
-    """The scores that a study shows beside the chosen one.
-
-    Examples
-    --------
-    >>> compared_scores(Outcomes([[1.0, 0.5]], [2.0], [2.5], task="regression"))
-    ['predicted_std', 'regression_energy', 'random']
-    """
-    if outcomes.task == "classification":
-        return list(COMPARED)
-    return [*outcomes.kind.scores(outcomes.student), "random"]
+from ebjr.scores import Score, as_score, is_fitted
+from ebjr.tasks.specialized.known_classes import Traffic
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +42,7 @@ class Study:
     split
         The fraction and the seed of the split.
     goal
-        The goal and its argument.
+        What the threshold is chosen for.
     point, result
         The operating point chosen on `calibration`, and its figures on `held_out`.
     others, other_results
@@ -116,7 +66,7 @@ class Study:
     calibration: Outcomes
     held_out: Outcomes
     split: tuple[float, int]
-    goal: Mapping[str, Any]
+    goal: Goal
     point: OperatingPoint
     result: OperatingPoint
     others: Mapping[str, OperatingPoint]
@@ -146,12 +96,17 @@ class Study:
                 continue
         return found
 
+    @property
+    def _named_goals(self) -> dict[str, dict[str, Any]]:
+        table = self.calibration
+        return table.kind.named_goals(table.measure, table.quality("teacher"))
+
     @cached_property
     def named_points(self) -> dict[str, OperatingPoint]:
         """By name: other operating points of the chosen score and blend, on `calibration`."""
         score = self.point.router.score
         found = {}
-        for name, goal in named_goals(self.calibration).items():
+        for name, goal in self._named_goals.items():
             try:
                 found[name] = calibrate(
                     self.calibration, **goal, score=score, blend=self.point.blend
@@ -213,12 +168,13 @@ class Study:
     def ranking(self) -> list[Standing]:
         """The scores, without blend, by gain on `calibration`; other figures on `held_out`."""
         chosen = self.point.router.score
-        shown = {name: as_score(name) for name in compared_scores(self.calibration)}
+        names = self.calibration.kind.compared(self.calibration.student)
+        shown = {name: as_score(name) for name in names}
         shown |= {chosen.title: chosen}
         table = score_table(self.held_out, list(shown.values()))
         rows = {name: replace(row, score=name) for name, row in zip(shown, table, strict=True)}
         # a fitted score flatters where it was fitted: by its name alone it is cross-fitted there
-        candidates = [score.name if score.name in FITTED else score for score in shown.values()]
+        candidates = [score.name if is_fitted(score.name) else score for score in shown.values()]
         return [
             Standing(Interval(entry.gain, *entry.interval), rows[entry.score.title])
             for entry in rank_scores(self.calibration, candidates)
@@ -268,7 +224,7 @@ class Study:
             The file cannot be written.
         """
         fraction, seed = self.split
-        goal = ", ".join(f"{key} = {value}" for key, value in self.goal.items())
+        goal = ", ".join(f"{key} = {value}" for key, value in self.goal.as_dict().items())
         made = {
             "Calibrated on": f"{len(self.calibration):,} examples, for {goal}",
             "Reported on": f"{len(self.held_out):,} others (split {fraction:g}, seed {seed})",
@@ -293,12 +249,9 @@ class Study:
         )
 
 
-_GUARANTEE = ("delta", "promise", "loss_bound")
-
-
 def run_study(
     outcomes: Outcomes,
-    goal: str = "match-teacher",
+    goal: str | Goal = "match-teacher",
     *,
     score: str | Callable[..., Array] | Score = "auto",
     blend: float | str = "auto",
@@ -338,16 +291,15 @@ def run_study(
     (50, True)
     """
     calibration = outcomes.take(_rows(outcomes, fraction, seed, traffic)[0])
-    given = {name: value for name, value in target.items() if value is not None}
-    point = calibrate(calibration, goal, score=score, blend=blend, **given)
-    chosen_for = {"goal": goal, **given}
-    return study_point(outcomes, point, chosen_for, fraction=fraction, seed=seed, traffic=traffic)
+    aim = Goal.of(goal, **target)
+    point = calibrate(calibration, aim, score=score, blend=blend)
+    return study_point(outcomes, point, aim, fraction=fraction, seed=seed, traffic=traffic)
 
 
 def study_point(
     outcomes: Outcomes,
     point: OperatingPoint,
-    goal: Mapping[str, Any] | None = None,
+    goal: Goal | None = None,
     *,
     fraction: float = 0.5,
     seed: int = 0,
@@ -362,8 +314,8 @@ def study_point(
     point
         Its threshold, score and blend; its figures are found anew on the first part.
     goal
-        What it was chosen for, as `calibrate` takes it: the scores beside it are given the same
-        goal; `match-teacher` if left out.
+        What it was chosen for: the scores beside it are given the same goal; `match-teacher` if
+        left out.
     fraction, seed
         As for `Outcomes.split`.
     traffic
@@ -387,12 +339,11 @@ def study_point(
         outcomes.take(rows).with_scale(point.rescale)
         for rows in _rows(outcomes, fraction, seed, traffic)
     )
-    chosen_for: dict[str, Any] = {"goal": "match-teacher", **(goal or {})}
-    plain = {name: value for name, value in chosen_for.items() if name not in _GUARANTEE}
+    aim = goal or Goal()
     others = {}
-    for name in compared_scores(calibration):
+    for name in calibration.kind.compared(calibration.student):
         try:
-            others[name] = calibrate(calibration, **plain, score=name, blend=0.0)
+            others[name] = calibrate(calibration, aim.plain, score=name, blend=0.0)
         except CalibrationError:
             continue
     return Study(
@@ -400,7 +351,7 @@ def study_point(
         calibration=calibration,
         held_out=held_out,
         split=(fraction, seed),
-        goal=chosen_for,
+        goal=aim,
         point=replace(evaluate(calibration, point), certified=point.certified),
         result=evaluate(held_out, point),
         others=others,

@@ -9,20 +9,22 @@ all classes may be among them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ebjr.calibration import calibrate
+from ebjr.arrays import Array
+from ebjr.calibration import Goal, calibrate
 from ebjr.curve import OperatingPoint
 from ebjr.errors import CalibrationError
 from ebjr.evaluation import evaluate
 from ebjr.evaluation.plots import candidates_figure, shares_figure
 from ebjr.evaluation.report import Extra
-from ebjr.known_classes import Traffic
 from ebjr.outcomes import Outcomes
+from ebjr.scores import Score
 from ebjr.study import Study, run_study
+from ebjr.tasks.specialized.known_classes import Traffic
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.0)
 """Popular shares that a sweep looks at beside the one that it is for."""
@@ -143,12 +145,14 @@ class Sweep:
 
 def run_sweep(
     tables: Mapping[str, Outcomes],
-    goal: str = "match-teacher",
+    goal: str | Goal = "match-teacher",
     *,
     traffic: Traffic | None = None,
-    delta: float | None = None,
     seed: int = 0,
-    **options: Any,
+    score: str | Callable[..., Array] | Score = "auto",
+    blend: float | str = "auto",
+    fraction: float = 0.5,
+    **target: Any,
 ) -> Sweep:
     """Study every candidate on the same examples in the same mix, and pick the best.
 
@@ -159,13 +163,11 @@ def run_sweep(
     ----------
     tables
         By name: what each candidate and the teacher said on the same examples.
-    goal, seed, **options
-        As for `run_study`; the seed is of the draw, too.
+    goal, seed, score, blend, fraction, **target
+        As for `run_study`; the seed is of the draw, too. A guarantee holds for the candidate that
+        is picked: each is certified at `delta` over their number (the union bound).
     traffic
         The mix to draw the examples in.
-    delta
-        A guarantee holds for the candidate that is picked: each is certified at delta over their
-        number (the union bound).
 
     Raises
     ------
@@ -192,22 +194,24 @@ def run_sweep(
     'top 2'
     """
     _check_candidates(tables)
-    shared = None if delta is None else delta / len(tables)
+    aim = Goal.of(goal, **target)
+    each = aim if aim.delta is None else replace(aim, delta=aim.delta / len(tables))
+    how: dict[str, Any] = {"score": score, "blend": blend, "fraction": fraction, "seed": seed}
     studies: dict[str, Study] = {}
     failed: dict[str, str] = {}
     for name, table in tables.items():
         try:
-            study = run_study(table, goal, seed=seed, traffic=traffic, delta=shared, **options)
+            study = run_study(table, each, traffic=traffic, **how)
         except CalibrationError as error:
             if len(tables) == 1:
                 raise
             failed[name] = str(error)
             continue
-        studies[name] = study if delta is None else _certified_for_all(study, delta)
+        studies[name] = study if aim.delta is None else _certified_for_all(study, aim)
     if not studies:
         name, reason = next(iter(failed.items()))
         raise CalibrationError(f"no candidate of {len(tables)} reaches the goal; {name}: {reason}")
-    return Sweep(studies, failed, best=_best(studies, goal))
+    return Sweep(studies, failed, best=_best(studies, aim.kind))
 
 
 def _best(studies: Mapping[str, Study], goal: str) -> str:
@@ -221,10 +225,10 @@ def _best(studies: Mapping[str, Study], goal: str) -> str:
     return max(studies, key=merit)
 
 
-def _certified_for_all(study: Study, delta: float) -> Study:
+def _certified_for_all(study: Study, goal: Goal) -> Study:
     """A promise that holds for whichever candidate is picked says delta, not its share of it."""
-    point = replace(study.point, certified=replace(study.point.certified, delta=delta))
-    return replace(study, goal={**study.goal, "delta": delta}, point=point)
+    point = replace(study.point, certified=replace(study.point.certified, delta=goal.delta))
+    return replace(study, goal=goal, point=point)
 
 
 def _at_share(study: Study, traffic: Traffic) -> OperatingPoint | None:
@@ -235,15 +239,11 @@ def _at_share(study: Study, traffic: Traffic) -> OperatingPoint | None:
             half.take(traffic.draw(half.targets, seed))
             for half in study.outcomes.split(fraction, seed)
         ]
-        goal = {key: value for key, value in study.goal.items() if key not in _GUARANTEE}
-        score = study.point.router.score
-        point = calibrate(halves[0], **goal, score=score, blend=study.point.blend)
+        how = {"score": study.point.router.score, "blend": study.point.blend}
+        point = calibrate(halves[0], study.goal.plain, **how)
     except (CalibrationError, ValueError):
         return None
     return evaluate(halves[1], point)
-
-
-_GUARANTEE = ("delta", "promise", "loss_bound")
 
 
 def _check_candidates(tables: Mapping[str, Outcomes]) -> None:

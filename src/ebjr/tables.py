@@ -17,7 +17,7 @@ from ebjr.costs import Cost, flops_text, further_columns, ms_text
 from ebjr.curve import OperatingPoint
 from ebjr.evaluation.report import UNLABELED, promise_words
 from ebjr.evaluation.significance import Comparison, Interval, Standing
-from ebjr.metrics import METRICS, Metric
+from ebjr.metric import METRICS, Metric
 from ebjr.scores import score_title
 from ebjr.study import Study
 from ebjr.sweep import Sweep, known_text, saving_text
@@ -36,7 +36,7 @@ def study_figures(study: Study, compared: Sequence[Comparison] = ()) -> dict[str
     promise = study.point.certified
     best = f"best_{study.outcomes.metric}"
     return {
-        "goal": dict(study.goal),
+        "goal": study.goal.as_dict(),
         "chosen_on": study.point.as_dict(),
         "held_out": study.result.as_dict(),
         best: study.best_accuracy.as_dict(),
@@ -79,10 +79,9 @@ def print_study(
     compared
         Tests against other models.
     """
-    goal = ", ".join(f"{key} {value}" for key, value in study.goal.items())
     _say(
         console,
-        f"{len(study.calibration):,} examples to choose the threshold ({goal}), "
+        f"{len(study.calibration):,} examples to choose the threshold ({study.goal}), "
         f"{len(study.held_out):,} others to report on\n",
     )
     if not study.outcomes.labeled:

@@ -26,9 +26,9 @@ from ebjr.backends.detectors import (
     decode_yolov8,
 )
 from ebjr.data.coco import read_coco
-from ebjr.detections import box_iou
 from ebjr.errors import ModelError
-from ebjr.precision import average_precision, match_detections
+from ebjr.tasks.detection.boxes import box_iou
+from ebjr.tasks.detection.precision import average_precision, match_detections
 
 SIDE, CLASSES = 64, 3
 SIZE = (SIDE, SIDE)

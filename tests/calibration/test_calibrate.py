@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from ebjr import CalibrationError, Cost, JointClassifier, Outcomes, TradeOffCurve, calibrate
 from ebjr.blend import Blend, as_blend
 from ebjr.calibration import CHOICE_SEED, CHOICE_SHARE, choose_blend, choose_score, rank_scores
-from ebjr.calibration.choice import BLENDS, CANDIDATES, NOISE, area_influence
+from ebjr.calibration.choice import NOISE, area_influence
 from ebjr.calibration.guarantee import certify
 from ebjr.scores import SCORES, Score, as_score, register_score
+from ebjr.tasks import as_task
 
 STUDENT = Cost(flops=1.0, seconds=0.1, joules=0.2, joules_are="measured")
 TEACHER = Cost(flops=10.0, seconds=0.5, joules=2.0, joules_are="measured")
@@ -127,7 +128,7 @@ def test_the_break_even_is_named_and_a_pair_that_does_not_pay_is_told_so():
     assert point.verdict.startswith("This pair does not pay here: the teacher alone is cheaper")
 
 
-@pytest.mark.parametrize("score", [*(c for c in CANDIDATES if c != "learned"), "random"])
+@pytest.mark.parametrize("score", [*as_task("classification").auto, "random"])
 def test_the_mean_influence_is_the_area_under_the_curve(score):
     outcomes = pair(300, seed=2)
     values = np.round(as_score(score)(outcomes.student), 1)  # ties
@@ -313,7 +314,7 @@ def test_temperatures_are_chosen_where_they_win_by_more_than_noise():
     chosen = choose_blend(loud, as_score("softmax"))
     assert isinstance(chosen, Blend)
     assert chosen.teacher_temperature == 2.0
-    weights = [weight for weight in BLENDS if not isinstance(weight, Blend)]
+    weights = [weight for weight in loud.kind.blends if not isinstance(weight, Blend)]
     plain = max(loud.deferred_quality(weight).mean() for weight in weights)
     assert loud.deferred_quality(chosen).mean() > plain
 

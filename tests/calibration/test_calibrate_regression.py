@@ -17,7 +17,7 @@ from ebjr import (
     calibrate,
     evaluate,
 )
-from ebjr.calibration.choice import blend_candidates, choose_blend, rank_scores, score_candidates
+from ebjr.calibration.choice import blend_candidates, choose_blend, rank_scores
 from ebjr.calibration.guarantee import certify
 from ebjr.scores import as_score
 
@@ -88,7 +88,7 @@ def test_a_student_of_predictions_alone_cannot_be_calibrated():
 
 def test_auto_finds_the_deviation_that_is_no_energy():
     outcomes = pair()
-    assert "interval_width" not in score_candidates(outcomes)
+    assert "interval_width" not in outcomes.kind.candidates(outcomes.student)
     assert calibrate(outcomes, tolerance=0.05).score == "predicted_std"
     gains = {str(row.score): row.gain for row in rank_scores(outcomes)}
     assert gains["predicted_std"] > 0.1 > -0.1 > gains["regression_energy"]
@@ -130,7 +130,7 @@ def test_a_score_that_is_nan_in_many_rows_does_not_win_by_deferring_them():
     outcomes = pair()
     student = outcomes.student.copy()
     student[::10, 1] *= -1
-    assert "predicted_std" not in score_candidates(replace(outcomes, student=student))
+    assert "predicted_std" not in outcomes.kind.candidates(student)
 
 
 def test_a_grid_that_does_not_cover_the_data_is_said_with_how_much_is_outside():

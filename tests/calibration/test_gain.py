@@ -7,9 +7,9 @@ import pytest
 from boxes import random_detections
 from scipy.stats import spearmanr
 
-from ebjr.calibration.gain import fit_gain
-from ebjr.detection_scores import FEATURES, detection_features, learned_gain
-from ebjr.detections import Detections
+from ebjr.tasks.detection.boxes import Detections
+from ebjr.tasks.detection.gain import fit_gain
+from ebjr.tasks.detection.scores import FEATURES, detection_features, learned_gain
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 

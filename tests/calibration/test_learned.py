@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from ebjr import CalibrationError, JointClassifier, Outcomes, TradeOffCurve, as_score, calibrate
 from ebjr.arrays import to_numpy
 from ebjr.calibration import choose_score, rank_scores
-from ebjr.calibration.learned import FEWEST, can_learn, cross_fitted, fit_learned
-from ebjr.scores import learned, score_features
+from ebjr.calibration.learned import can_learn, cross_fitted, fit_learned
+from ebjr.tasks.classification.learned import FEWEST, learned, score_features
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 

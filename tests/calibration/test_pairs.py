@@ -7,11 +7,12 @@ import pytest
 
 from ebjr import Outcomes, as_score, calibrate, evaluate
 from ebjr.calibration import choose_blend, choose_score
-from ebjr.calibration.choice import CANDIDATES, area_influence
+from ebjr.calibration.choice import area_influence
 from ebjr.demo import shipped
+from ebjr.tasks import as_task
 from experiments.other_pairs.pairs import data_folder, load
 
-SINGLE = tuple(name for name in CANDIDATES if name != "learned")
+SINGLE = as_task("classification").auto
 OTHERS = (
     "cifar100_early_exit",
     "imagenet_lite0_160_lite2_260",

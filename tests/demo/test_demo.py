@@ -13,8 +13,8 @@ from ebjr.demo import DEMOS, run_demo, shipped
 from ebjr.demo.fetch import DataUnavailable
 from ebjr.evaluation.flops import count_flops
 from ebjr.joint_file import ModelEntry
-from ebjr.known_classes import Traffic
 from ebjr.sweep import run_sweep
+from ebjr.tasks.specialized.known_classes import Traffic
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("plotly", reason="plotly is not installed")

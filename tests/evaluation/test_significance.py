@@ -346,7 +346,7 @@ def test_a_comparison_as_a_dictionary_has_its_p_value_and_verdict():
 
 @pytest.mark.parametrize("blend", [0.0, 0.4])
 def test_joint_predictions_are_those_of_the_joint_model(blend):
-    from ebjr.joint import JointClassifier
+    from ebjr.tasks.classification import JointClassifier
 
     outcomes = pair_of_models(300)
     point = TradeOffCurve.of(outcomes, "margin", blend).at(deferral_rate=0.4)

@@ -17,7 +17,7 @@ from ebjr import JointDetector, ModelError, Router, load_model
 from ebjr.backends.exported import ExportedJoint
 from ebjr.data.preprocess import Preprocess
 from ebjr.export import export_joint
-from ebjr.precision import CommonScale, ConfidenceMap
+from ebjr.tasks.detection.scale import CommonScale, ConfidenceMap
 
 SIDE = CELLS * CELL
 SCALE = CommonScale(ConfidenceMap(1.2, 0.8, 0.3), ConfidenceMap(0.9, 1.1, -0.2))

@@ -14,8 +14,8 @@ from boxes import random_detections
 from PIL import Image
 
 from ebjr import JointClassifier, JointDetector, Router
-from ebjr.detections import Detections
 from ebjr.serving.served import Served
+from ebjr.tasks.detection.boxes import Detections
 
 NAME = "/v2/models/joint"
 

@@ -24,8 +24,8 @@ from ebjr import (
     TeacherUnavailable,
     load_joint,
 )
-from ebjr.detections import Detections
 from ebjr.link.far import FarTeacher, Link
+from ebjr.tasks.detection.boxes import Detections
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")

@@ -16,9 +16,9 @@ from tiny import CLASSES, write_coco, write_detectors
 import ebjr
 from ebjr import JointConfig, JointDetector, LateAnswers, Router, TeacherUnavailable
 from ebjr.data.open import decode_image, open_data
-from ebjr.detections import Detections
 from ebjr.joint_file import ModelEntry, RemoteEntry
-from ebjr.precision import CommonScale
+from ebjr.tasks.detection.boxes import Detections
+from ebjr.tasks.detection.scale import CommonScale
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")

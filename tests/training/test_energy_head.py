@@ -10,8 +10,8 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from ebjr import JointRegressor, Outcomes, Router, TradeOffCurve, record
 from ebjr.arrays import to_numpy
-from ebjr.regression_scores import density_entropy, regression_energy
-from ebjr.regressors import sample_energy
+from ebjr.tasks.regression.models import sample_energy
+from ebjr.tasks.regression.scores import density_entropy, regression_energy
 from ebjr.training.energy_head import train_energy_head
 
 

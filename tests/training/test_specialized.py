@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from ebjr import ModelError, relabel  # noqa: E402
-from ebjr.known_classes import to_student  # noqa: E402
+from ebjr.tasks.specialized.known_classes import to_student  # noqa: E402
 from ebjr.training.specialized import small_head, train_specialized  # noqa: E402
 
 KNOWN, CLASSES = (4, 1), 6

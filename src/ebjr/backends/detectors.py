@@ -19,8 +19,8 @@ from scipy.special import expit, logit, softmax
 
 from ebjr.backends.onnx import OnnxModel
 from ebjr.data.preprocess import Image, Preprocess, infer_preprocess
-from ebjr.detections import Detections
 from ebjr.errors import ModelError
+from ebjr.tasks.detection.boxes import Detections
 
 Outputs = Mapping[str, NDArray[Any]]
 Size = tuple[int, int]

@@ -13,12 +13,13 @@ import numpy as np
 from ebjr.arrays import Batch, join_rows
 from ebjr.backends.onnx import DTYPES, can_become, open_session, runtime_says
 from ebjr.blend import as_blend
-from ebjr.detections import Detections
 from ebjr.errors import ModelError
 from ebjr.joint import JointAnswer
 from ebjr.router import Router, round_up
 from ebjr.scores import Score, as_score
-from ebjr.tasks import Task, as_task
+from ebjr.task import Task
+from ebjr.tasks import as_task
+from ebjr.tasks.detection.boxes import Detections
 
 OUTPUTS = ("prediction", "output", "score", "deferred")
 DETECTION_OUTPUTS = ("boxes", "labels", "scores", "score", "deferred")

@@ -16,59 +16,12 @@ import numpy as np
 
 from ebjr.arrays import Array
 from ebjr.blend import Blend
-from ebjr.calibration.learned import LEARNERS, cross_fitted
+from ebjr.calibration.learned import can_learn, cross_fitted, fit_learned
 from ebjr.curve import score_values
 from ebjr.errors import CalibrationError
 from ebjr.outcomes import Outcomes
-from ebjr.scores import FITTED, Score, as_score
-
-CANDIDATES = (
-    "softmax",
-    "margin",
-    "entropy",
-    "energy",
-    "max_logit",
-    "softmax_energy",
-    "softmax(temperature=2.0)",
-    "softmax(temperature=0.5)",
-    "margin(temperature=2.0)",
-    "entropy(temperature=2.0)",
-    "entropy(temperature=0.5)",
-    "energy(temperature=2.0)",
-    "normalized_logit(p=2.0)",
-    "normalized_logit(p=4.0)",
-    "learned",
-)
-"""The scores of classifiers that compete, the simplest first; `learned` where it can be fitted."""
-
-DETECTION_CANDIDATES = (
-    "box_count",
-    "max_confidence",
-    "mean_confidence",
-    "expected_errors",
-    *("box_count(above=0.2)", "box_count(above=0.4)"),
-    *("expected_errors(above=0.2)", "expected_errors(above=0.1)"),
-    "detection_energy(part='classes')",
-    "detection_energy(part='boxes')",
-    "detection_energy(part='both')",
-    "learned_gain",
-)
-"""The scores of detectors that compete, the simplest first; of boxes where there are bins."""
-
-BLENDS: tuple[float, ...] = (
-    *(0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0),
-    *(
-        Blend(weight, student, teacher)
-        for weight in (0.2, 0.5, 1.0)
-        for student in (0.5, 1.0, 2.0)
-        for teacher in (0.5, 1.0, 2.0)
-        if (student, teacher) != (1.0, 1.0)
-    ),
-)
-"""The blends that compete; 0 is the paper's. Regression adds its own."""
-
-DETECTION_BLENDS = (0.0, 0.1, 0.25, 0.5)
-"""The blends of detectors that compete: each is fused and matched with the labels."""
+from ebjr.router import deferral_key
+from ebjr.scores import Score, as_score, is_fitted
 
 MOST_EXAMPLES = 100_000
 """Score and blend are chosen on at most so many: more would not move the choice."""
@@ -107,36 +60,8 @@ class RankedScore:
         return self.gain - 1.96 * self.gain_error, self.gain + 1.96 * self.gain_error
 
 
-def score_candidates(outcomes: Outcomes) -> list[str]:
-    """The scores that compete for some outcomes, the simplest first.
-
-    Raises
-    ------
-    CalibrationError
-        The student's raw output has nothing that a score could read.
-
-    Examples
-    --------
-    >>> score_candidates(Outcomes([[5.0, 0.1]], [5.5], [5.2], task="regression"))
-    ['predicted_std', 'regression_energy']
-    """
-    if outcomes.task == "classification":
-        return list(CANDIDATES)
-    found = outcomes.kind.scores(outcomes.student)
-    if outcomes.task == "detection":
-        energies = [name for name in DETECTION_CANDIDATES if name.startswith("detection_energy")]
-        return [name for name in DETECTION_CANDIDATES if name in found or name not in energies]
-    if not found:
-        raise CalibrationError(
-            "the student's raw output holds predictions alone, so that no score can tell which to "
-            "defer; give (n, 1 + k): energies, a standard deviation, quantiles or members of an "
-            "ensemble after the prediction"
-        )
-    return [*found, "learned"] if outcomes.kind.has_logits else found
-
-
-def blend_candidates(outcomes: Outcomes) -> list[float]:
-    """The blends that compete for some outcomes.
+def blend_candidates(outcomes: Outcomes) -> list[float | Blend]:
+    """The blends that compete for some outcomes: the task's, and what the examples suggest.
 
     Examples
     --------
@@ -144,11 +69,8 @@ def blend_candidates(outcomes: Outcomes) -> list[float]:
     [0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0]
     """
     kind = outcomes.kind
-    if kind.takes_scale:
-        return list(DETECTION_BLENDS)
-    usual = [w for w in BLENDS if kind.takes_temperatures or not isinstance(w, Blend)]
     more = kind.weights(outcomes.student, outcomes.teacher, outcomes.targets)
-    return usual + [weight for weight in more if weight not in usual]
+    return list(dict.fromkeys([*kind.blends, *more]))
 
 
 def rank_scores(
@@ -163,7 +85,7 @@ def rank_scores(
     outcomes
         The calibration examples.
     candidates
-        Scores, the simplest first; `score_candidates` if left out.
+        Scores, the simplest first; those of `Task.candidates` if left out.
     blend
         The student's weight in a deferred answer.
 
@@ -267,8 +189,9 @@ def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) ->
     0.875
     """
     n = len(score)
-    order = np.argsort(np.where(np.isnan(score), -np.inf, score))
-    ranked = np.where(np.isnan(score), -np.inf, score)[order]
+    key = deferral_key(score)
+    order = np.argsort(key)
+    ranked = key[order]
     change = kept - deferred
     first = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))  # of groups of equal scores
     size = np.diff(first, append=n)
@@ -287,24 +210,22 @@ def _compare(
 ) -> list[RankedScore]:
     """The candidates in their order, each with its gain and how far it is behind the best."""
     outcomes = _some(outcomes)
-    candidates = score_candidates(outcomes) if candidates is None else candidates
+    candidates = outcomes.kind.candidates(outcomes.student) if candidates is None else candidates
     kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
     chance = (kept + deferred) / 2
     scores, influences = [], []
     for candidate in candidates:
-        if isinstance(candidate, str) and candidate in FITTED:
-            learner = LEARNERS[candidate]
-            if not learner.can_learn(outcomes, blend):
+        if isinstance(candidate, str) and is_fitted(candidate):
+            if candidate != outcomes.kind.learned or not can_learn(outcomes, blend):
                 continue
-            score = learner.fit(outcomes, blend)
-            values = cross_fitted(outcomes, blend, learner=learner)
+            score, values = fit_learned(outcomes, blend), cross_fitted(outcomes, blend)
         else:
             score = as_score(candidate)
             values = score_values(score, outcomes)
         scores.append(score)
         influences.append(area_influence(values, kept, deferred))
     if not scores:
-        known = (*outcomes.kind.scores(outcomes.student), "random")
+        known = outcomes.kind.compared(outcomes.student)
         raise CalibrationError(
             f"none of the scores {', '.join(map(str, candidates))} can be fitted to these "
             f"{len(outcomes)} examples; name one that is not fitted, such as {known[0]}"

@@ -51,8 +51,9 @@ from scipy.stats import binom, norm
 
 from ebjr.curve import TradeOffCurve
 from ebjr.errors import CalibrationError
-from ebjr.metrics import METRICS
+from ebjr.metric import METRICS
 from ebjr.outcomes import Outcomes
+from ebjr.task import Task
 
 PROMISES = {
     "harm": "the share of inputs that the student keeps and gets wrong where the teacher is right",
@@ -344,7 +345,7 @@ def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Sca
     if not measure.certifiable:
         raise ValueError(
             f"{measure.name} is no mean of losses that depend on one example each, so that nothing "
-            f"can be promised of it; use the metric {_certifiable(curve.outcomes.task)}"
+            f"can be promised of it; use the metric {_certifiable(curve.outcomes.kind)}"
         )
     if measure.root and promise != "risk":
         raise ValueError(
@@ -361,9 +362,9 @@ def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Sca
     return _Scale(float(loss_bound), measure.root)
 
 
-def _certifiable(task: str) -> str:
+def _certifiable(kind: Task) -> str:
     """The metrics of a task that can be promised, for a sentence."""
-    *first, last = [m.name for m in METRICS.values() if task in m.tasks and m.certifiable]
+    *first, last = [metric.name for metric in kind.metrics if metric.certifiable]
     return f"{', '.join(first)} or {last}" if first else last
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.detections import GroundTruth
+from ebjr.tasks.detection.boxes import GroundTruth
 
 
 @dataclass(frozen=True, eq=False)

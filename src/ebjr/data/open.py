@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from ebjr.data.coco import CocoLabels, read_coco
 from ebjr.data.preprocess import upright_pixels
-from ebjr.detections import GroundTruth
 from ebjr.errors import MissingExtra
+from ebjr.tasks.detection.boxes import GroundTruth
 from ebjr.threads import in_order
 
 OnUnreadable = Literal["skip", "error"]

@@ -27,11 +27,11 @@ from ebjr.demo.fetch import Progress as FetchProgress
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, with_joules
 from ebjr.joint_file import JointConfig, ModelEntry
-from ebjr.known_classes import Traffic
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes, record
 from ebjr.study import Study
 from ebjr.sweep import Sweep, run_sweep
+from ebjr.tasks.specialized.known_classes import Traffic
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how much has been, and out of how much if that is known."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ebjr.demo import classification
 from ebjr.demo.cifar10 import CIFAR10, CLASSES
 from ebjr.demo.flow import Demo
-from ebjr.known_classes import Traffic
+from ebjr.tasks.specialized.known_classes import Traffic
 
 ORDER = (4, 6, 2, 7, 3, 5, 9, 0, 8, 1)
 """The classes by popularity: a draw, as CIFAR-10 has as many images of each."""

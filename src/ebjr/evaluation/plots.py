@@ -11,9 +11,10 @@ import numpy as np
 from ebjr.costs import Cost, break_even_rate
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
 from ebjr.evaluation.significance import Interval, Standing, reliability
-from ebjr.metrics import METRICS, Metric
+from ebjr.metric import Metric
 from ebjr.outcomes import Outcomes
 from ebjr.scores import score_title
+from ebjr.tasks.classification import ACCURACY
 
 PALETTE: Mapping[str, str] = {
     "softmax": "#0072B2",
@@ -481,7 +482,7 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
 
 
 def ranking_figure(
-    ranking: Sequence[Standing], chosen: str | None = None, measure: Metric = METRICS["accuracy"]
+    ranking: Sequence[Standing], chosen: str | None = None, measure: Metric = ACCURACY
 ) -> dict[str, Any]:
     """The gain of each score with its 95 % confidence interval, the best on top.
 

@@ -33,10 +33,10 @@ from ebjr.evaluation.plots import (
 from ebjr.evaluation.samples import Sample, samples_html
 from ebjr.evaluation.significance import Comparison, Interval, Standing, resamples
 from ebjr.files import write_whole
-from ebjr.metrics import METRICS, Metric
+from ebjr.metric import METRICS, Metric
 from ebjr.outcomes import Outcomes
-from ebjr.precision import SHOWN
 from ebjr.scores import score_title
+from ebjr.tasks.detection.precision import SHOWN
 
 UNLABELED = (
     "These examples have no labels: the teacher's own answers are taken for right, and every "
@@ -88,7 +88,7 @@ def page_words(measure: Metric) -> dict[str, str]:
 
     Examples
     --------
-    >>> from ebjr.metrics import METRICS
+    >>> from ebjr.metric import METRICS
     >>> page_words(METRICS["rmse"])["curve_title"]
     'RMSE against cost'
     """

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ebjr.curve import OperatingPoint
-from ebjr.detections import Detections, GroundTruth
 from ebjr.evaluation.significance import joint_prediction
 from ebjr.outcomes import Outcomes
-from ebjr.precision import SHOWN
+from ebjr.tasks.detection.boxes import Detections, GroundTruth
+from ebjr.tasks.detection.precision import SHOWN
 
 _LONGEST_SIDE = 420
 _QUALITY = 70

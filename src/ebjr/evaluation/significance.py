@@ -18,7 +18,7 @@ from scipy.stats import beta, binomtest, chi2, rankdata
 from ebjr.arrays import Array, put_rows, take_rows
 from ebjr.costs import joint_cost
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
-from ebjr.metrics import METRICS, Metric, Whole
+from ebjr.metric import METRICS, Metric, Whole
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score
 
@@ -423,7 +423,7 @@ def _compare_judged(
         first, second = (measure.rows(judged, outcomes.targets) for judged in (one, two))
         return loss_difference(first, second, outcomes.metric, names)
     assert measure.whole is not None
-    whole, n = measure.whole(one, two), len(outcomes)
+    whole, n = measure.whole(one, two, outcomes.targets), len(outcomes)
     none, every = np.zeros(n, bool), np.ones(n, bool)
     both = [(whole, none), (whole, every)]
     _, drawn = resampled_wholes(both, MOST_WHOLE, np.random.default_rng(0))

@@ -19,8 +19,8 @@ from ebjr.backends.detectors import LAYOUTS, OnnxDetector, detr_outputs
 from ebjr.errors import ModelError
 from ebjr.export.images import place_images
 from ebjr.export.operators import Operators, Value
-from ebjr.precision import LEAST_SCORE, ConfidenceMap
 from ebjr.scores import Score
+from ebjr.tasks.detection.scale import LEAST_SCORE, ConfidenceMap
 
 FLOAT = ir.DataType.FLOAT
 
@@ -210,7 +210,7 @@ def _energy(
     part: str = "both",
     reduce: str = "mean",
 ) -> Value:
-    """`ebjr.detection_scores.detection_energy`."""
+    """`ebjr.tasks.detection.scores.detection_energy`."""
     head, found, raws = parts
     terms = []
     if part != "boxes":

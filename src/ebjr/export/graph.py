@@ -26,8 +26,8 @@ from ebjr.export.detection import Found, Head, detection_score, find, rescaled
 from ebjr.export.operators import Operators, Value
 from ebjr.export.scores import log_softmax, logsumexp, score_graph
 from ebjr.joint import JointModel
-from ebjr.known_classes import other_class, relabel
 from ebjr.router import round_up
+from ebjr.tasks.specialized.known_classes import other_class, relabel
 
 LEAST_OPSET = 13
 """Older graphs are converted: since then softmax, axes and branches are what they are now."""
@@ -285,7 +285,7 @@ def _of_prediction(op: Operators, joint: JointModel, raw: Value) -> Value:
 
 
 def _of_teacher(op: Operators, joint: JointModel, raw: Value) -> Value:
-    """`ebjr.known_classes.to_teacher`."""
+    """`ebjr.tasks.specialized.known_classes.to_teacher`."""
     column, unknown = _unknown(joint)
     spread = np.where(unknown, math.log(unknown.sum()), 0.0).astype(op.dtype)
     return op.Sub(op.Gather(raw, column, axis=1), spread)
@@ -298,7 +298,7 @@ def _unknown(joint: JointModel) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _refined(op: Operators, joint: JointModel, student: Value, teacher: Value) -> Value:
-    """`ebjr.known_classes.refine`."""
+    """`ebjr.tasks.specialized.known_classes.refine`."""
     _, unknown = _unknown(joint)
     own = op.Gather(teacher, np.flatnonzero(unknown), axis=1)
     other = op.Unsqueeze(logsumexp(op, own), [1])

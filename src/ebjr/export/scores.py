@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ebjr.export.operators import Operators, Value
-from ebjr.regression_scores import Grid, bin_log_weights, grid_log_weights, grid_points
 from ebjr.scores import Score
+from ebjr.tasks.regression.scores import Grid, bin_log_weights, grid_log_weights, grid_points
 
 _LEAST = -1e30
 """What stands in for a logarithm of 0 where it is multiplied by 0."""
@@ -115,7 +115,7 @@ def learned(
 
 
 def _features(op: Operators, logits: Value) -> Value:
-    """What `ebjr.scores.score_features` gives, (n, 5)."""
+    """What `ebjr.tasks.classification.learned.score_features` gives, (n, 5)."""
     top, below = _top(op, logits)
     total = op.reduce("ReduceSum", op.Exp(below))
     first, second = top_two(op, logits)

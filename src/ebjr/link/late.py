@@ -28,7 +28,7 @@ from ebjr.arrays import Batch, join_rows, take_rows, to_numpy
 from ebjr.data.preprocess import ImageFile, upright_pixels
 from ebjr.errors import EbjrError, OtherModel, TeacherUnavailable
 from ebjr.joint import JointModel, Kept
-from ebjr.tasks import Task
+from ebjr.task import Task
 
 FORMAT = 0xEB17
 """SQLite's `application_id` of such a file."""

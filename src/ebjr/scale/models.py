@@ -9,7 +9,7 @@ from ebjr.arrays import Batch, row_count
 from ebjr.errors import MissingExtra, TeacherUnavailable
 from ebjr.joint_file import Entry
 from ebjr.model import Model, answer
-from ebjr.tasks import Task
+from ebjr.task import Task
 
 try:
     import ray

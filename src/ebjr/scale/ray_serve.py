@@ -36,7 +36,8 @@ from ebjr.serving.metrics import Metrics
 from ebjr.serving.pipeline import Batched
 from ebjr.serving.row_queue import RowQueue, alike
 from ebjr.serving.served import Served, served_of
-from ebjr.tasks import Task, as_task
+from ebjr.task import Task
+from ebjr.tasks import as_task
 
 try:
     from ray import serve

@@ -14,11 +14,12 @@ import numpy as np
 from ebjr.backends import load_model
 from ebjr.calibration.guarantee import Certificate
 from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
-from ebjr.joint import JointClassifier, JointModel
+from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.protocol import tensor_metadata
 from ebjr.router import Router, check_threshold
-from ebjr.tasks import Tensor
+from ebjr.task import Tensor
+from ebjr.tasks.classification import JointClassifier
 
 KNOBS = ("threshold", "deferral_rate", "operating_point")
 """The three ways to say where the threshold is to be."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from ebjr.costs import Cost
 from ebjr.evaluation.plots import relative_cost
-from ebjr.metrics import METRICS, Metric
+from ebjr.metric import METRICS, Metric
 from ebjr.scores import score_title
 from ebjr.serving.served import Served, json_number
 

@@ -23,8 +23,8 @@ import numpy as np
 
 from ebjr.arrays import Array, convert_like, log_softmax, logsumexp, namespace, to_numpy
 from ebjr.errors import MissingExtra
-from ebjr.regression_scores import Grid, grid_log_weights, grid_points
-from ebjr.regressors import GaussianMixture
+from ebjr.tasks.regression.models import GaussianMixture
+from ebjr.tasks.regression.scores import Grid, grid_log_weights, grid_points
 
 if TYPE_CHECKING:
     import torch

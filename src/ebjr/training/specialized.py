@@ -20,7 +20,12 @@ import numpy as np
 
 from ebjr.arrays import row_count, to_numpy
 from ebjr.errors import MissingExtra, ModelError
-from ebjr.known_classes import check_known_classes, other_class, relabel, to_student
+from ebjr.tasks.specialized.known_classes import (
+    check_known_classes,
+    other_class,
+    relabel,
+    to_student,
+)
 
 if TYPE_CHECKING:
     import torch

@@ -259,7 +259,8 @@ def to_teacher(output: Array, known_classes: tuple[int, ...], classes: int) -> A
     """A specialized student's logits as logits of all the teacher's classes.
 
     "Other" is spread evenly over the classes that the student does not know, so that the softmax is
-    a distribution over all of them and loses nothing.
+    a distribution over all of them and loses nothing. A known class that ties with "other" is the
+    answer (eq. 16), also where "other" is one class alone.
 
     Parameters
     ----------
@@ -282,8 +283,20 @@ def to_teacher(output: Array, known_classes: tuple[int, ...], classes: int) -> A
     output = as_float(output)
     column, unknown = _columns(known_classes, classes)
     xp = namespace(output)
+    if len(unknown) == 1:
+        output = _other_under_ties(output)
     spread = convert_like(np.log(len(unknown)) * _at(unknown, classes), output)
     return output[:, convert_like(column, output)] - xp.astype(spread, output.dtype)
+
+
+def _other_under_ties(output: Array) -> Array:
+    """The student's logits, "other" lowered by a rounding where a known class ties with it."""
+    xp = namespace(output)
+    known, other = output[:, :-1], output[:, -1]
+    limits = xp.finfo(output.dtype)
+    lower = other - 2 * limits.eps * xp.abs(other) - limits.smallest_normal
+    tied = other == xp.max(known, axis=-1)
+    return xp.concat([known, xp.where(tied, lower, other)[:, None]], axis=1)
 
 
 def to_student(output: Array, known_classes: Any) -> Array:

@@ -22,7 +22,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.special import expit, logsumexp
 
-from ebjr.detections import Detections, box_area, box_iou, check_detections
+from ebjr.scores import declare_raw_output
+from ebjr.tasks.detection.boxes import Detections, box_area, box_iou, check_detections
 
 PARTS = ("classes", "boxes", "both")
 REDUCTIONS = ("mean", "sum")
@@ -166,7 +167,7 @@ def mean_confidence(
 def learned_gain(detections: Sequence[Detections], weights: Sequence[float]) -> np.ndarray:
     """Minus the gain to expect from the teacher on an image: linear in `detection_features`.
 
-    `ebjr.calibration.gain.fit_gain` finds the weights. An image without boxes has features like
+    `ebjr.tasks.detection.gain.fit_gain` finds the weights. An image without boxes has features like
     any other, and its gain is what the teacher gained on such images.
 
     Parameters
@@ -217,19 +218,6 @@ def detection_features(detections: Sequence[Detections]) -> np.ndarray:
     return np.array(rows, np.float64).reshape(len(rows), len(FEATURES))
 
 
-def image_numbers(detections: Sequence[Detections]) -> np.ndarray:
-    """A few numbers of each image's detections that tell images apart, (n, 4).
-
-    Examples
-    --------
-    >>> image_numbers([Detections([[0, 0, 4, 4]], [[0.0]], (8, 6))])
-    array([[8. , 6. , 8. , 0.5]])
-    """
-    check_detections(detections)
-    rows = [[*found.size, found.boxes.sum(), found.scores.sum()] for found in detections]
-    return np.array(rows, np.float64).reshape(len(rows), 4)
-
-
 _TOP = 10
 
 
@@ -276,11 +264,12 @@ def _side_entropy(bins: np.ndarray) -> np.ndarray:
 FEATURES: tuple[str, ...] = tuple(_features(Detections.none(2, (1, 1))))
 """What `detection_features` holds."""
 
-DETECTION_SCORES: dict[str, Callable[..., np.ndarray]] = {
-    function.__name__: function
-    for function in (detection_energy, box_count, expected_errors, max_confidence, mean_confidence)
-}
-"""The scores of detections that have a name."""
+DETECTIONS = declare_raw_output(
+    "detections",
+    lambda name, parameters: [],
+    (detection_energy, box_count, expected_errors, max_confidence, mean_confidence),
+    fitted=[learned_gain],
+)
 
 
 def _each(

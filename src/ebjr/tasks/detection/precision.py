@@ -5,20 +5,18 @@ run once for the student and once for the teacher, and the joint model's mAP for
 deferred images is a sum over what is cached: exact, and without a network or a matcher.
 
 One thing does depend on both: mAP ranks the detections of all images by their scores, and two
-detectors' scores are not on one scale. A `ConfidenceMap` for each puts them there.
+detectors' scores are not on one scale (`scale.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit
 
-from ebjr.detections import (
+from ebjr.tasks.detection.boxes import (
     Detections,
     GroundTruth,
     box_area,
@@ -38,9 +36,6 @@ PER_CLASS = 100
 
 SHOWN = 0.3
 """F1 counts the detections with a score above this: those that a person would be shown."""
-
-_LEAST_SLOPE = 1e-3
-LEAST_SCORE = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -622,142 +617,6 @@ class RandomRouting:
         own, random = curve.mean(), self.curves.mean(axis=1)
         p = (1 + (random >= own).sum()) / (1 + len(random))
         return float(own - random.mean()), float(p)
-
-
-# One scale for two detectors
-
-
-@dataclass(frozen=True)
-class ConfidenceMap:
-    """A rising map of scores to the chance of being right, with three parameters.
-
-    ``sigmoid(a log s - b log(1 - s) + c)``, a and b positive. As it rises, a detector's own
-    detections keep their order, and its own mAP stays. Source: Kull, Silva Filho & Flach, "Beta
-    calibration", AISTATS 2017.
-
-    Attributes
-    ----------
-    a, b, c
-        ``1, 1, 0`` leaves scores as they are.
-
-    Examples
-    --------
-    >>> ConfidenceMap(1.0, 1.0, 0.0)(np.array([0.25, 0.75]))
-    array([0.25, 0.75])
-    """
-
-    a: float
-    b: float
-    c: float
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite([self.a, self.b, self.c]).all() and self.a > 0 and self.b > 0):
-            raise ValueError(
-                f"a confidence map needs finite numbers and positive a and b, not a={self.a}, "
-                f"b={self.b}, c={self.c}; else it would not rise"
-            )
-
-    def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """Scores (d,) in [0, 1] to chances (d,) in [0, 1]."""
-        low, high = _log_sides(scores)
-        return expit(self.a * low - self.b * high + self.c)
-
-
-@dataclass(frozen=True)
-class CommonScale:
-    """One scale for the scores of two detectors.
-
-    Attributes
-    ----------
-    student, teacher
-        Each one's map.
-
-    Examples
-    --------
-    >>> scale = CommonScale(ConfidenceMap(1.0, 1.0, 0.0), ConfidenceMap(2.0, 1.0, 0.5))
-    >>> scale.as_dict()
-    {'student': [1.0, 1.0, 0.0], 'teacher': [2.0, 1.0, 0.5]}
-    """
-
-    student: ConfidenceMap
-    teacher: ConfidenceMap
-
-    @classmethod
-    def fit(cls, student: Matches, teacher: Matches) -> CommonScale:
-        """Both maps, fitted to calibration images by `fit_confidence_map`.
-
-        Raises
-        ------
-        ValueError
-            One of the detectors found nothing, or is always right, or always wrong.
-        """
-        return cls(fit_confidence_map(student), fit_confidence_map(teacher))
-
-    def as_dict(self) -> dict[str, list[float]]:
-        """The parameters of both maps, for JSON and TOML."""
-        return {role: [one.a, one.b, one.c] for role, one in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, table: Mapping[str, Sequence[float]]) -> CommonScale:
-        """The scale that `as_dict` wrote down.
-
-        Raises
-        ------
-        ValueError
-            It is not three numbers for each of both models, or a map would not rise.
-        """
-        if sorted(table) != ["student", "teacher"] or any(len(v) != 3 for v in table.values()):
-            raise ValueError(
-                "a scale must have three numbers for the student and three for the teacher, not "
-                f"{dict(table)}"
-            )
-        return cls(**{role: ConfidenceMap(*map(float, v)) for role, v in table.items()})
-
-
-def fit_confidence_map(matches: Matches) -> ConfidenceMap:
-    """The map that makes a detector's scores the chance of being right: on calibration images.
-
-    "Right" is averaged over the overlaps, and what is ignored is left out. Most likely map.
-
-    Raises
-    ------
-    ValueError
-        Nothing was found, or all detections are right, or all are wrong.
-    """
-    weight = 1.0 - matches.ignored.mean(axis=1)
-    right = matches.hit.mean(axis=1)
-    wrong = np.maximum(weight - right, 0)
-    if not (right.any() and wrong.any()):
-        raise ValueError(
-            "a confidence map needs detections that are right and some that are wrong, but "
-            f"{len(right)} detections came, {int((right > 0).sum())} of them right; "
-            "give more images"
-        )
-    low, high = _log_sides(matches.score)
-    features = np.stack([low, -high, np.ones_like(low)], axis=1)
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        odds = features @ parameters
-        # log(1 + exp(odds)) without overflow
-        value = (right + wrong) @ np.logaddexp(0, odds) - right @ odds
-        slope = features.T @ ((right + wrong) * expit(odds) - right)
-        return value / len(odds), slope / len(odds)
-
-    found = minimize(
-        loss,
-        np.array([1.0, 1.0, 0.0]),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(_LEAST_SLOPE, None), (_LEAST_SLOPE, None), (None, None)],
-        options={"ftol": 1e-12, "maxiter": 1000},
-    )
-    return ConfidenceMap(*(float(value) for value in found.x))
-
-
-def _log_sides(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``log s`` and ``log(1 - s)``, kept finite."""
-    values = np.clip(np.asarray(scores, np.float64), LEAST_SCORE, 1 - LEAST_SCORE)
-    return np.log(values), np.log1p(-values)
 
 
 def _check_pairs(detections: Any, truth: Any) -> None:

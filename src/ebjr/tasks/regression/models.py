@@ -24,7 +24,7 @@ from ebjr.arrays import (
     namespace,
     to_numpy,
 )
-from ebjr.regression_scores import (
+from ebjr.tasks.regression.scores import (
     Grid,
     as_regression,
     bin_log_weights,

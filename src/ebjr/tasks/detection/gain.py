@@ -7,18 +7,16 @@ and heavily shrunk, as a few hundred labeled images say little.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import take_rows
-from ebjr.detection_scores import detection_features, learned_gain
-from ebjr.detections import Detections
-from ebjr.errors import MissingExtra
-from ebjr.outcomes import Outcomes
-from ebjr.precision import matched_gains
+from ebjr.errors import CalibrationError, MissingExtra
 from ebjr.scores import Score
+from ebjr.task import Learner
+from ebjr.tasks.detection.boxes import Detections
+from ebjr.tasks.detection.precision import Matches, matched_gains
+from ebjr.tasks.detection.scores import detection_features, learned_gain
 
 FEWEST = 30
 """With fewer images there is nothing to learn from."""
@@ -29,30 +27,25 @@ PENALTIES = np.logspace(-1, 4, 21)
 _DIGITS = 8
 
 
-def can_learn(outcomes: Outcomes, blend: float = 0.0) -> bool:
-    """Whether a learned gain can compete on these outcomes, cross-fitted.
+class Gain(Learner):
+    """Fits the score `learned_gain`: an image says how many boxes more the teacher finds."""
 
-    Examples
-    --------
-    >>> can_learn(Outcomes([[1.0, 0.0]], [[1.0, 0.0]], [0]))
-    False
-    """
-    fits = find_spec("sklearn") is not None and outcomes.task == "detection"
-    return fits and len(outcomes) >= 2 * FEWEST
+    name = learned_gain.__name__
 
+    def signal(self, student: Matches, deferred: Matches, change: np.ndarray) -> np.ndarray:
+        """(n,): boxes found, each by its confidence on the common scale, if there is one."""
+        return matched_gains(student, deferred, weighted=True)
 
-def fit_rows(outcomes: Outcomes, blend: float, rows: np.ndarray, seed: int = 0) -> Score:
-    """`fit_gain` to some rows of the outcomes; nothing is drawn, so that the seed is of no use.
+    def check(self, signal: np.ndarray) -> None:
+        """Check that there are enough images to fit to a part of them."""
+        if len(signal) < 2 * FEWEST:
+            raise CalibrationError(
+                f"a learned gain needs {2 * FEWEST} images or more, not {len(signal)}"
+            )
 
-    The gain is that of boxes found, each by its confidence on the common scale, if there is one.
-
-    Raises
-    ------
-    MissingExtra, ValueError
-        As `fit_gain`.
-    """
-    gains = matched_gains(outcomes.judged(), outcomes.judged(blend), weighted=True)
-    return fit_gain(take_rows(outcomes.student, rows), gains[rows])
+    def fit(self, output: Sequence[Detections], signal: np.ndarray) -> Score:
+        """The score `learned_gain` with the weights of these images."""
+        return fit_gain(output, signal)
 
 
 def fit_gain(detections: Sequence[Detections], gains: np.ndarray) -> Score:

@@ -7,6 +7,8 @@ own form, so that RMSE is the root of the mean squared error of the joint model.
 
 COCO's mAP is no mean over images at all: such a metric has a `whole`, which gives the quality of
 any choice of deferred rows itself, and rows that are its parts to first order.
+
+The metrics of a task stand in its folder under `ebjr.tasks`.
 """
 
 from __future__ import annotations
@@ -14,12 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ebjr.precision import JointPrecision, Matches
+from ebjr.plugins import load_entry_points
 
 Loss = Callable[[Any, Any], np.ndarray]
 """Predictions (n,) and targets (n,) in, a loss of each row (n,) out, at least 0."""
@@ -46,8 +47,8 @@ class Metric:
 
     Attributes
     ----------
-    name, tasks
-        What it is called, and for which tasks it is.
+    name
+        What it is called.
     rows
         Predictions and targets, (n,), to the quality of each row, (n,); higher is better. Detectors
         are judged by their `Matches`.
@@ -67,10 +68,11 @@ class Metric:
         Whether a row's quality depends on that row alone, as promises need.
     whole
         Where the quality is no mean of rows: from what the student and what deferred rows are
-        judged by to a `Whole`.
+        judged by, and the targets, to a `Whole`.
 
     Examples
     --------
+    >>> from ebjr import METRICS
     >>> rmse = METRICS["rmse"]
     >>> rows = rmse.rows(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
     >>> rows, rmse.text(rmse.quality(rows.mean()))
@@ -78,7 +80,6 @@ class Metric:
     """
 
     name: str
-    tasks: tuple[str, ...]
     rows: Loss | None
     title: str
     rows_title: str = ""
@@ -87,7 +88,7 @@ class Metric:
     binary: bool = False
     percent: bool = False
     certifiable: bool = True
-    whole: Callable[[Any, Any], Whole] | None = None
+    whole: Callable[[Any, Any, Any], Whole] | None = None
 
     def quality(self, mean: Any) -> Any:
         """The quality that a mean of row qualities stands for."""
@@ -117,6 +118,7 @@ class Metric:
 
         Examples
         --------
+        >>> from ebjr import METRICS
         >>> METRICS["accuracy"].text(0.9344), METRICS["mae"].text(-0.25)
         ('93.44%', '0.25')
         """
@@ -129,6 +131,7 @@ class Metric:
 
         Examples
         --------
+        >>> from ebjr import METRICS
         >>> METRICS["accuracy"].words(0.9344), METRICS["r2"].words(0.98765)
         ('93.44 %', '0.9877')
         """
@@ -153,6 +156,7 @@ class Metric:
 
         Examples
         --------
+        >>> from ebjr import METRICS
         >>> METRICS["rmse"].check_target(2.0)
         -2.0
         """
@@ -180,60 +184,18 @@ class Metric:
         return float(tolerance)
 
 
-def _right(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    return (predictions == targets).astype(np.float64)
+METRICS: dict[str, Metric] = {}
+"""The metrics that have a name. A task's folder adds its own, and `register_metric` a user's."""
+
+OWN_METRICS: set[str] = set()
+"""The names that `register_metric` was given."""
 
 
-def _squared(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    return -((predictions - targets) ** 2)
+def declare_metrics(*metrics: Metric) -> tuple[Metric, ...]:
+    """Give metrics their names, as a task's folder does, and return them."""
+    METRICS.update({metric.name: metric for metric in metrics})
+    return metrics
 
-
-def _absolute(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    return -np.abs(predictions - targets)
-
-
-def _explained(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    variance = float(np.var(targets))
-    if variance == 0:
-        raise ValueError("all targets are equal, so that there is no R2; use another metric")
-    return 1 - (predictions - targets) ** 2 / variance
-
-
-def _f1(matches: Matches, targets: Any) -> np.ndarray:
-    return matches.f1()
-
-
-_CLASSES, _NUMBERS = ("classification", "specialized"), ("regression",)
-_OF_DETECTORS: dict[str, Any] = {"tasks": ("detection",), "lower": False, "percent": True}
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("accuracy", _CLASSES, _right, "accuracy", lower=False, binary=True, percent=True),
-        Metric("rmse", _NUMBERS, _squared, "RMSE", "squared error", root=True),
-        Metric("mse", _NUMBERS, _squared, "MSE", "squared error"),
-        Metric("mae", _NUMBERS, _absolute, "MAE", "absolute error"),
-        Metric("r2", _NUMBERS, _explained, "R2", "R2", lower=False, certifiable=False),
-        Metric(
-            **_OF_DETECTORS,
-            name="ap",
-            title="AP",
-            rows=None,
-            certifiable=False,
-            whole=JointPrecision,
-        ),
-        Metric(
-            **_OF_DETECTORS,
-            name="ap50",
-            title="AP50",
-            rows=None,
-            certifiable=False,
-            whole=partial(JointPrecision, overlaps=1),
-        ),
-        Metric(**_OF_DETECTORS, name="f1", title="F1", rows=_f1),
-    )
-}
-"""The metrics that have a name; the first of a task is its own. `register_metric` adds to them."""
 
 F = TypeVar("F", bound=Loss)
 
@@ -271,26 +233,17 @@ def register_metric(loss: F) -> F:
             )
         return -values
 
-    METRICS[name] = Metric(name, _NUMBERS, rows, name, name)
+    METRICS[name] = Metric(name, rows, name, name)
+    OWN_METRICS.add(name)
     return loss
 
 
-def as_metric(name: str | None, task: str) -> Metric:
-    """The metric of that name, or the task's own.
+def own_metrics() -> tuple[Metric, ...]:
+    """The registered metrics, a user's and packages'; they judge numbers."""
+    if not _loaded:
+        _loaded.append(True)
+        load_entry_points("ebjr.metric", register_metric)
+    return tuple(METRICS[name] for name in METRICS if name in OWN_METRICS)
 
-    Raises
-    ------
-    ValueError
-        There is none of that name for the task.
 
-    Examples
-    --------
-    >>> as_metric(None, "regression").name
-    'rmse'
-    """
-    known = [metric for metric in METRICS.values() if task in metric.tasks]
-    found = known[0] if name is None else METRICS.get(name)
-    if found is None or task not in found.tasks:
-        names = ", ".join(metric.name for metric in known)
-        raise ValueError(f"metric of {task} must be one of {names}, not {name!r}")
-    return found
+_loaded: list[bool] = []

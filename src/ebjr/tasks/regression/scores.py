@@ -15,13 +15,13 @@ other scores read.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.integrate import simpson
 
 from ebjr.arrays import Array, as_float, convert_like, is_array, logsumexp, namespace
+from ebjr.scores import declare_raw_output
 
 Grid = Sequence[float] | np.ndarray
 """Ascending y, or the lowest and the highest of evenly spaced ones."""
@@ -399,6 +399,8 @@ def grid_log_weights(grid: Grid, count: int | None = None, rule: str = "trapezoi
     if rule == "trapezoid":
         step = np.diff(points) / 2
         return np.log(np.append(step, 0.0) + np.append(0.0, step))
+    from scipy.integrate import simpson  # takes long to import
+
     weights = simpson(np.eye(len(points)), x=points)
     if not (len(points) % 2 and (weights > 0).all()):
         raise ValueError(
@@ -471,3 +473,24 @@ def _at_least_two(output: Array, score: str, what: str) -> Array:
     if columns.shape[1] < 2:
         raise ValueError(f"{score} reads two or more {what} after the prediction, but there is one")
     return columns
+
+
+def _sample(name: str, parameters: Mapping[str, Any]) -> np.ndarray:
+    """Raw output that a score takes: its parameters may be one for each column."""
+    lists = {key: len(v) for key, v in parameters.items() if isinstance(v, list | tuple)}
+    if lists.get("grid") == 2:  # its ends: of any number of points, and Simpson's rule wants three
+        lists["grid"] = 3
+    columns = max(lists.values(), default=1 if name == predicted_std.__name__ else 2)
+    return np.zeros((1, 1 + columns))
+
+
+PREDICTIONS = declare_raw_output(
+    "predictions",
+    _sample,
+    # the energy last, as no likelihood says what it is: of scores that noise does not tell apart,
+    # `auto` takes the first
+    (
+        *(density_std, density_entropy, predicted_std),
+        *(interval_width, ensemble_spread, regression_energy),
+    ),
+)

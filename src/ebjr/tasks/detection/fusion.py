@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ebjr.detections import Detections, box_iou
+from ebjr.tasks.detection.boxes import Detections, box_iou
 
 
 def fuse_detections(

@@ -237,6 +237,11 @@ class Detections:
         object.__setattr__(found, "scores", values[chosen])
         return found
 
+    @property
+    def numbers(self) -> np.ndarray:
+        """(4,): a few numbers that tell one image's detections from another's."""
+        return np.array([*self.size, self.boxes.sum(), self.scores.sum()], np.float64)
+
     def with_scores(self, scores: Any) -> Detections:
         """The same with other scores (b,), for example calibrated ones."""
         return replace(self, scores=scores)

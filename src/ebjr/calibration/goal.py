@@ -1,0 +1,295 @@
+"""Goal: what a threshold is chosen for, and the rows of a curve that reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from ebjr.calibration.guarantee import PROMISES
+from ebjr.costs import UNITS
+from ebjr.curve import TradeOffCurve
+from ebjr.errors import CalibrationError
+from ebjr.metric import Metric
+
+GOALS: Mapping[str, tuple[str, ...]] = {
+    "match-teacher": ("tolerance",),
+    "accuracy": ("target",),
+    "budget": ("flops", "seconds", "joules", "bytes", "deferral_rate"),
+    "crossing": (),
+}
+"""Each kind of goal with the arguments that may limit it."""
+
+_PROMISED: Mapping[str, tuple[str, ...]] = {
+    "match-teacher": ("excess", "harm"),
+    "accuracy": ("risk",),
+    "budget": ("rate",),
+    "crossing": (),
+}
+"""What each kind of goal can promise, its default first."""
+
+_SLACK = 1e-12  # a mean of n zeros and ones, minus a tolerance, is not exact in binary
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a threshold is chosen for.
+
+    Parameters
+    ----------
+    kind
+        One of `GOALS`.
+    limit
+        The tolerance, the target, or the budget; None where the kind needs none.
+    unit
+        Of a budget: ``"flops"``, ``"seconds"``, ``"joules"``, ``"bytes"`` or ``"deferral_rate"``.
+    delta, promise, loss_bound
+        The guarantee that is asked for, as `calibrate` takes it; None where none is.
+
+    Raises
+    ------
+    ValueError
+        An unknown kind, a limit that is missing or out of range, or a guarantee that `kind` does
+        not give.
+
+    Examples
+    --------
+    >>> Goal.of("budget", flops=2e6)
+    Goal(kind='budget', limit=2000000.0, unit='flops', delta=None, promise=None, loss_bound=None)
+    >>> Goal.of("accuracy", target=0.9, delta=0.1).as_dict()
+    {'goal': 'accuracy', 'target': 0.9, 'delta': 0.1}
+    """
+
+    kind: str = "match-teacher"
+    limit: float | None = None
+    unit: str | None = None
+    delta: float | None = None
+    promise: str | None = None
+    loss_bound: float | None = None
+
+    @classmethod
+    def of(cls, goal: str | Goal = "match-teacher", **given: Any) -> Goal:
+        """A goal from its kind and the keyword arguments of `calibrate`; None is not given."""
+        given = {name: value for name, value in given.items() if value is not None}
+        if isinstance(goal, Goal):
+            if given:
+                raise ValueError(f"the goal says it all: leave {', '.join(given)} out")
+            return goal
+        if goal not in GOALS:
+            raise ValueError(f"goal must be one of {', '.join(GOALS)}, not {goal!r}")
+        arguments = [name for names in GOALS.values() for name in names]
+        limits = {name: given.pop(name) for name in arguments if name in given}
+        for name in limits:
+            if name not in GOALS[goal]:
+                home = next(other for other, names in GOALS.items() if name in names)
+                raise ValueError(f"{name} goes with goal {home!r}, not with {goal!r}")
+        if goal != "match-teacher" and GOALS[goal] and len(limits) != 1:
+            raise ValueError(f"goal {goal!r} needs exactly one of {', '.join(GOALS[goal])}")
+        name, limit = next(iter(limits.items()), (None, None))
+        return cls(goal, limit, name if goal == "budget" else None, **given)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Goal:
+        """The goal that `as_dict` wrote; other keys of the table are left alone."""
+        names = {name for names in GOALS.values() for name in names} | set(GUARANTEE)
+        known = {name: value for name, value in table.items() if name in names}
+        return cls.of(table.get("goal", "match-teacher"), **known)
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.kind == "budget":
+            share = self.unit == "deferral_rate"
+            if not (0 <= self.limit <= 1 if share else 0 <= self.limit < np.inf):
+                limits = "lie between 0 and 1" if share else "be a finite number of at least 0"
+                raise ValueError(f"{self.unit} must {limits}, not {self.limit:g}")
+        if self.delta is None:
+            if self.promise is not None:
+                raise ValueError(
+                    f"promise {self.promise!r} needs delta, as 0.1: how often it may be broken"
+                )
+            if self.loss_bound is not None:
+                raise ValueError("loss_bound is for a guarantee: give delta with it")
+        else:
+            self._check_guarantee(self.delta)
+
+    def _check_guarantee(self, delta: float) -> None:
+        if not 0 < float(delta) < 1:
+            raise ValueError(f"delta must lie between 0 and 1, both excluded, not {delta:g}")
+        if self.promise is not None and self.promise not in PROMISES:
+            raise ValueError(f"promise must be one of {', '.join(PROMISES)}, not {self.promise!r}")
+        known = _PROMISED[self.kind]
+        if not known:
+            raise ValueError(f"goal {self.kind!r} promises nothing that delta could guarantee")
+        if self.promise not in (None, *known):
+            words = " or ".join(known)
+            raise ValueError(f"goal {self.kind!r} promises {words}, not {self.promise}")
+        if self.kind == "match-teacher" and self.limit is None:
+            raise ValueError(
+                "with delta, match-teacher needs a tolerance, as 0.01: how far below the teacher "
+                "is still as good"
+            )
+
+    def check(self, measure: Metric) -> None:
+        """Check that the goal makes sense for what answers are judged by.
+
+        Raises
+        ------
+        ValueError
+            The limit is out of the metric's range, or `crossing` is asked of answers that are not
+            right or wrong.
+        """
+        if self.kind == "crossing" and not measure.binary:
+            raise ValueError(
+                f"goal 'crossing' needs answers that are right or wrong; for {measure.name} use "
+                "another"
+            )
+        if self.kind == "match-teacher" and self.limit is not None:
+            measure.check_tolerance(float(self.limit))
+        if self.kind == "accuracy" and self.limit is not None:
+            measure.check_target(float(self.limit))
+
+    @property
+    def plain(self) -> Goal:
+        """The same without a guarantee."""
+        return replace(self, **dict.fromkeys(GUARANTEE))
+
+    @property
+    def promised(self) -> str:
+        """What a guarantee of this goal promises."""
+        return self.promise or _PROMISED[self.kind][0]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The goal as the keyword arguments of `calibrate`, for JSON and TOML."""
+        argument = self.unit or next(iter(GOALS[self.kind]), "")
+        table = {"goal": self.kind, argument: self.limit}
+        table |= {name: getattr(self, name) for name in GUARANTEE}
+        return {name: value for name, value in table.items() if value is not None}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} {value}" for key, value in self.as_dict().items())
+
+    def row(self, curve: TradeOffCurve) -> int:
+        """The row of a curve that reaches the goal, without a guarantee.
+
+        Raises
+        ------
+        CalibrationError
+            No row does; the message says what is feasible.
+        """
+        measure = curve.outcomes.measure
+        if self.kind == "match-teacher":
+            tolerance, teacher = self.limit or 0.0, curve.outcomes.quality("teacher")
+            name = f"the teacher's {measure.figure(teacher):.4g} within {tolerance:g}"
+            return cheapest(curve, teacher - tolerance, name)
+        assert self.limit is not None
+        if self.kind == "accuracy":
+            wanted = measure.check_target(float(self.limit))
+            return cheapest(curve, wanted, f"{measure.name} {self.limit:g}")
+        if self.unit == "deferral_rate":
+            return best_within(curve, curve.deferral_rate, self.limit, "deferral rate")
+        assert self.unit in UNITS
+        return best_within(curve, curve.cost_in(self.unit), self.limit, f"cost in {self.unit}")
+
+    def allowed(self, curve: TradeOffCurve) -> float:
+        """The tolerance of the promise that the goal makes.
+
+        Raises
+        ------
+        ValueError
+            A budget that allows to defer every input.
+        CalibrationError
+            A budget that no row keeps to.
+        """
+        assert self.limit is not None
+        if self.kind == "match-teacher":
+            return float(self.limit)
+        if self.kind == "accuracy":
+            return 1 - self.limit if curve.outcomes.measure.percent else self.limit
+        rate = self.limit
+        if self.unit in UNITS:
+            self.row(curve)  # or says what is the least
+            costs = curve.outcomes.student_cost, curve.outcomes.teacher_cost
+            student, teacher = (getattr(cost, self.unit) for cost in costs)
+            rate = (self.limit - student) / teacher
+        if rate >= 1:
+            raise ValueError(
+                "the budget allows to defer every input, which needs no guarantee: leave delta out"
+            )
+        return float(rate)
+
+
+GUARANTEE = tuple(field.name for field in fields(Goal))[3:]
+"""The arguments of a goal that ask for a guarantee."""
+
+
+def cheapest(curve: TradeOffCurve, quality: float, name: str) -> int:
+    """The row that defers least among those that reach a quality.
+
+    Parameters
+    ----------
+    curve
+        The score's curve on the calibration examples.
+    quality
+        What to reach, in the curve's unit.
+    name
+        What to call it in the error.
+
+    Raises
+    ------
+    CalibrationError
+        No row reaches it; the message says which is the best.
+
+    Examples
+    --------
+    >>> from ebjr.outcomes import Outcomes
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> cheapest(TradeOffCurve.of(outcomes, "max_logit"), 0.99, "accuracy 0.99")
+    1
+    """
+    slack = _SLACK * max(1.0, abs(quality))
+    reached = np.flatnonzero(curve.quality >= quality - slack)
+    if not len(reached):
+        best = int(curve.quality.argmax())
+        raise CalibrationError(
+            f"no threshold reaches {name}; the best is "
+            f"{curve.outcomes.measure.figure(curve.quality[best]):.4g}, at deferral "
+            f"rate {curve.deferral_rate[best]:.4g}"
+        )
+    return int(reached[0])
+
+
+def best_within(curve: TradeOffCurve, cost: np.ndarray, budget: float, unit: str) -> int:
+    """The row of the best quality among those that cost at most `budget`; of equals the cheapest.
+
+    Parameters
+    ----------
+    curve
+        The score's curve on the calibration examples.
+    cost
+        (k,): what each row costs.
+    budget
+        The most it may cost.
+    unit
+        What `cost` is measured in, for the error.
+
+    Raises
+    ------
+    CalibrationError
+        Every row costs more; the message says what the cheapest costs.
+
+    Examples
+    --------
+    >>> from ebjr.outcomes import Outcomes
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> curve = TradeOffCurve.of(outcomes, "max_logit")
+    >>> best_within(curve, curve.deferral_rate, 0.6, "deferral rate")
+    1
+    """
+    within = np.flatnonzero(cost <= budget * (1 + _SLACK))
+    if not len(within):
+        raise CalibrationError(
+            f"no threshold keeps to a {unit} of {budget:.6g}; the least is {cost[0]:.6g}, at "
+            f"deferral rate {curve.deferral_rate[0]:.4g}"
+        )
+    return int(within[curve.quality[within].argmax()])

@@ -1,0 +1,474 @@
+"""Task: what differs between classification, regression, detection and the like.
+
+Outcomes, curves, calibration, the joint loop, reports, files, servers and exports ask the task and
+know none by name. A task is a folder under `ebjr.tasks` that declares its facts as a `Task`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ebjr.arrays import Batch, to_numpy
+from ebjr.blend import Blend
+from ebjr.errors import ModelError
+from ebjr.metric import Metric, own_metrics
+from ebjr.scores import OWN_SCORES, RawOutput, Score, own_scores, raw_output_of
+
+
+class Tensor(NamedTuple):
+    """What a protocol carries of answers, as an array.
+
+    Attributes
+    ----------
+    dtype
+        Of its elements.
+    shape
+        With None for what is open: the first dimension, n answers or all that they list.
+    of
+        Makes it of an answer, whatever has a `prediction` and an `output`.
+    """
+
+    dtype: Any
+    shape: tuple[int | None, ...]
+    of: Callable[[Any], np.ndarray]
+
+
+class Learner:
+    """How the weights of a task's fitted score are found.
+
+    Attributes
+    ----------
+    name
+        Of the score.
+    most_examples
+        More rows than this are left out of a fit, at random; None takes all.
+    """
+
+    name: str
+    most_examples: int | None = None
+
+    def signal(self, student: Any, deferred: Any, change: np.ndarray) -> np.ndarray:
+        """(n,): what the score learns of each row.
+
+        Parameters
+        ----------
+        student, deferred
+            What the metric reads of the student's and of deferred answers (`Task.judged`).
+        change
+            (n,): how much quality a row gains if it is deferred.
+        """
+        raise NotImplementedError
+
+    def check(self, signal: np.ndarray) -> None:
+        """Check that there is enough to learn from.
+
+        Raises
+        ------
+        CalibrationError
+            `signal` is too short, or says the same of too many rows.
+        """
+
+    def fit(self, output: Any, signal: np.ndarray) -> Score:
+        """The score fitted to raw output and its signal.
+
+        Raises
+        ------
+        MissingExtra
+            scikit-learn is not installed.
+        """
+        raise NotImplementedError
+
+
+class Task:
+    """The facts of one task, which its folder declares as `TASK`.
+
+    Attributes
+    ----------
+    name
+        As in ``task=``: the name of the folder.
+    raw, reads
+        What raw output is; and the forms of raw output whose scores can read it, by default that.
+    metrics
+        What answers are judged by; the first is the task's own.
+    auto
+        The scores that compete in ``score="auto"``, the simplest first; empty takes `scores`.
+    shown
+        The scores that a report compares with the chosen one; empty takes `scores`, and `random`.
+    learner
+        How a score is learned from outcomes; None where none is.
+    blends
+        The blends that compete in ``blend="auto"``; 0 is the paper's.
+    final
+        The class of the joint model, a `JointModel`.
+    columns
+        What the columns of raw output are, for messages.
+    rows
+        What raw output is, for messages.
+    targets_are
+        ``"labels"``, ``"label sets"``, ``"numbers"`` or ``"boxes"``: what data must hold.
+    has_logits
+        Whether raw output is logits of classes that exclude each other.
+    takes_temperatures
+        Whether a blend may carry temperatures.
+    takes_scale
+        Whether answers have scores that a `CommonScale` can map.
+    takes_images
+        Whether inputs are always decoded images, which each model prepares for itself.
+    travels
+        Whether raw output goes over the wire, so that a teacher may be far.
+    known_classes
+        The teacher's labels that the student knows, in its order; None where it knows all.
+    """
+
+    name: str
+    raw: RawOutput
+    metrics: tuple[Metric, ...]
+    final: type[Any]
+    reads: tuple[RawOutput, ...] = ()
+    auto: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
+    learner: Learner | None = None
+    blends: tuple[float | Blend, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+    columns = "columns"
+    rows = "{} rows of raw output"
+    targets_are = "labels"
+    has_logits = False
+    takes_temperatures = False
+    takes_scale = False
+    takes_images = False
+    travels = True
+    known_classes: tuple[int, ...] | None = None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether answers are labels, which agree or do not."""
+        return self.targets_are == "labels"
+
+    def knowing(self, known_classes: Any) -> Task:
+        """The task for a student that knows some of the teacher's classes; None changes nothing.
+
+        Raises
+        ------
+        ValueError
+            The task has no specialized students, or `known_classes` are no labels.
+        """
+        if known_classes is not None:
+            raise ValueError(f"known_classes go with task 'specialized', not with {self.name!r}")
+        return self
+
+    def check_classes(self, classes: int | None) -> None:
+        """Check `known_classes` against the number of the teacher's classes.
+
+        Raises
+        ------
+        ValueError
+            One of both is missing, or they do not fit together.
+        """
+
+    def metric(self, name: str | None = None) -> Metric:
+        """The metric of that name, or the task's own.
+
+        Raises
+        ------
+        ValueError
+            The task has none of that name.
+        """
+        own = own_metrics() if self.targets_are == "numbers" else ()
+        known = {metric.name: metric for metric in (*self.metrics, *own)}
+        if name is None:
+            return self.metrics[0]
+        if name not in known:
+            raise ValueError(
+                f"metric of {self.name} must be one of {', '.join(known)}, not {name!r}"
+            )
+        return known[name]
+
+    def can_read(self, score: Score) -> bool:
+        """Whether a score is for this raw output; one without a name, or of a user, may be."""
+        raw = raw_output_of(score.name) if score.named else None
+        anything = raw is None or score.name == "random" or score.name in OWN_SCORES
+        return anything or raw in (self.raw, *self.reads)
+
+    @property
+    def learned(self) -> str | None:
+        """The name of the score that is fitted to outcomes."""
+        return None if self.learner is None else self.learner.name
+
+    def candidates(self, student: Any) -> list[str]:
+        """The scores that compete in ``score="auto"`` for a student's raw output.
+
+        The simplest come first: the task's, a user's own, and last the learned one.
+        """
+        found = self.auto or self.scores(student)
+        own = [name for name in own_scores(self.raw) if name not in found]
+        return [*found, *own, *([self.learned] if self.learned else [])]
+
+    def compared(self, student: Any) -> list[str]:
+        """The scores that a report compares with the chosen one."""
+        found = [*(self.shown or self.scores(student)), *own_scores(self.raw)]
+        return list(dict.fromkeys([*(name for name in found if name != "random"), "random"]))
+
+    def named_goals(self, metric: Metric, teacher_quality: float) -> dict[str, dict[str, Any]]:
+        """The operating points that ``joint.toml`` names beside the chosen one, as goals.
+
+        Parameters
+        ----------
+        metric, teacher_quality
+            What outcomes are judged by, and the teacher's quality on them.
+        """
+        half, one = ("within-half-a-point", 0.005), ("within-one-point", 0.01)
+        if not metric.percent:
+            figure = abs(teacher_quality)
+            half = "within-one-percent", 0.01 * figure
+            one = "within-five-percent", 0.05 * figure
+        return {
+            "match-teacher": {"goal": "match-teacher"},
+            **{name: {"goal": "match-teacher", "tolerance": value} for name, value in (half, one)},
+            **({"crossing": {"goal": "crossing"}} if metric.binary else {}),
+            f"best-{metric.name}": {"goal": "budget", "deferral_rate": 1.0},  # of all thresholds
+        }
+
+    def grid_gap(self, score: Score, student: Any, targets: Any) -> str | None:
+        """What of the examples a score's y grid does not cover, in words; None if nothing."""
+        return None
+
+    def count_rows(self, output: Any) -> int | None:
+        """How many rows raw output has; None where it is none."""
+        shape = getattr(output, "shape", None)
+        return int(shape[0]) if shape else None
+
+    def form(self, output: Any) -> tuple[int, ...]:
+        """What each row of raw output looks like: alike of two models that answer alike."""
+        return tuple(output.shape[1:])
+
+    def check_output(self, role: str, output: Any) -> Any:
+        """One model's raw output as NumPy floats, or as a list of `Detections`.
+
+        Raises
+        ------
+        ValueError
+            Another rank, or something else than finite real numbers.
+        """
+        raise NotImplementedError
+
+    def check_targets(self, targets: Any) -> Any:
+        """(n,) targets as NumPy, or a list of `GroundTruth`.
+
+        Raises
+        ------
+        ValueError
+            Another rank or type.
+        """
+        raise NotImplementedError
+
+    def common_classes(self, student: Any, teacher: Any) -> int | None:
+        """How many classes both answer; None where there are none.
+
+        Raises
+        ------
+        ValueError
+            They do not answer alike.
+        """
+        return None
+
+    def check_range(self, targets: Any, classes: int | None, where: str = "") -> None:
+        """Check that targets are among the classes.
+
+        Raises
+        ------
+        ValueError
+            Some are not.
+        """
+
+    def predict(self, output: Batch) -> Batch:
+        """(n,): the answers that raw output means."""
+        raise NotImplementedError
+
+    def judged(self, output: Batch, targets: Any) -> Any:
+        """What a metric reads, with the targets: the answers; of detectors their `Matches`."""
+        return self.predict(output)
+
+    def rescored(self, judged: Any, change: Callable[..., Any]) -> Any:
+        """What `judged` gives once the scores are on the common scale."""
+        return judged
+
+    def take(self, judged: Any, rows: np.ndarray) -> Any:
+        """What `judged` gives for some rows."""
+        return judged[rows]
+
+    def as_targets(self, output: Batch) -> Any:
+        """The targets that raw output would be, where nobody labeled the examples."""
+        return self.predict(output)
+
+    def translate(self, student: Batch, classes: int | None = None) -> Batch:
+        """The student's raw output in the teacher's terms: what it is judged and mixed by.
+
+        Parameters
+        ----------
+        student
+            Raw output.
+        classes
+            How many the teacher answers.
+        """
+        return student
+
+    def shared(self, output: Batch, change: Callable[..., Any] | None = None) -> Batch:
+        """What of raw output student and teacher have in common: the joint model's own.
+
+        The student's is translated. `change` is what puts this model's scores on the common scale,
+        where there is one.
+        """
+        return output
+
+    def mix(self, student: Batch, teacher: Batch, blend: float) -> Batch:
+        """Raw output of deferred rows with the student's answer, translated, blended in."""
+        raise NotImplementedError
+
+    def check_blend(self, blend: float) -> None:
+        """Check that answers can be mixed like that.
+
+        Raises
+        ------
+        ValueError
+            It carries temperatures, and there are no logits that they could divide.
+        """
+        if isinstance(blend, Blend) and not self.takes_temperatures:
+            raise ValueError(
+                f"a blend of predictions is a weight without temperatures, not {blend}"
+            )
+
+    def check_scale(self, rescale: Any) -> None:
+        """Check that answers can be put on a common scale.
+
+        Raises
+        ------
+        ValueError
+            They have no scores that it could map.
+        """
+        if rescale is not None and not self.takes_scale:
+            raise ValueError(f"rescale is for detection, not for {self.name}")
+
+    def weights(self, student: Any, teacher: Any, targets: Any) -> tuple[float, ...]:
+        """Weights of a blend that the examples suggest, beside the usual candidates."""
+        return ()
+
+    def scores(self, student: Any) -> list[str]:
+        """The named scores that can read a student's raw output."""
+        return list(self.raw.scores)
+
+    def collect(self, role: str, output: Any, expected: int) -> Any:
+        """A model's answer to a batch of `expected` inputs, as rows on the CPU.
+
+        Raises
+        ------
+        ModelError
+            It has no row for each input, or there are no numbers in them.
+        """
+        rows = to_numpy(output)
+        if rows.ndim == 0 or len(rows) != expected:
+            raise ModelError(
+                f"the {role} was given {expected} inputs and must return {expected} rows, "
+                f"but returned shape {rows.shape}"
+            )
+        if rows.dtype.kind not in "fiub":
+            raise ModelError(f"the {role} returned {rows.dtype} instead of numbers")
+        if not np.isfinite(rows).all():
+            raise ModelError(
+                f"the {role} returned NaN or infinite outputs; check its preprocessing"
+            )
+        return rows
+
+    def pack(self, name: str, output: Any, half: bool) -> dict[str, np.ndarray]:
+        """A model's raw output as arrays of a file, by name.
+
+        Raises
+        ------
+        ValueError
+            It does not fit half precision.
+        """
+        if half and np.abs(output).max() > 65504:
+            raise ValueError("the raw outputs exceed 65504 and do not fit half precision")
+        return {name: np.asarray(output, np.float16 if half else None)}
+
+    def unpack(self, name: str, arrays: Mapping[str, np.ndarray]) -> Any:
+        """What `pack` packed."""
+        return arrays[name]
+
+    def pack_targets(self, targets: Any) -> dict[str, np.ndarray]:
+        """The targets as arrays of a file, in the smallest type that keeps them."""
+        return {"targets": targets}
+
+    def unpack_targets(self, arrays: Mapping[str, np.ndarray]) -> Any:
+        """What `pack_targets` packed."""
+        return arrays["targets"]
+
+    def numbers(self, rows: Any) -> list[np.ndarray]:
+        """Every number in raw output or targets, for a fingerprint."""
+        return [rows]
+
+    def equal(self, rows: Any, others: Any) -> bool:
+        """Whether two raw outputs, or the targets of two, are the same in every number."""
+        one, other = self.numbers(rows), self.numbers(others)
+        return len(one) == len(other) and all(map(np.array_equal, one, other))
+
+    def plain(self, answers: Batch, labels: Sequence[str] | None) -> list[dict[str, Any]]:
+        """Answers (n,) for JSON, with the classes' names where they are known."""
+        return [{"prediction": value} for value in to_numpy(answers).tolist()]
+
+    def tensors(self, classes: int | None = None) -> dict[str, Tensor]:
+        """Answers as a protocol carries them, by name.
+
+        Parameters
+        ----------
+        classes
+            How many there are, where that is known.
+        """
+        return {
+            "prediction": Tensor(
+                np.int64 if self.has_labels else np.float64,
+                (None,),
+                lambda answer: to_numpy(answer.prediction),
+            ),
+            "output": Tensor(
+                np.float32,
+                (None, classes),
+                lambda answer: to_numpy(answer.output).astype(np.float32, copy=False),
+            ),
+        }
+
+
+def finite_rows(what: str, array: np.ndarray) -> np.ndarray:
+    """Real, finite floats (n, k)."""
+    if not np.issubdtype(array.dtype, np.number) or np.issubdtype(array.dtype, np.complexfloating):
+        raise ValueError(f"{what} must be real numbers, not {array.dtype}")
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"{what} must be finite, but {len(bad)} of {len(array)} rows hold NaN or "
+            f"infinity, the first in row {bad[0]}"
+        )
+    return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
+
+
+def target_column(targets: Any) -> np.ndarray:
+    """Targets as NumPy, if they are (n,)."""
+    array = to_numpy(targets)
+    if array.ndim != 1:
+        raise ValueError(f"targets must have shape (n,), not {array.shape}")
+    return array
+
+
+def refuse_missing(array: np.ndarray) -> None:
+    """Refuse targets of which some are None or NaN."""
+    if array.dtype.kind == "O":
+        missing, what = sum(target is None for target in array.flat), "None"
+    else:
+        missing, what = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0, "NaN"
+    if missing:
+        raise ValueError(
+            f"{missing} of {len(array)} targets are {what}: leave examples without a label out, "
+            "or give no targets at all, to compare with the teacher's own answers"
+        )

@@ -1,0 +1,62 @@
+"""Tasks: each folder here declares the facts of one, as a `Task` named `TASK`.
+
+A folder is loaded when its task is asked for. A new folder is a new task: nothing else names it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from ebjr.task import Task
+
+
+@cache
+def task_names() -> tuple[str, ...]:
+    """The names of all tasks, by their folders, without loading one.
+
+    Examples
+    --------
+    >>> task_names()
+    ('classification', 'detection', 'multilabel', 'regression', 'specialized')
+    """
+    return tuple(sorted(module.name for module in iter_modules(__path__) if module.ispkg))
+
+
+def as_task(name: str, known_classes: Any = None) -> Task:
+    """The task of that name, for a student of these classes.
+
+    Raises
+    ------
+    ValueError
+        There is none of that name, it knows of no known classes, or its folder declares no `TASK`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> as_task("regression").predict(np.array([[5.0, 0.1]]))
+    array([5.])
+    """
+    if name not in task_names():
+        raise ValueError(f"task must be one of {', '.join(task_names())}, not {name!r}")
+    return _declared(name).knowing(known_classes)
+
+
+def load_all() -> list[Task]:
+    """Every task, loaded, so that all their scores and metrics have their names."""
+    return [_declared(name) for name in task_names()]
+
+
+@cache
+def _declared(name: str) -> Task:
+    """What a folder declares, if it is whole."""
+    task = getattr(import_module(f"{__name__}.{name}"), "TASK", None)
+    if not isinstance(task, Task):
+        raise ValueError(f"the folder of task {name!r} must declare a Task named TASK")
+    missing = [fact for fact in ("raw", "metrics", "final") if not getattr(task, fact, None)]
+    if task.name != name or missing:
+        said = f"misses {', '.join(missing)}" if missing else f"calls itself {task.name!r}"
+        raise ValueError(f"task {name!r} {said}: TASK must declare name, raw, metrics and final")
+    return task

@@ -1,0 +1,138 @@
+"""Classification: logits of classes that exclude each other, and one label for each input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Array, Batch, to_numpy
+from ebjr.blend import Blend, blend_logits
+from ebjr.joint import JointModel
+from ebjr.metric import Metric, declare_metrics
+from ebjr.scores import LOGITS
+from ebjr.task import Task, finite_rows, refuse_missing, target_column
+from ebjr.tasks.classification.learned import Logistic
+
+
+def _right(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return (predictions == targets).astype(np.float64)
+
+
+ACCURACY = Metric("accuracy", _right, "accuracy", lower=False, binary=True, percent=True)
+
+
+class Classification(Task):
+    """One label for each input, of classes that exclude each other."""
+
+    name = "classification"
+    raw = LOGITS
+    metrics = declare_metrics(ACCURACY)
+    auto = (
+        *("softmax", "margin", "entropy", "energy", "max_logit", "softmax_energy"),
+        *("softmax(temperature=2.0)", "softmax(temperature=0.5)", "margin(temperature=2.0)"),
+        *("entropy(temperature=2.0)", "entropy(temperature=0.5)", "energy(temperature=2.0)"),
+        *("normalized_logit(p=2.0)", "normalized_logit(p=4.0)"),
+    )
+    shown = ("softmax", "margin", "entropy", "energy", "max_logit", "softmax_energy")
+    learner = Logistic()
+    blends = (
+        *Task.blends,
+        *(
+            Blend(weight, student, teacher)
+            for weight in (0.2, 0.5, 1.0)
+            for student in (0.5, 1.0, 2.0)
+            for teacher in (0.5, 1.0, 2.0)
+            if (student, teacher) != (1.0, 1.0)
+        ),
+    )
+    columns = "classes"
+    has_logits = True
+    takes_temperatures = True
+
+    def check_output(self, role: str, output: Any) -> np.ndarray:
+        array = to_numpy(output)
+        if array.ndim != 2 or array.shape[1] < 2:
+            raise ValueError(
+                f"{role} logits must have shape (n, classes) with at least 2 classes, not "
+                f"{array.shape}"
+            )
+        return finite_rows(f"{role} logits", array)
+
+    def check_targets(self, targets: Any) -> np.ndarray:
+        array = target_column(targets)
+        if len(array) and not np.issubdtype(array.dtype, np.integer):
+            refuse_missing(array)
+            raise ValueError(f"targets must be integer labels, not {array.dtype}")
+        return array.astype(np.int64)
+
+    def common_classes(self, student: np.ndarray, teacher: np.ndarray) -> int:
+        classes = student.shape[1]
+        if teacher.shape[1] != classes:
+            raise ValueError(
+                f"student and teacher must answer the same classes, but the student has {classes} "
+                f"and the teacher {teacher.shape[1]}"
+            )
+        return int(classes)
+
+    def check_range(self, targets: np.ndarray, classes: int | None, where: str = "") -> None:
+        assert classes is not None
+        outside = (targets < 0) | (targets >= classes)
+        if outside.any():
+            raise ValueError(
+                f"targets must lie in 0..{classes - 1}, but {int(outside.sum())} of "
+                f"{len(targets)}{where} do not, the first is {targets[outside][0]}; leave examples "
+                "without a label out"
+            )
+
+    def predict(self, output: Array) -> Array:
+        return output.argmax(-1)
+
+    def mix(self, student: Array, teacher: Array, blend: float) -> Array:
+        return blend_logits(student, teacher, blend)
+
+    def plain(self, answers: Batch, labels: Sequence[str] | None) -> list[dict[str, Any]]:
+        rows = super().plain(answers, labels)
+        return rows if labels is None else [{**r, "label": labels[r["prediction"]]} for r in rows]
+
+    def pack_targets(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+        return {"targets": targets.astype(np.min_scalar_type(int(targets.max())))}
+
+
+TASK = Classification()
+
+
+class JointClassifier(JointModel):
+    """Two classifiers of the same classes as one (eq. 7).
+
+    Parameters
+    ----------
+    student, teacher
+        Models whose raw output is logits, (n, classes).
+    router
+        The score and the threshold: ``joint.router.threshold`` is the knob.
+    blend
+        The student's weight in a deferred answer; 0 is the paper.
+    when_unavailable
+        What to do when the teacher cannot be reached: ``"student"`` answers with the student's
+        output and marks the rows as degraded, ``"error"`` raises, ``"queue"`` does as
+        ``"student"`` and keeps the rows, so that the teacher's answer can be had later.
+    late
+        Of ``"queue"``: where they are kept, an `ebjr.LateAnswers`.
+
+    Examples
+    --------
+    >>> from ebjr import Router
+    >>> student = lambda x: np.stack([x, -x], axis=1)
+    >>> teacher = lambda x: np.stack([-x, x], axis=1)
+    >>> joint = JointClassifier(student, teacher, Router("max_logit", threshold=2.0))
+    >>> answer = joint(np.array([3.0, 1.0]))
+    >>> answer.prediction, answer.deferred
+    (array([0, 1]), array([False,  True]))
+    """
+
+    kind = TASK
+
+
+Classification.final = JointClassifier

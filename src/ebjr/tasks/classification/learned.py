@@ -1,0 +1,167 @@
+"""A learned score of classifiers: a logistic model of where the teacher helps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Array, as_logits, convert_like, namespace, top_and_total, top_two
+from ebjr.errors import CalibrationError, MissingExtra
+from ebjr.scores import LOGITS, Score, entropy
+from ebjr.task import Learner
+
+FEWEST = 50
+"""With fewer rows that the teacher helps or hurts, there is nothing to learn from."""
+
+MOST_CLASSES = 100
+"""With more classes than this, the predicted class is left out."""
+
+_DIGITS = 6
+_NEVER = -50.0  # the log-odds of what was not seen
+
+
+def learned(
+    logits: Array,
+    helps: Sequence[float],
+    hurts: Sequence[float],
+    classes: Sequence[Sequence[float]] = (),
+) -> Array:
+    """Minus the gain to expect from the teacher: P(deferring hurts) - P(deferring helps).
+
+    A logistic model over `score_features` and the predicted class, whose weights
+    `Logistic` finds; its reference is that both models do alike.
+
+    Parameters
+    ----------
+    logits
+        (n, classes).
+    helps, hurts
+        A constant and a weight for each of the features: the log-odds of either against alike.
+    classes
+        For each class the student can predict, what it adds to the one and to the other.
+
+    Returns
+    -------
+    Array
+        (n,), in [-1, 1].
+
+    Raises
+    ------
+    ValueError
+        There are more classes in the logits than it was fitted for.
+
+    Examples
+    --------
+    >>> weights = dict(helps=[0.0, -1.0, 0.0, 0.0, 0.0, 0.0], hurts=[-9.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    >>> learned(np.array([[0.0, 0.0], [4.0, 0.0]]), **weights).round(3)
+    array([-0.5  , -0.018])
+    """
+    features = score_features(logits)
+    xp = namespace(features)
+    fitted = np.array([helps, hurts], dtype=np.float64).T
+    weights = xp.astype(convert_like(fitted, features), features.dtype)
+    odds = features @ weights[1:] + weights[0]
+    if len(classes):
+        if len(classes) < logits.shape[1]:
+            raise ValueError(
+                f"the learned score knows {len(classes)} classes, and the logits have "
+                f"{logits.shape[1]}"
+            )
+        offsets = convert_like(np.array(classes, dtype=np.float64), features)
+        odds = odds + xp.astype(offsets, features.dtype)[logits.argmax(-1)]
+    alike = xp.zeros_like(odds[:, :1])
+    top, total = top_and_total(xp.concat([odds, alike], axis=1))
+    likely = xp.exp(odds - top[:, None]) / total[:, None]
+    return likely[:, 1] - likely[:, 0]
+
+
+def score_features(logits: Array) -> Array:
+    """What a learned score looks at, (n, 5), each on a scale that a linear model can use.
+
+    The log-odds of the softmax probability, the gap between the two largest logits (at most 50),
+    and the scores `entropy`, `energy` and `max_logit`.
+
+    Examples
+    --------
+    >>> score_features(np.array([[2.0, 0.0]])).round(3)
+    array([[ 2.   ,  2.   , -0.365,  2.127,  2.   ]])
+    """
+    logits = as_logits(logits)
+    xp = namespace(logits)
+    top, total = top_and_total(logits)
+    first, second = top_two(logits)
+    with np.errstate(invalid="ignore"):
+        gap = xp.clip(first - second, 0, 50)
+    rest = xp.clip(total - 1, xp.finfo(total.dtype).eps, None)
+    return xp.stack([-xp.log(rest), gap, entropy(logits), xp.log(total) + top, top], axis=1)
+
+
+LOGITS.fitted[learned.__name__] = learned
+
+
+class Logistic(Learner):
+    """Fits the score `learned`: a row says whether deferring it helps, hurts, or does alike."""
+
+    name = learned.__name__
+    most_examples = 20_000  # more move a few dozen weights no further
+
+    def signal(self, student: Any, deferred: Any, change: np.ndarray) -> np.ndarray:
+        """(n,): 1 where deferring helps, -1 where it hurts, 0 where both do alike."""
+        return np.sign(change).astype(np.int64)
+
+    def check(self, signal: np.ndarray) -> None:
+        """Check that the models disagree on enough examples."""
+        helped, alike = int((signal == 1).sum()), int((signal == 0).sum())
+        if min(helped, alike) < FEWEST:
+            raise CalibrationError(
+                f"a learned score needs {FEWEST} examples on which the teacher helps, and as many "
+                f"on which both do alike, but of {len(signal)} there are {helped} and {alike}"
+            )
+
+    def fit(self, output: np.ndarray, signal: np.ndarray) -> Score:
+        """The score `learned` with the weights of these rows."""
+        return _fit(output, signal)
+
+
+def _fit(logits: np.ndarray, kind: np.ndarray) -> Score:
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise MissingExtra("learned", "a learned score") from error
+    features = score_features(logits).astype(np.float64)
+    classes = logits.shape[1] if logits.shape[1] <= MOST_CLASSES else 0
+    center, spread = features.mean(axis=0), features.std(axis=0)
+    spread = np.where(spread > 0, spread, 1.0)
+    table = (features - center) / spread
+    if classes:
+        table = np.hstack([table, np.eye(classes)[logits.argmax(axis=1)]])
+    if (kind == -1).sum() < FEWEST:  # too few to learn from
+        kind = np.maximum(kind, 0)
+    model = LogisticRegression(max_iter=500).fit(table, kind)
+    weights = {name: _against_alike(model, value) for name, value in (("helps", 1), ("hurts", -1))}
+    found: dict[str, Any] = {}
+    for name, (constant, slopes) in weights.items():
+        own = slopes[: len(center)] / spread
+        found[name] = _rounded([constant - own @ center, *own])
+    if classes:
+        pairs = zip(*(slopes[len(center) :] for _, slopes in weights.values()), strict=True)
+        found["classes"] = [_rounded(pair) for pair in pairs]
+    return Score("learned", learned, found)
+
+
+def _against_alike(model: Any, kind: int) -> tuple[float, np.ndarray]:
+    """Constant and slopes of the log-odds of a kind against 0."""
+    kinds = list(model.classes_)
+    if kind not in kinds:
+        return _NEVER, np.zeros(model.coef_.shape[1])
+    if len(kinds) == 2:
+        return float(model.intercept_[0]), model.coef_[0]
+    one, alike = kinds.index(kind), kinds.index(0)
+    constant = model.intercept_[one] - model.intercept_[alike]
+    return float(constant), model.coef_[one] - model.coef_[alike]
+
+
+def _rounded(values: Any) -> list[float]:
+    return [float(f"{value:.{_DIGITS}g}") for value in values]

@@ -1,0 +1,143 @@
+"""Multilabel classification: any number of labels for each input, each with a logit of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Array, Batch, as_float, namespace, to_numpy
+from ebjr.blend import Blend
+from ebjr.joint import JointModel
+from ebjr.metric import Metric, declare_metrics
+from ebjr.task import Task, Tensor, finite_rows, refuse_missing
+from ebjr.tasks.classification import Classification
+from ebjr.tasks.multilabel.f1 import JointF1
+from ebjr.tasks.multilabel.scores import LABEL_LOGITS
+
+_SHARE: dict[str, Any] = {"lower": False, "percent": True}
+
+
+def _all_right(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return (predictions == targets).all(axis=1).astype(np.float64)
+
+
+class Multilabel(Task):
+    """A set of labels for each input: those whose logit is above 0."""
+
+    name = "multilabel"
+    raw = LABEL_LOGITS
+    metrics = declare_metrics(
+        Metric("subset_accuracy", _all_right, "subset accuracy", binary=True, **_SHARE),
+        Metric("micro_f1", None, "micro F1", certifiable=False, whole=JointF1, **_SHARE),
+    )
+    auto = (
+        *("smallest_margin", "set_probability", "label_entropy", "label_energy"),
+        *("set_probability(temperature=2.0)", "set_probability(temperature=0.5)"),
+        *("label_entropy(temperature=2.0)", "label_entropy(temperature=0.5)"),
+    )
+    blends = Classification.blends
+    columns = "labels"
+    targets_are = "label sets"
+    takes_temperatures = True
+
+    def check_output(self, role: str, output: Any) -> np.ndarray:
+        array = to_numpy(output)
+        if array.ndim != 2 or not array.shape[1]:
+            raise ValueError(
+                f"{role} logits must have shape (n, labels), one for each label, not {array.shape}"
+            )
+        return finite_rows(f"{role} logits", array)
+
+    def check_targets(self, targets: Any) -> np.ndarray:
+        array = to_numpy(targets)
+        if array.ndim != 2:
+            raise ValueError(
+                f"targets must have shape (n, labels), 1 where a label is right, not {array.shape}"
+            )
+        if array.dtype.kind not in "biuf":
+            refuse_missing(array)
+            raise ValueError(f"targets must be 0 or 1 for each label, not {array.dtype}")
+        refuse_missing(array)
+        other = array[(array != 0) & (array != 1)]
+        if len(other):
+            raise ValueError(f"targets must be 0 or 1 for each label, but one is {other[0]}")
+        return array.astype(bool)
+
+    def common_classes(self, student: np.ndarray, teacher: np.ndarray) -> int:
+        if student.shape[1] != teacher.shape[1]:
+            raise ValueError(
+                f"student and teacher must answer the same labels, but the student has "
+                f"{student.shape[1]} and the teacher {teacher.shape[1]}"
+            )
+        return int(student.shape[1])
+
+    def check_range(self, targets: np.ndarray, classes: int | None, where: str = "") -> None:
+        if targets.shape[1] != classes:
+            raise ValueError(
+                f"targets must have {classes} columns{where}, one for each label of the models, "
+                f"not {targets.shape[1]}"
+            )
+
+    def predict(self, output: Array) -> Array:
+        return output > 0
+
+    def mix(self, student: Array, teacher: Array, blend: float | Blend) -> Array:
+        whole = blend if isinstance(blend, Blend) else Blend(blend)
+        if whole.weight == 0:
+            return teacher
+        theirs = as_float(teacher) / whole.teacher_temperature
+        mine = as_float(student) / whole.student_temperature
+        return _log_mean(theirs, mine, whole.weight) - _log_mean(-theirs, -mine, whole.weight)
+
+    def plain(self, answers: Batch, labels: Sequence[str] | None) -> list[dict[str, Any]]:
+        chosen = [np.flatnonzero(row).tolist() for row in to_numpy(answers)]
+        if labels is None:
+            return [{"prediction": row} for row in chosen]
+        return [{"prediction": row, "label": [labels[k] for k in row]} for row in chosen]
+
+    def tensors(self, classes: int | None = None) -> dict[str, Tensor]:
+        answered = Tensor(np.bool_, (None, classes), lambda answer: to_numpy(answer.prediction))
+        return super().tensors(classes) | {"prediction": answered}
+
+
+def _log_mean(theirs: Array, mine: Array, weight: float) -> Array:
+    """The logarithm of the sum of both sigmoids, the student's counting `weight`."""
+    xp = namespace(theirs)
+    zero = xp.zeros_like(theirs)
+    return xp.logaddexp(-xp.logaddexp(zero, -theirs), -xp.logaddexp(zero, -mine) + math.log(weight))
+
+
+TASK = Multilabel()
+
+
+class MultilabelJointClassifier(JointModel):
+    """Two multilabel classifiers of the same labels as one (eq. 7).
+
+    Parameters
+    ----------
+    student, teacher
+        Models whose raw output is a logit for each label, (n, labels).
+    router, when_unavailable
+        As of `ebjr.JointClassifier`.
+    blend
+        The student's weight in a deferred answer: the probability of each label is
+        ``(teacher + blend * student) / (1 + blend)``.
+
+    Examples
+    --------
+    >>> from ebjr import Router
+    >>> student = lambda x: np.stack([x, -x], axis=1)
+    >>> teacher = lambda x: np.stack([x, x], axis=1)
+    >>> joint = MultilabelJointClassifier(student, teacher, Router("smallest_margin", 2.0))
+    >>> answer = joint(np.array([3.0, 1.0]))
+    >>> answer.prediction.tolist(), answer.deferred
+    ([[True, False], [True, True]], array([False,  True]))
+    """
+
+    kind = TASK
+
+
+Multilabel.final = MultilabelJointClassifier

@@ -1,0 +1,71 @@
+"""Micro F1 of a joint model, for any choice of deferred rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class JointF1:
+    """``2 TP / (2 TP + FP + FN)`` over all labels of all rows: a ratio of sums, not a mean of rows.
+
+    Parameters
+    ----------
+    student, deferred
+        (n, labels) bool: what is predicted where the student answers, and where a row is deferred.
+    targets
+        (n, labels) bool.
+
+    Examples
+    --------
+    >>> truth = np.array([[True, False], [True, True]])
+    >>> f1 = JointF1(~truth, truth, truth)
+    >>> f1(np.array([True, False])), f1(np.array([True, True]))
+    (0.5, 1.0)
+    """
+
+    def __init__(self, student: np.ndarray, deferred: np.ndarray, targets: np.ndarray) -> None:
+        self.hits, self.sizes = (
+            np.stack([count(predictions, targets) for predictions in (student, deferred)])
+            for count in (_hits, _sizes)
+        )
+
+    def __call__(self, deferred: np.ndarray, *, times: np.ndarray | None = None) -> float:
+        """Micro F1 where the rows `deferred`, (n,) bool, are, and each row counts `times`."""
+        counts = np.ones(deferred.shape, np.float64) if times is None else times
+        hits, sizes = (
+            float(np.where(deferred, both[1], both[0]) @ counts) for both in (self.hits, self.sizes)
+        )
+        return _ratio(hits, sizes)
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each row's part in it if it is kept, and if it is deferred: (n,).
+
+        A row's change is exact to first order, averaged over both ends, so that the means of the
+        parts are the figures of all-student and of all-deferred.
+        """
+        (before, after), n = self.hits, self.hits.shape[1]
+        totals = self.sizes.sum(axis=1)
+        ends = [_ratio(hits.sum(), total) for hits, total in zip(self.hits, totals, strict=True)]
+        growth = self.sizes[1] - self.sizes[0]
+        change = sum(
+            (after - before - end * growth) / max(total, 1.0) / 2
+            for end, total in zip(ends, totals[::-1], strict=True)
+        )
+        kept = before * n / max(totals[0], 1.0)
+        kept += ends[0] - kept.mean()  # 0 but where there is nothing to find, and nothing found
+        change += (ends[1] - ends[0] - change.sum()) / n
+        return kept, kept + n * change
+
+
+def _hits(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Twice the labels that are rightly predicted, by row."""
+    return 2.0 * (predictions & targets).sum(axis=1)
+
+
+def _sizes(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The labels that are predicted, and those that are right, by row."""
+    return (predictions.sum(axis=1) + targets.sum(axis=1)).astype(np.float64)
+
+
+def _ratio(hits: float, sizes: float) -> float:
+    return hits / sizes if sizes else 1.0  # nothing to find, and nothing found

@@ -1,0 +1,157 @@
+"""Regression: one number for each input, and after the prediction what a score reads (eq. 8-11)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Array, Batch, to_numpy
+from ebjr.blend import blend_predictions
+from ebjr.errors import CalibrationError
+from ebjr.joint import JointModel
+from ebjr.metric import Metric, declare_metrics
+from ebjr.scores import Score
+from ebjr.task import Task, finite_rows, refuse_missing, target_column
+from ebjr.tasks.regression.scores import PREDICTIONS, as_regression, check_grid
+
+
+def _squared(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return -((predictions - targets) ** 2)
+
+
+def _absolute(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return -np.abs(predictions - targets)
+
+
+def _explained(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    variance = float(np.var(targets))
+    if variance == 0:
+        raise ValueError("all targets are equal, so that there is no R2; use another metric")
+    return 1 - (predictions - targets) ** 2 / variance
+
+
+class Regression(Task):
+    """One number for each input."""
+
+    name = "regression"
+    raw = PREDICTIONS
+    metrics = declare_metrics(
+        Metric("rmse", _squared, "RMSE", "squared error", root=True),
+        Metric("mse", _squared, "MSE", "squared error"),
+        Metric("mae", _absolute, "MAE", "absolute error"),
+        Metric("r2", _explained, "R2", "R2", lower=False, certifiable=False),
+    )
+    targets_are = "numbers"
+
+    def check_output(self, role: str, output: Any) -> np.ndarray:
+        array = to_numpy(output)
+        if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] < 1):
+            raise ValueError(
+                f"{role} output must have shape (n,) or (n, 1 + k), the prediction first, not "
+                f"{array.shape}"
+            )
+        return finite_rows(f"{role} output", array[:, None] if array.ndim == 1 else array)
+
+    def check_targets(self, targets: Any) -> np.ndarray:
+        array = target_column(targets)
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"targets must be numbers, not {array.dtype}")
+        refuse_missing(array)
+        if not np.isfinite(array).all():
+            raise ValueError("targets must be finite, but some are infinite")
+        return array.astype(np.float64)
+
+    def predict(self, output: Array) -> Array:
+        return as_regression(output)[:, 0]
+
+    def shared(self, output: Batch, change: Callable[..., Any] | None = None) -> Batch:
+        return as_regression(output)[:, :1]
+
+    def mix(self, student: Array, teacher: Array, blend: float) -> Array:
+        self.check_blend(blend)
+        return blend_predictions(self.shared(student), self.shared(teacher), blend)
+
+    def scores(self, student: np.ndarray) -> list[str]:
+        return [name for name in self.raw.scores if _reads(name, student)]
+
+    def candidates(self, student: np.ndarray) -> list[str]:
+        """As of every task.
+
+        Raises
+        ------
+        CalibrationError
+            The student's raw output has nothing that a score could read.
+        """
+        found = super().candidates(student)
+        if not found:
+            raise CalibrationError(
+                "the student's raw output holds predictions alone, so that no score can tell which "
+                "to defer; give (n, 1 + k): energies, a standard deviation, quantiles or members "
+                "of an ensemble after the prediction"
+            )
+        return found
+
+    def grid_gap(self, score: Score, student: np.ndarray, targets: np.ndarray) -> str | None:
+        grid = score.parameters.get("grid")
+        try:
+            if grid is not None:
+                check_grid(grid, targets, student)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def weights(
+        self, student: np.ndarray, teacher: np.ndarray, targets: np.ndarray
+    ) -> tuple[float, ...]:
+        """Inverse variances, as if the errors were independent, and with their covariance."""
+        one, other = student[:, 0] - targets, teacher[:, 0] - targets
+        mine, theirs, both = (float(np.mean(v)) for v in (one**2, other**2, one * other))
+        found = [theirs / mine if mine else np.inf]
+        if mine > both:
+            found.append((theirs - both) / (mine - both))
+        return tuple(float(f"{w:.3g}") for w in found if 0 < w <= 10)
+
+
+def _reads(name: str, output: np.ndarray) -> bool:
+    """Whether a score can read raw output of this width, and what it reads means something.
+
+    Rows with NaN are always deferred, which costs a curve nothing: many of them would win.
+    """
+    try:
+        return bool(np.isfinite(PREDICTIONS.scores[name](output)).mean() >= 0.99)
+    except ValueError:
+        return False
+
+
+TASK = Regression()
+
+
+class JointRegressor(JointModel):
+    """Two regressors of the same quantity as one (eq. 7).
+
+    Parameters
+    ----------
+    student, teacher
+        Models whose raw output is (n,) predictions or (n, 1 + k): the prediction first, then what
+        the score reads. The teacher's needs no more than the prediction.
+    router, when_unavailable
+        As of `JointClassifier`.
+    blend
+        The student's weight in a deferred answer, ``(teacher + blend * student) / (1 + blend)``.
+
+    Examples
+    --------
+    >>> from ebjr import Router
+    >>> student = lambda x: np.stack([x, 0.1 * x], axis=1)  # a prediction and its deviation
+    >>> joint = JointRegressor(student, lambda x: x + 1, Router("predicted_std", threshold=-0.2))
+    >>> answer = joint(np.array([1.0, 5.0]))
+    >>> answer.prediction, answer.deferred
+    (array([1., 6.]), array([False,  True]))
+    """
+
+    kind = TASK
+
+
+Regression.final = JointRegressor

@@ -1,0 +1,144 @@
+"""Specialized students: they know the popular classes, and "other" for all else (section 2.4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Array
+from ebjr.blend import blend_logits
+from ebjr.errors import ModelError
+from ebjr.joint import JointModel
+from ebjr.model import Model
+from ebjr.router import Router
+from ebjr.scores import LOGITS
+from ebjr.task import Task
+from ebjr.tasks.classification import Classification
+from ebjr.tasks.specialized.known_classes import check_known_classes, refine, to_teacher
+from ebjr.tasks.specialized.scores import LOGITS_AND_OTHER
+
+
+class Specialized(Classification):
+    """A student of some classes and "other", (n, C + 1), beside a teacher of all (section 2.4)."""
+
+    name = "specialized"
+    raw = LOGITS_AND_OTHER
+    reads = (LOGITS,)
+    auto = shown = ()
+
+    def __init__(self, known_classes: tuple[int, ...] | None = None) -> None:
+        self.known_classes = known_classes
+
+    def knowing(self, known_classes: Any) -> Task:
+        return self if known_classes is None else Specialized(check_known_classes(known_classes))
+
+    @property
+    def _known(self) -> tuple[int, ...]:
+        if self.known_classes is None:
+            raise ValueError(
+                "task 'specialized' needs known_classes: for each class that the student knows the "
+                "teacher's label, in the student's order"
+            )
+        return self.known_classes
+
+    def check_classes(self, classes: int | None) -> None:
+        if not isinstance(classes, int):
+            raise ValueError("task 'specialized' needs known_classes, and classes: how many")
+        check_known_classes(self._known, classes)
+
+    def common_classes(self, student: np.ndarray, teacher: np.ndarray) -> int:
+        known, classes = self._known, int(teacher.shape[1])
+        check_known_classes(known, classes)
+        self._check_width(student, ValueError)
+        return classes
+
+    def _check_width(self, student: Array, error: type[Exception]) -> None:
+        known = len(self._known)
+        if student.ndim != 2 or student.shape[1] != known + 1:
+            raise error(
+                f"a student of {known} known classes must answer (n, {known + 1}), 'other' in the "
+                f"last column, not {tuple(student.shape)}"
+            )
+
+    def translate(self, student: Array, classes: int | None = None) -> Array:
+        self._check_width(student, ModelError)
+        assert classes is not None
+        return to_teacher(student, self._known, classes)
+
+    def mix(self, student: Array, teacher: Array, blend: float) -> Array:
+        if blend == 0:
+            return teacher
+        return blend_logits(refine(student, teacher, self._known), teacher, blend)
+
+    def scores(self, student: np.ndarray) -> list[str]:
+        """Those of specialized students, which may mark "other", and then the plain ones."""
+        few = student.shape[1] < 3
+        own = ("known_softmax", "specialized_energy") if few else self.raw.scores
+        return [*own, "softmax", "margin", "entropy", "energy"]  # "other" being a class
+
+
+TASK = Specialized()
+
+
+class SpecializedJointClassifier(JointModel):
+    """A student of the popular classes and a teacher of all as one (eq. 18).
+
+    It answers in the teacher's labels. The score says what happens where the student's answer is
+    "other": `specialized_energy` and its kin defer such a row at every threshold (eq. 16).
+
+    Parameters
+    ----------
+    student
+        A model whose raw output is (n, C + 1): logits of the known classes, that of "other" last.
+    teacher
+        A model whose raw output is logits of all its classes, (n, classes).
+    router, when_unavailable
+        As of `JointClassifier`.
+    known_classes
+        The teacher's label of each class that the student knows, in the student's order.
+    classes
+        How many the teacher answers.
+    blend
+        As of `JointClassifier`; what the student gives to "other" is spread over the classes that
+        it does not know as the teacher spreads its own.
+
+    Raises
+    ------
+    ValueError
+        Known classes that are none of the teacher's labels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> student = lambda x: np.stack([x, 0 * x], axis=1)  # class 7, or other
+    >>> teacher = lambda x: np.tile(np.eye(10)[4], (len(x), 1))
+    >>> router = Router("specialized_energy", threshold=2.0)
+    >>> joint = SpecializedJointClassifier(student, teacher, router, known_classes=[7], classes=10)
+    >>> answer = joint(np.array([3.0, 1.0, -1.0]))
+    >>> answer.prediction, answer.score
+    (array([7, 4, 4]), array([  3.,   1., -inf]))
+    """
+
+    kind = TASK
+
+    def __init__(
+        self,
+        student: Model,
+        teacher: Model,
+        router: Router,
+        *,
+        known_classes: Any,
+        classes: int,
+        blend: float = 0.0,
+        when_unavailable: str = "student",
+        late: Any = None,
+    ) -> None:
+        self.kind = TASK.knowing(known_classes)
+        self.kind.check_classes(classes)
+        self.classes = int(classes)
+        policy = {"when_unavailable": when_unavailable, "late": late}
+        super().__init__(student, teacher, router, blend=blend, **policy)
+
+
+Specialized.final = SpecializedJointClassifier
