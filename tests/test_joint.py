@@ -471,7 +471,6 @@ def test_a_row_that_the_student_cannot_score_goes_to_the_teacher(bad, asarray):
 
 
 def test_the_base_class_leaves_the_answer_to_its_finals():
-    joint = JointModel(student, teacher, KEEP)
-    with pytest.raises(NotImplementedError):
-        joint(batch_of([1]))
-    assert JointClassifier.task == "classification"
+    with pytest.raises(NotImplementedError, match="use the final of a task"):
+        JointModel(student, teacher, KEEP)
+    assert JointClassifier(student, teacher, KEEP).task == "classification"

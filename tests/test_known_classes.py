@@ -454,7 +454,7 @@ def test_a_promise_that_nothing_can_keep_is_refused():
 def test_a_blend_helps_where_the_student_knows_the_popular_classes_better():
     outcomes = pair(6000, noise=(1.5, 2.0))
     assert outcomes.deferred_quality(1.0).mean() > outcomes.quality("teacher") + 0.02
-    assert calibrate(outcomes, score="known_softmax").blend > 0
+    assert float(calibrate(outcomes, score="known_softmax").blend) > 0
 
 
 def test_a_study_compares_specialized_and_plain_scores():
@@ -541,3 +541,18 @@ def test_a_score_of_other_marks_what_the_paper_defers():
     low = scipy.special.logsumexp(raw[:, :-1], axis=1) < 1.5
     np.testing.assert_array_equal(answer.deferred, low | (raw.argmax(axis=1) == 2))
     np.testing.assert_array_equal(answer.score, as_score("specialized_energy")(raw))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("tied", [0.0, 3.5, -2.25, 1e4])
+def test_a_known_class_that_ties_with_an_other_of_one_class_is_the_answer(asarray, dtype, tied):
+    rows = np.array([[tied - 1, tied, tied], [tied, tied - 1, tied]], dtype)
+    for unknown in range(3):
+        known = tuple(label for label in range(3) if label != unknown)
+        model = SpecializedJointClassifier(
+            lambda x: x, lambda x: x[:, [0, 0, 0]], Router("specialized_energy", -1e9),
+            known_classes=known, classes=3,
+        )  # fmt: skip
+        answer = model(asarray(rows))
+        assert not to_numpy(answer.deferred).any()
+        assert to_numpy(answer.prediction).tolist() == [known[1], known[0]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -11,6 +13,7 @@ from strategies import cuts
 from test_regression_scores import CENTERS, GRID, energy
 
 from ebjr.arrays import namespace, to_numpy
+from ebjr.errors import GridWarning
 from ebjr.tasks.regression.models import (
     BinnedRegressor,
     EnergyRegressor,
@@ -230,3 +233,26 @@ def test_a_binned_head_predicts_its_mean_and_its_score_needs_no_parameters(asarr
     )
     with pytest.raises(ValueError, match="make 3 bins but the model returned 2"):
         BinnedRegressor(lambda x: x, edges)(np.ones((1, 2)))
+
+
+@pytest.mark.parametrize("samples", [100, 1000])
+@pytest.mark.parametrize(
+    ("scale", "warned"), [(0.1, True), (0.5, True), (1.0, False), (2.0, False)]
+)
+def test_a_proposal_that_is_too_narrow_warns(scale, warned, samples):
+    proposal, found = GaussianMixture((scale,)), []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = sample_energy(lambda x, y: -(y**2) / 2, None, np.zeros(50), proposal, samples)
+    assert bool(caught) == warned
+    off = np.abs(found.energy - np.log(2 * np.pi) / 2)
+    if warned:
+        assert caught[0].category is GridWarning
+        assert "too narrow for" in str(caught[0].message)
+    else:
+        assert (off < 5 * found.standard_error + 1e-9).all()
+
+
+def test_a_proposal_that_is_much_too_wide_warns():
+    with pytest.warns(GridWarning, match="effective draws"):
+        sample_energy(lambda x, y: -(y**2) / 2, None, np.zeros(9), GaussianMixture((500.0,)), 300)

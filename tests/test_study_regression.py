@@ -219,7 +219,7 @@ def test_a_task_that_is_none_is_refused_with_the_file(models, tmp_path):
     save_joint(tmp_path / "joint.toml", joint)
     text = (tmp_path / "joint.toml").read_text().replace('"regression"', '"juggling"')
     (tmp_path / "joint.toml").write_text(text)
-    with pytest.raises(ValueError, match="task must be one of classification, specialized"):
+    with pytest.raises(ValueError, match="task must be one of classification, detection"):
         JointConfig.read(tmp_path / "joint.toml")
 
 
@@ -300,7 +300,7 @@ def test_a_grid_that_misses_targets_is_said_on_the_command_line(tmp_path, monkey
     ("words", "sentence"),
     [
         (RECORD, "targets must be whole numbers"),
-        (f"{RECORD} --task juggling", "task must be one of classification, specialized"),
+        (f"{RECORD} --task juggling", "task must be one of classification, detection"),
         (f"{RECORD} --task regression --metric accuracy", "metric of regression must be one of"),
         (RECORD.replace("data.npz", "images") + " --task regression", "the targets of an .npz"),
         ("calibrate own.npz --goal crossing", "right or wrong"),

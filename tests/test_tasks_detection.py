@@ -28,7 +28,7 @@ from ebjr import (
     oracle,
     record,
 )
-from ebjr.calibration import choose_score
+from ebjr.calibration import CHOICE_SEED, CHOICE_SHARE, choose_score
 from ebjr.curve import MOST_ROWS
 from ebjr.evaluation.significance import bootstrap, compare_answers, joint_prediction
 from ebjr.scores import as_score
@@ -440,8 +440,11 @@ def test_a_guarantee_is_about_the_error_of_an_image(promise):
     certificate = point.certified
     assert (certificate.promise, certificate.test) == (promise, "betting")
     assert "the error of an input being 1 - F1" in certificate.statement
-    _, deferred = point.router(outcomes.student)
-    own = outcomes.with_scale(point.rescale)
+    choosing, rest = outcomes.split(CHOICE_SHARE, CHOICE_SEED)
+    assert certificate.n == len(rest)
+    assert point.rescale == choosing.fit_scale()  # not on the images that are certified on
+    _, deferred = point.router(rest.student)
+    own = rest.with_scale(point.rescale)
     loss = 1 - np.where(deferred, own.teacher_quality, own.student_quality)
     if promise == "excess":
         loss -= 1 - own.teacher_quality

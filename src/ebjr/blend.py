@@ -169,7 +169,7 @@ def blend_logits(student: Array, teacher: Array, blend: float | Blend) -> Array:
     return mixed - math.log1p(whole.weight)
 
 
-def blend_predictions(student: Array, teacher: Array, blend: float) -> Array:
+def blend_predictions(student: Array, teacher: Array, blend: float | Blend) -> Array:
     """The weighted mean of both predictions, ``(teacher + weight * student) / (1 + weight)``.
 
     Parameters

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array
-from ebjr.blend import as_blend, blend_text
+from ebjr.blend import Blend, as_blend, blend_text
 from ebjr.costs import UNITS, Cost, break_even_rate, common_unit, is_comparable, joint_cost
 from ebjr.metric import Whole
 from ebjr.outcomes import Outcomes
@@ -59,7 +59,7 @@ class OperatingPoint:
 
     threshold: float
     score: str
-    blend: float
+    blend: float | Blend
     deferral_rate: float
     quality: float
     student_quality: float
@@ -198,7 +198,7 @@ class TradeOffCurve:
     deferral_rate: np.ndarray
     quality: np.ndarray
     score: Score
-    blend: float
+    blend: float | Blend
     outcomes: Outcomes
     order: np.ndarray
     thinned: np.ndarray | None = None
@@ -208,7 +208,7 @@ class TradeOffCurve:
         cls,
         outcomes: Outcomes,
         score: str | Callable[..., Array] | Score | np.ndarray = "energy",
-        blend: float = 0.0,
+        blend: float | Blend = 0.0,
         keep: Sequence[float] = (),
     ) -> TradeOffCurve:
         """The curve of one score, in one sort: O(n log n) time, O(n) memory.
@@ -385,7 +385,7 @@ class TradeOffCurve:
         return index
 
 
-def oracle(outcomes: Outcomes, blend: float = 0.0) -> np.ndarray:
+def oracle(outcomes: Outcomes, blend: float | Blend = 0.0) -> np.ndarray:
     """The score that knows the answers, (n,): rows that gain most from the teacher come first.
 
     No score can do better; where the metric is no mean of rows, hardly one: gains are then known to
@@ -455,7 +455,10 @@ def score_values(score: Score, outcomes: Outcomes) -> np.ndarray:
     """
     kind = outcomes.kind
     if not kind.can_read(score):
-        reads, known = raw_output_of(score.name), kind.compared(outcomes.student)
+        reads, known = (
+            raw_output_of(score.name),
+            dict.fromkeys((*kind.scores(outcomes.student), "random")),
+        )
         raise ValueError(
             f"score {score.title} is not for {outcomes.task}: it reads {reads and reads.name}, and "
             f"the student gives {kind.raw.name}; there are: {', '.join(known)}"

@@ -17,7 +17,7 @@
         └── MissingExtra             an optional package is not installed
     Warning
     ├── PromiseWarning               what was calibrated is not what is in use
-    └── GridWarning                  a y grid does not cover the data
+    └── GridWarning                  a y grid or a proposal does not cover the data
 
 Every message is one sentence that says what was expected, what came, and the way out.
 """
@@ -144,7 +144,7 @@ class PromiseWarning(UserWarning):
 
 
 class GridWarning(UserWarning):
-    """A y grid does not cover the data, so that a part of every free energy is missing."""
+    """A y grid or a proposal does not cover the data: a part of every free energy is missing."""
 
 
 def one_line(error: Exception) -> str:

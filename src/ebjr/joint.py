@@ -20,7 +20,7 @@ from ebjr.arrays import (
     take_rows,
     to_numpy,
 )
-from ebjr.blend import as_blend
+from ebjr.blend import Blend, as_blend
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.model import Answer, Model, answer, model_name
 from ebjr.router import Router
@@ -124,7 +124,7 @@ class JointModel:
         teacher: Model,
         router: Router,
         *,
-        blend: float = 0.0,
+        blend: float | Blend = 0.0,
         rescale: Any = None,
         when_unavailable: str = "student",
         late: Any = None,
@@ -142,6 +142,8 @@ class JointModel:
         self.router = router
         self.blend = as_blend(blend)
         self.rescale = rescale
+        if not hasattr(self, "kind"):
+            raise NotImplementedError("use the final of a task, such as JointClassifier")
         self.kind.check_scale(rescale)
         self.kind.check_blend(self.blend)
         self.when_unavailable = check_policy(when_unavailable)

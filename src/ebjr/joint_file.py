@@ -20,7 +20,7 @@ import tomli_w
 
 from ebjr.backends import load_model
 from ebjr.backends.exported import ExportedJoint
-from ebjr.blend import as_blend, blend_text
+from ebjr.blend import Blend, as_blend, blend_text
 from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import UNITS, Cost
 from ebjr.curve import OperatingPoint
@@ -370,7 +370,7 @@ class JointConfig:
     teacher: Entry
     score: str
     threshold: float
-    blend: float = 0.0
+    blend: float | Blend = 0.0
     task: str = "classification"
     name: str = "joint"
     labels: tuple[str, ...] | None = None
@@ -671,6 +671,7 @@ def save_joint(
     Examples
     --------
     >>> import tempfile
+    >>> from ebjr import JointClassifier
     >>> from ebjr.demo import shipped
     >>> path = tempfile.mkdtemp() + "/joint.toml"
     >>> with shipped("student.onnx") as student, shipped("teacher.onnx") as teacher:

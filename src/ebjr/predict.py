@@ -21,7 +21,7 @@ import numpy as np
 
 from ebjr.arrays import to_numpy
 from ebjr.backends.exported import ExportedJoint
-from ebjr.blend import blend_text
+from ebjr.blend import Blend, blend_text
 from ebjr.data.open import Batch, Data
 from ebjr.errors import MissingExtra
 from ebjr.files import full_disk_named, write_whole
@@ -130,7 +130,9 @@ def predict(
     return write_answers(answers, output, len(data), whose, restart=restart, tell=tell)
 
 
-def whose_answers(router: Router, blend: float, about: Mapping[str, Any] | None) -> dict[str, Any]:
+def whose_answers(
+    router: Router, blend: float | Blend, about: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """What must be the same for a run to go on where another stopped, and what else is given."""
     own = {"score": str(router.score), "threshold": router.threshold, "blend": blend_text(blend)}
     return {**own, **(about or {})}

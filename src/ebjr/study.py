@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array, take_rows
+from ebjr.blend import Blend
 from ebjr.calibration import Goal, calibrate, crossing, rank_scores
 from ebjr.curve import OperatingPoint
 from ebjr.errors import CalibrationError
@@ -254,7 +255,7 @@ def run_study(
     goal: str | Goal = "match-teacher",
     *,
     score: str | Callable[..., Array] | Score = "auto",
-    blend: float | str = "auto",
+    blend: float | Blend | str = "auto",
     fraction: float = 0.5,
     seed: int = 0,
     traffic: Traffic | None = None,

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from ebjr.arrays import Array
+from ebjr.blend import Blend
 from ebjr.calibration import Goal, calibrate
 from ebjr.curve import OperatingPoint
 from ebjr.errors import CalibrationError
@@ -150,7 +151,7 @@ def run_sweep(
     traffic: Traffic | None = None,
     seed: int = 0,
     score: str | Callable[..., Array] | Score = "auto",
-    blend: float | str = "auto",
+    blend: float | Blend | str = "auto",
     fraction: float = 0.5,
     **target: Any,
 ) -> Sweep:
@@ -239,8 +240,9 @@ def _at_share(study: Study, traffic: Traffic) -> OperatingPoint | None:
             half.take(traffic.draw(half.targets, seed))
             for half in study.outcomes.split(fraction, seed)
         ]
-        how = {"score": study.point.router.score, "blend": study.point.blend}
-        point = calibrate(halves[0], study.goal.plain, **how)
+        point = calibrate(
+            halves[0], study.goal.plain, score=study.point.router.score, blend=study.point.blend
+        )
     except (CalibrationError, ValueError):
         return None
     return evaluate(halves[1], point)

@@ -323,11 +323,11 @@ class Task:
         """
         return output
 
-    def mix(self, student: Batch, teacher: Batch, blend: float) -> Batch:
+    def mix(self, student: Batch, teacher: Batch, blend: float | Blend) -> Batch:
         """Raw output of deferred rows with the student's answer, translated, blended in."""
         raise NotImplementedError
 
-    def check_blend(self, blend: float) -> None:
+    def check_blend(self, blend: float | Blend) -> None:
         """Check that answers can be mixed like that.
 
         Raises

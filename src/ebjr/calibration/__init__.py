@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array
-from ebjr.blend import as_blend
+from ebjr.blend import Blend, as_blend
 from ebjr.calibration.choice import choose_blend, choose_score, rank_scores
 from ebjr.calibration.crossing import crossing
 from ebjr.calibration.goal import GOALS, Goal
@@ -41,7 +41,7 @@ def calibrate(
     bytes: float | None = None,
     deferral_rate: float | None = None,
     score: str | Callable[..., Array] | Score = "auto",
-    blend: float | str = "auto",
+    blend: float | Blend | str = "auto",
     delta: float | None = None,
     promise: str | None = None,
     loss_bound: float | None = None,

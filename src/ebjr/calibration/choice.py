@@ -76,7 +76,7 @@ def blend_candidates(outcomes: Outcomes) -> list[float | Blend]:
 def rank_scores(
     outcomes: Outcomes,
     candidates: Sequence[str | Callable[..., Array] | Score] | None = None,
-    blend: float = 0.0,
+    blend: float | Blend = 0.0,
 ) -> list[RankedScore]:
     """The candidates by the area under their deferral curves, the best first.
 
@@ -102,7 +102,7 @@ def rank_scores(
 def choose_score(
     outcomes: Outcomes,
     candidates: Sequence[str | Callable[..., Array] | Score] | None = None,
-    blend: float = 0.0,
+    blend: float | Blend = 0.0,
 ) -> Score:
     """The simplest candidate that is not behind the best one by more than noise, or a better one.
 
@@ -122,8 +122,8 @@ def choose_score(
 
 
 def choose_blend(
-    outcomes: Outcomes, score: Score, candidates: Sequence[float] | None = None
-) -> float:
+    outcomes: Outcomes, score: Score, candidates: Sequence[float | Blend] | None = None
+) -> float | Blend:
     """The best of the simplest kind of blend that is not behind the best one by more than noise.
 
     The kinds are none at all, a weight, and a weight with temperatures. Of two weights neither is
@@ -137,26 +137,26 @@ def choose_blend(
     """
     outcomes = _some(outcomes)
     values, kept = score_values(score, outcomes), outcomes.student_quality
-    candidates = blend_candidates(outcomes) if candidates is None else candidates
+    tried = blend_candidates(outcomes) if candidates is None else candidates
     influences = [
-        area_influence(values, kept, outcomes.deferred_quality(weight)) for weight in candidates
+        area_influence(values, kept, outcomes.deferred_quality(weight)) for weight in tried
     ]
     means = [float(influence.mean()) for influence in influences]
     best = influences[int(np.argmax(means))]
     level = [
         _kind(weight)
-        for weight, influence in zip(candidates, influences, strict=True)
+        for weight, influence in zip(tried, influences, strict=True)
         if best.mean() - influence.mean() <= NOISE * _standard_error(best - influence)
     ]
     simplest = [
         (mean, -place)
-        for place, (weight, mean) in enumerate(zip(candidates, means, strict=True))
+        for place, (weight, mean) in enumerate(zip(tried, means, strict=True))
         if _kind(weight) == min(level)
     ]
-    return candidates[-max(simplest)[1]]
+    return tried[-max(simplest)[1]]
 
 
-def _kind(blend: float) -> int:
+def _kind(blend: float | Blend) -> int:
     """How much there is to fit in a blend: nothing, a weight, or a weight with temperatures."""
     return 0 if blend == 0 else 2 if isinstance(blend, Blend) else 1
 
@@ -206,7 +206,7 @@ def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) ->
 def _compare(
     outcomes: Outcomes,
     candidates: Sequence[str | Callable[..., Array] | Score] | None,
-    blend: float,
+    blend: float | Blend,
 ) -> list[RankedScore]:
     """The candidates in their order, each with its gain and how far it is behind the best."""
     outcomes = _some(outcomes)

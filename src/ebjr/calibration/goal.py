@@ -87,8 +87,8 @@ class Goal:
                 raise ValueError(f"{name} goes with goal {home!r}, not with {goal!r}")
         if goal != "match-teacher" and GOALS[goal] and len(limits) != 1:
             raise ValueError(f"goal {goal!r} needs exactly one of {', '.join(GOALS[goal])}")
-        name, limit = next(iter(limits.items()), (None, None))
-        return cls(goal, limit, name if goal == "budget" else None, **given)
+        limit = next(iter(limits.values()), None)
+        return cls(goal, limit, next(iter(limits)) if goal == "budget" else None, **given)
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Goal:
@@ -152,7 +152,7 @@ class Goal:
     @property
     def plain(self) -> Goal:
         """The same without a guarantee."""
-        return replace(self, **dict.fromkeys(GUARANTEE))
+        return replace(self, delta=None, promise=None, loss_bound=None)
 
     @property
     def promised(self) -> str:

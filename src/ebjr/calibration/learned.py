@@ -12,6 +12,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from ebjr.arrays import take_rows
+from ebjr.blend import Blend
 from ebjr.errors import CalibrationError
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score
@@ -20,7 +21,7 @@ from ebjr.task import Learner
 FOLDS = 5
 
 
-def can_learn(outcomes: Outcomes, blend: float = 0.0) -> bool:
+def can_learn(outcomes: Outcomes, blend: float | Blend = 0.0) -> bool:
     """Whether a learned score can compete on these outcomes.
 
     Examples
@@ -38,7 +39,7 @@ def can_learn(outcomes: Outcomes, blend: float = 0.0) -> bool:
     return True
 
 
-def fit_learned(outcomes: Outcomes, blend: float = 0.0, seed: int = 0) -> Score:
+def fit_learned(outcomes: Outcomes, blend: float | Blend = 0.0, seed: int = 0) -> Score:
     """Fit the task's learned score to outcomes.
 
     Parameters
@@ -70,7 +71,7 @@ def fit_learned(outcomes: Outcomes, blend: float = 0.0, seed: int = 0) -> Score:
     return _fit(outcomes, signal, np.arange(len(signal)), seed)
 
 
-def cross_fitted(outcomes: Outcomes, blend: float = 0.0, seed: int = 0) -> np.ndarray:
+def cross_fitted(outcomes: Outcomes, blend: float | Blend = 0.0, seed: int = 0) -> np.ndarray:
     """(n,): the learned score of each row, by a model that was fitted without it.
 
     Raises
@@ -93,7 +94,7 @@ def _learner(outcomes: Outcomes) -> Learner:
     return outcomes.kind.learner
 
 
-def _signal(outcomes: Outcomes, blend: float) -> np.ndarray:
+def _signal(outcomes: Outcomes, blend: float | Blend) -> np.ndarray:
     """(n,): what the score learns of each row."""
     change = outcomes.deferred_quality(blend) - outcomes.student_quality
     return _learner(outcomes).signal(outcomes.judged(), outcomes.judged(blend), change)

@@ -33,9 +33,10 @@ from ebjr.evaluation.plots import (
 from ebjr.evaluation.samples import Sample, samples_html
 from ebjr.evaluation.significance import Comparison, Interval, Standing, resamples
 from ebjr.files import write_whole
-from ebjr.metric import METRICS, Metric
+from ebjr.metric import Metric
 from ebjr.outcomes import Outcomes
 from ebjr.scores import score_title
+from ebjr.task import Task
 from ebjr.tasks.detection.precision import SHOWN
 
 UNLABELED = (
@@ -83,18 +84,19 @@ DETECTORS = {
 """What is said of detectors instead."""
 
 
-def page_words(measure: Metric) -> dict[str, str]:
-    """Words of the page for a metric.
+def page_words(measure: Metric, kind: Task) -> dict[str, str]:
+    """Words of the page for a metric of a task.
 
     Examples
     --------
-    >>> from ebjr.metric import METRICS
-    >>> page_words(METRICS["rmse"])["curve_title"]
+    >>> from ebjr.tasks import as_task
+    >>> regression = as_task("regression")
+    >>> page_words(regression.metric("rmse"), regression)["curve_title"]
     'RMSE against cost'
     """
     if measure.binary:
         return CLASSIFIERS
-    shown = measure if measure.rows is not None else METRICS["f1"]
+    shown = measure if measure.rows is not None else kind.metrics[-1]
     return {
         "metric": measure.title,
         "curve_title": f"{measure.title} against cost",
@@ -111,7 +113,7 @@ def page_words(measure: Metric) -> dict[str, str]:
             "lowest score to the highest, with 95 % intervals."
         ),
         "bins_words": f"{shown.title} and 95 % intervals from the standard error of the mean",
-        **(DETECTORS if "detection" in measure.tasks else {}),
+        **(DETECTORS if kind.takes_images else {}),
     }
 
 
@@ -216,10 +218,10 @@ def write_report(
         title=html.escape(title),
         verdict=html.escape(verdict(held_out, point)),
         promise=_promise(point.certified),
-        live=_live(points, measure),
+        live=_live(points, held_out),
         table=_table(held_out, points, best),
         further="".join(f'<th scope="col">{title}</th>' for title in _further(held_out, Cost())),
-        **page_words(measure),
+        **page_words(measure, held_out.kind),
         chance=_chance(intervals or {}, comparisons, measure),
         ranking=_ranking(ranking, score_title(point.score), measure),
         samples=_samples(samples, held_out),
@@ -260,7 +262,7 @@ def write_live_curve(
     """
     points, chosen = _named(point, others)
     data = report_data(held_out, points, chosen, {})
-    _write_page(path, title, _live(points, held_out.measure), data | {"extras": {}}, _FRAMED)
+    _write_page(path, title, _live(points, held_out), data | {"extras": {}}, _FRAMED)
 
 
 _FRAMED = """
@@ -283,10 +285,11 @@ def _named(
     return points, next(iter(points))
 
 
-def _live(points: Mapping[str, OperatingPoint], measure: Metric) -> str:
+def _live(points: Mapping[str, OperatingPoint], held_out: Outcomes) -> str:
     """The sections that move: the knob and the curve."""
     options = "\n".join(f"<option>{html.escape(name)}</option>" for name in points)
-    return Template(_asset("live.html")).substitute(options=options, **page_words(measure))
+    words = page_words(held_out.measure, held_out.kind)
+    return Template(_asset("live.html")).substitute(options=options, **words)
 
 
 def _write_page(

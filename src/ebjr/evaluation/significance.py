@@ -16,6 +16,7 @@ import numpy as np
 from scipy.stats import beta, binomtest, chi2, rankdata
 
 from ebjr.arrays import Array, put_rows, take_rows
+from ebjr.blend import Blend
 from ebjr.costs import joint_cost
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
 from ebjr.metric import METRICS, Metric, Whole
@@ -867,7 +868,7 @@ class Standing:
 def score_table(
     outcomes: Outcomes,
     scores: Sequence[str | Callable[..., Array] | Score] | None = None,
-    blend: float = 0.0,
+    blend: float | Blend = 0.0,
 ) -> list[ScoreRow]:
     """Every figure of every score, in the order given.
 

@@ -29,13 +29,13 @@ class Classification(Task):
     name = "classification"
     raw = LOGITS
     metrics = declare_metrics(ACCURACY)
-    auto = (
+    auto: tuple[str, ...] = (
         *("softmax", "margin", "entropy", "energy", "max_logit", "softmax_energy"),
         *("softmax(temperature=2.0)", "softmax(temperature=0.5)", "margin(temperature=2.0)"),
         *("entropy(temperature=2.0)", "entropy(temperature=0.5)", "energy(temperature=2.0)"),
         *("normalized_logit(p=2.0)", "normalized_logit(p=4.0)"),
     )
-    shown = ("softmax", "margin", "entropy", "energy", "max_logit", "softmax_energy")
+    shown: tuple[str, ...] = auto[:6]
     learner = Logistic()
     blends = (
         *Task.blends,
@@ -89,7 +89,7 @@ class Classification(Task):
     def predict(self, output: Array) -> Array:
         return output.argmax(-1)
 
-    def mix(self, student: Array, teacher: Array, blend: float) -> Array:
+    def mix(self, student: Array, teacher: Array, blend: float | Blend) -> Array:
         return blend_logits(student, teacher, blend)
 
     def plain(self, answers: Batch, labels: Sequence[str] | None) -> list[dict[str, Any]]:

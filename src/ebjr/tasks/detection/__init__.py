@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch
+from ebjr.blend import Blend
 from ebjr.errors import ModelError
 from ebjr.joint import JointModel
 from ebjr.metric import Metric, declare_metrics
@@ -161,7 +162,7 @@ class Detection(Task):
         return [found.with_scores(change(found.scores)) for found in output]
 
     def mix(
-        self, student: Sequence[Detections], teacher: Sequence[Detections], blend: float
+        self, student: Sequence[Detections], teacher: Sequence[Detections], blend: float | Blend
     ) -> list[Detections]:
         self.check_blend(blend)
         return [

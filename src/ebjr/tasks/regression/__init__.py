@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array, Batch, to_numpy
-from ebjr.blend import blend_predictions
+from ebjr.blend import Blend, blend_predictions
 from ebjr.errors import CalibrationError
 from ebjr.joint import JointModel
 from ebjr.metric import Metric, declare_metrics
@@ -69,7 +69,7 @@ class Regression(Task):
     def shared(self, output: Batch, change: Callable[..., Any] | None = None) -> Batch:
         return as_regression(output)[:, :1]
 
-    def mix(self, student: Array, teacher: Array, blend: float) -> Array:
+    def mix(self, student: Array, teacher: Array, blend: float | Blend) -> Array:
         self.check_blend(blend)
         return blend_predictions(self.shared(student), self.shared(teacher), blend)
 

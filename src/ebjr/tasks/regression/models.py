@@ -8,6 +8,7 @@ that takes y as an input has no columns at all; both become (n, 1 + k) here.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from ebjr.arrays import (
     namespace,
     to_numpy,
 )
+from ebjr.errors import GridWarning
 from ebjr.tasks.regression.scores import (
     Grid,
     as_regression,
@@ -209,6 +211,11 @@ def sample_energy(
         The proposal has zero density at its own draws or at a prediction, or draws what is not
         finite; the energies have another shape, or are NaN or ``+inf``; fewer than three samples.
 
+    Warns
+    -----
+    GridWarning
+        The proposal is too narrow, or much too wide, for more than a tenth of the inputs.
+
     Examples
     --------
     >>> wide = GaussianMixture((1.5,))
@@ -250,7 +257,55 @@ def sample_energy(
     offset = convert_like(density[:, 1:], found)
     weights = found - xp.astype(offset, found.dtype) - math.log(samples)
     total = logsumexp(weights)
-    return EnergyEstimate(total, _spread(xp.exp(weights - total[:, None])))
+    share = xp.exp(weights - total[:, None])
+    _warn_if_narrow(to_numpy(share), np.abs(drawn - center[:, None]))
+    return EnergyEstimate(total, _spread(share))
+
+
+FAR = 0.02
+"""The share of the draws that count as far from the prediction."""
+
+MOST_FAR = 8.0
+"""How many times their share of the weight far draws may hold.
+
+A proposal of twice too small a deviation gives them 9 to 12 times (of 100 and of 1,000 draws), and
+a bias beyond the standard error; one of the right width 1.
+"""
+
+FEWEST_EFFECTIVE = 5.0
+"""With a smaller effective sample size the standard error is itself a guess."""
+
+
+def _warn_if_narrow(share: np.ndarray, distance: np.ndarray) -> None:
+    """Warn where the draws do not reach, or hardly meet, where the energy is.
+
+    Parameters
+    ----------
+    share
+        (n, samples): of each draw in its input's sum.
+    distance
+        (n, samples): from the prediction.
+    """
+    n, samples = share.shape
+    count = math.ceil(FAR * samples)
+    far = np.argpartition(distance, samples - count, axis=1)[:, samples - count :]
+    held = np.take_along_axis(share, far, axis=1).sum(axis=1) * samples / count
+    outside, few = held > MOST_FAR, (share**2).sum(axis=1) > 1 / FEWEST_EFFECTIVE
+    if outside.sum() > n / 10:
+        warnings.warn(
+            f"the proposal is too narrow for {outside.sum()} of {n} inputs: its farthest draws "
+            f"weigh {np.median(held[outside]):.0f} times their share, so that a part of the free "
+            "energy is missing beyond the standard error; give a wider proposal",
+            GridWarning,
+            stacklevel=3,
+        )
+    elif few.sum() > n / 10:
+        warnings.warn(
+            f"the proposal meets the energy of {few.sum()} of {n} inputs with fewer than "
+            f"{FEWEST_EFFECTIVE:g} effective draws: give a narrower proposal, or more samples",
+            GridWarning,
+            stacklevel=3,
+        )
 
 
 def _spread(share: Array) -> Array:

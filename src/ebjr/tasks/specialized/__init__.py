@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array
-from ebjr.blend import blend_logits
+from ebjr.blend import Blend, blend_logits
 from ebjr.errors import ModelError
 from ebjr.joint import JointModel
 from ebjr.model import Model
@@ -66,7 +66,7 @@ class Specialized(Classification):
         assert classes is not None
         return to_teacher(student, self._known, classes)
 
-    def mix(self, student: Array, teacher: Array, blend: float) -> Array:
+    def mix(self, student: Array, teacher: Array, blend: float | Blend) -> Array:
         if blend == 0:
             return teacher
         return blend_logits(refine(student, teacher, self._known), teacher, blend)
@@ -120,7 +120,7 @@ class SpecializedJointClassifier(JointModel):
     (array([7, 4, 4]), array([  3.,   1., -inf]))
     """
 
-    kind = TASK
+    kind: Task = TASK
 
     def __init__(
         self,
@@ -130,11 +130,11 @@ class SpecializedJointClassifier(JointModel):
         *,
         known_classes: Any,
         classes: int,
-        blend: float = 0.0,
+        blend: float | Blend = 0.0,
         when_unavailable: str = "student",
         late: Any = None,
     ) -> None:
-        self.kind = TASK.knowing(known_classes)
+        self.kind: Task = TASK.knowing(known_classes)
         self.kind.check_classes(classes)
         self.classes = int(classes)
         policy = {"when_unavailable": when_unavailable, "late": late}
