@@ -284,14 +284,14 @@ def test_requests_that_waited_in_vain_are_slow_and_not_left_out():
         return await asyncio.gather(*(ask(number) for number in range(200)))
 
     service.start()
-    before = service.helm.pilot.search.rate
+    before = service.control.pilot.search.rate
     try:
         expired = asyncio.run(ask_all())
     finally:
         service.stop()
     assert 20 < sum(expired) < 180
-    service.helm.look()
-    assert service.helm.pilot.search.rate < before
+    service.control.look()
+    assert service.control.pilot.search.rate < before
 
 
 def test_what_moves_it_is_written_down_in_words(tmp_path):

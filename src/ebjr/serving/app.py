@@ -21,12 +21,12 @@ from typing import Any
 
 from ebjr.errors import MissingExtra
 from ebjr.protocol import LENGTH_HEADER, read_request
-from ebjr.serving.bodies import Refused, aside, read_body
 from ebjr.serving.infer import BROKEN, MISTAKES, Infer, refusal, refusal_of
 from ebjr.serving.knob import WISHES
 from ebjr.serving.logs import App, Receive, RequestIds, Scope, Send, request_id, start_logging
 from ebjr.serving.openapi import openapi
 from ebjr.serving.page import page_and_headers
+from ebjr.serving.request_body import Refused, aside, read_body
 from ebjr.serving.served import Served, served_of
 from ebjr.serving.service import Service
 
@@ -104,7 +104,7 @@ def build_app(
         Route("/v1/router", handlers.read_knob, methods=["GET"]),
         Route("/v1/router", handlers.move_knob, methods=["PUT"]),
         Route("/v1/status", handlers.status),
-        Route("/v1/both", handlers.both, methods=["POST"]),
+        Route("/v1/both", handlers.explain, methods=["POST"]),
         Route("/v1/late/{id}", handlers.late),
         Route("/metrics", handlers.metrics),
         Route("/openapi.json", handlers.described),
@@ -203,7 +203,7 @@ def run_server(
         import uvicorn
         from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-        from ebjr.serving.guard import guarded
+        from ebjr.serving.http_limits import limited_http
     except ImportError as error:
         raise MissingExtra("serve", "serving") from error
     if grpc_port is not None:
@@ -228,7 +228,7 @@ def run_server(
         config = uvicorn.Config(
             app,
             proxy_headers=False,  # who asks matters to the rest, see below
-            http=guarded(app.state.service.limits),
+            http=limited_http(app.state.service.limits),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -295,10 +295,10 @@ class _Handlers:
         return JSONResponse(found, headers={"Cache-Control": "no-store"})
 
     @_answering
-    async def both(self, request: Request) -> Response:
+    async def explain(self, request: Request) -> Response:
         raw, length = await _body(request), request.headers.get(LENGTH_HEADER)
         asked = await aside(len(raw), read_request, raw, length)
-        return JSONResponse(await self.service.ask_both(asked))
+        return JSONResponse(await self.service.explain(asked))
 
     async def metrics(self, _request: Request) -> Response:
         body, kind = await asyncio.to_thread(self.service.metrics.text)
@@ -312,7 +312,7 @@ class _Handlers:
         return JSONResponse(found, 202 if waits else 200, {"Retry-After": "1"} if waits else None)
 
     async def read_knob(self, _request: Request) -> Response:
-        return JSONResponse(self.service.helm.state())
+        return JSONResponse(self.service.control.state())
 
     @_answering
     async def move_knob(self, request: Request) -> Response:
@@ -324,7 +324,7 @@ class _Handlers:
         except (ValueError, RecursionError) as error:
             raise Refused(400, WISHES) from error
         try:  # in a thread, as the audit log waits for the disk
-            await asyncio.to_thread(self.service.helm.ask, wish, who=who, request=request_id())
+            await asyncio.to_thread(self.service.control.ask, wish, who=who, request=request_id())
         except ValueError as error:
             raise Refused(400, str(error)) from error
         except OSError as error:
@@ -356,7 +356,7 @@ class _Handlers:
 async def _body(request: Request) -> bytes:
     service, headers = request.app.state.service, dict(request.scope["headers"])
     held = request.state.hold
-    return await read_body(headers, request.receive, service.limits, held, service.patience)
+    return await read_body(headers, request.receive, service.limits, held, service.deadlines)
 
 
 async def _no_such(request: Request, error: Exception) -> Response:

@@ -26,8 +26,8 @@ from ebjr.protocol import (
     request_of,
     tensor_bytes,
 )
-from ebjr.serving.bodies import aside
 from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
+from ebjr.serving.request_body import aside
 from ebjr.serving.service import Service, log, status_of
 
 try:

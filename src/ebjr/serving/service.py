@@ -31,20 +31,19 @@ from ebjr.errors import (
 )
 from ebjr.link.far import FarTeacher
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
-from ebjr.serving.autopilot import Helm
-from ebjr.serving.both import ask_both
+from ebjr.serving.deadlines import Deadlines
+from ebjr.serving.explain import explain
+from ebjr.serving.future_waiter import FutureWaiter
 from ebjr.serving.journal import Journal
-from ebjr.serving.keeper import Keeper
 from ebjr.serving.knob import Knob
+from ebjr.serving.knob_control import KnobControl
 from ebjr.serving.limits import Limits
-from ebjr.serving.live import Live
 from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.logs import Faults, noted
-from ebjr.serving.mailbox import Mailbox
-from ebjr.serving.metrics import Metrics
-from ebjr.serving.patience import Patience
+from ebjr.serving.metrics import Metrics, add_sources
+from ebjr.serving.periodic import Periodic
 from ebjr.serving.pipeline import Observers, Pipeline, ServedAnswer
-from ebjr.serving.readings import add_readings
+from ebjr.serving.recent import Recent
 from ebjr.serving.served import KNOBS, Served, json_number
 from ebjr.serving.status import describe
 
@@ -82,7 +81,7 @@ def status_of(error: EbjrError) -> int:
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
-class Hold:
+class HeldBytes:
     """The bytes of one request, counted among those of all for as long as it is at work.
 
     Called with how many are about to be held; raises `Overloaded` where they are too many.
@@ -91,7 +90,7 @@ class Hold:
     def __init__(self, service: Service) -> None:
         self._service, self._mine = service, 0
 
-    def __enter__(self) -> Hold:
+    def __enter__(self) -> HeldBytes:
         return self
 
     def __call__(self, size: int) -> None:
@@ -169,27 +168,27 @@ class Service:
         self.limits = Limits() if limits is None else limits
         self.held_bytes = 0  # of all requests at work
         self.metrics = Metrics(served.name, served.score_deciles())
-        self.live = Live(served.score_edges())
+        self.recent = Recent(served.score_edges())
         self._journal = None if audit_log is None else Journal(audit_log)
         beside = None if audit_log is None else Path(audit_log).parent
         self.monitor = LiveMonitor(
             served, audit_rate=audit_rate, folder=beside if state is None else state
         )
         self.tracing = tracing
-        observers = Observers(self.metrics, self.live, self.monitor, Faults())
+        observers = Observers(self.metrics, self.recent, self.monitor, Faults())
         if tracing is not None:
             observers.add(tracing)
         self.pipeline = Pipeline(served.joint, observer=observers, audit_rate=audit_rate, **options)
-        self.patience = Patience()
-        self.mailbox = Mailbox(self.patience)
+        self.deadlines = Deadlines()
+        self.waiter = FutureWaiter(self.deadlines)
         self.knob = Knob(served, self._journal) if knob is None else knob
-        self.helm = Helm(self.knob, observers)
+        self.control = KnobControl(self.knob, observers)
         if hold is not None:
-            self.helm.hold(hold, between, who="the server's start")
+            self.control.hold(hold, between, who="the server's start")
         elif between is not None:
             raise ValueError("between bounds the autopilot: say what it is to hold")
-        self._keeper = Keeper(chore_seconds, self.helm.look, self.monitor.look)
-        add_readings(self.metrics, self.pipeline, self.helm, self.monitor)
+        self._periodic = Periodic(chore_seconds, self.control.look, self.monitor.look)
+        add_sources(self.metrics, self.pipeline, self.control, self.monitor)
         (self.input,) = served.inputs()
         self._tensor = TensorMetadata(**{**self.input, "shape": tuple(self.input["shape"])})
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
@@ -199,19 +198,19 @@ class Service:
     def start(self) -> None:
         """Start to answer, and to fetch what was kept for later."""
         self.pipeline.start()
-        self._keeper.start()
+        self._periodic.start()
         if (late := self.served.joint.late) is not None:
             late.start(self.served.joint)
 
     def stop(self) -> None:
         """Answer what waits, and end."""
-        self._keeper.stop()
+        self._periodic.stop()
         self.pipeline.stop(STOP_SECONDS)
         self._looking.shutdown(cancel_futures=True)
         if (late := self.served.joint.late) is not None:
             late.stop()
-        self._keeper.do(self.monitor.look)
-        self._keeper.do(self.monitor.save)
+        self._periodic.do(self.monitor.look)
+        self._periodic.do(self.monitor.save)
         if self._journal is not None:
             self._journal.close()
         if self.tracing is not None:
@@ -237,9 +236,9 @@ class Service:
             "outputs": self.outputs,
         }
 
-    def holding(self) -> Hold:
-        """Count the bytes of a request for as long as it is at work, see `Hold`."""
-        return Hold(self)
+    def holding(self) -> HeldBytes:
+        """Count the bytes of a request for as long as it is at work."""
+        return HeldBytes(self)
 
     def check_model(self, name: str, version: str = "") -> None:
         """Check that a model is the one that is served; no version is any.
@@ -284,7 +283,7 @@ class Service:
             timeout = min(timeout, within)
         ticket = self.pipeline.submit(inputs, threshold=threshold)
         try:
-            await self.mailbox.until_done(ticket.future, timeout)
+            await self.waiter.until_done(ticket.future, timeout)
         except TimeoutError:
             policy = self.served.joint.when_unavailable
             if policy == "error" or not await asyncio.to_thread(ticket.hurry):
@@ -304,8 +303,8 @@ class Service:
             notes["threshold"] = json_number(found.threshold)
         return self._response(asked, found)
 
-    async def ask_both(self, asked: InferRequest) -> dict[str, Any]:
-        """What both models say of one input, see `ebjr.serving.both.ask_both`; not counted as load.
+    async def explain(self, asked: InferRequest) -> dict[str, Any]:
+        """What both models say of one input, not counted as load, see `ebjr.serving.explain`.
 
         Raises
         ------
@@ -322,7 +321,7 @@ class Service:
         threshold, timeout = self._wishes(asked)
         at = self.knob.threshold if threshold is None else threshold
         asking = asyncio.get_running_loop().run_in_executor(
-            self._looking, ask_both, self.served.joint, inputs, at, self.served.labels
+            self._looking, explain, self.served.joint, inputs, at, self.served.labels
         )
         try:
             return json_number(await asyncio.wait_for(asking, timeout))
@@ -334,16 +333,16 @@ class Service:
     def refused(self, status: int) -> None:
         """A request was answered with an error."""
         self.metrics.refused(status)
-        self.live.refused()
+        self.recent.refused()
 
     def status(self) -> dict[str, Any]:
         """The knob and its promise, what the calibration knows, and the last seconds."""
         return {
             **self._described,
-            "router": self.helm.state(),
+            "router": self.control.state(),
             "monitor": self.monitor.status(),
             "far_teacher": self._far_teacher(),
-            "live": {**self.live.as_dict(), "waiting": self.pipeline.waiting()},
+            "live": {**self.recent.as_dict(), "waiting": self.pipeline.waiting()},
         }
 
     def _far_teacher(self) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ _PER_OCTAVE = 8  # so that a percentile is off by 4.5 % at most
 _BINS = 24 * _PER_OCTAVE  # up to 168 s
 
 
-class Live(Observer):
+class Recent(Observer):
     """Counts of the last seconds; told by many threads, read by any.
 
     Parameters
@@ -42,9 +42,9 @@ class Live(Observer):
 
     Examples
     --------
-    >>> live = Live([0.0, 1.0, 2.0])
-    >>> live.rows(np.array([0.5, 1.5, 7.0]), np.array([True, False, False]), np.ones(3))
-    >>> live.counts()["deferred"], live.scores().tolist()
+    >>> recent = Recent([0.0, 1.0, 2.0])
+    >>> recent.rows(np.array([0.5, 1.5, 7.0]), np.array([True, False, False]), np.ones(3))
+    >>> recent.counts()["deferred"], recent.scores().tolist()
     (1, [1, 2])
     """
 

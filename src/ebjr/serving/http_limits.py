@@ -8,8 +8,8 @@ from http import HTTPStatus
 from typing import Any
 
 from ebjr.errors import MissingExtra
-from ebjr.serving.bodies import WHEN_GONE
 from ebjr.serving.limits import Limits
+from ebjr.serving.request_body import WHEN_GONE
 
 try:
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -17,7 +17,7 @@ except ImportError as error:
     raise MissingExtra("serve", "serving") from error
 
 
-def guarded(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protocol]:
+def limited_http(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protocol]:
     """A class for uvicorn's ``http``: as `base`, within limits.
 
     Parameters
@@ -28,7 +28,7 @@ def guarded(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protoc
         One of uvicorn's own.
     """
 
-    class Guarded(base):
+    class LimitedHttp(base):
         """One connection."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:
@@ -97,7 +97,7 @@ def guarded(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protoc
             else:
                 self.transport.close()
 
-    return Guarded
+    return LimitedHttp
 
 
 class _Gathering:
