@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebjr.serving.pipeline import Batched
+from ebjr.serving.events import Answered, Batched, Degraded, Scored
 from ebjr.serving.recent import Recent
 
 
@@ -25,7 +25,7 @@ class Clock:
 
 def rows(recent: Recent, deferred: int, kept: int) -> None:
     flags = np.arange(deferred + kept) < deferred
-    recent.rows(np.zeros(len(flags)), flags, np.ones(len(flags)))
+    recent.observe(Scored(np.zeros(len(flags)), flags, np.ones(len(flags))))
 
 
 @given(
@@ -54,14 +54,14 @@ def test_only_the_last_seconds_count(steps):
 def test_a_percentile_is_within_five_percent_of_the_exact_one(times, percent):
     recent = Recent()
     for seconds in times:
-        recent.answered([None], np.array([seconds]))
+        recent.observe(Answered([None], np.array([seconds])))
     exact = np.percentile(times, percent, method="inverted_cdf")
     assert recent.percentile("request", percent) == pytest.approx(exact, rel=0.05)
 
 
 def test_a_stage_that_did_nothing_has_no_percentile():
     recent = Recent()
-    recent.batch(Batched("student", 4, [], np.array([0.002, 0.004]), 0.0, 0.01))
+    recent.observe(Batched("student", 4, [], np.array([0.002, 0.004]), 0.0, 0.01))
     assert recent.percentile("student", 50) == pytest.approx(0.01, rel=0.05)
     assert recent.percentile("student_wait", 99) == pytest.approx(0.004, rel=0.05)
     assert recent.percentile("teacher", 50) is None
@@ -71,7 +71,7 @@ def test_a_stage_that_did_nothing_has_no_percentile():
 def test_scores_beyond_the_bins_lie_in_the_outer_ones_and_those_that_always_defer_lowest():
     recent = Recent([0.0, 1.0, 2.0, 3.0])
     score = np.array([-np.inf, np.nan, -5.0, 0.5, 1.0, 3.0, 9.0])
-    recent.rows(score, np.zeros(7, bool), np.ones(7))
+    recent.observe(Scored(score, np.zeros(7, bool), np.ones(7)))
     assert recent.scores().tolist() == [4, 1, 2]
 
 
@@ -92,8 +92,8 @@ def test_many_threads_are_counted_whole():
     def tell() -> None:
         for _ in range(500):
             rows(recent, 1, 2)
-            recent.answered([None], np.array([0.001]))
-            recent.degraded(1)
+            recent.observe(Answered([None], np.array([0.001])))
+            recent.observe(Degraded(1))
 
     threads = [threading.Thread(target=tell) for _ in range(4)]
     for thread in threads:

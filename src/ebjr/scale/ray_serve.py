@@ -22,8 +22,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ebjr.arrays import Batch, join_rows, row_count
 from ebjr.errors import EbjrError, MissingExtra, TeacherUnavailable
 from ebjr.joint_file import Entry, JointConfig
@@ -31,9 +29,9 @@ from ebjr.router import check_threshold
 from ebjr.scale.models import RawTeacher, check_policy, thread_option
 from ebjr.scale.ray_metrics import Mirror
 from ebjr.serving.app import build_app as build_server
+from ebjr.serving.events import Batched
 from ebjr.serving.knob import Knob
 from ebjr.serving.metrics import Metrics
-from ebjr.serving.pipeline import Batched
 from ebjr.serving.row_queue import RowQueue, alike
 from ebjr.serving.served import Served, served_of
 from ebjr.tasks import Task, as_task
@@ -326,7 +324,7 @@ class _Call:
 class _Part:
     """Some rows of a call in the teacher's queue."""
 
-    call: _Call
+    ticket: _Call
     rows: range
     since: float
 
@@ -335,15 +333,15 @@ class _Part:
 
     @property
     def form(self) -> Any:
-        return self.call.form
+        return self.ticket.form
 
     @property
     def answered(self) -> bool:
-        return self.call.future.done()
+        return self.ticket.future.done()
 
     @property
     def inputs(self) -> Batch:
-        return self.call.inputs[self.rows.start : self.rows.stop]
+        return self.ticket.inputs[self.rows.start : self.rows.stop]
 
     def cut(self, start: int, stop: int | None) -> _Part:
         return replace(self, rows=self.rows[start:stop])
@@ -392,19 +390,16 @@ class Teacher:
                     self._answer(parts)
                 except Exception as error:
                     for part in parts:
-                        part.call.fail(error)
+                        part.ticket.fail(error)
 
     def _answer(self, parts: Sequence[_Part]) -> None:
         began = time.perf_counter()
         output = self._model(join_rows([part.inputs for part in parts]))
-        ended = time.perf_counter()
-        waited = began - np.array([part.since for part in parts])
-        rows = row_count(output)
-        self._metrics.batch(Batched("teacher", rows, (), waited, began, ended - began))
+        self._metrics.observe(Batched.of("teacher", parts, began))
         end = 0
         for part in parts:
             start, end = end, end + len(part)
-            part.call.answer(part.rows.start, output[start:end])
+            part.ticket.answer(part.rows.start, output[start:end])
 
 
 class SharedKnob:

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from ebjr.serving.events import Answered, Expired, Observer, Scored
 from ebjr.serving.knob import Knob
-from ebjr.serving.pipeline import Observer, Ticket
 from ebjr.serving.served import Served
 
 SIGMAS = 3.0
@@ -201,33 +201,38 @@ class Autopilot(Observer):
         self.measured: float | None = None
         self._lock = threading.Lock()
         self._empty()
+        self.handlers = {
+            Scored: self._scored,
+            Answered: self._answered,
+            Expired: self._expired,
+        }
 
     def _empty(self) -> None:
         self._since = time.perf_counter()
         self._rows = self._deferred = 0.0
         self._seconds: deque[float] = deque(maxlen=MOST_ROWS)
 
-    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
+    def _scored(self, event: Scored) -> None:
         """Count the rows that the threshold in force has decided."""
-        own = threshold == self._knob.threshold
+        own = event.threshold == self._knob.threshold
         with self._lock:
             self._rows += int(own.sum())
-            self._deferred += int((deferred & own).sum())
+            self._deferred += int((event.deferred & own).sum())
 
-    def answered(self, tickets: Sequence[Ticket], seconds: np.ndarray) -> None:
+    def _answered(self, event: Answered) -> None:
         """Take the times of requests that came after the last move."""
         with self._lock:
-            for ticket, spent in zip(tickets, seconds.tolist(), strict=True):
+            for ticket, spent in zip(event.tickets, event.seconds.tolist(), strict=True):
                 if ticket.since >= self._since:
                     self._seconds.append(spent)
 
-    def expired(self, ticket: Ticket, seconds: float) -> None:
+    def _expired(self, event: Expired) -> None:
         """Take a request that waited in vain: the slowest of all must not be left out.
 
         Where its client gave it less than the target, nothing is known.
         """
-        if seconds >= self.hold.target:
-            self.answered([ticket], np.array([seconds]))
+        if event.seconds >= self.hold.target:
+            self._answered(Answered([event.ticket], np.array([event.seconds])))
 
     def begin(self, who: str, request: str | None = None) -> None:
         """Move the knob to where the search begins.

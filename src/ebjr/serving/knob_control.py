@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ebjr.serving.autopilot import Autopilot, Hold
+from ebjr.serving.events import Observers
 from ebjr.serving.knob import WISHES, Knob
-from ebjr.serving.pipeline import Observers
 
 
 class KnobControl:

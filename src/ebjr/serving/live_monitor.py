@@ -27,7 +27,7 @@ from scipy.stats import beta
 
 from ebjr.files import write_whole
 from ebjr.monitor import DriftMonitor, RiskMonitor
-from ebjr.serving.pipeline import Audited, Observer
+from ebjr.serving.events import Audited, Observer, Scored
 from ebjr.serving.served import Served, json_number
 
 MOST_SCORES = 20_000
@@ -89,6 +89,7 @@ class LiveMonitor(Observer):
         self._disagreement = _disagreement_of(served, audit_rate, alpha)
         self._rate = _rate_of(served, alpha)
         self._lock = threading.Lock()
+        self.handlers = {Scored: self._scored, Audited: self._audit}
         self._scores: list[np.ndarray] = []
         self._audited: list[Audited] = []
         self._decided: list[tuple[np.ndarray, np.ndarray]] = []
@@ -102,16 +103,16 @@ class LiveMonitor(Observer):
             self._key = self._fingerprint(served)
             self._resume()
 
-    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
+    def _scored(self, event: Scored) -> None:
         """Take scores, for the next look."""
         with self._lock:
             if self._known < MOST_SCORES:
-                self._known += len(score)
-                self._scores.append(score)
+                self._known += len(event.score)
+                self._scores.append(event.score)
                 if isinstance(self._rate, Watch):
-                    self._decided.append((threshold, deferred))
+                    self._decided.append((event.threshold, event.deferred))
 
-    def audited(self, audited: Audited) -> None:
+    def _audit(self, audited: Audited) -> None:
         """Take an audit, for the next look."""
         with self._lock:
             self._audited.append(audited)

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import IO, Any
 
-from ebjr.serving.pipeline import Observer
+from ebjr.serving.events import Failed, Observer
 
 FORMATS = ("words", "json")
 REQUEST_ID = b"x-request-id"
@@ -198,9 +198,11 @@ class Faults(Observer):
         self._lock = threading.Lock()
         self._next: dict[str, float] = {}
         self._quiet: dict[str, int] = {}
+        self.handlers = {Failed: self._failed}
 
-    def failed(self, stage: str, error: Exception) -> None:
+    def _failed(self, event: Failed) -> None:
         """Tell of a failure, unless one of this stage has just been told of."""
+        stage, error = event
         now = self._clock()
         with self._lock:
             if now < self._next.get(stage, 0.0):

@@ -18,9 +18,10 @@ import numpy as np
 from ebjr.errors import MissingExtra
 from ebjr.joint import JointModel
 from ebjr.link.far import FarTeacher
+from ebjr.serving.events import STAGES, Batched, Degraded, Failed, Observer, Scored
 from ebjr.serving.knob_control import KnobControl
 from ebjr.serving.live_monitor import LiveMonitor
-from ebjr.serving.pipeline import STAGES, Batched, Observer, Pipeline
+from ebjr.serving.pipeline import Pipeline
 
 try:
     from prometheus_client import (
@@ -78,6 +79,12 @@ class Metrics(Observer):
         self._wait = self._histogram("wait_seconds", "Time in a queue.", SECONDS, STAGES)
         edges = tuple(score_edges) or TENTHS
         self._score = self._histogram("score", "Scores of the student's answers.", edges)
+        self.handlers = {
+            Batched: self._batched,
+            Scored: self._scored,
+            Degraded: lambda event: self._degraded.inc(event.rows),
+            Failed: lambda event: self._failures[event.stage].inc(),
+        }
 
     def read(
         self,
@@ -112,25 +119,15 @@ class Metrics(Observer):
         family = CounterMetricFamily if counter else GaugeMetricFamily
         self._registry.register(_Read(family, f"ebjr_{name}", text, self._model, label, values))
 
-    def batch(self, batch: Batched) -> None:
-        """Count a batch."""
+    def _batched(self, batch: Batched) -> None:
         self._batch.add([batch.rows], batch.stage)
         self._seconds.add([batch.seconds], batch.stage)
         self._wait.add(batch.waited.tolist(), batch.stage)
 
-    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
-        """Count rows, and where their scores lie."""
-        self._rows.inc(len(score))
-        self._deferred.inc(int(np.count_nonzero(deferred)))
-        self._score.add(score.tolist())
-
-    def degraded(self, rows: int) -> None:
-        """Count degraded rows."""
-        self._degraded.inc(rows)
-
-    def failed(self, stage: str, error: Exception) -> None:
-        """Count a failure."""
-        self._failures[stage].inc()
+    def _scored(self, event: Scored) -> None:
+        self._rows.inc(len(event.score))
+        self._deferred.inc(int(np.count_nonzero(event.deferred)))
+        self._score.add(event.score.tolist())
 
     def refused(self, status: int) -> None:
         """A request was answered with an error."""

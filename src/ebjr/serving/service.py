@@ -32,6 +32,7 @@ from ebjr.errors import (
 from ebjr.link.far import FarTeacher
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
 from ebjr.serving.deadlines import Deadlines
+from ebjr.serving.events import Expired, Observers
 from ebjr.serving.explain import explain
 from ebjr.serving.future_waiter import FutureWaiter
 from ebjr.serving.journal import Journal
@@ -42,7 +43,7 @@ from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.logs import Faults, noted
 from ebjr.serving.metrics import Metrics, add_sources
 from ebjr.serving.periodic import Periodic
-from ebjr.serving.pipeline import Observers, Pipeline, ServedAnswer
+from ebjr.serving.pipeline import Pipeline, ServedAnswer
 from ebjr.serving.recent import Recent
 from ebjr.serving.served import KNOBS, Served, json_number
 from ebjr.serving.status import describe
@@ -175,14 +176,16 @@ class Service:
             served, audit_rate=audit_rate, folder=beside if state is None else state
         )
         self.tracing = tracing
-        observers = Observers(self.metrics, self.recent, self.monitor, Faults())
+        self.observers = Observers(self.metrics, self.recent, self.monitor, Faults())
         if tracing is not None:
-            observers.add(tracing)
-        self.pipeline = Pipeline(served.joint, observer=observers, audit_rate=audit_rate, **options)
+            self.observers.add(tracing)
+        self.pipeline = Pipeline(
+            served.joint, observer=self.observers, audit_rate=audit_rate, **options
+        )
         self.deadlines = Deadlines()
         self.waiter = FutureWaiter(self.deadlines)
         self.knob = Knob(served, self._journal) if knob is None else knob
-        self.control = KnobControl(self.knob, observers)
+        self.control = KnobControl(self.knob, self.observers)
         if hold is not None:
             self.control.hold(hold, between, who="the server's start")
         elif between is not None:
@@ -288,7 +291,7 @@ class Service:
             policy = self.served.joint.when_unavailable
             if policy == "error" or not await asyncio.to_thread(ticket.hurry):
                 ticket.future.cancel()
-                self.pipeline.observer.expired(ticket, timeout)
+                self.observers.observe(Expired(ticket, timeout))
                 raise DeadlineExceeded(
                     f"no answer within {timeout:g} s; try again, or give it longer"
                 ) from None

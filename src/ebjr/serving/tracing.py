@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ebjr.errors import MissingExtra
-from ebjr.serving.pipeline import Batched, Observer, Ticket
+from ebjr.serving.events import Batched, Observer, Submitted
 
 try:
     from opentelemetry import trace
@@ -44,6 +44,7 @@ class Tracing(Observer):
         self._provider = provider
         self._tracer = provider.get_tracer("ebjr", __version__)
         self._epoch = time.time_ns() - time.perf_counter_ns()
+        self.handlers = {Submitted: self._submitted, Batched: self._batched}
 
     @classmethod
     def to_collector(cls, name: str) -> Tracing:
@@ -88,13 +89,13 @@ class Tracing(Observer):
         ):
             yield
 
-    def submitted(self, ticket: Ticket) -> None:
+    def _submitted(self, event: Submitted) -> None:
         """Keep the span of a request with its rows."""
         span = trace.get_current_span()
         if span.get_span_context().trace_flags.sampled:
-            ticket.trace = trace.set_span_in_context(span)
+            event.ticket.trace = trace.set_span_in_context(span)
 
-    def batch(self, batch: Batched) -> None:
+    def _batched(self, batch: Batched) -> None:
         """The spans of a batch, for each request that had rows in it."""
         began = self._epoch + round(1e9 * batch.began)
         ended = began + round(1e9 * batch.seconds)
