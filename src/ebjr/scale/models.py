@@ -6,15 +6,13 @@ import os
 from typing import Any
 
 from ebjr.arrays import Batch, row_count
-from ebjr.errors import MissingExtra, TeacherUnavailable
+from ebjr.errors import TeacherUnavailable, needs
 from ebjr.joint_file import Entry
 from ebjr.model import Model, answer
 from ebjr.tasks import Task
 
-try:
+with needs("scale", "running on Ray"):
     import ray
-except ImportError as error:
-    raise MissingExtra("scale", "running on Ray") from error
 
 
 class RawTeacher:

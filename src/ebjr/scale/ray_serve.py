@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ebjr.arrays import Batch, join_rows, row_count
-from ebjr.errors import EbjrError, MissingExtra, TeacherUnavailable
+from ebjr.errors import EbjrError, TeacherUnavailable, needs
 from ebjr.joint_file import Entry, JointConfig
 from ebjr.router import check_threshold
 from ebjr.scale.models import RawTeacher, check_policy, thread_option
@@ -36,13 +36,11 @@ from ebjr.serving.row_queue import RowQueue, alike
 from ebjr.serving.served import Served, served_of
 from ebjr.tasks import Task, as_task
 
-try:
+with needs("scale", "running on Ray"):
     from ray import serve
     from ray.exceptions import RayActorError, RayError, RayTaskError
     from ray.serve.exceptions import RayServeException
     from ray.serve.handle import DeploymentHandle
-except ImportError as error:
-    raise MissingExtra("scale", "running on Ray") from error
 
 log = logging.getLogger("ebjr.serving")
 

@@ -19,7 +19,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 from typing import Any
 
-from ebjr.errors import MissingExtra
+from ebjr.errors import needs
 from ebjr.protocol import LENGTH_HEADER, read_request
 from ebjr.serving.infer import BROKEN, MISTAKES, Infer, refusal, refusal_of
 from ebjr.serving.knob import WISHES
@@ -30,14 +30,12 @@ from ebjr.serving.request_body import Refused, aside, read_body
 from ebjr.serving.served import Served, served_of
 from ebjr.serving.service import Service
 
-try:
+with needs("serve", "serving"):
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
-except ImportError as error:
-    raise MissingExtra("serve", "serving") from error
 
 __all__ = ["Served", "build_app", "run_server", "served_of"]
 
@@ -199,13 +197,11 @@ def run_server(
     OSError
         An address is taken.
     """
-    try:
+    with needs("serve", "serving"):
         import uvicorn
         from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
         from ebjr.serving.http_limits import limited_http
-    except ImportError as error:
-        raise MissingExtra("serve", "serving") from error
     if grpc_port is not None:
         from ebjr.serving.grpc import grpc_server
 

@@ -7,14 +7,12 @@ import json
 from http import HTTPStatus
 from typing import Any
 
-from ebjr.errors import MissingExtra
+from ebjr.errors import needs
 from ebjr.serving.limits import Limits
 from ebjr.serving.request_body import WHEN_GONE
 
-try:
+with needs("serve", "serving"):
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
-except ImportError as error:
-    raise MissingExtra("serve", "serving") from error
 
 
 def limited_http(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protocol]:

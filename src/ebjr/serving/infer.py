@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ebjr.errors import EbjrError, MissingExtra, Overloaded
+from ebjr.errors import EbjrError, Overloaded, needs
 from ebjr.protocol import (
     LENGTH_HEADER,
     InferRequest,
@@ -31,12 +31,10 @@ from ebjr.serving.request_body import (
 )
 from ebjr.serving.service import VERSION, HeldBytes, Service, log, status_of
 
-try:
+with needs("serve", "serving"):
     from starlette.datastructures import Headers
     from starlette.requests import ClientDisconnect
     from starlette.responses import JSONResponse, Response
-except ImportError as error:
-    raise MissingExtra("serve", "serving") from error
 
 MISTAKES = (Refused, EbjrError, ClientDisconnect, asyncio.CancelledError)
 """Errors that `refusal_of` answers."""

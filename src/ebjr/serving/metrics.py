@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.errors import MissingExtra
+from ebjr.errors import needs
 from ebjr.joint import JointModel
 from ebjr.link.far import FarTeacher
 from ebjr.serving.events import STAGES, Batched, Degraded, Failed, Observer, Scored
@@ -23,7 +23,7 @@ from ebjr.serving.knob_control import KnobControl
 from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.pipeline import Pipeline
 
-try:
+with needs("serve", "serving"):
     from prometheus_client import (
         CONTENT_TYPE_LATEST,
         CollectorRegistry,
@@ -36,8 +36,6 @@ try:
         HistogramMetricFamily,
     )
     from prometheus_client.registry import Collector
-except ImportError as error:
-    raise MissingExtra("serve", "serving") from error
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 TENTHS = tuple(tenth / 10 for tenth in range(1, 10))

@@ -7,15 +7,13 @@ from collections.abc import AsyncGenerator
 
 import numpy as np
 
-from ebjr.errors import MissingExtra, ProtocolError
+from ebjr.errors import ProtocolError, needs
 from ebjr.protocol import InferRequest
 from ebjr.serving.served import KNOBS
 
-try:
+with needs("serve", "serving"):
     from starlette.datastructures import Headers, UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
-except ImportError as error:
-    raise MissingExtra("serve", "serving") from error
 
 MOST_FILES = 256
 MOST_FIELDS = 16

@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from ebjr.errors import MissingExtra
+from ebjr.errors import needs
 from ebjr.protocol import DATATYPES, MOST_DIMENSIONS
 from ebjr.serving.service import VERSION, Service
 
-try:
+with needs("serve", "serving"):
     from starlette.routing import BaseRoute, Route
-except ImportError as error:
-    raise MissingExtra("serve", "serving") from error
 
 Json = dict[str, Any]
 

@@ -7,15 +7,13 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from ebjr.errors import MissingExtra
+from ebjr.errors import needs
 from ebjr.serving.deadlines import Deadlines
 from ebjr.serving.limits import Limits
 from ebjr.serving.logs import Receive
 
-try:
+with needs("serve", "serving"):
     from starlette.requests import ClientDisconnect
-except ImportError as error:
-    raise MissingExtra("serve", "serving") from error
 
 Found = TypeVar("Found")
 

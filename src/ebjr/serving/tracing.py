@@ -10,17 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ebjr.errors import MissingExtra
+from ebjr.errors import needs
 from ebjr.serving.events import Batched, Observer, Submitted
 
-try:
+with needs("otel", "tracing"):
     from opentelemetry import trace
     from opentelemetry.propagate import extract
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
-except ImportError as error:
-    raise MissingExtra("otel", "tracing") from error
 
 CARRIED = ("traceparent", "tracestate")
 
@@ -55,10 +53,8 @@ class Tracing(Observer):
         MissingExtra
             The exporter is not installed.
         """
-        try:
+        with needs("otel", "tracing"):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        except ImportError as error:
-            raise MissingExtra("otel", "tracing") from error
         about = Resource.create({"ebjr.model": name})
         if "unknown_service" in str(about.attributes.get("service.name", "")):
             about = about.merge(Resource({"service.name": "ebjr"}))
