@@ -14,7 +14,7 @@ import hmac
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -81,31 +81,25 @@ def build_app(
     """
     service = Service(served, **options)
     handlers, infer = _Handlers(service, token), Infer(service)
-    model = "/v2/models/{name}"
+    model, any_version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
     routes = [
-        *(
-            Route(f"{prefix}/infer", infer, methods=["POST"])
-            for prefix in (model, f"{model}/versions/{{version}}")
-        ),
-        Route("/v2/health/live", handlers.live),
-        Route("/v2/health/ready", handlers.live),
-        Route("/v2", handlers.server),
-        Route("/v2/repository/index", handlers.index, methods=["POST"]),
-        *(
-            route
-            for prefix in (model, f"{model}/versions/{{version}}")
-            for route in (
-                Route(prefix, handlers.model),
-                Route(f"{prefix}/ready", handlers.model_ready),
-            )
-        ),
-        Route("/v1/router", handlers.read_knob, methods=["GET"]),
+        Route(f"{model}/infer", infer, methods=["POST"]),
+        Route(f"{any_version}/infer", infer, methods=["POST"]),
+        Route("/v2/health/live", _says(dict)),
+        Route("/v2/health/ready", _says(dict)),
+        Route("/v2", _says(service.server_metadata)),
+        Route("/v2/repository/index", _says(service.index), methods=["POST"]),
+        Route(model, handlers.model),
+        Route(f"{model}/ready", handlers.model_ready),
+        Route(any_version, handlers.model),
+        Route(f"{any_version}/ready", handlers.model_ready),
+        Route("/v1/router", _says(service.control.state), methods=["GET"]),
         Route("/v1/router", handlers.move_knob, methods=["PUT"]),
         Route("/v1/status", handlers.status),
         Route("/v1/both", handlers.explain, methods=["POST"]),
         Route("/v1/late/{id}", handlers.late),
         Route("/metrics", handlers.metrics),
-        Route("/openapi.json", handlers.described),
+        Route("/openapi.json", _says(lambda: document)),
         Route("/", handlers.page),
     ]
     document = openapi(service, routes, token=token is not None)
@@ -119,7 +113,7 @@ def build_app(
                     await stack.enter_async_context(server(service))
                 yield
         finally:
-            await asyncio.get_running_loop().run_in_executor(None, service.stop)
+            await asyncio.to_thread(service.stop)
 
     span = None if service.tracing is None else service.tracing.request
     app = _Application(
@@ -240,6 +234,15 @@ def run_server(
         uvicorn.Server(config).run(sockets=[listener])
 
 
+def _says(give: Callable[[], Any]) -> Callable[[Request], Awaitable[Response]]:
+    """A handler that answers with JSON, whatever is asked."""
+
+    async def handler(_request: Request) -> Response:
+        return JSONResponse(give())
+
+    return handler
+
+
 def _answering(handler: Callable[..., Any]) -> Callable[..., Any]:
     """A handler whose errors are answers: one sentence each."""
 
@@ -257,19 +260,7 @@ class _Handlers:
     """What is done for each route."""
 
     def __init__(self, service: Service, token: str | None) -> None:
-        self.service, self.served, self.token = service, service.served, token
-
-    async def described(self, request: Request) -> Response:
-        return JSONResponse(request.app.state.document)
-
-    async def live(self, _request: Request) -> Response:
-        return JSONResponse({})
-
-    async def server(self, _request: Request) -> Response:
-        return JSONResponse(self.service.server_metadata())
-
-    async def index(self, _request: Request) -> Response:
-        return JSONResponse(self.service.index())
+        self.service, self.token = service, token
 
     @_answering
     async def model(self, request: Request) -> Response:
@@ -302,13 +293,9 @@ class _Handlers:
 
     @_answering
     async def late(self, request: Request) -> Response:
-        find = partial(self.service.late, request.path_params["id"])
-        found = await asyncio.get_running_loop().run_in_executor(None, find)
+        found = await asyncio.to_thread(self.service.late, request.path_params["id"])
         waits = bool(found["waiting"])
         return JSONResponse(found, 202 if waits else 200, {"Retry-After": "1"} if waits else None)
-
-    async def read_knob(self, _request: Request) -> Response:
-        return JSONResponse(self.service.control.state())
 
     @_answering
     async def move_knob(self, request: Request) -> Response:
@@ -325,7 +312,7 @@ class _Handlers:
             raise Refused(400, str(error)) from error
         except OSError as error:
             raise Refused(503, f"the audit log cannot be written: {error}") from error
-        return await self.read_knob(request)
+        return JSONResponse(self.service.control.state())
 
     def _authorize(self, request: Request) -> None:
         if self.token is not None:
