@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebjr.serving.autopilot import Autopilot, Hold
 from ebjr.serving.events import Observers
-from ebjr.serving.knob import WISHES, Knob
+from ebjr.serving.knob import Knob
+from ebjr.serving.served import KNOBS
+
+WISHES = (
+    'the knob takes JSON like {"threshold": 0.5}, {"deferral_rate": 0.2}, '
+    '{"operating_point": "match-teacher"} or {"hold": "p99=50ms"}'
+)
 
 
 class KnobControl:
@@ -56,9 +62,18 @@ class KnobControl:
                 raise ValueError(WISHES)
             self.hold(wish["hold"], wish.get("between"), who=who, request=request)
             return
+        if not isinstance(wish, dict) or len(wish) != 1 or not set(wish) <= set(KNOBS):
+            raise ValueError(WISHES)
+        self._by_hand(wish, who, request)
+
+    def _by_hand(self, wish: Mapping[str, Any], who: str, request: str | None) -> None:
+        threshold = self.knob.served.chosen(wish)
+        assert threshold is not None
+        ((name, value),) = wish.items()
         with self._lock:
             note = "" if self.pilot is None else "; the autopilot is off"
-            self.knob.ask(wish, who=who, request=request, note=note)
+            why = f"asked for {name} {value}{note}"
+            self.knob.move(threshold, who=who, why=why, request=request)
             self._take(None)
 
     def hold(

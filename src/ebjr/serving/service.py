@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -292,18 +292,13 @@ class Service:
             if policy == "error" or not await asyncio.to_thread(ticket.hurry):
                 ticket.future.cancel()
                 self.observers.observe(Expired(ticket, timeout))
-                raise DeadlineExceeded(
-                    f"no answer within {timeout:g} s; try again, or give it longer"
-                ) from None
+                raise _too_late(timeout) from None
         except asyncio.CancelledError:  # the client has gone
             ticket.future.cancel()
             raise
         found = ticket.future.result()
         if (notes := noted()) is not None:
-            notes["rows"] = len(found.answer.deferred)
-            notes["deferred"] = int(found.answer.deferred.sum())
-            notes["degraded"] = int(found.answer.degraded.sum())
-            notes["threshold"] = json_number(found.threshold)
+            _note(notes, found)
         return self._response(asked, found)
 
     async def explain(self, asked: InferRequest) -> dict[str, Any]:
@@ -329,9 +324,7 @@ class Service:
         try:
             return json_number(await asyncio.wait_for(asking, timeout))
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"no answer within {timeout:g} s; try again, or give it longer"
-            ) from None
+            raise _too_late(timeout) from None
 
     def refused(self, status: int) -> None:
         """A request was answered with an error."""
@@ -424,21 +417,16 @@ class Service:
 
     def _response(self, asked: InferRequest, found: ServedAnswer) -> InferResponse:
         answer = found.answer
-        parameters: dict[str, Any] = {"threshold": json_number(found.threshold)}
-        if (promise := self.knob.promise(found.threshold)) is not None:
-            parameters["promise"] = promise
-        if answer.late is not None:
-            parameters["late"] = answer.late
-        if self.served.calibration_id is not None:
-            parameters["calibration"] = self.served.calibration_id
-        outputs = {
-            name: tensor.of(answer)
-            for name, tensor in self._tensors.items()
-            if asked.wants(name) is not None
+        told = {
+            "threshold": json_number(found.threshold),
+            "promise": self.knob.promise(found.threshold),
+            "late": answer.late,
+            "calibration": self.served.calibration_id,
         }
-        outputs |= {
-            name: give(found) for name, give in OUTPUTS.items() if asked.wants(name) is not None
-        }
+        parameters = {name: value for name, value in told.items() if value is not None}
+        wanted = {name for name in self._output_names if asked.wants(name) is not None}
+        outputs = {n: tensor.of(answer) for n, tensor in self._tensors.items() if n in wanted}
+        outputs |= {n: give(found) for n, give in OUTPUTS.items() if n in wanted}
         return InferResponse(outputs, self.served.name, VERSION, asked.id, parameters)
 
     async def _images(self, array: np.ndarray) -> Any:
@@ -448,9 +436,20 @@ class Service:
                 raise ProtocolError(
                     f"encoded images must be a tensor BYTES of shape [n], not {list(array.shape)}"
                 )
-            decoding = partial(decoded_images, array.tolist(), self.limits.image_pixels)
-            return await asyncio.get_running_loop().run_in_executor(None, decoding)
+            most = self.limits.image_pixels
+            return await asyncio.to_thread(decoded_images, array.tolist(), most)
         return checked_pixels(array)
+
+
+def _note(notes: dict[str, Any], found: ServedAnswer) -> None:
+    """Put figures into the line of a request."""
+    deferred, degraded = found.answer.deferred, found.answer.degraded
+    notes |= {"rows": len(deferred), "deferred": int(deferred.sum())}
+    notes |= {"degraded": int(degraded.sum()), "threshold": json_number(found.threshold)}
+
+
+def _too_late(seconds: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"no answer within {seconds:g} s; try again, or give it longer")
 
 
 def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
