@@ -164,8 +164,19 @@ def _deployment(kind: type, name: str, **options: Any) -> serve.Deployment:
     )
 
 
-def from_args(args: Mapping[str, Any]) -> serve.Application:
-    """What `ebjr.scale.app` builds."""
+def app(args: Mapping[str, Any]) -> serve.Application:
+    """The application that ``serve run ebjr.scale:app joint=joint.toml`` and Serve's YAML build.
+
+    Parameters
+    ----------
+    args
+        `joint`, and what else `build_app` takes; numbers may be text.
+
+    Raises
+    ------
+    ValueError
+        There is no `joint`, or what is given is no argument of `build_app`.
+    """
     known = inspect.signature(build_app).parameters
     unknown = set(args) - set(known)
     if unknown or "joint" not in args:

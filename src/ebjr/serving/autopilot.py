@@ -235,13 +235,7 @@ class Autopilot(Observer):
             self._answered(Answered([event.ticket], np.array([event.seconds])))
 
     def begin(self, who: str, request: str | None = None) -> None:
-        """Move the knob to where the search begins.
-
-        Raises
-        ------
-        OSError
-            The audit log cannot be written.
-        """
+        """Move the knob to where the search begins; OSError: the audit log cannot be written."""
         low, high = self.search.low, self.search.high
         self._move(
             f"{who} asked to hold {self.hold} between the rates {low:.4g} and {high:.4g}", request
@@ -250,10 +244,7 @@ class Autopilot(Observer):
     def look(self) -> None:
         """See what has come of the last move, and move again where that is called for.
 
-        Raises
-        ------
-        OSError
-            The audit log cannot be written.
+        OSError: the audit log cannot be written.
         """
         found = self._time_error() if self.hold.percentile is not None else self._rate_error()
         if found is None:

@@ -99,13 +99,7 @@ class KnobControl:
             self._take(pilot)
 
     def look(self) -> None:
-        """Let the autopilot look, if there is one.
-
-        Raises
-        ------
-        OSError
-            The audit log cannot be written.
-        """
+        """Let the autopilot look, if there is one; OSError: the audit log cannot be written."""
         with self._lock:
             if self.pilot is not None:
                 self.pilot.look()

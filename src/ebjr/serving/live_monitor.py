@@ -128,13 +128,7 @@ class LiveMonitor(Observer):
             self._audited.append(audited)
 
     def look(self) -> None:
-        """Feed the monitors, tell alarms, and save the state now and then.
-
-        Raises
-        ------
-        OSError
-            The state cannot be saved.
-        """
+        """Feed the monitors, tell alarms, and save the state now and then, as `save` does."""
         with self._lock:
             scores, self._scores, self._known = self._scores, [], 0
             audited, self._audited = self._audited, []
@@ -151,13 +145,7 @@ class LiveMonitor(Observer):
             self.save()
 
     def save(self) -> None:
-        """Write the state, if there is a place for it.
-
-        Raises
-        ------
-        OSError
-            It cannot be written.
-        """
+        """Write the state, if there is a place for it; OSError: it cannot be written."""
         self._saved = time.monotonic()
         if self._file is None:
             return

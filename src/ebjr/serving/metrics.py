@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from ebjr.errors import needs
 from ebjr.joint import JointModel
 from ebjr.link.far import FarTeacher
+from ebjr.serving.autopilot import Autopilot
 from ebjr.serving.events import STAGES, Batched, Degraded, Failed, Observer, Scored
 from ebjr.serving.knob_control import KnobControl
 from ebjr.serving.live_monitor import LiveMonitor
@@ -202,33 +204,29 @@ class _Counts(Collector):
         yield family
 
 
+@dataclass(frozen=True, eq=False)
 class _Read(Collector):
     """Values that are read when somebody asks."""
 
-    def __init__(
-        self,
-        family: type[CounterMetricFamily] | type[GaugeMetricFamily],
-        name: str,
-        text: str,
-        model: str,
-        label: str | None,
-        values: Callable[[], Mapping[str, float]],
-    ) -> None:
-        self._family, self._about, self._model = family, (name, text), model
-        self._label, self._values = label, values
+    family: type[CounterMetricFamily] | type[GaugeMetricFamily]
+    name: str
+    text: str
+    model: str
+    label: str | None
+    values: Callable[[], Mapping[str, float]]
 
     def describe(self) -> Iterator[Any]:
         yield self._empty()
 
     def collect(self) -> Iterator[Any]:
         family = self._empty()
-        for name, value in self._values().items():
-            family.add_metric([self._model] if self._label is None else [self._model, name], value)
+        for name, value in self.values().items():
+            family.add_metric([self.model] if self.label is None else [self.model, name], value)
         yield family
 
     def _empty(self) -> Any:
-        labels = ["model"] if self._label is None else ["model", self._label]
-        return self._family(*self._about, labels=labels)
+        labels = ["model"] if self.label is None else ["model", self.label]
+        return self.family(self.name, self.text, labels=labels)
 
 
 MONITORED = {
@@ -278,15 +276,13 @@ def _add_knob(metrics: Metrics, control: KnobControl) -> None:
         state = knob.promise(knob.threshold)
         return {} if state is None else {"": float(state == "in force")}
 
-    def target() -> dict[str, float]:
-        pilot = control.pilot
-        return {} if pilot is None else {pilot.hold.quantity: pilot.hold.target}
+    def pilot(figure: Callable[[Autopilot], float | None]) -> dict[str, float]:
+        flies = control.pilot
+        found = None if flies is None else figure(flies)
+        return {} if flies is None or found is None else {flies.hold.quantity: found}
 
-    def measured() -> dict[str, float]:
-        pilot = control.pilot
-        found = None if pilot is None else pilot.measured
-        return {} if pilot is None or found is None else {pilot.hold.quantity: found}
-
+    target = partial(pilot, lambda one: one.hold.target)
+    measured = partial(pilot, lambda one: one.measured)
     moves = "Moves of the knob."
     metrics.read("threshold", "The knob.", lambda: {"": knob.threshold})
     metrics.read("knob_moves", moves, lambda: dict(knob.moves), "who", counter=True)
