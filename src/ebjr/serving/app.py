@@ -87,7 +87,7 @@ def build_app(
         Route(f"{any_version}/infer", infer, methods=["POST"]),
         Route("/v2/health/live", _says(dict)),
         Route("/v2/health/ready", _says(dict)),
-        Route("/v2", _says(service.server_metadata)),
+        Route("/v2", _says(lambda: service.server_metadata())),
         Route("/v2/repository/index", _says(service.index), methods=["POST"]),
         Route(model, handlers.model),
         Route(f"{model}/ready", handlers.model_ready),
