@@ -25,7 +25,7 @@ from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.predict import Answered, Progress, Tell, answer_row, whose_answers, write_answers
 from ebjr.router import Router
-from ebjr.scale.models import check_policy, thread_option
+from ebjr.scale.models import check_policy, checked_config, thread_option
 
 with needs("scale", "running on Ray"):
     import ray
@@ -95,10 +95,7 @@ def predict(
     ModelError
         A model file, or the preprocessing, has changed since the threshold was calibrated.
     """
-    config = JointConfig.read(joint)
-    config.check()
-    for entry in (config.student, config.teacher):
-        entry.check()
+    config = checked_config(joint)
     if threshold is not None:
         config = replace(config, threshold=threshold)
     rows = _dataset(data, start)

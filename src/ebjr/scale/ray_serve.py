@@ -26,7 +26,7 @@ from ebjr.arrays import Batch, join_rows, row_count
 from ebjr.errors import EbjrError, TeacherUnavailable, needs
 from ebjr.joint_file import Entry, JointConfig
 from ebjr.router import check_threshold
-from ebjr.scale.models import RawTeacher, check_policy, thread_option
+from ebjr.scale.models import RawTeacher, check_policy, checked_config, thread_option
 from ebjr.scale.ray_metrics import Mirror
 from ebjr.serving.app import build_app as build_server
 from ebjr.serving.events import Batched
@@ -113,10 +113,7 @@ def build_app(
     ModelError
         A model file, or the preprocessing, has changed since the threshold was calibrated.
     """
-    config = JointConfig.read(joint)
-    config.check()
-    for entry in (config.student, config.teacher):
-        entry.check()
+    config = checked_config(joint)
     for name, size in {"teacher_batch": teacher_batch, "teacher_calls": teacher_calls}.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, not {size}")

@@ -21,14 +21,14 @@ from typing import Any
 
 from ebjr.errors import needs
 from ebjr.protocol import LENGTH_HEADER, read_request
-from ebjr.serving.infer import BROKEN, MISTAKES, Infer, refusal, refusal_of
+from ebjr.serving.infer import MISTAKES, Infer, refusal, refusal_of
 from ebjr.serving.knob_control import WISHES
 from ebjr.serving.logs import App, Receive, RequestIds, Scope, Send, request_id, start_logging
 from ebjr.serving.openapi import openapi
 from ebjr.serving.page import page_and_headers
 from ebjr.serving.request_body import Refused, aside, read_body
 from ebjr.serving.served import Served, served_of
-from ebjr.serving.service import Service
+from ebjr.serving.service import BROKEN, Service
 
 with needs("serve", "serving"):
     from starlette.applications import Starlette

@@ -28,7 +28,7 @@ from ebjr.protocol import (
 )
 from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
 from ebjr.serving.request_body import aside
-from ebjr.serving.service import Service, log, status_of
+from ebjr.serving.service import BROKEN, Service, log, status_of
 
 with needs("grpc", "serving over gRPC"):
     import grpc
@@ -199,7 +199,7 @@ class _Caller:
             status, sentence = status_of(error), str(error)
         except Exception:
             log.exception("a call failed")
-            status, sentence = 500, "the server failed on this request; its log says why"
+            status, sentence = 500, BROKEN
         self._service.refused(status)
         return _Refusal(status, " ".join(sentence.split()), details)
 

@@ -29,7 +29,7 @@ from ebjr.serving.request_body import (
     compressed,
     read_body,
 )
-from ebjr.serving.service import VERSION, HeldBytes, Service, log, status_of
+from ebjr.serving.service import BROKEN, VERSION, HeldBytes, Service, log, status_of
 
 with needs("serve", "serving"):
     from starlette.datastructures import Headers
@@ -38,8 +38,6 @@ with needs("serve", "serving"):
 
 MISTAKES = (Refused, EbjrError, ClientDisconnect, asyncio.CancelledError)
 """Errors that `refusal_of` answers."""
-
-BROKEN = "the server failed on this request; its log says why"
 
 TEXT_BYTES = 5
 """A float32 of 4 bytes is a text of about 20."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,10 +133,8 @@ class Recent(Observer):
     def as_dict(self, seconds: int = 10) -> dict[str, Any]:
         """What a page shows: the last `seconds`, and every second that is kept."""
         counts, covered = self.counts(seconds), self.covered(seconds)
-        latency: dict[str, Mapping[str, float | None]] = {
-            what: {
-                f"p{percent}": self.percentile(what, percent, seconds) for percent in PERCENTILES
-            }
+        latency = {
+            what: {f"p{p}": self.percentile(what, p, seconds) for p in PERCENTILES}
             for what in TIMED
         }
         return {
@@ -170,15 +168,12 @@ class Recent(Observer):
         """The slot of this second, empty if it has just begun."""
         now = int(self._clock() - self._began)
         if now != self._now:
-            passed = [second % self.seconds for second in self._since(now)]
+            first = max(self._now, now - self.seconds) + 1
+            passed = [second % self.seconds for second in range(first, now + 1)]
             for table in (self._counts, self._times, self._scores):
                 table[passed] = 0
             self._now = now
         return now % self.seconds
-
-    def _since(self, now: int) -> range:
-        """The seconds that have begun since the last look, those that are kept."""
-        return range(max(self._now + 1, now - self.seconds + 1), now + 1)
 
     def _last(self, seconds: int | None) -> list[int]:
         """The slots of the last seconds, the oldest first; those before the start are left out."""

@@ -59,6 +59,9 @@ STOP_SECONDS = 10.0
 
 REQUEST_PARAMETERS = (*KNOBS, "timeout")
 
+BROKEN = "the server failed on this request; its log says why"
+"""What a client is told of our own mistake, over any protocol."""
+
 STATUSES: tuple[tuple[type[EbjrError], int], ...] = (
     (UnknownModel, 404),
     (NothingKept, 404),
