@@ -462,7 +462,7 @@ class SharedKnob:
             return self._version
 
     def _know(self, students: int) -> bool:
-        """Whether so many students know, and none that lives does not."""
+        """Whether `students` of them know, and no living one does not."""
         gone = time.monotonic() - 2 * WATCH_SECONDS
         self._heard = {name: heard for name, heard in self._heard.items() if heard[1] > gone}
         told = [version >= self._version for version, _ in self._heard.values()]

@@ -25,16 +25,16 @@ from ebjr.serving.knob import Knob
 from ebjr.serving.served import Served
 
 SIGMAS = 3.0
-"""A measurement is taken for more than chance beyond so many standard errors."""
+"""Beyond this many standard errors a measurement is more than chance."""
 
 FEWEST = 50
 """Rows, or requests, below which nothing is concluded."""
 
 MOST_ROWS = 20_000
-"""Beyond so many rows the older ones count half."""
+"""Beyond this many rows the older ones count half."""
 
 _HOLDS = "p99=50ms, deferral_rate=0.2 or flops=50M"
-_TIMES = {"us": 1e6, "ms": 1e3, "s": 1.0}  # so many are a second
+_TIMES = {"us": 1e6, "ms": 1e3, "s": 1.0}  # how many are a second
 _SIZES = {"": 1.0, "K": 1e-3, "M": 1e-6, "G": 1e-9, "T": 1e-12}
 
 

@@ -68,7 +68,7 @@ class TicketRows(Protocol):
 
 
 class Scored(NamedTuple):
-    """Rows have been scored, and some deferred, each by the threshold of its request; all (n,)."""
+    """n rows were scored, and some deferred, each by the threshold of its request; all (n,)."""
 
     score: np.ndarray
     deferred: np.ndarray
@@ -76,14 +76,14 @@ class Scored(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """Requests have their answers, each so many seconds after it was handed in."""
+    """k requests have their answers; `seconds` (k,) is the time since each was handed in."""
 
     tickets: Sequence[Ticket]
     seconds: np.ndarray
 
 
 class Expired(NamedTuple):
-    """A request's time, so many seconds, was over before it had an answer."""
+    """A request's time, `seconds`, was over before it had an answer."""
 
     ticket: Ticket
     seconds: float

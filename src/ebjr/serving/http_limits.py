@@ -1,4 +1,4 @@
-"""uvicorn's HTTP with the limits that it has not: slow clients, endless heads, too many at once."""
+"""uvicorn's HTTP with limits that it lacks: slow clients, endless heads, too many at once."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ WISHES = (
 class KnobControl:
     """Who has the knob: the autopilot, until a hand moves it.
 
-    A hand always wins: whoever sets a threshold, a deferral rate or an operating point switches
+    A hand always wins: who sets a threshold, a deferral rate or an operating point switches
     the autopilot off. A new target switches it on, or moves its target.
 
     Parameters
@@ -43,8 +43,8 @@ class KnobControl:
         Parameters
         ----------
         wish
-            As a mapping: one of `KNOBS` with its value, or ``hold`` with a text, and ``between``
-            if one likes; a hold of None, alone, switches the autopilot off.
+            As a mapping: one of `KNOBS` with its value, or ``hold`` with a text and optionally
+            ``between``; a hold of None, alone, switches the autopilot off.
         who, request
             As of `Knob.move`.
 

@@ -31,7 +31,7 @@ from ebjr.serving.events import Audited, Observer, Scored
 from ebjr.serving.served import Served, json_number
 
 MOST_SCORES = 20_000
-"""Scores beyond so many between two looks are left out, by their place in the stream alone."""
+"""The monitor leaves out scores beyond this many between two looks, whatever they are."""
 
 SAVE_SECONDS = 60.0
 

@@ -26,7 +26,7 @@ from ebjr.serving.events import Failed, Observer
 FORMATS = ("words", "json")
 REQUEST_ID = b"x-request-id"
 QUIET_SECONDS = 10.0
-"""A stage that keeps failing is told about once in so many seconds."""
+"""How often the log tells that a stage keeps failing."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -136,7 +136,7 @@ def start_logging(form: str = "words", stream: IO[str] | None = None) -> None:
 
 
 class RequestIds:
-    """ASGI middleware: every HTTP request has an id, and if one likes a line and a span.
+    """ASGI middleware: every HTTP request has an id, and optionally a line and a span.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Periodic: a thread that does a server's chores, again and again, until it is stopped."""
+"""A thread that does a server's chores, again and again, until it is stopped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ log = logging.getLogger("ebjr.serving")
 
 
 class Periodic:
-    """Does chores every so many seconds; one that fails is logged, and done again next time.
+    """Does chores at even intervals; one that fails is logged, and done again next time.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """The last minute of a pipeline, in constant memory: rates, latency percentiles, scores.
 
-Prometheus counts from the start and lets others look at windows; a page, and whoever holds a
+Prometheus counts from the start and lets others look at windows; a page, and an autopilot with a
 target, want the window itself. Everything is counted in slots of a second, which come round again.
 """
 

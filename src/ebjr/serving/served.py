@@ -25,7 +25,7 @@ KNOBS = ("threshold", "deferral_rate", "operating_point")
 
 
 SCORE_BINS = 40
-"""In so many even bins live scores are counted."""
+"""How many even bins live scores are counted in."""
 
 
 @dataclass
@@ -226,7 +226,7 @@ def served_of(config: JointConfig, **options: Any) -> Served:
 def served_alone(
     path: str | os.PathLike[str], preprocess: Preprocess | None = None, **options: Any
 ) -> Served:
-    """A classifier alone, for whoever has the student elsewhere: a joint model that defers nothing.
+    """A classifier alone, for clients that have the student: a joint model that defers nothing.
 
     Parameters
     ----------

@@ -98,7 +98,7 @@ class HeldBytes:
         return self
 
     def __call__(self, size: int) -> None:
-        """Hold so many bytes more."""
+        """Hold `size` bytes more."""
         held, most = self._service.held_bytes, self._service.limits.held_bytes
         if held and held + size > most:
             raise Overloaded(
