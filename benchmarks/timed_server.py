@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ebjr import JointConfig
 from ebjr.serving.app import run_server
-from ebjr.serving.pipeline import Batched, Observer, Ticket
+from ebjr.serving.events import Batched, Observer, Submitted
+from ebjr.serving.pipeline import Ticket
 from ebjr.serving.served import served_of
 from ebjr.serving.service import Service
 
@@ -31,12 +32,13 @@ class Times(Observer):
         self.numbers: dict[int, int] = {}  # of the requests, by the identity of their tickets
         self._kept: list[Ticket] = []
         self._last = threading.local()
+        self.handlers = {Submitted: self._submitted, Batched: self._batched}
 
-    def submitted(self, ticket: Ticket) -> None:
-        self._kept.append(ticket)  # or another one could get its identity
-        self.numbers[id(ticket)] = len(self.numbers)
+    def _submitted(self, event: Submitted) -> None:
+        self._kept.append(event.ticket)  # or another one could get its identity
+        self.numbers[id(event.ticket)] = len(self.numbers)
 
-    def batch(self, batch: Batched) -> None:
+    def _batched(self, batch: Batched) -> None:
         numbers = [self.numbers[id(ticket)] for ticket in batch.tickets]
         spent = time.thread_time()
         worked, self._last.spent = spent - getattr(self._last, "spent", spent), spent
@@ -54,7 +56,7 @@ def main() -> None:
 
     @asynccontextmanager
     async def watched(service: Service) -> AsyncIterator[None]:
-        service.pipeline.observer.add(seen)
+        service.observers.add(seen)
         began = time.thread_time()
         yield
         http = (time.thread_time() - began) / max(1, len(seen.numbers))

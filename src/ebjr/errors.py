@@ -24,6 +24,9 @@ Every message is one sentence that says what was expected, what came, and the wa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class EbjrError(Exception):
     """Base of every error that EBJR raises on purpose, bad arguments apart."""
@@ -137,6 +140,23 @@ class MissingExtra(EbjrError, ImportError):
 
     def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
         return type(self), (self.extra, self.purpose)
+
+
+@contextmanager
+def needs(extra: str, purpose: str) -> Iterator[None]:
+    """Import an extra's packages in this context: where one is absent, it raises `MissingExtra`.
+
+    Examples
+    --------
+    >>> with needs("grpc", "serving over gRPC"):
+    ...     raise ModuleNotFoundError("No module named 'grpc'")
+    Traceback (most recent call last):
+    ebjr.errors.MissingExtra: serving over gRPC needs an extra: pip install 'ebjr[grpc]'
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtra(extra, purpose) from error
 
 
 class PromiseWarning(UserWarning):

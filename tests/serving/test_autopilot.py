@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ebjr import JointClassifier, Router
 from ebjr.serving.autopilot import Autopilot, Hold, Search
+from ebjr.serving.events import Scored
 from ebjr.serving.knob import Knob
 from ebjr.serving.pipeline import Pipeline
 from ebjr.serving.served import Served
@@ -284,14 +285,14 @@ def test_requests_that_waited_in_vain_are_slow_and_not_left_out():
         return await asyncio.gather(*(ask(number) for number in range(200)))
 
     service.start()
-    before = service.helm.pilot.search.rate
+    before = service.control.pilot.search.rate
     try:
         expired = asyncio.run(ask_all())
     finally:
         service.stop()
     assert 20 < sum(expired) < 180
-    service.helm.look()
-    assert service.helm.pilot.search.rate < before
+    service.control.look()
+    assert service.control.pilot.search.rate < before
 
 
 def test_what_moves_it_is_written_down_in_words(tmp_path):
@@ -301,7 +302,8 @@ def test_what_moves_it_is_written_down_in_words(tmp_path):
     with Journal(tmp_path / "audit.jsonl") as journal:
         pilot = Autopilot(Hold.of("deferral_rate=0.3"), Knob(about, journal))
         pilot.begin("127.0.0.1")
-        pilot.rows(np.zeros(1000), np.ones(1000, bool), np.full(1000, about.joint.router.threshold))
+        threshold = np.full(1000, about.joint.router.threshold)
+        pilot.observe(Scored(np.zeros(1000), np.ones(1000, bool), threshold))
         pilot.look()
     text = (tmp_path / "audit.jsonl").read_text()
     assert "127.0.0.1 asked to hold deferral_rate=0.3 between the rates 0.15 and 0.65" in text

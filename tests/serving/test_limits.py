@@ -26,7 +26,7 @@ from ebjr import JointClassifier, Preprocess, Router
 from ebjr.data.preprocess import prepared
 from ebjr.errors import ProtocolError
 from ebjr.serving.app import Served, build_app
-from ebjr.serving.guard import guarded
+from ebjr.serving.http_limits import limited_http
 from ebjr.serving.limits import Limits, exposure
 from ebjr.serving.service import decoded_images
 
@@ -172,7 +172,7 @@ PARSERS = ["fastest", "h11"]
 
 def served_within(limits, parser):
     """A real server, with the HTTP parser that is there or with h11."""
-    how = {} if parser == "fastest" else {"http": guarded(limits, H11Protocol)}
+    how = {} if parser == "fastest" else {"http": limited_http(limits, H11Protocol)}
     return running(build_app(served(), limits=limits), **how)
 
 
@@ -223,7 +223,7 @@ def test_a_client_that_goes_away_frees_its_rows(parser, caplog):
         return student(x)
 
     slow.input_shape, slow.input_name, slow.input_dtype = (None, 2), "x", np.float32
-    how = {} if parser == "fastest" else {"http": guarded(Limits(), H11Protocol)}
+    how = {} if parser == "fastest" else {"http": limited_http(Limits(), H11Protocol)}
     whole = START + f"Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
     app = build_app(served(slow), queue_rows=2)
     with running(app, **how) as address:

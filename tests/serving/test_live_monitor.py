@@ -15,8 +15,9 @@ from ebjr import JointClassifier, JointRegressor, Router, TeacherUnavailable
 from ebjr.calibration.guarantee import Certificate
 from ebjr.model import Answer
 from ebjr.monitor import DriftMonitor
+from ebjr.serving.events import Audited, Failed, Observer
 from ebjr.serving.live_monitor import LiveMonitor
-from ebjr.serving.pipeline import Observer, Pipeline
+from ebjr.serving.pipeline import Pipeline
 from ebjr.serving.served import Served
 
 SECONDS = 30
@@ -171,11 +172,9 @@ def test_an_audit_that_fails_is_left_out_and_nobody_notices(teacher):
     heard = []
 
     class Listener(Observer):
-        def failed(self, stage, error):
-            heard.append(stage)
-
-        def audited(self, audited):
-            heard.append("audited")
+        def observe(self, event):
+            if isinstance(event, Failed | Audited):
+                heard.append(event.stage if isinstance(event, Failed) else "audited")
 
     about = served(teacher)
     with Pipeline(about.joint, observer=Listener(), audit_rate=1.0) as pipeline:

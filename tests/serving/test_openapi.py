@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
@@ -20,6 +22,7 @@ from starlette.testclient import TestClient
 
 from ebjr import JointClassifier, Preprocess, Preprocessed, Router
 from ebjr.serving.app import Served, build_app
+from ebjr.serving.service import REQUEST_PARAMETERS
 
 load_all_checks()
 
@@ -61,7 +64,9 @@ def test_the_document_names_what_is_served(document):
     asked = schemas["InferRequest"]["properties"]
     assert asked["inputs"]["items"]["properties"]["name"] == {"enum": ["x"]}
     assert asked["parameters"]["properties"]["operating_point"]["enum"] == ["careful"]
+    assert set(asked["parameters"]["properties"]) == {*REQUEST_PARAMETERS, "binary_data_output"}
     assert document["paths"]["/v1/router"]["put"]["security"] == [{"token": []}]
+    assert not [line for line in json.dumps(document, indent=0).splitlines() if '"<' in line]
 
 
 @pytest.fixture(scope="module")

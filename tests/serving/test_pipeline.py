@@ -19,7 +19,8 @@ from ebjr import (
     TeacherUnavailable,
 )
 from ebjr.errors import Overloaded
-from ebjr.serving.pipeline import Observer, Pipeline
+from ebjr.serving.events import Failed, Observer, Scored
+from ebjr.serving.pipeline import Pipeline
 
 SECONDS = 30
 
@@ -232,8 +233,9 @@ def test_a_model_that_raises_fails_its_batch_and_the_pipeline_goes_on():
     heard = []
 
     class Listener(Observer):
-        def failed(self, stage, error):
-            heard.append((stage, str(error)))
+        def observe(self, event):
+            if isinstance(event, Failed):
+                heard.append((event.stage, str(event.error)))
 
     joint = JointClassifier(moody, teacher, Router("max_logit", 0.5))
     with Pipeline(joint, observer=Listener()) as pipeline:
@@ -274,8 +276,8 @@ def test_whatever_fails_beside_the_models_fails_its_batch_and_the_pipeline_goes_
     class Deaf(Observer):
         broken = True
 
-        def rows(self, score, deferred, threshold):
-            if self.broken:
+        def observe(self, event):
+            if self.broken and isinstance(event, Scored):
                 raise RuntimeError("no ears")
 
     deaf = Deaf()

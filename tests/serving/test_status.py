@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 from starlette.testclient import TestClient
 
 from ebjr.serving.app import Served, build_app, served_of
-from ebjr.serving.both import ask_both
+from ebjr.serving.explain import explain
 from ebjr.serving.status import describe, shares_between
 
 
@@ -111,12 +111,12 @@ def test_a_teacher_that_is_away_is_said_to_be():
         raise TeacherUnavailable("the cloud is gone")
 
     inputs = np.array([[0.5, 0.0]], np.float32)
-    found = ask_both(classifier(away), inputs, 1.0)
+    found = explain(classifier(away), inputs, 1.0)
     assert found["teacher"] == {"error": "the cloud is gone"}
     assert (found["deferred"], found["degraded"]) == (False, True)
     assert found["answer"]["prediction"] == 0
-    assert ask_both(classifier(away, when_unavailable="error"), inputs, 1.0)["answer"] is None
-    kept = ask_both(classifier(away), 10 * inputs, 1.0)
+    assert explain(classifier(away, when_unavailable="error"), inputs, 1.0)["answer"] is None
+    kept = explain(classifier(away), 10 * inputs, 1.0)
     assert (kept["degraded"], kept["answer"]["prediction"]) == (False, 0)
 
 

@@ -1,18 +1,17 @@
 """Past one machine: the same ``joint.toml`` on Ray, student and teacher scaling on their own.
 
 `build_app` is the joint model as a Ray Serve application with the server's routes and answers;
-`predict` answers a Ray dataset in two stages. Ray is imported when one of them is called.
+`predict` answers a Ray dataset in two stages. Ray is imported when one of them is used.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray.data import Dataset
-    from ray.serve import Application
+    from ebjr.scale.ray_data import predict
+    from ebjr.scale.ray_serve import app, build_app
 
 __all__ = ["INGRESS", "app", "build_app", "predict"]
 
@@ -32,33 +31,10 @@ writes both down as they are. To be set where Ray is started, on every node.
 """
 
 
-def build_app(joint: str | os.PathLike[str], **options: Any) -> Application:
-    """A joint model as a Ray Serve application, see `ebjr.scale.ray_serve.build_app`."""
-    from ebjr.scale import ray_serve
-
-    return ray_serve.build_app(joint, **options)
+_HOMES = {"app": "ray_serve", "build_app": "ray_serve", "predict": "ray_data"}
 
 
-def app(args: Mapping[str, Any]) -> Application:
-    """The application that ``serve run ebjr.scale:app joint=joint.toml`` and Serve's YAML build.
-
-    Parameters
-    ----------
-    args
-        `joint`, and what else `build_app` takes; numbers may be text.
-
-    Raises
-    ------
-    ValueError
-        There is no `joint`, or what is given is no argument of `build_app`.
-    """
-    from ebjr.scale import ray_serve
-
-    return ray_serve.from_args(args)
-
-
-def predict(dataset: Any, joint: str | os.PathLike[str], **options: Any) -> Dataset:
-    """The joint model's answers to a dataset, see `ebjr.scale.ray_data.predict`."""
-    from ebjr.scale import ray_data
-
-    return ray_data.predict(dataset, joint, **options)
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -6,15 +6,13 @@ import os
 from typing import Any
 
 from ebjr.arrays import Batch, row_count
-from ebjr.errors import MissingExtra, TeacherUnavailable
-from ebjr.joint_file import Entry
+from ebjr.errors import TeacherUnavailable, needs
+from ebjr.joint_file import Entry, JointConfig
 from ebjr.model import Model, answer
 from ebjr.task import Task
 
-try:
+with needs("scale", "running on Ray"):
     import ray
-except ImportError as error:
-    raise MissingExtra("scale", "running on Ray") from error
 
 
 class RawTeacher:
@@ -49,6 +47,21 @@ class RawTeacher:
         if found.answered is not None and row_count(found.output) < rows:
             raise TeacherUnavailable(f"the teacher answered only some of {rows} rows just now")
         return found.output
+
+
+def checked_config(joint: str | os.PathLike[str]) -> JointConfig:
+    """A ``joint.toml``, whose models are there and as they were calibrated.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, ModelError
+        It is missing or none, or a model has changed.
+    """
+    config = JointConfig.read(joint)
+    config.check()
+    for entry in (config.student, config.teacher):
+        entry.check()
+    return config
 
 
 def check_policy(when_unavailable: str) -> str:

@@ -20,19 +20,17 @@ import numpy as np
 
 from ebjr.arrays import to_numpy
 from ebjr.data.open import Data
-from ebjr.errors import EbjrError, MissingExtra, ModelError
+from ebjr.errors import EbjrError, ModelError, needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.predict import Answered, Progress, Tell, answer_row, whose_answers, write_answers
 from ebjr.router import Router
-from ebjr.scale.models import check_policy, thread_option
+from ebjr.scale.models import check_policy, checked_config, thread_option
 
-try:
+with needs("scale", "running on Ray"):
     import ray
     import ray.data
     from ray.exceptions import RayError
-except ImportError as error:
-    raise MissingExtra("scale", "running on Ray") from error
 
 COLUMNS = ("row", "name", "inputs")
 """What a dataset must have: a number for each row, what to call it, and the input."""
@@ -97,10 +95,7 @@ def predict(
     ModelError
         A model file, or the preprocessing, has changed since the threshold was calibrated.
     """
-    config = JointConfig.read(joint)
-    config.check()
-    for entry in (config.student, config.teacher):
-        entry.check()
+    config = checked_config(joint)
     if threshold is not None:
         config = replace(config, threshold=threshold)
     rows = _dataset(data, start)

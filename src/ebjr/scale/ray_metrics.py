@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from ray.serve import metrics as ray_metrics
+
+from ebjr.serving.periodic import Periodic
 
 EVERY_SECONDS = 2.0
 
@@ -15,7 +16,7 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Mirror:
-    """Copies metrics of `ebjr.serving.metrics` to Ray's, again and again, from a thread.
+    """Copies metrics of `ebjr.serving.metrics` to Ray's.
 
     Ray adds which application, deployment and replica they are of.
 
@@ -31,17 +32,10 @@ class Mirror:
         self._families, self._without = families, without_stage
         self._known: dict[str, Any] = {}  # Ray's metrics by name
         self._before: dict[tuple[str, Labels], Any] = {}  # what was copied, of what only rises
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ebjr-metrics", daemon=True)
 
     def start(self) -> None:
-        """Start to copy."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Copy a last time, and end."""
-        self._ended.set()
-        self._thread.join()
+        """Copy again and again, from a thread."""
+        Periodic(EVERY_SECONDS, self.copy).start()
 
     def copy(self) -> None:
         """Copy once."""
@@ -53,17 +47,11 @@ class Mirror:
                     if not sample.name.endswith("_created"):
                         self._copy_value(family, sample)
 
-    def _run(self) -> None:
-        while not self._ended.wait(EVERY_SECONDS):
-            self.copy()
-        self.copy()
-
     def _copy_value(self, family: Any, sample: Any) -> None:
         tags = tuple(sorted(sample.labels.items()))
         if family.type == "gauge":
-            self._metric(ray_metrics.Gauge, sample.name, family, tags).set(
-                sample.value, tags=sample.labels
-            )
+            gauge = self._metric(ray_metrics.Gauge, sample.name, family, tags)
+            gauge.set(sample.value, tags=sample.labels)
             return
         risen = sample.value - self._before.get((sample.name, tags), 0.0)
         counter = self._metric(ray_metrics.Counter, sample.name, family, tags)
@@ -83,11 +71,8 @@ class Mirror:
                 ray_metrics.Histogram, family.name, family, labels, boundaries=shown
             )
             new = counts - old_counts
-            for value, count in zip(
-                spread(edges, new, total - old_total), new.tolist(), strict=True
-            ):
-                for _ in range(count):
-                    histogram.observe(value, tags=tags)
+            for value in np.repeat(spread(edges, new, total - old_total), new).tolist():
+                histogram.observe(value, tags=tags)
 
     def _metric(self, kind: Any, name: str, family: Any, tags: Labels, **options: Any) -> Any:
         if name not in self._known:

@@ -22,30 +22,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ebjr.arrays import Batch, join_rows, row_count
-from ebjr.errors import EbjrError, MissingExtra, TeacherUnavailable
+from ebjr.errors import EbjrError, TeacherUnavailable, needs
 from ebjr.joint_file import Entry, JointConfig
 from ebjr.router import check_threshold
-from ebjr.scale.models import RawTeacher, check_policy, thread_option
+from ebjr.scale.models import RawTeacher, check_policy, checked_config, thread_option
 from ebjr.scale.ray_metrics import Mirror
 from ebjr.serving.app import build_app as build_server
+from ebjr.serving.events import Batched
 from ebjr.serving.knob import Knob
 from ebjr.serving.metrics import Metrics
-from ebjr.serving.pipeline import Batched
 from ebjr.serving.row_queue import RowQueue, alike
 from ebjr.serving.served import Served, served_of
 from ebjr.task import Task
 from ebjr.tasks import as_task
 
-try:
+with needs("scale", "running on Ray"):
     from ray import serve
     from ray.exceptions import RayActorError, RayError, RayTaskError
     from ray.serve.exceptions import RayServeException
     from ray.serve.handle import DeploymentHandle
-except ImportError as error:
-    raise MissingExtra("scale", "running on Ray") from error
 
 log = logging.getLogger("ebjr.serving")
 
@@ -118,10 +114,7 @@ def build_app(
     ModelError
         A model file, or the preprocessing, has changed since the threshold was calibrated.
     """
-    config = JointConfig.read(joint)
-    config.check()
-    for entry in (config.student, config.teacher):
-        entry.check()
+    config = checked_config(joint)
     for name, size in {"teacher_batch": teacher_batch, "teacher_calls": teacher_calls}.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, not {size}")
@@ -169,8 +162,19 @@ def _deployment(kind: type, name: str, **options: Any) -> serve.Deployment:
     )
 
 
-def from_args(args: Mapping[str, Any]) -> serve.Application:
-    """What `ebjr.scale.app` builds."""
+def app(args: Mapping[str, Any]) -> serve.Application:
+    """The application that ``serve run ebjr.scale:app joint=joint.toml`` and Serve's YAML build.
+
+    Parameters
+    ----------
+    args
+        `joint`, and what else `build_app` takes; numbers may be text.
+
+    Raises
+    ------
+    ValueError
+        There is no `joint`, or what is given is no argument of `build_app`.
+    """
     known = inspect.signature(build_app).parameters
     unknown = set(args) - set(known)
     if unknown or "joint" not in args:
@@ -327,7 +331,7 @@ class _Call:
 class _Part:
     """Some rows of a call in the teacher's queue."""
 
-    call: _Call
+    ticket: _Call
     rows: range
     since: float
 
@@ -336,15 +340,15 @@ class _Part:
 
     @property
     def form(self) -> Any:
-        return self.call.form
+        return self.ticket.form
 
     @property
     def answered(self) -> bool:
-        return self.call.future.done()
+        return self.ticket.future.done()
 
     @property
     def inputs(self) -> Batch:
-        return self.call.inputs[self.rows.start : self.rows.stop]
+        return self.ticket.inputs[self.rows.start : self.rows.stop]
 
     def cut(self, start: int, stop: int | None) -> _Part:
         return replace(self, rows=self.rows[start:stop])
@@ -393,19 +397,16 @@ class Teacher:
                     self._answer(parts)
                 except Exception as error:
                     for part in parts:
-                        part.call.fail(error)
+                        part.ticket.fail(error)
 
     def _answer(self, parts: Sequence[_Part]) -> None:
         began = time.perf_counter()
         output = self._model(join_rows([part.inputs for part in parts]))
-        ended = time.perf_counter()
-        waited = began - np.array([part.since for part in parts])
-        rows = row_count(output)
-        self._metrics.batch(Batched("teacher", rows, (), waited, began, ended - began))
+        self._metrics.observe(Batched.of("teacher", parts, began))
         end = 0
         for part in parts:
             start, end = end, end + len(part)
-            part.call.answer(part.rows.start, output[start:end])
+            part.ticket.answer(part.rows.start, output[start:end])
 
 
 class SharedKnob:
@@ -462,7 +463,7 @@ class SharedKnob:
             return self._version
 
     def _know(self, students: int) -> bool:
-        """Whether so many students know, and none that lives does not."""
+        """Whether `students` of them know, and no living one does not."""
         gone = time.monotonic() - 2 * WATCH_SECONDS
         self._heard = {name: heard for name, heard in self._heard.items() if heard[1] > gone}
         told = [version >= self._version for version, _ in self._heard.values()]

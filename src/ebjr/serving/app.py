@@ -14,30 +14,28 @@ import hmac
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
-from ebjr.errors import MissingExtra
+from ebjr.errors import needs
 from ebjr.protocol import LENGTH_HEADER, read_request
-from ebjr.serving.bodies import Refused, aside, read_body
-from ebjr.serving.infer import BROKEN, MISTAKES, Infer, refusal, refusal_of
-from ebjr.serving.knob import WISHES
+from ebjr.serving.infer import MISTAKES, Infer, refusal, refusal_of
+from ebjr.serving.knob_control import WISHES
 from ebjr.serving.logs import App, Receive, RequestIds, Scope, Send, request_id, start_logging
 from ebjr.serving.openapi import openapi
 from ebjr.serving.page import page_and_headers
+from ebjr.serving.request_body import Refused, aside, read_body
 from ebjr.serving.served import Served, served_of
-from ebjr.serving.service import Service
+from ebjr.serving.service import BROKEN, Service
 
-try:
+with needs("serve", "serving"):
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
-except ImportError as error:
-    raise MissingExtra("serve", "serving") from error
 
 __all__ = ["Served", "build_app", "run_server", "served_of"]
 
@@ -83,31 +81,25 @@ def build_app(
     """
     service = Service(served, **options)
     handlers, infer = _Handlers(service, token), Infer(service)
-    model = "/v2/models/{name}"
+    model, any_version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
     routes = [
-        *(
-            Route(f"{prefix}/infer", infer, methods=["POST"])
-            for prefix in (model, f"{model}/versions/{{version}}")
-        ),
-        Route("/v2/health/live", handlers.live),
-        Route("/v2/health/ready", handlers.live),
-        Route("/v2", handlers.server),
-        Route("/v2/repository/index", handlers.index, methods=["POST"]),
-        *(
-            route
-            for prefix in (model, f"{model}/versions/{{version}}")
-            for route in (
-                Route(prefix, handlers.model),
-                Route(f"{prefix}/ready", handlers.model_ready),
-            )
-        ),
-        Route("/v1/router", handlers.read_knob, methods=["GET"]),
+        Route(f"{model}/infer", infer, methods=["POST"]),
+        Route(f"{any_version}/infer", infer, methods=["POST"]),
+        Route("/v2/health/live", _says(dict)),
+        Route("/v2/health/ready", _says(dict)),
+        Route("/v2", _says(lambda: service.server_metadata())),
+        Route("/v2/repository/index", _says(service.index), methods=["POST"]),
+        Route(model, handlers.model),
+        Route(f"{model}/ready", handlers.model_ready),
+        Route(any_version, handlers.model),
+        Route(f"{any_version}/ready", handlers.model_ready),
+        Route("/v1/router", _says(service.control.state), methods=["GET"]),
         Route("/v1/router", handlers.move_knob, methods=["PUT"]),
         Route("/v1/status", handlers.status),
-        Route("/v1/both", handlers.both, methods=["POST"]),
+        Route("/v1/both", handlers.explain, methods=["POST"]),
         Route("/v1/late/{id}", handlers.late),
         Route("/metrics", handlers.metrics),
-        Route("/openapi.json", handlers.described),
+        Route("/openapi.json", _says(lambda: document)),
         Route("/", handlers.page),
     ]
     document = openapi(service, routes, token=token is not None)
@@ -121,7 +113,7 @@ def build_app(
                     await stack.enter_async_context(server(service))
                 yield
         finally:
-            await asyncio.get_running_loop().run_in_executor(None, service.stop)
+            await asyncio.to_thread(service.stop)
 
     span = None if service.tracing is None else service.tracing.request
     app = _Application(
@@ -199,13 +191,11 @@ def run_server(
     OSError
         An address is taken.
     """
-    try:
+    with needs("serve", "serving"):
         import uvicorn
         from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-        from ebjr.serving.guard import guarded
-    except ImportError as error:
-        raise MissingExtra("serve", "serving") from error
+        from ebjr.serving.http_limits import limited_http
     if grpc_port is not None:
         from ebjr.serving.grpc import grpc_server
 
@@ -228,7 +218,7 @@ def run_server(
         config = uvicorn.Config(
             app,
             proxy_headers=False,  # who asks matters to the rest, see below
-            http=guarded(app.state.service.limits),
+            http=limited_http(app.state.service.limits),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -242,6 +232,15 @@ def run_server(
         gc.collect()
         gc.freeze()  # what lives as long as the server is not looked through again and again
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _says(give: Callable[[], Any]) -> Callable[[Request], Awaitable[Response]]:
+    """A handler that answers with JSON, whatever is asked."""
+
+    async def handler(_request: Request) -> Response:
+        return JSONResponse(give())
+
+    return handler
 
 
 def _answering(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -261,19 +260,7 @@ class _Handlers:
     """What is done for each route."""
 
     def __init__(self, service: Service, token: str | None) -> None:
-        self.service, self.served, self.token = service, service.served, token
-
-    async def described(self, request: Request) -> Response:
-        return JSONResponse(request.app.state.document)
-
-    async def live(self, _request: Request) -> Response:
-        return JSONResponse({})
-
-    async def server(self, _request: Request) -> Response:
-        return JSONResponse(self.service.server_metadata())
-
-    async def index(self, _request: Request) -> Response:
-        return JSONResponse(self.service.index())
+        self.service, self.token = service, token
 
     @_answering
     async def model(self, request: Request) -> Response:
@@ -295,10 +282,10 @@ class _Handlers:
         return JSONResponse(found, headers={"Cache-Control": "no-store"})
 
     @_answering
-    async def both(self, request: Request) -> Response:
+    async def explain(self, request: Request) -> Response:
         raw, length = await _body(request), request.headers.get(LENGTH_HEADER)
         asked = await aside(len(raw), read_request, raw, length)
-        return JSONResponse(await self.service.ask_both(asked))
+        return JSONResponse(await self.service.explain(asked))
 
     async def metrics(self, _request: Request) -> Response:
         body, kind = await asyncio.to_thread(self.service.metrics.text)
@@ -306,13 +293,9 @@ class _Handlers:
 
     @_answering
     async def late(self, request: Request) -> Response:
-        find = partial(self.service.late, request.path_params["id"])
-        found = await asyncio.get_running_loop().run_in_executor(None, find)
+        found = await asyncio.to_thread(self.service.late, request.path_params["id"])
         waits = bool(found["waiting"])
         return JSONResponse(found, 202 if waits else 200, {"Retry-After": "1"} if waits else None)
-
-    async def read_knob(self, _request: Request) -> Response:
-        return JSONResponse(self.service.helm.state())
 
     @_answering
     async def move_knob(self, request: Request) -> Response:
@@ -324,12 +307,12 @@ class _Handlers:
         except (ValueError, RecursionError) as error:
             raise Refused(400, WISHES) from error
         try:  # in a thread, as the audit log waits for the disk
-            await asyncio.to_thread(self.service.helm.ask, wish, who=who, request=request_id())
+            await asyncio.to_thread(self.service.control.ask, wish, who=who, request=request_id())
         except ValueError as error:
             raise Refused(400, str(error)) from error
         except OSError as error:
             raise Refused(503, f"the audit log cannot be written: {error}") from error
-        return await self.read_knob(request)
+        return JSONResponse(self.service.control.state())
 
     def _authorize(self, request: Request) -> None:
         if self.token is not None:
@@ -356,7 +339,7 @@ class _Handlers:
 async def _body(request: Request) -> bytes:
     service, headers = request.app.state.service, dict(request.scope["headers"])
     held = request.state.hold
-    return await read_body(headers, request.receive, service.limits, held, service.patience)
+    return await read_body(headers, request.receive, service.limits, held, service.deadlines)
 
 
 async def _no_such(request: Request, error: Exception) -> Response:

@@ -20,21 +20,21 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.serving.knob import WISHES, Knob
-from ebjr.serving.pipeline import Observer, Observers, Ticket
+from ebjr.serving.events import Answered, Expired, Observer, Scored
+from ebjr.serving.knob import Knob
 from ebjr.serving.served import Served
 
 SIGMAS = 3.0
-"""A measurement is taken for more than chance beyond so many standard errors."""
+"""Beyond this many standard errors a measurement is more than chance."""
 
 FEWEST = 50
 """Rows, or requests, below which nothing is concluded."""
 
 MOST_ROWS = 20_000
-"""Beyond so many rows the older ones count half."""
+"""Beyond this many rows the older ones count half."""
 
 _HOLDS = "p99=50ms, deferral_rate=0.2 or flops=50M"
-_TIMES = {"us": 1e6, "ms": 1e3, "s": 1.0}  # so many are a second
+_TIMES = {"us": 1e6, "ms": 1e3, "s": 1.0}  # how many are a second
 _SIZES = {"": 1.0, "K": 1e-3, "M": 1e-6, "G": 1e-9, "T": 1e-12}
 
 
@@ -201,42 +201,41 @@ class Autopilot(Observer):
         self.measured: float | None = None
         self._lock = threading.Lock()
         self._empty()
+        self.handlers = {
+            Scored: self._scored,
+            Answered: self._answered,
+            Expired: self._expired,
+        }
 
     def _empty(self) -> None:
         self._since = time.perf_counter()
         self._rows = self._deferred = 0.0
         self._seconds: deque[float] = deque(maxlen=MOST_ROWS)
 
-    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
+    def _scored(self, event: Scored) -> None:
         """Count the rows that the threshold in force has decided."""
-        own = threshold == self._knob.threshold
+        own = event.threshold == self._knob.threshold
         with self._lock:
             self._rows += int(own.sum())
-            self._deferred += int((deferred & own).sum())
+            self._deferred += int((event.deferred & own).sum())
 
-    def answered(self, tickets: Sequence[Ticket], seconds: np.ndarray) -> None:
+    def _answered(self, event: Answered) -> None:
         """Take the times of requests that came after the last move."""
         with self._lock:
-            for ticket, spent in zip(tickets, seconds.tolist(), strict=True):
+            for ticket, spent in zip(event.tickets, event.seconds.tolist(), strict=True):
                 if ticket.since >= self._since:
                     self._seconds.append(spent)
 
-    def expired(self, ticket: Ticket, seconds: float) -> None:
+    def _expired(self, event: Expired) -> None:
         """Take a request that waited in vain: the slowest of all must not be left out.
 
         Where its client gave it less than the target, nothing is known.
         """
-        if seconds >= self.hold.target:
-            self.answered([ticket], np.array([seconds]))
+        if event.seconds >= self.hold.target:
+            self._answered(Answered([event.ticket], np.array([event.seconds])))
 
     def begin(self, who: str, request: str | None = None) -> None:
-        """Move the knob to where the search begins.
-
-        Raises
-        ------
-        OSError
-            The audit log cannot be written.
-        """
+        """Move the knob to where the search begins; OSError: the audit log cannot be written."""
         low, high = self.search.low, self.search.high
         self._move(
             f"{who} asked to hold {self.hold} between the rates {low:.4g} and {high:.4g}", request
@@ -245,10 +244,7 @@ class Autopilot(Observer):
     def look(self) -> None:
         """See what has come of the last move, and move again where that is called for.
 
-        Raises
-        ------
-        OSError
-            The audit log cannot be written.
+        OSError: the audit log cannot be written.
         """
         found = self._time_error() if self.hold.percentile is not None else self._rate_error()
         if found is None:
@@ -325,103 +321,6 @@ class Autopilot(Observer):
         span = self.search.high - self.search.low
         seen = f"{self.hold.figure(self.measured)} over {n} requests"
         return 0.1 * span * error, 0.0, seen
-
-
-class Helm:
-    """Who has the knob: the autopilot, until a hand moves it.
-
-    A hand always wins: whoever sets a threshold, a deferral rate or an operating point switches
-    the autopilot off. A new target switches it on, or moves its target.
-
-    Parameters
-    ----------
-    knob
-        What is steered.
-    observers
-        Those of the pipeline: an autopilot joins them while it flies.
-    """
-
-    def __init__(self, knob: Knob, observers: Observers) -> None:
-        self.knob = knob
-        self.pilot: Autopilot | None = None
-        self._observers = observers
-        self._lock = threading.Lock()
-
-    def ask(self, wish: Any, *, who: str, request: str | None = None) -> None:
-        """Do what ``PUT /v1/router`` says.
-
-        Parameters
-        ----------
-        wish
-            As a mapping: one of `KNOBS` with its value, or ``hold`` with a text, and ``between``
-            if one likes; a hold of None, alone, switches the autopilot off.
-        who, request
-            As of `Knob.move`.
-
-        Raises
-        ------
-        ValueError
-            It is nothing that can be done.
-        OSError
-            The audit log cannot be written.
-        """
-        if wish == {"hold": None}:
-            wish = {"threshold": self.knob.threshold}
-        if isinstance(wish, dict) and "hold" in wish:
-            if set(wish) - {"hold", "between"} or wish["hold"] is None:
-                raise ValueError(WISHES)
-            self.hold(wish["hold"], wish.get("between"), who=who, request=request)
-            return
-        with self._lock:
-            note = "" if self.pilot is None else "; the autopilot is off"
-            self.knob.ask(wish, who=who, request=request, note=note)
-            self._take(None)
-
-    def hold(
-        self,
-        target: str,
-        between: Sequence[float | str] | None = None,
-        *,
-        who: str,
-        request: str | None = None,
-    ) -> None:
-        """Switch the autopilot on, or give it another target.
-
-        Raises
-        ------
-        ValueError
-            The target or the bounds are not possible.
-        OSError
-            The audit log cannot be written.
-        """
-        pilot = Autopilot(Hold.of(target), self.knob, between=between)
-        with self._lock:
-            pilot.begin(who, request)
-            self._take(pilot)
-
-    def look(self) -> None:
-        """Let the autopilot look, if there is one.
-
-        Raises
-        ------
-        OSError
-            The audit log cannot be written.
-        """
-        with self._lock:
-            if self.pilot is not None:
-                self.pilot.look()
-
-    def state(self) -> dict[str, Any]:
-        """What ``GET /v1/router`` says."""
-        pilot = self.pilot
-        return {**self.knob.state(), "autopilot": None if pilot is None else pilot.state()}
-
-    def _take(self, pilot: Autopilot | None) -> None:
-        if self.pilot is not None:
-            self._observers.remove(self.pilot)
-        if pilot is not None:
-            self._observers.add(pilot)
-        self.pilot = pilot
 
 
 def _rate_of(hold: Hold, served: Served) -> float | None:

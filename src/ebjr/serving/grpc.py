@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ebjr.errors import EbjrError, MissingExtra, Overloaded, ProtocolError
+from ebjr.errors import EbjrError, Overloaded, ProtocolError, needs
 from ebjr.protocol import (
     DATATYPES,
     PIECE,
@@ -26,18 +26,16 @@ from ebjr.protocol import (
     request_of,
     tensor_bytes,
 )
-from ebjr.serving.bodies import aside
 from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
-from ebjr.serving.service import Service, log, status_of
+from ebjr.serving.request_body import aside
+from ebjr.serving.service import BROKEN, Service, log, status_of
 
-try:
+with needs("grpc", "serving over gRPC"):
     import grpc
     from google.protobuf.descriptor_pb2 import FileDescriptorSet
     from google.protobuf.descriptor_pool import DescriptorPool
     from google.protobuf.message import DecodeError
     from google.protobuf.message_factory import GetMessageClass
-except ImportError as error:
-    raise MissingExtra("grpc", "serving over gRPC") from error
 
 CODES: Mapping[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -201,7 +199,7 @@ class _Caller:
             status, sentence = status_of(error), str(error)
         except Exception:
             log.exception("a call failed")
-            status, sentence = 500, "the server failed on this request; its log says why"
+            status, sentence = 500, BROKEN
         self._service.refused(status)
         return _Refusal(status, " ".join(sentence.split()), details)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ebjr.errors import EbjrError, MissingExtra, Overloaded
+from ebjr.errors import EbjrError, Overloaded, needs
 from ebjr.protocol import (
     LENGTH_HEADER,
     InferRequest,
@@ -19,7 +19,9 @@ from ebjr.protocol import (
     read_request,
     write_response,
 )
-from ebjr.serving.bodies import (
+from ebjr.serving.logs import REQUEST_ID, Receive, Scope, Send, begin_request
+from ebjr.serving.multipart import read_form
+from ebjr.serving.request_body import (
     LARGE_BYTES,
     WHEN_GONE,
     Refused,
@@ -27,21 +29,15 @@ from ebjr.serving.bodies import (
     compressed,
     read_body,
 )
-from ebjr.serving.forms import read_form
-from ebjr.serving.logs import REQUEST_ID, Receive, Scope, Send, begin_request
-from ebjr.serving.service import VERSION, Hold, Service, log, status_of
+from ebjr.serving.service import BROKEN, VERSION, HeldBytes, Service, log, status_of
 
-try:
+with needs("serve", "serving"):
     from starlette.datastructures import Headers
     from starlette.requests import ClientDisconnect
     from starlette.responses import JSONResponse, Response
-except ImportError as error:
-    raise MissingExtra("serve", "serving") from error
 
 MISTAKES = (Refused, EbjrError, ClientDisconnect, asyncio.CancelledError)
 """Errors that `refusal_of` answers."""
-
-BROKEN = "the server failed on this request; its log says why"
 
 TEXT_BYTES = 5
 """A float32 of 4 bytes is a text of about 20."""
@@ -101,12 +97,12 @@ class Infer:
         return refusal(self._service, 500, BROKEN)
 
     async def _answer(
-        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, hold: Hold
+        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, hold: HeldBytes
     ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         """The body of an answer, and its headers."""
         # first: who is still sending reads no answer
         service = self._service
-        raw = await read_body(headers, receive, service.limits, hold, service.patience)
+        raw = await read_body(headers, receive, service.limits, hold, service.deadlines)
         if "path_params" in scope:
             service.check_model(**scope["path_params"])
         asked = await self._asked(raw, headers)

@@ -9,14 +9,9 @@ from typing import Any, Literal
 
 from ebjr.router import check_threshold
 from ebjr.serving.journal import Journal
-from ebjr.serving.served import KNOBS, Served, json_number
+from ebjr.serving.served import Served, json_number
 
 Promise = Literal["in force", "suspended"]
-
-WISHES = (
-    'the knob takes JSON like {"threshold": 0.5}, {"deferral_rate": 0.2}, '
-    '{"operating_point": "match-teacher"} or {"hold": "p99=50ms"}'
-)
 
 log = logging.getLogger("ebjr.serving")
 
@@ -92,78 +87,42 @@ class Knob:
         log.info("the knob was moved from %g to %g by %s: %s", before, after, who, why)
         self._tell(self.promise(before), self.promise(after), after)
 
-    def ask(self, wish: Any, *, who: str, request: str | None = None, note: str = "") -> None:
-        """Move the threshold as ``PUT /v1/router`` says.
-
-        Parameters
-        ----------
-        wish
-            One of `KNOBS` and its value, as a mapping.
-        who, request
-            As of `move`.
-        note
-            To be added to why.
-
-        Raises
-        ------
-        ValueError
-            It is nothing that a knob can do.
-        OSError
-            The audit log cannot be written.
-        """
-        if not isinstance(wish, dict) or len(wish) != 1 or not set(wish) <= set(KNOBS):
-            raise ValueError(WISHES)
-        threshold = self.served.chosen(wish)
-        assert threshold is not None
-        ((name, value),) = wish.items()
-        self.move(threshold, who=who, why=f"asked for {name} {value}{note}", request=request)
-
     def state(self) -> dict[str, Any]:
         """What ``GET /v1/router`` says."""
         served, threshold = self.served, self.threshold
         certificate = served.certificate
-        return {
-            "score": str(self._router.score),
-            "threshold": json_number(threshold),
-            "deferral_rate": served.rate_at(threshold),
-            "operating_points": {
-                name: json_number(value) for name, value in served.operating_points.items()
-            },
-            "calibration": served.calibration_id,
-            "promise": None
-            if certificate is None
-            else {
-                "state": self.promise(threshold),
-                "statement": certificate.statement,
-                "threshold": json_number(certificate.threshold),
-            },
+        promise = certificate and {
+            "state": self.promise(threshold),
+            "statement": certificate.statement,
+            "threshold": certificate.threshold,
         }
+        return json_number(
+            {
+                "score": str(self._router.score),
+                "threshold": threshold,
+                "deferral_rate": served.rate_at(threshold),
+                "operating_points": dict(served.operating_points),
+                "calibration": served.calibration_id,
+                "promise": promise,
+            }
+        )
 
     def _write(
         self, who: str, before: float | None, after: float, why: str, request: str | None
     ) -> None:
         if self._journal is None:
             return
-        entry = {
-            "who": who,
-            "from": None if before is None else json_number(before),
-            "to": json_number(after),
-            "why": why,
-            "request": request,
-        }
+        entry = {"who": who, "from": before, "to": after, "why": why, "request": request}
         known = {key: value for key, value in entry.items() if value is not None}
-        self._journal.write({**known, "promise": self.promise(after) or "none"})
+        self._journal.write(json_number({**known, "promise": self.promise(after) or "none"}))
 
     def _tell(self, before: Promise | None, after: Promise | None, threshold: float) -> None:
         if before == after:
             return
+        if after == "in force":
+            log.warning("the promise is in force again: the threshold is %g", threshold)
+            return
         certificate = self.served.certificate
         assert certificate is not None
-        if after == "suspended":
-            log.warning(
-                "the promise is suspended: the threshold %g is outside what was certified, %g",
-                threshold,
-                certificate.threshold,
-            )
-        else:
-            log.warning("the promise is in force again: the threshold is %g", threshold)
+        words = "the promise is suspended: the threshold %g is outside what was certified, %g"
+        log.warning(words, threshold, certificate.threshold)

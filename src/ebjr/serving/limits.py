@@ -21,7 +21,8 @@ class Limits:
     head_bytes, head_seconds
         The largest head of an HTTP request, its line and headers, and how long it may take.
     body_seconds, body_bytes_per_second
-        How long a body may take: these seconds, and one more for so many bytes of it.
+        How long a body may take: these seconds, and one second more for each
+        `body_bytes_per_second` of it.
     write_seconds
         How long an answer may wait for a client to read on.
     connections

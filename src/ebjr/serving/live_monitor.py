@@ -18,7 +18,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +27,11 @@ from scipy.stats import beta
 
 from ebjr.files import write_whole
 from ebjr.monitor import DriftMonitor, RiskMonitor
-from ebjr.serving.pipeline import Audited, Observer
+from ebjr.serving.events import Audited, Observer, Scored
 from ebjr.serving.served import Served, json_number
 
 MOST_SCORES = 20_000
-"""Scores beyond so many between two looks are left out, by their place in the stream alone."""
+"""The monitor leaves out scores beyond this many between two looks, whatever they are."""
 
 SAVE_SECONDS = 60.0
 
@@ -41,12 +41,22 @@ _FORMAT = "ebjr-live-monitor-1"
 log = logging.getLogger("ebjr.serving")
 
 
+Monitor = RiskMonitor | DriftMonitor
+
+DRIFT_FIGURES = ("rows", "shift", "deferral_rate", "calibrated_rate", "alarms")
+RISK_FIGURES = ("rows", "risk", "lower", "upper", "tolerance")
+
+
 class Watch(NamedTuple):
     """A promise that is watched: its monitor, from which threshold on, and what it is in words."""
 
     monitor: RiskMonitor
     threshold: float
     about: str
+
+    def status(self) -> dict[str, Any]:
+        """What is known, for JSON."""
+        return {**_status(self.monitor, (*RISK_FIGURES, "alarm")), "about": self.about}
 
 
 class LiveMonitor(Observer):
@@ -89,6 +99,7 @@ class LiveMonitor(Observer):
         self._disagreement = _disagreement_of(served, audit_rate, alpha)
         self._rate = _rate_of(served, alpha)
         self._lock = threading.Lock()
+        self.handlers = {Scored: self._scored, Audited: self._audit}
         self._scores: list[np.ndarray] = []
         self._audited: list[Audited] = []
         self._decided: list[tuple[np.ndarray, np.ndarray]] = []
@@ -102,35 +113,29 @@ class LiveMonitor(Observer):
             self._key = self._fingerprint(served)
             self._resume()
 
-    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
+    def _scored(self, event: Scored) -> None:
         """Take scores, for the next look."""
         with self._lock:
             if self._known < MOST_SCORES:
-                self._known += len(score)
-                self._scores.append(score)
-                if isinstance(self._rate, Watch):
-                    self._decided.append((threshold, deferred))
+                self._known += len(event.score)
+                self._scores.append(event.score)
+                if self._rate is not None:
+                    self._decided.append((event.threshold, event.deferred))
 
-    def audited(self, audited: Audited) -> None:
+    def _audit(self, audited: Audited) -> None:
         """Take an audit, for the next look."""
         with self._lock:
             self._audited.append(audited)
 
     def look(self) -> None:
-        """Feed the monitors, tell alarms, and save the state now and then.
-
-        Raises
-        ------
-        OSError
-            The state cannot be saved.
-        """
+        """Feed the monitors, tell alarms, and save the state now and then, as `save` does."""
         with self._lock:
             scores, self._scores, self._known = self._scores, [], 0
             audited, self._audited = self._audited, []
             decided, self._decided = self._decided, []
         if scores and isinstance(self._drift, DriftMonitor):
             self._drift.update(np.concatenate(scores))
-        if decided and isinstance(self._rate, Watch):
+        if decided and self._rate is not None:
             threshold, deferred = (np.concatenate(column) for column in zip(*decided, strict=True))
             self._rate.monitor.update(deferred[threshold <= self._rate.threshold])
         if audited:
@@ -140,13 +145,7 @@ class LiveMonitor(Observer):
             self.save()
 
     def save(self) -> None:
-        """Write the state, if there is a place for it.
-
-        Raises
-        ------
-        OSError
-            It cannot be written.
-        """
+        """Write the state, if there is a place for it; OSError: it cannot be written."""
         self._saved = time.monotonic()
         if self._file is None:
             return
@@ -165,30 +164,25 @@ class LiveMonitor(Observer):
 
     def status(self) -> dict[str, Any]:
         """What is known, for JSON: each monitor's figures and sentence, or why there is none."""
+        drift, about = self._drift, self._disagreement
         found: dict[str, Any] = {
             "audits": {"rows": self.audits, "contradicted": self.contradicted},
-            "drift": _drift_status(self._drift),
-            "disagreement": _watch_status(self._disagreement),
+            "drift": drift if isinstance(drift, str) else _status(drift, DRIFT_FIGURES),
+            "disagreement": about if isinstance(about, str) else about.status(),
         }
-        if isinstance(self._rate, Watch):
-            found["deferral_rate"] = _watch_status(self._rate)
+        if self._rate is not None:
+            found["deferral_rate"] = self._rate.status()
         return json_number(found)
 
     def readings(self) -> dict[str, dict[str, float]]:
         """For the metrics: by figure and then by monitor."""
-        watches = {
-            name: watch.monitor
-            for name, watch in (("disagreement", self._disagreement), ("rate", self._rate))
-            if isinstance(watch, Watch)
-        }
         every = self._monitors()
-        figures = ("risk", "lower", "upper", "tolerance")
-        found = {f: {name: getattr(m, f) for name, m in watches.items()} for f in figures}
-        found["rows"] = {name: float(monitor.rows) for name, monitor in every.items()}
-        found["alarm"] = {name: float(_alarmed(monitor)) for name, monitor in every.items()}
-        drift = self._drift
-        found["shift"] = {"drift": drift.shift} if isinstance(drift, DriftMonitor) else {}
-        return found
+        found: dict[str, dict[str, float]] = {figure: {} for figure in (*RISK_FIGURES, "shift")}
+        for name, monitor in every.items():
+            own = ("rows", "shift") if isinstance(monitor, DriftMonitor) else RISK_FIGURES
+            for figure in own:
+                found[figure][name] = float(getattr(monitor, figure))
+        return {**found, "alarm": {name: float(_alarmed(m)) for name, m in every.items()}}
 
     def _take(self, audited: list[Audited]) -> None:
         drawn = sum(int(one.drawn.sum()) for one in audited)
@@ -207,14 +201,13 @@ class LiveMonitor(Observer):
                 self._alarmed.add(name)
                 log.error("the monitor of %s: %s", name, monitor.statement)
 
-    def _monitors(self) -> dict[str, RiskMonitor | DriftMonitor]:
-        found: dict[str, RiskMonitor | DriftMonitor] = {}
-        if isinstance(self._drift, DriftMonitor):
-            found["drift"] = self._drift
-        for name, watch in (("disagreement", self._disagreement), ("rate", self._rate)):
-            if isinstance(watch, Watch):
-                found[name] = watch.monitor
-        return found
+    def _monitors(self) -> dict[str, Monitor]:
+        watches = {"disagreement": self._disagreement, "rate": self._rate}
+        drift = {"drift": self._drift} if isinstance(self._drift, DriftMonitor) else {}
+        return {
+            **drift,
+            **{name: one.monitor for name, one in watches.items() if isinstance(one, Watch)},
+        }
 
     def _fingerprint(self, served: Served) -> str:
         """Of what is watched: only the same goes on with a state."""
@@ -248,7 +241,7 @@ class LiveMonitor(Observer):
         self._drift = taken.get("drift", self._drift)
         if isinstance(self._disagreement, Watch):
             self._disagreement = self._disagreement._replace(monitor=taken["disagreement"])
-        if isinstance(self._rate, Watch):
+        if self._rate is not None:
             self._rate = self._rate._replace(monitor=taken["rate"])
 
 
@@ -296,36 +289,9 @@ def _rate_of(served: Served, alpha: float) -> Watch | None:
     return Watch(monitor, certificate.threshold, certificate.statement)
 
 
-def _alarmed(monitor: RiskMonitor | DriftMonitor) -> bool:
+def _alarmed(monitor: Monitor) -> bool:
     return monitor.status in ("broken", "drifted")
 
 
-def _drift_status(drift: DriftMonitor | str) -> dict[str, Any] | str:
-    if isinstance(drift, str):
-        return drift
-    return {
-        "status": drift.status,
-        "statement": drift.statement,
-        "rows": drift.rows,
-        "shift": drift.shift,
-        "deferral_rate": drift.deferral_rate,
-        "calibrated_rate": drift.calibrated_rate,
-        "alarms": drift.alarms,
-    }
-
-
-def _watch_status(watch: Watch | str | None) -> dict[str, Any] | str | None:
-    if not isinstance(watch, Watch):
-        return watch
-    monitor = watch.monitor
-    return {
-        "status": monitor.status,
-        "statement": monitor.statement,
-        "about": watch.about,
-        "rows": monitor.rows,
-        "risk": monitor.risk,
-        "lower": monitor.lower,
-        "upper": monitor.upper,
-        "tolerance": monitor.tolerance,
-        "alarm": monitor.alarm,
-    }
+def _status(monitor: Monitor, figures: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(monitor, name) for name in ("status", "statement", *figures)}

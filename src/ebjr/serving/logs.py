@@ -21,12 +21,12 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import IO, Any
 
-from ebjr.serving.pipeline import Observer
+from ebjr.serving.events import Failed, Observer
 
 FORMATS = ("words", "json")
 REQUEST_ID = b"x-request-id"
 QUIET_SECONDS = 10.0
-"""A stage that keeps failing is told about once in so many seconds."""
+"""How often the log tells that a stage keeps failing."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -136,7 +136,7 @@ def start_logging(form: str = "words", stream: IO[str] | None = None) -> None:
 
 
 class RequestIds:
-    """ASGI middleware: every HTTP request has an id, and if one likes a line and a span.
+    """ASGI middleware: every HTTP request has an id, and optionally a line and a span.
 
     Parameters
     ----------
@@ -198,9 +198,11 @@ class Faults(Observer):
         self._lock = threading.Lock()
         self._next: dict[str, float] = {}
         self._quiet: dict[str, int] = {}
+        self.handlers = {Failed: self._failed}
 
-    def failed(self, stage: str, error: Exception) -> None:
+    def _failed(self, event: Failed) -> None:
         """Tell of a failure, unless one of this stage has just been told of."""
+        stage, error = event
         now = self._clock()
         with self._lock:
             if now < self._next.get(stage, 0.0):

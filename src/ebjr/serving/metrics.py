@@ -10,14 +10,22 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ebjr.errors import MissingExtra
-from ebjr.serving.pipeline import STAGES, Batched, Observer
+from ebjr.errors import needs
+from ebjr.joint import JointModel
+from ebjr.link.far import FarTeacher
+from ebjr.serving.autopilot import Autopilot
+from ebjr.serving.events import STAGES, Batched, Degraded, Failed, Observer, Scored
+from ebjr.serving.knob_control import KnobControl
+from ebjr.serving.live_monitor import LiveMonitor
+from ebjr.serving.pipeline import Pipeline
 
-try:
+with needs("serve", "serving"):
     from prometheus_client import (
         CONTENT_TYPE_LATEST,
         CollectorRegistry,
@@ -30,8 +38,6 @@ try:
         HistogramMetricFamily,
     )
     from prometheus_client.registry import Collector
-except ImportError as error:
-    raise MissingExtra("serve", "serving") from error
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
@@ -73,6 +79,12 @@ class Metrics(Observer):
         self._wait = self._histogram("wait_seconds", "Time in a queue.", SECONDS, STAGES)
         edges = tuple(score_edges) or TENTHS
         self._score = self._histogram("score", "Scores of the student's answers.", edges)
+        self.handlers = {
+            Batched: self._batched,
+            Scored: self._scored,
+            Degraded: lambda event: self._degraded.inc(event.rows),
+            Failed: lambda event: self._failures[event.stage].inc(),
+        }
 
     def read(
         self,
@@ -107,25 +119,15 @@ class Metrics(Observer):
         family = CounterMetricFamily if counter else GaugeMetricFamily
         self._registry.register(_Read(family, f"ebjr_{name}", text, self._model, label, values))
 
-    def batch(self, batch: Batched) -> None:
-        """Count a batch."""
+    def _batched(self, batch: Batched) -> None:
         self._batch.add([batch.rows], batch.stage)
         self._seconds.add([batch.seconds], batch.stage)
         self._wait.add(batch.waited.tolist(), batch.stage)
 
-    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
-        """Count rows, and where their scores lie."""
-        self._rows.inc(len(score))
-        self._deferred.inc(int(np.count_nonzero(deferred)))
-        self._score.add(score.tolist())
-
-    def degraded(self, rows: int) -> None:
-        """Count degraded rows."""
-        self._degraded.inc(rows)
-
-    def failed(self, stage: str, error: Exception) -> None:
-        """Count a failure."""
-        self._failures[stage].inc()
+    def _scored(self, event: Scored) -> None:
+        self._rows.inc(len(event.score))
+        self._deferred.inc(int(np.count_nonzero(event.deferred)))
+        self._score.add(event.score.tolist())
 
     def refused(self, status: int) -> None:
         """A request was answered with an error."""
@@ -202,30 +204,102 @@ class _Counts(Collector):
         yield family
 
 
+@dataclass(frozen=True, eq=False)
 class _Read(Collector):
     """Values that are read when somebody asks."""
 
-    def __init__(
-        self,
-        family: type[CounterMetricFamily] | type[GaugeMetricFamily],
-        name: str,
-        text: str,
-        model: str,
-        label: str | None,
-        values: Callable[[], Mapping[str, float]],
-    ) -> None:
-        self._family, self._about, self._model = family, (name, text), model
-        self._label, self._values = label, values
+    family: type[CounterMetricFamily] | type[GaugeMetricFamily]
+    name: str
+    text: str
+    model: str
+    label: str | None
+    values: Callable[[], Mapping[str, float]]
 
     def describe(self) -> Iterator[Any]:
         yield self._empty()
 
     def collect(self) -> Iterator[Any]:
         family = self._empty()
-        for name, value in self._values().items():
-            family.add_metric([self._model] if self._label is None else [self._model, name], value)
+        for name, value in self.values().items():
+            family.add_metric([self.model] if self.label is None else [self.model, name], value)
         yield family
 
     def _empty(self) -> Any:
-        labels = ["model"] if self._label is None else ["model", self._label]
-        return self._family(*self._about, labels=labels)
+        labels = ["model"] if self.label is None else ["model", self.label]
+        return self.family(self.name, self.text, labels=labels)
+
+
+MONITORED = {
+    "risk": "The average of what is promised to be small, so far.",
+    "lower": "That average is at least this.",
+    "upper": "That average is at most this.",
+    "tolerance": "The most that it may be.",
+    "rows": "Rows that a monitor has seen.",
+    "alarm": "1 once a monitor's alarm has gone off.",
+    "shift": "The largest shift of a share of scores since calibration.",
+}
+"""Figures of the monitors."""
+
+
+def add_sources(
+    metrics: Metrics, pipeline: Pipeline, control: KnobControl, monitor: LiveMonitor
+) -> None:
+    """Let the metrics show queues, the knob and its promise, a far teacher, autopilot and monitors.
+
+    Parameters
+    ----------
+    metrics
+        Which are to show them.
+    pipeline, control, monitor
+        Which know them.
+    """
+    metrics.read("waiting_rows", "Rows in a queue.", pipeline.waiting, "stage")
+    _add_knob(metrics, control)
+    _add_far(metrics, pipeline.joint)
+    _add_monitor(metrics, monitor)
+
+
+def _add_far(metrics: Metrics, joint: JointModel) -> None:
+    """A teacher behind a link, and what is kept for it, where there are such."""
+    late, teacher = joint.late, joint.teacher
+    if late is not None:
+        metrics.read("late_rows", "Rows kept for later.", lambda: {"": len(late)})
+    if isinstance(teacher, FarTeacher):
+        text = "1 while a far teacher is left alone, else 0."
+        metrics.read("teacher_away", text, lambda: {"": float(teacher.state != "closed")})
+
+
+def _add_knob(metrics: Metrics, control: KnobControl) -> None:
+    knob = control.knob
+
+    def promised() -> dict[str, float]:
+        state = knob.promise(knob.threshold)
+        return {} if state is None else {"": float(state == "in force")}
+
+    def pilot(figure: Callable[[Autopilot], float | None]) -> dict[str, float]:
+        flies = control.pilot
+        found = None if flies is None else figure(flies)
+        return {} if flies is None or found is None else {flies.hold.quantity: found}
+
+    target = partial(pilot, lambda one: one.hold.target)
+    measured = partial(pilot, lambda one: one.measured)
+    moves = "Moves of the knob."
+    metrics.read("threshold", "The knob.", lambda: {"": knob.threshold})
+    metrics.read("knob_moves", moves, lambda: dict(knob.moves), "who", counter=True)
+    metrics.read("promise_in_force", "1 while the threshold is a certified one, else 0.", promised)
+    metrics.read("autopilot_target", "What is held.", target, "quantity")
+    metrics.read("autopilot_measured", "What it is now.", measured, "quantity")
+
+
+def _add_monitor(metrics: Metrics, monitor: LiveMonitor) -> None:
+    def figure(name: str) -> dict[str, float]:
+        return monitor.readings()[name]
+
+    for name, text in MONITORED.items():
+        metrics.read(f"monitor_{name}", text, partial(figure, name), "monitor")
+    audits = "Rows about which the teacher was asked after the fact"
+    contradicted = f"{audits}, and said something else."
+    metrics.read("audited_rows", f"{audits}.", lambda: {"": monitor.audits}, counter=True)
+    metrics.read(
+        "contradicted_rows", contradicted, lambda: {"": monitor.contradicted}, counter=True
+    )

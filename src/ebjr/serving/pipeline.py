@@ -26,6 +26,17 @@ from ebjr.arrays import Batch, join_rows, put_rows, row_count, take_rows, to_num
 from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable
 from ebjr.joint import JointAnswer, JointModel, Kept
 from ebjr.router import check_threshold
+from ebjr.serving.events import (
+    STAGES,
+    Answered,
+    Audited,
+    Batched,
+    Degraded,
+    Failed,
+    Observer,
+    Scored,
+    Submitted,
+)
 from ebjr.serving.row_queue import RowQueue, alike
 
 
@@ -37,147 +48,8 @@ class ServedAnswer:
     threshold: float
 
 
-STAGES = ("student", "teacher")
-
 MOST_AUDITS = 256
 """So many rows may wait for an audit; while they do, no other row is drawn."""
-
-
-@dataclass(frozen=True, eq=False)
-class Batched:
-    """A batch that a model has answered.
-
-    Attributes
-    ----------
-    stage
-        ``"student"`` or ``"teacher"``.
-    rows
-        How many.
-    tickets
-        The k requests whose rows they are, one for each part.
-    waited
-        (k,): the seconds that each part waited in the queue.
-    began, seconds
-        When the model was given the batch, by `time.perf_counter`, and how long it took.
-    """
-
-    stage: str
-    rows: int
-    tickets: Sequence[Ticket]
-    waited: np.ndarray
-    began: float
-    seconds: float
-
-    @classmethod
-    def of(cls, stage: str, parts: Sequence[_Part], began: float) -> Batched:
-        """The batch of some parts, answered just now."""
-        ended = time.perf_counter()
-        waited = began - np.array([part.since for part in parts])
-        rows = sum(len(part.rows) for part in parts)
-        return cls(stage, rows, [part.ticket for part in parts], waited, began, ended - began)
-
-
-@dataclass(frozen=True, eq=False)
-class Audited:
-    """A batch of n rows of which chance drew some kept ones, and what the teacher said of those.
-
-    Attributes
-    ----------
-    threshold
-        (n,): by which each row was kept or deferred.
-    deferred, drawn
-        (n,) bool.
-    contradicted
-        (n,) bool: drawn, and the teacher says something else than the student.
-    """
-
-    threshold: np.ndarray
-    deferred: np.ndarray
-    drawn: np.ndarray
-    contradicted: np.ndarray
-
-
-class Observer:
-    """Told what happens in a pipeline, from its threads; this one does not listen."""
-
-    def submitted(self, ticket: Ticket) -> None:
-        """A request has been handed in; told in the thread that does so."""
-
-    def batch(self, batch: Batched) -> None:
-        """A model has answered a batch."""
-
-    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
-        """Rows have been scored, and some deferred, each by the threshold of its request."""
-
-    def answered(self, tickets: Sequence[Ticket], seconds: np.ndarray) -> None:
-        """Requests have their answers, each so long after it was handed in."""
-
-    def expired(self, ticket: Ticket, seconds: float) -> None:
-        """A request's time, so many seconds, was over before it had an answer."""
-
-    def degraded(self, rows: int) -> None:
-        """Rows that should have been deferred were answered by the student."""
-
-    def audited(self, audited: Audited) -> None:
-        """What an audit of a batch has found; also where chance drew none of its rows."""
-
-    def failed(self, stage: str, error: Exception) -> None:
-        """A model has failed on a batch; `stage` ``"audit"`` is the teacher, and nobody waits."""
-
-
-class Observers(Observer):
-    """Tells several observers, in their order; they may be added and taken away at any time."""
-
-    def __init__(self, *observers: Observer) -> None:
-        self._all = observers
-
-    def add(self, observer: Observer) -> None:
-        """Tell one more."""
-        self._all = (*self._all, observer)
-
-    def remove(self, observer: Observer) -> None:
-        """Tell one no more."""
-        self._all = tuple(one for one in self._all if one is not observer)
-
-    def submitted(self, ticket: Ticket) -> None:
-        """Tell all of a request."""
-        for observer in self._all:
-            observer.submitted(ticket)
-
-    def batch(self, batch: Batched) -> None:
-        """Tell all of a batch."""
-        for observer in self._all:
-            observer.batch(batch)
-
-    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
-        """Tell all of rows."""
-        for observer in self._all:
-            observer.rows(score, deferred, threshold)
-
-    def answered(self, tickets: Sequence[Ticket], seconds: np.ndarray) -> None:
-        """Tell all of answers."""
-        for observer in self._all:
-            observer.answered(tickets, seconds)
-
-    def expired(self, ticket: Ticket, seconds: float) -> None:
-        """Tell all of a request without an answer."""
-        for observer in self._all:
-            observer.expired(ticket, seconds)
-
-    def degraded(self, rows: int) -> None:
-        """Tell all of degraded rows."""
-        for observer in self._all:
-            observer.degraded(rows)
-
-    def audited(self, audited: Audited) -> None:
-        """Tell all of an audit."""
-        for observer in self._all:
-            observer.audited(audited)
-
-    def failed(self, stage: str, error: Exception) -> None:
-        """Tell all of a failure."""
-        for observer in self._all:
-            observer.failed(stage, error)
 
 
 class Ticket:
@@ -300,7 +172,7 @@ class Ticket:
         self._degraded[rows] = True
         self._deferred[rows] = False
         self._waiting[rows] = False
-        self._pipeline.observer.degraded(len(rows))
+        self._pipeline.observer.observe(Degraded(len(rows)))
         self._settle(len(rows))
 
     def _settle(self, rows: int) -> None:
@@ -542,7 +414,7 @@ class Pipeline:
         if n < 1:
             raise ValueError("a request needs at least one input, but has none")
         ticket = Ticket(self, inputs, own)
-        self.observer.submitted(ticket)
+        self.observer.observe(Submitted(ticket))
         if self._teacher_queue.full(1):  # what is deferred goes there, however much it is
             raise self._overloaded("teacher", self._teacher_queue.rows)
         if not self._student_queue.put(_Part(ticket, np.arange(n)), bounded=True):
@@ -613,7 +485,7 @@ class Pipeline:
         audited = Audited(thresholds, deferred, drawn, np.zeros(len(drawn), bool))
         count = int(drawn.sum())
         if not count:
-            self.observer.audited(audited)
+            self.observer.observe(audited)
             return
         with self.lock:
             self._auditing += count
@@ -624,11 +496,11 @@ class Pipeline:
         try:
             finished = audit.ask(self.joint)
         except Exception as error:  # nobody waits: what is not known is left out
-            self.observer.failed("audit", error)
+            self.observer.observe(Failed("audit", error))
         else:
             if not finished:
                 return
-            self.observer.audited(audit.audited)
+            self.observer.observe(audit.audited)
         self._audits.popleft()
         with self.lock:
             self._auditing -= len(audit.places)
@@ -644,8 +516,8 @@ class Pipeline:
         knob = self.joint.router.threshold
         thresholds = np.repeat([part.ticket.threshold(knob) for part in parts], sizes)
         deferred = ~(values >= thresholds)
-        self.observer.batch(batch)
-        self.observer.rows(values, deferred, thresholds)
+        self.observer.observe(batch)
+        self.observer.observe(Scored(values, deferred, thresholds))
         flags = None if found.degraded is None else to_numpy(found.degraded)
         predicted = self.joint.predict(output)
         later, end = [], 0
@@ -682,7 +554,7 @@ class Pipeline:
         if found.answered is not None:
             parts, missed = _divided(parts, to_numpy(found.answered))
             self._miss(missed, TeacherUnavailable("the teacher answers no more rows just now"))
-        self.observer.batch(self._batched("teacher", parts, began))
+        self.observer.observe(self._batched("teacher", parts, began))
         flags = None if found.degraded is None else to_numpy(found.degraded)
         end = 0
         with self.lock:
@@ -704,14 +576,15 @@ class Pipeline:
             done, self.done = self.done, []
         if done:
             now = time.perf_counter()
-            self.observer.answered(done, now - np.array([ticket.since for ticket in done]))
+            waited = now - np.array([ticket.since for ticket in done])
+            self.observer.observe(Answered(done, waited))
 
     def _miss(self, parts: Sequence[_Part], error: ModelError) -> None:
         """Do as the policy says with rows that the teacher did not answer."""
         if self.joint.when_unavailable == "error":
             self._fail(parts, "teacher", error)
             return
-        self.observer.failed("teacher", error)
+        self.observer.observe(Failed("teacher", error))
         self.keep(parts)
         with self.lock:
             for part in parts:
@@ -741,7 +614,7 @@ class Pipeline:
         with self.lock:
             for part in parts:
                 part.ticket.fail(told)
-        self.observer.failed(stage, error)
+        self.observer.observe(Failed(stage, error))
 
 
 def _inputs(parts: Sequence[_Part]) -> Batch:

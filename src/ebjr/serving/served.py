@@ -26,7 +26,7 @@ KNOBS = ("threshold", "deferral_rate", "operating_point")
 
 
 SCORE_BINS = 40
-"""In so many even bins live scores are counted."""
+"""How many even bins live scores are counted in."""
 
 
 @dataclass
@@ -81,12 +81,7 @@ class Served:
                 "deferral_rate needs a joint.toml with the scores' quantiles; calibrate again, or "
                 "give a threshold"
             )
-        if deferral_rate == 1:
-            return math.inf
-        grid = np.linspace(0, 1, len(self.score_quantiles))
-        known = np.asarray(self.score_quantiles, np.float64)
-        finite = np.where(np.isneginf(known), np.finfo(np.float64).min, known)
-        return float(np.interp(deferral_rate, grid, finite))
+        return math.inf if deferral_rate == 1 else float(np.interp(deferral_rate, *self._grid()))
 
     def rate_at(self, threshold: float) -> float | None:
         """The share of the calibration half that a threshold defers; None where it is not known.
@@ -98,11 +93,14 @@ class Served:
         """
         if not self.score_quantiles:
             return None
+        rates, scores = self._grid()
+        return 1.0 if threshold > scores[-1] else float(np.interp(threshold, scores, rates))
+
+    def _grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """Deferral rates, and the finite thresholds that defer so much of the calibration half."""
         known = np.asarray(self.score_quantiles, np.float64)
-        if threshold > known[-1]:
-            return 1.0
         finite = np.where(np.isneginf(known), np.finfo(np.float64).min, known)
-        return float(np.interp(threshold, finite, np.linspace(0, 1, len(known))))
+        return np.linspace(0, 1, len(known)), finite
 
     def score_deciles(self) -> list[float]:
         """The calibration's scores at 10, 20, ..., 90 %, each once; none where they are not known.
@@ -189,11 +187,10 @@ class Served:
 
     def outputs(self) -> list[dict[str, Any]]:
         """The metadata of the outputs."""
+        told = {"score": np.float32, "deferred": np.bool_, "degraded": np.bool_}
         return [
             *(tensor_metadata(name, one.dtype, one.shape) for name, one in self.tensors().items()),
-            tensor_metadata("score", np.float32, (None,)),
-            tensor_metadata("deferred", np.bool_, (None,)),
-            tensor_metadata("degraded", np.bool_, (None,)),
+            *(tensor_metadata(name, dtype, (None,)) for name, dtype in told.items()),
         ]
 
 
@@ -230,7 +227,7 @@ def served_of(config: JointConfig, **options: Any) -> Served:
 def served_alone(
     path: str | os.PathLike[str], preprocess: Preprocess | None = None, **options: Any
 ) -> Served:
-    """A classifier alone, for whoever has the student elsewhere: a joint model that defers nothing.
+    """A classifier alone, for clients that have the student: a joint model that defers nothing.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,20 +31,20 @@ from ebjr.errors import (
 )
 from ebjr.link.far import FarTeacher
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
-from ebjr.serving.autopilot import Helm
-from ebjr.serving.both import ask_both
+from ebjr.serving.deadlines import Deadlines
+from ebjr.serving.events import Expired, Observers
+from ebjr.serving.explain import explain
+from ebjr.serving.future_waiter import FutureWaiter
 from ebjr.serving.journal import Journal
-from ebjr.serving.keeper import Keeper
 from ebjr.serving.knob import Knob
+from ebjr.serving.knob_control import KnobControl
 from ebjr.serving.limits import Limits
-from ebjr.serving.live import Live
 from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.logs import Faults, noted
-from ebjr.serving.mailbox import Mailbox
-from ebjr.serving.metrics import Metrics
-from ebjr.serving.patience import Patience
-from ebjr.serving.pipeline import Observers, Pipeline, ServedAnswer
-from ebjr.serving.readings import add_readings
+from ebjr.serving.metrics import Metrics, add_sources
+from ebjr.serving.periodic import Periodic
+from ebjr.serving.pipeline import Pipeline, ServedAnswer
+from ebjr.serving.recent import Recent
 from ebjr.serving.served import KNOBS, Served, json_number
 from ebjr.serving.status import describe
 
@@ -58,6 +58,9 @@ STOP_SECONDS = 10.0
 """So long a model has for what waits when the server ends: clients have their answers by then."""
 
 REQUEST_PARAMETERS = (*KNOBS, "timeout")
+
+BROKEN = "the server failed on this request; its log says why"
+"""What a client is told of our own mistake, over any protocol."""
 
 STATUSES: tuple[tuple[type[EbjrError], int], ...] = (
     (UnknownModel, 404),
@@ -82,7 +85,7 @@ def status_of(error: EbjrError) -> int:
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
-class Hold:
+class HeldBytes:
     """The bytes of one request, counted among those of all for as long as it is at work.
 
     Called with how many are about to be held; raises `Overloaded` where they are too many.
@@ -91,11 +94,11 @@ class Hold:
     def __init__(self, service: Service) -> None:
         self._service, self._mine = service, 0
 
-    def __enter__(self) -> Hold:
+    def __enter__(self) -> HeldBytes:
         return self
 
     def __call__(self, size: int) -> None:
-        """Hold so many bytes more."""
+        """Hold `size` bytes more."""
         held, most = self._service.held_bytes, self._service.limits.held_bytes
         if held and held + size > most:
             raise Overloaded(
@@ -169,27 +172,29 @@ class Service:
         self.limits = Limits() if limits is None else limits
         self.held_bytes = 0  # of all requests at work
         self.metrics = Metrics(served.name, served.score_deciles())
-        self.live = Live(served.score_edges())
+        self.recent = Recent(served.score_edges())
         self._journal = None if audit_log is None else Journal(audit_log)
         beside = None if audit_log is None else Path(audit_log).parent
         self.monitor = LiveMonitor(
             served, audit_rate=audit_rate, folder=beside if state is None else state
         )
         self.tracing = tracing
-        observers = Observers(self.metrics, self.live, self.monitor, Faults())
+        self.observers = Observers(self.metrics, self.recent, self.monitor, Faults())
         if tracing is not None:
-            observers.add(tracing)
-        self.pipeline = Pipeline(served.joint, observer=observers, audit_rate=audit_rate, **options)
-        self.patience = Patience()
-        self.mailbox = Mailbox(self.patience)
+            self.observers.add(tracing)
+        self.pipeline = Pipeline(
+            served.joint, observer=self.observers, audit_rate=audit_rate, **options
+        )
+        self.deadlines = Deadlines()
+        self.waiter = FutureWaiter(self.deadlines)
         self.knob = Knob(served, self._journal) if knob is None else knob
-        self.helm = Helm(self.knob, observers)
+        self.control = KnobControl(self.knob, self.observers)
         if hold is not None:
-            self.helm.hold(hold, between, who="the server's start")
+            self.control.hold(hold, between, who="the server's start")
         elif between is not None:
             raise ValueError("between bounds the autopilot: say what it is to hold")
-        self._keeper = Keeper(chore_seconds, self.helm.look, self.monitor.look)
-        add_readings(self.metrics, self.pipeline, self.helm, self.monitor)
+        self._periodic = Periodic(chore_seconds, self.control.look, self.monitor.look)
+        add_sources(self.metrics, self.pipeline, self.control, self.monitor)
         (self.input,) = served.inputs()
         self._tensor = TensorMetadata(**{**self.input, "shape": tuple(self.input["shape"])})
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
@@ -199,19 +204,19 @@ class Service:
     def start(self) -> None:
         """Start to answer, and to fetch what was kept for later."""
         self.pipeline.start()
-        self._keeper.start()
+        self._periodic.start()
         if (late := self.served.joint.late) is not None:
             late.start(self.served.joint)
 
     def stop(self) -> None:
         """Answer what waits, and end."""
-        self._keeper.stop()
+        self._periodic.stop()
         self.pipeline.stop(STOP_SECONDS)
         self._looking.shutdown(cancel_futures=True)
         if (late := self.served.joint.late) is not None:
             late.stop()
-        self._keeper.do(self.monitor.look)
-        self._keeper.do(self.monitor.save)
+        self._periodic.do(self.monitor.look)
+        self._periodic.do(self.monitor.save)
         if self._journal is not None:
             self._journal.close()
         if self.tracing is not None:
@@ -237,9 +242,9 @@ class Service:
             "outputs": self.outputs,
         }
 
-    def holding(self) -> Hold:
-        """Count the bytes of a request for as long as it is at work, see `Hold`."""
-        return Hold(self)
+    def holding(self) -> HeldBytes:
+        """Count the bytes of a request for as long as it is at work."""
+        return HeldBytes(self)
 
     def check_model(self, name: str, version: str = "") -> None:
         """Check that a model is the one that is served; no version is any.
@@ -284,28 +289,23 @@ class Service:
             timeout = min(timeout, within)
         ticket = self.pipeline.submit(inputs, threshold=threshold)
         try:
-            await self.mailbox.until_done(ticket.future, timeout)
+            await self.waiter.until_done(ticket.future, timeout)
         except TimeoutError:
             policy = self.served.joint.when_unavailable
             if policy == "error" or not await asyncio.to_thread(ticket.hurry):
                 ticket.future.cancel()
-                self.pipeline.observer.expired(ticket, timeout)
-                raise DeadlineExceeded(
-                    f"no answer within {timeout:g} s; try again, or give it longer"
-                ) from None
+                self.observers.observe(Expired(ticket, timeout))
+                raise _too_late(timeout) from None
         except asyncio.CancelledError:  # the client has gone
             ticket.future.cancel()
             raise
         found = ticket.future.result()
         if (notes := noted()) is not None:
-            notes["rows"] = len(found.answer.deferred)
-            notes["deferred"] = int(found.answer.deferred.sum())
-            notes["degraded"] = int(found.answer.degraded.sum())
-            notes["threshold"] = json_number(found.threshold)
+            _note(notes, found)
         return self._response(asked, found)
 
-    async def ask_both(self, asked: InferRequest) -> dict[str, Any]:
-        """What both models say of one input, see `ebjr.serving.both.ask_both`; not counted as load.
+    async def explain(self, asked: InferRequest) -> dict[str, Any]:
+        """What both models say of one input, not counted as load, see `ebjr.serving.explain`.
 
         Raises
         ------
@@ -322,28 +322,26 @@ class Service:
         threshold, timeout = self._wishes(asked)
         at = self.knob.threshold if threshold is None else threshold
         asking = asyncio.get_running_loop().run_in_executor(
-            self._looking, ask_both, self.served.joint, inputs, at, self.served.labels
+            self._looking, explain, self.served.joint, inputs, at, self.served.labels
         )
         try:
             return json_number(await asyncio.wait_for(asking, timeout))
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"no answer within {timeout:g} s; try again, or give it longer"
-            ) from None
+            raise _too_late(timeout) from None
 
     def refused(self, status: int) -> None:
         """A request was answered with an error."""
         self.metrics.refused(status)
-        self.live.refused()
+        self.recent.refused()
 
     def status(self) -> dict[str, Any]:
         """The knob and its promise, what the calibration knows, and the last seconds."""
         return {
             **self._described,
-            "router": self.helm.state(),
+            "router": self.control.state(),
             "monitor": self.monitor.status(),
             "far_teacher": self._far_teacher(),
-            "live": {**self.live.as_dict(), "waiting": self.pipeline.waiting()},
+            "live": {**self.recent.as_dict(), "waiting": self.pipeline.waiting()},
         }
 
     def _far_teacher(self) -> dict[str, Any] | None:
@@ -422,21 +420,16 @@ class Service:
 
     def _response(self, asked: InferRequest, found: ServedAnswer) -> InferResponse:
         answer = found.answer
-        parameters: dict[str, Any] = {"threshold": json_number(found.threshold)}
-        if (promise := self.knob.promise(found.threshold)) is not None:
-            parameters["promise"] = promise
-        if answer.late is not None:
-            parameters["late"] = answer.late
-        if self.served.calibration_id is not None:
-            parameters["calibration"] = self.served.calibration_id
-        outputs = {
-            name: tensor.of(answer)
-            for name, tensor in self._tensors.items()
-            if asked.wants(name) is not None
+        told = {
+            "threshold": json_number(found.threshold),
+            "promise": self.knob.promise(found.threshold),
+            "late": answer.late,
+            "calibration": self.served.calibration_id,
         }
-        outputs |= {
-            name: give(found) for name, give in OUTPUTS.items() if asked.wants(name) is not None
-        }
+        parameters = {name: value for name, value in told.items() if value is not None}
+        wanted = {name for name in self._output_names if asked.wants(name) is not None}
+        outputs = {n: tensor.of(answer) for n, tensor in self._tensors.items() if n in wanted}
+        outputs |= {n: give(found) for n, give in OUTPUTS.items() if n in wanted}
         return InferResponse(outputs, self.served.name, VERSION, asked.id, parameters)
 
     async def _images(self, array: np.ndarray) -> Any:
@@ -446,9 +439,20 @@ class Service:
                 raise ProtocolError(
                     f"encoded images must be a tensor BYTES of shape [n], not {list(array.shape)}"
                 )
-            decoding = partial(decoded_images, array.tolist(), self.limits.image_pixels)
-            return await asyncio.get_running_loop().run_in_executor(None, decoding)
+            most = self.limits.image_pixels
+            return await asyncio.to_thread(decoded_images, array.tolist(), most)
         return checked_pixels(array)
+
+
+def _note(notes: dict[str, Any], found: ServedAnswer) -> None:
+    """Put figures into the line of a request."""
+    deferred, degraded = found.answer.deferred, found.answer.degraded
+    notes |= {"rows": len(deferred), "deferred": int(deferred.sum())}
+    notes |= {"degraded": int(degraded.sum()), "threshold": json_number(found.threshold)}
+
+
+def _too_late(seconds: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"no answer within {seconds:g} s; try again, or give it longer")
 
 
 def single_score(score: np.ndarray, threshold: float) -> np.ndarray:

@@ -10,17 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ebjr.errors import MissingExtra
-from ebjr.serving.pipeline import Batched, Observer, Ticket
+from ebjr.errors import needs
+from ebjr.serving.events import Batched, Observer, Submitted
 
-try:
+with needs("otel", "tracing"):
     from opentelemetry import trace
     from opentelemetry.propagate import extract
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
-except ImportError as error:
-    raise MissingExtra("otel", "tracing") from error
 
 CARRIED = ("traceparent", "tracestate")
 
@@ -44,6 +42,7 @@ class Tracing(Observer):
         self._provider = provider
         self._tracer = provider.get_tracer("ebjr", __version__)
         self._epoch = time.time_ns() - time.perf_counter_ns()
+        self.handlers = {Submitted: self._submitted, Batched: self._batched}
 
     @classmethod
     def to_collector(cls, name: str) -> Tracing:
@@ -54,10 +53,8 @@ class Tracing(Observer):
         MissingExtra
             The exporter is not installed.
         """
-        try:
+        with needs("otel", "tracing"):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        except ImportError as error:
-            raise MissingExtra("otel", "tracing") from error
         about = Resource.create({"ebjr.model": name})
         if "unknown_service" in str(about.attributes.get("service.name", "")):
             about = about.merge(Resource({"service.name": "ebjr"}))
@@ -88,13 +85,13 @@ class Tracing(Observer):
         ):
             yield
 
-    def submitted(self, ticket: Ticket) -> None:
+    def _submitted(self, event: Submitted) -> None:
         """Keep the span of a request with its rows."""
         span = trace.get_current_span()
         if span.get_span_context().trace_flags.sampled:
-            ticket.trace = trace.set_span_in_context(span)
+            event.ticket.trace = trace.set_span_in_context(span)
 
-    def batch(self, batch: Batched) -> None:
+    def _batched(self, batch: Batched) -> None:
         """The spans of a batch, for each request that had rows in it."""
         began = self._epoch + round(1e9 * batch.began)
         ended = began + round(1e9 * batch.seconds)

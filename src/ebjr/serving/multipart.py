@@ -7,23 +7,20 @@ from collections.abc import AsyncGenerator
 
 import numpy as np
 
-from ebjr.errors import MissingExtra, ProtocolError
+from ebjr.errors import ProtocolError, needs
 from ebjr.protocol import InferRequest
-from ebjr.serving.served import KNOBS
+from ebjr.serving.service import REQUEST_PARAMETERS
 
-try:
+with needs("serve", "serving"):
     from starlette.datastructures import Headers, UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
-except ImportError as error:
-    raise MissingExtra("serve", "serving") from error
 
 MOST_FILES = 256
-MOST_FIELDS = 16
+MOSTREQUEST_PARAMETERS = 16
 MOST_FIELD_BYTES = 4096
 PIECE_BYTES = 64 * 2**10
 
 _TEXTS = ("operating_point",)
-_FIELDS = (*KNOBS, "timeout")
 
 
 async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
@@ -60,7 +57,7 @@ async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
         headers,
         stream(),
         max_files=MOST_FILES,
-        max_fields=MOST_FIELDS,
+        max_fields=MOSTREQUEST_PARAMETERS,
         max_part_size=MOST_FIELD_BYTES,
     )
     try:
@@ -84,8 +81,10 @@ async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
 
 
 def _parameter(field: str, value: str) -> float | str:
-    if field not in _FIELDS:
-        raise ProtocolError(f"the form's fields are files and {', '.join(_FIELDS)}, not {field!r}")
+    if field not in REQUEST_PARAMETERS:
+        raise ProtocolError(
+            f"the form's fields are files and {', '.join(REQUEST_PARAMETERS)}, not {field!r}"
+        )
     if field in _TEXTS:
         return value
     try:

@@ -7,10 +7,10 @@ import concurrent.futures
 from collections import deque
 from typing import Any
 
-from ebjr.serving.patience import Patience
+from ebjr.serving.deadlines import Deadlines
 
 
-class Mailbox:
+class FutureWaiter:
     """Where the threads of a pipeline leave word for one event loop.
 
     `asyncio.wrap_future` wakes the loop for each future, with a system call each time. Here the
@@ -18,7 +18,7 @@ class Mailbox:
 
     Parameters
     ----------
-    patience
+    deadlines
         Of waits that have a limit; None is one of its own.
 
     Examples
@@ -26,14 +26,14 @@ class Mailbox:
     >>> async def answer():
     ...     future = concurrent.futures.Future()
     ...     asyncio.get_running_loop().run_in_executor(None, future.set_result, 42)
-    ...     await Mailbox().until_done(future)
+    ...     await FutureWaiter().until_done(future)
     ...     return future.result()
     >>> asyncio.run(answer())
     42
     """
 
-    def __init__(self, patience: Patience | None = None) -> None:
-        self._patience = Patience() if patience is None else patience
+    def __init__(self, deadlines: Deadlines | None = None) -> None:
+        self._deadlines = Deadlines() if deadlines is None else deadlines
         self._letters: deque[asyncio.Future[None]] = deque()
         self._rung = False
 
@@ -67,11 +67,11 @@ class Mailbox:
         if within is None:
             await waiter
             return
-        wait = self._patience.begin(within, lambda: _give_up(waiter))
+        wait = self._deadlines.begin(within, lambda: _give_up(waiter))
         try:
             await waiter
         finally:
-            self._patience.end(wait)
+            self._deadlines.end(wait)
 
     def _read(self) -> None:
         self._rung = False  # before looking: who leaves a letter after the last look rings again

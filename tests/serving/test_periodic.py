@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ebjr.serving.keeper import Keeper
+from ebjr.serving.periodic import Periodic
 
 
 def test_a_chore_that_keeps_failing_is_logged_once_and_others_go_on(caplog):
@@ -17,13 +17,13 @@ def test_a_chore_that_keeps_failing_is_logged_once_and_others_go_on(caplog):
     def works() -> None:
         done.append("works")
 
-    keeper = Keeper(1.0)
+    periodic = Periodic(1.0)
     for _ in range(3):
-        keeper.do(fails)
-        keeper.do(works)
+        periodic.do(fails)
+        periodic.do(works)
     assert done == ["fails", "works"] * 3
     assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
 
 
 def test_a_keeper_that_was_never_started_can_be_stopped():
-    Keeper(1.0).stop()
+    Periodic(1.0).stop()

@@ -1,4 +1,4 @@
-"""Keeper: a thread that does a server's chores, again and again, until it is stopped."""
+"""A thread that does a server's chores, again and again, until it is stopped."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable
 log = logging.getLogger("ebjr.serving")
 
 
-class Keeper:
-    """Does chores every so many seconds; one that fails is logged, and done again next time.
+class Periodic:
+    """Does chores at even intervals; one that fails is logged, and done again next time.
 
     Parameters
     ----------
@@ -22,17 +22,17 @@ class Keeper:
     Examples
     --------
     >>> done = threading.Event()
-    >>> keeper = Keeper(0.001, done.set)
-    >>> keeper.start()
+    >>> periodic = Periodic(0.001, done.set)
+    >>> periodic.start()
     >>> done.wait(10)
     True
-    >>> keeper.stop()
+    >>> periodic.stop()
     """
 
     def __init__(self, seconds: float, *chores: Callable[[], None]) -> None:
         self._seconds, self._chores = seconds, chores
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ebjr-keeper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ebjr-periodic", daemon=True)
         self._failing: dict[Callable[[], None], str] = {}
 
     def start(self) -> None:

@@ -17,7 +17,7 @@ SHOWN = 3
 """So many classes are named, the most probable first."""
 
 
-def ask_both(
+def explain(
     joint: JointModel,
     inputs: Batch,
     threshold: float,
@@ -57,7 +57,7 @@ def ask_both(
     >>> from ebjr import JointRegressor, Router
     >>> student = lambda x: np.stack([x, 0.1 * x], axis=1)
     >>> joint = JointRegressor(student, lambda x: x + 1, Router("predicted_std", -0.2))
-    >>> found = ask_both(joint, np.array([5.0]), threshold=-0.2)
+    >>> found = explain(joint, np.array([5.0]), threshold=-0.2)
     >>> found["deferred"], found["student"]["prediction"], found["answer"]["prediction"]
     (True, 5.0, 6.0)
     """

@@ -1,4 +1,4 @@
-"""Patience: the deadlines of many waits, with one timer for all.
+"""Deadlines of many waits, with one timer for all.
 
 A timer of the loop's own costs more than all else that a short wait does, and hardly any rings.
 """
@@ -12,15 +12,15 @@ from itertools import count
 from typing import Any
 
 
-class Patience:
+class Deadlines:
     """What is to be called when a wait of one event loop takes too long.
 
     Examples
     --------
     >>> async def wait():
-    ...     patience, rung = Patience(), asyncio.Event()
-    ...     patience.end(patience.begin(0.001, print))
-    ...     patience.begin(0.002, rung.set)
+    ...     deadlines, rung = Deadlines(), asyncio.Event()
+    ...     deadlines.end(deadlines.begin(0.001, print))
+    ...     deadlines.begin(0.002, rung.set)
     ...     await rung.wait()
     >>> asyncio.run(wait())
     """

@@ -7,15 +7,13 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from ebjr.errors import MissingExtra
+from ebjr.errors import needs
+from ebjr.serving.deadlines import Deadlines
 from ebjr.serving.limits import Limits
 from ebjr.serving.logs import Receive
-from ebjr.serving.patience import Patience
 
-try:
+with needs("serve", "serving"):
     from starlette.requests import ClientDisconnect
-except ImportError as error:
-    raise MissingExtra("serve", "serving") from error
 
 Found = TypeVar("Found")
 
@@ -52,7 +50,7 @@ async def read_body(
     receive: Receive,
     limits: Limits,
     hold: Callable[[int], None],
-    patience: Patience,
+    deadlines: Deadlines,
 ) -> bytes:
     """The body, decompressed.
 
@@ -66,7 +64,7 @@ async def read_body(
         How large it may be, and how slow.
     hold
         Told how many bytes more are held, before they are.
-    patience
+    deadlines
         Of the event loop.
 
     Raises
@@ -80,7 +78,7 @@ async def read_body(
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared[:19]) > most:
         raise _too_large(most)
-    body = await _received(receive, limits, hold, patience)
+    body = await _received(receive, limits, hold, deadlines)
     encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
     if encoding in ("identity", ""):
         return body
@@ -118,7 +116,7 @@ def compressed(body: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:
 
 
 async def _received(
-    receive: Receive, limits: Limits, hold: Callable[[int], None], patience: Patience
+    receive: Receive, limits: Limits, hold: Callable[[int], None], deadlines: Deadlines
 ) -> bytes:
     parts: list[bytes] = []
     size, late = 0, False
@@ -132,7 +130,7 @@ async def _received(
 
     loop = asyncio.get_running_loop()
     began = loop.time()
-    wait = patience.begin(limits.body_seconds, give_up)
+    wait = deadlines.begin(limits.body_seconds, give_up)
     try:
         while True:
             message = await receive()
@@ -146,9 +144,9 @@ async def _received(
             parts.append(part)
             if not message.get("more_body", False):
                 break
-            patience.end(wait)
+            deadlines.end(wait)
             until = began + limits.body_seconds + size / limits.body_bytes_per_second
-            wait = patience.begin(until - loop.time(), give_up)
+            wait = deadlines.begin(until - loop.time(), give_up)
     except asyncio.CancelledError:
         if not late:  # its client has gone
             raise
@@ -156,7 +154,7 @@ async def _received(
         sentence = f"the body came too slowly: {size} bytes in {loop.time() - began:.0f} seconds"
         raise Refused(408, sentence, {"Connection": "close"}) from None
     finally:
-        patience.end(wait)
+        deadlines.end(wait)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

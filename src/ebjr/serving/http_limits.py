@@ -1,4 +1,4 @@
-"""uvicorn's HTTP with the limits that it has not: slow clients, endless heads, too many at once."""
+"""uvicorn's HTTP with limits that it lacks: slow clients, endless heads, too many at once."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import json
 from http import HTTPStatus
 from typing import Any
 
-from ebjr.errors import MissingExtra
-from ebjr.serving.bodies import WHEN_GONE
+from ebjr.errors import needs
 from ebjr.serving.limits import Limits
+from ebjr.serving.request_body import WHEN_GONE
 
-try:
+with needs("serve", "serving"):
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
-except ImportError as error:
-    raise MissingExtra("serve", "serving") from error
 
 
-def guarded(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protocol]:
+def limited_http(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protocol]:
     """A class for uvicorn's ``http``: as `base`, within limits.
 
     Parameters
@@ -28,7 +26,7 @@ def guarded(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protoc
         One of uvicorn's own.
     """
 
-    class Guarded(base):
+    class LimitedHttp(base):
         """One connection."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:
@@ -97,7 +95,7 @@ def guarded(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protoc
             else:
                 self.transport.close()
 
-    return Guarded
+    return LimitedHttp
 
 
 class _Gathering:

@@ -1,6 +1,6 @@
 """The last minute of a pipeline, in constant memory: rates, latency percentiles, scores.
 
-Prometheus counts from the start and lets others look at windows; a page, and whoever holds a
+Prometheus counts from the start and lets others look at windows; a page, and an autopilot with a
 target, want the window itself. Everything is counted in slots of a second, which come round again.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ebjr.serving.pipeline import Batched, Observer, Ticket
+from ebjr.serving.events import Answered, Batched, Degraded, Failed, Observer, Scored
 
 TIMED = ("request", "student_wait", "student", "teacher_wait", "teacher")
 """What is timed: a whole request, the wait for either model, and a batch of it."""
@@ -25,9 +25,10 @@ COUNTS = ("rows", "deferred", "degraded", "requests", "refused", "failures")
 _FIRST = 1e-5  # seconds
 _PER_OCTAVE = 8  # so that a percentile is off by 4.5 % at most
 _BINS = 24 * _PER_OCTAVE  # up to 168 s
+_EDGES = _FIRST * 2 ** (np.arange(1, _BINS) / _PER_OCTAVE)
 
 
-class Live(Observer):
+class Recent(Observer):
     """Counts of the last seconds; told by many threads, read by any.
 
     Parameters
@@ -42,9 +43,9 @@ class Live(Observer):
 
     Examples
     --------
-    >>> live = Live([0.0, 1.0, 2.0])
-    >>> live.rows(np.array([0.5, 1.5, 7.0]), np.array([True, False, False]), np.ones(3))
-    >>> live.counts()["deferred"], live.scores().tolist()
+    >>> recent = Recent([0.0, 1.0, 2.0])
+    >>> recent.observe(Scored(np.array([0.5, 1.5, 7]), np.array([True, False, False]), np.ones(3)))
+    >>> recent.counts()["deferred"], recent.scores().tolist()
     (1, [1, 2])
     """
 
@@ -64,38 +65,37 @@ class Live(Observer):
         self._counts = np.zeros((seconds, len(COUNTS)), np.int64)
         self._times = np.zeros((seconds, len(TIMED), _BINS), np.int64)
         self._scores = np.zeros((seconds, max(len(self.score_edges) - 1, 0)), np.int64)
+        self.handlers = {
+            Batched: self._batched,
+            Scored: self._scored,
+            Answered: self._answered,
+            Degraded: lambda event: self._count("degraded", event.rows),
+            Failed: lambda _event: self._count("failures"),
+        }
 
-    def batch(self, batch: Batched) -> None:
+    def _batched(self, batch: Batched) -> None:
         """Count a batch's time, and the waits before it."""
         self._time(batch.stage, np.array([batch.seconds]))
         self._time(f"{batch.stage}_wait", batch.waited)
 
-    def rows(self, score: np.ndarray, deferred: np.ndarray, threshold: np.ndarray) -> None:
+    def _scored(self, event: Scored) -> None:
         """Count rows, and where their scores lie; NaN lies lowest, as it is deferred."""
-        places = self._places(score) if self._scores.size else None
+        places = self._places(event.score) if self._scores.size else None
         with self._lock:
             slot = self._slot()
-            self._counts[slot, 0] += len(score)
-            self._counts[slot, 1] += int(np.count_nonzero(deferred))
+            self._counts[slot, 0] += len(event.score)
+            self._counts[slot, 1] += int(np.count_nonzero(event.deferred))
             if places is not None:
                 self._scores[slot] += places
-
-    def degraded(self, rows: int) -> None:
-        """Count degraded rows."""
-        self._count("degraded", rows)
-
-    def failed(self, stage: str, error: Exception) -> None:
-        """Count a batch that failed."""
-        self._count("failures")
 
     def refused(self) -> None:
         """Count a request that was answered with an error."""
         self._count("refused")
 
-    def answered(self, tickets: Sequence[Ticket], seconds: np.ndarray) -> None:
+    def _answered(self, event: Answered) -> None:
         """Count requests that were answered, and their times."""
-        self._count("requests", len(tickets))
-        self._time("request", seconds)
+        self._count("requests", len(event.tickets))
+        self._time("request", event.seconds)
 
     def counts(self, seconds: int | None = None) -> dict[str, int]:
         """How many of each of `COUNTS` in the last seconds; None is all that is kept."""
@@ -133,10 +133,8 @@ class Live(Observer):
     def as_dict(self, seconds: int = 10) -> dict[str, Any]:
         """What a page shows: the last `seconds`, and every second that is kept."""
         counts, covered = self.counts(seconds), self.covered(seconds)
-        latency: dict[str, Mapping[str, float | None]] = {
-            what: {
-                f"p{percent}": self.percentile(what, percent, seconds) for percent in PERCENTILES
-            }
+        latency = {
+            what: {f"p{p}": self.percentile(what, p, seconds) for p in PERCENTILES}
             for what in TIMED
         }
         return {
@@ -162,8 +160,7 @@ class Live(Observer):
         return np.bincount(found, minlength=self._scores.shape[1])
 
     def _time(self, what: str, seconds: np.ndarray) -> None:
-        places = (_PER_OCTAVE * np.log2(np.maximum(seconds, _FIRST) / _FIRST)).astype(np.int64)
-        counts = np.bincount(np.minimum(places, _BINS - 1), minlength=_BINS)
+        counts = np.bincount(_EDGES.searchsorted(seconds, side="right"), minlength=_BINS)
         with self._lock:
             self._times[self._slot(), TIMED.index(what)] += counts
 
@@ -171,15 +168,12 @@ class Live(Observer):
         """The slot of this second, empty if it has just begun."""
         now = int(self._clock() - self._began)
         if now != self._now:
-            passed = [second % self.seconds for second in self._since(now)]
+            first = max(self._now, now - self.seconds) + 1
+            passed = [second % self.seconds for second in range(first, now + 1)]
             for table in (self._counts, self._times, self._scores):
                 table[passed] = 0
             self._now = now
         return now % self.seconds
-
-    def _since(self, now: int) -> range:
-        """The seconds that have begun since the last look, those that are kept."""
-        return range(max(self._now + 1, now - self.seconds + 1), now + 1)
 
     def _last(self, seconds: int | None) -> list[int]:
         """The slots of the last seconds, the oldest first; those before the start are left out."""

@@ -1,0 +1,173 @@
+"""What happens in a pipeline, as events, and who is told of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ebjr.serving.pipeline import Ticket
+
+STAGES = ("student", "teacher")
+
+
+class Submitted(NamedTuple):
+    """A request has been handed in; told in the thread that does so."""
+
+    ticket: Ticket
+
+
+class Batched(NamedTuple):
+    """A model has answered a batch.
+
+    Attributes
+    ----------
+    stage
+        ``"student"`` or ``"teacher"``.
+    rows
+        How many.
+    tickets
+        The k requests whose rows they are, one for each part.
+    waited
+        (k,): the seconds that each part waited in the queue.
+    began, seconds
+        When the model was given the batch, by `time.perf_counter`, and how long it took.
+    """
+
+    stage: str
+    rows: int
+    tickets: Sequence[Any]
+    waited: np.ndarray
+    began: float
+    seconds: float
+
+    @classmethod
+    def of(cls, stage: str, parts: Sequence[TicketRows], began: float) -> Batched:
+        """The batch of some parts, answered just now."""
+        ended = time.perf_counter()
+        waited = began - np.array([part.since for part in parts])
+        rows = sum(len(part) for part in parts)
+        return cls(stage, rows, [part.ticket for part in parts], waited, began, ended - began)
+
+
+class TicketRows(Protocol):
+    """Some rows of a request, which waited for a model."""
+
+    @property
+    def ticket(self) -> Any:
+        """The request."""
+
+    @property
+    def since(self) -> float:
+        """When they began to wait, by `time.perf_counter`."""
+
+    def __len__(self) -> int: ...
+
+
+class Scored(NamedTuple):
+    """n rows were scored, and some deferred, each by the threshold of its request; all (n,)."""
+
+    score: np.ndarray
+    deferred: np.ndarray
+    threshold: np.ndarray
+
+
+class Answered(NamedTuple):
+    """k requests have their answers; `seconds` (k,) is the time since each was handed in."""
+
+    tickets: Sequence[Ticket]
+    seconds: np.ndarray
+
+
+class Expired(NamedTuple):
+    """A request's time, `seconds`, was over before it had an answer."""
+
+    ticket: Ticket
+    seconds: float
+
+
+class Degraded(NamedTuple):
+    """Rows that should have been deferred were answered by the student."""
+
+    rows: int
+
+
+class Audited(NamedTuple):
+    """What an audit of a batch of n rows has found; also where chance drew none of its kept rows.
+
+    Attributes
+    ----------
+    threshold
+        (n,): by which each row was kept or deferred.
+    deferred, drawn
+        (n,) bool.
+    contradicted
+        (n,) bool: drawn, and the teacher says something else than the student.
+    """
+
+    threshold: np.ndarray
+    deferred: np.ndarray
+    drawn: np.ndarray
+    contradicted: np.ndarray
+
+
+class Failed(NamedTuple):
+    """A model has failed on a batch; `stage` ``"audit"`` is the teacher, and nobody waits."""
+
+    stage: str
+    error: Exception
+
+
+Event = Submitted | Batched | Scored | Answered | Expired | Degraded | Audited | Failed
+
+
+class Observer:
+    """Told of the events that it has a handler for, from a pipeline's threads."""
+
+    handlers: Mapping[type, Callable[[Any], None]] = {}
+    """What is called with an event, by its class."""
+
+    def observe(self, event: Event) -> None:
+        """Take an event."""
+        if (handle := self.handlers.get(type(event))) is not None:
+            handle(event)
+
+
+class Observers(Observer):
+    """Several observers as one, in their order; they may be added and taken away at any time.
+
+    Examples
+    --------
+    >>> class Faults(Observer):
+    ...     handlers = {Failed: lambda event: print(event.stage)}
+    >>> observers = Observers(Faults())
+    >>> observers.observe(Failed("teacher", ValueError())), observers.observe(Degraded(1))
+    teacher
+    (None, None)
+    """
+
+    def __init__(self, *observers: Observer) -> None:
+        self._set(observers)
+
+    def observe(self, event: Event) -> None:
+        """Tell an event to all who have a handler for it, and cost the others nothing."""
+        for handle in self._told.get(type(event), ()):
+            handle(event)
+
+    def add(self, observer: Observer) -> None:
+        """Tell one more."""
+        self._set((*self._all, observer))
+
+    def remove(self, observer: Observer) -> None:
+        """Tell one no more."""
+        self._set(tuple(one for one in self._all if one is not observer))
+
+    def _set(self, observers: tuple[Observer, ...]) -> None:
+        told: dict[type, list[Callable[[Any], None]]] = {}
+        for observer in observers:
+            for kind, handle in observer.handlers.items():
+                told.setdefault(kind, []).append(handle)
+        self._all, self._told = observers, told

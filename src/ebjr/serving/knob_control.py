@@ -1,0 +1,117 @@
+"""Who holds the knob: a hand, or the autopilot. ``/v1/router`` asks here, over any protocol."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ebjr.serving.autopilot import Autopilot, Hold
+from ebjr.serving.events import Observers
+from ebjr.serving.knob import Knob
+from ebjr.serving.served import KNOBS
+
+WISHES = (
+    'the knob takes JSON like {"threshold": 0.5}, {"deferral_rate": 0.2}, '
+    '{"operating_point": "match-teacher"} or {"hold": "p99=50ms"}'
+)
+
+
+class KnobControl:
+    """Who has the knob: the autopilot, until a hand moves it.
+
+    A hand always wins: who sets a threshold, a deferral rate or an operating point switches
+    the autopilot off. A new target switches it on, or moves its target.
+
+    Parameters
+    ----------
+    knob
+        What is steered.
+    observers
+        Those of the pipeline: an autopilot joins them while it flies.
+    """
+
+    def __init__(self, knob: Knob, observers: Observers) -> None:
+        self.knob = knob
+        self.pilot: Autopilot | None = None
+        self._observers = observers
+        self._lock = threading.Lock()
+
+    def ask(self, wish: Any, *, who: str, request: str | None = None) -> None:
+        """Do what ``PUT /v1/router`` says.
+
+        Parameters
+        ----------
+        wish
+            As a mapping: one of `KNOBS` with its value, or ``hold`` with a text and optionally
+            ``between``; a hold of None, alone, switches the autopilot off.
+        who, request
+            As of `Knob.move`.
+
+        Raises
+        ------
+        ValueError
+            It is nothing that can be done.
+        OSError
+            The audit log cannot be written.
+        """
+        if wish == {"hold": None}:
+            wish = {"threshold": self.knob.threshold}
+        if isinstance(wish, dict) and "hold" in wish:
+            if set(wish) - {"hold", "between"} or wish["hold"] is None:
+                raise ValueError(WISHES)
+            self.hold(wish["hold"], wish.get("between"), who=who, request=request)
+            return
+        if not isinstance(wish, dict) or len(wish) != 1 or not set(wish) <= set(KNOBS):
+            raise ValueError(WISHES)
+        self._by_hand(wish, who, request)
+
+    def _by_hand(self, wish: Mapping[str, Any], who: str, request: str | None) -> None:
+        threshold = self.knob.served.chosen(wish)
+        assert threshold is not None
+        ((name, value),) = wish.items()
+        with self._lock:
+            note = "" if self.pilot is None else "; the autopilot is off"
+            why = f"asked for {name} {value}{note}"
+            self.knob.move(threshold, who=who, why=why, request=request)
+            self._take(None)
+
+    def hold(
+        self,
+        target: str,
+        between: Sequence[float | str] | None = None,
+        *,
+        who: str,
+        request: str | None = None,
+    ) -> None:
+        """Switch the autopilot on, or give it another target.
+
+        Raises
+        ------
+        ValueError
+            The target or the bounds are not possible.
+        OSError
+            The audit log cannot be written.
+        """
+        pilot = Autopilot(Hold.of(target), self.knob, between=between)
+        with self._lock:
+            pilot.begin(who, request)
+            self._take(pilot)
+
+    def look(self) -> None:
+        """Let the autopilot look, if there is one; OSError: the audit log cannot be written."""
+        with self._lock:
+            if self.pilot is not None:
+                self.pilot.look()
+
+    def state(self) -> dict[str, Any]:
+        """What ``GET /v1/router`` says."""
+        pilot = self.pilot
+        return {**self.knob.state(), "autopilot": None if pilot is None else pilot.state()}
+
+    def _take(self, pilot: Autopilot | None) -> None:
+        if self.pilot is not None:
+            self._observers.remove(self.pilot)
+        if pilot is not None:
+            self._observers.add(pilot)
+        self.pilot = pilot
