@@ -12,6 +12,7 @@ from scipy.special import softmax
 from ebjr.arrays import Batch, to_numpy
 from ebjr.errors import ModelError
 from ebjr.joint import JointModel
+from ebjr.router import is_deferred
 
 SHOWN = 3
 """So many classes are named, the most probable first."""
@@ -67,7 +68,7 @@ def explain(
     own = joint.of_student(raw)
     spent = time.perf_counter() - began
     student = _said(joint, own, labels) | {"seconds": spent}
-    deferred, degraded, output = not score >= threshold, False, own
+    deferred, degraded, output = bool(is_deferred(score, threshold)), False, own
     began = time.perf_counter()
     try:
         taught = joint.ask_teacher_alone(inputs, own).output

@@ -25,7 +25,7 @@ import numpy as np
 from ebjr.arrays import Batch, join_rows, put_rows, row_count, take_rows, to_numpy
 from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable
 from ebjr.joint import JointAnswer, JointModel, Kept
-from ebjr.router import check_threshold
+from ebjr.router import check_threshold, is_deferred
 from ebjr.serving.events import (
     STAGES,
     Answered,
@@ -515,7 +515,7 @@ class Pipeline:
         batch = self._batched("student", parts, began)
         knob = self.joint.router.threshold
         thresholds = np.repeat([part.ticket.threshold(knob) for part in parts], sizes)
-        deferred = ~(values >= thresholds)
+        deferred = is_deferred(values, thresholds)
         self.observer.observe(batch)
         self.observer.observe(Scored(values, deferred, thresholds))
         flags = None if found.degraded is None else to_numpy(found.degraded)

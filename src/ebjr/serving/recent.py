@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ebjr.router import deferral_key
 from ebjr.serving.events import Answered, Batched, Degraded, Failed, Observer, Scored
 
 TIMED = ("request", "student_wait", "student", "teacher_wait", "teacher")
@@ -155,7 +156,7 @@ class Recent(Observer):
     def _places(self, score: np.ndarray) -> np.ndarray:
         """How many scores lie in each bin."""
         if np.isnan(score.min(initial=np.inf)):
-            score = np.where(np.isnan(score), -np.inf, score)
+            score = deferral_key(score)
         found = np.searchsorted(self.score_edges[1:-1], score, side="right")
         return np.bincount(found, minlength=self._scores.shape[1])
 

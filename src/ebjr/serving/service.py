@@ -31,6 +31,7 @@ from ebjr.errors import (
 )
 from ebjr.link.far import FarTeacher
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
+from ebjr.router import is_deferred
 from ebjr.serving.deadlines import Deadlines
 from ebjr.serving.events import Expired, Observers
 from ebjr.serving.explain import explain
@@ -467,10 +468,10 @@ def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
     """
     with np.errstate(over="ignore"):
         single = score.astype(np.float32)
-    kept = score >= threshold
-    crossed = (single.astype(np.float64) >= threshold) != kept
+    deferred = is_deferred(score.astype(np.float64), threshold)
+    crossed = is_deferred(single.astype(np.float64), threshold) != deferred
     if crossed.any():
-        own_side = np.where(kept, np.float32(np.inf), np.float32(-np.inf))
+        own_side = np.where(deferred, np.float32(-np.inf), np.float32(np.inf))
         single = np.where(crossed, np.nextafter(single, own_side), single)
     return single
 
