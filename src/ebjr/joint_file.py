@@ -23,7 +23,7 @@ from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import as_blend, blend_text
 from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import UNITS, Cost
-from ebjr.curve import OperatingPoint
+from ebjr.curve import OperatingPoint, TradeOffCurve
 from ebjr.data.preprocess import Preprocess, prepared, unprepared
 from ebjr.errors import ModelError, PromiseWarning, ProtocolError, TeacherUnavailable
 from ebjr.evaluation.plots import thin_rows
@@ -35,15 +35,16 @@ from ebjr.joint import (
     JointRegressor,
     SpecializedJointClassifier,
 )
-from ebjr.known_classes import check_known_classes
+from ebjr.known_classes import Traffic, check_known_classes
 from ebjr.link.far import FarTeacher, Link
 from ebjr.link.late import LateAnswers
 from ebjr.model import Model, model_name
 from ebjr.monitor import DriftMonitor
+from ebjr.outcomes import Outcomes
 from ebjr.precision import CommonScale
 from ebjr.protocol import read_metadata
 from ebjr.router import Router, check_threshold
-from ebjr.study import Study
+from ebjr.study import Study, study_point
 from ebjr.tasks import as_task
 from ebjr.threads import shared_cores
 
@@ -307,6 +308,57 @@ def parse_link(text: str) -> tuple[dict[str, Any], Link]:
     return {key: values[key] for key in REMOTE_OPTIONS if key in values}, link
 
 
+def entries_of(
+    outcomes: Outcomes,
+    path: str | os.PathLike[str],
+    given: Mapping[str, str | None],
+    link: str | None = None,
+) -> dict[str, Entry]:
+    """Both models' entries by role: as recorded, unless others are given.
+
+    Parameters
+    ----------
+    outcomes, path
+        What was recorded, and its file.
+    given
+        By role: a file or an address in place of what was recorded.
+    link
+        How a far teacher is asked, as `parse_link` takes it.
+
+    Raises
+    ------
+    ValueError
+        A model is neither recorded nor given.
+    """
+    costs = {"student": outcomes.student_cost, "teacher": outcomes.teacher_cost}
+    entries: dict[str, Entry] = {}
+    for role, source in given.items():
+        table, entry = outcomes.models.get(role), None
+        if table is None and source is None:
+            raise ValueError(
+                f"{path} does not say which file its {role} was: give it with --{role}"
+            )
+        if table is not None:
+            entry = entry_from_table(table, Path(path).resolve().parent, f"{path}: {role}")
+        if source is not None:
+            preprocess = None if entry is None else entry.preprocess
+            entry = replace(_entry_at(source, link), preprocess=preprocess)
+        elif isinstance(entry, RemoteEntry) and link is not None:
+            options, how = parse_link(link)
+            entry = replace(entry, options={**entry.options, **options}, link=how)
+        assert entry is not None
+        entries[role] = replace(entry, cost=costs[role])
+    return entries
+
+
+def _entry_at(source: str, link: str | None) -> Entry:
+    """The entry of a file or of an address, as it is now."""
+    if not source.startswith(("http://", "https://")):
+        return ModelEntry.of_file(source)
+    options, how = parse_link(link or "")
+    return entry_of(load_model(source, **options), link=how)
+
+
 OPTIONS = (
     *("threads", "providers", "batch_size", "output"),
     *("layout", "classes", "nms", "above", "limit"),
@@ -320,18 +372,12 @@ _POINT_KEYS = (
     *(f.name for f in fields(OperatingPoint)),
     *("cost", "unit", "break_even", "pays", "saving"),
 )
+_GOAL_KEYS = (
+    *("goal", "tolerance", "target", "flops", "seconds", "joules", "bytes", "deferral_rate"),
+    *("delta", "promise", "loss_bound"),
+)
 _CALIBRATION_KEYS = (
-    *("date", "goal", "tolerance", "target", "flops", "seconds", "joules", "bytes"),
-    "deferral_rate",
-    *(
-        "delta",
-        "promise",
-        "loss_bound",
-        "outcomes",
-        "split_fraction",
-        "split_seed",
-        "traffic",
-    ),
+    *("date", *_GOAL_KEYS, "outcomes", "split_fraction", "split_seed", "traffic"),
     *("certified", "chosen_on", "held_out", "score_quantiles", "curve", "drift", "disagreement"),
     *("preprocessing", "known_classes", "classes"),
 )
@@ -628,6 +674,32 @@ class JointConfig:
             **(self._policy() if teacher is None else {}),
         )
 
+    def study(self, outcomes: Outcomes, *, fraction: float = 0.5, seed: int = 0) -> Study:
+        """The study of the file's threshold, on examples it was not chosen on.
+
+        Outcomes that it was calibrated on are split and drawn as they were then.
+
+        Parameters
+        ----------
+        outcomes
+            What both models said.
+        fraction, seed
+            The split of other outcomes, as for `Outcomes.split`.
+        """
+        known = self.calibration
+        if known.get("outcomes") == outcomes.fingerprint:
+            fraction = known.get("split_fraction", fraction)
+            seed = known.get("split_seed", seed)
+        table = outcomes.with_scale(self.rescale)
+        curve = TradeOffCurve.of(table, self.score, self.blend, keep=[self.threshold])
+        point = replace(curve.at(threshold=self.threshold), certified=self.certificate)
+        goal = {key: known[key] for key in _GOAL_KEYS if key in known}
+        mix = known.get("traffic")
+        traffic = None if mix is None else Traffic(mix["popular"], mix["popular_classes"])
+        return study_point(
+            outcomes, point, goal or None, fraction=fraction, seed=seed, traffic=traffic
+        )
+
     def threads_for(self, overlap: int) -> int | None:
         """The threads of each model where so many batches are in work at once.
 
@@ -755,6 +827,45 @@ def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel | Exp
     if Path(path).suffix.lower() == ".onnx":
         return ExportedJoint(path, **options)
     return JointConfig.read(path).load(**options)
+
+
+def read_joint(
+    path: str | os.PathLike[str], *, threads: int | None = None, overlap: int = 1
+) -> JointConfig | ExportedJoint:
+    """What a ``joint.toml`` says, or an exported file, loaded.
+
+    Parameters
+    ----------
+    path
+        The file.
+    threads, overlap
+        Of an exported one: its threads; None shares the cores among the batches in work at once.
+    """
+    if Path(path).suffix.lower() != ".onnx":
+        return JointConfig.read(path)
+    return ExportedJoint(path, threads=threads or shared_cores(overlap))
+
+
+def chosen_threshold(
+    joint: JointConfig | ExportedJoint, threshold: float | None = None, name: str | None = None
+) -> float:
+    """The threshold to use: as given, of a named operating point, or the file's own.
+
+    Raises
+    ------
+    ValueError
+        There are two, or the file names no such operating point.
+    """
+    if threshold is not None and name is not None:
+        raise ValueError("give --threshold or --operating-point, not both")
+    if threshold is not None:
+        return threshold
+    if name is None:
+        return joint.threshold if isinstance(joint, JointConfig) else joint.router.threshold
+    if name not in joint.operating_points:
+        known = ", ".join(joint.operating_points) or "none"
+        raise ValueError(f"there is no operating point {name!r}; the file names {known}")
+    return float(joint.operating_points[name]["threshold"])
 
 
 def _chosen(point: OperatingPoint) -> dict[str, Any]:
