@@ -29,6 +29,7 @@ from ebjr.options import (
     GoalOptions,
     ImageColumn,
     Images,
+    Imports,
     Json,
     LinkText,
     Metric,
@@ -323,6 +324,7 @@ def calibrate(
     name: Annotated[str, option("Output", "What the joint model is called.")] = "joint",
     report: Report = None,
     as_json: Json = False,
+    imports: Imports = None,
 ) -> None:
     """Choose a threshold on one half of the outcomes, and report on the other."""
     from ebjr.joint_file import JointConfig, entries_of
@@ -343,7 +345,8 @@ def calibrate(
         path = next(path for path in outcomes if path.stem == sweep.best)
         given = {"student": student, "teacher": teacher}
         entries = entries_of(found.outcomes, path, given, link)
-        JointConfig.of_study(entries["student"], entries["teacher"], found, name=name).save(output)
+        pair = entries["student"], entries["teacher"]
+        JointConfig.of_study(*pair, found, name=name, imports=imports or ()).save(output)
     if report is not None:
         title = f"EBJR: {sweep.best}"
         found.write_report(report, title=title, extras=sweep.extras if several else ())

@@ -9,7 +9,7 @@ import logging
 import os
 import tomllib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 from pathlib import Path
@@ -44,6 +44,7 @@ from ebjr.outcomes import Outcomes
 from ebjr.precision import CommonScale
 from ebjr.protocol import read_metadata
 from ebjr.router import Router, check_threshold
+from ebjr.scores import as_score
 from ebjr.study import Study, study_point
 from ebjr.tasks import as_task
 from ebjr.threads import shared_cores
@@ -412,6 +413,9 @@ class JointConfig:
         For detection: what puts both detectors' scores on one scale.
     known_classes, classes
         Of a specialized student: the teacher's labels that it knows, and how many there are.
+    imports
+        The files and modules that were imported for scores and metrics of the user's own. They
+        are named where such a score is unknown, and never run because a file names them.
 
     Examples
     --------
@@ -437,6 +441,7 @@ class JointConfig:
     rescale: CommonScale | None = None
     known_classes: tuple[int, ...] | None = None
     classes: int | None = None
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.student, RemoteEntry):
@@ -460,7 +465,12 @@ class JointConfig:
 
     @classmethod
     def of_study(
-        cls, student: Entry, teacher: Entry, study: Study, name: str = "joint"
+        cls,
+        student: Entry,
+        teacher: Entry,
+        study: Study,
+        name: str = "joint",
+        imports: Sequence[str] = (),
     ) -> JointConfig:
         """The configuration that a study leads to.
 
@@ -472,6 +482,8 @@ class JointConfig:
             The calibration, with its figures on both halves.
         name
             What a server calls the model.
+        imports
+            What was imported for the study's score.
         """
         fraction, seed = study.split
         return cls(
@@ -501,6 +513,7 @@ class JointConfig:
             rescale=study.point.rescale,
             known_classes=study.outcomes.known_classes,
             classes=study.outcomes.classes,
+            imports=tuple(imports),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -513,6 +526,8 @@ class JointConfig:
         """
         folder = Path(path).resolve().parent
         table: dict[str, Any] = {"name": self.name, "task": self.task}
+        if self.imports:
+            table["imports"] = list(self.imports)
         if self.labels is not None:
             table["labels"] = list(self.labels)
         if self.known_classes is not None:
@@ -558,12 +573,14 @@ class JointConfig:
     @classmethod
     def _from_table(cls, table: Mapping[str, Any], folder: Path) -> JointConfig:
         top = ("name", "task", "labels", "router", "student", "teacher", "calibration")
-        more = ("operating_points", "known_classes", "classes")
+        more = ("operating_points", "known_classes", "classes", "imports")
         _check_keys(table, (*top, *more), "the file")
         _check_present(table, ("router", "student", "teacher"), "the file")
         router = table["router"]
         _check_keys(router, ("score", "threshold", "blend", "rescale"), "router")
         _check_present(router, ("score", "threshold"), "router")
+        imports = _checked_imports(table.get("imports", []))
+        _check_score(router["score"], imports)
         calibration = table.get("calibration", {})
         _check_keys(calibration, _CALIBRATION_KEYS, "calibration")
         points = table.get("operating_points", {})
@@ -585,6 +602,7 @@ class JointConfig:
             rescale=CommonScale.from_dict(router["rescale"]) if "rescale" in router else None,
             known_classes=table.get("known_classes"),
             classes=table.get("classes"),
+            imports=imports,
         )
 
     @property
@@ -971,6 +989,26 @@ def _check_keys(table: Any, allowed: tuple[str, ...] | None, where: str) -> None
             close = difflib.get_close_matches(key, allowed, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(allowed)}"
             raise ValueError(f"{where} has an unknown key {key!r}; {hint}")
+
+
+def _checked_imports(imports: Any) -> tuple[str, ...]:
+    if not isinstance(imports, list) or not all(isinstance(each, str) for each in imports):
+        raise ValueError(f"imports must be a list of files and modules, not {imports!r}")
+    return tuple(imports)
+
+
+def _check_score(score: Any, imports: tuple[str, ...]) -> None:
+    """Check that a score is known; else say what must be imported first."""
+    try:
+        as_score(score)
+    except ValueError as error:
+        if "no score named" not in str(error):
+            raise
+        words = " ".join(f"--import {name}" for name in imports)
+        hint = (
+            f"it was calibrated with {words}" if imports else "--import FILE makes your own known"
+        )
+        raise ValueError(f"{error}; {hint}") from None
 
 
 def _check_present(table: Mapping[str, Any], needed: tuple[str, ...], where: str) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -79,7 +80,9 @@ def _listed(found: re.Match[str]) -> str:
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """A command for Typer: groups of options are spread out, and `--import` is added.
+    """A command for Typer: groups of options are spread out, and `--import` is done first.
+
+    A command that wants to know what was imported has a parameter `imports`.
 
     Examples
     --------
@@ -87,16 +90,14 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     ...     print(choice)
     >>> list(inspect.signature(spread(show)).parameters)
     ['score', 'blend', 'imports']
-    >>> spread(show)(score="margin", blend="0", imports=None)
+    >>> spread(show)(score="margin", blend="0")
     ChoiceOptions(score='margin', blend='0')
     """
-    declared = inspect.signature(command, eval_str=True).parameters
+    declared = dict(inspect.signature(command, eval_str=True).parameters)
+    wanted = declared.pop("imports", None)
     groups: dict[str, Any] = {
         name: each.annotation for name, each in declared.items() if is_dataclass(each.annotation)
     }
-    flat: list[inspect.Parameter] = []
-    for name, each in declared.items():
-        flat += _options(groups[name]) if name in groups else [each]
 
     def run(imports: list[str] | None = None, **given: Any) -> None:
         for name in imports or ():
@@ -105,17 +106,20 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
             name: group(**{field.name: given.pop(field.name) for field in fields(group)})
             for name, group in groups.items()
         }
-        command(**given, **built)
+        command(**given, **built, **({} if wanted is None else {"imports": imports or []}))
 
-    flat.append(
-        inspect.Parameter(
-            "imports", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Imports
-        )
-    )
+    flat = [_options(groups[name]) if name in groups else [each] for name, each in declared.items()]
+    return _with_options(run, command, [*chain.from_iterable(flat), _IMPORTS])
+
+
+def _with_options(
+    run: Callable[..., None], command: Callable[..., None], options: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """`run` under the name and with the help of `command`, as Typer reads them."""
+    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options]
     run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__annotations__ = {each.name: each.annotation for each in flat}
-    keyword = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in flat]
-    run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in options}
+    run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
     return run
 
 
@@ -203,6 +207,9 @@ Imports = Annotated[
         metavar="<file or module>",
     ),
 ]
+_IMPORTS = inspect.Parameter(
+    "imports", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Imports
+)
 Json = Annotated[bool, option("Output", "Print JSON for a machine.", "--json")]
 Report = Annotated[Path | None, option("Output", "Write an HTML report here.")]
 DataPath = Annotated[
