@@ -15,7 +15,6 @@ Inference", BMVC 2021.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
 __version__ = "0.1.0"
 
@@ -52,7 +51,7 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names.s
 __all__ = sorted(_MODULES)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module 'ebjr' has no attribute {name!r}")
     value = getattr(import_module(f"ebjr.{_MODULES[name]}"), name)
