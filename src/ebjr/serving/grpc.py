@@ -19,7 +19,6 @@ import numpy as np
 from ebjr.errors import EbjrError, MissingExtra, Overloaded, ProtocolError
 from ebjr.protocol import (
     DATATYPES,
-    PIECE,
     InferRequest,
     InferResponse,
     datatype_of,
@@ -38,6 +37,9 @@ try:
     from google.protobuf.message_factory import GetMessageClass
 except ImportError as error:
     raise MissingExtra("grpc", "serving over gRPC") from error
+
+PIECE = 2**15
+"""How many values of a field are read or written at once: other threads run in between."""
 
 CODES: Mapping[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
