@@ -18,8 +18,8 @@ pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 from pages import DOCS, blocks, real, run_commands, servers_of
 
 from benchmarks.malformed import joint_toml
-from ebjr.serving.grpc import CODES, SERVICE
 from ebjr.protocol import MOST_JSON_BYTES
+from ebjr.serving.grpc import CODES, SERVICE
 from ebjr.serving.limits import Limits
 from ebjr.serving.service import REQUEST_PARAMETERS
 
