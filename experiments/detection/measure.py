@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import about, save
 from ebjr.calibration.gain import fit_gain
 from ebjr.detection_scores import (
     box_count,
@@ -39,6 +38,7 @@ from ebjr.precision import (
     matched_gains,
 )
 from experiments.detection.pairs import PAIRS, SOURCES, detections, labels
+from runs import about, save
 
 SPLITS = 2
 REPEATS = 99

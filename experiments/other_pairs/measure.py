@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import about, save
 from ebjr import Outcomes, as_score
 from ebjr.calibration import choose_blend, choose_score
 from ebjr.calibration.choice import BLENDS, CANDIDATES, area_influence
@@ -20,6 +19,7 @@ from ebjr.demo import shipped
 from ebjr.scores import Score
 from experiments.other_pairs.pairs import PAIRS, load
 from experiments.splits import over_splits
+from runs import about, save
 
 SPLITS = 10
 SINGLE = tuple(name for name in CANDIDATES if name != "learned")
