@@ -17,16 +17,8 @@ from numpy.typing import NDArray
 from ebjr.demo.fetch import Arrays, DataSet, Package, Progress, Website, read_tar
 
 CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
 )
 
 

