@@ -511,8 +511,7 @@ def export(
         raise ValueError("give either --output, the file to write, or --triton, a folder")
     from ebjr.export import export_joint, export_triton
     from ebjr.joint_file import JointConfig, chosen_threshold
-    from ebjr.scores import score_title
-    from ebjr.tables import plain_table
+    from ebjr.tables import print_exported
 
     config = JointConfig.read(joint)
     options: dict[str, Any] = {
@@ -530,18 +529,7 @@ def export(
     if as_json:
         print_json(found.as_dict())
         return
-    table = plain_table(escape(str(found.path)), "")
-    beside = "" if found.data is None else f", with {found.data.name} beside it"
-    table.add_row("size", f"{found.bytes / 1e6:,.1f} MB{beside}")
-    table.add_row("opset, IR version", f"{found.opset}, {found.ir_version}")
-    table.add_row(
-        "input", escape(f"{found.input['name']} {found.input['dtype']} {found.input['shape']}")
-    )
-    table.add_row(
-        "threshold", f"{found.threshold:g} unless given; on {escape(score_title(found.score))}"
-    )
-    table.add_row("beside the joint model", f"same decisions, output within {found.difference:.1e}")
-    out.print(table)
+    print_exported(out, found.as_dict())
 
 
 @command

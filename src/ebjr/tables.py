@@ -165,6 +165,33 @@ def print_profile(console: Console, found: Profile) -> None:
         _say(console, f"\njoules are {power.how}: {power.source}")
 
 
+def print_exported(console: Console, found: Mapping[str, Any]) -> None:
+    """An exported file: its size, its input and threshold, and how it compares.
+
+    Parameters
+    ----------
+    console
+        Where to print.
+    found
+        What `export.Exported.as_dict` gives.
+    """
+    taken, beside = (
+        found["input"],
+        "" if found["data"] is None else f", with {found['data']} beside it",
+    )
+    rows = {
+        "size": f"{found['bytes'] / 1e6:,.1f} MB{beside}",
+        "opset, IR version": f"{found['opset']}, {found['ir_version']}",
+        "input": f"{taken['name']} {taken['dtype']} {taken['shape']}",
+        "threshold": f"{found['threshold']:g} unless given; on {score_title(found['score'])}",
+        "beside the joint model": f"same decisions, output within {found['difference']:.1e}",
+    }
+    table = plain_table(escape(str(found["path"])), "")
+    for name, text in rows.items():
+        table.add_row(name, escape(text))
+    console.print(table)
+
+
 def print_tuning(console: Console, settings: Sequence[Setting]) -> None:
     """How fast a model is with each setting, the fastest first, and which flags give what."""
     table = plain_table("threads", "overlap", "batch", "examples/s", "ms/batch")
