@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -175,10 +176,8 @@ def print_exported(console: Console, found: Mapping[str, Any]) -> None:
     found
         What `export.Exported.as_dict` gives.
     """
-    taken, beside = (
-        found["input"],
-        "" if found["data"] is None else f", with {found['data']} beside it",
-    )
+    taken, data = found["input"], found["data"]
+    beside = "" if data is None else f", with {Path(data).name} beside it"
     rows = {
         "size": f"{found['bytes'] / 1e6:,.1f} MB{beside}",
         "opset, IR version": f"{found['opset']}, {found['ir_version']}",
