@@ -528,25 +528,21 @@ def _read_text(message: Mapping[str, Any], key: str) -> str | None:
     return value
 
 
-def _read_parameters(table: Mapping[str, Any], what: str, name: str | None = None) -> Parameters:
+def _read_parameters(table: Mapping[str, Any], what: str) -> Parameters:
     if "parameters" not in table:
         return {}
     parameters = table["parameters"]
     if not isinstance(parameters, dict):
         raise ProtocolError(
-            f"'parameters' of {_named(what, name)} must be a JSON object, not {_kind(parameters)}"
+            f"'parameters' of {what} must be a JSON object, not {_kind(parameters)}"
         )
     for key, value in parameters.items():
         if not isinstance(value, bool | int | float | str):
             raise ProtocolError(
-                f"the parameter {_shown(key)} of {_named(what, name)} must be a number, a string, "
+                f"the parameter {_shown(key)} of {what} must be a number, a string, "
                 f"true or false, not {_kind(value)}"
             )
     return parameters
-
-
-def _named(what: str, name: str | None) -> str:
-    return what if name is None else f"{what} {_shown(name)}"
 
 
 def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[RequestedOutput, ...] | None:
@@ -555,7 +551,7 @@ def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[Requested
     found: dict[str, RequestedOutput] = {}
     for table in _tables(message, "outputs"):
         name = _name(table, "outputs")
-        parameters = _read_parameters(table, "the output", name)
+        parameters = _read_parameters(table, f"the output {_shown(name)}")
         if "classification" in parameters:
             raise ProtocolError("the classification extension is not supported; ask for the logits")
         wish = parameters.get("binary_data", binary)
@@ -574,7 +570,7 @@ def _described_tensors(message: Mapping[str, Any], key: str) -> list[_Tensor]:
         if name in found:
             raise ProtocolError(f"there are two tensors {_shown(name)} in '{key}'")
         datatype, shape = _read_type(table, name), _read_shape(table, name)
-        size = _read_parameters(table, "the tensor", name).get("binary_data_size")
+        size = _read_parameters(table, f"the tensor {_shown(name)}").get("binary_data_size")
         if size is None:
             if "data" not in table:
                 raise ProtocolError(
@@ -657,14 +653,22 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> n
             f"'data' of the tensor {_shown(name)} must be one list, or lists of equal lengths"
         ) from error
     _check_count(name, shape, found.size)
-    dtype = DATATYPES[datatype]
     if not found.size:
-        return np.empty(shape, dtype)
-    if datatype == "BYTES":
-        texts = found.ravel().tolist()
-        if not all(isinstance(text, str) for text in texts):
-            raise ProtocolError(f"'data' of the tensor {_shown(name)} must be strings for BYTES")
-        return _objects([text.encode("utf-8") for text in texts]).reshape(shape)
+        return np.empty(shape, DATATYPES[datatype])
+    array = _texts(name, found) if datatype == "BYTES" else _numbers(name, datatype, found, data)
+    return array.reshape(shape)
+
+
+def _texts(name: str, found: np.ndarray) -> np.ndarray:
+    texts = found.ravel().tolist()
+    if not all(isinstance(text, str) for text in texts):
+        raise ProtocolError(f"'data' of the tensor {_shown(name)} must be strings for BYTES")
+    return np.fromiter((text.encode("utf-8") for text in texts), object)
+
+
+def _numbers(name: str, datatype: str, found: np.ndarray, data: list[Any]) -> np.ndarray:
+    """An array of JSON's numbers or booleans in the type of the tensor; `data` are the lists."""
+    dtype = DATATYPES[datatype]
     whole = dtype.kind in "iu"
     fits = found.dtype.kind in {"b": "b", "f": "iuf"}.get(dtype.kind, "iu")
     if whole and found.dtype.kind in "fO":  # what exceeds 63 bits is still whole
@@ -677,7 +681,7 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> n
     if whole:
         _check_limits(name, datatype, found)
     with np.errstate(over="ignore"):
-        array = found.astype(dtype).reshape(shape)
+        array = found.astype(dtype)
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise ProtocolError(f"'data' of the tensor {_shown(name)} exceeds {datatype}")
     return array
@@ -721,7 +725,7 @@ def _from_length_prefixed(name: str, shape: tuple[int, ...], raw: memoryview) ->
         found.append(bytes(raw[start + 4 : end]))
         start = end
     _check_count(name, shape, len(found))
-    return _objects(found).reshape(shape)
+    return np.fromiter(found, object).reshape(shape)
 
 
 def _check_count(name: str, shape: tuple[int, ...], count: int) -> None:
@@ -775,12 +779,6 @@ def _joined(message: Mapping[str, Any], rest: Sequence[bytes]) -> tuple[bytes, i
             raise ValueError(f"JSON has no {value}, which the parameter {_shown(key)} is")
     raw: bytes = _json("writing").encode(message)
     return (b"".join([raw, *rest]), len(raw)) if rest else (raw, None)
-
-
-def _objects(elements: Sequence[bytes]) -> np.ndarray:
-    array = np.empty(len(elements), object)
-    array[:] = elements
-    return array
 
 
 def _as_bytes(element: Any) -> bytes:

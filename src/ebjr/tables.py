@@ -157,11 +157,7 @@ def print_profile(console: Console, found: Profile) -> None:
     for power in found.powers:
         words = f"{millijoules_text(power.joules)} mJ, {power.how}"
         rows[f"an example in a batch of {power.batch_size}"] = words
-    table = plain_table(escape(found.name), "")
-    for name, text in rows.items():
-        if text is not None:
-            table.add_row(name, text)
-    console.print(table)
+    _print_rows(console, found.name, rows)
     for power in found.powers[:1]:
         _say(console, f"\njoules are {power.how}: {power.source}")
 
@@ -185,10 +181,7 @@ def print_exported(console: Console, found: Mapping[str, Any]) -> None:
         "threshold": f"{found['threshold']:g} unless given; on {score_title(found['score'])}",
         "beside the joint model": f"same decisions, output within {found['difference']:.1e}",
     }
-    table = plain_table(escape(str(found["path"])), "")
-    for name, text in rows.items():
-        table.add_row(name, escape(text))
-    console.print(table)
+    _print_rows(console, found["path"], rows)
 
 
 def print_tuning(console: Console, settings: Sequence[Setting]) -> None:
@@ -237,6 +230,15 @@ def print_quantized(
         f"\n{kinds} in eight bits, calibrated on {found.examples:,} examples: {alike}outputs moved "
         f"by {found.difference:.3f} of their deviation\n{found.path}",
     )
+
+
+def _print_rows(console: Console, title: str, rows: Mapping[str, str | None]) -> None:
+    """A table of two columns; what is None is left out."""
+    table = plain_table(escape(title), "")
+    for name, text in rows.items():
+        if text is not None:
+            table.add_row(name, escape(text))
+    console.print(table)
 
 
 def _say(console: Console, text: str) -> None:
