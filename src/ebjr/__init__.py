@@ -28,6 +28,7 @@ from ebjr.errors import (
     OtherModel,
     PromiseWarning,
     ProtocolError,
+    RecordingNote,
     TeacherUnavailable,
 )
 from ebjr.evaluation import evaluate
@@ -45,7 +46,8 @@ from ebjr.link.far import FarTeacher, Link, over_link
 from ebjr.link.late import LateAnswer, LateAnswers
 from ebjr.metrics import METRICS, register_metric
 from ebjr.model import Model
-from ebjr.outcomes import Outcomes, record, record_batches
+from ebjr.outcomes import Outcomes
+from ebjr.recording import record, record_batches
 from ebjr.regressors import BinnedRegressor, EnergyRegressor, GaussianMixture
 from ebjr.router import Router
 from ebjr.scores import SCORES, Score, as_score, register_score
@@ -87,6 +89,7 @@ __all__ = [
     "Preprocessed",
     "PromiseWarning",
     "ProtocolError",
+    "RecordingNote",
     "Router",
     "Score",
     "SpecializedJointClassifier",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,25 +27,8 @@ from rich.progress import (
 )
 
 import ebjr
-from ebjr.backends.exported import ExportedJoint
-from ebjr.costs import Cost, further_columns, millijoules_text
-from ebjr.curve import TradeOffCurve
-from ebjr.data.open import ArrayData, Batch, Data, open_data
-from ebjr.data.preprocess import Preprocess, infer_preprocess, prepared, unprepared
-from ebjr.demo import DEMOS, run_demo
-from ebjr.errors import EbjrError, GridWarning, PromiseWarning
-from ebjr.evaluation.flops import count_flops
-from ebjr.evaluation.power import Load, with_joules
-from ebjr.evaluation.predictions import read_predictions
-from ebjr.evaluation.profile import measure_latency
-from ebjr.evaluation.profile import profile as profile_model
-from ebjr.evaluation.significance import Comparison
-from ebjr.evaluation.tune import tune
-from ebjr.files import check_writable, sha256_of
-from ebjr.joint import JointModel
-from ebjr.joint_file import (
+from ebjr.backends.entry import (
     Entry,
-    JointConfig,
     ModelEntry,
     RemoteEntry,
     check_remote,
@@ -52,16 +36,33 @@ from ebjr.joint_file import (
     entry_of,
     parse_link,
 )
+from ebjr.backends.exported import ExportedJoint
+from ebjr.costs import Cost, further_columns, millijoules_text
+from ebjr.curve import TradeOffCurve
+from ebjr.data.examples import Data
+from ebjr.data.open import open_data
+from ebjr.data.preprocess import Preprocess, unprepared
+from ebjr.demo import DEMOS, run_demo
+from ebjr.errors import EbjrError, GridWarning, PromiseWarning, RecordingNote
+from ebjr.evaluation.predictions import read_predictions
+from ebjr.evaluation.profile import measure_latency
+from ebjr.evaluation.profile import profile as profile_model
+from ebjr.evaluation.significance import Comparison
+from ebjr.evaluation.tune import tune
+from ebjr.files import check_writable, sha256_of
+from ebjr.joint import JointModel
+from ebjr.joint_file import JointConfig
 from ebjr.known_classes import Traffic
 from ebjr.link.far import FarTeacher
 from ebjr.link.far import over_link as with_link
 from ebjr.metrics import as_metric
-from ebjr.model import Model, model_name
-from ebjr.outcomes import Outcomes, record_batches
+from ebjr.model import Model, facts
+from ebjr.outcomes import Outcomes
 from ebjr.precision import SHOWN
 from ebjr.predict import predict as predict_data
 from ebjr.quantize import METHODS
 from ebjr.quantize import quantize as quantize_model
+from ebjr.recording import prepare_for
 from ebjr.scores import score_title
 from ebjr.study import Study, run_study, study_point
 from ebjr.sweep import run_sweep
@@ -195,7 +196,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     try:
         with warnings.catch_warnings():
-            for said in (PromiseWarning, GridWarning):
+            for said in (PromiseWarning, GridWarning, RecordingNote):
                 warnings.simplefilter("always", said)
             warnings.showwarning = _show_warning
             app()
@@ -207,15 +208,27 @@ def main() -> None:
         sys.exit(130)
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    err.print(f"WARNING: {escape(' '.join(str(message).split()))}", style="yellow", soft_wrap=True)
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    word = "NOTE" if category is RecordingNote else "WARNING"
+    text = f"{word}: {escape(_as_flags(str(message)))}"
+    err.print(text, style="yellow", highlight=False, soft_wrap=True)
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
-    return " ".join(str(error).split())
+    return _as_flags(str(error))
+
+
+def _as_flags(text: str) -> str:
+    """A message on one line, with arguments of Python that the user gave as flags."""
+    line = " ".join(text.split())
+    return re.sub(r"\b(student_|teacher_|)preprocess=", _flag, line)
+
+
+def _flag(found: re.Match[str]) -> str:
+    return f"--{found[1].replace('_', '-')}preprocess"
 
 
 @app.callback(invoke_without_command=True)
@@ -299,64 +312,28 @@ def record(
     measure = as_metric(metric, as_task(task).name)
     columns = {"image_column": image_column, "label_column": label_column}
     source = _open(data, classes, strict, numbers=task == "regression", images=images, **columns)
-    if task == "regression" and source.has_targets and not isinstance(source, ArrayData):
-        raise ValueError(f"regression reads numbers from the targets of an .npz, not from {data}")
-    if not source.has_targets:
-        err.print(
-            f"NOTE: {escape(str(data))} has no labels: the teacher's own answers are taken for "
-            f"right, and every {measure.title} is agreement with it",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
-        )
     known = _known_classes(known_classes, source.classes)
     as_task(task, known)
     check_writable(output)
-    models: dict[str, Model] = {}
-    entries: dict[str, Entry] = {}
-    loads: dict[str, Load] = {}
-    given = {
-        "student": (student, student_preprocess, student_flops, student_layout),
-        "teacher": (teacher, teacher_preprocess, teacher_flops, teacher_layout),
-    }
-    first = next(source.batches(batch_size))
-    _check_labels(first, task, data)
-    for role, (path, preprocess, flops, layout) in given.items():
-        options, how = _threads(threads) | _detector(task, layout, source), None
-        if _is_url(path):
-            check_remote(task)
-            options, how = parse_link(link or "")
-        flag = f"--{role}-preprocess"
-        model = _prepared(ebjr.load_model(path, **options), preprocess, first, flag)
-        models[role] = model
-        if how is not None:  # asked again where that helps, and all rows
-            models[role] = FarTeacher(model, replace(how, rows_per_second=None))
-        else:
-            loads[role] = _load(model, first, flops)
-            flops = loads[role].flops if flops is None else flops
-        entries[role] = entry_of(model, Cost(flops=flops), how)
-    costs = {role: entry.cost for role, entry in entries.items()}
-    if len(loads) == len(models):  # joules of what runs elsewhere are not ours to count
-        with err.status("finding the joules of both models"):
-            costs = with_joules(costs, loads)
-    loads.clear()  # a whole batch of each model's inputs
-    entries = {role: replace(entry, cost=costs[role]) for role, entry in entries.items()}
     with _progress() as tell:
-        outcomes = record_batches(
-            models["student"],
-            models["teacher"],
-            _counted(source, batch_size, tell, "recording both models"),
-            student_cost=entries["student"].cost,
-            teacher_cost=entries["teacher"].cost,
-            labels=None if task == "regression" else source.classes,
+        outcomes = ebjr.record(
+            _loaded(student, task, student_layout, source, threads, link),
+            _loaded(teacher, task, teacher_layout, source, threads, link),
+            source,
             task=task,
+            batch_size=batch_size,
+            progress=_counter("recording both models", len(source), tell),
+            student_preprocess=student_preprocess or "infer",
+            teacher_preprocess=teacher_preprocess or "infer",
+            student_cost=Cost(flops=student_flops),
+            teacher_cost=Cost(flops=teacher_flops),
+            joules=True,
             metric=metric,
             known_classes=known,
+            folder=output.resolve().parent,
         )
     _report_unreadable(source.unreadable)
-    folder = output.resolve().parent
-    provenance = {role: entry.as_table(folder) for role, entry in entries.items()}
-    replace(outcomes, models=provenance).save(output, half=half)
+    outcomes.save(output, half=half)
     _report_empty(outcomes)
     figures = {
         "examples": len(outcomes),
@@ -745,7 +722,7 @@ def serve(
     from ebjr.serving.limits import Limits, exposure
     from ebjr.serving.served import served_alone, served_of
 
-    prepare = None if preprocess is None else _preprocess(preprocess)
+    prepare = None if preprocess is None else Preprocess.parse(preprocess)
     if joint.suffix in (".onnx", ".pt2"):
         served = served_alone(joint, prepare, **_threads(threads))
     elif prepare is not None:
@@ -878,7 +855,7 @@ def quantize(
     check_writable(output)
     loaded = ebjr.load_model(model, **_threads(threads))
     first = next(source.batches(1))
-    _, chosen = unprepared(_prepared(loaded, preprocess, first, "--preprocess"))
+    _, chosen = unprepared(prepare_for(loaded, first.inputs, preprocess or "infer"))
     with _progress() as tell:
         found = quantize_model(
             model,
@@ -894,7 +871,7 @@ def quantize(
     with err.status("measuring both"):
         row = first.inputs if chosen is None else chosen(first.inputs)
         both = [loaded, ebjr.load_model(output, **_threads(threads))]
-        sizes = [size for size in (1, 64) if getattr(loaded, "fixed_batch", None) in (None, size)]
+        sizes = [size for size in (1, 64) if facts(loaded).fixed_batch in (None, size)]
         times = [
             measure_latency(each, lambda n: np.repeat(row, n, axis=0), sizes, seconds=1.0)
             for each in both
@@ -1067,61 +1044,6 @@ def _linked(outcomes: Outcomes, text: str | None) -> Outcomes:
         raise ValueError(f"--over-link is like bytes=3000,seconds=0.04, not {text!r}") from None
 
 
-def _prepared(model: Model, text: str | None, first: Batch, flag: str) -> Model:
-    """The model with its preprocessing: as given, or inferred where the data are images."""
-    images = isinstance(first.inputs, list) or (
-        first.inputs.dtype == np.uint8 and first.inputs.ndim == 4 and first.inputs.shape[-1] == 3
-    )
-    if text is not None:
-        chosen = _preprocess(text)
-    elif not images or getattr(model, "send", "tensor") != "tensor":  # sent as they are
-        return model
-    else:
-        shape = getattr(model, "input_shape", None)
-        if shape is None:
-            raise ValueError(
-                f"{model_name(model)} does not say what size of image it takes: give {flag}, like "
-                "'size=224,range=0..1'"
-            )
-        chosen = infer_preprocess(shape)
-        words = ", ".join(f"{key} {value}" for key, value in chosen.as_dict().items())
-        err.print(
-            f"NOTE: no {flag} given; from {model_name(model)}'s input: {words}, "
-            f"pixels in {chosen.range[0]:g}..{chosen.range[1]:g}, no mean and std",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
-        )
-    return prepared(model, chosen)
-
-
-def _preprocess(text: str) -> Preprocess:
-    """Preprocessing as a flag gives it, or a file."""
-    file = Path(text)
-    return Preprocess.from_file(file) if file.suffix == ".toml" else Preprocess.parse(text)
-
-
-def _load(model: Model, first: Batch, flops: float | None) -> Load:
-    """A model without its preprocessing, on this data as it takes it, with its FLOPs."""
-    inputs = first.inputs
-    if hasattr(model, "with_preprocess"):
-        inputs = inputs[:4]  # a detector's are large
-    model, preprocess = unprepared(model)
-    inputs = inputs[: getattr(model, "fixed_batch", None) or len(inputs)]
-    if preprocess is not None:
-        inputs = preprocess(inputs)
-    try:
-        counted = count_flops(model, tuple(np.shape(inputs)))
-    except (EbjrError, ValueError) as error:
-        if flops is None:
-            err.print(f"NOTE: FLOPs not counted: {escape(_sentence(error))}", style="yellow")
-        return Load(model, inputs)
-    if counted.known is None and flops is None:
-        words = ", ".join(counted.uncounted)
-        err.print(f"NOTE: FLOPs not counted: {escape(words)} cannot be", style="yellow")
-    return Load(model, inputs, counted.known if flops is None else flops, counted.parameter_bytes)
-
-
 def _open(
     path: Path,
     classes: Path | None,
@@ -1160,23 +1082,21 @@ def _shown(study: Study, data: Path, images: Path | None) -> list[Any]:
     return [found[row] for row in study.sample_rows.tolist()]
 
 
-def _check_labels(first: Batch, task: str, path: Path) -> None:
-    """Say that data are for another task before a model runs on them."""
-    boxes = isinstance(first.targets, list)
-    if boxes and task != "detection":
-        raise ValueError(f"{path} has labeled boxes: give --task detection")
-    if first.targets is not None and task == "detection" and not boxes:
-        raise ValueError(f"detection reads labeled boxes from COCO's .json, not from {path}")
-
-
-def _detector(task: str, layout: str, source: Data) -> dict[str, Any]:
-    """What `load_model` needs beside a path to load a detector."""
-    if task != "detection":
-        if layout != "auto":
-            raise ValueError(f"a layout is for detection, not for {task}")
-        return {}
-    known = {} if source.classes is None else {"classes": len(source.classes)}
-    return {"layout": layout, **known}
+def _loaded(
+    path: str, task: str, layout: str, source: Data, threads: int | None, link: str | None
+) -> Model:
+    """A model that is to be recorded: a file, or an address that is asked as `link` says."""
+    if task != "detection" and layout != "auto":
+        raise ValueError(f"a layout is for detection, not for {task}")
+    if _is_url(path):
+        check_remote(task)
+        options, how = parse_link(link or "")
+        return FarTeacher(ebjr.load_model(path, **options), how)
+    options = _threads(threads)
+    if task == "detection":
+        known = {} if source.classes is None else {"classes": len(source.classes)}
+        options |= {"layout": layout, **known}
+    return ebjr.load_model(path, **options)
 
 
 def _report_empty(outcomes: Outcomes) -> None:
@@ -1199,13 +1119,17 @@ def _report_empty(outcomes: Outcomes) -> None:
             )
 
 
-def _counted(source: Data, batch_size: int, tell: Tell, what: str) -> Iterator[tuple[Any, Any]]:
-    """The inputs and targets of some data, with progress."""
-    done, total = 0, len(source)
-    for batch in source.batches(batch_size):
-        yield batch.inputs, batch.targets
-        done += len(batch)
+def _counter(what: str, total: int, tell: Tell) -> Callable[[int], None]:
+    """Adds up the examples that are done, and tells."""
+    done = 0
+    tell(what, done, total)
+
+    def count(added: int) -> None:
+        nonlocal done
+        done += added
         tell(what, done, total)
+
+    return count
 
 
 def _report_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:

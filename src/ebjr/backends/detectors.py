@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
 
 from ebjr.backends.onnx import OnnxModel
-from ebjr.data.preprocess import Image, Preprocess, infer_preprocess
+from ebjr.data.preprocess import Image, Preprocess, facts_of_images, infer_preprocess
 from ebjr.detections import Detections
 from ebjr.errors import ModelError
+from ebjr.model import ModelFacts
 
 Outputs = Mapping[str, NDArray[Any]]
 Size = tuple[int, int]
@@ -287,8 +288,10 @@ class OnnxDetector:
 
     Attributes
     ----------
-    name
-        The file's stem.
+    name, path
+        The file's stem, and the file.
+    facts : ModelFacts
+        All that the detector says of itself.
     loops
         Whether images are run one at a time, as the graph has a fixed batch of one. Then a batch
         costs as much as its images one by one.
@@ -321,7 +324,7 @@ class OnnxDetector:
         if limit < 1 or classes < 1:
             raise ValueError(f"limit and classes must be at least 1, not {limit} and {classes}")
         self.model = OnnxModel(path, threads=threads, providers=providers)
-        self.name = self.model.name
+        self.name, self.path = self.model.name, self.model.path
         self.preprocess = preprocess or infer_preprocess(self.model.input_shape or ())
         self.classes = classes
         if layout == "auto":
@@ -336,40 +339,20 @@ class OnnxDetector:
         self.loops = self.model.fixed_batch == 1
 
     @property
-    def path(self) -> Any:
-        """The file."""
-        return self.model.path
-
-    @property
-    def input_shape(self) -> tuple[int | None, ...] | None:
-        """Of the graph's input."""
-        return self.model.input_shape
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What `load_model` needs to load the same detector, but for its preprocessing.
-
-        Raises
-        ------
-        TypeError
-            The layout is one of your own, which has no name.
-        """
+    def facts(self) -> ModelFacts:
+        """All that the detector says of itself."""
+        inside = facts_of_images(self.model.facts, self.preprocess)
         names = [name for name, layout in LAYOUTS.items() if layout is self.layout]
-        if not names:
-            raise TypeError(
-                f"{self.name} has a layout of your own: only {', '.join(LAYOUTS)} "
-                "can be named in a file"
-            )
-        nms = (
-            {} if self.nms == self.layout.nms else {"nms": "none" if self.nms is None else self.nms}
-        )
-        return {
-            "layout": names[0],
+        options: dict[str, Any] = {
+            **inside.options,
+            "layout": names[0] if names else self.layout,
             "classes": self.classes,
-            **nms,
             "above": self.above,
             "limit": self.limit,
         }
+        if self.nms != self.layout.nms:
+            options["nms"] = "none" if self.nms is None else self.nms
+        return replace(inside, input_shape=(None, None, None, 3), options=options)
 
     def with_preprocess(self, preprocess: Preprocess) -> OnnxDetector:
         """The same detector, whose images are prepared in another way."""

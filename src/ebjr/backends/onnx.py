@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.model import InputShape, ModelFacts, device_name
 
 DTYPES = {
     "tensor(float)": np.float32,
@@ -61,6 +64,8 @@ class OnnxModel:
         The output returned, and all there are.
     fixed_batch : int or None
         The batch the graph is fixed to, if it is.
+    facts : ModelFacts
+        All that the model says of itself.
 
     Raises
     ------
@@ -103,6 +108,20 @@ class OnnxModel:
         self._read_outputs(output)
         self.batch_size = _checked_batch_size(batch_size, self.fixed_batch, self.name)
 
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """All that the model says of itself."""
+        return ModelFacts(
+            self.name,
+            self.path,
+            input_name=self.input_name,
+            input_shape=self.input_shape,
+            input_dtype=self.input_dtype,
+            options={name: value for name, value in self._options.items() if value is not None},
+            device=device_name(self.providers[0]),
+            further_files=lambda: tuple(external_files(self.path)),
+        )
+
     def _read_input(self) -> None:
         inputs = self._session.get_inputs()
         required = [node for node in inputs if not node.type.startswith("optional")]
@@ -120,7 +139,7 @@ class OnnxModel:
             )
         self.input_name: str = node.name
         self.input_dtype: np.dtype[Any] = np.dtype(DTYPES[node.type])
-        self.input_shape = _known_shape(node.shape)
+        self.input_shape = known_shape(node.shape)
         self.fixed_batch = self.input_shape[0] if self.input_shape else None
         # One tuple comparison answers for every batch when all but the batch is fixed.
         row = self.input_shape[1:] if self.input_shape else (None,)
@@ -142,7 +161,7 @@ class OnnxModel:
                 f"choose another with output=, of {', '.join(nodes)}"
             )
         self._fetch = [self.output_name]
-        self._output_shape = _known_shape(node.shape)
+        self._output_shape = known_shape(node.shape)
         self._output_dtype = np.dtype(DTYPES.get(node.type, np.float32))
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
@@ -288,6 +307,40 @@ def can_become(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
     return to_float or to_object or np.can_cast(given, wanted, "safe")
 
 
+def external_files(path: Path) -> Iterator[Path]:
+    """The files beside an ``.onnx`` file that hold weights of its graph, each once.
+
+    Raises
+    ------
+    MissingExtra
+        There are some, and the package ``onnx``, which reads their names, is not installed.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"location") < 0:  # the key under which a tensor names its file
+            return
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtra("onnx", f"finding the weights of {path}") from error
+    graph = onnx.load(path, load_external_data=False).graph
+    named = (
+        entry.value
+        for tensor in _tensors(graph)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    )
+    yield from (path.parent / name for name in dict.fromkeys(named))
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """The tensors that a graph, and the graphs in it, hold."""
+    yield from graph.initializer
+    for attribute in (one for node in graph.node for one in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
+
+
 def open_session(
     path: Path, threads: int | None = None, providers: Sequence[Any] | None = None
 ) -> Any:
@@ -399,7 +452,7 @@ def _as_numpy(batch: Any) -> NDArray[Any]:
     return np.asarray(batch)
 
 
-def _known_shape(shape: Sequence[Any] | None) -> tuple[int | None, ...] | None:
+def known_shape(shape: Sequence[Any] | None) -> InputShape | None:
     """ONNX Runtime gives a name or None for an open dimension, and [] for an unknown rank."""
     if not shape:
         return None

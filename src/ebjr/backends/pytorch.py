@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.model import InputShape, ModelFacts, device_name
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +52,8 @@ class TorchModel:
         The batch that an exported program is fixed to, if it is. With ``batch_size`` of the same
         number it takes batches of any length: the last chunk is filled up with copies of its last
         row, whose answers are dropped.
+    facts : ModelFacts
+        All that the model says of itself.
 
     Raises
     ------
@@ -89,13 +93,14 @@ class TorchModel:
             (tensor for tensor in module.parameters() if tensor.is_floating_point()),
             next(module.buffers(), None),
         )
-        self.device = torch.device(device) if device is not None else getattr(first, "device", None)
+        own_device = None if first is None else first.device
+        self.device = own_device if device is None else torch.device(device)
         own = first.dtype if first is not None and first.is_floating_point() else None
         self.dtype = chosen or own
         self.name = name or type(module).__name__
         self.batch_size = _checked_batch_size(batch_size)
         self.path: Path | None = None
-        self.input_shape: tuple[int | None, ...] | None = None
+        self.input_shape: InputShape | None = None
         self.input_dtype: np.dtype[Any] | None = None
         self.fixed_batch: int | None = None
         self._options = {
@@ -104,6 +109,18 @@ class TorchModel:
             "batch_size": batch_size,
             "compile": compile,
         }
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """All that the model says of itself."""
+        return ModelFacts(
+            self.name,
+            self.path,
+            input_shape=self.input_shape,
+            input_dtype=self.input_dtype,
+            options={key: value for key, value in self._options.items() if value},
+            device=device_name(self.device),
+        )
 
     def __call__(self, batch: Any, /) -> Any:
         """Answer a batch.

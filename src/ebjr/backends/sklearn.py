@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from ebjr.arrays import is_array, to_numpy
 from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.model import ModelFacts
 
 CLASSIFIER_OUTPUTS = ("decision_function", "predict_log_proba", "predict_proba")
 REGRESSOR_OUTPUTS = ("predict", "predict_std")
@@ -47,6 +49,8 @@ class SklearnModel:
         whatever the classes are called, and so are `Outcomes.targets`.
     input_shape
         Of a batch, where the estimator knows how many features it takes; the rows are open.
+    facts : ModelFacts
+        All that the model says of itself.
 
     Raises
     ------
@@ -86,6 +90,17 @@ class SklearnModel:
             self._check_not_pairwise()
         features = getattr(estimator, "n_features_in_", None)
         self.input_shape = None if features is None else (None, int(features))
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """All that the model says of itself."""
+        return ModelFacts(
+            self.name,
+            labels=self.labels,
+            input_shape=self.input_shape,
+            options={"output": self.output},
+            probabilities=False,
+        )
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
         """Answer a batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from ebjr.arrays import row_count
 from ebjr.backends.pytorch import TorchModel
 from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.model import ModelFacts
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +101,17 @@ class TransformersModel:
         self.batch_size = self._torch.batch_size
         self.processing = {**_defaults(self.processor, model.config), **(processing or {})}
         self.labels = tuple(str(label) for _, label in sorted(model.config.id2label.items()))
+
+    @property
+    def facts(self) -> ModelFacts:
+        """All that the model says of itself."""
+        problem = self.module.config.problem_type
+        return replace(
+            self._torch.facts,
+            labels=self.labels,
+            multilabel=None if problem is None else problem == "multi_label_classification",
+            probabilities=False,
+        )
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
         """Answer a batch.

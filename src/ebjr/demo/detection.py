@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ebjr.data.coco import read_coco
-from ebjr.data.open import decode_image
+from ebjr.data.examples import decode_image
 from ebjr.data.preprocess import Preprocess
 from ebjr.demo.fetch import DataUnavailable, Progress
 from ebjr.demo.flow import Demo

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows, row_count, to_numpy
+from ebjr.data.preprocess import ImageFile
 from ebjr.errors import MissingExtra, ModelError, OtherModel, ProtocolError, TeacherUnavailable
-from ebjr.model import Answer
+from ebjr.model import Answer, ModelFacts
 from ebjr.protocol import (
     DATATYPES,
     LENGTH_HEADER,
@@ -85,6 +86,8 @@ class RemoteModel:
         Its input; an open dimension is None.
     output_name : str
         The output that is returned.
+    facts : ModelFacts
+        All that the model says of itself.
 
     Raises
     ------
@@ -222,6 +225,21 @@ class RemoteModel:
     def bytes_moved(self) -> int:
         """How many bytes went there and came back so far, with HTTP's headers."""
         return self._server.bytes_moved
+
+    @property
+    def facts(self) -> ModelFacts:
+        """All that the model says of itself."""
+        return ModelFacts(
+            self.name,
+            url=self.url,
+            input_name=self.input_name,
+            input_shape=self.input_shape,
+            input_dtype=self.input_dtype,
+            options=self.options,
+            metadata=self.metadata.as_dict(),
+            sends_files=self.send != "tensor",
+            bytes_moved=self.bytes_moved,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self.url, {**self.options, "metadata": self.metadata.as_dict()})
@@ -480,7 +498,7 @@ def encoded(image: Any, send: str, quality: int) -> bytes:
     """
     from PIL import Image
 
-    file = getattr(image, "file", None)
+    file = image.file if isinstance(image, ImageFile) else None
     if file is not None and (send == "png" or file.startswith(b"\xff\xd8")):
         return bytes(file)  # png stands for "nothing is lost", which is true of any own file
     pixels = to_numpy(image)
