@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ebjr.evaluation.flops import Flops
 
 ROLES = ("student", "teacher")
+Batches = Iterable[tuple[Batch, Any]]
 
 
 class About(TypedDict, total=False):
@@ -134,21 +135,18 @@ def record(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    recorder = _Recorder(student, teacher, task, about)
-    if isinstance(inputs, Data):
-        if targets is not None:
-            raise ValueError("the data have targets of their own: give the data alone")
-        recorder.read_facts(inputs)
-        batches = _pairs(inputs, batch_size)
-    else:
-        batches = recorder.cut(inputs, targets, batch_size)
-    return recorder.run(batches, progress)
+    recording = _Recording(student, teacher, task, about)
+    if not isinstance(inputs, Data):
+        return recording.run(recording.of_arrays(inputs, targets, batch_size), progress)
+    if targets is not None:
+        raise ValueError("the data have targets of their own: give the data alone")
+    return recording.run(recording.of_data(inputs, batch_size), progress)
 
 
 def record_batches(
     student: Model,
     teacher: Model,
-    batches: Iterable[tuple[Batch, Any]],
+    batches: Batches,
     *,
     task: str = "classification",
     progress: Callable[[int], None] | None = None,
@@ -162,29 +160,31 @@ def record_batches(
     >>> len(record_batches(lambda b: b, lambda b: b, stream))
     6
     """
-    return _Recorder(student, teacher, task, about).run(batches, progress)
+    return _Recording(student, teacher, task, about).run(batches, progress)
 
 
-def _pairs(data: Data, batch_size: int) -> Iterator[tuple[Batch, Any]]:
-    return ((batch.inputs, batch.targets) for batch in data.batches(batch_size))
-
-
-class _Recorder:
-    """Both models, with what was said of them and what they say, batch by batch."""
+class _Recording:
+    """Both models, what was said of them, and what they have said so far."""
 
     def __init__(self, student: Model, teacher: Model, task: str, about: About) -> None:
         unknown = about.keys() - About.__annotations__.keys()
         if unknown:
             known = ", ".join(About.__annotations__)
             raise TypeError(f"there is no argument {min(unknown)!r}; there are {known}")
-        self.models: dict[str, Model] = {"student": student, "teacher": teacher}
+        self.given: dict[str, Model] = {"student": student, "teacher": teacher}
         self.about: dict[str, Any] = {**about}
         self.kind = as_task(task, about.get("known_classes"))
         self.check_all: Callable[[int | None], None] | None = None
         self.data: Data | None = None
+        self.models: dict[str, Model] = {}
+        self.outputs: dict[str, list[Any]] = {role: [] for role in ROLES}
+        self.seconds = dict.fromkeys(ROLES, 0.0)
+        self.targets: list[Any] = []
+        self.classes: int | None = None
+        self.labeled = True
 
-    def read_facts(self, data: Data) -> None:
-        """Take what some data say of themselves, and check that they are for the task."""
+    def of_data(self, data: Data, size: int) -> Batches:
+        """The batches of some data, once they are known to have targets of the task."""
         self.data, regression = data, self.kind.name == "regression"
         if regression and data.has_targets and not isinstance(data, ArrayData):
             raise ValueError(
@@ -198,101 +198,80 @@ class _Recorder:
             )
         if not regression and data.classes is not None:
             self.about.setdefault("labels", data.classes)
+        return ((batch.inputs, batch.targets) for batch in data.batches(size))
 
-    def cut(self, inputs: Batch, targets: Any, size: int) -> Iterator[tuple[Batch, Any]]:
+    def of_arrays(self, inputs: Batch, targets: Any, size: int) -> Batches:
         """The batches of inputs that are all here, whose targets can all be checked at once."""
         n, kind = row_count(inputs), self.kind
-        labels = None if targets is None else kind.check_targets(targets)
-        if labels is not None and n != len(labels):
-            raise ValueError(f"there are {n} inputs but {len(labels)} targets")
-        if labels is not None:
-            self.check_all = lambda classes: kind.check_range(labels, classes)
         cuts = (np.arange(start, min(start + size, n)) for start in range(0, n, size))
-        return (
-            (take_rows(inputs, rows), None if labels is None else take_rows(labels, rows))
-            for rows in cuts
-        )
+        if targets is None:
+            return ((take_rows(inputs, rows), None) for rows in cuts)
+        labels = kind.check_targets(targets)
+        if n != len(labels):
+            raise ValueError(f"there are {n} inputs but {len(labels)} targets")
+        self.check_all = lambda classes: kind.check_range(labels, classes)
+        return ((take_rows(inputs, rows), take_rows(labels, rows)) for rows in cuts)
 
-    def run(
-        self, batches: Iterable[tuple[Batch, Any]], progress: Callable[[int], None] | None
-    ) -> Outcomes:
+    def run(self, batches: Batches, progress: Callable[[int], None] | None) -> Outcomes:
         """Run both models on every batch."""
         stream = iter(batches)
         first = next(stream, None)
         if first is None:
             raise ValueError("there are no examples to record")
-        said = _Said(self.kind, self._ready(*first), self.check_all)
-        costs = self._costs(said.models, first[0])
-        models = self._provenance(said.models, costs)
-        before = _bytes_moved(said.models)
+        self._prepare(*first)
+        costs = self._costs(first[0])
+        models = self._provenance(costs)
+        before = _bytes_moved(self.models)
         for inputs, targets in chain([first], stream):
-            said.add(inputs, targets)
+            self._add(inputs, targets)
             if progress is not None:
                 progress(row_count(inputs))
-        moved = {role: now - before[role] for role, now in _bytes_moved(said.models).items()}
-        return said.outcomes(
-            **said.measured(costs, moved),
-            **{name: value for name, value in self.about.items() if name in _OF_OUTCOMES},
-            models=self.about.get("models", models),
-        )
+        student, teacher = (join_rows(self.outputs[role]) for role in ROLES)
+        about = {name: self.about[name] for name in _OF_OUTCOMES if name in self.about}
+        about = {"models": models, **about, "task": self.kind.name, "labeled": self.labeled}
+        about |= self._measured(costs, before)
+        return Outcomes(student, teacher, join_rows(self.targets), **about)
 
-    def _ready(self, inputs: Batch, targets: Any) -> dict[str, Model]:
-        """The models as they are asked, once the first batch is known to be for the task."""
+    def _prepare(self, inputs: Batch, targets: Any) -> None:
+        """Give each model its preprocessing, once the first batch is known to be for the task."""
         if self.data is not None:
             _check_labels(targets, self.kind.name, self.data.path)
         if targets is not None:
-            _checked_targets(self.kind, targets, row_count(inputs), None, 1)
-        wanted = {role: self.about.get(f"{role}_preprocess", "auto") for role in ROLES}
-        return {
-            role: _asked_for_all(model, inputs, wanted[role], f"{role}_preprocess")
-            for role, model in self.models.items()
-        }
+            self._checked(targets, row_count(inputs), 1)
+        for role, model in self.given.items():
+            wanted, argument = self.about.get(f"{role}_preprocess", "auto"), f"{role}_preprocess"
+            if isinstance(model, FarTeacher):  # it is asked about all rows, whatever its limit
+                inside = prepare_for(model.teacher, inputs, wanted, argument)
+                self.models[role] = FarTeacher(inside, replace(model.link, rows_per_second=None))
+            else:
+                self.models[role] = prepare_for(model, inputs, wanted, argument)
 
-    def _costs(self, models: Mapping[str, Model], inputs: Batch) -> dict[str, Cost]:
+    def _costs(self, inputs: Batch) -> dict[str, Cost]:
         """The costs that were given, with what can be told before the models run on all data."""
         given = {role: self.about.get(f"{role}_cost", Cost()) for role in ROLES}
         few = inputs[:4] if self.kind.takes_images else inputs  # a detector's images are large
         flops, joules = self.about.get("flops", True), self.about.get("joules", False)
-        return costs_of(models, few, given, flops=flops, joules=joules)
+        return costs_of(self.models, few, given, flops=flops, joules=joules)
 
-    def _provenance(self, models: Mapping[str, Model], costs: Mapping[str, Cost]) -> dict[str, Any]:
+    def _provenance(self, costs: Mapping[str, Cost]) -> dict[str, Any]:
         """The entries for ``joint.toml`` of the models that have a file or an address."""
         folder, found = self.about.get("folder"), {}
-        for role, model in models.items():
-            own = self.models[role]
-            link = own.link if isinstance(own, FarTeacher) else None
+        for role, model in self.given.items():
+            link = model.link if isinstance(model, FarTeacher) else None
             with suppress(TypeError, FileNotFoundError):  # the model cannot be named in a file
-                entry = entry_of(model, costs[role], link)
+                entry = entry_of(self.models[role], costs[role], link)
                 found[role] = entry.as_table(None if folder is None else Path(folder))
         return found
 
-
-_OF_OUTCOMES = ("labels", "metric", "known_classes", "rescale")
-
-
-@dataclass
-class _Said:
-    """What both models have said so far, and how long it took them."""
-
-    kind: Task
-    models: dict[str, Model]
-    check_all: Callable[[int | None], None] | None
-    outputs: dict[str, list[Any]] = field(default_factory=lambda: {role: [] for role in ROLES})
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ROLES, 0.0))
-    targets: list[Any] = field(default_factory=list)
-    classes: int | None = None
-    labeled: bool = True
-
-    def add(self, inputs: Batch, given: Any) -> None:
+    def _add(self, inputs: Batch, given: Any) -> None:
         """Ask both models about a batch; the labels are checked first, as far as they can be."""
-        number, rows = len(self.targets) + 1, row_count(inputs)
+        number = len(self.targets) + 1
         if number > 1 and self.labeled is (given is None):
             raise ValueError(
                 f"some batches have labels and batch {number} is not alike: label all or none"
             )
-        self.labeled, labels = given is not None, None
-        if self.labeled:
-            labels = _checked_targets(self.kind, given, rows, self.classes, number)
+        self.labeled = given is not None
+        labels = self._checked(given, row_count(inputs), number) if self.labeled else None
         for role in ROLES:
             self._ask(role, inputs, number)
         if number == 1:
@@ -318,26 +297,28 @@ class _Said:
         if labels is not None:
             self.kind.check_range(labels, self.classes, " in batch 1")
 
-    def measured(self, costs: Mapping[str, Cost], moved: Mapping[str, int]) -> dict[str, Cost]:
-        """The costs by name, with what was measured where they have none."""
-        n = sum(map(row_count, self.targets))
-        remote = any(moved.values())
-        return {
-            f"{role}_cost": _filled(
-                cost,
-                {
-                    "seconds": self.seconds[role] / n,
-                    **({"bytes": moved[role] / n} if remote else {}),
-                },
-            )
-            for role, cost in costs.items()
-        }
+    def _checked(self, given: Any, rows: int, number: int) -> Any:
+        """The targets of a batch, checked before a model runs on it as far as they can be."""
+        labels = self.kind.check_targets(given)
+        if len(labels) != rows:
+            raise ValueError(f"a batch has {rows} inputs but {len(labels)} targets")
+        if self.classes is not None:
+            self.kind.check_range(labels, self.classes, f" in batch {number}")
+        return labels
 
-    def outcomes(self, **about: Any) -> Outcomes:
-        """All that was said, as one table."""
-        student, teacher = (join_rows(self.outputs[role]) for role in ROLES)
-        about |= {"task": self.kind.name, "labeled": self.labeled}
-        return Outcomes(student, teacher, join_rows(self.targets), **about)
+    def _measured(self, costs: Mapping[str, Cost], before: Mapping[str, int]) -> dict[str, Cost]:
+        """The costs by name, with what was measured where they have none."""
+        n, now = sum(map(row_count, self.targets)), _bytes_moved(self.models)
+        found = {}
+        for role, cost in costs.items():
+            measured = {"seconds": self.seconds[role] / n}
+            if now != before:
+                measured["bytes"] = (now[role] - before[role]) / n
+            found[f"{role}_cost"] = _filled(cost, measured)
+        return found
+
+
+_OF_OUTCOMES = ("labels", "models", "metric", "known_classes", "rescale")
 
 
 # Preprocessing
@@ -349,28 +330,19 @@ def prepare_for(
     preprocess: Preprocess | str | None = "auto",
     argument: str = "preprocess",
 ) -> Model:
-    """A model with its preprocessing for some inputs.
+    """A model with its preprocessing for a batch, as `record` takes it.
 
     Parameters
     ----------
-    model
-        The model.
-    inputs
-        A batch of the inputs: decoded images, or arrays that are ready.
-    preprocess
-        As `record` takes it.
-    argument
-        What to call `preprocess` in a message.
+    model, inputs
+        The model, and a batch: decoded images, or inputs that are ready.
+    preprocess, argument
+        The preprocessing, and what to call it in a message.
 
     Raises
     ------
     ValueError
         `preprocess` is no such text, or is ``"infer"`` and the model does not say its input.
-
-    Warns
-    -----
-    RecordingNote
-        Preprocessing was inferred.
     """
     if preprocess not in ("auto", "infer"):
         chosen = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
@@ -407,16 +379,6 @@ def _takes_images(model: Model) -> bool:
     return known.preprocess is not None or known.input_dtype == np.uint8
 
 
-def _asked_for_all(
-    model: Model, inputs: Batch, preprocess: Preprocess | str | None, argument: str
-) -> Model:
-    """A model with its preprocessing; a far one is asked about all rows, whatever its limit."""
-    if isinstance(model, FarTeacher):
-        inside = prepare_for(model.teacher, inputs, preprocess, argument)
-        return FarTeacher(inside, replace(model.link, rows_per_second=None))
-    return prepare_for(model, inputs, preprocess, argument)
-
-
 # Costs
 
 
@@ -432,22 +394,15 @@ def costs_of(
 
     Parameters
     ----------
-    models
-        By name, with their preprocessing.
+    models, given
+        By name: the models with their preprocessing, and the costs that are known.
     inputs
         A batch of the inputs.
-    given
-        The costs that are known, by the same names; they are kept.
     flops
-        Count FLOPs of models that can be looked into.
+        Count the FLOPs of models that can be looked into, where they are not given.
     joules
         Measure the joules of all models by the same counters, or estimate all of them. Where one
         is remote, no joules are found: what runs elsewhere is not ours to count.
-
-    Warns
-    -----
-    RecordingNote
-        A model file's FLOPs could not be counted.
     """
     costs: dict[str, Cost] = {}
     loads: dict[str, tuple[Any, ...]] = {}
@@ -522,16 +477,6 @@ def _check_labels(targets: Any, task: str, path: Path) -> None:
         raise ValueError(f"{path} has labeled boxes: give --task detection (task='detection')")
     if targets is not None and task == "detection" and not boxes:
         raise ValueError(f"detection reads labeled boxes from COCO's .json, not from {path}")
-
-
-def _checked_targets(kind: Task, given: Any, rows: int, classes: int | None, number: int) -> Any:
-    """The targets of a batch, checked before a model runs on it as far as they can be."""
-    labels = kind.check_targets(given)
-    if len(labels) != rows:
-        raise ValueError(f"a batch has {rows} inputs but {len(labels)} targets")
-    if classes is not None:
-        kind.check_range(labels, classes, f" in batch {number}")
-    return labels
 
 
 def _check_alike(kind: Task, role: str, first: Any, rows: Any, number: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ebjr.backends.chunks import checked_batch_size, run_in_chunks
 from ebjr.errors import MissingExtra, ModelError, one_line
 from ebjr.model import InputShape, ModelFacts, device_name
 
@@ -98,7 +99,7 @@ class TorchModel:
         own = first.dtype if first is not None and first.is_floating_point() else None
         self.dtype = chosen or own
         self.name = name or type(module).__name__
-        self.batch_size = _checked_batch_size(batch_size)
+        self.batch_size = checked_batch_size(batch_size, None, self.name)
         self.path: Path | None = None
         self.input_shape: InputShape | None = None
         self.input_dtype: np.dtype[Any] | None = None
@@ -153,32 +154,14 @@ class TorchModel:
             return _to_numpy(output) if given_numpy else output
 
     def _run_in_chunks(self, batch: torch.Tensor) -> torch.Tensor:
-        rows = len(batch)
-        if self.fixed_batch in (None, rows) and rows <= (self.batch_size or rows):
+        import torch
+
+        rows, size, fixed = len(batch), self.batch_size, self.fixed_batch
+        if fixed in (None, rows) and rows <= (size or rows):
             return self._run(batch)
-        if self.fixed_batch is not None and self.batch_size is None:
-            raise ModelError(
-                f"{self.name} has a fixed batch of {self.fixed_batch}, but was given {rows} "
-                f"inputs; export it with a dynamic batch, load it with batch_size="
-                f"{self.fixed_batch}, or give it {self.fixed_batch} at a time: "
-                f"--batch-size {self.fixed_batch}"
-            )
-        import torch
-
-        if rows == 0:
-            return self._run(batch.new_zeros((self.batch_size, *batch.shape[1:])))[:0]
-        return torch.cat(
-            [self._run_filled(chunk) for chunk in batch.split(self.batch_size or rows)]
-        )
-
-    def _run_filled(self, chunk: torch.Tensor) -> torch.Tensor:
-        missing = (self.fixed_batch or len(chunk)) - len(chunk)
-        if missing == 0:
-            return self._run(chunk)
-        import torch
-
-        filler = chunk[-1:].expand(missing, *chunk.shape[1:])
-        return self._run(torch.cat([chunk, filler]))[: len(chunk)]
+        if rows == 0 and size:
+            return self._run(batch.new_zeros((size, *batch.shape[1:])))[:0]
+        return run_in_chunks(self._run, batch, size, fixed, self.name, torch.cat)
 
     def answer_tensors(self, tensors: Mapping[str, torch.Tensor], /) -> Any:
         """Answer a batch that is several tensors by name, as language models take it.
@@ -260,11 +243,7 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
     model.input_shape = tuple(size if isinstance(size, int) else None for size in example.shape)
     model.input_dtype = _numpy_dtype(example.dtype)
     model.fixed_batch = model.input_shape[0] if model.input_shape else None
-    if model.batch_size and model.fixed_batch and model.batch_size != model.fixed_batch:
-        raise ValueError(
-            f"{model.name} has a fixed batch of {model.fixed_batch}, but batch_size is "
-            f"{model.batch_size}; load it with batch_size={model.fixed_batch}"
-        )
+    checked_batch_size(model.batch_size, model.fixed_batch, model.name)
     return model
 
 
@@ -350,15 +329,6 @@ def _floating_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
             f"dtype must be a floating type, such as torch.float32 or 'bfloat16', but is {dtype!r}"
         )
     return found
-
-
-def _checked_batch_size(batch_size: int | None) -> int | None:
-    if batch_size is None:
-        return None
-    whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
-    if not whole or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1, but is {batch_size!r}")
-    return int(batch_size)
 
 
 def _from_numpy(batch: Any) -> torch.Tensor:
