@@ -60,7 +60,7 @@ class Layout:
     ----------
     decode
         From all outputs for n inputs, their (height, width) and the number of classes, to n
-        `Decoded`.
+        `Decoded`; a `ModelError` where the outputs are not of this family.
     nms
         The overlap above which the family suppresses; None where it does not.
     """
@@ -75,11 +75,6 @@ def decode_nanodet(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     Each output is (n, classes + 4 k, height, width). A cell's center is ((x + 1/2) stride,
     (y + 1/2) stride), and a side's distance stride times the mean of its k bins (distribution
     focal loss; Li et al., "Generalized focal loss", NeurIPS 2020).
-
-    Raises
-    ------
-    ModelError
-        The outputs are no such maps.
     """
     rows, strides, centers = [], [], []
     for name, output in outputs.items():
@@ -100,11 +95,6 @@ def decode_yolov8(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 
     Two outputs: class logits (n, classes, a) and bin logits (n, 4 k, a), on strides 8, 16 and 32.
     One output: (n, 4 + classes, a), center, width and height in pixels, then probabilities.
-
-    Raises
-    ------
-    ModelError
-        The outputs are neither.
     """
     if len(outputs) == 1:
         ((name, output),) = outputs.items()
@@ -138,11 +128,6 @@ def decode_yolov5(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     """YOLOv5 to v7: (n, a, 5 + classes): center, width, height, objectness, then class scores.
 
     A class's score is objectness times its own, both probabilities.
-
-    Raises
-    ------
-    ModelError
-        There is no such output.
     """
     output = _pick(
         outputs,
@@ -158,11 +143,6 @@ def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     Class logits (n, q, classes), sigmoids, or (n, q, classes + 1), a softmax whose last class is
     "nothing"; boxes (n, q, 4), center, width and height from 0 to 1; bin logits of any shape with
     4 n q rows. Where boxes and logits have one shape, the boxes' name has "box" in it.
-
-    Raises
-    ------
-    ModelError
-        There are no such outputs.
     """
     names = detr_outputs(outputs, classes)
     boxes, logits, *sides = (outputs[name] for name in names)
@@ -203,11 +183,6 @@ def decode_torchvision(outputs: Outputs, size: Size, classes: int) -> list[Decod
 
     Boxes are in pixels of the input. Labels are those of the training: class k has the label
     k + 1, as 0 is the background.
-
-    Raises
-    ------
-    ModelError
-        There are no such outputs, or a label is none of the classes.
     """
     left = dict(outputs)
     boxes = _pop(left, lambda value: value.ndim == 2 and value.shape[1] == 4, "boxes (b, 4)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -109,38 +109,35 @@ class Data(ABC):
         return self._read(batch_size, start)
 
 
+@dataclass(eq=False)
 class ArrayData(Data):
     """Arrays of inputs (n, ...) and, optionally, of targets (n,), held in memory."""
 
-    def __init__(
-        self,
-        path: Path,
-        inputs: NDArray[Any],
-        targets: NDArray[Any] | None,
-        classes: tuple[str, ...] | None,
-    ) -> None:
-        self.path = path
-        self._inputs, self._targets = inputs, targets
-        self.classes = classes
-        self.has_targets = targets is not None
-        self.unreadable = []
+    path: Path
+    inputs: NDArray[Any]
+    targets: NDArray[Any] | None
+    classes: tuple[str, ...] | None
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.has_targets = self.targets is not None
 
     def __len__(self) -> int:
-        return len(self._inputs)
+        return len(self.inputs)
 
     def _read(self, batch_size: int, start: int) -> Iterator[Batch]:
         for first in range(start, len(self), batch_size):
-            rows = slice(first, first + batch_size)
-            inputs = self._inputs[rows]
-            targets = None if self._targets is None else self._targets[rows]
-            names = [f"{self.path.name}:{first + i}" for i in range(len(inputs))]
-            yield Batch(inputs, targets, names)
+            end = min(first + batch_size, len(self))
+            yield self._batch(slice(first, end), range(first, end))
 
     def take(self, rows: Sequence[int]) -> tuple[Batch, NDArray[np.int64]]:
         """The examples of some rows, and which rows they are: all that were asked for."""
         where = np.asarray(rows, np.int64)
-        targets = None if self._targets is None else self._targets[where]
-        return Batch(self._inputs[where], targets, [f"{self.path.name}:{i}" for i in where]), where
+        return self._batch(where, where), where
+
+    def _batch(self, rows: Any, numbers: Iterable[int]) -> Batch:
+        targets = None if self.targets is None else self.targets[rows]
+        return Batch(self.inputs[rows], targets, [f"{self.path.name}:{n}" for n in numbers])
 
 
 @dataclass(frozen=True)
@@ -152,6 +149,10 @@ class Example:
     target: int | GroundTruth | None
 
 
+Decoded = tuple[Example, NDArray[np.uint8]]
+
+
+@dataclass(eq=False)
 class ImageData(Data):
     """Encoded images, decoded while they are read.
 
@@ -169,66 +170,38 @@ class ImageData(Data):
         As `open_data` takes them.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        examples: Callable[[Sequence[int] | None], Iterable[Example]],
-        count: int,
-        has_targets: bool,
-        on_unreadable: OnUnreadable,
-        classes: tuple[str, ...] | None,
-    ) -> None:
-        self.path = path
-        self._examples = examples
-        self._count = count
-        self._on_unreadable = on_unreadable
-        self.classes = classes
-        self.has_targets = has_targets
-        self.unreadable = []
+    path: Path
+    examples: Callable[[Sequence[int] | None], Iterable[Example]]
+    count: int
+    has_targets: bool
+    on_unreadable: OnUnreadable
+    classes: tuple[str, ...] | None
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def _read(self, batch_size: int, start: int) -> Iterator[Batch]:
-        images: list[NDArray[np.uint8]] = []
-        kept: list[Example] = []
-        empty = start == 0
         decoded = in_order(
             self._decode,
-            islice(self._examples(None), start, None),
+            islice(self.examples(None), start, None),
             workers=min(4, max(2, os.cpu_count() or 2)),
             ahead=min(max(batch_size, 8), 64),
             name="ebjr-decode",
         )
-        for example, image in decoded:
-            if isinstance(image, str):
-                self._leave_out(example.name, image)
-                continue
-            images.append(image)
-            kept.append(example)
-            if len(kept) == batch_size:
-                yield self._batch(images, kept)
-                images, kept, empty = [], [], False
-        if kept:
-            yield self._batch(images, kept)
-        elif empty:
+        readable = filter(None, map(self._kept, decoded))
+        empty = start == 0
+        while lot := list(islice(readable, batch_size)):
+            yield self._batch(lot)
+            empty = False
+        if empty:
             raise ValueError(self._nothing_readable())
 
     def take(self, rows: Sequence[int]) -> tuple[Batch, NDArray[np.int64]]:
         """The examples of some rows that can be read, and which rows they are."""
-        images: list[NDArray[np.uint8]] = []
-        kept: list[Example] = []
-        where: list[int] = []
-        for row, (example, image) in zip(
-            rows, map(self._decode, self._examples(rows)), strict=True
-        ):
-            if isinstance(image, str):
-                self._leave_out(example.name, image)
-                continue
-            images.append(image)
-            kept.append(example)
-            where.append(row)
-        return self._batch(images, kept), np.array(where, np.int64)
+        kept = [self._kept(self._decode(example)) for example in self.examples(rows)]
+        where = [row for row, found in zip(rows, kept, strict=True) if found]
+        return self._batch([found for found in kept if found]), np.array(where, np.int64)
 
     def _decode(self, example: Example) -> tuple[Example, NDArray[np.uint8] | str]:
         if self.has_targets and example.target is None:
@@ -239,19 +212,24 @@ class ImageData(Data):
         except Exception as error:
             return example, reason_of(error)
 
-    def _leave_out(self, name: str, reason: str) -> None:
-        self.unreadable.append((name, reason))
-        if self._on_unreadable == "error":
+    def _kept(self, found: tuple[Example, NDArray[np.uint8] | str]) -> Decoded | None:
+        """What was decoded; None where it could not be, which is written down or an error."""
+        example, image = found
+        if not isinstance(image, str):
+            return example, image
+        self.unreadable.append((example.name, image))
+        if self.on_unreadable == "error":
             raise ValueError(
-                f"{name} in {self.path} cannot be read: {reason}; "
+                f"{example.name} in {self.path} cannot be read: {image}; "
                 "mend it, or go on without it: on_unreadable='skip', or no --strict"
             )
+        return None
 
-    def _batch(self, images: list[NDArray[np.uint8]], kept: list[Example]) -> Batch:
-        targets: Any = [example.target for example in kept] if self.has_targets else None
+    def _batch(self, some: Sequence[Decoded]) -> Batch:
+        targets: Any = [example.target for example, _ in some] if self.has_targets else None
         if targets and not isinstance(targets[0], GroundTruth):
             targets = np.array(targets, np.int64)
-        return Batch(images, targets, [example.name for example in kept])
+        return Batch([image for _, image in some], targets, [example.name for example, _ in some])
 
     def _nothing_readable(self) -> str:
         name, reason = self.unreadable[0] if self.unreadable else ("nothing", "it is empty")

@@ -167,7 +167,8 @@ class Preprocess:
             (tall, wide), top, left = _PLACES[self.resize](image_size, input_size)
         scale = np.array([image_size[1] / wide, image_size[0] / tall] * 2)
         placed = (boxes - np.array([left, top] * 2)) * scale
-        return placed.clip(0, np.array([image_size[1], image_size[0]] * 2)).astype(boxes.dtype)
+        inside: NDArray[Any] = placed.clip(0, np.array([image_size[1], image_size[0]] * 2))
+        return inside.astype(boxes.dtype)
 
     def as_dict(self) -> dict[str, Any]:
         """The values that differ from the defaults, ready for a TOML or JSON file.

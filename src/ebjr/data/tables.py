@@ -166,7 +166,7 @@ def _holds_images(kind: Any) -> bool:
     if types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _holds_images(kind.field(place).type)
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
 def _image_column(path: Path, schema: Any, asked: str | None) -> str:

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, row_count, take_rows
+from ebjr.backends.entry import ModelEntry
 from ebjr.costs import Cost
 from ebjr.data.preprocess import Preprocess
 from ebjr.demo.fetch import DataUnavailable
 from ebjr.demo.fetch import Progress as FetchProgress
-from ebjr.joint_file import JointConfig, ModelEntry
+from ebjr.joint_file import JointConfig
 from ebjr.known_classes import Traffic
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes

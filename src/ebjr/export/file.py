@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 import ebjr
 from ebjr.arrays import to_numpy
+from ebjr.backends.entry import ModelEntry
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.blend import blend_text
@@ -26,7 +27,7 @@ from ebjr.export.graph import LEAST_OPSET, Form, Images, Rows, joint_graph, read
 from ebjr.export.inputs import Given, given_of
 from ebjr.files import write_beside
 from ebjr.joint import JointAnswer, JointModel
-from ebjr.joint_file import JointConfig, ModelEntry
+from ebjr.joint_file import JointConfig
 from ebjr.model import facts
 
 MOST_BYTES = 2**31 - 2**24

@@ -119,8 +119,8 @@ class RemoteModel:
         token: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        check_send(send, quality)
-        check_timeout(timeout_seconds)
+        _check_send(send, quality)
+        _check_timeout(timeout_seconds)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.batch_size, self.quality, self.gzip = batch_size, quality, gzip
@@ -461,28 +461,14 @@ class _Server:
         return TeacherUnavailable(f"{self.name} answers with {words}", after)
 
 
-def check_send(send: str | None, quality: int) -> None:
-    """Check how inputs are to travel.
-
-    Raises
-    ------
-    ValueError
-        It is none of `SENDS`, or the quality is none.
-    """
+def _check_send(send: str | None, quality: int) -> None:
     if send is not None and send not in SENDS:
         raise ValueError(f"send must be one of {', '.join(SENDS)}, not {send!r}")
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 95:
         raise ValueError(f"quality must be a whole number from 1 to 95, not {quality!r}")
 
 
-def check_timeout(seconds: float) -> None:
-    """Check how long an answer may take.
-
-    Raises
-    ------
-    ValueError
-        It is no number of seconds from above 0 to an hour.
-    """
+def _check_timeout(seconds: float) -> None:
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not number or not 0 < seconds <= 3600:
         raise ValueError(f"timeout_seconds must be above 0 and at most 3600, not {seconds!r}")
