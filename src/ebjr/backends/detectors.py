@@ -265,8 +265,6 @@ class OnnxDetector:
     ----------
     name, path
         The file's stem, and the file.
-    facts : ModelFacts
-        All that the detector says of itself.
     loops
         Whether images are run one at a time, as the graph has a fixed batch of one. Then a batch
         costs as much as its images one by one.
@@ -336,17 +334,9 @@ class OnnxDetector:
         return other
 
     def __call__(self, images: Sequence[Image], /) -> list[Detections]:
-        """What is on n images.
+        """What is on n images, uint8 (height, width, 3) of any sizes.
 
-        Parameters
-        ----------
-        images
-            n uint8 arrays (height, width, 3), of any sizes.
-
-        Returns
-        -------
-        list of n Detections
-            Best first, one row for each box and class.
+        Of each its `Detections`, best first, one row for each box and class.
 
         Raises
         ------
@@ -360,12 +350,7 @@ class OnnxDetector:
     def candidates(self, images: Sequence[Image], top: int | None = None) -> list[Detections]:
         """What the head says before suppression: each box once, with its best class.
 
-        Parameters
-        ----------
-        images
-            As for a call.
-        top
-            At most so many boxes an image, the best; None gives all above `above`.
+        At most the best `top` boxes an image; None gives all above `above`.
         """
         found = [one for one, _ in self._run(images)]
         return found if top is None else [one.top(top) for one in found]

@@ -65,8 +65,6 @@ class OnnxModel:
         The output returned, and all there are.
     fixed_batch : int or None
         The batch the graph is fixed to, if it is.
-    facts : ModelFacts
-        All that the model says of itself.
 
     Raises
     ------
@@ -166,16 +164,7 @@ class OnnxModel:
         self._output_dtype = np.dtype(DTYPES.get(node.type, np.float32))
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
-        """Answer a batch.
-
-        Parameters
-        ----------
-        batch
-            n inputs, (n, ...): a NumPy array or a torch tensor.
-
-        Returns
-        -------
-        The raw output, n rows, a NumPy array.
+        """The raw output, n rows, for n inputs (n, ...).
 
         Raises
         ------

@@ -53,8 +53,6 @@ class TorchModel:
         The batch that an exported program is fixed to, if it is. With ``batch_size`` of the same
         number it takes batches of any length: the last chunk is filled up with copies of its last
         row, whose answers are dropped.
-    facts : ModelFacts
-        All that the model says of itself.
 
     Raises
     ------
@@ -124,18 +122,10 @@ class TorchModel:
         )
 
     def __call__(self, batch: Any, /) -> Any:
-        """Answer a batch.
+        """The raw output, n rows, for n inputs (n, ...), of the kind that came in.
 
-        Parameters
-        ----------
-        batch
-            n inputs, (n, ...): a NumPy array or a torch tensor.
-
-        Returns
-        -------
-        The raw output, n rows, of the kind that came in: NumPy for NumPy (float32 where the module
-        answers in bfloat16), torch for torch, on the module's device. Of an output with
-        ``logits``, those; of a tuple, the first.
+        NumPy for NumPy (float32 where the module answers in bfloat16), torch for torch, on the
+        module's device. Of an output with ``logits``, those; of a tuple, the first.
 
         Raises
         ------
@@ -164,18 +154,9 @@ class TorchModel:
         return run_in_chunks(self._run, batch, size, fixed, self.name, torch.cat)
 
     def answer_tensors(self, tensors: Mapping[str, torch.Tensor], /) -> Any:
-        """Answer a batch that is several tensors by name, as language models take it.
+        """The raw output, NumPy, of a batch of several tensors by name, as language models take it.
 
-        It is run as it is, in one piece.
-
-        Returns
-        -------
-        The raw output, n rows, a NumPy array.
-
-        Raises
-        ------
-        ModelError
-            As for a call.
+        It is run as it is, in one piece; errors are those of a call.
         """
         import torch
 

@@ -49,8 +49,6 @@ class SklearnModel:
         whatever the classes are called, and so are `Outcomes.targets`.
     input_shape
         Of a batch, where the estimator knows how many features it takes; the rows are open.
-    facts : ModelFacts
-        All that the model says of itself.
 
     Raises
     ------
@@ -103,17 +101,9 @@ class SklearnModel:
         )
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
-        """Answer a batch.
+        """The raw output for n inputs: an array (n, ...), or a list that the estimator takes.
 
-        Parameters
-        ----------
-        batch
-            n inputs: an array (n, ...), or a list of n that the estimator takes.
-
-        Returns
-        -------
-        A NumPy array: of a classifier (n, classes), of a regressor (n, 1), or (n, 2) with the
-        standard deviation.
+        (n, classes) of a classifier, (n, 1) of a regressor, or (n, 2) with the standard deviation.
 
         Raises
         ------

@@ -114,17 +114,9 @@ class TransformersModel:
         )
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
-        """Answer a batch.
+        """Logits, (n, classes), NumPy, of n texts (a list) or decoded images.
 
-        Parameters
-        ----------
-        batch
-            n texts (a list), or n decoded images: a list of uint8 (height, width, 3), or one array
-            of them.
-
-        Returns
-        -------
-        Logits, (n, classes), a NumPy array.
+        Images are a list of uint8 (height, width, 3), or one array of them.
 
         Raises
         ------

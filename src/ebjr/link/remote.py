@@ -86,8 +86,6 @@ class RemoteModel:
         Its input; an open dimension is None.
     output_name : str
         The output that is returned.
-    facts : ModelFacts
-        All that the model says of itself.
 
     Raises
     ------
@@ -167,16 +165,9 @@ class RemoteModel:
             )
 
     def __call__(self, batch: Batch, /) -> Any:
-        """Answer a batch.
+        """The raw output, n rows, NumPy; where the server degraded rows, an `Answer`.
 
-        Parameters
-        ----------
-        batch
-            n inputs, (n, ...), or for files n images (height, width, 3) of uint8.
-
-        Returns
-        -------
-        The raw output, n rows, a NumPy array; where the server degraded rows, an `Answer`.
+        A batch is n inputs, (n, ...), or for files n images (height, width, 3) of uint8.
 
         Raises
         ------
@@ -355,13 +346,7 @@ class _Server:
         self.close = weakref.finalize(self, self._http.close)
 
     def only_model(self) -> str:
-        """The path of the server's model, if it has one and says so.
-
-        Raises
-        ------
-        ModelError
-            It has several, or none, or does not say.
-        """
+        """The path of the server's model; a `ModelError` where it has not one, or does not say."""
         way_out = "give the address of one, as http://host:port/v2/models/NAME"
         try:
             listed = self.json("POST", "repository/index", b"{}", of=list)
