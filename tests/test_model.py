@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -95,7 +93,7 @@ def test_a_models_own_facts_come_first():
 
 
 def test_what_a_callable_does_not_say_is_not_known():
-    assert facts(lambda batch: batch) == replace(ModelFacts("<lambda>"))
+    assert facts(lambda batch: batch) == ModelFacts("<lambda>")
 
     def odd(batch):
         return batch
@@ -105,6 +103,15 @@ def test_what_a_callable_does_not_say_is_not_known():
     known = facts(odd)
     assert (known.input_shape, known.path, known.input_name) == (None, None, "x")
     assert known.input_dtype == np.dtype(np.float16)
+
+
+def test_an_estimator_and_a_torch_module_give_what_can_be_known():
+    linear_model = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is absent")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    known = facts(linear_model.LogisticRegression().fit([[0.0, 1.0], [2.0, 1.0]], ["no", "yes"]))
+    assert (known.labels, known.input_shape) == (("no", "yes"), (None, 2))
+    assert facts(torch.nn.Linear(2, 2)) == ModelFacts("Linear")
+    assert facts(torch.nn.Linear(2, 2, device="meta")).device == "meta"
 
 
 def test_a_wrapper_passes_its_models_facts_on_with_what_it_adds():

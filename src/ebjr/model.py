@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -125,7 +125,8 @@ def facts(model: Any) -> ModelFacts:
 
     A model's own `facts` come first: those of a wrapper are the model's inside, with what the
     wrapper adds. Of any other callable the attributes that are called as those of `ModelFacts` are
-    taken, where they have the right type, and of a torch module its device.
+    taken, where they have the right type; of an estimator its classes and features; of a torch
+    module its device.
 
     Examples
     --------
@@ -138,26 +139,27 @@ def facts(model: Any) -> ModelFacts:
     return own if isinstance(own, ModelFacts) else _seen(model)
 
 
-_SEEN: Mapping[str, Any] = {
-    "path": str | os.PathLike,
-    "url": str,
-    "labels": tuple,
-    "input_name": str,
-    "input_shape": tuple,
-    "input_dtype": np.dtype | type,
-    "bytes_moved": int,
-}
+_SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
+    ("path", "path", str | os.PathLike, Path),
+    ("url", "url", str, str),
+    ("labels", "classes_", np.ndarray, lambda classes: tuple(map(str, classes))),
+    ("labels", "labels", tuple, tuple),
+    ("input_name", "input_name", str, str),
+    ("input_shape", "n_features_in_", int, lambda features: (None, features)),
+    ("input_shape", "input_shape", tuple, tuple),
+    ("input_dtype", "input_dtype", np.dtype | type, np.dtype),
+    ("bytes_moved", "bytes_moved", int, int),
+)
+"""Which fact an attribute of a model, or of an estimator, is; its type, and what makes it so."""
 
 
 def _seen(model: Any) -> ModelFacts:
     """The facts of a model that has none of its own."""
-    values = {name: getattr(model, name, None) for name in _SEEN}
-    found: dict[str, Any] = {
-        name: value for name, value in values.items() if isinstance(value, _SEEN[name])
+    found = {
+        fact: convert(value)
+        for fact, attribute, kind, convert in _SEEN
+        if isinstance(value := getattr(model, attribute, None), kind)
     }
-    for name, kind in {"path": Path, "input_dtype": np.dtype}.items():
-        if name in found:
-            found[name] = kind(found[name])
     return ModelFacts(model_name(model), device=_device(model), **found)
 
 
@@ -256,17 +258,16 @@ def answer(model: Model, batch: Any, rows: int, kind: Task = TASKS["classificati
     >>> answer(lambda batch: batch * 2, np.ones((1, 3)), rows=1).output
     array([[2., 2., 2.]])
     """
-    whole = as_answer(model(batch))
-    output, answered = whole.output, whole.answered
-    expected = rows if answered is None else int(to_numpy(answered).sum())
-    if getattr(output, "requires_grad", False):
-        output = output.detach()  # an answer, not a graph to train
-    if kind.count_rows(output) != expected:
+    found = as_answer(model(batch))
+    expected = rows if found.answered is None else int(to_numpy(found.answered).sum())
+    if getattr(found.output, "requires_grad", False):
+        found = replace(found, output=found.output.detach())  # an answer, not a graph to train
+    if kind.count_rows(found.output) != expected:
         raise ModelError(
             f"{model_name(model)} was given {expected} inputs and must return "
-            f"{kind.rows.format(expected)}, but returned {_came(output)}"
+            f"{kind.rows.format(expected)}, but returned {_came(found.output)}"
         )
-    return Answer(output, whole.degraded, answered)
+    return found
 
 
 def _came(output: Any) -> str:
