@@ -28,7 +28,7 @@ _NAMES = {
     "data.preprocess": "Preprocess Preprocessed",
     "detections": "Detections GroundTruth",
     "errors": "CalibrationError EbjrError GridWarning MissingExtra ModelError OtherModel "
-    "PromiseWarning ProtocolError TeacherUnavailable",
+    "PromiseWarning ProtocolError RecordingNote TeacherUnavailable",
     "evaluation": "evaluate",
     "joint": "JointAnswer JointClassifier JointDetector JointModel JointRegressor "
     "SpecializedJointClassifier",
@@ -38,7 +38,8 @@ _NAMES = {
     "link.late": "LateAnswer LateAnswers",
     "metrics": "METRICS register_metric",
     "model": "Model",
-    "outcomes": "Outcomes record record_batches",
+    "outcomes": "Outcomes",
+    "recording": "record record_batches",
     "regressors": "BinnedRegressor EnergyRegressor GaussianMixture",
     "router": "Router",
     "scores": "SCORES Score as_score register_score",

@@ -19,6 +19,7 @@ from ebjr.errors import ModelError as ModelError
 from ebjr.errors import OtherModel as OtherModel
 from ebjr.errors import PromiseWarning as PromiseWarning
 from ebjr.errors import ProtocolError as ProtocolError
+from ebjr.errors import RecordingNote as RecordingNote
 from ebjr.errors import TeacherUnavailable as TeacherUnavailable
 from ebjr.evaluation import evaluate as evaluate
 from ebjr.joint import JointAnswer as JointAnswer
@@ -41,8 +42,8 @@ from ebjr.metrics import METRICS as METRICS
 from ebjr.metrics import register_metric as register_metric
 from ebjr.model import Model as Model
 from ebjr.outcomes import Outcomes as Outcomes
-from ebjr.outcomes import record as record
-from ebjr.outcomes import record_batches as record_batches
+from ebjr.recording import record as record
+from ebjr.recording import record_batches as record_batches
 from ebjr.regressors import BinnedRegressor as BinnedRegressor
 from ebjr.regressors import EnergyRegressor as EnergyRegressor
 from ebjr.regressors import GaussianMixture as GaussianMixture

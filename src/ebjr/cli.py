@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import ebjr
-from ebjr.errors import EbjrError, GridWarning, PromiseWarning
+from ebjr.errors import EbjrError, GridWarning, PromiseWarning, RecordingNote
 from ebjr.options import (
     BatchSize,
     ChoiceOptions,
@@ -51,10 +52,7 @@ from ebjr.options import (
 )
 
 if TYPE_CHECKING:
-    from ebjr.data.open import Batch, Data
-    from ebjr.data.preprocess import Preprocess
-    from ebjr.evaluation.power import Load
-    from ebjr.joint_file import Entry
+    from ebjr.data.examples import Data
     from ebjr.model import Model
     from ebjr.outcomes import Outcomes
 
@@ -92,7 +90,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     try:
         with warnings.catch_warnings():
-            for said in (PromiseWarning, GridWarning):
+            for said in (PromiseWarning, GridWarning, RecordingNote):
                 warnings.simplefilter("always", said)
             warnings.showwarning = _show_warning
             app()
@@ -104,15 +102,25 @@ def main() -> None:
         sys.exit(130)
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    _note(" ".join(str(message).split()), "WARNING")
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    _note(_as_flags(str(message)), "NOTE" if category is RecordingNote else "WARNING")
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
-    return " ".join(str(error).split())
+    return _as_flags(str(error))
+
+
+def _as_flags(text: str) -> str:
+    """A message on one line, with arguments of Python that the user gave as flags."""
+    line = " ".join(text.split())
+    return re.sub(r"\b(student_|teacher_|)preprocess=", _flag, line)
+
+
+def _flag(found: re.Match[str]) -> str:
+    return f"--{found[1].replace('_', '-')}preprocess"
 
 
 @app.callback(invoke_without_command=True)
@@ -190,77 +198,34 @@ def record(
     threads: Threads = None,
 ) -> None:
     """Run both models once on some data and keep what they said."""
-    from ebjr.costs import Cost, flops_text, further_columns, ms_text
-    from ebjr.data.open import ArrayData
-    from ebjr.evaluation.power import with_joules
-    from ebjr.joint_file import check_remote, entry_of, parse_link
-    from ebjr.link.far import FarTeacher
+    from ebjr.costs import Cost
     from ebjr.metrics import as_metric
-    from ebjr.outcomes import record_batches
-    from ebjr.tables import plain_table
+    from ebjr.tables import print_recorded
     from ebjr.tasks import as_task
 
-    measure = as_metric(metric, as_task(task).name)
     source = data.open(numbers=task == "regression")
-    if task == "regression" and source.has_targets and not isinstance(source, ArrayData):
-        raise ValueError(
-            f"regression reads numbers from the targets of an .npz, not from {data.data}"
-        )
-    if not source.has_targets:
-        _note(
-            f"{data.data} has no labels: the teacher's own answers are taken for right, and every "
-            f"{measure.title} is agreement with it"
-        )
-    known = None
-    if known_classes is not None:
-        known = parse_classes(known_classes, source.classes)
-    as_task(task, known)
+    known = None if known_classes is None else parse_classes(known_classes, source.classes)
+    as_metric(metric, as_task(task, known).name)
     _check_writable(output)
-    models: dict[str, Model] = {}
-    entries: dict[str, Entry] = {}
-    loads: dict[str, Load] = {}
-    given = {
-        role: [getattr(pair, f"{role}{what}") for what in ("", "_preprocess", "_flops", "_layout")]
-        for role in ("student", "teacher")
-    }
-    first = next(source.batches(batch_size))
-    _check_labels(first, task, data.data)
-    for role, (path, preprocess, flops, layout) in given.items():
-        options, how = _threads(threads) | _detector(task, layout, source), None
-        if path.startswith(("http://", "https://")):
-            check_remote(task)
-            options, how = parse_link(link or "")
-        flag = f"--{role}-preprocess"
-        model = _prepared(ebjr.load_model(path, **options), preprocess, first, flag)
-        models[role] = model
-        if how is not None:  # asked again where that helps, and all rows
-            models[role] = FarTeacher(model, replace(how, rows_per_second=None))
-        else:
-            loads[role] = _load(model, first, flops)
-            flops = loads[role].flops if flops is None else flops
-        entries[role] = entry_of(model, Cost(flops=flops), how)
-    costs = {role: entry.cost for role, entry in entries.items()}
-    if len(loads) == len(models):  # joules of what runs elsewhere are not ours to count
-        with err.status("finding the joules of both models"):
-            costs = with_joules(costs, loads)
-    loads.clear()  # a whole batch of each model's inputs
-    entries = {role: replace(entry, cost=costs[role]) for role, entry in entries.items()}
     with _progress() as tell:
-        outcomes = record_batches(
-            models["student"],
-            models["teacher"],
-            _counted(source, batch_size, tell, "recording both models"),
-            student_cost=entries["student"].cost,
-            teacher_cost=entries["teacher"].cost,
-            labels=None if task == "regression" else source.classes,
+        outcomes = ebjr.record(
+            _loaded(pair.student, task, pair.student_layout, source, threads, link),
+            _loaded(pair.teacher, task, pair.teacher_layout, source, threads, link),
+            source,
             task=task,
+            batch_size=batch_size,
+            progress=_counter("recording both models", len(source), tell),
+            student_preprocess=pair.student_preprocess or "infer",
+            teacher_preprocess=pair.teacher_preprocess or "infer",
+            student_cost=Cost(flops=pair.student_flops),
+            teacher_cost=Cost(flops=pair.teacher_flops),
+            joules=True,
             metric=metric,
             known_classes=known,
+            folder=output.resolve().parent,
         )
     _report_unreadable(source.unreadable)
-    folder = output.resolve().parent
-    provenance = {role: entry.as_table(folder) for role, entry in entries.items()}
-    replace(outcomes, models=provenance).save(output, half=half)
+    outcomes.save(output, half=half)
     _report_empty(outcomes)
     figures = {
         "examples": len(outcomes),
@@ -276,15 +241,7 @@ def record(
     if as_json:
         print_json(figures)
         return
-    both = outcomes.student_cost + outcomes.teacher_cost
-    table = plain_table("", measure.title, "MFLOPs", "ms/example", *further_columns(both, both))
-    for role in ("student", "teacher"):
-        cost = getattr(outcomes, f"{role}_cost")
-        further = further_columns(both, cost).values()
-        table.add_row(
-            role, measure.text(outcomes.quality(role)), flops_text(cost), ms_text(cost), *further
-        )
-    out.print(table)
+    print_recorded(out, outcomes)
     out.print(f"{len(outcomes):,} examples in {output}", soft_wrap=True)
 
 
@@ -327,7 +284,8 @@ def calibrate(
     imports: Imports = None,
 ) -> None:
     """Choose a threshold on one half of the outcomes, and report on the other."""
-    from ebjr.joint_file import JointConfig, entries_of
+    from ebjr.backends.entry import entries_of
+    from ebjr.joint_file import JointConfig
     from ebjr.study import check_classes
     from ebjr.sweep import run_sweep
     from ebjr.tables import print_study, print_sweep, study_figures
@@ -561,12 +519,13 @@ def serve(
     threads: Threads = None,
 ) -> None:
     """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
+    from ebjr.data.preprocess import Preprocess
     from ebjr.joint_file import JointConfig
     from ebjr.serving.app import run_server
     from ebjr.serving.limits import Limits, exposure
     from ebjr.serving.served import served_alone, served_of
 
-    prepare = None if preprocess is None else _preprocess(preprocess)
+    prepare = None if preprocess is None else Preprocess.parse(preprocess)
     if joint.suffix in (".onnx", ".pt2"):
         served = served_alone(joint, prepare, **_threads(threads))
     elif prepare is not None:
@@ -658,13 +617,14 @@ def quantize(
     from ebjr.data.preprocess import unprepared
     from ebjr.quantize import compare_seconds
     from ebjr.quantize import quantize as quantize_model
+    from ebjr.recording import prepare_for
     from ebjr.tables import print_quantized
 
     source = DataOptions(data, image_column=image_column, strict=strict).open()
     _check_writable(output)
     loaded = ebjr.load_model(model, **_threads(threads))
     first = next(source.batches(1))
-    _, chosen = unprepared(_prepared(loaded, preprocess, first, "--preprocess"))
+    _, chosen = unprepared(prepare_for(loaded, first.inputs, preprocess or "infer"))
     with _progress() as tell:
         found = quantize_model(
             model,
@@ -710,84 +670,24 @@ def _print_report(path: Path | None) -> None:
         out.print(f"\nReport: {path.resolve().as_uri()}", soft_wrap=True)
 
 
-def _prepared(model: Model, text: str | None, first: Batch, flag: str) -> Model:
-    """The model with its preprocessing: as given, or inferred where the data are images."""
-    from ebjr.data.preprocess import infer_preprocess, prepared
-    from ebjr.model import model_name
+def _loaded(
+    path: str, task: str, layout: str, source: Data, threads: int | None, link: str | None
+) -> Model:
+    """A model that is to be recorded: a file, or an address that is asked as `link` says."""
+    from ebjr.backends.entry import check_remote, parse_link
+    from ebjr.link.far import FarTeacher
 
-    images = isinstance(first.inputs, list) or (
-        first.inputs.dtype == "uint8" and first.inputs.ndim == 4 and first.inputs.shape[-1] == 3
-    )
-    if text is not None:
-        chosen = _preprocess(text)
-    elif not images or getattr(model, "send", "tensor") != "tensor":  # sent as they are
-        return model
-    else:
-        shape = getattr(model, "input_shape", None)
-        if shape is None:
-            raise ValueError(
-                f"{model_name(model)} does not say what size of image it takes: give {flag}, like "
-                "'size=224,range=0..1'"
-            )
-        chosen = infer_preprocess(shape)
-        words = ", ".join(f"{key} {value}" for key, value in chosen.as_dict().items())
-        _note(
-            f"no {flag} given; from {model_name(model)}'s input: {words}, "
-            f"pixels in {chosen.range[0]:g}..{chosen.range[1]:g}, no mean and std"
-        )
-    return prepared(model, chosen)
-
-
-def _preprocess(text: str) -> Preprocess:
-    """Preprocessing as a flag gives it, or a file."""
-    from ebjr.data.preprocess import Preprocess
-
-    file = Path(text)
-    return Preprocess.from_file(file) if file.suffix == ".toml" else Preprocess.parse(text)
-
-
-def _load(model: Model, first: Batch, flops: float | None) -> Load:
-    """A model without its preprocessing, on this data as it takes it, with its FLOPs."""
-    from ebjr.data.preprocess import unprepared
-    from ebjr.evaluation.flops import count_flops
-    from ebjr.evaluation.power import Load
-
-    inputs: Any = first.inputs
-    if hasattr(model, "with_preprocess"):
-        inputs = inputs[:4]  # a detector's are large
-    model, preprocess = unprepared(model)
-    inputs = inputs[: getattr(model, "fixed_batch", None) or len(inputs)]
-    if preprocess is not None:
-        inputs = preprocess(inputs)
-    try:
-        counted = count_flops(model, tuple(inputs.shape))
-    except (EbjrError, ValueError) as error:
-        if flops is None:
-            _note(f"FLOPs not counted: {_sentence(error)}")
-        return Load(model, inputs)
-    if counted.known is None and flops is None:
-        words = ", ".join(counted.uncounted)
-        _note(f"FLOPs not counted: {words} cannot be")
-    return Load(model, inputs, counted.known if flops is None else flops, counted.parameter_bytes)
-
-
-def _check_labels(first: Batch, task: str, path: Path) -> None:
-    """Say that data are for another task before a model runs on them."""
-    boxes = isinstance(first.targets, list)
-    if boxes and task != "detection":
-        raise ValueError(f"{path} has labeled boxes: give --task detection")
-    if first.targets is not None and task == "detection" and not boxes:
-        raise ValueError(f"detection reads labeled boxes from COCO's .json, not from {path}")
-
-
-def _detector(task: str, layout: str, source: Data) -> dict[str, Any]:
-    """What `load_model` needs beside a path to load a detector."""
-    if task != "detection":
-        if layout != "auto":
-            raise ValueError(f"a layout is for detection, not for {task}")
-        return {}
-    known = {} if source.classes is None else {"classes": len(source.classes)}
-    return {"layout": layout, **known}
+    if task != "detection" and layout != "auto":
+        raise ValueError(f"a layout is for detection, not for {task}")
+    if path.startswith(("http://", "https://")):
+        check_remote(task)
+        options, how = parse_link(link or "")
+        return FarTeacher(ebjr.load_model(path, **options), how)
+    options = _threads(threads)
+    if task == "detection":
+        known = {} if source.classes is None else {"classes": len(source.classes)}
+        options |= {"layout": layout, **known}
+    return ebjr.load_model(path, **options)
 
 
 def _report_empty(outcomes: Outcomes) -> None:
@@ -807,13 +707,17 @@ def _report_empty(outcomes: Outcomes) -> None:
             _note(f"{boxes.count(0)} of {len(outcomes)} images {words}")
 
 
-def _counted(source: Data, batch_size: int, tell: Tell, what: str) -> Iterator[tuple[Any, Any]]:
-    """The inputs and targets of some data, with progress."""
-    done, total = 0, len(source)
-    for batch in source.batches(batch_size):
-        yield batch.inputs, batch.targets
-        done += len(batch)
+def _counter(what: str, total: int, tell: Tell) -> Callable[[int], None]:
+    """Adds up the examples that are done, and tells."""
+    done = 0
+    tell(what, done, total)
+
+    def count(added: int) -> None:
+        nonlocal done
+        done += added
         tell(what, done, total)
+
+    return count
 
 
 def _report_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:

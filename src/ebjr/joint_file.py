@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import logging
 import os
 import tomllib
 import warnings
@@ -13,21 +11,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tomli_w
 
-from ebjr.backends import load_model
+from ebjr.backends.entry import (
+    Entry,
+    ModelEntry,
+    RemoteEntry,
+    check_keys,
+    check_present,
+    check_remote,
+    entry_from_table,
+    entry_of,
+)
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import as_blend, blend_text
-from ebjr.calibration.guarantee import Certificate
-from ebjr.costs import UNITS, Cost
-from ebjr.curve import OperatingPoint, TradeOffCurve
-from ebjr.data.preprocess import Preprocess, prepared, unprepared
-from ebjr.errors import ModelError, PromiseWarning, ProtocolError, TeacherUnavailable
-from ebjr.evaluation.plots import thin_rows
-from ebjr.files import sha256_of, write_whole
+from ebjr.costs import Cost
+from ebjr.curve import OperatingPoint
+from ebjr.errors import ModelError, PromiseWarning
+from ebjr.files import write_whole
 from ebjr.joint import (
     JointClassifier,
     JointDetector,
@@ -35,339 +38,24 @@ from ebjr.joint import (
     JointRegressor,
     SpecializedJointClassifier,
 )
-from ebjr.known_classes import Traffic, check_known_classes
-from ebjr.link.far import FarTeacher, Link
-from ebjr.link.late import LateAnswers
-from ebjr.model import Model, model_name
-from ebjr.monitor import DriftMonitor
-from ebjr.outcomes import Outcomes
+from ebjr.known_classes import check_known_classes
+from ebjr.model import Model
 from ebjr.precision import CommonScale
-from ebjr.protocol import read_metadata
 from ebjr.router import Router, check_threshold
 from ebjr.scores import as_score
-from ebjr.study import Study, study_point
 from ebjr.tasks import as_task
 from ebjr.threads import shared_cores
 
-log = logging.getLogger("ebjr.joint_file")
+if TYPE_CHECKING:
+    from ebjr.calibration.guarantee import Certificate
+    from ebjr.outcomes import Outcomes
+    from ebjr.study import Study
 
 FINALS: dict[str, type[JointModel]] = {
     final.task: final
     for final in (JointClassifier, SpecializedJointClassifier, JointRegressor, JointDetector)
 }
 
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """One model in ``joint.toml``: where it is, what it was, and how its inputs are prepared.
-
-    Parameters
-    ----------
-    path
-        A model file; relative ones are relative to ``joint.toml``.
-    sha256
-        Of the file when the threshold was calibrated.
-    preprocess
-        How a decoded image becomes this model's input; None where inputs are arrays already.
-    cost
-        Per example.
-    options
-        For `load_model`: threads, providers, batch_size; of a detector its layout, classes and
-        what else `OnnxDetector` takes.
-    """
-
-    path: str
-    sha256: str
-    preprocess: Preprocess | None = None
-    cost: Cost = field(default_factory=Cost)
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of_file(cls, path: str | os.PathLike[str], **about: Any) -> ModelEntry:
-        """The entry of a model file as it is now.
-
-        Raises
-        ------
-        FileNotFoundError
-            There is no such file.
-        """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no model file {path}")
-        return cls(str(Path(path).resolve()), sha256_of(path), **about)
-
-    def check(self) -> None:
-        """Check that the file is what it was.
-
-        Raises
-        ------
-        ModelError
-            The file has changed since the threshold was calibrated.
-        FileNotFoundError
-            It is gone.
-        """
-        if not Path(self.path).is_file():
-            raise FileNotFoundError(f"the model file {self.path} that joint.toml names is missing")
-        found = sha256_of(self.path)
-        if found != self.sha256:
-            raise ModelError(
-                f"{self.path} has changed since the threshold was calibrated (sha256 "
-                f"{found[:12]}..., expected {self.sha256[:12]}...); record and calibrate again"
-            )
-
-    def load(self, **options: Any) -> Model:
-        """Load the model, with its preprocessing, if its file passes `check`."""
-        self.check()
-        model = load_model(self.path, **{**self.options, **options})
-        return model if self.preprocess is None else prepared(model, self.preprocess)
-
-    def as_table(self, folder: Path) -> dict[str, Any]:
-        """The TOML table, with the path relative to `folder`."""
-        table: dict[str, Any] = {
-            "path": os.path.relpath(self.path, folder),
-            "sha256": self.sha256,
-            **self.options,
-        }
-        if self.cost.as_dict():
-            table["cost"] = self.cost.as_dict()
-        if self.preprocess is not None:
-            table["preprocess"] = self.preprocess.as_dict()
-        return table
-
-    @classmethod
-    def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> ModelEntry:
-        """Read a TOML table; `where` names it in errors."""
-        _check_keys(table, ("path", "sha256", *_SHARED, *OPTIONS), where)
-        _check_present(table, ("path", "sha256"), where)
-        return cls(
-            path=str((folder / table["path"]).resolve()),
-            sha256=table["sha256"],
-            options={key: table[key] for key in OPTIONS if key in table},
-            **_shared(table, where),
-        )
-
-
-@dataclass(frozen=True)
-class RemoteEntry:
-    """A far teacher in ``joint.toml``: its address, what its server said of it, how it is asked.
-
-    Parameters
-    ----------
-    url
-        Of the model: ``http(s)://host:port/v2/models/NAME``.
-    metadata
-        What the server said when the threshold was calibrated: name, versions, tensors. A remote
-        model has no file to be hashed: it is taken for the same as long as its server says the
-        same of it, and answers as a version that is named here.
-    link
-        How it is asked, and what is done when it is away.
-    preprocess, cost
-        As of a `ModelEntry`; the cost includes the link.
-    options
-        For `load_model`: send, quality, gzip, timeout_seconds, batch_size, output.
-    """
-
-    url: str
-    metadata: Mapping[str, Any]
-    link: Link = field(default_factory=Link)
-    preprocess: Preprocess | None = None
-    cost: Cost = field(default_factory=Cost)
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Nothing can be checked without asking the server: `load` asks it."""
-
-    def load(self, **options: Any) -> FarTeacher:
-        """The model, with its preprocessing, behind its link.
-
-        A server that cannot be reached now may be there later: the rows until then are answered
-        as the policy says. `options` are for models that run here.
-
-        Raises
-        ------
-        ModelError
-            The server says something else of the model than it did.
-        """
-        model: Any = load_model(self.url, **self.options, metadata=self.metadata)
-        try:
-            model.check()
-        except TeacherUnavailable as error:
-            log.warning("%s: the teacher is not there yet", error)
-        if self.preprocess is not None:
-            model = prepared(model, self.preprocess)
-        return FarTeacher(model, self.link)
-
-    def as_table(self, folder: Path) -> dict[str, Any]:
-        """The TOML table, with the queue's path relative to `folder`."""
-        table: dict[str, Any] = {"url": self.url, **self.options, **self.link.as_dict()}
-        if "queue" in table:
-            table["queue"] = os.path.relpath(table["queue"], folder)
-        if self.cost.as_dict():
-            table["cost"] = self.cost.as_dict()
-        if self.preprocess is not None:
-            table["preprocess"] = self.preprocess.as_dict()
-        return {**table, "metadata": dict(self.metadata)}
-
-    @classmethod
-    def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> RemoteEntry:
-        """Read a TOML table; `where` names it in errors."""
-        _check_keys(table, ("url", "metadata", *_SHARED, *REMOTE_OPTIONS, *LINK_KEYS), where)
-        _check_present(table, ("url", "metadata"), where)
-        try:
-            read_metadata(table["metadata"])
-        except (ProtocolError, AttributeError) as error:
-            raise ValueError(f"{where}.metadata is no model's metadata: {error}") from error
-        link = Link.from_dict({key: table[key] for key in LINK_KEYS if key in table})
-        return cls(
-            url=table["url"],
-            metadata=table["metadata"],
-            link=replace(link, queue=str((folder / link.queue).resolve())),
-            options={key: table[key] for key in REMOTE_OPTIONS if key in table},
-            **_shared(table, where),
-        )
-
-
-Entry = ModelEntry | RemoteEntry
-
-
-def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -> Entry:
-    """The entry of a loaded model, with its preprocessing.
-
-    Parameters
-    ----------
-    model
-        A model that `load_model` made of a file or an address.
-    cost
-        Per example.
-    link
-        Of a remote model: how it is asked; None is as it is.
-
-    Raises
-    ------
-    TypeError
-        The model came from neither.
-    """
-    whole: Any = model
-    if isinstance(whole, FarTeacher):
-        whole, link = whole.teacher, link or whole.link
-    options = getattr(whole, "options", None)  # of a detector, which prepares its images itself
-    whole, preprocess = unprepared(whole)
-    options = getattr(whole, "options", {}) if options is None else options
-    about: dict[str, Any] = {"preprocess": preprocess, "cost": cost or Cost(), "options": options}
-    if getattr(whole, "url", None) is not None:
-        return RemoteEntry(whole.url, whole.metadata.as_dict(), link or Link(), **about)
-    if getattr(whole, "path", None) is None:
-        raise TypeError(
-            f"joint.toml names files and addresses of models, but {model_name(whole)} has neither; "
-            "use models that ebjr.load_model read"
-        )
-    return ModelEntry.of_file(whole.path, **about)
-
-
-def entry_from_table(table: Mapping[str, Any], folder: Path, where: str) -> Entry:
-    """The entry of a TOML table, which names a file or an address."""
-    _check_keys(table, None, where)
-    kind = RemoteEntry if "url" in table else ModelEntry
-    return kind.from_table(table, folder, where)
-
-
-def check_remote(task: str) -> None:
-    """Check that the teacher of a task may be at an address.
-
-    Raises
-    ------
-    ValueError
-        Its answers do not travel.
-    """
-    if task == "detection":
-        raise ValueError("a detector at an address cannot be the teacher yet: give its file")
-
-
-def parse_link(text: str) -> tuple[dict[str, Any], Link]:
-    """Options of a remote model, and its link, as one flag of the command line gives them.
-
-    Raises
-    ------
-    ValueError
-        A part is not ``key=value``, or its key or value is not allowed.
-
-    Examples
-    --------
-    >>> parse_link("send=jpeg,retries=1,when_unavailable=queue")
-    ({'send': 'jpeg'}, Link(retries=1, ..., when_unavailable='queue', ...))
-    """
-    values: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise ValueError(f"a link is key=value,key=value,... but has {part!r}")
-        try:
-            values[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[name] = value
-    _check_keys(values, (*REMOTE_OPTIONS, *LINK_KEYS), "a link")
-    link = Link.from_dict({key: value for key, value in values.items() if key in LINK_KEYS})
-    return {key: values[key] for key in REMOTE_OPTIONS if key in values}, link
-
-
-def entries_of(
-    outcomes: Outcomes,
-    path: str | os.PathLike[str],
-    given: Mapping[str, str | None],
-    link: str | None = None,
-) -> dict[str, Entry]:
-    """Both models' entries by role: as recorded, unless others are given.
-
-    Parameters
-    ----------
-    outcomes, path
-        What was recorded, and its file.
-    given
-        By role: a file or an address in place of what was recorded.
-    link
-        How a far teacher is asked, as `parse_link` takes it.
-
-    Raises
-    ------
-    ValueError
-        A model is neither recorded nor given.
-    """
-    costs = {"student": outcomes.student_cost, "teacher": outcomes.teacher_cost}
-    entries: dict[str, Entry] = {}
-    for role, source in given.items():
-        table, entry = outcomes.models.get(role), None
-        if table is None and source is None:
-            raise ValueError(
-                f"{path} does not say which file its {role} was: give it with --{role}"
-            )
-        if table is not None:
-            entry = entry_from_table(table, Path(path).resolve().parent, f"{path}: {role}")
-        if source is not None:
-            preprocess = None if entry is None else entry.preprocess
-            entry = replace(_entry_at(source, link), preprocess=preprocess)
-        elif isinstance(entry, RemoteEntry) and link is not None:
-            options, how = parse_link(link)
-            entry = replace(entry, options={**entry.options, **options}, link=how)
-        assert entry is not None
-        entries[role] = replace(entry, cost=costs[role])
-    return entries
-
-
-def _entry_at(source: str, link: str | None) -> Entry:
-    """The entry of a file or of an address, as it is now."""
-    if not source.startswith(("http://", "https://")):
-        return ModelEntry.of_file(source)
-    options, how = parse_link(link or "")
-    return entry_of(load_model(source, **options), link=how)
-
-
-OPTIONS = (
-    *("threads", "providers", "batch_size", "output"),
-    *("layout", "classes", "nms", "above", "limit"),
-)
-
-REMOTE_OPTIONS = ("send", "quality", "gzip", "timeout_seconds", "batch_size", "output")
-LINK_KEYS = tuple(f.name for f in fields(Link))
-_SHARED = ("cost", "preprocess")
 
 _POINT_KEYS = (
     *(f.name for f in fields(OperatingPoint)),
@@ -382,7 +70,6 @@ _CALIBRATION_KEYS = (
     *("certified", "chosen_on", "held_out", "score_quantiles", "curve", "drift", "disagreement"),
     *("preprocessing", "known_classes", "classes"),
 )
-_CURVE_ROWS = 51
 
 
 @dataclass(frozen=True)
@@ -485,6 +172,8 @@ class JointConfig:
         imports
             What was imported for the study's score.
         """
+        from ebjr.joint_study import study_figures
+
         fraction, seed = study.split
         return cls(
             student=student,
@@ -504,10 +193,7 @@ class JointConfig:
                 **({} if study.traffic is None else {"traffic": asdict(study.traffic)}),
                 **_meaning(student, teacher, study.outcomes.known_classes, study.outcomes.classes),
                 **_chosen(study.point),
-                "held_out": study.result.as_dict(),
-                "score_quantiles": _score_quantiles(study),
-                "curve": _curve(study),
-                **_watched(study),
+                **study_figures(study),
             },
             operating_points={key: _figures(point) for key, point in study.named_points.items()},
             rescale=study.point.rescale,
@@ -574,19 +260,19 @@ class JointConfig:
     def _from_table(cls, table: Mapping[str, Any], folder: Path) -> JointConfig:
         top = ("name", "task", "labels", "router", "student", "teacher", "calibration")
         more = ("operating_points", "known_classes", "classes", "imports")
-        _check_keys(table, (*top, *more), "the file")
-        _check_present(table, ("router", "student", "teacher"), "the file")
+        check_keys(table, (*top, *more), "the file")
+        check_present(table, ("router", "student", "teacher"), "the file")
         router = table["router"]
-        _check_keys(router, ("score", "threshold", "blend", "rescale"), "router")
-        _check_present(router, ("score", "threshold"), "router")
+        check_keys(router, ("score", "threshold", "blend", "rescale"), "router")
+        check_present(router, ("score", "threshold"), "router")
         imports = _checked_imports(table.get("imports", []))
         _check_score(router["score"], imports)
         calibration = table.get("calibration", {})
-        _check_keys(calibration, _CALIBRATION_KEYS, "calibration")
+        check_keys(calibration, _CALIBRATION_KEYS, "calibration")
         points = table.get("operating_points", {})
         for name, point in points.items():
-            _check_keys(point, _POINT_KEYS, f"operating_points.{name}")
-            _check_present(point, ("threshold",), f"operating_points.{name}")
+            check_keys(point, _POINT_KEYS, f"operating_points.{name}")
+            check_present(point, ("threshold",), f"operating_points.{name}")
         labels = table.get("labels")
         return cls(
             student=entry_from_table(table["student"], folder, "student"),
@@ -608,6 +294,8 @@ class JointConfig:
     @property
     def certificate(self) -> Certificate | None:
         """What is promised of the threshold, if it is still the one that was certified."""
+        from ebjr.calibration.guarantee import Certificate
+
         certified = self.calibration.get("certified")
         return None if certified is None or self.changes else Certificate.from_dict(certified)
 
@@ -704,6 +392,10 @@ class JointConfig:
         fraction, seed
             The split of other outcomes, as for `Outcomes.split`.
         """
+        from ebjr.curve import TradeOffCurve
+        from ebjr.known_classes import Traffic
+        from ebjr.study import study_point
+
         known = self.calibration
         if known.get("outcomes") == outcomes.fingerprint:
             fraction = known.get("split_fraction", fraction)
@@ -736,6 +428,8 @@ class JointConfig:
         link = self.teacher.link
         late = None
         if link.when_unavailable == "queue":
+            from ebjr.link.late import LateAnswers
+
             late = LateAnswers(
                 link.queue, most_bytes=link.queue_bytes, keep_seconds=link.keep_seconds
             )
@@ -775,6 +469,7 @@ def save_joint(
     Examples
     --------
     >>> import tempfile
+    >>> from ebjr import load_model
     >>> from ebjr.demo import shipped
     >>> path = tempfile.mkdtemp() + "/joint.toml"
     >>> with shipped("student.onnx") as student, shipped("teacher.onnx") as teacher:
@@ -832,6 +527,7 @@ def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel | Exp
     Examples
     --------
     >>> import tempfile
+    >>> import numpy as np
     >>> from ebjr.demo import shipped
     >>> path = tempfile.mkdtemp() + "/joint.toml"
     >>> with shipped("student.onnx") as student, shipped("teacher.onnx") as teacher:
@@ -913,48 +609,6 @@ def _meaning(
     return table
 
 
-def _score_quantiles(study: Study) -> list[float]:
-    """The calibration half's scores at 0, 1, ..., 100 %; what always defers counts as -inf."""
-    scores = np.asarray(study.point.router.score(study.calibration.student), np.float64)
-    known = np.sort(np.where(np.isnan(scores), -np.inf, scores))
-    at = np.linspace(0, len(known) - 1, 101).round().astype(int)
-    return _short(known[at])
-
-
-def _curve(study: Study) -> dict[str, list[float]]:
-    """Rows of the held-out half's curve, even in deferral rate, both ends among them."""
-    curve = study.point.curve(study.held_out)
-    rows = thin_rows(curve, most=_CURVE_ROWS)
-    columns = ("threshold", "deferral_rate", "quality")
-    return {name: _short(getattr(curve, name)[rows]) for name in columns}
-
-
-def _short(values: np.ndarray) -> list[float]:
-    """Six digits."""
-    return [float(f"{value:.6g}") for value in values]
-
-
-def _watched(study: Study) -> dict[str, Any]:
-    """What live scores and answers are compared with: those of the half that nothing was fitted on.
-
-    Nothing where it is too small to tell; no disagreement where answers are no labels.
-    """
-    router, rows = study.point.router, study.held_out
-    scores = np.asarray(router.score(rows.student), np.float64)
-    if len(scores) < 20:
-        return {}
-    found: dict[str, Any] = {"drift": DriftMonitor(scores, threshold=router.threshold).reference}
-    if rows.kind.has_labels:
-        differs = rows.predictions("student") != rows.predictions("teacher")
-        kept = scores >= router.threshold
-        found["disagreement"] = {
-            "threshold": router.threshold,
-            "rows": len(scores),
-            "kept_and_contradicted": int((kept & differs).sum()),
-        }
-    return found
-
-
 def _preprocessing(student: Entry, teacher: Entry) -> str:
     """A short hash of how both models' inputs are prepared."""
     tables = [
@@ -968,27 +622,6 @@ def _figures(point: OperatingPoint) -> dict[str, Any]:
     """What a named operating point keeps: its threshold and what it does."""
     whole = point.as_dict()
     return {key: whole[key] for key in ("threshold", "deferral_rate", "quality", "cost")}
-
-
-def _shared(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What the tables of all models have."""
-    cost, preprocess = table.get("cost", {}), table.get("preprocess")
-    _check_keys(cost, (*UNITS, "joules_are"), f"{where}.cost")
-    return {
-        "cost": Cost(**cost),
-        "preprocess": None if preprocess is None else Preprocess.from_dict(preprocess),
-    }
-
-
-def _check_keys(table: Any, allowed: tuple[str, ...] | None, where: str) -> None:
-    if not isinstance(table, Mapping):
-        raise ValueError(f"{where} must be a table, not {type(table).__name__}")
-    for key in table if allowed is not None else ():
-        assert allowed is not None
-        if key not in allowed:
-            close = difflib.get_close_matches(key, allowed, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(allowed)}"
-            raise ValueError(f"{where} has an unknown key {key!r}; {hint}")
 
 
 def _checked_imports(imports: Any) -> tuple[str, ...]:
@@ -1009,9 +642,3 @@ def _check_score(score: Any, imports: tuple[str, ...]) -> None:
             f"it was calibrated with {words}" if imports else "--import FILE makes your own known"
         )
         raise ValueError(f"{error}; {hint}") from None
-
-
-def _check_present(table: Mapping[str, Any], needed: tuple[str, ...], where: str) -> None:
-    missing = [key for key in needed if key not in table]
-    if missing:
-        raise ValueError(f"{where} misses {', '.join(missing)}")

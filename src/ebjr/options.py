@@ -23,7 +23,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
-    from ebjr.data.open import Data
+    from ebjr.data.examples import Data
     from ebjr.known_classes import Traffic
     from ebjr.outcomes import Outcomes
 

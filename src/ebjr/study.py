@@ -13,7 +13,7 @@ import numpy as np
 from ebjr.arrays import Array, take_rows
 from ebjr.calibration import calibrate, crossing, rank_scores
 from ebjr.curve import OperatingPoint
-from ebjr.data.open import Data
+from ebjr.data.examples import Data
 from ebjr.errors import CalibrationError
 from ebjr.evaluation import evaluate
 from ebjr.evaluation.predictions import read_predictions

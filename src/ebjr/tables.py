@@ -21,6 +21,7 @@ from ebjr.evaluation.report import UNLABELED, promise_words
 from ebjr.evaluation.significance import Comparison, Interval, Standing
 from ebjr.evaluation.tune import Setting
 from ebjr.metrics import METRICS, Metric
+from ebjr.outcomes import Outcomes
 from ebjr.quantize import Quantized
 from ebjr.scores import score_title
 from ebjr.study import Study
@@ -141,6 +142,16 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
         console.print()
         print_table(console, popular)
     _say(console, f"\n{sweep.best} is best on the calibration half:\n")
+
+
+def print_recorded(console: Console, outcomes: Outcomes) -> None:
+    """How good both models are, and what an example costs, a row each."""
+    measure, both = outcomes.measure, outcomes.student_cost + outcomes.teacher_cost
+    table = plain_table("", measure.title, "MFLOPs", "ms/example", *further_columns(both, both))
+    for role, cost in (("student", outcomes.student_cost), ("teacher", outcomes.teacher_cost)):
+        quality, further = measure.text(outcomes.quality(role)), further_columns(both, cost)
+        table.add_row(role, quality, flops_text(cost), ms_text(cost), *further.values())
+    console.print(table)
 
 
 def print_profile(console: Console, found: Profile) -> None:

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows, row_count
+from ebjr.backends.entry import Entry
 from ebjr.errors import EbjrError, MissingExtra, TeacherUnavailable
-from ebjr.joint_file import Entry, JointConfig
+from ebjr.joint_file import JointConfig
 from ebjr.router import check_threshold
 from ebjr.scale.models import RawTeacher, check_policy, thread_option
 from ebjr.scale.ray_metrics import Mirror
