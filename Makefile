@@ -40,6 +40,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.export
 	$(BIN)/python -m benchmarks.curve
 	$(BIN)/python -m benchmarks.calibration
+	$(BIN)/python -m benchmarks.startup
 
 # gRPC's messages; the compiler stays apart, as it asks for a protobuf of its own.
 proto:

@@ -3,35 +3,28 @@
 DEIMv2 atto and femto answer labeled images on one thread, an image at a time, as their graphs have
 a batch of one. The joint detector and its parts take turns, image by image, so that a change of the
 machine's speed meets both alike; the ideal is given the deferred images for free. The curve is that
-of the same detections, images repeated to 5,000. Images and weights lie in the folder that
-EBJR_DATA names, see `experiments/detection/pairs.py`.
+of the shipped detections of the same pair, images repeated to 5,000. Images and weights lie in the
+folder that EBJR_DATA names, see `ebjr.demo.detection.find`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import about, save
-from ebjr import JointDetector, Router
+from benchmarks.machine import about, save, seconds_of
+from ebjr import JointDetector, Outcomes, Preprocess, Router
 from ebjr.backends.detectors import OnnxDetector
+from ebjr.data.coco import read_coco
+from ebjr.demo import shipped
+from ebjr.demo.detection import SIZES, Encoded, find
 from ebjr.tasks.detection.precision import RECALLS, JointPrecision, match_detections
-from experiments.detection.pairs import PAIRS, SOURCES, data_folder, detections, images, labels
 
 IMAGES = 48
 PASSES = 3
 MANY = 5_000
-
-
-def seconds_of(model: Callable[[Any], Any], batch: list[np.ndarray]) -> float:
-    """How long a model takes to answer a batch."""
-    began = time.perf_counter()
-    model(batch)
-    return time.perf_counter() - began
 
 
 def measure(joint: JointDetector, batches: list[list[np.ndarray]]) -> dict[str, float]:
@@ -51,12 +44,11 @@ def measure(joint: JointDetector, batches: list[list[np.ndarray]]) -> dict[str, 
 
 def joint_time() -> dict[str, Any]:
     """The joint detector's time over the ideal, for batches of 1 and of 8."""
-    pair = []
-    for name in PAIRS[0]:
-        source = SOURCES[name]
-        file = data_folder() / "detection" / source.file
-        pair.append(OnnxDetector(file, source.layout, source.preprocess, threads=1))
-    shown = list(islice(images(labels().files), IMAGES))
+    pair = [
+        OnnxDetector(find(role), "detr", Preprocess(size=size), threads=1)
+        for role, size in SIZES.items()
+    ]
+    shown = Encoded(find("images"), read_coco(find("labels")).files)[:IMAGES]
     router = Router("box_count", -3.5)
     figures: dict[str, Any] = {"images": IMAGES, "score": "box_count", "threshold": -3.5}
     for blend in (0.0, 0.25):
@@ -76,10 +68,12 @@ def joint_time() -> dict[str, Any]:
 
 def curve_time() -> dict[str, Any]:
     """Seconds from matches to the joint mAP at 101 deferral rates."""
-    truth = labels().truth
+    with shipped("outcomes.npz", "detection") as path:
+        outcomes = Outcomes.load(path)
+    truth = outcomes.targets
     rows = np.arange(MANY) % len(truth)
     began = time.perf_counter()
-    matches = [match_detections(detections(name), truth) for name in PAIRS[0]]
+    matches = [match_detections(one, truth) for one in (outcomes.student, outcomes.teacher)]
     matched = time.perf_counter() - began
     many = [one.take(rows) for one in matches]
     score = np.random.default_rng(0).normal(size=MANY)

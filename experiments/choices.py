@@ -15,13 +15,12 @@ from ebjr import Outcomes, as_score
 from ebjr import blend as blending
 from ebjr import scores as scoring
 from ebjr.blend import as_blend, blend_text
-from ebjr.calibration import choice as chosen
-from ebjr.calibration import choose_blend, choose_score, learned
+from ebjr.calibration import choice, choose_blend, choose_score, learned
 from ebjr.files import write_whole
 
 KEPT = Path(__file__).parent / "other_pairs" / "outcomes" / "choices"
 _CODE = hashlib.sha256(
-    b"".join(Path(str(part.__file__)).read_bytes() for part in (chosen, blending, learned, scoring))
+    b"".join(Path(str(part.__file__)).read_bytes() for part in (choice, blending, learned, scoring))
 ).hexdigest()[:12]
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from ebjr import Preprocess
-from ebjr.data.open import decode_image, open_data
+from ebjr.data.examples import decode_image
+from ebjr.data.open import open_data
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

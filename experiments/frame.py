@@ -30,9 +30,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import about
 from ebjr.evaluation.plots import PALETTE
 from ebjr.files import write_whole
+from runs import about
 
 RESULTS = Path(__file__).parent / "results"
 

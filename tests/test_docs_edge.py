@@ -16,9 +16,9 @@ from pages import DOCS, blocks, free_port, real
 from PIL import Image
 
 from ebjr import Link
+from ebjr.backends.entry import LINK_KEYS, REMOTE_OPTIONS
 from ebjr.cli import main
 from ebjr.demo import shipped
-from ebjr.joint_file import LINK_KEYS, REMOTE_OPTIONS
 from ebjr.link.remote import RemoteModel
 
 for name in ("onnxruntime", "starlette", "uvicorn", "httpx2", "stamina"):

@@ -18,6 +18,7 @@ pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 from pages import DOCS, blocks, real, run_commands, servers_of
 
 from benchmarks.malformed import joint_toml
+from ebjr.protocol import MOST_JSON_BYTES
 from ebjr.serving.grpc import CODES, SERVICE
 from ebjr.serving.limits import Limits
 from ebjr.serving.service import REQUEST_PARAMETERS
@@ -78,6 +79,7 @@ def test_the_tables_are_what_the_code_says():
 def test_the_limits_are_those_of_the_code():
     said, limits = {row[0]: row[1] for row in rows("## Limits")}, Limits()
     assert limits.body_bytes == 64 * 2**20
+    assert said["the JSON in it"] == f"{MOST_JSON_BYTES // 2**20} MiB"
     assert limits.held_bytes == 2**30
     assert limits.image_pixels == 64 * 2**20
     assert (

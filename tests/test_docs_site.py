@@ -86,9 +86,9 @@ def public() -> list[str]:
     for file in sorted(source.rglob("*.py")):
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-                module = ".".join(file.relative_to(source).with_suffix("").parts)
-                names = ast.literal_eval(node.value)
-                found += [f"{module.removesuffix('.__init__')}.{name}" for name in names]
+                path = ".".join(file.relative_to(source).with_suffix("").parts)
+                module = path.removesuffix(".__init__")
+                found += [f"{module}.{name}" for name in import_module(module).__all__]
     return found
 
 

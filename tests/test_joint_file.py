@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -290,3 +292,21 @@ def test_a_score_without_a_name_cannot_be_written_down(joint, tmp_path):
     with pytest.raises(ValueError, match=r"joint.toml can only name a score|no score named"):
         ebjr.save_joint(tmp_path / "joint.toml", joint)
     assert not (tmp_path / "joint.toml").exists()
+
+
+def test_reading_the_file_does_not_import_what_only_a_study_or_a_server_needs(joint, tmp_path):
+    """In a fresh process, whose package is left bare: its public names import all of it."""
+    ebjr.save_joint(tmp_path / "joint.toml", joint)
+    script = """
+import sys, types
+package = types.ModuleType("ebjr")
+package.__path__ = [sys.argv[1]]
+sys.modules["ebjr"] = package
+from ebjr.joint_file import load_joint
+load_joint(sys.argv[2])
+heavy = ("ebjr.evaluation", "ebjr.monitor", "ebjr.link.late", "ebjr.study", "scipy.stats", "torch")
+print([name for name in heavy if name in sys.modules])
+"""
+    arguments = [sys.executable, "-c", script, str(Path(ebjr.__file__).parent), "joint.toml"]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip() == "[]"

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ebjr import JointClassifier, Model, ModelError, Router
-from ebjr.model import answer, model_name
+from ebjr import JointClassifier, Model, ModelError, Preprocess, Preprocessed, Router
+from ebjr.link.far import FarTeacher
+from ebjr.model import ModelFacts, answer, facts, model_name
 
 
 class Named:
@@ -77,3 +78,58 @@ def test_no_rows_for_no_inputs_is_an_answer():
 def test_a_models_own_error_is_not_disguised():
     with pytest.raises(ZeroDivisionError):
         answer(lambda batch: 1 / 0, None, rows=1)
+
+
+# facts
+
+
+class Telling(Named):
+    facts = ModelFacts("resnet20", labels=("cat", "dog"), input_shape=(4, 3, 8, 8))
+
+
+def test_a_models_own_facts_come_first():
+    assert facts(Telling()) is Telling.facts
+    assert facts(Telling()).fixed_batch == 4
+
+
+def test_what_a_callable_does_not_say_is_not_known():
+    assert facts(lambda batch: batch) == ModelFacts("<lambda>")
+
+    def odd(batch):
+        return batch
+
+    odd.input_shape, odd.path, odd.facts = "3 x 32 x 32", 7, "none of your business"
+    odd.input_dtype, odd.input_name = np.float16, "x"
+    known = facts(odd)
+    assert (known.input_shape, known.path, known.input_name) == (None, None, "x")
+    assert known.input_dtype == np.dtype(np.float16)
+
+
+def test_an_estimator_and_a_torch_module_give_what_can_be_known():
+    linear_model = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is absent")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    known = facts(linear_model.LogisticRegression().fit([[0.0, 1.0], [2.0, 1.0]], ["no", "yes"]))
+    assert (known.labels, known.input_shape) == (("no", "yes"), (None, 2))
+    assert facts(torch.nn.Linear(2, 2)) == ModelFacts("Linear")
+    assert facts(torch.nn.Linear(2, 2, device="meta")).device == "meta"
+
+
+def test_a_wrapper_passes_its_models_facts_on_with_what_it_adds():
+    pytest.importorskip("stamina", reason="stamina is not installed")
+    wrapped = facts(Preprocessed(Telling(), Preprocess(size=8)))
+    assert wrapped.labels == ("cat", "dog")
+    assert wrapped.preprocess == {"size": 8}
+    assert (wrapped.input_shape, wrapped.input_dtype) == ((4, None, None, 3), np.uint8)
+    assert facts(FarTeacher(Preprocessed(Telling(), Preprocess(size=8)))) == wrapped
+
+
+def test_the_hashes_are_of_every_file_that_makes_up_the_model(tmp_path):
+    for name in ("net.onnx", "net.data"):
+        (tmp_path / name).write_text(name)
+    about = ModelFacts("net", tmp_path / "net.onnx", further_files=lambda: (tmp_path / "net.data",))
+    before = about.hashes()
+    assert list(before) == ["net.onnx", "net.data"]
+    (tmp_path / "net.data").write_text("other")
+    after = about.hashes()
+    assert before["net.onnx"] == after["net.onnx"]
+    assert before["net.data"] != after["net.data"]

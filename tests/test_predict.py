@@ -282,7 +282,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 
         def batches(self, batch_size, start=0):
             nonlocal alive, most
-            from ebjr.data.open import Batch
+            from ebjr.data.examples import Batch
 
             for number in range(start, 400, batch_size):
                 inputs = np.zeros((batch_size, SIZE)).view(Rows)

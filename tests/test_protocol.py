@@ -13,8 +13,7 @@ from hypothesis.extra import numpy as hnp
 from ebjr import ProtocolError
 from ebjr.protocol import (
     DATATYPES,
-    LARGE_BYTES,
-    WRITTEN_PIECE,
+    MOST_JSON_BYTES,
     InferRequest,
     InferResponse,
     RequestedOutput,
@@ -25,6 +24,8 @@ from ebjr.protocol import (
     write_request,
     write_response,
 )
+
+LARGE_BYTES, PIECE = 2**17, 2**12
 
 NUMBERS = [name for name in DATATYPES if name != "BYTES"]
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
@@ -367,7 +368,7 @@ def test_a_large_message_is_read_as_a_small_one(shape, datatype):
     np.testing.assert_array_equal(read_request(raw).inputs["x"], wanted)
 
 
-@pytest.mark.parametrize("count", [0, 1, WRITTEN_PIECE, WRITTEN_PIECE + 1, 3 * WRITTEN_PIECE])
+@pytest.mark.parametrize("count", [0, 1, PIECE, PIECE + 1, 3 * PIECE])
 def test_an_answer_of_any_size_is_written_as_python_writes_json(count):
     numbers = np.random.default_rng(0).normal(size=count)
     outputs = {
@@ -408,3 +409,44 @@ def test_a_large_message_has_no_infinity_either():
     assert read_request(raw).inputs["x"].tolist() == [0.5]
     with pytest.raises(ProtocolError, match="JSON has no Infinity"):
         read_request(raw.replace(b"0.5", b"Infinity"))
+
+
+def test_more_json_than_is_read_at_once_is_refused():
+    pad = b" " * (MOST_JSON_BYTES - 2)
+    with pytest.raises(ProtocolError, match="'inputs' must be"):
+        read_request(b"{" + pad + b"}")
+    with pytest.raises(ProtocolError, match="67,108,865: send its tensors as binary data"):
+        read_request(b"{ " + pad + b"}")
+    raw = body(inputs=[tensor(parameters={"binary_data_size": 8})])
+    with pytest.raises(ProtocolError, match="bytes after the JSON belong to no tensor"):
+        read_request(raw + bytes(MOST_JSON_BYTES), len(raw))  # what is binary has no such limit
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e999", "1" * 5000])
+def test_a_number_that_no_float_holds_is_refused(number):
+    raw = body(inputs=[tensor(shape=(1,), datatype="FP64", data=[0.5])])
+    with pytest.raises(ProtocolError, match="out of range"):
+        read_request(raw.replace(b"0.5", number.encode()))
+
+
+def test_the_last_of_two_equal_keys_counts():
+    raw = body(inputs=[tensor(shape=(1,), data=[0.5])])
+    twice = raw.replace(b'"data": [0.5]', b'"data": [0.5], "data": [2.5]')
+    assert read_request(twice).inputs["x"].tolist() == [2.5]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**63 - 1))
+def test_every_number_is_read_and_written_to_the_last_digit(number):
+    datatype = "FP64" if isinstance(number, float) else "INT64"
+    array = read_request(
+        body(inputs=[tensor(shape=(1,), datatype=datatype, data=[number])])
+    ).inputs["x"]
+    assert array.tolist() == [number]
+    text, _ = write_response(InferResponse({"x": array}, "joint"))
+    assert json.loads(text)["outputs"][0]["data"] == [number]
+    assert read_response(text).outputs["x"].tobytes() == array.tobytes()
+
+
+def test_a_parameter_that_is_no_number_is_refused_when_written():
+    with pytest.raises(ValueError, match="JSON has no nan"):
+        write_response(InferResponse({}, "joint", parameters={"threshold": float("nan")}))

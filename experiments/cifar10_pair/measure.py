@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import about, save
 from ebjr import Cost, OperatingPoint, Outcomes, calibrate, evaluate, run_study
 from ebjr.demo import shipped
 from experiments.choices import choices
 from experiments.splits import over_splits
+from runs import about, save
 
 SPLITS = 50
 BUDGET = 0.6

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import about, save
 from ebjr.evaluation.significance import interval_of, resampled_wholes
 from ebjr.tasks.detection.boxes import Detections, GroundTruth
 from ebjr.tasks.detection.fusion import fuse_detections
@@ -39,6 +38,7 @@ from ebjr.tasks.detection.scores import (
     mean_confidence,
 )
 from experiments.detection.pairs import PAIRS, SOURCES, detections, labels
+from runs import about, save
 
 SPLITS = 2
 REPEATS = 99

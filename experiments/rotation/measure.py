@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import about, save
 from ebjr import BinnedRegressor, Cost, Outcomes, load_model, record
 from ebjr.evaluation.flops import count_flops
 from experiments.rotation.data import load
 from experiments.rotation.nets import EDGES, NETS
 from experiments.rotation.train import CHECKPOINTS, SEED
 from experiments.splits import within_by_score
+from runs import about, save
 
 HERE = Path(__file__).parent
 SPLITS = 10

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.machine import about, save
 from ebjr import (
     CalibrationError,
     Cost,
@@ -34,6 +33,7 @@ from ebjr.tasks.specialized.known_classes import Traffic
 from ebjr.training.specialized import small_head, train_specialized
 from experiments.other_pairs.pairs import data_folder
 from experiments.specialized.record import CACHE, CUTS, SHAPE, TEACHERS, trunk_flops
+from runs import about, save
 
 HERE = Path(__file__).parent
 SIZES = (5, 10, 20, 50)

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import about, save
 from ebjr import Outcomes
 from ebjr.demo import shipped
 from ebjr.demo.specialized import DEMO, TRAFFIC
 from ebjr.tasks.specialized.known_classes import Traffic
 from experiments.specialized.measure import energy_gap, known_accuracy, over_splits
+from runs import about, save
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 SPLITS = 10

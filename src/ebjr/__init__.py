@@ -5,108 +5,64 @@ what it knows; inputs whose score is under a threshold are deferred to the expen
 
 Read `scores`, `router`, `joint` and `curve`, in this order: they are the whole method.
 
+A public name is imported when it is first used (PEP 562), so that `import ebjr` costs nothing;
+`__init__.pyi` lists the same names for type checkers and editors.
+
 Source: Akbari, Banitalebi-Dehkordi, Zhang, "EBJR: Energy-Based Joint Reasoning for Adaptive
 Inference", BMVC 2021.
 """
 
 from __future__ import annotations
 
-from ebjr.backends import load_model
-from ebjr.blend import Blend
-from ebjr.calibration import calibrate
-from ebjr.calibration.guarantee import Certificate
-from ebjr.costs import Cost, joint_cost
-from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
-from ebjr.data.preprocess import Preprocess, Preprocessed
-from ebjr.errors import (
-    CalibrationError,
-    EbjrError,
-    GridWarning,
-    MissingExtra,
-    ModelError,
-    OtherModel,
-    PromiseWarning,
-    ProtocolError,
-    TeacherUnavailable,
-)
-from ebjr.evaluation import evaluate
-from ebjr.joint import JointAnswer, JointModel
-from ebjr.joint_file import JointConfig, load_joint, save_joint
-from ebjr.link.far import FarTeacher, Link, over_link
-from ebjr.link.late import LateAnswer, LateAnswers
-from ebjr.metric import METRICS, register_metric
-from ebjr.model import Model
-from ebjr.outcomes import Outcomes, record, record_batches
-from ebjr.router import Router
-from ebjr.scores import SCORES, Score, as_score, register_score
-from ebjr.study import Study, run_study
-from ebjr.tasks import load_all
-from ebjr.tasks.classification import JointClassifier
-from ebjr.tasks.detection import JointDetector
-from ebjr.tasks.detection.boxes import Detections, GroundTruth
-from ebjr.tasks.regression import JointRegressor
-from ebjr.tasks.regression.models import BinnedRegressor, EnergyRegressor, GaussianMixture
-from ebjr.tasks.specialized import SpecializedJointClassifier
-from ebjr.tasks.specialized.known_classes import relabel, top_classes
+from importlib import import_module
 
 __version__ = "0.1.0"
 
-load_all()
+_NAMES = {
+    "backends": "load_model",
+    "blend": "Blend",
+    "calibration": "calibrate",
+    "calibration.guarantee": "Certificate",
+    "costs": "Cost joint_cost",
+    "curve": "OperatingPoint TradeOffCurve oracle",
+    "data.preprocess": "Preprocess Preprocessed",
+    "errors": "CalibrationError EbjrError GridWarning MissingExtra ModelError OtherModel "
+    "PromiseWarning ProtocolError RecordingNote TeacherUnavailable",
+    "evaluation": "evaluate",
+    "joint": "JointAnswer JointModel",
+    "joint_file": "JointConfig load_joint save_joint",
+    "link.far": "FarTeacher Link over_link",
+    "link.late": "LateAnswer LateAnswers",
+    "metric": "register_metric",
+    "model": "Model",
+    "outcomes": "Outcomes",
+    "recording": "record record_batches",
+    "router": "Router",
+    "scores": "Score as_score register_score",
+    "study": "Study run_study",
+    "tasks": "METRICS SCORES",
+    "tasks.classification": "JointClassifier",
+    "tasks.detection": "JointDetector",
+    "tasks.detection.boxes": "Detections GroundTruth",
+    "tasks.regression": "JointRegressor",
+    "tasks.regression.models": "BinnedRegressor EnergyRegressor GaussianMixture",
+    "tasks.specialized": "SpecializedJointClassifier",
+    "tasks.specialized.known_classes": "relabel top_classes",
+}
+"""By module: its public names."""
 
-__all__ = [
-    "METRICS",
-    "SCORES",
-    "BinnedRegressor",
-    "Blend",
-    "CalibrationError",
-    "Certificate",
-    "Cost",
-    "Detections",
-    "EbjrError",
-    "EnergyRegressor",
-    "FarTeacher",
-    "GaussianMixture",
-    "GridWarning",
-    "GroundTruth",
-    "JointAnswer",
-    "JointClassifier",
-    "JointConfig",
-    "JointDetector",
-    "JointModel",
-    "JointRegressor",
-    "LateAnswer",
-    "LateAnswers",
-    "Link",
-    "MissingExtra",
-    "Model",
-    "ModelError",
-    "OperatingPoint",
-    "OtherModel",
-    "Outcomes",
-    "Preprocess",
-    "Preprocessed",
-    "PromiseWarning",
-    "ProtocolError",
-    "Router",
-    "Score",
-    "SpecializedJointClassifier",
-    "Study",
-    "TeacherUnavailable",
-    "TradeOffCurve",
-    "as_score",
-    "calibrate",
-    "evaluate",
-    "joint_cost",
-    "load_joint",
-    "load_model",
-    "oracle",
-    "over_link",
-    "record",
-    "record_batches",
-    "register_metric",
-    "register_score",
-    "relabel",
-    "run_study",
-    "save_joint",
-    "top_classes",
-]
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'ebjr' has no attribute {name!r}")
+    value = getattr(import_module(f"ebjr.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,6 +17,7 @@
         └── MissingExtra             an optional package is not installed
     Warning
     ├── PromiseWarning               what was calibrated is not what is in use
+    ├── RecordingNote                what `record` did that nobody asked for, or could not do
     └── GridWarning                  a y grid or a proposal does not cover the data
 
 Every message is one sentence that says what was expected, what came, and the way out.
@@ -161,6 +162,10 @@ def needs(extra: str, purpose: str) -> Iterator[None]:
 
 class PromiseWarning(UserWarning):
     """What was calibrated is not what is in use, so that its figures or its promise are void."""
+
+
+class RecordingNote(UserWarning):
+    """`record` did what nobody asked for, as infer preprocessing, or could not count FLOPs."""
 
 
 class GridWarning(UserWarning):

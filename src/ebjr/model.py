@@ -6,12 +6,22 @@ ONNX session, a remote endpoint, an estimator and a lambda are the same thing to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from ebjr.arrays import to_numpy
+from ebjr.costs import Cost
 from ebjr.errors import ModelError
+from ebjr.files import sha256_of
 from ebjr.task import Task
+
+InputShape = tuple[int | None, ...]
+"""Of a batch of inputs; an open dimension is None."""
 
 
 @runtime_checkable
@@ -34,6 +44,152 @@ class Model(Protocol):
         ...
 
 
+def _no_files() -> tuple[Path, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model says of itself, beside its answers; None is "not known".
+
+    Attributes
+    ----------
+    name
+        What to call the model in a message.
+    path, url
+        The file, or the address, that the model came from.
+    labels
+        The model's own name of each class, in the order of its raw output.
+    input_name, input_shape, input_dtype
+        What a batch of inputs is called, its shape (the rows first) and its type.
+    options
+        What `load_model` takes, beside `path` or `url`, to load the same model; those that have
+        their defaults are left out.
+    metadata
+        What the server of a remote model says of it.
+    cost
+        What an example costs, where the model knows.
+    multilabel
+        Whether an input may have several labels at once.
+    probabilities
+        Whether the raw output is probabilities, and not logits.
+    preprocess
+        Where the model takes decoded images: how they are prepared, as `Preprocess.as_dict` says.
+    sends_files
+        Whether each input travels to the model as the file of an image.
+    bytes_moved
+        Bytes that a remote model has sent and received so far; None of a model that is here.
+    device
+        Where the model runs: ``"cpu"``, a device of PyTorch's, or ONNX Runtime's provider.
+    further_files
+        Finds the files beside `path` that hold a part of the model, such as its weights.
+    """
+
+    name: str
+    path: Path | None = None
+    url: str | None = None
+    labels: tuple[str, ...] | None = None
+    input_name: str = "input"
+    input_shape: InputShape | None = None
+    input_dtype: np.dtype[Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] | None = None
+    cost: Cost = field(default_factory=Cost)
+    multilabel: bool | None = None
+    probabilities: bool | None = None
+    preprocess: Mapping[str, Any] | None = None
+    sends_files: bool = False
+    bytes_moved: int | None = None
+    device: str = "cpu"
+    further_files: Callable[[], tuple[Path, ...]] = _no_files
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only number of rows that the model takes, if it is fixed to one."""
+        return self.input_shape[0] if self.input_shape else None
+
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of every file that makes up the model, by name; reads them all.
+
+        Examples
+        --------
+        >>> facts(lambda batch: batch).hashes()
+        {}
+        """
+        files = () if self.path is None else (self.path, *self.further_files())
+        return {file.name: sha256_of(file) for file in files}
+
+
+def facts(model: Any) -> ModelFacts:
+    """What a model says of itself, or what can be seen of one that says nothing.
+
+    A model's own `facts` come first: those of a wrapper are the model's inside, with what the
+    wrapper adds. Of any other callable the attributes that are called as those of `ModelFacts` are
+    taken, where they have the right type; of an estimator its classes and features; of a torch
+    module its device.
+
+    Examples
+    --------
+    >>> def student(batch): return batch
+    >>> student.input_shape = (None, 8)
+    >>> facts(student).input_shape, facts(student).fixed_batch, facts(student).path
+    ((None, 8), None, None)
+    """
+    own = getattr(model, "facts", None)
+    return own if isinstance(own, ModelFacts) else _seen(model)
+
+
+_SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
+    ("path", "path", str | os.PathLike, Path),
+    ("url", "url", str, str),
+    ("labels", "classes_", np.ndarray, lambda classes: tuple(map(str, classes))),
+    ("labels", "labels", tuple, tuple),
+    ("input_name", "input_name", str, str),
+    ("input_shape", "n_features_in_", int, lambda features: (None, features)),
+    ("input_shape", "input_shape", tuple, tuple),
+    ("input_dtype", "input_dtype", np.dtype | type, np.dtype),
+    ("bytes_moved", "bytes_moved", int, int),
+)
+"""Which fact an attribute of a model, or of an estimator, is; its type, and what makes it so."""
+
+
+def _seen(model: Any) -> ModelFacts:
+    """The facts of a model that has none of its own."""
+    found = {
+        fact: convert(value)
+        for fact, attribute, kind, convert in _SEEN
+        if isinstance(value := getattr(model, attribute, None), kind)
+    }
+    return ModelFacts(model_name(model), device=_device(model), **found)
+
+
+def _device(model: Any) -> str:
+    """The first device, other than the processor, of a model and of the models in it."""
+    parts = [getattr(model, name, None) for name in ("model", "student", "teacher")]
+    devices = [facts(part).device for part in parts if callable(part)]
+    return next((device for device in (*devices, _own_device(model)) if device != "cpu"), "cpu")
+
+
+def _own_device(model: Any) -> str:
+    device, parameters = getattr(model, "device", None), getattr(model, "parameters", None)
+    if device is None and callable(parameters):  # a torch module
+        device = getattr(next(iter(parameters()), None), "device", None)
+    providers = getattr(model, "providers", None) or ("cpu",)
+    return device_name(device or providers[0])
+
+
+def device_name(device: Any) -> str:
+    """A device of PyTorch's, or a provider of ONNX Runtime's, as `ModelFacts.device` says it.
+
+    Examples
+    --------
+    >>> device_name("CPUExecutionProvider"), device_name("cuda:1")
+    ('cpu', 'cuda:1')
+    """
+    name = str(getattr(device, "type", device or "cpu"))
+    return "cpu" if name.startswith("cpu") or name == "CPUExecutionProvider" else name
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """Raw output with a word on its rows, of models that have more to say than an array.
@@ -51,6 +207,20 @@ class Answer:
     output: Any
     degraded: Any = None
     answered: Any = None
+
+
+def as_answer(said: Any) -> Answer:
+    """What a model has returned as an `Answer`; a joint model's carries its raw output.
+
+    Examples
+    --------
+    >>> as_answer([2.0, 1.0])
+    Answer(output=[2.0, 1.0], degraded=None, answered=None)
+    """
+    if isinstance(said, Answer):
+        return said
+    output = getattr(said, "output", said)
+    return Answer(output, getattr(said, "degraded", None))
 
 
 def model_name(model: Model) -> str:
@@ -88,19 +258,17 @@ def answer(model: Model, batch: Any, rows: int, kind: Task | None = None) -> Ans
     >>> answer(lambda batch: batch * 2, np.ones((1, 3)), rows=1).output
     array([[2., 2., 2.]])
     """
-    whole = model(batch)
-    output = getattr(whole, "output", whole)  # a joint model's answer carries its raw output
-    answered = getattr(whole, "answered", None)
-    expected = rows if answered is None else int(to_numpy(answered).sum())
-    if getattr(output, "requires_grad", False):
-        output = output.detach()  # an answer, not a graph to train
+    found = as_answer(model(batch))
+    expected = rows if found.answered is None else int(to_numpy(found.answered).sum())
+    if getattr(found.output, "requires_grad", False):
+        found = replace(found, output=found.output.detach())  # an answer, not a graph to train
     kind = kind or Task()
-    if kind.count_rows(output) != expected:
+    if kind.count_rows(found.output) != expected:
         raise ModelError(
             f"{model_name(model)} was given {expected} inputs and must return "
-            f"{kind.rows.format(expected)}, but returned {_came(output)}"
+            f"{kind.rows.format(expected)}, but returned {_came(found.output)}"
         )
-    return Answer(output, getattr(whole, "degraded", None), answered)
+    return found
 
 
 def _came(output: Any) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import Array, Batch, join_rows, row_count, take_rows, to_numpy
+from ebjr.arrays import Batch, take_rows
 from ebjr.blend import Blend
 from ebjr.costs import Cost
-from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.files import write_whole
 from ebjr.metric import Metric, Whole
 from ebjr.task import Task
@@ -428,208 +426,6 @@ class Outcomes:
             raise ValueError(f"cannot read outcomes from {path}: {_reason(error)}") from error
         except Exception as error:  # zlib.error and what else a damaged archive may raise
             raise ValueError(f"cannot read outcomes from {path}: it is damaged") from error
-
-
-def record(
-    student: Callable[[Batch], Array],
-    teacher: Callable[[Batch], Array],
-    inputs: Batch,
-    targets: Any = None,
-    *,
-    task: str = "classification",
-    batch_size: int = 64,
-    progress: Callable[[int], None] | None = None,
-    **about: Any,
-) -> Outcomes:
-    """Run both models once on labeled examples and keep what they said.
-
-    Parameters
-    ----------
-    student, teacher
-        Models: a batch in, raw output out.
-    inputs
-        Array (n, ...) or a list of n inputs; both models are given the same.
-    targets
-        (n,) integer labels, or numbers, or a list of n `GroundTruth`; None where nobody knows: the
-        teacher's own answers are then the targets, and every accuracy is agreement with it.
-    task
-        ``"classification"``, ``"specialized"``, ``"regression"`` or ``"detection"``.
-    batch_size
-        How many inputs a model gets at once.
-    progress
-        Called with the number of examples that a batch has added.
-    **about
-        `student_cost`, `teacher_cost`, `labels`, `models`, `metric`, `known_classes` of `Outcomes`.
-        The seconds per example, and the bytes where one is remote, are measured here and join the
-        costs unless given.
-
-    Returns
-    -------
-    Outcomes
-        With raw outputs on the CPU.
-
-    Raises
-    ------
-    ValueError
-        Inputs and targets of different lengths, none at all, targets that are no labels (as soon
-        as the first batch has told how many classes there are), or outputs that do not fit the
-        task.
-    ModelError
-        A model did not return one row for each input, or not the same classes in each batch, or
-        returned NaN or infinity.
-
-    Examples
-    --------
-    >>> x = np.eye(3)
-    >>> record(lambda b: b, lambda b: 2 * b, x, [0, 1, 2], batch_size=2).teacher[0]
-    array([2., 0., 0.])
-    """
-    n, kind = row_count(inputs), as_task(task, about.get("known_classes"))
-    labels = None if targets is None else kind.check_targets(targets)
-    if labels is not None and n != len(labels):
-        raise ValueError(f"there are {n} inputs but {len(labels)} targets")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-
-    def batches() -> Iterator[tuple[Batch, Any]]:
-        for start in range(0, n, batch_size):
-            rows = np.arange(start, min(start + batch_size, n))
-            yield take_rows(inputs, rows), None if labels is None else take_rows(labels, rows)
-
-    def check_all(classes: int | None) -> None:
-        if labels is not None:
-            kind.check_range(labels, classes)
-
-    return _record(student, teacher, batches(), task, progress, about, check_all)
-
-
-def record_batches(
-    student: Callable[[Batch], Array],
-    teacher: Callable[[Batch], Array],
-    batches: Iterable[tuple[Batch, Any]],
-    *,
-    task: str = "classification",
-    progress: Callable[[int], None] | None = None,
-    **about: Any,
-) -> Outcomes:
-    """`record` for inputs that arrive in batches of ``(inputs, targets)``, never all in memory.
-
-    Examples
-    --------
-    >>> stream = ((np.eye(2), [0, 1]) for _ in range(3))
-    >>> len(record_batches(lambda b: b, lambda b: b, stream))
-    6
-    """
-    return _record(student, teacher, batches, task, progress, about)
-
-
-def _record(
-    student: Callable[[Batch], Array],
-    teacher: Callable[[Batch], Array],
-    batches: Iterable[tuple[Batch, Any]],
-    task: str,
-    progress: Callable[[int], None] | None,
-    about: dict[str, Any],
-    check_all: Callable[[int | None], None] | None = None,
-) -> Outcomes:
-    """Run both models on each batch; `check_all` is told the number of classes after the first."""
-    kind = as_task(task, about.get("known_classes"))
-    outputs: dict[str, list[Any]] = {"student": [], "teacher": []}
-    seconds = {"student": 0.0, "teacher": 0.0}
-    models = {"student": student, "teacher": teacher}
-    before = {role: _bytes_moved(model) for role, model in models.items()}
-    targets: list[Any] = []
-    classes: int | None = None
-    labeled = True
-    for number, (inputs, given) in enumerate(batches, start=1):
-        if number > 1 and labeled is (given is None):
-            raise ValueError(
-                f"some batches have labels and batch {number} is not alike: label all or none"
-            )
-        labeled = given is not None
-        labels = (
-            _batch_targets(kind, given, row_count(inputs), classes, number) if labeled else None
-        )
-        for role, model in models.items():
-            began = time.perf_counter()
-            rows = kind.collect(role, _raw_output(role, model(inputs)), row_count(inputs))
-            seconds[role] += time.perf_counter() - began
-            outputs[role].append(rows)
-            _check_alike(kind, role, outputs[role][0], rows, number)
-        if number == 1:
-            student_rows, teacher_rows = (
-                kind.check_output(role, rows[0]) for role, rows in outputs.items()
-            )
-            classes = kind.common_classes(student_rows, teacher_rows)
-            if check_all is not None:
-                check_all(classes)
-            if labels is not None:
-                kind.check_range(labels, classes, f" in batch {number}")
-        targets.append(kind.as_targets(outputs["teacher"][-1]) if labels is None else labels)
-        if progress is not None:
-            progress(row_count(inputs))
-    if not targets:
-        raise ValueError("there are no examples to record")
-    moved = {role: _bytes_moved(model) - before[role] for role, model in models.items()}
-    costs = _with_measured(about, seconds, moved, sum(map(len, targets)))
-    more = {**about, **costs, "labeled": labeled}
-    student_rows, teacher_rows = (join_rows(outputs[role]) for role in outputs)
-    return Outcomes(student_rows, teacher_rows, join_rows(targets), task, **more)
-
-
-def _bytes_moved(model: Any) -> int:
-    """How many bytes a model has sent and received so far; one that is here moves none."""
-    return getattr(model, "bytes_moved", None) or 0
-
-
-def _with_measured(
-    about: dict[str, Any], seconds: dict[str, float], moved: dict[str, int], n: int
-) -> dict[str, Cost]:
-    """The costs that were given, with what was measured where they have none."""
-    costs = {}
-    for role, spent in seconds.items():
-        known = about.get(f"{role}_cost", Cost())
-        measured = {"seconds": spent / n}
-        if any(moved.values()):
-            measured["bytes"] = moved[role] / n
-        new = {unit: value for unit, value in measured.items() if getattr(known, unit) is None}
-        costs[f"{role}_cost"] = replace(known, **new)
-    return costs
-
-
-def _batch_targets(kind: Task, given: Any, rows: int, classes: int | None, number: int) -> Any:
-    """The targets of a batch, checked before a model runs on it as far as they can be."""
-    labels = kind.check_targets(given)
-    if len(labels) != rows:
-        raise ValueError(f"a batch has {rows} inputs but {len(labels)} targets")
-    if classes is not None:
-        kind.check_range(labels, classes, f" in batch {number}")
-    return labels
-
-
-def _check_alike(kind: Task, role: str, first: Any, rows: Any, number: int) -> None:
-    """A model must answer the same classes in each batch."""
-
-    def said(rows: Any) -> str:
-        form = kind.form(rows)
-        return f"{form[0]} {kind.columns}" if len(form) == 1 else f"shape {np.shape(rows)}"
-
-    if kind.form(first) != kind.form(rows):
-        raise ModelError(
-            f"the {role} must answer the same {kind.columns} in every batch, but returned "
-            f"{said(first)} in batch 1 and {said(rows)} in batch {number}"
-        )
-
-
-def _raw_output(role: str, answer: Any) -> Array:
-    """A model's answer as raw output; a joint model's answer carries it, and must be whole."""
-    degraded = getattr(answer, "degraded", None)
-    if degraded is not None and to_numpy(degraded).any():
-        raise TeacherUnavailable(
-            f"the {role} is a joint model whose own teacher could not be reached; record again "
-            "when it can"
-        )
-    return getattr(answer, "output", answer)
 
 
 def _check_lengths(student: Any, teacher: Any, targets: Any) -> None:

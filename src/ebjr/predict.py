@@ -22,7 +22,7 @@ import numpy as np
 from ebjr.arrays import to_numpy
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import Blend, blend_text
-from ebjr.data.open import Batch, Data
+from ebjr.data.examples import Batch, Data
 from ebjr.errors import MissingExtra
 from ebjr.files import full_disk_named, write_whole
 from ebjr.joint import JointAnswer, JointModel

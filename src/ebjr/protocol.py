@@ -10,8 +10,8 @@ Source: the Open Inference Protocol, REST, and Triton's binary tensor data exten
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ebjr.errors import ProtocolError
+from ebjr.errors import MissingExtra, ProtocolError
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 """Says how many bytes of the body are JSON; the rest are tensors."""
@@ -43,22 +43,14 @@ DATATYPES: Mapping[str, np.dtype[Any]] = {
 
 MOST_DIMENSIONS = 32
 
-LARGE_BYTES = 128 * 2**10
-"""A message whose JSON is larger is better read in a thread of its own."""
-
-PIECE = 2**15
-"""So many values of a list become an array at once."""
-
-WRITTEN_PIECE = 2**12
-"""So many values become text at once: a millisecond or two."""
+MOST_JSON_BYTES = 2**26
+"""The longest JSON of a message: reading and writing it keeps the interpreter for 0.4 s."""
 
 KNOWN, KNOWN_BYTES = 256, 2**10
-"""So many requests' JSON are remembered, each of so many bytes at most."""
+"""How many requests' JSON are remembered, and how many bytes each has at most."""
 
-_NO_DATA = '"data":[]'
 _LITTLE = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items()}
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
-_ENCODER = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
 
 Parameters = Mapping[str, bool | int | float | str]
 
@@ -105,10 +97,7 @@ class InferRequest:
         """
         if self.outputs is None:
             return RequestedOutput(name, self.binary)
-        for output in self.outputs:
-            if output.name == name:
-                return output
-        return None
+        return next((output for output in self.outputs if output.name == name), None)
 
     def check_outputs(self, known: Iterable[str]) -> None:
         """Check that a model has every output that is asked for.
@@ -218,7 +207,7 @@ def read_request(body: bytes, json_length: str | int | None = None) -> InferRequ
     Examples
     --------
     >>> tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 2]}
-    >>> read_request(json.dumps({"inputs": [tensor]}).encode()).inputs["x"]
+    >>> read_request(str({"inputs": [tensor]}).replace("'", '"').encode()).inputs["x"]
     array([[0.5, 2. ]], dtype=float32)
     """
     end = _json_end(body, json_length)
@@ -317,13 +306,13 @@ def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes,
     if parameters:
         message["parameters"] = parameters
     tensors = [(name, array, binary) for name, array in request.inputs.items()]
-    message["inputs"], data, rest = _write_tensors(tensors)
+    message["inputs"], rest = _write_tensors(tensors)
     if request.outputs is not None:
         message["outputs"] = [
             {"name": output.name, "parameters": {"binary_data": output.binary}}
             for output in request.outputs
         ]
-    return _joined(message, data, rest)
+    return _joined(message, rest)
 
 
 def read_response(body: bytes, json_length: str | int | None = None) -> InferResponse:
@@ -334,12 +323,13 @@ def read_response(body: bytes, json_length: str | int | None = None) -> InferRes
     ProtocolError
         It is not an answer.
     """
-    message, rest = _split(body, json_length)
+    end = _json_end(body, json_length)
+    message = _read_object(body[:end])
     name = _read_text(message, "model_name")
     if name is None:
         raise ProtocolError("an answer must name its model in 'model_name', but does not")
     return InferResponse(
-        outputs=_read_tensors(message, "outputs", rest),
+        outputs=_filled(_described_tensors(message, "outputs"), memoryview(body)[end:]),
         model_name=name,
         model_version=_read_text(message, "model_version"),
         id=_read_text(message, "id"),
@@ -372,8 +362,8 @@ def write_response(
     Examples
     --------
     >>> answer = InferResponse({"score": np.array([1.5])}, "joint")
-    >>> json.loads(write_response(answer)[0])["outputs"][0]["data"]
-    [1.5]
+    >>> write_response(answer)[0].decode().partition("outputs")[2]
+    '":[{"name":"score","shape":[1],"datatype":"FP64","data":[1.5]}]}'
     """
     wishes = InferRequest({}) if request is None else request
     wishes.check_outputs(response.outputs)
@@ -384,10 +374,10 @@ def write_response(
             message[key] = value
     if response.parameters:
         message["parameters"] = dict(response.parameters)
-    message["outputs"], data, rest = _write_tensors(
+    message["outputs"], rest = _write_tensors(
         [(name, array, wish.binary) for name, array, wish in named if wish is not None]
     )
-    return _joined(message, data, rest)
+    return _joined(message, rest)
 
 
 def read_metadata(message: Mapping[str, Any]) -> ModelMetadata:
@@ -481,62 +471,54 @@ def tensor_bytes(array: np.ndarray) -> bytes:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 
 
-def _split(body: bytes, json_length: str | int | None) -> tuple[dict[str, Any], memoryview]:
-    """The JSON object, and the bytes after it."""
-    end = _json_end(body, json_length)
-    return _read_object(body[:end]), memoryview(body)[end:]
-
-
 def _json_end(body: bytes, json_length: str | int | None) -> int:
     """Where a body's JSON ends."""
-    end = len(body)
-    if json_length is not None:
-        text = str(json_length)
-        if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) <= len(body)):
-            raise ProtocolError(
-                f"{LENGTH_HEADER} must be a number of bytes within the body's {len(body)}, "
-                f"not {_shown(text)}"
-            )
-        end = int(text)
-    return end
+    if json_length is None:
+        return len(body)
+    text = str(json_length)
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) <= len(body)):
+        raise ProtocolError(
+            f"{LENGTH_HEADER} must be a number of bytes within the body's {len(body)}, "
+            f"not {_shown(text)}"
+        )
+    return int(text)
+
+
+def _json(purpose: str) -> Any:
+    """The module that reads and writes JSON: messages need it, and importing this one does not."""
+    try:
+        import msgspec.json
+    except ImportError as error:
+        raise MissingExtra("serve", f"{purpose} messages") from error
+    return msgspec.json
 
 
 def _read_object(raw: bytes) -> dict[str, Any]:
+    if len(raw) > MOST_JSON_BYTES:
+        raise ProtocolError(
+            f"the JSON of a message may have {MOST_JSON_BYTES:,} bytes, and this one has "
+            f"{len(raw):,}: send its tensors as binary data"
+        )
     try:
-        message = _decoder_of(len(raw)).decode(raw.decode("utf-8"))
+        message = _json("reading").decode(raw)
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        reason = _reason(raw, error)
         raise ProtocolError(f"the message must be JSON, but is not: {reason}") from error
     if not isinstance(message, dict):
         raise ProtocolError(f"the message must be a JSON object, not {_kind(message)}")
     return message
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"JSON has no {name}; send such numbers as binary tensors")
-
-
-def _decoder_of(size: int) -> json.JSONDecoder:
-    """Reads JSON of so many bytes: where there are many, other threads run in between.
-
-    Python's own reader holds the interpreter until it is through, for 2 s with 64 MiB, unless it
-    calls a function of Python's for each number.
-    """
-    return _DECODER if size <= LARGE_BYTES else _SHARING_DECODER
-
-
-def _float(text: str) -> float:
-    return float(text)
-
-
-def _int(text: str) -> int:
-    return int(text)
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-_SHARING_DECODER = json.JSONDecoder(
-    parse_constant=_refuse_constant, parse_float=_float, parse_int=_int
-)
+def _reason(raw: bytes, error: Exception) -> str:
+    """What is wrong with some JSON."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    place = re.search(r"\(byte (\d+)\)", str(error))
+    if place and (name := re.match(rb"NaN|Infinity", raw[int(place[1]) :][:8])):
+        return f"JSON has no {name[0].decode()}; send such numbers as binary tensors"
+    if re.search(rb"\\u[dD][89a-fA-F]", raw):
+        return f"it holds text that is not Unicode, or else: {error}"
+    return str(error).removeprefix("JSON is malformed: ")
 
 
 def _read_text(message: Mapping[str, Any], key: str) -> str | None:
@@ -546,25 +528,21 @@ def _read_text(message: Mapping[str, Any], key: str) -> str | None:
     return value
 
 
-def _read_parameters(table: Mapping[str, Any], what: str, name: str | None = None) -> Parameters:
+def _read_parameters(table: Mapping[str, Any], what: str) -> Parameters:
     if "parameters" not in table:
         return {}
     parameters = table["parameters"]
     if not isinstance(parameters, dict):
         raise ProtocolError(
-            f"'parameters' of {_named(what, name)} must be a JSON object, not {_kind(parameters)}"
+            f"'parameters' of {what} must be a JSON object, not {_kind(parameters)}"
         )
     for key, value in parameters.items():
         if not isinstance(value, bool | int | float | str):
             raise ProtocolError(
-                f"the parameter {_shown(key)} of {_named(what, name)} must be a number, a string, "
+                f"the parameter {_shown(key)} of {what} must be a number, a string, "
                 f"true or false, not {_kind(value)}"
             )
     return parameters
-
-
-def _named(what: str, name: str | None) -> str:
-    return what if name is None else f"{what} {_shown(name)}"
 
 
 def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[RequestedOutput, ...] | None:
@@ -573,7 +551,7 @@ def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[Requested
     found: dict[str, RequestedOutput] = {}
     for table in _tables(message, "outputs"):
         name = _name(table, "outputs")
-        parameters = _read_parameters(table, "the output", name)
+        parameters = _read_parameters(table, f"the output {_shown(name)}")
         if "classification" in parameters:
             raise ProtocolError("the classification extension is not supported; ask for the logits")
         wish = parameters.get("binary_data", binary)
@@ -585,11 +563,6 @@ def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[Requested
     return tuple(found.values()) or None
 
 
-def _read_tensors(message: Mapping[str, Any], key: str, rest: memoryview) -> dict[str, np.ndarray]:
-    """The tensors of a message by name; those that are bytes are cut from `rest` in turn."""
-    return _filled(_described_tensors(message, key), rest)
-
-
 def _described_tensors(message: Mapping[str, Any], key: str) -> list[_Tensor]:
     found: dict[str, _Tensor] = {}
     for table in _tables(message, key):
@@ -597,7 +570,7 @@ def _described_tensors(message: Mapping[str, Any], key: str) -> list[_Tensor]:
         if name in found:
             raise ProtocolError(f"there are two tensors {_shown(name)} in '{key}'")
         datatype, shape = _read_type(table, name), _read_shape(table, name)
-        size = _read_parameters(table, "the tensor", name).get("binary_data_size")
+        size = _read_parameters(table, f"the tensor {_shown(name)}").get("binary_data_size")
         if size is None:
             if "data" not in table:
                 raise ProtocolError(
@@ -674,64 +647,44 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> n
             f"'data' of the tensor {_shown(name)} must be a list, not {_kind(data)}"
         )
     try:
-        found = _array(data, object if datatype == "BYTES" else None)
+        found = np.array(data, dtype=object if datatype == "BYTES" else None)
     except (ValueError, OverflowError) as error:
         raise ProtocolError(
             f"'data' of the tensor {_shown(name)} must be one list, or lists of equal lengths"
         ) from error
     _check_count(name, shape, found.size)
-    dtype = DATATYPES[datatype]
     if not found.size:
-        return np.empty(shape, dtype)
-    if datatype == "BYTES":
-        texts = found.ravel().tolist()
-        if not all(isinstance(text, str) for text in texts):
-            raise ProtocolError(f"'data' of the tensor {_shown(name)} must be strings for BYTES")
-        try:
-            return _objects([text.encode("utf-8") for text in texts]).reshape(shape)
-        except UnicodeEncodeError as error:
-            raise ProtocolError(
-                f"'data' of the tensor {_shown(name)} holds text that is not Unicode"
-            ) from error
-    if dtype.kind in "iu" and found.dtype.kind in "fO":  # what exceeds 63 bits is still whole
+        return np.empty(shape, DATATYPES[datatype])
+    array = _texts(name, found) if datatype == "BYTES" else _numbers(name, datatype, found, data)
+    return array.reshape(shape)
+
+
+def _texts(name: str, found: np.ndarray) -> np.ndarray:
+    texts = found.ravel().tolist()
+    if not all(isinstance(text, str) for text in texts):
+        raise ProtocolError(f"'data' of the tensor {_shown(name)} must be strings for BYTES")
+    return np.fromiter((text.encode("utf-8") for text in texts), object)
+
+
+def _numbers(name: str, datatype: str, found: np.ndarray, data: list[Any]) -> np.ndarray:
+    """An array of JSON's numbers or booleans in the type of the tensor; `data` are the lists."""
+    dtype = DATATYPES[datatype]
+    whole = dtype.kind in "iu"
+    fits = found.dtype.kind in {"b": "b", "f": "iuf"}.get(dtype.kind, "iu")
+    if whole and found.dtype.kind in "fO":  # what exceeds 63 bits is still whole
         found = np.array(data, dtype=object)
-        if all(type(value) is int for value in found.ravel().tolist()):
-            _check_limits(name, datatype, found)
-            return found.astype(dtype).reshape(shape)
-    allowed = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}[dtype.kind]
-    if found.dtype.kind not in allowed:
+        fits = all(type(value) is int for value in found.flat)
+    if not fits:
         raise ProtocolError(
             f"'data' of the tensor {_shown(name)} does not hold {datatype} numbers alone"
         )
-    if dtype.kind in "iu":
+    if whole:
         _check_limits(name, datatype, found)
     with np.errstate(over="ignore"):
-        array = found.astype(dtype).reshape(shape)
+        array = found.astype(dtype)
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise ProtocolError(f"'data' of the tensor {_shown(name)} exceeds {datatype}")
     return array
-
-
-def _array(data: list[Any], dtype: Any) -> np.ndarray:
-    """Lists of equal lengths as an array, piece by piece: other threads run in between.
-
-    Examples
-    --------
-    >>> _array([[1, 2], [3, 4]], None).shape
-    (2, 2)
-    """
-    if not isinstance(data, list):
-        raise ValueError("a number among lists")
-    width, below = 1, data[0] if data else None
-    while isinstance(below, list) and below:
-        width, below = width * len(below), below[0]
-    if len(data) * width <= PIECE:
-        return np.array(data, dtype=dtype)
-    if width > PIECE:
-        return np.stack([_array(each, dtype) for each in data])
-    step = PIECE // width
-    pieces = [data[start : start + step] for start in range(0, len(data), step)]
-    return np.concatenate([np.array(piece, dtype=dtype) for piece in pieces])
 
 
 def _check_limits(name: str, datatype: str, found: np.ndarray) -> None:
@@ -772,7 +725,7 @@ def _from_length_prefixed(name: str, shape: tuple[int, ...], raw: memoryview) ->
         found.append(bytes(raw[start + 4 : end]))
         start = end
     _check_count(name, shape, len(found))
-    return _objects(found).reshape(shape)
+    return np.fromiter(found, object).reshape(shape)
 
 
 def _check_count(name: str, shape: tuple[int, ...], count: int) -> None:
@@ -785,11 +738,10 @@ def _check_count(name: str, shape: tuple[int, ...], count: int) -> None:
 
 def _write_tensors(
     tensors: Sequence[tuple[str, np.ndarray, bool]],
-) -> tuple[list[dict[str, Any]], list[list[Any]], list[bytes]]:
-    """The JSON of tensors, data that are yet to go into it, and the bytes that go after it."""
+) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The JSON of tensors, and the bytes that go after it."""
     tables: list[dict[str, Any]] = []
-    values, rest = [], []
-    apart = any(array.size > WRITTEN_PIECE and not binary for _, array, binary in tensors)
+    rest = []
     for name, array, binary in tensors:
         datatype = datatype_of(array.dtype)
         table: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype}
@@ -799,11 +751,8 @@ def _write_tensors(
             table["parameters"] = {"binary_data_size": len(raw)}
         else:
             table["data"] = _to_json(name, array)
-            if apart:
-                values.append(table["data"])
-                table["data"] = []
         tables.append(table)
-    return tables, values, rest
+    return tables, rest
 
 
 def _to_json(name: str, array: np.ndarray) -> list[Any]:
@@ -823,38 +772,13 @@ def _to_json(name: str, array: np.ndarray) -> list[Any]:
     return [None if math.isnan(value) else value for value in clipped]
 
 
-def _joined(
-    message: Mapping[str, Any], data: Sequence[list[Any]], rest: Sequence[bytes]
-) -> tuple[bytes, int | None]:
-    """A message, its tensors' data put into it where they are not yet, and the bytes after it."""
-    text = _ENCODER.encode(message)
-    if data:
-        head, *tails = text.split(_NO_DATA)  # found nowhere else: in a string \" stands for "
-        filled = [f'"data":{_list_text(v)}{tail}' for v, tail in zip(data, tails, strict=True)]
-        text = "".join([head, *filled])
-    raw = text.encode()
+def _joined(message: Mapping[str, Any], rest: Sequence[bytes]) -> tuple[bytes, int | None]:
+    """A message and the bytes after it."""
+    for key, value in message.get("parameters", {}).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"JSON has no {value}, which the parameter {_shown(key)} is")
+    raw: bytes = _json("writing").encode(message)
     return (b"".join([raw, *rest]), len(raw)) if rest else (raw, None)
-
-
-def _list_text(values: list[Any]) -> str:
-    """A list as JSON, piece by piece: the encoder holds the interpreter until it is through.
-
-    Examples
-    --------
-    >>> _list_text([1, 0.5, None])
-    '[1,0.5,null]'
-    """
-    if len(values) <= WRITTEN_PIECE:
-        return _ENCODER.encode(values)
-    starts = range(0, len(values), WRITTEN_PIECE)
-    pieces = (_ENCODER.encode(values[start : start + WRITTEN_PIECE])[1:-1] for start in starts)
-    return f"[{','.join(pieces)}]"
-
-
-def _objects(elements: Sequence[bytes]) -> np.ndarray:
-    array = np.empty(len(elements), object)
-    array[:] = elements
-    return array
 
 
 def _as_bytes(element: Any) -> bytes:

@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 from ebjr.backends.onnx import OnnxModel
 from ebjr.data.preprocess import Preprocess
 from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.evaluation.profile import measure_latency
 from ebjr.files import write_whole
+from ebjr.model import Model
 
 METHODS = ("minmax", "entropy", "percentile")
 WEIGHT_BITS = (7, 8)
@@ -151,6 +153,27 @@ def quantize(
         agreement=_agreement(before, after),
         difference=float(np.abs(after - before).mean() / max(before.std(), 1e-12)),
     )
+
+
+def compare_seconds(before: Model, after: Model, row: Any) -> dict[str, dict[str, float]]:
+    """The median seconds of a batch of 1 and of 64, before and after, as far as they take it.
+
+    Parameters
+    ----------
+    before, after
+        Both models.
+    row
+        (1, ...): an input as they take it, which is repeated.
+    """
+    sizes = [size for size in (1, 64) if getattr(before, "fixed_batch", None) in (None, size)]
+    times = [
+        measure_latency(each, lambda n: np.repeat(row, n, axis=0), sizes, seconds=1.0)
+        for each in (before, after)
+    ]
+    return {
+        f"batch_{size}": {"before": one.p50_seconds, "after": other.p50_seconds}
+        for size, one, other in zip(sizes, *times, strict=True)
+    }
 
 
 def _check_input(model: OnnxModel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,8 +14,10 @@ from ebjr.arrays import Array, take_rows
 from ebjr.blend import Blend
 from ebjr.calibration import Goal, calibrate, crossing, rank_scores
 from ebjr.curve import OperatingPoint
+from ebjr.data.examples import Data
 from ebjr.errors import CalibrationError
 from ebjr.evaluation import evaluate
+from ebjr.evaluation.predictions import read_predictions
 from ebjr.evaluation.report import Extra, write_report
 from ebjr.evaluation.samples import Sample, make_samples, sample_rows
 from ebjr.evaluation.significance import (
@@ -161,6 +163,16 @@ class Study:
             self.held_out, self._joint_prediction, prediction, ("the joint model", name)
         )
 
+    def compare_files(self, paths: Iterable[str | os.PathLike[str]]) -> list[Comparison]:
+        """The tests against every prediction in some files, see `read_predictions`."""
+        return [
+            self.compare(prediction, name)
+            for path in paths
+            for name, prediction in read_predictions(
+                path, self.outcomes, self.held_out_rows
+            ).items()
+        ]
+
     @cached_property
     def _joint_prediction(self) -> Any:
         return joint_prediction(self.held_out, self.point)
@@ -185,6 +197,26 @@ class Study:
     def sample_rows(self) -> np.ndarray:
         """The rows of `outcomes`, held out all, whose images a report of detectors shows."""
         return self.held_out_rows[sample_rows(self.held_out, self.point)]
+
+    def find_images(self, data: Data, where: object = "the data") -> list[Any]:
+        """The images of `sample_rows`, from the data that were recorded; `where` names these.
+
+        Raises
+        ------
+        ValueError
+            The data have another number of images.
+        """
+        images = (image for batch in data.batches(64) for image in batch.inputs)
+        wanted, found, row = set(self.sample_rows.tolist()), {}, -1
+        for row, image in enumerate(images):
+            if row in wanted:
+                found[row] = image
+        if row + 1 != len(self.outcomes):
+            raise ValueError(
+                f"there are {row + 1} images in {where} and the outcomes are of "
+                f"{len(self.outcomes)}: give the data that were recorded"
+            )
+        return [found[row] for row in self.sample_rows.tolist()]
 
     def _samples(self, images: Sequence[Any]) -> list[Sample]:
         rows = sample_rows(self.held_out, self.point)
@@ -247,6 +279,21 @@ class Study:
             title=title,
             notes={**made, **(notes or {})},
             extras=extras,
+        )
+
+
+def check_classes(outcomes: Outcomes) -> None:
+    """Check that there is something to choose between.
+
+    Raises
+    ------
+    ValueError
+        All labels are of one class.
+    """
+    if outcomes.measure.binary and len(np.unique(outcomes.targets)) < 2:
+        raise ValueError(
+            f"all {len(outcomes)} targets are of class {outcomes.targets[0]}: calibrating needs "
+            "examples of at least two classes"
         )
 
 

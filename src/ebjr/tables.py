@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -13,11 +14,15 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
-from ebjr.costs import Cost, flops_text, further_columns, ms_text
+from ebjr.costs import Cost, flops_text, further_columns, millijoules_text, ms_text
 from ebjr.curve import OperatingPoint
+from ebjr.evaluation.profile import Profile
 from ebjr.evaluation.report import UNLABELED, promise_words
 from ebjr.evaluation.significance import Comparison, Interval, Standing
+from ebjr.evaluation.tune import Setting
 from ebjr.metric import METRICS, Metric
+from ebjr.outcomes import Outcomes
+from ebjr.quantize import Quantized
 from ebjr.scores import score_title
 from ebjr.study import Study
 from ebjr.sweep import Sweep, known_text, saving_text
@@ -136,6 +141,114 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
         console.print()
         print_table(console, popular)
     _say(console, f"\n{sweep.best} is best on the calibration half:\n")
+
+
+def print_recorded(console: Console, outcomes: Outcomes) -> None:
+    """How good both models are, and what an example costs, a row each."""
+    measure, both = outcomes.measure, outcomes.student_cost + outcomes.teacher_cost
+    table = plain_table("", measure.title, "MFLOPs", "ms/example", *further_columns(both, both))
+    for role, cost in (("student", outcomes.student_cost), ("teacher", outcomes.teacher_cost)):
+        quality, further = measure.text(outcomes.quality(role)), further_columns(both, cost)
+        table.add_row(role, quality, flops_text(cost), ms_text(cost), *further.values())
+    console.print(table)
+
+
+def print_profile(console: Console, found: Profile) -> None:
+    """What a model costs, a row for each figure that is known."""
+    memory = found.peak_memory_bytes
+    rows = {
+        "FLOPs per example": None if found.flops is None else f"{found.flops:,.0f}",
+        "parameters": None if found.parameters is None else f"{found.parameters:,}",
+        "peak memory": None if memory is None else f"{memory / 2**20:,.1f} MiB",
+    }
+    for latency in found.latencies:
+        p50, p95 = 1e3 * latency.p50_seconds, 1e3 * latency.p95_seconds
+        rows[f"batch of {latency.batch_size}"] = f"p50 {p50:.3f} ms, p95 {p95:.3f} ms"
+    for power in found.powers:
+        words = f"{millijoules_text(power.joules)} mJ, {power.how}"
+        rows[f"an example in a batch of {power.batch_size}"] = words
+    _print_rows(console, found.name, rows)
+    for power in found.powers[:1]:
+        _say(console, f"\njoules are {power.how}: {power.source}")
+
+
+def print_exported(console: Console, found: Mapping[str, Any]) -> None:
+    """An exported file: its size, its input and threshold, and how it compares.
+
+    Parameters
+    ----------
+    console
+        Where to print.
+    found
+        What `export.Exported.as_dict` gives.
+    """
+    taken, data = found["input"], found["data"]
+    beside = "" if data is None else f", with {Path(data).name} beside it"
+    rows = {
+        "size": f"{found['bytes'] / 1e6:,.1f} MB{beside}",
+        "opset, IR version": f"{found['opset']}, {found['ir_version']}",
+        "input": f"{taken['name']} {taken['dtype']} {taken['shape']}",
+        "threshold": f"{found['threshold']:g} unless given; on {score_title(found['score'])}",
+        "beside the joint model": f"same decisions, output within {found['difference']:.1e}",
+    }
+    _print_rows(console, found["path"], rows)
+
+
+def print_tuning(console: Console, settings: Sequence[Setting]) -> None:
+    """How fast a model is with each setting, the fastest first, and which flags give what."""
+    table = plain_table("threads", "overlap", "batch", "examples/s", "ms/batch")
+    for each in settings:
+        rate, time = f"{each.examples_per_second:,.0f}", f"{1e3 * each.batch_seconds:.3f}"
+        table.add_row(str(each.threads), str(each.overlap), str(each.batch_size), rate, time)
+    console.print(table)
+    best, quick = settings[0], min(settings, key=lambda each: each.batch_seconds)
+    _say(
+        console,
+        f"\nmost examples per second: --threads {best.threads} --overlap {best.overlap} "
+        f"--batch-size {best.batch_size}\nthe quickest answer: --threads {quick.threads}, a batch "
+        f"of {quick.batch_size}",
+    )
+
+
+def print_quantized(
+    console: Console, found: Quantized, seconds: Mapping[str, Mapping[str, float]]
+) -> None:
+    """A model before and after, and what became of its answers.
+
+    Parameters
+    ----------
+    console
+        Where to print.
+    found
+        The model.
+    seconds
+        Of a batch, as `quantize.compare_seconds` measures them.
+    """
+    table = plain_table("", "before", "after")
+    sizes = (found.bytes_before, found.bytes_after)
+    table.add_row("size", *(f"{size / 2**20:,.2f} MiB" for size in sizes))
+    for name, both in seconds.items():
+        times = (f"{1e3 * value:.3f} ms" for value in both.values())
+        table.add_row(name.replace("_", " of "), *times)
+    console.print(table)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.operators.items())
+    alike = (
+        "" if found.agreement is None else f"{found.agreement:.2%} of their best answers alike; "
+    )
+    _say(
+        console,
+        f"\n{kinds} in eight bits, calibrated on {found.examples:,} examples: {alike}outputs moved "
+        f"by {found.difference:.3f} of their deviation\n{found.path}",
+    )
+
+
+def _print_rows(console: Console, title: str, rows: Mapping[str, str | None]) -> None:
+    """A table of two columns; what is None is left out."""
+    table = plain_table(escape(title), "")
+    for name, text in rows.items():
+        if text is not None:
+            table.add_row(name, escape(text))
+    console.print(table)
 
 
 def _say(console: Console, text: str) -> None:

@@ -231,3 +231,28 @@ def test_a_copy_in_another_process_keeps_its_options(model):
     copy = pickle.loads(pickle.dumps(OnnxModel(model.path, batch_size=2, output="twice")))
     assert (copy.batch_size, copy.output_name) == (2, "twice")
     np.testing.assert_array_equal(copy(rows(1)), 2 * model(rows(1)))
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 200])
+def test_weights_beside_the_graph_are_a_part_of_the_model(tmp_path, length):
+    name = "w" * length
+    plain = onnx.load(linear(tmp_path / "linear.onnx"))
+    kept = {"save_as_external_data": True, "size_threshold": 0, "location": name}
+    onnx.save(plain, tmp_path / "apart.onnx", **kept)
+    facts = OnnxModel(tmp_path / "apart.onnx").facts
+    assert facts.further_files() == (tmp_path / name,)
+    assert list(facts.hashes()) == ["apart.onnx", name]
+    assert list(OnnxModel(tmp_path / "linear.onnx").facts.hashes()) == ["linear.onnx"]
+
+
+def test_facts_say_what_the_graph_takes_and_what_loads_it_again(tmp_path):
+    path = linear(tmp_path / "fixed.onnx", batch=4, output_shape=(4, 2))
+    facts = OnnxModel(path, batch_size=4, output="twice").facts
+    assert (facts.name, facts.path, facts.fixed_batch) == ("fixed", path, 4)
+    assert (facts.input_name, facts.input_shape, facts.input_dtype) == ("x", (4, 3), np.float32)
+    assert facts.options == {"batch_size": 4, "output": "twice"}
+    assert facts.device == "cpu"
+    again = OnnxModel(facts.path, **facts.options)
+    np.testing.assert_array_equal(
+        again(np.ones((7, 3))), OnnxModel(path, **facts.options)(np.ones((7, 3)))
+    )

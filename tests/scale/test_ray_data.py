@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from ebjr import JointConfig, load_joint
-from ebjr.data.open import Data, open_data
+from ebjr.data.examples import Data
+from ebjr.data.open import open_data
 from ebjr.joint_file import ModelEntry
 from ebjr.predict import predict as predict_here
 

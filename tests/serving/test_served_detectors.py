@@ -15,7 +15,8 @@ from tiny import CLASSES, write_coco, write_detectors
 
 import ebjr
 from ebjr import JointConfig, JointDetector, LateAnswers, Router, TeacherUnavailable
-from ebjr.data.open import decode_image, open_data
+from ebjr.data.examples import decode_image
+from ebjr.data.open import open_data
 from ebjr.joint_file import ModelEntry, RemoteEntry
 from ebjr.tasks.detection.boxes import Detections
 from ebjr.tasks.detection.scale import CommonScale

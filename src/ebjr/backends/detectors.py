@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
 
 from ebjr.backends.onnx import OnnxModel
-from ebjr.data.preprocess import Image, Preprocess, infer_preprocess
+from ebjr.data.preprocess import Image, Preprocess, facts_of_images, infer_preprocess
 from ebjr.errors import ModelError
+from ebjr.model import ModelFacts
 from ebjr.tasks.detection.boxes import Detections
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -59,7 +60,7 @@ class Layout:
     ----------
     decode
         From all outputs for n inputs, their (height, width) and the number of classes, to n
-        `Decoded`.
+        `Decoded`; a `ModelError` where the outputs are not of this family.
     nms
         The overlap above which the family suppresses; None where it does not.
     """
@@ -74,11 +75,6 @@ def decode_nanodet(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     Each output is (n, classes + 4 k, height, width). A cell's center is ((x + 1/2) stride,
     (y + 1/2) stride), and a side's distance stride times the mean of its k bins (distribution
     focal loss; Li et al., "Generalized focal loss", NeurIPS 2020).
-
-    Raises
-    ------
-    ModelError
-        The outputs are no such maps.
     """
     rows, strides, centers = [], [], []
     for name, output in outputs.items():
@@ -99,11 +95,6 @@ def decode_yolov8(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 
     Two outputs: class logits (n, classes, a) and bin logits (n, 4 k, a), on strides 8, 16 and 32.
     One output: (n, 4 + classes, a), center, width and height in pixels, then probabilities.
-
-    Raises
-    ------
-    ModelError
-        The outputs are neither.
     """
     if len(outputs) == 1:
         ((name, output),) = outputs.items()
@@ -137,11 +128,6 @@ def decode_yolov5(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     """YOLOv5 to v7: (n, a, 5 + classes): center, width, height, objectness, then class scores.
 
     A class's score is objectness times its own, both probabilities.
-
-    Raises
-    ------
-    ModelError
-        There is no such output.
     """
     output = _pick(
         outputs,
@@ -157,11 +143,6 @@ def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     Class logits (n, q, classes), sigmoids, or (n, q, classes + 1), a softmax whose last class is
     "nothing"; boxes (n, q, 4), center, width and height from 0 to 1; bin logits of any shape with
     4 n q rows. Where boxes and logits have one shape, the boxes' name has "box" in it.
-
-    Raises
-    ------
-    ModelError
-        There are no such outputs.
     """
     names = detr_outputs(outputs, classes)
     boxes, logits, *sides = (outputs[name] for name in names)
@@ -202,11 +183,6 @@ def decode_torchvision(outputs: Outputs, size: Size, classes: int) -> list[Decod
 
     Boxes are in pixels of the input. Labels are those of the training: class k has the label
     k + 1, as 0 is the background.
-
-    Raises
-    ------
-    ModelError
-        There are no such outputs, or a label is none of the classes.
     """
     left = dict(outputs)
     boxes = _pop(left, lambda value: value.ndim == 2 and value.shape[1] == 4, "boxes (b, 4)")
@@ -287,8 +263,8 @@ class OnnxDetector:
 
     Attributes
     ----------
-    name
-        The file's stem.
+    name, path
+        The file's stem, and the file.
     loops
         Whether images are run one at a time, as the graph has a fixed batch of one. Then a batch
         costs as much as its images one by one.
@@ -321,7 +297,7 @@ class OnnxDetector:
         if limit < 1 or classes < 1:
             raise ValueError(f"limit and classes must be at least 1, not {limit} and {classes}")
         self.model = OnnxModel(path, threads=threads, providers=providers)
-        self.name = self.model.name
+        self.name, self.path = self.model.name, self.model.path
         self.preprocess = preprocess or infer_preprocess(self.model.input_shape or ())
         self.classes = classes
         if layout == "auto":
@@ -336,40 +312,20 @@ class OnnxDetector:
         self.loops = self.model.fixed_batch == 1
 
     @property
-    def path(self) -> Any:
-        """The file."""
-        return self.model.path
-
-    @property
-    def input_shape(self) -> tuple[int | None, ...] | None:
-        """Of the graph's input."""
-        return self.model.input_shape
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What `load_model` needs to load the same detector, but for its preprocessing.
-
-        Raises
-        ------
-        TypeError
-            The layout is one of your own, which has no name.
-        """
+    def facts(self) -> ModelFacts:
+        """All that the detector says of itself."""
+        inside = facts_of_images(self.model.facts, self.preprocess)
         names = [name for name, layout in LAYOUTS.items() if layout is self.layout]
-        if not names:
-            raise TypeError(
-                f"{self.name} has a layout of your own: only {', '.join(LAYOUTS)} "
-                "can be named in a file"
-            )
-        nms = (
-            {} if self.nms == self.layout.nms else {"nms": "none" if self.nms is None else self.nms}
-        )
-        return {
-            "layout": names[0],
+        options: dict[str, Any] = {
+            **inside.options,
+            "layout": names[0] if names else self.layout,
             "classes": self.classes,
-            **nms,
             "above": self.above,
             "limit": self.limit,
         }
+        if self.nms != self.layout.nms:
+            options["nms"] = "none" if self.nms is None else self.nms
+        return replace(inside, input_shape=(None, None, None, 3), options=options)
 
     def with_preprocess(self, preprocess: Preprocess) -> OnnxDetector:
         """The same detector, whose images are prepared in another way."""
@@ -378,17 +334,9 @@ class OnnxDetector:
         return other
 
     def __call__(self, images: Sequence[Image], /) -> list[Detections]:
-        """What is on n images.
+        """What is on n images, uint8 (height, width, 3) of any sizes.
 
-        Parameters
-        ----------
-        images
-            n uint8 arrays (height, width, 3), of any sizes.
-
-        Returns
-        -------
-        list of n Detections
-            Best first, one row for each box and class.
+        Of each its `Detections`, best first, one row for each box and class.
 
         Raises
         ------
@@ -402,12 +350,7 @@ class OnnxDetector:
     def candidates(self, images: Sequence[Image], top: int | None = None) -> list[Detections]:
         """What the head says before suppression: each box once, with its best class.
 
-        Parameters
-        ----------
-        images
-            As for a call.
-        top
-            At most so many boxes an image, the best; None gives all above `above`.
+        At most the best `top` boxes an image; None gives all above `above`.
         """
         found = [one for one, _ in self._run(images)]
         return found if top is None else [one.top(top) for one in found]

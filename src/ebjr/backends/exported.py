@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows
-from ebjr.backends.onnx import DTYPES, can_become, open_session, runtime_says
+from ebjr.backends.onnx import DTYPES, can_become, known_shape, open_session, runtime_says
 from ebjr.blend import as_blend
 from ebjr.errors import ModelError
 from ebjr.joint import JointAnswer
+from ebjr.model import ModelFacts
 from ebjr.router import Router, round_up
 from ebjr.scores import Score, as_score
 from ebjr.task import Task
@@ -23,7 +25,7 @@ from ebjr.tasks.detection.boxes import Detections
 
 OUTPUTS = ("prediction", "output", "score", "deferred")
 DETECTION_OUTPUTS = ("boxes", "labels", "scores", "score", "deferred")
-FACTS = ("task", "score", "threshold", "blend")
+TOLD = ("task", "score", "threshold", "blend")
 
 
 class ExportedJoint:
@@ -40,9 +42,11 @@ class ExportedJoint:
     ----------
     name, path
         What it is called, and its file.
-    facts
+    about
         What the file says of itself: the task, the score, the blend, the models' hashes, the
         calibration, the operating points.
+    facts : ModelFacts
+        What every model says of itself.
     task, kind, labels, operating_points, blend
         As of a `JointModel`, and of what a ``joint.toml`` says of it.
     router
@@ -68,24 +72,36 @@ class ExportedJoint:
         self.path = Path(path)
         self._session = open_session(self.path, threads, providers)
         said = self._session.get_modelmeta().custom_metadata_map
-        self.facts = {key[5:]: _read(text) for key, text in said.items() if key[:5] == "ebjr."}
+        self.about = {key[5:]: _read(text) for key, text in said.items() if key[:5] == "ebjr."}
         knobs = list(self._session.get_overridable_initializers())
         self.output_names = tuple(node.name for node in self._session.get_outputs())
-        known = self.output_names in (OUTPUTS, DETECTION_OUTPUTS) and set(FACTS) <= set(self.facts)
+        known = self.output_names in (OUTPUTS, DETECTION_OUTPUTS) and set(TOLD) <= set(self.about)
         if [node.name for node in knobs] != ["threshold"] or not known:
             raise ModelError(f"{path} is no joint model; `ebjr export` writes one")
         (given,) = self._session.get_inputs()
-        self.name = str(self.facts.get("name", self.path.stem))
+        self.name = str(self.about.get("name", self.path.stem))
         self.input_name: str = given.name
         self.input_dtype: np.dtype[Any] = np.dtype(DTYPES[given.type])
         self.input_shape: tuple[Any, ...] = tuple(given.shape)
         self._knob = np.dtype(DTYPES[knobs[0].type])
-        self.task: str = self.facts["task"]
-        self.kind: Task = as_task(self.task, self.facts.get("known_classes"))
-        self.labels: tuple[str, ...] | None = tuple(self.facts.get("labels", ())) or None
-        self.operating_points: dict[str, Any] = self.facts.get("operating_points", {})
-        self.blend = as_blend(self.facts["blend"])
-        self.router = Router(_score(self.facts["score"]), float(self.facts["threshold"]))
+        self.task: str = self.about["task"]
+        self.kind: Task = as_task(self.task, self.about.get("known_classes"))
+        self.labels: tuple[str, ...] | None = tuple(self.about.get("labels", ())) or None
+        self.operating_points: dict[str, Any] = self.about.get("operating_points", {})
+        self.blend = as_blend(self.about["blend"])
+        self.router = Router(_score(self.about["score"]), float(self.about["threshold"]))
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """What every model says of itself."""
+        return ModelFacts(
+            self.name,
+            self.path,
+            labels=self.labels,
+            input_name=self.input_name,
+            input_shape=known_shape(self.input_shape),
+            input_dtype=self.input_dtype,
+        )
 
     def __call__(self, inputs: Batch, /) -> JointAnswer:
         """Answer a batch: an array (n, ...), or a list of n inputs.
@@ -142,7 +158,7 @@ class ExportedJoint:
                     scores[real],
                     size,
                     labels=labels[real],
-                    classes=int(self.facts["classes"]),
+                    classes=int(self.about["classes"]),
                 )
             )
         return {"prediction": found, "output": found, **whole}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ebjr.backends.chunks import at_least_one, checked_batch_size, run_in_chunks
 from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.model import InputShape, ModelFacts, device_name
 
 DTYPES = {
     "tensor(float)": np.float32,
@@ -101,7 +105,21 @@ class OnnxModel:
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._read_input()
         self._read_outputs(output)
-        self.batch_size = _checked_batch_size(batch_size, self.fixed_batch, self.name)
+        self.batch_size = checked_batch_size(batch_size, self.fixed_batch, self.name)
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """All that the model says of itself."""
+        return ModelFacts(
+            self.name,
+            self.path,
+            input_name=self.input_name,
+            input_shape=self.input_shape,
+            input_dtype=self.input_dtype,
+            options={name: value for name, value in self._options.items() if value is not None},
+            device=device_name(self.providers[0]),
+            further_files=lambda: external_files(self.path),
+        )
 
     def _read_input(self) -> None:
         inputs = self._session.get_inputs()
@@ -120,7 +138,7 @@ class OnnxModel:
             )
         self.input_name: str = node.name
         self.input_dtype: np.dtype[Any] = np.dtype(DTYPES[node.type])
-        self.input_shape = _known_shape(node.shape)
+        self.input_shape = known_shape(node.shape)
         self.fixed_batch = self.input_shape[0] if self.input_shape else None
         # One tuple comparison answers for every batch when all but the batch is fixed.
         row = self.input_shape[1:] if self.input_shape else (None,)
@@ -142,20 +160,11 @@ class OnnxModel:
                 f"choose another with output=, of {', '.join(nodes)}"
             )
         self._fetch = [self.output_name]
-        self._output_shape = _known_shape(node.shape)
+        self._output_shape = known_shape(node.shape)
         self._output_dtype = np.dtype(DTYPES.get(node.type, np.float32))
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
-        """Answer a batch.
-
-        Parameters
-        ----------
-        batch
-            n inputs, (n, ...): a NumPy array or a torch tensor.
-
-        Returns
-        -------
-        The raw output, n rows, a NumPy array.
+        """The raw output, n rows, for n inputs (n, ...).
 
         Raises
         ------
@@ -175,7 +184,10 @@ class OnnxModel:
         rows = len(batch)
         if rows == (self.fixed_batch or rows) and 0 < rows <= (self.batch_size or rows):
             return self._run(batch)
-        return self._run_in_chunks(batch)
+        if rows == 0:
+            return self._answer_nothing(batch)
+        size, fixed = self.batch_size, self.fixed_batch
+        return run_in_chunks(self._run, batch, size, fixed, self.name, np.concatenate)
 
     def answer_all(self, batch: Any, /) -> dict[str, NDArray[Any]]:
         """Every output for one batch, by name: what a detector needs.
@@ -211,28 +223,6 @@ class OnnxModel:
             raise ModelError(
                 f"{self.name} failed on a batch of shape {batch.shape}: {runtime_says(error)}"
             ) from error
-
-    def _run_in_chunks(self, batch: NDArray[Any]) -> NDArray[Any]:
-        rows = len(batch)
-        if rows == 0:
-            return self._answer_nothing(batch)
-        if self.fixed_batch and not self.batch_size:
-            raise ModelError(
-                f"{self.name} has a fixed batch of {self.fixed_batch}, but was given {rows} "
-                f"inputs; export it with a dynamic batch, load it with batch_size="
-                f"{self.fixed_batch}, or give it {self.fixed_batch} at a time: "
-                f"--batch-size {self.fixed_batch}"
-            )
-        step = self.batch_size or rows
-        parts = [self._run_filled(batch[start : start + step]) for start in range(0, rows, step)]
-        return np.concatenate(parts)
-
-    def _run_filled(self, chunk: NDArray[Any]) -> NDArray[Any]:
-        missing = (self.fixed_batch or len(chunk)) - len(chunk)
-        if missing == 0:
-            return self._run(chunk)
-        filled = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
-        return self._run(filled)[: len(chunk)]
 
     def _answer_nothing(self, batch: NDArray[Any]) -> NDArray[Any]:
         row = self._output_shape[1:] if self._output_shape else (None,)
@@ -288,6 +278,22 @@ def can_become(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
     return to_float or to_object or np.can_cast(given, wanted, "safe")
 
 
+_LOCATION = re.compile(rb"\n\x08location\x12([\x80-\xff]?)([\x00-\x7f])")
+"""How protobuf writes the entry of a tensor that names its file: the key, and the name's length."""
+
+
+def external_files(path: Path) -> tuple[Path, ...]:
+    """The files beside an ``.onnx`` file that hold weights of its graph, each once."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        names = []
+        for found in _LOCATION.finditer(content):
+            low, high = found[1] or found[2], found[2] if found[1] else b"\0"
+            length = (low[0] & 127) + 128 * high[0]
+            names.append(content[found.end() : found.end() + length])
+    files = (path.parent / os.fsdecode(name) for name in dict.fromkeys(names))
+    return tuple(file for file in files if file.is_file())
+
+
 def open_session(
     path: Path, threads: int | None = None, providers: Sequence[Any] | None = None
 ) -> Any:
@@ -309,7 +315,7 @@ def open_session(
     # student and teacher take turns: threads that wait busily after a run hold up the other's
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
-        settings.intra_op_num_threads = _at_least_one("threads", threads)
+        settings.intra_op_num_threads = at_least_one("threads", threads)
     chosen = _checked_providers(providers, onnxruntime.get_available_providers())
     try:
         return onnxruntime.InferenceSession(str(path), settings, providers=chosen)
@@ -368,23 +374,6 @@ def _checked_providers(providers: Sequence[Any] | None, available: Sequence[str]
     return list(providers)
 
 
-def _checked_batch_size(batch_size: int | None, fixed: int | None, name: str) -> int | None:
-    if batch_size is None:
-        return None
-    if fixed is not None and batch_size != fixed:
-        raise ValueError(
-            f"{name} has a fixed batch of {fixed}, but batch_size is {batch_size}; "
-            f"load it with batch_size={fixed}"
-        )
-    return _at_least_one("batch_size", batch_size)
-
-
-def _at_least_one(what: str, number: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
-        raise ValueError(f"{what} must be a whole number of at least 1, but is {number!r}")
-    return int(number)
-
-
 def _as_numpy(batch: Any) -> NDArray[Any]:
     if hasattr(batch, "detach"):
         batch = batch.detach().cpu()
@@ -399,7 +388,7 @@ def _as_numpy(batch: Any) -> NDArray[Any]:
     return np.asarray(batch)
 
 
-def _known_shape(shape: Sequence[Any] | None) -> tuple[int | None, ...] | None:
+def known_shape(shape: Sequence[Any] | None) -> InputShape | None:
     """ONNX Runtime gives a name or None for an open dimension, and [] for an unknown rank."""
     if not shape:
         return None

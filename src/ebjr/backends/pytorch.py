@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ebjr.backends.chunks import checked_batch_size, run_in_chunks
 from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.model import InputShape, ModelFacts, device_name
 
 if TYPE_CHECKING:
     import torch
@@ -89,13 +92,14 @@ class TorchModel:
             (tensor for tensor in module.parameters() if tensor.is_floating_point()),
             next(module.buffers(), None),
         )
-        self.device = torch.device(device) if device is not None else getattr(first, "device", None)
+        own_device = None if first is None else first.device
+        self.device = own_device if device is None else torch.device(device)
         own = first.dtype if first is not None and first.is_floating_point() else None
         self.dtype = chosen or own
         self.name = name or type(module).__name__
-        self.batch_size = _checked_batch_size(batch_size)
+        self.batch_size = checked_batch_size(batch_size, None, self.name)
         self.path: Path | None = None
-        self.input_shape: tuple[int | None, ...] | None = None
+        self.input_shape: InputShape | None = None
         self.input_dtype: np.dtype[Any] | None = None
         self.fixed_batch: int | None = None
         self._options = {
@@ -105,19 +109,23 @@ class TorchModel:
             "compile": compile,
         }
 
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """All that the model says of itself."""
+        return ModelFacts(
+            self.name,
+            self.path,
+            input_shape=self.input_shape,
+            input_dtype=self.input_dtype,
+            options={key: value for key, value in self._options.items() if value},
+            device=device_name(self.device),
+        )
+
     def __call__(self, batch: Any, /) -> Any:
-        """Answer a batch.
+        """The raw output, n rows, for n inputs (n, ...), of the kind that came in.
 
-        Parameters
-        ----------
-        batch
-            n inputs, (n, ...): a NumPy array or a torch tensor.
-
-        Returns
-        -------
-        The raw output, n rows, of the kind that came in: NumPy for NumPy (float32 where the module
-        answers in bfloat16), torch for torch, on the module's device. Of an output with
-        ``logits``, those; of a tuple, the first.
+        NumPy for NumPy (float32 where the module answers in bfloat16), torch for torch, on the
+        module's device. Of an output with ``logits``, those; of a tuple, the first.
 
         Raises
         ------
@@ -136,46 +144,19 @@ class TorchModel:
             return _to_numpy(output) if given_numpy else output
 
     def _run_in_chunks(self, batch: torch.Tensor) -> torch.Tensor:
-        rows = len(batch)
-        if self.fixed_batch in (None, rows) and rows <= (self.batch_size or rows):
+        import torch
+
+        rows, size, fixed = len(batch), self.batch_size, self.fixed_batch
+        if fixed in (None, rows) and rows <= (size or rows):
             return self._run(batch)
-        if self.fixed_batch is not None and self.batch_size is None:
-            raise ModelError(
-                f"{self.name} has a fixed batch of {self.fixed_batch}, but was given {rows} "
-                f"inputs; export it with a dynamic batch, load it with batch_size="
-                f"{self.fixed_batch}, or give it {self.fixed_batch} at a time: "
-                f"--batch-size {self.fixed_batch}"
-            )
-        import torch
-
-        if rows == 0:
-            return self._run(batch.new_zeros((self.batch_size, *batch.shape[1:])))[:0]
-        return torch.cat(
-            [self._run_filled(chunk) for chunk in batch.split(self.batch_size or rows)]
-        )
-
-    def _run_filled(self, chunk: torch.Tensor) -> torch.Tensor:
-        missing = (self.fixed_batch or len(chunk)) - len(chunk)
-        if missing == 0:
-            return self._run(chunk)
-        import torch
-
-        filler = chunk[-1:].expand(missing, *chunk.shape[1:])
-        return self._run(torch.cat([chunk, filler]))[: len(chunk)]
+        if rows == 0 and size:
+            return self._run(batch.new_zeros((size, *batch.shape[1:])))[:0]
+        return run_in_chunks(self._run, batch, size, fixed, self.name, torch.cat)
 
     def answer_tensors(self, tensors: Mapping[str, torch.Tensor], /) -> Any:
-        """Answer a batch that is several tensors by name, as language models take it.
+        """The raw output, NumPy, of a batch of several tensors by name, as language models take it.
 
-        It is run as it is, in one piece.
-
-        Returns
-        -------
-        The raw output, n rows, a NumPy array.
-
-        Raises
-        ------
-        ModelError
-            As for a call.
+        It is run as it is, in one piece; errors are those of a call.
         """
         import torch
 
@@ -243,11 +224,7 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
     model.input_shape = tuple(size if isinstance(size, int) else None for size in example.shape)
     model.input_dtype = _numpy_dtype(example.dtype)
     model.fixed_batch = model.input_shape[0] if model.input_shape else None
-    if model.batch_size and model.fixed_batch and model.batch_size != model.fixed_batch:
-        raise ValueError(
-            f"{model.name} has a fixed batch of {model.fixed_batch}, but batch_size is "
-            f"{model.batch_size}; load it with batch_size={model.fixed_batch}"
-        )
+    checked_batch_size(model.batch_size, model.fixed_batch, model.name)
     return model
 
 
@@ -333,15 +310,6 @@ def _floating_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
             f"dtype must be a floating type, such as torch.float32 or 'bfloat16', but is {dtype!r}"
         )
     return found
-
-
-def _checked_batch_size(batch_size: int | None) -> int | None:
-    if batch_size is None:
-        return None
-    whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
-    if not whole or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1, but is {batch_size!r}")
-    return int(batch_size)
 
 
 def _from_numpy(batch: Any) -> torch.Tensor:

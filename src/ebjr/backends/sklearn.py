@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from ebjr.arrays import is_array, to_numpy
 from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.model import ModelFacts
 
 CLASSIFIER_OUTPUTS = ("decision_function", "predict_log_proba", "predict_proba")
 REGRESSOR_OUTPUTS = ("predict", "predict_std")
@@ -87,18 +89,21 @@ class SklearnModel:
         features = getattr(estimator, "n_features_in_", None)
         self.input_shape = None if features is None else (None, int(features))
 
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """All that the model says of itself."""
+        return ModelFacts(
+            self.name,
+            labels=self.labels,
+            input_shape=self.input_shape,
+            options={"output": self.output},
+            probabilities=False,
+        )
+
     def __call__(self, batch: Any, /) -> NDArray[Any]:
-        """Answer a batch.
+        """The raw output for n inputs: an array (n, ...), or a list that the estimator takes.
 
-        Parameters
-        ----------
-        batch
-            n inputs: an array (n, ...), or a list of n that the estimator takes.
-
-        Returns
-        -------
-        A NumPy array: of a classifier (n, classes), of a regressor (n, 1), or (n, 2) with the
-        standard deviation.
+        (n, classes) of a classifier, (n, 1) of a regressor, or (n, 2) with the standard deviation.
 
         Raises
         ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from ebjr.arrays import row_count
 from ebjr.backends.pytorch import TorchModel
 from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.model import ModelFacts
 
 if TYPE_CHECKING:
     import torch
@@ -100,18 +102,21 @@ class TransformersModel:
         self.processing = {**_defaults(self.processor, model.config), **(processing or {})}
         self.labels = tuple(str(label) for _, label in sorted(model.config.id2label.items()))
 
+    @property
+    def facts(self) -> ModelFacts:
+        """All that the model says of itself."""
+        problem = self.module.config.problem_type
+        return replace(
+            self._torch.facts,
+            labels=self.labels,
+            multilabel=None if problem is None else problem == "multi_label_classification",
+            probabilities=False,
+        )
+
     def __call__(self, batch: Any, /) -> NDArray[Any]:
-        """Answer a batch.
+        """Logits, (n, classes), NumPy, of n texts (a list) or decoded images.
 
-        Parameters
-        ----------
-        batch
-            n texts (a list), or n decoded images: a list of uint8 (height, width, 3), or one array
-            of them.
-
-        Returns
-        -------
-        Logits, (n, classes), a NumPy array.
+        Images are a list of uint8 (height, width, 3), or one array of them.
 
         Raises
         ------

@@ -10,14 +10,15 @@ import math
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.model import Model, model_name
+from ebjr.arrays import is_array
+from ebjr.model import Model, ModelFacts, facts, model_name
 
 Image = NDArray[np.uint8]
 Triple = tuple[float, float, float]
@@ -83,7 +84,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            _check_choice(name, getattr(self, name), choices)
+            _check_choice(name, vars(self)[name], choices)
         checked = {
             "size": _checked_size(self.size),
             "range": _checked_range(self.range),
@@ -166,7 +167,8 @@ class Preprocess:
             (tall, wide), top, left = _PLACES[self.resize](image_size, input_size)
         scale = np.array([image_size[1] / wide, image_size[0] / tall] * 2)
         placed = (boxes - np.array([left, top] * 2)) * scale
-        return placed.clip(0, np.array([image_size[1], image_size[0]] * 2)).astype(boxes.dtype)
+        inside: NDArray[Any] = placed.clip(0, np.array([image_size[1], image_size[0]] * 2))
+        return inside.astype(boxes.dtype)
 
     def as_dict(self) -> dict[str, Any]:
         """The values that differ from the defaults, ready for a TOML or JSON file.
@@ -176,11 +178,11 @@ class Preprocess:
         >>> Preprocess(size=(96, 128), layout="nhwc").as_dict()
         {'size': [96, 128], 'layout': 'nhwc'}
         """
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        usual = vars(Preprocess())
         return {
             name: list(value) if isinstance(value, tuple) else value
-            for name, (value, default) in values.items()
-            if value != default
+            for name, value in vars(self).items()
+            if value != usual[name]
         }
 
     @classmethod
@@ -220,10 +222,12 @@ class Preprocess:
 
     @classmethod
     def parse(cls, text: str) -> Preprocess:
-        """Preprocessing as a flag of the command line gives it.
+        """Preprocessing as a flag of the command line gives it: the values, or a ``.toml`` file.
 
         Raises
         ------
+        FileNotFoundError
+            There is no such file.
         ValueError
             A part is not ``key=value``, or its key or value is not allowed.
 
@@ -234,6 +238,8 @@ class Preprocess:
         >>> Preprocess.parse("size=96x128").height_width
         (96, 128)
         """
+        if text.endswith(".toml"):
+            return cls.from_file(text)
         values: dict[str, Any] = {}
         for part in filter(None, (part.strip() for part in text.split(","))):
             name, equals, value = (piece.strip() for piece in part.partition("="))
@@ -399,26 +405,61 @@ class Preprocessed:
         return self.model(self.preprocess(images))
 
     @property
-    def bytes_moved(self) -> int | None:
-        """As of the model: how many bytes it sent and received, if it is remote."""
-        return getattr(self.model, "bytes_moved", None)
+    def facts(self) -> ModelFacts:
+        """Those of the model, which takes decoded images now."""
+        return facts_of_images(facts(self.model), self.preprocess)
+
+    def with_preprocess(self, preprocess: Preprocess) -> Preprocessed:
+        """The same model, whose images are prepared in another way."""
+        return Preprocessed(self.model, preprocess)
 
     def __repr__(self) -> str:
         return f"Preprocessed({self.name}, {self.preprocess.as_text() or 'no options'})"
 
 
-def prepared(model: Model, preprocess: Preprocess) -> Model:
-    """A model with what is done to its images first.
+def facts_of_images(inside: ModelFacts, preprocess: Preprocess) -> ModelFacts:
+    """The facts of a model that prepares decoded images for the model inside.
 
-    Detectors do it themselves, as they take boxes back to the image.
+    Examples
+    --------
+    >>> facts_of_images(facts(lambda batch: batch), Preprocess(size=8)).input_shape
+    (None, None, None, 3)
+    """
+    return replace(
+        inside,
+        input_name="image",
+        input_shape=(inside.fixed_batch, None, None, 3),
+        input_dtype=np.dtype(np.uint8),
+        preprocess=preprocess.as_dict(),
+    )
+
+
+@runtime_checkable
+class PreparesImages(Protocol):
+    """A model that takes decoded images, and prepares them for the model inside.
+
+    `Preprocessed` is one; a detector is another, as it takes boxes back to the image.
+    """
+
+    model: Model
+    preprocess: Preprocess
+
+    def with_preprocess(self, preprocess: Preprocess) -> Model:
+        """The same model, whose images are prepared in another way."""
+        ...
+
+
+def prepared(model: Model, preprocess: Preprocess) -> Model:
+    """A model with what is done to its images first, in place of what was done before.
 
     Examples
     --------
     >>> prepared(lambda batch: batch, Preprocess(size=8)).preprocess.size
     8
     """
-    own = getattr(model, "with_preprocess", None)
-    return Preprocessed(model, preprocess) if own is None else own(preprocess)
+    if isinstance(model, PreparesImages):
+        return model.with_preprocess(preprocess)
+    return Preprocessed(model, preprocess)
 
 
 def unprepared(model: Model) -> tuple[Model, Preprocess | None]:
@@ -429,9 +470,8 @@ def unprepared(model: Model) -> tuple[Model, Preprocess | None]:
     >>> unprepared(Preprocessed(max, Preprocess(size=8)))[0]
     <built-in function max>
     """
-    whole: Any = model
-    if isinstance(model, Preprocessed) or hasattr(model, "with_preprocess"):
-        return whole.model, whole.preprocess
+    if isinstance(model, PreparesImages):
+        return model.model, model.preprocess
     return model, None
 
 
@@ -543,9 +583,21 @@ _FITS: Mapping[str, Callable[[Image, tuple[int, int], str], Image]] = {
 # Checks and text
 
 
+def is_pixels(value: Any, rank: int) -> bool:
+    """Whether something is a decoded image (rank 3) or a batch of them (rank 4): uint8 RGB.
+
+    Examples
+    --------
+    >>> is_pixels(np.zeros((2, 2, 3), np.uint8), 3), is_pixels(np.zeros((2, 2, 3)), 3)
+    (True, False)
+    """
+    array = isinstance(value, np.ndarray) and value.dtype == np.uint8
+    return array and value.ndim == rank and value.shape[-1] == 3
+
+
 def _check_pixels(image: Any, rank: int) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        came = getattr(image, "dtype", type(image).__name__)
+        came = image.dtype if is_array(image) else type(image).__name__
         raise TypeError(
             f"preprocess takes decoded images, uint8 arrays, but was given {came}; give the images "
             "as they were decoded, or leave preprocess out for inputs that are ready"

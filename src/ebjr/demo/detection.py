@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ebjr.backends.entry import ModelEntry
 from ebjr.data.coco import read_coco
-from ebjr.data.open import decode_image
+from ebjr.data.examples import decode_image
 from ebjr.data.preprocess import Preprocess
 from ebjr.demo.fetch import DataUnavailable, Progress
 from ebjr.demo.flow import Demo
-from ebjr.joint_file import ModelEntry
 
 FILES = {
     "labels": "coco669_boxes.json",

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from ebjr.demo.fetch import Arrays, DataSet, Progress, PythonPackage, Website
+from ebjr.demo.fetch import Arrays, DataSet, Package, Progress, Website
 
 NUMBERS = ("carat", "depth", "table", "x", "y", "z")
 GRADES = {
@@ -126,7 +126,8 @@ DIAMONDS = DataSet(
             url="https://raw.githubusercontent.com/tidyverse/ggplot2/main/data-raw/diamonds.csv",
             decode=decode_csv,
         ),
-        PythonPackage(
+        Package(
+            registry="Python",
             package="plotnine",
             version="0.15.9",
             sha256="36f4526235b3ddd9ea379dd677093ea2ee1b58ab98adec1bde891930283448cd",

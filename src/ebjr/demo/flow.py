@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, row_count, take_rows
+from ebjr.backends.entry import ModelEntry
 from ebjr.costs import Cost
-from ebjr.data.preprocess import Preprocess, unprepared
+from ebjr.data.preprocess import Preprocess
 from ebjr.demo.fetch import DataUnavailable
 from ebjr.demo.fetch import Progress as FetchProgress
-from ebjr.evaluation.flops import count_flops
-from ebjr.evaluation.power import Load, with_joules
-from ebjr.joint_file import JointConfig, ModelEntry
+from ebjr.joint_file import JointConfig
 from ebjr.model import Model
-from ebjr.outcomes import Outcomes, record
+from ebjr.outcomes import Outcomes
+from ebjr.recording import costs_of, record
 from ebjr.study import Study
 from ebjr.sweep import Sweep, run_sweep
 from ebjr.tasks.specialized.known_classes import Traffic
@@ -214,7 +214,7 @@ class Demo:
         first = take_rows(inputs, np.arange(min(self.batch_size, n)))
         for model in models.values():
             model(first)  # the first call of a session is slow
-        costs = _costs(models, first)
+        costs = costs_of(models, first, dict.fromkeys(models, Cost()), joules=True)
         about = self.about() if callable(self.about) else self.about
         teacher, teacher_cost = models["teacher"], costs["teacher"]
         tables: dict[str, Outcomes] = {}
@@ -229,6 +229,7 @@ class Demo:
                 progress=_counter(what, n, tell),
                 student_cost=costs[name],
                 teacher_cost=teacher_cost,
+                flops=False,
                 **{"task": self.task, **about, **own},
             )
             teacher, teacher_cost = _again(tables[name].teacher), tables[name].teacher_cost
@@ -310,18 +311,3 @@ def _again(answers: Any) -> Model:
         return take_rows(answers, np.arange(place - row_count(batch), place))
 
     return model
-
-
-def _costs(models: Mapping[str, Model], first: Batch) -> dict[str, Cost]:
-    """FLOPs and joules of the models; the joules measured if the machine can, else estimated."""
-    loads, costs = {}, {}
-    for role, model in models.items():
-        inputs = first
-        model, preprocess = unprepared(model)
-        if preprocess is not None:
-            inputs = preprocess(inputs)
-        inputs = inputs[: getattr(model, "fixed_batch", None) or len(inputs)]
-        counted = count_flops(model, np.shape(inputs))
-        loads[role] = Load(model, inputs, counted.known, counted.parameter_bytes)
-        costs[role] = Cost(flops=counted.known)
-    return with_joules(costs, loads)

@@ -21,7 +21,7 @@ import numpy as np
 
 from ebjr.errors import MissingExtra, ModelError
 from ebjr.evaluation.inputs import OpenShape, Shape, batch_of_one, input_dtype_of, random_batch
-from ebjr.model import model_name
+from ebjr.model import facts, model_name
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Flops:
 
 def can_count(model: Any) -> bool:
     """Whether a model can be looked into: it has a file, or is or holds a torch module."""
-    return getattr(model, "path", None) is not None or _torch_module(model) is not None
+    known = facts(model)
+    return (known.path is not None and known.preprocess is None) or _torch_module(model) is not None
 
 
 def count_flops(
@@ -102,11 +103,11 @@ def count_flops(
     """
     module = _torch_module(model)
     if module is not None:
-        known = getattr(model, "input_shape", None)
+        known = facts(model).input_shape
         one = batch_of_one(input_shape, known, model_name(model))
         batch = (_fixed_batch(known), *one[1:])
         return _count_torch(module, batch, input_dtype_of(model, input_dtype), model_name(model))
-    path = model if isinstance(model, str | os.PathLike) else getattr(model, "path", None)
+    path = model if isinstance(model, str | os.PathLike) else facts(model).path
     if path is None or Path(path).suffix.lower() != ".onnx":
         raise TypeError(
             f"FLOPs are counted of an .onnx file, a torch module or a model from ebjr.load_model, "

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ebjr.model import facts
+
 Shape = tuple[int, ...]
 OpenShape = Sequence[int | None]
 
@@ -39,7 +41,7 @@ def _shown(shape: OpenShape) -> str:
 
 def input_dtype_of(model: Any, given: str | None) -> np.dtype[Any]:
     """The type of a model's inputs: as given, else its own, else float32."""
-    return np.dtype(given or getattr(model, "input_dtype", None) or np.float32)
+    return np.dtype(given or facts(model).input_dtype or np.float32)
 
 
 def random_batch(rows: int, shape: Shape, dtype: np.dtype[Any]) -> Any:

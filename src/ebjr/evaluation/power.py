@@ -25,7 +25,7 @@ from typing import Any
 
 from ebjr.arrays import row_count
 from ebjr.costs import KINDS_OF_JOULES, Cost
-from ebjr.model import Model
+from ebjr.model import Model, as_answer, facts
 
 POWERCAP = Path("/sys/class/powercap")
 """Where Linux shows the energy counters of processors."""
@@ -307,15 +307,7 @@ def runs_on_gpu(model: Any) -> bool:
     >>> runs_on_gpu(lambda batch: batch)
     False
     """
-    parts = [getattr(model, name, None) for name in ("model", "student", "teacher")]
-    if any(runs_on_gpu(part) for part in parts if callable(part)):
-        return True
-    device = getattr(model, "device", None)
-    if device is None and callable(getattr(model, "parameters", None)):  # a bare torch module
-        device = getattr(next(iter(model.parameters()), None), "device", None)
-    kind = str(getattr(device, "type", device or "cpu"))
-    providers = getattr(model, "providers", None) or ("CPUExecutionProvider",)
-    return not kind.startswith("cpu") or providers[0] != "CPUExecutionProvider"
+    return facts(model).device != "cpu"
 
 
 # Estimated
@@ -479,7 +471,7 @@ def _bytes(value: Any) -> int:
         return sum(map(_bytes, value))
     if isinstance(value, dict):
         return sum(map(_bytes, value.values()))
-    return int(getattr(getattr(value, "output", value), "nbytes", 0))
+    return int(getattr(as_answer(value).output, "nbytes", 0))
 
 
 def _check_amounts(**amounts: float) -> None:

@@ -17,7 +17,7 @@ from ebjr.errors import ModelError
 from ebjr.evaluation.flops import can_count, count_flops
 from ebjr.evaluation.inputs import OpenShape, Shape, batch_of_one, input_dtype_of, random_batch
 from ebjr.evaluation.power import Load, Meter, Power, find_joules
-from ebjr.model import Model, model_name
+from ebjr.model import Model, facts, model_name
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def profile(
             f"model must be a loaded model, but is {model!r}; load it with ebjr.load_model first"
         )
     sizes = _checked_sizes(batch_sizes)
-    shape = batch_of_one(input_shape, getattr(model, "input_shape", None), model_name(model))
+    shape = batch_of_one(input_shape, facts(model).input_shape, model_name(model))
     dtype = input_dtype_of(model, input_dtype)
     counted = count_flops(model, shape, input_dtype=input_dtype) if can_count(model) else None
     timed = measure_latency(model, lambda n: random_batch(n, shape, dtype), sizes, seconds=seconds)
@@ -257,10 +257,10 @@ def measure_peak_memory(model: Model, batch: Any, *, timeout_seconds: float = 30
     ModelError
         The process failed: the model does not load or run there.
     """
-    path = getattr(model, "path", None)
+    path = facts(model).path
     if path is None or _memory() is None:
         return None
-    runtime = "onnxruntime" if Path(path).suffix.lower() == ".onnx" else "torch"
+    runtime = "onnxruntime" if path.suffix.lower() == ".onnx" else "torch"
     child = f"from {__name__} import _report_memory; _report_memory({runtime!r})"
     try:
         done = subprocess.run(

@@ -378,7 +378,7 @@ def report_data(
             "start": start,
             "histogram": (
                 residual_figure(held_out, point)
-                if held_out.task == "regression"
+                if held_out.kind.targets_are == "numbers"
                 else score_histogram(held_out, point, crossings.get(point.score))
             ),
             "reliability": reliability_figure(held_out, point),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.evaluation.inputs import OpenShape, batch_of_one, input_dtype_of, random_batch
-from ebjr.model import Model, model_name
+from ebjr.model import Model, facts
 from ebjr.threads import available_cores
 
 
@@ -97,8 +97,9 @@ def tune(
         )
     models = {threads: load(threads) for threads in _powers(available)}
     model = next(iter(models.values()))
-    fixed = getattr(model, "fixed_batch", None)
-    shape = batch_of_one(input_shape, getattr(model, "input_shape", None), model_name(model))
+    known = facts(model)
+    fixed = known.fixed_batch
+    shape = batch_of_one(input_shape, known.input_shape, known.name)
     dtype = input_dtype_of(model, None)
     batches = {n: random_batch(n, shape, dtype) for n in ((fixed,) if fixed else sizes)}
     found: dict[tuple[int, int, int], list[tuple[float, float]]] = {

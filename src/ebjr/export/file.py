@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 import ebjr
 from ebjr.arrays import to_numpy
+from ebjr.backends.entry import ModelEntry
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.blend import blend_text
@@ -26,7 +27,8 @@ from ebjr.export.graph import LEAST_OPSET, Form, Images, Rows, joint_graph, read
 from ebjr.export.inputs import Given, given_of
 from ebjr.files import write_beside
 from ebjr.joint import JointAnswer, JointModel
-from ebjr.joint_file import JointConfig, ModelEntry
+from ebjr.joint_file import JointConfig
+from ebjr.model import facts
 
 MOST_BYTES = 2**31 - 2**24
 """A larger file cannot be read by protobuf: its weights go into a second one."""
@@ -259,7 +261,7 @@ def _describe(
     }
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.doc_string = texts.get(value.name, "what both models are asked")
-    facts: dict[str, Any] = {
+    told: dict[str, Any] = {
         "name": config.name,
         "task": config.task,
         "score": str(score),
@@ -275,12 +277,12 @@ def _describe(
             if entry.preprocess is not None
         },
         "labels": config.labels,
-        "classes": getattr(joint.teacher, "classes", config.classes),
+        "classes": facts(joint.teacher).options.get("classes", config.classes),
         "known_classes": config.known_classes,
         "calibration": config.calibration,
         "operating_points": config.operating_points,
     }
-    for key, fact in facts.items():
+    for key, fact in told.items():
         if fact not in (None, {}, ()):
             text = fact if isinstance(fact, str) else json.dumps(fact, default=_plain)
             model.metadata_props[f"ebjr.{key}"] = text

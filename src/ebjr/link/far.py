@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from ebjr.arrays import Batch, row_count
 from ebjr.data.preprocess import unprepared
 from ebjr.errors import MissingExtra, TeacherUnavailable, one_line
 from ebjr.joint import check_policy
-from ebjr.model import Answer, Model, model_name
+from ebjr.model import Answer, Model, ModelFacts, as_answer, facts, model_name
 from ebjr.outcomes import Outcomes
 
 log = logging.getLogger("ebjr.link.far")
@@ -78,10 +78,10 @@ class Link:
     def __post_init__(self) -> None:
         check_policy(self.when_unavailable)
         for name, (least, most) in _LIMITS.items():
-            value = getattr(self, name)
+            value = vars(self)[name]
             if name == "rows_per_second" and value is None:
                 continue
-            whole = isinstance(getattr(type(self), name), int)
+            whole = isinstance(vars(Link)[name], int)
             fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
             if not fits or not least <= value <= most:
                 kind = "a whole number" if whole else "a number"
@@ -91,8 +91,7 @@ class Link:
 
     def as_dict(self) -> dict[str, Any]:
         """The values that differ from the defaults."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
-        return {name: value for name, (value, default) in values.items() if value != default}
+        return {name: value for name, value in vars(self).items() if value != vars(Link)[name]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Link:
@@ -119,6 +118,15 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "queue_bytes": (2**16, 2**50),
     "keep_seconds": (0, 1e10),
 }
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """A model that can be asked whether it is there, as `RemoteModel` can."""
+
+    def check(self) -> None:
+        """Raise what is wrong, if it is not there or is another than it was."""
+        ...
 
 
 class FarTeacher:
@@ -201,8 +209,8 @@ class FarTeacher:
         whole = self._ask(batch if granted == rows else batch[:granted])
         if granted == rows:
             return whole
-        output, marks = getattr(whole, "output", whole), getattr(whole, "degraded", None)
-        return Answer(output, marks, np.arange(rows) < granted)
+        said = as_answer(whole)
+        return Answer(said.output, said.degraded, np.arange(rows) < granted)
 
     @property
     def state(self) -> str:
@@ -210,9 +218,9 @@ class FarTeacher:
         return self._breaker.state
 
     @property
-    def bytes_moved(self) -> int | None:
-        """As of the teacher."""
-        return getattr(self.teacher, "bytes_moved", None)
+    def facts(self) -> ModelFacts:
+        """Those of the teacher."""
+        return facts(self.teacher)
 
     def close(self) -> None:
         """Look for it no more."""
@@ -263,10 +271,10 @@ class FarTeacher:
         return f"{self.name} is left alone until it is there again: {self._reason}"
 
     def _is_there(self) -> bool:
-        check: Callable[[], None] | None = getattr(unprepared(self.teacher)[0], "check", None)
+        teacher = unprepared(self.teacher)[0]
         try:
-            if check is not None:
-                check()
+            if isinstance(teacher, Checks):
+                teacher.check()
         except Exception as error:  # whatever it is: who stops looking never finds it
             self._reason = one_line(error)
             return False

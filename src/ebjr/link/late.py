@@ -28,6 +28,7 @@ from ebjr.arrays import Batch, join_rows, take_rows, to_numpy
 from ebjr.data.preprocess import ImageFile, upright_pixels
 from ebjr.errors import EbjrError, OtherModel, TeacherUnavailable
 from ebjr.joint import JointModel, Kept
+from ebjr.link.far import FarTeacher
 from ebjr.task import Task
 
 FORMAT = 0xEB17
@@ -222,7 +223,7 @@ class LateAnswers:
             self._forget()
             self._tell(joint)
             while not self._stopping.is_set():
-                if getattr(joint.teacher, "state", "closed") == "open":  # it is left alone
+                if isinstance(joint.teacher, FarTeacher) and joint.teacher.state == "open":
                     break
                 taken = self._oldest(batch_size)
                 try:
@@ -397,7 +398,7 @@ def _singles(rows: Batch) -> list[Batch]:
 def _packed_input(inputs: Batch, place: int) -> tuple[str, bytes]:
     """An input's form and its bytes: an image that came as a file stays that file."""
     one = inputs[place]
-    file = getattr(one, "file", None)
+    file = one.file if isinstance(one, ImageFile) else None
     if file is not None:
         return "file", bytes(file)
     array = to_numpy(one)

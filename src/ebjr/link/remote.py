@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows, row_count, to_numpy
+from ebjr.data.preprocess import ImageFile
 from ebjr.errors import MissingExtra, ModelError, OtherModel, ProtocolError, TeacherUnavailable
-from ebjr.model import Answer
+from ebjr.model import Answer, ModelFacts
 from ebjr.protocol import (
     DATATYPES,
     LENGTH_HEADER,
@@ -116,8 +117,8 @@ class RemoteModel:
         token: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        check_send(send, quality)
-        check_timeout(timeout_seconds)
+        _check_send(send, quality)
+        _check_timeout(timeout_seconds)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.batch_size, self.quality, self.gzip = batch_size, quality, gzip
@@ -164,16 +165,9 @@ class RemoteModel:
             )
 
     def __call__(self, batch: Batch, /) -> Any:
-        """Answer a batch.
+        """The raw output, n rows, NumPy; where the server degraded rows, an `Answer`.
 
-        Parameters
-        ----------
-        batch
-            n inputs, (n, ...), or for files n images (height, width, 3) of uint8.
-
-        Returns
-        -------
-        The raw output, n rows, a NumPy array; where the server degraded rows, an `Answer`.
+        A batch is n inputs, (n, ...), or for files n images (height, width, 3) of uint8.
 
         Raises
         ------
@@ -222,6 +216,21 @@ class RemoteModel:
     def bytes_moved(self) -> int:
         """How many bytes went there and came back so far, with HTTP's headers."""
         return self._server.bytes_moved
+
+    @property
+    def facts(self) -> ModelFacts:
+        """All that the model says of itself."""
+        return ModelFacts(
+            self.name,
+            url=self.url,
+            input_name=self.input_name,
+            input_shape=self.input_shape,
+            input_dtype=self.input_dtype,
+            options=self.options,
+            metadata=self.metadata.as_dict(),
+            sends_files=self.send != "tensor",
+            bytes_moved=self.bytes_moved,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self.url, {**self.options, "metadata": self.metadata.as_dict()})
@@ -337,13 +346,7 @@ class _Server:
         self.close = weakref.finalize(self, self._http.close)
 
     def only_model(self) -> str:
-        """The path of the server's model, if it has one and says so.
-
-        Raises
-        ------
-        ModelError
-            It has several, or none, or does not say.
-        """
+        """The path of the server's model; a `ModelError` where it has not one, or does not say."""
         way_out = "give the address of one, as http://host:port/v2/models/NAME"
         try:
             listed = self.json("POST", "repository/index", b"{}", of=list)
@@ -443,28 +446,14 @@ class _Server:
         return TeacherUnavailable(f"{self.name} answers with {words}", after)
 
 
-def check_send(send: str | None, quality: int) -> None:
-    """Check how inputs are to travel.
-
-    Raises
-    ------
-    ValueError
-        It is none of `SENDS`, or the quality is none.
-    """
+def _check_send(send: str | None, quality: int) -> None:
     if send is not None and send not in SENDS:
         raise ValueError(f"send must be one of {', '.join(SENDS)}, not {send!r}")
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 95:
         raise ValueError(f"quality must be a whole number from 1 to 95, not {quality!r}")
 
 
-def check_timeout(seconds: float) -> None:
-    """Check how long an answer may take.
-
-    Raises
-    ------
-    ValueError
-        It is no number of seconds from above 0 to an hour.
-    """
+def _check_timeout(seconds: float) -> None:
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not number or not 0 < seconds <= 3600:
         raise ValueError(f"timeout_seconds must be above 0 and at most 3600, not {seconds!r}")
@@ -480,7 +469,7 @@ def encoded(image: Any, send: str, quality: int) -> bytes:
     """
     from PIL import Image
 
-    file = getattr(image, "file", None)
+    file = image.file if isinstance(image, ImageFile) else None
     if file is not None and (send == "png" or file.startswith(b"\xff\xd8")):
         return bytes(file)  # png stands for "nothing is lost", which is true of any own file
     pixels = to_numpy(image)

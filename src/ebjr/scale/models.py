@@ -6,8 +6,9 @@ import os
 from typing import Any
 
 from ebjr.arrays import Batch, row_count
+from ebjr.backends.entry import Entry, ModelEntry
 from ebjr.errors import TeacherUnavailable, needs
-from ebjr.joint_file import Entry, JointConfig
+from ebjr.joint_file import JointConfig
 from ebjr.model import Model, answer
 from ebjr.task import Task
 
@@ -84,7 +85,8 @@ def thread_option(entry: Entry, threads: int | None) -> dict[str, Any]:
 
     Ray tells every library but ONNX Runtime, whose threads are an option of the model.
     """
-    if not getattr(entry, "path", "").endswith(".onnx") or "threads" in entry.options:
+    here = isinstance(entry, ModelEntry) and entry.path.endswith(".onnx")
+    if not here or "threads" in entry.options:
         return {}
     return {"threads": max(1, int(_assigned_cpus())) if threads is None else threads}
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import to_numpy
-from ebjr.data.open import Data
+from ebjr.data.examples import Data
 from ebjr.errors import EbjrError, ModelError, needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig

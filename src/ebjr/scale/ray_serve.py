@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from ebjr.arrays import Batch, join_rows, row_count
+from ebjr.backends.entry import Entry
 from ebjr.errors import EbjrError, TeacherUnavailable, needs
-from ebjr.joint_file import Entry, JointConfig
+from ebjr.joint_file import JointConfig
 from ebjr.router import check_threshold
 from ebjr.scale.models import RawTeacher, check_policy, checked_config, thread_option
 from ebjr.scale.ray_metrics import Mirror

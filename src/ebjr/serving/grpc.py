@@ -19,7 +19,6 @@ import numpy as np
 from ebjr.errors import EbjrError, Overloaded, ProtocolError, needs
 from ebjr.protocol import (
     DATATYPES,
-    PIECE,
     InferRequest,
     InferResponse,
     datatype_of,
@@ -36,6 +35,9 @@ with needs("grpc", "serving over gRPC"):
     from google.protobuf.descriptor_pool import DescriptorPool
     from google.protobuf.message import DecodeError
     from google.protobuf.message_factory import GetMessageClass
+
+PIECE = 2**15
+"""How many values of a field are read or written at once: other threads run in between."""
 
 CODES: Mapping[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,

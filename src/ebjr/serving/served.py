@@ -16,6 +16,7 @@ from ebjr.calibration.guarantee import Certificate
 from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
+from ebjr.model import facts
 from ebjr.protocol import tensor_metadata
 from ebjr.router import Router, check_threshold
 from ebjr.task import Tensor
@@ -171,15 +172,9 @@ class Served:
         """The metadata of the input."""
         if self.takes_images:
             return [tensor_metadata("image", np.uint8, (None, None, None, 3))]
-        student = self.joint.student
-        shape = getattr(student, "input_shape", None) or (None,)
-        return [
-            tensor_metadata(
-                getattr(student, "input_name", "input"),
-                getattr(student, "input_dtype", np.float32),
-                (None, *shape[1:]),
-            )
-        ]
+        known = facts(self.joint.student)
+        shape = (None, *(known.input_shape or (None,))[1:])
+        return [tensor_metadata(known.input_name, known.input_dtype or np.float32, shape)]
 
     def tensors(self) -> dict[str, Tensor]:
         """What an answer says, by name; `outputs` adds how it came about."""

@@ -30,6 +30,7 @@ from ebjr.errors import (
     UnknownModel,
 )
 from ebjr.link.far import FarTeacher
+from ebjr.model import facts
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
 from ebjr.router import is_deferred
 from ebjr.serving.deadlines import Deadlines
@@ -399,8 +400,8 @@ class Service:
             raise ProtocolError(
                 f"the input {known['name']!r} must be {known['datatype']}, not BYTES"
             )
-        wanted = getattr(self.served.joint.student, "input_dtype", array.dtype)
-        return array.astype(wanted, copy=False)
+        wanted = facts(self.served.joint.student).input_dtype
+        return array if wanted is None else array.astype(wanted, copy=False)
 
     def _wishes(self, asked: InferRequest) -> tuple[float | None, float]:
         if not asked.parameters:

@@ -10,6 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from ebjr import metric, scores
 from ebjr.task import Task
 
 
@@ -47,6 +48,15 @@ def as_task(name: str, known_classes: Any = None) -> Task:
 def load_all() -> list[Task]:
     """Every task, loaded, so that all their scores and metrics have their names."""
     return [_declared(name) for name in task_names()]
+
+
+def __getattr__(name: str) -> Any:
+    """`METRICS` and `SCORES`, once every task has declared its own."""
+    home = {"METRICS": metric, "SCORES": scores}.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    load_all()
+    return getattr(home, name)
 
 
 @cache

@@ -1,0 +1,79 @@
+"""Batches in chunks: of at most so many rows, or of the one number that a graph is fixed to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ebjr.errors import ModelError
+
+
+def run_in_chunks(
+    run: Callable[[Any], Any],
+    batch: Any,
+    size: int | None,
+    fixed: int | None,
+    name: str,
+    join: Callable[[Sequence[Any]], Any],
+) -> Any:
+    """The answer to a batch of at least one row, run in chunks.
+
+    The last chunk of a graph with a fixed batch is filled up with copies of its last row, whose
+    answers are dropped.
+
+    Parameters
+    ----------
+    run, name
+        Answers one chunk, and what the model is called.
+    batch
+        An array (n, ...).
+    size, fixed
+        The most rows of a chunk, and the rows that the graph is fixed to; None is any.
+    join
+        Makes one array of several.
+
+    Raises
+    ------
+    ModelError
+        The graph is fixed to another number of rows, and `size` does not allow chunks.
+    """
+    if fixed and not size:
+        raise ModelError(
+            f"{name} has a fixed batch of {fixed}, but was given {len(batch)} inputs; export it "
+            f"with a dynamic batch, load it with batch_size={fixed}, or give it {fixed} at a time: "
+            f"--batch-size {fixed}"
+        )
+    answers = []
+    for start in range(0, len(batch), size or len(batch)):
+        chunk = batch[start : start + (size or len(batch))]
+        missing = (fixed or len(chunk)) - len(chunk)
+        filled = join([chunk, *[chunk[-1:]] * missing]) if missing else chunk
+        answers.append(run(filled)[: len(chunk)])
+    return join(answers)
+
+
+def checked_batch_size(size: int | None, fixed: int | None, name: str) -> int | None:
+    """The most rows of a chunk, if a model can be run so.
+
+    Raises
+    ------
+    ValueError
+        `size` is no positive whole number, or not the number that the graph is fixed to.
+    """
+    if size is None:
+        return None
+    if fixed is not None and size != fixed:
+        raise ValueError(
+            f"{name} has a fixed batch of {fixed}, but batch_size is {size}; "
+            f"load it with batch_size={fixed}"
+        )
+    return at_least_one("batch_size", size)
+
+
+def at_least_one(what: str, number: Any) -> int:
+    """A whole number of at least 1; ValueError, which calls it `what`, where it is none."""
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+        raise ValueError(f"{what} must be a whole number of at least 1, but is {number!r}")
+    return int(number)

@@ -1,0 +1,387 @@
+"""The entries of ``joint.toml``: its models' files and addresses, and how each is used."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebjr.backends import load_model
+from ebjr.costs import UNITS, Cost
+from ebjr.data.preprocess import Preprocess, prepared
+from ebjr.errors import ModelError, ProtocolError, TeacherUnavailable
+from ebjr.files import sha256_of
+from ebjr.link.far import FarTeacher, Link
+from ebjr.model import Model, facts
+from ebjr.protocol import read_metadata
+from ebjr.tasks import as_task
+
+if TYPE_CHECKING:
+    from ebjr.outcomes import Outcomes
+
+log = logging.getLogger("ebjr.backends.entry")
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model in ``joint.toml``: where it is, what it was, and how its inputs are prepared.
+
+    Parameters
+    ----------
+    path
+        A model file; relative ones are relative to ``joint.toml``.
+    sha256
+        Of the file when the threshold was calibrated.
+    preprocess
+        How a decoded image becomes this model's input; None where inputs are arrays already.
+    cost
+        Per example.
+    options
+        For `load_model`: threads, providers, batch_size; of a detector its layout, classes and
+        what else `OnnxDetector` takes.
+    """
+
+    path: str
+    sha256: str
+    preprocess: Preprocess | None = None
+    cost: Cost = field(default_factory=Cost)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_file(cls, path: str | os.PathLike[str], **about: Any) -> ModelEntry:
+        """The entry of a model file as it is now.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no model file {path}")
+        return cls(str(Path(path).resolve()), sha256_of(path), **about)
+
+    def check(self) -> None:
+        """Check that the file is what it was.
+
+        Raises
+        ------
+        ModelError
+            The file has changed since the threshold was calibrated.
+        FileNotFoundError
+            It is gone.
+        """
+        if not Path(self.path).is_file():
+            raise FileNotFoundError(f"the model file {self.path} that joint.toml names is missing")
+        found = sha256_of(self.path)
+        if found != self.sha256:
+            raise ModelError(
+                f"{self.path} has changed since the threshold was calibrated (sha256 "
+                f"{found[:12]}..., expected {self.sha256[:12]}...); record and calibrate again"
+            )
+
+    def load(self, **options: Any) -> Model:
+        """Load the model, with its preprocessing, if its file passes `check`."""
+        self.check()
+        model = load_model(self.path, **{**self.options, **options})
+        return model if self.preprocess is None else prepared(model, self.preprocess)
+
+    def as_table(self, folder: Path | None) -> dict[str, Any]:
+        """The TOML table, with the path relative to `folder`, or whole where that is None."""
+        path = _relative(self.path, folder)
+        return {"path": path, "sha256": self.sha256, **self.options, **_shared_table(self)}
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> ModelEntry:
+        """Read a TOML table; `where` names it in errors."""
+        check_keys(table, ("path", "sha256", *_SHARED, *OPTIONS), where)
+        check_present(table, ("path", "sha256"), where)
+        return cls(
+            path=str((folder / table["path"]).resolve()),
+            sha256=table["sha256"],
+            options={key: table[key] for key in OPTIONS if key in table},
+            **_shared(table, where),
+        )
+
+
+@dataclass(frozen=True)
+class RemoteEntry:
+    """A far teacher in ``joint.toml``: its address, what its server said of it, how it is asked.
+
+    Parameters
+    ----------
+    url
+        Of the model: ``http(s)://host:port/v2/models/NAME``.
+    metadata
+        What the server said when the threshold was calibrated: name, versions, tensors. A remote
+        model has no file to be hashed: it is taken for the same as long as its server says the
+        same of it, and answers as a version that is named here.
+    link
+        How it is asked, and what is done when it is away.
+    preprocess, cost
+        As of a `ModelEntry`; the cost includes the link.
+    options
+        For `load_model`: send, quality, gzip, timeout_seconds, batch_size, output.
+    """
+
+    url: str
+    metadata: Mapping[str, Any]
+    link: Link = field(default_factory=Link)
+    preprocess: Preprocess | None = None
+    cost: Cost = field(default_factory=Cost)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Nothing can be checked without asking the server: `load` asks it."""
+
+    def load(self, **options: Any) -> FarTeacher:
+        """The model, with its preprocessing, behind its link.
+
+        A server that cannot be reached now may be there later: the rows until then are answered
+        as the policy says. `options` are for models that run here.
+
+        Raises
+        ------
+        ModelError
+            The server says something else of the model than it did.
+        """
+        model: Any = load_model(self.url, **self.options, metadata=self.metadata)
+        try:
+            model.check()
+        except TeacherUnavailable as error:
+            log.warning("%s: the teacher is not there yet", error)
+        if self.preprocess is not None:
+            model = prepared(model, self.preprocess)
+        return FarTeacher(model, self.link)
+
+    def as_table(self, folder: Path | None) -> dict[str, Any]:
+        """The TOML table, with the queue's path relative to `folder`, or as it is."""
+        table: dict[str, Any] = {"url": self.url, **self.options, **self.link.as_dict()}
+        if "queue" in table:
+            table["queue"] = _relative(table["queue"], folder)
+        return {**table, **_shared_table(self), "metadata": dict(self.metadata)}
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> RemoteEntry:
+        """Read a TOML table; `where` names it in errors."""
+        check_keys(table, ("url", "metadata", *_SHARED, *REMOTE_OPTIONS, *LINK_KEYS), where)
+        check_present(table, ("url", "metadata"), where)
+        try:
+            read_metadata(table["metadata"])
+        except (ProtocolError, AttributeError) as error:
+            raise ValueError(f"{where}.metadata is no model's metadata: {error}") from error
+        link = Link.from_dict({key: table[key] for key in LINK_KEYS if key in table})
+        return cls(
+            url=table["url"],
+            metadata=table["metadata"],
+            link=replace(link, queue=str((folder / link.queue).resolve())),
+            options={key: table[key] for key in REMOTE_OPTIONS if key in table},
+            **_shared(table, where),
+        )
+
+
+Entry = ModelEntry | RemoteEntry
+
+
+def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -> Entry:
+    """The entry of a loaded model, with its preprocessing.
+
+    What depends on the machine, as threads and providers, is no part of it.
+
+    Parameters
+    ----------
+    model
+        A model that `load_model` made of a file or an address.
+    cost
+        Per example.
+    link
+        Of a remote model: how it is asked; None is as it is.
+
+    Raises
+    ------
+    TypeError
+        The model came from neither, or is a detector whose layout has no name.
+    """
+    if isinstance(model, FarTeacher):
+        link = link or model.link
+    known = facts(model)
+    preprocess = None if known.preprocess is None else Preprocess.from_dict(known.preprocess)
+    about: dict[str, Any] = {"preprocess": preprocess, "cost": cost or Cost()}
+    if known.url is not None:
+        metadata = known.metadata or {}
+        return RemoteEntry(known.url, metadata, link or Link(), options=known.options, **about)
+    if known.path is None:
+        raise TypeError(
+            f"joint.toml names files and addresses of models, but {known.name} has neither; "
+            "use models that ebjr.load_model read"
+        )
+    options = {name: known.options[name] for name in _KEPT if name in known.options}
+    if not isinstance(options.get("layout", ""), str):
+        raise TypeError(
+            f"{known.name} has a layout of your own, which joint.toml cannot name; choose one that "
+            "has a name"
+        )
+    return ModelEntry.of_file(known.path, options=options, **about)
+
+
+def entry_from_table(table: Mapping[str, Any], folder: Path, where: str) -> Entry:
+    """The entry of a TOML table, which names a file or an address."""
+    check_keys(table, None, where)
+    kind = RemoteEntry if "url" in table else ModelEntry
+    return kind.from_table(table, folder, where)
+
+
+def check_remote(task: str) -> None:
+    """Check that the teacher of a task may be at an address.
+
+    Raises
+    ------
+    ValueError
+        Its answers do not travel.
+    """
+    if not as_task(task).travels:
+        raise ValueError("a detector at an address cannot be the teacher yet: give its file")
+
+
+def parse_link(text: str) -> tuple[dict[str, Any], Link]:
+    """Options of a remote model, and its link, as one flag of the command line gives them.
+
+    Raises
+    ------
+    ValueError
+        A part is not ``key=value``, or its key or value is not allowed.
+
+    Examples
+    --------
+    >>> parse_link("send=jpeg,retries=1,when_unavailable=queue")
+    ({'send': 'jpeg'}, Link(retries=1, ..., when_unavailable='queue', ...))
+    """
+    values: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise ValueError(f"a link is key=value,key=value,... but has {part!r}")
+        try:
+            values[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[name] = value
+    check_keys(values, (*REMOTE_OPTIONS, *LINK_KEYS), "a link")
+    link = Link.from_dict({key: value for key, value in values.items() if key in LINK_KEYS})
+    return {key: values[key] for key in REMOTE_OPTIONS if key in values}, link
+
+
+_KEPT = ("batch_size", "output", "layout", "classes", "nms", "above", "limit")
+
+
+def entries_of(
+    outcomes: Outcomes,
+    path: str | os.PathLike[str],
+    given: Mapping[str, str | None],
+    link: str | None = None,
+) -> dict[str, Entry]:
+    """Both models' entries by role: as recorded, unless others are given.
+
+    Parameters
+    ----------
+    outcomes, path
+        What was recorded, and its file.
+    given
+        By role: a file or an address in place of what was recorded.
+    link
+        How a far teacher is asked, as `parse_link` takes it.
+
+    Raises
+    ------
+    ValueError
+        A model is neither recorded nor given.
+    """
+    costs = {"student": outcomes.student_cost, "teacher": outcomes.teacher_cost}
+    entries: dict[str, Entry] = {}
+    for role, source in given.items():
+        table, entry = outcomes.models.get(role), None
+        if table is None and source is None:
+            raise ValueError(
+                f"{path} does not say which file its {role} was: give it with --{role}"
+            )
+        if table is not None:
+            entry = entry_from_table(table, Path(path).resolve().parent, f"{path}: {role}")
+        if source is not None:
+            preprocess = None if entry is None else entry.preprocess
+            entry = replace(_entry_at(source, link), preprocess=preprocess)
+        elif isinstance(entry, RemoteEntry) and link is not None:
+            options, how = parse_link(link)
+            entry = replace(entry, options={**entry.options, **options}, link=how)
+        assert entry is not None
+        entries[role] = replace(entry, cost=costs[role])
+    return entries
+
+
+def _entry_at(source: str, link: str | None) -> Entry:
+    """The entry of a file or of an address, as it is now."""
+    if not source.startswith(("http://", "https://")):
+        return ModelEntry.of_file(source)
+    options, how = parse_link(link or "")
+    return entry_of(load_model(source, **options), link=how)
+
+
+OPTIONS = ("threads", "providers", *_KEPT)
+
+REMOTE_OPTIONS = ("send", "quality", "gzip", "timeout_seconds", "batch_size", "output")
+LINK_KEYS = tuple(f.name for f in fields(Link))
+_SHARED = ("cost", "preprocess")
+
+
+def _relative(path: str, folder: Path | None) -> str:
+    return path if folder is None else os.path.relpath(path, folder)
+
+
+def _shared_table(entry: Entry) -> dict[str, Any]:
+    """What the tables of all models have."""
+    cost = entry.cost.as_dict()
+    how = {} if entry.preprocess is None else {"preprocess": entry.preprocess.as_dict()}
+    return {**({"cost": cost} if cost else {}), **how}
+
+
+def _shared(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What `_shared_table` gave, back again."""
+    cost, preprocess = table.get("cost", {}), table.get("preprocess")
+    check_keys(cost, (*UNITS, "joules_are"), f"{where}.cost")
+    return {
+        "cost": Cost(**cost),
+        "preprocess": None if preprocess is None else Preprocess.from_dict(preprocess),
+    }
+
+
+def check_keys(table: Any, allowed: tuple[str, ...] | None, where: str) -> None:
+    """Check that something is a table with none but the allowed keys; `where` names it.
+
+    Raises
+    ------
+    ValueError
+        It is none, or has another key.
+    """
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{where} must be a table, not {type(table).__name__}")
+    for key in table if allowed is not None else ():
+        assert allowed is not None
+        if key not in allowed:
+            close = difflib.get_close_matches(key, allowed, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(allowed)}"
+            raise ValueError(f"{where} has an unknown key {key!r}; {hint}")
+
+
+def check_present(table: Mapping[str, Any], needed: tuple[str, ...], where: str) -> None:
+    """Check that a table has all keys that are needed.
+
+    Raises
+    ------
+    ValueError
+        One is missing.
+    """
+    missing = [key for key in needed if key not in table]
+    if missing:
+        raise ValueError(f"{where} misses {', '.join(missing)}")

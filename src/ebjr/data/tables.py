@@ -1,0 +1,229 @@
+"""Tables: rows with an image column in ``.parquet``, ``.arrow`` and ``.feather`` files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebjr.data.examples import Example, checked_classes, reason_of, some
+from ebjr.errors import MissingExtra
+
+TABLE_SUFFIXES = frozenset({".arrow", ".feather", ".parquet"})
+IMAGE_COLUMNS = ("image", "img", "picture", "photo", "image_bytes", "jpg", "jpeg", "png", "webp")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "targets", "class", "class_id", "cls")
+
+_ROWS_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of rows with an image column, as Arrow reads it."""
+
+    path: Path
+    rows: int
+    image_column: str
+    label_column: str | None
+    classes: tuple[str, ...] | None
+
+    @classmethod
+    def open(
+        cls, path: Path, image: str | None, label: str | None, classes: tuple[str, ...] | None
+    ) -> Table:
+        """Read the schema and count the rows."""
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            raise MissingExtra("parquet", f"reading {path.name}") from error
+        with _damage_named(path):
+            schema, rows = _describe(path)
+        if rows == 0:
+            raise ValueError(f"{path} has no rows")
+        image_column = _image_column(path, schema, image)
+        label_column = _label_column(path, schema, label)
+        if label_column is not None:
+            classes = classes or _names_in_schema(schema, label_column)
+            _check_label(path, schema, label_column, classes)
+        return cls(path, rows, image_column, label_column, classes)
+
+    @property
+    def label(self) -> bool:
+        """Whether there is a label column."""
+        return self.label_column is not None
+
+    def examples(self, rows: Sequence[int] | None) -> Iterator[Example]:
+        """All rows in order, or some of them, rising."""
+        columns = [self.image_column, *([self.label_column] if self.label_column else [])]
+        wanted = None if rows is None else np.asarray(rows, np.int64)
+        batches = _record_batches(self.path, columns, wanted)
+        while True:
+            with _damage_named(self.path):
+                start, batch = next(batches, (0, None))
+                if batch is None:
+                    return
+                places = range(batch.num_rows)
+                if wanted is not None:
+                    inside = (wanted >= start) & (wanted < start + batch.num_rows)
+                    places = (wanted[inside] - start).tolist()
+                    batch = batch.take(places)
+                images = batch.column(self.image_column).to_pylist()
+                labels = self._labels(batch)
+            for place, image, target in zip(places, images, labels, strict=True):
+                yield Example(f"{self.path.name}:{start + place}", _reader(image), target)
+
+    def _labels(self, batch: Any) -> list[int | None]:
+        if self.label_column is None:
+            return [None] * batch.num_rows
+        labels = batch.column(self.label_column).to_pylist()
+        return [self._place(label) for label in labels]
+
+    def _place(self, label: Any) -> int | None:
+        if isinstance(label, str):
+            classes = self.classes or ()
+            if label not in classes:
+                raise ValueError(f"the label {label!r} is none of the {len(classes)} classes")
+            return classes.index(label)
+        return None if label is None else int(label)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Say which table a reader's complaint is about."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read as a table: {reason_of(error)}") from error
+
+
+def _describe(path: Path) -> tuple[Any, int]:
+    """A table's schema and its number of rows."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return file.schema_arrow, file.metadata.num_rows
+    with _ipc(path) as (schema, batches):
+        return schema, sum(batch.num_rows for batch in batches)
+
+
+def _record_batches(
+    path: Path, columns: list[str], rows: NDArray[np.int64] | None
+) -> Iterator[tuple[int, Any]]:
+    """A table's rows, a few at a time, and where each lot starts.
+
+    So memory holds few encoded images. Groups without any of `rows` are not read.
+    """
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path) as file:
+            start = 0
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                if rows is None or bool(((rows >= start) & (rows < end)).any()):
+                    for batch in file.iter_batches(_ROWS_AT_ONCE, [group], columns):
+                        yield start, batch
+                        start += batch.num_rows
+                start = end
+        return
+    with _ipc(path) as (_, batches):
+        start = 0
+        for batch in batches:
+            for offset in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                yield start + offset, batch.slice(offset, _ROWS_AT_ONCE).select(columns)
+            start += batch.num_rows
+
+
+@contextmanager
+def _ipc(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """An Arrow file or an Arrow stream: both go by the same suffix."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        if source.read(6) == b"ARROW1":
+            file = pa.ipc.open_file(source)
+            yield file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
+        else:
+            source.seek(0)
+            stream = pa.ipc.open_stream(source)
+            yield stream.schema, iter(stream)
+
+
+def _reader(image: Any) -> Callable[[], bytes]:
+    data = image.get("bytes") if isinstance(image, Mapping) else image
+    return lambda: data or b""
+
+
+def _holds_images(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _holds_images(kind.field(place).type)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def _image_column(path: Path, schema: Any, asked: str | None) -> str:
+    if asked is not None:
+        _check_column(path, schema, asked, "image_column")
+        if not _holds_images(schema.field(asked).type):
+            raise ValueError(
+                f"{path}: the image column {asked!r} must hold encoded images (binary, or a "
+                f"struct with bytes), but holds {schema.field(asked).type}"
+            )
+        return asked
+    fitting = [name for name in schema.names if _holds_images(schema.field(name).type)]
+    known = [name for name in IMAGE_COLUMNS if name in fitting]
+    if known or len(fitting) == 1:
+        return (known or fitting)[0]
+    raise ValueError(
+        f"{path} has {'no' if not fitting else 'more than one possible'} column of encoded images "
+        f"(its columns: {some(schema.names)}); name one with image_column"
+    )
+
+
+def _label_column(path: Path, schema: Any, asked: str | None) -> str | None:
+    if asked is not None:
+        _check_column(path, schema, asked, "label_column")
+        return asked
+    return next((name for name in LABEL_COLUMNS if name in schema.names), None)
+
+
+def _check_column(path: Path, schema: Any, asked: str, what: str) -> None:
+    if asked not in schema.names:
+        raise ValueError(
+            f"{path} has no column {asked!r}; {what} must be one of {', '.join(schema.names)}"
+        )
+
+
+def _check_label(path: Path, schema: Any, column: str, classes: tuple[str, ...] | None) -> None:
+    import pyarrow.types as types
+
+    kind = schema.field(column).type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_integer(kind) or types.is_boolean(kind):
+        return
+    if not (types.is_string(kind) or types.is_large_string(kind)):
+        raise ValueError(
+            f"{path}: the label column {column!r} must hold whole numbers, but holds {kind}"
+        )
+    if classes is None:
+        raise ValueError(
+            f"{path}: the label column {column!r} holds text; give classes in the model's order"
+        )
+
+
+def _names_in_schema(schema: Any, column: str) -> tuple[str, ...] | None:
+    """The class names that data sets of the hub keep in their schema."""
+    try:
+        described = json.loads((schema.metadata or {})[b"huggingface"])
+        return checked_classes(described["info"]["features"][column]["names"])
+    except (LookupError, TypeError, ValueError):
+        return None

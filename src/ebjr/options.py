@@ -1,0 +1,546 @@
+"""Options of the command line: declared once, in the groups that `--help` shows.
+
+Options that belong together are the fields of a dataclass; `spread` turns a command's parameter of
+such a type into one option for each field. Every command takes `--import`, which `spread` adds.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+if TYPE_CHECKING:
+    from ebjr.data.examples import Data
+    from ebjr.outcomes import Outcomes
+    from ebjr.tasks.specialized.known_classes import Traffic
+
+
+def option(group: str, help: str, *names: str, **more: Any) -> Any:
+    """An option in a group of `--help`.
+
+    Its help may name what is listed elsewhere: $TASKS is what `ebjr.tasks.task_names` says, see
+    `LISTED`.
+    """
+    return typer.Option(*names, help=help, rich_help_panel=group, **more)
+
+
+LISTED = {
+    "TASKS": ("ebjr.tasks", "task_names"),
+    "DEMOS": ("ebjr.demo", "DEMOS"),
+    "METHODS": ("ebjr.quantize", "METHODS"),
+}
+"""What a help text may name, its module, which is imported when that help is shown, and where."""
+
+
+class Command(TyperCommand):
+    """A command whose help shows its options in their groups, each text whole."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The arguments and options, with what their help names."""
+        found: list[Any] = super().get_params(ctx)
+        for each in found:
+            each.help = re.sub(r"\$([A-Z]+)", _listed, getattr(each, "help", None) or "")
+        return found
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each group."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for each in self.get_params(ctx):
+            title = "Arguments" if each.param_type_name == "argument" else "Options"
+            if (record := each.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(each, "rich_help_panel", None) or title, []).append(
+                    record
+                )
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+class Commands(TyperGroup):
+    """All commands, with the first line of each one's help whole."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list."""
+        rows = [(name, (each.help or "").splitlines()[0]) for name, each in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _listed(found: re.Match[str]) -> str:
+    module, name = LISTED[found[1]]
+    listed = getattr(import_module(module), name)
+    return ", ".join(listed() if callable(listed) else listed)
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """A command for Typer: groups of options are spread out, and `--import` is done first.
+
+    A command that wants to know what was imported has a parameter `imports`.
+
+    Examples
+    --------
+    >>> def show(choice: ChoiceOptions) -> None:
+    ...     print(choice)
+    >>> list(inspect.signature(spread(show)).parameters)
+    ['score', 'blend', 'imports']
+    >>> spread(show)(score="margin", blend="0")
+    ChoiceOptions(score='margin', blend='0')
+    """
+    declared = dict(inspect.signature(command, eval_str=True).parameters)
+    wanted = declared.pop("imports", None)
+    groups: dict[str, Any] = {
+        name: each.annotation for name, each in declared.items() if is_dataclass(each.annotation)
+    }
+
+    def run(imports: list[str] | None = None, **given: Any) -> None:
+        for name in imports or ():
+            import_own(name)
+        built = {
+            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**given, **built, **({} if wanted is None else {"imports": imports or []}))
+
+    flat = [_options(groups[name]) if name in groups else [each] for name, each in declared.items()]
+    return _with_options(run, command, [*chain.from_iterable(flat), _IMPORTS])
+
+
+def _with_options(
+    run: Callable[..., None], command: Callable[..., None], options: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """`run` under the name and with the help of `command`, as Typer reads them."""
+    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__annotations__ = {each.name: each.annotation for each in options}
+    run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    return run
+
+
+def _options(group: Any) -> list[inspect.Parameter]:
+    """The options of a group, as parameters of a function."""
+    types = get_type_hints(group, include_extras=True)
+    whole = inspect.signature(group).parameters
+    return [each.replace(annotation=types[name]) for name, each in whole.items()]
+
+
+def import_own(name: str) -> ModuleType:
+    """Run a Python file, or import a module, so that what it registers is known; once.
+
+    Modules are looked for in the folder that the process runs in, too, and a file finds what is
+    beside it.
+
+    Parameters
+    ----------
+    name
+        A file, ``mine.py``, or a module, ``package.module``.
+
+    Raises
+    ------
+    ValueError
+        There is none, or it fails; the message has its error, the file and the line.
+    """
+    file = Path(name).resolve() if name.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise ValueError(f"--import {name}: there is no such file")
+    folder = str(Path.cwd() if file is None else file.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        return import_module(name) if file is None else _run(file)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"--import {name} failed{_place(error, file)}: {_said(error)}") from error
+
+
+def _run(file: Path) -> ModuleType:
+    """The module of a file, under a name that no other module has."""
+    name = f"ebjr_import_{file.stem}"
+    known = sys.modules.get(name)
+    if known is not None and known.__file__ == str(file):
+        return known
+    spec = spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _place(error: BaseException, file: Path | None) -> str:
+    """File and line of an error: the last of its own, or of whatever it called."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" at {error.filename}, line {error.lineno}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and "importlib" not in frame.filename
+    ]
+    own = [frame for frame in frames if frame.filename == str(file)]
+    return "".join(f" at {frame.filename}, line {frame.lineno}" for frame in (own or frames)[-1:])
+
+
+def _said(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# Groups
+
+
+Imports = Annotated[
+    list[str] | None,
+    option(
+        "Options",
+        "Your own scores and metrics: a Python file, or a module like package.module, that is run "
+        "first. May be given several times.",
+        "--import",
+        metavar="<file or module>",
+    ),
+]
+_IMPORTS = inspect.Parameter(
+    "imports", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Imports
+)
+Json = Annotated[bool, option("Output", "Print JSON for a machine.", "--json")]
+Report = Annotated[Path | None, option("Output", "Write an HTML report here.")]
+DataPath = Annotated[
+    Path, option("Data", "A folder of images, .npz, .parquet, .arrow, or COCO's .json.", "--data")
+]
+Images = Annotated[Path | None, option("Data", "COCO's .json: the folder or .zip of its images.")]
+ImageColumn = Annotated[
+    str | None, option("Data", "A table's column of images, if its name does not tell.")
+]
+Strict = Annotated[bool, option("Data", "Stop at the first image that cannot be read.", "--strict")]
+BatchSize = Annotated[int, option("Run", "Inputs given to a model at once.", min=1)]
+Threads = Annotated[int | None, option("Run", "Threads of each model.", min=1)]
+Threshold = Annotated[float | None, option("Knob", "Instead of the file's.")]
+OperatingPointName = Annotated[
+    str | None, option("Knob", "One that the file names, instead of its threshold.")
+]
+Metric = Annotated[
+    str | None,
+    option("Task", "regression: rmse, mse, mae or r2; detection: ap, ap50 or f1.", "--metric"),
+]
+LinkText = Annotated[
+    str | None,
+    option(
+        "Link",
+        "How a far teacher is asked, like 'send=jpeg,timeout_seconds=2,retries=1,"
+        "when_unavailable=queue': any of joint.toml's keys for it.",
+        "--link",
+    ),
+]
+Preprocessing = Annotated[
+    str | None,
+    option("Models", "Like 'size=160,resize=crop,mean=0.5/0.5/0.5', or a .toml file."),
+]
+Layout = Annotated[
+    str,
+    option("Models", "detection: how its outputs are read, as detr or yolov8; or auto."),
+]
+FlopsGiven = Annotated[float | None, option("Models", "Instead of counting them.")]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What is read, and how."""
+
+    data: DataPath
+    classes: Annotated[
+        Path | None, option("Data", "A file with the classes' names in the models' order.")
+    ] = None
+    image_column: ImageColumn = None
+    label_column: Annotated[
+        str | None, option("Data", "A table's column of labels, if its name does not tell.")
+    ] = None
+    images: Images = None
+    strict: Strict = False
+
+    def open(self, task: str) -> Data:
+        """The data, with the targets of a task."""
+        from ebjr.data.open import open_data
+        from ebjr.tasks import as_task
+
+        names = None if self.classes is None else read_names(self.classes)
+        return open_data(
+            self.data,
+            classes=names,
+            on_unreadable="error" if self.strict else "skip",
+            targets_are=as_task(task).targets_are,
+            images=self.images,
+            image_column=self.image_column,
+            label_column=self.label_column,
+        )
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """Both models, and how their inputs are prepared."""
+
+    student: Annotated[str, option("Models", "The cheap model: .onnx or .pt2.")]
+    teacher: Annotated[
+        str, option("Models", "The expensive model: .onnx, .pt2, or an http(s):// address.")
+    ]
+    student_preprocess: Preprocessing = None
+    teacher_preprocess: Annotated[str | None, option("Models", "The same for it.")] = None
+    student_flops: FlopsGiven = None
+    teacher_flops: FlopsGiven = None
+    student_layout: Layout = "auto"
+    teacher_layout: Layout = "auto"
+
+
+@dataclass(frozen=True)
+class GoalOptions:
+    """What a threshold is chosen for, and whether that is guaranteed: arguments of `calibrate`."""
+
+    goal: Annotated[str, option("Goal", "match-teacher, accuracy, budget or crossing.")] = (
+        "match-teacher"
+    )
+    tolerance: Annotated[
+        float | None,
+        option("Goal", "match-teacher: how far below the teacher it may be, as 0.005."),
+    ] = None
+    target: Annotated[
+        float | None, option("Goal", "accuracy: what to reach, as 0.95, or an RMSE.")
+    ] = None
+    flops: Annotated[float | None, option("Goal", "budget: FLOPs per example.")] = None
+    seconds: Annotated[float | None, option("Goal", "budget: seconds per example.")] = None
+    joules: Annotated[float | None, option("Goal", "budget: joules per example.")] = None
+    bytes: Annotated[
+        float | None, option("Goal", "budget: bytes per example over the link to the teacher.")
+    ] = None
+    deferral_rate: Annotated[float | None, option("Goal", "budget: the most to defer, as 0.2.")] = (
+        None
+    )
+    delta: Annotated[
+        float | None,
+        option("Guarantee", "Guarantee the goal: it may fail with this probability, as 0.1."),
+    ] = None
+    promise: Annotated[
+        str | None,
+        option(
+            "Guarantee",
+            "What delta guarantees: excess (match-teacher's default), harm, risk, rate.",
+        ),
+    ] = None
+    loss_bound: Annotated[
+        float | None,
+        option("Guarantee", "regression with delta: the largest loss of an example that counts."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class ChoiceOptions:
+    """How the student's fit is scored, and its share in deferred answers."""
+
+    score: Annotated[
+        str,
+        option("Score", "A score's name, like 'energy' or 'softmax(temperature=2)', or 'auto'."),
+    ] = "auto"
+    blend: Annotated[
+        str,
+        option("Score", "The student's weight in a deferred answer, or 'auto'; 0 is the paper."),
+    ] = "auto"
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Which outcomes a threshold is chosen on, and which are reported on."""
+
+    fraction: Annotated[
+        float,
+        option("Data", "The share of the outcomes to calibrate on; the rest is reported on."),
+    ] = 0.5
+    seed: Annotated[int, option("Data", "Of the split.")] = 0
+
+
+@dataclass(frozen=True)
+class TrafficOptions:
+    """The mix of examples, where it is another than was recorded."""
+
+    traffic: Annotated[
+        str | None,
+        option(
+            "Data",
+            "Draw the examples in another mix than recorded, like popular=0.75: so much of a "
+            "popular class.",
+        ),
+    ] = None
+    popular: Annotated[
+        str | None,
+        option(
+            "Data",
+            "The popular classes, listed like --known-classes; else those that the student knows "
+            "(of several the one that knows the most).",
+        ),
+    ] = None
+
+    def of(self, tables: Mapping[str, Outcomes]) -> Traffic | None:
+        """The mix of the traffic, and which classes are the popular ones."""
+        from ebjr.tasks.specialized.known_classes import Traffic
+
+        if self.traffic is None:
+            if self.popular is not None:
+                raise ValueError("--popular goes with --traffic, like --traffic popular=0.75")
+            return None
+        known = [table.known_classes for table in tables.values() if table.known_classes]
+        if self.popular is not None:
+            labels = next(iter(tables.values())).labels
+            return Traffic.parse(self.traffic, parse_classes(self.popular, labels))
+        if not known:
+            raise ValueError("no student here is specialized: say with --popular what is popular")
+        return Traffic.parse(self.traffic, max(known, key=len))
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where a server listens, and how it answers: arguments of `run_server`."""
+
+    host: Annotated[str, option("Network", "The address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, option("Network", "0 takes a free one.", min=0, max=65535)] = 8080
+    grpc_port: Annotated[
+        int | None,
+        option("Network", "Listen for gRPC too; 0 takes a free port.", min=0, max=65535),
+    ] = None
+    timeout_seconds: Annotated[
+        float, option("Network", "Seconds for a request that names none.", "--timeout")
+    ] = 30.0
+    student_batch: Annotated[int, option("Batches", "The student's most rows.", min=1)] = 32
+    teacher_batch: Annotated[int, option("Batches", "The teacher's most rows.", min=1)] = 64
+    max_wait_seconds: Annotated[
+        float,
+        option("Batches", "Seconds to wait for a batch to fill under load.", "--max-wait", min=0.0),
+    ] = 0.0
+    queue_rows: Annotated[int, option("Batches", "The most rows that may wait.", min=1)] = 4096
+    token: Annotated[
+        str | None,
+        option("Knob", "Who moves the knob must show it as a bearer.", envvar="EBJR_TOKEN"),
+    ] = None
+    audit_log: Annotated[
+        Path | None,
+        option("Knob", "A file to which each move of the knob is appended, a JSON line each."),
+    ] = None
+    hold: Annotated[
+        str | None,
+        option("Knob", "The autopilot holds p99=50ms, deferral_rate=0.2 or flops=50M."),
+    ] = None
+    audit_rate: Annotated[
+        float,
+        option(
+            "Monitor",
+            "The share of kept answers that the teacher checks when idle, as 0.01.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.0
+    state: Annotated[
+        Path | None,
+        option("Monitor", "A folder for the monitor's state; else that of the audit log."),
+    ] = None
+    log: Annotated[
+        str, option("Monitor", "words, or json: with a line for each request, and its id.")
+    ] = "words"
+    otel: Annotated[
+        bool, option("Monitor", "Send OpenTelemetry traces (the extra `otel`).", "--otel")
+    ] = False
+
+
+# Texts
+
+
+def read_names(file: Path) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises
+    ------
+    ValueError
+        It is no text.
+    """
+    try:
+        return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no text file: give one with a class a line") from None
+
+
+def parse_classes(text: str, names: tuple[str, ...] | None) -> list[int]:
+    """Labels from a list or a file of them, by number or by name.
+
+    Raises
+    ------
+    ValueError
+        A word is neither.
+
+    Examples
+    --------
+    >>> parse_classes("dog, 3", ("cat", "dog"))
+    [1, 3]
+    """
+    file = Path(text)
+    listed = read_names(file) if file.is_file() else filter(None, map(str.strip, text.split(",")))
+    return [_label(word, names) for word in listed]
+
+
+def _label(word: str, names: tuple[str, ...] | None) -> int:
+    if names is not None and word in names:
+        return names.index(word)
+    if word.isdecimal():
+        return int(word)
+    known = f"; there are {', '.join(names)}" if names else ", and the data name no classes"
+    raise ValueError(f"known class {word!r} is no number and no class's name{known}")
+
+
+def linked(outcomes: Outcomes, text: str | None) -> Outcomes:
+    """The outcomes with what a link adds to the teacher's cost, as ``--over-link`` gives it.
+
+    Raises
+    ------
+    ValueError
+        It is something else.
+    """
+    if text is None:
+        return outcomes
+    from ebjr.link.far import over_link
+
+    try:
+        parts = dict(part.split("=") for part in text.split(","))
+        return over_link(outcomes, **{name.strip(): float(n) for name, n in parts.items()})
+    except (ValueError, TypeError):
+        raise ValueError(f"--over-link is like bytes=3000,seconds=0.04, not {text!r}") from None
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """A shape, as ``1,3,32,32`` gives it.
+
+    Raises
+    ------
+    ValueError
+        It is something else.
+
+    Examples
+    --------
+    >>> parse_shape("1,3,32,32")
+    (1, 3, 32, 32)
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"input shape must be whole numbers like 1,3,32,32, not {text!r}"
+        ) from None

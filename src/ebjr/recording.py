@@ -1,0 +1,509 @@
+"""Recording: both models answer labeled data once, and what is known of them is kept beside it.
+
+One door for Python and the command line: preprocessing is found, costs are counted and measured,
+and what the models and the data say of themselves is compared before the work is done.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import numpy as np
+
+from ebjr.arrays import Array, Batch, is_array, join_rows, row_count, take_rows, to_numpy
+from ebjr.backends.entry import entry_of
+from ebjr.costs import Cost
+from ebjr.data.examples import ArrayData, Data
+from ebjr.data.preprocess import (
+    Preprocess,
+    infer_preprocess,
+    is_pixels,
+    prepared,
+    unprepared,
+)
+from ebjr.errors import EbjrError, ModelError, RecordingNote, TeacherUnavailable, one_line
+from ebjr.link.far import FarTeacher
+from ebjr.model import Model, as_answer, facts
+from ebjr.outcomes import Outcomes
+from ebjr.task import Task
+from ebjr.tasks import as_task
+
+if TYPE_CHECKING:
+    from ebjr.evaluation.flops import Flops
+
+ROLES = ("student", "teacher")
+Batches = Iterable[tuple[Batch, Any]]
+
+
+class About(TypedDict, total=False):
+    """What `record` takes beside models, data and task; see there."""
+
+    student_preprocess: Preprocess | str | None
+    teacher_preprocess: Preprocess | str | None
+    student_cost: Cost
+    teacher_cost: Cost
+    flops: bool
+    joules: bool
+    labels: tuple[str, ...] | None
+    models: Mapping[str, Any]
+    folder: str | os.PathLike[str] | None
+    metric: str | None
+    known_classes: Any
+    rescale: Any
+
+
+def record(
+    student: Model,
+    teacher: Model,
+    inputs: Batch | Data,
+    targets: Any = None,
+    *,
+    task: str = "classification",
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+    **about: Unpack[About],
+) -> Outcomes:
+    """Run both models once on labeled examples and keep what they said.
+
+    Parameters
+    ----------
+    student, teacher
+        Models: a batch in, raw output out.
+    inputs
+        Array (n, ...) or a list of n inputs; both models are given the same. Or what
+        `ebjr.data.open.open_data` opened, which has its own targets and class names.
+    targets
+        (n,) integer labels, or numbers, or a list of n `GroundTruth`; None where nobody knows: the
+        teacher's own answers are then the targets, and every accuracy is agreement with it.
+    task
+        ``"classification"``, ``"specialized"``, ``"regression"`` or ``"detection"``.
+    batch_size
+        How many inputs a model gets at once.
+    progress
+        Called with the number of examples that a batch has added.
+    student_preprocess, teacher_preprocess
+        How decoded images become a model's input: a `Preprocess`, its text as in
+        ``"size=160,resize=crop"``, or a ``.toml`` file. ``"auto"``, the default, reads size and
+        layout off the input of a model that takes no images as they are, and says so; ``"infer"``
+        insists on that; None leaves the inputs as they are.
+    student_cost, teacher_cost
+        What an example costs, where it is known. What these leave open is filled in: FLOPs are
+        counted, seconds and, where a model is remote, bytes are measured in this run.
+    flops
+        Count the FLOPs of models that can be looked into: files and torch modules.
+    joules
+        Measure the joules of both models, or estimate them, before the run; this takes seconds.
+    labels, metric, known_classes, models
+        As of `Outcomes`. `labels` are those of the data, and `models` name the files and addresses
+        of both models, unless given.
+    folder
+        Where the outcomes will be saved: paths in `models` are relative to it. None: absolute.
+
+    Returns
+    -------
+    Outcomes
+        With raw outputs on the CPU.
+
+    Raises
+    ------
+    ValueError
+        Inputs and targets of different lengths, none at all, targets that are no labels (as soon
+        as the first batch has told how many classes there are), or outputs that do not fit the
+        task.
+    ModelError
+        A model did not return one row for each input, or not the same classes in each batch, or
+        returned NaN or infinity.
+
+    Warns
+    -----
+    RecordingNote
+        Preprocessing was inferred, FLOPs could not be counted, or the data have no labels.
+
+    Examples
+    --------
+    >>> x = np.eye(3)
+    >>> record(lambda b: b, lambda b: 2 * b, x, [0, 1, 2], batch_size=2).teacher[0]
+    array([2., 0., 0.])
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    recording = _Recording(student, teacher, task, about)
+    if not isinstance(inputs, Data):
+        return recording.run(recording.of_arrays(inputs, targets, batch_size), progress)
+    if targets is not None:
+        raise ValueError("the data have targets of their own: give the data alone")
+    return recording.run(recording.of_data(inputs, batch_size), progress)
+
+
+def record_batches(
+    student: Model,
+    teacher: Model,
+    batches: Batches,
+    *,
+    task: str = "classification",
+    progress: Callable[[int], None] | None = None,
+    **about: Unpack[About],
+) -> Outcomes:
+    """`record` for inputs that arrive in batches of ``(inputs, targets)``, never all in memory.
+
+    Examples
+    --------
+    >>> stream = ((np.eye(2), [0, 1]) for _ in range(3))
+    >>> len(record_batches(lambda b: b, lambda b: b, stream))
+    6
+    """
+    return _Recording(student, teacher, task, about).run(batches, progress)
+
+
+class _Recording:
+    """Both models, what was said of them, and what they have said so far."""
+
+    def __init__(self, student: Model, teacher: Model, task: str, about: About) -> None:
+        unknown = about.keys() - About.__annotations__.keys()
+        if unknown:
+            known = ", ".join(About.__annotations__)
+            raise TypeError(f"there is no argument {min(unknown)!r}; there are {known}")
+        self.given: dict[str, Model] = {"student": student, "teacher": teacher}
+        self.about: dict[str, Any] = {**about}
+        self.kind = as_task(task, about.get("known_classes"))
+        self.check_all: Callable[[int | None], None] | None = None
+        self.data: Data | None = None
+        self.models: dict[str, Model] = {}
+        self.outputs: dict[str, list[Any]] = {role: [] for role in ROLES}
+        self.seconds = dict.fromkeys(ROLES, 0.0)
+        self.targets: list[Any] = []
+        self.classes: int | None = None
+        self.labeled = True
+
+    def of_data(self, data: Data, size: int) -> Batches:
+        """The batches of some data, once they are known to have targets of the task."""
+        self.data, wanted = data, self.kind.targets_are
+        arrays = wanted in ("numbers", "label sets")
+        if arrays and data.has_targets and not isinstance(data, ArrayData):
+            raise ValueError(
+                f"{self.kind.name} reads {wanted} from the targets of an .npz, not from {data.path}"
+            )
+        if not data.has_targets:
+            title = self.kind.metric(self.about.get("metric")).title
+            _note(
+                f"{data.path} has no labels: the teacher's own answers are taken for right, and "
+                f"every {title} is agreement with it"
+            )
+        if wanted != "numbers" and data.classes is not None:
+            self.about.setdefault("labels", data.classes)
+        return ((batch.inputs, batch.targets) for batch in data.batches(size))
+
+    def of_arrays(self, inputs: Batch, targets: Any, size: int) -> Batches:
+        """The batches of inputs that are all here, whose targets can all be checked at once."""
+        n, kind = row_count(inputs), self.kind
+        cuts = (np.arange(start, min(start + size, n)) for start in range(0, n, size))
+        if targets is None:
+            return ((take_rows(inputs, rows), None) for rows in cuts)
+        labels = kind.check_targets(targets)
+        if n != len(labels):
+            raise ValueError(f"there are {n} inputs but {len(labels)} targets")
+        self.check_all = lambda classes: kind.check_range(labels, classes)
+        return ((take_rows(inputs, rows), take_rows(labels, rows)) for rows in cuts)
+
+    def run(self, batches: Batches, progress: Callable[[int], None] | None) -> Outcomes:
+        """Run both models on every batch."""
+        stream = iter(batches)
+        first = next(stream, None)
+        if first is None:
+            raise ValueError("there are no examples to record")
+        self._prepare(*first)
+        costs = self._costs(first[0])
+        models = self._provenance(costs)
+        before = _bytes_moved(self.models)
+        for inputs, targets in chain([first], stream):
+            self._add(inputs, targets)
+            if progress is not None:
+                progress(row_count(inputs))
+        student, teacher = (join_rows(self.outputs[role]) for role in ROLES)
+        about = {name: self.about[name] for name in _OF_OUTCOMES if name in self.about}
+        about = {"models": models, **about, "task": self.kind.name, "labeled": self.labeled}
+        about |= self._measured(costs, before)
+        return Outcomes(student, teacher, join_rows(self.targets), **about)
+
+    def _prepare(self, inputs: Batch, targets: Any) -> None:
+        """Give each model its preprocessing, once the first batch is known to be for the task."""
+        if self.data is not None:
+            _check_labels(targets, self.kind, self.data.path)
+        if targets is not None:
+            self._checked(targets, row_count(inputs), 1)
+        for role, model in self.given.items():
+            wanted, argument = self.about.get(f"{role}_preprocess", "auto"), f"{role}_preprocess"
+            if isinstance(model, FarTeacher):  # it is asked about all rows, whatever its limit
+                inside = prepare_for(model.teacher, inputs, wanted, argument)
+                self.models[role] = FarTeacher(inside, replace(model.link, rows_per_second=None))
+            else:
+                self.models[role] = prepare_for(model, inputs, wanted, argument)
+
+    def _costs(self, inputs: Batch) -> dict[str, Cost]:
+        """The costs that were given, with what can be told before the models run on all data."""
+        given = {role: self.about.get(f"{role}_cost", Cost()) for role in ROLES}
+        few = inputs[:4] if self.kind.takes_images else inputs  # a detector's images are large
+        flops, joules = self.about.get("flops", True), self.about.get("joules", False)
+        return costs_of(self.models, few, given, flops=flops, joules=joules)
+
+    def _provenance(self, costs: Mapping[str, Cost]) -> dict[str, Any]:
+        """The entries for ``joint.toml`` of the models that have a file or an address."""
+        folder, found = self.about.get("folder"), {}
+        for role, model in self.given.items():
+            link = model.link if isinstance(model, FarTeacher) else None
+            with suppress(TypeError, FileNotFoundError):  # the model cannot be named in a file
+                entry = entry_of(self.models[role], costs[role], link)
+                found[role] = entry.as_table(None if folder is None else Path(folder))
+        return found
+
+    def _add(self, inputs: Batch, given: Any) -> None:
+        """Ask both models about a batch; the labels are checked first, as far as they can be."""
+        number = len(self.targets) + 1
+        if number > 1 and self.labeled is (given is None):
+            raise ValueError(
+                f"some batches have labels and batch {number} is not alike: label all or none"
+            )
+        self.labeled = given is not None
+        labels = self._checked(given, row_count(inputs), number) if self.labeled else None
+        for role in ROLES:
+            self._ask(role, inputs, number)
+        if number == 1:
+            self._compare(labels)
+        self.targets.append(
+            self.kind.as_targets(self.outputs["teacher"][-1]) if labels is None else labels
+        )
+
+    def _ask(self, role: str, inputs: Batch, number: int) -> None:
+        began = time.perf_counter()
+        output = _raw_output(role, self.models[role](inputs))
+        rows = self.kind.collect(role, output, row_count(inputs))
+        self.seconds[role] += time.perf_counter() - began
+        self.outputs[role].append(rows)
+        _check_alike(self.kind, role, self.outputs[role][0], rows, number)
+
+    def _compare(self, labels: Any) -> None:
+        """Compare what both models said of the first batch, with each other and with the labels."""
+        first = [self.kind.check_output(role, self.outputs[role][0]) for role in ROLES]
+        self.classes = self.kind.common_classes(*first)
+        if self.check_all is not None:
+            self.check_all(self.classes)
+        if labels is not None:
+            self.kind.check_range(labels, self.classes, " in batch 1")
+
+    def _checked(self, given: Any, rows: int, number: int) -> Any:
+        """The targets of a batch, checked before a model runs on it as far as they can be."""
+        labels = self.kind.check_targets(given)
+        if len(labels) != rows:
+            raise ValueError(f"a batch has {rows} inputs but {len(labels)} targets")
+        if self.classes is not None:
+            self.kind.check_range(labels, self.classes, f" in batch {number}")
+        return labels
+
+    def _measured(self, costs: Mapping[str, Cost], before: Mapping[str, int]) -> dict[str, Cost]:
+        """The costs by name, with what was measured where they have none."""
+        n, now = sum(map(row_count, self.targets)), _bytes_moved(self.models)
+        found = {}
+        for role, cost in costs.items():
+            measured = {"seconds": self.seconds[role] / n}
+            if now != before:
+                measured["bytes"] = (now[role] - before[role]) / n
+            found[f"{role}_cost"] = _filled(cost, measured)
+        return found
+
+
+_OF_OUTCOMES = ("labels", "models", "metric", "known_classes", "rescale")
+
+
+# Preprocessing
+
+
+def prepare_for(
+    model: Model,
+    inputs: Batch,
+    preprocess: Preprocess | str | None = "auto",
+    argument: str = "preprocess",
+) -> Model:
+    """A model with its preprocessing for a batch, as `record` takes it.
+
+    Parameters
+    ----------
+    model, inputs
+        The model, and a batch: decoded images, or inputs that are ready.
+    preprocess, argument
+        The preprocessing, and what to call it in a message.
+
+    Raises
+    ------
+    ValueError
+        `preprocess` is no such text, or is ``"infer"`` and the model does not say its input.
+    """
+    if preprocess not in ("auto", "infer"):
+        chosen = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
+        return model if chosen is None else prepared(model, chosen)
+    known = facts(unprepared(model)[0])
+    if not _are_images(inputs) or known.sends_files:
+        return model
+    if preprocess == "auto" and (_takes_images(model) or known.input_shape is None):
+        return model
+    if known.input_shape is None:
+        raise ValueError(
+            f"{known.name} does not say what size of image it takes: give {argument}=, like "
+            "'size=224,range=0..1'"
+        )
+    chosen = infer_preprocess(known.input_shape)
+    words = ", ".join(f"{key} {value}" for key, value in chosen.as_dict().items())
+    _note(
+        f"no {argument}= given; from {known.name}'s input: {words}, "
+        f"pixels in {chosen.range[0]:g}..{chosen.range[1]:g}, no mean and std"
+    )
+    return prepared(model, chosen)
+
+
+def _are_images(inputs: Batch) -> bool:
+    """Whether a batch is decoded images."""
+    if isinstance(inputs, list):
+        return bool(inputs) and is_pixels(inputs[0], 3)
+    return is_pixels(inputs, 4)
+
+
+def _takes_images(model: Model) -> bool:
+    """Whether a model prepares decoded images itself, or takes pixels as they are."""
+    known = facts(model)
+    return known.preprocess is not None or known.input_dtype == np.uint8
+
+
+# Costs
+
+
+def costs_of(
+    models: Mapping[str, Model],
+    inputs: Batch,
+    given: Mapping[str, Cost],
+    *,
+    flops: bool = True,
+    joules: bool = False,
+) -> dict[str, Cost]:
+    """What an example costs on each of several models, as far as can be told before they run.
+
+    Parameters
+    ----------
+    models, given
+        By name: the models with their preprocessing, and the costs that are known.
+    inputs
+        A batch of the inputs.
+    flops
+        Count the FLOPs of models that can be looked into, where they are not given.
+    joules
+        Measure the joules of all models by the same counters, or estimate all of them. Where one
+        is remote, no joules are found: what runs elsewhere is not ours to count.
+    """
+    costs: dict[str, Cost] = {}
+    loads: dict[str, tuple[Any, ...]] = {}
+    for name, model in models.items():
+        costs[name] = _filled(given[name], facts(model).cost.as_dict())
+        if facts(model).url is None and (flops or joules):
+            costs[name], loads[name] = _looked_into(model, inputs, costs[name], joules)
+    if not joules or len(loads) < len(models):
+        return costs
+    from ebjr.evaluation.power import Load, with_joules
+
+    return with_joules(costs, {name: Load(*load) for name, load in loads.items()})
+
+
+def _looked_into(
+    model: Model, inputs: Batch, cost: Cost, joules: bool
+) -> tuple[Cost, tuple[Any, ...]]:
+    """A model's cost with its FLOPs, and the load that measures its joules."""
+    from ebjr.evaluation.flops import can_count
+
+    bare, preprocess = unprepared(model)
+    if not joules and (cost.flops is not None or not can_count(bare)):
+        return cost, ()
+    batch = inputs[: facts(bare).fixed_batch or row_count(inputs)]
+    if preprocess is not None:
+        batch = preprocess(batch)
+    counted = _counted(bare, batch, cost.flops is None) if can_count(bare) else None
+    if counted is None:
+        return cost, (bare, batch)
+    if counted.known is not None:
+        cost = _filled(cost, {"flops": counted.known})
+    return cost, (bare, batch, cost.flops, counted.parameter_bytes)
+
+
+def _counted(model: Model, batch: Batch, wanted: bool) -> Flops | None:
+    """The FLOPs of a model that can be looked into; it is said of a file that cannot."""
+    from ebjr.evaluation.flops import count_flops
+
+    known = facts(model)
+    if not is_array(batch):
+        return None
+    dtype = None if known.path or known.input_dtype else to_numpy(batch[:1]).dtype.name
+    try:
+        counted = count_flops(model, tuple(batch.shape), input_dtype=dtype)
+    except (EbjrError, ValueError, TypeError, OSError) as error:
+        if wanted and known.path:
+            _note(f"FLOPs not counted: {one_line(error)}")
+        return None
+    if wanted and counted.known is None:
+        _note(f"FLOPs not counted: {', '.join(counted.uncounted)} cannot be")
+    return counted
+
+
+def _filled(cost: Cost, values: Mapping[str, Any]) -> Cost:
+    """A cost with some values where it has none."""
+    known = cost.as_dict()
+    return replace(cost, **{unit: value for unit, value in values.items() if unit not in known})
+
+
+def _bytes_moved(models: Mapping[str, Model]) -> dict[str, int]:
+    """How many bytes each model has sent and received so far; one that is here moves none."""
+    return {role: facts(model).bytes_moved or 0 for role, model in models.items()}
+
+
+# Checks
+
+
+def _check_labels(targets: Any, kind: Task, path: Path) -> None:
+    """Say that data are for another task before a model runs on them."""
+    boxes, wanted = isinstance(targets, list), kind.targets_are == "boxes"
+    if boxes and not wanted:
+        raise ValueError(f"{path} has labeled boxes: give --task detection (task='detection')")
+    if targets is not None and wanted and not boxes:
+        raise ValueError(f"detection reads labeled boxes from COCO's .json, not from {path}")
+
+
+def _check_alike(kind: Task, role: str, first: Any, rows: Any, number: int) -> None:
+    """A model must answer the same classes in each batch."""
+
+    def said(rows: Any) -> str:
+        form = kind.form(rows)
+        return f"{form[0]} {kind.columns}" if len(form) == 1 else f"shape {np.shape(rows)}"
+
+    if kind.form(first) != kind.form(rows):
+        raise ModelError(
+            f"the {role} must answer the same {kind.columns} in every batch, but returned "
+            f"{said(first)} in batch 1 and {said(rows)} in batch {number}"
+        )
+
+
+def _raw_output(role: str, said: Any) -> Array:
+    """A model's answer as raw output; a joint model's answer carries it, and must be whole."""
+    answer = as_answer(said)
+    if answer.degraded is not None and to_numpy(answer.degraded).any():
+        raise TeacherUnavailable(
+            f"the {role} is a joint model whose own teacher could not be reached; record again "
+            "when it can"
+        )
+    return answer.output
+
+
+def _note(text: str) -> None:
+    warnings.warn(text, RecordingNote, stacklevel=5)
