@@ -27,7 +27,6 @@ from ebjr.backends.entry import (
 )
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import Blend, as_blend, blend_text
-from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import Cost
 from ebjr.curve import OperatingPoint
 from ebjr.errors import ModelError, PromiseWarning
@@ -36,7 +35,6 @@ from ebjr.joint import JointModel
 from ebjr.model import Model
 from ebjr.router import Router, check_threshold
 from ebjr.scores import as_score
-from ebjr.study import Study
 from ebjr.tasks import as_task
 from ebjr.tasks.detection.scale import CommonScale
 from ebjr.threads import shared_cores
