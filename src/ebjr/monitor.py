@@ -29,11 +29,10 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import beta
 
 from ebjr.files import write_whole
 from ebjr.router import check_threshold
+from ebjr.stats import clopper_pearson
 
 BLOCK = 512
 """Fresh money joins the game every so many rows."""
@@ -469,6 +468,8 @@ class RiskMonitor(_Monitor):
 
     def _bound(self, value: np.ndarray) -> float:
         """The largest mean of `value` that the bets refute: their money falls as it grows."""
+        from scipy.optimize import brentq  # takes as long as NumPy to import
+
         count = np.array(self._mass, dtype=np.float64) / _ONE
         shares = np.log(_ODDS_SHARES / _ODDS_SHARES.sum())
         gained = np.log1p(np.outer(_ODDS, value)) @ count + shares
@@ -675,7 +676,7 @@ class DriftMonitor(_Monitor):
         only = threshold is None
         self._bets = _Bets(np.ones(6 * len(_SIZES)), self.alpha * (1 if only else 0.5))
         self._rate_bets = _Bets(np.ones(2 * len(_RATE_ODDS)), self.alpha / 4)
-        least, most = _clopper_pearson(deferred, n, self.alpha / 4)
+        least, most = clopper_pearson(deferred, n, self.alpha / 4)
         most, least = most + self.rate_tolerance, least - self.rate_tolerance
         self._rate_growth = np.vstack(
             [
@@ -943,13 +944,6 @@ def _blocks(first: int, n: int) -> Iterator[slice]:
         stop = min(n, start + BLOCK - (first + start) % BLOCK)
         yield slice(start, stop)
         start = stop
-
-
-def _clopper_pearson(hits: int, n: int, alpha: float) -> tuple[float, float]:
-    """The exact two-sided interval of a share, wrong with probability at most `alpha`."""
-    low = 0.0 if hits == 0 else float(beta.ppf(alpha / 2, hits, n - hits + 1))
-    high = 1.0 if hits == n else float(beta.ppf(1 - alpha / 2, hits + 1, n - hits))
-    return low, high
 
 
 def _share(name: str, value: float, top: bool = False) -> float:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from ebjr.detections import (
@@ -742,6 +741,8 @@ def fit_confidence_map(matches: Matches) -> ConfidenceMap:
         value = (right + wrong) @ np.logaddexp(0, odds) - right @ odds
         slope = features.T @ ((right + wrong) * expit(odds) - right)
         return value / len(odds), slope / len(odds)
+
+    from scipy.optimize import minimize  # takes as long as NumPy to import
 
     found = minimize(
         loss,

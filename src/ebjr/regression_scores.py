@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.integrate import simpson
 
 from ebjr.arrays import Array, as_float, convert_like, is_array, logsumexp, namespace
 
@@ -399,6 +398,8 @@ def grid_log_weights(grid: Grid, count: int | None = None, rule: str = "trapezoi
     if rule == "trapezoid":
         step = np.diff(points) / 2
         return np.log(np.append(step, 0.0) + np.append(0.0, step))
+    from scipy.integrate import simpson  # takes as long as NumPy to import
+
     weights = simpson(np.eye(len(points)), x=points)
     if not (len(points) % 2 and (weights > 0).all()):
         raise ValueError(

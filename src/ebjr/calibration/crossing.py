@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from ebjr.errors import CalibrationError
 
@@ -38,6 +37,8 @@ def crossing(score: np.ndarray, right: np.ndarray) -> float:
     >>> crossing(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 0.0, 1.0, 1.0]))
     3.0
     """
+    from scipy.optimize import isotonic_regression  # takes as long as NumPy to import
+
     usable = np.isfinite(score)
     score, right = score[usable], right[usable]
     share = float(right.mean()) if len(right) else 0.0

@@ -46,13 +46,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import betainc
-from scipy.stats import binom, norm
+from scipy.special import ndtri
 
 from ebjr.curve import TradeOffCurve
 from ebjr.errors import CalibrationError
 from ebjr.metrics import METRICS
 from ebjr.outcomes import Outcomes
+from ebjr.stats import binomial_cdf, critical_count
 
 PROMISES = {
     "harm": "the share of inputs that the student keeps and gets wrong where the teacher is right",
@@ -520,23 +520,6 @@ def _decide(test: str, statistic: np.ndarray, n: int, tolerance: float, delta: f
     return statistic[0] <= _critical_losses(statistic[1], n, tolerance, constant)
 
 
-# --- losses of 0 and 1
-
-
-def critical_count(n: int, tolerance: float, delta: float) -> int:
-    """The largest count that is seen with probability at most `delta` where the share is higher.
-
-    The largest c with ``P(Binomial(n, tolerance) <= c) <= delta``; -1 where even 0 is no evidence.
-
-    Examples
-    --------
-    >>> critical_count(298, 0.01, 0.05), critical_count(299, 0.01, 0.05)
-    (-1, 0)
-    """
-    count = int(binom.ppf(delta, n, tolerance))
-    return count if binom.cdf(count, n, tolerance) <= delta else count - 1
-
-
 # --- losses of -1, 0 and 1
 
 
@@ -571,7 +554,7 @@ def _constant(n: int, tolerance: float, delta: float) -> float:
     of delta, and with no gains the critical count is that of the binomial test.
     """
     step = _step(n)
-    constant = float(norm.isf(delta)) + step - _FINEST
+    constant = -float(ndtri(delta)) + step - _FINEST
     low, high = _gain_intervals(n, tolerance, step)
     while constant < 50:
         size = _size(n, tolerance, constant, delta, low, high)
@@ -579,7 +562,7 @@ def _constant(n: int, tolerance: float, delta: float) -> float:
         if not over.any():
             return constant
         low, high = low[over], high[over]  # a higher constant cannot raise the others
-        rise = norm.isf(delta) - norm.isf(min(float(size.max()), 1 - 1e-9))
+        rise = ndtri(min(float(size.max()), 1 - 1e-9)) - ndtri(delta)
         constant += min(max(float(rise), 0.002), 0.5)
     return math.inf
 
@@ -619,7 +602,7 @@ def _size(
     trials are left there, too, so that it bounds its block. Only rounding of the incomplete beta
     function (1e-12) is neglected.
     """
-    places = np.arange(-5.0, max(6.0, float(norm.isf(delta)) + 3), 2 * _step(n))
+    places = np.arange(-5.0, max(6.0, 3 - float(ndtri(delta))), 2 * _step(n))
     bounds = np.empty(len(low))
     for start in range(0, len(low), 1000):
         part = slice(start, start + 1000)
@@ -627,18 +610,12 @@ def _size(
         loss = np.clip((low[part, None] + tolerance) / (1 - gain), 0, 1)
         root = np.sqrt(n * gain) + places * np.sqrt(1 - gain) / 2
         last = np.minimum(np.floor(np.maximum(root, 0) ** 2), n)
-        reached = _binomial_cdf(last, n, gain)
+        reached = binomial_cdf(last, n, gain)
         block = np.diff(reached, axis=1, prepend=0)
         most = _critical_losses(last, n, tolerance, constant)
-        passing = np.sum(block * _binomial_cdf(most, n - last, loss), axis=1)
+        passing = np.sum(block * binomial_cdf(most, n - last, loss), axis=1)
         bounds[part] = passing + 1 - reached[:, -1]
     return bounds
-
-
-def _binomial_cdf(count: np.ndarray, n: Any, share: np.ndarray) -> np.ndarray:
-    """P(Binomial(n, share) <= count), elementwise; several times faster than SciPy's `binom`."""
-    inside = betainc(np.maximum(n - count, 0.5), np.maximum(count, 0) + 1, 1 - share)
-    return np.where(count < 0, 0.0, np.where(count >= n, 1.0, inside))
 
 
 # --- any loss of at most 1
