@@ -31,7 +31,9 @@ from ebjr import (
 from ebjr.calibration import choose_score
 from ebjr.curve import MOST_ROWS
 from ebjr.detection_scores import FEATURES, learned_gain
-from ebjr.evaluation.significance import bootstrap, compare_answers, joint_prediction
+from ebjr.evaluation import joint_prediction
+from ebjr.evaluation.bootstrap import bootstrap
+from ebjr.evaluation.tests import compare_answers
 from ebjr.fusion import fuse_detections
 from ebjr.precision import CommonScale, ConfidenceMap, average_precision, match_detections
 from ebjr.scores import as_score

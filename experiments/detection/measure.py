@@ -27,7 +27,7 @@ from ebjr.detection_scores import (
     mean_confidence,
 )
 from ebjr.detections import Detections, GroundTruth
-from ebjr.evaluation.significance import interval_of, resampled_wholes
+from ebjr.evaluation.bootstrap import interval_of, resampled_wholes
 from ebjr.fusion import fuse_detections
 from ebjr.precision import (
     JointPrecision,

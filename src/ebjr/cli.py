@@ -38,7 +38,7 @@ from ebjr.evaluation.power import Load, with_joules
 from ebjr.evaluation.predictions import read_predictions
 from ebjr.evaluation.profile import measure_latency
 from ebjr.evaluation.profile import profile as profile_model
-from ebjr.evaluation.significance import Comparison
+from ebjr.evaluation.tests import Comparison
 from ebjr.evaluation.tune import tune
 from ebjr.files import check_writable, sha256_of
 from ebjr.joint import JointModel

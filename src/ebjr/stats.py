@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,9 @@ class Interval:
     estimate: float
     low: float
     high: float
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.estimate, self.low, self.high))
 
     def __str__(self) -> str:
         return f"{self.estimate:.4g} ({self.low:.4g} to {self.high:.4g})"

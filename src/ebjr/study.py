@@ -14,21 +14,16 @@ from ebjr.arrays import Array, take_rows
 from ebjr.calibration import calibrate, crossing, rank_scores
 from ebjr.curve import OperatingPoint
 from ebjr.errors import CalibrationError
-from ebjr.evaluation import evaluate
+from ebjr.evaluation import evaluate, joint_prediction
+from ebjr.evaluation.bootstrap import bootstrap
+from ebjr.evaluation.ranking import Standing, score_table
 from ebjr.evaluation.report import Extra, write_report
 from ebjr.evaluation.samples import Sample, make_samples, sample_rows
-from ebjr.evaluation.significance import (
-    Comparison,
-    Interval,
-    Standing,
-    bootstrap,
-    compare_answers,
-    joint_prediction,
-    score_table,
-)
+from ebjr.evaluation.tests import Comparison, compare_answers
 from ebjr.known_classes import Traffic
 from ebjr.outcomes import Outcomes
 from ebjr.scores import FITTED, Score, as_score
+from ebjr.stats import Interval
 
 COMPARED = ("softmax", "margin", "entropy", "energy", "max_logit", "softmax_energy", "random")
 """The scores of classifiers that a study shows beside the chosen one."""

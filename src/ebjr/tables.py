@@ -15,10 +15,12 @@ from rich.text import Text
 
 from ebjr.costs import Cost, flops_text, further_columns, ms_text
 from ebjr.curve import OperatingPoint
+from ebjr.evaluation.ranking import Standing
 from ebjr.evaluation.report import UNLABELED, promise_words
-from ebjr.evaluation.significance import Comparison, Interval, Standing
+from ebjr.evaluation.tests import Comparison
 from ebjr.metrics import METRICS, Metric
 from ebjr.scores import score_title
+from ebjr.stats import Interval
 from ebjr.study import Study
 from ebjr.sweep import Sweep, known_text, saving_text
 

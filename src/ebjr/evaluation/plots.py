@@ -10,10 +10,11 @@ import numpy as np
 
 from ebjr.costs import Cost, break_even_rate
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
-from ebjr.evaluation.significance import Interval, Standing, reliability
+from ebjr.evaluation.ranking import Standing, reliability
 from ebjr.metrics import METRICS, Metric
 from ebjr.outcomes import Outcomes
 from ebjr.scores import score_title
+from ebjr.stats import Interval
 
 PALETTE: Mapping[str, str] = {
     "softmax": "#0072B2",
@@ -496,7 +497,7 @@ def ranking_figure(
 
     Examples
     --------
-    >>> from ebjr.evaluation.significance import score_table
+    >>> from ebjr.evaluation.ranking import score_table
     >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
     >>> row = score_table(table, ["energy"])[0]
     >>> ranking_figure([Standing(Interval(0.125, 0.1, 0.15), row)])["data"][0]["y"]

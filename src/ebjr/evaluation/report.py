@@ -20,6 +20,7 @@ from ebjr.costs import Cost, flops_text, further_columns, joint_cost, ms_text
 from ebjr.curve import OperatingPoint
 from ebjr.errors import MissingExtra
 from ebjr.evaluation import evaluate
+from ebjr.evaluation.bootstrap import resamples
 from ebjr.evaluation.plots import (
     PALETTE,
     ranking_figure,
@@ -30,13 +31,15 @@ from ebjr.evaluation.plots import (
     thin_rows,
     trade_off_figure,
 )
+from ebjr.evaluation.ranking import Standing
 from ebjr.evaluation.samples import Sample, samples_html
-from ebjr.evaluation.significance import Comparison, Interval, Standing, resamples
+from ebjr.evaluation.tests import Comparison
 from ebjr.files import write_whole
 from ebjr.metrics import METRICS, Metric
 from ebjr.outcomes import Outcomes
 from ebjr.precision import SHOWN
 from ebjr.scores import score_title
+from ebjr.stats import Interval
 
 UNLABELED = (
     "These examples have no labels: the teacher's own answers are taken for right, and every "
@@ -505,7 +508,7 @@ def _chance(
     rows = []
     for name, (words, form, scale) in _figures(measure).items():
         if name in intervals:
-            here, low, high = (form.format(scale * x) for x in _numbers(intervals[name]))
+            here, low, high = (form.format(scale * x) for x in (intervals[name]))
             rows.append(_cells(words, [here, f"{low.removesuffix(' %')} to {high}"]))
     table = _html_table(("the joint model", "here", "95 % interval"), rows) if rows else ""
     verdicts = "".join(
@@ -549,7 +552,7 @@ def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> str:
     for entry in ranking:
         row = entry.elsewhere
         share = "" if math.isnan(row.oracle_share) else f"{100 * row.oracle_share:.1f} %"
-        gain, low, high = (measure.gain_text(value) for value in _numbers(entry.gain))
+        gain, low, high = (measure.gain_text(value) for value in (entry.gain))
         figures = [f"{x:.4f}" for x in (row.auroc, row.aurc, row.augrc)] if measure.binary else []
         cells = [f"{gain} ({low} to {high})", share, *figures]
         rows.append(_cells(entry.score, cells, marked=entry.score == chosen))
@@ -606,10 +609,6 @@ def _cells(name: str, cells: Sequence[str], marked: bool = False) -> str:
     inner = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
     mark = ' class="chosen"' if marked else ""
     return f'<tr{mark}><th scope="row">{html.escape(name)}</th>{inner}</tr>'
-
-
-def _numbers(interval: Interval) -> tuple[float, float, float]:
-    return interval.estimate, interval.low, interval.high
 
 
 def _asset(name: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ebjr.curve import OperatingPoint
 from ebjr.detections import Detections, GroundTruth
-from ebjr.evaluation.significance import joint_prediction
+from ebjr.evaluation import joint_prediction
 from ebjr.outcomes import Outcomes
 from ebjr.precision import SHOWN
 
