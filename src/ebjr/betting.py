@@ -36,7 +36,7 @@ ODDS_SHARES = 1 / (1 + np.log(ODDS) ** 2)
 
 
 class Bets:
-    """Capital spread over fixed bets and over starting times, kept as logarithms.
+    """Capital spread over fixed bets and over starting times, as logarithms.
 
     `shares` (bets,) add up to 1. With ``p_0 = 1/2`` and ``p_k = (1/log2(k+1) - 1/log2(k+2)) / 2``
     for the k-th block, the starting times' shares add up to 1 too; money that waits for a later

@@ -412,7 +412,7 @@ class DriftMonitor(SequentialTest):
     scores
         (N,): of the calibration examples, or better of others that nothing was fitted on: a score
         trained on these very rows looks different on new ones. NaN counts as ``-inf``. Only 31
-        quantiles of them are kept.
+        quantiles of them are stored.
     alpha
         The probability of ever raising a false alarm, between 0 and 1.
     threshold
@@ -585,7 +585,7 @@ class DriftMonitor(SequentialTest):
     def shift(self) -> float:
         """The largest difference of the shares of live and of calibration scores under a score.
 
-        Taken over all live rows so far, at the quantiles that are kept; 0 to 1, or NaN.
+        Taken over all live rows so far, at the quantiles that are stored; 0 to 1, or NaN.
         """
         if not self.rows:
             return math.nan

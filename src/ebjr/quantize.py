@@ -101,7 +101,7 @@ def quantize(
         How a range is chosen: ``"minmax"``, all that was seen; ``"entropy"`` or ``"percentile"``
         clip what is rare. These two keep every activation in memory meanwhile.
     weight_bits
-        7 is right on every processor. With 8 the sums of two products overflow where they are kept
+        7 is right on every processor. With 8 the sums of two products overflow where they are held
         in 16 bits, as on x86 without VNNI, and the answers are wrong there.
     tell
         Told about every step.

@@ -42,7 +42,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -237,17 +237,16 @@ def certify(
     """
     scale = _scale(curve, promise, loss_bound)
     asked, tolerance = float(tolerance), scale.share(tolerance)
-    losses = _losses(curve, promise, tolerance, delta, scale.bound)
-    row = _walk(losses, curve, promise, tolerance, delta)
+    losses, row = _walked(curve, promise, tolerance, delta, scale)
     if row is None:
         raise CalibrationError(_refusal(losses, curve, promise, tolerance, delta, scale))
     if promise == "rate":  # whatever defers less keeps it, too
         row = int(curve.quality[: row + 1].argmax())
     mean = losses.mean
     within = np.flatnonzero(mean <= tolerance + 1e-12)  # a mean is not exact in binary
-    if promise == "rate":
-        within = within[[curve.quality[within].argmax()]] if len(within) else within
-    naive = within[0] if len(within) else row
+    naive = row
+    if len(within):
+        naive = within[curve.quality[within].argmax() if promise == "rate" else 0]
     return Certificate(
         promise=promise,
         tolerance=asked,
@@ -284,9 +283,7 @@ def certified_row(
     (None, 1)
     """
     scale = _scale(curve, promise, loss_bound)
-    tolerance = scale.share(tolerance)
-    losses = _losses(curve, promise, tolerance, delta, scale.bound)
-    return _walk(losses, curve, promise, tolerance, delta)
+    return _walked(curve, promise, scale.share(tolerance), delta, scale)[1]
 
 
 def against_teacher(outcomes: Outcomes) -> Outcomes:
@@ -462,26 +459,25 @@ def _check(promise: str, tolerance: float, delta: float, bound: float | None) ->
     low = -1 if promise == "excess" else 0
     if not (low <= tolerance < 1 and tolerance > -1):
         limits = "above -1" if low else "at least 0"
-        if bound is not None:
-            raise ValueError(
-                f"tolerance of {promise}, as a share of loss_bound, must be {limits} and below 1, "
-                f"not {tolerance:g}"
-            )
-        raise ValueError(f"tolerance of {promise} must be {limits} and below 1, not {tolerance:g}")
+        share = "" if bound is None else ", as a share of loss_bound,"
+        raise ValueError(
+            f"tolerance of {promise}{share} must be {limits} and below 1, not {tolerance:g}"
+        )
 
 
-def _walk(
-    losses: _Losses, curve: TradeOffCurve, promise: str, tolerance: float, delta: float
-) -> int | None:
-    """The row before the first failure; None where that keeps nothing."""
+def _walked(
+    curve: TradeOffCurve, promise: str, tolerance: float, delta: float, scale: _Scale
+) -> tuple[_Losses, int | None]:
+    """The losses, and the row before the first failure; None where that keeps nothing."""
+    losses = _losses(curve, promise, tolerance, delta, scale.bound)
     passed = _passes(losses, tolerance, delta)
     if promise == "rate":
         steps = int(np.argmin(passed)) if not passed.all() else len(passed)
-        return steps - 1 if steps else None
+        return losses, steps - 1 if steps else None
     passed[-1] |= _trivial(curve, promise, tolerance)
     failures = np.flatnonzero(~passed)
     row = int(failures[-1]) + 1 if len(failures) else 0
-    return row if row < len(passed) - 1 else None
+    return losses, row if row < len(passed) - 1 else None
 
 
 def _trivial(curve: TradeOffCurve, promise: str, tolerance: float) -> bool:
@@ -498,16 +494,17 @@ def _passes(losses: _Losses, tolerance: float, delta: float) -> np.ndarray:
 def _statistic(losses: _Losses, n: int, tolerance: float, delta: float) -> np.ndarray:
     """(j, k): sums over the examples on which the test of n of them decides."""
     if losses.test == "betting":
-        return np.stack(
-            [
-                losses.sums(lambda loss, bet=bet: np.log1p(bet * (tolerance - loss)))  # type: ignore[misc]
-                for bet in _bets(n, tolerance, delta)
-            ]
-        )
+        bets = _bets(n, tolerance, delta)
+        return np.stack([losses.sums(partial(_logs, bet, tolerance)) for bet in bets])
     lost = losses.sums(lambda loss: (loss > 0).astype(np.int64))
     if losses.test == "exact binomial":
         return lost[None]
     return np.stack([lost, losses.sums(lambda loss: (loss < 0).astype(np.int64))])
+
+
+def _logs(bet: float, tolerance: float, loss: np.ndarray) -> np.ndarray:
+    """What the capital of a bet is multiplied by, as logarithms."""
+    return np.log1p(bet * (tolerance - loss))
 
 
 def _decide(test: str, statistic: np.ndarray, n: int, tolerance: float, delta: float) -> np.ndarray:
@@ -673,9 +670,11 @@ def _trinomial_passes(lost: int, gained: int, n: int, tolerance: float, delta: f
     return bool((_size(n, tolerance, constant, delta, low, high) <= delta).all())
 
 
-def _bisect(passes: Callable[[float], bool], low: float, high: float) -> float:
+def _bisect(
+    passes: Callable[[float], bool], low: float, high: float, within: float = 1e-4
+) -> float:
     """The edge above which `passes` is true, from its safe side; `high` is taken to pass."""
-    while high - low > 1e-4 * max(abs(high), 1e-4):
+    while high - low > within * max(abs(high), 1e-4):
         middle = (low + high) / 2
         low, high = (low, middle) if passes(middle) else (middle, high)
     return high
@@ -742,11 +741,7 @@ def _examples(
         high *= 2
         if high > _MOST_EXAMPLES:
             return None
-    low = high / 2
-    while high - low > 0.01 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return int(_round_up(high))
+    return int(_round_up(_bisect(enough, high / 2, high, 0.01)))
 
 
 def _would_pass(
