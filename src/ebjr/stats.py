@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import betaincc, betaincinv
+from scipy.special import betainc, betaincc, betaincinv
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def binomial_cdf(count: Any, n: Any, share: Any) -> np.ndarray:
     array([0.  , 0.25, 1.  ])
     """
     count = np.asarray(count)
-    inside = betaincc(np.maximum(count, 0) + 1, np.maximum(n - count, 0.5), share)
+    # several times as fast as `betaincc`, and as exact but for the rounding of 1 - share
+    inside = betainc(np.maximum(n - count, 0.5), np.maximum(count, 0) + 1, 1 - share)
     return np.where(count < 0, 0.0, np.where(count >= n, 1.0, inside))
 
 
@@ -92,7 +93,8 @@ def critical_count(n: int, share: float, delta: float) -> int:
     low, high = -1, n
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if binomial_cdf(middle, n, share) <= delta else (low, middle)
+        tail = betaincc(middle + 1, n - middle, share)  # of at most `middle`
+        low, high = (middle, high) if tail <= delta else (low, middle)
     return low
 
 
