@@ -21,7 +21,10 @@ import numpy as np
 
 from ebjr import CalibrationError, Cost, OperatingPoint, Outcomes, evaluate
 from ebjr.blend import blend_logits
-from ebjr.evaluation.significance import bootstrap, compare, joint_prediction, share_interval
+from ebjr.evaluation import joint_prediction
+from ebjr.evaluation.bootstrap import bootstrap
+from ebjr.evaluation.tests import compare
+from ebjr.stats import share_interval
 from experiments.frame import COLORS, Run, start
 from experiments.pairs import shipped_pair
 from experiments.rivals import exits

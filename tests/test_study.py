@@ -7,7 +7,8 @@ import pytest
 
 from ebjr import Cost, Outcomes, TradeOffCurve, evaluate, run_study
 from ebjr.calibration import rank_scores
-from ebjr.evaluation.significance import auroc, bootstrap, oracle_share
+from ebjr.evaluation.bootstrap import bootstrap
+from ebjr.evaluation.ranking import auroc, oracle_share
 from ebjr.scores import as_score
 from ebjr.study import study_point
 

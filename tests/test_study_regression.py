@@ -25,12 +25,10 @@ from ebjr import (
     run_study,
     save_joint,
 )
-from ebjr.evaluation.significance import (
-    bootstrap,
-    joint_prediction,
-    loss_difference,
-    reliability,
-)
+from ebjr.evaluation import joint_prediction
+from ebjr.evaluation.bootstrap import bootstrap
+from ebjr.evaluation.ranking import reliability
+from ebjr.evaluation.tests import loss_difference
 from ebjr.tables import print_study, study_figures
 
 CLASS_WORDS = re.compile(r"accuracy|McNemar|AUROC|AURC|odds|right on|\bclass|label|crossing", re.I)

@@ -30,7 +30,9 @@ from ebjr import (
 )
 from ebjr.calibration import CHOICE_SEED, CHOICE_SHARE, choose_score
 from ebjr.curve import MOST_ROWS
-from ebjr.evaluation.significance import bootstrap, compare_answers, joint_prediction
+from ebjr.evaluation import joint_prediction
+from ebjr.evaluation.bootstrap import bootstrap
+from ebjr.evaluation.tests import compare_answers
 from ebjr.scores import as_score
 from ebjr.tasks import as_task
 from ebjr.tasks.detection.fusion import fuse_detections

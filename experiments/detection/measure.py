@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.evaluation.significance import interval_of, resampled_wholes
+from ebjr.evaluation.bootstrap import interval_of, resampled_wholes
 from ebjr.tasks.detection.boxes import Detections, GroundTruth
 from ebjr.tasks.detection.fusion import fuse_detections
 from ebjr.tasks.detection.gain import fit_gain

@@ -5,56 +5,49 @@ random. `DriftMonitor` needs no labels: it watches whether live scores, and the 
 still those of calibration. Both are sequential tests: they may be looked at after every row and
 for as long as one likes, and still raise a false alarm with probability at most `alpha` in all.
 
-How. A game against the promise: capital 1, and a bet on every row that is fair or worse as long
-as the promise is kept. Such capital ever reaches ``1 / alpha`` with probability at most `alpha`
-(Ville 1939). Capital is spread over a fixed set of bets, small and large, and over the times at
-which they start: half starts at the first row, and fresh money joins every 512 rows, so that a
-promise broken after a long quiet time is found soon. Any such mixture is again a fair game.
-Memory is constant, and any split of the rows into batches gives the same answers.
+The tests are bets against the promise, see `ebjr.betting`.
 
-Sources: Waudby-Smith & Ramdas, "Estimating means of bounded random variables by betting", JRSS B
-2024; Podkopaev & Ramdas, "Tracking the risk of a deployed model and detecting harmful
-distribution shifts", ICLR 2022; Shin, Ramdas & Rinaldo, "E-detectors", NEJSDS 2023; Vovk,
-Gammerman & Shafer, "Algorithmic Learning in a Random World", chapter 8, 2022.
+Sources: Podkopaev & Ramdas, "Tracking the risk of a deployed model and detecting harmful
+distribution shifts", ICLR 2022; Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random
+World", chapter 8, 2022.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import beta
 
-from ebjr.files import write_whole
-from ebjr.router import check_threshold
+from ebjr.betting import (
+    ODDS_SHARES,
+    Bets,
+    SequentialTest,
+    blocks,
+    odds_growth,
+    read_count,
+    read_numbers,
+    refuted_mean,
+    resuming,
+)
+from ebjr.router import check_threshold, deferral_key
+from ebjr.stats import clopper_pearson
 
-BLOCK = 512
-"""Fresh money joins the game every so many rows."""
-
-PROMISES = {
+LOSS_VALUES = {
     "harm": (0.0, 1.0),
     "excess": (-1.0, 0.0, 1.0),
     "risk": tuple(np.linspace(0.0, 1.0, 33).tolist()),
     "rate": (0.0, 1.0),
 }
-"""What can be promised, with the values on which its rows are counted: the ends are its range."""
+"""By promise: the values of a loss on which rows are counted; the ends are its range."""
 
-_ODDS = np.geomspace(1e-3, 1e4, 32)  # a bet is best where the odds of a loss are 1 + this, times
-_ODDS_SHARES = 1 / (1 + np.log(_ODDS) ** 2)  # most money on a doubling, some on every other size
 _RATE_ODDS = np.geomspace(0.03, 30.0, 8)
 _SIZES = np.array([0.05, 0.2, 0.8])
 _GROUPS = 32
 _ONE = 2**32
 _CHUNK = 2**20  # so many fractions of 32 bits add up exactly in a double
-
-M = TypeVar("M", bound="_Monitor")
 
 
 def harm(
@@ -161,132 +154,7 @@ def draw_audits(
     return rng.random(len(asked)) < chance, chance
 
 
-class _Bets:
-    """Capital spread over fixed bets and over starting times, kept as logarithms.
-
-    `shares` (bets,) add up to 1. With ``p_0 = 1/2`` and ``p_k = (1/log2(k+1) - 1/log2(k+2)) / 2``
-    for the k-th block, the starting times' shares add up to 1 too; money that waits for a later
-    block is left out of the capital, which only makes the test stricter.
-    """
-
-    def __init__(self, shares: np.ndarray, alpha: float) -> None:
-        self.shares = np.log(shares / shares.sum())
-        self.limit = -math.log(alpha)
-        self.wealth = self.shares + math.log(0.5)
-        self.rows = 0
-        self.peak = math.log(0.5)
-        self.alarm: int | None = None
-
-    def bet(self, growth: np.ndarray, watched: np.ndarray | None = None) -> None:
-        """Play the rows of one block or a part of it.
-
-        `growth` (bets, rows) is the logarithm of what a bet is multiplied by; `watched` (rows,)
-        marks the rows after which the capital can have risen. Sums run from row to row, so that
-        they do not depend on where the batches end.
-        """
-        if self.rows and self.rows % BLOCK == 0:
-            k = self.rows // BLOCK
-            fresh = math.log((1 / math.log2(k + 1) - 1 / math.log2(k + 2)) / 2)
-            self.wealth = np.logaddexp(self.wealth, self.shares + fresh)
-        path = np.cumsum(np.column_stack([self.wealth, growth]), axis=1)[:, 1:]
-        self.wealth = path[:, -1].copy()
-        where = np.arange(path.shape[1]) if watched is None else np.flatnonzero(watched)
-        if len(where):
-            capital = _log_sum(path if watched is None else path[:, where])
-            self.peak = max(self.peak, float(capital.max()))
-            if self.alarm is None and self.peak >= self.limit:
-                self.alarm = self.rows + int(where[np.argmax(capital >= self.limit)]) + 1
-        self.rows += path.shape[1]
-
-    def state(self) -> dict[str, Any]:
-        """Everything that changes."""
-        return {
-            "rows": self.rows,
-            "wealth": self.wealth.tolist(),
-            "peak": self.peak,
-            "alarm": self.alarm,
-        }
-
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
-        self.wealth = _numbers(state["wealth"], len(self.shares), "wealth")
-        self.peak = float(_numbers([state["peak"]], 1, "peak")[0])
-        self.rows = _count(state["rows"], "rows")
-        self.alarm = None if state["alarm"] is None else _count(state["alarm"], "alarm")
-
-
-@contextmanager
-def _resuming() -> Iterator[None]:
-    """Whatever is wrong with what a monitor is made of is one kind of error."""
-    try:
-        yield
-    except KeyError as error:
-        raise ValueError(f"cannot resume the monitor: {error.args[0]} is missing") from None
-    except (TypeError, ValueError, OverflowError, IndexError, AttributeError) as error:
-        raise ValueError(f"cannot resume the monitor: {error}") from None
-
-
-class _Monitor:
-    """A monitor that can be written to a file and taken up again."""
-
-    FORMAT: ClassVar[str]
-
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on later, for JSON."""
-        raise NotImplementedError
-
-    @classmethod
-    def _build(cls: type[M], state: Mapping[str, Any]) -> M:
-        raise NotImplementedError
-
-    @classmethod
-    def from_state(cls: type[M], state: Mapping[str, Any]) -> M:
-        """A monitor that goes on exactly where the one that gave `state` stopped.
-
-        Raises
-        ------
-        ValueError
-            The state is incomplete, damaged, or of something else.
-        """
-        if not isinstance(state, Mapping):
-            raise ValueError("cannot resume the monitor: its state is not a mapping")
-        with _resuming():
-            if state["format"] != cls.FORMAT:
-                raise ValueError(f"its format is {state['format']!r}, not {cls.FORMAT!r}")
-            return cls._build(state)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state as JSON, whole or not at all.
-
-        Raises
-        ------
-        OSError
-            The file cannot be written.
-        """
-        with write_whole(path) as file:
-            json.dump(self.state(), file, allow_nan=False)
-
-    @classmethod
-    def load(cls: type[M], path: str | os.PathLike[str]) -> M:
-        """Take up the monitor that `save` wrote.
-
-        Raises
-        ------
-        FileNotFoundError
-            There is no such file.
-        ValueError
-            The file holds something else.
-        """
-        try:
-            state = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no monitor file {path}") from None
-        except ValueError:
-            raise ValueError(f"cannot resume the monitor: {path} is not JSON") from None
-        return cls.from_state(state)
-
-
-class RiskMonitor(_Monitor):
+class RiskMonitor(SequentialTest):
     """Watches the live risk, and alarms when it exceeds its tolerance.
 
     The promise is that the expected loss of each row, given all before it, is at most
@@ -345,10 +213,10 @@ class RiskMonitor(_Monitor):
         promise: str = "harm",
         audit_probability: float = 1.0,
     ) -> None:
-        if promise not in PROMISES:
-            raise ValueError(f"promise must be one of {', '.join(PROMISES)}, not {promise!r}")
+        if promise not in LOSS_VALUES:
+            raise ValueError(f"promise must be one of {', '.join(LOSS_VALUES)}, not {promise!r}")
         self.promise = promise
-        self._grid = np.array(PROMISES[promise])
+        self._grid = np.array(LOSS_VALUES[promise])
         self._low, self._high = float(self._grid[0]), float(self._grid[-1])
         self.tolerance = float(tolerance)
         if not self._low <= self.tolerance < self._high:
@@ -359,7 +227,7 @@ class RiskMonitor(_Monitor):
         self.alpha = _share("alpha", alpha)
         self.audit_probability = _share("audit_probability", audit_probability, top=True)
         self._limit = self.tolerance * self.audit_probability
-        self._bets = _Bets(_ODDS_SHARES, self.alpha)
+        self._bets = Bets(ODDS_SHARES, self.alpha)
         self._mass = [0] * len(self._grid)
 
     def update(self, loss: Any, audited: Any = None, probability: Any = None) -> str:
@@ -387,7 +255,7 @@ class RiskMonitor(_Monitor):
             Lengths differ, a known loss is NaN or out of range, or a probability is.
         """
         value = self._weighted(loss, audited, probability)
-        for rows in _blocks(self._bets.rows, len(value)):
+        for rows in blocks(self._bets.rows, len(value)):
             self._bets.bet(*self._growth(value[rows]))
         for start in range(0, len(value), _CHUNK):
             self._count(value[start : start + _CHUNK])
@@ -401,7 +269,9 @@ class RiskMonitor(_Monitor):
                 f"with an audit probability of {self.audit_probability:g}, say which rows were "
                 "audited"
             )
-        known = np.ones(len(given), bool) if audited is None else _flags(audited)
+        known = np.ones(len(given), bool) if audited is None else np.asarray(audited)
+        if known.dtype != bool:
+            raise ValueError(f"audited must be bool, not {known.dtype}")
         _columns(loss=given, audited=known)
         value = np.where(known, given, 0.0)
         bad = np.flatnonzero(~((value >= self._low) & (value <= self._high)))
@@ -422,7 +292,7 @@ class RiskMonitor(_Monitor):
 
     def _growth(self, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         distinct, which = np.unique(value, return_inverse=True)
-        growth = _odds_growth(distinct - self._low, self._limit - self._low)
+        growth = odds_growth(distinct - self._low, self._limit - self._low)
         return growth[:, which], value > self._limit
 
     def _count(self, value: np.ndarray) -> None:
@@ -436,11 +306,6 @@ class RiskMonitor(_Monitor):
         for index in range(len(self._grid)):
             gained = int(moved[index - 1]) if index else 0
             self._mass[index] += int(rows[index]) * _ONE - int(moved[index]) + gained
-
-    @property
-    def rows(self) -> int:
-        """How many rows have been seen."""
-        return self._bets.rows
 
     @property
     def risk(self) -> float:
@@ -459,28 +324,14 @@ class RiskMonitor(_Monitor):
     @property
     def upper(self) -> float:
         """The risk so far is at most this, at all times with probability ``1 - alpha``."""
-        rounding = (self._grid[1] - self._low) / _ONE if self._fractional else 0.0
+        fractional = any(mass % _ONE for mass in self._mass)
+        rounding = (self._grid[1] - self._low) / _ONE if fractional else 0.0
         found = self._high - self._bound(self._high - self._grid) + rounding
         return min(max(found / self.audit_probability, self._low), self._high)
 
-    @property
-    def _fractional(self) -> bool:
-        return any(mass % _ONE for mass in self._mass)
-
     def _bound(self, value: np.ndarray) -> float:
-        """The largest mean of `value` that the bets refute: their money falls as it grows."""
-        count = np.array(self._mass, dtype=np.float64) / _ONE
-        shares = np.log(_ODDS_SHARES / _ODDS_SHARES.sum())
-        gained = np.log1p(np.outer(_ODDS, value)) @ count + shares
-
-        def over(mean: float) -> float:
-            money = gained - count.sum() * np.log1p(_ODDS * mean)
-            return float(_log_sum(money)) + math.log(self.alpha)
-
-        if over(0.0) <= 0:
-            return 0.0
-        top = float(value.max())
-        return top if over(top) > 0 else float(brentq(over, 0.0, top, xtol=1e-15))
+        """The largest mean of `value`, which is that of `_grid` changed, that the bets refute."""
+        return refuted_mean(value, np.array(self._mass, np.float64) / _ONE, self.alpha)
 
     @property
     def alarm(self) -> int | None:
@@ -490,7 +341,7 @@ class RiskMonitor(_Monitor):
     @property
     def evidence(self) -> float:
         """The most that 1 of capital ever became, as log10; the alarm is at ``-log10(alpha)``."""
-        return self._bets.peak / math.log(10)
+        return self._bets.evidence
 
     @property
     def status(self) -> str:
@@ -530,33 +381,25 @@ class RiskMonitor(_Monitor):
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on later, for JSON."""
-        return {
-            "format": self.FORMAT,
-            "promise": self.promise,
-            "tolerance": self.tolerance,
-            "alpha": self.alpha,
-            "audit_probability": self.audit_probability,
-            "mass": list(self._mass),
-            "bets": self._bets.state(),
-        }
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        counts = {"mass": list(self._mass), "bets": self._bets.state()}
+        return {"format": self.FORMAT, **settings, **counts}
 
     @classmethod
-    def _build(cls, state: Mapping[str, Any]) -> RiskMonitor:
-        monitor = cls(
-            state["tolerance"],
-            state["alpha"],
-            promise=state["promise"],
-            audit_probability=state["audit_probability"],
-        )
+    def _build(cls, state: Mapping[str, Any]) -> Self:
+        monitor = cls(**{name: state[name] for name in _SETTINGS})
         monitor._bets.resume(state["bets"])
-        mass = [_count(value, "mass") for value in state["mass"]]
+        mass = [read_count(value, "mass") for value in state["mass"]]
         if len(mass) != len(monitor._grid) or sum(mass) != monitor.rows * _ONE:
             raise ValueError("its counts do not add up to its rows")
         monitor._mass = mass
         return monitor
 
 
-class DriftMonitor(_Monitor):
+_SETTINGS = ("promise", "tolerance", "alpha", "audit_probability")
+
+
+class DriftMonitor(SequentialTest):
     """Watches, without labels, whether live scores are still those of calibration.
 
     Two tests share `alpha`. *Scores*: live scores are exchangeable with those of calibration.
@@ -569,7 +412,7 @@ class DriftMonitor(_Monitor):
     scores
         (N,): of the calibration examples, or better of others that nothing was fitted on: a score
         trained on these very rows looks different on new ones. NaN counts as ``-inf``. Only 31
-        quantiles of them are kept.
+        quantiles of them are stored.
     alpha
         The probability of ever raising a false alarm, between 0 and 1.
     threshold
@@ -624,63 +467,28 @@ class DriftMonitor(_Monitor):
         rate_tolerance: float = 0.05,
         seed: int = 0,
     ) -> None:
-        values = _ranked(scores)
-        if len(values) < 20:
-            raise ValueError(f"drift needs at least 20 calibration scores, not {len(values)}")
-        tie = np.random.default_rng([seed, 0]).random(len(values))
-        order = np.lexsort((tie, values))
-        groups = min(_GROUPS, len(values) + 1)
-        ranks = np.round(np.arange(1, groups) * (len(values) + 1) / groups).astype(np.int64)
-        chosen = order[ranks - 1]
-        limit = None if threshold is None else check_threshold(threshold)
-        deferred = 0 if limit is None else int((~(values >= limit)).sum())
-        self._start(
-            n=len(values),
-            edges=values[chosen],
-            ties=tie[chosen],
-            ranks=ranks,
-            deferred=deferred,
-            alpha=alpha,
-            threshold=limit,
-            rate_tolerance=rate_tolerance,
-            seed=seed,
-        )
+        self._begin(_Reference.of(scores, threshold, seed), alpha, rate_tolerance, seed)
 
-    def _start(
-        self,
-        *,
-        n: int,
-        edges: np.ndarray,
-        ties: np.ndarray,
-        ranks: np.ndarray,
-        deferred: int,
-        alpha: float,
-        threshold: float | None,
-        rate_tolerance: float,
-        seed: int,
-    ) -> None:
-        """Begin with what is kept of the calibration scores."""
+    def _begin(self, reference: _Reference, alpha: float, rate_tolerance: float, seed: int) -> None:
         self.alpha = _share("alpha", alpha)
-        self.threshold = threshold
+        self.threshold = reference.threshold
         self.rate_tolerance = float(rate_tolerance)
         if not 0 <= self.rate_tolerance < 1:
             raise ValueError(f"rate_tolerance must lie in [0, 1), not {rate_tolerance}")
-        self.calibration_rows = n
+        self.calibration_rows = reference.n
         self.seed = seed
-        self._edges, self._ties, self._ranks = edges, ties, ranks
-        self._calibration_deferred = deferred
-        self._gaps = np.diff(ranks, prepend=0, append=n + 1)
+        self._reference, self._gaps = reference, reference.gaps
         self._seen = np.zeros(len(self._gaps), np.int64)
         self._deferred = 0
-        only = threshold is None
-        self._bets = _Bets(np.ones(6 * len(_SIZES)), self.alpha * (1 if only else 0.5))
-        self._rate_bets = _Bets(np.ones(2 * len(_RATE_ODDS)), self.alpha / 4)
-        least, most = _clopper_pearson(deferred, n, self.alpha / 4)
+        only = self.threshold is None
+        self._bets = Bets(np.ones(6 * len(_SIZES)), self.alpha * (1 if only else 0.5))
+        self._rate_bets = Bets(np.ones(2 * len(_RATE_ODDS)), self.alpha / 4)
+        least, most = clopper_pearson(reference.deferred, reference.n, self.alpha / 4)
         most, least = most + self.rate_tolerance, least - self.rate_tolerance
         self._rate_growth = np.vstack(
             [
-                _odds_growth(np.array([0.0, 1.0]), min(most, 1.0), _RATE_ODDS),
-                _odds_growth(np.array([1.0, 0.0]), min(1.0 - least, 1.0), _RATE_ODDS),
+                odds_growth(np.array([0.0, 1.0]), min(most, 1.0), _RATE_ODDS),
+                odds_growth(np.array([1.0, 0.0]), min(1.0 - least, 1.0), _RATE_ODDS),
             ]
         )
 
@@ -707,7 +515,7 @@ class DriftMonitor(_Monitor):
     def _play(self, values: np.ndarray) -> None:
         group = self._group(values)
         deferred = None if self.threshold is None else (~(values >= self.threshold)).astype(int)
-        for rows in _blocks(self._bets.rows, len(values)):
+        for rows in blocks(self._bets.rows, len(values)):
             self._bets.bet(self._growth(group[rows]))
             if deferred is not None:
                 self._rate_bets.bet(self._rate_growth[:, deferred[rows]])
@@ -715,13 +523,14 @@ class DriftMonitor(_Monitor):
 
     def _group(self, values: np.ndarray) -> np.ndarray:
         """(n,): how many edges lie below each score, ties broken at random but reproducibly."""
-        group = np.searchsorted(self._edges, values, side="left")
-        tied = np.flatnonzero(np.searchsorted(self._edges, values, side="right") > group)
+        edges, ties = self._reference.edges, self._reference.ties
+        group = np.searchsorted(edges, values, side="left")
+        tied = np.flatnonzero(np.searchsorted(edges, values, side="right") > group)
         if len(tied):
             source = np.random.PCG64([self.seed, 1]).advance(self._bets.rows)
             tie = np.random.Generator(source).random(len(values))[tied]
-            same = self._edges == values[tied, None]
-            group[tied] += (same & (self._ties < tie[:, None])).sum(axis=1)
+            same = edges == values[tied, None]
+            group[tied] += (same & (ties < tie[:, None])).sum(axis=1)
         return group
 
     def _growth(self, group: np.ndarray) -> np.ndarray:
@@ -737,7 +546,7 @@ class DriftMonitor(_Monitor):
 
     @property
     def reference(self) -> dict[str, Any]:
-        """What is kept of the calibration scores, for a file: `of_reference` begins anew with it.
+        """The quantiles of the calibration scores, for a file: `of_reference` begins anew with it.
 
         Examples
         --------
@@ -745,15 +554,7 @@ class DriftMonitor(_Monitor):
         >>> DriftMonitor.of_reference(monitor.reference).state() == monitor.state()
         True
         """
-        kept = {
-            "n": self.calibration_rows,
-            "edges": self._edges.tolist(),
-            "ties": self._ties.tolist(),
-            "ranks": self._ranks.tolist(),
-        }
-        if self.threshold is None:
-            return kept
-        return {**kept, "threshold": self.threshold, "deferred": self._calibration_deferred}
+        return self._reference.as_dict()
 
     @classmethod
     def of_reference(
@@ -763,54 +564,33 @@ class DriftMonitor(_Monitor):
         *,
         rate_tolerance: float = 0.05,
         seed: int = 0,
-    ) -> DriftMonitor:
-        """A new monitor with what another one kept of its calibration scores.
+    ) -> Self:
+        """A new monitor with another one's `reference`.
 
         Raises
         ------
         ValueError
-            That is incomplete or damaged, or a number is out of range.
+            The reference is incomplete or damaged, or a number is out of range.
         """
-        with _resuming():
-            return cls._begin(reference, alpha, rate_tolerance, seed)
+        with resuming():
+            return cls._with(_Reference.read(reference), alpha, rate_tolerance, seed)
 
     @classmethod
-    def _begin(
-        cls, reference: Mapping[str, Any], alpha: float, rate_tolerance: float, seed: int
-    ) -> DriftMonitor:
+    def _with(cls, reference: _Reference, alpha: float, rate_tolerance: float, seed: int) -> Self:
         monitor = cls.__new__(cls)
-        edges = np.array([float(edge) for edge in reference["edges"]])
-        ranks = [_count(rank, "ranks") for rank in reference["ranks"]]
-        threshold = reference.get("threshold")
-        monitor._start(
-            n=_count(reference["n"], "n"),
-            edges=edges,
-            ties=_numbers(reference["ties"], len(edges), "ties"),
-            ranks=np.array(ranks, np.int64),
-            deferred=0 if threshold is None else _count(reference["deferred"], "deferred"),
-            alpha=alpha,
-            threshold=None if threshold is None else check_threshold(float(threshold)),
-            rate_tolerance=rate_tolerance,
-            seed=seed,
-        )
-        monitor._check()
+        monitor._begin(reference, alpha, rate_tolerance, seed)
         return monitor
-
-    @property
-    def rows(self) -> int:
-        """How many live rows have been seen."""
-        return self._bets.rows
 
     @property
     def shift(self) -> float:
         """The largest difference of the shares of live and of calibration scores under a score.
 
-        Taken over all live rows so far, at the quantiles that are kept; 0 to 1, or NaN.
+        Taken over all live rows so far, at the quantiles that are stored; 0 to 1, or NaN.
         """
         if not self.rows:
             return math.nan
         live = np.cumsum(self._seen)[:-1] / self.rows
-        return float(np.abs(live - self._ranks / self.calibration_rows).max())
+        return float(np.abs(live - self._reference.ranks / self.calibration_rows).max())
 
     @property
     def deferral_rate(self) -> float:
@@ -821,7 +601,7 @@ class DriftMonitor(_Monitor):
     def calibrated_rate(self) -> float:
         """The deferral rate of the calibration scores; NaN without a threshold."""
         none = self.threshold is None
-        return math.nan if none else self._calibration_deferred / self.calibration_rows
+        return math.nan if none else self._reference.deferred / self.calibration_rows
 
     @property
     def alarms(self) -> dict[str, int | None]:
@@ -831,8 +611,7 @@ class DriftMonitor(_Monitor):
     @property
     def evidence(self) -> dict[str, float]:
         """For each test, the most that 1 of capital ever became, as log10."""
-        both = {"scores": self._bets, "deferral_rate": self._rate_bets}
-        return {name: bets.peak / math.log(10) for name, bets in both.items()}
+        return {"scores": self._bets.evidence, "deferral_rate": self._rate_bets.evidence}
 
     @property
     def status(self) -> str:
@@ -844,16 +623,10 @@ class DriftMonitor(_Monitor):
         """What is known, in one sentence."""
         if not self.rows:
             return "Steady: nothing has been seen yet."
-        rate = (
-            ""
-            if self.threshold is None
-            else f" and the deferral rate {self.deferral_rate:.4g} "
-            f"({self.calibrated_rate:.4g} at calibration)"
-        )
-        size = (
-            f"over {self.rows:,} rows the largest shift of a share of scores is "
-            f"{self.shift:.4g}{rate}"
-        )
+        size = f"over {self.rows:,} rows the largest shift of a share of scores is {self.shift:.4g}"
+        if self.threshold is not None:
+            at_first = f"({self.calibrated_rate:.4g} at calibration)"
+            size += f" and the deferral rate {self.deferral_rate:.4g} {at_first}"
         rang = [
             f"the {name.replace('_', ' ')} by row {row:,}"
             for name, row in self.alarms.items()
@@ -868,17 +641,16 @@ class DriftMonitor(_Monitor):
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on later, for JSON."""
+        reference = self._reference
         return {
             "format": self.FORMAT,
             "alpha": self.alpha,
-            "threshold": None if self.threshold is None else _as_json(self.threshold),
             "rate_tolerance": self.rate_tolerance,
             "seed": self.seed,
-            "n": self.calibration_rows,
-            "edges": [_as_json(edge) for edge in self._edges.tolist()],
-            "ties": self._ties.tolist(),
-            "ranks": self._ranks.tolist(),
-            "calibration_deferred": self._calibration_deferred,
+            **reference.as_dict(),
+            "edges": [_as_json(edge) for edge in reference.edges.tolist()],
+            "threshold": None if self.threshold is None else _as_json(self.threshold),
+            "calibration_deferred": reference.deferred,
             "seen": self._seen.tolist(),
             "deferred": self._deferred,
             "bets": self._bets.state(),
@@ -886,37 +658,97 @@ class DriftMonitor(_Monitor):
         }
 
     @classmethod
-    def _build(cls, state: Mapping[str, Any]) -> DriftMonitor:
-        reference = {**state, "deferred": state["calibration_deferred"]}
-        seed = _count(state["seed"], "seed")
-        monitor = cls._begin(reference, state["alpha"], state["rate_tolerance"], seed)
-        monitor._seen = np.array([_count(value, "seen") for value in state["seen"]], np.int64)
-        monitor._deferred = _count(state["deferred"], "deferred")
+    def _build(cls, state: Mapping[str, Any]) -> Self:
+        reference = _Reference.read({**state, "deferred": state["calibration_deferred"]})
+        seed = read_count(state["seed"], "seed")
+        monitor = cls._with(reference, state["alpha"], state["rate_tolerance"], seed)
+        monitor._seen = np.array([read_count(value, "seen") for value in state["seen"]], np.int64)
+        monitor._deferred = read_count(state["deferred"], "deferred")
         monitor._bets.resume(state["bets"])
         monitor._rate_bets.resume(state["rate_bets"])
-        monitor._check()
+        rate_rows = 0 if monitor.threshold is None else monitor.rows
+        _check_counts(
+            len(monitor._seen) == len(monitor._gaps)
+            and int(monitor._seen.sum()) == monitor.rows
+            and monitor._rate_bets.rows == rate_rows
+            and monitor._deferred <= rate_rows
+        )
         return monitor
 
-    def _check(self) -> None:
-        """Whether what was read fits together."""
-        rate_rows = 0 if self.threshold is None else self.rows
-        whole = (
-            len(self._ranks) == len(self._edges) > 0
-            and (self._gaps > 0).all()
-            and (self._edges[:-1] <= self._edges[1:]).all()
-            and len(self._seen) == len(self._gaps)
-            and int(self._seen.sum()) == self.rows
-            and self._rate_bets.rows == rate_rows
-            and self._deferred <= rate_rows
-            and self._calibration_deferred <= self.calibration_rows
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    """Calibration scores as a monitor of drift needs them: quantiles, and who was deferred.
+
+    Attributes
+    ----------
+    n
+        How many scores there were.
+    edges, ties, ranks
+        (k,): the quantiles in ascending order, what breaks their ties, and their ranks from 1.
+    threshold, deferred
+        How many scores are under the threshold; None and 0 without one.
+    """
+
+    n: int
+    edges: np.ndarray
+    ties: np.ndarray
+    ranks: np.ndarray
+    threshold: float | None = None
+    deferred: int = 0
+
+    @classmethod
+    def of(cls, scores: Any, threshold: float | None, seed: int) -> _Reference:
+        values = _ranked(scores)
+        n = len(values)
+        if n < 20:
+            raise ValueError(f"drift needs at least 20 calibration scores, not {n}")
+        tie = np.random.default_rng([seed, 0]).random(n)
+        groups = min(_GROUPS, n + 1)
+        ranks = np.round(np.arange(1, groups) * (n + 1) / groups).astype(np.int64)
+        chosen = np.lexsort((tie, values))[ranks - 1]
+        limit = None if threshold is None else check_threshold(threshold)
+        deferred = 0 if limit is None else int((~(values >= limit)).sum())
+        return cls(n, values[chosen], tie[chosen], ranks, limit, deferred)
+
+    @classmethod
+    def read(cls, figures: Mapping[str, Any]) -> _Reference:
+        """What `as_dict` wrote, if it fits together."""
+        edges = np.array([float(edge) for edge in figures["edges"]])
+        threshold = figures.get("threshold")
+        found = cls(
+            n=read_count(figures["n"], "n"),
+            edges=edges,
+            ties=read_numbers(figures["ties"], len(edges), "ties"),
+            ranks=np.array([read_count(rank, "ranks") for rank in figures["ranks"]], np.int64),
+            threshold=None if threshold is None else check_threshold(float(threshold)),
+            deferred=0 if threshold is None else read_count(figures["deferred"], "deferred"),
         )
-        if not whole:
-            raise ValueError("its counts do not fit together")
+        _check_counts(
+            len(found.ranks) == len(edges) > 0
+            and bool((found.gaps > 0).all())
+            and bool((edges[:-1] <= edges[1:]).all())
+            and found.deferred <= found.n
+        )
+        return found
+
+    @property
+    def gaps(self) -> np.ndarray:
+        """(k + 1,): how many gaps between neighboring scores each group of them joins."""
+        return np.diff(self.ranks, prepend=0, append=self.n + 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists."""
+        columns = {name: getattr(self, name).tolist() for name in ("edges", "ties", "ranks")}
+        figures = {"n": self.n, **columns}
+        if self.threshold is None:
+            return figures
+        return {**figures, "threshold": self.threshold, "deferred": self.deferred}
 
 
-def _odds_growth(value: np.ndarray, mean: float, odds: np.ndarray = _ODDS) -> np.ndarray:
-    """(bets, values): log of ``(1 + c value) / (1 + c mean)`` for the bets on a larger mean."""
-    return np.log1p(np.outer(odds, value)) - np.log1p(odds * mean)[:, None]
+def _check_counts(fit: bool) -> None:
+    if not fit:
+        raise ValueError("its counts do not fit together")
 
 
 def _mean_legendre(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -928,28 +760,6 @@ def _mean_legendre(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     second = (left * left + left * right + right * right) / 3
     third = first * (left * left + right * right) / 2
     return np.stack([first, (3 * second - 1) / 2, (5 * third - 3 * first) / 2])
-
-
-def _log_sum(logs: np.ndarray) -> np.ndarray:
-    """Log of the sum of the exponentials along the first axis."""
-    top = logs.max(axis=0)
-    return top + np.log(np.exp(logs - top).sum(axis=0))
-
-
-def _blocks(first: int, n: int) -> Iterator[slice]:
-    """Cut n rows where blocks of all rows ever seen end, `first` being the number of the first."""
-    start = 0
-    while start < n:
-        stop = min(n, start + BLOCK - (first + start) % BLOCK)
-        yield slice(start, stop)
-        start = stop
-
-
-def _clopper_pearson(hits: int, n: int, alpha: float) -> tuple[float, float]:
-    """The exact two-sided interval of a share, wrong with probability at most `alpha`."""
-    low = 0.0 if hits == 0 else float(beta.ppf(alpha / 2, hits, n - hits + 1))
-    high = 1.0 if hits == n else float(beta.ppf(1 - alpha / 2, hits + 1, n - hits))
-    return low, high
 
 
 def _share(name: str, value: float, top: bool = False) -> float:
@@ -969,17 +779,10 @@ def _vector(name: str, values: Any) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def _flags(values: Any) -> np.ndarray:
-    array = np.asarray(values)
-    if array.dtype != bool:
-        raise ValueError(f"audited must be bool, not {array.dtype}")
-    return array
-
-
 def _ranked(scores: Any) -> np.ndarray:
     """Scores with NaN as ``-inf``, which is how the router ranks them."""
     values = _vector("scores", scores)
-    return np.where(np.isnan(values), -np.inf, values)
+    return deferral_key(values)
 
 
 def _columns(**named: Any) -> list[np.ndarray]:
@@ -989,19 +792,6 @@ def _columns(**named: Any) -> list[np.ndarray]:
         shapes = ", ".join(str(array.shape) for array in arrays)
         raise ValueError(f"{', '.join(named)} must be (n,) and of the same length, not {shapes}")
     return arrays
-
-
-def _numbers(values: Any, n: int, name: str) -> np.ndarray:
-    array = np.array([float(value) for value in values])
-    if len(array) != n or not np.isfinite(array).all():
-        raise ValueError(f"its {name} is damaged")
-    return array
-
-
-def _count(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"its {name} is damaged")
-    return value
 
 
 def _as_json(value: float) -> float | str:

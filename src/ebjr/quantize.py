@@ -29,7 +29,7 @@ from ebjr.evaluation.profile import measure_latency
 from ebjr.files import write_whole
 from ebjr.model import Model
 
-METHODS = ("minmax", "entropy", "percentile")
+METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 WEIGHT_BITS = (7, 8)
 
 Tell = Callable[[str, int, int | None], None]
@@ -103,7 +103,7 @@ def quantize(
         How a range is chosen: ``"minmax"``, all that was seen; ``"entropy"`` or ``"percentile"``
         clip what is rare. These two keep every activation in memory meanwhile.
     weight_bits
-        7 is right on every processor. With 8 the sums of two products overflow where they are kept
+        7 is right on every processor. With 8 the sums of two products overflow where they are held
         in 16 bits, as on x86 without VNNI, and the answers are wrong there.
     tell
         Told about every step.
@@ -182,7 +182,8 @@ def _check_input(model: OnnxModel) -> None:
             f"{model.path} must take float32 inputs to be quantized, but takes "
             f"{model.input_dtype}; export it in single precision"
         )
-    if any(kind in _QUANTIZED or kind.startswith("QLinear") for kind in _kinds(model.path)):
+    kinds = {node.op_type for node in _graph(model.path).node}
+    if any(kind in _QUANTIZED or kind.startswith("QLinear") for kind in kinds):
         raise ModelError(f"{model.path} is quantized already; give the model it was made of")
 
 
@@ -224,24 +225,16 @@ def _quantize(
     tell: Tell,
 ) -> None:
     try:
-        import onnx
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
         from onnxruntime.quantization import quantize_static as quantize_file
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
         raise MissingExtra("onnx", f"quantizing {model.path}") from error
-    ways = dict(
-        zip(
-            METHODS,
-            (CalibrationMethod.MinMax, CalibrationMethod.Entropy, CalibrationMethod.Percentile),
-            strict=True,
-        )
-    )
     folded = target.with_name("folded.onnx")
     try:
         with _quiet():
             quant_pre_process(str(model.path), str(folded), skip_symbolic_shape=True)
-            last = _last_layers(onnx.load(folded, load_external_data=False).graph)
+            last = _last_layers(_graph(folded))
             quantize_file(
                 str(folded),
                 str(target),
@@ -251,7 +244,7 @@ def _quantize(
                 reduce_range=weight_bits == 7,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                calibrate_method=ways[method],
+                calibrate_method=CalibrationMethod[METHODS[method]],
                 nodes_to_exclude=last,
             )
     except Exception as error:  # its errors share no base but this one
@@ -307,17 +300,17 @@ def _last_layers(graph: Any) -> list[str]:
     return names
 
 
-def _kinds(path: Path) -> set[str]:
-    import onnx
-
-    return {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+def _graph(path: Path) -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtra("onnx", f"quantizing {path}") from error
+    return onnx.load(path, load_external_data=False).graph
 
 
 def _operators(path: Path) -> dict[str, int]:
     """How many products of each kind read eight-bit numbers."""
-    import onnx
-
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = _graph(path)
     narrow = {
         name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output
     }

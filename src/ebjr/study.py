@@ -16,21 +16,16 @@ from ebjr.calibration import Goal, calibrate, crossing, rank_scores
 from ebjr.curve import OperatingPoint
 from ebjr.data.examples import Data
 from ebjr.errors import CalibrationError
-from ebjr.evaluation import evaluate
+from ebjr.evaluation import evaluate, joint_prediction
+from ebjr.evaluation.bootstrap import bootstrap
 from ebjr.evaluation.predictions import read_predictions
+from ebjr.evaluation.ranking import Standing, score_table
 from ebjr.evaluation.report import Extra, write_report
 from ebjr.evaluation.samples import Sample, make_samples, sample_rows
-from ebjr.evaluation.significance import (
-    Comparison,
-    Interval,
-    Standing,
-    bootstrap,
-    compare_answers,
-    joint_prediction,
-    score_table,
-)
+from ebjr.evaluation.tests import Comparison, compare_answers
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score, is_fitted
+from ebjr.stats import Interval
 from ebjr.tasks.specialized.known_classes import Traffic
 
 

@@ -78,18 +78,7 @@ class Sweep:
 
     def as_dict(self) -> dict[str, Any]:
         """Every candidate's figures, for JSON."""
-        figures = {
-            name: {
-                "known_classes": study.outcomes.known_classes,
-                "chosen_on": study.point.as_dict(),
-                "held_out": study.result.as_dict(),
-                "saving_by_popular_share": {
-                    f"{share:g}": point.saving
-                    for share, point in self.by_share.get(name, {}).items()
-                },
-            }
-            for name, study in self.studies.items()
-        }
+        figures = {name: self._figures(name) for name in self.studies}
         failed = {name: {"failed": reason} for name, reason in self.failed.items()}
         return {
             "traffic": None if self.traffic is None else asdict(self.traffic),
@@ -97,9 +86,22 @@ class Sweep:
             "candidates": figures | failed,
         }
 
+    def _figures(self, name: str) -> dict[str, Any]:
+        study, points = self.studies[name], self.by_share.get(name, {})
+        return {
+            "known_classes": study.outcomes.known_classes,
+            "chosen_on": study.point.as_dict(),
+            "held_out": study.result.as_dict(),
+            "saving_by_popular_share": {f"{x:g}": point.saving for x, point in points.items()},
+        }
+
     @property
     def extras(self) -> list[Extra]:
         """Sections of a report: the candidates' curves, and their savings by popular share."""
+        return [self._curves] if self.traffic is None else [self._curves, self._savings]
+
+    @property
+    def _curves(self) -> Extra:
         measure = self.study.outcomes.measure
         rows = {
             name: [
@@ -110,27 +112,27 @@ class Sweep:
             ]
             for name, study in self.studies.items()
         }
-        curves = Extra(
+        points = {name: (study.held_out, study.point) for name, study in self.studies.items()}
+        return Extra(
             "candidates",
             "Which student",
-            candidates_figure(
-                {name: (study.held_out, study.point) for name, study in self.studies.items()},
-                self.best,
-            ),
+            candidates_figure(points, self.best),
             ("student", "classes known", measure.title, "deferred", "times cheaper"),
             rows,
             self.best,
             "Each line is a student beside the same teacher, on the same held-out examples, at its "
             "own score and blend. The best is picked on the calibration half.",
         )
-        if self.traffic is None:
-            return [curves]
+
+    @property
+    def _savings(self) -> Extra:
+        assert self.traffic is not None
         savings = {
             name: {share: point.saving for share, point in row.items() if point.saving is not None}
             for name, row in self.by_share.items()
         }
         shares = sorted({share for row in savings.values() for share in row})
-        by_share = Extra(
+        return Extra(
             "shares",
             "The traffic decides",
             shares_figure(savings, self.best, self.traffic.popular),
@@ -141,7 +143,6 @@ class Sweep:
             "are of a popular class (the paper's figure 6). Each threshold is chosen anew, on the "
             "calibration half.",
         )
-        return [curves, by_share]
 
 
 def run_sweep(

@@ -17,13 +17,21 @@ from rich.text import Text
 from ebjr.costs import Cost, flops_text, further_columns, millijoules_text, ms_text
 from ebjr.curve import OperatingPoint
 from ebjr.evaluation.profile import Profile
-from ebjr.evaluation.report import UNLABELED, promise_words
-from ebjr.evaluation.significance import Comparison, Interval, Standing
+from ebjr.evaluation.ranking import Standing
+from ebjr.evaluation.report import (
+    EQUATIONS,
+    UNLABELED,
+    gain_words,
+    point_title,
+    promise_words,
+)
+from ebjr.evaluation.tests import Comparison
 from ebjr.evaluation.tune import Setting
 from ebjr.metric import METRICS, Metric
 from ebjr.outcomes import Outcomes
 from ebjr.quantize import Quantized
 from ebjr.scores import score_title
+from ebjr.stats import Interval
 from ebjr.study import Study
 from ebjr.sweep import Sweep, known_text, saving_text
 
@@ -126,7 +134,7 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
             f"{here.deferral_rate:.1%}",
             flops_text(here.cost),
             saving_text(here.saving),
-            escape(score_title(here.score)) + (f", blend {here.blend:g}" if here.blend else ""),
+            escape(point_title(here)),
             style="bold" if name == sweep.best else None,
         )
     print_table(console, table, spare=["MFLOPs"])
@@ -270,16 +278,11 @@ def _models(study: Study, joint_seconds: float | None) -> Table:
             *further_columns(result.cost, cost).values(),
             *("", ""),
         )
-    chosen = f"joint: {score_title(result.score)}" + (
-        f", blend {result.blend:g}" if result.blend else ""
-    )
     measured = ms_text(Cost(seconds=joint_seconds))
-    table.add_row(*_joint_row(chosen, result, measured), style="bold")
+    table.add_row(*_joint_row(f"joint: {point_title(result)}", result, measured), style="bold")
     table.add_row(*_joint_row(f"  for the best {measure.title}", study.best_accuracy))
     for name, other in study.other_results.items():
-        paper = {"energy": " (paper, eq. 3)", "specialized_energy": " (paper, eq. 17)"}.get(
-            name, ""
-        )
+        paper = f" (paper, {EQUATIONS[name]})" if name in EQUATIONS else ""
         table.add_row(*_joint_row(f"  {name}{paper}", other))
     return table
 
@@ -340,11 +343,10 @@ def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> Table
         "score, no blend", f"gain, {measure.gain_unit} (95 %)", *more, "of oracle's gain"
     )
     for entry in ranking:
-        row, gain = entry.elsewhere, entry.gain
-        here, low, high = (measure.gain_text(x) for x in (gain.estimate, gain.low, gain.high))
+        row = entry.elsewhere
         table.add_row(
             escape(entry.score),
-            f"{here} ({low} to {high})",
+            gain_words(entry, measure),
             *([f"{x:.4f}" for x in (row.auroc, row.aurc, row.augrc)] if measure.binary else []),
             "" if math.isnan(row.oracle_share) else f"{row.oracle_share:.1%}",
             style="bold" if entry.score == chosen else None,

@@ -11,7 +11,7 @@ import pytest
 from ebjr import JointDetector, Outcomes, calibrate, load_joint
 from ebjr.demo import DEMOS, detection, shipped
 from ebjr.demo.fetch import DataUnavailable
-from ebjr.evaluation.significance import bootstrap
+from ebjr.evaluation.bootstrap import bootstrap
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")

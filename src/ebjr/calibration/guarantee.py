@@ -42,17 +42,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-from scipy.special import betainc
-from scipy.stats import binom, norm
+from scipy.special import ndtri
 
 from ebjr.curve import TradeOffCurve
 from ebjr.errors import CalibrationError
 from ebjr.metric import METRICS
 from ebjr.outcomes import Outcomes
+from ebjr.stats import binomial_cdf, critical_count
 from ebjr.task import Task
 
 PROMISES = {
@@ -238,17 +238,16 @@ def certify(
     """
     scale = _scale(curve, promise, loss_bound)
     asked, tolerance = float(tolerance), scale.share(tolerance)
-    losses = _losses(curve, promise, tolerance, delta, scale.bound)
-    row = _walk(losses, curve, promise, tolerance, delta)
+    losses, row = _walked(curve, promise, tolerance, delta, scale)
     if row is None:
         raise CalibrationError(_refusal(losses, curve, promise, tolerance, delta, scale))
     if promise == "rate":  # whatever defers less keeps it, too
         row = int(curve.quality[: row + 1].argmax())
     mean = losses.mean
     within = np.flatnonzero(mean <= tolerance + 1e-12)  # a mean is not exact in binary
-    if promise == "rate":
-        within = within[[curve.quality[within].argmax()]] if len(within) else within
-    naive = within[0] if len(within) else row
+    naive = row
+    if len(within):
+        naive = within[curve.quality[within].argmax() if promise == "rate" else 0]
     return Certificate(
         promise=promise,
         tolerance=asked,
@@ -285,9 +284,7 @@ def certified_row(
     (None, 1)
     """
     scale = _scale(curve, promise, loss_bound)
-    tolerance = scale.share(tolerance)
-    losses = _losses(curve, promise, tolerance, delta, scale.bound)
-    return _walk(losses, curve, promise, tolerance, delta)
+    return _walked(curve, promise, scale.share(tolerance), delta, scale)[1]
 
 
 def against_teacher(outcomes: Outcomes) -> Outcomes:
@@ -463,26 +460,25 @@ def _check(promise: str, tolerance: float, delta: float, bound: float | None) ->
     low = -1 if promise == "excess" else 0
     if not (low <= tolerance < 1 and tolerance > -1):
         limits = "above -1" if low else "at least 0"
-        if bound is not None:
-            raise ValueError(
-                f"tolerance of {promise}, as a share of loss_bound, must be {limits} and below 1, "
-                f"not {tolerance:g}"
-            )
-        raise ValueError(f"tolerance of {promise} must be {limits} and below 1, not {tolerance:g}")
+        share = "" if bound is None else ", as a share of loss_bound,"
+        raise ValueError(
+            f"tolerance of {promise}{share} must be {limits} and below 1, not {tolerance:g}"
+        )
 
 
-def _walk(
-    losses: _Losses, curve: TradeOffCurve, promise: str, tolerance: float, delta: float
-) -> int | None:
-    """The row before the first failure; None where that keeps nothing."""
+def _walked(
+    curve: TradeOffCurve, promise: str, tolerance: float, delta: float, scale: _Scale
+) -> tuple[_Losses, int | None]:
+    """The losses, and the row before the first failure; None where that keeps nothing."""
+    losses = _losses(curve, promise, tolerance, delta, scale.bound)
     passed = _passes(losses, tolerance, delta)
     if promise == "rate":
         steps = int(np.argmin(passed)) if not passed.all() else len(passed)
-        return steps - 1 if steps else None
+        return losses, steps - 1 if steps else None
     passed[-1] |= _trivial(curve, promise, tolerance)
     failures = np.flatnonzero(~passed)
     row = int(failures[-1]) + 1 if len(failures) else 0
-    return row if row < len(passed) - 1 else None
+    return losses, row if row < len(passed) - 1 else None
 
 
 def _trivial(curve: TradeOffCurve, promise: str, tolerance: float) -> bool:
@@ -499,16 +495,17 @@ def _passes(losses: _Losses, tolerance: float, delta: float) -> np.ndarray:
 def _statistic(losses: _Losses, n: int, tolerance: float, delta: float) -> np.ndarray:
     """(j, k): sums over the examples on which the test of n of them decides."""
     if losses.test == "betting":
-        return np.stack(
-            [
-                losses.sums(lambda loss, bet=bet: np.log1p(bet * (tolerance - loss)))  # type: ignore[misc]
-                for bet in _bets(n, tolerance, delta)
-            ]
-        )
+        bets = _bets(n, tolerance, delta)
+        return np.stack([losses.sums(partial(_logs, bet, tolerance)) for bet in bets])
     lost = losses.sums(lambda loss: (loss > 0).astype(np.int64))
     if losses.test == "exact binomial":
         return lost[None]
     return np.stack([lost, losses.sums(lambda loss: (loss < 0).astype(np.int64))])
+
+
+def _logs(bet: float, tolerance: float, loss: np.ndarray) -> np.ndarray:
+    """What the capital of a bet is multiplied by, as logarithms."""
+    return np.log1p(bet * (tolerance - loss))
 
 
 def _decide(test: str, statistic: np.ndarray, n: int, tolerance: float, delta: float) -> np.ndarray:
@@ -519,23 +516,6 @@ def _decide(test: str, statistic: np.ndarray, n: int, tolerance: float, delta: f
         return statistic[0] <= critical_count(n, tolerance, delta)
     constant = _constant(n, float(tolerance), float(delta))
     return statistic[0] <= _critical_losses(statistic[1], n, tolerance, constant)
-
-
-# --- losses of 0 and 1
-
-
-def critical_count(n: int, tolerance: float, delta: float) -> int:
-    """The largest count that is seen with probability at most `delta` where the share is higher.
-
-    The largest c with ``P(Binomial(n, tolerance) <= c) <= delta``; -1 where even 0 is no evidence.
-
-    Examples
-    --------
-    >>> critical_count(298, 0.01, 0.05), critical_count(299, 0.01, 0.05)
-    (-1, 0)
-    """
-    count = int(binom.ppf(delta, n, tolerance))
-    return count if binom.cdf(count, n, tolerance) <= delta else count - 1
 
 
 # --- losses of -1, 0 and 1
@@ -572,7 +552,7 @@ def _constant(n: int, tolerance: float, delta: float) -> float:
     of delta, and with no gains the critical count is that of the binomial test.
     """
     step = _step(n)
-    constant = float(norm.isf(delta)) + step - _FINEST
+    constant = -float(ndtri(delta)) + step - _FINEST
     low, high = _gain_intervals(n, tolerance, step)
     while constant < 50:
         size = _size(n, tolerance, constant, delta, low, high)
@@ -580,7 +560,7 @@ def _constant(n: int, tolerance: float, delta: float) -> float:
         if not over.any():
             return constant
         low, high = low[over], high[over]  # a higher constant cannot raise the others
-        rise = norm.isf(delta) - norm.isf(min(float(size.max()), 1 - 1e-9))
+        rise = ndtri(min(float(size.max()), 1 - 1e-9)) - ndtri(delta)
         constant += min(max(float(rise), 0.002), 0.5)
     return math.inf
 
@@ -620,7 +600,7 @@ def _size(
     trials are left there, too, so that it bounds its block. Only rounding of the incomplete beta
     function (1e-12) is neglected.
     """
-    places = np.arange(-5.0, max(6.0, float(norm.isf(delta)) + 3), 2 * _step(n))
+    places = np.arange(-5.0, max(6.0, 3 - float(ndtri(delta))), 2 * _step(n))
     bounds = np.empty(len(low))
     for start in range(0, len(low), 1000):
         part = slice(start, start + 1000)
@@ -628,18 +608,12 @@ def _size(
         loss = np.clip((low[part, None] + tolerance) / (1 - gain), 0, 1)
         root = np.sqrt(n * gain) + places * np.sqrt(1 - gain) / 2
         last = np.minimum(np.floor(np.maximum(root, 0) ** 2), n)
-        reached = _binomial_cdf(last, n, gain)
+        reached = binomial_cdf(last, n, gain)
         block = np.diff(reached, axis=1, prepend=0)
         most = _critical_losses(last, n, tolerance, constant)
-        passing = np.sum(block * _binomial_cdf(most, n - last, loss), axis=1)
+        passing = np.sum(block * binomial_cdf(most, n - last, loss), axis=1)
         bounds[part] = passing + 1 - reached[:, -1]
     return bounds
-
-
-def _binomial_cdf(count: np.ndarray, n: Any, share: np.ndarray) -> np.ndarray:
-    """P(Binomial(n, share) <= count), elementwise; several times faster than SciPy's `binom`."""
-    inside = betainc(np.maximum(n - count, 0.5), np.maximum(count, 0) + 1, 1 - share)
-    return np.where(count < 0, 0.0, np.where(count >= n, 1.0, inside))
 
 
 # --- any loss of at most 1
@@ -697,9 +671,11 @@ def _trinomial_passes(lost: int, gained: int, n: int, tolerance: float, delta: f
     return bool((_size(n, tolerance, constant, delta, low, high) <= delta).all())
 
 
-def _bisect(passes: Callable[[float], bool], low: float, high: float) -> float:
+def _bisect(
+    passes: Callable[[float], bool], low: float, high: float, within: float = 1e-4
+) -> float:
     """The edge above which `passes` is true, from its safe side; `high` is taken to pass."""
-    while high - low > 1e-4 * max(abs(high), 1e-4):
+    while high - low > within * max(abs(high), 1e-4):
         middle = (low + high) / 2
         low, high = (low, middle) if passes(middle) else (middle, high)
     return high
@@ -766,11 +742,7 @@ def _examples(
         high *= 2
         if high > _MOST_EXAMPLES:
             return None
-    low = high / 2
-    while high - low > 0.01 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return int(_round_up(high))
+    return int(_round_up(_bisect(enough, high / 2, high, 0.01)))
 
 
 def _would_pass(

@@ -310,27 +310,18 @@ def _einsum(node: _Node) -> int:
     return 2 * prod(size for letter, size in sizes.items() if letter in result or letter in shared)
 
 
+_CONVOLUTIONS = ("Conv", "ConvInteger", "DeformConv", "FusedConv", "NhwcFusedConv")
+_PRODUCTS = (
+    *("Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "MatMulInteger", "QLinearMatMul"),
+    *("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"),
+)
+
 FORMULAS: dict[str, Formula] = {
-    "Conv": _convolution(1),
-    "ConvInteger": _convolution(1),
-    "DeformConv": _convolution(1),
-    "FusedConv": _convolution(1),
-    "NhwcFusedConv": _convolution(1),
+    **dict.fromkeys(_CONVOLUTIONS, _convolution(1)),
     "QLinearConv": _convolution(3),
     "ConvTranspose": _transposed_convolution,
-    "Gemm": _matrix_product,
-    "FusedGemm": _matrix_product,
-    "QGemm": _matrix_product,
-    "MatMul": _matrix_product,
-    "FusedMatMul": _matrix_product,
-    "MatMulInteger": _matrix_product,
-    "QLinearMatMul": _matrix_product,
-    "DynamicQuantizeMatMul": _matrix_product,
-    "MatMulIntegerToFloat": _matrix_product,
-    "MatMulNBits": _matrix_product,
-    "LSTM": _recurrent,
-    "GRU": _recurrent,
-    "RNN": _recurrent,
+    **dict.fromkeys(_PRODUCTS, _matrix_product),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
     "Attention": _attention,
     "Einsum": _einsum,
 }
@@ -338,14 +329,11 @@ FORMULAS: dict[str, Formula] = {
 
 FREE_EXTENSIONS = {
     *("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "LayerNormalization", "SkipLayerNormalization"),
-    *(
-        "SimplifiedLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
-        "EmbedLayerNormalization",
-    ),
+    *("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    *("EmbedLayerNormalization", "BiasSoftmax", "GroupNorm"),
     *("QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearMul", "QLinearSigmoid"),
     *("QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearConcat"),
-    *("QLinearSoftmax", "RotaryEmbedding", "NhwcMaxPool", "BiasSoftmax", "GroupNorm"),
+    *("QLinearSoftmax", "RotaryEmbedding", "NhwcMaxPool"),
 }
 """ONNX Runtime's own operators without matrix products."""
 
@@ -368,8 +356,9 @@ def _count_onnx(path: Path, input_shape: OpenShape | None) -> Flops:
     batch = _set_input_shape(model, input_shape, path.stem)
     constants = _constants(model)
     shapes = _inferred_shapes(model) | {name: dims for name, (dims, _) in constants.items()}
-    if _is_any_unknown(model, shapes):
-        shapes |= _shapes_by_running(model, path, shapes)
+    unknown = sorted(_wanted(model) - set(shapes))
+    if unknown:
+        shapes |= _shapes_by_running(model, path, unknown)
     by_operator: Counter[str] = Counter()
     uncounted: Counter[str] = Counter()
     for node in model.graph.node:
@@ -403,8 +392,7 @@ def _set_input_shape(model: Any, given: OpenShape | None, name: str) -> int:
 
     Returns the batch: 1, or what the graph is fixed to.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
+    inputs = _inputs(model)
     if len(inputs) != 1:
         raise ModelError(
             f"{name} must have one required input, but has {len(inputs)} "
@@ -426,6 +414,12 @@ def _set_input_shape(model: Any, given: OpenShape | None, name: str) -> int:
             if dim.dim_param and dim.dim_param in names:
                 dim.dim_value = names[dim.dim_param]
     return shape[0]
+
+
+def _inputs(model: Any) -> list[Any]:
+    """The inputs that are not constants."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
 
 
 def _open_shape(tensor: Any) -> tuple[int | None, ...] | None:
@@ -461,10 +455,6 @@ def _constants(model: Any) -> dict[str, tuple[Shape, int]]:
     return {name: (tuple(tensor.dims), tensor.data_type) for name, tensor in found.items()}
 
 
-def _is_any_unknown(model: Any, shapes: dict[str, Shape]) -> bool:
-    return bool(_wanted(model) - set(shapes))
-
-
 def _wanted(model: Any) -> set[str]:
     """Names of the tensors whose shapes the formulas need."""
     return {
@@ -476,7 +466,7 @@ def _wanted(model: Any) -> set[str]:
     }
 
 
-def _shapes_by_running(model: Any, path: Path, shapes: dict[str, Shape]) -> dict[str, Shape]:
+def _shapes_by_running(model: Any, path: Path, names: list[str]) -> dict[str, Shape]:
     """Run the graph once on zeros, for shapes that depend on values computed on the way."""
     import onnx
 
@@ -484,7 +474,6 @@ def _shapes_by_running(model: Any, path: Path, shapes: dict[str, Shape]) -> dict
         import onnxruntime
     except ImportError as error:
         raise MissingExtra("onnx", f"counting the FLOPs of {path}") from error
-    names = sorted(_wanted(model) - set(shapes))
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     own = {value.name for value in probe.graph.output}
@@ -495,8 +484,7 @@ def _shapes_by_running(model: Any, path: Path, shapes: dict[str, Shape]) -> dict
     settings.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
     )
-    constants = {tensor.name for tensor in model.graph.initializer}
-    value = next(value for value in model.graph.input if value.name not in constants)
+    value = _inputs(model)[0]
     dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     shape = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
     try:

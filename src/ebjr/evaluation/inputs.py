@@ -1,7 +1,9 @@
-"""Inputs: the batch that a model is given when it is counted, timed or measured."""
+"""Inputs: the batch that a model is given when it is counted, timed or measured; and the clock."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,3 +51,13 @@ def random_batch(rows: int, shape: Shape, dtype: np.dtype[Any]) -> Any:
     if dtype.kind != "f":
         return np.zeros((rows, *shape[1:]), dtype=dtype)
     return np.random.default_rng(0).standard_normal((rows, *shape[1:])).astype(dtype)
+
+
+def timed_calls(model: Any, batch: Any, deadline: float, most: int = sys.maxsize) -> list[float]:
+    """Seconds of each call of a model until `deadline` of `time.perf_counter`; of one at least."""
+    times: list[float] = []
+    while not times or (len(times) < most and time.perf_counter() < deadline):
+        start = time.perf_counter()
+        model(batch)
+        times.append(time.perf_counter() - start)
+    return times

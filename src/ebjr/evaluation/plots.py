@@ -10,10 +10,11 @@ import numpy as np
 
 from ebjr.costs import Cost, break_even_rate
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
-from ebjr.evaluation.significance import Interval, Standing, reliability
+from ebjr.evaluation.ranking import Standing, reliability
 from ebjr.metric import Metric
 from ebjr.outcomes import Outcomes
 from ebjr.scores import score_title
+from ebjr.stats import Interval
 from ebjr.tasks.classification import ACCURACY
 
 PALETTE: Mapping[str, str] = {
@@ -152,33 +153,20 @@ def trade_off_figure(
         data.append(_marker(outcomes, points[chosen]))
     rates = [r for trace in data for r in trace["x"]]
     measure = outcomes.measure
-    ends = [measure.drawn(outcomes.quality(role)) for role in ("student", "teacher")]
+    ends = [float(measure.drawn(outcomes.quality(role))) for role in ("student", "teacher")]
     if measure.percent:
         span = [min(ends) - 0.6, max(y for trace in data for y in trace["y"]) + 0.4]
     else:
-        seen = [*ends, *(float(y) for y in measure.drawn(best.quality))]
-        low, high = min(seen), max(seen)
-        span = [low - 0.06 * (high - low), high + 0.06 * (high - low)]
-    layout = {
-        "xaxis": {"title": {"text": axis}, "range": [0, 1.03 * max(rates)], "zeroline": False},
-        "yaxis": {"title": {"text": measure.axis}, "range": span},
-        "shapes": [_rule(100.0, "dot")],
-        "annotations": [
-            {
-                "x": 100,
-                "y": 0.02,
-                "yref": "paper",
-                "text": "break-even",
-                "showarrow": False,
-                "xanchor": "right",
-                "xshift": -5,
-            }
-        ],
-        "showlegend": False,
-        "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
-        "hovermode": "closest",
-    }
-    return {"data": data, "layout": layout}
+        seen = [*ends, *measure.drawn(best.quality).tolist()]
+        margin = 0.06 * (max(seen) - min(seen))
+        span = [min(seen) - margin, max(seen) + margin]
+    return _figure(
+        data,
+        _axis(axis, range=[0, 1.03 * max(rates)]),
+        {"title": {"text": measure.axis}, "range": span},
+        shapes=[_rule(100.0, "dot")],
+        annotations=[_note(100, 0.02, "break-even", shift=-5)],
+    )
 
 
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8F98")
@@ -214,15 +202,12 @@ def candidates_figure(
     outcomes, _ = candidates[best]
     data.append(_model(outcomes, "teacher"))
     _, axis = _relative_cost(outcomes, np.array([0.0]))
-    layout = {
-        "xaxis": {"title": {"text": axis}, "rangemode": "tozero", "zeroline": False},
-        "yaxis": {"title": {"text": outcomes.measure.axis}},
-        "shapes": [_rule(100.0, "dot")],
-        "showlegend": False,
-        "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
-        "hovermode": "closest",
-    }
-    return {"data": data, "layout": layout}
+    return _figure(
+        data,
+        _axis(axis, rangemode="tozero"),
+        {"title": {"text": outcomes.measure.axis}},
+        shapes=[_rule(100.0, "dot")],
+    )
 
 
 def shares_figure(
@@ -245,27 +230,23 @@ def shares_figure(
     [50.0, 75.0]
     """
     data = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": name,
-            "x": _short(100 * np.array(list(row))),
-            "y": _short(np.array(list(row.values()))),
-            "line": _cycled(number, name == best),
-            "marker": {"size": 9, "color": _cycled(number, False)["color"]},
-            "hovertemplate": "%{y:.2f} times at %{x:.0f} %<extra>%{fullData.name}</extra>",
-        }
+        _trace(
+            "lines+markers",
+            name,
+            100 * np.array(list(row)),
+            list(row.values()),
+            "%{y:.2f} times at %{x:.0f} %",
+            line=_cycled(number, name == best),
+            marker={"size": 9, "color": _cycled(number, False)["color"]},
+        )
         for number, (name, row) in enumerate(savings.items())
     ]
-    layout = {
-        "xaxis": {"title": {"text": "popular share of the traffic, %"}, "zeroline": False},
-        "yaxis": {"title": {"text": "times cheaper than the teacher"}, "rangemode": "tozero"},
-        "shapes": [_rule(100 * share, "dot")],
-        "showlegend": False,
-        "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
-        "hovermode": "closest",
-    }
-    return {"data": data, "layout": layout}
+    return _figure(
+        data,
+        _axis("popular share of the traffic, %"),
+        {"title": {"text": "times cheaper than the teacher"}, "rangemode": "tozero"},
+        shapes=[_rule(100 * share, "dot")],
+    )
 
 
 def _cycled(number: int, stressed: bool) -> dict[str, Any]:
@@ -309,44 +290,23 @@ def score_histogram(
         ("wrong", names[1], usable & ~right),
     ):
         density = np.histogram(values[rows], edges)[0] / max(rows.sum(), 1) / np.diff(edges)
-        data.append(
-            {
-                "type": "bar",
-                "name": name,
-                "x": _short((edges[:-1] + edges[1:]) / 2),
-                "y": _short(density),
-                "width": float(edges[1] - edges[0]),
-                "marker": {"color": PALETTE[color], "line": {"width": 0}},
-                "opacity": 0.55,
-                "hovertemplate": "%{y:.4g} at %{x:.4g}<extra>%{fullData.name}</extra>",
-            }
-        )
-    shapes = [_rule(point.threshold, "solid")]
-    notes = []
-    if crossing is not None:
-        shapes.append(_rule(crossing, "dash"))
-        notes.append(
-            {
-                "x": crossing,
-                "y": 1.0,
-                "yref": "paper",
-                "text": "crossing",
-                "showarrow": False,
-                "xanchor": "right",
-                "xshift": -4,
-            }
-        )
-    layout = {
-        "barmode": "overlay",
-        "bargap": 0,
-        "xaxis": {"title": {"text": f"score: {score_title(point.score)}"}, "zeroline": False},
-        "yaxis": {"title": {"text": "density"}, "rangemode": "tozero"},
-        "shapes": shapes,
-        "annotations": notes,
-        "showlegend": False,
-        "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
-    }
-    return {"data": data, "layout": layout}
+        bars = {"type": "bar", "width": float(edges[1] - edges[0]), "opacity": 0.55}
+        marker = {"color": PALETTE[color], "line": {"width": 0}}
+        middle = (edges[:-1] + edges[1:]) / 2
+        hover = "%{y:.4g} at %{x:.4g}"
+        data.append(_trace(None, name, middle, density, hover, marker=marker, **bars))
+    return _figure(
+        data,
+        _axis(f"score: {score_title(point.score)}"),
+        {"title": {"text": "density"}, "rangemode": "tozero"},
+        shapes=[
+            _rule(point.threshold, "solid"),
+            *([] if crossing is None else [_rule(crossing, "dash")]),
+        ],
+        annotations=[] if crossing is None else [_note(crossing, 1.0, "crossing", shift=-4)],
+        barmode="overlay",
+        bargap=0,
+    )
 
 
 def _told_apart(outcomes: Outcomes) -> tuple[np.ndarray, tuple[str, str]]:
@@ -388,47 +348,31 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
     data: list[dict[str, Any]] = []
     for role, shift in (("student", -0.5), ("teacher", 0.5)):  # so that no bar hides another
         shares = [getattr(row, role) for row in bins]
-        trace: dict[str, Any] = {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": role,
-            "x": _short(middle + shift),
-            "y": _short(np.array([scale * share.estimate for share in shares])),
-            "error_y": _bars(shares, scale),
-            "text": spans,
-            "marker": _marker_of(role, 9),
-            "line": {"width": 2},
-            "hovertemplate": f"{_hover(outcomes)}, %{{text}}<extra>%{{fullData.name}}</extra>",
-        }
-        if role == "student":
-            trace["line"] = {"width": 2, "color": PALETTE["student"]}
-        data.append(trace)
-    if measure.binary and point.score.partition("(")[0] == "softmax":
+        ink = {"color": PALETTE["student"]} if role == "student" else {}
         data.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": "the score itself",
-                "x": _short(middle),
-                "y": _short(np.array([100 * row.mean for row in bins])),
-                "line": {"dash": "dot", "width": 1.5, "color": PALETTE["random"]},
-                "hovertemplate": "%{y:.2f} %<extra>%{fullData.name}</extra>",
-            }
+            _trace(
+                "lines+markers",
+                role,
+                middle + shift,
+                [scale * share.estimate for share in shares],
+                f"{_hover(outcomes)}, %{{text}}",
+                error_y=_bars(shares, scale),
+                text=spans,
+                marker=_marker_of(role, 9),
+                line={"width": 2, **ink},
+            )
         )
+    if measure.binary and point.score.partition("(")[0] == "softmax":
+        said = [100 * row.mean for row in bins]
+        line = {"dash": "dot", "width": 1.5, "color": PALETTE["random"]}
+        data.append(_trace("lines", "the score itself", middle, said, "%{y:.2f} %", line=line))
     _, deferred = point.router(outcomes.student)
-    layout = {
-        "xaxis": {
-            "title": {"text": "examples, the lowest score first, %"},
-            "range": [-1, 101],
-            "zeroline": False,
-        },
-        "yaxis": {"title": {"text": measure.axis}},
-        "shapes": [_rule(100 * float(deferred.mean()), "solid")],
-        "showlegend": False,
-        "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
-        "hovermode": "closest",
-    }
-    return {"data": data, "layout": layout}
+    return _figure(
+        data,
+        _axis("examples, the lowest score first, %", range=[-1, 101]),
+        {"title": {"text": measure.axis}},
+        shapes=[_rule(100 * float(deferred.mean()), "solid")],
+    )
 
 
 def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
@@ -450,35 +394,24 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
     """
     values = np.asarray(point.router.score(outcomes.student), np.float64)
     order = np.argsort(values)[: np.isfinite(values).sum()]
-    rows = (
-        order[np.unique(np.linspace(0, len(order) - 1, MOST_DOTS).astype(int))]
-        if len(order)
-        else order
-    )
-    data: list[dict[str, Any]] = []
-    for role, size in (("student", 5), ("teacher", 3)):
-        residual = outcomes.targets - outcomes.predictions(role)
-        marker: dict[str, Any] = {**_marker_of(role, size), "opacity": 0.5}
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": role,
-                "x": _short(values[rows]),
-                "y": _short(residual[rows]),
-                "marker": marker,
-                "hovertemplate": "%{y:.4g} at %{x:.4g}<extra>%{fullData.name}</extra>",
-            }
+    rows = order[np.unique(np.linspace(0, len(order) - 1, MOST_DOTS).astype(int))[: len(order)]]
+    data = [
+        _trace(
+            "markers",
+            role,
+            values[rows],
+            (outcomes.targets - outcomes.predictions(role))[rows],
+            "%{y:.4g} at %{x:.4g}",
+            marker={**_marker_of(role, size), "opacity": 0.5},
         )
-    layout = {
-        "xaxis": {"title": {"text": f"score: {score_title(point.score)}"}, "zeroline": False},
-        "yaxis": {"title": {"text": "target minus prediction"}, "zeroline": True},
-        "shapes": [_rule(point.threshold, "solid")],
-        "showlegend": False,
-        "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
-        "hovermode": "closest",
-    }
-    return {"data": data, "layout": layout}
+        for role, size in (("student", 5), ("teacher", 3))
+    ]
+    return _figure(
+        data,
+        _axis(f"score: {score_title(point.score)}"),
+        {"title": {"text": "target minus prediction"}, "zeroline": True},
+        shapes=[_rule(point.threshold, "solid")],
+    )
 
 
 def ranking_figure(
@@ -497,7 +430,7 @@ def ranking_figure(
 
     Examples
     --------
-    >>> from ebjr.evaluation.significance import score_table
+    >>> from ebjr.evaluation.ranking import score_table
     >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
     >>> row = score_table(table, ["energy"])[0]
     >>> ranking_figure([Standing(Interval(0.125, 0.1, 0.15), row)])["data"][0]["y"]
@@ -514,7 +447,7 @@ def ranking_figure(
             "type": "scatter",
             "mode": "markers",
             "name": entry.score,
-            "x": _short(np.array([scale * gain.estimate])),
+            "x": _short([scale * gain.estimate]),
             "y": [entry.score],
             "error_x": _bars([gain], scale) | {"color": color, "thickness": 2},
             "marker": {"color": color, "size": 13 if entry.score == chosen else 10},
@@ -522,15 +455,43 @@ def ranking_figure(
         }
         for entry, gain, color in zip(ranking, gains, colors, strict=True)
     ]
-    layout = {
-        "xaxis": {"title": {"text": f"gain over random, {measure.gain_unit}"}, "zeroline": False},
-        "yaxis": {"autorange": "reversed", "automargin": True, "type": "category"},
-        "shapes": [_rule(0.0, "dot")],
+    return _figure(
+        dots,
+        _axis(f"gain over random, {measure.gain_unit}"),
+        {"autorange": "reversed", "automargin": True, "type": "category"},
+        shapes=[_rule(0.0, "dot")],
+        margin={"l": 10, "r": 12, "t": 8, "b": 50},
+    )
+
+
+def _figure(
+    data: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any], **layout: Any
+) -> dict[str, Any]:
+    """Traces on two axes, without a legend: the page has one of its own."""
+    usual = {
         "showlegend": False,
-        "margin": {"l": 10, "r": 12, "t": 8, "b": 50},
+        "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
         "hovermode": "closest",
     }
-    return {"data": dots, "layout": layout}
+    return {"data": data, "layout": {**usual, "xaxis": x, "yaxis": y, **layout}}
+
+
+def _axis(title: str, **more: Any) -> dict[str, Any]:
+    """The axis of x."""
+    return {"title": {"text": title}, "zeroline": False, **more}
+
+
+def _trace(mode: str | None, name: str, x: Any, y: Any, hover: str, **more: Any) -> dict[str, Any]:
+    """Points (n,) and (n,), and what is shown under the mouse."""
+    points = {"name": name, "x": _short(x), "y": _short(y)}
+    kind = {"type": "scatter"} if mode is None else {"type": "scatter", "mode": mode}
+    return {**kind, **points, "hovertemplate": f"{hover}<extra>%{{fullData.name}}</extra>", **more}
+
+
+def _note(x: float, y: float, text: str, shift: int) -> dict[str, Any]:
+    """Words to the left of a vertical line; y is a share of the height."""
+    place = {"x": x, "y": y, "yref": "paper", "xanchor": "right", "xshift": shift}
+    return {"text": text, "showarrow": False, **place}
 
 
 def _bars(intervals: Sequence[Interval], scale: float = 100) -> dict[str, Any]:
@@ -538,8 +499,8 @@ def _bars(intervals: Sequence[Interval], scale: float = 100) -> dict[str, Any]:
     return {
         "type": "data",
         "symmetric": False,
-        "array": _short(np.array([scale * (each.high - each.estimate) for each in intervals])),
-        "arrayminus": _short(np.array([scale * (each.estimate - each.low) for each in intervals])),
+        "array": _short([scale * (each.high - each.estimate) for each in intervals]),
+        "arrayminus": _short([scale * (each.estimate - each.low) for each in intervals]),
         "thickness": 1.5,
         "width": 3,
     }
@@ -576,52 +537,39 @@ def _through(
 ) -> dict[str, Any]:
     """A line through the qualities at some deferral rates."""
     cost, _ = _relative_cost(outcomes, rates)
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": _short(cost),
-        "y": _short(outcomes.measure.drawn(quality)),
-        "line": style,
-        "hovertemplate": f"{_hover(outcomes)} at %{{x:.1f}} %<extra>%{{fullData.name}}</extra>",
-    }
+    hover = f"{_hover(outcomes)} at %{{x:.1f}} %"
+    return _trace("lines", name, cost, outcomes.measure.drawn(quality), hover, line=style)
 
 
 def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
     """A model alone: the teacher alone costs 100 %, without the student."""
-    cost, _ = _relative_cost(outcomes, np.array([0.0]))
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": role,
-        "zorder": 2,
-        "x": [float(cost[0]) if role == "student" else 100.0],
-        "y": [outcomes.measure.drawn(outcomes.quality(role))],
-        "marker": _marker_of(role, 12),
-        "hovertemplate": (
-            f"{_hover(outcomes)} at %{{x:.1f}} %<extra>%{{fullData.name}} alone</extra>"
-        ),
-    }
+    cost = [100.0] if role == "teacher" else _relative_cost(outcomes, np.array([0.0]))[0]
+    found = _trace(
+        "markers",
+        role,
+        cost,
+        [outcomes.measure.drawn(outcomes.quality(role))],
+        f"{_hover(outcomes)} at %{{x:.1f}} %",
+        marker=_marker_of(role, 12),
+        zorder=2,
+    )
+    return {**found, "hovertemplate": found["hovertemplate"].replace("</extra>", " alone</extra>")}
 
 
 def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
     """The operating point on these examples."""
-    curve = point.curve(outcomes)
-    here = curve.at(threshold=point.threshold)
+    here = point.curve(outcomes).at(threshold=point.threshold)
     cost, _ = _relative_cost(outcomes, np.array([here.deferral_rate]))
+    marker = {"symbol": "diamond", "size": 16, "color": PALETTE["chosen"]}
+    marker["line"] = {"width": 2, "color": "#ffffff"}
     return {
         "type": "scatter",
         "mode": "markers",
         "name": "operating point",
         "zorder": 3,
-        "x": [float(cost[0])],
-        "y": [outcomes.measure.drawn(here.quality)],
-        "marker": {
-            "symbol": "diamond",
-            "size": 16,
-            "color": PALETTE["chosen"],
-            "line": {"width": 2, "color": "#ffffff"},
-        },
+        "x": _short(cost),
+        "y": _short([outcomes.measure.drawn(here.quality)]),
+        "marker": marker,
         "hovertemplate": "%{y:.2f} % at %{x:.1f} %<extra>operating point</extra>",
     }
 
@@ -643,6 +591,6 @@ def _hover(outcomes: Outcomes) -> str:
     return "%{y:.2f} %" if outcomes.measure.percent else "%{y:.4g}"
 
 
-def _short(values: np.ndarray) -> list[float]:
+def _short(values: Any) -> list[float]:
     """Six digits draw the same as sixteen, in a third of the file."""
     return [float(f"{value:.6g}") for value in values]

@@ -25,6 +25,7 @@ from typing import Any
 
 from ebjr.arrays import row_count
 from ebjr.costs import KINDS_OF_JOULES, Cost
+from ebjr.evaluation.inputs import timed_calls
 from ebjr.model import Model, as_answer, facts
 
 POWERCAP = Path("/sys/class/powercap")
@@ -167,26 +168,19 @@ def find_meter(*, gpu: bool = False, powercap: str | os.PathLike[str] = POWERCAP
 def _rapl_meter(powercap: Path) -> Meter | None:
     """The packages under a powercap folder; None unless all can be read."""
     try:
-        zones = {zone: (zone / "name").read_text().strip() for zone in _rapl_zones(powercap)}
+        # "intel-rapl-mmio:0" is the same package through another door; AMD's are "intel-rapl" too
+        found = powercap.glob("intel-rapl:*")
+        zones = {zone: (zone / "name").read_text().strip() for zone in found}
         # Not "psys", which has the packages in it, nor "core" and "dram", which are parts.
-        packages = sorted(
-            (name, zone) for zone, name in zones.items() if name.startswith("package")
-        )
-        ranges = tuple(_number(zone / "max_energy_range_uj") for _, zone in packages)
-        files = [zone / "energy_uj" for _, zone in packages]
+        packages = sorted((name, zone) for zone, name in zones.items() if name[:7] == "package")
         meter = Meter(
             "RAPL " + ", ".join(name for name, _ in packages),
-            lambda: tuple(_number(file) for file in files),
-            ranges,
+            lambda: tuple(_number(zone / "energy_uj") for _, zone in packages),
+            tuple(_number(zone / "max_energy_range_uj") for _, zone in packages),
         )
         return meter if meter.read() else None
     except (OSError, ValueError):
         return None
-
-
-def _rapl_zones(powercap: Path) -> list[Path]:
-    # "intel-rapl-mmio:0" is the same package through another door; AMD's are "intel-rapl" too.
-    return list(powercap.glob("intel-rapl:*"))
 
 
 def _number(file: Path) -> int:
@@ -266,23 +260,13 @@ def measure_joules(
     model(batch)  # the first call of a session is slow
     _finish_gpu()
     before = _reading(meter)
-    batches = _run(model, batch, seconds)
+    batches = len(timed_calls(model, batch, time.perf_counter() + seconds))
     _finish_gpu()
     after = _reading(meter)
     if before is None or after is None or before == after:
         return None
     joules = meter.joules_between(before, after) / (batches * rows)
     return Power(joules, "measured", meter.source, rows)
-
-
-def _run(model: Model, batch: Any, seconds: float) -> int:
-    """Run a batch until the time is up; how often."""
-    deadline = time.perf_counter() + seconds
-    batches = 0
-    while not batches or time.perf_counter() < deadline:
-        model(batch)
-        batches += 1
-    return batches
 
 
 def _reading(meter: Meter) -> tuple[int, ...] | None:

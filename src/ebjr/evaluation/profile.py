@@ -15,7 +15,14 @@ import numpy as np
 
 from ebjr.errors import ModelError
 from ebjr.evaluation.flops import can_count, count_flops
-from ebjr.evaluation.inputs import OpenShape, Shape, batch_of_one, input_dtype_of, random_batch
+from ebjr.evaluation.inputs import (
+    OpenShape,
+    Shape,
+    batch_of_one,
+    input_dtype_of,
+    random_batch,
+    timed_calls,
+)
 from ebjr.evaluation.power import Load, Meter, Power, find_joules
 from ebjr.model import Model, facts, model_name
 
@@ -215,19 +222,10 @@ def _latency(
     model: Model, batch: Any, size: int, repeats: int, warmup: int, seconds: float
 ) -> Latency:
     start = time.perf_counter()
-    _timed(model, batch, warmup, start + seconds / 4)
-    times = _timed(model, batch, repeats, start + seconds)
+    timed_calls(model, batch, start + seconds / 4, warmup)
+    times = timed_calls(model, batch, start + seconds, repeats)
     p50, p95 = np.percentile(times, [50, 95])
     return Latency(size, len(times), float(p50), float(p95))
-
-
-def _timed(model: Model, batch: Any, repeats: int, deadline: float) -> list[float]:
-    times: list[float] = []
-    while not times or (len(times) < repeats and time.perf_counter() < deadline):
-        start = time.perf_counter()
-        model(batch)
-        times.append(time.perf_counter() - start)
-    return times
 
 
 # Memory

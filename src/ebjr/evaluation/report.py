@@ -20,6 +20,7 @@ from ebjr.costs import Cost, flops_text, further_columns, joint_cost, ms_text
 from ebjr.curve import OperatingPoint
 from ebjr.errors import MissingExtra
 from ebjr.evaluation import evaluate
+from ebjr.evaluation.bootstrap import resamples
 from ebjr.evaluation.plots import (
     PALETTE,
     ranking_figure,
@@ -30,12 +31,14 @@ from ebjr.evaluation.plots import (
     thin_rows,
     trade_off_figure,
 )
+from ebjr.evaluation.ranking import Standing
 from ebjr.evaluation.samples import Sample, samples_html
-from ebjr.evaluation.significance import Comparison, Interval, Standing, resamples
+from ebjr.evaluation.tests import Comparison
 from ebjr.files import write_whole
 from ebjr.metric import Metric
 from ebjr.outcomes import Outcomes
 from ebjr.scores import score_title
+from ebjr.stats import Interval
 from ebjr.task import Task
 from ebjr.tasks.detection.precision import SHOWN
 
@@ -281,8 +284,8 @@ def _named(
     point: OperatingPoint, others: Sequence[OperatingPoint]
 ) -> tuple[dict[str, OperatingPoint], str]:
     """The points by name, and the name of the chosen one."""
-    points = {_name(point, chosen=True): point} | {_name(other): other for other in others}
-    return points, next(iter(points))
+    chosen = f"{point_title(point)} (chosen)"
+    return {chosen: point} | {point_title(other): other for other in others}, chosen
 
 
 def _live(points: Mapping[str, OperatingPoint], held_out: Outcomes) -> str:
@@ -360,53 +363,63 @@ def report_data(
 
     Every row is exact: accuracy, rate and cost at that threshold, on all the held-out examples.
     """
-    series = {}
-    for name, point in points.items():
-        curve = point.curve(held_out)
-        calibrated = int(np.searchsorted(curve.threshold, point.threshold, side="left"))
-        rows = thin_rows(curve, keep=[calibrated])
-        thresholds = curve.threshold[rows]
-        start = int(np.searchsorted(rows, calibrated))
-        thresholds[start] = point.threshold
-        series[name] = {
-            "threshold": [value if math.isfinite(value) else None for value in thresholds.tolist()],
-            "rate": curve.deferral_rate[rows].tolist(),
-            "quality": curve.quality[rows].tolist(),
-            "cost": relative_cost(
-                held_out.student_cost, held_out.teacher_cost, curve.deferral_rate[rows]
-            )[0].tolist(),
-            "start": start,
-            "histogram": (
-                residual_figure(held_out, point)
-                if held_out.kind.targets_are == "numbers"
-                else score_histogram(held_out, point, crossings.get(point.score))
-            ),
-            "reliability": reliability_figure(held_out, point),
-        }
+    series = {
+        name: _series(held_out, point, crossings.get(point.score)) for name, point in points.items()
+    }
+    measure, accent = held_out.measure, score_title(points[chosen].score)
     return {
         "chosen": chosen,
         "series": series,
         "curve": trade_off_figure(held_out, points, chosen),
-        "ranking": (
-            ranking_figure(ranking, score_title(points[chosen].score), held_out.measure)
-            if ranking
-            else None
-        ),
+        "ranking": ranking_figure(ranking, accent, measure) if ranking else None,
         "accent": PALETTE["chosen"],
         "student": held_out.student_cost.as_dict(),
         "teacher": held_out.teacher_cost.as_dict(),
         "teacher_quality": held_out.quality("teacher"),
         "metric": {
-            "title": held_out.measure.title,
-            "percent": held_out.measure.percent,
-            "sign": -1 if held_out.measure.lower else 1,
+            "title": measure.title,
+            "percent": measure.percent,
+            "sign": -1 if measure.lower else 1,
         },
     }
 
 
-def _name(point: OperatingPoint, chosen: bool = False) -> str:
-    blend = f", blend {point.blend:g}" if point.blend else ""
-    return f"{score_title(point.score)}{blend}{' (chosen)' if chosen else ''}"
+def _series(held_out: Outcomes, point: OperatingPoint, crossing: float | None) -> dict[str, Any]:
+    """The rows of one score's curve, the calibrated threshold among them, and its pictures."""
+    curve = point.curve(held_out)
+    calibrated = int(np.searchsorted(curve.threshold, point.threshold, side="left"))
+    rows = thin_rows(curve, keep=[calibrated])
+    start = int(np.searchsorted(rows, calibrated))
+    thresholds, rates = curve.threshold[rows], curve.deferral_rate[rows]
+    thresholds[start] = point.threshold
+    cost, _ = relative_cost(held_out.student_cost, held_out.teacher_cost, rates)
+    regression = held_out.task == "regression"
+    return {
+        "threshold": [value if math.isfinite(value) else None for value in thresholds.tolist()],
+        "rate": rates.tolist(),
+        "quality": curve.quality[rows].tolist(),
+        "cost": cost.tolist(),
+        "start": start,
+        "histogram": (
+            residual_figure(held_out, point)
+            if regression
+            else score_histogram(held_out, point, crossing)
+        ),
+        "reliability": reliability_figure(held_out, point),
+    }
+
+
+def point_title(point: OperatingPoint) -> str:
+    """Its score, and its blend where it has one.
+
+    Examples
+    --------
+    >>> from ebjr.curve import TradeOffCurve
+    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> point_title(TradeOffCurve.of(table, "energy", 0.5).at(index=1))
+    'energy, blend 0.5'
+    """
+    return score_title(point.score) + (f", blend {point.blend:g}" if point.blend else "")
 
 
 def _table(
@@ -415,13 +428,12 @@ def _table(
     """The rows of the table: both models, the joint model, and every other score."""
     rows = []
     for role in ("student", "teacher"):
-        quality = held_out.measure.words(held_out.quality(role))
-        cost = getattr(held_out, f"{role}_cost")
-        rows.append(_row(f"{role} alone", quality, None, held_out, cost, None, None))
+        cost, quality = getattr(held_out, f"{role}_cost"), held_out.quality(role)
+        rows.append(_row(f"{role} alone", held_out, cost, quality))
     for name, point in points.items():
         rows.append(_joint_row(_words(name), held_out, point))
         if best is not None and len(rows) == 3:
-            words = f"joint: {_name(best)}, for the best {held_out.measure.title}"
+            words = f"joint: {point_title(best)}, for the best {held_out.measure.title}"
             rows.append(_joint_row(words, held_out, best))
     return "\n".join(rows)
 
@@ -431,37 +443,32 @@ def _further(held_out: Outcomes, cost: Cost) -> dict[str, str]:
     return further_columns(joint_cost(held_out.student_cost, held_out.teacher_cost, 0.0), cost)
 
 
+EQUATIONS = {"energy": "eq. 3", "specialized_energy": "eq. 17"}
+"""Where the paper defines a score."""
+
+
 def _words(name: str) -> str:
-    paper = {"energy": "eq. 3", "specialized_energy": "eq. 17"}.get(name)
-    return f"joint: {name}" + (f", the paper's ({paper})" if paper else "")
+    return f"joint: {name}" + (f", the paper's ({EQUATIONS[name]})" if name in EQUATIONS else "")
 
 
 def _joint_row(words: str, held_out: Outcomes, point: OperatingPoint) -> str:
     here = evaluate(held_out, point)
-    quality = held_out.measure.words(here.quality)
-    return _row(
-        words, quality, here.deferral_rate, held_out, here.cost, here.saving, here.threshold
-    )
+    saving = "" if here.saving is None else f"{here.saving:.2f}"
+    rate, threshold = f"{100 * here.deferral_rate:.1f} %", f"{here.threshold:.4g}"
+    return _row(words, held_out, here.cost, here.quality, rate, saving, threshold)
 
 
 def _row(
     name: str,
-    quality: str,
-    rate: float | None,
     held_out: Outcomes,
     cost: Cost,
-    saving: float | None,
-    threshold: float | None,
+    quality: float,
+    rate: str = "",
+    saving: str = "",
+    threshold: str = "",
 ) -> str:
-    cells = [
-        quality,
-        "" if rate is None else f"{100 * rate:.1f} %",
-        flops_text(cost),
-        ms_text(cost),
-        *_further(held_out, cost).values(),
-        "" if saving is None else f"{saving:.2f}",
-        "" if threshold is None else f"{threshold:.4g}",
-    ]
+    figures = [held_out.measure.words(quality), rate, flops_text(cost), ms_text(cost)]
+    cells = [*figures, *_further(held_out, cost).values(), saving, threshold]
     return _cells(name, cells, marked="(chosen)" in name)
 
 
@@ -508,7 +515,7 @@ def _chance(
     rows = []
     for name, (words, form, scale) in _figures(measure).items():
         if name in intervals:
-            here, low, high = (form.format(scale * x) for x in _numbers(intervals[name]))
+            here, low, high = (form.format(scale * x) for x in (intervals[name]))
             rows.append(_cells(words, [here, f"{low.removesuffix(' %')} to {high}"]))
     table = _html_table(("the joint model", "here", "95 % interval"), rows) if rows else ""
     verdicts = "".join(
@@ -544,6 +551,12 @@ def _samples(samples: Sequence[Sample], held_out: Outcomes) -> str:
     return _section("samples", "Who answered", inner)
 
 
+def gain_words(entry: Standing, measure: Metric) -> str:
+    """The gain of a score in the metric's unit, with its interval."""
+    gain, low, high = (measure.gain_text(value) for value in entry.gain)
+    return f"{gain} ({low} to {high})"
+
+
 def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> str:
     """The scores by gain: a dot plot and a table."""
     if not ranking:
@@ -552,9 +565,8 @@ def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> str:
     for entry in ranking:
         row = entry.elsewhere
         share = "" if math.isnan(row.oracle_share) else f"{100 * row.oracle_share:.1f} %"
-        gain, low, high = (measure.gain_text(value) for value in _numbers(entry.gain))
         figures = [f"{x:.4f}" for x in (row.auroc, row.aurc, row.augrc)] if measure.binary else []
-        cells = [f"{gain} ({low} to {high})", share, *figures]
+        cells = [gain_words(entry, measure), share, *figures]
         rows.append(_cells(entry.score, cells, marked=entry.score == chosen))
     more = ("AUROC", "AURC", "AUGRC") if measure.binary else ()
     head = ("score", f"gain, {measure.gain_unit} (95 %)", "of the oracle's", *more)
@@ -562,30 +574,33 @@ def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> str:
         '<div id="ranking" class="plot" role="img" aria-label="Gain of each score with its 95 % '
         'confidence interval. The same figures are in the table below."></div>'
     )
-    caption = (
-        "Gain: mean accuracy of the joint model over all deferral rates, beyond deferring at "
-        "random, without blend, on the examples that the score was chosen on. The other figures "
-        "are from the held-out examples: the share of what the oracle gains, and how well the "
-        "score tells where the student is right (AUROC: higher is better; AURC and AUGRC, the "
-        "areas under the risk-coverage curves: lower is better)."
-    )
+    caption = f'<p class="caption">{_ranking_caption(measure)}</p>'
+    inner = f"{plot}{_html_table(head, rows)}{caption}"
+    return _section("ranking", "Which score defers best", inner)
+
+
+def _ranking_caption(measure: Metric) -> str:
+    """What the gain and the figures beside it are."""
     if measure.rows is None:
-        caption = (
+        return (
             f"Gain: {measure.title} of the joint model, to first order, over all deferral rates, "
             "beyond deferring at random, without blend, on the examples that the score was chosen "
             "on. The share of what the oracle gains is exact, and from the held-out examples."
         )
-    elif not measure.binary:
-        caption = (
-            f"Gain: how much less mean {measure.rows_title or measure.title} the joint model has "
-            "over all deferral rates than by deferring at random, without blend, on the examples "
-            "that the score was chosen on. The share of what the oracle gains is from the held-out "
-            "examples."
+    if measure.binary:
+        return (
+            "Gain: mean accuracy of the joint model over all deferral rates, beyond deferring at "
+            "random, without blend, on the examples that the score was chosen on. The other "
+            "figures are from the held-out examples: the share of what the oracle gains, and how "
+            "well the score tells where the student is right (AUROC: higher is better; AURC and "
+            "AUGRC, the areas under the risk-coverage curves: lower is better)."
         )
-        if not measure.lower:
-            caption = caption.replace("less mean", "more mean")
-    inner = f'{plot}{_html_table(head, rows)}<p class="caption">{caption}</p>'
-    return _section("ranking", "Which score defers best", inner)
+    return (
+        f"Gain: how much {'less' if measure.lower else 'more'} mean "
+        f"{measure.rows_title or measure.title} the joint model has over all deferral rates than "
+        "by deferring at random, without blend, on the examples that the score was chosen on. The "
+        "share of what the oracle gains is from the held-out examples."
+    )
 
 
 def _section(name: str, title: str, inner: str) -> str:
@@ -609,10 +624,6 @@ def _cells(name: str, cells: Sequence[str], marked: bool = False) -> str:
     inner = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
     mark = ' class="chosen"' if marked else ""
     return f'<tr{mark}><th scope="row">{html.escape(name)}</th>{inner}</tr>'
-
-
-def _numbers(interval: Interval) -> tuple[float, float, float]:
-    return interval.estimate, interval.low, interval.high
 
 
 def _asset(name: str) -> str:

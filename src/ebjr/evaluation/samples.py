@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ebjr.curve import OperatingPoint
-from ebjr.evaluation.significance import joint_prediction
+from ebjr.evaluation import joint_prediction
 from ebjr.outcomes import Outcomes
+from ebjr.router import deferral_key
 from ebjr.tasks.detection.boxes import Detections, GroundTruth
 from ebjr.tasks.detection.precision import SHOWN
 
@@ -55,7 +56,7 @@ def sample_rows(outcomes: Outcomes, point: OperatingPoint, each: int = 4) -> np.
     array([1, 0])
     """
     score, deferred = (np.asarray(part) for part in point.router(outcomes.student))
-    order = np.argsort(np.where(np.isnan(score), -np.inf, score), kind="stable")
+    order = np.argsort(deferral_key(score), kind="stable")
     chosen = []
     for group in (order[deferred[order]], order[~deferred[order]]):
         places = np.linspace(0, len(group) - 1, min(each, len(group)))

@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.evaluation.inputs import OpenShape, batch_of_one, input_dtype_of, random_batch
+from ebjr.evaluation.inputs import (
+    OpenShape,
+    batch_of_one,
+    input_dtype_of,
+    random_batch,
+    timed_calls,
+)
 from ebjr.model import Model, facts
 from ebjr.threads import available_cores
 
@@ -124,20 +130,12 @@ def _run(model: Model, batch: Any, overlap: int, seconds: float) -> tuple[float,
     """Inputs per second, and seconds of a call, where so many calls are always in work."""
     began = time.perf_counter()
 
-    def work() -> list[float]:
-        times: list[float] = []
-        while not times or time.perf_counter() - began < seconds:
-            start = time.perf_counter()
-            model(batch)
-            times.append(time.perf_counter() - start)
-        return times
-
     if overlap == 1:
-        times = work()
+        times = timed_calls(model, batch, began + seconds)
     else:
         with ThreadPoolExecutor(overlap) as pool:
-            running = [pool.submit(work) for _ in range(overlap)]
-            times = [each for future in running for each in future.result()]
+            work = [pool.submit(timed_calls, model, batch, began + seconds) for _ in range(overlap)]
+            times = [each for future in work for each in future.result()]
     spent = time.perf_counter() - began
     return len(times) * len(batch) / spent, float(np.median(times))
 

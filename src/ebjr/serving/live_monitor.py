@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import beta
+import scipy.optimize  # noqa: F401  # a monitor's first bound would wait for it
 
 from ebjr.files import write_whole
 from ebjr.monitor import DriftMonitor, RiskMonitor
 from ebjr.serving.events import Audited, Observer, Scored
 from ebjr.serving.served import Served, json_number
+from ebjr.stats import clopper_pearson
 
 MOST_SCORES = 20_000
 """The monitor leaves out scores beyond this many between two looks, whatever they are."""
@@ -270,7 +271,7 @@ def _disagreement_of(served: Served, audit_rate: float, alpha: float) -> Watch |
     if known is None:
         return "not watched: joint.toml knows no disagreement; calibrate again"
     hits, n = int(known["kept_and_contradicted"]), int(known["rows"])
-    most = 1.0 if hits == n else float(beta.ppf(1 - alpha / 2, hits + 1, n - hits))
+    _, most = clopper_pearson(hits, n, alpha)
     if most >= 1:
         return "not watched: on the calibration's other half the teacher contradicts every row"
     about = (

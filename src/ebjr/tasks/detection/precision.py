@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ebjr.router import deferral_key
 from ebjr.tasks.detection.boxes import (
     Detections,
     GroundTruth,
@@ -452,7 +453,7 @@ class JointPrecision:
         points = RECALLS if rates is None else np.asarray(rates, np.float64)
         if not ((points >= 0) & (points <= 1)).all():
             raise ValueError("deferral rates must lie in 0..1")
-        order = np.argsort(np.where(np.isnan(values), -np.inf, values), kind="stable")
+        order = np.argsort(deferral_key(values), kind="stable")
         place = np.empty(self.images, int)
         place[order] = np.arange(self.images)
         counts = np.rint(points * self.images)

@@ -1,0 +1,358 @@
+"""Ranking: how well does a score tell where to defer?
+
+How well it tells right from wrong, which share of what routing could gain it gains, and how both
+models do along it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Array
+from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
+from ebjr.evaluation.tests import right_or_wrong
+from ebjr.metric import Metric
+from ebjr.outcomes import Outcomes
+from ebjr.router import deferral_key
+from ebjr.scores import Score, as_score
+from ebjr.stats import Interval, average_ranks, share_interval
+
+
+def auroc(score: Any, correct: Any) -> float:
+    """The probability that a right row scores above a wrong one, ties counting half.
+
+    Parameters
+    ----------
+    score
+        (n,); NaN counts as ``-inf``, since it is always deferred.
+    correct
+        (n,) bool, or 0 and 1: where the student is right.
+
+    Returns
+    -------
+    float
+        Between 0 and 1; NaN where all rows are right, or all wrong.
+
+    Raises
+    ------
+    ValueError
+        Different lengths or no rows.
+
+    Examples
+    --------
+    >>> auroc([3.0, 2.0, 2.0, 1.0], [1, 1, 0, 0])
+    0.875
+    """
+    values, right = _rows(score, correct)
+    hits = int(right.sum())
+    pairs = hits * (len(right) - hits)
+    if not pairs:
+        return math.nan
+    return float((average_ranks(values)[right].sum() - hits * (hits + 1) / 2) / pairs)
+
+
+def aurc(score: Any, correct: Any) -> float:
+    """Area under the risk-coverage curve: mean error among the k best-scored rows, over all k.
+
+    Rows that tie are taken in random order: this is the mean over all those orders. Lower is
+    better. It answers "how wrong are the kept rows?" and weighs the few best rows heavily;
+    `augrc` does not.
+
+    Parameters
+    ----------
+    score, correct
+        As in `auroc`.
+
+    Raises
+    ------
+    ValueError
+        Different lengths or no rows.
+
+    Notes
+    -----
+    Source: Geifman, Uziel & El-Yaniv, "Bias-reduced uncertainty estimation for deep neural
+    classifiers", ICLR 2019.
+
+    Examples
+    --------
+    >>> aurc([3.0, 2.0, 1.0], [1, 1, 0]), aurc([1.0, 1.0, 1.0], [1, 1, 0])
+    (0.1111111111111111, 0.3333333333333333)
+    """
+    errors = np.cumsum(_expected_errors(score, correct))
+    return float((errors / np.arange(1, len(errors) + 1)).mean())
+
+
+def augrc(score: Any, correct: Any) -> float:
+    """Area under the generalized risk-coverage curve: share of rows both kept and wrong.
+
+    The mean, over all coverages, of the share of *all* rows that are kept and wrong; 0 to 1/2.
+    It equals ``(1 - AUROC) a (1 - a) + (1 - a)^2 / 2`` at accuracy a, ties in random order
+    included. Lower is better.
+
+    Parameters
+    ----------
+    score, correct
+        As in `auroc`.
+
+    Raises
+    ------
+    ValueError
+        Different lengths or no rows.
+
+    Notes
+    -----
+    Source: Traub et al., "Overcoming common flaws in the evaluation of selective classification
+    systems", NeurIPS 2024.
+
+    Examples
+    --------
+    >>> round(augrc([3.0, 2.0, 1.0], [1, 1, 0]), 4)
+    0.0556
+    """
+    errors = np.concatenate(([0.0], np.cumsum(_expected_errors(score, correct))))
+    n = len(errors) - 1
+    return float(np.trapezoid(errors) / n**2)
+
+
+def oracle_share(curve: TradeOffCurve) -> float:
+    """Which share of the oracle's gain over random routing a curve reaches.
+
+    The area between the curve and the straight line from student to teacher, over that of the
+    score that knows the answers. 1 is the oracle, 0 random routing, less is worse than random.
+
+    Parameters
+    ----------
+    curve
+        Of any score; the oracle is that of its outcomes and blend.
+
+    Returns
+    -------
+    float
+        At most 1; NaN where the models agree everywhere on right and wrong.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> oracle_share(TradeOffCurve.of(outcomes, "max_logit"))
+    1.0
+    """
+    best = TradeOffCurve.of(curve.outcomes, oracle(curve.outcomes, curve.blend), curve.blend)
+    return _share_of_gain(curve, best)
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """How good one score is, on one table of outcomes.
+
+    Attributes
+    ----------
+    score
+        Its name.
+    auroc, aurc, augrc
+        How well it tells where the student is right; NaN where answers are not right or wrong.
+    gain
+        Mean row quality of the joint model over all deferral rates, minus that of random routing.
+    oracle_share
+        The same as a share of the oracle's: how well it tells where the *teacher helps*, which is
+        what routing needs.
+    """
+
+    score: str
+    auroc: float
+    aurc: float
+    augrc: float
+    gain: float
+    oracle_share: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a score stands: the gain that ranks it, and its figures on other examples.
+
+    Attributes
+    ----------
+    gain
+        Mean quality over all deferral rates beyond random routing's, on the examples that scores
+        are chosen on, with its 95 % confidence interval.
+    elsewhere
+        The score's row of `score_table`, on examples that nothing was chosen on.
+    """
+
+    gain: Interval
+    elsewhere: ScoreRow
+
+    @property
+    def score(self) -> str:
+        """The score's name."""
+        return self.elsewhere.score
+
+
+def score_table(
+    outcomes: Outcomes,
+    scores: Sequence[str | Callable[..., Array] | Score] | None = None,
+    blend: float = 0.0,
+) -> list[ScoreRow]:
+    """Every figure of every score, in the order given.
+
+    Parameters
+    ----------
+    outcomes
+        What both models said.
+    scores
+        Names or callables; all that have a name and fit, when left out.
+    blend
+        The student's weight in a deferred answer.
+
+    Raises
+    ------
+    ValueError
+        An unknown score, or one that is ``+inf`` somewhere.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> score_table(outcomes, ["max_logit"])[0].auroc
+    1.0
+    """
+    best = TradeOffCurve.of(outcomes, oracle(outcomes, blend), blend)
+    given = outcomes.kind.scores(outcomes.student) if scores is None else scores
+    return [_score_row(outcomes, as_score(score), blend, best) for score in given]
+
+
+def _score_row(outcomes: Outcomes, score: Score, blend: float, best: TradeOffCurve) -> ScoreRow:
+    values = np.asarray(score(outcomes.student), dtype=np.float64)
+    curve = TradeOffCurve.of(outcomes, values, blend)
+    own = {"auroc": math.nan, "aurc": math.nan, "augrc": math.nan}
+    if outcomes.measure.binary:
+        own = {of.__name__: of(values, outcomes.student_quality) for of in (auroc, aurc, augrc)}
+    return ScoreRow(str(score), gain=_gain(curve), oracle_share=_share_of_gain(curve, best), **own)
+
+
+@dataclass(frozen=True)
+class ScoreBin:
+    """Neighbors in score, and how often each model is right on them.
+
+    Attributes
+    ----------
+    n
+        How many examples.
+    start, end
+        The shares of all examples that score below them, and up to their highest score.
+    low, high
+        The lowest and the highest score; ``-inf`` where the input is always deferred.
+    mean
+        The mean score.
+    student, teacher
+        Each one's accuracy with Clopper and Pearson's 95 % interval; of losses the metric's figure
+        with the interval of the mean's standard error.
+    """
+
+    n: int
+    start: float
+    end: float
+    low: float
+    high: float
+    mean: float
+    student: Interval
+    teacher: Interval
+
+
+def reliability(outcomes: Outcomes, point: OperatingPoint, bins: int = 10) -> list[ScoreBin]:
+    """Both models' accuracy along the score, the lowest first: where is the teacher better?
+
+    Parameters
+    ----------
+    outcomes
+        Examples that the threshold was not chosen on.
+    point
+        Its score is looked at.
+    bins
+        How many, of equal counts but for ties: what ties stays together, so that there may be
+        fewer.
+
+    Raises
+    ------
+    ValueError
+        No bins.
+
+    Examples
+    --------
+    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
+    >>> point = TradeOffCurve.of(outcomes, "max_logit").at(threshold=1.5)
+    >>> [(row.mean, row.student.estimate) for row in reliability(outcomes, point, bins=2)]
+    [(1.0, 0.0), (2.0, 1.0)]
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, not {bins}")
+    outcomes = outcomes.with_scale(point.rescale)
+    values = np.asarray(point.router.score(outcomes.student), dtype=np.float64)
+    values = deferral_key(values)
+    order = np.argsort(values, kind="stable")
+    middle = (average_ranks(values[order]) - 0.5) / len(order)
+    cut = np.flatnonzero(np.diff(np.floor(middle * bins), prepend=-1, append=bins))
+    return [_bin(outcomes, values, order, *ends) for ends in pairwise(cut.tolist())]
+
+
+def _bin(
+    outcomes: Outcomes, values: np.ndarray, order: np.ndarray, start: int, end: int
+) -> ScoreBin:
+    """The examples at the places from `start` to before `end` of the order."""
+    rows, n = order[start:end], len(order)
+    return ScoreBin(
+        n=end - start,
+        start=start / n,
+        end=end / n,
+        low=float(values[rows[0]]),
+        high=float(values[rows[-1]]),
+        mean=float(values[rows].mean()),
+        student=_rows_interval(outcomes.student_quality[rows], outcomes.measure),
+        teacher=_rows_interval(outcomes.teacher_quality[rows], outcomes.measure),
+    )
+
+
+def _rows_interval(rows: np.ndarray, measure: Metric) -> Interval:
+    """The figure of some rows, with its 95 % interval."""
+    if measure.binary:
+        return share_interval(int(rows.sum()), len(rows))
+    mean, error = rows.mean(), 1.96 * rows.std() / math.sqrt(len(rows))
+    here, *ends = (
+        float(measure.figure(measure.quality(value)))
+        for value in (mean, mean - error, mean + error)
+    )
+    return Interval(here, min(ends), max(ends))
+
+
+def _gain(curve: TradeOffCurve) -> float:
+    """The area over the straight line from all-student to all-teacher, which is random routing."""
+    last = float(curve.outcomes.measure.mean(curve.quality[-1]))
+    return curve.area - (float(curve.outcomes.student_quality.mean()) + last) / 2
+
+
+def _share_of_gain(curve: TradeOffCurve, best: TradeOffCurve) -> float:
+    most = _gain(best)
+    return _gain(curve) / most if most > 1e-12 else math.nan
+
+
+def _expected_errors(score: Any, correct: Any) -> np.ndarray:
+    """(n,): the error of each row, the best-scored first, averaged over the rows it ties with."""
+    values, right = _rows(score, correct)
+    _, group, count = np.unique(-values, return_inverse=True, return_counts=True)
+    wrong = np.bincount(group, weights=~right)
+    return np.repeat(wrong / count, count)
+
+
+def _rows(score: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
+    values, right = np.asarray(score, dtype=np.float64), right_or_wrong("correct", correct)
+    if values.shape != right.shape:
+        raise ValueError(
+            f"score and correct must both be (n,), not {values.shape} and {right.shape}"
+        )
+    if not len(values):
+        raise ValueError("there are no rows")
+    return deferral_key(values), right
