@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import math
 
-from ebjr.arrays import Array, as_float, log_softmax, namespace
+from ebjr.arrays import Array, as_float, log_softmax, logaddexp
 
 
 class Blend(float):
@@ -169,8 +169,7 @@ def blend_logits(student: Array, teacher: Array, blend: float) -> Array:
     weight = float(whole)
     if weight == 0:
         return teacher
-    xp = namespace(teacher)
-    mixed = xp.logaddexp(
+    mixed = logaddexp(
         log_softmax(_over(as_float(teacher), whole.teacher_temperature)),
         log_softmax(_over(as_float(student), whole.student_temperature)) + math.log(weight),
     )

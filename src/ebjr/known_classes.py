@@ -283,7 +283,8 @@ def to_teacher(output: Array, known_classes: tuple[int, ...], classes: int) -> A
     column, unknown = _columns(known_classes, classes)
     xp = namespace(output)
     spread = convert_like(np.log(len(unknown)) * _at(unknown, classes), output)
-    return output[:, convert_like(column, output)] - xp.astype(spread, output.dtype)
+    of_each = xp.take(output, convert_like(column, output), axis=1)
+    return of_each - xp.astype(spread, output.dtype)
 
 
 def to_student(output: Array, known_classes: Any) -> Array:
@@ -337,8 +338,8 @@ def refine(student: Array, teacher: Array, known_classes: tuple[int, ...]) -> Ar
     teacher = as_float(teacher)
     classes = int(teacher.shape[1])
     _, unknown = _columns(known_classes, classes)
-    of_unknown = logsumexp(teacher[:, convert_like(unknown, teacher)])
     xp = namespace(teacher)
+    of_unknown = logsumexp(xp.take(teacher, convert_like(unknown, teacher), axis=1))
     other = convert_like(_at(unknown, classes) > 0, teacher)
     spread = teacher - of_unknown[:, None] + float(np.log(len(unknown)))
     return student + xp.where(other, spread, xp.zeros_like(teacher))

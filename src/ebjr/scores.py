@@ -24,6 +24,7 @@ import numpy as np
 
 from ebjr.arrays import (
     Array,
+    argmax,
     as_logits,
     convert_like,
     is_array,
@@ -227,20 +228,25 @@ def learned(
     features = score_features(logits)
     xp = namespace(features)
     fitted = np.array([helps, hurts], dtype=np.float64).T
-    weights = xp.astype(convert_like(fitted, features), features.dtype)
-    odds = features @ weights[1:] + weights[0]
+    constant, weights = (_typed_like(part, features) for part in (fitted[0], fitted[1:]))
+    odds = features @ weights + constant
     if len(classes):
         if len(classes) < logits.shape[1]:
             raise ValueError(
                 f"the learned score knows {len(classes)} classes, and the logits have "
                 f"{logits.shape[1]}"
             )
-        offsets = convert_like(np.array(classes, dtype=np.float64), features)
-        odds = odds + xp.astype(offsets, features.dtype)[logits.argmax(-1)]
+        offsets = _typed_like(np.array(classes, dtype=np.float64), features)
+        odds = odds + xp.take(offsets, argmax(as_logits(logits)), axis=0)
     alike = xp.zeros_like(odds[:, :1])
     top, total = top_and_total(xp.concat([odds, alike], axis=1))
     likely = xp.exp(odds - top[:, None]) / total[:, None]
     return likely[:, 1] - likely[:, 0]
+
+
+def _typed_like(array: np.ndarray, reference: Array) -> Array:
+    """The array in the library, on the device and of the type of another."""
+    return namespace(reference).astype(convert_like(array, reference), reference.dtype)
 
 
 def score_features(logits: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ebjr.arrays import Array, Batch, to_numpy
+from ebjr.arrays import Array, Batch, argmax, to_numpy
 from ebjr.blend import Blend, blend_logits, blend_predictions
 from ebjr.detection_scores import detection_energy
 from ebjr.detections import (
@@ -349,7 +349,7 @@ class _Classification(Task):
             )
 
     def predict(self, output: Array) -> Array:
-        return output.argmax(-1)
+        return argmax(output)
 
     def mix(self, student: Array, teacher: Array, blend: float) -> Array:
         return blend_logits(student, teacher, blend)

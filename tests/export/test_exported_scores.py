@@ -14,7 +14,7 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import open_session
 from ebjr.blend import Blend
-from ebjr.export import ONNX_SCORES, export_joint
+from ebjr.export import export_joint
 from ebjr.scores import SCORES, register_score
 
 LEARNED = (

@@ -197,15 +197,12 @@ def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, Any, Any]:
 def _graph(joint: JointModel, given: Given, tried: tuple[Any, ...], opset: int | None) -> ir.Model:
     batch, *raws = tried
     outputs = {role: [model.output_name] for role, model in given.models.items()}
-    dtype: Any = np.float64
     form: Form
     if joint.task == "detection":
         form = Images(joint, _heads(joint, batch))
         outputs = {role: list(head.outputs) for role, head in form.heads.items()}
     else:
-        arrays = [to_numpy(raw) for raw in raws]
-        form = Rows(joint, dict(zip(("student", "teacher"), map(_columns, arrays), strict=True)))
-        dtype = np.float32 if arrays[0].dtype in (np.float32, np.float16) else np.float64
+        form = Rows(joint, dict(zip(("student", "teacher"), map(to_numpy, raws), strict=True)))
     parts = {
         role: read_part(role, model.path, model.input_name, outputs[role])
         for role, model in given.models.items()
@@ -219,7 +216,6 @@ def _graph(joint: JointModel, given: Given, tried: tuple[Any, ...], opset: int |
         given=given.value(),
         prepare=given.prepare,
         threshold=joint.router.threshold,
-        dtype=dtype,
         opset=wanted,
     )
 
@@ -231,10 +227,6 @@ def _heads(joint: JointModel, batch: np.ndarray) -> dict[str, Head]:
             "operators; calibrate with blend 0"
         )
     return {role: head_of(role, getattr(joint, role), batch[:1]) for role in ("student", "teacher")}
-
-
-def _columns(raw: np.ndarray) -> int | None:
-    return None if raw.ndim == 1 else raw.shape[1]
 
 
 def _describe(

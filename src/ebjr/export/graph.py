@@ -8,7 +8,6 @@ and no node of the teacher is run.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,13 +19,12 @@ import onnx_ir as ir
 from onnx import helper
 from onnx_ir.passes import common as passes
 
-from ebjr.blend import Blend
+from ebjr.arrays import Array, as_float
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Found, Head, detection_score, find, rescaled
-from ebjr.export.operators import Operators, Value
-from ebjr.export.scores import log_softmax, logsumexp, score_graph
+from ebjr.export.operators import Operators, Value, forget_shapes, like, name_after
+from ebjr.export.trace import traced
 from ebjr.joint import JointModel
-from ebjr.known_classes import other_class, relabel
 from ebjr.router import round_up
 
 LEAST_OPSET = 13
@@ -88,7 +86,7 @@ class Part:
             raise ModelError(stuck) from error
         if self.opset != opset:
             raise ModelError(stuck)
-        _forget_shapes(self.model)
+        forget_shapes(self.model)
 
 
 def read_part(
@@ -117,28 +115,9 @@ def read_part(
         raise ModelError(
             f"{path} cannot become part of another graph: {one_line(error)}"
         ) from error
-    _forget_shapes(model)
-    _name_after(role, model)
+    forget_shapes(model)
+    name_after(role, model)
     return Part(str(path), model)
-
-
-def _forget_shapes(model: ir.Model) -> None:
-    """Leave shapes to the runtime: a dimension's name means another number in each model."""
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            value.shape = None
-
-
-def _name_after(role: str, model: ir.Model) -> None:
-    """Put the role before every name."""
-    for graph in (model.graph, *model.graph.subgraphs()):
-        for value in [*graph.inputs, *graph.initializers.values()]:
-            value.name = f"{role}/{value.name}"
-        for node in graph:
-            node.name = f"{role}/{node.name or node.op_type}"
-            for value in node.outputs:
-                value.name = f"{role}/{value.name}" if value.name else value.name
-    passes.NameFixPass()(model)
 
 
 @contextmanager
@@ -178,7 +157,6 @@ def joint_graph(
     given: ir.Value,
     prepare: Prepare,
     threshold: float,
-    dtype: Any,
     opset: int,
 ) -> ir.Model:
     """Both models, the score and the router as one graph.
@@ -195,43 +173,55 @@ def joint_graph(
         What makes each model's input of `given`, or of some of its rows.
     threshold
         The default of the input of that name.
-    dtype
-        Of the score, and of what is mixed.
     opset
         Of ONNX's own operators in both.
     """
-    op = Operators(opset, dtype, "joint")
-    knob = op.constant(_threshold(threshold, op.dtype), "threshold")
+    op = Operators(opset, np.float64, "joint")
     raws = op.inline(student.model, prepare("student", op, given))
     score, said = form.student(op, raws, given)
-    least = float(np.finfo(op.dtype).min)  # a row marked with -inf is deferred at any threshold
-    deferred = op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))
+    knob, deferred = _router(op, score, threshold)
     places = op.Transpose(op.NonZero(deferred), perm=[1, 0])
 
     taught, kept = op.part("deferred"), op.part("kept")
     rows = taught.GatherND(given, places)
     raws = taught.inline(teacher.model, prepare("teacher", taught, rows))
-    hard = [taught.GatherND(value, places) for value in said]
+    hard = [like(taught.GatherND(value, places), value) for value in said]
     answer = form.teacher(taught, hard, raws, rows)
     taught.gives(
         [taught.ScatterND(whole, places, part) for whole, part in zip(said, answer, strict=True)]
     )
     kept.gives([kept.Identity(value) for value in said])
     answer = op.either(op.Greater(op.Size(places), 0), taught, kept)
+    answer = [like(value, whole) for value, whole in zip(answer, said, strict=True)]
 
-    batch = given.shape[0]
     outputs = [
         *form.outputs(op, answer),
-        ("score", op.Cast(score, to=int(FLOAT)), FLOAT, ()),
-        ("deferred", op.Identity(deferred), ir.DataType.BOOL, ()),
+        ("score", score, FLOAT, ()),
+        ("deferred", deferred, ir.DataType.BOOL, ()),
     ]
-    ready = [_output(name, value, kind, batch, *dims) for name, value, kind, dims in outputs]
+    ready = [_output(op, given.shape[0], *output) for output in outputs]
     return _model(op, [given, knob], ready, (student.model, teacher.model))
 
 
-def _output(name: str, value: ir.Value, dtype: ir.DataType, *shape: Any) -> ir.Value:
-    value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
-    return value
+def _router(op: Operators, score: ir.Value, threshold: float) -> tuple[ir.Value, ir.Value]:
+    """The input ``threshold``, of the score's type, and which rows are under it."""
+    dtype = op.dtype if score.dtype is None else score.dtype.numpy()
+    knob = op.constant(_threshold(threshold, dtype), "threshold")
+    least = np.array(np.finfo(dtype).min)  # a row marked with -inf is deferred at any threshold
+    return knob, op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))
+
+
+def _output(
+    op: Operators,
+    batch: int | str,
+    name: str,
+    value: ir.Value,
+    kind: ir.DataType,
+    sides: Sequence[Any],
+) -> ir.Value:
+    ready = op.Cast(value, to=int(kind))
+    ready.name, ready.type, ready.shape = name, ir.TensorType(kind), ir.Shape([batch, *sides])
+    return ready
 
 
 def _model(
@@ -267,117 +257,71 @@ def _threshold(threshold: float, dtype: np.dtype[Any]) -> np.ndarray:
     return np.array(round_up(threshold) if dtype == np.float32 else threshold, dtype)
 
 
-def _columns(op: Operators, raw: Value, count: int | None) -> Value:
-    """Raw output as (n, k) of the type that is computed in."""
-    whole = op.Unsqueeze(raw, [1]) if count is None else raw
-    cast = op.to(whole, op.dtype)
-    cast.type = ir.TensorType(ir.DataType.from_numpy(op.dtype))
-    cast.shape = ir.Shape([None, count or 1])
-    return cast
-
-
-def _as_it_is(op: Operators, joint: JointModel, raw: Value) -> Value:
-    return raw
-
-
-def _of_prediction(op: Operators, joint: JointModel, raw: Value) -> Value:
-    return op.columns(raw, 0, 1)
-
-
-def _of_teacher(op: Operators, joint: JointModel, raw: Value) -> Value:
-    """`ebjr.known_classes.to_teacher`."""
-    column, unknown = _unknown(joint)
-    spread = np.where(unknown, math.log(unknown.sum()), 0.0).astype(op.dtype)
-    return op.Sub(op.Gather(raw, column, axis=1), spread)
-
-
-def _unknown(joint: JointModel) -> tuple[np.ndarray, np.ndarray]:
-    """The student's column of each of the teacher's classes, and which are none of its own."""
-    column = relabel(np.arange(joint.classes or 0), joint.known_classes)
-    return column, column == other_class(joint.known_classes)
-
-
-def _refined(op: Operators, joint: JointModel, student: Value, teacher: Value) -> Value:
-    """`ebjr.known_classes.refine`."""
-    _, unknown = _unknown(joint)
-    own = op.Gather(teacher, np.flatnonzero(unknown), axis=1)
-    other = op.Unsqueeze(logsumexp(op, own), [1])
-    spread = op.Add(op.Sub(teacher, other), math.log(unknown.sum()))
-    return op.Add(student, op.Where(unknown, spread, 0.0))
-
-
-def _mixed_specialized(op: Operators, joint: JointModel, student: Value, teacher: Value) -> Value:
-    if joint.blend == 0:
-        return teacher
-    return _mixed_logits(op, joint, _refined(op, joint, student, teacher), teacher)
-
-
-def _mixed_logits(op: Operators, joint: JointModel, student: Value, teacher: Value) -> Value:
-    """`ebjr.blend.blend_logits`."""
-    blend = joint.blend if isinstance(joint.blend, Blend) else Blend(joint.blend)
-    weight = float(blend)
-    if weight == 0:
-        return teacher
-    one = log_softmax(op, _over(op, teacher, blend.teacher_temperature))
-    other = log_softmax(op, _over(op, student, blend.student_temperature))
-    other = op.Add(other, math.log(weight))
-    apart = op.Where(op.Equal(one, other), 0.0, op.Neg(op.Abs(op.Sub(one, other))))
-    whole = op.Add(op.Max(one, other), op.Log(op.Add(op.Exp(apart), 1.0)))  # logaddexp
-    return op.Sub(whole, math.log1p(weight))
-
-
-def _over(op: Operators, logits: Value, temperature: float) -> Value:
-    return logits if temperature == 1 else op.Div(logits, temperature)
-
-
-def _mixed_predictions(op: Operators, joint: JointModel, student: Value, teacher: Value) -> Value:
-    """`ebjr.blend.blend_predictions`."""
-    weight, own = float(joint.blend), op.columns(teacher, 0, 1)
-    if weight == 0:
-        return own
-    return op.Div(op.Add(own, op.Mul(student, weight)), 1 + weight)
-
-
 @dataclass(frozen=True)
 class Rows:
-    """The form of tasks whose raw output is an array: a row for each input.
+    """The form of tasks whose raw output is an array, a row for each input: all of it traced.
 
     Attributes
     ----------
     joint
-        The joint model, for its task, score and blend.
-    columns
-        For each role the k of its raw output (n, k); None where that is (n,).
+        The joint model: its score, and its task's own code, say what is in the graph.
+    tried
+        For each role some rows of its raw output, (n, ...).
     """
 
     joint: JointModel
-    columns: Mapping[str, int | None]
+    tried: Mapping[str, np.ndarray]
 
     def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
         """See `Form`."""
-        raw = _columns(op, raws[0], self.columns["student"])
-        score = score_graph(op, self.joint.router.score, raw)
-        return score, [_SAID[self.joint.task](op, self.joint, raw)]
+        score, raw = self.joint.router.score, self._raw(op, "student", raws[0])
+        scored = traced(
+            op,
+            "score",
+            f"the score {score.title}",
+            lambda output: as_float(score.function(output, **score.parameters)),
+            raw,
+            tried=as_float(self.tried["student"]),
+        )
+        said = self._traced(op, "said", self.joint.of_student, raw)
+        return scored, [op.typed(said, self._wider)]
 
     def teacher(
         self, op: Operators, said: list[Value], raws: list[Value], given: Value
     ) -> list[Value]:
         """See `Form`."""
-        raw = _columns(op, raws[0], self.columns["teacher"])
-        return [_MIXED[self.joint.task](op, self.joint, said[0], raw)]
+        raw = self._raw(op, "teacher", raws[0])
+        return [op.typed(self._traced(op, "taught", self._taught, *said, raw), self._wider)]
+
+    def _taught(self, said: Array, raw: Array) -> Array:
+        taught = self.joint.kind.shared(raw)
+        return self.joint.mix(said, taught) if self.joint.blend else taught
 
     def outputs(self, op: Operators, answer: list[Value]) -> list[Output]:
         """See `Form`."""
-        (output,) = answer
-        whole = op.Cast(output, to=int(FLOAT))
-        if self.joint.task == "regression":
-            number = op.Cast(op.Squeeze(output, [1]), to=int(ir.DataType.DOUBLE))
-            return [("prediction", number, ir.DataType.DOUBLE, ()), ("output", whole, FLOAT, (1,))]
-        label = op.ArgMax(output, axis=1, keepdims=0)
+        found = {"prediction": self._traced(op, "meant", self.joint.predict, *answer)}
+        found["output"] = answer[0]
+        wire = self.joint.kind.tensors(self.joint.classes)
         return [
-            ("prediction", label, ir.DataType.INT64, ()),
-            ("output", whole, FLOAT, (self.columns["teacher"],)),
+            (name, value, ir.DataType.from_numpy(np.dtype(wire[name].dtype)), value.shape[1:])
+            for name, value in found.items()
         ]
+
+    def _traced(
+        self, op: Operators, name: str, function: Callable[..., Array], *given: ir.Value
+    ) -> ir.Value:
+        return traced(op, name, f"what task {self.joint.task!r} makes of answers", function, *given)
+
+    def _raw(self, op: Operators, role: str, raw: ir.Value) -> ir.Value:
+        """Raw output as it is computed with, of known type and shape."""
+        tried = self.tried[role]
+        raw.type = ir.TensorType(ir.DataType.from_numpy(tried.dtype))
+        raw.shape = ir.Shape([None, *tried.shape[1:]])
+        return op.typed(raw, as_float(tried).dtype)
+
+    @property
+    def _wider(self) -> np.dtype[Any]:
+        return np.result_type(*(as_float(tried) for tried in self.tried.values()))
 
 
 @dataclass(frozen=True)
@@ -428,21 +372,9 @@ class Images:
 
     def outputs(self, op: Operators, answer: list[Value]) -> list[Output]:
         """See `Form`."""
-        boxes, labels, scores = (op.Identity(value) for value in answer)
+        boxes, labels, scores = answer
         return [
             ("boxes", boxes, FLOAT, (self._most, 4)),
             ("labels", labels, ir.DataType.INT64, (self._most,)),
             ("scores", scores, FLOAT, (self._most,)),
         ]
-
-
-_SAID: Mapping[str, Callable[[Operators, JointModel, Value], Value]] = {
-    "classification": _as_it_is,
-    "specialized": _of_teacher,
-    "regression": _of_prediction,
-}
-_MIXED: Mapping[str, Callable[[Operators, JointModel, Value, Value], Value]] = {
-    "classification": _mixed_logits,
-    "specialized": _mixed_specialized,
-    "regression": _mixed_predictions,
-}
