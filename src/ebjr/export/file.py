@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 import ebjr
-from ebjr.arrays import to_numpy
+from ebjr.arrays import is_array, to_numpy
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.blend import blend_text
@@ -26,7 +27,8 @@ from ebjr.export.graph import LEAST_OPSET, Form, Images, Rows, joint_graph, read
 from ebjr.export.inputs import Given, given_of
 from ebjr.files import write_beside
 from ebjr.joint import JointAnswer, JointModel
-from ebjr.joint_file import JointConfig, ModelEntry
+from ebjr.joint_file import JointConfig, ModelEntry, entry_of
+from ebjr.router import Router
 
 MOST_BYTES = 2**31 - 2**24
 """A larger file cannot be read by protobuf: its weights go into a second one."""
@@ -74,7 +76,7 @@ class Exported:
 
 
 def export_joint(
-    joint: str | os.PathLike[str] | JointConfig,
+    joint: str | os.PathLike[str] | JointConfig | JointModel,
     path: str | os.PathLike[str],
     *,
     threshold: float | None = None,
@@ -87,7 +89,8 @@ def export_joint(
     Parameters
     ----------
     joint
-        A ``joint.toml``, or what was read from one.
+        A ``joint.toml``, what was read from one, or a joint model of two files, whose score need
+        not have a name.
     path
         The file to write.
     threshold
@@ -106,7 +109,9 @@ def export_joint(
         A model that is not an ONNX graph, or cannot become part of one; or the graph does not do
         what the joint model does.
     ValueError
-        The score, or the task, has no form in ONNX operators, or `opset` does not exist.
+        The score has no form in ONNX operators, or `opset` does not exist.
+    TypeError
+        A model of a joint model came from no file.
     OSError
         The file cannot be written.
     """
@@ -116,11 +121,11 @@ def export_joint(
             f"opset must be from {LEAST_OPSET} to {newest}, the newest that onnx "
             f"{onnx.__version__} knows, but is {opset}"
         )
-    config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
+    config = _config(joint)
     files = _files(config)
-    model = config.load()
-    if threshold is not None:
-        model.router.threshold = threshold
+    model = copy(joint) if isinstance(joint, JointModel) else config.load()
+    router = model.router
+    model.router = Router(router.score, router.threshold if threshold is None else threshold)
     given = _given(model)
     tried = _tried(model, given)
     graph = _graph(model, given, tried, opset)
@@ -143,6 +148,22 @@ def export_joint(
         threshold=model.router.threshold,
         score=str(model.router.score),
         difference=difference,
+    )
+
+
+def _config(joint: str | os.PathLike[str] | JointConfig | JointModel) -> JointConfig:
+    if isinstance(joint, JointConfig):
+        return joint
+    if not isinstance(joint, JointModel):
+        return JointConfig.read(joint)
+    return JointConfig(
+        entry_of(joint.student),
+        entry_of(joint.teacher),
+        score="random",  # a joint.toml's, which the file does not read
+        threshold=joint.router.threshold,
+        task=joint.task,
+        known_classes=joint.known_classes,
+        classes=joint.classes,
     )
 
 
@@ -188,7 +209,7 @@ def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, Any, Any]:
             joint.router(raw)
             joint.ask_teacher(batch, joint.of_student(raw))
             return batch, raw, joint.teacher(batch)
-        except (ModelError, ValueError) as error:
+        except (ModelError, TypeError, ValueError) as error:
             failed = failed or error
     assert failed is not None
     raise ModelError(f"the joint model does not answer a batch of random inputs: {failed}")
@@ -198,11 +219,11 @@ def _graph(joint: JointModel, given: Given, tried: tuple[Any, ...], opset: int |
     batch, *raws = tried
     outputs = {role: [model.output_name] for role, model in given.models.items()}
     form: Form
-    if joint.task == "detection":
+    if is_array(raws[0]):
+        form = Rows(joint, dict(zip(("student", "teacher"), map(to_numpy, raws), strict=True)))
+    else:
         form = Images(joint, _heads(joint, batch))
         outputs = {role: list(head.outputs) for role, head in form.heads.items()}
-    else:
-        form = Rows(joint, dict(zip(("student", "teacher"), map(to_numpy, raws), strict=True)))
     parts = {
         role: read_part(role, model.path, model.input_name, outputs[role])
         for role, model in given.models.items()

@@ -23,7 +23,7 @@ from ebjr.arrays import Array, as_float
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Found, Head, detection_score, find, rescaled
 from ebjr.export.operators import Operators, Value, forget_shapes, like, name_after
-from ebjr.export.trace import traced
+from ebjr.export.trace import traced, traced_score
 from ebjr.joint import JointModel
 from ebjr.router import round_up
 
@@ -274,17 +274,10 @@ class Rows:
 
     def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
         """See `Form`."""
-        score, raw = self.joint.router.score, self._raw(op, "student", raws[0])
-        scored = traced(
-            op,
-            "score",
-            f"the score {score.title}",
-            lambda output: as_float(score.function(output, **score.parameters)),
-            raw,
-            tried=as_float(self.tried["student"]),
-        )
+        raw = self._raw(op, "student", raws[0])
+        score = traced_score(op, self.joint.router.score, raw, self.tried["student"])
         said = self._traced(op, "said", self.joint.of_student, raw)
-        return scored, [op.typed(said, self._wider)]
+        return score, [op.typed(said, self._wider)]
 
     def teacher(
         self, op: Operators, said: list[Value], raws: list[Value], given: Value

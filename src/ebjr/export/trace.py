@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import array_api_compat
 import ndonnx as ndx
 import numpy as np
 import onnx
@@ -22,12 +23,20 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 from spox import _future
 
-from ebjr.arrays import Array
+from ebjr import arrays
+from ebjr.arrays import Array, as_float
 from ebjr.errors import ModelError, one_line
 from ebjr.export.operators import Operators, forget_shapes, name_after
+from ebjr.scores import Score
 
-LIBRARIES = tuple(str(Path(library.__file__).parent) for library in (ndx, spox, np, onnx))
-"""None of a traced function's own lines is in these folders."""
+LIBRARIES = (ndx, spox, np, onnx, array_api_compat)
+ELSEWHERE = (__file__, arrays.__file__, *(str(Path(one.__file__).parent) for one in LIBRARIES))
+"""None of a traced function's own lines is in these."""
+
+HOW = (
+    "it is to compute with the functions of its input's own namespace, which "
+    "ebjr.arrays.namespace gives"
+)
 
 LEANER = ir.passes.Sequential(
     passes.IdentityEliminationPass(),
@@ -46,12 +55,7 @@ FAR = 1e-3
 
 
 def traced(
-    op: Operators,
-    name: str,
-    what: str,
-    function: Callable[..., Array],
-    *given: ir.Value,
-    tried: np.ndarray | None = None,
+    op: Operators, name: str, what: str, function: Callable[..., Array], *given: ir.Value
 ) -> ir.Value:
     """What a function makes of values of a graph, as nodes of this part of it.
 
@@ -67,21 +71,39 @@ def traced(
         Arrays in, one array out.
     *given
         Values of known type and shape but for the first dimension, (n, ...).
-    tried
-        Rows of the one value that is given: the part must do with them, and with some that are no
-        numbers, what the function does.
 
     Raises
     ------
     ValueError
         The function does what the arrays' own namespace cannot do.
     ModelError
-        It does something that the opset cannot do, or something else than with NumPy.
+        It does something that the opset does not have.
     """
-    model = _lean(trace(what, function, *given))
-    _lower(what, model, op.opset)
-    if tried is not None:
-        _check(what, model, function, tried)
+    return _put(op, name, trace(what, function, *given, opset=op.opset), *given)
+
+
+def traced_score(op: Operators, score: Score, raw: ir.Value, tried: np.ndarray) -> ir.Value:
+    """A score of raw output (n, ...) as nodes of this part of a graph: (n,).
+
+    Raises
+    ------
+    ValueError
+        As `traced`.
+    ModelError
+        As `traced`; or it does with `tried`, rows of raw output, or with rows like these that are
+        no numbers, something else than with NumPy.
+    """
+
+    def function(output: Array) -> Array:
+        return as_float(score.function(output, **score.parameters))
+
+    what = f"the score {score.title}"
+    model = trace(what, function, raw, opset=op.opset)
+    _check(what, model, function, as_float(tried))
+    return _put(op, "score", model, raw)
+
+
+def _put(op: Operators, name: str, model: ir.Model, *given: ir.Value) -> ir.Value:
     sides = tuple(model.graph.outputs[0].shape)[1:]
     forget_shapes(model)
     name_after(f"{op.name}/{name}", model)
@@ -90,24 +112,30 @@ def traced(
     return output
 
 
-def trace(what: str, function: Callable[..., Array], *given: ir.Value) -> ir.Model:
-    """What `traced` begins with: the graph as ndonnx records it."""
+def trace(what: str, function: Callable[..., Array], *given: ir.Value, opset: int) -> ir.Model:
+    """As `traced`, as a graph of its own."""
+    model = _lean(_recorded(what, function, *given))
+    _lower(what, model, opset)
+    return model
+
+
+def _recorded(what: str, function: Callable[..., Array], *given: ir.Value) -> ir.Model:
     # the other way to know a constant's value starts ONNX Runtime for each of them
     known = _future.value_prop_backend(_future.ValuePropBackend.REFERENCE)
-    try:
-        with known, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with known, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
             inputs = {f"x{place}": _argument(value) for place, value in enumerate(given)}
             found = function(*inputs.values())
             if not isinstance(found, ndx.Array):
-                raise TypeError(f"it gives {type(found).__name__} instead of what it is given")
+                raise TypeError(f"{type(found).__name__} is not computed from it")
             return ir.from_proto(ndx.build(inputs, {"y": found}))
-    except Exception as error:
-        raise ValueError(
-            f"{what} has no form in ONNX operators: {_line(error)} cannot be traced "
-            f"({one_line(error)}); it is to compute with the functions of its input's own "
-            "namespace, which ebjr.arrays.namespace gives"
-        ) from error
+        except Exception as error:
+            failed = error
+    raise ValueError(
+        f"{what} has no form in ONNX operators: {_line(failed)} cannot be traced "
+        f"({one_line(failed)}); {HOW}"
+    ) from failed
 
 
 def _argument(value: ir.Value) -> ndx.Array:
@@ -118,7 +146,9 @@ def _argument(value: ir.Value) -> ndx.Array:
 def _line(error: Exception) -> str:
     """The line of the traced function that failed, and where it is."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
+    own = [frame for frame in frames if not frame.filename.startswith(ELSEWHERE)]
+    if not own:
+        return "what it returns"
     return f"`{own[-1].line}` ({Path(own[-1].filename).name}, line {own[-1].lineno})"
 
 
@@ -233,17 +263,21 @@ def _check(what: str, model: ir.Model, function: Callable[..., Array], tried: np
         wanted = np.asarray(function(rows), np.float64)
     found = run_graph(model, rows).astype(np.float64)
     for one, other, row in zip(found, wanted, rows, strict=True):
-        if not _alike(one, other):
+        if not (_alike(one, other) or (np.isnan(row).any() and _never(one))):
             raise ModelError(
                 f"{what} cannot be traced: for the raw output {np.array2string(row, threshold=8)} "
-                f"its part of the graph gives {one:g}, and with NumPy it gives {other:g}; it is to "
-                "compute with the functions of its input's own namespace alone"
+                f"its part of the graph gives {one:g}, and with NumPy it gives {other:g}; {HOW}"
             )
 
 
 def _alike(one: float, other: float) -> bool:
-    never = [not value > -np.inf for value in (one, other)]  # kept, whatever the threshold
-    return all(never) or one == other or abs(one - other) <= FAR * max(1, abs(other))
+    far = FAR * max(1, abs(other))
+    return (_never(one) and _never(other)) or one == other or abs(one - other) <= far
+
+
+def _never(score: float) -> bool:
+    """Whether it is kept at no threshold."""
+    return not score > -np.inf
 
 
 def hostile(rows: np.ndarray) -> np.ndarray:
