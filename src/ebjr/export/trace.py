@@ -30,7 +30,7 @@ from ebjr.export.operators import Operators, forget_shapes, name_after
 from ebjr.scores import Score
 
 LIBRARIES = (ndx, spox, np, onnx, array_api_compat)
-ELSEWHERE = (__file__, arrays.__file__, *(str(Path(one.__file__).parent) for one in LIBRARIES))
+ELSEWHERE = (__file__, arrays.__file__, *(str(Path(str(one.__file__)).parent) for one in LIBRARIES))
 """None of a traced function's own lines is in these."""
 
 HOW = (
