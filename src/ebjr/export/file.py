@@ -23,7 +23,15 @@ from ebjr.blend import blend_text
 from ebjr.data.preprocess import Preprocess, unprepared
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Head, head_of
-from ebjr.export.graph import LEAST_OPSET, Form, Images, Rows, joint_graph, read_part
+from ebjr.export.graph import (
+    LEAST_OPSET,
+    Images,
+    Rows,
+    convert,
+    joint_graph,
+    opset_of,
+    read_part,
+)
 from ebjr.export.inputs import Given, given_of
 from ebjr.files import write_beside
 from ebjr.joint import JointAnswer, JointModel
@@ -218,7 +226,7 @@ def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, Any, Any]:
 def _graph(joint: JointModel, given: Given, tried: tuple[Any, ...], opset: int | None) -> ir.Model:
     batch, *raws = tried
     outputs = {role: [model.output_name] for role, model in given.models.items()}
-    form: Form
+    form: Rows | Images
     if is_array(raws[0]):
         form = Rows(joint, dict(zip(("student", "teacher"), map(to_numpy, raws), strict=True)))
     else:
@@ -228,9 +236,9 @@ def _graph(joint: JointModel, given: Given, tried: tuple[Any, ...], opset: int |
         role: read_part(role, model.path, model.input_name, outputs[role])
         for role, model in given.models.items()
     }
-    wanted = opset or max(LEAST_OPSET, *(part.opset for part in parts.values()))
-    for part in parts.values():
-        part.convert(wanted)
+    wanted = opset or max(LEAST_OPSET, *map(opset_of, parts.values()))
+    for role, part in parts.items():
+        convert(given.models[role].path, part, wanted)
     return joint_graph(
         form,
         **parts,

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -42,57 +42,42 @@ Prepare = Callable[[str, Operators, Value], Value]
 """What makes the input of the student or of the teacher of the joint graph's."""
 
 
-@dataclass
-class Part:
-    """A model's graph, ready to become part of another.
+def opset_of(model: ir.Model) -> int:
+    """The version of ONNX's own operators."""
+    found = model.graph.opset_imports
+    return max((found[domain] for domain in ("", "ai.onnx") if domain in found), default=1)
 
-    Attributes
-    ----------
-    path
-        Its file.
-    model
-        The graph, of one input.
+
+def convert(path: str, model: ir.Model, opset: int) -> None:
+    """Convert a file's graph to another version of the operators.
+
+    Raises
+    ------
+    ModelError
+        There is no way to.
     """
+    from onnxscript import version_converter
 
-    path: str
-    model: ir.Model
-
-    @property
-    def opset(self) -> int:
-        """Of ONNX's own operators."""
-        found = self.model.graph.opset_imports
-        return max((found[domain] for domain in ("", "ai.onnx") if domain in found), default=1)
-
-    def convert(self, opset: int) -> None:
-        """Convert to another version of the operators.
-
-        Raises
-        ------
-        ModelError
-            There is no way to.
-        """
-        if self.opset == opset:
-            return
-        from onnxscript import version_converter
-
-        stuck = (
-            f"{self.path} is of opset {self.opset} and cannot be converted to opset {opset}, which "
-            f"the joint graph has; export it again with opset {opset}"
-        )
-        try:
-            with _silent("onnxscript"):
-                version_converter.convert_version(self.model, opset, fallback=True)
-        except Exception as error:
-            raise ModelError(stuck) from error
-        if self.opset != opset:
-            raise ModelError(stuck)
-        forget_shapes(self.model)
+    before, failed = opset_of(model), None
+    if before == opset:
+        return
+    try:
+        with _silent("onnxscript"):
+            version_converter.convert_version(model, opset, fallback=True)
+    except Exception as error:
+        failed = error
+    if failed or opset_of(model) != opset:
+        raise ModelError(
+            f"{path} is of opset {before} and cannot be converted to opset {opset}, which the "
+            f"joint graph has; export it again with opset {opset}"
+        ) from failed
+    forget_shapes(model)
 
 
 def read_part(
     role: str, path: str | os.PathLike[str], input_name: str, outputs: Sequence[str]
-) -> Part:
-    """A model's file as a part: functions inlined, one input, some outputs, names of its own.
+) -> ir.Model:
+    """A model's file, ready to become part: functions inlined, one input, some outputs, names of its own.
 
     Weights that lie outside of the file stay there until they are written.
 
@@ -117,7 +102,7 @@ def read_part(
         ) from error
     forget_shapes(model)
     name_after(role, model)
-    return Part(str(path), model)
+    return model
 
 
 @contextmanager
@@ -132,28 +117,10 @@ def _silent(name: str) -> Iterator[None]:
         log.setLevel(before)
 
 
-class Form(Protocol):
-    """What raw outputs are, and what becomes of them, in operators."""
-
-    def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
-        """The score of the student's raw outputs, (n,), and its answer."""
-        ...
-
-    def teacher(
-        self, op: Operators, said: list[Value], raws: list[Value], given: Value
-    ) -> list[Value]:
-        """The answer to deferred rows, of which the student has said so."""
-        ...
-
-    def outputs(self, op: Operators, answer: list[Value]) -> list[Output]:
-        """The joint graph's outputs, beside score and deferred."""
-        ...
-
-
 def joint_graph(
-    form: Form,
-    student: Part,
-    teacher: Part,
+    form: Rows | Images,
+    student: ir.Model,
+    teacher: ir.Model,
     given: ir.Value,
     prepare: Prepare,
     threshold: float,
@@ -177,14 +144,14 @@ def joint_graph(
         Of ONNX's own operators in both.
     """
     op = Operators(opset, np.float64, "joint")
-    raws = op.inline(student.model, prepare("student", op, given))
+    raws = op.inline(student, prepare("student", op, given))
     score, said = form.student(op, raws, given)
     knob, deferred = _router(op, score, threshold)
     places = op.Transpose(op.NonZero(deferred), perm=[1, 0])
 
     taught, kept = op.part("deferred"), op.part("kept")
     rows = taught.GatherND(given, places)
-    raws = taught.inline(teacher.model, prepare("teacher", taught, rows))
+    raws = taught.inline(teacher, prepare("teacher", taught, rows))
     hard = [like(taught.GatherND(value, places), value) for value in said]
     answer = form.teacher(taught, hard, raws, rows)
     taught.gives(
@@ -199,52 +166,36 @@ def joint_graph(
         ("score", score, FLOAT, ()),
         ("deferred", deferred, ir.DataType.BOOL, ()),
     ]
-    ready = [_output(op, given.shape[0], *output) for output in outputs]
-    return _model(op, [given, knob], ready, (student.model, teacher.model))
+    ready = [_output(op, given.shape[0], output) for output in outputs]
+    return _model(op, [given, knob], ready, (student, teacher))
 
 
 def _router(op: Operators, score: ir.Value, threshold: float) -> tuple[ir.Value, ir.Value]:
     """The input ``threshold``, of the score's type, and which rows are under it."""
     dtype = op.dtype if score.dtype is None else score.dtype.numpy()
-    knob = op.constant(_threshold(threshold, dtype), "threshold")
+    default = round_up(threshold) if dtype == np.float32 else threshold
+    knob = op.constant(np.array(default, dtype), "threshold")
     least = np.array(np.finfo(dtype).min)  # a row marked with -inf is deferred at any threshold
     return knob, op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))
 
 
-def _output(
-    op: Operators,
-    batch: int | str,
-    name: str,
-    value: ir.Value,
-    kind: ir.DataType,
-    sides: Sequence[Any],
-) -> ir.Value:
+def _output(op: Operators, batch: int | str, output: Output) -> ir.Value:
+    name, value, kind, sides = output
     ready = op.Cast(value, to=int(kind))
     ready.name, ready.type, ready.shape = name, ir.TensorType(kind), ir.Shape([batch, *sides])
     return ready
 
 
 def _model(
-    op: Operators,
-    inputs: list[ir.Value],
-    outputs: list[ir.Value],
-    parts: tuple[ir.Model, ...],
+    op: Operators, inputs: list[ir.Value], outputs: list[ir.Value], parts: tuple[ir.Model, ...]
 ) -> ir.Model:
     """A whole model of some operators, with the domains that its parts use."""
-    imports: dict[str, int] = {}
-    for part in parts:
-        for domain, version in part.graph.opset_imports.items():
-            imports[domain] = max(version, imports.get(domain, 0))
+    found = [entry for part in parts for entry in part.graph.opset_imports.items()]
+    imports = {domain: max(v for name, v in found if name == domain) for domain, _ in found}
     imports.pop("ai.onnx", None)
     imports[""] = op.opset
-    graph = ir.Graph(
-        inputs,
-        outputs,
-        nodes=op.nodes,
-        initializers=op.constants,
-        name="joint",
-        opset_imports=imports,
-    )
+    inside: dict[str, Any] = {"nodes": op.nodes, "initializers": op.constants}
+    graph = ir.Graph(inputs, outputs, name="joint", opset_imports=imports, **inside)
     needed = helper.find_min_ir_version_for([helper.make_opsetid("", op.opset)])
     version = max(LEAST_IR, needed, *(part.ir_version for part in parts))
     model = ir.Model(graph, ir_version=version)
@@ -253,13 +204,9 @@ def _model(
     return model
 
 
-def _threshold(threshold: float, dtype: np.dtype[Any]) -> np.ndarray:
-    return np.array(round_up(threshold) if dtype == np.float32 else threshold, dtype)
-
-
 @dataclass(frozen=True)
 class Rows:
-    """The form of tasks whose raw output is an array, a row for each input: all of it traced.
+    """What becomes of raw output where that is an array, a row for each input: all of it traced.
 
     Attributes
     ----------
@@ -273,7 +220,7 @@ class Rows:
     tried: Mapping[str, np.ndarray]
 
     def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
-        """See `Form`."""
+        """The score of the student's raw outputs, (n,), and its answer."""
         raw = self._raw(op, "student", raws[0])
         score = traced_score(op, self.joint.router.score, raw, self.tried["student"])
         said = self._traced(op, "said", self.joint.of_student, raw)
@@ -282,7 +229,7 @@ class Rows:
     def teacher(
         self, op: Operators, said: list[Value], raws: list[Value], given: Value
     ) -> list[Value]:
-        """See `Form`."""
+        """The answer to deferred rows, of which the student has said so."""
         raw = self._raw(op, "teacher", raws[0])
         return [op.typed(self._traced(op, "taught", self._taught, *said, raw), self._wider)]
 
@@ -291,7 +238,7 @@ class Rows:
         return self.joint.mix(said, taught) if self.joint.blend else taught
 
     def outputs(self, op: Operators, answer: list[Value]) -> list[Output]:
-        """See `Form`."""
+        """The joint graph's outputs, beside score and deferred."""
         found = {"prediction": self._traced(op, "meant", self.joint.predict, *answer)}
         found["output"] = answer[0]
         wire = self.joint.kind.tensors(self.joint.classes)
@@ -319,7 +266,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Images:
-    """The form of detection: boxes, labels and scores of each image.
+    """What becomes of raw output in detection: boxes, labels and scores of each image.
 
     Attributes
     ----------
@@ -333,7 +280,7 @@ class Images:
     heads: Mapping[str, Head]
 
     def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
-        """See `Form`."""
+        """See `Rows`."""
         head = self.heads["student"]
         found = find(op, head, raws, given)
         score = detection_score(op, self.joint.router.score, head, found, raws)
@@ -342,7 +289,7 @@ class Images:
     def teacher(
         self, op: Operators, said: list[Value], raws: list[Value], given: Value
     ) -> list[Value]:
-        """See `Form`."""
+        """See `Rows`."""
         return self._answer(op, "teacher", find(op, self.heads["teacher"], raws, given))
 
     @property
@@ -364,7 +311,7 @@ class Images:
         ]
 
     def outputs(self, op: Operators, answer: list[Value]) -> list[Output]:
-        """See `Form`."""
+        """See `Rows`."""
         boxes, labels, scores = answer
         return [
             ("boxes", boxes, FLOAT, (self._most, 4)),
