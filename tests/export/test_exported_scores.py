@@ -13,7 +13,7 @@ from slices import check_same, joint_of_slices, write_joint
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
-from ebjr import ModelError
+from ebjr import ModelError, Router
 from ebjr.arrays import namespace, top_two
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import open_session
@@ -21,7 +21,9 @@ from ebjr.blend import Blend
 from ebjr.export import export_joint
 from ebjr.export.operators import Operators
 from ebjr.export.trace import hostile, run_graph, traced_score
+from ebjr.joint import JointModel
 from ebjr.scores import DETECTION_SCORES, REGISTRIES, SCORES, as_score, register_score
+from ebjr.tasks import TASKS
 
 LEARNED = (
     "learned(helps=[-1.0, -0.5, -0.2, 0.3, -0.1, 0.05], hurts=[-3.0, -0.2, -0.1, 0.1, 0.2, 0.1], "
@@ -285,3 +287,44 @@ def test_exporting_twice_gives_the_same_file(tmp_path):
     for path in paths:
         export_joint(joint, path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+# A task of another kind
+
+
+class Labels(type(TASKS["classification"])):
+    """Any number of labels for an input: those whose logit is above 0."""
+
+    name = "labels"
+
+    def predict(self, output):
+        xp = namespace(output)
+        return xp.astype(output > 0, xp.int64)
+
+    def mix(self, student, teacher, blend):
+        return (teacher + blend * student) / (1 + blend)
+
+    def tensors(self, classes=None):
+        whole = super().tensors(classes)
+        return whole | {"prediction": whole["prediction"]._replace(shape=(None, classes))}
+
+
+class JointLabels(JointModel):
+    task = "labels"
+
+
+def test_a_task_that_the_export_has_never_heard_of_is_in_the_graph(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "labels", Labels())
+    pair = joint_of_slices(tmp_path, "energy", 5, 5)
+    score = lambda logits: namespace(logits).min(abs(logits), axis=-1)  # noqa: E731
+    joint = JointLabels(pair.student, pair.teacher, Router(score, 0.3), blend=0.5)
+    found = export_joint(joint, tmp_path / "joint.onnx")
+    exported = ExportedJoint(found.path)
+    inputs = np.random.default_rng(0).normal(size=(20, 10)).astype(np.float32)
+    one, other = exported(inputs), joint(inputs)
+    assert one.prediction.shape == (20, 5)
+    assert one.deferred.any()
+    assert not one.deferred.all()
+    np.testing.assert_array_equal(one.prediction, other.prediction)
+    np.testing.assert_array_equal(one.deferred, other.deferred)
+    np.testing.assert_allclose(one.output, other.output, atol=1e-6)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def opset_of(model: ir.Model) -> int:
     return max((found[domain] for domain in ("", "ai.onnx") if domain in found), default=1)
 
 
-def convert(path: str, model: ir.Model, opset: int) -> None:
+def convert(path: Path, model: ir.Model, opset: int) -> None:
     """Convert a file's graph to another version of the operators.
 
     Raises
@@ -77,7 +78,7 @@ def convert(path: str, model: ir.Model, opset: int) -> None:
 def read_part(
     role: str, path: str | os.PathLike[str], input_name: str, outputs: Sequence[str]
 ) -> ir.Model:
-    """A model's file, ready to become part: functions inlined, one input, some outputs, names of its own.
+    """A model's file as a part: functions inlined, one input, some outputs, names of its own.
 
     Weights that lie outside of the file stay there until they are written.
 

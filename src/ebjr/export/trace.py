@@ -61,16 +61,12 @@ def traced(
 
     Parameters
     ----------
-    op
-        The part.
-    name
-        What its values are called after.
-    what
-        What the function is, for messages.
-    function
-        Arrays in, one array out.
+    op, name
+        The part, and what the nodes in it are called after.
+    what, function
+        The function, arrays in and one array out, and what it is, for messages.
     *given
-        Values of known type and shape but for the first dimension, (n, ...).
+        Values (n, ...) whose types and other sides are known.
 
     Raises
     ------
@@ -195,9 +191,9 @@ def _lower(what: str, model: ir.Model, opset: int) -> None:
     ModelError
         It needs an operator, or a way of it, that is newer.
     """
-    for node in list(model.graph):
+    for node in list(model.graph.all_nodes()):
         if node.op_type in ("ReduceMax", "ReduceMin") and opset < 20:
-            _reduce_numbers(model.graph, node)
+            _reduce_numbers(node)
         if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and opset < 18:
             _axes_within(node)
         if not _known(node, opset):
@@ -222,9 +218,9 @@ def _known(node: ir.Node, opset: int) -> bool:
     return True
 
 
-def _reduce_numbers(graph: ir.Graph, node: ir.Node) -> None:
+def _reduce_numbers(node: ir.Node) -> None:
     """Before opset 20 booleans have no largest and no smallest."""
-    given, output = node.inputs[0], node.outputs[0]
+    graph, given, output = node.graph, node.inputs[0], node.outputs[0]
     if given.dtype != ir.DataType.BOOL:
         return
     before = ir.node("Cast", [given], {"to": int(ir.DataType.FLOAT)})
