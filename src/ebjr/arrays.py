@@ -157,12 +157,10 @@ def top_and_total(array: Array) -> tuple[Array, Array]:
     """
     if type(array) is np.ndarray:  # what the methods call, without the way there
         top = np.maximum.reduce(array, axis=-1, keepdims=True)
-        total = np.add.reduce(np.exp(array - top), axis=-1)
-    else:
-        xp = namespace(array)
-        top = xp.max(array, axis=-1, keepdims=True)
-        total = xp.exp(array - top).sum(-1)
-    return top[..., 0], total
+        return top[..., 0], np.add.reduce(np.exp(array - top), axis=-1)
+    xp = namespace(array)
+    top = xp.max(array, axis=-1)
+    return top, xp.exp(array - top[..., None]).sum(-1)
 
 
 def log_softmax(array: Array) -> Array:
