@@ -207,6 +207,19 @@ def argmax(array: Array) -> Array:
     return namespace(array).argmax(array, axis=-1)
 
 
+def take_places(array: Array, places: Array, axis: int = 1) -> Array:
+    """Some rows (`axis` 0) or columns (1) of an array (n, k), in the order of `places`.
+
+    Examples
+    --------
+    >>> take_places(np.array([[3.0, 1.0, 2.0]]), np.array([2, 0]))
+    array([[2., 3.]])
+    """
+    if type(array) is np.ndarray:
+        return array[places] if axis == 0 else array[:, places]
+    return namespace(array).take(array, convert_like(places, array), axis=axis)
+
+
 def logaddexp(one: Array, other: Array) -> Array:
     """``log(exp(one) + exp(other))``, safe from underflow whatever the library.
 

@@ -32,6 +32,7 @@ from ebjr.arrays import (
     logsumexp,
     namespace,
     row_count,
+    take_places,
     to_numpy,
     top_and_total,
     top_two,
@@ -228,25 +229,20 @@ def learned(
     features = score_features(logits)
     xp = namespace(features)
     fitted = np.array([helps, hurts], dtype=np.float64).T
-    constant, weights = (_typed_like(part, features) for part in (fitted[0], fitted[1:]))
-    odds = features @ weights + constant
+    weights = xp.astype(convert_like(fitted, features), features.dtype)
+    odds = features @ weights[1:, :] + weights[0, :]
     if len(classes):
         if len(classes) < logits.shape[1]:
             raise ValueError(
                 f"the learned score knows {len(classes)} classes, and the logits have "
                 f"{logits.shape[1]}"
             )
-        offsets = _typed_like(np.array(classes, dtype=np.float64), features)
-        odds = odds + xp.take(offsets, argmax(as_logits(logits)), axis=0)
+        offsets = convert_like(np.array(classes, dtype=np.float64), features)
+        odds = odds + take_places(xp.astype(offsets, features.dtype), argmax(logits), axis=0)
     alike = xp.zeros_like(odds[:, :1])
     top, total = top_and_total(xp.concat([odds, alike], axis=1))
     likely = xp.exp(odds - top[:, None]) / total[:, None]
     return likely[:, 1] - likely[:, 0]
-
-
-def _typed_like(array: np.ndarray, reference: Array) -> Array:
-    """The array in the library, on the device and of the type of another."""
-    return namespace(reference).astype(convert_like(array, reference), reference.dtype)
 
 
 def score_features(logits: Array) -> Array:
