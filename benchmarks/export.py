@@ -4,11 +4,13 @@ The shipped pair at the threshold that the demo calibrates, on all of CIFAR-10's
 batches of 1 and 64: decisions and predictions are compared row by row. Then the Python loop, the
 file under plain ONNX Runtime and the student's session alone take turns, batch by batch, so that a
 change of the machine's speed meets all alike; once with nothing deferred, where the file should
-cost no more than the student and its score.
+cost no more than the student and its score. With ``--beside other.onnx``, the same pair as another
+version exported it, that file takes its turns too.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -74,6 +76,9 @@ def ratios(found: list[dict[str, float]], over: str, under: str) -> dict[str, An
 
 def main() -> None:
     """Compare, measure, and write the result file."""
+    words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument("--beside", type=Path, help="the file of another version")
+    beside = words.parse_args().beside
     images, _ = load_cifar10("test")
     inputs = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32) / 255
     with shipped("outcomes.npz") as path:
@@ -85,6 +90,7 @@ def main() -> None:
             save_joint(Path(folder) / "joint.toml", joint)
             exported = export_joint(Path(folder) / "joint.toml", Path(folder) / "joint.onnx")
             session = open_session(exported.path, THREADS)
+    other = None if beside is None else open_session(beside, THREADS)
     figures: dict[str, Any] = {
         **about(seed=0),
         "threads": THREADS,
@@ -96,10 +102,10 @@ def main() -> None:
     }
     names = list(OUTPUTS)
 
-    def at(threshold: float) -> Run:
+    def at(threshold: float, file: Any = session) -> Run:
         joint.router.threshold = threshold
         feed = {"threshold": np.array(round_up(threshold), np.float32)}
-        return lambda batch: session.run(names, {**feed, "image": batch})
+        return lambda batch: file.run(names, {**feed, "image": batch})
 
     for batch_size, count in IMAGES.items():
         run = at(point.threshold)
@@ -107,15 +113,23 @@ def main() -> None:
         for words, threshold in (("as_calibrated", point.threshold), ("nothing_deferred", -1e30)):
             run = at(threshold)
             runs: dict[str, Run] = {"file": run, "joint": joint, "student": joint.student}
+            if other is not None:
+                runs["other"] = at(threshold, other)
             found = passes(
                 lambda rows, runs=runs, size=batch_size: measure(runs, rows, size),
                 inputs[:count],
                 5 * batch_size,
             )
+            pairs = [
+                ("file", "joint"),
+                ("file", "student"),
+                ("joint", "student"),
+                ("file", "other"),
+            ]
             figures[f"batch_{batch_size}"][words] = {
-                "file_over_joint": ratios(found, "file", "joint"),
-                "file_over_student": ratios(found, "file", "student"),
-                "joint_over_student": ratios(found, "joint", "student"),
+                f"{over}_over_{under}": ratios(found, over, under)
+                for over, under in pairs
+                if under in runs
             }
     save("export", figures)
 

@@ -6,6 +6,7 @@ has a row for each input may also be a list: images of different sizes, or what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +75,10 @@ def convert_like(array: Array, reference: Array) -> Array:
             # a copy: PyTorch takes neither read-only arrays nor negative strides
             array = namespace(reference).asarray(np.array(array, order="C"))
         return array.to(reference.device)
-    return to_numpy(array)
+    if not is_array(reference) or array_api_compat.is_numpy_array(reference):
+        return to_numpy(array)
+    xp = namespace(reference)
+    return array if is_array(array) and namespace(array) is xp else xp.asarray(to_numpy(array))
 
 
 def as_logits(output: Array, least: int = 2) -> Array:
@@ -153,12 +157,10 @@ def top_and_total(array: Array) -> tuple[Array, Array]:
     """
     if type(array) is np.ndarray:  # what the methods call, without the way there
         top = np.maximum.reduce(array, axis=-1, keepdims=True)
-        total = np.add.reduce(np.exp(array - top), axis=-1)
-    else:
-        xp = namespace(array)
-        top = xp.max(array, axis=-1, keepdims=True)
-        total = xp.exp(array - top).sum(-1)
-    return top[..., 0], total
+        return top[..., 0], np.add.reduce(np.exp(array - top), axis=-1)
+    xp = namespace(array)
+    top = xp.max(array, axis=-1)
+    return top, xp.exp(array - top[..., None]).sum(-1)
 
 
 def log_softmax(array: Array) -> Array:
@@ -184,8 +186,53 @@ def top_two(array: Array) -> tuple[Array, Array]:
     if array_api_compat.is_torch_array(array):
         best = array.topk(2, dim=-1).values
         return best[..., 0], best[..., 1]
-    best = np.partition(array, array.shape[-1] - 2, axis=-1)
-    return best[..., -1], best[..., -2]
+    if array_api_compat.is_numpy_array(array):
+        best = np.partition(array, array.shape[-1] - 2, axis=-1)
+        return best[..., -1], best[..., -2]
+    xp = namespace(array)
+    first = xp.arange(array.shape[-1]) == xp.argmax(array, axis=-1, keepdims=True)
+    return xp.max(array, axis=-1), xp.max(xp.where(first, -math.inf, array), axis=-1)
+
+
+def argmax(array: Array) -> Array:
+    """The place of the largest value along the last axis, the first of equal ones.
+
+    Examples
+    --------
+    >>> argmax(np.array([[3.0, 1.0], [2.0, 5.0]]))
+    array([0, 1])
+    """
+    if type(array) is np.ndarray:
+        return array.argmax(-1)
+    return namespace(array).argmax(array, axis=-1)
+
+
+def take_places(array: Array, places: Array, axis: int = 1) -> Array:
+    """Some rows (`axis` 0) or columns (1) of an array (n, k), in the order of `places`.
+
+    Examples
+    --------
+    >>> take_places(np.array([[3.0, 1.0, 2.0]]), np.array([2, 0]))
+    array([[2., 3.]])
+    """
+    if type(array) is np.ndarray:
+        return array[places] if axis == 0 else array[:, places]
+    return namespace(array).take(array, convert_like(places, array), axis=axis)
+
+
+def logaddexp(one: Array, other: Array) -> Array:
+    """``log(exp(one) + exp(other))``, safe from underflow whatever the library.
+
+    Examples
+    --------
+    >>> logaddexp(np.array([-1000.0, -np.inf]), np.array([-1000.0, -np.inf]))
+    array([-999.30685282,          -inf])
+    """
+    xp = namespace(one)
+    if array_api_compat.is_numpy_array(one) or array_api_compat.is_torch_array(one):
+        return xp.logaddexp(one, other)
+    apart = xp.where(one == other, xp.zeros_like(one), -xp.abs(one - other))  # also -inf and -inf
+    return xp.maximum(one, other) + xp.log(xp.exp(apart) + 1)
 
 
 def row_count(batch: Batch) -> int:

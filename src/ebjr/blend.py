@@ -11,7 +11,7 @@ import ast
 import math
 from dataclasses import astuple, dataclass, fields
 
-from ebjr.arrays import Array, as_float, log_softmax, namespace
+from ebjr.arrays import Array, as_float, log_softmax, logaddexp
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,7 @@ def blend_logits(student: Array, teacher: Array, blend: float | Blend) -> Array:
     whole = blend if isinstance(blend, Blend) else Blend(blend)
     if whole.weight == 0:
         return teacher
-    xp = namespace(teacher)
-    mixed = xp.logaddexp(
+    mixed = logaddexp(
         log_softmax(_over(as_float(teacher), whole.teacher_temperature)),
         log_softmax(_over(as_float(student), whole.student_temperature)) + math.log(whole.weight),
     )

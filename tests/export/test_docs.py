@@ -12,7 +12,7 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 from ebjr import JointClassifier, Preprocess, Router, load_model
 from ebjr.data.preprocess import prepared
 from ebjr.demo import shipped
-from ebjr.export import ONNX_SCORES
+from ebjr.export import export_joint
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 
@@ -33,10 +33,8 @@ def test_the_page_runs_as_it_is_written(run, tmp_path):
         assert code == 0, said
     assert (tmp_path / "models" / "joint" / "1" / "model.onnx").is_file()
     names = {}
-    try:
-        for block in blocks("python"):
-            exec(compile(block, "docs/export.md", "exec"), names)
-        assert "logit_gap" in ONNX_SCORES
-    finally:
-        ONNX_SCORES.pop("logit_gap", None)
+    for block in blocks("python"):
+        exec(compile(block, "docs/export.md", "exec"), names)
     assert names["deferred"].shape == (4,)
+    joint = JointClassifier(*models, Router(names["logit_gap"], 1.5))
+    assert export_joint(joint, tmp_path / "gap.onnx").score == "logit_gap"

@@ -3,6 +3,8 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,11 +13,16 @@ from slices import check_same, joint_of_slices, write_joint
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
+from ebjr import ModelError
+from ebjr.arrays import namespace, top_two
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import open_session
 from ebjr.blend import Blend
-from ebjr.export import ONNX_SCORES, export_joint
-from ebjr.scores import SCORES, register_score
+from ebjr.export import export_joint
+from ebjr.export.operators import Operators
+from ebjr.export.trace import hostile, run_graph, traced_score
+from ebjr.scores import RAW_OUTPUTS, SCORES, as_score, register_score
+from ebjr.tasks import load_all
 
 LEARNED = (
     "learned(helps=[-1.0, -0.5, -0.2, 0.3, -0.1, 0.05], hurts=[-3.0, -0.2, -0.1, 0.1, 0.2, 0.1], "
@@ -41,6 +48,7 @@ REGRESSORS = [
     *("interval_width", "ensemble_spread", "predicted_std", "predicted_std(of='variance')"),
     "predicted_std(of='log_variance')",
 ]
+LABELS = ["smallest_margin", "set_probability", "label_entropy", "label_energy"]
 CASES = [
     *(("classification", score, 5, 5, 0.0, {}) for score in CLASSIFIERS),
     ("classification", "softmax", 5, 5, 0.5, {}),
@@ -53,6 +61,8 @@ CASES = [
     ("specialized", "energy", 2, 6, Blend(0.4, 2.0), {"known_classes": (5,), "classes": 6}),
     *(("regression", score, 2 if "predicted" in score else 6, 1, 0.0, {}) for score in REGRESSORS),
     ("regression", "ensemble_spread", 6, 1, 0.7, {}),
+    *(("multilabel", score, 5, 5, 0.0, {}) for score in LABELS),
+    ("multilabel", "label_entropy(temperature=2.0)", 5, 5, Blend(0.5, 2.0), {}),
 ]
 IDS = [f"{task}-{score[:40]}-{blend}" for task, score, _, _, blend, _ in CASES]
 
@@ -77,27 +87,31 @@ def pairs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=IDS)
-@settings(max_examples=12)
-@given(
-    rows=st.sampled_from([1, 2, 7, 33]),
-    seed=st.integers(0, 2**32 - 1),
-    scale=st.sampled_from([0.1, 1.0, 3.0]),
-    share=st.sampled_from([None, 0.0, 0.3, 0.8]),
-)
-def test_the_graph_decides_and_answers_as_the_joint_model(pairs, number, rows, seed, scale, share):
-    joint, exported = pairs(number)
-    width = CASES[number][2] + CASES[number][3]
-    inputs = np.random.default_rng(seed).normal(0, scale, (rows, width)).astype(np.float32)
-    if CASES[number][1] == "interval_width":
-        inputs[:, 1:6].sort(axis=1)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        score = np.asarray(joint.router.score(inputs[:, : CASES[number][2]]), np.float64)
-        known = score[np.isfinite(score)]
-        if share is None or not len(known):
-            joint.router.threshold = np.inf
-        else:
-            joint.router.threshold = float(np.quantile(known, share))
-        check_same(exported, joint, inputs)
+def test_the_graph_decides_and_answers_as_the_joint_model(pairs, number):
+    (joint, exported), (_, score, student, teacher, *_) = pairs(number), CASES[number]
+
+    @settings(max_examples=12)
+    @given(
+        rows=st.sampled_from([1, 2, 7, 33]),
+        seed=st.integers(0, 2**32 - 1),
+        scale=st.sampled_from([0.1, 1.0, 3.0]),
+        share=st.sampled_from([None, 0.0, 0.3, 0.8]),
+    )
+    def alike(rows, seed, scale, share):
+        random = np.random.default_rng(seed)
+        inputs = random.normal(0, scale, (rows, student + teacher)).astype(np.float32)
+        if score == "interval_width":
+            inputs[:, 1:6].sort(axis=1)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            values = np.asarray(joint.router.score(inputs[:, :student]), np.float64)
+            known = values[np.isfinite(values)]
+            if share is None or not len(known):
+                joint.router.threshold = np.inf
+            else:
+                joint.router.threshold = float(np.quantile(known, share))
+            check_same(exported, joint, inputs)
+
+    alike()
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=IDS)
@@ -150,25 +164,133 @@ def test_half_and_double_precision_are_computed_as_outside(pairs, number, dtype)
     check_same(exported, joint, inputs)
 
 
-def test_every_score_of_ours_has_a_form_but_random_and_those_of_detections(tmp_path):
-    cases = {score.partition("(")[0] for _, score, *_ in CASES}
-    assert cases == set(ONNX_SCORES)
-    joint = joint_of_slices(tmp_path, "random", 5, 5)
-    with pytest.raises(ValueError, match="the score random has no form in ONNX operators; these"):
-        export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
-    assert not (tmp_path / "joint.onnx").exists()
+# Every score that there is, traced alone
+
+load_all()
+NAMES = [
+    name
+    for raw, declared in RAW_OUTPUTS.items()
+    if raw != "detections"
+    for name in (*declared.scores, *declared.fitted)
+]
+READ = {"predicted_std": 2}  # columns, where it is not five
 
 
-def test_a_score_of_your_own_can_be_given_a_form(tmp_path):
+def graph_of(score, rows, opset=17):
+    """A score's part of the graph, alone."""
+    op = Operators(opset, rows.dtype, "joint")
+    raw = ir.val("raw", ir.DataType.from_numpy(rows.dtype), ["n", *rows.shape[1:]])
+    found = traced_score(op, as_score(score), raw, rows)
+    parts = {"nodes": op.nodes, "initializers": op.constants, "opset_imports": {"": opset}}
+    graph = ir.Graph([raw], [found], name="score", **parts)
+    return ir.Model(graph, ir_version=8 if opset < 19 else 11)
+
+
+@pytest.mark.parametrize(("dtype", "opset"), [(np.float32, 13), (np.float64, 23)])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_score_there_is_does_in_a_graph_what_it_does_with_numpy(name, dtype, opset):
+    shape = (40, READ.get(name, 5))
+    rows = hostile(np.random.default_rng(0).normal(0, 3, shape).astype(dtype))
+    score = LEARNED if name == "learned" else name
+    if name == "random":
+        with pytest.raises(ValueError, match=r"random has no form in ONNX operators: `.*` \(score"):
+            graph_of(score, rows)
+        return
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        wanted = as_score(score)(rows)
+    graph = graph_of(score, rows, opset)
+    onnx.checker.check_model(ir.to_proto(graph), full_check=True)
+    found = run_graph(graph, rows)
+    assert found.dtype == wanted.dtype
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
+
+
+def test_no_rows_have_no_score():
+    rows = np.zeros((4, 5), np.float32)
+    assert run_graph(graph_of("margin", rows), rows[:0]).shape == (0,)
+
+
+# Scores of your own
+
+
+def second(logits):
+    return top_two(logits)[1]
+
+
+def own(tmp_path, score, registered=False):
+    """What is exported of a joint model with a score of your own, and whether it does the same."""
+    joint = joint_of_slices(tmp_path, score, 5, 5)
+    given = write_joint(tmp_path, joint) if registered else joint
+    export_joint(given, tmp_path / "joint.onnx", threshold=0.5)
+    inputs = np.random.default_rng(0).normal(size=(20, 10)).astype(np.float32)
+    joint.router.threshold = 0.5
+    check_same(ExportedJoint(tmp_path / "joint.onnx"), joint, inputs)
+
+
+def test_a_score_of_your_own_is_exported_by_its_name(tmp_path):
     @register_score
     def last_logit(logits):
         return logits[:, -1]
 
-    ONNX_SCORES["last_logit"] = lambda op, logits: op.column(logits, -1)
     try:
-        joint = joint_of_slices(tmp_path, "last_logit", 5, 5)
-        export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
-        inputs = np.random.default_rng(0).normal(size=(20, 10)).astype(np.float32)
-        check_same(ExportedJoint(tmp_path / "joint.onnx"), joint, inputs)
+        own(tmp_path, "last_logit", registered=True)
     finally:
-        del SCORES["last_logit"], ONNX_SCORES["last_logit"]
+        del SCORES["last_logit"]
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        second,
+        lambda logits: -namespace(logits).std(logits, axis=-1),
+        lambda logits: logits[:, 0] > logits[:, 1],
+        lambda logits: namespace(logits).argmax(logits, axis=-1) % 3,
+        lambda logits: namespace(logits).sum(logits**2, axis=-1) ** 0.5 - 3.0,
+    ],
+)
+def test_a_score_of_your_own_needs_no_name_and_no_line_more(tmp_path, score):
+    own(tmp_path, score)
+
+
+def never_seen(logits):
+    return (
+        np.where(logits > 0, logits, 0.0)[:, 0]
+        if isinstance(logits, np.ndarray)
+        else second(logits)
+    )
+
+
+@pytest.mark.parametrize(
+    ("score", "says"),
+    [
+        (
+            lambda logits: np.sort(logits)[:, -2],
+            r"no form .*: `\(?lambda.*` \(test_exp.*, line \d+\) can",
+        ),
+        (lambda logits: np.array([max(row) for row in logits]), r"no form .*: `.*max\(row\).*`"),
+        (lambda logits: logits[:, 0] if len(logits) > 3 else logits[:, 1], "no form in ONNX"),
+        (lambda logits: np.ones(logits.shape[0] or 7), r"what it returns cannot be traced \(nd"),
+        (never_seen, r"for the raw output \[.*\] its part of the graph gives .*, and with NumPy"),
+        (
+            lambda logits: logits[:, :1],
+            r"must return one number for each of 8 rows, but .*\(8, 1\)",
+        ),
+        (lambda logits: logits.tolist(), "must return one number for each of 8 rows, but .* list"),
+        (lambda logits: logits[:, 0].astype(str), "does not answer a batch of random inputs: "),
+    ],
+)
+def test_a_score_that_cannot_be_traced_is_one_sentence(tmp_path, score, says):
+    joint = joint_of_slices(tmp_path, score, 5, 5)
+    with pytest.raises((ModelError, ValueError), match=says) as error:
+        export_joint(joint, tmp_path / "joint.onnx")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "joint.onnx").exists()
+
+
+def test_exporting_twice_gives_the_same_file(tmp_path):
+    joint = joint_of_slices(tmp_path, "margin", 5, 5, blend=0.5)
+    paths = [tmp_path / "one.onnx", tmp_path / "other.onnx"]
+    for path in paths:
+        export_joint(joint, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()

@@ -11,13 +11,13 @@ from __future__ import annotations
 from ebjr.errors import MissingExtra
 
 try:
+    import ndonnx  # noqa: F401
     import onnx_ir  # noqa: F401
     import onnxscript  # noqa: F401
 except ImportError as error:
     raise MissingExtra("export", "exporting a joint model") from error
 
 from ebjr.export.file import Exported, export_joint
-from ebjr.export.scores import ONNX_SCORES
 from ebjr.export.triton import export_triton
 
-__all__ = ["ONNX_SCORES", "Exported", "export_joint", "export_triton"]
+__all__ = ["Exported", "export_joint", "export_triton"]

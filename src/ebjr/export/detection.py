@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -185,22 +184,6 @@ def detection_score(
     return op.Where(op.Greater(count, 0.0), made, float(empty))
 
 
-def _count(op: Operators, score: Value, weight: Value, count: Value, head: Any) -> Value:
-    return op.Neg(count)
-
-
-def _errors(op: Operators, score: Value, weight: Value, count: Value, head: Any) -> Value:
-    return op.Neg(_sum(op, op.Mul(score, op.Sub(1.0, score)), weight))
-
-
-def _best(op: Operators, score: Value, weight: Value, count: Value, head: Any) -> Value:
-    return op.reduce("ReduceMax", op.Mul(score, weight))
-
-
-def _mean(op: Operators, score: Value, weight: Value, count: Value, head: Any) -> Value:
-    return op.Div(_sum(op, score, weight), op.Max(count, 1.0))
-
-
 def _energy(
     op: Operators,
     score: Value,
@@ -237,9 +220,15 @@ def _logsumexp(op: Operators, x: Value) -> Value:
 
 DETECTION_FORMS: Mapping[str, Callable[..., Value]] = {
     "detection_energy": _energy,
-    "box_count": _count,
-    "expected_errors": _errors,
-    "max_confidence": _best,
-    "mean_confidence": _mean,
+    "box_count": lambda op, score, weight, count, _: op.Neg(count),
+    "expected_errors": lambda op, score, weight, count, _: op.Neg(
+        _sum(op, op.Mul(score, op.Sub(1.0, score)), weight)
+    ),
+    "max_confidence": lambda op, score, weight, count, _: op.reduce(
+        "ReduceMax", op.Mul(score, weight)
+    ),
+    "mean_confidence": lambda op, score, weight, count, _: op.Div(
+        _sum(op, score, weight), op.Max(count, 1.0)
+    ),
 }
-"""By the score's name."""
+"""By the score's name: of confidences (n, rows), which of them count, and how many."""

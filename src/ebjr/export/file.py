@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,29 @@ import onnx
 import onnx_ir as ir
 
 import ebjr
-from ebjr.arrays import to_numpy
-from ebjr.backends.entry import ModelEntry
+from ebjr.arrays import is_array, to_numpy
+from ebjr.backends.entry import ModelEntry, entry_of
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.blend import blend_text
 from ebjr.data.preprocess import Preprocess, unprepared
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Head, head_of
-from ebjr.export.graph import LEAST_OPSET, Form, Images, Rows, joint_graph, read_part
+from ebjr.export.graph import (
+    LEAST_OPSET,
+    Images,
+    Rows,
+    convert,
+    joint_graph,
+    opset_of,
+    read_part,
+)
 from ebjr.export.inputs import Given, given_of
 from ebjr.files import write_beside
 from ebjr.joint import JointAnswer, JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.model import facts
+from ebjr.router import Router
 
 MOST_BYTES = 2**31 - 2**24
 """A larger file cannot be read by protobuf: its weights go into a second one."""
@@ -76,7 +86,7 @@ class Exported:
 
 
 def export_joint(
-    joint: str | os.PathLike[str] | JointConfig,
+    joint: str | os.PathLike[str] | JointConfig | JointModel,
     path: str | os.PathLike[str],
     *,
     threshold: float | None = None,
@@ -89,7 +99,8 @@ def export_joint(
     Parameters
     ----------
     joint
-        A ``joint.toml``, or what was read from one.
+        A ``joint.toml``, what was read from one, or a joint model of two files, whose score need
+        not have a name.
     path
         The file to write.
     threshold
@@ -108,7 +119,9 @@ def export_joint(
         A model that is not an ONNX graph, or cannot become part of one; or the graph does not do
         what the joint model does.
     ValueError
-        The score, or the task, has no form in ONNX operators, or `opset` does not exist.
+        The score has no form in ONNX operators, or `opset` does not exist.
+    TypeError
+        A model of a joint model came from no file.
     OSError
         The file cannot be written.
     """
@@ -118,11 +131,11 @@ def export_joint(
             f"opset must be from {LEAST_OPSET} to {newest}, the newest that onnx "
             f"{onnx.__version__} knows, but is {opset}"
         )
-    config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
+    config = _config(joint)
     files = _files(config)
-    model = config.load()
-    if threshold is not None:
-        model.router.threshold = threshold
+    model = copy(joint) if isinstance(joint, JointModel) else config.load()
+    router = model.router
+    model.router = Router(router.score, router.threshold if threshold is None else threshold)
     given = _given(model)
     tried = _tried(model, given)
     graph = _graph(model, given, tried, opset)
@@ -145,6 +158,22 @@ def export_joint(
         threshold=model.router.threshold,
         score=str(model.router.score),
         difference=difference,
+    )
+
+
+def _config(joint: str | os.PathLike[str] | JointConfig | JointModel) -> JointConfig:
+    if isinstance(joint, JointConfig):
+        return joint
+    if not isinstance(joint, JointModel):
+        return JointConfig.read(joint)
+    return JointConfig(
+        entry_of(joint.student),
+        entry_of(joint.teacher),
+        score="random",  # a joint.toml's, which the file does not read
+        threshold=joint.router.threshold,
+        task=joint.task,
+        known_classes=joint.known_classes,
+        classes=joint.classes,
     )
 
 
@@ -190,7 +219,7 @@ def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, Any, Any]:
             joint.router(raw)
             joint.ask_teacher(batch, joint.of_student(raw))
             return batch, raw, joint.teacher(batch)
-        except (ModelError, ValueError) as error:
+        except (ModelError, TypeError, ValueError) as error:
             failed = failed or error
     assert failed is not None
     raise ModelError(f"the joint model does not answer a batch of random inputs: {failed}")
@@ -199,29 +228,25 @@ def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, Any, Any]:
 def _graph(joint: JointModel, given: Given, tried: tuple[Any, ...], opset: int | None) -> ir.Model:
     batch, *raws = tried
     outputs = {role: [model.output_name] for role, model in given.models.items()}
-    dtype: Any = np.float64
-    form: Form
-    if joint.task == "detection":
+    form: Rows | Images
+    if is_array(raws[0]):
+        form = Rows(joint, dict(zip(("student", "teacher"), map(to_numpy, raws), strict=True)))
+    else:
         form = Images(joint, _heads(joint, batch))
         outputs = {role: list(head.outputs) for role, head in form.heads.items()}
-    else:
-        arrays = [to_numpy(raw) for raw in raws]
-        form = Rows(joint, dict(zip(("student", "teacher"), map(_columns, arrays), strict=True)))
-        dtype = np.float32 if arrays[0].dtype in (np.float32, np.float16) else np.float64
     parts = {
         role: read_part(role, model.path, model.input_name, outputs[role])
         for role, model in given.models.items()
     }
-    wanted = opset or max(LEAST_OPSET, *(part.opset for part in parts.values()))
-    for part in parts.values():
-        part.convert(wanted)
+    wanted = opset or max(LEAST_OPSET, *map(opset_of, parts.values()))
+    for role, part in parts.items():
+        convert(given.models[role].path, part, wanted)
     return joint_graph(
         form,
         **parts,
         given=given.value(),
         prepare=given.prepare,
         threshold=joint.router.threshold,
-        dtype=dtype,
         opset=wanted,
     )
 
@@ -233,10 +258,6 @@ def _heads(joint: JointModel, batch: np.ndarray) -> dict[str, Head]:
             "operators; calibrate with blend 0"
         )
     return {role: head_of(role, getattr(joint, role), batch[:1]) for role in ("student", "teacher")}
-
-
-def _columns(raw: np.ndarray) -> int | None:
-    return None if raw.ndim == 1 else raw.shape[1]
 
 
 def _describe(

@@ -8,26 +8,25 @@ and no node of the teacher is run.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx import helper
 from onnx_ir.passes import common as passes
 
-from ebjr.blend import Blend
+from ebjr.arrays import Array, as_float
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Found, Head, detection_score, find, rescaled
-from ebjr.export.operators import Operators, Value
-from ebjr.export.scores import log_softmax, logsumexp, score_graph
+from ebjr.export.operators import Operators, Value, forget_shapes, like, name_after
+from ebjr.export.trace import traced, traced_score
 from ebjr.joint import JointModel
 from ebjr.router import round_up
-from ebjr.tasks.specialized.known_classes import other_class, relabel
 
 LEAST_OPSET = 13
 """Older graphs are converted: since then softmax, axes and branches are what they are now."""
@@ -44,56 +43,41 @@ Prepare = Callable[[str, Operators, Value], Value]
 """What makes the input of the student or of the teacher of the joint graph's."""
 
 
-@dataclass
-class Part:
-    """A model's graph, ready to become part of another.
+def opset_of(model: ir.Model) -> int:
+    """The version of ONNX's own operators."""
+    found = model.graph.opset_imports
+    return max((found[domain] for domain in ("", "ai.onnx") if domain in found), default=1)
 
-    Attributes
-    ----------
-    path
-        Its file.
-    model
-        The graph, of one input.
+
+def convert(path: Path, model: ir.Model, opset: int) -> None:
+    """Convert a file's graph to another version of the operators.
+
+    Raises
+    ------
+    ModelError
+        There is no way to.
     """
+    from onnxscript import version_converter
 
-    path: str
-    model: ir.Model
-
-    @property
-    def opset(self) -> int:
-        """Of ONNX's own operators."""
-        found = self.model.graph.opset_imports
-        return max((found[domain] for domain in ("", "ai.onnx") if domain in found), default=1)
-
-    def convert(self, opset: int) -> None:
-        """Convert to another version of the operators.
-
-        Raises
-        ------
-        ModelError
-            There is no way to.
-        """
-        if self.opset == opset:
-            return
-        from onnxscript import version_converter
-
-        stuck = (
-            f"{self.path} is of opset {self.opset} and cannot be converted to opset {opset}, which "
-            f"the joint graph has; export it again with opset {opset}"
-        )
-        try:
-            with _silent("onnxscript"):
-                version_converter.convert_version(self.model, opset, fallback=True)
-        except Exception as error:
-            raise ModelError(stuck) from error
-        if self.opset != opset:
-            raise ModelError(stuck)
-        _forget_shapes(self.model)
+    before, failed = opset_of(model), None
+    if before == opset:
+        return
+    try:
+        with _silent("onnxscript"):
+            version_converter.convert_version(model, opset, fallback=True)
+    except Exception as error:
+        failed = error
+    if failed or opset_of(model) != opset:
+        raise ModelError(
+            f"{path} is of opset {before} and cannot be converted to opset {opset}, which the "
+            f"joint graph has; export it again with opset {opset}"
+        ) from failed
+    forget_shapes(model)
 
 
 def read_part(
     role: str, path: str | os.PathLike[str], input_name: str, outputs: Sequence[str]
-) -> Part:
+) -> ir.Model:
     """A model's file as a part: functions inlined, one input, some outputs, names of its own.
 
     Weights that lie outside of the file stay there until they are written.
@@ -117,28 +101,9 @@ def read_part(
         raise ModelError(
             f"{path} cannot become part of another graph: {one_line(error)}"
         ) from error
-    _forget_shapes(model)
-    _name_after(role, model)
-    return Part(str(path), model)
-
-
-def _forget_shapes(model: ir.Model) -> None:
-    """Leave shapes to the runtime: a dimension's name means another number in each model."""
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            value.shape = None
-
-
-def _name_after(role: str, model: ir.Model) -> None:
-    """Put the role before every name."""
-    for graph in (model.graph, *model.graph.subgraphs()):
-        for value in [*graph.inputs, *graph.initializers.values()]:
-            value.name = f"{role}/{value.name}"
-        for node in graph:
-            node.name = f"{role}/{node.name or node.op_type}"
-            for value in node.outputs:
-                value.name = f"{role}/{value.name}" if value.name else value.name
-    passes.NameFixPass()(model)
+    forget_shapes(model)
+    name_after(role, model)
+    return model
 
 
 @contextmanager
@@ -153,32 +118,13 @@ def _silent(name: str) -> Iterator[None]:
         log.setLevel(before)
 
 
-class Form(Protocol):
-    """What raw outputs are, and what becomes of them, in operators."""
-
-    def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
-        """The score of the student's raw outputs, (n,), and its answer."""
-        ...
-
-    def teacher(
-        self, op: Operators, said: list[Value], raws: list[Value], given: Value
-    ) -> list[Value]:
-        """The answer to deferred rows, of which the student has said so."""
-        ...
-
-    def outputs(self, op: Operators, answer: list[Value]) -> list[Output]:
-        """The joint graph's outputs, beside score and deferred."""
-        ...
-
-
 def joint_graph(
-    form: Form,
-    student: Part,
-    teacher: Part,
+    form: Rows | Images,
+    student: ir.Model,
+    teacher: ir.Model,
     given: ir.Value,
     prepare: Prepare,
     threshold: float,
-    dtype: Any,
     opset: int,
 ) -> ir.Model:
     """Both models, the score and the router as one graph.
@@ -195,66 +141,62 @@ def joint_graph(
         What makes each model's input of `given`, or of some of its rows.
     threshold
         The default of the input of that name.
-    dtype
-        Of the score, and of what is mixed.
     opset
         Of ONNX's own operators in both.
     """
-    op = Operators(opset, dtype, "joint")
-    knob = op.constant(_threshold(threshold, op.dtype), "threshold")
-    raws = op.inline(student.model, prepare("student", op, given))
+    op = Operators(opset, np.float64, "joint")
+    raws = op.inline(student, prepare("student", op, given))
     score, said = form.student(op, raws, given)
-    least = float(np.finfo(op.dtype).min)  # a row marked with -inf is deferred at any threshold
-    deferred = op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))
+    knob, deferred = _router(op, score, threshold)
     places = op.Transpose(op.NonZero(deferred), perm=[1, 0])
 
     taught, kept = op.part("deferred"), op.part("kept")
     rows = taught.GatherND(given, places)
-    raws = taught.inline(teacher.model, prepare("teacher", taught, rows))
-    hard = [taught.GatherND(value, places) for value in said]
+    raws = taught.inline(teacher, prepare("teacher", taught, rows))
+    hard = [like(taught.GatherND(value, places), value) for value in said]
     answer = form.teacher(taught, hard, raws, rows)
     taught.gives(
         [taught.ScatterND(whole, places, part) for whole, part in zip(said, answer, strict=True)]
     )
     kept.gives([kept.Identity(value) for value in said])
     answer = op.either(op.Greater(op.Size(places), 0), taught, kept)
+    answer = [like(value, whole) for value, whole in zip(answer, said, strict=True)]
 
-    batch = given.shape[0]
     outputs = [
         *form.outputs(op, answer),
-        ("score", op.Cast(score, to=int(FLOAT)), FLOAT, ()),
-        ("deferred", op.Identity(deferred), ir.DataType.BOOL, ()),
+        ("score", score, FLOAT, ()),
+        ("deferred", deferred, ir.DataType.BOOL, ()),
     ]
-    ready = [_output(name, value, kind, batch, *dims) for name, value, kind, dims in outputs]
-    return _model(op, [given, knob], ready, (student.model, teacher.model))
+    ready = [_output(op, given.shape[0], output) for output in outputs]
+    return _model(op, [given, knob], ready, (student, teacher))
 
 
-def _output(name: str, value: ir.Value, dtype: ir.DataType, *shape: Any) -> ir.Value:
-    value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
-    return value
+def _router(op: Operators, score: ir.Value, threshold: float) -> tuple[ir.Value, ir.Value]:
+    """The input ``threshold``, of the score's type, and which rows are under it."""
+    dtype = op.dtype if score.dtype is None else score.dtype.numpy()
+    default = round_up(threshold) if dtype == np.float32 else threshold
+    knob = op.constant(np.array(default, dtype), "threshold")
+    least = np.array(np.finfo(dtype).min)  # a row marked with -inf is deferred at any threshold
+    return knob, op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))
+
+
+def _output(op: Operators, batch: int | str, output: Output) -> ir.Value:
+    name, value, kind, sides = output
+    ready = op.Cast(value, to=int(kind))
+    ready.name, ready.type, ready.shape = name, ir.TensorType(kind), ir.Shape([batch, *sides])
+    return ready
 
 
 def _model(
-    op: Operators,
-    inputs: list[ir.Value],
-    outputs: list[ir.Value],
-    parts: tuple[ir.Model, ...],
+    op: Operators, inputs: list[ir.Value], outputs: list[ir.Value], parts: tuple[ir.Model, ...]
 ) -> ir.Model:
     """A whole model of some operators, with the domains that its parts use."""
-    imports: dict[str, int] = {}
-    for part in parts:
-        for domain, version in part.graph.opset_imports.items():
-            imports[domain] = max(version, imports.get(domain, 0))
+    found = [entry for part in parts for entry in part.graph.opset_imports.items()]
+    imports = {domain: max(v for name, v in found if name == domain) for domain, _ in found}
     imports.pop("ai.onnx", None)
     imports[""] = op.opset
-    graph = ir.Graph(
-        inputs,
-        outputs,
-        nodes=op.nodes,
-        initializers=op.constants,
-        name="joint",
-        opset_imports=imports,
-    )
+    inside: dict[str, Any] = {"nodes": op.nodes, "initializers": op.constants}
+    graph = ir.Graph(inputs, outputs, name="joint", opset_imports=imports, **inside)
     needed = helper.find_min_ir_version_for([helper.make_opsetid("", op.opset)])
     version = max(LEAST_IR, needed, *(part.ir_version for part in parts))
     model = ir.Model(graph, ir_version=version)
@@ -263,126 +205,69 @@ def _model(
     return model
 
 
-def _threshold(threshold: float, dtype: np.dtype[Any]) -> np.ndarray:
-    return np.array(round_up(threshold) if dtype == np.float32 else threshold, dtype)
-
-
-def _columns(op: Operators, raw: Value, count: int | None) -> Value:
-    """Raw output as (n, k) of the type that is computed in."""
-    whole = op.Unsqueeze(raw, [1]) if count is None else raw
-    cast = op.to(whole, op.dtype)
-    cast.type = ir.TensorType(ir.DataType.from_numpy(op.dtype))
-    cast.shape = ir.Shape([None, count or 1])
-    return cast
-
-
-def _as_it_is(op: Operators, joint: JointModel, raw: Value) -> Value:
-    return raw
-
-
-def _of_prediction(op: Operators, joint: JointModel, raw: Value) -> Value:
-    return op.columns(raw, 0, 1)
-
-
-def _of_teacher(op: Operators, joint: JointModel, raw: Value) -> Value:
-    """`ebjr.tasks.specialized.known_classes.to_teacher`."""
-    column, unknown = _unknown(joint)
-    spread = np.where(unknown, math.log(unknown.sum()), 0.0).astype(op.dtype)
-    return op.Sub(op.Gather(raw, column, axis=1), spread)
-
-
-def _unknown(joint: JointModel) -> tuple[np.ndarray, np.ndarray]:
-    """The student's column of each of the teacher's classes, and which are none of its own."""
-    column = relabel(np.arange(joint.classes or 0), joint.known_classes)
-    return column, column == other_class(joint.known_classes)
-
-
-def _refined(op: Operators, joint: JointModel, student: Value, teacher: Value) -> Value:
-    """`ebjr.tasks.specialized.known_classes.refine`."""
-    _, unknown = _unknown(joint)
-    own = op.Gather(teacher, np.flatnonzero(unknown), axis=1)
-    other = op.Unsqueeze(logsumexp(op, own), [1])
-    spread = op.Add(op.Sub(teacher, other), math.log(unknown.sum()))
-    return op.Add(student, op.Where(unknown, spread, 0.0))
-
-
-def _mixed_specialized(op: Operators, joint: JointModel, student: Value, teacher: Value) -> Value:
-    if joint.blend == 0:
-        return teacher
-    return _mixed_logits(op, joint, _refined(op, joint, student, teacher), teacher)
-
-
-def _mixed_logits(op: Operators, joint: JointModel, student: Value, teacher: Value) -> Value:
-    """`ebjr.blend.blend_logits`."""
-    blend = joint.blend if isinstance(joint.blend, Blend) else Blend(joint.blend)
-    weight = float(blend)
-    if weight == 0:
-        return teacher
-    one = log_softmax(op, _over(op, teacher, blend.teacher_temperature))
-    other = log_softmax(op, _over(op, student, blend.student_temperature))
-    other = op.Add(other, math.log(weight))
-    apart = op.Where(op.Equal(one, other), 0.0, op.Neg(op.Abs(op.Sub(one, other))))
-    whole = op.Add(op.Max(one, other), op.Log(op.Add(op.Exp(apart), 1.0)))  # logaddexp
-    return op.Sub(whole, math.log1p(weight))
-
-
-def _over(op: Operators, logits: Value, temperature: float) -> Value:
-    return logits if temperature == 1 else op.Div(logits, temperature)
-
-
-def _mixed_predictions(op: Operators, joint: JointModel, student: Value, teacher: Value) -> Value:
-    """`ebjr.blend.blend_predictions`."""
-    weight, own = float(joint.blend), op.columns(teacher, 0, 1)
-    if weight == 0:
-        return own
-    return op.Div(op.Add(own, op.Mul(student, weight)), 1 + weight)
-
-
 @dataclass(frozen=True)
 class Rows:
-    """The form of tasks whose raw output is an array: a row for each input.
+    """What becomes of raw output where that is an array, a row for each input: all of it traced.
 
     Attributes
     ----------
     joint
-        The joint model, for its task, score and blend.
-    columns
-        For each role the k of its raw output (n, k); None where that is (n,).
+        The joint model: its score, and its task's own code, say what is in the graph.
+    tried
+        For each role some rows of its raw output, (n, ...).
     """
 
     joint: JointModel
-    columns: Mapping[str, int | None]
+    tried: Mapping[str, np.ndarray]
 
     def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
-        """See `Form`."""
-        raw = _columns(op, raws[0], self.columns["student"])
-        score = score_graph(op, self.joint.router.score, raw)
-        return score, [_SAID[self.joint.task](op, self.joint, raw)]
+        """The score of the student's raw outputs, (n,), and its answer."""
+        raw = self._raw(op, "student", raws[0])
+        score = traced_score(op, self.joint.router.score, raw, self.tried["student"])
+        said = self._traced(op, "said", self.joint.of_student, raw)
+        return score, [op.typed(said, self._wider)]
 
     def teacher(
         self, op: Operators, said: list[Value], raws: list[Value], given: Value
     ) -> list[Value]:
-        """See `Form`."""
-        raw = _columns(op, raws[0], self.columns["teacher"])
-        return [_MIXED[self.joint.task](op, self.joint, said[0], raw)]
+        """The answer to deferred rows, of which the student has said so."""
+        raw = self._raw(op, "teacher", raws[0])
+        return [op.typed(self._traced(op, "taught", self._taught, *said, raw), self._wider)]
+
+    def _taught(self, said: Array, raw: Array) -> Array:
+        taught = self.joint.kind.shared(raw)
+        return self.joint.mix(said, taught) if self.joint.blend else taught
 
     def outputs(self, op: Operators, answer: list[Value]) -> list[Output]:
-        """See `Form`."""
-        (output,) = answer
-        whole = op.Cast(output, to=int(FLOAT))
-        if self.joint.task == "regression":
-            number = op.Cast(op.Squeeze(output, [1]), to=int(ir.DataType.DOUBLE))
-            return [("prediction", number, ir.DataType.DOUBLE, ()), ("output", whole, FLOAT, (1,))]
-        label = op.ArgMax(output, axis=1, keepdims=0)
+        """The joint graph's outputs, beside score and deferred."""
+        found = {"prediction": self._traced(op, "meant", self.joint.predict, *answer)}
+        found["output"] = answer[0]
+        wire = self.joint.kind.tensors(self.joint.classes)
         return [
-            ("prediction", label, ir.DataType.INT64, ()),
-            ("output", whole, FLOAT, (self.columns["teacher"],)),
+            (name, value, ir.DataType.from_numpy(np.dtype(wire[name].dtype)), value.shape[1:])
+            for name, value in found.items()
         ]
+
+    def _traced(
+        self, op: Operators, name: str, function: Callable[..., Array], *given: ir.Value
+    ) -> ir.Value:
+        return traced(op, name, f"what task {self.joint.task!r} makes of answers", function, *given)
+
+    def _raw(self, op: Operators, role: str, raw: ir.Value) -> ir.Value:
+        """Raw output as it is computed with, of known type and shape."""
+        tried = self.tried[role]
+        raw.type = ir.TensorType(ir.DataType.from_numpy(tried.dtype))
+        raw.shape = ir.Shape([None, *tried.shape[1:]])
+        return op.typed(raw, as_float(tried).dtype)
+
+    @property
+    def _wider(self) -> np.dtype[Any]:
+        return np.result_type(*(as_float(tried) for tried in self.tried.values()))
 
 
 @dataclass(frozen=True)
 class Images:
-    """The form of detection: boxes, labels and scores of each image.
+    """What becomes of raw output in detection: boxes, labels and scores of each image.
 
     Attributes
     ----------
@@ -396,7 +281,7 @@ class Images:
     heads: Mapping[str, Head]
 
     def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
-        """See `Form`."""
+        """See `Rows`."""
         head = self.heads["student"]
         found = find(op, head, raws, given)
         score = detection_score(op, self.joint.router.score, head, found, raws)
@@ -405,7 +290,7 @@ class Images:
     def teacher(
         self, op: Operators, said: list[Value], raws: list[Value], given: Value
     ) -> list[Value]:
-        """See `Form`."""
+        """See `Rows`."""
         return self._answer(op, "teacher", find(op, self.heads["teacher"], raws, given))
 
     @property
@@ -427,22 +312,10 @@ class Images:
         ]
 
     def outputs(self, op: Operators, answer: list[Value]) -> list[Output]:
-        """See `Form`."""
-        boxes, labels, scores = (op.Identity(value) for value in answer)
+        """See `Rows`."""
+        boxes, labels, scores = answer
         return [
             ("boxes", boxes, FLOAT, (self._most, 4)),
             ("labels", labels, ir.DataType.INT64, (self._most,)),
             ("scores", scores, FLOAT, (self._most,)),
         ]
-
-
-_SAID: Mapping[str, Callable[[Operators, JointModel, Value], Value]] = {
-    "classification": _as_it_is,
-    "specialized": _of_teacher,
-    "regression": _of_prediction,
-}
-_MIXED: Mapping[str, Callable[[Operators, JointModel, Value, Value], Value]] = {
-    "classification": _mixed_logits,
-    "specialized": _mixed_specialized,
-    "regression": _mixed_predictions,
-}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common as passes
 
 Value = Any
 """A value of a graph, or what becomes a constant in it: a number, a list, an array."""
@@ -80,28 +81,16 @@ class Operators:
         wanted = ir.DataType.from_numpy(np.dtype(dtype))
         return x if x.dtype == wanted else self.Cast(x, to=int(wanted))
 
+    def typed(self, x: ir.Value, dtype: Any) -> ir.Value:
+        """`x` cast to a type, which it then says beside its shape."""
+        return like(self.to(x, dtype), x, dtype)
+
     def reduce(self, kind: str, x: Value, keep: bool = False, axis: int = -1) -> ir.Value:
         """``ReduceMax`` and its kin over one axis, which became an input with opset 18."""
         operator = getattr(self, kind)
         if self.opset >= (13 if kind == "ReduceSum" else 18):
             return operator(x, [axis], keepdims=int(keep))
         return operator(x, axes=[axis], keepdims=int(keep))
-
-    def columns(self, x: Value, start: int, end: int = 2**31 - 1) -> ir.Value:
-        """The columns of (n, k) from `start` up to `end`."""
-        return self.Slice(x, [start], [end], [1])
-
-    def column(self, x: Value, place: int) -> ir.Value:
-        """One column of (n, k): (n,)."""
-        return self.Gather(x, np.array(place), axis=1)
-
-    def where_all(self, condition: Value, x: Value) -> ir.Value:
-        """`x` (n,), NaN where a condition (n, k) does not hold throughout.
-
-        No operator's own way with NaN is relied on, as runtimes differ in it.
-        """
-        holds = self.reduce("ReduceMin", self.Cast(condition, to=int(ir.DataType.FLOAT)))
-        return self.Where(self.Cast(holds, to=int(ir.DataType.BOOL)), x, np.nan)
 
     def computing(self, dtype: Any) -> Operators:
         """The same part, whose numbers with a point become another type."""
@@ -128,15 +117,15 @@ class Operators:
         outputs = self.given or [self.nodes[-1].outputs[0]]
         return ir.Graph((), outputs, nodes=self.nodes, initializers=self.constants, name=self.name)
 
-    def inline(self, model: ir.Model, x: ir.Value) -> list[ir.Value]:
-        """The nodes and weights of a model's graph become this part's; its answers to `x`.
+    def inline(self, model: ir.Model, *given: ir.Value) -> list[ir.Value]:
+        """The nodes and weights of a model's graph become this part's; its answers to `given`.
 
-        The model is taken apart: it has one input, and no names of ours.
+        The model is taken apart: it has as many inputs, and no names of ours.
         """
-        graph = model.graph
-        (given,), outputs = graph.inputs, list(graph.outputs)
+        graph, outputs = model.graph, list(model.graph.outputs)
         graph.outputs.clear()
-        given.replace_all_uses_with(x)
+        for own, value in zip(graph.inputs, given, strict=True):
+            own.replace_all_uses_with(value)
         graph.inputs.clear()
         nodes, weights = list(graph), list(graph.initializers.values())
         graph.remove(nodes)
@@ -144,3 +133,29 @@ class Operators:
         self.nodes += nodes
         self.constants += weights
         return outputs
+
+
+def like(value: ir.Value, other: ir.Value, dtype: Any = None) -> ir.Value:
+    """A value that says that it has the shape of another, and its type or this one."""
+    kind = other.type if dtype is None else ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
+    value.type, value.shape = kind, other.shape
+    return value
+
+
+def forget_shapes(model: ir.Model) -> None:
+    """Leave shapes to the runtime: a dimension's name means another number in each part."""
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.shape = None
+
+
+def name_after(name: str, model: ir.Model) -> None:
+    """Put a name before every name of a graph."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in [*graph.inputs, *graph.initializers.values()]:
+            value.name = f"{name}/{value.name}"
+        for node in graph:
+            node.name = f"{name}/{node.name or node.op_type}"
+            for value in node.outputs:
+                value.name = f"{name}/{value.name}" if value.name else value.name
+    passes.NameFixPass()(model)

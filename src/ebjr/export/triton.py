@@ -15,19 +15,8 @@ from ebjr.export.file import Exported, export_joint
 from ebjr.files import write_beside
 from ebjr.joint_file import JointConfig
 
-TYPES = {
-    ir.DataType.BOOL: "TYPE_BOOL",
-    ir.DataType.STRING: "TYPE_STRING",
-    ir.DataType.FLOAT: "TYPE_FP32",
-    ir.DataType.DOUBLE: "TYPE_FP64",
-    ir.DataType.FLOAT16: "TYPE_FP16",
-    **{
-        kind: f"TYPE_{kind.name}"
-        for kind in ir.DataType
-        if kind.name in ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
-    },
-}
-"""What Triton calls the types of tensors."""
+TYPES = {"FLOAT": "FP32", "DOUBLE": "FP64", "FLOAT16": "FP16"}
+"""What Triton calls the types of tensors, where it is not as ONNX does."""
 
 
 def export_triton(
@@ -117,4 +106,5 @@ def _tensor(role: str, value: ir.Value, batched: bool) -> str:
     sides = sides[1:] if batched else sides
     # a tensor of Triton's has at least one dimension beside the batch
     shape = f"dims: {sides}" if sides else "dims: [1] reshape { shape: [] }"
-    return f'{role} {{ name: "{value.name}" data_type: {TYPES[value.dtype]} {shape} }}'
+    kind = TYPES.get(value.dtype.name, value.dtype.name)
+    return f'{role} {{ name: "{value.name}" data_type: TYPE_{kind} {shape} }}'

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import Array, Batch, to_numpy
+from ebjr.arrays import Array, Batch, argmax, to_numpy
 from ebjr.blend import Blend, blend_logits
 from ebjr.joint import JointModel
 from ebjr.metric import Metric, declare_metrics
@@ -87,7 +87,7 @@ class Classification(Task):
             )
 
     def predict(self, output: Array) -> Array:
-        return output.argmax(-1)
+        return argmax(output)
 
     def mix(self, student: Array, teacher: Array, blend: float | Blend) -> Array:
         return blend_logits(student, teacher, blend)

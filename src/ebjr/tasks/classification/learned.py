@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import Array, as_logits, convert_like, namespace, top_and_total, top_two
+from ebjr.arrays import (
+    Array,
+    argmax,
+    as_logits,
+    convert_like,
+    namespace,
+    take_places,
+    top_and_total,
+    top_two,
+)
 from ebjr.errors import CalibrationError, MissingExtra
 from ebjr.scores import LOGITS, Score, entropy
 from ebjr.task import Learner
@@ -62,7 +71,7 @@ def learned(
     xp = namespace(features)
     fitted = np.array([helps, hurts], dtype=np.float64).T
     weights = xp.astype(convert_like(fitted, features), features.dtype)
-    odds = features @ weights[1:] + weights[0]
+    odds = features @ weights[1:, :] + weights[0, :]
     if len(classes):
         if len(classes) < logits.shape[1]:
             raise ValueError(
@@ -70,7 +79,7 @@ def learned(
                 f"{logits.shape[1]}"
             )
         offsets = convert_like(np.array(classes, dtype=np.float64), features)
-        odds = odds + xp.astype(offsets, features.dtype)[logits.argmax(-1)]
+        odds = odds + take_places(xp.astype(offsets, features.dtype), argmax(logits), axis=0)
     alike = xp.zeros_like(odds[:, :1])
     top, total = top_and_total(xp.concat([odds, alike], axis=1))
     likely = xp.exp(odds - top[:, None]) / total[:, None]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import Array, Batch, as_float, namespace, to_numpy
+from ebjr.arrays import Array, Batch, as_float, logaddexp, namespace, to_numpy
 from ebjr.blend import Blend
 from ebjr.joint import JointModel
 from ebjr.metric import Metric, declare_metrics
@@ -105,9 +105,8 @@ class Multilabel(Task):
 
 def _log_mean(theirs: Array, mine: Array, weight: float) -> Array:
     """The logarithm of the sum of both sigmoids, the student's counting `weight`."""
-    xp = namespace(theirs)
-    zero = xp.zeros_like(theirs)
-    return xp.logaddexp(-xp.logaddexp(zero, -theirs), -xp.logaddexp(zero, -mine) + math.log(weight))
+    zero = namespace(theirs).zeros_like(theirs)
+    return logaddexp(-logaddexp(zero, -theirs), -logaddexp(zero, -mine) + math.log(weight))
 
 
 TASK = Multilabel()

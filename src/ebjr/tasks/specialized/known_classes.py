@@ -14,7 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import Array, as_float, convert_like, logsumexp, namespace, to_numpy
+from ebjr.arrays import (
+    Array,
+    as_float,
+    convert_like,
+    logsumexp,
+    namespace,
+    take_places,
+    to_numpy,
+)
 
 
 def check_known_classes(known_classes: Any, classes: int | None = None) -> tuple[int, ...]:
@@ -286,7 +294,7 @@ def to_teacher(output: Array, known_classes: tuple[int, ...], classes: int) -> A
     if len(unknown) == 1:
         output = _other_under_ties(output)
     spread = convert_like(np.log(len(unknown)) * _at(unknown, classes), output)
-    return output[:, convert_like(column, output)] - xp.astype(spread, output.dtype)
+    return take_places(output, column) - xp.astype(spread, output.dtype)
 
 
 def _other_under_ties(output: Array) -> Array:
@@ -322,10 +330,9 @@ def to_student(output: Array, known_classes: Any) -> Array:
     output = as_float(output)
     known = check_known_classes(known_classes, int(output.shape[1]))
     _, unknown = _columns(known, int(output.shape[1]))
-    other = logsumexp(output[:, convert_like(unknown, output)])
-    return namespace(output).concat(
-        [output[:, convert_like(np.array(known), output)], other[:, None]], axis=1
-    )
+    other = logsumexp(take_places(output, unknown))
+    of_known = take_places(output, np.array(known))
+    return namespace(output).concat([of_known, other[:, None]], axis=1)
 
 
 def refine(student: Array, teacher: Array, known_classes: tuple[int, ...]) -> Array:
@@ -350,8 +357,8 @@ def refine(student: Array, teacher: Array, known_classes: tuple[int, ...]) -> Ar
     teacher = as_float(teacher)
     classes = int(teacher.shape[1])
     _, unknown = _columns(known_classes, classes)
-    of_unknown = logsumexp(teacher[:, convert_like(unknown, teacher)])
     xp = namespace(teacher)
+    of_unknown = logsumexp(take_places(teacher, unknown))
     other = convert_like(_at(unknown, classes) > 0, teacher)
     spread = teacher - of_unknown[:, None] + float(np.log(len(unknown)))
     return student + xp.where(other, spread, xp.zeros_like(teacher))

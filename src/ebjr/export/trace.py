@@ -1,0 +1,299 @@
+"""Tracing: a function of arrays becomes a part of the graph, so that nothing is written twice.
+
+The function is called once, with ndonnx's arrays in place of NumPy's. These know their type, and
+their shape but for the number of rows, and write down what is done to them.
+"""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import array_api_compat
+import ndonnx as ndx
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import spox
+from onnx import defs, helper
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer
+from spox import _future
+
+from ebjr import arrays
+from ebjr.arrays import Array, as_float
+from ebjr.errors import ModelError, one_line
+from ebjr.export.operators import Operators, forget_shapes, name_after
+from ebjr.scores import Score
+
+LIBRARIES = (ndx, spox, np, onnx, array_api_compat)
+ELSEWHERE = (__file__, arrays.__file__, *(str(Path(str(one.__file__)).parent) for one in LIBRARIES))
+"""None of a traced function's own lines is in these."""
+
+HOW = (
+    "it is to compute with the functions of its input's own namespace, which "
+    "ebjr.arrays.namespace gives"
+)
+
+LEANER = ir.passes.Sequential(
+    passes.IdentityEliminationPass(),
+    passes.RemoveUnusedNodesPass(),
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    passes.DeduplicateInitializersPass(),
+    passes.CommonSubexpressionEliminationPass(),
+    passes.RemoveUnusedNodesPass(),
+)
+
+RECORDED = 21
+"""The opset that ndonnx records."""
+
+FAR = 1e-3
+"""A score and its part of the graph may differ by no more, relative to scores over 1."""
+
+
+def traced(
+    op: Operators, name: str, what: str, function: Callable[..., Array], *given: ir.Value
+) -> ir.Value:
+    """What a function makes of values of a graph, as nodes of this part of it.
+
+    Parameters
+    ----------
+    op, name
+        The part, and what the nodes in it are called after.
+    what, function
+        The function, arrays in and one array out, and what it is, for messages.
+    *given
+        Values (n, ...) whose types and other sides are known.
+
+    Raises
+    ------
+    ValueError
+        The function does what the arrays' own namespace cannot do.
+    ModelError
+        It does something that the opset does not have.
+    """
+    return _put(op, name, trace(what, function, *given, opset=op.opset), *given)
+
+
+def traced_score(op: Operators, score: Score, raw: ir.Value, tried: np.ndarray) -> ir.Value:
+    """A score of raw output (n, ...) as nodes of this part of a graph: (n,).
+
+    Raises
+    ------
+    ValueError
+        As `traced`.
+    ModelError
+        As `traced`; or it does with `tried`, rows of raw output, or with rows like these that are
+        no numbers, something else than with NumPy.
+    """
+
+    def function(output: Array) -> Array:
+        return as_float(score.function(output, **score.parameters))
+
+    what = f"the score {score.title}"
+    model = trace(what, function, raw, opset=op.opset)
+    _check(what, model, function, as_float(tried))
+    return _put(op, "score", model, raw)
+
+
+def _put(op: Operators, name: str, model: ir.Model, *given: ir.Value) -> ir.Value:
+    sides = tuple(model.graph.outputs[0].shape)[1:]
+    forget_shapes(model)
+    name_after(f"{op.name}/{name}", model)
+    (output,) = op.inline(model, *given)
+    output.shape = ir.Shape([None, *sides])
+    return output
+
+
+def trace(what: str, function: Callable[..., Array], *given: ir.Value, opset: int) -> ir.Model:
+    """As `traced`, as a graph of its own."""
+    model = _lean(_recorded(what, function, *given))
+    _lower(what, model, opset)
+    return model
+
+
+def _recorded(what: str, function: Callable[..., Array], *given: ir.Value) -> ir.Model:
+    # the other way to know a constant's value starts ONNX Runtime for each of them
+    known = _future.value_prop_backend(_future.ValuePropBackend.REFERENCE)
+    with known, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            inputs = {f"x{place}": _argument(value) for place, value in enumerate(given)}
+            found = function(*inputs.values())
+            if not isinstance(found, ndx.Array):
+                raise TypeError(f"{type(found).__name__} is not computed from it")
+            return ir.from_proto(ndx.build(inputs, {"y": found}))
+        except Exception as error:
+            failed = error
+    raise ValueError(
+        f"{what} has no form in ONNX operators: {_line(failed)} cannot be traced "
+        f"({one_line(failed)}); {HOW}"
+    ) from failed
+
+
+def _argument(value: ir.Value) -> ndx.Array:
+    dtype = getattr(ndx, str(value.dtype.numpy()))
+    return ndx.argument(shape=("n", *tuple(value.shape)[1:]), dtype=dtype)
+
+
+def _line(error: Exception) -> str:
+    """The line of the traced function that failed, and where it is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(ELSEWHERE)]
+    if not own:
+        return "what it returns"
+    return f"`{own[-1].line}` ({Path(own[-1].filename).name}, line {own[-1].lineno})"
+
+
+# What is recorded, made lean
+
+
+def _lean(model: ir.Model) -> ir.Model:
+    """Leave out what ndonnx does for arrays without elements, and all that can be folded."""
+    for node in list(model.graph):
+        if node.op_type == "If" and _counts(node.inputs[0]):
+            _take(model.graph, node, node.attributes["else_branch"].as_graph())
+    passes.RemoveUnusedNodesPass()(model)
+    optimizer.fold_constants(model, onnx_shape_inference=True)
+    return LEANER(model).model
+
+
+def _counts(value: ir.Value) -> bool:
+    """Whether a value says how many elements there are, or whether there are some."""
+    node = value.producer()
+    if node is None or node.op_type not in ("Equal", "Mul", "Size"):
+        return False
+    return node.op_type == "Size" or any(map(_counts, node.inputs))
+
+
+def _take(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
+    """Put the nodes of a branch in the place of the ``If``."""
+    nodes, outputs = list(branch), list(branch.outputs)
+    branch.outputs.clear()
+    branch.remove(nodes)
+    graph.insert_before(node, nodes)
+    for old, new in zip(node.outputs, outputs, strict=True):
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+# The same in an older opset, or a newer one
+
+
+def _lower(what: str, model: ir.Model, opset: int) -> None:
+    """Say it in the operators of an opset: what they compute has not changed since the thirteenth.
+
+    Raises
+    ------
+    ModelError
+        It needs an operator, or a way of it, that is newer.
+    """
+    for node in list(model.graph.all_nodes()):
+        if node.op_type in ("ReduceMax", "ReduceMin") and opset < 20:
+            _reduce_numbers(node)
+        if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and opset < 18:
+            _axes_within(node)
+        if not _known(node, opset):
+            raise ModelError(
+                f"{what} needs the operator {node.op_type} as opset {RECORDED} has it, and the "
+                f"joint graph has opset {opset}; export with --opset {RECORDED}"
+            )
+    model.graph.opset_imports[""] = opset
+    model.ir_version = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
+
+
+def _known(node: ir.Node, opset: int) -> bool:
+    """Whether an opset has the operator, and all of its attributes that are not as by default."""
+    if not defs.has(node.op_type, opset):
+        return False
+    usual = defs.get_schema(node.op_type, RECORDED).attributes
+    for name in set(node.attributes) - set(defs.get_schema(node.op_type, opset).attributes):
+        if name in usual:
+            default = helper.get_attribute_value(usual[name].default_value)
+            if node.attributes.pop(name).value != default:
+                return False
+    return True
+
+
+def _reduce_numbers(node: ir.Node) -> None:
+    """Before opset 20 booleans have no largest and no smallest."""
+    graph, given, output = node.graph, node.inputs[0], node.outputs[0]
+    if given.dtype != ir.DataType.BOOL:
+        return
+    before = ir.node("Cast", [given], {"to": int(ir.DataType.FLOAT)})
+    after = ir.node("Cast", [output], {"to": int(ir.DataType.BOOL)})
+    before.outputs[0].name, after.outputs[0].name = f"{output.name}_from", f"{output.name}_to"
+    output.replace_all_uses_with(after.outputs[0], replace_graph_outputs=True)
+    after.replace_input_with(0, output)
+    output.type = ir.TensorType(ir.DataType.FLOAT)
+    node.replace_input_with(0, before.outputs[0])
+    graph.insert_before(node, before)
+    graph.insert_after(node, after)
+
+
+def _axes_within(node: ir.Node) -> None:
+    """Before opset 18 axes are an attribute."""
+    if len(node.inputs) > 1:
+        axes = ir.convenience.get_const_tensor(node.inputs[1]).numpy()
+        node.attributes["axes"] = ir.AttrInt64s("axes", axes.tolist())
+        node.resize_inputs(1)
+
+
+# Whether it does what the function does
+
+
+def _check(what: str, model: ir.Model, function: Callable[..., Array], tried: np.ndarray) -> None:
+    """Compare a score's part of the graph with the score, also on rows that are no numbers.
+
+    Raises
+    ------
+    ModelError
+        They differ by more than rounding, or in what is deferred at every threshold.
+    """
+    rows = hostile(tried)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = np.asarray(function(rows), np.float64)
+    found = run_graph(model, rows).astype(np.float64)
+    for one, other, row in zip(found, wanted, rows, strict=True):
+        if not (_alike(one, other) or (np.isnan(row).any() and _never(one))):
+            raise ModelError(
+                f"{what} cannot be traced: for the raw output {np.array2string(row, threshold=8)} "
+                f"its part of the graph gives {one:g}, and with NumPy it gives {other:g}; {HOW}"
+            )
+
+
+def _alike(one: float, other: float) -> bool:
+    far = FAR * max(1, abs(other))
+    return (_never(one) and _never(other)) or one == other or abs(one - other) <= far
+
+
+def _never(score: float) -> bool:
+    """Whether it is kept at no threshold."""
+    return not score > -np.inf
+
+
+def hostile(rows: np.ndarray) -> np.ndarray:
+    """At least ten rows like these, of which some hold NaN, infinity, or nothing else."""
+    rows = np.resize(rows, (max(10, len(rows)), *rows.shape[1:]))
+    for place, (column, value) in enumerate(
+        [(0, np.nan), (-1, np.nan), (0, np.inf), (-1, np.inf), (0, -np.inf), (-1, -np.inf)]
+    ):
+        rows[place].reshape(-1)[column] = value
+    rows[6], rows[7] = -np.inf, np.inf
+    return rows
+
+
+def run_graph(model: ir.Model, rows: np.ndarray) -> np.ndarray:
+    """What ONNX Runtime makes of rows by a graph of one input and one output."""
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {session.get_inputs()[0].name: rows})
+    return found
