@@ -380,7 +380,7 @@ def compare_answers(
     outcomes
         The examples, their targets and metric.
     joint, other
-        (n,) answers: labels, predictions, or lists of n `Detections`.
+        (n,) answers: labels, predictions, sets of labels, or lists of n `Detections`.
     names
         What the verdict calls the two.
 
@@ -396,12 +396,14 @@ def compare_answers(
     ('the joint model', 'the other model')
     """
     measure, targets = outcomes.measure, outcomes.targets
-    if measure.binary:
+    if outcomes.kind.has_labels:
         return compare(joint, other, targets, names=names)
     columns = _judgeable(outcomes, joint, other)
     if measure.rows is None:
         return _compare_wholes(outcomes, columns, names)
     one, two = (measure.rows(column, targets) for column in columns)
+    if measure.binary:
+        return mcnemar(one == 1, two == 1, names=names)
     return loss_difference(one, two, outcomes.metric, names)
 
 
@@ -409,7 +411,7 @@ def _judgeable(outcomes: Outcomes, *answers: Any) -> list[Any]:
     """Answers as the rows of the metric take them."""
     if outcomes.kind.takes_scale:
         return [outcomes.kind.judged(found, outcomes.targets) for found in answers]
-    columns = [np.asarray(column, dtype=np.float64) for column in answers]
+    columns = [np.asarray(column, dtype=outcomes.targets.dtype) for column in answers]
     if any(column.shape != outcomes.targets.shape for column in columns):
         shapes = " and ".join(str(column.shape) for column in columns)
         raise ValueError(f"both must hold {len(outcomes)} predictions, not {shapes}")
