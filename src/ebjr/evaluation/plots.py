@@ -592,5 +592,5 @@ def _hover(outcomes: Outcomes) -> str:
 
 
 def _short(values: Any) -> list[float]:
-    """Six digits draw the same as sixteen, in a third of the file."""
-    return [float(f"{value:.6g}") for value in values]
+    """Seven digits draw the same as sixteen, in a third of the file."""
+    return [float(f"{value:.7g}") for value in values]
