@@ -341,8 +341,9 @@ def raw_output_of(name: str) -> RawOutput | None:
     >>> raw_output_of("predicted_std").name
     'predictions'
     """
-    for load in (lambda: None, _load_declared):
-        load()
+    for loaded in (False, True):
+        if loaded:
+            _load_declared()
         for raw in RAW_OUTPUTS.values():
             if name in raw.scores or name in raw.fitted:
                 return raw
