@@ -123,6 +123,23 @@ def test_specialized_students_are_recorded_and_compared(folder, monkeypatch):
     assert run_python("specialized.md")["point"].score
 
 
+def test_label_sets_are_joined(tmp_path, monkeypatch):
+    from slices import write_slice
+
+    monkeypatch.chdir(tmp_path)
+    point = run_python("multilabel.md")["point"]
+    assert point.quality >= point.teacher_quality - 0.005
+    for role, columns in (("student", range(4)), ("teacher", range(4, 8))):
+        write_slice(tmp_path / f"{role}.onnx", columns, 8)
+    targets = np.random.default_rng(0).random((400, 4)) < 0.4
+    clear = np.where(targets, 2.0, -2.0)
+    noise = np.random.default_rng(1).normal(0, 1, (400, 8)) * np.repeat([2.0, 0.5], 4)
+    inputs = (np.tile(clear, 2) + noise).astype(np.float32)
+    np.savez(tmp_path / "data.npz", inputs=inputs, targets=targets.astype(int))
+    assert len(run_lines("multilabel.md", monkeypatch)) == 3
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 400
+
+
 def test_detectors_are_joined(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for path, name in zip(write_detectors(tmp_path), ("small", "large"), strict=True):

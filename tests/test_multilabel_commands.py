@@ -43,7 +43,9 @@ def test_the_commands_follow_one_another(folder, run):
     code, out, _ = run(*CALIBRATE, "--report", "report.html", "--json")
     found = json.loads(out)
     assert (code, found["chosen_on"]["metric"]) == (0, "subset_accuracy")
-    assert found["chosen_on"]["score"].partition("(")[0] in ebjr.tasks.as_task("multilabel").raw.scores
+    assert (
+        found["chosen_on"]["score"].partition("(")[0] in ebjr.tasks.as_task("multilabel").raw.scores
+    )
     code, out, _ = run("evaluate", "o.npz", "--joint", "joint.toml", "--metric", "micro_f1")
     assert code == 0
     assert "micro F1" in out

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import html
+import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from docs.make.sources import ROOT
 from ebjr.evaluation.plots import PALETTE
+from ebjr.scores import RAW_OUTPUTS
+from ebjr.tasks import load_all
 
 EXPERIMENTS = ROOT / "experiments"
 
@@ -226,6 +229,21 @@ def detection_table() -> str:
     return table(["pair", *DETECTION_SCORES], rows)
 
 
+def _first_line(function: Callable[..., Any]) -> str:
+    return (inspect.getdoc(function) or "").split("\n")[0].replace("|", "\\|").replace("``", "`")
+
+
+def scores_table() -> str:
+    """Every score by name, with what it reads, and the first line of its docstring."""
+    load_all()
+    rows = [
+        [f"`{name}`", raw.name, _first_line(function)]
+        for raw in RAW_OUTPUTS.values()
+        for name, function in {**raw.scores, **raw.fitted}.items()
+    ]
+    return table(["score", "reads", "is"], rows)
+
+
 def parts() -> dict[str, str]:
     """By file name: what the pages include."""
     pairs = classifier_pairs()
@@ -236,4 +254,5 @@ def parts() -> dict[str, str]:
         "regression.md": regression_table(),
         "specialized.md": specialized_table(),
         "detection.md": detection_table(),
+        "scores.md": scores_table(),
     }

@@ -242,7 +242,7 @@ def own_metrics() -> tuple[Metric, ...]:
     """The registered metrics, a user's and packages'; they judge numbers."""
     if not _loaded:
         _loaded.append(True)
-        load_entry_points("ebjr.metric", register_metric)
+        load_entry_points("ebjr.metrics", register_metric)
     return tuple(METRICS[name] for name in METRICS if name in OWN_METRICS)
 
 

@@ -16,7 +16,7 @@ def load_entry_points(group: str, register: Callable[[Any], Any]) -> None:
     Parameters
     ----------
     group
-        ``"ebjr.scores"`` or ``"ebjr.metric"``.
+        ``"ebjr.scores"`` or ``"ebjr.metrics"``.
     register
         Called with each function.
 

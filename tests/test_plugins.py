@@ -1,0 +1,95 @@
+"""What installed packages add by entry points: scores and metrics."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ebjr
+
+CODE = '''
+import numpy as np
+
+def own_gap(logits):
+    """The gap between the two largest logits."""
+    best = np.sort(logits, axis=1)
+    return best[:, -1] - best[:, -2]
+
+def own_loss(predictions, targets):
+    return abs(predictions - targets) ** 3
+
+not_callable = 3
+'''
+
+ENTRIES = """
+[ebjr.scores]
+own_gap = own_package:own_gap
+{more}
+[ebjr.metrics]
+own_loss = own_package:own_loss
+"""
+
+SCRIPT = """
+import warnings
+import numpy as np
+from ebjr import Outcomes, as_score, calibrate
+from ebjr.tasks import as_task
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, 300)
+    clear = 3 * np.eye(3)[targets]
+    outcomes = Outcomes(clear + rng.normal(0, 2, clear.shape), clear, targets)
+    print("own_gap" in outcomes.kind.candidates(outcomes.student))
+    print("own_gap" in outcomes.kind.compared(outcomes.student))
+    print(calibrate(outcomes, score="own_gap").score, as_score("own_gap").named)
+    print(as_task("regression").metric("own_loss").name)
+print(*[str(each.message) for each in caught], sep="\\n")
+"""
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """Install a package that declares entry points: run the script beside it."""
+
+    def run(more: str = "") -> list[str]:
+        info = tmp_path / "own_package-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-package\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(ENTRIES.format(more=more))
+        (tmp_path / "own_package.py").write_text(CODE)
+        source = str(Path(ebjr.__file__).parents[1])
+        path = os.pathsep.join([str(tmp_path), source])
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        return done.stdout.splitlines()
+
+    return run
+
+
+def test_a_packages_score_and_metric_work_everywhere(installed):
+    assert installed() == ["True", "True", "own_gap True", "own_loss", ""]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ("missing = own_package:missing", "has no attribute 'missing'"),
+        ("away = no_such_package:score", "No module named 'no_such_package'"),
+        ("number = own_package:not_callable", "'number' in ebjr.scores, which cannot be used"),
+    ],
+)
+def test_what_cannot_be_loaded_is_a_warning_and_nothing_else(installed, more, reason):
+    *usual, warned = installed(more)
+    assert usual == ["True", "True", "own_gap True", "own_loss"]
+    assert "package own-package declares" in warned
+    assert reason in warned
