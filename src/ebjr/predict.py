@@ -38,16 +38,9 @@ _ROWS_AT_ONCE = 4096
 class Progress:
     """How far the answers are.
 
-    Attributes
-    ----------
-    read
-        Examples that have been read, those that could not be among them.
-    examples, deferred, degraded
-        Answers, and how many of them are the teacher's, or should have been.
-    unreadable
-        (name, reason) of each example that was left out.
-    resumed
-        Answers that an earlier run had left.
+    `read` counts the examples that were read, those that could not be among them; `resumed` the
+    answers that an earlier run had left. `unreadable` holds the (name, reason) of each example that
+    was left out.
     """
 
     read: int = 0
@@ -74,15 +67,9 @@ def predict(
 
     Parameters
     ----------
-    joint
-        The joint model, as `load_joint` gives it.
-    data
-        What to answer.
     output
         The file: JSON lines, or with the suffix ``.parquet`` a table. It appears whole at the end;
         until then there is ``output.part``, from which the same call goes on after a kill.
-    batch_size
-        Inputs given to the joint model at once.
     overlap
         Batches in work at once, as in `JointModel.stream`.
     labels
@@ -92,17 +79,15 @@ def predict(
         path. Score, threshold, blend and the number of examples must be.
     restart
         Begin anew, whatever is left of an earlier run.
-    tell
-        Told how far it is.
 
     Raises
     ------
     ValueError
-        What an earlier run left is of another joint model or other data.
+        ``output.part`` is of another joint model or other data.
     OSError
         A file cannot be written, or the disk is full; what was answered is kept.
     MissingExtra
-        A table needs the extra ``parquet``.
+        `output` is a table, which needs the extra ``parquet``.
 
     Examples
     --------
@@ -153,25 +138,8 @@ def write_answers(
 ) -> Progress:
     """Write answers as they come, in the data's order, so that a killed run can go on.
 
-    Parameters
-    ----------
-    answer
-        Gives the answers from an example on.
-    output, restart, tell
-        As of `predict`.
-    total
-        The number of examples, which must be the same too.
-    whose
-        As `whose_answers` gives it.
-
-    Raises
-    ------
-    ValueError
-        What an earlier run left is of another joint model or other data.
-    OSError
-        A file cannot be written, or the disk is full; what was answered is kept.
-    MissingExtra
-        A table needs the extra ``parquet``.
+    `answer` gives the answers from an example on, `whose` is of `whose_answers`; the rest, and the
+    errors, are those of `predict`.
     """
     output = Path(output)
     if output.suffix.lower() == ".parquet":
@@ -223,13 +191,7 @@ def _rows(
 def answer_row(
     name: str, said: Mapping[str, Any], score: float, deferred: bool, degraded: bool
 ) -> dict[str, Any]:
-    """What is written of one example; JSON has no infinity: such a score is None.
-
-    Examples
-    --------
-    >>> answer_row("cat.png", {"prediction": 3}, -np.inf, True, False)
-    {'name': 'cat.png', 'prediction': 3, 'score': None, 'deferred': True, 'degraded': False}
-    """
+    """What is written of one example; JSON has no infinity: such a score is None."""
     return {
         "name": name,
         **said,

@@ -39,22 +39,10 @@ Tell = Callable[[str, int, int | None], None]
 class Quantized:
     """What came of quantizing a model.
 
-    Attributes
-    ----------
-    path
-        The file that was written.
-    examples
-        How many inputs it was calibrated on.
-    bytes_before, bytes_after
-        The size of both files.
-    operators
-        How many convolutions and matrix products compute in eight bits, by kind.
-    agreement
-        The share of those inputs of which the largest output is the same as before; None where
-        there is one output alone.
-    difference
-        The mean over inputs and outputs of how far an output moved, in units of the standard
-        deviation of the outputs before.
+    `operators` counts the convolutions and matrix products that compute in eight bits, by kind.
+    `agreement` is the share of the `examples` whose largest output is the same as before; None for
+    one output alone. `difference` is how far an output moved on average, in standard deviations of
+    the outputs before.
     """
 
     path: str
@@ -81,22 +69,18 @@ def quantize(
     weight_bits: int = 7,
     tell: Tell | None = None,
 ) -> Quantized:
-    """Write an ``.onnx`` model in eight-bit numbers.
+    """Write an ``.onnx`` model in eight-bit numbers, by `onnxruntime.quantization.quantize_static`.
 
     What computes the outputs last, such as the layer that gives the logits, stays as it is: 256
     values of a logit would give a score ties, and a threshold between two of them says nothing.
 
     Parameters
     ----------
-    source
-        The ``.onnx`` file.
     batches
         Real inputs, as the model is given them in use: arrays (n, ...), or decoded images where
         there is a `preprocess`. Labels are not needed.
     output
         The file to write, whole or not at all.
-    preprocess
-        What makes the model's inputs of decoded images.
     examples
         How many inputs to calibrate on, the first ones.
     method
@@ -105,23 +89,19 @@ def quantize(
     weight_bits
         7 is right on every processor. With 8 the sums of two products overflow where they are held
         in 16 bits, as on x86 without VNNI, and the answers are wrong there.
-    tell
-        Told about every step.
 
     Raises
     ------
     FileNotFoundError
-        There is no file at `source`, or no folder for `output`.
+        `source` is no file, or `output` is in no folder.
     ValueError
-        `method`, `examples` or `weight_bits` is not possible, `output` is `source`, or there are no
-        inputs.
+        `method`, `examples` or `weight_bits` is not possible, `output` is `source`, or `batches` is
+        empty.
     ModelError
-        The file is no ONNX model, is quantized already, has nothing to quantize, or ONNX Runtime
+        `source` is no ONNX model, is quantized already, has nothing to quantize, or ONNX Runtime
         cannot quantize it.
     MissingExtra
         onnx or ONNX Runtime is not installed.
-
-    Source: `onnxruntime.quantization.quantize_static`.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, but is {method!r}")
@@ -156,14 +136,9 @@ def quantize(
 
 
 def compare_seconds(before: Model, after: Model, row: Any) -> dict[str, dict[str, float]]:
-    """The median seconds of a batch of 1 and of 64, before and after, as far as they take it.
+    """The median seconds of a batch of 1 and of 64, before and after, as far as the models take it.
 
-    Parameters
-    ----------
-    before, after
-        Both models.
-    row
-        (1, ...): an input as they take it, which is repeated.
+    `row` (1, ...) is an input, which is repeated.
     """
     sizes = [size for size in (1, 64) if getattr(before, "fixed_batch", None) in (None, size)]
     times = [

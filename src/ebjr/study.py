@@ -44,20 +44,9 @@ class Study:
     point, result
         The operating point chosen on `calibration`, and its figures on `held_out`.
     others, other_results
-        By score, without blend: the same goal with each score; those that cannot reach it are
-        left out.
+        By score, without blend: the same goal with each score that can reach it.
     traffic
         The mix that both parts were drawn in; None where they are as recorded.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> targets = rng.integers(0, 2, 100)
-    >>> clear = 4 * np.eye(2)[targets]
-    >>> outcomes = Outcomes(clear + rng.normal(0, 3, (100, 2)), clear, targets)
-    >>> study = run_study(outcomes, "budget", deferral_rate=0.5, score="margin", blend=0.0)
-    >>> study.point.score, len(study.calibration), len(study.held_out_rows)
-    ('margin', 50, 50)
     """
 
     outcomes: Outcomes
@@ -78,10 +67,7 @@ class Study:
 
     @cached_property
     def crossings(self) -> dict[str, float]:
-        """By score: where the densities of right and wrong cross on `calibration` (figure 4).
-
-        Nothing for regressors, whose answers are not right or wrong.
-        """
+        """By score: where right and wrong cross on `calibration` (figure 4); {} for regressors."""
         if not self.outcomes.measure.binary:
             return {}
         right = self.calibration.student_quality
@@ -115,10 +101,7 @@ class Study:
 
     @cached_property
     def best_accuracy(self) -> OperatingPoint:
-        """The threshold of the best accuracy on `calibration`, and its figures on `held_out`.
-
-        Of regressors the one of the best figure. With a blend it may be beyond the teacher's.
-        """
+        """The best threshold on `calibration`, which may beat the teacher, judged on `held_out`."""
         return evaluate(self.held_out, self.named_points[f"best-{self.outcomes.metric}"])
 
     @cached_property
@@ -128,31 +111,17 @@ class Study:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """The joint model against the teacher and the student, on `held_out`: McNemar's test.
-
-        Of regressors the difference of their losses.
-        """
+        """The joint model against the teacher and the student, on `held_out`, see `compare`."""
         return [
             self.compare(self.held_out.predictions(role), f"the {role}")
             for role in ("teacher", "student")
         ]
 
     def compare(self, prediction: Any, name: str = "the other model") -> Comparison:
-        """McNemar's test on `held_out`: the joint model against any other predictions.
+        """The joint model against other predictions, (len(held_out),), which `name` made.
 
-        Of regressors a paired bootstrap of the difference of their losses.
-
-        Parameters
-        ----------
-        prediction
-            (len(held_out),) labels, or numbers.
-        name
-            What the verdict calls whoever made them.
-
-        Raises
-        ------
-        ValueError
-            They have another shape.
+        McNemar's test; of regressors a paired bootstrap of the difference of their losses.
+        ValueError where the predictions have another shape.
         """
         return compare_answers(
             self.held_out, self._joint_prediction, prediction, ("the joint model", name)
@@ -231,12 +200,8 @@ class Study:
 
         Parameters
         ----------
-        path
-            The file.
-        title
-            Of the page.
         notes
-            How it was made, beside what the study knows of it.
+            How the report was made, beside what the study knows of it.
         compared
             Tests against other models, shown beside those against student and teacher.
         images
@@ -249,7 +214,7 @@ class Study:
         MissingExtra
             plotly is not installed.
         OSError
-            The file cannot be written.
+            The file at `path` cannot be written.
         """
         fraction, seed = self.split
         goal = ", ".join(f"{key} = {value}" for key, value in self.goal.as_dict().items())
@@ -278,13 +243,7 @@ class Study:
 
 
 def check_classes(outcomes: Outcomes) -> None:
-    """Check that there is something to choose between.
-
-    Raises
-    ------
-    ValueError
-        All labels are of one class.
-    """
+    """ValueError where all labels are of one class: there is nothing to choose between."""
     if outcomes.measure.binary and len(np.unique(outcomes.targets)) < 2:
         raise ValueError(
             f"all {len(outcomes)} targets are of class {outcomes.targets[0]}: calibrating needs "
@@ -350,33 +309,7 @@ def study_point(
 ) -> Study:
     """The study of an operating point that is chosen already, such as that of a ``joint.toml``.
 
-    Parameters
-    ----------
-    outcomes
-        What both models said, on the examples of the choice or on others.
-    point
-        Its threshold, score and blend; its figures are found anew on the first part.
-    goal
-        What it was chosen for: the scores beside it are given the same goal; `match-teacher` if
-        left out.
-    fraction, seed
-        As for `Outcomes.split`.
-    traffic
-        As for `run_study`.
-
-    Raises
-    ------
-    ValueError
-        A bad argument, or too few examples to split.
-
-    Examples
-    --------
-    >>> from ebjr.curve import TradeOffCurve
-    >>> clear = 4 * np.eye(2)[[0, 1] * 20]
-    >>> outcomes = Outcomes(clear, clear, [0, 1] * 20)
-    >>> point = TradeOffCurve.of(outcomes, "softmax").at(threshold=0.5)
-    >>> study_point(outcomes, point).result.deferral_rate
-    0.0
+    The point's figures are found anew on the first part, and other scores are given the same goal.
     """
     calibration, held_out = (
         outcomes.take(rows).with_scale(point.rescale)

@@ -33,16 +33,9 @@ SHARES = (0.25, 0.5, 0.75, 0.9, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """What each candidate comes to, and which is best.
+    """Each candidate's study on the same examples; `best` names the best one.
 
-    Attributes
-    ----------
-    studies
-        By name: each candidate's study, all on the same examples.
-    failed
-        By name: why a candidate cannot reach the goal.
-    best
-        The name of the one that its calibration half says is best.
+    `failed` says by name why a candidate cannot reach the goal.
     """
 
     studies: Mapping[str, Study]
@@ -174,10 +167,9 @@ def run_sweep(
     Raises
     ------
     ValueError
-        No candidates, or such as were recorded on other examples, beside another teacher, or are
-        judged by another metric.
+        `tables` is empty, or its tables differ in examples, teacher or metric.
     CalibrationError
-        None reaches the goal.
+        No candidate reaches the goal.
 
     Examples
     --------

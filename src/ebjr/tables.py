@@ -37,15 +37,7 @@ from ebjr.sweep import Sweep, known_text, saving_text
 
 
 def study_figures(study: Study, compared: Sequence[Comparison] = ()) -> dict[str, Any]:
-    """Everything a study found, for JSON.
-
-    Parameters
-    ----------
-    study
-        The study.
-    compared
-        Tests against other models, listed after those against student and teacher.
-    """
+    """Everything a study found, for JSON; `compared` are more tests, listed after its own."""
     promise = study.point.certified
     best = f"best_{study.outcomes.metric}"
     return {
@@ -81,16 +73,7 @@ def print_study(
 ) -> None:
     """One screen: the models, the joint model and its intervals, the promise, and the scores.
 
-    Parameters
-    ----------
-    console
-        Where to print.
-    study
-        The study.
-    joint_seconds
-        Measured per example, instead of the sum of both models' times.
-    compared
-        Tests against other models.
+    `joint_seconds` per example were measured, and are shown instead of the sum of both models'.
     """
     _say(
         console,
@@ -114,15 +97,7 @@ def print_study(
 
 
 def print_sweep(console: Console, sweep: Sweep) -> None:
-    """The candidates of a sweep, a row each, and what each saves at other popular shares.
-
-    Parameters
-    ----------
-    console
-        Where to print.
-    sweep
-        The sweep.
-    """
+    """The candidates of a sweep, a row each, and what each saves at other popular shares."""
     measure = sweep.study.outcomes.measure
     table = plain_table("student", "knows", measure.title, "deferred", "MFLOPs", "cheaper", "score")
     for name, study in sweep.studies.items():
@@ -181,15 +156,7 @@ def print_profile(console: Console, found: Profile) -> None:
 
 
 def print_exported(console: Console, found: Mapping[str, Any]) -> None:
-    """An exported file: its size, its input and threshold, and how it compares.
-
-    Parameters
-    ----------
-    console
-        Where to print.
-    found
-        What `export.Exported.as_dict` gives.
-    """
+    """What `export.Exported.as_dict` tells of an exported file, a row for each figure."""
     taken, data = found["input"], found["data"]
     beside = "" if data is None else f", with {Path(data).name} beside it"
     rows = {
@@ -221,17 +188,7 @@ def print_tuning(console: Console, settings: Sequence[Setting]) -> None:
 def print_quantized(
     console: Console, found: Quantized, seconds: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """A model before and after, and what became of its answers.
-
-    Parameters
-    ----------
-    console
-        Where to print.
-    found
-        The model.
-    seconds
-        Of a batch, as `quantize.compare_seconds` measures them.
-    """
+    """A model before and after, the seconds of a batch, and what became of its answers."""
     table = plain_table("", "before", "after")
     sizes = (found.bytes_before, found.bytes_after)
     table.add_row("size", *(f"{size / 2**20:,.2f} MiB" for size in sizes))
@@ -375,17 +332,8 @@ def plain_table(*columns: str) -> Table:
 def print_table(console: Console, table: Table, spare: Sequence[str] = ()) -> None:
     """Print a plain table without cutting a figure, however narrow the terminal is.
 
-    Titles break into lines first, then columns are left out, and named below the table; names
-    break where they must.
-
-    Parameters
-    ----------
-    console
-        Where to print.
-    table
-        Of `plain_table`.
-    spare
-        The titles of columns that can be left out, the first of them first.
+    Titles break into lines first, then the columns of `spare` are left out, the first of them
+    first, and named below the table; names break where they must.
     """
     left_out: list[str] = []
     if _least_width(table) > console.width:

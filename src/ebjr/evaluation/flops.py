@@ -28,20 +28,10 @@ from ebjr.model import facts, model_name
 class Flops:
     """What a model computes for one example.
 
-    Attributes
-    ----------
-    flops
-        FLOPs for one example; 1 MAC = 2 FLOPs.
-    parameters
-        Numbers that training sets: weights and biases, without the running statistics of batch
-        normalization and without shapes.
-    parameter_bytes
-        What they take as they are stored.
-    by_operator
-        FLOPs of each operator that has any, the largest first.
-    uncounted
-        How many operators of each kind could not be looked into: control flow, custom domains,
-        shapes that nothing tells. Where this is not empty, `flops` is a lower bound.
+    `parameters` counts the numbers that training sets: weights and biases, without the running
+    statistics of batch normalization and without shapes. `by_operator` lists the largest first.
+    `uncounted` is how many operators of each kind could not be looked into: control flow, custom
+    domains, unknown shapes. Where it is not empty, `flops` is a lower bound.
     """
 
     flops: int
@@ -74,10 +64,10 @@ def count_flops(
     Parameters
     ----------
     model
-        A path to an ``.onnx`` or ``.pt2`` file, a model loaded from one, or a torch module.
+        A path to an ``.onnx`` file, a model loaded from a file, or a torch module.
     input_shape
-        The shape of a batch, (n, ...); its first number does not matter: one example is counted.
-        None takes it from the file, which must then leave nothing but the batch open.
+        The shape of a batch, (n, ...); one example is counted, whatever n. None takes it from the
+        file, which must then leave nothing but the batch open.
     input_dtype
         The type of a torch module's inputs, such as ``"int64"`` for token ids; None is float32, or
         what the program says. ONNX graphs say it themselves.
@@ -87,9 +77,9 @@ def count_flops(
     TypeError
         `model` cannot be looked into.
     ValueError
-        The input's shape is needed, or is not the model's.
+        `input_shape` is needed, or is not the model's.
     FileNotFoundError
-        There is no file at the path.
+        `model` is a path without a file.
     ModelError
         The file is corrupt, or the module failed on the input.
     MissingExtra

@@ -50,27 +50,9 @@ MOST_DOTS = 2000
 
 
 def thin_rows(curve: TradeOffCurve, keep: Sequence[int] = (), most: int = MOST_ROWS) -> np.ndarray:
-    """Rows of a curve, even in deferral rate, that draw like all of them.
+    """Rows of a curve, ascending and even in deferral rate, that draw like all of them.
 
-    Parameters
-    ----------
-    curve
-        k rows.
-    keep
-        Rows that must be among them.
-    most
-        How many to take, `keep` apart.
-
-    Returns
-    -------
-    np.ndarray
-        Ascending rows, both ends among them.
-
-    Examples
-    --------
-    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> thin_rows(TradeOffCurve.of(outcomes, "energy"))
-    array([0, 1, 2])
+    Both ends are among them, and `keep`, which does not count toward `most`.
     """
     if len(curve) <= most:
         return np.arange(len(curve))
@@ -111,30 +93,9 @@ def trade_off_figure(
 ) -> dict[str, Any]:
     """The trade-off curve of each score, with both models, the oracle and chance on it.
 
-    Chance is no random order but what they reach on average: the straight line between both
-    models, in means of rows. Of COCO's mAP, which is no such mean, the average is within a few
-    tenths of a point of it.
-
-    Parameters
-    ----------
-    outcomes
-        The examples that the curves are drawn on.
-    points
-        By the name in the legend: a score, its blend and its threshold, which is marked.
-    chosen
-        The name of the one to stress.
-
-    Returns
-    -------
-    dict
-        A plotly figure. The last trace is the operating point of `chosen`.
-
-    Examples
-    --------
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> point = TradeOffCurve.of(table, "energy").at(index=1)
-    >>> [trace["name"] for trace in trade_off_figure(table, {"energy": point})["data"]]
-    ['oracle', 'random', 'energy', 'student', 'teacher']
+    Chance is no random order but its average: the straight line between both models, in means of
+    rows. Of COCO's mAP, which is no such mean, the average is within a few tenths of a point of it.
+    `points` are by their name in the legend; the point of `chosen` is stressed, and the last trace.
     """
     best = TradeOffCurve.of(outcomes, oracle(outcomes))
     _, axis = _relative_cost(outcomes, best.deferral_rate[:1])
@@ -176,22 +137,7 @@ CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8
 def candidates_figure(
     candidates: Mapping[str, tuple[Outcomes, OperatingPoint]], best: str
 ) -> dict[str, Any]:
-    """The trade-off curve of several students beside one teacher, each at its own score and blend.
-
-    Parameters
-    ----------
-    candidates
-        By name: the examples, and the operating point, which is marked.
-    best
-        The name of the one to stress.
-
-    Examples
-    --------
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> point = TradeOffCurve.of(table, "energy").at(index=1)
-    >>> [t["name"] for t in candidates_figure({"one": (table, point)}, "one")["data"]]
-    ['one', 'its point', 'teacher']
-    """
+    """The trade-off curve of several students beside one teacher, each with its operating point."""
     data: list[dict[str, Any]] = []
     for number, (name, (outcomes, point)) in enumerate(candidates.items()):
         style = _cycled(number, name == best)
@@ -215,19 +161,7 @@ def shares_figure(
 ) -> dict[str, Any]:
     """How many times cheaper than the teacher each student is, by the popular share (figure 6).
 
-    Parameters
-    ----------
-    savings
-        By name and popular share.
-    best
-        The name of the one to stress.
-    share
-        The traffic's own: the first of the layout's shapes.
-
-    Examples
-    --------
-    >>> shares_figure({"top 10": {0.5: 1.1, 0.75: 1.5}}, "top 10", 0.75)["data"][0]["x"]
-    [50.0, 75.0]
+    The traffic's own `share` is the first of the layout's shapes.
     """
     data = [
         _trace(
@@ -261,23 +195,8 @@ def score_histogram(
 ) -> dict[str, Any]:
     """Densities of the score where the student is right and where it is wrong (figure 4).
 
-    Of detectors: where the teacher adds nothing and where it does.
-
-    Parameters
-    ----------
-    outcomes
-        The examples.
-    point
-        Its score is drawn, its threshold marked: the first of the layout's shapes.
-    crossing
-        Where the densities cross, if known: the second shape.
-
-    Examples
-    --------
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> figure = score_histogram(table, TradeOffCurve.of(table, "energy").at(index=1))
-    >>> [trace["name"] for trace in figure["data"]]
-    ['student right', 'student wrong']
+    Of detectors: where the teacher adds nothing and where it does. The layout's shapes are the
+    threshold and, if known, where the densities cross.
     """
     values = np.asarray(point.router.score(outcomes.student), np.float64)
     usable = np.isfinite(values)
@@ -320,24 +239,8 @@ def _told_apart(outcomes: Outcomes) -> tuple[np.ndarray, tuple[str, str]]:
 def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
     """Both models' figures along the score, with 95 % intervals: where is the teacher better?
 
-    Parameters
-    ----------
-    outcomes
-        The examples, in bins of equal counts by score, the lowest first.
-    point
-        Its score is drawn; its deferral rate on `outcomes` is the first of the layout's shapes.
-
-    Returns
-    -------
-    dict
-        A plotly figure. For a softmax score a third trace is what the score itself says.
-
-    Examples
-    --------
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> figure = reliability_figure(table, TradeOffCurve.of(table, "softmax").at(index=1))
-    >>> [trace["name"] for trace in figure["data"]]
-    ['student', 'teacher', 'the score itself']
+    The examples are in bins of equal counts, the lowest score first. For a softmax score a third
+    trace is what the score itself says. The deferral rate is the first of the layout's shapes.
     """
     if outcomes.measure.rows is None:  # no figure of a few rows: the nearest that has one
         outcomes = replace(outcomes.with_scale(point.rescale), metric="f1")
@@ -376,14 +279,9 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
 
 
 def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
-    """Both models' residuals, target minus prediction, against the score.
+    """Both models' residuals, target minus prediction, against the score, with the threshold.
 
-    Parameters
-    ----------
-    outcomes
-        The examples of regressors; at most `MOST_DOTS` of them are drawn, at even ranks.
-    point
-        Its score is drawn, its threshold marked: the first of the layout's shapes.
+    At most `MOST_DOTS` of the examples are drawn, at even ranks.
 
     Examples
     --------
@@ -417,25 +315,7 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
 def ranking_figure(
     ranking: Sequence[Standing], chosen: str | None = None, measure: Metric = ACCURACY
 ) -> dict[str, Any]:
-    """The gain of each score with its 95 % confidence interval, the best on top.
-
-    Parameters
-    ----------
-    ranking
-        The scores, the best first.
-    chosen
-        The score to stress.
-    measure
-        The metric, whose rows the gains are means of.
-
-    Examples
-    --------
-    >>> from ebjr.evaluation.ranking import score_table
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> row = score_table(table, ["energy"])[0]
-    >>> ranking_figure([Standing(Interval(0.125, 0.1, 0.15), row)])["data"][0]["y"]
-    ['energy']
-    """
+    """The gain of each score with its 95 % confidence interval, the best on top."""
     gains = [entry.gain for entry in ranking]
     scale = 100 if measure.percent else 1
     colors = [

@@ -15,39 +15,20 @@ from ebjr.outcomes import Outcomes
 def read_predictions(
     path: str | os.PathLike[str], outcomes: Outcomes, rows: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Other models' predictions on some rows of the outcomes.
+    """Other models' predictions on some rows of the outcomes, such as the held-out half.
 
-    Parameters
-    ----------
-    path
-        Outcomes that `record` saved, of which both models are taken; or an ``.npz`` with integer
-        labels, or for regression numbers, `predictions` (n,), and `targets` (n,) if they are to be
-        checked. Either on all examples of `outcomes`, in their order, or on those of `rows`.
-    outcomes
-        The table to compare with.
-    rows
-        Those of its rows that are compared, such as the held-out half.
+    The file is outcomes that `record` saved, of which both models are taken; or an ``.npz`` with
+    `predictions` (n,), integer labels or for regression numbers, and perhaps `targets` (n,) to
+    check. It is about all examples of `outcomes`, in their order, or about those of `rows`.
 
-    Returns
-    -------
-    dict
-        By a name for a sentence, such as ``"the teacher of other.npz"``: (len(rows),) labels.
+    Returns (len(rows),) answers by a name for a sentence, such as ``"the teacher of other.npz"``.
 
     Raises
     ------
     FileNotFoundError
-        There is no such file.
+        `path` is no file.
     ValueError
-        It is damaged, has nothing to compare, or is about other examples.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> file = Path(tempfile.mkdtemp()) / "other.npz"
-    >>> np.savez(file, predictions=[0, 1, 2, 2])
-    >>> table = Outcomes(np.eye(4), np.eye(4), np.arange(4))
-    >>> read_predictions(file, table, np.array([1, 3]))
-    {'other.npz': array([1, 2])}
+        The file at `path` is damaged, has nothing to compare, or is about other examples.
     """
     name = Path(path).name
     arrays = _arrays(path)

@@ -88,15 +88,7 @@ DETECTORS = {
 
 
 def page_words(measure: Metric, kind: Task) -> dict[str, str]:
-    """Words of the page for a metric of a task.
-
-    Examples
-    --------
-    >>> from ebjr.tasks import as_task
-    >>> regression = as_task("regression")
-    >>> page_words(regression.metric("rmse"), regression)["curve_title"]
-    'RMSE against cost'
-    """
+    """Words of the page for a metric of a task."""
     if measure.binary:
         return CLASSIFIERS
     shown = measure if measure.rows is not None else kind.metrics[-1]
@@ -122,20 +114,10 @@ def page_words(measure: Metric, kind: Task) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Extra:
-    """A section of a report: a plot, the same figures as a table, and what they mean.
+    """A section of a report: a plotly figure, the same figures as a table, and what they mean.
 
-    Attributes
-    ----------
-    name, title
-        The plot's id in the page, a word; and the heading.
-    figure
-        A plotly figure, as in `ebjr.evaluation.plots`.
-    head, rows
-        Of the table: the columns' words, and for each row its name and its cells.
-    marked
-        The name of the row to stress.
-    caption
-        A sentence or two.
+    `name` is the plot's id in the page, a word. The table has the columns of `head` and a row of
+    cells by name, of which `marked` is stressed.
     """
 
     name: str
@@ -185,8 +167,7 @@ def write_report(
     held_out
         Every figure in the report is measured on these.
     point
-        The operating point that was chosen, on other examples. What it is certified for is
-        stated.
+        The operating point that was chosen on other examples, with its certificate.
     others
         The same goal with other scores.
     crossings
@@ -201,10 +182,8 @@ def write_report(
         The scores, the best first.
     samples
         Of detectors: images to show with their boxes and who answered.
-    title
-        Of the page.
     notes
-        How it was made: shown as they are, at the end.
+        How the report was made: shown as they are, at the end.
     extras
         More sections.
 
@@ -213,7 +192,7 @@ def write_report(
     MissingExtra
         plotly is not installed.
     OSError
-        The file cannot be written.
+        The file at `path` cannot be written.
     """
     points, chosen, measure = *_named(point, others), held_out.measure
     made = {"EBJR": version("ebjr"), "Written on": date.today().isoformat()}
@@ -248,20 +227,8 @@ def write_live_curve(
 ) -> None:
     """Write the knob and the trade-off curve of a report alone, for a frame in another page.
 
-    Parameters
-    ----------
-    path
-        The HTML file, written whole or not at all. In a frame it tells its page how high it is, as
-        a message ``{"height": pixels}``.
-    held_out, point, others, title
-        As for `write_report`.
-
-    Raises
-    ------
-    MissingExtra
-        plotly is not installed.
-    OSError
-        The file cannot be written.
+    In a frame the page tells its parent how high it is, as a message ``{"height": pixels}``.
+    Arguments and errors are those of `write_report`.
     """
     points, chosen = _named(point, others)
     data = report_data(held_out, points, chosen, {})
@@ -330,15 +297,7 @@ def promise_words(certificate: Any) -> tuple[str, str]:
 
 
 def verdict(held_out: Outcomes, point: OperatingPoint) -> str:
-    """What came of it, in two sentences.
-
-    Examples
-    --------
-    >>> from ebjr.curve import TradeOffCurve
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> verdict(table, TradeOffCurve.of(table, "energy").at(index=1)).partition(" (")[0]
-    'On 2 held-out examples the joint model is right on 100.00 %'
-    """
+    """What came of it, in two sentences."""
     here = evaluate(held_out, point)
     measure = held_out.measure
     note = "" if held_out.labeled else f" {UNLABELED.format(title=measure.title)}"
@@ -410,15 +369,7 @@ def _series(held_out: Outcomes, point: OperatingPoint, crossing: float | None) -
 
 
 def point_title(point: OperatingPoint) -> str:
-    """Its score, and its blend where it has one.
-
-    Examples
-    --------
-    >>> from ebjr.curve import TradeOffCurve
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> point_title(TradeOffCurve.of(table, "energy", 0.5).at(index=1))
-    'energy, blend 0.5'
-    """
+    """The point's score, and its blend where it has one."""
     return score_title(point.score) + (f", blend {point.blend:g}" if point.blend else "")
 
 
