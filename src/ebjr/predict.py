@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +32,7 @@ from ebjr.threads import in_order
 Tell = Callable[[str, int, int | None], None]
 
 _ROWS_AT_ONCE = 4096
+_COUNTED = ("read", "examples", "deferred", "degraded")
 
 
 @dataclass
@@ -146,16 +147,16 @@ def write_answers(
         _import_pyarrow(output)
     journal = _Journal(output.with_name(f"{output.name}.part"))
     if restart:
-        journal.remove()
+        journal.path.unlink(missing_ok=True)
     progress = journal.resume({**whose, "examples": total})
     tell = tell or (lambda what, done, total: None)
     tell("answering", progress.read, total)
-    with journal:
+    with closing(journal):
         for rows, unreadable in answer(progress.read) if progress.read < total else ():
             journal.write(rows, unreadable, progress)
             tell("answering", progress.read, total)
     _finish(journal.answers, output)
-    journal.remove()
+    journal.path.unlink()
     return progress
 
 
@@ -181,11 +182,9 @@ def _rows(
     """What is written of each example of a batch."""
     said = joint.kind.plain(answer.prediction, labels)
     columns = [to_numpy(column) for column in (answer.score, answer.deferred, answer.degraded)]
-    for name, prediction, score, deferred, degraded in zip(
-        batch.names, said, *columns, strict=True
-    ):
-        row = answer_row(name, prediction, score, deferred, degraded)
-        yield row | ({"late": answer.late} if degraded and answer.late is not None else {})
+    for row in starmap(answer_row, zip(batch.names, said, *columns, strict=True)):
+        late = row["degraded"] and answer.late is not None
+        yield row | ({"late": answer.late} if late else {})
 
 
 def answer_row(
@@ -244,36 +243,27 @@ class _Journal:
         progress.degraded += sum(row["degraded"] for row in rows)
         progress.read += len(rows) + len(unreadable)
         progress.unreadable.extend(unreadable)
-        if self._file is None:
-            self._open(0)
-        closed = {"read": progress.read, "examples": progress.examples}
-        closed |= {"deferred": progress.deferred, "degraded": progress.degraded}
-        lines = [_line(row) for row in rows]
-        assert self._file is not None
+        closed = {key: getattr(progress, key) for key in _COUNTED} | {"unreadable": unreadable}
+        file = self._file or self._open(0)
         with full_disk_named(self.path):
-            self._file.write(b"".join([*lines, _line({**closed, "unreadable": unreadable})]))
-            self._file.flush()
+            file.write(b"".join(map(_line, [*rows, closed])))
+            file.flush()
 
-    def _open(self, length: int) -> None:
+    def _open(self, length: int) -> IO[bytes]:
         self._file = self.path.open("r+b" if length else "wb")
         self._file.truncate(length)
         self._file.seek(length)
         if not length:
             self._file.write(self._header)
+        return self._file
 
     def answers(self) -> Iterator[bytes]:
         """The lines of the answers alone."""
         with self.path.open("rb") as file:
             yield from (line for line in file if line.startswith(b'{"name":'))
 
-    def remove(self) -> None:
-        """It is done with."""
-        self.path.unlink(missing_ok=True)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Nothing more is written."""
         if self._file is not None:
             self._file.close()
 

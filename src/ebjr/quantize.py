@@ -16,7 +16,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -192,12 +194,7 @@ def _batches(model: OnnxModel, inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def _quantize(
-    model: OnnxModel,
-    inputs: NDArray[Any],
-    target: Path,
-    method: str,
-    weight_bits: int,
-    tell: Tell,
+    model: OnnxModel, inputs: NDArray[Any], target: Path, method: str, weight_bits: int, tell: Tell
 ) -> None:
     try:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
@@ -205,7 +202,7 @@ def _quantize(
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
         raise MissingExtra("onnx", f"quantizing {model.path}") from error
-    folded = target.with_name("folded.onnx")
+    folded, feeds = target.with_name("folded.onnx"), _feeds(model, inputs, tell)
     try:
         with _quiet():
             quant_pre_process(str(model.path), str(folded), skip_symbolic_shape=True)
@@ -213,7 +210,7 @@ def _quantize(
             quantize_file(
                 str(folded),
                 str(target),
-                _Reader(model, inputs, tell),
+                SimpleNamespace(get_next=partial(next, feeds, None)),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 reduce_range=weight_bits == 7,
@@ -235,26 +232,14 @@ def _quantize(
         )
 
 
-class _Reader:
+def _feeds(model: OnnxModel, inputs: NDArray[Any], tell: Tell) -> Iterator[dict[str, NDArray[Any]]]:
     """The inputs as ONNX Runtime's calibration asks for them, with progress."""
-
-    def __init__(self, model: OnnxModel, inputs: NDArray[Any], tell: Tell) -> None:
-        self._name = model.input_name
-        self._batches = _batches(model, inputs)
-        self._tell, self._done, self._total = tell, 0, len(inputs)
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """The next batch by the input's name; None at the end."""
-        batch = next(self._batches, None)
-        self._tell("calibrating", min(self._done, self._total), self._total)
-        if batch is None:
-            return None
-        self._done += len(batch)
-        return {self._name: batch}
-
-    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
-        while (batch := self.get_next()) is not None:
-            yield batch
+    done, total = 0, len(inputs)
+    for batch in _batches(model, inputs):
+        tell("calibrating", min(done, total), total)
+        yield {model.input_name: batch}
+        done += len(batch)
+    tell("calibrating", total, total)
 
 
 _PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score, is_fitted
 from ebjr.stats import Interval
 from ebjr.tasks.specialized.known_classes import Traffic
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,34 +73,22 @@ class Study:
         """By score: where right and wrong cross on `calibration` (figure 4); {} for regressors."""
         if not self.outcomes.measure.binary:
             return {}
-        right = self.calibration.student_quality
-        found = {}
-        for name, point in {**self.others, self.point.score: self.point}.items():
-            values = np.asarray(point.router.score(self.calibration.student), np.float64)
-            try:
-                found[name] = crossing(values, right)
-            except CalibrationError:
-                continue
-        return found
+        table, points = self.calibration, {**self.others, self.point.score: self.point}
 
-    @property
-    def _named_goals(self) -> dict[str, dict[str, Any]]:
-        table = self.calibration
-        return table.kind.named_goals(table.measure, table.quality("teacher"))
+        def cross(name: str) -> float:
+            values = np.asarray(points[name].router.score(table.student), np.float64)
+            return crossing(values, table.student_quality)
+
+        return _possible(cross, points)
 
     @cached_property
     def named_points(self) -> dict[str, OperatingPoint]:
         """By name: other operating points of the chosen score and blend, on `calibration`."""
-        score = self.point.router.score
-        found = {}
-        for name, goal in self._named_goals.items():
-            try:
-                found[name] = calibrate(
-                    self.calibration, **goal, score=score, blend=self.point.blend
-                )
-            except CalibrationError:
-                continue
-        return found
+        table, score, blend = self.calibration, self.point.router.score, self.point.blend
+        goals = table.kind.named_goals(table.measure, table.quality("teacher"))
+        return _possible(
+            lambda name: calibrate(table, **goals[name], score=score, blend=blend), goals
+        )
 
     @cached_property
     def best_accuracy(self) -> OperatingPoint:
@@ -123,19 +114,13 @@ class Study:
         McNemar's test; of regressors a paired bootstrap of the difference of their losses.
         ValueError where the predictions have another shape.
         """
-        return compare_answers(
-            self.held_out, self._joint_prediction, prediction, ("the joint model", name)
-        )
+        names = ("the joint model", name)
+        return compare_answers(self.held_out, self._joint_prediction, prediction, names)
 
     def compare_files(self, paths: Iterable[str | os.PathLike[str]]) -> list[Comparison]:
         """The tests against every prediction in some files, see `read_predictions`."""
-        return [
-            self.compare(prediction, name)
-            for path in paths
-            for name, prediction in read_predictions(
-                path, self.outcomes, self.held_out_rows
-            ).items()
-        ]
+        read = (read_predictions(path, self.outcomes, self.held_out_rows) for path in paths)
+        return [self.compare(said, name) for each in read for name, said in each.items()]
 
     @cached_property
     def _joint_prediction(self) -> Any:
@@ -316,12 +301,10 @@ def study_point(
         for rows in _rows(outcomes, fraction, seed, traffic)
     )
     aim = goal or Goal()
-    others = {}
-    for name in calibration.kind.compared(calibration.student):
-        try:
-            others[name] = calibrate(calibration, aim.plain, score=name, blend=0.0)
-        except CalibrationError:
-            continue
+    others = _possible(
+        lambda name: calibrate(calibration, aim.plain, score=name, blend=0.0),
+        calibration.kind.compared(calibration.student),
+    )
     return Study(
         outcomes=outcomes,
         calibration=calibration,
@@ -336,14 +319,22 @@ def study_point(
     )
 
 
+def _possible(find: Callable[[str], T], names: Iterable[str]) -> dict[str, T]:
+    """What is found by each name, without those for which there is nothing to be found."""
+    found = {}
+    for name in names:
+        with suppress(CalibrationError):
+            found[name] = find(name)
+    return found
+
+
 def _rows(
     outcomes: Outcomes, fraction: float, seed: int, traffic: Traffic | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows of both parts: split first, so that no other mix moves a row across."""
     first, second = outcomes.split_rows(fraction, seed)
-    if traffic is None:
-        return first, second
-    first, second = (
-        rows[traffic.draw(take_rows(outcomes.targets, rows), seed)] for rows in (first, second)
-    )
+    if traffic is not None:
+        first, second = (
+            rows[traffic.draw(take_rows(outcomes.targets, rows), seed)] for rows in (first, second)
+        )
     return first, second

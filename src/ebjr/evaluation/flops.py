@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,6 @@ class Flops:
     def known(self) -> int | None:
         """`flops`; None where all that computes could not be looked into, as in trees."""
         return None if self.uncounted and not self.flops else self.flops
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain numbers, for JSON."""
-        return asdict(self)
 
 
 def can_count(model: Any) -> bool:

@@ -99,35 +99,37 @@ def trade_off_figure(
     """
     best = TradeOffCurve.of(outcomes, oracle(outcomes))
     _, axis = _relative_cost(outcomes, best.deferral_rate[:1])
-    data = [_line(best, "oracle", {"color": PALETTE["oracle"], "dash": "dash", "width": 2})]
-    data.append(_random_line(outcomes))
+    dashed = {"color": PALETTE["oracle"], "dash": "dash", "width": 2}
+    data = [_line(best, "oracle", dashed), _random_line(outcomes)]
     for name, point in points.items():
         stressed = name == chosen
         if point.score == "random" and not stressed:
             continue
         curve = point.curve(outcomes)
-        color = PALETTE["chosen"] if stressed else PALETTE.get(point.score, PALETTE["random"])
-        line = _line(curve, name, {"color": color, "width": 4 if stressed else 1.75})
-        data.append({**line, "zorder": int(stressed)})
+        style = {"color": _color(point.score, stressed), "width": 4 if stressed else 1.75}
+        data.append({**_line(curve, name, style), "zorder": int(stressed)})
     data += [_model(outcomes, "student"), _model(outcomes, "teacher")]
     if chosen is not None:
         data.append(_marker(outcomes, points[chosen]))
-    rates = [r for trace in data for r in trace["x"]]
-    measure = outcomes.measure
-    ends = [float(measure.drawn(outcomes.quality(role))) for role in ("student", "teacher")]
-    if measure.percent:
-        span = [min(ends) - 0.6, max(y for trace in data for y in trace["y"]) + 0.4]
-    else:
-        seen = [*ends, *measure.drawn(best.quality).tolist()]
-        margin = 0.06 * (max(seen) - min(seen))
-        span = [min(seen) - margin, max(seen) + margin]
+    rates = [rate for trace in data for rate in trace["x"]]
     return _figure(
         data,
         _axis(axis, range=[0, 1.03 * max(rates)]),
-        {"title": {"text": measure.axis}, "range": span},
+        {"title": {"text": outcomes.measure.axis}, "range": _span(outcomes, best, data)},
         shapes=[_rule(100.0, "dot")],
         annotations=[_note(100, 0.02, "break-even", shift=-5)],
     )
+
+
+def _span(outcomes: Outcomes, best: TradeOffCurve, data: list[dict[str, Any]]) -> list[float]:
+    """The range of qualities to show: both models and what is better, not far below them."""
+    measure = outcomes.measure
+    ends = [float(measure.drawn(outcomes.quality(role))) for role in ("student", "teacher")]
+    if measure.percent:
+        return [min(ends) - 0.6, max(y for trace in data for y in trace["y"]) + 0.4]
+    seen = [*ends, *measure.drawn(best.quality).tolist()]
+    margin = 0.06 * (max(seen) - min(seen))
+    return [min(seen) - margin, max(seen) + margin]
 
 
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8F98")
@@ -183,6 +185,11 @@ def shares_figure(
     )
 
 
+def _color(score: str, stressed: bool) -> str:
+    """The color of a score."""
+    return PALETTE["chosen"] if stressed else PALETTE.get(score, PALETTE["random"])
+
+
 def _cycled(number: int, stressed: bool) -> dict[str, Any]:
     """The style of the line of that number."""
     dash = ("solid", "dash", "dot")[number // len(CYCLE) % 3]
@@ -203,29 +210,29 @@ def score_histogram(
     right, names = _told_apart(outcomes)
     low, high = (0.0, 1.0) if not usable.any() else np.quantile(values[usable], [0.0, 1.0])
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
-    data = []
-    for color, name, rows in (
-        ("right", names[0], usable & right),
-        ("wrong", names[1], usable & ~right),
-    ):
-        density = np.histogram(values[rows], edges)[0] / max(rows.sum(), 1) / np.diff(edges)
-        bars = {"type": "bar", "width": float(edges[1] - edges[0]), "opacity": 0.55}
-        marker = {"color": PALETTE[color], "line": {"width": 0}}
-        middle = (edges[:-1] + edges[1:]) / 2
-        hover = "%{y:.4g} at %{x:.4g}"
-        data.append(_trace(None, name, middle, density, hover, marker=marker, **bars))
+    data = [
+        _density(name, values[usable & rows], edges, PALETTE[color])
+        for color, name, rows in zip(("right", "wrong"), names, (right, ~right), strict=True)
+    ]
+    known = [] if crossing is None else [crossing]
     return _figure(
         data,
         _axis(f"score: {score_title(point.score)}"),
         {"title": {"text": "density"}, "rangemode": "tozero"},
-        shapes=[
-            _rule(point.threshold, "solid"),
-            *([] if crossing is None else [_rule(crossing, "dash")]),
-        ],
-        annotations=[] if crossing is None else [_note(crossing, 1.0, "crossing", shift=-4)],
+        shapes=[_rule(point.threshold, "solid"), *(_rule(each, "dash") for each in known)],
+        annotations=[_note(each, 1.0, "crossing", shift=-4) for each in known],
         barmode="overlay",
         bargap=0,
     )
+
+
+def _density(name: str, values: np.ndarray, edges: np.ndarray, color: str) -> dict[str, Any]:
+    """Bars of the share of values between each two edges, over how far these are apart."""
+    density = np.histogram(values, edges)[0] / max(len(values), 1) / np.diff(edges)
+    bars = {"type": "bar", "width": float(edges[1] - edges[0]), "opacity": 0.55}
+    marker = {"color": color, "line": {"width": 0}}
+    middle, hover = (edges[:-1] + edges[1:]) / 2, "%{y:.4g} at %{x:.4g}"
+    return _trace(None, name, middle, density, hover, marker=marker, **bars)
 
 
 def _told_apart(outcomes: Outcomes) -> tuple[np.ndarray, tuple[str, str]]:
@@ -251,20 +258,11 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
     data: list[dict[str, Any]] = []
     for role, shift in (("student", -0.5), ("teacher", 0.5)):  # so that no bar hides another
         shares = [getattr(row, role) for row in bins]
+        estimates, hover = [scale * share.estimate for share in shares], _hover(outcomes)
+        line = _trace("lines+markers", role, middle + shift, estimates, f"{hover}, %{{text}}")
         ink = {"color": PALETTE["student"]} if role == "student" else {}
-        data.append(
-            _trace(
-                "lines+markers",
-                role,
-                middle + shift,
-                [scale * share.estimate for share in shares],
-                f"{_hover(outcomes)}, %{{text}}",
-                error_y=_bars(shares, scale),
-                text=spans,
-                marker=_marker_of(role, 9),
-                line={"width": 2, **ink},
-            )
-        )
+        style = {"marker": _marker_of(role, 9), "line": {"width": 2, **ink}}
+        data.append({**line, **style, "error_y": _bars(shares, scale), "text": spans})
     if measure.binary and point.score.partition("(")[0] == "softmax":
         said = [100 * row.mean for row in bins]
         line = {"dash": "dot", "width": 1.5, "color": PALETTE["random"]}
@@ -316,24 +314,20 @@ def ranking_figure(
     ranking: Sequence[Standing], chosen: str | None = None, measure: Metric = ACCURACY
 ) -> dict[str, Any]:
     """The gain of each score with its 95 % confidence interval, the best on top."""
-    gains = [entry.gain for entry in ranking]
     scale = 100 if measure.percent else 1
-    colors = [
-        PALETTE["chosen"] if entry.score == chosen else PALETTE.get(entry.score, PALETTE["random"])
-        for entry in ranking
-    ]
     dots = [
         {
             "type": "scatter",
             "mode": "markers",
             "name": entry.score,
-            "x": _short([scale * gain.estimate]),
+            "x": _short([scale * entry.gain.estimate]),
             "y": [entry.score],
-            "error_x": _bars([gain], scale) | {"color": color, "thickness": 2},
+            "error_x": _bars([entry.gain], scale) | {"color": color, "thickness": 2},
             "marker": {"color": color, "size": 13 if entry.score == chosen else 10},
             "hovertemplate": f"%{{x:.3g}} {measure.gain_unit}<extra>%{{y}}</extra>",
         }
-        for entry, gain, color in zip(ranking, gains, colors, strict=True)
+        for entry in ranking
+        for color in [_color(entry.score, entry.score == chosen)]
     ]
     return _figure(
         dots,
@@ -365,7 +359,8 @@ def _trace(mode: str | None, name: str, x: Any, y: Any, hover: str, **more: Any)
     """Points (n,) and (n,), and what is shown under the mouse."""
     points = {"name": name, "x": _short(x), "y": _short(y)}
     kind = {"type": "scatter"} if mode is None else {"type": "scatter", "mode": mode}
-    return {**kind, **points, "hovertemplate": f"{hover}<extra>%{{fullData.name}}</extra>", **more}
+    hover = hover if "<extra>" in hover else f"{hover}<extra>%{{fullData.name}}</extra>"
+    return {**kind, **points, "hovertemplate": hover, **more}
 
 
 def _note(x: float, y: float, text: str, shift: int) -> dict[str, Any]:
@@ -403,17 +398,12 @@ def _random_line(outcomes: Outcomes) -> dict[str, Any]:
     rates, measure = np.linspace(0, 1, 21), outcomes.measure
     low, high = (float(measure.mean(outcomes.quality(role))) for role in ("student", "teacher"))
     quality = np.asarray(measure.quality(low + rates * (high - low)))
-    return _through(
-        outcomes, rates, quality, "random", {"color": PALETTE["random"], "dash": "dot", "width": 2}
-    )
+    style = {"color": PALETTE["random"], "dash": "dot", "width": 2}
+    return _through(outcomes, rates, quality, "random", style)
 
 
 def _through(
-    outcomes: Outcomes,
-    rates: np.ndarray,
-    quality: np.ndarray,
-    name: str,
-    style: dict[str, Any],
+    outcomes: Outcomes, rates: np.ndarray, quality: np.ndarray, name: str, style: dict[str, Any]
 ) -> dict[str, Any]:
     """A line through the qualities at some deferral rates."""
     cost, _ = _relative_cost(outcomes, rates)
@@ -424,16 +414,9 @@ def _through(
 def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
     """A model alone: the teacher alone costs 100 %, without the student."""
     cost = [100.0] if role == "teacher" else _relative_cost(outcomes, np.array([0.0]))[0]
-    found = _trace(
-        "markers",
-        role,
-        cost,
-        [outcomes.measure.drawn(outcomes.quality(role))],
-        f"{_hover(outcomes)} at %{{x:.1f}} %",
-        marker=_marker_of(role, 12),
-        zorder=2,
-    )
-    return {**found, "hovertemplate": found["hovertemplate"].replace("</extra>", " alone</extra>")}
+    quality = [outcomes.measure.drawn(outcomes.quality(role))]
+    hover = f"{_hover(outcomes)} at %{{x:.1f}} %<extra>%{{fullData.name}} alone</extra>"
+    return _trace("markers", role, cost, quality, hover, marker=_marker_of(role, 12), zorder=2)
 
 
 def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
@@ -442,16 +425,9 @@ def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
     cost, _ = _relative_cost(outcomes, np.array([here.deferral_rate]))
     marker = {"symbol": "diamond", "size": 16, "color": PALETTE["chosen"]}
     marker["line"] = {"width": 2, "color": "#ffffff"}
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": "operating point",
-        "zorder": 3,
-        "x": _short(cost),
-        "y": _short([outcomes.measure.drawn(here.quality)]),
-        "marker": marker,
-        "hovertemplate": "%{y:.2f} % at %{x:.1f} %<extra>operating point</extra>",
-    }
+    quality, hover = [outcomes.measure.drawn(here.quality)], "%{y:.2f} % at %{x:.1f} %"
+    hover += "<extra>operating point</extra>"
+    return _trace("markers", "operating point", cost, quality, hover, marker=marker, zorder=3)
 
 
 def _rule(x: float, dash: str) -> dict[str, Any]:

@@ -36,10 +36,6 @@ class Latency:
     p50_seconds: float
     p95_seconds: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain numbers, for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Profile:
@@ -64,10 +60,8 @@ class Profile:
     powers: tuple[Power, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain numbers, lists and dictionaries, for JSON."""
-        plain = asdict(self)
-        lists = {name: list(plain[name]) for name in ("input_shape", "latencies", "powers")}
-        return {**plain, **lists}
+        """The same as plain numbers, for JSON."""
+        return asdict(self)
 
 
 def profile(

@@ -90,13 +90,9 @@ def tune(
 def _run(model: Model, batch: Any, overlap: int, seconds: float) -> tuple[float, float]:
     """Inputs per second, and seconds of a call, where so many calls are always in work."""
     began = time.perf_counter()
-
-    if overlap == 1:
-        times = timed_calls(model, batch, began + seconds)
-    else:
-        with ThreadPoolExecutor(overlap) as pool:
-            work = [pool.submit(timed_calls, model, batch, began + seconds) for _ in range(overlap)]
-            times = [each for future in work for each in future.result()]
+    with ThreadPoolExecutor(overlap) as pool:
+        work = [pool.submit(timed_calls, model, batch, began + seconds) for _ in range(overlap)]
+        times = [each for future in work for each in future.result()]
     spent = time.perf_counter() - began
     return len(times) * len(batch) / spent, float(np.median(times))
 
