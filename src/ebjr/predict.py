@@ -66,29 +66,11 @@ def predict(
 ) -> Progress:
     """Answer every example of some data, in constant memory, and write the answers.
 
-    Parameters
-    ----------
-    output
-        The file: JSON lines, or with the suffix ``.parquet`` a table. It appears whole at the end;
-        until then there is ``output.part``, from which the same call goes on after a kill.
-    overlap
-        Batches in work at once, as in `JointModel.stream`.
-    labels
-        The classes' names.
-    about
-        What else must be the same for a run to go on where another stopped, such as the data's
-        path. Score, threshold, blend and the number of examples must be.
-    restart
-        Begin anew, whatever is left of an earlier run.
-
-    Raises
-    ------
-    ValueError
-        ``output.part`` is of another joint model or other data.
-    OSError
-        A file cannot be written, or the disk is full; what was answered is kept.
-    MissingExtra
-        `output` is a table, which needs the extra ``parquet``.
+    `output` is JSON lines, or with the suffix ``.parquet`` a table. It appears whole at the end;
+    until then there is ``output.part``, from which the same call goes on after a kill or an OSError
+    such as a full disk; with `restart` it begins anew. ValueError where what an earlier run left is
+    of another score, threshold, blend or number of examples, or of another `about`, such as the
+    data's path. `overlap` batches are in work at once, as in `JointModel.stream`.
 
     Examples
     --------

@@ -76,34 +76,15 @@ def quantize(
     What computes the outputs last, such as the layer that gives the logits, stays as it is: 256
     values of a logit would give a score ties, and a threshold between two of them says nothing.
 
-    Parameters
-    ----------
-    batches
-        Real inputs, as the model is given them in use: arrays (n, ...), or decoded images where
-        there is a `preprocess`. Labels are not needed.
-    output
-        The file to write, whole or not at all.
-    examples
-        How many inputs to calibrate on, the first ones.
-    method
-        How a range is chosen: ``"minmax"``, all that was seen; ``"entropy"`` or ``"percentile"``
-        clip what is rare. These two keep every activation in memory meanwhile.
-    weight_bits
-        7 is right on every processor. With 8 the sums of two products overflow where they are held
-        in 16 bits, as on x86 without VNNI, and the answers are wrong there.
+    `batches` are real inputs (n, ...) as the model is given them in use, or decoded images where
+    there is a `preprocess`; the first `examples` of them calibrate. A range is all that was seen
+    with the method ``"minmax"``; ``"entropy"`` and ``"percentile"`` clip what is rare, and keep
+    every activation in memory meanwhile. Weights of 7 bits are right on every processor. With 8 the
+    sums of two products overflow where they are held in 16 bits, as on x86 without VNNI, and the
+    answers are wrong there.
 
-    Raises
-    ------
-    FileNotFoundError
-        `source` is no file, or `output` is in no folder.
-    ValueError
-        `method`, `examples` or `weight_bits` is not possible, `output` is `source`, or `batches` is
-        empty.
-    ModelError
-        `source` is no ONNX model, is quantized already, has nothing to quantize, or ONNX Runtime
-        cannot quantize it.
-    MissingExtra
-        onnx or ONNX Runtime is not installed.
+    ModelError where `source` is no ONNX model, is quantized already, has nothing to quantize, or
+    ONNX Runtime cannot quantize it.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, but is {method!r}")

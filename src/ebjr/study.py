@@ -22,7 +22,7 @@ from ebjr.evaluation.bootstrap import bootstrap
 from ebjr.evaluation.predictions import read_predictions
 from ebjr.evaluation.ranking import Standing, score_table
 from ebjr.evaluation.report import Extra, write_report
-from ebjr.evaluation.samples import Sample, make_samples, sample_rows
+from ebjr.evaluation.samples import make_samples, sample_rows
 from ebjr.evaluation.tests import Comparison, compare_answers
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score, is_fitted
@@ -167,10 +167,6 @@ class Study:
             )
         return [found[row] for row in self.sample_rows.tolist()]
 
-    def _samples(self, images: Sequence[Any]) -> list[Sample]:
-        rows = sample_rows(self.held_out, self.point)
-        return make_samples(self.held_out, self.point, rows, images) if len(images) else []
-
     def write_report(
         self,
         path: str | os.PathLike[str],
@@ -220,7 +216,7 @@ class Study:
             intervals=self.intervals,
             comparisons=[*self.comparisons, *compared],
             ranking=self.ranking,
-            samples=self._samples(images),
+            samples=make_samples(self.held_out, self.point, images),
             title=title,
             notes={**made, **(notes or {})},
             extras=extras,

@@ -260,35 +260,31 @@ def _joint_row(name: str, point: OperatingPoint, measured: str | None = None) ->
 
 def _intervals(intervals: dict[str, Interval], measure: Metric) -> str:
     """The joint model's figures with what they may be by chance."""
-    own, saving = intervals[measure.name], intervals.get("saving")
-    low, high = (measure.text(float(measure.figure(figure))) for figure in (own.low, own.high))
-    parts = [f"{measure.title} {low} to {high}"]
-    if saving is not None:
-        parts.append(f"{saving.low:.2f} to {saving.high:.2f} times cheaper")
-    scale, form = (100, "+.2f") if measure.percent else (1, "+.4g")
-    words = "points over the {}"
+    _, *ends = intervals[measure.name]
+    low, high = (measure.text(float(measure.figure(end))) for end in ends)
+    figures = f"{measure.title} {low} to {high}"
+    if (saving := intervals.get("saving")) is not None:
+        figures += f", {saving.low:.2f} to {saving.high:.2f} times cheaper"
+    lines = [f"95 % intervals: {figures}"]
+    if (joules := intervals.get("joules_saved")) is not None:
+        lines.append(f"{joules.low:.1%} to {joules.high:.1%} of the teacher's joules saved")
+    scale, form, words = 100, "+.2f", "points over the {}"
     if not measure.percent:
-        words = f"{measure.title} {'lower' if measure.lower else 'higher'} than the {{}}'s"
+        lower = "lower" if measure.lower else "higher"
+        scale, form, words = 1, "+.4g", f"{measure.title} {lower} than the {{}}'s"
     gains = [
         f"{scale * gain.low:{form}} to {scale * gain.high:{form}} {words.format(role)}"
         for role in ("teacher", "student")
         for gain in [intervals[f"gain_over_{role}"]]
     ]
-    joules = intervals.get("joules_saved")
-    lines = [f"95 % intervals: {', '.join(parts)}", f"{' and '.join(gains)}."]
-    if joules is not None:
-        words = f"{joules.low:.1%} to {joules.high:.1%} of the teacher's joules saved"
-        lines.insert(1, words)
-    return ";\n".join(lines)
+    return ";\n".join([*lines, f"{' and '.join(gains)}."])
 
 
 def _tests(tests: Sequence[Comparison]) -> Table:
     """Tests of the joint model, a row each."""
     table = plain_table("joint against", *tests[0].cells, "verdict")
     for test in tests:
-        verdict = "could be chance"
-        if test.better is not None:
-            verdict = "better" if test.better == test.names[0] else "worse"
+        verdict = {None: "could be chance", test.names[0]: "better"}.get(test.better, "worse")
         table.add_row(escape(test.names[1]), *test.cells.values(), verdict)
     return table
 

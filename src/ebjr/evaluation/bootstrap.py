@@ -41,6 +41,9 @@ def bootstrap(
     more by about as much: its own interval is the basic bootstrap's, which corrects for that and
     reaches further down than up. Differences of two mAP need no correction.
 
+    Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; the basic
+    bootstrap: Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2.
+
     Parameters
     ----------
     outcomes
@@ -63,11 +66,6 @@ def bootstrap(
     ------
     ValueError
         `n_resamples` is under 100, or `level` is outside (0, 1).
-
-    Notes
-    -----
-    Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; the basic
-    bootstrap: Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2.
 
     Examples
     --------

@@ -120,13 +120,9 @@ def _fixed_batch(shape: OpenShape | None) -> int:
 
 def _torch_module(model: Any) -> Any:
     # A torch module can only exist where torch was imported already.
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return None
-    for candidate in (model, getattr(model, "module", None)):
-        if isinstance(candidate, torch.nn.Module):
-            return candidate
-    return None
+    torch: Any = sys.modules.get("torch")
+    candidates = () if torch is None else (model, getattr(model, "module", None))
+    return next((each for each in candidates if isinstance(each, torch.nn.Module)), None)
 
 
 def _count_torch(module: Any, shape: Shape, dtype: np.dtype[Any], name: str) -> Flops:

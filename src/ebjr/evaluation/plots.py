@@ -320,7 +320,7 @@ def ranking_figure(
             "type": "scatter",
             "mode": "markers",
             "name": entry.score,
-            "x": _short([scale * entry.gain.estimate]),
+            "x": six_digits([scale * entry.gain.estimate]),
             "y": [entry.score],
             "error_x": _bars([entry.gain], scale) | {"color": color, "thickness": 2},
             "marker": {"color": color, "size": 13 if entry.score == chosen else 10},
@@ -357,7 +357,7 @@ def _axis(title: str, **more: Any) -> dict[str, Any]:
 
 def _trace(mode: str | None, name: str, x: Any, y: Any, hover: str, **more: Any) -> dict[str, Any]:
     """Points (n,) and (n,), and what is shown under the mouse."""
-    points = {"name": name, "x": _short(x), "y": _short(y)}
+    points = {"name": name, "x": six_digits(x), "y": six_digits(y)}
     kind = {"type": "scatter"} if mode is None else {"type": "scatter", "mode": mode}
     hover = hover if "<extra>" in hover else f"{hover}<extra>%{{fullData.name}}</extra>"
     return {**kind, **points, "hovertemplate": hover, **more}
@@ -374,8 +374,8 @@ def _bars(intervals: Sequence[Interval], scale: float = 100) -> dict[str, Any]:
     return {
         "type": "data",
         "symmetric": False,
-        "array": _short([scale * (each.high - each.estimate) for each in intervals]),
-        "arrayminus": _short([scale * (each.estimate - each.low) for each in intervals]),
+        "array": six_digits([scale * (each.high - each.estimate) for each in intervals]),
+        "arrayminus": six_digits([scale * (each.estimate - each.low) for each in intervals]),
         "thickness": 1.5,
         "width": 3,
     }
@@ -447,6 +447,6 @@ def _hover(outcomes: Outcomes) -> str:
     return "%{y:.2f} %" if outcomes.measure.percent else "%{y:.4g}"
 
 
-def _short(values: Any) -> list[float]:
+def six_digits(values: Any) -> list[float]:
     """Six digits draw the same as sixteen, in a third of the file."""
     return [float(f"{value:.6g}") for value in values]

@@ -219,32 +219,25 @@ def _report_memory(runtime: str) -> None:
     after = _memory()
     if before is None or after is None:
         raise SystemExit("this system does not tell the memory of a process")
-    print(max(0, after.peak - before.now))
+    print(max(0, after[1] - before[0]))
 
 
-@dataclass(frozen=True)
-class _Memory:
+def _memory() -> tuple[int, int] | None:
     """Resident bytes of this process: now, and at the most so far."""
-
-    now: int
-    peak: int
-
-
-def _memory() -> _Memory | None:
     status = Path("/proc/self/status")
     if status.is_file():
         lines = (line.split() for line in status.read_text().splitlines())
         sizes = {line[0]: int(line[1]) * 1024 for line in lines if line and line[0][:2] == "Vm"}
         # Not getrusage: on Linux a child starts with the peak of the process that made it.
         if "VmHWM:" in sizes:
-            return _Memory(sizes["VmRSS:"], sizes["VmHWM:"])
+            return sizes["VmRSS:"], sizes["VmHWM:"]
     try:
         import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024
-    return _Memory(peak, peak)
+    return peak, peak
 
 
 def _forget_peak() -> None:

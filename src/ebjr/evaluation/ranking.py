@@ -64,8 +64,6 @@ def aurc(score: Any, correct: Any) -> float:
     order: this is the mean over all those orders. The area answers "how wrong are the kept rows?"
     and weighs the few best rows heavily; `augrc` does not.
 
-    Notes
-    -----
     Source: Geifman, Uziel & El-Yaniv, "Bias-reduced uncertainty estimation for deep neural
     classifiers", ICLR 2019.
 
@@ -85,8 +83,6 @@ def augrc(score: Any, correct: Any) -> float:
     lower is better. It equals ``(1 - AUROC) a (1 - a) + (1 - a)^2 / 2`` at accuracy a, ties in
     random order included. Arguments and errors are those of `auroc`.
 
-    Notes
-    -----
     Source: Traub et al., "Overcoming common flaws in the evaluation of selective classification
     systems", NeurIPS 2024.
 

@@ -195,7 +195,7 @@ def write_report(
         The file at `path` cannot be written.
     """
     points, chosen, measure = *_named(point, others), held_out.measure
-    made = {"EBJR": version("ebjr"), "Written on": date.today().isoformat()}
+    made = {**(notes or {}), "EBJR": version("ebjr"), "Written on": date.today().isoformat()}
     body = Template(_asset("report.html")).substitute(
         title=html.escape(title),
         verdict=html.escape(verdict(held_out, point)),
@@ -210,7 +210,7 @@ def write_report(
         extras="\n".join(extra.html for extra in extras),
         notes="\n".join(
             f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
-            for key, value in {**(notes or {}), **made}.items()
+            for key, value in made.items()
         ),
     )
     data = report_data(held_out, points, chosen, crossings or {}, ranking)
@@ -231,8 +231,8 @@ def write_live_curve(
     Arguments and errors are those of `write_report`.
     """
     points, chosen = _named(point, others)
-    data = report_data(held_out, points, chosen, {})
-    _write_page(path, title, _live(points, held_out), data | {"extras": {}}, _FRAMED)
+    data = report_data(held_out, points, chosen, {}) | {"extras": {}}
+    _write_page(path, title, _live(points, held_out), data, _FRAMED)
 
 
 _FRAMED = """
@@ -322,13 +322,13 @@ def report_data(
 
     Every row is exact: accuracy, rate and cost at that threshold, on all the held-out examples.
     """
-    series = {
-        name: _series(held_out, point, crossings.get(point.score)) for name, point in points.items()
-    }
     measure, accent = held_out.measure, score_title(points[chosen].score)
     return {
         "chosen": chosen,
-        "series": series,
+        "series": {
+            name: _series(held_out, each, crossings.get(each.score))
+            for name, each in points.items()
+        },
         "curve": trade_off_figure(held_out, points, chosen),
         "ranking": ranking_figure(ranking, accent, measure) if ranking else None,
         "accent": PALETTE["chosen"],
@@ -352,18 +352,17 @@ def _series(held_out: Outcomes, point: OperatingPoint, crossing: float | None) -
     thresholds, rates = curve.threshold[rows], curve.deferral_rate[rows]
     thresholds[start] = point.threshold
     cost, _ = relative_cost(held_out.student_cost, held_out.teacher_cost, rates)
-    regression = held_out.task == "regression"
+    if held_out.task == "regression":
+        histogram = residual_figure(held_out, point)
+    else:
+        histogram = score_histogram(held_out, point, crossing)
     return {
         "threshold": [value if math.isfinite(value) else None for value in thresholds.tolist()],
         "rate": rates.tolist(),
         "quality": curve.quality[rows].tolist(),
         "cost": cost.tolist(),
         "start": start,
-        "histogram": (
-            residual_figure(held_out, point)
-            if regression
-            else score_histogram(held_out, point, crossing)
-        ),
+        "histogram": histogram,
         "reliability": reliability_figure(held_out, point),
     }
 
@@ -377,16 +376,15 @@ def _table(
     held_out: Outcomes, points: Mapping[str, OperatingPoint], best: OperatingPoint | None
 ) -> str:
     """The rows of the table: both models, the joint model, and every other score."""
-    rows = []
-    for role in ("student", "teacher"):
-        cost, quality = getattr(held_out, f"{role}_cost"), held_out.quality(role)
-        rows.append(_row(f"{role} alone", held_out, cost, quality))
-    for name, point in points.items():
-        rows.append(_joint_row(_words(name), held_out, point))
-        if best is not None and len(rows) == 3:
-            words = f"joint: {point_title(best)}, for the best {held_out.measure.title}"
-            rows.append(_joint_row(words, held_out, best))
-    return "\n".join(rows)
+    alone = [
+        _row(f"{role} alone", held_out, getattr(held_out, f"{role}_cost"), held_out.quality(role))
+        for role in ("student", "teacher")
+    ]
+    joint = [_joint_row(_words(name), held_out, point) for name, point in points.items()]
+    if best is not None:
+        words = f"joint: {point_title(best)}, for the best {held_out.measure.title}"
+        joint.insert(1, _joint_row(words, held_out, best))
+    return "\n".join(alone + joint)
 
 
 def _further(held_out: Outcomes, cost: Cost) -> dict[str, str]:
@@ -406,20 +404,15 @@ def _joint_row(words: str, held_out: Outcomes, point: OperatingPoint) -> str:
     here = evaluate(held_out, point)
     saving = "" if here.saving is None else f"{here.saving:.2f}"
     rate, threshold = f"{100 * here.deferral_rate:.1f} %", f"{here.threshold:.4g}"
-    return _row(words, held_out, here.cost, here.quality, rate, saving, threshold)
+    return _row(words, held_out, here.cost, here.quality, (rate, saving, threshold))
 
 
 def _row(
-    name: str,
-    held_out: Outcomes,
-    cost: Cost,
-    quality: float,
-    rate: str = "",
-    saving: str = "",
-    threshold: str = "",
+    name: str, held_out: Outcomes, cost: Cost, quality: float, joint: Sequence[str] = ("", "", "")
 ) -> str:
+    rate, *rest = joint
     figures = [held_out.measure.words(quality), rate, flops_text(cost), ms_text(cost)]
-    cells = [*figures, *_further(held_out, cost).values(), saving, threshold]
+    cells = [*figures, *_further(held_out, cost).values(), *rest]
     return _cells(name, cells, marked="(chosen)" in name)
 
 
@@ -466,28 +459,31 @@ def _chance(
     rows = []
     for name, (words, form, scale) in _figures(measure).items():
         if name in intervals:
-            here, low, high = (form.format(scale * x) for x in (intervals[name]))
+            here, low, high = (form.format(scale * x) for x in intervals[name])
             rows.append(_cells(words, [here, f"{low.removesuffix(' %')} to {high}"]))
     table = _html_table(("the joint model", "here", "95 % interval"), rows) if rows else ""
     verdicts = "".join(
         f"<li>{html.escape(test.verdict)} {html.escape(test.details)}</li>" for test in comparisons
     )
     tests = f'<ul class="verdicts">{verdicts}</ul>' if verdicts else ""
-    test = (
-        "McNemar's test on the examples where just one of the two is right."
-        if measure.binary
-        else "a paired bootstrap of the difference on the same examples."
-    )
-    drawn = f"{resamples(measure):,} bootstrap resamples of the held-out examples"
-    intervals_words = f"percentiles of {drawn}."
-    if measure.whole is not None:
-        intervals_words = (
-            f"from {drawn}. {measure.title} is too high on few images; its own interval is of many "
-            "more such images (basic bootstrap), and so reaches further down than up."
-        )
-    caption = f"Intervals: {intervals_words} Verdicts: {test}"
-    inner = f'<div class="columns">{table}{tests}</div><p class="caption">{caption}</p>'
+    caption = f'<p class="caption">{_chance_caption(measure)}</p>'
+    inner = f'<div class="columns">{table}{tests}</div>{caption}'
     return _section("chance", "Is it more than chance?", inner)
+
+
+def _chance_caption(measure: Metric) -> str:
+    """Where the intervals and the verdicts come from."""
+    test = "a paired bootstrap of the difference on the same examples."
+    if measure.binary:
+        test = "McNemar's test on the examples where just one of the two is right."
+    drawn = f"{resamples(measure):,} bootstrap resamples of the held-out examples."
+    if measure.whole is None:
+        return f"Intervals: percentiles of {drawn} Verdicts: {test}"
+    return (
+        f"Intervals: from {drawn} {measure.title} is too high on few images; its own interval is "
+        "of many more such images (basic bootstrap), and so reaches further down than up. "
+        f"Verdicts: {test}"
+    )
 
 
 def _samples(samples: Sequence[Sample], held_out: Outcomes) -> str:
@@ -563,11 +559,9 @@ def _section(name: str, title: str, inner: str) -> str:
 
 def _html_table(head: Sequence[str], rows: Sequence[str]) -> str:
     columns = "".join(f'<th scope="col">{html.escape(words)}</th>' for words in head)
-    body = "".join(rows)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(head[0])}">'
-        f"<table><thead><tr>{columns}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
+        f"<table><thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

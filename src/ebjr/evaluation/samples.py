@@ -45,9 +45,12 @@ def sample_rows(outcomes: Outcomes, point: OperatingPoint, each: int = 4) -> np.
 
 
 def make_samples(
-    outcomes: Outcomes, point: OperatingPoint, rows: np.ndarray, images: Sequence[np.ndarray]
+    outcomes: Outcomes, point: OperatingPoint, images: Sequence[np.ndarray]
 ) -> list[Sample]:
-    """The samples of some rows of outcomes of detectors, given their images."""
+    """The samples of outcomes of detectors, given the images of `sample_rows`; none without."""
+    if not len(images):
+        return []
+    rows = sample_rows(outcomes, point)
     score, deferred = point.router(outcomes.student)
     answers = joint_prediction(outcomes, point)
     return [

@@ -144,6 +144,10 @@ def mcnemar(
 ) -> McNemar:
     """McNemar's test: are two models equally often right on the same examples?
 
+    The odds ratio's interval is Clopper and Pearson's for the share of the first among the
+    discordant pairs. Source: McNemar, "Note on the sampling error of the difference between
+    correlated proportions or percentages", Psychometrika 1947; correction by Edwards, 1948.
+
     Parameters
     ----------
     first_correct, second_correct
@@ -158,12 +162,6 @@ def mcnemar(
     ------
     ValueError
         `first_correct` and `second_correct` differ in length, are empty or hold another number.
-
-    Notes
-    -----
-    Source: McNemar, "Note on the sampling error of the difference between correlated proportions
-    or percentages", Psychometrika 1947; correction by Edwards, 1948. The odds ratio's interval is
-    Clopper and Pearson's for the share of the first among the discordant pairs.
 
     Examples
     --------
@@ -295,6 +293,8 @@ def loss_difference(
 ) -> LossDifference:
     """Paired bootstrap: are two models equally good on the same examples?
 
+    Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 16.
+
     Parameters
     ----------
     first_rows, second_rows
@@ -308,10 +308,6 @@ def loss_difference(
     ------
     ValueError
         `first_rows` and `second_rows` differ in length or are empty.
-
-    Notes
-    -----
-    Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 16.
 
     Examples
     --------
