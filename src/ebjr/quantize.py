@@ -69,7 +69,7 @@ def quantize(
     examples: int = 512,
     method: str = "minmax",
     weight_bits: int = 7,
-    tell: Tell | None = None,
+    tell: Tell = lambda what, done, total: None,
 ) -> Quantized:
     """Write an ``.onnx`` model in eight-bit numbers, by `onnxruntime.quantization.quantize_static`.
 
@@ -97,7 +97,6 @@ def quantize(
         raise ValueError(f"{output} is the model itself; give the quantized one another name")
     model = OnnxModel(source)
     _check_input(model)
-    tell = tell or (lambda what, done, total: None)
     inputs = _first(batches, examples, model, preprocess)
     before = _answers(model, inputs)
     with tempfile.TemporaryDirectory(prefix="ebjr-quantize-") as folder:

@@ -150,10 +150,7 @@ class Study:
     def find_images(self, data: Data, where: object = "the data") -> list[Any]:
         """The images of `sample_rows`, from the data that were recorded; `where` names these.
 
-        Raises
-        ------
-        ValueError
-            The data have another number of images.
+        ValueError where the data have another number of images.
         """
         images = (image for batch in data.batches(64) for image in batch.inputs)
         wanted, found, row = set(self.sample_rows.tolist()), {}, -1

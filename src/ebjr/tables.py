@@ -197,9 +197,8 @@ def print_quantized(
         table.add_row(name.replace("_", " of "), *times)
     console.print(table)
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.operators.items())
-    alike = (
-        "" if found.agreement is None else f"{found.agreement:.2%} of their best answers alike; "
-    )
+    agreed = found.agreement
+    alike = "" if agreed is None else f"{agreed:.2%} of their best answers alike; "
     _say(
         console,
         f"\n{kinds} in eight bits, calibrated on {found.examples:,} examples: {alike}outputs moved "
@@ -228,13 +227,10 @@ def _models(study: Study, joint_seconds: float | None) -> Table:
         *("", measure.title, "deferred", "MFLOPs", "ms"), *further, "cheaper", "threshold"
     )
     for role in ("student", "teacher"):
-        cost = getattr(result, f"{role}_cost")
-        quality = getattr(result, f"{role}_quality")
-        table.add_row(
-            *(role, measure.text(quality), "", flops_text(cost), ms_text(cost)),
-            *further_columns(result.cost, cost).values(),
-            *("", ""),
-        )
+        cost, quality = (getattr(result, f"{role}_{what}") for what in ("cost", "quality"))
+        more = further_columns(result.cost, cost).values()
+        figures = (measure.text(quality), "", flops_text(cost), ms_text(cost))
+        table.add_row(role, *figures, *more, "", "")
     measured = ms_text(Cost(seconds=joint_seconds))
     table.add_row(*_joint_row(f"joint: {point_title(result)}", result, measured), style="bold")
     table.add_row(*_joint_row(f"  for the best {measure.title}", study.best_accuracy))

@@ -285,14 +285,8 @@ def find_joules(
 ) -> tuple[Power, ...]:
     """Joules per example of several loads: all measured, else all estimated, else none at all.
 
-    All are measured by the same counters, so that they can be compared.
-
-    Parameters
-    ----------
-    loads
-        What to run: a student and a teacher, or one model on batches of several sizes.
-    meter, seconds
-        As `measure_joules` takes them, for each load.
+    The loads are a student and a teacher, or one model on batches of several sizes. All are
+    measured by the same counters, each for `seconds`, so that they can be compared.
 
     Examples
     --------
@@ -319,10 +313,8 @@ def with_joules(costs: Mapping[str, Cost], loads: Mapping[str, Load]) -> dict[st
 
 
 def _all_measured(loads: Sequence[Load], meter: Meter | None, seconds: float) -> tuple[Power, ...]:
-    if meter is None:
-        return ()
-    found = []
-    for load in loads:
+    found: list[Power] = []
+    for load in loads if meter is not None else ():
         power = measure_joules(load.model, load.batch, meter=meter, seconds=seconds)
         if power is None:
             return ()

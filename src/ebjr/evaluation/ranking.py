@@ -234,8 +234,7 @@ def reliability(outcomes: Outcomes, point: OperatingPoint, bins: int = 10) -> li
     if bins < 1:
         raise ValueError(f"bins must be at least 1, not {bins}")
     outcomes = outcomes.with_scale(point.rescale)
-    values = np.asarray(point.router.score(outcomes.student), dtype=np.float64)
-    values = deferral_key(values)
+    values = deferral_key(np.asarray(point.router.score(outcomes.student), dtype=np.float64))
     order = np.argsort(values, kind="stable")
     middle = (average_ranks(values[order]) - 0.5) / len(order)
     cut = np.flatnonzero(np.diff(np.floor(middle * bins), prepend=-1, append=bins))

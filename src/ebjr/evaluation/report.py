@@ -318,10 +318,7 @@ def report_data(
     crossings: Mapping[str, float],
     ranking: Sequence[Standing] = (),
 ) -> dict[str, Any]:
-    """Everything that the page's script needs: figures, and each score's rows.
-
-    Every row is exact: accuracy, rate and cost at that threshold, on all the held-out examples.
-    """
+    """What the page's script needs: figures, and each score's rows, exact on the held-out half."""
     measure, accent = held_out.measure, score_title(points[chosen].score)
     return {
         "chosen": chosen,
