@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.evaluation.plots import thin_rows
+from ebjr.evaluation.plots import rounded, thin_rows
 from ebjr.monitor import DriftMonitor
 from ebjr.router import deferral_key, is_deferred
 from ebjr.study import Study
@@ -29,7 +29,7 @@ def _score_quantiles(study: Study) -> list[float]:
     scores = np.asarray(study.point.router.score(study.calibration.student), np.float64)
     known = np.sort(deferral_key(scores))
     at = np.linspace(0, len(known) - 1, 101).round().astype(int)
-    return _short(known[at])
+    return rounded(known[at], digits=6)
 
 
 def _curve(study: Study) -> dict[str, list[float]]:
@@ -37,12 +37,7 @@ def _curve(study: Study) -> dict[str, list[float]]:
     curve = study.point.curve(study.held_out)
     rows = thin_rows(curve, most=_CURVE_ROWS)
     columns = ("threshold", "deferral_rate", "quality")
-    return {name: _short(getattr(curve, name)[rows]) for name in columns}
-
-
-def _short(values: np.ndarray) -> list[float]:
-    """Six digits."""
-    return [float(f"{value:.6g}") for value in values]
+    return {name: rounded(getattr(curve, name)[rows], digits=6) for name in columns}
 
 
 def _watched(study: Study) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,22 +32,16 @@ from ebjr.threads import in_order
 Tell = Callable[[str, int, int | None], None]
 
 _ROWS_AT_ONCE = 4096
+_COUNTED = ("read", "examples", "deferred", "degraded")
 
 
 @dataclass
 class Progress:
     """How far the answers are.
 
-    Attributes
-    ----------
-    read
-        Examples that have been read, those that could not be among them.
-    examples, deferred, degraded
-        Answers, and how many of them are the teacher's, or should have been.
-    unreadable
-        (name, reason) of each example that was left out.
-    resumed
-        Answers that an earlier run had left.
+    `read` counts the examples that were read, those that could not be among them; `resumed` the
+    answers that an earlier run had left. `unreadable` holds the (name, reason) of each example that
+    was left out.
     """
 
     read: int = 0
@@ -72,37 +66,11 @@ def predict(
 ) -> Progress:
     """Answer every example of some data, in constant memory, and write the answers.
 
-    Parameters
-    ----------
-    joint
-        The joint model, as `load_joint` gives it.
-    data
-        What to answer.
-    output
-        The file: JSON lines, or with the suffix ``.parquet`` a table. It appears whole at the end;
-        until then there is ``output.part``, from which the same call goes on after a kill.
-    batch_size
-        Inputs given to the joint model at once.
-    overlap
-        Batches in work at once, as in `JointModel.stream`.
-    labels
-        The classes' names.
-    about
-        What else must be the same for a run to go on where another stopped, such as the data's
-        path. Score, threshold, blend and the number of examples must be.
-    restart
-        Begin anew, whatever is left of an earlier run.
-    tell
-        Told how far it is.
-
-    Raises
-    ------
-    ValueError
-        What an earlier run left is of another joint model or other data.
-    OSError
-        A file cannot be written, or the disk is full; what was answered is kept.
-    MissingExtra
-        A table needs the extra ``parquet``.
+    `output` is JSON lines, or with the suffix ``.parquet`` a table. It appears whole at the end;
+    until then there is ``output.part``, from which the same call goes on after a kill or an OSError
+    such as a full disk; with `restart` it begins anew. ValueError where what an earlier run left is
+    of another score, threshold, blend or number of examples, or of another `about`, such as the
+    data's path. `overlap` batches are in work at once, as in `JointModel.stream`.
 
     Examples
     --------
@@ -153,41 +121,24 @@ def write_answers(
 ) -> Progress:
     """Write answers as they come, in the data's order, so that a killed run can go on.
 
-    Parameters
-    ----------
-    answer
-        Gives the answers from an example on.
-    output, restart, tell
-        As of `predict`.
-    total
-        The number of examples, which must be the same too.
-    whose
-        As `whose_answers` gives it.
-
-    Raises
-    ------
-    ValueError
-        What an earlier run left is of another joint model or other data.
-    OSError
-        A file cannot be written, or the disk is full; what was answered is kept.
-    MissingExtra
-        A table needs the extra ``parquet``.
+    `answer` gives the answers from an example on, `whose` is of `whose_answers`; the rest, and the
+    errors, are those of `predict`.
     """
     output = Path(output)
     if output.suffix.lower() == ".parquet":
         _import_pyarrow(output)
     journal = _Journal(output.with_name(f"{output.name}.part"))
     if restart:
-        journal.remove()
+        journal.path.unlink(missing_ok=True)
     progress = journal.resume({**whose, "examples": total})
     tell = tell or (lambda what, done, total: None)
     tell("answering", progress.read, total)
-    with journal:
+    with closing(journal):
         for rows, unreadable in answer(progress.read) if progress.read < total else ():
             journal.write(rows, unreadable, progress)
             tell("answering", progress.read, total)
     _finish(journal.answers, output)
-    journal.remove()
+    journal.path.unlink()
     return progress
 
 
@@ -213,23 +164,15 @@ def _rows(
     """What is written of each example of a batch."""
     said = joint.kind.plain(answer.prediction, labels)
     columns = [to_numpy(column) for column in (answer.score, answer.deferred, answer.degraded)]
-    for name, prediction, score, deferred, degraded in zip(
-        batch.names, said, *columns, strict=True
-    ):
-        row = answer_row(name, prediction, score, deferred, degraded)
-        yield row | ({"late": answer.late} if degraded and answer.late is not None else {})
+    for row in starmap(answer_row, zip(batch.names, said, *columns, strict=True)):
+        late = row["degraded"] and answer.late is not None
+        yield row | ({"late": answer.late} if late else {})
 
 
 def answer_row(
     name: str, said: Mapping[str, Any], score: float, deferred: bool, degraded: bool
 ) -> dict[str, Any]:
-    """What is written of one example; JSON has no infinity: such a score is None.
-
-    Examples
-    --------
-    >>> answer_row("cat.png", {"prediction": 3}, -np.inf, True, False)
-    {'name': 'cat.png', 'prediction': 3, 'score': None, 'deferred': True, 'degraded': False}
-    """
+    """What is written of one example; JSON has no infinity: such a score is None."""
     return {
         "name": name,
         **said,
@@ -282,36 +225,27 @@ class _Journal:
         progress.degraded += sum(row["degraded"] for row in rows)
         progress.read += len(rows) + len(unreadable)
         progress.unreadable.extend(unreadable)
-        if self._file is None:
-            self._open(0)
-        closed = {"read": progress.read, "examples": progress.examples}
-        closed |= {"deferred": progress.deferred, "degraded": progress.degraded}
-        lines = [_line(row) for row in rows]
-        assert self._file is not None
+        closed = {key: getattr(progress, key) for key in _COUNTED} | {"unreadable": unreadable}
+        file = self._file or self._open(0)
         with full_disk_named(self.path):
-            self._file.write(b"".join([*lines, _line({**closed, "unreadable": unreadable})]))
-            self._file.flush()
+            file.write(b"".join(map(_line, [*rows, closed])))
+            file.flush()
 
-    def _open(self, length: int) -> None:
+    def _open(self, length: int) -> IO[bytes]:
         self._file = self.path.open("r+b" if length else "wb")
         self._file.truncate(length)
         self._file.seek(length)
         if not length:
             self._file.write(self._header)
+        return self._file
 
     def answers(self) -> Iterator[bytes]:
         """The lines of the answers alone."""
         with self.path.open("rb") as file:
             yield from (line for line in file if line.startswith(b'{"name":'))
 
-    def remove(self) -> None:
-        """It is done with."""
-        self.path.unlink(missing_ok=True)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Nothing more is written."""
         if self._file is not None:
             self._file.close()
 

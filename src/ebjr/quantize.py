@@ -16,7 +16,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,22 +41,10 @@ Tell = Callable[[str, int, int | None], None]
 class Quantized:
     """What came of quantizing a model.
 
-    Attributes
-    ----------
-    path
-        The file that was written.
-    examples
-        How many inputs it was calibrated on.
-    bytes_before, bytes_after
-        The size of both files.
-    operators
-        How many convolutions and matrix products compute in eight bits, by kind.
-    agreement
-        The share of those inputs of which the largest output is the same as before; None where
-        there is one output alone.
-    difference
-        The mean over inputs and outputs of how far an output moved, in units of the standard
-        deviation of the outputs before.
+    `operators` counts the convolutions and matrix products that compute in eight bits, by kind.
+    `agreement` is the share of the `examples` whose largest output is the same as before; None for
+    one output alone. `difference` is how far an output moved on average, in standard deviations of
+    the outputs before.
     """
 
     path: str
@@ -79,49 +69,22 @@ def quantize(
     examples: int = 512,
     method: str = "minmax",
     weight_bits: int = 7,
-    tell: Tell | None = None,
+    tell: Tell = lambda what, done, total: None,
 ) -> Quantized:
-    """Write an ``.onnx`` model in eight-bit numbers.
+    """Write an ``.onnx`` model in eight-bit numbers, by `onnxruntime.quantization.quantize_static`.
 
     What computes the outputs last, such as the layer that gives the logits, stays as it is: 256
     values of a logit would give a score ties, and a threshold between two of them says nothing.
 
-    Parameters
-    ----------
-    source
-        The ``.onnx`` file.
-    batches
-        Real inputs, as the model is given them in use: arrays (n, ...), or decoded images where
-        there is a `preprocess`. Labels are not needed.
-    output
-        The file to write, whole or not at all.
-    preprocess
-        What makes the model's inputs of decoded images.
-    examples
-        How many inputs to calibrate on, the first ones.
-    method
-        How a range is chosen: ``"minmax"``, all that was seen; ``"entropy"`` or ``"percentile"``
-        clip what is rare. These two keep every activation in memory meanwhile.
-    weight_bits
-        7 is right on every processor. With 8 the sums of two products overflow where they are held
-        in 16 bits, as on x86 without VNNI, and the answers are wrong there.
-    tell
-        Told about every step.
+    `batches` are real inputs (n, ...) as the model is given them in use, or decoded images where
+    there is a `preprocess`; the first `examples` of them calibrate. A range is all that was seen
+    with the method ``"minmax"``; ``"entropy"`` and ``"percentile"`` clip what is rare, and keep
+    every activation in memory meanwhile. Weights of 7 bits are right on every processor. With 8 the
+    sums of two products overflow where they are held in 16 bits, as on x86 without VNNI, and the
+    answers are wrong there.
 
-    Raises
-    ------
-    FileNotFoundError
-        There is no file at `source`, or no folder for `output`.
-    ValueError
-        `method`, `examples` or `weight_bits` is not possible, `output` is `source`, or there are no
-        inputs.
-    ModelError
-        The file is no ONNX model, is quantized already, has nothing to quantize, or ONNX Runtime
-        cannot quantize it.
-    MissingExtra
-        onnx or ONNX Runtime is not installed.
-
-    Source: `onnxruntime.quantization.quantize_static`.
+    ModelError where `source` is no ONNX model, is quantized already, has nothing to quantize, or
+    ONNX Runtime cannot quantize it.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, but is {method!r}")
@@ -134,7 +97,6 @@ def quantize(
         raise ValueError(f"{output} is the model itself; give the quantized one another name")
     model = OnnxModel(source)
     _check_input(model)
-    tell = tell or (lambda what, done, total: None)
     inputs = _first(batches, examples, model, preprocess)
     before = _answers(model, inputs)
     with tempfile.TemporaryDirectory(prefix="ebjr-quantize-") as folder:
@@ -156,14 +118,9 @@ def quantize(
 
 
 def compare_seconds(before: Model, after: Model, row: Any) -> dict[str, dict[str, float]]:
-    """The median seconds of a batch of 1 and of 64, before and after, as far as they take it.
+    """The median seconds of a batch of 1 and of 64, before and after, as far as the models take it.
 
-    Parameters
-    ----------
-    before, after
-        Both models.
-    row
-        (1, ...): an input as they take it, which is repeated.
+    `row` (1, ...) is an input, which is repeated.
     """
     sizes = [size for size in (1, 64) if getattr(before, "fixed_batch", None) in (None, size)]
     times = [
@@ -217,12 +174,7 @@ def _batches(model: OnnxModel, inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def _quantize(
-    model: OnnxModel,
-    inputs: NDArray[Any],
-    target: Path,
-    method: str,
-    weight_bits: int,
-    tell: Tell,
+    model: OnnxModel, inputs: NDArray[Any], target: Path, method: str, weight_bits: int, tell: Tell
 ) -> None:
     try:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
@@ -230,7 +182,7 @@ def _quantize(
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
         raise MissingExtra("onnx", f"quantizing {model.path}") from error
-    folded = target.with_name("folded.onnx")
+    folded, feeds = target.with_name("folded.onnx"), _feeds(model, inputs, tell)
     try:
         with _quiet():
             quant_pre_process(str(model.path), str(folded), skip_symbolic_shape=True)
@@ -238,7 +190,7 @@ def _quantize(
             quantize_file(
                 str(folded),
                 str(target),
-                _Reader(model, inputs, tell),
+                SimpleNamespace(get_next=partial(next, feeds, None)),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 reduce_range=weight_bits == 7,
@@ -260,26 +212,14 @@ def _quantize(
         )
 
 
-class _Reader:
+def _feeds(model: OnnxModel, inputs: NDArray[Any], tell: Tell) -> Iterator[dict[str, NDArray[Any]]]:
     """The inputs as ONNX Runtime's calibration asks for them, with progress."""
-
-    def __init__(self, model: OnnxModel, inputs: NDArray[Any], tell: Tell) -> None:
-        self._name = model.input_name
-        self._batches = _batches(model, inputs)
-        self._tell, self._done, self._total = tell, 0, len(inputs)
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """The next batch by the input's name; None at the end."""
-        batch = next(self._batches, None)
-        self._tell("calibrating", min(self._done, self._total), self._total)
-        if batch is None:
-            return None
-        self._done += len(batch)
-        return {self._name: batch}
-
-    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
-        while (batch := self.get_next()) is not None:
-            yield batch
+    done, total = 0, len(inputs)
+    for batch in _batches(model, inputs):
+        tell("calibrating", min(done, total), total)
+        yield {model.input_name: batch}
+        done += len(batch)
+    tell("calibrating", total, total)
 
 
 _PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}

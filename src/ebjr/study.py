@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,12 +22,14 @@ from ebjr.evaluation.bootstrap import bootstrap
 from ebjr.evaluation.predictions import read_predictions
 from ebjr.evaluation.ranking import Standing, score_table
 from ebjr.evaluation.report import Extra, write_report
-from ebjr.evaluation.samples import Sample, make_samples, sample_rows
+from ebjr.evaluation.samples import make_samples, sample_rows
 from ebjr.evaluation.tests import Comparison, compare_answers
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score, is_fitted
 from ebjr.stats import Interval
 from ebjr.tasks.specialized.known_classes import Traffic
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,20 +47,9 @@ class Study:
     point, result
         The operating point chosen on `calibration`, and its figures on `held_out`.
     others, other_results
-        By score, without blend: the same goal with each score; those that cannot reach it are
-        left out.
+        By score, without blend: the same goal with each score that can reach it.
     traffic
         The mix that both parts were drawn in; None where they are as recorded.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> targets = rng.integers(0, 2, 100)
-    >>> clear = 4 * np.eye(2)[targets]
-    >>> outcomes = Outcomes(clear + rng.normal(0, 3, (100, 2)), clear, targets)
-    >>> study = run_study(outcomes, "budget", deferral_rate=0.5, score="margin", blend=0.0)
-    >>> study.point.score, len(study.calibration), len(study.held_out_rows)
-    ('margin', 50, 50)
     """
 
     outcomes: Outcomes
@@ -78,47 +70,29 @@ class Study:
 
     @cached_property
     def crossings(self) -> dict[str, float]:
-        """By score: where the densities of right and wrong cross on `calibration` (figure 4).
-
-        Nothing for regressors, whose answers are not right or wrong.
-        """
+        """By score: where right and wrong cross on `calibration` (figure 4); {} for regressors."""
         if not self.outcomes.measure.binary:
             return {}
-        right = self.calibration.student_quality
-        found = {}
-        for name, point in {**self.others, self.point.score: self.point}.items():
-            values = np.asarray(point.router.score(self.calibration.student), np.float64)
-            try:
-                found[name] = crossing(values, right)
-            except CalibrationError:
-                continue
-        return found
+        table, points = self.calibration, {**self.others, self.point.score: self.point}
 
-    @property
-    def _named_goals(self) -> dict[str, dict[str, Any]]:
-        table = self.calibration
-        return table.kind.named_goals(table.measure, table.quality("teacher"))
+        def cross(name: str) -> float:
+            values = np.asarray(points[name].router.score(table.student), np.float64)
+            return crossing(values, table.student_quality)
+
+        return _possible(cross, points)
 
     @cached_property
     def named_points(self) -> dict[str, OperatingPoint]:
         """By name: other operating points of the chosen score and blend, on `calibration`."""
-        score = self.point.router.score
-        found = {}
-        for name, goal in self._named_goals.items():
-            try:
-                found[name] = calibrate(
-                    self.calibration, **goal, score=score, blend=self.point.blend
-                )
-            except CalibrationError:
-                continue
-        return found
+        table, score, blend = self.calibration, self.point.router.score, self.point.blend
+        goals = table.kind.named_goals(table.measure, table.quality("teacher"))
+        return _possible(
+            lambda name: calibrate(table, **goals[name], score=score, blend=blend), goals
+        )
 
     @cached_property
     def best_accuracy(self) -> OperatingPoint:
-        """The threshold of the best accuracy on `calibration`, and its figures on `held_out`.
-
-        Of regressors the one of the best figure. With a blend it may be beyond the teacher's.
-        """
+        """The best threshold on `calibration`, which may beat the teacher, judged on `held_out`."""
         return evaluate(self.held_out, self.named_points[f"best-{self.outcomes.metric}"])
 
     @cached_property
@@ -128,45 +102,25 @@ class Study:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """The joint model against the teacher and the student, on `held_out`: McNemar's test.
-
-        Of regressors the difference of their losses.
-        """
+        """The joint model against the teacher and the student, on `held_out`, see `compare`."""
         return [
             self.compare(self.held_out.predictions(role), f"the {role}")
             for role in ("teacher", "student")
         ]
 
     def compare(self, prediction: Any, name: str = "the other model") -> Comparison:
-        """McNemar's test on `held_out`: the joint model against any other predictions.
+        """The joint model against other predictions, (len(held_out),), which `name` made.
 
-        Of regressors a paired bootstrap of the difference of their losses.
-
-        Parameters
-        ----------
-        prediction
-            (len(held_out),) labels, or numbers.
-        name
-            What the verdict calls whoever made them.
-
-        Raises
-        ------
-        ValueError
-            They have another shape.
+        McNemar's test; of regressors a paired bootstrap of the difference of their losses.
+        ValueError where the predictions have another shape.
         """
-        return compare_answers(
-            self.held_out, self._joint_prediction, prediction, ("the joint model", name)
-        )
+        names = ("the joint model", name)
+        return compare_answers(self.held_out, self._joint_prediction, prediction, names)
 
     def compare_files(self, paths: Iterable[str | os.PathLike[str]]) -> list[Comparison]:
         """The tests against every prediction in some files, see `read_predictions`."""
-        return [
-            self.compare(prediction, name)
-            for path in paths
-            for name, prediction in read_predictions(
-                path, self.outcomes, self.held_out_rows
-            ).items()
-        ]
+        read = (read_predictions(path, self.outcomes, self.held_out_rows) for path in paths)
+        return [self.compare(said, name) for each in read for name, said in each.items()]
 
     @cached_property
     def _joint_prediction(self) -> Any:
@@ -196,10 +150,7 @@ class Study:
     def find_images(self, data: Data, where: object = "the data") -> list[Any]:
         """The images of `sample_rows`, from the data that were recorded; `where` names these.
 
-        Raises
-        ------
-        ValueError
-            The data have another number of images.
+        ValueError where the data have another number of images.
         """
         images = (image for batch in data.batches(64) for image in batch.inputs)
         wanted, found, row = set(self.sample_rows.tolist()), {}, -1
@@ -212,10 +163,6 @@ class Study:
                 f"{len(self.outcomes)}: give the data that were recorded"
             )
         return [found[row] for row in self.sample_rows.tolist()]
-
-    def _samples(self, images: Sequence[Any]) -> list[Sample]:
-        rows = sample_rows(self.held_out, self.point)
-        return make_samples(self.held_out, self.point, rows, images) if len(images) else []
 
     def write_report(
         self,
@@ -231,12 +178,8 @@ class Study:
 
         Parameters
         ----------
-        path
-            The file.
-        title
-            Of the page.
         notes
-            How it was made, beside what the study knows of it.
+            How the report was made, beside what the study knows of it.
         compared
             Tests against other models, shown beside those against student and teacher.
         images
@@ -249,7 +192,7 @@ class Study:
         MissingExtra
             plotly is not installed.
         OSError
-            The file cannot be written.
+            The file at `path` cannot be written.
         """
         fraction, seed = self.split
         goal = ", ".join(f"{key} = {value}" for key, value in self.goal.as_dict().items())
@@ -270,7 +213,7 @@ class Study:
             intervals=self.intervals,
             comparisons=[*self.comparisons, *compared],
             ranking=self.ranking,
-            samples=self._samples(images),
+            samples=make_samples(self.held_out, self.point, images),
             title=title,
             notes={**made, **(notes or {})},
             extras=extras,
@@ -278,13 +221,7 @@ class Study:
 
 
 def check_classes(outcomes: Outcomes) -> None:
-    """Check that there is something to choose between.
-
-    Raises
-    ------
-    ValueError
-        All labels are of one class.
-    """
+    """ValueError where all labels are of one class: there is nothing to choose between."""
     if outcomes.measure.binary and len(np.unique(outcomes.targets)) < 2:
         raise ValueError(
             f"all {len(outcomes)} targets are of class {outcomes.targets[0]}: calibrating needs "
@@ -350,45 +287,17 @@ def study_point(
 ) -> Study:
     """The study of an operating point that is chosen already, such as that of a ``joint.toml``.
 
-    Parameters
-    ----------
-    outcomes
-        What both models said, on the examples of the choice or on others.
-    point
-        Its threshold, score and blend; its figures are found anew on the first part.
-    goal
-        What it was chosen for: the scores beside it are given the same goal; `match-teacher` if
-        left out.
-    fraction, seed
-        As for `Outcomes.split`.
-    traffic
-        As for `run_study`.
-
-    Raises
-    ------
-    ValueError
-        A bad argument, or too few examples to split.
-
-    Examples
-    --------
-    >>> from ebjr.curve import TradeOffCurve
-    >>> clear = 4 * np.eye(2)[[0, 1] * 20]
-    >>> outcomes = Outcomes(clear, clear, [0, 1] * 20)
-    >>> point = TradeOffCurve.of(outcomes, "softmax").at(threshold=0.5)
-    >>> study_point(outcomes, point).result.deferral_rate
-    0.0
+    The point's figures are found anew on the first part, and other scores are given the same goal.
     """
     calibration, held_out = (
         outcomes.take(rows).with_scale(point.rescale)
         for rows in _rows(outcomes, fraction, seed, traffic)
     )
     aim = goal or Goal()
-    others = {}
-    for name in calibration.kind.compared(calibration.student):
-        try:
-            others[name] = calibrate(calibration, aim.plain, score=name, blend=0.0)
-        except CalibrationError:
-            continue
+    others = _possible(
+        lambda name: calibrate(calibration, aim.plain, score=name, blend=0.0),
+        calibration.kind.compared(calibration.student),
+    )
     return Study(
         outcomes=outcomes,
         calibration=calibration,
@@ -403,14 +312,22 @@ def study_point(
     )
 
 
+def _possible(find: Callable[[str], T], names: Iterable[str]) -> dict[str, T]:
+    """What is found by each name, without those for which there is nothing to be found."""
+    found = {}
+    for name in names:
+        with suppress(CalibrationError):
+            found[name] = find(name)
+    return found
+
+
 def _rows(
     outcomes: Outcomes, fraction: float, seed: int, traffic: Traffic | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows of both parts: split first, so that no other mix moves a row across."""
     first, second = outcomes.split_rows(fraction, seed)
-    if traffic is None:
-        return first, second
-    first, second = (
-        rows[traffic.draw(take_rows(outcomes.targets, rows), seed)] for rows in (first, second)
-    )
+    if traffic is not None:
+        first, second = (
+            rows[traffic.draw(take_rows(outcomes.targets, rows), seed)] for rows in (first, second)
+        )
     return first, second

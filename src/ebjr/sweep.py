@@ -9,7 +9,7 @@ all classes may be among them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -33,16 +33,9 @@ SHARES = (0.25, 0.5, 0.75, 0.9, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """What each candidate comes to, and which is best.
+    """Each candidate's study on the same examples; `best` names the best one.
 
-    Attributes
-    ----------
-    studies
-        By name: each candidate's study, all on the same examples.
-    failed
-        By name: why a candidate cannot reach the goal.
-    best
-        The name of the one that its calibration half says is best.
+    `failed` says by name why a candidate cannot reach the goal.
     """
 
     studies: Mapping[str, Study]
@@ -68,13 +61,15 @@ class Sweep:
         """
         if self.traffic is None:
             return {}
-        found: dict[str, dict[float, OperatingPoint]] = {name: {} for name in self.studies}
-        for share in sorted({*SHARES, self.traffic.popular}):
-            for name, study in self.studies.items():
-                point = _at_share(study, replace(self.traffic, popular=share))
-                if point is not None:
-                    found[name][share] = point
-        return found
+        mixes = {s: replace(self.traffic, popular=s) for s in {*SHARES, self.traffic.popular}}
+        return {
+            name: {
+                share: point
+                for share, mix in sorted(mixes.items())
+                if (point := _at_share(study, mix)) is not None
+            }
+            for name, study in self.studies.items()
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Every candidate's figures, for JSON."""
@@ -174,10 +169,9 @@ def run_sweep(
     Raises
     ------
     ValueError
-        No candidates, or such as were recorded on other examples, beside another teacher, or are
-        judged by another metric.
+        `tables` is empty, or its tables differ in examples, teacher or metric.
     CalibrationError
-        None reaches the goal.
+        No candidate reaches the goal.
 
     Examples
     --------
@@ -237,37 +231,37 @@ def _at_share(study: Study, traffic: Traffic) -> OperatingPoint | None:
     """The study's goal, score and blend on the same halves, drawn in another mix."""
     fraction, seed = study.split
     try:
-        halves = [
+        calibration, held_out = (
             half.take(traffic.draw(half.targets, seed))
             for half in study.outcomes.split(fraction, seed)
-        ]
-        point = calibrate(
-            halves[0], study.goal.plain, score=study.point.router.score, blend=study.point.blend
         )
+        score, blend = study.point.router.score, study.point.blend
+        point = calibrate(calibration, study.goal.plain, score=score, blend=blend)
     except (CalibrationError, ValueError):
         return None
-    return evaluate(halves[1], point)
+    return evaluate(held_out, point)
 
 
 def _check_candidates(tables: Mapping[str, Outcomes]) -> None:
     if not tables:
         raise ValueError("there are no candidates: give the outcomes of at least one student")
-    names: Sequence[str] = list(tables)
-    first = tables[names[0]]
-    for name in names[1:]:
-        other = tables[name]
-        if first.metric != other.metric:
-            what = "metrics"
-        elif not first.kind.equal(first.targets, other.targets):
-            what = "examples"
-        elif not first.kind.equal(first.teacher, other.teacher):
-            what = "teachers"
-        else:
-            continue
-        raise ValueError(
-            f"candidates must be recorded on the same examples beside the same teacher, but the "
-            f"{what} of {names[0]} and {name} differ"
-        )
+    (name, first), *others = tables.items()
+    for other_name, other in others:
+        what = _difference(first, other)
+        if what is not None:
+            raise ValueError(
+                f"candidates must be recorded on the same examples beside the same teacher, but "
+                f"the {what} of {name} and {other_name} differ"
+            )
+
+
+def _difference(first: Outcomes, other: Outcomes) -> str | None:
+    """What keeps two candidates from being compared."""
+    if first.metric != other.metric:
+        return "metrics"
+    if not first.kind.equal(first.targets, other.targets):
+        return "examples"
+    return None if first.kind.equal(first.teacher, other.teacher) else "teachers"
 
 
 def known_text(outcomes: Outcomes) -> str:

@@ -37,15 +37,7 @@ from ebjr.sweep import Sweep, known_text, saving_text
 
 
 def study_figures(study: Study, compared: Sequence[Comparison] = ()) -> dict[str, Any]:
-    """Everything a study found, for JSON.
-
-    Parameters
-    ----------
-    study
-        The study.
-    compared
-        Tests against other models, listed after those against student and teacher.
-    """
+    """Everything a study found, for JSON; `compared` are more tests, listed after its own."""
     promise = study.point.certified
     best = f"best_{study.outcomes.metric}"
     return {
@@ -81,16 +73,7 @@ def print_study(
 ) -> None:
     """One screen: the models, the joint model and its intervals, the promise, and the scores.
 
-    Parameters
-    ----------
-    console
-        Where to print.
-    study
-        The study.
-    joint_seconds
-        Measured per example, instead of the sum of both models' times.
-    compared
-        Tests against other models.
+    `joint_seconds` per example were measured, and are shown instead of the sum of both models'.
     """
     _say(
         console,
@@ -114,15 +97,7 @@ def print_study(
 
 
 def print_sweep(console: Console, sweep: Sweep) -> None:
-    """The candidates of a sweep, a row each, and what each saves at other popular shares.
-
-    Parameters
-    ----------
-    console
-        Where to print.
-    sweep
-        The sweep.
-    """
+    """The candidates of a sweep, a row each, and what each saves at other popular shares."""
     measure = sweep.study.outcomes.measure
     table = plain_table("student", "knows", measure.title, "deferred", "MFLOPs", "cheaper", "score")
     for name, study in sweep.studies.items():
@@ -181,15 +156,7 @@ def print_profile(console: Console, found: Profile) -> None:
 
 
 def print_exported(console: Console, found: Mapping[str, Any]) -> None:
-    """An exported file: its size, its input and threshold, and how it compares.
-
-    Parameters
-    ----------
-    console
-        Where to print.
-    found
-        What `export.Exported.as_dict` gives.
-    """
+    """What `export.Exported.as_dict` tells of an exported file, a row for each figure."""
     taken, data = found["input"], found["data"]
     beside = "" if data is None else f", with {Path(data).name} beside it"
     rows = {
@@ -221,17 +188,7 @@ def print_tuning(console: Console, settings: Sequence[Setting]) -> None:
 def print_quantized(
     console: Console, found: Quantized, seconds: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """A model before and after, and what became of its answers.
-
-    Parameters
-    ----------
-    console
-        Where to print.
-    found
-        The model.
-    seconds
-        Of a batch, as `quantize.compare_seconds` measures them.
-    """
+    """A model before and after, the seconds of a batch, and what became of its answers."""
     table = plain_table("", "before", "after")
     sizes = (found.bytes_before, found.bytes_after)
     table.add_row("size", *(f"{size / 2**20:,.2f} MiB" for size in sizes))
@@ -240,9 +197,8 @@ def print_quantized(
         table.add_row(name.replace("_", " of "), *times)
     console.print(table)
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.operators.items())
-    alike = (
-        "" if found.agreement is None else f"{found.agreement:.2%} of their best answers alike; "
-    )
+    agreed = found.agreement
+    alike = "" if agreed is None else f"{agreed:.2%} of their best answers alike; "
     _say(
         console,
         f"\n{kinds} in eight bits, calibrated on {found.examples:,} examples: {alike}outputs moved "
@@ -271,13 +227,10 @@ def _models(study: Study, joint_seconds: float | None) -> Table:
         *("", measure.title, "deferred", "MFLOPs", "ms"), *further, "cheaper", "threshold"
     )
     for role in ("student", "teacher"):
-        cost = getattr(result, f"{role}_cost")
-        quality = getattr(result, f"{role}_quality")
-        table.add_row(
-            *(role, measure.text(quality), "", flops_text(cost), ms_text(cost)),
-            *further_columns(result.cost, cost).values(),
-            *("", ""),
-        )
+        cost, quality = (getattr(result, f"{role}_{what}") for what in ("cost", "quality"))
+        more = further_columns(result.cost, cost).values()
+        figures = (measure.text(quality), "", flops_text(cost), ms_text(cost))
+        table.add_row(role, *figures, *more, "", "")
     measured = ms_text(Cost(seconds=joint_seconds))
     table.add_row(*_joint_row(f"joint: {point_title(result)}", result, measured), style="bold")
     table.add_row(*_joint_row(f"  for the best {measure.title}", study.best_accuracy))
@@ -303,35 +256,31 @@ def _joint_row(name: str, point: OperatingPoint, measured: str | None = None) ->
 
 def _intervals(intervals: dict[str, Interval], measure: Metric) -> str:
     """The joint model's figures with what they may be by chance."""
-    own, saving = intervals[measure.name], intervals.get("saving")
-    low, high = (measure.text(float(measure.figure(figure))) for figure in (own.low, own.high))
-    parts = [f"{measure.title} {low} to {high}"]
-    if saving is not None:
-        parts.append(f"{saving.low:.2f} to {saving.high:.2f} times cheaper")
-    scale, form = (100, "+.2f") if measure.percent else (1, "+.4g")
-    words = "points over the {}"
+    _, *ends = intervals[measure.name]
+    low, high = (measure.text(float(measure.figure(end))) for end in ends)
+    figures = f"{measure.title} {low} to {high}"
+    if (saving := intervals.get("saving")) is not None:
+        figures += f", {saving.low:.2f} to {saving.high:.2f} times cheaper"
+    lines = [f"95 % intervals: {figures}"]
+    if (joules := intervals.get("joules_saved")) is not None:
+        lines.append(f"{joules.low:.1%} to {joules.high:.1%} of the teacher's joules saved")
+    scale, form, words = 100, "+.2f", "points over the {}"
     if not measure.percent:
-        words = f"{measure.title} {'lower' if measure.lower else 'higher'} than the {{}}'s"
+        lower = "lower" if measure.lower else "higher"
+        scale, form, words = 1, "+.4g", f"{measure.title} {lower} than the {{}}'s"
     gains = [
         f"{scale * gain.low:{form}} to {scale * gain.high:{form}} {words.format(role)}"
         for role in ("teacher", "student")
         for gain in [intervals[f"gain_over_{role}"]]
     ]
-    joules = intervals.get("joules_saved")
-    lines = [f"95 % intervals: {', '.join(parts)}", f"{' and '.join(gains)}."]
-    if joules is not None:
-        words = f"{joules.low:.1%} to {joules.high:.1%} of the teacher's joules saved"
-        lines.insert(1, words)
-    return ";\n".join(lines)
+    return ";\n".join([*lines, f"{' and '.join(gains)}."])
 
 
 def _tests(tests: Sequence[Comparison]) -> Table:
     """Tests of the joint model, a row each."""
     table = plain_table("joint against", *tests[0].cells, "verdict")
     for test in tests:
-        verdict = "could be chance"
-        if test.better is not None:
-            verdict = "better" if test.better == test.names[0] else "worse"
+        verdict = {None: "could be chance", test.names[0]: "better"}.get(test.better, "worse")
         table.add_row(escape(test.names[1]), *test.cells.values(), verdict)
     return table
 
@@ -375,17 +324,8 @@ def plain_table(*columns: str) -> Table:
 def print_table(console: Console, table: Table, spare: Sequence[str] = ()) -> None:
     """Print a plain table without cutting a figure, however narrow the terminal is.
 
-    Titles break into lines first, then columns are left out, and named below the table; names
-    break where they must.
-
-    Parameters
-    ----------
-    console
-        Where to print.
-    table
-        Of `plain_table`.
-    spare
-        The titles of columns that can be left out, the first of them first.
+    Titles break into lines first, then the columns of `spare` are left out, the first of them
+    first, and named below the table; names break where they must.
     """
     left_out: list[str] = []
     if _least_width(table) > console.width:

@@ -14,14 +14,7 @@ __all__ = ["evaluate", "joint_prediction"]
 
 
 def evaluate(held_out: Outcomes, point: OperatingPoint) -> OperatingPoint:
-    """The same score, blend and threshold on other examples.
-
-    Parameters
-    ----------
-    held_out
-        Examples that the threshold was not chosen on.
-    point
-        What `calibrate` chose.
+    """The same score, blend and threshold on examples that the threshold was not chosen on.
 
     Examples
     --------
@@ -35,9 +28,7 @@ def evaluate(held_out: Outcomes, point: OperatingPoint) -> OperatingPoint:
 
 
 def joint_prediction(outcomes: Outcomes, point: OperatingPoint) -> Any:
-    """(n,): the answer that the joint model gives each example at an operating point.
-
-    For detection a list of n `Detections`.
+    """(n,): the joint model's answer to each example at an operating point; `Detections` in a list.
 
     Examples
     --------

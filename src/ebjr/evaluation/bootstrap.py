@@ -29,50 +29,43 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """Intervals of what an operating point does, from resampled examples: percentiles of them.
+    """Intervals of what an operating point does, from resampled examples.
 
     At one point an example is of one of 16 kinds: deferred or not, and student, teacher and
     deferred answer each right or wrong. Drawing n examples with replacement and counting the
-    kinds *is* one draw from a multinomial distribution, so that the kinds are resampled instead:
-    the same bootstrap exactly, in time and memory that do not depend on n. Losses of regressors
-    have no kinds: their rows are resampled, or beyond 20,000 of them drawn from the normal
-    distribution that the resampled means then have. COCO's mAP is evaluated anew on each resample
-    of the images. It is too high on few images, and on a resample, where fewer differ, once more by
-    about as much: its own interval is the basic bootstrap's, which corrects for that and so reaches
-    further down than up. From differences of two mAP this drops out.
+    kinds *is* one draw from a multinomial distribution, so the kinds are resampled instead: the
+    same bootstrap exactly, in time and memory that do not depend on n. Losses of regressors have
+    no kinds: their rows are resampled, or beyond 20,000 rows their means are drawn from the normal
+    distribution that resampled means then have. COCO's mAP is evaluated anew on each resample of
+    the images. It is too high on few images, and on a resample, where fewer differ, too high once
+    more by about as much: its own interval is the basic bootstrap's, which corrects for that and
+    reaches further down than up. Differences of two mAP need no correction.
+
+    Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; the basic
+    bootstrap: Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2.
 
     Parameters
     ----------
     outcomes
         Examples that the threshold was not chosen on; on others the intervals flatter.
-    point
-        Its score, blend and threshold.
     n_resamples
-        How often to resample, at least 100; 2,000 times if left out, `MOST_WHOLE` where the metric
-        is no mean of rows.
-    seed
-        Same seed, same intervals.
+        At least 100; None is 2,000, or `MOST_WHOLE` where the metric is no mean of rows.
     level
         The intervals' confidence, between 0 and 1.
 
     Returns
     -------
     dict
-        `accuracy`, or the name of the metric with its figure; `deferral_rate`,
+        The metric's name (such as `accuracy`) with its figure; `deferral_rate`,
         `gain_over_teacher`, `gain_over_student` (in accuracy; for losses how much less) and, where
-        costs are known, `cost` in ``point.unit`` and `saving`, how many times cheaper than the
-        teacher alone, and `joules_saved`, a share of the teacher's. Costs of one example are taken
-        as exact; only the rate varies.
+        costs are known, `cost` in ``point.unit``, `saving`, how many times cheaper than the teacher
+        alone, and `joules_saved`, a share of the teacher's. Costs of one example are taken as
+        exact; only the rate varies.
 
     Raises
     ------
     ValueError
-        Too few resamples, or a level out of range.
-
-    Notes
-    -----
-    Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; the basic
-    bootstrap: Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2.
+        `n_resamples` is under 100, or `level` is outside (0, 1).
 
     Examples
     --------
@@ -109,10 +102,9 @@ def bootstrap(
 def interval_of(
     estimate: float, resampled: Array, level: float = 0.95, basic: bool = False
 ) -> Interval:
-    """The interval of a figure from what it came to on resampled examples, (resamples,).
+    """The interval of a figure from its values on resampled examples, (resamples,).
 
-    Their percentiles, or the basic bootstrap: these mirrored at the estimate, which corrects for a
-    figure that is too high on few examples, and on a resample once more by about as much.
+    Their percentiles; with `basic` the percentiles mirrored at the estimate, see `bootstrap`.
 
     Examples
     --------
@@ -151,20 +143,9 @@ def resampled_wholes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Qualities that are no means of rows, on rows drawn with replacement.
 
-    Parameters
-    ----------
-    chosen
-        m pairs of a `Whole` and the rows that are deferred, (n,) bool.
-    n_resamples
-        How often to draw.
-    rng
-        What draws.
-
-    Returns
-    -------
-    tuple
-        How often each row was drawn, (n_resamples, n), and the qualities, (n_resamples, m). Draws
-        on which there is no quality, as without a labeled box, are drawn again.
+    `chosen` are m pairs of a `Whole` and the rows that are deferred, (n,) bool. Returns how often
+    each row was drawn, (n_resamples, n), and the qualities, (n_resamples, m). A draw on which there
+    is no quality, as without a labeled box, is drawn again.
     """
     n = len(chosen[0][1])
     times = np.empty((n_resamples, n), np.int64)

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,10 @@ from ebjr.model import facts, model_name
 class Flops:
     """What a model computes for one example.
 
-    Attributes
-    ----------
-    flops
-        FLOPs for one example; 1 MAC = 2 FLOPs.
-    parameters
-        Numbers that training sets: weights and biases, without the running statistics of batch
-        normalization and without shapes.
-    parameter_bytes
-        What they take as they are stored.
-    by_operator
-        FLOPs of each operator that has any, the largest first.
-    uncounted
-        How many operators of each kind could not be looked into: control flow, custom domains,
-        shapes that nothing tells. Where this is not empty, `flops` is a lower bound.
+    `parameters` counts the numbers that training sets: weights and biases, without the running
+    statistics of batch normalization and without shapes. `by_operator` lists the largest first.
+    `uncounted` is how many operators of each kind could not be looked into: control flow, custom
+    domains, unknown shapes. Where it is not empty, `flops` is a lower bound.
     """
 
     flops: int
@@ -54,10 +44,6 @@ class Flops:
     def known(self) -> int | None:
         """`flops`; None where all that computes could not be looked into, as in trees."""
         return None if self.uncounted and not self.flops else self.flops
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain numbers, for JSON."""
-        return asdict(self)
 
 
 def can_count(model: Any) -> bool:
@@ -74,10 +60,10 @@ def count_flops(
     Parameters
     ----------
     model
-        A path to an ``.onnx`` or ``.pt2`` file, a model loaded from one, or a torch module.
+        A path to an ``.onnx`` file, a model loaded from a file, or a torch module.
     input_shape
-        The shape of a batch, (n, ...); its first number does not matter: one example is counted.
-        None takes it from the file, which must then leave nothing but the batch open.
+        The shape of a batch, (n, ...); one example is counted, whatever n. None takes it from the
+        file, which must then leave nothing but the batch open.
     input_dtype
         The type of a torch module's inputs, such as ``"int64"`` for token ids; None is float32, or
         what the program says. ONNX graphs say it themselves.
@@ -87,9 +73,9 @@ def count_flops(
     TypeError
         `model` cannot be looked into.
     ValueError
-        The input's shape is needed, or is not the model's.
+        `input_shape` is needed, or is not the model's.
     FileNotFoundError
-        There is no file at the path.
+        `model` is a path without a file.
     ModelError
         The file is corrupt, or the module failed on the input.
     MissingExtra
@@ -134,13 +120,9 @@ def _fixed_batch(shape: OpenShape | None) -> int:
 
 def _torch_module(model: Any) -> Any:
     # A torch module can only exist where torch was imported already.
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return None
-    for candidate in (model, getattr(model, "module", None)):
-        if isinstance(candidate, torch.nn.Module):
-            return candidate
-    return None
+    torch: Any = sys.modules.get("torch")
+    candidates = () if torch is None else (model, getattr(model, "module", None))
+    return next((each for each in candidates if isinstance(each, torch.nn.Module)), None)
 
 
 def _count_torch(module: Any, shape: Shape, dtype: np.dtype[Any], name: str) -> Flops:

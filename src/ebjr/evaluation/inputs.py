@@ -18,18 +18,18 @@ OpenShape = Sequence[int | None]
 def batch_of_one(given: OpenShape | None, known: OpenShape | None, name: str) -> Shape:
     """The shape of a batch of one, from what was given and what the model says."""
     if known is None:
-        if not given or any(not size for size in given[1:]):
+        if not given or not all(given[1:]):
             raise ValueError(
                 f"the shape of an input is needed for {name}, such as (1, 3, 32, 32), "
                 f"but input_shape is {given}"
             )
-        return (1, *(int(size) for size in given[1:] if size))
-    if given is None:
+        known = given
+    elif given is None:
         given = known
     fits = len(given) == len(known) and all(
         want in (None, got) for got, want in zip(given[1:], known[1:], strict=True)
     )
-    if not fits or any(not size for size in given[1:]):
+    if not fits or not all(given[1:]):
         raise ValueError(
             f"{name} takes a batch of shape {_shown(known)}, but input_shape is "
             f"{_shown(given)}; give a number for each dimension after the first"

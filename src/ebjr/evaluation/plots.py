@@ -50,27 +50,9 @@ MOST_DOTS = 2000
 
 
 def thin_rows(curve: TradeOffCurve, keep: Sequence[int] = (), most: int = MOST_ROWS) -> np.ndarray:
-    """Rows of a curve, even in deferral rate, that draw like all of them.
+    """Rows of a curve, ascending and even in deferral rate, that draw like all of them.
 
-    Parameters
-    ----------
-    curve
-        k rows.
-    keep
-        Rows that must be among them.
-    most
-        How many to take, `keep` apart.
-
-    Returns
-    -------
-    np.ndarray
-        Ascending rows, both ends among them.
-
-    Examples
-    --------
-    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> thin_rows(TradeOffCurve.of(outcomes, "energy"))
-    array([0, 1, 2])
+    Both ends are among them, and `keep`, which does not count toward `most`.
     """
     if len(curve) <= most:
         return np.arange(len(curve))
@@ -111,62 +93,43 @@ def trade_off_figure(
 ) -> dict[str, Any]:
     """The trade-off curve of each score, with both models, the oracle and chance on it.
 
-    Chance is no random order but what they reach on average: the straight line between both
-    models, in means of rows. Of COCO's mAP, which is no such mean, the average is within a few
-    tenths of a point of it.
-
-    Parameters
-    ----------
-    outcomes
-        The examples that the curves are drawn on.
-    points
-        By the name in the legend: a score, its blend and its threshold, which is marked.
-    chosen
-        The name of the one to stress.
-
-    Returns
-    -------
-    dict
-        A plotly figure. The last trace is the operating point of `chosen`.
-
-    Examples
-    --------
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> point = TradeOffCurve.of(table, "energy").at(index=1)
-    >>> [trace["name"] for trace in trade_off_figure(table, {"energy": point})["data"]]
-    ['oracle', 'random', 'energy', 'student', 'teacher']
+    Chance is no random order but its average: the straight line between both models, in means of
+    rows. Of COCO's mAP, which is no such mean, the average is within a few tenths of a point of it.
+    `points` are by their name in the legend; the point of `chosen` is stressed, and the last trace.
     """
     best = TradeOffCurve.of(outcomes, oracle(outcomes))
     _, axis = _relative_cost(outcomes, best.deferral_rate[:1])
-    data = [_line(best, "oracle", {"color": PALETTE["oracle"], "dash": "dash", "width": 2})]
-    data.append(_random_line(outcomes))
+    dashed = {"color": PALETTE["oracle"], "dash": "dash", "width": 2}
+    data = [_line(best, "oracle", dashed), _random_line(outcomes)]
     for name, point in points.items():
         stressed = name == chosen
         if point.score == "random" and not stressed:
             continue
         curve = point.curve(outcomes)
-        color = PALETTE["chosen"] if stressed else PALETTE.get(point.score, PALETTE["random"])
-        line = _line(curve, name, {"color": color, "width": 4 if stressed else 1.75})
-        data.append({**line, "zorder": int(stressed)})
+        style = {"color": _color(point.score, stressed), "width": 4 if stressed else 1.75}
+        data.append({**_line(curve, name, style), "zorder": int(stressed)})
     data += [_model(outcomes, "student"), _model(outcomes, "teacher")]
     if chosen is not None:
         data.append(_marker(outcomes, points[chosen]))
-    rates = [r for trace in data for r in trace["x"]]
-    measure = outcomes.measure
-    ends = [float(measure.drawn(outcomes.quality(role))) for role in ("student", "teacher")]
-    if measure.percent:
-        span = [min(ends) - 0.6, max(y for trace in data for y in trace["y"]) + 0.4]
-    else:
-        seen = [*ends, *measure.drawn(best.quality).tolist()]
-        margin = 0.06 * (max(seen) - min(seen))
-        span = [min(seen) - margin, max(seen) + margin]
+    rates = [rate for trace in data for rate in trace["x"]]
     return _figure(
         data,
         _axis(axis, range=[0, 1.03 * max(rates)]),
-        {"title": {"text": measure.axis}, "range": span},
+        {"title": {"text": outcomes.measure.axis}, "range": _span(outcomes, best, data)},
         shapes=[_rule(100.0, "dot")],
         annotations=[_note(100, 0.02, "break-even", shift=-5)],
     )
+
+
+def _span(outcomes: Outcomes, best: TradeOffCurve, data: list[dict[str, Any]]) -> list[float]:
+    """The range of qualities to show: both models and what is better, not far below them."""
+    measure = outcomes.measure
+    ends = [float(measure.drawn(outcomes.quality(role))) for role in ("student", "teacher")]
+    if measure.percent:
+        return [min(ends) - 0.6, max(y for trace in data for y in trace["y"]) + 0.4]
+    seen = [*ends, *measure.drawn(best.quality).tolist()]
+    margin = 0.06 * (max(seen) - min(seen))
+    return [min(seen) - margin, max(seen) + margin]
 
 
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8F98")
@@ -176,22 +139,7 @@ CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8
 def candidates_figure(
     candidates: Mapping[str, tuple[Outcomes, OperatingPoint]], best: str
 ) -> dict[str, Any]:
-    """The trade-off curve of several students beside one teacher, each at its own score and blend.
-
-    Parameters
-    ----------
-    candidates
-        By name: the examples, and the operating point, which is marked.
-    best
-        The name of the one to stress.
-
-    Examples
-    --------
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> point = TradeOffCurve.of(table, "energy").at(index=1)
-    >>> [t["name"] for t in candidates_figure({"one": (table, point)}, "one")["data"]]
-    ['one', 'its point', 'teacher']
-    """
+    """The trade-off curve of several students beside one teacher, each with its operating point."""
     data: list[dict[str, Any]] = []
     for number, (name, (outcomes, point)) in enumerate(candidates.items()):
         style = _cycled(number, name == best)
@@ -215,19 +163,7 @@ def shares_figure(
 ) -> dict[str, Any]:
     """How many times cheaper than the teacher each student is, by the popular share (figure 6).
 
-    Parameters
-    ----------
-    savings
-        By name and popular share.
-    best
-        The name of the one to stress.
-    share
-        The traffic's own: the first of the layout's shapes.
-
-    Examples
-    --------
-    >>> shares_figure({"top 10": {0.5: 1.1, 0.75: 1.5}}, "top 10", 0.75)["data"][0]["x"]
-    [50.0, 75.0]
+    The traffic's own `share` is the first of the layout's shapes.
     """
     data = [
         _trace(
@@ -249,6 +185,11 @@ def shares_figure(
     )
 
 
+def _color(score: str, stressed: bool) -> str:
+    """The color of a score."""
+    return PALETTE["chosen"] if stressed else PALETTE.get(score, PALETTE["random"])
+
+
 def _cycled(number: int, stressed: bool) -> dict[str, Any]:
     """The style of the line of that number."""
     dash = ("solid", "dash", "dot")[number // len(CYCLE) % 3]
@@ -261,52 +202,37 @@ def score_histogram(
 ) -> dict[str, Any]:
     """Densities of the score where the student is right and where it is wrong (figure 4).
 
-    Of detectors: where the teacher adds nothing and where it does.
-
-    Parameters
-    ----------
-    outcomes
-        The examples.
-    point
-        Its score is drawn, its threshold marked: the first of the layout's shapes.
-    crossing
-        Where the densities cross, if known: the second shape.
-
-    Examples
-    --------
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> figure = score_histogram(table, TradeOffCurve.of(table, "energy").at(index=1))
-    >>> [trace["name"] for trace in figure["data"]]
-    ['student right', 'student wrong']
+    Of detectors: where the teacher adds nothing and where it does. The layout's shapes are the
+    threshold and, if known, where the densities cross.
     """
     values = np.asarray(point.router.score(outcomes.student), np.float64)
     usable = np.isfinite(values)
     right, names = _told_apart(outcomes)
     low, high = (0.0, 1.0) if not usable.any() else np.quantile(values[usable], [0.0, 1.0])
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
-    data = []
-    for color, name, rows in (
-        ("right", names[0], usable & right),
-        ("wrong", names[1], usable & ~right),
-    ):
-        density = np.histogram(values[rows], edges)[0] / max(rows.sum(), 1) / np.diff(edges)
-        bars = {"type": "bar", "width": float(edges[1] - edges[0]), "opacity": 0.55}
-        marker = {"color": PALETTE[color], "line": {"width": 0}}
-        middle = (edges[:-1] + edges[1:]) / 2
-        hover = "%{y:.4g} at %{x:.4g}"
-        data.append(_trace(None, name, middle, density, hover, marker=marker, **bars))
+    data = [
+        _density(name, values[usable & rows], edges, PALETTE[color])
+        for color, name, rows in zip(("right", "wrong"), names, (right, ~right), strict=True)
+    ]
+    known = [] if crossing is None else [crossing]
     return _figure(
         data,
         _axis(f"score: {score_title(point.score)}"),
         {"title": {"text": "density"}, "rangemode": "tozero"},
-        shapes=[
-            _rule(point.threshold, "solid"),
-            *([] if crossing is None else [_rule(crossing, "dash")]),
-        ],
-        annotations=[] if crossing is None else [_note(crossing, 1.0, "crossing", shift=-4)],
+        shapes=[_rule(point.threshold, "solid"), *(_rule(each, "dash") for each in known)],
+        annotations=[_note(each, 1.0, "crossing", shift=-4) for each in known],
         barmode="overlay",
         bargap=0,
     )
+
+
+def _density(name: str, values: np.ndarray, edges: np.ndarray, color: str) -> dict[str, Any]:
+    """Bars of the share of values between each two edges, over how far these are apart."""
+    density = np.histogram(values, edges)[0] / max(len(values), 1) / np.diff(edges)
+    bars = {"type": "bar", "width": float(edges[1] - edges[0]), "opacity": 0.55}
+    marker = {"color": color, "line": {"width": 0}}
+    middle, hover = (edges[:-1] + edges[1:]) / 2, "%{y:.4g} at %{x:.4g}"
+    return _trace(None, name, middle, density, hover, marker=marker, **bars)
 
 
 def _told_apart(outcomes: Outcomes) -> tuple[np.ndarray, tuple[str, str]]:
@@ -320,24 +246,8 @@ def _told_apart(outcomes: Outcomes) -> tuple[np.ndarray, tuple[str, str]]:
 def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
     """Both models' figures along the score, with 95 % intervals: where is the teacher better?
 
-    Parameters
-    ----------
-    outcomes
-        The examples, in bins of equal counts by score, the lowest first.
-    point
-        Its score is drawn; its deferral rate on `outcomes` is the first of the layout's shapes.
-
-    Returns
-    -------
-    dict
-        A plotly figure. For a softmax score a third trace is what the score itself says.
-
-    Examples
-    --------
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> figure = reliability_figure(table, TradeOffCurve.of(table, "softmax").at(index=1))
-    >>> [trace["name"] for trace in figure["data"]]
-    ['student', 'teacher', 'the score itself']
+    The examples are in bins of equal counts, the lowest score first. For a softmax score a third
+    trace is what the score itself says. The deferral rate is the first of the layout's shapes.
     """
     if outcomes.measure.rows is None:  # no figure of a few rows: the nearest that has one
         outcomes = replace(outcomes.with_scale(point.rescale), metric="f1")
@@ -348,20 +258,11 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
     data: list[dict[str, Any]] = []
     for role, shift in (("student", -0.5), ("teacher", 0.5)):  # so that no bar hides another
         shares = [getattr(row, role) for row in bins]
+        estimates, hover = [scale * share.estimate for share in shares], _hover(outcomes)
+        line = _trace("lines+markers", role, middle + shift, estimates, f"{hover}, %{{text}}")
         ink = {"color": PALETTE["student"]} if role == "student" else {}
-        data.append(
-            _trace(
-                "lines+markers",
-                role,
-                middle + shift,
-                [scale * share.estimate for share in shares],
-                f"{_hover(outcomes)}, %{{text}}",
-                error_y=_bars(shares, scale),
-                text=spans,
-                marker=_marker_of(role, 9),
-                line={"width": 2, **ink},
-            )
-        )
+        style = {"marker": _marker_of(role, 9), "line": {"width": 2, **ink}}
+        data.append({**line, **style, "error_y": _bars(shares, scale), "text": spans})
     if measure.binary and point.score.partition("(")[0] == "softmax":
         said = [100 * row.mean for row in bins]
         line = {"dash": "dot", "width": 1.5, "color": PALETTE["random"]}
@@ -376,14 +277,9 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
 
 
 def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
-    """Both models' residuals, target minus prediction, against the score.
+    """Both models' residuals, target minus prediction, against the score, with the threshold.
 
-    Parameters
-    ----------
-    outcomes
-        The examples of regressors; at most `MOST_DOTS` of them are drawn, at even ranks.
-    point
-        Its score is drawn, its threshold marked: the first of the layout's shapes.
+    At most `MOST_DOTS` of the examples are drawn, at even ranks.
 
     Examples
     --------
@@ -417,43 +313,21 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
 def ranking_figure(
     ranking: Sequence[Standing], chosen: str | None = None, measure: Metric = ACCURACY
 ) -> dict[str, Any]:
-    """The gain of each score with its 95 % confidence interval, the best on top.
-
-    Parameters
-    ----------
-    ranking
-        The scores, the best first.
-    chosen
-        The score to stress.
-    measure
-        The metric, whose rows the gains are means of.
-
-    Examples
-    --------
-    >>> from ebjr.evaluation.ranking import score_table
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> row = score_table(table, ["energy"])[0]
-    >>> ranking_figure([Standing(Interval(0.125, 0.1, 0.15), row)])["data"][0]["y"]
-    ['energy']
-    """
-    gains = [entry.gain for entry in ranking]
+    """The gain of each score with its 95 % confidence interval, the best on top."""
     scale = 100 if measure.percent else 1
-    colors = [
-        PALETTE["chosen"] if entry.score == chosen else PALETTE.get(entry.score, PALETTE["random"])
-        for entry in ranking
-    ]
     dots = [
         {
             "type": "scatter",
             "mode": "markers",
             "name": entry.score,
-            "x": _short([scale * gain.estimate]),
+            "x": rounded([scale * entry.gain.estimate]),
             "y": [entry.score],
-            "error_x": _bars([gain], scale) | {"color": color, "thickness": 2},
+            "error_x": _bars([entry.gain], scale) | {"color": color, "thickness": 2},
             "marker": {"color": color, "size": 13 if entry.score == chosen else 10},
             "hovertemplate": f"%{{x:.3g}} {measure.gain_unit}<extra>%{{y}}</extra>",
         }
-        for entry, gain, color in zip(ranking, gains, colors, strict=True)
+        for entry in ranking
+        for color in [_color(entry.score, entry.score == chosen)]
     ]
     return _figure(
         dots,
@@ -483,9 +357,10 @@ def _axis(title: str, **more: Any) -> dict[str, Any]:
 
 def _trace(mode: str | None, name: str, x: Any, y: Any, hover: str, **more: Any) -> dict[str, Any]:
     """Points (n,) and (n,), and what is shown under the mouse."""
-    points = {"name": name, "x": _short(x), "y": _short(y)}
+    points = {"name": name, "x": rounded(x), "y": rounded(y)}
     kind = {"type": "scatter"} if mode is None else {"type": "scatter", "mode": mode}
-    return {**kind, **points, "hovertemplate": f"{hover}<extra>%{{fullData.name}}</extra>", **more}
+    hover = hover if "<extra>" in hover else f"{hover}<extra>%{{fullData.name}}</extra>"
+    return {**kind, **points, "hovertemplate": hover, **more}
 
 
 def _note(x: float, y: float, text: str, shift: int) -> dict[str, Any]:
@@ -499,8 +374,8 @@ def _bars(intervals: Sequence[Interval], scale: float = 100) -> dict[str, Any]:
     return {
         "type": "data",
         "symmetric": False,
-        "array": _short([scale * (each.high - each.estimate) for each in intervals]),
-        "arrayminus": _short([scale * (each.estimate - each.low) for each in intervals]),
+        "array": rounded([scale * (each.high - each.estimate) for each in intervals]),
+        "arrayminus": rounded([scale * (each.estimate - each.low) for each in intervals]),
         "thickness": 1.5,
         "width": 3,
     }
@@ -523,17 +398,12 @@ def _random_line(outcomes: Outcomes) -> dict[str, Any]:
     rates, measure = np.linspace(0, 1, 21), outcomes.measure
     low, high = (float(measure.mean(outcomes.quality(role))) for role in ("student", "teacher"))
     quality = np.asarray(measure.quality(low + rates * (high - low)))
-    return _through(
-        outcomes, rates, quality, "random", {"color": PALETTE["random"], "dash": "dot", "width": 2}
-    )
+    style = {"color": PALETTE["random"], "dash": "dot", "width": 2}
+    return _through(outcomes, rates, quality, "random", style)
 
 
 def _through(
-    outcomes: Outcomes,
-    rates: np.ndarray,
-    quality: np.ndarray,
-    name: str,
-    style: dict[str, Any],
+    outcomes: Outcomes, rates: np.ndarray, quality: np.ndarray, name: str, style: dict[str, Any]
 ) -> dict[str, Any]:
     """A line through the qualities at some deferral rates."""
     cost, _ = _relative_cost(outcomes, rates)
@@ -544,16 +414,9 @@ def _through(
 def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
     """A model alone: the teacher alone costs 100 %, without the student."""
     cost = [100.0] if role == "teacher" else _relative_cost(outcomes, np.array([0.0]))[0]
-    found = _trace(
-        "markers",
-        role,
-        cost,
-        [outcomes.measure.drawn(outcomes.quality(role))],
-        f"{_hover(outcomes)} at %{{x:.1f}} %",
-        marker=_marker_of(role, 12),
-        zorder=2,
-    )
-    return {**found, "hovertemplate": found["hovertemplate"].replace("</extra>", " alone</extra>")}
+    quality = [outcomes.measure.drawn(outcomes.quality(role))]
+    hover = f"{_hover(outcomes)} at %{{x:.1f}} %<extra>%{{fullData.name}} alone</extra>"
+    return _trace("markers", role, cost, quality, hover, marker=_marker_of(role, 12), zorder=2)
 
 
 def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
@@ -562,16 +425,9 @@ def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
     cost, _ = _relative_cost(outcomes, np.array([here.deferral_rate]))
     marker = {"symbol": "diamond", "size": 16, "color": PALETTE["chosen"]}
     marker["line"] = {"width": 2, "color": "#ffffff"}
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": "operating point",
-        "zorder": 3,
-        "x": _short(cost),
-        "y": _short([outcomes.measure.drawn(here.quality)]),
-        "marker": marker,
-        "hovertemplate": "%{y:.2f} % at %{x:.1f} %<extra>operating point</extra>",
-    }
+    quality, hover = [outcomes.measure.drawn(here.quality)], "%{y:.2f} % at %{x:.1f} %"
+    hover += "<extra>operating point</extra>"
+    return _trace("markers", "operating point", cost, quality, hover, marker=marker, zorder=3)
 
 
 def _rule(x: float, dash: str) -> dict[str, Any]:
@@ -591,6 +447,6 @@ def _hover(outcomes: Outcomes) -> str:
     return "%{y:.2f} %" if outcomes.measure.percent else "%{y:.4g}"
 
 
-def _short(values: Any) -> list[float]:
-    """Seven digits draw the same as sixteen, in a third of the file."""
-    return [float(f"{value:.7g}") for value in values]
+def rounded(values: Any, digits: int = 7) -> list[float]:
+    """Seven digits draw the same as sixteen, in less than half of the file."""
+    return [float(f"{value:.{digits}g}") for value in values]

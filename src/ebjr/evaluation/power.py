@@ -40,23 +40,10 @@ PICOJOULES_PER_BYTE = 160.0
 
 @dataclass(frozen=True)
 class Power:
-    """What an example costs in joules, and how that is known.
+    """What an example costs in joules, and how that is known: ``"measured"`` or ``"estimated"``.
 
-    Parameters
-    ----------
-    joules
-        Per example.
-    how
-        ``"measured"`` or ``"estimated"``.
-    source
-        The counters that were read, or the constants that were used.
-    batch_size
-        The examples of a batch: a larger one reads the weights less often.
-
-    Raises
-    ------
-    ValueError
-        `joules` is negative or not finite, or `how` is another word.
+    `source` names the counters that were read or the constants that were used. A larger batch
+    reads the weights less often.
 
     Examples
     --------
@@ -87,13 +74,7 @@ class Power:
         return self.joules / other.joules if other.joules else math.inf
 
     def add_to(self, cost: Cost) -> Cost:
-        """A cost with these joules, and the word of what they are.
-
-        Examples
-        --------
-        >>> Power(2.0, "estimated", "by hand").add_to(Cost(flops=5.0)).as_dict()
-        {'flops': 5.0, 'joules': 2.0, 'joules_are': 'estimated'}
-        """
+        """A cost with these joules, and the word of what they are."""
         return replace(cost, joules=self.joules, joules_are=self.how)
 
 
@@ -104,19 +85,8 @@ class Power:
 class Meter:
     """Energy counters that can be read.
 
-    Parameters
-    ----------
-    source
-        What they are called.
-    read
-        Gives microjoules, one number for each counter, from an unknown start upwards.
-    ranges
-        For each counter the number after which it starts again at 0.
-
-    Examples
-    --------
-    >>> Meter("a counter", lambda: (5,), (100,)).joules_between((90,), (5,)) == 15e-6
-    True
+    `read` gives microjoules, one number for each counter, from an unknown start upwards; `ranges`
+    holds the number after which each counter starts again at 0.
     """
 
     source: str
@@ -143,20 +113,8 @@ def find_meter(*, gpu: bool = False, powercap: str | os.PathLike[str] = POWERCAP
 
     Most systems let only root read the processor's. ``sudo chmod a+r
     /sys/class/powercap/intel-rapl:*/energy_uj`` opens them until the next start, to every program:
-    fine timing of them has been used to guess secrets (CVE-2020-8694).
-
-    Parameters
-    ----------
-    gpu
-        Whether the model runs on a GPU: then NVIDIA's counters are needed (the extra ``power``),
-        and those of the processor are added where they can be read.
-    powercap
-        Where the processor's counters are.
-
-    Examples
-    --------
-    >>> find_meter(powercap="/nowhere") is None
-    True
+    fine timing of them has been used to guess secrets (CVE-2020-8694). A model on a `gpu` needs
+    NVIDIA's counters (the extra ``power``); the processor's are added where they can be read.
     """
     packages = _rapl_meter(Path(powercap))
     if not gpu:
@@ -220,35 +178,10 @@ def measure_joules(
 ) -> Power | None:
     """Joules per example of a model, by the machine's counters over a run of the same batch.
 
-    Parameters
-    ----------
-    model
-        The model.
-    batch
-        What it is run on, again and again.
-    meter
-        The counters; None looks for those of this machine.
-    seconds
-        How long to run; at least one batch is run. Counters move every millisecond (processors)
-        or tenth of a second (GPUs): less than a second is not worth much.
-
-    Returns
-    -------
-    `Power`, measured: everything that the counters saw, whoever used it. None where there is no
-    counter that can be read, or where it stands still, as in many virtual machines.
-
-    Raises
-    ------
-    ValueError
-        `seconds` is negative or not finite, or the batch is empty.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> counter = iter(range(0, 9_000_000, 4_000_000))
-    >>> meter = Meter("a counter", lambda: (next(counter),), (10**9,))
-    >>> measure_joules(lambda batch: batch, np.ones((2, 3)), meter=meter, seconds=0).joules
-    2.0
+    The counters see everything, whoever used it; None looks for those of this machine. At least one
+    batch is run. Counters move every millisecond (processors) or tenth of a second (GPUs): less
+    than a second is not worth much. Returns None where no counter can be read, or where it stands
+    still, as in many virtual machines.
     """
     _check_amounts(seconds=seconds)
     rows = row_count(batch)
@@ -284,13 +217,7 @@ def _finish_gpu() -> None:
 
 
 def runs_on_gpu(model: Any) -> bool:
-    """Whether a model, or a model in it, runs on something else than the processor.
-
-    Examples
-    --------
-    >>> runs_on_gpu(lambda batch: batch)
-    False
-    """
+    """Whether a model, or a model in it, runs on something else than the processor."""
     return facts(model).device != "cpu"
 
 
@@ -307,33 +234,15 @@ def estimate_joules(
     picojoules_per_flop: float = PICOJOULES_PER_FLOP,
     picojoules_per_byte: float = PICOJOULES_PER_BYTE,
 ) -> Power:
-    """Joules per example from FLOPs and bytes moved.
+    """Joules per example from FLOPs of one example, and bytes moved.
 
     ``flops * per_flop + (weights / batch_size + inputs + outputs) * per_byte``: the weights are
     read once for each batch. The constants are those of a 45 nm chip at 0.9 V in single precision;
     a chip of today needs less of both, and 8-bit arithmetic far less per operation: give its own.
 
-    Parameters
-    ----------
-    flops, input_bytes, output_bytes
-        Of one example; 1 MAC = 2 FLOPs.
-    weight_bytes
-        Of the model.
-    batch_size
-        The examples of a batch.
-    picojoules_per_flop, picojoules_per_byte
-        What one operation, and one byte of main memory, takes.
-
-    Raises
-    ------
-    ValueError
-        A number is negative or not finite, or `batch_size` is under 1.
-
-    References
-    ----------
-    M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, figure
-    1.1.9: 32-bit floating-point multiplication 3.7 pJ and addition 0.9 pJ, DRAM 1.3-2.6 nJ for 64
-    bits.
+    Source: M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014,
+    figure 1.1.9: 32-bit floating-point multiplication 3.7 pJ and addition 0.9 pJ, DRAM 1.3-2.6 nJ
+    for 64 bits.
 
     Examples
     --------
@@ -376,18 +285,8 @@ def find_joules(
 ) -> tuple[Power, ...]:
     """Joules per example of several loads: all measured, else all estimated, else none at all.
 
-    All are measured by the same counters, so that they can be compared.
-
-    Parameters
-    ----------
-    loads
-        What to run: a student and a teacher, or one model on batches of several sizes.
-    meter, seconds
-        As `measure_joules` takes them, for each load.
-
-    Returns
-    -------
-    One `Power` for each load, or none.
+    The loads are a student and a teacher, or one model on batches of several sizes. All are
+    measured by the same counters, each for `seconds`, so that they can be compared.
 
     Examples
     --------
@@ -406,19 +305,7 @@ def find_joules(
 
 
 def with_joules(costs: Mapping[str, Cost], loads: Mapping[str, Load]) -> dict[str, Cost]:
-    """Costs with the joules that `find_joules` finds; as they are where it finds none.
-
-    Parameters
-    ----------
-    costs, loads
-        By the same names, such as student and teacher.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> with_joules({"student": Cost()}, {"student": Load(lambda batch: batch, np.ones((2, 3)))})
-    {'student': Cost(flops=None, seconds=None, joules=None, joules_are=None, bytes=None)}
-    """
+    """Costs with the joules that `find_joules` finds of the loads of the same names, if any."""
     powers = dict(zip(loads, find_joules(list(loads.values())), strict=False))
     return {
         name: powers[name].add_to(cost) if name in powers else cost for name, cost in costs.items()
@@ -426,10 +313,8 @@ def with_joules(costs: Mapping[str, Cost], loads: Mapping[str, Load]) -> dict[st
 
 
 def _all_measured(loads: Sequence[Load], meter: Meter | None, seconds: float) -> tuple[Power, ...]:
-    if meter is None:
-        return ()
-    found = []
-    for load in loads:
+    found: list[Power] = []
+    for load in loads if meter is not None else ():
         power = measure_joules(load.model, load.batch, meter=meter, seconds=seconds)
         if power is None:
             return ()

@@ -15,39 +15,14 @@ from ebjr.outcomes import Outcomes
 def read_predictions(
     path: str | os.PathLike[str], outcomes: Outcomes, rows: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Other models' predictions on some rows of the outcomes.
+    """Other models' predictions on some rows of the outcomes, such as the held-out half.
 
-    Parameters
-    ----------
-    path
-        Outcomes that `record` saved, of which both models are taken; or an ``.npz`` with integer
-        labels, or for regression numbers, `predictions` (n,), and `targets` (n,) if they are to be
-        checked. Either on all examples of `outcomes`, in their order, or on those of `rows`.
-    outcomes
-        The table to compare with.
-    rows
-        Those of its rows that are compared, such as the held-out half.
+    The file is outcomes that `record` saved, of which both models are taken; or an ``.npz`` with
+    `predictions` (n,), integer labels or for regression numbers, and perhaps `targets` (n,) to
+    check. It is about all examples of `outcomes`, in their order, or about those of `rows`.
+    ValueError where it is damaged, has nothing to compare, or is about other examples.
 
-    Returns
-    -------
-    dict
-        By a name for a sentence, such as ``"the teacher of other.npz"``: (len(rows),) labels.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        It is damaged, has nothing to compare, or is about other examples.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> file = Path(tempfile.mkdtemp()) / "other.npz"
-    >>> np.savez(file, predictions=[0, 1, 2, 2])
-    >>> table = Outcomes(np.eye(4), np.eye(4), np.arange(4))
-    >>> read_predictions(file, table, np.array([1, 3]))
-    {'other.npz': array([1, 2])}
+    Returns (len(rows),) answers by a name for a sentence, such as ``"the teacher of other.npz"``.
     """
     name = Path(path).name
     arrays = _arrays(path)
@@ -74,9 +49,11 @@ def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {path} to compare with")
     try:
-        if not _is_zip(file):
-            raise ValueError("it is not an .npz file")
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
+        with file.open("rb") as opened:
+            if opened.read(2) != b"PK":  # how a zip archive starts, which an .npz is
+                raise ValueError("it is not an .npz file")
+            opened.seek(0)
+            archive = np.load(opened, allow_pickle=False)
             names = ["about"] if "about" in archive else archive.files
             return {name: archive[name] for name in names}
     except ValueError as error:
@@ -84,12 +61,6 @@ def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"cannot compare with {path}: {reason}") from error
     except Exception as error:  # BadZipFile, zlib.error and what else a damaged archive may raise
         raise ValueError(f"cannot compare with {path}: the file is damaged") from error
-
-
-def _is_zip(file: Path) -> bool:
-    """Whether a file starts like a zip archive, which an ``.npz`` is."""
-    with file.open("rb") as opened:
-        return opened.read(2) == b"PK"
 
 
 def _answers(
@@ -106,11 +77,7 @@ def _answers(
 
 
 def _taken(
-    path: str | os.PathLike[str],
-    labels: Any,
-    targets: Any,
-    outcomes: Outcomes,
-    rows: np.ndarray,
+    path: str | os.PathLike[str], labels: Any, targets: Any, outcomes: Outcomes, rows: np.ndarray
 ) -> Any:
     """The labels of the rows, once it is sure that they are about the same examples."""
     if len(labels) not in (len(outcomes), len(rows)):

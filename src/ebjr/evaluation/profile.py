@@ -29,50 +29,23 @@ from ebjr.model import Model, facts, model_name
 
 @dataclass(frozen=True)
 class Latency:
-    """How long a model takes for a batch, in seconds of wall-clock time.
-
-    Attributes
-    ----------
-    batch_size
-        Inputs in each batch.
-    repeats
-        Batches that were timed.
-    p50_seconds, p95_seconds
-        Median and 95th percentile over the batches, of a whole batch.
-    """
+    """Seconds of wall-clock time of a whole batch, over `repeats` batches."""
 
     batch_size: int
     repeats: int
     p50_seconds: float
     p95_seconds: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain numbers, for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Profile:
     """What a model costs.
 
-    Attributes
-    ----------
-    name
-        What the model is called.
-    input_shape
-        The shape of one batch, its first number 1.
-    flops, parameters, by_operator, uncounted
-        As in `Flops`; None and empty for a callable, which cannot be looked into.
-    peak_memory_bytes
-        Resident memory that loading the model and running one batch of `memory_batch_size` added
-        to a fresh process, at its peak; None for a model that does not come from a file.
-    memory_batch_size
-        The largest of the batch sizes that were timed.
-    latencies
-        One for each batch size.
-    powers
-        Joules per example, one for each batch size: all measured, or all estimated; empty where
-        neither can be.
+    The counts are those of `Flops`; None and empty for a callable, which cannot be looked into.
+    `peak_memory_bytes` is the resident memory that loading the model and running one batch of
+    `memory_batch_size` added to a fresh process, at its peak; None for a model that does not come
+    from a file. `latencies` and `powers` have one entry for each batch size; `powers` are all
+    measured, or all estimated, or empty.
     """
 
     name: str
@@ -87,10 +60,8 @@ class Profile:
     powers: tuple[Power, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain numbers, lists and dictionaries, for JSON."""
-        plain = asdict(self)
-        lists = {name: list(plain[name]) for name in ("input_shape", "latencies", "powers")}
-        return {**plain, **lists}
+        """The same as plain numbers, for JSON."""
+        return asdict(self)
 
 
 def profile(
@@ -109,10 +80,8 @@ def profile(
     model
         A model, as `ebjr.load_model` makes it.
     input_shape
-        The shape of a batch, (n, ...); its first number does not matter. None takes it from the
-        model's file, which must then leave nothing but the batch open.
-    batch_sizes
-        The batch sizes to time.
+        The shape of a batch, (n, ...), whatever n. None takes it from the model's file, which must
+        then leave nothing but the batch open.
     seconds
         The most time to spend on each batch size; at least one batch is timed. Where joules are
         measured, each size is run for as long again.
@@ -126,7 +95,7 @@ def profile(
     TypeError
         `model` is a path or is not callable.
     ValueError
-        The input's shape is needed, or is not the model's.
+        `input_shape` is needed or is not the model's, or `batch_sizes` are not positive.
     ModelError
         The model failed on a batch.
 
@@ -180,33 +149,10 @@ def measure_latency(
     warmup: int = 3,
     seconds: float = 2.0,
 ) -> list[Latency]:
-    """Time a model on batches of several sizes, one after another.
+    """Time a model on batches of several sizes, one after another, for at most `seconds` each.
 
-    Parameters
-    ----------
-    model
-        The model.
-    make_batch
-        Makes a batch of n inputs; called once for each size, before timing.
-    batch_sizes
-        The sizes to time.
-    repeats
-        The most batches to time of one size.
-    warmup
-        Batches to run before timing, for at most a quarter of `seconds`, of which it is part.
-    seconds
-        The most time to spend on one size. At least one batch is run and one is timed.
-
-    Returns
-    -------
-    One `Latency` for each size, in the order given.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> fast, = measure_latency(lambda batch: batch, np.zeros, [8], repeats=5)
-    >>> fast.batch_size, fast.repeats, fast.p50_seconds <= fast.p95_seconds
-    (8, 5, True)
+    `make_batch` makes a batch of n inputs before timing. `warmup` batches run first, for at most a
+    quarter of `seconds`; then at least one batch is timed, and at most `repeats`.
     """
     if repeats < 1 or seconds < 0:
         raise ValueError(
@@ -235,25 +181,8 @@ def measure_peak_memory(model: Model, batch: Any, *, timeout_seconds: float = 30
     """Bytes of resident memory that a model from a file adds to a fresh process, at the peak.
 
     A new Python process imports the runtime, notes its memory, loads the model, runs `batch` once
-    and reports the peak over what it noted.
-
-    Parameters
-    ----------
-    model
-        A model with a ``path``, as `ebjr.load_model` makes from a file.
-    batch
-        The NumPy batch to run.
-    timeout_seconds
-        How long to wait for the process.
-
-    Returns
-    -------
-    Bytes; None for a model that does not come from a file, and on a system that does not tell.
-
-    Raises
-    ------
-    ModelError
-        The process failed: the model does not load or run there.
+    and reports the peak over what it noted; ModelError if the model does not load or run there.
+    None for a model that does not come from a file, and on a system that does not tell.
     """
     path = facts(model).path
     if path is None or _memory() is None:
@@ -290,32 +219,25 @@ def _report_memory(runtime: str) -> None:
     after = _memory()
     if before is None or after is None:
         raise SystemExit("this system does not tell the memory of a process")
-    print(max(0, after.peak - before.now))
+    print(max(0, after[1] - before[0]))
 
 
-@dataclass(frozen=True)
-class _Memory:
+def _memory() -> tuple[int, int] | None:
     """Resident bytes of this process: now, and at the most so far."""
-
-    now: int
-    peak: int
-
-
-def _memory() -> _Memory | None:
     status = Path("/proc/self/status")
     if status.is_file():
         lines = (line.split() for line in status.read_text().splitlines())
         sizes = {line[0]: int(line[1]) * 1024 for line in lines if line and line[0][:2] == "Vm"}
         # Not getrusage: on Linux a child starts with the peak of the process that made it.
         if "VmHWM:" in sizes:
-            return _Memory(sizes["VmRSS:"], sizes["VmHWM:"])
+            return sizes["VmRSS:"], sizes["VmHWM:"]
     try:
         import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024
-    return _Memory(peak, peak)
+    return peak, peak
 
 
 def _forget_peak() -> None:

@@ -42,7 +42,7 @@ def auroc(score: Any, correct: Any) -> float:
     Raises
     ------
     ValueError
-        Different lengths or no rows.
+        `score` and `correct` differ in length or are empty.
 
     Examples
     --------
@@ -60,22 +60,10 @@ def auroc(score: Any, correct: Any) -> float:
 def aurc(score: Any, correct: Any) -> float:
     """Area under the risk-coverage curve: mean error among the k best-scored rows, over all k.
 
-    Rows that tie are taken in random order: this is the mean over all those orders. Lower is
-    better. It answers "how wrong are the kept rows?" and weighs the few best rows heavily;
-    `augrc` does not.
+    Lower is better; arguments and errors are those of `auroc`. Rows that tie are taken in random
+    order: this is the mean over all those orders. The area answers "how wrong are the kept rows?"
+    and weighs the few best rows heavily; `augrc` does not.
 
-    Parameters
-    ----------
-    score, correct
-        As in `auroc`.
-
-    Raises
-    ------
-    ValueError
-        Different lengths or no rows.
-
-    Notes
-    -----
     Source: Geifman, Uziel & El-Yaniv, "Bias-reduced uncertainty estimation for deep neural
     classifiers", ICLR 2019.
 
@@ -91,22 +79,10 @@ def aurc(score: Any, correct: Any) -> float:
 def augrc(score: Any, correct: Any) -> float:
     """Area under the generalized risk-coverage curve: share of rows both kept and wrong.
 
-    The mean, over all coverages, of the share of *all* rows that are kept and wrong; 0 to 1/2.
-    It equals ``(1 - AUROC) a (1 - a) + (1 - a)^2 / 2`` at accuracy a, ties in random order
-    included. Lower is better.
+    The mean, over all coverages, of the share of *all* rows that are kept and wrong; 0 to 1/2,
+    lower is better. It equals ``(1 - AUROC) a (1 - a) + (1 - a)^2 / 2`` at accuracy a, ties in
+    random order included. Arguments and errors are those of `auroc`.
 
-    Parameters
-    ----------
-    score, correct
-        As in `auroc`.
-
-    Raises
-    ------
-    ValueError
-        Different lengths or no rows.
-
-    Notes
-    -----
     Source: Traub et al., "Overcoming common flaws in the evaluation of selective classification
     systems", NeurIPS 2024.
 
@@ -121,20 +97,11 @@ def augrc(score: Any, correct: Any) -> float:
 
 
 def oracle_share(curve: TradeOffCurve) -> float:
-    """Which share of the oracle's gain over random routing a curve reaches.
+    """The share of the oracle's gain over random routing that a curve reaches.
 
     The area between the curve and the straight line from student to teacher, over that of the
-    score that knows the answers. 1 is the oracle, 0 random routing, less is worse than random.
-
-    Parameters
-    ----------
-    curve
-        Of any score; the oracle is that of its outcomes and blend.
-
-    Returns
-    -------
-    float
-        At most 1; NaN where the models agree everywhere on right and wrong.
+    score that knows the answers, of the same outcomes and blend. 1 is the oracle, 0 random routing,
+    less is worse than random; NaN where the models agree everywhere on right and wrong.
 
     Examples
     --------
@@ -150,17 +117,10 @@ def oracle_share(curve: TradeOffCurve) -> float:
 class ScoreRow:
     """How good one score is, on one table of outcomes.
 
-    Attributes
-    ----------
-    score
-        Its name.
-    auroc, aurc, augrc
-        How well it tells where the student is right; NaN where answers are not right or wrong.
-    gain
-        Mean row quality of the joint model over all deferral rates, minus that of random routing.
-    oracle_share
-        The same as a share of the oracle's: how well it tells where the *teacher helps*, which is
-        what routing needs.
+    `auroc`, `aurc` and `augrc` say how well it tells where the student is right; NaN where answers
+    are not right or wrong. `gain` is the mean row quality of the joint model over all deferral
+    rates, minus that of random routing. `oracle_share` is the same as a share of the oracle's: how
+    well the score tells where the *teacher helps*, which is what routing needs.
     """
 
     score: str
@@ -175,13 +135,8 @@ class ScoreRow:
 class Standing:
     """Where a score stands: the gain that ranks it, and its figures on other examples.
 
-    Attributes
-    ----------
-    gain
-        Mean quality over all deferral rates beyond random routing's, on the examples that scores
-        are chosen on, with its 95 % confidence interval.
-    elsewhere
-        The score's row of `score_table`, on examples that nothing was chosen on.
+    `gain` is as in `ScoreRow`, with its 95 % interval, on the examples that scores are chosen on;
+    `elsewhere` is the score's row of `score_table` on examples that nothing was chosen on.
     """
 
     gain: Interval
@@ -198,21 +153,19 @@ def score_table(
     scores: Sequence[str | Callable[..., Array] | Score] | None = None,
     blend: float = 0.0,
 ) -> list[ScoreRow]:
-    """Every figure of every score, in the order given.
+    """Every figure of every score, in the order given; of all named scores that fit if left out.
 
     Parameters
     ----------
-    outcomes
-        What both models said.
     scores
-        Names or callables; all that have a name and fit, when left out.
+        Names or callables.
     blend
         The student's weight in a deferred answer.
 
     Raises
     ------
     ValueError
-        An unknown score, or one that is ``+inf`` somewhere.
+        `scores` names an unknown score, or one is ``+inf`` somewhere.
 
     Examples
     --------
@@ -238,19 +191,10 @@ def _score_row(outcomes: Outcomes, score: Score, blend: float, best: TradeOffCur
 class ScoreBin:
     """Neighbors in score, and how often each model is right on them.
 
-    Attributes
-    ----------
-    n
-        How many examples.
-    start, end
-        The shares of all examples that score below them, and up to their highest score.
-    low, high
-        The lowest and the highest score; ``-inf`` where the input is always deferred.
-    mean
-        The mean score.
-    student, teacher
-        Each one's accuracy with Clopper and Pearson's 95 % interval; of losses the metric's figure
-        with the interval of the mean's standard error.
+    `n` examples, from the share `start` to the share `end` of all examples in order of the score,
+    which is `low` to `high` there and `mean` on average; ``-inf`` where the input is always
+    deferred. `student` and `teacher` are accuracies with Clopper and Pearson's 95 % interval; of
+    losses the metric's figure with the interval of the mean's standard error.
     """
 
     n: int
@@ -273,13 +217,12 @@ def reliability(outcomes: Outcomes, point: OperatingPoint, bins: int = 10) -> li
     point
         Its score is looked at.
     bins
-        How many, of equal counts but for ties: what ties stays together, so that there may be
-        fewer.
+        How many, of equal counts; examples that tie stay together, so there may be fewer.
 
     Raises
     ------
     ValueError
-        No bins.
+        `bins` is under 1.
 
     Examples
     --------
@@ -291,8 +234,7 @@ def reliability(outcomes: Outcomes, point: OperatingPoint, bins: int = 10) -> li
     if bins < 1:
         raise ValueError(f"bins must be at least 1, not {bins}")
     outcomes = outcomes.with_scale(point.rescale)
-    values = np.asarray(point.router.score(outcomes.student), dtype=np.float64)
-    values = deferral_key(values)
+    values = deferral_key(np.asarray(point.router.score(outcomes.student), dtype=np.float64))
     order = np.argsort(values, kind="stable")
     middle = (average_ranks(values[order]) - 0.5) / len(order)
     cut = np.flatnonzero(np.diff(np.floor(middle * bins), prepend=-1, append=bins))

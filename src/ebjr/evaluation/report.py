@@ -88,15 +88,7 @@ DETECTORS = {
 
 
 def page_words(measure: Metric, kind: Task) -> dict[str, str]:
-    """Words of the page for a metric of a task.
-
-    Examples
-    --------
-    >>> from ebjr.tasks import as_task
-    >>> regression = as_task("regression")
-    >>> page_words(regression.metric("rmse"), regression)["curve_title"]
-    'RMSE against cost'
-    """
+    """Words of the page for a metric of a task."""
     if measure.binary:
         return CLASSIFIERS
     shown = measure if measure.rows is not None else kind.metrics[-1]
@@ -122,20 +114,10 @@ def page_words(measure: Metric, kind: Task) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Extra:
-    """A section of a report: a plot, the same figures as a table, and what they mean.
+    """A section of a report: a plotly figure, the same figures as a table, and what they mean.
 
-    Attributes
-    ----------
-    name, title
-        The plot's id in the page, a word; and the heading.
-    figure
-        A plotly figure, as in `ebjr.evaluation.plots`.
-    head, rows
-        Of the table: the columns' words, and for each row its name and its cells.
-    marked
-        The name of the row to stress.
-    caption
-        A sentence or two.
+    `name` is the plot's id in the page, a word. The table has the columns of `head` and a row of
+    cells by name, of which `marked` is stressed.
     """
 
     name: str
@@ -185,8 +167,7 @@ def write_report(
     held_out
         Every figure in the report is measured on these.
     point
-        The operating point that was chosen, on other examples. What it is certified for is
-        stated.
+        The operating point that was chosen on other examples, with its certificate.
     others
         The same goal with other scores.
     crossings
@@ -201,10 +182,8 @@ def write_report(
         The scores, the best first.
     samples
         Of detectors: images to show with their boxes and who answered.
-    title
-        Of the page.
     notes
-        How it was made: shown as they are, at the end.
+        How the report was made: shown as they are, at the end.
     extras
         More sections.
 
@@ -213,10 +192,10 @@ def write_report(
     MissingExtra
         plotly is not installed.
     OSError
-        The file cannot be written.
+        The file at `path` cannot be written.
     """
     points, chosen, measure = *_named(point, others), held_out.measure
-    made = {"EBJR": version("ebjr"), "Written on": date.today().isoformat()}
+    made = {**(notes or {}), "EBJR": version("ebjr"), "Written on": date.today().isoformat()}
     body = Template(_asset("report.html")).substitute(
         title=html.escape(title),
         verdict=html.escape(verdict(held_out, point)),
@@ -231,7 +210,7 @@ def write_report(
         extras="\n".join(extra.html for extra in extras),
         notes="\n".join(
             f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
-            for key, value in {**(notes or {}), **made}.items()
+            for key, value in made.items()
         ),
     )
     data = report_data(held_out, points, chosen, crossings or {}, ranking)
@@ -248,24 +227,12 @@ def write_live_curve(
 ) -> None:
     """Write the knob and the trade-off curve of a report alone, for a frame in another page.
 
-    Parameters
-    ----------
-    path
-        The HTML file, written whole or not at all. In a frame it tells its page how high it is, as
-        a message ``{"height": pixels}``.
-    held_out, point, others, title
-        As for `write_report`.
-
-    Raises
-    ------
-    MissingExtra
-        plotly is not installed.
-    OSError
-        The file cannot be written.
+    In a frame the page tells its parent how high it is, as a message ``{"height": pixels}``.
+    Arguments and errors are those of `write_report`.
     """
     points, chosen = _named(point, others)
-    data = report_data(held_out, points, chosen, {})
-    _write_page(path, title, _live(points, held_out), data | {"extras": {}}, _FRAMED)
+    data = report_data(held_out, points, chosen, {}) | {"extras": {}}
+    _write_page(path, title, _live(points, held_out), data, _FRAMED)
 
 
 _FRAMED = """
@@ -330,15 +297,7 @@ def promise_words(certificate: Any) -> tuple[str, str]:
 
 
 def verdict(held_out: Outcomes, point: OperatingPoint) -> str:
-    """What came of it, in two sentences.
-
-    Examples
-    --------
-    >>> from ebjr.curve import TradeOffCurve
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> verdict(table, TradeOffCurve.of(table, "energy").at(index=1)).partition(" (")[0]
-    'On 2 held-out examples the joint model is right on 100.00 %'
-    """
+    """What came of it, in two sentences."""
     here = evaluate(held_out, point)
     measure = held_out.measure
     note = "" if held_out.labeled else f" {UNLABELED.format(title=measure.title)}"
@@ -359,17 +318,14 @@ def report_data(
     crossings: Mapping[str, float],
     ranking: Sequence[Standing] = (),
 ) -> dict[str, Any]:
-    """Everything that the page's script needs: figures, and each score's rows.
-
-    Every row is exact: accuracy, rate and cost at that threshold, on all the held-out examples.
-    """
-    series = {
-        name: _series(held_out, point, crossings.get(point.score)) for name, point in points.items()
-    }
+    """What the page's script needs: figures, and each score's rows, exact on the held-out half."""
     measure, accent = held_out.measure, score_title(points[chosen].score)
     return {
         "chosen": chosen,
-        "series": series,
+        "series": {
+            name: _series(held_out, each, crossings.get(each.score))
+            for name, each in points.items()
+        },
         "curve": trade_off_figure(held_out, points, chosen),
         "ranking": ranking_figure(ranking, accent, measure) if ranking else None,
         "accent": PALETTE["chosen"],
@@ -393,32 +349,23 @@ def _series(held_out: Outcomes, point: OperatingPoint, crossing: float | None) -
     thresholds, rates = curve.threshold[rows], curve.deferral_rate[rows]
     thresholds[start] = point.threshold
     cost, _ = relative_cost(held_out.student_cost, held_out.teacher_cost, rates)
-    regression = held_out.task == "regression"
+    if held_out.task == "regression":
+        histogram = residual_figure(held_out, point)
+    else:
+        histogram = score_histogram(held_out, point, crossing)
     return {
         "threshold": [value if math.isfinite(value) else None for value in thresholds.tolist()],
         "rate": rates.tolist(),
         "quality": curve.quality[rows].tolist(),
         "cost": cost.tolist(),
         "start": start,
-        "histogram": (
-            residual_figure(held_out, point)
-            if regression
-            else score_histogram(held_out, point, crossing)
-        ),
+        "histogram": histogram,
         "reliability": reliability_figure(held_out, point),
     }
 
 
 def point_title(point: OperatingPoint) -> str:
-    """Its score, and its blend where it has one.
-
-    Examples
-    --------
-    >>> from ebjr.curve import TradeOffCurve
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> point_title(TradeOffCurve.of(table, "energy", 0.5).at(index=1))
-    'energy, blend 0.5'
-    """
+    """The point's score, and its blend where it has one."""
     return score_title(point.score) + (f", blend {point.blend:g}" if point.blend else "")
 
 
@@ -426,16 +373,15 @@ def _table(
     held_out: Outcomes, points: Mapping[str, OperatingPoint], best: OperatingPoint | None
 ) -> str:
     """The rows of the table: both models, the joint model, and every other score."""
-    rows = []
-    for role in ("student", "teacher"):
-        cost, quality = getattr(held_out, f"{role}_cost"), held_out.quality(role)
-        rows.append(_row(f"{role} alone", held_out, cost, quality))
-    for name, point in points.items():
-        rows.append(_joint_row(_words(name), held_out, point))
-        if best is not None and len(rows) == 3:
-            words = f"joint: {point_title(best)}, for the best {held_out.measure.title}"
-            rows.append(_joint_row(words, held_out, best))
-    return "\n".join(rows)
+    alone = [
+        _row(f"{role} alone", held_out, getattr(held_out, f"{role}_cost"), held_out.quality(role))
+        for role in ("student", "teacher")
+    ]
+    joint = [_joint_row(_words(name), held_out, point) for name, point in points.items()]
+    if best is not None:
+        words = f"joint: {point_title(best)}, for the best {held_out.measure.title}"
+        joint.insert(1, _joint_row(words, held_out, best))
+    return "\n".join(alone + joint)
 
 
 def _further(held_out: Outcomes, cost: Cost) -> dict[str, str]:
@@ -455,20 +401,15 @@ def _joint_row(words: str, held_out: Outcomes, point: OperatingPoint) -> str:
     here = evaluate(held_out, point)
     saving = "" if here.saving is None else f"{here.saving:.2f}"
     rate, threshold = f"{100 * here.deferral_rate:.1f} %", f"{here.threshold:.4g}"
-    return _row(words, held_out, here.cost, here.quality, rate, saving, threshold)
+    return _row(words, held_out, here.cost, here.quality, (rate, saving, threshold))
 
 
 def _row(
-    name: str,
-    held_out: Outcomes,
-    cost: Cost,
-    quality: float,
-    rate: str = "",
-    saving: str = "",
-    threshold: str = "",
+    name: str, held_out: Outcomes, cost: Cost, quality: float, joint: Sequence[str] = ("", "", "")
 ) -> str:
+    rate, *rest = joint
     figures = [held_out.measure.words(quality), rate, flops_text(cost), ms_text(cost)]
-    cells = [*figures, *_further(held_out, cost).values(), saving, threshold]
+    cells = [*figures, *_further(held_out, cost).values(), *rest]
     return _cells(name, cells, marked="(chosen)" in name)
 
 
@@ -515,28 +456,31 @@ def _chance(
     rows = []
     for name, (words, form, scale) in _figures(measure).items():
         if name in intervals:
-            here, low, high = (form.format(scale * x) for x in (intervals[name]))
+            here, low, high = (form.format(scale * x) for x in intervals[name])
             rows.append(_cells(words, [here, f"{low.removesuffix(' %')} to {high}"]))
     table = _html_table(("the joint model", "here", "95 % interval"), rows) if rows else ""
     verdicts = "".join(
         f"<li>{html.escape(test.verdict)} {html.escape(test.details)}</li>" for test in comparisons
     )
     tests = f'<ul class="verdicts">{verdicts}</ul>' if verdicts else ""
-    test = (
-        "McNemar's test on the examples where just one of the two is right."
-        if measure.binary
-        else "a paired bootstrap of the difference on the same examples."
-    )
-    drawn = f"{resamples(measure):,} bootstrap resamples of the held-out examples"
-    intervals_words = f"percentiles of {drawn}."
-    if measure.whole is not None:
-        intervals_words = (
-            f"from {drawn}. {measure.title} is too high on few images; its own interval is of many "
-            "more such images (basic bootstrap), and so reaches further down than up."
-        )
-    caption = f"Intervals: {intervals_words} Verdicts: {test}"
-    inner = f'<div class="columns">{table}{tests}</div><p class="caption">{caption}</p>'
+    caption = f'<p class="caption">{_chance_caption(measure)}</p>'
+    inner = f'<div class="columns">{table}{tests}</div>{caption}'
     return _section("chance", "Is it more than chance?", inner)
+
+
+def _chance_caption(measure: Metric) -> str:
+    """Where the intervals and the verdicts come from."""
+    test = "a paired bootstrap of the difference on the same examples."
+    if measure.binary:
+        test = "McNemar's test on the examples where just one of the two is right."
+    drawn = f"{resamples(measure):,} bootstrap resamples of the held-out examples."
+    if measure.whole is None:
+        return f"Intervals: percentiles of {drawn} Verdicts: {test}"
+    return (
+        f"Intervals: from {drawn} {measure.title} is too high on few images; its own interval is "
+        "of many more such images (basic bootstrap), and so reaches further down than up. "
+        f"Verdicts: {test}"
+    )
 
 
 def _samples(samples: Sequence[Sample], held_out: Outcomes) -> str:
@@ -612,11 +556,9 @@ def _section(name: str, title: str, inner: str) -> str:
 
 def _html_table(head: Sequence[str], rows: Sequence[str]) -> str:
     columns = "".join(f'<th scope="col">{html.escape(words)}</th>' for words in head)
-    body = "".join(rows)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(head[0])}">'
-        f"<table><thead><tr>{columns}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
+        f"<table><thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

@@ -24,19 +24,7 @@ _QUALITY = 70
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image, and what the joint detector said.
-
-    Attributes
-    ----------
-    image
-        uint8 (height, width, 3).
-    found, truth
-        What was found on it, and what is there.
-    deferred
-        Whether the teacher answered.
-    score
-        The student's score.
-    """
+    """One image, uint8 (height, width, 3), the boxes found, the boxes there, and who answered."""
 
     image: np.ndarray
     found: Detections
@@ -46,15 +34,7 @@ class Sample:
 
 
 def sample_rows(outcomes: Outcomes, point: OperatingPoint, each: int = 4) -> np.ndarray:
-    """Rows to show: of those deferred and of those kept some at even ranks of the score, ascending.
-
-    Examples
-    --------
-    >>> from ebjr.curve import TradeOffCurve
-    >>> table = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> sample_rows(table, TradeOffCurve.of(table, "max_logit").at(threshold=1.5))
-    array([1, 0])
-    """
+    """Rows to show: of those deferred, then of those kept, some at even ranks of the score."""
     score, deferred = (np.asarray(part) for part in point.router(outcomes.student))
     order = np.argsort(deferral_key(score), kind="stable")
     chosen = []
@@ -65,9 +45,12 @@ def sample_rows(outcomes: Outcomes, point: OperatingPoint, each: int = 4) -> np.
 
 
 def make_samples(
-    outcomes: Outcomes, point: OperatingPoint, rows: np.ndarray, images: Sequence[np.ndarray]
+    outcomes: Outcomes, point: OperatingPoint, images: Sequence[np.ndarray]
 ) -> list[Sample]:
-    """The samples of some rows of outcomes of detectors, given their images."""
+    """The samples of outcomes of detectors, given the images of `sample_rows`; none without."""
+    if not len(images):
+        return []
+    rows = sample_rows(outcomes, point)
     score, deferred = point.router(outcomes.student)
     answers = joint_prediction(outcomes, point)
     return [

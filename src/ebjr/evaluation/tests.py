@@ -29,16 +29,9 @@ JOINT_AND_OTHER = ("the joint model", "the other model")
 class McNemar:
     """Two models on the same examples: on how many is just one of them right?
 
-    Attributes
-    ----------
-    first_only, second_only
-        The discordant pairs: examples on which only the first, or only the second, is right.
-    n
-        All examples.
-    exact
-        Whether `p_value` is `p_exact` or `p_chi_square`.
-    names
-        What the verdict calls the two.
+    `first_only` and `second_only` count the discordant pairs: examples on which only that one is
+    right. `exact` says whether `p_value` is `p_exact` or `p_chi_square`; `names` is what the
+    verdict calls the two.
 
     Examples
     --------
@@ -151,6 +144,10 @@ def mcnemar(
 ) -> McNemar:
     """McNemar's test: are two models equally often right on the same examples?
 
+    The odds ratio's interval is Clopper and Pearson's for the share of the first among the
+    discordant pairs. Source: McNemar, "Note on the sampling error of the difference between
+    correlated proportions or percentages", Psychometrika 1947; correction by Edwards, 1948.
+
     Parameters
     ----------
     first_correct, second_correct
@@ -164,13 +161,7 @@ def mcnemar(
     Raises
     ------
     ValueError
-        Different lengths, no examples, or something else than right and wrong.
-
-    Notes
-    -----
-    Source: McNemar, "Note on the sampling error of the difference between correlated proportions
-    or percentages", Psychometrika 1947; correction by Edwards, 1948. The odds ratio's interval is
-    Clopper and Pearson's for the share of the first among the discordant pairs.
+        `first_correct` and `second_correct` differ in length, are empty or hold another number.
 
     Examples
     --------
@@ -199,17 +190,7 @@ def compare(
 ) -> McNemar:
     """McNemar's test of the joint model against any other saved predictions.
 
-    Parameters
-    ----------
-    joint_prediction, other_prediction, targets
-        (n,) labels of the same examples in the same order.
-    names
-        What the verdict calls the two.
-
-    Raises
-    ------
-    ValueError
-        They do not have the same length, or there are no examples.
+    All are (n,) labels of the same examples in the same order; ValueError if their shapes differ.
 
     Examples
     --------
@@ -230,19 +211,9 @@ def compare(
 class LossDifference:
     """Two models on the same examples: how far are their losses apart?
 
-    Attributes
-    ----------
-    metric
-        Its name.
-    difference
-        The first one's figure minus the second one's, with its 95 % interval.
-    p_value
-        Two-sided, from the same resamples: how likely a difference this large is where the two are
-        equally good.
-    n
-        All examples.
-    names
-        What the verdict calls the two.
+    `difference` is the first one's figure minus the second one's, with its 95 % interval. `p_value`
+    is two-sided, from the same resamples: how likely a difference this large is where the two are
+    equally good.
 
     Examples
     --------
@@ -322,25 +293,21 @@ def loss_difference(
 ) -> LossDifference:
     """Paired bootstrap: are two models equally good on the same examples?
 
+    Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 16.
+
     Parameters
     ----------
     first_rows, second_rows
         (n,): row qualities of both, as `Metric.rows` gives them.
     metric
         Its name.
-    names
-        What the verdict calls the two.
-    n_resamples, seed
+    n_resamples
         Of the bootstrap; the p-value is at least ``2 / (n_resamples + 1)``.
 
     Raises
     ------
     ValueError
-        Different lengths, or no examples.
-
-    Notes
-    -----
-    Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 16.
+        `first_rows` and `second_rows` differ in length or are empty.
 
     Examples
     --------
@@ -375,19 +342,8 @@ def compare_answers(
 ) -> Comparison:
     """The joint model's answers against any others', by the test that the metric asks for.
 
-    Parameters
-    ----------
-    outcomes
-        The examples, their targets and metric.
-    joint, other
-        (n,) answers: labels, predictions, sets of labels, or lists of n `Detections`.
-    names
-        What the verdict calls the two.
-
-    Raises
-    ------
-    ValueError
-        They do not have the length of the outcomes.
+    `joint` and `other` are (n,) labels or predictions, (n, labels) sets of labels, or lists of n
+    `Detections`; ValueError where they do not have the length of the outcomes.
 
     Examples
     --------

@@ -25,18 +25,8 @@ from ebjr.threads import available_cores
 class Setting:
     """How a model may be run, and what that gives.
 
-    Attributes
-    ----------
-    threads
-        Of each call.
-    overlap
-        Calls in work at once.
-    batch_size
-        Inputs in each.
-    examples_per_second
-        Of all calls together; the median over the rounds.
-    batch_seconds
-        How long one call takes; the median.
+    `overlap` calls are in work at once, each on a batch. `examples_per_second` is of all calls
+    together, `batch_seconds` of one; both are medians over the rounds.
     """
 
     threads: int
@@ -61,38 +51,9 @@ def tune(
 ) -> list[Setting]:
     """Measure every split of the processor's cores between threads of a call and calls at once.
 
-    The settings take turns, round by round, so that what else the machine does meets all alike.
-
-    Parameters
-    ----------
-    load
-        Makes the model with so many threads.
-    input_shape
-        The shape of a batch, (n, ...); its first number does not matter. None takes it from the
-        model.
-    batch_sizes
-        The batch sizes to measure; of a graph with a fixed batch, that one alone.
-    cores
-        How many there are; None asks the system what this process may use.
-    seconds
-        For one setting in one round.
-    rounds
-        How often each setting has its turn.
-
-    Returns
-    -------
-    One `Setting` each, the most inputs per second first.
-
-    Raises
-    ------
-    ValueError
-        A number is not positive, or the input's shape is needed.
-
-    Examples
-    --------
-    >>> found = tune(lambda threads: np.tanh, (1, 8), cores=2, seconds=0.001, rounds=1)
-    >>> sorted({(setting.threads, setting.overlap) for setting in found})
-    [(1, 1), (1, 2), (2, 1)]
+    The settings take turns of `seconds`, round by round, so that what else the machine does meets
+    all alike. `load` makes the model with that many threads. A graph with a fixed batch is measured
+    at that batch alone. Returns the settings, the most inputs per second first.
     """
     available = available_cores() if cores is None else cores
     sizes = tuple(batch_sizes)
@@ -129,13 +90,9 @@ def tune(
 def _run(model: Model, batch: Any, overlap: int, seconds: float) -> tuple[float, float]:
     """Inputs per second, and seconds of a call, where so many calls are always in work."""
     began = time.perf_counter()
-
-    if overlap == 1:
-        times = timed_calls(model, batch, began + seconds)
-    else:
-        with ThreadPoolExecutor(overlap) as pool:
-            work = [pool.submit(timed_calls, model, batch, began + seconds) for _ in range(overlap)]
-            times = [each for future in work for each in future.result()]
+    with ThreadPoolExecutor(overlap) as pool:
+        work = [pool.submit(timed_calls, model, batch, began + seconds) for _ in range(overlap)]
+        times = [each for future in work for each in future.result()]
     spent = time.perf_counter() - began
     return len(times) * len(batch) / spent, float(np.median(times))
 
