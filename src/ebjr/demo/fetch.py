@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ Arrays = tuple[NDArray[Any], NDArray[Any]]
 Decode = Callable[[Path], dict[str, Arrays]]
 """An archive to its splits, by name."""
 
-Progress = Callable[[int, int | None, str], None]
-"""Called as ``progress(done_bytes, total_bytes, what)``; the total is None where not known."""
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is being done, how much has been, and out of how much if that is known."""
 
 Arriving = Callable[[int, int | None], None]
 """Called as ``arriving(done_bytes, total_bytes)``."""
@@ -69,7 +70,7 @@ class DataSet:
 
     def load(
         self,
-        split: str,
+        split: str = "test",
         *,
         cache: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
@@ -89,12 +90,13 @@ class DataSet:
         reasons = []
         for source in self.sources:
             try:
-                splits = self._fetch(source, progress or _silent)
+                splits = self._fetch(source, progress or (lambda what, done, total: None))
             except _FAILURES as error:
                 reasons.append(f"{source.name} ({_sentence(error)})")
                 continue
-            for name, arrays in splits.items():
-                _keep(folder / f"{self.key}-{name}.npz", arrays)
+            for name, (inputs, targets) in splits.items():
+                with write_whole(folder / f"{self.key}-{name}.npz", "wb") as file:
+                    np.savez(file, inputs=inputs, targets=targets)
             return splits[split]
         raise DataUnavailable(
             f"{self.name} could be had from no source: "
@@ -105,9 +107,9 @@ class DataSet:
     def _fetch(self, source: Source, progress: Progress) -> dict[str, Arrays]:
         what = f"downloading {self.name} from {source.name}"
         with tempfile.TemporaryDirectory(prefix="ebjr-") as folder:
-            archive = source.fetch(Path(folder), lambda done, total: progress(done, total, what))
+            archive = source.fetch(Path(folder), partial(progress, what))
             _check_archive(archive, source.sha256)
-            progress(0, None, f"decoding {self.name}")
+            progress(f"decoding {self.name}", 0, None)
             splits = source.decode(archive)
         for split, expected in self.sha256.items():
             if digest(*splits[split]) != expected:
@@ -260,12 +262,6 @@ def _cached(path: Path, expected: str) -> Arrays | None:
     return None
 
 
-def _keep(path: Path, arrays: Arrays) -> None:
-    inputs, targets = arrays
-    with write_whole(path, "wb") as file:
-        np.savez(file, inputs=inputs, targets=targets)
-
-
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -310,7 +306,3 @@ def _sentence(error: BaseException) -> str:
         error = inner
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split()).rstrip(".")
-
-
-def _silent(done: int, total: int | None, what: str) -> None:
-    """Progress that nobody asked for."""
