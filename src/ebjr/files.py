@@ -19,12 +19,6 @@ def write_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     The data goes to a temporary file in the same folder, which takes the place of `path` when
     the block ends well and is removed when it does not. Text (``"w"``) is UTF-8.
 
-    Raises
-    ------
-    OSError
-        The folder is missing or not writable, the disk is full, or `path` is a folder, a device
-        or a pipe.
-
     Examples
     --------
     >>> folder = Path(tempfile.mkdtemp())

@@ -180,20 +180,15 @@ class JointModel:
         models on one thread each leave less of a processor idle than one model on two threads, and
         the way to a remote teacher takes no time of its own.
 
-        Parameters
-        ----------
-        batches
-            Taken one by one, when there is room for another.
-        overlap
-            How many batches are in work at once, each in a thread of its own. Both models are then
-            called from as many threads; those of EBJR's own backends bear that.
+        Batches are taken one by one, when there is room for another. `overlap` of them are in work
+        at once, each in a thread of its own. Both models are then called from as many threads;
+        those of EBJR's own backends bear that. Errors are those of a call, when the batch's turn
+        comes.
 
         Raises
         ------
         ValueError
             `overlap` is not positive.
-        ModelError, TeacherUnavailable
-            As for a call, when the batch's turn comes.
 
         Examples
         --------

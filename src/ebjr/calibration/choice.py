@@ -64,14 +64,7 @@ def rank_scores(
 ) -> list[RankedScore]:
     """The candidates by the area under their deferral curves, the best first.
 
-    Parameters
-    ----------
-    outcomes
-        The calibration examples.
-    candidates
-        Scores, the simplest first; those of `Task.candidates` if left out.
-    blend
-        The student's weight in a deferred answer.
+    `candidates` are scores, the simplest first; those of `Task.candidates` if left out.
 
     Examples
     --------
