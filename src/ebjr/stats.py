@@ -38,8 +38,6 @@ class Interval:
 def clopper_pearson(hits: int, n: int, alpha: float) -> tuple[float, float]:
     """The exact two-sided interval of a share, wrong with probability at most `alpha`.
 
-    Notes
-    -----
     Source: Clopper & Pearson, "The use of confidence or fiducial limits illustrated in the case of
     the binomial", Biometrika 1934.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -286,13 +287,8 @@ def _size_of(folder: Path) -> int:
 
 def _reason(log: str) -> str:
     """The one line of a package client's output that says what went wrong."""
-    marks = ("npm error ", "npm ERR! ", "ERROR: ")
-    lines = [
-        line.removeprefix(mark).strip()
-        for line in log.splitlines()
-        for mark in marks
-        if line.startswith(mark)
-    ]
+    marked = re.findall(r"^(?:npm error|npm ERR!|ERROR:) (.*)", log, re.MULTILINE)
+    lines = [line.strip() for line in marked]
     causes = [line.partition("reason: ")[2] for line in lines if "reason: " in line]
     spoken = [line for line in lines if line and not line.startswith("code ")]
     unmarked = [line for line in log.splitlines() if line.strip()][-1:]

@@ -70,14 +70,10 @@ class Demo:
     task
         Of the outcomes; and the folder of `shipped` with the task's files, ``student.onnx``,
         ``teacher.onnx`` and ``outcomes.npz``.
-    title
-        Of the report.
-    data
-        What the models are run on, for people.
+    title, data
+        Of the report, and what the models are run on, for people.
     load
         Inputs and targets; raises `DataUnavailable` where they cannot be had.
-    batch_size
-        Inputs given to a model at once.
     goal
         The goal of `run_study` and its arguments.
     preprocess
