@@ -118,11 +118,8 @@ def _sentence(error: Exception) -> str:
 def _as_flags(text: str) -> str:
     """A message on one line, with arguments of Python that the user gave as flags."""
     line = " ".join(text.split())
-    return re.sub(r"\b(student_|teacher_|)preprocess=", _flag, line)
-
-
-def _flag(found: re.Match[str]) -> str:
-    return f"--{found[1].replace('_', '-')}preprocess"
+    line = re.sub(r"\b(student|teacher)_preprocess=", r"--\1-preprocess", line)
+    return re.sub(r"\bpreprocess=", "--preprocess", line)
 
 
 @app.callback(invoke_without_command=True)

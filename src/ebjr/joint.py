@@ -11,15 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import (
-    Array,
-    Batch,
-    convert_like,
-    put_rows,
-    row_count,
-    take_rows,
-    to_numpy,
-)
+from ebjr.arrays import Array, Batch, convert_like, put_rows, row_count, take_rows, to_numpy
 from ebjr.blend import Blend, as_blend
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.model import Answer, Model, answer, model_name

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ebjr.errors import MissingExtra, ProtocolError
+from ebjr.errors import ProtocolError, needs
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 """Says how many bytes of the body are JSON; the rest are tensors."""
@@ -348,10 +348,8 @@ def _json_end(body: bytes, json_length: str | int | None) -> int:
 
 def _json(purpose: str) -> Any:
     """The module that reads and writes JSON: messages need it, and importing this one does not."""
-    try:
+    with needs("serve", f"{purpose} messages"):
         import msgspec.json
-    except ImportError as error:
-        raise MissingExtra("serve", f"{purpose} messages") from error
     return msgspec.json
 
 

@@ -94,11 +94,6 @@ def check_threshold(value: float) -> float:
     """The threshold as a float.
 
     NaN is refused, and ``-inf``, which would keep even the rows that a score marks with ``-inf``.
-
-    Examples
-    --------
-    >>> check_threshold(2)
-    2.0
     """
     try:
         number = float(value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.calibration.guarantee import PROMISES
+from ebjr.calibration.guarantee import check_promise
 from ebjr.costs import UNITS
 from ebjr.curve import TradeOffCurve
 from ebjr.errors import CalibrationError
@@ -42,12 +42,6 @@ class Goal:
 
     `limit` is the tolerance, the target or the budget, and `unit` the argument that named a budget.
     `delta`, `promise` and `loss_bound` are the guarantee, as `calibrate` takes it.
-
-    Raises
-    ------
-    ValueError
-        The kind is unknown, the limit is missing or out of range, or `kind` does not give the
-        guarantee.
 
     Examples
     --------
@@ -106,11 +100,8 @@ class Goal:
             self._check_guarantee(self.delta)
 
     def _check_guarantee(self, delta: float) -> None:
-        if not 0 < float(delta) < 1:
-            raise ValueError(f"delta must lie between 0 and 1, both excluded, not {delta:g}")
-        if self.promise is not None and self.promise not in PROMISES:
-            raise ValueError(f"promise must be one of {', '.join(PROMISES)}, not {self.promise!r}")
         known = _PROMISED[self.kind]
+        check_promise("harm" if self.promise is None else self.promise, delta)
         if not known:
             raise ValueError(f"goal {self.kind!r} promises nothing that delta could guarantee")
         if self.promise not in (None, *known):

@@ -42,7 +42,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -410,11 +410,16 @@ def _both(curve: TradeOffCurve, promise: str, bound: float | None) -> tuple[np.n
     return student - teacher, deferred - teacher
 
 
+def check_promise(promise: str, delta: float) -> None:
+    """Check that a promise is one of `PROMISES`, and what is to be its chance of failing."""
+    if promise not in PROMISES:
+        raise ValueError(f"promise must be one of {', '.join(PROMISES)}, not {promise!r}")
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must lie between 0 and 1, both excluded, not {delta:g}")
+
+
 def _check(aim: _Aim, bound: float | None) -> None:
-    if aim.promise not in PROMISES:
-        raise ValueError(f"promise must be one of {', '.join(PROMISES)}, not {aim.promise!r}")
-    if not 0 < aim.delta < 1:
-        raise ValueError(f"delta must lie between 0 and 1, both excluded, not {aim.delta:g}")
+    check_promise(aim.promise, aim.delta)
     low = -1 if aim.promise == "excess" else 0
     if not (low <= aim.tolerance < 1 and aim.tolerance > -1):
         limits = "above -1" if low else "at least 0"
@@ -453,16 +458,13 @@ def _statistic(losses: _Losses, n: int, aim: _Aim) -> np.ndarray:
     """(j, k): sums over the examples on which the test of n of them decides."""
     if losses.test == "betting":
         bets = _bets(n, aim.tolerance, aim.delta)
-        return np.stack([losses.sums(partial(_logs, bet, aim.tolerance)) for bet in bets])
+        # logarithms of what the capital of each bet is multiplied by
+        logs = (lambda loss, bet=bet: np.log1p(bet * (aim.tolerance - loss)) for bet in bets)
+        return np.stack([losses.sums(of) for of in logs])
     lost = losses.sums(lambda loss: (loss > 0).astype(np.int64))
     if losses.test == "exact binomial":
         return lost[None]
     return np.stack([lost, losses.sums(lambda loss: (loss < 0).astype(np.int64))])
-
-
-def _logs(bet: float, tolerance: float, loss: np.ndarray) -> np.ndarray:
-    """What the capital of a bet is multiplied by, as logarithms."""
-    return np.log1p(bet * (tolerance - loss))
 
 
 def _decide(test: str, statistic: np.ndarray, n: int, aim: _Aim) -> np.ndarray:
@@ -541,12 +543,7 @@ def _gain_intervals(n: int, tolerance: float, step: float) -> tuple[np.ndarray, 
 
 
 def _size(
-    n: int,
-    tolerance: float,
-    constant: float,
-    delta: float,
-    low: np.ndarray,
-    high: np.ndarray,
+    n: int, tolerance: float, constant: float, delta: float, low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
     """For each interval of the share of gains, a bound on how often a broken promise passes.
 

@@ -100,9 +100,8 @@ class DataSet:
                     np.savez(file, inputs=inputs, targets=targets)
             return splits[split]
         raise DataUnavailable(
-            f"{self.name} could be had from no source: "
-            + "; ".join(reasons)
-            + f"; connect this machine, or copy {self.key}-{split}.npz from another into {folder}"
+            f"{self.name} could be had from no source: {'; '.join(reasons)}; connect this machine, "
+            f"or copy {self.key}-{split}.npz from another into {folder}"
         )
 
     def _fetch(self, source: Source, progress: Progress) -> dict[str, Arrays]:
@@ -122,9 +121,7 @@ def cache_folder() -> Path:
     """Where downloads are kept: ``$EBJR_CACHE``, ``$XDG_CACHE_HOME/ebjr`` or ``~/.cache/ebjr``."""
     if chosen := os.environ.get("EBJR_CACHE"):
         return Path(chosen).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared) / "ebjr"
-    return Path.home() / ".cache" / "ebjr"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebjr"
 
 
 def digest(inputs: NDArray[Any], targets: NDArray[Any]) -> str:
@@ -184,9 +181,8 @@ class Package:
             )
             try:
                 while process.poll() is None:
-                    progress(
-                        min(_size_of(folder), self.total_bytes or sys.maxsize), self.total_bytes
-                    )
+                    came = min(_size_of(folder), self.total_bytes or sys.maxsize)
+                    progress(came, self.total_bytes)
                     time.sleep(0.25)
             finally:
                 process.kill()
