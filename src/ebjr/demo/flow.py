@@ -163,7 +163,9 @@ class Demo:
     ) -> dict[str, Path]:
         """Write every student's outcomes, and ``joint.toml`` of the best; the files by name."""
         written = {name: folder / self._outcomes_file(name) for name in tables}
-        priced = _priced(entries, tables)
+        costs = {name: table.student_cost for name, table in tables.items()}
+        costs["teacher"] = next(iter(tables.values())).teacher_cost
+        priced = {name: replace(entry, cost=costs[name]) for name, entry in entries.items()}
         models = {name: entry.as_table(folder.resolve()) for name, entry in priced.items()}
         for name, table in tables.items():
             roles = {"student": name, "teacher": "teacher"}
@@ -267,15 +269,6 @@ def shipped(name: str, task: str = "classification") -> AbstractContextManager[P
     'student.onnx'
     """
     return as_file(files("ebjr.demo") / "shipped" / task / name)
-
-
-def _priced(
-    entries: Mapping[str, ModelEntry], tables: Mapping[str, Outcomes]
-) -> dict[str, ModelEntry]:
-    """The entries with what each model costs."""
-    costs = {name: table.student_cost for name, table in tables.items()}
-    costs["teacher"] = next(iter(tables.values())).teacher_cost
-    return {name: replace(entry, cost=costs[name]) for name, entry in entries.items()}
 
 
 def _counter(what: str, n: int, tell: Progress) -> Callable[[int], None]:
