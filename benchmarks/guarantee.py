@@ -77,7 +77,7 @@ class Population:
 
 def mean_loss(curve: TradeOffCurve, promise: str) -> np.ndarray:
     """(k,): what is promised to be small, as observed at every row."""
-    return _losses(curve, promise, 0.5, 0.5).mean
+    return _losses(curve, promise).mean
 
 
 def tolerances(population: Population) -> dict[str, float]:

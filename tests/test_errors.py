@@ -33,11 +33,8 @@ def test_the_tree_is_the_one_drawn(error, parent):
 
 
 def test_every_error_is_drawn():
-    defined = {
-        name
-        for name, value in vars(errors).items()
-        if isinstance(value, type) and value.__module__ == errors.__name__
-    }
+    found = (value for value in vars(errors).values() if isinstance(value, type))
+    defined = {kind.__name__ for kind in found if kind.__module__ == errors.__name__}
     assert all(name in errors.__doc__ for name in defined)
 
 

@@ -128,13 +128,7 @@ class SequentialTest:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """A monitor that goes on exactly where the one that gave `state` stopped.
-
-        Raises
-        ------
-        ValueError
-            The state is incomplete, damaged, or of something else.
-        """
+        """A monitor that goes on exactly where the one that gave `state` stopped."""
         if not isinstance(state, Mapping):
             raise ValueError("cannot resume the monitor: its state is not a mapping")
         with resuming():
@@ -143,27 +137,13 @@ class SequentialTest:
             return cls._build(state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state as JSON, whole or not at all.
-
-        Raises
-        ------
-        OSError
-            The file cannot be written.
-        """
+        """Write the state as JSON, whole or not at all."""
         with write_whole(path) as file:
             json.dump(self.state(), file, allow_nan=False)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Take up the monitor that `save` wrote.
-
-        Raises
-        ------
-        FileNotFoundError
-            There is no such file.
-        ValueError
-            The file holds something else.
-        """
+        """Take up the monitor that `save` wrote."""
         try:
             state = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:

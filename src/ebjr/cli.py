@@ -20,6 +20,7 @@ from rich.markup import escape
 
 import ebjr
 from ebjr.errors import EbjrError, GridWarning, PromiseWarning, RecordingNote
+from ebjr.files import check_writable, sha256_of
 from ebjr.options import (
     BatchSize,
     ChoiceOptions,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from ebjr.data.examples import Data
     from ebjr.model import Model
     from ebjr.outcomes import Outcomes
+    from ebjr.predict import Tell
 
 # What is heavy is imported by the command that needs it: `ebjr --help` is there at once.
 
@@ -116,11 +118,8 @@ def _sentence(error: Exception) -> str:
 def _as_flags(text: str) -> str:
     """A message on one line, with arguments of Python that the user gave as flags."""
     line = " ".join(text.split())
-    return re.sub(r"\b(student_|teacher_|)preprocess=", _flag, line)
-
-
-def _flag(found: re.Match[str]) -> str:
-    return f"--{found[1].replace('_', '-')}preprocess"
+    line = re.sub(r"\b(student|teacher)_preprocess=", r"--\1-preprocess", line)
+    return re.sub(r"\bpreprocess=", "--preprocess", line)
 
 
 @app.callback(invoke_without_command=True)
@@ -155,18 +154,13 @@ def demo(
     with _progress() as tell:
         result = run_demo(folder, task=task, recorded=recorded, threads=threads, progress=tell)
     if result.recorded:
-        err.print(
-            f"NOTE: these are the shipped, recorded answers: {result.reason}",
-            style="bold yellow",
-            highlight=False,
-        )
+        _note(f"these are the shipped, recorded answers: {result.reason}")
     several = len(result.sweep.studies) > 1
-    figures = study_figures(result.study)
-    figures |= {"sweep": result.sweep.as_dict()} if several else {}
-    figures |= {"recorded": result.recorded, "joint_seconds": result.joint_seconds}
-    figures |= {"files": {name: str(path) for name, path in result.files.items()}}
     if as_json:
-        print_json(figures)
+        figures = study_figures(result.study)
+        figures |= {"sweep": result.sweep.as_dict()} if several else {}
+        figures |= {"recorded": result.recorded, "joint_seconds": result.joint_seconds}
+        print_json(figures | {"files": {name: str(path) for name, path in result.files.items()}})
         return
     if several:
         print_sweep(out, result.sweep)
@@ -395,7 +389,6 @@ def predict(
     ] = False,
 ) -> None:
     """Answer every example of some data with the joint model; interrupted, it goes on."""
-    from ebjr.files import sha256_of
     from ebjr.joint_file import JointConfig, chosen_threshold, read_joint
 
     known = read_joint(joint, threads=threads, overlap=overlap)
@@ -653,8 +646,6 @@ def _outcomes(path: Path, metric: str | None) -> Outcomes:
 
 
 def _check_writable(*files: Path | None) -> None:
-    from ebjr.files import check_writable
-
     for file in files:
         if file is not None:
             check_writable(file)
@@ -741,9 +732,6 @@ def _kept(output: Path) -> Iterator[None]:
         if part.is_file():
             _note(f"what was answered is in {part}; the same command goes on from there")
         raise
-
-
-Tell = Callable[[str, int, int | None], None]
 
 
 @contextmanager

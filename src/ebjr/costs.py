@@ -70,25 +70,12 @@ class Cost:
     __rmul__ = __mul__
 
     def as_dict(self) -> dict[str, Any]:
-        """The units that are known, and what the joules are.
-
-        Examples
-        --------
-        >>> Cost(seconds=0.1).as_dict()
-        {'seconds': 0.1}
-        """
+        """The units that are known, and what the joules are."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def is_comparable(one: Cost, other: Cost, unit: str) -> bool:
-    """Whether both costs know a unit; joules also have to be of the same kind.
-
-    Examples
-    --------
-    >>> measured, estimated = (Cost(joules=1.0, joules_are=kind) for kind in KINDS_OF_JOULES)
-    >>> is_comparable(measured, measured, "joules"), is_comparable(measured, estimated, "joules")
-    (True, False)
-    """
+    """Whether both costs know a unit; joules also have to be of the same kind."""
     if getattr(one, unit) is None or getattr(other, unit) is None:
         return False
     return unit != "joules" or one.joules_are == other.joules_are
@@ -120,11 +107,6 @@ def break_even_rate(student: Cost, teacher: Cost, unit: str) -> float | None:
 
     None where the unit is not known or joules are of different kinds; negative where the student
     costs more than the teacher.
-
-    Examples
-    --------
-    >>> break_even_rate(Cost(flops=1.0), Cost(flops=4.0), "flops")
-    0.75
     """
     paid, saved = getattr(student, unit), getattr(teacher, unit)
     if not is_comparable(student, teacher, unit) or not saved:
@@ -133,13 +115,7 @@ def break_even_rate(student: Cost, teacher: Cost, unit: str) -> float | None:
 
 
 def common_unit(student: Cost, teacher: Cost) -> str | None:
-    """The first unit that both costs know, FLOPs first, then seconds, joules of one kind and bytes.
-
-    Examples
-    --------
-    >>> common_unit(Cost(flops=1.0, seconds=2.0), Cost(seconds=3.0))
-    'seconds'
-    """
+    """The first of `UNITS` that both costs know; joules have to be of one kind."""
     return next((unit for unit in UNITS if is_comparable(student, teacher, unit)), None)
 
 
@@ -173,12 +149,7 @@ def millijoules_text(joules: float | None) -> str:
 def further_columns(common: Cost, cost: Cost) -> dict[str, str]:
     """What a table of costs shows beside FLOPs and time, by the column's title.
 
-    Parameters
-    ----------
-    common
-        A sum of all costs in the table: what it does not know, some row does not know.
-    cost
-        Of the row.
+    `common` is a sum of all costs in the table: what it does not know, some row does not know.
 
     Examples
     --------

@@ -84,9 +84,6 @@ class TeacherUnavailable(ModelError):
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
 
-    def __reduce__(self) -> tuple[type[TeacherUnavailable], tuple[str, float | None]]:
-        return type(self), (str(self), self.retry_after_seconds)
-
 
 class ProtocolError(EbjrError):
     """A message breaks the protocol it claims to speak.

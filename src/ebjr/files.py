@@ -17,20 +17,7 @@ def write_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     """Open `path` for writing so that it appears complete or stays as it was.
 
     The data goes to a temporary file in the same folder, which takes the place of `path` when
-    the block ends well and is removed when it does not.
-
-    Parameters
-    ----------
-    path
-        The file to write. Its folder must exist.
-    mode
-        ``"w"`` for text (UTF-8) or ``"wb"`` for bytes.
-
-    Raises
-    ------
-    OSError
-        The folder is missing or not writable, the disk is full, or `path` is a folder, a device
-        or a pipe.
+    the block ends well and is removed when it does not. Text (``"w"``) is UTF-8.
 
     Examples
     --------
@@ -63,26 +50,6 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     For what is several files or folders, or is tried before it counts. The file called like `path`
     moves last, so that it never names another that is not there yet.
-
-    Parameters
-    ----------
-    path
-        The file to write. Its folder must exist.
-
-    Raises
-    ------
-    OSError
-        The folder is missing or not writable, the disk is full, or `path` is a folder, a device
-        or a pipe.
-
-    Examples
-    --------
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> with write_beside(folder / "model") as draft:
-    ...     for name in ("model", "weights"):
-    ...         _ = (draft / name).write_text("whole")
-    >>> sorted(entry.name for entry in folder.iterdir())
-    ['model', 'weights']
     """
     target = check_writable(path)
     beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
@@ -96,15 +63,7 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """A file that can be written as far as its name and its folder go.
-
-    Raises
-    ------
-    FileNotFoundError
-        The folder is missing.
-    IsADirectoryError, FileExistsError
-        It is a folder, or a device or a pipe, whose place a finished file would take.
-    """
+    """The path of a file that can be written as far as its name and its folder go, or `OSError`."""
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; give the name of a file")
@@ -130,14 +89,6 @@ def full_disk_named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal.
-
-    Examples
-    --------
-    >>> file = Path(tempfile.mkdtemp()) / "empty"
-    >>> file.touch()
-    >>> sha256_of(file)[:8]
-    'e3b0c442'
-    """
+    """The SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,15 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import (
-    Array,
-    Batch,
-    convert_like,
-    put_rows,
-    row_count,
-    take_rows,
-    to_numpy,
-)
+from ebjr.arrays import Array, Batch, convert_like, put_rows, row_count, take_rows, to_numpy
 from ebjr.blend import Blend, as_blend
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.model import Answer, Model, answer, model_name
@@ -74,17 +66,7 @@ class JointAnswer:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """Rows of one answer that the teacher should have answered, to be kept for later.
-
-    Attributes
-    ----------
-    id
-        Of the answer.
-    rows
-        (k,): which of its rows.
-    inputs, output
-        k inputs, and what the joint model said of them, which is the student's answer.
-    """
+    """Rows (k,) of one answer, by its `id`, that wait for the teacher: k inputs and outputs."""
 
     id: str
     rows: np.ndarray
@@ -93,13 +75,7 @@ class Kept:
 
 
 def check_policy(when_unavailable: str) -> str:
-    """What to do when the teacher cannot be reached, if it is one of `POLICIES`.
-
-    Raises
-    ------
-    ValueError
-        It is none.
-    """
+    """What to do when the teacher cannot be reached, if it is one of `POLICIES`."""
     if when_unavailable not in POLICIES:
         raise ValueError(
             f"when_unavailable must be one of {', '.join(POLICIES)}, not {when_unavailable!r}"
@@ -196,20 +172,15 @@ class JointModel:
         models on one thread each leave less of a processor idle than one model on two threads, and
         the way to a remote teacher takes no time of its own.
 
-        Parameters
-        ----------
-        batches
-            Taken one by one, when there is room for another.
-        overlap
-            How many batches are in work at once, each in a thread of its own. Both models are then
-            called from as many threads; those of EBJR's own backends bear that.
+        Batches are taken one by one, when there is room for another. `overlap` of them are in work
+        at once, each in a thread of its own. Both models are then called from as many threads;
+        those of EBJR's own backends bear that. Errors are those of a call, when the batch's turn
+        comes.
 
         Raises
         ------
         ValueError
             `overlap` is not positive.
-        ModelError, TeacherUnavailable
-            As for a call, when the batch's turn comes.
 
         Examples
         --------
@@ -229,18 +200,9 @@ class JointModel:
     def defer(self, inputs: Batch, output: Batch) -> tuple[Answer | None, np.ndarray]:
         """`ask_teacher`, and what the policy makes of a teacher that cannot be reached.
 
-        Returns
-        -------
-        tuple
-            The answer, None where there is none; and which inputs, by their places, keep the
-            student's.
-
-        Raises
-        ------
-        ModelError
-            As `ask_teacher`.
-        TeacherUnavailable
-            It could not be reached for all of them, and the policy is ``"error"``.
+        Returns the answer, None where there is none; and which inputs, by their places, keep the
+        student's. Raises what `ask_teacher` raises, `TeacherUnavailable` where the policy is
+        ``"error"``.
         """
         try:
             taught = self.ask_teacher(inputs, output)
@@ -266,13 +228,7 @@ class JointModel:
         return entry.id if self.late.keep([entry], self.kind) else None
 
     def ask_student(self, inputs: Batch) -> Answer:
-        """The student's raw output, which the router reads, and which rows it marks as degraded.
-
-        Raises
-        ------
-        ModelError
-            It did not return one row for each input.
-        """
+        """The student's raw output, which the router reads, and which rows it marks as degraded."""
         return answer(self.student, inputs, row_count(inputs), self.kind)
 
     def of_student(self, raw: Batch) -> Batch:
@@ -286,19 +242,14 @@ class JointModel:
     def ask_teacher(self, inputs: Batch, output: Batch) -> Answer:
         """The answer to deferred inputs, one dense batch, and which rows the teacher marks.
 
-        Parameters
-        ----------
-        inputs
-            The deferred inputs alone.
-        output
-            What `of_student` says of the same inputs: it is blended in.
+        `output` is what `of_student` says of the same inputs: it is blended in.
 
         Raises
         ------
         ModelError
             The teacher did not return one row for each input, or other classes than the student.
         TeacherUnavailable
-            It could not be reached.
+            The teacher could not be reached.
         """
         found = self.ask_teacher_alone(inputs, output)
         if not self.blend:

@@ -32,7 +32,7 @@ from ebjr.betting import (
     refuted_mean,
     resuming,
 )
-from ebjr.router import check_threshold, deferral_key
+from ebjr.router import check_threshold, deferral_key, is_deferred
 from ebjr.stats import clopper_pearson
 
 LOSS_VALUES = {
@@ -55,19 +55,9 @@ def harm(
 ) -> np.ndarray:
     """Where the student kept the answer, was wrong, and the teacher was right: 1, else 0.
 
-    Parameters
-    ----------
-    student_prediction, teacher_prediction
-        (n,) labels. What the teacher would have said is not looked at in deferred rows.
-    deferred
-        (n,) bool.
-    targets
-        (n,) labels; without them the teacher's answer is taken for the truth.
-
-    Returns
-    -------
-    np.ndarray
-        (n,): the loss of `RiskMonitor` under the promise ``"harm"``.
+    Predictions and targets are (n,) labels, `deferred` (n,) bool. Without targets the teacher's
+    answer is taken for the truth; in deferred rows it is not looked at. The result, (n,), is the
+    loss of `RiskMonitor` under the promise ``"harm"``.
 
     Raises
     ------
@@ -89,15 +79,8 @@ def harm(
 def excess(joint_prediction: Any, teacher_prediction: Any, targets: Any) -> np.ndarray:
     """Error of the joint model minus error of the teacher: -1, 0 or 1 for each row.
 
-    Parameters
-    ----------
-    joint_prediction, teacher_prediction, targets
-        (n,) labels.
-
-    Returns
-    -------
-    np.ndarray
-        (n,): the loss of `RiskMonitor` under the promise ``"excess"``.
+    The arguments are (n,) labels. The result, (n,), is the loss of `RiskMonitor` under the promise
+    ``"excess"``.
 
     Raises
     ------
@@ -120,29 +103,15 @@ def draw_audits(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which rows are audited: kept ones at random, deferred ones always.
 
-    The teacher has answered a deferred row already, so that looking at it costs nothing.
-
-    Parameters
-    ----------
-    deferred
-        (n,) bool.
-    probability
-        With which the teacher is asked about a kept row, in (0, 1].
-    rng
-        The source of chance.
-
-    Returns
-    -------
-    audited
-        (n,) bool.
-    chance
-        (n,): the probability with which each row was to be audited. `RiskMonitor.update` takes
-        both.
+    The teacher has answered a deferred row already, so that looking at it costs nothing. `deferred`
+    is (n,) bool, and `probability` that of asking the teacher about a kept row. The result is what
+    `RiskMonitor.update` takes: which rows are audited, (n,) bool, and the probability with which
+    each of them was to be, (n,).
 
     Raises
     ------
     ValueError
-        The probability is out of range.
+        `probability` is outside (0, 1].
 
     Examples
     --------
@@ -179,7 +148,7 @@ class RiskMonitor(SequentialTest):
     Raises
     ------
     ValueError
-        A number is out of range, or the promise is unknown.
+        A number is out of range, or `promise` is unknown.
 
     Notes
     -----
@@ -231,7 +200,7 @@ class RiskMonitor(SequentialTest):
         self._mass = [0] * len(self._grid)
 
     def update(self, loss: Any, audited: Any = None, probability: Any = None) -> str:
-        """Take in the next rows, in the order in which they were served.
+        """Take in the next rows, in the order in which they were served: `status` after them.
 
         Parameters
         ----------
@@ -244,15 +213,10 @@ class RiskMonitor(SequentialTest):
             (n,): with which each row was to be audited, at least `audit_probability`, which it
             is when left out. 1 for rows whose loss is known anyway and need not be 0.
 
-        Returns
-        -------
-        str
-            `status` after these rows.
-
         Raises
         ------
         ValueError
-            Lengths differ, a known loss is NaN or out of range, or a probability is.
+            The lengths differ, or a known loss or a probability is out of range.
         """
         value = self._weighted(loss, audited, probability)
         for rows in blocks(self._bets.rows, len(value)):
@@ -467,9 +431,8 @@ class DriftMonitor(SequentialTest):
         rate_tolerance: float = 0.05,
         seed: int = 0,
     ) -> None:
-        self._begin(_Reference.of(scores, threshold, seed), alpha, rate_tolerance, seed)
-
-    def _begin(self, reference: _Reference, alpha: float, rate_tolerance: float, seed: int) -> None:
+        known = isinstance(scores, _Reference)
+        reference = scores if known else _Reference.of(scores, threshold, seed)
         self.alpha = _share("alpha", alpha)
         self.threshold = reference.threshold
         self.rate_tolerance = float(rate_tolerance)
@@ -493,28 +456,23 @@ class DriftMonitor(SequentialTest):
         )
 
     def update(self, scores: Any) -> str:
-        """Take in the scores (n,) of the next rows, in the order in which they were served.
+        """Take in the scores (n,) of the next rows, in the order served: `status` after them.
 
         A NaN counts as ``-inf``: the router defers it.
-
-        Returns
-        -------
-        str
-            `status` after these rows.
 
         Raises
         ------
         ValueError
-            The scores are not one number for each row.
+            `scores` are not one number for each row.
         """
-        values = _ranked(scores)
+        values = deferral_key(_vector("scores", scores))
         for start in range(0, len(values), _CHUNK):
             self._play(values[start : start + _CHUNK])
         return self.status
 
     def _play(self, values: np.ndarray) -> None:
         group = self._group(values)
-        deferred = None if self.threshold is None else (~(values >= self.threshold)).astype(int)
+        deferred = None if self.threshold is None else is_deferred(values, self.threshold) * 1
         for rows in blocks(self._bets.rows, len(values)):
             self._bets.bet(self._growth(group[rows]))
             if deferred is not None:
@@ -573,13 +531,8 @@ class DriftMonitor(SequentialTest):
             The reference is incomplete or damaged, or a number is out of range.
         """
         with resuming():
-            return cls._with(_Reference.read(reference), alpha, rate_tolerance, seed)
-
-    @classmethod
-    def _with(cls, reference: _Reference, alpha: float, rate_tolerance: float, seed: int) -> Self:
-        monitor = cls.__new__(cls)
-        monitor._begin(reference, alpha, rate_tolerance, seed)
-        return monitor
+            known = _Reference.read(reference)
+            return cls(known, alpha, rate_tolerance=rate_tolerance, seed=seed)
 
     @property
     def shift(self) -> float:
@@ -661,7 +614,8 @@ class DriftMonitor(SequentialTest):
     def _build(cls, state: Mapping[str, Any]) -> Self:
         reference = _Reference.read({**state, "deferred": state["calibration_deferred"]})
         seed = read_count(state["seed"], "seed")
-        monitor = cls._with(reference, state["alpha"], state["rate_tolerance"], seed)
+        tolerance = state["rate_tolerance"]
+        monitor = cls(reference, state["alpha"], rate_tolerance=tolerance, seed=seed)
         monitor._seen = np.array([read_count(value, "seen") for value in state["seen"]], np.int64)
         monitor._deferred = read_count(state["deferred"], "deferred")
         monitor._bets.resume(state["bets"])
@@ -678,16 +632,9 @@ class DriftMonitor(SequentialTest):
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """Calibration scores as a monitor of drift needs them: quantiles, and who was deferred.
+    """Calibration scores as a monitor of drift needs them: how many, quantiles, and who deferred.
 
-    Attributes
-    ----------
-    n
-        How many scores there were.
-    edges, ties, ranks
-        (k,): the quantiles in ascending order, what breaks their ties, and their ranks from 1.
-    threshold, deferred
-        How many scores are under the threshold; None and 0 without one.
+    The quantiles are (k,), in ascending order, with what breaks their ties, and their ranks from 1.
     """
 
     n: int
@@ -699,7 +646,7 @@ class _Reference:
 
     @classmethod
     def of(cls, scores: Any, threshold: float | None, seed: int) -> _Reference:
-        values = _ranked(scores)
+        values = deferral_key(_vector("scores", scores))
         n = len(values)
         if n < 20:
             raise ValueError(f"drift needs at least 20 calibration scores, not {n}")
@@ -708,7 +655,7 @@ class _Reference:
         ranks = np.round(np.arange(1, groups) * (n + 1) / groups).astype(np.int64)
         chosen = np.lexsort((tie, values))[ranks - 1]
         limit = None if threshold is None else check_threshold(threshold)
-        deferred = 0 if limit is None else int((~(values >= limit)).sum())
+        deferred = 0 if limit is None else int(is_deferred(values, limit).sum())
         return cls(n, values[chosen], tie[chosen], ranks, limit, deferred)
 
     @classmethod
@@ -777,12 +724,6 @@ def _vector(name: str, values: Any) -> np.ndarray:
             f"{name} must be one real number for each row, not {array.dtype} of shape {array.shape}"
         )
     return array.astype(np.float64)
-
-
-def _ranked(scores: Any) -> np.ndarray:
-    """Scores with NaN as ``-inf``, which is how the router ranks them."""
-    values = _vector("scores", scores)
-    return deferral_key(values)
 
 
 def _columns(**named: Any) -> list[np.ndarray]:

@@ -141,16 +141,6 @@ def import_own(name: str) -> ModuleType:
 
     Modules are looked for in the folder that the process runs in, too, and a file finds what is
     beside it.
-
-    Parameters
-    ----------
-    name
-        A file, ``mine.py``, or a module, ``package.module``.
-
-    Raises
-    ------
-    ValueError
-        There is none, or it fails; the message has its error, the file and the line.
     """
     file = Path(name).resolve() if name.endswith(".py") else None
     if file is not None and not file.is_file():
@@ -464,13 +454,7 @@ class ServerOptions:
 
 
 def read_names(file: Path) -> list[str]:
-    """The lines of a text file that are not empty.
-
-    Raises
-    ------
-    ValueError
-        It is no text.
-    """
+    """The lines of a text file that are not empty."""
     try:
         return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError:
@@ -479,11 +463,6 @@ def read_names(file: Path) -> list[str]:
 
 def parse_classes(text: str, names: tuple[str, ...] | None) -> list[int]:
     """Labels from a list or a file of them, by number or by name.
-
-    Raises
-    ------
-    ValueError
-        A word is neither.
 
     Examples
     --------
@@ -505,13 +484,7 @@ def _label(word: str, names: tuple[str, ...] | None) -> int:
 
 
 def linked(outcomes: Outcomes, text: str | None) -> Outcomes:
-    """The outcomes with what a link adds to the teacher's cost, as ``--over-link`` gives it.
-
-    Raises
-    ------
-    ValueError
-        It is something else.
-    """
+    """The outcomes with what a link adds to the teacher's cost, as ``--over-link`` gives it."""
     if text is None:
         return outcomes
     from ebjr.link.far import over_link
@@ -525,11 +498,6 @@ def linked(outcomes: Outcomes, text: str | None) -> Outcomes:
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
     """A shape, as ``1,3,32,32`` gives it.
-
-    Raises
-    ------
-    ValueError
-        It is something else.
 
     Examples
     --------

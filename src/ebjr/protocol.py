@@ -19,24 +19,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ebjr.errors import MissingExtra, ProtocolError
+from ebjr.errors import ProtocolError, needs
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 """Says how many bytes of the body are JSON; the rest are tensors."""
 
 DATATYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
+    **{f"UINT{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
     "BYTES": np.dtype(np.object_),
 }
 """The protocol's names of types; BYTES are arrays of `bytes` objects."""
@@ -65,20 +57,10 @@ class RequestedOutput:
 
 @dataclass(frozen=True, eq=False)
 class InferRequest:
-    """What a client wants to know.
+    """What a client wants to know: inputs by name, and the outputs it asks for, None for all.
 
-    Attributes
-    ----------
-    inputs
-        By name, in the order of the request.
-    outputs
-        Those asked for; None is all of them.
-    id
-        The client's own name for the request, or None.
-    parameters
-        Of the request: `threshold`, `deferral_rate`, `operating_point`, `timeout`, and others.
-    binary
-        Whether all outputs are to come as bytes, where `outputs` is None.
+    `id` is the client's own name for the request; `binary` says whether outputs are to come as
+    bytes where `outputs` is None.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -88,25 +70,13 @@ class InferRequest:
     binary: bool = False
 
     def wants(self, name: str) -> RequestedOutput | None:
-        """How an output is to be sent; None where it is not asked for.
-
-        Examples
-        --------
-        >>> InferRequest({}, (RequestedOutput("score"),)).wants("logits") is None
-        True
-        """
+        """How an output is to be sent; None where it is not asked for."""
         if self.outputs is None:
             return RequestedOutput(name, self.binary)
         return next((output for output in self.outputs if output.name == name), None)
 
     def check_outputs(self, known: Iterable[str]) -> None:
-        """Check that a model has every output that is asked for.
-
-        Raises
-        ------
-        ProtocolError
-            There is one that it has not.
-        """
+        """Check that a model has every output that is asked for."""
         names = tuple(known)
         for output in self.outputs or ():
             if output.name not in names:
@@ -117,16 +87,9 @@ class InferRequest:
 
 @dataclass(frozen=True, eq=False)
 class InferResponse:
-    """What a model says.
+    """What a model says: outputs by name, who says it, and to which request.
 
-    Attributes
-    ----------
-    outputs
-        By name.
-    model_name, model_version, id
-        Who says it, and to which request.
-    parameters
-        What holds for the whole answer, such as the threshold in force.
+    `parameters` hold for the whole answer, such as the threshold in force.
     """
 
     outputs: Mapping[str, np.ndarray]
@@ -149,28 +112,14 @@ class TensorMetadata:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of this shape can be this tensor; the first dimension is the batch.
-
-        Examples
-        --------
-        >>> TensorMetadata("x", "FP32", (-1, 3)).fits((8, 3))
-        True
-        """
+        """Whether an array of this shape can be this tensor; the first dimension is the batch."""
         known = zip(self.shape[1:], shape[1:], strict=False)
         return len(shape) == len(self.shape) and all(want in (-1, came) for want, came in known)
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a server says of a model.
-
-    Attributes
-    ----------
-    name, versions, platform
-        Which model it is; no versions where the server keeps none.
-    inputs, outputs
-        Its tensors.
-    """
+    """What a server says of a model."""
 
     name: str
     versions: tuple[str, ...]
@@ -190,19 +139,9 @@ class ModelMetadata:
 
 
 def read_request(body: bytes, json_length: str | int | None = None) -> InferRequest:
-    """An inference request from the body of a POST.
+    """An inference request from the body of a POST, decompressed.
 
-    Parameters
-    ----------
-    body
-        As it came, decompressed.
-    json_length
-        The value of the header `LENGTH_HEADER`; None says that all of the body is JSON.
-
-    Raises
-    ------
-    ProtocolError
-        It is not a request.
+    `json_length` is the value of the header `LENGTH_HEADER`; None says that all of it is JSON.
 
     Examples
     --------
@@ -212,25 +151,12 @@ def read_request(body: bytes, json_length: str | int | None = None) -> InferRequ
     """
     end = _json_end(body, json_length)
     described = _known_request if end <= KNOWN_BYTES else _described_request
-    return _request(described(body[:end]), memoryview(body)[end:])
+    return _request(*described(body[:end]), memoryview(body)[end:])
 
 
 def request_of(message: Mapping[str, Any], rest: memoryview) -> InferRequest:
-    """An inference request from its JSON object and the bytes after it, whatever brought them.
-
-    Raises
-    ------
-    ProtocolError
-        It is not a request.
-
-    Examples
-    --------
-    >>> tensor = {"name": "x", "shape": [2], "datatype": "UINT8"}
-    >>> table = {"inputs": [{**tensor, "parameters": {"binary_data_size": 2}}]}
-    >>> request_of(table, memoryview(b"ab")).inputs["x"]
-    array([97, 98], dtype=uint8)
-    """
-    return _request(_description(message), rest)
+    """An inference request from its JSON object and the bytes after it, whatever brought them."""
+    return _request(*_description(message), rest)
 
 
 class _Tensor(NamedTuple):
@@ -242,18 +168,12 @@ class _Tensor(NamedTuple):
     size: Any
     data: Any
 
-
-class _Description(NamedTuple):
-    """What the JSON of a request says: all but the bytes after it."""
-
-    inputs: list[_Tensor]
-    outputs: tuple[RequestedOutput, ...] | None
-    id: str | None
-    parameters: Parameters
-    binary: bool
+    def __str__(self) -> str:
+        return f"the tensor {_shown(self.name)}"
 
 
-def _description(message: Mapping[str, Any]) -> _Description:
+def _description(message: Mapping[str, Any]) -> tuple[list[_Tensor], InferRequest]:
+    """What the JSON of a request says: its inputs before the bytes are read, and the rest of it."""
     inputs = _described_tensors(message, "inputs")
     if not inputs:
         raise ProtocolError("a request needs at least one tensor in 'inputs', but has none")
@@ -262,10 +182,10 @@ def _description(message: Mapping[str, Any]) -> _Description:
     if not isinstance(binary, bool):
         raise ProtocolError(f"'binary_data_output' must be true or false, not {_shown(binary)}")
     outputs = _read_requested(message, binary)
-    return _Description(inputs, outputs, _read_text(message, "id"), parameters, binary)
+    return inputs, InferRequest({}, outputs, _read_text(message, "id"), parameters, binary)
 
 
-def _described_request(head: bytes) -> _Description:
+def _described_request(head: bytes) -> tuple[list[_Tensor], InferRequest]:
     return _description(_read_object(head))
 
 
@@ -273,25 +193,13 @@ def _described_request(head: bytes) -> _Description:
 _known_request = lru_cache(maxsize=KNOWN)(_described_request)
 
 
-def _request(about: _Description, rest: memoryview) -> InferRequest:
-    inputs = _filled(about.inputs, rest)
+def _request(tensors: list[_Tensor], about: InferRequest, rest: memoryview) -> InferRequest:
+    inputs = _filled(tensors, rest)
     return InferRequest(inputs, about.outputs, about.id, dict(about.parameters), about.binary)
 
 
 def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes, int | None]:
     """The body of a request, and how long its JSON is if that is not all.
-
-    Parameters
-    ----------
-    request
-        What is asked.
-    binary
-        Send the inputs as bytes after the JSON.
-
-    Raises
-    ------
-    ProtocolError
-        The protocol has no name for an input's type.
 
     Examples
     --------
@@ -316,13 +224,7 @@ def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes,
 
 
 def read_response(body: bytes, json_length: str | int | None = None) -> InferResponse:
-    """An answer from the body of a response; the arguments are those of `read_request`.
-
-    Raises
-    ------
-    ProtocolError
-        It is not an answer.
-    """
+    """An answer from the body of a response; the arguments are those of `read_request`."""
     end = _json_end(body, json_length)
     message = _read_object(body[:end])
     name = _read_text(message, "model_name")
@@ -342,17 +244,7 @@ def write_response(
 ) -> tuple[bytes, int | None]:
     """The body of an answer, and how long its JSON is if that is not all.
 
-    Parameters
-    ----------
-    response
-        What the model says.
-    request
-        Whose wishes are followed: which outputs, and which of them as bytes. None: all, as JSON.
-
-    Raises
-    ------
-    ProtocolError
-        The request asks for an output that there is not, or the protocol has no name for a type.
+    `request` says which outputs are sent, and which of them as bytes; None: all, as JSON.
 
     Notes
     -----
@@ -381,20 +273,7 @@ def write_response(
 
 
 def read_metadata(message: Mapping[str, Any]) -> ModelMetadata:
-    """What a server says of a model, from the object in its message.
-
-    Raises
-    ------
-    ProtocolError
-        It is no model's metadata.
-
-    Examples
-    --------
-    >>> tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
-    >>> message = {"name": "net", "platform": "", "inputs": [tensor], "outputs": [tensor]}
-    >>> read_metadata(message).inputs[0].shape
-    (-1, 2)
-    """
+    """What a server says of a model, from the object in its message."""
     name = _read_text(message, "name")
     versions = message.get("versions") or []
     if name is None:
@@ -424,18 +303,7 @@ def _read_tensor_metadata(message: Mapping[str, Any], key: str) -> tuple[TensorM
 
 @lru_cache(maxsize=128)
 def datatype_of(dtype: Any) -> str:
-    """The protocol's name of a NumPy type.
-
-    Raises
-    ------
-    ProtocolError
-        It has none.
-
-    Examples
-    --------
-    >>> datatype_of(np.float32), datatype_of(bool)
-    ('FP32', 'BOOL')
-    """
+    """The protocol's name of a NumPy type."""
     known = np.dtype(dtype)
     name = _NAMES.get(known.newbyteorder("=") if known.kind in "iuf" else known)
     if name is None:
@@ -444,13 +312,7 @@ def datatype_of(dtype: Any) -> str:
 
 
 def tensor_metadata(name: str, dtype: Any, shape: Iterable[int | None]) -> dict[str, Any]:
-    """A tensor as a model's metadata shows it; an open dimension, None, is -1.
-
-    Examples
-    --------
-    >>> tensor_metadata("image", np.float32, (None, 3, 32, 32))
-    {'name': 'image', 'datatype': 'FP32', 'shape': [-1, 3, 32, 32]}
-    """
+    """A tensor as a model's metadata shows it; an open dimension, None, is -1."""
     known = [-1 if size is None else int(size) for size in shape]
     return {"name": name, "datatype": datatype_of(dtype), "shape": known}
 
@@ -486,10 +348,8 @@ def _json_end(body: bytes, json_length: str | int | None) -> int:
 
 def _json(purpose: str) -> Any:
     """The module that reads and writes JSON: messages need it, and importing this one does not."""
-    try:
+    with needs("serve", f"{purpose} messages"):
         import msgspec.json
-    except ImportError as error:
-        raise MissingExtra("serve", f"{purpose} messages") from error
     return msgspec.json
 
 
@@ -571,32 +431,30 @@ def _described_tensors(message: Mapping[str, Any], key: str) -> list[_Tensor]:
             raise ProtocolError(f"there are two tensors {_shown(name)} in '{key}'")
         datatype, shape = _read_type(table, name), _read_shape(table, name)
         size = _read_parameters(table, f"the tensor {_shown(name)}").get("binary_data_size")
-        if size is None:
-            if "data" not in table:
-                raise ProtocolError(
-                    f"the tensor {_shown(name)} needs 'data', or 'binary_data_size' among its "
-                    "parameters, and has neither"
-                )
-        elif "data" in table:
+        found[name] = tensor = _Tensor(name, datatype, shape, size, table.get("data"))
+        if size is None and "data" not in table:
             raise ProtocolError(
-                f"the tensor {_shown(name)} must have either 'data' or 'binary_data_size', not both"
+                f"{tensor} needs 'data', or 'binary_data_size' among its parameters, "
+                "and has neither"
             )
-        found[name] = _Tensor(name, datatype, shape, size, table.get("data"))
+        if size is not None and "data" in table:
+            raise ProtocolError(f"{tensor} must have either 'data' or 'binary_data_size', not both")
     return list(found.values())
 
 
 def _filled(tensors: Sequence[_Tensor], rest: memoryview) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
-    for name, datatype, shape, size, data in tensors:
+    for tensor in tensors:
+        size = tensor.size
         if size is None:
-            found[name] = _from_json(name, datatype, shape, data)
+            found[tensor.name] = _from_json(tensor)
             continue
         if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
             raise ProtocolError(
-                f"'binary_data_size' of the tensor {_shown(name)} must be a number of bytes that "
-                f"the body still has, at most {len(rest)}, not {_shown(size)}"
+                f"'binary_data_size' of {tensor} must be a number of bytes that the body still "
+                f"has, at most {len(rest)}, not {_shown(size)}"
             )
-        found[name] = _from_bytes(name, datatype, shape, rest[:size])
+        found[tensor.name] = _from_bytes(tensor, rest[:size])
         rest = rest[size:]
     if len(rest):
         raise ProtocolError(f"{len(rest)} bytes after the JSON belong to no tensor")
@@ -641,76 +499,69 @@ def _read_shape(table: Mapping[str, Any], name: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> np.ndarray:
+def _from_json(tensor: _Tensor) -> np.ndarray:
+    texts, data = tensor.datatype == "BYTES", tensor.data
     if not isinstance(data, list):
-        raise ProtocolError(
-            f"'data' of the tensor {_shown(name)} must be a list, not {_kind(data)}"
-        )
+        raise ProtocolError(f"'data' of {tensor} must be a list, not {_kind(data)}")
     try:
-        found = np.array(data, dtype=object if datatype == "BYTES" else None)
+        found = np.array(data, dtype=object if texts else None)
     except (ValueError, OverflowError) as error:
         raise ProtocolError(
-            f"'data' of the tensor {_shown(name)} must be one list, or lists of equal lengths"
+            f"'data' of {tensor} must be one list, or lists of equal lengths"
         ) from error
-    _check_count(name, shape, found.size)
+    _check_count(tensor, found.size)
     if not found.size:
-        return np.empty(shape, DATATYPES[datatype])
-    array = _texts(name, found) if datatype == "BYTES" else _numbers(name, datatype, found, data)
-    return array.reshape(shape)
+        return np.empty(tensor.shape, DATATYPES[tensor.datatype])
+    return (_texts if texts else _numbers)(tensor, found).reshape(tensor.shape)
 
 
-def _texts(name: str, found: np.ndarray) -> np.ndarray:
+def _texts(tensor: _Tensor, found: np.ndarray) -> np.ndarray:
     texts = found.ravel().tolist()
     if not all(isinstance(text, str) for text in texts):
-        raise ProtocolError(f"'data' of the tensor {_shown(name)} must be strings for BYTES")
+        raise ProtocolError(f"'data' of {tensor} must be strings for BYTES")
     return np.fromiter((text.encode("utf-8") for text in texts), object)
 
 
-def _numbers(name: str, datatype: str, found: np.ndarray, data: list[Any]) -> np.ndarray:
-    """An array of JSON's numbers or booleans in the type of the tensor; `data` are the lists."""
-    dtype = DATATYPES[datatype]
+def _numbers(tensor: _Tensor, found: np.ndarray) -> np.ndarray:
+    """An array of JSON's numbers or booleans in the type of the tensor."""
+    dtype = DATATYPES[tensor.datatype]
     whole = dtype.kind in "iu"
     fits = found.dtype.kind in {"b": "b", "f": "iuf"}.get(dtype.kind, "iu")
     if whole and found.dtype.kind in "fO":  # what exceeds 63 bits is still whole
-        found = np.array(data, dtype=object)
+        found = np.array(tensor.data, dtype=object)
         fits = all(type(value) is int for value in found.flat)
     if not fits:
-        raise ProtocolError(
-            f"'data' of the tensor {_shown(name)} does not hold {datatype} numbers alone"
-        )
+        raise ProtocolError(f"'data' of {tensor} does not hold {tensor.datatype} numbers alone")
     if whole:
-        _check_limits(name, datatype, found)
+        limits = np.iinfo(dtype)
+        if int(found.min()) < limits.min or int(found.max()) > limits.max:
+            raise ProtocolError(
+                f"'data' of {tensor} exceeds {tensor.datatype}, {limits.min} to {limits.max}"
+            )
     with np.errstate(over="ignore"):
         array = found.astype(dtype)
     if dtype.kind == "f" and not np.isfinite(array).all():
-        raise ProtocolError(f"'data' of the tensor {_shown(name)} exceeds {datatype}")
+        raise ProtocolError(f"'data' of {tensor} exceeds {tensor.datatype}")
     return array
 
 
-def _check_limits(name: str, datatype: str, found: np.ndarray) -> None:
-    limits = np.iinfo(DATATYPES[datatype])
-    if int(found.min()) < limits.min or int(found.max()) > limits.max:
-        raise ProtocolError(
-            f"'data' of the tensor {_shown(name)} exceeds {datatype}, {limits.min} to {limits.max}"
-        )
-
-
-def _from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview) -> np.ndarray:
+def _from_bytes(tensor: _Tensor, raw: memoryview) -> np.ndarray:
+    datatype, shape = tensor.datatype, tensor.shape
     if datatype == "BYTES":
-        return _from_length_prefixed(name, shape, raw)
+        return _from_length_prefixed(tensor, raw)
     dtype = DATATYPES[datatype]
     if len(raw) % dtype.itemsize:
         raise ProtocolError(
-            f"the tensor {_shown(name)} has {len(raw)} bytes, which is no whole number of "
-            f"{datatype} of {dtype.itemsize}"
+            f"{tensor} has {len(raw)} bytes, which is no whole number of {datatype} of "
+            f"{dtype.itemsize}"
         )
-    _check_count(name, shape, len(raw) // dtype.itemsize)
+    _check_count(tensor, len(raw) // dtype.itemsize)
     if datatype == "BOOL":  # any byte but 0 is true, and only 0 and 1 are booleans in memory
         return np.frombuffer(raw, np.uint8).astype(bool).reshape(shape)
     return np.frombuffer(raw, _LITTLE[datatype]).astype(dtype, copy=False).reshape(shape)
 
 
-def _from_length_prefixed(name: str, shape: tuple[int, ...], raw: memoryview) -> np.ndarray:
+def _from_length_prefixed(tensor: _Tensor, raw: memoryview) -> np.ndarray:
     """Each element is its length, four bytes, and that many bytes."""
     found: list[bytes] = []
     start = 0
@@ -719,20 +570,20 @@ def _from_length_prefixed(name: str, shape: tuple[int, ...], raw: memoryview) ->
         end = start + 4 + length
         if start + 4 > len(raw) or end > len(raw):
             raise ProtocolError(
-                f"the tensor {_shown(name)} ends within its element {len(found)}: each is its "
-                "length in four bytes, and then as many bytes"
+                f"{tensor} ends within its element {len(found)}: each is its length in four "
+                "bytes, and then as many bytes"
             )
         found.append(bytes(raw[start + 4 : end]))
         start = end
-    _check_count(name, shape, len(found))
-    return np.fromiter(found, object).reshape(shape)
+    _check_count(tensor, len(found))
+    return np.fromiter(found, object).reshape(tensor.shape)
 
 
-def _check_count(name: str, shape: tuple[int, ...], count: int) -> None:
-    if math.prod(shape) != count:
+def _check_count(tensor: _Tensor, count: int) -> None:
+    if math.prod(tensor.shape) != count:
         raise ProtocolError(
-            f"the tensor {_shown(name)} of shape {_shown(list(shape))} needs "
-            f"{_shown(math.prod(shape))} elements, but came with {count}"
+            f"{tensor} of shape {_shown(list(tensor.shape))} needs "
+            f"{_shown(math.prod(tensor.shape))} elements, but came with {count}"
         )
 
 

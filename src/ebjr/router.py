@@ -66,19 +66,10 @@ class Router:
 def is_deferred(score: Array, threshold: float | np.ndarray) -> Array:
     """Which rows the teacher answers: not those with ``score >= threshold`` (eq. 6).
 
-    Parameters
-    ----------
-    score
-        (n,), or one number. NaN is deferred at every threshold.
-    threshold
-        One number above ``-inf``, or of NumPy scores also (n,), one for each row.
-
-    Returns
-    -------
-    Array
-        bool, of the score's shape, in its library and on its device. A single-precision score
-        reaches a double-precision threshold just where it does so in double precision, which some
-        devices lack.
+    `score` is (n,), or one number; NaN is deferred at every threshold. Of NumPy scores `threshold`
+    may be (n,), one for each row. The answer is bool, of the score's shape, in its library and on
+    its device. A single-precision score reaches a double-precision threshold just where it does so
+    in double precision, which some devices lack.
 
     Examples
     --------
@@ -95,11 +86,6 @@ def deferral_key(score: np.ndarray) -> np.ndarray:
     """Scores as they are ranked, (n,): what every threshold defers comes first, as ``-inf``.
 
     Rows are deferred in the ascending order of this key as the threshold rises.
-
-    Examples
-    --------
-    >>> deferral_key(np.array([0.5, np.nan]))
-    array([ 0.5, -inf])
     """
     return np.where(np.isnan(score), -np.inf, score)
 
@@ -107,16 +93,7 @@ def deferral_key(score: np.ndarray) -> np.ndarray:
 def check_threshold(value: float) -> float:
     """The threshold as a float.
 
-    Raises
-    ------
-    ValueError
-        It is no number, NaN, or ``-inf``, which would keep even the rows that a score marks with
-        ``-inf``.
-
-    Examples
-    --------
-    >>> check_threshold(2)
-    2.0
+    NaN is refused, and ``-inf``, which would keep even the rows that a score marks with ``-inf``.
     """
     try:
         number = float(value)
@@ -132,11 +109,6 @@ def round_up(number: float) -> float:
     """The smallest single-precision number that is not below `number`.
 
     A single-precision score reaches the one just where it reaches the other.
-
-    Examples
-    --------
-    >>> round_up(0.5), round_up(0.7) > 0.7
-    (0.5, True)
     """
     with np.errstate(over="ignore"):
         single = np.float32(number)

@@ -22,18 +22,8 @@ def in_order(
 ) -> Iterator[Out]:
     """Map on a few threads, lazily, with the results in the order of `items`.
 
-    Parameters
-    ----------
-    function
-        What is called, by several threads at once.
-    items
-        Taken one by one, in the reader's own thread.
-    workers
-        How many threads.
-    ahead
-        How many items may be in work or finished before the reader takes the first of them.
-    name
-        What the threads are called.
+    Items are taken one by one, in the reader's own thread; at most `ahead` of them are in work or
+    finished before the reader takes the first.
 
     Examples
     --------

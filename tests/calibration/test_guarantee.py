@@ -15,6 +15,7 @@ from scipy.stats import binom, multinomial
 
 from ebjr import CalibrationError, Outcomes, TradeOffCurve, as_score
 from ebjr.calibration.guarantee import (
+    _Aim,
     _bets,
     _constant,
     _critical_losses,
@@ -177,11 +178,11 @@ def test_betting_capital_is_that_of_a_plain_loop(seed):
                 money *= 1 + bet * (tolerance - (stay if value >= threshold else leave))
             capital.append(money)
         expected.append(np.mean(capital) >= 1 / delta)
-    passed = _passes(losses, tolerance, delta)
+    passed = _passes(losses, _Aim("excess", tolerance, delta))
     assert passed.tolist() == expected
     assert 0 < passed.sum() < len(passed)
     row = int(np.flatnonzero(passed)[0])
-    bound = _smallest(losses.at(row), tolerance, delta)
+    bound = _smallest(losses.at(row), _Aim("excess", tolerance, delta))
     assert losses.mean[row] < bound <= tolerance
 
 
@@ -408,7 +409,7 @@ def test_a_promise_on_bounded_losses_is_broken_by_at_most_delta_of_redrawn_calib
         drawn = np.sort(rng.integers(0, size, n))
         cut = np.append(np.unique(drawn, return_index=True)[1], n)
         losses = _Losses(kept[drawn], zero[drawn], cut, "betting")
-        passed = _passes(losses, tolerance, delta)
+        passed = _passes(losses, _Aim("excess", tolerance, delta))
         failed = np.flatnonzero(~passed)
         row = failed[-1] + 1 if len(failed) else 0
         naive = np.flatnonzero(losses.mean <= tolerance)[0]

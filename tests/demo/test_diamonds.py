@@ -44,7 +44,7 @@ def test_the_site_and_the_wheel_give_the_same(tmp_path):
     (tmp_path / "d.csv").write_text(table(), encoding="utf-8")
     with zipfile.ZipFile(tmp_path / "d.whl", "w") as wheel:
         wheel.writestr("plotnine/data/diamonds.csv", table())
-    one = diamonds.decode_csv(tmp_path / "d.csv")
+    one = diamonds.DIAMONDS.sources[0].decode(tmp_path / "d.csv")
     other = diamonds.decode_wheel(tmp_path / "d.whl")
     for split in ("train", "test"):
         for left, right in zip(one[split], other[split], strict=True):

@@ -61,7 +61,7 @@ def test_a_download_is_decoded_reported_and_kept_for_the_next_time(tmp_path, sit
     first = data.load("test", cache=cache, progress=lambda *step: steps.append(step))
     assert_same(first, splits["test"])
     size = (site[0] / "tiny.tar.gz").stat().st_size
-    assert (size, size, "downloading CIFAR-10 from a local site") in steps
+    assert ("downloading CIFAR-10 from a local site", size, size) in steps
     assert sorted(file.name for file in cache.iterdir()) == [
         "cifar10-test.npz",
         "cifar10-train.npz",

@@ -49,12 +49,12 @@ def calibrate(
     """Choose a threshold. Give it one half of the outcomes, and report on the other.
 
     For detection the examples also put the scores of both detectors on one scale, unless the
-    outcomes have one (`OperatingPoint.rescale`).
+    outcomes have one (`OperatingPoint.rescale`). The point has its figures on `outcomes`, or on the
+    part that was certified on: they flatter, since the threshold was picked there. Its `certified`
+    is the `Certificate`.
 
     Parameters
     ----------
-    outcomes
-        The calibration examples.
     goal
         ``"match-teacher"``: the least deferral whose quality is at least the teacher's minus
         `tolerance` (default 0).
@@ -90,18 +90,12 @@ def calibrate(
         of a row that counts, in the row's unit, fixed without looking at these examples. The
         promise is about losses cut off there.
 
-    Returns
-    -------
-    OperatingPoint
-        With its figures on `outcomes`, or on the part that was certified on: they flatter, since
-        the threshold was picked there. Its `certified` is the `Certificate`.
-
     Raises
     ------
     ValueError
-        An unknown goal, or an argument that is out of range or goes with another goal.
+        `goal` is unknown, or an argument is out of range or goes with another goal.
     CalibrationError
-        No threshold does it, or none that can be certified; the message says what is feasible.
+        No threshold reaches the goal, or none can be certified; the message says what is feasible.
 
     Warns
     -----

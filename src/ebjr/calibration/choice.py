@@ -34,18 +34,8 @@ NOISE = 1.645
 class RankedScore:
     """A score and how well it defers on one table of outcomes.
 
-    Attributes
-    ----------
-    score
-        The score.
-    gain
-        Mean row quality over all deferral rates, minus that of random routing.
-    gain_error
-        Its standard error.
-    behind
-        How far the area is behind the best candidate's.
-    behind_error
-        The standard error of that difference, on the same rows.
+    `gain` is the mean row quality over all deferral rates, minus that of random routing; `behind`,
+    how far the area is behind the best candidate's, on the same rows. Each has its standard error.
     """
 
     score: Score
@@ -61,13 +51,7 @@ class RankedScore:
 
 
 def blend_candidates(outcomes: Outcomes) -> list[float | Blend]:
-    """The blends that compete for some outcomes: the task's, and what the examples suggest.
-
-    Examples
-    --------
-    >>> blend_candidates(Outcomes([0.0, 2.0], [1.0, 3.0], [1.2, 2.0], task="regression"))[:7]
-    [0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0]
-    """
+    """The blends that compete for some outcomes: the task's, and what the examples suggest."""
     kind = outcomes.kind
     more = kind.weights(outcomes.student, outcomes.teacher, outcomes.targets)
     return list(dict.fromkeys([*kind.blends, *more]))
@@ -80,14 +64,7 @@ def rank_scores(
 ) -> list[RankedScore]:
     """The candidates by the area under their deferral curves, the best first.
 
-    Parameters
-    ----------
-    outcomes
-        The calibration examples.
-    candidates
-        Scores, the simplest first; those of `Task.candidates` if left out.
-    blend
-        The student's weight in a deferred answer.
+    `candidates` are scores, the simplest first; those of `Task.candidates` if left out.
 
     Examples
     --------
@@ -141,19 +118,14 @@ def choose_blend(
     influences = [
         area_influence(values, kept, outcomes.deferred_quality(weight)) for weight in tried
     ]
-    means = [float(influence.mean()) for influence in influences]
-    best = influences[int(np.argmax(means))]
-    level = [
+    best = max(influences, key=np.mean)
+    level = min(
         _kind(weight)
         for weight, influence in zip(tried, influences, strict=True)
         if best.mean() - influence.mean() <= NOISE * _standard_error(best - influence)
-    ]
-    simplest = [
-        (mean, -place)
-        for place, (weight, mean) in enumerate(zip(tried, means, strict=True))
-        if _kind(weight) == min(level)
-    ]
-    return tried[-max(simplest)[1]]
+    )
+    simplest = [place for place, weight in enumerate(tried) if _kind(weight) == level]
+    return tried[max(simplest, key=lambda place: influences[place].mean())]  # the first of equals
 
 
 def _kind(blend: float | Blend) -> int:
@@ -162,31 +134,14 @@ def _kind(blend: float | Blend) -> int:
 
 
 def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) -> np.ndarray:
-    """Each row's part in the area under a deferral curve: their mean is the area.
+    """(n,): each row's part in the area under a deferral curve: their mean is the area.
 
     A row that a share u of the rows scores below is kept at a share u of the deferral rates, so
     the area is the mean of ``deferred + u (kept - deferred)``, ties counting half. The ranks are
     estimated from the same rows; the second term here, which sums to zero, is what a row adds to
     the others' ranks (the Hajek projection), so that the standard error is honest about that too.
-
-    Parameters
-    ----------
-    score
-        (n,); rows with NaN and ``-inf``, always deferred, count as a tie below all others, so that
-        a score gains nothing by deferring many of them.
-    kept, deferred
-        (n,): each row's quality if the student answers, and if it is deferred.
-
-    Returns
-    -------
-    np.ndarray
-        (n,)
-
-    Examples
-    --------
-    >>> score, student, teacher = np.array([[2.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    >>> float(area_influence(score, student, teacher).mean())
-    0.875
+    Rows with NaN and ``-inf``, always deferred, count as a tie below all others, so that a score
+    gains nothing by deferring many of them.
     """
     n = len(score)
     key = deferral_key(score)
@@ -230,7 +185,7 @@ def _compare(
             f"none of the scores {', '.join(map(str, candidates))} can be fitted to these "
             f"{len(outcomes)} examples; name one that is not fitted, such as {known[0]}"
         )
-    best = influences[int(np.argmax([influence.mean() for influence in influences]))]
+    best = max(influences, key=np.mean)
     return [
         RankedScore(
             score,

@@ -13,19 +13,10 @@ def crossing(score: np.ndarray, right: np.ndarray) -> float:
     By Bayes' rule the two densities are equal where the chance of being right, given the score,
     equals the overall share of right rows. That chance is fitted as an increasing function of the
     score (isotonic regression), so that no bin width or bandwidth has to be chosen and any
-    increasing transformation of the score gives the same rows.
+    increasing transformation of the score gives the same rows. The result is the smallest score at
+    which a row is at least as typical of the right ones.
 
-    Parameters
-    ----------
-    score
-        (n,), finite; rows that are not are left out.
-    right
-        (n,): 1 where the student is right, else 0.
-
-    Returns
-    -------
-    float
-        The smallest score at which a row is at least as typical of the right ones.
+    `score` is (n,), rows that are not finite being left out; `right` is (n,), 1 or 0.
 
     Raises
     ------

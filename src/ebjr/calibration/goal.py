@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.calibration.guarantee import PROMISES
+from ebjr.calibration.guarantee import check_promise
 from ebjr.costs import UNITS
 from ebjr.curve import TradeOffCurve
 from ebjr.errors import CalibrationError
@@ -21,6 +21,9 @@ GOALS: Mapping[str, tuple[str, ...]] = {
     "crossing": (),
 }
 """Each kind of goal with the arguments that may limit it."""
+
+_HOME = {name: kind for kind, names in GOALS.items() for name in names}
+"""By argument that limits a goal: the kind of goal it goes with."""
 
 _PROMISED: Mapping[str, tuple[str, ...]] = {
     "match-teacher": ("excess", "harm"),
@@ -35,24 +38,10 @@ _SLACK = 1e-12  # a mean of n zeros and ones, minus a tolerance, is not exact in
 
 @dataclass(frozen=True)
 class Goal:
-    """What a threshold is chosen for.
+    """What a threshold is chosen for: its kind is one of `GOALS`.
 
-    Parameters
-    ----------
-    kind
-        One of `GOALS`.
-    limit
-        The tolerance, the target, or the budget; None where the kind needs none.
-    unit
-        Of a budget: ``"flops"``, ``"seconds"``, ``"joules"``, ``"bytes"`` or ``"deferral_rate"``.
-    delta, promise, loss_bound
-        The guarantee that is asked for, as `calibrate` takes it; None where none is.
-
-    Raises
-    ------
-    ValueError
-        An unknown kind, a limit that is missing or out of range, or a guarantee that `kind` does
-        not give.
+    `limit` is the tolerance, the target or the budget, and `unit` the argument that named a budget.
+    `delta`, `promise` and `loss_bound` are the guarantee, as `calibrate` takes it.
 
     Examples
     --------
@@ -79,12 +68,10 @@ class Goal:
             return goal
         if goal not in GOALS:
             raise ValueError(f"goal must be one of {', '.join(GOALS)}, not {goal!r}")
-        arguments = [name for names in GOALS.values() for name in names]
-        limits = {name: given.pop(name) for name in arguments if name in given}
+        limits = {name: given.pop(name) for name in _HOME if name in given}
         for name in limits:
-            if name not in GOALS[goal]:
-                home = next(other for other, names in GOALS.items() if name in names)
-                raise ValueError(f"{name} goes with goal {home!r}, not with {goal!r}")
+            if _HOME[name] != goal:
+                raise ValueError(f"{name} goes with goal {_HOME[name]!r}, not with {goal!r}")
         if goal != "match-teacher" and GOALS[goal] and len(limits) != 1:
             raise ValueError(f"goal {goal!r} needs exactly one of {', '.join(GOALS[goal])}")
         limit = next(iter(limits.values()), None)
@@ -93,8 +80,7 @@ class Goal:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Goal:
         """The goal that `as_dict` wrote; other keys of the table are left alone."""
-        names = {name for names in GOALS.values() for name in names} | set(GUARANTEE)
-        known = {name: value for name, value in table.items() if name in names}
+        known = {name: table[name] for name in (*_HOME, *GUARANTEE) if name in table}
         return cls.of(table.get("goal", "match-teacher"), **known)
 
     def __post_init__(self) -> None:
@@ -114,11 +100,8 @@ class Goal:
             self._check_guarantee(self.delta)
 
     def _check_guarantee(self, delta: float) -> None:
-        if not 0 < float(delta) < 1:
-            raise ValueError(f"delta must lie between 0 and 1, both excluded, not {delta:g}")
-        if self.promise is not None and self.promise not in PROMISES:
-            raise ValueError(f"promise must be one of {', '.join(PROMISES)}, not {self.promise!r}")
         known = _PROMISED[self.kind]
+        check_promise("harm" if self.promise is None else self.promise, delta)
         if not known:
             raise ValueError(f"goal {self.kind!r} promises nothing that delta could guarantee")
         if self.promise not in (None, *known):
@@ -131,22 +114,17 @@ class Goal:
             )
 
     def check(self, measure: Metric) -> None:
-        """Check that the goal makes sense for what answers are judged by.
-
-        Raises
-        ------
-        ValueError
-            The limit is out of the metric's range, or `crossing` is asked of answers that are not
-            right or wrong.
-        """
+        """Check that the goal makes sense for what answers are judged by."""
         if self.kind == "crossing" and not measure.binary:
             raise ValueError(
                 f"goal 'crossing' needs answers that are right or wrong; for {measure.name} use "
                 "another"
             )
-        if self.kind == "match-teacher" and self.limit is not None:
+        if self.limit is None:
+            return
+        if self.kind == "match-teacher":
             measure.check_tolerance(float(self.limit))
-        if self.kind == "accuracy" and self.limit is not None:
+        elif self.kind == "accuracy":
             measure.check_target(float(self.limit))
 
     @property
@@ -170,13 +148,7 @@ class Goal:
         return ", ".join(f"{key} {value}" for key, value in self.as_dict().items())
 
     def row(self, curve: TradeOffCurve) -> int:
-        """The row of a curve that reaches the goal, without a guarantee.
-
-        Raises
-        ------
-        CalibrationError
-            No row does; the message says what is feasible.
-        """
+        """The row of a curve that reaches the goal, without a guarantee."""
         measure = curve.outcomes.measure
         if self.kind == "match-teacher":
             tolerance, teacher = self.limit or 0.0, curve.outcomes.quality("teacher")
@@ -192,15 +164,7 @@ class Goal:
         return best_within(curve, curve.cost_in(self.unit), self.limit, f"cost in {self.unit}")
 
     def allowed(self, curve: TradeOffCurve) -> float:
-        """The tolerance of the promise that the goal makes.
-
-        Raises
-        ------
-        ValueError
-            A budget that allows to defer every input.
-        CalibrationError
-            A budget that no row keeps to.
-        """
+        """The tolerance of the promise that the goal makes."""
         assert self.limit is not None
         if self.kind == "match-teacher":
             return float(self.limit)
@@ -224,29 +188,7 @@ GUARANTEE = tuple(field.name for field in fields(Goal))[3:]
 
 
 def cheapest(curve: TradeOffCurve, quality: float, name: str) -> int:
-    """The row that defers least among those that reach a quality.
-
-    Parameters
-    ----------
-    curve
-        The score's curve on the calibration examples.
-    quality
-        What to reach, in the curve's unit.
-    name
-        What to call it in the error.
-
-    Raises
-    ------
-    CalibrationError
-        No row reaches it; the message says which is the best.
-
-    Examples
-    --------
-    >>> from ebjr.outcomes import Outcomes
-    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> cheapest(TradeOffCurve.of(outcomes, "max_logit"), 0.99, "accuracy 0.99")
-    1
-    """
+    """The row that defers least among those that reach a quality, called `name` in the error."""
     slack = _SLACK * max(1.0, abs(quality))
     reached = np.flatnonzero(curve.quality >= quality - slack)
     if not len(reached):
@@ -260,32 +202,7 @@ def cheapest(curve: TradeOffCurve, quality: float, name: str) -> int:
 
 
 def best_within(curve: TradeOffCurve, cost: np.ndarray, budget: float, unit: str) -> int:
-    """The row of the best quality among those that cost at most `budget`; of equals the cheapest.
-
-    Parameters
-    ----------
-    curve
-        The score's curve on the calibration examples.
-    cost
-        (k,): what each row costs.
-    budget
-        The most it may cost.
-    unit
-        What `cost` is measured in, for the error.
-
-    Raises
-    ------
-    CalibrationError
-        Every row costs more; the message says what the cheapest costs.
-
-    Examples
-    --------
-    >>> from ebjr.outcomes import Outcomes
-    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> curve = TradeOffCurve.of(outcomes, "max_logit")
-    >>> best_within(curve, curve.deferral_rate, 0.6, "deferral rate")
-    1
-    """
+    """The row of the best quality whose cost (k,) is within the budget; of equals the cheapest."""
     within = np.flatnonzero(cost <= budget * (1 + _SLACK))
     if not len(within):
         raise CalibrationError(

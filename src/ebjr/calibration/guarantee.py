@@ -42,7 +42,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -172,13 +172,7 @@ class Certificate:
 
     @classmethod
     def from_dict(cls, figures: Mapping[str, Any]) -> Certificate:
-        """The certificate that `as_dict` wrote down.
-
-        Raises
-        ------
-        TypeError
-            A figure is missing, or is not one of a certificate.
-        """
+        """The certificate that `as_dict` wrote down."""
         return cls(**{k: v for k, v in figures.items() if k not in ("price", "statement")})
 
 
@@ -192,36 +186,26 @@ def certify(
 ) -> Certificate:
     """Walk down the thresholds as far as the promise can be certified.
 
-    Score and blend must have been chosen without these examples: the proof covers the choice of
-    the threshold, not theirs.
+    Score and blend must have been chosen without the curve's examples: the proof covers the choice
+    of the threshold, not theirs. The certificate is for the row that defers least; for ``"rate"``,
+    where every row that defers less is certified too, for the one of the best quality.
 
     Parameters
     ----------
-    curve
-        Of the calibration examples.
     promise
         ``"harm"``: the share of inputs where the student is kept and wrong and the teacher right;
         ``"excess"``: the joint loss minus the teacher's, signed, the blend included; ``"risk"``:
         the joint loss; ``"rate"``: the deferral rate. Losses are one minus the quality.
     tolerance
-        What the promise is to be at most: in [0, 1), for excess in (-1, 1).
-    delta
-        The probability of being wrong, in (0, 1).
+        In [0, 1), for excess in (-1, 1); with `loss_bound` in the metric's unit.
     loss_bound
         Where losses have no bound of their own: the largest that counts, in the unit of a row's
-        loss, fixed without these examples. The promise is about losses cut off there, and
-        `tolerance` is in their unit; for RMSE it is the root.
-
-    Returns
-    -------
-    Certificate
-        For the row that defers least; for ``"rate"``, where whatever defers less is certified
-        with a row, the one of the best quality.
+        loss, fixed without these examples. The promise is about losses cut off there.
 
     Raises
     ------
     ValueError
-        An unknown promise, or a tolerance or delta out of range.
+        `promise` is unknown, or `tolerance` or `delta` is out of range.
     CalibrationError
         No row that keeps an input passes; the message names the smallest tolerance that one
         would, and about how many examples would do for `tolerance`.
@@ -237,27 +221,27 @@ def certify(
     (True, True)
     """
     scale = _scale(curve, promise, loss_bound)
-    asked, tolerance = float(tolerance), scale.share(tolerance)
-    losses, row = _walked(curve, promise, tolerance, delta, scale)
+    aim = _Aim(promise, scale.share(tolerance), float(delta))
+    losses, row = _walked(curve, aim, scale)
     if row is None:
-        raise CalibrationError(_refusal(losses, curve, promise, tolerance, delta, scale))
+        raise CalibrationError(_refusal(losses, curve, aim, scale))
     if promise == "rate":  # whatever defers less keeps it, too
         row = int(curve.quality[: row + 1].argmax())
     mean = losses.mean
-    within = np.flatnonzero(mean <= tolerance + 1e-12)  # a mean is not exact in binary
+    within = np.flatnonzero(mean <= aim.tolerance + 1e-12)  # a mean is not exact in binary
     naive = row
     if len(within):
         naive = within[curve.quality[within].argmax() if promise == "rate" else 0]
     return Certificate(
         promise=promise,
-        tolerance=asked,
-        delta=float(delta),
+        tolerance=float(tolerance),
+        delta=aim.delta,
         n=losses.n,
         row=row,
         threshold=float(curve.threshold[row]),
         deferral_rate=float(curve.deferral_rate[row]),
         observed=scale.figure(float(mean[row])),
-        bound=min(scale.figure(_smallest(losses.at(row), tolerance, delta)), asked),
+        bound=min(scale.figure(_smallest(losses.at(row), aim)), float(tolerance)),
         naive_deferral_rate=float(curve.deferral_rate[naive]),
         test=losses.test,
         labeled=curve.outcomes.labeled,
@@ -274,47 +258,35 @@ def certified_row(
     delta: float = 0.1,
     loss_bound: float | None = None,
 ) -> int | None:
-    """The furthest row that is certified, and nothing else; None where `certify` would raise.
-
-    Examples
-    --------
-    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> curve = TradeOffCurve.of(outcomes, "max_logit")
-    >>> certified_row(curve, tolerance=0.1), certified_row(curve, tolerance=0.7)
-    (None, 1)
-    """
+    """The furthest row that is certified, and nothing else; None where `certify` would raise."""
     scale = _scale(curve, promise, loss_bound)
-    return _walked(curve, promise, scale.share(tolerance), delta, scale)[1]
+    return _walked(curve, _Aim(promise, scale.share(tolerance), float(delta)), scale)[1]
 
 
 def against_teacher(outcomes: Outcomes) -> Outcomes:
-    """The outcomes with the teacher's answers for labels: every promise is about agreement.
-
-    Parameters
-    ----------
-    outcomes
-        Of any labels, which are not looked at.
-
-    Examples
-    --------
-    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 0])
-    >>> against_teacher(outcomes).targets
-    array([0, 1])
-    """
+    """The outcomes with the teacher's answers for labels: every promise is about agreement."""
     answers = outcomes.kind.as_targets(outcomes.teacher)
     return replace(outcomes, targets=answers, labeled=False)
 
 
 @dataclass(frozen=True)
-class _Scale:
-    """Losses as shares of their bound, as the tests need them, and back.
+class _Aim:
+    """What is tested: `promise` is at most `tolerance`, a share of the largest loss."""
 
-    Attributes
-    ----------
-    bound
-        The largest loss that counts; None where none is above 1.
-    root
-        Whether figures are roots of mean losses.
+    promise: str
+    tolerance: float
+    delta: float
+
+    def at(self, tolerance: float) -> _Aim:
+        """The same at another tolerance."""
+        return replace(self, tolerance=tolerance)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Losses as shares of their `bound`, as the tests need them, and back.
+
+    `bound` is None where no loss is above 1. `root`: figures are roots of mean losses.
     """
 
     bound: float | None = None
@@ -370,16 +342,10 @@ def _certifiable(kind: Task) -> str:
 
 @dataclass(frozen=True)
 class _Losses:
-    """The loss of every example, kept and deferred, and the rows of the curve as cuts.
+    """The loss of every example, kept and deferred (n,), and the rows of the curve as cuts (k,).
 
-    Attributes
-    ----------
-    kept, deferred
-        (n,): losses of at most 1, the rows that are deferred first coming first.
-    cut
-        (k,): how many are deferred at each row.
-    test
-        By what the losses can be, not by what they are.
+    Losses are at most 1, the examples that are deferred first coming first; a cut is how many are
+    deferred. The test depends on what losses can be, not on what they are.
     """
 
     kept: np.ndarray
@@ -408,15 +374,8 @@ class _Losses:
         return kept.sum() + np.concatenate(([0], np.cumsum(deferred - kept)))[self.cut]
 
 
-def _losses(
-    curve: TradeOffCurve,
-    promise: str,
-    tolerance: float,
-    delta: float,
-    bound: float | None = None,
-) -> _Losses:
-    """Check what was asked, and write it as losses in the order of the score."""
-    _check(promise, tolerance, delta, bound)
+def _losses(curve: TradeOffCurve, promise: str, bound: float | None = None) -> _Losses:
+    """The losses that a promise is about, in the order of the score."""
     outcomes = curve.outcomes
     if len(curve) == 1:
         raise CalibrationError(
@@ -424,13 +383,12 @@ def _losses(
             "use another score"
         )
     kept, deferred = _both(curve, promise, bound)
-    binary = outcomes.measure.binary
     exact = "exact trinomial" if promise == "excess" else "exact binomial"
     return _Losses(
         kept=kept[curve.order],
         deferred=deferred[curve.order],
         cut=np.rint(curve.deferral_rate * len(outcomes)).astype(np.int64),
-        test=exact if binary or promise == "rate" else "betting",
+        test=exact if outcomes.measure.binary or promise == "rate" else "betting",
     )
 
 
@@ -452,70 +410,71 @@ def _both(curve: TradeOffCurve, promise: str, bound: float | None) -> tuple[np.n
     return student - teacher, deferred - teacher
 
 
-def _check(promise: str, tolerance: float, delta: float, bound: float | None) -> None:
+def check_promise(promise: str, delta: float) -> None:
+    """Check that a promise is one of `PROMISES`, and what is to be its chance of failing."""
     if promise not in PROMISES:
         raise ValueError(f"promise must be one of {', '.join(PROMISES)}, not {promise!r}")
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie between 0 and 1, both excluded, not {delta:g}")
-    low = -1 if promise == "excess" else 0
-    if not (low <= tolerance < 1 and tolerance > -1):
+
+
+def _check(aim: _Aim, bound: float | None) -> None:
+    check_promise(aim.promise, aim.delta)
+    low = -1 if aim.promise == "excess" else 0
+    if not (low <= aim.tolerance < 1 and aim.tolerance > -1):
         limits = "above -1" if low else "at least 0"
         share = "" if bound is None else ", as a share of loss_bound,"
         raise ValueError(
-            f"tolerance of {promise}{share} must be {limits} and below 1, not {tolerance:g}"
+            f"tolerance of {aim.promise}{share} must be {limits} and below 1, not {aim.tolerance:g}"
         )
 
 
-def _walked(
-    curve: TradeOffCurve, promise: str, tolerance: float, delta: float, scale: _Scale
-) -> tuple[_Losses, int | None]:
+def _walked(curve: TradeOffCurve, aim: _Aim, scale: _Scale) -> tuple[_Losses, int | None]:
     """The losses, and the row before the first failure; None where that keeps nothing."""
-    losses = _losses(curve, promise, tolerance, delta, scale.bound)
-    passed = _passes(losses, tolerance, delta)
-    if promise == "rate":
+    _check(aim, scale.bound)
+    losses = _losses(curve, aim.promise, scale.bound)
+    passed = _passes(losses, aim)
+    if aim.promise == "rate":
         steps = int(np.argmin(passed)) if not passed.all() else len(passed)
         return losses, steps - 1 if steps else None
-    passed[-1] |= _trivial(curve, promise, tolerance)
+    passed[-1] |= _trivial(curve, aim)
     failures = np.flatnonzero(~passed)
     row = int(failures[-1]) + 1 if len(failures) else 0
     return losses, row if row < len(passed) - 1 else None
 
 
-def _trivial(curve: TradeOffCurve, promise: str, tolerance: float) -> bool:
+def _trivial(curve: TradeOffCurve, aim: _Aim) -> bool:
     """Whether all-teacher keeps the promise whatever the data."""
-    return promise == "harm" or (promise == "excess" and curve.blend == 0 and tolerance >= 0)
+    no_excess = aim.promise == "excess" and curve.blend == 0 and aim.tolerance >= 0
+    return aim.promise == "harm" or no_excess
 
 
-def _passes(losses: _Losses, tolerance: float, delta: float) -> np.ndarray:
+def _passes(losses: _Losses, aim: _Aim) -> np.ndarray:
     """(k,): whether each row's own test passes."""
-    statistic = _statistic(losses, losses.n, tolerance, delta)
-    return _decide(losses.test, statistic, losses.n, tolerance, delta)
+    return _decide(losses.test, _statistic(losses, losses.n, aim), losses.n, aim)
 
 
-def _statistic(losses: _Losses, n: int, tolerance: float, delta: float) -> np.ndarray:
+def _statistic(losses: _Losses, n: int, aim: _Aim) -> np.ndarray:
     """(j, k): sums over the examples on which the test of n of them decides."""
     if losses.test == "betting":
-        bets = _bets(n, tolerance, delta)
-        return np.stack([losses.sums(partial(_logs, bet, tolerance)) for bet in bets])
+        bets = _bets(n, aim.tolerance, aim.delta)
+        # logarithms of what the capital of each bet is multiplied by
+        logs = (lambda loss, bet=bet: np.log1p(bet * (aim.tolerance - loss)) for bet in bets)
+        return np.stack([losses.sums(of) for of in logs])
     lost = losses.sums(lambda loss: (loss > 0).astype(np.int64))
     if losses.test == "exact binomial":
         return lost[None]
     return np.stack([lost, losses.sums(lambda loss: (loss < 0).astype(np.int64))])
 
 
-def _logs(bet: float, tolerance: float, loss: np.ndarray) -> np.ndarray:
-    """What the capital of a bet is multiplied by, as logarithms."""
-    return np.log1p(bet * (tolerance - loss))
-
-
-def _decide(test: str, statistic: np.ndarray, n: int, tolerance: float, delta: float) -> np.ndarray:
+def _decide(test: str, statistic: np.ndarray, n: int, aim: _Aim) -> np.ndarray:
     """(k,): whether the statistic (j, k) of n examples passes."""
     if test == "betting":
-        return _log_capital(statistic) >= -math.log(delta)
+        return _log_capital(statistic) >= -math.log(aim.delta)
     if test == "exact binomial":
-        return statistic[0] <= critical_count(n, tolerance, delta)
-    constant = _constant(n, float(tolerance), float(delta))
-    return statistic[0] <= _critical_losses(statistic[1], n, tolerance, constant)
+        return statistic[0] <= critical_count(n, aim.tolerance, aim.delta)
+    constant = _constant(n, aim.tolerance, aim.delta)
+    return statistic[0] <= _critical_losses(statistic[1], n, aim.tolerance, constant)
 
 
 # --- losses of -1, 0 and 1
@@ -584,12 +543,7 @@ def _gain_intervals(n: int, tolerance: float, step: float) -> tuple[np.ndarray, 
 
 
 def _size(
-    n: int,
-    tolerance: float,
-    constant: float,
-    delta: float,
-    low: np.ndarray,
-    high: np.ndarray,
+    n: int, tolerance: float, constant: float, delta: float, low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
     """For each interval of the share of gains, a bound on how often a broken promise passes.
 
@@ -645,30 +599,31 @@ def _log_capital(logs: np.ndarray) -> np.ndarray:
 # --- what could be certified instead
 
 
-def _smallest(row: _Losses, tolerance: float, delta: float) -> float:
+def _smallest(row: _Losses, aim: _Aim) -> float:
     """The smallest tolerance at which a row's own test passes; 1 if there is none.
 
-    For the exact trinomial test, close to `tolerance`, with the constant there as a first guess.
+    For the exact trinomial test, close to `aim.tolerance`, with the constant there as a first
+    guess.
     """
     n, floor = row.n, float(row.mean[0])
     if row.test != "exact trinomial":
-        return _bisect(lambda t: bool(_passes(row, t, delta)[0]), floor, 1.0)
-    lost, gained = (int(count) for count in _statistic(row, n, tolerance, delta)[:, 0])
-    guess = _constant(n, float(tolerance), float(delta))
+        return _bisect(lambda t: bool(_passes(row, aim.at(t))[0]), floor, 1.0)
+    lost, gained = (int(count) for count in _statistic(row, n, aim)[:, 0])
+    guess = _constant(n, aim.tolerance, aim.delta)
     found = _bisect(lambda t: _margin(lost, gained, n, t) >= guess, floor, 1.0)
     stride = max(found - floor, 1 / n) / 50
-    while found < 1 and not _trinomial_passes(lost, gained, n, found, delta):
+    while found < 1 and not _trinomial_passes(lost, gained, n, aim.at(found)):
         found += stride
     return min(found, 1.0)
 
 
-def _trinomial_passes(lost: int, gained: int, n: int, tolerance: float, delta: float) -> bool:
+def _trinomial_passes(lost: int, gained: int, n: int, aim: _Aim) -> bool:
     """Whether one p-value is at most delta, without a search for the constant."""
-    constant = _margin(lost, gained, n, tolerance)
+    constant = _margin(lost, gained, n, aim.tolerance)
     if constant <= 0:
         return False
-    low, high = _gain_intervals(n, tolerance, _step(n))
-    return bool((_size(n, tolerance, constant, delta, low, high) <= delta).all())
+    low, high = _gain_intervals(n, aim.tolerance, _step(n))
+    return bool((_size(n, aim.tolerance, constant, aim.delta, low, high) <= aim.delta).all())
 
 
 def _bisect(
@@ -681,59 +636,50 @@ def _bisect(
     return high
 
 
-def _refusal(
-    losses: _Losses,
-    curve: TradeOffCurve,
-    promise: str,
-    tolerance: float,
-    delta: float,
-    scale: _Scale,
-) -> str:
+def _refusal(losses: _Losses, curve: TradeOffCurve, aim: _Aim, scale: _Scale) -> str:
     """One sentence: nothing passes; the smallest tolerance that would; examples for the asked."""
     last = len(curve) - 1
-    first = 0 if promise == "rate" else last - 1
+    first = 0 if aim.promise == "rate" else last - 1
     rows = [first]
-    if promise != "rate" and not _trivial(curve, promise, max(tolerance, 0.0)):
+    if aim.promise != "rate" and not _trivial(curve, aim.at(max(aim.tolerance, 0.0))):
         rows.append(last)
-    smallest = max(_smallest(losses.at(row), tolerance, delta) for row in rows)
+    smallest = max(_smallest(losses.at(row), aim) for row in rows)
+    asked = f"{scale.figure(aim.tolerance):g}"
     text = (
-        f"no threshold keeps {promise} at most {scale.figure(tolerance):g} with probability "
-        f"{1 - delta:.6g} on {losses.n:,} examples; "
+        f"no threshold keeps {aim.promise} at most {asked} with probability "
+        f"{1 - aim.delta:.6g} on {losses.n:,} examples; "
     )
-    possible = _round_up(max(smallest, tolerance))
-    while possible < 1 and not all(_passes(losses.at(row), possible, delta)[0] for row in rows):
+    possible = _round_up(max(smallest, aim.tolerance))
+    while possible < 1 and not all(_passes(losses.at(row), aim.at(possible))[0] for row in rows):
         possible = _round_up(possible + max(0.001 * abs(possible), 1e-6))
     if possible >= 1:
         return text + f"no tolerance below {scale.figure(1):g} can be certified: give more examples"
-    asked = f"{scale.figure(tolerance):g}"
     least = f"{scale.figure(possible):.6g}"
     text += f"the smallest tolerance that can be certified is {least}, and {asked} "
-    needed = _examples(losses, first, rows, tolerance, delta)
+    needed = _examples(losses, rows, aim)
     if needed is None:
         return text + "is out of reach of any number of examples like these"
     return text + f"needs about {needed:,} examples"
 
 
-def _examples(
-    losses: _Losses, first: int, rows: list[int], tolerance: float, delta: float
-) -> int | None:
+def _examples(losses: _Losses, rows: list[int], aim: _Aim) -> int | None:
     """About how many examples like these would pass the first steps; None if no number would.
 
     All counts grow in proportion, but for those of a first step of one example alone: it stays
     one example.
     """
-    n = losses.n
+    n, first = losses.n, rows[0]
     alone = first != 0 and losses.cut[-1] - losses.cut[first] == 1
 
     def enough(m: float) -> bool:
         size = math.ceil(m)
-        all_teacher = _statistic(losses.at(len(losses.cut) - 1), size, tolerance, delta)
+        all_teacher = _statistic(losses.at(len(losses.cut) - 1), size, aim)
         for row in rows:
-            own = _statistic(losses.at(row), size, tolerance, delta)
+            own = _statistic(losses.at(row), size, aim)
             scaled = own * (size / n)
             if alone and row == first:
                 scaled = all_teacher * (size / n) + own - all_teacher
-            if not _would_pass(losses.test, scaled[:, 0], size, n, tolerance, delta):
+            if not _would_pass(losses.test, scaled[:, 0], size, n, aim):
                 return False
         return True
 
@@ -745,14 +691,12 @@ def _examples(
     return int(_round_up(_bisect(enough, high / 2, high, 0.01)))
 
 
-def _would_pass(
-    test: str, scaled: np.ndarray, size: int, n: int, tolerance: float, delta: float
-) -> bool:
+def _would_pass(test: str, scaled: np.ndarray, size: int, n: int, aim: _Aim) -> bool:
     """`_decide` on counts that need not be whole; with the constant of n, which hardly moves."""
     if test == "exact trinomial":
-        constant = _constant(n, float(tolerance), float(delta))
-        return _margin(scaled[0], scaled[1], size, tolerance) >= constant
-    return bool(_decide(test, scaled[:, None], size, tolerance, delta)[0])
+        constant = _constant(n, aim.tolerance, aim.delta)
+        return _margin(scaled[0], scaled[1], size, aim.tolerance) >= constant
+    return bool(_decide(test, scaled[:, None], size, aim)[0])
 
 
 def _round_up(value: float) -> float:

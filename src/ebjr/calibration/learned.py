@@ -22,13 +22,7 @@ FOLDS = 5
 
 
 def can_learn(outcomes: Outcomes, blend: float | Blend = 0.0) -> bool:
-    """Whether a learned score can compete on these outcomes.
-
-    Examples
-    --------
-    >>> can_learn(Outcomes([[1.0, 0.0]], [[1.0, 0.0]], [0]))
-    False
-    """
+    """Whether a learned score can compete on these outcomes."""
     learner = outcomes.kind.learner
     if learner is None or find_spec("sklearn") is None:
         return False
@@ -40,45 +34,14 @@ def can_learn(outcomes: Outcomes, blend: float | Blend = 0.0) -> bool:
 
 
 def fit_learned(outcomes: Outcomes, blend: float | Blend = 0.0, seed: int = 0) -> Score:
-    """Fit the task's learned score to outcomes.
-
-    Parameters
-    ----------
-    outcomes
-        The calibration examples; at most `Learner.most_examples` of them are used.
-    blend
-        The student's weight in a deferred answer.
-    seed
-        Of the choice of examples, where there are more.
-
-    Raises
-    ------
-    MissingExtra
-        scikit-learn is not installed.
-    CalibrationError
-        The outcomes' task has no learned score, or there are too few examples to learn from.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> targets = rng.integers(0, 3, 2000)
-    >>> clear = 4 * np.eye(3)[targets]
-    >>> fit_learned(Outcomes(clear + rng.normal(0, 3, clear.shape), clear, targets)).name
-    'learned'
-    """
+    """Fit the task's learned score to outcomes."""
     signal = _signal(outcomes, blend)
     _learner(outcomes).check(signal)
     return _fit(outcomes, signal, np.arange(len(signal)), seed)
 
 
 def cross_fitted(outcomes: Outcomes, blend: float | Blend = 0.0, seed: int = 0) -> np.ndarray:
-    """(n,): the learned score of each row, by a model that was fitted without it.
-
-    Raises
-    ------
-    MissingExtra, CalibrationError
-        As `fit_learned`.
-    """
+    """(n,): the learned score of each row, by a model that was fitted without it."""
     signal = _signal(outcomes, blend)
     fold = np.random.default_rng(seed).permutation(len(outcomes)) % FOLDS
     values = np.empty(len(outcomes))

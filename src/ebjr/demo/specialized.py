@@ -7,7 +7,7 @@ third, of the same architecture and budget, knows all. The teacher is that of th
 from __future__ import annotations
 
 from ebjr.demo import classification
-from ebjr.demo.cifar10 import CIFAR10, CLASSES
+from ebjr.demo.cifar10 import CLASSES
 from ebjr.demo.flow import Demo
 from ebjr.tasks.specialized.known_classes import Traffic
 
@@ -22,7 +22,7 @@ DEMO = Demo(
     task="specialized",
     title="EBJR on CIFAR-10: students of a few popular classes",
     data="the 10,000 images of the CIFAR-10 test set",
-    load=lambda progress: CIFAR10.load("test", progress=progress),
+    load=classification.DEMO.load,
     goal={"goal": "match-teacher", "tolerance": 0.005},
     preprocess=classification.DEMO.preprocess,
     about={"labels": CLASSES},
