@@ -17,32 +17,14 @@ with needs("scale", "running on Ray"):
 
 
 class RawTeacher:
-    """A teacher alone: deferred rows in, its raw output out.
-
-    Parameters
-    ----------
-    entry
-        The teacher in a ``joint.toml``.
-    kind
-        The task.
-    threads
-        Of the model; None takes as many as the process was given CPUs.
-    """
+    """A teacher alone: deferred rows in, raw output out; `threads` None is the process's CPUs."""
 
     def __init__(self, entry: Entry, kind: Task, threads: int | None = None) -> None:
         self.kind = kind
         self.model: Model = entry.load(**thread_option(entry, threads))
 
     def __call__(self, inputs: Batch) -> Batch:
-        """Raw output, one row for each input.
-
-        Raises
-        ------
-        ModelError
-            The model did not return one row for each.
-        TeacherUnavailable
-            It is somewhere else, and did not answer all of them.
-        """
+        """Raw output, one row for each input; TeacherUnavailable where a far teacher skips rows."""
         rows = row_count(inputs)
         found = answer(self.model, inputs, rows, self.kind)
         if found.answered is not None and row_count(found.output) < rows:
@@ -51,13 +33,7 @@ class RawTeacher:
 
 
 def checked_config(joint: str | os.PathLike[str]) -> JointConfig:
-    """A ``joint.toml``, whose models are there and as they were calibrated.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError, ModelError
-        It is missing or none, or a model has changed.
-    """
+    """A ``joint.toml`` whose models are there and unchanged since they were calibrated."""
     config = JointConfig.read(joint)
     config.check()
     for entry in (config.student, config.teacher):
@@ -66,13 +42,7 @@ def checked_config(joint: str | os.PathLike[str]) -> JointConfig:
 
 
 def check_policy(when_unavailable: str) -> str:
-    """What to do when the teacher cannot be reached, if it is one that many processes can keep.
-
-    Raises
-    ------
-    ValueError
-        It is none of them.
-    """
+    """`when_unavailable`, if many processes can keep to it; else ValueError."""
     if when_unavailable not in ("student", "error"):
         raise ValueError(
             f"on Ray, when_unavailable must be student or error, not {when_unavailable!r}"

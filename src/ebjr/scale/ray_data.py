@@ -290,15 +290,7 @@ def predict_file(
     """Answer all of some data to a file, as `ebjr.predict.predict` does on one machine.
 
     The file is the same, and so is what an interrupted run leaves: either can finish the other's.
-
-    Parameters
-    ----------
-    joint
-        The ``joint.toml``.
-    data, output, about, restart, tell
-        As of `ebjr.predict.predict`.
-    **options
-        Of `predict`.
+    `options` are those of `predict`.
     """
     config = JointConfig.read(joint)
     threshold = options.get("threshold")

@@ -18,14 +18,8 @@ Labels = tuple[tuple[str, str], ...]
 class Mirror:
     """Copies metrics of `ebjr.serving.metrics` to Ray's.
 
-    Ray adds which application, deployment and replica they are of.
-
-    Parameters
-    ----------
-    families
-        Gives all metrics as prometheus-client's families.
-    without_stage
-        A stage whose batches are somebody else's to count.
+    Ray adds their application, deployment and replica. Batches of `without_stage` are left out:
+    another deployment counts them.
     """
 
     def __init__(self, families: Callable[[], Iterable[Any]], without_stage: str = "") -> None:
@@ -104,18 +98,10 @@ def _histograms(family: Any) -> dict[Labels, tuple[np.ndarray, np.ndarray, float
 
 
 def spread(edges: np.ndarray, counts: np.ndarray, total: float) -> list[float]:
-    """A value for each bucket of a histogram, so that counts and sum are as they were.
+    """A value for each of a histogram's k + 1 buckets, such that counts and sum stay as they were.
 
-    Ray's histograms take values one by one, and the values are no longer there.
-
-    Parameters
-    ----------
-    edges
-        Where the buckets end, (k,), rising; the last bucket is beyond them.
-    counts
-        Of the k + 1 buckets.
-    total
-        The sum of all values.
+    Ray's histograms take values one by one, and the values are no longer there. `edges` (k,) rise;
+    the last bucket lies beyond them.
 
     Examples
     --------

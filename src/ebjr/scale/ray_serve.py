@@ -233,14 +233,7 @@ class RayTeacher:
     """The teacher replicas as one model.
 
     A batch whose replica dies is given to another one. When there is none, or it takes too long,
-    the teacher counts as away, and every batch is told so at once until a replica answers again.
-
-    Parameters
-    ----------
-    handle
-        Of the ``Teacher`` deployment.
-    timeout_seconds
-        How long a batch may take.
+    the teacher counts as away, and every batch is refused at once until a replica answers again.
     """
 
     name = "the teacher on Ray"
@@ -251,15 +244,7 @@ class RayTeacher:
         self._lock = threading.Lock()
 
     def __call__(self, inputs: Batch) -> Batch:
-        """Raw output of some deferred rows.
-
-        Raises
-        ------
-        TeacherUnavailable
-            No replica answers.
-        ModelError
-            The teacher's answer is nonsense.
-        """
+        """Raw output of some deferred rows; TeacherUnavailable where no replica answers."""
         if self._away.is_set():
             raise TeacherUnavailable("no replica of the teacher answers; one is being waited for")
         try:
@@ -414,16 +399,9 @@ class SharedKnob:
     """The threshold of all student replicas, and its version, which rises with each move.
 
     Students ask for what is newer than they know, and wait for it; asking says what they know. A
-    move ends when every student that lives has it. Should the knob itself be lost, the one in its
-    place learns threshold and version from the students.
-
-    Parameters
-    ----------
-    threshold
-        At the start.
-    epoch
-        Of the calibration; students of another one keep their own threshold while they are
-        replaced.
+    move ends when every living student has it. If the knob itself is lost, its successor learns
+    threshold and version from the students. Students of another epoch (calibration) keep their own
+    threshold while they are replaced.
     """
 
     def __init__(self, threshold: float, epoch: str) -> None:
@@ -472,17 +450,7 @@ class SharedKnob:
 
 
 class RemoteKnob(Knob):
-    """A student replica's view of the `SharedKnob`: a move is everybody's.
-
-    Parameters
-    ----------
-    served
-        What the replica serves.
-    handle
-        Of the ``Knob`` deployment.
-    epoch
-        Of the calibration.
-    """
+    """A student replica's view of the `SharedKnob`: a move is everybody's."""
 
     def __init__(self, served: Served, handle: DeploymentHandle, epoch: str) -> None:
         super().__init__(served)
@@ -494,15 +462,7 @@ class RemoteKnob(Knob):
         self._told.wait(MOVE_SECONDS)  # a replica that comes later starts where the others are
 
     def move(self, threshold: float, *, who: str, why: str, request: str | None = None) -> None:
-        """Move the threshold of all replicas, and wait until they have it.
-
-        Raises
-        ------
-        ValueError
-            No router takes such a threshold, or it is the autopilot of one replica that moves.
-        EbjrError
-            The knob cannot be reached.
-        """
+        """Move the threshold of all replicas, and wait until they have it."""
         if who == "autopilot":
             raise ValueError("the autopilot sees one server alone: on Ray, give a threshold")
         after, before = check_threshold(threshold), self.threshold

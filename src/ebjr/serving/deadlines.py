@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Deadlines:
-    """What is to be called when a wait of one event loop takes too long.
+    """Calls a function for each wait of one event loop that takes too long.
 
     Examples
     --------

@@ -93,23 +93,9 @@ async def grpc_server(
     log_requests: bool = False,
     started: Callable[[str], None] = lambda url: None,
 ) -> AsyncIterator[None]:
-    """Answer over gRPC while the context is open; what is asked by its end is answered.
+    """Answer over gRPC while the context is open; open calls are answered before it closes.
 
-    Parameters
-    ----------
-    service
-        Who answers.
-    host, port
-        Where to listen; port 0 takes a free one.
-    log_requests
-        Whether a line is logged for each call.
-    started
-        Told the address once the server answers.
-
-    Raises
-    ------
-    OSError
-        The address is taken.
+    Port 0 takes a free one; `started` is told the address. A taken port raises OSError.
     """
     server = grpc.aio.server(
         maximum_concurrent_rpcs=MOST_CALLS,
@@ -253,17 +239,7 @@ class _Answers:
 
 
 def read_request(message: Any) -> InferRequest:
-    """An inference request from a ``ModelInferRequest``.
-
-    Parameters
-    ----------
-    message
-        With the tensors' bytes in ``raw_input_contents``, or their values in ``contents``.
-
-    Raises
-    ------
-    ProtocolError
-        It is not a request.
+    """An inference request from a ``ModelInferRequest``; ProtocolError where it is none.
 
     Examples
     --------
@@ -303,16 +279,7 @@ def read_request(message: Any) -> InferRequest:
 
 
 def write_response(response: InferResponse, request: InferRequest, *, raw: bool) -> Any:
-    """A ``ModelInferResponse``.
-
-    Parameters
-    ----------
-    response
-        What the model says.
-    request
-        Whose wishes are followed: which outputs.
-    raw
-        Send the outputs' bytes, not their values.
+    """A ``ModelInferResponse`` of the outputs that the request wants; `raw` sends their bytes.
 
     Examples
     --------

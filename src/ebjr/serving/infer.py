@@ -50,12 +50,7 @@ _BINARY = (b"content-type", b"application/octet-stream")
 class Infer:
     """``POST /v2/models/NAME/infer`` and ``.../versions/1/infer``.
 
-    Parameters
-    ----------
-    service
-        Who answers.
-    names
-        Whether a request gets its id here, as nothing around this gives it one.
+    With `names` it gives each request its id, as no middleware around it does.
     """
 
     def __init__(self, service: Service, *, names: bool = False) -> None:

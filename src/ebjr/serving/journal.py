@@ -17,18 +17,8 @@ _CHUNK = 2**16
 class Journal:
     """Entries of who did what and when, each on the disk before `write` returns.
 
-    A line that was being written when the machine or the process died is recognized when the file
-    is opened again: it is cut off, and an entry says so. Whole lines are never touched.
-
-    Parameters
-    ----------
-    path
-        The file; it is made where there is none, and its folder must exist.
-
-    Raises
-    ------
-    OSError
-        It cannot be opened, or cannot be written to.
+    When the file is opened, a last line that was never finished is cut off, and an entry says so.
+    Whole lines are never touched. OSError: the file cannot be opened or written to.
 
     Examples
     --------
@@ -40,8 +30,6 @@ class Journal:
     >>> with Journal(path) as journal:
     ...     journal.repaired
     13
-    >>> [json.loads(line)["who"] for line in path.read_text().splitlines()]
-    ['autopilot', 'journal']
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -69,13 +57,7 @@ class Journal:
         self.close()
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Append an entry, with the time before all else, and see it onto the disk.
-
-        Raises
-        ------
-        OSError
-            The disk is full or gone; nothing of the entry is in the file then.
-        """
+        """Append an entry with its time, and wait for the disk; an OSError leaves nothing there."""
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         line = json.dumps({"time": now, **entry}, allow_nan=False).encode() + b"\n"
         with self._lock:

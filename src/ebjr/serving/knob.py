@@ -19,15 +19,8 @@ log = logging.getLogger("ebjr.serving")
 class Knob:
     """The threshold of a served model, moved by hands and by the autopilot.
 
-    A move is written down before it is made: one that cannot be written down is not made. It is
-    one assignment, and takes effect at the student's next batch.
-
-    Parameters
-    ----------
-    served
-        What is served: its router holds the threshold.
-    journal
-        Where moves are written down; None keeps them in the log alone.
+    A move is written to the journal before it is made: if that fails, nothing moves. It takes
+    effect at the student's next batch.
 
     Examples
     --------
@@ -60,23 +53,9 @@ class Knob:
         return "in force" if certificate.covers(threshold) else "suspended"
 
     def move(self, threshold: float, *, who: str, why: str, request: str | None = None) -> None:
-        """Move the threshold.
+        """Move the threshold; after an OSError of the journal it is where it was.
 
-        Parameters
-        ----------
-        threshold
-            Where to.
-        who, why
-            For the audit log: an address or ``"autopilot"``, and the reason in words.
-        request
-            The id of the request that asked for it.
-
-        Raises
-        ------
-        ValueError
-            No router takes such a threshold.
-        OSError
-            The audit log cannot be written; the threshold stays where it is.
+        `who` is an address or ``"autopilot"``, `request` the id of the request that asked.
         """
         after = check_threshold(threshold)
         with self._lock:

@@ -63,21 +63,8 @@ class Watch(NamedTuple):
 class LiveMonitor(Observer):
     """What the monitors of a server are fed with, and what they say.
 
-    Parameters
-    ----------
-    served
-        What is served, with what its calibration knows.
-    audit_rate
-        The pipeline's; 0 watches no disagreement.
-    folder
-        Where the state is kept, and taken up again; None forgets it.
-    alpha
-        Of each monitor: the probability of ever raising a false alarm.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such folder.
+    With an `audit_rate` of 0 no disagreement is watched. `folder` keeps the state over restarts.
+    Each monitor ever raises a false alarm with probability `alpha` at most.
 
     Examples
     --------

@@ -49,9 +49,7 @@ def request_id() -> str | None:
 
 
 def begin_request(shown: bytes | None) -> str:
-    """Give the request that is answered here its id: the one that it brings, if it is a sane one.
-
-    What is not sane cannot be written anywhere.
+    """Give the current request its id: the one that it brings if that is safe to log, or a new one.
 
     Examples
     --------
@@ -73,13 +71,7 @@ def noted() -> dict[str, Any] | None:
 
 @contextmanager
 def request_line(method: str, path: str) -> Iterator[dict[str, Any]]:
-    """Log a line when a request has been answered, with the figures that it was given.
-
-    Yields
-    ------
-    dict
-        The figures, as of `noted`; `status` is to be put there.
-    """
+    """Log a line when a request has been answered, with the figures put into what this yields."""
     about = {"method": method, "path": path}
     notes: dict[str, Any] = {**about, "status": None}
     _notes.set(notes)
@@ -112,20 +104,7 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging(form: str = "words", stream: IO[str] | None = None) -> None:
-    """Send what this process logs to standard error.
-
-    Parameters
-    ----------
-    form
-        ``"words"``, or ``"json"``: the same in lines of JSON, and one for each request.
-    stream
-        Where to instead.
-
-    Raises
-    ------
-    ValueError
-        Another form.
-    """
+    """Send what this process logs to standard error, or to `stream`, in one of `FORMATS`."""
     if form not in FORMATS:
         raise ValueError(f"logs come as one of {', '.join(FORMATS)}, not {form!r}")
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
@@ -136,18 +115,7 @@ def start_logging(form: str = "words", stream: IO[str] | None = None) -> None:
 
 
 class RequestIds:
-    """ASGI middleware: every HTTP request has an id, and optionally a line and a span.
-
-    Parameters
-    ----------
-    app
-        What answers.
-    lines
-        Whether a line is logged for each request.
-    span
-        Opens the span of a request, given its name, its headers and what is known of it; None
-        opens none.
-    """
+    """ASGI middleware: every HTTP request has an id, and optionally a line and a span."""
 
     def __init__(
         self,

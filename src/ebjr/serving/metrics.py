@@ -50,13 +50,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Metrics(Observer):
     """Counts, sizes and times of one served model, in a registry of its own.
 
-    Parameters
-    ----------
-    model
-        Its name, a label of every metric.
-    score_edges
-        Where the buckets of the score's histogram end, rising: deciles of the calibration show a
-        drift best.
+    The score's buckets end at `score_edges`, rising: deciles of the calibration show a drift best.
     """
 
     def __init__(self, model: str, score_edges: Sequence[float] = ()) -> None:
@@ -95,19 +89,9 @@ class Metrics(Observer):
         *,
         counter: bool = False,
     ) -> None:
-        """Add a metric whose values are read whenever somebody asks.
+        """Add a metric ``ebjr_NAME`` whose values are read whenever somebody asks.
 
-        Parameters
-        ----------
-        name, text
-            Of the metric, without ``ebjr_``.
-        values
-            Gives the values by the label's, or one by any name where there is no label. Nothing is
-            shown where it gives none.
-        label
-            What tells the values apart, beside the model.
-        counter
-            The values only ever rise.
+        `values` maps the values of `label` to numbers, or any one name where there is no label.
 
         Examples
         --------
@@ -171,9 +155,9 @@ class _Counts(Collector):
         self._waiting: dict[str, deque[float]] = {stage: deque() for stage in self._counts}
 
     def add(self, values: Iterable[float], stage: str = "") -> None:
-        """Count values, with others, later: numbers of a few cost most of what they cost of many.
+        """Queue values, to be counted together: NumPy takes as long for a few as for many.
 
-        What is not finite is in no sum, a NaN in no bucket but the last.
+        Values that are not finite are in no sum, and NaN in no bucket but the last.
         """
         waiting = self._waiting[stage]
         waiting.extend(values)
@@ -244,15 +228,7 @@ MONITORED = {
 def add_sources(
     metrics: Metrics, pipeline: Pipeline, control: KnobControl, monitor: LiveMonitor
 ) -> None:
-    """Let the metrics show queues, the knob and its promise, a far teacher, autopilot and monitors.
-
-    Parameters
-    ----------
-    metrics
-        Which are to show them.
-    pipeline, control, monitor
-        Which know them.
-    """
+    """Let the metrics show queues, the knob, its promise, a far teacher and the monitors."""
     metrics.read("waiting_rows", "Rows in a queue.", pipeline.waiting, "stage")
     _add_knob(metrics, control)
     _add_far(metrics, pipeline.joint)

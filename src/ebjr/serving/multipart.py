@@ -24,27 +24,9 @@ _TEXTS = ("operating_point",)
 
 
 async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
-    """A request of images: every file of the form is one, in their order.
+    """A request of a form's files: a BYTES tensor (n,) of images, and parameters.
 
-    Parameters
-    ----------
-    body
-        Of the request, whose size has been checked.
-    headers
-        With the form's boundary.
-    name
-        Of the input.
-
-    Returns
-    -------
-    InferRequest
-        With one BYTES tensor (n,), and the form's other fields as parameters: `threshold`,
-        `deferral_rate`, `operating_point` and `timeout`.
-
-    Raises
-    ------
-    ProtocolError
-        It is no such form, has no file or too many, or a field that is not known.
+    ProtocolError: the form cannot be read, has no file or too many, or an unknown field.
     """
 
     async def stream() -> AsyncGenerator[bytes, None]:

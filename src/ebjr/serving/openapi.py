@@ -21,21 +21,9 @@ ANY_VERSION = "/versions/{version}"
 
 
 def openapi(service: Service, routes: Sequence[BaseRoute], *, token: bool = False) -> Json:
-    """The document.
+    """The document, OpenAPI 3.1, of a service and its routes.
 
-    Parameters
-    ----------
-    service
-        Whose model is described: its input, outputs and operating points.
-    routes
-        Of the application; one that nothing is known of here is described by its docstring.
-    token
-        Whether the knob wants one.
-
-    Returns
-    -------
-    dict
-        As JSON, of OpenAPI 3.1.
+    A route that the file does not know is described by its docstring.
     """
     text = files("ebjr.serving").joinpath("openapi.json").read_text(encoding="utf-8")
     document = _filled(json.loads(text), _values(service))

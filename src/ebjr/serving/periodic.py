@@ -10,14 +10,9 @@ log = logging.getLogger("ebjr.serving")
 
 
 class Periodic:
-    """Does chores at even intervals; one that fails is logged, and done again next time.
+    """Does chores in turn, again and again; one that fails is logged, and done again next time.
 
-    Parameters
-    ----------
-    seconds
-        From the end of one round to the next.
-    *chores
-        What is to be done, in this order.
+    `seconds` is from the end of one round to the next.
 
     Examples
     --------

@@ -32,15 +32,7 @@ _EDGES = _FIRST * 2 ** (np.arange(1, _BINS) / _PER_OCTAVE)
 class Recent(Observer):
     """Counts of the last seconds; told by many threads, read by any.
 
-    Parameters
-    ----------
-    score_edges
-        Rising, (k + 1,): the k bins in which scores are counted, those beyond in the first and the
-        last; fewer than two count none.
-    seconds
-        How far it reaches back.
-    clock
-        Seconds that only grow.
+    Scores are counted between the rising `score_edges` (k + 1,), those beyond in the outer bins.
 
     Examples
     --------
@@ -123,10 +115,7 @@ class Recent(Observer):
             return self._scores.sum(axis=0)
 
     def percentile(self, what: str, percent: float, seconds: int | None = None) -> float | None:
-        """A percentile of one of `TIMED` in the last seconds; None without any.
-
-        It is at most 4.5 % off.
-        """
+        """A percentile of one of `TIMED`, at most 4.5 % off; None where nothing was timed."""
         with self._lock:
             counts = self._times[self._last(seconds), TIMED.index(what)].sum(axis=0)
         return _percentile(counts, percent)

@@ -52,27 +52,10 @@ async def read_body(
     hold: Callable[[int], None],
     deadlines: Deadlines,
 ) -> bytes:
-    """The body, decompressed.
+    """The body, decompressed; `hold` is told how many bytes more are held, before they are.
 
-    Parameters
-    ----------
-    headers
-        Of a request whose body has not been read, as ASGI has them.
-    receive
-        Gives the body, part by part.
-    limits
-        How large it may be, and how slow.
-    hold
-        Told how many bytes more are held, before they are.
-    deadlines
-        Of the event loop.
-
-    Raises
-    ------
-    Refused
-        It is too large or too slow, or not what its encoding says.
-    ClientDisconnect
-        Its client has gone.
+    Refused: the body is too large or too slow, or not what its encoding says. ClientDisconnect: its
+    client has gone.
     """
     most = limits.body_bytes
     declared = headers.get(b"content-length", b"")
@@ -90,14 +73,7 @@ async def read_body(
 
 
 def compressed(body: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:
-    """A body as a client asks for it, and the headers that say so.
-
-    Parameters
-    ----------
-    body
-        As it is.
-    accepted
-        The header ``Accept-Encoding``; nothing where there is none.
+    """A body as the header ``Accept-Encoding`` asks for it, and the headers that say so.
 
     Examples
     --------

@@ -88,9 +88,9 @@ def status_of(error: EbjrError) -> int:
 
 
 class HeldBytes:
-    """The bytes of one request, counted among those of all for as long as it is at work.
+    """The bytes of one request, counted with those of all others while it is in work.
 
-    Called with how many are about to be held; raises `Overloaded` where they are too many.
+    Calling it holds `size` bytes more, or raises Overloaded where they would be too many.
     """
 
     def __init__(self, service: Service) -> None:
@@ -118,39 +118,10 @@ class HeldBytes:
 class Service:
     """A joint model behind any protocol.
 
-    Parameters
-    ----------
-    served
-        What is served.
-    timeout_seconds
-        How long a request may take that does not say so itself.
-    audit_log
-        A file to which each move of the knob is appended, see `Journal`.
-    hold, between
-        What the autopilot is to hold, and its bounds, see `Autopilot`; None leaves the knob to
-        hands.
-    limits
-        What is taken from clients; None is `Limits` as they are.
-    audit_rate
-        The share of kept rows about which the teacher is asked too, see `Pipeline`.
-    state
-        A folder in which the monitor keeps what it knows, and finds it again; None takes that of
-        the audit log, if there is one.
-    tracing
-        A `Tracing`; None traces nothing.
-    chore_seconds
-        How often the autopilot and the monitor look.
-    knob
-        The knob, where it is not this service's alone.
-    **options
-        Of the `Pipeline`.
-
-    Raises
-    ------
-    ValueError
-        What is to be held cannot be, or an option of the pipeline is none.
-    OSError
-        The audit log cannot be written, or there is no folder `state`.
+    Defaults: `timeout_seconds` for requests that name none; the knob is moved by hand unless `hold`
+    (and its bounds, `between`) switches the autopilot on; the monitor keeps its state in the folder
+    of `audit_log` unless `state` names another. `chore_seconds` is how often autopilot and monitor
+    look; `knob` is one shared with other services; `options` are those of the `Pipeline`.
     """
 
     def __init__(
@@ -249,13 +220,7 @@ class Service:
         return HeldBytes(self)
 
     def check_model(self, name: str, version: str = "") -> None:
-        """Check that a model is the one that is served; no version is any.
-
-        Raises
-        ------
-        UnknownModel
-            It is not.
-        """
+        """Raise UnknownModel unless this name, and version if any, is what is served."""
         if name != self.served.name:
             raise UnknownModel(
                 f"there is no model {name!r} here; the model is called {self.served.name!r}"
@@ -264,25 +229,10 @@ class Service:
             raise UnknownModel(f"there is no version {version!r} of {name!r}; it has {VERSION!r}")
 
     async def infer(self, asked: InferRequest, *, within: float | None = None) -> InferResponse:
-        """Answer a request.
+        """Answer a request, within the time that it asks for and at most `within` seconds.
 
-        Parameters
-        ----------
-        asked
-            What the client wants to know.
-        within
-            Seconds that it will wait at most, whatever it says; None is no limit.
-
-        Raises
-        ------
-        ProtocolError
-            The request does not suit the model.
-        Overloaded
-            Too many rows wait already.
-        DeadlineExceeded
-            Its time is over, and not even the student has answered.
-        ModelError
-            A model failed.
+        Raises ProtocolError, Overloaded, DeadlineExceeded (not even the student has answered), or
+        ModelError.
         """
         inputs = await self._inputs(asked)
         asked.check_outputs(self._output_names)
@@ -307,17 +257,7 @@ class Service:
         return self._response(asked, found)
 
     async def explain(self, asked: InferRequest) -> dict[str, Any]:
-        """What both models say of one input, not counted as load, see `ebjr.serving.explain`.
-
-        Raises
-        ------
-        ProtocolError
-            The request does not suit the model, or has more than one row.
-        DeadlineExceeded
-            Its time is over.
-        ModelError
-            The student failed.
-        """
+        """What both models say of one input, not counted as load, see `ebjr.serving.explain`."""
         inputs = await self._inputs(asked)
         if row_count(inputs) != 1:
             raise ProtocolError(f"both models are asked of one input, not of {row_count(inputs)}")
@@ -359,13 +299,7 @@ class Service:
         return describe(self.served)
 
     def late(self, id: str) -> dict[str, Any]:
-        """What is known of rows that were kept for later: a message like an answer's, of those.
-
-        Raises
-        ------
-        NothingKept
-            There are none.
-        """
+        """What is known of rows kept for later, like an answer's message; else NothingKept."""
         joint = self.served.joint
         if joint.late is None:
             raise NothingKept(
@@ -496,13 +430,7 @@ def checked_pixels(array: np.ndarray) -> np.ndarray:
 
 
 def decoded_images(files: Sequence[bytes], most_pixels: int) -> list[np.ndarray]:
-    """The pixels (h, w, 3) of image files.
-
-    Raises
-    ------
-    ProtocolError
-        One of them is no image, or together they have more pixels than `most_pixels`.
-    """
+    """The pixels (h, w, 3) of image files, at most `most_pixels` together; else ProtocolError."""
     from PIL import Image
 
     found: list[np.ndarray] = []

@@ -18,21 +18,9 @@ from ebjr.serving.served import Served, json_number
 
 
 def describe(served: Served) -> dict[str, Any]:
-    """What is known from calibration: it does not change while the server runs.
+    """What is known from calibration, as JSON: it does not change while the server runs.
 
-    Parameters
-    ----------
-    served
-        What is served.
-
-    Returns
-    -------
-    dict
-        `model`, `task`, `score`, and `calibration`: the chosen threshold, the rows of the curve
-        (`threshold`, `deferral_rate`, and as they are drawn `quality` and `cost`, with the titles
-        of both axes), the cost and quality of either model alone, the scores' quantiles, and the
-        edges of their histogram with the share of each bin. What joint.toml does not know is left
-        out.
+    What joint.toml does not know is left out. Of the curve, `quality` and `cost` are as drawn.
 
     Examples
     --------
@@ -68,19 +56,9 @@ def describe(served: Served) -> dict[str, Any]:
 
 
 def shares_between(quantiles: Sequence[float], edges: Sequence[float]) -> list[float]:
-    """The share of the calibration's scores in each bin; those beyond lie in the outer ones.
+    """The share of the calibration's scores in each of k bins; those beyond lie in the outer ones.
 
-    Parameters
-    ----------
-    quantiles
-        (q,), evenly spaced from 0 to 1.
-    edges
-        (k + 1,), rising.
-
-    Returns
-    -------
-    list
-        k shares, which add up to 1.
+    `quantiles` (q,) are evenly spaced from 0 to 1; `edges` (k + 1,) rise.
 
     Examples
     --------
