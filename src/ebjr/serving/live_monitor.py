@@ -1,13 +1,12 @@
-"""The live monitor: is the promise kept by what is served now, and are the scores still the same?
+"""The live monitor: does what is served now keep the promise, and are the scores still the same?
 
-Two tests of `ebjr.monitor`, fed with what a pipeline tells. *Drift* takes every score. *The
-promise* takes kept answers that chance drew and the teacher was asked about when nothing else was
-to be done. No labels come by in a server, so that what is watched is disagreement: the share of
-rows that the student keeps and the teacher contradicts. Where the certificate itself was made
-without labels, that is the very promise; elsewhere it is compared with what it was on the held-out
-half of the calibration, up to the chance of those rows. Rows count where their threshold is one
-that the promise covers: what else is served was promised nothing. Where answers are no labels
-(numbers, the boxes of an image) nothing contradicts anything, and only the scores are watched.
+It feeds two tests of `ebjr.monitor` with the events of a pipeline. *Drift* takes every score. *The
+promise* takes kept answers that chance drew and the teacher was asked about while nothing waited.
+A server has no labels, so the promise that it watches is disagreement: the share of rows that the
+student keeps and the teacher contradicts. A certificate made without labels promises just that;
+for others the share is compared with that of the calibration's held-out half, up to chance. Rows
+count where the promise covers their threshold. Answers that are no labels (numbers, boxes)
+contradict nothing, so that only their scores are watched.
 """
 
 from __future__ import annotations
@@ -15,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,19 +45,31 @@ log = logging.getLogger("ebjr.serving")
 Monitor = RiskMonitor | DriftMonitor
 
 DRIFT_FIGURES = ("rows", "shift", "deferral_rate", "calibrated_rate", "alarms")
-RISK_FIGURES = ("rows", "risk", "lower", "upper", "tolerance")
+RISK_FIGURES = ("rows", "risk", "lower", "upper", "tolerance", "alarm")
 
 
 class Watch(NamedTuple):
-    """A promise that is watched: its monitor, from which threshold on, and what it is in words."""
+    """A monitor, the threshold from which on it counts rows, and its promise in words."""
 
-    monitor: RiskMonitor
-    threshold: float
-    about: str
+    monitor: Monitor
+    threshold: float = -math.inf
+    about: str | None = None
+
+    @property
+    def figures(self) -> Sequence[str]:
+        """What the monitor counts."""
+        return RISK_FIGURES if isinstance(self.monitor, RiskMonitor) else DRIFT_FIGURES
+
+    @property
+    def alarmed(self) -> bool:
+        """Whether the alarm has gone off."""
+        return self.monitor.status in ("broken", "drifted")
 
     def status(self) -> dict[str, Any]:
         """What is known, for JSON."""
-        return {**_status(self.monitor, (*RISK_FIGURES, "alarm")), "about": self.about}
+        names = ("status", "statement", *self.figures)
+        known = {name: getattr(self.monitor, name) for name in names}
+        return known if self.about is None else {**known, "about": self.about}
 
 
 class LiveMonitor(Observer):
@@ -83,9 +95,13 @@ class LiveMonitor(Observer):
         alpha: float = 0.05,
     ) -> None:
         self.audits = self.contradicted = 0
-        self._drift = _drift_of(served, alpha)
-        self._disagreement = _disagreement_of(served, audit_rate, alpha)
-        self._rate = _rate_of(served, alpha)
+        found = {
+            "drift": _drift_of(served, alpha),
+            "disagreement": _disagreement_of(served, audit_rate, alpha),
+            "rate": _rate_of(served, alpha),
+        }
+        self._watches = {name: one for name, one in found.items() if isinstance(one, Watch)}
+        self._unwatched = {name: why for name, why in found.items() if isinstance(why, str)}
         self._lock = threading.Lock()
         self.handlers = {Scored: self._scored, Audited: self._audit}
         self._scores: list[np.ndarray] = []
@@ -107,7 +123,7 @@ class LiveMonitor(Observer):
             if self._known < MOST_SCORES:
                 self._known += len(event.score)
                 self._scores.append(event.score)
-                if self._rate is not None:
+                if "rate" in self._watches:
                     self._decided.append((event.threshold, event.deferred))
 
     def _audit(self, audited: Audited) -> None:
@@ -121,11 +137,12 @@ class LiveMonitor(Observer):
             scores, self._scores, self._known = self._scores, [], 0
             audited, self._audited = self._audited, []
             decided, self._decided = self._decided, []
-        if scores and isinstance(self._drift, DriftMonitor):
-            self._drift.update(np.concatenate(scores))
-        if decided and self._rate is not None:
+        if scores and (drift := self._watches.get("drift")) is not None:
+            drift.monitor.update(np.concatenate(scores))
+        if decided:
             threshold, deferred = (np.concatenate(column) for column in zip(*decided, strict=True))
-            self._rate.monitor.update(deferred[threshold <= self._rate.threshold])
+            rate = self._watches["rate"]
+            rate.monitor.update(deferred[threshold <= rate.threshold])
         if audited:
             self._take(audited)
         self._tell()
@@ -144,7 +161,7 @@ class LiveMonitor(Observer):
                     "of": self._key,
                     "audits": self.audits,
                     "contradicted": self.contradicted,
-                    "monitors": {name: m.state() for name, m in self._monitors().items()},
+                    "monitors": self._states(),
                 },
                 file,
                 allow_nan=False,
@@ -152,55 +169,47 @@ class LiveMonitor(Observer):
 
     def status(self) -> dict[str, Any]:
         """What is known, for JSON: each monitor's figures and sentence, or why there is none."""
-        drift, about = self._drift, self._disagreement
-        found: dict[str, Any] = {
-            "audits": {"rows": self.audits, "contradicted": self.contradicted},
-            "drift": drift if isinstance(drift, str) else _status(drift, DRIFT_FIGURES),
-            "disagreement": about if isinstance(about, str) else about.status(),
-        }
-        if self._rate is not None:
-            found["deferral_rate"] = self._rate.status()
-        return json_number(found)
+        watched = {name: watch.status() for name, watch in self._watches.items()}
+        if "rate" in watched:
+            watched["deferral_rate"] = watched.pop("rate")
+        audits = {"rows": self.audits, "contradicted": self.contradicted}
+        return json_number({"audits": audits, **self._unwatched, **watched})
 
     def readings(self) -> dict[str, dict[str, float]]:
         """For the metrics: by figure and then by monitor."""
-        every = self._monitors()
-        found: dict[str, dict[str, float]] = {figure: {} for figure in (*RISK_FIGURES, "shift")}
-        for name, monitor in every.items():
-            own = ("rows", "shift") if isinstance(monitor, DriftMonitor) else RISK_FIGURES
-            for figure in own:
-                found[figure][name] = float(getattr(monitor, figure))
-        return {**found, "alarm": {name: float(_alarmed(m)) for name, m in every.items()}}
+        return {
+            figure: {
+                name: float(getattr(watch.monitor, figure))
+                for name, watch in self._watches.items()
+                if figure in watch.figures
+            }
+            for figure in ("rows", "risk", "lower", "upper", "tolerance", "shift")
+        } | {"alarm": {name: float(watch.alarmed) for name, watch in self._watches.items()}}
 
     def _take(self, audited: list[Audited]) -> None:
         drawn = sum(int(one.drawn.sum()) for one in audited)
         self.audits += drawn
         self.contradicted += sum(int(one.contradicted.sum()) for one in audited)
-        if not isinstance(self._disagreement, Watch):
+        if (watch := self._watches.get("disagreement")) is None:
             return
-        covered = [one.threshold >= self._disagreement.threshold for one in audited]
+        covered = [one.threshold >= watch.threshold for one in audited]
         loss = [one.contradicted[own] for one, own in zip(audited, covered, strict=True)]
         known = [one.drawn[own] for one, own in zip(audited, covered, strict=True)]
-        self._disagreement.monitor.update(np.concatenate(loss), np.concatenate(known))
+        assert isinstance(watch.monitor, RiskMonitor)
+        watch.monitor.update(np.concatenate(loss), np.concatenate(known))
 
     def _tell(self) -> None:
-        for name, monitor in self._monitors().items():
-            if _alarmed(monitor) and name not in self._alarmed:
+        for name, watch in self._watches.items():
+            if watch.alarmed and name not in self._alarmed:
                 self._alarmed.add(name)
-                log.error("the monitor of %s: %s", name, monitor.statement)
+                log.error("the monitor of %s: %s", name, watch.monitor.statement)
 
-    def _monitors(self) -> dict[str, Monitor]:
-        watches = {"disagreement": self._disagreement, "rate": self._rate}
-        drift = {"drift": self._drift} if isinstance(self._drift, DriftMonitor) else {}
-        return {
-            **drift,
-            **{name: one.monitor for name, one in watches.items() if isinstance(one, Watch)},
-        }
+    def _states(self) -> dict[str, Any]:
+        return {name: watch.monitor.state() for name, watch in self._watches.items()}
 
     def _fingerprint(self, served: Served) -> str:
         """Of what is watched: only the same goes on with a state."""
-        fresh = {name: monitor.state() for name, monitor in self._monitors().items()}
-        about = [served.calibration_id, str(served.joint.router.score), fresh]
+        about = [served.calibration_id, str(served.joint.router.score), self._states()]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     def _resume(self) -> None:
@@ -211,8 +220,8 @@ class LiveMonitor(Observer):
                 raise ValueError("it is of another calibration")
             states = kept["monitors"]
             taken = {
-                name: type(monitor).from_state(states[name])
-                for name, monitor in self._monitors().items()
+                name: watch._replace(monitor=type(watch.monitor).from_state(states[name]))
+                for name, watch in self._watches.items()
             }
             counts = int(kept["audits"]), int(kept["contradicted"])
         except FileNotFoundError:
@@ -223,21 +232,14 @@ class LiveMonitor(Observer):
             log.warning("the monitor begins anew, and %s is set aside: %s", self._file, error)
             return
         self.audits, self.contradicted = counts
-        self._adopt(taken)
-
-    def _adopt(self, taken: Mapping[str, Any]) -> None:
-        self._drift = taken.get("drift", self._drift)
-        if isinstance(self._disagreement, Watch):
-            self._disagreement = self._disagreement._replace(monitor=taken["disagreement"])
-        if self._rate is not None:
-            self._rate = self._rate._replace(monitor=taken["rate"])
+        self._watches = taken
 
 
-def _drift_of(served: Served, alpha: float) -> DriftMonitor | str:
+def _drift_of(served: Served, alpha: float) -> Watch | str:
     reference = served.calibration.get("drift")
     if reference is None:
         return "not watched: joint.toml does not know the scores; calibrate again"
-    return DriftMonitor.of_reference(reference, alpha)
+    return Watch(DriftMonitor.of_reference(reference, alpha))
 
 
 def _disagreement_of(served: Served, audit_rate: float, alpha: float) -> Watch | str:
@@ -275,11 +277,3 @@ def _rate_of(served: Served, alpha: float) -> Watch | None:
         return None
     monitor = RiskMonitor(certificate.tolerance, alpha, promise="rate")
     return Watch(monitor, certificate.threshold, certificate.statement)
-
-
-def _alarmed(monitor: Monitor) -> bool:
-    return monitor.status in ("broken", "drifted")
-
-
-def _status(monitor: Monitor, figures: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(monitor, name) for name in ("status", "statement", *figures)}
