@@ -225,10 +225,7 @@ def _column(values: Sequence[Any]) -> np.ndarray:
 
 def _objects(values: Sequence[Any]) -> np.ndarray:
     """One object for each row, whatever their shapes are."""
-    column = np.empty(len(values), object)
-    for row, value in enumerate(values):
-        column[row] = value
-    return column
+    return np.fromiter(values, object, len(values))
 
 
 def _listed(column: np.ndarray) -> Any:

@@ -115,7 +115,7 @@ def spread(edges: np.ndarray, counts: np.ndarray, total: float) -> list[float]:
     over = float(counts @ values) - total
     if over <= 0:  # what is missing lies beyond the last edge
         values[-1] -= over / counts[-1] if counts[-1] else 0.0
-        return [float(value) for value in values]
+        return values.tolist()
     room = np.concatenate([[0.0], np.diff(edges), [0.0]]) * counts
     if room.sum():
         share = min(over / room.sum(), 0.999)
@@ -123,4 +123,4 @@ def spread(edges: np.ndarray, counts: np.ndarray, total: float) -> list[float]:
         over -= share * float(room.sum())
     if counts[0]:
         values[0] -= over / counts[0]
-    return [float(value) for value in values]
+    return values.tolist()

@@ -166,11 +166,7 @@ class Autopilot(Observer):
         self.measured: float | None = None
         self._lock = threading.Lock()
         self._empty()
-        self.handlers = {
-            Scored: self._scored,
-            Answered: self._answered,
-            Expired: self._expired,
-        }
+        self.handlers = {Scored: self._scored, Answered: self._answered, Expired: self._expired}
 
     def _empty(self) -> None:
         self._since = time.perf_counter()

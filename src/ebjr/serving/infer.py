@@ -12,24 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ebjr.errors import EbjrError, Overloaded, needs
-from ebjr.protocol import (
-    LENGTH_HEADER,
-    InferRequest,
-    InferResponse,
-    read_request,
-    write_response,
-)
+from ebjr.protocol import LENGTH_HEADER, InferRequest, InferResponse, read_request, write_response
 from ebjr.serving.logs import REQUEST_ID, Receive, Scope, Send, begin_request
 from ebjr.serving.multipart import read_form
-from ebjr.serving.request_body import (
-    LARGE_BYTES,
-    WHEN_GONE,
-    Refused,
-    aside,
-    compressed,
-    read_body,
-)
-from ebjr.serving.service import BROKEN, VERSION, HeldBytes, Service, log, status_of
+from ebjr.serving.request_body import LARGE_BYTES, WHEN_GONE, Refused, aside, compressed, read_body
+from ebjr.serving.service import BROKEN, VERSION, Service, log, status_of
 
 with needs("serve", "serving"):
     from starlette.datastructures import Headers
@@ -92,7 +79,11 @@ class Infer:
         return refusal(self._service, 500, BROKEN)
 
     async def _answer(
-        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, hold: HeldBytes
+        self,
+        scope: Scope,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        hold: Callable[[int], None],
     ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         """The body of an answer, and its headers."""
         # first: who is still sending reads no answer

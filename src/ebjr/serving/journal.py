@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import threading
 from collections.abc import Mapping
@@ -10,8 +11,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-_CHUNK = 2**16
 
 
 class Journal:
@@ -89,13 +88,10 @@ class Journal:
     def _repair(self) -> int:
         """End the file with a whole line; returns how many bytes had to go."""
         size = os.fstat(self._file).st_size
-        start, tail = size, b""
-        while start and b"\n" not in tail:
-            begin = max(0, start - _CHUNK)
-            os.lseek(self._file, begin, os.SEEK_SET)
-            tail = os.read(self._file, start - begin) + tail
-            start = begin
-        torn = tail[tail.rfind(b"\n") + 1 :]
+        if not size:  # an empty file cannot be mapped
+            return 0
+        with mmap.mmap(self._file, 0, access=mmap.ACCESS_READ) as kept:
+            torn = kept[kept.rfind(b"\n") + 1 :]
         if not torn:
             return 0
         try:

@@ -26,17 +26,8 @@ from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.pipeline import Pipeline
 
 with needs("serve", "serving"):
-    from prometheus_client import (
-        CONTENT_TYPE_LATEST,
-        CollectorRegistry,
-        Counter,
-        generate_latest,
-    )
-    from prometheus_client.core import (
-        CounterMetricFamily,
-        GaugeMetricFamily,
-        HistogramMetricFamily,
-    )
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
     from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -199,18 +190,12 @@ class _Read(Collector):
     label: str | None
     values: Callable[[], Mapping[str, float]]
 
-    def describe(self) -> Iterator[Any]:
-        yield self._empty()
-
     def collect(self) -> Iterator[Any]:
-        family = self._empty()
-        for name, value in self.values().items():
-            family.add_metric([self.model] if self.label is None else [self.model, name], value)
-        yield family
-
-    def _empty(self) -> Any:
         labels = ["model"] if self.label is None else ["model", self.label]
-        return self.family(self.name, self.text, labels=labels)
+        family = self.family(self.name, self.text, labels=labels)
+        for name, value in self.values().items():
+            family.add_metric([self.model, name][: len(labels)], value)
+        yield family
 
 
 MONITORED = {

@@ -11,8 +11,9 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,34 +86,6 @@ def status_of(error: EbjrError) -> int:
     (400, 429)
     """
     return next(status for kind, status in STATUSES if isinstance(error, kind))
-
-
-class HeldBytes:
-    """The bytes of one request, counted with those of all others while it is in work.
-
-    Calling it holds `size` bytes more, or raises Overloaded where they would be too many.
-    """
-
-    def __init__(self, service: Service) -> None:
-        self._service, self._mine = service, 0
-
-    def __enter__(self) -> HeldBytes:
-        return self
-
-    def __call__(self, size: int) -> None:
-        """Hold `size` bytes more."""
-        held, most = self._service.held_bytes, self._service.limits.held_bytes
-        if held and held + size > most:
-            raise Overloaded(
-                f"{held} bytes of requests are at work already, and {most} is the most: "
-                "try again in a second",
-                1.0,
-            )
-        self._mine += size
-        self._service.held_bytes += size
-
-    def __exit__(self, *_: object) -> None:
-        self._service.held_bytes -= self._mine
 
 
 class Service:
@@ -215,9 +188,27 @@ class Service:
             "outputs": self.outputs,
         }
 
-    def holding(self) -> HeldBytes:
-        """Count the bytes of a request for as long as it is at work."""
-        return HeldBytes(self)
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Count the bytes of a request while it is in work: what this yields holds more of them."""
+        mine = 0
+
+        def hold(size: int) -> None:
+            nonlocal mine
+            most = self.limits.held_bytes
+            if self.held_bytes and self.held_bytes + size > most:
+                raise Overloaded(
+                    f"{self.held_bytes} bytes of requests are at work already, and {most} is the "
+                    "most: try again in a second",
+                    1.0,
+                )
+            mine += size
+            self.held_bytes += size
+
+        try:
+            yield hold
+        finally:
+            self.held_bytes -= mine
 
     def check_model(self, name: str, version: str = "") -> None:
         """Raise UnknownModel unless this name, and version if any, is what is served."""
