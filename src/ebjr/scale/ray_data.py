@@ -32,14 +32,9 @@ with needs("scale", "running on Ray"):
     import ray.data
     from ray.exceptions import RayError
 
-COLUMNS = ("row", "name", "inputs")
-"""What a dataset must have: a number for each row, what to call it, and the input."""
-
-READ_ROWS = 256
-"""The rows of a block, where we read the data."""
-
-FULL_BATCHES = 8
-"""The teacher's batches in a block of its stage: more are fuller, fewer are sooner."""
+COLUMNS = ("row", "name", "inputs")  # a number for each row, what to call it, and the input
+READ_ROWS = 256  # the rows of a block, where we read the data
+FULL_BATCHES = 8  # of the teacher in a block of its stage: more are fuller, fewer are sooner
 
 
 def predict(

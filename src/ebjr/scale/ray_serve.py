@@ -46,14 +46,9 @@ with needs("scale", "running on Ray"):
 
 log = logging.getLogger("ebjr.serving")
 
-WATCH_SECONDS = 5.0
-"""How long a replica waits for the knob to move before it asks again, and says that it lives."""
-
-TRIES = 3
-"""How many teacher replicas may die under one batch before the teacher counts as away."""
-
-MOVE_SECONDS = 10.0
-"""How long a move of the knob waits for the replicas; one that lives takes milliseconds."""
+WATCH_SECONDS = 5.0  # a replica waits for the knob to move, then asks again: a sign of life
+TRIES = 3  # replicas that may die under one batch before the teacher counts as away
+MOVE_SECONDS = 10.0  # a move waits for the replicas; one that lives takes milliseconds
 
 
 def build_app(

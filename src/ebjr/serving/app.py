@@ -39,9 +39,7 @@ with needs("serve", "serving"):
 
 __all__ = ["Served", "build_app", "run_server", "served_of"]
 
-MOST_WISH_BYTES = 4096
-"""No wish of the knob is longer; the interpreter is held as long as one is read."""
-
+MOST_WISH_BYTES = 4096  # no wish is longer; reading one holds the interpreter
 OWN_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 """Of pages that this machine serves, as a browser names them."""
 

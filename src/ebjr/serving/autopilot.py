@@ -24,15 +24,9 @@ from ebjr.serving.events import Answered, Expired, Observer, Scored
 from ebjr.serving.knob import Knob
 from ebjr.serving.served import Served
 
-SIGMAS = 3.0
-"""Beyond this many standard errors a measurement is more than chance."""
-
-FEWEST = 50
-"""Rows, or requests, below which nothing is concluded."""
-
-MOST_ROWS = 20_000
-"""Beyond this many rows the older ones count half."""
-
+SIGMAS = 3.0  # beyond this many standard errors a measurement is more than chance
+FEWEST = 50  # rows, or requests, below which nothing is concluded
+MOST_ROWS = 20_000  # beyond this many rows the older ones count half
 _HOLDS = "p99=50ms, deferral_rate=0.2 or flops=50M"
 _TIMES = {"us": 1e6, "ms": 1e3, "s": 1.0}  # how many are a second
 _SIZES = {"": 1.0, "K": 1e-3, "M": 1e-6, "G": 1e-9, "T": 1e-12}

@@ -14,8 +14,7 @@ from ebjr.errors import ModelError
 from ebjr.joint import JointModel
 from ebjr.router import is_deferred
 
-SHOWN = 3
-"""So many classes are named, the most probable first."""
+SHOWN = 3  # classes that are named, the most probable first
 
 
 def explain(

@@ -36,8 +36,7 @@ with needs("grpc", "serving over gRPC"):
     from google.protobuf.message import DecodeError
     from google.protobuf.message_factory import GetMessageClass
 
-PIECE = 2**15
-"""How many values of a field are read or written at once: other threads run in between."""
+PIECE = 2**15  # values of a field read or written at once: other threads run in between
 
 CODES: Mapping[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -63,9 +62,7 @@ CONTENTS: Mapping[str, tuple[str, Any]] = {
 
 PARAMETERS = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
 
-ANSWERING_SHARE = 0.9
-"""The share of a call's deadline after which it is answered; the rest is for the way back."""
-
+ANSWERING_SHARE = 0.9  # of a call's deadline; the rest is for the way back
 MOST_CALLS = 4096
 GRACE_SECONDS = 30.0
 

@@ -26,9 +26,7 @@ with needs("serve", "serving"):
 MISTAKES = (Refused, EbjrError, ClientDisconnect, asyncio.CancelledError)
 """Errors that `refusal_of` answers."""
 
-TEXT_BYTES = 5
-"""A float32 of 4 bytes is a text of about 20."""
-
+TEXT_BYTES = 5  # a float32 of 4 bytes is a text of about 20
 _LENGTH = LENGTH_HEADER.lower().encode()
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")

@@ -31,9 +31,7 @@ from ebjr.serving.events import Audited, Observer, Scored
 from ebjr.serving.served import Served, json_number
 from ebjr.stats import clopper_pearson
 
-MOST_SCORES = 20_000
-"""The monitor leaves out scores beyond this many between two looks, whatever they are."""
-
+MOST_SCORES = 20_000  # between two looks; further ones are left out, whatever they are
 SAVE_SECONDS = 60.0
 
 _FILE = "monitor.json"

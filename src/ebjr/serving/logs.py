@@ -25,8 +25,7 @@ from ebjr.serving.events import Failed, Observer
 
 FORMATS = ("words", "json")
 REQUEST_ID = b"x-request-id"
-QUIET_SECONDS = 10.0
-"""How often the log tells that a stage keeps failing."""
+QUIET_SECONDS = 10.0  # how often the log tells that a stage keeps failing
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -32,9 +32,7 @@ with needs("serve", "serving"):
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
-MOST_WAITING = 1024
-"""So many values wait to be counted together."""
-
+MOST_WAITING = 1024  # values that wait to be counted together
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 

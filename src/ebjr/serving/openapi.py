@@ -16,8 +16,7 @@ with needs("serve", "serving"):
 
 Json = dict[str, Any]
 
-ANY_VERSION = "/versions/{version}"
-"""A path with it takes and gives what the path without it does."""
+ANY_VERSION = "/versions/{version}"  # a path with it does as the path without it
 
 
 def openapi(service: Service, routes: Sequence[BaseRoute], *, token: bool = False) -> Json:

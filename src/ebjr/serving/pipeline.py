@@ -48,8 +48,7 @@ class ServedAnswer:
     threshold: float
 
 
-MOST_AUDITS = 256
-"""So many rows may wait for an audit; while they do, no other row is drawn."""
+MOST_AUDITS = 256  # rows that may wait for an audit; while they do, no other is drawn
 
 
 class Ticket:

@@ -17,17 +17,10 @@ with needs("serve", "serving"):
 
 Found = TypeVar("Found")
 
-WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
-"""How zlib is told each encoding."""
-
-SMALLEST_BYTES = 512
-"""What is smaller is not worth compressing."""
-
-LARGE_BYTES = 128 * 2**10
-"""What takes longer than a few milliseconds is done in a thread, so that other clients go on."""
-
-WHEN_GONE = "ebjr.when_gone"
-"""Of a request's scope: what is called when its client hangs up before it is answered."""
+WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}  # of each encoding, for zlib
+SMALLEST_BYTES = 512  # what is smaller is not worth compressing
+LARGE_BYTES = 128 * 2**10  # more takes milliseconds: a thread does it, and other clients go on
+WHEN_GONE = "ebjr.when_gone"  # in a request's scope: called when its client hangs up too early
 
 
 class Refused(Exception):

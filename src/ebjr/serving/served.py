@@ -22,12 +22,10 @@ from ebjr.router import Router, check_threshold
 from ebjr.task import Tensor
 from ebjr.tasks.classification import JointClassifier
 
-KNOBS = ("threshold", "deferral_rate", "operating_point")
-"""The three ways to say where the threshold is to be."""
+KNOBS = ("threshold", "deferral_rate", "operating_point")  # how to say where the threshold is
 
 
-SCORE_BINS = 40
-"""How many even bins live scores are counted in."""
+SCORE_BINS = 40  # even bins in which live scores are counted
 
 
 @dataclass

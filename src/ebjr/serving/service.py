@@ -54,12 +54,8 @@ from ebjr.serving.status import describe
 if TYPE_CHECKING:  # an extra
     from ebjr.serving.tracing import Tracing
 
-VERSION = "1"
-"""The only version of a served model."""
-
-STOP_SECONDS = 10.0
-"""So long a model has for what waits when the server ends: clients have their answers by then."""
-
+VERSION = "1"  # the only version of a served model
+STOP_SECONDS = 10.0  # for what waits in each model when the server ends
 REQUEST_PARAMETERS = (*KNOBS, "timeout")
 
 BROKEN = "the server failed on this request; its log says why"
