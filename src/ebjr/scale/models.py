@@ -5,31 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ebjr.arrays import Batch, row_count
 from ebjr.backends.entry import Entry, ModelEntry
-from ebjr.errors import TeacherUnavailable, needs
+from ebjr.errors import needs
 from ebjr.joint_file import JointConfig
-from ebjr.model import Model, answer
-from ebjr.task import Task
 
 with needs("scale", "running on Ray"):
     import ray
-
-
-class RawTeacher:
-    """A teacher alone: deferred rows in, raw output out; `threads` None is the process's CPUs."""
-
-    def __init__(self, entry: Entry, kind: Task, threads: int | None = None) -> None:
-        self.kind = kind
-        self.model: Model = entry.load(**thread_option(entry, threads))
-
-    def __call__(self, inputs: Batch) -> Batch:
-        """Raw output, one row for each input; TeacherUnavailable where a far teacher skips rows."""
-        rows = row_count(inputs)
-        found = answer(self.model, inputs, rows, self.kind)
-        if found.answered is not None and row_count(found.output) < rows:
-            raise TeacherUnavailable(f"the teacher answered only some of {rows} rows just now")
-        return found.output
 
 
 def checked_config(joint: str | os.PathLike[str]) -> JointConfig:

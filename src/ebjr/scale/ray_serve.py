@@ -26,8 +26,9 @@ from ebjr.arrays import Batch, join_rows, row_count
 from ebjr.backends.entry import Entry
 from ebjr.errors import EbjrError, TeacherUnavailable, needs
 from ebjr.joint_file import JointConfig
+from ebjr.model import Model, answer
 from ebjr.router import check_threshold
-from ebjr.scale.models import RawTeacher, check_policy, checked_config, thread_option
+from ebjr.scale.models import check_policy, checked_config, thread_option
 from ebjr.scale.ray_metrics import Mirror
 from ebjr.serving.app import build_app as build_server
 from ebjr.serving.events import Batched
@@ -351,7 +352,8 @@ class Teacher:
         max_wait_seconds: float,
         threads: int | None,
     ) -> None:
-        self._model = RawTeacher(entry, kind, threads)
+        self._model: Model = entry.load(**thread_option(entry, threads))
+        self._kind = kind
         self._most = most_rows
         self._queue: RowQueue[_Part] = RowQueue(max_wait_seconds=max_wait_seconds)
         self._metrics = Metrics(name)
@@ -380,9 +382,17 @@ class Teacher:
                     for part in parts:
                         part.ticket.fail(error)
 
+    def _ask(self, inputs: Batch) -> Batch:
+        """Raw output, one row for each input; TeacherUnavailable where a far teacher skips rows."""
+        rows = row_count(inputs)
+        found = answer(self._model, inputs, rows, self._kind)
+        if found.answered is not None and row_count(found.output) < rows:
+            raise TeacherUnavailable(f"the teacher answered only some of {rows} rows just now")
+        return found.output
+
     def _answer(self, parts: Sequence[_Part]) -> None:
         began = time.perf_counter()
-        output = self._model(join_rows([part.inputs for part in parts]))
+        output = self._ask(join_rows([part.inputs for part in parts]))
         self._metrics.observe(Batched.of("teacher", parts, began))
         end = 0
         for part in parts:

@@ -33,6 +33,7 @@ from ebjr.stats import clopper_pearson
 
 MOST_SCORES = 20_000  # between two looks; further ones are left out, whatever they are
 SAVE_SECONDS = 60.0
+ALPHA = 0.05  # the probability of each monitor to ever raise a false alarm
 
 _FILE = "monitor.json"
 _FORMAT = "ebjr-live-monitor-1"
@@ -74,7 +75,6 @@ class LiveMonitor(Observer):
     """What the monitors of a server are fed with, and what they say.
 
     With an `audit_rate` of 0 no disagreement is watched. `folder` keeps the state over restarts.
-    Each monitor ever raises a false alarm with probability `alpha` at most.
 
     Examples
     --------
@@ -90,13 +90,12 @@ class LiveMonitor(Observer):
         *,
         audit_rate: float = 0.0,
         folder: str | os.PathLike[str] | None = None,
-        alpha: float = 0.05,
     ) -> None:
         self.audits = self.contradicted = 0
         found = {
-            "drift": _drift_of(served, alpha),
-            "disagreement": _disagreement_of(served, audit_rate, alpha),
-            "rate": _rate_of(served, alpha),
+            "drift": _drift_of(served),
+            "disagreement": _disagreement_of(served, audit_rate),
+            "rate": _rate_of(served),
         }
         self._watches = {name: one for name, one in found.items() if isinstance(one, Watch)}
         self._unwatched = {name: why for name, why in found.items() if isinstance(why, str)}
@@ -233,14 +232,14 @@ class LiveMonitor(Observer):
         self._watches = taken
 
 
-def _drift_of(served: Served, alpha: float) -> Watch | str:
+def _drift_of(served: Served) -> Watch | str:
     reference = served.calibration.get("drift")
     if reference is None:
         return "not watched: joint.toml does not know the scores; calibrate again"
-    return Watch(DriftMonitor.of_reference(reference, alpha))
+    return Watch(DriftMonitor.of_reference(reference, ALPHA))
 
 
-def _disagreement_of(served: Served, audit_rate: float, alpha: float) -> Watch | str:
+def _disagreement_of(served: Served, audit_rate: float) -> Watch | str:
     if not served.joint.kind.has_labels:
         return (
             f"not watched: the answers of {served.joint.task} are no labels, which agree or "
@@ -252,26 +251,26 @@ def _disagreement_of(served: Served, audit_rate: float, alpha: float) -> Watch |
     if certificate is not None and not certificate.labeled and certificate.promise != "rate":
         alone = certificate.promise == "harm" or served.joint.blend == 0
         if alone and certificate.tolerance >= 0:
-            monitor = RiskMonitor(certificate.tolerance, alpha, audit_probability=audit_rate)
+            monitor = RiskMonitor(certificate.tolerance, ALPHA, audit_probability=audit_rate)
             return Watch(monitor, certificate.threshold, certificate.statement)
     known = served.calibration.get("disagreement")
     if known is None:
         return "not watched: joint.toml knows no disagreement; calibrate again"
     hits, n = int(known["kept_and_contradicted"]), int(known["rows"])
-    _, most = clopper_pearson(hits, n, alpha)
+    _, most = clopper_pearson(hits, n, ALPHA)
     if most >= 1:
         return "not watched: on the calibration's other half the teacher contradicts every row"
     about = (
         f"on the calibration's other half {hits} of {n} rows were kept and contradicted by the "
-        f"teacher, which is at most {most:.4g} with probability {1 - alpha / 2:g}"
+        f"teacher, which is at most {most:.4g} with probability {1 - ALPHA / 2:g}"
     )
-    monitor = RiskMonitor(most, alpha / 2, audit_probability=audit_rate)
+    monitor = RiskMonitor(most, ALPHA / 2, audit_probability=audit_rate)
     return Watch(monitor, float(known["threshold"]), about)
 
 
-def _rate_of(served: Served, alpha: float) -> Watch | None:
+def _rate_of(served: Served) -> Watch | None:
     certificate = served.certificate
     if certificate is None or certificate.promise != "rate":
         return None
-    monitor = RiskMonitor(certificate.tolerance, alpha, promise="rate")
+    monitor = RiskMonitor(certificate.tolerance, ALPHA, promise="rate")
     return Watch(monitor, certificate.threshold, certificate.statement)

@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
@@ -19,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from itertools import count
-from typing import IO, Any
+from typing import Any
 
 from ebjr.serving.events import Failed, Observer
 
@@ -102,11 +101,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def start_logging(form: str = "words", stream: IO[str] | None = None) -> None:
-    """Send what this process logs to standard error, or to `stream`, in one of `FORMATS`."""
+def start_logging(form: str) -> None:
+    """Send what this process logs to standard error, in one of `FORMATS`."""
     if form not in FORMATS:
         raise ValueError(f"logs come as one of {', '.join(FORMATS)}, not {form!r}")
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler = logging.StreamHandler()
     words = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else words)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -160,8 +159,7 @@ class RequestIds:
 class Faults(Observer):
     """Logs that a model fails, in words, without a line for every batch."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._next: dict[str, float] = {}
         self._quiet: dict[str, int] = {}
@@ -170,7 +168,7 @@ class Faults(Observer):
     def _failed(self, event: Failed) -> None:
         """Tell of a failure, unless one of this stage has just been told of."""
         stage, error = event
-        now = self._clock()
+        now = time.monotonic()
         with self._lock:
             if now < self._next.get(stage, 0.0):
                 self._quiet[stage] = self._quiet.get(stage, 0) + 1
