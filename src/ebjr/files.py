@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -141,3 +142,20 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     """
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_number(value: Any) -> Any:
+    """A number, or a container of some, as JSON carries it: infinity and NaN become words.
+
+    Examples
+    --------
+    >>> json_number({"threshold": math.inf, "deferral_rate": [0.0, 1.0]})
+    {'threshold': 'inf', 'deferral_rate': [0.0, 1.0]}
+    """
+    if isinstance(value, dict):
+        return {key: json_number(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_number(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -7,9 +7,10 @@ import threading
 from collections import Counter
 from typing import Any, Literal
 
+from ebjr.files import json_number
 from ebjr.router import check_threshold
 from ebjr.serving.journal import Journal
-from ebjr.serving.served import Served, json_number
+from ebjr.serving.served import Served
 
 Promise = Literal["in force", "suspended"]
 

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.optimize  # noqa: F401  # a monitor's first bound would wait for it
 
-from ebjr.files import write_whole
+from ebjr.files import json_number, write_whole
 from ebjr.monitor import DriftMonitor, RiskMonitor
 from ebjr.serving.events import Audited, Observer, Scored
-from ebjr.serving.served import Served, json_number
+from ebjr.serving.served import Served
 from ebjr.stats import clopper_pearson
 
 MOST_SCORES = 20_000  # between two looks; further ones are left out, whatever they are

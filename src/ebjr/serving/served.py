@@ -207,20 +207,3 @@ def served_alone(
     model = model if preprocess is None else prepared(model, preprocess)
     every = Router("max_logit", float(np.finfo(np.float64).min))
     return Served(JointClassifier(model, model, every), name=Path(path).stem)
-
-
-def json_number(value: Any) -> Any:
-    """A number, or whatever holds some, as JSON carries it: for infinity and NaN it has no number.
-
-    Examples
-    --------
-    >>> json_number({"threshold": math.inf, "deferral_rate": [0.0, 1.0]})
-    {'threshold': 'inf', 'deferral_rate': [0.0, 1.0]}
-    """
-    if isinstance(value, dict):
-        return {key: json_number(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [json_number(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

@@ -30,6 +30,7 @@ from ebjr.errors import (
     ProtocolError,
     UnknownModel,
 )
+from ebjr.files import json_number
 from ebjr.link.far import FarTeacher
 from ebjr.model import facts
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
@@ -48,7 +49,7 @@ from ebjr.serving.metrics import Metrics, add_sources
 from ebjr.serving.periodic import Periodic
 from ebjr.serving.pipeline import Pipeline, ServedAnswer
 from ebjr.serving.recent import Recent
-from ebjr.serving.served import KNOBS, Served, json_number
+from ebjr.serving.served import KNOBS, Served
 from ebjr.serving.status import describe
 
 if TYPE_CHECKING:  # an extra

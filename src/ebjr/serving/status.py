@@ -12,9 +12,10 @@ import numpy as np
 
 from ebjr.costs import Cost
 from ebjr.evaluation.plots import relative_cost
+from ebjr.files import json_number
 from ebjr.metric import METRICS, Metric
 from ebjr.scores import score_title
-from ebjr.serving.served import Served, json_number
+from ebjr.serving.served import Served
 
 
 def describe(served: Served) -> dict[str, Any]:
