@@ -1,9 +1,8 @@
 """Ray Data: joint inference over a dataset in two stages, each on its own actors.
 
 The student answers every block, and sends the inputs of the rows that it defers along with the
-answers. Of many such blocks the teacher's actors make dense batches of deferred rows alone.
-Everything streams, a lost node's blocks are worked out again, and each answer says which row it
-is of.
+answers. The teacher's actors make dense batches of the deferred rows of many blocks. Everything
+streams, a lost node's blocks are worked out again, and each answer names its row.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class Mirror:
             self._before[sample.name, tags] = sample.value
 
     def _copy_histogram(self, family: Any) -> None:
-        for labels, (edges, counts, total) in _histograms(family).items():
+        for labels, edges, counts, total in _histograms(family):
             tags = dict(labels)
             if self._without and tags.get("stage") == self._without:
                 continue
@@ -77,24 +77,18 @@ class Mirror:
         return self._known[name]
 
 
-def _histograms(family: Any) -> dict[Labels, tuple[np.ndarray, np.ndarray, float]]:
-    """Edges (k,), counts of the k + 1 buckets, and the sum, by labels."""
-    found: dict[Labels, dict[str, Any]] = {}
+def _histograms(family: Any) -> Iterator[tuple[Labels, np.ndarray, np.ndarray, float]]:
+    """Labels, edges (k,), counts of the k + 1 buckets, and the sum."""
+    found: dict[Labels, list[Any]] = {}
     for sample in family.samples:
-        labels = {key: value for key, value in sample.labels.items() if key != "le"}
-        entry = found.setdefault(tuple(sorted(labels.items())), {"le": [], "sum": 0.0})
-        if sample.name.endswith("_bucket"):
-            entry["le"].append((float(sample.labels["le"]), int(sample.value)))
-        elif sample.name.endswith("_sum"):
-            entry["sum"] = sample.value
-    return {
-        labels: (
-            np.array([edge for edge, _ in entry["le"][:-1]]),
-            np.diff([0, *(count for _, count in entry["le"])]),
-            entry["sum"],
-        )
-        for labels, entry in found.items()
-    }
+        labels = sorted(label for label in sample.labels.items() if label[0] != "le")
+        found.setdefault(tuple(labels), []).append(sample)
+    for known, samples in found.items():
+        buckets = [sample for sample in samples if sample.name.endswith("_bucket")]
+        edges = np.array([float(bucket.labels["le"]) for bucket in buckets[:-1]])
+        counts = np.diff([0, *(int(bucket.value) for bucket in buckets)])
+        total = sum(sample.value for sample in samples if sample.name.endswith("_sum"))
+        yield known, edges, counts, total
 
 
 def spread(edges: np.ndarray, counts: np.ndarray, total: float) -> list[float]:
@@ -102,13 +96,6 @@ def spread(edges: np.ndarray, counts: np.ndarray, total: float) -> list[float]:
 
     Ray's histograms take values one by one, and the values are no longer there. `edges` (k,) rise;
     the last bucket lies beyond them.
-
-    Examples
-    --------
-    >>> edges, counts = np.array([1.0, 2.0, 4.0]), np.array([0, 2, 1, 1])
-    >>> values = spread(edges, counts, 15.5)
-    >>> [round(value, 3) for value in values], round(float(counts @ values), 3)
-    ([1.0, 2.0, 4.0, 7.5], 15.5)
     """
     highest = np.append(edges, np.nextafter(edges[-1], np.inf))
     values = highest.copy()

@@ -1,8 +1,8 @@
 """Ray Serve: student replicas that score and route, teacher replicas that get the deferred rows.
 
-A student replica is the server of `ebjr.serving`: the same routes, the same pipeline, the same
-answers, and a teacher that is a handle to the teacher replicas. These gather what all students
-defer into dense batches. One knob, a replica of its own, tells every student its threshold.
+A student replica is the server of `ebjr.serving` with a handle to the teacher replicas as its
+teacher. These gather what all students defer into dense batches. One knob, a replica of its own,
+tells every student its threshold.
 """
 
 from __future__ import annotations

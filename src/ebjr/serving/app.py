@@ -1,9 +1,7 @@
 """The server: Open Inference Protocol v2 over HTTP in front of a pipeline, and the knob.
 
-``GET /v2/health/live`` and ``/ready``, ``GET /v2`` and ``/v2/models/NAME``, ``POST
-/v2/models/NAME/infer`` as the protocol says; ``GET/PUT /v1/router`` reads and moves the threshold;
-``/metrics`` is Prometheus, and ``/openapi.json`` says it all to machines. A user's mistake is one
-sentence with a 4xx, and the server keeps serving.
+``/openapi.json`` describes its routes. A user's mistake is answered by one sentence with a 4xx, and
+the server keeps serving.
 """
 
 from __future__ import annotations

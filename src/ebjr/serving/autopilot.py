@@ -1,10 +1,9 @@
 """Autopilot: holds a latency, a deferral rate or a budget of FLOPs by moving the knob.
 
-It steers by the deferral rate: the calibrated quantiles turn a rate into a threshold, so that a
-step means the same for every score and never leaves the range of the scores. What it measures was
-decided by the threshold in force alone: a move empties the window, so that there is no dead time
-in the loop, and rows that brought a threshold of their own do not count. It moves when what it
-measured cannot be chance, and not before; how it comes to rest is `Search`.
+It steers by the deferral rate: the calibrated quantiles turn a rate into a threshold, so a step
+means the same for every score. It measures what the threshold in force alone has decided: a move
+empties the window, and rows with a threshold of their own do not count. It moves only when what it
+measured cannot be chance; `Search` says how it comes to rest.
 """
 
 from __future__ import annotations
@@ -36,14 +35,12 @@ _SIZES = {"": 1.0, "K": 1e-3, "M": 1e-6, "G": 1e-9, "T": 1e-12}
 class Hold:
     """What the autopilot holds: `quantity` at `target` (a share, FLOPs per row, or seconds).
 
-    `quantity` is ``"deferral_rate"``, ``"flops"``, or a percentile of the requests' time.
+    `quantity` is ``"deferral_rate"``, ``"flops"``, or a percentile of requests' time (``"p99"``).
 
     Examples
     --------
     >>> Hold.of("p99=50ms"), str(Hold("p99", 0.05))
     (Hold(quantity='p99', target=0.05), 'p99=50ms')
-    >>> Hold.of("flops=1.5G").target
-    1500000000.0
     """
 
     quantity: str

@@ -23,7 +23,7 @@ class Submitted(NamedTuple):
 class Batched(NamedTuple):
     """A model has answered a batch of `rows` rows of k tickets, one for each part.
 
-    `waited` (k,) are the seconds in the queue; `began` is of `time.perf_counter`.
+    `waited` (k,) are seconds in the queue; `began` is of `time.perf_counter`.
     """
 
     stage: str

@@ -1,8 +1,7 @@
 """Open Inference Protocol v2 over gRPC: beside HTTP, on the same service.
 
-The messages are those of ``open_inference.proto``, compiled into ``open_inference.binpb``. They
-live in a pool of their own: protobuf knows each name once in a process, and a client of another
-package, such as Triton's, brings the same names.
+The messages are compiled from ``open_inference.proto`` into a pool of their own: protobuf knows
+each name once in a process, and a client of another package, such as Triton's, brings the same.
 """
 
 from __future__ import annotations
@@ -212,15 +211,7 @@ class _Calls:
 
 
 def read_request(message: Any) -> InferRequest:
-    """An inference request from a ``ModelInferRequest``; ProtocolError where it is none.
-
-    Examples
-    --------
-    >>> contents = {"fp32_contents": [0.5, 2.0]}
-    >>> tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "contents": contents}
-    >>> read_request(MESSAGES["ModelInferRequest"](inputs=[tensor])).inputs["x"]
-    array([[0.5, 2. ]], dtype=float32)
-    """
+    """An inference request from a ``ModelInferRequest``; ProtocolError where it is none."""
     parts = list(message.raw_input_contents)
     if not parts:
         parts = [_typed_bytes(tensor) for tensor in message.inputs]
@@ -252,14 +243,7 @@ def read_request(message: Any) -> InferRequest:
 
 
 def write_response(response: InferResponse, request: InferRequest, *, raw: bool) -> Any:
-    """A ``ModelInferResponse`` of the outputs that the request wants; `raw` sends their bytes.
-
-    Examples
-    --------
-    >>> answer = InferResponse({"score": np.array([1.5])}, "joint")
-    >>> write_response(answer, InferRequest({}), raw=False).outputs[0].contents.fp64_contents
-    [1.5]
-    """
+    """A ``ModelInferResponse`` of the outputs that the request wants; `raw` sends their bytes."""
     message = MESSAGES["ModelInferResponse"](
         model_name=response.model_name, model_version=response.model_version, id=response.id
     )

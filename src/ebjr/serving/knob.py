@@ -22,15 +22,6 @@ class Knob:
 
     A move is written to the journal before it is made: if that fails, nothing moves. It takes
     effect at the student's next batch.
-
-    Examples
-    --------
-    >>> from ebjr import JointClassifier, Router
-    >>> joint = JointClassifier(abs, abs, Router("max_logit", 2.0))
-    >>> knob = Knob(Served(joint))
-    >>> knob.move(3.0, who="127.0.0.1", why="more of the teacher")
-    >>> knob.threshold, joint.router.threshold
-    (3.0, 3.0)
     """
 
     def __init__(self, served: Served, journal: Journal | None = None) -> None:

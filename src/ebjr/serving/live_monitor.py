@@ -101,9 +101,8 @@ class LiveMonitor(Observer):
         self._unwatched = {name: why for name, why in found.items() if isinstance(why, str)}
         self._lock = threading.Lock()
         self.handlers = {Scored: self._scored, Audited: self._audit}
-        self._scores: list[np.ndarray] = []
+        self._scores: list[Scored] = []
         self._audited: list[Audited] = []
-        self._decided: list[tuple[np.ndarray, np.ndarray]] = []
         self._known = 0  # scores that wait for a look
         self._alarmed: set[str] = set()
         self._file = None if folder is None else Path(folder) / _FILE
@@ -119,9 +118,7 @@ class LiveMonitor(Observer):
         with self._lock:
             if self._known < MOST_SCORES:
                 self._known += len(event.score)
-                self._scores.append(event.score)
-                if "rate" in self._watches:
-                    self._decided.append((event.threshold, event.deferred))
+                self._scores.append(event)
 
     def _audit(self, audited: Audited) -> None:
         """Take an audit, for the next look."""
@@ -131,15 +128,14 @@ class LiveMonitor(Observer):
     def look(self) -> None:
         """Feed the monitors, tell alarms, and save the state now and then, as `save` does."""
         with self._lock:
-            scores, self._scores, self._known = self._scores, [], 0
+            scored, self._scores, self._known = self._scores, [], 0
             audited, self._audited = self._audited, []
-            decided, self._decided = self._decided, []
-        if scores and (drift := self._watches.get("drift")) is not None:
-            drift.monitor.update(np.concatenate(scores))
-        if decided:
-            threshold, deferred = (np.concatenate(column) for column in zip(*decided, strict=True))
-            rate = self._watches["rate"]
-            rate.monitor.update(deferred[threshold <= rate.threshold])
+        if scored:
+            score, deferred, threshold = map(np.concatenate, zip(*scored, strict=True))
+            if (drift := self._watches.get("drift")) is not None:
+                drift.monitor.update(score)
+            if (rate := self._watches.get("rate")) is not None:
+                rate.monitor.update(deferred[threshold <= rate.threshold])
         if audited:
             self._take(audited)
         self._tell()
@@ -184,16 +180,13 @@ class LiveMonitor(Observer):
         } | {"alarm": {name: float(watch.alarmed) for name, watch in self._watches.items()}}
 
     def _take(self, audited: list[Audited]) -> None:
-        drawn = sum(int(one.drawn.sum()) for one in audited)
-        self.audits += drawn
-        self.contradicted += sum(int(one.contradicted.sum()) for one in audited)
-        if (watch := self._watches.get("disagreement")) is None:
-            return
-        covered = [one.threshold >= watch.threshold for one in audited]
-        loss = [one.contradicted[own] for one, own in zip(audited, covered, strict=True)]
-        known = [one.drawn[own] for one, own in zip(audited, covered, strict=True)]
-        assert isinstance(watch.monitor, RiskMonitor)
-        watch.monitor.update(np.concatenate(loss), np.concatenate(known))
+        threshold, _, drawn, contradicted = map(np.concatenate, zip(*audited, strict=True))
+        self.audits += int(drawn.sum())
+        self.contradicted += int(contradicted.sum())
+        if (watch := self._watches.get("disagreement")) is not None:
+            covered = threshold >= watch.threshold
+            assert isinstance(watch.monitor, RiskMonitor)
+            watch.monitor.update(contradicted[covered], drawn[covered])
 
     def _tell(self) -> None:
         for name, watch in self._watches.items():

@@ -1,8 +1,7 @@
 """Logs of a server: words for people, or JSON lines for machines, with the id of each request.
 
-A request keeps the id that it brings in ``X-Request-Id``, if that is a sane one, and gets one if
-not; the answer carries it, and so does every line that is logged on its behalf. Over gRPC it is
-metadata of that name. `noted` are the figures of the line that a request gets when it is answered.
+A request keeps the id of its ``X-Request-Id`` (metadata of that name over gRPC), if that is safe to
+log, and gets one if not; the answer and every line that is logged on its behalf carry it.
 """
 
 from __future__ import annotations
@@ -161,8 +160,7 @@ class Faults(Observer):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._next: dict[str, float] = {}
-        self._quiet: dict[str, int] = {}
+        self._told: dict[str, tuple[float, int]] = {}  # when a stage's next line may come; left out
         self.handlers = {Failed: self._failed}
 
     def _failed(self, event: Failed) -> None:
@@ -170,11 +168,11 @@ class Faults(Observer):
         stage, error = event
         now = time.monotonic()
         with self._lock:
-            if now < self._next.get(stage, 0.0):
-                self._quiet[stage] = self._quiet.get(stage, 0) + 1
+            until, untold = self._told.get(stage, (0.0, 0))
+            if now < until:
+                self._told[stage] = until, untold + 1
                 return
-            self._next[stage] = now + QUIET_SECONDS
-            untold = self._quiet.pop(stage, 0)
+            self._told[stage] = now + QUIET_SECONDS, 0
         more = f" ({untold} other failures since the last line)" if untold else ""
         who = "teacher, asked for an audit," if stage == "audit" else stage
         log.error("the %s failed on a batch: %s: %s%s", who, type(error).__name__, error, more)

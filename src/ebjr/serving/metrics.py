@@ -1,8 +1,7 @@
-"""Prometheus metrics of a server: what a pipeline tells becomes numbers to watch.
+"""Prometheus metrics of a server; docs/operations.md says what each one means.
 
-What comes in bulk (scores, waits) is counted in bulk, with one NumPy call for each batch; what is
-known elsewhere (queues, the knob, the monitor) is read when somebody asks. docs/operations.md says
-what each metric means.
+What comes in bulk (scores, waits) is counted in bulk; what is known elsewhere (queues, the knob,
+the monitor) is read when somebody asks.
 """
 
 from __future__ import annotations
@@ -158,9 +157,7 @@ class _Counts(Collector):
         with self._lock:
             given = np.array([waiting.popleft() for _ in range(len(waiting))], np.float64)
         found = np.bincount(np.searchsorted(self._edges, given), minlength=len(self._names))
-        total = float(given.sum())
-        if not np.isfinite(total):
-            total = float(given[np.isfinite(given)].sum())
+        total = float(given[np.isfinite(given)].sum())
         with self._lock:
             self._counts[stage] += found
             self._sums[stage] += total
@@ -205,7 +202,6 @@ MONITORED = {
     "alarm": "1 once a monitor's alarm has gone off.",
     "shift": "The largest shift of a share of scores since calibration.",
 }
-"""Figures of the monitors."""
 
 
 def add_sources(
@@ -236,9 +232,9 @@ def _add_knob(metrics: Metrics, control: KnobControl) -> None:
         return {} if state is None else {"": float(state == "in force")}
 
     def pilot(figure: Callable[[Autopilot], float | None]) -> dict[str, float]:
-        flies = control.pilot
-        found = None if flies is None else figure(flies)
-        return {} if flies is None or found is None else {flies.hold.quantity: found}
+        if (flies := control.pilot) is None or (found := figure(flies)) is None:
+            return {}
+        return {flies.hold.quantity: found}
 
     target = partial(pilot, lambda one: one.hold.target)
     measured = partial(pilot, lambda one: one.measured)

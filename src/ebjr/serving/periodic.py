@@ -13,15 +13,6 @@ class Periodic:
     """Does chores in turn, again and again; one that fails is logged, and done again next time.
 
     `seconds` is from the end of one round to the next.
-
-    Examples
-    --------
-    >>> done = threading.Event()
-    >>> periodic = Periodic(0.001, done.set)
-    >>> periodic.start()
-    >>> done.wait(10)
-    True
-    >>> periodic.stop()
     """
 
     def __init__(self, seconds: float, *chores: Callable[[], None]) -> None:

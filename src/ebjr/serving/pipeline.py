@@ -2,12 +2,9 @@
 
 Requests are cut into rows. Rows of many requests form the student's batches, the deferred rows of
 many student batches form the teacher's, and answers return to their own requests. A worker takes
-whatever waits as soon as it is free: nobody waits for a batch to fill while a model is idle, and
-batches grow by themselves with the load. With `max_wait_seconds` a worker waits for company where
-the rate of arrivals says that a batch will be full by then.
-
-No web and no asyncio here: `submit` returns a `Ticket`, whose `future` is a `concurrent.futures`
-one. Everything the models do happens in these threads.
+whatever waits as soon as it is free: batches grow by themselves with the load. With
+`max_wait_seconds` it waits for company where a batch will be full by then. No asyncio here:
+all happens in these threads, and the `Ticket` of a request has a `concurrent.futures` future.
 """
 
 from __future__ import annotations
@@ -206,16 +203,13 @@ class _Part:
 
     @property
     def form(self) -> Any:
-        """What rows of one batch have in common."""
         return self.ticket.form
 
     @property
     def answered(self) -> bool:
-        """Whether nobody waits for them any more."""
         return self.ticket.future.done()
 
     def cut(self, start: int, stop: int | None) -> _Part:
-        """Some of its rows."""
         return replace(self, rows=self.rows[start:stop], output=_cut(self.output, start, stop))
 
 

@@ -1,7 +1,6 @@
 """The last minute of a pipeline, in constant memory: rates, latency percentiles, scores.
 
-Prometheus counts from the start and lets others look at windows; a page, and an autopilot with a
-target, want the window itself. Everything is counted in slots of a second, which come round again.
+Everything is counted in slots of a second, which are used again and again.
 """
 
 from __future__ import annotations
@@ -33,13 +32,6 @@ class Recent(Observer):
     """Counts of the last seconds; told by many threads, read by any.
 
     Scores are counted between the rising `score_edges` (k + 1,), those beyond in the outer bins.
-
-    Examples
-    --------
-    >>> recent = Recent([0.0, 1.0, 2.0])
-    >>> recent.observe(Scored(np.array([0.5, 1.5, 7]), np.array([True, False, False]), np.ones(3)))
-    >>> recent.counts()["deferred"], recent.scores().tolist()
-    (1, [1, 2])
     """
 
     def __init__(

@@ -1,7 +1,6 @@
 """What the protocols of a server share: a request is checked, asked and answered in one place.
 
-`Service.infer` takes an `InferRequest` and gives an `InferResponse`, whatever brought the one and
-takes the other. What is wrong is raised, and `status_of` says which kind of wrong it is.
+Mistakes are raised as errors, and `status_of` gives their HTTP status.
 """
 
 from __future__ import annotations

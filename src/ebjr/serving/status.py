@@ -22,13 +22,6 @@ def describe(served: Served) -> dict[str, Any]:
     """What is known from calibration, as JSON: it does not change while the server runs.
 
     What joint.toml does not know is left out. Of the curve, `quality` and `cost` are as drawn.
-
-    Examples
-    --------
-    >>> from ebjr import JointClassifier, Router
-    >>> served = Served(JointClassifier(abs, abs, Router("energy", 0.5)), score_quantiles=(0, 1))
-    >>> describe(served)["calibration"]["score_quantiles"]
-    [0, 1]
     """
     kept, calibration = served.calibration, dict[str, Any]()
     figures = kept.get("held_out", kept.get("chosen_on"))
@@ -60,11 +53,6 @@ def shares_between(quantiles: Sequence[float], edges: Sequence[float]) -> list[f
     """The share of the calibration's scores in each of k bins; those beyond lie in the outer ones.
 
     `quantiles` (q,) are evenly spaced from 0 to 1; `edges` (k + 1,) rise.
-
-    Examples
-    --------
-    >>> shares_between([0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0])
-    [0.5, 0.5]
     """
     if len(edges) < 2:
         return []
