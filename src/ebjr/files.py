@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and named by what is in them."""
+"""Files are written whole or not at all, named by what is in them, with every number as JSON."""
 
 from __future__ import annotations
 

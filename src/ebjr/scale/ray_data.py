@@ -54,9 +54,9 @@ def predict(
     Parameters
     ----------
     data
-        A Ray dataset with the columns `COLUMNS`; a `Data` as `ebjr.data.open.open_data` opens it,
-        of images, arrays or a table; or an array (n, ...). Each node must find the files where
-        this one does.
+        A Ray dataset with a number (`row`), a `name` and `inputs` for each row; a `Data` as
+        `ebjr.data.open.open_data` opens it; or an array (n, ...). Each node must find the files
+        where this one does.
     joint
         The ``joint.toml``.
     threshold
@@ -64,9 +64,8 @@ def predict(
     batch_size, teacher_batch
         Rows given to each model at once; the teacher's are as the student's if left out.
     student, teacher
-        What Ray is to do with each model's actors: `num_cpus`, `num_gpus`, and `concurrency`, a
-        number or a range to scale in. One actor each with one CPU, if left out, or with half of
-        the one that there is.
+        Of each model's actors: `num_cpus`, `num_gpus`, and `concurrency`, a number or a range to
+        scale in. By default there is one actor with one CPU, or half of the only one.
     when_unavailable
         As of `JointClassifier`.
     start
@@ -83,9 +82,9 @@ def predict(
     Raises
     ------
     FileNotFoundError
-        The ``joint.toml``, or a model that it names, is missing.
+        `joint`, or a model that it names, is missing.
     ValueError
-        It is no ``joint.toml``, or a column is missing.
+        `joint` is no ``joint.toml``, or `data` misses a column.
     ModelError
         A model file, or the preprocessing, has changed since the threshold was calibrated.
     """

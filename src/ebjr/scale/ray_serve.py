@@ -100,14 +100,14 @@ def build_app(
     threads
         Of each model; None takes as many as its replica has CPUs.
     token
-        Who moves the knob must show it.
+        What moves of the knob must show.
 
     Raises
     ------
     FileNotFoundError
-        The ``joint.toml``, or a model that it names, is missing.
+        `joint`, or a model that it names, is missing.
     ValueError
-        It is no ``joint.toml``, or an argument is out of range.
+        `joint` is no ``joint.toml``, or another argument is out of range.
     ModelError
         A model file, or the preprocessing, has changed since the threshold was calibrated.
     """
@@ -170,7 +170,7 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     Raises
     ------
     ValueError
-        There is no `joint`, or what is given is no argument of `build_app`.
+        `args` has no `joint`, or a name that is no argument of `build_app`.
     """
     known = inspect.signature(build_app).parameters
     unknown = set(args) - set(known)

@@ -57,7 +57,7 @@ def build_app(
     served
         What is served.
     token
-        Who moves the knob must show it, as ``Authorization: Bearer TOKEN``; without one the knob
+        What moves of the knob must show as ``Authorization: Bearer TOKEN``; without one the knob
         is moved from this machine alone.
     beside
         Servers of other protocols on the same service, open as long as the application is.
@@ -71,9 +71,9 @@ def build_app(
     MissingExtra
         Starlette or prometheus-client is not installed.
     ValueError
-        An option is out of range, or what is to be held cannot be.
+        One of `options` is out of range, or the autopilot cannot hold `hold`.
     OSError
-        The audit log cannot be written.
+        `audit_log` cannot be written.
     """
     service = Service(served, **options)
     handlers, infer = _Handlers(service, token), Infer(service)
@@ -161,7 +161,7 @@ def run_server(
     started: Callable[[str], None] = lambda url: None,
     **options: Any,
 ) -> None:
-    """Serve until the process is told to end; what is asked by then is answered.
+    """Serve until the process is told to end; requests that came by then are answered.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def run_server(
     MissingExtra
         uvicorn is not installed; or grpcio or OpenTelemetry, which `grpc_port` and `otel` need.
     OSError
-        An address is taken.
+        `port` or `grpc_port` is taken.
     """
     with needs("serve", "serving"):
         import uvicorn

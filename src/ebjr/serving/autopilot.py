@@ -68,9 +68,7 @@ class Hold:
 
     def figure(self, value: float) -> str:
         """A value of the quantity, with its unit."""
-        if self.percentile is not None:
-            return f"{1e3 * value:.4g}ms"
-        return f"{value:.4g}"
+        return f"{value:.4g}" if self.percentile is None else f"{1e3 * value:.4g}ms"
 
     def __str__(self) -> str:
         return f"{self.quantity}={self.figure(self.target)}"

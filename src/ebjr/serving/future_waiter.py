@@ -15,16 +15,6 @@ class FutureWaiter:
 
     `asyncio.wrap_future` wakes the loop for each future, with a system call each time. Here the
     first of a batch does, and the loop finds the others when it comes.
-
-    Examples
-    --------
-    >>> async def answer():
-    ...     future = concurrent.futures.Future()
-    ...     asyncio.get_running_loop().run_in_executor(None, future.set_result, 42)
-    ...     await FutureWaiter().until_done(future)
-    ...     return future.result()
-    >>> asyncio.run(answer())
-    42
     """
 
     def __init__(self, deadlines: Deadlines | None = None) -> None:

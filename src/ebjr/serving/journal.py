@@ -18,17 +18,6 @@ class Journal:
 
     When the file is opened, a last line that was never finished is cut off, and an entry says so.
     Whole lines are never touched. OSError: the file cannot be opened or written to.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "audit.jsonl"
-    >>> with Journal(path) as journal:
-    ...     journal.write({"who": "autopilot", "to": 0.5})
-    >>> _ = path.write_text(path.read_text() + '{"who": "auto')  # died while writing
-    >>> with Journal(path) as journal:
-    ...     journal.repaired
-    13
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -37,14 +37,13 @@ class KnobControl:
         """
         if wish == {"hold": None}:
             wish = {"threshold": self.knob.threshold}
-        if isinstance(wish, dict) and "hold" in wish:
-            if set(wish) - {"hold", "between"} or wish["hold"] is None:
-                raise ValueError(WISHES)
+        names = set(wish) if isinstance(wish, dict) else set()
+        if "hold" in names and names <= {"hold", "between"} and wish["hold"] is not None:
             self.hold(wish["hold"], wish.get("between"), who=who, request=request)
-            return
-        if not isinstance(wish, dict) or len(wish) != 1 or not set(wish) <= set(KNOBS):
+        elif len(names) == 1 and names <= set(KNOBS):
+            self._by_hand(wish, who, request)
+        else:
             raise ValueError(WISHES)
-        self._by_hand(wish, who, request)
 
     def _by_hand(self, wish: Mapping[str, Any], who: str, request: str | None) -> None:
         threshold = self.knob.served.chosen(wish)

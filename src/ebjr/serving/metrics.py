@@ -79,14 +79,7 @@ class Metrics(Observer):
     ) -> None:
         """Add a metric ``ebjr_NAME`` whose values are read whenever somebody asks.
 
-        `values` maps the values of `label` to numbers, or any one name where there is no label.
-
-        Examples
-        --------
-        >>> metrics = Metrics("joint")
-        >>> metrics.read("threshold", "The knob.", lambda: {"": 0.5})
-        >>> [line for line in metrics.text()[0].decode().splitlines() if "threshold{" in line]
-        ['ebjr_threshold{model="joint"} 0.5']
+        `values` maps the values of `label` to numbers; without a label it gives one, by any name.
         """
         family = CounterMetricFamily if counter else GaugeMetricFamily
         self._registry.register(_Read(family, f"ebjr_{name}", text, self._model, label, values))

@@ -179,7 +179,7 @@ def served_of(config: JointConfig, **options: Any) -> Served:
     Raises
     ------
     ModelError
-        A model file has changed, or cannot be loaded.
+        A model file of `config` has changed, or cannot be loaded.
     """
     return Served(
         joint=config.load(**options),

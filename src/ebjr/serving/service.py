@@ -74,13 +74,7 @@ log = logging.getLogger("ebjr.serving")
 
 
 def status_of(error: EbjrError) -> int:
-    """The HTTP status that an error is answered with; other protocols translate it.
-
-    Examples
-    --------
-    >>> status_of(ProtocolError("no tensor")), status_of(Overloaded("full", 1.0))
-    (400, 429)
-    """
+    """The HTTP status that an error is answered with; other protocols translate it."""
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
