@@ -29,6 +29,7 @@ from ebjr.evaluation import joint_prediction
 from ebjr.evaluation.bootstrap import bootstrap
 from ebjr.evaluation.ranking import reliability
 from ebjr.evaluation.tests import loss_difference
+from ebjr.files import json_number
 from ebjr.tables import print_study, study_figures
 
 CLASS_WORDS = re.compile(r"accuracy|McNemar|AUROC|AURC|odds|right on|\bclass|label|crossing", re.I)
@@ -132,7 +133,9 @@ def test_the_screen_has_no_word_of_classes(study, capsys):
 
 
 def test_the_figures_for_a_machine_are_json(study):
-    figures = json.loads(json.dumps(cli._plain(study_figures(study)), allow_nan=False, default=str))
+    figures = json.loads(
+        json.dumps(json_number(study_figures(study)), allow_nan=False, default=str)
+    )
     assert figures["held_out"]["metric"] == "rmse"
     assert figures["best_rmse"]["quality"] <= 0
     assert "auroc" not in figures["ranking"][0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import sys
@@ -20,7 +19,7 @@ from rich.markup import escape
 
 import ebjr
 from ebjr.errors import EbjrError, GridWarning, PromiseWarning, RecordingNote
-from ebjr.files import check_writable, sha256_of
+from ebjr.files import check_writable, json_number, sha256_of
 from ebjr.options import (
     BatchSize,
     ChoiceOptions,
@@ -768,15 +767,5 @@ def _progress() -> Iterator[Tell]:
 
 def print_json(figures: dict[str, Any]) -> None:
     """Print figures for a machine."""
-    sys.stdout.write(json.dumps(_plain(figures), indent=2, allow_nan=False, default=str) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """Numbers that JSON has no word for become text."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    text = json.dumps(json_number(figures), indent=2, allow_nan=False, default=str)
+    sys.stdout.write(text + "\n")

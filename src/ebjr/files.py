@@ -1,9 +1,10 @@
-"""Files are written whole or not at all, and named by what is in them."""
+"""Files are written whole or not at all, named by what is in them, with every number as JSON."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -92,3 +93,20 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_number(value: Any) -> Any:
+    """A number, or a container of some, as JSON carries it: infinity and NaN become words.
+
+    Examples
+    --------
+    >>> json_number({"threshold": math.inf, "deferral_rate": [0.0, 1.0]})
+    {'threshold': 'inf', 'deferral_rate': [0.0, 1.0]}
+    """
+    if isinstance(value, dict):
+        return {key: json_number(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_number(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -32,6 +32,7 @@ from ebjr.betting import (
     refuted_mean,
     resuming,
 )
+from ebjr.files import json_number
 from ebjr.router import check_threshold, deferral_key, is_deferred
 from ebjr.stats import clopper_pearson
 
@@ -601,8 +602,8 @@ class DriftMonitor(SequentialTest):
             "rate_tolerance": self.rate_tolerance,
             "seed": self.seed,
             **reference.as_dict(),
-            "edges": [_as_json(edge) for edge in reference.edges.tolist()],
-            "threshold": None if self.threshold is None else _as_json(self.threshold),
+            "edges": json_number(reference.edges.tolist()),
+            "threshold": json_number(self.threshold),
             "calibration_deferred": reference.deferred,
             "seen": self._seen.tolist(),
             "deferred": self._deferred,
@@ -733,8 +734,3 @@ def _columns(**named: Any) -> list[np.ndarray]:
         shapes = ", ".join(str(array.shape) for array in arrays)
         raise ValueError(f"{', '.join(named)} must be (n,) and of the same length, not {shapes}")
     return arrays
-
-
-def _as_json(value: float) -> float | str:
-    """JSON has no infinity: a word stands for it."""
-    return value if math.isfinite(value) else str(value)

@@ -5,59 +5,16 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ebjr.arrays import Batch, row_count
 from ebjr.backends.entry import Entry, ModelEntry
-from ebjr.errors import TeacherUnavailable, needs
+from ebjr.errors import needs
 from ebjr.joint_file import JointConfig
-from ebjr.model import Model, answer
-from ebjr.task import Task
 
 with needs("scale", "running on Ray"):
     import ray
 
 
-class RawTeacher:
-    """A teacher alone: deferred rows in, its raw output out.
-
-    Parameters
-    ----------
-    entry
-        The teacher in a ``joint.toml``.
-    kind
-        The task.
-    threads
-        Of the model; None takes as many as the process was given CPUs.
-    """
-
-    def __init__(self, entry: Entry, kind: Task, threads: int | None = None) -> None:
-        self.kind = kind
-        self.model: Model = entry.load(**thread_option(entry, threads))
-
-    def __call__(self, inputs: Batch) -> Batch:
-        """Raw output, one row for each input.
-
-        Raises
-        ------
-        ModelError
-            The model did not return one row for each.
-        TeacherUnavailable
-            It is somewhere else, and did not answer all of them.
-        """
-        rows = row_count(inputs)
-        found = answer(self.model, inputs, rows, self.kind)
-        if found.answered is not None and row_count(found.output) < rows:
-            raise TeacherUnavailable(f"the teacher answered only some of {rows} rows just now")
-        return found.output
-
-
 def checked_config(joint: str | os.PathLike[str]) -> JointConfig:
-    """A ``joint.toml``, whose models are there and as they were calibrated.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError, ModelError
-        It is missing or none, or a model has changed.
-    """
+    """A ``joint.toml`` whose models are there and unchanged since they were calibrated."""
     config = JointConfig.read(joint)
     config.check()
     for entry in (config.student, config.teacher):
@@ -66,13 +23,7 @@ def checked_config(joint: str | os.PathLike[str]) -> JointConfig:
 
 
 def check_policy(when_unavailable: str) -> str:
-    """What to do when the teacher cannot be reached, if it is one that many processes can keep.
-
-    Raises
-    ------
-    ValueError
-        It is none of them.
-    """
+    """`when_unavailable`, if many processes can keep to it; else ValueError."""
     if when_unavailable not in ("student", "error"):
         raise ValueError(
             f"on Ray, when_unavailable must be student or error, not {when_unavailable!r}"

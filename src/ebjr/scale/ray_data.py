@@ -1,9 +1,8 @@
 """Ray Data: joint inference over a dataset in two stages, each on its own actors.
 
 The student answers every block, and sends the inputs of the rows that it defers along with the
-answers. Of many such blocks the teacher's actors make dense batches of deferred rows alone.
-Everything streams, a lost node's blocks are worked out again, and each answer says which row it
-is of.
+answers. The teacher's actors make dense batches of the deferred rows of many blocks. Everything
+streams, a lost node's blocks are worked out again, and each answer names its row.
 """
 
 from __future__ import annotations
@@ -32,14 +31,9 @@ with needs("scale", "running on Ray"):
     import ray.data
     from ray.exceptions import RayError
 
-COLUMNS = ("row", "name", "inputs")
-"""What a dataset must have: a number for each row, what to call it, and the input."""
-
-READ_ROWS = 256
-"""The rows of a block, where we read the data."""
-
-FULL_BATCHES = 8
-"""The teacher's batches in a block of its stage: more are fuller, fewer are sooner."""
+COLUMNS = ("row", "name", "inputs")  # a number for each row, what to call it, and the input
+READ_ROWS = 256  # the rows of a block, where we read the data
+FULL_BATCHES = 8  # of the teacher in a block of its stage: more are fuller, fewer are sooner
 
 
 def predict(
@@ -60,9 +54,9 @@ def predict(
     Parameters
     ----------
     data
-        A Ray dataset with the columns `COLUMNS`; a `Data` as `ebjr.data.open.open_data` opens it,
-        of images, arrays or a table; or an array (n, ...). Each node must find the files where
-        this one does.
+        A Ray dataset with a number (`row`), a `name` and `inputs` for each row; a `Data` as
+        `ebjr.data.open.open_data` opens it; or an array (n, ...). Each node must find the files
+        where this one does.
     joint
         The ``joint.toml``.
     threshold
@@ -70,9 +64,8 @@ def predict(
     batch_size, teacher_batch
         Rows given to each model at once; the teacher's are as the student's if left out.
     student, teacher
-        What Ray is to do with each model's actors: `num_cpus`, `num_gpus`, and `concurrency`, a
-        number or a range to scale in. One actor each with one CPU, if left out, or with half of
-        the one that there is.
+        Of each model's actors: `num_cpus`, `num_gpus`, and `concurrency`, a number or a range to
+        scale in. By default there is one actor with one CPU, or half of the only one.
     when_unavailable
         As of `JointClassifier`.
     start
@@ -89,9 +82,9 @@ def predict(
     Raises
     ------
     FileNotFoundError
-        The ``joint.toml``, or a model that it names, is missing.
+        `joint`, or a model that it names, is missing.
     ValueError
-        It is no ``joint.toml``, or a column is missing.
+        `joint` is no ``joint.toml``, or `data` misses a column.
     ModelError
         A model file, or the preprocessing, has changed since the threshold was calibrated.
     """
@@ -225,10 +218,7 @@ def _column(values: Sequence[Any]) -> np.ndarray:
 
 def _objects(values: Sequence[Any]) -> np.ndarray:
     """One object for each row, whatever their shapes are."""
-    column = np.empty(len(values), object)
-    for row, value in enumerate(values):
-        column[row] = value
-    return column
+    return np.fromiter(values, object, len(values))
 
 
 def _listed(column: np.ndarray) -> Any:
@@ -290,15 +280,7 @@ def predict_file(
     """Answer all of some data to a file, as `ebjr.predict.predict` does on one machine.
 
     The file is the same, and so is what an interrupted run leaves: either can finish the other's.
-
-    Parameters
-    ----------
-    joint
-        The ``joint.toml``.
-    data, output, about, restart, tell
-        As of `ebjr.predict.predict`.
-    **options
-        Of `predict`.
+    `options` are those of `predict`.
     """
     config = JointConfig.read(joint)
     threshold = options.get("threshold")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,8 @@ Labels = tuple[tuple[str, str], ...]
 class Mirror:
     """Copies metrics of `ebjr.serving.metrics` to Ray's.
 
-    Ray adds which application, deployment and replica they are of.
-
-    Parameters
-    ----------
-    families
-        Gives all metrics as prometheus-client's families.
-    without_stage
-        A stage whose batches are somebody else's to count.
+    Ray adds their application, deployment and replica. Batches of `without_stage` are left out:
+    another deployment counts them.
     """
 
     def __init__(self, families: Callable[[], Iterable[Any]], without_stage: str = "") -> None:
@@ -60,7 +54,7 @@ class Mirror:
             self._before[sample.name, tags] = sample.value
 
     def _copy_histogram(self, family: Any) -> None:
-        for labels, (edges, counts, total) in _histograms(family).items():
+        for labels, edges, counts, total in _histograms(family):
             tags = dict(labels)
             if self._without and tags.get("stage") == self._without:
                 continue
@@ -83,53 +77,32 @@ class Mirror:
         return self._known[name]
 
 
-def _histograms(family: Any) -> dict[Labels, tuple[np.ndarray, np.ndarray, float]]:
-    """Edges (k,), counts of the k + 1 buckets, and the sum, by labels."""
-    found: dict[Labels, dict[str, Any]] = {}
+def _histograms(family: Any) -> Iterator[tuple[Labels, np.ndarray, np.ndarray, float]]:
+    """Labels, edges (k,), counts of the k + 1 buckets, and the sum."""
+    found: dict[Labels, list[Any]] = {}
     for sample in family.samples:
-        labels = {key: value for key, value in sample.labels.items() if key != "le"}
-        entry = found.setdefault(tuple(sorted(labels.items())), {"le": [], "sum": 0.0})
-        if sample.name.endswith("_bucket"):
-            entry["le"].append((float(sample.labels["le"]), int(sample.value)))
-        elif sample.name.endswith("_sum"):
-            entry["sum"] = sample.value
-    return {
-        labels: (
-            np.array([edge for edge, _ in entry["le"][:-1]]),
-            np.diff([0, *(count for _, count in entry["le"])]),
-            entry["sum"],
-        )
-        for labels, entry in found.items()
-    }
+        labels = sorted(label for label in sample.labels.items() if label[0] != "le")
+        found.setdefault(tuple(labels), []).append(sample)
+    for known, samples in found.items():
+        buckets = [sample for sample in samples if sample.name.endswith("_bucket")]
+        edges = np.array([float(bucket.labels["le"]) for bucket in buckets[:-1]])
+        counts = np.diff([0, *(int(bucket.value) for bucket in buckets)])
+        total = sum(sample.value for sample in samples if sample.name.endswith("_sum"))
+        yield known, edges, counts, total
 
 
 def spread(edges: np.ndarray, counts: np.ndarray, total: float) -> list[float]:
-    """A value for each bucket of a histogram, so that counts and sum are as they were.
+    """A value for each of a histogram's k + 1 buckets, such that counts and sum stay as they were.
 
-    Ray's histograms take values one by one, and the values are no longer there.
-
-    Parameters
-    ----------
-    edges
-        Where the buckets end, (k,), rising; the last bucket is beyond them.
-    counts
-        Of the k + 1 buckets.
-    total
-        The sum of all values.
-
-    Examples
-    --------
-    >>> edges, counts = np.array([1.0, 2.0, 4.0]), np.array([0, 2, 1, 1])
-    >>> values = spread(edges, counts, 15.5)
-    >>> [round(value, 3) for value in values], round(float(counts @ values), 3)
-    ([1.0, 2.0, 4.0, 7.5], 15.5)
+    Ray's histograms take values one by one, and the values are no longer there. `edges` (k,) rise;
+    the last bucket lies beyond them.
     """
     highest = np.append(edges, np.nextafter(edges[-1], np.inf))
     values = highest.copy()
     over = float(counts @ values) - total
     if over <= 0:  # what is missing lies beyond the last edge
         values[-1] -= over / counts[-1] if counts[-1] else 0.0
-        return [float(value) for value in values]
+        return values.tolist()
     room = np.concatenate([[0.0], np.diff(edges), [0.0]]) * counts
     if room.sum():
         share = min(over / room.sum(), 0.999)
@@ -137,4 +110,4 @@ def spread(edges: np.ndarray, counts: np.ndarray, total: float) -> list[float]:
         over -= share * float(room.sum())
     if counts[0]:
         values[0] -= over / counts[0]
-    return [float(value) for value in values]
+    return values.tolist()

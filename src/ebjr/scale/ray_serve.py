@@ -1,8 +1,8 @@
 """Ray Serve: student replicas that score and route, teacher replicas that get the deferred rows.
 
-A student replica is the server of `ebjr.serving`: the same routes, the same pipeline, the same
-answers, and a teacher that is a handle to the teacher replicas. These gather what all students
-defer into dense batches. One knob, a replica of its own, tells every student its threshold.
+A student replica is the server of `ebjr.serving` with a handle to the teacher replicas as its
+teacher. These gather what all students defer into dense batches. One knob, a replica of its own,
+tells every student its threshold.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from ebjr.arrays import Batch, join_rows, row_count
 from ebjr.backends.entry import Entry
 from ebjr.errors import EbjrError, TeacherUnavailable, needs
 from ebjr.joint_file import JointConfig
+from ebjr.model import Model, answer
 from ebjr.router import check_threshold
-from ebjr.scale.models import RawTeacher, check_policy, checked_config, thread_option
+from ebjr.scale.models import check_policy, checked_config, thread_option
 from ebjr.scale.ray_metrics import Mirror
 from ebjr.serving.app import build_app as build_server
 from ebjr.serving.events import Batched
@@ -46,14 +47,9 @@ with needs("scale", "running on Ray"):
 
 log = logging.getLogger("ebjr.serving")
 
-WATCH_SECONDS = 5.0
-"""How long a replica waits for the knob to move before it asks again, and says that it lives."""
-
-TRIES = 3
-"""How many teacher replicas may die under one batch before the teacher counts as away."""
-
-MOVE_SECONDS = 10.0
-"""How long a move of the knob waits for the replicas; one that lives takes milliseconds."""
+WATCH_SECONDS = 5.0  # a replica waits for the knob to move, then asks again: a sign of life
+TRIES = 3  # replicas that may die under one batch before the teacher counts as away
+MOVE_SECONDS = 10.0  # a move waits for the replicas; one that lives takes milliseconds
 
 
 def build_app(
@@ -104,14 +100,14 @@ def build_app(
     threads
         Of each model; None takes as many as its replica has CPUs.
     token
-        Who moves the knob must show it.
+        What moves of the knob must show.
 
     Raises
     ------
     FileNotFoundError
-        The ``joint.toml``, or a model that it names, is missing.
+        `joint`, or a model that it names, is missing.
     ValueError
-        It is no ``joint.toml``, or an argument is out of range.
+        `joint` is no ``joint.toml``, or another argument is out of range.
     ModelError
         A model file, or the preprocessing, has changed since the threshold was calibrated.
     """
@@ -174,7 +170,7 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     Raises
     ------
     ValueError
-        There is no `joint`, or what is given is no argument of `build_app`.
+        `args` has no `joint`, or a name that is no argument of `build_app`.
     """
     known = inspect.signature(build_app).parameters
     unknown = set(args) - set(known)
@@ -233,14 +229,7 @@ class RayTeacher:
     """The teacher replicas as one model.
 
     A batch whose replica dies is given to another one. When there is none, or it takes too long,
-    the teacher counts as away, and every batch is told so at once until a replica answers again.
-
-    Parameters
-    ----------
-    handle
-        Of the ``Teacher`` deployment.
-    timeout_seconds
-        How long a batch may take.
+    the teacher counts as away, and every batch is refused at once until a replica answers again.
     """
 
     name = "the teacher on Ray"
@@ -251,15 +240,7 @@ class RayTeacher:
         self._lock = threading.Lock()
 
     def __call__(self, inputs: Batch) -> Batch:
-        """Raw output of some deferred rows.
-
-        Raises
-        ------
-        TeacherUnavailable
-            No replica answers.
-        ModelError
-            The teacher's answer is nonsense.
-        """
+        """Raw output of some deferred rows; TeacherUnavailable where no replica answers."""
         if self._away.is_set():
             raise TeacherUnavailable("no replica of the teacher answers; one is being waited for")
         try:
@@ -371,7 +352,8 @@ class Teacher:
         max_wait_seconds: float,
         threads: int | None,
     ) -> None:
-        self._model = RawTeacher(entry, kind, threads)
+        self._model: Model = entry.load(**thread_option(entry, threads))
+        self._kind = kind
         self._most = most_rows
         self._queue: RowQueue[_Part] = RowQueue(max_wait_seconds=max_wait_seconds)
         self._metrics = Metrics(name)
@@ -400,9 +382,17 @@ class Teacher:
                     for part in parts:
                         part.ticket.fail(error)
 
+    def _ask(self, inputs: Batch) -> Batch:
+        """Raw output, one row for each input; TeacherUnavailable where a far teacher skips rows."""
+        rows = row_count(inputs)
+        found = answer(self._model, inputs, rows, self._kind)
+        if found.answered is not None and row_count(found.output) < rows:
+            raise TeacherUnavailable(f"the teacher answered only some of {rows} rows just now")
+        return found.output
+
     def _answer(self, parts: Sequence[_Part]) -> None:
         began = time.perf_counter()
-        output = self._model(join_rows([part.inputs for part in parts]))
+        output = self._ask(join_rows([part.inputs for part in parts]))
         self._metrics.observe(Batched.of("teacher", parts, began))
         end = 0
         for part in parts:
@@ -414,16 +404,9 @@ class SharedKnob:
     """The threshold of all student replicas, and its version, which rises with each move.
 
     Students ask for what is newer than they know, and wait for it; asking says what they know. A
-    move ends when every student that lives has it. Should the knob itself be lost, the one in its
-    place learns threshold and version from the students.
-
-    Parameters
-    ----------
-    threshold
-        At the start.
-    epoch
-        Of the calibration; students of another one keep their own threshold while they are
-        replaced.
+    move ends when every living student has it. If the knob itself is lost, its successor learns
+    threshold and version from the students. Students of another epoch (calibration) keep their own
+    threshold while they are replaced.
     """
 
     def __init__(self, threshold: float, epoch: str) -> None:
@@ -472,17 +455,7 @@ class SharedKnob:
 
 
 class RemoteKnob(Knob):
-    """A student replica's view of the `SharedKnob`: a move is everybody's.
-
-    Parameters
-    ----------
-    served
-        What the replica serves.
-    handle
-        Of the ``Knob`` deployment.
-    epoch
-        Of the calibration.
-    """
+    """A student replica's view of the `SharedKnob`: a move is everybody's."""
 
     def __init__(self, served: Served, handle: DeploymentHandle, epoch: str) -> None:
         super().__init__(served)
@@ -494,15 +467,7 @@ class RemoteKnob(Knob):
         self._told.wait(MOVE_SECONDS)  # a replica that comes later starts where the others are
 
     def move(self, threshold: float, *, who: str, why: str, request: str | None = None) -> None:
-        """Move the threshold of all replicas, and wait until they have it.
-
-        Raises
-        ------
-        ValueError
-            No router takes such a threshold, or it is the autopilot of one replica that moves.
-        EbjrError
-            The knob cannot be reached.
-        """
+        """Move the threshold of all replicas, and wait until they have it."""
         if who == "autopilot":
             raise ValueError("the autopilot sees one server alone: on Ray, give a threshold")
         after, before = check_threshold(threshold), self.threshold

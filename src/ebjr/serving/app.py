@@ -1,9 +1,7 @@
 """The server: Open Inference Protocol v2 over HTTP in front of a pipeline, and the knob.
 
-``GET /v2/health/live`` and ``/ready``, ``GET /v2`` and ``/v2/models/NAME``, ``POST
-/v2/models/NAME/infer`` as the protocol says; ``GET/PUT /v1/router`` reads and moves the threshold;
-``/metrics`` is Prometheus, and ``/openapi.json`` says it all to machines. A user's mistake is one
-sentence with a 4xx, and the server keeps serving.
+``/openapi.json`` describes its routes. A user's mistake is answered by one sentence with a 4xx, and
+the server keeps serving.
 """
 
 from __future__ import annotations
@@ -39,9 +37,7 @@ with needs("serve", "serving"):
 
 __all__ = ["Served", "build_app", "run_server", "served_of"]
 
-MOST_WISH_BYTES = 4096
-"""No wish of the knob is longer; the interpreter is held as long as one is read."""
-
+MOST_WISH_BYTES = 4096  # no wish is longer; reading one holds the interpreter
 OWN_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 """Of pages that this machine serves, as a browser names them."""
 
@@ -61,7 +57,7 @@ def build_app(
     served
         What is served.
     token
-        Who moves the knob must show it, as ``Authorization: Bearer TOKEN``; without one the knob
+        What moves of the knob must show as ``Authorization: Bearer TOKEN``; without one the knob
         is moved from this machine alone.
     beside
         Servers of other protocols on the same service, open as long as the application is.
@@ -75,9 +71,9 @@ def build_app(
     MissingExtra
         Starlette or prometheus-client is not installed.
     ValueError
-        An option is out of range, or what is to be held cannot be.
+        One of `options` is out of range, or the autopilot cannot hold `hold`.
     OSError
-        The audit log cannot be written.
+        `audit_log` cannot be written.
     """
     service = Service(served, **options)
     handlers, infer = _Handlers(service, token), Infer(service)
@@ -165,7 +161,7 @@ def run_server(
     started: Callable[[str], None] = lambda url: None,
     **options: Any,
 ) -> None:
-    """Serve until the process is told to end; what is asked by then is answered.
+    """Serve until the process is told to end; requests that came by then are answered.
 
     Parameters
     ----------
@@ -189,7 +185,7 @@ def run_server(
     MissingExtra
         uvicorn is not installed; or grpcio or OpenTelemetry, which `grpc_port` and `otel` need.
     OSError
-        An address is taken.
+        `port` or `grpc_port` is taken.
     """
     with needs("serve", "serving"):
         import uvicorn

@@ -1,10 +1,9 @@
 """Autopilot: holds a latency, a deferral rate or a budget of FLOPs by moving the knob.
 
-It steers by the deferral rate: the calibrated quantiles turn a rate into a threshold, so that a
-step means the same for every score and never leaves the range of the scores. What it measures was
-decided by the threshold in force alone: a move empties the window, so that there is no dead time
-in the loop, and rows that brought a threshold of their own do not count. It moves when what it
-measured cannot be chance, and not before; how it comes to rest is `Search`.
+It steers by the deferral rate: the calibrated quantiles turn a rate into a threshold, so a step
+means the same for every score. It measures what the threshold in force alone has decided: a move
+empties the window, and rows with a threshold of their own do not count. It moves only when what it
+measured cannot be chance; `Search` says how it comes to rest.
 """
 
 from __future__ import annotations
@@ -24,15 +23,9 @@ from ebjr.serving.events import Answered, Expired, Observer, Scored
 from ebjr.serving.knob import Knob
 from ebjr.serving.served import Served
 
-SIGMAS = 3.0
-"""Beyond this many standard errors a measurement is more than chance."""
-
-FEWEST = 50
-"""Rows, or requests, below which nothing is concluded."""
-
-MOST_ROWS = 20_000
-"""Beyond this many rows the older ones count half."""
-
+SIGMAS = 3.0  # beyond this many standard errors a measurement is more than chance
+FEWEST = 50  # rows, or requests, below which nothing is concluded
+MOST_ROWS = 20_000  # beyond this many rows the older ones count half
 _HOLDS = "p99=50ms, deferral_rate=0.2 or flops=50M"
 _TIMES = {"us": 1e6, "ms": 1e3, "s": 1.0}  # how many are a second
 _SIZES = {"": 1.0, "K": 1e-3, "M": 1e-6, "G": 1e-9, "T": 1e-12}
@@ -40,22 +33,14 @@ _SIZES = {"": 1.0, "K": 1e-3, "M": 1e-6, "G": 1e-9, "T": 1e-12}
 
 @dataclass(frozen=True)
 class Hold:
-    """What the autopilot is to hold.
+    """What the autopilot holds: `quantity` at `target` (a share, FLOPs per row, or seconds).
 
-    Attributes
-    ----------
-    quantity
-        ``"deferral_rate"``, ``"flops"`` (per row), or a percentile of the requests' time such as
-        ``"p99"``.
-    target
-        A share, FLOPs, or seconds.
+    `quantity` is ``"deferral_rate"``, ``"flops"``, or a percentile of requests' time (``"p99"``).
 
     Examples
     --------
     >>> Hold.of("p99=50ms"), str(Hold("p99", 0.05))
     (Hold(quantity='p99', target=0.05), 'p99=50ms')
-    >>> Hold.of("flops=1.5G").target, Hold.of("deferral_rate=0.2").target
-    (1500000000.0, 0.2)
     """
 
     quantity: str
@@ -63,13 +48,7 @@ class Hold:
 
     @classmethod
     def of(cls, text: str) -> Hold:
-        """What a text such as ``p99=50ms`` says.
-
-        Raises
-        ------
-        ValueError
-            Nothing that can be held.
-        """
+        """Parse a text such as ``p99=50ms``; ValueError where nothing in it can be held."""
         quantity, _, figure = str(text).strip().partition("=")
         units = _TIMES if quantity.startswith("p") else _SIZES if quantity == "flops" else {"": 1.0}
         found = re.fullmatch(r"(\d+\.?\d*(?:e[+-]?\d+)?)\s*([A-Za-z]*)", figure.strip())
@@ -89,9 +68,7 @@ class Hold:
 
     def figure(self, value: float) -> str:
         """A value of the quantity, with its unit."""
-        if self.percentile is not None:
-            return f"{1e3 * value:.4g}ms"
-        return f"{value:.4g}"
+        return f"{value:.4g}" if self.percentile is None else f"{1e3 * value:.4g}ms"
 
     def __str__(self) -> str:
         return f"{self.quantity}={self.figure(self.target)}"
@@ -105,14 +82,7 @@ class Search:
     slope is met, and an overshoot is taken back within two steps. A third step in one direction
     means that the response itself has moved, and is three times as large. Where the response jumps
     over the target, as with many equal scores, the search ends below the jump and rests there until
-    the error there is another one.
-
-    Parameters
-    ----------
-    rate
-        Where to begin.
-    low, high
-        The bounds.
+    the error there changes.
 
     Examples
     --------
@@ -133,10 +103,7 @@ class Search:
         self._rest: tuple[float, float] | None = None  # the error there, and its noise
 
     def step(self, error: float, noise: float) -> float:
-        """The rate after having seen an error: positive where the response is below its target.
-
-        Errors of at most `noise` are none.
-        """
+        """The next rate; `error` is positive where the response is too low, and 0 up to `noise`."""
         if self._rest is not None:
             if abs(error - self._rest[0]) <= noise + self._rest[1]:
                 return self.rate
@@ -163,23 +130,10 @@ class Search:
 
 
 class Autopilot(Observer):
-    """Moves a knob between two bounds to hold a target.
+    """Moves a knob between two bounds, deferral rates of the calibration, to hold a target.
 
-    Parameters
-    ----------
-    hold
-        The target.
-    knob
-        What is moved.
-    between
-        The bounds, deferral rates of the calibration. None takes the lowest and the highest of
-        the operating points of ``joint.toml``, with room on both sides of a rate that is held.
-
-    Raises
-    ------
-    ValueError
-        The bounds are not possible, the target lies outside, or nothing is known of the scores or
-        of the FLOPs.
+    By default the bounds are the lowest and the highest of the operating points in ``joint.toml``,
+    with room on both sides of a rate that is held. Impossible bounds or targets raise ValueError.
     """
 
     def __init__(
@@ -201,11 +155,7 @@ class Autopilot(Observer):
         self.measured: float | None = None
         self._lock = threading.Lock()
         self._empty()
-        self.handlers = {
-            Scored: self._scored,
-            Answered: self._answered,
-            Expired: self._expired,
-        }
+        self.handlers = {Scored: self._scored, Answered: self._answered, Expired: self._expired}
 
     def _empty(self) -> None:
         self._since = time.perf_counter()
@@ -227,10 +177,7 @@ class Autopilot(Observer):
                     self._seconds.append(spent)
 
     def _expired(self, event: Expired) -> None:
-        """Take a request that waited in vain: the slowest of all must not be left out.
-
-        Where its client gave it less than the target, nothing is known.
-        """
+        """Count a request that timed out, unless it had less time than the target."""
         if event.seconds >= self.hold.target:
             self._answered(Answered([event.ticket], np.array([event.seconds])))
 
@@ -242,10 +189,7 @@ class Autopilot(Observer):
         )
 
     def look(self) -> None:
-        """See what has come of the last move, and move again where that is called for.
-
-        OSError: the audit log cannot be written.
-        """
+        """Measure what the last move has done, and move again if needed; may raise OSError."""
         found = self._time_error() if self.hold.percentile is not None else self._rate_error()
         if found is None:
             return
@@ -296,11 +240,10 @@ class Autopilot(Observer):
         return student + rate * teacher
 
     def _time_error(self) -> tuple[float, float, str] | None:
-        """The target is met between 80 and 100 % of it; errors beyond are logarithms.
+        """Its target is met between 80 and 100 % of it; errors beyond are logarithms.
 
         A percentile is only known up to its order statistics: the error is that of the nearer end.
-        What lies beyond the slowest request is not known, so that the way down is short and the
-        way up takes more requests.
+        What lies beyond the slowest request is unknown, so the way up takes more requests.
         """
         with self._lock:
             seconds = np.sort(np.array(self._seconds))

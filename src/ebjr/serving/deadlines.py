@@ -13,17 +13,7 @@ from typing import Any
 
 
 class Deadlines:
-    """What is to be called when a wait of one event loop takes too long.
-
-    Examples
-    --------
-    >>> async def wait():
-    ...     deadlines, rung = Deadlines(), asyncio.Event()
-    ...     deadlines.end(deadlines.begin(0.001, print))
-    ...     deadlines.begin(0.002, rung.set)
-    ...     await rung.wait()
-    >>> asyncio.run(wait())
-    """
+    """Calls a function for each wait of one event loop that takes too long."""
 
     def __init__(self) -> None:
         self._waits: dict[int, tuple[float, Callable[[], Any]]] = {}

@@ -21,20 +21,9 @@ class Submitted(NamedTuple):
 
 
 class Batched(NamedTuple):
-    """A model has answered a batch.
+    """A model has answered a batch of `rows` rows of k tickets, one for each part.
 
-    Attributes
-    ----------
-    stage
-        ``"student"`` or ``"teacher"``.
-    rows
-        How many.
-    tickets
-        The k requests whose rows they are, one for each part.
-    waited
-        (k,): the seconds that each part waited in the queue.
-    began, seconds
-        When the model was given the batch, by `time.perf_counter`, and how long it took.
+    `waited` (k,) are seconds in the queue; `began` is of `time.perf_counter`.
     """
 
     stage: str
@@ -96,16 +85,9 @@ class Degraded(NamedTuple):
 
 
 class Audited(NamedTuple):
-    """What an audit of a batch of n rows has found; also where chance drew none of its kept rows.
+    """What an audit of a batch of n rows has found, even where no row was drawn; all (n,).
 
-    Attributes
-    ----------
-    threshold
-        (n,): by which each row was kept or deferred.
-    deferred, drawn
-        (n,) bool.
-    contradicted
-        (n,) bool: drawn, and the teacher says something else than the student.
+    `contradicted`: the row was drawn, and the teacher's answer differs from the student's.
     """
 
     threshold: np.ndarray
@@ -137,17 +119,7 @@ class Observer:
 
 
 class Observers(Observer):
-    """Several observers as one, in their order; they may be added and taken away at any time.
-
-    Examples
-    --------
-    >>> class Faults(Observer):
-    ...     handlers = {Failed: lambda event: print(event.stage)}
-    >>> observers = Observers(Faults())
-    >>> observers.observe(Failed("teacher", ValueError())), observers.observe(Degraded(1))
-    teacher
-    (None, None)
-    """
+    """Several observers as one, in their order; they may be added and taken away at any time."""
 
     def __init__(self, *observers: Observer) -> None:
         self._set(observers)

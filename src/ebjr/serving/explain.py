@@ -14,8 +14,7 @@ from ebjr.errors import ModelError
 from ebjr.joint import JointModel
 from ebjr.router import is_deferred
 
-SHOWN = 3
-"""So many classes are named, the most probable first."""
+SHOWN = 3  # classes that are named, the most probable first
 
 
 def explain(
@@ -24,34 +23,11 @@ def explain(
     threshold: float,
     labels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Both models' answers to one input, and the joint model's.
+    """Both models' answers to a batch of one input, and the joint model's, as JSON.
 
-    The teacher is asked whatever the score, so that this is for looking at an input, not for
-    answering many.
-
-    Parameters
-    ----------
-    joint
-        The joint model; its own threshold is not looked at.
-    inputs
-        A batch of one.
-    threshold
-        Below it the joint model's answer is the teacher's.
-    labels
-        The classes' names.
-
-    Returns
-    -------
-    dict
-        `score`, `threshold`, `deferred`, `degraded`; `student` and `teacher`, each with its
-        `prediction`, `seconds` and, of classifiers, the `top` classes, or for a teacher that could
-        not answer its `error`; `answer`, the joint model's, None where the policy is ``"error"``
-        and the teacher is away.
-
-    Raises
-    ------
-    ModelError
-        The student failed.
+    The teacher is asked whatever the score, so this is for looking at one input, not for answering
+    many. `answer` is None where the policy is ``"error"`` and the teacher is away. If the student
+    fails, that raises ModelError.
 
     Examples
     --------

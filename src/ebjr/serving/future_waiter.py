@@ -11,25 +11,10 @@ from ebjr.serving.deadlines import Deadlines
 
 
 class FutureWaiter:
-    """Where the threads of a pipeline leave word for one event loop.
+    """Lets one event loop wait for the futures of a pipeline's threads.
 
     `asyncio.wrap_future` wakes the loop for each future, with a system call each time. Here the
     first of a batch does, and the loop finds the others when it comes.
-
-    Parameters
-    ----------
-    deadlines
-        Of waits that have a limit; None is one of its own.
-
-    Examples
-    --------
-    >>> async def answer():
-    ...     future = concurrent.futures.Future()
-    ...     asyncio.get_running_loop().run_in_executor(None, future.set_result, 42)
-    ...     await FutureWaiter().until_done(future)
-    ...     return future.result()
-    >>> asyncio.run(answer())
-    42
     """
 
     def __init__(self, deadlines: Deadlines | None = None) -> None:
@@ -40,19 +25,9 @@ class FutureWaiter:
     async def until_done(
         self, future: concurrent.futures.Future[Any], within: float | None = None
     ) -> None:
-        """Wait until a future of some thread is done; to cancel this wait does not cancel it.
+        """Wait for a thread's future; TimeoutError after `within` seconds.
 
-        Parameters
-        ----------
-        future
-            Of a thread.
-        within
-            Seconds to wait at most; None is no limit.
-
-        Raises
-        ------
-        TimeoutError
-            It is not done by then.
+        Cancelling this wait does not cancel the future.
         """
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()

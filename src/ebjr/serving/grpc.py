@@ -1,8 +1,7 @@
 """Open Inference Protocol v2 over gRPC: beside HTTP, on the same service.
 
-The messages are those of ``open_inference.proto``, compiled into ``open_inference.binpb``. They
-live in a pool of their own: protobuf knows each name once in a process, and a client of another
-package, such as Triton's, brings the same names.
+The messages are compiled from ``open_inference.proto`` into a pool of their own: protobuf knows
+each name once in a process, and a client of another package, such as Triton's, brings the same.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +35,7 @@ with needs("grpc", "serving over gRPC"):
     from google.protobuf.message import DecodeError
     from google.protobuf.message_factory import GetMessageClass
 
-PIECE = 2**15
-"""How many values of a field are read or written at once: other threads run in between."""
+PIECE = 2**15  # values of a field read or written at once: other threads run in between
 
 CODES: Mapping[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -63,9 +61,7 @@ CONTENTS: Mapping[str, tuple[str, Any]] = {
 
 PARAMETERS = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
 
-ANSWERING_SHARE = 0.9
-"""The share of a call's deadline after which it is answered; the rest is for the way back."""
-
+ANSWERING_SHARE = 0.9  # of a call's deadline; the rest is for the way back
 MOST_CALLS = 4096
 GRACE_SECONDS = 30.0
 
@@ -93,23 +89,9 @@ async def grpc_server(
     log_requests: bool = False,
     started: Callable[[str], None] = lambda url: None,
 ) -> AsyncIterator[None]:
-    """Answer over gRPC while the context is open; what is asked by its end is answered.
+    """Answer over gRPC while the context is open; open calls are answered before it closes.
 
-    Parameters
-    ----------
-    service
-        Who answers.
-    host, port
-        Where to listen; port 0 takes a free one.
-    log_requests
-        Whether a line is logged for each call.
-    started
-        Told the address once the server answers.
-
-    Raises
-    ------
-    OSError
-        The address is taken.
+    Port 0 takes a free one; `started` is told the address. A taken port raises OSError.
     """
     server = grpc.aio.server(
         maximum_concurrent_rpcs=MOST_CALLS,
@@ -119,7 +101,7 @@ async def grpc_server(
             ("grpc.max_send_message_length", -1),
         ],
     )
-    server.add_generic_rpc_handlers([_handlers(service, lines=log_requests)])
+    server.add_generic_rpc_handlers([_Calls(service, lines=log_requests).handler()])
     place = f"[{host}]" if ":" in host else host
     try:
         own = server.add_insecure_port(f"{place}:{port}")
@@ -133,35 +115,32 @@ async def grpc_server(
         await server.stop(GRACE_SECONDS)
 
 
-def _handlers(service: Service, *, lines: bool) -> grpc.GenericRpcHandler:
-    answers, caller = _Answers(service), _Caller(service, lines=lines)
-    return grpc.method_handlers_generic_handler(
-        SERVICE.full_name,
-        {
+class _Calls:
+    """The protocol's calls by their own names, and what is done around each of them."""
+
+    def __init__(self, service: Service, *, lines: bool) -> None:
+        self.service, self._lines = service, lines
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What gRPC asks for every call."""
+        calls = {
             method.name: grpc.unary_unary_rpc_method_handler(
-                caller.answering(
-                    method.name,
+                self._answering(
+                    f"/{SERVICE.full_name}/{method.name}",
                     MESSAGES[method.input_type.name],
-                    getattr(answers, method.name),
+                    getattr(self, method.name),
                 ),
                 response_serializer=MESSAGES[method.output_type.name].SerializeToString,
             )
             for method in SERVICE.methods
-        },
-    )
+        }
+        return grpc.method_handlers_generic_handler(SERVICE.full_name, calls)
 
-
-class _Caller:
-    """What is done around every call: its id, its line and span, and errors that are statuses."""
-
-    def __init__(self, service: Service, *, lines: bool) -> None:
-        self._service, self._lines = service, lines
-
-    def answering(
-        self, name: str, kind: type[Any], answer: Callable[[Any, Any], Awaitable[Any]]
+    def _answering(
+        self, path: str, kind: type[Any], answer: Callable[[Any, Any], Awaitable[Any]]
     ) -> Callable[[bytes, Any], Awaitable[Any]]:
-        """A handler of bytes."""
-        path, tracing = f"/{SERVICE.full_name}/{name}", self._service.tracing
+        """A call of bytes: with its id, its line and span, and errors that are statuses."""
+        tracing = self.service.tracing
 
         async def wrapped(raw: bytes, context: Any) -> Any:
             metadata = dict(context.invocation_metadata() or ())
@@ -172,56 +151,35 @@ class _Caller:
                 if tracing is not None:
                     about = {"rpc.system": "grpc", "rpc.method": path, "ebjr.request_id": own}
                     stack.enter_context(tracing.request(path, metadata, about))
-                found = await self._answered(kind, answer, raw, context)
-                if not isinstance(found, _Refusal):
+                try:
+                    with self.service.holding() as hold:
+                        hold(len(raw))
+                        found = await answer(await aside(len(raw), kind.FromString, raw), context)
                     figures["status"] = "OK"
                     return found
-                figures["status"] = CODES[found.status].name
-            more = (*found.details, (REQUEST_ID.decode(), own))
-            return await context.abort(CODES[found.status], found.sentence, more)
+                except Exception as error:
+                    status, sentence, details = self._refusal(error, kind)
+                    figures["status"] = CODES[status].name
+            more = (*details, (REQUEST_ID.decode(), own))
+            return await context.abort(CODES[status], sentence, more)
 
         return wrapped
 
-    async def _answered(
-        self, kind: type[Any], answer: Callable[[Any, Any], Awaitable[Any]], raw: bytes, way: Any
-    ) -> Any:
-        """The answer, or a refusal of one sentence."""
+    def _refusal(self, error: Exception, kind: type[Any]) -> tuple[int, str, tuple[Any, ...]]:
+        """The status, sentence and metadata that an error is answered with."""
         details: tuple[tuple[str, str], ...] = ()
-        try:
-            with self._service.holding() as hold:
-                hold(len(raw))
-                return await answer(await aside(len(raw), kind.FromString, raw), way)
-        except DecodeError:
+        if isinstance(error, DecodeError):
             status, sentence = 400, f"the message is no {kind.DESCRIPTOR.name} of the protocol"
-        except Overloaded as error:
+        elif isinstance(error, EbjrError):
             status, sentence = status_of(error), str(error)
-            wait = round(1000 * error.retry_after_seconds)
-            details = (("grpc-retry-pushback-ms", str(wait)),)
-        except EbjrError as error:
-            status, sentence = status_of(error), str(error)
-        except Exception:
+        else:
             log.exception("a call failed")
             status, sentence = 500, BROKEN
-        self._service.refused(status)
-        return _Refusal(status, " ".join(sentence.split()), details)
-
-
-class _Refusal(NamedTuple):
-    status: int
-    sentence: str
-    details: tuple[tuple[str, str], ...]
-
-
-def _bytes(value: Any) -> bytes | None:
-    """Metadata as bytes, which HTTP's headers are."""
-    return value.encode("utf-8", "replace") if isinstance(value, str) else value
-
-
-class _Answers:
-    """The protocol's calls, by their own names."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
+        if isinstance(error, Overloaded):
+            wait = round(1000 * error.retry_after_seconds)
+            details = (("grpc-retry-pushback-ms", str(wait)),)
+        self.service.refused(status)
+        return status, " ".join(sentence.split()), details
 
     async def ServerLive(self, _asked: Any, _context: Any) -> Any:
         return MESSAGES["ServerLiveResponse"](live=True)
@@ -253,25 +211,7 @@ class _Answers:
 
 
 def read_request(message: Any) -> InferRequest:
-    """An inference request from a ``ModelInferRequest``.
-
-    Parameters
-    ----------
-    message
-        With the tensors' bytes in ``raw_input_contents``, or their values in ``contents``.
-
-    Raises
-    ------
-    ProtocolError
-        It is not a request.
-
-    Examples
-    --------
-    >>> contents = {"fp32_contents": [0.5, 2.0]}
-    >>> tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "contents": contents}
-    >>> read_request(MESSAGES["ModelInferRequest"](inputs=[tensor])).inputs["x"]
-    array([[0.5, 2. ]], dtype=float32)
-    """
+    """An inference request from a ``ModelInferRequest``; ProtocolError where it is none."""
     parts = list(message.raw_input_contents)
     if not parts:
         parts = [_typed_bytes(tensor) for tensor in message.inputs]
@@ -303,23 +243,7 @@ def read_request(message: Any) -> InferRequest:
 
 
 def write_response(response: InferResponse, request: InferRequest, *, raw: bool) -> Any:
-    """A ``ModelInferResponse``.
-
-    Parameters
-    ----------
-    response
-        What the model says.
-    request
-        Whose wishes are followed: which outputs.
-    raw
-        Send the outputs' bytes, not their values.
-
-    Examples
-    --------
-    >>> answer = InferResponse({"score": np.array([1.5])}, "joint")
-    >>> write_response(answer, InferRequest({}), raw=False).outputs[0].contents.fp64_contents
-    [1.5]
-    """
+    """A ``ModelInferResponse`` of the outputs that the request wants; `raw` sends their bytes."""
     message = MESSAGES["ModelInferResponse"](
         model_name=response.model_name, model_version=response.model_version, id=response.id
     )
@@ -365,3 +289,8 @@ def _typed_bytes(tensor: Any) -> bytes:
     if kind in (np.int32, np.uint32) and not np.array_equal(narrow, wide):
         raise ProtocolError(f"contents of the tensor {tensor.name!r} exceed {tensor.datatype}")
     return tensor_bytes(narrow)
+
+
+def _bytes(value: Any) -> bytes | None:
+    """Metadata as bytes, which HTTP's headers are."""
+    return value.encode("utf-8", "replace") if isinstance(value, str) else value

@@ -16,14 +16,9 @@ with needs("serve", "serving"):
 
 
 def limited_http(limits: Limits, base: Any = AutoHTTPProtocol) -> type[asyncio.Protocol]:
-    """A class for uvicorn's ``http``: as `base`, within limits.
+    """A class for uvicorn's ``http``: `base`, which is one of uvicorn's own, within limits.
 
-    Parameters
-    ----------
-    limits
-        Of heads, of clients that do not read, and of connections; bodies are read elsewhere.
-    base
-        One of uvicorn's own.
+    It limits heads, clients that do not read, and connections; `request_body` limits bodies.
     """
 
     class LimitedHttp(base):

@@ -12,24 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ebjr.errors import EbjrError, Overloaded, needs
-from ebjr.protocol import (
-    LENGTH_HEADER,
-    InferRequest,
-    InferResponse,
-    read_request,
-    write_response,
-)
+from ebjr.protocol import LENGTH_HEADER, InferRequest, InferResponse, read_request, write_response
 from ebjr.serving.logs import REQUEST_ID, Receive, Scope, Send, begin_request
 from ebjr.serving.multipart import read_form
-from ebjr.serving.request_body import (
-    LARGE_BYTES,
-    WHEN_GONE,
-    Refused,
-    aside,
-    compressed,
-    read_body,
-)
-from ebjr.serving.service import BROKEN, VERSION, HeldBytes, Service, log, status_of
+from ebjr.serving.request_body import LARGE_BYTES, WHEN_GONE, Refused, aside, compressed, read_body
+from ebjr.serving.service import BROKEN, VERSION, Service, log, status_of
 
 with needs("serve", "serving"):
     from starlette.datastructures import Headers
@@ -39,9 +26,7 @@ with needs("serve", "serving"):
 MISTAKES = (Refused, EbjrError, ClientDisconnect, asyncio.CancelledError)
 """Errors that `refusal_of` answers."""
 
-TEXT_BYTES = 5
-"""A float32 of 4 bytes is a text of about 20."""
-
+TEXT_BYTES = 5  # a float32 of 4 bytes is a text of about 20
 _LENGTH = LENGTH_HEADER.lower().encode()
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
@@ -50,12 +35,7 @@ _BINARY = (b"content-type", b"application/octet-stream")
 class Infer:
     """``POST /v2/models/NAME/infer`` and ``.../versions/1/infer``.
 
-    Parameters
-    ----------
-    service
-        Who answers.
-    names
-        Whether a request gets its id here, as nothing around this gives it one.
+    With `names` it gives each request its id, as no middleware around it does.
     """
 
     def __init__(self, service: Service, *, names: bool = False) -> None:
@@ -97,7 +77,11 @@ class Infer:
         return refusal(self._service, 500, BROKEN)
 
     async def _answer(
-        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, hold: HeldBytes
+        self,
+        scope: Scope,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        hold: Callable[[int], None],
     ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         """The body of an answer, and its headers."""
         # first: who is still sending reads no answer

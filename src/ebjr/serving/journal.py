@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import threading
 from collections.abc import Mapping
@@ -11,37 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-_CHUNK = 2**16
-
 
 class Journal:
     """Entries of who did what and when, each on the disk before `write` returns.
 
-    A line that was being written when the machine or the process died is recognized when the file
-    is opened again: it is cut off, and an entry says so. Whole lines are never touched.
-
-    Parameters
-    ----------
-    path
-        The file; it is made where there is none, and its folder must exist.
-
-    Raises
-    ------
-    OSError
-        It cannot be opened, or cannot be written to.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "audit.jsonl"
-    >>> with Journal(path) as journal:
-    ...     journal.write({"who": "autopilot", "to": 0.5})
-    >>> _ = path.write_text(path.read_text() + '{"who": "auto')  # died while writing
-    >>> with Journal(path) as journal:
-    ...     journal.repaired
-    13
-    >>> [json.loads(line)["who"] for line in path.read_text().splitlines()]
-    ['autopilot', 'journal']
+    When the file is opened, a last line that was never finished is cut off, and an entry says so.
+    Whole lines are never touched. OSError: the file cannot be opened or written to.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -69,13 +45,7 @@ class Journal:
         self.close()
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Append an entry, with the time before all else, and see it onto the disk.
-
-        Raises
-        ------
-        OSError
-            The disk is full or gone; nothing of the entry is in the file then.
-        """
+        """Append an entry with its time, and wait for the disk; an OSError leaves nothing there."""
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         line = json.dumps({"time": now, **entry}, allow_nan=False).encode() + b"\n"
         with self._lock:
@@ -107,13 +77,10 @@ class Journal:
     def _repair(self) -> int:
         """End the file with a whole line; returns how many bytes had to go."""
         size = os.fstat(self._file).st_size
-        start, tail = size, b""
-        while start and b"\n" not in tail:
-            begin = max(0, start - _CHUNK)
-            os.lseek(self._file, begin, os.SEEK_SET)
-            tail = os.read(self._file, start - begin) + tail
-            start = begin
-        torn = tail[tail.rfind(b"\n") + 1 :]
+        if not size:  # an empty file cannot be mapped
+            return 0
+        with mmap.mmap(self._file, 0, access=mmap.ACCESS_READ) as kept:
+            torn = kept[kept.rfind(b"\n") + 1 :]
         if not torn:
             return 0
         try:

@@ -7,9 +7,10 @@ import threading
 from collections import Counter
 from typing import Any, Literal
 
+from ebjr.files import json_number
 from ebjr.router import check_threshold
 from ebjr.serving.journal import Journal
-from ebjr.serving.served import Served, json_number
+from ebjr.serving.served import Served
 
 Promise = Literal["in force", "suspended"]
 
@@ -19,24 +20,8 @@ log = logging.getLogger("ebjr.serving")
 class Knob:
     """The threshold of a served model, moved by hands and by the autopilot.
 
-    A move is written down before it is made: one that cannot be written down is not made. It is
-    one assignment, and takes effect at the student's next batch.
-
-    Parameters
-    ----------
-    served
-        What is served: its router holds the threshold.
-    journal
-        Where moves are written down; None keeps them in the log alone.
-
-    Examples
-    --------
-    >>> from ebjr import JointClassifier, Router
-    >>> joint = JointClassifier(abs, abs, Router("max_logit", 2.0))
-    >>> knob = Knob(Served(joint))
-    >>> knob.move(3.0, who="127.0.0.1", why="more of the teacher")
-    >>> knob.threshold, joint.router.threshold
-    (3.0, 3.0)
+    A move is written to the journal before it is made: if that fails, nothing moves. It takes
+    effect at the student's next batch.
     """
 
     def __init__(self, served: Served, journal: Journal | None = None) -> None:
@@ -60,23 +45,9 @@ class Knob:
         return "in force" if certificate.covers(threshold) else "suspended"
 
     def move(self, threshold: float, *, who: str, why: str, request: str | None = None) -> None:
-        """Move the threshold.
+        """Move the threshold; after an OSError of the journal it is where it was.
 
-        Parameters
-        ----------
-        threshold
-            Where to.
-        who, why
-            For the audit log: an address or ``"autopilot"``, and the reason in words.
-        request
-            The id of the request that asked for it.
-
-        Raises
-        ------
-        ValueError
-            No router takes such a threshold.
-        OSError
-            The audit log cannot be written; the threshold stays where it is.
+        `who` is an address or ``"autopilot"``, `request` the id of the request that asked.
         """
         after = check_threshold(threshold)
         with self._lock:

@@ -20,15 +20,8 @@ WISHES = (
 class KnobControl:
     """Who has the knob: the autopilot, until a hand moves it.
 
-    A hand always wins: who sets a threshold, a deferral rate or an operating point switches
-    the autopilot off. A new target switches it on, or moves its target.
-
-    Parameters
-    ----------
-    knob
-        What is steered.
-    observers
-        Those of the pipeline: an autopilot joins them while it flies.
+    A hand always wins: setting a threshold, a deferral rate or an operating point switches the
+    autopilot off. A new target switches it on, or moves its target.
     """
 
     def __init__(self, knob: Knob, observers: Observers) -> None:
@@ -38,33 +31,19 @@ class KnobControl:
         self._lock = threading.Lock()
 
     def ask(self, wish: Any, *, who: str, request: str | None = None) -> None:
-        """Do what ``PUT /v1/router`` says.
+        """Do what ``PUT /v1/router`` says; see `WISHES`.
 
-        Parameters
-        ----------
-        wish
-            As a mapping: one of `KNOBS` with its value, or ``hold`` with a text and optionally
-            ``between``; a hold of None, alone, switches the autopilot off.
-        who, request
-            As of `Knob.move`.
-
-        Raises
-        ------
-        ValueError
-            It is nothing that can be done.
-        OSError
-            The audit log cannot be written.
+        A hold of None, alone, switches the autopilot off. ValueError: the wish cannot be met.
         """
         if wish == {"hold": None}:
             wish = {"threshold": self.knob.threshold}
-        if isinstance(wish, dict) and "hold" in wish:
-            if set(wish) - {"hold", "between"} or wish["hold"] is None:
-                raise ValueError(WISHES)
+        names = set(wish) if isinstance(wish, dict) else set()
+        if "hold" in names and names <= {"hold", "between"} and wish["hold"] is not None:
             self.hold(wish["hold"], wish.get("between"), who=who, request=request)
-            return
-        if not isinstance(wish, dict) or len(wish) != 1 or not set(wish) <= set(KNOBS):
+        elif len(names) == 1 and names <= set(KNOBS):
+            self._by_hand(wish, who, request)
+        else:
             raise ValueError(WISHES)
-        self._by_hand(wish, who, request)
 
     def _by_hand(self, wish: Mapping[str, Any], who: str, request: str | None) -> None:
         threshold = self.knob.served.chosen(wish)
@@ -84,15 +63,7 @@ class KnobControl:
         who: str,
         request: str | None = None,
     ) -> None:
-        """Switch the autopilot on, or give it another target.
-
-        Raises
-        ------
-        ValueError
-            The target or the bounds are not possible.
-        OSError
-            The audit log cannot be written.
-        """
+        """Switch the autopilot on, or give it another target; ValueError if that is impossible."""
         pilot = Autopilot(Hold.of(target), self.knob, between=between)
         with self._lock:
             pilot.begin(who, request)

@@ -10,28 +10,10 @@ from dataclasses import dataclass, fields
 class Limits:
     """What a server takes from its clients, so that one of them cannot keep it from the others.
 
-    Parameters
-    ----------
-    body_bytes
-        The largest body, and the largest one after it has been decompressed.
-    held_bytes
-        Of all bodies that are being read or answered.
-    image_pixels
-        Of all encoded images of a request.
-    head_bytes, head_seconds
-        The largest head of an HTTP request, its line and headers, and how long it may take.
-    body_seconds, body_bytes_per_second
-        How long a body may take: these seconds, and one second more for each
-        `body_bytes_per_second` of it.
-    write_seconds
-        How long an answer may wait for a client to read on.
-    connections
-        How many clients there may be at once.
-
-    Raises
-    ------
-    ValueError
-        One of them is not above 0.
+    `body_bytes` also limits a body after it has been decompressed, `held_bytes` all bodies in work,
+    `image_pixels` the encoded images of a request, and `write_seconds` the wait for a client that
+    does not read. A body may take `body_seconds`, and one second more for each
+    `body_bytes_per_second` of it.
     """
 
     body_bytes: int = 64 * 2**20
@@ -51,13 +33,7 @@ class Limits:
 
 
 def exposure(host: str, token: str | None) -> str | None:
-    """What to be warned of where a server listens beyond its own machine; None where it does not.
-
-    Examples
-    --------
-    >>> exposure("127.0.0.1", None) is None, exposure("0.0.0.0", None)[:38]
-    (True, '0.0.0.0 may be reached from other mach')
-    """
+    """A warning where a server without a token listens beyond its own machine; else None."""
     if token is not None or host == "localhost" or _loops_back(host):
         return None
     return (

@@ -1,13 +1,12 @@
-"""The live monitor: is the promise kept by what is served now, and are the scores still the same?
+"""The live monitor: does what is served now keep the promise, and are the scores still the same?
 
-Two tests of `ebjr.monitor`, fed with what a pipeline tells. *Drift* takes every score. *The
-promise* takes kept answers that chance drew and the teacher was asked about when nothing else was
-to be done. No labels come by in a server, so that what is watched is disagreement: the share of
-rows that the student keeps and the teacher contradicts. Where the certificate itself was made
-without labels, that is the very promise; elsewhere it is compared with what it was on the held-out
-half of the calibration, up to the chance of those rows. Rows count where their threshold is one
-that the promise covers: what else is served was promised nothing. Where answers are no labels
-(numbers, the boxes of an image) nothing contradicts anything, and only the scores are watched.
+It feeds two tests of `ebjr.monitor` with the events of a pipeline. *Drift* takes every score. *The
+promise* takes kept answers that chance drew and the teacher was asked about while nothing waited.
+A server has no labels, so the promise that it watches is disagreement: the share of rows that the
+student keeps and the teacher contradicts. A certificate made without labels promises just that;
+for others the share is compared with that of the calibration's held-out half, up to chance. Rows
+count where the promise covers their threshold. Answers that are no labels (numbers, boxes)
+contradict nothing, so that only their scores are watched.
 """
 
 from __future__ import annotations
@@ -15,26 +14,26 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.optimize  # noqa: F401  # a monitor's first bound would wait for it
 
-from ebjr.files import write_whole
+from ebjr.files import json_number, write_whole
 from ebjr.monitor import DriftMonitor, RiskMonitor
 from ebjr.serving.events import Audited, Observer, Scored
-from ebjr.serving.served import Served, json_number
+from ebjr.serving.served import Served
 from ebjr.stats import clopper_pearson
 
-MOST_SCORES = 20_000
-"""The monitor leaves out scores beyond this many between two looks, whatever they are."""
-
+MOST_SCORES = 20_000  # between two looks; further ones are left out, whatever they are
 SAVE_SECONDS = 60.0
+ALPHA = 0.05  # the probability of each monitor to ever raise a false alarm
 
 _FILE = "monitor.json"
 _FORMAT = "ebjr-live-monitor-1"
@@ -45,39 +44,37 @@ log = logging.getLogger("ebjr.serving")
 Monitor = RiskMonitor | DriftMonitor
 
 DRIFT_FIGURES = ("rows", "shift", "deferral_rate", "calibrated_rate", "alarms")
-RISK_FIGURES = ("rows", "risk", "lower", "upper", "tolerance")
+RISK_FIGURES = ("rows", "risk", "lower", "upper", "tolerance", "alarm")
 
 
 class Watch(NamedTuple):
-    """A promise that is watched: its monitor, from which threshold on, and what it is in words."""
+    """A monitor, the threshold from which on it counts rows, and its promise in words."""
 
-    monitor: RiskMonitor
-    threshold: float
-    about: str
+    monitor: Monitor
+    threshold: float = -math.inf
+    about: str | None = None
+
+    @property
+    def figures(self) -> Sequence[str]:
+        """What the monitor counts."""
+        return RISK_FIGURES if isinstance(self.monitor, RiskMonitor) else DRIFT_FIGURES
+
+    @property
+    def alarmed(self) -> bool:
+        """Whether the alarm has gone off."""
+        return self.monitor.status in ("broken", "drifted")
 
     def status(self) -> dict[str, Any]:
         """What is known, for JSON."""
-        return {**_status(self.monitor, (*RISK_FIGURES, "alarm")), "about": self.about}
+        names = ("status", "statement", *self.figures)
+        known = {name: getattr(self.monitor, name) for name in names}
+        return known if self.about is None else {**known, "about": self.about}
 
 
 class LiveMonitor(Observer):
     """What the monitors of a server are fed with, and what they say.
 
-    Parameters
-    ----------
-    served
-        What is served, with what its calibration knows.
-    audit_rate
-        The pipeline's; 0 watches no disagreement.
-    folder
-        Where the state is kept, and taken up again; None forgets it.
-    alpha
-        Of each monitor: the probability of ever raising a false alarm.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such folder.
+    With an `audit_rate` of 0 no disagreement is watched. `folder` keeps the state over restarts.
 
     Examples
     --------
@@ -93,17 +90,19 @@ class LiveMonitor(Observer):
         *,
         audit_rate: float = 0.0,
         folder: str | os.PathLike[str] | None = None,
-        alpha: float = 0.05,
     ) -> None:
         self.audits = self.contradicted = 0
-        self._drift = _drift_of(served, alpha)
-        self._disagreement = _disagreement_of(served, audit_rate, alpha)
-        self._rate = _rate_of(served, alpha)
+        found = {
+            "drift": _drift_of(served),
+            "disagreement": _disagreement_of(served, audit_rate),
+            "rate": _rate_of(served),
+        }
+        self._watches = {name: one for name, one in found.items() if isinstance(one, Watch)}
+        self._unwatched = {name: why for name, why in found.items() if isinstance(why, str)}
         self._lock = threading.Lock()
         self.handlers = {Scored: self._scored, Audited: self._audit}
-        self._scores: list[np.ndarray] = []
+        self._scores: list[Scored] = []
         self._audited: list[Audited] = []
-        self._decided: list[tuple[np.ndarray, np.ndarray]] = []
         self._known = 0  # scores that wait for a look
         self._alarmed: set[str] = set()
         self._file = None if folder is None else Path(folder) / _FILE
@@ -119,9 +118,7 @@ class LiveMonitor(Observer):
         with self._lock:
             if self._known < MOST_SCORES:
                 self._known += len(event.score)
-                self._scores.append(event.score)
-                if self._rate is not None:
-                    self._decided.append((event.threshold, event.deferred))
+                self._scores.append(event)
 
     def _audit(self, audited: Audited) -> None:
         """Take an audit, for the next look."""
@@ -131,14 +128,14 @@ class LiveMonitor(Observer):
     def look(self) -> None:
         """Feed the monitors, tell alarms, and save the state now and then, as `save` does."""
         with self._lock:
-            scores, self._scores, self._known = self._scores, [], 0
+            scored, self._scores, self._known = self._scores, [], 0
             audited, self._audited = self._audited, []
-            decided, self._decided = self._decided, []
-        if scores and isinstance(self._drift, DriftMonitor):
-            self._drift.update(np.concatenate(scores))
-        if decided and self._rate is not None:
-            threshold, deferred = (np.concatenate(column) for column in zip(*decided, strict=True))
-            self._rate.monitor.update(deferred[threshold <= self._rate.threshold])
+        if scored:
+            score, deferred, threshold = map(np.concatenate, zip(*scored, strict=True))
+            if (drift := self._watches.get("drift")) is not None:
+                drift.monitor.update(score)
+            if (rate := self._watches.get("rate")) is not None:
+                rate.monitor.update(deferred[threshold <= rate.threshold])
         if audited:
             self._take(audited)
         self._tell()
@@ -157,7 +154,7 @@ class LiveMonitor(Observer):
                     "of": self._key,
                     "audits": self.audits,
                     "contradicted": self.contradicted,
-                    "monitors": {name: m.state() for name, m in self._monitors().items()},
+                    "monitors": self._states(),
                 },
                 file,
                 allow_nan=False,
@@ -165,55 +162,44 @@ class LiveMonitor(Observer):
 
     def status(self) -> dict[str, Any]:
         """What is known, for JSON: each monitor's figures and sentence, or why there is none."""
-        drift, about = self._drift, self._disagreement
-        found: dict[str, Any] = {
-            "audits": {"rows": self.audits, "contradicted": self.contradicted},
-            "drift": drift if isinstance(drift, str) else _status(drift, DRIFT_FIGURES),
-            "disagreement": about if isinstance(about, str) else about.status(),
-        }
-        if self._rate is not None:
-            found["deferral_rate"] = self._rate.status()
-        return json_number(found)
+        watched = {name: watch.status() for name, watch in self._watches.items()}
+        if "rate" in watched:
+            watched["deferral_rate"] = watched.pop("rate")
+        audits = {"rows": self.audits, "contradicted": self.contradicted}
+        return json_number({"audits": audits, **self._unwatched, **watched})
 
     def readings(self) -> dict[str, dict[str, float]]:
         """For the metrics: by figure and then by monitor."""
-        every = self._monitors()
-        found: dict[str, dict[str, float]] = {figure: {} for figure in (*RISK_FIGURES, "shift")}
-        for name, monitor in every.items():
-            own = ("rows", "shift") if isinstance(monitor, DriftMonitor) else RISK_FIGURES
-            for figure in own:
-                found[figure][name] = float(getattr(monitor, figure))
-        return {**found, "alarm": {name: float(_alarmed(m)) for name, m in every.items()}}
+        return {
+            figure: {
+                name: float(getattr(watch.monitor, figure))
+                for name, watch in self._watches.items()
+                if figure in watch.figures
+            }
+            for figure in ("rows", "risk", "lower", "upper", "tolerance", "shift")
+        } | {"alarm": {name: float(watch.alarmed) for name, watch in self._watches.items()}}
 
     def _take(self, audited: list[Audited]) -> None:
-        drawn = sum(int(one.drawn.sum()) for one in audited)
-        self.audits += drawn
-        self.contradicted += sum(int(one.contradicted.sum()) for one in audited)
-        if not isinstance(self._disagreement, Watch):
-            return
-        covered = [one.threshold >= self._disagreement.threshold for one in audited]
-        loss = [one.contradicted[own] for one, own in zip(audited, covered, strict=True)]
-        known = [one.drawn[own] for one, own in zip(audited, covered, strict=True)]
-        self._disagreement.monitor.update(np.concatenate(loss), np.concatenate(known))
+        threshold, _, drawn, contradicted = map(np.concatenate, zip(*audited, strict=True))
+        self.audits += int(drawn.sum())
+        self.contradicted += int(contradicted.sum())
+        if (watch := self._watches.get("disagreement")) is not None:
+            covered = threshold >= watch.threshold
+            assert isinstance(watch.monitor, RiskMonitor)
+            watch.monitor.update(contradicted[covered], drawn[covered])
 
     def _tell(self) -> None:
-        for name, monitor in self._monitors().items():
-            if _alarmed(monitor) and name not in self._alarmed:
+        for name, watch in self._watches.items():
+            if watch.alarmed and name not in self._alarmed:
                 self._alarmed.add(name)
-                log.error("the monitor of %s: %s", name, monitor.statement)
+                log.error("the monitor of %s: %s", name, watch.monitor.statement)
 
-    def _monitors(self) -> dict[str, Monitor]:
-        watches = {"disagreement": self._disagreement, "rate": self._rate}
-        drift = {"drift": self._drift} if isinstance(self._drift, DriftMonitor) else {}
-        return {
-            **drift,
-            **{name: one.monitor for name, one in watches.items() if isinstance(one, Watch)},
-        }
+    def _states(self) -> dict[str, Any]:
+        return {name: watch.monitor.state() for name, watch in self._watches.items()}
 
     def _fingerprint(self, served: Served) -> str:
         """Of what is watched: only the same goes on with a state."""
-        fresh = {name: monitor.state() for name, monitor in self._monitors().items()}
-        about = [served.calibration_id, str(served.joint.router.score), fresh]
+        about = [served.calibration_id, str(served.joint.router.score), self._states()]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     def _resume(self) -> None:
@@ -224,8 +210,8 @@ class LiveMonitor(Observer):
                 raise ValueError("it is of another calibration")
             states = kept["monitors"]
             taken = {
-                name: type(monitor).from_state(states[name])
-                for name, monitor in self._monitors().items()
+                name: watch._replace(monitor=type(watch.monitor).from_state(states[name]))
+                for name, watch in self._watches.items()
             }
             counts = int(kept["audits"]), int(kept["contradicted"])
         except FileNotFoundError:
@@ -236,24 +222,17 @@ class LiveMonitor(Observer):
             log.warning("the monitor begins anew, and %s is set aside: %s", self._file, error)
             return
         self.audits, self.contradicted = counts
-        self._adopt(taken)
-
-    def _adopt(self, taken: Mapping[str, Any]) -> None:
-        self._drift = taken.get("drift", self._drift)
-        if isinstance(self._disagreement, Watch):
-            self._disagreement = self._disagreement._replace(monitor=taken["disagreement"])
-        if self._rate is not None:
-            self._rate = self._rate._replace(monitor=taken["rate"])
+        self._watches = taken
 
 
-def _drift_of(served: Served, alpha: float) -> DriftMonitor | str:
+def _drift_of(served: Served) -> Watch | str:
     reference = served.calibration.get("drift")
     if reference is None:
         return "not watched: joint.toml does not know the scores; calibrate again"
-    return DriftMonitor.of_reference(reference, alpha)
+    return Watch(DriftMonitor.of_reference(reference, ALPHA))
 
 
-def _disagreement_of(served: Served, audit_rate: float, alpha: float) -> Watch | str:
+def _disagreement_of(served: Served, audit_rate: float) -> Watch | str:
     if not served.joint.kind.has_labels:
         return (
             f"not watched: the answers of {served.joint.task} are no labels, which agree or "
@@ -265,34 +244,26 @@ def _disagreement_of(served: Served, audit_rate: float, alpha: float) -> Watch |
     if certificate is not None and not certificate.labeled and certificate.promise != "rate":
         alone = certificate.promise == "harm" or served.joint.blend == 0
         if alone and certificate.tolerance >= 0:
-            monitor = RiskMonitor(certificate.tolerance, alpha, audit_probability=audit_rate)
+            monitor = RiskMonitor(certificate.tolerance, ALPHA, audit_probability=audit_rate)
             return Watch(monitor, certificate.threshold, certificate.statement)
     known = served.calibration.get("disagreement")
     if known is None:
         return "not watched: joint.toml knows no disagreement; calibrate again"
     hits, n = int(known["kept_and_contradicted"]), int(known["rows"])
-    _, most = clopper_pearson(hits, n, alpha)
+    _, most = clopper_pearson(hits, n, ALPHA)
     if most >= 1:
         return "not watched: on the calibration's other half the teacher contradicts every row"
     about = (
         f"on the calibration's other half {hits} of {n} rows were kept and contradicted by the "
-        f"teacher, which is at most {most:.4g} with probability {1 - alpha / 2:g}"
+        f"teacher, which is at most {most:.4g} with probability {1 - ALPHA / 2:g}"
     )
-    monitor = RiskMonitor(most, alpha / 2, audit_probability=audit_rate)
+    monitor = RiskMonitor(most, ALPHA / 2, audit_probability=audit_rate)
     return Watch(monitor, float(known["threshold"]), about)
 
 
-def _rate_of(served: Served, alpha: float) -> Watch | None:
+def _rate_of(served: Served) -> Watch | None:
     certificate = served.certificate
     if certificate is None or certificate.promise != "rate":
         return None
-    monitor = RiskMonitor(certificate.tolerance, alpha, promise="rate")
+    monitor = RiskMonitor(certificate.tolerance, ALPHA, promise="rate")
     return Watch(monitor, certificate.threshold, certificate.statement)
-
-
-def _alarmed(monitor: Monitor) -> bool:
-    return monitor.status in ("broken", "drifted")
-
-
-def _status(monitor: Monitor, figures: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(monitor, name) for name in ("status", "statement", *figures)}

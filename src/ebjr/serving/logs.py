@@ -1,8 +1,7 @@
 """Logs of a server: words for people, or JSON lines for machines, with the id of each request.
 
-A request keeps the id that it brings in ``X-Request-Id``, if that is a sane one, and gets one if
-not; the answer carries it, and so does every line that is logged on its behalf. Over gRPC it is
-metadata of that name. `noted` are the figures of the line that a request gets when it is answered.
+A request keeps the id of its ``X-Request-Id`` (metadata of that name over gRPC), if that is safe to
+log, and gets one if not; the answer and every line that is logged on its behalf carry it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import logging
 import re
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
@@ -19,14 +17,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from itertools import count
-from typing import IO, Any
+from typing import Any
 
 from ebjr.serving.events import Failed, Observer
 
 FORMATS = ("words", "json")
 REQUEST_ID = b"x-request-id"
-QUIET_SECONDS = 10.0
-"""How often the log tells that a stage keeps failing."""
+QUIET_SECONDS = 10.0  # how often the log tells that a stage keeps failing
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -49,9 +46,7 @@ def request_id() -> str | None:
 
 
 def begin_request(shown: bytes | None) -> str:
-    """Give the request that is answered here its id: the one that it brings, if it is a sane one.
-
-    What is not sane cannot be written anywhere.
+    """Give the current request its id: the one that it brings if that is safe to log, or a new one.
 
     Examples
     --------
@@ -73,13 +68,7 @@ def noted() -> dict[str, Any] | None:
 
 @contextmanager
 def request_line(method: str, path: str) -> Iterator[dict[str, Any]]:
-    """Log a line when a request has been answered, with the figures that it was given.
-
-    Yields
-    ------
-    dict
-        The figures, as of `noted`; `status` is to be put there.
-    """
+    """Log a line when a request has been answered, with the figures put into what this yields."""
     about = {"method": method, "path": path}
     notes: dict[str, Any] = {**about, "status": None}
     _notes.set(notes)
@@ -111,24 +100,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def start_logging(form: str = "words", stream: IO[str] | None = None) -> None:
-    """Send what this process logs to standard error.
-
-    Parameters
-    ----------
-    form
-        ``"words"``, or ``"json"``: the same in lines of JSON, and one for each request.
-    stream
-        Where to instead.
-
-    Raises
-    ------
-    ValueError
-        Another form.
-    """
+def start_logging(form: str) -> None:
+    """Send what this process logs to standard error, in one of `FORMATS`."""
     if form not in FORMATS:
         raise ValueError(f"logs come as one of {', '.join(FORMATS)}, not {form!r}")
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler = logging.StreamHandler()
     words = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else words)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -136,18 +112,7 @@ def start_logging(form: str = "words", stream: IO[str] | None = None) -> None:
 
 
 class RequestIds:
-    """ASGI middleware: every HTTP request has an id, and optionally a line and a span.
-
-    Parameters
-    ----------
-    app
-        What answers.
-    lines
-        Whether a line is logged for each request.
-    span
-        Opens the span of a request, given its name, its headers and what is known of it; None
-        opens none.
-    """
+    """ASGI middleware: every HTTP request has an id, and optionally a line and a span."""
 
     def __init__(
         self,
@@ -193,23 +158,21 @@ class RequestIds:
 class Faults(Observer):
     """Logs that a model fails, in words, without a line for every batch."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._next: dict[str, float] = {}
-        self._quiet: dict[str, int] = {}
+        self._told: dict[str, tuple[float, int]] = {}  # when a stage's next line may come; left out
         self.handlers = {Failed: self._failed}
 
     def _failed(self, event: Failed) -> None:
         """Tell of a failure, unless one of this stage has just been told of."""
         stage, error = event
-        now = self._clock()
+        now = time.monotonic()
         with self._lock:
-            if now < self._next.get(stage, 0.0):
-                self._quiet[stage] = self._quiet.get(stage, 0) + 1
+            until, untold = self._told.get(stage, (0.0, 0))
+            if now < until:
+                self._told[stage] = until, untold + 1
                 return
-            self._next[stage] = now + QUIET_SECONDS
-            untold = self._quiet.pop(stage, 0)
+            self._told[stage] = now + QUIET_SECONDS, 0
         more = f" ({untold} other failures since the last line)" if untold else ""
         who = "teacher, asked for an audit," if stage == "audit" else stage
         log.error("the %s failed on a batch: %s: %s%s", who, type(error).__name__, error, more)

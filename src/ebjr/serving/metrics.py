@@ -1,8 +1,7 @@
-"""Prometheus metrics of a server: what a pipeline tells becomes numbers to watch.
+"""Prometheus metrics of a server; docs/operations.md says what each one means.
 
-What comes in bulk (scores, waits) is counted in bulk, with one NumPy call for each batch; what is
-known elsewhere (queues, the knob, the monitor) is read when somebody asks. docs/operations.md says
-what each metric means.
+What comes in bulk (scores, waits) is counted in bulk; what is known elsewhere (queues, the knob,
+the monitor) is read when somebody asks.
 """
 
 from __future__ import annotations
@@ -26,37 +25,20 @@ from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.pipeline import Pipeline
 
 with needs("serve", "serving"):
-    from prometheus_client import (
-        CONTENT_TYPE_LATEST,
-        CollectorRegistry,
-        Counter,
-        generate_latest,
-    )
-    from prometheus_client.core import (
-        CounterMetricFamily,
-        GaugeMetricFamily,
-        HistogramMetricFamily,
-    )
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
     from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
-MOST_WAITING = 1024
-"""So many values wait to be counted together."""
-
+MOST_WAITING = 1024  # values that wait to be counted together
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics(Observer):
     """Counts, sizes and times of one served model, in a registry of its own.
 
-    Parameters
-    ----------
-    model
-        Its name, a label of every metric.
-    score_edges
-        Where the buckets of the score's histogram end, rising: deciles of the calibration show a
-        drift best.
+    The score's buckets end at `score_edges`, rising: deciles of the calibration show a drift best.
     """
 
     def __init__(self, model: str, score_edges: Sequence[float] = ()) -> None:
@@ -95,26 +77,9 @@ class Metrics(Observer):
         *,
         counter: bool = False,
     ) -> None:
-        """Add a metric whose values are read whenever somebody asks.
+        """Add a metric ``ebjr_NAME`` whose values are read whenever somebody asks.
 
-        Parameters
-        ----------
-        name, text
-            Of the metric, without ``ebjr_``.
-        values
-            Gives the values by the label's, or one by any name where there is no label. Nothing is
-            shown where it gives none.
-        label
-            What tells the values apart, beside the model.
-        counter
-            The values only ever rise.
-
-        Examples
-        --------
-        >>> metrics = Metrics("joint")
-        >>> metrics.read("threshold", "The knob.", lambda: {"": 0.5})
-        >>> [line for line in metrics.text()[0].decode().splitlines() if "threshold{" in line]
-        ['ebjr_threshold{model="joint"} 0.5']
+        `values` maps the values of `label` to numbers; without a label it gives one, by any name.
         """
         family = CounterMetricFamily if counter else GaugeMetricFamily
         self._registry.register(_Read(family, f"ebjr_{name}", text, self._model, label, values))
@@ -171,9 +136,9 @@ class _Counts(Collector):
         self._waiting: dict[str, deque[float]] = {stage: deque() for stage in self._counts}
 
     def add(self, values: Iterable[float], stage: str = "") -> None:
-        """Count values, with others, later: numbers of a few cost most of what they cost of many.
+        """Queue values, to be counted together: NumPy takes as long for a few as for many.
 
-        What is not finite is in no sum, a NaN in no bucket but the last.
+        Values that are not finite are in no sum, and NaN in no bucket but the last.
         """
         waiting = self._waiting[stage]
         waiting.extend(values)
@@ -185,9 +150,7 @@ class _Counts(Collector):
         with self._lock:
             given = np.array([waiting.popleft() for _ in range(len(waiting))], np.float64)
         found = np.bincount(np.searchsorted(self._edges, given), minlength=len(self._names))
-        total = float(given.sum())
-        if not np.isfinite(total):
-            total = float(given[np.isfinite(given)].sum())
+        total = float(given[np.isfinite(given)].sum())
         with self._lock:
             self._counts[stage] += found
             self._sums[stage] += total
@@ -215,18 +178,12 @@ class _Read(Collector):
     label: str | None
     values: Callable[[], Mapping[str, float]]
 
-    def describe(self) -> Iterator[Any]:
-        yield self._empty()
-
     def collect(self) -> Iterator[Any]:
-        family = self._empty()
-        for name, value in self.values().items():
-            family.add_metric([self.model] if self.label is None else [self.model, name], value)
-        yield family
-
-    def _empty(self) -> Any:
         labels = ["model"] if self.label is None else ["model", self.label]
-        return self.family(self.name, self.text, labels=labels)
+        family = self.family(self.name, self.text, labels=labels)
+        for name, value in self.values().items():
+            family.add_metric([self.model, name][: len(labels)], value)
+        yield family
 
 
 MONITORED = {
@@ -238,21 +195,12 @@ MONITORED = {
     "alarm": "1 once a monitor's alarm has gone off.",
     "shift": "The largest shift of a share of scores since calibration.",
 }
-"""Figures of the monitors."""
 
 
 def add_sources(
     metrics: Metrics, pipeline: Pipeline, control: KnobControl, monitor: LiveMonitor
 ) -> None:
-    """Let the metrics show queues, the knob and its promise, a far teacher, autopilot and monitors.
-
-    Parameters
-    ----------
-    metrics
-        Which are to show them.
-    pipeline, control, monitor
-        Which know them.
-    """
+    """Let the metrics show queues, the knob, its promise, a far teacher and the monitors."""
     metrics.read("waiting_rows", "Rows in a queue.", pipeline.waiting, "stage")
     _add_knob(metrics, control)
     _add_far(metrics, pipeline.joint)
@@ -277,9 +225,9 @@ def _add_knob(metrics: Metrics, control: KnobControl) -> None:
         return {} if state is None else {"": float(state == "in force")}
 
     def pilot(figure: Callable[[Autopilot], float | None]) -> dict[str, float]:
-        flies = control.pilot
-        found = None if flies is None else figure(flies)
-        return {} if flies is None or found is None else {flies.hold.quantity: found}
+        if (flies := control.pilot) is None or (found := figure(flies)) is None:
+            return {}
+        return {flies.hold.quantity: found}
 
     target = partial(pilot, lambda one: one.hold.target)
     measured = partial(pilot, lambda one: one.measured)

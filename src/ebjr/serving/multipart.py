@@ -16,35 +16,15 @@ with needs("serve", "serving"):
     from starlette.formparsers import MultiPartException, MultiPartParser
 
 MOST_FILES = 256
-MOSTREQUEST_PARAMETERS = 16
+MOST_FIELDS = 16
 MOST_FIELD_BYTES = 4096
 PIECE_BYTES = 64 * 2**10
 
-_TEXTS = ("operating_point",)
-
 
 async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
-    """A request of images: every file of the form is one, in their order.
+    """A request of a form's files: a BYTES tensor (n,) of images, and parameters.
 
-    Parameters
-    ----------
-    body
-        Of the request, whose size has been checked.
-    headers
-        With the form's boundary.
-    name
-        Of the input.
-
-    Returns
-    -------
-    InferRequest
-        With one BYTES tensor (n,), and the form's other fields as parameters: `threshold`,
-        `deferral_rate`, `operating_point` and `timeout`.
-
-    Raises
-    ------
-    ProtocolError
-        It is no such form, has no file or too many, or a field that is not known.
+    ProtocolError: the form cannot be read, has no file or too many, or an unknown field.
     """
 
     async def stream() -> AsyncGenerator[bytes, None]:
@@ -53,15 +33,9 @@ async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
             if start + PIECE_BYTES < len(body):
                 await asyncio.sleep(0)  # other clients go on while a large form is read
 
-    parser = MultiPartParser(
-        headers,
-        stream(),
-        max_files=MOST_FILES,
-        max_fields=MOSTREQUEST_PARAMETERS,
-        max_part_size=MOST_FIELD_BYTES,
-    )
+    limits = {"max_files": MOST_FILES, "max_fields": MOST_FIELDS, "max_part_size": MOST_FIELD_BYTES}
     try:
-        form = await parser.parse()
+        form = await MultiPartParser(headers, stream(), **limits).parse()
     except (MultiPartException, KeyError, UnicodeError) as error:
         raise ProtocolError(f"the form cannot be read: {_reason(error)}") from error
     try:
@@ -75,9 +49,7 @@ async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
         await form.close()
     if not files:
         raise ProtocolError("the form must bring at least one image, as a file")
-    images = np.empty(len(files), object)
-    images[:] = files
-    return InferRequest({name: images}, parameters=parameters)
+    return InferRequest({name: np.array(files, object)}, parameters=parameters)
 
 
 def _parameter(field: str, value: str) -> float | str:
@@ -85,7 +57,7 @@ def _parameter(field: str, value: str) -> float | str:
         raise ProtocolError(
             f"the form's fields are files and {', '.join(REQUEST_PARAMETERS)}, not {field!r}"
         )
-    if field in _TEXTS:
+    if field == "operating_point":
         return value
     try:
         return float(value)

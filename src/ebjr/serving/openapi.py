@@ -16,27 +16,11 @@ with needs("serve", "serving"):
 
 Json = dict[str, Any]
 
-ANY_VERSION = "/versions/{version}"
-"""A path with it takes and gives what the path without it does."""
+ANY_VERSION = "/versions/{version}"  # a path with it does as the path without it
 
 
 def openapi(service: Service, routes: Sequence[BaseRoute], *, token: bool = False) -> Json:
-    """The document.
-
-    Parameters
-    ----------
-    service
-        Whose model is described: its input, outputs and operating points.
-    routes
-        Of the application; one that nothing is known of here is described by its docstring.
-    token
-        Whether the knob wants one.
-
-    Returns
-    -------
-    dict
-        As JSON, of OpenAPI 3.1.
-    """
+    """The document, OpenAPI 3.1, of a service and its routes."""
     text = files("ebjr.serving").joinpath("openapi.json").read_text(encoding="utf-8")
     document = _filled(json.loads(text), _values(service))
     if not service.served.operating_points:
@@ -89,22 +73,14 @@ def _paths(known: Json, routes: Sequence[BaseRoute], service: Service) -> Json:
         if not isinstance(route, Route):
             continue
         path = route.path_format
-        about = known.get(path.replace(ANY_VERSION, ""), {})
+        about = known[path.replace(ANY_VERSION, "")]
         for method in sorted(set(route.methods or ()) - {"HEAD"}):
             key = method.lower()
-            operation = about.get(key) or _by_docstring(route)
             name = "_".join((key, *_words(path)))
-            paths.setdefault(path, {})[key] = {"operationId": name, **operation}
+            paths.setdefault(path, {})[key] = {"operationId": name, **about[key]}
         if parameters := _path_parameters(path, service):
             paths[path]["parameters"] = parameters
     return paths
-
-
-def _by_docstring(route: Route) -> Json:
-    summary = (route.endpoint.__doc__ or route.name).strip().splitlines()[0]
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    error = {"description": "One sentence.", "content": content}
-    return {"summary": summary, "responses": {"2XX": {"description": "Done."}, "default": error}}
 
 
 def _path_parameters(path: str, service: Service) -> list[Json]:

@@ -16,12 +16,6 @@ def page_and_headers() -> tuple[str, int, dict[str, str]]:
 
     It looks like the report, whose style it shares. The policy lets run the script and the style
     that are in the page, by their hashes, lets it talk to its own server, and nothing else.
-
-    Examples
-    --------
-    >>> page, status, headers = page_and_headers()
-    >>> page.splitlines()[0], status, "unsafe" in headers["Content-Security-Policy"]
-    ('<!doctype html>', 200, False)
     """
     own = files("ebjr.serving")
     style = _text(files("ebjr.evaluation") / "report.css") + _text(own / "page.css")

@@ -10,23 +10,9 @@ log = logging.getLogger("ebjr.serving")
 
 
 class Periodic:
-    """Does chores at even intervals; one that fails is logged, and done again next time.
+    """Does chores in turn, again and again; one that fails is logged, and done again next time.
 
-    Parameters
-    ----------
-    seconds
-        From the end of one round to the next.
-    *chores
-        What is to be done, in this order.
-
-    Examples
-    --------
-    >>> done = threading.Event()
-    >>> periodic = Periodic(0.001, done.set)
-    >>> periodic.start()
-    >>> done.wait(10)
-    True
-    >>> periodic.stop()
+    `seconds` is from the end of one round to the next.
     """
 
     def __init__(self, seconds: float, *chores: Callable[[], None]) -> None:

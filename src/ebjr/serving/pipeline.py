@@ -2,12 +2,9 @@
 
 Requests are cut into rows. Rows of many requests form the student's batches, the deferred rows of
 many student batches form the teacher's, and answers return to their own requests. A worker takes
-whatever waits as soon as it is free: nobody waits for a batch to fill while a model is idle, and
-batches grow by themselves with the load. With `max_wait_seconds` a worker waits for company where
-the rate of arrivals says that a batch will be full by then.
-
-No web and no asyncio here: `submit` returns a `Ticket`, whose `future` is a `concurrent.futures`
-one. Everything the models do happens in these threads.
+whatever waits as soon as it is free: batches grow by themselves with the load. With
+`max_wait_seconds` it waits for company where a batch will be full by then. No asyncio here:
+all happens in these threads, and the `Ticket` of a request has a `concurrent.futures` future.
 """
 
 from __future__ import annotations
@@ -48,23 +45,14 @@ class ServedAnswer:
     threshold: float
 
 
-MOST_AUDITS = 256
-"""So many rows may wait for an audit; while they do, no other row is drawn."""
+MOST_AUDITS = 256  # rows that may wait for an audit; while they do, no other is drawn
 
 
 class Ticket:
-    """One request in the pipeline.
+    """One request in the pipeline; its `future` has the `ServedAnswer`, or the error.
 
-    Attributes
-    ----------
-    future
-        Its `ServedAnswer`, or the error. Cancelling it frees the rows that still wait.
-    form
-        Shape and type of a row: what rows of one batch have in common.
-    since
-        When it was handed in, by `time.perf_counter`.
-    trace
-        For whoever traces it.
+    Cancelling the future frees the rows that still wait. Rows of one batch have the same `form`;
+    `since` is of `time.perf_counter`, and `trace` is for `Tracing`.
     """
 
     def __init__(self, pipeline: Pipeline, inputs: Batch, threshold: float | None) -> None:
@@ -88,14 +76,9 @@ class Ticket:
         self._late_id: str | None = None
 
     def hurry(self) -> bool:
-        """Answer now with what is known: rows that wait for the teacher get the student's answer.
+        """Answer now: rows that wait for the teacher get the student's answer, marked as degraded.
 
-        They are marked as degraded.
-
-        Returns
-        -------
-        bool
-            False where not even the student has answered every row: nothing has changed then.
+        Returns False, and changes nothing, where the student has yet to answer some rows.
         """
         with self._pipeline.lock:
             if self._unscored:
@@ -220,16 +203,13 @@ class _Part:
 
     @property
     def form(self) -> Any:
-        """What rows of one batch have in common."""
         return self.ticket.form
 
     @property
     def answered(self) -> bool:
-        """Whether nobody waits for them any more."""
         return self.ticket.future.done()
 
     def cut(self, start: int, stop: int | None) -> _Part:
-        """Some of its rows."""
         return replace(self, rows=self.rows[start:stop], output=_cut(self.output, start, stop))
 
 
@@ -243,13 +223,7 @@ class _Audit:
         self._inputs, self._output = take_rows(inputs, self.places), take_rows(output, self.places)
 
     def ask(self, joint: JointModel) -> bool:
-        """Ask the teacher about the next row; returns whether that was the last one.
-
-        Raises
-        ------
-        TeacherUnavailable
-            It did not answer this row, or not as it should.
-        """
+        """Ask the teacher about the next row; returns whether that was the last one."""
         one = np.array([self.done])
         own = take_rows(self._output, one)
         found = joint.ask_teacher_alone(take_rows(self._inputs, one), own)
@@ -267,37 +241,12 @@ def _never() -> bool:
 
 
 class Pipeline:
-    """A joint model that answers many callers at once.
+    """A joint model that answers many callers at once; ``joint.router.threshold`` is the knob.
 
-    Parameters
-    ----------
-    joint
-        The joint model. Its router is the knob: ``joint.router.threshold``.
-    student_batch, teacher_batch
-        The most rows that each model gets at once. A student's are half of a teacher's: while it
-        is at work on the next ones, the last ones are on their way back.
-    teacher_workers
-        How many batches the teacher is given at once: more than one pays where it is far away.
-    max_wait_seconds
-        How long a worker waits for a batch to fill, where rows arrive fast enough for it to be full
-        by then; 0 takes what is there.
-    queue_rows
-        The most rows that may wait for either model; beyond it `submit` raises `Overloaded`.
-    audit_rate
-        The share of kept rows about which the teacher is asked too, when nothing waits for either
-        model: one row at a time, so that an answer waits for at most one of them.
-    observer
-        Told what happens.
-
-    Attributes
-    ----------
-    busy : bool
-        Whether the student is at work, or what it answered is being drawn from for audits.
-
-    Raises
-    ------
-    ValueError
-        A number is out of range, or answers are to be audited that are no labels.
+    By default the student's batches are half of the teacher's: while it is at work on the next
+    rows, the last ones are on their way back. More than one of `teacher_workers` pays where the
+    teacher is far away. Beyond `queue_rows` `submit` raises Overloaded. `audit_rate` is the share
+    of kept rows about which the teacher is asked too, one at a time, when nothing waits.
 
     Examples
     --------
@@ -375,11 +324,7 @@ class Pipeline:
     def stop(self, within: float | None = None) -> None:
         """Answer what waits, take nothing more, and end the threads.
 
-        Parameters
-        ----------
-        within
-            Seconds that each model has for it; one that hangs is then left where it is. None waits
-            as long as it takes.
+        A model that hangs is left after `within` seconds; None waits as long as it takes.
         """
         self._student_queue.close()
         self._student.join(within)
@@ -393,21 +338,9 @@ class Pipeline:
         return {**queues, "audit": self._auditing}
 
     def submit(self, inputs: Batch, *, threshold: float | None = None) -> Ticket:
-        """Hand in a request of n inputs.
+        """Hand in a request; a threshold of None is read when its first row is taken.
 
-        Parameters
-        ----------
-        inputs
-            Array (n, ...), n >= 1, or a list of n inputs.
-        threshold
-            Of this request alone; None is the knob at the time when its first row is taken.
-
-        Raises
-        ------
-        Overloaded
-            Too many rows wait already, or the pipeline has stopped.
-        ValueError
-            No inputs, or a threshold that is not one.
+        Raises Overloaded where too many rows wait, or the pipeline has stopped.
         """
         own = None if threshold is None else check_threshold(threshold)
         n = row_count(inputs)
@@ -476,8 +409,8 @@ class Pipeline:
     ) -> None:
         """Draw kept rows for an audit.
 
-        Whether a batch takes part is settled before its rows are looked at, by how many wait: the
-        rows that take part are a fair sample.
+        Whether a batch takes part is decided by how many wait, before its rows are looked at:
+        those that take part are a fair sample.
         """
         if not self._audit_rate or self._auditing >= MOST_AUDITS:
             return

@@ -1,7 +1,6 @@
 """The last minute of a pipeline, in constant memory: rates, latency percentiles, scores.
 
-Prometheus counts from the start and lets others look at windows; a page, and an autopilot with a
-target, want the window itself. Everything is counted in slots of a second, which come round again.
+Everything is counted in slots of a second, which are used again and again.
 """
 
 from __future__ import annotations
@@ -32,22 +31,7 @@ _EDGES = _FIRST * 2 ** (np.arange(1, _BINS) / _PER_OCTAVE)
 class Recent(Observer):
     """Counts of the last seconds; told by many threads, read by any.
 
-    Parameters
-    ----------
-    score_edges
-        Rising, (k + 1,): the k bins in which scores are counted, those beyond in the first and the
-        last; fewer than two count none.
-    seconds
-        How far it reaches back.
-    clock
-        Seconds that only grow.
-
-    Examples
-    --------
-    >>> recent = Recent([0.0, 1.0, 2.0])
-    >>> recent.observe(Scored(np.array([0.5, 1.5, 7]), np.array([True, False, False]), np.ones(3)))
-    >>> recent.counts()["deferred"], recent.scores().tolist()
-    (1, [1, 2])
+    Scores are counted between the rising `score_edges` (k + 1,), those beyond in the outer bins.
     """
 
     def __init__(
@@ -123,10 +107,7 @@ class Recent(Observer):
             return self._scores.sum(axis=0)
 
     def percentile(self, what: str, percent: float, seconds: int | None = None) -> float | None:
-        """A percentile of one of `TIMED` in the last seconds; None without any.
-
-        It is at most 4.5 % off.
-        """
+        """A percentile of one of `TIMED`, at most 4.5 % off; None where nothing was timed."""
         with self._lock:
             counts = self._times[self._last(seconds), TIMED.index(what)].sum(axis=0)
         return _percentile(counts, percent)

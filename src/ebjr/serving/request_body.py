@@ -17,17 +17,10 @@ with needs("serve", "serving"):
 
 Found = TypeVar("Found")
 
-WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
-"""How zlib is told each encoding."""
-
-SMALLEST_BYTES = 512
-"""What is smaller is not worth compressing."""
-
-LARGE_BYTES = 128 * 2**10
-"""What takes longer than a few milliseconds is done in a thread, so that other clients go on."""
-
-WHEN_GONE = "ebjr.when_gone"
-"""Of a request's scope: what is called when its client hangs up before it is answered."""
+WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}  # of each encoding, for zlib
+SMALLEST_BYTES = 512  # what is smaller is not worth compressing
+LARGE_BYTES = 128 * 2**10  # more takes milliseconds: a thread does it, and other clients go on
+WHEN_GONE = "ebjr.when_gone"  # in a request's scope: called when its client hangs up too early
 
 
 class Refused(Exception):
@@ -52,27 +45,10 @@ async def read_body(
     hold: Callable[[int], None],
     deadlines: Deadlines,
 ) -> bytes:
-    """The body, decompressed.
+    """The body, decompressed; `hold` is told how many bytes more are held, before they are.
 
-    Parameters
-    ----------
-    headers
-        Of a request whose body has not been read, as ASGI has them.
-    receive
-        Gives the body, part by part.
-    limits
-        How large it may be, and how slow.
-    hold
-        Told how many bytes more are held, before they are.
-    deadlines
-        Of the event loop.
-
-    Raises
-    ------
-    Refused
-        It is too large or too slow, or not what its encoding says.
-    ClientDisconnect
-        Its client has gone.
+    Refused: the body is too large or too slow, or not what its encoding says. ClientDisconnect: its
+    client has gone.
     """
     most = limits.body_bytes
     declared = headers.get(b"content-length", b"")
@@ -90,21 +66,7 @@ async def read_body(
 
 
 def compressed(body: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:
-    """A body as a client asks for it, and the headers that say so.
-
-    Parameters
-    ----------
-    body
-        As it is.
-    accepted
-        The header ``Accept-Encoding``; nothing where there is none.
-
-    Examples
-    --------
-    >>> found, headers = compressed(bytes(1000), "br, gzip;q=0.5")
-    >>> len(found) < 100, headers["Content-Encoding"]
-    (True, 'gzip')
-    """
+    """A body as the header ``Accept-Encoding`` asks for it, and the headers that say so."""
     if not accepted or len(body) < SMALLEST_BYTES:
         return body, {}
     encoding = next((name for name in _preferred(accepted) if name in WINDOWS), None)

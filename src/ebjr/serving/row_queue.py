@@ -32,15 +32,8 @@ P = TypeVar("P", bound=Part)
 class RowQueue(Generic[P]):
     """Parts that wait for a model, counted in rows, the first in first.
 
-    Parameters
-    ----------
-    limit
-        The most rows that may wait, of what is bounded.
-    max_wait_seconds
-        How long `take` waits for more rows than there are, where they come fast enough to fill a
-        batch in that time; else it takes what there is.
-    clock
-        Seconds.
+    `take` waits up to `max_wait_seconds` for more rows, where they arrive fast enough to fill a
+    batch by then; else it takes what there is.
     """
 
     def __init__(

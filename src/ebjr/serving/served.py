@@ -22,12 +22,10 @@ from ebjr.router import Router, check_threshold
 from ebjr.task import Tensor
 from ebjr.tasks.classification import JointClassifier
 
-KNOBS = ("threshold", "deferral_rate", "operating_point")
-"""The three ways to say where the threshold is to be."""
+KNOBS = ("threshold", "deferral_rate", "operating_point")  # how to say where the threshold is
 
 
-SCORE_BINS = 40
-"""How many even bins live scores are counted in."""
+SCORE_BINS = 40  # even bins in which live scores are counted
 
 
 @dataclass
@@ -68,13 +66,7 @@ class Served:
     calibration: Mapping[str, Any] = field(default_factory=dict)
 
     def threshold_at(self, deferral_rate: float) -> float:
-        """The threshold that defers this share of the calibration half.
-
-        Raises
-        ------
-        ValueError
-            A rate out of range, or nothing is known of the scores.
-        """
+        """The threshold that defers this share of the calibration half; ValueError if unknown."""
         if not 0 <= deferral_rate <= 1:
             raise ValueError(f"deferral_rate must lie between 0 and 1, not {deferral_rate:g}")
         if not self.score_quantiles:
@@ -104,13 +96,7 @@ class Served:
         return np.linspace(0, 1, len(known)), finite
 
     def score_deciles(self) -> list[float]:
-        """The calibration's scores at 10, 20, ..., 90 %, each once; none where they are not known.
-
-        Examples
-        --------
-        >>> Served(None, score_quantiles=(0.0, 1.0, 2.0)).score_deciles()[:2]
-        [0.2, 0.4]
-        """
+        """The calibration's scores at 10, 20, ..., 90 %, each once; none if not known."""
         if not self.score_quantiles:
             return []
         found = {round(self.threshold_at(tenth / 10), 6) for tenth in range(1, 10)}
@@ -131,13 +117,7 @@ class Served:
         return np.linspace(known[0], known[-1], SCORE_BINS + 1).tolist()
 
     def point(self, name: str) -> float:
-        """The threshold of a named operating point.
-
-        Raises
-        ------
-        ValueError
-            There is none of that name.
-        """
+        """The threshold of a named operating point; ValueError where none has that name."""
         if name not in self.operating_points:
             known = ", ".join(self.operating_points) or "none"
             raise ValueError(f"there is no operating point {name!r}; there are: {known}")
@@ -146,10 +126,7 @@ class Served:
     def chosen(self, wish: Mapping[str, Any]) -> float | None:
         """The threshold that a request or the knob asks for; None where it asks for none.
 
-        Raises
-        ------
-        ValueError
-            It asks for two at once, or for one that is not possible.
+        ValueError: it asks for two, or for one that is not possible.
         """
         asked = [name for name in KNOBS if name in wish]
         if len(asked) > 1:
@@ -202,7 +179,7 @@ def served_of(config: JointConfig, **options: Any) -> Served:
     Raises
     ------
     ModelError
-        A model file has changed, or cannot be loaded.
+        A model file of `config` has changed, or cannot be loaded.
     """
     return Served(
         joint=config.load(**options),
@@ -224,38 +201,9 @@ def served_alone(
 ) -> Served:
     """A classifier alone, for clients that have the student: a joint model that defers nothing.
 
-    Parameters
-    ----------
-    path
-        What `load_model` takes.
-    preprocess
-        How a decoded image becomes its input; None where inputs are arrays already.
-    **options
-        For `load_model`, such as threads.
-
-    Raises
-    ------
-    ModelError
-        It cannot be loaded.
+    `preprocess` is how a decoded image becomes its input; None where inputs are arrays already.
     """
     model = load_model(path, **options)
     model = model if preprocess is None else prepared(model, preprocess)
     every = Router("max_logit", float(np.finfo(np.float64).min))
     return Served(JointClassifier(model, model, every), name=Path(path).stem)
-
-
-def json_number(value: Any) -> Any:
-    """A number, or whatever holds some, as JSON carries it: for infinity and NaN it has no number.
-
-    Examples
-    --------
-    >>> json_number({"threshold": math.inf, "deferral_rate": [0.0, 1.0]})
-    {'threshold': 'inf', 'deferral_rate': [0.0, 1.0]}
-    """
-    if isinstance(value, dict):
-        return {key: json_number(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [json_number(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

@@ -1,7 +1,6 @@
 """What the protocols of a server share: a request is checked, asked and answered in one place.
 
-`Service.infer` takes an `InferRequest` and gives an `InferResponse`, whatever brought the one and
-takes the other. What is wrong is raised, and `status_of` says which kind of wrong it is.
+Mistakes are raised as errors, and `status_of` gives their HTTP status.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from ebjr.errors import (
     ProtocolError,
     UnknownModel,
 )
+from ebjr.files import json_number
 from ebjr.link.far import FarTeacher
 from ebjr.model import facts
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
@@ -47,18 +48,14 @@ from ebjr.serving.metrics import Metrics, add_sources
 from ebjr.serving.periodic import Periodic
 from ebjr.serving.pipeline import Pipeline, ServedAnswer
 from ebjr.serving.recent import Recent
-from ebjr.serving.served import KNOBS, Served, json_number
+from ebjr.serving.served import KNOBS, Served
 from ebjr.serving.status import describe
 
 if TYPE_CHECKING:  # an extra
     from ebjr.serving.tracing import Tracing
 
-VERSION = "1"
-"""The only version of a served model."""
-
-STOP_SECONDS = 10.0
-"""So long a model has for what waits when the server ends: clients have their answers by then."""
-
+VERSION = "1"  # the only version of a served model
+STOP_SECONDS = 10.0  # for what waits in each model when the server ends
 REQUEST_PARAMETERS = (*KNOBS, "timeout")
 
 BROKEN = "the server failed on this request; its log says why"
@@ -77,80 +74,17 @@ log = logging.getLogger("ebjr.serving")
 
 
 def status_of(error: EbjrError) -> int:
-    """The HTTP status that an error is answered with; other protocols translate it.
-
-    Examples
-    --------
-    >>> status_of(ProtocolError("no tensor")), status_of(Overloaded("full", 1.0))
-    (400, 429)
-    """
+    """The HTTP status that an error is answered with; other protocols translate it."""
     return next(status for kind, status in STATUSES if isinstance(error, kind))
-
-
-class HeldBytes:
-    """The bytes of one request, counted among those of all for as long as it is at work.
-
-    Called with how many are about to be held; raises `Overloaded` where they are too many.
-    """
-
-    def __init__(self, service: Service) -> None:
-        self._service, self._mine = service, 0
-
-    def __enter__(self) -> HeldBytes:
-        return self
-
-    def __call__(self, size: int) -> None:
-        """Hold `size` bytes more."""
-        held, most = self._service.held_bytes, self._service.limits.held_bytes
-        if held and held + size > most:
-            raise Overloaded(
-                f"{held} bytes of requests are at work already, and {most} is the most: "
-                "try again in a second",
-                1.0,
-            )
-        self._mine += size
-        self._service.held_bytes += size
-
-    def __exit__(self, *_: object) -> None:
-        self._service.held_bytes -= self._mine
 
 
 class Service:
     """A joint model behind any protocol.
 
-    Parameters
-    ----------
-    served
-        What is served.
-    timeout_seconds
-        How long a request may take that does not say so itself.
-    audit_log
-        A file to which each move of the knob is appended, see `Journal`.
-    hold, between
-        What the autopilot is to hold, and its bounds, see `Autopilot`; None leaves the knob to
-        hands.
-    limits
-        What is taken from clients; None is `Limits` as they are.
-    audit_rate
-        The share of kept rows about which the teacher is asked too, see `Pipeline`.
-    state
-        A folder in which the monitor keeps what it knows, and finds it again; None takes that of
-        the audit log, if there is one.
-    tracing
-        A `Tracing`; None traces nothing.
-    chore_seconds
-        How often the autopilot and the monitor look.
-    knob
-        The knob, where it is not this service's alone.
-    **options
-        Of the `Pipeline`.
-
-    Raises
-    ------
-    ValueError
-        What is to be held cannot be, or an option of the pipeline is none.
-    OSError
-        The audit log cannot be written, or there is no folder `state`.
+    Defaults: `timeout_seconds` for requests that name none; the knob is moved by hand unless `hold`
+    (and its bounds, `between`) switches the autopilot on; the monitor keeps its state in the folder
+    of `audit_log` unless `state` names another. `chore_seconds` is how often autopilot and monitor
+    look; `knob` is one shared with other services; `options` are those of the `Pipeline`.
     """
 
     def __init__(
@@ -244,18 +178,30 @@ class Service:
             "outputs": self.outputs,
         }
 
-    def holding(self) -> HeldBytes:
-        """Count the bytes of a request for as long as it is at work."""
-        return HeldBytes(self)
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Count the bytes of a request while it is in work: what this yields holds more of them."""
+        mine = 0
+
+        def hold(size: int) -> None:
+            nonlocal mine
+            most = self.limits.held_bytes
+            if self.held_bytes and self.held_bytes + size > most:
+                raise Overloaded(
+                    f"{self.held_bytes} bytes of requests are at work already, and {most} is the "
+                    "most: try again in a second",
+                    1.0,
+                )
+            mine += size
+            self.held_bytes += size
+
+        try:
+            yield hold
+        finally:
+            self.held_bytes -= mine
 
     def check_model(self, name: str, version: str = "") -> None:
-        """Check that a model is the one that is served; no version is any.
-
-        Raises
-        ------
-        UnknownModel
-            It is not.
-        """
+        """Raise UnknownModel unless this name, and version if any, is what is served."""
         if name != self.served.name:
             raise UnknownModel(
                 f"there is no model {name!r} here; the model is called {self.served.name!r}"
@@ -264,25 +210,10 @@ class Service:
             raise UnknownModel(f"there is no version {version!r} of {name!r}; it has {VERSION!r}")
 
     async def infer(self, asked: InferRequest, *, within: float | None = None) -> InferResponse:
-        """Answer a request.
+        """Answer a request, within the time that it asks for and at most `within` seconds.
 
-        Parameters
-        ----------
-        asked
-            What the client wants to know.
-        within
-            Seconds that it will wait at most, whatever it says; None is no limit.
-
-        Raises
-        ------
-        ProtocolError
-            The request does not suit the model.
-        Overloaded
-            Too many rows wait already.
-        DeadlineExceeded
-            Its time is over, and not even the student has answered.
-        ModelError
-            A model failed.
+        Raises ProtocolError, Overloaded, DeadlineExceeded (not even the student has answered), or
+        ModelError.
         """
         inputs = await self._inputs(asked)
         asked.check_outputs(self._output_names)
@@ -307,17 +238,7 @@ class Service:
         return self._response(asked, found)
 
     async def explain(self, asked: InferRequest) -> dict[str, Any]:
-        """What both models say of one input, not counted as load, see `ebjr.serving.explain`.
-
-        Raises
-        ------
-        ProtocolError
-            The request does not suit the model, or has more than one row.
-        DeadlineExceeded
-            Its time is over.
-        ModelError
-            The student failed.
-        """
+        """What both models say of one input, not counted as load, see `ebjr.serving.explain`."""
         inputs = await self._inputs(asked)
         if row_count(inputs) != 1:
             raise ProtocolError(f"both models are asked of one input, not of {row_count(inputs)}")
@@ -359,13 +280,7 @@ class Service:
         return describe(self.served)
 
     def late(self, id: str) -> dict[str, Any]:
-        """What is known of rows that were kept for later: a message like an answer's, of those.
-
-        Raises
-        ------
-        NothingKept
-            There are none.
-        """
+        """What is known of rows kept for later, like an answer's message; else NothingKept."""
         joint = self.served.joint
         if joint.late is None:
             raise NothingKept(
@@ -496,13 +411,7 @@ def checked_pixels(array: np.ndarray) -> np.ndarray:
 
 
 def decoded_images(files: Sequence[bytes], most_pixels: int) -> list[np.ndarray]:
-    """The pixels (h, w, 3) of image files.
-
-    Raises
-    ------
-    ProtocolError
-        One of them is no image, or together they have more pixels than `most_pixels`.
-    """
+    """The pixels (h, w, 3) of image files, at most `most_pixels` together; else ProtocolError."""
     from PIL import Image
 
     found: list[np.ndarray] = []

@@ -12,34 +12,16 @@ import numpy as np
 
 from ebjr.costs import Cost
 from ebjr.evaluation.plots import relative_cost
+from ebjr.files import json_number
 from ebjr.metric import METRICS, Metric
 from ebjr.scores import score_title
-from ebjr.serving.served import Served, json_number
+from ebjr.serving.served import Served
 
 
 def describe(served: Served) -> dict[str, Any]:
-    """What is known from calibration: it does not change while the server runs.
+    """What is known from calibration, as JSON: it does not change while the server runs.
 
-    Parameters
-    ----------
-    served
-        What is served.
-
-    Returns
-    -------
-    dict
-        `model`, `task`, `score`, and `calibration`: the chosen threshold, the rows of the curve
-        (`threshold`, `deferral_rate`, and as they are drawn `quality` and `cost`, with the titles
-        of both axes), the cost and quality of either model alone, the scores' quantiles, and the
-        edges of their histogram with the share of each bin. What joint.toml does not know is left
-        out.
-
-    Examples
-    --------
-    >>> from ebjr import JointClassifier, Router
-    >>> served = Served(JointClassifier(abs, abs, Router("energy", 0.5)), score_quantiles=(0, 1))
-    >>> describe(served)["calibration"]["score_quantiles"]
-    [0, 1]
+    What joint.toml does not know is left out. Of the curve, `quality` and `cost` are as drawn.
     """
     kept, calibration = served.calibration, dict[str, Any]()
     figures = kept.get("held_out", kept.get("chosen_on"))
@@ -68,24 +50,9 @@ def describe(served: Served) -> dict[str, Any]:
 
 
 def shares_between(quantiles: Sequence[float], edges: Sequence[float]) -> list[float]:
-    """The share of the calibration's scores in each bin; those beyond lie in the outer ones.
+    """The share of the calibration's scores in each of k bins; those beyond lie in the outer ones.
 
-    Parameters
-    ----------
-    quantiles
-        (q,), evenly spaced from 0 to 1.
-    edges
-        (k + 1,), rising.
-
-    Returns
-    -------
-    list
-        k shares, which add up to 1.
-
-    Examples
-    --------
-    >>> shares_between([0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0])
-    [0.5, 0.5]
+    `quantiles` (q,) are evenly spaced from 0 to 1; `edges` (k + 1,) rise.
     """
     if len(edges) < 2:
         return []

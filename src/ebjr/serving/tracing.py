@@ -29,11 +29,6 @@ class Tracing(Observer):
     Each request is a span, the child of the one that its ``traceparent`` names. Its children
     are, for either model that was asked: ``student wait``, the time in the queue, and ``student
     batch``, the batch with other requests' rows; the same of the teacher.
-
-    Parameters
-    ----------
-    provider
-        Of OpenTelemetry's SDK: where spans go.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -46,13 +41,7 @@ class Tracing(Observer):
 
     @classmethod
     def to_collector(cls, name: str) -> Tracing:
-        """Send spans over OTLP, as the variables ``OTEL_EXPORTER_OTLP_...`` say.
-
-        Raises
-        ------
-        MissingExtra
-            The exporter is not installed.
-        """
+        """Send spans over OTLP, as the variables ``OTEL_EXPORTER_OTLP_...`` say."""
         with needs("otel", "tracing"):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         about = Resource.create({"ebjr.model": name})
@@ -66,17 +55,7 @@ class Tracing(Observer):
     def request(
         self, name: str, headers: Mapping[str, str], about: Mapping[str, str]
     ) -> Iterator[None]:
-        """The span of a request, current as long as the request is at work.
-
-        Parameters
-        ----------
-        name
-            Of the span.
-        headers
-            The request's, in lower case: ``traceparent`` names the span that it belongs to.
-        about
-            Attributes.
-        """
+        """The span of a request in work; `headers`, in lower case, may name its parent."""
         with self._tracer.start_as_current_span(
             name,
             context=extract({key: headers[key] for key in CARRIED if key in headers}),
