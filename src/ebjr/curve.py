@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
-from ebjr.arrays import Array
 from ebjr.blend import Blend, as_blend, blend_text
 from ebjr.costs import UNITS, Cost, break_even_rate, common_unit, is_comparable, joint_cost
-from ebjr.metric import Whole
-from ebjr.outcomes import Outcomes
 from ebjr.router import Router, check_threshold, deferral_key
 from ebjr.scores import Score, as_score, raw_output_of
-from ebjr.tasks.detection.scale import CommonScale
+
+if TYPE_CHECKING:
+    from ebjr.metric import Whole
+    from ebjr.tasks.detection.scale import CommonScale
+    from ebjr.arrays import Array
+    from ebjr.outcomes import Outcomes
 
 MOST_ROWS = 101
 """A metric that is no mean of rows is evaluated at so many deferral rates at most."""

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable, TYPE_CHECKING
 
 import numpy as np
 
@@ -23,7 +23,9 @@ from ebjr.data.preprocess import unprepared
 from ebjr.errors import MissingExtra, TeacherUnavailable, one_line
 from ebjr.joint import check_policy
 from ebjr.model import Answer, Model, ModelFacts, as_answer, facts, model_name
-from ebjr.outcomes import Outcomes
+
+if TYPE_CHECKING:
+    from ebjr.outcomes import Outcomes
 
 log = logging.getLogger("ebjr.link.far")
 

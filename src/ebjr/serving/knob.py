@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from typing import Any, Literal
+from typing import Any, Literal, TYPE_CHECKING
 
 from ebjr.files import json_number
 from ebjr.router import check_threshold
-from ebjr.serving.journal import Journal
-from ebjr.serving.served import Served
+
+if TYPE_CHECKING:
+    from ebjr.serving.journal import Journal
+    from ebjr.serving.served import Served
 
 Promise = Literal["in force", "suspended"]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from ebjr.serving.autopilot import Autopilot, Hold
-from ebjr.serving.events import Observers
-from ebjr.serving.knob import Knob
 from ebjr.serving.served import KNOBS
+
+if TYPE_CHECKING:
+    from ebjr.serving.knob import Knob
+    from ebjr.serving.events import Observers
 
 WISHES = (
     'the knob takes JSON like {"threshold": 0.5}, {"deferral_rate": 0.2}, '

@@ -11,18 +11,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
 from ebjr.errors import needs
-from ebjr.joint import JointModel
 from ebjr.link.far import FarTeacher
-from ebjr.serving.autopilot import Autopilot
 from ebjr.serving.events import STAGES, Batched, Degraded, Failed, Observer, Scored
-from ebjr.serving.knob_control import KnobControl
-from ebjr.serving.live_monitor import LiveMonitor
-from ebjr.serving.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from ebjr.joint import JointModel
+    from ebjr.serving.knob_control import KnobControl
+    from ebjr.serving.autopilot import Autopilot
+    from ebjr.serving.pipeline import Pipeline
+    from ebjr.serving.live_monitor import LiveMonitor
 
 with needs("serve", "serving"):
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest

@@ -7,20 +7,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
 from ebjr.backends import load_model
-from ebjr.calibration.guarantee import Certificate
 from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
-from ebjr.joint import JointModel
-from ebjr.joint_file import JointConfig
 from ebjr.model import facts
 from ebjr.protocol import tensor_metadata
 from ebjr.router import Router, check_threshold
-from ebjr.task import Tensor
 from ebjr.tasks.classification import JointClassifier
+
+if TYPE_CHECKING:
+    from ebjr.calibration.guarantee import Certificate
+    from ebjr.task import Tensor
+    from ebjr.joint import JointModel
+    from ebjr.joint_file import JointConfig
 
 KNOBS = ("threshold", "deferral_rate", "operating_point")  # how to say where the threshold is
 
