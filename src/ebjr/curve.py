@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,10 +15,10 @@ from ebjr.router import Router, check_threshold, deferral_key
 from ebjr.scores import Score, as_score, raw_output_of
 
 if TYPE_CHECKING:
-    from ebjr.metric import Whole
-    from ebjr.tasks.detection.scale import CommonScale
     from ebjr.arrays import Array
+    from ebjr.metric import Whole
     from ebjr.outcomes import Outcomes
+    from ebjr.tasks.detection.scale import CommonScale
 
 MOST_ROWS = 101
 """A metric that is no mean of rows is evaluated at so many deferral rates at most."""

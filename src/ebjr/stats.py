@@ -89,3 +89,11 @@ def average_ranks(values: np.ndarray) -> np.ndarray:
     """(n,): ranks from 1 upwards of values (n,) without NaN; equal values share their mean rank."""
     _, group, size = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(size) - (size - 1) / 2)[group])
+
+
+def right_or_wrong(name: str, correct: Any) -> np.ndarray:
+    """`correct` as (n,) bool; ValueError where it holds more than right and wrong."""
+    array = np.asarray(correct)
+    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
+        raise ValueError(f"{name} must be (n,), True or 1 where the answer is right, else 0")
+    return array.astype(bool)

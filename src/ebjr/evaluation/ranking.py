@@ -16,12 +16,11 @@ import numpy as np
 
 from ebjr.arrays import Array
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
-from ebjr.evaluation.tests import right_or_wrong
 from ebjr.metric import Metric
 from ebjr.outcomes import Outcomes
 from ebjr.router import deferral_key
 from ebjr.scores import Score, as_score
-from ebjr.stats import Interval, average_ranks, share_interval
+from ebjr.stats import Interval, average_ranks, right_or_wrong, share_interval
 
 
 def auroc(score: Any, correct: Any) -> float:

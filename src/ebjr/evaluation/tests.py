@@ -16,7 +16,7 @@ from scipy.special import chdtrc
 from ebjr.evaluation.bootstrap import MOST_WHOLE, interval_of, resampled_means, resampled_wholes
 from ebjr.metric import METRICS, Metric
 from ebjr.outcomes import Outcomes
-from ebjr.stats import Interval, binomial_cdf, share_interval
+from ebjr.stats import Interval, binomial_cdf, right_or_wrong, share_interval
 
 FEW = 25
 """With fewer discordant pairs than this, McNemar's test is exact unless told otherwise."""
@@ -386,14 +386,6 @@ def _compare_wholes(
     _, drawn = resampled_wholes(both, MOST_WHOLE, np.random.default_rng(0))
     here = whole(none) - whole(every)
     return _difference(outcomes.metric, here, drawn[:, 0] - drawn[:, 1], n, names)
-
-
-def right_or_wrong(name: str, correct: Any) -> np.ndarray:
-    """`correct` as (n,) bool; ValueError where it holds more than right and wrong."""
-    array = np.asarray(correct)
-    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
-        raise ValueError(f"{name} must be (n,), True or 1 where the answer is right, else 0")
-    return array.astype(bool)
 
 
 def _better(p_value: float, first_leads: bool, names: tuple[str, str]) -> str | None:

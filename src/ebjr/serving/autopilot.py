@@ -15,15 +15,15 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ebjr.serving.events import Answered, Expired, Observer, Scored
 
 if TYPE_CHECKING:
-    from ebjr.serving.served import Served
     from ebjr.serving.knob import Knob
+    from ebjr.serving.served import Served
 
 SIGMAS = 3.0  # beyond this many standard errors a measurement is more than chance
 FEWEST = 50  # rows, or requests, below which nothing is concluded

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,10 +21,10 @@ from ebjr.serving.events import STAGES, Batched, Degraded, Failed, Observer, Sco
 
 if TYPE_CHECKING:
     from ebjr.joint import JointModel
-    from ebjr.serving.knob_control import KnobControl
     from ebjr.serving.autopilot import Autopilot
-    from ebjr.serving.pipeline import Pipeline
+    from ebjr.serving.knob_control import KnobControl
     from ebjr.serving.live_monitor import LiveMonitor
+    from ebjr.serving.pipeline import Pipeline
 
 with needs("serve", "serving"):
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest

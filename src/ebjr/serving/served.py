@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,9 +20,9 @@ from ebjr.tasks.classification import JointClassifier
 
 if TYPE_CHECKING:
     from ebjr.calibration.guarantee import Certificate
-    from ebjr.task import Tensor
     from ebjr.joint import JointModel
     from ebjr.joint_file import JointConfig
+    from ebjr.task import Tensor
 
 KNOBS = ("threshold", "deferral_rate", "operating_point")  # how to say where the threshold is
 
