@@ -116,15 +116,9 @@ TASK = Multilabel()
 class MultilabelJointClassifier(JointModel):
     """Two multilabel classifiers of the same labels as one (eq. 7).
 
-    Parameters
-    ----------
-    student, teacher
-        Models whose raw output is a logit for each label, (n, labels).
-    router, when_unavailable
-        As of `ebjr.JointClassifier`.
-    blend
-        The student's weight in a deferred answer: the probability of each label is
-        ``(teacher + blend * student) / (1 + blend)``.
+    Both models' raw output is a logit for each label, (n, labels). With a `blend` the probability
+    of each label in a deferred answer is ``(teacher + blend * student) / (1 + blend)``; the rest is
+    as of `ebjr.JointClassifier`.
 
     Examples
     --------
