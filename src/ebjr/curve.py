@@ -214,8 +214,8 @@ class TradeOffCurve:
         Raises
         ------
         ValueError
-            An unknown score or one of another task, values of another length or with ``+inf``
-            among them, or a bad weight.
+            `score` is unknown, of another task or another length, or ``+inf`` in a row, or `blend`
+            is no weight.
         """
         blend = as_blend(blend)
         if isinstance(score, np.ndarray):
@@ -263,8 +263,8 @@ class TradeOffCurve:
         Raises
         ------
         ValueError
-            That cost of one of the models is not known, or there is no such unit, or the joules
-            of one are measured and of the other estimated.
+            `unit` is unknown, or not known of both models, or the joules of one are measured and
+            of the other estimated.
         """
         if unit not in UNITS:
             raise ValueError(f"unit must be one of {', '.join(UNITS)}, not {unit!r}")
@@ -319,7 +319,8 @@ class TradeOffCurve:
         Raises
         ------
         ValueError
-            Not exactly one of them, or one out of range, or every row defers more than that.
+            `threshold`, `deferral_rate` and `index` are not just one, or it is out of range, or
+            every row defers more than `deferral_rate`.
 
         Examples
         --------

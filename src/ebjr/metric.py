@@ -120,22 +120,22 @@ class Metric:
 
     def check_target(self, figure: float) -> float:
         """A figure to reach, as a quality, if it is in the metric's range."""
-        high = math.inf if self.lower else 1.0
-        low = -math.inf if not (self.lower or self.percent) else 0.0
-        if not (math.isfinite(figure) and low <= figure <= high):
-            limits = "lie between 0 and 1" if self.percent else "be a finite number of at least 0"
-            if not (self.lower or self.percent):
-                limits = "be at most 1"
-            raise ValueError(f"target must {limits}, not {figure:g}")
-        return float(self.figure(figure))
+        if self.lower or self.percent:
+            return float(self.figure(self._not_negative("target", figure)))
+        if not (math.isfinite(figure) and figure <= 1):
+            raise ValueError(f"target must be at most 1, not {figure:g}")
+        return float(figure)
 
     def check_tolerance(self, tolerance: float) -> float:
         """A tolerance in the figure's unit, if it is in the metric's range."""
+        return self._not_negative("tolerance", tolerance)
+
+    def _not_negative(self, name: str, figure: float) -> float:
         high = 1.0 if self.percent else math.inf
-        if not (math.isfinite(tolerance) and 0 <= tolerance <= high):
+        if not (math.isfinite(figure) and 0 <= figure <= high):
             limits = "lie between 0 and 1" if self.percent else "be a finite number of at least 0"
-            raise ValueError(f"tolerance must {limits}, not {tolerance:g}")
-        return float(tolerance)
+            raise ValueError(f"{name} must {limits}, not {figure:g}")
+        return float(figure)
 
 
 METRICS: dict[str, Metric] = {}
@@ -165,7 +165,7 @@ def register_metric(loss: F) -> F:
     Raises
     ------
     ValueError
-        Another metric has that name.
+        `loss` has the name of another metric.
 
     Examples
     --------

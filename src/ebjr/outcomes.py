@@ -74,8 +74,8 @@ class Outcomes:
     Raises
     ------
     ValueError
-        Lengths, ranks or classes that do not match, no examples, labels out of range, raw outputs
-        that are not finite, or a metric of another task.
+        `student`, `teacher` and `targets` do not match in length, rank or classes, are empty or not
+        finite, or `metric` is of another task.
 
     Examples
     --------
@@ -296,7 +296,7 @@ class Outcomes:
         Raises
         ------
         ValueError
-            One of the parts would be empty, or `seed` is negative.
+            `fraction` leaves a part empty, or `seed` is negative.
 
         Examples
         --------
@@ -331,7 +331,7 @@ class Outcomes:
         Raises
         ------
         OSError
-            The file cannot be written.
+            `path` cannot be written.
         """
         arrays = {
             **self.kind.pack("student", self.student, half),
@@ -361,9 +361,9 @@ class Outcomes:
         Raises
         ------
         FileNotFoundError
-            There is no such file.
+            `path` does not exist.
         ValueError
-            The file is truncated, corrupt, or something else than outcomes.
+            `path` is truncated, corrupt, or something else than outcomes.
 
         Examples
         --------

@@ -57,7 +57,7 @@ def energy(logits: Array, temperature: float = 1.0) -> Array:
     Raises
     ------
     ValueError
-        Not (n, classes) with two classes or more, or a temperature that is not positive.
+        `logits` are not (n, classes) with two classes or more, or `temperature` is not positive.
 
     Examples
     --------
@@ -157,7 +157,7 @@ def normalized_logit(logits: Array, p: float = 4.0) -> Array:
     Raises
     ------
     ValueError
-        `p` is under 1, or the logits are not (n, classes).
+        `p` is under 1, or `logits` are not (n, classes).
 
     Examples
     --------
@@ -292,7 +292,7 @@ def register_score(function: F | None = None, *, reads: str = "logits") -> Any:
     Raises
     ------
     ValueError
-        Another score has that name, or no raw output is called `reads`.
+        `function` has the name of another score, or `reads` is no raw output.
 
     Examples
     --------
@@ -410,7 +410,7 @@ def as_score(score: str | Callable[..., Array] | Score) -> Score:
     Raises
     ------
     ValueError
-        No score has that name, or it does not take such a parameter.
+        `score` names none that is known, or a parameter that it does not take.
     TypeError
         `score` is neither a string nor callable.
 

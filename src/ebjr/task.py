@@ -321,3 +321,14 @@ def refuse_missing(array: np.ndarray) -> None:
             f"{missing} of {len(array)} targets are {what}: leave examples without a label out, "
             "or give no targets at all, to compare with the teacher's own answers"
         )
+
+
+def same_columns(task: Task, student: np.ndarray, teacher: np.ndarray) -> int:
+    """How many columns both models' raw output has, if it is the same number."""
+    one, other = student.shape[1], teacher.shape[1]
+    if one != other:
+        raise ValueError(
+            f"student and teacher must answer the same {task.columns}, but the student has {one} "
+            f"and the teacher {other}"
+        )
+    return int(one)

@@ -131,7 +131,7 @@ def train_energy_head(
     MissingExtra
         PyTorch is not installed.
     ValueError
-        Shapes that do not match, numbers that are not finite, or an unknown loss.
+        `features`, `prediction` and `targets` do not match or are not finite, or `loss` is unknown.
 
     Examples
     --------

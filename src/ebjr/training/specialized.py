@@ -96,10 +96,10 @@ def train_specialized(
     MissingExtra
         PyTorch is not installed.
     ValueError
-        Inputs, labels or the teacher's logits that do not fit together, a known class or an
-        "other" without a single example, or numbers out of range.
+        `inputs`, `labels` and `teacher` do not fit together, a known class or "other" has no
+        example, or `distillation`, `temperature` or `popular` is out of range.
     ModelError
-        The network does not answer (n, C + 1), or what it answers is not finite.
+        `network` does not answer (n, C + 1), or what it answers is not finite.
 
     Examples
     --------

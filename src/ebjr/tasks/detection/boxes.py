@@ -46,7 +46,8 @@ class Detections:
     Raises
     ------
     ValueError
-        Shapes that do not fit, NaN, a box of negative size, a label or a score out of range.
+        `boxes` and the rest differ in length, hold NaN, a box of negative size, a label that is
+        none of the classes, or a score outside [0, 1].
 
     Examples
     --------
@@ -218,7 +219,7 @@ class GroundTruth:
     Raises
     ------
     ValueError
-        Shapes that do not fit, NaN, a box of negative size, a negative label.
+        `boxes` and `labels` differ in length, hold NaN, a box of negative size or a negative label.
 
     Examples
     --------

@@ -107,10 +107,8 @@ def match_detections(
     Raises
     ------
     ValueError
-        The lengths differ, a label is none of the detector's classes, an overlap is out of
-        range, or no image has a labeled box.
-    TypeError
-        `detections` or `truth` is a list of something else.
+        `detections` and `truth` differ in length or in classes, `truth` has no box at all, or
+        `thresholds` are not in (0, 1].
 
     Examples
     --------

@@ -63,9 +63,10 @@ def detection_energy(
     Raises
     ------
     ValueError
-        An unknown part or reduction, a bad selection, or no bin logits where they are needed.
+        `part`, `reduce`, `above`, `top` or `empty` is out of range, or `detections` have no bin
+        logits where they are needed.
     TypeError
-        These are not detections.
+        `detections` are something else.
 
     Examples
     --------

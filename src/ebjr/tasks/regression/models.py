@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -296,6 +296,7 @@ def _spread(share: Array) -> Array:
     return xp.sqrt(xp.sum(bend**2, axis=-1) / 6 + ends / 2)
 
 
+@dataclass(eq=False, repr=False)
 class EnergyRegressor:
     """A point regressor and a conditional energy as one model, (n, 2): prediction and ``-F(x)``.
 
@@ -319,7 +320,7 @@ class EnergyRegressor:
     Raises
     ------
     ValueError
-        Both or none of grid and proposal, or a bad grid.
+        `grid` and `proposal` are both given, or neither, or `grid` does not ascend.
 
     Examples
     --------
@@ -331,25 +332,21 @@ class EnergyRegressor:
            [1.   , 0.919]])
     """
 
-    def __init__(
-        self,
-        regressor: Callable[[Batch], Array],
-        energy: Energy,
-        *,
-        grid: Grid | None = None,
-        rule: str = "trapezoid",
-        proposal: Proposal | None = None,
-        samples: int = 1000,
-        seed: int = 0,
-    ) -> None:
-        if (grid is None) == (proposal is None):
+    regressor: Callable[[Batch], Array]
+    energy: Energy
+    _: KW_ONLY
+    grid: Grid | None = None
+    rule: str = "trapezoid"
+    proposal: Proposal | None = None
+    samples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.grid is None) == (self.proposal is None):
             raise ValueError("give a grid, for quadrature, or a proposal, for importance sampling")
-        self.regressor = regressor
-        self.energy = energy
-        self.proposal = proposal
-        self.samples, self.seed = samples, seed
-        self.points = None if grid is None else grid_points(grid)
-        self.log_weights = None if grid is None else grid_log_weights(grid, rule=rule)
+        if self.grid is not None:
+            self.points = grid_points(self.grid)
+            self.log_weights = grid_log_weights(self.grid, rule=self.rule)
 
     def __call__(self, batch: Batch) -> Array:
         """(n, 2): prediction and negative free energy."""
@@ -360,7 +357,7 @@ class EnergyRegressor:
                 self.energy, batch, prediction, self.proposal, self.samples, self.seed
             ).energy
         else:
-            rows = np.broadcast_to(self.points, (output.shape[0], len(self.points)))  # type: ignore[arg-type]
+            rows = np.broadcast_to(self.points, (output.shape[0], len(self.points)))
             energies = self.energy(batch, xp.astype(convert_like(rows, output), output.dtype))
             weights = convert_like(self.log_weights, energies)
             found = logsumexp(energies + namespace(energies).astype(weights, energies.dtype))
@@ -385,7 +382,7 @@ class BinnedRegressor:
     Raises
     ------
     ValueError
-        Edges that do not ascend; when called, another number of bins.
+        `edges` do not ascend, or, when called, are not one more than the model's bins.
 
     Examples
     --------

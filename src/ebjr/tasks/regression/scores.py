@@ -77,8 +77,8 @@ def regression_energy(
     Raises
     ------
     ValueError
-        No column after the prediction; both `widths` and `grid`; widths that are not positive; a
-        grid that does not ascend; as many of them as there are not columns.
+        `output` has no column after the prediction, `widths` and `grid` are both given, `widths`
+        are not positive, `grid` does not ascend, or either is not one for each column.
 
     Examples
     --------
@@ -187,7 +187,7 @@ def predicted_std(output: Array, of: str = "std") -> Array:
     xp, value = namespace(column), column[:, 0]
     if of == "log_variance":
         return -xp.exp(value / 2)
-    value = xp.where(value >= 0, value, xp.full_like(value, math.nan))
+    value = _nan_if_negative(value)
     return -(xp.sqrt(value) if of == "variance" else value)
 
 
@@ -209,9 +209,7 @@ def interval_width(output: Array) -> Array:
     array([-2.5])
     """
     quantiles = _at_least_two(output, "interval_width", "quantiles")
-    xp = namespace(quantiles)
-    width = quantiles[:, -1] - quantiles[:, 0]
-    return -xp.where(width >= 0, width, xp.full_like(width, math.nan))
+    return -_nan_if_negative(quantiles[:, -1] - quantiles[:, 0])
 
 
 def ensemble_spread(output: Array) -> Array:
@@ -369,6 +367,11 @@ def _score_columns(output: Array, what: str) -> Array:
     columns = whole[:, 1:]
     # sums round alike in a batch and row by row
     return np.ascontiguousarray(columns) if type(columns) is np.ndarray else columns
+
+
+def _nan_if_negative(values: Array) -> Array:
+    xp = namespace(values)
+    return xp.where(values >= 0, values, xp.full_like(values, math.nan))
 
 
 def _at_least_two(output: Array, score: str, what: str) -> Array:
