@@ -16,8 +16,7 @@ from ebjr.tasks.detection.boxes import Detections, box_iou
 def fuse_detections(
     student: Detections, teacher: Detections, weight: float, iou: float = 0.55
 ) -> Detections:
-    """Both models' boxes as one list, best first, the teacher's counting 1 and the student's
-    `weight`.
+    """Both models' boxes, best first, the teacher's counting 1 and the student's `weight`.
 
     From the teacher's best box down, each takes the free box of its class among the student's that
     it overlaps most, if by at least `iou`. The pair's corners are averaged with the weights ``s_t``

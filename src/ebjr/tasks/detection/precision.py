@@ -320,8 +320,7 @@ class JointPrecision:
         return by_overlap if per_threshold else float(by_overlap.mean())
 
     def _ranked(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The right detections, their segments, and how many right and how many in all come up to
-        each.
+        """The right detections, their segments, and the counts of right and of all up to each.
 
         `active` (d,) is how often each detection is there.
         """

@@ -178,6 +178,11 @@ def learned_gain(detections: Sequence[Detections], weights: Sequence[float]) -> 
     weights
         A constant, then one weight for each feature.
 
+    Raises
+    ------
+    ValueError
+        `weights` are not one more than `FEATURES`.
+
     Examples
     --------
     >>> found = Detections([[0, 0, 4, 4]], [[5.0]], (8, 8))

@@ -203,6 +203,11 @@ def interval_width(output: Array) -> Array:
     output
         (n, 1 + k): the prediction, then k >= 2 quantiles, the lowest first.
 
+    Raises
+    ------
+    ValueError
+        `output` has fewer than two columns after the prediction.
+
     Examples
     --------
     >>> interval_width(np.array([[5.0, 4.0, 5.0, 6.5]]))
@@ -223,6 +228,11 @@ def ensemble_spread(output: Array) -> Array:
     output
         (n, 1 + k): the prediction, then those of k >= 2 members.
 
+    Raises
+    ------
+    ValueError
+        `output` has fewer than two columns after the prediction.
+
     Examples
     --------
     >>> ensemble_spread(np.array([[5.0, 4.0, 6.0]])).round(3)
@@ -235,8 +245,7 @@ def ensemble_spread(output: Array) -> Array:
 
 
 def edge_mass(output: Array, grid: Grid, rule: str = "trapezoid") -> tuple[Array, Array]:
-    """How much of the modeled density lies in the first and in the last cell of a grid: (n,) and
-    (n,).
+    """The share of the modeled density in the first and in the last cell of a grid, (n,) each.
 
     A grid that covers what the model believes has next to nothing there; what lies beyond it is at
     least of this order, and is missing from the free energy.
@@ -250,8 +259,7 @@ def edge_mass(output: Array, grid: Grid, rule: str = "trapezoid") -> tuple[Array
 def check_grid(
     grid: Grid, targets: Any, output: Array | None = None, rule: str = "trapezoid"
 ) -> None:
-    """Check that a y grid covers the targets (n,) and, where energies are given, the model's
-    density.
+    """Check that a y grid covers the targets (n,) and, with raw output, the model's density.
 
     Raises
     ------

@@ -56,8 +56,7 @@ def other_class(known_classes: Any) -> int:
 def top_classes(
     labels: Any, count: int | None = None, *, share: float | None = None
 ) -> tuple[int, ...]:
-    """The most popular classes, the most frequent first; of equally frequent ones the smaller
-    label.
+    """The most popular classes, the most frequent first, then the smaller label.
 
     Parameters
     ----------
@@ -136,11 +135,11 @@ class Traffic:
         return f"popular={self.popular:g}"
 
     def draw(self, targets: Any, seed: int = 0) -> np.ndarray:
-        """The rows of as many examples as there are in this mix, ascending: drawn at random, none
-        twice.
+        """The rows of as many examples as there are in this mix, ascending.
 
-        None is repeated, so that they are as independent as the examples themselves, and a
-        guarantee may rest on them. `targets`, (n,), are labels, or the teacher's answers.
+        They are drawn at random and none is repeated, so that they are as independent as the
+        examples themselves, and a guarantee may rest on them. `targets`, (n,), are labels, or the
+        teacher's answers.
         """
         popular = np.isin(_labels(targets), self.popular_classes)
         wanted = {True: self.popular, False: 1 - self.popular}

@@ -21,6 +21,11 @@ def specialized_energy(logits: Array, temperature: float = 1.0) -> Array:
     temperature
         T > 0; 1 is the paper's.
 
+    Raises
+    ------
+    ValueError
+        `logits` have fewer than two columns, or `temperature` is not positive.
+
     Examples
     --------
     >>> specialized_energy(np.array([[2.0, 2.0, 0.0], [2.0, 2.0, 3.0]])).round(3)
