@@ -23,7 +23,6 @@ from ebjr.tasks.detection.gain import fit_gain
 from ebjr.tasks.detection.precision import (
     JointPrecision,
     Matches,
-    RandomRouting,
     average_precision,
     match_detections,
     matched_gains,
@@ -37,6 +36,7 @@ from ebjr.tasks.detection.scores import (
     max_confidence,
     mean_confidence,
 )
+from experiments.detection.chance import RandomRouting, exact_gains
 from experiments.detection.pairs import PAIRS, SOURCES, detections, labels
 from runs import about, save
 
@@ -163,7 +163,7 @@ def measure_split(calibration: Half, held_out: Half, seed: int) -> dict[str, Any
         name: (limit, score(held_out.found))
         for name, (limit, score) in chosen_scores(calibration, maps).items()
     }
-    scored["oracle: gain of AP"] = None, -joint.gains()
+    scored["oracle: gain of AP"] = None, -exact_gains(joint)
     scored["oracle: gain of matched boxes"] = (
         None,
         -matched_gains(held_out.student, held_out.teacher),
@@ -200,7 +200,7 @@ def curves(calibration: Half, held_out: Half, seed: int) -> dict[str, Any]:
         name: score(held_out.found) for name, (_, score) in chosen_scores(calibration, maps).items()
     }
     scored["random"] = np.random.default_rng(seed).random(joint.images)
-    scored["oracle: gain of AP"] = -joint.gains()
+    scored["oracle: gain of AP"] = -exact_gains(joint)
     counts = np.rint(CURVE_RATES * joint.images)
     masks = {name: ranks(values, seed)[None] < counts[:, None] for name, values in scored.items()}
     whole = [(joint, mask) for rows in masks.values() for mask in rows]

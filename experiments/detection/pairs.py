@@ -20,7 +20,8 @@ from ebjr import Preprocess
 from ebjr.backends.detectors import OnnxDetector
 from ebjr.data.coco import CocoLabels, read_coco
 from ebjr.evaluation.flops import count_flops
-from ebjr.tasks.detection.boxes import Detections, load_detections, save_detections
+from ebjr.files import write_whole
+from ebjr.tasks.detection.boxes import Detections, pack_detections, unpack_detections
 from experiments.other_pairs.pairs import data_folder
 
 HERE = Path(__file__).parent
@@ -98,5 +99,7 @@ def detections(name: str) -> list[Detections]:
         CACHE.mkdir(exist_ok=True)
         detector = SOURCES[name].load()
         found = [one for image in images(labels().files) for one in detector([image])]
-        save_detections(file, found, half=True)
-    return load_detections(file)
+        with write_whole(file, "wb") as opened:
+            np.savez_compressed(opened, **pack_detections(found, half=True))
+    with np.load(file, allow_pickle=False) as archive:
+        return unpack_detections(archive)

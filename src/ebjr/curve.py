@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 MOST_ROWS = 101
 """A metric that is no mean of rows is evaluated at so many deferral rates at most."""
 
+_FIGURES = (
+    *("threshold", "score", "blend", "deferral_rate", "metric", "quality", "student_quality"),
+    *("teacher_quality", "n", "cost", "student_cost", "teacher_cost", "unit", "break_even"),
+    *("pays", "saving", "certified", "rescale"),
+)
+
 
 @dataclass(frozen=True)
 class OperatingPoint:
@@ -97,11 +103,9 @@ class OperatingPoint:
     @property
     def break_even(self) -> float | None:
         """The deferral rate above which the teacher alone is cheaper."""
-        return (
-            None
-            if self.unit is None
-            else break_even_rate(self.student_cost, self.teacher_cost, self.unit)
-        )
+        if self.unit is None:
+            return None
+        return break_even_rate(self.student_cost, self.teacher_cost, self.unit)
 
     @property
     def pays(self) -> bool | None:
@@ -141,27 +145,10 @@ class OperatingPoint:
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure, for JSON and TOML; what is not known is left out."""
-        figures = {
-            "threshold": self.threshold,
-            "score": self.score,
-            "blend": blend_text(self.blend),
-            "deferral_rate": self.deferral_rate,
-            "metric": self.metric,
-            "quality": self.quality,
-            "student_quality": self.student_quality,
-            "teacher_quality": self.teacher_quality,
-            "n": self.n,
-            "cost": self.cost.as_dict(),
-            "student_cost": self.student_cost.as_dict(),
-            "teacher_cost": self.teacher_cost.as_dict(),
-            "unit": self.unit,
-            "break_even": self.break_even,
-            "pays": self.pays,
-            "saving": self.saving,
-            "certified": None if self.certified is None else self.certified.as_dict(),
-            "rescale": None if self.rescale is None else self.rescale.as_dict(),
-        }
-        return {name: value for name, value in figures.items() if value is not None}
+        figures = {name: getattr(self, name) for name in _FIGURES}
+        figures["blend"] = blend_text(self.blend)
+        known = {name: value for name, value in figures.items() if value is not None}
+        return {n: v.as_dict() if hasattr(v, "as_dict") else v for n, v in known.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,8 +216,8 @@ class TradeOffCurve:
         Raises
         ------
         ValueError
-            An unknown score or one of another task, values of another length or with ``+inf``
-            among them, or a bad weight.
+            `score` is unknown, of another task or another length, or ``+inf`` in a row, or `blend`
+            is no weight.
         """
         blend = as_blend(blend)
         if isinstance(score, np.ndarray):
@@ -278,8 +265,8 @@ class TradeOffCurve:
         Raises
         ------
         ValueError
-            That cost of one of the models is not known, or there is no such unit, or the joules
-            of one are measured and of the other estimated.
+            `unit` is unknown, or not known of both models, or the joules of one are measured and
+            of the other estimated.
         """
         if unit not in UNITS:
             raise ValueError(f"unit must be one of {', '.join(UNITS)}, not {unit!r}")
@@ -310,9 +297,8 @@ class TradeOffCurve:
         """
         mean = self.outcomes.measure.mean(self.quality)
         student = self.outcomes.student_quality.mean()
-        return float(np.trapezoid(mean, self.deferral_rate)) + float(
-            (student + mean[0]) / 2 * self.deferral_rate[0]
-        )
+        below = (student + mean[0]) / 2 * self.deferral_rate[0]
+        return float(np.trapezoid(mean, self.deferral_rate)) + float(below)
 
     def at(
         self,
@@ -335,7 +321,8 @@ class TradeOffCurve:
         Raises
         ------
         ValueError
-            Not exactly one of them, or one out of range, or every row defers more than that.
+            `threshold`, `deferral_rate` and `index` are not just one, or it is out of range, or
+            every row defers more than `deferral_rate`.
 
         Examples
         --------
@@ -407,10 +394,7 @@ def oracle(outcomes: Outcomes, blend: float | Blend = 0.0) -> np.ndarray:
 
 
 def _cuts(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every distinct threshold, and how many rows are deferred there.
-
-    The scores come in ascending order.
-    """
+    """Every distinct threshold of ascending scores, and how many rows are deferred there."""
     n = len(score)
     always = int(np.count_nonzero(deferral_key(score) == -np.inf))  # whatever the threshold
     ascending = score[always:]
@@ -443,24 +427,11 @@ def _wholes(whole: Whole, order: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def score_values(score: Score, outcomes: Outcomes) -> np.ndarray:
-    """(n,): the score of what the student said.
-
-    Raises
-    ------
-    ValueError
-        A score of another task.
-
-    Examples
-    --------
-    >>> score_values(as_score("max_logit"), Outcomes([[2.0, 0.0]], [[9.0, 0.0]], [0]))
-    array([2.])
-    """
+    """(n,): the score of what the student said, if it is a score of that task."""
     kind = outcomes.kind
     if not kind.can_read(score):
-        reads, known = (
-            raw_output_of(score.name),
-            dict.fromkeys((*kind.scores(outcomes.student), "random")),
-        )
+        reads = raw_output_of(score.name)
+        known = dict.fromkeys((*kind.scores(outcomes.student), "random"))
         raise ValueError(
             f"score {score.title} is not for {outcomes.task}: it reads {reads and reads.name}, and "
             f"the student gives {kind.raw.name}; there are: {', '.join(known)}"

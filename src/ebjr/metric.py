@@ -45,30 +45,9 @@ class Whole(Protocol):
 class Metric:
     """What a table of outcomes is judged by.
 
-    Attributes
-    ----------
-    name
-        What it is called.
-    rows
-        Predictions and targets, (n,), to the quality of each row, (n,); higher is better. Detectors
-        are judged by their `Matches`.
-    title
-        Heading of a column of figures.
-    rows_title
-        What a mean of row qualities is, for people: what gains of scores are measured in.
-    root
-        Whether the figure is the root of the mean loss.
-    lower
-        Whether the figure is a loss, and so minus the quality.
-    binary
-        Whether every row is right or wrong, 1 or 0.
-    percent
-        Whether the quality lies between 0 and 1 and is shown in percent.
-    certifiable
-        Whether a row's quality depends on that row alone, as promises need.
-    whole
-        Where the quality is no mean of rows: from what the student and what deferred rows are
-        judged by, and the targets, to a `Whole`.
+    `rows` takes predictions and targets, (n,), to the quality of each row, (n,), higher is better;
+    detectors are judged by their `Matches`. Where the quality is no mean of rows, `whole` takes
+    what the student and what deferred rows are judged by, and the targets, to a `Whole`.
 
     Examples
     --------
@@ -81,13 +60,13 @@ class Metric:
 
     name: str
     rows: Loss | None
-    title: str
-    rows_title: str = ""
-    root: bool = False
-    lower: bool = True
-    binary: bool = False
-    percent: bool = False
-    certifiable: bool = True
+    title: str  # heads a column of figures
+    rows_title: str = ""  # what gains of scores are measured in, for people
+    root: bool = False  # the figure is the root of the mean loss
+    lower: bool = True  # the figure is a loss, and so minus the quality
+    binary: bool = False  # every row is right or wrong, 1 or 0
+    percent: bool = False  # the quality lies between 0 and 1 and is shown in percent
+    certifiable: bool = True  # a row's quality depends on that row alone, as promises need
     whole: Callable[[Any, Any, Any], Whole] | None = None
 
     def quality(self, mean: Any) -> Any:
@@ -114,14 +93,7 @@ class Metric:
         return f"{self.title} (lower is better)" if self.lower else self.title
 
     def text(self, quality: float) -> str:
-        """A quality as its figure.
-
-        Examples
-        --------
-        >>> from ebjr import METRICS
-        >>> METRICS["accuracy"].text(0.9344), METRICS["mae"].text(-0.25)
-        ('93.44%', '0.25')
-        """
+        """A quality as its figure."""
         if self.percent:
             return f"{quality:.2%}"
         return f"{float(self.figure(quality)) + 0.0:.4g}"
@@ -147,41 +119,23 @@ class Metric:
         return "points" if self.percent else self.rows_title
 
     def check_target(self, figure: float) -> float:
-        """A figure to reach, as a quality.
-
-        Raises
-        ------
-        ValueError
-            It is out of the metric's range.
-
-        Examples
-        --------
-        >>> from ebjr import METRICS
-        >>> METRICS["rmse"].check_target(2.0)
-        -2.0
-        """
-        high = math.inf if self.lower else 1.0
-        low = -math.inf if not (self.lower or self.percent) else 0.0
-        if not (math.isfinite(figure) and low <= figure <= high):
-            limits = "lie between 0 and 1" if self.percent else "be a finite number of at least 0"
-            if not (self.lower or self.percent):
-                limits = "be at most 1"
-            raise ValueError(f"target must {limits}, not {figure:g}")
-        return float(self.figure(figure))
+        """A figure to reach, as a quality, if it is in the metric's range."""
+        if self.lower or self.percent:
+            return float(self.figure(self._not_negative("target", figure)))
+        if not (math.isfinite(figure) and figure <= 1):
+            raise ValueError(f"target must be at most 1, not {figure:g}")
+        return float(figure)
 
     def check_tolerance(self, tolerance: float) -> float:
-        """A tolerance, in the figure's unit.
+        """A tolerance in the figure's unit, if it is in the metric's range."""
+        return self._not_negative("tolerance", tolerance)
 
-        Raises
-        ------
-        ValueError
-            It is negative, not finite, or for a share above 1.
-        """
+    def _not_negative(self, name: str, figure: float) -> float:
         high = 1.0 if self.percent else math.inf
-        if not (math.isfinite(tolerance) and 0 <= tolerance <= high):
+        if not (math.isfinite(figure) and 0 <= figure <= high):
             limits = "lie between 0 and 1" if self.percent else "be a finite number of at least 0"
-            raise ValueError(f"tolerance must {limits}, not {tolerance:g}")
-        return float(tolerance)
+            raise ValueError(f"{name} must {limits}, not {figure:g}")
+        return float(figure)
 
 
 METRICS: dict[str, Metric] = {}
@@ -211,7 +165,7 @@ def register_metric(loss: F) -> F:
     Raises
     ------
     ValueError
-        Another metric has that name.
+        `loss` has the name of another metric.
 
     Examples
     --------

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,25 +29,6 @@ from ebjr.tasks.detection.scale import CommonScale
 FORMAT = "ebjr-outcomes-1"
 
 _ROLES = frozenset({"student", "teacher"})
-
-
-@dataclass
-class _Cache:
-    """What takes work to find of a table.
-
-    Attributes
-    ----------
-    judged
-        What the metric reads: by role, before rescaling, or of deferred rows by blend.
-    wholes
-        By blend: the quality of any choice of deferred rows.
-    parts
-        Each row's part in it: by blend, and by None for rows that the student answers.
-    """
-
-    judged: dict[str | float | Blend, Any] = field(default_factory=dict)
-    wholes: dict[float | Blend, Whole] = field(default_factory=dict)
-    parts: dict[float | Blend | None, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +74,8 @@ class Outcomes:
     Raises
     ------
     ValueError
-        Lengths, ranks or classes that do not match, no examples, labels out of range, raw outputs
-        that are not finite, or a metric of another task.
+        `student`, `teacher` and `targets` do not match in length, rank or classes, are empty or not
+        finite, or `metric` is of another task.
 
     Examples
     --------
@@ -130,13 +111,9 @@ class Outcomes:
             raise ValueError(
                 f"{classes or 0} classes need {classes or 0} labels, not {len(self.labels)}"
             )
-        changed: dict[str, Any] = {"student": student, "teacher": teacher, "targets": targets}
-        changed["metric"] = kind.metric(self.metric).name
-        changed["known_classes"] = kind.known_classes
-        if self.labels is not None:
-            changed["labels"] = tuple(self.labels)
-        for name, value in changed.items():
-            object.__setattr__(self, name, value)
+        labels = None if self.labels is None else tuple(self.labels)
+        vars(self).update(student=student, teacher=teacher, targets=targets, labels=labels)
+        vars(self).update(metric=kind.metric(self.metric).name, known_classes=kind.known_classes)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -179,17 +156,26 @@ class Outcomes:
         Predictions, or of detectors the `Matches` on the common scale. What took work is kept.
         """
         kind = self.kind
+
+        def mixed() -> Any:
+            return kind.judged(self.deferred(blend or 0.0), self.targets)
+
         if blend:
-            if not kind.takes_scale:
-                return kind.judged(self.deferred(blend), self.targets)
-            if blend not in self._cache.judged:
-                self._cache.judged[blend] = kind.judged(self.deferred(blend), self.targets)
-            return self._cache.judged[blend]
+            return self._once(blend, mixed) if kind.takes_scale else mixed()
         role = "student" if blend is None else "teacher"
-        if role not in self._cache.judged:
-            self._cache.judged[role] = kind.judged(self._translated(role), self.targets)
-        judged = self._cache.judged[role]
+        judged = self._once(role, lambda: kind.judged(self._translated(role), self.targets))
         return judged if self.rescale is None else kind.rescored(judged, self.rescale.of(role))
+
+    def _once(self, what: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, kept under a name."""
+        if what not in self._found:
+            self._found[what] = make()
+        return self._found[what]
+
+    @cached_property
+    def _found(self) -> dict[Any, Any]:
+        """What took work to find: by role, before rescaling, by blend, and by part of a whole."""
+        return {}
 
     def kept(self) -> Batch:
         """The joint model's raw output of rows that the student keeps."""
@@ -218,24 +204,20 @@ class Outcomes:
 
     def whole(self, blend: float | Blend = 0.0) -> Whole | None:
         """The quality of any choice of deferred rows, where it is no mean of rows; else None."""
-        if self.measure.whole is None:
+        make = self.measure.whole
+        if make is None:
             return None
-        if blend not in self._cache.wholes:
-            found = self.measure.whole(self.judged(), self.judged(blend), self.targets)
-            self._cache.wholes[blend] = found
-        return self._cache.wholes[blend]
-
-    @cached_property
-    def _cache(self) -> _Cache:
-        return _Cache()
+        found: Whole = self._once(
+            ("whole", blend), lambda: make(self.judged(), self.judged(blend), self.targets)
+        )
+        return found
 
     def with_scale(self, rescale: CommonScale | None) -> Outcomes:
         """The same with the scores of both detectors on a scale; None leaves them as they are."""
         if rescale == self.rescale:
             return self
         whole = replace(self, rescale=rescale)
-        judged = self._cache.judged
-        whole._cache.judged.update({role: judged[role] for role in judged if role in _ROLES})
+        whole._found.update({role: self._found[role] for role in self._found.keys() & _ROLES})
         return whole
 
     def fit_scale(self) -> CommonScale | None:
@@ -266,10 +248,8 @@ class Outcomes:
     def _rows(self, blend: float | Blend | None) -> np.ndarray:
         whole = self.whole(blend or 0.0)
         if whole is not None:
-            parts = self._cache.parts
-            if blend not in parts:
-                parts[None], parts[blend or 0.0] = whole.rows()
-            rows = parts[blend]
+            student, deferred = self._once(("rows", blend or 0.0), whole.rows)
+            rows = student if blend is None else deferred
         else:
             assert self.measure.rows is not None
             rows = self.measure.rows(self.judged(blend), self.targets)
@@ -287,8 +267,8 @@ class Outcomes:
             teacher=take_rows(self.teacher, rows),
             targets=take_rows(self.targets, rows),
         )
-        for role in self._cache.judged.keys() & _ROLES:
-            some._cache.judged[role] = self.kind.take(self._cache.judged[role], rows)
+        for role in self._found.keys() & _ROLES:
+            some._found[role] = self.kind.take(self._found[role], rows)
         return some
 
     def split_rows(self, fraction: float = 0.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -316,7 +296,7 @@ class Outcomes:
         Raises
         ------
         ValueError
-            One of the parts would be empty, or `seed` is negative.
+            `fraction` leaves a part empty, or `seed` is negative.
 
         Examples
         --------
@@ -351,7 +331,7 @@ class Outcomes:
         Raises
         ------
         OSError
-            The file cannot be written.
+            `path` cannot be written.
         """
         arrays = {
             **self.kind.pack("student", self.student, half),
@@ -381,9 +361,9 @@ class Outcomes:
         Raises
         ------
         FileNotFoundError
-            There is no such file.
+            `path` does not exist.
         ValueError
-            The file is truncated, corrupt, or something else than outcomes.
+            `path` is truncated, corrupt, or something else than outcomes.
 
         Examples
         --------

@@ -57,7 +57,7 @@ def energy(logits: Array, temperature: float = 1.0) -> Array:
     Raises
     ------
     ValueError
-        Not (n, classes) with two classes or more, or a temperature that is not positive.
+        `logits` are not (n, classes) with two classes or more, or `temperature` is not positive.
 
     Examples
     --------
@@ -157,7 +157,7 @@ def normalized_logit(logits: Array, p: float = 4.0) -> Array:
     Raises
     ------
     ValueError
-        `p` is under 1, or the logits are not (n, classes).
+        `p` is under 1, or `logits` are not (n, classes).
 
     Examples
     --------
@@ -234,23 +234,14 @@ def _exp(array: Array) -> Array:
 class RawOutput:
     """One form of raw output, and the scores that read it.
 
-    Attributes
-    ----------
-    name
-        What it is, for messages.
-    sample
-        A score's name and parameters in, the smallest raw output that it reads out: parameters are
-        checked on it.
-    scores
-        By name, in the order of declaration. `register_score` adds to them.
-    fitted
-        By name: scores whose weights only a fit to outcomes can give.
+    `sample` takes a score's name and parameters to the smallest raw output that it reads:
+    parameters are checked on it.
     """
 
-    name: str
+    name: str  # for messages
     sample: Callable[[str, Mapping[str, Any]], Any]
     scores: dict[str, Callable[..., Array]] = field(default_factory=dict)
-    fitted: dict[str, Callable[..., Array]] = field(default_factory=dict)
+    fitted: dict[str, Callable[..., Array]] = field(default_factory=dict)  # to outcomes
 
 
 RAW_OUTPUTS: dict[str, RawOutput] = {}
@@ -266,14 +257,7 @@ def declare_raw_output(
     scores: Sequence[Callable[..., Array]],
     fitted: Sequence[Callable[..., Array]] = (),
 ) -> RawOutput:
-    """Declare a form of raw output with its scores, as a task's folder does.
-
-    Examples
-    --------
-    >>> raw = declare_raw_output("one number", lambda name, given: np.zeros((1, 1)), [max_logit])
-    >>> RAW_OUTPUTS.pop("one number") is raw
-    True
-    """
+    """Declare a form of raw output with its scores, as a task's folder does."""
     named = ({function.__name__: function for function in part} for part in (scores, fitted))
     RAW_OUTPUTS[name] = RawOutput(name, sample, *named)
     return RAW_OUTPUTS[name]
@@ -308,7 +292,7 @@ def register_score(function: F | None = None, *, reads: str = "logits") -> Any:
     Raises
     ------
     ValueError
-        Another score has that name, or no raw output is called `reads`.
+        `function` has the name of another score, or `reads` is no raw output.
 
     Examples
     --------
@@ -334,13 +318,7 @@ def register_score(function: F | None = None, *, reads: str = "logits") -> Any:
 
 
 def raw_output_of(name: str) -> RawOutput | None:
-    """The raw output that the score of a name reads; None where there is no such score.
-
-    Examples
-    --------
-    >>> raw_output_of("predicted_std").name
-    'predictions'
-    """
+    """The raw output that the score of a name reads; None where there is no such score."""
     for loaded in (False, True):
         if loaded:
             _load_declared()
@@ -397,13 +375,7 @@ class Score:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, output: Array) -> Array:
-        """Score raw output, and check that there is one number for each row.
-
-        Raises
-        ------
-        ValueError
-            The function gave something else than (n,).
-        """
+        """Score raw output, and check that there is one number for each row."""
         values, rows = self.function(output, **self.parameters), row_count(output)
         if not is_array(values) or values.shape != (rows,):
             came = tuple(values.shape) if is_array(values) else type(values).__name__
@@ -419,13 +391,7 @@ class Score:
 
     @property
     def title(self) -> str:
-        """The score as text for people: long parameters are left out.
-
-        Examples
-        --------
-        >>> as_score("softmax(temperature=2.0)").title
-        'softmax(temperature=2.0)'
-        """
+        """The score as text for people: long parameters are left out."""
         return score_title(str(self))
 
     @property
@@ -435,13 +401,7 @@ class Score:
 
 
 def score_title(text: str) -> str:
-    """A score's text without parameters that are too long to read.
-
-    Examples
-    --------
-    >>> score_title("learned(helps=[0.125, 0.25, 0.375, 0.5], hurts=[0.625, 0.75, 0.875, 1.0])")
-    'learned'
-    """
+    """A score's text without parameters that are too long to read."""
     return text if len(text) <= 40 else text.partition("(")[0]
 
 
@@ -451,7 +411,7 @@ def as_score(score: str | Callable[..., Array] | Score) -> Score:
     Raises
     ------
     ValueError
-        No score has that name, or it does not take such a parameter.
+        `score` names none that is known, or a parameter that it does not take.
     TypeError
         `score` is neither a string nor callable.
 

@@ -21,14 +21,8 @@ from ebjr.scores import OWN_SCORES, RawOutput, Score, own_scores, raw_output_of
 class Tensor(NamedTuple):
     """What a protocol carries of answers, as an array.
 
-    Attributes
-    ----------
-    dtype
-        Of its elements.
-    shape
-        With None for what is open: the first dimension, n answers or all that they list.
-    of
-        Makes it of an answer, whatever has a `prediction` and an `output`.
+    `shape` has None for what is open: the first dimension, n answers or all that they list. `of`
+    makes the array of an answer, which is whatever has a `prediction` and an `output`.
     """
 
     dtype: Any
@@ -37,110 +31,48 @@ class Tensor(NamedTuple):
 
 
 class Learner:
-    """How the weights of a task's fitted score are found.
-
-    Attributes
-    ----------
-    name
-        Of the score.
-    most_examples
-        More rows than this are left out of a fit, at random; None takes all.
-    """
+    """How the weights of a task's fitted score, `name`, are found."""
 
     name: str
-    most_examples: int | None = None
+    most_examples: int | None = None  # more rows are left out of a fit, at random
 
     def signal(self, student: Any, deferred: Any, change: np.ndarray) -> np.ndarray:
         """(n,): what the score learns of each row.
 
-        Parameters
-        ----------
-        student, deferred
-            What the metric reads of the student's and of deferred answers (`Task.judged`).
-        change
-            (n,): how much quality a row gains if it is deferred.
+        `student` and `deferred` are what the metric reads of the student's and of deferred answers
+        (`Task.judged`); `change`, (n,), is how much quality a row gains if it is deferred.
         """
         raise NotImplementedError
 
     def check(self, signal: np.ndarray) -> None:
-        """Check that there is enough to learn from.
-
-        Raises
-        ------
-        CalibrationError
-            `signal` is too short, or says the same of too many rows.
-        """
+        """Raise `CalibrationError` where there is not enough to learn from."""
 
     def fit(self, output: Any, signal: np.ndarray) -> Score:
-        """The score fitted to raw output and its signal.
-
-        Raises
-        ------
-        MissingExtra
-            scikit-learn is not installed.
-        """
+        """The score fitted to raw output and its signal."""
         raise NotImplementedError
 
 
 class Task:
-    """The facts of one task, which its folder declares as `TASK`.
+    """The facts of one task, which its folder declares as `TASK`."""
 
-    Attributes
-    ----------
-    name
-        As in ``task=``: the name of the folder.
-    raw, reads
-        What raw output is; and the forms of raw output whose scores can read it, by default that.
-    metrics
-        What answers are judged by; the first is the task's own.
-    auto
-        The scores that compete in ``score="auto"``, the simplest first; empty takes `scores`.
-    shown
-        The scores that a report compares with the chosen one; empty takes `scores`, and `random`.
-    learner
-        How a score is learned from outcomes; None where none is.
-    blends
-        The blends that compete in ``blend="auto"``; 0 is the paper's.
-    final
-        The class of the joint model, a `JointModel`.
-    columns
-        What the columns of raw output are, for messages.
-    rows
-        What raw output is, for messages.
-    targets_are
-        ``"labels"``, ``"label sets"``, ``"numbers"`` or ``"boxes"``: what data must hold.
-    has_logits
-        Whether raw output is logits of classes that exclude each other.
-    takes_temperatures
-        Whether a blend may carry temperatures.
-    takes_scale
-        Whether answers have scores that a `CommonScale` can map.
-    takes_images
-        Whether inputs are always decoded images, which each model prepares for itself.
-    travels
-        Whether raw output goes over the wire, so that a teacher may be far.
-    known_classes
-        The teacher's labels that the student knows, in its order; None where it knows all.
-    """
-
-    name: str
+    name: str  # as in ``task=``: that of the folder
     raw: RawOutput
-    metrics: tuple[Metric, ...]
-    final: type[Any]
-    reads: tuple[RawOutput, ...] = ()
-    auto: tuple[str, ...] = ()
-    shown: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...]  # the first is the task's own
+    final: type[Any]  # the class of the joint model, a `JointModel`
+    reads: tuple[RawOutput, ...] = ()  # what scores may read, too, beside `raw`
+    auto: tuple[str, ...] = ()  # compete in score="auto", simplest first; empty takes `scores`
+    shown: tuple[str, ...] = ()  # what a report compares; empty takes `scores`, and `random`
     learner: Learner | None = None
-    blends: tuple[float | Blend, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-    columns = "columns"
+    blends: tuple[float | Blend, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # of blend="auto"
+    columns = "columns"  # of raw output, for messages
     rows = "{} rows of raw output"
-    targets_are = "labels"
-    has_logits = False
-    takes_temperatures = False
-    takes_scale = False
-    takes_images = False
-    travels = True
-    known_classes: tuple[int, ...] | None = None
+    targets_are = "labels"  # or "label sets", "numbers", "boxes": what data must hold
+    has_logits = False  # of classes that exclude each other
+    takes_temperatures = False  # in a blend
+    takes_scale = False  # answers have scores that a `CommonScale` can map
+    takes_images = False  # decoded ones, which each model prepares for itself
+    travels = True  # raw output goes over the wire, so that a teacher may be far
+    known_classes: tuple[int, ...] | None = None  # the teacher's labels that the student knows
 
     @property
     def has_labels(self) -> bool:
@@ -148,34 +80,16 @@ class Task:
         return self.targets_are == "labels"
 
     def knowing(self, known_classes: Any) -> Task:
-        """The task for a student that knows some of the teacher's classes; None changes nothing.
-
-        Raises
-        ------
-        ValueError
-            The task has no specialized students, or `known_classes` are no labels.
-        """
+        """The task for a student that knows some of the teacher's classes; None changes nothing."""
         if known_classes is not None:
             raise ValueError(f"known_classes go with task 'specialized', not with {self.name!r}")
         return self
 
     def check_classes(self, classes: int | None) -> None:
-        """Check `known_classes` against the number of the teacher's classes.
-
-        Raises
-        ------
-        ValueError
-            One of both is missing, or they do not fit together.
-        """
+        """Check `known_classes` against the number of the teacher's classes."""
 
     def metric(self, name: str | None = None) -> Metric:
-        """The metric of that name, or the task's own.
-
-        Raises
-        ------
-        ValueError
-            The task has none of that name.
-        """
+        """The metric of that name, or the task's own."""
         own = own_metrics() if self.targets_are == "numbers" else ()
         known = {metric.name: metric for metric in (*self.metrics, *own)}
         if name is None:
@@ -212,13 +126,7 @@ class Task:
         return list(dict.fromkeys([*(name for name in found if name != "random"), "random"]))
 
     def named_goals(self, metric: Metric, teacher_quality: float) -> dict[str, dict[str, Any]]:
-        """The operating points that ``joint.toml`` names beside the chosen one, as goals.
-
-        Parameters
-        ----------
-        metric, teacher_quality
-            What outcomes are judged by, and the teacher's quality on them.
-        """
+        """The operating points that ``joint.toml`` names beside the chosen one, as goals."""
         half, one = ("within-half-a-point", 0.005), ("within-one-point", 0.01)
         if not metric.percent:
             figure = abs(teacher_quality)
@@ -245,43 +153,19 @@ class Task:
         return tuple(output.shape[1:])
 
     def check_output(self, role: str, output: Any) -> Any:
-        """One model's raw output as NumPy floats, or as a list of `Detections`.
-
-        Raises
-        ------
-        ValueError
-            Another rank, or something else than finite real numbers.
-        """
+        """One model's raw output as finite NumPy floats, or as a list of `Detections`."""
         raise NotImplementedError
 
     def check_targets(self, targets: Any) -> Any:
-        """(n,) targets as NumPy, or a list of `GroundTruth`.
-
-        Raises
-        ------
-        ValueError
-            Another rank or type.
-        """
+        """(n,) targets as NumPy, or a list of `GroundTruth`."""
         raise NotImplementedError
 
     def common_classes(self, student: Any, teacher: Any) -> int | None:
-        """How many classes both answer; None where there are none.
-
-        Raises
-        ------
-        ValueError
-            They do not answer alike.
-        """
+        """How many classes both answer, if they answer alike; None where there are none."""
         return None
 
     def check_range(self, targets: Any, classes: int | None, where: str = "") -> None:
-        """Check that targets are among the classes.
-
-        Raises
-        ------
-        ValueError
-            Some are not.
-        """
+        """Check that targets are among the classes."""
 
     def predict(self, output: Batch) -> Batch:
         """(n,): the answers that raw output means."""
@@ -306,12 +190,7 @@ class Task:
     def translate(self, student: Batch, classes: int | None = None) -> Batch:
         """The student's raw output in the teacher's terms: what it is judged and mixed by.
 
-        Parameters
-        ----------
-        student
-            Raw output.
-        classes
-            How many the teacher answers.
+        `classes` is how many the teacher answers.
         """
         return student
 
@@ -328,26 +207,14 @@ class Task:
         raise NotImplementedError
 
     def check_blend(self, blend: float | Blend) -> None:
-        """Check that answers can be mixed like that.
-
-        Raises
-        ------
-        ValueError
-            It carries temperatures, and there are no logits that they could divide.
-        """
+        """Check that there are logits for the temperatures of a blend, where it carries some."""
         if isinstance(blend, Blend) and not self.takes_temperatures:
             raise ValueError(
                 f"a blend of predictions is a weight without temperatures, not {blend}"
             )
 
     def check_scale(self, rescale: Any) -> None:
-        """Check that answers can be put on a common scale.
-
-        Raises
-        ------
-        ValueError
-            They have no scores that it could map.
-        """
+        """Check that answers have scores that a common scale can map."""
         if rescale is not None and not self.takes_scale:
             raise ValueError(f"rescale is for detection, not for {self.name}")
 
@@ -360,13 +227,7 @@ class Task:
         return list(self.raw.scores)
 
     def collect(self, role: str, output: Any, expected: int) -> Any:
-        """A model's answer to a batch of `expected` inputs, as rows on the CPU.
-
-        Raises
-        ------
-        ModelError
-            It has no row for each input, or there are no numbers in them.
-        """
+        """A model's answer to a batch of `expected` inputs, as finite rows on the CPU."""
         rows = to_numpy(output)
         if rows.ndim == 0 or len(rows) != expected:
             raise ModelError(
@@ -382,13 +243,7 @@ class Task:
         return rows
 
     def pack(self, name: str, output: Any, half: bool) -> dict[str, np.ndarray]:
-        """A model's raw output as arrays of a file, by name.
-
-        Raises
-        ------
-        ValueError
-            It does not fit half precision.
-        """
+        """A model's raw output as arrays of a file, by name; `half` keeps half precision."""
         if half and np.abs(output).max() > 65504:
             raise ValueError("the raw outputs exceed 65504 and do not fit half precision")
         return {name: np.asarray(output, np.float16 if half else None)}
@@ -419,13 +274,7 @@ class Task:
         return [{"prediction": value} for value in to_numpy(answers).tolist()]
 
     def tensors(self, classes: int | None = None) -> dict[str, Tensor]:
-        """Answers as a protocol carries them, by name.
-
-        Parameters
-        ----------
-        classes
-            How many there are, where that is known.
-        """
+        """Answers as a protocol carries them, by name; of `classes` where that is known."""
         return {
             "prediction": Tensor(
                 np.int64 if self.has_labels else np.float64,
@@ -472,3 +321,14 @@ def refuse_missing(array: np.ndarray) -> None:
             f"{missing} of {len(array)} targets are {what}: leave examples without a label out, "
             "or give no targets at all, to compare with the teacher's own answers"
         )
+
+
+def same_columns(task: Task, student: np.ndarray, teacher: np.ndarray) -> int:
+    """How many columns both models' raw output has, if it is the same number."""
+    one, other = student.shape[1], teacher.shape[1]
+    if one != other:
+        raise ValueError(
+            f"student and teacher must answer the same {task.columns}, but the student has {one} "
+            f"and the teacher {other}"
+        )
+    return int(one)

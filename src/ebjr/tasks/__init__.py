@@ -16,23 +16,12 @@ from ebjr.task import Task
 
 @cache
 def task_names() -> tuple[str, ...]:
-    """The names of all tasks, by their folders, without loading one.
-
-    Examples
-    --------
-    >>> task_names()
-    ('classification', 'detection', 'multilabel', 'regression', 'specialized')
-    """
+    """The names of all tasks, by their folders, without loading one."""
     return tuple(sorted(module.name for module in iter_modules(__path__) if module.ispkg))
 
 
 def as_task(name: str, known_classes: Any = None) -> Task:
     """The task of that name, for a student of these classes.
-
-    Raises
-    ------
-    ValueError
-        There is none of that name, it knows of no known classes, or its folder declares no `TASK`.
 
     Examples
     --------

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from ebjr.arrays import Array, convert_like, log_softmax, logsumexp, namespace, 
 from ebjr.errors import MissingExtra
 from ebjr.tasks.regression.models import GaussianMixture
 from ebjr.tasks.regression.scores import Grid, grid_log_weights, grid_points
+from ebjr.training.descent import descend
 
 if TYPE_CHECKING:
     import torch
@@ -32,45 +34,18 @@ if TYPE_CHECKING:
 LOSSES = ("nce", "importance")
 
 
+@dataclass(frozen=True, eq=False)
 class EnergyHead:
-    """A trained ``S(x, y)``; `train_energy_head` makes it.
+    """A trained ``S(x, y)``; `train_energy_head` makes it."""
 
-    Parameters
-    ----------
-    network
-        A module: standardized features (n, d) and offsets (n, m) to energies (n, m).
-    center, spread
-        Of the features, (d,).
-    scale
-        Of the residuals, in the unit of y.
-    proposal
-        Fitted to the residuals: for `sample_energy`.
-    """
-
-    def __init__(
-        self,
-        network: torch.nn.Module,
-        center: np.ndarray,
-        spread: np.ndarray,
-        scale: float,
-        proposal: GaussianMixture,
-    ) -> None:
-        self.network = network
-        self.center, self.spread, self.scale = center, spread, scale
-        self.proposal = proposal
+    network: torch.nn.Module  # standardized features (n, d) and offsets (n, m) to energies (n, m)
+    center: np.ndarray  # (d,), of the features, as is `spread`
+    spread: np.ndarray
+    scale: float  # of the residuals, in the unit of y
+    proposal: GaussianMixture  # fitted to the residuals: for `sample_energy`
 
     def __call__(self, features: Array, prediction: Array, y: Array) -> Array:
-        """``S(x, y)``, (n, m), in nats, in the library of `y`.
-
-        Parameters
-        ----------
-        features
-            (n, d).
-        prediction
-            (n,): the regressor's.
-        y
-            (n, m).
-        """
+        """``S(x, y)``, (n, m), in nats: of features (n, d), predictions (n,) and y (n, m)."""
         import torch
 
         rows = (to_numpy(features) - self.center) / self.spread
@@ -89,26 +64,10 @@ class EnergyHead:
     ) -> Callable[[Any], Array]:
         """The regressor with its head as a model, (n, 1 + points).
 
-        Parameters
-        ----------
-        trunk
-            A batch to its features (n, d) and predictions (n,).
-        offsets
-            The grid, measured from the prediction: its points, or ``(low, high)``.
-        points
-            How many, where its ends are given.
-
-        Returns
-        -------
-        callable
-            A model: the prediction, then the energies on the grid with their log-weights, as
-            ``regression_energy``, ``density_entropy`` and ``density_std`` read them without
-            parameters.
-
-        Raises
-        ------
-        ValueError
-            A bad grid.
+        The prediction comes first, then the energies on the grid with their log-weights, as
+        ``regression_energy``, ``density_entropy`` and ``density_std`` read them without parameters.
+        `trunk` takes a batch to its features (n, d) and predictions (n,). `offsets` is the grid,
+        measured from the prediction: its y, or ``(low, high)`` for `points` of them.
         """
         steps = grid_points(offsets, points if len(offsets) == 2 else None)
         weights = grid_log_weights(steps)
@@ -172,7 +131,7 @@ def train_energy_head(
     MissingExtra
         PyTorch is not installed.
     ValueError
-        Shapes that do not match, numbers that are not finite, or an unknown loss.
+        `features`, `prediction` and `targets` do not match or are not finite, or `loss` is unknown.
 
     Examples
     --------
@@ -190,38 +149,34 @@ def train_energy_head(
         np.asarray(to_numpy(v), np.float64) for v in (features, prediction, targets)
     )
     _check(rows, center, targets, loss)
-    proposal = proposal or GaussianMixture.fit(targets - center)
-    scale = float(np.std(targets - center)) or 1.0
+    residual = targets - center
+    proposal = proposal or GaussianMixture.fit(residual)
+    scale = float(np.std(residual)) or 1.0
     mean, spread = rows.mean(axis=0), rows.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     network = _network(rows.shape[1], hidden, generator)
     table = torch.as_tensor((rows - mean) / spread, dtype=torch.float32)
-    residual = targets - center
+    parts = math.ceil(len(rows) / batch_size)
+
+    def batches() -> list[np.ndarray]:
+        return np.array_split(rng.permutation(len(rows)), parts)
+
+    def loss_of(part: np.ndarray) -> torch.Tensor:
+        y = np.column_stack([residual[part], _draws(proposal, len(part), samples, rng)])
+        density = proposal.log_density(y, np.zeros(len(part)))
+        offset = torch.as_tensor(y / scale, dtype=torch.float32)
+        ratio = network(table[part], offset) - torch.as_tensor(density, dtype=torch.float32)
+        if loss == "nce":
+            return -log_softmax(ratio)[:, 0].mean()
+        integral = logsumexp(ratio[:, 1:]) - math.log(samples)
+        return (integral - ratio[:, 0] - torch.as_tensor(density[:, 0])).mean()
+
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
-    steps = epochs * math.ceil(len(rows) / batch_size)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for epoch in range(epochs):
-        total = 0.0
-        for part in np.array_split(rng.permutation(len(rows)), math.ceil(len(rows) / batch_size)):
-            draws = _draws(proposal, len(part), samples, rng)
-            y = np.column_stack([residual[part], draws])
-            density = proposal.log_density(y, np.zeros(len(part)))
-            offset = torch.as_tensor(y / scale, dtype=torch.float32)
-            ratio = network(table[part], offset) - torch.as_tensor(density, dtype=torch.float32)
-            if loss == "nce":
-                value = -log_softmax(ratio)[:, 0].mean()
-            else:
-                integral = logsumexp(ratio[:, 1:]) - math.log(samples)
-                value = (integral - ratio[:, 0] - torch.as_tensor(density[:, 0])).mean()
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            falling.step()
-            total += float(value.detach()) * len(part)
+    for epoch, mean_loss in descend(optimizer, epochs, batches, parts, loss_of):
         if progress is not None:
-            progress(epoch, total / len(rows))
+            progress(epoch, mean_loss)
     network.eval()
     return EnergyHead(network, mean, spread, scale, proposal)
 

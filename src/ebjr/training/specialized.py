@@ -26,6 +26,7 @@ from ebjr.tasks.specialized.known_classes import (
     relabel,
     to_student,
 )
+from ebjr.training.descent import descend
 
 if TYPE_CHECKING:
     import torch
@@ -95,10 +96,10 @@ def train_specialized(
     MissingExtra
         PyTorch is not installed.
     ValueError
-        Inputs, labels or the teacher's logits that do not fit together, a known class or an
-        "other" without a single example, or numbers out of range.
+        `inputs`, `labels` and `teacher` do not fit together, a known class or "other" has no
+        example, or `distillation`, `temperature` or `popular` is out of range.
     ModelError
-        The network does not answer (n, C + 1), or what it answers is not finite.
+        `network` does not answer (n, C + 1), or what it answers is not finite.
 
     Examples
     --------
@@ -140,32 +141,30 @@ def train_specialized(
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     parts = math.ceil(len(own) / batch_size)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * parts, 1))
     log_softmax = torch.nn.functional.log_softmax
+
+    def batches() -> tuple[torch.Tensor, ...]:
+        return torch.randperm(len(own), generator=generator).tensor_split(parts)
+
+    def loss_of(rows: torch.Tensor) -> torch.Tensor:
+        batch = table[rows] if augment is None else augment(table[rows], generator)
+        logits = _checked(network(batch), len(rows), len(known))
+        loss = torch.nn.functional.cross_entropy(logits, hard[rows], reduction="none")
+        if soft is not None:
+            goal = torch.softmax(soft[rows] / temperature, dim=1)
+            matched = -(goal * log_softmax(logits / temperature, dim=1)).sum(dim=1)
+            loss = (1 - distillation) * loss + distillation * temperature**2 * matched
+        return (weight[rows] * loss).mean()
+
     network.train()
-    for epoch in range(epochs):
-        total = 0.0
-        for rows in torch.randperm(len(own), generator=generator).tensor_split(parts):
-            batch = table[rows] if augment is None else augment(table[rows], generator)
-            logits = _checked(network(batch), len(rows), len(known))
-            loss = torch.nn.functional.cross_entropy(logits, hard[rows], reduction="none")
-            if soft is not None:
-                goal = torch.softmax(soft[rows] / temperature, dim=1)
-                matched = -(goal * log_softmax(logits / temperature, dim=1)).sum(dim=1)
-                loss = (1 - distillation) * loss + distillation * temperature**2 * matched
-            value = (weight[rows] * loss).mean()
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            falling.step()
-            total += float(value.detach()) * len(rows)
-        if not math.isfinite(total):
+    for epoch, mean_loss in descend(optimizer, epochs, batches, parts, loss_of):
+        if not math.isfinite(mean_loss):
             raise ModelError(
                 f"the loss is no number after epoch {epoch}: check the inputs, or lower "
                 f"learning_rate, which is {learning_rate:g}"
             )
         if progress is not None:
-            progress(epoch, total / len(own))
+            progress(epoch, mean_loss)
     network.eval()
     return network if backbone is None else torch.nn.Sequential(backbone, network).eval()
 
@@ -173,23 +172,7 @@ def train_specialized(
 def small_head(features: int, known: int, hidden: int = 0, seed: int = 0) -> torch.nn.Module:
     """A head for features (n, features): standardized, then linear, or with one hidden layer.
 
-    Parameters
-    ----------
-    features
-        How many.
-    known
-        C: how many classes the student knows; the head answers one more.
-    hidden
-        Units between; 0 for a linear head.
-    seed
-        Of the start.
-
-    Raises
-    ------
-    MissingExtra
-        PyTorch is not installed.
-    ValueError
-        A number that is too small.
+    It answers (n, known + 1). `hidden` is how many units are between; 0 makes a linear head.
 
     Examples
     --------

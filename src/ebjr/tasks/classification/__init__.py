@@ -12,7 +12,7 @@ from ebjr.blend import Blend, blend_logits
 from ebjr.joint import JointModel
 from ebjr.metric import Metric, declare_metrics
 from ebjr.scores import LOGITS
-from ebjr.task import Task, finite_rows, refuse_missing, target_column
+from ebjr.task import Task, finite_rows, refuse_missing, same_columns, target_column
 from ebjr.tasks.classification.learned import Logistic
 
 
@@ -68,13 +68,7 @@ class Classification(Task):
         return array.astype(np.int64)
 
     def common_classes(self, student: np.ndarray, teacher: np.ndarray) -> int:
-        classes = student.shape[1]
-        if teacher.shape[1] != classes:
-            raise ValueError(
-                f"student and teacher must answer the same classes, but the student has {classes} "
-                f"and the teacher {teacher.shape[1]}"
-            )
-        return int(classes)
+        return same_columns(self, student, teacher)
 
     def check_range(self, targets: np.ndarray, classes: int | None, where: str = "") -> None:
         assert classes is not None

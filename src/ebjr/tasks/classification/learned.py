@@ -131,33 +131,31 @@ class Logistic(Learner):
 
     def fit(self, output: np.ndarray, signal: np.ndarray) -> Score:
         """The score `learned` with the weights of these rows."""
-        return _fit(output, signal)
-
-
-def _fit(logits: np.ndarray, kind: np.ndarray) -> Score:
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise MissingExtra("learned", "a learned score") from error
-    features = score_features(logits).astype(np.float64)
-    classes = logits.shape[1] if logits.shape[1] <= MOST_CLASSES else 0
-    center, spread = features.mean(axis=0), features.std(axis=0)
-    spread = np.where(spread > 0, spread, 1.0)
-    table = (features - center) / spread
-    if classes:
-        table = np.hstack([table, np.eye(classes)[logits.argmax(axis=1)]])
-    if (kind == -1).sum() < FEWEST:  # too few to learn from
-        kind = np.maximum(kind, 0)
-    model = LogisticRegression(max_iter=500).fit(table, kind)
-    weights = {name: _against_alike(model, value) for name, value in (("helps", 1), ("hurts", -1))}
-    found: dict[str, Any] = {}
-    for name, (constant, slopes) in weights.items():
-        own = slopes[: len(center)] / spread
-        found[name] = _rounded([constant - own @ center, *own])
-    if classes:
-        pairs = zip(*(slopes[len(center) :] for _, slopes in weights.values()), strict=True)
-        found["classes"] = [_rounded(pair) for pair in pairs]
-    return Score("learned", learned, found)
+        try:
+            from sklearn.linear_model import LogisticRegression
+        except ImportError as error:
+            raise MissingExtra("learned", "a learned score") from error
+        features = score_features(output).astype(np.float64)
+        classes = output.shape[1] if output.shape[1] <= MOST_CLASSES else 0
+        center, spread = features.mean(axis=0), features.std(axis=0)
+        spread = np.where(spread > 0, spread, 1.0)
+        table = (features - center) / spread
+        if classes:
+            table = np.hstack([table, np.eye(classes)[output.argmax(axis=1)]])
+        if (signal == -1).sum() < FEWEST:  # too few to learn from
+            signal = np.maximum(signal, 0)
+        model = LogisticRegression(max_iter=500).fit(table, signal)
+        weights = {
+            name: _against_alike(model, value) for name, value in (("helps", 1), ("hurts", -1))
+        }
+        found: dict[str, Any] = {}
+        for name, (constant, slopes) in weights.items():
+            own = slopes[: len(center)] / spread
+            found[name] = _rounded([constant - own @ center, *own])
+        if classes:
+            pairs = zip(*(slopes[len(center) :] for _, slopes in weights.values()), strict=True)
+            found["classes"] = [_rounded(pair) for pair in pairs]
+        return Score("learned", learned, found)
 
 
 def _against_alike(model: Any, kind: int) -> tuple[float, np.ndarray]:

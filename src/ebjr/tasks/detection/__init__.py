@@ -243,8 +243,8 @@ class JointDetector(JointModel):
     student, teacher
         n images in, a list of n `Detections` out.
     router
-        A score of detections, see `detection_scores`, and the threshold. It sees what the student
-        said, before `rescale`.
+        A score of detections and the threshold. It sees what the
+        student said, before `rescale`.
     blend
         The student's weight in a deferred answer, whose boxes are then both models', fused; 0 is
         the paper: the teacher alone.

@@ -7,15 +7,12 @@ the image, before any resizing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
-
-from ebjr.files import write_whole
 
 _FORMAT = 1
 _LARGEST_CLASS_COUNT = 65535
@@ -49,7 +46,8 @@ class Detections:
     Raises
     ------
     ValueError
-        Shapes that do not fit, NaN, a box of negative size, a label or a score out of range.
+        `boxes` and the rest differ in length, hold NaN, a box of negative size, a label that is
+        none of the classes, or a score outside [0, 1].
 
     Examples
     --------
@@ -80,17 +78,11 @@ class Detections:
             scores = expit(logits[np.arange(len(boxes)), labels])
         else:
             scores = _checked_scores(self.scores, len(boxes))
-        checked = {
-            "boxes": boxes,
-            "logits": logits,
-            "size": checked_size(self.size),
-            "labels": labels,
-            "scores": scores,
-            "bins": None if self.bins is None else _checked_bins(self.bins, len(boxes)),
-            "bin_width": _checked_width(self.bin_width, len(boxes)),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        bins = None if self.bins is None else _checked_bins(self.bins, len(boxes))
+        width = None if self.bin_width is None else _checked_width(self.bin_width, len(boxes))
+        size = checked_size(self.size)
+        vars(self).update(boxes=boxes, logits=logits, size=size, labels=labels, scores=scores)
+        vars(self).update(bins=bins, bin_width=width)
 
     @classmethod
     def of_scores(cls, boxes: Any, scores: Any, size: tuple[int, int], **given: Any) -> Detections:
@@ -108,11 +100,6 @@ class Detections:
             (height, width) of the image.
         **given
             ``labels``, ``classes``, ``bins``, ``bin_width``.
-
-        Raises
-        ------
-        ValueError
-            As for the class itself.
 
         Examples
         --------
@@ -142,13 +129,7 @@ class Detections:
 
     @classmethod
     def none(cls, classes: int, size: tuple[int, int]) -> Detections:
-        """No detections at all, B = 0.
-
-        Examples
-        --------
-        >>> len(Detections.none(classes=80, size=(8, 16)))
-        0
-        """
+        """No detections at all, B = 0."""
         return cls(np.zeros((0, 4), np.float32), np.zeros((0, classes), np.float32), size)
 
     def __len__(self) -> int:
@@ -164,21 +145,12 @@ class Detections:
         return int(self.logits.shape[1])
 
     def take(self, rows: Any) -> Detections:
-        """Some of the detections: an index array, a mask or a slice.
-
-        Examples
-        --------
-        >>> found = Detections([[0, 0, 1, 1], [0, 0, 2, 2]], [[1.0], [2.0]], (8, 8))
-        >>> found.take([1]).boxes
-        array([[0., 0., 2., 2.]])
-        """
+        """Some of the detections: an index array, a mask or a slice."""
         if isinstance(rows, list):
             rows = np.array(rows, int)
         chosen = object.__new__(Detections)  # rows of what was checked need no second check
-        for name in ("boxes", "logits", "labels", "scores", "bins", "bin_width"):
-            value = getattr(self, name)
-            object.__setattr__(chosen, name, None if value is None else value[rows])
-        object.__setattr__(chosen, "size", self.size)
+        for name, value in vars(self).items():
+            vars(chosen)[name] = value if name == "size" or value is None else value[rows]
         return chosen
 
     def top(self, k: int) -> Detections:
@@ -198,22 +170,18 @@ class Detections:
         return self.take(self.scores > score)
 
     def nms(self, iou: float = 0.6) -> Detections:
-        """Without those that overlap a better one of the same class by more than `iou`.
-
-        The best come first. See `nms`.
-        """
+        """The detections that `nms` keeps, best first."""
         return self.take(nms(self.boxes, self.scores, self.labels, iou))
 
     def expand(self, above: float = 0.001, limit: int | None = None) -> Detections:
         """One row for every box and class whose sigmoid is above `above`, highest first.
 
-        What COCO's figures are made of: a box is reported for each class it may be. At most
-        `limit` rows.
+        COCO's figures are made of these: a box is reported for each class it may be.
 
         Raises
         ------
         ValueError
-            `above` is out of range.
+            `above` is outside [0, 1).
 
         Examples
         --------
@@ -231,10 +199,8 @@ class Detections:
             likely &= values >= np.partition(values, -limit)[-limit]
         chosen = np.flatnonzero(likely)
         chosen = chosen[np.argsort(-values[chosen], kind="stable")][:limit]
-        # what was checked needs no second check
         found = self.take(rows[chosen])
-        object.__setattr__(found, "labels", labels[chosen])
-        object.__setattr__(found, "scores", values[chosen])
+        vars(found).update(labels=labels[chosen], scores=values[chosen])
         return found
 
     @property
@@ -264,7 +230,7 @@ class GroundTruth:
     Raises
     ------
     ValueError
-        Shapes that do not fit, NaN, a box of negative size, a negative label.
+        `boxes` and `labels` differ in length, hold NaN, a box of negative size or a negative label.
 
     Examples
     --------
@@ -282,8 +248,7 @@ class GroundTruth:
         crowd = np.zeros(len(boxes), bool) if self.crowd is None else np.asarray(self.crowd, bool)
         if crowd.shape != (len(boxes),):
             raise ValueError(f"crowd must have shape ({len(boxes)},), not {crowd.shape}")
-        for name, value in {"boxes": boxes, "labels": labels, "crowd": crowd}.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(boxes=boxes, labels=labels, crowd=crowd)
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -293,11 +258,6 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Intersection over union of every pair of boxes, (n, 4) and (m, 4): (n, m) in [0, 1].
 
     Two boxes without area have the overlap 0.
-
-    Examples
-    --------
-    >>> box_iou(np.array([[0.0, 0, 2, 2]]), np.array([[0.0, 0, 2, 1], [5, 5, 6, 6]]))
-    array([[0.5, 0. ]])
     """
     shared = box_intersection(first, second)
     union = box_area(first)[:, None] + box_area(second)[None] - shared
@@ -305,13 +265,7 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def box_intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The area that every pair of boxes shares, (n, 4) and (m, 4): (n, m) in square pixels.
-
-    Examples
-    --------
-    >>> box_intersection(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 1, 5, 5]]))
-    array([[1.]])
-    """
+    """The area that every pair of boxes shares, (n, 4) and (m, 4): (n, m) in square pixels."""
     x1, y1, x2, y2 = first.T[:, :, None]
     left, top, right, bottom = second.T[:, None]
     width = np.minimum(x2, right) - np.maximum(x1, left)
@@ -320,38 +274,17 @@ def box_intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def box_area(boxes: np.ndarray) -> np.ndarray:
-    """(n, 4) to (n,), square pixels.
-
-    Examples
-    --------
-    >>> box_area(np.array([[0.0, 0, 2, 3]]))
-    array([6.])
-    """
+    """(n, 4) to (n,), square pixels."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def nms(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None = None, iou: float = 0.6
 ) -> np.ndarray:
-    """Which boxes non-maximum suppression keeps: their rows, best first.
+    """The rows that non-maximum suppression keeps of boxes (n, 4) and scores (n,), best first.
 
-    From the best down, each box removes those of its class that overlap it by more than `iou`.
-
-    Parameters
-    ----------
-    boxes
-        (n, 4).
-    scores
-        (n,), higher = better; of equal ones the first wins.
-    labels
-        (n,), so that a class removes only its own; None treats all as one class.
-    iou
-        In [0, 1].
-
-    Raises
-    ------
-    ValueError
-        `iou` is out of range.
+    From the best down, each box removes those of its class that overlap it by more than `iou`;
+    without `labels` all are of one class.
 
     Examples
     --------
@@ -385,77 +318,16 @@ def _suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
     return alive
 
 
-# Files
-
-
-def save_detections(
-    path: str | os.PathLike[str], detections: Sequence[Detections], half: bool = False
-) -> None:
-    """Write what a detector said about n images to one ``.npz`` file, whole or not at all.
-
-    Parameters
-    ----------
-    path
-        The file.
-    detections
-        One for each image.
-    half
-        Keep the logits and bins in half precision, at half the size. Boxes and scores, all that
-        mAP depends on, stay as they are.
-
-    Raises
-    ------
-    ValueError
-        There are none, they know different numbers of classes, or only some have bins.
-    OSError
-        The folder is missing or not writable.
-    """
-    arrays: dict[str, Any] = pack_detections(detections, half)
-    with write_whole(path, "wb") as file:
-        np.savez_compressed(file, **arrays)
-
-
-def load_detections(path: str | os.PathLike[str]) -> list[Detections]:
-    """What `save_detections` wrote.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        It holds something else.
-
-    Examples
-    --------
-    >>> import tempfile, pathlib
-    >>> file = pathlib.Path(tempfile.mkdtemp()) / "found.npz"
-    >>> save_detections(file, [Detections.none(3, (8, 8)), Detections([[0, 0, 1, 1]], [[1.0]*3],
-    ...                                                              (8, 8))])
-    >>> [len(found) for found in load_detections(file)]
-    [0, 1]
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return unpack_detections(archive)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}; check the path") from None
-    except (KeyError, OSError, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} must be a file that save_detections wrote: {error}") from error
-
-
 def pack_detections(detections: Sequence[Detections], half: bool = False) -> dict[str, np.ndarray]:
     """The detections on n images as a few arrays, whatever their numbers of boxes.
 
+    `half` keeps logits and bins in half precision; boxes and scores, all that mAP depends on, stay
+    as they are.
+
     Raises
     ------
     ValueError
-        There are none, they know different numbers of classes, or only some have bins.
-
-    Examples
-    --------
-    >>> packed = pack_detections([Detections.none(3, (8, 8))])
-    >>> packed["count"], packed["logits"].shape
-    (array([0]), (0, 3))
+        `detections` is empty, or its images differ in classes or in having bins.
     """
     check_detections(detections)
     if not len(detections):
@@ -487,15 +359,7 @@ def pack_detections(detections: Sequence[Detections], half: bool = False) -> dic
 
 
 def unpack_detections(packed: Mapping[str, np.ndarray]) -> list[Detections]:
-    """What `pack_detections` packed.
-
-    Raises
-    ------
-    ValueError
-        The arrays are of another version, or do not fit together.
-    KeyError
-        One is missing.
-    """
+    """What `pack_detections` packed."""
     if int(packed["format"]) != _FORMAT:
         raise ValueError(
             f"detections must be of format {_FORMAT}, not {int(packed['format'])}; "
@@ -514,29 +378,14 @@ def unpack_detections(packed: Mapping[str, np.ndarray]) -> list[Detections]:
 
 
 def pack_truth(truth: Sequence[GroundTruth]) -> dict[str, np.ndarray]:
-    """What is on n images as a few arrays, whatever their numbers of boxes.
-
-    Examples
-    --------
-    >>> packed = pack_truth([GroundTruth([], []), GroundTruth([[0, 0, 4, 4]], [17])])
-    >>> packed["count"], packed["labels"]
-    (array([0, 1]), array([17]))
-    """
+    """What is on n images as a few arrays, whatever their numbers of boxes."""
     parts = {name: [getattr(real, name) for real in truth] for name in ("boxes", "labels", "crowd")}
     whole = {name: np.concatenate(values) for name, values in parts.items()}
     return {"count": np.array([len(real) for real in truth]), **whole}
 
 
 def unpack_truth(packed: Mapping[str, np.ndarray]) -> list[GroundTruth]:
-    """What `pack_truth` packed.
-
-    Raises
-    ------
-    ValueError
-        The arrays do not fit together.
-    KeyError
-        One is missing.
-    """
+    """What `pack_truth` packed."""
     cuts = np.cumsum(packed["count"])
     fields = [packed[name] for name in ("boxes", "labels", "crowd")]
     if any(len(value) != cuts[-1] for value in fields):
@@ -547,15 +396,7 @@ def unpack_truth(packed: Mapping[str, np.ndarray]) -> list[GroundTruth]:
 
 
 def check_detections(detections: Any) -> None:
-    """Check that these are a list of Detections that know the same classes.
-
-    Raises
-    ------
-    TypeError
-        Something else.
-    ValueError
-        The numbers of classes differ.
-    """
+    """Check that these are a list of Detections that know the same classes."""
     if not isinstance(detections, list | tuple):
         raise TypeError(
             "detections must be a list of Detections, one for each image, "
@@ -576,21 +417,7 @@ def check_detections(detections: Any) -> None:
 
 
 def checked_boxes(boxes: Any) -> np.ndarray:
-    """Boxes (b, 4), finite, x1 <= x2 and y1 <= y2.
-
-    Raises
-    ------
-    ValueError
-        They are not; the message shows the first.
-
-    Examples
-    --------
-    >>> checked_boxes([[4, 0, 2, 3]])
-    Traceback (most recent call last):
-    ...
-    ValueError: boxes must have x1 <= x2 and y1 <= y2, but 1 of 1 do not, the first is box 0:
-    [4.0, 0.0, 2.0, 3.0]; give boxes as x1, y1, x2, y2
-    """
+    """Boxes (b, 4), finite, x1 <= x2 and y1 <= y2."""
     values = _as_float(boxes)
     if values.size == 0:
         values = values.reshape(0, 4)
@@ -611,21 +438,7 @@ def checked_boxes(boxes: Any) -> np.ndarray:
 
 
 def checked_labels(labels: Any, count: int, classes: int) -> np.ndarray:
-    """Labels (b,), whole numbers from 0 to classes - 1.
-
-    Raises
-    ------
-    ValueError
-        They are not; the message shows the first.
-
-    Examples
-    --------
-    >>> checked_labels([0, 91], 2, 80)
-    Traceback (most recent call last):
-    ...
-    ValueError: labels must lie in 0..79, but 1 of 2 do not, the first is 91; map them to the
-    detector's classes first
-    """
+    """Labels (b,), whole numbers from 0 to classes - 1."""
     values = np.asarray(labels)
     if values.size == 0:
         values = values.astype(np.int64)
@@ -644,13 +457,7 @@ def checked_labels(labels: Any, count: int, classes: int) -> np.ndarray:
 
 
 def checked_size(size: Any) -> tuple[int, int]:
-    """The size of an image, (height, width), both positive.
-
-    Raises
-    ------
-    ValueError
-        It is not.
-    """
+    """The size of an image, (height, width), both positive."""
     sides = tuple(size) if isinstance(size, list | tuple | np.ndarray) else ()
     whole = all(isinstance(side, int | np.integer) and side > 0 for side in sides)
     if len(sides) != 2 or not whole:

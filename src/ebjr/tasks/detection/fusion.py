@@ -16,33 +16,15 @@ from ebjr.tasks.detection.boxes import Detections, box_iou
 def fuse_detections(
     student: Detections, teacher: Detections, weight: float, iou: float = 0.55
 ) -> Detections:
-    """Both models' boxes as one list, the teacher's counting 1 and the student's `weight`.
+    """Both models' boxes, best first, the teacher's counting 1 and the student's `weight`.
 
     From the teacher's best box down, each takes the free box of its class among the student's that
-    it overlaps most. The pair's corners are averaged with the weights ``s_t`` and ``weight s_s``,
-    and its score is ``(s_t + weight s_s) / (1 + weight)``; a box that only one model has seen
-    counts 0 for the other. Weight 0 is the teacher alone.
+    it overlaps most, if by at least `iou`. The pair's corners are averaged with the weights ``s_t``
+    and ``weight s_s``, and its score is ``(s_t + weight s_s) / (1 + weight)``; a box that only one
+    model has seen counts 0 for the other. Weight 0 is the teacher alone. Logits are the teacher's
+    where it has seen the box, and bins are left out.
 
     Source: Solovyev, Wang & Gabruseva, "Weighted boxes fusion", Image and Vision Computing 2021.
-
-    Parameters
-    ----------
-    student, teacher
-        Their detections on the same image, with scores on one scale.
-    weight
-        At least 0.
-    iou
-        The least overlap of two boxes that are one object.
-
-    Returns
-    -------
-    Detections
-        Best first, without bins; logits are the teacher's where it has seen the box.
-
-    Raises
-    ------
-    ValueError
-        A weight or an overlap out of range, or the images or classes differ.
 
     Examples
     --------

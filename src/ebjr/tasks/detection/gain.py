@@ -7,7 +7,6 @@ and heavily shrunk, as a few hundred labeled images say little.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -49,36 +48,17 @@ class Gain(Learner):
 
 
 def fit_gain(detections: Sequence[Detections], gains: np.ndarray) -> Score:
-    """Fit the score `learned_gain` to calibration images.
+    """Fit the score `learned_gain` to the gains (n,) of n calibration images.
 
-    Parameters
-    ----------
-    detections
-        The student's, on n images.
-    gains
-        (n,): what the teacher gains on each. Best of those tried was
-        ``matched_gains(weighted=True)``: boxes found, each by its confidence on one scale.
-
-    Returns
-    -------
-    Score
-        Of detections: a list of n in, (n,) out, higher = keep. Its parameters are the weights.
+    Of the gains that were tried, ``matched_gains(weighted=True)`` was best: boxes found, each by
+    its confidence on one scale.
 
     Raises
     ------
     MissingExtra
         scikit-learn is not installed.
     ValueError
-        The lengths differ, there are fewer than 30 images, or a gain is not finite.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> images = [Detections(np.tile([0, 0, 9, 9], (k, 1)), rng.normal(2, 1, (k, 3)), (9, 9))
-    ...           for k in rng.integers(0, 9, 200)]
-    >>> score = fit_gain(images, np.array([len(found) for found in images]))
-    >>> bool(score([images[0].take([])]) > score([max(images, key=len)]))
-    True
+        `gains` differs from `detections` in length, is shorter than 30, or is not finite.
     """
     values = np.asarray(gains, np.float64)
     if values.shape != (len(detections),) or not np.isfinite(values).all():
@@ -88,20 +68,15 @@ def fit_gain(detections: Sequence[Detections], gains: np.ndarray) -> Score:
         )
     if len(values) < FEWEST:
         raise ValueError(f"a learned gain needs {FEWEST} images or more, not {len(values)}")
-    model = _ridge()
-    features = detection_features(detections)
-    center, spread = features.mean(axis=0), features.std(axis=0)
-    spread = np.where(spread > 1e-12, spread, 1.0)
-    model.fit((features - center) / spread, values)
-    slopes = model.coef_ / spread
-    weights = [model.intercept_ - slopes @ center, *slopes]
-    rounded = [float(f"{weight:.{_DIGITS}g}") for weight in weights]
-    return Score("learned_gain", learned_gain, {"weights": rounded})
-
-
-def _ridge() -> Any:
     try:
         from sklearn.linear_model import RidgeCV
     except ImportError as error:
         raise MissingExtra("learned", "a learned gain") from error
-    return RidgeCV(alphas=PENALTIES)
+    features = detection_features(detections)
+    center, spread = features.mean(axis=0), features.std(axis=0)
+    spread = np.where(spread > 1e-12, spread, 1.0)
+    model = RidgeCV(alphas=PENALTIES).fit((features - center) / spread, values)
+    slopes = model.coef_ / spread
+    weights = [model.intercept_ - slopes @ center, *slopes]
+    rounded = [float(f"{weight:.{_DIGITS}g}") for weight in weights]
+    return Score("learned_gain", learned_gain, {"weights": rounded})

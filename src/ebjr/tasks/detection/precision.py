@@ -43,30 +43,17 @@ SHOWN = 0.3
 class Matches:
     """Which of one detector's detections are right: d detections on n images.
 
-    The detections of an image come after one another, best first. A strictly rising change of
-    all scores leaves every match as it is.
-
-    Attributes
-    ----------
-    image, label, score
-        (d,): which image, which class, and how sure.
-    hit
-        (d, t) bool: right at each overlap.
-    ignored
-        (d, t) bool: neither right nor wrong, as it lies in a crowd.
-    boxes
-        (n, classes): how many boxes there really are, crowds left out.
-    thresholds
-        (t,): the overlaps.
+    The detections of an image come after one another, best first. A strictly rising change of all
+    scores leaves every match as it is.
     """
 
-    image: np.ndarray
-    label: np.ndarray
-    score: np.ndarray
-    hit: np.ndarray
-    ignored: np.ndarray
-    boxes: np.ndarray
-    thresholds: np.ndarray
+    image: np.ndarray  # (d,)
+    label: np.ndarray  # (d,)
+    score: np.ndarray  # (d,)
+    hit: np.ndarray  # (d, t) bool: right at each overlap
+    ignored: np.ndarray  # (d, t) bool: neither right nor wrong, as it lies in a crowd
+    boxes: np.ndarray  # (n, classes): how many there really are, crowds left out
+    thresholds: np.ndarray  # (t,): the overlaps
 
     def __len__(self) -> int:
         """How many images."""
@@ -81,13 +68,6 @@ class Matches:
 
         ``2 hits / (detections + boxes)``, of the detections with a score above `above`; what is
         ignored does not count, and nothing found where nothing is counts 1.
-
-        Examples
-        --------
-        >>> found = Detections.of_scores([[0, 0, 4, 4], [5, 5, 8, 8]], [0.9, 0.8], (8, 8),
-        ...                              labels=[0, 0], classes=1)
-        >>> match_detections([found], [GroundTruth([[0, 0, 4, 4]], [0])]).f1().round(3)
-        array([0.667])
         """
         shown = (self.score > above) & ~self.ignored[:, 0]
         found = np.bincount(self.image[shown], minlength=len(self))
@@ -96,13 +76,7 @@ class Matches:
         return np.divide(2 * hits, all_boxes, out=np.ones(len(self)), where=all_boxes > 0)
 
     def take(self, images: Any) -> Matches:
-        """The matches on some of the images, in their order; one may come twice.
-
-        Parameters
-        ----------
-        images
-            Their rows, (m,), or a mask (n,).
-        """
+        """The matches on the images `images`, rows (m,) or a mask (n,); a row may come twice."""
         rows = np.arange(len(self))[np.asarray(images)]
         first = np.searchsorted(self.image, np.arange(len(self) + 1))
         count = np.diff(first)[rows]
@@ -125,27 +99,16 @@ def match_detections(
 ) -> Matches:
     """Match detections with what is really there, as COCO does.
 
-    On each image and for each class and overlap, the detections take boxes from the best down:
-    each the free box that it overlaps most. What only overlaps a crowd is ignored; for crowds the
-    overlap is the part of the detection that lies in it. Source: Lin et al., "Microsoft COCO",
-    ECCV 2014, and the data set's own evaluation code.
-
-    Parameters
-    ----------
-    detections
-        What the detector said, one for each of n images.
-    truth
-        What is there, in the same order.
-    thresholds
-        The overlaps, in (0, 1].
+    On each image and for each class and overlap, the detections take boxes from the best down: each
+    the free box that it overlaps most. What only overlaps a crowd is ignored; for crowds the
+    overlap is the part of the detection that lies in it. Source: Lin et al., "Microsoft COCO", ECCV
+    2014, and the data set's own evaluation code.
 
     Raises
     ------
     ValueError
-        The lengths differ, a label is none of the detector's classes, an overlap is out of
-        range, or no image has a labeled box.
-    TypeError
-        These are not detections or not labels.
+        `detections` and `truth` differ in length or in classes, `truth` has no box at all, or
+        `thresholds` are not in (0, 1].
 
     Examples
     --------
@@ -242,12 +205,7 @@ def _match_class(
 def average_precision(matches: Matches, per_threshold: bool = False) -> Any:
     """COCO's AP of one detector: the mean over classes, overlaps and 101 recalls of the precision.
 
-    Parameters
-    ----------
-    matches
-        Of the detector.
-    per_threshold
-        One AP for each overlap, (t,), instead of their mean: the first is AP50.
+    `per_threshold` gives one AP for each overlap, (t,): the first is AP50.
 
     Examples
     --------
@@ -261,17 +219,8 @@ def average_precision(matches: Matches, per_threshold: bool = False) -> Any:
 class JointPrecision:
     """The joint model's AP, exactly, for any choice of the images that the teacher answers.
 
-    Parameters
-    ----------
-    student, teacher
-        Their matches on the same n images, with scores on one scale.
-    overlaps
-        How many of the overlaps count, from the first; 1 is AP50.
-
-    Raises
-    ------
-    ValueError
-        The two were not matched on the same images, classes and overlaps.
+    Student and teacher were matched on the same n images, with scores on one scale. `overlaps` is
+    how many of the overlaps count, from the first; 1 is AP50.
 
     Examples
     --------
@@ -337,29 +286,9 @@ class JointPrecision:
     ) -> Any:
         """The AP where the teacher answers the images `deferred`, (n,) bool.
 
-        Parameters
-        ----------
-        deferred
-            (n,) bool.
-        per_threshold
-            One AP for each overlap, (t,), instead of their mean.
-        times
-            (n,) whole numbers: how often each image is there, as when images are drawn with
-            replacement. Classes that are then nowhere do not count.
-
-        Raises
-        ------
-        ValueError
-            `deferred` is not (n,) bool, or no image with a box is left.
-
-        Examples
-        --------
-        >>> seen = Detections.of_scores([[0, 0, 4, 4]], [0.9], (8, 8), labels=[0], classes=1)
-        >>> truth = [GroundTruth([[0, 0, 4, 4]], [0])] * 2
-        >>> found = match_detections([seen, Detections.none(1, (8, 8))], truth)
-        >>> joint = JointPrecision(found, found)
-        >>> joint(np.zeros(2, bool), times=np.array([2, 0]))
-        1.0
+        `times`, (n,) whole numbers, is how often each image is there, as when images are drawn with
+        replacement: classes that are then nowhere do not count. `per_threshold` gives one AP for
+        each overlap, (t,), instead of their mean.
         """
         mask = np.asarray(deferred)
         if mask.shape != (self.images,) or mask.dtype != bool:
@@ -391,8 +320,7 @@ class JointPrecision:
         return by_overlap if per_threshold else float(by_overlap.mean())
 
     def _ranked(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The right detections there are, their segments, and how many right and how many in all
-        come up to each.
+        """The right detections, their segments, and the counts of right and of all up to each.
 
         `active` (d,) is how often each detection is there.
         """
@@ -417,33 +345,10 @@ class JointPrecision:
         return chosen, segment, rank, seen
 
     def curve(self, score: np.ndarray, rates: Any = None) -> np.ndarray:
-        """The AP at each deferral rate when the images of the lowest scores are deferred.
+        """The AP at each deferral rate when the images of the lowest scores are deferred, (r,).
 
-        Parameters
-        ----------
-        score
-            (n,), higher = keep. Equal scores are deferred in the order of the images, NaN first.
-        rates
-            (r,), in [0, 1]; by default 0, 0.01, ..., 1. A rate defers ``round(rate * n)`` images.
-
-        Returns
-        -------
-        array (r,)
-            AP in [0, 1].
-
-        Raises
-        ------
-        ValueError
-            The scores are not (n,), or a rate is out of range.
-
-        Examples
-        --------
-        >>> seen = Detections.of_scores([[0, 0, 4, 4]], [0.9], (8, 8), labels=[0], classes=1)
-        >>> truth = [GroundTruth([[0, 0, 4, 4]], [0])] * 2
-        >>> student = match_detections([seen, Detections.none(1, (8, 8))], truth)
-        >>> joint = JointPrecision(student, match_detections([seen, seen], truth))
-        >>> joint.curve(np.array([1.0, 0.0]), [0.0, 0.5, 1.0]).round(3)
-        array([0.505, 1.   , 1.   ])
+        Equal scores are deferred in the order of the images, NaN first. A rate defers
+        ``round(rate * n)`` images; by default the rates are 0, 0.01, ..., 1.
         """
         values = np.asarray(score, np.float64)
         if values.shape != (self.images,):
@@ -457,23 +362,18 @@ class JointPrecision:
         place = np.empty(self.images, int)
         place[order] = np.arange(self.images)
         counts = np.rint(points * self.images)
-        known: dict[float, float] = {}
-        for number in counts.tolist():
-            if number not in known:
-                known[number] = self(place < number)
-        return np.array([known[number] for number in counts.tolist()])
+        each, back = np.unique(counts, return_inverse=True)
+        return np.array([self(place < number) for number in each])[back]
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Each image's part in the AP, to first order: if the student answers, and if the teacher.
 
-        Two arrays (n,).
-
-        AP is no mean over images, but near a given choice it is nearly linear: each detection adds
-        what it is worth as a right one, and costs those below it what it is worth as a wrong one.
-        An image's gain is what the teacher's detections add minus what the student's do, the mean
-        of where the student answers all images and where the teacher does. The means of the
-        results are the APs of the two detectors, exactly: what is left over, as gains do not add
-        up, is spread evenly. `gains` is the same without the approximation, and many times slower.
+        Two arrays (n,). AP is no mean over images, but near a given choice it is nearly linear:
+        each detection adds what it is worth as a right one, and costs those below it what it is
+        worth as a wrong one. An image's gain is what the teacher's detections add minus what the
+        student's do, the mean of where the student answers all images and where the teacher does.
+        The means of the results are the APs of the two detectors, exactly: what is left over, as
+        gains do not add up, is spread evenly.
         """
         none, every = np.zeros(self.images, bool), np.ones(self.images, bool)
         worth = (self._worth(none) + self._worth(every)) / 2
@@ -485,7 +385,7 @@ class JointPrecision:
         return student, student + self.images * gain + (high - low - gain.sum())
 
     def _worth(self, deferred: np.ndarray) -> np.ndarray:
-        """What the AP changes by when one of each detection more is there, to first order: (d,)."""
+        """(d,): what the AP changes by when one of each detection more is there, to first order."""
         active = deferred[self._image] == self._teachers
         chosen, segment, rank, seen = self._ranked(active)
         precision = rank / seen
@@ -521,22 +421,6 @@ class JointPrecision:
             worth += np.where(hit, share * level + adds + costs, np.where(ignored, 0, costs))
         return worth / (len(RECALLS) * self._classes * self._overlaps)
 
-    def gains(self) -> np.ndarray:
-        """How much each image gains when the teacher answers it, in AP: (n,). The oracle's order.
-
-        The mean of what is won where the student answers all others, and where the teacher does.
-        To defer by falling gain is no bound, as gains do not add up, but no score that sees the
-        student alone comes near it. Two evaluations for each image.
-        """
-        gain = np.empty(self.images)
-        none, every = np.zeros(self.images, bool), np.ones(self.images, bool)
-        low, high = self(none), self(every)
-        for image in range(self.images):
-            none[image], every[image] = True, False
-            gain[image] = (self(none) - low + high - self(every)) / 2
-            none[image], every[image] = False, True
-        return gain
-
 
 _SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
@@ -556,21 +440,8 @@ def _from_each(at: np.ndarray, values: np.ndarray, ends: np.ndarray) -> np.ndarr
 def matched_gains(student: Matches, teacher: Matches, weighted: bool = False) -> np.ndarray:
     """How many more boxes the teacher finds on each image, the mean over the overlaps: (n,).
 
-    Parameters
-    ----------
-    student, teacher
-        Their matches on the same n images.
-    weighted
-        Each box counts by the score it was found with, which then must be on one scale: what is
-        found without confidence adds little to AP. The better target for a learned gain.
-
-    Examples
-    --------
-    >>> seen = Detections.of_scores([[0, 0, 4, 4]], [0.75], (8, 8), labels=[0], classes=1)
-    >>> truth = [GroundTruth([[0, 0, 4, 4]], [0])]
-    >>> nothing = match_detections([Detections.none(1, (8, 8))], truth)
-    >>> matched_gains(nothing, match_detections([seen], truth), weighted=True)
-    array([0.75])
+    `weighted` counts each box by the score it was found with, which then must be on one scale: what
+    is found without confidence adds little to AP. It is the better target for a learned gain.
     """
     return _found(teacher, weighted) - _found(student, weighted)
 
@@ -578,46 +449,6 @@ def matched_gains(student: Matches, teacher: Matches, weighted: bool = False) ->
 def _found(matches: Matches, weighted: bool) -> np.ndarray:
     weight = matches.hit.mean(axis=1) * (matches.score if weighted else 1.0)
     return np.bincount(matches.image, weight, minlength=len(matches))
-
-
-@dataclass(frozen=True)
-class RandomRouting:
-    """What routing by chance reaches: the baseline of every score.
-
-    Attributes
-    ----------
-    rates
-        (r,) deferral rates.
-    curves
-        (m, r): the AP of m random orders.
-    """
-
-    rates: np.ndarray
-    curves: np.ndarray
-
-    @classmethod
-    def of(
-        cls, joint: JointPrecision, repeats: int = 200, rates: Any = None, seed: int = 0
-    ) -> RandomRouting:
-        """Draw `repeats` random orders."""
-        points = RECALLS if rates is None else np.asarray(rates, np.float64)
-        rng = np.random.default_rng(seed)
-        curves = [joint.curve(rng.permutation(joint.images), points) for _ in range(repeats)]
-        return cls(points, np.stack(curves))
-
-    def gain(self, curve: np.ndarray) -> tuple[float, float]:
-        """A curve's gain over random routing, and its p.
-
-        Returns
-        -------
-        tuple
-            The AP that the curve has over the mean random one, averaged over the deferral rates;
-            and the chance that a random order does as well: of m random orders and the score's
-            own, the fraction that gains as much (a permutation test, one-sided).
-        """
-        own, random = curve.mean(), self.curves.mean(axis=1)
-        p = (1 + (random >= own).sum()) / (1 + len(random))
-        return float(own - random.mean()), float(p)
 
 
 def _check_pairs(detections: Any, truth: Any) -> None:

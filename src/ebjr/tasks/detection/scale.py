@@ -17,16 +17,11 @@ LEAST_SCORE = 1e-7
 
 @dataclass(frozen=True)
 class ConfidenceMap:
-    """A rising map of scores to the chance of being right, with three parameters.
+    """A rising map of scores to the chance of being right: ``sigmoid(a log s - b log(1 - s) + c)``.
 
-    ``sigmoid(a log s - b log(1 - s) + c)``, a and b positive. As it rises, a detector's own
-    detections keep their order, and its own mAP stays. Source: Kull, Silva Filho & Flach, "Beta
+    a and b are positive, and ``1, 1, 0`` leaves scores as they are. As the map rises, a detector's
+    own detections keep their order, and its own mAP stays. Source: Kull, Silva Filho & Flach, "Beta
     calibration", AISTATS 2017.
-
-    Attributes
-    ----------
-    a, b, c
-        ``1, 1, 0`` leaves scores as they are.
 
     Examples
     --------
@@ -53,32 +48,14 @@ class ConfidenceMap:
 
 @dataclass(frozen=True)
 class CommonScale:
-    """One scale for the scores of two detectors.
-
-    Attributes
-    ----------
-    student, teacher
-        Each one's map.
-
-    Examples
-    --------
-    >>> scale = CommonScale(ConfidenceMap(1.0, 1.0, 0.0), ConfidenceMap(2.0, 1.0, 0.5))
-    >>> scale.as_dict()
-    {'student': [1.0, 1.0, 0.0], 'teacher': [2.0, 1.0, 0.5]}
-    """
+    """One scale for the scores of two detectors: each one's map."""
 
     student: ConfidenceMap
     teacher: ConfidenceMap
 
     @classmethod
     def fit(cls, student: Matches, teacher: Matches) -> CommonScale:
-        """Both maps, fitted to calibration images by `fit_confidence_map`.
-
-        Raises
-        ------
-        ValueError
-            One of the detectors found nothing, or is always right, or always wrong.
-        """
+        """Both maps, fitted to calibration images by `fit_confidence_map`."""
         return cls(fit_confidence_map(student), fit_confidence_map(teacher))
 
     def of(self, role: str) -> ConfidenceMap:
@@ -91,13 +68,7 @@ class CommonScale:
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Sequence[float]]) -> CommonScale:
-        """The scale that `as_dict` wrote down.
-
-        Raises
-        ------
-        ValueError
-            It is not three numbers for each of both models, or a map would not rise.
-        """
+        """The scale that `as_dict` wrote down."""
         if sorted(table) != ["student", "teacher"] or any(len(v) != 3 for v in table.values()):
             raise ValueError(
                 "a scale must have three numbers for the student and three for the teacher, not "
@@ -107,14 +78,14 @@ class CommonScale:
 
 
 def fit_confidence_map(matches: Matches) -> ConfidenceMap:
-    """The map that makes a detector's scores the chance of being right: on calibration images.
+    """The likeliest map of a detector's scores to the chance of being right, on calibration images.
 
-    "Right" is averaged over the overlaps, and what is ignored is left out. Most likely map.
+    "Right" is averaged over the overlaps, and what is ignored is left out.
 
     Raises
     ------
     ValueError
-        Nothing was found, or all detections are right, or all are wrong.
+        `matches` is empty, or all of it is right, or all wrong.
     """
     weight = 1.0 - matches.ignored.mean(axis=1)
     right = matches.hit.mean(axis=1)

@@ -63,9 +63,10 @@ def detection_energy(
     Raises
     ------
     ValueError
-        An unknown part or reduction, a bad selection, or no bin logits where they are needed.
+        `part`, `reduce`, `above`, `top` or `empty` is out of range, or `detections` have no bin
+        logits where they are needed.
     TypeError
-        These are not detections.
+        `detections` are something else.
 
     Examples
     --------
@@ -177,15 +178,10 @@ def learned_gain(detections: Sequence[Detections], weights: Sequence[float]) -> 
     weights
         A constant, then one weight for each feature.
 
-    Returns
-    -------
-    array (n,)
-        In the unit of the gain that was fitted.
-
     Raises
     ------
     ValueError
-        There is another number of weights than of features, plus one.
+        `weights` are not one more than `FEATURES`.
 
     Examples
     --------
@@ -206,12 +202,6 @@ def detection_features(detections: Sequence[Detections]) -> np.ndarray:
     """What a learned score looks at, (n, features), in the order of `FEATURES`.
 
     Counts are logarithms, ``log(1 + count)``; a mean over no boxes is 0, with `nothing` beside it.
-
-    Examples
-    --------
-    >>> found = detection_features([Detections.none(3, (8, 8))])
-    >>> found.shape == (1, len(FEATURES)), found[0, FEATURES.index("nothing")].item()
-    (True, 1.0)
     """
     check_detections(detections)
     rows = [list(_features(found).values()) for found in detections]

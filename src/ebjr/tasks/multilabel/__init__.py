@@ -12,7 +12,7 @@ from ebjr.arrays import Array, Batch, as_float, logaddexp, namespace, to_numpy
 from ebjr.blend import Blend
 from ebjr.joint import JointModel
 from ebjr.metric import Metric, declare_metrics
-from ebjr.task import Task, Tensor, finite_rows, refuse_missing
+from ebjr.task import Task, Tensor, finite_rows, refuse_missing, same_columns
 from ebjr.tasks.classification import Classification
 from ebjr.tasks.multilabel.f1 import JointF1
 from ebjr.tasks.multilabel.scores import LABEL_LOGITS
@@ -67,12 +67,7 @@ class Multilabel(Task):
         return array.astype(bool)
 
     def common_classes(self, student: np.ndarray, teacher: np.ndarray) -> int:
-        if student.shape[1] != teacher.shape[1]:
-            raise ValueError(
-                f"student and teacher must answer the same labels, but the student has "
-                f"{student.shape[1]} and the teacher {teacher.shape[1]}"
-            )
-        return int(student.shape[1])
+        return same_columns(self, student, teacher)
 
     def check_range(self, targets: np.ndarray, classes: int | None, where: str = "") -> None:
         if targets.shape[1] != classes:
@@ -115,15 +110,9 @@ TASK = Multilabel()
 class MultilabelJointClassifier(JointModel):
     """Two multilabel classifiers of the same labels as one (eq. 7).
 
-    Parameters
-    ----------
-    student, teacher
-        Models whose raw output is a logit for each label, (n, labels).
-    router, when_unavailable
-        As of `ebjr.JointClassifier`.
-    blend
-        The student's weight in a deferred answer: the probability of each label is
-        ``(teacher + blend * student) / (1 + blend)``.
+    Both models' raw output is a logit for each label, (n, labels). With a `blend` the probability
+    of each label in a deferred answer is ``(teacher + blend * student) / (1 + blend)``; the rest is
+    as of `ebjr.JointClassifier`.
 
     Examples
     --------

@@ -8,12 +8,8 @@ import numpy as np
 class JointF1:
     """``2 TP / (2 TP + FP + FN)`` over all labels of all rows: a ratio of sums, not a mean of rows.
 
-    Parameters
-    ----------
-    student, deferred
-        (n, labels) bool: what is predicted where the student answers, and where a row is deferred.
-    targets
-        (n, labels) bool.
+    It takes what is predicted where the student answers, what is predicted where a row is deferred,
+    and the targets: (n, labels) bool.
 
     Examples
     --------

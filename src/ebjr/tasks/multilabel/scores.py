@@ -26,13 +26,6 @@ def set_probability(logits: Array, temperature: float = 1.0) -> Array:
 
     Labels are taken as independent: ``-sum log(1 + exp(-|z|))``.
 
-    Parameters
-    ----------
-    logits
-        (n, labels).
-    temperature
-        T > 0 divides the logits.
-
     Examples
     --------
     >>> set_probability(np.array([[0.0, 0.0], [9.0, -9.0]])).round(3)

@@ -77,13 +77,7 @@ class Regression(Task):
         return [name for name in self.raw.scores if _reads(name, student)]
 
     def candidates(self, student: np.ndarray) -> list[str]:
-        """As of every task.
-
-        Raises
-        ------
-        CalibrationError
-            The student's raw output has nothing that a score could read.
-        """
+        """As of every task, but an error where no score has anything to read."""
         found = super().candidates(student)
         if not found:
             raise CalibrationError(

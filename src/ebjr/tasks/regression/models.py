@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,6 +57,8 @@ class Proposal(Protocol):
 class GaussianMixture:
     """A mixture of Gaussians, all centered at the point prediction.
 
+    Source: Gustafsson et al., "Energy-based models for deep probabilistic regression", ECCV 2020.
+
     Parameters
     ----------
     scales
@@ -67,11 +69,7 @@ class GaussianMixture:
     Raises
     ------
     ValueError
-        A scale or weight is not positive, or there are not as many of both.
-
-    Notes
-    -----
-    Source: Gustafsson et al., "Energy-based models for deep probabilistic regression", ECCV 2020.
+        `scales` or `weights` are not positive, or differ in length.
 
     Examples
     --------
@@ -136,7 +134,7 @@ class GaussianMixture:
         Raises
         ------
         ValueError
-            Fewer than two residuals, or all 0, or not finite.
+            `residuals` are fewer than two, or all 0, or not finite.
 
         Examples
         --------
@@ -165,14 +163,9 @@ class GaussianMixture:
 
 @dataclass(frozen=True, eq=False)
 class EnergyEstimate:
-    """A free energy by importance sampling.
+    """A free energy by importance sampling: ``-F(x)``, (n,), in nats, and its standard error, (n,).
 
-    Attributes
-    ----------
-    energy
-        (n,): ``-F(x)``, in nats.
-    standard_error
-        (n,): of `energy`, from how the importance weights vary from draw to draw (delta method).
+    The error is from how the importance weights vary from draw to draw (delta method).
     """
 
     energy: Array
@@ -189,32 +182,19 @@ def sample_energy(
 ) -> EnergyEstimate:
     """``-F(x) = log E_q[exp S(x, y) / q(y|x)]`` by importance sampling (eq. 9).
 
-    Parameters
-    ----------
-    energy
-        ``S(x, y)``: inputs and y (n, m) to (n, m), in nats.
-    inputs
-        n inputs.
-    prediction
-        (n,): the point predictions that the proposal is centered at.
-    proposal
-        Where y is drawn: a `GaussianMixture`, or anything with `sample` and `log_density`. It
-        should be no narrower than ``p(y|x)``.
-    samples
-        For each input, at least 3.
-    seed
-        Same seed, same answers, in any split into batches.
+    y is drawn from `proposal`, centered at the point predictions (n,), which should be no narrower
+    than ``p(y|x)``. The same seed gives the same answers, in any split into batches.
 
     Raises
     ------
     ValueError
-        The proposal has zero density at its own draws or at a prediction, or draws what is not
-        finite; the energies have another shape, or are NaN or ``+inf``; fewer than three samples.
+        `proposal` has zero density at its own draws or at a prediction, or draws what is not
+        finite; `energy` gives another shape, NaN or ``+inf``; `samples` is less than 3.
 
     Warns
     -----
     GridWarning
-        The proposal is too narrow, or much too wide, for more than a tenth of the inputs.
+        `proposal` is too narrow, or much too wide, for more than a tenth of the inputs.
 
     Examples
     --------
@@ -279,12 +259,7 @@ FEWEST_EFFECTIVE = 5.0
 def _warn_if_narrow(share: np.ndarray, distance: np.ndarray) -> None:
     """Warn where the draws do not reach, or hardly meet, where the energy is.
 
-    Parameters
-    ----------
-    share
-        (n, samples): of each draw in its input's sum.
-    distance
-        (n, samples): from the prediction.
+    `share` is of each draw in its input's sum, `distance` from the prediction: (n, samples).
     """
     n, samples = share.shape
     count = math.ceil(FAR * samples)
@@ -321,6 +296,7 @@ def _spread(share: Array) -> Array:
     return xp.sqrt(xp.sum(bend**2, axis=-1) / 6 + ends / 2)
 
 
+@dataclass(eq=False, repr=False)
 class EnergyRegressor:
     """A point regressor and a conditional energy as one model, (n, 2): prediction and ``-F(x)``.
 
@@ -344,7 +320,7 @@ class EnergyRegressor:
     Raises
     ------
     ValueError
-        Both or none of grid and proposal, or a bad grid.
+        `grid` and `proposal` are both given, or neither, or `grid` does not ascend.
 
     Examples
     --------
@@ -356,25 +332,21 @@ class EnergyRegressor:
            [1.   , 0.919]])
     """
 
-    def __init__(
-        self,
-        regressor: Callable[[Batch], Array],
-        energy: Energy,
-        *,
-        grid: Grid | None = None,
-        rule: str = "trapezoid",
-        proposal: Proposal | None = None,
-        samples: int = 1000,
-        seed: int = 0,
-    ) -> None:
-        if (grid is None) == (proposal is None):
+    regressor: Callable[[Batch], Array]
+    energy: Energy
+    _: KW_ONLY
+    grid: Grid | None = None
+    rule: str = "trapezoid"
+    proposal: Proposal | None = None
+    samples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.grid is None) == (self.proposal is None):
             raise ValueError("give a grid, for quadrature, or a proposal, for importance sampling")
-        self.regressor = regressor
-        self.energy = energy
-        self.proposal = proposal
-        self.samples, self.seed = samples, seed
-        self.points = None if grid is None else grid_points(grid)
-        self.log_weights = None if grid is None else grid_log_weights(grid, rule=rule)
+        if self.grid is not None:
+            self.points = grid_points(self.grid)
+            self.log_weights = grid_log_weights(self.grid, rule=self.rule)
 
     def __call__(self, batch: Batch) -> Array:
         """(n, 2): prediction and negative free energy."""
@@ -385,7 +357,7 @@ class EnergyRegressor:
                 self.energy, batch, prediction, self.proposal, self.samples, self.seed
             ).energy
         else:
-            rows = np.broadcast_to(self.points, (output.shape[0], len(self.points)))  # type: ignore[arg-type]
+            rows = np.broadcast_to(self.points, (output.shape[0], len(self.points)))
             energies = self.energy(batch, xp.astype(convert_like(rows, output), output.dtype))
             weights = convert_like(self.log_weights, energies)
             found = logsumexp(energies + namespace(energies).astype(weights, energies.dtype))
@@ -410,7 +382,7 @@ class BinnedRegressor:
     Raises
     ------
     ValueError
-        Edges that do not ascend; when called, another number of bins.
+        `edges` do not ascend, or, when called, are not one more than the model's bins.
 
     Examples
     --------

@@ -30,20 +30,7 @@ RULES = ("trapezoid", "simpson")
 
 
 def as_regression(output: Array) -> Array:
-    """Raw output of a regressor as (n, 1 + k) floats: (n,) predictions become one column.
-
-    Raises
-    ------
-    TypeError
-        `output` is not an array.
-    ValueError
-        It has another rank, or no column.
-
-    Examples
-    --------
-    >>> as_regression(np.array([1.0, 2.0])).shape
-    (2, 1)
-    """
+    """Raw output of a regressor as (n, 1 + k) floats: (n,) predictions become one column."""
     if not is_array(output):
         raise TypeError(
             f"raw output must be a NumPy array or a PyTorch tensor, not {type(output).__name__}"
@@ -90,8 +77,8 @@ def regression_energy(
     Raises
     ------
     ValueError
-        No column after the prediction; both `widths` and `grid`; widths that are not positive; a
-        grid that does not ascend; as many of them as there are not columns.
+        `output` has no column after the prediction, `widths` and `grid` are both given, `widths`
+        are not positive, `grid` does not ascend, or either is not one for each column.
 
     Examples
     --------
@@ -171,6 +158,9 @@ def predicted_std(output: Array, of: str = "std") -> Array:
 
     For Gaussian heads, whose free energy is 0 everywhere. A negative one scores NaN: deferred.
 
+    Source: Nix & Weigend, "Estimating the mean and variance of the target probability
+    distribution", ICNN 1994.
+
     Parameters
     ----------
     output
@@ -179,12 +169,7 @@ def predicted_std(output: Array, of: str = "std") -> Array:
     Raises
     ------
     ValueError
-        Not just one column after the prediction, or an unknown `of`.
-
-    Notes
-    -----
-    Source: Nix & Weigend, "Estimating the mean and variance of the target probability
-    distribution", ICNN 1994.
+        `output` has not just one column after the prediction, or `of` is unknown.
 
     Examples
     --------
@@ -202,7 +187,7 @@ def predicted_std(output: Array, of: str = "std") -> Array:
     xp, value = namespace(column), column[:, 0]
     if of == "log_variance":
         return -xp.exp(value / 2)
-    value = xp.where(value >= 0, value, xp.full_like(value, math.nan))
+    value = _nan_if_negative(value)
     return -(xp.sqrt(value) if of == "variance" else value)
 
 
@@ -210,6 +195,8 @@ def interval_width(output: Array) -> Array:
     """Minus the width between the lowest and the highest quantile that the student predicts.
 
     For quantile heads, whose free energy is 0 everywhere. Quantiles that cross score NaN: deferred.
+
+    Source: Koenker & Bassett, "Regression quantiles", Econometrica 1978.
 
     Parameters
     ----------
@@ -219,11 +206,7 @@ def interval_width(output: Array) -> Array:
     Raises
     ------
     ValueError
-        Fewer than two columns after the prediction.
-
-    Notes
-    -----
-    Source: Koenker & Bassett, "Regression quantiles", Econometrica 1978.
+        `output` has fewer than two columns after the prediction.
 
     Examples
     --------
@@ -231,13 +214,14 @@ def interval_width(output: Array) -> Array:
     array([-2.5])
     """
     quantiles = _at_least_two(output, "interval_width", "quantiles")
-    xp = namespace(quantiles)
-    width = quantiles[:, -1] - quantiles[:, 0]
-    return -xp.where(width >= 0, width, xp.full_like(width, math.nan))
+    return -_nan_if_negative(quantiles[:, -1] - quantiles[:, 0])
 
 
 def ensemble_spread(output: Array) -> Array:
     """Minus the standard deviation of the predictions of an ensemble's members.
+
+    Source: Lakshminarayanan, Pritzel & Blundell, "Simple and scalable predictive uncertainty
+    estimation using deep ensembles", NeurIPS 2017.
 
     Parameters
     ----------
@@ -247,12 +231,7 @@ def ensemble_spread(output: Array) -> Array:
     Raises
     ------
     ValueError
-        Fewer than two columns after the prediction.
-
-    Notes
-    -----
-    Source: Lakshminarayanan, Pritzel & Blundell, "Simple and scalable predictive uncertainty
-    estimation using deep ensembles", NeurIPS 2017.
+        `output` has fewer than two columns after the prediction.
 
     Examples
     --------
@@ -266,34 +245,10 @@ def ensemble_spread(output: Array) -> Array:
 
 
 def edge_mass(output: Array, grid: Grid, rule: str = "trapezoid") -> tuple[Array, Array]:
-    """How much of the modeled density lies in the first and in the last cell of a grid.
+    """The share of the modeled density in the first and in the last cell of a grid, (n,) each.
 
     A grid that covers what the model believes has next to nothing there; what lies beyond it is at
     least of this order, and is missing from the free energy.
-
-    Parameters
-    ----------
-    output
-        (n, 1 + k): the prediction, then the energies on the grid.
-    grid, rule
-        As in `regression_energy`.
-
-    Returns
-    -------
-    tuple
-        (n,) and (n,): shares between 0 and 1.
-
-    Raises
-    ------
-    ValueError
-        As `regression_energy`.
-
-    Examples
-    --------
-    >>> y = np.linspace(0.0, 8.0, 33)
-    >>> first, last = edge_mass(np.hstack([0.0, -(y**2) / 2])[None], grid=(0.0, 8.0))
-    >>> first.round(3), last.round(3)
-    (array([0.1]), array([0.]))
     """
     weighted = _weighted(output, None, grid, rule)
     xp, free = namespace(weighted), logsumexp(weighted)
@@ -304,24 +259,13 @@ def edge_mass(output: Array, grid: Grid, rule: str = "trapezoid") -> tuple[Array
 def check_grid(
     grid: Grid, targets: Any, output: Array | None = None, rule: str = "trapezoid"
 ) -> None:
-    """Check that a y grid covers the targets, and where energies are given, the model's density.
-
-    Parameters
-    ----------
-    grid
-        Its y, or ``(low, high)``.
-    targets
-        (n,).
-    output
-        (n, 1 + k): the prediction and the energies on the grid, as in `regression_energy`.
-    rule
-        As in `regression_energy`.
+    """Check that a y grid covers the targets (n,) and, with raw output, the model's density.
 
     Raises
     ------
     ValueError
-        Targets lie outside, or on average more than 1 % of the modeled mass lies in the outermost
-        cells; the message says how many and how much, and how wide a grid would do.
+        `targets` lie outside, or on average more than 1 % of the modeled mass lies in the outermost
+        cells of `grid`.
 
     Examples
     --------
@@ -350,18 +294,7 @@ def check_grid(
 
 
 def bin_log_weights(widths: float | Sequence[float], count: int) -> np.ndarray:
-    """(count,): the logarithms of the bins' widths.
-
-    Raises
-    ------
-    ValueError
-        A width is not positive, or there is another number of them.
-
-    Examples
-    --------
-    >>> bin_log_weights(1.0, 3)
-    array([0., 0., 0.])
-    """
+    """(count,): the logarithms of the bins' widths."""
     array = np.asarray(widths, dtype=np.float64)
     if not (np.isfinite(array).all() and (array > 0).all()):
         raise ValueError("bin widths must be positive numbers")
@@ -373,20 +306,7 @@ def bin_log_weights(widths: float | Sequence[float], count: int) -> np.ndarray:
 def grid_log_weights(grid: Grid, count: int | None = None, rule: str = "trapezoid") -> np.ndarray:
     """(count,): the logarithms of the quadrature weights of a grid.
 
-    Parameters
-    ----------
-    grid
-        Ascending y, or ``(low, high)`` for `count` evenly spaced ones.
-    count
-        How many points; those given if left out.
-    rule
-        ``"trapezoid"``, or ``"simpson"``, more exact where the energies are smooth.
-
-    Raises
-    ------
-    ValueError
-        An unknown rule, a grid that does not ascend or has another number of points, or Simpson's
-        rule on one that it does not suit.
+    `rule` is ``"trapezoid"``, or ``"simpson"``, more exact where the energies are smooth.
 
     Examples
     --------
@@ -411,18 +331,7 @@ def grid_log_weights(grid: Grid, count: int | None = None, rule: str = "trapezoi
 
 
 def grid_points(grid: Grid, count: int | None = None) -> np.ndarray:
-    """(count,): the y of a grid that is given by its points, or by its ends.
-
-    Raises
-    ------
-    ValueError
-        It does not ascend, is not finite, or has another number of points than `count`.
-
-    Examples
-    --------
-    >>> grid_points((0, 1), 3)
-    array([0. , 0.5, 1. ])
-    """
+    """(count,): the y of a grid that is given by its points, or by its ends."""
     points = np.asarray(grid, dtype=np.float64)
     if points.ndim != 1 or len(points) < 2 or not np.isfinite(points).all():
         raise ValueError("a grid must be two or more finite numbers, ascending")
@@ -466,6 +375,11 @@ def _score_columns(output: Array, what: str) -> Array:
     columns = whole[:, 1:]
     # sums round alike in a batch and row by row
     return np.ascontiguousarray(columns) if type(columns) is np.ndarray else columns
+
+
+def _nan_if_negative(values: Array) -> Array:
+    xp = namespace(values)
+    return xp.where(values >= 0, values, xp.full_like(values, math.nan))
 
 
 def _at_least_two(output: Array, score: str, what: str) -> Array:

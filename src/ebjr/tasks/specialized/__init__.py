@@ -106,7 +106,7 @@ class SpecializedJointClassifier(JointModel):
     Raises
     ------
     ValueError
-        Known classes that are none of the teacher's labels.
+        `known_classes` are none of the teacher's labels.
 
     Examples
     --------

@@ -28,23 +28,11 @@ from ebjr.arrays import (
 def check_known_classes(known_classes: Any, classes: int | None = None) -> tuple[int, ...]:
     """The known classes as a tuple of labels.
 
-    Parameters
-    ----------
-    known_classes
-        The teacher's labels, in the student's order.
-    classes
-        How many classes the teacher answers, where that is known.
-
     Raises
     ------
     ValueError
-        None at all, one twice, one that is no label of the teacher, or all of them: then nothing is
-        left for "other".
-
-    Examples
-    --------
-    >>> check_known_classes([7, 3], classes=10)
-    (7, 3)
+        `known_classes` is empty, names a class twice or one that is no label of the teacher's
+        `classes`, or names all of them: then nothing is left for "other".
     """
     array = np.asarray(to_numpy(known_classes))
     if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu":
@@ -69,20 +57,14 @@ def check_known_classes(known_classes: Any, classes: int | None = None) -> tuple
 
 
 def other_class(known_classes: Any) -> int:
-    """The student's label of every class that it does not know: its last.
-
-    Examples
-    --------
-    >>> other_class([7, 3])
-    2
-    """
+    """The student's label of every class that it does not know: its last."""
     return len(known_classes)
 
 
 def top_classes(
     labels: Any, count: int | None = None, *, share: float | None = None
 ) -> tuple[int, ...]:
-    """The most popular classes, the most frequent first.
+    """The most popular classes, the most frequent first, then the smaller label.
 
     Parameters
     ----------
@@ -93,16 +75,11 @@ def top_classes(
     share
         Instead: the fewest classes that make up at least this share of the labels.
 
-    Returns
-    -------
-    tuple of int
-        Of equally frequent classes the smaller label comes first.
-
     Raises
     ------
     ValueError
-        There are not as many classes among the labels, a share outside of 0 to 1, or labels that
-        are no labels.
+        `count` is more than the classes among `labels`, `share` is outside (0, 1], or `labels` are
+        not whole numbers from 0.
 
     Examples
     --------
@@ -134,18 +111,6 @@ class Traffic:
     The best number of known classes depends on it (the paper's figure 6), and recorded examples
     seldom come in that mix.
 
-    Parameters
-    ----------
-    popular
-        The share of the inputs that are of a popular class.
-    popular_classes
-        Which these are.
-
-    Raises
-    ------
-    ValueError
-        A share outside of 0 to 1, or classes that are no labels.
-
     Examples
     --------
     >>> traffic = Traffic(0.75, (3, 1))
@@ -164,18 +129,7 @@ class Traffic:
 
     @classmethod
     def parse(cls, text: str, popular_classes: Any) -> Traffic:
-        """Read ``popular=0.75``.
-
-        Raises
-        ------
-        ValueError
-            It is something else.
-
-        Examples
-        --------
-        >>> str(Traffic.parse("popular=0.75", [3, 1]))
-        'popular=0.75'
-        """
+        """Read ``popular=0.75``."""
         name, equals, share = text.partition("=")
         try:
             if name.strip() != "popular" or not equals:
@@ -189,27 +143,11 @@ class Traffic:
         return f"popular={self.popular:g}"
 
     def draw(self, targets: Any, seed: int = 0) -> np.ndarray:
-        """The rows of as many examples as there are in this mix: drawn at random, none twice.
+        """The rows of as many examples as there are in this mix, ascending.
 
-        None is repeated, so that they are as independent as the examples themselves, and a
-        guarantee may rest on them.
-
-        Parameters
-        ----------
-        targets
-            (n,): the examples' labels, or the teacher's answers.
-        seed
-            Same seed, same rows.
-
-        Returns
-        -------
-        np.ndarray
-            Ascending.
-
-        Raises
-        ------
-        ValueError
-            There are no examples of a part that the traffic has.
+        They are drawn at random and none is repeated, so that they are as independent as the
+        examples themselves, and a guarantee may rest on them. `targets`, (n,), are labels, or the
+        teacher's answers.
         """
         popular = np.isin(_labels(targets), self.popular_classes)
         wanted = {True: self.popular, False: 1 - self.popular}
@@ -244,7 +182,7 @@ def relabel(labels: Any, known_classes: Any, classes: int | None = None) -> np.n
     Raises
     ------
     ValueError
-        Bad known classes, or labels that are none of the teacher's.
+        `known_classes` are no labels, or `labels` hold one that is none of the teacher's.
 
     Examples
     --------

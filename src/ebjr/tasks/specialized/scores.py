@@ -21,15 +21,10 @@ def specialized_energy(logits: Array, temperature: float = 1.0) -> Array:
     temperature
         T > 0; 1 is the paper's.
 
-    Returns
-    -------
-    Array
-        (n,): a row whose largest logit is that of "other" is deferred at every threshold.
-
     Raises
     ------
     ValueError
-        Not (n, C + 1) with one known class or more, or a temperature that is not positive.
+        `logits` have fewer than two columns, or `temperature` is not positive.
 
     Examples
     --------

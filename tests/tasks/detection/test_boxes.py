@@ -12,10 +12,8 @@ from ebjr.tasks.detection.boxes import (
     GroundTruth,
     box_area,
     box_iou,
-    load_detections,
     nms,
     pack_detections,
-    save_detections,
     unpack_detections,
 )
 
@@ -189,12 +187,10 @@ def test_labels_that_fit_no_image_are_refused(boxes, labels, crowd, message):
 
 @given(seed=SEEDS, counts=st.lists(st.integers(0, 4), min_size=1, max_size=5), bins=st.booleans())
 @settings(deadline=None)
-def test_detections_come_back_from_a_file_as_they_were(seed, counts, bins, tmp_path_factory):
+def test_detections_come_back_from_arrays_as_they_were(seed, counts, bins):
     rng = np.random.default_rng(seed)
     found = [random_detections(rng, n, bins=5 if bins else 0) for n in counts]
-    file = tmp_path_factory.mktemp("found") / "found.npz"
-    save_detections(file, found)
-    for before, after in zip(found, load_detections(file), strict=True):
+    for before, after in zip(found, unpack_detections(pack_detections(found)), strict=True):
         same(before, after)
 
 
@@ -216,7 +212,7 @@ def test_an_image_without_boxes_may_stand_beside_one_with_bins():
     same(after[1], found[1])
 
 
-def test_detections_that_do_not_belong_together_are_refused(tmp_path):
+def test_detections_that_do_not_belong_together_are_refused():
     rng = np.random.default_rng(0)
     few, many = (random_detections(rng, 2, classes=classes) for classes in (3, 4))
     with pytest.raises(ValueError, match="some know 3 and some 4"):
@@ -229,17 +225,11 @@ def test_detections_that_do_not_belong_together_are_refused(tmp_path):
         pack_detections(few)
     with pytest.raises(TypeError, match="but one is dict"):
         pack_detections([{}])
-    with pytest.raises(FileNotFoundError, match="there is no file"):
-        load_detections(tmp_path / "absent.npz")
 
 
-def test_a_file_of_something_else_is_refused(tmp_path):
-    np.savez(tmp_path / "other.npz", x=np.ones(3))
-    with pytest.raises(ValueError, match="that save_detections wrote"):
-        load_detections(tmp_path / "other.npz")
-    (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(ValueError):  # noqa: PT011 - NumPy's words, which differ by version
-        load_detections(tmp_path / "text.npz")
+def test_arrays_of_something_else_are_refused():
+    with pytest.raises(KeyError, match="format"):
+        unpack_detections({"x": np.ones(3)})
     packed = pack_detections([Detections.none(2, (8, 8))]) | {"format": np.array(9)}
     with pytest.raises(ValueError, match="must be of format 1, not 9"):
         unpack_detections(packed)

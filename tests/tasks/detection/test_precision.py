@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from ebjr.tasks.detection.boxes import Detections, GroundTruth
 from ebjr.tasks.detection.precision import (
     JointPrecision,
-    RandomRouting,
     average_precision,
     match_detections,
     matched_gains,
 )
 from ebjr.tasks.detection.scale import ConfidenceMap, fit_confidence_map
+from experiments.detection.chance import RandomRouting, exact_gains
 
 SEEDS = st.integers(0, 2**32 - 1)
 ONE = Detections.of_scores([[0, 0, 4, 4]], [0.9], (8, 8), labels=[0], classes=2)
@@ -206,7 +206,7 @@ def test_the_oracle_beats_chance_and_its_reverse_loses_to_it():
     joint = JointPrecision(*matches)
     chance = RandomRouting.of(joint, repeats=99)
     weighted = matched_gains(*matches, weighted=True)
-    for gains in (joint.gains(), matched_gains(*matches), weighted):
+    for gains in (exact_gains(joint), matched_gains(*matches), weighted):
         best, p = chance.gain(joint.curve(-gains))
         worst, _ = chance.gain(joint.curve(gains))
         assert best > 0 > worst
