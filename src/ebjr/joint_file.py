@@ -36,13 +36,13 @@ from ebjr.model import Model
 from ebjr.router import Router, check_threshold
 from ebjr.scores import as_score
 from ebjr.tasks import as_task
-from ebjr.tasks.detection.scale import CommonScale
 from ebjr.threads import shared_cores
 
 if TYPE_CHECKING:
     from ebjr.calibration.guarantee import Certificate
     from ebjr.outcomes import Outcomes
     from ebjr.study import Study
+    from ebjr.tasks.detection.scale import CommonScale
 
 
 _POINT_KEYS = (
@@ -270,7 +270,7 @@ class JointConfig:
             labels=None if labels is None else tuple(labels),
             calibration=calibration,
             operating_points=points,
-            rescale=CommonScale.from_dict(router["rescale"]) if "rescale" in router else None,
+            rescale=as_task(table.get("task", "classification")).read_scale(router.get("rescale")),
             known_classes=table.get("known_classes"),
             classes=table.get("classes"),
             imports=imports,

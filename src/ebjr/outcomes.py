@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,9 @@ from ebjr.files import write_whole
 from ebjr.metric import Metric, Whole
 from ebjr.task import Task
 from ebjr.tasks import as_task
-from ebjr.tasks.detection.scale import CommonScale
+
+if TYPE_CHECKING:
+    from ebjr.tasks.detection.scale import CommonScale
 
 FORMAT = "ebjr-outcomes-1"
 
@@ -161,7 +163,7 @@ class Outcomes:
             return kind.judged(self.deferred(blend or 0.0), self.targets)
 
         if blend:
-            return self._once(blend, mixed) if kind.takes_scale else mixed()
+            return self._once(blend, mixed) if kind.scale is not None else mixed()
         role = "student" if blend is None else "teacher"
         judged = self._once(role, lambda: kind.judged(self._translated(role), self.targets))
         return judged if self.rescale is None else kind.rescored(judged, self.rescale.of(role))
@@ -226,11 +228,11 @@ class Outcomes:
         None for other tasks, and where a detector is right, or wrong, with everything it found:
         there is then nothing to go by, and scores stay as they are.
         """
-        if not self.kind.takes_scale:
+        if self.kind.scale is None:
             return None
         plain = self.with_scale(None)
         try:
-            return CommonScale.fit(plain.judged(), plain.judged(0.0))
+            return self.kind.scale.fit(plain.judged(), plain.judged(0.0))
         except ValueError:
             return None
 
@@ -259,7 +261,9 @@ class Outcomes:
     def take(self, rows: np.ndarray) -> Outcomes:
         """The outcomes of some rows, in their order."""
         rows = np.arange(len(self))[rows]
-        if self.kind.takes_scale:  # detections are matched with the labels once, not in every part
+        if (
+            self.kind.scale is not None
+        ):  # detections are matched with the labels once, not in every part
             self.judged(), self.judged(0.0)
         some = replace(
             self,
@@ -399,7 +403,7 @@ class Outcomes:
                 models=about["models"],
                 labeled=about.get("labeled", True),
                 metric=about.get("metric"),
-                rescale=None if rescale is None else CommonScale.from_dict(rescale),
+                rescale=kind.read_scale(rescale),
                 known_classes=about.get("known_classes"),
             )
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, OSError) as error:

@@ -69,7 +69,7 @@ class Task:
     targets_are = "labels"  # or "label sets", "numbers", "boxes": what data must hold
     has_logits = False  # of classes that exclude each other
     takes_temperatures = False  # in a blend
-    takes_scale = False  # answers have scores that a `CommonScale` can map
+    scale: type[Any] | None = None  # of a common scale for both models' scores, where there is one
     takes_images = False  # decoded ones, which each model prepares for itself
     travels = True  # raw output goes over the wire, so that a teacher may be far
     known_classes: tuple[int, ...] | None = None  # the teacher's labels that the student knows
@@ -213,9 +213,14 @@ class Task:
                 f"a blend of predictions is a weight without temperatures, not {blend}"
             )
 
+    def read_scale(self, table: Mapping[str, Any] | None) -> Any:
+        """The common scale that a table holds; None where there is no table."""
+        self.check_scale(table)
+        return None if table is None or self.scale is None else self.scale.from_dict(table)
+
     def check_scale(self, rescale: Any) -> None:
         """Check that answers have scores that a common scale can map."""
-        if rescale is not None and not self.takes_scale:
+        if rescale is not None and self.scale is None:
             raise ValueError(f"rescale is for detection, not for {self.name}")
 
     def weights(self, student: Any, teacher: Any, targets: Any) -> tuple[float, ...]:

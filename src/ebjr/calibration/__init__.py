@@ -148,7 +148,7 @@ def _parts(outcomes: Outcomes, aim: Goal, chosen: bool) -> tuple[Outcomes, Outco
     The proof of a guarantee covers the choice of the threshold alone: with one, these are two
     parts wherever something else is chosen.
     """
-    scaled = outcomes.kind.takes_scale and outcomes.rescale is None
+    scaled = outcomes.kind.scale is not None and outcomes.rescale is None
     if aim.delta is None or not (chosen or scaled):
         outcomes = outcomes.with_scale(outcomes.fit_scale()) if scaled else outcomes
         return outcomes, outcomes

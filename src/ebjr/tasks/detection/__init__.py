@@ -26,6 +26,7 @@ from ebjr.tasks.detection.boxes import (
 from ebjr.tasks.detection.fusion import fuse_detections
 from ebjr.tasks.detection.gain import Gain
 from ebjr.tasks.detection.precision import SHOWN, JointPrecision, Matches, match_detections
+from ebjr.tasks.detection.scale import CommonScale
 from ebjr.tasks.detection.scores import DETECTIONS, PARTS, detection_energy
 
 _SHARE: dict[str, Any] = {"lower": False, "percent": True}
@@ -62,7 +63,7 @@ class Detection(Task):
     blends = (0.0, 0.1, 0.25, 0.5)  # each is fused and matched with the labels
     columns = "classes"
     targets_are = "boxes"
-    takes_scale = True
+    scale = CommonScale
     takes_images = True
     travels = False
     rows = "a list of {} Detections, one for each"
