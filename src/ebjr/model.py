@@ -148,6 +148,7 @@ _SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
     ("input_shape", "n_features_in_", int, lambda features: (None, features)),
     ("input_shape", "input_shape", tuple, tuple),
     ("input_dtype", "input_dtype", np.dtype | type, np.dtype),
+    ("multilabel", "multilabel", bool, bool),
     ("bytes_moved", "bytes_moved", int, int),
 )
 """Which fact an attribute of a model, or of an estimator, is; its type, and what makes it so."""

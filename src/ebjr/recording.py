@@ -81,10 +81,11 @@ def record(
         Array (n, ...) or a list of n inputs; both models are given the same. Or what
         `ebjr.data.open.open_data` opened, which has its own targets and class names.
     targets
-        (n,) integer labels, or numbers, or a list of n `GroundTruth`; None where nobody knows: the
-        teacher's own answers are then the targets, and every accuracy is agreement with it.
+        (n,) integer labels or numbers, (n, labels) of 0 and 1, or a list of n `GroundTruth`. None
+        takes the teacher's own answers for targets, and every accuracy is agreement with it.
     task
-        ``"classification"``, ``"specialized"``, ``"regression"`` or ``"detection"``.
+        ``"classification"``, ``"multilabel"``, ``"specialized"``, ``"regression"`` or
+        ``"detection"``. A model that is known to answer label sets is for ``"multilabel"`` alone.
     batch_size
         How many inputs a model gets at once.
     progress
@@ -174,6 +175,8 @@ class _Recording:
         self.given: dict[str, Model] = {"student": student, "teacher": teacher}
         self.about: dict[str, Any] = {**about}
         self.kind = as_task(task, about.get("known_classes"))
+        for role, model in self.given.items():
+            _check_task(role, model, self.kind)
         self.check_all: Callable[[int | None], None] | None = None
         self.data: Data | None = None
         self.models: dict[str, Model] = {}
@@ -186,8 +189,7 @@ class _Recording:
     def of_data(self, data: Data, size: int) -> Batches:
         """The batches of some data, once they are known to have targets of the task."""
         self.data, wanted = data, self.kind.targets_are
-        arrays = wanted in ("numbers", "label sets")
-        if arrays and data.has_targets and not isinstance(data, ArrayData):
+        if wanted == "numbers" and data.has_targets and not isinstance(data, ArrayData):
             raise ValueError(
                 f"{self.kind.name} reads {wanted} from the targets of an .npz, not from {data.path}"
             )
@@ -471,6 +473,22 @@ def _bytes_moved(models: Mapping[str, Model]) -> dict[str, int]:
 # Checks
 
 
+def _check_task(role: str, model: Model, kind: Task) -> None:
+    """Models that are known to answer label sets are for the task multilabel; no others are."""
+    known, wanted = facts(model), kind.targets_are == "label sets"
+    if known.multilabel and not wanted:
+        raise ValueError(
+            f"the {role}, {known.name}, answers any number of labels for each input: give "
+            "--task multilabel (task='multilabel')"
+        )
+    if known.multilabel is False and wanted:
+        raise ValueError(
+            f"the {role}, {known.name}, answers one label for each input, and task multilabel "
+            "needs models with a logit for each label; give --task classification "
+            "(task='classification') if one label is right"
+        )
+
+
 def _check_labels(targets: Any, kind: Task, path: Path) -> None:
     """Say that data are for another task before a model runs on them."""
     boxes, wanted = isinstance(targets, list), kind.targets_are == "boxes"
@@ -478,6 +496,11 @@ def _check_labels(targets: Any, kind: Task, path: Path) -> None:
         raise ValueError(f"{path} has labeled boxes: give --task detection (task='detection')")
     if targets is not None and wanted and not boxes:
         raise ValueError(f"detection reads labeled boxes from COCO's .json, not from {path}")
+    if targets is not None and kind.targets_are == "label sets" and np.ndim(targets) != 2:
+        raise ValueError(
+            f"{kind.name} reads label sets from the targets of an .npz or from a table's lists, "
+            f"not from {path}"
+        )
 
 
 def _check_alike(kind: Task, role: str, first: Any, rows: Any, number: int) -> None:

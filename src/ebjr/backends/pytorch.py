@@ -112,9 +112,11 @@ class TorchModel:
     @cached_property
     def facts(self) -> ModelFacts:
         """All that the model says of itself."""
+        problem = getattr(getattr(self.module, "config", None), "problem_type", None)
         return ModelFacts(
             self.name,
             self.path,
+            multilabel=None if problem is None else problem == "multi_label_classification",
             input_shape=self.input_shape,
             input_dtype=self.input_dtype,
             options={key: value for key, value in self._options.items() if value},

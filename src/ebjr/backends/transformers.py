@@ -27,7 +27,8 @@ class TransformersModel:
     ----------
     source
         A pipeline (``text-classification``, ``image-classification``), or the model of one, such
-        as a ``BertForSequenceClassification``. With one label it is a regressor.
+        as a ``BertForSequenceClassification``. With one label it is a regressor; with the
+        ``problem_type`` ``"multi_label_classification"`` it is for the task multilabel.
     processor
         The model's tokenizer or image processor; None is the pipeline's. It makes tensors of the
         inputs of this model: student and teacher may have different ones.
@@ -105,13 +106,7 @@ class TransformersModel:
     @property
     def facts(self) -> ModelFacts:
         """All that the model says of itself."""
-        problem = self.module.config.problem_type
-        return replace(
-            self._torch.facts,
-            labels=self.labels,
-            multilabel=None if problem is None else problem == "multi_label_classification",
-            probabilities=False,
-        )
+        return replace(self._torch.facts, labels=self.labels, probabilities=False)
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
         """Logits, (n, classes), NumPy, of n texts (a list) or decoded images.

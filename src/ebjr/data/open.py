@@ -69,8 +69,9 @@ def open_data(
     image_column, label_column
         A table's columns, when they cannot be told by their names and types.
     targets_are
-        What the targets of an ``.npz`` are, as `Task.targets_are` says: ``"labels"``,
-        ``"numbers"`` of any kind, or ``"label sets"``, (n, labels) of 0 and 1.
+        What the targets are, as `Task.targets_are` says: ``"labels"``; ``"numbers"`` of any kind
+        in an ``.npz``; or ``"label sets"``, (n, labels) of 0 and 1 in an ``.npz``. A table holds
+        label sets as lists of 0 and 1, or of the labels' names or numbers where names are known.
     images
         For COCO's json: the folder or ``.zip`` of its images; if left out they are looked for
         beside it, in ``images`` and where COCO has them.
@@ -111,7 +112,7 @@ def open_data(
     if suffix == ".npz":
         return ArrayData(place, *_load_arrays(place, targets_are), names)
     if suffix in TABLE_SUFFIXES:
-        table = Table.open(place, image_column, label_column, names)
+        table = Table.open(place, image_column, label_column, names, targets_are)
         return ImageData(
             place, table.examples, table.rows, table.label, on_unreadable, table.classes
         )
