@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,34 +34,13 @@ class TorchModel:
         module's own. Floating inputs are cast to it; integer ones are left as they are.
     batch_size
         The largest batch to run at once: larger ones are run in chunks. None runs what comes.
+        A program with a fixed batch of k takes batches of any length with ``batch_size=k``.
     name
         What to call it; None is the module's class name.
     compile
         Compile the module with ``torch.compile`` at its first batch: True, or the name of one of
         its backends. It is compiled for batches of any length, as every batch defers another
         number of rows.
-
-    Attributes
-    ----------
-    module : torch.nn.Module
-        The module itself.
-    path : Path or None
-        The ``.pt2`` file it came from, if it came from one.
-    input_shape, input_dtype
-        What an exported program says of its input, open dimensions None; None for a module.
-    fixed_batch : int or None
-        The batch that an exported program is fixed to, if it is. With ``batch_size`` of the same
-        number it takes batches of any length: the last chunk is filled up with copies of its last
-        row, whose answers are dropped.
-
-    Raises
-    ------
-    TypeError
-        `module` is no ``nn.Module``, or `dtype` is no floating type.
-    ValueError
-        `batch_size` is not possible, or there is no such backend to compile with.
-    MissingExtra
-        PyTorch is not installed.
 
     Examples
     --------
@@ -86,7 +65,8 @@ class TorchModel:
             raise TypeError(f"module must be a torch nn.Module, but is a {type(module).__name__}")
         chosen = _floating_dtype(dtype)
         self.module = module.to(device=device, dtype=chosen)
-        _set_eval(self.module)
+        with suppress(NotImplementedError):  # a program keeps the mode it was exported in
+            self.module.eval()
         self._forward = _compiled(self.module, compile)
         first = next(
             (tensor for tensor in module.parameters() if tensor.is_floating_point()),
@@ -102,12 +82,8 @@ class TorchModel:
         self.input_shape: InputShape | None = None
         self.input_dtype: np.dtype[Any] | None = None
         self.fixed_batch: int | None = None
-        self._options = {
-            "device": device,
-            "dtype": dtype,
-            "batch_size": batch_size,
-            "compile": compile,
-        }
+        given = {"device": device, "dtype": dtype, "batch_size": batch_size}
+        self._options: dict[str, Any] = {**given, "compile": compile}
 
     @cached_property
     def facts(self) -> ModelFacts:
@@ -128,13 +104,6 @@ class TorchModel:
 
         NumPy for NumPy (float32 where the module answers in bfloat16), torch for torch, on the
         module's device. Of an output with ``logits``, those; of a tuple, the first.
-
-        Raises
-        ------
-        TypeError
-            `batch` is not an array.
-        ModelError
-            The module failed, has a fixed batch of another length, or returned no tensor.
         """
         import torch
 
@@ -156,10 +125,7 @@ class TorchModel:
         return run_in_chunks(self._run, batch, size, fixed, self.name, torch.cat)
 
     def answer_tensors(self, tensors: Mapping[str, torch.Tensor], /) -> Any:
-        """The raw output, NumPy, of a batch of several tensors by name, as language models take it.
-
-        It is run as it is, in one piece; errors are those of a call.
-        """
+        """The raw output, NumPy, of a batch of several tensors by name, run in one piece."""
         import torch
 
         moved = {
@@ -182,31 +148,17 @@ class TorchModel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
-            return _reload, (self.path, self._options)
-        return _rewrap, (self.module, {**self._options, "name": self.name})
+            return partial(load_program, self.path, **self._options), ()
+        return partial(TorchModel, self.module, **self._options, name=self.name), ()
 
     def __repr__(self) -> str:
         return f"TorchModel({self.name})"
 
 
 def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
-    """A model in a ``.pt2`` file, as ``torch.export.save`` writes it.
+    """A model in a ``.pt2`` file, as ``torch.export.save`` writes it; options as of `TorchModel`.
 
-    Parameters
-    ----------
-    path
-        The file.
-    **options
-        As `TorchModel` takes them.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no file at `path`.
-    ModelError
-        The file is corrupt, holds pickled objects, or its program has several inputs.
-    MissingExtra
-        PyTorch is not installed.
+    A ModelError refuses a file that is corrupt, holds pickled objects, or has several inputs.
     """
     torch = _import_torch(f"running {path}")
     path = Path(path)
@@ -228,14 +180,6 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
     model.fixed_batch = model.input_shape[0] if model.input_shape else None
     checked_batch_size(model.batch_size, model.fixed_batch, model.name)
     return model
-
-
-def _reload(path: Path, options: dict[str, Any]) -> TorchModel:
-    return load_program(path, **options)
-
-
-def _rewrap(module: torch.nn.Module, options: dict[str, Any]) -> TorchModel:
-    return TorchModel(module, **options)
 
 
 def _import_torch(purpose: str) -> Any:
@@ -282,11 +226,6 @@ def _example_input(program: Any, path: Path) -> Any:
             "export it with the others as constants"
         )
     return next(node for node in program.graph.nodes if node.name == names[0]).meta["val"]
-
-
-def _set_eval(module: torch.nn.Module) -> None:
-    with suppress(NotImplementedError):  # an exported program keeps the mode it was exported in
-        module.eval()
 
 
 def _compiled(module: torch.nn.Module, how: bool | str) -> Any:

@@ -28,7 +28,8 @@ class SklearnModel:
     ``predict_log_proba``, else the logarithm of its ``predict_proba``. The first is a sum that
     nothing has normalized yet, as a network's logits are; log-probabilities have a log-sum-exp of 0
     for every input, so that the score `energy` (eq. 3) says nothing of them, while softmax, entropy
-    and margin read them as well as any.
+    and margin read them as well as any. A binary decision d becomes the columns ``-d/2`` and
+    ``d/2``, whose softmax is the logistic function of d.
 
     A classifier fitted on an indicator of labels (n, labels) is for the task multilabel: its raw
     output is a logit for each label, its ``decision_function`` or the log-odds of its
@@ -37,41 +38,18 @@ class SklearnModel:
     A regressor's raw output is its prediction, and beside it the standard deviation where
     ``predict`` takes ``return_std``: what the score `predicted_std` reads.
 
+    A batch of rank above two is flattened to rows. A list, such as of texts, is given as it is.
+
     Parameters
     ----------
     estimator
         A fitted classifier or regressor; a pipeline is one, too.
     output
         The method to take instead: of a classifier ``"decision_function"``,
-        ``"predict_log_proba"`` or ``"predict_proba"`` (of which the logarithm is taken); of a
-        regressor ``"predict"``, the prediction alone, or ``"predict_std"``.
+        ``"predict_log_proba"`` or ``"predict_proba"``; of a regressor ``"predict"``, the prediction
+        alone, or ``"predict_std"``.
     name
         What to call it; None is the estimator's class name.
-
-    Attributes
-    ----------
-    labels : tuple of str or None
-        A classifier's own name of each column of its raw output. Columns are counted from 0
-        whatever the classes are called, and so are `Outcomes.targets`.
-    input_shape
-        Of a batch, where the estimator knows how many features it takes; the rows are open.
-
-    Raises
-    ------
-    ModelError
-        The estimator is not fitted, is neither a classifier nor a regressor, lacks the method
-        `output`, or decides between pairs of classes.
-    ValueError
-        `output` is none of these.
-    MissingExtra
-        scikit-learn is not installed.
-
-    Notes
-    -----
-    A binary ``decision_function`` is one number d; it becomes the two columns ``-d/2`` and ``d/2``,
-    whose softmax is the logistic function of d and whose energy is the same for d and -d.
-
-    A batch of rank above two is flattened to rows. A list, such as of texts, is given as it is.
 
     Examples
     --------
@@ -114,11 +92,6 @@ class SklearnModel:
 
         (n, classes) or (n, labels) of a classifier, (n, 1) of a regressor, or (n, 2) with the
         standard deviation.
-
-        Raises
-        ------
-        ModelError
-            The estimator refused the batch, or gave no such rows.
         """
         rows = _as_rows(batch)
         if len(rows) == 0:

@@ -23,6 +23,8 @@ PIPELINES = ("text-classification", "image-classification")
 class TransformersModel:
     """A ``transformers`` classifier of texts or images: a batch of them in, logits out.
 
+    Nothing is downloaded here: load the model as its own library does, from a folder or a hub.
+
     Parameters
     ----------
     source
@@ -35,32 +37,8 @@ class TransformersModel:
     processing
         What to tell the processor beside that. Texts are padded, and cut to what the model can
         take, unless this says otherwise: ``{"max_length": 128}``.
-    device, dtype, compile
-        As `TorchModel` takes them.
-    batch_size
-        The largest batch to run at once: larger ones are run in chunks. None runs what comes.
-    name
-        What to call it; None is the model's class name.
-
-    Attributes
-    ----------
-    labels : tuple of str
-        What the model calls its classes, in the order of its logits.
-    module : torch.nn.Module
-        The model itself.
-
-    Raises
-    ------
-    TypeError
-        `source` is no such thing, or has no processor.
-    ModelError
-        A pipeline does something else than classify texts or images.
-    MissingExtra
-        ``transformers`` or PyTorch is not installed.
-
-    Notes
-    -----
-    Nothing is downloaded here: load the model as its own library does, from a folder or a hub.
+    device, dtype, compile, batch_size, name
+        As of a `TorchModel`.
 
     Examples
     --------
@@ -112,13 +90,6 @@ class TransformersModel:
         """Logits, (n, classes), NumPy, of n texts (a list) or decoded images.
 
         Images are a list of uint8 (height, width, 3), or one array of them.
-
-        Raises
-        ------
-        TypeError
-            `batch` is no list and no array.
-        ModelError
-            The processor or the model failed.
         """
         rows = row_count(batch)
         if rows == 0:
