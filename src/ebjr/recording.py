@@ -333,19 +333,9 @@ def prepare_for(
     preprocess: Preprocess | str | None = "auto",
     argument: str = "preprocess",
 ) -> Model:
-    """A model with its preprocessing for a batch, as `record` takes it.
+    """A model with its preprocessing for a batch: of decoded images, or of inputs that are ready.
 
-    Parameters
-    ----------
-    model, inputs
-        The model, and a batch: decoded images, or inputs that are ready.
-    preprocess, argument
-        The preprocessing, and what to call it in a message.
-
-    Raises
-    ------
-    ValueError
-        `preprocess` is no such text, or is ``"infer"`` and the model does not say its input.
+    `preprocess` is as `record` takes it, and `argument` what to call it in a message.
     """
     if preprocess not in ("auto", "infer"):
         chosen = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
@@ -395,17 +385,10 @@ def costs_of(
 ) -> dict[str, Cost]:
     """What an example costs on each of several models, as far as can be told before they run.
 
-    Parameters
-    ----------
-    models, given
-        By name: the models with their preprocessing, and the costs that are known.
-    inputs
-        A batch of the inputs.
-    flops
-        Count the FLOPs of models that can be looked into, where they are not given.
-    joules
-        Measure the joules of all models by the same counters, or estimate all of them. Where one
-        is remote, no joules are found: what runs elsewhere is not ours to count.
+    `models`, with their preprocessing, and `given`, the costs that are known, are by name. `flops`
+    counts those of models that can be looked into. `joules` measures all models by the same
+    counters, or estimates all of them; where one is remote, no joules are found: what runs
+    elsewhere is not ours to count.
     """
     costs: dict[str, Cost] = {}
     loads: dict[str, tuple[Any, ...]] = {}

@@ -34,14 +34,8 @@ CANDIDATES = 3000
 class Decoded:
     """What a head says about one image, in pixels of the model's input.
 
-    Attributes
-    ----------
-    boxes, logits
-        (b, 4) and (b, classes).
-    bins, bin_width
-        (b, 4, k) and (b,), as `Detections` has them, or None.
-    labels, scores
-        (b,), where a box has one class alone; None where it may have several.
+    `boxes` (b, 4) and `logits` (b, classes); `bins` (b, 4, k) and `bin_width` (b,) as of
+    `Detections`, or None; `labels` and `scores` (b,) where a box has one class alone, else None.
     """
 
     boxes: NDArray[Any]
@@ -156,13 +150,7 @@ def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 
 
 def detr_outputs(outputs: Outputs, classes: int) -> tuple[str, ...]:
-    """Which outputs are the boxes and the class logits, and the bin logits if there are any.
-
-    Raises
-    ------
-    ModelError
-        There are no such outputs.
-    """
+    """The names of the boxes and the class logits, and of the bin logits if there are any."""
     left = dict(outputs)
     named = {name: value for name, value in left.items() if "box" in name.lower()} or left
     boxes = _pick(named, lambda value: value.ndim == 3 and value.shape[2] == 4, "boxes (n, q, 4)")
@@ -210,13 +198,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def find_layout(model: OnnxModel, preprocess: Preprocess, classes: int) -> str:
-    """The layout that fits a model's outputs, by running it on a gray image.
-
-    Raises
-    ------
-    ModelError
-        None of `LAYOUTS` fits, or more than one.
-    """
+    """The only one of `LAYOUTS` that fits a model's outputs, by running it on a gray image."""
     rows = model.fixed_batch or 1
     height, width = preprocess.height_width or (64, 64)
     batch = preprocess([np.full((height, width, 3), 127, np.uint8)] * rows)
@@ -241,6 +223,9 @@ def find_layout(model: OnnxModel, preprocess: Preprocess, classes: int) -> str:
 class OnnxDetector:
     """A detector in an ``.onnx`` file: decoded images in, a list of `Detections` out.
 
+    A graph with a fixed batch of one is run one image at a time (`loops`): a batch costs as much as
+    its images one by one.
+
     Parameters
     ----------
     path
@@ -259,22 +244,7 @@ class OnnxDetector:
         A box is reported for every class with a score above `above`, at most `limit` an image.
         The defaults are COCO's.
     threads, providers
-        As for `OnnxModel`.
-
-    Attributes
-    ----------
-    name, path
-        The file's stem, and the file.
-    loops
-        Whether images are run one at a time, as the graph has a fixed batch of one. Then a batch
-        costs as much as its images one by one.
-
-    Raises
-    ------
-    ValueError
-        There is no such layout, or a number is out of range.
-    FileNotFoundError, ModelError, MissingExtra
-        As for `OnnxModel`.
+        As of an `OnnxModel`.
     """
 
     def __init__(
@@ -337,13 +307,6 @@ class OnnxDetector:
         """What is on n images, uint8 (height, width, 3) of any sizes.
 
         Of each its `Detections`, best first, one row for each box and class.
-
-        Raises
-        ------
-        TypeError, ValueError
-            These are not decoded images.
-        ModelError
-            The outputs do not have the layout, or ONNX Runtime failed.
         """
         return [self._final(found, single) for found, single in self._run(images)]
 

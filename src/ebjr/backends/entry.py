@@ -31,19 +31,9 @@ log = logging.getLogger("ebjr.backends.entry")
 class ModelEntry:
     """One model in ``joint.toml``: where it is, what it was, and how its inputs are prepared.
 
-    Parameters
-    ----------
-    path
-        A model file; relative ones are relative to ``joint.toml``.
-    sha256
-        Of the file when the threshold was calibrated.
-    preprocess
-        How a decoded image becomes this model's input; None where inputs are arrays already.
-    cost
-        Per example.
-    options
-        For `load_model`: threads, providers, batch_size; of a detector its layout, classes and
-        what else `OnnxDetector` takes.
+    `path` and `sha256` are the file's when the threshold was calibrated; ``joint.toml`` has its path
+    relative to itself. `preprocess` is None where inputs are arrays already, `cost` is per example,
+    and `options` are for `load_model`.
     """
 
     path: str
@@ -54,27 +44,13 @@ class ModelEntry:
 
     @classmethod
     def of_file(cls, path: str | os.PathLike[str], **about: Any) -> ModelEntry:
-        """The entry of a model file as it is now.
-
-        Raises
-        ------
-        FileNotFoundError
-            There is no such file.
-        """
+        """The entry of a model file as it is now."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no model file {path}")
         return cls(str(Path(path).resolve()), sha256_of(path), **about)
 
     def check(self) -> None:
-        """Check that the file is what it was.
-
-        Raises
-        ------
-        ModelError
-            The file has changed since the threshold was calibrated.
-        FileNotFoundError
-            It is gone.
-        """
+        """Check that the file is there (FileNotFoundError) and is what it was (ModelError)."""
         if not Path(self.path).is_file():
             raise FileNotFoundError(f"the model file {self.path} that joint.toml names is missing")
         found = sha256_of(self.path)
@@ -112,20 +88,9 @@ class ModelEntry:
 class RemoteEntry:
     """A far teacher in ``joint.toml``: its address, what its server said of it, how it is asked.
 
-    Parameters
-    ----------
-    url
-        Of the model: ``http(s)://host:port/v2/models/NAME``.
-    metadata
-        What the server said when the threshold was calibrated: name, versions, tensors. A remote
-        model has no file to be hashed: it is taken for the same as long as its server says the
-        same of it, and answers as a version that is named here.
-    link
-        How it is asked, and what is done when it is away.
-    preprocess, cost
-        As of a `ModelEntry`; the cost includes the link.
-    options
-        For `load_model`: send, quality, gzip, timeout_seconds, batch_size, output.
+    A remote model has no file to be hashed: it is taken for the same as long as its server says the
+    same of it as when the threshold was calibrated (`metadata`), and answers as a version that is
+    named there. `cost` includes the link.
     """
 
     url: str
@@ -142,12 +107,8 @@ class RemoteEntry:
         """The model, with its preprocessing, behind its link.
 
         A server that cannot be reached now may be there later: the rows until then are answered
-        as the policy says. `options` are for models that run here.
-
-        Raises
-        ------
-        ModelError
-            The server says something else of the model than it did.
+        as the policy says. A ModelError refuses a server that says something else of the model
+        than it did. `options` are for models that run here.
         """
         model: Any = load_model(self.url, **self.options, metadata=self.metadata)
         try:
@@ -190,21 +151,9 @@ Entry = ModelEntry | RemoteEntry
 def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -> Entry:
     """The entry of a loaded model, with its preprocessing.
 
-    What depends on the machine, as threads and providers, is no part of it.
-
-    Parameters
-    ----------
-    model
-        A model that `load_model` made of a file or an address.
-    cost
-        Per example.
-    link
-        Of a remote model: how it is asked; None is as it is.
-
-    Raises
-    ------
-    TypeError
-        The model came from neither, or is a detector whose layout has no name.
+    What depends on the machine, as threads and providers, is no part of it. A TypeError refuses a
+    model that came from neither a file nor an address, or a detector whose layout has no name.
+    `link` says how a remote model is asked; None is as it is.
     """
     if isinstance(model, FarTeacher):
         link = link or model.link
@@ -236,24 +185,13 @@ def entry_from_table(table: Mapping[str, Any], folder: Path, where: str) -> Entr
 
 
 def check_remote(task: str) -> None:
-    """Check that the teacher of a task may be at an address.
-
-    Raises
-    ------
-    ValueError
-        Its answers do not travel.
-    """
+    """Check that the teacher of a task may be at an address: that its answers travel."""
     if not as_task(task).travels:
         raise ValueError("a detector at an address cannot be the teacher yet: give its file")
 
 
 def parse_link(text: str) -> tuple[dict[str, Any], Link]:
     """Options of a remote model, and its link, as one flag of the command line gives them.
-
-    Raises
-    ------
-    ValueError
-        A part is not ``key=value``, or its key or value is not allowed.
 
     Examples
     --------
@@ -283,21 +221,10 @@ def entries_of(
     given: Mapping[str, str | None],
     link: str | None = None,
 ) -> dict[str, Entry]:
-    """Both models' entries by role: as recorded, unless others are given.
+    """Both models' entries by role: as recorded in `outcomes`, unless others are given.
 
-    Parameters
-    ----------
-    outcomes, path
-        What was recorded, and its file.
-    given
-        By role: a file or an address in place of what was recorded.
-    link
-        How a far teacher is asked, as `parse_link` takes it.
-
-    Raises
-    ------
-    ValueError
-        A model is neither recorded nor given.
+    `path` is the outcomes' file, `given` holds a file or an address by role, or None, and `link` is
+    how a far teacher is asked, as `parse_link` takes it.
     """
     costs = {"student": outcomes.student_cost, "teacher": outcomes.teacher_cost}
     entries: dict[str, Entry] = {}
@@ -357,13 +284,7 @@ def _shared(table: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def check_keys(table: Any, allowed: tuple[str, ...] | None, where: str) -> None:
-    """Check that something is a table with none but the allowed keys; `where` names it.
-
-    Raises
-    ------
-    ValueError
-        It is none, or has another key.
-    """
+    """Check that something is a table with none but the allowed keys; `where` names it."""
     if not isinstance(table, Mapping):
         raise ValueError(f"{where} must be a table, not {type(table).__name__}")
     for key in table if allowed is not None else ():
@@ -375,13 +296,7 @@ def check_keys(table: Any, allowed: tuple[str, ...] | None, where: str) -> None:
 
 
 def check_present(table: Mapping[str, Any], needed: tuple[str, ...], where: str) -> None:
-    """Check that a table has all keys that are needed.
-
-    Raises
-    ------
-    ValueError
-        One is missing.
-    """
+    """Check that a table has all keys that are needed."""
     missing = [key for key in needed if key not in table]
     if missing:
         raise ValueError(f"{where} misses {', '.join(missing)}")

@@ -60,7 +60,7 @@ class OnnxModel:
         self.path = Path(path)
         self.name = self.path.stem
         given = {"threads": threads, "providers": providers, "batch_size": batch_size}
-        self._options = {**given, "output": output}
+        self._options: dict[str, Any] = {**given, "output": output}
         self._session = open_session(self.path, threads, providers)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._read_input()

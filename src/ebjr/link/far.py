@@ -95,13 +95,7 @@ class Link:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Link:
-        """What `as_dict` gave, back again.
-
-        Raises
-        ------
-        ValueError
-            An unknown key, or a value that is out of range.
-        """
+        """What `as_dict` gave, back again; a ValueError names an unknown key."""
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -132,6 +126,10 @@ class Checks(Protocol):
 class FarTeacher:
     """A teacher at the other end of a link, asked as a `Link` says.
 
+    While it is away, `failures` calls in a row having failed, every call is refused at once and
+    costs nobody time: a thread looks for it (the circuit breaker is open). Once that finds it, one
+    call is let through (half-open), and its success lets all of them (closed).
+
     Parameters
     ----------
     teacher
@@ -141,21 +139,10 @@ class FarTeacher:
     link
         How it is asked.
 
-    Attributes
-    ----------
-    name, teacher, link
-        The teacher's name, the teacher and the link.
-
     Raises
     ------
     MissingExtra
         stamina is not installed.
-
-    Notes
-    -----
-    While it is away, `failures` calls in a row having failed, every call is refused at once and
-    costs nobody time: a thread looks for it (the circuit breaker is open). Once that finds it, one
-    call is let through (half-open), and its success lets all of them (closed).
 
     Examples
     --------
@@ -187,9 +174,7 @@ class FarTeacher:
     def __call__(self, batch: Batch, /) -> Any:
         """The teacher's answer to n inputs, or to the first of them that the rate limit allows.
 
-        Returns
-        -------
-        What the teacher says; an `Answer` that names the rows answered, where not all are.
+        Where not all are answered, an `Answer` names those that are.
 
         Raises
         ------
@@ -297,18 +282,8 @@ class Breaker:
     Closed lets every call through; `failures` in a row open it, and no call passes; somebody who
     has found the teacher half-opens it, and one call passes, whose end closes or opens it.
 
-    Notes
-    -----
     The breakers that are kept up hold a lock while a call runs, so that one hanging call would
     hold up all others, and go by the wall clock, which jumps on devices that set theirs late.
-
-    Examples
-    --------
-    >>> breaker = Breaker(failures=1)
-    >>> breaker.enter(), breaker.fail(), breaker.enter()
-    (True, True, False)
-    >>> breaker.half_open(); breaker.enter(), breaker.enter(), breaker.succeed(), breaker.enter()
-    (True, False, True, True)
     """
 
     def __init__(self, failures: int) -> None:
@@ -351,14 +326,7 @@ class Breaker:
 
 
 class Bucket:
-    """A token bucket: so many rows a second on average, one second's worth at once.
-
-    Parameters
-    ----------
-    rate
-        Rows a second.
-    clock
-        Seconds that only grow.
+    """A token bucket: `rate` rows a second on average, one second's worth at once.
 
     Examples
     --------
@@ -366,9 +334,6 @@ class Bucket:
     >>> bucket = Bucket(4, clock=lambda: now[0])
     >>> bucket.take(3), bucket.take(3)
     (3, 1)
-    >>> now[0] = 0.5
-    >>> bucket.take(3)
-    2
     """
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -395,14 +360,9 @@ def over_link(outcomes: Outcomes, *, bytes: float = 0.0, seconds: float = 0.0) -
     outcomes
         What both models said, with what each costs.
     bytes
-        What an example moves over the link, there and back.
+        What an example moves over the link, there and back; the student, which is here, moves none.
     seconds
         What the link adds to an example's time, rows of a batch sharing the round trip.
-
-    Returns
-    -------
-    Outcomes
-        With these in the teacher's cost; the student, which is here, moves none.
 
     Examples
     --------

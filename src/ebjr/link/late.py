@@ -175,10 +175,7 @@ class LateAnswers:
     def keep(self, entries: Sequence[Kept], kind: Task) -> bool:
         """Keep rows until the teacher has answered them, all or none, whatever happens then.
 
-        Returns
-        -------
-        bool
-            False where they could not be kept: the file is full, or the disk.
+        False says that they could not be kept: the file is full, or the disk.
         """
         now = time.time()
         try:
@@ -213,10 +210,7 @@ class LateAnswers:
     def deliver(self, joint: JointModel, batch_size: int = 64) -> int:
         """Ask the teacher for what waits, the oldest first, until it is away or nothing waits.
 
-        Returns
-        -------
-        int
-            How many rows have an answer now that had none.
+        Gives how many rows have an answer now that had none.
         """
         done = 0
         with self._delivering:
