@@ -20,7 +20,6 @@ from ebjr.backends.entry import (
     ModelEntry,
     RemoteEntry,
     check_keys,
-    check_present,
     check_remote,
     entry_from_table,
     entry_of,
@@ -221,21 +220,18 @@ class JointConfig:
 
     @classmethod
     def _from_table(cls, table: Mapping[str, Any], folder: Path) -> JointConfig:
-        of_router = {"score", "threshold", "blend", "rescale"}
+        of_router = ("score", "threshold", "blend", "rescale")
         own = [f.name for f in fields(cls) if f.name not in of_router]
-        check_keys(table, ("router", *own), "the file")
-        check_present(table, ("router", "student", "teacher"), "the file")
+        check_keys(table, ("router", *own), "the file", ("router", "student", "teacher"))
         router = table["router"]
-        check_keys(router, ("score", "threshold", "blend", "rescale"), "router")
-        check_present(router, ("score", "threshold"), "router")
+        check_keys(router, of_router, "router", ("score", "threshold"))
         imports = _checked_imports(table.get("imports", []))
         _check_score(router["score"], imports)
         calibration = table.get("calibration", {})
         check_keys(calibration, _CALIBRATION_KEYS, "calibration")
         points = table.get("operating_points", {})
         for name, point in points.items():
-            check_keys(point, _POINT_KEYS, f"operating_points.{name}")
-            check_present(point, ("threshold",), f"operating_points.{name}")
+            check_keys(point, _POINT_KEYS, f"operating_points.{name}", ("threshold",))
         labels = table.get("labels")
         return cls(
             student=entry_from_table(table["student"], folder, "student"),

@@ -8,15 +8,17 @@ boxes back to the image, in one place for all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
 
+from ebjr.backends.chunks import run_in_chunks
 from ebjr.backends.onnx import OnnxModel
 from ebjr.data.preprocess import Image, Preprocess, facts_of_images, infer_preprocess
 from ebjr.errors import ModelError
@@ -318,15 +320,19 @@ class OnnxDetector:
         found = [one for one, _ in self._run(images)]
         return found if top is None else [one.top(top) for one in found]
 
-    def _run(self, images: Sequence[Image]) -> Iterator[tuple[Detections, bool]]:
+    def _run(self, images: Sequence[Image]) -> list[tuple[Detections, bool]]:
         """What may be reported on each image, and whether a box has one class alone."""
-        step = self.model.fixed_batch or max(1, len(images))
-        for start in range(0, len(images), step):
-            yield from self._run_batch(list(images[start : start + step]))
+        fixed = self.model.fixed_batch
+        if not len(images):
+            return []
 
-    def _run_batch(self, images: list[Image]) -> Iterator[tuple[Detections, bool]]:
-        missing = (self.model.fixed_batch or len(images)) - len(images)
-        batch = self.preprocess([*images, *[images[-1]] * missing])
+        def join(parts: Sequence[Any]) -> list[Any]:
+            return list(chain(*parts))
+
+        return list(run_in_chunks(self._run_batch, list(images), fixed, fixed, self.name, join))
+
+    def _run_batch(self, images: list[Image]) -> list[tuple[Detections, bool]]:
+        batch = self.preprocess(images)
         sides = batch.shape[2:] if self.preprocess.layout == "nchw" else batch.shape[1:3]
         size = (int(sides[0]), int(sides[1]))
         answers = self.layout.decode(self.model.answer_all(batch), size, self.classes)
@@ -335,8 +341,10 @@ class OnnxDetector:
                 f"{self.name} was given {len(batch)} images and answered {len(answers)}; "
                 "give it one at a time"
             )
-        for decoded, image in zip(answers, images, strict=False):
-            yield self._placed(decoded, image.shape[:2], size), decoded.labels is not None
+        return [
+            (self._placed(decoded, image.shape[:2], size), decoded.labels is not None)
+            for decoded, image in zip(answers, images, strict=True)
+        ]
 
     def _placed(self, decoded: Decoded, image_size: Size, size: Size) -> Detections:
         """The boxes that may be reported, in pixels of the image."""

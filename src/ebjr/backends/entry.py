@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,8 @@ log = logging.getLogger("ebjr.backends.entry")
 class ModelEntry:
     """One model in ``joint.toml``: where it is, what it was, and how its inputs are prepared.
 
-    `path` and `sha256` are the file's when the threshold was calibrated; ``joint.toml`` has its path
-    relative to itself. `preprocess` is None where inputs are arrays already, `cost` is per example,
-    and `options` are for `load_model`.
+    `path` (in ``joint.toml`` relative to it) and `sha256` are those when the threshold was calibrated.
+    `preprocess` is None where inputs are arrays already; `options` are for `load_model`.
     """
 
     path: str
@@ -74,12 +73,12 @@ class ModelEntry:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> ModelEntry:
         """Read a TOML table; `where` names it in errors."""
-        check_keys(table, ("path", "sha256", *_SHARED, *OPTIONS), where)
-        check_present(table, ("path", "sha256"), where)
+        needed = ("path", "sha256")
+        check_keys(table, (*needed, *_SHARED, *OPTIONS), where, needed)
         return cls(
             path=str((folder / table["path"]).resolve()),
             sha256=table["sha256"],
-            options={key: table[key] for key in OPTIONS if key in table},
+            options=_some(table, OPTIONS),
             **_shared(table, where),
         )
 
@@ -129,18 +128,18 @@ class RemoteEntry:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> RemoteEntry:
         """Read a TOML table; `where` names it in errors."""
-        check_keys(table, ("url", "metadata", *_SHARED, *REMOTE_OPTIONS, *LINK_KEYS), where)
-        check_present(table, ("url", "metadata"), where)
+        needed = ("url", "metadata")
+        check_keys(table, (*needed, *_SHARED, *REMOTE_OPTIONS, *LINK_KEYS), where, needed)
         try:
             read_metadata(table["metadata"])
         except (ProtocolError, AttributeError) as error:
             raise ValueError(f"{where}.metadata is no model's metadata: {error}") from error
-        link = Link.from_dict({key: table[key] for key in LINK_KEYS if key in table})
+        link = Link.from_dict(_some(table, LINK_KEYS))
         return cls(
             url=table["url"],
             metadata=table["metadata"],
             link=replace(link, queue=str((folder / link.queue).resolve())),
-            options={key: table[key] for key in REMOTE_OPTIONS if key in table},
+            options=_some(table, REMOTE_OPTIONS),
             **_shared(table, where),
         )
 
@@ -168,7 +167,7 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
             f"joint.toml names files and addresses of models, but {known.name} has neither; "
             "use models that ebjr.load_model read"
         )
-    options = {name: known.options[name] for name in _KEPT if name in known.options}
+    options = _some(known.options, _KEPT)
     if not isinstance(options.get("layout", ""), str):
         raise TypeError(
             f"{known.name} has a layout of your own, which joint.toml cannot name; choose one that "
@@ -179,7 +178,7 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
 
 def entry_from_table(table: Mapping[str, Any], folder: Path, where: str) -> Entry:
     """The entry of a TOML table, which names a file or an address."""
-    check_keys(table, None, where)
+    check_keys(table, table, where)
     kind = RemoteEntry if "url" in table else ModelEntry
     return kind.from_table(table, folder, where)
 
@@ -208,11 +207,7 @@ def parse_link(text: str) -> tuple[dict[str, Any], Link]:
         except tomllib.TOMLDecodeError:
             values[name] = value
     check_keys(values, (*REMOTE_OPTIONS, *LINK_KEYS), "a link")
-    link = Link.from_dict({key: value for key, value in values.items() if key in LINK_KEYS})
-    return {key: values[key] for key in REMOTE_OPTIONS if key in values}, link
-
-
-_KEPT = ("batch_size", "output", "layout", "classes", "nms", "above", "limit")
+    return _some(values, REMOTE_OPTIONS), Link.from_dict(_some(values, LINK_KEYS))
 
 
 def entries_of(
@@ -255,11 +250,15 @@ def _entry_at(source: str, link: str | None) -> Entry:
     return entry_of(load_model(source, **options), link=how)
 
 
+_KEPT = ("batch_size", "output", "layout", "classes", "nms", "above", "limit")
 OPTIONS = ("threads", "providers", *_KEPT)
-
 REMOTE_OPTIONS = ("send", "quality", "gzip", "timeout_seconds", "batch_size", "output")
 LINK_KEYS = tuple(f.name for f in fields(Link))
 _SHARED = ("cost", "preprocess")
+
+
+def _some(table: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: table[key] for key in keys if key in table}
 
 
 def _relative(path: str, folder: Path | None) -> str:
@@ -283,20 +282,17 @@ def _shared(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def check_keys(table: Any, allowed: tuple[str, ...] | None, where: str) -> None:
-    """Check that something is a table with none but the allowed keys; `where` names it."""
+def check_keys(
+    table: Any, allowed: Collection[str], where: str, needed: Collection[str] = ()
+) -> None:
+    """Check that something is a table with all keys needed and none but the allowed ones."""
     if not isinstance(table, Mapping):
         raise ValueError(f"{where} must be a table, not {type(table).__name__}")
-    for key in table if allowed is not None else ():
-        assert allowed is not None
+    for key in table:
         if key not in allowed:
             close = difflib.get_close_matches(key, allowed, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(allowed)}"
             raise ValueError(f"{where} has an unknown key {key!r}; {hint}")
-
-
-def check_present(table: Mapping[str, Any], needed: tuple[str, ...], where: str) -> None:
-    """Check that a table has all keys that are needed."""
     missing = [key for key in needed if key not in table]
     if missing:
         raise ValueError(f"{where} misses {', '.join(missing)}")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebjr.arrays import to_numpy
 from ebjr.backends.chunks import at_least_one, checked_batch_size, run_in_chunks
 from ebjr.errors import MissingExtra, ModelError, one_line
 from ebjr.model import InputShape, ModelFacts, device_name
@@ -37,10 +38,9 @@ class OnnxModel:
     ----------
     path
         The file. Its graph has one required input, whose first dimension is the batch.
-    threads
-        Threads of one call (ONNX Runtime's ``intra_op_num_threads``); None leaves its default.
-    providers
-        ONNX Runtime's execution providers, best first; None is the CPU.
+    threads, providers
+        ONNX Runtime's ``intra_op_num_threads``, None for its default, and its execution providers,
+        best first, None for the CPU.
     batch_size
         The largest batch to run at once: larger ones are run in chunks. None runs what comes.
         A graph with a fixed batch of k takes batches of any length with ``batch_size=k``.
@@ -292,17 +292,12 @@ def _checked_providers(providers: Sequence[Any] | None, available: Sequence[str]
 
 
 def _as_numpy(batch: Any) -> NDArray[Any]:
-    if hasattr(batch, "detach"):
-        batch = batch.detach().cpu()
-        # NumPy has no bfloat16, and float32 holds every value of it.
-        batch = batch.float() if str(batch.dtype) == "torch.bfloat16" else batch
-        return batch.numpy()
     if not hasattr(batch, "__array__"):
         raise TypeError(
             f"a batch must be an array (n, ...), but is a {type(batch).__name__}; "
             "stack its inputs first, with numpy.stack"
         )
-    return np.asarray(batch)
+    return to_numpy(batch)
 
 
 def known_shape(shape: Sequence[Any] | None) -> InputShape | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ebjr.arrays import to_numpy
 from ebjr.backends.chunks import checked_batch_size, run_in_chunks
 from ebjr.errors import MissingExtra, ModelError, one_line
 from ebjr.model import InputShape, ModelFacts, device_name
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
 
 
 class TorchModel:
-    """A PyTorch module as a model: batch in, raw output out, no gradients.
+    """A PyTorch module of one input as a model: batch in, raw output out, no gradients.
 
     Parameters
     ----------
     module
-        An ``nn.Module`` of one input. It is put in evaluation mode and moved to `device` and
-        `dtype` in place, as ``module.to`` does.
+        Put in evaluation mode, and moved to `device` and `dtype` in place, as ``module.to`` does.
     device
         Where to run; None leaves the module where it is.
     dtype
@@ -38,16 +38,8 @@ class TorchModel:
     name
         What to call it; None is the module's class name.
     compile
-        Compile the module with ``torch.compile`` at its first batch: True, or the name of one of
-        its backends. It is compiled for batches of any length, as every batch defers another
-        number of rows.
-
-    Examples
-    --------
-    >>> import numpy as np, torch
-    >>> model = TorchModel(torch.nn.Linear(3, 2))
-    >>> model(np.zeros((5, 3))).shape
-    (5, 2)
+        Compile the module at its first batch, for batches of any length, as every batch defers
+        another number of rows: True, or the name of one of ``torch.compile``'s backends.
     """
 
     def __init__(
@@ -112,7 +104,7 @@ class TorchModel:
         dtype = self.dtype if tensor.is_floating_point() else None
         with torch.inference_mode():
             output = self._run_in_chunks(tensor.to(device=self.device, dtype=dtype))
-            return _to_numpy(output) if given_numpy else output
+            return to_numpy(output) if given_numpy else output
 
     def _run_in_chunks(self, batch: torch.Tensor) -> torch.Tensor:
         import torch
@@ -133,7 +125,7 @@ class TorchModel:
             for name, tensor in tensors.items()
         }
         with torch.inference_mode():
-            return _to_numpy(self._run(**moved))
+            return to_numpy(self._run(**moved))
 
     def _run(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
         try:
@@ -176,7 +168,7 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
     model = TorchModel(program.module(), **{"name": path.stem, **options})
     model.path = path
     model.input_shape = tuple(size if isinstance(size, int) else None for size in example.shape)
-    model.input_dtype = _numpy_dtype(example.dtype)
+    model.input_dtype = to_numpy(torch.empty(0, dtype=example.dtype)).dtype
     model.fixed_batch = model.input_shape[0] if model.input_shape else None
     checked_batch_size(model.batch_size, model.fixed_batch, model.name)
     return model
@@ -271,19 +263,6 @@ def _from_numpy(batch: Any) -> torch.Tensor:
             f"a batch must hold numbers of a type that PyTorch has, but holds {array.dtype}; "
             "cast it first"
         ) from error
-
-
-def _to_numpy(output: torch.Tensor) -> Any:
-    import torch
-
-    output = output.float() if output.dtype == torch.bfloat16 else output
-    return output.cpu().numpy()
-
-
-def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    import torch
-
-    return torch.empty(0, dtype=torch.float32 if dtype == torch.bfloat16 else dtype).numpy().dtype
 
 
 def _raw_output(output: Any, name: str) -> torch.Tensor:

@@ -76,15 +76,6 @@ def open_data(
         For COCO's json: the folder or ``.zip`` of its images; if left out they are looked for
         beside it, in ``images`` and where COCO has them.
 
-    Raises
-    ------
-    FileNotFoundError
-        There is nothing at `path`.
-    ValueError
-        What is there is empty, damaged, or of no known form.
-    MissingExtra
-        Tables need the extra ``parquet``.
-
     Examples
     --------
     >>> import tempfile
@@ -206,7 +197,9 @@ def _open_folder(
         )
     if annotations:
         return _open_coco(annotations[0], images, on_unreadable, classes)
-    loose, folders = _loose_images(root), _subfolders(root)
+    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    loose = [entry for entry in entries if entry.is_file() and _is_image(entry.name)]
+    folders = [entry for entry in entries if entry.is_dir()]
     files: list[tuple[Path, int | None]] = [(file, None) for file in loose]
     if folders:
         labels = classes or tuple(folder.name for folder in folders)
@@ -243,15 +236,6 @@ def _images(
 
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _loose_images(root: Path) -> list[Path]:
-    return sorted(entry for entry in root.iterdir() if entry.is_file() and _is_image(entry.name))
-
-
-def _subfolders(root: Path) -> list[Path]:
-    entries = (entry for entry in root.iterdir() if not entry.name.startswith("."))
-    return sorted(entry for entry in entries if entry.is_dir())
 
 
 def _labelled(
