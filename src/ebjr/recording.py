@@ -108,17 +108,11 @@ def record(
     folder
         Where the outcomes will be saved: paths in `models` are relative to it. None: absolute.
 
-    Returns
-    -------
-    Outcomes
-        With raw outputs on the CPU.
-
     Raises
     ------
     ValueError
-        Inputs and targets of different lengths, none at all, targets that are no labels (as soon
-        as the first batch has told how many classes there are), or outputs that do not fit the
-        task.
+        `inputs` and `targets` differ in length or are empty, `targets` are not of the task (as soon
+        as the first batch has told how many classes there are), or a model is for another task.
     ModelError
         A model did not return one row for each input, or not the same classes in each batch, or
         returned NaN or infinity.
@@ -339,7 +333,7 @@ def prepare_for(
     """
     if preprocess not in ("auto", "infer"):
         chosen = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
-        return model if chosen is None else prepared(model, chosen)
+        return prepared(model, chosen)
     known = facts(unprepared(model)[0])
     if not _are_images(inputs) or known.sends_files:
         return model

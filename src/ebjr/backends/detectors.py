@@ -52,13 +52,9 @@ class Decoded:
 class Layout:
     """How to read the outputs of a family of detectors.
 
-    Attributes
-    ----------
-    decode
-        From all outputs for n inputs, their (height, width) and the number of classes, to n
-        `Decoded`; a `ModelError` where the outputs are not of this family.
-    nms
-        The overlap above which the family suppresses; None where it does not.
+    `decode` makes n `Decoded` of all outputs for n inputs, their (height, width) and the number of
+    classes, or raises a ModelError where the outputs are not of this family. `nms` is the overlap
+    above which the family suppresses; None where it does not.
     """
 
     decode: Callable[[Outputs, Size, int], list[Decoded]]
@@ -98,12 +94,13 @@ def decode_yolov8(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
             raise ModelError(_misfit(name, output, f"(n, {4 + classes}, boxes)"))
         rows = output.swapaxes(1, 2)
         return [Decoded(_corners(row[:, :4]), _log_odds(row[:, 4:])) for row in rows]
-    logits = _pick(outputs, lambda value: value.ndim == 3 and value.shape[1] == classes, "logits")
-    bins = _pick(
-        {name: value for name, value in outputs.items() if value is not logits},
+    first = _pick(outputs, lambda value: value.ndim == 3 and value.shape[1] == classes, "logits")
+    second = _pick(
+        {name: value for name, value in outputs.items() if name != first},
         lambda value: value.ndim == 3 and value.shape[1] % 4 == 0,
         "bins (n, 4 k, boxes)",
     )
+    logits, bins = outputs[first], outputs[second]
     grids = [(size[0] // stride, size[1] // stride, stride) for stride in (8, 16, 32)]
     center = np.concatenate([_centers(*grid) for grid in grids])
     if len(center) != logits.shape[2] or bins.shape[2] != logits.shape[2]:
@@ -125,12 +122,14 @@ def decode_yolov5(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 
     A class's score is objectness times its own, both probabilities.
     """
-    output = _pick(
+    name = _pick(
         outputs,
         lambda value: value.ndim == 3 and value.shape[2] == 5 + classes,
         f"output (n, boxes, {5 + classes})",
     )
-    return [Decoded(_corners(row[:, :4]), _log_odds(row[:, 4:5] * row[:, 5:])) for row in output]
+    return [
+        Decoded(_corners(row[:, :4]), _log_odds(row[:, 4:5] * row[:, 5:])) for row in outputs[name]
+    ]
 
 
 def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
@@ -153,19 +152,17 @@ def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 
 def detr_outputs(outputs: Outputs, classes: int) -> tuple[str, ...]:
     """The names of the boxes and the class logits, and of the bin logits if there are any."""
-    left = dict(outputs)
-    named = {name: value for name, value in left.items() if "box" in name.lower()} or left
+    named = {name: value for name, value in outputs.items() if "box" in name.lower()} or outputs
     boxes = _pick(named, lambda value: value.ndim == 3 and value.shape[2] == 4, "boxes (n, q, 4)")
-    left = {name: value for name, value in left.items() if value is not boxes}
-    logits = _pop(
+    left = {name: value for name, value in outputs.items() if name != boxes}
+    logits = _pick(
         left,
         lambda value: value.ndim == 3 and value.shape[2] in (classes, classes + 1),
         f"class logits (n, q, {classes} or {classes + 1})",
     )
-    rows = boxes.shape[0] * boxes.shape[1] * 4
-    sides = [value for value in left.values() if value.size % rows == 0][:1]
-    chosen = [boxes, logits, *sides]
-    return tuple(next(name for name, value in outputs.items() if value is one) for one in chosen)
+    rows = outputs[boxes].shape[0] * outputs[boxes].shape[1] * 4
+    sides = [name for name, value in left.items() if name != logits and value.size % rows == 0]
+    return (boxes, logits, *sides[:1])
 
 
 def decode_torchvision(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
@@ -174,10 +171,12 @@ def decode_torchvision(outputs: Outputs, size: Size, classes: int) -> list[Decod
     Boxes are in pixels of the input. Labels are those of the training: class k has the label
     k + 1, as 0 is the background.
     """
-    left = dict(outputs)
-    boxes = _pop(left, lambda value: value.ndim == 2 and value.shape[1] == 4, "boxes (b, 4)")
-    labels = _pop(left, lambda value: value.ndim == 1 and value.dtype.kind in "iu", "labels (b,)")
-    scores = _pop(left, lambda value: value.ndim == 1 and value.dtype.kind == "f", "scores (b,)")
+    names = (
+        _pick(outputs, lambda value: value.ndim == 2 and value.shape[1] == 4, "boxes (b, 4)"),
+        _pick(outputs, lambda value: value.ndim == 1 and value.dtype.kind in "iu", "labels (b,)"),
+        _pick(outputs, lambda value: value.ndim == 1 and value.dtype.kind == "f", "scores (b,)"),
+    )
+    boxes, labels, scores = (outputs[name] for name in names)
     wrong = (labels < 1) | (labels > classes)
     if wrong.any():
         raise ModelError(
@@ -230,15 +229,11 @@ class OnnxDetector:
 
     Parameters
     ----------
-    path
-        The file.
     layout
         What its outputs look like: a name in `LAYOUTS`, a `Layout` of your own, or ``"auto"``: the
         one that fits what the model says of a gray image.
     preprocess
         How images become its input; by default squashed to its size, RGB from 0 to 1.
-    classes
-        How many classes it knows.
     nms
         The overlap above which the worse of two boxes of a class is dropped; ``"default"`` is
         the layout's, None or ``"none"`` keeps all.
@@ -413,24 +408,16 @@ def _softmax_answer(
     return likely.argmax(axis=1), likely.max(axis=1)
 
 
-def _pick(outputs: Outputs, fits: Callable[[NDArray[Any]], bool], what: str) -> NDArray[Any]:
-    for value in outputs.values():
+def _pick(outputs: Outputs, fits: Callable[[NDArray[Any]], bool], what: str) -> str:
+    """The name of the first output that fits."""
+    for name, value in outputs.items():
         if fits(value):
-            return value
+            return name
     shapes = ", ".join(f"{name} {value.shape}" for name, value in outputs.items()) or "none"
     raise ModelError(
         f"the model must have the output {what}, but has {shapes}; choose another layout, of "
         f"{', '.join(LAYOUTS)}, or say how many classes there are with classes="
     )
-
-
-def _pop(
-    outputs: dict[str, NDArray[Any]], fits: Callable[[NDArray[Any]], bool], what: str
-) -> NDArray[Any]:
-    value = _pick(outputs, fits, what)
-    for name in [name for name, other in outputs.items() if other is value]:
-        del outputs[name]
-    return value
 
 
 def _misfit(name: str, output: NDArray[Any], expected: str) -> str:

@@ -31,7 +31,7 @@ log = logging.getLogger("ebjr.backends.entry")
 class ModelEntry:
     """One model in ``joint.toml``: where it is, what it was, and how its inputs are prepared.
 
-    `path` (in ``joint.toml`` relative to it) and `sha256` are those when the threshold was calibrated.
+    `sha256` is the file's when the threshold was calibrated; `path` is relative in ``joint.toml``.
     `preprocess` is None where inputs are arrays already; `options` are for `load_model`.
     """
 
@@ -62,8 +62,7 @@ class ModelEntry:
     def load(self, **options: Any) -> Model:
         """Load the model, with its preprocessing, if its file passes `check`."""
         self.check()
-        model = load_model(self.path, **{**self.options, **options})
-        return model if self.preprocess is None else prepared(model, self.preprocess)
+        return prepared(load_model(self.path, **{**self.options, **options}), self.preprocess)
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
         """The TOML table, with the path relative to `folder`, or whole where that is None."""
@@ -114,9 +113,7 @@ class RemoteEntry:
             model.check()
         except TeacherUnavailable as error:
             log.warning("%s: the teacher is not there yet", error)
-        if self.preprocess is not None:
-            model = prepared(model, self.preprocess)
-        return FarTeacher(model, self.link)
+        return FarTeacher(prepared(model, self.preprocess), self.link)
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
         """The TOML table, with the queue's path relative to `folder`, or as it is."""
@@ -190,13 +187,7 @@ def check_remote(task: str) -> None:
 
 
 def parse_link(text: str) -> tuple[dict[str, Any], Link]:
-    """Options of a remote model, and its link, as one flag of the command line gives them.
-
-    Examples
-    --------
-    >>> parse_link("send=jpeg,retries=1,when_unavailable=queue")
-    ({'send': 'jpeg'}, Link(retries=1, ..., when_unavailable='queue', ...))
-    """
+    """Options of a remote model, and its link, as one flag gives them: ``send=jpeg,retries=1``."""
     values: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (piece.strip() for piece in part.partition("="))

@@ -29,22 +29,11 @@ TOLD = ("task", "score", "threshold", "blend")
 
 
 class ExportedJoint:
-    """A joint model in one ``.onnx`` file: a batch in, a `JointAnswer` out.
+    """A joint model in one ``.onnx`` file, as `export_joint` writes it: a `JointAnswer` for a batch.
 
-    Parameters
-    ----------
-    path
-        What `ebjr.export.export_joint` wrote.
-    threads, providers
-        As of an `OnnxModel`.
-
-    Attributes
-    ----------
-    about
-        What the file says of itself: the task, the score, the blend, the models' hashes, the
-        calibration, the operating points.
-    router
-        Its score and threshold, which is the knob: a new value takes effect at the next batch.
+    `about` is what the file says of itself: the task, the score, the blend, the models' hashes, the
+    calibration, the operating points. `router.threshold` is the knob: a new value takes effect at the
+    next batch. `threads` and `providers` are as of an `OnnxModel`.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -157,7 +158,8 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file at {path}; check the path")
     try:
-        with _no_unpickling(), _quiet_loading():
+        # It logs the traceback of a corrupt file as a warning; our error says the same in a line.
+        with _no_unpickling(), quiet("torch.export"):
             program = torch.export.load(path)
     except Exception as error:  # zip, JSON, schema and tensor errors share no base but this one
         raise ModelError(
@@ -197,11 +199,9 @@ def _no_unpickling() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
-    # It logs the whole traceback of a corrupt file as a warning; our error says the same in one.
-    import logging
-
-    logger = logging.getLogger("torch.export")
+def quiet(name: str | None = None) -> Iterator[None]:
+    """Let a logger, or all of them, log errors alone."""
+    logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -38,18 +38,9 @@ class SklearnModel:
     A regressor's raw output is its prediction, and beside it the standard deviation where
     ``predict`` takes ``return_std``: what the score `predicted_std` reads.
 
-    A batch of rank above two is flattened to rows. A list, such as of texts, is given as it is.
-
-    Parameters
-    ----------
-    estimator
-        A fitted classifier or regressor; a pipeline is one, too.
-    output
-        The method to take instead: of a classifier ``"decision_function"``,
-        ``"predict_log_proba"`` or ``"predict_proba"``; of a regressor ``"predict"``, the prediction
-        alone, or ``"predict_std"``.
-    name
-        What to call it; None is the estimator's class name.
+    `output` is the method to take instead; of a regressor ``"predict"``, the prediction alone, or
+    ``"predict_std"``. A batch of rank above two is flattened to rows. A list, such as of texts, is
+    given as it is.
 
     Examples
     --------

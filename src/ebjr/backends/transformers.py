@@ -39,18 +39,6 @@ class TransformersModel:
         take, unless this says otherwise: ``{"max_length": 128}``.
     device, dtype, compile, batch_size, name
         As of a `TorchModel`.
-
-    Examples
-    --------
-    >>> from transformers import BertConfig, BertForSequenceClassification
-    >>> sizes = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
-    >>> config = BertConfig(**sizes, num_hidden_layers=1, num_attention_heads=1, num_labels=3)
-    >>> def tokenizer(texts, **_):  # as any of its own: texts in, a dictionary of tensors out
-    ...     import torch
-    ...     return {"input_ids": torch.tensor([[len(text) % 9] for text in texts])}
-    >>> model = TransformersModel(BertForSequenceClassification(config), tokenizer)
-    >>> model(["good", "bad"]).shape, model.labels
-    ((2, 3), ('LABEL_0', 'LABEL_1', 'LABEL_2'))
     """
 
     def __init__(

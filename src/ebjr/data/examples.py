@@ -27,16 +27,11 @@ OnUnreadable = Literal["skip", "error"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Some consecutive examples, with what to call each in a message or an answer.
+    """Some consecutive examples, with what to call each in a message or an answer (`names`).
 
-    Attributes
-    ----------
-    inputs
-        One array (n, ...) when the data are arrays; for images a list of n uint8 RGB arrays
-        (height, width, 3), each of its own size.
-    targets
-        int64 (n,) or (n, labels), or None when the data have no labels; for COCO's json a list of n
-        `GroundTruth`.
+    `inputs` are one array (n, ...) when the data are arrays; for images a list of n uint8 RGB
+    arrays (height, width, 3), each of its own size. `targets` are int64 (n,) or (n, labels); for
+    COCO's json a list of n `GroundTruth`; None when the data have no labels.
     """
 
     inputs: NDArray[Any] | list[NDArray[np.uint8]]
@@ -206,9 +201,8 @@ class ImageData(Data):
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """An encoded image that Pillow can read as upright RGB pixels, uint8 (height, width, 3).
 
-    The orientation in its EXIF data is applied; of several frames the first is taken;
-    transparency is laid over white; 16-bit gray is scaled to 8 bits. A ValueError refuses no bytes,
-    more pixels than Pillow's limit, and floating-point pixels.
+    Of several frames the first is taken. A ValueError refuses no bytes, more pixels than Pillow's
+    limit, and floating-point pixels.
     """
     from PIL import Image
 

@@ -69,21 +69,11 @@ def open_data(
     image_column, label_column
         A table's columns, when they cannot be told by their names and types.
     targets_are
-        What the targets are, as `Task.targets_are` says: ``"labels"``; ``"numbers"`` of any kind
-        in an ``.npz``; or ``"label sets"``, (n, labels) of 0 and 1 in an ``.npz``. A table holds
-        label sets as lists of 0 and 1, or of the labels' names or numbers where names are known.
+        As `Task.targets_are`. An ``.npz`` holds ``"label sets"`` as (n, labels) of 0 and 1; a table
+        as lists of 0 and 1, or of the labels' names or numbers where names are known.
     images
         For COCO's json: the folder or ``.zip`` of its images; if left out they are looked for
         beside it, in ``images`` and where COCO has them.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> file = Path(tempfile.mkdtemp()) / "data.npz"
-    >>> np.savez(file, inputs=np.zeros((5, 4)), targets=[0, 1, 1, 0, 2])
-    >>> data = open_data(file)
-    >>> len(data), [batch.targets.tolist() for batch in data.batches(3)]
-    (5, [[0, 1, 1], [0, 2]])
     """
     place = Path(path)
     if on_unreadable not in ("skip", "error"):

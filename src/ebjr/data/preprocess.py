@@ -84,7 +84,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            _check_choice(name, vars(self)[name], choices)
+            value = vars(self)[name]
+            if not isinstance(value, str) or value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}")
         checked: dict[str, Any] = {"size": _checked_size(self.size)}
         for name, count in (("range", 2), ("mean", 3), ("std", 3)):
             left_out = name != "range" and vars(self)[name] is None
@@ -371,8 +373,10 @@ class PreparesImages(Protocol):
         ...
 
 
-def prepared(model: Model, preprocess: Preprocess) -> Model:
-    """A model with what is done to its images first, in place of what was done before."""
+def prepared(model: Model, preprocess: Preprocess | None) -> Model:
+    """A model with what is done to its images first; None leaves it as it was before."""
+    if preprocess is None:
+        return model
     if isinstance(model, PreparesImages):
         return model.with_preprocess(preprocess)
     return Preprocessed(model, preprocess)
@@ -390,11 +394,6 @@ def infer_preprocess(input_shape: Sequence[int | str | None]) -> Preprocess:
 
     A dimension that is dynamic is a name or None. A ValueError refuses a shape that is no batch of
     RGB images, or that could be in both layouts.
-
-    Examples
-    --------
-    >>> infer_preprocess(["batch", 128, 96, 3]).as_dict()
-    {'size': [128, 96], 'layout': 'nhwc'}
     """
     shape = list(input_shape)
     first, last = len(shape) == 4 and shape[1] == 3, len(shape) == 4 and shape[3] == 3
@@ -487,11 +486,6 @@ def _check_equal(images: Sequence[Image] | Image) -> None:
             f"images of different sizes, such as {shapes[0]} and {shapes[1]}, cannot be one batch; "
             "give preprocess a size"
         )
-
-
-def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}")
 
 
 def _checked_size(size: Any) -> int | tuple[int, int] | None:

@@ -39,7 +39,7 @@ class Link:
     retry_seconds
         No attempt begins later than this after the first.
     failures
-        So many calls in a row without an answer, and it is left alone.
+        After this number of calls in a row without an answer it is left alone.
     probe_seconds
         How often it is then looked for, about, until it is there again.
     rows_per_second
@@ -47,12 +47,11 @@ class Link:
         limit. What is over it counts as not answered.
     when_unavailable
         The joint model's policy: ``"student"``, ``"error"`` or ``"queue"``.
-    queue
-        Of the policy ``"queue"``: the file that keeps rows for later.
-    queue_bytes
-        The most bytes of that file; what comes when it is full is not kept.
+    queue, queue_bytes
+        Of the policy ``"queue"``: the file that keeps rows for later, and the most bytes of it; what
+        comes when it is full is not kept.
     keep_seconds
-        How long late answers are kept for whoever asks.
+        How long late answers are kept until somebody asks.
 
     Raises
     ------
@@ -134,15 +133,9 @@ class FarTeacher:
     ----------
     teacher
         A model that raises `TeacherUnavailable` when it cannot be reached, as `RemoteModel` does.
-        If it has a method `check`, that is how it is looked for while it is away; else the next
-        batch tries.
+        Its method `check`, if it has one, looks for it while it is away; else the next batch tries.
     link
         How it is asked.
-
-    Raises
-    ------
-    MissingExtra
-        stamina is not installed.
 
     Examples
     --------
@@ -326,15 +319,7 @@ class Breaker:
 
 
 class Bucket:
-    """A token bucket: `rate` rows a second on average, one second's worth at once.
-
-    Examples
-    --------
-    >>> now = [0.0]
-    >>> bucket = Bucket(4, clock=lambda: now[0])
-    >>> bucket.take(3), bucket.take(3)
-    (3, 1)
-    """
+    """A token bucket: `rate` rows a second on average, one second's worth at once."""
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._size, self._clock = rate, max(1.0, rate), clock

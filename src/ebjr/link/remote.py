@@ -61,15 +61,12 @@ class RemoteModel:
         The name of the output to return. None is the only one, or the one called ``output``, as
         on an EBJR server.
     send
-        ``"tensor"``, or for images ``"jpeg"`` or ``"png"``: each as a file of its own, which is
-        far less than its numbers. An image that came as such a file goes on as it came. None is
-        ``"png"``, which loses nothing, where the model takes files, and else ``"tensor"``.
-    quality
-        Of JPEG, 1 to 95.
+        ``"tensor"``, or for images ``"jpeg"`` (with `quality`) or ``"png"``: each as a file of its
+        own, which is far less than its numbers. An image that came as such a file goes on as it
+        came. None is ``"png"``, which loses nothing, where the model takes files, and else
+        ``"tensor"``.
     gzip
         Compress what is sent, and ask for compressed answers.
-    timeout_seconds
-        How long an answer may take.
     batch_size
         The most rows of a request; larger batches are cut. None sends what comes.
     token
