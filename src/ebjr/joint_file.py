@@ -23,6 +23,7 @@ from ebjr.backends.entry import (
     check_remote,
     entry_from_table,
     entry_of,
+    picked,
 )
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import Blend, as_blend, blend_text
@@ -177,17 +178,17 @@ class JointConfig:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all."""
         folder = Path(path).resolve().parent
-        scale = {} if self.rescale is None else {"rescale": self.rescale.as_dict()}
+        router: dict[str, Any] = {"score": self.score, "threshold": self.threshold}
+        router["blend"] = blend_text(self.blend)
+        if self.rescale is not None:
+            router["rescale"] = self.rescale.as_dict()
         table = {
             "name": self.name,
             "task": self.task,
             "imports": list(self.imports) or None,
             "labels": None if self.labels is None else list(self.labels),
             **_known(self.known_classes, self.classes),
-            "router": {
-                **{"score": self.score, "threshold": self.threshold},
-                **{"blend": blend_text(self.blend), **scale},
-            },
+            "router": router,
             "student": self.student.as_table(folder),
             "teacher": self.teacher.as_table(folder),
             "calibration": dict(self.calibration) or None,
@@ -239,15 +240,12 @@ class JointConfig:
             score=router["score"],
             threshold=check_threshold(router["threshold"]),
             blend=router.get("blend", 0.0),
-            task=table.get("task", "classification"),
-            name=table.get("name", "joint"),
             labels=None if labels is None else tuple(labels),
             calibration=calibration,
             operating_points=points,
             rescale=CommonScale.from_dict(router["rescale"]) if "rescale" in router else None,
-            known_classes=table.get("known_classes"),
-            classes=table.get("classes"),
             imports=imports,
+            **picked(table, ("task", "name", "known_classes", "classes")),
         )
 
     @property

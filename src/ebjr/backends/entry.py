@@ -77,7 +77,7 @@ class ModelEntry:
         return cls(
             path=str((folder / table["path"]).resolve()),
             sha256=table["sha256"],
-            options=_some(table, OPTIONS),
+            options=picked(table, OPTIONS),
             **_shared(table, where),
         )
 
@@ -131,12 +131,12 @@ class RemoteEntry:
             read_metadata(table["metadata"])
         except (ProtocolError, AttributeError) as error:
             raise ValueError(f"{where}.metadata is no model's metadata: {error}") from error
-        link = Link.from_dict(_some(table, LINK_KEYS))
+        link = Link.from_dict(picked(table, LINK_KEYS))
         return cls(
             url=table["url"],
             metadata=table["metadata"],
             link=replace(link, queue=str((folder / link.queue).resolve())),
-            options=_some(table, REMOTE_OPTIONS),
+            options=picked(table, REMOTE_OPTIONS),
             **_shared(table, where),
         )
 
@@ -164,7 +164,7 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
             f"joint.toml names files and addresses of models, but {known.name} has neither; "
             "use models that ebjr.load_model read"
         )
-    options = _some(known.options, _KEPT)
+    options = picked(known.options, _KEPT)
     if not isinstance(options.get("layout", ""), str):
         raise TypeError(
             f"{known.name} has a layout of your own, which joint.toml cannot name; choose one that "
@@ -198,7 +198,7 @@ def parse_link(text: str) -> tuple[dict[str, Any], Link]:
         except tomllib.TOMLDecodeError:
             values[name] = value
     check_keys(values, (*REMOTE_OPTIONS, *LINK_KEYS), "a link")
-    return _some(values, REMOTE_OPTIONS), Link.from_dict(_some(values, LINK_KEYS))
+    return picked(values, REMOTE_OPTIONS), Link.from_dict(picked(values, LINK_KEYS))
 
 
 def entries_of(
@@ -248,7 +248,8 @@ LINK_KEYS = tuple(f.name for f in fields(Link))
 _SHARED = ("cost", "preprocess")
 
 
-def _some(table: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+def picked(table: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """Those of some keys that a table has."""
     return {key: table[key] for key in keys if key in table}
 
 

@@ -29,11 +29,11 @@ TOLD = ("task", "score", "threshold", "blend")
 
 
 class ExportedJoint:
-    """A joint model in one ``.onnx`` file, as `export_joint` writes it: a `JointAnswer` for a batch.
+    """A joint model in one ``.onnx`` file of `export_joint`: a batch in, a `JointAnswer` out.
 
     `about` is what the file says of itself: the task, the score, the blend, the models' hashes, the
-    calibration, the operating points. `router.threshold` is the knob: a new value takes effect at the
-    next batch. `threads` and `providers` are as of an `OnnxModel`.
+    calibration, the operating points. `router.threshold` is the knob: a new value takes effect at
+    the next batch. `threads` and `providers` are as of an `OnnxModel`.
     """
 
     def __init__(

@@ -60,14 +60,14 @@ class Table:
             raise ValueError(f"{path} has no rows")
         image_column = _image_column(path, schema, image)
         label_column = _label_column(path, schema, label)
-        if label_column is None:
-            return cls(path, rows, image_column, None, classes)
-        known = _names_in_schema(schema, label_column)
-        classes = classes or known
-        if targets_are != "label sets":
-            _check_label(path, schema, label_column, classes)
-            return cls(path, rows, image_column, label_column, classes)
-        sets = _sets_in(path, schema, label_column, classes, numbers=known is not None)
+        sets = None
+        if label_column is not None:
+            known = _names_in_schema(schema, label_column)
+            classes = classes or known
+            if targets_are == "label sets":
+                sets = _sets_in(path, schema, label_column, classes, numbers=known is not None)
+            else:
+                _check_label(path, schema, label_column, classes)
         return cls(path, rows, image_column, label_column, classes, sets)
 
     @property

@@ -48,8 +48,8 @@ class Link:
     when_unavailable
         The joint model's policy: ``"student"``, ``"error"`` or ``"queue"``.
     queue, queue_bytes
-        Of the policy ``"queue"``: the file that keeps rows for later, and the most bytes of it; what
-        comes when it is full is not kept.
+        Of the policy ``"queue"``: the file that keeps rows for later, and the most bytes of it;
+        what comes when it is full is not kept.
     keep_seconds
         How long late answers are kept until somebody asks.
 

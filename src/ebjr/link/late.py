@@ -357,7 +357,8 @@ def _opened(path: str, most_bytes: int) -> sqlite3.Connection:
 def _pack(kind: Task, row: Batch) -> bytes:
     """Raw output of one row, as bytes."""
     buffer = io.BytesIO()
-    np.savez(buffer, **kind.pack("output", _plain(row), half=False))  # type: ignore[arg-type]
+    plain = row if isinstance(row, list | tuple) else to_numpy(row)
+    np.savez(buffer, **kind.pack("output", plain, half=False))  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
@@ -365,10 +366,6 @@ def _unpack(kind: Task, raw: bytes) -> Batch:
     """What `_pack` packed."""
     with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
         return kind.unpack("output", dict(archive))
-
-
-def _plain(rows: Batch) -> Batch:
-    return rows if isinstance(rows, list | tuple) else to_numpy(rows)
 
 
 def _singles(rows: Batch) -> list[Batch]:
