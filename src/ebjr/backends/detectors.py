@@ -68,17 +68,15 @@ def decode_nanodet(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     (y + 1/2) stride), and a side's distance stride times the mean of its k bins (distribution
     focal loss; Li et al., "Generalized focal loss", NeurIPS 2020).
     """
-    rows, strides, centers = [], [], []
+    rows, grids = [], []
     for name, output in outputs.items():
         channels = output.shape[1] if output.ndim == 4 else 0
         if channels <= classes or (channels - classes) % 4:
             raise ModelError(_misfit(name, output, f"(n, {classes} + 4 k, height, width)"))
-        stride = size[0] / output.shape[2]
         rows.append(output.reshape(*output.shape[:2], -1).swapaxes(1, 2))
-        centers.append(_centers(output.shape[2], output.shape[3], stride))
-        strides.append(np.full(len(centers[-1]), stride, np.float32))
+        grids.append((output.shape[2], output.shape[3], size[0] / output.shape[2]))
     whole = np.concatenate(rows, axis=1)
-    stride, center = np.concatenate(strides), np.concatenate(centers)
+    center, stride = _cells(grids)
     return [_distances_decoded(row[:, :classes], row[:, classes:], center, stride) for row in whole]
 
 
@@ -102,15 +100,12 @@ def decode_yolov8(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     )
     logits, bins = outputs[first], outputs[second]
     grids = [(size[0] // stride, size[1] // stride, stride) for stride in (8, 16, 32)]
-    center = np.concatenate([_centers(*grid) for grid in grids])
+    center, strides = _cells(grids)
     if len(center) != logits.shape[2] or bins.shape[2] != logits.shape[2]:
         raise ModelError(
             f"an input of {size[0]} x {size[1]} has {len(center)} boxes on strides 8, 16 and 32, "
             f"but the outputs have {logits.shape[2]} and {bins.shape[2]}"
         )
-    strides = np.concatenate(
-        [np.full(height * width, stride, np.float32) for height, width, stride in grids]
-    )
     return [
         _distances_decoded(row.T, sides.T, center, strides)
         for row, sides in zip(logits, bins, strict=True)
@@ -371,10 +366,15 @@ class OnnxDetector:
         return f"OnnxDetector({str(self.model.path)!r}{loops})"
 
 
-def _centers(height: int, width: int, stride: float) -> NDArray[Any]:
-    """The centers of a map's cells, row by row: (height * width, 2)."""
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    return (np.stack([x.ravel(), y.ravel()], axis=1) + np.float32(0.5)) * np.float32(stride)
+def _cells(grids: Sequence[tuple[int, int, float]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Of all cells of maps (height, width, stride), row by row: centers (a, 2), strides (a,)."""
+    centers, strides = [], []
+    for height, width, stride in grids:
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        cells = np.stack([x.ravel(), y.ravel()], axis=1) + np.float32(0.5)
+        centers.append(cells * np.float32(stride))
+        strides.append(np.full(len(cells), stride, np.float32))
+    return np.concatenate(centers), np.concatenate(strides)
 
 
 def _distances_decoded(

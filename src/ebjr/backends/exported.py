@@ -75,6 +75,7 @@ class ExportedJoint:
             input_name=self.input_name,
             input_shape=known_shape(self.input_shape),
             input_dtype=self.input_dtype,
+            multilabel=self.kind.targets_are == "label sets",
         )
 
     def __call__(self, inputs: Batch, /) -> JointAnswer:

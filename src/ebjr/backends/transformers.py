@@ -37,8 +37,8 @@ class TransformersModel:
     processing
         What to tell the processor beside that. Texts are padded, and cut to what the model can
         take, unless this says otherwise: ``{"max_length": 128}``.
-    device, dtype, compile, batch_size, name
-        As of a `TorchModel`.
+    **options
+        ``device``, ``dtype``, ``compile``, ``batch_size`` and ``name``, as of a `TorchModel`.
     """
 
     def __init__(
@@ -47,11 +47,7 @@ class TransformersModel:
         processor: Any = None,
         *,
         processing: Mapping[str, Any] | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        compile: bool | str = False,
-        batch_size: int | None = None,
-        name: str | None = None,
+        **options: Any,
     ) -> None:
         model, own = _taken_apart(source)
         self.processor = own if processor is None else processor
@@ -60,9 +56,7 @@ class TransformersModel:
                 f"{type(model).__name__} needs its tokenizer or image processor as processor=, but "
                 f"got {type(self.processor).__name__}"
             )
-        self._torch = TorchModel(
-            model, device=device, dtype=dtype, compile=compile, batch_size=batch_size, name=name
-        )
+        self._torch = TorchModel(model, **options)
         self.module = self._torch.module
         self.name = self._torch.name
         self.batch_size = self._torch.batch_size

@@ -190,22 +190,19 @@ def _open_folder(
     entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
     loose = [entry for entry in entries if entry.is_file() and _is_image(entry.name)]
     folders = [entry for entry in entries if entry.is_dir()]
-    files: list[tuple[Path, int | None]] = [(file, None) for file in loose]
-    if folders:
-        labels = classes or tuple(folder.name for folder in folders)
-        files = list(_labelled(root, folders, labels))
-        if files and loose:
-            raise ValueError(
-                f"{root} has class folders, and {len(loose)} images beside them (the first is "
-                f"{loose[0].name}); move these into a class folder, or away"
-            )
-        if files:
-            return _images(root, files, on_unreadable, labels)
-        files = [(file, None) for file in loose]
-    if not files:
+    labels = classes or tuple(folder.name for folder in folders)
+    inside = list(_labelled(root, folders, labels))
+    if inside and loose:
+        raise ValueError(
+            f"{root} has class folders, and {len(loose)} images beside them (the first is "
+            f"{loose[0].name}); move these into a class folder, or away"
+        )
+    if inside:
+        return _images(root, inside, on_unreadable, labels)
+    if not loose:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ValueError(f"{root} has no images ({kinds}), in itself or in class folders")
-    return _images(root, files, on_unreadable, classes)
+    return _images(root, [(file, None) for file in loose], on_unreadable, classes)
 
 
 def _images(
