@@ -38,18 +38,6 @@ def read_coco(path: str | os.PathLike[str]) -> CocoLabels:
 
     A ValueError names the annotation that has a negative or infinite size, or a category or an
     image that the file does not list.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> file = Path(tempfile.mkdtemp()) / "labels.json"
-    >>> _ = file.write_text(json.dumps({
-    ...     "images": [{"id": 7, "file_name": "cat.jpg", "width": 64, "height": 48}],
-    ...     "annotations": [{"id": 1, "image_id": 7, "category_id": 17, "bbox": [1, 2, 30, 40]}],
-    ...     "categories": [{"id": 17, "name": "cat"}]}))
-    >>> labels = read_coco(file)
-    >>> labels.files, labels.truth[0].boxes, labels.truth[0].labels
-    (('cat.jpg',), array([[ 1.,  2., 31., 42.]]), array([0]))
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
