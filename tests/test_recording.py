@@ -391,6 +391,24 @@ def test_data_without_labels_say_so_and_targets_beside_data_are_refused(folder):
         record(*pair(), open_data("images"), np.zeros(120, int))
 
 
+def test_a_table_of_label_sets_is_recorded_and_a_folder_of_classes_is_refused(folder):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    files = sorted((folder / "images").rglob("*.png"))[:4]
+    sets = [[1, 0], [0, 0], [1, 1], [0, 1]]
+    columns = {"image": [file.read_bytes() for file in files], "labels": sets}
+    parquet.write_table(pyarrow.Table.from_pydict(columns), "table.parquet")
+    data = open_data("table.parquet", targets_are="label sets", classes=["cat", "dog"])
+
+    def model(images):
+        return np.ones((len(images), 2))
+
+    found = record(model, model, data, task="multilabel")
+    assert (found.targets.tolist(), found.labels) == (np.array(sets, bool).tolist(), data.classes)
+    with pytest.raises(ValueError, match="multilabel reads label sets from the targets of"):
+        record(model, model, open_data("images"), task="multilabel")
+
+
 def test_a_callable_gets_images_as_they_are_and_has_no_provenance():
     seen = []
     images = np.zeros((4, 6, 5, 3), np.uint8)

@@ -20,10 +20,10 @@ from ebjr.backends.entry import (
     ModelEntry,
     RemoteEntry,
     check_keys,
-    check_present,
     check_remote,
     entry_from_table,
     entry_of,
+    picked,
 )
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import Blend, as_blend, blend_text
@@ -144,19 +144,7 @@ class JointConfig:
         name: str = "joint",
         imports: Sequence[str] = (),
     ) -> JointConfig:
-        """The configuration that a study leads to.
-
-        Parameters
-        ----------
-        student, teacher
-            The models' files.
-        study
-            The calibration, with its figures on both halves.
-        name
-            What a server calls the model.
-        imports
-            What was imported for the study's score.
-        """
+        """The configuration that a study leads to; `imports` is what was imported for its score."""
         from ebjr.joint_study import study_figures
 
         fraction, seed = study.split
@@ -188,36 +176,26 @@ class JointConfig:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all.
-
-        Raises
-        ------
-        OSError
-            It cannot be written.
-        """
+        """Write the file, whole or not at all."""
         folder = Path(path).resolve().parent
-        table: dict[str, Any] = {"name": self.name, "task": self.task}
-        if self.imports:
-            table["imports"] = list(self.imports)
-        if self.labels is not None:
-            table["labels"] = list(self.labels)
-        if self.known_classes is not None:
-            table |= {"known_classes": list(self.known_classes), "classes": self.classes}
-        table["router"] = {
-            "score": self.score,
-            "threshold": self.threshold,
-            "blend": blend_text(self.blend),
-        }
+        router: dict[str, Any] = {"score": self.score, "threshold": self.threshold}
+        router["blend"] = blend_text(self.blend)
         if self.rescale is not None:
-            table["router"]["rescale"] = self.rescale.as_dict()
-        table["student"] = self.student.as_table(folder)
-        table["teacher"] = self.teacher.as_table(folder)
-        if self.calibration:
-            table["calibration"] = dict(self.calibration)
-        if self.operating_points:
-            table["operating_points"] = {k: dict(v) for k, v in self.operating_points.items()}
+            router["rescale"] = self.rescale.as_dict()
+        table = {
+            "name": self.name,
+            "task": self.task,
+            "imports": list(self.imports) or None,
+            "labels": None if self.labels is None else list(self.labels),
+            **_known(self.known_classes, self.classes),
+            "router": router,
+            "student": self.student.as_table(folder),
+            "teacher": self.teacher.as_table(folder),
+            "calibration": dict(self.calibration) or None,
+            "operating_points": {k: dict(v) for k, v in self.operating_points.items()} or None,
+        }
         with write_whole(path, "wb") as file:
-            tomli_w.dump(table, file)
+            tomli_w.dump({key: value for key, value in table.items() if value is not None}, file)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> JointConfig:
@@ -243,21 +221,18 @@ class JointConfig:
 
     @classmethod
     def _from_table(cls, table: Mapping[str, Any], folder: Path) -> JointConfig:
-        top = ("name", "task", "labels", "router", "student", "teacher", "calibration")
-        more = ("operating_points", "known_classes", "classes", "imports")
-        check_keys(table, (*top, *more), "the file")
-        check_present(table, ("router", "student", "teacher"), "the file")
+        of_router = ("score", "threshold", "blend", "rescale")
+        own = [f.name for f in fields(cls) if f.name not in of_router]
+        check_keys(table, ("router", *own), "the file", ("router", "student", "teacher"))
         router = table["router"]
-        check_keys(router, ("score", "threshold", "blend", "rescale"), "router")
-        check_present(router, ("score", "threshold"), "router")
+        check_keys(router, of_router, "router", ("score", "threshold"))
         imports = _checked_imports(table.get("imports", []))
         _check_score(router["score"], imports)
         calibration = table.get("calibration", {})
         check_keys(calibration, _CALIBRATION_KEYS, "calibration")
         points = table.get("operating_points", {})
         for name, point in points.items():
-            check_keys(point, _POINT_KEYS, f"operating_points.{name}")
-            check_present(point, ("threshold",), f"operating_points.{name}")
+            check_keys(point, _POINT_KEYS, f"operating_points.{name}", ("threshold",))
         labels = table.get("labels")
         return cls(
             student=entry_from_table(table["student"], folder, "student"),
@@ -265,15 +240,12 @@ class JointConfig:
             score=router["score"],
             threshold=check_threshold(router["threshold"]),
             blend=router.get("blend", 0.0),
-            task=table.get("task", "classification"),
-            name=table.get("name", "joint"),
             labels=None if labels is None else tuple(labels),
             calibration=calibration,
             operating_points=points,
             rescale=as_task(table.get("task", "classification")).read_scale(router.get("rescale")),
-            known_classes=table.get("known_classes"),
-            classes=table.get("classes"),
             imports=imports,
+            **picked(table, ("task", "name", "known_classes", "classes")),
         )
 
     @property
@@ -334,7 +306,7 @@ class JointConfig:
     def load(
         self, *, student: Model | None = None, teacher: Model | None = None, **options: Any
     ) -> JointModel:
-        """Load both models and join them.
+        """Load both models and join them, once `check` has passed.
 
         Parameters
         ----------
@@ -346,13 +318,7 @@ class JointConfig:
         Raises
         ------
         ModelError
-            A model file, the preprocessing, or what a specialized student knows has changed, or a
-            model cannot be loaded.
-
-        Warns
-        -----
-        PromiseWarning
-            Score, blend, or a certified threshold is not what was calibrated.
+            A model file has changed, or cannot be loaded.
         """
         self.check()
         own = {name: getattr(self, name) for name in ("rescale", "known_classes", "classes")}
@@ -369,14 +335,8 @@ class JointConfig:
     def study(self, outcomes: Outcomes, *, fraction: float = 0.5, seed: int = 0) -> Study:
         """The study of the file's threshold, on examples it was not chosen on.
 
-        Outcomes that it was calibrated on are split and drawn as they were then.
-
-        Parameters
-        ----------
-        outcomes
-            What both models said.
-        fraction, seed
-            The split of other outcomes, as for `Outcomes.split`.
+        Outcomes that it was calibrated on are split and drawn as they were then; others are split
+        by `fraction` and `seed`, as for `Outcomes.split`.
         """
         from ebjr.calibration.goal import Goal
         from ebjr.curve import TradeOffCurve
@@ -533,12 +493,8 @@ def read_joint(
 ) -> JointConfig | ExportedJoint:
     """What a ``joint.toml`` says, or an exported file, loaded.
 
-    Parameters
-    ----------
-    path
-        The file.
-    threads, overlap
-        Of an exported one: its threads; None shares the cores among the batches in work at once.
+    `threads` are those of an exported one: None shares the cores among `overlap` batches in work
+    at once.
     """
     if Path(path).suffix.lower() != ".onnx":
         return JointConfig.read(path)
@@ -548,13 +504,7 @@ def read_joint(
 def chosen_threshold(
     joint: JointConfig | ExportedJoint, threshold: float | None = None, name: str | None = None
 ) -> float:
-    """The threshold to use: as given, of a named operating point, or the file's own.
-
-    Raises
-    ------
-    ValueError
-        There are two, or the file names no such operating point.
-    """
+    """The threshold to use: as given, of a named operating point, or the file's own."""
     if threshold is not None and name is not None:
         raise ValueError("give --threshold or --operating-point, not both")
     if threshold is not None:
@@ -588,19 +538,14 @@ def _meaning(
     classes: int | None,
 ) -> dict[str, Any]:
     """What the models' files do not say of what goes in and what comes out, by `_MEANING`."""
-    table: dict[str, Any] = {"preprocessing": _preprocessing(student, teacher)}
-    if known_classes is not None:
-        table |= {"known_classes": list(known_classes), "classes": classes}
-    return table
+    how = [each.preprocess and each.preprocess.as_dict() for each in (student, teacher)]
+    short = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
+    return {"preprocessing": short, **_known(known_classes, classes)}
 
 
-def _preprocessing(student: Entry, teacher: Entry) -> str:
-    """A short hash of how both models' inputs are prepared."""
-    tables = [
-        None if entry.preprocess is None else entry.preprocess.as_dict()
-        for entry in (student, teacher)
-    ]
-    return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:16]
+def _known(known_classes: tuple[int, ...] | None, classes: int | None) -> dict[str, Any]:
+    """What a specialized student knows, if it is one."""
+    return {} if known_classes is None else {"known_classes": [*known_classes], "classes": classes}
 
 
 def _figures(point: OperatingPoint) -> dict[str, Any]:

@@ -109,13 +109,7 @@ class ModelFacts:
         return self.input_shape[0] if self.input_shape else None
 
     def hashes(self) -> dict[str, str]:
-        """The SHA-256 of every file that makes up the model, by name; reads them all.
-
-        Examples
-        --------
-        >>> facts(lambda batch: batch).hashes()
-        {}
-        """
+        """The SHA-256 of every file that makes up the model, by name; reads them all."""
         files = () if self.path is None else (self.path, *self.further_files())
         return {file.name: sha256_of(file) for file in files}
 
@@ -148,6 +142,7 @@ _SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
     ("input_shape", "n_features_in_", int, lambda features: (None, features)),
     ("input_shape", "input_shape", tuple, tuple),
     ("input_dtype", "input_dtype", np.dtype | type, np.dtype),
+    ("multilabel", "multilabel", bool, bool),
     ("bytes_moved", "bytes_moved", int, int),
 )
 """Which fact an attribute of a model, or of an estimator, is; its type, and what makes it so."""
@@ -179,27 +174,21 @@ def _own_device(model: Any) -> str:
 
 
 def device_name(device: Any) -> str:
-    """A device of PyTorch's, or a provider of ONNX Runtime's, as `ModelFacts.device` says it.
-
-    Examples
-    --------
-    >>> device_name("CPUExecutionProvider"), device_name("cuda:1")
-    ('cpu', 'cuda:1')
-    """
+    """A device of PyTorch's, or a provider of ONNX Runtime's, as `ModelFacts.device` says it."""
     name = str(getattr(device, "type", device or "cpu"))
     return "cpu" if name.startswith("cpu") or name == "CPUExecutionProvider" else name
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Raw output with a word on its rows, of models that have more to say than an array.
+    """Raw output of a model that says more of its rows.
 
     Attributes
     ----------
     output
-        The raw output, a row for each input that was answered.
+        A row of raw output for each input that was answered.
     degraded
-        As many bool: which of these rows are not what they should be; None where nobody said.
+        A bool for each of these rows: whether it is not what it should be; None is unknown.
     answered
         (n,) bool: which inputs were answered; None is all of them.
     """
@@ -210,13 +199,7 @@ class Answer:
 
 
 def as_answer(said: Any) -> Answer:
-    """What a model has returned as an `Answer`; a joint model's carries its raw output.
-
-    Examples
-    --------
-    >>> as_answer([2.0, 1.0])
-    Answer(output=[2.0, 1.0], degraded=None, answered=None)
-    """
+    """What a model has returned as an `Answer`; a joint model's answer carries its raw output."""
     if isinstance(said, Answer):
         return said
     output = getattr(said, "output", said)
@@ -224,14 +207,7 @@ def as_answer(said: Any) -> Answer:
 
 
 def model_name(model: Model) -> str:
-    """What to call a model in a message.
-
-    Examples
-    --------
-    >>> def student(batch): return batch
-    >>> model_name(student)
-    'student'
-    """
+    """What to call a model in a message."""
     name = getattr(model, "name", None) or getattr(model, "__name__", None)
     return name if isinstance(name, str) else type(model).__name__
 
@@ -239,24 +215,12 @@ def model_name(model: Model) -> str:
 def answer(model: Model, batch: Any, rows: int, kind: Task | None = None) -> Answer:
     """Run a model and check that it gave one row of raw output for each of `rows` inputs.
 
-    `kind` is the task, which knows what raw output is; any array with rows will do without.
-
-    Returns
-    -------
-    Answer
-        The raw output. Which rows are degraded is known of a joint model, and that not all are
-        answered of a far one.
+    `kind` is the task, which knows what raw output is; without it any array with rows will do.
 
     Raises
     ------
     ModelError
         The output has no rows, or not as many as were answered.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> answer(lambda batch: batch * 2, np.ones((1, 3)), rows=1).output
-    array([[2., 2., 2.]])
     """
     found = as_answer(model(batch))
     expected = rows if found.answered is None else int(to_numpy(found.answered).sum())

@@ -9,12 +9,10 @@ where the processor multiplies eight-bit numbers (VNNI, AMX, NEON dot products).
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebjr.backends.onnx import OnnxModel
+from ebjr.backends.pytorch import quiet
 from ebjr.data.preprocess import Preprocess
 from ebjr.errors import MissingExtra, ModelError, one_line
 from ebjr.evaluation.profile import measure_latency
@@ -184,7 +183,7 @@ def _quantize(
         raise MissingExtra("onnx", f"quantizing {model.path}") from error
     folded, feeds = target.with_name("folded.onnx"), _feeds(model, inputs, tell)
     try:
-        with _quiet():
+        with quiet():  # its advice is about how it is called, which is settled here
             quant_pre_process(str(model.path), str(folded), skip_symbolic_shape=True)
             last = _last_layers(_graph(folded))
             quantize_file(
@@ -267,15 +266,3 @@ def _agreement(before: NDArray[Any], after: NDArray[Any]) -> float | None:
     if before.shape[1] < 2:
         return None
     return float((before.argmax(axis=1) == after.argmax(axis=1)).mean())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Its advice is about how it is called, which is settled here."""
-    logger = logging.getLogger()
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

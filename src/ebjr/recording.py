@@ -81,10 +81,11 @@ def record(
         Array (n, ...) or a list of n inputs; both models are given the same. Or what
         `ebjr.data.open.open_data` opened, which has its own targets and class names.
     targets
-        (n,) integer labels, or numbers, or a list of n `GroundTruth`; None where nobody knows: the
-        teacher's own answers are then the targets, and every accuracy is agreement with it.
+        (n,) integer labels or numbers, (n, labels) of 0 and 1, or a list of n `GroundTruth`. None
+        takes the teacher's own answers for targets, and every accuracy is agreement with it.
     task
-        ``"classification"``, ``"specialized"``, ``"regression"`` or ``"detection"``.
+        ``"classification"``, ``"multilabel"``, ``"specialized"``, ``"regression"`` or
+        ``"detection"``. A model that is known to answer label sets is for ``"multilabel"`` alone.
     batch_size
         How many inputs a model gets at once.
     progress
@@ -107,17 +108,11 @@ def record(
     folder
         Where the outcomes will be saved: paths in `models` are relative to it. None: absolute.
 
-    Returns
-    -------
-    Outcomes
-        With raw outputs on the CPU.
-
     Raises
     ------
     ValueError
-        Inputs and targets of different lengths, none at all, targets that are no labels (as soon
-        as the first batch has told how many classes there are), or outputs that do not fit the
-        task.
+        `inputs` and `targets` differ in length or are empty, `targets` are not of the task (as soon
+        as the first batch has told how many classes there are), or a model is for another task.
     ModelError
         A model did not return one row for each input, or not the same classes in each batch, or
         returned NaN or infinity.
@@ -174,6 +169,8 @@ class _Recording:
         self.given: dict[str, Model] = {"student": student, "teacher": teacher}
         self.about: dict[str, Any] = {**about}
         self.kind = as_task(task, about.get("known_classes"))
+        for role, model in self.given.items():
+            _check_task(role, model, self.kind)
         self.check_all: Callable[[int | None], None] | None = None
         self.data: Data | None = None
         self.models: dict[str, Model] = {}
@@ -186,8 +183,7 @@ class _Recording:
     def of_data(self, data: Data, size: int) -> Batches:
         """The batches of some data, once they are known to have targets of the task."""
         self.data, wanted = data, self.kind.targets_are
-        arrays = wanted in ("numbers", "label sets")
-        if arrays and data.has_targets and not isinstance(data, ArrayData):
+        if wanted == "numbers" and data.has_targets and not isinstance(data, ArrayData):
             raise ValueError(
                 f"{self.kind.name} reads {wanted} from the targets of an .npz, not from {data.path}"
             )
@@ -331,23 +327,13 @@ def prepare_for(
     preprocess: Preprocess | str | None = "auto",
     argument: str = "preprocess",
 ) -> Model:
-    """A model with its preprocessing for a batch, as `record` takes it.
+    """A model with its preprocessing for a batch: of decoded images, or of inputs that are ready.
 
-    Parameters
-    ----------
-    model, inputs
-        The model, and a batch: decoded images, or inputs that are ready.
-    preprocess, argument
-        The preprocessing, and what to call it in a message.
-
-    Raises
-    ------
-    ValueError
-        `preprocess` is no such text, or is ``"infer"`` and the model does not say its input.
+    `preprocess` is as `record` takes it, and `argument` what to call it in a message.
     """
     if preprocess not in ("auto", "infer"):
         chosen = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
-        return model if chosen is None else prepared(model, chosen)
+        return prepared(model, chosen)
     known = facts(unprepared(model)[0])
     if not _are_images(inputs) or known.sends_files:
         return model
@@ -393,17 +379,10 @@ def costs_of(
 ) -> dict[str, Cost]:
     """What an example costs on each of several models, as far as can be told before they run.
 
-    Parameters
-    ----------
-    models, given
-        By name: the models with their preprocessing, and the costs that are known.
-    inputs
-        A batch of the inputs.
-    flops
-        Count the FLOPs of models that can be looked into, where they are not given.
-    joules
-        Measure the joules of all models by the same counters, or estimate all of them. Where one
-        is remote, no joules are found: what runs elsewhere is not ours to count.
+    `models`, with their preprocessing, and `given`, the costs that are known, are by name. `flops`
+    counts those of models that can be looked into. `joules` measures all models by the same
+    counters, or estimates all of them; where one is remote, no joules are found: what runs
+    elsewhere is not ours to count.
     """
     costs: dict[str, Cost] = {}
     loads: dict[str, tuple[Any, ...]] = {}
@@ -471,6 +450,22 @@ def _bytes_moved(models: Mapping[str, Model]) -> dict[str, int]:
 # Checks
 
 
+def _check_task(role: str, model: Model, kind: Task) -> None:
+    """Models that are known to answer label sets are for the task multilabel; no others are."""
+    known, wanted = facts(model), kind.targets_are == "label sets"
+    if known.multilabel and not wanted:
+        raise ValueError(
+            f"the {role}, {known.name}, answers any number of labels for each input: give "
+            "--task multilabel (task='multilabel')"
+        )
+    if known.multilabel is False and wanted:
+        raise ValueError(
+            f"the {role}, {known.name}, answers one label for each input, and task multilabel "
+            "needs models with a logit for each label; give --task classification "
+            "(task='classification') if one label is right"
+        )
+
+
 def _check_labels(targets: Any, kind: Task, path: Path) -> None:
     """Say that data are for another task before a model runs on them."""
     boxes, wanted = isinstance(targets, list), kind.targets_are == "boxes"
@@ -478,6 +473,11 @@ def _check_labels(targets: Any, kind: Task, path: Path) -> None:
         raise ValueError(f"{path} has labeled boxes: give --task detection (task='detection')")
     if targets is not None and wanted and not boxes:
         raise ValueError(f"detection reads labeled boxes from COCO's .json, not from {path}")
+    if targets is not None and kind.targets_are == "label sets" and np.ndim(targets) != 2:
+        raise ValueError(
+            f"{kind.name} reads label sets from the targets of an .npz or from a table's lists, "
+            f"not from {path}"
+        )
 
 
 def _check_alike(kind: Task, role: str, first: Any, rows: Any, number: int) -> None:

@@ -8,14 +8,32 @@ import torch
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.linear_model import BayesianRidge, LinearRegression, LogisticRegression
+from sklearn.linear_model import (
+    BayesianRidge,
+    LinearRegression,
+    LogisticRegression,
+    RidgeClassifier,
+)
+from sklearn.model_selection import GridSearchCV
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import ClassifierChain, MultiOutputClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
-from ebjr import JointClassifier, JointRegressor, Outcomes, Router, calibrate, load_model
+from ebjr import (
+    JointClassifier,
+    JointRegressor,
+    Outcomes,
+    Router,
+    calibrate,
+    load_model,
+    record,
+    record_batches,
+)
 from ebjr.backends.sklearn import SklearnModel
 from ebjr.errors import ModelError
 from ebjr.scores import as_score
@@ -190,3 +208,101 @@ def test_a_regressor_of_two_quantities_is_refused(points):
     model = load_model(LinearRegression().fit(points[0], points[0]))
     with pytest.raises(ModelError, match=r"must answer one question with rows of 1, but gave"):
         model(points[0])
+
+
+@pytest.fixture(scope="module")
+def label_sets():
+    """Points, and which of three labels each has."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(0, 1, (120, 4))
+    return inputs, (inputs[:, :3] + rng.normal(0, 0.3, (120, 3)) > 0.2).astype(int)
+
+
+MULTILABEL = [
+    MultiOutputClassifier(LogisticRegression()),
+    MultiOutputClassifier(LinearSVC()),
+    MultiOutputClassifier(GaussianNB()),
+    OneVsRestClassifier(LinearSVC()),
+    OneVsRestClassifier(GaussianNB()),
+    KNeighborsClassifier(),
+    RandomForestClassifier(5, random_state=0),
+    MLPClassifier((8,), max_iter=40, random_state=0, solver="lbfgs"),
+    RidgeClassifier(),
+    ClassifierChain(LogisticRegression()),
+    make_pipeline(StandardScaler(), MultiOutputClassifier(LinearSVC())),
+    make_pipeline(MultiOutputClassifier(LinearSVC())),
+    GridSearchCV(MultiOutputClassifier(LinearSVC()), {"estimator__C": [1.0]}, cv=2),
+    GridSearchCV(RidgeClassifier(), {"alpha": [1.0]}, cv=2),
+]
+
+
+@pytest.mark.parametrize("estimator", MULTILABEL, ids=str)
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
+def test_every_multilabel_estimator_answers_a_logit_for_each_label(label_sets, estimator):
+    inputs, targets = label_sets
+    model = load_model(estimator.fit(inputs, targets))
+    output = model(inputs)
+    assert output.shape == targets.shape
+    assert np.isfinite(output).all()
+    np.testing.assert_array_equal(output > 0, estimator.predict(inputs) == 1)
+    assert (model.facts.multilabel, model.labels) == (True, None)
+    assert model(inputs[:0]).shape == (0, 3)
+
+
+def test_label_logits_are_decisions_or_the_log_odds_of_probabilities(label_sets):
+    inputs, targets = label_sets
+    each = MultiOutputClassifier(LogisticRegression()).fit(inputs, targets)
+    expected = np.stack([part.decision_function(inputs) for part in each.estimators_], axis=1)
+    np.testing.assert_array_equal(load_model(each)(inputs), expected)
+    odds = load_model(each, output="predict_proba")
+    np.testing.assert_allclose(odds(inputs), expected, rtol=1e-6)
+    near = load_model(KNeighborsClassifier().fit(inputs, targets))(inputs)
+    assert np.abs(near).max() == pytest.approx(27.6, abs=0.1)  # a probability of 0 or 1
+
+
+def test_a_label_that_was_never_there_is_never_answered(label_sets):
+    inputs, targets = label_sets[0], label_sets[1] * [1, 0, 1]
+    output = load_model(KNeighborsClassifier().fit(inputs, targets))(inputs)
+    assert (output[:, 1] < -27).all()
+
+
+def test_two_multilabel_estimators_become_one(label_sets):
+    inputs, targets = label_sets
+    student = load_model(MultiOutputClassifier(GaussianNB()).fit(inputs[:, :4], targets))
+    teacher = load_model(OneVsRestClassifier(LogisticRegression()).fit(inputs, targets))
+    outcomes = record(student, teacher, inputs, targets, task="multilabel")
+    assert outcomes.labels is None
+    point = calibrate(outcomes, goal="budget", deferral_rate=0.4)
+    answer = outcomes.kind.final(student, teacher, point.router, blend=point.blend)(inputs)
+    assert answer.prediction.shape == targets.shape
+    assert answer.deferred.mean() <= 0.4
+    assert (answer.prediction == targets).all(axis=1).mean() == pytest.approx(point.quality)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_multilabel_model_goes_with_no_other_task(label_sets, task):
+    inputs, targets = label_sets
+    model = load_model(KNeighborsClassifier().fit(inputs, targets))
+    with pytest.raises(ValueError, match=r"KNeighborsClassifier, .*task='multilabel'\)$"):
+        record(model, model, inputs, targets[:, 0], task=task)
+
+
+@pytest.mark.parametrize("estimator", [LogisticRegression(), LinearRegression()])
+def test_a_model_of_one_label_is_refused_for_label_sets(label_sets, estimator):
+    inputs, targets = label_sets
+    teacher = load_model(KNeighborsClassifier().fit(inputs, targets))
+    student = load_model(estimator.fit(inputs, targets[:, 0]))
+    message = r"the student, L.*Regression, answers one label for each input, and task multilabel"
+    with pytest.raises(ValueError, match=message):
+        record_batches(student, teacher, [(inputs, targets)], task="multilabel")
+
+
+def test_several_questions_at_once_are_refused(label_sets):
+    inputs, targets = label_sets
+    with pytest.raises(ModelError, match="must answer one question, or have labels of 0 and 1"):
+        load_model(RandomForestClassifier(2).fit(inputs, targets + 1))
+    model = KNeighborsClassifier().fit(inputs, targets)
+    with pytest.raises(ValueError, match="must be one of decision_function, predict_proba, but"):
+        load_model(model, output="predict_log_proba")
+    with pytest.raises(ModelError, match="KNeighborsClassifier has no decision_function; it has"):
+        load_model(model, output="decision_function")

@@ -11,7 +11,7 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from ebjr import JointClassifier, Router, load_model  # noqa: E402
+from ebjr import JointClassifier, Router, load_model, record  # noqa: E402
 from ebjr.backends.pytorch import TorchModel  # noqa: E402
 from ebjr.backends.transformers import TransformersModel  # noqa: E402
 from ebjr.errors import ModelError  # noqa: E402
@@ -19,7 +19,7 @@ from ebjr.errors import ModelError  # noqa: E402
 TEXTS = ["good good film", "bad film", "good", "film " * 50, "unknown words"]
 
 
-def text_model(labels: int = 3) -> transformers.PreTrainedModel:
+def text_model(labels: int = 3, problem: str | None = None) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=5,
@@ -29,6 +29,7 @@ def text_model(labels: int = 3) -> transformers.PreTrainedModel:
         num_attention_heads=2,
         max_position_embeddings=8,
         num_labels=labels,
+        problem_type=problem,
     )
     return transformers.BertForSequenceClassification(config)
 
@@ -157,3 +158,24 @@ def test_inputs_that_the_processor_does_not_take_are_one_sentence(tokenizer, ima
         load_model(text_model(), processor=tokenizer)([3])
     with pytest.raises(ModelError, match="processor of"):
         load_model(image_model(), processor=image_processor)([np.zeros((2, 2, 7, 3, 1))])
+
+
+def test_a_multilabel_model_answers_label_logits_and_goes_with_its_task_alone(tokenizer):
+    module = text_model(problem="multi_label_classification")
+    pipe = transformers.pipeline("text-classification", model=module, tokenizer=tokenizer)
+    model = load_model(pipe)
+    assert model.facts.multilabel is True
+    said = pipe(TEXTS, top_k=None, truncation=True, max_length=8)
+    shares = [[found["score"] for found in sorted(row, key=lambda f: f["label"])] for row in said]
+    np.testing.assert_allclose(1 / (1 + np.exp(-model(TEXTS))), shares, rtol=1e-4)
+    teacher = load_model(text_model(), processor=tokenizer)
+    assert teacher.facts.multilabel is None
+    targets = model(TEXTS) > 0
+    outcomes = record(model, teacher, TEXTS, targets, task="multilabel", flops=False)
+    assert outcomes.quality("student") == 1.0
+    with pytest.raises(ValueError, match=r"the student, Bert.*give .*task='multilabel'\)$"):
+        record(model, teacher, TEXTS, [0] * len(TEXTS), flops=False)
+    single = load_model(text_model(problem="single_label_classification"), processor=tokenizer)
+    with pytest.raises(ValueError, match=r"the teacher, Bert.* answers one label for each input"):
+        record(model, single, TEXTS, targets, task="multilabel", flops=False)
+    assert load_model(module).facts.multilabel is True

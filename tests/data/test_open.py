@@ -335,6 +335,67 @@ def test_text_labels_need_the_models_classes(tmp_path) -> None:
         open_data(path)
 
 
+SETS = [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+LISTED = [[2, 0], [], [1]]
+NAMED = [["fox", "cat"], [], ["dog"]]
+ANIMALS = ["cat", "dog", "fox"]
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "stream.arrow", "file.arrow"])
+@pytest.mark.parametrize(
+    ("lists", "kind", "classes"),
+    [
+        (SETS, pa.list_(pa.int64()), None),
+        ([list(map(bool, row)) for row in SETS], pa.list_(pa.bool_(), 3), None),
+        (SETS, pa.large_list(pa.float32()), ANIMALS),
+        (LISTED, pa.list_(pa.int8()), ANIMALS),
+        (NAMED, pa.list_(pa.string()), ANIMALS),
+    ],
+)
+def test_lists_are_label_sets(name, lists, kind, classes, tmp_path) -> None:
+    images = [encoded(pixels(i)) for i in range(3)]
+    table = pa.table({"image": images, "labels": pa.array(lists, kind)})
+    path = write_table(tmp_path / name, table)
+    data = open_data(path, targets_are="label sets", classes=classes)
+    assert read(data).targets.tolist() == SETS
+    with pytest.raises(ValueError, match="lists of labels are for --task multilabel"):
+        open_data(path)
+
+
+def test_the_hubs_lists_of_numbered_labels_are_label_sets(tmp_path) -> None:
+    images = [encoded(pixels(i)) for i in range(3)]
+    numbers = pa.array([[1, 0], [0, 1], None], pa.list_(pa.int64()))
+    names = {"info": {"features": {"labels": {"feature": {"names": ["cat", "dog"]}}}}}
+    table = pa.table({"image": images, "labels": numbers})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
+    data = open_data(write_table(tmp_path / "t.parquet", table), targets_are="label sets")
+    assert data.classes == ("cat", "dog")
+    assert read(data).targets.tolist() == [[1, 1], [1, 1]]
+    assert data.unreadable == [("t.parquet:2", "it has no label")]
+
+
+@pytest.mark.parametrize(
+    ("lists", "classes", "message"),
+    [
+        (LISTED, None, "or the names or numbers of those that are right with classes given"),
+        (NAMED, None, "it has other lists for unknown classes"),
+        (SETS, ["cat", "dog"], "it has lists of 3 for 2 classes"),
+        ([[0.5], [1.0], [0.0]], ANIMALS, "must hold 0 or 1 for each label"),
+        ([0, 1, 2], ANIMALS, "must hold lists of 0 and 1, or of labels, but holds int64"),
+        ([[0, 3], [1], []], ANIMALS, r"different ones of the 3 classes, but one is \[0, 3\]"),
+        ([[1, 2, 1], [1], []], ANIMALS, r"different ones of the 3 classes, but one is \[1, 2, 1"),
+        ([[1, 2, None], [1], []], ANIMALS, r"different ones of .* \[1, 2, None"),
+        ([["cow"], [], []], ANIMALS, "'cow' is none of the 3 classes"),
+    ],
+)
+def test_lists_that_are_no_label_sets_are_one_sentence(lists, classes, message, tmp_path) -> None:
+    images = [encoded(pixels(i)) for i in range(3)]
+    path = write_table(tmp_path / "t.parquet", pa.table({"image": images, "labels": lists}))
+    with pytest.raises(ValueError, match=message) as caught:
+        read(open_data(path, targets_are="label sets", classes=classes))
+    assert "\n" not in str(caught.value)
+
+
 def test_rows_without_an_image_or_a_label_are_named(tmp_path) -> None:
     rows = [encoded(pixels(0)), None, encoded(pixels(2)), b"junk"]
     table = pa.table({"image": pa.array(rows, pa.binary()), "label": [0, 1, None, 1]})

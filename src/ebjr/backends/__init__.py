@@ -41,11 +41,11 @@ def load_model(source: Any, **options: Any) -> Model:
     Raises
     ------
     FileNotFoundError
-        There is no file at the path.
+        `source` is a path without a file.
     TypeError
         `source` is nothing that can be a model, or a callable came with options.
     ModelError
-        The file is corrupt, or of a kind that EBJR does not read; the estimator is not fitted.
+        `source` is corrupt, of a kind that EBJR does not read, or an estimator that is not fitted.
     MissingExtra
         The package that runs this kind of model is not installed.
 

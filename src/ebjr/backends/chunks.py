@@ -18,26 +18,11 @@ def run_in_chunks(
     name: str,
     join: Callable[[Sequence[Any]], Any],
 ) -> Any:
-    """The answer to a batch of at least one row, run in chunks.
+    """The answer to a batch (n, ...) of at least one row, run in chunks of at most `size` rows.
 
-    The last chunk of a graph with a fixed batch is filled up with copies of its last row, whose
-    answers are dropped.
-
-    Parameters
-    ----------
-    run, name
-        Answers one chunk, and what the model is called.
-    batch
-        An array (n, ...).
-    size, fixed
-        The most rows of a chunk, and the rows that the graph is fixed to; None is any.
-    join
-        Makes one array of several.
-
-    Raises
-    ------
-    ModelError
-        The graph is fixed to another number of rows, and `size` does not allow chunks.
+    A graph may be fixed to a batch of `fixed` rows: its last chunk is filled up with copies of its
+    last row, whose answers are dropped. A ModelError says that `size` is missing then. `join` makes
+    one array of several.
     """
     if fixed and not size:
         raise ModelError(
@@ -55,13 +40,7 @@ def run_in_chunks(
 
 
 def checked_batch_size(size: int | None, fixed: int | None, name: str) -> int | None:
-    """The most rows of a chunk, if a model can be run so.
-
-    Raises
-    ------
-    ValueError
-        `size` is no positive whole number, or not the number that the graph is fixed to.
-    """
+    """The most rows of a chunk; a ValueError where a model cannot be run so."""
     if size is None:
         return None
     if fixed is not None and size != fixed:

@@ -8,15 +8,17 @@ boxes back to the image, in one place for all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
 
+from ebjr.backends.chunks import run_in_chunks
 from ebjr.backends.onnx import OnnxModel
 from ebjr.data.preprocess import Image, Preprocess, facts_of_images, infer_preprocess
 from ebjr.errors import ModelError
@@ -34,14 +36,8 @@ CANDIDATES = 3000
 class Decoded:
     """What a head says about one image, in pixels of the model's input.
 
-    Attributes
-    ----------
-    boxes, logits
-        (b, 4) and (b, classes).
-    bins, bin_width
-        (b, 4, k) and (b,), as `Detections` has them, or None.
-    labels, scores
-        (b,), where a box has one class alone; None where it may have several.
+    `boxes` (b, 4) and `logits` (b, classes); `bins` (b, 4, k) and `bin_width` (b,) as of
+    `Detections`, or None; `labels` and `scores` (b,) where a box has one class alone, else None.
     """
 
     boxes: NDArray[Any]
@@ -56,13 +52,9 @@ class Decoded:
 class Layout:
     """How to read the outputs of a family of detectors.
 
-    Attributes
-    ----------
-    decode
-        From all outputs for n inputs, their (height, width) and the number of classes, to n
-        `Decoded`; a `ModelError` where the outputs are not of this family.
-    nms
-        The overlap above which the family suppresses; None where it does not.
+    `decode` makes n `Decoded` of all outputs for n inputs, their (height, width) and the number of
+    classes, or raises a ModelError where the outputs are not of this family. `nms` is the overlap
+    above which the family suppresses; None where it does not.
     """
 
     decode: Callable[[Outputs, Size, int], list[Decoded]]
@@ -76,17 +68,15 @@ def decode_nanodet(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     (y + 1/2) stride), and a side's distance stride times the mean of its k bins (distribution
     focal loss; Li et al., "Generalized focal loss", NeurIPS 2020).
     """
-    rows, strides, centers = [], [], []
+    rows, grids = [], []
     for name, output in outputs.items():
         channels = output.shape[1] if output.ndim == 4 else 0
         if channels <= classes or (channels - classes) % 4:
             raise ModelError(_misfit(name, output, f"(n, {classes} + 4 k, height, width)"))
-        stride = size[0] / output.shape[2]
         rows.append(output.reshape(*output.shape[:2], -1).swapaxes(1, 2))
-        centers.append(_centers(output.shape[2], output.shape[3], stride))
-        strides.append(np.full(len(centers[-1]), stride, np.float32))
+        grids.append((output.shape[2], output.shape[3], size[0] / output.shape[2]))
     whole = np.concatenate(rows, axis=1)
-    stride, center = np.concatenate(strides), np.concatenate(centers)
+    center, stride = _cells(grids)
     return [_distances_decoded(row[:, :classes], row[:, classes:], center, stride) for row in whole]
 
 
@@ -102,22 +92,20 @@ def decode_yolov8(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
             raise ModelError(_misfit(name, output, f"(n, {4 + classes}, boxes)"))
         rows = output.swapaxes(1, 2)
         return [Decoded(_corners(row[:, :4]), _log_odds(row[:, 4:])) for row in rows]
-    logits = _pick(outputs, lambda value: value.ndim == 3 and value.shape[1] == classes, "logits")
-    bins = _pick(
-        {name: value for name, value in outputs.items() if value is not logits},
+    first = _pick(outputs, lambda value: value.ndim == 3 and value.shape[1] == classes, "logits")
+    second = _pick(
+        {name: value for name, value in outputs.items() if name != first},
         lambda value: value.ndim == 3 and value.shape[1] % 4 == 0,
         "bins (n, 4 k, boxes)",
     )
+    logits, bins = outputs[first], outputs[second]
     grids = [(size[0] // stride, size[1] // stride, stride) for stride in (8, 16, 32)]
-    center = np.concatenate([_centers(*grid) for grid in grids])
+    center, strides = _cells(grids)
     if len(center) != logits.shape[2] or bins.shape[2] != logits.shape[2]:
         raise ModelError(
             f"an input of {size[0]} x {size[1]} has {len(center)} boxes on strides 8, 16 and 32, "
             f"but the outputs have {logits.shape[2]} and {bins.shape[2]}"
         )
-    strides = np.concatenate(
-        [np.full(height * width, stride, np.float32) for height, width, stride in grids]
-    )
     return [
         _distances_decoded(row.T, sides.T, center, strides)
         for row, sides in zip(logits, bins, strict=True)
@@ -129,12 +117,14 @@ def decode_yolov5(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 
     A class's score is objectness times its own, both probabilities.
     """
-    output = _pick(
+    name = _pick(
         outputs,
         lambda value: value.ndim == 3 and value.shape[2] == 5 + classes,
         f"output (n, boxes, {5 + classes})",
     )
-    return [Decoded(_corners(row[:, :4]), _log_odds(row[:, 4:5] * row[:, 5:])) for row in output]
+    return [
+        Decoded(_corners(row[:, :4]), _log_odds(row[:, 4:5] * row[:, 5:])) for row in outputs[name]
+    ]
 
 
 def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
@@ -156,26 +146,18 @@ def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 
 
 def detr_outputs(outputs: Outputs, classes: int) -> tuple[str, ...]:
-    """Which outputs are the boxes and the class logits, and the bin logits if there are any.
-
-    Raises
-    ------
-    ModelError
-        There are no such outputs.
-    """
-    left = dict(outputs)
-    named = {name: value for name, value in left.items() if "box" in name.lower()} or left
+    """The names of the boxes and the class logits, and of the bin logits if there are any."""
+    named = {name: value for name, value in outputs.items() if "box" in name.lower()} or outputs
     boxes = _pick(named, lambda value: value.ndim == 3 and value.shape[2] == 4, "boxes (n, q, 4)")
-    left = {name: value for name, value in left.items() if value is not boxes}
-    logits = _pop(
+    left = {name: value for name, value in outputs.items() if name != boxes}
+    logits = _pick(
         left,
         lambda value: value.ndim == 3 and value.shape[2] in (classes, classes + 1),
         f"class logits (n, q, {classes} or {classes + 1})",
     )
-    rows = boxes.shape[0] * boxes.shape[1] * 4
-    sides = [value for value in left.values() if value.size % rows == 0][:1]
-    chosen = [boxes, logits, *sides]
-    return tuple(next(name for name, value in outputs.items() if value is one) for one in chosen)
+    rows = outputs[boxes].shape[0] * outputs[boxes].shape[1] * 4
+    sides = [name for name, value in left.items() if name != logits and value.size % rows == 0]
+    return (boxes, logits, *sides[:1])
 
 
 def decode_torchvision(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
@@ -184,10 +166,12 @@ def decode_torchvision(outputs: Outputs, size: Size, classes: int) -> list[Decod
     Boxes are in pixels of the input. Labels are those of the training: class k has the label
     k + 1, as 0 is the background.
     """
-    left = dict(outputs)
-    boxes = _pop(left, lambda value: value.ndim == 2 and value.shape[1] == 4, "boxes (b, 4)")
-    labels = _pop(left, lambda value: value.ndim == 1 and value.dtype.kind in "iu", "labels (b,)")
-    scores = _pop(left, lambda value: value.ndim == 1 and value.dtype.kind == "f", "scores (b,)")
+    names = (
+        _pick(outputs, lambda value: value.ndim == 2 and value.shape[1] == 4, "boxes (b, 4)"),
+        _pick(outputs, lambda value: value.ndim == 1 and value.dtype.kind in "iu", "labels (b,)"),
+        _pick(outputs, lambda value: value.ndim == 1 and value.dtype.kind == "f", "scores (b,)"),
+    )
+    boxes, labels, scores = (outputs[name] for name in names)
     wrong = (labels < 1) | (labels > classes)
     if wrong.any():
         raise ModelError(
@@ -210,13 +194,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def find_layout(model: OnnxModel, preprocess: Preprocess, classes: int) -> str:
-    """The layout that fits a model's outputs, by running it on a gray image.
-
-    Raises
-    ------
-    ModelError
-        None of `LAYOUTS` fits, or more than one.
-    """
+    """The only one of `LAYOUTS` that fits a model's outputs, by running it on a gray image."""
     rows = model.fixed_batch or 1
     height, width = preprocess.height_width or (64, 64)
     batch = preprocess([np.full((height, width, 3), 127, np.uint8)] * rows)
@@ -241,17 +219,16 @@ def find_layout(model: OnnxModel, preprocess: Preprocess, classes: int) -> str:
 class OnnxDetector:
     """A detector in an ``.onnx`` file: decoded images in, a list of `Detections` out.
 
+    A graph with a fixed batch of one is run one image at a time (`loops`): a batch costs as much as
+    its images one by one.
+
     Parameters
     ----------
-    path
-        The file.
     layout
         What its outputs look like: a name in `LAYOUTS`, a `Layout` of your own, or ``"auto"``: the
         one that fits what the model says of a gray image.
     preprocess
         How images become its input; by default squashed to its size, RGB from 0 to 1.
-    classes
-        How many classes it knows.
     nms
         The overlap above which the worse of two boxes of a class is dropped; ``"default"`` is
         the layout's, None or ``"none"`` keeps all.
@@ -259,22 +236,7 @@ class OnnxDetector:
         A box is reported for every class with a score above `above`, at most `limit` an image.
         The defaults are COCO's.
     threads, providers
-        As for `OnnxModel`.
-
-    Attributes
-    ----------
-    name, path
-        The file's stem, and the file.
-    loops
-        Whether images are run one at a time, as the graph has a fixed batch of one. Then a batch
-        costs as much as its images one by one.
-
-    Raises
-    ------
-    ValueError
-        There is no such layout, or a number is out of range.
-    FileNotFoundError, ModelError, MissingExtra
-        As for `OnnxModel`.
+        As of an `OnnxModel`.
     """
 
     def __init__(
@@ -337,13 +299,6 @@ class OnnxDetector:
         """What is on n images, uint8 (height, width, 3) of any sizes.
 
         Of each its `Detections`, best first, one row for each box and class.
-
-        Raises
-        ------
-        TypeError, ValueError
-            These are not decoded images.
-        ModelError
-            The outputs do not have the layout, or ONNX Runtime failed.
         """
         return [self._final(found, single) for found, single in self._run(images)]
 
@@ -355,15 +310,19 @@ class OnnxDetector:
         found = [one for one, _ in self._run(images)]
         return found if top is None else [one.top(top) for one in found]
 
-    def _run(self, images: Sequence[Image]) -> Iterator[tuple[Detections, bool]]:
+    def _run(self, images: Sequence[Image]) -> list[tuple[Detections, bool]]:
         """What may be reported on each image, and whether a box has one class alone."""
-        step = self.model.fixed_batch or max(1, len(images))
-        for start in range(0, len(images), step):
-            yield from self._run_batch(list(images[start : start + step]))
+        fixed = self.model.fixed_batch
+        if not len(images):
+            return []
 
-    def _run_batch(self, images: list[Image]) -> Iterator[tuple[Detections, bool]]:
-        missing = (self.model.fixed_batch or len(images)) - len(images)
-        batch = self.preprocess([*images, *[images[-1]] * missing])
+        def join(parts: Sequence[Any]) -> list[Any]:
+            return list(chain(*parts))
+
+        return list(run_in_chunks(self._run_batch, list(images), fixed, fixed, self.name, join))
+
+    def _run_batch(self, images: list[Image]) -> list[tuple[Detections, bool]]:
+        batch = self.preprocess(images)
         sides = batch.shape[2:] if self.preprocess.layout == "nchw" else batch.shape[1:3]
         size = (int(sides[0]), int(sides[1]))
         answers = self.layout.decode(self.model.answer_all(batch), size, self.classes)
@@ -372,8 +331,10 @@ class OnnxDetector:
                 f"{self.name} was given {len(batch)} images and answered {len(answers)}; "
                 "give it one at a time"
             )
-        for decoded, image in zip(answers, images, strict=False):
-            yield self._placed(decoded, image.shape[:2], size), decoded.labels is not None
+        return [
+            (self._placed(decoded, image.shape[:2], size), decoded.labels is not None)
+            for decoded, image in zip(answers, images, strict=True)
+        ]
 
     def _placed(self, decoded: Decoded, image_size: Size, size: Size) -> Detections:
         """The boxes that may be reported, in pixels of the image."""
@@ -405,10 +366,15 @@ class OnnxDetector:
         return f"OnnxDetector({str(self.model.path)!r}{loops})"
 
 
-def _centers(height: int, width: int, stride: float) -> NDArray[Any]:
-    """The centers of a map's cells, row by row: (height * width, 2)."""
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    return (np.stack([x.ravel(), y.ravel()], axis=1) + np.float32(0.5)) * np.float32(stride)
+def _cells(grids: Sequence[tuple[int, int, float]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Of all cells of maps (height, width, stride), row by row: centers (a, 2), strides (a,)."""
+    centers, strides = [], []
+    for height, width, stride in grids:
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        cells = np.stack([x.ravel(), y.ravel()], axis=1) + np.float32(0.5)
+        centers.append(cells * np.float32(stride))
+        strides.append(np.full(len(cells), stride, np.float32))
+    return np.concatenate(centers), np.concatenate(strides)
 
 
 def _distances_decoded(
@@ -442,24 +408,16 @@ def _softmax_answer(
     return likely.argmax(axis=1), likely.max(axis=1)
 
 
-def _pick(outputs: Outputs, fits: Callable[[NDArray[Any]], bool], what: str) -> NDArray[Any]:
-    for value in outputs.values():
+def _pick(outputs: Outputs, fits: Callable[[NDArray[Any]], bool], what: str) -> str:
+    """The name of the first output that fits."""
+    for name, value in outputs.items():
         if fits(value):
-            return value
+            return name
     shapes = ", ".join(f"{name} {value.shape}" for name, value in outputs.items()) or "none"
     raise ModelError(
         f"the model must have the output {what}, but has {shapes}; choose another layout, of "
         f"{', '.join(LAYOUTS)}, or say how many classes there are with classes="
     )
-
-
-def _pop(
-    outputs: dict[str, NDArray[Any]], fits: Callable[[NDArray[Any]], bool], what: str
-) -> NDArray[Any]:
-    value = _pick(outputs, fits, what)
-    for name in [name for name, other in outputs.items() if other is value]:
-        del outputs[name]
-    return value
 
 
 def _misfit(name: str, output: NDArray[Any], expected: str) -> str:

@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,19 +31,8 @@ log = logging.getLogger("ebjr.backends.entry")
 class ModelEntry:
     """One model in ``joint.toml``: where it is, what it was, and how its inputs are prepared.
 
-    Parameters
-    ----------
-    path
-        A model file; relative ones are relative to ``joint.toml``.
-    sha256
-        Of the file when the threshold was calibrated.
-    preprocess
-        How a decoded image becomes this model's input; None where inputs are arrays already.
-    cost
-        Per example.
-    options
-        For `load_model`: threads, providers, batch_size; of a detector its layout, classes and
-        what else `OnnxDetector` takes.
+    `sha256` is the file's when the threshold was calibrated; `path` is relative in ``joint.toml``.
+    `preprocess` is None where inputs are arrays already; `options` are for `load_model`.
     """
 
     path: str
@@ -54,27 +43,13 @@ class ModelEntry:
 
     @classmethod
     def of_file(cls, path: str | os.PathLike[str], **about: Any) -> ModelEntry:
-        """The entry of a model file as it is now.
-
-        Raises
-        ------
-        FileNotFoundError
-            There is no such file.
-        """
+        """The entry of a model file as it is now."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no model file {path}")
         return cls(str(Path(path).resolve()), sha256_of(path), **about)
 
     def check(self) -> None:
-        """Check that the file is what it was.
-
-        Raises
-        ------
-        ModelError
-            The file has changed since the threshold was calibrated.
-        FileNotFoundError
-            It is gone.
-        """
+        """Check that the file is there (FileNotFoundError) and is what it was (ModelError)."""
         if not Path(self.path).is_file():
             raise FileNotFoundError(f"the model file {self.path} that joint.toml names is missing")
         found = sha256_of(self.path)
@@ -87,8 +62,7 @@ class ModelEntry:
     def load(self, **options: Any) -> Model:
         """Load the model, with its preprocessing, if its file passes `check`."""
         self.check()
-        model = load_model(self.path, **{**self.options, **options})
-        return model if self.preprocess is None else prepared(model, self.preprocess)
+        return prepared(load_model(self.path, **{**self.options, **options}), self.preprocess)
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
         """The TOML table, with the path relative to `folder`, or whole where that is None."""
@@ -98,12 +72,12 @@ class ModelEntry:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> ModelEntry:
         """Read a TOML table; `where` names it in errors."""
-        check_keys(table, ("path", "sha256", *_SHARED, *OPTIONS), where)
-        check_present(table, ("path", "sha256"), where)
+        needed = ("path", "sha256")
+        check_keys(table, (*needed, *_SHARED, *OPTIONS), where, needed)
         return cls(
             path=str((folder / table["path"]).resolve()),
             sha256=table["sha256"],
-            options={key: table[key] for key in OPTIONS if key in table},
+            options=picked(table, OPTIONS),
             **_shared(table, where),
         )
 
@@ -112,20 +86,9 @@ class ModelEntry:
 class RemoteEntry:
     """A far teacher in ``joint.toml``: its address, what its server said of it, how it is asked.
 
-    Parameters
-    ----------
-    url
-        Of the model: ``http(s)://host:port/v2/models/NAME``.
-    metadata
-        What the server said when the threshold was calibrated: name, versions, tensors. A remote
-        model has no file to be hashed: it is taken for the same as long as its server says the
-        same of it, and answers as a version that is named here.
-    link
-        How it is asked, and what is done when it is away.
-    preprocess, cost
-        As of a `ModelEntry`; the cost includes the link.
-    options
-        For `load_model`: send, quality, gzip, timeout_seconds, batch_size, output.
+    A remote model has no file to be hashed: it is taken for the same as long as its server says the
+    same of it as when the threshold was calibrated (`metadata`), and answers as a version that is
+    named there. `cost` includes the link.
     """
 
     url: str
@@ -142,21 +105,15 @@ class RemoteEntry:
         """The model, with its preprocessing, behind its link.
 
         A server that cannot be reached now may be there later: the rows until then are answered
-        as the policy says. `options` are for models that run here.
-
-        Raises
-        ------
-        ModelError
-            The server says something else of the model than it did.
+        as the policy says. A ModelError refuses a server that says something else of the model
+        than it did. `options` are for models that run here.
         """
         model: Any = load_model(self.url, **self.options, metadata=self.metadata)
         try:
             model.check()
         except TeacherUnavailable as error:
             log.warning("%s: the teacher is not there yet", error)
-        if self.preprocess is not None:
-            model = prepared(model, self.preprocess)
-        return FarTeacher(model, self.link)
+        return FarTeacher(prepared(model, self.preprocess), self.link)
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
         """The TOML table, with the queue's path relative to `folder`, or as it is."""
@@ -168,18 +125,18 @@ class RemoteEntry:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> RemoteEntry:
         """Read a TOML table; `where` names it in errors."""
-        check_keys(table, ("url", "metadata", *_SHARED, *REMOTE_OPTIONS, *LINK_KEYS), where)
-        check_present(table, ("url", "metadata"), where)
+        needed = ("url", "metadata")
+        check_keys(table, (*needed, *_SHARED, *REMOTE_OPTIONS, *LINK_KEYS), where, needed)
         try:
             read_metadata(table["metadata"])
         except (ProtocolError, AttributeError) as error:
             raise ValueError(f"{where}.metadata is no model's metadata: {error}") from error
-        link = Link.from_dict({key: table[key] for key in LINK_KEYS if key in table})
+        link = Link.from_dict(picked(table, LINK_KEYS))
         return cls(
             url=table["url"],
             metadata=table["metadata"],
             link=replace(link, queue=str((folder / link.queue).resolve())),
-            options={key: table[key] for key in REMOTE_OPTIONS if key in table},
+            options=picked(table, REMOTE_OPTIONS),
             **_shared(table, where),
         )
 
@@ -190,21 +147,9 @@ Entry = ModelEntry | RemoteEntry
 def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -> Entry:
     """The entry of a loaded model, with its preprocessing.
 
-    What depends on the machine, as threads and providers, is no part of it.
-
-    Parameters
-    ----------
-    model
-        A model that `load_model` made of a file or an address.
-    cost
-        Per example.
-    link
-        Of a remote model: how it is asked; None is as it is.
-
-    Raises
-    ------
-    TypeError
-        The model came from neither, or is a detector whose layout has no name.
+    What depends on the machine, as threads and providers, is no part of it. A TypeError refuses a
+    model that came from neither a file nor an address, or a detector whose layout has no name.
+    `link` says how a remote model is asked; None is as it is.
     """
     if isinstance(model, FarTeacher):
         link = link or model.link
@@ -219,7 +164,7 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
             f"joint.toml names files and addresses of models, but {known.name} has neither; "
             "use models that ebjr.load_model read"
         )
-    options = {name: known.options[name] for name in _KEPT if name in known.options}
+    options = picked(known.options, _KEPT)
     if not isinstance(options.get("layout", ""), str):
         raise TypeError(
             f"{known.name} has a layout of your own, which joint.toml cannot name; choose one that "
@@ -230,36 +175,19 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
 
 def entry_from_table(table: Mapping[str, Any], folder: Path, where: str) -> Entry:
     """The entry of a TOML table, which names a file or an address."""
-    check_keys(table, None, where)
+    check_keys(table, table, where)
     kind = RemoteEntry if "url" in table else ModelEntry
     return kind.from_table(table, folder, where)
 
 
 def check_remote(task: str) -> None:
-    """Check that the teacher of a task may be at an address.
-
-    Raises
-    ------
-    ValueError
-        Its answers do not travel.
-    """
+    """Check that the teacher of a task may be at an address: that its answers travel."""
     if not as_task(task).travels:
         raise ValueError("a detector at an address cannot be the teacher yet: give its file")
 
 
 def parse_link(text: str) -> tuple[dict[str, Any], Link]:
-    """Options of a remote model, and its link, as one flag of the command line gives them.
-
-    Raises
-    ------
-    ValueError
-        A part is not ``key=value``, or its key or value is not allowed.
-
-    Examples
-    --------
-    >>> parse_link("send=jpeg,retries=1,when_unavailable=queue")
-    ({'send': 'jpeg'}, Link(retries=1, ..., when_unavailable='queue', ...))
-    """
+    """Options of a remote model, and its link, as one flag gives them: ``send=jpeg,retries=1``."""
     values: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (piece.strip() for piece in part.partition("="))
@@ -270,11 +198,7 @@ def parse_link(text: str) -> tuple[dict[str, Any], Link]:
         except tomllib.TOMLDecodeError:
             values[name] = value
     check_keys(values, (*REMOTE_OPTIONS, *LINK_KEYS), "a link")
-    link = Link.from_dict({key: value for key, value in values.items() if key in LINK_KEYS})
-    return {key: values[key] for key in REMOTE_OPTIONS if key in values}, link
-
-
-_KEPT = ("batch_size", "output", "layout", "classes", "nms", "above", "limit")
+    return picked(values, REMOTE_OPTIONS), Link.from_dict(picked(values, LINK_KEYS))
 
 
 def entries_of(
@@ -283,21 +207,10 @@ def entries_of(
     given: Mapping[str, str | None],
     link: str | None = None,
 ) -> dict[str, Entry]:
-    """Both models' entries by role: as recorded, unless others are given.
+    """Both models' entries by role: as recorded in `outcomes`, unless others are given.
 
-    Parameters
-    ----------
-    outcomes, path
-        What was recorded, and its file.
-    given
-        By role: a file or an address in place of what was recorded.
-    link
-        How a far teacher is asked, as `parse_link` takes it.
-
-    Raises
-    ------
-    ValueError
-        A model is neither recorded nor given.
+    `path` is the outcomes' file, `given` holds a file or an address by role, or None, and `link` is
+    how a far teacher is asked, as `parse_link` takes it.
     """
     costs = {"student": outcomes.student_cost, "teacher": outcomes.teacher_cost}
     entries: dict[str, Entry] = {}
@@ -328,11 +241,16 @@ def _entry_at(source: str, link: str | None) -> Entry:
     return entry_of(load_model(source, **options), link=how)
 
 
+_KEPT = ("batch_size", "output", "layout", "classes", "nms", "above", "limit")
 OPTIONS = ("threads", "providers", *_KEPT)
-
 REMOTE_OPTIONS = ("send", "quality", "gzip", "timeout_seconds", "batch_size", "output")
 LINK_KEYS = tuple(f.name for f in fields(Link))
 _SHARED = ("cost", "preprocess")
+
+
+def picked(table: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """Those of some keys that a table has."""
+    return {key: table[key] for key in keys if key in table}
 
 
 def _relative(path: str, folder: Path | None) -> str:
@@ -356,32 +274,17 @@ def _shared(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def check_keys(table: Any, allowed: tuple[str, ...] | None, where: str) -> None:
-    """Check that something is a table with none but the allowed keys; `where` names it.
-
-    Raises
-    ------
-    ValueError
-        It is none, or has another key.
-    """
+def check_keys(
+    table: Any, allowed: Collection[str], where: str, needed: Collection[str] = ()
+) -> None:
+    """Check that something is a table with all keys needed and none but the allowed ones."""
     if not isinstance(table, Mapping):
         raise ValueError(f"{where} must be a table, not {type(table).__name__}")
-    for key in table if allowed is not None else ():
-        assert allowed is not None
+    for key in table:
         if key not in allowed:
             close = difflib.get_close_matches(key, allowed, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(allowed)}"
             raise ValueError(f"{where} has an unknown key {key!r}; {hint}")
-
-
-def check_present(table: Mapping[str, Any], needed: tuple[str, ...], where: str) -> None:
-    """Check that a table has all keys that are needed.
-
-    Raises
-    ------
-    ValueError
-        One is missing.
-    """
     missing = [key for key in needed if key not in table]
     if missing:
         raise ValueError(f"{where} misses {', '.join(missing)}")

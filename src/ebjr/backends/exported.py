@@ -29,37 +29,11 @@ TOLD = ("task", "score", "threshold", "blend")
 
 
 class ExportedJoint:
-    """A joint model in one ``.onnx`` file: a batch in, a `JointAnswer` out.
+    """A joint model in one ``.onnx`` file of `export_joint`: a batch in, a `JointAnswer` out.
 
-    Parameters
-    ----------
-    path
-        What `ebjr.export.export_joint` wrote.
-    threads, providers
-        As for `ebjr.backends.onnx.OnnxModel`.
-
-    Attributes
-    ----------
-    name, path
-        What it is called, and its file.
-    about
-        What the file says of itself: the task, the score, the blend, the models' hashes, the
-        calibration, the operating points.
-    facts : ModelFacts
-        What every model says of itself.
-    task, kind, labels, operating_points, blend
-        As of a `JointModel`, and of what a ``joint.toml`` says of it.
-    router
-        Its score and threshold, which is the knob: a new value takes effect at the next batch.
-    input_name, input_dtype, input_shape
-        Of its input.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ModelError
-        It is no joint model, or ONNX Runtime cannot load it.
+    `about` is what the file says of itself: the task, the score, the blend, the models' hashes, the
+    calibration, the operating points. `router.threshold` is the knob: a new value takes effect at
+    the next batch. `threads` and `providers` are as of an `OnnxModel`.
     """
 
     def __init__(
@@ -101,18 +75,11 @@ class ExportedJoint:
             input_name=self.input_name,
             input_shape=known_shape(self.input_shape),
             input_dtype=self.input_dtype,
+            multilabel=self.kind.targets_are == "label sets",
         )
 
     def __call__(self, inputs: Batch, /) -> JointAnswer:
-        """Answer a batch: an array (n, ...), or a list of n inputs.
-
-        Raises
-        ------
-        TypeError
-            The inputs are of a type that cannot become the graph's.
-        ModelError
-            ONNX Runtime failed.
-        """
+        """Answer a batch: an array (n, ...), or a list of n inputs."""
         parts = [self._run(batch) for batch in self._dense(inputs)]
         whole = {name: join_rows([part[name] for part in parts]) for name in parts[0]}
         return JointAnswer(**whole, degraded=np.zeros(len(whole["score"]), bool))

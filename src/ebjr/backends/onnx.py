@@ -6,82 +6,46 @@ import mmap
 import os
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ebjr.arrays import to_numpy
 from ebjr.backends.chunks import at_least_one, checked_batch_size, run_in_chunks
 from ebjr.errors import MissingExtra, ModelError, one_line
 from ebjr.model import InputShape, ModelFacts, device_name
 
-DTYPES = {
+_SAME_NAME = "float16 uint8 int8 uint16 int16 uint32 int32 uint64 int64 bool"
+DTYPES: dict[str, Any] = {
     "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-    "tensor(uint16)": np.uint16,
-    "tensor(int16)": np.int16,
-    "tensor(uint32)": np.uint32,
-    "tensor(int32)": np.int32,
-    "tensor(uint64)": np.uint64,
-    "tensor(int64)": np.int64,
-    "tensor(bool)": np.bool_,
     "tensor(string)": np.object_,
+    **{f"tensor({name})": np.dtype(name) for name in _SAME_NAME.split()},
 }
 
 
 class OnnxModel:
     """A model in an ``.onnx`` file: batch in, raw output out, as NumPy arrays.
 
+    A batch is a NumPy array, a torch tensor or anything with ``__array__``, of n rows (n, ...).
+    It is cast to the graph's type where no meaning is lost: any number to a float type, a small
+    integer type to a larger one; never a float to an integer.
+
     Parameters
     ----------
     path
         The file. Its graph has one required input, whose first dimension is the batch.
-    threads
-        Threads of one call (ONNX Runtime's ``intra_op_num_threads``); None leaves its default.
-    providers
-        ONNX Runtime's execution providers, best first; None is the CPU.
+    threads, providers
+        ONNX Runtime's ``intra_op_num_threads``, None for its default, and its execution providers,
+        best first, None for the CPU.
     batch_size
         The largest batch to run at once: larger ones are run in chunks. None runs what comes.
-        For a graph with a fixed batch of k, ``batch_size=k`` runs batches of any length: the last
-        chunk is filled up with copies of its last row, whose answers are dropped.
+        A graph with a fixed batch of k takes batches of any length with ``batch_size=k``.
     output
         The name of the output to return; None is the first.
-
-    Attributes
-    ----------
-    name : str
-        The file's stem.
-    path : Path
-        The file.
-    input_name, input_shape, input_dtype
-        The graph's input. A dimension that the graph leaves open is None; `input_shape` itself is
-        None when the graph does not say even the number of dimensions.
-    output_name, output_names
-        The output returned, and all there are.
-    fixed_batch : int or None
-        The batch the graph is fixed to, if it is.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no file at `path`.
-    ValueError
-        `threads`, `providers`, `batch_size` or `output` is not possible.
-    ModelError
-        The file is corrupt, or its graph has several required inputs.
-    MissingExtra
-        ONNX Runtime is not installed.
-
-    Notes
-    -----
-    A batch is a NumPy array, a torch tensor or anything with ``__array__``, of n rows (n, ...).
-    It is cast to the graph's type where no meaning is lost: any number to a float type, a small
-    integer type to a larger one; never a float to an integer.
     """
 
     def __init__(
@@ -95,12 +59,8 @@ class OnnxModel:
     ) -> None:
         self.path = Path(path)
         self.name = self.path.stem
-        self._options = {
-            "threads": threads,
-            "providers": providers,
-            "batch_size": batch_size,
-            "output": output,
-        }
+        given = {"threads": threads, "providers": providers, "batch_size": batch_size}
+        self._options: dict[str, Any] = {**given, "output": output}
         self._session = open_session(self.path, threads, providers)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._read_input()
@@ -164,17 +124,7 @@ class OnnxModel:
         self._output_dtype = np.dtype(DTYPES.get(node.type, np.float32))
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
-        """The raw output, n rows, for n inputs (n, ...).
-
-        Raises
-        ------
-        TypeError
-            `batch` is not an array, or its type cannot become the graph's.
-        ValueError
-            The shape is not the graph's.
-        ModelError
-            The graph has a fixed batch of another length, or ONNX Runtime failed.
-        """
+        """The raw output, n rows, for n inputs (n, ...)."""
         if type(batch) is not np.ndarray:
             batch = _as_numpy(batch)
         if batch.dtype != self.input_dtype:
@@ -193,25 +143,16 @@ class OnnxModel:
         """Every output for one batch, by name: what a detector needs.
 
         The batch is run as it is, so for a graph with a fixed batch of k it has k rows.
-
-        Raises
-        ------
-        TypeError, ValueError, ModelError
-            As for a call.
         """
-        if type(batch) is not np.ndarray:
-            batch = _as_numpy(batch)
-        if batch.dtype != self.input_dtype:
-            batch = self._cast(batch)
+        batch = self._cast(_as_numpy(batch))
         self._check_shape(batch.shape)
         if len(batch) != (self.fixed_batch or len(batch)):
             raise ModelError(
                 f"{self.name} has a fixed batch of {self.fixed_batch}, but was given {len(batch)} "
                 f"inputs; give it {self.fixed_batch} at a time"
             )
-        return dict(
-            zip(self.output_names, self._fetched(batch, list(self.output_names)), strict=True)
-        )
+        names = list(self.output_names)
+        return dict(zip(names, self._fetched(batch, names), strict=True))
 
     def _run(self, batch: NDArray[Any]) -> NDArray[Any]:
         return self._fetched(batch, self._fetch)[0]
@@ -252,27 +193,15 @@ class OnnxModel:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self._options)
+        # the session itself does not travel to another process, the file's name does
+        return partial(OnnxModel, self.path, **self._options), ()
 
     def __repr__(self) -> str:
         return f"OnnxModel({str(self.path)!r})"
 
 
-def _reopen(path: Path, options: dict[str, Any]) -> OnnxModel:
-    """A copy in another process: the session itself does not travel, the file's name does."""
-    return OnnxModel(path, **options)
-
-
 def can_become(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    """Whether inputs of a type may be cast to a graph's: where no meaning is lost.
-
-    Examples
-    --------
-    >>> can_become(np.dtype("uint8"), np.dtype("float32"))
-    True
-    >>> can_become(np.dtype("float32"), np.dtype("uint8"))
-    False
-    """
+    """Whether inputs of a type may be cast to a graph's: where no meaning is lost."""
     to_float = wanted.kind == "f" and given.kind in "fiub"
     to_object = wanted.kind == "O" and given.kind in "US"
     return to_float or to_object or np.can_cast(given, wanted, "safe")
@@ -297,13 +226,7 @@ def external_files(path: Path) -> tuple[Path, ...]:
 def open_session(
     path: Path, threads: int | None = None, providers: Sequence[Any] | None = None
 ) -> Any:
-    """ONNX Runtime's session of a file, set up as every one of ours.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError, ModelError, MissingExtra
-        As for `OnnxModel`.
-    """
+    """ONNX Runtime's session of a file, set up as every one of ours."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -343,13 +266,7 @@ _SPOKEN = (
 
 
 def runtime_says(error: Exception) -> str:
-    """What an error of ONNX Runtime's says, without where in its source.
-
-    Examples
-    --------
-    >>> runtime_says(ValueError("[ONNXRuntimeError] : 1 : FAIL : /src/graph.cc:7 No such node."))
-    'No such node'
-    """
+    """What an error of ONNX Runtime's says, without where in its source."""
     text = " ".join(str(error).split())
     for pattern, instead in _SPOKEN:
         text = re.sub(pattern, instead, text)
@@ -375,17 +292,12 @@ def _checked_providers(providers: Sequence[Any] | None, available: Sequence[str]
 
 
 def _as_numpy(batch: Any) -> NDArray[Any]:
-    if hasattr(batch, "detach"):
-        batch = batch.detach().cpu()
-        # NumPy has no bfloat16, and float32 holds every value of it.
-        batch = batch.float() if str(batch.dtype) == "torch.bfloat16" else batch
-        return batch.numpy()
     if not hasattr(batch, "__array__"):
         raise TypeError(
             f"a batch must be an array (n, ...), but is a {type(batch).__name__}; "
             "stack its inputs first, with numpy.stack"
         )
-    return np.asarray(batch)
+    return to_numpy(batch)
 
 
 def known_shape(shape: Sequence[Any] | None) -> InputShape | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ebjr.arrays import to_numpy
 from ebjr.backends.chunks import checked_batch_size, run_in_chunks
 from ebjr.errors import MissingExtra, ModelError, one_line
 from ebjr.model import InputShape, ModelFacts, device_name
@@ -20,13 +22,12 @@ if TYPE_CHECKING:
 
 
 class TorchModel:
-    """A PyTorch module as a model: batch in, raw output out, no gradients.
+    """A PyTorch module of one input as a model: batch in, raw output out, no gradients.
 
     Parameters
     ----------
     module
-        An ``nn.Module`` of one input. It is put in evaluation mode and moved to `device` and
-        `dtype` in place, as ``module.to`` does.
+        Put in evaluation mode, and moved to `device` and `dtype` in place, as ``module.to`` does.
     device
         Where to run; None leaves the module where it is.
     dtype
@@ -34,41 +35,12 @@ class TorchModel:
         module's own. Floating inputs are cast to it; integer ones are left as they are.
     batch_size
         The largest batch to run at once: larger ones are run in chunks. None runs what comes.
+        A program with a fixed batch of k takes batches of any length with ``batch_size=k``.
     name
         What to call it; None is the module's class name.
     compile
-        Compile the module with ``torch.compile`` at its first batch: True, or the name of one of
-        its backends. It is compiled for batches of any length, as every batch defers another
-        number of rows.
-
-    Attributes
-    ----------
-    module : torch.nn.Module
-        The module itself.
-    path : Path or None
-        The ``.pt2`` file it came from, if it came from one.
-    input_shape, input_dtype
-        What an exported program says of its input, open dimensions None; None for a module.
-    fixed_batch : int or None
-        The batch that an exported program is fixed to, if it is. With ``batch_size`` of the same
-        number it takes batches of any length: the last chunk is filled up with copies of its last
-        row, whose answers are dropped.
-
-    Raises
-    ------
-    TypeError
-        `module` is no ``nn.Module``, or `dtype` is no floating type.
-    ValueError
-        `batch_size` is not possible, or there is no such backend to compile with.
-    MissingExtra
-        PyTorch is not installed.
-
-    Examples
-    --------
-    >>> import numpy as np, torch
-    >>> model = TorchModel(torch.nn.Linear(3, 2))
-    >>> model(np.zeros((5, 3))).shape
-    (5, 2)
+        Compile the module at its first batch, for batches of any length, as every batch defers
+        another number of rows: True, or the name of one of ``torch.compile``'s backends.
     """
 
     def __init__(
@@ -86,7 +58,8 @@ class TorchModel:
             raise TypeError(f"module must be a torch nn.Module, but is a {type(module).__name__}")
         chosen = _floating_dtype(dtype)
         self.module = module.to(device=device, dtype=chosen)
-        _set_eval(self.module)
+        with suppress(NotImplementedError):  # a program keeps the mode it was exported in
+            self.module.eval()
         self._forward = _compiled(self.module, compile)
         first = next(
             (tensor for tensor in module.parameters() if tensor.is_floating_point()),
@@ -102,19 +75,17 @@ class TorchModel:
         self.input_shape: InputShape | None = None
         self.input_dtype: np.dtype[Any] | None = None
         self.fixed_batch: int | None = None
-        self._options = {
-            "device": device,
-            "dtype": dtype,
-            "batch_size": batch_size,
-            "compile": compile,
-        }
+        given = {"device": device, "dtype": dtype, "batch_size": batch_size}
+        self._options: dict[str, Any] = {**given, "compile": compile}
 
     @cached_property
     def facts(self) -> ModelFacts:
         """All that the model says of itself."""
+        problem = getattr(getattr(self.module, "config", None), "problem_type", None)
         return ModelFacts(
             self.name,
             self.path,
+            multilabel=None if problem is None else problem == "multi_label_classification",
             input_shape=self.input_shape,
             input_dtype=self.input_dtype,
             options={key: value for key, value in self._options.items() if value},
@@ -126,13 +97,6 @@ class TorchModel:
 
         NumPy for NumPy (float32 where the module answers in bfloat16), torch for torch, on the
         module's device. Of an output with ``logits``, those; of a tuple, the first.
-
-        Raises
-        ------
-        TypeError
-            `batch` is not an array.
-        ModelError
-            The module failed, has a fixed batch of another length, or returned no tensor.
         """
         import torch
 
@@ -141,7 +105,7 @@ class TorchModel:
         dtype = self.dtype if tensor.is_floating_point() else None
         with torch.inference_mode():
             output = self._run_in_chunks(tensor.to(device=self.device, dtype=dtype))
-            return _to_numpy(output) if given_numpy else output
+            return to_numpy(output) if given_numpy else output
 
     def _run_in_chunks(self, batch: torch.Tensor) -> torch.Tensor:
         import torch
@@ -154,10 +118,7 @@ class TorchModel:
         return run_in_chunks(self._run, batch, size, fixed, self.name, torch.cat)
 
     def answer_tensors(self, tensors: Mapping[str, torch.Tensor], /) -> Any:
-        """The raw output, NumPy, of a batch of several tensors by name, as language models take it.
-
-        It is run as it is, in one piece; errors are those of a call.
-        """
+        """The raw output, NumPy, of a batch of several tensors by name, run in one piece."""
         import torch
 
         moved = {
@@ -165,7 +126,7 @@ class TorchModel:
             for name, tensor in tensors.items()
         }
         with torch.inference_mode():
-            return _to_numpy(self._run(**moved))
+            return to_numpy(self._run(**moved))
 
     def _run(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
         try:
@@ -180,38 +141,25 @@ class TorchModel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
-            return _reload, (self.path, self._options)
-        return _rewrap, (self.module, {**self._options, "name": self.name})
+            return partial(load_program, self.path, **self._options), ()
+        return partial(TorchModel, self.module, **self._options, name=self.name), ()
 
     def __repr__(self) -> str:
         return f"TorchModel({self.name})"
 
 
 def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
-    """A model in a ``.pt2`` file, as ``torch.export.save`` writes it.
+    """A model in a ``.pt2`` file, as ``torch.export.save`` writes it; options as of `TorchModel`.
 
-    Parameters
-    ----------
-    path
-        The file.
-    **options
-        As `TorchModel` takes them.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no file at `path`.
-    ModelError
-        The file is corrupt, holds pickled objects, or its program has several inputs.
-    MissingExtra
-        PyTorch is not installed.
+    A ModelError refuses a file that is corrupt, holds pickled objects, or has several inputs.
     """
     torch = _import_torch(f"running {path}")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file at {path}; check the path")
     try:
-        with _no_unpickling(), _quiet_loading():
+        # It logs the traceback of a corrupt file as a warning; our error says the same in a line.
+        with _no_unpickling(), quiet("torch.export"):
             program = torch.export.load(path)
     except Exception as error:  # zip, JSON, schema and tensor errors share no base but this one
         raise ModelError(
@@ -222,18 +170,10 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
     model = TorchModel(program.module(), **{"name": path.stem, **options})
     model.path = path
     model.input_shape = tuple(size if isinstance(size, int) else None for size in example.shape)
-    model.input_dtype = _numpy_dtype(example.dtype)
+    model.input_dtype = to_numpy(torch.empty(0, dtype=example.dtype)).dtype
     model.fixed_batch = model.input_shape[0] if model.input_shape else None
     checked_batch_size(model.batch_size, model.fixed_batch, model.name)
     return model
-
-
-def _reload(path: Path, options: dict[str, Any]) -> TorchModel:
-    return load_program(path, **options)
-
-
-def _rewrap(module: torch.nn.Module, options: dict[str, Any]) -> TorchModel:
-    return TorchModel(module, **options)
 
 
 def _import_torch(purpose: str) -> Any:
@@ -259,11 +199,9 @@ def _no_unpickling() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
-    # It logs the whole traceback of a corrupt file as a warning; our error says the same in one.
-    import logging
-
-    logger = logging.getLogger("torch.export")
+def quiet(name: str | None = None) -> Iterator[None]:
+    """Let a logger, or all of them, log errors alone."""
+    logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -280,11 +218,6 @@ def _example_input(program: Any, path: Path) -> Any:
             "export it with the others as constants"
         )
     return next(node for node in program.graph.nodes if node.name == names[0]).meta["val"]
-
-
-def _set_eval(module: torch.nn.Module) -> None:
-    with suppress(NotImplementedError):  # an exported program keeps the mode it was exported in
-        module.eval()
 
 
 def _compiled(module: torch.nn.Module, how: bool | str) -> Any:
@@ -330,19 +263,6 @@ def _from_numpy(batch: Any) -> torch.Tensor:
             f"a batch must hold numbers of a type that PyTorch has, but holds {array.dtype}; "
             "cast it first"
         ) from error
-
-
-def _to_numpy(output: torch.Tensor) -> Any:
-    import torch
-
-    output = output.float() if output.dtype == torch.bfloat16 else output
-    return output.cpu().numpy()
-
-
-def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    import torch
-
-    return torch.empty(0, dtype=torch.float32 if dtype == torch.bfloat16 else dtype).numpy().dtype
 
 
 def _raw_output(output: Any, name: str) -> torch.Tensor:

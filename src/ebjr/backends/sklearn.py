@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from ebjr.arrays import is_array, to_numpy
 from ebjr.errors import MissingExtra, ModelError, one_line
 from ebjr.model import ModelFacts
 
 CLASSIFIER_OUTPUTS = ("decision_function", "predict_log_proba", "predict_proba")
+MULTILABEL_OUTPUTS = ("decision_function", "predict_proba")
 REGRESSOR_OUTPUTS = ("predict", "predict_std")
 
 _LEAST_PROBABILITY = 1e-12
@@ -26,46 +28,19 @@ class SklearnModel:
     ``predict_log_proba``, else the logarithm of its ``predict_proba``. The first is a sum that
     nothing has normalized yet, as a network's logits are; log-probabilities have a log-sum-exp of 0
     for every input, so that the score `energy` (eq. 3) says nothing of them, while softmax, entropy
-    and margin read them as well as any.
+    and margin read them as well as any. A binary decision d becomes the columns ``-d/2`` and
+    ``d/2``, whose softmax is the logistic function of d.
+
+    A classifier fitted on an indicator of labels (n, labels) is for the task multilabel: its raw
+    output is a logit for each label, its ``decision_function`` or the log-odds of its
+    ``predict_proba``. A ``MultiOutputClassifier`` decides as the estimators in it do.
 
     A regressor's raw output is its prediction, and beside it the standard deviation where
     ``predict`` takes ``return_std``: what the score `predicted_std` reads.
 
-    Parameters
-    ----------
-    estimator
-        A fitted classifier or regressor; a pipeline is one, too.
-    output
-        The method to take instead: of a classifier ``"decision_function"``,
-        ``"predict_log_proba"`` or ``"predict_proba"`` (of which the logarithm is taken); of a
-        regressor ``"predict"``, the prediction alone, or ``"predict_std"``.
-    name
-        What to call it; None is the estimator's class name.
-
-    Attributes
-    ----------
-    labels : tuple of str or None
-        A classifier's own name of each column of its raw output. Columns are counted from 0
-        whatever the classes are called, and so are `Outcomes.targets`.
-    input_shape
-        Of a batch, where the estimator knows how many features it takes; the rows are open.
-
-    Raises
-    ------
-    ModelError
-        The estimator is not fitted, is neither a classifier nor a regressor, lacks the method
-        `output`, or decides between pairs of classes.
-    ValueError
-        `output` is none of these.
-    MissingExtra
-        scikit-learn is not installed.
-
-    Notes
-    -----
-    A binary ``decision_function`` is one number d; it becomes the two columns ``-d/2`` and ``d/2``,
-    whose softmax is the logistic function of d and whose energy is the same for d and -d.
-
-    A batch of rank above two is flattened to rows. A list, such as of texts, is given as it is.
+    `output` is the method to take instead; of a regressor ``"predict"``, the prediction alone, or
+    ``"predict_std"``. A batch of rank above two is flattened to rows. A list, such as of texts, is
+    given as it is.
 
     Examples
     --------
@@ -82,8 +57,10 @@ class SklearnModel:
         self.estimator = estimator
         self.name = name or type(estimator).__name__
         classifies = _check_estimator(estimator, self.name)
-        self.output = _chosen_output(estimator, output, classifies, self.name)
-        self.labels = tuple(map(str, estimator.classes_)) if classifies else None
+        self.multilabel = classifies and _answers_label_sets(estimator, self.name)
+        self.output = _chosen_output(estimator, output, classifies, self.multilabel, self.name)
+        named = classifies and not self.multilabel
+        self.labels = tuple(map(str, estimator.classes_)) if named else None
         if self.output == "decision_function":
             self._check_not_pairwise()
         features = getattr(estimator, "n_features_in_", None)
@@ -97,18 +74,15 @@ class SklearnModel:
             labels=self.labels,
             input_shape=self.input_shape,
             options={"output": self.output},
+            multilabel=self.multilabel,
             probabilities=False,
         )
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
         """The raw output for n inputs: an array (n, ...), or a list that the estimator takes.
 
-        (n, classes) of a classifier, (n, 1) of a regressor, or (n, 2) with the standard deviation.
-
-        Raises
-        ------
-        ModelError
-            The estimator refused the batch, or gave no such rows.
+        (n, classes) or (n, labels) of a classifier, (n, 1) of a regressor, or (n, 2) with the
+        standard deviation.
         """
         rows = _as_rows(batch)
         if len(rows) == 0:
@@ -129,6 +103,8 @@ class SklearnModel:
     def _ask(self, rows: Any) -> NDArray[Any]:
         if self.output == "predict_std":
             return np.column_stack(self.estimator.predict(rows, return_std=True))
+        if self.multilabel:
+            return self._label_logits(rows)
         with np.errstate(divide="ignore"):  # some take the logarithm of 0, which is mended below
             answer = np.asarray(getattr(self.estimator, self.output)(rows))
         if self.output == "predict":
@@ -139,8 +115,20 @@ class SklearnModel:
         probability = np.exp(answer) if self.output == "predict_log_proba" else answer
         return np.log(np.maximum(probability, _LEAST_PROBABILITY))
 
+    def _label_logits(self, rows: Any) -> NDArray[Any]:
+        """(n, labels): what is decided on each label, or the log-odds of its probability."""
+        if self.output == "decision_function":
+            return _decisions(self.estimator, rows)
+        answer = self.estimator.predict_proba(rows)
+        if isinstance(answer, list):  # for each label (n, 2), or (n, 1) if it was always the same
+            every = zip(answer, self.estimator.classes_, strict=True)
+            answer = np.column_stack([said[:, classes == 1].sum(axis=1) for said, classes in every])
+        return logit(np.clip(answer, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY))
+
     @property
     def _columns(self) -> int:
+        if self.multilabel:
+            return len(self.estimator.classes_)
         if self.labels is not None:
             return len(self.labels)
         return 2 if self.output == "predict_std" else 1
@@ -177,12 +165,58 @@ def _check_estimator(estimator: Any, name: str) -> bool:
     return bool(is_classifier(estimator))
 
 
-def _chosen_output(estimator: Any, output: str | None, classifies: bool, name: str) -> str:
-    known = CLASSIFIER_OUTPUTS if classifies else REGRESSOR_OUTPUTS
+def _last(estimator: Any) -> Any:
+    """The estimator that answers, in a pipeline or a search for the best parameters."""
+    inside = getattr(estimator, "_final_estimator", getattr(estimator, "best_estimator_", None))
+    return estimator if inside is None else _last(inside)
+
+
+def _answers_label_sets(estimator: Any, name: str) -> bool:
+    """Whether a classifier was fitted on an indicator (n, labels)."""
+    if isinstance(estimator.classes_, list):
+        if all({*classes.tolist()} <= {0, 1} for classes in estimator.classes_):
+            return True
+        raise ModelError(
+            f"{name} must answer one question, or have labels of 0 and 1, but answers "
+            f"{len(estimator.classes_)} questions of several classes; fit one estimator for each"
+        )
+    last = _last(estimator)
+    target = getattr(getattr(last, "_label_binarizer", None), "y_type_", "")
+    return bool(getattr(last, "multilabel_", False)) or target.startswith("multilabel")
+
+
+def _decides(estimator: Any) -> bool:
+    """Whether each part of an estimator that has one for each label has a decision function."""
+    from sklearn.multioutput import MultiOutputClassifier
+
+    last = _last(estimator)
+    several = last.estimators_ if isinstance(last, MultiOutputClassifier) else [None]
+    return all(hasattr(part, "decision_function") for part in several)
+
+
+def _decisions(estimator: Any, rows: Any) -> NDArray[Any]:
+    """(n, labels): the decision of an estimator, or of those for each label in it."""
+    if hasattr(estimator, "decision_function"):
+        return np.asarray(estimator.decision_function(rows))
+    if hasattr(estimator, "best_estimator_"):
+        return _decisions(estimator.best_estimator_, rows)
+    if hasattr(estimator, "_final_estimator"):
+        before = estimator[:-1]
+        return _decisions(estimator[-1], before.transform(rows) if len(before) else rows)
+    return np.column_stack([part.decision_function(rows) for part in estimator.estimators_])
+
+
+def _chosen_output(
+    estimator: Any, output: str | None, classifies: bool, multilabel: bool, name: str
+) -> str:
+    several = MULTILABEL_OUTPUTS if multilabel else CLASSIFIER_OUTPUTS
+    known = several if classifies else REGRESSOR_OUTPUTS
     if output is not None and output not in known:
         raise ValueError(f"output must be one of {', '.join(known)}, but is {output!r}")
     if classifies:
         has = [method for method in known if hasattr(estimator, method)]
+        if multilabel and "decision_function" not in has and _decides(estimator):
+            has.insert(0, "decision_function")
     else:
         has = ["predict_std", "predict"] if _gives_std(estimator) else ["predict"]
     if not has or output not in (None, *has):

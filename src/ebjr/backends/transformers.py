@@ -23,55 +23,22 @@ PIPELINES = ("text-classification", "image-classification")
 class TransformersModel:
     """A ``transformers`` classifier of texts or images: a batch of them in, logits out.
 
+    Nothing is downloaded here: load the model as its own library does, from a folder or a hub.
+
     Parameters
     ----------
     source
         A pipeline (``text-classification``, ``image-classification``), or the model of one, such
-        as a ``BertForSequenceClassification``. With one label it is a regressor.
+        as a ``BertForSequenceClassification``. With one label it is a regressor; with the
+        ``problem_type`` ``"multi_label_classification"`` it is for the task multilabel.
     processor
         The model's tokenizer or image processor; None is the pipeline's. It makes tensors of the
         inputs of this model: student and teacher may have different ones.
     processing
         What to tell the processor beside that. Texts are padded, and cut to what the model can
         take, unless this says otherwise: ``{"max_length": 128}``.
-    device, dtype, compile
-        As `TorchModel` takes them.
-    batch_size
-        The largest batch to run at once: larger ones are run in chunks. None runs what comes.
-    name
-        What to call it; None is the model's class name.
-
-    Attributes
-    ----------
-    labels : tuple of str
-        What the model calls its classes, in the order of its logits.
-    module : torch.nn.Module
-        The model itself.
-
-    Raises
-    ------
-    TypeError
-        `source` is no such thing, or has no processor.
-    ModelError
-        A pipeline does something else than classify texts or images.
-    MissingExtra
-        ``transformers`` or PyTorch is not installed.
-
-    Notes
-    -----
-    Nothing is downloaded here: load the model as its own library does, from a folder or a hub.
-
-    Examples
-    --------
-    >>> from transformers import BertConfig, BertForSequenceClassification
-    >>> sizes = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
-    >>> config = BertConfig(**sizes, num_hidden_layers=1, num_attention_heads=1, num_labels=3)
-    >>> def tokenizer(texts, **_):  # as any of its own: texts in, a dictionary of tensors out
-    ...     import torch
-    ...     return {"input_ids": torch.tensor([[len(text) % 9] for text in texts])}
-    >>> model = TransformersModel(BertForSequenceClassification(config), tokenizer)
-    >>> model(["good", "bad"]).shape, model.labels
-    ((2, 3), ('LABEL_0', 'LABEL_1', 'LABEL_2'))
+    **options
+        ``device``, ``dtype``, ``compile``, ``batch_size`` and ``name``, as of a `TorchModel`.
     """
 
     def __init__(
@@ -80,11 +47,7 @@ class TransformersModel:
         processor: Any = None,
         *,
         processing: Mapping[str, Any] | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        compile: bool | str = False,
-        batch_size: int | None = None,
-        name: str | None = None,
+        **options: Any,
     ) -> None:
         model, own = _taken_apart(source)
         self.processor = own if processor is None else processor
@@ -93,9 +56,7 @@ class TransformersModel:
                 f"{type(model).__name__} needs its tokenizer or image processor as processor=, but "
                 f"got {type(self.processor).__name__}"
             )
-        self._torch = TorchModel(
-            model, device=device, dtype=dtype, compile=compile, batch_size=batch_size, name=name
-        )
+        self._torch = TorchModel(model, **options)
         self.module = self._torch.module
         self.name = self._torch.name
         self.batch_size = self._torch.batch_size
@@ -105,25 +66,12 @@ class TransformersModel:
     @property
     def facts(self) -> ModelFacts:
         """All that the model says of itself."""
-        problem = self.module.config.problem_type
-        return replace(
-            self._torch.facts,
-            labels=self.labels,
-            multilabel=None if problem is None else problem == "multi_label_classification",
-            probabilities=False,
-        )
+        return replace(self._torch.facts, labels=self.labels, probabilities=False)
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
         """Logits, (n, classes), NumPy, of n texts (a list) or decoded images.
 
         Images are a list of uint8 (height, width, 3), or one array of them.
-
-        Raises
-        ------
-        TypeError
-            `batch` is no list and no array.
-        ModelError
-            The processor or the model failed.
         """
         rows = row_count(batch)
         if rows == 0:

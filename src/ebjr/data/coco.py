@@ -16,22 +16,10 @@ from ebjr.tasks.detection.boxes import GroundTruth
 
 @dataclass(frozen=True, eq=False)
 class CocoLabels:
-    """Labeled images, in the order of their ids.
+    """Labeled images in the order of their ids, and what is on them (`truth`).
 
-    Attributes
-    ----------
-    files
-        (n,) the images' file names.
-    sizes
-        (n,) their (height, width).
-    truth
-        (n,) what is on them; labels are 0..classes - 1.
-    classes
-        The classes' names, in the order of their ids.
-    class_ids
-        Their ids in the file.
-    images
-        (n,) all that the file says of each image.
+    Labels are 0..classes - 1: places in `classes`, the names in the order of their ids in the file,
+    `class_ids`. `sizes` are (height, width), and `images` is all that the file says of each image.
     """
 
     files: tuple[str, ...]
@@ -48,25 +36,8 @@ class CocoLabels:
 def read_coco(path: str | os.PathLike[str]) -> CocoLabels:
     """Labels from a file in COCO's "instances" format.
 
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        It is not of that format, or a box has a negative size, NaN, a category or an image that
-        the file does not list; the message names the annotation.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> file = Path(tempfile.mkdtemp()) / "labels.json"
-    >>> _ = file.write_text(json.dumps({
-    ...     "images": [{"id": 7, "file_name": "cat.jpg", "width": 64, "height": 48}],
-    ...     "annotations": [{"id": 1, "image_id": 7, "category_id": 17, "bbox": [1, 2, 30, 40]}],
-    ...     "categories": [{"id": 17, "name": "cat"}]}))
-    >>> labels = read_coco(file)
-    >>> labels.files, labels.truth[0].boxes, labels.truth[0].labels
-    (('cat.jpg',), array([[ 1.,  2., 31., 42.]]), array([0]))
+    A ValueError names the annotation that has a negative or infinite size, or a category or an
+    image that the file does not list.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

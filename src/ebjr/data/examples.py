@@ -27,17 +27,11 @@ OnUnreadable = Literal["skip", "error"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Some consecutive examples.
+    """Some consecutive examples, with what to call each in a message or an answer (`names`).
 
-    Attributes
-    ----------
-    inputs
-        One array (n, ...) when the data are arrays; for images a list of n uint8 RGB arrays
-        (height, width, 3), each of its own size.
-    targets
-        int64 (n,), or None when the data have no labels; for COCO's json a list of n `GroundTruth`.
-    names
-        What to call each example in a message or an answer.
+    `inputs` are one array (n, ...) when the data are arrays; for images a list of n uint8 RGB
+    arrays (height, width, 3), each of its own size. `targets` are int64 (n,) or (n, labels); for
+    COCO's json a list of n `GroundTruth`; None when the data have no labels.
     """
 
     inputs: NDArray[Any] | list[NDArray[np.uint8]]
@@ -51,16 +45,8 @@ class Batch:
 class Data(ABC):
     """Examples that can be read in batches, as often as needed.
 
-    Attributes
-    ----------
-    path
-        Where the examples come from.
-    classes
-        The names of the labels, or None where they are not known.
-    has_targets
-        Whether the batches have labels.
-    unreadable
-        (name, reason) of each example that was left out of the latest pass, filled as it is read.
+    `classes` are the names of the labels, or None where they are not known. `unreadable` holds
+    (name, reason) of each example left out of the latest pass, filled as it is read.
     """
 
     path: Path
@@ -79,29 +65,15 @@ class Data(ABC):
     def take(self, rows: Sequence[int]) -> tuple[Batch, NDArray[np.int64]]:
         """The examples of some rows, rising, and which rows they are.
 
-        Examples that cannot be read are added to `unreadable`, and left out.
-
-        Raises
-        ------
-        ValueError
-            One cannot be read, and `on_unreadable` is ``"error"``.
+        Examples that cannot be read are added to `unreadable`, and left out, or a ValueError where
+        `on_unreadable` is ``"error"``.
         """
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """All examples in order, `batch_size` at a time (the last batch may be smaller).
 
-        Parameters
-        ----------
-        batch_size
-            How many at a time.
-        start
-            How many to leave out first, those that cannot be read included.
-
-        Raises
-        ------
-        ValueError
-            `batch_size` is not positive; an example cannot be read and `on_unreadable` is
-            ``"error"``; or not one example of all can be read.
+        `start` is how many to leave out first, those that cannot be read included. A ValueError
+        says that one cannot be read and `on_unreadable` is ``"error"``, or that none can.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
@@ -154,20 +126,10 @@ Decoded = tuple[Example, NDArray[np.uint8]]
 
 @dataclass(eq=False)
 class ImageData(Data):
-    """Encoded images, decoded while they are read.
+    """Encoded images, decoded while they are read; one without a label is left out.
 
-    Parameters
-    ----------
-    path
-        Where they come from, for messages.
-    examples
-        Gives the examples from the start each time it is called, or those of some rows, rising.
-    count
-        How many there are.
-    has_targets
-        Whether they have labels; one without is then left out.
-    on_unreadable, classes
-        As `open_data` takes them.
+    `examples` gives `count` examples from the start each time it is called, or those of some rows,
+    rising.
     """
 
     path: Path
@@ -237,34 +199,10 @@ class ImageData(Data):
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """An encoded image as upright RGB pixels.
+    """An encoded image that Pillow can read as upright RGB pixels, uint8 (height, width, 3).
 
-    The orientation in its EXIF data is applied; of several frames the first is taken;
-    transparency is laid over white; 16-bit gray is scaled to 8 bits.
-
-    Parameters
-    ----------
-    data
-        The bytes of a file that Pillow can read.
-
-    Returns
-    -------
-    uint8 array (height, width, 3)
-
-    Raises
-    ------
-    ValueError
-        There are no bytes, or more pixels than Pillow's limit, or floating-point pixels.
-    OSError
-        The bytes are not an image, or the image is truncated.
-
-    Examples
-    --------
-    >>> from PIL import Image
-    >>> file = BytesIO()
-    >>> Image.new("L", (4, 2), 7).save(file, "PNG")
-    >>> decode_image(file.getvalue()).shape
-    (2, 4, 3)
+    Of several frames the first is taken. A ValueError refuses no bytes, more pixels than Pillow's
+    limit, and floating-point pixels.
     """
     from PIL import Image
 
@@ -291,13 +229,7 @@ def reason_of(error: Exception) -> str:
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Names of classes, if they are names that differ.
-
-    Raises
-    ------
-    TypeError, ValueError
-        They are not.
-    """
+    """Names of classes, if they are names that differ; else a TypeError or ValueError."""
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
         raise TypeError(f"classes must be a sequence of names, but is {classes!r}")
     if len(set(classes)) != len(classes):

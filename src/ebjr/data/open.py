@@ -69,29 +69,11 @@ def open_data(
     image_column, label_column
         A table's columns, when they cannot be told by their names and types.
     targets_are
-        What the targets of an ``.npz`` are, as `Task.targets_are` says: ``"labels"``,
-        ``"numbers"`` of any kind, or ``"label sets"``, (n, labels) of 0 and 1.
+        As `Task.targets_are`. An ``.npz`` holds ``"label sets"`` as (n, labels) of 0 and 1; a table
+        as lists of 0 and 1, or of the labels' names or numbers where names are known.
     images
         For COCO's json: the folder or ``.zip`` of its images; if left out they are looked for
         beside it, in ``images`` and where COCO has them.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is nothing at `path`.
-    ValueError
-        What is there is empty, damaged, or of no known form.
-    MissingExtra
-        Tables need the extra ``parquet``.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> file = Path(tempfile.mkdtemp()) / "data.npz"
-    >>> np.savez(file, inputs=np.zeros((5, 4)), targets=[0, 1, 1, 0, 2])
-    >>> data = open_data(file)
-    >>> len(data), [batch.targets.tolist() for batch in data.batches(3)]
-    (5, [[0, 1, 1], [0, 2]])
     """
     place = Path(path)
     if on_unreadable not in ("skip", "error"):
@@ -111,7 +93,7 @@ def open_data(
     if suffix == ".npz":
         return ArrayData(place, *_load_arrays(place, targets_are), names)
     if suffix in TABLE_SUFFIXES:
-        table = Table.open(place, image_column, label_column, names)
+        table = Table.open(place, image_column, label_column, names, targets_are)
         return ImageData(
             place, table.examples, table.rows, table.label, on_unreadable, table.classes
         )
@@ -205,23 +187,22 @@ def _open_folder(
         )
     if annotations:
         return _open_coco(annotations[0], images, on_unreadable, classes)
-    loose, folders = _loose_images(root), _subfolders(root)
-    files: list[tuple[Path, int | None]] = [(file, None) for file in loose]
-    if folders:
-        labels = classes or tuple(folder.name for folder in folders)
-        files = list(_labelled(root, folders, labels))
-        if files and loose:
-            raise ValueError(
-                f"{root} has class folders, and {len(loose)} images beside them (the first is "
-                f"{loose[0].name}); move these into a class folder, or away"
-            )
-        if files:
-            return _images(root, files, on_unreadable, labels)
-        files = [(file, None) for file in loose]
-    if not files:
+    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    loose = [entry for entry in entries if entry.is_file() and _is_image(entry.name)]
+    folders = [entry for entry in entries if entry.is_dir()]
+    labels = classes or tuple(folder.name for folder in folders)
+    inside = list(_labelled(root, folders, labels))
+    if inside and loose:
+        raise ValueError(
+            f"{root} has class folders, and {len(loose)} images beside them (the first is "
+            f"{loose[0].name}); move these into a class folder, or away"
+        )
+    if inside:
+        return _images(root, inside, on_unreadable, labels)
+    if not loose:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ValueError(f"{root} has no images ({kinds}), in itself or in class folders")
-    return _images(root, files, on_unreadable, classes)
+    return _images(root, [(file, None) for file in loose], on_unreadable, classes)
 
 
 def _images(
@@ -242,15 +223,6 @@ def _images(
 
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _loose_images(root: Path) -> list[Path]:
-    return sorted(entry for entry in root.iterdir() if entry.is_file() and _is_image(entry.name))
-
-
-def _subfolders(root: Path) -> list[Path]:
-    entries = (entry for entry in root.iterdir() if not entry.name.startswith("."))
-    return sorted(entry for entry in entries if entry.is_dir())
 
 
 def _labelled(

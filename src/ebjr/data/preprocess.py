@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -84,15 +84,21 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            _check_choice(name, vars(self)[name], choices)
-        checked = {
-            "size": _checked_size(self.size),
-            "range": _checked_range(self.range),
-            "mean": None if self.mean is None else _numbers("mean", self.mean, 3),
-            "std": None if self.std is None else _checked_std(self.std),
-        }
+            value = vars(self)[name]
+            if not isinstance(value, str) or value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}")
+        checked: dict[str, Any] = {"size": _checked_size(self.size)}
+        for name, count in (("range", 2), ("mean", 3), ("std", 3)):
+            left_out = name != "range" and vars(self)[name] is None
+            checked[name] = None if left_out else _numbers(name, vars(self)[name], count)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        if self.range[0] >= self.range[1]:
+            raise ValueError(
+                f"range must be (low, high) with low under high, but is {self.range!r}"
+            )
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std must be positive, but is {self.std!r}")
         scaled = self.mean or self.std or self.range not in ((0.0, 1.0), (0.0, 255.0))
         if self.dtype == "uint8" and scaled:
             raise ValueError(
@@ -107,53 +113,29 @@ class Preprocess:
 
     @property
     def height_width(self) -> tuple[int, int] | None:
-        """The size as (height, width), or None.
-
-        Examples
-        --------
-        >>> Preprocess(size=32).height_width
-        (32, 32)
-        """
+        """The size as (height, width), or None."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def __call__(self, images: Sequence[Image] | Image) -> NDArray[Any]:
-        """The model's input made from decoded images.
+        """The model's input, as `layout` and `dtype` say, made from n decoded images.
 
-        Parameters
-        ----------
-        images
-            A list of n uint8 arrays (height, width, 3), or one uint8 array (n, height, width, 3).
-
-        Returns
-        -------
-        array (n, 3, height, width) or (n, height, width, 3)
-            As `layout` says, of `dtype`.
+        `images` is a list of n uint8 arrays (height, width, 3), or one uint8 array of rank 4.
 
         Raises
         ------
         TypeError
-            The images are not uint8: they may have been preprocessed already.
+            `images` are not uint8: they may have been preprocessed already.
         ValueError
-            An image is not RGB, there is none, or `size` is None and their sizes differ.
+            `images` is empty, or one is not RGB, or `size` is None and their sizes differ.
         """
         return self._tensor(self._sized(images))
 
     def boxes_to_image(
         self, boxes: NDArray[Any], input_size: tuple[int, int], image_size: tuple[int, int]
     ) -> NDArray[Any]:
-        """Boxes in the model's input, back in the image that it was made from.
+        """Boxes (b, 4) in pixels of the model's input, as boxes in the image that it was made from.
 
-        Parameters
-        ----------
-        boxes
-            (b, 4): x1, y1, x2, y2 in pixels of the input.
-        input_size, image_size
-            (height, width) of either.
-
-        Returns
-        -------
-        array (b, 4)
-            In pixels of the image, cut off at its edges.
+        Both sizes are (height, width); boxes are cut off at the image's edges.
 
         Examples
         --------
@@ -164,20 +146,14 @@ class Preprocess:
         if self.size is None:
             (tall, wide), top, left = image_size, 0, 0
         else:
-            (tall, wide), top, left = _PLACES[self.resize](image_size, input_size)
+            (tall, wide), top, left = _place(image_size, input_size, self.resize)
         scale = np.array([image_size[1] / wide, image_size[0] / tall] * 2)
         placed = (boxes - np.array([left, top] * 2)) * scale
         inside: NDArray[Any] = placed.clip(0, np.array([image_size[1], image_size[0]] * 2))
         return inside.astype(boxes.dtype)
 
     def as_dict(self) -> dict[str, Any]:
-        """The values that differ from the defaults, ready for a TOML or JSON file.
-
-        Examples
-        --------
-        >>> Preprocess(size=(96, 128), layout="nhwc").as_dict()
-        {'size': [96, 128], 'layout': 'nhwc'}
-        """
+        """The values that differ from the defaults, ready for a TOML or JSON file."""
         usual = vars(Preprocess())
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -187,23 +163,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """What `as_dict` gave, back again.
-
-        Raises
-        ------
-        ValueError
-            There is an unknown key, or a value that is not allowed; the message names it.
-
-        Examples
-        --------
-        >>> Preprocess.from_dict({"size": 224, "resize": "crop"}).resize
-        'crop'
-        >>> Preprocess.from_dict({"sise": 224})
-        Traceback (most recent call last):
-        ...
-        ValueError: preprocess has no key 'sise'; the keys are size, resize, interpolation, range,
-        mean, std, color, layout, dtype
-        """
+        """What `as_dict` gave, back again; a ValueError names a key or value that is wrong."""
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -227,16 +187,14 @@ class Preprocess:
         Raises
         ------
         FileNotFoundError
-            There is no such file.
+            `text` names a file that does not exist.
         ValueError
-            A part is not ``key=value``, or its key or value is not allowed.
+            `text` has a part that is not ``key=value``, or a key or value that is not allowed.
 
         Examples
         --------
-        >>> Preprocess.parse("size=160,resize=crop,range=0..1,mean=0.485/0.456/0.406").mean
+        >>> Preprocess.parse("size=96x128,resize=crop,range=0..1,mean=0.485/0.456/0.406").mean
         (0.485, 0.456, 0.406)
-        >>> Preprocess.parse("size=96x128").height_width
-        (96, 128)
         """
         if text.endswith(".toml"):
             return cls.from_file(text)
@@ -255,15 +213,7 @@ class Preprocess:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Preprocess:
-        """Preprocessing from a TOML file with the keys of `as_dict`.
-
-        Raises
-        ------
-        FileNotFoundError
-            There is no such file.
-        ValueError
-            It is not TOML, or a key or value is not allowed.
-        """
+        """Preprocessing from a TOML file with the keys of `as_dict`."""
         try:
             return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -289,17 +239,14 @@ class Preprocess:
         if size is None:
             _check_equal(images)
             return np.stack(list(images))
-        fit = _FITS[self.resize]
-        return np.stack([fit(image, size, self.interpolation) for image in images])
+        return np.stack([_fit(image, size, self.resize, self.interpolation) for image in images])
 
     def _tensor(self, pixels: Image) -> NDArray[Any]:
         """Pixels (n, height, width, 3) in the model's color, range, layout and type."""
         if self.color == "bgr":
             pixels = pixels[..., ::-1]
         planes = pixels.transpose(0, 3, 1, 2)
-        count, _, height, width = planes.shape
-        shape = {"nchw": planes.shape, "nhwc": (count, height, width, 3)}[self.layout]
-        output = np.empty(shape, self.dtype)
+        output = np.empty(planes.shape if self.layout == "nchw" else pixels.shape, self.dtype)
         target = output if self.layout == "nchw" else output.transpose(0, 3, 1, 2)
         if self.dtype == "uint8":
             target[...] = planes
@@ -322,18 +269,7 @@ def upright_pixels(image: Any) -> NDArray[np.uint8]:
     """A Pillow image of any mode as upright RGB pixels (height, width, 3).
 
     The orientation in its EXIF data is applied; transparency is laid over white; 16-bit gray is
-    scaled to 8 bits.
-
-    Raises
-    ------
-    ValueError
-        Its pixels are floating-point numbers.
-
-    Examples
-    --------
-    >>> from PIL import Image
-    >>> upright_pixels(Image.new("LA", (4, 2), (7, 0)))[0, 0]
-    array([255, 255, 255], dtype=uint8)
+    scaled to 8 bits; a ValueError refuses floating-point pixels.
     """
     from PIL import ImageOps
 
@@ -362,12 +298,6 @@ class ImageFile(np.ndarray):
     """A decoded image that still has the file it came from, to be sent on as it came.
 
     A part of it, or what is computed from it, has none.
-
-    Examples
-    --------
-    >>> image = ImageFile.of(np.zeros((2, 2, 3), np.uint8), b"the file")
-    >>> image.file, image[:1].file
-    (b'the file', None)
     """
 
     file: bytes | None = None
@@ -418,13 +348,7 @@ class Preprocessed:
 
 
 def facts_of_images(inside: ModelFacts, preprocess: Preprocess) -> ModelFacts:
-    """The facts of a model that prepares decoded images for the model inside.
-
-    Examples
-    --------
-    >>> facts_of_images(facts(lambda batch: batch), Preprocess(size=8)).input_shape
-    (None, None, None, 3)
-    """
+    """The facts of a model that prepares decoded images for the model inside."""
     return replace(
         inside,
         input_name="image",
@@ -449,51 +373,27 @@ class PreparesImages(Protocol):
         ...
 
 
-def prepared(model: Model, preprocess: Preprocess) -> Model:
-    """A model with what is done to its images first, in place of what was done before.
-
-    Examples
-    --------
-    >>> prepared(lambda batch: batch, Preprocess(size=8)).preprocess.size
-    8
-    """
+def prepared(model: Model, preprocess: Preprocess | None) -> Model:
+    """A model with what is done to its images first; None leaves it as it was before."""
+    if preprocess is None:
+        return model
     if isinstance(model, PreparesImages):
         return model.with_preprocess(preprocess)
     return Preprocessed(model, preprocess)
 
 
 def unprepared(model: Model) -> tuple[Model, Preprocess | None]:
-    """A model, and what is done to its images first; None where they are arrays already.
-
-    Examples
-    --------
-    >>> unprepared(Preprocessed(max, Preprocess(size=8)))[0]
-    <built-in function max>
-    """
+    """A model, and what is done to its images first; None where they are arrays already."""
     if isinstance(model, PreparesImages):
         return model.model, model.preprocess
     return model, None
 
 
 def infer_preprocess(input_shape: Sequence[int | str | None]) -> Preprocess:
-    """Size and layout, read off the shape of a model's input.
+    """Size and layout, read off the shape of a model's input as an ONNX file says it.
 
-    Parameters
-    ----------
-    input_shape
-        As an ONNX file says it: numbers, with names or None where it is dynamic.
-
-    Raises
-    ------
-    ValueError
-        The shape is not one of a batch of RGB images, or could be in both layouts.
-
-    Examples
-    --------
-    >>> infer_preprocess([None, 3, 224, 224]).as_dict()
-    {'size': 224}
-    >>> infer_preprocess(["batch", 128, 96, 3]).as_dict()
-    {'size': [128, 96], 'layout': 'nhwc'}
+    A dimension that is dynamic is a name or None. A ValueError refuses a shape that is no batch of
+    RGB images, or that could be in both layouts.
     """
     shape = list(input_shape)
     first, last = len(shape) == 4 and shape[1] == 3, len(shape) == 4 and shape[3] == 3
@@ -503,57 +403,54 @@ def infer_preprocess(input_shape: Sequence[int | str | None]) -> Preprocess:
             f"the input must have the shape (n, 3, height, width) or (n, height, width, 3), but "
             f"{which} {tuple(shape)}; say how images become this input with preprocess"
         )
-    sides = [_fixed(side) for side in (shape[2:] if first else shape[1:3])]
-    if (sides[0] is None) != (sides[1] is None):
+    tall, wide = (
+        side if isinstance(side, int) and side > 0 else None
+        for side in (shape[2:] if first else shape[1:3])
+    )
+    if (tall is None) != (wide is None):
         raise ValueError(
             f"the input has one fixed and one dynamic side, {tuple(shape)}; "
             "say both with preprocess, for example size=224x320"
         )
-    size = None if sides[0] is None or sides[1] is None else (sides[0], sides[1])
+    size = None if tall is None or wide is None else (tall, wide)
     return Preprocess(size=size, layout="nchw" if first else "nhwc")
-
-
-def _fixed(side: int | str | None) -> int | None:
-    return side if isinstance(side, int) and side > 0 else None
 
 
 # Resizing
 
 
-def _squash(image: Image, size: tuple[int, int], interpolation: str) -> Image:
+def _fit(image: Image, size: tuple[int, int], resize: str, interpolation: str) -> Image:
+    """An image at the size of a model's input."""
+    inner, top, left = _place(image.shape[:2], size, resize)
+    scaled = _scaled(image, inner, interpolation)
+    if resize != "letterbox":
+        return scaled[-top : size[0] - top, -left : size[1] - left]
+    page = np.full((*size, 3), PADDING, np.uint8)
+    page[top : top + inner[0], left : left + inner[1]] = scaled
+    return page
+
+
+def _scaled(image: Image, size: tuple[int, int], interpolation: str) -> Image:
     from PIL import Image as pillow
 
     if image.shape[:2] == size:
         return image
-    method = {"bilinear": pillow.Resampling.BILINEAR, "bicubic": pillow.Resampling.BICUBIC}
+    method = pillow.Resampling[interpolation.upper()]
     height, width = size
     # across and then down, as every Pillow did until 13: since then the order depends on the sizes
-    across = pillow.fromarray(image).resize((width, image.shape[0]), method[interpolation])
-    return np.asarray(across.resize((width, height), method[interpolation]))
+    across = pillow.fromarray(image).resize((width, image.shape[0]), method)
+    return np.asarray(across.resize((width, height), method))
 
 
-def _crop(image: Image, size: tuple[int, int], interpolation: str) -> Image:
-    covering, top, left = _crop_place(image.shape[:2], size)
-    scaled = _squash(image, covering, interpolation)
-    return scaled[-top : size[0] - top, -left : size[1] - left]
-
-
-def _letterbox(image: Image, size: tuple[int, int], interpolation: str) -> Image:
-    fitting, top, left = _letterbox_place(image.shape[:2], size)
-    page = np.full((*size, 3), PADDING, np.uint8)
-    page[top : top + fitting[0], left : left + fitting[1]] = _squash(image, fitting, interpolation)
-    return page
-
-
-# Where an image of one size lies in an input of another: its size there, top and left.
-
-
-def _squash_place(image: tuple[int, ...], size: tuple[int, int]) -> Place:
-    return size, 0, 0
-
-
-def _crop_place(image: tuple[int, ...], size: tuple[int, int]) -> Place:
+def _place(image: tuple[int, ...], size: tuple[int, int], resize: str) -> Place:
+    """Where an image lies in an input of another size: its size there, top and left."""
     (height, width), (tall, wide) = size, image
+    if resize == "squash":
+        return size, 0, 0
+    if resize == "letterbox":
+        scale = min(height / tall, width / wide)
+        fitting = (max(1, round(tall * scale)), max(1, round(wide * scale)))
+        return fitting, (height - fitting[0]) // 2, (width - fitting[1]) // 2
     if height * wide >= width * tall:  # the height is what must be covered
         covering = (height, wide * height // tall)
     else:
@@ -561,36 +458,11 @@ def _crop_place(image: tuple[int, ...], size: tuple[int, int]) -> Place:
     return covering, -round((covering[0] - height) / 2), -round((covering[1] - width) / 2)
 
 
-def _letterbox_place(image: tuple[int, ...], size: tuple[int, int]) -> Place:
-    (height, width), (tall, wide) = size, image
-    scale = min(height / tall, width / wide)
-    fitting = (max(1, round(tall * scale)), max(1, round(wide * scale)))
-    return fitting, (height - fitting[0]) // 2, (width - fitting[1]) // 2
-
-
-_PLACES: Mapping[str, Callable[[tuple[int, ...], tuple[int, int]], Place]] = {
-    "squash": _squash_place,
-    "crop": _crop_place,
-    "letterbox": _letterbox_place,
-}
-_FITS: Mapping[str, Callable[[Image, tuple[int, int], str], Image]] = {
-    "squash": _squash,
-    "crop": _crop,
-    "letterbox": _letterbox,
-}
-
-
 # Checks and text
 
 
 def is_pixels(value: Any, rank: int) -> bool:
-    """Whether something is a decoded image (rank 3) or a batch of them (rank 4): uint8 RGB.
-
-    Examples
-    --------
-    >>> is_pixels(np.zeros((2, 2, 3), np.uint8), 3), is_pixels(np.zeros((2, 2, 3)), 3)
-    (True, False)
-    """
+    """Whether something is a decoded image (rank 3) or a batch of them (rank 4): uint8 RGB."""
     array = isinstance(value, np.ndarray) and value.dtype == np.uint8
     return array and value.ndim == rank and value.shape[-1] == 3
 
@@ -616,11 +488,6 @@ def _check_equal(images: Sequence[Image] | Image) -> None:
         )
 
 
-def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}")
-
-
 def _checked_size(size: Any) -> int | tuple[int, int] | None:
     sides = (size, size) if isinstance(size, int) else size
     if sides is None:
@@ -632,20 +499,6 @@ def _checked_size(size: Any) -> int | tuple[int, int] | None:
         )
     height, width = sides
     return height if height == width else (height, width)
-
-
-def _checked_range(value: Any) -> tuple[float, ...]:
-    low, high = _numbers("range", value, 2)
-    if low >= high:
-        raise ValueError(f"range must be (low, high) with low under high, but is {value!r}")
-    return low, high
-
-
-def _checked_std(value: Any) -> tuple[float, ...]:
-    std = _numbers("std", value, 3)
-    if min(std) <= 0:
-        raise ValueError(f"std must be positive, but is {value!r}")
-    return std
 
 
 def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
@@ -673,5 +526,5 @@ def _from_text(name: str, text: str) -> Any:
         if name in ("range", "mean", "std"):
             return [float(number) for number in text.split(".." if name == "range" else "/")]
     except ValueError:
-        return text
+        pass
     return text

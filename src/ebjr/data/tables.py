@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,13 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "targets", "class", 
 _ROWS_AT_ONCE = 128
 
 
+class Sets(NamedTuple):
+    """How many labels there are, and whether lists name those that are right, or have 0 and 1."""
+
+    labels: int
+    listed: bool
+
+
 @dataclass(frozen=True)
 class Table:
     """A file of rows with an image column, as Arrow reads it."""
@@ -31,10 +38,16 @@ class Table:
     image_column: str
     label_column: str | None
     classes: tuple[str, ...] | None
+    sets: Sets | None = None
 
     @classmethod
     def open(
-        cls, path: Path, image: str | None, label: str | None, classes: tuple[str, ...] | None
+        cls,
+        path: Path,
+        image: str | None,
+        label: str | None,
+        classes: tuple[str, ...] | None,
+        targets_are: str = "labels",
     ) -> Table:
         """Read the schema and count the rows."""
         try:
@@ -47,10 +60,15 @@ class Table:
             raise ValueError(f"{path} has no rows")
         image_column = _image_column(path, schema, image)
         label_column = _label_column(path, schema, label)
+        sets = None
         if label_column is not None:
-            classes = classes or _names_in_schema(schema, label_column)
-            _check_label(path, schema, label_column, classes)
-        return cls(path, rows, image_column, label_column, classes)
+            known = _names_in_schema(schema, label_column)
+            classes = classes or known
+            if targets_are == "label sets":
+                sets = _sets_in(path, schema, label_column, classes, numbers=known is not None)
+            else:
+                _check_label(path, schema, label_column, classes)
+        return cls(path, rows, image_column, label_column, classes, sets)
 
     @property
     def label(self) -> bool:
@@ -77,19 +95,37 @@ class Table:
             for place, image, target in zip(places, images, labels, strict=True):
                 yield Example(f"{self.path.name}:{start + place}", _reader(image), target)
 
-    def _labels(self, batch: Any) -> list[int | None]:
+    def _labels(self, batch: Any) -> list[Any]:
         if self.label_column is None:
             return [None] * batch.num_rows
         labels = batch.column(self.label_column).to_pylist()
-        return [self._place(label) for label in labels]
+        place = self._place if self.sets is None else self._set
+        return [None if label is None else place(label) for label in labels]
 
-    def _place(self, label: Any) -> int | None:
+    def _set(self, labels: list[Any]) -> NDArray[np.bool_]:
+        """(labels,): which labels a list says are right."""
+        assert self.sets is not None
+        if not self.sets.listed:
+            return np.array(labels, bool)
+        places = [-1 if label is None else self._place(label) for label in labels]
+        wrong = [place for place in places if not 0 <= place < self.sets.labels]
+        if wrong or len({*places}) < len(places):
+            said = ", ".join(map(str, labels))
+            raise ValueError(
+                f"a list of labels must hold different ones of the {self.sets.labels} classes, "
+                f"but one is [{said}]"
+            )
+        chosen = np.zeros(self.sets.labels, bool)
+        chosen[places] = True
+        return chosen
+
+    def _place(self, label: Any) -> int:
         if isinstance(label, str):
             classes = self.classes or ()
             if label not in classes:
                 raise ValueError(f"the label {label!r} is none of the {len(classes)} classes")
             return classes.index(label)
-        return None if label is None else int(label)
+        return int(label)
 
 
 @contextmanager
@@ -210,9 +246,10 @@ def _check_label(path: Path, schema: Any, column: str, classes: tuple[str, ...] 
         kind = kind.value_type
     if types.is_integer(kind) or types.is_boolean(kind):
         return
-    if not (types.is_string(kind) or types.is_large_string(kind)):
+    if not _is_text(kind):
+        way = "; lists of labels are for --task multilabel" if _item(kind) is not None else ""
         raise ValueError(
-            f"{path}: the label column {column!r} must hold whole numbers, but holds {kind}"
+            f"{path}: the label column {column!r} must hold whole numbers, but holds {kind}{way}"
         )
     if classes is None:
         raise ValueError(
@@ -220,10 +257,67 @@ def _check_label(path: Path, schema: Any, column: str, classes: tuple[str, ...] 
         )
 
 
+def _item(kind: Any) -> Any:
+    """The type of what lists hold; None if it is no list."""
+    import pyarrow.types as types
+
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    return kind.value_type if any(is_one(kind) for is_one in lists) else None
+
+
+def _sets_in(
+    path: Path, schema: Any, column: str, classes: tuple[str, ...] | None, numbers: bool
+) -> Sets:
+    """What the lists of a label column mean; `numbers` says that they hold the labels' numbers."""
+    import pyarrow.types as types
+
+    kind = _item(schema.field(column).type)
+    text = kind is not None and _is_text(kind)
+    whole = kind is not None and types.is_integer(kind)
+    if kind is None or not (text or whole or types.is_boolean(kind) or types.is_floating(kind)):
+        raise ValueError(
+            f"{path}: for label sets the label column {column!r} must hold lists of 0 and 1, or of "
+            f"labels, but holds {schema.field(column).type}"
+        )
+    length = None if text or numbers else _length_of_zeros_and_ones(path, column)
+    if length is not None and len(classes or ()) in (0, length):
+        return Sets(length, listed=False)
+    if classes is None or (length or 0) > 1 or not (text or whole):
+        has = f"lists of {length}" if length else "other lists"
+        raise ValueError(
+            f"{path}: the label column {column!r} must hold 0 or 1 for each label, or the names or "
+            f"numbers of those that are right with classes given in the model's order; it has {has}"
+            f" for {len(classes) if classes else 'unknown'} classes"
+        )
+    return Sets(len(classes), listed=True)
+
+
+def _length_of_zeros_and_ones(path: Path, column: str) -> int | None:
+    """How long every list of a column is; None where they differ, or hold more than 0 and 1."""
+    import pyarrow.compute as compute
+
+    lengths: set[int] = set()
+    for _, batch in _record_batches(path, [column], None):
+        lists = batch.column(column).drop_null()
+        lengths.update(compute.list_value_length(lists).to_pylist())
+        if not {*lists.flatten().unique().to_pylist()} <= {0, 1}:
+            return None
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
 def _names_in_schema(schema: Any, column: str) -> tuple[str, ...] | None:
     """The class names that data sets of the hub keep in their schema."""
     try:
         described = json.loads((schema.metadata or {})[b"huggingface"])
-        return checked_classes(described["info"]["features"][column]["names"])
+        feature = described["info"]["features"][column]
+        return checked_classes(feature.get("feature", feature)["names"])  # of lists: of each item
     except (LookupError, TypeError, ValueError):
         return None

@@ -41,7 +41,7 @@ class Link:
     retry_seconds
         No attempt begins later than this after the first.
     failures
-        So many calls in a row without an answer, and it is left alone.
+        After this number of calls in a row without an answer it is left alone.
     probe_seconds
         How often it is then looked for, about, until it is there again.
     rows_per_second
@@ -49,12 +49,11 @@ class Link:
         limit. What is over it counts as not answered.
     when_unavailable
         The joint model's policy: ``"student"``, ``"error"`` or ``"queue"``.
-    queue
-        Of the policy ``"queue"``: the file that keeps rows for later.
-    queue_bytes
-        The most bytes of that file; what comes when it is full is not kept.
+    queue, queue_bytes
+        Of the policy ``"queue"``: the file that keeps rows for later, and the most bytes of it;
+        what comes when it is full is not kept.
     keep_seconds
-        How long late answers are kept for whoever asks.
+        How long late answers are kept until somebody asks.
 
     Raises
     ------
@@ -97,13 +96,7 @@ class Link:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Link:
-        """What `as_dict` gave, back again.
-
-        Raises
-        ------
-        ValueError
-            An unknown key, or a value that is out of range.
-        """
+        """What `as_dict` gave, back again; a ValueError names an unknown key."""
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -134,30 +127,17 @@ class Checks(Protocol):
 class FarTeacher:
     """A teacher at the other end of a link, asked as a `Link` says.
 
+    While it is away, `failures` calls in a row having failed, every call is refused at once and
+    costs nobody time: a thread looks for it (the circuit breaker is open). Once that finds it, one
+    call is let through (half-open), and its success lets all of them (closed).
+
     Parameters
     ----------
     teacher
         A model that raises `TeacherUnavailable` when it cannot be reached, as `RemoteModel` does.
-        If it has a method `check`, that is how it is looked for while it is away; else the next
-        batch tries.
+        Its method `check`, if it has one, looks for it while it is away; else the next batch tries.
     link
         How it is asked.
-
-    Attributes
-    ----------
-    name, teacher, link
-        The teacher's name, the teacher and the link.
-
-    Raises
-    ------
-    MissingExtra
-        stamina is not installed.
-
-    Notes
-    -----
-    While it is away, `failures` calls in a row having failed, every call is refused at once and
-    costs nobody time: a thread looks for it (the circuit breaker is open). Once that finds it, one
-    call is let through (half-open), and its success lets all of them (closed).
 
     Examples
     --------
@@ -189,9 +169,7 @@ class FarTeacher:
     def __call__(self, batch: Batch, /) -> Any:
         """The teacher's answer to n inputs, or to the first of them that the rate limit allows.
 
-        Returns
-        -------
-        What the teacher says; an `Answer` that names the rows answered, where not all are.
+        Where not all are answered, an `Answer` names those that are.
 
         Raises
         ------
@@ -299,18 +277,8 @@ class Breaker:
     Closed lets every call through; `failures` in a row open it, and no call passes; somebody who
     has found the teacher half-opens it, and one call passes, whose end closes or opens it.
 
-    Notes
-    -----
     The breakers that are kept up hold a lock while a call runs, so that one hanging call would
     hold up all others, and go by the wall clock, which jumps on devices that set theirs late.
-
-    Examples
-    --------
-    >>> breaker = Breaker(failures=1)
-    >>> breaker.enter(), breaker.fail(), breaker.enter()
-    (True, True, False)
-    >>> breaker.half_open(); breaker.enter(), breaker.enter(), breaker.succeed(), breaker.enter()
-    (True, False, True, True)
     """
 
     def __init__(self, failures: int) -> None:
@@ -353,25 +321,7 @@ class Breaker:
 
 
 class Bucket:
-    """A token bucket: so many rows a second on average, one second's worth at once.
-
-    Parameters
-    ----------
-    rate
-        Rows a second.
-    clock
-        Seconds that only grow.
-
-    Examples
-    --------
-    >>> now = [0.0]
-    >>> bucket = Bucket(4, clock=lambda: now[0])
-    >>> bucket.take(3), bucket.take(3)
-    (3, 1)
-    >>> now[0] = 0.5
-    >>> bucket.take(3)
-    2
-    """
+    """A token bucket: `rate` rows a second on average, one second's worth at once."""
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._size, self._clock = rate, max(1.0, rate), clock
@@ -397,14 +347,9 @@ def over_link(outcomes: Outcomes, *, bytes: float = 0.0, seconds: float = 0.0) -
     outcomes
         What both models said, with what each costs.
     bytes
-        What an example moves over the link, there and back.
+        What an example moves over the link, there and back; the student, which is here, moves none.
     seconds
         What the link adds to an example's time, rows of a batch sharing the round trip.
-
-    Returns
-    -------
-    Outcomes
-        With these in the teacher's cost; the student, which is here, moves none.
 
     Examples
     --------

@@ -17,8 +17,7 @@ import time
 import uuid
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,10 +69,8 @@ class LateAnswer:
     rows, prediction, output
         (k,) rows of that answer which the teacher has answered since, and what the joint model
         says of them now.
-    waiting
-        Rows that still wait.
-    errors
-        By row: why it will never be answered.
+    waiting, errors
+        The rows that still wait; by row, why it will never be answered.
 
     Examples
     --------
@@ -160,12 +157,8 @@ class LateAnswers:
 
     def __len__(self) -> int:
         """How many rows wait."""
-        with self._lock:
-            return int(
-                self._file.execute(
-                    "SELECT count(*) FROM rows INDEXED BY waiting WHERE input IS NOT NULL"
-                ).fetchone()[0]
-            )
+        counted = "SELECT count(*) FROM rows INDEXED BY waiting WHERE input IS NOT NULL"
+        return int(self._read(counted)[0][0])
 
     @staticmethod
     def new_id() -> str:
@@ -175,10 +168,7 @@ class LateAnswers:
     def keep(self, entries: Sequence[Kept], kind: Task) -> bool:
         """Keep rows until the teacher has answered them, all or none, whatever happens then.
 
-        Returns
-        -------
-        bool
-            False where they could not be kept: the file is full, or the disk.
+        False says that they could not be kept: the file is full, or the disk.
         """
         now = time.time()
         try:
@@ -189,12 +179,11 @@ class LateAnswers:
                     zip(entry.rows, _singles(entry.output), strict=True)
                 )
             ]
-            with self._writing() as file:
-                file.executemany(
-                    "INSERT OR IGNORE INTO rows (id, row, form, input, student, changed) "
-                    "VALUES (?, ?, ?, ?, ?, ?)",
-                    values,
-                )
+            self._change(
+                "INSERT OR IGNORE INTO rows (id, row, form, input, student, changed) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                values,
+            )
         except (sqlite3.Error, TypeError, ValueError) as error:
             self._trouble("rows could not be kept for later", error)
             return False
@@ -203,20 +192,15 @@ class LateAnswers:
 
     def find(self, id: str, joint: JointModel) -> LateAnswer | None:
         """What is known of the rows under an id; None where there are none."""
-        with self._lock:
-            found = self._file.execute(
-                "SELECT row, input IS NOT NULL, answer, error FROM rows WHERE id = ? ORDER BY row",
-                (id,),
-            ).fetchall()
+        found = self._read(
+            "SELECT row, input IS NOT NULL, answer, error FROM rows WHERE id = ? ORDER BY row", id
+        )
         return _late_answer(id, found, joint) if found else None
 
     def deliver(self, joint: JointModel, batch_size: int = 64) -> int:
         """Ask the teacher for what waits, the oldest first, until it is away or nothing waits.
 
-        Returns
-        -------
-        int
-            How many rows have an answer now that had none.
+        Gives how many rows have an answer now that had none.
         """
         done = 0
         with self._delivering:
@@ -263,13 +247,12 @@ class LateAnswers:
 
     def _oldest(self, most: int) -> list[tuple[int, str, str, bytes, bytes]]:
         """Rows that wait and can be one batch."""
-        with self._lock:
-            return self._file.execute(
-                "SELECT number, id, form, input, student FROM rows WHERE input IS NOT NULL AND "
-                "form = (SELECT form FROM rows WHERE input IS NOT NULL ORDER BY number LIMIT 1) "
-                "ORDER BY number LIMIT ?",
-                (most,),
-            ).fetchall()
+        return self._read(
+            "SELECT number, id, form, input, student FROM rows WHERE input IS NOT NULL AND "
+            "form = (SELECT form FROM rows WHERE input IS NOT NULL ORDER BY number LIMIT 1) "
+            "ORDER BY number LIMIT ?",
+            most,
+        )
 
     def _ask(self, joint: JointModel, taken: Sequence[tuple[int, str, str, bytes, bytes]]) -> int:
         """Ask the teacher for some rows, and write down what it says; how many it answered."""
@@ -297,12 +280,11 @@ class LateAnswers:
         return len(numbers)
 
     def _write(self, answers: Sequence[tuple[bytes | None, str | None, int]]) -> None:
-        with self._writing() as file:
-            file.executemany(
-                "UPDATE rows SET input = NULL, student = NULL, answer = ?, error = ?, changed = ? "
-                "WHERE number = ?",
-                [(raw, error, time.time(), number) for raw, error, number in answers],
-            )
+        self._change(
+            "UPDATE rows SET input = NULL, student = NULL, answer = ?, error = ?, changed = ? "
+            "WHERE number = ?",
+            [(raw, error, time.time(), number) for raw, error, number in answers],
+        )
 
     def _tell(self, joint: JointModel) -> None:
         """Tell the callback of answers that it has not heard of, even in an earlier life.
@@ -321,25 +303,20 @@ class LateAnswers:
                     self._trouble("the callback failed with a late answer", error)
                     return
                 self._troubles.pop("the callback failed with a late answer", None)
-                with self._writing() as file:
-                    file.execute("UPDATE rows SET told = 1 WHERE number = ?", (number,))
+                self._change("UPDATE rows SET told = 1 WHERE number = ?", [(number,)])
         self._untold_from = 0
 
     def _untold(self) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._file.execute(
-                "SELECT number, id, row, 0, answer, error FROM rows "
-                "WHERE input IS NULL AND told = 0 AND number >= ? ORDER BY number LIMIT ?",
-                (self._untold_from, MOST_TOLD),
-            ).fetchall()
+        return self._read(
+            "SELECT number, id, row, 0, answer, error FROM rows "
+            "WHERE input IS NULL AND told = 0 AND number >= ? ORDER BY number LIMIT ?",
+            *(self._untold_from, MOST_TOLD),
+        )
 
     def _forget(self) -> None:
         told = "" if self.callback is None else "AND told = 1"
-        with self._writing() as file:
-            file.execute(
-                f"DELETE FROM rows WHERE input IS NULL AND changed < ? {told}",
-                (time.time() - self.keep_seconds,),
-            )
+        old = f"DELETE FROM rows WHERE input IS NULL AND changed < ? {told}"
+        self._change(old, [(time.time() - self.keep_seconds,)])
 
     def _trouble(self, what: str, error: Exception) -> None:
         """Log that something fails, once and not for as long as a disk is full."""
@@ -348,10 +325,14 @@ class LateAnswers:
             log.error("%s; trying again: %s", what, said)
         self._troubles[what] = said
 
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def _read(self, query: str, *values: Any) -> list[Any]:
+        with self._lock:
+            return self._file.execute(query, values).fetchall()
+
+    def _change(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Run a statement for each row of values: all of them, or none."""
         with self._lock, self._file:
-            yield self._file
+            self._file.executemany(statement, rows)
 
 
 def _opened(path: str, most_bytes: int) -> sqlite3.Connection:
@@ -376,7 +357,8 @@ def _opened(path: str, most_bytes: int) -> sqlite3.Connection:
 def _pack(kind: Task, row: Batch) -> bytes:
     """Raw output of one row, as bytes."""
     buffer = io.BytesIO()
-    np.savez(buffer, **kind.pack("output", _plain(row), half=False))  # type: ignore[arg-type]
+    plain = row if isinstance(row, list | tuple) else to_numpy(row)
+    np.savez(buffer, **kind.pack("output", plain, half=False))  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
@@ -384,10 +366,6 @@ def _unpack(kind: Task, raw: bytes) -> Batch:
     """What `_pack` packed."""
     with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
         return kind.unpack("output", dict(archive))
-
-
-def _plain(rows: Batch) -> Batch:
-    return rows if isinstance(rows, list | tuple) else to_numpy(rows)
 
 
 def _singles(rows: Batch) -> list[Batch]:

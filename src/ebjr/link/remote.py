@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
+from functools import partial
 from gzip import compress
 from typing import Any
 
@@ -48,6 +49,9 @@ _LATER = (401, 403, 404, 408, 425, 429)  # refusals that are not about the input
 class RemoteModel:
     """A model behind an Open Inference Protocol v2 endpoint: batch in, raw output out.
 
+    Connections are kept and shared by threads. An EBJR server says which rows it degraded itself;
+    the answer is then an `Answer` with these.
+
     Parameters
     ----------
     url
@@ -57,15 +61,12 @@ class RemoteModel:
         The name of the output to return. None is the only one, or the one called ``output``, as
         on an EBJR server.
     send
-        ``"tensor"``, or for images ``"jpeg"`` or ``"png"``: each as a file of its own, which is
-        far less than its numbers. An image that came as such a file goes on as it came. None is
-        ``"png"``, which loses nothing, where the model takes files, and else ``"tensor"``.
-    quality
-        Of JPEG, 1 to 95.
+        ``"tensor"``, or for images ``"jpeg"`` (with `quality`) or ``"png"``: each as a file of its
+        own, which is far less than its numbers. An image that came as such a file goes on as it
+        came. None is ``"png"``, which loses nothing, where the model takes files, and else
+        ``"tensor"``.
     gzip
         Compress what is sent, and ask for compressed answers.
-    timeout_seconds
-        How long an answer may take.
     batch_size
         The most rows of a request; larger batches are cut. None sends what comes.
     token
@@ -73,35 +74,6 @@ class RemoteModel:
     metadata
         What the server said of the model before. It is then not asked until the model is used,
         and a model that says something else is refused.
-
-    Attributes
-    ----------
-    name : str
-        The model's name and its server.
-    url : str
-        The model's own address.
-    metadata : ModelMetadata
-        What the server says of the model.
-    input_name, input_shape, input_dtype
-        Its input; an open dimension is None.
-    output_name : str
-        The output that is returned.
-
-    Raises
-    ------
-    ValueError
-        The address, or an option, is none.
-    ModelError
-        The model has several inputs, or no such output, or takes no files.
-    TeacherUnavailable
-        The server cannot be reached.
-    MissingExtra
-        httpx2 is not installed.
-
-    Notes
-    -----
-    Connections are kept and shared by threads. An EBJR server says which rows it degraded itself;
-    the answer is then an `Answer` with these.
     """
 
     def __init__(
@@ -140,7 +112,9 @@ class RemoteModel:
             "timeout_seconds": timeout_seconds,
             "batch_size": batch_size,
         }
-        self.options = {name: value for name, value in given.items() if value is not None}
+        self.options: dict[str, Any] = {
+            name: value for name, value in given.items() if value is not None
+        }
 
     def _read_tensors(self, output: str | None, send: str | None) -> None:
         """What is sent and what comes back, from the metadata."""
@@ -171,12 +145,10 @@ class RemoteModel:
 
         Raises
         ------
-        TypeError, ValueError
-            The inputs are not what the model takes.
         TeacherUnavailable
             The server cannot be reached, is too slow or busy, or answers what is no answer.
         ModelError
-            It refuses these inputs, or is another model than it was (`OtherModel`).
+            The server refuses these inputs, or has another model than it had (`OtherModel`).
         """
         rows = row_count(batch)
         step = self.batch_size or rows
@@ -190,15 +162,7 @@ class RemoteModel:
         return Answer(output, join_rows(marks))
 
     def check(self) -> None:
-        """Ask whether the model is there and is the one that it was.
-
-        Raises
-        ------
-        TeacherUnavailable
-            It cannot be reached.
-        OtherModel
-            It is another one.
-        """
+        """Ask whether the model is there and is the one that it was; else raise what is wrong."""
         found = self._asked_metadata()
         self._server.exchange("GET", f"{self._path}/ready")
         if found != self.metadata:
@@ -233,7 +197,8 @@ class RemoteModel:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.url, {**self.options, "metadata": self.metadata.as_dict()})
+        # connections do not travel to another process, the address does
+        return partial(RemoteModel, self.url, **self.options, metadata=self.metadata.as_dict()), ()
 
     def __repr__(self) -> str:
         return f"RemoteModel({self.url!r})"
@@ -374,15 +339,7 @@ class _Server:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> tuple[bytes, Mapping[str, str]]:
-        """The body and the headers of what it answers, if that is a 200.
-
-        Raises
-        ------
-        TeacherUnavailable
-            It cannot be reached, is too slow, or has no answer now.
-        ModelError
-            It refuses what is sent.
-        """
+        """The body and the headers of an answer with status 200; else raise what is wrong."""
         url = f"{self._url}/{path}".rstrip("/")
         with self._reaching():
             request = self._http.build_request(method, url, content=body, headers=headers)
@@ -460,13 +417,7 @@ def _check_timeout(seconds: float) -> None:
 
 
 def encoded(image: Any, send: str, quality: int) -> bytes:
-    """An image as the file that is sent: the one it came from, if that will do, or a new one.
-
-    Raises
-    ------
-    TypeError
-        It is no image (height, width, 3) of uint8.
-    """
+    """An image as the file that is sent: the one it came from, if that will do, or a new one."""
     from PIL import Image
 
     file = image.file if isinstance(image, ImageFile) else None
@@ -551,8 +502,3 @@ def _retry_after(text: str | None) -> float | None:
         except (ValueError, OverflowError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def _reopened(url: str, options: dict[str, Any]) -> RemoteModel:
-    """A copy in another process: connections do not travel, the address does."""
-    return RemoteModel(url, **options)
