@@ -17,7 +17,6 @@ import numpy as np
 from ebjr.arrays import to_numpy
 from ebjr.costs import Cost
 from ebjr.errors import ModelError
-from ebjr.files import sha256_of
 from ebjr.task import Task
 
 InputShape = tuple[int | None, ...]
@@ -108,10 +107,9 @@ class ModelFacts:
         """The only number of rows that the model takes, if it is fixed to one."""
         return self.input_shape[0] if self.input_shape else None
 
-    def hashes(self) -> dict[str, str]:
-        """The SHA-256 of every file that makes up the model, by name; reads them all."""
-        files = () if self.path is None else (self.path, *self.further_files())
-        return {file.name: sha256_of(file) for file in files}
+    def files(self) -> tuple[Path, ...]:
+        """Every file that makes up the model, `path` first; none where it came from no file."""
+        return () if self.path is None else (self.path, *self.further_files())
 
 
 def facts(model: Any) -> ModelFacts:

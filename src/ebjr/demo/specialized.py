@@ -6,8 +6,8 @@ third, of the same architecture and budget, knows all. The teacher is that of th
 
 from __future__ import annotations
 
-from ebjr.demo import classification
-from ebjr.demo.cifar10 import CLASSES
+from ebjr.data.preprocess import Preprocess
+from ebjr.demo.cifar10 import CLASSES, load
 from ebjr.demo.flow import Demo
 from ebjr.tasks.specialized.known_classes import Traffic
 
@@ -22,9 +22,9 @@ DEMO = Demo(
     task="specialized",
     title="EBJR on CIFAR-10: students of a few popular classes",
     data="the 10,000 images of the CIFAR-10 test set",
-    load=classification.DEMO.load,
+    load=lambda progress: load("test", progress=progress),
     goal={"goal": "match-teacher", "tolerance": 0.005},
-    preprocess=classification.DEMO.preprocess,
+    preprocess=Preprocess(size=32),
     about={"labels": CLASSES},
     students={
         "knows-3": {"known_classes": ORDER[:3]},
