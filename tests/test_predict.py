@@ -282,13 +282,13 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 
         def batches(self, batch_size, start=0):
             nonlocal alive, most
-            from ebjr.data.examples import Batch
+            from ebjr.data.examples import Examples
 
             for number in range(start, 400, batch_size):
                 inputs = np.zeros((batch_size, SIZE)).view(Rows)
                 alive += 1
                 most = max(most, alive)
-                yield Batch(inputs, None, [str(number + k) for k in range(batch_size)])
+                yield Examples(inputs, None, [str(number + k) for k in range(batch_size)])
 
     model = JointClassifier(
         lambda x: np.eye(2)[np.zeros(len(x), int)],

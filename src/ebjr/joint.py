@@ -65,7 +65,7 @@ class JointAnswer:
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class LateRows:
     """Rows (k,) of one answer, by its `id`, that wait for the teacher: k inputs and outputs."""
 
     id: str
@@ -224,7 +224,7 @@ class JointModel:
         """Keep rows for later where that is the policy: under which id."""
         if self.late is None:
             return None
-        entry = Kept(self.late.new_id(), rows, inputs, output)
+        entry = LateRows(self.late.new_id(), rows, inputs, output)
         return entry.id if self.late.keep([entry], self.kind) else None
 
     def ask_student(self, inputs: Batch) -> Answer:

@@ -27,6 +27,7 @@ from ebjr.backends.entry import (
 )
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import Blend, as_blend, blend_text
+from ebjr.calibration.goal import ARGUMENTS, GUARANTEE
 from ebjr.costs import Cost
 from ebjr.curve import OperatingPoint
 from ebjr.errors import ModelError, PromiseWarning
@@ -49,12 +50,17 @@ _POINT_KEYS = (
     *(f.name for f in fields(OperatingPoint)),
     *("cost", "unit", "break_even", "pays", "saving"),
 )
-_GOAL_KEYS = (
-    *("goal", "tolerance", "target", "flops", "seconds", "joules", "bytes", "deferral_rate"),
-    *("delta", "promise", "loss_bound"),
-)
 _CALIBRATION_KEYS = (
-    *("date", *_GOAL_KEYS, "outcomes", "split_fraction", "split_seed", "traffic"),
+    *(
+        "date",
+        "goal",
+        *ARGUMENTS,
+        *GUARANTEE,
+        "outcomes",
+        "split_fraction",
+        "split_seed",
+        "traffic",
+    ),
     *("certified", "chosen_on", "held_out", "score_quantiles", "curve", "drift", "disagreement"),
     *("preprocessing", "known_classes", "classes"),
 )

@@ -22,7 +22,7 @@ import numpy as np
 from ebjr.arrays import to_numpy
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import Blend, blend_text
-from ebjr.data.examples import Batch, Data
+from ebjr.data.examples import Data, Examples
 from ebjr.errors import MissingExtra
 from ebjr.files import full_disk_named, write_whole
 from ebjr.joint import JointAnswer, JointModel
@@ -142,7 +142,7 @@ def write_answers(
     return progress
 
 
-_Part = tuple[Batch | None, list[tuple[str, str]]]
+_Part = tuple[Examples | None, list[tuple[str, str]]]
 
 
 def _with_unreadable(data: Data, batch_size: int, start: int) -> Iterator[_Part]:
@@ -157,7 +157,7 @@ def _with_unreadable(data: Data, batch_size: int, start: int) -> Iterator[_Part]
 
 def _rows(
     joint: JointModel | ExportedJoint,
-    batch: Batch,
+    batch: Examples,
     answer: JointAnswer,
     labels: Sequence[str] | None,
 ) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ebjr.data.examples import Batch, Data, decode_image
+from ebjr.data.examples import Data, Examples, decode_image
 from ebjr.data.open import open_data
 
 pa = pytest.importorskip("pyarrow")
@@ -32,7 +32,7 @@ def put(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def read(data: Data, batch_size: int = 4) -> Batch:
+def read(data: Data, batch_size: int = 4) -> Examples:
     """All batches as one."""
     batches = list(data.batches(batch_size))
     assert all(len(batch) == batch_size for batch in batches[:-1])
@@ -44,7 +44,7 @@ def read(data: Data, batch_size: int = 4) -> Batch:
         assert targets.dtype == np.int64
     else:
         assert all(batch.targets is None for batch in batches)
-    return Batch(inputs, targets, names)
+    return Examples(inputs, targets, names)
 
 
 # Folders

@@ -22,7 +22,7 @@ GOALS: Mapping[str, tuple[str, ...]] = {
 }
 """Each kind of goal with the arguments that may limit it."""
 
-_HOME = {name: kind for kind, names in GOALS.items() for name in names}
+ARGUMENTS = {name: kind for kind, names in GOALS.items() for name in names}
 """By argument that limits a goal: the kind of goal it goes with."""
 
 _PROMISED: Mapping[str, tuple[str, ...]] = {
@@ -68,10 +68,10 @@ class Goal:
             return goal
         if goal not in GOALS:
             raise ValueError(f"goal must be one of {', '.join(GOALS)}, not {goal!r}")
-        limits = {name: given.pop(name) for name in _HOME if name in given}
+        limits = {name: given.pop(name) for name in ARGUMENTS if name in given}
         for name in limits:
-            if _HOME[name] != goal:
-                raise ValueError(f"{name} goes with goal {_HOME[name]!r}, not with {goal!r}")
+            if ARGUMENTS[name] != goal:
+                raise ValueError(f"{name} goes with goal {ARGUMENTS[name]!r}, not with {goal!r}")
         if goal != "match-teacher" and GOALS[goal] and len(limits) != 1:
             raise ValueError(f"goal {goal!r} needs exactly one of {', '.join(GOALS[goal])}")
         limit = next(iter(limits.values()), None)
@@ -80,7 +80,7 @@ class Goal:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Goal:
         """The goal that `as_dict` wrote; other keys of the table are left alone."""
-        known = {name: table[name] for name in (*_HOME, *GUARANTEE) if name in table}
+        known = {name: table[name] for name in (*ARGUMENTS, *GUARANTEE) if name in table}
         return cls.of(table.get("goal", "match-teacher"), **known)
 
     def __post_init__(self) -> None:

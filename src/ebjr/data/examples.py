@@ -26,7 +26,7 @@ OnUnreadable = Literal["skip", "error"]
 
 
 @dataclass(frozen=True)
-class Batch:
+class Examples:
     """Some consecutive examples, with what to call each in a message or an answer (`names`).
 
     `inputs` are one array (n, ...) when the data are arrays; for images a list of n uint8 RGB
@@ -59,17 +59,17 @@ class Data(ABC):
         """The number of examples, those that cannot be read included."""
 
     @abstractmethod
-    def _read(self, batch_size: int, start: int) -> Iterator[Batch]: ...
+    def _read(self, batch_size: int, start: int) -> Iterator[Examples]: ...
 
     @abstractmethod
-    def take(self, rows: Sequence[int]) -> tuple[Batch, NDArray[np.int64]]:
+    def take(self, rows: Sequence[int]) -> tuple[Examples, NDArray[np.int64]]:
         """The examples of some rows, rising, and which rows they are.
 
         Examples that cannot be read are added to `unreadable`, and left out, or a ValueError where
         `on_unreadable` is ``"error"``.
         """
 
-    def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Examples]:
         """All examples in order, `batch_size` at a time (the last batch may be smaller).
 
         `start` is how many to leave out first, those that cannot be read included. A ValueError
@@ -97,19 +97,19 @@ class ArrayData(Data):
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def _read(self, batch_size: int, start: int) -> Iterator[Batch]:
+    def _read(self, batch_size: int, start: int) -> Iterator[Examples]:
         for first in range(start, len(self), batch_size):
             end = min(first + batch_size, len(self))
             yield self._batch(slice(first, end), range(first, end))
 
-    def take(self, rows: Sequence[int]) -> tuple[Batch, NDArray[np.int64]]:
+    def take(self, rows: Sequence[int]) -> tuple[Examples, NDArray[np.int64]]:
         """The examples of some rows, and which rows they are: all that were asked for."""
         where = np.asarray(rows, np.int64)
         return self._batch(where, where), where
 
-    def _batch(self, rows: Any, numbers: Iterable[int]) -> Batch:
+    def _batch(self, rows: Any, numbers: Iterable[int]) -> Examples:
         targets = None if self.targets is None else self.targets[rows]
-        return Batch(self.inputs[rows], targets, [f"{self.path.name}:{n}" for n in numbers])
+        return Examples(self.inputs[rows], targets, [f"{self.path.name}:{n}" for n in numbers])
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class ImageData(Data):
     def __len__(self) -> int:
         return self.count
 
-    def _read(self, batch_size: int, start: int) -> Iterator[Batch]:
+    def _read(self, batch_size: int, start: int) -> Iterator[Examples]:
         decoded = in_order(
             self._decode,
             islice(self.examples(None), start, None),
@@ -159,7 +159,7 @@ class ImageData(Data):
         if empty:
             raise ValueError(self._nothing_readable())
 
-    def take(self, rows: Sequence[int]) -> tuple[Batch, NDArray[np.int64]]:
+    def take(self, rows: Sequence[int]) -> tuple[Examples, NDArray[np.int64]]:
         """The examples of some rows that can be read, and which rows they are."""
         kept = [self._kept(self._decode(example)) for example in self.examples(rows)]
         where = [row for row, found in zip(rows, kept, strict=True) if found]
@@ -187,11 +187,13 @@ class ImageData(Data):
             )
         return None
 
-    def _batch(self, some: Sequence[Decoded]) -> Batch:
+    def _batch(self, some: Sequence[Decoded]) -> Examples:
         targets: Any = [example.target for example, _ in some] if self.has_targets else None
         if targets and not isinstance(targets[0], GroundTruth):
             targets = np.array(targets, np.int64)
-        return Batch([image for _, image in some], targets, [example.name for example, _ in some])
+        return Examples(
+            [image for _, image in some], targets, [example.name for example, _ in some]
+        )
 
     def _nothing_readable(self) -> str:
         name, reason = self.unreadable[0] if self.unreadable else ("nothing", "it is empty")

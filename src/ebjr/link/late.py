@@ -26,7 +26,7 @@ import numpy as np
 from ebjr.arrays import Batch, join_rows, take_rows, to_numpy
 from ebjr.data.preprocess import ImageFile, upright_pixels
 from ebjr.errors import EbjrError, OtherModel, TeacherUnavailable
-from ebjr.joint import JointModel, Kept
+from ebjr.joint import JointModel, LateRows
 from ebjr.link.far import FarTeacher
 from ebjr.task import Task
 
@@ -165,7 +165,7 @@ class LateAnswers:
         """An id that nobody can guess."""
         return uuid.uuid4().hex
 
-    def keep(self, entries: Sequence[Kept], kind: Task) -> bool:
+    def keep(self, entries: Sequence[LateRows], kind: Task) -> bool:
         """Keep rows until the teacher has answered them, all or none, whatever happens then.
 
         False says that they could not be kept: the file is full, or the disk.

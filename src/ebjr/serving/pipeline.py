@@ -21,7 +21,7 @@ import numpy as np
 
 from ebjr.arrays import Batch, join_rows, put_rows, row_count, take_rows, to_numpy
 from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable
-from ebjr.joint import JointAnswer, JointModel, Kept
+from ebjr.joint import JointAnswer, JointModel, LateRows
 from ebjr.router import check_threshold, is_deferred
 from ebjr.serving.events import (
     STAGES,
@@ -533,7 +533,7 @@ class Pipeline:
             open_ones = [part for part in parts if len(part.rows) and not part.answered]
             ids = {part.ticket: part.ticket.late_id(late.new_id) for part in open_ones}
         entries = [
-            Kept(ids[part.ticket], part.rows, part.ticket.inputs_of(part.rows), part.output)
+            LateRows(ids[part.ticket], part.rows, part.ticket.inputs_of(part.rows), part.output)
             for part in open_ones
         ]
         if entries and late.keep(entries, self.joint.kind):
