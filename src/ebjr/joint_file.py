@@ -51,18 +51,10 @@ _POINT_KEYS = (
     *("cost", "unit", "break_even", "pays", "saving"),
 )
 _CALIBRATION_KEYS = (
-    *(
-        "date",
-        "goal",
-        *ARGUMENTS,
-        *GUARANTEE,
-        "outcomes",
-        "split_fraction",
-        "split_seed",
-        "traffic",
-    ),
+    *("date", "goal", *ARGUMENTS, *GUARANTEE),
+    *("outcomes", "split_fraction", "split_seed", "traffic", "preprocessing"),
     *("certified", "chosen_on", "held_out", "score_quantiles", "curve", "drift", "disagreement"),
-    *("preprocessing", "known_classes", "classes"),
+    *("known_classes", "classes"),
 )
 
 
