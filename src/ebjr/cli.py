@@ -386,6 +386,7 @@ def predict(
     on_ray: Annotated[
         bool, option("Run", "On a Ray cluster: RAY_ADDRESS's, or one made here.", "--ray")
     ] = False,
+    imports: Imports = None,
 ) -> None:
     """Answer every example of some data with the joint model; interrupted, it goes on."""
     from ebjr.joint_file import JointConfig, chosen_threshold, read_joint
@@ -408,9 +409,12 @@ def predict(
         if on_ray:
             from ebjr.scale.ray_data import predict_file
 
-            done = predict_file(
-                joint, source, output, threshold=chosen, threads=threads, tell=tell, **how
-            )
+            own = [
+                str(Path(name).resolve()) if name.endswith(".py") else name
+                for name in imports or ()
+            ]
+            how |= {"threads": threads, "imports": own}
+            done = predict_file(joint, source, output, threshold=chosen, tell=tell, **how)
         else:
             from ebjr.predict import predict as predict_data
 

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from ebjr.plugins import import_own
 
 if TYPE_CHECKING:
     from ebjr.data.examples import Data
@@ -134,60 +132,6 @@ def _options(group: Any) -> list[inspect.Parameter]:
     types = get_type_hints(group, include_extras=True)
     whole = inspect.signature(group).parameters
     return [each.replace(annotation=types[name]) for name, each in whole.items()]
-
-
-def import_own(name: str) -> ModuleType:
-    """Run a Python file, or import a module, so that what it registers is known; once.
-
-    Modules are looked for in the folder that the process runs in, too, and a file finds what is
-    beside it.
-    """
-    file = Path(name).resolve() if name.endswith(".py") else None
-    if file is not None and not file.is_file():
-        raise ValueError(f"--import {name}: there is no such file")
-    folder = str(Path.cwd() if file is None else file.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-    try:
-        return import_module(name) if file is None else _run(file)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"--import {name} failed{_place(error, file)}: {_said(error)}") from error
-
-
-def _run(file: Path) -> ModuleType:
-    """The module of a file, under a name that no other module has."""
-    name = f"ebjr_import_{file.stem}"
-    known = sys.modules.get(name)
-    if known is not None and known.__file__ == str(file):
-        return known
-    spec = spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = module = module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _place(error: BaseException, file: Path | None) -> str:
-    """File and line of an error: the last of its own, or of whatever it called."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" at {error.filename}, line {error.lineno}"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__ and "importlib" not in frame.filename
-    ]
-    own = [frame for frame in frames if frame.filename == str(file)]
-    return "".join(f" at {frame.filename}, line {frame.lineno}" for frame in (own or frames)[-1:])
-
-
-def _said(error: BaseException) -> str:
-    text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 # Groups

@@ -1,10 +1,16 @@
-"""What others add: scores and metrics that an installed package declares as entry points."""
+"""What others add: entry points of installed packages, and files and modules of a user's own."""
 
 from __future__ import annotations
 
+import sys
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ebjr.errors import one_line
@@ -35,3 +41,63 @@ def load_entry_points(group: str, register: Callable[[Any], Any]) -> None:
                 f"{one_line(error)}",
                 stacklevel=2,
             )
+
+
+def import_all(names: Sequence[str]) -> None:
+    """`import_own` for each."""
+    for name in names:
+        import_own(name)
+
+
+def import_own(name: str) -> ModuleType:
+    """Run a Python file, or import a module, so that what it registers is known; once.
+
+    Modules are looked for in the folder that the process runs in, too, and a file finds what is
+    beside it.
+    """
+    file = Path(name).resolve() if name.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise ValueError(f"--import {name}: there is no such file")
+    folder = str(Path.cwd() if file is None else file.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        return import_module(name) if file is None else _run(file)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"--import {name} failed{_place(error, file)}: {_said(error)}") from error
+
+
+def _run(file: Path) -> ModuleType:
+    """The module of a file, under a name that no other module has."""
+    name = f"ebjr_import_{file.stem}"
+    known = sys.modules.get(name)
+    if known is not None and known.__file__ == str(file):
+        return known
+    spec = spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _place(error: BaseException, file: Path | None) -> str:
+    """File and line of an error: the last of its own, or of whatever it called."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" at {error.filename}, line {error.lineno}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and "importlib" not in frame.filename
+    ]
+    own = [frame for frame in frames if frame.filename == str(file)]
+    return "".join(f" at {frame.filename}, line {frame.lineno}" for frame in (own or frames)[-1:])
+
+
+def _said(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

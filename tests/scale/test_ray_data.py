@@ -165,6 +165,25 @@ def test_the_command_line_writes_what_it_writes_without_ray(nodes, run, tmp_path
     assert figures[0]["deferred"] == figures[1]["deferred"] > 0
 
 
+def test_a_score_of_ones_own_is_known_to_the_actors(nodes, run, tmp_path):
+    student, teacher = write_pair(tmp_path)
+    data = write_images(tmp_path / "images", 60)
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import ebjr\n@ebjr.register_score\ndef top_of_own(logits):\n    return logits.max(-1)\n"
+    )
+    models = ("--student", student, "--teacher", teacher)
+    assert run("record", *models, "--data", data, "-o", "outcomes.npz")[0] == 0
+    config = tmp_path / "joint.toml"
+    how = ("--import", own, "--score", "top_of_own", "--blend", 0)
+    goal = ("--goal", "budget", "--deferral-rate", 0.4)
+    assert run("calibrate", "outcomes.npz", *goal, *how, "-o", config)[0] == 0
+    common = ("predict", config, "--import", own, "--data", data, "--json")
+    files = [tmp_path / name for name in ("local.jsonl", "ray.jsonl")]
+    assert run(*common, "-o", files[0])[0] == run(*common, "-o", files[1], "--ray")[0] == 0
+    assert files[1].read_text() == files[0].read_text()
+
+
 def test_the_code_of_the_page_runs(nodes, joint, tmp_path, monkeypatch):
     code, serving = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     compile(serving, "scale.md", "exec")  # its GPUs are not here

@@ -22,6 +22,7 @@ from ebjr.data.examples import Data
 from ebjr.errors import EbjrError, ModelError, needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
+from ebjr.plugins import import_all
 from ebjr.predict import Answered, Progress, Tell, answer_row, whose_answers, write_answers
 from ebjr.router import Router
 from ebjr.scale.models import check_policy, checked_config, thread_option
@@ -48,6 +49,7 @@ def predict(
     when_unavailable: str = "student",
     start: int = 0,
     threads: int | None = None,
+    imports: Sequence[str] = (),
 ) -> ray.data.Dataset:
     """The joint model's answers to a dataset, in no order, as they are ready.
 
@@ -72,6 +74,8 @@ def predict(
         The rows before it need no answer.
     threads
         Of each model; None takes as many as its actor has CPUs.
+    imports
+        Files and modules that each actor runs first, so that scores of your own are known there.
 
     Returns
     -------
@@ -96,7 +100,7 @@ def predict(
     most = batch_size if teacher_batch is None else teacher_batch
     answered = rows.map_batches(
         _Student,
-        fn_constructor_kwargs={"config": config, "threads": threads},
+        fn_constructor_kwargs={"config": config, "threads": threads, "imports": imports},
         batch_size=batch_size,
         **_actors(student, share),
     )
@@ -106,6 +110,7 @@ def predict(
         fn_constructor_kwargs={
             "config": config,
             "threads": threads,
+            "imports": imports,
             "most_rows": most,
             "when_unavailable": policy,
         },
@@ -137,7 +142,10 @@ def _rows_for(config: JointConfig, most_rows: int) -> int:
 class _Student:
     """The first stage: every row's answer, and for the next stage what deferred rows need."""
 
-    def __init__(self, config: JointConfig, threads: int | None) -> None:
+    def __init__(
+        self, config: JointConfig, threads: int | None, imports: Sequence[str] = ()
+    ) -> None:
+        import_all(imports)
         self.labels = config.labels
         self.joint = config.load(teacher=_absent, **thread_option(config.student, threads))
 
@@ -164,8 +172,14 @@ class _Teacher:
     """The second stage: the teacher's answer to deferred rows; the others pass."""
 
     def __init__(
-        self, config: JointConfig, threads: int | None, most_rows: int, when_unavailable: str
+        self,
+        config: JointConfig,
+        threads: int | None,
+        most_rows: int,
+        when_unavailable: str,
+        imports: Sequence[str] = (),
     ) -> None:
+        import_all(imports)
         self.labels = config.labels
         self.joint = config.load(student=_absent, **thread_option(config.teacher, threads))
         self.joint.when_unavailable = when_unavailable
