@@ -85,7 +85,7 @@ class Multilabel(Task):
             return teacher
         theirs = as_float(teacher) / whole.teacher_temperature
         mine = as_float(student) / whole.student_temperature
-        return _log_mean(theirs, mine, whole.weight) - _log_mean(-theirs, -mine, whole.weight)
+        return _log_sum(theirs, mine, whole.weight) - _log_sum(-theirs, -mine, whole.weight)
 
     def plain(self, answers: Batch, labels: Sequence[str] | None) -> list[dict[str, Any]]:
         chosen = [np.flatnonzero(row).tolist() for row in to_numpy(answers)]
@@ -98,8 +98,8 @@ class Multilabel(Task):
         return super().tensors(classes) | {"prediction": answered}
 
 
-def _log_mean(theirs: Array, mine: Array, weight: float) -> Array:
-    """The logarithm of the sum of both sigmoids, the student's counting `weight`."""
+def _log_sum(theirs: Array, mine: Array, weight: float) -> Array:
+    """The logarithm of ``sigmoid(theirs) + weight * sigmoid(mine)``."""
     zero = namespace(theirs).zeros_like(theirs)
     return logaddexp(-logaddexp(zero, -theirs), -logaddexp(zero, -mine) + math.log(weight))
 

@@ -43,13 +43,14 @@ class JointF1:
         totals = self.sizes.sum(axis=1)
         ends = [_ratio(hits.sum(), total) for hits, total in zip(self.hits, totals, strict=True)]
         growth = self.sizes[1] - self.sizes[0]
+        # over the other end's total, the changes of all rows add up to the whole change
         change = sum(
             (after - before - end * growth) / max(total, 1.0) / 2
             for end, total in zip(ends, totals[::-1], strict=True)
         )
         kept = before * n / max(totals[0], 1.0)
         kept += ends[0] - kept.mean()  # 0 but where there is nothing to find, and nothing found
-        change += (ends[1] - ends[0] - change.sum()) / n
+        change += (ends[1] - ends[0] - change.sum()) / n  # rounding alone, as a rule
         return kept, kept + n * change
 
 
