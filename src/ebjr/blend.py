@@ -30,7 +30,7 @@ class Blend:
     Raises
     ------
     ValueError
-        The weight is negative, a temperature is not positive, or one of them is not finite.
+        `weight` is negative, a temperature is not positive, or one of them is not finite.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def as_blend(blend: float | Blend | str) -> float | Blend:
     Raises
     ------
     ValueError
-        It cannot be read, or is out of range.
+        `blend` cannot be read, or is out of range.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def blend_logits(student: Array, teacher: Array, blend: float | Blend) -> Array:
     Raises
     ------
     ValueError
-        The weight is negative or not finite.
+        `blend` is negative or not finite.
 
     Examples
     --------
@@ -186,7 +186,7 @@ def blend_predictions(student: Array, teacher: Array, blend: float | Blend) -> A
     Raises
     ------
     ValueError
-        The weight is negative or not finite.
+        `blend` is negative or not finite.
 
     Examples
     --------

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ebjr.tasks.detection.scale import CommonScale
 
 MOST_ROWS = 101
-"""A metric that is no mean of rows is evaluated at so many deferral rates at most."""
+"""The most deferral rates at which a metric that is no mean of rows is evaluated."""
 
 _FIGURES = (
     *("threshold", "score", "blend", "deferral_rate", "metric", "quality", "student_quality"),

@@ -162,7 +162,7 @@ class PromiseWarning(UserWarning):
 
 
 class RecordingNote(UserWarning):
-    """`record` did what nobody asked for, as infer preprocessing, or could not count FLOPs."""
+    """What `record` did unasked: it inferred preprocessing, say, or left FLOPs uncounted."""
 
 
 class GridWarning(UserWarning):

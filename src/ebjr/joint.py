@@ -30,11 +30,13 @@ class JointAnswer:
     Attributes
     ----------
     prediction
-        (n,) labels for classification, numbers for regression, a list of n `Detections`.
+        (n,) labels for classification, numbers for regression; (n, labels) bool for multilabel;
+        for detection a list of n `Detections`.
     output
-        For classification (n, classes): raw output of whoever answered the row; with a blend,
-        log-probabilities. Its softmax is the answer's distribution either way. For regression
-        (n, 1), the predictions; for detection the same list.
+        For classification (n, classes): raw output of the model that answered the row; with a
+        blend, log-probabilities. Its softmax is the answer's distribution either way. For
+        multilabel a logit for each label; for regression (n, 1), the predictions; for detection
+        the same list.
     score
         (n,): the student's score of each row.
     deferred

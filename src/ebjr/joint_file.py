@@ -316,7 +316,7 @@ class JointConfig:
         Raises
         ------
         ModelError
-            A model file has changed, or cannot be loaded.
+            A model file has changed or cannot be loaded, or as of `check`.
         """
         self.check()
         own = {name: getattr(self, name) for name in ("rescale", "known_classes", "classes")}

@@ -143,7 +143,7 @@ _SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
     ("multilabel", "multilabel", bool, bool),
     ("bytes_moved", "bytes_moved", int, int),
 )
-"""Which fact an attribute of a model, or of an estimator, is; its type, and what makes it so."""
+"""A fact, the attribute that tells it, the type it must have, and what makes the fact of it."""
 
 
 def _seen(model: Any) -> ModelFacts:

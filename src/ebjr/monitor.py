@@ -201,7 +201,7 @@ class RiskMonitor(SequentialTest):
         self._mass = [0] * len(self._grid)
 
     def update(self, loss: Any, audited: Any = None, probability: Any = None) -> str:
-        """Take in the next rows, in the order in which they were served: `status` after them.
+        """Take in the next rows, in the order in which they were served, and return `status`.
 
         Parameters
         ----------
@@ -457,7 +457,7 @@ class DriftMonitor(SequentialTest):
         )
 
     def update(self, scores: Any) -> str:
-        """Take in the scores (n,) of the next rows, in the order served: `status` after them.
+        """Take in the scores (n,) of the next rows, in the order served, and return `status`.
 
         A NaN counts as ``-inf``: the router defers it.
 

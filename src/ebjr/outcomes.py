@@ -44,10 +44,11 @@ class Outcomes:
         same order. For regression (n,) predictions or (n, 1 + k), the prediction first and then
         what a score reads; k may differ between the two. For detection a list of n `Detections`. A
         specialized student's are (n, C + 1): the logits of its C known classes, and that of "other"
-        last.
+        last. For multilabel a logit for each label, (n, labels).
     targets
         (n,): integer labels in ``[0, classes)``, the teacher's; for regression numbers; for
-        detection a list of n `GroundTruth`.
+        multilabel (n, labels), 1 where a label is right, else 0; for detection a list of n
+        `GroundTruth`.
     task
         One of `ebjr.tasks`: ``"classification"``, ``"regression"``, ``"detection"``,
         ``"specialized"`` or ``"multilabel"``.
@@ -64,8 +65,8 @@ class Outcomes:
     metric
         What the answers are judged by: ``"accuracy"``; for regression ``"rmse"`` (its default),
         ``"mse"``, ``"mae"``, ``"r2"`` or one that `register_metric` named; for detection ``"ap"``
-        (its default), ``"ap50"`` or ``"f1"``. Another one:
-        ``dataclasses.replace(outcomes, metric="mae")``.
+        (its default), ``"ap50"`` or ``"f1"``; for multilabel ``"subset_accuracy"`` (its default)
+        or ``"micro_f1"``. Another one: ``dataclasses.replace(outcomes, metric="mae")``.
     rescale
         For detection: what puts both detectors' scores on one scale before they are judged,
         usually fitted by `calibrate`; the scores that route see what the student said.
@@ -261,9 +262,7 @@ class Outcomes:
     def take(self, rows: np.ndarray) -> Outcomes:
         """The outcomes of some rows, in their order."""
         rows = np.arange(len(self))[rows]
-        if (
-            self.kind.scale is not None
-        ):  # detections are matched with the labels once, not in every part
+        if self.kind.scale is not None:  # match with the labels once, not in every part
             self.judged(), self.judged(0.0)
         some = replace(
             self,

@@ -44,7 +44,7 @@ Batches = Iterable[tuple[Batch, Any]]
 
 
 class About(TypedDict, total=False):
-    """What `record` takes beside models, data and task; see there."""
+    """The keyword arguments of `record` beside data and task, which documents them."""
 
     student_preprocess: Preprocess | str | None
     teacher_preprocess: Preprocess | str | None
@@ -102,7 +102,7 @@ def record(
         Count the FLOPs of models that can be looked into: files and torch modules.
     joules
         Measure the joules of both models, or estimate them, before the run; this takes seconds.
-    labels, metric, known_classes, models
+    labels, metric, known_classes, rescale, models
         As of `Outcomes`. `labels` are those of the data, and `models` name the files and addresses
         of both models, unless given.
     folder

@@ -2,7 +2,7 @@
 
 Every score maps raw output of n rows to (n,). Those of classifiers are here and read logits,
 (n, classes); other forms of raw output, and the scores that read them, stand in the folder of their
-task under `ebjr.tasks`, which declares them in `RAW_OUTPUTS`. Arrays of NumPy and PyTorch go in,
+task under `ebjr.tasks`, which calls `declare_raw_output`. Arrays of NumPy and PyTorch go in,
 and the same library on the same device comes out. A row with a NaN or +inf logit has the score NaN,
 which no threshold keeps: it is deferred.
 
@@ -219,7 +219,7 @@ def _mix(state: np.ndarray) -> np.ndarray:
 
 
 def scaled_logits(logits: Array, temperature: float, least: int = 2) -> Array:
-    """Checked logits, of at least so many classes, over the temperature."""
+    """Checked logits (n, classes), of at least `least` classes, over the temperature."""
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be a positive number, not {temperature}")
     logits = as_logits(logits, least)
@@ -270,7 +270,7 @@ LOGITS = declare_raw_output(
 )
 
 SCORES = LOGITS.scores
-"""The scores of classifiers that have a name. `register_score` adds to them."""
+"""The named scores that read logits, by name; `register_score` adds to them."""
 
 F = TypeVar("F", bound=Callable[..., Array])
 
@@ -287,7 +287,8 @@ def register_score(function: F | None = None, *, reads: str = "logits") -> Any:
     function
         Raw output of n rows, and parameters with defaults, to (n,); higher = keep.
     reads
-        The raw output it reads: ``"logits"``, or another name in `RAW_OUTPUTS`.
+        The raw output it reads, a name in `RAW_OUTPUTS`: ``"logits"``, ``"label logits"``,
+        ``"predictions"``, ``"detections"`` or ``"logits and that of other"``.
 
     Raises
     ------

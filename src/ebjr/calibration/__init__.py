@@ -55,6 +55,8 @@ def calibrate(
 
     Parameters
     ----------
+    outcomes
+        The calibration examples.
     goal
         ``"match-teacher"``: the least deferral whose quality is at least the teacher's minus
         `tolerance` (default 0).
@@ -64,7 +66,7 @@ def calibrate(
         ``"budget"``: the best quality that costs at most `flops`, `seconds` or `joules` per
         example, moves at most `bytes` over the link, or defers at most `deferral_rate`.
         ``"crossing"``: the paper's, where the score densities of inputs that the student gets
-        right and wrong cross; for classification alone.
+        right and wrong cross; for answers that are right or wrong alone.
     score
         A score, or ``"auto"``: the simplest one whose deferral curve on `outcomes` is as good
         as the best one's, up to noise, or of those simpler still one with a larger gain.

@@ -24,7 +24,7 @@ from ebjr.router import deferral_key
 from ebjr.scores import Score, as_score, is_fitted
 
 MOST_EXAMPLES = 100_000
-"""Score and blend are chosen on at most so many: more would not move the choice."""
+"""The most examples that score and blend are chosen on: more would not move the choice."""
 
 NOISE = 1.645
 """How many standard errors behind the best still count as noise: one-sided 95 %."""
@@ -64,7 +64,8 @@ def rank_scores(
 ) -> list[RankedScore]:
     """The candidates by the area under their deferral curves, the best first.
 
-    `candidates` are scores, the simplest first; those of `Task.candidates` if left out.
+    `candidates` are scores, the simplest first; those of `Task.candidates` if left out. A
+    CalibrationError says that none of them can be fitted to these examples.
 
     Examples
     --------

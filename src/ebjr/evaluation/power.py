@@ -286,7 +286,8 @@ def find_joules(
     """Joules per example of several loads: all measured, else all estimated, else none at all.
 
     The loads are a student and a teacher, or one model on batches of several sizes. All are
-    measured by the same counters, each for `seconds`, so that they can be compared.
+    measured by the same counters, `meter` or else this machine's, each for `seconds`, so that they
+    can be compared. The result has one `Power` for each load, or is empty.
 
     Examples
     --------

@@ -161,7 +161,8 @@ def mcnemar(
     Raises
     ------
     ValueError
-        `first_correct` and `second_correct` differ in length, are empty or hold another number.
+        `first_correct` and `second_correct` differ in length, are empty or hold
+        something else than 0 and 1.
 
     Examples
     --------

@@ -200,7 +200,7 @@ class LateAnswers:
     def deliver(self, joint: JointModel, batch_size: int = 64) -> int:
         """Ask the teacher for what waits, the oldest first, until it is away or nothing waits.
 
-        Gives how many rows have an answer now that had none.
+        Returns how many rows got an answer.
         """
         done = 0
         with self._delivering:

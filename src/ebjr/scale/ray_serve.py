@@ -100,7 +100,7 @@ def build_app(
     threads
         Of each model; None takes as many as its replica has CPUs.
     token
-        What moves of the knob must show.
+        The token that a request that moves the knob must carry.
 
     Raises
     ------

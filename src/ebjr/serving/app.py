@@ -57,8 +57,8 @@ def build_app(
     served
         What is served.
     token
-        What moves of the knob must show as ``Authorization: Bearer TOKEN``; without one the knob
-        is moved from this machine alone.
+        A request that moves the knob must carry ``Authorization: Bearer TOKEN``. Without a token
+        the knob can be moved from this machine alone.
     beside
         Servers of other protocols on the same service, open as long as the application is.
     log_requests

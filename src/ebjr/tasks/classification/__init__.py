@@ -115,6 +115,13 @@ class JointClassifier(JointModel):
     late
         Of ``"queue"``: where they are kept, an `ebjr.LateAnswers`.
 
+    Raises
+    ------
+    TypeError
+        `router` is no `Router`, or `student` or `teacher` is not callable.
+    ValueError
+        `blend` is negative, `when_unavailable` is unknown, or `late` and ``"queue"`` come alone.
+
     Examples
     --------
     >>> from ebjr import Router

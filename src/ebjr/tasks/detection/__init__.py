@@ -244,15 +244,14 @@ class JointDetector(JointModel):
     student, teacher
         n images in, a list of n `Detections` out.
     router
-        A score of detections and the threshold. It sees what the
-        student said, before `rescale`.
+        A score of detections and the threshold. It sees what the student said, before `rescale`.
     blend
         The student's weight in a deferred answer, whose boxes are then both models', fused; 0 is
         the paper: the teacher alone.
     rescale
         A `CommonScale`: rising maps of the student's and of the teacher's scores to one scale, as
         mAP ranks the boxes of all images. None leaves them.
-    when_unavailable
+    when_unavailable, late
         As of `JointClassifier`.
 
     Examples

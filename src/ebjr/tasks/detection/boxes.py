@@ -176,7 +176,8 @@ class Detections:
     def expand(self, above: float = 0.001, limit: int | None = None) -> Detections:
         """One row for every box and class whose sigmoid is above `above`, highest first.
 
-        COCO's figures are made of these: a box is reported for each class it may be.
+        COCO's figures are made of these: a box is reported for each class it may be. At most
+        `limit` rows are kept.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Regression: one number for each input, and after the prediction what a score reads (eq. 8-11)."""
+"""Regression: raw output is one number for each input, then what a score reads (eq. 8-11)."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class JointRegressor(JointModel):
     student, teacher
         Models whose raw output is (n,) predictions or (n, 1 + k): the prediction first, then what
         the score reads. The teacher's needs no more than the prediction.
-    router, when_unavailable
+    router, when_unavailable, late
         As of `JointClassifier`.
     blend
         The student's weight in a deferred answer, ``(teacher + blend * student) / (1 + blend)``.

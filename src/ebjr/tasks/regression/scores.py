@@ -401,8 +401,8 @@ def _sample(name: str, parameters: Mapping[str, Any]) -> np.ndarray:
 PREDICTIONS = declare_raw_output(
     "predictions",
     _sample,
-    # the energy last, as no likelihood says what it is: of scores that noise does not tell apart,
-    # `auto` takes the first
+    # the energy last: training fixes it only up to a constant for each input, and `auto` takes the
+    # first of scores that noise does not tell apart
     (
         *(density_std, density_entropy, predicted_std),
         *(interval_width, ensemble_spread, regression_energy),

@@ -93,7 +93,7 @@ class SpecializedJointClassifier(JointModel):
         A model whose raw output is (n, C + 1): logits of the known classes, that of "other" last.
     teacher
         A model whose raw output is logits of all its classes, (n, classes).
-    router, when_unavailable
+    router, when_unavailable, late
         As of `JointClassifier`.
     known_classes
         The teacher's label of each class that the student knows, in the student's order.
