@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ebjr
@@ -93,3 +94,35 @@ def test_what_cannot_be_loaded_is_a_warning_and_nothing_else(installed, more, re
     assert usual == ["True", "True", "own_gap True", "own_loss"]
     assert "package own-package declares" in warned
     assert reason in warned
+
+
+def test_a_score_that_needs_more_classes_than_there_are_does_not_compete(registered):
+    with pytest.warns(UserWarning, match="score third_logit does not compete, as it fails"):
+        assert "third_logit" not in outcomes(2).kind.candidates(outcomes(2).student)
+    assert "third_logit" in outcomes(4).kind.candidates(outcomes(4).student)
+    assert ebjr.calibrate(outcomes(4), score="third_logit", blend=0.0).score == "third_logit"
+    with pytest.raises(ValueError, match="does not take the parameters"):
+        ebjr.as_score("third_logit(temperature=2)")
+
+
+def test_a_registered_score_of_logits_competes_for_specialized_students(registered):
+    task = ebjr.tasks.as_task("specialized", (0, 1, 2))
+    assert "third_logit" in task.candidates(np.zeros((5, 4)))
+    assert "third_logit" in task.compared(np.zeros((5, 4)))
+
+
+def outcomes(classes: int) -> ebjr.Outcomes:
+    targets = np.arange(300) % classes
+    clear = 3 * np.eye(classes)[targets]
+    noise = np.random.default_rng(0).normal(0, 2, clear.shape)
+    return ebjr.Outcomes(clear + noise, clear, targets)
+
+
+@pytest.fixture
+def registered():
+    @ebjr.register_score
+    def third_logit(logits):
+        return np.sort(logits, axis=1)[:, -3]
+
+    yield
+    del ebjr.SCORES["third_logit"]

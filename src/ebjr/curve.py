@@ -176,6 +176,7 @@ class TradeOffCurve:
 
     Examples
     --------
+    >>> from ebjr import Outcomes
     >>> outcomes = Outcomes(student=[[2.0, 0.0], [1.0, 0.0]], teacher=[[9.0, 0.0], [0.0, 9.0]],
     ...                     targets=[0, 1])
     >>> curve = TradeOffCurve.of(outcomes, score="max_logit")
@@ -326,6 +327,7 @@ class TradeOffCurve:
 
         Examples
         --------
+        >>> from ebjr import Outcomes
         >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
         >>> TradeOffCurve.of(outcomes, "max_logit").at(threshold=1.5).deferral_rate
         0.5
@@ -382,6 +384,7 @@ def oracle(outcomes: Outcomes, blend: float | Blend = 0.0) -> np.ndarray:
 
     Examples
     --------
+    >>> from ebjr import Outcomes
     >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
     >>> TradeOffCurve.of(outcomes, oracle(outcomes)).quality
     array([0.5, 1. , 1. ])

@@ -14,6 +14,7 @@ logit energy, so both are here, under two names. Which one is best depends on th
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,6 @@ from ebjr.arrays import (
     top_and_total,
     top_two,
 )
-from ebjr.errors import one_line
 from ebjr.plugins import load_entry_points
 
 
@@ -243,6 +243,10 @@ class RawOutput:
     scores: dict[str, Callable[..., Array]] = field(default_factory=dict)
     fitted: dict[str, Callable[..., Array]] = field(default_factory=dict)  # to outcomes
 
+    def names(self, own: bool) -> list[str]:
+        """The scores that `register_score` was given, a user's and packages'; or all others."""
+        return [name for name in self.scores if (name in OWN_SCORES) is own]
+
 
 RAW_OUTPUTS: dict[str, RawOutput] = {}
 """Every form of raw output by its name. A task's folder adds its own."""
@@ -322,7 +326,7 @@ def raw_output_of(name: str) -> RawOutput | None:
     """The raw output that the score of a name reads; None where there is no such score."""
     for loaded in (False, True):
         if loaded:
-            _load_declared()
+            load_declared()
         for raw in RAW_OUTPUTS.values():
             if name in raw.scores or name in raw.fitted:
                 return raw
@@ -341,13 +345,7 @@ def is_fitted(name: str) -> bool:
     return raw is not None and name in raw.fitted
 
 
-def own_scores(raw: RawOutput) -> list[str]:
-    """The names of the registered scores that read a raw output: a user's, and packages'."""
-    _load_declared()
-    return [name for name in raw.scores if name in OWN_SCORES]
-
-
-def _load_declared() -> None:
+def load_declared() -> None:
     """Load what declares scores outside of this file: the tasks' folders, packages' entry points.
 
     Tasks build on this file, so that it cannot name them.
@@ -462,9 +460,10 @@ def _parse(text: str) -> Score:
         )
     found = Score(name, {**raw.scores, **raw.fitted}[name], parameters)
     try:
-        found(raw.sample(name, parameters))
+        if name in OWN_SCORES:  # what it needs of raw output, nobody knows
+            inspect.signature(found.function).bind(None, **parameters)
+        else:
+            found(raw.sample(name, parameters))
     except TypeError:
         raise ValueError(f"score {name} does not take the parameters of {text!r}") from None
-    except (ArithmeticError, LookupError, AttributeError) as error:
-        raise ValueError(f"score {name} fails on {raw.name}: {one_line(error)}") from error
     return found

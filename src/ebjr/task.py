@@ -6,16 +6,17 @@ know none by name. A task is a folder under `ebjr.tasks` that declares its facts
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ebjr.arrays import Batch, to_numpy
+from ebjr.arrays import Batch, take_rows, to_numpy
 from ebjr.blend import Blend
-from ebjr.errors import ModelError
+from ebjr.errors import ModelError, one_line
 from ebjr.metric import Metric, own_metrics
-from ebjr.scores import OWN_SCORES, RawOutput, Score, own_scores, raw_output_of
+from ebjr.scores import OWN_SCORES, RawOutput, Score, as_score, load_declared, raw_output_of
 
 
 class Tensor(NamedTuple):
@@ -117,13 +118,19 @@ class Task:
         The simplest come first: the task's, a user's own, and last the learned one.
         """
         found = self.auto or self.scores(student)
-        own = [name for name in own_scores(self.raw) if name not in found]
-        return [*found, *own, *([self.learned] if self.learned else [])]
+        return [*found, *self.own_scores(student), *([self.learned] if self.learned else [])]
 
     def compared(self, student: Any) -> list[str]:
         """The scores that a report compares with the chosen one."""
-        found = [*(self.shown or self.scores(student)), *own_scores(self.raw)]
+        found = [*(self.shown or self.scores(student)), *self.own_scores(student)]
         return list(dict.fromkeys([*(name for name in found if name != "random"), "random"]))
+
+    def own_scores(self, student: Any) -> list[str]:
+        """The registered scores that can score this raw output; a warning names the others."""
+        load_declared()
+        rows = take_rows(student, np.arange(min(2, len(student))))
+        names = [name for raw in (self.raw, *self.reads) for name in raw.names(own=True)]
+        return [name for name in names if _can_score(name, rows)]
 
     def named_goals(self, metric: Metric, teacher_quality: float) -> dict[str, dict[str, Any]]:
         """The operating points that ``joint.toml`` names beside the chosen one, as goals."""
@@ -229,7 +236,7 @@ class Task:
 
     def scores(self, student: Any) -> list[str]:
         """The named scores that can read a student's raw output."""
-        return list(self.raw.scores)
+        return self.raw.names(own=False)
 
     def collect(self, role: str, output: Any, expected: int) -> Any:
         """A model's answer to a batch of `expected` inputs, as finite rows on the CPU."""
@@ -292,6 +299,19 @@ class Task:
                 lambda answer: to_numpy(answer.output).astype(np.float32, copy=False),
             ),
         }
+
+
+def _can_score(name: str, rows: Batch) -> bool:
+    """Whether a registered score works on raw output that its author may never have met."""
+    try:
+        as_score(name)(rows)
+    except Exception as error:
+        warnings.warn(
+            f"score {name} does not compete, as it fails on this raw output: {one_line(error)}",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def finite_rows(what: str, array: np.ndarray) -> np.ndarray:

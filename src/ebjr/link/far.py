@@ -354,6 +354,7 @@ def over_link(outcomes: Outcomes, *, bytes: float = 0.0, seconds: float = 0.0) -
     Examples
     --------
     >>> from ebjr.costs import Cost
+    >>> from ebjr import Outcomes
     >>> near = Outcomes(np.eye(2), np.eye(2), [0, 1], teacher_cost=Cost(seconds=0.01))
     >>> over_link(near, bytes=3000, seconds=0.04).teacher_cost.as_dict()
     {'seconds': 0.05, 'bytes': 3000}

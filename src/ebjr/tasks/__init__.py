@@ -44,7 +44,8 @@ def __getattr__(name: str) -> Any:
     home = {"METRICS": metric, "SCORES": scores}.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    load_all()
+    scores.load_declared()
+    metric.own_metrics()
     return getattr(home, name)
 
 

@@ -216,7 +216,7 @@ class Detection(Task):
         bins = all(found.bins is not None for found in student if len(found))
         energies = ("both", "boxes", "classes") if bins else ("classes",)
         return [
-            *(name for name in self.raw.scores if name != detection_energy.__name__),
+            *(name for name in super().scores(student) if name != detection_energy.__name__),
             *(f"detection_energy(part={part!r})" for part in energies),
         ]
 

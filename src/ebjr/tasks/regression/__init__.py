@@ -74,7 +74,7 @@ class Regression(Task):
         return blend_predictions(self.shared(student), self.shared(teacher), blend)
 
     def scores(self, student: np.ndarray) -> list[str]:
-        return [name for name in self.raw.scores if _reads(name, student)]
+        return [name for name in super().scores(student) if _reads(name, student)]
 
     def candidates(self, student: np.ndarray) -> list[str]:
         """As of every task, but an error where no score has anything to read."""

@@ -74,7 +74,7 @@ class Specialized(Classification):
     def scores(self, student: np.ndarray) -> list[str]:
         """Those of specialized students, which may mark "other", and then the plain ones."""
         few = student.shape[1] < 3
-        own = ("known_softmax", "specialized_energy") if few else self.raw.scores
+        own = ("known_softmax", "specialized_energy") if few else super().scores(student)
         return [*own, "softmax", "margin", "entropy", "energy"]  # "other" being a class
 
 
