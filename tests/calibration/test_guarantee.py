@@ -101,9 +101,9 @@ def walk_down(curve: TradeOffCurve, promise: str, passes) -> int | None:
 def test_the_critical_count_is_the_last_one_whose_binomial_tail_is_within_delta(
     n, tolerance, delta
 ):
-    count = critical_count(n, tolerance, delta)
-    assert count == -1 or binom.cdf(count, n, tolerance) <= delta
-    assert binom.cdf(count + 1, n, tolerance) > delta
+    count, rounding = critical_count(n, tolerance, delta), 1e-12 * delta  # the last bit is open
+    assert count == -1 or binom.cdf(count, n, tolerance) <= delta + rounding
+    assert binom.cdf(count + 1, n, tolerance) > delta - rounding
 
 
 @pytest.mark.parametrize(
