@@ -158,14 +158,15 @@ def blend_logits(student: Array, teacher: Array, blend: float | Blend) -> Array:
     >>> np.exp(blend_logits(student, teacher, 1.0)).round(3)
     array([[0.4, 0.6]])
     """
-    whole = blend if isinstance(blend, Blend) else Blend(blend)
-    if whole.weight == 0:
+    weight, mine, theirs = astuple(blend) if isinstance(blend, Blend) else (blend, 1.0, 1.0)
+    _check_weight(weight)
+    if weight == 0:
         return teacher
     mixed = logaddexp(
-        log_softmax(_over(as_float(teacher), whole.teacher_temperature)),
-        log_softmax(_over(as_float(student), whole.student_temperature)) + math.log(whole.weight),
+        log_softmax(_over(as_float(teacher), theirs)),
+        log_softmax(_over(as_float(student), mine)) + math.log(weight),
     )
-    return mixed - math.log1p(whole.weight)
+    return mixed - math.log1p(weight)
 
 
 def blend_predictions(student: Array, teacher: Array, blend: float | Blend) -> Array:
