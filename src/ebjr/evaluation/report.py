@@ -349,7 +349,7 @@ def _series(held_out: Outcomes, point: OperatingPoint, crossing: float | None) -
     thresholds, rates = curve.threshold[rows], curve.deferral_rate[rows]
     thresholds[start] = point.threshold
     cost, _ = relative_cost(held_out.student_cost, held_out.teacher_cost, rates)
-    if held_out.task == "regression":
+    if held_out.kind.targets_are == "numbers":
         histogram = residual_figure(held_out, point)
     else:
         histogram = score_histogram(held_out, point, crossing)
