@@ -10,6 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+import ebjr
 from ebjr import metric, scores
 from ebjr.task import Task
 
@@ -30,7 +31,8 @@ def as_task(name: str, known_classes: Any = None) -> Task:
     array([5.])
     """
     if name not in task_names():
-        raise ValueError(f"task must be one of {', '.join(task_names())}, not {name!r}")
+        known = f"{', '.join(task_names())} in EBJR {ebjr.__version__}"
+        raise ValueError(f"task must be one of {known}, not {name!r}")
     return _declared(name).knowing(known_classes)
 
 
