@@ -13,7 +13,7 @@ from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
 from ebjr.evaluation.ranking import Standing, reliability
 from ebjr.metric import Metric
 from ebjr.outcomes import Outcomes
-from ebjr.scores import score_title
+from ebjr.scores import raw_output_of, score_title
 from ebjr.stats import Interval
 from ebjr.tasks.classification import ACCURACY
 
@@ -186,8 +186,12 @@ def shares_figure(
 
 
 def _color(score: str, stressed: bool) -> str:
-    """The color of a score."""
-    return PALETTE["chosen"] if stressed else PALETTE.get(score, PALETTE["random"])
+    """The color of a score: its own, or that of its place among those that read the same."""
+    name = score.partition("(")[0]
+    raw = None if name in PALETTE else raw_output_of(name)
+    if stressed or raw is None or name not in raw.scores:
+        return PALETTE["chosen"] if stressed else PALETTE.get(score, PALETTE["random"])
+    return CYCLE[list(raw.scores).index(name) % len(CYCLE)]
 
 
 def _cycled(number: int, stressed: bool) -> dict[str, Any]:

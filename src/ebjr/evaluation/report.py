@@ -48,8 +48,6 @@ UNLABELED = (
 )
 
 CLASSIFIERS = {
-    "metric": "accuracy",
-    "curve_title": "Accuracy against cost",
     "oracle_words": "The oracle knows which answers are right: no score can do better.",
     "random_words": "Random is what deferring by chance comes to on average.",
     "histogram_label": (
@@ -90,7 +88,8 @@ DETECTORS = {
 def page_words(measure: Metric, kind: Task) -> dict[str, str]:
     """Words of the page for a metric of a task."""
     if measure.binary:
-        return CLASSIFIERS
+        title = f"{measure.title.capitalize()} against cost"
+        return {**CLASSIFIERS, "metric": measure.title, "curve_title": title}
     shown = measure if measure.rows is not None else kind.metrics[-1]
     return {
         "metric": measure.title,
