@@ -23,7 +23,7 @@ from ebjr.arrays import to_numpy
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import Blend, blend_text
 from ebjr.data.examples import Data, Examples
-from ebjr.errors import MissingExtra
+from ebjr.errors import needs
 from ebjr.files import full_disk_named, write_whole
 from ebjr.joint import JointAnswer, JointModel
 from ebjr.router import Router
@@ -292,9 +292,7 @@ def _chunks(lines: Iterator[bytes]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _import_pyarrow(output: Path) -> Any:
-    try:
+    with needs("parquet", f"writing {output.name}"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtra("parquet", f"writing {output.name}") from error
     return pyarrow

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ebjr.backends.onnx import OnnxModel
 from ebjr.backends.pytorch import quiet
 from ebjr.data.preprocess import Preprocess
-from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.errors import ModelError, needs, one_line
 from ebjr.evaluation.profile import measure_latency
 from ebjr.files import write_whole
 from ebjr.model import Model
@@ -175,12 +175,10 @@ def _batches(model: OnnxModel, inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
 def _quantize(
     model: OnnxModel, inputs: NDArray[Any], target: Path, method: str, weight_bits: int, tell: Tell
 ) -> None:
-    try:
+    with needs("onnx", f"quantizing {model.path}"):
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
         from onnxruntime.quantization import quantize_static as quantize_file
         from onnxruntime.quantization.shape_inference import quant_pre_process
-    except ImportError as error:
-        raise MissingExtra("onnx", f"quantizing {model.path}") from error
     folded, feeds = target.with_name("folded.onnx"), _feeds(model, inputs, tell)
     try:
         with quiet():  # its advice is about how it is called, which is settled here
@@ -240,10 +238,8 @@ def _last_layers(graph: Any) -> list[str]:
 
 
 def _graph(path: Path) -> Any:
-    try:
+    with needs("onnx", f"quantizing {path}"):
         import onnx
-    except ImportError as error:
-        raise MissingExtra("onnx", f"quantizing {path}") from error
     return onnx.load(path, load_external_data=False).graph
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ebjr.arrays import to_numpy
 from ebjr.backends.chunks import at_least_one, checked_batch_size, run_in_chunks
-from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.errors import ModelError, needs, one_line
 from ebjr.model import InputShape, ModelFacts, device_name
 
 _SAME_NAME = "float16 uint8 int8 uint16 int16 uint32 int32 uint64 int64 bool"
@@ -227,10 +227,8 @@ def open_session(
     path: Path, threads: int | None = None, providers: Sequence[Any] | None = None
 ) -> Any:
     """ONNX Runtime's session of a file, set up as every one of ours."""
-    try:
+    with needs("onnx", f"running {path}"):
         import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("onnx", f"running {path}") from error
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file at {path}; check the path")
     settings = onnxruntime.SessionOptions()

@@ -14,7 +14,7 @@ import numpy as np
 
 from ebjr.arrays import to_numpy
 from ebjr.backends.chunks import checked_batch_size, run_in_chunks
-from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.errors import ModelError, needs, one_line
 from ebjr.model import InputShape, ModelFacts, device_name
 
 if TYPE_CHECKING:
@@ -177,10 +177,8 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
 
 
 def _import_torch(purpose: str) -> Any:
-    try:
+    with needs("torch", purpose):
         import torch
-    except ImportError as error:
-        raise MissingExtra("torch", purpose) from error
     return torch
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import logit
 
 from ebjr.arrays import is_array, to_numpy
-from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.errors import ModelError, needs, one_line
 from ebjr.model import ModelFacts
 
 CLASSIFIER_OUTPUTS = ("decision_function", "predict_log_proba", "predict_proba")
@@ -147,12 +147,10 @@ class SklearnModel:
 
 def _check_estimator(estimator: Any, name: str) -> bool:
     """Whether it classifies, after checks that it can answer at all."""
-    try:
+    with needs("learned", "running a scikit-learn estimator"):
         from sklearn.base import is_classifier, is_regressor
         from sklearn.exceptions import NotFittedError
         from sklearn.utils.validation import check_is_fitted
-    except ImportError as error:
-        raise MissingExtra("learned", "running a scikit-learn estimator") from error
     try:
         check_is_fitted(estimator)
     except NotFittedError as error:

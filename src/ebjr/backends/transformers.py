@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ebjr.arrays import row_count
 from ebjr.backends.pytorch import TorchModel
-from ebjr.errors import MissingExtra, ModelError, one_line
+from ebjr.errors import ModelError, needs, one_line
 from ebjr.model import ModelFacts
 
 if TYPE_CHECKING:
@@ -95,10 +95,8 @@ class TransformersModel:
 
 def _taken_apart(source: Any) -> tuple[Any, Any]:
     """A model, and the processor that a pipeline has for it."""
-    try:
+    with needs("transformers", "running a transformers model"):
         from transformers import Pipeline, PreTrainedModel
-    except ImportError as error:
-        raise MissingExtra("transformers", "running a transformers model") from error
     if isinstance(source, PreTrainedModel):
         return source, None
     if not isinstance(source, Pipeline):

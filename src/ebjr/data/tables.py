@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebjr.data.examples import Example, checked_classes, reason_of, some
-from ebjr.errors import MissingExtra
+from ebjr.errors import needs
 
 TABLE_SUFFIXES = frozenset({".arrow", ".feather", ".parquet"})
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "image_bytes", "jpg", "jpeg", "png", "webp")
@@ -50,10 +50,8 @@ class Table:
         targets_are: str = "labels",
     ) -> Table:
         """Read the schema and count the rows."""
-        try:
+        with needs("parquet", f"reading {path.name}"):
             import pyarrow  # noqa: F401
-        except ImportError as error:
-            raise MissingExtra("parquet", f"reading {path.name}") from error
         with _damage_named(path):
             schema, rows = _describe(path)
         if rows == 0:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.errors import MissingExtra, ModelError
+from ebjr.errors import ModelError, needs
 from ebjr.evaluation.inputs import OpenShape, Shape, batch_of_one, input_dtype_of, random_batch
 from ebjr.model import facts, model_name
 
@@ -355,11 +355,9 @@ def _count_onnx(path: Path, input_shape: OpenShape | None) -> Flops:
 
 def _read_onnx(path: Path) -> Any:
     """The graph, its functions written out; weights in files beside it are not read."""
-    try:
+    with needs("onnx", f"counting the FLOPs of {path}"):
         import onnx
         import onnx.inliner
-    except ImportError as error:
-        raise MissingExtra("onnx", f"counting the FLOPs of {path}") from error
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own error class is not in its public interface
@@ -452,10 +450,8 @@ def _shapes_by_running(model: Any, path: Path, names: list[str]) -> dict[str, Sh
     """Run the graph once on zeros, for shapes that depend on values computed on the way."""
     import onnx
 
-    try:
+    with needs("onnx", f"counting the FLOPs of {path}"):
         import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("onnx", f"counting the FLOPs of {path}") from error
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     own = {value.name for value in probe.graph.output}

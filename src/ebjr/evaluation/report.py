@@ -18,7 +18,7 @@ import numpy as np
 
 from ebjr.costs import Cost, flops_text, further_columns, joint_cost, ms_text
 from ebjr.curve import OperatingPoint
-from ebjr.errors import MissingExtra
+from ebjr.errors import needs
 from ebjr.evaluation import evaluate
 from ebjr.evaluation.bootstrap import resamples
 from ebjr.evaluation.plots import (
@@ -265,10 +265,8 @@ def _write_page(
     path: str | os.PathLike[str], title: str, body: str, data: Mapping[str, Any], css: str = ""
 ) -> None:
     """One file with everything in it: styles, data, plotly, script."""
-    try:
+    with needs("report", "writing a report"):
         from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingExtra("report", "writing a report") from error
     page = Template(_asset("page.html")).substitute(
         title=html.escape(title),
         css=_asset("report.css") + css,

@@ -8,14 +8,12 @@ examples before the file takes its place.
 
 from __future__ import annotations
 
-from ebjr.errors import MissingExtra
+from ebjr.errors import needs
 
-try:
+with needs("export", "exporting a joint model"):
     import ndonnx  # noqa: F401
     import onnx_ir  # noqa: F401
     import onnxscript  # noqa: F401
-except ImportError as error:
-    raise MissingExtra("export", "exporting a joint model") from error
 
 from ebjr.export.file import Exported, export_joint
 from ebjr.export.triton import export_triton

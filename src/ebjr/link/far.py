@@ -20,7 +20,7 @@ import numpy as np
 
 from ebjr.arrays import Batch, row_count
 from ebjr.data.preprocess import unprepared
-from ebjr.errors import MissingExtra, TeacherUnavailable, one_line
+from ebjr.errors import TeacherUnavailable, needs, one_line
 from ebjr.joint import check_policy
 from ebjr.model import Answer, Model, ModelFacts, as_answer, facts, model_name
 
@@ -152,10 +152,8 @@ class FarTeacher:
     """
 
     def __init__(self, teacher: Model, link: Link | None = None) -> None:
-        try:
+        with needs("remote", "asking a far teacher again"):
             import stamina
-        except ImportError as error:
-            raise MissingExtra("remote", "asking a far teacher again") from error
         self._attempts = stamina.retry_context
         self.name, self.teacher = model_name(teacher), teacher
         self.link = Link() if link is None else link

@@ -19,7 +19,7 @@ import numpy as np
 
 from ebjr.arrays import Batch, join_rows, row_count, to_numpy
 from ebjr.data.preprocess import ImageFile
-from ebjr.errors import MissingExtra, ModelError, OtherModel, ProtocolError, TeacherUnavailable
+from ebjr.errors import ModelError, OtherModel, ProtocolError, TeacherUnavailable, needs
 from ebjr.model import Answer, ModelFacts
 from ebjr.protocol import (
     DATATYPES,
@@ -294,10 +294,8 @@ class _Server:
     """What is said to a server over HTTP; whatever goes wrong is one sentence."""
 
     def __init__(self, url: Any, timeout_seconds: float, gzip: bool, token: str | None) -> None:
-        try:
+        with needs("remote", "asking a remote model"):
             import httpx2
-        except ImportError as error:
-            raise MissingExtra("remote", "asking a remote model") from error
         self.name = url.netloc.decode()
         self.bytes_moved = 0
         self._url, self._seconds = url, timeout_seconds
@@ -437,10 +435,8 @@ def encoded(image: Any, send: str, quality: int) -> bytes:
 
 def _split_url(url: str) -> tuple[Any, str | None]:
     """A server's address up to ``/v2``, and the path of a model below it, if it names one."""
-    try:
+    with needs("remote", f"asking {url}"):
         import httpx2
-    except ImportError as error:
-        raise MissingExtra("remote", f"asking {url}") from error
     try:
         whole = httpx2.URL(str(url))
     except httpx2.InvalidURL as error:

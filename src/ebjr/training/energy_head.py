@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ebjr.arrays import Array, convert_like, log_softmax, logsumexp, namespace, to_numpy
-from ebjr.errors import MissingExtra
+from ebjr.errors import needs
 from ebjr.tasks.regression.models import GaussianMixture
 from ebjr.tasks.regression.scores import Grid, grid_log_weights, grid_points
 from ebjr.training.descent import descend
@@ -141,10 +141,8 @@ def train_energy_head(
     >>> head(x[:3, None], 0 * x[:3], np.zeros((3, 5))).shape
     (3, 5)
     """
-    try:
+    with needs("torch", "training an energy head"):
         import torch
-    except ImportError as error:
-        raise MissingExtra("torch", "training an energy head") from error
     rows, center, targets = (
         np.asarray(to_numpy(v), np.float64) for v in (features, prediction, targets)
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ebjr.arrays import row_count, to_numpy
-from ebjr.errors import MissingExtra, ModelError
+from ebjr.errors import ModelError, needs
 from ebjr.tasks.specialized.known_classes import (
     check_known_classes,
     other_class,
@@ -111,10 +111,8 @@ def train_specialized(
     >>> tuple(student(torch.as_tensor(inputs[:4])).shape)
     (4, 3)
     """
-    try:
+    with needs("torch", "training a specialized student"):
         import torch
-    except ImportError as error:
-        raise MissingExtra("torch", "training a specialized student") from error
     known = check_known_classes(known_classes)
     taught = None if teacher is None else np.asarray(to_numpy(teacher), np.float32)
     if labels is None and taught is None:
@@ -180,10 +178,8 @@ def small_head(features: int, known: int, hidden: int = 0, seed: int = 0) -> tor
     >>> small_head(136, 10, hidden=64)(torch.zeros(2, 136)).shape
     torch.Size([2, 11])
     """
-    try:
+    with needs("torch", "a head for a specialized student"):
         import torch
-    except ImportError as error:
-        raise MissingExtra("torch", "a head for a specialized student") from error
     if features < 1 or known < 1 or hidden < 0:
         raise ValueError(
             "a head needs at least one feature and one known class, and no fewer than 0 hidden "
