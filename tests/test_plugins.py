@@ -126,3 +126,38 @@ def registered():
 
     yield
     del ebjr.SCORES["third_logit"]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda n: {}["few"], "score broken failed: KeyError: 'few'"),
+        (lambda n: np.full(n, None), r"returned \(300,\) object"),
+        (lambda n: np.full(n, 1j), r"returned \(300,\) complex128"),
+        (lambda n: np.full(n, "a"), r"returned \(300,\) <U1"),
+    ],
+)
+def test_a_registered_score_that_is_broken_is_one_sentence_and_does_not_compete(made, message):
+    @ebjr.register_score
+    def broken(logits):
+        return made(len(logits))
+
+    try:
+        with pytest.raises(ValueError, match=message) as caught:
+            ebjr.calibrate(outcomes(3), score="broken", blend=0.0)
+        assert "\n" not in str(caught.value)
+        with pytest.warns(UserWarning, match="score broken does not compete"):
+            assert ebjr.calibrate(outcomes(3)).score != "broken"
+    finally:
+        del ebjr.SCORES["broken"]
+
+
+@pytest.mark.parametrize("function", [lambda logits: logits, 3])
+def test_what_has_no_name_is_not_registered(function):
+    with pytest.raises(ValueError, match="as a function with a name"):
+        ebjr.register_score(function)
+
+
+def test_a_joint_model_refuses_a_score_of_another_raw_output():
+    with pytest.raises(ValueError, match="smallest_margin is not for classification: it reads"):
+        ebjr.JointClassifier(len, len, ebjr.Router("smallest_margin", 1.0))

@@ -12,7 +12,7 @@ import numpy as np
 from ebjr.blend import Blend, as_blend, blend_text
 from ebjr.costs import UNITS, Cost, break_even_rate, common_unit, is_comparable, joint_cost
 from ebjr.router import Router, check_threshold, deferral_key
-from ebjr.scores import Score, as_score, raw_output_of
+from ebjr.scores import Score, as_score
 
 if TYPE_CHECKING:
     from ebjr.arrays import Array
@@ -431,12 +431,5 @@ def _wholes(whole: Whole, order: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 def score_values(score: Score, outcomes: Outcomes) -> np.ndarray:
     """(n,): the score of what the student said, if it is a score of that task."""
-    kind = outcomes.kind
-    if not kind.can_read(score):
-        reads = raw_output_of(score.name)
-        known = dict.fromkeys((*kind.scores(outcomes.student), "random"))
-        raise ValueError(
-            f"score {score.title} is not for {outcomes.task}: it reads {reads and reads.name}, and "
-            f"the student gives {kind.raw.name}; there are: {', '.join(known)}"
-        )
+    outcomes.kind.check_score(score)
     return np.asarray(score(outcomes.student), dtype=np.float64)

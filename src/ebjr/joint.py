@@ -122,6 +122,7 @@ class JointModel:
         self.rescale = rescale
         if not hasattr(self, "kind"):
             raise NotImplementedError("use the final of a task, such as JointClassifier")
+        self.kind.check_score(router.score)
         self.kind.check_scale(rescale)
         self.kind.check_blend(self.blend)
         self.when_unavailable = check_policy(when_unavailable)

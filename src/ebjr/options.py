@@ -168,7 +168,12 @@ OperatingPointName = Annotated[
 ]
 Metric = Annotated[
     str | None,
-    option("Task", "regression: rmse, mse, mae or r2; detection: ap, ap50 or f1.", "--metric"),
+    option(
+        "Task",
+        "regression: rmse, mse, mae or r2; detection: ap, ap50 or f1; multilabel: subset_accuracy or "
+        "micro_f1.",
+        "--metric",
+    ),
 ]
 LinkText = Annotated[
     str | None,

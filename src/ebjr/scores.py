@@ -36,6 +36,7 @@ from ebjr.arrays import (
     top_and_total,
     top_two,
 )
+from ebjr.errors import one_line
 from ebjr.plugins import load_entry_points
 
 
@@ -310,7 +311,9 @@ def register_score(function: F | None = None, *, reads: str = "logits") -> Any:
     """
     if function is None:
         return lambda given: register_score(given, reads=reads)
-    name = function.__name__
+    name = getattr(function, "__name__", "")
+    if not (callable(function) and name.isidentifier()):
+        raise ValueError("a score is registered as a function with a name, by which it is found")
     found = find_score(name)
     if found not in (None, function):
         raise ValueError(f"there is a score named {name} already")
@@ -375,9 +378,14 @@ class Score:
 
     def __call__(self, output: Array) -> Array:
         """Score raw output, and check that there is one number for each row."""
-        values, rows = self.function(output, **self.parameters), row_count(output)
-        if not is_array(values) or values.shape != (rows,):
-            came = tuple(values.shape) if is_array(values) else type(values).__name__
+        try:
+            values, rows = self.function(output, **self.parameters), row_count(output)
+        except (ArithmeticError, AttributeError, LookupError) as error:
+            words = f"{type(error).__name__}: {one_line(error)}"
+            raise ValueError(f"score {self.name} failed: {words}") from error
+        found = is_array(values)
+        if not found or values.shape != (rows,) or getattr(values.dtype, "kind", "f") in "cOSUVmM":
+            came = f"{tuple(values.shape)} {values.dtype}" if found else type(values).__name__
             raise ValueError(
                 f"score {self.name} must return one number for each of {rows} rows, "
                 f"but returned {came}"

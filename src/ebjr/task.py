@@ -101,11 +101,17 @@ class Task:
             )
         return known[name]
 
-    def can_read(self, score: Score) -> bool:
-        """Whether a score is for this raw output; one without a name, or of a user, may be."""
+    def check_score(self, score: Score) -> None:
+        """Check that a score is for this raw output; one without a name, or of a user, may be."""
         raw = raw_output_of(score.name) if score.named else None
         anything = raw is None or score.name == "random" or score.name in OWN_SCORES
-        return anything or raw in (self.raw, *self.reads)
+        if raw is None or anything or raw in (self.raw, *self.reads):
+            return
+        known = dict.fromkeys((*self.raw.names(own=False), "random"))
+        raise ValueError(
+            f"score {score.title} is not for {self.name}: it reads {raw.name}, and the student "
+            f"gives {self.raw.name}; there are: {', '.join(known)}"
+        )
 
     @property
     def learned(self) -> str | None:

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from ebjr import CalibrationError, Cost, JointClassifier, Outcomes, TradeOffCurve, calibrate
 from ebjr.blend import Blend, as_blend
-from ebjr.calibration import CHOICE_SEED, CHOICE_SHARE, choose_blend, choose_score, rank_scores
+from ebjr.calibration import (
+    CHOICE_SEED,
+    CHOICE_SHARE,
+    Goal,
+    choose_blend,
+    choose_score,
+    rank_scores,
+)
 from ebjr.calibration.choice import NOISE, area_influence
 from ebjr.calibration.guarantee import certify
 from ebjr.scores import SCORES, Score, as_score, register_score
@@ -398,3 +405,19 @@ def test_a_learned_score_of_predictions_alone_is_refused_in_one_sentence():
     outcomes = Outcomes([1.0, 2.0], [1.0, 2.5], [1.0, 2.6], task="regression")
     with pytest.raises(CalibrationError, match="name one that is not fitted, such as random"):
         calibrate(outcomes, score="learned")
+
+
+@pytest.mark.parametrize(
+    ("goal", "message"),
+    [
+        (("nope",), "goal must be one of match-teacher"),
+        (("budget", 5e6), "goal 'budget' needs exactly one of flops"),
+        (("budget", None, "flops"), "goal 'budget' needs exactly one of flops"),
+        (("accuracy",), "goal 'accuracy' needs exactly one of target"),
+        (("match-teacher", 0.1, "flops"), "goal 'match-teacher' needs exactly one of tolerance"),
+        (("budget", -1.0, "flops"), "flops must be a finite number of at least 0"),
+    ],
+)
+def test_a_goal_that_is_built_by_hand_is_checked_too(goal, message):
+    with pytest.raises(ValueError, match=message):
+        Goal(*goal)

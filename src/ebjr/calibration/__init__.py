@@ -58,6 +58,7 @@ def calibrate(
     outcomes
         The calibration examples.
     goal
+        A `Goal`, or its kind with the arguments below.
         ``"match-teacher"``: the least deferral whose quality is at least the teacher's minus
         `tolerance` (default 0).
         ``"accuracy"``: the least deferral whose accuracy is at least `target`. For regression both
@@ -170,10 +171,11 @@ def _certified(curve: TradeOffCurve, aim: Goal, all_given: bool) -> OperatingPoi
     except CalibrationError as error:
         if all_given:
             raise
-        raise CalibrationError(
-            f"{error} ({CHOICE_SHARE:.0%} of those given chose score and blend: "
-            "give both to certify on all)"
-        ) from None
+        way = ": give both to certify on all"
+        if curve.outcomes.kind.scale is not None:
+            way = ", and put both detectors on one scale"
+        words = f"{CHOICE_SHARE:.0%} of those given chose score and blend{way}"
+        raise CalibrationError(f"{error} ({words})") from None
     return replace(curve.at(index=certificate.row), certified=certificate)
 
 

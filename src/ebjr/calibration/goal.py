@@ -66,16 +66,14 @@ class Goal:
             if given:
                 raise ValueError(f"the goal says it all: leave {', '.join(given)} out")
             return goal
-        if goal not in GOALS:
-            raise ValueError(f"goal must be one of {', '.join(GOALS)}, not {goal!r}")
         limits = {name: given.pop(name) for name in ARGUMENTS if name in given}
         for name in limits:
-            if ARGUMENTS[name] != goal:
+            if goal in GOALS and ARGUMENTS[name] != goal:
                 raise ValueError(f"{name} goes with goal {ARGUMENTS[name]!r}, not with {goal!r}")
-        if goal != "match-teacher" and GOALS[goal] and len(limits) != 1:
+        if len(limits) > 1:
             raise ValueError(f"goal {goal!r} needs exactly one of {', '.join(GOALS[goal])}")
         limit = next(iter(limits.values()), None)
-        return cls(goal, limit, next(iter(limits)) if goal == "budget" else None, **given)
+        return cls(goal, limit, next(iter(limits), None) if goal == "budget" else None, **given)
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Goal:
@@ -84,6 +82,13 @@ class Goal:
         return cls.of(table.get("goal", "match-teacher"), **known)
 
     def __post_init__(self) -> None:
+        if self.kind not in GOALS:
+            raise ValueError(f"goal must be one of {', '.join(GOALS)}, not {self.kind!r}")
+        units, needed = GOALS[self.kind], self.kind in ("accuracy", "budget")
+        if self.unit not in (units if self.kind == "budget" else (None,)) or (
+            needed and self.limit is None
+        ):
+            raise ValueError(f"goal {self.kind!r} needs exactly one of {', '.join(units)}")
         if self.limit is not None and self.kind == "budget":
             share = self.unit == "deferral_rate"
             if not (0 <= self.limit <= 1 if share else 0 <= self.limit < np.inf):

@@ -57,8 +57,9 @@ def _declared(name: str) -> Task:
     task = getattr(import_module(f"{__name__}.{name}"), "TASK", None)
     if not isinstance(task, Task):
         raise ValueError(f"the folder of task {name!r} must declare a Task named TASK")
-    missing = [fact for fact in ("raw", "metrics", "final") if not getattr(task, fact, None)]
-    if task.name != name or missing:
+    facts = ("name", "raw", "metrics", "final")
+    missing = [fact for fact in facts if not getattr(task, fact, None)]
+    if missing or task.name != name:
         said = f"misses {', '.join(missing)}" if missing else f"calls itself {task.name!r}"
         raise ValueError(f"task {name!r} {said}: TASK must declare name, raw, metrics and final")
     return task
