@@ -170,8 +170,8 @@ Metric = Annotated[
     str | None,
     option(
         "Task",
-        "regression: rmse, mse, mae or r2; detection: ap, ap50 or f1; multilabel: subset_accuracy or "
-        "micro_f1.",
+        "regression: rmse, mse, mae or r2; detection: ap, ap50 or f1; multilabel: "
+        "subset_accuracy or micro_f1.",
         "--metric",
     ),
 ]
