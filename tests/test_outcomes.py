@@ -10,30 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows import ABOUT, INPUTS, TARGETS
 from strategies import tables
 
-from ebjr import (
-    Cost,
-    Outcomes,
-    TradeOffCurve,
-)
-
-RNG = np.random.default_rng(5)
-INPUTS, TARGETS = RNG.normal(0, 2, (23, 4)), RNG.integers(0, 4, 23)
-ABOUT = {
-    "student_cost": Cost(flops=1e6, seconds=0.1),
-    "teacher_cost": Cost(flops=9e6, joules=3.0, joules_are="estimated"),
-    "labels": ("zero", "één", "два", "three"),
-    "models": {"student": {"path": "s.onnx", "sha256": "ab", "preprocess": {"size": [32, 32]}}},
-}
+from ebjr import Cost, Outcomes, TradeOffCurve
 
 
 def table(n=23, **about):
     return Outcomes(INPUTS[:n], 2 * INPUTS[:n, ::-1], TARGETS[:n], **about)
-
-
-def double(batch):
-    return 2 * batch
 
 
 def same(one, other):

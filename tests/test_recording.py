@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows import ABOUT, INPUTS, TARGETS
 from tiny import CLASSES, SIZE, write_images, write_pair
 
 import ebjr
@@ -22,15 +23,6 @@ from ebjr import (
     record_batches,
 )
 from ebjr.data.open import open_data
-
-RNG = np.random.default_rng(5)
-INPUTS, TARGETS = RNG.normal(0, 2, (23, 4)), RNG.integers(0, 4, 23)
-ABOUT = {
-    "student_cost": Cost(flops=1e6, seconds=0.1),
-    "teacher_cost": Cost(flops=9e6, joules=3.0, joules_are="estimated"),
-    "labels": ("zero", "één", "два", "three"),
-    "models": {"student": {"path": "s.onnx", "sha256": "ab", "preprocess": {"size": [32, 32]}}},
-}
 
 
 def double(batch):
