@@ -104,8 +104,8 @@ class Task:
     def check_score(self, score: Score) -> None:
         """Check that a score is for this raw output; one without a name, or of a user, may be."""
         raw = raw_output_of(score.name) if score.named else None
-        anything = raw is None or score.name == "random" or score.name in OWN_SCORES
-        if raw is None or anything or raw in (self.raw, *self.reads):
+        of_anything = score.name == "random" or score.name in OWN_SCORES
+        if raw is None or of_anything or raw in (self.raw, *self.reads):
             return
         known = dict.fromkeys((*self.raw.names(own=False), "random"))
         raise ValueError(
