@@ -114,7 +114,7 @@ def test_a_batch_has_rows(batch, n):
     ("thing", "words"), [("text", "str"), (3, "int"), (np.array(1.0), "ndarray without dimensions")]
 )
 def test_what_has_no_rows_is_no_batch(thing, words):
-    with pytest.raises(TypeError, match=f"a batch dimension or a list, not {words}"):
+    with pytest.raises(TypeError, match=f"a pandas or sparse table, not {words}"):
         arrays.row_count(thing)
 
 

@@ -18,7 +18,7 @@ Array = Any
 """A NumPy array or a PyTorch tensor."""
 
 Batch = Any
-"""An array (n, ...), or a list or any other sequence of n inputs."""
+"""An array (n, ...), a list of n inputs, or what holds n rows in another way: see `row_count`."""
 
 
 def namespace(array: Array) -> Any:
@@ -236,42 +236,53 @@ def logaddexp(one: Array, other: Array) -> Array:
 
 
 def row_count(batch: Batch) -> int:
-    """How many inputs a batch holds.
+    """How many inputs a batch holds: an array, a list, a data frame or a sparse matrix.
 
     Raises
     ------
     TypeError
-        `batch` is neither an array with rows nor a list.
+        `batch` has no rows that can be taken by their position.
 
     Examples
     --------
     >>> row_count(np.ones((4, 2))), row_count(["a", "b"])
     (4, 2)
     """
-    shape = getattr(batch, "shape", None)
-    if shape:
-        return int(shape[0])
     if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         return len(batch)
+    shape = getattr(batch, "shape", None)
+    if shape and _by_position(batch) is not None:
+        return int(shape[0])
     raise TypeError(
-        f"inputs must be an array with a batch dimension or a list, not {type(batch).__name__}"
-        + ("" if shape is None else " without dimensions")
+        "inputs must be an array with a batch dimension or a list, or a pandas or sparse table, "
+        f"not {type(batch).__name__}" + (" without dimensions" if shape == () else "")
     )
 
 
-def take_rows(batch: Batch, rows: np.ndarray) -> Batch:
-    """Gather some rows of a batch into one dense batch, in the order of `rows`.
+def take_rows(batch: Batch, rows: np.ndarray | slice) -> Batch:
+    """Gather some rows of a batch, by position, into one dense batch in the order of `rows`.
 
     Examples
     --------
     >>> take_rows(["a", "b", "c"], np.array([2, 0]))
     ['c', 'a']
     """
-    if isinstance(batch, Sequence):
-        return [batch[row] for row in rows]
     if type(batch) is np.ndarray:
         return batch[rows]
-    return batch[convert_like(rows, batch)] if is_array(batch) else batch[rows]
+    if isinstance(batch, Sequence):
+        return batch[rows] if isinstance(rows, slice) else [batch[row] for row in rows]
+    if is_array(batch):
+        return batch[rows if isinstance(rows, slice) else convert_like(rows, batch)]
+    return _by_position(batch)[rows]
+
+
+def _by_position(batch: Batch) -> Any:
+    """What gives some rows of a batch by their positions, whatever its index; None if nothing."""
+    if is_array(batch) or hasattr(batch, "__array_interface__"):
+        return batch
+    if hasattr(batch, "iloc"):  # of pandas: [] would go by the index
+        return batch.iloc
+    return batch.tocsr() if hasattr(batch, "tocsr") else None  # not every sparse format has rows
 
 
 def put_rows(array: Batch, rows: np.ndarray, values: Batch) -> Batch:

@@ -77,6 +77,36 @@ def test_a_batch_gives_a_row_for_each_input(model):
     np.testing.assert_allclose(answers, batch @ WEIGHT, rtol=1e-5)
 
 
+def labeled(path, *others):
+    """A classifier as estimators are converted: labels first, and then what else it says."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["scores"]),
+        helper.make_node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0),
+        helper.make_node("Softmax", ["scores"], ["probabilities"]),
+    ]
+    outputs = [("label", TensorProto.INT64, ["n"])]
+    outputs += [(name, TensorProto.FLOAT, ["n", 2]) for name in others]
+    return save(path, nodes, [("x", TensorProto.FLOAT, ["n", 3])], outputs, [("W", WEIGHT)])
+
+
+@pytest.mark.parametrize("name", ["probabilities", "scores"])
+def test_labels_that_come_first_are_no_raw_output(tmp_path, name):
+    model = OnnxModel(labeled(tmp_path / "net.onnx", name))
+    assert model.output_name == name
+    assert model(rows(5)).shape == (5, 2)
+
+
+def test_two_outputs_that_may_be_raw_output_are_named_with_the_flag(tmp_path):
+    path = labeled(tmp_path / "net.onnx", "probabilities", "scores")
+    with pytest.raises(ModelError, match=r"may be probabilities or scores.*--student-output"):
+        OnnxModel(path)
+    assert OnnxModel(path, output="scores")(rows(5)).shape == (5, 2)
+
+
+def test_labels_alone_are_taken_as_they_are(tmp_path):
+    assert OnnxModel(labeled(tmp_path / "net.onnx")).output_name == "label"
+
+
 def test_an_output_is_chosen_by_name(tmp_path, model):
     twice = OnnxModel(model.path, output="twice")
     np.testing.assert_array_equal(twice(rows(2)), 2 * model(rows(2)))
@@ -145,21 +175,12 @@ def test_chunks_change_nothing(model, n):
     np.testing.assert_allclose(chunked(batch), model(batch), rtol=1e-6)
 
 
-def test_a_fixed_batch_model_says_so(fixed):
-    model = OnnxModel(fixed)
-    assert model.fixed_batch == 4
-    assert model(rows(4)).shape == (4, 2)
-    with pytest.raises(
-        ModelError, match=r"fixed batch of 4.*given 5.*batch_size=4.*--batch-size 4"
-    ):
-        model(rows(5))
-
-
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 8, 9])
-def test_a_fixed_batch_model_takes_any_length_when_told_its_batch(fixed, n):
-    batch = rows(n)
-    answers = OnnxModel(fixed, batch_size=4)(batch)
-    np.testing.assert_allclose(answers, batch @ WEIGHT, rtol=1e-5)
+@pytest.mark.parametrize("told", [{}, {"batch_size": 4}])
+def test_a_fixed_batch_model_takes_any_length(fixed, n, told):
+    batch, model = rows(n), OnnxModel(fixed, **told)
+    assert model.fixed_batch == 4
+    np.testing.assert_allclose(model(batch), batch @ WEIGHT, rtol=1e-5)
 
 
 def test_a_fixed_batch_model_takes_no_other_batch_size(fixed):

@@ -37,12 +37,6 @@ def names(folder):
 @pytest.mark.parametrize(
     ("student", "teacher", "says"),
     [
-        (
-            {"batch": 4},
-            {},
-            r"the student .* has a fixed batch of 4, or no batch dimension, as its .* with an open",
-        ),
-        ({}, {"batch": 3}, r"the teacher .* has a fixed batch of 3, "),
         ({}, {"columns": range(5, 9)}, r"must answer alike, but student gave rows of shape \(5,\)"),
         ({}, {"width": 12}, r"must take the same inputs, .*rows of shape \(10,\) and .*\(12,\)"),
         ({}, {"dtype": np.int64, "width": 10}, None),
@@ -66,6 +60,34 @@ def test_models_that_cannot_be_one_graph_are_one_sentence(tmp_path, student, tea
     assert names(tmp_path) == before
 
 
+def test_graphs_of_fixed_batches_join_as_one_of_any_batch(tmp_path):
+    write_slice(tmp_path / "student.onnx", range(5), 10, batch=4)
+    write_slice(tmp_path / "teacher.onnx", range(5, 10), 10, batch=3)
+    config = config_of(tmp_path)
+    export_joint(config, tmp_path / "joint.onnx")
+    rows = np.random.default_rng(0).normal(size=(7, 10)).astype(np.float32)
+    found, wanted = load_joint(tmp_path / "joint.onnx")(rows), config.load()(rows)
+    assert 0 < wanted.deferred.sum() < 7
+    for name in ("prediction", "output", "deferred"):
+        assert np.array_equal(getattr(found, name), getattr(wanted, name))
+
+
+def test_a_graph_that_is_built_for_its_batch_says_so(tmp_path):
+    shape = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    graph = helper.make_graph(
+        [shape],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 10])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 10])],
+        [onnx.numpy_helper.from_array(np.array([3, 10]), "shape")],
+    )
+    sets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=sets, ir_version=8), tmp_path / "teacher.onnx")
+    write_slice(tmp_path / "student.onnx", range(10), 10)
+    with pytest.raises(ModelError, match=r"teacher.onnx has a fixed batch of 3.*open first dim"):
+        export_joint(config_of(tmp_path), tmp_path / "joint.onnx")
+
+
 def save_graph(path, node, shape, opset=17, domain=""):
     graph = helper.make_graph(
         [node],
@@ -82,7 +104,7 @@ def save_graph(path, node, shape, opset=17, domain=""):
     [
         (
             (helper.make_node("Flatten", ["x"], ["y"]), [3, 8, 8]),
-            r"a fixed batch of 3, or no batch dimension, as its input x is \(3, 8, 8\)",
+            r"must take the same inputs, .*student.onnx takes rows of shape \(8, 8\)",
         ),
         (
             (helper.make_node("Identity", ["x"], ["y"]), []),

@@ -7,32 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.errors import ModelError
-
 
 def run_in_chunks(
     run: Callable[[Any], Any],
     batch: Any,
     size: int | None,
     fixed: int | None,
-    name: str,
     join: Callable[[Sequence[Any]], Any],
 ) -> Any:
     """The answer to a batch (n, ...) of at least one row, run in chunks of at most `size` rows.
 
     A graph may be fixed to a batch of `fixed` rows: its last chunk is filled up with copies of its
-    last row, whose answers are dropped. A ModelError says that `size` is missing then. `join` makes
-    one array of several.
+    last row, whose answers are dropped. `join` makes one array of several.
     """
-    if fixed and not size:
-        raise ModelError(
-            f"{name} has a fixed batch of {fixed}, but was given {len(batch)} inputs; export it "
-            f"with a dynamic batch, load it with batch_size={fixed}, or give it {fixed} at a time: "
-            f"--batch-size {fixed}"
-        )
-    answers = []
-    for start in range(0, len(batch), size or len(batch)):
-        chunk = batch[start : start + (size or len(batch))]
+    answers, step = [], fixed or size or len(batch)
+    for start in range(0, len(batch), step):
+        chunk = batch[start : start + step]
         missing = (fixed or len(chunk)) - len(chunk)
         filled = join([chunk, *[chunk[-1:]] * missing]) if missing else chunk
         answers.append(run(filled)[: len(chunk)])

@@ -319,7 +319,7 @@ class OnnxDetector:
         def join(parts: Sequence[Any]) -> list[Any]:
             return list(chain(*parts))
 
-        return list(run_in_chunks(self._run_batch, list(images), fixed, fixed, self.name, join))
+        return list(run_in_chunks(self._run_batch, list(images), fixed, fixed, join))
 
     def _run_batch(self, images: list[Image]) -> list[tuple[Detections, bool]]:
         batch = self.preprocess(images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ DTYPES: dict[str, Any] = {
 }
 
 
+FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
+
+
 class OnnxModel:
     """A model in an ``.onnx`` file: batch in, raw output out, as NumPy arrays.
 
@@ -43,9 +46,10 @@ class OnnxModel:
         best first, None for the CPU.
     batch_size
         The largest batch to run at once: larger ones are run in chunks. None runs what comes.
-        A graph with a fixed batch of k takes batches of any length with ``batch_size=k``.
+        A graph with a fixed batch of k is always run with k rows, the last ones filled up.
     output
-        The name of the output to return; None is the first.
+        The name of the output to return; None is the first, or the only one of floating-point
+        numbers where the first holds labels.
     """
 
     def __init__(
@@ -107,7 +111,7 @@ class OnnxModel:
     def _read_outputs(self, output: str | None) -> None:
         nodes = {node.name: node for node in self._session.get_outputs()}
         self.output_names: tuple[str, ...] = tuple(nodes)
-        self.output_name = self.output_names[0] if output is None else output
+        self.output_name = self._likely_output(nodes) if output is None else output
         if self.output_name not in nodes:
             raise ValueError(
                 f"output must be one of {', '.join(nodes)}, the outputs of {self.path}, "
@@ -117,11 +121,26 @@ class OnnxModel:
         if not node.type.startswith("tensor("):
             raise ModelError(
                 f"the output {node.name} of {self.path} must be a tensor, but is {node.type}; "
-                f"choose another with output=, of {', '.join(nodes)}"
+                f"choose another with output= (--student-output, --teacher-output), of "
+                f"{', '.join(nodes)}, or export it with a tensor of probabilities (zipmap=False)"
             )
         self._fetch = [self.output_name]
         self._output_shape = known_shape(node.shape)
         self._output_dtype = np.dtype(DTYPES.get(node.type, np.float32))
+
+    def _likely_output(self, nodes: Mapping[str, Any]) -> str:
+        """The first output, unless it is labels, as converted estimators have them first."""
+        numbers = [name for name, node in nodes.items() if node.type in FLOATS]
+        first = self.output_names[0]
+        if first in numbers or not numbers:
+            return first
+        if len(numbers) > 1:
+            raise ModelError(
+                f"the first output of {self.path}, {first}, is {nodes[first].type}, and raw output "
+                f"may be {' or '.join(numbers)}: choose with output= (--student-output, "
+                "--teacher-output)"
+            )
+        return numbers[0]
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
         """The raw output, n rows, for n inputs (n, ...)."""
@@ -137,7 +156,7 @@ class OnnxModel:
         if rows == 0:
             return self._answer_nothing(batch)
         size, fixed = self.batch_size, self.fixed_batch
-        return run_in_chunks(self._run, batch, size, fixed, self.name, np.concatenate)
+        return run_in_chunks(self._run, batch, size, fixed, np.concatenate)
 
     def answer_all(self, batch: Any, /) -> dict[str, NDArray[Any]]:
         """Every output for one batch, by name: what a detector needs.

@@ -35,7 +35,7 @@ class TorchModel:
         module's own. Floating inputs are cast to it; integer ones are left as they are.
     batch_size
         The largest batch to run at once: larger ones are run in chunks. None runs what comes.
-        A program with a fixed batch of k takes batches of any length with ``batch_size=k``.
+        A program with a fixed batch of k is always run with k rows, the last ones filled up.
     name
         What to call it; None is the module's class name.
     compile
@@ -88,7 +88,11 @@ class TorchModel:
             multilabel=None if problem is None else problem == "multi_label_classification",
             input_shape=self.input_shape,
             input_dtype=self.input_dtype,
-            options={key: value for key, value in self._options.items() if value},
+            options={
+                key: value if isinstance(value, int) else str(value).removeprefix("torch.")
+                for key, value in self._options.items()
+                if value
+            },
             device=device_name(self.device),
         )
 
@@ -113,9 +117,9 @@ class TorchModel:
         rows, size, fixed = len(batch), self.batch_size, self.fixed_batch
         if fixed in (None, rows) and rows <= (size or rows):
             return self._run(batch)
-        if rows == 0 and size:
-            return self._run(batch.new_zeros((size, *batch.shape[1:])))[:0]
-        return run_in_chunks(self._run, batch, size, fixed, self.name, torch.cat)
+        if rows == 0 and (fixed or size):
+            return self._run(batch.new_zeros((fixed or size, *batch.shape[1:])))[:0]
+        return run_in_chunks(self._run, batch, size, fixed, torch.cat)
 
     def answer_tensors(self, tensors: Mapping[str, torch.Tensor], /) -> Any:
         """The raw output, NumPy, of a batch of several tensors by name, run in one piece."""

@@ -71,7 +71,7 @@ def given_of(models: Mapping[str, OnnxModel], preprocess: Mapping[str, Preproces
     Raises
     ------
     ModelError
-        A model has no dimension for the batch, or a fixed one; or there is no such input.
+        A model has no dimension for the batch, or there is no such input.
     """
     for role, model in models.items():
         _check_batch(role, model)
@@ -106,12 +106,6 @@ def _check_batch(role: str, model: OnnxModel) -> None:
         raise ModelError(
             f"the {role} {model.path} has no batch dimension in its input {model.input_name}; "
             "export it again with the batch as an open first dimension"
-        )
-    if (model.fixed_batch or 1) != 1:
-        raise ModelError(
-            f"the {role} {model.path} has a fixed batch of {model.fixed_batch}, or no batch "
-            f"dimension, as its input {model.input_name} is {model.input_shape}; the teacher is "
-            "given as many rows as are deferred: export it again with an open first dimension"
         )
 
 

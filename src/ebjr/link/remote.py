@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import Batch, join_rows, row_count, to_numpy
+from ebjr.arrays import Batch, join_rows, row_count, take_rows, to_numpy
 from ebjr.data.preprocess import ImageFile
 from ebjr.errors import ModelError, OtherModel, ProtocolError, TeacherUnavailable, needs
 from ebjr.model import Answer, ModelFacts
@@ -151,10 +151,13 @@ class RemoteModel:
             The server refuses these inputs, or has another model than it had (`OtherModel`).
         """
         rows = row_count(batch)
-        step = self.batch_size or rows
+        step = self.facts.fixed_batch or self.batch_size or rows
         if rows < 1:
             raise ValueError(f"{self.name} was given no inputs and needs at least one")
-        answers = [self._ask(batch[start : start + step]) for start in range(0, rows, step)]
+        answers = [
+            self._ask_some(take_rows(batch, slice(start, start + step)))
+            for start in range(0, rows, step)
+        ]
         output = join_rows([answer.output for answer in answers])
         marks = [answer.degraded for answer in answers]
         if not any(mark is not None and mark.any() for mark in marks):
@@ -202,6 +205,16 @@ class RemoteModel:
 
     def __repr__(self) -> str:
         return f"RemoteModel({self.url!r})"
+
+    def _ask_some(self, batch: Batch) -> Answer:
+        """The answer to one request, which is filled up where the model takes k rows alone."""
+        rows = row_count(batch)
+        missing = (self.facts.fixed_batch or rows) - rows
+        if not missing:
+            return self._ask(batch)
+        found = self._ask(join_rows([batch, *[batch[-1:]] * missing]))
+        marks = None if found.degraded is None else found.degraded[:rows]
+        return Answer(found.output[:rows], marks)
 
     def _ask(self, batch: Batch) -> Answer:
         if not self._met:
@@ -460,7 +473,7 @@ def _chosen_output(about: ModelMetadata, wanted: str | None, name: str) -> Tenso
         choice = f"there is no {chosen!r}" if wanted else "it is not clear which to take"
         raise ModelError(
             f"{name} has the outputs {', '.join(known) or 'none'}, and {choice}: name one of them "
-            "with output"
+            "with output= (--student-output, --teacher-output)"
         )
     if known[chosen].datatype == "BYTES":
         raise ModelError(f"the output {chosen!r} of {name} must be numbers, but is BYTES")
