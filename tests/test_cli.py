@@ -486,10 +486,6 @@ def test_one_class_only_is_refused(run, recorded):
             "the student has 3 and the teacher 4",
         ),
         (
-            "record --student student.onnx --teacher fixed.onnx --data images -o x.npz",
-            "load it with batch_size=1, or give it 1 at a time: --batch-size 1",
-        ),
-        (
             "record --student student.onnx --teacher none.onnx --data images -o x.npz",
             "none.onnx",
         ),

@@ -52,8 +52,6 @@ from ebjr.options import (
 )
 
 if TYPE_CHECKING:
-    from ebjr.data.examples import Data
-    from ebjr.model import Model
     from ebjr.outcomes import Outcomes
     from ebjr.predict import Tell
 
@@ -201,14 +199,15 @@ def record(
     _check_writable(output)
     with _progress() as tell:
         outcomes = ebjr.record(
-            _loaded(pair.student, task, pair.student_layout, source, threads, link),
-            _loaded(pair.teacher, task, pair.teacher_layout, source, threads, link),
+            pair.load("student", task, source, threads, link),
+            pair.load("teacher", task, source, threads, link),
             source,
             task=task,
             batch_size=batch_size,
             progress=_counter("recording both models", len(source), tell),
             student_preprocess=pair.student_preprocess or "infer",
             teacher_preprocess=pair.teacher_preprocess or "infer",
+            output_kind=pair.output_kind,
             student_cost=Cost(flops=pair.student_flops),
             teacher_cost=Cost(flops=pair.teacher_flops),
             joules=True,
@@ -661,28 +660,6 @@ def _threads(threads: int | None) -> dict[str, Any]:
 def _print_report(path: Path | None) -> None:
     if path is not None:
         out.print(f"\nReport: {path.resolve().as_uri()}", soft_wrap=True)
-
-
-def _loaded(
-    path: str, task: str, layout: str, source: Data, threads: int | None, link: str | None
-) -> Model:
-    """A model that is to be recorded: a file, or an address that is asked as `link` says."""
-    from ebjr.backends.entry import check_remote, parse_link
-    from ebjr.link.far import FarTeacher
-    from ebjr.tasks import as_task
-
-    boxes = as_task(task).targets_are == "boxes"
-    if layout != "auto" and not boxes:
-        raise ValueError(f"a layout is for detection, not for {task}")
-    if path.startswith(("http://", "https://")):
-        check_remote(task)
-        options, how = parse_link(link or "")
-        return FarTeacher(ebjr.load_model(path, **options), how)
-    options = _threads(threads)
-    if boxes:
-        known = {} if source.classes is None else {"classes": len(source.classes)}
-        options |= {"layout": layout, **known}
-    return ebjr.load_model(path, **options)
 
 
 def _report_empty(outcomes: Outcomes) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from ebjr.arrays import Array, Batch, convert_like, put_rows, row_count, take_rows, to_numpy
 from ebjr.blend import Blend, as_blend
 from ebjr.errors import ModelError, TeacherUnavailable
-from ebjr.model import Answer, Model, answer, model_name
+from ebjr.model import Answer, Model, answer, check_pair, model_name
 from ebjr.router import Router
 from ebjr.task import Task
 from ebjr.threads import in_order
@@ -122,6 +122,7 @@ class JointModel:
         self.rescale = rescale
         if not hasattr(self, "kind"):
             raise NotImplementedError("use the final of a task, such as JointClassifier")
+        check_pair(student, teacher, self.kind)
         self.kind.check_score(router.score)
         self.kind.check_scale(rescale)
         self.kind.check_blend(self.blend)

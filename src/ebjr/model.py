@@ -17,6 +17,7 @@ import numpy as np
 from ebjr.arrays import to_numpy
 from ebjr.costs import Cost
 from ebjr.errors import ModelError
+from ebjr.labels import are_names
 from ebjr.task import Task
 
 InputShape = tuple[int | None, ...]
@@ -208,6 +209,41 @@ def model_name(model: Model) -> str:
     """What to call a model in a message."""
     name = getattr(model, "name", None) or getattr(model, "__name__", None)
     return name if isinstance(name, str) else type(model).__name__
+
+
+def check_pair(student: Model, teacher: Model, kind: Task) -> None:
+    """Check that what both models say of themselves fits a task and each other.
+
+    Raises
+    ------
+    ValueError
+        A model answers label sets and the task is of single labels, or the other way round; or both
+        name their classes, and not alike.
+    """
+    said = {"student": facts(student), "teacher": facts(teacher)}
+    for role, known in said.items():
+        _check_labels_each(role, known, kind)
+    mine, theirs = said["student"].labels, said["teacher"].labels
+    if kind.targets_are == "boxes" or mine is None or theirs is None:
+        return
+    if are_names(mine) and are_names(theirs):
+        kind.check_names(mine, theirs)
+
+
+def _check_labels_each(role: str, known: ModelFacts, kind: Task) -> None:
+    """Models that are known to answer label sets are for the task multilabel; no others are."""
+    wanted = kind.targets_are == "label sets"
+    if known.multilabel and not wanted:
+        raise ValueError(
+            f"the {role}, {known.name}, answers any number of labels for each input: give "
+            "--task multilabel (task='multilabel')"
+        )
+    if known.multilabel is False and wanted:
+        raise ValueError(
+            f"the {role}, {known.name}, answers one label for each input, and task multilabel "
+            "needs models with a logit for each label; give --task classification "
+            "(task='classification') if one label is right"
+        )
 
 
 def answer(model: Model, batch: Any, rows: int, kind: Task | None = None) -> Answer:

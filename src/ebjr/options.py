@@ -22,6 +22,7 @@ from ebjr.plugins import import_own
 
 if TYPE_CHECKING:
     from ebjr.data.examples import Data
+    from ebjr.model import Model
     from ebjr.outcomes import Outcomes
     from ebjr.tasks.specialized.known_classes import Traffic
 
@@ -241,6 +242,53 @@ class PairOptions:
     teacher_flops: FlopsGiven = None
     student_layout: Layout = "auto"
     teacher_layout: Layout = "auto"
+    student_output: Annotated[
+        str | None, option("Models", "The output that is its raw output, if it has several.")
+    ] = None
+    teacher_output: Annotated[str | None, option("Models", "The same for it.")] = None
+    output_kind: Annotated[
+        str,
+        option("Models", "What both answer: logits, probabilities, or auto: what it looks like."),
+    ] = "auto"
+    student_options: Annotated[
+        str | None,
+        option(
+            "Models",
+            "How it is run, like 'batch_size=8,dtype=bfloat16,providers=CUDAExecutionProvider': "
+            "any of joint.toml's keys for a model.",
+        ),
+    ] = None
+    teacher_options: Annotated[str | None, option("Models", "The same for it.")] = None
+
+    def load(
+        self, role: str, task: str, source: Data, threads: int | None, link: str | None
+    ) -> Model:
+        """The student or the teacher: a file, or an address that is asked as `link` says."""
+        from ebjr.backends import load_model
+        from ebjr.backends.entry import check_remote, parse_link, parse_options
+        from ebjr.link.far import FarTeacher
+        from ebjr.tasks import as_task
+
+        path, layout, output, given = (
+            getattr(self, name.format(role))
+            for name in ("{}", "{}_layout", "{}_output", "{}_options")
+        )
+        boxes = as_task(task).targets_are == "boxes"
+        if layout != "auto" and not boxes:
+            raise ValueError(f"a layout is for detection, not for {task}")
+        chosen = {} if output is None else {"output": output}
+        if path.startswith(("http://", "https://")):
+            check_remote(task)
+            if given is not None:
+                raise ValueError(f"--{role}-options are for a file; --link says how one is asked")
+            options, how = parse_link(link or "")
+            return FarTeacher(load_model(path, **options, **chosen), how)
+        options = {} if threads is None else {"threads": threads}
+        options |= parse_options(given or "") | chosen
+        if boxes:
+            known = {} if source.classes is None else {"classes": len(source.classes)}
+            options |= {"layout": layout, **known}
+        return load_model(path, **options)
 
 
 @dataclass(frozen=True)

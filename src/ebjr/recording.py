@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
 from ebjr.arrays import Array, Batch, is_array, join_rows, row_count, take_rows, to_numpy
-from ebjr.backends.entry import entry_of
+from ebjr.backends.entry import ModelEntry, entry_of
+from ebjr.backends.output_kind import KINDS, kind_seen, with_output_kind
 from ebjr.costs import Cost
 from ebjr.data.examples import ArrayData, Data
 from ebjr.data.preprocess import (
@@ -30,8 +30,9 @@ from ebjr.data.preprocess import (
     unprepared,
 )
 from ebjr.errors import EbjrError, ModelError, RecordingNote, TeacherUnavailable, one_line
+from ebjr.labels import Places, are_names, places, some, unnamed
 from ebjr.link.far import FarTeacher
-from ebjr.model import Model, as_answer, facts
+from ebjr.model import Model, as_answer, check_pair, facts
 from ebjr.outcomes import Outcomes
 from ebjr.task import Task
 from ebjr.tasks import as_task
@@ -52,6 +53,7 @@ class About(TypedDict, total=False):
     teacher_cost: Cost
     flops: bool
     joules: bool
+    output_kind: str | None
     labels: tuple[str, ...] | None
     models: Mapping[str, Any]
     folder: str | os.PathLike[str] | None
@@ -81,7 +83,8 @@ def record(
         Array (n, ...) or a list of n inputs; both models are given the same. Or what
         `ebjr.data.open.open_data` opened, which has its own targets and class names.
     targets
-        (n,) integer labels or numbers, (n, labels) of 0 and 1, or a list of n `GroundTruth`. None
+        (n,) integer labels, names of labels, or numbers; (n, labels) of 0 and 1; or a list of n
+        `GroundTruth`. Labels are matched by name where data and models name them. None
         takes the teacher's own answers for targets, and every accuracy is agreement with it.
     task
         ``"classification"``, ``"multilabel"``, ``"specialized"``, ``"regression"`` or
@@ -95,6 +98,11 @@ def record(
         ``"size=160,resize=crop"``, or a ``.toml`` file. ``"auto"``, the default, reads size and
         layout off the input of a model that takes no images as they are, and says so; ``"infer"``
         insists on that; None leaves the inputs as they are.
+    output_kind
+        What both models answer: ``"logits"``, ``"probabilities"``, whose logarithm is then taken,
+        or ``"auto"``: what their answers to the first batch look like, which is said. None, the
+        default, refuses what does not look like logits: where a model is loaded its option
+        `output_kind` says it for all uses.
     student_cost, teacher_cost
         What an example costs, where it is known. What these leave open is filled in: FLOPs are
         counted, seconds and, where a model is remote, bytes are measured in this run.
@@ -169,15 +177,15 @@ class _Recording:
         self.given: dict[str, Model] = {"student": student, "teacher": teacher}
         self.about: dict[str, Any] = {**about}
         self.kind = as_task(task, about.get("known_classes"))
-        for role, model in self.given.items():
-            _check_task(role, model, self.kind)
-        self.check_all: Callable[[int | None], None] | None = None
+        check_pair(student, teacher, self.kind)
+        self.check_all: Callable[[], None] | None = None
         self.data: Data | None = None
         self.models: dict[str, Model] = {}
         self.outputs: dict[str, list[Any]] = {role: [] for role in ROLES}
         self.seconds = dict.fromkeys(ROLES, 0.0)
         self.targets: list[Any] = []
         self.classes: int | None = None
+        self.places: Places | None = None
         self.labeled = True
 
     def of_data(self, data: Data, size: int) -> Batches:
@@ -203,10 +211,10 @@ class _Recording:
         cuts = (np.arange(start, min(start + size, n)) for start in range(0, n, size))
         if targets is None:
             return ((take_rows(inputs, rows), None) for rows in cuts)
-        labels = kind.check_targets(targets)
+        labels = self._read(targets)
         if n != len(labels):
             raise ValueError(f"there are {n} inputs but {len(labels)} targets")
-        self.check_all = lambda classes: kind.check_range(labels, classes)
+        self.check_all = lambda: kind.check_range(self._placed(labels), self.classes)
         return ((take_rows(inputs, rows), take_rows(labels, rows)) for rows in cuts)
 
     def run(self, batches: Batches, progress: Callable[[int], None] | None) -> Outcomes:
@@ -216,10 +224,13 @@ class _Recording:
         if first is None:
             raise ValueError("there are no examples to record")
         self._prepare(*first)
+        before = _bytes_moved(self.models)
+        self._add(*first)
         costs = self._costs(first[0])
         models = self._provenance(costs)
-        before = _bytes_moved(self.models)
-        for inputs, targets in chain([first], stream):
+        if progress is not None:
+            progress(row_count(first[0]))
+        for inputs, targets in stream:
             self._add(inputs, targets)
             if progress is not None:
                 progress(row_count(inputs))
@@ -227,7 +238,10 @@ class _Recording:
         about = {name: self.about[name] for name in _OF_OUTCOMES if name in self.about}
         about = {"models": models, **about, "task": self.kind.name, "labeled": self.labeled}
         about |= self._measured(costs, before)
-        return Outcomes(student, teacher, join_rows(self.targets), **about)
+        outcomes = Outcomes(student, teacher, join_rows(self.targets), **about)
+        for role in ROLES:
+            _note_chance(outcomes, role)
+        return outcomes
 
     def _prepare(self, inputs: Batch, targets: Any) -> None:
         """Give each model its preprocessing, once the first batch is known to be for the task."""
@@ -257,6 +271,9 @@ class _Recording:
             link = model.link if isinstance(model, FarTeacher) else None
             with suppress(TypeError, FileNotFoundError):  # the model cannot be named in a file
                 entry = entry_of(self.models[role], costs[role], link)
+                if isinstance(entry, ModelEntry):  # threads are this run's
+                    kept = {key: value for key, value in entry.options.items() if key != "threads"}
+                    entry = replace(entry, options=kept)
                 found[role] = entry.as_table(None if folder is None else Path(folder))
         return found
 
@@ -272,7 +289,7 @@ class _Recording:
         for role in ROLES:
             self._ask(role, inputs, number)
         if number == 1:
-            self._compare(labels)
+            labels = self._compare(labels)
         self.targets.append(
             self.kind.as_targets(self.outputs["teacher"][-1]) if labels is None else labels
         )
@@ -282,26 +299,93 @@ class _Recording:
         output = _raw_output(role, self.models[role](inputs))
         rows = self.kind.collect(role, output, row_count(inputs))
         self.seconds[role] += time.perf_counter() - began
+        if number == 1 and (kind := self._output_kind(role, rows)) is not None:
+            self.models[role] = with_output_kind(self.models[role], kind)
+            rows = KINDS[kind](rows)
         self.outputs[role].append(rows)
         _check_alike(self.kind, role, self.outputs[role][0], rows, number)
 
-    def _compare(self, labels: Any) -> None:
-        """Compare what both models said of the first batch, with each other and with the labels."""
+    def _output_kind(self, role: str, rows: Any) -> str | None:
+        """What a model's answers to the first batch are, where they must become logits."""
+        wanted, known = self.about.get("output_kind"), facts(self.models[role])
+        if wanted not in (None, "auto", "logits", "probabilities"):
+            raise ValueError(f"output_kind must be auto, logits or probabilities, not {wanted!r}")
+        seen = kind_seen(rows, self.kind.output_kinds)
+        if known.probabilities is False or (seen is None and wanted != "probabilities"):
+            return None
+        if wanted in ("logits", "probabilities"):
+            return next((kind for kind in self.kind.output_kinds if kind.endswith(wanted)), None)
+        words = _KINDS_SEEN[seen or "probabilities"].format(role)
+        if wanted is None:
+            raise ValueError(f"{words}: load it with ebjr.load_model(..., output_kind={seen!r})")
+        _note(f"{words} (--output-kind logits takes them as logits)")
+        return seen
+
+    def _compare(self, labels: Any) -> Any:
+        """Compare what was said of the first batch: by both models, and by the labels it has."""
         first = [self.kind.check_output(role, self.outputs[role][0]) for role in ROLES]
         self.classes = self.kind.common_classes(*first)
+        if self.kind.targets_are in ("labels", "label sets"):
+            self._match_names()
         if self.check_all is not None:
-            self.check_all(self.classes)
-        if labels is not None:
-            self.kind.check_range(labels, self.classes, " in batch 1")
+            self.check_all()
+        return None if labels is None else self._in_range(labels, 1)
+
+    def _names(self) -> list[Sequence[str] | None]:
+        """What data and models call the classes."""
+        models = [facts(model).labels for model in self.given.values()]
+        return [self.about.get("labels"), *models]
+
+    def _match_names(self) -> None:
+        """Find where the data's labels are among the models' classes."""
+        assert self.classes is not None
+        said = {role: facts(model).labels for role, model in self.given.items()}
+        named = [role for role in reversed(ROLES) if are_names(said[role])]
+        numbered = [role for role in ROLES if said[role] and role not in named]
+        names, models = self.about.get("labels"), said["teacher"]
+        if named and self.kind.known_classes is None:
+            models = said[named[0]]
+        named_by = "given" if self.data is None else self.data.named_by
+        self.places = places(names, models, self.classes, named_by)
+        if named and numbered and (names is None or self.places.place is not None):
+            raise ValueError(
+                f"the {named[0]} calls its classes {some(said[named[0]] or ())}, and the "
+                f"{numbered[0]} numbers its own: data whose labels are called so, in the order of "
+                "these numbers, must say that it is the same (--classes, labels=)"
+            )
+        self.about["labels"] = self.places.labels
+        if self.places.said is not None:
+            _note(self.places.said)
+
+    def _read(self, given: Any) -> Any:
+        """Targets as they are given: names of labels are looked up once both models answered."""
+        if self.kind.has_labels:
+            array = to_numpy(given)
+            if array.dtype.kind == "O" and all(isinstance(each, str) for each in array.flat):
+                array = array.astype(str)
+            if array.dtype.kind == "U" and array.ndim == 1:
+                if not any(map(are_names, self._names())):
+                    raise ValueError(unnamed(array))
+                return array
+        return self.kind.check_targets(given)
+
+    def _placed(self, labels: Any) -> Any:
+        """Targets as the models number them."""
+        if self.places is None or self.classes is None:
+            return labels
+        return self.places.of(labels, self.classes)
+
+    def _in_range(self, labels: Any, number: int) -> Any:
+        placed = self._placed(labels)
+        self.kind.check_range(placed, self.classes, f" in batch {number}")
+        return placed
 
     def _checked(self, given: Any, rows: int, number: int) -> Any:
         """The targets of a batch, checked before a model runs on it as far as they can be."""
-        labels = self.kind.check_targets(given)
+        labels = self._read(given)
         if len(labels) != rows:
             raise ValueError(f"a batch has {rows} inputs but {len(labels)} targets")
-        if self.classes is not None:
-            self.kind.check_range(labels, self.classes, f" in batch {number}")
-        return labels
+        return labels if number == 1 else self._in_range(labels, number)
 
     def _measured(self, costs: Mapping[str, Cost], before: Mapping[str, int]) -> dict[str, Cost]:
         """The costs by name, with what was measured where they have none."""
@@ -315,6 +399,15 @@ class _Recording:
         return found
 
 
+_KINDS_SEEN = {
+    "probabilities": "the {}'s raw output is probabilities, which are not negative and sum to 1; "
+    "their logarithm is raw output, whose softmax is what the model says, and whose energy is 0 "
+    "for every input",
+    "label_probabilities": "the {}'s raw output lies in 0..1 throughout, as probabilities of each "
+    "label do; their log-odds are raw output",
+    "logits": "the {}'s raw output has one column, the logit of a sigmoid; two columns, -d/2 and "
+    "d/2, are raw output",
+}
 _OF_OUTCOMES = ("labels", "models", "metric", "known_classes", "rescale")
 
 
@@ -450,22 +543,6 @@ def _bytes_moved(models: Mapping[str, Model]) -> dict[str, int]:
 # Checks
 
 
-def _check_task(role: str, model: Model, kind: Task) -> None:
-    """Models that are known to answer label sets are for the task multilabel; no others are."""
-    known, wanted = facts(model), kind.targets_are == "label sets"
-    if known.multilabel and not wanted:
-        raise ValueError(
-            f"the {role}, {known.name}, answers any number of labels for each input: give "
-            "--task multilabel (task='multilabel')"
-        )
-    if known.multilabel is False and wanted:
-        raise ValueError(
-            f"the {role}, {known.name}, answers one label for each input, and task multilabel "
-            "needs models with a logit for each label; give --task classification "
-            "(task='classification') if one label is right"
-        )
-
-
 def _check_labels(targets: Any, kind: Task, path: Path) -> None:
     """Say that data are for another task before a model runs on them."""
     boxes, wanted = isinstance(targets, list), kind.targets_are == "boxes"
@@ -492,6 +569,29 @@ def _check_alike(kind: Task, role: str, first: Any, rows: Any, number: int) -> N
             f"the {role} must answer the same {kind.columns} in every batch, but returned "
             f"{said(first)} in batch 1 and {said(rows)} in batch {number}"
         )
+
+
+def _note_chance(outcomes: Outcomes, role: str) -> None:
+    """Say that a model answers no better than guessing, and what the reason may be."""
+    kind, n, quality = outcomes.kind, len(outcomes), outcomes.quality(role)
+    if kind.targets_are == "boxes":
+        guess = 0.0 if outcomes.labeled and any(map(len, outcomes.targets)) else -1.0
+    elif kind.has_labels and outcomes.measure.binary and outcomes.labeled and n >= _FEW:
+        share = 1 / np.asarray(outcomes.teacher).shape[1]
+        guess = share + 2 * np.sqrt(share * (1 - share) / n)
+    else:
+        return
+    if quality > guess:
+        return
+    _note(
+        f"the {role}'s {outcomes.measure.title} is {quality:.1%}, what guessing gives: its input "
+        f"may be prepared otherwise (--{role}-preprocess), its classes be in another order "
+        f"(--classes), or its answers be read wrongly (--{role}-output, --{role}-layout)"
+    )
+
+
+_FEW = 30
+"""On fewer examples nobody can tell an accuracy from guessing."""
 
 
 def _raw_output(role: str, said: Any) -> Array:

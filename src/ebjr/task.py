@@ -15,6 +15,7 @@ import numpy as np
 from ebjr.arrays import Batch, take_rows, to_numpy
 from ebjr.blend import Blend
 from ebjr.errors import ModelError, one_line
+from ebjr.labels import check_same_names
 from ebjr.metric import Metric, own_metrics
 from ebjr.scores import OWN_SCORES, RawOutput, Score, as_score, load_declared, raw_output_of
 
@@ -67,6 +68,7 @@ class Task:
     blends: tuple[float | Blend, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)  # of blend="auto"
     columns = "columns"  # of raw output, for messages
     rows = "{} rows of raw output"
+    output_kinds: tuple[str, ...] = ()  # that its models may answer in place of logits
     targets_are = "labels"  # or "label sets", "numbers", "boxes": what data must hold
     has_logits = False  # of classes that exclude each other
     takes_temperatures = False  # in a blend
@@ -176,6 +178,10 @@ class Task:
     def common_classes(self, student: Any, teacher: Any) -> int | None:
         """How many classes both answer, if they answer alike; None where there are none."""
         return None
+
+    def check_names(self, student: Sequence[str], teacher: Sequence[str]) -> None:
+        """Check that both models name the same classes in the same order."""
+        check_same_names(student, teacher)
 
     def check_range(self, targets: Any, classes: int | None, where: str = "") -> None:
         """Check that targets are among the classes."""

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    RandomForestClassifier,
+    VotingClassifier,
+)
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.linear_model import (
@@ -14,7 +18,11 @@ from sklearn.linear_model import (
     LogisticRegression,
     RidgeClassifier,
 )
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import (
+    FixedThresholdClassifier,
+    GridSearchCV,
+    TunedThresholdClassifierCV,
+)
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import ClassifierChain, MultiOutputClassifier
 from sklearn.naive_bayes import GaussianNB
@@ -23,6 +31,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 
 from ebjr import (
     JointClassifier,
@@ -35,7 +44,7 @@ from ebjr import (
     record_batches,
 )
 from ebjr.backends.sklearn import SklearnModel
-from ebjr.errors import ModelError
+from ebjr.errors import ModelError, RecordingNote
 from ebjr.scores import as_score
 
 
@@ -306,3 +315,122 @@ def test_several_questions_at_once_are_refused(label_sets):
         load_model(model, output="predict_log_proba")
     with pytest.raises(ModelError, match="KNeighborsClassifier has no decision_function; it has"):
         load_model(model, output="decision_function")
+
+
+TUNED = [
+    TunedThresholdClassifierCV(LogisticRegression(), scoring="balanced_accuracy"),
+    TunedThresholdClassifierCV(LinearSVC(), scoring="balanced_accuracy"),
+    FixedThresholdClassifier(LogisticRegression(), threshold=0.2),
+    FixedThresholdClassifier(LogisticRegression(), threshold=0.2, pos_label="no"),
+    FixedThresholdClassifier(LinearSVC(), threshold=0.3, pos_label="no"),
+    FixedThresholdClassifier(DecisionTreeClassifier(max_depth=2), threshold=0.5),
+    make_pipeline(StandardScaler(), FixedThresholdClassifier(LogisticRegression(), threshold=0.9)),
+    GridSearchCV(FixedThresholdClassifier(LogisticRegression()), {"threshold": [0.3, 0.7]}),
+]
+
+
+@pytest.mark.parametrize("estimator", TUNED, ids=lambda each: type(each).__name__)
+def test_a_tuned_threshold_is_in_the_logits(points, estimator):
+    inputs, labels = points
+    named = np.array(["yes", "no", "no"])[labels]
+    fitted = estimator.fit(inputs, named)
+    said = np.array(fitted.classes_)[load_model(fitted)(inputs).argmax(axis=1)]
+    assert (said == fitted.predict(inputs)).all()
+
+
+def test_a_tuned_threshold_deep_inside_is_refused(points):
+    inputs, labels = points
+    inside = FixedThresholdClassifier(LogisticRegression(), threshold=0.2)
+    several = VotingClassifier([("a", inside)], voting="soft").fit(inputs, labels == 0)
+    with pytest.raises(ModelError, match="tuned decision threshold inside, of a FixedThreshold"):
+        load_model(several)
+
+
+FRAMES = ["frame", "sparse", "shuffled"]
+
+
+@pytest.mark.parametrize("form", FRAMES)
+def test_what_estimators_are_fitted_on_is_taken_by_position(points, form):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    sparse = pytest.importorskip("scipy.sparse")
+    inputs, labels = points
+    rows: object = pandas.DataFrame(inputs, columns=["x", "y"])
+    if form == "shuffled":
+        rows = rows.sample(frac=1, random_state=0)
+        inputs = rows.to_numpy()
+        labels = labels[rows.index]
+    elif form == "sparse":
+        rows = sparse.coo_matrix(inputs)  # which has no rows of its own
+    fitted = LogisticRegression().fit(rows, labels)
+    model = load_model(fitted)
+    found = record(model, model, rows, pandas.Series(labels, index=labels * 7), batch_size=64)
+    assert found.student_quality.mean() == fitted.score(rows, labels)
+    answer = JointClassifier(model, model, Router("margin", 0.5))(rows)
+    assert 0 < answer.deferred.sum() < len(labels)
+    assert (answer.prediction == fitted.predict(rows)).all()
+
+
+def test_a_shuffled_series_of_texts_is_taken_by_position():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    texts = pandas.Series(["good fine", "bad poor", "fine", "poor"] * 20).sample(
+        frac=1, random_state=0
+    )
+    labels = texts.str.contains("good|fine").astype(int)
+    fitted = make_pipeline(CountVectorizer(), LogisticRegression()).fit(texts, labels)
+    model = load_model(fitted)
+    part = texts.iloc[10:40]
+    found = record(model, model, part, labels.iloc[10:40], batch_size=7)
+    assert found.student_quality.mean() == 1.0
+
+
+def test_labels_by_name_are_looked_up_in_the_models(points):
+    inputs, labels = points
+    named = np.array(["dog", "cat", "bird"])[labels]
+    model = load_model(LogisticRegression().fit(inputs, named))
+    found = record(model, model, inputs, named.astype(object))
+    assert found.labels == ("bird", "cat", "dog")
+    assert found.student_quality.mean() == model.estimator.score(inputs, named)
+    whole = record(model, model, inputs, labels, labels=("dog", "cat", "bird"))
+    assert (whole.targets == found.targets).all()
+
+
+def test_labels_that_do_not_start_at_0_are_what_the_model_calls_them(points):
+    inputs, labels = points
+    model = load_model(LogisticRegression().fit(inputs, 10 * labels + 5))
+    found = record(model, model, inputs, 10 * labels + 5)
+    assert found.targets.tolist() == labels.tolist()
+    with pytest.raises(ValueError, match=r"the class '0', which is none of the models' 3 classes"):
+        record(model, model, inputs, labels)
+
+
+class Turned:
+    """A model with its columns the other way round, as its labels say."""
+
+    def __init__(self, model):
+        self.model, self.labels = model, model.labels[::-1]
+
+    def __call__(self, batch):
+        return self.model(batch)[:, ::-1]
+
+
+def test_models_that_name_their_classes_otherwise_are_refused_wherever_they_meet(points):
+    inputs, labels = points
+    model = load_model(LogisticRegression().fit(inputs, np.array(["dog", "cat", "bird"])[labels]))
+    other = load_model(LogisticRegression().fit(inputs, np.array(["dog", "cat", "cow"])[labels]))
+    numbered = load_model(LogisticRegression().fit(inputs, labels))
+    says = "in another order: class 0 is 'bird' for the student and 'dog' for the teacher"
+    for meet in (
+        lambda teacher: record(model, teacher, inputs, labels),
+        lambda teacher: JointClassifier(model, teacher, Router("margin", 1.0)),
+    ):
+        with pytest.raises(ValueError, match=says):
+            meet(Turned(model))
+        with pytest.raises(ValueError, match="by other names: class 0 is 'bird' .* 'cat'"):
+            meet(other)
+    with pytest.raises(ValueError, match="the teacher numbers its own.*--classes, labels="):
+        record(model, numbered, inputs, labels)
+    with pytest.raises(ValueError, match="the teacher numbers its own"):
+        record(model, numbered, inputs, labels, labels=("dog", "cat", "bird"))
+    with pytest.warns(RecordingNote, match="the student's accuracy is .*, what guessing gives"):
+        same = record(model, numbered, inputs, labels, labels=("bird", "cat", "dog"))
+    assert same.labels == ("bird", "cat", "dog")

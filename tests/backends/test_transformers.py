@@ -84,7 +84,58 @@ def test_texts_are_answered_with_the_logits_of_the_model(tokenizer):
     ]
     expected = torch.cat(each).detach().numpy()
     np.testing.assert_allclose(model(TEXTS), expected, atol=1e-6)
-    assert model.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert model.labels is None  # LABEL_0 and so on are no names
+
+
+def test_texts_are_cut_to_the_positions_that_follow_the_paddings(tokenizer):
+    config = transformers.RobertaConfig(
+        vocab_size=5,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=18,
+        pad_token_id=1,
+    )
+    model = load_model(transformers.RobertaForSequenceClassification(config), processor=tokenizer)
+    assert model.processing["max_length"] == 16
+    np.testing.assert_allclose(model(["good " * 50]), model(["good " * 16]), atol=1e-6)
+
+
+def test_a_tokenizer_and_a_model_without_a_limit_cut_nothing(tokenizer):
+    config = transformers.XLNetConfig(
+        vocab_size=6, d_model=8, n_layer=1, n_head=1, d_inner=8, num_labels=2
+    )
+    torch.manual_seed(0)
+    module = transformers.XLNetForSequenceClassification(config)
+    model = load_model(module, processor=tokenizer)
+    assert model.processing == {"padding": True}
+    long = "good " * 40 + "bad"
+    wanted = module(**tokenizer(long, return_tensors="pt")).logits.detach().numpy()
+    np.testing.assert_allclose(model([long]), wanted, atol=1e-5)
+
+
+def test_a_pipeline_cuts_texts_as_it_was_told(tokenizer):
+    told = {"truncation": True, "max_length": 3}
+    texts = transformers.pipeline(
+        "text-classification", model=text_model(), tokenizer=tokenizer, **told
+    )
+    model = load_model(texts)
+    assert model.processing["max_length"] == 3
+    np.testing.assert_allclose(model(["film film bad good"]), model(["film film bad"]), atol=1e-6)
+    assert load_model(texts, processing={"max_length": 2}).processing["max_length"] == 2
+
+
+def test_a_pipeline_of_sigmoids_answers_several_labels(tokenizer):
+    texts = transformers.pipeline(
+        "text-classification",
+        model=text_model(),
+        tokenizer=tokenizer,
+        function_to_apply="sigmoid",
+    )
+    model = load_model(texts)
+    with pytest.raises(ValueError, match="any number of labels.*--task multilabel"):
+        JointClassifier(model, model, Router("margin", 0.0))
 
 
 def test_a_pipeline_brings_its_own_processor(tokenizer, image_processor, images):

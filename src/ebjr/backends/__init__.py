@@ -36,7 +36,9 @@ def load_model(source: Any, **options: Any) -> Model:
         ONNX, or with ``layout`` (a name, or ``"auto"``) what a detector takes
         (`ebjr.backends.detectors.OnnxDetector`); ``device``, ``dtype``, ``batch_size`` and
         ``compile`` for PyTorch, and with ``processor`` the same for Hugging Face; ``output`` for
-        scikit-learn; ``send``, ``timeout_seconds`` and more for an address; nothing for a callable.
+        scikit-learn; ``send``, ``timeout_seconds`` and more for an address. Every one but a
+        detector takes ``output_kind``: what its answers are, where these must become logits
+        (`ebjr.backends.output_kind.KINDS`).
 
     Raises
     ------
@@ -55,6 +57,10 @@ def load_model(source: Any, **options: Any) -> Model:
     >>> double(21)
     42
     """
+    if (kind := options.pop("output_kind", None)) is not None:
+        from ebjr.backends.output_kind import with_output_kind
+
+        return with_output_kind(load_model(source, **options), kind)
     if isinstance(source, str | os.PathLike):
         return _load_file(source, options)
     if _is_of("transformers", "Pipeline", source) or "processor" in options:

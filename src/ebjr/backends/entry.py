@@ -147,7 +147,7 @@ Entry = ModelEntry | RemoteEntry
 def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -> Entry:
     """The entry of a loaded model, with its preprocessing.
 
-    What depends on the machine, as threads and providers, is no part of it. A TypeError refuses a
+    A TypeError refuses a
     model that came from neither a file nor an address, or a detector whose layout has no name.
     `link` says how a remote model is asked; None is as it is.
     """
@@ -164,7 +164,7 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
             f"joint.toml names files and addresses of models, but {known.name} has neither; "
             "use models that ebjr.load_model read"
         )
-    options = picked(known.options, _KEPT)
+    options = picked(known.options, OPTIONS)
     if not isinstance(options.get("layout", ""), str):
         raise TypeError(
             f"{known.name} has a layout of your own, which joint.toml cannot name; choose one that "
@@ -188,17 +188,37 @@ def check_remote(task: str) -> None:
 
 def parse_link(text: str) -> tuple[dict[str, Any], Link]:
     """Options of a remote model, and its link, as one flag gives them: ``send=jpeg,retries=1``."""
+    values = _parsed(text, (*REMOTE_OPTIONS, *LINK_KEYS), "a link")
+    return picked(values, REMOTE_OPTIONS), Link.from_dict(picked(values, LINK_KEYS))
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """Options of `load_model` as one flag gives them.
+
+    Examples
+    --------
+    >>> parse_options("batch_size=8,providers=CUDAExecutionProvider/CPUExecutionProvider")
+    {'batch_size': 8, 'providers': ['CUDAExecutionProvider', 'CPUExecutionProvider']}
+    """
+    values = _parsed(text, OPTIONS, "a list of options")
+    if "providers" in values:
+        values["providers"] = str(values["providers"]).split("/")
+    return values
+
+
+def _parsed(text: str, allowed: Collection[str], what: str) -> dict[str, Any]:
+    """The values of ``key=value,key=value,...``, each as TOML has it, or else as text."""
     values: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
-            raise ValueError(f"a link is key=value,key=value,... but has {part!r}")
+            raise ValueError(f"{what} is key=value,key=value,... but has {part!r}")
         try:
             values[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
             values[name] = value
-    check_keys(values, (*REMOTE_OPTIONS, *LINK_KEYS), "a link")
-    return picked(values, REMOTE_OPTIONS), Link.from_dict(picked(values, LINK_KEYS))
+    check_keys(values, allowed, what)
+    return values
 
 
 def entries_of(
@@ -241,9 +261,20 @@ def _entry_at(source: str, link: str | None) -> Entry:
     return entry_of(load_model(source, **options), link=how)
 
 
-_KEPT = ("batch_size", "output", "layout", "classes", "nms", "above", "limit")
-OPTIONS = ("threads", "providers", *_KEPT)
-REMOTE_OPTIONS = ("send", "quality", "gzip", "timeout_seconds", "batch_size", "output")
+OPTIONS = (
+    *("threads", "providers", "device", "dtype", "compile", "batch_size", "output", "output_kind"),
+    *("layout", "classes", "nms", "above", "limit"),
+)
+"""What `load_model` takes for a file, as the command line and ``joint.toml`` say it."""
+REMOTE_OPTIONS = (
+    "send",
+    "quality",
+    "gzip",
+    "timeout_seconds",
+    "batch_size",
+    "output",
+    "output_kind",
+)
 LINK_KEYS = tuple(f.name for f in fields(Link))
 _SHARED = ("cost", "preprocess")
 

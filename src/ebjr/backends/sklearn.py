@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit
 
-from ebjr.arrays import is_array, to_numpy
+from ebjr.arrays import is_array, row_count, to_numpy
 from ebjr.errors import ModelError, needs, one_line
 from ebjr.model import ModelFacts
 
@@ -34,6 +35,9 @@ class SklearnModel:
     A classifier fitted on an indicator of labels (n, labels) is for the task multilabel: its raw
     output is a logit for each label, its ``decision_function`` or the log-odds of its
     ``predict_proba``. A ``MultiOutputClassifier`` decides as the estimators in it do.
+
+    A decision threshold that was tuned (``TunedThresholdClassifierCV``) is taken off the decision,
+    or off the log-odds of the probability, so that the largest column is what ``predict`` answers.
 
     A regressor's raw output is its prediction, and beside it the standard deviation where
     ``predict`` takes ``return_std``: what the score `predicted_std` reads.
@@ -59,6 +63,7 @@ class SklearnModel:
         classifies = _check_estimator(estimator, self.name)
         self.multilabel = classifies and _answers_label_sets(estimator, self.name)
         self.output = _chosen_output(estimator, output, classifies, self.multilabel, self.name)
+        self._cut = _tuned_threshold(estimator, self.name) if classifies else None
         named = classifies and not self.multilabel
         self.labels = tuple(map(str, estimator.classes_)) if named else None
         if self.output == "decision_function":
@@ -85,7 +90,8 @@ class SklearnModel:
         standard deviation.
         """
         rows = _as_rows(batch)
-        if len(rows) == 0:
+        count = row_count(rows)
+        if count == 0:
             return np.zeros((0, self._columns))
         try:
             output = self._ask(rows)
@@ -93,7 +99,7 @@ class SklearnModel:
             raise ModelError(
                 f"{self.name} failed on a batch of {_described(rows)}: {one_line(error)}"
             ) from error
-        if output.shape != (len(rows), self._columns):
+        if output.shape != (count, self._columns):
             raise ModelError(
                 f"{self.name} must answer one question with rows of {self._columns}, but gave "
                 f"shape {output.shape}; take one of its outputs"
@@ -105,10 +111,12 @@ class SklearnModel:
             return np.column_stack(self.estimator.predict(rows, return_std=True))
         if self.multilabel:
             return self._label_logits(rows)
+        if self._cut is not None:
+            return self._cut.decision(self.estimator, rows)
         with np.errstate(divide="ignore"):  # some take the logarithm of 0, which is mended below
             answer = np.asarray(getattr(self.estimator, self.output)(rows))
         if self.output == "predict":
-            return answer.reshape(len(rows), -1)
+            return answer.reshape(row_count(rows), -1)
         if self.output == "decision_function":
             return np.stack([-answer / 2, answer / 2], axis=1) if answer.ndim == 1 else answer
         # A tree may never have seen a class: its probability of 0 has no logarithm.
@@ -123,7 +131,7 @@ class SklearnModel:
         if isinstance(answer, list):  # for each label (n, 2), or (n, 1) if it was always the same
             every = zip(answer, self.estimator.classes_, strict=True)
             answer = np.column_stack([said[:, classes == 1].sum(axis=1) for said, classes in every])
-        return logit(np.clip(answer, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY))
+        return _log_odds(answer)
 
     @property
     def _columns(self) -> int:
@@ -167,6 +175,68 @@ def _last(estimator: Any) -> Any:
     """The estimator that answers, in a pipeline or a search for the best parameters."""
     inside = getattr(estimator, "_final_estimator", getattr(estimator, "best_estimator_", None))
     return estimator if inside is None else _last(inside)
+
+
+class _Cut(NamedTuple):
+    """A tuned threshold: of which method, where, and which of two classes is above it."""
+
+    method: str
+    threshold: float
+    above: int
+
+    def decision(self, estimator: Any, rows: Any) -> NDArray[Any]:
+        """(n, 2): -d/2 and d/2 of a decision d that is 0 at the threshold."""
+        answer = np.asarray(getattr(estimator, self.method)(rows))
+        if self.method == "predict_proba":
+            decision = _log_odds(answer[:, self.above]) - _log_odds(self.threshold)
+        else:
+            decision = (answer if self.above else -answer) - self.threshold
+        decision = np.where(decision == 0, _LEAST_PROBABILITY, decision)  # on the threshold: above
+        columns = np.stack([-decision / 2, decision / 2], axis=1)
+        return columns if self.above else columns[:, ::-1]
+
+
+def _tuned_threshold(estimator: Any, name: str) -> _Cut | None:
+    """The threshold that an estimator's last step was tuned to; None where there is none."""
+    from sklearn import model_selection as selection
+
+    kinds = ("FixedThresholdClassifier", "TunedThresholdClassifierCV")  # since 1.5
+    known = tuple(getattr(selection, kind) for kind in kinds if hasattr(selection, kind))
+    found = [each for each in _nested(estimator) if isinstance(each, known)]
+    if not found:
+        return None
+    last = _last(estimator)
+    if last is not found[0]:
+        raise ModelError(
+            f"{name} has a tuned decision threshold inside, of a {type(found[0]).__name__}, which "
+            "its raw output does not show; give an estimator or a pipeline that ends in it"
+        )
+    own = last.response_method
+    asked = ("predict_proba", "decision_function") if own == "auto" else (own,)
+    method = next(method for method in asked if hasattr(last, method))
+    threshold = getattr(last, "best_threshold_", getattr(last, "threshold", "auto"))
+    if threshold == "auto":
+        threshold = 0.5 if method == "predict_proba" else 0.0
+    scorer = getattr(last, "_curve_scorer", None)  # of a tuned one, which knows what it was told
+    positive = last.pos_label if scorer is None else scorer._get_pos_label()
+    above = 1 if positive is None else last.classes_.tolist().index(positive)
+    return _Cut(method, float(threshold), above)
+
+
+def _nested(estimator: Any) -> Iterator[Any]:
+    """An estimator, and every one that is in it."""
+    yield estimator
+    inside = [getattr(estimator, name, None) for name in ("best_estimator_", "estimator_")]
+    several = getattr(estimator, "estimators_", [])
+    inside += several if isinstance(several, list) else []
+    inside += [step for _, step in getattr(estimator, "steps", [])]
+    for part in inside:
+        if hasattr(part, "get_params"):
+            yield from _nested(part)
+
+
+def _log_odds(probability: Any) -> NDArray[Any]:
+    return logit(np.clip(probability, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY))
 
 
 def _answers_label_sets(estimator: Any, name: str) -> bool:
@@ -238,4 +308,4 @@ def _as_rows(batch: Any) -> Any:
 
 def _described(rows: Any) -> str:
     shape = getattr(rows, "shape", None)
-    return f"{len(rows)} inputs" if shape is None else f"shape {shape}"
+    return f"{row_count(rows)} inputs" if shape is None else f"shape {shape}"

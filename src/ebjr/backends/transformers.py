@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.arrays import row_count
+from ebjr.arrays import row_count, take_rows
 from ebjr.backends.pytorch import TorchModel
 from ebjr.errors import ModelError, needs, one_line
 from ebjr.model import ModelFacts
@@ -36,7 +36,8 @@ class TransformersModel:
         inputs of this model: student and teacher may have different ones.
     processing
         What to tell the processor beside that. Texts are padded, and cut to what the model can
-        take, unless this says otherwise: ``{"max_length": 128}``.
+        take, or as a pipeline was told to cut them, unless this says otherwise:
+        ``{"max_length": 128}``.
     **options
         ``device``, ``dtype``, ``compile``, ``batch_size`` and ``name``, as of a `TorchModel`.
     """
@@ -49,7 +50,7 @@ class TransformersModel:
         processing: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        model, own = _taken_apart(source)
+        model, own, told = _taken_apart(source)
         self.processor = own if processor is None else processor
         if not callable(self.processor):
             raise TypeError(
@@ -60,13 +61,20 @@ class TransformersModel:
         self.module = self._torch.module
         self.name = self._torch.name
         self.batch_size = self._torch.batch_size
-        self.processing = {**_defaults(self.processor, model.config), **(processing or {})}
-        self.labels = tuple(str(label) for _, label in sorted(model.config.id2label.items()))
+        cuts = {key: told[key] for key in _CUTS if key in told}
+        self.processing = {**_defaults(self.processor, model), **cuts, **(processing or {})}
+        self._several = told.get("function_to_apply") == "sigmoid" and model.config.num_labels > 1
+        names = [str(label) for _, label in sorted(model.config.id2label.items())]
+        unnamed = names == [f"LABEL_{place}" for place in range(len(names))]
+        self.labels = None if unnamed else tuple(names)
+        self._columns = len(names)
 
     @property
     def facts(self) -> ModelFacts:
         """All that the model says of itself."""
-        return replace(self._torch.facts, labels=self.labels, probabilities=False)
+        inside = self._torch.facts
+        several = self._several or inside.multilabel
+        return replace(inside, labels=self.labels, multilabel=several, probabilities=False)
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
         """Logits, (n, classes), NumPy, of n texts (a list) or decoded images.
@@ -75,9 +83,10 @@ class TransformersModel:
         """
         rows = row_count(batch)
         if rows == 0:
-            return np.zeros((0, len(self.labels)), np.float32)
+            return np.zeros((0, self._columns), np.float32)
         step = self.batch_size or rows
-        chunks = [list(batch[start : start + step]) for start in range(0, rows, step)]
+        cuts = (slice(start, start + step) for start in range(0, rows, step))
+        chunks = [list(take_rows(batch, cut)) for cut in cuts]
         return np.concatenate([self._torch.answer_tensors(self._process(part)) for part in chunks])
 
     def _process(self, inputs: list[Any]) -> dict[str, torch.Tensor]:
@@ -93,12 +102,12 @@ class TransformersModel:
         return f"TransformersModel({self.name})"
 
 
-def _taken_apart(source: Any) -> tuple[Any, Any]:
-    """A model, and the processor that a pipeline has for it."""
+def _taken_apart(source: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """A model, and of a pipeline its processor, and what it was told to do."""
     with needs("transformers", "running a transformers model"):
         from transformers import Pipeline, PreTrainedModel
     if isinstance(source, PreTrainedModel):
-        return source, None
+        return source, None, {}
     if not isinstance(source, Pipeline):
         raise TypeError(
             f"source must be a transformers model or pipeline, but is a {type(source).__name__}"
@@ -109,13 +118,30 @@ def _taken_apart(source: Any) -> tuple[Any, Any]:
             "its model and processor"
         )
     texts = source.task == "text-classification"
-    return source.model, source.tokenizer if texts else source.image_processor
+    told = {**source._preprocess_params, **source._postprocess_params}
+    return source.model, source.tokenizer if texts else source.image_processor, told
 
 
-def _defaults(processor: Any, config: Any) -> dict[str, Any]:
+_CUTS = ("max_length", "truncation", "padding")
+_NO_LIMIT = 10**9  # a tokenizer without one says 1e30
+
+
+def _defaults(processor: Any, model: Any) -> dict[str, Any]:
     """How texts become one tensor; images need nothing."""
     if not hasattr(processor, "model_max_length"):
         return {}
-    longest = getattr(config, "max_position_embeddings", None) or processor.model_max_length
-    longest = min(longest, processor.model_max_length)  # a tokenizer may know no limit: 1e30
+    longest = min(_positions(model), processor.model_max_length)
+    if longest >= _NO_LIMIT:
+        return {"padding": True}
     return {"padding": True, "truncation": True, "max_length": longest}
+
+
+def _positions(model: Any) -> int:
+    """The most tokens that a model has positions for; RoBERTa's begin after its padding's."""
+    longest = getattr(model.config, "max_position_embeddings", None) or 0
+    longest = longest if longest > 0 else _NO_LIMIT  # XLNet says -1
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            longest = min(longest, module.num_embeddings - padding - 1)
+    return int(longest)

@@ -53,6 +53,7 @@ class Data(ABC):
     classes: tuple[str, ...] | None
     has_targets: bool
     unreadable: list[tuple[str, str]]
+    named_by: str | None = None
 
     @abstractmethod
     def __len__(self) -> int:

@@ -20,6 +20,7 @@ from ebjr.arrays import is_array, to_numpy
 from ebjr.backends.entry import ModelEntry, entry_of
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
+from ebjr.backends.output_kind import AsLogits
 from ebjr.blend import blend_text
 from ebjr.data.preprocess import Preprocess, unprepared
 from ebjr.errors import ModelError, one_line
@@ -39,6 +40,8 @@ from ebjr.joint import JointAnswer, JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.model import facts
 from ebjr.router import Router
+
+ROLES = ("student", "teacher")
 
 MOST_BYTES = 2**31 - 2**24
 """A larger file cannot be read by protobuf: its weights go into a second one."""
@@ -146,7 +149,10 @@ def export_joint(
             graph, draft, _size(graph) > most_bytes if external_data is None else external_data
         )
         _check(draft)
-        difference = _compared(draft, model, tried[0])
+        try:
+            difference = _compared(draft, model, tried[0])
+        except ModelError as error:
+            raise ModelError(f"{error}{_fixed(given)}") from error
         written = sum(file.stat().st_size for file in folder.iterdir())
     return Exported(
         path=Path(path),
@@ -199,8 +205,9 @@ def _files(config: JointConfig) -> dict[str, ModelEntry]:
 def _given(joint: JointModel) -> Given:
     models: dict[str, OnnxModel] = {}
     preprocess: dict[str, Preprocess | None] = {}
-    for role in ("student", "teacher"):
-        models[role], preprocess[role] = unprepared(getattr(joint, role))  # type: ignore[assignment]
+    for role in ROLES:
+        model, preprocess[role] = unprepared(getattr(joint, role))
+        models[role] = model.model if isinstance(model, AsLogits) else model  # type: ignore[assignment]
     return given_of(models, preprocess)
 
 
@@ -230,7 +237,8 @@ def _graph(joint: JointModel, given: Given, tried: tuple[Any, ...], opset: int |
     outputs = {role: [model.output_name] for role, model in given.models.items()}
     form: Rows | Images
     if is_array(raws[0]):
-        form = Rows(joint, dict(zip(("student", "teacher"), map(to_numpy, raws), strict=True)))
+        said = {role: _said(getattr(joint, role), batch) for role in ROLES}
+        form = Rows(joint, dict(zip(ROLES, map(to_numpy, raws), strict=True)), said)
     else:
         form = Images(joint, _heads(joint, batch))
         outputs = {role: list(head.outputs) for role, head in form.heads.items()}
@@ -251,13 +259,21 @@ def _graph(joint: JointModel, given: Given, tried: tuple[Any, ...], opset: int |
     )
 
 
+def _said(model: Any, batch: np.ndarray) -> tuple[np.ndarray, str | None]:
+    """What a model's own graph says of a batch, and of what kind that is; None is logits."""
+    bare, preprocess = unprepared(model)
+    if not isinstance(bare, AsLogits):
+        return to_numpy(model(batch)), None
+    return to_numpy(bare.model(batch if preprocess is None else preprocess(batch))), bare.kind
+
+
 def _heads(joint: JointModel, batch: np.ndarray) -> dict[str, Head]:
     if joint.blend:
         raise ValueError(
             f"a blend of {joint.blend:g} fuses both detectors' boxes, which has no form in ONNX "
             "operators; calibrate with blend 0"
         )
-    return {role: head_of(role, getattr(joint, role), batch[:1]) for role in ("student", "teacher")}
+    return {role: head_of(role, getattr(joint, role), batch[:1]) for role in ROLES}
 
 
 def _describe(
@@ -364,6 +380,13 @@ def _compared(path: Path, joint: JointModel, batch: np.ndarray) -> float:
             f"outputs differ by {largest:.3g}): one of the models cannot be part of a graph"
         )
     return largest
+
+
+def _fixed(given: Given) -> str:
+    """What to do about graphs whose batch is fixed, where there are some."""
+    known = [model for model in given.models.values() if (model.fixed_batch or 1) != 1]
+    words = [f"; {one.path} has a fixed batch of {one.fixed_batch}" for one in known]
+    return "".join([*words, ": export it again with an open first dimension" if words else ""])
 
 
 def _difference(found: JointAnswer, wanted: JointAnswer, threshold: float) -> float:

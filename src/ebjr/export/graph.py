@@ -21,6 +21,7 @@ from onnx import helper
 from onnx_ir.passes import common as passes
 
 from ebjr.arrays import Array, as_float
+from ebjr.backends.output_kind import KINDS
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Found, Head, detection_score, find, rescaled
 from ebjr.export.operators import Operators, Value, forget_shapes, like, name_after
@@ -215,10 +216,14 @@ class Rows:
         The joint model: its score, and its task's own code, say what is in the graph.
     tried
         For each role some rows of its raw output, (n, ...).
+    said
+        For each role what its graph says of the same rows, and the `output_kind` that makes logits
+        of it; None where these are its raw output.
     """
 
     joint: JointModel
     tried: Mapping[str, np.ndarray]
+    said: Mapping[str, tuple[np.ndarray, str | None]]
 
     def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
         """The score of the student's raw outputs, (n,), and its answer."""
@@ -255,10 +260,11 @@ class Rows:
 
     def _raw(self, op: Operators, role: str, raw: ir.Value) -> ir.Value:
         """Raw output as it is computed with, of known type and shape."""
-        tried = self.tried[role]
-        raw.type = ir.TensorType(ir.DataType.from_numpy(tried.dtype))
-        raw.shape = ir.Shape([None, *tried.shape[1:]])
-        return op.typed(raw, as_float(tried).dtype)
+        own, kind = self.said[role]
+        raw.type = ir.TensorType(ir.DataType.from_numpy(own.dtype))
+        raw.shape = ir.Shape([None, *own.shape[1:]])
+        raw = op.typed(raw, as_float(own).dtype)
+        return raw if kind is None else self._traced(op, f"{role}_logits", KINDS[kind], raw)
 
     @property
     def _wider(self) -> np.dtype[Any]:

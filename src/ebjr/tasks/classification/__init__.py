@@ -48,6 +48,7 @@ class Classification(Task):
         ),
     )
     columns = "classes"
+    output_kinds = ("logits", "probabilities")
     has_logits = True
     takes_temperatures = True
 

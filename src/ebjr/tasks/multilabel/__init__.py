@@ -40,6 +40,7 @@ class Multilabel(Task):
     )
     blends = Classification.blends
     columns = "labels"
+    output_kinds = ("label_probabilities",)
     targets_are = "label sets"
     takes_temperatures = True
 

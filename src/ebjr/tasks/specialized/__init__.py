@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from ebjr.arrays import Array
 from ebjr.blend import Blend, blend_logits
 from ebjr.errors import ModelError
 from ebjr.joint import JointModel
+from ebjr.labels import check_same_names
 from ebjr.model import Model
 from ebjr.router import Router
 from ebjr.scores import LOGITS
@@ -52,6 +54,11 @@ class Specialized(Classification):
         check_known_classes(known, classes)
         self._check_width(student, ValueError)
         return classes
+
+    def check_names(self, student: Sequence[str], teacher: Sequence[str]) -> None:
+        """The names of the known classes are the teacher's, whatever "other" is called."""
+        if len(student) == len(self._known) + 1 and max(self._known) < len(teacher):
+            check_same_names(student[:-1], [teacher[label] for label in self._known])
 
     def _check_width(self, student: Array, error: type[Exception]) -> None:
         known = len(self._known)

@@ -1,0 +1,165 @@
+"""Models whose answers are not logits yet: probabilities, or one number of a binary decision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Array, as_float, is_array, namespace, to_numpy
+from ebjr.data.preprocess import prepared, unprepared
+from ebjr.errors import ModelError
+from ebjr.link.far import FarTeacher
+from ebjr.model import Answer, Model, ModelFacts, as_answer, facts, model_name
+
+LEAST = 1e-12
+"""The least probability whose logarithm is taken: one of 0 has none."""
+
+
+def _columns(output: Array) -> Array:
+    return output[:, None] if output.ndim == 1 else output
+
+
+def _of_logits(output: Array) -> Array:
+    """(n, classes) as they are; of one column d, -d/2 and d/2, whose softmax is the sigmoid."""
+    output = _columns(as_float(output))
+    if output.shape[1] > 1:
+        return output
+    return namespace(output).concat([-output / 2, output / 2], axis=1)
+
+
+def _log(output: Array) -> Array:
+    xp = namespace(output)
+    return xp.log(xp.clip(output, LEAST, 1.0))
+
+
+def _of_probabilities(output: Array) -> Array:
+    """(n, classes): the logarithm; one column is the probability of the second of two classes."""
+    output = _columns(as_float(output))
+    if output.shape[1] == 1:
+        output = namespace(output).concat([1 - output, output], axis=1)
+    return _log(output)
+
+
+def _of_label_probabilities(output: Array) -> Array:
+    """(n, labels): the log-odds of each label."""
+    output = _columns(as_float(output))
+    return _log(output) - _log(1 - output)
+
+
+KINDS: Mapping[str, Callable[[Array], Array]] = {
+    "logits": _of_logits,
+    "probabilities": _of_probabilities,
+    "label_probabilities": _of_label_probabilities,
+}
+"""What a model may answer, by the name that ``output_kind`` gives it, and what makes it logits.
+
+The softmax of the logarithm of probabilities is these probabilities, so that scores such as
+`softmax` mean what the model says; their log-sum-exp, the score `energy`, is 0 for every input.
+"""
+
+
+class AsLogits:
+    """A model whose answers are of a kind, as a model whose raw output is logits.
+
+    What else is asked of it is asked of the model inside.
+
+    Parameters
+    ----------
+    model
+        Answers arrays, (n, k) or (n,).
+    kind
+        One of `KINDS`.
+
+    Raises
+    ------
+    ValueError
+        `kind` is unknown.
+
+    Examples
+    --------
+    >>> model = AsLogits(lambda batch: np.array([[0.25, 0.75]] * len(batch)), "probabilities")
+    >>> np.exp(model([1]))
+    array([[0.25, 0.75]])
+    >>> AsLogits(lambda batch: np.asarray(batch), "logits")([4.0])
+    array([[-2.,  2.]])
+    """
+
+    def __init__(self, model: Model, kind: str) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"output_kind must be one of {', '.join(KINDS)}, not {kind!r}")
+        self.model, self.kind, self.name = model, kind, model_name(model)
+
+    def __call__(self, batch: Any, /) -> Any:
+        """The raw output, (n, classes) logits, for n inputs."""
+        said = self.model(batch)
+        if isinstance(said, Answer):
+            return replace(said, output=self.as_logits(said.output))
+        return self.as_logits(as_answer(said).output)
+
+    def as_logits(self, output: Any) -> Array:
+        """What the model inside has said, as logits; a ModelError where it is of another kind."""
+        array = output if is_array(output) else np.asarray(output)
+        if array.ndim not in (1, 2):
+            raise ModelError(
+                f"{self.name} must answer (n, classes), but its output has shape "
+                f"{tuple(array.shape)}"
+            )
+        found = to_numpy(array)
+        if self.kind != "logits" and not ((found >= -ROUNDING) & (found <= 1 + ROUNDING)).all():
+            wrong = found[~((found >= -ROUNDING) & (found <= 1 + ROUNDING))][0]
+            raise ModelError(
+                f"{self.name} must answer {self.kind.replace('_', ' ')}, from 0 to 1, as its "
+                f"output_kind says, but answered {wrong:g}; give --output-kind logits"
+            )
+        return KINDS[self.kind](array)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Those of the model inside, and the kind of its answers."""
+        inside = facts(self.model)
+        options = {**inside.options, "output_kind": self.kind}
+        return replace(inside, options=options, probabilities=False)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "model":  # while it is unpickled there is none yet
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    def __repr__(self) -> str:
+        return f"AsLogits({self.model!r}, {self.kind!r})"
+
+
+def with_output_kind(model: Model, kind: str | None) -> Model:
+    """A model whose answers are of a kind, as one that gives logits; None leaves it as it is."""
+    if kind is None:
+        return model
+    if isinstance(model, FarTeacher):
+        return FarTeacher(with_output_kind(model.teacher, kind), model.link)
+    bare, preprocess = unprepared(model)
+    return prepared(AsLogits(bare, kind), preprocess)
+
+
+ROUNDING = 1e-3
+"""How far the sum of probabilities may be from 1, in half precision and with many classes."""
+
+
+def kind_seen(output: np.ndarray, kinds: tuple[str, ...]) -> str | None:
+    """Which of some kinds, other than logits, raw output (n, k) looks like; None for none.
+
+    Rows that are 0 or 1 throughout say nothing: they may be anything.
+    """
+    if not kinds or output.ndim not in (1, 2) or not len(output) or output.dtype.kind != "f":
+        return None
+    rows = np.asarray(_columns(output), np.float64)
+    within = bool(((rows >= 0) & (rows <= 1)).all()) and bool(((rows > 0) & (rows < 1)).any())
+    single = rows.shape[1] == 1
+    if "label_probabilities" in kinds:
+        return "label_probabilities" if within else None
+    if "probabilities" not in kinds:
+        return None
+    if within and (single or bool((np.abs(rows.sum(axis=1) - 1) <= ROUNDING).all())):
+        return "probabilities"
+    return "logits" if single else None

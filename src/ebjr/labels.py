@@ -1,0 +1,183 @@
+"""Names of classes: those of both models and of the data, compared and put in one order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+def are_names(labels: Sequence[str] | None) -> bool:
+    """Whether labels are known and say more than 0, 1, 2, ...
+
+    Examples
+    --------
+    >>> are_names(("cat", "dog")), are_names(("1", "2")), are_names(("0", "1")), are_names(None)
+    (True, True, False, False)
+    """
+    return labels is not None and list(labels) != list(map(str, range(len(labels))))
+
+
+def check_same_names(student: Sequence[str], teacher: Sequence[str]) -> None:
+    """Check that two models name the same classes in the same order; else ValueError."""
+    differ = [k for k, pair in enumerate(zip(student, teacher, strict=False)) if len({*pair}) > 1]
+    if not differ:  # the numbers of classes are compared where the models answer
+        return
+    k = differ[0]
+    order = "in another order" if {*student} == {*teacher} else "by other names"
+    raise ValueError(
+        f"student and teacher must answer the same classes in the same order, but they name them "
+        f"{order}: class {k} is {student[k]!r} for the student and {teacher[k]!r} for the teacher; "
+        "put the outputs of one in the other's order"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the labels of some data are among the classes that the models answer.
+
+    Attributes
+    ----------
+    labels
+        The classes' names, in the order of the models; None where they are not known.
+    place
+        (k,): the class of each label 0..k - 1 of the data; None where it is the label itself.
+    by_name
+        Whether a label, text or a number, is looked up in `labels`.
+    said
+        What to tell the user of it; None where there is nothing to tell.
+    """
+
+    labels: tuple[str, ...] | None
+    place: np.ndarray | None = None
+    by_name: bool = False
+    said: str | None = None
+
+    def of(self, targets: Any, classes: int) -> Any:
+        """Targets as the models number them: of (n,) labels, or of (n, labels) label sets."""
+        if not isinstance(targets, np.ndarray):
+            return targets
+        if targets.dtype.kind == "U" or self.by_name:
+            return self._looked_up(targets)
+        if self.place is None:
+            return targets
+        if targets.ndim == 2:
+            if targets.shape[1] != len(self.place):
+                return targets  # refused by its shape
+            placed = np.zeros((len(targets), classes), targets.dtype)
+            placed[:, self.place] = targets
+            return placed
+        outside = (targets < 0) | (targets >= len(self.place))
+        if outside.any():
+            raise ValueError(
+                f"labels must lie in 0..{len(self.place) - 1}, as the data name "
+                f"{len(self.place)} classes, but one is {targets[outside][0]}"
+            )
+        return self.place[targets]
+
+    def _looked_up(self, targets: np.ndarray) -> np.ndarray:
+        known, where = np.unique(targets, return_inverse=True)
+        if self.labels is None:
+            raise ValueError(unnamed(known))
+        return _found(list(map(str, known.tolist())), self.labels)[where.reshape(-1)]
+
+
+def places(
+    names: Sequence[str] | None, models: Sequence[str] | None, classes: int, named_by: str | None
+) -> Places:
+    """Where the labels of data are among the classes of the models.
+
+    Parameters
+    ----------
+    names
+        What the data call their labels 0, 1, 2, ...; None if they do not.
+    models
+        What the models call their classes, in their order; None if they do not.
+    classes
+        How many classes the models answer.
+    named_by
+        Where `names` come from: ``"folders"`` may be of some classes alone and called by their
+        numbers; ``"given"`` are the user's word for what the models call otherwise.
+
+    Raises
+    ------
+    ValueError
+        A name of the data is none of the models', or it cannot be told which class it is.
+
+    Examples
+    --------
+    >>> places(("cat", "dog"), ("dog", "bird", "cat"), 3, "table").place
+    array([2, 0])
+    >>> places(("3", "17"), None, 20, "folders").said
+    'the folders are taken by their numbers: 3 is class 3, 17 is class 17'
+    """
+    named = tuple(models) if models is not None and are_names(models) else None
+    if names is None:
+        return Places(named, by_name=named is not None and _numbers(named) is not None)
+    numbers, folders = _numbers(names), named_by == "folders"
+    shared = named is not None and not {*names}.isdisjoint(named)
+    if named is not None and (shared or not (numbers or named_by == "given")):
+        found = _found(names, named)
+        if np.array_equal(found, np.arange(classes)):
+            return Places(named)
+        return Places(named, found, said=_told(names, found, "their names") if folders else None)
+    if numbers is not None and max(numbers) < classes and (folders or len(names) < classes):
+        found = np.array(numbers)
+        if np.array_equal(found, np.arange(classes)):
+            return Places(named or tuple(names))
+        return Places(named, found, said=_told(names, found, "their numbers"))
+    if len(names) != classes:
+        raise ValueError(
+            f"the data have {len(names)} classes ({some(names)}), and the models answer "
+            f"{classes}: name the models' classes, in their order, with --classes (classes=)"
+        )
+    if named is not None and named_by != "given":
+        raise ValueError(_unknown(names[0], named))
+    if folders and numbers is not None and numbers != sorted(numbers):
+        told = _told(names, np.arange(classes), "the order of their names, as text")
+        return Places(tuple(names), said=told)
+    return Places(tuple(names))
+
+
+def _numbers(names: Sequence[str]) -> list[int] | None:
+    """Names as whole numbers, where all of them are."""
+    return (
+        [int(name) for name in names] if all(n.isascii() and n.isdigit() for n in names) else None
+    )
+
+
+def _found(names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    where = {name: place for place, name in enumerate(labels)}
+    for name in names:
+        if name not in where:
+            raise ValueError(_unknown(name, labels))
+    return np.array([where[name] for name in names], np.int64)
+
+
+def unnamed(targets: np.ndarray) -> str:
+    """What is wrong where labels are text and nobody names the classes."""
+    return (
+        f"targets must be integer labels where neither model says what its classes are called, but "
+        f"one is {str(targets[0])!r}: name them in the models' order with --classes (classes=)"
+    )
+
+
+def _unknown(name: str, labels: Sequence[str]) -> str:
+    return (
+        f"the data have the class {name!r}, which is none of the models' {len(labels)} classes "
+        f"({some(labels)}); say with --classes (classes=) what these are called in the data"
+    )
+
+
+def _told(names: Sequence[str], found: np.ndarray, way: str) -> str:
+    """Which folder became which class."""
+    pairs = [f"{name} is class {place}" for name, place in zip(names, found.tolist(), strict=True)]
+    more = f" and {len(pairs) - 8} more" if len(pairs) > 8 else ""
+    return f"the folders are taken by {way}: {', '.join(pairs[:8])}{more}"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
