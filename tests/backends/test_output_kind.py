@@ -1,4 +1,4 @@
-"""Answers that are not logits yet: probabilities, a sigmoid's one column, probabilities of labels."""
+"""Answers that are not logits yet: probabilities, and one number of a binary decision."""
 
 from __future__ import annotations
 

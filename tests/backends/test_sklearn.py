@@ -425,9 +425,9 @@ def test_models_that_name_their_classes_otherwise_are_refused_wherever_they_meet
     ):
         with pytest.raises(ValueError, match=says):
             meet(Turned(model))
-        with pytest.raises(ValueError, match="by other names: class 0 is 'bird' .* 'cat'"):
+        with pytest.raises(ValueError, match=r"by other names: class 0 is 'bird' .* 'cat'"):
             meet(other)
-    with pytest.raises(ValueError, match="the teacher numbers its own.*--classes, labels="):
+    with pytest.raises(ValueError, match=r"the teacher numbers its own.*--classes, labels="):
         record(model, numbered, inputs, labels)
     with pytest.raises(ValueError, match="the teacher numbers its own"):
         record(model, numbered, inputs, labels, labels=("dog", "cat", "bird"))

@@ -134,7 +134,7 @@ def test_a_pipeline_of_sigmoids_answers_several_labels(tokenizer):
         function_to_apply="sigmoid",
     )
     model = load_model(texts)
-    with pytest.raises(ValueError, match="any number of labels.*--task multilabel"):
+    with pytest.raises(ValueError, match=r"any number of labels.*--task multilabel"):
         JointClassifier(model, model, Router("margin", 0.0))
 
 
