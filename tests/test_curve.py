@@ -124,7 +124,7 @@ def test_a_row_is_found_by_its_index():
     curve = TradeOffCurve.of(TABLE, "max_logit")
     for index in (*range(len(curve)), -1, np.int64(2)):
         point = curve.at(index=index)
-        assert point.threshold == curve.threshold[index]
+        assert point.threshold == curve.threshold_of(index)
         assert point.deferral_rate == curve.deferral_rate[index]
         assert point.quality == curve.quality[index]
         assert (point.score, point.blend, point.n) == ("max_logit", 0.0, 4)
@@ -207,6 +207,29 @@ def test_score_values_of_another_length_are_refused(values):
         TradeOffCurve.of(TABLE, values)
 
 
+def test_scores_that_differ_by_rounding_alone_count_as_one():
+    score = np.array([1.0, 1.0 + 2e-7, 2.0, 2.0 - 2e-7])
+    curve = TradeOffCurve.of(TABLE, score)
+    assert curve.deferral_rate.tolist() == [0.0, 0.5, 1.0]
+    for index in range(2):
+        threshold = curve.at(index=index).threshold
+        for seed in range(20):  # as another batch would round them
+            moved = score * (1 + np.random.default_rng(seed).uniform(-3e-7, 3e-7, 4))
+            assert ((moved >= threshold) == (score >= curve.threshold[index])).all()
+
+
+def test_scores_that_follow_each_other_closely_are_no_ties():
+    rng = np.random.default_rng(0)
+    n = 200_000
+    targets = rng.integers(0, 2, n)
+    table = Outcomes(np.eye(2)[targets], np.eye(2)[targets], targets)
+    curve = TradeOffCurve.of(table, np.linspace(0.5, 0.5 + n * 1e-9, n))
+    assert len(curve) == n + 1
+    point = curve.at(deferral_rate=0.25)
+    assert point.deferral_rate == 0.25
+    assert curve.at(threshold=point.threshold).deferral_rate == 0.25
+
+
 @pytest.mark.parametrize("blend", [-1.0, math.nan, math.inf])
 def test_a_bad_blend_is_refused(blend):
     with pytest.raises(ValueError, match="blend must be a finite weight"):
@@ -220,7 +243,7 @@ def test_an_unknown_score_is_refused():
 
 def test_extreme_score_values_make_a_curve():
     curve = TradeOffCurve.of(TABLE, np.array([-1.7e308, 1.7e308, 5e-324, 0.0]))
-    assert curve.threshold.tolist() == [-1.7e308, 0.0, 5e-324, 1.7e308, math.inf]
+    assert curve.threshold.tolist() == [-1.7e308, 0.0, 1.7e308, math.inf]  # 5e-324 is a tie
 
 
 def test_a_score_that_defers_all_leaves_the_teacher_alone():

@@ -36,7 +36,7 @@ def test_the_best_accuracy_is_the_best_row_of_the_calibration_curve_seen_elsewhe
     curve = TradeOffCurve.of(study.calibration, study.point.score_function, study.point.blend)
     named = study.named_points["best-accuracy"]
     assert named.quality == curve.quality.max()
-    assert named.threshold == curve.threshold[curve.quality.argmax()]
+    assert named.threshold == curve.threshold_of(curve.quality.argmax())
     assert study.best_accuracy.threshold == named.threshold
     assert study.best_accuracy == evaluate(study.held_out, named)
     assert study.best_accuracy.n == len(study.held_out)

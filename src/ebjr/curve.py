@@ -157,6 +157,9 @@ class TradeOffCurve:
 
     Row k keeps the rows with ``score >= threshold[k]``. The first row keeps all that any threshold
     keeps; the last, at ``inf``, defers all. Rows with a NaN or ``-inf`` score are always deferred.
+    Scores that differ by their rounding alone (`ROUNDING`) count as one: in a batch of another
+    size, on a server or in an exported file, their order may be another. For the same reason an
+    operating point's threshold lies a rounding under the lowest score that it keeps.
     For a metric that is no mean of rows, as COCO's mAP, the thresholds are thinned to `MOST_ROWS`,
     even in deferral rate: each row of the curve is exact, and so is `at` for any threshold.
 
@@ -171,6 +174,8 @@ class TradeOffCurve:
         The table the curve was made from.
     order
         (n,): its rows by score, those first that are deferred first.
+    below
+        (k,): the highest score that is deferred at each threshold; ``-inf`` where none is.
     thinned
         Every threshold there is, where the curve has not all of them; else None.
 
@@ -191,6 +196,7 @@ class TradeOffCurve:
     blend: float | Blend
     outcomes: Outcomes
     order: np.ndarray
+    below: np.ndarray
     thinned: np.ndarray | None = None
 
     @classmethod
@@ -232,7 +238,7 @@ class TradeOffCurve:
                 "finite, or -inf or NaN to defer always"
             )
         order = np.argsort(deferral_key(values))
-        threshold, count = _cuts(values[order])
+        threshold, below, count = _cuts(values[order])
         whole, thinned = outcomes.whole(blend), None
         if whole is None:
             kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
@@ -240,10 +246,10 @@ class TradeOffCurve:
         else:
             rows = _thinned(threshold, count, keep)
             thinned = threshold if len(rows) < len(threshold) else None
-            threshold, count = threshold[rows], count[rows]
+            threshold, below, count = threshold[rows], below[rows], count[rows]
             quality = _wholes(whole, order, count)
         rate = count / len(outcomes)
-        return cls(threshold, rate, quality, score, blend, outcomes, order, thinned)
+        return cls(threshold, rate, quality, score, blend, outcomes, order, below, thinned)
 
     def __len__(self) -> int:
         return len(self.threshold)
@@ -348,7 +354,7 @@ class TradeOffCurve:
         if not -len(self) <= index < len(self):
             raise ValueError(f"index must lie in 0..{len(self) - 1}, not {index}")
         point = OperatingPoint(
-            threshold=float(self.threshold[index]),
+            threshold=self.threshold_of(index),
             score=str(self.score),
             blend=self.blend,
             deferral_rate=float(self.deferral_rate[index]),
@@ -363,6 +369,13 @@ class TradeOffCurve:
             rescale=self.outcomes.rescale,
         )
         return point if threshold is None else replace(point, threshold=threshold)
+
+    def threshold_of(self, index: int) -> float:
+        """The threshold of a row, so far under the lowest score it keeps that rounding keeps it."""
+        lowest, below = float(self.threshold[index]), float(self.below[index])
+        if not math.isfinite(lowest):
+            return lowest
+        return lowest - min(float(_rounding(self.threshold[:-1], lowest)), lowest - below) / 2
 
     def _row_at_rate(self, rate: float) -> int:
         if not 0 <= rate <= 1:
@@ -396,14 +409,45 @@ def oracle(outcomes: Outcomes, blend: float | Blend = 0.0) -> np.ndarray:
     return values
 
 
-def _cuts(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every distinct threshold of ascending scores, and how many rows are deferred there."""
+ROUNDING = 2.0**-20
+"""What scores are rounded to, relative to their size and spread: 8 steps of single precision."""
+
+_CHAIN = 64
+"""Scores that follow each other within roundings over more of these are no ties, but dense."""
+
+
+def _rounding(scores: np.ndarray, of: Any) -> Any:
+    """By how much scores `of` may be off, where ascending `scores` say how widely they spread."""
+    low, high = scores[[len(scores) // 20, len(scores) - 1 - len(scores) // 20]]
+    return np.maximum(ROUNDING * np.abs(of), 2 * ROUNDING * (high / 2 - low / 2))
+
+
+def _cuts(score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every distinct threshold of ascending scores.
+
+    Returns the lowest score that each keeps, the highest that it defers, and how many it defers.
+    """
     n = len(score)
     always = int(np.count_nonzero(deferral_key(score) == -np.inf))  # whatever the threshold
     ascending = score[always:]
     # rows before `first[k]` are deferred at threshold[k]: ties move together
     first = np.flatnonzero(np.diff(ascending, prepend=-np.inf) > 0)
-    return np.append(ascending[first], np.inf), always + np.append(first, n - always)
+    if len(first):
+        first = first[_apart(ascending[first])]
+    cuts = np.append(first, n - always)
+    below = np.append(-np.inf, ascending[cuts[1:] - 1])
+    return np.append(ascending[first], np.inf), below, always + cuts
+
+
+@np.errstate(over="ignore")
+def _apart(distinct: np.ndarray) -> np.ndarray:
+    """Which ascending scores are no ties, up to rounding, with those before them."""
+    least = _rounding(distinct, distinct)
+    apart = np.diff(distinct, prepend=-np.inf) > least
+    starts = np.flatnonzero(apart)
+    ends = np.append(starts[1:], len(distinct)) - 1
+    dense = distinct[ends] - distinct[starts] > _CHAIN * least[ends]
+    return apart | np.repeat(dense, np.diff(np.append(starts, len(distinct))))
 
 
 def _means(kept: np.ndarray, deferred: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -212,7 +212,7 @@ def test_harm_ends_where_mapie_ends():
         )
         controller.calibrate(margin[:, None], harmful)
         lowest = float(np.min(controller.valid_predict_params))
-        assert certify(curve, tolerance=tolerance, delta=delta).threshold == lowest
+        assert curve.threshold[certify(curve, tolerance=tolerance, delta=delta).row] == lowest
 
 
 # --- the certificate
@@ -248,7 +248,7 @@ def test_a_certificate_holds_together_and_a_refusal_names_what_passes(
     assert found.row <= furthest if promise == "rate" else found.row == furthest
     if promise == "rate":
         assert curve.quality[found.row] == curve.quality[: furthest + 1].max()
-    assert found.threshold == curve.threshold[found.row]
+    assert found.threshold == curve.threshold_of(found.row)
     assert found.observed == pytest.approx(losses_at(curve, promise, found.row).mean())
     assert found.observed < found.bound <= tolerance
     if promise == "rate":
@@ -337,16 +337,11 @@ def broken(population: TradeOffCurve, n: int, deltas: tuple[float, ...], trials:
     """
     outcomes = population.outcomes
     values = np.asarray(population.score(outcomes.student))
-    truth = {
-        promise: dict(
-            zip(
-                population.threshold.tolist(),
-                _true_risk(population, promise, values),
-                strict=True,
-            )
-        )
-        for promise in STUDY
-    }
+    truth = {promise: _true_risk(population, promise, values) for promise in STUDY}
+
+    def true_risk(promise: str, threshold: float) -> float:
+        return truth[promise][np.searchsorted(population.threshold, threshold)]
+
     rng = np.random.default_rng(n)
     count = dict.fromkeys(itertools.product(STUDY, (*deltas, None)), 0)
     for _ in range(trials):
@@ -356,12 +351,12 @@ def broken(population: TradeOffCurve, n: int, deltas: tuple[float, ...], trials:
             for delta in deltas:
                 row = certified_row(curve, promise, tolerance=tolerance, delta=delta)
                 if row is not None:
-                    risk = truth[promise][curve.threshold[row]]
+                    risk = true_risk(promise, curve.threshold[row])
                     count[promise, delta] += risk > tolerance
             within = np.flatnonzero(_true_risk(curve, promise, values[drawn]) <= tolerance)
             if len(within):
                 naive = within[-1 if promise == "rate" else 0]
-                count[promise, None] += truth[promise][curve.threshold[naive]] > tolerance
+                count[promise, None] += true_risk(promise, curve.threshold[naive]) > tolerance
     return count
 
 

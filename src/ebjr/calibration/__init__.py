@@ -109,7 +109,7 @@ def calibrate(
     --------
     >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
     >>> point = calibrate(outcomes, goal="match-teacher", score="max_logit")
-    >>> point.threshold, point.quality
+    >>> round(point.threshold, 3), point.quality
     (2.0, 1.0)
     """
     aim = Goal.of(
@@ -136,7 +136,8 @@ def calibrate(
         return _certified(curve, aim, all_given=choosing is outcomes)
     if aim.kind == "crossing":
         values = np.asarray(point_score(outcomes.student), dtype=np.float64)
-        return curve.at(threshold=crossing(values, outcomes.student_quality))
+        crossed = crossing(values, outcomes.student_quality)
+        return curve.at(index=int(np.searchsorted(curve.threshold, crossed)))
     return curve.at(index=aim.row(curve))
 
 

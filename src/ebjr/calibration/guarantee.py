@@ -238,7 +238,7 @@ def certify(
         delta=aim.delta,
         n=losses.n,
         row=row,
-        threshold=float(curve.threshold[row]),
+        threshold=curve.threshold_of(row),
         deferral_rate=float(curve.deferral_rate[row]),
         observed=scale.figure(float(mean[row])),
         bound=min(scale.figure(_smallest(losses.at(row), aim)), float(tolerance)),

@@ -30,6 +30,7 @@ from ebjr import (
 )
 from ebjr.calibration import CHOICE_SEED, CHOICE_SHARE, choose_score
 from ebjr.curve import MOST_ROWS
+from ebjr.errors import RecordingNote
 from ebjr.evaluation import joint_prediction
 from ebjr.evaluation.bootstrap import bootstrap
 from ebjr.evaluation.tests import compare_answers
