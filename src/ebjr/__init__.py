@@ -27,7 +27,7 @@ _NAMES = {
     "curve": "OperatingPoint TradeOffCurve oracle",
     "data.preprocess": "Preprocess Preprocessed",
     "errors": "CalibrationError EbjrError GridWarning MissingExtra ModelError OtherModel "
-    "PromiseWarning ProtocolError RecordingNote TeacherUnavailable",
+    "OutputWarning PromiseWarning ProtocolError RecordingNote TeacherUnavailable",
     "evaluation": "evaluate",
     "joint": "JointAnswer JointModel",
     "joint_file": "JointConfig load_joint save_joint",

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import ebjr
-from ebjr.errors import EbjrError, GridWarning, PromiseWarning, RecordingNote
+from ebjr.errors import EbjrError, GridWarning, OutputWarning, PromiseWarning, RecordingNote
 from ebjr.files import check_writable, json_number, sha256_of
 from ebjr.options import (
     BatchSize,
@@ -44,6 +44,7 @@ from ebjr.options import (
     Threads,
     Threshold,
     TrafficOptions,
+    class_names,
     linked,
     option,
     parse_classes,
@@ -91,6 +92,7 @@ def main() -> None:
         with warnings.catch_warnings():
             for said in (PromiseWarning, GridWarning, RecordingNote):
                 warnings.simplefilter("always", said)
+            warnings.simplefilter("once", OutputWarning)
             warnings.showwarning = _show_warning
             app()
     except (EbjrError, ValueError, OSError) as error:
@@ -194,13 +196,16 @@ def record(
     from ebjr.tasks import as_task
 
     source = data.open(task)
-    known = None if known_classes is None else parse_classes(known_classes, source.classes)
-    as_task(task, known).metric(metric)
+    as_task(task).metric(metric)
     _check_writable(output)
     with _progress() as tell:
+        student = pair.load("student", task, source, threads, link)
+        teacher = pair.load("teacher", task, source, threads, link)
+        names = class_names(teacher, source)
+        known = None if known_classes is None else parse_classes(known_classes, names)
         outcomes = ebjr.record(
-            pair.load("student", task, source, threads, link),
-            pair.load("teacher", task, source, threads, link),
+            student,
+            teacher,
             source,
             task=task,
             batch_size=batch_size,

@@ -17,6 +17,7 @@
         └── MissingExtra             an optional package is not installed
     Warning
     ├── PromiseWarning               what was calibrated is not what is in use
+    ├── OutputWarning                a model's answers do not look like raw output
     ├── RecordingNote                what `record` did that nobody asked for, or could not do
     └── GridWarning                  a y grid or a proposal does not cover the data
 
@@ -163,6 +164,10 @@ class PromiseWarning(UserWarning):
 
 class RecordingNote(UserWarning):
     """What `record` did unasked: it inferred preprocessing, say, or left FLOPs uncounted."""
+
+
+class OutputWarning(UserWarning):
+    """A model's answers do not look like the raw output of its task, as probabilities do not."""
 
 
 class GridWarning(UserWarning):

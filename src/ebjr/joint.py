@@ -5,6 +5,7 @@ It knows no task by name: the finals, such as `JointClassifier`, stand in their 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,10 @@ import numpy as np
 
 from ebjr.arrays import Array, Batch, convert_like, put_rows, row_count, take_rows, to_numpy
 from ebjr.blend import Blend, as_blend
-from ebjr.errors import ModelError, TeacherUnavailable
-from ebjr.model import Answer, Model, answer, check_pair, model_name
+from ebjr.errors import ModelError, OutputWarning, TeacherUnavailable
+from ebjr.model import Answer, Model, answer, check_pair, facts, model_name
 from ebjr.router import Router
-from ebjr.task import Task
+from ebjr.task import OUTPUT_SEEN, Task
 from ebjr.threads import in_order
 
 POLICIES = ("student", "error", "queue")
@@ -117,6 +118,7 @@ class JointModel:
                 )
         self.student = student
         self.teacher = teacher
+        self._looked_at = False
         self.router = router
         self.blend = as_blend(blend)
         self.rescale = rescale
@@ -233,7 +235,22 @@ class JointModel:
 
     def ask_student(self, inputs: Batch) -> Answer:
         """The student's raw output, which the router reads, and which rows it marks as degraded."""
-        return answer(self.student, inputs, row_count(inputs), self.kind)
+        found = answer(self.student, inputs, row_count(inputs), self.kind)
+        if not self._looked_at and row_count(inputs):
+            self._looked_at = True
+            self._look_at(found.output)
+        return found
+
+    def _look_at(self, output: Batch) -> None:
+        """Warn where the student's first answers are not the logits that scores read."""
+        seen = self.kind.output_kind_of(output)
+        if seen is not None and facts(self.student).probabilities is not False:
+            warnings.warn(
+                f"{OUTPUT_SEEN[seen].format('student')}: load it with output_kind={seen!r}, or "
+                "'logits' if it is to be read so",
+                OutputWarning,
+                stacklevel=4,
+            )
 
     def of_student(self, raw: Batch) -> Batch:
         """What the joint model says where the student answers, of the student's raw output."""

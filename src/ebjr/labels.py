@@ -111,7 +111,7 @@ def places(
     >>> places(("cat", "dog"), ("dog", "bird", "cat"), 3, "table").place
     array([2, 0])
     >>> places(("3", "17"), None, 20, "folders").said
-    'the folders are taken by their numbers: 3 is class 3, 17 is class 17'
+    "the data's classes are taken by their numbers: 3 is class 3, 17 is class 17"
     """
     named = tuple(models) if models is not None and are_names(models) else None
     if names is None:
@@ -172,10 +172,10 @@ def _unknown(name: str, labels: Sequence[str]) -> str:
 
 
 def _told(names: Sequence[str], found: np.ndarray, way: str) -> str:
-    """Which folder became which class."""
+    """Which class of the data is which of the models."""
     pairs = [f"{name} is class {place}" for name, place in zip(names, found.tolist(), strict=True)]
     more = f" and {len(pairs) - 8} more" if len(pairs) > 8 else ""
-    return f"the folders are taken by {way}: {', '.join(pairs[:8])}{more}"
+    return f"the data's classes are taken by {way}: {', '.join(pairs[:8])}{more}"
 
 
 def some(names: Sequence[str]) -> str:

@@ -458,6 +458,18 @@ def read_names(file: Path) -> list[str]:
         raise ValueError(f"{file} is no text file: give one with a class a line") from None
 
 
+def class_names(teacher: Model, source: Data) -> tuple[str, ...] | None:
+    """What the classes are called, in the teacher's order; None where that is not known yet."""
+    from ebjr.labels import are_names
+    from ebjr.model import facts
+
+    own = facts(teacher).labels
+    if are_names(own):
+        return own
+    numbers = source.classes is not None and all(map(str.isdigit, source.classes))
+    return None if numbers else source.classes
+
+
 def parse_classes(text: str, names: tuple[str, ...] | None) -> list[int]:
     """Labels from a list or a file of them, by number or by name.
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ebjr.arrays import Array, Batch, is_array, join_rows, row_count, take_rows, to_numpy
 from ebjr.backends.entry import ModelEntry, entry_of
-from ebjr.backends.output_kind import KINDS, kind_seen, with_output_kind
+from ebjr.backends.output_kind import KINDS, with_output_kind
 from ebjr.costs import Cost
 from ebjr.data.examples import ArrayData, Data
 from ebjr.data.preprocess import (
@@ -34,7 +34,7 @@ from ebjr.labels import Places, are_names, places, some, unnamed
 from ebjr.link.far import FarTeacher
 from ebjr.model import Model, as_answer, check_pair, facts
 from ebjr.outcomes import Outcomes
-from ebjr.task import Task
+from ebjr.task import OUTPUT_SEEN, Task
 from ebjr.tasks import as_task
 
 if TYPE_CHECKING:
@@ -310,12 +310,13 @@ class _Recording:
         wanted, known = self.about.get("output_kind"), facts(self.models[role])
         if wanted not in (None, "auto", "logits", "probabilities"):
             raise ValueError(f"output_kind must be auto, logits or probabilities, not {wanted!r}")
-        seen = kind_seen(rows, self.kind.output_kinds)
+        seen = self.kind.output_kind_of(rows)
         if known.probabilities is False or (seen is None and wanted != "probabilities"):
             return None
         if wanted in ("logits", "probabilities"):
             return next((kind for kind in self.kind.output_kinds if kind.endswith(wanted)), None)
-        words = _KINDS_SEEN[seen or "probabilities"].format(role)
+        assert seen is not None
+        words = OUTPUT_SEEN[seen].format(role)
         if wanted is None:
             raise ValueError(f"{words}: load it with ebjr.load_model(..., output_kind={seen!r})")
         _note(f"{words} (--output-kind logits takes them as logits)")
@@ -399,15 +400,6 @@ class _Recording:
         return found
 
 
-_KINDS_SEEN = {
-    "probabilities": "the {}'s raw output is probabilities, which are not negative and sum to 1; "
-    "their logarithm is raw output, whose softmax is what the model says, and whose energy is 0 "
-    "for every input",
-    "label_probabilities": "the {}'s raw output lies in 0..1 throughout, as probabilities of each "
-    "label do; their log-odds are raw output",
-    "logits": "the {}'s raw output has one column, the logit of a sigmoid; two columns, -d/2 and "
-    "d/2, are raw output",
-}
 _OF_OUTCOMES = ("labels", "models", "metric", "known_classes", "rescale")
 
 

@@ -19,6 +19,21 @@ from ebjr.labels import check_same_names
 from ebjr.metric import Metric, own_metrics
 from ebjr.scores import OWN_SCORES, RawOutput, Score, as_score, load_declared, raw_output_of
 
+SUM_ROUNDING = 1e-3
+"""How far the sum of probabilities may be from 1, in half precision and with many classes."""
+
+
+OUTPUT_SEEN = {
+    "probabilities": "the {}'s raw output is probabilities, which are not negative and sum to 1; "
+    "their logarithm is raw output, whose softmax is what the model says, and whose energy is 0 "
+    "for every input",
+    "label_probabilities": "the {}'s raw output lies in 0..1 throughout, as probabilities of each "
+    "label do; their log-odds are raw output",
+    "logits": "the {}'s raw output has one column, the logit of a sigmoid; two columns, -d/2 and "
+    "d/2, are raw output",
+}
+"""What is said of raw output that is not logits, by its kind."""
+
 
 class Tensor(NamedTuple):
     """What a protocol carries of answers, as an array.
@@ -139,6 +154,23 @@ class Task:
         rows = take_rows(student, np.arange(min(2, len(student))))
         names = [name for raw in (self.raw, *self.reads) for name in raw.names(own=True)]
         return [name for name in names if _can_score(name, rows)]
+
+    def output_kind_of(self, output: Any) -> str | None:
+        """What raw output (n, k), or (n,), looks like where it is not logits; None where it may be.
+
+        Rows that are 0 or 1 throughout say nothing: they may be anything.
+        """
+        array = to_numpy(output) if self.output_kinds else np.zeros(0)
+        if array.ndim not in (1, 2) or not len(array) or array.dtype.kind != "f":
+            return None
+        rows = array.reshape(len(array), -1).astype(np.float64)
+        within = bool(((rows >= 0) & (rows <= 1)).all()) and bool(((rows > 0) & (rows < 1)).any())
+        if "label_probabilities" in self.output_kinds:
+            return "label_probabilities" if within else None
+        single = rows.shape[1] == 1
+        if within and (single or bool((np.abs(rows.sum(axis=1) - 1) <= SUM_ROUNDING).all())):
+            return "probabilities"
+        return "logits" if single else None
 
     def named_goals(self, metric: Metric, teacher_quality: float) -> dict[str, dict[str, Any]]:
         """The operating points that ``joint.toml`` names beside the chosen one, as goals."""

@@ -9,9 +9,19 @@ import pytest
 import torch
 from scipy.special import expit, log_softmax, logit, softmax
 
-from ebjr import JointClassifier, Router, load_joint, load_model, record, save_joint
-from ebjr.backends.output_kind import AsLogits, kind_seen
-from ebjr.errors import ModelError, RecordingNote
+from ebjr import (
+    JointClassifier,
+    Outcomes,
+    Router,
+    calibrate,
+    load_joint,
+    load_model,
+    record,
+    save_joint,
+)
+from ebjr.backends.output_kind import AsLogits
+from ebjr.errors import ModelError, OutputWarning, RecordingNote
+from ebjr.tasks import as_task
 
 RNG = np.random.default_rng(0)
 LOGITS = 4 * RNG.normal(size=(200, 5))
@@ -99,14 +109,14 @@ def test_what_else_is_asked_is_asked_of_the_model_inside():
     ],
 )
 def test_what_raw_output_looks_like(rows, seen):
-    assert kind_seen(rows, ("logits", "probabilities")) == seen
+    assert as_task("classification").output_kind_of(rows) == seen
 
 
 def test_labels_look_like_probabilities_where_all_lie_in_0_to_1():
-    kinds = ("label_probabilities",)
-    assert kind_seen(expit(LOGITS), kinds) == "label_probabilities"
-    assert kind_seen(LOGITS, kinds) is None
-    assert kind_seen(logit(expit(LOGITS)), kinds) is None
+    seen = as_task("multilabel").output_kind_of
+    assert seen(expit(LOGITS)) == "label_probabilities"
+    assert seen(LOGITS) is None
+    assert seen(logit(expit(LOGITS))) is None
 
 
 @pytest.mark.parametrize(
@@ -134,9 +144,20 @@ def test_in_python_what_is_no_logits_is_refused_before_the_work(model, words):
 
 
 def test_told_to_take_probabilities_as_logits_nothing_is_said():
-    found = record(probabilities, probabilities, ROWS, output_kind="logits", flops=False)
-    assert not found.labeled
+    model = load_model(probabilities, output_kind="logits")
+    found = record(model, model, ROWS, LOGITS.argmax(axis=1))
     np.testing.assert_array_equal(found.student, probabilities(ROWS))
+
+
+def test_where_no_recording_has_looked_the_joint_model_and_calibrate_warn():
+    joint = JointClassifier(probabilities, probabilities, Router("softmax", 0.3))
+    with pytest.warns(OutputWarning, match="load it with output_kind='probabilities'"):
+        joint(ROWS)
+    joint(ROWS)  # once is enough
+    said = probabilities(ROWS)
+    outcomes = Outcomes(said, said, LOGITS.argmax(axis=1))
+    with pytest.warns(OutputWarning, match=r"the (student|teacher)'s raw output is probabilities"):
+        calibrate(outcomes, score="softmax", blend=0.0)
 
 
 def test_a_multilabel_model_that_ends_in_sigmoids_is_seen():

@@ -13,6 +13,7 @@ from ebjr.data.preprocess import prepared, unprepared
 from ebjr.errors import ModelError
 from ebjr.link.far import FarTeacher
 from ebjr.model import Answer, Model, ModelFacts, as_answer, facts, model_name
+from ebjr.task import SUM_ROUNDING
 
 LEAST = 1e-12
 """The least probability whose logarithm is taken: one of 0 has none."""
@@ -107,14 +108,17 @@ class AsLogits:
                 f"{self.name} must answer (n, classes), but its output has shape "
                 f"{tuple(array.shape)}"
             )
-        found = to_numpy(array)
-        if self.kind != "logits" and not ((found >= -ROUNDING) & (found <= 1 + ROUNDING)).all():
-            wrong = found[~((found >= -ROUNDING) & (found <= 1 + ROUNDING))][0]
+        if self.kind != "logits":
+            self._check_range(to_numpy(array))
+        return KINDS[self.kind](array)
+
+    def _check_range(self, found: np.ndarray) -> None:
+        within = (found >= -SUM_ROUNDING) & (found <= 1 + SUM_ROUNDING)
+        if not within.all():
             raise ModelError(
                 f"{self.name} must answer {self.kind.replace('_', ' ')}, from 0 to 1, as its "
-                f"output_kind says, but answered {wrong:g}; give --output-kind logits"
+                f"output_kind says, but answered {found[~within][0]:g}; give --output-kind logits"
             )
-        return KINDS[self.kind](array)
 
     @property
     def facts(self) -> ModelFacts:
@@ -140,26 +144,3 @@ def with_output_kind(model: Model, kind: str | None) -> Model:
         return FarTeacher(with_output_kind(model.teacher, kind), model.link)
     bare, preprocess = unprepared(model)
     return prepared(AsLogits(bare, kind), preprocess)
-
-
-ROUNDING = 1e-3
-"""How far the sum of probabilities may be from 1, in half precision and with many classes."""
-
-
-def kind_seen(output: np.ndarray, kinds: tuple[str, ...]) -> str | None:
-    """Which of some kinds, other than logits, raw output (n, k) looks like; None for none.
-
-    Rows that are 0 or 1 throughout say nothing: they may be anything.
-    """
-    if not kinds or output.ndim not in (1, 2) or not len(output) or output.dtype.kind != "f":
-        return None
-    rows = np.asarray(_columns(output), np.float64)
-    within = bool(((rows >= 0) & (rows <= 1)).all()) and bool(((rows > 0) & (rows < 1)).any())
-    single = rows.shape[1] == 1
-    if "label_probabilities" in kinds:
-        return "label_probabilities" if within else None
-    if "probabilities" not in kinds:
-        return None
-    if within and (single or bool((np.abs(rows.sum(axis=1) - 1) <= ROUNDING).all())):
-        return "probabilities"
-    return "logits" if single else None

@@ -16,9 +16,10 @@ from ebjr.calibration.crossing import crossing
 from ebjr.calibration.goal import GOALS, Goal
 from ebjr.calibration.guarantee import certify
 from ebjr.curve import OperatingPoint, TradeOffCurve
-from ebjr.errors import CalibrationError, GridWarning
+from ebjr.errors import CalibrationError, GridWarning, OutputWarning
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score, is_fitted
+from ebjr.task import OUTPUT_SEEN
 
 __all__ = ["GOALS", "Goal", "calibrate", "choose_blend", "choose_score", "crossing", "rank_scores"]
 
@@ -129,6 +130,7 @@ def calibrate(
     choosing, outcomes = _parts(outcomes, aim, chosen=_is_open(score) or blend == "auto")
     point_score = _fitted(choosing, str(score)) if _is_open(score) else as_score(score)
     weight = choose_blend(choosing, point_score) if blend == "auto" else as_blend(blend)
+    _look_at(outcomes)
     if (gap := outcomes.kind.grid_gap(point_score, outcomes.student, outcomes.targets)) is not None:
         warnings.warn(gap, GridWarning, stacklevel=2)
     curve = TradeOffCurve.of(outcomes, point_score, weight)
@@ -139,6 +141,20 @@ def calibrate(
         crossed = crossing(values, outcomes.student_quality)
         return curve.at(index=int(np.searchsorted(curve.threshold, crossed)))
     return curve.at(index=aim.row(curve))
+
+
+def _look_at(outcomes: Outcomes) -> None:
+    """Warn where raw output that was not recorded here is none that scores read."""
+    for role in ("student", "teacher"):
+        recorded = "output_kind" in outcomes.models.get(role, {})
+        seen = outcomes.kind.output_kind_of(getattr(outcomes, role)[:_LOOKED_AT])
+        if seen is not None and not recorded:
+            words = f"{OUTPUT_SEEN[seen].format(role)}: record again, or make the outcomes of it"
+            warnings.warn(words, OutputWarning, stacklevel=3)
+
+
+_LOOKED_AT = 1000
+"""Rows of outcomes that are looked at: enough to tell probabilities."""
 
 
 def _is_open(score: Any) -> bool:
