@@ -15,6 +15,7 @@ from ebjr.errors import GridWarning as GridWarning
 from ebjr.errors import MissingExtra as MissingExtra
 from ebjr.errors import ModelError as ModelError
 from ebjr.errors import OtherModel as OtherModel
+from ebjr.errors import OutputWarning as OutputWarning
 from ebjr.errors import PromiseWarning as PromiseWarning
 from ebjr.errors import ProtocolError as ProtocolError
 from ebjr.errors import RecordingNote as RecordingNote

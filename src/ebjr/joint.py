@@ -244,9 +244,9 @@ class JointModel:
     def _look_at(self, output: Batch) -> None:
         """Warn where the student's first answers are not the logits that scores read."""
         seen = self.kind.output_kind_of(output)
-        if seen is not None and facts(self.student).probabilities is not False:
+        if seen not in (None, "logits") and facts(self.student).probabilities is not False:
             warnings.warn(
-                f"{OUTPUT_SEEN[seen].format('student')}: load it with output_kind={seen!r}, or "
+                f"{OUTPUT_SEEN[str(seen)].format('student')}: load it with output_kind={seen!r}, or "
                 "'logits' if it is to be read so",
                 OutputWarning,
                 stacklevel=4,

@@ -113,7 +113,7 @@ def test_chance_is_drawn_as_random_orders_are_on_average(study, task):
     assert len(lines) == 1
     rng, ordered = np.random.default_rng(0), []
     for _ in range(50):
-        curve = TradeOffCurve.of(table, rng.random(len(table)))
+        curve = TradeOffCurve.of(table, rng.permutation(len(table)).astype(float))
         ordered.append(table.measure.drawn(curve.quality[:: len(table) // 20]))
     np.testing.assert_allclose(lines[0]["y"], np.mean(ordered, axis=0), rtol=0.005)
 
