@@ -308,6 +308,43 @@ def test_unreadable_images_are_named_counted_and_passed_over(run, recorded):
     assert not Path("never.npz").exists()
 
 
+def test_what_makes_no_example_is_counted_in_one_note(run, recorded):
+    Path("images/red/notes.heic").write_bytes(b"")
+    Path("images/red/more.heic").write_bytes(b"")
+    Path("images/.git").mkdir()
+    record = "record --student student.onnx --teacher teacher.onnx --data images -o again.npz"
+    note = "NOTE: left out of images: hidden or system folders (1), .heic files (2)"
+    code, _, error = run(*record.split())
+    assert (code, error.count(note)) == (0, 1)
+    run("calibrate", "outcomes.npz", "-o", "joint.toml")
+    code, _, error = run("predict", "joint.toml", "--data", "images", "-o", "answers.jsonl")
+    assert (code, error.count(note)) == (0, 1)
+
+
+def test_classes_in_the_models_order_fit_any_data(run, recorded):
+    """A table's numbers and a file that begins with a byte-order mark."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [(file.read_bytes(), file.parent.name) for file in sorted(Path("images").rglob("*.png"))]
+    names = sorted({name for _, name in rows})
+    labels = [names.index(name) for _, name in rows]
+    table = pyarrow.table({"image": [image for image, _ in rows], "label": labels})
+    about = {"info": {"features": {"label": {"names": names}}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+    pyarrow.parquet.write_table(table, "images.parquet")
+    Path("classes.txt").write_text("\ufeff" + "\r\n".join(CLASSES), encoding="utf-8")
+    found = []
+    for data in ("images", "images.parquet"):
+        words = f"record --student student.onnx --teacher teacher.onnx --data {data}".split()
+        more = ("--classes", "classes.txt", "-o", "again.npz", "--json")
+        code, printed, error = run(*words, *more)
+        assert code == 0, error
+        found.append({key: json.loads(printed)[key] for key in ("student_quality", "examples")})
+        assert Outcomes.load("again.npz").labels == CLASSES
+    assert found[0] == found[1]
+
+
 def test_preprocessing_is_inferred_said_and_kept(run, recorded):
     words = "record --student student.onnx --teacher teacher.onnx --data images -o again.npz"
     code, _, error = run(*words.split(), "--student-preprocess", "size=8,mean=0.5/0.5/0.5")
@@ -544,7 +581,7 @@ def test_every_command_has_help_and_a_place_in_the_readme(run):
 def test_a_file_of_classes_that_is_no_text_is_named(run, recorded):
     words = "record --student student.onnx --teacher teacher.onnx --data images -o again.npz"
     told = refused(run(*words.split(), "--classes", "outcomes.npz"))
-    assert "outcomes.npz is no text file" in told
+    assert "outcomes.npz is no text in UTF-8" in told
     assert not Path("again.npz").exists()
 
 

@@ -217,4 +217,5 @@ def test_a_missing_image_is_named_and_left_out(folder, tmp_path):
     (tmp_path / "labels.json").write_text((folder / "labels.json").read_text())
     data = open_data(tmp_path / "labels.json")
     assert sum(len(batch) for batch in data.batches(16)) == 79
-    assert data.unreadable == [("0000.png", "No such file or directory")]
+    missing = tmp_path / "images" / "0000.png"
+    assert data.unreadable == [("0000.png", f"there is no file {missing}")]

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from ebjr.files import sha256_of, write_beside, write_whole
+from ebjr.files import read_text, sha256_of, write_beside, write_whole
 
 
 def names(folder):
@@ -127,3 +127,15 @@ def test_a_full_disk_is_said_of_the_file(tmp_path, write):
     finally:
         limits.setrlimit(limits.RLIMIT_FSIZE, before)
     assert names(tmp_path) == []
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfgr\xc3\xb6\xc3\x9fer\r\n")
+    assert read_text(tmp_path / "a.txt") == "größer\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+def test_text_in_another_encoding_is_one_sentence(encoding, tmp_path):
+    (tmp_path / "a.txt").write_bytes("größer".encode(encoding))
+    with pytest.raises(ValueError, match=r"a\.txt is no text in UTF-8: save it in that encoding"):
+        read_text(tmp_path / "a.txt")

@@ -275,6 +275,18 @@ def test_a_bad_file_is_one_sentence(joint, tmp_path, old, new, sentence):
     assert "\n" not in str(caught.value)
 
 
+def test_a_byte_order_mark_does_not_hide_a_key(joint, tmp_path):
+    file = tmp_path / "joint.toml"
+    ebjr.save_joint(file, joint)
+    text = file.read_text()
+    before = JointConfig.read(file)
+    file.write_text(text, encoding="utf-8-sig")
+    assert JointConfig.read(file) == before
+    file.write_text(text, encoding="utf-16")
+    with pytest.raises(ValueError, match=r"joint\.toml is no text in UTF-8: save it in that"):
+        JointConfig.read(file)
+
+
 def test_no_file_says_what_makes_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="`ebjr calibrate` makes one"):
         ebjr.load_joint(tmp_path / "joint.toml")

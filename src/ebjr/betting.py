@@ -18,12 +18,11 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ebjr.files import write_whole
+from ebjr.files import read_text, write_whole
 
 BLOCK = 512
 """Fresh money joins the game every so many rows."""
@@ -145,10 +144,10 @@ class SequentialTest:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Take up the monitor that `save` wrote."""
         try:
-            state = json.loads(Path(path).read_text(encoding="utf-8"))
+            state = json.loads(read_text(path))
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no monitor file {path}") from None
-        except ValueError:
+        except json.JSONDecodeError:
             raise ValueError(f"cannot resume the monitor: {path} is not JSON") from None
         return cls.from_state(state)
 

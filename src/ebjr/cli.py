@@ -431,7 +431,7 @@ def predict(
             )
     if done.resumed:
         _note(f"{done.resumed:,} answers are of an interrupted run")
-    _report_unreadable(done.unreadable)
+    _report_unreadable(done.unreadable, source.omissions)
     counts = {key: getattr(done, key) for key in ("examples", "deferred", "degraded", "resumed")}
     rate = done.deferred / max(done.examples, 1)
     if as_json:
@@ -635,7 +635,7 @@ def quantize(
             weight_bits=weight_bits,
             tell=tell,
         )
-    _report_unreadable(source.unreadable)
+    _report_unreadable(source.unreadable, source.omissions)
     with err.status("measuring both"):
         row = first.inputs if chosen is None else chosen(first.inputs)
         after = ebjr.load_model(output, **_threads(threads))
@@ -697,7 +697,10 @@ def _counter(what: str, total: int, tell: Tell) -> Callable[[int], None]:
     return count
 
 
-def _report_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:
+def _report_unreadable(unreadable: Sequence[tuple[str, str]], omissions: str | None = None) -> None:
+    """Name the examples that could not be read, and say what made no example."""
+    if omissions is not None:
+        _note(omissions)
     if not unreadable:
         return
     err.print(f"{len(unreadable)} examples could not be read:", style="yellow")

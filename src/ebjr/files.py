@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -87,6 +87,18 @@ def full_disk_named(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.errno in _FULL and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file in UTF-8, without the byte-order mark that some editors put before it.
+
+    A ValueError refuses other encodings, as UTF-16.
+    """
+    with suppress(UnicodeDecodeError):
+        text = Path(path).read_text(encoding="utf-8-sig")
+        if "\0" not in text:  # every second byte of plain words in UTF-16
+            return text
+    raise ValueError(f"{path} is no text in UTF-8: save it in that encoding")
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -246,8 +246,8 @@ class JointModel:
         seen = self.kind.output_kind_of(output)
         if seen not in (None, "logits") and facts(self.student).probabilities is not False:
             warnings.warn(
-                f"{OUTPUT_SEEN[str(seen)].format('student')}: load it with output_kind={seen!r}, or "
-                "'logits' if it is to be read so",
+                f"{OUTPUT_SEEN[str(seen)].format('student')}: load it with "
+                f"output_kind={seen!r}, or 'logits' if it is to be read so",
                 OutputWarning,
                 stacklevel=4,
             )

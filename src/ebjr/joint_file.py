@@ -31,7 +31,7 @@ from ebjr.calibration.goal import ARGUMENTS, GUARANTEE
 from ebjr.costs import Cost
 from ebjr.curve import OperatingPoint
 from ebjr.errors import ModelError, PromiseWarning
-from ebjr.files import write_whole
+from ebjr.files import read_text, write_whole
 from ebjr.joint import JointModel
 from ebjr.model import Model
 from ebjr.router import Router, check_threshold
@@ -209,10 +209,10 @@ class JointConfig:
         file = Path(path)
         if not file.is_file():
             raise FileNotFoundError(f"there is no {path}; `ebjr calibrate` makes one")
+        text = read_text(file)
         try:
-            table = tomllib.loads(file.read_text(encoding="utf-8"))
-            return cls._from_table(table, file.resolve().parent)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            return cls._from_table(tomllib.loads(text), file.resolve().parent)
+        except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not a TOML file: {error}") from error
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error

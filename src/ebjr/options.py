@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ebjr.files import read_text
 from ebjr.plugins import import_own
 
 if TYPE_CHECKING:
@@ -452,10 +453,7 @@ class ServerOptions:
 
 def read_names(file: Path) -> list[str]:
     """The lines of a text file that are not empty."""
-    try:
-        return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is no text file: give one with a class a line") from None
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
 def class_names(teacher: Model, source: Data) -> tuple[str, ...] | None:

@@ -201,6 +201,8 @@ class _Recording:
                 f"{data.path} has no labels: the teacher's own answers are taken for right, and "
                 f"every {title} is agreement with it"
             )
+        if data.omissions is not None:
+            _note(data.omissions)
         if wanted != "numbers" and data.classes is not None:
             self.about.setdefault("labels", data.classes)
         return ((batch.inputs, batch.targets) for batch in data.batches(size))

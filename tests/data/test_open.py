@@ -169,6 +169,170 @@ def test_loose_images_beside_class_folders_are_not_dropped_silently(folder) -> N
         open_data(folder)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "form"),
+    [
+        *(("jfif", "JPEG"), ("jpe", "JPEG"), ("tif", "TIFF"), ("TIFF", "TIFF"), ("ppm", "PPM")),
+        *(("pgm", "PPM"), ("jp2", "JPEG2000"), ("gif", "GIF"), ("dib", "DIB"), ("tga", "TGA")),
+    ],
+)
+def test_every_suffix_that_the_decoder_reads_is_an_image(suffix, form, tmp_path) -> None:
+    put(tmp_path / "a" / f"x.{suffix}", encoded(pixels(0), form))
+    put(tmp_path / "b" / "y.png", encoded(pixels(0)))
+    data = open_data(tmp_path)
+    assert read(data).names == [f"a/x.{suffix}", "b/y.png"]
+    assert len(open_data(tmp_path / "a" / f"x.{suffix}")) == 1
+    assert data.left_out == {}
+
+
+@pytest.mark.parametrize("suffix", ["eps", "pdf", "wmf", "mpg", "h5", "grib", "fits"])
+def test_what_is_no_picture_is_left_out_and_counted(suffix, tmp_path) -> None:
+    put(tmp_path / "a" / f"x.{suffix}", b"")
+    put(tmp_path / "a" / "y.png", encoded(pixels(0)))
+    assert open_data(tmp_path).left_out == {f".{suffix} files": 1}
+
+
+def test_a_page_that_would_start_another_program_is_no_image() -> None:
+    with pytest.raises(Image.UnidentifiedImageError):
+        decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+
+
+def test_what_makes_no_example_is_counted(folder) -> None:
+    put(folder / "cat" / "a.HEIC", b"")
+    put(folder / "dog" / "more" / "b.heic", b"")
+    put(folder / "dog" / "LICENSE", b"")
+    for quiet in (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep"):
+        put(folder / "dog" / quiet, b"")
+    (folder / "emu" / "young").mkdir(parents=True)
+    data = open_data(folder)
+    assert data.classes == ("cat", "dog", "emu")
+    assert data.left_out == {
+        "hidden or system folders": 1,
+        "hidden image files": 1,
+        ".txt files": 1,
+        ".heic files": 2,
+        "files without a suffix": 1,
+        "class folders without an image, emu": 1,
+    }
+
+
+def test_folders_of_systems_are_no_classes_and_are_not_entered(folder) -> None:
+    names = ("__MACOSX", "$RECYCLE.BIN", "lost+found", "@eaDir", ".git", "__pycache__")
+    for name in names:
+        put(folder / name / "x.png", encoded(pixels(0)))
+        put(folder / "dog" / name / "x.png", encoded(pixels(0)))
+    data = open_data(folder)
+    assert data.classes == ("cat", "dog")
+    assert len(data) == 4
+    assert data.left_out["hidden or system folders"] == 2 * len(names) + 1
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("Training", "TEST"), ("valid",)])
+@pytest.mark.parametrize("classes", [None, ["cat", "dog"]])
+def test_splits_are_no_classes(names, classes, tmp_path) -> None:
+    for name in names:
+        for label in ("cat", "dog"):
+            put(tmp_path / name / label / "x.png", encoded(pixels(0)))
+    chosen = tmp_path / ("val" if "val" in names else names[-1])
+    with pytest.raises(ValueError, match=r"are one level down, in .*--data ") as caught:
+        open_data(tmp_path, classes=classes)
+    assert str(caught.value).endswith(f"such as --data {chosen}")
+    assert open_data(chosen, classes=classes).classes == ("cat", "dog")
+
+
+def test_splits_beside_something_else_are_no_classes(tmp_path) -> None:
+    for name in ("train", "test", "unlabeled"):
+        put(tmp_path / name / "cat" / "x.png", encoded(pixels(0)))
+    with pytest.raises(ValueError, match="in test, train"):
+        open_data(tmp_path)
+
+
+def test_one_folder_around_the_class_folders_is_no_class(tmp_path) -> None:
+    for label in ("cat", "dog"):
+        put(tmp_path / "pets" / label / "x.png", encoded(pixels(0)))
+    with pytest.raises(ValueError, match=r"one level down, in pets: .* --data .*pets$"):
+        open_data(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path) -> None:
+    for label in ("car", "train"):
+        put(tmp_path / label / "x.png", encoded(pixels(0)))
+    assert open_data(tmp_path).classes == ("car", "train")
+    put(tmp_path / "ships" / "train" / "old" / "x.png", encoded(pixels(0)))
+    assert open_data(tmp_path / "ships", classes=["train", "car"]).classes == ("train", "car")
+
+
+def test_a_link_that_leads_back_ends(folder) -> None:
+    (folder / "cat" / "again").symlink_to(folder / "cat")
+    (folder / "cat" / "up").symlink_to(folder)
+    (folder / "dog" / "far").symlink_to(folder.parent.parent)
+    (folder / "dog" / "twice").symlink_to(folder / "dog" / "more")
+    data = open_data(folder)
+    assert len(data) == 4
+    assert data.left_out["folders met again through links"] == 4
+
+
+def test_a_folder_of_two_classes_is_refused(folder) -> None:
+    (folder / "ant").symlink_to(folder / "dog")
+    with pytest.raises(ValueError, match=r"the class folders ant and dog in .* both hold"):
+        open_data(folder)
+    (folder / "ant").unlink()
+    (folder / "cat" / "guest").symlink_to(folder / "dog" / "more")
+    with pytest.raises(ValueError, match=r"the class folders cat and dog in .* both hold .*more"):
+        open_data(folder)
+
+
+def test_a_folder_elsewhere_may_be_linked_once(folder, tmp_path) -> None:
+    put(tmp_path / "elsewhere" / "e.png", encoded(pixels(8)))
+    (folder / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert "cat/linked/e.png" in read(open_data(folder)).names
+
+
+def test_who_names_the_labels_is_said(folder) -> None:
+    assert open_data(folder).named_by == "folders"
+    assert open_data(folder, classes=["dog", "cat"]).named_by == "given"
+    assert open_data(folder / "cat").named_by is None
+    assert open_data(folder / "cat", classes=["x"]).named_by == "given"
+
+
+# Which data
+
+
+def test_another_file_in_a_folder_is_another_fingerprint(folder) -> None:
+    before = open_data(folder).fingerprint()
+    assert open_data(folder).fingerprint() == before
+    (folder / "dog" / "b.png").unlink()
+    put(folder / "dog" / "bb.png", encoded(pixels(0)))  # as many, and the same bytes
+    assert len(open_data(folder)) == 4
+    swapped = open_data(folder).fingerprint()
+    assert swapped != before
+    put(folder / "dog" / "bb.png", encoded(pixels(7, 20, 20)))
+    assert open_data(folder).fingerprint() != swapped
+
+
+def test_other_rows_are_another_fingerprint_wherever_they_lie(tmp_path) -> None:
+    found = set()
+    for place, seed in (("a", 0), ("a", 1), ("b", 1)):
+        put(tmp_path / place / "x.png", encoded(pixels(seed)))
+        np.savez(tmp_path / place / "d.npz", inputs=np.full((3, 2), seed))
+        table = pa.table({"image": [encoded(pixels(seed))]})
+        write_table(tmp_path / place / "t.parquet", table)
+        names = ("d.npz", "t.parquet", "x.png")
+        found |= {open_data(tmp_path / place / name).fingerprint() for name in names}
+    assert len(found) == 6
+
+
+def test_images_of_a_json_count_in_its_fingerprint(tmp_path) -> None:
+    labels = {"images": [{"id": 1, "file_name": "a.png", "width": 5, "height": 6}]}
+    labels |= {"annotations": [], "categories": []}
+    (tmp_path / "l.json").write_text(json.dumps(labels))
+    put(tmp_path / "a.png", encoded(pixels(0)))
+    before = open_data(tmp_path / "l.json").fingerprint()
+    assert open_data(tmp_path / "l.json").fingerprint() == before
+    put(tmp_path / "a.png", encoded(pixels(0, 30, 30)))
+    assert open_data(tmp_path / "l.json").fingerprint() != before
+
+
 # Decoding
 
 
@@ -237,6 +401,22 @@ def test_arrays_come_in_batches_of_arrays(tmp_path) -> None:
 def test_arrays_without_targets_have_none(tmp_path) -> None:
     np.savez(tmp_path / "d.npz", inputs=np.zeros((3, 2)))
     assert read(open_data(tmp_path / "d.npz")).targets is None
+
+
+@pytest.mark.parametrize("kind", [str, bytes])
+def test_names_of_arrays_stay_names_until_classes_are_given(kind, tmp_path) -> None:
+    names = np.array(["ox", "ant", "ox"], kind)
+    np.savez(tmp_path / "d.npz", inputs=np.zeros((3, 2)), targets=names)
+    (batch,) = open_data(tmp_path / "d.npz").batches(4)
+    assert batch.targets.tolist() == ["ox", "ant", "ox"]
+    assert batch.targets.dtype.kind == "U"
+    given = open_data(tmp_path / "d.npz", classes=["emu", "ant", "ox"])
+    assert given.named_by == "given"
+    assert read(given).targets.tolist() == [2, 1, 2]
+    with pytest.raises(ValueError, match="'ant' is none of the 1 classes"):
+        open_data(tmp_path / "d.npz", classes=["ox"])
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        open_data(tmp_path / "d.npz", targets_are="numbers")
 
 
 @pytest.mark.parametrize(
@@ -311,28 +491,106 @@ def test_columns_are_told_by_name_and_type_or_asked_for(tmp_path) -> None:
     with pytest.raises(ValueError, match="'coarse' must hold encoded images"):
         open_data(path, image_column="coarse")
     write_table(path, pa.table({"one": images, "two": images}))
-    with pytest.raises(ValueError, match="more than one possible column of encoded images"):
+    with pytest.raises(ValueError, match="more than one possible column of images or their paths"):
         open_data(path)
-    write_table(path, pa.table({"image": ["a.png", "b.png"]}))
-    with pytest.raises(ValueError, match="has no column of encoded images"):
+    write_table(path, pa.table({"text": ["a.png", "b.png"]}))
+    with pytest.raises(ValueError, match="has no column of images or their paths"):
         open_data(path)
     write_table(path, pa.table({"image": images}))
     assert not open_data(path).has_targets
 
 
-def test_text_labels_need_the_models_classes(tmp_path) -> None:
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), "dictionary"])
+def test_labels_that_are_text_stay_text_until_classes_are_given(kind, tmp_path) -> None:
     images = [encoded(pixels(0)), encoded(pixels(1))]
     path = tmp_path / "t.parquet"
-    labels = pa.array(["dog", "cat"]).dictionary_encode()
+    words = pa.array(["zebra", "cat"])
+    labels = words.dictionary_encode() if kind == "dictionary" else words.cast(kind)
     write_table(path, pa.table({"image": images, "label": labels}))
-    with pytest.raises(ValueError, match="holds text; give classes"):
-        open_data(path)
-    assert read(open_data(path, classes=["cat", "dog"])).targets.tolist() == [1, 0]
-    with pytest.raises(ValueError, match="'dog' is none of the 1 classes"):
+    data = open_data(path)
+    (batch,) = data.batches(4)
+    assert batch.targets.tolist() == ["zebra", "cat"]
+    assert (batch.targets.dtype.kind, batch.targets.shape) == ("U", (2,))
+    assert (data.has_targets, data.classes, data.named_by) == (True, None, None)
+    assert read(open_data(path, classes=["cat", "zebra"])).targets.tolist() == [1, 0]
+    with pytest.raises(ValueError, match="'zebra' is none of the 1 classes"):
         read(open_data(path, classes=["cat"]))
     write_table(path, pa.table({"image": images, "label": [0.5, 1.5]}))
-    with pytest.raises(ValueError, match="must hold whole numbers, but holds double"):
+    with pytest.raises(ValueError, match="must hold whole numbers or names, but holds double"):
         open_data(path)
+
+
+NAMED_COLORS = {"info": {"features": {"label": {"names": ["red", "green", "blue"]}}}}
+"""Of labels 0, 1, 2, as a table's schema names them."""
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "stream.arrow"])
+def test_numbers_that_a_table_names_go_through_their_names(name, tmp_path) -> None:
+    images = [encoded(pixels(n)) for n in range(3)]
+    table = pa.table({"image": images, "label": [0, 1, 2]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(NAMED_COLORS)})
+    path = write_table(tmp_path / name, table)
+    own = open_data(path)
+    assert (own.classes, own.named_by) == (("red", "green", "blue"), "table")
+    assert read(own).targets.tolist() == [0, 1, 2]
+    given = open_data(path, classes=["blue", "gray", "green", "red"])
+    assert (given.classes[1], given.named_by) == ("gray", "given")
+    assert read(given).targets.tolist() == [3, 2, 0]
+    with pytest.raises(ValueError, match="the label 'green' is none of the 3 classes"):
+        open_data(path, classes=["blue", "red", "Green"])
+
+
+def test_numbers_that_a_table_does_not_name_are_refused(tmp_path) -> None:
+    images = [encoded(pixels(n)) for n in range(2)]
+    table = pa.table({"image": images, "label": [1, -1]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(NAMED_COLORS)})
+    path = write_table(tmp_path / "t.parquet", table)
+    with pytest.raises(ValueError, match="the label -1 is none of the 3 that the table names"):
+        read(open_data(path, classes=["blue", "green", "red"]))
+
+
+def test_lists_of_named_numbers_go_through_their_names(tmp_path) -> None:
+    images = [encoded(pixels(n)) for n in range(2)]
+    names = {"info": {"features": {"labels": {"feature": {"names": ["red", "green", "blue"]}}}}}
+    table = pa.table({"image": images, "labels": [[0, 1], [2]]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
+    path = write_table(tmp_path / "t.parquet", table)
+    data = open_data(path, targets_are="label sets", classes=["blue", "green", "red"])
+    assert read(data).targets.tolist() == [[0, 1, 1], [1, 0, 0]]
+    with pytest.raises(ValueError, match="the label 'red' is none of the 3 classes"):
+        open_data(path, targets_are="label sets", classes=["blue", "green", "rouge"])
+
+
+@pytest.mark.parametrize("column", ["image", "file_name", "path"])
+def test_a_table_of_paths_is_read_from_its_own_folder(column, tmp_path) -> None:
+    put(tmp_path / "photos" / "a.png", encoded(pixels(5)))
+    rows = ["photos/a.png", "photos/gone.png", None]
+    path = write_table(tmp_path / "t.parquet", pa.table({column: rows, "label": [1, 0, 1]}))
+    data = open_data(path)
+    got = read(data)
+    np.testing.assert_array_equal(got.inputs[0], pixels(5))
+    assert (got.names, got.targets.tolist()) == (["t.parquet:0"], [1])
+    assert [name for name, _ in data.unreadable] == ["t.parquet:1", "t.parquet:2"]
+    assert data.unreadable[0][1].endswith("gone.png")
+    assert data.unreadable[1][1] == "it is empty"
+    before = open_data(path).fingerprint()
+    put(tmp_path / "photos" / "a.png", encoded(pixels(6, 20, 20)))
+    assert open_data(path).fingerprint() != before
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "file.arrow"])
+def test_a_struct_without_bytes_is_read_from_its_path(name, tmp_path) -> None:
+    put(tmp_path / "a.png", encoded(pixels(5)))
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [
+        {"bytes": None, "path": "a.png"},
+        {"bytes": encoded(pixels(6)), "path": "a.png"},
+        {"bytes": None, "path": str(tmp_path / "a.png")},
+    ]
+    data = open_data(write_table(tmp_path / name, pa.table({"img": pa.array(rows, kind)})))
+    for image, seed in zip(read(data).inputs, (5, 6, 5), strict=True):
+        np.testing.assert_array_equal(image, pixels(seed))
+    assert [str(file) for _, file in data._files()] == [str(tmp_path / "a.png")] * 2
 
 
 SETS = [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
@@ -430,6 +688,9 @@ def test_a_path_that_leads_nowhere_or_to_nothing_is_one_sentence(tmp_path) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no images"):
         open_data(tmp_path / "empty")
+    put(tmp_path / "phone" / "a.heic", b"")
+    with pytest.raises(ValueError, match=r"has no images, .* only \.heic files$"):
+        open_data(tmp_path / "phone")
     put(tmp_path / "data.csv", b"1,2")
     with pytest.raises(ValueError, match=r"no known form \(suffix '.csv'\)"):
         open_data(tmp_path / "data.csv")

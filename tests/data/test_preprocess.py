@@ -60,6 +60,11 @@ def test_a_toml_file_is_read(tmp_path) -> None:
     assert Preprocess.from_file(file) == Preprocess(
         size=(96, 128), resize="letterbox", std=(1.0, 2.0, 3.0)
     )
+    file.write_text("\ufeffsize = 8\r\n", encoding="utf-8")
+    assert Preprocess.from_file(file) == Preprocess(size=8)
+    file.write_text("size = 8", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"teacher\.toml is no text in UTF-8"):
+        Preprocess.from_file(file)
     file.write_text("size = ")
     with pytest.raises(ValueError, match=r"teacher\.toml"):
         Preprocess.from_file(file)

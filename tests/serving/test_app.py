@@ -267,7 +267,10 @@ def test_images_come_as_pixels_or_as_files_and_are_answered_alike(shipped):
     assert outputs(plain) == outputs(binary)
     assert outputs(plain)["prediction"] == load_joint(shipped)(images).prediction.tolist()
     assert broken.status_code == 400
-    assert "image 0 is no JPEG" in broken.json()["error"]
+    said = broken.json()["error"]
+    assert said.startswith("image 0 is no image that can be read (it is not an image of a known")
+    assert "send the bytes of a JPEG, PNG" in said
+    assert "or in JSON their base64" in said
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -136,6 +137,59 @@ def test_images_of_many_pixels_are_refused_before_they_are_decoded():
     with pytest.raises(ProtocolError, match="and with image 3 they have 400"):
         decoded_images([png(10, 10)] * 9, 399)
     assert [image.shape for image in decoded_images([png(10, 9)] * 2, 180)] == [(9, 10, 3)] * 2
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"])
+def test_what_record_decodes_is_decoded_here(form):
+    from PIL import Image
+
+    from ebjr.data.examples import decode_image
+
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((9, 7)).save(file, form)
+    (found,) = decoded_images([file.getvalue()], 100)
+    np.testing.assert_array_equal(found, decode_image(file.getvalue()))
+    sent_on = getattr(found, "file", None)
+    assert sent_on == (file.getvalue() if form in ("PNG", "JPEG", "WEBP") else None)
+    with pytest.raises(ProtocolError, match="and with image 0 they have 63"):
+        decoded_images([file.getvalue()], 62)
+
+
+@pytest.mark.parametrize("form", ["ICO", "ICNS"])
+def test_a_picture_that_may_be_larger_than_its_file_says_is_refused(form):
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(file, form)
+    with pytest.raises(ProtocolError, match="image 0 is no image that can be read"):
+        decoded_images([file.getvalue()], 10_000)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        base64.b64encode,
+        base64.encodebytes,  # with line ends
+        lambda file: b"data:image/png;base64," + base64.b64encode(file),
+    ],
+)
+def test_base64_of_an_image_is_the_image(write):
+    (found,) = decoded_images([write(png(90, 70))], 90 * 70)
+    assert found.shape == (70, 90, 3)
+    assert found.file == png(90, 70)
+    with pytest.raises(ProtocolError, match="and with image 1 they have 6400"):
+        decoded_images([png(10, 10), write(png(90, 70))], 6399)
+
+
+def test_text_that_looks_like_base64_and_is_an_image_is_that_image():
+    (found,) = decoded_images([b"P1 4 2 0000 0000"], 8)
+    assert found.shape == (2, 4, 3)
+
+
+@pytest.mark.parametrize("sent", [b"", b"!", b"aGVsbG8=", b"data:image/png;base64,", b"aGVsbG8"])
+def test_base64_of_anything_else_says_what_is_expected(sent):
+    with pytest.raises(ProtocolError, match=r"image 1 is .* JPEG, .* or in JSON their base64$"):
+        decoded_images([png(2, 2), sent], 100)
 
 
 def test_images_that_are_bombs_are_a_400_and_the_next_is_answered():

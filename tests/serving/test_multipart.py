@@ -74,7 +74,7 @@ def test_fields_of_a_form_are_parameters(client):
         ({"operating_point": "wild"}, FILES, "no operating point 'wild'"),
         ({"threshold": "1"}, [("x", (None, b"1"))], "files and threshold"),
         ({"threshold": "1"}, [("timeout", (None, b"1"))], "at least one image"),
-        ({}, [("image", ("x.png", b"no image"))], "image 0 is no JPEG"),
+        ({}, [("image", ("x.png", b"no image"))], "image 0 is no image that can be read"),
         ({}, [("image", ("x.png", b""))] * 300, "Too many files"),
         ({"timeout": "1" * 5000}, FILES, "maximum size"),
     ],

@@ -1,17 +1,27 @@
-"""COCO's json: which images there are, and what is on them."""
+"""COCO's json: which images there are, where they are, and what is on them."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from ebjr.data.examples import Example, ImageData, OnUnreadable
+from ebjr.data.folders import is_system
+from ebjr.files import read_text
+from ebjr.labels import some
 from ebjr.tasks.detection.boxes import GroundTruth
+
+Id = int | str
+Found = tuple[Path, Callable[[], bytes]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +36,7 @@ class CocoLabels:
     sizes: tuple[tuple[int, int], ...]
     truth: tuple[GroundTruth, ...]
     classes: tuple[str, ...]
-    class_ids: tuple[int, ...]
+    class_ids: tuple[Id, ...]
     images: tuple[Mapping[str, Any], ...]
 
     def __len__(self) -> int:
@@ -36,11 +46,12 @@ class CocoLabels:
 def read_coco(path: str | os.PathLike[str]) -> CocoLabels:
     """Labels from a file in COCO's "instances" format.
 
-    A ValueError names the annotation that has a negative or infinite size, or a category or an
-    image that the file does not list.
+    A ValueError names the annotation that has a negative or infinite size, a category or an image
+    that the file does not list, or an `iscrowd` that is neither 0 nor 1; or the first id, name of a
+    category or file of an image that is there twice.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file of labels {path}; check the path") from None
     try:
@@ -54,36 +65,72 @@ def read_coco(path: str | os.PathLike[str]) -> CocoLabels:
 
 
 def _labels(content: Mapping[str, Any]) -> CocoLabels:
-    images = sorted(content["images"], key=lambda image: image["id"])
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    class_of = {category["id"]: number for number, category in enumerate(categories)}
-    by_image: dict[int, list[tuple[list[float], int, bool]]] = {image["id"]: [] for image in images}
+    if not isinstance(content, Mapping):
+        raise ValueError("COCO's instances format is an object with images, but this is a list")
+    images, categories = (_by_id(content[what], what) for what in ("images", "categories"))
+    _by_id([each for each in content["annotations"] if "id" in each], "annotations")
+    names = _once((str(each["name"]) for each in categories.values()), "the category")
+    files = _once((image["file_name"] for image in images.values()), "the image file")
+    class_of = {id: number for number, id in enumerate(categories)}
+    by_image: dict[Id, list[tuple[list[float], int, bool]]] = {id: [] for id in images}
     for annotation in content["annotations"]:
         name = f"annotation {annotation.get('id', '?')}"
-        if annotation["image_id"] not in by_image:
+        image = _id(annotation["image_id"], f"the image_id of {name}")
+        category = _id(annotation["category_id"], f"the category_id of {name}")
+        if image not in by_image:
+            raise ValueError(f"{name} belongs to image {image}, which is not listed")
+        if category not in class_of:
+            known = list(class_of) or ["none"]
             raise ValueError(
-                f"{name} belongs to image {annotation['image_id']}, which is not listed"
+                f"{name} has the category {category}, which is not listed; the categories are "
+                f"{known[0]}..{known[-1]}"
             )
-        if annotation["category_id"] not in class_of:
-            raise ValueError(
-                f"{name} has the category {annotation['category_id']}, which is not listed; the "
-                f"categories are {min(class_of, default='none')}..{max(class_of, default='')}"
-            )
-        row = _box(annotation["bbox"], name), class_of[annotation["category_id"]]
-        crowd = bool(annotation.get("iscrowd", 0))
-        by_image[annotation["image_id"]].append((*row, crowd))
+        crowd = _flag(annotation.get("iscrowd", 0), name)
+        by_image[image].append((_box(annotation["bbox"], name), class_of[category], crowd))
     truth = [
         GroundTruth(*(np.array([row[part] for row in rows]) for part in range(3)))
         for rows in by_image.values()
     ]
     return CocoLabels(
-        files=tuple(image["file_name"] for image in images),
-        sizes=tuple((int(image["height"]), int(image["width"])) for image in images),
+        files=files,
+        sizes=tuple((int(image["height"]), int(image["width"])) for image in images.values()),
         truth=tuple(truth),
-        classes=tuple(category["name"] for category in categories),
-        class_ids=tuple(category["id"] for category in categories),
-        images=tuple(images),
+        classes=names,
+        class_ids=tuple(categories),
+        images=tuple(images.values()),
     )
+
+
+def _by_id(entries: Sequence[Mapping[str, Any]], what: str) -> dict[Id, Mapping[str, Any]]:
+    """Entries by their ids, in the order of these."""
+    ids = (_id(entry["id"], f"each id of {what}") for entry in entries)
+    pairs = zip(_once(ids, f"of {what}, the id"), entries, strict=True)
+    return dict(sorted(pairs, key=lambda pair: (isinstance(pair[0], str), pair[0])))
+
+
+def _id(value: Any, what: str) -> Id:
+    """An id as its file means it: 7, 7.0 and "7" are one; other words are ids too."""
+    if isinstance(value, str):
+        return int(value) if value.strip().isdecimal() else value
+    if isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0:
+        return int(value)
+    raise ValueError(f"{what} must be a whole number or a word, not {value!r}")
+
+
+def _once(values: Iterable[Any], what: str) -> tuple[Any, ...]:
+    """The values, none of which may be there twice."""
+    for value, count in Counter(found := tuple(values)).items():
+        if count > 1:
+            raise ValueError(f"{what} {value!r} is there {count} times; it must be there once")
+    return found
+
+
+def _flag(value: Any, name: str) -> bool:
+    """What a file means by "0", 0, false or "false", or by their opposites."""
+    said = str(value).strip().lower()
+    if said not in ("0", "1", "false", "true", "0.0", "1.0"):
+        raise ValueError(f"{name} must have an iscrowd of 0 or 1, but has {value!r}")
+    return said in ("1", "true", "1.0")
 
 
 def _box(box: Any, name: str) -> list[float]:
@@ -95,3 +142,106 @@ def _box(box: Any, name: str) -> list[float]:
         )
     x, y, width, height = values.tolist()
     return [x, y, x + width, y + height]
+
+
+# The images that go with the labels
+
+
+def open_coco(
+    place: Path,
+    images: str | os.PathLike[str] | None,
+    on_unreadable: OnUnreadable,
+    classes: tuple[str, ...] | None,
+) -> ImageData:
+    """Labels with their images: in a folder, in a ``.zip``, or beside the labels."""
+    labels = read_coco(place)
+    if not len(labels):
+        raise ValueError(f"{place} lists no images")
+    truth = labels.truth if classes is None else _mapped(place, labels, classes)
+    find = _image_finder(place, labels.files, None if images is None else Path(images))
+
+    def examples(rows: Sequence[int] | None) -> Iterator[Example]:
+        for row in range(len(labels)) if rows is None else rows:
+            name = labels.files[row]
+            file, read = find(name)
+            yield Example(name, read, truth[row], file, labels.sizes[row])
+
+    ids = dict(zip(labels.classes, labels.class_ids, strict=True))
+    names = classes or labels.classes
+    numbers = tuple(id for id in map(ids.get, names) if isinstance(id, int))
+    data = ImageData(place, names, True, examples, len(labels), on_unreadable)
+    data.class_ids = numbers if len(numbers) == len(names) else None
+    return data
+
+
+def _mapped(place: Path, labels: CocoLabels, classes: tuple[str, ...]) -> list[GroundTruth]:
+    """The labels by the names of the model's classes."""
+    used = sorted({label for real in labels.truth for label in real.labels.tolist()})
+    unknown = [labels.classes[label] for label in used if labels.classes[label] not in classes]
+    if unknown:
+        raise ValueError(
+            f"{place} has boxes of {some(unknown)}, which is none of the {len(classes)} classes "
+            "that were given; give the names of the model's classes, in its order"
+        )
+    where = {name: number for number, name in enumerate(classes)}
+    new = np.array([where.get(name, 0) for name in labels.classes], np.int64)
+    return [GroundTruth(real.boxes, new[real.labels], real.crowd) for real in labels.truth]
+
+
+def _image_finder(place: Path, files: Sequence[str], images: Path | None) -> Callable[[str], Found]:
+    """The file in which an image that the json names is, and how it is read from there."""
+    if images is not None and images.suffix.lower() == ".zip" and images.is_file():
+        inside = members(images, files)
+        if not inside:
+            raise ValueError(f"{images} has none of the {len(files)} images that {place} names")
+        return lambda file: (images, lambda: _archive(images).read(inside.get(file, file)))
+    split = place.stem.removeprefix("instances_")
+    beside = [place.parent, place.parent / "images", place.parent.parent / split]
+    places = [*beside, place.parent.parent / "images"] if images is None else [images]
+    for folder in places:
+        if any((folder / file).is_file() for file in files):
+            return lambda file: (folder / file, (folder / file).read_bytes)
+    looked = ", ".join(str(folder) for folder in places)
+    raise ValueError(
+        f"none of the {len(files)} images that {place} names is in {looked}; say where they are "
+        "with images (--images), a folder or a .zip"
+    )
+
+
+def members(archive: Path, files: Sequence[str]) -> dict[str, str]:
+    """Where the images are in a ``.zip``: at their path, or at their path below a folder of it.
+
+    A bare name alone says where an image is if nothing else in the archive or in `files` has it.
+    """
+    called: dict[str, list[str]] = {}
+    for name in dict.fromkeys(_archive(archive).namelist()):
+        path = PurePosixPath(name)
+        if not name.endswith("/") and not any(map(is_system, path.parts)):
+            called.setdefault(path.name, []).append(name)
+    tops = [f"/{PurePosixPath(name).parent}" for alike in called.values() for name in alike]
+    top = os.path.commonpath(tops or ["/"])[1:]
+    wanted = Counter(PurePosixPath(file).name for file in files)
+    found: dict[str, str] = {}
+    for file in files:
+        path = PurePosixPath(file)
+        alike = called.get(path.name, [])
+        whole = [name for name in (str(path), str(top / path)) if name in alike]
+        below = [name for name in alike if name.endswith(f"/{path}") and path.name != str(path)]
+        fitting = whole[:1] or below or (alike if wanted[path.name] == 1 else [])
+        if len(fitting) > 1:
+            raise ValueError(
+                f"{archive} has {fitting[0]} and {fitting[1]}, and either may be the image {file}: "
+                "give it the path that the labels name"
+            )
+        if fitting:
+            found[file] = fitting[0]
+    _once(found.values(), f"of the images that are looked for in {archive},")
+    return found
+
+
+@lru_cache(maxsize=4)
+def _archive(path: Path) -> zipfile.ZipFile:
+    """An open .zip; each process opens its own."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} cannot be read as a .zip: it is no such file, or truncated")
+    return zipfile.ZipFile(path)

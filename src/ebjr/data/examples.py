@@ -6,10 +6,12 @@ out.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -18,7 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.data.preprocess import upright_pixels
+from ebjr.data.preprocess import to_rgb, upright_pixels
+from ebjr.files import sha256_of
+from ebjr.labels import some
 from ebjr.tasks.detection.boxes import GroundTruth
 from ebjr.threads import in_order
 
@@ -30,8 +34,9 @@ class Examples:
     """Some consecutive examples, with what to call each in a message or an answer (`names`).
 
     `inputs` are one array (n, ...) when the data are arrays; for images a list of n uint8 RGB
-    arrays (height, width, 3), each of its own size. `targets` are int64 (n,) or (n, labels); for
-    COCO's json a list of n `GroundTruth`; None when the data have no labels.
+    arrays (height, width, 3), each of its own size. `targets` are int64 (n,) or (n, labels); names
+    (n,) where labels are text and `Data.classes` is None; for COCO's json a list of n
+    `GroundTruth`; None when the data have no labels.
     """
 
     inputs: NDArray[Any] | list[NDArray[np.uint8]]
@@ -42,18 +47,24 @@ class Examples:
         return len(self.names)
 
 
+@dataclass(eq=False)
 class Data(ABC):
     """Examples that can be read in batches, as often as needed.
 
-    `classes` are the names of the labels, or None where they are not known. `unreadable` holds
-    (name, reason) of each example left out of the latest pass, filled as it is read.
+    `classes` are the names of the labels, and `named_by` says where they are from: ``"given"``,
+    ``"folders"``, ``"table"`` or ``"categories"``; both are None for labels without names.
+    `class_ids` are COCO's ids of `classes`, if each has one. `unreadable` holds (name, reason) of
+    each example left out of the latest pass, filled as it is read, and `left_out` what else was
+    found and makes no example, with its count.
     """
 
     path: Path
     classes: tuple[str, ...] | None
     has_targets: bool
-    unreadable: list[tuple[str, str]]
-    named_by: str | None = None
+    named_by: str | None = field(default=None, init=False)
+    class_ids: tuple[int, ...] | None = field(default=None, init=False)
+    unreadable: list[tuple[str, str]] = field(default_factory=list, init=False)
+    left_out: dict[str, int] = field(default_factory=dict, init=False)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -70,6 +81,12 @@ class Data(ABC):
         `on_unreadable` is ``"error"``.
         """
 
+    @property
+    def omissions(self) -> str | None:
+        """What of the path made no example, in words; None if nothing was left out."""
+        counts = ", ".join(f"{what} ({count})" for what, count in self.left_out.items())
+        return f"left out of {self.path}: {counts}" if counts else None
+
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Examples]:
         """All examples in order, `batch_size` at a time (the last batch may be smaller).
 
@@ -81,19 +98,32 @@ class Data(ABC):
         self.unreadable.clear()
         return self._read(batch_size, start)
 
+    def fingerprint(self) -> str:
+        """A hash that differs when the examples do; nothing is decoded for it.
+
+        A file of rows or labels counts with its bytes; image files of their own with name, size
+        and time of change, which is cheap for millions of them.
+        """
+        found = hashlib.sha256()
+        if self.path.is_file():
+            found.update(sha256_of(self.path).encode())
+        for name, file in self._files():
+            about = file.stat() if file.is_file() and file != self.path else None
+            facts = (name, about and about.st_size, about and about.st_mtime_ns)
+            found.update(repr(facts).encode())
+        return found.hexdigest()
+
+    def _files(self) -> Iterable[tuple[str, Path]]:
+        """The image files in `path` or beside it, each with its example's name."""
+        return ()
+
 
 @dataclass(eq=False)
 class ArrayData(Data):
     """Arrays of inputs (n, ...) and, optionally, of targets (n,), held in memory."""
 
-    path: Path
     inputs: NDArray[Any]
     targets: NDArray[Any] | None
-    classes: tuple[str, ...] | None
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.has_targets = self.targets is not None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -115,11 +145,17 @@ class ArrayData(Data):
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded image: its name, how to read its bytes, and its label."""
+    """One encoded image: its name, how to read its bytes, and its label.
+
+    `file` is the one it is read from, and `size` the (height, width) of the pixels that were
+    labeled; each where it is known.
+    """
 
     name: str
     read: Callable[[], bytes]
-    target: int | GroundTruth | None
+    target: int | str | GroundTruth | None
+    file: Path | None = None
+    size: tuple[int, int] | None = None
 
 
 Decoded = tuple[Example, NDArray[np.uint8]]
@@ -133,16 +169,15 @@ class ImageData(Data):
     rising.
     """
 
-    path: Path
     examples: Callable[[Sequence[int] | None], Iterable[Example]]
     count: int
-    has_targets: bool
     on_unreadable: OnUnreadable
-    classes: tuple[str, ...] | None
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.count
+
+    def _files(self) -> Iterable[tuple[str, Path]]:
+        return ((each.name, each.file) for each in self.examples(None) if each.file is not None)
 
     def _read(self, batch_size: int, start: int) -> Iterator[Examples]:
         decoded = in_order(
@@ -170,7 +205,7 @@ class ImageData(Data):
         if self.has_targets and example.target is None:
             return example, "it has no label"
         try:
-            return example, decode_image(example.read())
+            return example, decode_image(example.read(), example.size)
         # A file from anywhere can fail in any way; each of them means the same to the reader.
         except Exception as error:
             return example, reason_of(error)
@@ -191,7 +226,7 @@ class ImageData(Data):
     def _batch(self, some: Sequence[Decoded]) -> Examples:
         targets: Any = [example.target for example, _ in some] if self.has_targets else None
         if targets and not isinstance(targets[0], GroundTruth):
-            targets = np.array(targets, np.int64)
+            targets = np.array(targets, str if isinstance(targets[0], str) else np.int64)
         return Examples(
             [image for _, image in some], targets, [example.name for example, _ in some]
         )
@@ -201,23 +236,60 @@ class ImageData(Data):
         return f"no image in {self.path} can be read; the first is {name}: {reason}"
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
+# What Pillow opens and is no picture, or has a decoder elsewhere: EPS starts another program.
+_NO_PICTURES = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
+
+
+@cache
+def image_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read here."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(form for form in Image.ID if form not in _NO_PICTURES)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of the files that are read here, as ``.png``."""
+    from PIL import Image
+
+    forms = {*image_formats(), "MPO"}  # which the JPEG reader opens
+    return frozenset(end for end, form in Image.registered_extensions().items() if form in forms)
+
+
+def decode_image(
+    data: bytes,
+    size: tuple[int, int] | None = None,
+    *,
+    formats: Sequence[str] | None = None,
+    check: Callable[[int], None] | None = None,
+) -> NDArray[np.uint8]:
     """An encoded image that Pillow can read as upright RGB pixels, uint8 (height, width, 3).
 
-    Of several frames the first is taken. A ValueError refuses no bytes, more pixels than Pillow's
-    limit, and floating-point pixels.
+    Of several frames the first is taken. Pixels whose `size` (height, width) is that of the image
+    before its EXIF orientation is applied are given as they are stored. `check` is called with the
+    number of pixels before they are decoded, and holds them to Pillow's limit if left out;
+    `formats` are some of `image_formats`. A ValueError refuses no bytes, too many pixels, another
+    size than `size`, and floating-point pixels.
     """
     from PIL import Image
 
     if not data:
         raise ValueError("it is empty")
-    with Image.open(BytesIO(data)) as image:
-        pixels = image.width * image.height
-        # Up to twice the limit Pillow only warns.
-        if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"it has {pixels} pixels; the limit is {Image.MAX_IMAGE_PIXELS}")
-        image.load()
-        return upright_pixels(image)
+    with Image.open(BytesIO(data), formats=formats or image_formats()) as image:
+        count, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+        if check is not None:
+            check(count)
+        elif most is not None and count > most:  # up to twice the limit Pillow only warns
+            raise ValueError(f"it has {count} pixels; the limit is {most}")
+        pixels = upright_pixels(image)
+        if size in (None, pixels.shape[:2]):
+            return pixels
+        if size == (image.height, image.width):
+            return np.array(to_rgb(image))
+    (height, width), (tall, wide) = size, pixels.shape[:2]
+    raise ValueError(f"it is {wide} x {tall} pixels, and the labels say {width} x {height}")
 
 
 def reason_of(error: Exception) -> str:
@@ -226,9 +298,21 @@ def reason_of(error: Exception) -> str:
 
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image of a known format"
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"there is no file {error.filename}"
     said = error.strerror if isinstance(error, OSError) else None
     text = said or str(error) or type(error).__name__
     return " ".join(str(text).split()).rstrip(".")
+
+
+def label_place(label: str, classes: Sequence[str]) -> int:
+    """The place of a label in `classes`; a ValueError names one that is none of them."""
+    if label not in classes:
+        raise ValueError(
+            f"the label {label!r} is none of the {len(classes)} classes that were given "
+            f"({some(classes)})"
+        )
+    return classes.index(label)
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
@@ -238,8 +322,3 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     if len(set(classes)) != len(classes):
         raise ValueError("classes must differ, but one name is there twice")
     return tuple(classes)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few names, for a message."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -11,13 +11,13 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebjr.arrays import is_array
+from ebjr.files import read_text
 from ebjr.model import Model, ModelFacts, facts, model_name
 
 Image = NDArray[np.uint8]
@@ -215,9 +215,11 @@ class Preprocess:
     def from_file(cls, path: str | os.PathLike[str]) -> Preprocess:
         """Preprocessing from a TOML file with the keys of `as_dict`."""
         try:
-            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+            text = read_text(path)
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no preprocess file {path}") from None
+        try:
+            return cls.from_dict(tomllib.loads(text))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -273,10 +275,10 @@ def upright_pixels(image: Any) -> NDArray[np.uint8]:
     """
     from PIL import ImageOps
 
-    return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    return np.array(to_rgb(ImageOps.exif_transpose(image)))
 
 
-def _to_rgb(image: Any) -> Any:
+def to_rgb(image: Any) -> Any:
     """A Pillow image of any mode as an RGB one."""
     from PIL import Image
 

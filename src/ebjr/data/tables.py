@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.data.examples import Example, checked_classes, reason_of, some
+from ebjr.data.examples import Example, checked_classes, label_place, reason_of
 from ebjr.errors import needs
+from ebjr.labels import some
 
 TABLE_SUFFIXES = frozenset({".arrow", ".feather", ".parquet"})
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "image_bytes", "jpg", "jpeg", "png", "webp")
+PATH_COLUMNS = ("image", "img", "image_path", "file_name", "filepath", "path")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "targets", "class", "class_id", "cls")
 
 _ROWS_AT_ONCE = 128
@@ -39,6 +41,7 @@ class Table:
     label_column: str | None
     classes: tuple[str, ...] | None
     sets: Sets | None = None
+    places: tuple[int, ...] | None = None
 
     @classmethod
     def open(
@@ -58,15 +61,18 @@ class Table:
             raise ValueError(f"{path} has no rows")
         image_column = _image_column(path, schema, image)
         label_column = _label_column(path, schema, label)
-        sets = None
+        sets = places = None
         if label_column is not None:
             known = _names_in_schema(schema, label_column)
             classes = classes or known
+            if known and classes and known != classes:
+                with _damage_named(path):
+                    places = tuple(label_place(name, classes) for name in known)
             if targets_are == "label sets":
                 sets = _sets_in(path, schema, label_column, classes, numbers=known is not None)
             else:
-                _check_label(path, schema, label_column, classes)
-        return cls(path, rows, image_column, label_column, classes, sets)
+                _check_label(path, schema, label_column)
+        return cls(path, rows, image_column, label_column, classes, sets, places)
 
     @property
     def label(self) -> bool:
@@ -91,7 +97,8 @@ class Table:
                 images = batch.column(self.image_column).to_pylist()
                 labels = self._labels(batch)
             for place, image, target in zip(places, images, labels, strict=True):
-                yield Example(f"{self.path.name}:{start + place}", _reader(image), target)
+                read, file = _reader(image, self.path.parent)
+                yield Example(f"{self.path.name}:{start + place}", read, target, file)
 
     def _labels(self, batch: Any) -> list[Any]:
         if self.label_column is None:
@@ -117,13 +124,15 @@ class Table:
         chosen[places] = True
         return chosen
 
-    def _place(self, label: Any) -> int:
+    def _place(self, label: Any) -> Any:
+        """A label's number; text stays text where no classes are known."""
         if isinstance(label, str):
-            classes = self.classes or ()
-            if label not in classes:
-                raise ValueError(f"the label {label!r} is none of the {len(classes)} classes")
-            return classes.index(label)
-        return int(label)
+            return label if self.classes is None else label_place(label, self.classes)
+        if self.places and not 0 <= label < len(self.places):
+            raise ValueError(
+                f"the label {label} is none of the {len(self.places)} that the table names"
+            )
+        return self.places[label] if self.places else int(label)
 
 
 @contextmanager
@@ -189,36 +198,55 @@ def _ipc(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
             yield stream.schema, iter(stream)
 
 
-def _reader(image: Any) -> Callable[[], bytes]:
-    data = image.get("bytes") if isinstance(image, Mapping) else image
-    return lambda: data or b""
+def _reader(image: Any, folder: Path) -> tuple[Callable[[], bytes], Path | None]:
+    """How an image is read whose bytes are here, or in a file, which is named then."""
+    if not isinstance(image, Mapping):
+        image = {"path" if isinstance(image, str) else "bytes": image}
+    data, path = image.get("bytes"), image.get("path")
+    if path and not data:
+        return (folder / path).read_bytes, folder / path
+    return lambda: data or b"", None
+
+
+def _holds_paths(kind: Any) -> bool:
+    return _is_text(_part(kind, "path"))
 
 
 def _holds_images(kind: Any) -> bool:
     import pyarrow.types as types
 
-    if types.is_struct(kind):
-        place = kind.get_field_index("bytes")
-        return place >= 0 and _holds_images(kind.field(place).type)
+    kind = _part(kind, "bytes")
     return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def _part(kind: Any, name: str) -> Any:
+    """The type of a struct's part; of what has no such part, its own."""
+    import pyarrow.types as types
+
+    place = kind.get_field_index(name) if types.is_struct(kind) else -1
+    return kind if place < 0 else kind.field(place).type
 
 
 def _image_column(path: Path, schema: Any, asked: str | None) -> str:
     if asked is not None:
         _check_column(path, schema, asked, "image_column")
-        if not _holds_images(schema.field(asked).type):
+        kind = schema.field(asked).type
+        if not (_holds_images(kind) or _holds_paths(kind)):
             raise ValueError(
                 f"{path}: the image column {asked!r} must hold encoded images (binary, or a "
-                f"struct with bytes), but holds {schema.field(asked).type}"
+                f"struct with bytes) or their paths, but holds {kind}"
             )
         return asked
     fitting = [name for name in schema.names if _holds_images(schema.field(name).type)]
+    if not fitting:
+        paths = (name for name in PATH_COLUMNS if name in schema.names)
+        fitting = [name for name in paths if _holds_paths(schema.field(name).type)][:1]
     known = [name for name in IMAGE_COLUMNS if name in fitting]
     if known or len(fitting) == 1:
         return (known or fitting)[0]
     raise ValueError(
-        f"{path} has {'no' if not fitting else 'more than one possible'} column of encoded images "
-        f"(its columns: {some(schema.names)}); name one with image_column"
+        f"{path} has {'no' if not fitting else 'more than one possible'} column of images or their "
+        f"paths (its columns: {some(schema.names)}); name one with image_column"
     )
 
 
@@ -236,7 +264,7 @@ def _check_column(path: Path, schema: Any, asked: str, what: str) -> None:
         )
 
 
-def _check_label(path: Path, schema: Any, column: str, classes: tuple[str, ...] | None) -> None:
+def _check_label(path: Path, schema: Any, column: str) -> None:
     import pyarrow.types as types
 
     kind = schema.field(column).type
@@ -247,11 +275,8 @@ def _check_label(path: Path, schema: Any, column: str, classes: tuple[str, ...] 
     if not _is_text(kind):
         way = "; lists of labels are for --task multilabel" if _item(kind) is not None else ""
         raise ValueError(
-            f"{path}: the label column {column!r} must hold whole numbers, but holds {kind}{way}"
-        )
-    if classes is None:
-        raise ValueError(
-            f"{path}: the label column {column!r} holds text; give classes in the model's order"
+            f"{path}: the label column {column!r} must hold whole numbers or names, but holds "
+            f"{kind}{way}"
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ebjr.backends.entry import ModelEntry
-from ebjr.data.coco import read_coco
+from ebjr.data.coco import members, read_coco
 from ebjr.data.examples import decode_image
 from ebjr.data.preprocess import Preprocess
 from ebjr.demo.fetch import DataUnavailable, Progress
@@ -32,7 +32,7 @@ class Encoded(Sequence[Any]):
 
     def __init__(self, path: Path, files: Sequence[str]) -> None:
         self._archive = zipfile.ZipFile(path)
-        inside = {Path(name).name: name for name in self._archive.namelist()}
+        inside = members(path, files)
         self._names = [inside[file] for file in files]
 
     def __len__(self) -> int:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.optimize  # noqa: F401  # a monitor's first bound would wait for it
 
-from ebjr.files import json_number, write_whole
+from ebjr.files import json_number, read_text, write_whole
 from ebjr.monitor import DriftMonitor, RiskMonitor
 from ebjr.serving.events import Audited, Observer, Scored
 from ebjr.serving.served import Served
@@ -205,7 +205,7 @@ class LiveMonitor(Observer):
     def _resume(self) -> None:
         assert self._file is not None
         try:
-            kept = json.loads(self._file.read_text(encoding="utf-8"))
+            kept = json.loads(read_text(self._file))
             if kept["format"] != _FORMAT or kept["of"] != self._key:
                 raise ValueError("it is of another calibration")
             states = kept["monitors"]

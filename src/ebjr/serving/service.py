@@ -6,7 +6,7 @@ Mistakes are raised as errors, and `status_of` gives their HTTP status.
 from __future__ import annotations
 
 import asyncio
-import io
+import base64
 import json
 import logging
 import os
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ebjr.arrays import row_count, to_numpy
-from ebjr.data.preprocess import ImageFile, upright_pixels
+from ebjr.data.examples import decode_image, image_formats, reason_of
+from ebjr.data.preprocess import ImageFile
 from ebjr.errors import (
     DeadlineExceeded,
     EbjrError,
@@ -410,25 +411,54 @@ def checked_pixels(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def decoded_images(files: Sequence[bytes], most_pixels: int) -> list[np.ndarray]:
-    """The pixels (h, w, 3) of image files, at most `most_pixels` together; else ProtocolError."""
-    from PIL import Image
+# What a container says of its picture's size may be false, and the limit on pixels with it.
+_CONTAINERS = {"BLP", "ICNS", "ICO"}
+_ANY_SERVER_READS = (b"\xff\xd8", b"\x89PNG", b"RIFF")  # JPEG, PNG, WebP
 
-    found: list[np.ndarray] = []
+
+def decoded_images(files: Sequence[bytes], most_pixels: int) -> list[np.ndarray]:
+    """The pixels (h, w, 3) of image files, or of their base64, as `ebjr record` decodes them.
+
+    They may have `most_pixels` together; else ProtocolError.
+    """
     pixels = 0
-    for number, raw in enumerate(files):
-        try:
-            with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG", "WEBP")) as image:
-                pixels += image.width * image.height
-                if pixels <= most_pixels:  # known before anything is decoded
-                    found.append(ImageFile.of(upright_pixels(image), raw))
-        except Exception as error:  # whatever a broken image makes the decoder say
-            raise ProtocolError(
-                f"image {number} is no JPEG, PNG or WebP that can be read"
-            ) from error
+
+    def check(more: int) -> None:  # before anything is decoded
+        nonlocal pixels
+        pixels += more
         if pixels > most_pixels:
             raise ProtocolError(
                 f"the images of a request may have {most_pixels} pixels together, and with image "
                 f"{number} they have {pixels}"
             )
+
+    formats = [form for form in image_formats() if form not in _CONTAINERS]
+    found: list[np.ndarray] = []
+    for number, sent in enumerate(files):
+        try:
+            image, file = _decoded(sent, formats=formats, check=check)
+        except ProtocolError:
+            raise
+        except Exception as error:  # whatever a broken image makes the decoder say
+            raise ProtocolError(
+                f"image {number} is no image that can be read ({reason_of(error)}): send the bytes "
+                "of a JPEG, PNG, WebP, GIF, BMP or TIFF file, or in JSON their base64"
+            ) from error
+        whole = file.startswith(_ANY_SERVER_READS)  # a far teacher is sent the file itself
+        found.append(ImageFile.of(image, file) if whole else image)
     return found
+
+
+def _decoded(sent: bytes, **how: Any) -> tuple[np.ndarray, bytes]:
+    """An image and its file, which may come as base64, with or without ``data:...;base64,``."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        return decode_image(sent, **how), sent
+    except UnidentifiedImageError as error:
+        text = sent.partition(b";base64,")[2] if sent.startswith(b"data:") else sent
+        try:
+            file = base64.b64decode(b"".join(text.split()), validate=True)
+        except ValueError:
+            raise error from None
+        return decode_image(file, **how), file

@@ -1,0 +1,142 @@
+"""Folders of images: which files are examples, of which class, and what is left out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ebjr.data.examples import Example, ImageData, OnUnreadable, image_suffixes
+from ebjr.labels import some
+
+_SYSTEM = {"$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "__pycache__"}
+_SYSTEM |= {"lost+found"}
+_UNSEEN = {".ds_store", "desktop.ini", "thumbs.db"}  # what systems put anywhere, without a word
+_SPLITS = {"dev", "eval", "test", "testing", "train", "training", "val", "valid", "validation"}
+
+
+def open_folder(
+    root: Path, on_unreadable: OnUnreadable, classes: tuple[str, ...] | None
+) -> ImageData:
+    """A folder of class folders, whose labels follow the sorted names, or of images alone."""
+    walk = _Walk(root)
+    found = {folder: sorted(walk.images(folder)) for folder in walk.folders}
+    full = [folder for folder in found if found[folder]]
+    loose = [file for file in walk.files if walk.takes(file.name, told=not full)]
+    if full and loose:
+        raise ValueError(
+            f"{root} has class folders, and {len(loose)} images beside them (the first is "
+            f"{loose[0].name}); move these into a class folder, or away"
+        )
+    if not full and not loose:
+        others = f", only {some([*walk.left_out])}" if walk.left_out else ""
+        raise ValueError(f"{root} has no images, in itself or in class folders{others}")
+    names = classes
+    files: list[tuple[Path, int | None]] = [(file, None) for file in loose]
+    if full:
+        _check_level(root, {folder: found[folder] for folder in full}, classes or ())
+        names = classes or tuple(folder.name for folder in found)
+        if unknown := [folder.name for folder in full if folder.name not in names]:
+            raise ValueError(
+                f"the folder {unknown[0]} in {root} is none of the {len(names)} classes "
+                f"({some(names)})"
+            )
+        places = {name: place for place, name in enumerate(names)}
+        files = [(file, places[folder.name]) for folder in full for file in found[folder]]
+        if empty := [folder.name for folder in found if not found[folder]]:
+            walk.left_out[f"class folders without an image, {some(empty)}"] = len(empty)
+    data = image_data(root, files, on_unreadable, names)
+    data.left_out = dict(walk.left_out)
+    return data
+
+
+def image_data(
+    root: Path,
+    files: Sequence[tuple[Path, int | None]],
+    on_unreadable: OnUnreadable,
+    classes: tuple[str, ...] | None,
+) -> ImageData:
+    """Image files with their labels, named as they lie in `root`, or one image alone."""
+    base = root if root.is_dir() else root.parent
+
+    def examples(rows: Sequence[int] | None) -> Iterator[Example]:
+        for file, target in files if rows is None else (files[row] for row in rows):
+            yield Example(file.relative_to(base).as_posix(), file.read_bytes, target, file)
+
+    has_targets = files[0][1] is not None
+    return ImageData(root, classes, has_targets, examples, len(files), on_unreadable)
+
+
+def is_system(name: str) -> bool:
+    """Whether a folder of this name is hidden, or a system's own."""
+    return name.startswith(".") or name in _SYSTEM
+
+
+class _Walk:
+    """What lies in a root: its `folders` and `files`; each real folder is entered once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.left_out = root, Counter[str]()
+        real = root.resolve()
+        # A link to a folder above the root leads to all of it again.
+        self._class_of: dict[Path, str | None] = dict.fromkeys((real, *real.parents))
+        entries = sorted(root.iterdir())
+        self.files = [entry for entry in entries if entry.is_file()]
+        self.folders = [
+            entry for entry in entries if entry.is_dir() and self._enters(entry, entry.name)
+        ]
+
+    def images(self, folder: Path) -> Iterator[Path]:
+        """The images of a class folder, at any depth."""
+        closed = ["folders that cannot be opened"]
+        found = os.walk(folder, onerror=lambda _: self.left_out.update(closed), followlinks=True)
+        for place, inner, names in found:
+            inner[:] = [name for name in inner if self._enters(Path(place, name), folder.name)]
+            yield from (Path(place, name) for name in names if self.takes(name))
+
+    def takes(self, name: str, told: bool = True) -> bool:
+        """Whether a file is an example by its name; what is none is counted, where it is `told`."""
+        suffix, hidden = Path(name).suffix.lower(), name.startswith(".")
+        image = suffix in image_suffixes()
+        if image and hidden:
+            self.left_out["hidden image files"] += 1
+        elif not image and told and not hidden and name.lower() not in _UNSEEN:
+            self.left_out[f"{suffix} files" if suffix else "files without a suffix"] += 1
+        return image and not hidden
+
+    def _enters(self, folder: Path, of: str) -> bool:
+        if is_system(folder.name):
+            self.left_out["hidden or system folders"] += 1
+            return False
+        real = folder.resolve()
+        if real not in self._class_of:
+            self._class_of[real] = of
+            return True
+        other = self._class_of[real]
+        if other not in (None, of):
+            raise ValueError(
+                f"the class folders {other} and {of} in {self.root} both hold {real}: an image is "
+                "of one class, so take one of the links away"
+            )
+        self.left_out["folders met again through links"] += 1
+        return False
+
+
+def _check_level(root: Path, found: dict[Path, list[Path]], classes: tuple[str, ...]) -> None:
+    """Refuse a folder above the one that is meant: its splits would become the classes."""
+    above = []
+    for folder, images in found.items():
+        inside = {image.parent for image in images}
+        split, alone = folder.name.lower() in _SPLITS, len(found) == 1 < len(inside)
+        if folder.name not in classes and folder not in inside and (split or alone):
+            above.append(folder)
+    if len(above) > 1 or len(above) == len(found):
+        names = [folder.name for folder in above]
+        one = max(
+            names, key=lambda name: (name.lower().startswith("val"), name.lower()[:2] != "tr")
+        )
+        raise ValueError(
+            f"the class folders in {root} are one level down, in {some(names)}: give one folder of "
+            f"these, such as --data {root / one}"
+        )
