@@ -287,8 +287,8 @@ class PairOptions:
         options = {} if threads is None else {"threads": threads}
         options |= parse_options(given or "") | chosen
         if boxes:
-            known = {} if source.classes is None else {"classes": len(source.classes)}
-            options |= {"layout": layout, **known}
+            options |= {"layout": layout, "class_ids": source.class_ids}
+            options |= {} if source.classes is None else {"classes": len(source.classes)}
         return load_model(path, **options)
 
 

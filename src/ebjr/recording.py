@@ -258,6 +258,12 @@ class _Recording:
                 self.models[role] = FarTeacher(inside, replace(model.link, rows_per_second=None))
             else:
                 self.models[role] = prepare_for(model, inputs, wanted, argument)
+            if self.data is not None:
+                said = self.kind.numbered(role, self.models[role], inputs, targets, self.data)
+                self.models[role] = said
+        mine, theirs = (facts(self.models[role]).labels for role in ROLES)
+        if self.kind.targets_are == "boxes" and mine and theirs:  # they are numbered by now
+            self.kind.check_names(mine, theirs)
 
     def _costs(self, inputs: Batch) -> dict[str, Cost]:
         """The costs that were given, with what can be told before the models run on all data."""
@@ -330,6 +336,8 @@ class _Recording:
         self.classes = self.kind.common_classes(*first)
         if self.kind.targets_are in ("labels", "label sets"):
             self._match_names()
+        for role, output in zip(ROLES, first, strict=True):
+            self.kind.check_first(role, output)
         if self.check_all is not None:
             self.check_all()
         return None if labels is None else self._in_range(labels, 1)

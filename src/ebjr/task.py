@@ -203,6 +203,13 @@ class Task:
         """One model's raw output as finite NumPy floats, or as a list of `Detections`."""
         raise NotImplementedError
 
+    def check_first(self, role: str, output: Any) -> None:
+        """Check what a model said of the first batch, beyond its form."""
+
+    def numbered(self, role: str, model: Any, inputs: Any, targets: Any, data: Any) -> Any:
+        """A model that numbers its classes as the data do, as far as the first batch tells."""
+        return model
+
     def check_targets(self, targets: Any) -> Any:
         """(n,) targets as NumPy, or a list of `GroundTruth`."""
         raise NotImplementedError

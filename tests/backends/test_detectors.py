@@ -1,4 +1,4 @@
-"""Decoders on outputs made here, and the real detectors where they are at hand."""
+"""Detectors on outputs made here, and the real ones where they are at hand."""
 
 from __future__ import annotations
 
@@ -6,132 +6,33 @@ import io
 import zipfile
 
 import numpy as np
-import onnx
 import pytest
+from heads import (
+    BOX,
+    CLASSES,
+    MADE,
+    NAMES,
+    SIZE,
+    detr_outputs,
+    graph,
+    nanodet_outputs,
+    sides_of,
+    softmax_detr_outputs,
+    torchvision_outputs,
+    yolov5_outputs,
+)  # fmt: skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from scipy.special import expit
 
 from ebjr import Preprocess
-from ebjr.backends.detectors import (
-    LAYOUTS,
-    Layout,
-    OnnxDetector,
-    decode_detr,
-    decode_nanodet,
-    decode_torchvision,
-    decode_yolov5,
-    decode_yolov8,
-)
+from ebjr.backends.detectors import LAYOUTS, Layout, OnnxDetector
+from ebjr.backends.layouts import decode_detr, decode_nanodet, decode_torchvision
 from ebjr.data.coco import read_coco
 from ebjr.errors import ModelError
 from ebjr.tasks.detection.boxes import box_iou
 from ebjr.tasks.detection.precision import average_precision, match_detections
-
-SIDE, CLASSES = 64, 3
-SIZE = (SIDE, SIDE)
-BOX = np.array([10.0, 12.0, 42.0, 36.0], np.float32)
-CENTER = np.array([26.0, 24.0, 32.0, 24.0], np.float32)
-"""The same: center, width, height."""
-SPIKE = 40.0
-
-
-def sides_of(center, stride, bins):
-    """Bin logits (4 * bins,) whose mean distances from a cell lead to BOX."""
-    distances = np.concatenate([center - BOX[:2], BOX[2:] - center]) / stride
-    logits = np.full((4, bins), -SPIKE, np.float32)
-    for side, distance in enumerate(distances):
-        low = int(distance)
-        part = distance - low
-        logits[side, low] = np.log(1 - part) if part < 1 else -SPIKE
-        if part > 0:
-            logits[side, low + 1] = np.log(part)
-    return logits.ravel()
-
-
-def nanodet_outputs(label=2, bins=8):
-    outputs = {}
-    for stride in (8, 16, 32):
-        cells = SIDE // stride
-        outputs[f"stride{stride}"] = np.zeros((1, CLASSES + 4 * bins, cells, cells), np.float32)
-        outputs[f"stride{stride}"][:, :CLASSES] = -12
-    x = y = 1  # the cell whose center is (24, 24)
-    outputs["stride16"][0, label, y, x] = 3
-    outputs["stride16"][0, CLASSES:, y, x] = sides_of(np.array([24.0, 24.0]), 16, bins)
-    return outputs
-
-
-def yolov8_outputs(label=2, bins=8):
-    maps = nanodet_outputs(label, bins)
-    flat = np.concatenate([one.reshape(1, one.shape[1], -1) for one in maps.values()], axis=2)
-    return {"cls": flat[:, :CLASSES], "dfl": flat[:, CLASSES:]}
-
-
-def yolov8_decoded(label=2):
-    output = np.zeros((1, 4 + CLASSES, 20), np.float32)
-    output[0, :4, 7], output[0, 4 + label, 7] = CENTER, expit(3)
-    return {"output0": output}
-
-
-def yolov5_outputs(label=2):
-    output = np.zeros((1, 20, 5 + CLASSES), np.float32)
-    output[0, 7, :4], output[0, 7, 4], output[0, 7, 5 + label] = CENTER, 1.0, expit(3)
-    return {"output0": output}
-
-
-def detr_outputs(label=2, queries=5, bins=7):
-    logits = np.full((1, queries, CLASSES), -12, np.float32)
-    boxes = np.full((1, queries, 4), 0.5, np.float32)
-    logits[0, 1, label], boxes[0, 1] = 3, CENTER / SIDE
-    corners = np.arange(queries * 4 * bins, dtype=np.float32).reshape(queries * 4, bins)
-    return {"cls_logits": logits, "boxes": boxes, "corner_logits": corners}
-
-
-def softmax_detr_outputs(label=2, queries=5):
-    outputs = detr_outputs(label, queries)
-    nothing = np.zeros((1, queries, 1), np.float32)
-    logits = np.concatenate([outputs["cls_logits"], nothing], axis=2)
-    return {"logits": logits, "pred_boxes": outputs["boxes"]}
-
-
-def torchvision_outputs(label=2):
-    return {
-        "boxes": BOX[None],
-        "labels": np.array([label + 1]),
-        "scores": np.array([expit(3)], np.float32),
-    }
-
-
-MADE = {
-    "nanodet": (decode_nanodet, nanodet_outputs),
-    "yolov8": (decode_yolov8, yolov8_outputs),
-    "yolov8, one output": (decode_yolov8, yolov8_decoded),
-    "yolov5": (decode_yolov5, yolov5_outputs),
-    "detr": (decode_detr, detr_outputs),
-    "detr, softmax": (decode_detr, softmax_detr_outputs),
-    "torchvision": (decode_torchvision, torchvision_outputs),
-}
-NAMES = tuple(MADE)
-
-
-def graph(path, outputs, batch=1, side=SIDE):
-    """A graph that answers every input with the same outputs."""
-    numbers = {
-        name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in outputs.items()
-    }
-    nodes = [helper.make_node("Identity", [f"{name}_"], [name]) for name in outputs]
-    made = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, side, side])],
-        [helper.make_tensor_value_info(name, number, None) for name, number in numbers.items()],
-        [numpy_helper.from_array(value, f"{name}_") for name, value in outputs.items()],
-    )
-    sets = [helper.make_opsetid("", 17)]
-    onnx.save(helper.make_model(made, opset_imports=sets, ir_version=8), path)
-    return path
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from ebjr.data.preprocess import Preprocess, Preprocessed, infer_preprocess
 from ebjr.model import Model
@@ -22,20 +23,22 @@ positive = st.floats(0.125, 300, width=32)
 @st.composite
 def preprocesses(draw: st.DrawFn) -> Preprocess:
     dtype = draw(st.sampled_from(["float32", "float16", "uint8"]))
+    color = draw(st.sampled_from(["rgb", "bgr", "gray"]))
+    channels = 1 if color == "gray" else 3
     scaled = {}
     if dtype != "uint8":
         scaled = {
             "range": draw(
                 st.tuples(finite, finite).filter(lambda ends: ends[0] != ends[1]).map(sorted)
             ),
-            "mean": draw(st.none() | st.tuples(finite, finite, finite)),
-            "std": draw(st.none() | st.tuples(positive, positive, positive)),
+            "mean": draw(st.none() | st.tuples(*[finite] * channels)),
+            "std": draw(st.none() | st.tuples(*[positive] * channels)),
         }
     return Preprocess(
         size=draw(st.none() | sides | st.tuples(sides, sides)),
         resize=draw(st.sampled_from(["squash", "crop", "letterbox"])),
         interpolation=draw(st.sampled_from(["bilinear", "bicubic"])),
-        color=draw(st.sampled_from(["rgb", "bgr"])),
+        color=color,
         layout=draw(st.sampled_from(["nchw", "nhwc"])),
         dtype=dtype,
         **scaled,
@@ -87,6 +90,9 @@ def test_a_toml_file_is_read(tmp_path) -> None:
         ({"mean": [0.5]}, "mean must be 3 finite numbers"),
         ({"std": [1, 0, 1]}, "std must be positive"),
         ({"std": "imagenet"}, "std must be 3 finite numbers"),
+        ({"color": "grey"}, "color must be one of rgb, bgr, gray, but is 'grey'"),
+        ({"color": "gray", "mean": [0.4, 0.5, 0.4]}, "mean must be one finite number for a gray"),
+        ({"mean": 0.5}, "mean must be 3 finite numbers"),
         ({"dtype": "float16", "std": [1, 1, 1e-6]}, "beyond what float16 holds"),
         ({"dtype": "uint8", "mean": [1, 1, 1]}, "dtype uint8 keeps the pixels"),
     ],
@@ -130,7 +136,7 @@ def test_layouts_are_transposes_and_lists_are_arrays(preprocess, count, seed) ->
     first = Preprocess.from_dict(values | {"layout": "nchw"})(images)
     last = Preprocess.from_dict(values | {"layout": "nhwc"})(np.stack(images))
     height, width = preprocess.height_width or (7, 11)
-    assert first.shape == (count, 3, height, width)
+    assert first.shape == (count, preprocess.channels, height, width)
     assert first.dtype == preprocess.dtype
     np.testing.assert_array_equal(first.transpose(0, 2, 3, 1), last)
     assert first.flags.c_contiguous
@@ -226,7 +232,8 @@ def test_size_and_layout_are_read_off_an_input_shape() -> None:
     ("shape", "sentence"),
     [
         ([1, 3, 3, 3], "both fit"),
-        ([1, 1, 28, 28], "neither does"),
+        ([1, 1, 28, 3], "both fit"),
+        ([1, 2, 28, 28], "neither does"),
         (["n", 10], "neither does"),
         ([1, 3, 224, None], "one fixed and one dynamic"),
     ],
@@ -234,3 +241,34 @@ def test_size_and_layout_are_read_off_an_input_shape() -> None:
 def test_a_shape_that_does_not_tell_is_said_to(shape, sentence) -> None:
     with pytest.raises(ValueError, match=sentence):
         infer_preprocess(shape)
+
+
+def test_gray_is_pillows_luminance_to_the_last_bit() -> None:
+    levels = np.arange(0, 256, 5, dtype=np.uint8)
+    image = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(len(levels), -1, 3)
+    gray = Preprocess(color="gray", dtype="uint8")([image])
+    assert gray.shape == (1, 1, *image.shape[:2])
+    np.testing.assert_array_equal(gray[0, 0], np.asarray(Image.fromarray(image).convert("L")))
+    (sized,) = Preprocess(size=12, color="gray", dtype="uint8", layout="nhwc")([image])
+    (colored,) = Preprocess(size=12, dtype="uint8", layout="nhwc")([image])
+    np.testing.assert_array_equal(sized[..., 0], np.asarray(Image.fromarray(colored).convert("L")))
+
+
+def test_the_mean_of_a_gray_image_is_one_number() -> None:
+    way = Preprocess.parse("color=gray,mean=0.1307,std=0.3081,layout=nhwc")
+    assert way == Preprocess(color="gray", mean=0.1307, std=(0.3081,), layout="nhwc")
+    assert Preprocess.from_dict(way.as_dict()) == way
+    page = np.full((1, 4, 4, 3), 51, np.uint8)
+    np.testing.assert_allclose(way(page), np.full((1, 4, 4, 1), (0.2 - 0.1307) / 0.3081), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        (["n", 1, 28, 28], Preprocess(size=28, color="gray")),
+        ([1, 28, 32, 1], Preprocess(size=(28, 32), color="gray", layout="nhwc")),
+        ([None, 1, None, None], Preprocess(color="gray")),
+    ],
+)
+def test_a_model_of_one_channel_is_given_gray_images(shape, expected) -> None:
+    assert infer_preprocess(shape) == expected

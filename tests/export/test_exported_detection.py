@@ -128,6 +128,80 @@ def test_what_has_no_form_is_one_sentence(tmp_path):
     assert not (tmp_path / "joint.onnx").exists()
 
 
+NODES = {
+    "rtdetr": [("Sigmoid", ["logits"], ["scores"]), ("Concat", ["boxes", "scores"], ["out"])],
+    "end2end": [
+        *(("Slice", ["boxes", n, m, "2"], [name]) for n, m, name in ("02c", "24w")),
+        ("Mul", ["w", "half"], ["h"]),
+        *(("Sub", ["c", "h"], ["first"]), ("Add", ["c", "h"], ["last"])),
+        ("Concat", ["first", "last"], ["corners"]),
+        ("Mul", ["corners", "side"], ["pixels"]),
+        ("Sigmoid", ["logits"], ["scores"]),
+        ("ReduceMax", ["scores"], ["best"]),
+        *(("ArgMax", ["scores"], ["label"]), ("Cast", ["label"], ["number"])),
+        ("Concat", ["pixels", "best", "number"], ["out"]),
+    ],
+}
+NODES["end2end_normalized"] = [
+    (kind, ["corners" if name == "pixels" else name for name in given], out)
+    for kind, given, out in NODES["end2end"]
+    if out != ["pixels"]
+]
+ABOUT = {
+    "Concat": {"axis": 2}, "ReduceMax": {"axes": [2]}, "ArgMax": {"axis": 2}, "Cast": {"to": 1},
+}  # fmt: skip
+
+
+def in_one_output(path, layout):
+    """A detector like DETR whose outputs are put together as another family's are."""
+    model = onnx.load(path)
+    graph = model.graph
+    graph.node.extend(
+        onnx.helper.make_node(kind, given, out, **ABOUT.get(kind, {}))
+        for kind, given, out in NODES[layout]
+    )
+    numbers = {"0": [0], "2": [2], "4": [4], "half": np.float32(0.5), "side": np.float32(SIDE)}
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.array(value), name) for name, value in numbers.items()
+    )
+    del graph.output[:]
+    graph.output.append(onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("layout", NODES)
+@pytest.mark.parametrize("label_ids", [None, [2, 0]], ids=["all classes", "two of them"])
+@pytest.mark.parametrize("score", ["max_confidence", "detection_energy(part='classes')"])
+def test_families_that_answer_in_one_output_are_exported(tmp_path, layout, label_ids, score):
+    pair = []
+    for path, limit in zip(write_detectors(tmp_path), (6, 40), strict=True):
+        in_one_output(path, layout)
+        pair.append(load_model(path, layout="auto", classes=3, limit=limit, label_ids=label_ids))
+        assert pair[-1].facts.options["layout"] == layout
+    joint = JointDetector(*pair, Router(score, -1e30))
+    images = scenes(12, 40, 50)
+    scores = np.asarray(joint(list(images)).score)
+    joint.router.threshold = float(np.median(scores[np.isfinite(scores)])) + 1e-4
+    export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
+    check_same_boxes(ExportedJoint(tmp_path / "joint.onnx", threads=1), joint, images)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_classes_that_are_not_reported_are_left_out_inside_too(tmp_path, softmax):
+    """Of three columns two are ours, in another order; with a softmax the last is nothing."""
+    ids = [1, 0] if softmax else [2, 0]
+    how = {"layout": "detr", "classes": 2 if softmax else 3, "label_ids": ids}
+    joint = JointDetector(
+        *(load_model(path, **how) for path in write_detectors(tmp_path)),
+        Router("detection_energy(part='classes')", -1e30),
+    )
+    images = scenes(12)
+    scores = np.asarray(joint(list(images)).score)
+    joint.router.threshold = float(np.median(scores[np.isfinite(scores)])) + 1e-4
+    export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
+    check_same_boxes(ExportedJoint(tmp_path / "joint.onnx", threads=1), joint, images)
+
+
 def test_real_detectors_find_the_same_on_real_photographs(tmp_path, shared_data):
     folder = shared_data / "detection"
     with zipfile.ZipFile(folder / "coco669_images.zip") as archive:

@@ -17,7 +17,7 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
 import onnx_ir as ir
 
-from ebjr import JointClassifier, Router
+from ebjr import JointClassifier, RecordingNote, Router, record
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.data.preprocess import Preprocess, prepared
@@ -76,6 +76,9 @@ def test_resizing_is_pillows_to_the_last_bit(image, size, resize, interpolation,
         Preprocess(size=(5, 9), range=(-1, 1), layout="nhwc", std=(0.5, 0.6, 0.7)),
         Preprocess(size=8, dtype="float16", resize="letterbox"),
         Preprocess(color="bgr", dtype="uint8", layout="nhwc"),
+        Preprocess(color="gray", dtype="uint8"),
+        Preprocess(size=5, color="gray", mean=0.1307, std=0.3081, resize="letterbox"),
+        Preprocess(size=(4, 9), color="gray", range=(-1, 1), layout="nhwc", resize="crop"),
     ],
     ids=lambda way: way.as_text() or "plain",
 )
@@ -146,3 +149,38 @@ def test_real_photographs_are_decided_alike_at_two_resolutions(tmp_path, shared_
     export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
     joint.router.threshold = float(np.sort(joint(photographs).score)[11:13].mean())
     check_same(ExportedJoint(tmp_path / "joint.onnx"), joint, photographs)
+
+
+def test_models_of_gray_images_are_recorded_and_exported_as_they_answer(tmp_path):
+    """Of one channel each, the channel first and last: the images stay RGB around them."""
+    paths = [write_gray(tmp_path / "student.onnx", [8, 8]), write_gray(tmp_path / "t.onnx", [9, 9])]
+    images = RNG.integers(0, 256, (6, 20, 30, 3), np.uint8)
+    models = [OnnxModel(path) for path in paths]
+    with pytest.warns(RecordingNote, match=r"size [89], color gray, .*pixels in 0..1"):
+        outcomes = record(*models, list(images), np.arange(6) % 2, flops=False)
+    ways = [Preprocess(size=8, color="gray"), Preprocess(size=9, color="gray", layout="nhwc")]
+    np.testing.assert_array_equal(outcomes.student, models[0](ways[0](images)))
+    np.testing.assert_array_equal(outcomes.teacher, models[1](ways[1](images)))
+    joint = JointClassifier(*map(prepared, models, ways), Router("margin", 0.2))
+    joint.router.threshold = float(np.median(joint(images).score)) + 1e-4
+    saved = write_joint(tmp_path, joint)
+    assert (saved.student.preprocess, saved.teacher.preprocess) == tuple(ways)
+    export_joint(saved, tmp_path / "joint.onnx")
+    check_same(ExportedJoint(tmp_path / "joint.onnx"), joint, images)
+
+
+def write_gray(path, sides):
+    """A linear model of one gray channel: it stands first where the sides are even, else last."""
+    row = [1, *sides] if sides[0] % 2 == 0 else [*sides, 1]
+    weights = RNG.normal(size=(int(np.prod(row)), 2)).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Flatten", ["x"], ["f"]),
+         onnx.helper.make_node("MatMul", ["f", "w"], ["y"])],
+        "gray",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", *row])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 2])],
+        [onnx.numpy_helper.from_array(weights, "w")],
+    )  # fmt: skip
+    sets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=sets, ir_version=8), path)
+    return path

@@ -263,7 +263,7 @@ def _entry_at(source: str, link: str | None) -> Entry:
 
 OPTIONS = (
     *("threads", "providers", "device", "dtype", "compile", "batch_size", "output", "output_kind"),
-    *("layout", "classes", "nms", "above", "limit"),
+    *("layout", "classes", "nms", "above", "limit", "label_ids"),
 )
 """What `load_model` takes for a file, as the command line and ``joint.toml`` say it."""
 REMOTE_OPTIONS = (

@@ -85,6 +85,11 @@ class OnnxModel:
             further_files=lambda: external_files(self.path),
         )
 
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """What the program that wrote the file has put beside its graph."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
     def _read_input(self) -> None:
         inputs = self._session.get_inputs()
         required = [node for node in inputs if not node.type.startswith("optional")]

@@ -21,17 +21,19 @@ from ebjr.files import read_text
 from ebjr.model import Model, ModelFacts, facts, model_name
 
 Image = NDArray[np.uint8]
-Triple = tuple[float, float, float]
+Channels = float | tuple[float, ...]
 Place = tuple[tuple[int, int], int, int]
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "resize": ("squash", "crop", "letterbox"),
     "interpolation": ("bilinear", "bicubic"),
-    "color": ("rgb", "bgr"),
+    "color": ("rgb", "bgr", "gray"),
     "layout": ("nchw", "nhwc"),
     "dtype": ("float32", "float16", "uint8"),
 }
 PADDING = 114
+LUMA = (19595, 38470, 7471)
+"""The parts of red, green and blue in Pillow's mode ``"L"``, in 65536ths, which are rounded."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Preprocess:
     mean, std
         Subtracted, then divided by; one number for each channel in the order of `color`.
     color
-        The order of the channels, ``"rgb"`` or ``"bgr"``.
+        The order of the channels, ``"rgb"`` or ``"bgr"``; or ``"gray"``: one channel, the
+        luminance as Pillow's mode ``"L"`` has it.
     layout
         ``"nchw"`` or ``"nhwc"``.
     dtype
@@ -76,9 +79,9 @@ class Preprocess:
     resize: Literal["squash", "crop", "letterbox"] = "squash"
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     range: tuple[float, float] = (0.0, 1.0)
-    mean: Triple | None = None
-    std: Triple | None = None
-    color: Literal["rgb", "bgr"] = "rgb"
+    mean: Channels | None = None
+    std: Channels | None = None
+    color: Literal["rgb", "bgr", "gray"] = "rgb"
     layout: Literal["nchw", "nhwc"] = "nchw"
     dtype: Literal["float32", "float16", "uint8"] = "float32"
 
@@ -88,7 +91,7 @@ class Preprocess:
             if not isinstance(value, str) or value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}")
         checked: dict[str, Any] = {"size": _checked_size(self.size)}
-        for name, count in (("range", 2), ("mean", 3), ("std", 3)):
+        for name, count in (("range", 2), ("mean", self.channels), ("std", self.channels)):
             left_out = name != "range" and vars(self)[name] is None
             checked[name] = None if left_out else _numbers(name, vars(self)[name], count)
         for name, value in checked.items():
@@ -97,7 +100,7 @@ class Preprocess:
             raise ValueError(
                 f"range must be (low, high) with low under high, but is {self.range!r}"
             )
-        if self.std is not None and min(self.std) <= 0:
+        if isinstance(self.std, tuple) and min(self.std) <= 0:
             raise ValueError(f"std must be positive, but is {self.std!r}")
         scaled = self.mean or self.std or self.range not in ((0.0, 1.0), (0.0, 255.0))
         if self.dtype == "uint8" and scaled:
@@ -110,6 +113,11 @@ class Preprocess:
                 f"range, mean and std lead to values beyond what {self.dtype} holds; "
                 "choose another dtype, or a std nearer to the range"
             )
+
+    @property
+    def channels(self) -> int:
+        """How many channels the model's input has."""
+        return 1 if self.color == "gray" else 3
 
     @property
     def height_width(self) -> tuple[int, int] | None:
@@ -247,6 +255,9 @@ class Preprocess:
         """Pixels (n, height, width, 3) in the model's color, range, layout and type."""
         if self.color == "bgr":
             pixels = pixels[..., ::-1]
+        if self.color == "gray":
+            luminance = (pixels @ np.array(LUMA, np.uint32) + 2**15) >> 16
+            pixels = luminance.astype(np.uint8)[..., None]
         planes = pixels.transpose(0, 3, 1, 2)
         output = np.empty(planes.shape if self.layout == "nchw" else pixels.shape, self.dtype)
         target = output if self.layout == "nchw" else output.transpose(0, 3, 1, 2)
@@ -259,11 +270,11 @@ class Preprocess:
         return output
 
     def values(self) -> NDArray[np.float64]:
-        """What each of the 256 pixel values becomes in each channel: (3, 256)."""
+        """What each of the 256 pixel values becomes in each channel: (channels, 256)."""
         low, high = self.range
         values = low + np.arange(256) * (high - low) / 255
-        mean = np.array(self.mean or (0.0, 0.0, 0.0))[:, None]
-        std = np.array(self.std or (1.0, 1.0, 1.0))[:, None]
+        mean = np.array(self.mean or (0.0,) * self.channels)[:, None]
+        std = np.array(self.std or (1.0,) * self.channels)[:, None]
         return np.asarray((values - mean) / std, np.float64)
 
 
@@ -392,18 +403,19 @@ def unprepared(model: Model) -> tuple[Model, Preprocess | None]:
 
 
 def infer_preprocess(input_shape: Sequence[int | str | None]) -> Preprocess:
-    """Size and layout, read off the shape of a model's input as an ONNX file says it.
+    """Size, layout and color, read off the shape of a model's input as an ONNX file says it.
 
     A dimension that is dynamic is a name or None. A ValueError refuses a shape that is no batch of
-    RGB images, or that could be in both layouts.
+    RGB images (3 channels) or gray ones (1 channel), or that could be in both layouts.
     """
     shape = list(input_shape)
-    first, last = len(shape) == 4 and shape[1] == 3, len(shape) == 4 and shape[3] == 3
+    first, last = (len(shape) == 4 and shape[axis] in (1, 3) for axis in (1, 3))
     if first == last:
         which = "both fit" if first else "neither does"
         raise ValueError(
-            f"the input must have the shape (n, 3, height, width) or (n, height, width, 3), but "
-            f"{which} {tuple(shape)}; say how images become this input with preprocess"
+            f"the input must have the shape (n, 3, height, width) or (n, height, width, 3), with 1 "
+            f"in place of 3 for gray images, but {which} {tuple(shape)}; say how images become "
+            "this input with preprocess"
         )
     tall, wide = (
         side if isinstance(side, int) and side > 0 else None
@@ -415,7 +427,8 @@ def infer_preprocess(input_shape: Sequence[int | str | None]) -> Preprocess:
             "say both with preprocess, for example size=224x320"
         )
     size = None if tall is None or wide is None else (tall, wide)
-    return Preprocess(size=size, layout="nchw" if first else "nhwc")
+    color: Any = "gray" if shape[1 if first else 3] == 1 else "rgb"
+    return Preprocess(size=size, color=color, layout="nchw" if first else "nhwc")
 
 
 # Resizing
@@ -504,9 +517,11 @@ def _checked_size(size: Any) -> int | tuple[int, int] | None:
 
 
 def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
+    value = [value] if count == 1 and _is_number(value) else value
     fits = isinstance(value, list | tuple) and len(value) == count
     if not fits or not all(_is_number(number) for number in value):
-        raise ValueError(f"{name} must be {count} finite numbers, but is {value!r}")
+        wanted = f"{count} finite numbers" if count > 1 else "one finite number for a gray image"
+        raise ValueError(f"{name} must be {wanted}, but is {value!r}")
     return tuple(float(number) for number in value)
 
 

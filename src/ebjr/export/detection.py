@@ -1,4 +1,4 @@
-"""Detectors like DETR inside the graph: a fixed number of boxes, no suppression.
+"""Detectors like DETR inside the graph: a fixed number of boxes, no suppression left to do.
 
 Each class of each box is a candidate, and the best `limit` of them are an image's detections, as
 `ebjr.backends.detectors` decodes them outside. In a graph every image has as many rows; those
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ebjr.backends.detectors import LAYOUTS, OnnxDetector, detr_outputs
+from ebjr.backends.detectors import OnnxDetector
+from ebjr.backends.layouts import LAYOUTS, dense_output, detr_outputs
 from ebjr.errors import ModelError
 from ebjr.export.images import place_images
 from ebjr.export.operators import Operators, Value
@@ -22,6 +23,8 @@ from ebjr.scores import Score
 from ebjr.tasks.detection.scale import LEAST_SCORE, ConfidenceMap
 
 FLOAT = ir.DataType.FLOAT
+FIXED = ("detr", "rtdetr", "end2end", "end2end_normalized")
+"""The layouts with as many boxes on every image."""
 
 
 @dataclass(frozen=True)
@@ -30,25 +33,33 @@ class Head:
 
     Attributes
     ----------
-    detector
-        The detector.
+    detector, layout
+        The detector, and the name of its layout.
     outputs
-        The names of its boxes, logits, and bin logits where there are some.
-    queries, columns, bins
-        How many boxes an image has, how many logits a box, and how many bins a side, or none.
+        The names of its boxes, logits, and bin logits where there are some; or of all in one.
+    queries, bins
+        How many boxes an image has, and how many bins a side, or none.
+    softmax
+        Whether one more logit is that of "nothing".
     """
 
     detector: OnnxDetector
+    layout: str
     outputs: tuple[str, ...]
     queries: int
-    columns: int
     bins: int
+    softmax: bool
 
     @property
     def rows(self) -> int:
-        """At most so many detections are reported on an image."""
-        classes = self.detector.classes if self.columns == self.detector.classes else 1
-        return min(self.detector.limit, self.queries * classes)
+        """The largest number of detections that is reported on an image."""
+        single = self.softmax or self.detector.layout.by_label
+        return min(self.detector.limit, self.queries * (1 if single else len(self.columns)))
+
+    @property
+    def columns(self) -> np.ndarray:
+        """The column, or the label, of each class that is reported."""
+        return np.array(self.detector.numbers)
 
 
 def head_of(role: str, detector: OnnxDetector, example: np.ndarray) -> Head:
@@ -59,17 +70,22 @@ def head_of(role: str, detector: OnnxDetector, example: np.ndarray) -> Head:
     ModelError
         Its number of boxes is not fixed, or it suppresses boxes.
     """
-    if detector.layout is not LAYOUTS["detr"] or detector.nms is not None:
+    layout = next((name for name, one in LAYOUTS.items() if one is detector.layout), "own")
+    if layout not in FIXED or detector.nms is not None:
         raise ModelError(
-            f"the {role} {detector.path} needs its boxes decoded and suppressed outside of its "
-            "graph; only detectors like DETR, with a fixed number of boxes and no suppression, can "
-            "be exported"
+            f"the {role} {detector.path} (layout {layout}) needs its boxes decoded and suppressed "
+            "outside of its graph; only detectors like DETR, with a fixed number of boxes and no "
+            f"suppression, can be exported: those of the layouts {', '.join(FIXED)}"
         )
     answers = detector.model.answer_all(detector.preprocess(example))
-    names = detr_outputs(answers, detector.classes)
+    classes = detector.classes
+    if layout != "detr":
+        name = dense_output(answers, 6 if detector.layout.by_label else 4 + classes)
+        return Head(detector, layout, (name,), answers[name].shape[1], 0, False)
+    names = detr_outputs(answers, classes)
     count, queries, columns = answers[names[1]].shape
     bins = sum(answers[name].size for name in names[2:]) // (count * queries * 4)
-    return Head(detector, names, queries, columns, bins)
+    return Head(detector, layout, names, queries, bins, columns > classes)
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,8 @@ class Found:
         (n, rows) bool: which rows are detections.
     query
         (n, rows): which of the head's boxes each one is.
+    logits
+        (n, queries, classes), of all of the head's boxes.
     """
 
     boxes: Value
@@ -91,24 +109,28 @@ class Found:
     scores: Value
     real: Value
     query: Value
+    logits: Value
 
 
 def find(op: Operators, head: Head, raws: list[Value], images: Value) -> Found:
     """The detections of a head on images (n, height, width, 3), in pixels of these."""
     op = op.computing(np.float32)
-    boxes, logits = (op.to(raw, np.float32) for raw in raws[:2])
-    classes = head.detector.classes
-    if head.columns == classes:
+    corners, logits = _read(op, head, [op.to(raw, np.float32) for raw in raws])
+    classes = len(head.columns)
+    if not head.softmax:
         flat = op.Reshape(op.Sigmoid(logits), [0, head.queries * classes])
         scores, index = op.TopK(flat, [head.rows], outputs=2)
         query, labels = op.Div(index, classes), op.Mod(index, classes)
-    else:  # a softmax, whose last class is "nothing"
-        likely = op.Slice(op.Softmax(logits, axis=2), [0], [classes], [2])
-        best = op.reduce("ReduceMax", likely)
+    else:  # the last class is "nothing", and a box whose best one is none of ours is none
+        likely = op.Slice(op.Softmax(logits, axis=2), [0], [-1], [2])
+        ours = op.Gather(likely, head.columns, axis=2)
+        best = op.reduce("ReduceMax", ours)
+        best = op.Where(op.Less(best, op.reduce("ReduceMax", likely)), np.float32(0), best)
         scores, query = op.TopK(best, [head.rows], outputs=2)
-        labels = op.GatherElements(op.ArgMax(likely, axis=2, keepdims=0), query, axis=1)
+        labels = op.GatherElements(op.ArgMax(ours, axis=2, keepdims=0), query, axis=1)
+        logits = op.Gather(logits, head.columns, axis=2)
     real = op.Greater(scores, np.float32(head.detector.above))
-    placed = _placed(op, head, boxes, images)
+    placed = _placed(op, head, corners, images)
     chosen = op.GatherND(placed, op.Unsqueeze(query, [2]), batch_dims=1)
     return Found(
         boxes=op.Where(op.Unsqueeze(real, [2]), chosen, 0.0),
@@ -116,11 +138,33 @@ def find(op: Operators, head: Head, raws: list[Value], images: Value) -> Found:
         scores=op.Where(real, scores, 0.0),
         real=real,
         query=query,
+        logits=logits,
     )
 
 
-def _placed(op: Operators, head: Head, boxes: Value, images: Value) -> Value:
-    """Center, width and height from 0 to 1, as corners in pixels of the images."""
+def _read(op: Operators, head: Head, raws: list[Value]) -> tuple[Value, Value]:
+    """Corners as the layout has them, and logits: of our classes, or all before a softmax."""
+    whole = raws[0]
+    boxes, scores = op.Slice(whole, [0], [4], [2]), op.Slice(whole, [4], [2**31], [2])
+    if head.detector.layout.by_label:
+        score, label = op.Slice(scores, [0], [1], [2]), op.Slice(scores, [1], [2], [2])
+        own = op.Equal(label, head.columns.astype(np.float32))
+        return boxes, op.Where(own, _log_odds(op, score), -math.inf)
+    center, half = op.Slice(boxes, [0], [2], [2]), op.Slice(boxes, [2], [4], [2])
+    half = op.Mul(op.Max(half, 0.0), 0.5)
+    logits = _log_odds(op, scores) if head.layout == "rtdetr" else raws[1]
+    if not head.softmax:
+        logits = op.Gather(logits, head.columns, axis=2)
+    return op.Concat(op.Sub(center, half), op.Add(center, half), axis=2), logits
+
+
+def _log_odds(op: Operators, scores: Value) -> Value:
+    kept = op.Min(op.Max(scores, 0.0), 1 - np.finfo(np.float32).epsneg)
+    return op.Sub(op.Log(kept), op.Log(op.Sub(1.0, kept)))
+
+
+def _placed(op: Operators, head: Head, corners: Value, images: Value) -> Value:
+    """Corners as the layout has them, in pixels of the images."""
     shape = op.Shape(images)
     own = (op.Gather(shape, 1), op.Gather(shape, 2))
     size, (sides, top, left) = place_images(op, own, head.detector.preprocess)
@@ -131,10 +175,9 @@ def _placed(op: Operators, head: Head, boxes: Value, images: Value) -> Value:
         pair = [exact.Unsqueeze(exact.to(exact.value(one), np.float64), [0]) for one in (x, y)]
         return exact.Concat(*pair, *pair, axis=0)
 
-    center = op.Slice(boxes, [0], [2], [2])
-    half = op.Mul(op.Max(op.Slice(boxes, [2], [4], [2]), 0.0), 0.5)
-    corners = op.Concat(op.Sub(center, half), op.Add(center, half), axis=2)
-    pixels = op.Mul(corners, op.Cast(four(*size), to=int(FLOAT)))
+    pixels = corners
+    if head.layout != "end2end":  # from 0 to 1
+        pixels = op.Mul(corners, op.Cast(four(*size), to=int(FLOAT)))
     scale = exact.Div(four(*own), four(*sides))
     moved = exact.Mul(exact.Sub(exact.to(pixels, np.float64), four(top, left)), scale)
     return op.Cast(exact.Min(exact.Max(moved, 0.0), four(*own)), to=int(FLOAT))
@@ -197,8 +240,7 @@ def _energy(
     head, found, raws = parts
     terms = []
     if part != "boxes":
-        logits = op.Slice(op.to(raws[1], np.float64), [0], [head.detector.classes], [2])
-        terms.append(_logsumexp(op, logits))
+        terms.append(_logsumexp(op, op.to(found.logits, np.float64)))
     if part != "classes":
         bins = op.Reshape(op.to(raws[2], np.float64), [-1, head.queries, 4, head.bins])
         terms.append(op.reduce("ReduceMean", _logsumexp(op, bins)))

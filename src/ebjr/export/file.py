@@ -281,6 +281,7 @@ def _describe(
 ) -> None:
     """Say in the file what it is, and what its threshold rests on."""
     score, threshold = joint.router.score, joint.router.threshold
+    asked = facts(joint.teacher).options
     model.producer_name, model.producer_version = "ebjr", ebjr.__version__
     model.doc_string = (
         f"{config.name}: a student answers every input, and a teacher those whose score "
@@ -314,7 +315,7 @@ def _describe(
             if entry.preprocess is not None
         },
         "labels": config.labels,
-        "classes": facts(joint.teacher).options.get("classes", config.classes),
+        "classes": len(asked.get("label_ids", ())) or asked.get("classes", config.classes),
         "known_classes": config.known_classes,
         "calibration": config.calibration,
         "operating_points": config.operating_points,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from ebjr.data.preprocess import PADDING, Preprocess
+from ebjr.data.preprocess import LUMA, PADDING, Preprocess
 from ebjr.export.operators import Operators, Value
 
 Sides = tuple[Value, Value]
@@ -32,9 +32,11 @@ def prepare_images(op: Operators, images: Value, preprocess: Preprocess) -> Valu
         planes = _fitted(op, planes, preprocess)
     if preprocess.color == "bgr":
         planes = op.Gather(planes, np.array([2, 1, 0]), axis=1)
-    channels = np.arange(3)[:, None, None]
+    if preprocess.color == "gray":
+        planes = _luminance(op, planes)
+    channels = np.arange(preprocess.channels)[:, None, None]
     if preprocess.layout == "nhwc":
-        planes, channels = op.Transpose(planes, perm=[0, 2, 3, 1]), np.arange(3)
+        planes, channels = op.Transpose(planes, perm=[0, 2, 3, 1]), channels.ravel()
     if preprocess.dtype == "uint8":
         return planes
     # each value looked up, rounded once, as outside
@@ -43,6 +45,15 @@ def prepare_images(op: Operators, images: Value, preprocess: Preprocess) -> Valu
     if (table == table[0]).all():
         return op.Gather(table[0], places)
     return op.Gather(table.ravel(), op.Add(places, (256 * channels).astype(np.int32)))
+
+
+def _luminance(op: Operators, planes: Value) -> Value:
+    """Planes (n, 3, height, width) as one, (n, 1, height, width), in whole numbers as outside."""
+    parts = op.Mul(
+        op.Cast(planes, to=int(ir.DataType.INT32)), np.array(LUMA, np.int32)[:, None, None]
+    )
+    total = op.Add(op.reduce("ReduceSum", parts, keep=True, axis=1), np.int32(2**15))
+    return op.Cast(op.Div(total, np.int32(2**16)), to=int(ir.DataType.UINT8))
 
 
 def place_images(op: Operators, own: Sides, preprocess: Preprocess) -> tuple[Sides, Place]:

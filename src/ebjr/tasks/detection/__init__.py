@@ -23,6 +23,7 @@ from ebjr.tasks.detection.boxes import (
     unpack_detections,
     unpack_truth,
 )
+from ebjr.tasks.detection.first import check_boxes, numbered
 from ebjr.tasks.detection.fusion import fuse_detections
 from ebjr.tasks.detection.gain import Gain
 from ebjr.tasks.detection.precision import SHOWN, JointPrecision, Matches, match_detections
@@ -81,6 +82,12 @@ class Detection(Task):
         except (TypeError, ValueError) as error:
             raise type(error)(f"{role}: {error}") from error
         return list(output)
+
+    def check_first(self, role: str, output: Any) -> None:
+        check_boxes(role, output)
+
+    def numbered(self, role: str, model: Any, inputs: Any, targets: Any, data: Any) -> Any:
+        return numbered(role, model, inputs, targets, data)
 
     def check_targets(self, targets: Any) -> list[GroundTruth]:
         listed = isinstance(targets, list | tuple)

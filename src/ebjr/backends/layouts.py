@@ -1,0 +1,477 @@
+"""Layouts of detectors' outputs: a decoder for each family, and how a file's own is recognized.
+
+A decoder turns the outputs of one family into boxes in pixels of the model's input. Many families
+have outputs of one shape: what tells them apart is how many boxes there are, and their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit, softmax
+
+from ebjr.backends.onnx import OnnxModel
+from ebjr.data.preprocess import Preprocess
+from ebjr.errors import ModelError
+
+Outputs = Mapping[str, NDArray[Any]]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What a head says about one image, in pixels of the model's input.
+
+    `boxes` (b, 4) and `logits` (b, classes); `bins` (b, 4, k) and `bin_width` (b,) as of
+    `Detections`, or None; `labels` and `scores` (b,) where a box has one class alone, else None.
+    """
+
+    boxes: NDArray[Any]
+    logits: NDArray[Any]
+    bins: NDArray[Any] | None = None
+    bin_width: NDArray[Any] | None = None
+    labels: NDArray[Any] | None = None
+    scores: NDArray[Any] | None = None
+
+    @property
+    def sure(self) -> NDArray[Any]:
+        """(b,): the score of each box's best class."""
+        return expit(self.logits.max(axis=1)) if self.scores is None else self.scores
+
+
+Decode = Callable[[Outputs, Size, int], list[Decoded]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to read the outputs of a family of detectors.
+
+    `decode` makes n `Decoded` of all outputs for n inputs, their (height, width) and the number of
+    classes, or raises a ModelError where the outputs are not of this family. `nms` is the overlap
+    above which the family suppresses; None where it does not. `per_cell` holds the numbers of boxes
+    that a cell of the maps may have; it is empty where boxes are no maps, and None where `decode`
+    checks that. `by_label` is whether a class is a number in the outputs and not a column, and
+    `first` is the number of the first class.
+    """
+
+    decode: Decode
+    nms: float | None
+    per_cell: tuple[int, ...] | None = None
+    by_label: bool = False
+    first: int = 0
+
+    def check(self, outputs: Outputs, size: Size, classes: int) -> None:
+        """Raise a ModelError where shapes, the number of boxes or values are another family's."""
+        found = self.decode(outputs, size, classes)
+        if self.per_cell is not None and found:
+            on_map = _grids(size, len(found[0].boxes), self.per_cell or (1, 3)) is not None
+            if on_map is not bool(self.per_cell):
+                raise ModelError(f"{len(found[0].boxes)} boxes fit {'' if on_map else 'no '}maps")
+        check_values(found, size, self)
+
+
+def decode_nanodet(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
+    """NanoDet, GFL, PicoDet: a map for each stride, class logits, then four sides of bin logits.
+
+    Each output is (n, classes + 4 k, height, width). A cell's center is ((x + 1/2) stride,
+    (y + 1/2) stride), and a side's distance stride times the mean of its k bins (distribution
+    focal loss; Li et al., "Generalized focal loss", NeurIPS 2020).
+    """
+    rows, grids = [], []
+    for name, output in outputs.items():
+        channels = output.shape[1] if output.ndim == 4 else 0
+        if channels < classes + 8 or (channels - classes) % 4:  # a side has two bins at least
+            _pick({name: output}, lambda value: False, f"(n, {classes} + 4 k, height, width)")
+        rows.append(output.reshape(*output.shape[:2], -1).swapaxes(1, 2))
+        grids.append((output.shape[2], output.shape[3], size[0] / output.shape[2]))
+    whole = np.concatenate(rows, axis=1)
+    center, stride = _cells(grids)
+    _check_logits(whole[:, :, :classes])
+    return [_distances_decoded(row[:, :classes], row[:, classes:], center, stride) for row in whole]
+
+
+def decode_yolov8(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
+    """YOLOv8 and later without NMS: logits and bins apart, or one output that is decoded already.
+
+    Two outputs: class logits (n, classes, a) and bin logits (n, 4 k, a), on strides 8, 16 and 32.
+    One output: (n, 4 + classes, a), center, width and height in pixels, then probabilities.
+    """
+    if len(outputs) == 1:
+        channels = 4 + classes
+        name = _pick(
+            outputs,
+            lambda value: value.ndim == 3 and value.shape[1] == channels,
+            f"(n, {channels}, boxes)",
+        )
+        rows = outputs[name].swapaxes(1, 2)
+        return [Decoded(_corners(row[:, :4]), _log_odds(row[:, 4:])) for row in rows]
+    first = _pick(outputs, lambda value: value.ndim == 3 and value.shape[1] == classes, "logits")
+    second = _pick(
+        {name: value for name, value in outputs.items() if name != first},
+        lambda value: value.ndim == 3 and value.shape[1] % 4 == 0,
+        "bins (n, 4 k, boxes)",
+    )
+    logits, bins = _check_logits(outputs[first]), outputs[second]
+    center, strides = _map_of(size, logits.shape[2])
+    if bins.shape[2] != logits.shape[2]:
+        raise ModelError(f"the outputs have {logits.shape[2]} boxes and {bins.shape[2]}")
+    return [
+        _distances_decoded(row.T, sides.T, center, strides)
+        for row, sides in zip(logits, bins, strict=True)
+    ]
+
+
+def decode_yolov5(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
+    """YOLOv5 to v7, and YOLOX where it is exported decoded: (n, a, 5 + classes).
+
+    Center, width and height in pixels, objectness, then class scores: a class's score is
+    objectness times its own, both probabilities.
+    """
+    rows = _dense(outputs, 5 + classes)
+    return [Decoded(_corners(row[:, :4]), _objects(row)) for row in rows]
+
+
+def decode_yolox(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
+    """YOLOX as it is exported: (n, a, 5 + classes), a box for each cell on strides 8, 16 and 32.
+
+    The center's offset from the cell's corner, and the logarithms of width and height, all in
+    strides of the cell; then objectness and class scores as YOLOv5's.
+    """
+    rows = _dense(outputs, 5 + classes)
+    center, stride = _map_of(size, rows.shape[1])
+    away = np.abs(rows[:, :, :2] * np.array(size[::-1]) - center).max(axis=2)
+    if (away < stride).mean() > 0.5:
+        raise ModelError("the centers are places from 0 to 1, and no offsets from the cells")
+    middle = (rows[:, :, :2] - 0.5) * stride[:, None] + center
+    sides = np.exp(np.minimum(rows[:, :, 2:4], 20)) * stride[:, None]
+    boxes = _corners(np.concatenate([middle, sides], axis=2))
+    return [Decoded(*one) for one in zip(boxes, map(_objects, rows), strict=True)]
+
+
+def decode_end2end(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
+    """YOLOv10, YOLO26 and exports with NMS inside: (n, k, 6): x1, y1, x2, y2, score and class.
+
+    Boxes are in pixels of the input. A row whose score is 0 is none.
+    """
+    return [_labeled(row[:, :4], row[:, 5], row[:, 4], classes, 0) for row in _dense(outputs, 6)]
+
+
+def decode_rtdetr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
+    """RT-DETR in one output, (n, q, 4 + classes): box centers and sides in 0..1, then scores."""
+    rows = _dense(outputs, 4 + classes)
+    pixels = _corners(rows[:, :, :4]) * np.array([size[1], size[0]] * 2, rows.dtype)
+    return [Decoded(*one) for one in zip(pixels, _log_odds(rows[:, :, 4:]), strict=True)]
+
+
+def normalized(decode: Decode) -> Decode:
+    """A decoder of the same outputs with boxes from 0 to 1 in place of pixels."""
+
+    def scaled(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
+        sides = np.array([size[1], size[0]] * 2, np.float32)
+        return [replace(one, boxes=one.boxes * sides) for one in decode(outputs, size, classes)]
+
+    return scaled
+
+
+def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
+    """DETR, RT-DETR, D-FINE, DEIM: class logits and boxes of q queries, and bin logits if any.
+
+    Class logits (n, q, classes), sigmoids, or (n, q, classes + 1), a softmax whose last class is
+    "nothing"; boxes (n, q, 4), center, width and height from 0 to 1; bin logits of any shape with
+    4 n q rows. Where boxes and logits have one shape, the boxes' name has "box" in it.
+    """
+    names = detr_outputs(outputs, classes)
+    boxes, logits, *sides = (outputs[name] for name in names)
+    _check_logits(logits)
+    count, queries = boxes.shape[:2]
+    pixels = _corners(boxes) * np.array([size[1], size[0]] * 2, boxes.dtype)
+    bins = sides[0].reshape(count, queries, 4, -1) if sides else [None] * count
+    return [
+        Decoded(box, row[:, :classes], side, None, *_softmax_answer(row, classes))
+        for box, row, side in zip(pixels, logits, bins, strict=True)
+    ]
+
+
+def detr_outputs(outputs: Outputs, classes: int) -> tuple[str, ...]:
+    """The names of the boxes and the class logits, and of the bin logits if there are any."""
+    named = {name: value for name, value in outputs.items() if "box" in name.lower()} or outputs
+    boxes = _pick(named, lambda value: value.ndim == 3 and value.shape[2] == 4, "boxes (n, q, 4)")
+    left = {name: value for name, value in outputs.items() if name != boxes}
+    logits = _pick(
+        left,
+        lambda value: value.ndim == 3 and value.shape[2] in (classes, classes + 1),
+        f"class logits (n, q, {classes} or {classes + 1})",
+    )
+    rows = outputs[boxes].shape[0] * outputs[boxes].shape[1] * 4
+    sides = [name for name, value in left.items() if name != logits and value.size % rows == 0]
+    return (boxes, logits, *sides[:1])
+
+
+def decode_torchvision(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
+    """What torchvision gives: boxes (b, 4), labels (b,), scores (b,) of one image, NMS done.
+
+    Boxes are in pixels of the input. Labels are those of the training: class k has the label
+    k + 1, as 0 is the background.
+    """
+    names = (
+        _pick(outputs, lambda value: value.ndim == 2 and value.shape[1] == 4, "boxes (b, 4)"),
+        _pick(outputs, lambda value: value.ndim == 1 and value.dtype.kind in "iu", "labels (b,)"),
+        _pick(outputs, lambda value: value.ndim == 1 and value.dtype.kind == "f", "scores (b,)"),
+    )
+    boxes, labels, scores = (outputs[name] for name in names)
+    return [_labeled(boxes, labels, scores, classes, 1)]
+
+
+LAYOUTS: dict[str, Layout] = {
+    "nanodet": Layout(decode_nanodet, 0.6),
+    "yolov8": Layout(decode_yolov8, 0.7, (1,)),
+    "yolov5": Layout(decode_yolov5, 0.6, (1, 3)),
+    "detr": Layout(decode_detr, None),
+    "torchvision": Layout(decode_torchvision, None, by_label=True, first=1),
+    "yolov8_normalized": Layout(normalized(decode_yolov8), 0.7, (1,)),
+    "yolox": Layout(decode_yolox, 0.65, (1,)),
+    "end2end": Layout(decode_end2end, None, by_label=True),
+    "end2end_normalized": Layout(normalized(decode_end2end), None, by_label=True),
+    "rtdetr": Layout(decode_rtdetr, None, ()),
+}
+"""The families that can be read, by name."""
+
+STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
+"""Of the maps whose cells have boxes: usual ones, and those of larger and of smaller models."""
+
+SAY_WHICH = (
+    "say which with --student-layout or --teacher-layout (layout= in Python), one of "
+    f"{', '.join(LAYOUTS)}"
+)
+"""The way out, at the end of messages."""
+
+
+def check_values(found: Sequence[Decoded], size: Size, layout: Layout) -> None:
+    """Raise a ModelError where boxes cannot be those of a layout: far away, or not in pixels.
+
+    Most of the best boxes must lie on the input. Some box must reach beyond the first pixel; on
+    maps, whose boxes are everywhere, beyond 4 % of the input.
+    """
+    sides, where = np.array(size[::-1]), f"the input of {size[0]} x {size[1]}"
+    best = _not_empty([one.boxes[one.sure >= one.sure.max(initial=0) / 2] for one in found])
+    first, last = best[:, :2], best[:, 2:]
+    apart = (last <= 0) | (first >= sides) | (last - first > 4 * sides) | (last < first)
+    if len(best) and apart.any(axis=1).mean() > 0.5:
+        box = ", ".join(f"{side:.3g}" for side in best[0])
+        raise ModelError(
+            f"most boxes cannot lie on {where}, the best is {box}: the outputs are of another "
+            f"layout, {SAY_WHICH}"
+        )
+    ends = _not_empty([one.boxes for one in found])[:, 2:].max(axis=1, initial=0)
+    least = max(4, 0.04 * max(size)) if layout.per_cell else 1.5
+    reach = max(np.percentile(ends, 90), last.max(initial=0)) if len(ends) else least
+    if reach < least < max(size):
+        raise ModelError(
+            f"boxes must be in pixels of {where}, but end at {reach:.3g}: they are from 0 to 1, or "
+            f"of another layout, {SAY_WHICH}"
+        )
+
+
+def find_layout(
+    model: OnnxModel,
+    preprocess: Preprocess,
+    classes: int,
+    source: str = "as given",
+    class_ids: Sequence[int] = (),
+) -> tuple[str, int]:
+    """The only one of `LAYOUTS` that fits what a model says of a gray image, and of noise.
+
+    Also how many classes the model has: `classes`, of which `source` says in a message where they
+    are from; or, where no layout fits these, as many as `class_ids` with gaps need for columns.
+    """
+    size, names = preprocess.height_width or (64, 64), _allowed(model)
+    gray = np.full((model.fixed_batch or 1, *size, 3), 127, np.uint8)
+    outputs = model.answer_all(preprocess(gray))
+    fits = _fitting(outputs, size, dict.fromkeys(names, classes))
+    if len(fits) > 1:
+        noise = np.random.default_rng(0).integers(0, 256, gray.shape, np.uint8)
+        again = model.answer_all(preprocess(noise))
+        fits = _fitting(again, size, dict.fromkeys(fits, classes)) or fits
+    if not fits and class_ids and max(class_ids) - min(class_ids) >= len(class_ids):
+        columns = {name: max(class_ids) + 1 - LAYOUTS[name].first for name in names}
+        fits = _fitting(outputs, size, columns)
+        classes = columns[fits[0]] if len(fits) == 1 else classes
+    if len(fits) == 1:
+        return fits[0], classes
+    which = f"{' and '.join(fits)} all fit" if fits else "no layout fits"
+    raise ModelError(
+        f"{which} the outputs of {model.name} for {classes} classes ({source}): {_shapes(outputs)}"
+        f"{'' if fits else _fitting_others(outputs, size, names)}; {SAY_WHICH}, or say the classes "
+        "with --classes (in Python how many with classes=)"
+    )
+
+
+def _allowed(model: OnnxModel) -> list[str]:
+    """The layouts that a file's own metadata allows, as ultralytics writes it."""
+    task, whole = (model.metadata.get(key) for key in ("task", "end2end"))
+    if task not in (None, "detect"):
+        raise ModelError(f"{model.path} must be a detector, but says that its task is {task!r}")
+    return [name for name in LAYOUTS if whole != "True" or name.startswith("end2end")]
+
+
+def _fitting(outputs: Outputs, size: Size, classes: Mapping[str, int]) -> list[str]:
+    """The layouts that fit with as many classes; boxes without area are taken for pixels."""
+    fits = []
+    for name, count in classes.items():
+        with suppress(ModelError, ValueError, IndexError):
+            LAYOUTS[name].check(outputs, size, count)
+            fits.append(name)
+    return [name for name in fits if name.removesuffix("_normalized") not in {*fits} - {name}]
+
+
+def _fitting_others(outputs: Outputs, size: Size, names: Sequence[str]) -> str:
+    """Which other numbers of classes fit, in words."""
+    sides = {side for value in outputs.values() for side in value.shape[1:]}
+    counts = sorted({side - more for side in sides for more in (0, 1, 4, 5) if side > more})
+    columns = [name for name in names if not LAYOUTS[name].by_label]
+    fits = {count: _fitting(outputs, size, dict.fromkeys(columns, count)) for count in counts}
+    words = [f"with {count} classes {name} does" for count, some in fits.items() for name in some]
+    return "".join(f"; {word}" for word in words[:3])
+
+
+def _not_empty(boxes: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """All boxes that have an area, one below the other; also those whose corners are swapped."""
+    whole = np.concatenate([np.zeros((0, 4)), *boxes])
+    return whole[(whole[:, 2:] != whole[:, :2]).all(axis=1)]
+
+
+def _map_of(size: Size, boxes: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Centers and strides of the cells of maps that have as many cells as there are boxes."""
+    grids = _grids(size, boxes, (1,))
+    if grids is None:
+        raise ModelError(
+            f"an input of {size[0]} x {size[1]} does not have {boxes} cells on usual strides, one "
+            "for each box"
+        )
+    return _cells(grids)
+
+
+def _grids(size: Size, boxes: int, per_cell: Sequence[int]) -> list[tuple[int, int, float]] | None:
+    """The maps (height, width, stride) whose cells have that number of boxes in all, or None."""
+    for strides in STRIDES:
+        grids = [(-(-size[0] // stride), -(-size[1] // stride), stride) for stride in strides]
+        if boxes in (count * sum(tall * wide for tall, wide, _ in grids) for count in per_cell):
+            return [(tall, wide, float(stride)) for tall, wide, stride in grids]
+    return None
+
+
+def _cells(grids: Sequence[tuple[int, int, float]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Of all cells of maps (height, width, stride), row by row: centers (a, 2), strides (a,)."""
+    centers, strides = [], []
+    for height, width, stride in grids:
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        cells = np.stack([x.ravel(), y.ravel()], axis=1) + np.float32(0.5)
+        centers.append(cells * np.float32(stride))
+        strides.append(np.full(len(cells), stride, np.float32))
+    return np.concatenate(centers), np.concatenate(strides)
+
+
+def _distances_decoded(
+    logits: NDArray[Any], sides: NDArray[Any], center: NDArray[Any], stride: NDArray[Any]
+) -> Decoded:
+    """Boxes from the mean distance of each side to the center; sides left, top, right, bottom."""
+    bins = sides.reshape(len(sides), 4, -1)
+    steps = np.arange(bins.shape[2], dtype=bins.dtype)
+    distance = (softmax(bins, axis=2) @ steps) * stride[:, None]
+    boxes = np.concatenate([center - distance[:, :2], center + distance[:, 2:]], axis=1)
+    return Decoded(boxes, logits, bins, stride)
+
+
+def _corners(boxes: NDArray[Any]) -> NDArray[Any]:
+    """Center, width and height to x1, y1, x2, y2."""
+    center, half = boxes[..., :2], np.maximum(boxes[..., 2:], 0) / 2
+    return np.concatenate([center - half, center + half], axis=-1)
+
+
+def dense_output(outputs: Outputs, width: int) -> str:
+    """The name of the first output (n, boxes, width)."""
+    return _pick(
+        outputs,
+        lambda value: value.ndim == 3 and value.shape[2] == width,
+        f"output (n, boxes, {width})",
+    )
+
+
+def _dense(outputs: Outputs, width: int) -> NDArray[Any]:
+    return outputs[dense_output(outputs, width)]
+
+
+def _objects(row: NDArray[Any]) -> NDArray[Any]:
+    """The log-odds of objectness, which follows the box, times the class scores after it."""
+    return _log_odds(_in_range(row[:, 4:5]) * _in_range(row[:, 5:]))
+
+
+def _labeled(
+    boxes: NDArray[Any], labels: NDArray[Any], scores: NDArray[Any], classes: int, first: int
+) -> Decoded:
+    """Boxes of one class each, labels from `first` on; a box whose score is 0 is none."""
+    last, real = classes - 1 + first, ~(scores <= 0)
+    wrong = (labels % 1 != 0) | (real & ((labels < first) | (labels > last)))
+    if wrong.any():
+        raise ModelError(
+            f"labels must lie in {first}..{last}, but one is {labels[wrong][0]:g}; say how many "
+            "classes there are with classes=, or their numbers with label_ids="
+        )
+    boxes, labels, scores = boxes[real], labels[real], scores[real]
+    places = labels.astype(np.int64) - first
+    logits = np.full((len(boxes), classes), -np.inf, np.float32)
+    logits[np.arange(len(boxes)), places] = _log_odds(scores)
+    return Decoded(boxes, logits, labels=places, scores=scores)
+
+
+def _in_range(scores: NDArray[Any]) -> NDArray[Any]:
+    if scores.size and not (scores.min() > -1e-3 and scores.max() < 1.001):
+        raise ModelError(
+            f"scores must lie in 0..1, but reach from {scores.min():g} to {scores.max():g}: the "
+            f"outputs are of another layout, {SAY_WHICH}"
+        )
+    return scores
+
+
+def _check_logits(logits: NDArray[Any]) -> NDArray[Any]:
+    if logits.size and logits.min() >= 0 and 0 < logits.max() <= 1:
+        raise ModelError(
+            "class logits must be those of a sigmoid or softmax, but all lie in 0..1, as "
+            "probabilities do; export the detector without its last sigmoid or softmax"
+        )
+    return logits
+
+
+def _log_odds(scores: NDArray[Any]) -> NDArray[Any]:
+    scores = _in_range(scores)
+    return logit(np.clip(scores, 0, 1 - np.finfo(scores.dtype).epsneg))
+
+
+def _softmax_answer(
+    logits: NDArray[Any], classes: int
+) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+    """Label and score of a head whose last class is "nothing"; None, None of one without it."""
+    if logits.shape[1] == classes:
+        return None, None
+    likely = softmax(logits, axis=1)[:, :classes]
+    return likely.argmax(axis=1), likely.max(axis=1)
+
+
+def _pick(outputs: Outputs, fits: Callable[[NDArray[Any]], bool], what: str) -> str:
+    """The name of the first output that fits."""
+    for name, value in outputs.items():
+        if fits(value):
+            return name
+    raise ModelError(
+        f"the model must have the output {what}, but has {_shapes(outputs)}; say how many "
+        f"classes there are with classes=, or {SAY_WHICH}"
+    )
+
+
+def _shapes(outputs: Outputs) -> str:
+    return ", ".join(f"{name} {value.shape}" for name, value in outputs.items()) or "none"

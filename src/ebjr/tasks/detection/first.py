@@ -1,0 +1,126 @@
+"""What the first batch tells of a detector: whether its boxes can be right, and its numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ebjr.errors import ModelError, RecordingNote
+from ebjr.tasks.detection.boxes import Detections, GroundTruth, box_iou
+from ebjr.tasks.detection.precision import SHOWN
+
+FEW = 32
+"""Images of the first batch that a detector is asked about in two numberings."""
+MOST = 10_000
+"""More classes than any detector has."""
+
+
+def check_boxes(role: str, output: Sequence[Detections]) -> None:
+    """Raise a ModelError where most images have their confident boxes outside, or in a corner."""
+    shown = [found for found in (found.above(SHOWN) for found in output) if len(found)]
+    lost = [found for found in shown if _is_lost(found)]
+    if len(lost) >= 3 and len(lost) > len(shown) / 2:
+        height, width = lost[0].size
+        box = ", ".join(f"{side:.3g}" for side in lost[0].boxes[0])
+        raise ModelError(
+            f"the {role}'s confident boxes lie outside of the image or in a corner on {len(lost)} "
+            f"of {len(shown)} images: the best on the first, of {width} x {height} pixels, is {box}"
+            "; boxes must be x1, y1, x2, y2 in pixels of the image: check the layout "
+            f"(--{role}-layout), the size of the input (--{role}-preprocess), and whether boxes "
+            "are given from 0 to 1"
+        )
+
+
+def _is_lost(found: Detections) -> bool:
+    """Whether most boxes have no area on the image, or all lie at its first pixels."""
+    boxes, sides = found.boxes, np.array(found.size[::-1])
+    seen = np.minimum(boxes[:, 2:], sides) > np.maximum(boxes[:, :2], 0)
+    corner = np.clip(2, 0.01 * sides, 0.05 * sides)
+    ends = (boxes[:, 2:] <= corner).all(), (boxes[:, :2] >= sides - corner).all()
+    return bool((~seen.all(axis=1)).mean() > 0.5 or any(ends))
+
+
+def numbered(role: str, model: Any, images: Any, targets: Any, data: Any) -> Any:
+    """A detector whose numbers of classes are the data's, and a note of what was chosen.
+
+    The names of classes in its file tell; or whether it can have the data's category ids; or which
+    of rank and id is right for more of the boxes in the first batch.
+    """
+    if not hasattr(model, "with_label_ids") or data.classes is None or targets is None:
+        return model
+    given = model.label_ids
+    if given is None:
+        model = _renumbered(role, model, images[:FEW], targets[:FEW], data)
+    by_id = model.label_ids == data.class_ids
+    if model.label_ids is not None and (by_id or given is None):
+        what = "the json's category ids" if by_id else "matched with the data's classes by name"
+        _note(f"the {role}'s labels are {what} ({model.label_ids[-1]} is {data.classes[-1]})")
+    return model
+
+
+def _renumbered(role: str, model: Any, images: Any, targets: Any, data: Any) -> Any:
+    """A detector that has no numbers of its own yet, with those of the data where these fit."""
+    by_name, ids = model.numbers_of(data.classes), data.class_ids
+    if by_name is not None:
+        return model if by_name == model.numbers else model.with_label_ids(by_name)
+    if model.names:
+        _check_names(role, model.names, data.classes)
+    if ids is None or ids == model.numbers or not may_be_numbers(ids):
+        return model
+    try:
+        other = model.with_label_ids(ids, exact=True)
+    except ValueError:  # an id of 0, where the model's numbers begin with 1
+        return model
+    by_id = _right(other, images, targets)
+    by_rank = _right(model, images, targets) if model.classes == len(ids) else None
+    if by_id is not None and (by_rank is None or by_id > by_rank):
+        return other
+    if by_id == by_rank == 0 and max(ids) - min(ids) >= len(ids):
+        _note(
+            f"no box of the first batch tells whether the {role}'s labels are the rank of the "
+            "json's categories or their ids: they are taken for the rank; label_ids says otherwise"
+        )
+    return model
+
+
+def may_be_numbers(ids: Sequence[Any]) -> bool:
+    """Whether a detector may number its classes so: it has no millions of them."""
+    return all(isinstance(number, int) and 0 <= number < MOST for number in ids)
+
+
+def _check_names(role: str, own: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse names that differ from the data's in number or order; it is said of other names."""
+    same = sum(one == other for one, other in zip(own, classes, strict=False))
+    missing = next(name for name in classes if name not in own)
+    if len(own) != len(classes) or len({*own} & {*classes}) > same:
+        raise ModelError(
+            f"the {role}'s file names {len(own)} classes, none of which is {missing}, one of the "
+            f"data's {len(classes)}: give the names of its classes, in its order, with --classes"
+        )
+    place = list(classes).index(missing)
+    _note(
+        f"the {role}'s file and the data name {len(own) - same} of {len(own)} classes otherwise, "
+        f"the first {own[place]} and {missing}: they are taken for the same, in this order"
+    )
+
+
+def _right(model: Any, images: Any, targets: Sequence[GroundTruth]) -> int | None:
+    """How many labeled boxes have their class in the best box over them; None is no answer."""
+    try:
+        output = model(images)
+    except (ModelError, ValueError):
+        return None
+    right = 0
+    for found, real in zip(output, targets, strict=True):
+        over = np.where(box_iou(found.boxes, real.boxes) >= 0.5, found.scores[:, None], 0)
+        best = over.argmax(axis=0) if len(found) else np.zeros(0, int)
+        if len(best):
+            right += int(((found.labels[best] == real.labels) & (over.max(axis=0) > 0)).sum())
+    return right
+
+
+def _note(text: str) -> None:
+    warnings.warn(text, RecordingNote, stacklevel=6)
