@@ -89,6 +89,20 @@ def test_sha256_is_that_of_the_bytes(tmp_path, content):
     assert sha256_of(tmp_path / "data") == hashlib.sha256(content).hexdigest()
 
 
+def test_the_sha256_of_several_files_counts_each_ones_bytes_and_the_others_names(tmp_path):
+    def found(**contents):
+        for name, content in contents.items():
+            (tmp_path / name).write_text(content)
+        return sha256_of(*(tmp_path / name for name in contents))
+
+    plain = found(graph="a", weights="b")
+    assert plain == found(graph="a", weights="b")
+    others = [found(graph="x", weights="b"), found(graph="a", weights="x"), found(graph="a")]
+    others += [found(graph="a", other="b"), found(graph="a", weights="b", more="")]
+    assert len({plain, *others}) == 6
+    assert found(renamed="a", weights="b") == plain
+
+
 def test_the_sha256_of_no_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         sha256_of(tmp_path / "absent")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from ebjr import JointClassifier, Model, ModelError, Preprocess, Preprocessed, Router
-from ebjr.files import hashes_of
 from ebjr.link.far import FarTeacher
 from ebjr.model import ModelFacts, answer, facts, model_name
 
@@ -122,15 +121,3 @@ def test_a_wrapper_passes_its_models_facts_on_with_what_it_adds():
     assert wrapped.preprocess == {"size": 8}
     assert (wrapped.input_shape, wrapped.input_dtype) == ((4, None, None, 3), np.uint8)
     assert facts(FarTeacher(Preprocessed(Telling(), Preprocess(size=8)))) == wrapped
-
-
-def test_the_hashes_are_of_every_file_that_makes_up_the_model(tmp_path):
-    for name in ("net.onnx", "net.data"):
-        (tmp_path / name).write_text(name)
-    about = ModelFacts("net", tmp_path / "net.onnx", further_files=lambda: (tmp_path / "net.data",))
-    before = hashes_of(about.files())
-    assert list(before) == ["net.onnx", "net.data"]
-    (tmp_path / "net.data").write_text("other")
-    after = hashes_of(about.files())
-    assert before["net.onnx"] == after["net.onnx"]
-    assert before["net.data"] != after["net.data"]

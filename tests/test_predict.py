@@ -16,6 +16,7 @@ import pytest
 from tiny import CLASSES, SIZE, write_images, write_linear
 
 from ebjr import Detections, JointClassifier, JointDetector, Router
+from ebjr.data.examples import Data, Examples
 from ebjr.data.open import open_data
 from ebjr.errors import ModelError
 from ebjr.predict import predict
@@ -255,11 +256,12 @@ def test_a_run_that_stops_says_where_its_answers_are(run, tmp_path):
     words = ("predict", "joint.toml", "--data", "images", "-o", "a.jsonl", "--batch-size", 8)
     code, _, error = run(*words, "--strict")
     assert code == 2
-    assert "what was answered is in a.jsonl.part; the same command goes on from there" in error
-    bad.write_bytes(kept)
+    kept_in = "what was done until then is in a.jsonl.part; the same command goes on from there"
+    assert kept_in in error
     code, printed, _ = run(*words, "--json")
     assert code == 0
     assert 0 < json.loads(printed)["resumed"] < 60
+    bad.write_bytes(kept)
     code, _, error = run(*words, "--threshold", "0.9", "--strict")
     assert code == 0
 
@@ -273,17 +275,20 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
             nonlocal alive
             alive -= 1
 
-    class Many:
+    class Many(Data):
+        path, classes, files = Path("many"), None, tuple
+
         def __init__(self):
             self.unreadable = []
 
         def __len__(self):
             return 400
 
-        def batches(self, batch_size, start=0):
-            nonlocal alive, most
-            from ebjr.data.examples import Examples
+        def take(self, rows):
+            raise NotImplementedError
 
+        def _read(self, batch_size, start=0):
+            nonlocal alive, most
             for number in range(start, 400, batch_size):
                 inputs = np.zeros((batch_size, SIZE)).view(Rows)
                 alive += 1
@@ -298,3 +303,30 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     done = predict(model, Many(), tmp_path / "a.jsonl", batch_size=4, overlap=2)
     assert done.examples == 400
     assert most <= 6
+
+
+def test_answers_are_not_gone_on_with_over_other_images(images, tmp_path):
+    """One image gone and a new one there: as many as before, and not the same."""
+    output = tmp_path / "a.jsonl"
+    with pytest.raises(ModelError):
+        predict(joint(Dies(2)), open_data(images), output, batch_size=7)
+    (images / "blue" / "0003.png").rename(images / "blue" / "0004.png")
+    with pytest.raises(ValueError, match=r"a\.jsonl\.part .* data that have changed since"):
+        predict(joint(), open_data(images), output)
+    (images / "blue" / "0004.png").rename(images / "blue" / "0003.png")
+    assert predict(joint(), open_data(images), output).resumed == 14
+
+
+def test_a_second_run_beside_a_running_one_is_refused_and_harms_nothing(images, tmp_path, expected):
+    pytest.importorskip("fcntl", reason="no locks of files here")
+    output, refused = tmp_path / "a.jsonl", []
+
+    def second(_what, done, _total):
+        for restart in (False, True):
+            with pytest.raises(BlockingIOError, match="another run is writing") as caught:
+                predict(joint(Dies(0)), open_data(images), output, restart=restart)
+            refused.append(caught.value)
+
+    predict(joint(), open_data(images), output, tell=second)
+    assert len(refused) > 2
+    assert rows_of(output) == expected

@@ -19,7 +19,7 @@ from rich.markup import escape
 
 import ebjr
 from ebjr.errors import EbjrError, GridWarning, OutputWarning, PromiseWarning, RecordingNote
-from ebjr.files import check_writable, json_number, sha256_of
+from ebjr.files import json_number, sha256_of
 from ebjr.options import (
     BatchSize,
     ChoiceOptions,
@@ -38,6 +38,7 @@ from ebjr.options import (
     PairOptions,
     Preprocessing,
     Report,
+    Restart,
     ServerOptions,
     SplitOptions,
     Strict,
@@ -95,19 +96,20 @@ def main() -> None:
             warnings.simplefilter("once", OutputWarning)
             warnings.showwarning = _show_warning
             app()
-    except (EbjrError, ValueError, OSError) as error:
+    except (EbjrError, ValueError, OSError, KeyboardInterrupt) as error:
         err.print(f"ebjr: {escape(_sentence(error))}", style="red", highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("ebjr: interrupted; no file was left half written", highlight=False)
-        sys.exit(130)
+        for note in getattr(error, "__notes__", ()):
+            _note(note)
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     _note(_as_flags(str(message)), "NOTE" if category is RecordingNote else "WARNING")
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; no file was left half written"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
@@ -136,9 +138,9 @@ def _note(text: str, word: str = "NOTE") -> None:
 
 @command
 def demo(
-    folder: Annotated[Path, option("Output", "Where the files go.", "--output", "-o")] = Path(
-        "ebjr-demo"
-    ),
+    folder: Annotated[
+        Path, option("Output", "Where the files go.", "--output", "-o", file_okay=False)
+    ] = Path("ebjr-demo"),
     task: Annotated[str, option("Task", "$DEMOS.")] = "classification",
     recorded: Annotated[
         bool, option("Data", "Use the shipped answers: no download.", "--recorded")
@@ -189,16 +191,17 @@ def record(
     link: LinkText = None,
     batch_size: BatchSize = 64,
     threads: Threads = None,
+    restart: Restart = False,
 ) -> None:
-    """Run both models once on some data and keep what they said."""
+    """Run both models once on some data and keep what they said; interrupted, it goes on."""
     from ebjr.costs import Cost
+    from ebjr.journal import Journal
     from ebjr.tables import print_recorded
     from ebjr.tasks import as_task
 
     source = data.open(task)
     as_task(task).metric(metric)
-    _check_writable(output)
-    with _progress() as tell:
+    with Journal(output, restart=restart) as journal, _progress() as tell:
         student = pair.load("student", task, source, threads, link)
         teacher = pair.load("teacher", task, source, threads, link)
         names = class_names(teacher, source)
@@ -219,9 +222,11 @@ def record(
             metric=metric,
             known_classes=known,
             folder=output.resolve().parent,
+            keep=journal,
         )
-    _report_unreadable(source.unreadable)
-    outcomes.save(output, half=half)
+        _report_unreadable(source.unreadable)
+        outcomes.save(output, half=half)
+        journal.remove()
     _report_empty(outcomes)
     figures = {
         "examples": len(outcomes),
@@ -289,7 +294,6 @@ def calibrate(
     tables = {path.stem: linked(_outcomes(path, metric), over_link) for path in outcomes}
     if len(tables) < len(outcomes):
         raise ValueError("the outcomes' files must have different names, which tell them apart")
-    _check_writable(output, report)
     for table in tables.values():
         check_classes(table)
     sweep = run_sweep(tables, traffic=mix.of(tables), **vars(wanted), **vars(choice), **vars(split))
@@ -344,7 +348,6 @@ def evaluate(
     from ebjr.tables import print_study, study_figures
 
     table = _outcomes(outcomes, metric)
-    _check_writable(report)
     check_classes(table)
     if joint is None:
         found = run_study(table, **vars(split))
@@ -384,15 +387,14 @@ def predict(
         int, option("Run", "Batches in work at once; the cores are shared.", min=1)
     ] = 2,
     threads: Threads = None,
-    restart: Annotated[
-        bool, option("Run", "Begin anew, whatever an interrupted run left.", "--restart")
-    ] = False,
+    restart: Restart = False,
     on_ray: Annotated[
         bool, option("Run", "On a Ray cluster: RAY_ADDRESS's, or one made here.", "--ray")
     ] = False,
     imports: Imports = None,
 ) -> None:
     """Answer every example of some data with the joint model; interrupted, it goes on."""
+    from ebjr.backends.entry import files_of
     from ebjr.joint_file import JointConfig, chosen_threshold, read_joint
 
     known = read_joint(joint, threads=threads, overlap=overlap)
@@ -402,14 +404,13 @@ def predict(
             "exported from"
         )
     source = data.open(known.task)
-    _check_writable(output)
     chosen = chosen_threshold(known, threshold, operating_point)
     how: dict[str, Any] = {
         "batch_size": batch_size,
-        "about": {"joint": sha256_of(joint), "data": str(data.data.resolve())},
+        "about": {"joint": sha256_of(*files_of(joint)), "data": str(data.data.resolve())},
         "restart": restart,
     }
-    with _kept(output), _progress() as tell:
+    with _progress() as tell:
         if on_ray:
             from ebjr.scale.ray_data import predict_file
 
@@ -448,7 +449,8 @@ def export(
         Path | None, option("Output", "The .onnx file to write.", "--output", "-o")
     ] = None,
     triton: Annotated[
-        Path | None, option("Output", "A folder: write a model repository for Triton.")
+        Path | None,
+        option("Output", "A folder: write a model repository for Triton.", file_okay=False),
     ] = None,
     opset: Annotated[
         int | None,
@@ -476,7 +478,6 @@ def export(
         "opset": opset,
         "external_data": external_data or None,
     }
-    _check_writable(output)
     with err.status("exporting"):
         if output is not None:
             found = export_joint(config, output, **options)
@@ -620,7 +621,6 @@ def quantize(
     from ebjr.tables import print_quantized
 
     source = DataOptions(data, image_column=image_column, strict=strict).open("classification")
-    _check_writable(output)
     loaded = ebjr.load_model(model, **_threads(threads))
     first = next(source.batches(1))
     _, chosen = unprepared(prepare_for(loaded, first.inputs, preprocess or "infer"))
@@ -650,12 +650,6 @@ def _outcomes(path: Path, metric: str | None) -> Outcomes:
     """Outcomes from a file, judged by another metric if one is given."""
     found = ebjr.Outcomes.load(path)
     return found if metric is None else replace(found, metric=metric)
-
-
-def _check_writable(*files: Path | None) -> None:
-    for file in files:
-        if file is not None:
-            check_writable(file)
 
 
 def _threads(threads: int | None) -> dict[str, Any]:
@@ -708,18 +702,6 @@ def _report_unreadable(unreadable: Sequence[tuple[str, str]], omissions: str | N
         err.print(f"  {escape(name)}: {escape(reason)}", highlight=False, soft_wrap=True)
     if len(unreadable) > 20:
         err.print(f"  and {len(unreadable) - 20} more")
-
-
-@contextmanager
-def _kept(output: Path) -> Iterator[None]:
-    """Say where the answers of a run that stops are."""
-    try:
-        yield
-    except BaseException:
-        part = output.with_name(f"{output.name}.part")
-        if part.is_file():
-            _note(f"what was answered is in {part}; the same command goes on from there")
-        raise
 
 
 @contextmanager

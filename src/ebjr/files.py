@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -101,15 +101,17 @@ def read_text(path: str | os.PathLike[str]) -> str:
     raise ValueError(f"{path} is no text in UTF-8: save it in that encoding")
 
 
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+def sha256_of(path: str | os.PathLike[str], *others: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal.
+
+    With others it is that of a text: the file's own, and a line with name and SHA-256 of each.
+    """
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hashes_of(files: Iterable[Path]) -> dict[str, str]:
-    """The SHA-256 of each file, by its name; reads them all."""
-    return {file.name: sha256_of(file) for file in files}
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not others:
+        return found
+    lines = [found, *(f"{sha256_of(other)}  {other.name}" for other in others)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def json_number(value: Any) -> Any:

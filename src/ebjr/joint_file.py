@@ -334,7 +334,8 @@ class JointConfig:
         """The study of the file's threshold, on examples it was not chosen on.
 
         Outcomes that it was calibrated on are split and drawn as they were then; others are split
-        by `fraction` and `seed`, as for `Outcomes.split`.
+        by `fraction` and `seed`, as for `Outcomes.split`. A PromiseWarning says that a model's file
+        has changed since, so that nothing is promised.
         """
         from ebjr.calibration.goal import Goal
         from ebjr.curve import TradeOffCurve
@@ -347,11 +348,24 @@ class JointConfig:
             seed = known.get("split_seed", seed)
         table = outcomes.with_scale(self.rescale)
         curve = TradeOffCurve.of(table, self.score, self.blend, keep=[self.threshold])
-        point = replace(curve.at(threshold=self.threshold), certified=self.certificate)
+        standing = None if self._models_changed() else self.certificate
+        point = replace(curve.at(threshold=self.threshold), certified=standing)
         goal = Goal.from_dict(known) if "goal" in known else None
         mix = known.get("traffic")
         traffic = None if mix is None else Traffic(mix["popular"], mix["popular_classes"])
         return study_point(outcomes, point, goal, fraction=fraction, seed=seed, traffic=traffic)
+
+    def _models_changed(self) -> bool:
+        """Whether a model's file that is there has changed, which is said."""
+        for entry in (self.student, self.teacher):
+            try:
+                entry.check()
+            except FileNotFoundError:  # outcomes may be evaluated where the models are not
+                continue
+            except ModelError as error:
+                warnings.warn(f"{error}; the figures are not its own", PromiseWarning, stacklevel=4)
+                return True
+        return False
 
     def threads_for(self, overlap: int) -> int | None:
         """The threads of each model where so many batches are in work at once.

@@ -44,10 +44,6 @@ class Model(Protocol):
         ...
 
 
-def _no_files() -> tuple[Path, ...]:
-    return ()
-
-
 @dataclass(frozen=True)
 class ModelFacts:
     """What a model says of itself, beside its answers; None is "not known".
@@ -81,8 +77,6 @@ class ModelFacts:
         Bytes that a remote model has sent and received so far; None of a model that is here.
     device
         Where the model runs: ``"cpu"``, a device of PyTorch's, or ONNX Runtime's provider.
-    further_files
-        Finds the files beside `path` that hold a part of the model, such as its weights.
     """
 
     name: str
@@ -101,16 +95,11 @@ class ModelFacts:
     sends_files: bool = False
     bytes_moved: int | None = None
     device: str = "cpu"
-    further_files: Callable[[], tuple[Path, ...]] = _no_files
 
     @property
     def fixed_batch(self) -> int | None:
         """The only number of rows that the model takes, if it is fixed to one."""
         return self.input_shape[0] if self.input_shape else None
-
-    def files(self) -> tuple[Path, ...]:
-        """Every file that makes up the model, `path` first; none where it came from no file."""
-        return () if self.path is None else (self.path, *self.further_files())
 
 
 def facts(model: Any) -> ModelFacts:

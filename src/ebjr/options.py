@@ -1,7 +1,8 @@
 """Options of the command line: declared once, in the groups that `--help` shows.
 
 Options that belong together are the fields of a dataclass; `spread` turns a command's parameter of
-such a type into one option for each field. Every command takes `--import`, which `spread` adds.
+such a type into one option for each field. Every command takes `--import`, which `spread` adds, and
+writes no file that it reads, which `spread` checks: outputs are the paths in the group "Output".
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from itertools import chain
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from ebjr.data.examples import Data
     from ebjr.model import Model
     from ebjr.outcomes import Outcomes
+    from ebjr.outputs import Written
     from ebjr.tasks.specialized.known_classes import Traffic
 
 
@@ -88,7 +91,8 @@ def _listed(found: re.Match[str]) -> str:
 def spread(command: Callable[..., None]) -> Callable[..., None]:
     """A command for Typer: groups of options are spread out, and `--import` is done first.
 
-    A command that wants to know what was imported has a parameter `imports`.
+    Before that, outputs that cannot be written, or are read too, are refused. A command that wants
+    to know what was imported has a parameter `imports`.
 
     Examples
     --------
@@ -106,6 +110,12 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     }
 
     def run(imports: list[str] | None = None, **given: Any) -> None:
+        from ebjr.outputs import check_outputs
+
+        outputs = {name: given[name] for name in flags if isinstance(given[name], Path)}
+        others = [given[name] for name in given if name not in outputs]
+        by_flag = {flags[name]: path for name, path in outputs.items()}
+        _WRITTEN.set(check_outputs(by_flag, [*others, imports]))
         for name in imports or ():
             import_own(name)
         built = {
@@ -115,7 +125,23 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
         command(**given, **built, **({} if wanted is None else {"imports": imports or []}))
 
     flat = [_options(groups[name]) if name in groups else [each] for name, each in declared.items()]
-    return _with_options(run, command, [*chain.from_iterable(flat), _IMPORTS])
+    options = [*chain.from_iterable(flat), _IMPORTS]
+    flags = _output_flags(options)
+    return _with_options(run, command, options)
+
+
+_WRITTEN: ContextVar[Written] = ContextVar("written", default={})  # noqa: B039  # never changed
+
+
+def _output_flags(options: list[inspect.Parameter]) -> dict[str, str]:
+    """The flags of the options that are files to write, by name."""
+    found = {}
+    for each in options:
+        about: Any = getattr(each.annotation, "__metadata__", (None,))[0]
+        if getattr(about, "rich_help_panel", None) == "Output" and about.file_okay:
+            named = isinstance(about.default, str)  # where Typer keeps the first name of an option
+            found[each.name] = about.default if named else f"--{each.name.replace('_', '-')}"
+    return found
 
 
 def _with_options(
@@ -164,6 +190,9 @@ ImageColumn = Annotated[
 Strict = Annotated[bool, option("Data", "Stop at the first image that cannot be read.", "--strict")]
 BatchSize = Annotated[int, option("Run", "Inputs given to a model at once.", min=1)]
 Threads = Annotated[int | None, option("Run", "Threads of each model.", min=1)]
+Restart = Annotated[
+    bool, option("Run", "Begin anew, whatever an interrupted run left.", "--restart")
+]
 Threshold = Annotated[float | None, option("Knob", "Instead of the file's.")]
 OperatingPointName = Annotated[
     str | None, option("Knob", "One that the file names, instead of its threshold.")
@@ -215,10 +244,11 @@ class DataOptions:
     def open(self, task: str) -> Data:
         """The data, with the targets of a task."""
         from ebjr.data.open import open_data
+        from ebjr.outputs import check_unread
         from ebjr.tasks import as_task
 
         names = None if self.classes is None else read_names(self.classes)
-        return open_data(
+        found = open_data(
             self.data,
             classes=names,
             on_unreadable="error" if self.strict else "skip",
@@ -227,6 +257,9 @@ class DataOptions:
             image_column=self.image_column,
             label_column=self.label_column,
         )
+        found.how = (names, self.image_column, self.label_column, str(self.images))
+        check_unread(_WRITTEN.get(), chain([found.path], (file for _, file in found.files())))
+        return found
 
 
 @dataclass(frozen=True)
@@ -421,7 +454,7 @@ class ServerOptions:
     ] = None
     audit_log: Annotated[
         Path | None,
-        option("Knob", "A file to which each move of the knob is appended, a JSON line each."),
+        option("Output", "A file to which each move of the knob is appended, a JSON line each."),
     ] = None
     hold: Annotated[
         str | None,

@@ -6,12 +6,14 @@ and what the models and the data say of themselves is compared before the work i
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -30,6 +32,7 @@ from ebjr.data.preprocess import (
     unprepared,
 )
 from ebjr.errors import EbjrError, ModelError, RecordingNote, TeacherUnavailable, one_line
+from ebjr.journal import CONTENTS, Journal
 from ebjr.labels import Places, are_names, places, some, unnamed
 from ebjr.link.far import FarTeacher
 from ebjr.model import Model, as_answer, check_pair, facts
@@ -60,6 +63,7 @@ class About(TypedDict, total=False):
     metric: str | None
     known_classes: Any
     rescale: Any
+    keep: Journal
 
 
 def record(
@@ -115,12 +119,17 @@ def record(
         of both models, unless given.
     folder
         Where the outcomes will be saved: paths in `models` are relative to it. None: absolute.
+    keep
+        A `Journal` beside the file of the outcomes, which keeps each batch that both models have
+        answered: after an error or a kill the same call goes on from there. Save the outcomes, then
+        call its `remove`. A model that came from no file is known there by its name alone.
 
     Raises
     ------
     ValueError
         `inputs` and `targets` differ in length or are empty, `targets` are not of the task (as soon
-        as the first batch has told how many classes there are), or a model is for another task.
+        as the first batch has told how many classes there are), or a model is for another task; or
+        `keep` is of other models or data, or of data that have changed since.
     ModelError
         A model did not return one row for each input, or not the same classes in each batch, or
         returned NaN or infinity.
@@ -163,7 +172,7 @@ def record_batches(
     >>> len(record_batches(lambda b: b, lambda b: b, stream))
     6
     """
-    return _Recording(student, teacher, task, about).run(batches, progress)
+    return _Recording(student, teacher, task, about).run(lambda start: batches, progress)
 
 
 class _Recording:
@@ -180,6 +189,8 @@ class _Recording:
         check_pair(student, teacher, self.kind)
         self.check_all: Callable[[], None] | None = None
         self.data: Data | None = None
+        self.contents: Callable[[], dict[str, Any]] | None = None
+        self.read = self.told = 0  # examples that were read, and of the unreadable those counted
         self.models: dict[str, Model] = {}
         self.outputs: dict[str, list[Any]] = {role: [] for role in ROLES}
         self.seconds = dict.fromkeys(ROLES, 0.0)
@@ -188,7 +199,7 @@ class _Recording:
         self.places: Places | None = None
         self.labeled = True
 
-    def of_data(self, data: Data, size: int) -> Batches:
+    def of_data(self, data: Data, size: int) -> Callable[[int], Batches]:
         """The batches of some data, once they are known to have targets of the task."""
         self.data, wanted = data, self.kind.targets_are
         if wanted == "numbers" and data.has_targets and not isinstance(data, ArrayData):
@@ -205,45 +216,119 @@ class _Recording:
             _note(data.omissions)
         if wanted != "numbers" and data.classes is not None:
             self.about.setdefault("labels", data.classes)
-        return ((batch.inputs, batch.targets) for batch in data.batches(size))
+        place = str(data.path.resolve())
+        self.contents = lambda: {"data": place, CONTENTS: data.fingerprint()}
+        return lambda start: ((batch.inputs, batch.targets) for batch in data.batches(size, start))
 
-    def of_arrays(self, inputs: Batch, targets: Any, size: int) -> Batches:
+    def of_arrays(self, inputs: Batch, targets: Any, size: int) -> Callable[[int], Batches]:
         """The batches of inputs that are all here, whose targets can all be checked at once."""
         n, kind = row_count(inputs), self.kind
-        cuts = (np.arange(start, min(start + size, n)) for start in range(0, n, size))
-        if targets is None:
-            return ((take_rows(inputs, rows), None) for rows in cuts)
-        labels = self._read(targets)
-        if n != len(labels):
-            raise ValueError(f"there are {n} inputs but {len(labels)} targets")
-        self.check_all = lambda: kind.check_range(self._placed(labels), self.classes)
-        return ((take_rows(inputs, rows), take_rows(labels, rows)) for rows in cuts)
 
-    def run(self, batches: Batches, progress: Callable[[int], None] | None) -> Outcomes:
-        """Run both models on every batch."""
-        stream = iter(batches)
+        def batches(start: int) -> Batches:
+            for first in range(start, n, size):
+                rows = np.arange(first, min(first + size, n))
+                yield take_rows(inputs, rows), None if targets is None else take_rows(labels, rows)
+
+        self.contents = lambda: {CONTENTS: _fingerprint(inputs, targets)}
+        labels = None if targets is None else self._read(targets)
+        if labels is not None:
+            if n != len(labels):
+                raise ValueError(f"there are {n} inputs but {len(labels)} targets")
+            self.check_all = lambda: kind.check_range(self._placed(labels), self.classes)
+        return batches
+
+    def run(
+        self, batches: Callable[[int], Batches], progress: Callable[[int], None] | None
+    ) -> Outcomes:
+        """Run both models on every batch, or on those that an earlier run has not recorded."""
+        stream = iter(batches(0))
         first = next(stream, None)
         if first is None:
             raise ValueError("there are no examples to record")
         self._prepare(*first)
+        journal = self._resumed()
         before = _bytes_moved(self.models)
         self._add(*first)
         costs = self._costs(first[0])
         models = self._provenance(costs)
+        unreadable = [] if journal is None else self._take_up(journal, before)
+        if self.read:  # the first batch has been compared, and its rows are in the journal
+            stream = iter(batches(self.read))
+        else:
+            self._keep(before)
         if progress is not None:
-            progress(row_count(first[0]))
+            progress(sum(map(row_count, self.targets)))
         for inputs, targets in stream:
             self._add(inputs, targets)
+            self._keep(before)
             if progress is not None:
                 progress(row_count(inputs))
+        if self.data is not None:
+            self.data.unreadable[:0] = unreadable
+        return self._outcomes(models, self._measured(costs, before))
+
+    def _outcomes(self, models: Mapping[str, Any], costs: Mapping[str, Cost]) -> Outcomes:
+        """What was recorded, as one table."""
         student, teacher = (join_rows(self.outputs[role]) for role in ROLES)
         about = {name: self.about[name] for name in _OF_OUTCOMES if name in self.about}
         about = {"models": models, **about, "task": self.kind.name, "labeled": self.labeled}
-        about |= self._measured(costs, before)
-        outcomes = Outcomes(student, teacher, join_rows(self.targets), **about)
+        outcomes = Outcomes(student, teacher, join_rows(self.targets), **{**about, **costs})
         for role in ROLES:
             _note_chance(outcomes, role)
         return outcomes
+
+    def _resumed(self) -> Journal | None:
+        """The journal, if there is to be one, once it is known to be of this very recording."""
+        journal: Journal | None = self.about.get("keep")
+        if journal is None:
+            return None
+        if self.contents is None:
+            raise ValueError("keep= is for data and arrays: a stream cannot be gone on with")
+        known = self._provenance(dict.fromkeys(ROLES, Cost()))
+        whose = {**self.contents(), "task": self.kind.name, "knows": self.kind.known_classes}
+        whose |= {name: self.about.get(name) for name in ("labels", "output_kind")}
+        for role in ROLES:
+            about = known.get(role, {"name": facts(self.given[role]).name})
+            whose |= {f"{role} {key}": about[key] for key in sorted(about.keys() - {"path"})}
+        journal.resume(whose)
+        return journal
+
+    def _take_up(self, journal: Journal, before: dict[str, int]) -> list[tuple[str, str]]:
+        """Put what an earlier run recorded in the place of the first batch.
+
+        Returns what that run could not read; `before` becomes what it would have been.
+        """
+        records = list(journal.records())
+        if not records:
+            return []
+        self.outputs, self.targets = {role: [] for role in ROLES}, []
+        for _, content in records:
+            with np.load(BytesIO(content)) as file:
+                arrays = dict(file)
+            for role in ROLES:
+                self.outputs[role].append(self.kind.unpack(role, arrays))
+            self.targets.append(self.kind.unpack_targets(arrays))
+        last, now = records[-1][0], _bytes_moved(self.models)
+        self.seconds, self.read, self.told = last["seconds"], last["read"], 0
+        before.update({role: now[role] - last["moved"][role] for role in ROLES})
+        _note(f"goes on after {self.read:,} examples that an earlier run recorded")
+        return [(name, reason) for told, _ in records for name, reason in told["unreadable"]]
+
+    def _keep(self, before: Mapping[str, int]) -> None:
+        """Add the latest batch to the journal, and what all took until then."""
+        journal: Journal | None = self.about.get("keep")
+        if journal is None:
+            return
+        content, now = BytesIO(), _bytes_moved(self.models)
+        packed = [self.kind.pack(role, self.outputs[role][-1], half=False) for role in ROLES]
+        arrays = packed[0] | packed[1] | self.kind.pack_targets(self.targets[-1])
+        np.savez(content, **arrays)  # type: ignore[arg-type]
+        unreadable = [] if self.data is None else self.data.unreadable[self.told :]
+        self.told += len(unreadable)
+        self.read += row_count(self.targets[-1]) + len(unreadable)
+        moved = {role: now[role] - before[role] for role in ROLES}
+        about = {"read": self.read, "seconds": self.seconds, "moved": moved}
+        journal.add({**about, "unreadable": unreadable}, content.getvalue())
 
     def _prepare(self, inputs: Batch, targets: Any) -> None:
         """Give each model its preprocessing, once the first batch is known to be for the task."""
@@ -605,6 +690,18 @@ def _raw_output(role: str, said: Any) -> Array:
             "when it can"
         )
     return answer.output
+
+
+def _fingerprint(*parts: Any) -> str:
+    """A hash of arrays, or of lists of anything."""
+    found = hashlib.sha256()
+    for part in parts:
+        for row in part if isinstance(part, list) else [part]:
+            array = to_numpy(row) if is_array(row) else np.asarray(row, object)
+            numbers = not array.dtype.hasobject
+            found.update(repr((array.shape, array.dtype)).encode())
+            found.update(array.tobytes() if numbers else repr(array.tolist()).encode())
+    return found.hexdigest()
 
 
 def _note(text: str) -> None:

@@ -1,6 +1,7 @@
 """OnnxModel on tiny graphs made here."""
 
 import pickle
+import re
 
 import numpy as np
 import onnx
@@ -8,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from ebjr.backends.onnx import OnnxModel
+from ebjr.backends.onnx import OnnxModel, external_files
 from ebjr.errors import ModelError
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -260,10 +261,35 @@ def test_weights_beside_the_graph_are_a_part_of_the_model(tmp_path, length):
     plain = onnx.load(linear(tmp_path / "linear.onnx"))
     kept = {"save_as_external_data": True, "size_threshold": 0, "location": name}
     onnx.save(plain, tmp_path / "apart.onnx", **kept)
-    facts = OnnxModel(tmp_path / "apart.onnx").facts
-    assert facts.further_files() == (tmp_path / name,)
-    assert [file.name for file in facts.files()] == ["apart.onnx", name]
-    assert OnnxModel(tmp_path / "linear.onnx").facts.files() == (tmp_path / "linear.onnx",)
+    assert external_files(tmp_path / "apart.onnx") == (tmp_path / name,)
+    assert external_files(tmp_path / "linear.onnx") == ()
+
+
+def test_what_is_only_called_location_is_no_file(tmp_path):
+    plain = onnx.load(linear(tmp_path / "linear.onnx"))
+    plain.metadata_props.add(key="location", value="Berlin")
+    plain.graph.node[0].doc_string = "\n\x08location\x12\x06Berlin"
+    onnx.save(plain, tmp_path / "told.onnx")
+    assert external_files(tmp_path / "told.onnx") == ()
+
+
+@pytest.mark.parametrize("location", ["gone.data", "../w.data", "/w.data", "."])
+def test_weights_that_are_not_beside_the_graph_are_one_sentence(tmp_path, location):
+    onnx.save(
+        onnx.load(linear(tmp_path / "linear.onnx")),
+        tmp_path / "apart.onnx",
+        **{"save_as_external_data": True, "size_threshold": 0, "location": "w.data"},
+    )
+    graph = onnx.load(tmp_path / "apart.onnx", load_external_data=False)
+    for tensor in graph.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    (tmp_path / "apart.onnx").write_bytes(graph.SerializeToString())
+    says = f"apart.onnx keeps weights in {re.escape(location)}, which is no file in its folder: put"
+    for read in (OnnxModel, external_files):
+        with pytest.raises(ModelError, match=says) as caught:
+            read(tmp_path / "apart.onnx")
+        assert "\n" not in str(caught.value)
 
 
 def test_facts_say_what_the_graph_takes_and_what_loads_it_again(tmp_path):

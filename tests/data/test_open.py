@@ -590,7 +590,7 @@ def test_a_struct_without_bytes_is_read_from_its_path(name, tmp_path) -> None:
     data = open_data(write_table(tmp_path / name, pa.table({"img": pa.array(rows, kind)})))
     for image, seed in zip(read(data).inputs, (5, 6, 5), strict=True):
         np.testing.assert_array_equal(image, pixels(seed))
-    assert [str(file) for _, file in data._files()] == [str(tmp_path / "a.png")] * 2
+    assert [str(file) for _, file in data.files()] == [str(tmp_path / "a.png")] * 2
 
 
 SETS = [[1, 0, 1], [0, 0, 0], [0, 1, 0]]

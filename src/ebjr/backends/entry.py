@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebjr.backends import load_model
+from ebjr.backends.onnx import external_files
 from ebjr.costs import UNITS, Cost
 from ebjr.data.preprocess import Preprocess, prepared
 from ebjr.errors import ModelError, ProtocolError, TeacherUnavailable
@@ -31,8 +32,9 @@ log = logging.getLogger("ebjr.backends.entry")
 class ModelEntry:
     """One model in ``joint.toml``: where it is, what it was, and how its inputs are prepared.
 
-    `sha256` is the file's when the threshold was calibrated; `path` is relative in ``joint.toml``.
-    `preprocess` is None where inputs are arrays already; `options` are for `load_model`.
+    `sha256` is that of all its files (`files_of`) when the threshold was calibrated; `path` is
+    relative in ``joint.toml``. `preprocess` is None where inputs are arrays already; `options` are
+    for `load_model`.
     """
 
     path: str
@@ -46,17 +48,20 @@ class ModelEntry:
         """The entry of a model file as it is now."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no model file {path}")
-        return cls(str(Path(path).resolve()), sha256_of(path), **about)
+        return cls(str(Path(path).resolve()), sha256_of(*files_of(path)), **about)
 
     def check(self) -> None:
-        """Check that the file is there (FileNotFoundError) and is what it was (ModelError)."""
+        """Check that its files are there (FileNotFoundError) and what they were (ModelError)."""
         if not Path(self.path).is_file():
             raise FileNotFoundError(f"the model file {self.path} that joint.toml names is missing")
-        found = sha256_of(self.path)
+        files = files_of(self.path)
+        found = sha256_of(*files)
         if found != self.sha256:
+            beside = " and ".join(file.name for file in files[1:])
             raise ModelError(
-                f"{self.path} has changed since the threshold was calibrated (sha256 "
-                f"{found[:12]}..., expected {self.sha256[:12]}...); record and calibrate again"
+                f"{self.path}{beside and f', with its weights in {beside},'} has changed since the "
+                f"threshold was calibrated (sha256 {found[:12]}..., expected "
+                f"{self.sha256[:12]}...); record and calibrate again"
             )
 
     def load(self, **options: Any) -> Model:
@@ -80,6 +85,12 @@ class ModelEntry:
             options=picked(table, OPTIONS),
             **_shared(table, where),
         )
+
+
+def files_of(path: str | os.PathLike[str]) -> list[Path]:
+    """Every file that makes up the model in a file, that one first."""
+    file = Path(path)
+    return [file, *(external_files(file) if file.suffix.lower() == ".onnx" else ())]
 
 
 @dataclass(frozen=True)
@@ -243,8 +254,15 @@ def entries_of(
         if table is not None:
             entry = entry_from_table(table, Path(path).resolve().parent, f"{path}: {role}")
         if source is not None:
-            preprocess = None if entry is None else entry.preprocess
-            entry = replace(_entry_at(source, link), preprocess=preprocess)
+            found = _entry_at(source, link)
+            if isinstance(entry, ModelEntry) and isinstance(found, ModelEntry):
+                if found.sha256 != entry.sha256:
+                    raise ModelError(
+                        f"{source} is not the {role} whose answers are in {path} (sha256 "
+                        f"{found.sha256[:12]}..., recorded {entry.sha256[:12]}...); record it"
+                    )
+                found = replace(entry, path=found.path)
+            entry = replace(found, preprocess=None if entry is None else entry.preprocess)
         elif isinstance(entry, RemoteEntry) and link is not None:
             options, how = parse_link(link)
             entry = replace(entry, options={**entry.options, **options}, link=how)

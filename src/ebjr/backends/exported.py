@@ -12,9 +12,17 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows
-from ebjr.backends.onnx import DTYPES, can_become, known_shape, open_session, runtime_says
+from ebjr.backends.onnx import (
+    DTYPES,
+    can_become,
+    external_files,
+    known_shape,
+    open_session,
+    runtime_says,
+)
 from ebjr.blend import as_blend
 from ebjr.errors import ModelError
+from ebjr.files import sha256_of
 from ebjr.joint import JointAnswer
 from ebjr.model import ModelFacts
 from ebjr.router import Router, round_up
@@ -47,6 +55,9 @@ class ExportedJoint:
         self._session = open_session(self.path, threads, providers)
         said = self._session.get_modelmeta().custom_metadata_map
         self.about = {key[5:]: _read(text) for key, text in said.items() if key[:5] == "ebjr."}
+        for weights in external_files(self.path):
+            if self.about.get("weights", found := sha256_of(weights)) != found:
+                raise ModelError(f"{weights} is not what {path} was exported with; export it again")
         knobs = list(self._session.get_overridable_initializers())
         self.output_names = tuple(node.name for node in self._session.get_outputs())
         known = self.output_names in (OUTPUTS, DETECTION_OUTPUTS) and set(TOLD) <= set(self.about)

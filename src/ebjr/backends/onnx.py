@@ -82,7 +82,6 @@ class OnnxModel:
             input_dtype=self.input_dtype,
             options={name: value for name, value in self._options.items() if value is not None},
             device=device_name(self.providers[0]),
-            further_files=lambda: external_files(self.path),
         )
 
     @cached_property
@@ -231,20 +230,33 @@ def can_become(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
     return to_float or to_object or np.can_cast(given, wanted, "safe")
 
 
-_LOCATION = re.compile(rb"\n\x08location\x12([\x80-\xff]?)([\x00-\x7f])")
+_LOCATION = re.compile(
+    rb"j[\x80-\xff]?[\x00-\x7f]\n\x08location\x12([\x80-\xff]?)([\x00-\x7f])", re.DOTALL
+)
 """How protobuf writes the entry of a tensor that names its file: the key, and the name's length."""
 
 
 def external_files(path: Path) -> tuple[Path, ...]:
-    """The files beside an ``.onnx`` file that hold weights of its graph, each once."""
+    """The files beside an ``.onnx`` file that hold weights of its graph, each once.
+
+    A ModelError names one that is not there, or outside, where the runtime would not read it.
+    """
+    if not path.stat().st_size:  # an empty file cannot be mapped
+        return ()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         names = []
         for found in _LOCATION.finditer(content):
             low, high = found[1] or found[2], found[2] if found[1] else b"\0"
             length = (low[0] & 127) + 128 * high[0]
             names.append(content[found.end() : found.end() + length])
-    files = (path.parent / os.fsdecode(name) for name in dict.fromkeys(names))
-    return tuple(file for file in files if file.is_file())
+    files = [Path(os.fsdecode(name)) for name in dict.fromkeys(names)]
+    for name in files:
+        if name.is_absolute() or ".." in name.parts or not (path.parent / name).is_file():
+            raise ModelError(
+                f"{path} keeps weights in {name}, which is no file in its folder: put it there, or "
+                "save the model again with its weights beside it"
+            )
+    return tuple(path.parent / name for name in files)
 
 
 def open_session(
@@ -265,6 +277,7 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(str(path), settings, providers=chosen)
     except Exception as error:  # its error classes share no base but this one
+        external_files(path)  # says it if weights are missing
         raise ModelError(
             f"{path} must be an ONNX model that ONNX Runtime can load, but it says: "
             f"{runtime_says(error)}; export it again"

@@ -55,7 +55,8 @@ class Data(ABC):
     ``"folders"``, ``"table"`` or ``"categories"``; both are None for labels without names.
     `class_ids` are COCO's ids of `classes`, if each has one. `unreadable` holds (name, reason) of
     each example left out of the latest pass, filled as it is read, and `left_out` what else was
-    found and makes no example, with its count.
+    found and makes no example, with its count. `how` is what else decides what is read, such as
+    the columns of a table.
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Data(ABC):
     class_ids: tuple[int, ...] | None = field(default=None, init=False)
     unreadable: list[tuple[str, str]] = field(default_factory=list, init=False)
     left_out: dict[str, int] = field(default_factory=dict, init=False)
+    how: Any = field(default=None, init=False)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -98,24 +100,37 @@ class Data(ABC):
         self.unreadable.clear()
         return self._read(batch_size, start)
 
+    def parts(self, batch_size: int, start: int = 0) -> Iterator[Part]:
+        """Each batch with what could not be read before it was full; the rest comes last, alone."""
+        told = 0
+        for batch in self.batches(batch_size, start):
+            unreadable, told = self.unreadable[told:], len(self.unreadable)
+            yield batch, unreadable
+        if len(self.unreadable) > told:
+            yield None, self.unreadable[told:]
+
     def fingerprint(self) -> str:
         """A hash that differs when the examples do; nothing is decoded for it.
 
         A file of rows or labels counts with its bytes; image files of their own with name, size
         and time of change, which is cheap for millions of them.
         """
-        found = hashlib.sha256()
+        found = hashlib.sha256(repr((self.classes, self.how)).encode())
         if self.path.is_file():
             found.update(sha256_of(self.path).encode())
-        for name, file in self._files():
+        for name, file in self.files():
             about = file.stat() if file.is_file() and file != self.path else None
             facts = (name, about and about.st_size, about and about.st_mtime_ns)
             found.update(repr(facts).encode())
         return found.hexdigest()
 
-    def _files(self) -> Iterable[tuple[str, Path]]:
+    def files(self) -> Iterable[tuple[str, Path]]:
         """The image files in `path` or beside it, each with its example's name."""
         return ()
+
+
+Part = tuple[Examples | None, list[tuple[str, str]]]
+"""A batch, and (name, reason) of each example that could not be read."""
 
 
 @dataclass(eq=False)
@@ -176,7 +191,8 @@ class ImageData(Data):
     def __len__(self) -> int:
         return self.count
 
-    def _files(self) -> Iterable[tuple[str, Path]]:
+    def files(self) -> Iterable[tuple[str, Path]]:
+        """Those of the examples that are files of their own."""
         return ((each.name, each.file) for each in self.examples(None) if each.file is not None)
 
     def _read(self, batch_size: int, start: int) -> Iterator[Examples]:

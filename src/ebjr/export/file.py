@@ -35,7 +35,7 @@ from ebjr.export.graph import (
     read_part,
 )
 from ebjr.export.inputs import Given, given_of
-from ebjr.files import write_beside
+from ebjr.files import sha256_of, write_beside
 from ebjr.joint import JointAnswer, JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.model import facts
@@ -341,6 +341,9 @@ def _write(model: ir.Model, path: Path, external: bool) -> Path | None:
     if external:
         data = path.with_name(f"{path.name}.data")
         ir.save(model, path, external_data=data.name, size_threshold_bytes=1024)
+        graph = onnx.load(path, load_external_data=False)
+        graph.metadata_props.add(key="ebjr.weights", value=sha256_of(data))
+        path.write_bytes(graph.SerializeToString())
         return data
     ir.save(ir.external_data.load_to_model(model), path)
     return None

@@ -316,7 +316,7 @@ def predict_file(
             yield [], _unreadable(data, start, len(data), np.zeros(0))
 
     router = Router(config.score, config.threshold if threshold is None else threshold)
-    whose = whose_answers(router, config.blend, about)
+    whose = whose_answers(router, config.blend, data, about)
     return write_answers(answer, output, len(data), whose, restart=restart, tell=tell)
 
 

@@ -1,0 +1,81 @@
+"""Outputs: a command never writes over a file that it reads, by whatever name or link."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebjr.backends.onnx import external_files
+from ebjr.files import check_writable
+
+Written = dict[tuple[int, int], str]
+"""By device and number of a file that is there: the flag and the name of what will write it."""
+
+
+def check_outputs(outputs: Mapping[str, Path], given: Iterable[Any]) -> Written:
+    """Check that outputs can be written, and are no file that is given or that such a file names.
+
+    `outputs` are by flag, and `given` are the values of all other options. Returns what is there of
+    the outputs, for `check_unread`. ValueError: it is, or two outputs are one file.
+    """
+    places: dict[Path, str] = {}
+    written: Written = {}
+    for flag, output in outputs.items():
+        place = check_writable(output).resolve()
+        if place in places:
+            raise ValueError(f"{places[place]} and {flag} are both {output}; give two files")
+        places[place] = flag
+        for end in ("", ".part", ".data"):  # itself, its journal, and a graph's weights
+            with suppress(OSError):
+                file = output.with_name(output.name + end).stat()
+                written[file.st_dev, file.st_ino] = f"{flag} {output}"
+    if written:
+        check_unread(written, (file for value in given for file in _files_in(value)))
+    return written
+
+
+def check_unread(written: Written, read: Iterable[Path]) -> None:
+    """Check that no file that is read will be written, see `check_outputs`."""
+    for file in read if written else ():
+        with suppress(OSError):
+            about = file.stat()
+            if said := written.get((about.st_dev, about.st_ino)):
+                raise ValueError(f"{said} would overwrite {file}, which is read; give another file")
+
+
+def _files_in(value: Any) -> Iterator[Path]:
+    """The files among the values of an option, and those that they name."""
+    for each in value if isinstance(value, list) else [value]:
+        with suppress(OSError, ValueError):  # no text that is no path is one
+            if isinstance(each, str | Path) and Path(each).is_file():
+                yield from _files_of(Path(each))
+
+
+def _files_of(file: Path) -> Iterator[Path]:
+    """A file, and what it names: both models of a joint.toml or of outcomes, a graph's weights."""
+    yield file
+    with suppress(Exception):  # what is damaged is named where it is read
+        if file.suffix.lower() == ".onnx":
+            yield from external_files(file)
+            return
+        named = _tables(file)
+        for path in (named[role].get(key) for role in named for key in ("path", "queue")):
+            if path is not None:
+                yield from _files_of(file.resolve().parent / path)
+
+
+def _tables(file: Path) -> dict[str, Any]:
+    """What a joint.toml, or outcomes, say of student and teacher."""
+    if zipfile.is_zipfile(file):
+        with np.load(file) as arrays:
+            found = json.loads(str(arrays["about"]))["models"]
+    else:
+        found = tomllib.loads(file.read_text("utf-8"))
+    return {role: found[role] for role in ("student", "teacher") if role in found}
