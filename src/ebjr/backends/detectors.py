@@ -12,12 +12,11 @@ import os
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ebjr.arrays import join_rows
 from ebjr.backends.chunks import run_in_chunks
 from ebjr.backends.layouts import (
     LAYOUTS,
@@ -135,10 +134,9 @@ class OnnxDetector:
     def facts(self) -> ModelFacts:
         """All that the detector says of itself."""
         inside = facts_of_images(self.model.facts, self.preprocess)
-        names = [name for name, layout in LAYOUTS.items() if layout is self.layout]
         options: dict[str, Any] = {
             **inside.options,
-            "layout": names[0] if names else self.layout,
+            "layout": self.layout_name or self.layout,
             "classes": self.classes,
             "above": self.above,
             "limit": self.limit,
@@ -150,6 +148,11 @@ class OnnxDetector:
         own = dict(zip(self._own_numbers, self.names, strict=False))
         labels = tuple(own[number] for number in self.numbers) if own else None
         return replace(inside, input_shape=(None, None, None, 3), options=options, labels=labels)
+
+    @property
+    def layout_name(self) -> str | None:
+        """The name of its layout; None where that is a `Layout` of your own."""
+        return next((name for name, known in LAYOUTS.items() if known is self.layout), None)
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -208,14 +211,10 @@ class OnnxDetector:
 
     def _run(self, images: Sequence[Image]) -> list[tuple[Detections, bool]]:
         """What may be reported on each image, and whether a box has one class alone."""
-        fixed = self.model.fixed_batch
         if not len(images):
             return []
-
-        def join(parts: Sequence[Any]) -> list[Any]:
-            return list(chain(*parts))
-
-        return list(run_in_chunks(self._run_batch, list(images), fixed, fixed, join))
+        fixed = self.model.fixed_batch
+        return list(run_in_chunks(self._run_batch, list(images), fixed, fixed, join_rows))
 
     def _run_batch(self, images: list[Image]) -> list[tuple[Detections, bool]]:
         batch = self.preprocess(images)
@@ -252,19 +251,9 @@ class OnnxDetector:
         """The boxes that may be reported, in pixels of the image."""
         ours = True if decoded.labels is None else decoded.labels >= 0
         rows = np.flatnonzero((decoded.sure > self.above) & ours)
-
-        def some(values: NDArray[Any] | None) -> NDArray[Any] | None:
-            return None if values is None else values[rows]
-
-        return Detections(
-            self.preprocess.boxes_to_image(decoded.boxes[rows], size, image_size),
-            decoded.logits[rows],
-            image_size,
-            labels=some(decoded.labels),  # type: ignore[arg-type]
-            scores=some(decoded.scores),  # type: ignore[arg-type]
-            bins=some(decoded.bins),
-            bin_width=some(decoded.bin_width),
-        )
+        found = {name: value[rows] for name, value in vars(decoded).items() if value is not None}
+        boxes = self.preprocess.boxes_to_image(found.pop("boxes"), size, image_size)
+        return Detections(boxes, size=image_size, **found)
 
     def _final(self, found: Detections, single: bool) -> Detections:
         if not single:

@@ -6,7 +6,7 @@ have outputs of one shape: what tells them apart is how many boxes there are, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,7 +86,7 @@ def decode_nanodet(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     for name, output in outputs.items():
         channels = output.shape[1] if output.ndim == 4 else 0
         if channels < classes + 8 or (channels - classes) % 4:  # a side has two bins at least
-            _pick({name: output}, lambda value: False, f"(n, {classes} + 4 k, height, width)")
+            raise _no_output(f"(n, {classes} + 4 k, height, width)", {name: output})
         rows.append(output.reshape(*output.shape[:2], -1).swapaxes(1, 2))
         grids.append((output.shape[2], output.shape[3], size[0] / output.shape[2]))
     whole = np.concatenate(rows, axis=1)
@@ -102,20 +102,12 @@ def decode_yolov8(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     One output: (n, 4 + classes, a), center, width and height in pixels, then probabilities.
     """
     if len(outputs) == 1:
-        channels = 4 + classes
-        name = _pick(
-            outputs,
-            lambda value: value.ndim == 3 and value.shape[1] == channels,
-            f"(n, {channels}, boxes)",
-        )
+        name = _pick(outputs, _has(1, [4 + classes]), f"(n, {4 + classes}, boxes)")
         rows = outputs[name].swapaxes(1, 2)
         return [Decoded(_corners(row[:, :4]), _log_odds(row[:, 4:])) for row in rows]
-    first = _pick(outputs, lambda value: value.ndim == 3 and value.shape[1] == classes, "logits")
-    second = _pick(
-        {name: value for name, value in outputs.items() if name != first},
-        lambda value: value.ndim == 3 and value.shape[1] % 4 == 0,
-        "bins (n, 4 k, boxes)",
-    )
+    first = _pick(outputs, _has(1, [classes]), "logits")
+    others = {name: value for name, value in outputs.items() if name != first}
+    second = _pick(others, _has(1, range(4, 2**20, 4)), "bins (n, 4 k, boxes)")
     logits, bins = _check_logits(outputs[first]), outputs[second]
     center, strides = _map_of(size, logits.shape[2])
     if bins.shape[2] != logits.shape[2]:
@@ -191,22 +183,21 @@ def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
     count, queries = boxes.shape[:2]
     pixels = _corners(boxes) * np.array([size[1], size[0]] * 2, boxes.dtype)
     bins = sides[0].reshape(count, queries, 4, -1) if sides else [None] * count
-    return [
-        Decoded(box, row[:, :classes], side, None, *_softmax_answer(row, classes))
-        for box, row, side in zip(pixels, logits, bins, strict=True)
-    ]
+    if logits.shape[2] == classes:
+        return [Decoded(*one) for one in zip(pixels, logits, bins, strict=True)]
+    likely, logits = softmax(logits, axis=2)[:, :, :classes], logits[:, :, :classes]
+    best = likely.argmax(axis=2), likely.max(axis=2)
+    parts = zip(pixels, logits, bins, [None] * count, *best, strict=True)
+    return [Decoded(*one) for one in parts]
 
 
 def detr_outputs(outputs: Outputs, classes: int) -> tuple[str, ...]:
     """The names of the boxes and the class logits, and of the bin logits if there are any."""
     named = {name: value for name, value in outputs.items() if "box" in name.lower()} or outputs
-    boxes = _pick(named, lambda value: value.ndim == 3 and value.shape[2] == 4, "boxes (n, q, 4)")
+    boxes = _pick(named, _has(2, [4]), "boxes (n, q, 4)")
     left = {name: value for name, value in outputs.items() if name != boxes}
-    logits = _pick(
-        left,
-        lambda value: value.ndim == 3 and value.shape[2] in (classes, classes + 1),
-        f"class logits (n, q, {classes} or {classes + 1})",
-    )
+    what = f"class logits (n, q, {classes} or {classes + 1})"
+    logits = _pick(left, _has(2, (classes, classes + 1)), what)
     rows = outputs[boxes].shape[0] * outputs[boxes].shape[1] * 4
     sides = [name for name, value in left.items() if name != logits and value.size % rows == 0]
     return (boxes, logits, *sides[:1])
@@ -395,11 +386,7 @@ def _corners(boxes: NDArray[Any]) -> NDArray[Any]:
 
 def dense_output(outputs: Outputs, width: int) -> str:
     """The name of the first output (n, boxes, width)."""
-    return _pick(
-        outputs,
-        lambda value: value.ndim == 3 and value.shape[2] == width,
-        f"output (n, boxes, {width})",
-    )
+    return _pick(outputs, _has(2, [width]), f"output (n, boxes, {width})")
 
 
 def _dense(outputs: Outputs, width: int) -> NDArray[Any]:
@@ -452,22 +439,21 @@ def _log_odds(scores: NDArray[Any]) -> NDArray[Any]:
     return logit(np.clip(scores, 0, 1 - np.finfo(scores.dtype).epsneg))
 
 
-def _softmax_answer(
-    logits: NDArray[Any], classes: int
-) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
-    """Label and score of a head whose last class is "nothing"; None, None of one without it."""
-    if logits.shape[1] == classes:
-        return None, None
-    likely = softmax(logits, axis=1)[:, :classes]
-    return likely.argmax(axis=1), likely.max(axis=1)
-
-
 def _pick(outputs: Outputs, fits: Callable[[NDArray[Any]], bool], what: str) -> str:
     """The name of the first output that fits."""
     for name, value in outputs.items():
         if fits(value):
             return name
-    raise ModelError(
+    raise _no_output(what, outputs)
+
+
+def _has(axis: int, sizes: Container[int]) -> Callable[[NDArray[Any]], bool]:
+    """Whether an output is (n, ., .) with one of the sizes along an axis."""
+    return lambda value: value.ndim == 3 and value.shape[axis] in sizes
+
+
+def _no_output(what: str, outputs: Outputs) -> ModelError:
+    return ModelError(
         f"the model must have the output {what}, but has {_shapes(outputs)}; say how many "
         f"classes there are with classes=, or {SAY_WHICH}"
     )

@@ -209,7 +209,8 @@ class ImageData(Data):
             yield self._batch(lot)
             empty = False
         if empty:
-            raise ValueError(self._nothing_readable())
+            name, reason = self.unreadable[0] if self.unreadable else ("nothing", "it is empty")
+            raise ValueError(f"no image in {self.path} can be read; the first is {name}: {reason}")
 
     def take(self, rows: Sequence[int]) -> tuple[Examples, NDArray[np.int64]]:
         """The examples of some rows that can be read, and which rows they are."""
@@ -246,10 +247,6 @@ class ImageData(Data):
         return Examples(
             [image for _, image in some], targets, [example.name for example, _ in some]
         )
-
-    def _nothing_readable(self) -> str:
-        name, reason = self.unreadable[0] if self.unreadable else ("nothing", "it is empty")
-        return f"no image in {self.path} can be read; the first is {name}: {reason}"
 
 
 # What Pillow opens and is no picture, or has a decoder elsewhere: EPS starts another program.

@@ -96,8 +96,8 @@ def open_data(
         data = _open_arrays(place, targets_are, names)
     elif suffix in TABLE_SUFFIXES:
         table = Table.open(place, image_column, label_column, names, targets_are)
-        rows, known = table.examples, table.classes
-        data = ImageData(place, known, table.label, rows, table.rows, on_unreadable)
+        rows, labeled = table.examples, table.label_column is not None
+        data = ImageData(place, table.classes, labeled, rows, table.rows, on_unreadable)
     elif suffix in image_suffixes():
         data = image_data(place, [(place, None)], on_unreadable, names)
     else:
@@ -122,14 +122,18 @@ def _annotations(root: Path) -> Path | None:
 
 
 def _open_arrays(path: Path, targets_are: str, classes: tuple[str, ...] | None) -> ArrayData:
-    inputs, targets = _load_arrays(path, targets_are)
+    inputs, targets = _load_arrays(path)
+    if inputs.ndim == 0 or len(inputs) == 0:
+        raise ValueError(f"{path}: inputs must have rows, but has shape {inputs.shape}")
+    if targets is not None:
+        targets = _checked_targets(path, targets, len(inputs), targets_are)
     if targets is not None and targets.dtype.kind == "U" and classes is not None:
         names, rows = np.unique(targets, return_inverse=True)
         targets = np.array([label_place(name, classes) for name in names.tolist()])[rows]
     return ArrayData(path, classes, targets is not None, inputs, targets)
 
 
-def _load_arrays(path: Path, targets_are: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
+def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} cannot be read as .npz data: it is no such file, or truncated")
     try:
@@ -138,15 +142,9 @@ def _load_arrays(path: Path, targets_are: str) -> tuple[NDArray[Any], NDArray[An
                 raise ValueError(
                     f"it needs an array called inputs, but has {some(arrays.files) or 'none'}"
                 )
-            inputs = arrays["inputs"]
-            targets = arrays.get("targets")
+            return arrays["inputs"], arrays.get("targets")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as .npz data: {reason_of(error)}") from error
-    if inputs.ndim == 0 or len(inputs) == 0:
-        raise ValueError(f"{path}: inputs must have rows, but has shape {inputs.shape}")
-    return inputs, None if targets is None else _checked_targets(
-        path, targets, len(inputs), targets_are
-    )
 
 
 def _checked_targets(

@@ -127,14 +127,9 @@ class Preprocess:
     def __call__(self, images: Sequence[Image] | Image) -> NDArray[Any]:
         """The model's input, as `layout` and `dtype` say, made from n decoded images.
 
-        `images` is a list of n uint8 arrays (height, width, 3), or one uint8 array of rank 4.
-
-        Raises
-        ------
-        TypeError
-            `images` are not uint8: they may have been preprocessed already.
-        ValueError
-            `images` is empty, or one is not RGB, or `size` is None and their sizes differ.
+        `images` is a list of n uint8 arrays (height, width, 3), or one uint8 array of rank 4. A
+        TypeError says that they are not uint8, as where they are preprocessed already; a ValueError
+        that there are none, that one is not RGB, or that `size` is None and their sizes differ.
         """
         return self._tensor(self._sized(images))
 
@@ -192,12 +187,7 @@ class Preprocess:
     def parse(cls, text: str) -> Preprocess:
         """Preprocessing as a flag of the command line gives it: the values, or a ``.toml`` file.
 
-        Raises
-        ------
-        FileNotFoundError
-            `text` names a file that does not exist.
-        ValueError
-            `text` has a part that is not ``key=value``, or a key or value that is not allowed.
+        A ValueError names a part that is not ``key=value``, or a key or value that is not allowed.
 
         Examples
         --------
@@ -247,7 +237,12 @@ class Preprocess:
         for image in images:
             _check_pixels(image, 3)
         if size is None:
-            _check_equal(images)
+            shapes = sorted({image.shape[:2] for image in images})
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"images of different sizes, such as {shapes[0]} and {shapes[1]}, cannot be "
+                    "one batch; give preprocess a size"
+                )
             return np.stack(list(images))
         return np.stack([_fit(image, size, self.resize, self.interpolation) for image in images])
 
@@ -492,15 +487,6 @@ def _check_pixels(image: Any, rank: int) -> None:
     if image.ndim != rank or image.shape[-1] != 3 or 0 in image.shape[rank - 3 :]:
         expected = "(n, height, width, 3)" if rank == 4 else "(height, width, 3)"
         raise ValueError(f"images must have the shape {expected}, but one is {image.shape}")
-
-
-def _check_equal(images: Sequence[Image] | Image) -> None:
-    shapes = sorted({image.shape[:2] for image in images})
-    if len(shapes) > 1:
-        raise ValueError(
-            f"images of different sizes, such as {shapes[0]} and {shapes[1]}, cannot be one batch; "
-            "give preprocess a size"
-        )
 
 
 def _checked_size(size: Any) -> int | tuple[int, int] | None:

@@ -59,8 +59,14 @@ class Table:
             schema, rows = _describe(path)
         if rows == 0:
             raise ValueError(f"{path} has no rows")
+        for what, asked in {"image_column": image, "label_column": label}.items():
+            if asked is not None and asked not in schema.names:
+                raise ValueError(
+                    f"{path} has no column {asked!r}; {what} must be one of "
+                    f"{', '.join(schema.names)}"
+                )
         image_column = _image_column(path, schema, image)
-        label_column = _label_column(path, schema, label)
+        label_column = label or next((name for name in LABEL_COLUMNS if name in schema.names), None)
         sets = places = None
         if label_column is not None:
             known = _names_in_schema(schema, label_column)
@@ -73,11 +79,6 @@ class Table:
             else:
                 _check_label(path, schema, label_column)
         return cls(path, rows, image_column, label_column, classes, sets, places)
-
-    @property
-    def label(self) -> bool:
-        """Whether there is a label column."""
-        return self.label_column is not None
 
     def examples(self, rows: Sequence[int] | None) -> Iterator[Example]:
         """All rows in order, or some of them, rising."""
@@ -208,15 +209,26 @@ def _reader(image: Any, folder: Path) -> tuple[Callable[[], bytes], Path | None]
     return lambda: data or b"", None
 
 
-def _holds_paths(kind: Any) -> bool:
-    return _is_text(_part(kind, "path"))
+_SORTS: Mapping[str, Sequence[str]] = {
+    "text": ("string", "large_string"),
+    "bytes": ("binary", "large_binary", "binary_view"),
+    "list": ("list", "large_list", "fixed_size_list"),
+    "whole": ("integer",),
+    "boolean": ("boolean",),
+    "floating": ("floating",),
+}
+"""Arrow's types as far as this file tells them apart, by what Arrow's tests of them are called."""
 
 
-def _holds_images(kind: Any) -> bool:
+def _sort(kind: Any) -> str:
+    """Which of `_SORTS` a type is, or the values of a dictionary are; or none."""
     import pyarrow.types as types
 
-    kind = _part(kind, "bytes")
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    tests = {
+        sort: [getattr(types, f"is_{name}") for name in names] for sort, names in _SORTS.items()
+    }
+    return next((sort for sort in tests if any(test(kind) for test in tests[sort])), "")
 
 
 def _part(kind: Any, name: str) -> Any:
@@ -227,9 +239,16 @@ def _part(kind: Any, name: str) -> Any:
     return kind if place < 0 else kind.field(place).type
 
 
+def _holds_images(kind: Any) -> bool:
+    return _sort(_part(kind, "bytes")) == "bytes"
+
+
+def _holds_paths(kind: Any) -> bool:
+    return _sort(_part(kind, "path")) == "text"
+
+
 def _image_column(path: Path, schema: Any, asked: str | None) -> str:
     if asked is not None:
-        _check_column(path, schema, asked, "image_column")
         kind = schema.field(asked).type
         if not (_holds_images(kind) or _holds_paths(kind)):
             raise ValueError(
@@ -250,62 +269,31 @@ def _image_column(path: Path, schema: Any, asked: str | None) -> str:
     )
 
 
-def _label_column(path: Path, schema: Any, asked: str | None) -> str | None:
-    if asked is not None:
-        _check_column(path, schema, asked, "label_column")
-        return asked
-    return next((name for name in LABEL_COLUMNS if name in schema.names), None)
-
-
-def _check_column(path: Path, schema: Any, asked: str, what: str) -> None:
-    if asked not in schema.names:
-        raise ValueError(
-            f"{path} has no column {asked!r}; {what} must be one of {', '.join(schema.names)}"
-        )
-
-
 def _check_label(path: Path, schema: Any, column: str) -> None:
-    import pyarrow.types as types
-
     kind = schema.field(column).type
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    if types.is_integer(kind) or types.is_boolean(kind):
-        return
-    if not _is_text(kind):
-        way = "; lists of labels are for --task multilabel" if _item(kind) is not None else ""
+    if (sort := _sort(kind)) not in ("text", "whole", "boolean"):
+        way = "; lists of labels are for --task multilabel" if sort == "list" else ""
         raise ValueError(
             f"{path}: the label column {column!r} must hold whole numbers or names, but holds "
             f"{kind}{way}"
         )
 
 
-def _item(kind: Any) -> Any:
-    """The type of what lists hold; None if it is no list."""
-    import pyarrow.types as types
-
-    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
-    return kind.value_type if any(is_one(kind) for is_one in lists) else None
-
-
 def _sets_in(
     path: Path, schema: Any, column: str, classes: tuple[str, ...] | None, numbers: bool
 ) -> Sets:
     """What the lists of a label column mean; `numbers` says that they hold the labels' numbers."""
-    import pyarrow.types as types
-
-    kind = _item(schema.field(column).type)
-    text = kind is not None and _is_text(kind)
-    whole = kind is not None and types.is_integer(kind)
-    if kind is None or not (text or whole or types.is_boolean(kind) or types.is_floating(kind)):
+    kind = schema.field(column).type
+    held = _sort(kind.value_type) if _sort(kind) == "list" else ""
+    if held not in ("text", "whole", "boolean", "floating"):
         raise ValueError(
             f"{path}: for label sets the label column {column!r} must hold lists of 0 and 1, or of "
-            f"labels, but holds {schema.field(column).type}"
+            f"labels, but holds {kind}"
         )
-    length = None if text or numbers else _length_of_zeros_and_ones(path, column)
+    length = None if held == "text" or numbers else _length_of_zeros_and_ones(path, column)
     if length is not None and len(classes or ()) in (0, length):
         return Sets(length, listed=False)
-    if classes is None or (length or 0) > 1 or not (text or whole):
+    if classes is None or (length or 0) > 1 or held not in ("text", "whole"):
         has = f"lists of {length}" if length else "other lists"
         raise ValueError(
             f"{path}: the label column {column!r} must hold 0 or 1 for each label, or the names or "
@@ -326,14 +314,6 @@ def _length_of_zeros_and_ones(path: Path, column: str) -> int | None:
         if not {*lists.flatten().unique().to_pylist()} <= {0, 1}:
             return None
     return lengths.pop() if len(lengths) == 1 else None
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def _names_in_schema(schema: Any, column: str) -> tuple[str, ...] | None:

@@ -62,11 +62,6 @@ def bootstrap(
         alone, and `joules_saved`, a share of the teacher's. Costs of one example are taken as
         exact; only the rate varies.
 
-    Raises
-    ------
-    ValueError
-        `n_resamples` is under 100, or `level` is outside (0, 1).
-
     Examples
     --------
     >>> from ebjr.curve import TradeOffCurve

@@ -78,8 +78,6 @@ def count_flops(
         `model` is a path without a file.
     ModelError
         The file is corrupt, or the module failed on the input.
-    MissingExtra
-        The package that reads the model is not installed.
 
     Examples
     --------

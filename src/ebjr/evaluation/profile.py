@@ -26,6 +26,9 @@ from ebjr.evaluation.inputs import (
 from ebjr.evaluation.power import Load, Meter, Power, find_joules
 from ebjr.model import Model, facts, model_name
 
+WARM_UP = 3  # batches before those that are timed
+MEMORY_SECONDS = 300.0  # for the process in which memory is measured
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -146,12 +149,11 @@ def measure_latency(
     batch_sizes: Iterable[int] = (1, 64),
     *,
     repeats: int = 1000,
-    warmup: int = 3,
     seconds: float = 2.0,
 ) -> list[Latency]:
     """Time a model on batches of several sizes, one after another, for at most `seconds` each.
 
-    `make_batch` makes a batch of n inputs before timing. `warmup` batches run first, for at most a
+    `make_batch` makes a batch of n inputs before timing. Some batches run first, for at most a
     quarter of `seconds`; then at least one batch is timed, and at most `repeats`.
     """
     if repeats < 1 or seconds < 0:
@@ -159,16 +161,14 @@ def measure_latency(
             f"repeats must be at least 1 and seconds at least 0, but are {repeats} and {seconds}"
         )
     return [
-        _latency(model, make_batch(size), size, repeats, warmup, seconds)
+        _latency(model, make_batch(size), size, repeats, seconds)
         for size in _checked_sizes(batch_sizes)
     ]
 
 
-def _latency(
-    model: Model, batch: Any, size: int, repeats: int, warmup: int, seconds: float
-) -> Latency:
+def _latency(model: Model, batch: Any, size: int, repeats: int, seconds: float) -> Latency:
     start = time.perf_counter()
-    timed_calls(model, batch, start + seconds / 4, warmup)
+    timed_calls(model, batch, start + seconds / 4, WARM_UP)
     times = timed_calls(model, batch, start + seconds, repeats)
     p50, p95 = np.percentile(times, [50, 95])
     return Latency(size, len(times), float(p50), float(p95))
@@ -177,7 +177,7 @@ def _latency(
 # Memory
 
 
-def measure_peak_memory(model: Model, batch: Any, *, timeout_seconds: float = 300) -> int | None:
+def measure_peak_memory(model: Model, batch: Any) -> int | None:
     """Bytes of resident memory that a model from a file adds to a fresh process, at the peak.
 
     A new Python process imports the runtime, notes its memory, loads the model, runs `batch` once
@@ -194,7 +194,7 @@ def measure_peak_memory(model: Model, batch: Any, *, timeout_seconds: float = 30
             [sys.executable, "-c", child],
             input=pickle.dumps((model, batch)),  # of ours, to ourselves: nothing foreign is read
             capture_output=True,
-            timeout=timeout_seconds,
+            timeout=MEMORY_SECONDS,
             check=True,
         )
     except subprocess.TimeoutExpired:

@@ -154,17 +154,8 @@ def score_table(
 ) -> list[ScoreRow]:
     """Every figure of every score, in the order given; of all named scores that fit if left out.
 
-    Parameters
-    ----------
-    scores
-        Names or callables.
-    blend
-        The student's weight in a deferred answer.
-
-    Raises
-    ------
-    ValueError
-        `scores` names an unknown score, or one is ``+inf`` somewhere.
+    `blend` is the student's weight in a deferred answer. A ValueError names an unknown score, or
+    one that is ``+inf`` somewhere.
 
     Examples
     --------
@@ -209,19 +200,8 @@ class ScoreBin:
 def reliability(outcomes: Outcomes, point: OperatingPoint, bins: int = 10) -> list[ScoreBin]:
     """Both models' accuracy along the score, the lowest first: where is the teacher better?
 
-    Parameters
-    ----------
-    outcomes
-        Examples that the threshold was not chosen on.
-    point
-        Its score is looked at.
-    bins
-        How many, of equal counts; examples that tie stay together, so there may be fewer.
-
-    Raises
-    ------
-    ValueError
-        `bins` is under 1.
+    `outcomes` are examples that the threshold was not chosen on, and the score is that of `point`.
+    The bins are of equal counts; examples that tie stay together, so there may be fewer.
 
     Examples
     --------

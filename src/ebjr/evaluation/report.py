@@ -130,15 +130,11 @@ class Extra:
     @property
     def html(self) -> str:
         """The section."""
-        plot = (
-            f'<div id="{self.name}" class="plot" role="img" aria-label="{html.escape(self.title)}. '
-            f'The same figures are in the table below."></div>\n<div class="legend" '
-            f'id="{self.name}-legend"></div>'
-        )
+        title = html.escape(self.title)
+        legend = f'\n<div class="legend" id="{self.name}-legend"></div>'
         rows = [_cells(name, cells, name == self.marked) for name, cells in self.rows.items()]
-        caption = f'<p class="caption">{html.escape(self.caption)}</p>'
-        table = _html_table(self.head, rows)
-        return _section(f"{self.name}-extra", html.escape(self.title), plot + table + caption)
+        shown = f"{_plot(self.name, title)}{legend}{_html_table(self.head, rows)}"
+        return _section(f"{self.name}-extra", title, shown, html.escape(self.caption))
 
 
 def write_report(
@@ -185,13 +181,6 @@ def write_report(
         How the report was made: shown as they are, at the end.
     extras
         More sections.
-
-    Raises
-    ------
-    MissingExtra
-        plotly is not installed.
-    OSError
-        The file at `path` cannot be written.
     """
     points, chosen, measure = *_named(point, others), held_out.measure
     made = {**(notes or {}), "EBJR": version("ebjr"), "Written on": date.today().isoformat()}
@@ -460,9 +449,8 @@ def _chance(
         f"<li>{html.escape(test.verdict)} {html.escape(test.details)}</li>" for test in comparisons
     )
     tests = f'<ul class="verdicts">{verdicts}</ul>' if verdicts else ""
-    caption = f'<p class="caption">{_chance_caption(measure)}</p>'
-    inner = f'<div class="columns">{table}{tests}</div>{caption}'
-    return _section("chance", "Is it more than chance?", inner)
+    inner = f'<div class="columns">{table}{tests}</div>'
+    return _section("chance", "Is it more than chance?", inner, _chance_caption(measure))
 
 
 def _chance_caption(measure: Metric) -> str:
@@ -488,8 +476,7 @@ def _samples(samples: Sequence[Sample], held_out: Outcomes) -> str:
         "Held-out images at even ranks of the score, those that are deferred first. Solid: boxes "
         f"with a score above {SHOWN:g}, of whoever answered; dashed: what is there."
     )
-    inner = f'{samples_html(samples, held_out.labels)}<p class="caption">{caption}</p>'
-    return _section("samples", "Who answered", inner)
+    return _section("samples", "Who answered", samples_html(samples, held_out.labels), caption)
 
 
 def gain_words(entry: Standing, measure: Metric) -> str:
@@ -511,13 +498,9 @@ def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> str:
         rows.append(_cells(entry.score, cells, marked=entry.score == chosen))
     more = ("AUROC", "AURC", "AUGRC") if measure.binary else ()
     head = ("score", f"gain, {measure.gain_unit} (95 %)", "of the oracle's", *more)
-    plot = (
-        '<div id="ranking" class="plot" role="img" aria-label="Gain of each score with its 95 % '
-        'confidence interval. The same figures are in the table below."></div>'
-    )
-    caption = f'<p class="caption">{_ranking_caption(measure)}</p>'
-    inner = f"{plot}{_html_table(head, rows)}{caption}"
-    return _section("ranking", "Which score defers best", inner)
+    plot = _plot("ranking", "Gain of each score with its 95 % confidence interval")
+    inner = f"{plot}{_html_table(head, rows)}"
+    return _section("ranking", "Which score defers best", inner, _ranking_caption(measure))
 
 
 def _ranking_caption(measure: Metric) -> str:
@@ -544,11 +527,18 @@ def _ranking_caption(measure: Metric) -> str:
     )
 
 
-def _section(name: str, title: str, inner: str) -> str:
+def _section(name: str, title: str, inner: str, caption: str = "") -> str:
+    below = f'<p class="caption">{caption}</p>' if caption else ""
     return (
-        f'<section aria-labelledby="{name}-title">\n<h2 id="{name}-title">{title}</h2>\n{inner}\n'
-        "</section>"
+        f'<section aria-labelledby="{name}-title">\n<h2 id="{name}-title">{title}</h2>\n'
+        f"{inner}{below}\n</section>"
     )
+
+
+def _plot(name: str, title: str) -> str:
+    """The place of a plot, which the page's script fills."""
+    words = f"{title}. The same figures are in the table below."
+    return f'<div id="{name}" class="plot" role="img" aria-label="{words}"></div>'
 
 
 def _html_table(head: Sequence[str], rows: Sequence[str]) -> str:

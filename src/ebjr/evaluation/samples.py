@@ -33,13 +33,13 @@ class Sample:
     score: float
 
 
-def sample_rows(outcomes: Outcomes, point: OperatingPoint, each: int = 4) -> np.ndarray:
-    """Rows to show: of those deferred, then of those kept, some at even ranks of the score."""
+def sample_rows(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
+    """Rows to show: of those deferred, then of those kept, four at even ranks of the score."""
     score, deferred = (np.asarray(part) for part in point.router(outcomes.student))
     order = np.argsort(deferral_key(score), kind="stable")
     chosen = []
     for group in (order[deferred[order]], order[~deferred[order]]):
-        places = np.linspace(0, len(group) - 1, min(each, len(group)))
+        places = np.linspace(0, len(group) - 1, min(4, len(group)))
         chosen.append(group[np.unique(places.round().astype(int))])
     return np.concatenate(chosen)
 

@@ -151,18 +151,13 @@ def mcnemar(
     Parameters
     ----------
     first_correct, second_correct
-        (n,) bool, or 0 and 1: where each of them is right.
+        (n,) bool, or 0 and 1: where each of them is right. ValueError where they are something
+        else, empty or differ in length.
     exact
         Take the binomial p-value or the chi-square one, with continuity correction. None: the
         binomial one below 25 discordant pairs. Both are in the result.
     names
         What the verdict calls the two.
-
-    Raises
-    ------
-    ValueError
-        `first_correct` and `second_correct` differ in length, are empty or hold
-        something else than 0 and 1.
 
     Examples
     --------
@@ -300,15 +295,8 @@ def loss_difference(
     ----------
     first_rows, second_rows
         (n,): row qualities of both, as `Metric.rows` gives them.
-    metric
-        Its name.
     n_resamples
         Of the bootstrap; the p-value is at least ``2 / (n_resamples + 1)``.
-
-    Raises
-    ------
-    ValueError
-        `first_rows` and `second_rows` differ in length or are empty.
 
     Examples
     --------

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ebjr.backends.detectors import OnnxDetector
-from ebjr.backends.layouts import LAYOUTS, dense_output, detr_outputs
+from ebjr.backends.layouts import dense_output, detr_outputs
 from ebjr.errors import ModelError
 from ebjr.export.images import place_images
 from ebjr.export.operators import Operators, Value
@@ -29,26 +29,13 @@ FIXED = ("detr", "rtdetr", "end2end", "end2end_normalized")
 
 @dataclass(frozen=True)
 class Head:
-    """A detector's graph, as far as the joint graph reads it.
-
-    Attributes
-    ----------
-    detector, layout
-        The detector, and the name of its layout.
-    outputs
-        The names of its boxes, logits, and bin logits where there are some; or of all in one.
-    queries, bins
-        How many boxes an image has, and how many bins a side, or none.
-    softmax
-        Whether one more logit is that of "nothing".
-    """
+    """A detector's graph, as far as the joint graph reads it."""
 
     detector: OnnxDetector
-    layout: str
-    outputs: tuple[str, ...]
-    queries: int
-    bins: int
-    softmax: bool
+    outputs: tuple[str, ...]  # names of boxes, logits and any bin logits; or of all in one
+    queries: int  # boxes of an image
+    bins: int  # of a side, or none
+    softmax: bool  # whether one more logit is that of "nothing"
 
     @property
     def rows(self) -> int:
@@ -63,53 +50,36 @@ class Head:
 
 
 def head_of(role: str, detector: OnnxDetector, example: np.ndarray) -> Head:
-    """What is read of a detector.
-
-    Raises
-    ------
-    ModelError
-        Its number of boxes is not fixed, or it suppresses boxes.
-    """
-    layout = next((name for name, one in LAYOUTS.items() if one is detector.layout), "own")
+    """What is read of a detector; a ModelError where its boxes vary in number or overlap."""
+    layout = detector.layout_name
     if layout not in FIXED or detector.nms is not None:
         raise ModelError(
-            f"the {role} {detector.path} (layout {layout}) needs its boxes decoded and suppressed "
-            "outside of its graph; only detectors like DETR, with a fixed number of boxes and no "
-            f"suppression, can be exported: those of the layouts {', '.join(FIXED)}"
+            f"the {role} {detector.path} (layout {layout or 'own'}) needs its boxes decoded and "
+            "suppressed outside of its graph; only detectors like DETR, with a fixed number of "
+            "boxes and no suppression, can be exported: those of the layouts "
+            f"{', '.join(FIXED)}"
         )
     answers = detector.model.answer_all(detector.preprocess(example))
     classes = detector.classes
     if layout != "detr":
         name = dense_output(answers, 6 if detector.layout.by_label else 4 + classes)
-        return Head(detector, layout, (name,), answers[name].shape[1], 0, False)
+        return Head(detector, (name,), answers[name].shape[1], 0, False)
     names = detr_outputs(answers, classes)
     count, queries, columns = answers[names[1]].shape
     bins = sum(answers[name].size for name in names[2:]) // (count * queries * 4)
-    return Head(detector, layout, names, queries, bins, columns > classes)
+    return Head(detector, names, queries, bins, columns > classes)
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is on n images, in the graph: the best first.
+    """What is on n images, in the graph: the best first."""
 
-    Attributes
-    ----------
-    boxes, labels, scores
-        (n, rows, 4), (n, rows) and (n, rows).
-    real
-        (n, rows) bool: which rows are detections.
-    query
-        (n, rows): which of the head's boxes each one is.
-    logits
-        (n, queries, classes), of all of the head's boxes.
-    """
-
-    boxes: Value
-    labels: Value
+    boxes: Value  # (n, rows, 4)
+    labels: Value  # (n, rows), as are the following
     scores: Value
-    real: Value
-    query: Value
-    logits: Value
+    real: Value  # bool: which rows are detections
+    query: Value  # which of the head's boxes each one is
+    logits: Value  # (n, queries, classes), of all of the head's boxes
 
 
 def find(op: Operators, head: Head, raws: list[Value], images: Value) -> Found:
@@ -152,7 +122,7 @@ def _read(op: Operators, head: Head, raws: list[Value]) -> tuple[Value, Value]:
         return boxes, op.Where(own, _log_odds(op, score), -math.inf)
     center, half = op.Slice(boxes, [0], [2], [2]), op.Slice(boxes, [2], [4], [2])
     half = op.Mul(op.Max(half, 0.0), 0.5)
-    logits = _log_odds(op, scores) if head.layout == "rtdetr" else raws[1]
+    logits = _log_odds(op, scores) if head.detector.layout_name == "rtdetr" else raws[1]
     if not head.softmax:
         logits = op.Gather(logits, head.columns, axis=2)
     return op.Concat(op.Sub(center, half), op.Add(center, half), axis=2), logits
@@ -176,7 +146,7 @@ def _placed(op: Operators, head: Head, corners: Value, images: Value) -> Value:
         return exact.Concat(*pair, *pair, axis=0)
 
     pixels = corners
-    if head.layout != "end2end":  # from 0 to 1
+    if head.detector.layout_name != "end2end":  # from 0 to 1
         pixels = op.Mul(corners, op.Cast(four(*size), to=int(FLOAT)))
     scale = exact.Div(four(*own), four(*sides))
     moved = exact.Mul(exact.Sub(exact.to(pixels, np.float64), four(top, left)), scale)
@@ -202,13 +172,7 @@ def rescaled(op: Operators, found: Found, change: ConfidenceMap | None) -> Value
 def detection_score(
     op: Operators, score: Score, head: Head, found: Found, raws: list[Value]
 ) -> Value:
-    """A score of the detections on n images as a part of the graph: (n,).
-
-    Raises
-    ------
-    ValueError
-        It has no form in ONNX operators.
-    """
+    """A score of the detections on n images as a part of the graph: (n,)."""
     if not score.named or score.name not in DETECTION_FORMS:
         raise ValueError(
             f"the score {score.title} has no form in ONNX operators; of detections these have: "

@@ -59,10 +59,8 @@ def predict(
         A Ray dataset with a number (`row`), a `name` and `inputs` for each row; a `Data` as
         `ebjr.data.open.open_data` opens it; or an array (n, ...). Each node must find the files
         where this one does.
-    joint
-        The ``joint.toml``.
-    threshold
-        Instead of the file's.
+    joint, threshold
+        The ``joint.toml``, and what is to hold instead of its threshold.
     batch_size, teacher_batch
         Rows given to each model at once; the teacher's are as the student's if left out.
     student, teacher
@@ -85,8 +83,6 @@ def predict(
 
     Raises
     ------
-    FileNotFoundError
-        `joint`, or a model that it names, is missing.
     ValueError
         `joint` is no ``joint.toml``, or `data` misses a column.
     ModelError
@@ -98,22 +94,14 @@ def predict(
     rows = _dataset(data, start)
     share = _share(ray.cluster_resources().get("CPU", 0.0))
     most = batch_size if teacher_batch is None else teacher_batch
+    both = {"config": config, "threads": threads, "imports": imports}
     answered = rows.map_batches(
-        _Student,
-        fn_constructor_kwargs={"config": config, "threads": threads, "imports": imports},
-        batch_size=batch_size,
-        **_actors(student, share),
+        _Student, fn_constructor_kwargs=both, batch_size=batch_size, **_actors(student, share)
     )
     policy = check_policy(when_unavailable)
     return answered.map_batches(
         _Teacher,
-        fn_constructor_kwargs={
-            "config": config,
-            "threads": threads,
-            "imports": imports,
-            "most_rows": most,
-            "when_unavailable": policy,
-        },
+        fn_constructor_kwargs={**both, "most_rows": most, "when_unavailable": policy},
         batch_size=_rows_for(config, most),
         **_actors(teacher, share),
     )

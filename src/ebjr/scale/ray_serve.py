@@ -18,7 +18,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from ebjr.serving.app import build_app as build_server
 from ebjr.serving.events import Batched
 from ebjr.serving.knob import Knob
 from ebjr.serving.metrics import Metrics
-from ebjr.serving.row_queue import RowQueue, alike
+from ebjr.serving.row_queue import Part, RowQueue, alike, form_of, spans
 from ebjr.serving.served import Served, served_of
 from ebjr.task import Task
 from ebjr.tasks import as_task
@@ -104,8 +103,6 @@ def build_app(
 
     Raises
     ------
-    FileNotFoundError
-        `joint`, or a model that it names, is missing.
     ValueError
         `joint` is no ``joint.toml``, or another argument is out of range.
     ModelError
@@ -162,15 +159,7 @@ def _deployment(kind: type, name: str, **options: Any) -> serve.Deployment:
 def app(args: Mapping[str, Any]) -> serve.Application:
     """The application that ``serve run ebjr.scale:app joint=joint.toml`` and Serve's YAML build.
 
-    Parameters
-    ----------
-    args
-        `joint`, and what else `build_app` takes; numbers may be text.
-
-    Raises
-    ------
-    ValueError
-        `args` has no `joint`, or a name that is no argument of `build_app`.
+    `args` are `joint`, and what else `build_app` takes; numbers may be text.
     """
     known = inspect.signature(build_app).parameters
     unknown = set(args) - set(known)
@@ -292,7 +281,7 @@ class _Call:
     def __init__(self, inputs: Batch) -> None:
         self.inputs = inputs
         self.future: Future[Batch] = Future()
-        self.form = (getattr(inputs, "shape", ())[1:], getattr(inputs, "dtype", None))
+        self.form = form_of(inputs)
         self._pieces: dict[int, Batch] = {}  # by the first of their rows
         self._open = row_count(inputs)
 
@@ -307,33 +296,6 @@ class _Call:
         """Answer with an error."""
         if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """Some rows of a call in the teacher's queue."""
-
-    ticket: _Call
-    rows: range
-    since: float
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def form(self) -> Any:
-        return self.ticket.form
-
-    @property
-    def answered(self) -> bool:
-        return self.ticket.future.done()
-
-    @property
-    def inputs(self) -> Batch:
-        return self.ticket.inputs[self.rows.start : self.rows.stop]
-
-    def cut(self, start: int, stop: int | None) -> _Part:
-        return replace(self, rows=self.rows[start:stop])
 
 
 class Teacher:
@@ -355,7 +317,7 @@ class Teacher:
         self._model: Model = entry.load(**thread_option(entry, threads))
         self._kind = kind
         self._most = most_rows
-        self._queue: RowQueue[_Part] = RowQueue(max_wait_seconds=max_wait_seconds)
+        self._queue: RowQueue[Part] = RowQueue(max_wait_seconds=max_wait_seconds)
         self._metrics = Metrics(name)
         self._metrics.read(
             "waiting_rows", "Rows in a queue.", lambda: {"teacher": self._queue.rows}, "stage"
@@ -370,7 +332,7 @@ class Teacher:
         """Raw output of some rows."""
         call = _Call(inputs)
         rows = range(row_count(inputs))
-        self._queue.put(_Part(call, rows, time.perf_counter()), bounded=False)
+        self._queue.put(Part(call, rows), bounded=False)
         return await asyncio.wrap_future(call.future)
 
     def _work(self) -> None:
@@ -390,14 +352,13 @@ class Teacher:
             raise TeacherUnavailable(f"the teacher answered only some of {rows} rows just now")
         return found.output
 
-    def _answer(self, parts: Sequence[_Part]) -> None:
+    def _answer(self, parts: Sequence[Part]) -> None:
         began = time.perf_counter()
-        output = self._ask(join_rows([part.inputs for part in parts]))
+        rows = [part.ticket.inputs[part.rows.start : part.rows.stop] for part in parts]
+        output = self._ask(join_rows(rows))
         self._metrics.observe(Batched.of("teacher", parts, began))
-        end = 0
-        for part in parts:
-            start, end = end, end + len(part)
-            part.ticket.answer(part.rows.start, output[start:end])
+        for part, own in spans(parts):
+            part.ticket.answer(part.rows.start, output[own])
 
 
 class SharedKnob:

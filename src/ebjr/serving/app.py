@@ -54,8 +54,6 @@ def build_app(
 
     Parameters
     ----------
-    served
-        What is served.
     token
         A request that moves the knob must carry ``Authorization: Bearer TOKEN``. Without a token
         the knob can be moved from this machine alone.
@@ -68,8 +66,6 @@ def build_app(
 
     Raises
     ------
-    MissingExtra
-        Starlette or prometheus-client is not installed.
     ValueError
         One of `options` is out of range, or the autopilot cannot hold `hold`.
     OSError
@@ -165,8 +161,6 @@ def run_server(
 
     Parameters
     ----------
-    served
-        What is served.
     host, port
         Where to listen; port 0 takes a free one.
     grpc_port
@@ -182,8 +176,6 @@ def run_server(
 
     Raises
     ------
-    MissingExtra
-        uvicorn is not installed; or grpcio or OpenTelemetry, which `grpc_port` and `otel` need.
     OSError
         `port` or `grpc_port` is taken.
     """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     from ebjr.serving.pipeline import Ticket
+    from ebjr.serving.row_queue import Part
 
 STAGES = ("student", "teacher")
 
@@ -34,26 +35,12 @@ class Batched(NamedTuple):
     seconds: float
 
     @classmethod
-    def of(cls, stage: str, parts: Sequence[TicketRows], began: float) -> Batched:
+    def of(cls, stage: str, parts: Sequence[Part], began: float) -> Batched:
         """The batch of some parts, answered just now."""
         ended = time.perf_counter()
         waited = began - np.array([part.since for part in parts])
         rows = sum(len(part) for part in parts)
         return cls(stage, rows, [part.ticket for part in parts], waited, began, ended - began)
-
-
-class TicketRows(Protocol):
-    """Some rows of a request, which waited for a model."""
-
-    @property
-    def ticket(self) -> Any:
-        """The request."""
-
-    @property
-    def since(self) -> float:
-        """When they began to wait, by `time.perf_counter`."""
-
-    def __len__(self) -> int: ...
 
 
 class Scored(NamedTuple):

@@ -17,14 +17,12 @@ class FutureWaiter:
     first of a batch does, and the loop finds the others when it comes.
     """
 
-    def __init__(self, deadlines: Deadlines | None = None) -> None:
-        self._deadlines = Deadlines() if deadlines is None else deadlines
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
         self._letters: deque[asyncio.Future[None]] = deque()
         self._rung = False
 
-    async def until_done(
-        self, future: concurrent.futures.Future[Any], within: float | None = None
-    ) -> None:
+    async def until_done(self, future: concurrent.futures.Future[Any], within: float) -> None:
         """Wait for a thread's future; TimeoutError after `within` seconds.
 
         Cancelling this wait does not cancel the future.
@@ -39,9 +37,6 @@ class FutureWaiter:
                 loop.call_soon_threadsafe(self._read)
 
         future.add_done_callback(deliver)
-        if within is None:
-            await waiter
-            return
         wait = self._deadlines.begin(within, lambda: _give_up(waiter))
         try:
             await waiter

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ from ebjr.serving.events import (
     Scored,
     Submitted,
 )
-from ebjr.serving.row_queue import RowQueue, alike
+from ebjr.serving.row_queue import Part, RowQueue, alike, form_of, spans
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Ticket:
         self.future: Future[ServedAnswer] = Future()
         self.since = time.perf_counter()
         self.trace: Any = None
-        self.form = (getattr(inputs, "shape", ())[1:], getattr(inputs, "dtype", None))
+        self.form = form_of(inputs)
         self._pipeline = pipeline
         self._inputs = inputs
         self._threshold = threshold
@@ -190,27 +190,20 @@ class Ticket:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _Part(Part):
     """Some rows of a ticket in a queue; for the teacher with the student's answer to them."""
 
     ticket: Ticket
     rows: np.ndarray
     output: Batch | None = None
-    since: float = field(default_factory=time.perf_counter)  # when it began to wait
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     @property
-    def form(self) -> Any:
-        return self.ticket.form
-
-    @property
-    def answered(self) -> bool:
-        return self.ticket.future.done()
+    def inputs(self) -> Batch:
+        return self.ticket.inputs_of(self.rows)
 
     def cut(self, start: int, stop: int | None) -> _Part:
-        return replace(self, rows=self.rows[start:stop], output=_cut(self.output, start, stop))
+        where = slice(start, stop)
+        return replace(self, rows=self.rows[where], output=_cut(self.output, where))
 
 
 class _Audit:
@@ -238,6 +231,10 @@ class _Audit:
 
 def _never() -> bool:
     return False
+
+
+def _thread(name: str, work: Callable[..., None], *given: Any) -> threading.Thread:
+    return threading.Thread(target=work, args=given, name=f"ebjr-{name}", daemon=True)
 
 
 class Pipeline:
@@ -298,14 +295,9 @@ class Pipeline:
         self._auditing = 0  # rows that wait for an audit
         self._chance = np.random.default_rng()
         self.busy = False
-        self._student = threading.Thread(target=self._run_student, name="ebjr-student", daemon=True)
+        self._student = _thread("student", self._run_student)
         self._teachers = [
-            threading.Thread(
-                target=self._run_teacher,
-                args=(number == 0,),
-                name=f"ebjr-teacher-{number}",
-                daemon=True,
-            )
+            _thread(f"teacher-{number}", self._run_teacher, number == 0)
             for number in range(teacher_workers)
         ]
 
@@ -439,7 +431,6 @@ class Pipeline:
             self._auditing -= len(audit.places)
 
     def _answer_by_student(self, parts: Sequence[_Part]) -> None:
-        sizes = [len(part.rows) for part in parts]
         began = time.perf_counter()
         inputs = _inputs(parts)
         found = self.joint.ask_student(inputs)
@@ -447,25 +438,19 @@ class Pipeline:
         output = _plain(self.joint.of_student(found.output))
         batch = self._batched("student", parts, began)
         knob = self.joint.router.threshold
-        thresholds = np.repeat([part.ticket.threshold(knob) for part in parts], sizes)
+        each = [part.ticket.threshold(knob) for part in parts]
+        thresholds = np.repeat(each, [len(part) for part in parts])
         deferred = is_deferred(values, thresholds)
         self.observer.observe(batch)
         self.observer.observe(Scored(values, deferred, thresholds))
         flags = None if found.degraded is None else to_numpy(found.degraded)
         predicted = self.joint.predict(output)
-        later, end = [], 0
+        later = []
         with self.lock:
-            for part, size in zip(parts, sizes, strict=True):
-                start, end = end, end + size
-                hard = deferred[start:end]
-                answers = _cut(output, start, end)
+            for part, own in spans(parts):
+                hard, answers = deferred[own], output[own]
                 part.ticket.scored(
-                    part.rows,
-                    answers,
-                    _cut(predicted, start, end),
-                    values[start:end],
-                    hard,
-                    None if flags is None else flags[start:end],
+                    part.rows, answers, predicted[own], values[own], hard, _cut(flags, own)
                 )
                 if hard.any():
                     chosen = np.flatnonzero(hard)
@@ -478,8 +463,8 @@ class Pipeline:
     def _answer_by_teacher(self, parts: Sequence[_Part]) -> None:
         began = time.perf_counter()
         try:
-            own = join_rows([part.output for part in parts])
-            found = self.joint.ask_teacher(_inputs(parts), own)
+            students = join_rows([part.output for part in parts])
+            found = self.joint.ask_teacher(_inputs(parts), students)
             output = _plain(found.output)
         except ModelError as error:  # unreachable, or it answers nonsense
             self._miss(parts, error)
@@ -489,12 +474,9 @@ class Pipeline:
             self._miss(missed, TeacherUnavailable("the teacher answers no more rows just now"))
         self.observer.observe(self._batched("teacher", parts, began))
         flags = None if found.degraded is None else to_numpy(found.degraded)
-        end = 0
         with self.lock:
-            for part in parts:
-                start, end = end, end + len(part.rows)
-                own_flags = None if flags is None else flags[start:end]
-                part.ticket.taught(part.rows, _cut(output, start, end), own_flags)
+            for part, own in spans(parts):
+                part.ticket.taught(part.rows, output[own], _cut(flags, own))
         self.tell_answered()
 
     def _batched(self, stage: str, parts: Sequence[_Part], began: float) -> Batched:
@@ -533,8 +515,7 @@ class Pipeline:
             open_ones = [part for part in parts if len(part.rows) and not part.answered]
             ids = {part.ticket: part.ticket.late_id(late.new_id) for part in open_ones}
         entries = [
-            LateRows(ids[part.ticket], part.rows, part.ticket.inputs_of(part.rows), part.output)
-            for part in open_ones
+            LateRows(ids[part.ticket], part.rows, part.inputs, part.output) for part in open_ones
         ]
         if entries and late.keep(entries, self.joint.kind):
             for ticket, own in ids.items():
@@ -551,16 +532,14 @@ class Pipeline:
 
 
 def _inputs(parts: Sequence[_Part]) -> Batch:
-    return join_rows([part.ticket.inputs_of(part.rows) for part in parts])
+    return join_rows([part.inputs for part in parts])
 
 
 def _divided(parts: Sequence[_Part], yes: np.ndarray) -> tuple[list[_Part], list[_Part]]:
     """The rows of some parts for which `yes` holds, and the others."""
     both: tuple[list[_Part], list[_Part]] = ([], [])
-    end = 0
-    for part in parts:
-        start, end = end, end + len(part.rows)
-        for found, mask in zip(both, (yes[start:end], ~yes[start:end]), strict=True):
+    for part, own in spans(parts):
+        for found, mask in zip(both, (yes[own], ~yes[own]), strict=True):
             if mask.any():
                 rows = np.flatnonzero(mask)
                 output = take_rows(part.output, rows)
@@ -573,8 +552,8 @@ def _plain(output: Batch) -> Batch:
     return output if isinstance(output, list | tuple) else to_numpy(output)
 
 
-def _cut(batch: Any, start: int, stop: int | None) -> Any:
-    return None if batch is None else batch[start:stop]
+def _cut(batch: Any, where: slice) -> Any:
+    return None if batch is None else batch[where]
 
 
 def _room_for(output: Batch, rows: int) -> Batch:

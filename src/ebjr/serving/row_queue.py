@@ -5,25 +5,35 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, Self, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Self, TypeVar
 
 
-class Part(Protocol):
-    """Some rows of a request."""
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some rows of a request, its `ticket`."""
+
+    ticket: Any
+    rows: Any  # their numbers, an array or a range
+    since: float = field(default_factory=time.perf_counter, kw_only=True)  # when they began to wait
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     @property
     def form(self) -> Any:
-        """What rows of one batch have in common."""
+        """What rows of one batch have in common, as `form_of` says it."""
+        return self.ticket.form
 
     @property
     def answered(self) -> bool:
         """Whether nobody waits for them any more."""
-
-    def __len__(self) -> int: ...
+        return bool(self.ticket.future.done())
 
     def cut(self, start: int, stop: int | None) -> Self:
         """Some of its rows."""
+        return replace(self, rows=self.rows[start:stop])
 
 
 P = TypeVar("P", bound=Part)
@@ -145,9 +155,22 @@ class RowQueue(Generic[P]):
             return self.closed and not self._parts
 
 
+def form_of(inputs: Any) -> Any:
+    """What the rows of one batch have in common: the shape of a row and its type."""
+    return getattr(inputs, "shape", ())[1:], getattr(inputs, "dtype", None)
+
+
 def alike(parts: Sequence[P]) -> list[list[P]]:
     """Parts whose rows can be one batch: arrays of the same shape and type, or lists."""
     groups: dict[Any, list[P]] = {}
     for part in parts:
         groups.setdefault(part.form, []).append(part)
     return list(groups.values())
+
+
+def spans(parts: Sequence[P]) -> Iterator[tuple[P, slice]]:
+    """Each part, and where its rows are in the batch of all."""
+    end = 0
+    for part in parts:
+        start, end = end, end + len(part)
+        yield part, slice(start, end)

@@ -32,29 +32,12 @@ SCORE_BINS = 40  # even bins in which live scores are counted
 
 @dataclass
 class Served:
-    """What is served: a joint model, its name, and what its calibration knows.
+    """A joint model under the name that clients call it by, and what its calibration knows.
 
-    Parameters
-    ----------
-    joint
-        The joint model.
-    name
-        What clients call it.
-    labels
-        The classes' names, for the metadata.
-    operating_points
-        Thresholds by name.
-    score_quantiles
-        Of the scores on the calibration half, evenly spaced from 0 to 1: what turns a deferral
-        rate into a threshold.
-    calibration_id
-        Of the calibration, for every answer.
-    certificate
-        What is promised, and at which thresholds; None where nothing is.
-    flops
-        Of the student and of the teacher, per row; None where they are not known.
-    calibration
-        All that ``joint.toml`` says of it.
+    `operating_points` are thresholds by name. `score_quantiles`, of the scores on the calibration
+    half and evenly spaced from 0 to 1, turn a deferral rate into a threshold. `calibration_id` is
+    told with every answer, `certificate` is what is promised and at which thresholds, `flops` are
+    those of student and teacher per row, and `calibration` is all that ``joint.toml`` says of it.
     """
 
     joint: JointModel
@@ -169,19 +152,9 @@ class Served:
 
 
 def served_of(config: JointConfig, **options: Any) -> Served:
-    """What a ``joint.toml`` describes, loaded.
+    """What a ``joint.toml`` describes, loaded; `options` are those of `load_model`.
 
-    Parameters
-    ----------
-    config
-        The file, read.
-    **options
-        For `load_model`, such as threads.
-
-    Raises
-    ------
-    ModelError
-        A model file of `config` has changed, or cannot be loaded.
+    A ModelError says that a model file has changed, or cannot be loaded.
     """
     return Served(
         joint=config.load(**options),

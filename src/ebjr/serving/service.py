@@ -21,7 +21,7 @@ import numpy as np
 
 from ebjr.arrays import row_count, to_numpy
 from ebjr.data.examples import decode_image, image_formats, reason_of
-from ebjr.data.preprocess import ImageFile
+from ebjr.data.preprocess import ImageFile, is_pixels
 from ebjr.errors import (
     DeadlineExceeded,
     EbjrError,
@@ -359,7 +359,12 @@ class Service:
                 )
             most = self.limits.image_pixels
             return await asyncio.to_thread(decoded_images, array.tolist(), most)
-        return checked_pixels(array)
+        if not is_pixels(array, 4) or not array.size:
+            raise ProtocolError(
+                "the input 'image' must be UINT8 of shape [n, height, width, 3], or BYTES of shape "
+                f"[n] with encoded images, not {array.dtype} {list(array.shape)}"
+            )
+        return array
 
 
 def _note(notes: dict[str, Any], found: ServedAnswer) -> None:
@@ -399,16 +404,6 @@ OUTPUTS: Mapping[str, Callable[[ServedAnswer], np.ndarray]] = {
     "degraded": lambda found: to_numpy(found.answer.degraded),
 }
 """How an answer of any task came about, each made where it is asked for."""
-
-
-def checked_pixels(array: np.ndarray) -> np.ndarray:
-    """Images (n, h, w, 3) uint8, and nothing else."""
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
-        raise ProtocolError(
-            "the input 'image' must be UINT8 of shape [n, height, width, 3], or BYTES of shape [n] "
-            f"with encoded images, not {array.dtype} {list(array.shape)}"
-        )
-    return array
 
 
 # What a container says of its picture's size may be false, and the limit on pixels with it.

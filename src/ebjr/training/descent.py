@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from ebjr.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -15,10 +18,12 @@ def descend(
     batches: Callable[[], Sequence[Any]],
     count: int,
     loss: Callable[[Any], torch.Tensor],
-) -> Iterator[tuple[int, float]]:
-    """Each epoch and its mean loss, once it is done.
+    progress: Callable[[int, float], None] | None,
+) -> None:
+    """Lower the loss, and tell `progress` each epoch and its mean loss.
 
-    `batches` gives an epoch's rows, of `count` batches, and `loss` the mean over some rows.
+    `batches` gives an epoch's rows, of `count` batches, and `loss` the mean over some rows. A
+    ModelError says that the loss is no number any more.
     """
     from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -33,4 +38,10 @@ def descend(
             falling.step()
             total += float(value.detach()) * len(rows)
             seen += len(rows)
-        yield epoch, total / seen
+        if not math.isfinite(total):
+            raise ModelError(
+                f"the loss is no number after epoch {epoch}: check the inputs, or lower "
+                f"learning_rate, which is {optimizer.defaults['lr']:g}"
+            )
+        if progress is not None:
+            progress(epoch, total / seen)

@@ -122,14 +122,8 @@ def train_energy_head(
     progress
         Told the epoch and its mean loss.
 
-    Returns
-    -------
-    EnergyHead
-
     Raises
     ------
-    MissingExtra
-        PyTorch is not installed.
     ValueError
         `features`, `prediction` and `targets` do not match or are not finite, or `loss` is unknown.
 
@@ -172,9 +166,7 @@ def train_energy_head(
         return (integral - ratio[:, 0] - torch.as_tensor(density[:, 0])).mean()
 
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
-    for epoch, mean_loss in descend(optimizer, epochs, batches, parts, loss_of):
-        if progress is not None:
-            progress(epoch, mean_loss)
+    descend(optimizer, epochs, batches, parts, loss_of, progress)
     network.eval()
     return EnergyHead(network, mean, spread, scale, proposal)
 

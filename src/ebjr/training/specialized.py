@@ -93,8 +93,6 @@ def train_specialized(
 
     Raises
     ------
-    MissingExtra
-        PyTorch is not installed.
     ValueError
         `inputs`, `labels` and `teacher` do not fit together, a known class or "other" has no
         example, or `distillation`, `temperature` or `popular` is out of range.
@@ -155,14 +153,7 @@ def train_specialized(
         return (weight[rows] * loss).mean()
 
     network.train()
-    for epoch, mean_loss in descend(optimizer, epochs, batches, parts, loss_of):
-        if not math.isfinite(mean_loss):
-            raise ModelError(
-                f"the loss is no number after epoch {epoch}: check the inputs, or lower "
-                f"learning_rate, which is {learning_rate:g}"
-            )
-        if progress is not None:
-            progress(epoch, mean_loss)
+    descend(optimizer, epochs, batches, parts, loss_of, progress)
     network.eval()
     return network if backbone is None else torch.nn.Sequential(backbone, network).eval()
 

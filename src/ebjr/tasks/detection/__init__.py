@@ -68,6 +68,8 @@ class Detection(Task):
     takes_images = True
     travels = False
     rows = "a list of {} Detections, one for each"
+    check_first = staticmethod(check_boxes)
+    numbered = staticmethod(numbered)
 
     def count_rows(self, output: Any) -> int | None:
         listed = isinstance(output, list | tuple)
@@ -82,12 +84,6 @@ class Detection(Task):
         except (TypeError, ValueError) as error:
             raise type(error)(f"{role}: {error}") from error
         return list(output)
-
-    def check_first(self, role: str, output: Any) -> None:
-        check_boxes(role, output)
-
-    def numbered(self, role: str, model: Any, inputs: Any, targets: Any, data: Any) -> Any:
-        return numbered(role, model, inputs, targets, data)
 
     def check_targets(self, targets: Any) -> list[GroundTruth]:
         listed = isinstance(targets, list | tuple)
@@ -194,23 +190,21 @@ class Detection(Task):
 
         def of_all(name: str, dtype: Any, *sides: int) -> Tensor:
             none = np.zeros((0, *sides), dtype)
-            return Tensor(
-                dtype,
-                (None, *sides),
-                lambda answer: np.concatenate(
-                    [none, *(getattr(found, name) for found in answer.prediction)], dtype=dtype
-                ),
-            )
+
+            def joined(answer: Any) -> np.ndarray:
+                parts = [getattr(found, name) for found in answer.prediction]
+                return np.concatenate([none, *parts], dtype=dtype)
+
+            return Tensor(dtype, (None, *sides), joined)
+
+        def counts(answer: Any) -> np.ndarray:
+            return np.array([len(found) for found in answer.prediction], np.int64)
 
         return {
             "boxes": of_all("boxes", np.float32, 4),
             "labels": of_all("labels", np.int64),
             "scores": of_all("scores", np.float32),
-            "count": Tensor(
-                np.int64,
-                (None,),
-                lambda answer: np.array([len(found) for found in answer.prediction], np.int64),
-            ),
+            "count": Tensor(np.int64, (None,), counts),
         }
 
     def candidates(self, student: Sequence[Detections]) -> list[str]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 
+from ebjr.arrays import as_float
+
 _FORMAT = 1
 _LARGEST_CLASS_COUNT = 65535
 
@@ -77,7 +79,7 @@ class Detections:
         if self.scores is None:
             scores = expit(logits[np.arange(len(boxes)), labels])
         else:
-            scores = _checked_scores(self.scores, len(boxes))
+            scores = _checked_scores(self.scores, (len(boxes),))
         bins = None if self.bins is None else _checked_bins(self.bins, len(boxes))
         width = None if self.bin_width is None else _checked_width(self.bin_width, len(boxes))
         size = checked_size(self.size)
@@ -90,14 +92,12 @@ class Detections:
 
         Parameters
         ----------
-        boxes
-            (b, 4).
+        boxes, size
+            As of the class.
         scores
             (b, classes), the probability of each class; or (b,), with ``labels`` (b,) and
             ``classes``, how many there are. The logits are their log-odds: a score of 0 is a
             logit of ``-inf``.
-        size
-            (height, width) of the image.
         **given
             ``labels``, ``classes``, ``bins``, ``bin_width``.
 
@@ -116,16 +116,12 @@ class Detections:
                     "or give scores of shape (b, classes)"
                 )
             labels = checked_labels(given["labels"], len(values), classes)
-            values = _checked_scores(values, len(values))
-            whole = np.full((len(values), classes), -np.inf, values.dtype)
-            whole[np.arange(len(values)), labels] = _log_odds(values)
-            return cls(boxes, whole, size, scores=values, **given)
-        if not ((values >= 0) & (values <= 1)).all():
-            raise ValueError(
-                f"scores must lie in 0..1, but {_first_of(values, (values < 0) | ~(values <= 1))}; "
-                "give raw values as logits"
-            )
-        return cls(boxes, _log_odds(values), size, **given)
+            given["scores"] = _checked_scores(values, values.shape)
+            logits = np.full((len(values), classes), -np.inf, values.dtype)
+            logits[np.arange(len(values)), labels] = _log_odds(values)
+        else:
+            logits = _log_odds(_checked_scores(values, values.shape))
+        return cls(boxes, logits, size, **given)
 
     @classmethod
     def none(cls, classes: int, size: tuple[int, int]) -> Detections:
@@ -154,13 +150,7 @@ class Detections:
         return chosen
 
     def top(self, k: int) -> Detections:
-        """The k with the highest scores, highest first; of equal ones, those that came first.
-
-        Raises
-        ------
-        ValueError
-            `k` is negative.
-        """
+        """The k with the highest scores, highest first; of equal ones, those that came first."""
         if k < 0:
             raise ValueError(f"k must be at least 0, not {k}")
         return self.take(np.argsort(-self.scores, kind="stable")[:k])
@@ -177,12 +167,7 @@ class Detections:
         """One row for every box and class whose sigmoid is above `above`, highest first.
 
         COCO's figures are made of these: a box is reported for each class it may be. At most
-        `limit` rows are kept.
-
-        Raises
-        ------
-        ValueError
-            `above` is outside [0, 1).
+        `limit` rows are kept. `above` lies in [0, 1).
 
         Examples
         --------
@@ -323,23 +308,16 @@ def pack_detections(detections: Sequence[Detections], half: bool = False) -> dic
     """The detections on n images as a few arrays, whatever their numbers of boxes.
 
     `half` keeps logits and bins in half precision; boxes and scores, all that mAP depends on, stay
-    as they are.
-
-    Raises
-    ------
-    ValueError
-        `detections` is empty, or its images differ in classes or in having bins.
+    as they are. A ValueError refuses no images, or some that differ in classes or in having bins.
     """
     check_detections(detections)
     if not len(detections):
         raise ValueError("there are no images to keep detections of")
     packed = {
         "format": np.array(_FORMAT),
-        "count": np.array([len(found) for found in detections]),
         "size": np.array([found.size for found in detections]),
+        **_packed(detections, ("boxes", "logits", "labels", "scores")),
     }
-    for name in ("boxes", "logits", "labels", "scores"):
-        packed[name] = np.concatenate([getattr(found, name) for found in detections])
     filled = [found for found in detections if len(found)] or list(detections)
     for name in ("bins", "bin_width"):
         values = [getattr(found, name) for found in filled]
@@ -366,34 +344,40 @@ def unpack_detections(packed: Mapping[str, np.ndarray]) -> list[Detections]:
             f"detections must be of format {_FORMAT}, not {int(packed['format'])}; "
             "a newer version of EBJR may have written them"
         )
-    names = [name for name in ("bins", "bin_width") if name in packed]
-    fields = {name: packed[name] for name in ["boxes", "logits", "labels", "scores", *names]}
-    cuts = np.cumsum(packed["count"])
-    if any(len(value) != cuts[-1] for value in fields.values()):
-        raise ValueError("the arrays of detections must have one row for each of all boxes")
-    parts = {name: np.split(value, cuts[:-1]) for name, value in fields.items()}
-    return [
-        Detections(size=tuple(size), **{name: part[row] for name, part in parts.items()})
-        for row, size in enumerate(packed["size"].tolist())
-    ]
+    more = [name for name in ("bins", "bin_width") if name in packed]
+    parts = _unpacked(packed, ("boxes", "logits", "labels", "scores", *more), "detections")
+    sizes = map(tuple, packed["size"].tolist())
+    return [Detections(size=size, **part) for size, part in zip(sizes, parts, strict=True)]
 
 
 def pack_truth(truth: Sequence[GroundTruth]) -> dict[str, np.ndarray]:
     """What is on n images as a few arrays, whatever their numbers of boxes."""
-    parts = {name: [getattr(real, name) for real in truth] for name in ("boxes", "labels", "crowd")}
-    whole = {name: np.concatenate(values) for name, values in parts.items()}
-    return {"count": np.array([len(real) for real in truth]), **whole}
+    return _packed(truth, _OF_TRUTH)
 
 
 def unpack_truth(packed: Mapping[str, np.ndarray]) -> list[GroundTruth]:
     """What `pack_truth` packed."""
-    cuts = np.cumsum(packed["count"])
-    fields = [packed[name] for name in ("boxes", "labels", "crowd")]
-    if any(len(value) != cuts[-1] for value in fields):
-        raise ValueError("the arrays of labeled boxes must have one row for each of all boxes")
-    return [
-        GroundTruth(*row) for row in zip(*(np.split(v, cuts[:-1]) for v in fields), strict=True)
-    ]
+    return [GroundTruth(**part) for part in _unpacked(packed, _OF_TRUTH, "labeled boxes")]
+
+
+_OF_TRUTH = ("boxes", "labels", "crowd")
+
+
+def _packed(images: Sequence[Any], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of all images one below the other, and how many rows are each image's."""
+    whole = {name: np.concatenate([getattr(one, name) for one in images]) for name in names}
+    return {"count": np.array([len(one) for one in images]), **whole}
+
+
+def _unpacked(
+    packed: Mapping[str, np.ndarray], names: Sequence[str], what: str
+) -> list[dict[str, np.ndarray]]:
+    """The arrays of each image by name."""
+    ends = np.cumsum(packed["count"])
+    if any(len(packed[name]) != ends[-1] for name in names):
+        raise ValueError(f"the arrays of {what} must have one row for each of all boxes")
+    columns = (np.split(packed[name], ends[:-1]) for name in names)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def check_detections(detections: Any) -> None:
@@ -424,17 +408,11 @@ def checked_boxes(boxes: Any) -> np.ndarray:
         values = values.reshape(0, 4)
     if values.ndim != 2 or values.shape[1] != 4:
         raise ValueError(f"boxes must have shape (b, 4), not {values.shape}")
-    wrong = ~np.isfinite(values).all(axis=1)
-    if wrong.any():
-        raise ValueError(
-            f"boxes must hold finite numbers, but {_listed(values, wrong)}; leave such boxes out"
-        )
-    wrong = (values[:, 2:] < values[:, :2]).any(axis=1)
-    if wrong.any():
-        raise ValueError(
-            f"boxes must have x1 <= x2 and y1 <= y2, but {_listed(values, wrong)}; "
-            "give boxes as x1, y1, x2, y2"
-        )
+    finite = np.isfinite(values).all(axis=1)
+    _check(values, finite, "boxes must hold finite numbers", "leave such boxes out")
+    ordered = (values[:, 2:] >= values[:, :2]).all(axis=1)
+    what = "boxes must have x1 <= x2 and y1 <= y2"
+    _check(values, ordered, what, "give boxes as x1, y1, x2, y2")
     return values
 
 
@@ -448,12 +426,9 @@ def checked_labels(labels: Any, count: int, classes: int) -> np.ndarray:
             f"labels must be {count} whole numbers, one for each box, not {values.dtype} "
             f"of shape {values.shape}"
         )
-    wrong = (values < 0) | (values >= classes)
-    if wrong.any():
-        raise ValueError(
-            f"labels must lie in 0..{classes - 1}, but {int(wrong.sum())} of {count} do not, the "
-            f"first is {values[wrong][0]}; map them to the detector's classes first"
-        )
+    known = (values >= 0) & (values < classes)
+    what = f"labels must lie in 0..{classes - 1}"
+    _check(values, known, what, "map them to the detector's classes first")
     return values.astype(np.int64)
 
 
@@ -472,24 +447,21 @@ def _checked_logits(logits: Any, count: int) -> np.ndarray:
         raise ValueError(
             f"logits must have shape ({count}, classes), one row for each box, not {values.shape}"
         )
-    wrong = (np.isnan(values) | (values == np.inf)).any(axis=1)
+    wrong = ~(values < np.inf).all(axis=1)
     if wrong.any():
         raise ValueError(
             f"logits must be numbers under infinity, but {int(wrong.sum())} of {count} boxes hold "
-            f"NaN or infinity, the first is box {int(np.flatnonzero(wrong)[0])}"
+            f"NaN or infinity, the first is box {int(np.argmax(wrong))}"
         )
     return values
 
 
-def _checked_scores(scores: Any, count: int) -> np.ndarray:
+def _checked_scores(scores: Any, shape: tuple[int, ...]) -> np.ndarray:
     values = _as_float(scores)
-    if values.shape != (count,):
-        raise ValueError(f"scores must have shape ({count},), one for each box, not {values.shape}")
-    wrong = ~((values >= 0) & (values <= 1))
-    if wrong.any():
-        raise ValueError(
-            f"scores must lie in 0..1, but {_first_of(values, wrong)}; give raw values as logits"
-        )
+    if values.shape != shape:
+        raise ValueError(f"scores must have shape {shape}, one for each box, not {values.shape}")
+    inside = (values >= 0) & (values <= 1)
+    _check(values, inside, "scores must lie in 0..1", "give raw values as logits")
     return values
 
 
@@ -499,15 +471,11 @@ def _checked_bins(bins: Any, count: int) -> np.ndarray:
         raise ValueError(
             f"bins must have shape ({count}, 4, bins) with 2 bins or more, not {values.shape}"
         )
-    wrong = np.isnan(values) | (values == np.inf)
-    if wrong.any():
-        raise ValueError(f"bins must hold numbers under infinity, but {_first_of(values, wrong)}")
+    _check(values, values < np.inf, "bins must hold numbers under infinity")
     return values
 
 
-def _checked_width(width: Any, count: int) -> np.ndarray | None:
-    if width is None:
-        return None
+def _checked_width(width: Any, count: int) -> np.ndarray:
     values = _as_float(width)
     if values.shape != (count,) or not ((values > 0) & np.isfinite(values)).all():
         raise ValueError(f"bin_width must be {count} positive numbers, one for each box")
@@ -515,15 +483,10 @@ def _checked_width(width: Any, count: int) -> np.ndarray | None:
 
 
 def _as_float(values: Any) -> np.ndarray:
-    """Half precision becomes single, whole numbers double."""
     array = np.asarray(values)
-    if array.dtype in (np.float32, np.float64):
-        return array
-    if array.dtype == np.float16:
-        return array.astype(np.float32)
-    if array.dtype.kind not in "iub":
+    if array.dtype.kind not in "fiub":
         raise ValueError(f"boxes, logits and scores must be numbers, not {array.dtype}")
-    return array.astype(np.float64)
+    return np.asarray(as_float(array))
 
 
 def _log_odds(scores: np.ndarray) -> np.ndarray:
@@ -531,13 +494,12 @@ def _log_odds(scores: np.ndarray) -> np.ndarray:
     return logit(np.minimum(scores, 1 - np.finfo(scores.dtype).epsneg))
 
 
-def _listed(values: np.ndarray, wrong: Any) -> str:
-    first = int(np.flatnonzero(wrong)[0])
-    return (
-        f"{int(wrong.sum())} of {len(values)} do not, the first is box {first}: "
-        f"{values[first].tolist()}"
-    )
-
-
-def _first_of(values: np.ndarray, wrong: np.ndarray) -> str:
-    return f"{int(wrong.sum())} of {values.size} do not, the first is {values[wrong][0]}"
+def _check(values: np.ndarray, right: Any, what: str, way_out: str = "") -> None:
+    """A ValueError counts the values, or the rows of values, that are not right."""
+    if right.all():
+        return
+    first = values[~right][0]
+    if right.ndim < values.ndim:
+        first = f"box {int(np.argmin(right))}: {first.tolist()}"
+    count = f"{int((~right).sum())} of {right.size} do not, the first is {first}"
+    raise ValueError(f"{what}, but {count}" + (f"; {way_out}" if way_out else ""))

@@ -43,7 +43,7 @@ def _is_lost(found: Detections) -> bool:
     return bool((~seen.all(axis=1)).mean() > 0.5 or any(ends))
 
 
-def numbered(role: str, model: Any, images: Any, targets: Any, data: Any) -> Any:
+def numbered(role: str, model: Any, inputs: Any, targets: Any, data: Any) -> Any:
     """A detector whose numbers of classes are the data's, and a note of what was chosen.
 
     The names of classes in its file tell; or whether it can have the data's category ids; or which
@@ -53,7 +53,7 @@ def numbered(role: str, model: Any, images: Any, targets: Any, data: Any) -> Any
         return model
     given = model.label_ids
     if given is None:
-        model = _renumbered(role, model, images[:FEW], targets[:FEW], data)
+        model = _renumbered(role, model, inputs[:FEW], targets[:FEW], data)
     by_id = model.label_ids == data.class_ids
     if model.label_ids is not None and (by_id or given is None):
         what = "the json's category ids" if by_id else "matched with the data's classes by name"
@@ -123,4 +123,4 @@ def _right(model: Any, images: Any, targets: Sequence[GroundTruth]) -> int | Non
 
 
 def _note(text: str) -> None:
-    warnings.warn(text, RecordingNote, stacklevel=6)
+    warnings.warn(text, RecordingNote, stacklevel=5)

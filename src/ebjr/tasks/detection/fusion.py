@@ -37,7 +37,8 @@ def fuse_detections(
     _check(student, teacher, weight, iou)
     if weight == 0 or not len(student):
         whole = teacher if weight == 0 else teacher.with_scores(teacher.scores / (1 + weight))
-        return _plain(whole.top(len(whole)))
+        best = whole.top(len(whole))
+        return Detections(best.boxes, best.logits, best.size, best.labels, best.scores)
     first, second = teacher.top(len(teacher)), student.top(len(student))
     partner = _partners(first, second, iou)
     own, both = np.asarray(first.scores, np.float64), partner >= 0
@@ -68,10 +69,6 @@ def _partners(first: Detections, second: Detections, iou: float) -> np.ndarray:
             partner[row] = best
             overlap[:, best] = 0
     return partner
-
-
-def _plain(found: Detections) -> Detections:
-    return Detections(found.boxes, found.logits, found.size, found.labels, found.scores)
 
 
 def _check(student: Detections, teacher: Detections, weight: float, iou: float) -> None:

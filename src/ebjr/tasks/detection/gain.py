@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ebjr.errors import CalibrationError, MissingExtra
+from ebjr.errors import CalibrationError, needs
 from ebjr.scores import Score
 from ebjr.task import Learner
 from ebjr.tasks.detection.boxes import Detections
@@ -22,8 +22,6 @@ FEWEST = 30
 
 PENALTIES = np.logspace(-1, 4, 21)
 """What is tried, with features of deviation one; the best of leave-one-out is taken."""
-
-_DIGITS = 8
 
 
 class Gain(Learner):
@@ -51,14 +49,7 @@ def fit_gain(detections: Sequence[Detections], gains: np.ndarray) -> Score:
     """Fit the score `learned_gain` to the gains (n,) of n calibration images.
 
     Of the gains that were tried, ``matched_gains(weighted=True)`` was best: boxes found, each by
-    its confidence on one scale.
-
-    Raises
-    ------
-    MissingExtra
-        scikit-learn is not installed.
-    ValueError
-        `gains` differs from `detections` in length, is shorter than 30, or is not finite.
+    its confidence on one scale. They are finite, and `FEWEST` or more.
     """
     values = np.asarray(gains, np.float64)
     if values.shape != (len(detections),) or not np.isfinite(values).all():
@@ -68,15 +59,13 @@ def fit_gain(detections: Sequence[Detections], gains: np.ndarray) -> Score:
         )
     if len(values) < FEWEST:
         raise ValueError(f"a learned gain needs {FEWEST} images or more, not {len(values)}")
-    try:
+    with needs("learned", "a learned gain"):
         from sklearn.linear_model import RidgeCV
-    except ImportError as error:
-        raise MissingExtra("learned", "a learned gain") from error
     features = detection_features(detections)
     center, spread = features.mean(axis=0), features.std(axis=0)
     spread = np.where(spread > 1e-12, spread, 1.0)
     model = RidgeCV(alphas=PENALTIES).fit((features - center) / spread, values)
     slopes = model.coef_ / spread
     weights = [model.intercept_ - slopes @ center, *slopes]
-    rounded = [float(f"{weight:.{_DIGITS}g}") for weight in weights]
+    rounded = [float(f"{weight:.8g}") for weight in weights]
     return Score("learned_gain", learned_gain, {"weights": rounded})

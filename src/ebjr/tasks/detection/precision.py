@@ -81,15 +81,9 @@ class Matches:
         first = np.searchsorted(self.image, np.arange(len(self) + 1))
         count = np.diff(first)[rows]
         chosen = np.repeat(first[rows] - (np.cumsum(count) - count), count) + np.arange(count.sum())
-        return replace(
-            self,
-            image=np.repeat(np.arange(len(rows)), count),
-            label=self.label[chosen],
-            score=self.score[chosen],
-            hit=self.hit[chosen],
-            ignored=self.ignored[chosen],
-            boxes=self.boxes[rows],
-        )
+        found = {name: getattr(self, name)[chosen] for name in ("label", "score", "hit", "ignored")}
+        image = np.repeat(np.arange(len(rows)), count)
+        return replace(self, image=image, boxes=self.boxes[rows], **found)
 
 
 def match_detections(
@@ -104,11 +98,8 @@ def match_detections(
     overlap is the part of the detection that lies in it. Source: Lin et al., "Microsoft COCO", ECCV
     2014, and the data set's own evaluation code.
 
-    Raises
-    ------
-    ValueError
-        `detections` and `truth` differ in length or in classes, `truth` has no box at all, or
-        `thresholds` are not in (0, 1].
+    A ValueError says that `detections` and `truth` differ in length or in classes, or that `truth`
+    has no box at all; `thresholds` lie in (0, 1].
 
     Examples
     --------
@@ -252,9 +243,9 @@ class JointPrecision:
         self._weight = np.concatenate(reached).astype(np.float64)
         self._boxes = student.boxes[:, present]
         both = (student, teacher)
-        image, label, score = (
+        image, label, score, hit, ignored = (
             np.concatenate([getattr(one, name) for one in both])
-            for name in ("image", "label", "score")
+            for name in ("image", "label", "score", "hit", "ignored")
         )
         # where scores are equal COCO goes by image, and within one in the detector's own order
         order = np.lexsort((image, -score, label))
@@ -263,19 +254,16 @@ class JointPrecision:
         self._teachers = np.repeat([False, True], [len(one.label) for one in both])[order]
         label = self._label
         start = np.searchsorted(label, np.arange(len(present)))
-        self._hit = hit = np.concatenate([student.hit, teacher.hit])[order, :overlaps].T
-        self._skipped = ignored = np.concatenate([student.ignored, teacher.ignored])[
-            order, :overlaps
-        ].T
+        self._hit, self._skipped = hit[order, :overlaps].T, ignored[order, :overlaps].T
         # A segment is one overlap and class. Between right detections the precision only falls,
         # so what is right is all that is ever looked at.
-        overlap, self._right = np.nonzero(hit)
+        overlap, self._right = np.nonzero(self._hit)
         self._segment = overlap * len(present) + label[self._right]
         self._overlap = overlap
         self._start = start[label[self._right]]
         self._first_weight = (np.cumsum(totals[present]) - totals[present])[label[self._right]]
         # ignored detections before each right one, as a range of all ignored
-        where, self._ignored = np.nonzero(ignored)
+        where, self._ignored = np.nonzero(self._skipped)
         keys = where * (len(label) + 1) + self._ignored
         self._ignored_from = np.searchsorted(keys, overlap * (len(label) + 1) + self._start)
         self._ignored_to = np.searchsorted(keys, overlap * (len(label) + 1) + self._right)

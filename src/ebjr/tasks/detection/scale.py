@@ -80,12 +80,8 @@ class CommonScale:
 def fit_confidence_map(matches: Matches) -> ConfidenceMap:
     """The likeliest map of a detector's scores to the chance of being right, on calibration images.
 
-    "Right" is averaged over the overlaps, and what is ignored is left out.
-
-    Raises
-    ------
-    ValueError
-        `matches` is empty, or all of it is right, or all wrong.
+    "Right" is averaged over the overlaps, and what is ignored is left out. A ValueError says that
+    all of it is right, or all wrong.
     """
     weight = 1.0 - matches.ignored.mean(axis=1)
     right = matches.hit.mean(axis=1)

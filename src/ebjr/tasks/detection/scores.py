@@ -41,8 +41,6 @@ def detection_energy(
 
     Parameters
     ----------
-    detections
-        n images' detections.
     part
         ``"classes"`` (eq. 12): log-sum-exp of each box's class logits. ``"boxes"`` (eq. 13): the
         regression energy of its four sides, their mean; exact for heads that predict a
@@ -65,8 +63,6 @@ def detection_energy(
     ValueError
         `part`, `reduce`, `above`, `top` or `empty` is out of range, or `detections` have no bin
         logits where they are needed.
-    TypeError
-        `detections` are something else.
 
     Examples
     --------
@@ -171,17 +167,7 @@ def learned_gain(detections: Sequence[Detections], weights: Sequence[float]) -> 
     `ebjr.tasks.detection.gain.fit_gain` finds the weights. An image without boxes has features like
     any other, and its gain is what the teacher gained on such images.
 
-    Parameters
-    ----------
-    detections
-        n images' detections.
-    weights
-        A constant, then one weight for each feature.
-
-    Raises
-    ------
-    ValueError
-        `weights` are not one more than `FEATURES`.
+    `weights` are a constant, then one for each of `FEATURES`.
 
     Examples
     --------
