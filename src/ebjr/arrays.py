@@ -6,6 +6,7 @@ has a row for each input may also be a list: images of different sizes, or what 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -319,3 +320,15 @@ def join_rows(parts: Sequence[Batch]) -> Batch:
     if isinstance(parts[0], list | tuple):
         return [row for part in parts for row in part]
     return np.concatenate(parts)
+
+
+def fingerprint(*parts: Any) -> str:
+    """The SHA-256 of arrays, or of lists of anything."""
+    found = hashlib.sha256()
+    for part in parts:
+        for row in part if isinstance(part, list) else [part]:
+            array = to_numpy(row) if is_array(row) else np.asarray(row, object)
+            numbers = not array.dtype.hasobject
+            found.update(repr((array.shape, array.dtype)).encode())
+            found.update(array.tobytes() if numbers else repr(array.tolist()).encode())
+    return found.hexdigest()

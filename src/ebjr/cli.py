@@ -46,8 +46,15 @@ from ebjr.options import (
     Threshold,
     TrafficOptions,
     class_names,
+    in_data,
+    in_knob,
+    in_link,
+    in_models,
+    in_network,
+    in_output,
+    in_run,
+    in_task,
     linked,
-    option,
     parse_classes,
     parse_shape,
     spread,
@@ -139,11 +146,11 @@ def _note(text: str, word: str = "NOTE") -> None:
 @command
 def demo(
     folder: Annotated[
-        Path, option("Output", "Where the files go.", "--output", "-o", file_okay=False)
+        Path, in_output("Where the files go.", "--output", "-o", file_okay=False)
     ] = Path("ebjr-demo"),
-    task: Annotated[str, option("Task", "$DEMOS.")] = "classification",
+    task: Annotated[str, in_task("$DEMOS.")] = "classification",
     recorded: Annotated[
-        bool, option("Data", "Use the shipped answers: no download.", "--recorded")
+        bool, in_data("Use the shipped answers: no download.", "--recorded")
     ] = False,
     threads: Threads = None,
     as_json: Json = False,
@@ -175,16 +182,15 @@ def demo(
 def record(
     pair: PairOptions,
     data: DataOptions,
-    output: Annotated[Path, option("Output", "The outcomes file, .npz.", "--output", "-o")],
-    half: Annotated[bool, option("Output", "Keep half precision.", "--half")] = False,
+    output: Annotated[Path, in_output("The outcomes file, .npz.", "--output", "-o")],
+    half: Annotated[bool, in_output("Keep half precision.", "--half")] = False,
     as_json: Json = False,
-    task: Annotated[str, option("Task", "$TASKS.")] = "classification",
+    task: Annotated[str, in_task("$TASKS.")] = "classification",
     known_classes: Annotated[
         str | None,
-        option(
-            "Task",
+        in_task(
             "specialized: the classes that the student knows, in its order, by number or name: "
-            "like 7,3,12 or dog,cat, or a file with one a line.",
+            "like 7,3,12 or dog,cat, or a file with one a line."
         ),
     ] = None,
     metric: Metric = None,
@@ -196,6 +202,7 @@ def record(
     """Run both models once on some data and keep what they said; interrupted, it goes on."""
     from ebjr.costs import Cost
     from ebjr.journal import Journal
+    from ebjr.recording import counter
     from ebjr.tables import print_recorded
     from ebjr.tasks import as_task
 
@@ -212,7 +219,7 @@ def record(
             source,
             task=task,
             batch_size=batch_size,
-            progress=_counter("recording both models", len(source), tell),
+            progress=counter("recording both models", len(source), tell),
             student_preprocess=pair.student_preprocess or "infer",
             teacher_preprocess=pair.teacher_preprocess or "infer",
             output_kind=pair.output_kind,
@@ -261,25 +268,21 @@ def calibrate(
     mix: TrafficOptions,
     metric: Metric = None,
     student: Annotated[
-        str | None, option("Models", "The student's file, if the outcomes do not name it.")
+        str | None, in_models("The student's file, if the outcomes do not name it.")
     ] = None,
     teacher: Annotated[
-        str | None,
-        option("Models", "The teacher's file or address, if it is another than was recorded."),
+        str | None, in_models("The teacher's file or address, if it is another than was recorded.")
     ] = None,
     link: LinkText = None,
     over_link: Annotated[
         str | None,
-        option(
-            "Link",
+        in_link(
             "What a link adds to an example that the teacher answers, like "
-            "bytes=3000,seconds=0.04, where both models were recorded side by side.",
+            "bytes=3000,seconds=0.04, where both models were recorded side by side."
         ),
     ] = None,
-    output: Annotated[
-        Path | None, option("Output", "The joint.toml to write.", "--output", "-o")
-    ] = None,
-    name: Annotated[str, option("Output", "What the joint model is called.")] = "joint",
+    output: Annotated[Path | None, in_output("The joint.toml to write.", "--output", "-o")] = None,
+    name: Annotated[str, in_output("What the joint model is called.")] = "joint",
     report: Report = None,
     as_json: Json = False,
     imports: Imports = None,
@@ -323,21 +326,19 @@ def calibrate(
 def evaluate(
     outcomes: Annotated[Path, typer.Argument(help="What `ebjr record` wrote.")],
     split: SplitOptions,
-    joint: Annotated[Path | None, option("Models", "A joint.toml: evaluate its threshold.")] = None,
+    joint: Annotated[Path | None, in_models("A joint.toml: evaluate its threshold.")] = None,
     compare: Annotated[
         list[Path] | None,
-        option(
-            "Models",
+        in_models(
             "Outcomes of other models, or an .npz with `predictions`, on the same examples: "
-            "is the joint model better by more than chance? May be given several times.",
+            "is the joint model better by more than chance? May be given several times."
         ),
     ] = None,
     metric: Metric = None,
     report: Report = None,
-    title: Annotated[str | None, option("Output", "Of the report.")] = None,
+    title: Annotated[str | None, in_output("Of the report.")] = None,
     data: Annotated[
-        Path | None,
-        option("Data", "detection: what was recorded, to show images in the report."),
+        Path | None, in_data("detection: what was recorded, to show images in the report.")
     ] = None,
     images: Images = None,
     as_json: Json = False,
@@ -377,19 +378,17 @@ def predict(
     joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` or `ebjr export` wrote.")],
     data: DataOptions,
     output: Annotated[
-        Path, option("Output", "The answers: .parquet, or else JSON lines.", "--output", "-o")
+        Path, in_output("The answers: .parquet, or else JSON lines.", "--output", "-o")
     ],
     as_json: Json = False,
     threshold: Threshold = None,
     operating_point: OperatingPointName = None,
     batch_size: BatchSize = 64,
-    overlap: Annotated[
-        int, option("Run", "Batches in work at once; the cores are shared.", min=1)
-    ] = 2,
+    overlap: Annotated[int, in_run("Batches in work at once; the cores are shared.", min=1)] = 2,
     threads: Threads = None,
     restart: Restart = False,
     on_ray: Annotated[
-        bool, option("Run", "On a Ray cluster: RAY_ADDRESS's, or one made here.", "--ray")
+        bool, in_run("On a Ray cluster: RAY_ADDRESS's, or one made here.", "--ray")
     ] = False,
     imports: Imports = None,
 ) -> None:
@@ -445,23 +444,19 @@ def predict(
 @command
 def export(
     joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
-    output: Annotated[
-        Path | None, option("Output", "The .onnx file to write.", "--output", "-o")
-    ] = None,
+    output: Annotated[Path | None, in_output("The .onnx file to write.", "--output", "-o")] = None,
     triton: Annotated[
-        Path | None,
-        option("Output", "A folder: write a model repository for Triton.", file_okay=False),
+        Path | None, in_output("A folder: write a model repository for Triton.", file_okay=False)
     ] = None,
     opset: Annotated[
-        int | None,
-        option("Output", "Of ONNX's operators; the higher of both models' if left out.", min=1),
+        int | None, in_output("Of ONNX's operators; the higher of both models' if left out.", min=1)
     ] = None,
     external_data: Annotated[
-        bool, option("Output", "Weights in a second file, as from 2 GB on.", "--external-data")
+        bool, in_output("Weights in a second file, as from 2 GB on.", "--external-data")
     ] = False,
     as_json: Json = False,
     threshold: Annotated[
-        float | None, option("Knob", "The knob's default, instead of the file's.")
+        float | None, in_knob("The knob's default, instead of the file's.")
     ] = None,
     operating_point: OperatingPointName = None,
 ) -> None:
@@ -484,10 +479,7 @@ def export(
         else:
             assert triton is not None
             found = export_triton(config, triton, **options)
-    if as_json:
-        print_json(found.as_dict())
-        return
-    print_exported(out, found.as_dict())
+    _show(as_json, found.as_dict(), lambda: print_exported(out, found.as_dict()))
 
 
 @command
@@ -501,20 +493,18 @@ def serve(
     ],
     how: ServerOptions,
     body_bytes: Annotated[
-        int, option("Network", "The largest request, also when decompressed.", min=1)
+        int, in_network("The largest request, also when decompressed.", min=1)
     ] = 64 * 2**20,
-    connections: Annotated[int, option("Network", "The most clients at once.", min=1)] = 900,
+    connections: Annotated[int, in_network("The most clients at once.", min=1)] = 900,
     between: Annotated[
         str | None,
-        option(
-            "Knob",
+        in_knob(
             "The autopilot's bounds: two deferral rates or operating points, like "
-            "0.05,match-teacher.",
+            "0.05,match-teacher."
         ),
     ] = None,
     preprocess: Annotated[
-        str | None,
-        option("Models", "Of a classifier alone that is to take images, like 'size=224'."),
+        str | None, in_models("Of a classifier alone that is to take images, like 'size=224'.")
     ] = None,
     threads: Threads = None,
 ) -> None:
@@ -548,14 +538,12 @@ def serve(
 def profile(
     model: Annotated[str, typer.Argument(help="A model file: .onnx or .pt2.")],
     input_shape: Annotated[
-        str | None,
-        option("Data", "Of one batch, like 1,3,32,32; an .onnx file may say it."),
+        str | None, in_data("Of one batch, like 1,3,32,32; an .onnx file may say it.")
     ] = None,
-    seconds: Annotated[float, option("Run", "How long to measure each batch size.")] = 2.0,
+    seconds: Annotated[float, in_run("How long to measure each batch size.")] = 2.0,
     threads: Threads = None,
     tuned: Annotated[
-        bool,
-        option("Run", "Measure which threads, overlap and batch size are fastest.", "--tune"),
+        bool, in_run("Measure which threads, overlap and batch size are fastest.", "--tune")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -570,10 +558,7 @@ def profile(
 
     with err.status("measuring"):
         found = profile_model(ebjr.load_model(model, **_threads(threads)), shape, seconds=seconds)
-    if as_json:
-        print_json(found.as_dict())
-        return
-    print_profile(out, found)
+    _show(as_json, found.as_dict(), lambda: print_profile(out, found))
 
 
 def _tune(path: str, shape: tuple[int, ...] | None, seconds: float, as_json: bool) -> None:
@@ -587,28 +572,22 @@ def _tune(path: str, shape: tuple[int, ...] | None, seconds: float, as_json: boo
         found = tune(
             lambda threads: ebjr.load_model(path, threads=threads), shape, seconds=seconds / 5
         )
-    if as_json:
-        print_json({"settings": [setting.as_dict() for setting in found]})
-        return
-    print_tuning(out, found)
+    figures = {"settings": [setting.as_dict() for setting in found]}
+    _show(as_json, figures, lambda: print_tuning(out, found))
 
 
 @command
 def quantize(
     model: Annotated[Path, typer.Argument(help="A model file, .onnx, in single precision.")],
     data: DataPath,
-    output: Annotated[Path, option("Output", "The .onnx file to write.", "--output", "-o")],
+    output: Annotated[Path, in_output("The .onnx file to write.", "--output", "-o")],
     preprocess: Preprocessing = None,
-    examples: Annotated[int, option("Data", "Inputs to calibrate on, the first.", min=1)] = 512,
+    examples: Annotated[int, in_data("Inputs to calibrate on, the first.", min=1)] = 512,
     image_column: ImageColumn = None,
     strict: Strict = False,
-    method: Annotated[str, option("Run", "How ranges are chosen: $METHODS.")] = "minmax",
+    method: Annotated[str, in_run("How ranges are chosen: $METHODS.")] = "minmax",
     weight_bits: Annotated[
-        int,
-        option(
-            "Run",
-            "7, right on every processor; or 8, where it adds in 32 bits (x86 with VNNI).",
-        ),
+        int, in_run("7, right on every processor; or 8, where it adds in 32 bits (x86 with VNNI).")
     ] = 7,
     threads: Threads = None,
     as_json: Json = False,
@@ -640,10 +619,8 @@ def quantize(
         row = first.inputs if chosen is None else chosen(first.inputs)
         after = ebjr.load_model(output, **_threads(threads))
         seconds = compare_seconds(loaded, after, row)
-    if as_json:
-        print_json(found.as_dict() | {"seconds": seconds})
-        return
-    print_quantized(out, found, seconds)
+    figures = found.as_dict() | {"seconds": seconds}
+    _show(as_json, figures, lambda: print_quantized(out, found, seconds))
 
 
 def _outcomes(path: Path, metric: str | None) -> Outcomes:
@@ -676,19 +653,6 @@ def _report_empty(outcomes: Outcomes) -> None:
     for words, boxes in counts.items():
         if 0 in boxes:
             _note(f"{boxes.count(0)} of {len(outcomes)} images {words}")
-
-
-def _counter(what: str, total: int, tell: Tell) -> Callable[[int], None]:
-    """Adds up the examples that are done, and tells."""
-    done = 0
-    tell(what, done, total)
-
-    def count(added: int) -> None:
-        nonlocal done
-        done += added
-        tell(what, done, total)
-
-    return count
 
 
 def _report_unreadable(unreadable: Sequence[tuple[str, str]], omissions: str | None = None) -> None:
@@ -734,6 +698,14 @@ def _progress() -> Iterator[Tell]:
             bar.update(tasks[what], completed=done, total=total)
 
         yield tell
+
+
+def _show(as_json: bool, figures: dict[str, Any], for_a_person: Callable[[], None]) -> None:
+    """Print figures for a machine, or else what a person is shown."""
+    if as_json:
+        print_json(figures)
+    else:
+        for_a_person()
 
 
 def print_json(figures: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 UNITS = ("flops", "seconds", "joules", "bytes")
@@ -68,6 +68,11 @@ class Cost:
         return Cost(**scaled, joules_are=self.joules_are)
 
     __rmul__ = __mul__
+
+    def filled(self, **values: Any) -> Cost:
+        """The same, with some values where it has none."""
+        missing = {name: value for name, value in values.items() if getattr(self, name) is None}
+        return replace(self, **missing)
 
     def as_dict(self) -> dict[str, Any]:
         """The units that are known, and what the joules are."""

@@ -26,6 +26,7 @@ Every message is one sentence that says what was expected, what came, and the wa
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -164,6 +165,11 @@ class PromiseWarning(UserWarning):
 
 class RecordingNote(UserWarning):
     """What `record` did unasked: it inferred preprocessing, say, or left FLOPs uncounted."""
+
+
+def note(text: str) -> None:
+    """Tell of something as a `RecordingNote`."""
+    warnings.warn(text, RecordingNote, stacklevel=5)
 
 
 class OutputWarning(UserWarning):

@@ -89,22 +89,11 @@ def places(
 ) -> Places:
     """Where the labels of data are among the classes of the models.
 
-    Parameters
-    ----------
-    names
-        What the data call their labels 0, 1, 2, ...; None if they do not.
-    models
-        What the models call their classes, in their order; None if they do not.
-    classes
-        How many classes the models answer.
-    named_by
-        Where `names` come from: ``"folders"`` may be of some classes alone and called by their
-        numbers; ``"given"`` are the user's word for what the models call otherwise.
-
-    Raises
-    ------
-    ValueError
-        A name of the data is none of the models', or it cannot be told which class it is.
+    `names` are what the data call their labels 0, 1, 2, ..., and `models` what the models call
+    their `classes` classes, in their order; None if they do not. `named_by` says where `names` come
+    from: ``"folders"`` may be of some classes alone and called by their numbers; ``"given"`` are
+    the user's word for what the models call otherwise. ValueError: a name of the data is none of
+    the models', or it cannot be told which class it is.
 
     Examples
     --------

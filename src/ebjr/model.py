@@ -171,14 +171,9 @@ def device_name(device: Any) -> str:
 class Answer:
     """Raw output of a model that says more of its rows.
 
-    Attributes
-    ----------
-    output
-        A row of raw output for each input that was answered.
-    degraded
-        A bool for each of these rows: whether it is not what it should be; None is unknown.
-    answered
-        (n,) bool: which inputs were answered; None is all of them.
+    `output` has a row for each input that was answered, and `degraded` a bool for each of these
+    rows: whether it is not what it should be; None is unknown. `answered`, (n,) bool, says which
+    inputs were answered; None is all of them.
     """
 
     output: Any
@@ -203,11 +198,8 @@ def model_name(model: Model) -> str:
 def check_pair(student: Model, teacher: Model, kind: Task) -> None:
     """Check that what both models say of themselves fits a task and each other.
 
-    Raises
-    ------
-    ValueError
-        A model answers label sets and the task is of single labels, or the other way round; or both
-        name their classes, and not alike.
+    ValueError: a model answers label sets and the task is of single labels, or the other way round;
+    or both name their classes, and not alike.
     """
     said = {"student": facts(student), "teacher": facts(teacher)}
     for role, known in said.items():
@@ -239,11 +231,7 @@ def answer(model: Model, batch: Any, rows: int, kind: Task | None = None) -> Ans
     """Run a model and check that it gave one row of raw output for each of `rows` inputs.
 
     `kind` is the task, which knows what raw output is; without it any array with rows will do.
-
-    Raises
-    ------
-    ModelError
-        The output has no rows, or not as many as were answered.
+    ModelError: the output has no rows, or not as many as were answered.
     """
     found = as_answer(model(batch))
     expected = rows if found.answered is None else int(to_numpy(found.answered).sum())

@@ -58,12 +58,7 @@ def harm(
 
     Predictions and targets are (n,) labels, `deferred` (n,) bool. Without targets the teacher's
     answer is taken for the truth; in deferred rows it is not looked at. The result, (n,), is the
-    loss of `RiskMonitor` under the promise ``"harm"``.
-
-    Raises
-    ------
-    ValueError
-        The lengths differ.
+    loss of `RiskMonitor` under the promise ``"harm"``. ValueError: the lengths differ.
 
     Examples
     --------
@@ -81,12 +76,7 @@ def excess(joint_prediction: Any, teacher_prediction: Any, targets: Any) -> np.n
     """Error of the joint model minus error of the teacher: -1, 0 or 1 for each row.
 
     The arguments are (n,) labels. The result, (n,), is the loss of `RiskMonitor` under the promise
-    ``"excess"``.
-
-    Raises
-    ------
-    ValueError
-        The lengths differ.
+    ``"excess"``. ValueError: the lengths differ.
 
     Examples
     --------
@@ -107,12 +97,7 @@ def draw_audits(
     The teacher has answered a deferred row already, so that looking at it costs nothing. `deferred`
     is (n,) bool, and `probability` that of asking the teacher about a kept row. The result is what
     `RiskMonitor.update` takes: which rows are audited, (n,) bool, and the probability with which
-    each of them was to be, (n,).
-
-    Raises
-    ------
-    ValueError
-        `probability` is outside (0, 1].
+    each of them was to be, (n,). ValueError: `probability` is outside (0, 1].
 
     Examples
     --------
@@ -127,10 +112,11 @@ def draw_audits(
 class RiskMonitor(SequentialTest):
     """Watches the live risk, and alarms when it exceeds its tolerance.
 
-    The promise is that the expected loss of each row, given all before it, is at most
-    `tolerance`. While it is kept, `status` ever becomes ``"broken"`` with probability at most
-    `alpha`, over all time. `lower` and `upper` bound the average of these expected losses so far,
-    each at all times with probability ``1 - alpha``, also while the risk changes.
+    The promise is that the expected loss of each row, given all before it, is at most `tolerance`.
+    While it is kept, `status` ever becomes ``"broken"`` with probability at most `alpha`, over all
+    time. `lower` and `upper` bound the average of these expected losses so far, each at all times
+    with probability ``1 - alpha``, also while the risk changes. ValueError: a number is out of
+    range, or `promise` is unknown.
 
     Parameters
     ----------
@@ -145,11 +131,6 @@ class RiskMonitor(SequentialTest):
     audit_probability
         The least probability with which the loss of a row becomes known, in (0, 1]. 1: every row
         has a label, or the teacher's answer.
-
-    Raises
-    ------
-    ValueError
-        A number is out of range, or `promise` is unknown.
 
     Notes
     -----
@@ -203,21 +184,12 @@ class RiskMonitor(SequentialTest):
     def update(self, loss: Any, audited: Any = None, probability: Any = None) -> str:
         """Take in the next rows, in the order in which they were served, and return `status`.
 
-        Parameters
-        ----------
-        loss
-            (n,): of every row served. In rows that were not audited it is not looked at.
-        audited
-            (n,) bool: the loss is known. All are, when left out, which takes an
-            `audit_probability` of 1.
-        probability
-            (n,): with which each row was to be audited, at least `audit_probability`, which it
-            is when left out. 1 for rows whose loss is known anyway and need not be 0.
-
-        Raises
-        ------
-        ValueError
-            The lengths differ, or a known loss or a probability is out of range.
+        All are (n,). `loss` is that of every row served, and is looked at where `audited`, bool,
+        says that it is known; left out, that is everywhere, which takes an `audit_probability` of
+        1. `probability` is that with which each row was to be audited, at least
+        `audit_probability`, which it is when left out; 1 for rows whose loss is known anyway and
+        need not be 0. ValueError: the lengths differ, or a known loss or a probability is out of
+        range.
         """
         value = self._weighted(loss, audited, probability)
         for rows in blocks(self._bets.rows, len(value)):
@@ -369,8 +341,9 @@ class DriftMonitor(SequentialTest):
 
     Two tests share `alpha`. *Scores*: live scores are exchangeable with those of calibration.
     *Deferral rate*, where a threshold is given: the live rate is that of calibration within
-    `rate_tolerance`. While both hold, `status` ever becomes ``"drifted"`` with probability at
-    most `alpha`. ``"steady"`` means that no drift has been shown, not that there is none.
+    `rate_tolerance`. While both hold, `status` ever becomes ``"drifted"`` with probability at most
+    `alpha`. ``"steady"`` means that no drift has been shown, not that there is none. ValueError:
+    fewer than 20 scores, or a number out of range.
 
     Parameters
     ----------
@@ -386,11 +359,6 @@ class DriftMonitor(SequentialTest):
         How far the deferral rate may move before it matters, from 0 to below 1.
     seed
         For breaking ties.
-
-    Raises
-    ------
-    ValueError
-        Fewer than 20 scores, or a number out of range.
 
     Notes
     -----
@@ -459,12 +427,8 @@ class DriftMonitor(SequentialTest):
     def update(self, scores: Any) -> str:
         """Take in the scores (n,) of the next rows, in the order served, and return `status`.
 
-        A NaN counts as ``-inf``: the router defers it.
-
-        Raises
-        ------
-        ValueError
-            `scores` are not one number for each row.
+        A NaN counts as ``-inf``: the router defers it. ValueError: `scores` are not one number for
+        each row.
         """
         values = deferral_key(_vector("scores", scores))
         for start in range(0, len(values), _CHUNK):
@@ -526,10 +490,7 @@ class DriftMonitor(SequentialTest):
     ) -> Self:
         """A new monitor with another one's `reference`.
 
-        Raises
-        ------
-        ValueError
-            The reference is incomplete or damaged, or a number is out of range.
+        ValueError: the reference is incomplete or damaged, or a number is out of range.
         """
         with resuming():
             known = _Reference.read(reference)

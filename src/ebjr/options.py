@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -39,6 +40,21 @@ def option(group: str, help: str, *names: str, **more: Any) -> Any:
     """
     return typer.Option(*names, help=help, rich_help_panel=group, **more)
 
+
+# An option in a group, by the group's name
+in_data = partial(option, "Data")
+in_models = partial(option, "Models")
+in_task = partial(option, "Task")
+in_link = partial(option, "Link")
+in_goal = partial(option, "Goal")
+in_guarantee = partial(option, "Guarantee")
+in_score = partial(option, "Score")
+in_knob = partial(option, "Knob")
+in_run = partial(option, "Run")
+in_network = partial(option, "Network")
+in_batches = partial(option, "Batches")
+in_monitor = partial(option, "Monitor")
+in_output = partial(option, "Output")
 
 LISTED = {
     "TASKS": ("ebjr.tasks", "task_names"),
@@ -178,29 +194,26 @@ Imports = Annotated[
 _IMPORTS = inspect.Parameter(
     "imports", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Imports
 )
-Json = Annotated[bool, option("Output", "Print JSON for a machine.", "--json")]
-Report = Annotated[Path | None, option("Output", "Write an HTML report here.")]
+Json = Annotated[bool, in_output("Print JSON for a machine.", "--json")]
+Report = Annotated[Path | None, in_output("Write an HTML report here.")]
 DataPath = Annotated[
-    Path, option("Data", "A folder of images, .npz, .parquet, .arrow, or COCO's .json.", "--data")
+    Path, in_data("A folder of images, .npz, .parquet, .arrow, or COCO's .json.", "--data")
 ]
-Images = Annotated[Path | None, option("Data", "COCO's .json: the folder or .zip of its images.")]
+Images = Annotated[Path | None, in_data("COCO's .json: the folder or .zip of its images.")]
 ImageColumn = Annotated[
-    str | None, option("Data", "A table's column of images, if its name does not tell.")
+    str | None, in_data("A table's column of images, if its name does not tell.")
 ]
-Strict = Annotated[bool, option("Data", "Stop at the first image that cannot be read.", "--strict")]
-BatchSize = Annotated[int, option("Run", "Inputs given to a model at once.", min=1)]
-Threads = Annotated[int | None, option("Run", "Threads of each model.", min=1)]
-Restart = Annotated[
-    bool, option("Run", "Begin anew, whatever an interrupted run left.", "--restart")
-]
-Threshold = Annotated[float | None, option("Knob", "Instead of the file's.")]
+Strict = Annotated[bool, in_data("Stop at the first image that cannot be read.", "--strict")]
+BatchSize = Annotated[int, in_run("Inputs given to a model at once.", min=1)]
+Threads = Annotated[int | None, in_run("Threads of each model.", min=1)]
+Restart = Annotated[bool, in_run("Begin anew, whatever an interrupted run left.", "--restart")]
+Threshold = Annotated[float | None, in_knob("Instead of the file's.")]
 OperatingPointName = Annotated[
-    str | None, option("Knob", "One that the file names, instead of its threshold.")
+    str | None, in_knob("One that the file names, instead of its threshold.")
 ]
 Metric = Annotated[
     str | None,
-    option(
-        "Task",
+    in_task(
         "regression: rmse, mse, mae or r2; detection: ap, ap50 or f1; multilabel: "
         "subset_accuracy or micro_f1.",
         "--metric",
@@ -208,22 +221,19 @@ Metric = Annotated[
 ]
 LinkText = Annotated[
     str | None,
-    option(
-        "Link",
+    in_link(
         "How a far teacher is asked, like 'send=jpeg,timeout_seconds=2,retries=1,"
         "when_unavailable=queue': any of joint.toml's keys for it.",
         "--link",
     ),
 ]
 Preprocessing = Annotated[
-    str | None,
-    option("Models", "Like 'size=160,resize=crop,mean=0.5/0.5/0.5', or a .toml file."),
+    str | None, in_models("Like 'size=160,resize=crop,mean=0.5/0.5/0.5', or a .toml file.")
 ]
 Layout = Annotated[
-    str,
-    option("Models", "detection: how its outputs are read, as detr or yolov8; or auto."),
+    str, in_models("detection: how its outputs are read, as detr or yolov8; or auto.")
 ]
-FlopsGiven = Annotated[float | None, option("Models", "Instead of counting them.")]
+FlopsGiven = Annotated[float | None, in_models("Instead of counting them.")]
 
 
 @dataclass(frozen=True)
@@ -232,11 +242,11 @@ class DataOptions:
 
     data: DataPath
     classes: Annotated[
-        Path | None, option("Data", "A file with the classes' names in the models' order.")
+        Path | None, in_data("A file with the classes' names in the models' order.")
     ] = None
     image_column: ImageColumn = None
     label_column: Annotated[
-        str | None, option("Data", "A table's column of labels, if its name does not tell.")
+        str | None, in_data("A table's column of labels, if its name does not tell.")
     ] = None
     images: Images = None
     strict: Strict = False
@@ -266,33 +276,31 @@ class DataOptions:
 class PairOptions:
     """Both models, and how their inputs are prepared."""
 
-    student: Annotated[str, option("Models", "The cheap model: .onnx or .pt2.")]
+    student: Annotated[str, in_models("The cheap model: .onnx or .pt2.")]
     teacher: Annotated[
-        str, option("Models", "The expensive model: .onnx, .pt2, or an http(s):// address.")
+        str, in_models("The expensive model: .onnx, .pt2, or an http(s):// address.")
     ]
     student_preprocess: Preprocessing = None
-    teacher_preprocess: Annotated[str | None, option("Models", "The same for it.")] = None
+    teacher_preprocess: Annotated[str | None, in_models("The same for it.")] = None
     student_flops: FlopsGiven = None
     teacher_flops: FlopsGiven = None
     student_layout: Layout = "auto"
     teacher_layout: Layout = "auto"
     student_output: Annotated[
-        str | None, option("Models", "The output that is its raw output, if it has several.")
+        str | None, in_models("The output that is its raw output, if it has several.")
     ] = None
-    teacher_output: Annotated[str | None, option("Models", "The same for it.")] = None
+    teacher_output: Annotated[str | None, in_models("The same for it.")] = None
     output_kind: Annotated[
-        str,
-        option("Models", "What both answer: logits, probabilities, or auto: what it looks like."),
+        str, in_models("What both answer: logits, probabilities, or auto: what it looks like.")
     ] = "auto"
     student_options: Annotated[
         str | None,
-        option(
-            "Models",
+        in_models(
             "How it is run, like 'batch_size=8,dtype=bfloat16,providers=CUDAExecutionProvider': "
-            "any of joint.toml's keys for a model.",
+            "any of joint.toml's keys for a model."
         ),
     ] = None
-    teacher_options: Annotated[str | None, option("Models", "The same for it.")] = None
+    teacher_options: Annotated[str | None, in_models("The same for it.")] = None
 
     def load(
         self, role: str, task: str, source: Data, threads: int | None, link: str | None
@@ -329,39 +337,28 @@ class PairOptions:
 class GoalOptions:
     """What a threshold is chosen for, and whether that is guaranteed: arguments of `calibrate`."""
 
-    goal: Annotated[str, option("Goal", "match-teacher, accuracy, budget or crossing.")] = (
-        "match-teacher"
-    )
+    goal: Annotated[str, in_goal("match-teacher, accuracy, budget or crossing.")] = "match-teacher"
     tolerance: Annotated[
-        float | None,
-        option("Goal", "match-teacher: how far below the teacher it may be, as 0.005."),
+        float | None, in_goal("match-teacher: how far below the teacher it may be, as 0.005.")
     ] = None
-    target: Annotated[
-        float | None, option("Goal", "accuracy: what to reach, as 0.95, or an RMSE.")
-    ] = None
-    flops: Annotated[float | None, option("Goal", "budget: FLOPs per example.")] = None
-    seconds: Annotated[float | None, option("Goal", "budget: seconds per example.")] = None
-    joules: Annotated[float | None, option("Goal", "budget: joules per example.")] = None
+    target: Annotated[float | None, in_goal("accuracy: what to reach, as 0.95, or an RMSE.")] = None
+    flops: Annotated[float | None, in_goal("budget: FLOPs per example.")] = None
+    seconds: Annotated[float | None, in_goal("budget: seconds per example.")] = None
+    joules: Annotated[float | None, in_goal("budget: joules per example.")] = None
     bytes: Annotated[
-        float | None, option("Goal", "budget: bytes per example over the link to the teacher.")
+        float | None, in_goal("budget: bytes per example over the link to the teacher.")
     ] = None
-    deferral_rate: Annotated[float | None, option("Goal", "budget: the most to defer, as 0.2.")] = (
-        None
-    )
+    deferral_rate: Annotated[float | None, in_goal("budget: the most to defer, as 0.2.")] = None
     delta: Annotated[
-        float | None,
-        option("Guarantee", "Guarantee the goal: it may fail with this probability, as 0.1."),
+        float | None, in_guarantee("Guarantee the goal: it may fail with this probability, as 0.1.")
     ] = None
     promise: Annotated[
         str | None,
-        option(
-            "Guarantee",
-            "What delta guarantees: excess (match-teacher's default), harm, risk, rate.",
-        ),
+        in_guarantee("What delta guarantees: excess (match-teacher's default), harm, risk, rate."),
     ] = None
     loss_bound: Annotated[
         float | None,
-        option("Guarantee", "regression with delta: the largest loss of an example that counts."),
+        in_guarantee("regression with delta: the largest loss of an example that counts."),
     ] = None
 
 
@@ -370,12 +367,10 @@ class ChoiceOptions:
     """How the student's fit is scored, and its share in deferred answers."""
 
     score: Annotated[
-        str,
-        option("Score", "A score's name, like 'energy' or 'softmax(temperature=2)', or 'auto'."),
+        str, in_score("A score's name, like 'energy' or 'softmax(temperature=2)', or 'auto'.")
     ] = "auto"
     blend: Annotated[
-        str,
-        option("Score", "The student's weight in a deferred answer, or 'auto'; 0 is the paper."),
+        str, in_score("The student's weight in a deferred answer, or 'auto'; 0 is the paper.")
     ] = "auto"
 
 
@@ -384,10 +379,9 @@ class SplitOptions:
     """Which outcomes a threshold is chosen on, and which are reported on."""
 
     fraction: Annotated[
-        float,
-        option("Data", "The share of the outcomes to calibrate on; the rest is reported on."),
+        float, in_data("The share of the outcomes to calibrate on; the rest is reported on.")
     ] = 0.5
-    seed: Annotated[int, option("Data", "Of the split.")] = 0
+    seed: Annotated[int, in_data("Of the split.")] = 0
 
 
 @dataclass(frozen=True)
@@ -396,18 +390,16 @@ class TrafficOptions:
 
     traffic: Annotated[
         str | None,
-        option(
-            "Data",
+        in_data(
             "Draw the examples in another mix than recorded, like popular=0.75: so much of a "
-            "popular class.",
+            "popular class."
         ),
     ] = None
     popular: Annotated[
         str | None,
-        option(
-            "Data",
+        in_data(
             "The popular classes, listed like --known-classes; else those that the student knows "
-            "(of several the one that knows the most).",
+            "(of several the one that knows the most)."
         ),
     ] = None
 
@@ -432,53 +424,47 @@ class TrafficOptions:
 class ServerOptions:
     """Where a server listens, and how it answers: arguments of `run_server`."""
 
-    host: Annotated[str, option("Network", "The address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, option("Network", "0 takes a free one.", min=0, max=65535)] = 8080
+    host: Annotated[str, in_network("The address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, in_network("0 takes a free one.", min=0, max=65535)] = 8080
     grpc_port: Annotated[
-        int | None,
-        option("Network", "Listen for gRPC too; 0 takes a free port.", min=0, max=65535),
+        int | None, in_network("Listen for gRPC too; 0 takes a free port.", min=0, max=65535)
     ] = None
     timeout_seconds: Annotated[
-        float, option("Network", "Seconds for a request that names none.", "--timeout")
+        float, in_network("Seconds for a request that names none.", "--timeout")
     ] = 30.0
-    student_batch: Annotated[int, option("Batches", "The student's most rows.", min=1)] = 32
-    teacher_batch: Annotated[int, option("Batches", "The teacher's most rows.", min=1)] = 64
+    student_batch: Annotated[int, in_batches("The student's most rows.", min=1)] = 32
+    teacher_batch: Annotated[int, in_batches("The teacher's most rows.", min=1)] = 64
     max_wait_seconds: Annotated[
-        float,
-        option("Batches", "Seconds to wait for a batch to fill under load.", "--max-wait", min=0.0),
+        float, in_batches("Seconds to wait for a batch to fill under load.", "--max-wait", min=0.0)
     ] = 0.0
-    queue_rows: Annotated[int, option("Batches", "The most rows that may wait.", min=1)] = 4096
+    queue_rows: Annotated[int, in_batches("The most rows that may wait.", min=1)] = 4096
     token: Annotated[
-        str | None,
-        option("Knob", "Who moves the knob must show it as a bearer.", envvar="EBJR_TOKEN"),
+        str | None, in_knob("Who moves the knob must show it as a bearer.", envvar="EBJR_TOKEN")
     ] = None
     audit_log: Annotated[
         Path | None,
-        option("Output", "A file to which each move of the knob is appended, a JSON line each."),
+        in_output("A file to which each move of the knob is appended, a JSON line each."),
     ] = None
     hold: Annotated[
-        str | None,
-        option("Knob", "The autopilot holds p99=50ms, deferral_rate=0.2 or flops=50M."),
+        str | None, in_knob("The autopilot holds p99=50ms, deferral_rate=0.2 or flops=50M.")
     ] = None
     audit_rate: Annotated[
         float,
-        option(
-            "Monitor",
+        in_monitor(
             "The share of kept answers that the teacher checks when idle, as 0.01.",
             min=0.0,
             max=1.0,
         ),
     ] = 0.0
     state: Annotated[
-        Path | None,
-        option("Monitor", "A folder for the monitor's state; else that of the audit log."),
+        Path | None, in_monitor("A folder for the monitor's state; else that of the audit log.")
     ] = None
-    log: Annotated[
-        str, option("Monitor", "words, or json: with a line for each request, and its id.")
-    ] = "words"
-    otel: Annotated[
-        bool, option("Monitor", "Send OpenTelemetry traces (the extra `otel`).", "--otel")
-    ] = False
+    log: Annotated[str, in_monitor("words, or json: with a line for each request, and its id.")] = (
+        "words"
+    )
+    otel: Annotated[bool, in_monitor("Send OpenTelemetry traces (the extra `otel`).", "--otel")] = (
+        False
+    )
 
 
 # Texts

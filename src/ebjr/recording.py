@@ -6,20 +6,18 @@ and what the models and the data say of themselves is compared before the work i
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from ebjr.arrays import Array, Batch, is_array, join_rows, row_count, take_rows, to_numpy
+from ebjr.arrays import Array, Batch, fingerprint, join_rows, row_count, take_rows, to_numpy
 from ebjr.backends.entry import ModelEntry, entry_of
 from ebjr.backends.output_kind import KINDS, with_output_kind
 from ebjr.costs import Cost
@@ -31,7 +29,8 @@ from ebjr.data.preprocess import (
     prepared,
     unprepared,
 )
-from ebjr.errors import EbjrError, ModelError, RecordingNote, TeacherUnavailable, one_line
+from ebjr.errors import ModelError, TeacherUnavailable, note
+from ebjr.evaluation.example_costs import costs_of
 from ebjr.journal import CONTENTS, Journal
 from ebjr.labels import Places, are_names, places, some, unnamed
 from ebjr.link.far import FarTeacher
@@ -39,9 +38,6 @@ from ebjr.model import Model, as_answer, check_pair, facts
 from ebjr.outcomes import Outcomes
 from ebjr.task import OUTPUT_SEEN, Task
 from ebjr.tasks import as_task
-
-if TYPE_CHECKING:
-    from ebjr.evaluation.flops import Flops
 
 ROLES = ("student", "teacher")
 Batches = Iterable[tuple[Batch, Any]]
@@ -187,10 +183,12 @@ class _Recording:
         self.about: dict[str, Any] = {**about}
         self.kind = as_task(task, about.get("known_classes"))
         check_pair(student, teacher, self.kind)
-        self.check_all: Callable[[], None] | None = None
+        self.check_all: Callable[[], None] = lambda: None
         self.data: Data | None = None
         self.contents: Callable[[], dict[str, Any]] | None = None
         self.read = self.told = 0  # examples that were read, and of the unreadable those counted
+        self.before: Mapping[str, int] = {}  # bytes that models moved and that are not ours
+        self.journal: Journal | None = about.get("keep")
         self.models: dict[str, Model] = {}
         self.outputs: dict[str, list[Any]] = {role: [] for role in ROLES}
         self.seconds = dict.fromkeys(ROLES, 0.0)
@@ -208,12 +206,12 @@ class _Recording:
             )
         if not data.has_targets:
             title = self.kind.metric(self.about.get("metric")).title
-            _note(
+            note(
                 f"{data.path} has no labels: the teacher's own answers are taken for right, and "
                 f"every {title} is agreement with it"
             )
         if data.omissions is not None:
-            _note(data.omissions)
+            note(data.omissions)
         if wanted != "numbers" and data.classes is not None:
             self.about.setdefault("labels", data.classes)
         place = str(data.path.resolve())
@@ -222,19 +220,19 @@ class _Recording:
 
     def of_arrays(self, inputs: Batch, targets: Any, size: int) -> Callable[[int], Batches]:
         """The batches of inputs that are all here, whose targets can all be checked at once."""
-        n, kind = row_count(inputs), self.kind
+        n = row_count(inputs)
 
         def batches(start: int) -> Batches:
             for first in range(start, n, size):
                 rows = np.arange(first, min(first + size, n))
                 yield take_rows(inputs, rows), None if targets is None else take_rows(labels, rows)
 
-        self.contents = lambda: {CONTENTS: _fingerprint(inputs, targets)}
+        self.contents = lambda: {CONTENTS: fingerprint(inputs, targets)}
         labels = None if targets is None else self._read(targets)
         if labels is not None:
             if n != len(labels):
                 raise ValueError(f"there are {n} inputs but {len(labels)} targets")
-            self.check_all = lambda: kind.check_range(self._placed(labels), self.classes)
+            self.check_all = lambda: self._in_range(labels)
         return batches
 
     def run(
@@ -246,26 +244,25 @@ class _Recording:
         if first is None:
             raise ValueError("there are no examples to record")
         self._prepare(*first)
-        journal = self._resumed()
-        before = _bytes_moved(self.models)
+        self._resume()
+        self.before = self._moved()
         self._add(*first)
         costs = self._costs(first[0])
         models = self._provenance(costs)
-        unreadable = [] if journal is None else self._take_up(journal, before)
+        unreadable = self._take_up()
         if self.read:  # the first batch has been compared, and its rows are in the journal
             stream = iter(batches(self.read))
         else:
-            self._keep(before)
-        if progress is not None:
-            progress(sum(map(row_count, self.targets)))
+            self._keep()
+        tell = progress or (lambda added: None)
+        tell(sum(map(row_count, self.targets)))
         for inputs, targets in stream:
             self._add(inputs, targets)
-            self._keep(before)
-            if progress is not None:
-                progress(row_count(inputs))
+            self._keep()
+            tell(row_count(inputs))
         if self.data is not None:
             self.data.unreadable[:0] = unreadable
-        return self._outcomes(models, self._measured(costs, before))
+        return self._outcomes(models, self._measured(costs))
 
     def _outcomes(self, models: Mapping[str, Any], costs: Mapping[str, Cost]) -> Outcomes:
         """What was recorded, as one table."""
@@ -277,11 +274,10 @@ class _Recording:
             _note_chance(outcomes, role)
         return outcomes
 
-    def _resumed(self) -> Journal | None:
-        """The journal, if there is to be one, once it is known to be of this very recording."""
-        journal: Journal | None = self.about.get("keep")
-        if journal is None:
-            return None
+    def _resume(self) -> None:
+        """Open the journal, if there is to be one, once it is known to be of this recording."""
+        if self.journal is None:
+            return
         if self.contents is None:
             raise ValueError("keep= is for data and arrays: a stream cannot be gone on with")
         known = self._provenance(dict.fromkeys(ROLES, Cost()))
@@ -290,15 +286,14 @@ class _Recording:
         for role in ROLES:
             about = known.get(role, {"name": facts(self.given[role]).name})
             whose |= {f"{role} {key}": about[key] for key in sorted(about.keys() - {"path"})}
-        journal.resume(whose)
-        return journal
+        self.journal.resume(whose)
 
-    def _take_up(self, journal: Journal, before: dict[str, int]) -> list[tuple[str, str]]:
+    def _take_up(self) -> list[tuple[str, str]]:
         """Put what an earlier run recorded in the place of the first batch.
 
-        Returns what that run could not read; `before` becomes what it would have been.
+        Returns what that run could not read.
         """
-        records = list(journal.records())
+        records = [] if self.journal is None else list(self.journal.records())
         if not records:
             return []
         self.outputs, self.targets = {role: [] for role in ROLES}, []
@@ -308,27 +303,25 @@ class _Recording:
             for role in ROLES:
                 self.outputs[role].append(self.kind.unpack(role, arrays))
             self.targets.append(self.kind.unpack_targets(arrays))
-        last, now = records[-1][0], _bytes_moved(self.models)
+        last, moved = records[-1][0], self._moved()
         self.seconds, self.read, self.told = last["seconds"], last["read"], 0
-        before.update({role: now[role] - last["moved"][role] for role in ROLES})
-        _note(f"goes on after {self.read:,} examples that an earlier run recorded")
+        self.before = {r: self.before[r] + moved[r] - last["moved"][r] for r in ROLES}
+        note(f"goes on after {self.read:,} examples that an earlier run recorded")
         return [(name, reason) for told, _ in records for name, reason in told["unreadable"]]
 
-    def _keep(self, before: Mapping[str, int]) -> None:
+    def _keep(self) -> None:
         """Add the latest batch to the journal, and what all took until then."""
-        journal: Journal | None = self.about.get("keep")
-        if journal is None:
+        if self.journal is None:
             return
-        content, now = BytesIO(), _bytes_moved(self.models)
+        content = BytesIO()
         packed = [self.kind.pack(role, self.outputs[role][-1], half=False) for role in ROLES]
         arrays = packed[0] | packed[1] | self.kind.pack_targets(self.targets[-1])
         np.savez(content, **arrays)  # type: ignore[arg-type]
         unreadable = [] if self.data is None else self.data.unreadable[self.told :]
         self.told += len(unreadable)
         self.read += row_count(self.targets[-1]) + len(unreadable)
-        moved = {role: now[role] - before[role] for role in ROLES}
-        about = {"read": self.read, "seconds": self.seconds, "moved": moved}
-        journal.add({**about, "unreadable": unreadable}, content.getvalue())
+        about = {"read": self.read, "seconds": self.seconds, "moved": self._moved()}
+        self.journal.add({**about, "unreadable": unreadable}, content.getvalue())
 
     def _prepare(self, inputs: Batch, targets: Any) -> None:
         """Give each model its preprocessing, once the first batch is known to be for the task."""
@@ -412,7 +405,7 @@ class _Recording:
         words = OUTPUT_SEEN[seen].format(role)
         if wanted is None:
             raise ValueError(f"{words}: load it with ebjr.load_model(..., output_kind={seen!r})")
-        _note(f"{words} (--output-kind logits takes them as logits)")
+        note(f"{words} (--output-kind logits takes them as logits)")
         return seen
 
     def _compare(self, labels: Any) -> Any:
@@ -423,14 +416,8 @@ class _Recording:
             self._match_names()
         for role, output in zip(ROLES, first, strict=True):
             self.kind.check_first(role, output)
-        if self.check_all is not None:
-            self.check_all()
-        return None if labels is None else self._in_range(labels, 1)
-
-    def _names(self) -> list[Sequence[str] | None]:
-        """What data and models call the classes."""
-        models = [facts(model).labels for model in self.given.values()]
-        return [self.about.get("labels"), *models]
+        self.check_all()
+        return None if labels is None else self._in_range(labels, " in batch 1")
 
     def _match_names(self) -> None:
         """Find where the data's labels are among the models' classes."""
@@ -451,7 +438,7 @@ class _Recording:
             )
         self.about["labels"] = self.places.labels
         if self.places.said is not None:
-            _note(self.places.said)
+            note(self.places.said)
 
     def _read(self, given: Any) -> Any:
         """Targets as they are given: names of labels are looked up once both models answered."""
@@ -460,20 +447,18 @@ class _Recording:
             if array.dtype.kind == "O" and all(isinstance(each, str) for each in array.flat):
                 array = array.astype(str)
             if array.dtype.kind == "U" and array.ndim == 1:
-                if not any(map(are_names, self._names())):
+                models = (facts(model).labels for model in self.given.values())
+                if not any(map(are_names, (self.about.get("labels"), *models))):
                     raise ValueError(unnamed(array))
                 return array
         return self.kind.check_targets(given)
 
-    def _placed(self, labels: Any) -> Any:
-        """Targets as the models number them."""
-        if self.places is None or self.classes is None:
-            return labels
-        return self.places.of(labels, self.classes)
-
-    def _in_range(self, labels: Any, number: int) -> Any:
-        placed = self._placed(labels)
-        self.kind.check_range(placed, self.classes, f" in batch {number}")
+    def _in_range(self, labels: Any, where: str = "") -> Any:
+        """Targets as the models number them, once they are known to be among the classes."""
+        placed = labels
+        if self.places is not None and self.classes is not None:
+            placed = self.places.of(labels, self.classes)
+        self.kind.check_range(placed, self.classes, where)
         return placed
 
     def _checked(self, given: Any, rows: int, number: int) -> Any:
@@ -481,21 +466,39 @@ class _Recording:
         labels = self._read(given)
         if len(labels) != rows:
             raise ValueError(f"a batch has {rows} inputs but {len(labels)} targets")
-        return labels if number == 1 else self._in_range(labels, number)
+        return labels if number == 1 else self._in_range(labels, f" in batch {number}")
 
-    def _measured(self, costs: Mapping[str, Cost], before: Mapping[str, int]) -> dict[str, Cost]:
+    def _measured(self, costs: Mapping[str, Cost]) -> dict[str, Cost]:
         """The costs by name, with what was measured where they have none."""
-        n, now = sum(map(row_count, self.targets)), _bytes_moved(self.models)
+        n, moved = sum(map(row_count, self.targets)), self._moved()
         found = {}
         for role, cost in costs.items():
-            measured = {"seconds": self.seconds[role] / n}
-            if now != before:
-                measured["bytes"] = (now[role] - before[role]) / n
-            found[f"{role}_cost"] = _filled(cost, measured)
+            bytes_each = moved[role] / n if any(moved.values()) else None
+            found[f"{role}_cost"] = cost.filled(seconds=self.seconds[role] / n, bytes=bytes_each)
         return found
+
+    def _moved(self) -> dict[str, int]:
+        """How many bytes each model has sent and received; one that is here moves none."""
+        now = {role: facts(model).bytes_moved or 0 for role, model in self.models.items()}
+        return {role: count - self.before.get(role, 0) for role, count in now.items()}
 
 
 _OF_OUTCOMES = ("labels", "models", "metric", "known_classes", "rescale")
+
+
+def counter(
+    what: str, total: int, tell: Callable[[str, int, int | None], None]
+) -> Callable[[int], None]:
+    """What `record` takes as `progress`: it adds up the examples that are done, and tells."""
+    done = 0
+    tell(what, done, total)
+
+    def count(added: int) -> None:
+        nonlocal done
+        done += added
+        tell(what, done, total)
+
+    return count
 
 
 # Preprocessing
@@ -514,10 +517,13 @@ def prepare_for(
     if preprocess not in ("auto", "infer"):
         chosen = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
         return prepared(model, chosen)
-    known = facts(unprepared(model)[0])
-    if not _are_images(inputs) or known.sends_files:
+    known, own = facts(unprepared(model)[0]), facts(model)
+    listed = isinstance(inputs, list) and bool(inputs)
+    images = is_pixels(inputs[0], 3) if listed else is_pixels(inputs, 4)
+    if not images or known.sends_files:
         return model
-    if preprocess == "auto" and (_takes_images(model) or known.input_shape is None):
+    takes_images = own.preprocess is not None or own.input_dtype == np.uint8
+    if preprocess == "auto" and (takes_images or known.input_shape is None):
         return model
     if known.input_shape is None:
         raise ValueError(
@@ -526,105 +532,11 @@ def prepare_for(
         )
     chosen = infer_preprocess(known.input_shape)
     words = ", ".join(f"{key} {value}" for key, value in chosen.as_dict().items())
-    _note(
+    note(
         f"no {argument}= given; from {known.name}'s input: {words}, "
         f"pixels in {chosen.range[0]:g}..{chosen.range[1]:g}, no mean and std"
     )
     return prepared(model, chosen)
-
-
-def _are_images(inputs: Batch) -> bool:
-    """Whether a batch is decoded images."""
-    if isinstance(inputs, list):
-        return bool(inputs) and is_pixels(inputs[0], 3)
-    return is_pixels(inputs, 4)
-
-
-def _takes_images(model: Model) -> bool:
-    """Whether a model prepares decoded images itself, or takes pixels as they are."""
-    known = facts(model)
-    return known.preprocess is not None or known.input_dtype == np.uint8
-
-
-# Costs
-
-
-def costs_of(
-    models: Mapping[str, Model],
-    inputs: Batch,
-    given: Mapping[str, Cost],
-    *,
-    flops: bool = True,
-    joules: bool = False,
-) -> dict[str, Cost]:
-    """What an example costs on each of several models, as far as can be told before they run.
-
-    `models`, with their preprocessing, and `given`, the costs that are known, are by name. `flops`
-    counts those of models that can be looked into. `joules` measures all models by the same
-    counters, or estimates all of them; where one is remote, no joules are found: what runs
-    elsewhere is not ours to count.
-    """
-    costs: dict[str, Cost] = {}
-    loads: dict[str, tuple[Any, ...]] = {}
-    for name, model in models.items():
-        costs[name] = _filled(given[name], facts(model).cost.as_dict())
-        if facts(model).url is None and (flops or joules):
-            costs[name], loads[name] = _looked_into(model, inputs, costs[name], joules)
-    if not joules or len(loads) < len(models):
-        return costs
-    from ebjr.evaluation.power import Load, with_joules
-
-    return with_joules(costs, {name: Load(*load) for name, load in loads.items()})
-
-
-def _looked_into(
-    model: Model, inputs: Batch, cost: Cost, joules: bool
-) -> tuple[Cost, tuple[Any, ...]]:
-    """A model's cost with its FLOPs, and the load that measures its joules."""
-    from ebjr.evaluation.flops import can_count
-
-    bare, preprocess = unprepared(model)
-    if not joules and (cost.flops is not None or not can_count(bare)):
-        return cost, ()
-    batch = inputs[: facts(bare).fixed_batch or row_count(inputs)]
-    if preprocess is not None:
-        batch = preprocess(batch)
-    counted = _counted(bare, batch, cost.flops is None) if can_count(bare) else None
-    if counted is None:
-        return cost, (bare, batch)
-    if counted.known is not None:
-        cost = _filled(cost, {"flops": counted.known})
-    return cost, (bare, batch, cost.flops, counted.parameter_bytes)
-
-
-def _counted(model: Model, batch: Batch, wanted: bool) -> Flops | None:
-    """The FLOPs of a model that can be looked into; it is said of a file that cannot."""
-    from ebjr.evaluation.flops import count_flops
-
-    known = facts(model)
-    if not is_array(batch):
-        return None
-    dtype = None if known.path or known.input_dtype else to_numpy(batch[:1]).dtype.name
-    try:
-        counted = count_flops(model, tuple(batch.shape), input_dtype=dtype)
-    except (EbjrError, ValueError, TypeError, OSError) as error:
-        if wanted and known.path:
-            _note(f"FLOPs not counted: {one_line(error)}")
-        return None
-    if wanted and counted.known is None:
-        _note(f"FLOPs not counted: {', '.join(counted.uncounted)} cannot be")
-    return counted
-
-
-def _filled(cost: Cost, values: Mapping[str, Any]) -> Cost:
-    """A cost with some values where it has none."""
-    known = cost.as_dict()
-    return replace(cost, **{unit: value for unit, value in values.items() if unit not in known})
-
-
-def _bytes_moved(models: Mapping[str, Model]) -> dict[str, int]:
-    """How many bytes each model has sent and received so far; one that is here moves none."""
-    return {role: facts(model).bytes_moved or 0 for role, model in models.items()}
 
 
 # Checks
@@ -670,7 +582,7 @@ def _note_chance(outcomes: Outcomes, role: str) -> None:
         return
     if quality > guess:
         return
-    _note(
+    note(
         f"the {role}'s {outcomes.measure.title} is {quality:.1%}, what guessing gives: its input "
         f"may be prepared otherwise (--{role}-preprocess), its classes be in another order "
         f"(--classes), or its answers be read wrongly (--{role}-output, --{role}-layout)"
@@ -690,19 +602,3 @@ def _raw_output(role: str, said: Any) -> Array:
             "when it can"
         )
     return answer.output
-
-
-def _fingerprint(*parts: Any) -> str:
-    """A hash of arrays, or of lists of anything."""
-    found = hashlib.sha256()
-    for part in parts:
-        for row in part if isinstance(part, list) else [part]:
-            array = to_numpy(row) if is_array(row) else np.asarray(row, object)
-            numbers = not array.dtype.hasobject
-            found.update(repr((array.shape, array.dtype)).encode())
-            found.update(array.tobytes() if numbers else repr(array.tolist()).encode())
-    return found.hexdigest()
-
-
-def _note(text: str) -> None:
-    warnings.warn(text, RecordingNote, stacklevel=5)

@@ -154,7 +154,9 @@ def run_sweep(
     """Study every candidate on the same examples in the same mix, and pick the best.
 
     The best is the cheapest that reaches the goal; for a budget the one of the best quality. It is
-    picked on the calibration half, so that its figures on the other are fair.
+    picked on the calibration half, so that its figures on the other are fair. ValueError: `tables`
+    is empty, or its tables differ in examples, teacher or metric. CalibrationError: no candidate
+    reaches the goal.
 
     Parameters
     ----------
@@ -165,13 +167,6 @@ def run_sweep(
         is picked: each is certified at `delta` over their number (the union bound).
     traffic
         The mix to draw the examples in.
-
-    Raises
-    ------
-    ValueError
-        `tables` is empty, or its tables differ in examples, teacher or metric.
-    CalibrationError
-        No candidate reaches the goal.
 
     Examples
     --------

@@ -93,8 +93,6 @@ def _load_file(source: str | os.PathLike[str], options: dict[str, Any]) -> Model
     path = Path(source)
     if path.suffix.lower() not in {".onnx", ".pt2"}:
         raise ModelError(f"a model is {TAKES}, but got the path {path}; export it to one of these")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no model file at {path}; check the path")
     if path.suffix.lower() == ".onnx" and "layout" in options:
         from ebjr.backends.detectors import OnnxDetector
 

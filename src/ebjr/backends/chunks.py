@@ -29,6 +29,15 @@ def run_in_chunks(
     return join(answers)
 
 
+def check_array(batch: Any) -> None:
+    """TypeError: a batch is no array, but a list, say."""
+    if not hasattr(batch, "__array__"):
+        raise TypeError(
+            f"a batch must be an array (n, ...), but is a {type(batch).__name__}; "
+            "stack its inputs first, with numpy.stack"
+        )
+
+
 def checked_batch_size(size: int | None, fixed: int | None, name: str) -> int | None:
     """The most rows of a chunk; a ValueError where a model cannot be run so."""
     if size is None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebjr.arrays import to_numpy
-from ebjr.backends.chunks import at_least_one, checked_batch_size, run_in_chunks
+from ebjr.backends.chunks import at_least_one, check_array, checked_batch_size, run_in_chunks
 from ebjr.errors import ModelError, needs, one_line
 from ebjr.model import InputShape, ModelFacts, device_name
 
@@ -263,10 +263,10 @@ def open_session(
     path: Path, threads: int | None = None, providers: Sequence[Any] | None = None
 ) -> Any:
     """ONNX Runtime's session of a file, set up as every one of ours."""
-    with needs("onnx", f"running {path}"):
-        import onnxruntime
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file at {path}; check the path")
+    with needs("onnx", f"running {path}"):
+        import onnxruntime
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors: its warnings are about graphs, not about users
     # student and teacher take turns: threads that wait busily after a run hold up the other's
@@ -327,11 +327,7 @@ def _checked_providers(providers: Sequence[Any] | None, available: Sequence[str]
 
 
 def _as_numpy(batch: Any) -> NDArray[Any]:
-    if not hasattr(batch, "__array__"):
-        raise TypeError(
-            f"a batch must be an array (n, ...), but is a {type(batch).__name__}; "
-            "stack its inputs first, with numpy.stack"
-        )
+    check_array(batch)
     return to_numpy(batch)
 
 

@@ -65,19 +65,8 @@ The softmax of the logarithm of probabilities is these probabilities, so that sc
 class AsLogits:
     """A model whose answers are of a kind, as a model whose raw output is logits.
 
-    What else is asked of it is asked of the model inside.
-
-    Parameters
-    ----------
-    model
-        Answers arrays, (n, k) or (n,).
-    kind
-        One of `KINDS`.
-
-    Raises
-    ------
-    ValueError
-        `kind` is unknown.
+    The model inside answers arrays, (n, k) or (n,), of a `kind` of `KINDS`. What else is asked is
+    asked of it.
 
     Examples
     --------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ebjr.arrays import to_numpy
-from ebjr.backends.chunks import checked_batch_size, run_in_chunks
+from ebjr.backends.chunks import check_array, checked_batch_size, run_in_chunks
 from ebjr.errors import ModelError, needs, one_line
 from ebjr.model import InputShape, ModelFacts, device_name
 
@@ -157,10 +157,10 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
 
     A ModelError refuses a file that is corrupt, holds pickled objects, or has several inputs.
     """
-    torch = _import_torch(f"running {path}")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file at {path}; check the path")
+    torch = _import_torch(f"running {path}")
     try:
         # It logs the traceback of a corrupt file as a warning; our error says the same in a line.
         with _no_unpickling(), quiet("torch.export"):
@@ -201,11 +201,11 @@ def _no_unpickling() -> Iterator[None]:
 
 
 @contextmanager
-def quiet(name: str | None = None) -> Iterator[None]:
-    """Let a logger, or all of them, log errors alone."""
+def quiet(name: str | None = None, level: int = logging.ERROR) -> Iterator[None]:
+    """Let a logger, or all of them, log nothing below a level."""
     logger = logging.getLogger(name)
     before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(level)
     try:
         yield
     finally:
@@ -250,11 +250,7 @@ def _floating_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def _from_numpy(batch: Any) -> torch.Tensor:
     import torch
 
-    if not hasattr(batch, "__array__"):
-        raise TypeError(
-            f"a batch must be an array (n, ...), but is a {type(batch).__name__}; "
-            "stack its inputs first, with numpy.stack"
-        )
+    check_array(batch)
     array = np.asarray(batch)
     # Torch shares memory only with writable arrays that do not run backwards.
     shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.arrays import row_count, take_rows
+from ebjr.backends.chunks import run_in_chunks
 from ebjr.backends.pytorch import TorchModel
 from ebjr.errors import ModelError, needs, one_line
 from ebjr.model import ModelFacts
@@ -81,13 +81,12 @@ class TransformersModel:
 
         Images are a list of uint8 (height, width, 3), or one array of them.
         """
-        rows = row_count(batch)
-        if rows == 0:
+        if not len(batch):
             return np.zeros((0, self._columns), np.float32)
-        step = self.batch_size or rows
-        cuts = (slice(start, start + step) for start in range(0, rows, step))
-        chunks = [list(take_rows(batch, cut)) for cut in cuts]
-        return np.concatenate([self._torch.answer_tensors(self._process(part)) for part in chunks])
+        return run_in_chunks(self._answer, batch, self.batch_size, None, np.concatenate)
+
+    def _answer(self, batch: Any) -> NDArray[Any]:
+        return self._torch.answer_tensors(self._process(list(batch)))
 
     def _process(self, inputs: list[Any]) -> dict[str, torch.Tensor]:
         try:

@@ -127,9 +127,14 @@ class Preprocess:
     def __call__(self, images: Sequence[Image] | Image) -> NDArray[Any]:
         """The model's input, as `layout` and `dtype` say, made from n decoded images.
 
-        `images` is a list of n uint8 arrays (height, width, 3), or one uint8 array of rank 4. A
-        TypeError says that they are not uint8, as where they are preprocessed already; a ValueError
-        that there are none, that one is not RGB, or that `size` is None and their sizes differ.
+        `images` is a list of n uint8 arrays (height, width, 3), or one uint8 array of rank 4.
+
+        Raises
+        ------
+        TypeError
+            `images` are not uint8: they may have been preprocessed already.
+        ValueError
+            `images` is empty, or one is not RGB, or `size` is None and their sizes differ.
         """
         return self._tensor(self._sized(images))
 
@@ -187,7 +192,12 @@ class Preprocess:
     def parse(cls, text: str) -> Preprocess:
         """Preprocessing as a flag of the command line gives it: the values, or a ``.toml`` file.
 
-        A ValueError names a part that is not ``key=value``, or a key or value that is not allowed.
+        Raises
+        ------
+        FileNotFoundError
+            `text` names a file that does not exist.
+        ValueError
+            `text` has a part that is not ``key=value``, or a key or value that is not allowed.
 
         Examples
         --------

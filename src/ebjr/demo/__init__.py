@@ -20,10 +20,7 @@ __all__ = ["DEMOS", "Demo", "DemoResult", "as_demo", "run_demo", "shipped"]
 def as_demo(task: str) -> Demo:
     """The demo of a task.
 
-    Raises
-    ------
-    ValueError
-        `task` is none of `DEMOS`.
+    ValueError: `task` is none of `DEMOS`.
 
     Examples
     --------
@@ -47,15 +44,7 @@ def run_demo(
 
     ``outcomes.npz``, ``joint.toml`` and ``report.html`` go to `folder`; of several students the
     outcomes are named as these are. With `recorded` the answers that are shipped are used: no data,
-    no download. `threads` are of each model; None leaves it to ONNX Runtime.
-
-    Raises
-    ------
-    ValueError
-        `task` is none of `DEMOS`.
-    MissingExtra
-        ONNX Runtime or plotly is not installed.
-    OSError
-        The folder cannot be written.
+    no download. `threads` are of each model; None leaves it to ONNX Runtime. MissingExtra: ONNX
+    Runtime or plotly is not installed. OSError: the folder cannot be written.
     """
     return as_demo(task).run(folder, recorded=recorded, threads=threads, progress=progress)

@@ -24,10 +24,11 @@ from ebjr.backends.entry import ModelEntry
 from ebjr.costs import Cost
 from ebjr.data.preprocess import Preprocess
 from ebjr.demo.fetch import DataUnavailable, Progress
+from ebjr.evaluation.example_costs import costs_of
 from ebjr.joint_file import JointConfig
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes
-from ebjr.recording import costs_of, record
+from ebjr.recording import counter, record
 from ebjr.study import Study
 from ebjr.sweep import Sweep, run_sweep
 from ebjr.tasks.specialized.known_classes import Traffic
@@ -37,16 +38,10 @@ from ebjr.tasks.specialized.known_classes import Traffic
 class DemoResult:
     """What the demo found, and the files it left.
 
-    Attributes
-    ----------
-    sweep
-        Every student's calibration and its figures on the held-out half; mostly there is one.
-    recorded
-        Whether the answers are the shipped ones; `reason` says why.
-    joint_seconds
-        Per example, measured by running the joint model on the held-out half; None if recorded.
-    files
-        The outcomes, the report, and ``joint.toml`` where the models are at hand.
+    `sweep` is every student's calibration and its figures on the held-out half; mostly there is
+    one. `recorded` says whether the answers are the shipped ones, and `reason` why.
+    `joint_seconds`, per example, are of the joint model on the held-out half; None if recorded.
+    `files` are the outcomes, the report, and ``joint.toml`` where the models are at hand.
     """
 
     sweep: Sweep
@@ -218,7 +213,7 @@ class Demo:
                 inputs,
                 targets,
                 batch_size=self.batch_size,
-                progress=_counter(what, n, tell),
+                progress=counter(what, n, tell),
                 student_cost=costs[name],
                 teacher_cost=teacher_cost,
                 flops=False,
@@ -269,18 +264,6 @@ def shipped(name: str, task: str = "classification") -> AbstractContextManager[P
     'student.onnx'
     """
     return as_file(files("ebjr.demo") / "shipped" / task / name)
-
-
-def _counter(what: str, n: int, tell: Progress) -> Callable[[int], None]:
-    """Adds up the examples that are done and tells."""
-    done = 0
-
-    def count(added: int) -> None:
-        nonlocal done
-        done += added
-        tell(what, done, n)
-
-    return count
 
 
 def _again(answers: Any) -> Model:

@@ -54,22 +54,11 @@ TOLERANCE = 1e-3
 class Exported:
     """What was written.
 
-    Attributes
-    ----------
-    path
-        The file.
-    data
-        The file with the weights, if they did not fit; it must stay beside the other.
-    bytes
-        Of both.
-    opset, ir_version
-        What a runtime has to know.
-    input
-        The input's name, type and shape.
-    threshold, score
-        The value of ``threshold`` where none is given, and what it is compared with.
-    difference
-        The largest difference of raw output to the joint model's, on the examples it was tried on.
+    `path` is the file, and `data` the one with the weights, if they did not fit; it must stay
+    beside the other; `bytes` are those of both. `opset` and `ir_version` are what a runtime has to
+    know, and `input` is the input's name, type and shape. `threshold` holds where none is given,
+    and is compared with `score`. `difference` is the largest one of raw output to the joint
+    model's, on the examples that it was tried on.
     """
 
     path: Path
@@ -214,10 +203,7 @@ def _given(joint: JointModel) -> Given:
 def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, Any, Any]:
     """A batch that both models answer, and their raw outputs.
 
-    Raises
-    ------
-    ModelError
-        There is none, or they do not answer alike.
+    ModelError: there is none, or they do not answer alike.
     """
     failed: Exception | None = None
     for batch in given.examples():
@@ -361,10 +347,7 @@ def _check(path: Path) -> None:
 def _compared(path: Path, joint: JointModel, batch: np.ndarray) -> float:
     """How far the graph's raw output is from the joint model's, with all, some and none deferred.
 
-    Raises
-    ------
-    ModelError
-        The runtime cannot run it, or it answers something else.
+    ModelError: the runtime cannot run it, or it answers something else.
     """
     exported, chosen = ExportedJoint(path), joint.router.threshold
     score = to_numpy(joint.router.score(joint.ask_student(batch).output)).astype(np.float64)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from onnx_ir.passes import common as passes
 
 from ebjr.arrays import Array, as_float
 from ebjr.backends.output_kind import KINDS
+from ebjr.backends.pytorch import quiet
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Found, Head, detection_score, find, rescaled
 from ebjr.export.operators import Operators, Value, forget_shapes, like, name_after
@@ -53,10 +53,7 @@ def opset_of(model: ir.Model) -> int:
 def convert(path: Path, model: ir.Model, opset: int) -> None:
     """Convert a file's graph to another version of the operators.
 
-    Raises
-    ------
-    ModelError
-        There is no way to.
+    ModelError: there is no way to.
     """
     from onnxscript import version_converter
 
@@ -64,7 +61,7 @@ def convert(path: Path, model: ir.Model, opset: int) -> None:
     if before == opset:
         return
     try:
-        with _silent("onnxscript"):
+        with quiet("onnxscript", logging.CRITICAL + 1):  # what it says ends in an error of ours
             version_converter.convert_version(model, opset, fallback=True)
     except Exception as error:
         failed = error
@@ -81,12 +78,8 @@ def read_part(
 ) -> ir.Model:
     """A model's file as a part: functions inlined, one input, some outputs, names of its own.
 
-    Weights that lie outside of the file stay there until they are written.
-
-    Raises
-    ------
-    ModelError
-        The file cannot be taken apart.
+    Weights that lie outside of the file stay there until they are written. ModelError: the file
+    cannot be taken apart.
     """
     try:
         model = ir.load(path)
@@ -107,18 +100,6 @@ def read_part(
     return model
 
 
-@contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Keep a library's log to itself: what it says ends in an error of ours."""
-    log = logging.getLogger(name)
-    before = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
 def joint_graph(
     form: Rows | Images,
     student: ir.Model,
@@ -130,20 +111,9 @@ def joint_graph(
 ) -> ir.Model:
     """Both models, the score and the router as one graph.
 
-    Parameters
-    ----------
-    form
-        The task, and what is known of both models.
-    student, teacher
-        Their graphs, which are taken apart.
-    given
-        The graph's input.
-    prepare
-        What makes each model's input of `given`, or of some of its rows.
-    threshold
-        The default of the input of that name.
-    opset
-        Of ONNX's own operators in both.
+    `form` is the task, with what is known of both models; the graphs `student` and `teacher` are
+    taken apart, and both have the `opset`. `given` is the graph's input, of which `prepare` makes
+    each model's, and `threshold` the default of the input of that name.
     """
     op = Operators(opset, np.float64, "joint")
     raws = op.inline(student, prepare("student", op, given))
@@ -210,15 +180,9 @@ def _model(
 class Rows:
     """What becomes of raw output where that is an array, a row for each input: all of it traced.
 
-    Attributes
-    ----------
-    joint
-        The joint model: its score, and its task's own code, say what is in the graph.
-    tried
-        For each role some rows of its raw output, (n, ...).
-    said
-        For each role what its graph says of the same rows, and the `output_kind` that makes logits
-        of it; None where these are its raw output.
+    The joint model's score and its task's own code say what is in the graph. By role, `tried` are
+    some rows of raw output, (n, ...), and `said` what the model's graph says of the same rows, with
+    the `output_kind` that makes logits of it, or None.
     """
 
     joint: JointModel
@@ -273,15 +237,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Images:
-    """What becomes of raw output in detection: boxes, labels and scores of each image.
-
-    Attributes
-    ----------
-    joint
-        The joint model, for its score and its common scale.
-    heads
-        Both detectors.
-    """
+    """What becomes of raw output in detection: boxes, labels and scores of each image."""
 
     joint: JointModel
     heads: Mapping[str, Head]

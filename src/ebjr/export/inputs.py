@@ -22,14 +22,9 @@ SIZES = (32, 64, 224, 128, 16, 8, 1)
 
 @dataclass(frozen=True)
 class Given:
-    """The joint graph's input.
+    """The joint graph's input: the first dimension is the batch, and open ones have a name.
 
-    Attributes
-    ----------
-    name, dtype, shape
-        Of the input; the first dimension is the batch, and open ones have a name.
-    models, preprocess
-        By role: the models, and how images become their inputs; None where they are arrays.
+    By role: the models, and how images become their inputs; None where they are arrays.
     """
 
     name: str
@@ -68,10 +63,7 @@ class Given:
 def given_of(models: Mapping[str, OnnxModel], preprocess: Mapping[str, Preprocess | None]) -> Given:
     """The input that both models can be given.
 
-    Raises
-    ------
-    ModelError
-        A model has no dimension for the batch, or there is no such input.
+    ModelError: a model has no dimension for the batch, or there is no such input.
     """
     for role, model in models.items():
         _check_batch(role, model)

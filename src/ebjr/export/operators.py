@@ -18,16 +18,7 @@ class Operators:
     """ONNX's operators as methods: ``op.Add(x, 1.0)`` adds a node and gives its output.
 
     Numbers with a point become constants of `dtype`, whole ones of int64; arrays stay what they
-    are.
-
-    Parameters
-    ----------
-    opset
-        The version of the operators.
-    dtype
-        Of what is computed here.
-    name
-        Of this part of the graph: what its values are called after.
+    are. `name` is that of this part of the graph: what its values are called after.
 
     Examples
     --------

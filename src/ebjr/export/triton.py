@@ -30,25 +30,12 @@ def export_triton(
 
     Where the repository has the model already, a new version is added, which Triton serves instead
     of the older ones. The threshold is the file's: Triton gives every input a batch dimension, and
-    so a scalar cannot be one; to move the knob, export again.
+    so a scalar cannot be one; to move the knob, export again. The errors are those of
+    `export_joint`, and a ValueError where the model's name cannot be a folder's.
 
-    Parameters
-    ----------
-    joint
-        A ``joint.toml``, or what was read from one: its name is the model's.
-    folder
-        The repository. It is made if it is not there.
-    max_batch_size
-        The most rows that Triton puts together.
-    **options
-        As of `export_joint`.
-
-    Raises
-    ------
-    ValueError
-        The model's name cannot be a folder's; and as `export_joint`.
-    ModelError, OSError
-        As `export_joint`.
+    The name in `joint`, a ``joint.toml`` or what was read from one, is the model's. The repository,
+    `folder`, is made if it is not there. Triton puts together `max_batch_size` rows at the most.
+    `options` are as of `export_joint`.
     """
     config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
     if Path(config.name).name != config.name:

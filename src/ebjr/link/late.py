@@ -17,7 +17,8 @@ import time
 import uuid
 import weakref
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,7 +172,10 @@ class LateAnswers:
         False says that they could not be kept: the file is full, or the disk.
         """
         now = time.time()
-        try:
+        with (
+            suppress(sqlite3.Error, TypeError, ValueError),
+            self._trying("rows could not be kept for later"),
+        ):
             values = [
                 (entry.id, int(row), *_packed_input(entry.inputs, place), _pack(kind, own), now)
                 for entry in entries
@@ -184,11 +188,8 @@ class LateAnswers:
                 "VALUES (?, ?, ?, ?, ?, ?)",
                 values,
             )
-        except (sqlite3.Error, TypeError, ValueError) as error:
-            self._trouble("rows could not be kept for later", error)
-            return False
-        self._troubles.pop("rows could not be kept for later", None)
-        return True
+            return True
+        return False
 
     def find(self, id: str, joint: JointModel) -> LateAnswer | None:
         """What is known of the rows under an id; None where there are none."""
@@ -238,12 +239,8 @@ class LateAnswers:
 
     def _run(self, joint: JointModel, every_seconds: float) -> None:
         while not self._stopping.wait(every_seconds):
-            try:
+            with suppress(Exception), self._trying("late answers could not be delivered"):
                 self.deliver(joint)
-            except Exception as error:
-                self._trouble("late answers could not be delivered", error)
-            else:
-                self._troubles.pop("late answers could not be delivered", None)
 
     def _oldest(self, most: int) -> list[tuple[int, str, str, bytes, bytes]]:
         """Rows that wait and can be one batch."""
@@ -298,11 +295,10 @@ class LateAnswers:
                     return
                 self._untold_from = number + 1
                 try:
-                    self.callback(_late_answer(id, [tuple(rest)], joint))
-                except Exception as error:
-                    self._trouble("the callback failed with a late answer", error)
+                    with self._trying("the callback failed with a late answer"):
+                        self.callback(_late_answer(id, [tuple(rest)], joint))
+                except Exception:
                     return
-                self._troubles.pop("the callback failed with a late answer", None)
                 self._change("UPDATE rows SET told = 1 WHERE number = ?", [(number,)])
         self._untold_from = 0
 
@@ -318,12 +314,18 @@ class LateAnswers:
         old = f"DELETE FROM rows WHERE input IS NULL AND changed < ? {told}"
         self._change(old, [(time.time() - self.keep_seconds,)])
 
-    def _trouble(self, what: str, error: Exception) -> None:
+    @contextmanager
+    def _trying(self, what: str) -> Iterator[None]:
         """Log that something fails, once and not for as long as a disk is full."""
-        said = _sentence(error)
-        if self._troubles.get(what) != said:
-            log.error("%s; trying again: %s", what, said)
-        self._troubles[what] = said
+        try:
+            yield
+        except Exception as error:
+            said = _sentence(error)
+            if self._troubles.get(what) != said:
+                log.error("%s; trying again: %s", what, said)
+            self._troubles[what] = said
+            raise
+        self._troubles.pop(what, None)
 
     def _read(self, query: str, *values: Any) -> list[Any]:
         with self._lock:

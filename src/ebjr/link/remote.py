@@ -19,7 +19,7 @@ import numpy as np
 
 from ebjr.arrays import Batch, join_rows, row_count, take_rows, to_numpy
 from ebjr.data.preprocess import ImageFile
-from ebjr.errors import ModelError, OtherModel, ProtocolError, TeacherUnavailable, needs
+from ebjr.errors import ModelError, OtherModel, ProtocolError, TeacherUnavailable, needs, one_line
 from ebjr.model import Answer, ModelFacts
 from ebjr.protocol import (
     DATATYPES,
@@ -143,12 +143,8 @@ class RemoteModel:
 
         A batch is n inputs, (n, ...), or for files n images (height, width, 3) of uint8.
 
-        Raises
-        ------
-        TeacherUnavailable
-            The server cannot be reached, is too slow or busy, or answers what is no answer.
-        ModelError
-            The server refuses these inputs, or has another model than it had (`OtherModel`).
+        TeacherUnavailable: the server cannot be reached, is too slow or busy, or answers what is no
+        answer. ModelError: it refuses these inputs, or has another model than it had.
         """
         rows = row_count(batch)
         step = self.facts.fixed_batch or self.batch_size or rows
@@ -385,8 +381,7 @@ class _Server:
         except httpx2.TimeoutException as error:
             raise TeacherUnavailable(self._too_slow()) from error
         except httpx2.HTTPError as error:
-            reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-            raise TeacherUnavailable(f"{self.name} cannot be reached: {reason}") from error
+            raise TeacherUnavailable(f"{self.name} cannot be reached: {one_line(error)}") from error
 
     def _read(self, response: Any) -> bytes:
         """The whole body, if it comes in time: the client bounds each wait alone."""

@@ -150,7 +150,13 @@ class Detections:
         return chosen
 
     def top(self, k: int) -> Detections:
-        """The k with the highest scores, highest first; of equal ones, those that came first."""
+        """The k with the highest scores, highest first; of equal ones, those that came first.
+
+        Raises
+        ------
+        ValueError
+            `k` is negative.
+        """
         if k < 0:
             raise ValueError(f"k must be at least 0, not {k}")
         return self.take(np.argsort(-self.scores, kind="stable")[:k])
@@ -167,7 +173,12 @@ class Detections:
         """One row for every box and class whose sigmoid is above `above`, highest first.
 
         COCO's figures are made of these: a box is reported for each class it may be. At most
-        `limit` rows are kept. `above` lies in [0, 1).
+        `limit` rows are kept.
+
+        Raises
+        ------
+        ValueError
+            `above` is outside [0, 1).
 
         Examples
         --------

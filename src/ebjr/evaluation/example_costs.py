@@ -1,0 +1,75 @@
+"""What an example costs on each of several models, as far as can be told before they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ebjr.arrays import Batch, is_array, row_count, to_numpy
+from ebjr.costs import Cost
+from ebjr.data.preprocess import unprepared
+from ebjr.errors import EbjrError, note, one_line
+from ebjr.evaluation.flops import Flops, can_count, count_flops
+from ebjr.evaluation.power import Load, with_joules
+from ebjr.model import Model, facts
+
+
+def costs_of(
+    models: Mapping[str, Model],
+    inputs: Batch,
+    given: Mapping[str, Cost],
+    *,
+    flops: bool = True,
+    joules: bool = False,
+) -> dict[str, Cost]:
+    """The cost of an example on each of several models.
+
+    `models`, with their preprocessing, and `given`, the costs that are known, are by name. `flops`
+    counts those of models that can be looked into. `joules` measures all models by the same
+    counters, or estimates all of them; where one is remote, no joules are found: what runs
+    elsewhere is not ours to count.
+    """
+    costs: dict[str, Cost] = {}
+    loads: dict[str, tuple[Any, ...]] = {}
+    for name, model in models.items():
+        costs[name] = given[name].filled(**facts(model).cost.as_dict())
+        if facts(model).url is None and (flops or joules):
+            costs[name], loads[name] = _looked_into(model, inputs, costs[name], joules)
+    if not joules or len(loads) < len(models):
+        return costs
+    return with_joules(costs, {name: Load(*load) for name, load in loads.items()})
+
+
+def _looked_into(
+    model: Model, inputs: Batch, cost: Cost, joules: bool
+) -> tuple[Cost, tuple[Any, ...]]:
+    """A model's cost with its FLOPs, and the load that measures its joules."""
+    bare, preprocess = unprepared(model)
+    if not joules and (cost.flops is not None or not can_count(bare)):
+        return cost, ()
+    batch = inputs[: facts(bare).fixed_batch or row_count(inputs)]
+    if preprocess is not None:
+        batch = preprocess(batch)
+    counted = _counted(bare, batch, cost.flops is None) if can_count(bare) else None
+    if counted is None:
+        return cost, (bare, batch)
+    if counted.known is not None:
+        cost = cost.filled(flops=counted.known)
+    return cost, (bare, batch, cost.flops, counted.parameter_bytes)
+
+
+def _counted(model: Model, batch: Batch, wanted: bool) -> Flops | None:
+    """The FLOPs of a model that can be looked into; it is said of a file that cannot."""
+    known = facts(model)
+    if not is_array(batch):
+        return None
+    dtype = None if known.path or known.input_dtype else to_numpy(batch[:1]).dtype.name
+    try:
+        counted = count_flops(model, tuple(batch.shape), input_dtype=dtype)
+    except (EbjrError, ValueError, TypeError, OSError) as error:
+        if wanted and known.path:
+            note(f"FLOPs not counted: {one_line(error)}")
+        return None
+    if wanted and counted.known is None:
+        note(f"FLOPs not counted: {', '.join(counted.uncounted)} cannot be")
+    return counted
