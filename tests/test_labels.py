@@ -110,3 +110,10 @@ def test_the_first_class_that_differs_is_named():
         check_same_names(NAMES, ("bird", "dog", "cat"))
     with pytest.raises(ValueError, match=r"by other names: class 2 is 'dog' .* 'cow'"):
         check_same_names(NAMES, ("bird", "cat", "cow"))
+
+
+def test_a_model_that_names_other_classes_than_it_answers_is_refused():
+    with pytest.raises(
+        ValueError, match=r"the models name 3 classes \(bird, cat, dog\) and answer 2"
+    ):
+        places(None, NAMES, 2, None)

@@ -103,6 +103,10 @@ def places(
     "the data's classes are taken by their numbers: 3 is class 3, 17 is class 17"
     """
     named = tuple(models) if models is not None and are_names(models) else None
+    if named is not None and len(named) != classes:
+        raise ValueError(
+            f"the models name {len(named)} classes ({some(named)}) and answer {classes}"
+        )
     if names is None:
         return Places(named, by_name=named is not None and _numbers(named) is not None)
     numbers, folders = _numbers(names), named_by == "folders"

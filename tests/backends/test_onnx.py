@@ -303,3 +303,12 @@ def test_facts_say_what_the_graph_takes_and_what_loads_it_again(tmp_path):
     np.testing.assert_array_equal(
         again(np.ones((7, 3))), OnnxModel(path, **facts.options)(np.ones((7, 3)))
     )
+
+
+def test_names_in_the_metadata_are_the_labels(tmp_path):
+    path = linear(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    helper.set_model_props(model, {"names": "{0: 'cat', 1: 'dog'}"})
+    onnx.save(model, path)
+    assert OnnxModel(path).facts.labels == ("cat", "dog")
+    assert OnnxModel(linear(tmp_path / "plain.onnx")).facts.labels is None

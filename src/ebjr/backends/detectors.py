@@ -7,7 +7,6 @@ input and takes the boxes back to the image, in one place for all.
 
 from __future__ import annotations
 
-import ast
 import os
 from collections.abc import Sequence
 from copy import copy
@@ -94,7 +93,7 @@ class OnnxDetector:
         self.model = OnnxModel(path, threads=threads, providers=providers)
         self.name, self.path = self.model.name, self.model.path
         self.preprocess = preprocess or infer_preprocess(self.model.input_shape or ())
-        self.names = _class_names(self.model)
+        self.names = self.model.class_names or ()
         count, source = self._count(classes, class_ids or ())
         self.classes = count
         if layout == "auto":
@@ -265,15 +264,3 @@ class OnnxDetector:
     def __repr__(self) -> str:
         loops = ", one image at a time: its graph has a fixed batch of 1" if self.loops else ""
         return f"OnnxDetector({str(self.model.path)!r}{loops})"
-
-
-def _class_names(model: OnnxModel) -> tuple[str, ...]:
-    """The names of the classes that a file has in its metadata, as ultralytics writes them."""
-    try:
-        names = ast.literal_eval(model.metadata.get("names", "()"))
-    except (ValueError, SyntaxError):
-        return ()
-    if isinstance(names, dict):
-        names = [names.get(number) for number in range(len(names))]
-    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if named else ()

@@ -214,6 +214,8 @@ def parse_options(text: str) -> dict[str, Any]:
     values = _parsed(text, OPTIONS, "a list of options")
     if "providers" in values:
         values["providers"] = str(values["providers"]).split("/")
+    if "label_ids" in values:
+        values["label_ids"] = [int(number) for number in str(values["label_ids"]).split("/")]
     return values
 
 

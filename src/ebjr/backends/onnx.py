@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import mmap
 import os
 import re
@@ -77,6 +78,7 @@ class OnnxModel:
         return ModelFacts(
             self.name,
             self.path,
+            labels=self.class_names,
             input_name=self.input_name,
             input_shape=self.input_shape,
             input_dtype=self.input_dtype,
@@ -88,6 +90,18 @@ class OnnxModel:
     def metadata(self) -> dict[str, str]:
         """What the program that wrote the file has put beside its graph."""
         return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes in the file's metadata, as ultralytics writes them."""
+        try:
+            names = ast.literal_eval(self.metadata.get("names", "()"))
+        except (ValueError, SyntaxError):
+            return None
+        if isinstance(names, dict):
+            names = [names.get(number) for number in range(len(names))]
+        named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        return tuple(names) if named else None
 
     def _read_input(self) -> None:
         inputs = self._session.get_inputs()

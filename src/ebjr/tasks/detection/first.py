@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ebjr.errors import ModelError, RecordingNote
+from ebjr.errors import ModelError, note
 from ebjr.tasks.detection.boxes import Detections, GroundTruth, box_iou
 from ebjr.tasks.detection.precision import SHOWN
 
@@ -57,7 +56,7 @@ def numbered(role: str, model: Any, inputs: Any, targets: Any, data: Any) -> Any
     by_id = model.label_ids == data.class_ids
     if model.label_ids is not None and (by_id or given is None):
         what = "the json's category ids" if by_id else "matched with the data's classes by name"
-        _note(f"the {role}'s labels are {what} ({model.label_ids[-1]} is {data.classes[-1]})")
+        note(f"the {role}'s labels are {what} ({model.label_ids[-1]} is {data.classes[-1]})")
     return model
 
 
@@ -79,7 +78,7 @@ def _renumbered(role: str, model: Any, images: Any, targets: Any, data: Any) -> 
     if by_id is not None and (by_rank is None or by_id > by_rank):
         return other
     if by_id == by_rank == 0 and max(ids) - min(ids) >= len(ids):
-        _note(
+        note(
             f"no box of the first batch tells whether the {role}'s labels are the rank of the "
             "json's categories or their ids: they are taken for the rank; label_ids says otherwise"
         )
@@ -101,7 +100,7 @@ def _check_names(role: str, own: Sequence[str], classes: Sequence[str]) -> None:
             f"data's {len(classes)}: give the names of its classes, in its order, with --classes"
         )
     place = list(classes).index(missing)
-    _note(
+    note(
         f"the {role}'s file and the data name {len(own) - same} of {len(own)} classes otherwise, "
         f"the first {own[place]} and {missing}: they are taken for the same, in this order"
     )
@@ -120,7 +119,3 @@ def _right(model: Any, images: Any, targets: Sequence[GroundTruth]) -> int | Non
         if len(best):
             right += int(((found.labels[best] == real.labels) & (over.max(axis=0) > 0)).sum())
     return right
-
-
-def _note(text: str) -> None:
-    warnings.warn(text, RecordingNote, stacklevel=5)
