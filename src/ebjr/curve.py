@@ -178,6 +178,8 @@ class TradeOffCurve:
         (k,): the highest score that is deferred at each threshold; ``-inf`` where none is.
     thinned
         Every threshold there is, where the curve has not all of them; else None.
+    noise
+        The rounding of the raw output, where all scores lie within it and are one; else 0.
 
     Examples
     --------
@@ -198,6 +200,7 @@ class TradeOffCurve:
     order: np.ndarray
     below: np.ndarray
     thinned: np.ndarray | None = None
+    noise: float = 0.0
 
     @classmethod
     def of(
@@ -238,7 +241,8 @@ class TradeOffCurve:
                 "finite, or -inf or NaN to defer always"
             )
         order = np.argsort(deferral_key(values))
-        threshold, below, count = _cuts(values[order])
+        noise = _noise(values, outcomes)
+        threshold, below, count = _cuts(values[order], noise)
         whole, thinned = outcomes.whole(blend), None
         if whole is None:
             kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
@@ -249,7 +253,7 @@ class TradeOffCurve:
             threshold, below, count = threshold[rows], below[rows], count[rows]
             quality = _wholes(whole, order, count)
         rate = count / len(outcomes)
-        return cls(threshold, rate, quality, score, blend, outcomes, order, below, thinned)
+        return cls(threshold, rate, quality, score, blend, outcomes, order, below, thinned, noise)
 
     def __len__(self) -> int:
         return len(self.threshold)
@@ -375,7 +379,8 @@ class TradeOffCurve:
         lowest, below = float(self.threshold[index]), float(self.below[index])
         if not math.isfinite(lowest):
             return lowest
-        return lowest - min(float(_rounding(self.threshold[:-1], lowest)), lowest - below) / 2
+        rounding = max(float(_rounding(self.threshold[:-1], lowest)), self.noise)
+        return lowest - min(rounding, lowest - below) / 2
 
     def _row_at_rate(self, rate: float) -> int:
         if not 0 <= rate <= 1:
@@ -422,7 +427,16 @@ def _rounding(scores: np.ndarray, of: Any) -> Any:
     return np.maximum(ROUNDING * np.abs(of), 2 * ROUNDING * (high / 2 - low / 2))
 
 
-def _cuts(score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _noise(values: np.ndarray, outcomes: Outcomes) -> float:
+    """The rounding of logits, where the scores differ by no more: that of `energy` is often so."""
+    finite = values[np.isfinite(values)]
+    if not outcomes.kind.output_kinds or not len(finite):
+        return 0.0
+    noise = ROUNDING * float(np.abs(outcomes.student).max())
+    return noise if finite.max() / 2 - finite.min() / 2 <= noise / 2 else 0.0
+
+
+def _cuts(score: np.ndarray, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every distinct threshold of ascending scores.
 
     Returns the lowest score that each keeps, the highest that it defers, and how many it defers.
@@ -433,7 +447,7 @@ def _cuts(score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # rows before `first[k]` are deferred at threshold[k]: ties move together
     first = np.flatnonzero(np.diff(ascending, prepend=-np.inf) > 0)
     if len(first):
-        first = first[_apart(ascending[first])]
+        first = first[:1] if noise else first[_apart(ascending[first])]
     cuts = np.append(first, n - always)
     below = np.append(-np.inf, ascending[cuts[1:] - 1])
     return np.append(ascending[first], np.inf), below, always + cuts

@@ -243,7 +243,7 @@ class JointModel:
 
     def _look_at(self, output: Batch) -> None:
         """Warn where the student's first answers are not the logits that scores read."""
-        seen = self.kind.output_kind_of(output)
+        seen = self.kind.output_kind_of(output, hard=False)
         if seen not in (None, "logits") and facts(self.student).probabilities is not False:
             warnings.warn(
                 f"{OUTPUT_SEEN[str(seen)].format('student')}: load it with "

@@ -209,6 +209,8 @@ class JointConfig:
         file = Path(path)
         if not file.is_file():
             raise FileNotFoundError(f"there is no {path}; `ebjr calibrate` makes one")
+        if file.suffix.lower() == ".onnx":
+            raise ValueError(f"{path} is an exported file: give the joint.toml it was made from")
         text = read_text(file)
         try:
             return cls._from_table(tomllib.loads(text), file.resolve().parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ class Places:
         known, where = np.unique(targets, return_inverse=True)
         if self.labels is None:
             raise ValueError(unnamed(known))
-        return _found(list(map(str, known.tolist())), self.labels)[where.reshape(-1)]
+        return _found(list(map(label_text, known)), self.labels)[where.reshape(-1)]
 
 
 def places(
@@ -108,15 +109,16 @@ def places(
             f"the models name {len(named)} classes ({some(named)}) and answer {classes}"
         )
     if names is None:
-        return Places(named, by_name=named is not None and _numbers(named) is not None)
-    numbers, folders = _numbers(names), named_by == "folders"
+        return Places(named, by_name=named is not None and whole_numbers(named) is not None)
+    numbers, folders = whole_numbers(names), named_by == "folders"
     shared = named is not None and not {*names}.isdisjoint(named)
     if named is not None and (shared or not (numbers or named_by == "given")):
         found = _found(names, named)
         if np.array_equal(found, np.arange(classes)):
             return Places(named)
         return Places(named, found, said=_told(names, found, "their names") if folders else None)
-    if numbers is not None and max(numbers) < classes and (folders or len(names) < classes):
+    in_range = numbers is not None and 0 <= min(numbers) <= max(numbers) < classes
+    if in_range and (folders or len(names) < classes):
         found = np.array(numbers)
         if np.array_equal(found, np.arange(classes)):
             return Places(named or tuple(names))
@@ -134,11 +136,21 @@ def places(
     return Places(tuple(names))
 
 
-def _numbers(names: Sequence[str]) -> list[int] | None:
+def whole_numbers(names: Sequence[str]) -> list[int] | None:
     """Names as whole numbers, where all of them are."""
-    return (
-        [int(name) for name in names] if all(n.isascii() and n.isdigit() for n in names) else None
-    )
+    return list(map(int, names)) if all(re.fullmatch(r"-?[0-9]+", name) for name in names) else None
+
+
+def label_text(label: Any) -> str:
+    """What a class is called: a number that is whole, or a bool, as a whole number.
+
+    Examples
+    --------
+    >>> label_text(2.0), label_text(np.True_), label_text("dog")
+    ('2', '1', 'dog')
+    """
+    whole = isinstance(label, bool | np.bool_ | float | np.floating) and label % 1 == 0
+    return str(int(label) if whole else label)
 
 
 def _found(names: Sequence[str], labels: Sequence[str]) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from ebjr.arrays import to_numpy
 from ebjr.costs import Cost
 from ebjr.errors import ModelError
-from ebjr.labels import are_names
+from ebjr.labels import are_names, label_text
 from ebjr.task import Task
 
 InputShape = tuple[int | None, ...]
@@ -124,7 +124,7 @@ def facts(model: Any) -> ModelFacts:
 _SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
     ("path", "path", str | os.PathLike, Path),
     ("url", "url", str, str),
-    ("labels", "classes_", np.ndarray, lambda classes: tuple(map(str, classes))),
+    ("labels", "classes_", np.ndarray, lambda classes: tuple(map(label_text, classes))),
     ("labels", "labels", tuple, tuple),
     ("input_name", "input_name", str, str),
     ("input_shape", "n_features_in_", int, lambda features: (None, features)),

@@ -330,7 +330,10 @@ class PairOptions:
         if boxes:
             options |= {"layout": layout, "class_ids": source.class_ids}
             options |= {} if source.classes is None else {"classes": len(source.classes)}
-        return load_model(path, **options)
+        try:
+            return load_model(path, **options)
+        except TypeError as error:
+            raise ValueError(f"--{role}-options: {error}") from error
 
 
 @dataclass(frozen=True)

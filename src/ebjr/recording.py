@@ -32,7 +32,7 @@ from ebjr.data.preprocess import (
 from ebjr.errors import ModelError, TeacherUnavailable, note
 from ebjr.evaluation.example_costs import costs_of
 from ebjr.journal import CONTENTS, Journal
-from ebjr.labels import Places, are_names, places, some, unnamed
+from ebjr.labels import Places, are_names, places, some, unnamed, whole_numbers
 from ebjr.link.far import FarTeacher
 from ebjr.model import Model, as_answer, check_pair, facts
 from ebjr.outcomes import Outcomes
@@ -195,6 +195,7 @@ class _Recording:
         self.targets: list[Any] = []
         self.classes: int | None = None
         self.places: Places | None = None
+        self.undecided = dict.fromkeys(ROLES, False)  # answers that are 0 or 1 may be anything
         self.labeled = True
 
     def of_data(self, data: Data, size: int) -> Callable[[int], Batches]:
@@ -214,6 +215,9 @@ class _Recording:
             note(data.omissions)
         if wanted != "numbers" and data.classes is not None:
             self.about.setdefault("labels", data.classes)
+        if isinstance(data, ArrayData) and data.targets is not None:  # all labels are at hand
+            labels = self._read(data.targets)
+            self.check_all = lambda: self._in_range(labels)
         place = str(data.path.resolve())
         self.contents = lambda: {"data": place, CONTENTS: data.fingerprint()}
         return lambda start: ((batch.inputs, batch.targets) for batch in data.batches(size, start))
@@ -388,6 +392,8 @@ class _Recording:
         if number == 1 and (kind := self._output_kind(role, rows)) is not None:
             self.models[role] = with_output_kind(self.models[role], kind)
             rows = KINDS[kind](rows)
+        elif number > 1 and self.undecided[role]:
+            self._output_kind(role, rows)
         self.outputs[role].append(rows)
         _check_alike(self.kind, role, self.outputs[role][0], rows, number)
 
@@ -396,7 +402,8 @@ class _Recording:
         wanted, known = self.about.get("output_kind"), facts(self.models[role])
         if wanted not in (None, "auto", "logits", "probabilities"):
             raise ValueError(f"output_kind must be auto, logits or probabilities, not {wanted!r}")
-        seen = self.kind.output_kind_of(rows)
+        seen = self.kind.output_kind_of(rows, hard=wanted is not None)
+        self.undecided[role] = wanted is None and bool(np.isin(rows, (0, 1)).all())
         if known.probabilities is False or (seen is None and wanted != "probabilities"):
             return None
         if wanted in ("logits", "probabilities"):
@@ -433,8 +440,8 @@ class _Recording:
         if named and numbered and (names is None or self.places.place is not None):
             raise ValueError(
                 f"the {named[0]} calls its classes {some(said[named[0]] or ())}, and the "
-                f"{numbered[0]} numbers its own: data whose labels are called so, in the order of "
-                "these numbers, must say that it is the same (--classes, labels=)"
+                f"{numbered[0]} numbers its own from 0: say what these numbers are called, in "
+                "their order, with --classes (labels=)"
             )
         self.about["labels"] = self.places.labels
         if self.places.said is not None:
@@ -444,13 +451,16 @@ class _Recording:
         """Targets as they are given: names of labels are looked up once both models answered."""
         if self.kind.has_labels:
             array = to_numpy(given)
+            named = [self.about.get("labels"), *(facts(m).labels for m in self.given.values())]
             if array.dtype.kind == "O" and all(isinstance(each, str) for each in array.flat):
                 array = array.astype(str)
             if array.dtype.kind == "U" and array.ndim == 1:
-                models = (facts(model).labels for model in self.given.values())
-                if not any(map(are_names, (self.about.get("labels"), *models))):
+                if not any(map(are_names, named)):
                     raise ValueError(unnamed(array))
                 return array
+            whole = array.dtype.kind == "f" and bool((array % 1 == 0).all())
+            if array.dtype.kind == "b" or (whole and any(map(whole_numbers, filter(None, named)))):
+                given = array.astype(np.int64)  # as the model's own classes are
         return self.kind.check_targets(given)
 
     def _in_range(self, labels: Any, where: str = "") -> Any:
@@ -583,9 +593,9 @@ def _note_chance(outcomes: Outcomes, role: str) -> None:
     if quality > guess:
         return
     note(
-        f"the {role}'s {outcomes.measure.title} is {quality:.1%}, what guessing gives: its input "
-        f"may be prepared otherwise (--{role}-preprocess), its classes be in another order "
-        f"(--classes), or its answers be read wrongly (--{role}-output, --{role}-layout)"
+        f"the {role}'s {outcomes.measure.title} is {quality:.1%}, what guessing gives or less: "
+        f"its input may be prepared otherwise (--{role}-preprocess), its classes be in another "
+        f"order (--classes), or its answers be read wrongly (--{role}-output, --{role}-layout)"
     )
 
 

@@ -22,6 +22,9 @@ from ebjr.scores import OWN_SCORES, RawOutput, Score, as_score, load_declared, r
 SUM_ROUNDING = 1e-3
 """How far the sum of probabilities may be from 1, in half precision and with many classes."""
 
+_MANY, _SUM_ROUNDING_OF_MANY = 8, 0.03
+"""Of as many rows, which are not all near 1 by chance: bfloat16, and two decimals, are further."""
+
 
 OUTPUT_SEEN = {
     "probabilities": "the {}'s raw output is probabilities, which are not negative and sum to 1; "
@@ -155,20 +158,23 @@ class Task:
         names = [name for raw in (self.raw, *self.reads) for name in raw.names(own=True)]
         return [name for name in names if _can_score(name, rows)]
 
-    def output_kind_of(self, output: Any) -> str | None:
+    def output_kind_of(self, output: Any, hard: bool = True) -> str | None:
         """What raw output (n, k), or (n,), looks like where it is not logits; None where it may be.
 
-        Rows that are 0 or 1 throughout say nothing: they may be anything.
+        Rows of one 1 and zeros are probabilities that leave no doubt, unless `hard` is False: toys,
+        and the first rows of a tree, answer so as well.
         """
         array = to_numpy(output) if self.output_kinds else np.zeros(0)
         if array.ndim not in (1, 2) or not len(array) or array.dtype.kind != "f":
             return None
         rows = array.reshape(len(array), -1).astype(np.float64)
-        within = bool(((rows >= 0) & (rows <= 1)).all()) and bool(((rows > 0) & (rows < 1)).any())
+        single = rows.shape[1] == 1
+        within = bool(((rows >= 0) & (rows <= 1)).all())
+        within = within and (hard or single or not np.isin(rows, (0, 1)).all())
         if "label_probabilities" in self.output_kinds:
             return "label_probabilities" if within else None
-        single = rows.shape[1] == 1
-        if within and (single or bool((np.abs(rows.sum(axis=1) - 1) <= SUM_ROUNDING).all())):
+        off = SUM_ROUNDING if len(rows) < _MANY else _SUM_ROUNDING_OF_MANY
+        if within and (single or bool((np.abs(rows.sum(axis=1) - 1) <= off).all())):
             return "probabilities"
         return "logits" if single else None
 

@@ -13,6 +13,7 @@ from ebjr import (
     JointClassifier,
     Outcomes,
     Router,
+    TradeOffCurve,
     calibrate,
     load_joint,
     load_model,
@@ -102,7 +103,7 @@ def test_what_else_is_asked_is_asked_of_the_model_inside():
         (np.abs(LOGITS), None),
         (log_softmax(LOGITS, axis=1), None),
         (expit(LOGITS), None),
-        (np.eye(5), None),  # of trees or toys: either reading ranks alike
+        (np.eye(5), "probabilities"),
         (expit(LOGITS[:, :1]), "probabilities"),
         (LOGITS[:, 0], "logits"),
         (np.zeros((0, 5)), None),
@@ -235,3 +236,42 @@ def test_the_command_line_sees_it_says_it_and_keeps_it(tmp_path, run):
     code, _, said = run("record", *pair, "-o", tmp_path / "o.npz", "--output-kind", "logits")
     assert code == 0
     assert "probabilities" not in said
+
+
+CERTAIN = np.r_[[0.0, 1.0] * 32, np.tile([0.1, 0.2, 0.3, 0.9], 100)]
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_answers_that_begin_with_0_and_1_are_probabilities_all_the_same(columns):
+    def answers(batch):
+        chance = CERTAIN[np.asarray(batch, int)]
+        return chance[:, None] if columns == 1 else np.column_stack([1 - chance, chance])
+
+    rows, targets = np.arange(len(CERTAIN)), (CERTAIN > 0.5).astype(int)
+    with pytest.warns(RecordingNote, match="raw output is probabilities"):
+        found = record(answers, answers, rows, targets, output_kind="auto")
+    assert found.student_quality.mean() == 1.0
+    assert np.exp(found.student).sum(axis=1) == pytest.approx(1)
+    with pytest.raises(ValueError, match="raw output is probabilities"):
+        record(answers, answers, rows, targets)  # as soon as a batch tells
+
+
+def test_probabilities_of_few_digits_are_seen():
+    chance = softmax(RNG.normal(size=(64, 8)), axis=1)
+    halves = torch.as_tensor(chance).to(torch.bfloat16).float().numpy()
+    for rows in (halves, np.round(chance, 2), np.round(256 * chance) / 256):
+        assert as_task("classification").output_kind_of(rows) == "probabilities"
+
+
+def test_a_score_that_is_rounding_alone_is_one_number():
+    said = log_softmax(8 * RNG.normal(size=(500, 6)), axis=1).astype(np.float32)
+    targets = said.argmax(axis=1)
+    outcomes = Outcomes(said, said, targets)
+    goal = {"goal": "budget", "deferral_rate": 0.3, "blend": 0.0}
+    with pytest.warns(OutputWarning, match="score energy tells no examples apart"):
+        point = calibrate(outcomes, score="energy", **goal)
+    assert point.deferral_rate == 0.0
+    for batch in (1, 7):
+        moved = np.concatenate([point.router(said[k : k + batch])[1] for k in range(0, 500, batch)])
+        assert not moved.any()
+    assert len(TradeOffCurve.of(outcomes, "softmax")) > 400

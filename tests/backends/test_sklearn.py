@@ -403,6 +403,25 @@ def test_labels_that_do_not_start_at_0_are_what_the_model_calls_them(points):
         record(model, model, inputs, labels)
 
 
+@pytest.mark.parametrize("names", [[1.0, 2.0, 3.0], [-1, 0, 1], [2, 4, 6], [-1.0, 1.0, 5.0]])
+def test_numbers_that_are_no_places_are_looked_up(points, names):
+    inputs, labels = points
+    targets = np.array(names)[labels]
+    model = load_model(LogisticRegression().fit(inputs, targets))
+    found = record(model, model, inputs, targets)
+    assert found.student_quality.mean() == model.estimator.score(inputs, targets)
+    some = labels < 2
+    part = record(model, model, inputs[some], targets[some].astype(int))
+    assert part.student_quality.mean() == model.estimator.score(inputs[some], targets[some])
+
+
+def test_truth_and_falsehood_are_labels(points):
+    inputs, labels = points
+    model = load_model(LogisticRegression().fit(inputs, labels == 1))
+    found = record(model, model, inputs, labels == 1)
+    assert found.student_quality.mean() == model.estimator.score(inputs, labels == 1)
+
+
 class Turned:
     """A model with its columns the other way round, as its labels say."""
 
@@ -427,7 +446,7 @@ def test_models_that_name_their_classes_otherwise_are_refused_wherever_they_meet
             meet(Turned(model))
         with pytest.raises(ValueError, match=r"by other names: class 0 is 'bird' .* 'cat'"):
             meet(other)
-    with pytest.raises(ValueError, match=r"the teacher numbers its own.*--classes, labels="):
+    with pytest.raises(ValueError, match=r"the teacher numbers its own.*--classes \(labels=\)"):
         record(model, numbered, inputs, labels)
     with pytest.raises(ValueError, match="the teacher numbers its own"):
         record(model, numbered, inputs, labels, labels=("dog", "cat", "bird"))

@@ -5,6 +5,7 @@ A backend is imported when a model of its kind is loaded, never before.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -93,17 +94,26 @@ def _load_file(source: str | os.PathLike[str], options: dict[str, Any]) -> Model
     path = Path(source)
     if path.suffix.lower() not in {".onnx", ".pt2"}:
         raise ModelError(f"a model is {TAKES}, but got the path {path}; export it to one of these")
-    if path.suffix.lower() == ".onnx" and "layout" in options:
+    if path.suffix.lower() == ".pt2":
+        from ebjr.backends.pytorch import TorchModel, load_program
+
+        return _loaded(load_program, TorchModel, path, options)
+    if "layout" in options:
         from ebjr.backends.detectors import OnnxDetector
 
-        return OnnxDetector(path, **options)
-    if path.suffix.lower() == ".onnx":
-        from ebjr.backends.onnx import OnnxModel
+        return _loaded(OnnxDetector, OnnxDetector, path, options)
+    from ebjr.backends.onnx import OnnxModel
 
-        return OnnxModel(path, **options)
-    from ebjr.backends.pytorch import load_program
+    return _loaded(OnnxModel, OnnxModel, path, options)
 
-    return load_program(path, **options)
+
+def _loaded(load: Any, kind: type[Any], path: Path, options: dict[str, Any]) -> Model:
+    """The model that `load` makes, if every option is one of its kind."""
+    takes = list(inspect.signature(kind).parameters)[1:]
+    if unknown := [name for name in options if name not in takes]:
+        raise TypeError(f"{path} is loaded with {', '.join(takes)}, and takes no {unknown[0]}")
+    model: Model = load(path, **options)
+    return model
 
 
 def _is_of(module: str, kind: str, source: Any) -> bool:

@@ -67,7 +67,11 @@ class ModelEntry:
     def load(self, **options: Any) -> Model:
         """Load the model, with its preprocessing, if its file passes `check`."""
         self.check()
-        return prepared(load_model(self.path, **{**self.options, **options}), self.preprocess)
+        try:
+            model = load_model(self.path, **{**self.options, **options})
+        except TypeError as error:
+            raise ValueError(f"{self.path}: {error}") from error
+        return prepared(model, self.preprocess)
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
         """The TOML table, with the path relative to `folder`, or whole where that is None."""

@@ -152,6 +152,11 @@ class OnnxModel:
         first = self.output_names[0]
         if first in numbers or not numbers:
             return first
+        if len(numbers) > 1 and "ebjr.score" in self.metadata:
+            raise ModelError(
+                f"{self.path} is a joint model that `ebjr export` wrote: `ebjr predict` and "
+                "ebjr.load_joint take it, everything else the joint.toml that it was made from"
+            )
         if len(numbers) > 1:
             raise ModelError(
                 f"the first output of {self.path}, {first}, is {nodes[first].type}, and raw output "
@@ -227,6 +232,7 @@ class OnnxModel:
             raise ValueError(
                 f"{self.name} expects a batch of shape {_shown(expected)}, but was given "
                 f"{tuple(given)}; n is the number of inputs"
+                + ("; color=gray makes gray images" if 1 in (expected or ())[1:] else "")
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -289,13 +295,20 @@ def open_session(
         settings.intra_op_num_threads = at_least_one("threads", threads)
     chosen = _checked_providers(providers, onnxruntime.get_available_providers())
     try:
-        return onnxruntime.InferenceSession(str(path), settings, providers=chosen)
+        session = onnxruntime.InferenceSession(str(path), settings, providers=chosen)
     except Exception as error:  # its error classes share no base but this one
         external_files(path)  # says it if weights are missing
         raise ModelError(
             f"{path} must be an ONNX model that ONNX Runtime can load, but it says: "
             f"{runtime_says(error)}; export it again"
         ) from error
+    wanted = [each if isinstance(each, str) else each[0] for each in chosen]
+    if missing := [name for name in wanted if name not in session.get_providers()]:
+        raise ModelError(
+            f"ONNX Runtime could not start {missing[0]} for {path}, and would have run it on "
+            f"{', '.join(session.get_providers())}; mend it, or leave it out of providers="
+        )
+    return session
 
 
 _SPOKEN = (
@@ -337,7 +350,7 @@ def _checked_providers(providers: Sequence[Any] | None, available: Sequence[str]
                 f"providers must be among {', '.join(available)}, what this ONNX Runtime has, "
                 f"but one is {name}; install the build of ONNX Runtime that has it"
             )
-    return list(providers)
+    return [tuple(each) if isinstance(each, list) else each for each in providers]
 
 
 def _as_numpy(batch: Any) -> NDArray[Any]:

@@ -57,7 +57,10 @@ class TorchModel:
         if not isinstance(module, torch.nn.Module):
             raise TypeError(f"module must be a torch nn.Module, but is a {type(module).__name__}")
         chosen = _floating_dtype(dtype)
-        self.module = module.to(device=device, dtype=chosen)
+        try:
+            self.module = module.to(device=device, dtype=chosen)
+        except (AssertionError, RuntimeError) as error:  # of a device that is not there
+            raise ModelError(f"it cannot be run on {device}: {one_line(error)}") from error
         with suppress(NotImplementedError):  # a program keeps the mode it was exported in
             self.module.eval()
         self._forward = _compiled(self.module, compile)

@@ -13,6 +13,7 @@ from scipy.special import logit
 
 from ebjr.arrays import is_array, row_count, to_numpy
 from ebjr.errors import ModelError, needs, one_line
+from ebjr.labels import label_text
 from ebjr.model import ModelFacts
 
 CLASSIFIER_OUTPUTS = ("decision_function", "predict_log_proba", "predict_proba")
@@ -65,7 +66,7 @@ class SklearnModel:
         self.output = _chosen_output(estimator, output, classifies, self.multilabel, self.name)
         self._cut = _tuned_threshold(estimator, self.name) if classifies else None
         named = classifies and not self.multilabel
-        self.labels = tuple(map(str, estimator.classes_)) if named else None
+        self.labels = tuple(map(label_text, estimator.classes_)) if named else None
         if self.output == "decision_function":
             self._check_not_pairwise()
         features = getattr(estimator, "n_features_in_", None)

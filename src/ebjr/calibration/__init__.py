@@ -134,6 +134,9 @@ def calibrate(
     if (gap := outcomes.kind.grid_gap(point_score, outcomes.student, outcomes.targets)) is not None:
         warnings.warn(gap, GridWarning, stacklevel=2)
     curve = TradeOffCurve.of(outcomes, point_score, weight)
+    if curve.noise and len(outcomes) >= _FEW:
+        words = f"score {point_score} tells no examples apart: it is one number, up to rounding"
+        warnings.warn(words, OutputWarning, stacklevel=2)
     if aim.delta is not None:
         return _certified(curve, aim, all_given=choosing is outcomes)
     if aim.kind == "crossing":
@@ -147,11 +150,13 @@ def _look_at(outcomes: Outcomes) -> None:
     """Warn where raw output that was not recorded here is none that scores read."""
     for role in ("student", "teacher"):
         recorded = "output_kind" in outcomes.models.get(role, {})
-        seen = outcomes.kind.output_kind_of(getattr(outcomes, role)[:_LOOKED_AT])
+        seen = outcomes.kind.output_kind_of(getattr(outcomes, role)[:_LOOKED_AT], hard=False)
         if seen is not None and not recorded:
             words = f"{OUTPUT_SEEN[seen].format(role)}: record again, or make the outcomes of it"
             warnings.warn(words, OutputWarning, stacklevel=3)
 
+
+_FEW = 30  # examples that may have one score by chance
 
 _LOOKED_AT = 1000
 """Rows of outcomes that are looked at: enough to tell probabilities."""

@@ -259,7 +259,12 @@ def _heads(joint: JointModel, batch: np.ndarray) -> dict[str, Head]:
             f"a blend of {joint.blend:g} fuses both detectors' boxes, which has no form in ONNX "
             "operators; calibrate with blend 0"
         )
-    return {role: head_of(role, getattr(joint, role), batch[:1]) for role in ROLES}
+    heads = {}
+    for role in ROLES:
+        detector = getattr(joint, role)
+        rows = np.repeat(batch[:1], detector.model.fixed_batch or 1, axis=0)
+        heads[role] = head_of(role, detector, rows)
+    return heads
 
 
 def _describe(

@@ -78,7 +78,7 @@ class Classification(Task):
             raise ValueError(
                 f"targets must lie in 0..{classes - 1}, but {int(outside.sum())} of "
                 f"{len(targets)}{where} do not, the first is {targets[outside][0]}; leave examples "
-                "without a label out"
+                "without a label out, and count labels from 0"
             )
 
     def predict(self, output: Array) -> Array:
