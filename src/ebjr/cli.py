@@ -99,10 +99,9 @@ def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     try:
         with warnings.catch_warnings():
-            for said in (PromiseWarning, GridWarning, RecordingNote):
+            for said in (PromiseWarning, GridWarning, OutputWarning, RecordingNote):
                 warnings.simplefilter("always", said)
-            warnings.simplefilter("once", OutputWarning)
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _once_each()
             app()
     except (EbjrError, ValueError, OSError, KeyboardInterrupt) as error:
         err.print(f"ebjr: {escape(_sentence(error))}", style="red", highlight=False, soft_wrap=True)
@@ -111,8 +110,16 @@ def main() -> None:
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    _note(_as_flags(str(message)), "NOTE" if category is RecordingNote else "WARNING")
+def _once_each() -> Callable[..., None]:
+    """What shows warnings, each text once."""
+    shown = set()
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if (text := _as_flags(str(message))) not in shown:
+            shown.add(text)
+            _note(text, "NOTE" if category is RecordingNote else "WARNING")
+
+    return show
 
 
 def _sentence(error: BaseException) -> str:
