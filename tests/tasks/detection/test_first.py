@@ -179,14 +179,19 @@ def test_names_in_the_file_tell_which_class_is_which(tmp_path):
         recorded(tmp_path, other, classes=2, class_ids=other.class_ids)
 
 
-def test_other_names_in_one_order_are_said_and_in_another_refused(tmp_path):
+def test_names_that_are_spelled_otherwise_are_the_same_and_others_refused(tmp_path):
     names = {0: "Dog", 1: "bird", 2: "cat"}
     graph(tmp_path / "net.onnx", rtdetr_outputs(label=0), names=names)
     data = write_data(tmp_path, [1, 2, 3], 1, names=["dog", "bird", "cat"])
     _, quality, said = recorded(tmp_path, data, class_ids=data.class_ids)
+    assert (quality, said) == (1.0, [])
+    data = write_data(tmp_path, [1, 2, 3], 1, names=["hound", "bird", "cat"])
+    with pytest.raises(ModelError, match=r"none of which is hound, one of the data's 3.*--classes"):
+        recorded(tmp_path, data)
+    data.named_by = "given"  # by the user, who knows the model's order
+    _, quality, said = recorded(tmp_path, data, class_ids=data.class_ids)
     assert quality == 1.0
-    assert said[0].startswith("the student's file and the data name 1 of 3 classes otherwise, the")
-    assert "the first Dog and dog: they are taken for the same, in this order" in said[0]
+    assert "1 of 3 classes otherwise than --classes, the first Dog and hound: they are" in said[0]
     data = write_data(tmp_path, [1, 2, 3], 1, names=["dog", "cat", "bird"])
     with pytest.raises(ModelError, match="file names 3 classes, none of which is dog"):
         recorded(tmp_path, data)

@@ -66,7 +66,7 @@ def _renumbered(role: str, model: Any, images: Any, targets: Any, data: Any) -> 
     if by_name is not None:
         return model if by_name == model.numbers else model.with_label_ids(by_name)
     if model.names:
-        _check_names(role, model.names, data.classes)
+        _check_names(role, model.names, data)
     if ids is None or ids == model.numbers or not may_be_numbers(ids):
         return model
     try:
@@ -90,20 +90,30 @@ def may_be_numbers(ids: Sequence[Any]) -> bool:
     return all(isinstance(number, int) and 0 <= number < MOST for number in ids)
 
 
-def _check_names(role: str, own: Sequence[str], classes: Sequence[str]) -> None:
-    """Refuse names that differ from the data's in number or order; it is said of other names."""
-    same = sum(one == other for one, other in zip(own, classes, strict=False))
-    missing = next(name for name in classes if name not in own)
-    if len(own) != len(classes) or len({*own} & {*classes}) > same:
+def _check_names(role: str, own: Sequence[str], data: Any) -> None:
+    """Refuse names that are not the data's in its order, however they are spelled.
+
+    Where the user has named the classes, in the model's order, that is believed, and said.
+    """
+    pairs = list(zip(own, data.classes, strict=False))
+    differ = [pair for pair in pairs if len({_spelled(name) for name in pair}) > 1]
+    if len(own) == len(data.classes) and not differ:
+        return
+    missing = next((name for name in data.classes if name not in own), data.classes[-1])
+    if len(own) != len(data.classes) or data.named_by != "given":
         raise ModelError(
             f"the {role}'s file names {len(own)} classes, none of which is {missing}, one of the "
-            f"data's {len(classes)}: give the names of its classes, in its order, with --classes"
+            f"data's {len(data.classes)}: give the names of its classes, in its order, with "
+            "--classes"
         )
-    place = list(classes).index(missing)
     note(
-        f"the {role}'s file and the data name {len(own) - same} of {len(own)} classes otherwise, "
-        f"the first {own[place]} and {missing}: they are taken for the same, in this order"
+        f"the {role}'s file names {len(differ)} of {len(own)} classes otherwise than --classes, "
+        f"the first {differ[0][0]} and {differ[0][1]}: they are taken for the same, in this order"
     )
+
+
+def _spelled(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def _right(model: Any, images: Any, targets: Sequence[GroundTruth]) -> int | None:
