@@ -569,6 +569,38 @@ def test_a_changed_model_is_refused_before_an_answer_is_written(run, recorded):
     assert not Path("a.jsonl").exists()
 
 
+def test_outcomes_of_other_models_are_not_evaluated_with_a_promise(run, recorded):
+    run("calibrate", "outcomes.npz", "--tolerance", 0.5, "--delta", 0.1, "-o", "joint.toml")
+    write_linear(Path("other.onnx"), np.eye(3)[:, [1, 0, 2]])
+    words = "record --student other.onnx --teacher teacher.onnx --data images -o other.npz"
+    assert run(*words.split())[0] == 0
+    sentence = refused(run("evaluate", "other.npz", "--joint", "joint.toml"))
+    assert "the outcomes are of another student (sha256) than joint.toml: " in sentence
+    assert sentence.endswith("; record again with the models of joint.toml")
+    assert run("evaluate", "outcomes.npz", "--joint", "joint.toml")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (CLASSES[::-1], "class 0 is 'red' in --classes and 'blue' in the joint model: leave --cl"),
+        (("blue", "green", "rot"), "class 2 is 'rot' in --classes and 'red' in the joint model"),
+        (CLASSES[:2], "class 2 is None in --classes and 'red' in the joint model"),
+    ],
+)
+def test_predict_takes_no_other_classes_than_joint_toml(run, recorded, names, sentence):
+    run("calibrate", "outcomes.npz", "-o", "joint.toml")
+    run("export", "joint.toml", "-o", "joint.onnx")
+    words = ("--data", "images", "--classes", "classes.txt", "-o", "a.jsonl")
+    Path("classes.txt").write_text("\n".join(CLASSES))
+    assert run("predict", "joint.toml", *words)[0] == 0
+    Path("a.jsonl").unlink()
+    Path("classes.txt").write_text("\n".join(names))
+    for joint in ("joint.toml", "joint.onnx"):
+        assert sentence in refused(run("predict", joint, *words))
+    assert not Path("a.jsonl").exists()
+
+
 def test_every_command_has_help_and_a_place_in_the_readme(run):
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     for name in typer.main.get_command(app).commands:

@@ -71,6 +71,22 @@ def test_empty_images_are_said_to_be_empty(here):
     assert f"{empty} of 80 images have no labeled box and count as empty" in error
 
 
+@pytest.mark.parametrize("change", [{"annotations": []}, {"annotations": None, "categories": None}])
+def test_images_listed_without_annotations_are_recorded_and_answered(here, folder, change):
+    content = json.loads((folder / "labels.json").read_text()) | change
+    (folder / "test.json").write_text(json.dumps(content))
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    words = RECORD.replace("labels.json", "test.json").replace("outcomes.npz", "test.npz")
+    code, _, error = here(*words.split(), "--classes", "classes.txt")
+    assert code == 0, error
+    assert "test.json has no labels: the teacher's own answers are taken for right" in error
+    assert not Outcomes.load("test.npz").labeled
+    assert here("calibrate", "test.npz", "-o", "test.toml")[0] == 0
+    code, _, error = here("predict", "test.toml", "--data", "test.json", "-o", "test.jsonl")
+    assert code == 0, error
+    assert len((folder / "test.jsonl").read_text().splitlines()) == 80
+
+
 def test_calibrate_evaluate_and_predict_follow_one_another(here, folder):
     code, printed, error = here(
         *["calibrate", "outcomes.npz", "--tolerance", "0.02", "-o", "joint.toml", "--json"]

@@ -80,6 +80,17 @@ def test_a_far_teacher_is_recorded_calibrated_and_asked(far, config, run):
     assert counts["degraded"] == 0
 
 
+def test_outcomes_of_another_far_teacher_are_not_evaluated(far, config, run):
+    far.behave("version")
+    words = ("record", "--student", "student.onnx", "--teacher", far.url, "--data", "data.npz")
+    code, _, err = run(*words, "-o", "later.npz")
+    far.behave("right")
+    assert code == 0, err
+    code, _, err = run("evaluate", "later.npz", "--joint", "joint.toml")
+    assert code == 2
+    assert "of another teacher (metadata) than joint.toml" in err
+
+
 def test_what_joint_toml_says_comes_back_as_it_was(far, config, tmp_path):
     read = ebjr.JointConfig.read(config)
     read.save(tmp_path / "copy.toml")

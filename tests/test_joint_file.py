@@ -12,7 +12,7 @@ from tiny import write_linear, write_pair
 
 import ebjr
 from ebjr import Cost, JointConfig, Outcomes, Preprocess, Preprocessed, Router
-from ebjr.joint_file import ModelEntry
+from ebjr.joint_file import ModelEntry, RemoteEntry
 from ebjr.monitor import DriftMonitor
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
@@ -221,6 +221,88 @@ def test_a_changed_label_map_is_refused(specialized, old, new, words):
     specialized.write_text(text.replace(old, new, 1))
     with pytest.raises(ebjr.ModelError, match=words):
         ebjr.load_joint(specialized)
+
+
+@pytest.fixture
+def evaluated(joint, tmp_path):
+    """A joint.toml, and outcomes of its own models."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, 200)
+    clear = 4 * np.eye(3)[targets]
+    noisy = clear + rng.normal(0, 3, clear.shape)
+    entries = {role: ModelEntry.of_file(tmp_path / f"{role}.onnx") for role in ROLES}
+    models = {role: entry.as_table(tmp_path) for role, entry in entries.items()}
+    outcomes = Outcomes(noisy, clear, targets, labels=("b", "g", "r"), models=models)
+    study = ebjr.run_study(outcomes, score="margin", blend=0.0, tolerance=0.1)
+    JointConfig.of_study(*entries.values(), study=study).save(tmp_path / "joint.toml")
+    return JointConfig.read(tmp_path / "joint.toml"), outcomes
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_outcomes_of_another_model_are_not_evaluated(evaluated, role):
+    config, outcomes = evaluated
+    assert config.study(outcomes).outcomes is outcomes
+    known = outcomes.models[role]
+    other = outcomes.models | {role: known | {"sha256": "5f1c" * 16}}
+    with pytest.raises(
+        ValueError, match=rf"another {role} \(sha256\) than joint\.toml: 5f1c.*record"
+    ):
+        config.study(replace(outcomes, models=other))
+    prepared = replace(
+        config, **{role: replace(getattr(config, role), preprocess=Preprocess(size=8))}
+    )
+    again = outcomes.models | {role: known | {"preprocess": {"size": 9}}}
+    with pytest.raises(ValueError, match=rf"another {role} \(preprocess\) .*'size': 9.* not .*: 8"):
+        prepared.study(replace(outcomes, models=again))
+    moved = outcomes.models | {role: known | {"path": "elsewhere.onnx"}}
+    config.study(replace(outcomes, models=moved))
+
+
+def test_a_far_teacher_is_told_by_what_its_server_says(evaluated):
+    config, outcomes = evaluated
+    said = {"name": "far", "versions": ["7"], "inputs": [], "outputs": []}
+    config = replace(config, teacher=RemoteEntry("http://here", said))
+    config.study(outcomes)  # recorded beside the student, asked over a link
+
+    def at(url, metadata):
+        far = {"teacher": {"url": url, "metadata": metadata}}
+        return config.study(replace(outcomes, models=outcomes.models | far))
+
+    at("http://elsewhere", dict(said))
+    with pytest.raises(ValueError, match=r"another teacher \(metadata\) .*\['8'\].* not .*\['7'\]"):
+        at("http://here", said | {"versions": ["8"]})
+
+
+@pytest.mark.parametrize("models", [True, False])
+@pytest.mark.parametrize(
+    ("classes", "labels", "sentence"),
+    [
+        (3, ("g", "b", "r"), "class 0 is 'g' in the outcomes and 'b' in joint.toml: record again"),
+        (3, ("b", "g", "red"), "class 2 is 'red' in the outcomes and 'r' in joint.toml"),
+        (4, None, "another number of classes than joint.toml: 4 and not 3; record again"),
+        (4, ("b", "g", "r", "x"), "another number of classes than joint.toml: 4 and not 3"),
+    ],
+)
+def test_outcomes_of_other_classes_are_not_evaluated(evaluated, models, classes, labels, sentence):
+    config, outcomes = evaluated
+    columns = [
+        np.pad(each, ((0, 0), (0, classes - 3))) for each in (outcomes.student, outcomes.teacher)
+    ]
+    named = outcomes.models if models else {}
+    with pytest.raises(ValueError, match=sentence):
+        config.study(Outcomes(*columns, outcomes.targets, labels=labels, models=named))
+
+
+def test_outcomes_that_say_less_are_compared_by_what_they_say(evaluated):
+    config, outcomes = evaluated
+    table = (outcomes.student, outcomes.teacher, outcomes.targets)
+    for labels in (None, ("0", "1", "2"), ("b", "g", "r")):
+        assert config.study(Outcomes(*table, labels=labels)).result.n == 100
+    several = np.eye(3, dtype=int)[outcomes.targets]
+    with pytest.raises(
+        ValueError, match=r"another task than joint\.toml: multilabel and not class"
+    ):
+        config.study(Outcomes(*table[:2], several, "multilabel"))
 
 
 def test_what_the_joules_are_survives_the_file(joint, tmp_path):

@@ -33,6 +33,7 @@ from ebjr.curve import OperatingPoint
 from ebjr.errors import ModelError, PromiseWarning
 from ebjr.files import read_text, write_whole
 from ebjr.joint import JointModel
+from ebjr.labels import check_same_classes
 from ebjr.model import Model
 from ebjr.router import Router, check_threshold
 from ebjr.scores import as_score
@@ -337,13 +338,15 @@ class JointConfig:
 
         Outcomes that it was calibrated on are split and drawn as they were then; others are split
         by `fraction` and `seed`, as for `Outcomes.split`. A PromiseWarning says that a model's file
-        has changed since, so that nothing is promised.
+        has changed since, so that nothing is promised. A ValueError refuses outcomes of another
+        task, of other models, or of other classes.
         """
         from ebjr.calibration.goal import Goal
         from ebjr.curve import TradeOffCurve
         from ebjr.study import study_point
         from ebjr.tasks.specialized.known_classes import Traffic
 
+        self._check_same(outcomes)
         known = self.calibration
         if known.get("outcomes") == outcomes.fingerprint:
             fraction = known.get("split_fraction", fraction)
@@ -356,6 +359,26 @@ class JointConfig:
         mix = known.get("traffic")
         traffic = None if mix is None else Traffic(mix["popular"], mix["popular_classes"])
         return study_point(outcomes, point, goal, fraction=fraction, seed=seed, traffic=traffic)
+
+    def _check_same(self, outcomes: Outcomes) -> None:
+        """Check that outcomes are of the task, the models and the classes that the file is of."""
+        again = "record again with the models of joint.toml"
+        same = ("task", "known_classes")
+        facts = {name: (getattr(self, name), getattr(outcomes, name)) for name in same}
+        for role in ("student", "teacher"):
+            said, found = getattr(self, role).as_table(None), outcomes.models.get(role, {})
+            for key in ("sha256", "metadata", "preprocess"):
+                facts[f"{role} ({key})"] = said.get(key), found.get(key)
+        count = self.classes if self.labels is None else len(self.labels)
+        answered = outcomes.kind.common_classes(outcomes.student, outcomes.teacher)
+        facts["number of classes"] = count, answered
+        for what, (expected, came) in facts.items():
+            if None not in (expected, came) and came != expected:
+                raise ValueError(
+                    f"the outcomes are of another {what} than joint.toml: {came!s:.80} and not "
+                    f"{expected!s:.80}; {again}"
+                )
+        check_same_classes("the outcomes", outcomes.labels, "joint.toml", self.labels, again)
 
     def _models_changed(self) -> bool:
         """Whether a model's file that is there has changed, which is said."""

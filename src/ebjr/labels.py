@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,15 @@ def check_same_names(student: Sequence[str], teacher: Sequence[str]) -> None:
         f"{order}: class {k} is {student[k]!r} for the student and {teacher[k]!r} for the teacher; "
         "put the outputs of one in the other's order"
     )
+
+
+def check_same_classes(
+    who: str, names: Sequence[str] | None, whose: str, expected: Sequence[str] | None, way: str
+) -> None:
+    """Check that two name the same classes in the same order, where both name them."""
+    for k, (one, other) in enumerate(zip_longest(names or (), expected or ())):
+        if one != other and are_names(names) and are_names(expected):
+            raise ValueError(f"class {k} is {one!r} in {who} and {other!r} in {whose}: {way}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -251,13 +251,15 @@ class DataOptions:
     images: Images = None
     strict: Strict = False
 
-    def open(self, task: str) -> Data:
-        """The data, with the targets of a task."""
+    def open(self, task: str, labels: tuple[str, ...] | None = None) -> Data:
+        """The data, with the targets of a task, for a model whose classes are called `labels`."""
         from ebjr.data.open import open_data
+        from ebjr.labels import check_same_classes
         from ebjr.outputs import check_unread
         from ebjr.tasks import as_task
 
         names = None if self.classes is None else read_names(self.classes)
+        check_same_classes("--classes", names, "the joint model", labels, "leave --classes out")
         found = open_data(
             self.data,
             classes=names,

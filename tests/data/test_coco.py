@@ -57,6 +57,8 @@ def annotated(**changes):
         (annotated(image_id=17), "annotation 1 belongs to image 17, which is not listed"),
         ({"images": [{"id": 9}]}, "file_name is missing"),
         ({"annotations": 3}, "labels.json"),
+        ({"images": None}, "but images is missing"),
+        ({"categories": None}, "annotation 1 has the category 90, which is not listed"),
         (annotated(iscrowd="maybe"), "annotation 1 must have an iscrowd of 0 or 1, .* 'maybe'"),
         (annotated(iscrowd=2), "annotation 1 must have an iscrowd of 0 or 1, but has 2"),
         (annotated(iscrowd=None), "annotation 1 must have an iscrowd of 0 or 1, but has None"),
@@ -102,6 +104,14 @@ BOX, CROWD = CONTENT["annotations"]
         ({"images": [IMAGE, SECOND | {"id": "9"}]}, "of images, the id 9 is there 2 times"),
         ({"images": [IMAGE, SECOND | {"id": 9.0}]}, "of images, the id 9 is there 2 times"),
         ({"images": [IMAGE, IMAGE | {"id": 1}]}, "the image file 'b.jpg' is there 2 times"),
+        (
+            {"images": [IMAGE, IMAGE | {"id": 1, "file_name": "./b.jpg"}]},
+            "the image file 'b.jpg' is there 2 times",
+        ),
+        (
+            {"images": [IMAGE | {"file_name": "a/0.png"}, SECOND | {"file_name": "a//./0.png"}]},
+            "the image file 'a/0.png' is there 2 times",
+        ),
         ({"categories": [PERSON, TOOTHBRUSH, PERSON]}, "of categories, the id 1 is there 2"),
         ({"categories": [PERSON, PERSON | {"id": 90}]}, "the category 'person' is there 2 times"),
         ({"annotations": [BOX, CROWD, CROWD]}, "of annotations, the id 2 is there 2 times"),
@@ -215,6 +225,49 @@ def test_an_image_of_another_size_than_its_labels_is_named(tmp_path):
         list(open_data(labels, on_unreadable="error").batches(9))
     found, rows = open_data(labels).take([0, 1])
     assert (found.names, rows.tolist()) == (["right.png"], [0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": None},
+        {"height": None, "width": None},
+        {"height": 0, "width": 0},
+        {"drop": "width"},
+    ],
+)
+def test_a_size_that_the_labels_do_not_say_is_not_compared(change, tmp_path):
+    photo(tmp_path / "a.png", 20, 10)
+    path = described(tmp_path, {"a.png": (40, 20)})
+    content = json.loads(path.read_text())
+    content["images"][0] |= change
+    content["images"][0].pop(change.get("drop"), None)
+    path.write_text(json.dumps(content))
+    assert read_coco(path).sizes == (None,)
+    data = open_data(path)
+    assert [batch.names for batch in data.batches(9)] == [["a.png"]]
+    assert data.unreadable == []
+
+
+@pytest.mark.parametrize("change", [{}, {"annotations": None}, {"drop": "annotations"}])
+@pytest.mark.parametrize("classes", [None, ["y", "x"]])
+def test_images_without_any_annotation_have_no_labels(change, classes, tmp_path):
+    """As COCO lists its test set."""
+    photo(tmp_path / "a.png", 4, 4)
+    path = described(tmp_path, {"a.png": (4, 4)}, **change)
+    content = json.loads(path.read_text())
+    content.pop(change.get("drop"), None)
+    path.write_text(json.dumps(content))
+    data = open_data(path, classes=classes)
+    (batch,) = data.batches(2)
+    assert (data.has_targets, batch.targets) == (False, None)
+    assert data.classes == tuple(classes or "x")  # which tell how many a detector's outputs are
+
+
+def test_images_listed_without_categories_have_no_classes(tmp_path):
+    photo(tmp_path / "a.png", 4, 4)
+    data = open_data(described(tmp_path, {"a.png": (4, 4)}, categories=None))
+    assert (data.has_targets, data.classes, data.named_by) == (False, None, None)
 
 
 def zipped(folder, names):

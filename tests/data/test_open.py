@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -262,6 +263,44 @@ def test_a_class_may_be_called_train(tmp_path) -> None:
     assert open_data(tmp_path / "ships", classes=["train", "car"]).classes == ("train", "car")
 
 
+@pytest.mark.parametrize(
+    ("names", "inner"),
+    [
+        (("training_set", "test_set"), ("cat", "dog")),
+        (("fold1", "fold2", "fold3"), ("a", "b", "c")),
+        (("2023", "2024", "train"), ("cat", "dog")),
+    ],
+)
+def test_splits_by_any_name_are_no_classes(names, inner, tmp_path) -> None:
+    for name in names:
+        for label in inner:
+            put(tmp_path / name / label / "deep" / "x.png", encoded(pixels(0)))
+    with pytest.raises(ValueError, match=r"are one level down, in .*--classes .*--data ") as caught:
+        open_data(tmp_path)
+    chosen = next(
+        name for name in sorted(names) if f"--data {tmp_path / name}" in str(caught.value)
+    )
+    assert not chosen.startswith("train")
+    assert open_data(tmp_path / chosen).classes == inner
+    with pytest.raises(ValueError, match="are one level down"):
+        open_data(tmp_path, classes=inner)
+    assert open_data(tmp_path, classes=names).classes == names
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("cat/day/x", "dog/day/x"),  # one folder alike: where a class keeps its images
+        ("cat/day/x", "cat/night/x", "dog/day/x"),
+        ("cat/day/x", "cat/night/x", "dog/day/x", "dog/night/x", "emu/x"),
+    ],
+)
+def test_classes_may_have_folders_of_their_own(files, tmp_path) -> None:
+    for file in files:
+        put(tmp_path / f"{file}.png", encoded(pixels(0)))
+    assert open_data(tmp_path).classes[:2] == ("cat", "dog")
+
+
 def test_a_link_that_leads_back_ends(folder) -> None:
     (folder / "cat" / "again").symlink_to(folder / "cat")
     (folder / "cat" / "up").symlink_to(folder)
@@ -286,6 +325,62 @@ def test_a_folder_elsewhere_may_be_linked_once(folder, tmp_path) -> None:
     put(tmp_path / "elsewhere" / "e.png", encoded(pixels(8)))
     (folder / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
     assert "cat/linked/e.png" in read(open_data(folder)).names
+
+
+@pytest.mark.parametrize("place", ["dog", "dog/more"])
+def test_an_image_counts_once_by_whatever_names(place, folder) -> None:
+    (folder / place / "zz.png").symlink_to(folder / "dog" / "b.png")
+    (folder / place / "zzz.png").hardlink_to(folder / "dog" / "b.png")
+    data = open_data(folder)
+    assert read(data).names == ["cat/z.webp", "dog/a.PNG", "dog/b.png", "dog/more/c.bmp"]
+    assert data.left_out["image files met again through links"] == 2
+
+
+def test_an_image_of_a_flat_folder_counts_once(folder) -> None:
+    (folder / "dog" / "zz.png").symlink_to("b.png")
+    data = open_data(folder / "dog" / "more")
+    assert len(data) == 1
+    (folder / "dog" / "more" / "d.bmp").hardlink_to(folder / "dog" / "more" / "c.bmp")
+    data = open_data(folder / "dog" / "more")
+    assert (len(data), data.left_out) == (1, {"image files met again through links": 1})
+
+
+@pytest.mark.parametrize("way", ["symlink_to", "hardlink_to"])
+def test_an_image_of_two_classes_is_refused(way, folder) -> None:
+    getattr(folder / "dog" / "stolen.webp", way)(folder / "cat" / "z.webp")
+    with pytest.raises(
+        ValueError, match=r"cat and dog in .* both hold .*stolen\.webp: an image is"
+    ):
+        open_data(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_is_no_image_and_never_opened(folder, tmp_path) -> None:
+    os.mkfifo(folder / "cat" / "pipe.png")
+    os.mkfifo(tmp_path / "only.png")
+    (folder / "dog" / "zero.png").symlink_to("/dev/zero")
+    data = open_data(folder)
+    assert len(read(data).names) == 4
+    assert data.left_out["pipes, sockets and devices"] == 2
+    with pytest.raises(
+        ValueError, match=r"only\.png is a pipe, a socket or a device; give a folder"
+    ):
+        open_data(tmp_path / "only.png")
+    (tmp_path / "flat").mkdir()
+    os.mkfifo(tmp_path / "flat" / "x.png")
+    with pytest.raises(ValueError, match=r"has no images.*, only pipes, sockets and devices"):
+        open_data(tmp_path / "flat")
+    table = pa.table({"path": [str(folder / "cat" / "pipe.png"), str(folder / "dog" / "b.png")]})
+    named = open_data(write_table(tmp_path / "t.parquet", table))
+    assert len(read(named).names) == 1
+    assert [reason for _, reason in named.unreadable] == ["it is a pipe, a socket or a device"]
+
+
+def test_a_link_that_leads_nowhere_is_named(folder) -> None:
+    (folder / "cat" / "lost.png").symlink_to("nowhere.png")
+    data = open_data(folder)
+    assert len(read(data).names) == 4
+    assert [name for name, _ in data.unreadable] == ["cat/lost.png"]
 
 
 def test_who_names_the_labels_is_said(folder) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from posixpath import normpath
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,12 @@ class CocoLabels:
     """Labeled images in the order of their ids, and what is on them (`truth`).
 
     Labels are 0..classes - 1: places in `classes`, the names in the order of their ids in the file,
-    `class_ids`. `sizes` are (height, width), and `images` is all that the file says of each image.
+    `class_ids`. `sizes` are (height, width), None where the file does not say it, and `images` is
+    all that the file says of each image.
     """
 
     files: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]
+    sizes: tuple[tuple[int, int] | None, ...]
     truth: tuple[GroundTruth, ...]
     classes: tuple[str, ...]
     class_ids: tuple[Id, ...]
@@ -67,10 +69,13 @@ def read_coco(path: str | os.PathLike[str]) -> CocoLabels:
 def _labels(content: Mapping[str, Any]) -> CocoLabels:
     if not isinstance(content, Mapping):
         raise ValueError("COCO's instances format is an object with images, but this is a list")
+    given = {key: value for key, value in content.items() if value is not None}
+    content = {"categories": (), "annotations": ()} | given
     images, categories = (_by_id(content[what], what) for what in ("images", "categories"))
     _by_id([each for each in content["annotations"] if "id" in each], "annotations")
     names = _once((str(each["name"]) for each in categories.values()), "the category")
-    files = _once((image["file_name"] for image in images.values()), "the image file")
+    files = _once((normpath(image["file_name"]) for image in images.values()), "the image file")
+    sides = [(image.get("height"), image.get("width")) for image in images.values()]
     class_of = {id: number for number, id in enumerate(categories)}
     by_image: dict[Id, list[tuple[list[float], int, bool]]] = {id: [] for id in images}
     for annotation in content["annotations"]:
@@ -93,7 +98,7 @@ def _labels(content: Mapping[str, Any]) -> CocoLabels:
     ]
     return CocoLabels(
         files=files,
-        sizes=tuple((int(image["height"]), int(image["width"])) for image in images.values()),
+        sizes=tuple((int(h), int(w)) if h and w else None for h, w in sides),
         truth=tuple(truth),
         classes=names,
         class_ids=tuple(categories),
@@ -157,6 +162,7 @@ def open_coco(
     labels = read_coco(place)
     if not len(labels):
         raise ValueError(f"{place} lists no images")
+    labeled = any(map(len, labels.truth))  # a test set is listed without its annotations
     truth = labels.truth if classes is None else _mapped(place, labels, classes)
     find = _image_finder(place, labels.files, None if images is None else Path(images))
 
@@ -169,7 +175,7 @@ def open_coco(
     ids = dict(zip(labels.classes, labels.class_ids, strict=True))
     names = classes or labels.classes
     numbers = tuple(id for id in map(ids.get, names) if isinstance(id, int))
-    data = ImageData(place, names, True, examples, len(labels), on_unreadable)
+    data = ImageData(place, names or None, labeled, examples, len(labels), on_unreadable)
     data.class_ids = numbers if len(numbers) == len(names) else None
     return data
 

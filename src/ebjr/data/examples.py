@@ -222,6 +222,8 @@ class ImageData(Data):
         if self.has_targets and example.target is None:
             return example, "it has no label"
         try:
+            if example.file is not None and example.file.exists() and not example.file.is_file():
+                return example, "it is a pipe, a socket or a device"
             return example, decode_image(example.read(), example.size)
         # A file from anywhere can fail in any way; each of them means the same to the reader.
         except Exception as error:

@@ -23,7 +23,7 @@ def open_folder(
     walk = _Walk(root)
     found = {folder: sorted(walk.images(folder)) for folder in walk.folders}
     full = [folder for folder in found if found[folder]]
-    loose = [file for file in walk.files if walk.takes(file.name, told=not full)]
+    loose = [file for file in walk.files if walk.takes(file, None, told=not full)]
     if full and loose:
         raise ValueError(
             f"{root} has class folders, and {len(loose)} images beside them (the first is "
@@ -80,9 +80,9 @@ class _Walk:
         self.root, self.left_out = root, Counter[str]()
         real = root.resolve()
         # A link to a folder above the root leads to all of it again.
-        self._class_of: dict[Path, str | None] = dict.fromkeys((real, *real.parents))
+        self._class_of: dict[object, str | None] = dict.fromkeys((real, *real.parents))
         entries = sorted(root.iterdir())
-        self.files = [entry for entry in entries if entry.is_file()]
+        self.files = [entry for entry in entries if not entry.is_dir()]
         self.folders = [
             entry for entry in entries if entry.is_dir() and self._enters(entry, entry.name)
         ]
@@ -92,51 +92,65 @@ class _Walk:
         closed = ["folders that cannot be opened"]
         found = os.walk(folder, onerror=lambda _: self.left_out.update(closed), followlinks=True)
         for place, inner, names in found:
-            inner[:] = [name for name in inner if self._enters(Path(place, name), folder.name)]
-            yield from (Path(place, name) for name in names if self.takes(name))
+            inner[:] = sorted(n for n in inner if self._enters(Path(place, n), folder.name))
+            files = (Path(place, name) for name in sorted(names))  # of links the first is taken
+            yield from (file for file in files if self.takes(file, folder.name))
 
-    def takes(self, name: str, told: bool = True) -> bool:
-        """Whether a file is an example by its name; what is none is counted, where it is `told`."""
-        suffix, hidden = Path(name).suffix.lower(), name.startswith(".")
+    def takes(self, file: Path, of: str | None, told: bool = True) -> bool:
+        """Whether a file is an example; what is none is counted, a name only where it is `told`."""
+        name, suffix, hidden = file.name, file.suffix.lower(), file.name.startswith(".")
         image = suffix in image_suffixes()
         if image and hidden:
             self.left_out["hidden image files"] += 1
         elif not image and told and not hidden and name.lower() not in _UNSEEN:
             self.left_out[f"{suffix} files" if suffix else "files without a suffix"] += 1
-        return image and not hidden
+        if not image or hidden or not os.access(file, os.F_OK):  # what is not there is named later
+            return image and not hidden
+        if not file.is_file():
+            self.left_out["pipes, sockets and devices"] += 1
+            return False
+        about = file.stat()
+        return self._first((about.st_dev, about.st_ino), file, of, "image files")
 
     def _enters(self, folder: Path, of: str) -> bool:
         if is_system(folder.name):
             self.left_out["hidden or system folders"] += 1
             return False
-        real = folder.resolve()
-        if real not in self._class_of:
-            self._class_of[real] = of
+        return self._first(folder.resolve(), folder, of, "folders")
+
+    def _first(self, key: object, where: Path, of: str | None, what: str) -> bool:
+        """Whether what is known by a `key` is met for the first time; it is of one class."""
+        if key not in self._class_of:
+            self._class_of[key] = of
             return True
-        other = self._class_of[real]
+        other = self._class_of[key]
         if other not in (None, of):
             raise ValueError(
-                f"the class folders {other} and {of} in {self.root} both hold {real}: an image is "
+                f"the class folders {other} and {of} in {self.root} both hold {where}: an image is "
                 "of one class, so take one of the links away"
             )
-        self.left_out["folders met again through links"] += 1
+        self.left_out[f"{what} met again through links"] += 1
         return False
 
 
 def _check_level(root: Path, found: dict[Path, list[Path]], classes: tuple[str, ...]) -> None:
     """Refuse a folder above the one that is meant: its splits would become the classes."""
-    above = []
-    for folder, images in found.items():
-        inside = {image.parent for image in images}
-        split, alone = folder.name.lower() in _SPLITS, len(found) == 1 < len(inside)
-        if folder.name not in classes and folder not in inside and (split or alone):
-            above.append(folder)
+    inside = {folder: {image.parent for image in images} for folder, images in found.items()}
+    bare = [each for each in found if each.name not in classes and each not in inside[each]]
+    inner = {each: {place.relative_to(each).parts[0] for place in inside[each]} for each in bare}
+    held = Counter(name for names in inner.values() for name in names)
+    above = [each for each in bare if each.name.lower() in _SPLITS]
+    if not above and len(found) == 1:
+        above = [each for each in bare if len(inside[each]) > 1]
+    elif len(above) < 2 and len(bare) == len(found):  # splits by other names
+        above = [each for each in bare if sum(held[name] > 1 for name in inner[each]) > 1] or above
     if len(above) > 1 or len(above) == len(found):
         names = [folder.name for folder in above]
         one = max(
             names, key=lambda name: (name.lower().startswith("val"), name.lower()[:2] != "tr")
         )
         raise ValueError(
-            f"the class folders in {root} are one level down, in {some(names)}: give one folder of "
-            f"these, such as --data {root / one}"
+            f"the class folders in {root} are one level down, in {some(names)}: give these names "
+            "with --classes (classes=) if they are the classes, or else one folder of these, such "
+            f"as --data {root / one}"
         )

@@ -80,6 +80,8 @@ def open_data(
         raise ValueError(f"on_unreadable must be 'skip' or 'error', but is {on_unreadable!r}")
     if not place.exists():
         raise FileNotFoundError(f"there is no data at {place}; give {_FORMS}")
+    if not (place.is_dir() or place.is_file()):
+        raise ValueError(f"{place} is a pipe, a socket or a device; give {_FORMS}")
     names = None if classes is None else checked_classes(classes)
     suffix = place.suffix.lower()
     if suffix not in TABLE_SUFFIXES and (image_column or label_column):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import take_rows
+from ebjr.labels import check_same_classes
 from ebjr.outcomes import Outcomes
 
 
@@ -20,7 +21,7 @@ def read_predictions(
     The file is outcomes that `record` saved, of which both models are taken; or an ``.npz`` with
     `predictions` (n,), integer labels or for regression numbers, and perhaps `targets` (n,) to
     check. It is about all examples of `outcomes`, in their order, or about those of `rows`.
-    ValueError where it is damaged, has nothing to compare, or is about other examples.
+    ValueError where it is damaged, has nothing to compare, or is about other examples or classes.
 
     Returns (len(rows),) answers by a name for a sentence, such as ``"the teacher of other.npz"``.
     """
@@ -28,6 +29,8 @@ def read_predictions(
     arrays = _arrays(path)
     if "about" in arrays:
         other = Outcomes.load(path)
+        way = "record it again with the same --classes"
+        check_same_classes(name, other.labels, "the outcomes", outcomes.labels, way)
         targets: Any = other.targets
         found: dict[str, Any] = {
             f"the {role} of {name}": other.predictions(role) for role in ("teacher", "student")
@@ -67,8 +70,9 @@ def _answers(
     path: str | os.PathLike[str], predictions: np.ndarray, outcomes: Outcomes
 ) -> np.ndarray:
     binary = outcomes.measure.binary
-    if predictions.ndim != 1 or predictions.dtype.kind not in ("iu" if binary else "fiu"):
-        what = "integer labels" if binary else "numbers"
+    known = predictions.ndim == 1 and predictions.dtype.kind in ("iu" if binary else "fiu")
+    if not known or not np.isfinite(predictions).all():
+        what = "integer labels" if binary else "finite numbers"
         raise ValueError(
             f"cannot compare with {path}: predictions must be {what} (n,), not "
             f"{predictions.dtype} {predictions.shape}"
@@ -79,7 +83,7 @@ def _answers(
 def _taken(
     path: str | os.PathLike[str], labels: Any, targets: Any, outcomes: Outcomes, rows: np.ndarray
 ) -> Any:
-    """The labels of the rows, once it is sure that they are about the same examples."""
+    """The labels of the rows, once it is sure that they are about the same examples and classes."""
     if len(labels) not in (len(outcomes), len(rows)):
         raise ValueError(
             f"cannot compare with {path}: it is about {len(labels):,} examples, not about all "
@@ -92,4 +96,12 @@ def _taken(
             f"cannot compare with {path}: its targets are not those of the same examples in the "
             "same order"
         )
+    if outcomes.kind.has_labels:
+        classes = outcomes.kind.common_classes(outcomes.student, outcomes.teacher) or 0
+        outside = (labels < 0) | (labels >= classes)
+        if outside.any():
+            raise ValueError(
+                f"cannot compare with {path}: predictions must lie in 0..{classes - 1}, the "
+                f"classes of the outcomes, but one is {labels[outside][0]}"
+            )
     return take_rows(labels, rows) if whole else labels

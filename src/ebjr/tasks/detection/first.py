@@ -48,11 +48,12 @@ def numbered(role: str, model: Any, inputs: Any, targets: Any, data: Any) -> Any
     The names of classes in its file tell; or whether it can have the data's category ids; or which
     of rank and id is right for more of the boxes in the first batch.
     """
-    if not hasattr(model, "with_label_ids") or data.classes is None or targets is None:
+    if not hasattr(model, "with_label_ids") or data.classes is None:
         return model
     given = model.label_ids
     if given is None:
-        model = _renumbered(role, model, inputs[:FEW], targets[:FEW], data)
+        few = None if targets is None else targets[:FEW]
+        model = _renumbered(role, model, inputs[:FEW], few, data)
     by_id = model.label_ids == data.class_ids
     if model.label_ids is not None and (by_id or given is None):
         what = "the json's category ids" if by_id else "matched with the data's classes by name"
@@ -67,7 +68,7 @@ def _renumbered(role: str, model: Any, images: Any, targets: Any, data: Any) -> 
         return model if by_name == model.numbers else model.with_label_ids(by_name)
     if model.names:
         _check_names(role, model.names, data)
-    if ids is None or ids == model.numbers or not may_be_numbers(ids):
+    if targets is None or ids in (None, model.numbers) or not may_be_numbers(ids):
         return model
     try:
         other = model.with_label_ids(ids, exact=True)
