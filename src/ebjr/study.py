@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from ebjr.blend import Blend
 from ebjr.calibration import Goal, calibrate, crossing, rank_scores
 from ebjr.curve import OperatingPoint
 from ebjr.data.examples import Data
-from ebjr.errors import CalibrationError
+from ebjr.errors import CalibrationError, OutputWarning
 from ebjr.evaluation import evaluate, joint_prediction
 from ebjr.evaluation.bootstrap import bootstrap
 from ebjr.evaluation.predictions import read_predictions
@@ -273,6 +274,9 @@ def run_study(
     calibration = outcomes.take(_rows(outcomes, fraction, seed, traffic)[0])
     aim = Goal.of(goal, **target)
     point = calibrate(calibration, aim, score=score, blend=blend)
+    if point.curve(calibration).noise:
+        words = f"score {point.score} tells no examples apart: it is one number, up to rounding"
+        warnings.warn(words, OutputWarning, stacklevel=2)
     return study_point(outcomes, point, aim, fraction=fraction, seed=seed, traffic=traffic)
 
 

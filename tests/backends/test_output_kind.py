@@ -18,6 +18,7 @@ from ebjr import (
     load_joint,
     load_model,
     record,
+    run_study,
     save_joint,
 )
 from ebjr.backends.output_kind import AsLogits
@@ -269,7 +270,8 @@ def test_a_score_that_is_rounding_alone_is_one_number():
     outcomes = Outcomes(said, said, targets)
     goal = {"goal": "budget", "deferral_rate": 0.3, "blend": 0.0}
     with pytest.warns(OutputWarning, match="score energy tells no examples apart"):
-        point = calibrate(outcomes, score="energy", **goal)
+        run_study(outcomes, score="energy", **goal)
+    point = calibrate(outcomes, score="energy", **goal)
     assert point.deferral_rate == 0.0
     for batch in (1, 7):
         moved = np.concatenate([point.router(said[k : k + batch])[1] for k in range(0, 500, batch)])

@@ -134,9 +134,6 @@ def calibrate(
     if (gap := outcomes.kind.grid_gap(point_score, outcomes.student, outcomes.targets)) is not None:
         warnings.warn(gap, GridWarning, stacklevel=2)
     curve = TradeOffCurve.of(outcomes, point_score, weight)
-    if curve.noise and len(outcomes) >= _FEW:
-        words = f"score {point_score} tells no examples apart: it is one number, up to rounding"
-        warnings.warn(words, OutputWarning, stacklevel=2)
     if aim.delta is not None:
         return _certified(curve, aim, all_given=choosing is outcomes)
     if aim.kind == "crossing":
@@ -155,8 +152,6 @@ def _look_at(outcomes: Outcomes) -> None:
             words = f"{OUTPUT_SEEN[seen].format(role)}: record again, or make the outcomes of it"
             warnings.warn(words, OutputWarning, stacklevel=3)
 
-
-_FEW = 30  # examples that may have one score by chance
 
 _LOOKED_AT = 1000
 """Rows of outcomes that are looked at: enough to tell probabilities."""
