@@ -59,6 +59,11 @@ def to_numpy(array: Array) -> np.ndarray:
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
+def plain(batch: Batch) -> Batch:
+    """A batch as NumPy, or the list it is."""
+    return batch if isinstance(batch, list | tuple) else to_numpy(batch)
+
+
 def convert_like(array: Array, reference: Array) -> Array:
     """`array` in the library and on the device of `reference`.
 

@@ -57,19 +57,16 @@ class Bets:
         marks the rows after which the capital can have risen. Sums run from row to row, so that
         they do not depend on where the batches end.
         """
-        if self.rows and self.rows % BLOCK == 0:
-            self._join(self.rows // BLOCK)
+        if self.rows and self.rows % BLOCK == 0:  # fresh money at the start of the k-th block
+            k = self.rows // BLOCK
+            fresh = math.log((1 / math.log2(k + 1) - 1 / math.log2(k + 2)) / 2)
+            self.wealth = np.logaddexp(self.wealth, self.shares + fresh)
         path = np.cumsum(np.column_stack([self.wealth, growth]), axis=1)[:, 1:]
         self.wealth = path[:, -1].copy()
         where = np.flatnonzero(np.ones(path.shape[1]) if watched is None else watched)
         if len(where):
             self._watch(log_sum(path[:, where]), where)
         self.rows += path.shape[1]
-
-    def _join(self, k: int) -> None:
-        """Fresh money at the start of the k-th block."""
-        fresh = math.log((1 / math.log2(k + 1) - 1 / math.log2(k + 2)) / 2)
-        self.wealth = np.logaddexp(self.wealth, self.shares + fresh)
 
     def _watch(self, capital: np.ndarray, rows: np.ndarray) -> None:
         """Note the highest capital, and the first row after which it reaches the limit."""

@@ -27,8 +27,9 @@ Every message is one sentence that says what was expected, what came, and the wa
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class EbjrError(Exception):
@@ -178,6 +179,20 @@ class OutputWarning(UserWarning):
 
 class GridWarning(UserWarning):
     """A y grid or a proposal does not cover the data: a part of every free energy is missing."""
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Check that an argument is one of a few words; else a ValueError lists them."""
+    known = tuple(choices)
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+
+
+def check_at_least(least: float, **values: float | None) -> None:
+    """Check that none of the named arguments is below the least; None is not given."""
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
 def one_line(error: Exception) -> str:

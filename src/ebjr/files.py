@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,6 +100,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
         if "\0" not in text:  # every second byte of plain words in UTF-16
             return text
     raise ValueError(f"{path} is no text in UTF-8: save it in that encoding")
+
+
+def packaged_text(package: str, name: str) -> str:
+    """The text of a file that a package brings along."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def sha256_of(path: str | os.PathLike[str], *others: Path) -> str:

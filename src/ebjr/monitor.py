@@ -32,9 +32,10 @@ from ebjr.betting import (
     refuted_mean,
     resuming,
 )
+from ebjr.errors import check_choice
 from ebjr.files import json_number
 from ebjr.router import check_threshold, deferral_key, is_deferred
-from ebjr.stats import clopper_pearson
+from ebjr.stats import clopper_pearson, same_length
 
 LOSS_VALUES = {
     "harm": (0.0, 1.0),
@@ -65,10 +66,10 @@ def harm(
     >>> harm([0, 0, 1], [1, 1, 1], [False, True, False])
     array([1., 0., 0.])
     """
-    student, teacher, asked = _columns(
+    student, teacher, asked = same_length(
         student=student_prediction, teacher=teacher_prediction, deferred=deferred
     )
-    truth = teacher if targets is None else _columns(student=student, targets=targets)[1]
+    truth = teacher if targets is None else same_length(student=student, targets=targets)[1]
     return (~asked.astype(bool) & (student != truth) & (teacher == truth)).astype(np.float64)
 
 
@@ -83,7 +84,7 @@ def excess(joint_prediction: Any, teacher_prediction: Any, targets: Any) -> np.n
     >>> excess([0, 1, 1], [1, 0, 1], [1, 1, 1])
     array([ 1., -1.,  0.])
     """
-    joint, teacher, truth = _columns(
+    joint, teacher, truth = same_length(
         joint=joint_prediction, teacher=teacher_prediction, targets=targets
     )
     return (joint != truth).astype(np.float64) - (teacher != truth)
@@ -164,8 +165,7 @@ class RiskMonitor(SequentialTest):
         promise: str = "harm",
         audit_probability: float = 1.0,
     ) -> None:
-        if promise not in LOSS_VALUES:
-            raise ValueError(f"promise must be one of {', '.join(LOSS_VALUES)}, not {promise!r}")
+        check_choice("promise", promise, LOSS_VALUES)
         self.promise = promise
         self._grid = np.array(LOSS_VALUES[promise])
         self._low, self._high = float(self._grid[0]), float(self._grid[-1])
@@ -209,7 +209,7 @@ class RiskMonitor(SequentialTest):
         known = np.ones(len(given), bool) if audited is None else np.asarray(audited)
         if known.dtype != bool:
             raise ValueError(f"audited must be bool, not {known.dtype}")
-        _columns(loss=given, audited=known)
+        same_length(loss=given, audited=known)
         value = np.where(known, given, 0.0)
         bad = np.flatnonzero(~((value >= self._low) & (value <= self._high)))
         if len(bad):
@@ -219,7 +219,7 @@ class RiskMonitor(SequentialTest):
             )
         if probability is None:
             return value
-        chance = _columns(loss=given, probability=_vector("probability", probability))[1]
+        chance = same_length(loss=given, probability=_vector("probability", probability))[1]
         if not ((chance >= self.audit_probability) & (chance <= 1)).all():
             raise ValueError(
                 f"every probability must lie between {self.audit_probability:g}, the least that "
@@ -480,21 +480,13 @@ class DriftMonitor(SequentialTest):
         return self._reference.as_dict()
 
     @classmethod
-    def of_reference(
-        cls,
-        reference: Mapping[str, Any],
-        alpha: float = 0.05,
-        *,
-        rate_tolerance: float = 0.05,
-        seed: int = 0,
-    ) -> Self:
+    def of_reference(cls, reference: Mapping[str, Any], alpha: float = 0.05) -> Self:
         """A new monitor with another one's `reference`.
 
         ValueError: the reference is incomplete or damaged, or a number is out of range.
         """
         with resuming():
-            known = _Reference.read(reference)
-            return cls(known, alpha, rate_tolerance=rate_tolerance, seed=seed)
+            return cls(_Reference.read(reference), alpha)
 
     @property
     def shift(self) -> float:
@@ -686,12 +678,3 @@ def _vector(name: str, values: Any) -> np.ndarray:
             f"{name} must be one real number for each row, not {array.dtype} of shape {array.shape}"
         )
     return array.astype(np.float64)
-
-
-def _columns(**named: Any) -> list[np.ndarray]:
-    """Arrays of one length."""
-    arrays = [np.asarray(value) for value in named.values()]
-    if any(array.ndim != 1 for array in arrays) or len({len(array) for array in arrays}) > 1:
-        shapes = ", ".join(str(array.shape) for array in arrays)
-        raise ValueError(f"{', '.join(named)} must be (n,) and of the same length, not {shapes}")
-    return arrays

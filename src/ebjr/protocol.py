@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -178,9 +178,8 @@ def _description(message: Mapping[str, Any]) -> tuple[list[_Tensor], InferReques
     if not inputs:
         raise ProtocolError("a request needs at least one tensor in 'inputs', but has none")
     parameters = dict(_read_parameters(message, "the request"))
-    binary = parameters.pop("binary_data_output", False)
-    if not isinstance(binary, bool):
-        raise ProtocolError(f"'binary_data_output' must be true or false, not {_shown(binary)}")
+    binary = _flag(parameters, "binary_data_output", False)
+    parameters.pop("binary_data_output", None)
     outputs = _read_requested(message, binary)
     return inputs, InferRequest({}, outputs, _read_text(message, "id"), parameters, binary)
 
@@ -291,13 +290,9 @@ def read_metadata(message: Mapping[str, Any]) -> ModelMetadata:
 
 def _read_tensor_metadata(message: Mapping[str, Any], key: str) -> tuple[TensorMetadata, ...]:
     found = []
-    for table in _tables(message, key):
-        name, shape = _name(table, key), table.get("shape")
-        if not isinstance(shape, list) or not all(type(size) is int for size in shape):
-            raise ProtocolError(
-                f"the shape of {_shown(name)} must be a list of whole numbers, not {_shown(shape)}"
-            )
-        found.append(TensorMetadata(name, _read_type(table, name), tuple(shape)))
+    for name, table in _named_tables(message, key):
+        shape = _read_shape(table, name, least=-1)
+        found.append(TensorMetadata(name, _read_type(table, name), shape))
     return tuple(found)
 
 
@@ -405,18 +400,22 @@ def _read_parameters(table: Mapping[str, Any], what: str) -> Parameters:
     return parameters
 
 
+def _flag(parameters: Parameters, key: str, otherwise: bool) -> bool:
+    flag = parameters.get(key, otherwise)
+    if not isinstance(flag, bool):
+        raise ProtocolError(f"'{key}' must be true or false, not {_shown(flag)}")
+    return flag
+
+
 def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[RequestedOutput, ...] | None:
     if "outputs" not in message:
         return None
     found: dict[str, RequestedOutput] = {}
-    for table in _tables(message, "outputs"):
-        name = _name(table, "outputs")
+    for name, table in _named_tables(message, "outputs"):
         parameters = _read_parameters(table, f"the output {_shown(name)}")
         if "classification" in parameters:
             raise ProtocolError("the classification extension is not supported; ask for the logits")
-        wish = parameters.get("binary_data", binary)
-        if not isinstance(wish, bool):
-            raise ProtocolError(f"'binary_data' must be true or false, not {_shown(wish)}")
+        wish = _flag(parameters, "binary_data", binary)
         if name in found:
             raise ProtocolError(f"the output {_shown(name)} is asked for twice")
         found[name] = RequestedOutput(name, wish)
@@ -425,8 +424,7 @@ def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[Requested
 
 def _described_tensors(message: Mapping[str, Any], key: str) -> list[_Tensor]:
     found: dict[str, _Tensor] = {}
-    for table in _tables(message, key):
-        name = _name(table, key)
+    for name, table in _named_tables(message, key):
         if name in found:
             raise ProtocolError(f"there are two tensors {_shown(name)} in '{key}'")
         datatype, shape = _read_type(table, name), _read_shape(table, name)
@@ -461,18 +459,16 @@ def _filled(tensors: Sequence[_Tensor], rest: memoryview) -> dict[str, np.ndarra
     return found
 
 
-def _tables(message: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+def _named_tables(message: Mapping[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a list, each after its name."""
     tables = message.get(key)
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ProtocolError(f"'{key}' must be a list of JSON objects, not {_kind(tables)}")
-    return tables
-
-
-def _name(table: Mapping[str, Any], key: str) -> str:
-    name = table.get("name")
-    if not isinstance(name, str) or not name:
-        raise ProtocolError(f"each of '{key}' needs a 'name', a string, not {_shown(name)}")
-    return name
+    for table in tables:
+        name = table.get("name")
+        if not isinstance(name, str) or not name:
+            raise ProtocolError(f"each of '{key}' needs a 'name', a string, not {_shown(name)}")
+        yield name, table
 
 
 def _read_type(table: Mapping[str, Any], name: str) -> str:
@@ -485,16 +481,16 @@ def _read_type(table: Mapping[str, Any], name: str) -> str:
     return datatype
 
 
-def _read_shape(table: Mapping[str, Any], name: str) -> tuple[int, ...]:
+def _read_shape(table: Mapping[str, Any], name: str, least: int = 0) -> tuple[int, ...]:
     shape = table.get("shape")
     if (
         not isinstance(shape, list)
         or len(shape) > MOST_DIMENSIONS
-        or not all(type(size) is int and 0 <= size < 2**63 for size in shape)
+        or not all(type(size) is int and least <= size < 2**63 for size in shape)
     ):
         raise ProtocolError(
             f"the shape of the tensor {_shown(name)} must be a list of at most {MOST_DIMENSIONS} "
-            f"whole numbers, 0 or more, not {_shown(shape)}"
+            f"whole numbers, {least} or more, not {_shown(shape)}"
         )
     return tuple(shape)
 

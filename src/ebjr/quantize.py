@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ebjr.backends.onnx import OnnxModel
 from ebjr.backends.pytorch import quiet
 from ebjr.data.preprocess import Preprocess
-from ebjr.errors import ModelError, needs, one_line
+from ebjr.errors import ModelError, check_at_least, check_choice, needs, one_line
 from ebjr.evaluation.profile import measure_latency
 from ebjr.files import write_whole
 from ebjr.model import Model
@@ -85,10 +85,8 @@ def quantize(
     ModelError where `source` is no ONNX model, is quantized already, has nothing to quantize, or
     ONNX Runtime cannot quantize it.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, but is {method!r}")
-    if examples < 1:
-        raise ValueError(f"examples must be at least 1, but is {examples}")
+    check_choice("method", method, METHODS)
+    check_at_least(1, examples=examples)
     if weight_bits not in WEIGHT_BITS:
         raise ValueError(f"weight_bits must be 7 or 8, but is {weight_bits}")
     source, output = Path(source), Path(output)
@@ -105,13 +103,14 @@ def quantize(
         operators, after = _operators(made), _answers(OnnxModel(made), inputs)
         with made.open("rb") as finished, write_whole(output, "wb") as file:
             shutil.copyfileobj(finished, file)
+    alike = before.argmax(axis=1) == after.argmax(axis=1)
     return Quantized(
         path=str(output),
         examples=len(inputs),
         bytes_before=source.stat().st_size,
         bytes_after=output.stat().st_size,
         operators=operators,
-        agreement=_agreement(before, after),
+        agreement=float(alike.mean()) if before.shape[1] > 1 else None,
         difference=float(np.abs(after - before).mean() / max(before.std(), 1e-12)),
     )
 
@@ -256,9 +255,3 @@ def _operators(path: Path) -> dict[str, int]:
 def _answers(model: OnnxModel, inputs: NDArray[Any]) -> NDArray[np.float64]:
     parts = [model(batch) for batch in _batches(model, inputs)]
     return np.concatenate(parts)[: len(inputs)].reshape(len(inputs), -1).astype(np.float64)
-
-
-def _agreement(before: NDArray[Any], after: NDArray[Any]) -> float | None:
-    if before.shape[1] < 2:
-        return None
-    return float((before.argmax(axis=1) == after.argmax(axis=1)).mean())

@@ -91,6 +91,15 @@ def average_ranks(values: np.ndarray) -> np.ndarray:
     return np.asarray((np.cumsum(size) - (size - 1) / 2)[group])
 
 
+def same_length(**named: Any) -> list[np.ndarray]:
+    """Columns (n,) of one length as arrays; ValueError where they are others."""
+    arrays = [np.asarray(value) for value in named.values()]
+    if any(array.ndim != 1 for array in arrays) or len({len(array) for array in arrays}) > 1:
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise ValueError(f"{', '.join(named)} must be (n,) alike, of the same length, not {shapes}")
+    return arrays
+
+
 def right_or_wrong(name: str, correct: Any) -> np.ndarray:
     """`correct` as (n,) bool; ValueError where it holds more than right and wrong."""
     array = np.asarray(correct)

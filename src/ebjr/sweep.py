@@ -198,7 +198,10 @@ def run_sweep(
                 raise
             failed[name] = str(error)
             continue
-        studies[name] = study if aim.delta is None else _certified_for_all(study, aim)
+        if aim.delta is not None:  # the promise holds for whichever is picked: at all of delta
+            certified = replace(study.point.certified, delta=aim.delta)
+            study = replace(study, goal=aim, point=replace(study.point, certified=certified))
+        studies[name] = study
     if not studies:
         name, reason = next(iter(failed.items()))
         raise CalibrationError(f"no candidate of {len(tables)} reaches the goal; {name}: {reason}")
@@ -214,12 +217,6 @@ def _best(studies: Mapping[str, Study], goal: str) -> str:
         return (point.quality, cheap) if goal == "budget" else (cheap, point.quality)
 
     return max(studies, key=merit)
-
-
-def _certified_for_all(study: Study, goal: Goal) -> Study:
-    """A promise that holds for whichever candidate is picked says delta, not its share of it."""
-    point = replace(study.point, certified=replace(study.point.certified, delta=goal.delta))
-    return replace(study, goal=goal, point=point)
 
 
 def _at_share(study: Study, traffic: Traffic) -> OperatingPoint | None:
@@ -242,21 +239,18 @@ def _check_candidates(tables: Mapping[str, Outcomes]) -> None:
         raise ValueError("there are no candidates: give the outcomes of at least one student")
     (name, first), *others = tables.items()
     for other_name, other in others:
-        what = _difference(first, other)
-        if what is not None:
-            raise ValueError(
-                f"candidates must be recorded on the same examples beside the same teacher, but "
-                f"the {what} of {name} and {other_name} differ"
-            )
-
-
-def _difference(first: Outcomes, other: Outcomes) -> str | None:
-    """What keeps two candidates from being compared."""
-    if first.metric != other.metric:
-        return "metrics"
-    if not first.kind.equal(first.targets, other.targets):
-        return "examples"
-    return None if first.kind.equal(first.teacher, other.teacher) else "teachers"
+        if first.metric != other.metric:
+            what = "metrics"
+        elif not first.kind.equal(first.targets, other.targets):
+            what = "examples"
+        elif not first.kind.equal(first.teacher, other.teacher):
+            what = "teachers"
+        else:
+            continue
+        raise ValueError(
+            f"candidates must be recorded on the same examples beside the same teacher, but "
+            f"the {what} of {name} and {other_name} differ"
+        )
 
 
 def known_text(outcomes: Outcomes) -> str:

@@ -329,7 +329,8 @@ def print_table(console: Console, table: Table, spare: Sequence[str] = ()) -> No
     """
     left_out: list[str] = []
     if _least_width(table) > console.width:
-        full, waiting = table, [title for title in spare if title in _titles(table)]
+        titles = [column.header for column in table.columns]
+        full, waiting = table, [title for title in spare if title in titles]
         table = _narrowed(full, left_out)
         while waiting and _least_width(table) > console.width:
             left_out.append(waiting.pop(0))
@@ -337,10 +338,6 @@ def print_table(console: Console, table: Table, spare: Sequence[str] = ()) -> No
     console.print(table)
     if left_out:
         _say(console, f"left out, for a wider terminal: {'; '.join(left_out)}")
-
-
-def _titles(table: Table) -> list[str]:
-    return [str(column.header) for column in table.columns]
 
 
 def _widths(column: Column) -> list[int]:

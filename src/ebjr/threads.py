@@ -6,7 +6,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from threading import Thread
+from typing import Any, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -42,6 +43,11 @@ def in_order(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def background(name: str, work: Callable[..., None], *given: Any) -> Thread:
+    """A thread that does some work, not started yet; the process does not wait for it to end."""
+    return Thread(target=work, args=given, name=f"ebjr-{name}", daemon=True)
 
 
 def available_cores() -> int:

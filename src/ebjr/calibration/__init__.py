@@ -128,7 +128,10 @@ def calibrate(
     )
     aim.check(outcomes.measure)
     choosing, outcomes = _parts(outcomes, aim, chosen=_is_open(score) or blend == "auto")
-    point_score = _fitted(choosing, str(score)) if _is_open(score) else as_score(score)
+    if _is_open(score):
+        point_score = choose_score(choosing, None if score == "auto" else [score])
+    else:
+        point_score = as_score(score)
     weight = choose_blend(choosing, point_score) if blend == "auto" else as_blend(blend)
     _look_at(outcomes)
     if (gap := outcomes.kind.grid_gap(point_score, outcomes.student, outcomes.targets)) is not None:
@@ -194,8 +197,3 @@ def _certified(curve: TradeOffCurve, aim: Goal, all_given: bool) -> OperatingPoi
         words = f"{CHOICE_SHARE:.0%} of those given chose score and blend{way}"
         raise CalibrationError(f"{error} ({words})") from None
     return replace(curve.at(index=certificate.row), certified=certificate)
-
-
-def _fitted(choosing: Outcomes, score: str) -> Score:
-    """The best of all scores, or the one that the name stands for once it is fitted."""
-    return choose_score(choosing, None if score == "auto" else [score])

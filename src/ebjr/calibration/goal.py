@@ -11,7 +11,7 @@ import numpy as np
 from ebjr.calibration.guarantee import check_promise
 from ebjr.costs import UNITS
 from ebjr.curve import TradeOffCurve
-from ebjr.errors import CalibrationError
+from ebjr.errors import CalibrationError, check_choice
 from ebjr.metric import Metric
 
 GOALS: Mapping[str, tuple[str, ...]] = {
@@ -82,8 +82,7 @@ class Goal:
         return cls.of(table.get("goal", "match-teacher"), **known)
 
     def __post_init__(self) -> None:
-        if self.kind not in GOALS:
-            raise ValueError(f"goal must be one of {', '.join(GOALS)}, not {self.kind!r}")
+        check_choice("goal", self.kind, GOALS)
         units, needed = GOALS[self.kind], self.kind in ("accuracy", "budget")
         if self.unit not in (units if self.kind == "budget" else (None,)) or (
             needed and self.limit is None

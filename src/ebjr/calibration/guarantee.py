@@ -49,11 +49,10 @@ import numpy as np
 from scipy.special import ndtri
 
 from ebjr.curve import TradeOffCurve
-from ebjr.errors import CalibrationError
+from ebjr.errors import CalibrationError, check_choice
 from ebjr.metric import METRICS
 from ebjr.outcomes import Outcomes
 from ebjr.stats import binomial_cdf, critical_count
-from ebjr.task import Task
 
 PROMISES = {
     "harm": "the share of inputs that the student keeps and gets wrong where the teacher is right",
@@ -251,15 +250,10 @@ def certify(
 
 
 def certified_row(
-    curve: TradeOffCurve,
-    promise: str = "harm",
-    *,
-    tolerance: float,
-    delta: float = 0.1,
-    loss_bound: float | None = None,
+    curve: TradeOffCurve, promise: str = "harm", *, tolerance: float, delta: float = 0.1
 ) -> int | None:
     """The furthest row that is certified, and nothing else; None where `certify` would raise."""
-    scale = _scale(curve, promise, loss_bound)
+    scale = _scale(curve, promise, None)
     return _walked(curve, _Aim(promise, scale.share(tolerance), float(delta)), scale)[1]
 
 
@@ -312,9 +306,13 @@ def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Sca
             )
         return _Scale()
     if not measure.certifiable:
+        *others, last = [
+            metric.name for metric in curve.outcomes.kind.metrics if metric.certifiable
+        ]
+        words = f"{', '.join(others)} or {last}" if others else last
         raise ValueError(
             f"{measure.name} is no mean of losses that depend on one example each, so that nothing "
-            f"can be promised of it; use the metric {_certifiable(curve.outcomes.kind)}"
+            f"can be promised of it; use the metric {words}"
         )
     if measure.root and promise != "risk":
         raise ValueError(
@@ -329,12 +327,6 @@ def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Sca
     if not (math.isfinite(loss_bound) and loss_bound > 0):
         raise ValueError(f"loss_bound must be a positive number, not {loss_bound:g}")
     return _Scale(float(loss_bound), measure.root)
-
-
-def _certifiable(kind: Task) -> str:
-    """The metrics of a task that can be promised, for a sentence."""
-    *first, last = [metric.name for metric in kind.metrics if metric.certifiable]
-    return f"{', '.join(first)} or {last}" if first else last
 
 
 # --- what is promised, as a loss of each example if it is kept and if it is deferred
@@ -412,26 +404,21 @@ def _both(curve: TradeOffCurve, promise: str, bound: float | None) -> tuple[np.n
 
 def check_promise(promise: str, delta: float) -> None:
     """Check that a promise is one of `PROMISES`, and what is to be its chance of failing."""
-    if promise not in PROMISES:
-        raise ValueError(f"promise must be one of {', '.join(PROMISES)}, not {promise!r}")
+    check_choice("promise", promise, PROMISES)
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie between 0 and 1, both excluded, not {delta:g}")
 
 
-def _check(aim: _Aim, bound: float | None) -> None:
+def _walked(curve: TradeOffCurve, aim: _Aim, scale: _Scale) -> tuple[_Losses, int | None]:
+    """The losses, and the row before the first failure; None where that keeps nothing."""
     check_promise(aim.promise, aim.delta)
     low = -1 if aim.promise == "excess" else 0
     if not (low <= aim.tolerance < 1 and aim.tolerance > -1):
         limits = "above -1" if low else "at least 0"
-        share = "" if bound is None else ", as a share of loss_bound,"
+        share = "" if scale.bound is None else ", as a share of loss_bound,"
         raise ValueError(
             f"tolerance of {aim.promise}{share} must be {limits} and below 1, not {aim.tolerance:g}"
         )
-
-
-def _walked(curve: TradeOffCurve, aim: _Aim, scale: _Scale) -> tuple[_Losses, int | None]:
-    """The losses, and the row before the first failure; None where that keeps nothing."""
-    _check(aim, scale.bound)
     losses = _losses(curve, aim.promise, scale.bound)
     passed = _passes(losses, aim)
     if aim.promise == "rate":

@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.util import find_spec
 
 import numpy as np
@@ -26,11 +27,10 @@ def can_learn(outcomes: Outcomes, blend: float | Blend = 0.0) -> bool:
     learner = outcomes.kind.learner
     if learner is None or find_spec("sklearn") is None:
         return False
-    try:
+    with suppress(CalibrationError):
         learner.check(_signal(outcomes, blend))
-    except CalibrationError:
-        return False
-    return True
+        return True
+    return False
 
 
 def fit_learned(outcomes: Outcomes, blend: float | Blend = 0.0, seed: int = 0) -> Score:

@@ -74,11 +74,6 @@ def models() -> dict[str, ModelEntry]:
     }
 
 
-def about() -> dict[str, Any]:
-    """The classes' names, from the labels."""
-    return {"labels": read_coco(find("labels")).classes}
-
-
 DEMO = Demo(
     task="detection",
     title="EBJR on COCO images: DEIMv2 atto and femto",
@@ -87,7 +82,7 @@ DEMO = Demo(
     models=models,
     batch_size=8,
     goal={"goal": "match-teacher", "tolerance": 0.01},
-    about=about,
+    about=lambda: {"labels": read_coco(find("labels")).classes},
     shows=True,
 )
 """Both detectors suppress no boxes, and give distributions of their sides (eq. 13)."""

@@ -20,6 +20,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,7 +109,12 @@ class DataSet:
         what = f"downloading {self.name} from {source.name}"
         with tempfile.TemporaryDirectory(prefix="ebjr-") as folder:
             archive = source.fetch(Path(folder), partial(progress, what))
-            _check_archive(archive, source.sha256)
+            expected = source.sha256
+            if expected is not None and (came := sha256_of(archive)) != expected:
+                raise ValueError(
+                    f"the download is corrupt: SHA-256 {expected[:12]}... expected, "
+                    f"{came[:12]}... came"
+                )
             progress(f"decoding {self.name}", 0, None)
             splits = source.decode(archive)
         for split, expected in self.sha256.items():
@@ -236,25 +242,16 @@ def read_tar(archive: Path, names: Collection[str]) -> dict[str, bytes]:
     return found
 
 
-def _check_archive(archive: Path, expected: str | None) -> None:
-    if expected is not None and (came := sha256_of(archive)) != expected:
-        raise ValueError(
-            f"the download is corrupt: SHA-256 {expected[:12]}... expected, {came[:12]}... came"
-        )
-
-
 def _cached(path: Path, expected: str) -> Arrays | None:
     """The split that `path` holds, or None when there is none; a damaged file is removed."""
     if not path.exists():
         return None
-    try:
+    with suppress(*_FAILURES):  # whatever is wrong with it, the way out is to fetch it again
         with path.open("rb") as file:
             kept = np.load(file, allow_pickle=False)
             inputs, targets = (kept[name] for name in kept.files)
         if digest(inputs, targets) == expected:
             return inputs, targets
-    except _FAILURES:
-        pass  # whatever is wrong with it, the way out is to fetch it again
     path.unlink(missing_ok=True)
     return None
 
@@ -274,10 +271,8 @@ def _size_of(folder: Path) -> int:
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            try:
+            with suppress(FileNotFoundError):  # moved between the listing and the question
                 total += (Path(place) / name).stat().st_size
-            except FileNotFoundError:  # moved between the listing and the question
-                continue
     return total
 
 

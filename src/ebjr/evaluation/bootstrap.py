@@ -6,12 +6,14 @@ They hold for examples drawn independently from one population.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from ebjr.arrays import Array
 from ebjr.costs import joint_cost
 from ebjr.curve import OperatingPoint
+from ebjr.errors import check_at_least
 from ebjr.metric import Metric, Whole
 from ebjr.outcomes import Outcomes
 from ebjr.stats import Interval
@@ -73,8 +75,7 @@ def bootstrap(
     outcomes = outcomes.with_scale(point.rescale)
     n, measure, rng = len(outcomes), outcomes.measure, np.random.default_rng(seed)
     n_resamples = resamples(measure) if n_resamples is None else n_resamples
-    if n_resamples < 100:
-        raise ValueError(f"n_resamples must be at least 100, not {n_resamples}")
+    check_at_least(100, n_resamples=n_resamples)
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
     if measure.whole is not None:
@@ -148,11 +149,9 @@ def resampled_wholes(
     for row in range(n_resamples):
         while True:
             times[row] = rng.multinomial(n, np.full(n, 1 / n))
-            try:
+            with suppress(ValueError):
                 drawn[row] = [whole(mask, times=times[row]) for whole, mask in chosen]
-            except ValueError:
-                continue
-            break
+                break
     return times, drawn
 
 

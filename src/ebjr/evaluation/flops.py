@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.errors import ModelError, needs
+from ebjr.errors import ModelError, needs, one_line
 from ebjr.evaluation.inputs import OpenShape, Shape, batch_of_one, input_dtype_of, random_batch
 from ebjr.model import facts, model_name
 
@@ -103,8 +103,10 @@ def count_flops(
 
 
 def _flops(
-    by_operator: Counter[str], parameters: tuple[int, int], uncounted: Counter[str]
+    by_operator: Counter[str], sizes: Sequence[tuple[int, int]], uncounted: Counter[str]
 ) -> Flops:
+    """`sizes` are each parameter tensor's elements, and the bits of one of them."""
+    parameters = sum(count for count, _ in sizes), sum(count * bits for count, bits in sizes) // 8
     counted = {name: flops for name, flops in by_operator.most_common() if flops}
     return Flops(sum(counted.values()), *parameters, counted, dict(uncounted.most_common()))
 
@@ -135,16 +137,14 @@ def _count_torch(module: Any, shape: Shape, dtype: np.dtype[Any], name: str) -> 
         with torch.inference_mode(), _plain_evaluation(module), watcher, counter:
             module(inputs)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        said = " ".join(str(error).split())[:300].rstrip(".")
         raise ModelError(
             f"{name} must run on an input of shape {tuple(inputs.shape)} to be counted, "
-            f"but says: {said}"
+            f"but says: {one_line(error)}"
         ) from error
     counts = counter.get_flop_counts().get("Global", {})
     by_operator = Counter({str(op): flops // shape[0] for op, flops in counts.items()})
-    sizes = [(tensor.numel(), tensor.element_size()) for tensor in module.parameters()]
-    parameters = sum(count for count, _ in sizes), sum(count * each for count, each in sizes)
-    return _flops(by_operator, parameters, watcher.uncounted)
+    sizes = [(tensor.numel(), 8 * tensor.element_size()) for tensor in module.parameters()]
+    return _flops(by_operator, sizes, watcher.uncounted)
 
 
 def _torch_input(module: Any, shape: Shape, dtype: np.dtype[Any]) -> Any:
@@ -246,14 +246,10 @@ class _UnknownShape(Exception):
 Formula = Callable[[_Node], int]
 
 
-def _convolution(weight: int) -> Formula:
+def _convolution(weight: int, of: Callable[[_Node], Shape] = lambda node: node.out) -> Formula:
     # The weight is (out, in / groups, kernel...): one MAC for each output and each of in * kernel.
-    return lambda node: 2 * prod(node.out) * prod(node.shape(weight)[1:])
-
-
-def _transposed_convolution(node: _Node) -> int:
-    # The weight is (in, out / groups, kernel...): each input number is spread over out * kernel.
-    return 2 * prod(node.shape(0)) * prod(node.shape(1)[1:])
+    # Transposed it is (in, out / groups, kernel...): each input is spread over out * kernel.
+    return lambda node: 2 * prod(of(node)) * prod(node.shape(weight)[1:])
 
 
 def _matrix_product(node: _Node) -> int:
@@ -299,7 +295,7 @@ _PRODUCTS = (
 FORMULAS: dict[str, Formula] = {
     **dict.fromkeys(_CONVOLUTIONS, _convolution(1)),
     "QLinearConv": _convolution(3),
-    "ConvTranspose": _transposed_convolution,
+    "ConvTranspose": _convolution(1, of=lambda node: node.shape(0)),
     **dict.fromkeys(_PRODUCTS, _matrix_product),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
     "Attention": _attention,
@@ -348,7 +344,7 @@ def _count_onnx(path: Path, input_shape: OpenShape | None) -> Flops:
         else:
             by_operator[node.op_type] += flops
     by_operator = Counter({name: flops // batch for name, flops in by_operator.items()})
-    return _flops(by_operator, _parameters(model, constants), uncounted)
+    return _flops(by_operator, _sizes(model, constants), uncounted)
 
 
 def _read_onnx(path: Path) -> Any:
@@ -378,7 +374,9 @@ def _set_input_shape(model: Any, given: OpenShape | None, name: str) -> int:
             "as constants"
         )
     tensor = inputs[0].type.tensor_type
-    known = _open_shape(tensor)
+    known = None
+    if tensor.HasField("shape"):
+        known = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
     shape = (_fixed_batch(known), *batch_of_one(given, known, name)[1:])
     if known is None:
         tensor.shape.Clear()
@@ -398,12 +396,6 @@ def _inputs(model: Any) -> list[Any]:
     """The inputs that are not constants."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in constants]
-
-
-def _open_shape(tensor: Any) -> tuple[int | None, ...] | None:
-    if not tensor.HasField("shape"):
-        return None
-    return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
 
 
 def _inferred_shapes(model: Any) -> dict[str, Shape]:
@@ -493,8 +485,8 @@ def _node_flops(node: Any, shapes: dict[str, Shape]) -> int | None:
         return None
 
 
-def _parameters(model: Any, constants: dict[str, tuple[Shape, int]]) -> tuple[int, int]:
-    """Elements, and bytes, of the constants that training sets.
+def _sizes(model: Any, constants: dict[str, tuple[Shape, int]]) -> list[tuple[int, int]]:
+    """Elements, and bits of one, of each constant that training sets.
 
     Floating constants of one dimension and more, and whole ones of eight bits and fewer with two:
     quantized weights. Shapes, axes and indices are 32 or 64 bits wide.
@@ -510,10 +502,9 @@ def _parameters(model: Any, constants: dict[str, tuple[Shape, int]]) -> tuple[in
         for index, name in enumerate(node.input)
         if index not in NOT_TRAINED.get(node.op_type, ())
     }
-    sizes = [
+    return [
         (prod(dims), (floating | narrow)[kind])
         for name, (dims, kind) in constants.items()
         if name in used
         and ((kind in floating and len(dims) >= 1) or (kind in narrow and len(dims) >= 2))
     ]
-    return sum(count for count, _ in sizes), sum(count * bits for count, bits in sizes) // 8

@@ -19,12 +19,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ebjr.arrays import row_count
 from ebjr.costs import KINDS_OF_JOULES, Cost
+from ebjr.errors import check_at_least
 from ebjr.evaluation.inputs import timed_calls
 from ebjr.model import Model, as_answer, facts
 
@@ -203,10 +205,9 @@ def measure_joules(
 
 
 def _reading(meter: Meter) -> tuple[int, ...] | None:
-    try:
+    with suppress(OSError, ValueError):
         return meter.read()
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 def _finish_gpu() -> None:
@@ -259,8 +260,7 @@ def estimate_joules(
         picojoules_per_flop=picojoules_per_flop,
         picojoules_per_byte=picojoules_per_byte,
     )
-    if not batch_size >= 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    check_at_least(1, batch_size=batch_size)
     moved = weight_bytes / batch_size + input_bytes + output_bytes
     picojoules = flops * picojoules_per_flop + moved * picojoules_per_byte
     source = f"{picojoules_per_flop:g} pJ per FLOP, {picojoules_per_byte:g} pJ per byte"

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ebjr.errors import ModelError
+from ebjr.errors import ModelError, check_at_least
 from ebjr.evaluation.flops import can_count, count_flops
 from ebjr.evaluation.inputs import (
     OpenShape,
@@ -27,6 +28,7 @@ from ebjr.evaluation.power import Load, Meter, Power, find_joules
 from ebjr.model import Model, facts, model_name
 
 WARM_UP = 3  # batches before those that are timed
+MOST_REPEATS = 1000  # batches that are timed
 MEMORY_SECONDS = 300.0  # for the process in which memory is measured
 
 
@@ -148,28 +150,22 @@ def measure_latency(
     make_batch: Callable[[int], Any],
     batch_sizes: Iterable[int] = (1, 64),
     *,
-    repeats: int = 1000,
     seconds: float = 2.0,
 ) -> list[Latency]:
     """Time a model on batches of several sizes, one after another, for at most `seconds` each.
 
     `make_batch` makes a batch of n inputs before timing. Some batches run first, for at most a
-    quarter of `seconds`; then at least one batch is timed, and at most `repeats`.
+    quarter of `seconds`; then at least one batch is timed, and at most `MOST_REPEATS`.
     """
-    if repeats < 1 or seconds < 0:
-        raise ValueError(
-            f"repeats must be at least 1 and seconds at least 0, but are {repeats} and {seconds}"
-        )
-    return [
-        _latency(model, make_batch(size), size, repeats, seconds)
-        for size in _checked_sizes(batch_sizes)
-    ]
+    check_at_least(0, seconds=seconds)
+    sizes = _checked_sizes(batch_sizes)
+    return [_latency(model, make_batch(size), size, seconds) for size in sizes]
 
 
-def _latency(model: Model, batch: Any, size: int, repeats: int, seconds: float) -> Latency:
+def _latency(model: Model, batch: Any, size: int, seconds: float) -> Latency:
     start = time.perf_counter()
     timed_calls(model, batch, start + seconds / 4, WARM_UP)
-    times = timed_calls(model, batch, start + seconds, repeats)
+    times = timed_calls(model, batch, start + seconds, MOST_REPEATS)
     p50, p95 = np.percentile(times, [50, 95])
     return Latency(size, len(times), float(p50), float(p95))
 
@@ -212,7 +208,8 @@ def _report_memory(runtime: str) -> None:
     """What the fresh process does: prints the bytes that the model on its input adds."""
     __import__(runtime)
     message = sys.stdin.buffer.read()
-    _forget_peak()
+    with suppress(OSError):  # start the peak anew (Linux), so that imports do not count
+        Path("/proc/self/clear_refs").write_text("5")
     before = _memory()
     model, batch = pickle.loads(message)
     model(batch)
@@ -238,11 +235,3 @@ def _memory() -> tuple[int, int] | None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024
     return peak, peak
-
-
-def _forget_peak() -> None:
-    """Start the peak anew at the present (Linux), so that imports do not count."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return

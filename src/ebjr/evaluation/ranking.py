@@ -16,6 +16,7 @@ import numpy as np
 
 from ebjr.arrays import Array
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
+from ebjr.errors import check_at_least
 from ebjr.metric import Metric
 from ebjr.outcomes import Outcomes
 from ebjr.router import deferral_key
@@ -210,8 +211,7 @@ def reliability(outcomes: Outcomes, point: OperatingPoint, bins: int = 10) -> li
     >>> [(row.mean, row.student.estimate) for row in reliability(outcomes, point, bins=2)]
     [(1.0, 0.0), (2.0, 1.0)]
     """
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, not {bins}")
+    check_at_least(1, bins=bins)
     outcomes = outcomes.with_scale(point.rescale)
     values = deferral_key(np.asarray(point.router.score(outcomes.student), dtype=np.float64))
     order = np.argsort(values, kind="stable")

@@ -9,8 +9,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import version
-from importlib.resources import files
 from string import Template
 from typing import Any
 
@@ -34,7 +34,7 @@ from ebjr.evaluation.plots import (
 from ebjr.evaluation.ranking import Standing
 from ebjr.evaluation.samples import Sample, samples_html
 from ebjr.evaluation.tests import Comparison
-from ebjr.files import write_whole
+from ebjr.files import packaged_text, write_whole
 from ebjr.metric import Metric
 from ebjr.outcomes import Outcomes
 from ebjr.scores import score_title
@@ -109,6 +109,9 @@ def page_words(measure: Metric, kind: Task) -> dict[str, str]:
         "bins_words": f"{shown.title} and 95 % intervals from the standard error of the mean",
         **(DETECTORS if kind.takes_images else {}),
     }
+
+
+_asset = partial(packaged_text, "ebjr.evaluation")
 
 
 @dataclass(frozen=True)
@@ -256,11 +259,12 @@ def _write_page(
     """One file with everything in it: styles, data, plotly, script."""
     with needs("report", "writing a report"):
         from plotly.offline import get_plotlyjs
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # in ASCII
     page = Template(_asset("page.html")).substitute(
         title=html.escape(title),
         css=_asset("report.css") + css,
         body=body,
-        data=_script_json(data),
+        data=text.replace("<", "\\u003c"),  # which no script element may hold
         plotly=get_plotlyjs(),
         script=_asset("report.js"),
     )
@@ -363,7 +367,10 @@ def _table(
         _row(f"{role} alone", held_out, getattr(held_out, f"{role}_cost"), held_out.quality(role))
         for role in ("student", "teacher")
     ]
-    joint = [_joint_row(_words(name), held_out, point) for name, point in points.items()]
+    joint = []
+    for name, point in points.items():
+        paper = f", the paper's ({EQUATIONS[name]})" if name in EQUATIONS else ""
+        joint.append(_joint_row(f"joint: {name}{paper}", held_out, point))
     if best is not None:
         words = f"joint: {point_title(best)}, for the best {held_out.measure.title}"
         joint.insert(1, _joint_row(words, held_out, best))
@@ -377,10 +384,6 @@ def _further(held_out: Outcomes, cost: Cost) -> dict[str, str]:
 
 EQUATIONS = {"energy": "eq. 3", "specialized_energy": "eq. 17"}
 """Where the paper defines a score."""
-
-
-def _words(name: str) -> str:
-    return f"joint: {name}" + (f", the paper's ({EQUATIONS[name]})" if name in EQUATIONS else "")
 
 
 def _joint_row(words: str, held_out: Outcomes, point: OperatingPoint) -> str:
@@ -553,13 +556,3 @@ def _cells(name: str, cells: Sequence[str], marked: bool = False) -> str:
     inner = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
     mark = ' class="chosen"' if marked else ""
     return f'<tr{mark}><th scope="row">{html.escape(name)}</th>{inner}</tr>'
-
-
-def _asset(name: str) -> str:
-    return (files("ebjr.evaluation") / name).read_text(encoding="utf-8")
-
-
-def _script_json(value: Any) -> str:
-    """JSON that is safe inside a script element."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -68,6 +68,7 @@ def _figure(sample: Sample, labels: Sequence[str] | None) -> str:
     height, width = sample.image.shape[:2]
     shown = sample.found.above(SHOWN)
     who = "teacher" if sample.deferred else "student"
+    names = [f"class {label}" if labels is None else labels[label] for label in shown.labels]
     line = max(width, height) / 180
     there = "".join(
         f'<rect class="there" {_place(box)} stroke-width="{line:.2f}"/>'
@@ -76,8 +77,8 @@ def _figure(sample: Sample, labels: Sequence[str] | None) -> str:
     boxes = "".join(
         f'<rect class="{who}" {_place(box)} stroke-width="{1.5 * line:.2f}"/>'
         f'<text x="{box[0] + 2 * line:.1f}" y="{box[1] + 9 * line:.1f}" '
-        f'font-size="{8 * line:.1f}">{html.escape(_name(int(label), labels))} {score:.2f}</text>'
-        for box, label, score in zip(shown.boxes, shown.labels, shown.scores, strict=True)
+        f'font-size="{8 * line:.1f}">{html.escape(name)} {score:.2f}</text>'
+        for box, name, score in zip(shown.boxes, names, shown.scores, strict=True)
     )
     words = f"the {who} answered, score {sample.score:.4g}; {len(shown)} boxes found, "
     words += f"{len(sample.truth)} there"
@@ -91,10 +92,6 @@ def _figure(sample: Sample, labels: Sequence[str] | None) -> str:
 def _place(box: Any) -> str:
     x1, y1, x2, y2 = (float(side) for side in box)
     return f'x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}"'
-
-
-def _name(label: int, labels: Sequence[str] | None) -> str:
-    return f"class {label}" if labels is None else labels[label]
 
 
 def _data(image: np.ndarray) -> str:

@@ -16,7 +16,7 @@ from scipy.special import chdtrc
 from ebjr.evaluation.bootstrap import MOST_WHOLE, interval_of, resampled_means, resampled_wholes
 from ebjr.metric import METRICS, Metric
 from ebjr.outcomes import Outcomes
-from ebjr.stats import Interval, binomial_cdf, right_or_wrong, share_interval
+from ebjr.stats import Interval, binomial_cdf, right_or_wrong, same_length, share_interval
 
 FEW = 25
 """With fewer discordant pairs than this, McNemar's test is exact unless told otherwise."""
@@ -193,13 +193,9 @@ def compare(
     >>> compare([0, 1, 1], [0, 1, 0], [0, 1, 1]).first_only
     1
     """
-    columns = [np.asarray(column) for column in (joint_prediction, other_prediction, targets)]
-    if any(column.ndim != 1 or len(column) != len(columns[0]) for column in columns):
-        shapes = ", ".join(str(column.shape) for column in columns)
-        raise ValueError(
-            f"joint_prediction, other_prediction and targets must be (n,) alike, not {shapes}"
-        )
-    joint, other, truth = columns
+    joint, other, truth = same_length(
+        joint_prediction=joint_prediction, other_prediction=other_prediction, targets=targets
+    )
     return mcnemar(joint == truth, other == truth, names=names)
 
 

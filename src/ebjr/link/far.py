@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ebjr.data.preprocess import unprepared
 from ebjr.errors import TeacherUnavailable, needs, one_line
 from ebjr.joint import check_policy
 from ebjr.model import Answer, Model, ModelFacts, as_answer, facts, model_name
+from ebjr.threads import background
 
 if TYPE_CHECKING:
     from ebjr.outcomes import Outcomes
@@ -115,15 +116,6 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
 }
 
 
-@runtime_checkable
-class Checks(Protocol):
-    """A model that can be asked whether it is there, as `RemoteModel` can."""
-
-    def check(self) -> None:
-        """Raise what is wrong, if it is not there or is another than it was."""
-        ...
-
-
 class FarTeacher:
     """A teacher at the other end of a link, asked as a `Link` says.
 
@@ -158,9 +150,8 @@ class FarTeacher:
         self.name, self.teacher = model_name(teacher), teacher
         self.link = Link() if link is None else link
         self._breaker = Breaker(self.link.failures)
-        self._bucket = None
-        if self.link.rows_per_second is not None:
-            self._bucket = Bucket(self.link.rows_per_second)
+        rate = self.link.rows_per_second
+        self._bucket = None if rate is None else Bucket(rate)
         self._reason = ""
         self._closed = threading.Event()
 
@@ -241,9 +232,7 @@ class FarTeacher:
         if self._breaker.fail():
             log.warning("%s is left alone: %s", self.name, self._reason)
             arguments = (weakref.ref(self), self._closed, self.link.probe_seconds)
-            threading.Thread(
-                target=_look_for, args=arguments, name="ebjr-probe", daemon=True
-            ).start()
+            background("probe", _look_for, *arguments).start()
 
     def _alone(self) -> str:
         return f"{self.name} is left alone until it is there again: {self._reason}"
@@ -251,8 +240,8 @@ class FarTeacher:
     def _is_there(self) -> bool:
         teacher = unprepared(self.teacher)[0]
         try:
-            if isinstance(teacher, Checks):
-                teacher.check()
+            if (check := getattr(teacher, "check", None)) is not None:
+                check()
         except Exception as error:  # whatever it is: who stops looking never finds it
             self._reason = one_line(error)
             return False

@@ -24,12 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import Batch, join_rows, take_rows, to_numpy
+from ebjr.arrays import Batch, join_rows, plain, take_rows, to_numpy
 from ebjr.data.preprocess import ImageFile, upright_pixels
 from ebjr.errors import EbjrError, OtherModel, TeacherUnavailable
 from ebjr.joint import JointModel, LateRows
 from ebjr.link.far import FarTeacher
 from ebjr.task import Task
+from ebjr.threads import background
 
 FORMAT = 0xEB17
 """SQLite's `application_id` of such a file."""
@@ -205,7 +206,9 @@ class LateAnswers:
         """
         done = 0
         with self._delivering:
-            self._forget()
+            told = "" if self.callback is None else "AND told = 1"
+            old = f"DELETE FROM rows WHERE input IS NULL AND changed < ? {told}"
+            self._change(old, [(time.time() - self.keep_seconds,)])
             self._tell(joint)
             while not self._stopping.is_set():
                 if isinstance(joint.teacher, FarTeacher) and joint.teacher.state == "open":
@@ -224,9 +227,7 @@ class LateAnswers:
     def start(self, joint: JointModel, every_seconds: float = 1.0) -> None:
         """Deliver in a thread of its own, whenever something waits."""
         self._stopping.clear()
-        self._thread = threading.Thread(
-            target=self._run, args=(joint, every_seconds), name="ebjr-late", daemon=True
-        )
+        self._thread = background("late", self._run, joint, every_seconds)
         self._thread.start()
 
     def stop(self) -> None:
@@ -309,11 +310,6 @@ class LateAnswers:
             *(self._untold_from, MOST_TOLD),
         )
 
-    def _forget(self) -> None:
-        told = "" if self.callback is None else "AND told = 1"
-        old = f"DELETE FROM rows WHERE input IS NULL AND changed < ? {told}"
-        self._change(old, [(time.time() - self.keep_seconds,)])
-
     @contextmanager
     def _trying(self, what: str) -> Iterator[None]:
         """Log that something fails, once and not for as long as a disk is full."""
@@ -359,8 +355,7 @@ def _opened(path: str, most_bytes: int) -> sqlite3.Connection:
 def _pack(kind: Task, row: Batch) -> bytes:
     """Raw output of one row, as bytes."""
     buffer = io.BytesIO()
-    plain = row if isinstance(row, list | tuple) else to_numpy(row)
-    np.savez(buffer, **kind.pack("output", plain, half=False))  # type: ignore[arg-type]
+    np.savez(buffer, **kind.pack("output", plain(row), half=False))  # type: ignore[arg-type]
     return buffer.getvalue()
 
 

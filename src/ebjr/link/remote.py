@@ -9,7 +9,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
 from gzip import compress
@@ -19,7 +19,16 @@ import numpy as np
 
 from ebjr.arrays import Batch, join_rows, row_count, take_rows, to_numpy
 from ebjr.data.preprocess import ImageFile
-from ebjr.errors import ModelError, OtherModel, ProtocolError, TeacherUnavailable, needs, one_line
+from ebjr.errors import (
+    ModelError,
+    OtherModel,
+    ProtocolError,
+    TeacherUnavailable,
+    check_at_least,
+    check_choice,
+    needs,
+    one_line,
+)
 from ebjr.model import Answer, ModelFacts
 from ebjr.protocol import (
     DATATYPES,
@@ -89,10 +98,8 @@ class RemoteModel:
         token: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_send(send, quality)
-        _check_timeout(timeout_seconds)
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        _check(send, quality, timeout_seconds)
+        check_at_least(1, batch_size=batch_size)
         self.batch_size, self.quality, self.gzip = batch_size, quality, gzip
         server, path = _split_url(url)
         self._server = _Server(server, timeout_seconds, gzip, token)
@@ -165,9 +172,11 @@ class RemoteModel:
         found = self._asked_metadata()
         self._server.exchange("GET", f"{self._path}/ready")
         if found != self.metadata:
+            old, new = self.metadata.as_dict(), found.as_dict()
+            key = next(key for key in old if old[key] != new[key])
             raise OtherModel(
-                f"{self.name} is another model than it was: {_difference(self.metadata, found)}; "
-                "record and calibrate again"
+                f"{self.name} is another model than it was: its {key} was {str(old[key])[:100]} "
+                f"and is {str(new[key])[:100]}; record and calibrate again"
             )
         self._met = True
 
@@ -229,7 +238,6 @@ class RemoteModel:
         said, came = self._server.exchange("POST", f"{self._path}/infer", body, headers)
         with self._server.understanding():
             found = read_response(said, came.get(LENGTH_HEADER))
-        self._check_version(found)
         marks = found.outputs.get("degraded")
         if marks is not None and marks.shape != (rows,):
             marks = None
@@ -265,6 +273,12 @@ class RemoteModel:
         return files[:, None] if column else files
 
     def _checked(self, found: InferResponse, rows: int) -> np.ndarray:
+        known = self.metadata.versions
+        if found.model_version is not None and known and found.model_version not in known:
+            raise OtherModel(
+                f"{self.name} answers as version {found.model_version!r} and was "
+                f"{' or '.join(map(repr, known))}; record and calibrate again"
+            )
         array = found.outputs.get(self.output_name)
         if array is None:
             said = ", ".join(found.outputs) or "nothing"
@@ -282,14 +296,6 @@ class RemoteModel:
                 f"{list(self._output.shape)}, but returned {array.shape}"
             )
         return np.array(array)  # what a message holds is read-only
-
-    def _check_version(self, found: InferResponse) -> None:
-        known = self.metadata.versions
-        if found.model_version is not None and known and found.model_version not in known:
-            raise OtherModel(
-                f"{self.name} answers as version {found.model_version!r} and was "
-                f"{' or '.join(map(repr, known))}; record and calibrate again"
-            )
 
     def _asked_metadata(self) -> ModelMetadata:
         extensions = self._server.json("GET", "").get("extensions")
@@ -409,14 +415,11 @@ class _Server:
         return TeacherUnavailable(f"{self.name} answers with {words}", after)
 
 
-def _check_send(send: str | None, quality: int) -> None:
-    if send is not None and send not in SENDS:
-        raise ValueError(f"send must be one of {', '.join(SENDS)}, not {send!r}")
+def _check(send: str | None, quality: int, seconds: float) -> None:
+    if send is not None:
+        check_choice("send", send, SENDS)
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 95:
         raise ValueError(f"quality must be a whole number from 1 to 95, not {quality!r}")
-
-
-def _check_timeout(seconds: float) -> None:
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not number or not 0 < seconds <= 3600:
         raise ValueError(f"timeout_seconds must be above 0 and at most 3600, not {seconds!r}")
@@ -482,16 +485,9 @@ def _head_bytes(message: Any) -> int:
 
 def _from_json(body: bytes) -> Any:
     """What a body says, or None where it is no JSON."""
-    try:
+    with suppress(ValueError, RecursionError):
         return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _difference(before: ModelMetadata, now: ModelMetadata) -> str:
-    old, new = before.as_dict(), now.as_dict()
-    key = next(key for key in old if old[key] != new[key])
-    return f"its {key} was {str(old[key])[:100]} and is {str(new[key])[:100]}"
+    return None
 
 
 def _retry_after(text: str | None) -> float | None:

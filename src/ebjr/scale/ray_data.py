@@ -138,13 +138,14 @@ class _Student:
         self.joint = config.load(teacher=_absent, **thread_option(config.student, threads))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        joint = self.joint
-        found = joint.ask_student(_listed(batch["inputs"]))
+        joint, column = self.joint, batch["inputs"]
+        # rows of different shapes are a list
+        found = joint.ask_student(list(column) if column.dtype == object else column)
         score, deferred = map(to_numpy, joint.router(found.output))
         output, marked = joint.of_student(found.output), found.degraded
         sent = [b""] * len(score)
         for row in np.flatnonzero(deferred).tolist():
-            sent[row] = pickle.dumps((batch["inputs"][row], output[row]))
+            sent[row] = pickle.dumps((column[row], output[row]))
         return {
             "row": batch["row"],
             "name": batch["name"],
@@ -221,11 +222,6 @@ def _column(values: Sequence[Any]) -> np.ndarray:
 def _objects(values: Sequence[Any]) -> np.ndarray:
     """One object for each row, whatever their shapes are."""
     return np.fromiter(values, object, len(values))
-
-
-def _listed(column: np.ndarray) -> Any:
-    """A column as a batch: rows of different shapes are a list."""
-    return list(column) if column.dtype == object else column
 
 
 def _stacked(rows: Sequence[Any]) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 
 from ebjr.arrays import Batch, join_rows, row_count
 from ebjr.backends.entry import Entry
-from ebjr.errors import EbjrError, TeacherUnavailable, needs
+from ebjr.errors import EbjrError, TeacherUnavailable, check_at_least, needs
 from ebjr.joint_file import JointConfig
 from ebjr.model import Model, answer
 from ebjr.router import check_threshold
@@ -37,6 +37,7 @@ from ebjr.serving.row_queue import Part, RowQueue, alike, form_of, spans
 from ebjr.serving.served import Served, served_of
 from ebjr.task import Task
 from ebjr.tasks import as_task
+from ebjr.threads import background
 
 with needs("scale", "running on Ray"):
     from ray import serve
@@ -109,9 +110,7 @@ def build_app(
         A model file, or the preprocessing, has changed since the threshold was calibrated.
     """
     config = checked_config(joint)
-    for name, size in {"teacher_batch": teacher_batch, "teacher_calls": teacher_calls}.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, not {size}")
+    check_at_least(1, teacher_batch=teacher_batch, teacher_calls=teacher_calls)
     if not 0 <= teacher_wait_seconds < teacher_timeout_seconds:
         raise ValueError(
             f"teacher_wait_seconds must be from 0 to under teacher_timeout_seconds "
@@ -238,7 +237,7 @@ class RayTeacher:
             with self._lock:
                 if not self._away.is_set():
                     self._away.set()
-                    threading.Thread(target=self._wait, name="ebjr-away", daemon=True).start()
+                    background("away", self._wait).start()
             raise
 
     def _ask(self, inputs: Batch) -> Batch:
@@ -323,7 +322,7 @@ class Teacher:
             "waiting_rows", "Rows in a queue.", lambda: {"teacher": self._queue.rows}, "stage"
         )
         Mirror(self._metrics.families).start()
-        threading.Thread(target=self._work, name="ebjr-teacher", daemon=True).start()
+        background("teacher", self._work).start()
 
     async def live(self) -> None:
         """Answer, and no more."""
@@ -344,21 +343,16 @@ class Teacher:
                     for part in parts:
                         part.ticket.fail(error)
 
-    def _ask(self, inputs: Batch) -> Batch:
-        """Raw output, one row for each input; TeacherUnavailable where a far teacher skips rows."""
-        rows = row_count(inputs)
-        found = answer(self._model, inputs, rows, self._kind)
-        if found.answered is not None and row_count(found.output) < rows:
-            raise TeacherUnavailable(f"the teacher answered only some of {rows} rows just now")
-        return found.output
-
     def _answer(self, parts: Sequence[Part]) -> None:
         began = time.perf_counter()
-        rows = [part.ticket.inputs[part.rows.start : part.rows.stop] for part in parts]
-        output = self._ask(join_rows(rows))
+        inputs = [part.ticket.inputs[part.rows.start : part.rows.stop] for part in parts]
+        rows = sum(map(len, parts))
+        found = answer(self._model, join_rows(inputs), rows, self._kind)
+        if found.answered is not None and row_count(found.output) < rows:  # it is far itself
+            raise TeacherUnavailable(f"the teacher answered only some of {rows} rows just now")
         self._metrics.observe(Batched.of("teacher", parts, began))
         for part, own in spans(parts):
-            part.ticket.answer(part.rows.start, output[own])
+            part.ticket.answer(part.rows.start, found.output[own])
 
 
 class SharedKnob:
@@ -424,7 +418,7 @@ class RemoteKnob(Knob):
         self._handle, self._epoch = handle, epoch
         self._replica = serve.get_replica_context().replica_id
         self._told = threading.Event()
-        threading.Thread(target=self._watch, name="ebjr-knob", daemon=True).start()
+        background("knob", self._watch).start()
         self._told.wait(MOVE_SECONDS)  # a replica that comes later starts where the others are
 
     def move(self, threshold: float, *, who: str, why: str, request: str | None = None) -> None:

@@ -230,16 +230,13 @@ class Autopilot(Observer):
             return None
         assert self._goal is not None
         rate = deferred / n
-        self.measured = rate if self.hold.quantity == "deferral_rate" else self._flops(rate)
+        self.measured = rate
+        if self.hold.quantity == "flops":
+            student, teacher = self._knob.served.flops
+            self.measured = (student or 0.0) + rate * (teacher or 0.0)
         chance = SIGMAS * math.sqrt(self._goal * (1 - self._goal) / n) + 1 / n
         seen = f"{self.hold.figure(self.measured)} over {n:.0f} rows"
         return self._goal - rate, max(0.005, 0.05 * self._goal) + chance, seen
-
-    def _flops(self, rate: float) -> float:
-        student, teacher = self._knob.served.flops
-        assert student is not None
-        assert teacher is not None
-        return student + rate * teacher
 
     def _time_error(self) -> tuple[float, float, str] | None:
         """Its target is met between 80 and 100 % of it; errors beyond are logarithms.

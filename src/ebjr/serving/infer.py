@@ -9,13 +9,12 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ebjr.errors import EbjrError, Overloaded, needs
 from ebjr.protocol import LENGTH_HEADER, InferRequest, InferResponse, read_request, write_response
 from ebjr.serving.logs import REQUEST_ID, Receive, Scope, Send, begin_request
 from ebjr.serving.multipart import read_form
-from ebjr.serving.request_body import LARGE_BYTES, WHEN_GONE, Refused, aside, compressed, read_body
+from ebjr.serving.request_body import WHEN_GONE, Refused, aside, compressed, read_body
 from ebjr.serving.service import BROKEN, VERSION, Service, log, status_of
 
 with needs("serve", "serving"):
@@ -59,7 +58,11 @@ class Infer:
                 body, headers = await self._answer(scope, known, receive, hold)
                 service.metrics.request(time.perf_counter() - began)
         except (Exception, asyncio.CancelledError) as error:
-            answer = self._failed(error)
+            if isinstance(error, MISTAKES):
+                answer = refusal_of(service, error)
+            else:
+                log.exception("a request failed")
+                answer = refusal(service, 500, BROKEN)
             if own is not None:
                 answer.raw_headers.append((REQUEST_ID, own))
             await answer(scope, receive, send)
@@ -69,12 +72,6 @@ class Infer:
             headers.append((REQUEST_ID, own))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-
-    def _failed(self, error: BaseException) -> Response:
-        if isinstance(error, MISTAKES):
-            return refusal_of(self._service, error)
-        log.exception("a request failed")
-        return refusal(self._service, 500, BROKEN)
 
     async def _answer(
         self,
@@ -90,14 +87,11 @@ class Infer:
         if "path_params" in scope:
             service.check_model(**scope["path_params"])
         asked = await self._asked(raw, headers)
-        scope[WHEN_GONE] = _cancel_of_this_task()
+        task = asyncio.current_task()
+        assert task is not None
+        scope[WHEN_GONE] = task.cancel
         found = await service.infer(asked)
-        large = _answer_bytes(found, asked) > LARGE_BYTES  # `aside` costs a little, even of none
-        body, length = (
-            await asyncio.to_thread(write_response, found, asked)
-            if large
-            else write_response(found, asked)
-        )
+        body, length = await aside(_answer_bytes(found, asked), write_response, found, asked)
         about = [_JSON] if length is None else [_BINARY, (_LENGTH, b"%d" % length)]
         if accepted := headers.get(b"accept-encoding"):
             body, more = await aside(len(body), compressed, body, accepted.decode("latin-1"))
@@ -108,9 +102,7 @@ class Infer:
         if not headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
             length = headers.get(_LENGTH)
             words = None if length is None else length.decode("latin-1")
-            if _json_bytes(raw, words) <= LARGE_BYTES:
-                return read_request(raw, words)
-            return await asyncio.to_thread(read_request, raw, words)
+            return await aside(_json_bytes(raw, words), read_request, raw, words)
         if not self._service.served.takes_images:
             raise Refused(415, "this model takes no images, and a form can bring nothing else")
         return await read_form(raw, Headers(raw=list(headers.items())), self._service.input["name"])
@@ -144,16 +136,7 @@ def _json_bytes(raw: bytes, length: str | None) -> int:
 
 def _answer_bytes(found: InferResponse, asked: InferRequest) -> int:
     """About how long an answer will be; as JSON a number takes so many times its bytes."""
-    most = TEXT_BYTES * sum([array.nbytes for array in found.outputs.values()])
-    if most <= LARGE_BYTES:
-        return most
     wishes = ((array.nbytes, asked.wants(name)) for name, array in found.outputs.items())
     return sum(
         size if wish is not None and wish.binary else TEXT_BYTES * size for size, wish in wishes
     )
-
-
-def _cancel_of_this_task() -> Callable[[], Any]:
-    task = asyncio.current_task()
-    assert task is not None
-    return task.cancel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from contextlib import suppress
 from dataclasses import dataclass, fields
 
 
@@ -34,16 +35,12 @@ class Limits:
 
 def exposure(host: str, token: str | None) -> str | None:
     """A warning where a server without a token listens beyond its own machine; else None."""
-    if token is not None or host == "localhost" or _loops_back(host):
+    loops_back = host == "localhost"
+    with suppress(ValueError):  # another name
+        loops_back |= ipaddress.ip_address(host).is_loopback
+    if token is not None or loops_back:
         return None
     return (
         f"{host} may be reached from other machines, and there is no --token: the knob is moved "
         "from this machine alone, but anybody may ask for answers"
     )
-
-
-def _loops_back(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 from ebjr.errors import needs
+from ebjr.files import packaged_text
 from ebjr.protocol import DATATYPES, MOST_DIMENSIONS
 from ebjr.serving.service import VERSION, Service
 
@@ -21,10 +22,14 @@ ANY_VERSION = "/versions/{version}"  # a path with it does as the path without i
 
 def openapi(service: Service, routes: Sequence[BaseRoute], *, token: bool = False) -> Json:
     """The document, OpenAPI 3.1, of a service and its routes."""
-    text = files("ebjr.serving").joinpath("openapi.json").read_text(encoding="utf-8")
+    text = packaged_text("ebjr.serving", "openapi.json")
     document = _filled(json.loads(text), _values(service))
-    if not service.served.operating_points:
-        _cut_points(document["components"]["schemas"])
+    if not service.served.operating_points:  # nobody can ask for one
+        schemas, name = document["components"]["schemas"], "operating_point"
+        del schemas["Form"]["properties"][name]
+        del schemas["InferRequest"]["properties"]["parameters"]["properties"][name]
+        wishes = schemas["Wish"]["oneOf"]
+        schemas["Wish"]["oneOf"] = [wish for wish in wishes if name not in wish["properties"]]
     if not service.served.takes_images:
         asked = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]
         del asked["content"]["multipart/form-data"]
@@ -57,15 +62,6 @@ def _filled(node: Any, values: Mapping[str, Any]) -> Any:
     return values.get(node, node) if isinstance(node, str) else node
 
 
-def _cut_points(schemas: Json) -> None:
-    """Nobody can ask for an operating point where there is none."""
-    name = "operating_point"
-    del schemas["Form"]["properties"][name]
-    del schemas["InferRequest"]["properties"]["parameters"]["properties"][name]
-    wishes = schemas["Wish"]["oneOf"]
-    schemas["Wish"]["oneOf"] = [wish for wish in wishes if name not in wish["properties"]]
-
-
 def _paths(known: Json, routes: Sequence[BaseRoute], service: Service) -> Json:
     """The operations of every route."""
     paths: Json = {}
@@ -74,9 +70,10 @@ def _paths(known: Json, routes: Sequence[BaseRoute], service: Service) -> Json:
             continue
         path = route.path_format
         about = known[path.replace(ANY_VERSION, "")]
+        words = re.findall(r"[^/.{}]+", path) or ["page"]
         for method in sorted(set(route.methods or ()) - {"HEAD"}):
             key = method.lower()
-            name = "_".join((key, *_words(path)))
+            name = "_".join((key, *words))
             paths.setdefault(path, {})[key] = {"operationId": name, **about[key]}
         if parameters := _path_parameters(path, service):
             paths[path]["parameters"] = parameters
@@ -95,8 +92,3 @@ def _path_parameters(path: str, service: Service) -> list[Json]:
         }
         for name in names
     ]
-
-
-def _words(path: str) -> list[str]:
-    words = [part.strip("{}") for part in path.replace(".", "/").split("/")]
-    return [word for word in words if word] or ["page"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from functools import cache
-from importlib.resources import files
+from functools import cache, partial
 from string import Template
-from typing import Any
+
+from ebjr.files import packaged_text
 
 
 @cache
@@ -17,11 +17,10 @@ def page_and_headers() -> tuple[str, int, dict[str, str]]:
     It looks like the report, whose style it shares. The policy lets run the script and the style
     that are in the page, by their hashes, lets it talk to its own server, and nothing else.
     """
-    own = files("ebjr.serving")
-    style = _text(files("ebjr.evaluation") / "report.css") + _text(own / "page.css")
-    script = _text(own / "page.js")
-    style, script = f"\n{style}", f"\n{script}"
-    page = Template(_text(own / "page.html")).substitute(style=style, script=script)
+    own = partial(packaged_text, "ebjr.serving")
+    style = "\n" + packaged_text("ebjr.evaluation", "report.css") + own("page.css")
+    script = "\n" + own("page.js")
+    page = Template(own("page.html")).substitute(style=style, script=script)
     policy = {
         "default-src": "'none'",
         "script-src": _source(script),
@@ -44,7 +43,3 @@ def page_and_headers() -> tuple[str, int, dict[str, str]]:
 def _source(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-
-def _text(file: Any) -> str:
-    return file.read_text(encoding="utf-8")

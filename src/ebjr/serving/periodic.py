@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from ebjr.threads import background
+
 log = logging.getLogger("ebjr.serving")
 
 
@@ -18,7 +20,7 @@ class Periodic:
     def __init__(self, seconds: float, *chores: Callable[[], None]) -> None:
         self._seconds, self._chores = seconds, chores
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ebjr-periodic", daemon=True)
+        self._thread = background("periodic", self._run)
         self._failing: dict[Callable[[], None], str] = {}
 
     def start(self) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.arrays import Batch, join_rows, put_rows, row_count, take_rows, to_numpy
-from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable
+from ebjr.arrays import Batch, join_rows, plain, put_rows, row_count, take_rows, to_numpy
+from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable, check_at_least
 from ebjr.joint import JointAnswer, JointModel, LateRows
 from ebjr.router import check_threshold, is_deferred
 from ebjr.serving.events import (
@@ -35,6 +35,7 @@ from ebjr.serving.events import (
     Submitted,
 )
 from ebjr.serving.row_queue import Part, RowQueue, alike, form_of, spans
+from ebjr.threads import background
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +88,7 @@ class Ticket:
             part = _Part(self, rows, take_rows(self._output, rows))
         self._pipeline.keep([part])  # waits for a disk, and nobody is to wait for that
         with self._pipeline.lock:
-            if not self.future.done():
-                self._degrade(np.flatnonzero(self._waiting))
+            self.untaught(np.flatnonzero(self._waiting))
         self._pipeline.tell_answered()
         return True
 
@@ -148,10 +148,8 @@ class Ticket:
 
     def untaught(self, rows: np.ndarray) -> None:
         """Keep the student's answer to some rows that the teacher should have answered."""
-        if not self.future.done():
-            self._degrade(rows)
-
-    def _degrade(self, rows: np.ndarray) -> None:
+        if self.future.done():
+            return
         self._degraded[rows] = True
         self._deferred[rows] = False
         self._waiting[rows] = False
@@ -172,21 +170,17 @@ class Ticket:
             self._degraded,
             self.late,
         )
-        self._finish(ServedAnswer(answer, self._threshold))
+        self.finish(ServedAnswer(answer, self._threshold))
 
-    def _finish(self, result: ServedAnswer | BaseException) -> None:
-        if not self.future.set_running_or_notify_cancel():
+    def finish(self, result: ServedAnswer | BaseException) -> None:
+        """Answer, or say why there is no answer, unless one of both was done before."""
+        if self.future.done() or not self.future.set_running_or_notify_cancel():
             return
         if isinstance(result, BaseException):
             self.future.set_exception(result)
         else:
             self.future.set_result(result)
             self._pipeline.done.append(self)
-
-    def fail(self, error: BaseException) -> None:
-        """Answer with an error."""
-        if not self.future.done():
-            self._finish(error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,14 +223,6 @@ class _Audit:
         return self.done == len(self.places)
 
 
-def _never() -> bool:
-    return False
-
-
-def _thread(name: str, work: Callable[..., None], *given: Any) -> threading.Thread:
-    return threading.Thread(target=work, args=given, name=f"ebjr-{name}", daemon=True)
-
-
 class Pipeline:
     """A joint model that answers many callers at once; ``joint.router.threshold`` is the knob.
 
@@ -269,10 +255,7 @@ class Pipeline:
         observer: Observer | None = None,
     ) -> None:
         sizes = {"student_batch": student_batch, "teacher_batch": teacher_batch}
-        counts = {"teacher_workers": teacher_workers, "queue_rows": queue_rows}
-        for name, value in {**sizes, **counts}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        check_at_least(1, **sizes, teacher_workers=teacher_workers, queue_rows=queue_rows)
         if not 0 <= max_wait_seconds < 60:
             raise ValueError(f"max_wait_seconds must be from 0 to 60, not {max_wait_seconds}")
         if not 0 <= audit_rate <= 1:
@@ -295,9 +278,9 @@ class Pipeline:
         self._auditing = 0  # rows that wait for an audit
         self._chance = np.random.default_rng()
         self.busy = False
-        self._student = _thread("student", self._run_student)
+        self._student = background("student", self._run_student)
         self._teachers = [
-            _thread(f"teacher-{number}", self._run_teacher, number == 0)
+            background(f"teacher-{number}", self._run_teacher, number == 0)
             for number in range(teacher_workers)
         ]
 
@@ -359,36 +342,32 @@ class Pipeline:
     def _run_student(self) -> None:
         while parts := self._take(self._student_queue, "student"):
             self.busy = True
-            for group in alike(parts):
-                self._guarded(self._answer_by_student, group, "student")
+            self._guarded(self._answer_by_student, parts, "student")
             self.busy = False
             if self._audits:
                 self._teacher_queue.poke()
 
     def _run_teacher(self, audits: bool) -> None:
-        idle = self._idle if audits else _never
-        while parts := self._take(self._teacher_queue, "teacher", idle):
-            for group in alike(parts):
-                self._guarded(self._answer_by_teacher, group, "teacher")
+        while parts := self._take(self._teacher_queue, "teacher", audits):
+            self._guarded(self._answer_by_teacher, parts, "teacher")
 
     def _guarded(
         self, answer: Callable[[Sequence[_Part]], None], parts: Sequence[_Part], stage: str
     ) -> None:
         """Answer rows, or say why not: a thread that ended would leave all others unanswered."""
-        try:
-            answer(parts)
-        except Exception as error:
-            self._fail(parts, stage, error)
+        for group in alike(parts):
+            try:
+                answer(group)
+            except Exception as error:
+                self._fail(group, stage, error)
 
-    def _take(
-        self, queue: RowQueue[_Part], stage: str, idle: Callable[[], bool] = _never
-    ) -> list[_Part]:
+    def _take(self, queue: RowQueue[_Part], stage: str, audits: bool = False) -> list[_Part]:
         """A batch for a model; none when there will never be another."""
         while True:
-            parts = queue.take(self._batches[f"{stage}_batch"], idle)
+            parts = queue.take(self._batches[f"{stage}_batch"], lambda: audits and self._idle())
             if parts or queue.drained:
                 return parts
-            if idle():
+            if audits and self._idle():
                 self._audit()
 
     def _idle(self) -> bool:
@@ -432,10 +411,10 @@ class Pipeline:
 
     def _answer_by_student(self, parts: Sequence[_Part]) -> None:
         began = time.perf_counter()
-        inputs = _inputs(parts)
+        inputs = join_rows([part.inputs for part in parts])
         found = self.joint.ask_student(inputs)
         values = np.asarray(to_numpy(self.joint.router.score(found.output)), np.float64)
-        output = _plain(self.joint.of_student(found.output))
+        output = plain(self.joint.of_student(found.output))
         batch = self._batched("student", parts, began)
         knob = self.joint.router.threshold
         each = [part.ticket.threshold(knob) for part in parts]
@@ -463,9 +442,9 @@ class Pipeline:
     def _answer_by_teacher(self, parts: Sequence[_Part]) -> None:
         began = time.perf_counter()
         try:
-            students = join_rows([part.output for part in parts])
-            found = self.joint.ask_teacher(_inputs(parts), students)
-            output = _plain(found.output)
+            inputs = join_rows([part.inputs for part in parts])
+            found = self.joint.ask_teacher(inputs, join_rows([part.output for part in parts]))
+            output = plain(found.output)
         except ModelError as error:  # unreachable, or it answers nonsense
             self._miss(parts, error)
             return
@@ -527,12 +506,8 @@ class Pipeline:
             told = ModelError(f"the {stage} failed on a batch: {type(error).__name__}: {error}")
         with self.lock:
             for part in parts:
-                part.ticket.fail(told)
+                part.ticket.finish(told)
         self.observer.observe(Failed(stage, error))
-
-
-def _inputs(parts: Sequence[_Part]) -> Batch:
-    return join_rows([part.inputs for part in parts])
 
 
 def _divided(parts: Sequence[_Part], yes: np.ndarray) -> tuple[list[_Part], list[_Part]]:
@@ -545,11 +520,6 @@ def _divided(parts: Sequence[_Part], yes: np.ndarray) -> tuple[list[_Part], list
                 output = take_rows(part.output, rows)
                 found.append(replace(part, rows=part.rows[rows], output=output))
     return both
-
-
-def _plain(output: Batch) -> Batch:
-    """Raw output as NumPy, or the list it is."""
-    return output if isinstance(output, list | tuple) else to_numpy(output)
 
 
 def _cut(batch: Any, where: slice) -> Any:

@@ -110,7 +110,12 @@ class Recent(Observer):
         """A percentile of one of `TIMED`, at most 4.5 % off; None where nothing was timed."""
         with self._lock:
             counts = self._times[self._last(seconds), TIMED.index(what)].sum(axis=0)
-        return _percentile(counts, percent)
+        total = int(counts.sum())
+        if not total:
+            return None
+        rank = max(math.ceil(percent / 100 * total), 1)
+        place = int(np.searchsorted(np.cumsum(counts), rank))
+        return float(_FIRST * 2 ** ((place + 0.5) / _PER_OCTAVE))  # the bin's middle, in ratio
 
     def as_dict(self, seconds: int = 10) -> dict[str, Any]:
         """What a page shows: the last `seconds`, and every second that is kept."""
@@ -163,13 +168,3 @@ class Recent(Observer):
         most = self.seconds if seconds is None else min(seconds, self.seconds)
         first = max(self._now - most + 1, 0)
         return [second % self.seconds for second in range(first, self._now + 1)]
-
-
-def _percentile(counts: np.ndarray, percent: float) -> float | None:
-    """The middle, in ratio, of the bin that holds a percentile."""
-    total = int(counts.sum())
-    if not total:
-        return None
-    rank = max(math.ceil(percent / 100 * total), 1)
-    place = int(np.searchsorted(np.cumsum(counts), rank))
-    return float(_FIRST * 2 ** ((place + 0.5) / _PER_OCTAVE))

@@ -67,10 +67,8 @@ async def read_body(
 
 def compressed(body: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:
     """A body as the header ``Accept-Encoding`` asks for it, and the headers that say so."""
-    if not accepted or len(body) < SMALLEST_BYTES:
-        return body, {}
     encoding = next((name for name in _preferred(accepted) if name in WINDOWS), None)
-    if encoding is None:
+    if encoding is None or len(body) < SMALLEST_BYTES:
         return body, {}
     engine = zlib.compressobj(1, zlib.DEFLATED, WINDOWS[encoding])
     found = engine.compress(body) + engine.flush()

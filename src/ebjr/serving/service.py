@@ -35,10 +35,9 @@ from ebjr.link.far import FarTeacher
 from ebjr.model import facts
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
 from ebjr.router import is_deferred
-from ebjr.serving.deadlines import Deadlines
+from ebjr.serving.deadlines import Deadlines, FutureWaiter
 from ebjr.serving.events import Expired, Observers
 from ebjr.serving.explain import explain
-from ebjr.serving.future_waiter import FutureWaiter
 from ebjr.serving.journal import Journal
 from ebjr.serving.knob import Knob
 from ebjr.serving.knob_control import KnobControl

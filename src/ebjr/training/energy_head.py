@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ebjr.arrays import Array, convert_like, log_softmax, logsumexp, namespace, to_numpy
-from ebjr.errors import needs
+from ebjr.arrays import Array, convert_like, log_softmax, logsumexp, to_numpy
+from ebjr.errors import check_choice, needs
 from ebjr.tasks.regression.models import GaussianMixture
 from ebjr.tasks.regression.scores import Grid, grid_log_weights, grid_points
 from ebjr.training.descent import descend
@@ -209,8 +209,7 @@ def _network(width: int, hidden: int, generator: torch.Generator) -> torch.nn.Mo
 
 
 def _check(features: np.ndarray, prediction: np.ndarray, targets: np.ndarray, loss: str) -> None:
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+    check_choice("loss", loss, LOSSES)
     n = len(targets)
     shapes = features.shape, prediction.shape, targets.shape
     if features.ndim != 2 or shapes[1:] != ((n,), (n,)) or len(features) != n:
@@ -218,5 +217,5 @@ def _check(features: np.ndarray, prediction: np.ndarray, targets: np.ndarray, lo
             "features must be (n, d), prediction and targets (n,), not "
             + ", ".join(map(str, shapes))
         )
-    if not all(namespace(v).all(namespace(v).isfinite(v)) for v in (features, prediction, targets)):
+    if not all(np.isfinite(values).all() for values in (features, prediction, targets)):
         raise ValueError("features, prediction and targets must be finite")

@@ -133,7 +133,9 @@ def train_specialized(
     soft = None if taught is None else torch.as_tensor(to_student(taught, known))
     table = torch.as_tensor(np.asarray(to_numpy(inputs)))
     if backbone is not None:
-        table = _features(backbone, table, batch_size)
+        backbone.eval()
+        with torch.no_grad():
+            table = torch.cat([backbone(batch) for batch in table.split(batch_size)])
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     parts = math.ceil(len(own) / batch_size)
@@ -176,18 +178,13 @@ def small_head(features: int, known: int, hidden: int = 0, seed: int = 0) -> tor
             "a head needs at least one feature and one known class, and no fewer than 0 hidden "
             f"units, not {features}, {known} and {hidden}"
         )
-    standardize = torch.nn.BatchNorm1d(features, affine=False)
-    outputs = known + 1
+    layers: list[torch.nn.Module] = [torch.nn.BatchNorm1d(features, affine=False)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if not hidden:
-            return torch.nn.Sequential(standardize, torch.nn.Linear(features, outputs))
-        return torch.nn.Sequential(
-            standardize,
-            torch.nn.Linear(features, hidden),
-            torch.nn.ReLU(),
-            torch.nn.Linear(hidden, outputs),
-        )
+        if hidden:
+            layers += [torch.nn.Linear(features, hidden), torch.nn.ReLU()]
+        layers.append(torch.nn.Linear(hidden or features, known + 1))
+    return torch.nn.Sequential(*layers)
 
 
 def _check_numbers(distillation: float, popular: float | None, temperature: float) -> None:
@@ -214,15 +211,6 @@ def _weights(own: np.ndarray, known: tuple[int, ...], popular: float | None) -> 
         return np.ones(len(own))
     share = 1 - count[other] / len(own)
     return np.where(own == other, (1 - popular) / (1 - share), popular / share)
-
-
-def _features(backbone: torch.nn.Module, table: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """What the backbone, in inference, makes of every input."""
-    import torch
-
-    backbone.eval()
-    with torch.no_grad():
-        return torch.cat([backbone(batch) for batch in table.split(batch_size)])
 
 
 def _checked(logits: torch.Tensor, rows: int, known: int) -> torch.Tensor:

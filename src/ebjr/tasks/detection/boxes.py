@@ -291,12 +291,10 @@ def nms(
     """
     if not 0 <= iou <= 1:
         raise ValueError(f"iou must lie in 0..1, not {iou}")
+    labels = np.zeros(len(boxes), int) if labels is None else labels
     order = np.argsort(-scores, kind="stable")
-    if labels is None:
-        groups = [order]
-    else:
-        by_class = order[np.argsort(labels[order], kind="stable")]
-        groups = np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    groups = np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1)
     kept = np.zeros(len(boxes), bool)
     for group in groups:
         kept[group[_suppress(boxes[group], iou)]] = True

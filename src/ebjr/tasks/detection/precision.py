@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -318,13 +318,8 @@ class JointPrecision:
         chosen = np.flatnonzero(here)
         segment = self._segment[chosen]
         segments = self._overlaps * self._classes
-        if here.dtype == bool:
-            count = np.bincount(segment, minlength=segments)
-            up_to = np.arange(1, len(chosen) + 1)
-        else:
-            count = np.bincount(segment, here[chosen], minlength=segments).astype(np.int64)
-            up_to = np.cumsum(here[chosen])
-        rank = up_to - (np.cumsum(count) - count)[segment]
+        count = np.bincount(segment, here[chosen], minlength=segments).astype(np.int64)
+        rank = np.cumsum(here[chosen]) - (np.cumsum(count) - count)[segment]
         seen = counted[self._right[chosen] + 1] - counted[self._start[chosen]]
         if len(self._ignored):
             skipped = np.zeros(len(self._ignored) + 1, np.int64)
@@ -346,9 +341,7 @@ class JointPrecision:
         points = RECALLS if rates is None else np.asarray(rates, np.float64)
         if not ((points >= 0) & (points <= 1)).all():
             raise ValueError("deferral rates must lie in 0..1")
-        order = np.argsort(deferral_key(values), kind="stable")
-        place = np.empty(self.images, int)
-        place[order] = np.arange(self.images)
+        place = np.argsort(np.argsort(deferral_key(values), kind="stable"))
         counts = np.rint(points * self.images)
         each, back = np.unique(counts, return_inverse=True)
         return np.array([self(place < number) for number in each])[back]
@@ -388,10 +381,8 @@ class JointPrecision:
         )
         # another detection before it makes one more seen, and a right one more right, too
         one_seen, one_right = -read * precision / seen, read / seen
-        classes = np.arange(self._classes)
-        starts, ends = (
-            np.searchsorted(self._label, classes, side=side)[self._label] for side in _SIDES
-        )
+        edges = np.searchsorted(self._label, np.arange(self._classes + 1))
+        starts, ends = edges[self._label], edges[self._label + 1]  # of each one's class
         share = (len(RECALLS) / self._boxes.sum(axis=0))[self._label]  # recalls of a right one
         worth = np.zeros(len(active))
         for number in range(self._overlaps):
@@ -408,9 +399,6 @@ class JointPrecision:
             level[inside] = np.maximum(level[inside], after)
             worth += np.where(hit, share * level + adds + costs, np.where(ignored, 0, costs))
         return worth / (len(RECALLS) * self._classes * self._overlaps)
-
-
-_SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
 
 def _reached(recall: np.ndarray) -> np.ndarray:

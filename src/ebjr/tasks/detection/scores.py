@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.special import expit, logsumexp
 
+from ebjr.errors import check_at_least, check_choice
 from ebjr.scores import declare_raw_output
 from ebjr.tasks.detection.boxes import Detections, box_area, box_iou, check_detections
 
@@ -70,8 +71,8 @@ def detection_energy(
     >>> detection_energy([sure, Detections.none(2, (8, 8))], part="classes")
     array([  5., -inf])
     """
-    _check_choice("part", part, PARTS)
-    _check_choice("reduce", reduce, REDUCTIONS)
+    check_choice("part", part, PARTS)
+    check_choice("reduce", reduce, REDUCTIONS)
 
     def score(found: Detections) -> float:
         values = np.zeros(len(found))
@@ -259,8 +260,7 @@ def _each(
     check_detections(detections)
     if not 0 <= above < 1:
         raise ValueError(f"above must lie in 0..1, under 1, not {above}")
-    if top is not None and top < 1:
-        raise ValueError(f"top must be at least 1, not {top}")
+    check_at_least(1, top=top)
     if math.isnan(empty) or empty == math.inf:
         raise ValueError(f"empty must be a number under infinity, not {empty}")
     chosen = (
@@ -278,8 +278,3 @@ def _side_energy(found: Detections) -> np.ndarray:
         )
     sides = logsumexp(found.bins.astype(np.float64), axis=2).mean(axis=1)
     return sides if found.bin_width is None else sides + np.log(found.bin_width)
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")

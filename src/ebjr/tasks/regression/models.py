@@ -267,20 +267,19 @@ def _warn_if_narrow(share: np.ndarray, distance: np.ndarray) -> None:
     held = np.take_along_axis(share, far, axis=1).sum(axis=1) * samples / count
     outside, few = held > MOST_FAR, (share**2).sum(axis=1) > 1 / FEWEST_EFFECTIVE
     if outside.sum() > n / 10:
-        warnings.warn(
-            f"the proposal is too narrow for {outside.sum()} of {n} inputs: its farthest draws "
-            f"weigh {np.median(held[outside]):.0f} times their share, so that a part of the free "
-            "energy is missing beyond the standard error; give a wider proposal",
-            GridWarning,
-            stacklevel=3,
+        words = (
+            f"is too narrow for {outside.sum()} of {n} inputs: its farthest draws weigh "
+            f"{np.median(held[outside]):.0f} times their share, so that a part of the free energy "
+            "is missing beyond the standard error; give a wider proposal"
         )
     elif few.sum() > n / 10:
-        warnings.warn(
-            f"the proposal meets the energy of {few.sum()} of {n} inputs with fewer than "
-            f"{FEWEST_EFFECTIVE:g} effective draws: give a narrower proposal, or more samples",
-            GridWarning,
-            stacklevel=3,
+        words = (
+            f"meets the energy of {few.sum()} of {n} inputs with fewer than {FEWEST_EFFECTIVE:g} "
+            "effective draws: give a narrower proposal, or more samples"
         )
+    else:
+        return
+    warnings.warn(f"the proposal {words}", GridWarning, stacklevel=3)
 
 
 def _spread(share: Array) -> Array:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array, as_float, convert_like, is_array, logsumexp, namespace
+from ebjr.errors import check_choice
 from ebjr.scores import declare_raw_output
 
 Grid = Sequence[float] | np.ndarray
@@ -110,11 +111,9 @@ def density_entropy(
     """
     energies = _at_least_two(output, "density_entropy", "energies")
     weighted = _weighted(output, widths, grid, rule)
-    xp = namespace(weighted)
-    free = logsumexp(weighted)[:, None]
+    xp, mass = namespace(weighted), _shares(weighted)
     with np.errstate(invalid="ignore"):
-        mass = xp.exp(weighted - free)
-        log_density = energies - free
+        log_density = energies - logsumexp(weighted)[:, None]
     return xp.sum(mass * xp.where(mass == 0, xp.zeros_like(mass), log_density), axis=-1)
 
 
@@ -146,8 +145,7 @@ def density_std(
     else:
         sizes = np.broadcast_to(1.0 if widths is None else np.asarray(widths, np.float64), (count,))
         places = np.cumsum(sizes) - sizes / 2
-    with np.errstate(invalid="ignore"):
-        mass = xp.exp(weighted - logsumexp(weighted)[:, None])
+    mass = _shares(weighted)
     at = xp.astype(convert_like(places, weighted), weighted.dtype)
     mean = xp.sum(mass * at, axis=-1, keepdims=True)
     return -xp.sqrt(xp.sum(mass * (at - mean) ** 2, axis=-1))
@@ -250,10 +248,8 @@ def edge_mass(output: Array, grid: Grid, rule: str = "trapezoid") -> tuple[Array
     A grid that covers what the model believes has next to nothing there; what lies beyond it is at
     least of this order, and is missing from the free energy.
     """
-    weighted = _weighted(output, None, grid, rule)
-    xp, free = namespace(weighted), logsumexp(weighted)
-    with np.errstate(invalid="ignore"):
-        return xp.exp(weighted[:, 0] - free), xp.exp(weighted[:, -1] - free)
+    shares = _shares(_weighted(output, None, grid, rule))
+    return shares[:, 0], shares[:, -1]
 
 
 def check_grid(
@@ -313,8 +309,7 @@ def grid_log_weights(grid: Grid, count: int | None = None, rule: str = "trapezoi
     >>> np.exp(grid_log_weights([0.0, 1.0, 2.0])), np.exp(grid_log_weights((0, 2), 3, "simpson"))
     (array([0.5, 1. , 0.5]), array([0.33333333, 1.33333333, 0.33333333]))
     """
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
+    check_choice("rule", rule, RULES)
     points = grid_points(grid, count)
     if rule == "trapezoid":
         step = np.diff(points) / 2
@@ -362,6 +357,12 @@ def _weighted(
     else:
         return energies
     return energies + namespace(energies).astype(convert_like(weights, energies), energies.dtype)
+
+
+def _shares(weighted: Array) -> Array:
+    """(n, k): the share of a row's density that each of its energies stands for."""
+    with np.errstate(invalid="ignore"):
+        return namespace(weighted).exp(weighted - logsumexp(weighted)[:, None])
 
 
 def _score_columns(output: Array, what: str) -> Array:
