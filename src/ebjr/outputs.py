@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.backends.onnx import external_files
-from ebjr.files import check_writable
+from ebjr.files import check_writable, read_text
 
 Written = dict[tuple[int, int], str]
 """By device and number of a file that is there: the flag and the name of what will write it."""
@@ -77,5 +77,5 @@ def _tables(file: Path) -> dict[str, Any]:
         with np.load(file) as arrays:
             found = json.loads(str(arrays["about"]))["models"]
     else:
-        found = tomllib.loads(file.read_text("utf-8"))
+        found = tomllib.loads(read_text(file))
     return {role: found[role] for role in ("student", "teacher") if role in found}
