@@ -243,10 +243,11 @@ class JointModel:
 
     def _look_at(self, output: Batch) -> None:
         """Warn where the student's first answers are not the logits that scores read."""
-        seen = self.kind.output_kind_of(output, hard=False)
-        if seen not in (None, "logits") and facts(self.student).probabilities is not False:
+        several = len(self.kind.form(output)) == 1 and self.kind.form(output)[0] > 1
+        seen = self.kind.output_kind_of(output, hard=False) if several else None
+        if seen is not None and facts(self.student).probabilities is not False:
             warnings.warn(
-                f"{OUTPUT_SEEN[str(seen)].format('student')}: load it with "
+                f"{OUTPUT_SEEN[seen].format('student')}: load it with "
                 f"output_kind={seen!r}, or 'logits' if it is to be read so",
                 OutputWarning,
                 stacklevel=4,
