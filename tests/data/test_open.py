@@ -800,3 +800,10 @@ def test_a_json_that_is_not_cocos_is_refused(tmp_path) -> None:
     for path in (tmp_path / "coco", tmp_path / "coco" / "annotations" / "instances_val.json"):
         with pytest.raises(ValueError, match="in COCO's instances format, but images is missing"):
             open_data(path)
+
+
+def test_a_late_label_that_is_no_class_is_refused_before_an_image_is_read(tmp_path) -> None:
+    table = {"image": [b"none of these is an image"] * 300, "label": ["cat"] * 295 + ["cow"] * 5}
+    path = write_table(tmp_path / "t.parquet", pa.table(table))
+    with pytest.raises(ValueError, match="the label 'cow' is none of the 2 classes"):
+        open_data(path, classes=["cat", "dog"])

@@ -78,7 +78,12 @@ class Table:
                 sets = _sets_in(path, schema, label_column, classes, numbers=known is not None)
             else:
                 _check_label(path, schema, label_column)
-        return cls(path, rows, image_column, label_column, classes, sets, places)
+        table = cls(path, rows, image_column, label_column, classes, sets, places)
+        if label_column is not None and classes is not None:  # before an image is read
+            with _damage_named(path):
+                for _, batch in _record_batches(path, [label_column], None):
+                    table._labels(batch)
+        return table
 
     def examples(self, rows: Sequence[int] | None) -> Iterator[Example]:
         """All rows in order, or some of them, rising."""
