@@ -14,7 +14,7 @@ import numpy as np
 
 from ebjr.arrays import Array, Batch, convert_like, put_rows, row_count, take_rows, to_numpy
 from ebjr.blend import Blend, as_blend
-from ebjr.errors import ModelError, OutputWarning, TeacherUnavailable
+from ebjr.errors import ModelError, OutputWarning, TeacherUnavailable, check_choice
 from ebjr.model import Answer, Model, answer, check_pair, facts, model_name
 from ebjr.router import Router
 from ebjr.task import OUTPUT_SEEN, Task
@@ -79,10 +79,7 @@ class LateRows:
 
 def check_policy(when_unavailable: str) -> str:
     """What to do when the teacher cannot be reached, if it is one of `POLICIES`."""
-    if when_unavailable not in POLICIES:
-        raise ValueError(
-            f"when_unavailable must be one of {', '.join(POLICIES)}, not {when_unavailable!r}"
-        )
+    check_choice("when_unavailable", when_unavailable, POLICIES)
     return when_unavailable
 
 

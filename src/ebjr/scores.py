@@ -36,7 +36,7 @@ from ebjr.arrays import (
     top_and_total,
     top_two,
 )
-from ebjr.errors import one_line
+from ebjr.errors import check_choice, one_line
 from ebjr.plugins import load_entry_points
 
 
@@ -317,8 +317,7 @@ def register_score(function: F | None = None, *, reads: str = "logits") -> Any:
     found = find_score(name)
     if found not in (None, function):
         raise ValueError(f"there is a score named {name} already")
-    if reads not in RAW_OUTPUTS:
-        raise ValueError(f"reads must be one of {', '.join(RAW_OUTPUTS)}, not {reads!r}")
+    check_choice("reads", reads, RAW_OUTPUTS)
     if found is None:
         RAW_OUTPUTS[reads].scores[name] = function
         OWN_SCORES.add(name)

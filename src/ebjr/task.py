@@ -14,7 +14,7 @@ import numpy as np
 
 from ebjr.arrays import Batch, take_rows, to_numpy
 from ebjr.blend import Blend
-from ebjr.errors import ModelError, one_line
+from ebjr.errors import ModelError, check_choice, one_line
 from ebjr.labels import check_same_names
 from ebjr.metric import Metric, own_metrics
 from ebjr.scores import OWN_SCORES, RawOutput, Score, as_score, load_declared, raw_output_of
@@ -115,10 +115,7 @@ class Task:
         known = {metric.name: metric for metric in (*self.metrics, *own)}
         if name is None:
             return self.metrics[0]
-        if name not in known:
-            raise ValueError(
-                f"metric of {self.name} must be one of {', '.join(known)}, not {name!r}"
-            )
+        check_choice(f"metric of {self.name}", name, known)
         return known[name]
 
     def check_score(self, score: Score) -> None:

@@ -28,7 +28,7 @@ from ebjr.backends.layouts import (
 )
 from ebjr.backends.onnx import OnnxModel
 from ebjr.data.preprocess import Image, Preprocess, facts_of_images, infer_preprocess
-from ebjr.errors import ModelError
+from ebjr.errors import ModelError, check_choice
 from ebjr.labels import some
 from ebjr.model import ModelFacts
 from ebjr.tasks.detection.boxes import Detections
@@ -84,8 +84,8 @@ class OnnxDetector:
         threads: int | None = None,
         providers: Sequence[Any] | None = None,
     ) -> None:
-        if isinstance(layout, str) and layout not in ("auto", *LAYOUTS):
-            raise ValueError(f"layout must be one of auto, {', '.join(LAYOUTS)}, not {layout!r}")
+        if isinstance(layout, str):
+            check_choice("layout", layout, ("auto", *LAYOUTS))
         if not 0 <= above < 1:
             raise ValueError(f"above must lie in 0..1, under 1, not {above}")
         if limit < 1 or (classes or 1) < 1:

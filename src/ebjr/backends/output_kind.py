@@ -10,7 +10,7 @@ import numpy as np
 
 from ebjr.arrays import Array, as_float, is_array, namespace, to_numpy
 from ebjr.data.preprocess import prepared, unprepared
-from ebjr.errors import ModelError
+from ebjr.errors import ModelError, check_choice
 from ebjr.link.far import FarTeacher
 from ebjr.model import Answer, Model, ModelFacts, as_answer, facts, model_name
 from ebjr.task import SUM_ROUNDING
@@ -78,8 +78,7 @@ class AsLogits:
     """
 
     def __init__(self, model: Model, kind: str) -> None:
-        if kind not in KINDS:
-            raise ValueError(f"output_kind must be one of {', '.join(KINDS)}, not {kind!r}")
+        check_choice("output_kind", kind, KINDS)
         self.model, self.kind, self.name = model, kind, model_name(model)
 
     def __call__(self, batch: Any, /) -> Any:
@@ -125,10 +124,8 @@ class AsLogits:
         return f"AsLogits({self.model!r}, {self.kind!r})"
 
 
-def with_output_kind(model: Model, kind: str | None) -> Model:
-    """A model whose answers are of a kind, as one that gives logits; None leaves it as it is."""
-    if kind is None:
-        return model
+def with_output_kind(model: Model, kind: str) -> Model:
+    """A model whose answers are of a kind, as one that gives logits."""
     if isinstance(model, FarTeacher):
         return FarTeacher(with_output_kind(model.teacher, kind), model.link)
     bare, preprocess = unprepared(model)
