@@ -11,6 +11,7 @@ import numpy as np
 
 from ebjr.blend import Blend, as_blend, blend_text
 from ebjr.costs import UNITS, Cost, break_even_rate, common_unit, is_comparable, joint_cost
+from ebjr.errors import check_choice
 from ebjr.router import Router, check_threshold, deferral_key
 from ebjr.scores import Score, as_score
 
@@ -279,8 +280,7 @@ class TradeOffCurve:
             `unit` is unknown, or not known of both models, or the joules of one are measured and
             of the other estimated.
         """
-        if unit not in UNITS:
-            raise ValueError(f"unit must be one of {', '.join(UNITS)}, not {unit!r}")
+        check_choice("unit", unit, UNITS)
         student = getattr(self.outcomes.student_cost, unit)
         teacher = getattr(self.outcomes.teacher_cost, unit)
         if student is None or teacher is None:
@@ -432,7 +432,7 @@ def _noise(values: np.ndarray, outcomes: Outcomes) -> float:
     finite = values[np.isfinite(values)]
     if not outcomes.kind.output_kinds or not len(finite):
         return 0.0
-    noise = ROUNDING * float(np.abs(outcomes.student).max())
+    noise = ROUNDING * outcomes.largest_output
     return noise if finite.max() / 2 - finite.min() / 2 <= noise / 2 else 0.0
 
 

@@ -131,6 +131,11 @@ class Outcomes:
         """How many classes the teacher answers, where the student's are others; None elsewhere."""
         return None if self.known_classes is None else int(self.teacher.shape[1])
 
+    @cached_property
+    def largest_output(self) -> float:
+        """The largest number of the student's raw output, whatever its sign."""
+        return float(max(self.student.max(), -self.student.min()))
+
     @property
     def measure(self) -> Metric:
         """The metric: how row qualities become a quality, and how it is shown."""

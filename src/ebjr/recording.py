@@ -18,7 +18,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from ebjr.arrays import Array, Batch, fingerprint, join_rows, row_count, take_rows, to_numpy
-from ebjr.backends.entry import ModelEntry, entry_of
+from ebjr.backends.entry import Entry, entry_of
 from ebjr.backends.output_kind import KINDS, with_output_kind
 from ebjr.costs import Cost
 from ebjr.data.examples import ArrayData, Data
@@ -190,6 +190,7 @@ class _Recording:
         self.before: Mapping[str, int] = {}  # bytes that models moved and that are not ours
         self.journal: Journal | None = about.get("keep")
         self.models: dict[str, Model] = {}
+        self.entries: dict[str, Entry] = {}  # of the models that joint.toml can name
         self.outputs: dict[str, list[Any]] = {role: [] for role in ROLES}
         self.seconds = dict.fromkeys(ROLES, 0.0)
         self.targets: list[Any] = []
@@ -248,6 +249,7 @@ class _Recording:
         if first is None:
             raise ValueError("there are no examples to record")
         self._prepare(*first)
+        self._name_models()
         self._resume()
         self.before = self._moved()
         self._add(*first)
@@ -354,18 +356,20 @@ class _Recording:
         flops, joules = self.about.get("flops", True), self.about.get("joules", False)
         return costs_of(self.models, few, given, flops=flops, joules=joules)
 
-    def _provenance(self, costs: Mapping[str, Cost]) -> dict[str, Any]:
-        """The entries for ``joint.toml`` of the models that have a file or an address."""
-        folder, found = self.about.get("folder"), {}
+    def _name_models(self) -> None:
+        """Find the entries for ``joint.toml`` of the models that have a file or an address."""
         for role, model in self.given.items():
             link = model.link if isinstance(model, FarTeacher) else None
             with suppress(TypeError, FileNotFoundError):  # the model cannot be named in a file
-                entry = entry_of(self.models[role], costs[role], link)
-                if isinstance(entry, ModelEntry):  # threads are this run's
-                    kept = {key: value for key, value in entry.options.items() if key != "threads"}
-                    entry = replace(entry, options=kept)
-                found[role] = entry.as_table(None if folder is None else Path(folder))
-        return found
+                entry = entry_of(self.models[role], link=link)
+                kept = {key: value for key, value in entry.options.items() if key != "threads"}
+                self.entries[role] = replace(entry, options=kept)  # threads are this run's
+
+    def _provenance(self, costs: Mapping[str, Cost]) -> dict[str, Any]:
+        """The tables of both models, as far as they have some."""
+        folder = None if self.about.get("folder") is None else Path(self.about["folder"])
+        entries = {role: replace(one, cost=costs[role]) for role, one in self.entries.items()}
+        return {role: entry.as_table(folder) for role, entry in entries.items()}
 
     def _add(self, inputs: Batch, given: Any) -> None:
         """Ask both models about a batch; the labels are checked first, as far as they can be."""
@@ -391,6 +395,8 @@ class _Recording:
         self.seconds[role] += time.perf_counter() - began
         if number == 1 and (kind := self._output_kind(role, rows)) is not None:
             self.models[role] = with_output_kind(self.models[role], kind)
+            if (entry := self.entries.get(role)) is not None:
+                self.entries[role] = replace(entry, options={**entry.options, "output_kind": kind})
             rows = KINDS[kind](rows)
         elif number > 1 and self.undecided[role]:
             self._output_kind(role, rows)

@@ -181,19 +181,21 @@ class ImageData(Data):
     """Encoded images, decoded while they are read; one without a label is left out.
 
     `examples` gives `count` examples from the start each time it is called, or those of some rows,
-    rising.
+    rising. `apart` is whether an example may lie in a file of its own.
     """
 
     examples: Callable[[Sequence[int] | None], Iterable[Example]]
     count: int
     on_unreadable: OnUnreadable
+    apart: bool = True
 
     def __len__(self) -> int:
         return self.count
 
     def files(self) -> Iterable[tuple[str, Path]]:
         """Those of the examples that are files of their own."""
-        return ((each.name, each.file) for each in self.examples(None) if each.file is not None)
+        every = self.examples(None) if self.apart else ()  # others would be read for nothing
+        return ((each.name, each.file) for each in every if each.file is not None)
 
     def _read(self, batch_size: int, start: int) -> Iterator[Examples]:
         decoded = in_order(

@@ -99,7 +99,9 @@ def open_data(
     elif suffix in TABLE_SUFFIXES:
         table = Table.open(place, image_column, label_column, names, targets_are)
         rows, labeled = table.examples, table.label_column is not None
-        data = ImageData(place, table.classes, labeled, rows, table.rows, on_unreadable)
+        data = ImageData(
+            place, table.classes, labeled, rows, table.rows, on_unreadable, table.apart
+        )
     elif suffix in image_suffixes():
         data = image_data(place, [(place, None)], on_unreadable, names)
     else:

@@ -42,6 +42,7 @@ class Table:
     classes: tuple[str, ...] | None
     sets: Sets | None = None
     places: tuple[int, ...] | None = None
+    apart: bool = False  # whether an image may lie in a file of its own
 
     @classmethod
     def open(
@@ -54,7 +55,7 @@ class Table:
     ) -> Table:
         """Read the schema and count the rows."""
         with needs("parquet", f"reading {path.name}"):
-            import pyarrow  # noqa: F401
+            import pyarrow
         with _damage_named(path):
             schema, rows = _describe(path)
         if rows == 0:
@@ -78,11 +79,13 @@ class Table:
                 sets = _sets_in(path, schema, label_column, classes, numbers=known is not None)
             else:
                 _check_label(path, schema, label_column)
-        table = cls(path, rows, image_column, label_column, classes, sets, places)
+        apart = _holds_paths(schema.field(image_column).type)
+        table = cls(path, rows, image_column, label_column, classes, sets, places, apart)
         if label_column is not None and classes is not None:  # before an image is read
             with _damage_named(path):
                 for _, batch in _record_batches(path, [label_column], None):
-                    table._labels(batch)
+                    distinct = [column if sets else column.unique() for column in batch.columns]
+                    table._labels(pyarrow.record_batch(distinct, [label_column]))
         return table
 
     def examples(self, rows: Sequence[int] | None) -> Iterator[Example]:

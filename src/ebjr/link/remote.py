@@ -132,6 +132,7 @@ class RemoteModel:
         (self._input,) = about.inputs
         self.input_name = self._input.name
         self.input_shape = tuple(None if size < 0 else size for size in self._input.shape)
+        self._fixed_batch = self.input_shape[0] if self.input_shape else None
         self.input_dtype = DATATYPES[self._input.datatype]
         self._output = _chosen_output(about, output, self.name)
         self.output_name = self._output.name
@@ -154,7 +155,7 @@ class RemoteModel:
         answer. ModelError: it refuses these inputs, or has another model than it had.
         """
         rows = row_count(batch)
-        step = self.facts.fixed_batch or self.batch_size or rows
+        step = self._fixed_batch or self.batch_size or rows
         if rows < 1:
             raise ValueError(f"{self.name} was given no inputs and needs at least one")
         answers = [
@@ -214,7 +215,7 @@ class RemoteModel:
     def _ask_some(self, batch: Batch) -> Answer:
         """The answer to one request, which is filled up where the model takes k rows alone."""
         rows = row_count(batch)
-        missing = (self.facts.fixed_batch or rows) - rows
+        missing = (self._fixed_batch or rows) - rows
         if not missing:
             return self._ask(batch)
         found = self._ask(join_rows([batch, *[batch[-1:]] * missing]))
