@@ -33,8 +33,9 @@ def test_a_binomial_tail_is_scipys(count, n, share):
 def test_the_critical_count_is_the_last_within_delta(n, share, delta):
     count = critical_count(n, share, delta)
     assert -1 <= count < n
-    assert count == -1 or binom.cdf(count, n, share) <= delta
-    assert binom.cdf(count + 1, n, share) > delta
+    rounding = 1e-12  # at most 7 of 15 is seen with probability 0.5: SciPy's tail is a bit above
+    assert count == -1 or binom.cdf(count, n, share) <= delta * (1 + rounding)
+    assert binom.cdf(count + 1, n, share) > delta * (1 - rounding)
 
 
 @given(st.lists(st.integers(-3, 3) | st.just(-np.inf), min_size=1, max_size=40))
