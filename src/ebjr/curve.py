@@ -247,7 +247,7 @@ class TradeOffCurve:
         whole, thinned = outcomes.whole(blend), None
         if whole is None:
             kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
-            quality = outcomes.measure.quality(_means(kept[order], deferred[order], count))
+            quality = outcomes.measure.quality(mean_at(kept[order], deferred[order], count))
         else:
             rows = _thinned(threshold, count, keep)
             thinned = threshold if len(rows) < len(threshold) else None
@@ -464,7 +464,7 @@ def _apart(distinct: np.ndarray) -> np.ndarray:
     return apart | np.repeat(dense, np.diff(np.append(starts, len(distinct))))
 
 
-def _means(kept: np.ndarray, deferred: np.ndarray, count: np.ndarray) -> np.ndarray:
+def mean_at(kept: np.ndarray, deferred: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Mean quality where the first `count` rows are deferred, of each row's kept and deferred."""
     # sums from either end, not a sum of differences: a loss of 0 comes out as 0
     before = np.concatenate(([0.0], np.cumsum(deferred)))

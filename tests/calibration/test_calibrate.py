@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebjr import CalibrationError, Cost, JointClassifier, Outcomes, TradeOffCurve, calibrate
+from ebjr import (
+    CalibrationError,
+    Cost,
+    JointClassifier,
+    Outcomes,
+    TradeOffCurve,
+    calibrate,
+    evaluate,
+)
 from ebjr.blend import Blend, as_blend
 from ebjr.calibration import (
     CHOICE_SEED,
@@ -16,6 +24,7 @@ from ebjr.calibration import (
     rank_scores,
 )
 from ebjr.calibration.choice import NOISE, area_influence
+from ebjr.calibration.goal import standard_errors
 from ebjr.calibration.guarantee import certify
 from ebjr.scores import SCORES, Score, as_score, register_score
 from ebjr.tasks import as_task
@@ -42,11 +51,72 @@ def pair(n: int = 400, seed: int = 0, classes: int = 5, **about) -> Outcomes:
 @pytest.mark.parametrize("tolerance", [None, 0.0, 0.01, 0.05])
 def test_match_teacher_is_the_least_deferral_that_is_good_enough(score, tolerance):
     outcomes = pair()
-    point = calibrate(outcomes, "match-teacher", tolerance=tolerance, score=score, blend=0.0)
+    how = {"tolerance": tolerance, "score": score, "blend": 0.0, "margin": 0.0}
+    point = calibrate(outcomes, "match-teacher", **how)
     curve = TradeOffCurve.of(outcomes, score)
     enough = curve.quality >= outcomes.teacher_quality.mean() - (tolerance or 0) - 1e-9
     assert point.quality >= outcomes.teacher_quality.mean() - (tolerance or 0) - 1e-9
     assert point.deferral_rate == curve.deferral_rate[enough].min()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    goal=st.sampled_from([{"goal": "accuracy", "target": 0.8}, {"tolerance": 0.05}, {}]),
+    margins=st.lists(st.floats(0.0, 3.0), min_size=2, max_size=2),
+)
+def test_a_larger_margin_defers_no_less_and_the_goal_is_reached_with_any(seed, goal, margins):
+    outcomes = pair(150, seed)
+    needed = goal.get("target", outcomes.teacher_quality.mean() - goal.get("tolerance", 0.0))
+    if TradeOffCurve.of(outcomes, "margin").quality.max() < needed:
+        return
+    small, large = (
+        calibrate(outcomes, **goal, score="margin", blend=0.0, margin=margin)
+        for margin in sorted(margins)
+    )
+    assert min(small.quality, large.quality) >= needed - 1e-9
+    if "target" not in goal:  # which may be out of reach with a margin; the teacher never is
+        assert small.deferral_rate <= large.deferral_rate
+
+
+def test_the_margin_is_in_standard_errors_of_the_difference_to_the_teacher():
+    outcomes = pair(2_000)
+    point = calibrate(outcomes, tolerance=0.05, score="margin", blend=0.0, margin=2.0)
+    curve = TradeOffCurve.of(outcomes, "margin")
+    joint = np.where(
+        as_score("margin")(outcomes.student) >= point.threshold,
+        outcomes.student_quality,
+        outcomes.teacher_quality,
+    )
+    change = joint - outcomes.teacher_quality
+    assert change.mean() - 2 * change.std() / 2_000**0.5 >= -0.05
+    before = np.flatnonzero(curve.deferral_rate < point.deferral_rate)
+    errors = standard_errors(curve, outcomes.teacher_quality)[before]
+    lower = curve.quality[before] - outcomes.teacher_quality.mean() - 2 * errors
+    assert (lower < -0.05).all()
+
+
+def test_a_student_that_never_differs_from_the_teacher_keeps_everything():
+    outcomes = pair()
+    same = Outcomes(outcomes.teacher, outcomes.teacher, outcomes.targets)
+    assert calibrate(same, tolerance=0.0, score="margin", blend=0.0).deferral_rate == 0
+
+
+@pytest.mark.parametrize("wrong", [{"goal": "budget", "flops": 3.0}, {"delta": 0.1}])
+def test_a_margin_where_none_is_taken_is_refused(wrong):
+    with pytest.raises(ValueError, match="margin is for match-teacher and accuracy without delta"):
+        calibrate(pair(), **{"tolerance": None if "goal" in wrong else 0.1, **wrong}, margin=1.0)
+
+
+def test_the_pick_without_a_margin_falls_short_where_the_one_with_it_does_not():
+    short = {0.0: [], None: []}
+    for seed in range(60):
+        seen, others = pair(4_000, seed).split(0.1, seed=0)
+        for margin, found in short.items():
+            point = calibrate(seen, tolerance=0.02, margin=margin)
+            there = evaluate(others, point)
+            found.append(there.teacher_quality - 0.02 - there.quality)
+    assert np.mean(short[0.0]) > 0.003
+    assert np.mean(short[None]) < 0.001
 
 
 @given(seed=st.integers(0, 10_000), target=st.floats(0.0, 1.0))

@@ -35,7 +35,7 @@ def pair(n=4000, seed=0, metric="rmse", wrong=0.3):
 @pytest.mark.parametrize("metric", ["rmse", "mse", "mae", "r2"])
 def test_match_teacher_is_the_least_deferral_within_the_tolerance(metric):
     outcomes = pair(metric=metric)
-    point = calibrate(outcomes, tolerance=0.05, score="predicted_std", blend=0.0)
+    point = calibrate(outcomes, tolerance=0.05, score="predicted_std", blend=0.0, margin=0.0)
     curve = TradeOffCurve.of(outcomes, "predicted_std")
     reached = curve.quality >= outcomes.quality("teacher") - 0.05 - 1e-9
     assert point.quality >= outcomes.quality("teacher") - 0.05 - 1e-9

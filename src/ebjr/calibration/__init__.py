@@ -15,6 +15,7 @@ from ebjr.calibration.choice import choose_blend, choose_score, rank_scores
 from ebjr.calibration.crossing import crossing
 from ebjr.calibration.goal import GOALS, Goal
 from ebjr.calibration.guarantee import certify
+from ebjr.calibration.learned import cross_fitted
 from ebjr.curve import OperatingPoint, TradeOffCurve
 from ebjr.errors import CalibrationError, GridWarning, OutputWarning
 from ebjr.outcomes import Outcomes
@@ -46,6 +47,7 @@ def calibrate(
     delta: float | None = None,
     promise: str | None = None,
     loss_bound: float | None = None,
+    margin: float | None = None,
 ) -> OperatingPoint:
     """Choose a threshold. Give it one half of the outcomes, and report on the other.
 
@@ -93,6 +95,10 @@ def calibrate(
         With `delta`, for losses without a bound of their own, as squared errors: the largest loss
         of a row that counts, in the row's unit, fixed without looking at these examples. The
         promise is about losses cut off there.
+    margin
+        For ``"match-teacher"`` and ``"accuracy"`` without `delta`: by how many standard errors the
+        threshold exceeds what is asked on `outcomes`, since a pick that just reaches it there falls
+        short elsewhere. `MARGIN` if left out; 0 is the plain pick.
 
     Raises
     ------
@@ -125,6 +131,7 @@ def calibrate(
         delta=delta,
         promise=promise,
         loss_bound=loss_bound,
+        margin=margin,
     )
     aim.check(outcomes.measure)
     choosing, outcomes = _parts(outcomes, aim, chosen=_is_open(score) or blend == "auto")
@@ -143,7 +150,14 @@ def calibrate(
         values = np.asarray(point_score(outcomes.student), dtype=np.float64)
         crossed = crossing(values, outcomes.student_quality)
         return curve.at(index=int(np.searchsorted(curve.threshold, crossed)))
-    return curve.at(index=aim.row(curve))
+    point = curve.at(index=aim.row(curve))
+    if _is_open(score) and is_fitted(point_score.name):
+        # where a score was fitted it flatters: also look at rows scored by a fit without them
+        unseen = TradeOffCurve.of(outcomes, cross_fitted(outcomes), weight)
+        stricter = max if aim.limits_quality else min
+        threshold = stricter(point.threshold, unseen.threshold_of(aim.row(unseen)))
+        point = curve.at(threshold=threshold)
+    return point
 
 
 def _look_at(outcomes: Outcomes) -> None:
