@@ -69,7 +69,12 @@ def run_python(page: str, ports: Mapping[str, str] = MappingProxyType({})) -> di
 
 
 def test_two_models_become_one(folder, monkeypatch):
-    assert len(run_lines("two-models.md", monkeypatch)) == 8
+    for name in ("cat", "dog", "ship"):
+        shutil.copytree("images/class0", f"images_of_three/{name}")
+    names = "airplane automobile bird cat deer dog frog horse ship truck"
+    (folder / "classes.txt").write_text(names.replace(" ", "\n"))
+    assert len(run_lines("two-models.md", monkeypatch)) == 9
+    assert set(Outcomes.load("three.npz").targets) == {3, 5, 8}
     assert (folder / "answers.jsonl").read_text().count("\n") == 40
     assert (folder / "report.html").exists()
     names = run_python("two-models.md")

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from tiny import write_linear, write_pair
 
 import ebjr
 from ebjr import Cost, JointConfig, Outcomes, Preprocess, Preprocessed, Router
+from ebjr.files import sha256_of
 from ebjr.joint_file import ModelEntry, RemoteEntry
 from ebjr.monitor import DriftMonitor
 
@@ -85,7 +87,7 @@ def test_a_specialized_joint_model_survives_the_file(specialized):
     [
         ("classes = 3\n", "", "task 'specialized' needs known_classes, and classes: how many"),
         ("classes = 3\n", "classes = 2\n", "the teacher's labels, not 2"),
-        ("    2,\n", "    2,\n    2,\n", "label 2 comes more than once"),
+        ("[2]", "[2, 2]", "label 2 comes more than once"),
         ('"specialized"', '"classification"', "known_classes go with task 'specialized'"),
     ],
 )
@@ -139,7 +141,127 @@ def test_a_study_is_kept_with_its_figures(joint, tmp_path):
     known = config.calibration["disagreement"]
     assert known["kept_and_contradicted"] == (differs & (scores >= router.threshold)).sum()
     JointConfig.read(tmp_path / "joint.toml").save(tmp_path / "again.toml")
-    assert (tmp_path / "again.toml").read_text() == (tmp_path / "joint.toml").read_text()
+    again = (tmp_path / "again.toml").read_text().replace("again.lists", "joint.lists")
+    assert again == (tmp_path / "joint.toml").read_text()
+
+
+LABELS = tuple(f'n{number:08d} "a, b", [' for number in range(1000))
+
+
+@pytest.fixture
+def thousand(joint, tmp_path) -> JointConfig:
+    """The configuration of a pair with 1,000 classes, whose student knows 30 of them."""
+    models = [ModelEntry.of_file(tmp_path / f"{role}.onnx") for role in ROLES]
+    student = replace(models[0], options={"label_ids": list(range(80))})
+    edges = {"edges": [float("-inf"), *range(30)], "ties": [0.5] * 31, "n": 5000}
+    quantiles = [float("-inf"), *np.linspace(0, 1, 99).tolist(), float("inf")]
+    known = {"drift": edges, "score_quantiles": quantiles, "verdict": "It pays.\nMostly."}
+    return JointConfig(
+        student, models[1], "specialized_energy", 0.25, task="specialized", labels=LABELS,
+        known_classes=tuple(range(30)), classes=1000, calibration=known,
+    )  # fmt: skip
+
+
+def test_the_knob_comes_first_and_long_lists_are_in_a_file_beside(thousand, tmp_path):
+    thousand.save(tmp_path / "joint.toml")
+    text = (tmp_path / "joint.toml").read_text()
+    lines = text.splitlines()
+    assert len(lines) < 60
+    assert lines[:2] == [
+        "# The knob is threshold: inputs whose score is under it go to the teacher.",
+        "# It pays. Mostly.",
+    ]
+    assert lines.index("threshold = 0.25") < lines.index("[student]") < lines.index("[teacher]")
+    (beside,) = tmp_path.glob("joint.lists-*.toml")
+    about = tomllib.loads(text)["lists"]
+    assert about == {"path": beside.name, "sha256": sha256_of(beside)}
+    assert beside.name in text.split("[router]")[0]
+    lists = tomllib.loads(beside.read_text())
+    assert lists["labels"] == list(LABELS)
+    assert lists["student"] == {"label_ids": list(range(80))}
+    assert lists["calibration"]["score_quantiles"][-1] == np.inf
+    assert JointConfig.read(tmp_path / "joint.toml") == thousand
+
+
+def test_short_lists_stay_in_the_file_on_one_line(joint, tmp_path):
+    names = tuple(f'{number}, "x" [,\n    ' for number in range(20))
+    how = Preprocess(size=8, mean=(0.5, 0.25, 0.125))
+    config = JointConfig(
+        *(ModelEntry.of_file(tmp_path / f"{role}.onnx", preprocess=how) for role in ROLES),
+        score="margin", threshold=0.5, labels=names,
+    )  # fmt: skip
+    config.save(tmp_path / "joint.toml")
+    assert "mean = [0.5, 0.25, 0.125]\n" in (tmp_path / "joint.toml").read_text()
+    assert JointConfig.read(tmp_path / "joint.toml") == config
+    assert not list(tmp_path.glob("*.lists-*"))
+
+
+def test_a_file_with_its_lists_inside_as_they_were_written_before_still_reads(thousand, tmp_path):
+    thousand.save(tmp_path / "joint.toml")
+    (beside,) = tmp_path.glob("joint.lists-*.toml")
+    table, lists = (tomllib.loads(file.read_text()) for file in (tmp_path / "joint.toml", beside))
+    del table["lists"]
+    table |= {"labels": lists["labels"], "known_classes": lists["known_classes"]}
+    table["student"] |= lists["student"]
+    table["calibration"]["score_quantiles"] = lists["calibration"]["score_quantiles"]
+    table["calibration"]["drift"] |= lists["calibration"]["drift"]
+    beside.unlink()
+    (tmp_path / "old.toml").write_text(tomli_w.dumps(table))
+    assert JointConfig.read(tmp_path / "old.toml") == thousand
+
+
+def test_each_file_keeps_its_own_lists_and_a_copy_of_an_earlier_one_still_reads(thousand, tmp_path):
+    thousand.save(tmp_path / "joint.toml")
+    (tmp_path / "kept.toml").write_bytes((tmp_path / "joint.toml").read_bytes())
+    other = replace(thousand, labels=LABELS[::-1])
+    other.save(tmp_path / "other.toml")
+    other.save(tmp_path / "joint.toml")
+    read = {
+        name: JointConfig.read(tmp_path / f"{name}.toml") for name in ("joint", "other", "kept")
+    }
+    assert read == {"joint": other, "other": other, "kept": thousand}
+
+
+def test_lists_that_are_missing_changed_or_there_twice_are_refused_in_one_sentence(
+    thousand, tmp_path, run
+):
+    file = tmp_path / "joint.toml"
+    thousand.save(file)
+    (beside,) = tmp_path.glob("joint.lists-*.toml")
+    whole, text = beside.read_text(), file.read_text()
+    file.write_text(text.replace("task =", 'labels = ["a"]\ntask =', 1))
+    with pytest.raises(ValueError, match=r"joint\.toml: labels is in it and among its long lists"):
+        JointConfig.read(file)
+    start = text.index("[calibration]")
+    file.write_text("calibration = 5\n" + text[:start] + text[text.index("[lists]") :])
+    with pytest.raises(ValueError, match=r"joint\.toml: calibration is in it and among"):
+        JointConfig.read(file)
+    file.write_text(text)
+    beside.write_text(whole.replace("n00000007", "n00000008"))
+    with pytest.raises(ValueError, match=r"joint\.toml: .* has changed: copy both files together"):
+        JointConfig.read(file)
+    beside.unlink()
+    code, _, error = run("predict", "joint.toml", "--data", "none.npz", "-o", "answers.jsonl")
+    assert code == 2
+    assert f"{beside.name} is missing: copy both files together from where they were" in error
+
+
+def test_a_file_that_cannot_be_written_leaves_the_earlier_one_and_its_lists(thousand, tmp_path):
+    thousand.save(tmp_path / "joint.toml")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    unknown = replace(thousand, calibration={"verdict": object(), "curve": [1.0] * 30})
+    with pytest.raises(TypeError):
+        unknown.save(tmp_path / "joint.toml")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert JointConfig.read(tmp_path / "joint.toml") == thousand
+
+
+def test_an_answer_never_overwrites_the_lists_of_the_file_that_is_read(thousand, tmp_path, run):
+    thousand.save(tmp_path / "joint.toml")
+    (beside,) = tmp_path.glob("joint.lists-*.toml")
+    code, _, error = run("predict", "joint.toml", "--data", "none.npz", "-o", beside.name)
+    assert code == 2
+    assert f"would overwrite {beside}" in error
 
 
 @pytest.fixture
@@ -201,8 +323,8 @@ def test_changed_preprocessing_is_refused(certified):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("    2,\n", "    1,\n", "the list of known_classes in joint.toml has changed"),
-        ("    2,\n", "    2,\n    1,\n", "the list of known_classes in joint.toml has changed"),
+        ("[2]", "[1]", "the list of known_classes in joint.toml has changed"),
+        ("[2]", "[2, 1]", "the list of known_classes in joint.toml has changed"),
         ("classes = 3\n", "classes = 4\n", "the number of classes in joint.toml has changed"),
     ],
 )

@@ -43,7 +43,8 @@ def here(run, made, tmp_path):
         if not (made / words.split()[-1]).exists():
             code, _, error = run(*words.split())
             assert code == 0, error
-            shutil.copy(tmp_path / words.split()[-1], made)
+            for file in (tmp_path / words.split()[-1], *tmp_path.glob("joint.lists-*")):
+                shutil.copy(file, made)
     return run
 
 

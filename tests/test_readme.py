@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tomllib
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from pages import blocks as page_blocks
 
+from docs.make import committed
 from ebjr import load_model
 from ebjr.demo import shipped
 from ebjr.errors import RecordingNote
@@ -51,3 +53,49 @@ def test_the_python_code_runs(folder, capsys):
 def test_the_commands_are_those_of_the_page_that_explains_them():
     commands = [line[2:] for block in blocks("console") for line in block.splitlines()]
     assert "\n".join(commands) + "\n" == page_blocks("two-models.md", "sh")[0]
+
+
+def test_every_installation_is_from_a_checkout_or_its_wheel_with_extras_that_there_are():
+    """No registry has the package: its name there could be anybody's."""
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]
+    pages = [README, *README.parent.glob("docs/*.md"), README.parent / "examples/README.md"]
+    text = "\n".join(page.read_text() for page in pages)
+    extras = re.findall(r"(?:ebjr|'\.|\.whl)\[([a-z,]+)\]", text)
+    assert len(extras) > 8
+    assert {name for each in extras for name in each.split(",")} <= set(
+        project["optional-dependencies"]
+    )
+    assert not re.findall(r"^(?:\$ )?pip install 'ebjr\[.*", text, re.MULTILINE)
+    assert f"dist/ebjr-{project['version']}-py3-none-any.whl[" in README.read_text()
+
+
+def cells(line: str) -> list[str]:
+    """The figures of a row of a table, without what only makes it look well."""
+    return [cell.strip(" *").replace(" %", "%") for cell in line.split("|")[1:-1]]
+
+
+def test_the_table_of_the_demo_is_what_the_demo_prints(run, monkeypatch):
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    monkeypatch.setenv("COLUMNS", "200")
+    code, printed, error = run("demo", "--recorded")
+    assert code == 0, error
+    printed_rows = {
+        re.split(r"  +", line.strip())[0]: line for line in reversed(printed.splitlines())
+    }
+    table = README.read_text().partition(committed.BEGIN)[2].partition(committed.END)[0]
+    head, _, *rows = table.splitlines()
+    assert len(rows) == 6
+    (titles,) = (line for line in printed.splitlines() if "deferred  MFLOPs" in line)
+    assert set(cells(head)[1:]) <= set(titles.split())
+    for name, *figures in map(cells, rows):
+        shown = printed_rows[name].partition(name)[2].split()
+        wanted = [figure for figure in figures if figure]
+        places = [shown.index(figure) for figure in wanted]
+        assert places == sorted(places), name
+
+
+def test_what_is_made_and_committed_is_as_it_would_be_made_now():
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    stale = [path.name for path, text in committed.files().items() if path.read_text() != text]
+    assert not stale, f"python -m docs.make.committed makes {stale} anew"

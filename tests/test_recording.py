@@ -23,6 +23,7 @@ from ebjr import (
     record_batches,
 )
 from ebjr.data.open import open_data
+from ebjr.data.preprocess import given_preprocess
 
 
 def double(batch):
@@ -357,14 +358,53 @@ def test_inputs_that_are_ready_are_recorded_like_the_images_they_were_made_of(fo
 
 
 def test_preprocessing_that_is_given_is_not_inferred(folder):
-    how = {"student_preprocess": f"size={SIZE},mean=0.5/0.5/0.5"}
-    Preprocess(size=SIZE)
-    (folder / "teacher.toml").write_text(f"size = {SIZE}")
+    how = {"student_preprocess": f"size={SIZE},mean=0.5/0.5/0.5,std=1/1/1"}
+    whole = f"size = {SIZE}\nmean = [0, 0, 0]\nstd = [1, 1, 1]"
+    (folder / "teacher.toml").write_text(whole)
     ours = record(*pair(), open_data("images"), teacher_preprocess="teacher.toml", **how)
     assert ours.models["student"]["preprocess"]["mean"] == [0.5, 0.5, 0.5]
-    assert ours.models["teacher"]["preprocess"] == {"size": SIZE}
+    assert ours.models["teacher"]["preprocess"]["std"] == [1, 1, 1]
     own = [ebjr.Preprocessed(model, Preprocess(size=SIZE)) for model in pair()]
     assert record(*own, open_data("images")).models["student"]["preprocess"] == {"size": SIZE}
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        (f"size={SIZE}", "gives size; a guess: pixels in 0..1, no mean, no std (mean=0/0/0,std"),
+        (f"size={SIZE},range=0..1", "gives size, range; a guess: no mean, no std ("),
+        (f"size={SIZE},mean=0/0/0", "gives size, mean; a guess: pixels in 0..1, no std ("),
+        ("part.toml", "gives size, range; a guess: no mean, no std ("),
+        (Preprocess(size=SIZE), "gives size; a guess: pixels in 0..1, no mean, no std ("),
+        ("", "gives nothing; a guess: pixels in 0..1, no mean, no std ("),
+    ],
+)
+def test_what_part_of_the_preprocessing_leaves_open_is_said_to_be_a_guess(
+    run, folder, role, way, words
+):
+    (folder / "part.toml").write_text(f"size = {SIZE}\n# mean = 0, std = 1\n range= [0,\n1]")
+    whole = f"size={SIZE},mean=0/0/0,std=1/1/1"
+    ways = {f"{each}_preprocess": whole for each in ("student", "teacher")}
+    with pytest.warns(RecordingNote) as notes:
+        record(*pair(), open_data("images"), **{**ways, f"{role}_preprocess": way})
+    (said,) = (str(each.message) for each in notes)
+    assert said.startswith(f"{role}_preprocess= {words}")
+    if way and isinstance(way, str):
+        ways = {**ways, f"{role}_preprocess": way}
+        flags = [
+            word for key, text in ways.items() for word in (f"--{key}".replace("_", "-"), text)
+        ]
+        words_of_pair = "record --student student.onnx --teacher teacher.onnx --data images"
+        code, _, error = run(*words_of_pair.split(), "-o", "outcomes.npz", *flags)
+        assert code == 0
+        assert f"NOTE: --{role}-preprocess {words}" in " ".join(error.split())
+
+
+def test_pixels_as_they_are_leave_nothing_to_guess():
+    assert given_preprocess("size=8,dtype=uint8", "preprocess").dtype == "uint8"
+    with pytest.warns(RecordingNote, match=r"\(mean=0,std=1 says that there are none\)"):
+        given_preprocess("color=gray", "preprocess")
 
 
 def test_counting_flops_can_be_left_out_and_given_ones_are_kept(folder):

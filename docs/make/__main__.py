@@ -16,7 +16,7 @@ def main() -> None:
     for name, text in measured.parts().items():
         (PARTS / name).write_text(text)
     pages = gather(navigation())
-    shutil.copytree(DOCS / "assets", SOURCES / "assets")
+    shutil.copytree(DOCS / "assets", SOURCES / "assets", dirs_exist_ok=True)
     live_curve.write(SOURCES / "assets" / "live.html")
     print(f"{pages} files for the site, in {SOURCES}")
 

@@ -517,13 +517,13 @@ def serve(
     threads: Threads = None,
 ) -> None:
     """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
-    from ebjr.data.preprocess import Preprocess
+    from ebjr.data.preprocess import given_preprocess
     from ebjr.joint_file import JointConfig
     from ebjr.serving.app import run_server
     from ebjr.serving.limits import Limits, exposure
     from ebjr.serving.served import served_alone, served_of
 
-    prepare = None if preprocess is None else Preprocess.parse(preprocess)
+    prepare = None if preprocess is None else given_preprocess(preprocess, "preprocess")
     if joint.suffix in (".onnx", ".pt2"):
         served = served_alone(joint, prepare, **_threads(threads))
     elif prepare is not None:

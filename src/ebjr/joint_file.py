@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
@@ -27,11 +29,11 @@ from ebjr.backends.entry import (
 )
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import Blend, as_blend, blend_text
-from ebjr.calibration.goal import ARGUMENTS, GUARANTEE
+from ebjr.calibration.goal import ARGUMENTS, GUARANTEE, Goal
 from ebjr.costs import Cost
 from ebjr.curve import OperatingPoint
 from ebjr.errors import ModelError, PromiseWarning
-from ebjr.files import read_text, write_whole
+from ebjr.files import read_text, sha256_of, write_beside
 from ebjr.joint import JointModel
 from ebjr.labels import check_same_classes
 from ebjr.model import Model
@@ -52,7 +54,7 @@ _POINT_KEYS = (
     *("cost", "unit", "break_even", "pays", "saving"),
 )
 _CALIBRATION_KEYS = (
-    *("date", "goal", *ARGUMENTS, *GUARANTEE),
+    *("date", "verdict", "goal", *ARGUMENTS, *GUARANTEE),
     *("outcomes", "split_fraction", "split_seed", "traffic", "preprocessing"),
     *("certified", "chosen_on", "held_out", "score_quantiles", "curve", "drift", "disagreement"),
     *("known_classes", "classes"),
@@ -175,26 +177,46 @@ class JointConfig:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all."""
-        folder = Path(path).resolve().parent
-        router: dict[str, Any] = {"score": self.score, "threshold": self.threshold}
-        router["blend"] = blend_text(self.blend)
-        if self.rescale is not None:
-            router["rescale"] = self.rescale.as_dict()
+        """Write the file, and its long lists to one beside it: both, or none."""
+        target, folder = Path(path), Path(path).resolve().parent
         table = {
             "name": self.name,
             "task": self.task,
             "imports": list(self.imports) or None,
             "labels": None if self.labels is None else list(self.labels),
             **_known(self.known_classes, self.classes),
-            "router": router,
+            "router": {
+                "score": self.score,
+                "threshold": self.threshold,
+                "blend": blend_text(self.blend),
+                "rescale": None if self.rescale is None else self.rescale.as_dict(),
+            },
             "student": self.student.as_table(folder),
             "teacher": self.teacher.as_table(folder),
-            "calibration": dict(self.calibration) or None,
-            "operating_points": {k: dict(v) for k, v in self.operating_points.items()} or None,
+            "calibration": self.calibration or None,
+            "operating_points": self.operating_points or None,
         }
-        with write_whole(path, "wb") as file:
-            tomli_w.dump({key: value for key, value in table.items() if value is not None}, file)
+        own, lists = _parted(table)
+        with write_beside(path) as draft:
+            if lists:  # named by what is in it: no other joint.toml loses its own
+                text = tomli_w.dumps(lists).encode()
+                found = hashlib.sha256(text).hexdigest()
+                own["lists"] = {"path": f"{target.stem}.lists-{found[:8]}.toml", "sha256": found}
+                (draft / own["lists"]["path"]).write_bytes(text)
+            (draft / target.name).write_bytes((self._header(own) + _toml(own)).encode())
+
+    def _header(self, own: Mapping[str, Any]) -> str:
+        """What the file says first, as comments: the knob, the goal, the verdict, the promise."""
+        known, lists = self.calibration, own.get("lists")
+        words = [
+            "The knob is threshold: inputs whose score is under it go to the teacher.",
+            f"Chosen for {Goal.from_dict(known)}." if "goal" in known else None,
+            known.get("verdict"),
+            known.get("certified", {}).get("statement"),
+            lists and f"Long lists are in {lists['path']}: keep both files together.",
+        ]
+        lines = (fill(f"# {text}", 100, subsequent_indent="# ") for text in words if text)
+        return "\n".join(lines) + "\n\n"
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> JointConfig:
@@ -205,16 +227,16 @@ class JointConfig:
         FileNotFoundError
             There is none.
         ValueError
-            It is not TOML, misses a key, or has one that is not known.
+            It is not TOML, misses a key or its long lists, or has a key that is not known.
         """
         file = Path(path)
         if not file.is_file():
             raise FileNotFoundError(f"there is no {path}; `ebjr calibrate` makes one")
         if file.suffix.lower() == ".onnx":
             raise ValueError(f"{path} is an exported file: give the joint.toml it was made from")
-        text = read_text(file)
+        text, folder = read_text(file), file.resolve().parent
         try:
-            return cls._from_table(tomllib.loads(text), file.resolve().parent)
+            return cls._from_table(_with_lists(tomllib.loads(text), folder), folder)
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not a TOML file: {error}") from error
         except (ValueError, TypeError) as error:
@@ -341,7 +363,6 @@ class JointConfig:
         has changed since, so that nothing is promised. A ValueError refuses outcomes of another
         task, of other models, or of other classes.
         """
-        from ebjr.calibration.goal import Goal
         from ebjr.curve import TradeOffCurve
         from ebjr.study import study_point
         from ebjr.tasks.specialized.known_classes import Traffic
@@ -589,6 +610,48 @@ def _figures(point: OperatingPoint) -> dict[str, Any]:
     """What a named operating point keeps: its threshold and what it does."""
     whole = point.as_dict()
     return {key: whole[key] for key in ("threshold", "deferral_rate", "quality", "cost")}
+
+
+def _toml(table: Mapping[str, Any]) -> str:
+    """A table as TOML, each list of numbers or names on one line."""
+    lists = re.compile(r"\[\n    ([^\s\[{].*(?:,\n    .*)*),\n\]")
+    return lists.sub(lambda one: "[" + one[1].replace(",\n    ", ", ") + "]", tomli_w.dumps(table))
+
+
+def _parted(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A table without what is None and without lists of more than 20 entries; and these."""
+    own, lists = {}, {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            own[key], lists[key] = _parted(value)
+        elif value is not None:
+            (lists if isinstance(value, list) and len(value) > 20 else own)[key] = value
+    return own, {key: value for key, value in sorted(lists.items()) if value}
+
+
+def _with_lists(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A table with the long lists that are in the file that it names, which must be as written."""
+    if (beside := table.pop("lists", None)) is None:
+        return table
+    check_keys(beside, ("path", "sha256"), "lists", ("path", "sha256"))
+    file = folder / str(beside["path"])
+    if not file.is_file() or sha256_of(file) != beside["sha256"]:
+        state = "has changed" if file.is_file() else "is missing"
+        raise ValueError(
+            f"its long lists' file {file} {state}: copy both files together from where they were "
+            "written, or calibrate again"
+        )
+    return _joined(table, tomllib.loads(read_text(file)))
+
+
+def _joined(table: dict[str, Any], lists: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with lists put into it; a ValueError refuses one that is there already."""
+    for key, value in lists.items():
+        if isinstance(value, Mapping) and isinstance(table.setdefault(key, {}), dict):
+            _joined(table[key], value)
+        elif table.setdefault(key, value) is not value:
+            raise ValueError(f"{key} is in it and among its long lists: leave one out")
+    return table
 
 
 def _checked_imports(imports: Any) -> tuple[str, ...]:

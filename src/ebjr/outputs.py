@@ -59,7 +59,7 @@ def _files_in(value: Any) -> Iterator[Path]:
 
 
 def _files_of(file: Path) -> Iterator[Path]:
-    """A file, and what it names: both models of a joint.toml or of outcomes, a graph's weights."""
+    """A file, and what it names: models and lists of a joint.toml, or a graph's weights."""
     yield file
     with suppress(Exception):  # what is damaged is named where it is read
         if file.suffix.lower() == ".onnx":
@@ -72,10 +72,10 @@ def _files_of(file: Path) -> Iterator[Path]:
 
 
 def _tables(file: Path) -> dict[str, Any]:
-    """What a joint.toml, or outcomes, say of student and teacher."""
+    """What a joint.toml, or outcomes, say of student, teacher and long lists."""
     if zipfile.is_zipfile(file):
         with np.load(file) as arrays:
             found = json.loads(str(arrays["about"]))["models"]
     else:
         found = tomllib.loads(read_text(file))
-    return {role: found[role] for role in ("student", "teacher") if role in found}
+    return {role: found[role] for role in ("student", "teacher", "lists") if role in found}

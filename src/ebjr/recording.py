@@ -24,6 +24,7 @@ from ebjr.costs import Cost
 from ebjr.data.examples import ArrayData, Data
 from ebjr.data.preprocess import (
     Preprocess,
+    given_preprocess,
     infer_preprocess,
     is_pixels,
     prepared,
@@ -531,7 +532,7 @@ def prepare_for(
     `preprocess` is as `record` takes it, and `argument` what to call it in a message.
     """
     if preprocess not in ("auto", "infer"):
-        chosen = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
+        chosen = None if preprocess is None else given_preprocess(preprocess, argument)
         return prepared(model, chosen)
     known, own = facts(unprepared(model)[0]), facts(model)
     listed = isinstance(inputs, list) and bool(inputs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebjr.arrays import is_array
+from ebjr.errors import note
 from ebjr.files import read_text
 from ebjr.model import Model, ModelFacts, facts, model_name
 
@@ -281,6 +283,22 @@ class Preprocess:
         mean = np.array(self.mean or (0.0,) * self.channels)[:, None]
         std = np.array(self.std or (1.0,) * self.channels)[:, None]
         return np.asarray((values - mean) / std, np.float64)
+
+
+def given_preprocess(preprocess: Preprocess | str, argument: str) -> Preprocess:
+    """Preprocessing as `argument` gives it; a note says what of the pixels' values is a guess."""
+    chosen = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
+    text = preprocess if isinstance(preprocess, str) else chosen.as_text()
+    lines = read_text(text) if text.endswith(".toml") else text.replace(",", "\n")
+    given = re.findall(r"^\s*(\w+)\s*=", lines, re.MULTILINE)
+    if chosen.dtype != "uint8" and not {"mean", "std"} <= {*given}:
+        low, high = chosen.range
+        usual = {"range": f"pixels in {low:g}..{high:g}", "mean": "no mean", "std": "no std"}
+        guess = ", ".join(words for key, words in usual.items() if key not in given)
+        none = "mean=0,std=1" if chosen.channels == 1 else "mean=0/0/0,std=1/1/1"
+        said = ", ".join(given) or "nothing"
+        note(f"{argument}= gives {said}; a guess: {guess} ({none} says that there are none)")
+    return chosen
 
 
 def upright_pixels(image: Any) -> NDArray[np.uint8]:
