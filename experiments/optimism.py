@@ -27,7 +27,7 @@ MARGINS = (0.0, 0.25, MARGIN, 0.75, 1.0)
 BUDGETS = (0.05, 0.1, 0.3)
 """Deferral rates."""
 
-MEASURED = ("cifar10", "imagenet_160_260", "cifar100_early_exit")
+MEASURED = ("cifar10", "imagenet_160_260", "imagenet_224_260", "cifar100_early_exit")
 
 
 def draws(outcomes: Outcomes, n: int, splits: int) -> Iterator[tuple[Outcomes, Outcomes, dict]]:

@@ -27,6 +27,7 @@ from ebjr.options import (
     Commands,
     DataOptions,
     DataPath,
+    Details,
     GoalOptions,
     ImageColumn,
     Images,
@@ -161,6 +162,7 @@ def demo(
         bool, in_data("Use the shipped answers: no download.", "--recorded")
     ] = False,
     threads: Threads = None,
+    details: Details = False,
     as_json: Json = False,
 ) -> None:
     """Shipped models on real data: calibrate, evaluate, report."""
@@ -180,7 +182,7 @@ def demo(
         return
     if several:
         print_sweep(out, result.sweep)
-    print_study(out, result.study, result.joint_seconds)
+    print_study(out, result.study, result.joint_seconds, details=details)
     _print_report(result.files["report.html"])
     if "joint.toml" in result.files:
         out.print(f"Knob:   {result.files['joint.toml']}", soft_wrap=True)
@@ -292,6 +294,7 @@ def calibrate(
     output: Annotated[Path | None, in_output("The joint.toml to write.", "--output", "-o")] = None,
     name: Annotated[str, in_output("What the joint model is called.")] = "joint",
     report: Report = None,
+    details: Details = False,
     as_json: Json = False,
     imports: Imports = None,
 ) -> None:
@@ -324,7 +327,7 @@ def calibrate(
         return
     if several:
         print_sweep(out, sweep)
-    print_study(out, found)
+    print_study(out, found, details=details)
     _print_report(report)
     if output is not None:
         out.print(f"\nWrote {output}: the knob is router.threshold in it", soft_wrap=True)
@@ -349,6 +352,7 @@ def evaluate(
         Path | None, in_data("detection: what was recorded, to show images in the report.")
     ] = None,
     images: Images = None,
+    details: Details = False,
     as_json: Json = False,
 ) -> None:
     """Every score's figures on examples that no threshold was chosen on."""
@@ -377,7 +381,7 @@ def evaluate(
     if as_json:
         print_json(study_figures(found, compared))
         return
-    print_study(out, found, compared=compared)
+    print_study(out, found, compared=compared, details=details)
     _print_report(report)
 
 

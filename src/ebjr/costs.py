@@ -7,6 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 UNITS = ("flops", "seconds", "joules", "bytes")
+SAVED = {
+    "flops": "fewer FLOPs",
+    "seconds": "less time",
+    "joules": "fewer joules",
+    "bytes": "fewer bytes",
+}
+"""By unit: what there is that many times less of."""
+
 KINDS_OF_JOULES = ("measured", "estimated")
 
 
@@ -122,6 +130,23 @@ def break_even_rate(student: Cost, teacher: Cost, unit: str) -> float | None:
 def common_unit(student: Cost, teacher: Cost) -> str | None:
     """The first of `UNITS` that both costs know; joules have to be of one kind."""
     return next((unit for unit in UNITS if is_comparable(student, teacher, unit)), None)
+
+
+def half_known(student: Cost, teacher: Cost) -> str:
+    """Which units are known of one model alone, as a clause; nothing where there are none.
+
+    Examples
+    --------
+    >>> half_known(Cost(flops=1e6, seconds=0.1), Cost(seconds=1.0))
+    "the teacher's flops are not known"
+    """
+    clauses = [
+        f"the {role}'s {unit} are not known"
+        for unit in UNITS
+        for role, own, other in (("student", student, teacher), ("teacher", teacher, student))
+        if getattr(own, unit) is None and getattr(other, unit) is not None
+    ]
+    return ", ".join(clauses)
 
 
 def flops_text(cost: Cost) -> str:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ebjr.blend import Blend, as_blend, blend_text
-from ebjr.costs import UNITS, Cost, break_even_rate, common_unit, is_comparable, joint_cost
+from ebjr.costs import (
+    SAVED,
+    UNITS,
+    Cost,
+    break_even_rate,
+    common_unit,
+    half_known,
+    is_comparable,
+    joint_cost,
+)
 from ebjr.errors import check_choice
 from ebjr.router import Router, check_threshold, deferral_key
 from ebjr.scores import Score, as_score
@@ -129,16 +138,19 @@ class OperatingPoint:
 
     @property
     def verdict(self) -> str:
-        """One sentence: does the pair pay here, and where is the break-even?"""
-        if self.break_even is None:
-            return "The models' costs are not known, so nobody can say whether the pair pays."
+        """One sentence: does the pair pay here, in which unit, and where is the break-even?"""
+        unknown = half_known(self.student_cost, self.teacher_cost)
+        if self.unit is None or self.break_even is None:
+            more = f": {unknown}" if unknown else ""
+            return f"What both models cost is not known, so nobody can say whether it pays{more}."
         if self.break_even <= 0:
             return "The student costs as much as the teacher: this pair cannot pay."
         limit = f"the teacher alone is cheaper above a deferral rate of {self.break_even:.1%}"
+        limit += f"; {unknown}" if unknown else ""
         if self.pays:
             return (
-                f"Deferring {self.deferral_rate:.1%} costs {self.saving:.2f} times less than the "
-                f"teacher alone ({limit})."
+                f"Deferring {self.deferral_rate:.1%} takes {self.saving:.2f} times "
+                f"{SAVED[self.unit]} than the teacher alone ({limit})."
             )
         return (
             f"This pair does not pay here: {limit}, and this point defers {self.deferral_rate:.1%}."

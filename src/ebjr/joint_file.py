@@ -169,7 +169,7 @@ class JointConfig:
                 **_chosen(study.point),
                 **study_figures(study),
             },
-            operating_points={key: _figures(point) for key, point in study.named_points.items()},
+            operating_points={key: _figures(point) for key, point in study.named_results.items()},
             rescale=study.point.rescale,
             known_classes=study.outcomes.known_classes,
             classes=study.outcomes.classes,

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ebjr.evaluation.plots import rounded, thin_rows
-from ebjr.evaluation.report import verdict
 from ebjr.monitor import DriftMonitor
 from ebjr.router import deferral_key, is_deferred
 from ebjr.study import Study
@@ -18,7 +17,7 @@ _CURVE_ROWS = 51
 def study_figures(study: Study) -> dict[str, Any]:
     """The study's figures on both halves, as `JointConfig.calibration` holds them."""
     return {
-        "verdict": verdict(study.held_out, study.point),
+        "verdict": study.verdict.text,
         "held_out": study.result.as_dict(),
         "score_quantiles": _score_quantiles(study),
         "curve": _curve(study),

@@ -195,6 +195,7 @@ _IMPORTS = inspect.Parameter(
     "imports", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Imports
 )
 Json = Annotated[bool, in_output("Print JSON for a machine.", "--json")]
+Details = Annotated[bool, in_output("Print every score, interval and test.", "--details")]
 Report = Annotated[Path | None, in_output("Write an HTML report here.")]
 DataPath = Annotated[
     Path, in_data("A folder of images, .npz, .parquet, .arrow, or COCO's .json.", "--data")
@@ -354,6 +355,13 @@ class GoalOptions:
         float | None, in_goal("budget: bytes per example over the link to the teacher.")
     ] = None
     deferral_rate: Annotated[float | None, in_goal("budget: the most to defer, as 0.2.")] = None
+    margin: Annotated[
+        float | None,
+        in_goal(
+            "match-teacher, accuracy: by how many standard errors to exceed it, 0.5 if left out; 0 "
+            "is the plain pick, which falls short elsewhere."
+        ),
+    ] = None
     delta: Annotated[
         float | None, in_guarantee("Guarantee the goal: it may fail with this probability, as 0.1.")
     ] = None

@@ -29,6 +29,7 @@ from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score, is_fitted
 from ebjr.stats import Interval
 from ebjr.tasks.specialized.known_classes import Traffic
+from ebjr.verdict import Verdict
 
 T = TypeVar("T")
 
@@ -92,9 +93,37 @@ class Study:
         )
 
     @cached_property
+    def named_results(self) -> dict[str, OperatingPoint]:
+        """`named_points` on `held_out`, where none of them was chosen."""
+        return {name: evaluate(self.held_out, point) for name, point in self.named_points.items()}
+
+    @property
     def best_accuracy(self) -> OperatingPoint:
         """The best threshold on `calibration`, which may beat the teacher, judged on `held_out`."""
-        return evaluate(self.held_out, self.named_points[f"best-{self.outcomes.metric}"])
+        return self.named_results[f"best-{self.outcomes.metric}"]
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Whether `held_out` meets the goal, and at what price."""
+        result = replace(self.result, certified=self.point.certified)
+        return Verdict.of(self.goal, result, self.intervals, self._pays_within)
+
+    @property
+    def _pays_within(self) -> OperatingPoint | None:
+        """Where the goal of matching the teacher does not pay: the least tolerance that does."""
+        if self.goal.kind != "match-teacher" or self.result.pays is not False:
+            return None
+        table, teacher = self.calibration, abs(self.calibration.quality("teacher"))
+        whole = 1.0 if table.measure.percent else teacher
+        for share in (0.005, 0.01, 0.02):
+            goal = replace(self.goal.plain, limit=share * whole)
+            if goal.limit > (self.goal.limit or 0.0):
+                point = calibrate(
+                    table, goal, score=self.point.router.score, blend=self.point.blend
+                )
+                if point.pays:
+                    return point
+        return None
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:

@@ -50,7 +50,8 @@ def study_figures(study: Study, compared: Sequence[Comparison] = ()) -> dict[str
         "scores": {name: result.as_dict() for name, result in study.other_results.items()},
         "ranking": [_standing(entry) for entry in study.ranking],
         "promise": None if promise is None else promise.as_dict(),
-        "verdict": study.result.verdict,
+        "verdict": study.verdict.text,
+        "standing": study.verdict.standing,
     }
 
 
@@ -70,30 +71,31 @@ def print_study(
     study: Study,
     joint_seconds: float | None = None,
     compared: Sequence[Comparison] = (),
+    details: bool = False,
 ) -> None:
-    """One screen: the models, the joint model and its intervals, the promise, and the scores.
+    """The verdict, both models and the joint one, and the promise; with `details` all there is.
 
     `joint_seconds` per example were measured, and are shown instead of the sum of both models'.
     """
-    _say(
-        console,
-        f"{len(study.calibration):,} examples to choose the threshold ({study.goal}), "
-        f"{len(study.held_out):,} others to report on\n",
-    )
+    verdict, measure = study.verdict, study.outcomes.measure
+    _say(console, f"{verdict.goal}\n{verdict.price}\n")
     if not study.outcomes.labeled:
-        _say(console, f"{UNLABELED.format(title=study.outcomes.measure.title)}\n")
+        _say(console, f"{UNLABELED.format(title=measure.title)}\n")
     costs = [*further_columns(study.result.cost, study.result.cost), "ms"]
-    print_table(console, _models(study, joint_seconds), spare=costs)
-    _say(console, f"\n{study.result.verdict}")
-    _say(console, _intervals(study.intervals, study.outcomes.measure))
+    print_table(console, _models(study, joint_seconds, details), spare=costs)
     if study.point.certified is not None:
         statement, words = promise_words(study.point.certified)
-        _say(console, f"\nPromise: {statement}\n{words}")
-    console.print()
-    print_table(console, _tests([*study.comparisons, *compared]), spare=["p chi²"])
-    console.print()
-    ranking = _ranking(study.ranking, score_title(study.point.score), study.outcomes.measure)
-    print_table(console, ranking, spare=["AURC"])
+        further = "\n".join(filter(None, (words if details else "", verdict.promise)))
+        _say(console, f"\nPromise: {statement}" + (further and f"\n{further}"))
+    if details or compared:
+        _say(console, f"\n{_intervals(study.intervals, measure)}\n")
+        print_table(console, _tests([*study.comparisons, *compared]), spare=["p chi²"])
+    if details:
+        console.print()
+        ranking = _ranking(study.ranking, score_title(study.point.score), measure)
+        print_table(console, ranking, spare=["AURC"])
+    chosen = f"\n{len(study.calibration):,} other examples to choose on"
+    _say(console, chosen + ("." if details else "; --details has every score, interval and test."))
 
 
 def print_sweep(console: Console, sweep: Sweep) -> None:
@@ -219,8 +221,8 @@ def _say(console: Console, text: str) -> None:
     console.print(escape(text), highlight=False, soft_wrap=True)
 
 
-def _models(study: Study, joint_seconds: float | None) -> Table:
-    """Both models, the joint model, and every other score at the same goal."""
+def _models(study: Study, joint_seconds: float | None, details: bool) -> Table:
+    """Both models and the joint model; with `details` every other score at the same goal."""
     result, measure = study.result, study.outcomes.measure
     further = further_columns(result.cost, result.cost)
     table = plain_table(
@@ -234,7 +236,7 @@ def _models(study: Study, joint_seconds: float | None) -> Table:
     measured = ms_text(Cost(seconds=joint_seconds))
     table.add_row(*_joint_row(f"joint: {point_title(result)}", result, measured), style="bold")
     table.add_row(*_joint_row(f"  for the best {measure.title}", study.best_accuracy))
-    for name, other in study.other_results.items():
+    for name, other in study.other_results.items() if details else ():
         paper = f" (paper, {EQUATIONS[name]})" if name in EQUATIONS else ""
         table.add_row(*_joint_row(f"  {name}{paper}", other))
     return table

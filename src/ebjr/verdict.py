@@ -1,0 +1,158 @@
+"""Verdict: is the goal met on examples that nothing was chosen on, and at what price?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ebjr.calibration.goal import Goal
+from ebjr.curve import OperatingPoint
+from ebjr.metric import METRICS
+from ebjr.stats import Interval
+
+MET, MISSED, UNDECIDED = "met", "missed", "not decided"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a person decides by.
+
+    Attributes
+    ----------
+    standing
+        ``"met"``: the whole 95 % interval keeps the goal; ``"missed"``: none of it does;
+        ``"not decided"``: so few examples do not tell. None where the goal asks for nothing that
+        examples could miss.
+    goal
+        The goal, what the held-out examples show, with its interval, and whether that meets it.
+    price
+        What the joint model costs beside the teacher alone, and why it does not pay where it
+        does not.
+    promise
+        Why a promise may stand above figures that look worse; else nothing.
+    """
+
+    standing: str | None
+    goal: str
+    price: str
+    promise: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        goal: Goal,
+        point: OperatingPoint,
+        intervals: Mapping[str, Interval],
+        pays_within: OperatingPoint | None = None,
+    ) -> Verdict:
+        """The verdict on a goal.
+
+        Parameters
+        ----------
+        goal
+            What was asked for.
+        point
+            What held-out examples show, with its certificate if there is one.
+        intervals
+            By figure, as `bootstrap` finds them at `point`.
+        pays_within
+            Where the point does not pay: one that does, at a tolerance that is larger.
+        """
+        above, limit = _above(goal, point, intervals)
+        shown = _shown(goal, point, intervals)
+        price = point.verdict if pays_within is None else _brittle(goal, point, pays_within)
+        if above is None:
+            return cls(None, f"The goal {goal} sets no limit. {shown}", price)
+        standing = MET if above.low >= 0 else MISSED if above.high < 0 else UNDECIDED
+        words = f" by {_amount(goal, point, -above.estimate)}" if standing == MISSED else ""
+        words = f" by {point.n:,} examples" if standing == UNDECIDED else words
+        promise = ""
+        if point.certified is not None and above.estimate < 0:
+            promise = (
+                "The promise may hold all the same: it is about all inputs, and these "
+                f"{point.n:,} are a sample that scatters; and with probability "
+                f"{point.certified.delta:g} it may fail."
+            )
+        return cls(standing, f"Goal {standing}{words}: {limit}. {shown}", price, promise)
+
+    @property
+    def text(self) -> str:
+        """All of it, in one paragraph."""
+        return " ".join(filter(None, (self.goal, self.price, self.promise)))
+
+
+def _above(
+    goal: Goal, point: OperatingPoint, intervals: Mapping[str, Interval]
+) -> tuple[Interval | None, str]:
+    """By how much more than asked for there is, higher is better; and what is asked for."""
+    measure, limit = METRICS[point.metric], float(goal.limit or 0.0)
+    if goal.kind == "match-teacher":
+        least = _amount(goal, point, limit)
+        words = f"at most {least} under the teacher" if limit else "as good as the teacher"
+        return _shifted(intervals["gain_over_teacher"], limit), words
+    if goal.kind == "accuracy":
+        wanted, (estimate, *ends) = measure.check_target(limit), intervals[measure.name]
+        low, high = sorted(float(measure.figure(end)) for end in ends)
+        words = f"{measure.title} of at {'most' if measure.lower else 'least'} "
+        found = Interval(float(measure.figure(estimate)), low, high)
+        return _shifted(found, -wanted), words + measure.words(wanted)
+    if goal.kind == "budget":
+        rate = intervals["deferral_rate"]
+        fixed, each = 0.0, 1.0
+        if goal.unit != "deferral_rate":
+            fixed, each = (
+                getattr(cost, str(goal.unit)) for cost in (point.student_cost, point.teacher_cost)
+            )
+        left = Interval(*(limit - fixed - each * end for end in (rate.estimate, rate.high, rate.low)))
+        return left, f"at most {_amount(goal, point, limit)} an example"
+    return None, ""
+
+
+def _shifted(interval: Interval, by: float) -> Interval:
+    slack = 1e-12  # differences of means are not exact in binary
+    return Interval(*(end + by + slack for end in interval))
+
+
+def _amount(goal: Goal, point: OperatingPoint, amount: float) -> str:
+    """An amount of what the goal is about."""
+    if goal.kind == "budget":
+        if goal.unit == "deferral_rate":
+            return f"{100 * amount:.3g} % deferred"
+        return f"{amount:,.4g} {'FLOPs' if goal.unit == 'flops' else goal.unit}"
+    measure = METRICS[point.metric]
+    return f"{100 * amount:.3g} points" if measure.percent else f"{amount:.3g} of {measure.title}"
+
+
+def _shown(goal: Goal, point: OperatingPoint, intervals: Mapping[str, Interval]) -> str:
+    """What the held-out examples show."""
+    measure, gain = METRICS[point.metric], intervals["gain_over_teacher"]
+    is_ = "is right on" if measure.binary else f"has {measure.title}"
+
+    def beside(value: float) -> str:
+        size = f"{100 * abs(value):.2f}" if measure.percent else f"{abs(value):.3g}"
+        over, under = ("over", "under") if measure.percent else ("better", "worse")
+        return f"{size} {over if value >= 0 else under}"
+
+    deferred = ""
+    if goal.kind == "budget":
+        rate = intervals["deferral_rate"]
+        deferred = f", deferring {rate.estimate:.1%} ({rate.low:.1%} to {rate.high:.1%})"
+    unit, than = ("points ", "the teacher") if measure.percent else ("", "than the teacher")
+    size, side = beside(gain.estimate).split()
+    return (
+        f"On {point.n:,} held-out examples the joint model {is_} {measure.words(point.quality)}, "
+        f"{size} {unit}{side} {than} (95 % interval {beside(gain.low)} to {beside(gain.high)})"
+        f"{deferred}."
+    )
+
+
+def _brittle(goal: Goal, point: OperatingPoint, other: OperatingPoint) -> str:
+    """That it is the goal that does not pay, not the pair."""
+    tolerance, limit = other.teacher_quality - other.quality, float(goal.limit or 0.0)
+    return (
+        f"At this goal nothing is saved: {point.deferral_rate:.1%} are deferred, and the teacher "
+        f"alone is cheaper above {point.break_even:.1%}. A tolerance of {limit:g} is brittle, as "
+        f"a few examples decide it: with {_amount(goal, point, max(tolerance, 0.0))} under the "
+        f"teacher {other.deferral_rate:.1%} were deferred of the examples chosen on; ask for it "
+        "with --tolerance."
+    )
