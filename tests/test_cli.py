@@ -52,6 +52,53 @@ def test_data_without_labels_are_compared_with_the_teacher(run, recorded):
     assert "the teacher's own answers being taken for right" in printed
 
 
+def test_a_table_of_paths_is_recorded_and_answered_as_csv(run, recorded):
+    files = sorted(Path("images").rglob("*.png"))
+    rows = [json.dumps({"photo": str(file), "label": file.parent.name}) for file in files]
+    Path("photos.jsonl").write_text("\n".join(rows))
+    Path("names.txt").write_text("\n".join(CLASSES))
+    words = "--student student.onnx --teacher teacher.onnx --classes names.txt -o o.npz"
+    code, _, error = run("record", *words.split(), "--data", "photos.jsonl")
+    assert code == 0, error
+    assert Outcomes.load("o.npz").targets.tolist() == Outcomes.load("outcomes.npz").targets.tolist()
+    assert run("calibrate", "o.npz", "--tolerance", 0.5, "-o", "joint.toml")[0] == 0
+    code, _, error = run("predict", "joint.toml", "--data", "photos.jsonl", "-o", "answers.csv")
+    assert code == 0, error
+    lines = Path("answers.csv").read_text().splitlines()
+    assert lines[0] == "name,prediction,label,score,deferred,degraded"
+    assert len(lines) == 1 + len(files)
+    answer = run("predict", "joint.toml", "--data", "photos.jsonl", "-o", "answers.json")
+    assert "answers are written as their suffix says" in refused(answer)
+    wrong = ("--data", "photos.jsonl", "--input-columns", "picture")
+    said = refused(run("record", *words.split(), *wrong))
+    assert "no columns called 'picture', where it needs one; it has photo, label" in said
+
+
+def test_raw_outputs_go_straight_into_calibrate_and_evaluate(run, recorded):
+    with np.load("outcomes.npz") as arrays:
+        raw = {name: arrays[name] for name in ("student", "teacher", "targets")}
+    names = {"targets": np.array(CLASSES)[raw["targets"]], "labels": np.array(CLASSES)}
+    np.savez("raw.npz", **{**raw, **names})
+    figures = [
+        json.loads(run("evaluate", file, "--json")[1]) for file in ("raw.npz", "outcomes.npz")
+    ]
+    kept = ("quality", "student_quality", "teacher_quality", "deferral_rate", "threshold")
+    own, recorded_ones = ([each["held_out"][name] for name in kept] for each in figures)
+    assert own == recorded_ones
+    wanted = ("calibrate", "raw.npz", "--tolerance", 0.5, "-o", "joint.toml")
+    assert "does not say which file its student was: give it with --student" in refused(
+        run(*wanted)
+    )
+    code, _, error = run(*wanted, "--student", "student.onnx", "--teacher", "teacher.onnx")
+    assert code == 0, error
+    assert ebjr.load_joint("joint.toml").router.threshold > 0
+    chances = np.exp(raw["student"]) / np.exp(raw["student"]).sum(axis=1, keepdims=True)
+    np.savez("raw.npz", **{**raw, "student": chances})
+    assert "WARNING: the student's raw output is probabilities" in run("calibrate", "raw.npz")[2]
+    said = refused(run("calibrate", "outcomes.npz", "--task", "regression"))
+    assert "its task is classification, not regression: leave --task (task=) out" in said
+
+
 def test_a_guarantee_is_written_down_and_watched(run, recorded):
     asked = ("--tolerance", 0.5, "--delta", 0.1)
     code, printed, error = run("calibrate", "outcomes.npz", *asked, "-o", "joint.toml", "--json")
@@ -290,7 +337,7 @@ def test_a_tables_columns_can_be_named(run, recorded):
     assert code == 0
     assert json.loads(printed)["examples"] == 120
     sentence = refused(run(*words, "--image-column", "scans"))
-    assert "has no column 'scans'; image_column must be one of image, scan, label" in sentence
+    assert "no columns called 'scans', where it needs one; it has image, scan, label" in sentence
     words[3] = "images"
     assert "are for tables, but images is none" in refused(run(*words, *columns))
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import zipfile
 from dataclasses import replace
 
@@ -106,7 +107,7 @@ GOOD = {"student": np.eye(3), "teacher": np.eye(3), "targets": np.arange(3)}
         ({"targets": [0.0, 1.0, 2.0]}, "targets must be integer labels, not float64"),
         ({"targets": [0, None, None]}, "2 of 3 targets are None: leave examples without a label"),
         ({"targets": [True, False, True]}, "targets must be integer labels, not bool"),
-        ({"targets": ["a", "b", "c"]}, "targets must be integer labels, not <U1"),
+        ({"targets": ["a", "b", "c"]}, "targets must be integer labels where neither model says"),
         ({"targets": [0, 3, 7]}, r"must lie in 0..2, but 2 of 3 do not, the first is 3"),
         ({"targets": [0, -1, 2]}, r"must lie in 0..2, but 1 of 3 do not, the first is -1"),
         ({"student": np.full((3, 3), np.nan)}, "3 of 3 rows hold NaN or infinity, the first in"),
@@ -306,6 +307,67 @@ def test_a_foreign_file_is_refused_with_the_reason(tmp_path, content, reason):
     path = tmp_path / "outcomes.npz"
     path.write_bytes(content)
     assert reason in refusal(path)
+
+
+RAW = {
+    "student": np.array([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0]]),
+    "teacher": np.array([[5.0, 1.0, 0.0], [0.0, 9.0, 3.0]]),
+    "targets": np.array([0, 1]),
+}
+
+
+def test_raw_outputs_of_anybody_are_outcomes(tmp_path):
+    path = tmp_path / "raw.npz"
+    np.savez(path, **RAW)
+    found = Outcomes.load(path)
+    assert (found.task, found.labels, found.models, len(found)) == ("classification", None, {}, 2)
+    assert found.teacher_quality.tolist() == [1, 1]
+    assert Outcomes.load(path, task="regression").task == "regression"
+    np.savez(path, **RAW, task="regression")
+    assert Outcomes.load(path).metric == "rmse"
+    with pytest.raises(ValueError, match="its task is regression, not multilabel: leave --task"):
+        Outcomes.load(path, task="multilabel")
+    known = {"task": "specialized", "known_classes": [2, 0]}
+    np.savez(path, **RAW, **known)
+    assert Outcomes.load(path).known_classes == (2, 0)
+
+
+@pytest.mark.parametrize("kind", [str, object])
+def test_targets_by_name_are_looked_up_in_the_labels(kind, tmp_path):
+    names = {"labels": np.array(["cat", "dog", "emu"]), "targets": np.array(["cat", "dog"])}
+    np.savez(tmp_path / "raw.npz", **{**RAW, **names})
+    found = Outcomes.load(tmp_path / "raw.npz")
+    assert (found.targets.tolist(), found.labels) == ([0, 1], ("cat", "dog", "emu"))
+    named = {**RAW, "targets": np.array(["emu", "cat"], kind), "labels": ("cat", "dog", "emu")}
+    assert Outcomes(**named).targets.tolist() == [2, 0]
+    assert Outcomes(**named).take(np.array([1])).targets.tolist() == [0]
+    with pytest.raises(ValueError, match="the class 'cow', which is none of the models' 3 classes"):
+        Outcomes(**{**named, "targets": ["cow", "cat"]})
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"targets": None}, "student, teacher and targets .* but targets is missing; it has stud"),
+        ({"targets": np.arange(3)}, "must have the same length, not 2, 2 and 3"),
+        ({"student": np.eye(2)}, "the same classes, but the student has 2 and the teacher 3"),
+        ({"targets": np.array(["a", "b"])}, "one is 'a': name them .* as `labels` in an .npz"),
+        ({"targets": np.array(["a", "b"], object)}, r"Python objects, .* by \.astype\(str\)"),
+        ({"labels": np.array(["a", "b"])}, "3 classes need 3 labels, not 2"),
+        ({"task": "juggling"}, "task must be one of"),
+    ],
+)
+def test_raw_outputs_that_do_not_fit_are_refused_with_the_way_out(changed, reason, tmp_path):
+    members = {name: each for name, each in {**RAW, **changed}.items() if each is not None}
+    np.savez(tmp_path / "raw.npz", **members)
+    assert re.search(reason, refusal(tmp_path / "raw.npz"))
+
+
+def test_a_table_that_was_packed_is_still_read(saved):
+    with np.load(saved) as arrays:
+        members = dict(arrays)
+    np.savez_compressed(saved, **members)
+    same(Outcomes.load(saved), table(**ABOUT))
 
 
 def test_a_plain_npy_file_and_a_folder_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from ebjr import Detections, JointClassifier, JointDetector, Router
 from ebjr.data.examples import Data, Examples
 from ebjr.data.open import open_data
 from ebjr.errors import ModelError
-from ebjr.predict import predict
+from ebjr.predict import predict, write_answers
 
 
 def colors(images):
@@ -144,6 +145,49 @@ def test_parquet_holds_the_same_rows(images, tmp_path, expected):
     table = parquet.read_table(output)
     assert table.column("label").to_pylist() == [CLASSES[row["prediction"]] for row in expected]
     assert table.drop_columns("label").to_pylist() == expected
+
+
+def test_csv_holds_the_same_rows_after_a_kill_too(images, tmp_path, expected):
+    output = tmp_path / "a.csv"
+    with pytest.raises(ModelError, match="out of order"):
+        predict(joint(Dies(3)), open_data(images), output, batch_size=7, labels=CLASSES)
+    assert not output.exists()
+    assert predict(joint(), open_data(images), output, labels=CLASSES).resumed == 21
+    with output.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [*rows[0]] == ["name", "prediction", "label", "score", "deferred", "degraded"]
+    assert [row.pop("label") for row in rows] == [CLASSES[each["prediction"]] for each in expected]
+    assert [{k: v if k == "name" else json.loads(v) for k, v in row.items()} for row in rows] == (
+        expected
+    )
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
+def test_what_only_a_late_row_has_is_written(suffix, tmp_path):
+    rows = [{"name": f'{n}, "a"\nb', "prediction": [0.5, n], "score": None} for n in range(5000)]
+    rows[4000]["late"] = "abc"
+    output = tmp_path / f"a.{suffix}"
+    write_answers(lambda start: iter([(written(rows), [])]), output, len(rows), {})
+    if suffix == "csv":
+        with output.open(newline="") as file:
+            found = list(csv.DictReader(file))
+        assert (found[7]["prediction"], found[7]["score"], found[7]["late"]) == ("[0.5, 7]", "", "")
+    else:
+        tables = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+        found = rows_of(output) if suffix == "jsonl" else tables.read_table(output).to_pylist()
+        assert (found[7]["prediction"], found[7]["score"]) == ([0.5, 7], None)
+    assert (found[7]["name"], found[4000]["late"], len(found)) == ('7, "a"\nb', "abc", 5000)
+
+
+def written(rows):
+    return [{**row, "deferred": False, "degraded": False} for row in rows]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a", "a.txt", "a.csv.gz"])
+def test_a_suffix_that_says_no_known_form_is_refused_before_the_work(name, images, tmp_path):
+    with pytest.raises(ValueError, match=r"\.jsonl, \.csv, \.parquet, but the output is .*a"):
+        predict(joint(Dies(0)), open_data(images), tmp_path / name)
+    assert [*tmp_path.glob("a*")] == []
 
 
 def test_boxes_of_images_with_none_fit_in_parquet_too(images, tmp_path):

@@ -29,13 +29,14 @@ from ebjr.options import (
     DataPath,
     Details,
     GoalOptions,
-    ImageColumn,
     Images,
     Imports,
+    InputColumns,
     Json,
     LinkText,
     Metric,
     OperatingPointName,
+    OutcomesTask,
     PairOptions,
     Preprocessing,
     Report,
@@ -62,7 +63,6 @@ from ebjr.options import (
 )
 
 if TYPE_CHECKING:
-    from ebjr.data.examples import Data
     from ebjr.outcomes import Outcomes
     from ebjr.predict import Tell
 
@@ -268,14 +268,16 @@ def calibrate(
     outcomes: Annotated[
         list[Path],
         typer.Argument(
-            help="What `ebjr record` wrote. Several: students of more or fewer classes, recorded "
-            "on the same examples beside the same teacher, of which the best is taken."
+            help="What `ebjr record` wrote, or an .npz of raw outputs: student, teacher, targets. "
+            "Several: students of more or fewer classes, recorded on the same examples beside the "
+            "same teacher, of which the best is taken."
         ),
     ],
     wanted: GoalOptions,
     choice: ChoiceOptions,
     split: SplitOptions,
     mix: TrafficOptions,
+    task: OutcomesTask = None,
     metric: Metric = None,
     student: Annotated[
         str | None, in_models("The student's file, if the outcomes do not name it.")
@@ -305,7 +307,7 @@ def calibrate(
     from ebjr.sweep import run_sweep
     from ebjr.tables import print_study, print_sweep, study_figures
 
-    tables = {path.stem: linked(_outcomes(path, metric), over_link) for path in outcomes}
+    tables = {path.stem: linked(_outcomes(path, metric, task), over_link) for path in outcomes}
     if len(tables) < len(outcomes):
         raise ValueError("the outcomes' files must have different names, which tell them apart")
     for table in tables.values():
@@ -345,6 +347,7 @@ def evaluate(
             "is the joint model better by more than chance? May be given several times."
         ),
     ] = None,
+    task: OutcomesTask = None,
     metric: Metric = None,
     report: Report = None,
     title: Annotated[str | None, in_output("Of the report.")] = None,
@@ -360,7 +363,7 @@ def evaluate(
     from ebjr.study import check_classes, run_study
     from ebjr.tables import print_study, study_figures
 
-    table = _outcomes(outcomes, metric)
+    table = _outcomes(outcomes, metric, task)
     check_classes(table)
     if joint is None:
         found = run_study(table, **vars(split))
@@ -376,7 +379,7 @@ def evaluate(
         title = title or f"EBJR: {outcomes.stem}"
         shown = []
         if data is not None:
-            shown = found.find_images(_open(data, task=table.task, images=images), data)
+            shown = found.find_images(DataOptions(data, images=images).open(table.task), data)
         found.write_report(report, title=title, notes=notes, compared=compared, images=shown)
     if as_json:
         print_json(study_figures(found, compared))
@@ -389,9 +392,7 @@ def evaluate(
 def predict(
     joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` or `ebjr export` wrote.")],
     data: DataOptions,
-    output: Annotated[
-        Path, in_output("The answers: .parquet, or else JSON lines.", "--output", "-o")
-    ],
+    output: Annotated[Path, in_output("The answers: .jsonl, .csv or .parquet.", "--output", "-o")],
     as_json: Json = False,
     threshold: Threshold = None,
     operating_point: OperatingPointName = None,
@@ -595,7 +596,7 @@ def quantize(
     output: Annotated[Path, in_output("The .onnx file to write.", "--output", "-o")],
     preprocess: Preprocessing = None,
     examples: Annotated[int, in_data("Inputs to calibrate on, the first.", min=1)] = 512,
-    image_column: ImageColumn = None,
+    input_columns: InputColumns = None,
     strict: Strict = False,
     method: Annotated[str, in_run("How ranges are chosen: $METHODS.")] = "minmax",
     weight_bits: Annotated[
@@ -611,7 +612,8 @@ def quantize(
     from ebjr.recording import prepare_for
     from ebjr.tables import print_quantized
 
-    source = _open(data, strict=strict, image_column=image_column)
+    given = DataOptions(data, input_columns=input_columns, strict=strict)
+    source = given.open("classification")
     loaded = ebjr.load_model(model, **_threads(threads))
     first = next(source.batches(1))
     _, chosen = unprepared(prepare_for(loaded, first.inputs, preprocess or "infer"))
@@ -635,20 +637,9 @@ def quantize(
     _show(as_json, figures, lambda: print_quantized(out, found, seconds))
 
 
-def _open(
-    data: Path,
-    classes: Path | None = None,
-    strict: bool = False,
-    task: str = "classification",
-    **how: Any,
-) -> Data:
-    """The data of a command that takes few options for them."""
-    return DataOptions(data, classes, strict=strict, **how).open(task)
-
-
-def _outcomes(path: Path, metric: str | None) -> Outcomes:
+def _outcomes(path: Path, metric: str | None, task: str | None) -> Outcomes:
     """Outcomes from a file, judged by another metric if one is given."""
-    found = ebjr.Outcomes.load(path)
+    found = ebjr.Outcomes.load(path, task=task)
     return found if metric is None else replace(found, metric=metric)
 
 

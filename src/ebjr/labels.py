@@ -151,6 +151,12 @@ def whole_numbers(names: Sequence[str]) -> list[int] | None:
     return list(map(int, names)) if all(re.fullmatch(r"-?[0-9]+", name) for name in names) else None
 
 
+def as_names(array: np.ndarray) -> np.ndarray:
+    """An array of objects that are all text, as one of text; any other as it is."""
+    words = array.dtype.kind == "O" and all(isinstance(each, str) for each in array.flat)
+    return array.astype(str) if words else array
+
+
 def label_text(label: Any) -> str:
     """What a class is called: a number that is whole, or a bool, as a whole number.
 
@@ -175,7 +181,8 @@ def unnamed(targets: np.ndarray) -> str:
     """What is wrong where labels are text and nobody names the classes."""
     return (
         f"targets must be integer labels where neither model says what its classes are called, but "
-        f"one is {str(targets[0])!r}: name them in the models' order with --classes (classes=)"
+        f"one is {str(targets[0])!r}: name them in the models' order with --classes (classes=), or "
+        "as `labels` in an .npz of raw outputs"
     )
 
 

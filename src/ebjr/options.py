@@ -198,11 +198,18 @@ Json = Annotated[bool, in_output("Print JSON for a machine.", "--json")]
 Details = Annotated[bool, in_output("Print every score, interval and test.", "--details")]
 Report = Annotated[Path | None, in_output("Write an HTML report here.")]
 DataPath = Annotated[
-    Path, in_data("A folder of images, .npz, .parquet, .arrow, or COCO's .json.", "--data")
+    Path, in_data("Images in a folder, .npz, .npy, .csv, .jsonl, .parquet, COCO's .json.", "--data")
 ]
 Images = Annotated[Path | None, in_data("COCO's .json: the folder or .zip of its images.")]
-ImageColumn = Annotated[
-    str | None, in_data("A table's column of images, if its name does not tell.")
+InputColumns = Annotated[
+    str | None,
+    in_data(
+        "A table's inputs: columns of numbers, as a,b,c, or one of texts or images.",
+        *("--input-columns", "--image-column"),
+    ),
+]
+OutcomesTask = Annotated[
+    str | None, in_task("Of an .npz of raw outputs that does not name it: $TASKS.", "--task")
 ]
 Strict = Annotated[bool, in_data("Stop at the first image that cannot be read.", "--strict")]
 BatchSize = Annotated[int, in_run("Inputs given to a model at once.", min=1)]
@@ -245,7 +252,7 @@ class DataOptions:
     classes: Annotated[
         Path | None, in_data("A file with the classes' names in the models' order.")
     ] = None
-    image_column: ImageColumn = None
+    input_columns: InputColumns = None
     label_column: Annotated[
         str | None, in_data("A table's column of labels, if its name does not tell.")
     ] = None
@@ -267,10 +274,10 @@ class DataOptions:
             on_unreadable="error" if self.strict else "skip",
             targets_are=as_task(task).targets_are,
             images=self.images,
-            image_column=self.image_column,
+            input_columns=self.input_columns,
             label_column=self.label_column,
         )
-        found.how = (names, self.image_column, self.label_column, str(self.images))
+        found.how = (names, self.input_columns, self.label_column, str(self.images))
         check_unread(_WRITTEN.get(), chain([found.path], (file for _, file in found.files())))
         return found
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ebjr.arrays import Batch, take_rows
+from ebjr.arrays import Batch, take_rows, to_numpy
 from ebjr.blend import Blend
 from ebjr.costs import Cost
 from ebjr.files import write_whole
+from ebjr.labels import Places, as_names, label_text, some
 from ebjr.metric import Metric, Whole
 from ebjr.task import Task
 from ebjr.tasks import as_task
@@ -46,9 +47,9 @@ class Outcomes:
         specialized student's are (n, C + 1): the logits of its C known classes, and that of "other"
         last. For multilabel a logit for each label, (n, labels).
     targets
-        (n,): integer labels in ``[0, classes)``, the teacher's; for regression numbers; for
-        multilabel (n, labels), 1 where a label is right, else 0; for detection a list of n
-        `GroundTruth`.
+        (n,): integer labels in ``[0, classes)``, the teacher's, or their names, which are looked up
+        in `labels`; for regression numbers; for multilabel (n, labels), 1 where a label is right,
+        else 0; for detection a list of n `GroundTruth`.
     task
         One of `ebjr.tasks`: ``"classification"``, ``"regression"``, ``"detection"``,
         ``"specialized"`` or ``"multilabel"``.
@@ -105,7 +106,7 @@ class Outcomes:
         kind = as_task(self.task, self.known_classes)
         student = kind.check_output("student", self.student)
         teacher = kind.check_output("teacher", self.teacher)
-        targets = kind.check_targets(self.targets)
+        targets = kind.check_targets(_numbered(self.targets, self.labels, kind))
         _check_lengths(student, teacher, targets)
         classes = kind.common_classes(student, teacher)
         kind.check_range(targets, classes)
@@ -114,7 +115,7 @@ class Outcomes:
             raise ValueError(
                 f"{classes or 0} classes need {classes or 0} labels, not {len(self.labels)}"
             )
-        labels = None if self.labels is None else tuple(self.labels)
+        labels = None if self.labels is None else tuple(map(label_text, self.labels))
         vars(self).update(student=student, teacher=teacher, targets=targets, labels=labels)
         vars(self).update(metric=kind.metric(self.metric).name, known_classes=kind.known_classes)
 
@@ -359,19 +360,29 @@ class Outcomes:
             "known_classes": self.known_classes,
         }
         arrays["about"] = np.array(json.dumps(about))
-        with write_whole(path, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        with write_whole(path, "wb") as file:  # packing floats takes long and saves a tenth
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Outcomes:
-        """Read a table that `save` wrote.
+    def load(cls, path: str | os.PathLike[str], *, task: str | None = None) -> Outcomes:
+        """Read a table that `save` wrote, or an ``.npz`` of raw outputs that you made.
+
+        The latter holds the arrays `student`, `teacher` and `targets`, and may hold `task`,
+        `labels` and `known_classes`, all as of `Outcomes`.
+
+        Parameters
+        ----------
+        path
+            The file.
+        task
+            That of raw outputs whose file does not name it; None is ``"classification"``.
 
         Raises
         ------
         FileNotFoundError
             `path` does not exist.
         ValueError
-            `path` is truncated, corrupt, or something else than outcomes.
+            `path` is truncated, corrupt, something else than outcomes, or of another task.
 
         Examples
         --------
@@ -389,31 +400,54 @@ class Outcomes:
             if start not in (b"", b"PK"):
                 raise ValueError("it is not an outcomes file")
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                if "about" not in archive:
-                    raise ValueError("it is not one that `ebjr record` wrote")
-                about = json.loads(str(archive["about"]))
-                if about.get("format") != FORMAT:
-                    raise ValueError(f"its format is {about.get('format')!r}, not {FORMAT!r}")
+                about = _about(archive)
+                own = about.get("task", task or "classification")
+                if task not in (None, own):
+                    raise ValueError(f"its task is {own}, not {task}: leave --task (task=) out")
                 arrays = {name: archive[name] for name in archive.files if name != "about"}
-            kind, rescale = as_task(about["task"]), about.get("rescale")
+            kind = as_task(own)
             return cls(
                 student=kind.unpack("student", arrays),
                 teacher=kind.unpack("teacher", arrays),
                 targets=kind.unpack_targets(arrays),
-                task=about["task"],
-                student_cost=Cost(**about["student_cost"]),
-                teacher_cost=Cost(**about["teacher_cost"]),
-                labels=None if about["labels"] is None else tuple(about["labels"]),
-                models=about["models"],
-                labeled=about.get("labeled", True),
-                metric=about.get("metric"),
-                rescale=kind.read_scale(rescale),
-                known_classes=about.get("known_classes"),
+                task=own,
+                student_cost=Cost(**about.get("student_cost", {})),
+                teacher_cost=Cost(**about.get("teacher_cost", {})),
+                rescale=kind.read_scale(about.get("rescale")),
+                **{name: about[name] for name in _KEPT if about.get(name) is not None},
             )
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, OSError) as error:
             raise ValueError(f"cannot read outcomes from {path}: {_reason(error)}") from error
         except Exception as error:  # zlib.error and what else a damaged archive may raise
             raise ValueError(f"cannot read outcomes from {path}: it is damaged") from error
+
+
+def _about(archive: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What a file says of its arrays; raw outputs that somebody made say little."""
+    if "about" in archive:
+        about: dict[str, Any] = json.loads(str(archive["about"]))
+        if about.get("format") != FORMAT:
+            raise ValueError(f"its format is {about.get('format')!r}, not {FORMAT!r}")
+        return about
+    if missing := [name for name in ("student", "teacher", "targets") if name not in archive]:
+        raise ValueError(
+            "it is not one that `ebjr record` wrote, and raw outputs of your own need the arrays "
+            f"student, teacher and targets ({', '.join(_OPTIONAL)} are optional), but {missing[0]} "
+            f"is missing; it has {some([*archive]) or 'none'}"
+        )
+    return {name: archive[name].tolist() for name in _OPTIONAL if name in archive}
+
+
+_OPTIONAL = ("task", "labels", "known_classes")
+_KEPT = ("labels", "models", "labeled", "metric", "known_classes")
+
+
+def _numbered(targets: Any, labels: tuple[str, ...] | None, kind: Task) -> Any:
+    """Targets that name their classes, by number."""
+    names = as_names(to_numpy(targets)) if kind.has_labels else None
+    if names is None or names.dtype.kind != "U":
+        return targets
+    return Places(labels).of(names, len(labels or ()))
 
 
 def _check_lengths(student: Any, teacher: Any, targets: Any) -> None:
@@ -432,4 +466,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing"
     text = str(error)
-    return "it is not an outcomes file" if "allow_pickle" in text else text
+    if "allow_pickle" in text:
+        return "it holds Python objects, which are not read: save names as text, by .astype(str)"
+    return text

@@ -7,6 +7,7 @@ again. At the end the answers become the file, whole, and the journal goes.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,12 +72,13 @@ def predict(
 ) -> Progress:
     """Answer every example of some data, in constant memory, and write the answers.
 
-    `output` is JSON lines, or with the suffix ``.parquet`` a table. It appears whole at the end;
-    until then there is ``output.part``, from which the same call goes on after a kill or an OSError
-    such as a full disk; with `restart` it begins anew. ValueError where what an earlier run left is
-    of another score, threshold or blend, of other data or data that have changed since, or of
-    another `about`. BlockingIOError where another run is writing the same output. `overlap` batches
-    are in work at once, as in `JointModel.stream`.
+    `output` is what its suffix says: ``.jsonl``, ``.csv`` (with boxes as JSON in a cell) or
+    ``.parquet``; a ValueError refuses others. It appears whole at the end; until then there is
+    ``output.part``, from which the same call goes on after a kill or an OSError such as a full
+    disk; with `restart` it begins anew. ValueError where what an earlier run left is of another
+    score, threshold or blend, of other data or data that have changed since, or of another `about`.
+    BlockingIOError where another run is writing the same output. `overlap` batches are in work at
+    once, as in `JointModel.stream`.
 
     Examples
     --------
@@ -131,7 +133,12 @@ def write_answers(
     errors, are those of `predict`.
     """
     output = Path(output)
-    if output.suffix.lower() == ".parquet":
+    if (write := _WRITERS.get(output.suffix.lower())) is None:
+        raise ValueError(
+            f"answers are written as their suffix says, {', '.join(_WRITERS)}, but the output is "
+            f"{output}: give one such as {output.with_suffix('.jsonl').name} (--output)"
+        )
+    if write is _write_table:
         _import_pyarrow(output)
     progress, tell = Progress(), tell or (lambda what, done, total: None)
     with Journal(output, restart=restart) as journal:
@@ -145,7 +152,7 @@ def write_answers(
             journal.add(facts, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
             progress.add(facts)
             tell("answering", progress.read, total)
-        _finish(journal, output)
+        write(journal, output)
         journal.remove()
     return progress
 
@@ -184,12 +191,24 @@ def answer_row(
     }
 
 
-def _finish(journal: Journal, output: Path) -> None:
-    if output.suffix.lower() == ".parquet":
-        _write_table(journal, output)
-        return
+def _write_lines(journal: Journal, output: Path) -> None:
     with write_whole(output, "wb") as file:
         file.writelines(content for _, content in journal.records())
+
+
+def _write_csv(journal: Journal, output: Path) -> None:
+    """The answers as CSV, in two passes: a column may show only in a late row."""
+    names = dict.fromkeys(name for rows in _chunks(journal) for row in rows for name in row)
+    with write_whole(output) as file:
+        writer = csv.DictWriter(file, [*names], lineterminator="\n")
+        writer.writeheader()
+        for rows in _chunks(journal):
+            writer.writerows({name: _cell(row[name]) for name in row} for row in rows)
+
+
+def _cell(value: Any) -> str:
+    """A value in CSV: text as it is, nothing for None, and the rest as in JSON."""
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def _write_table(journal: Journal, output: Path) -> None:
@@ -197,7 +216,7 @@ def _write_table(journal: Journal, output: Path) -> None:
     pyarrow = _import_pyarrow(output)
     schema = pyarrow.schema([])
     for rows in _chunks(journal):
-        found = pyarrow.Table.from_pylist(rows).schema
+        found = pyarrow.schema(pyarrow.array(rows).type.fields)
         schema = pyarrow.unify_schemas([schema, found], promote_options="permissive")
     with (
         write_whole(output, "wb") as file,
@@ -205,6 +224,13 @@ def _write_table(journal: Journal, output: Path) -> None:
     ):
         for rows in _chunks(journal):
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+
+
+_WRITERS: Mapping[str, Callable[[Journal, Path], None]] = {
+    ".jsonl": _write_lines,
+    ".csv": _write_csv,
+    ".parquet": _write_table,
+}
 
 
 def _chunks(journal: Journal) -> Iterator[list[dict[str, Any]]]:

@@ -33,7 +33,7 @@ from ebjr.data.preprocess import (
 from ebjr.errors import ModelError, TeacherUnavailable, note
 from ebjr.evaluation.example_costs import costs_of
 from ebjr.journal import CONTENTS, Journal
-from ebjr.labels import Places, are_names, places, some, unnamed, whole_numbers
+from ebjr.labels import Places, are_names, as_names, places, some, unnamed, whole_numbers
 from ebjr.link.far import FarTeacher
 from ebjr.model import Model, as_answer, check_pair, facts
 from ebjr.outcomes import Outcomes
@@ -457,14 +457,14 @@ class _Recording:
     def _read(self, given: Any) -> Any:
         """Targets as they are given: names of labels are looked up once both models answered."""
         if self.kind.has_labels:
-            array = to_numpy(given)
+            array = as_names(to_numpy(given))
             named = [self.about.get("labels"), *(facts(m).labels for m in self.given.values())]
-            if array.dtype.kind == "O" and all(isinstance(each, str) for each in array.flat):
-                array = array.astype(str)
             if array.dtype.kind == "U" and array.ndim == 1:
-                if not any(map(are_names, named)):
+                if any(map(are_names, named)):
+                    return array
+                if whole_numbers(array.tolist()) is None:
                     raise ValueError(unnamed(array))
-                return array
+                return array.astype(np.int64)
             whole = array.dtype.kind == "f" and bool((array % 1 == 0).all())
             if array.dtype.kind == "b" or (whole and any(map(whole_numbers, filter(None, named)))):
                 given = array.astype(np.int64)  # as the model's own classes are

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ebjr import RecordingNote
 from ebjr.data.examples import Data, Examples, decode_image
 from ebjr.data.open import open_data
 
@@ -580,16 +582,13 @@ def test_columns_are_told_by_name_and_type_or_asked_for(tmp_path) -> None:
     write_table(path, pa.table({"blob": images, "fine_label": [7, 9], "coarse": [1, 2]}))
     assert read(open_data(path)).targets.tolist() == [7, 9]
     assert read(open_data(path, label_column="coarse")).targets.tolist() == [1, 2]
-    assert read(open_data(path, image_column="blob")).targets.tolist() == [7, 9]
-    with pytest.raises(ValueError, match="no column 'x'; label_column must be one of blob, fine"):
+    assert read(open_data(path, input_columns="blob")).targets.tolist() == [7, 9]
+    with pytest.raises(ValueError, match="no columns called 'x', where it needs one; it has blob"):
         open_data(path, label_column="x")
-    with pytest.raises(ValueError, match="'coarse' must hold encoded images"):
-        open_data(path, image_column="coarse")
+    with pytest.raises(ValueError, match=r"but are blob \(images\), coarse \(numbers\): name them"):
+        open_data(path, input_columns="blob,coarse")
     write_table(path, pa.table({"one": images, "two": images}))
-    with pytest.raises(ValueError, match="more than one possible column of images or their paths"):
-        open_data(path)
-    write_table(path, pa.table({"text": ["a.png", "b.png"]}))
-    with pytest.raises(ValueError, match="has no column of images or their paths"):
+    with pytest.raises(ValueError, match=r"one of texts or images, but are one \(images\), two"):
         open_data(path)
     write_table(path, pa.table({"image": images}))
     assert not open_data(path).has_targets
@@ -774,6 +773,190 @@ def test_a_damaged_or_empty_table_is_one_sentence(name, tmp_path) -> None:
         open_data(path)
 
 
+# Tables of numbers and of texts
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+NUMBERS = "id,b,a,label\n7,1,0.5,1\n8,2,1.5,0\n9,3,-2,1\n"
+
+
+def arrays(data: Data) -> tuple[object, object]:
+    (batch,) = data.batches(100)
+    inputs = batch.inputs if isinstance(batch.inputs, list) else batch.inputs.tolist()
+    return inputs, None if batch.targets is None else batch.targets.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "encoding"),
+    [
+        ("t.csv", NUMBERS, "utf-8"),
+        ("t.csv", NUMBERS, "utf-8-sig"),
+        ("t.CSV", NUMBERS.replace(",", ";"), "utf-8-sig"),
+        ("t.tsv", NUMBERS.replace(",", "\t"), "utf-8"),
+        ("t.csv", NUMBERS.replace("id", ""), "utf-8"),
+        ("t.csv", NUMBERS.replace("id", "Unnamed: 0").replace("label", "Target "), "utf-8"),
+        ("t.csv", NUMBERS.replace("\n", "\r\n"), "utf-8"),
+        (
+            "t.jsonl",
+            '{"b": 1, "a": 0.5, "label": 1}\n\n{"b": 2, "a": 1.5, "label": 0}\n'
+            '{"label": 1, "a": -2, "b": 3}',
+            "utf-8",
+        ),
+    ],
+)
+def test_columns_of_numbers_are_rows_of_floats_and_which_they_are_is_said(
+    name, text, encoding, tmp_path
+) -> None:
+    path = write(tmp_path / name, text, encoding)
+    with pytest.warns(RecordingNote) as noted:
+        data = open_data(path)
+    assert arrays(data) == ([[1, 0.5], [2, 1.5], [3, -2]], [1, 0, 1])
+    assert next(data.batches(2)).inputs.dtype == np.float64
+    assert next(data.batches(2)).names == [f"{name}:0", f"{name}:1"]
+    said = [str(each.message) for each in noted]
+    assert any("inputs are the numbers in b, a (2 columns), the label is" in each for each in said)
+    assert any("left out is nothing" in each for each in said) == (name == "t.jsonl")
+    assert any("read with ; between its columns" in each for each in said) == (";" in text)
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "stream.arrow"])
+def test_columns_that_are_named_come_in_that_order(name, tmp_path) -> None:
+    table = pa.table({"a": [1, 2], "id": [5, 6], "b": [True, False], "y": [0, 1], "c": [0.1, 0.2]})
+    path = write_table(tmp_path / name, table)
+    assert arrays(open_data(path, input_columns="b,id")) == ([[1, 5], [0, 6]], [0, 1])
+    assert arrays(open_data(path, input_columns=["y"], label_column="a")) == ([[0], [1]], [1, 2])
+    numbers = open_data(path, input_columns="a", label_column="c", targets_are="numbers")
+    assert arrays(numbers) == ([[1], [2]], [0.1, 0.2])
+    with pytest.raises(ValueError, match="'c' must hold whole numbers or names, but holds double"):
+        open_data(path, input_columns="a", label_column="c")
+    with pytest.raises(ValueError, match="no columns called 'x y', where it needs one; it has a, "):
+        open_data(path, input_columns="a,x y")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
+def test_one_column_of_texts_is_texts_and_labels_may_be_names(name, tmp_path) -> None:
+    texts, labels = ['two\nlines, "quoted"', "null", "NA"], ["pos", "neg", "neg"]
+    path = tmp_path / name
+    if name == "t.csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *zip(texts, labels, strict=True)])
+    elif name == "t.jsonl":
+        rows = [{"text": t, "label": one} for t, one in zip(texts, labels, strict=True)]
+        write(path, "\n".join(map(json.dumps, rows)))
+    else:
+        write_table(path, pa.table({"text": texts, "label": labels}))
+    with pytest.warns(RecordingNote, match="inputs are the texts in text"):
+        assert arrays(open_data(path)) == (texts, labels)
+    given = open_data(path, input_columns="text", classes=["neg", "pos"])
+    assert arrays(given) == (texts, [1, 0, 0])
+    assert given.take([2])[0].inputs == ["NA"]
+    with pytest.raises(ValueError, match="'pos' is none of the 1 classes"):
+        open_data(path, input_columns="text", classes=["neg"])
+
+
+def test_paths_of_images_in_a_text_are_images(tmp_path) -> None:
+    put(tmp_path / "photos" / "a.png", encoded(pixels(5)))
+    path = write(tmp_path / "t.jsonl", '{"photo": "photos/a.png", "label": 2}\n')
+    got = read(open_data(path))
+    np.testing.assert_array_equal(got.inputs[0], pixels(5))
+    assert got.targets.tolist() == [2]
+    path = write(tmp_path / "t.csv", "n,photo,y\n1,photos/a.png,3\n")
+    assert read(open_data(path, input_columns="photo")).targets.tolist() == [3]
+
+
+def test_a_type_that_shows_late_is_the_columns_type(tmp_path) -> None:
+    row = f"1,{'0' * 200}2\n"  # of 17 MB, where the first part alone was looked at
+    path = write(tmp_path / "t.csv", "x,y\n" + row * (17_000_000 // len(row)) + "1.5,7\n")
+    with pytest.warns(RecordingNote):
+        data = open_data(path)
+    assert (data.inputs[-1].tolist(), data.targets[-1]) == ([1.5], 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("t.csv", "a,b,y\n1,2,0\n3,,1\n", r"row 1 \(from 0\) has no b: fill it in"),
+        ("t.csv", "a,b,y\n1,2,0\n3,NaN,1\n", r"row 1 \(from 0\) has no b"),
+        ("t.csv", "a,y\n1,0\n3,\n", r"row 1 \(from 0\) has no y"),
+        ("t.jsonl", '{"a": 1, "y": 0}\n{"y": 1}\n', r"row 1 \(from 0\) has no a"),
+        ("t.csv", "a,a,y\n1,2,0\n", "2 columns called 'a', where it needs one"),
+        ("t.csv", "a,b,y\n1,2,0\n1,2\n", "Expected 3 columns, got 2"),
+        ("t.csv", "title,text,y\nx,y,0\n", r"title \(texts\), text \(texts\): name them with"),
+        ("t.csv", "text,n,y\nx,4,0\n", r"text \(texts\), n \(numbers\): name them with"),
+        ("t.csv", "id,y\n1,0\n", r"but are none: name them with --input-columns"),
+        ("t.csv", "a,day,y\n1,2020-01-02,0\n", r"day \(date32\[day\]\): name them"),
+        ("t.csv", "", "cannot be read as a table: .*mpty CSV file"),
+        ("t.csv", "a,y\n", "has no rows"),
+        ("t.jsonl", "", "t.jsonl cannot be read as a table|has no rows"),
+        ("t.jsonl", '{"a": 1}\n{"a"\n', "cannot be read as a table: JSON parse error.* in row 1"),
+        ("t.jsonl", '{"a": 1}\n{"a": "x"}\n', "changed from number to string in row 1"),
+        ("t.jsonl", "[1]\n[2]\n", "cannot be read as a table: JSON parse error"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::ebjr.RecordingNote")
+def test_a_table_that_cannot_be_rows_is_one_sentence(name, text, sentence, tmp_path) -> None:
+    with pytest.raises(ValueError, match=sentence) as caught:
+        open_data(write(tmp_path / name, text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_text_in_another_encoding_is_refused(encoding, tmp_path) -> None:
+    path = write(tmp_path / "t.csv", "text,y\ncafé,0\n", encoding)
+    with pytest.raises(ValueError, match="is no text in UTF-8: save it in that encoding"):
+        open_data(path)
+
+
+# Arrays in files of their own
+
+
+@pytest.mark.parametrize("place", ["", "inputs.npy"])
+def test_a_folder_of_two_arrays_is_mapped_and_not_read(place, tmp_path) -> None:
+    inputs = np.lib.format.open_memmap(tmp_path / "inputs.npy", "w+", np.float32, (2**20, 2**14))
+    inputs[[0, -1]] = [[1], [2]]  # a file of 64 GiB, with a hole in it
+    inputs.flush()
+    np.save(tmp_path / "targets.npy", np.arange(2**20))
+    data = open_data(tmp_path / place)
+    batch, _ = data.take([0, 5, 2**20 - 1])
+    assert batch.inputs[:, 0].tolist() == [1, 0, 2]
+    assert batch.targets.tolist() == [0, 5, 2**20 - 1]
+    batch.inputs[0] = 9  # a model may write to its batch
+    assert next(data.batches(1)).inputs[0, 0] == 1
+    before = data.fingerprint()
+    np.save(tmp_path / "targets.npy", np.zeros(2**20, int))
+    assert open_data(tmp_path).fingerprint() != before
+
+
+def test_an_array_alone_has_no_targets(tmp_path) -> None:
+    np.save(tmp_path / "rows.npy", np.eye(3))
+    data = open_data(tmp_path / "rows.npy")
+    assert (arrays(data), data.has_targets) == ((np.eye(3).tolist(), None), False)
+    np.save(tmp_path / "inputs.npy", np.eye(3))
+    np.save(tmp_path / "targets.npy", np.arange(2))
+    with pytest.raises(ValueError, match="one label for each of the 3 inputs"):
+        open_data(tmp_path)
+    (tmp_path / "inputs.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match=r"cannot be read as \.npy data"):
+        open_data(tmp_path)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_large_npz_is_mapped_unless_it_is_packed(order, tmp_path) -> None:
+    inputs = np.asarray(np.arange(2**24, dtype=np.float32).reshape(2**20, 16), order=order)
+    np.savez(tmp_path / "d.npz", targets=np.arange(2**20), inputs=inputs)
+    data = open_data(tmp_path / "d.npz")
+    assert isinstance(data.inputs, np.memmap)
+    np.testing.assert_array_equal(data.take([0, 77])[0].inputs, inputs[[0, 77]])
+    np.savez_compressed(tmp_path / "d.npz", inputs=inputs)
+    packed = open_data(tmp_path / "d.npz")
+    assert not isinstance(packed.inputs, np.memmap)
+    np.testing.assert_array_equal(packed.inputs, inputs)
+
+
 # What is none of these
 
 
@@ -786,11 +969,11 @@ def test_a_path_that_leads_nowhere_or_to_nothing_is_one_sentence(tmp_path) -> No
     put(tmp_path / "phone" / "a.heic", b"")
     with pytest.raises(ValueError, match=r"has no images, .* only \.heic files$"):
         open_data(tmp_path / "phone")
-    put(tmp_path / "data.csv", b"1,2")
-    with pytest.raises(ValueError, match=r"no known form \(suffix '.csv'\)"):
-        open_data(tmp_path / "data.csv")
+    put(tmp_path / "data.xlsx", b"1,2")
+    with pytest.raises(ValueError, match=r"no known form \(suffix '.xlsx'\)"):
+        open_data(tmp_path / "data.xlsx")
     with pytest.raises(ValueError, match="are for tables"):
-        open_data(tmp_path / "empty", image_column="image")
+        open_data(tmp_path / "empty", input_columns="image")
     with pytest.raises(ValueError, match="'skip' or 'error', but is 'ignore'"):
         open_data(tmp_path / "empty", on_unreadable="ignore")
 

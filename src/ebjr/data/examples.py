@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ebjr.arrays import take_rows
 from ebjr.data.preprocess import to_rgb, upright_pixels
 from ebjr.files import sha256_of
 from ebjr.labels import some
@@ -135,9 +136,9 @@ Part = tuple[Examples | None, list[tuple[str, str]]]
 
 @dataclass(eq=False)
 class ArrayData(Data):
-    """Arrays of inputs (n, ...) and, optionally, of targets (n,), held in memory."""
+    """Inputs (n, ...), mapped where they are large, or n texts; and, optionally, targets (n,)."""
 
-    inputs: NDArray[Any]
+    inputs: Any
     targets: NDArray[Any] | None
 
     def __len__(self) -> int:
@@ -155,7 +156,13 @@ class ArrayData(Data):
 
     def _batch(self, rows: Any, numbers: Iterable[int]) -> Examples:
         targets = None if self.targets is None else self.targets[rows]
-        return Examples(self.inputs[rows], targets, [f"{self.path.name}:{n}" for n in numbers])
+        inputs = take_rows(self.inputs, rows)
+        inputs = inputs if isinstance(inputs, list) else np.array(inputs)  # a model may write to it
+        return Examples(inputs, targets, [f"{self.path.name}:{n}" for n in numbers])
+
+    def files(self) -> Iterable[tuple[str, Path]]:
+        """The arrays of a folder."""
+        return ((file.name, file) for file in sorted(self.path.glob("*.npy")))
 
 
 @dataclass(frozen=True)

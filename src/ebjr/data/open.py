@@ -1,13 +1,14 @@
 """Labelled (or unlabelled) data on disk, made into batches while it is read.
 
-A folder of images, ``.npz`` arrays, tables with an image column and COCO's json give the same
-`Batch`. Images are decoded ahead of the reader on a few threads, in order; one that cannot be read
-is named, counted and left out.
+A folder of images, ``.npz`` and ``.npy`` arrays, tables of images, texts or numbers and COCO's json
+give the same `Examples`. Images are decoded ahead of the reader on a few threads, in order; one
+that cannot be read is named, counted and left out.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ from ebjr.data.coco import open_coco
 from ebjr.data.examples import (
     ArrayData,
     Data,
-    ImageData,
     OnUnreadable,
     checked_classes,
     image_suffixes,
@@ -29,12 +29,12 @@ from ebjr.data.examples import (
     reason_of,
 )
 from ebjr.data.folders import image_data, open_folder
-from ebjr.data.tables import TABLE_SUFFIXES, Table
+from ebjr.data.tables import TABLE_SUFFIXES, open_table
 from ebjr.labels import some
 
 _FORMS = (
-    "a folder of images, an image, an .npz with `inputs`, a .parquet, .arrow or .feather table, or "
-    "COCO's .json"
+    "a folder of images, an image, an .npz with `inputs`, an .npy, a table (.csv, .tsv, .jsonl, "
+    ".parquet, .arrow or .feather), or COCO's .json"
 )
 
 
@@ -43,7 +43,7 @@ def open_data(
     *,
     on_unreadable: OnUnreadable = "skip",
     classes: Sequence[str] | None = None,
-    image_column: str | None = None,
+    input_columns: str | Sequence[str] | None = None,
     label_column: str | None = None,
     targets_are: str = "labels",
     images: str | os.PathLike[str] | None = None,
@@ -55,10 +55,11 @@ def open_data(
     path
         One of: a folder with a sub-folder of images for each class (labels follow the sorted
         names); a folder of images alone, or one image (no labels); ``.npz`` with `inputs`
-        (n, ...) and, optionally, `targets` (n,); ``.parquet``, ``.arrow`` or ``.feather`` with a
-        column of encoded images, or of their paths from the table's folder, and, optionally, one
-        of labels; ``.json`` in COCO's instances format, or a folder with one in ``annotations``:
-        boxes are the labels.
+        (n, ...) and, optionally, `targets` (n,); a folder with ``inputs.npy`` and ``targets.npy``,
+        or one ``.npy`` of inputs; ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, ``.arrow`` or
+        ``.feather`` with columns of numbers, or one of texts, of encoded images, or of their paths
+        from the table's folder, and, optionally, one of labels; ``.json`` in COCO's instances
+        format, or a folder with one in ``annotations``: boxes are the labels.
     on_unreadable
         ``"skip"`` leaves out images that cannot be read and names them in `Data.unreadable`;
         ``"error"`` raises ValueError at the first one.
@@ -66,8 +67,9 @@ def open_data(
         The names of the labels in the model's order. A folder's sub-folders, labels that are text,
         the names that a table's schema gives its numbers, and the categories of a ``.json`` are
         looked up here. Without them, labels that are text stay text.
-    image_column, label_column
-        A table's columns, when they cannot be told by their names and types.
+    input_columns, label_column
+        A table's columns, where names and types do not tell them: a name, or several in a sequence
+        or between commas.
     targets_are
         As `Task.targets_are`. An ``.npz`` holds ``"label sets"`` as (n, labels) of 0 and 1; a table
         as lists of 0 and 1, or of the labels' names or numbers where names are known.
@@ -76,6 +78,7 @@ def open_data(
         beside it, in ``images`` and where COCO has them.
     """
     place = Path(path)
+    place = place.resolve().parent if place.name == "inputs.npy" else place
     if on_unreadable not in ("skip", "error"):
         raise ValueError(f"on_unreadable must be 'skip' or 'error', but is {on_unreadable!r}")
     if not place.exists():
@@ -84,24 +87,20 @@ def open_data(
         raise ValueError(f"{place} is a pipe, a socket or a device; give {_FORMS}")
     names = None if classes is None else checked_classes(classes)
     suffix = place.suffix.lower()
-    if suffix not in TABLE_SUFFIXES and (image_column or label_column):
-        raise ValueError(f"image_column and label_column are for tables, but {place} is none")
+    if suffix not in TABLE_SUFFIXES and (input_columns or label_column):
+        raise ValueError(f"input_columns and label_column are for tables, but {place} is none")
     labels = place if suffix == ".json" else _annotations(place)
     if images is not None and labels is None:
         raise ValueError(f"images go with COCO's json, but {place} is none")
     data: Data
     if labels is not None:
         data = open_coco(labels, images, on_unreadable, names)
+    elif suffix in (".npz", ".npy") or (place / "inputs.npy").is_file():
+        data = _open_arrays(place, targets_are, names)
     elif place.is_dir():
         data = open_folder(place, on_unreadable, names)
-    elif suffix == ".npz":
-        data = _open_arrays(place, targets_are, names)
     elif suffix in TABLE_SUFFIXES:
-        table = Table.open(place, image_column, label_column, names, targets_are)
-        rows, labeled = table.examples, table.label_column is not None
-        data = ImageData(
-            place, table.classes, labeled, rows, table.rows, on_unreadable, table.apart
-        )
+        data = open_table(place, input_columns, label_column, names, targets_are, on_unreadable)
     elif suffix in image_suffixes():
         data = image_data(place, [(place, None)], on_unreadable, names)
     else:
@@ -138,17 +137,46 @@ def _open_arrays(path: Path, targets_are: str, classes: tuple[str, ...] | None) 
 
 
 def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} cannot be read as .npz data: it is no such file, or truncated")
+    """Inputs and targets, mapped into memory where they are large."""
     try:
+        if path.is_dir() or path.suffix.lower() == ".npy":
+            file = path / "inputs.npy" if path.is_dir() else path
+            inputs = np.load(file, mmap_mode="r", allow_pickle=False)
+            file = path / "targets.npy"
+            return inputs, np.load(file, allow_pickle=False) if file.is_file() else None
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no such file, or truncated")
         with np.load(path, allow_pickle=False) as arrays:
             if "inputs" not in arrays:
                 raise ValueError(
                     f"it needs an array called inputs, but has {some(arrays.files) or 'none'}"
                 )
-            return arrays["inputs"], arrays.get("targets")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as .npz data: {reason_of(error)}") from error
+            mapped = _mapped(path, arrays.zip.getinfo("inputs.npy"))
+            return arrays["inputs"] if mapped is None else mapped, arrays.get("targets")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        form = path.suffix.lower() or ".npy"
+        raise ValueError(f"{path} cannot be read as {form} data: {reason_of(error)}") from error
+
+
+def _mapped(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
+    """A large array of an ``.npz``, which memory need not hold; None where it is packed or small.
+
+    The small ones are checked for damage as they are loaded.
+    """
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size < _LARGE:
+        return None
+    with path.open("rb") as file:
+        file.seek(member.header_offset + 26)  # where a zip has the lengths of a name and extras
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+        old = np.lib.format.read_magic(file) == (1, 0)
+        header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+        start = file.tell()
+    return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
+
+
+_LARGE = 1 << 26
+"""Bytes from which an array is mapped."""
 
 
 def _checked_targets(

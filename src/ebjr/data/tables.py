@@ -1,25 +1,43 @@
-"""Tables: rows with an image column in ``.parquet``, ``.arrow`` and ``.feather`` files."""
+"""Tables: rows of images, texts or numbers in ``.parquet``, ``.arrow``, ``.csv`` and ``.jsonl``."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.data.examples import Example, checked_classes, label_place, reason_of
-from ebjr.errors import needs
+from ebjr.data.examples import (
+    ArrayData,
+    Data,
+    Example,
+    ImageData,
+    OnUnreadable,
+    checked_classes,
+    image_suffixes,
+    label_place,
+    reason_of,
+)
+from ebjr.errors import needs, note
+from ebjr.files import read_text
 from ebjr.labels import some
 
-TABLE_SUFFIXES = frozenset({".arrow", ".feather", ".parquet"})
+_TEXT = {".csv", ".jsonl", ".tsv"}
+TABLE_SUFFIXES = frozenset({".arrow", ".feather", ".parquet", *_TEXT})
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "image_bytes", "jpg", "jpeg", "png", "webp")
 PATH_COLUMNS = ("image", "img", "image_path", "file_name", "filepath", "path")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "targets", "class", "class_id", "cls")
+LABEL_COLUMNS = (
+    *("label", "labels", "fine_label", "target", "targets", "class", "class_id", "cls", "y"),
+)
+_NUMBERING = re.compile(r"|unnamed: ?\d+|index|idx|row|__index_level_\d+__|(.*[_ -])?id", re.I)
+"""What columns that number the rows are called: they are no inputs unless they are asked for."""
 
 _ROWS_AT_ONCE = 128
 
@@ -31,90 +49,145 @@ class Sets(NamedTuple):
     listed: bool
 
 
+def open_table(
+    path: Path,
+    inputs: str | Sequence[str] | None,
+    label: str | None,
+    classes: tuple[str, ...] | None,
+    targets_are: str,
+    on_unreadable: OnUnreadable,
+) -> Data:
+    """A file of rows: images are decoded while they are read, texts and numbers are held."""
+    table = Table.of(path)
+    names = table.schema.names
+    if isinstance(inputs, str):
+        inputs = [inputs] if inputs in names else inputs.split(",")
+    _check_columns(table, [*(inputs or ()), *([label] if label else [])])
+    called = {name.strip().lower(): name for name in names if name not in (inputs or ())}
+    label = label or next((called[name] for name in LABEL_COLUMNS if name in called), None)
+    columns, holds = _inputs(table, inputs, label)
+    images, targets = holds == "images", None
+    numbers = targets_are == "numbers" and not images
+    labels = Labels(classes)
+    if label is not None:
+        labels = _labels(table, label, classes, targets_are == "label sets", numbers)
+    with _damage_named(path):
+        found = table.columns([*([label] if label else []), *(() if images else columns)])
+        if not images:
+            _check_whole(found)
+        if label is not None:
+            said = found[label].to_pylist()
+            targets = said if numbers else [*map(labels.of, said)]
+    about = path, labels.classes, targets is not None
+    if images:
+        apart = _holds_paths(table.schema.field(columns[0]).type)
+        examples = partial(table.examples, columns[0], targets)
+        return ImageData(*about, examples, table.rows, on_unreadable, apart)
+    held: Any = [found[name] for name in columns]
+    held = held[0].to_pylist() if holds == "texts" else np.stack(held, axis=1).astype(np.float64)
+    return ArrayData(*about, held, None if targets is None else np.array(targets))
+
+
 @dataclass(frozen=True)
 class Table:
-    """A file of rows with an image column, as Arrow reads it."""
+    """A file of rows, as Arrow reads it; a `text` is held."""
 
     path: Path
+    text: Any
+    schema: Any
     rows: int
-    image_column: str
-    label_column: str | None
-    classes: tuple[str, ...] | None
-    sets: Sets | None = None
-    places: tuple[int, ...] | None = None
-    apart: bool = False  # whether an image may lie in a file of its own
 
     @classmethod
-    def open(
-        cls,
-        path: Path,
-        image: str | None,
-        label: str | None,
-        classes: tuple[str, ...] | None,
-        targets_are: str = "labels",
-    ) -> Table:
+    def of(cls, path: Path) -> Table:
         """Read the schema and count the rows."""
         with needs("parquet", f"reading {path.name}"):
-            import pyarrow
+            import pyarrow.parquet as parquet
         with _damage_named(path):
-            schema, rows = _describe(path)
-        if rows == 0:
-            raise ValueError(f"{path} has no rows")
-        for what, asked in {"image_column": image, "label_column": label}.items():
-            if asked is not None and asked not in schema.names:
-                raise ValueError(
-                    f"{path} has no column {asked!r}; {what} must be one of "
-                    f"{', '.join(schema.names)}"
-                )
-        image_column = _image_column(path, schema, image)
-        label_column = label or next((name for name in LABEL_COLUMNS if name in schema.names), None)
-        sets = places = None
-        if label_column is not None:
-            known = _names_in_schema(schema, label_column)
-            classes = classes or known
-            if known and classes and known != classes:
-                with _damage_named(path):
-                    places = tuple(label_place(name, classes) for name in known)
-            if targets_are == "label sets":
-                sets = _sets_in(path, schema, label_column, classes, numbers=known is not None)
+            text = _text(path) if path.suffix.lower() in _TEXT else None
+            if path.suffix.lower() == ".parquet":
+                with parquet.ParquetFile(path) as file:
+                    table = cls(path, None, file.schema_arrow, file.metadata.num_rows)
             else:
-                _check_label(path, schema, label_column)
-        apart = _holds_paths(schema.field(image_column).type)
-        table = cls(path, rows, image_column, label_column, classes, sets, places, apart)
-        if label_column is not None and classes is not None:  # before an image is read
-            with _damage_named(path):
-                for _, batch in _record_batches(path, [label_column], None):
-                    distinct = [column if sets else column.unique() for column in batch.columns]
-                    table._labels(pyarrow.record_batch(distinct, [label_column]))
+                with _opened(path, text) as (schema, batches):
+                    table = cls(path, text, schema, sum(batch.num_rows for batch in batches))
+        if table.rows == 0:
+            raise ValueError(f"{path} has no rows")
         return table
 
-    def examples(self, rows: Sequence[int] | None) -> Iterator[Example]:
-        """All rows in order, or some of them, rising."""
-        columns = [self.image_column, *([self.label_column] if self.label_column else [])]
-        wanted = None if rows is None else np.asarray(rows, np.int64)
-        batches = _record_batches(self.path, columns, wanted)
+    def columns(self, names: list[str]) -> Any:
+        """Some columns, whole."""
+        import pyarrow
+
+        lots = [lot for _, lot in self.batches(names)] if names else []
+        return pyarrow.Table.from_batches(lots) if names else pyarrow.table({})
+
+    def examples(
+        self, column: str, targets: list[Any] | None, rows: Sequence[int] | None
+    ) -> Iterator[Example]:
+        """The images of all rows in order, or of some of them, rising."""
+        wanted = None if rows is None else frozenset(rows)
+        batches = self.batches([column], wanted)
         while True:
             with _damage_named(self.path):
                 start, batch = next(batches, (0, None))
-                if batch is None:
-                    return
-                places = range(batch.num_rows)
-                if wanted is not None:
-                    inside = (wanted >= start) & (wanted < start + batch.num_rows)
-                    places = (wanted[inside] - start).tolist()
-                    batch = batch.take(places)
-                images = batch.column(self.image_column).to_pylist()
-                labels = self._labels(batch)
-            for place, image, target in zip(places, images, labels, strict=True):
-                read, file = _reader(image, self.path.parent)
-                yield Example(f"{self.path.name}:{start + place}", read, target, file)
+            if batch is None:
+                return
+            for place, image in enumerate(batch.column(column), start):
+                if wanted is None or place in wanted:
+                    read, file = _reader(image.as_py(), self.path.parent)
+                    target = None if targets is None else targets[place]
+                    yield Example(f"{self.path.name}:{place}", read, target, file)
 
-    def _labels(self, batch: Any) -> list[Any]:
-        if self.label_column is None:
-            return [None] * batch.num_rows
-        labels = batch.column(self.label_column).to_pylist()
+    def batches(
+        self, columns: list[str], rows: frozenset[int] | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """The rows, a few at a time, and where each lot starts.
+
+        So memory holds few encoded images. Groups without any of `rows` are not read.
+        """
+        if self.path.suffix.lower() == ".parquet":
+            import pyarrow.parquet
+
+            with pyarrow.parquet.ParquetFile(self.path) as file:
+                start = 0
+                for group in range(file.num_row_groups):
+                    end = start + file.metadata.row_group(group).num_rows
+                    if rows is None or any(start <= row < end for row in rows):
+                        for batch in file.iter_batches(_ROWS_AT_ONCE, [group], columns):
+                            yield start, batch
+                            start += batch.num_rows
+                    start = end
+            return
+        with _opened(self.path, self.text) as (_, batches):
+            start = 0
+            for batch in batches:
+                for offset in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                    yield start + offset, batch.slice(offset, _ROWS_AT_ONCE).select(columns)
+                start += batch.num_rows
+
+
+def _check_whole(table: Any) -> None:
+    """Refuse a row without a value, which an estimator would fail on, or guess."""
+    import pyarrow.compute as compute
+
+    for name in table.column_names:
+        row = compute.is_null(table[name], nan_is_null=True).index(True).as_py()
+        if row >= 0:
+            raise ValueError(f"row {row} (from 0) has no {name}: fill it in, or leave the row out")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels in a column are."""
+
+    classes: tuple[str, ...] | None
+    sets: Sets | None = None
+    places: tuple[int, ...] | None = None
+
+    def of(self, label: Any) -> Any:
+        """The target that a label means; None where there is none."""
         place = self._place if self.sets is None else self._set
-        return [None if label is None else place(label) for label in labels]
+        return None if label is None else place(label)
 
     def _set(self, labels: list[Any]) -> NDArray[np.bool_]:
         """(labels,): which labels a list says are right."""
@@ -153,50 +226,14 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read as a table: {reason_of(error)}") from error
 
 
-def _describe(path: Path) -> tuple[Any, int]:
-    """A table's schema and its number of rows."""
-    if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet
-
-        with pyarrow.parquet.ParquetFile(path) as file:
-            return file.schema_arrow, file.metadata.num_rows
-    with _ipc(path) as (schema, batches):
-        return schema, sum(batch.num_rows for batch in batches)
-
-
-def _record_batches(
-    path: Path, columns: list[str], rows: NDArray[np.int64] | None
-) -> Iterator[tuple[int, Any]]:
-    """A table's rows, a few at a time, and where each lot starts.
-
-    So memory holds few encoded images. Groups without any of `rows` are not read.
-    """
-    if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet
-
-        with pyarrow.parquet.ParquetFile(path) as file:
-            start = 0
-            for group in range(file.num_row_groups):
-                end = start + file.metadata.row_group(group).num_rows
-                if rows is None or bool(((rows >= start) & (rows < end)).any()):
-                    for batch in file.iter_batches(_ROWS_AT_ONCE, [group], columns):
-                        yield start, batch
-                        start += batch.num_rows
-                start = end
-        return
-    with _ipc(path) as (_, batches):
-        start = 0
-        for batch in batches:
-            for offset in range(0, batch.num_rows, _ROWS_AT_ONCE):
-                yield start + offset, batch.slice(offset, _ROWS_AT_ONCE).select(columns)
-            start += batch.num_rows
-
-
 @contextmanager
-def _ipc(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
-    """An Arrow file or an Arrow stream: both go by the same suffix."""
+def _opened(path: Path, text: Any) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """A text that is held, or an Arrow file or stream: both of these go by the same suffix."""
     import pyarrow as pa
 
+    if text is not None:
+        yield text.schema, iter(text.to_batches())
+        return
     with pa.memory_map(str(path)) as source:
         if source.read(6) == b"ARROW1":
             file = pa.ipc.open_file(source)
@@ -205,6 +242,21 @@ def _ipc(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
             source.seek(0)
             stream = pa.ipc.open_stream(source)
             yield stream.schema, iter(stream)
+
+
+def _text(path: Path) -> Any:
+    """A ``.csv`` or ``.jsonl`` as Arrow reads it, whole: a type may show in the last row."""
+    from pyarrow import csv, json
+
+    header = read_text(path).partition("\n")[0]
+    size = min(path.stat().st_size + 1, 2**31 - 1)
+    if path.suffix.lower() == ".jsonl":
+        return json.read_json(path, json.ReadOptions(block_size=size))
+    separator = max(",;\t", key=header.count)
+    if separator == ";":
+        note(f"{path.name} is read with ; between its columns")
+    form = csv.ParseOptions(delimiter=separator, newlines_in_values=True)
+    return csv.read_csv(path, csv.ReadOptions(block_size=min(size, 1 << 24)), form)
 
 
 def _reader(image: Any, folder: Path) -> tuple[Callable[[], bytes], Path | None]:
@@ -233,10 +285,10 @@ def _sort(kind: Any) -> str:
     import pyarrow.types as types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    tests = {
-        sort: [getattr(types, f"is_{name}") for name in names] for sort, names in _SORTS.items()
-    }
-    return next((sort for sort in tests if any(test(kind) for test in tests[sort])), "")
+    for sort, names in _SORTS.items():
+        if any(getattr(types, f"is_{name}")(kind) for name in names):
+            return sort
+    return ""
 
 
 def _part(kind: Any, name: str) -> Any:
@@ -255,50 +307,93 @@ def _holds_paths(kind: Any) -> bool:
     return _sort(_part(kind, "path")) == "text"
 
 
-def _image_column(path: Path, schema: Any, asked: str | None) -> str:
-    if asked is not None:
-        kind = schema.field(asked).type
-        if not (_holds_images(kind) or _holds_paths(kind)):
+def _check_columns(table: Table, asked: Sequence[str]) -> None:
+    """Refuse columns that are not there, and names that two have."""
+    path, names = table.path, table.schema.names
+    for name in (*names, *asked):
+        if names.count(name) != 1:
             raise ValueError(
-                f"{path}: the image column {asked!r} must hold encoded images (binary, or a "
-                f"struct with bytes) or their paths, but holds {kind}"
+                f"{path} has {names.count(name) or 'no'} columns called {name!r}, where it needs "
+                f"one; it has {', '.join(names)} (see --input-columns and --label-column)"
             )
-        return asked
+
+
+def _inputs(table: Table, asked: Sequence[str] | None, label: str | None) -> tuple[list[str], str]:
+    """The columns that are inputs, and what they hold, which is said where nobody named them."""
+    path, schema = table.path, table.schema
+    others = [name for name in schema.names if name != label and not _NUMBERING.fullmatch(name)]
+    held = {name: _held(table, name) for name in asked or _images(schema) or others}
+    left = [name or "one without a name" for name in schema.names if name not in (*held, label)]
+    kinds = {*held.values()}
+    if not (kinds == {"numbers"} or (len(held) == 1 and kinds <= {"images", "texts"})):
+        raise ValueError(
+            f"the inputs in {path} must be columns of numbers, or one of texts or images, but are "
+            f"{', '.join(f'{name} ({kind})' for name, kind in held.items()) or 'none'}: name them "
+            f"with --input-columns (input_columns=); the label is {label or 'none'}, --label-column"
+        )
+    if kinds != {"images"} and not asked:
+        note(
+            f"{path.name}: inputs are the {min(kinds)} in {some([*held])} ({len(held)} columns), "
+            f"the label is {label or 'none'}, left out is {some(left) or 'nothing'}; "
+            "--input-columns and --label-column name others"
+        )
+    return [*held], kinds.pop()
+
+
+def _images(schema: Any) -> list[str]:
+    """The columns of images, as names and types tell: one, if names tell which."""
     fitting = [name for name in schema.names if _holds_images(schema.field(name).type)]
     if not fitting:
         paths = (name for name in PATH_COLUMNS if name in schema.names)
         fitting = [name for name in paths if _holds_paths(schema.field(name).type)][:1]
-    known = [name for name in IMAGE_COLUMNS if name in fitting]
-    if known or len(fitting) == 1:
-        return (known or fitting)[0]
-    raise ValueError(
-        f"{path} has {'no' if not fitting else 'more than one possible'} column of images or their "
-        f"paths (its columns: {some(schema.names)}); name one with image_column"
-    )
+    return [name for name in IMAGE_COLUMNS if name in fitting][:1] or fitting
 
 
-def _check_label(path: Path, schema: Any, column: str) -> None:
-    kind = schema.field(column).type
-    if (sort := _sort(kind)) not in ("text", "whole", "boolean"):
+def _held(table: Table, name: str) -> str:
+    """What a column holds: numbers, texts, images, or something else by Arrow's name of it."""
+    kind = table.schema.field(name).type
+    if _sort(kind) in ("whole", "boolean", "floating"):
+        return "numbers"
+    if _sort(kind) != "text":
+        return "images" if _holds_images(kind) or _holds_paths(kind) else str(kind)
+    _, batch = next(table.batches([name]))
+    ends = {Path(text).suffix.lower() for text in batch[0].drop_null().to_pylist()}
+    paths = name in PATH_COLUMNS or (ends and ends <= image_suffixes())
+    return "images" if paths else "texts"
+
+
+def _labels(
+    table: Table, column: str, classes: tuple[str, ...] | None, sets: bool, numbers: bool
+) -> Labels:
+    """What the labels in a column are, once they are known to be what the task needs."""
+    path, kind = table.path, table.schema.field(column).type
+    known, places = _names_in_schema(table.schema, column), None
+    classes = classes or known
+    if known and classes and known != classes:
+        with _damage_named(path):
+            places = tuple(label_place(name, classes) for name in known)
+    if sets:
+        return Labels(classes, _sets_in(table, column, classes, known is not None), places)
+    fitting = ("whole", "floating") if numbers else ("text", "whole", "boolean")
+    if (sort := _sort(kind)) not in fitting:
         way = "; lists of labels are for --task multilabel" if sort == "list" else ""
+        wanted = "numbers" if numbers else "whole numbers or names"
         raise ValueError(
-            f"{path}: the label column {column!r} must hold whole numbers or names, but holds "
-            f"{kind}{way}"
+            f"{path}: the label column {column!r} must hold {wanted}, but holds {kind}{way}"
         )
+    return Labels(classes, None, places)
 
 
-def _sets_in(
-    path: Path, schema: Any, column: str, classes: tuple[str, ...] | None, numbers: bool
-) -> Sets:
+def _sets_in(table: Table, column: str, classes: tuple[str, ...] | None, numbers: bool) -> Sets:
     """What the lists of a label column mean; `numbers` says that they hold the labels' numbers."""
-    kind = schema.field(column).type
+    path, kind = table.path, table.schema.field(column).type
     held = _sort(kind.value_type) if _sort(kind) == "list" else ""
     if held not in ("text", "whole", "boolean", "floating"):
         raise ValueError(
             f"{path}: for label sets the label column {column!r} must hold lists of 0 and 1, or of "
             f"labels, but holds {kind}"
         )
-    length = None if held == "text" or numbers else _length_of_zeros_and_ones(path, column)
+    length = None if held == "text" or numbers else _length_of_zeros_and_ones(table, column)
     if length is not None and len(classes or ()) in (0, length):
         return Sets(length, listed=False)
     if classes is None or (length or 0) > 1 or held not in ("text", "whole"):
@@ -311,12 +406,12 @@ def _sets_in(
     return Sets(len(classes), listed=True)
 
 
-def _length_of_zeros_and_ones(path: Path, column: str) -> int | None:
+def _length_of_zeros_and_ones(table: Table, column: str) -> int | None:
     """How long every list of a column is; None where they differ, or hold more than 0 and 1."""
     import pyarrow.compute as compute
 
     lengths: set[int] = set()
-    for _, batch in _record_batches(path, [column], None):
+    for _, batch in table.batches([column]):
         lists = batch.column(column).drop_null()
         lengths.update(compute.list_value_length(lists).to_pylist())
         if not {*lists.flatten().unique().to_pylist()} <= {0, 1}:
