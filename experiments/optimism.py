@@ -10,6 +10,7 @@ far the accuracy on the n examples flatters.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def main(run: Run) -> dict[str, Any]:
         sizes = [n for n in (*SIZES, 5_000) if 2 * n <= len(outcomes)]
         figures[name] = {
             str(n): run.step(
-                f"{name}, {n}", lambda n=n: measure(outcomes, n, 4 if run.quick else SPLITS)
+                f"{name}, {n}", partial(measure, outcomes, n, 4 if run.quick else SPLITS)
             )
             for n in sizes[: 1 if run.quick else None]
         }

@@ -21,6 +21,14 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
+def file_of(page: str, name: str) -> str:
+    """The code of a page that is in a file of its own."""
+    [found] = re.findall(
+        rf'```python title="{name}"\n(.*?)```', (DOCS / page).read_text(), re.DOTALL
+    )
+    return found
+
+
 def free_port() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return str(listener.getsockname()[1])

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from pages import DOCS, blocks, real, run_commands, servers_of
+from pages import DOCS, blocks, file_of, real, run_commands, servers_of
 from PIL import Image
 from tiny import write_coco, write_detectors
 
@@ -73,8 +73,12 @@ def test_two_models_become_one(folder, monkeypatch):
         shutil.copytree("images/class0", f"images_of_three/{name}")
     names = "airplane automobile bird cat deer dog frog horse ship truck"
     (folder / "classes.txt").write_text(names.replace(" ", "\n"))
-    assert len(run_lines("two-models.md", monkeypatch)) == 9
+    (folder / "models.py").write_text(file_of("two-models.md", "models.py"))
+    rows = np.random.default_rng(1).normal(size=(200, 4)).astype(np.float32)
+    np.savez(folder / "rows.npz", inputs=rows)
+    assert len(run_lines("two-models.md", monkeypatch)) == 12
     assert set(Outcomes.load("three.npz").targets) == {3, 5, 8}
+    assert (folder / "rows.jsonl").read_text().count("\n") == 200
     assert (folder / "answers.jsonl").read_text().count("\n") == 40
     assert (folder / "report.html").exists()
     names = run_python("two-models.md")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
+import urllib.request
 
 import numpy as np
 import pytest
-from pages import DOCS, blocks, real, run_commands, servers_of
+from pages import DOCS, blocks, file_of, free_port, real, run_commands, servers_of
 from PIL import Image
 
 from ebjr.demo import run_demo
@@ -75,3 +78,20 @@ def test_every_option_that_the_page_names_is_one(run):
     for option in re.findall(r"^\| (`--.*?) \|", (DOCS / PAGE).read_text(), re.MULTILINE):
         for name in re.findall(r"--[a-z-]+", option):
             assert name in text
+
+
+def test_a_pair_in_memory_is_served_by_one_call(tmp_path):
+    (tmp_path / "serve.py").write_text(file_of(PAGE, "serve.py").replace("8082", free_port()))
+    command = [sys.executable, "-u", "serve.py"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            url = server.stdout.readline().removeprefix("serving joint at ").strip()
+            tensor = {"name": "input", "datatype": "FP32", "shape": [2, 2], "data": [0, 9, 0.1, 0]}
+            body = json.dumps({"inputs": [tensor]}).encode()
+            with urllib.request.urlopen(f"{url}/v2/models/joint/infer", body) as answer:
+                outputs = {each["name"]: each for each in json.load(answer)["outputs"]}
+        finally:
+            server.terminate()
+    assert outputs["prediction"]["data"] == [1, 0]
+    assert outputs["deferred"]["data"] == [False, True]
+    np.testing.assert_allclose(outputs["output"]["data"], [0, 27, 0.9, 0], rtol=1e-6)

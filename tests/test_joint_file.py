@@ -498,7 +498,9 @@ def test_no_file_says_what_makes_one(tmp_path):
 
 def test_a_lambda_cannot_be_written_down(tmp_path):
     joint = ebjr.JointClassifier(lambda x: x, lambda x: x, Router("energy", 1.0))
-    with pytest.raises(TypeError, match="files and addresses of models, but <lambda> has neither"):
+    with pytest.raises(
+        TypeError, match=r"but <lambda> has none: put it in a file.*load_model\('models\.py:name'\)"
+    ):
         ebjr.save_joint(tmp_path / "joint.toml", joint)
     assert not list(tmp_path.iterdir())
 

@@ -39,6 +39,7 @@ _NAMES = {
     "recording": "record record_batches",
     "router": "Router",
     "scores": "Score as_score register_score",
+    "serving.app": "serve",
     "study": "Study run_study",
     "tasks": "METRICS SCORES",
     "tasks.classification": "JointClassifier",

@@ -47,6 +47,7 @@ from ebjr.options import (
     Threads,
     Threshold,
     TrafficOptions,
+    Trust,
     class_names,
     in_data,
     in_knob,
@@ -399,6 +400,7 @@ def predict(
     batch_size: BatchSize = 64,
     overlap: Annotated[int, in_run("Batches in work at once; the cores are shared.", min=1)] = 2,
     threads: Threads = None,
+    trust: Trust = False,
     restart: Restart = False,
     on_ray: Annotated[
         bool, in_run("On a Ray cluster: RAY_ADDRESS's, or one made here.", "--ray")
@@ -437,7 +439,7 @@ def predict(
 
             model: Any = known
             if isinstance(known, JointConfig):
-                model = known.load(**_threads(threads or known.threads_for(overlap)))
+                model = known.load(trust=trust, **_threads(threads or known.threads_for(overlap)))
             model.router.threshold = chosen
             done = predict_data(
                 model, source, output, overlap=overlap, labels=known.labels, tell=tell, **how
@@ -500,8 +502,8 @@ def serve(
     joint: Annotated[
         Path,
         typer.Argument(
-            help="What `ebjr calibrate` wrote; or a classifier alone, .onnx or .pt2, as a teacher "
-            "for students elsewhere."
+            help="What `ebjr calibrate` wrote; or a classifier alone, as `record` takes it, as a "
+            "teacher for students elsewhere."
         ),
     ],
     how: ServerOptions,
@@ -520,8 +522,11 @@ def serve(
         str | None, in_models("Of a classifier alone that is to take images, like 'size=224'.")
     ] = None,
     threads: Threads = None,
+    trust: Trust = False,
 ) -> None:
     """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
+    from ebjr.backends import FILES
+    from ebjr.backends.python import SAVED, import_path
     from ebjr.data.preprocess import given_preprocess
     from ebjr.joint_file import JointConfig
     from ebjr.serving.app import run_server
@@ -529,13 +534,13 @@ def serve(
     from ebjr.serving.served import served_alone, served_of
 
     prepare = None if preprocess is None else given_preprocess(preprocess, "preprocess")
-    if joint.suffix in (".onnx", ".pt2"):
-        served = served_alone(joint, prepare, **_threads(threads))
+    if joint.suffix in (*FILES, *SAVED) or import_path(joint):
+        served = served_alone(joint, prepare, trust=trust, **_threads(threads))
     elif prepare is not None:
         raise ValueError("joint.toml has the preprocessing of both models: leave --preprocess out")
     else:
         config = JointConfig.read(joint)  # both models are at work at once
-        served = served_of(config, **_threads(threads or config.threads_for(2)))
+        served = served_of(config, trust=trust, **_threads(threads or config.threads_for(2)))
     if (warning := exposure(how.host, how.token)) is not None:
         _note(warning, "WARNING")
     run_server(
@@ -549,12 +554,13 @@ def serve(
 
 @command
 def profile(
-    model: Annotated[str, typer.Argument(help="A model file: .onnx or .pt2.")],
+    model: Annotated[str, typer.Argument(help="A model, as `record` takes it.")],
     input_shape: Annotated[
         str | None, in_data("Of one batch, like 1,3,32,32; an .onnx file may say it.")
     ] = None,
     seconds: Annotated[float, in_run("How long to measure each batch size.")] = 2.0,
     threads: Threads = None,
+    trust: Trust = False,
     tuned: Annotated[
         bool, in_run("Measure which threads, overlap and batch size are fastest.", "--tune")
     ] = False,
@@ -570,7 +576,8 @@ def profile(
     from ebjr.evaluation.profile import profile as profile_model
 
     with err.status("measuring"):
-        found = profile_model(ebjr.load_model(model, **_threads(threads)), shape, seconds=seconds)
+        loaded = ebjr.load_model(model, trust=trust, **_threads(threads))
+        found = profile_model(loaded, shape, seconds=seconds)
     _show(as_json, found.as_dict(), lambda: print_profile(out, found))
 
 

@@ -28,11 +28,12 @@ from ebjr.backends.entry import (
     picked,
 )
 from ebjr.backends.exported import ExportedJoint
+from ebjr.backends.python import import_path
 from ebjr.blend import Blend, as_blend, blend_text
 from ebjr.calibration.goal import ARGUMENTS, GUARANTEE, Goal
 from ebjr.costs import Cost
 from ebjr.curve import OperatingPoint
-from ebjr.errors import ModelError, PromiseWarning
+from ebjr.errors import ModelError, PromiseWarning, note
 from ebjr.files import read_text, sha256_of, write_beside
 from ebjr.joint import JointModel
 from ebjr.labels import check_same_classes
@@ -336,12 +337,12 @@ class JointConfig:
         student, teacher
             In place of the file's, where that is loaded somewhere else.
         **options
-            For `load_model`.
+            For `load_model`; `trust` runs Python code that the file names, too.
 
         Raises
         ------
         ModelError
-            A model file has changed or cannot be loaded, or as of `check`.
+            A model file has changed or cannot be loaded or trusted, or as of `check`.
         """
         self.check()
         own = {name: getattr(self, name) for name in ("rescale", "known_classes", "classes")}
@@ -388,7 +389,7 @@ class JointConfig:
         facts = {name: (getattr(self, name), getattr(outcomes, name)) for name in same}
         for role in ("student", "teacher"):
             said, found = getattr(self, role).as_table(None), outcomes.models.get(role, {})
-            for key in ("sha256", "metadata", "preprocess"):
+            for key in ("sha256", "weights_sha256", "metadata", "preprocess"):
                 facts[f"{role} ({key})"] = said.get(key), found.get(key)
         count = self.classes if self.labels is None else len(self.labels)
         answered = outcomes.kind.common_classes(outcomes.student, outcomes.teacher)
@@ -411,6 +412,8 @@ class JointConfig:
             except ModelError as error:
                 warnings.warn(f"{error}; the figures are not its own", PromiseWarning, stacklevel=4)
                 return True
+            if isinstance(entry, ModelEntry) and import_path(entry.path):
+                note(f"the weights of {entry.path} are compared where it is loaded, and not here")
         return False
 
     def threads_for(self, overlap: int) -> int | None:
@@ -465,7 +468,7 @@ def save_joint(
     Raises
     ------
     TypeError
-        A model came from neither a file nor an address.
+        A model came from no file, address or import path; the message says how to name it.
     ValueError
         The score has no registered name, or the student is remote.
 
@@ -516,7 +519,7 @@ def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel | Exp
         The ``joint.toml``, or the ``.onnx`` file.
     **options
         For `load_model`, over those in the file: threads, providers, batch_size; of an exported
-        one, threads and providers.
+        one, threads and providers. `trust` reads pickles, and runs Python code that it names.
 
     Raises
     ------

@@ -181,6 +181,21 @@ class Answer:
     answered: Any = None
 
 
+class Around:
+    """A model around another, `model`, which is asked for all else."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.name = model, model_name(model)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "model":  # while it is unpickled there is none yet
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
+
+
 def as_answer(said: Any) -> Answer:
     """What a model has returned as an `Answer`; a joint model's answer carries its raw output."""
     if isinstance(said, Answer):

@@ -241,6 +241,14 @@ Preprocessing = Annotated[
 Layout = Annotated[
     str, in_models("detection: how its outputs are read, as detr or yolov8; or auto.")
 ]
+Trust = Annotated[
+    bool,
+    in_models(
+        "Read pickles (.joblib, .pkl), and run Python code that joint.toml names: both can do "
+        "anything.",
+        "--trust",
+    ),
+]
 FlopsGiven = Annotated[float | None, in_models("Instead of counting them.")]
 
 
@@ -286,10 +294,15 @@ class DataOptions:
 class PairOptions:
     """Both models, and how their inputs are prepared."""
 
-    student: Annotated[str, in_models("The cheap model: .onnx or .pt2.")]
-    teacher: Annotated[
-        str, in_models("The expensive model: .onnx, .pt2, or an http(s):// address.")
+    student: Annotated[
+        str,
+        in_models(
+            "The cheap model: .onnx, .pt2, file.py:name or package.module:name (a function, a "
+            "module, an estimator, or what makes one), an estimator's .skops or .joblib."
+        ),
     ]
+    teacher: Annotated[str, in_models("The expensive model: the same, or an http(s):// address.")]
+    trust: Trust = False
     student_preprocess: Preprocessing = None
     teacher_preprocess: Annotated[str | None, in_models("The same for it.")] = None
     student_flops: FlopsGiven = None
@@ -318,6 +331,7 @@ class PairOptions:
         """The student or the teacher: a file, or an address that is asked as `link` says."""
         from ebjr.backends import load_model
         from ebjr.backends.entry import check_remote, parse_link, parse_options
+        from ebjr.backends.python import import_path
         from ebjr.link.far import FarTeacher
         from ebjr.tasks import as_task
 
@@ -326,6 +340,7 @@ class PairOptions:
             for name in ("{}", "{}_layout", "{}_output", "{}_options")
         )
         boxes = as_task(task).targets_are == "boxes"
+        written = boxes and (import_path(path) is None or layout != "auto")
         if layout != "auto" and not boxes:
             raise ValueError(f"a layout is for detection, not for {task}")
         chosen = {} if output is None else {"output": output}
@@ -337,11 +352,11 @@ class PairOptions:
             return FarTeacher(load_model(path, **options, **chosen), how)
         options = {} if threads is None else {"threads": threads}
         options |= parse_options(given or "") | chosen
-        if boxes:
+        if written:
             options |= {"layout": layout, "class_ids": source.class_ids}
             options |= {} if source.classes is None else {"classes": len(source.classes)}
         try:
-            return load_model(path, **options)
+            return load_model(path, trust=self.trust, **options)
         except TypeError as error:
             raise ValueError(f"--{role}-options: {error}") from error
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.backends.onnx import external_files
+from ebjr.backends.python import absolute, source_file
 from ebjr.files import check_writable, read_text
 
 Written = dict[tuple[int, int], str]
@@ -54,8 +55,8 @@ def _files_in(value: Any) -> Iterator[Path]:
     """The files among the values of an option, and those that they name."""
     for each in value if isinstance(value, list) else [value]:
         with suppress(OSError, ValueError):  # no text that is no path is one
-            if isinstance(each, str | Path) and Path(each).is_file():
-                yield from _files_of(Path(each))
+            if isinstance(each, str | Path) and (file := source_file(each)).is_file():
+                yield from _files_of(file)
 
 
 def _files_of(file: Path) -> Iterator[Path]:
@@ -68,7 +69,7 @@ def _files_of(file: Path) -> Iterator[Path]:
         named = _tables(file)
         for path in (named[role].get(key) for role in named for key in ("path", "queue")):
             if path is not None:
-                yield from _files_of(file.resolve().parent / path)
+                yield from _files_of(source_file(absolute(path, file.resolve().parent)))
 
 
 def _tables(file: Path) -> dict[str, Any]:

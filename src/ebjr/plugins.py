@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ebjr.errors import one_line
+
+_HERE = str(Path(__file__).parent)
 
 
 def load_entry_points(group: str, register: Callable[[Any], Any]) -> None:
@@ -49,22 +52,42 @@ def import_all(names: Sequence[str]) -> None:
         import_own(name)
 
 
-def import_own(name: str) -> ModuleType:
+def import_own(name: str, called: str | None = None) -> ModuleType:
     """Run a Python file, or import a module, so that what it registers is known; once.
 
     Modules are looked for in the folder that the process runs in, too, and a file finds what is
-    beside it.
+    beside it. `called` is what to call it in a message, for what no `--import` gave.
     """
+    called = called or f"--import {name}"
     file = Path(name).resolve() if name.endswith(".py") else None
     if file is not None and not file.is_file():
-        raise ValueError(f"--import {name}: there is no such file")
-    folder = str(Path.cwd() if file is None else file.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
+        raise ValueError(f"{called}: there is no such file")
+    _look_in(Path.cwd() if file is None else file.parent)
     try:
         return import_module(name) if file is None else _run(file)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"--import {name} failed{_place(error, file)}: {_said(error)}") from error
+        absent = file is None and isinstance(error, ModuleNotFoundError)
+        way = "; run in the folder that holds it, or install it" if absent else ""
+        where = place_of(error, file)
+        raise ValueError(f"{called} failed{where}: {words_of(error)}{way}") from error
+
+
+def module_file(name: str) -> str | None:
+    """The file of a module, found without running it, or a package that it is in."""
+    _look_in(Path.cwd())
+    where: Any = None
+    origin = None
+    for whole in accumulate(name.split("."), "{}.{}".format):
+        found = (finder.find_spec(whole, where) for finder in sys.meta_path)
+        if (spec := next(filter(None, found), None)) is None:
+            return None
+        where, origin = spec.submodule_search_locations or (), spec.origin
+    return origin
+
+
+def _look_in(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _run(file: Path) -> ModuleType:
@@ -85,19 +108,20 @@ def _run(file: Path) -> ModuleType:
     return module
 
 
-def _place(error: BaseException, file: Path | None) -> str:
+def place_of(error: BaseException, file: Path | None) -> str:
     """File and line of an error: the last of its own, or of whatever it called."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {error.filename}, line {error.lineno}"
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__ and "importlib" not in frame.filename
+        if not frame.filename.startswith(_HERE) and "importlib" not in frame.filename
     ]
     own = [frame for frame in frames if frame.filename == str(file)]
     return "".join(f" at {frame.filename}, line {frame.lineno}" for frame in (own or frames)[-1:])
 
 
-def _said(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
+    """What an error is, and what it says, on one line."""
     text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -539,13 +539,15 @@ def prepare_for(
     images = is_pixels(inputs[0], 3) if listed else is_pixels(inputs, 4)
     if not images or known.sends_files:
         return model
-    takes_images = own.preprocess is not None or own.input_dtype == np.uint8
-    if preprocess == "auto" and (takes_images or known.input_shape is None):
+    pixels, unsized = own.input_dtype == np.uint8, known.input_shape is None
+    ready = own.preprocess is not None or pixels or unsized
+    if (preprocess == "auto" and ready) or (pixels and unsized):
         return model
     if known.input_shape is None:
         raise ValueError(
             f"{known.name} does not say what size of image it takes: give {argument}=, like "
-            "'size=224,range=0..1'"
+            "'size=224,range=0..1', or set input_dtype = numpy.uint8 of a function that takes "
+            "images as they are"
         )
     chosen = infer_preprocess(known.input_shape)
     words = ", ".join(f"{key} {value}" for key, value in chosen.as_dict().items())

@@ -113,14 +113,12 @@ class Study:
         """Where the goal of matching the teacher does not pay: the least tolerance that does."""
         if self.goal.kind != "match-teacher" or self.result.pays is not False:
             return None
-        table, teacher = self.calibration, abs(self.calibration.quality("teacher"))
-        whole = 1.0 if table.measure.percent else teacher
-        for share in (0.005, 0.01, 0.02):
-            goal = replace(self.goal.plain, limit=share * whole)
-            if goal.limit > (self.goal.limit or 0.0):
-                point = calibrate(
-                    table, goal, score=self.point.router.score, blend=self.point.blend
-                )
+        table, router = self.calibration, self.point.router
+        whole = 1.0 if table.measure.percent else abs(table.quality("teacher"))
+        for tolerance in (0.005 * whole, 0.01 * whole, 0.02 * whole):
+            if tolerance > (self.goal.limit or 0.0):
+                goal = replace(self.goal.plain, limit=tolerance)
+                point = calibrate(table, goal, score=router.score, blend=self.point.blend)
                 if point.pays:
                     return point
         return None

@@ -103,7 +103,9 @@ def _above(
             fixed, each = (
                 getattr(cost, str(goal.unit)) for cost in (point.student_cost, point.teacher_cost)
             )
-        left = Interval(*(limit - fixed - each * end for end in (rate.estimate, rate.high, rate.low)))
+        left = Interval(
+            *(limit - fixed - each * end for end in (rate.estimate, rate.high, rate.low))
+        )
         return left, f"at most {_amount(goal, point, limit)} an example"
     return None, ""
 

@@ -11,17 +11,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ebjr.backends.python import SAVED, import_path, load_python
 from ebjr.errors import ModelError
 from ebjr.model import Model
 
+FILES = (".onnx", ".pt2")
 TAKES = (
-    "an .onnx file, a .pt2 program, an http(s):// address, a torch nn.Module, a scikit-learn "
-    "estimator, a transformers pipeline or a callable"
+    "an .onnx file, a .pt2 program, an http(s):// address, an import path such as file.py:name, an "
+    "estimator's .skops or .joblib, a torch nn.Module, a scikit-learn estimator, a transformers "
+    "pipeline or a callable"
 )
 
 
-def load_model(source: Any, **options: Any) -> Model:
-    """Make a model of a file, an address, a module, an estimator, a pipeline or a callable.
+def load_model(source: Any, *, trust: bool = False, **options: Any) -> Model:
+    """Make a model of a file, an address, an import path, a module, an estimator or a callable.
 
     Parameters
     ----------
@@ -31,7 +34,13 @@ def load_model(source: Any, **options: Any) -> Model:
         estimator (`ebjr.backends.sklearn.SklearnModel`), a Hugging Face pipeline, or a model with
         its ``processor`` (`ebjr.backends.transformers.TransformersModel`), the address of an Open
         Inference Protocol endpoint (`ebjr.link.remote.RemoteModel`), or any other callable,
-        which is a model as it is.
+        which is a model as it is. One of these by its import path, ``"package.module:name"`` or
+        ``"file.py:name"``, so that ``joint.toml`` can name it: a class, or a function without
+        parameters, is called to make it. An estimator's ``.skops``, ``.joblib``, ``.pkl`` or
+        ``.pickle`` file.
+    trust
+        Read a pickle, which can run any code, or a ``.skops`` file with types that skops does not
+        know to be safe.
     **options
         What the backend takes: ``threads``, ``providers``, ``batch_size`` and ``output`` for
         ONNX, or with ``layout`` (a name, or ``"auto"``) what a detector takes
@@ -48,7 +57,10 @@ def load_model(source: Any, **options: Any) -> Model:
     TypeError
         `source` is nothing that can be a model, or a callable came with options.
     ModelError
-        `source` is corrupt, of a kind that EBJR does not read, or an estimator that is not fitted.
+        `source` is corrupt, of a kind that EBJR does not read, an estimator that is not fitted, or
+        a pickle without `trust`.
+    ValueError
+        The module of an import path cannot be imported.
     MissingExtra
         The package that runs this kind of model is not installed.
 
@@ -61,9 +73,9 @@ def load_model(source: Any, **options: Any) -> Model:
     if (kind := options.pop("output_kind", None)) is not None:
         from ebjr.backends.output_kind import with_output_kind
 
-        return with_output_kind(load_model(source, **options), kind)
+        return with_output_kind(load_model(source, trust=trust, **options), kind)
     if isinstance(source, str | os.PathLike):
-        return _load_file(source, options)
+        return _load_file(source, trust, options)
     if _is_of("transformers", "Pipeline", source) or "processor" in options:
         from ebjr.backends.transformers import TransformersModel
 
@@ -71,11 +83,11 @@ def load_model(source: Any, **options: Any) -> Model:
     if _is_of("sklearn.base", "BaseEstimator", source):
         from ebjr.backends.sklearn import SklearnModel
 
-        return SklearnModel(source, **options)
+        return _loaded(SklearnModel, SklearnModel, source, options)
     if _is_of("torch.nn", "Module", source):
         from ebjr.backends.pytorch import TorchModel
 
-        return TorchModel(source, **options)
+        return _loaded(TorchModel, TorchModel, source, options)
     if isinstance(source, type) or not callable(source):
         raise TypeError(f"a model is {TAKES}, but got {_described(source)}")
     if options:
@@ -86,14 +98,17 @@ def load_model(source: Any, **options: Any) -> Model:
     return source
 
 
-def _load_file(source: str | os.PathLike[str], options: dict[str, Any]) -> Model:
+def _load_file(source: str | os.PathLike[str], trust: bool, options: dict[str, Any]) -> Model:
     if str(source).startswith(("http://", "https://")):
         from ebjr.link.remote import RemoteModel
 
         return RemoteModel(str(source), **options)
     path = Path(source)
-    if path.suffix.lower() not in {".onnx", ".pt2"}:
-        raise ModelError(f"a model is {TAKES}, but got the path {path}; export it to one of these")
+    if import_path(source) or path.suffix.lower() in SAVED:
+        return load_python(str(source), trust, options)
+    if path.suffix.lower() not in FILES:
+        way = f"name what is in it: {path}:NAME" if path.suffix == ".py" else "export it to a file"
+        raise ModelError(f"a model is {TAKES}, but got the path {path}; {way}")
     if path.suffix.lower() == ".pt2":
         from ebjr.backends.pytorch import TorchModel, load_program
 
@@ -107,12 +122,13 @@ def _load_file(source: str | os.PathLike[str], options: dict[str, Any]) -> Model
     return _loaded(OnnxModel, OnnxModel, path, options)
 
 
-def _loaded(load: Any, kind: type[Any], path: Path, options: dict[str, Any]) -> Model:
+def _loaded(load: Any, kind: type[Any], source: Any, options: dict[str, Any]) -> Model:
     """The model that `load` makes, if every option is one of its kind."""
     takes = list(inspect.signature(kind).parameters)[1:]
     if unknown := [name for name in options if name not in takes]:
-        raise TypeError(f"{path} is loaded with {', '.join(takes)}, and takes no {unknown[0]}")
-    model: Model = load(path, **options)
+        name = source if isinstance(source, Path) else f"a {type(source).__name__}"
+        raise TypeError(f"{name} is loaded with {', '.join(takes)}, and takes no {unknown[0]}")
+    model: Model = load(source, **options)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
 import os
 import tomllib
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ebjr.backends import load_model
 from ebjr.backends.onnx import external_files
+from ebjr.backends.python import absolute, import_path, in_module, source_file
 from ebjr.costs import UNITS, Cost
-from ebjr.data.preprocess import Preprocess, prepared
-from ebjr.errors import ModelError, ProtocolError, TeacherUnavailable
+from ebjr.data.preprocess import Preprocess, prepared, unprepared
+from ebjr.errors import ModelError, ProtocolError, TeacherUnavailable, note
 from ebjr.files import sha256_of
 from ebjr.link.far import FarTeacher, Link
 from ebjr.model import Model, facts
@@ -32,9 +34,10 @@ log = logging.getLogger("ebjr.backends.entry")
 class ModelEntry:
     """One model in ``joint.toml``: where it is, what it was, and how its inputs are prepared.
 
-    `sha256` is that of all its files (`files_of`) when the threshold was calibrated; `path` is
-    relative in ``joint.toml``. `preprocess` is None where inputs are arrays already; `options` are
-    for `load_model`.
+    `sha256` is that of all its files (`files_of`), and of the name in a module, when the threshold
+    was calibrated; `path`, which may be an import path, is relative in ``joint.toml``. `preprocess`
+    is None where inputs are arrays already; `options` are for `load_model`. `weights_sha256` is of
+    what an import path led to (`weights_of`); None where no weights were seen.
     """
 
     path: str
@@ -42,20 +45,23 @@ class ModelEntry:
     preprocess: Preprocess | None = None
     cost: Cost = field(default_factory=Cost)
     options: Mapping[str, Any] = field(default_factory=dict)
+    weights_sha256: str | None = None
 
     @classmethod
     def of_file(cls, path: str | os.PathLike[str], **about: Any) -> ModelEntry:
         """The entry of a model file as it is now."""
-        if not Path(path).is_file():
+        if not source_file(path).is_file():
             raise FileNotFoundError(f"there is no model file {path}")
-        return cls(str(Path(path).resolve()), sha256_of(*files_of(path)), **about)
+        return cls(absolute(path), _hash(path), **about)
 
     def check(self) -> None:
         """Check that its files are there (FileNotFoundError) and what they were (ModelError)."""
-        if not Path(self.path).is_file():
-            raise FileNotFoundError(f"the model file {self.path} that joint.toml names is missing")
-        files = files_of(self.path)
-        found = sha256_of(*files)
+        if not source_file(self.path).is_file():
+            way = ": run in the folder that holds it, or install it" if in_module(self.path) else ""
+            raise FileNotFoundError(
+                f"the model file {self.path} that joint.toml names is missing{way}"
+            )
+        found, files = _hash(self.path), files_of(self.path)
         if found != self.sha256:
             beside = " and ".join(file.name for file in files[1:])
             raise ModelError(
@@ -64,28 +70,43 @@ class ModelEntry:
                 f"{self.sha256[:12]}...); record and calibrate again"
             )
 
-    def load(self, **options: Any) -> Model:
-        """Load the model, with its preprocessing, if its file passes `check`."""
+    def load(self, *, trust: bool = False, **options: Any) -> Model:
+        """Load the model, with its preprocessing, if its file passes `check`.
+
+        A ModelError refuses Python code without `trust`, and weights that have changed.
+        """
+        if (named := import_path(self.path)) and not trust:
+            raise ModelError(
+                f"joint.toml names Python code, {self.path}, which is run only where you trust it: "
+                "give --trust (trust=True)"
+            )
         self.check()
         try:
-            model = load_model(self.path, **{**self.options, **options})
+            model: Any = load_model(self.path, trust=trust, **{**self.options, **options})
         except TypeError as error:
             raise ValueError(f"{self.path}: {error}") from error
+        if named and model.weights() != self.weights_sha256:
+            raise ModelError(
+                f"the weights of {self.path} have changed since the threshold was calibrated; "
+                "record and calibrate again"
+            )
         return prepared(model, self.preprocess)
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
         """The TOML table, with the path relative to `folder`, or whole where that is None."""
         path = _relative(self.path, folder)
-        return {"path": path, "sha256": self.sha256, **self.options, **_shared_table(self)}
+        seen = {} if self.weights_sha256 is None else {"weights_sha256": self.weights_sha256}
+        return {"path": path, "sha256": self.sha256, **seen, **self.options, **_shared_table(self)}
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> ModelEntry:
         """Read a TOML table; `where` names it in errors."""
         needed = ("path", "sha256")
-        check_keys(table, (*needed, *_SHARED, *OPTIONS), where, needed)
+        check_keys(table, (*needed, "weights_sha256", *_SHARED, *OPTIONS), where, needed)
         return cls(
-            path=str((folder / table["path"]).resolve()),
+            path=absolute(table["path"], folder),
             sha256=table["sha256"],
+            weights_sha256=table.get("weights_sha256"),
             options=picked(table, OPTIONS),
             **_shared(table, where),
         )
@@ -93,8 +114,14 @@ class ModelEntry:
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
     """Every file that makes up the model in a file, that one first."""
-    file = Path(path)
+    file = source_file(path)
     return [file, *(external_files(file) if file.suffix.lower() == ".onnx" else ())]
+
+
+def _hash(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of all files of a model, and of an import path of the name in its module."""
+    found, named = sha256_of(*files_of(path)), import_path(path)
+    return hashlib.sha256(f"{found}  {named[1]}".encode()).hexdigest() if named else found
 
 
 @dataclass(frozen=True)
@@ -176,10 +203,25 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
         return RemoteEntry(known.url, metadata, link or Link(), options=known.options, **about)
     if known.path is None:
         raise TypeError(
-            f"joint.toml names files and addresses of models, but {known.name} has neither; "
-            "use models that ebjr.load_model read"
+            f"joint.toml names files, addresses and import paths of models, but {known.name} has "
+            "none: put it in a file, say models.py, and load it by its name there, with "
+            "ebjr.load_model('models.py:name')"
         )
     options = picked(known.options, OPTIONS)
+    if import_path(known.path):
+        once: Any = unprepared(model)[0]
+        again: Any = load_model(known.path, **options)
+        about["weights_sha256"] = once.weights()
+        if again.weights() != once.weights():
+            raise ModelError(
+                f"{known.path} makes other weights each time, or was given others after it was "
+                "loaded: have it load them from a file"
+            )
+        if once.weights() is None:
+            note(
+                f"no weights are seen in {known.path}, so that nobody would notice others: load "
+                "them where its module is imported"
+            )
     if not isinstance(options.get("layout", ""), str):
         raise TypeError(
             f"{known.name} has a layout of your own, which joint.toml cannot name; choose one that "
@@ -260,12 +302,16 @@ def entries_of(
         if table is not None:
             entry = entry_from_table(table, Path(path).resolve().parent, f"{path}: {role}")
         if source is not None:
-            found = _entry_at(source, link)
+            found = _entry_at(source, link, {} if entry is None else entry.options)
             if isinstance(entry, ModelEntry) and isinstance(found, ModelEntry):
-                if found.sha256 != entry.sha256:
+                came, recorded = (
+                    f"sha256 {each.sha256:.12}..., weights {each.weights_sha256 or 'unseen':.12}"
+                    for each in (found, entry)
+                )
+                if came != recorded:
                     raise ModelError(
-                        f"{source} is not the {role} whose answers are in {path} (sha256 "
-                        f"{found.sha256[:12]}..., recorded {entry.sha256[:12]}...); record it"
+                        f"{source} is not the {role} whose answers are in {path} ({came}; "
+                        f"recorded: {recorded}); record it"
                     )
                 found = replace(entry, path=found.path)
             entry = replace(found, preprocess=None if entry is None else entry.preprocess)
@@ -277,8 +323,13 @@ def entries_of(
     return entries
 
 
-def _entry_at(source: str, link: str | None) -> Entry:
-    """The entry of a file or of an address, as it is now."""
+def _entry_at(source: str, link: str | None, recorded: Mapping[str, Any]) -> Entry:
+    """The entry of a file, an import path or an address, as it is now."""
+    if import_path(source):
+        try:
+            return entry_of(load_model(source, **recorded))
+        except TypeError as error:  # it takes other options than what was recorded
+            raise ValueError(f"{source}: {error}") from error
     if not source.startswith(("http://", "https://")):
         return ModelEntry.of_file(source)
     options, how = parse_link(link or "")
@@ -309,7 +360,7 @@ def picked(table: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
 
 
 def _relative(path: str, folder: Path | None) -> str:
-    return path if folder is None else os.path.relpath(path, folder)
+    return path if folder is None or in_module(path) else os.path.relpath(path, folder)
 
 
 def _shared_table(entry: Entry) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ebjr.arrays import Array, as_float, is_array, namespace, to_numpy
 from ebjr.data.preprocess import prepared, unprepared
 from ebjr.errors import ModelError, check_choice
 from ebjr.link.far import FarTeacher
-from ebjr.model import Answer, Model, ModelFacts, as_answer, facts, model_name
+from ebjr.model import Answer, Around, Model, ModelFacts, as_answer, facts
 from ebjr.task import SUM_ROUNDING
 
 LEAST = 1e-12
@@ -62,7 +62,7 @@ The softmax of the logarithm of probabilities is these probabilities, so that sc
 """
 
 
-class AsLogits:
+class AsLogits(Around):
     """A model whose answers are of a kind, as a model whose raw output is logits.
 
     The model inside answers arrays, (n, k) or (n,), of a `kind` of `KINDS`. What else is asked is
@@ -79,7 +79,8 @@ class AsLogits:
 
     def __init__(self, model: Model, kind: str) -> None:
         check_choice("output_kind", kind, KINDS)
-        self.model, self.kind, self.name = model, kind, model_name(model)
+        super().__init__(model)
+        self.kind = kind
 
     def __call__(self, batch: Any, /) -> Any:
         """The raw output, (n, classes) logits, for n inputs."""
@@ -114,14 +115,6 @@ class AsLogits:
         inside = facts(self.model)
         options = {**inside.options, "output_kind": self.kind}
         return replace(inside, options=options, probabilities=False)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "model":  # while it is unpickled there is none yet
-            raise AttributeError(name)
-        return getattr(self.model, name)
-
-    def __repr__(self) -> str:
-        return f"AsLogits({self.model!r}, {self.kind!r})"
 
 
 def with_output_kind(model: Model, kind: str) -> Model:

@@ -79,6 +79,7 @@ class SklearnModel:
             self.name,
             labels=self.labels,
             input_shape=self.input_shape,
+            input_dtype=np.dtype(object) if _reads_text(self.estimator) else None,
             options={"output": self.output},
             multilabel=self.multilabel,
             probabilities=False,
@@ -170,6 +171,12 @@ def _check_estimator(estimator: Any, name: str) -> bool:
             "that ends in one"
         )
     return bool(is_classifier(estimator))
+
+
+def _reads_text(estimator: Any) -> bool:
+    """Whether the first step makes numbers of texts."""
+    steps = getattr(estimator, "steps", None)
+    return _reads_text(steps[0][1]) if steps else hasattr(estimator, "build_analyzer")
 
 
 def _last(estimator: Any) -> Any:

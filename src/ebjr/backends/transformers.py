@@ -72,8 +72,9 @@ class TransformersModel:
     @property
     def facts(self) -> ModelFacts:
         """All that the model says of itself."""
-        inside = self._torch.facts
+        inside, texts = self._torch.facts, hasattr(self.processor, "model_max_length")
         several = self._several or inside.multilabel
+        inside = replace(inside, input_dtype=np.dtype(object if texts else np.uint8))
         return replace(inside, labels=self.labels, multilabel=several, probabilities=False)
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:

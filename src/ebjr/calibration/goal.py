@@ -37,8 +37,8 @@ MARGIN = 0.5
 """By how many of its standard errors a threshold exceeds what is asked, unless told otherwise.
 
 Score, blend and threshold are picked on the same examples, and the pick favors what is lucky there:
-without a margin the held-out half falls short of the goal. `experiments/optimism.py` measures by how
-much, with margins of 0 to 1 on six pairs.
+without a margin the held-out half falls short of the goal. `experiments/optimism.py` measures it,
+with margins from 0 to 1.
 """
 
 _SLACK = 1e-12  # a mean of n zeros and ones, minus a tolerance, is not exact in binary

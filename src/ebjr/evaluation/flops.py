@@ -47,9 +47,10 @@ class Flops:
 
 
 def can_count(model: Any) -> bool:
-    """Whether a model can be looked into: it has a file, or is or holds a torch module."""
+    """Whether a model can be looked into: it has an ONNX file, or is or holds a torch module."""
     known = facts(model)
-    return (known.path is not None and known.preprocess is None) or _torch_module(model) is not None
+    graph = known.path is not None and known.path.suffix.lower() == ".onnx"
+    return (graph and known.preprocess is None) or _torch_module(model) is not None
 
 
 def count_flops(

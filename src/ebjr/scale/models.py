@@ -6,7 +6,8 @@ import os
 from typing import Any
 
 from ebjr.backends.entry import Entry, ModelEntry
-from ebjr.errors import needs
+from ebjr.backends.python import import_path, is_pickle
+from ebjr.errors import ModelError, needs
 from ebjr.joint_file import JointConfig
 
 with needs("scale", "running on Ray"):
@@ -19,6 +20,8 @@ def checked_config(joint: str | os.PathLike[str]) -> JointConfig:
     config.check()
     for entry in (config.student, config.teacher):
         entry.check()
+        if isinstance(entry, ModelEntry) and (import_path(entry.path) or is_pickle(entry.path)):
+            raise ModelError(f"{entry.path} is Python code or a pickle, which is not run on Ray")
     return config
 
 

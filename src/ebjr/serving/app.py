@@ -18,6 +18,8 @@ from functools import partial
 from typing import Any
 
 from ebjr.errors import needs
+from ebjr.joint import JointModel
+from ebjr.joint_file import JointConfig
 from ebjr.protocol import LENGTH_HEADER, read_request
 from ebjr.serving.infer import MISTAKES, Infer, refusal, refusal_of
 from ebjr.serving.knob_control import WISHES
@@ -144,6 +146,35 @@ class _Application(Starlette):
             await (infer if infer.is_asked(scope) else rest)(scope, receive, send)
 
         return self._ids(answer)
+
+
+def serve(
+    joint: JointModel | JointConfig,
+    *,
+    name: str = "joint",
+    labels: Sequence[str] | None = None,
+    trust: bool = False,
+    **options: Any,
+) -> None:
+    """Serve a joint model, of whatever models, until the process is told to end.
+
+    Parameters
+    ----------
+    joint
+        A joint model, or what a ``joint.toml`` says, whose figures the page then shows.
+    name, labels
+        What clients call it, and its classes; a ``joint.toml`` has its own.
+    trust
+        As of `load_joint`, for what a ``joint.toml`` says.
+    **options
+        Of `run_server`: `port`, 8080 unless given, `host`, `token` and more.
+    """
+    if isinstance(joint, JointConfig):
+        served = served_of(joint, trust=trust)
+    else:
+        served = Served(joint, name, None if labels is None else tuple(labels))
+    options.setdefault("started", lambda url: print(f"serving {served.name} at {url}"))
+    run_server(served, **options)
 
 
 def run_server(

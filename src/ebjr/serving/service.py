@@ -311,11 +311,15 @@ class Service:
             )
         if not array.ndim or not len(array):
             raise ProtocolError(f"the input {known['name']!r} must have at least one row")
-        if array.dtype == object:
-            raise ProtocolError(
-                f"the input {known['name']!r} must be {known['datatype']}, not BYTES"
-            )
         wanted = facts(self.served.joint.student).input_dtype
+        texts = array.dtype == object
+        if wanted is not None and texts != (wanted.kind in "OU"):
+            came = "BYTES" if texts else array.dtype
+            raise ProtocolError(
+                f"the input {known['name']!r} must be {known['datatype']}, not {came}"
+            )
+        if texts:
+            return _texts(array)
         return array if wanted is None else array.astype(wanted, copy=False)
 
     def _wishes(self, asked: InferRequest) -> tuple[float | None, float]:
@@ -364,6 +368,14 @@ class Service:
                 f"[n] with encoded images, not {array.dtype} {list(array.shape)}"
             )
         return array
+
+
+def _texts(array: np.ndarray) -> np.ndarray:
+    """The texts of a tensor BYTES."""
+    try:
+        return np.array([each.decode() for each in array.flat], object).reshape(array.shape)
+    except UnicodeDecodeError as error:
+        raise ProtocolError("texts must be BYTES in UTF-8") from error
 
 
 def _note(notes: dict[str, Any], found: ServedAnswer) -> None:

@@ -1,0 +1,157 @@
+"""Models that Python makes: what an import path names, and estimators saved in files.
+
+Both run code of whoever wrote them. An import path that a caller names is run; one that a file
+names, and every pickle, only where the caller trusts it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from ebjr.backends.weights import weights_of
+from ebjr.errors import EbjrError, ModelError, needs, one_line
+from ebjr.labels import some
+from ebjr.model import Around, Model, ModelFacts, facts
+from ebjr.plugins import import_own, module_file, place_of, words_of
+
+SAVED = (".skops", ".joblib", ".pkl", ".pickle")
+_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_IMPORT_PATH = re.compile(rf"(.+\.py|{_NAME}):({_NAME})")
+
+
+def import_path(source: str | os.PathLike[str]) -> tuple[str, str] | None:
+    """The module, or its file, and the name in it; None where a source is no import path.
+
+    Examples
+    --------
+    >>> import_path("nets/small.py:Net"), import_path("own.nets:small"), import_path("net.onnx")
+    (('nets/small.py', 'Net'), ('own.nets', 'small'), None)
+    """
+    found = _IMPORT_PATH.fullmatch(os.fspath(source))
+    return None if found is None else (found[1], found[2])
+
+
+def in_module(source: str | os.PathLike[str]) -> bool:
+    """Whether a model is named in a module, which is called the same from every folder."""
+    found = import_path(source)
+    return found is not None and not found[0].endswith(".py")
+
+
+def absolute(source: str | os.PathLike[str], folder: Path = Path()) -> str:
+    """The path of a model, from a folder, as it is from everywhere."""
+    return os.fspath(source) if in_module(source) else str((folder / source).resolve())
+
+
+def source_file(source: str | os.PathLike[str]) -> Path:
+    """The file of a model, or of the module that is named, which is not run for it."""
+    module = (import_path(source) or [os.fspath(source)])[0]
+    return Path((module_file(module) or module) if in_module(source) else module)
+
+
+def is_pickle(source: str | os.PathLike[str]) -> bool:
+    """Whether reading a file runs whatever it says."""
+    return Path(source).suffix.lower() in SAVED[1:]
+
+
+class PythonModel(Around):
+    """A model that an import path or a saved estimator's file names, with that as its path."""
+
+    def __init__(self, model: Model, path: str, made_of: Any) -> None:
+        super().__init__(model)
+        self.path, self._made_of = path, made_of
+
+    def __call__(self, batch: Any, /) -> Any:
+        """The raw output for n inputs; a ModelError says where the user's own code failed."""
+        try:
+            return self.model(batch)
+        except Exception as error:
+            if isinstance(error, EbjrError):
+                raise
+            where = place_of(error, source_file(self.path))
+            raise ModelError(f"{self.path} failed{where}: {words_of(error)}") from error
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """Those of the model inside, and where it came from."""
+        return replace(facts(self.model), path=Path(self.path))
+
+    def weights(self) -> str | None:
+        """What it has learned, as it is now, see `weights_of`."""
+        return weights_of(self._made_of)
+
+
+def load_python(source: str, trust: bool, options: Mapping[str, Any]) -> Model:
+    """The model that an import path names or a file holds, as `load_model` makes one of it."""
+    from ebjr.backends import load_model
+
+    path = absolute(source)
+    made = _named(path) if import_path(path) else _saved(Path(path), trust)
+    own = getattr(made, "facts", None)
+    if isinstance(own, ModelFacts) and (own.path or own.url) and not options:
+        return made  # a model of another file, or of an address, that Python only loads
+    try:
+        model = load_model(made, **options)
+    except TypeError as error:
+        if options:
+            raise
+        raise ModelError(f"{path}: {one_line(error)}") from error
+    nameless = {"processor", "processing"} & options.keys()  # joint.toml could not say these
+    return model if nameless else PythonModel(model, path, made)
+
+
+def _named(path: str) -> Any:
+    """What an import path names; of a class, or a function without parameters, what it makes.
+
+    A model takes a batch, so that what takes nothing can only be what makes one.
+    """
+    module, name = import_path(path) or ("", "")
+    imported = import_own(module, f"the model {path}")
+    try:
+        found = attrgetter(name)(imported)
+        return found() if _makes(found) else found
+    except Exception as error:
+        has = [key for key, each in vars(imported).items() if callable(each) and key[0] != "_"]
+        raise ModelError(
+            f"the model {path} failed{place_of(error, source_file(path))}: {words_of(error)}; name "
+            "a model, or a class or function that takes no arguments and makes one; there are "
+            f"{some(has) or 'none'}"
+        ) from error
+
+
+def _makes(found: Any) -> bool:
+    with suppress(ValueError, TypeError):  # nothing that is called, or a silent function of C
+        return isinstance(found, type) or not inspect.signature(found).parameters
+    return False
+
+
+def _saved(path: Path, trust: bool) -> Any:
+    """The estimator that a file holds, as far as it may be trusted."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model file at {path}; check the path")
+    risk = "is a pickle, which can run any code when it is read"
+    with needs("learned", f"reading {path}"):
+        import joblib
+        import skops.io
+    try:
+        if path.suffix.lower() == ".skops":
+            unknown = skops.io.get_untrusted_types(file=path)
+            if trust or not unknown:
+                return skops.io.load(path, trusted=unknown)
+            risk = f"holds types that skops does not know to be safe, {some(unknown)}"
+        elif trust:
+            return joblib.load(path)
+    except Exception as error:  # whatever a pickle does, or a damaged file leads to
+        raise ModelError(
+            f"{path} cannot be read: {words_of(error)}; save it with the packages that are "
+            "installed here, and give the file of its own classes with --import"
+        ) from error
+    raise ModelError(f"{path} {risk}: give --trust (trust=True) if you trust whoever wrote it")
