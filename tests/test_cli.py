@@ -303,10 +303,30 @@ def test_predict_takes_a_threshold_or_a_named_operating_point(run, recorded):
 
 
 def test_the_report_is_one_file(run, recorded):
-    pytest.importorskip("plotly", reason="plotly is not installed")
     code, _, _ = run("evaluate", "outcomes.npz", "--report", "report.html")
     assert code == 0
     assert Path("report.html").read_text().lstrip().lower().startswith("<!doctype html>")
+
+
+def test_a_report_shows_images_of_the_data_that_were_recorded_and_of_no_others(run, recorded):
+    words = ("evaluate", "outcomes.npz", "--report", "report.html", "--data")
+    code, _, error = run(*words, "images")
+    assert code == 0, error
+    text = Path("report.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
+    assert all(sample["image"] for sample in data["samples"])
+    assert {sample["there"]["label"] for sample in data["samples"]} <= set(CLASSES)
+    Path("report.html").unlink()
+    write_images(recorded / "more", 123)
+    assert "there are 123 images in more and the outcomes are of 120" in refused(
+        run(*words, "more")
+    )
+    moved = sorted((recorded / "images" / "red").iterdir())[0]
+    moved.rename(recorded / "images" / "blue" / moved.name)
+    assert "the labels in images are not those of the outcomes" in refused(run(*words, "images"))
+    np.savez("rows.npz", inputs=np.zeros((120, 3, 8, 8), np.float32))
+    assert "a report shows images, bytes" in refused(run(*words, "rows.npz"))
+    assert not Path("report.html").exists()
 
 
 def write_table(path: Path, images: Path, names: tuple[str, str, str, str]) -> None:

@@ -19,7 +19,7 @@ from ebjr.cli import main
 from ebjr.demo import shipped
 from ebjr.scores import SCORES
 
-for name in ("onnxruntime", "plotly", "sklearn"):
+for name in ("onnxruntime", "sklearn"):
     pytest.importorskip(name, reason=f"{name} is not installed")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ebjr.demo import run_demo
 
-for name in ("onnxruntime", "plotly", "sklearn", "starlette", "uvicorn", "tritonclient.http"):
+for name in ("onnxruntime", "sklearn", "starlette", "uvicorn", "tritonclient.http"):
     pytest.importorskip(name, reason=f"{name} is not installed")
 
 PAGE = "serving.md"

@@ -10,7 +10,7 @@ import ebjr
 from ebjr import errors
 
 CORE = ("arrays", "blend", "costs", "curve", "errors", "files", "joint", "model", "outcomes")
-HEAVY = ("torch", "onnx", "onnxruntime", "PIL", "plotly", "pyarrow", "typer", "rich", "sklearn")
+HEAVY = ("torch", "onnx", "onnxruntime", "PIL", "pyarrow", "typer", "rich", "sklearn")
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,10 @@ def test_every_error_is_drawn():
 
 
 def test_a_missing_extra_is_an_import_error_and_names_its_install_line():
-    error = errors.MissingExtra("report", "drawing a curve")
+    error = errors.MissingExtra("parquet", "reading a table")
     assert isinstance(error, ImportError)
-    assert str(error) == "drawing a curve needs an extra: pip install 'ebjr[report]'"
-    assert error.extra == "report"
+    assert str(error) == "reading a table needs an extra: pip install 'ebjr[parquet]'"
+    assert error.extra == "parquet"
 
 
 @pytest.mark.parametrize("name", ["CalibrationError", "ModelError", "TeacherUnavailable"])

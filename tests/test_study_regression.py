@@ -144,7 +144,6 @@ def test_the_figures_for_a_machine_are_json(study):
 
 @pytest.mark.parametrize("metric", ["rmse", "r2"])
 def test_the_report_draws_residuals_and_has_no_word_of_classes(metric, tmp_path):
-    pytest.importorskip("plotly", reason="plotly is not installed")
     study = run_study(pair(metric=metric), tolerance=0.05)
     path = tmp_path / "report.html"
     study.write_report(path, title="Regression")

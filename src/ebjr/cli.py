@@ -353,7 +353,7 @@ def evaluate(
     report: Report = None,
     title: Annotated[str | None, in_output("Of the report.")] = None,
     data: Annotated[
-        Path | None, in_data("detection: what was recorded, to show images in the report.")
+        Path | None, in_data("What was recorded, to show images in the report.")
     ] = None,
     images: Images = None,
     details: Details = False,

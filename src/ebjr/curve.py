@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 101
 """The most deferral rates at which a metric that is no mean of rows is evaluated."""
+
+T = TypeVar("T")
 
 _FIGURES = (
     *("threshold", "score", "blend", "deferral_rate", "metric", "quality", "student_quality"),
@@ -247,6 +249,14 @@ class TradeOffCurve:
             given = score
             score = Score("values", lambda output: given)
         score = as_score(score)
+        part = () if outcomes.measure.whole is None else (tuple(keep),)
+        name = "curve", blend, *part
+        return _kept(outcomes, score, name, lambda: cls._of(outcomes, score, blend, keep))
+
+    @classmethod
+    def _of(
+        cls, outcomes: Outcomes, score: Score, blend: float | Blend, keep: Sequence[float]
+    ) -> TradeOffCurve:
         values = score_values(score, outcomes)
         if np.isposinf(values).any():
             raise ValueError(
@@ -426,6 +436,9 @@ def oracle(outcomes: Outcomes, blend: float | Blend = 0.0) -> np.ndarray:
     return values
 
 
+MOST_KEPT = 2_000_000
+"""Of at most as many rows scores and curves are kept with the outcomes, 50 bytes a row each."""
+
 ROUNDING = 2.0**-20
 """What scores are rounded to, relative to their size and spread: 8 steps of single precision."""
 
@@ -502,4 +515,11 @@ def _wholes(whole: Whole, order: np.ndarray, count: np.ndarray) -> np.ndarray:
 def score_values(score: Score, outcomes: Outcomes) -> np.ndarray:
     """(n,): the score of what the student said, if it is a score of that task."""
     outcomes.kind.check_score(score)
-    return np.asarray(score(outcomes.student), dtype=np.float64)
+    return _kept(outcomes, score, ("score",), lambda: np.asarray(score(outcomes.student), float))
+
+
+def _kept(outcomes: Outcomes, score: Score, name: tuple[Any, ...], make: Callable[[], T]) -> T:
+    """What `make` gives, kept with the outcomes where a name is all that the score is."""
+    if not score.named or len(outcomes) > MOST_KEPT:
+        return make()
+    return cast(T, outcomes._once((*name, str(score)), make))

@@ -15,7 +15,7 @@ import numpy as np
 from ebjr.arrays import Array, take_rows
 from ebjr.blend import Blend
 from ebjr.calibration import Goal, calibrate, crossing, rank_scores
-from ebjr.curve import OperatingPoint
+from ebjr.curve import OperatingPoint, score_values
 from ebjr.data.examples import Data
 from ebjr.errors import CalibrationError, OutputWarning
 from ebjr.evaluation import evaluate, joint_prediction
@@ -23,7 +23,7 @@ from ebjr.evaluation.bootstrap import bootstrap
 from ebjr.evaluation.predictions import read_predictions
 from ebjr.evaluation.ranking import Standing, score_table
 from ebjr.evaluation.report import Extra, write_report
-from ebjr.evaluation.samples import make_samples, sample_rows
+from ebjr.evaluation.samples import as_picture, make_samples, same_labels, sample_rows
 from ebjr.evaluation.tests import Comparison, compare_answers
 from ebjr.outcomes import Outcomes
 from ebjr.scores import Score, as_score, is_fitted
@@ -78,7 +78,7 @@ class Study:
         table, points = self.calibration, {**self.others, self.point.score: self.point}
 
         def cross(name: str) -> float:
-            values = np.asarray(points[name].router.score(table.student), np.float64)
+            values = score_values(points[name].router.score, table)
             return crossing(values, table.student_quality)
 
         return _possible(cross, points)
@@ -172,23 +172,31 @@ class Study:
 
     @cached_property
     def sample_rows(self) -> np.ndarray:
-        """The rows of `outcomes`, held out all, whose images a report of detectors shows."""
+        """The rows of `outcomes`, held out all, whose images a report shows."""
         return self.held_out_rows[sample_rows(self.held_out, self.point)]
 
     def find_images(self, data: Data, where: object = "the data") -> list[Any]:
         """The images of `sample_rows`, from the data that were recorded; `where` names these.
 
-        ValueError where the data have another number of images.
+        ValueError where the data have another number of images, or other labels, or no images.
         """
-        images = (image for batch in data.batches(64) for image in batch.inputs)
-        wanted, found, row = set(self.sample_rows.tolist()), {}, -1
-        for row, image in enumerate(images):
-            if row in wanted:
-                found[row] = image
-        if row + 1 != len(self.outcomes):
+        wanted, row = set(self.sample_rows.tolist()), 0
+        found, there = dict[int, Any](), list[Any]()
+        for batch in data.batches(64):
+            for image in batch.inputs:
+                if row in wanted:
+                    found[row] = as_picture(image)
+                row += 1
+            there += [] if batch.targets is None else [*batch.targets]
+        if row != len(self.outcomes):
             raise ValueError(
-                f"there are {row + 1} images in {where} and the outcomes are of "
-                f"{len(self.outcomes)}: give the data that were recorded"
+                f"there are {row} images in {where} and the outcomes are of {len(self.outcomes)}: "
+                "give the data that were recorded"
+            )
+        if there and self.outcomes.labeled and not same_labels(there, self.outcomes.targets):
+            raise ValueError(
+                f"the labels in {where} are not those of the outcomes, row by row: give the data "
+                "that were recorded"
             )
         return [found[row] for row in self.sample_rows.tolist()]
 
@@ -211,14 +219,12 @@ class Study:
         compared
             Tests against other models, shown beside those against student and teacher.
         images
-            Of detectors: the images of `sample_rows`, to show what was found on them.
+            Those of `sample_rows`, to show what was won and lost on them.
         extras
             Sections of your own.
 
         Raises
         ------
-        MissingExtra
-            plotly is not installed.
         OSError
             The file at `path` cannot be written.
         """
@@ -241,7 +247,8 @@ class Study:
             intervals=self.intervals,
             comparisons=[*self.comparisons, *compared],
             ranking=self.ranking,
-            samples=make_samples(self.held_out, self.point, images),
+            samples=make_samples(self.held_out, self.point, images, self.held_out_rows),
+            verdict=self.verdict.text,
             title=title,
             notes={**made, **(notes or {})},
             extras=extras,

@@ -17,7 +17,6 @@ from ebjr.sweep import run_sweep
 from ebjr.tasks.specialized.known_classes import Traffic
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
-pytest.importorskip("plotly", reason="plotly is not installed")
 
 SHIPPED = Path(package.__file__).parent / "shipped"
 

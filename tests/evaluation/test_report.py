@@ -13,8 +13,6 @@ from ebjr import Cost, Outcomes, TradeOffCurve, evaluate, run_study
 from ebjr.evaluation.plots import trade_off_figure
 from ebjr.evaluation.report import write_live_curve, write_report
 
-pytest.importorskip("plotly", reason="plotly is not installed")
-
 
 @pytest.fixture(scope="module")
 def study():
@@ -132,7 +130,7 @@ def test_the_page_states_intervals_verdicts_ranking_and_the_best_accuracy(study,
         assert f"({gain[0]:.2f} to {gain[1]:.2f})</td><td>{100 * row.oracle_share:.1f} %" in text
         assert f"<td>{row.auroc:.4f}</td><td>{row.aurc:.4f}</td><td>{row.augrc:.4f}</td>" in text
     assert f"for the best accuracy</th><td>{100 * study.best_accuracy.quality:.2f} %" in text
-    dots = page_data(report)["ranking"]["data"]
+    dots = page_data(report)["extras"]["ranking"]["data"]
     assert [dot["y"][0] for dot in dots] == [entry.score for entry in study.ranking]
     assert dots[0]["x"][0] == pytest.approx(100 * study.ranking[0].gain.estimate, rel=1e-5)
 
@@ -155,7 +153,7 @@ def test_a_report_without_statistics_leaves_their_sections_out(study, tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert "Is it more than chance?" not in text
     assert "Which score defers best" not in text
-    assert page_data(tmp_path / "report.html")["ranking"] is None
+    assert "ranking" not in page_data(tmp_path / "report.html")["extras"]
 
 
 def test_comparisons_with_others_join_the_verdicts_escaped(study, tmp_path):
@@ -164,6 +162,15 @@ def test_comparisons_with_others_join_the_verdicts_escaped(study, tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;.npz is better, by more than chance explains" in text
     assert "<b>.npz" not in text
+
+
+def test_the_first_line_is_the_verdict_that_is_given(study, tmp_path):
+    write_report(tmp_path / "report.html", study.held_out, study.point, verdict="Met <it>.")
+    assert '<p class="verdict">Met &lt;it&gt;.</p>' in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_is_small(report):
+    assert report.stat().st_size < 500_000
 
 
 def test_the_live_curve_is_that_of_the_report_alone(study, report, tmp_path):
@@ -185,7 +192,7 @@ def test_a_page_around_the_live_curve_learns_its_height(study, tmp_path, new_pag
     (tmp_path / "page.html").write_text(f"<script>{script}</script>{frame}")
     page = new_page()
     page.goto((tmp_path / "page.html").as_uri())
-    page.frames[1].wait_for_selector("#curve .main-svg")
+    page.frames[1].wait_for_selector("#curve .xtitle")
     page.wait_for_function("window.heights.length")
     page.wait_for_timeout(200)
     height = page.frames[1].evaluate("document.querySelector('main').offsetHeight")
@@ -202,7 +209,7 @@ def test_the_page_works_with_no_network(study, report, new_page, width, scheme):
     page.on("console", lambda message: troubles.append(message.text))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(report.as_uri())
-    page.wait_for_selector("#curve .main-svg")
+    page.wait_for_selector("#curve .xtitle")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.inner_text("#accuracy") == f"{100 * study.result.quality:.2f} %"
     assert page.inner_text("#deferred") == f"{100 * study.result.deferral_rate:.1f} %"
@@ -221,8 +228,9 @@ def test_the_page_works_with_no_network(study, report, new_page, width, scheme):
     assert page.inner_text("#accuracy") == f"{100 * energy.quality:.2f} %"
     for plot in ("curve", "histogram", "reliability"):
         assert apart(page, plot)
+    assert page.locator("#shown tbody tr").count() == len(page_data(report)["samples"])
     lines = len(page_data(report)["curve"]["data"])
-    shown = "document.getElementById('curve')._fullData.filter((t) => t.visible).length"
+    shown = "plots.curve.shown.length"
     names = page.locator("#curve-legend button")
     assert names.count() == lines
     names.first.click()
@@ -232,6 +240,23 @@ def test_the_page_works_with_no_network(study, report, new_page, width, scheme):
     assert page.evaluate(shown) == lines
     assert troubles == []
     assert requests == [report.as_uri()]
+
+
+@pytest.mark.browser
+def test_the_mouse_tells_the_figures_of_the_nearest_point(study, report, new_page):
+    page = new_page()
+    page.goto(report.as_uri())
+    page.locator("#curve").scroll_into_view_if_needed()
+    place = page.evaluate(
+        "(() => { const { node, x, y, data } = plots.curve; const last = data.at(-1);"
+        " const { left, top } = node.getBoundingClientRect();"
+        " return [left + x(last.x[0]), top + y(last.y[0])]; })()"
+    )
+    page.mouse.move(*place)
+    told = page.inner_text("#curve .tip")
+    assert f"{100 * study.result.quality:.2f} %" in told
+    page.mouse.move(2, 2)
+    assert page.locator("#curve .tip").is_hidden()
 
 
 def apart(page, plot: str) -> bool:

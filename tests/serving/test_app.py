@@ -235,7 +235,6 @@ def test_metrics_count_what_happened(client):
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
-    pytest.importorskip("plotly", reason="plotly is not installed")
     return run_demo(tmp_path_factory.mktemp("demo"), recorded=True).files["joint.toml"]
 
 

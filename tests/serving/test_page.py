@@ -192,6 +192,40 @@ def test_a_threshold_is_typed_and_what_is_none_is_said_to_be(page, busy):
     assert router(busy)["threshold"] == 0.625
 
 
+def test_the_threshold_is_short_in_its_box_and_stays_exact_until_somebody_types(page, busy):
+    opened(page, busy)
+    page.get_by_role("button", name="match-teacher").click()
+    says(page, "knob-said", "The knob is at threshold")
+    exact = router(busy)["threshold"]
+    box = page.get_by_label("Threshold", exact=True)
+    sync_api.expect(box).to_have_attribute("title", str(exact))
+    shown = box.input_value()
+    assert len(shown) < len(str(exact))
+    assert float(shown) == pytest.approx(exact, rel=0.05)
+    page.get_by_role("button", name="Set").click()
+    says(page, "knob-said", f"The knob is at threshold {exact} already.")
+    assert router(busy)["threshold"] == exact
+    box.fill(shown)
+    page.keyboard.press("Enter")
+    says(page, "knob-said", f"The knob is at threshold {float(f'{float(shown):.4g}')}.")
+    assert router(busy)["threshold"] == float(shown)
+
+
+def test_cards_keep_their_last_figures_while_there_is_no_traffic(page, busy):
+    opened(page, busy)
+    says(page, "deferred-sub", "rows in the last")
+    quiet = "Object.assign(state.live, {rows: 0, deferral_rate: null});"
+    quiet += "for (const stage in state.live.latency) state.live.latency[stage] = {p50: null};"
+    texts = "['deferred', 'median', 'stages'].map((id) => get(id).textContent)"
+    before, after, words = page.evaluate(
+        f"(() => {{ show(); const before = {texts}; {quiet} show();"
+        f" return [before, {texts}, get('deferred-sub').textContent]; }})()"
+    )
+    assert after == before
+    assert "%" in before[0]
+    assert words.startswith("the last; no rows in the last")
+
+
 def test_the_autopilot_is_given_a_target_and_let_go(page, busy):
     opened(page, busy)
     page.get_by_label("Autopilot holds").fill("deferral_rate=0.5")

@@ -85,7 +85,7 @@ def bootstrap(
         draws = rng.multinomial(n, counts / n, size=n_resamples)
         means, drawn = counts[None] / n @ _KIND_ROWS, draws / n @ _KIND_ROWS
     else:
-        rows = _point_rows(outcomes, point)
+        rows = point_rows(outcomes, point)
         means, drawn = rows.mean(axis=0)[None], resampled_means(rows, n_resamples, rng)
     estimate, figures = _figures(means, point, measure), _figures(drawn, point, measure)
     basic = {measure.name} if measure.whole is not None else set()
@@ -173,7 +173,7 @@ def _kinds(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
     return np.bincount(bits @ (1 << np.arange(4)), minlength=16)
 
 
-def _point_rows(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
+def point_rows(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
     """(n, 4): deferred, quality of the joint model, of the student, of the teacher."""
     _, deferred = point.router(outcomes.student)
     student, answered = outcomes.student_quality, outcomes.deferred_quality(point.blend)
@@ -194,7 +194,7 @@ def resampled_means(columns: np.ndarray, n_resamples: int, rng: np.random.Genera
 
 
 def _figures(means: np.ndarray, point: OperatingPoint, measure: Metric) -> dict[str, np.ndarray]:
-    """Each figure, (resamples,), from means (resamples, 4) of what `_point_rows` holds."""
+    """Each figure, (resamples,), from means (resamples, 4) of what `point_rows` holds."""
     rate = means[:, 0]
     joint, student, teacher = (np.asarray(measure.quality(column)) for column in means[:, 1:].T)
     figures = {

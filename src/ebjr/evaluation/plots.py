@@ -1,47 +1,29 @@
-"""Plots as plain plotly figures: dictionaries of `data` and `layout`, drawn by plotly anywhere."""
+"""Plots as plain dictionaries of `data` and `layout`, in the little of plotly's form they need.
+
+The report draws them with its own `plot.js`; plotly, where somebody has it, draws them too.
+"""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ebjr.costs import Cost, break_even_rate
-from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
+from ebjr.curve import OperatingPoint, TradeOffCurve, oracle, score_values
+from ebjr.evaluation.groups import Group, by_rows
 from ebjr.evaluation.ranking import Standing, reliability
+from ebjr.files import packaged_text
 from ebjr.metric import Metric
 from ebjr.outcomes import Outcomes
+from ebjr.router import is_deferred
 from ebjr.scores import raw_output_of, score_title
 from ebjr.stats import Interval
 from ebjr.tasks.classification import ACCURACY
 
-PALETTE: Mapping[str, str] = {
-    "softmax": "#0072B2",
-    "margin": "#009E73",
-    "entropy": "#CC79A7",
-    "energy": "#D55E00",
-    "max_logit": "#E69F00",
-    "softmax_energy": "#56B4E9",
-    "random": "#8A8F98",
-    "oracle": "#8A8F98",
-    "chosen": "#4B3FD1",
-    "right": "#0072B2",
-    "wrong": "#D55E00",
-    "student": "#00A3A3",
-    "regression_energy": "#D55E00",
-    "density_entropy": "#CC79A7",
-    "density_std": "#56B4E9",
-    "predicted_std": "#0072B2",
-    "interval_width": "#009E73",
-    "ensemble_spread": "#E69F00",
-    "known_softmax": "#0072B2",
-    "specialized_softmax": "#56B4E9",
-    "specialized_margin": "#009E73",
-    "specialized_entropy": "#CC79A7",
-    "specialized_energy": "#D55E00",
-}
+PALETTE: Mapping[str, str] = tomllib.loads(packaged_text("ebjr.evaluation", "palette.toml"))
 """One color a thing, in every plot; told apart by color-blind readers (Okabe & Ito, 2008)."""
 
 MOST_ROWS = 400
@@ -209,13 +191,14 @@ def score_histogram(
     Of detectors: where the teacher adds nothing and where it does. The layout's shapes are the
     threshold and, if known, where the densities cross.
     """
-    values = np.asarray(point.router.score(outcomes.student), np.float64)
+    values = score_values(point.router.score, outcomes)
     usable = np.isfinite(values)
     right, names = _told_apart(outcomes)
-    low, high = (0.0, 1.0) if not usable.any() else np.quantile(values[usable], [0.0, 1.0])
-    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    seen = values[usable] if usable.any() else np.array([0.0, 1.0])
+    low, high = float(seen.min()), float(seen.max())
+    ends = low, high if high > low else low + 1
     data = [
-        _density(name, values[usable & rows], edges, PALETTE[color])
+        _density(name, values[usable & rows], ends, PALETTE[color])
         for color, name, rows in zip(("right", "wrong"), names, (right, ~right), strict=True)
     ]
     known = [] if crossing is None else [crossing]
@@ -230,9 +213,12 @@ def score_histogram(
     )
 
 
-def _density(name: str, values: np.ndarray, edges: np.ndarray, color: str) -> dict[str, Any]:
+def _density(
+    name: str, values: np.ndarray, ends: tuple[float, float], color: str
+) -> dict[str, Any]:
     """Bars of the share of values between each two edges, over how far these are apart."""
-    density = np.histogram(values, edges)[0] / max(len(values), 1) / np.diff(edges)
+    counts, edges = np.histogram(values, BINS, ends)
+    density = counts / max(len(values), 1) / np.diff(edges)
     bars = {"type": "bar", "width": float(edges[1] - edges[0]), "opacity": 0.55}
     marker = {"color": color, "line": {"width": 0}}
     middle, hover = (edges[:-1] + edges[1:]) / 2, "%{y:.4g} at %{x:.4g}"
@@ -253,8 +239,7 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
     The examples are in bins of equal counts, the lowest score first. For a softmax score a third
     trace is what the score itself says. The deferral rate is the first of the layout's shapes.
     """
-    if outcomes.measure.rows is None:  # no figure of a few rows: the nearest that has one
-        outcomes = replace(outcomes.with_scale(point.rescale), metric="f1")
+    outcomes = by_rows(outcomes, point)
     bins, measure = reliability(outcomes, point), outcomes.measure
     scale = 100 if measure.percent else 1
     middle = np.array([50 * (row.start + row.end) for row in bins])
@@ -264,14 +249,13 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
         shares = [getattr(row, role) for row in bins]
         estimates, hover = [scale * share.estimate for share in shares], _hover(outcomes)
         line = _trace("lines+markers", role, middle + shift, estimates, f"{hover}, %{{text}}")
-        ink = {"color": PALETTE["student"]} if role == "student" else {}
-        style = {"marker": _marker_of(role, 9), "line": {"width": 2, **ink}}
+        style = {"marker": _marker_of(role, 9), "line": {"width": 2}}
         data.append({**line, **style, "error_y": _bars(shares, scale), "text": spans})
     if measure.binary and point.score.partition("(")[0] == "softmax":
         said = [100 * row.mean for row in bins]
         line = {"dash": "dot", "width": 1.5, "color": PALETTE["random"]}
         data.append(_trace("lines", "the score itself", middle, said, "%{y:.2f} %", line=line))
-    _, deferred = point.router(outcomes.student)
+    deferred = is_deferred(score_values(point.router.score, outcomes), point.threshold)
     return _figure(
         data,
         _axis("examples, the lowest score first, %", range=[-1, 101]),
@@ -292,7 +276,7 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
     >>> [(trace["name"], trace["x"], trace["y"]) for trace in figure["data"]]
     [('student', [-0.5, -0.1], [-1.0, 0.0]), ('teacher', [-0.5, -0.1], [-0.5, 0.0])]
     """
-    values = np.asarray(point.router.score(outcomes.student), np.float64)
+    values = score_values(point.router.score, outcomes)
     order = np.argsort(values)[: np.isfinite(values).sum()]
     rows = order[np.unique(np.linspace(0, len(order) - 1, MOST_DOTS).astype(int))[: len(order)]]
     data = [
@@ -339,6 +323,32 @@ def ranking_figure(
         {"autorange": "reversed", "automargin": True, "type": "category"},
         shapes=[_rule(0.0, "dot")],
         margin={"l": 10, "r": 12, "t": 8, "b": 50},
+    )
+
+
+def groups_figure(groups: Sequence[Group], measure: Metric) -> dict[str, Any]:
+    """What each class gains over both models alone, with 95 % intervals, the first on top."""
+    scale, places = 100 if measure.percent else 1, np.arange(len(groups))
+    data = []
+    for role, shift in (("student", 0.14), ("teacher", -0.14)):  # so that no bar hides another
+        gains = [group.over[role] for group in groups]
+        trace = _trace(
+            "markers",
+            role,
+            [scale * gain.estimate for gain in gains],
+            places + shift,
+            f"%{{x:.3g}} {measure.gain_unit}: %{{text}}<extra>against the {role} alone</extra>",
+            marker=_marker_of(role, 9),
+            text=[f"{group.name}, {group.n:,} examples" for group in groups],
+        )
+        data.append(trace | {"error_x": _bars(gains, scale)})
+    names = {"tickvals": places.tolist(), "ticktext": [group.name for group in groups]}
+    return _figure(
+        data,
+        _axis(f"the joint model's gain, {measure.gain_unit}"),
+        {"range": [len(groups) - 0.5, -0.5], **names},
+        shapes=[_rule(0.0, "dot")],
+        height=90 + 32 * len(groups),
     )
 
 

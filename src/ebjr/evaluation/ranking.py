@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array
-from ebjr.curve import OperatingPoint, TradeOffCurve, oracle
+from ebjr.curve import OperatingPoint, TradeOffCurve, oracle, score_values
 from ebjr.errors import check_at_least
 from ebjr.metric import Metric
 from ebjr.outcomes import Outcomes
@@ -170,11 +170,11 @@ def score_table(
 
 
 def _score_row(outcomes: Outcomes, score: Score, blend: float, best: TradeOffCurve) -> ScoreRow:
-    values = np.asarray(score(outcomes.student), dtype=np.float64)
-    curve = TradeOffCurve.of(outcomes, values, blend)
+    values, curve = score_values(score, outcomes), TradeOffCurve.of(outcomes, score, blend)
     own = {"auroc": math.nan, "aurc": math.nan, "augrc": math.nan}
     if outcomes.measure.binary:
-        own = {of.__name__: of(values, outcomes.student_quality) for of in (auroc, aurc, augrc)}
+        ranked = values[curve.order], outcomes.student_quality[curve.order]  # quick to sort again
+        own = {of.__name__: of(*ranked) for of in (auroc, aurc, augrc)}
     return ScoreRow(str(score), gain=_gain(curve), oracle_share=_share_of_gain(curve, best), **own)
 
 
@@ -213,8 +213,8 @@ def reliability(outcomes: Outcomes, point: OperatingPoint, bins: int = 10) -> li
     """
     check_at_least(1, bins=bins)
     outcomes = outcomes.with_scale(point.rescale)
-    values = deferral_key(np.asarray(point.router.score(outcomes.student), dtype=np.float64))
-    order = np.argsort(values, kind="stable")
+    values = deferral_key(score_values(point.router.score, outcomes))
+    order = point.curve(outcomes).order
     middle = (average_ranks(values[order]) - 0.5) / len(order)
     cut = np.flatnonzero(np.diff(np.floor(middle * bins), prepend=-1, append=bins))
     return [_bin(outcomes, values, order, *ends) for ends in pairwise(cut.tolist())]

@@ -1,9 +1,5 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const get = (id) => document.getElementById(id);
-const dark = window.matchMedia("(prefers-color-scheme: dark)");
-const narrow = window.matchMedia("(max-width: 560px)");
-const config = { displayModeBar: false, responsive: true };
+const data = JSON.parse(get("data").textContent);
+const plots = {};
 
 function percent(share, digits) { return (100 * share).toFixed(digits) + " %"; }
 
@@ -24,43 +20,14 @@ function jointCost(unit, rate) {
   return data.student[unit] + rate * data.teacher[unit];
 }
 
-function themed(layout) {
-  const ink = dark.matches ? "#e8eaf0" : "#1d2330";
-  const line = dark.matches ? "#2f3542" : "#e6e9ef";
-  const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, fixedrange: true };
-  const shapes = (layout.shapes || []).map((shape) => ({ ...shape, line: { ...shape.line, color: ink } }));
-  return {
-    ...layout,
-    shapes,
-    xaxis: { ...layout.xaxis, ...axis },
-    yaxis: { ...layout.yaxis, ...axis },
-    font: { family: "system-ui, sans-serif", size: narrow.matches ? 11 : 13, color: ink },
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-  };
-}
-
-function withInk(traces) {
-  const ink = dark.matches ? "#e8eaf0" : "#1d2330";
-  const accent = dark.matches ? "#a79fff" : data.accent;
-  const tinted = JSON.parse(JSON.stringify(traces).replaceAll(data.accent, accent));
-  return tinted.map((trace) => trace.name !== "teacher" ? trace : {
-    ...trace, marker: { ...trace.marker, color: ink }, line: { ...trace.line, color: ink },
-  });
-}
-
-/* The legend is ours: plotly's scrolls in a box of its own where the page is narrow. */
+/* A button for each trace hides it and shows it again. */
 function legend(id, traces) {
   get(id + "-legend").replaceChildren(...traces.map((trace, place) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.innerHTML = swatch(trace);
-    button.append(trace.name);
-    button.setAttribute("aria-pressed", "true");
+    const button = element("button", { type: "button", "aria-pressed": "true" }, swatch(trace), trace.name);
     button.addEventListener("click", () => {
       const shown = button.getAttribute("aria-pressed") !== "true";
       button.setAttribute("aria-pressed", String(shown));
-      Plotly.restyle(id, { visible: shown }, [place]);
+      plots[id].toggle(place, shown);
     });
     return button;
   }));
@@ -68,19 +35,14 @@ function legend(id, traces) {
 
 function swatch(trace) {
   const parts = [];
-  const marker = trace.marker && trace.marker.color;
+  const color = colorOf(trace);
   if (trace.mode && trace.mode.includes("lines")) {
-    const { dash, width = 2, color = marker } = trace.line;
-    const dashes = { dash: "5 3", dot: "1.5 2.5" }[dash] || "none";
-    parts.push(`<path d="M1 7H21" stroke="${color}" stroke-width="${width}" stroke-dasharray="${dashes}"/>`);
+    const { dash, width = 2 } = trace.line;
+    parts.push(draw("path", { d: "M1 7H21", stroke: color, "stroke-width": width, "stroke-dasharray": dash === "dot" ? "1.5 2.5" : dash === "dash" ? "5 3" : "none" }));
   }
-  if (marker) {
-    const shape = { square: "M6 2h10v10H6z", diamond: "M11 1l6 6-6 6-6-6z" }[trace.marker.symbol];
-    if (trace.type === "bar") parts.push(`<path d="M3 1h16v12H3z" fill="${marker}" opacity="${trace.opacity}"/>`);
-    else if (shape) parts.push(`<path d="${shape}" fill="${marker}"/>`);
-    else parts.push(`<circle cx="11" cy="7" r="5" fill="${marker}"/>`);
-  }
-  return `<svg width="22" height="14" aria-hidden="true">${parts.join("")}</svg>`;
+  if (trace.type === "bar") parts.push(draw("path", { d: "M3 1h16v12H3z", fill: color, opacity: trace.opacity }));
+  else if (trace.marker) parts.push(draw("path", { d: shape(trace.marker.symbol, 11, 7, 5.5), fill: color }));
+  return draw("svg", { width: 22, height: 14, "aria-hidden": "true" }, ...parts);
 }
 
 function chosenSeries() { return data.series[get("score").value]; }
@@ -106,16 +68,17 @@ function show() {
   const unit = flops !== null ? "flops" : "seconds";
   const cost = jointCost(unit, rate);
   fill("cheaper", cost ? (data.teacher[unit] / cost).toFixed(2) + "×" : null);
-  const marker = data.curve.data.length - 1;
-  Plotly.restyle("curve", { x: [[series.cost[row]]], y: [[drawn(series.quality[row])]] }, [marker]);
+  Object.assign(data.curve.data.at(-1), { x: [series.cost[row]], y: [drawn(series.quality[row])] });
+  plots.curve.draw();
   moveRule("histogram", threshold);
   moveRule("reliability", 100 * rate);
 }
 
 /* The first shape of a plot is where the knob is. */
 function moveRule(id, x) {
-  if (!get(id)) return;
-  Plotly.relayout(id, { "shapes[0].x0": x || 0, "shapes[0].x1": x || 0, "shapes[0].visible": x !== null });
+  if (!plots[id]) return;
+  Object.assign(plots[id].layout.shapes[0], { x0: x || 0, visible: x !== null });
+  plots[id].draw();
 }
 
 function fill(id, text) {
@@ -125,16 +88,15 @@ function fill(id, text) {
 
 function plot(id, figure) {
   if (!get(id)) return;
-  const traces = withInk(figure.data);
-  Plotly.react(id, traces, themed(figure.layout), config);
-  if (get(id + "-legend")) legend(id, traces);
+  plots[id]?.observer.disconnect();
+  plots[id] = new Plot(get(id), figure);
+  if (get(id + "-legend") && figure.layout.yaxis.type !== "category") legend(id, figure.data);
 }
 
-function draw() {
+function drawAll() {
   plot("curve", data.curve);
   plot("histogram", chosenSeries().histogram);
   plot("reliability", chosenSeries().reliability);
-  if (data.ranking) plot("ranking", data.ranking);
   for (const [id, figure] of Object.entries(data.extras)) plot(id, figure);
   show();
 }
@@ -143,14 +105,47 @@ function reset() {
   const series = chosenSeries();
   get("knob").max = series.threshold.length - 1;
   get("knob").value = series.start;
-  draw();
+  drawAll();
+}
+
+/* ---- examples that are won and lost ---- */
+
+function showSamples() {
+  if (!get("samples") || !data.samples.length) return;
+  get("samples").hidden = false;
+  const groups = [...new Set(data.samples.map(({ group }) => group))];
+  get("shown").replaceChildren(...groups.flatMap((group) => {
+    const own = data.samples.filter((sample) => sample.group === group);
+    return [element("h3", {}, group), own[0].image ? element("div", { class: "samples" }, ...own.map(imaged)) : listed(own)];
+  }));
+}
+
+const there = ({ prediction, label }) => {
+  const boxes = Array.isArray(prediction) && typeof prediction[0] === "object";
+  return boxes ? `${prediction.length} ${prediction.length === 1 ? "box" : "boxes"}` : named({ prediction, label });
+};
+
+function imaged(sample) {
+  const said = named(sample.joint);
+  const answer = said === named(sample[sample.who]) ? `The ${sample.who} answered` : `The ${sample.who} was asked, and both answer ${said}`;
+  const words = `There: ${there(sample.there)}. Student: ${named(sample.student)}, teacher: ${named(sample.teacher)}. ${answer}, score ${sample.score}; example ${sample.row.toLocaleString("en")}`;
+  const drawn = picture({ ...sample, src: sample.image }, boxesOf(sample.joint) ?? [], sample.who, words, boxesOf(sample.there) ? sample.there.prediction : []);
+  return element("figure", {}, drawn, element("figcaption", {}, words));
+}
+
+function listed(samples) {
+  const head = ["example", "there", "student", "teacher", "joint", "who answered", "score"];
+  const row = (cells, first) => element("tr", {}, element("th", { scope: first }, cells[0]), ...cells.slice(1).map((cell) => element(first === "col" ? "th" : "td", {}, cell)));
+  const rows = samples.map((sample) => row([sample.row.toLocaleString("en"), there(sample.there), named(sample.student), named(sample.teacher), named(sample.joint), sample.who, sample.score], "row"));
+  const table = element("table", { class: "told" }, element("thead", {}, row(head, "col")), element("tbody", {}, ...rows));
+  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": samples[0].group }, table);
 }
 
 get("knob").addEventListener("input", show);
 get("score").addEventListener("change", reset);
 get("reset").addEventListener("click", reset);
-dark.addEventListener("change", draw);
 reset();
+showSamples();
 
 /* In a frame: the page around it cannot see how high this is. */
 if (window.parent !== window) {

@@ -6,6 +6,7 @@ import html
 import json
 import math
 import os
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -18,11 +19,12 @@ import numpy as np
 
 from ebjr.costs import Cost, flops_text, further_columns, joint_cost, ms_text
 from ebjr.curve import OperatingPoint
-from ebjr.errors import needs
 from ebjr.evaluation import evaluate
 from ebjr.evaluation.bootstrap import resamples
+from ebjr.evaluation.groups import OTHERS, Group, by_rows, group_gains
 from ebjr.evaluation.plots import (
     PALETTE,
+    groups_figure,
     ranking_figure,
     relative_cost,
     reliability_figure,
@@ -32,7 +34,6 @@ from ebjr.evaluation.plots import (
     trade_off_figure,
 )
 from ebjr.evaluation.ranking import Standing
-from ebjr.evaluation.samples import Sample, samples_html
 from ebjr.evaluation.tests import Comparison
 from ebjr.files import packaged_text, write_whole
 from ebjr.metric import Metric
@@ -40,83 +41,31 @@ from ebjr.outcomes import Outcomes
 from ebjr.scores import score_title
 from ebjr.stats import Interval
 from ebjr.task import Task
-from ebjr.tasks.detection.precision import SHOWN
 
 UNLABELED = (
     "These examples have no labels: the teacher's own answers are taken for right, and every "
     "{title} is agreement with it."
 )
 
-CLASSIFIERS = {
-    "oracle_words": "The oracle knows which answers are right: no score can do better.",
-    "random_words": "Random is what deferring by chance comes to on average.",
-    "histogram_label": (
-        "Densities of the score for inputs that the student gets right and wrong, with the "
-        "threshold and the crossing."
-    ),
-    "histogram_words": (
-        "Inputs left of the solid line are deferred. The dashed line is where the two densities "
-        "cross, the threshold that the paper takes (its figure 4)."
-    ),
-    "bins_label": (
-        "Accuracy of student and teacher on ten equal parts of the examples, from the lowest score "
-        "to the highest, with 95 % intervals."
-    ),
-    "bins_words": "Clopper and Pearson's 95 % intervals",
-}
-"""Words of the page for answers that are right or wrong."""
-
-
-DETECTORS = {
-    "oracle_words": "The oracle knows what each image gains: hardly a score can do better.",
-    "random_words": (
-        "Random is the straight line between both models, which deferring by chance comes close to "
-        "on average."
-    ),
-    "histogram_label": (
-        "Densities of the score for images where the teacher adds nothing and where it does, with "
-        "the threshold."
-    ),
-    "histogram_words": (
-        "Images left of the solid line are deferred. Images without a box to go by are deferred at "
-        "every threshold, and are not shown."
-    ),
-}
-"""What is said of detectors instead."""
+_asset = partial(packaged_text, "ebjr.evaluation")
 
 
 def page_words(measure: Metric, kind: Task) -> dict[str, str]:
     """Words of the page for a metric of a task."""
-    if measure.binary:
-        title = f"{measure.title.capitalize()} against cost"
-        return {**CLASSIFIERS, "metric": measure.title, "curve_title": title}
-    shown = measure if measure.rows is not None else kind.metrics[-1]
-    return {
-        "metric": measure.title,
-        "curve_title": f"{measure.title} against cost",
-        "oracle_words": "The oracle knows every error: no score can do better.",
-        "random_words": CLASSIFIERS["random_words"],
-        "histogram_label": "Both models' residuals against the score, with the threshold.",
-        "histogram_words": (
-            "Each example is two marks: what the student's prediction is off by, and what the "
-            "teacher's is. Inputs left of the solid line are deferred; a good score leaves the "
-            "student a narrow band on its right."
-        ),
-        "bins_label": (
-            f"{shown.title} of student and teacher on ten equal parts of the examples, from the "
-            "lowest score to the highest, with 95 % intervals."
-        ),
-        "bins_words": f"{shown.title} and 95 % intervals from the standard error of the mean",
-        **(DETECTORS if kind.takes_images else {}),
-    }
-
-
-_asset = partial(packaged_text, "ebjr.evaluation")
+    known = tomllib.loads(_asset("words.toml"))
+    applies = {"any": True, "binary": measure.binary, "boxes": kind.takes_images}
+    applies["whole"] = measure.rows is None
+    shown = kind.metrics[-1] if measure.rows is None else measure
+    names = {"metric": measure.title, "Metric": measure.title.capitalize(), "shown": shown.title}
+    names |= {"rows": measure.rows_title or measure.title, "drawn": f"{resamples(measure):,}"}
+    names["better"] = "less" if measure.lower else "more"
+    words = {key: text for part, on in applies.items() if on for key, text in known[part].items()}
+    return {"metric": measure.title} | {k: text.format(**names) for k, text in words.items()}
 
 
 @dataclass(frozen=True)
 class Extra:
-    """A section of a report: a plotly figure, the same figures as a table, and what they mean.
+    """A section of a report: a figure like those of `plots`, its table, and what they mean.
 
     `name` is the plot's id in the page, a word. The table has the columns of `head` and a row of
     cells by name, of which `marked` is stressed.
@@ -132,12 +81,59 @@ class Extra:
 
     @property
     def html(self) -> str:
-        """The section."""
+        """The section, whose plot the page's script draws."""
         title = html.escape(self.title)
-        legend = f'\n<div class="legend" id="{self.name}-legend"></div>'
+        words = f"{title}. The same figures are in the table below."
+        plot = f'<div id="{self.name}" class="plot" role="img" aria-label="{words}"></div>'
+        plot += f'\n<div class="legend" id="{self.name}-legend"></div>'
         rows = [_cells(name, cells, name == self.marked) for name, cells in self.rows.items()]
-        shown = f"{_plot(self.name, title)}{legend}{_html_table(self.head, rows)}"
+        shown = f"{plot}{_html_table(self.head, rows)}"
         return _section(f"{self.name}-extra", title, shown, html.escape(self.caption))
+
+
+MOST_GROUPS = 5
+"""How many classes are shown of those that gain most over a model, and of those that lose most."""
+
+
+def groups_extra(held_out: Outcomes, point: OperatingPoint) -> list[Extra]:
+    """The section on classes that gain and lose by deferral; none where all examples are alike."""
+    groups, measure = group_gains(held_out, point), by_rows(held_out, point).measure
+    if len(groups) < 2:
+        return []
+    one, several = tomllib.loads(_asset("words.toml"))["groups"][held_out.kind.targets_are]
+    counts = " and ".join(
+        f"{sum(group.sure[role] < 0 for group in groups):,} lose and "
+        f"{sum(group.sure[role] > 0 for group in groups):,} gain against the {role}"
+        for role in OTHERS
+    )
+    caption = (
+        f"Of {len(groups):,} {several}, {counts} by more than chance explains over all of them "
+        "together. Each interval is of its own row alone. Where not all are shown, those with the "
+        "largest gains and losses are, whose size is partly luck."
+    )
+    gains = [f"{measure.gain_unit} over the {role} (95 %)" for role in OTHERS]
+    head = (one, "examples", "deferred", "joint", "student", "teacher", *gains)
+    shown = _telling(groups)
+    rows = {group.name: _group_cells(group, measure) for group in shown}
+    title, figure = f"Which {several} gain and lose by deferral", groups_figure(shown, measure)
+    return [Extra("groups", title, figure, head, rows, None, caption)]
+
+
+def _telling(groups: Sequence[Group]) -> list[Group]:
+    """The groups that gain and lose most answers against either model, the worst first."""
+    chosen = set(range(len(groups))) if len(groups) <= 4 * MOST_GROUPS else set[int]()
+    for role in OTHERS if not chosen else ():
+        answers = np.array([group.n * group.over[role].estimate for group in groups])
+        order = np.argsort(answers, kind="stable").tolist()
+        chosen |= {k for k in order[:MOST_GROUPS] if answers[k] < 0}
+        chosen |= {k for k in order[-MOST_GROUPS:] if answers[k] > 0}
+    return sorted((groups[k] for k in chosen), key=lambda group: group.over["teacher"].estimate)
+
+
+def _group_cells(group: Group, measure: Metric) -> list[str]:
+    figures = [measure.words(measure.quality(mean)) for mean in group.means[1:]]
+    gains = [gain_words(group.over[role], measure) for role in OTHERS]
+    return [f"{group.n:,}", f"{100 * group.means[0]:.1f} %", *figures, *gains]
 
 
 def write_report(
@@ -151,7 +147,8 @@ def write_report(
     intervals: Mapping[str, Interval] | None = None,
     comparisons: Sequence[Comparison] = (),
     ranking: Sequence[Standing] = (),
-    samples: Sequence[Sample] = (),
+    samples: Sequence[Mapping[str, Any]] = (),
+    verdict: str = "",
     title: str = "EBJR",
     notes: Mapping[str, str] | None = None,
     extras: Sequence[Extra] = (),
@@ -179,32 +176,37 @@ def write_report(
     ranking
         The scores, the best first.
     samples
-        Of detectors: images to show with their boxes and who answered.
+        Examples to show, see `make_samples`.
+    verdict
+        The first line.
     notes
         How the report was made: shown as they are, at the end.
     extras
         More sections.
     """
     points, chosen, measure = *_named(point, others), held_out.measure
+    words = page_words(measure, held_out.kind)
+    ranked = _ranking(ranking, score_title(point.score), measure, words["ranking_words"])
+    extras = [*groups_extra(held_out, point), *extras, *ranked]
     made = {**(notes or {}), "EBJR": version("ebjr"), "Written on": date.today().isoformat()}
+    unlabeled = "" if held_out.labeled else UNLABELED.format(title=measure.title)
     body = Template(_asset("report.html")).substitute(
         title=html.escape(title),
-        verdict=html.escape(verdict(held_out, point)),
-        promise=_promise(point.certified),
+        verdict=html.escape(f"{verdict} {unlabeled}".strip()),
+        promise=_promise(point.certified, words["promise_words"]),
         live=_live(points, held_out),
         table=_table(held_out, points, best),
         further="".join(f'<th scope="col">{title}</th>' for title in _further(held_out, Cost())),
-        **page_words(measure, held_out.kind),
-        chance=_chance(intervals or {}, comparisons, measure),
-        ranking=_ranking(ranking, score_title(point.score), measure),
-        samples=_samples(samples, held_out),
+        **words,
+        chance=_chance(intervals or {}, comparisons, measure, words["chance_words"]),
         extras="\n".join(extra.html for extra in extras),
         notes="\n".join(
             f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
             for key, value in made.items()
         ),
     )
-    data = report_data(held_out, points, chosen, crossings or {}, ranking)
+    data = report_data(held_out, points, chosen, crossings or {})
+    data["samples"] = samples
     _write_page(path, title, body, data | {"extras": {each.name: each.figure for each in extras}})
 
 
@@ -223,19 +225,7 @@ def write_live_curve(
     """
     points, chosen = _named(point, others)
     data = report_data(held_out, points, chosen, {}) | {"extras": {}}
-    _write_page(path, title, _live(points, held_out), data, _FRAMED)
-
-
-_FRAMED = """
-body { background: none; }
-main { padding: 0; max-width: none; }
-section:last-child { margin: 0; }
-@media (min-width: 561px) {
-  .cards { grid-template-columns: repeat(auto-fit, minmax(112px, 1fr)); }
-  .cards > div { padding: 10px; }
-  .cards dd:not(.sub) { font-size: 1.2rem; white-space: nowrap; }
-}
-"""
+    _write_page(path, title, _live(points, held_out), data, _asset("frame.css"))
 
 
 def _named(
@@ -256,17 +246,14 @@ def _live(points: Mapping[str, OperatingPoint], held_out: Outcomes) -> str:
 def _write_page(
     path: str | os.PathLike[str], title: str, body: str, data: Mapping[str, Any], css: str = ""
 ) -> None:
-    """One file with everything in it: styles, data, plotly, script."""
-    with needs("report", "writing a report"):
-        from plotly.offline import get_plotlyjs
+    """One file with everything in it: styles, data, scripts."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # in ASCII
     page = Template(_asset("page.html")).substitute(
         title=html.escape(title),
         css=_asset("report.css") + css,
         body=body,
         data=text.replace("<", "\\u003c"),  # which no script element may hold
-        plotly=get_plotlyjs(),
-        script=_asset("report.js"),
+        script="\n".join(map(_asset, ("svg.js", "plot.js", "report.js"))),
     )
     with write_whole(path) as file:
         file.write(page)
@@ -286,30 +273,14 @@ def promise_words(certificate: Any) -> tuple[str, str]:
     return certificate.statement, given + price
 
 
-def verdict(held_out: Outcomes, point: OperatingPoint) -> str:
-    """What came of it, in two sentences."""
-    here = evaluate(held_out, point)
-    measure = held_out.measure
-    note = "" if held_out.labeled else f" {UNLABELED.format(title=measure.title)}"
-    is_ = "is right on" if measure.binary else f"has {measure.title}"
-    joint, teacher, student = (
-        measure.words(q) for q in (here.quality, here.teacher_quality, here.student_quality)
-    )
-    return (
-        f"On {len(held_out):,} held-out examples the joint model {is_} {joint} (teacher {teacher}, "
-        f"student {student}). {here.verdict}{note}"
-    )
-
-
 def report_data(
     held_out: Outcomes,
     points: Mapping[str, OperatingPoint],
     chosen: str,
     crossings: Mapping[str, float],
-    ranking: Sequence[Standing] = (),
 ) -> dict[str, Any]:
     """What the page's script needs: figures, and each score's rows, exact on the held-out half."""
-    measure, accent = held_out.measure, score_title(points[chosen].score)
+    measure = held_out.measure
     return {
         "chosen": chosen,
         "series": {
@@ -317,7 +288,6 @@ def report_data(
             for name, each in points.items()
         },
         "curve": trade_off_figure(held_out, points, chosen),
-        "ranking": ranking_figure(ranking, accent, measure) if ranking else None,
         "accent": PALETTE["chosen"],
         "student": held_out.student_cost.as_dict(),
         "teacher": held_out.teacher_cost.as_dict(),
@@ -402,16 +372,11 @@ def _row(
     return _cells(name, cells, marked="(chosen)" in name)
 
 
-def _promise(certificate: Any) -> str:
+def _promise(certificate: Any, rests: str) -> str:
     """What is promised, with its bound, its price and what it rests on; nothing without one."""
     if certificate is None:
         return ""
     statement, words = promise_words(certificate)
-    rests = (
-        "Exchangeable means that the inputs in use come as the calibration examples came, from the "
-        "same source and in no telling order. Where the source drifts nothing is promised, nor at "
-        "other thresholds that the knob reaches."
-    )
     paragraphs = f'<p class="stated">{html.escape(statement)}</p>' + "".join(
         f"<p>{html.escape(text)}</p>" for text in (words, rests)
     )
@@ -437,7 +402,10 @@ def _figures(measure: Metric) -> dict[str, tuple[str, str, float]]:
 
 
 def _chance(
-    intervals: Mapping[str, Interval], comparisons: Sequence[Comparison], measure: Metric
+    intervals: Mapping[str, Interval],
+    comparisons: Sequence[Comparison],
+    measure: Metric,
+    caption: str,
 ) -> str:
     """The intervals of the joint model, and the verdicts of the tests."""
     if not intervals and not comparisons:
@@ -453,81 +421,31 @@ def _chance(
     )
     tests = f'<ul class="verdicts">{verdicts}</ul>' if verdicts else ""
     inner = f'<div class="columns">{table}{tests}</div>'
-    return _section("chance", "Is it more than chance?", inner, _chance_caption(measure))
+    return _section("chance", "Is it more than chance?", inner, caption)
 
 
-def _chance_caption(measure: Metric) -> str:
-    """Where the intervals and the verdicts come from."""
-    test = "a paired bootstrap of the difference on the same examples."
-    if measure.binary:
-        test = "McNemar's test on the examples where just one of the two is right."
-    drawn = f"{resamples(measure):,} bootstrap resamples of the held-out examples."
-    if measure.whole is None:
-        return f"Intervals: percentiles of {drawn} Verdicts: {test}"
-    return (
-        f"Intervals: from {drawn} {measure.title} is too high on few images; its own interval is "
-        "of many more such images (basic bootstrap), and so reaches further down than up. "
-        f"Verdicts: {test}"
-    )
-
-
-def _samples(samples: Sequence[Sample], held_out: Outcomes) -> str:
-    """Images with boxes; nothing where there are none at hand."""
-    if not samples:
-        return ""
-    caption = (
-        "Held-out images at even ranks of the score, those that are deferred first. Solid: boxes "
-        f"with a score above {SHOWN:g}, of whoever answered; dashed: what is there."
-    )
-    return _section("samples", "Who answered", samples_html(samples, held_out.labels), caption)
-
-
-def gain_words(entry: Standing, measure: Metric) -> str:
-    """The gain of a score in the metric's unit, with its interval."""
-    gain, low, high = (measure.gain_text(value) for value in entry.gain)
+def gain_words(entry: Standing | Interval, measure: Metric) -> str:
+    """A gain, such as that of a score, in the metric's unit with its interval."""
+    interval = entry.gain if isinstance(entry, Standing) else entry
+    gain, low, high = (measure.gain_text(value) for value in interval)
     return f"{gain} ({low} to {high})"
 
 
-def _ranking(ranking: Sequence[Standing], chosen: str, measure: Metric) -> str:
-    """The scores by gain: a dot plot and a table."""
-    if not ranking:
-        return ""
-    rows = []
+def _ranking(
+    ranking: Sequence[Standing], chosen: str, measure: Metric, caption: str
+) -> list[Extra]:
+    """The section on the scores by gain; none where they are not compared."""
+    rows = {}
     for entry in ranking:
         row = entry.elsewhere
         share = "" if math.isnan(row.oracle_share) else f"{100 * row.oracle_share:.1f} %"
         figures = [f"{x:.4f}" for x in (row.auroc, row.aurc, row.augrc)] if measure.binary else []
-        cells = [gain_words(entry, measure), share, *figures]
-        rows.append(_cells(entry.score, cells, marked=entry.score == chosen))
+        rows[entry.score] = [gain_words(entry, measure), share, *figures]
     more = ("AUROC", "AURC", "AUGRC") if measure.binary else ()
     head = ("score", f"gain, {measure.gain_unit} (95 %)", "of the oracle's", *more)
-    plot = _plot("ranking", "Gain of each score with its 95 % confidence interval")
-    inner = f"{plot}{_html_table(head, rows)}"
-    return _section("ranking", "Which score defers best", inner, _ranking_caption(measure))
-
-
-def _ranking_caption(measure: Metric) -> str:
-    """What the gain and the figures beside it are."""
-    if measure.rows is None:
-        return (
-            f"Gain: {measure.title} of the joint model, to first order, over all deferral rates, "
-            "beyond deferring at random, without blend, on the examples that the score was chosen "
-            "on. The share of what the oracle gains is exact, and from the held-out examples."
-        )
-    if measure.binary:
-        return (
-            "Gain: mean accuracy of the joint model over all deferral rates, beyond deferring at "
-            "random, without blend, on the examples that the score was chosen on. The other "
-            "figures are from the held-out examples: the share of what the oracle gains, and how "
-            "well the score tells where the student is right (AUROC: higher is better; AURC and "
-            "AUGRC, the areas under the risk-coverage curves: lower is better)."
-        )
-    return (
-        f"Gain: how much {'less' if measure.lower else 'more'} mean "
-        f"{measure.rows_title or measure.title} the joint model has over all deferral rates than "
-        "by deferring at random, without blend, on the examples that the score was chosen on. The "
-        "share of what the oracle gains is from the held-out examples."
-    )
+    figure = ranking_figure(ranking, chosen, measure)
+    title = "Which score defers best"
+    return [Extra("ranking", title, figure, head, rows, chosen, caption)] if rows else []
 
 
 def _section(name: str, title: str, inner: str, caption: str = "") -> str:
@@ -536,12 +454,6 @@ def _section(name: str, title: str, inner: str, caption: str = "") -> str:
         f'<section aria-labelledby="{name}-title">\n<h2 id="{name}-title">{title}</h2>\n'
         f"{inner}{below}\n</section>"
     )
-
-
-def _plot(name: str, title: str) -> str:
-    """The place of a plot, which the page's script fills."""
-    words = f"{title}. The same figures are in the table below."
-    return f'<div id="{name}" class="plot" role="img" aria-label="{words}"></div>'
 
 
 def _html_table(head: Sequence[str], rows: Sequence[str]) -> str:

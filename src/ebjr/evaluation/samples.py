@@ -1,105 +1,135 @@
-"""Samples: some images with the joint detector's boxes, and who answered, as HTML."""
+"""Samples: examples that the joint model wins or loses by deferral, and images of who answered."""
 
 from __future__ import annotations
 
 import base64
-import html
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 
-from ebjr.curve import OperatingPoint
+from ebjr.curve import OperatingPoint, score_values
 from ebjr.evaluation import joint_prediction
+from ebjr.evaluation.bootstrap import point_rows
+from ebjr.evaluation.groups import by_rows
 from ebjr.outcomes import Outcomes
-from ebjr.router import deferral_key
-from ebjr.tasks.detection.boxes import Detections, GroundTruth
-from ebjr.tasks.detection.precision import SHOWN
+from ebjr.router import deferral_key, is_deferred
+from ebjr.tasks.detection.boxes import GroundTruth
 
-_LONGEST_SIDE = 420
+_LONGEST_SIDE = 320
 _QUALITY = 70
+_MOST = 4
+
+CHANGED = ("Lost to the teacher", "Won over the teacher")
+ANSWERED = ("Deferred to the teacher", "Kept by the student")
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One image, uint8 (height, width, 3), the boxes found, the boxes there, and who answered."""
+def sample_groups(outcomes: Outcomes, point: OperatingPoint) -> dict[str, np.ndarray]:
+    """Rows to show, at most four of each group.
 
-    image: np.ndarray
-    found: Detections
-    truth: GroundTruth
-    deferred: bool
-    score: float
+    Of those that the joint model loses to the teacher, and of those that it wins, the largest
+    difference comes first and then the highest score. Of those deferred and of those kept some are
+    taken at even ranks of the score.
+    """
+    _, joint, _, teacher = point_rows(by_rows(outcomes, point), point).T
+    score = score_values(point.router.score, outcomes)
+    key, deferred, chosen = deferral_key(score), is_deferred(score, point.threshold), {}
+    for name, change in zip(CHANGED, (joint - teacher, teacher - joint), strict=True):
+        rows = np.flatnonzero(change < 0)
+        chosen[name] = rows[np.lexsort((-key[rows], change[rows]))][:_MOST]
+    for name, mask in zip(ANSWERED, (deferred, ~deferred), strict=True):
+        rows = np.flatnonzero(mask)
+        places = np.linspace(0, len(rows) - 1, min(_MOST, len(rows))).round().astype(int)
+        chosen[name] = rows[np.argsort(key[rows], kind="stable")[np.unique(places)]]
+    return chosen
 
 
 def sample_rows(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
-    """Rows to show: of those deferred, then of those kept, four at even ranks of the score."""
-    score, deferred = (np.asarray(part) for part in point.router(outcomes.student))
-    order = np.argsort(deferral_key(score), kind="stable")
-    chosen = []
-    for group in (order[deferred[order]], order[~deferred[order]]):
-        places = np.linspace(0, len(group) - 1, min(4, len(group)))
-        chosen.append(group[np.unique(places.round().astype(int))])
-    return np.concatenate(chosen)
+    """The rows of all of `sample_groups`, ascending."""
+    return np.unique(np.concatenate([*sample_groups(outcomes, point).values()]))
 
 
 def make_samples(
-    outcomes: Outcomes, point: OperatingPoint, images: Sequence[np.ndarray]
-) -> list[Sample]:
-    """The samples of outcomes of detectors, given the images of `sample_rows`; none without."""
-    if not len(images):
+    outcomes: Outcomes,
+    point: OperatingPoint,
+    images: Sequence[Any] = (),
+    numbers: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """What a report shows of the samples, as JSON.
+
+    `images` are those of `sample_rows`; without them only what is lost and won is told. `numbers`,
+    (n,), are what the rows of the outcomes are called.
+    """
+    groups = sample_groups(outcomes, point)
+    names = [name for name in groups for _ in groups[name] if len(images) or name in CHANGED]
+    rows = np.concatenate([groups[name] for name in dict.fromkeys(names)] or [np.zeros(0, int)])
+    if not len(rows):
         return []
-    rows = sample_rows(outcomes, point)
-    score, deferred = point.router(outcomes.student)
-    answers = joint_prediction(outcomes, point)
+    some, shown = outcomes.take(rows), np.searchsorted(sample_rows(outcomes, point), rows)
+    score, deferred = point.router(some.student)
+    answers = [some.predictions("student"), some.predictions("teacher")]
+    said = [_plain(each, some) for each in (some.targets, *answers, joint_prediction(some, point))]
+    called = rows if numbers is None else numbers[rows]
     return [
-        Sample(image, answers[row], outcomes.targets[row], bool(deferred[row]), float(score[row]))
-        for row, image in zip(rows.tolist(), images, strict=True)
+        {
+            "group": names[k],
+            "row": int(called[k]),
+            "score": f"{score[k]:.4g}",
+            "who": "teacher" if deferred[k] else "student",
+            **dict(zip(("there", "student", "teacher", "joint"), words, strict=True)),
+            **(_picture(images[shown[k]]) if len(images) else {}),
+        }
+        for k, words in enumerate(zip(*said, strict=True))
     ]
 
 
-def samples_html(samples: Sequence[Sample], labels: Sequence[str] | None) -> str:
-    """The samples side by side: images, boxes over them, and who answered."""
-    return '<div class="samples">' + "".join(_figure(one, labels) for one in samples) + "</div>"
+def _plain(answers: Any, outcomes: Outcomes) -> list[Any]:
+    """Answers, or targets, for JSON, with the classes' names where they are known."""
+    if isinstance(answers, list) and isinstance(answers[0], GroundTruth):
+        return [{"prediction": [{"box": box} for box in each.boxes.tolist()]} for each in answers]
+    labels = outcomes.labels
+    if labels is None and outcomes.kind.targets_are.startswith("label"):
+        labels = tuple(f"class {k}" for k in range(outcomes.teacher.shape[1]))
+    return outcomes.kind.plain(answers, labels)
 
 
-def _figure(sample: Sample, labels: Sequence[str] | None) -> str:
-    height, width = sample.image.shape[:2]
-    shown = sample.found.above(SHOWN)
-    who = "teacher" if sample.deferred else "student"
-    names = [f"class {label}" if labels is None else labels[label] for label in shown.labels]
-    line = max(width, height) / 180
-    there = "".join(
-        f'<rect class="there" {_place(box)} stroke-width="{line:.2f}"/>'
-        for box in sample.truth.boxes
+def as_picture(image: Any) -> np.ndarray:
+    """An image as uint8 (height, width, 3); ValueError where an input is none."""
+    array = np.asarray(image)
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+        array = array.transpose(1, 2, 0)
+    array = array[..., None] if array.ndim == 2 else array
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3):
+        raise ValueError(
+            f"a report shows images, bytes (height, width, 3), and an input is {array.dtype} "
+            f"{array.shape}: leave --data out, and it lists the examples instead"
+        )
+    return np.broadcast_to(array, (*array.shape[:2], 3))
+
+
+def same_labels(given: Iterable[Any], targets: Iterable[Any]) -> bool:
+    """Whether one label of some data goes with one target throughout, whatever they are called."""
+    return _numbered(given) == _numbered(targets)
+
+
+def _numbered(labels: Iterable[Any]) -> list[int]:
+    """Labels, label sets or boxes as numbers, in the order in which they first appear."""
+    seen: dict[Any, int] = {}
+    keys = (
+        each if np.isscalar(each) else getattr(each, "boxes", each).tobytes() for each in labels
     )
-    boxes = "".join(
-        f'<rect class="{who}" {_place(box)} stroke-width="{1.5 * line:.2f}"/>'
-        f'<text x="{box[0] + 2 * line:.1f}" y="{box[1] + 9 * line:.1f}" '
-        f'font-size="{8 * line:.1f}">{html.escape(name)} {score:.2f}</text>'
-        for box, name, score in zip(shown.boxes, names, shown.scores, strict=True)
-    )
-    words = f"the {who} answered, score {sample.score:.4g}; {len(shown)} boxes found, "
-    words += f"{len(sample.truth)} there"
-    return (
-        f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{words}">'
-        f'<image href="{_data(sample.image)}" width="{width}" height="{height}"/>{there}{boxes}'
-        f"</svg><figcaption>{words}</figcaption></figure>"
-    )
+    return [seen.setdefault(key, len(seen)) for key in keys]
 
 
-def _place(box: Any) -> str:
-    x1, y1, x2, y2 = (float(side) for side in box)
-    return f'x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}"'
-
-
-def _data(image: np.ndarray) -> str:
-    """A small JPEG of the image, as a URI."""
+def _picture(image: Any) -> dict[str, Any]:
+    """A small JPEG of the image, as a URI, and the image's own size."""
     from PIL import Image
 
+    height, width = image.shape[:2]
     small = Image.fromarray(image)
     small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     file = BytesIO()
     small.save(file, "JPEG", quality=_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return {"image": uri, "width": width, "height": height}

@@ -1,7 +1,4 @@
-"use strict";
-const get = (id) => document.getElementById(id);
 const EVERY = 1000;
-const SHOWN = 0.3;
 const LISTED = 8;
 const number = (value) => (typeof value === "string" ? { inf: Infinity, "-inf": -Infinity }[value] ?? NaN : value);
 
@@ -63,7 +60,6 @@ function say(id, sentence, wrong = false) {
 /* ---- numbers for people ---- */
 
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
-const short = (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(4))) : value === Infinity ? "∞" : value === -Infinity ? "−∞" : "none");
 const rate = (value) => (value >= 100 ? Math.round(value).toLocaleString("en") : Number(value.toPrecision(2)).toString());
 
 function time(seconds) {
@@ -104,6 +100,7 @@ const threshold = () => number(state.router.threshold);
 
 let wish = null;
 let sending = false;
+let typed = false; /* whether the threshold in its box is somebody's own */
 
 async function move(change) {
   wish = change;
@@ -134,7 +131,11 @@ function showKnob() {
     get("knob").value = 100 * state.router.deferral_rate;
     showShare();
   }
-  if (document.activeElement !== get("threshold")) get("threshold").value = exact(threshold());
+  if (document.activeElement !== get("threshold")) {
+    typed = false;
+    get("threshold").value = rounded(threshold());
+    get("threshold").title = exact(threshold());
+  }
   get("release").hidden = !state.router.autopilot;
   const names = Object.keys(state.router.operating_points);
   get("points").hidden = !names.length;
@@ -153,6 +154,18 @@ function showKnob() {
 
 const exact = (value) => (value === Infinity ? "inf" : String(value));
 
+/* In two digits, or as many as it takes to defer what the threshold itself does. */
+function rounded(value) {
+  const thresholds = state.calibration.curve?.threshold.map(number);
+  const near = (other) => !thresholds || Math.abs(placeOf(thresholds, other) - placeOf(thresholds, value)) < 0.1;
+  if (!Number.isFinite(value)) return exact(value);
+  for (let digits = thresholds ? 2 : 4; digits < 17; digits += 1) {
+    const shown = Number(value.toPrecision(digits));
+    if (near(shown)) return String(shown);
+  }
+  return exact(value);
+}
+
 function showShare() {
   const share = Number(get("knob").value) / 100;
   get("share").textContent = percent(share);
@@ -169,18 +182,26 @@ function showCards() {
     get("quality-title").textContent = calibration.quality_title;
     get("quality").textContent = quality(pointAt(threshold()).quality);
   }
-  get("deferred").textContent = live.deferral_rate === null ? "–" : percent(live.deferral_rate);
-  get("deferred-sub").textContent = live.deferral_rate === null ? `no rows in ${span}` : `of ${live.rows.toLocaleString("en")} rows in ${span}`;
+  const rows = live.rows ? `of ${live.rows.toLocaleString("en")} rows in ${span}` : `no rows in ${span}`;
+  keep("deferred", live.deferral_rate === null ? null : percent(live.deferral_rate), rows);
   spark("deferred-spark", live.minute.rows.map((rows, second) => (rows ? live.minute.deferred[second] / rows : null)), 1);
   get("throughput").textContent = `${rate(live.rows_per_second)} rows/s`;
   get("throughput-sub").textContent = `${rate(live.requests_per_second)} requests/s`;
   spark("throughput-spark", live.minute.rows, Math.max(...live.minute.rows, 1));
   const { p50, p95, p99 } = live.latency.request;
-  get("median").textContent = time(p50);
-  get("median-sub").textContent = `95 %: ${time(p95)}, 99 %: ${time(p99)}`;
+  const slow = p50 === null ? `no requests in ${span}` : `95 %: ${time(p95)}, 99 %: ${time(p99)}`;
+  keep("median", p50 === null ? null : time(p50), slow);
   get("degraded").textContent = live.degraded.toLocaleString("en");
   const waiting = live.waiting.student + live.waiting.teacher;
   get("degraded-sub").textContent = `rows; ${live.refused} requests refused, ${live.failures} batches failed, ${waiting} rows waiting`;
+}
+
+/* A card whose figure stays as it was last, paler, while there is no traffic. */
+function keep(id, figure, words) {
+  const card = get(id);
+  card.classList.toggle("last", figure === null);
+  if (figure !== null || !card.textContent) card.textContent = figure ?? "–";
+  get(`${id}-sub`).textContent = figure === null && card.textContent !== "–" ? `the last; ${words}` : words;
 }
 
 /* A minute of seconds under a card's words. */
@@ -194,6 +215,9 @@ function spark(id, values, most) {
   get(id).replaceChildren(draw("path", { class: "spark", d: path || "M0 24", "vector-effect": "non-scaling-stroke" }));
 }
 
+/* The latest times of each stage, which stay while there is no traffic. */
+const lately = {};
+
 function showStages() {
   const names = {
     student_wait: "wait for the student", student: "student's batch",
@@ -201,8 +225,9 @@ function showStages() {
   };
   get("stages").replaceChildren(...Object.entries(names).map(([stage, name]) => {
     const row = element("tr", {}, element("th", { scope: "row" }, name));
+    if (state.live.latency[stage].p50 !== null) lately[stage] = state.live.latency[stage];
     for (const key of ["p50", "p95", "p99"]) {
-      const value = state.live.latency[stage][key];
+      const value = lately[stage]?.[key] ?? null;
       row.append(element("td", {}, value === null ? "–" : String(Number((1000 * value).toPrecision(3)))));
     }
     return row;
@@ -258,29 +283,6 @@ function showState() {
 }
 
 /* ---- drawing ---- */
-
-function element(name, attributes = {}, ...inside) {
-  return made(document.createElement(name), attributes, inside);
-}
-
-function draw(name, attributes = {}, ...inside) {
-  return made(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, inside);
-}
-
-function made(node, attributes, inside) {
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.append(...inside);
-  return node;
-}
-
-function ticks(low, high, most) {
-  const rough = (high - low) / most;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((times) => times * power).find((size) => size >= rough);
-  const found = [];
-  for (let place = Math.ceil(low / step); place * step <= high + 1e-9 * step; place += 1) found.push(Number((place * step).toPrecision(10)));
-  return found;
-}
 
 /* Axes with their grid and titles; gives the scales and what has been drawn so far. */
 function axes(id, [left, right], [bottom, top], titles) {
@@ -365,7 +367,9 @@ function show() {
   document.title = `EBJR: ${model}`;
   get("title").textContent = `EBJR: ${model}`;
   const from = calibration.id ? `, calibration ${calibration.id}` : "";
-  get("about").textContent = `The student answers every input. What scores under the threshold is deferred to the teacher. Task: ${task}, score: ${score}${from}.`;
+  const how = `What scores under the threshold is deferred to the teacher. Task: ${task}, score: ${score}${from}.`;
+  const verdict = calibration.verdict ? `As calibrated, at threshold ${calibration.threshold.toPrecision(2)}. ${calibration.verdict} ` : "";
+  get("about").textContent = `${verdict}${how}`;
   showKnob();
   showCards();
   showCurve();
@@ -434,21 +438,6 @@ async function tryIt() {
   }
 }
 
-function named(said) {
-  const boxes = boxesOf(said);
-  if (!boxes) return said.label ?? (typeof said.prediction === "number" ? short(said.prediction) : String(said.prediction));
-  const names = [...new Set(boxes.map(({ prediction }) => prediction))];
-  const some = names.slice(0, 3).join(", ") + (names.length > 3 ? " and more" : "");
-  return boxes.length ? `${boxes.length} ${boxes.length === 1 ? "box" : "boxes"} (${some})` : "no boxes";
-}
-
-/* Of a detector's answer the boxes that a report shows too, best first; null of any other answer. */
-function boxesOf(said) {
-  if (!Array.isArray(said.prediction)) return null;
-  const shown = said.prediction.filter(({ score }) => score > SHOWN).sort((one, other) => other.score - one.score);
-  return shown.map((box) => ({ box: box.box, prediction: box.label ?? `class ${box.class}`, probability: box.score }));
-}
-
 function showAnswer(found) {
   const [score, limit] = [number(found.score), number(found.threshold)];
   const who = found.deferred ? "teacher" : "student";
@@ -475,7 +464,10 @@ function side(said, role) {
   const parts = [element("p", { class: "name" }, named(said))];
   if (said.seconds !== undefined) parts.push(element("p", { class: "sub" }, time(said.seconds)));
   const boxes = boxesOf(said);
-  if (boxes) parts.push(picture(boxes, role, `The image with ${named(said)}.`));
+  if (boxes) {
+    const { naturalWidth: width, naturalHeight: height, src } = get("preview");
+    parts.push(element("div", { class: "samples" }, picture({ src, width, height }, boxes, role, `The image with ${named(said)}.`)));
+  }
   const rows = said.top ?? boxes ?? [];
   if (rows.length) {
     parts.push(element("dl", { class: "shares" }, ...rows.slice(0, LISTED).flatMap((one) => [
@@ -486,19 +478,6 @@ function side(said, role) {
   }
   if (rows.length > LISTED) parts.push(element("p", { class: "sub" }, `and ${rows.length - LISTED} more`));
   return parts;
-}
-
-/* The chosen image with boxes over it, all in its own pixels. */
-function picture(boxes, role, words) {
-  const { naturalWidth: width, naturalHeight: height, src } = get("preview");
-  const line = Math.max(width, height) / 180;
-  const parts = boxes.flatMap(({ box: [left, top, right, bottom], prediction, probability }) => [
-    draw("rect", { class: role, x: left, y: top, width: right - left, height: bottom - top, "stroke-width": 1.5 * line }),
-    draw("text", { x: left + 2 * line, y: top + 9 * line, "font-size": 8 * line }, `${prediction} ${probability.toFixed(2)}`),
-  ]);
-  const attributes = { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words };
-  const whole = draw("svg", attributes, draw("image", { href: src, width, height }), ...parts);
-  return element("div", { class: "samples" }, whole);
 }
 
 /* Score against threshold on the range of the calibration's scores. */
@@ -526,10 +505,12 @@ get("knob").addEventListener("input", () => {
   showShare();
   move({ deferral_rate: Number(get("knob").value) / 100 });
 });
+get("threshold").addEventListener("input", () => { typed = true; });
 get("threshold-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = get("threshold").value.trim();
-  if (text.toLowerCase() === "inf") move({ deferral_rate: 1 });
+  if (!typed) say("knob-said", `The knob is at threshold ${exact(threshold())} already.`);
+  else if (text.toLowerCase() === "inf") move({ deferral_rate: 1 });
   else if (text === "" || !Number.isFinite(Number(text))) say("knob-said", "A threshold is a number, or inf to defer everything.", true);
   else move({ threshold: Number(text) });
 });

@@ -14,12 +14,14 @@ from ebjr.files import packaged_text
 def page_and_headers() -> tuple[str, int, dict[str, str]]:
     """The page, its status, and the headers that keep it to itself.
 
-    It looks like the report, whose style it shares. The policy lets run the script and the style
-    that are in the page, by their hashes, lets it talk to its own server, and nothing else.
+    It looks and draws like the report, whose style it shares. The policy lets run the script and
+    the style that are in the page, by their hashes, lets it talk to its own server, and nothing
+    else.
     """
     own = partial(packaged_text, "ebjr.serving")
-    style = "\n" + packaged_text("ebjr.evaluation", "report.css") + own("page.css")
-    script = "\n" + own("page.js")
+    shared = partial(packaged_text, "ebjr.evaluation")
+    style = "\n" + shared("report.css") + own("page.css")
+    script = "\n" + shared("svg.js") + own("page.js")
     page = Template(own("page.html")).substitute(style=style, script=script)
     policy = {
         "default-src": "'none'",

@@ -29,6 +29,7 @@ def describe(served: Served) -> dict[str, Any]:
     if measure is not None:
         calibration |= _figures(figures, measure, kept.get("curve"))
         calibration["threshold"] = kept["chosen_on"]["threshold"]
+        calibration["verdict"] = kept.get("verdict")
     if served.score_quantiles:
         edges = served.score_edges()
         calibration["score_quantiles"] = list(served.score_quantiles)
