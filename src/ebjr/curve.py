@@ -38,7 +38,7 @@ T = TypeVar("T")
 _FIGURES = (
     *("threshold", "score", "blend", "deferral_rate", "metric", "quality", "student_quality"),
     *("teacher_quality", "n", "cost", "student_cost", "teacher_cost", "unit", "break_even"),
-    *("pays", "saving", "certified", "rescale"),
+    *("pays", "saving", "certified", "rescale", "margin"),
 )
 
 
@@ -69,6 +69,8 @@ class OperatingPoint:
         What is promised beyond the examples seen, a `Certificate`; None where nothing is.
     rescale
         For detection: what puts both detectors' scores on one scale.
+    margin
+        By how many standard errors it exceeds its goal; None where the goal limits no quality.
 
     Examples
     --------
@@ -91,6 +93,7 @@ class OperatingPoint:
     score_function: Score | None = None
     metric: str = "accuracy"
     rescale: CommonScale | None = None
+    margin: float | None = None
 
     @property
     def router(self) -> Router:
