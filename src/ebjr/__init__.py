@@ -12,8 +12,6 @@ Source: Akbari, Banitalebi-Dehkordi, Zhang, "EBJR: Energy-Based Joint Reasoning 
 Inference", BMVC 2021.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 
 __version__ = "0.1.0"

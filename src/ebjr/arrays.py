@@ -4,8 +4,6 @@ Everything above this file treats an array as an array. Half precision is comput
 has a row for each input may also be a list: images of different sizes, or what was found on them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence

@@ -11,8 +11,6 @@ Sources: Waudby-Smith & Ramdas, "Estimating means of bounded random variables by
 2024; Shin, Ramdas & Rinaldo, "E-detectors", NEJSDS 2023.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -24,8 +22,7 @@ import numpy as np
 
 from ebjr.files import read_text, write_whole
 
-BLOCK = 512
-"""Fresh money joins the game every so many rows."""
+BLOCK = 512  # fresh money joins the game every so many rows
 
 ODDS = np.geomspace(1e-3, 1e4, 32)
 """Sizes of bets. A bet is best where the odds of a loss are 1 + this, times what was promised."""
@@ -65,14 +62,11 @@ class Bets:
         self.wealth = path[:, -1].copy()
         where = np.flatnonzero(np.ones(path.shape[1]) if watched is None else watched)
         if len(where):
-            self._watch(log_sum(path[:, where]), where)
+            capital = log_sum(path[:, where])
+            self.peak = max(self.peak, float(capital.max()))
+            if self.alarm is None and self.peak >= self.limit:
+                self.alarm = self.rows + int(where[np.argmax(capital >= self.limit)]) + 1
         self.rows += path.shape[1]
-
-    def _watch(self, capital: np.ndarray, rows: np.ndarray) -> None:
-        """Note the highest capital, and the first row after which it reaches the limit."""
-        self.peak = max(self.peak, float(capital.max()))
-        if self.alarm is None and self.peak >= self.limit:
-            self.alarm = self.rows + int(rows[np.argmax(capital >= self.limit)]) + 1
 
     @property
     def evidence(self) -> float:

@@ -583,7 +583,7 @@ def profile(
 
 def _tune(path: str, shape: tuple[int, ...] | None, seconds: float, as_json: bool) -> None:
     """How a model is run best here."""
-    from ebjr.evaluation.tune import tune
+    from ebjr.evaluation.profile import tune
     from ebjr.tables import print_tuning
 
     if Path(path).suffix.lower() != ".onnx":

@@ -1,7 +1,5 @@
 """Costs: what an example costs, and what a joint model costs at a deferral rate (section 3.1)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -64,20 +62,20 @@ class Cost:
         if self.joules is None:
             raise ValueError(f"joules_are is {self.joules_are!r}, but no joules are given")
 
-    def __add__(self, other: Cost) -> Cost:
+    def __add__(self, other: "Cost") -> "Cost":
         common = [unit for unit in UNITS if is_comparable(self, other, unit)]
         kind = self.joules_are if "joules" in common else None
         total = {unit: getattr(self, unit) + getattr(other, unit) for unit in common}
         return Cost(**total, joules_are=kind)
 
-    def __mul__(self, factor: float) -> Cost:
+    def __mul__(self, factor: float) -> "Cost":
         known = {unit: getattr(self, unit) for unit in UNITS}
         scaled = {unit: None if value is None else value * factor for unit, value in known.items()}
         return Cost(**scaled, joules_are=self.joules_are)
 
     __rmul__ = __mul__
 
-    def filled(self, **values: Any) -> Cost:
+    def filled(self, **values: Any) -> "Cost":
         """The same, with some values where it has none."""
         missing = {name: value for name, value in values.items() if getattr(self, name) is None}
         return replace(self, **missing)

@@ -5,14 +5,12 @@ line of JSON with facts and the number of bytes after it, then these bytes. What
 unfinished is cut off when the same run goes on.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from ebjr.files import full_disk_named
 
@@ -52,7 +50,7 @@ class Journal:
         self._restart = restart
         self._count: int | None = None  # of whole records; None while it is not known whose
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:

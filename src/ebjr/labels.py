@@ -1,7 +1,5 @@
 """Names of classes: those of both models and of the data, compared and put in one order."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +69,10 @@ class Places:
         if not isinstance(targets, np.ndarray):
             return targets
         if targets.dtype.kind == "U" or self.by_name:
-            return self._looked_up(targets)
+            known, where = np.unique(targets, return_inverse=True)
+            if self.labels is None:
+                raise ValueError(unnamed(known))
+            return _found(list(map(label_text, known)), self.labels)[where.reshape(-1)]
         if self.place is None:
             return targets
         if targets.ndim == 2:
@@ -87,12 +88,6 @@ class Places:
                 f"{len(self.place)} classes, but one is {targets[outside][0]}"
             )
         return self.place[targets]
-
-    def _looked_up(self, targets: np.ndarray) -> np.ndarray:
-        known, where = np.unique(targets, return_inverse=True)
-        if self.labels is None:
-            raise ValueError(unnamed(known))
-        return _found(list(map(label_text, known)), self.labels)[where.reshape(-1)]
 
 
 def places(

@@ -11,8 +11,6 @@ any choice of deferred rows itself, and rows that are its parts to first order.
 The metrics of a task stand in its folder under `ebjr.tasks`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ distribution shifts", ICLR 2022; Vovk, Gammerman & Shafer, "Algorithmic Learning
 World", chapter 8, 2022.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -586,20 +584,17 @@ class DriftMonitor(SequentialTest):
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """Calibration scores as a monitor of drift needs them: how many, quantiles, and who deferred.
-
-    The quantiles are (k,), in ascending order, with what breaks their ties, and their ranks from 1.
-    """
+    """Calibration scores as a monitor of drift needs them: how many, quantiles, who deferred."""
 
     n: int
-    edges: np.ndarray
-    ties: np.ndarray
-    ranks: np.ndarray
+    edges: np.ndarray  # (k,): the quantiles, in ascending order
+    ties: np.ndarray  # (k,): what breaks ties with them
+    ranks: np.ndarray  # (k,): theirs among all, from 1
     threshold: float | None = None
     deferred: int = 0
 
     @classmethod
-    def of(cls, scores: Any, threshold: float | None, seed: int) -> _Reference:
+    def of(cls, scores: Any, threshold: float | None, seed: int) -> Self:
         values = deferral_key(_vector("scores", scores))
         n = len(values)
         if n < 20:
@@ -613,7 +608,7 @@ class _Reference:
         return cls(n, values[chosen], tie[chosen], ranks, limit, deferred)
 
     @classmethod
-    def read(cls, figures: Mapping[str, Any]) -> _Reference:
+    def read(cls, figures: Mapping[str, Any]) -> Self:
         """What `as_dict` wrote, if it fits together."""
         edges = np.array([float(edge) for edge in figures["edges"]])
         threshold = figures.get("threshold")
@@ -653,10 +648,8 @@ def _check_counts(fit: bool) -> None:
 
 
 def _mean_legendre(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(3, n): means of the Legendre polynomials of degree 1, 2, 3 between two points of [-1, 1].
-
-    From the power sums of the ends, not from a difference, so that narrow intervals are exact.
-    """
+    """(3, n): means of the Legendre polynomials of degree 1 to 3 between points of [-1, 1]."""
+    # from the power sums of the ends, not from a difference, so that narrow intervals are exact
     first = (left + right) / 2
     second = (left * left + left * right + right * right) / 3
     third = first * (left * left + right * right) / 2

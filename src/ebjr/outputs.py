@@ -1,7 +1,5 @@
 """Outputs: a command never writes over a file that it reads, by whatever name or link."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 import zipfile

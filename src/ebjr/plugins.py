@@ -1,7 +1,5 @@
 """What others add: entry points of installed packages, and files and modules of a user's own."""
 
-from __future__ import annotations
-
 import sys
 import traceback
 import warnings
@@ -20,20 +18,7 @@ _HERE = str(Path(__file__).parent)
 
 
 def load_entry_points(group: str, register: Callable[[Any], Any]) -> None:
-    """Register what installed packages declare in a group; what fails is a warning, not an end.
-
-    Parameters
-    ----------
-    group
-        ``"ebjr.scores"`` or ``"ebjr.metrics"``.
-    register
-        Called with each function.
-
-    Warns
-    -----
-    UserWarning
-        An entry point cannot be loaded or registered: its name, and why.
-    """
+    """Register what installed packages declare in a group; what fails is a warning, not an end."""
     for entry in entry_points(group=group):
         try:
             register(entry.load())

@@ -8,8 +8,6 @@ is a message, or `ProtocolError` says in one sentence what is wrong with it.
 Source: the Open Inference Protocol, REST, and Triton's binary tensor data extension.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,17 +55,13 @@ class RequestedOutput:
 
 @dataclass(frozen=True, eq=False)
 class InferRequest:
-    """What a client wants to know: inputs by name, and the outputs it asks for, None for all.
-
-    `id` is the client's own name for the request; `binary` says whether outputs are to come as
-    bytes where `outputs` is None.
-    """
+    """What a client wants to know: inputs by name, and the outputs it asks for, None for all."""
 
     inputs: Mapping[str, np.ndarray]
     outputs: tuple[RequestedOutput, ...] | None = None
-    id: str | None = None
+    id: str | None = None  # the client's own name for the request
     parameters: Parameters = field(default_factory=dict)
-    binary: bool = False
+    binary: bool = False  # whether outputs are to come as bytes where `outputs` is None
 
     def wants(self, name: str) -> RequestedOutput | None:
         """How an output is to be sent; None where it is not asked for."""
@@ -87,16 +81,13 @@ class InferRequest:
 
 @dataclass(frozen=True, eq=False)
 class InferResponse:
-    """What a model says: outputs by name, who says it, and to which request.
-
-    `parameters` hold for the whole answer, such as the threshold in force.
-    """
+    """What a model says: outputs by name, who says it, and to which request."""
 
     outputs: Mapping[str, np.ndarray]
     model_name: str
     model_version: str | None = None
     id: str | None = None
-    parameters: Parameters = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)  # of the whole answer
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ an ONNX file with quantize and dequantize nodes (QDQ), which any runtime reads, 
 where the processor multiplies eight-bit numbers (VNNI, AMX, NEON dot products).
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile
@@ -38,21 +36,17 @@ Tell = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Quantized:
-    """What came of quantizing a model.
-
-    `operators` counts the convolutions and matrix products that compute in eight bits, by kind.
-    `agreement` is the share of the `examples` whose largest output is the same as before; None for
-    one output alone. `difference` is how far an output moved on average, in standard deviations of
-    the outputs before.
-    """
+    """What came of quantizing a model."""
 
     path: str
     examples: int
     bytes_before: int
     bytes_after: int
-    operators: dict[str, int]
-    agreement: float | None
-    difference: float
+    operators: dict[str, int]  # products that compute in eight bits, by kind
+    agreement: (
+        float | None
+    )  # the share of examples whose largest output is as before, if of several
+    difference: float  # how far an output moved on average, in standard deviations of those before
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain numbers, for JSON."""
@@ -116,10 +110,7 @@ def quantize(
 
 
 def compare_seconds(before: Model, after: Model, row: Any) -> dict[str, dict[str, float]]:
-    """The median seconds of a batch of 1 and of 64, before and after, as far as the models take it.
-
-    `row` (1, ...) is an input, which is repeated.
-    """
+    """The median seconds of a batch of 1 and of 64, before and after, as far as models take it."""
     sizes = [size for size in (1, 64) if getattr(before, "fixed_batch", None) in (None, size)]
     times = [
         measure_latency(each, lambda n: np.repeat(row, n, axis=0), sizes, seconds=1.0)
@@ -160,10 +151,8 @@ def _first(
 
 
 def _batches(model: OnnxModel, inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """The inputs a few at a time, as many as a graph with a fixed batch takes.
-
-    All batches have one length: ONNX Runtime's histograms fail on a last one that is shorter.
-    """
+    """The inputs a few at a time, as many as a graph with a fixed batch takes."""
+    # all batches have one length: ONNX Runtime's histograms fail on a last one that is shorter
     step = model.fixed_batch or next(n for n in range(32, 0, -1) if len(inputs) % n == 0)
     for start in range(0, len(inputs), step):
         rows = inputs[start : start + step]

@@ -11,8 +11,6 @@ The paper's score is `energy` (eq. 3, on logits). The thresholds that its author
 logit energy, so both are here, under two names. Which one is best depends on the pair: measure.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import math
@@ -78,7 +76,8 @@ def softmax_energy(logits: Array, temperature: float = 1.0) -> Array:
     >>> softmax_energy(np.array([[0.0] * 10, [99.0] + [0.0] * 9])).round(3)
     array([2.403, 2.461])
     """
-    return logsumexp(_exp(log_softmax(scaled_logits(logits, temperature))))
+    likely = log_softmax(scaled_logits(logits, temperature))
+    return logsumexp(namespace(likely).exp(likely))
 
 
 def softmax(logits: Array, temperature: float = 1.0) -> Array:
@@ -225,10 +224,6 @@ def scaled_logits(logits: Array, temperature: float, least: int = 2) -> Array:
         raise ValueError(f"temperature must be a positive number, not {temperature}")
     logits = as_logits(logits, least)
     return logits if temperature == 1 else logits / temperature
-
-
-def _exp(array: Array) -> Array:
-    return namespace(array).exp(array)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,6 @@
 ``import scipy.stats`` takes several times as long as NumPy; these are the same functions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ Every candidate is recorded on the same examples beside the same teacher; a cand
 all classes may be among them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -33,14 +31,11 @@ SHARES = (0.25, 0.5, 0.75, 0.9, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """Each candidate's study on the same examples; `best` names the best one.
-
-    `failed` says by name why a candidate cannot reach the goal.
-    """
+    """Each candidate's study on the same examples."""
 
     studies: Mapping[str, Study]
-    failed: Mapping[str, str]
-    best: str
+    failed: Mapping[str, str]  # by name: why a candidate cannot reach the goal
+    best: str  # the best one's name
 
     @property
     def study(self) -> Study:

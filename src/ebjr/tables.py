@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ebjr.costs import Cost, flops_text, further_columns, millijoules_text, ms_text
 from ebjr.curve import OperatingPoint
-from ebjr.evaluation.profile import Profile
+from ebjr.evaluation.profile import Profile, Setting
 from ebjr.evaluation.ranking import Standing
 from ebjr.evaluation.report import (
     EQUATIONS,
@@ -26,7 +26,6 @@ from ebjr.evaluation.report import (
     promise_words,
 )
 from ebjr.evaluation.tests import Comparison
-from ebjr.evaluation.tune import Setting
 from ebjr.metric import METRICS, Metric
 from ebjr.outcomes import Outcomes
 from ebjr.quantize import Quantized

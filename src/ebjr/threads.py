@@ -1,7 +1,5 @@
 """A few threads: results in the order of what was asked, and no more in work than was said."""
 
-from __future__ import annotations
-
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

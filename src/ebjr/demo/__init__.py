@@ -1,16 +1,13 @@
-"""The demo: shipped models become one, on real data. A module and an entry for each task."""
-
-from __future__ import annotations
+"""The demo: shipped models become one, on real data. An entry for each task."""
 
 import os
 from collections.abc import Mapping
 
-from ebjr.demo import classification, detection, regression, specialized
+from ebjr.demo import cifar10, detection, diamonds, specialized
 from ebjr.demo.flow import Demo, DemoResult, Progress, shipped
 
 DEMOS: Mapping[str, Demo] = {
-    demo.task: demo
-    for demo in (classification.DEMO, specialized.DEMO, regression.DEMO, detection.DEMO)
+    demo.task: demo for demo in (cifar10.DEMO, specialized.DEMO, diamonds.DEMO, detection.DEMO)
 }
 """By task: what its demo brings."""
 

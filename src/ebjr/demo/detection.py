@@ -3,8 +3,6 @@
 Neither images nor weights may be passed on, so that only numbers are shipped: what both said.
 """
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Sequence

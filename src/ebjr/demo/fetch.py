@@ -4,8 +4,6 @@ A data set knows where it can be had and what its arrays must be. Whatever the s
 arrays of each split must have the SHA-256 that is written down with the data set.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import os
@@ -32,17 +30,13 @@ from numpy.typing import NDArray
 from ebjr.errors import EbjrError
 from ebjr.files import sha256_of, write_whole
 
-Arrays = tuple[NDArray[Any], NDArray[Any]]
-"""One split: its inputs and its targets."""
-
-Decode = Callable[[Path], dict[str, Arrays]]
-"""An archive to its splits, by name."""
+Arrays = tuple[NDArray[Any], NDArray[Any]]  # one split: its inputs and its targets
+Decode = Callable[[Path], dict[str, Arrays]]  # an archive to its splits, by name
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how much has been, and out of how much if that is known."""
 
-Arriving = Callable[[int, int | None], None]
-"""Called as ``arriving(done_bytes, total_bytes)``."""
+Arriving = Callable[[int, int | None], None]  # called as `arriving(done_bytes, total_bytes)`
 
 _TIMEOUT_SECONDS = 5.0
 _CHUNK_BYTES = 1 << 18
@@ -59,16 +53,12 @@ class DataUnavailable(EbjrError):
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: what it is called, where it can be had, and what its arrays must be.
-
-    Its files in the cache folder are called ``{key}-{split}.npz``; `sha256` has the `digest` of
-    each split.
-    """
+    """A data set: what it is called, where it can be had, and what its arrays must be."""
 
     name: str
-    key: str
-    sources: Sequence[Source]
-    sha256: Mapping[str, str]
+    key: str  # its files in the cache folder are called "{key}-{split}.npz"
+    sources: "Sequence[Source]"
+    sha256: Mapping[str, str]  # the `digest` of each split
 
     def load(
         self,
@@ -77,10 +67,7 @@ class DataSet:
         cache: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> Arrays:
-        """One split, from the cache or else from the first source that gives the data.
-
-        A file in the cache that is damaged is removed and fetched again.
-        """
+        """One split, from the cache or else from the first source that gives the data."""
         if split not in self.sha256:
             names = ", ".join(map(repr, self.sha256))
             raise ValueError(f"split must be one of {names}, but is {split!r}")
@@ -88,7 +75,13 @@ class DataSet:
         cached = _cached(folder / f"{self.key}-{split}.npz", self.sha256[split])
         if cached is not None:
             return cached
-        _make(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataUnavailable(
+                f"the cache folder {folder} cannot be made ({error.strerror or error}); "
+                "set EBJR_CACHE to a folder that can be written"
+            ) from error
         reasons = []
         for source in self.sources:
             try:
@@ -105,7 +98,7 @@ class DataSet:
             f"or copy {self.key}-{split}.npz from another into {folder}"
         )
 
-    def _fetch(self, source: Source, progress: Progress) -> dict[str, Arrays]:
+    def _fetch(self, source: "Source", progress: Progress) -> dict[str, Arrays]:
         what = f"downloading {self.name} from {source.name}"
         with tempfile.TemporaryDirectory(prefix="ebjr-") as folder:
             archive = source.fetch(Path(folder), partial(progress, what))
@@ -254,16 +247,6 @@ def _cached(path: Path, expected: str) -> Arrays | None:
             return inputs, targets
     path.unlink(missing_ok=True)
     return None
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataUnavailable(
-            f"the cache folder {folder} cannot be made ({error.strerror or error}); "
-            "set EBJR_CACHE to a folder that can be written"
-        ) from error
 
 
 def _size_of(folder: Path) -> int:

@@ -6,8 +6,6 @@ Where they may not be shipped, the demo says where else they are, and has no ``j
 them. Several students beside one teacher are candidates, of which the best is taken.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Mapping

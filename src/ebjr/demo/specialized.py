@@ -4,8 +4,6 @@ One knows the popular classes alone and one these and two more, and both call th
 third, of the same architecture and budget, knows all. The teacher is that of the shipped pair.
 """
 
-from __future__ import annotations
-
 from ebjr.data.preprocess import Preprocess
 from ebjr.demo.cifar10 import CLASSES, load
 from ebjr.demo.flow import Demo

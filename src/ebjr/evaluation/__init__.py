@@ -1,7 +1,5 @@
 """Evaluation: what a calibrated threshold does on examples that it did not see."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

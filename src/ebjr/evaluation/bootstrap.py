@@ -3,8 +3,6 @@
 They hold for examples drawn independently from one population.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 

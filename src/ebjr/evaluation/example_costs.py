@@ -1,7 +1,5 @@
 """What an example costs on each of several models, as far as can be told before they run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

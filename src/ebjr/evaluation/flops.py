@@ -5,17 +5,15 @@ convolutions (1 MAC = 2 FLOPs), with biases, activations, normalizations and poo
 same net counts the same as an ONNX graph and as a torch module.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,19 +24,13 @@ from ebjr.model import facts, model_name
 
 @dataclass(frozen=True)
 class Flops:
-    """What a model computes for one example.
+    """What a model computes for one example."""
 
-    `parameters` counts the numbers that training sets: weights and biases, without the running
-    statistics of batch normalization and without shapes. `by_operator` lists the largest first.
-    `uncounted` is how many operators of each kind could not be looked into: control flow, custom
-    domains, unknown shapes. Where it is not empty, `flops` is a lower bound.
-    """
-
-    flops: int
-    parameters: int
+    flops: int  # a lower bound where `uncounted` is not empty
+    parameters: int  # numbers that training sets, without running statistics and shapes
     parameter_bytes: int
-    by_operator: dict[str, int]
-    uncounted: dict[str, int]
+    by_operator: dict[str, int]  # the largest first
+    uncounted: dict[str, int]  # operators that could not be looked into: control flow, custom ones
 
     @property
     def known(self) -> int | None:
@@ -217,31 +209,20 @@ def _torch_watcher() -> Any:
 # FLOPs of ONNX graphs
 
 
-@dataclass(frozen=True)
-class _Node:
-    """An ONNX operator with the shapes around it; None where nothing tells a shape."""
+class _Node(NamedTuple):
+    """An ONNX operator; a LookupError where nothing tells a shape that is asked for."""
 
-    inputs: tuple[Shape | None, ...]
-    output: Shape | None
+    shapes: Mapping[str, Shape]
+    inputs: Sequence[str]
+    output: str
     attributes: dict[str, Any]
 
     def shape(self, index: int) -> Shape:
-        """The shape of an input that must be known."""
-        found = self.inputs[index] if index < len(self.inputs) else None
-        if found is None:
-            raise _UnknownShape
-        return found
+        return self.shapes[self.inputs[index]]
 
     @property
     def out(self) -> Shape:
-        """The shape of the first output, which must be known."""
-        if self.output is None:
-            raise _UnknownShape
-        return self.output
-
-
-class _UnknownShape(Exception):
-    """An operator cannot be counted: a shape it needs is not known."""
+        return self.shapes[self.output]
 
 
 Formula = Callable[[_Node], int]
@@ -266,8 +247,8 @@ def _recurrent(node: _Node) -> int:
 
 def _attention(node: _Node) -> int:
     """Queries (..., length, width) on keys, then the weights on values; heads are in the width."""
-    if any(shape is not None for shape in node.inputs[4:6]):  # a cache: its length is not known
-        raise _UnknownShape
+    if any(name in node.shapes for name in node.inputs[4:6]):  # a cache: its length is not known
+        raise LookupError
     return 2 * node.shape(1)[-2] * (prod(node.shape(0)) + prod(node.out))
 
 
@@ -278,7 +259,7 @@ def _einsum(node: _Node) -> int:
     if len(terms) == 1 and "->" in equation:
         return 0  # a transposition or a sum
     if len(terms) != 2 or "." in equation or "->" not in equation:
-        raise _UnknownShape
+        raise LookupError
     sizes: dict[str, int] = {}
     for index, term in enumerate(terms):
         sizes |= dict(zip(term, node.shape(index), strict=True))
@@ -363,10 +344,9 @@ def _read_onnx(path: Path) -> Any:
 
 
 def _set_input_shape(model: Any, given: OpenShape | None, name: str) -> int:
-    """Write the input's shape into the graph, wherever its open dimensions are named.
-
-    Returns the batch: 1, or what the graph is fixed to.
-    """
+    """Write the input's shape into the graph, wherever its open dimensions are named: the batch."""
+    with needs("onnx", f"counting the FLOPs of {name}"):
+        from onnxruntime.tools.onnx_model_utils import make_input_shape_fixed
     inputs = _inputs(model)
     if len(inputs) != 1:
         raise ModelError(
@@ -381,15 +361,9 @@ def _set_input_shape(model: Any, given: OpenShape | None, name: str) -> int:
     shape = (_fixed_batch(known), *batch_of_one(given, known, name)[1:])
     if known is None:
         tensor.shape.Clear()
-        for size in shape:
-            tensor.shape.dim.add().dim_value = size
-    names = {dim.dim_param: size for dim, size in zip(tensor.shape.dim, shape, strict=True)}
-    for dim, size in zip(tensor.shape.dim, shape, strict=True):
-        dim.dim_value = size
-    for value in (*model.graph.value_info, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param and dim.dim_param in names:
-                dim.dim_value = names[dim.dim_param]
+        for _ in shape:
+            tensor.shape.dim.add()
+    make_input_shape_fixed(model.graph, inputs[0].name, shape)
     return shape[0]
 
 
@@ -479,23 +453,19 @@ def _node_flops(node: Any, shapes: dict[str, Shape]) -> int | None:
     if formula is None:
         return 0 if standard or node.op_type in FREE_EXTENSIONS else None
     attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-    inputs = tuple(shapes.get(name) for name in node.input)
     try:
-        return formula(_Node(inputs, shapes.get(node.output[0]), attributes))
-    except _UnknownShape:
+        return formula(_Node(shapes, node.input, node.output[0], attributes))
+    except LookupError:
         return None
 
 
 def _sizes(model: Any, constants: dict[str, tuple[Shape, int]]) -> list[tuple[int, int]]:
-    """Elements, and bits of one, of each constant that training sets.
-
-    Floating constants of one dimension and more, and whole ones of eight bits and fewer with two:
-    quantized weights. Shapes, axes and indices are 32 or 64 bits wide.
-    """
+    """Elements, and bits of one, of each constant that training sets."""
     import onnx
 
     kinds = onnx.TensorProto
     floating = {kinds.FLOAT: 32, kinds.FLOAT16: 16, kinds.BFLOAT16: 16, kinds.DOUBLE: 64}
+    # whole numbers with two dimensions are quantized weights; shapes, axes and indices are wider
     narrow = {kinds.INT8: 8, kinds.UINT8: 8, kinds.INT4: 4, kinds.UINT4: 4}
     used = {
         name

@@ -1,7 +1,5 @@
 """Inputs: the batch that a model is given when it is counted, timed or measured; and the clock."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Sequence

@@ -12,8 +12,6 @@ The two are never mixed: `Power` refuses to be divided by the other kind, and a 
 word.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import sys
@@ -22,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ebjr.arrays import row_count
 from ebjr.costs import KINDS_OF_JOULES, Cost
@@ -30,14 +28,9 @@ from ebjr.errors import check_at_least
 from ebjr.evaluation.inputs import timed_calls
 from ebjr.model import Model, as_answer, facts
 
-POWERCAP = Path("/sys/class/powercap")
-"""Where Linux shows the energy counters of processors."""
-
-PICOJOULES_PER_FLOP = 2.3
-"""Half of a 32-bit multiplication (3.7 pJ) and addition (0.9 pJ)."""
-
-PICOJOULES_PER_BYTE = 160.0
-"""Of main memory: 1.3 nJ for 64 bits, the least of the range given."""
+POWERCAP = Path("/sys/class/powercap")  # where Linux shows the energy counters of processors
+PICOJOULES_PER_FLOP = 2.3  # half of a 32-bit multiplication (3.7 pJ) and addition (0.9 pJ)
+PICOJOULES_PER_BYTE = 160.0  # of main memory: 1.3 nJ for 64 bits, the least of the range given
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class Power:
         if self.how not in KINDS_OF_JOULES:
             raise ValueError(f"how must be {' or '.join(KINDS_OF_JOULES)}, not {self.how!r}")
 
-    def __truediv__(self, other: Power) -> float:
+    def __truediv__(self, other: Self) -> float:
         """How many times as many joules; ValueError between a measured and an estimated number."""
         if not isinstance(other, Power):
             return NotImplemented
@@ -85,15 +78,13 @@ class Power:
 
 @dataclass(frozen=True)
 class Meter:
-    """Energy counters that can be read.
-
-    `read` gives microjoules, one number for each counter, from an unknown start upwards; `ranges`
-    holds the number after which each counter starts again at 0.
-    """
+    """Energy counters that can be read."""
 
     source: str
-    read: Callable[[], tuple[int, ...]]
-    ranges: tuple[int, ...]
+    read: Callable[
+        [], tuple[int, ...]
+    ]  # microjoules of each counter, from an unknown start upwards
+    ranges: tuple[int, ...]  # after which each counter starts again at 0
 
     def joules_between(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
         """Joules from one reading to a later one, in between which no counter wrapped twice."""
@@ -102,8 +93,8 @@ class Meter:
         used = sum(end - start + (size if end < start else 0) for start, end, size in steps)
         return used / 1e6
 
-    def __add__(self, other: Meter) -> Meter:
-        return Meter(
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
             f"{self.source} + {other.source}",
             lambda: self.read() + other.read(),
             self.ranges + other.ranges,

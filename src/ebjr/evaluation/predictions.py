@@ -1,7 +1,5 @@
 """Predictions: what other models said on the same examples, from a file."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

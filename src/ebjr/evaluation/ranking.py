@@ -4,8 +4,6 @@ How well it tells right from wrong, which share of what routing could gain it ga
 models do along it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ McNemar's where answers are right or wrong, a paired bootstrap where they have l
 for examples drawn independently from one population.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from typing import Any

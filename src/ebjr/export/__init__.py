@@ -6,8 +6,6 @@ onnx-ir out of the models' own, checked by onnx's checker, and run beside the jo
 examples before the file takes its place.
 """
 
-from __future__ import annotations
-
 from ebjr.errors import needs
 
 with needs("export", "exporting a joint model"):

@@ -5,8 +5,6 @@ Each class of each box is a candidate, and the best `limit` of them are an image
 beyond its count hold boxes of 0, the label -1 and the score 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The exported file: what goes into it, how it is checked, and how it is written."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -201,10 +199,7 @@ def _given(joint: JointModel) -> Given:
 
 
 def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, Any, Any]:
-    """A batch that both models answer, and their raw outputs.
-
-    ModelError: there is none, or they do not answer alike.
-    """
+    """A batch that both models answer, and their raw outputs."""
     failed: Exception | None = None
     for batch in given.examples():
         try:
@@ -350,10 +345,7 @@ def _check(path: Path) -> None:
 
 
 def _compared(path: Path, joint: JointModel, batch: np.ndarray) -> float:
-    """How far the graph's raw output is from the joint model's, with all, some and none deferred.
-
-    ModelError: the runtime cannot run it, or it answers something else.
-    """
+    """How far the graph's raw output is from the joint model's, with all, some or none deferred."""
     exported, chosen = ExportedJoint(path), joint.router.threshold
     score = to_numpy(joint.router.score(joint.ask_student(batch).output)).astype(np.float64)
     known = np.sort(score[np.isfinite(score)])
@@ -389,18 +381,13 @@ def _difference(found: JointAnswer, wanted: JointAnswer, threshold: float) -> fl
         tie = np.abs(score - threshold) <= TOLERANCE * np.maximum(1, np.abs(score))
     if not (same | tie).all():
         return math.inf
-    rows = np.flatnonzero(same)
-    pairs = [(_numbers(found.output, row), _numbers(wanted.output, row)) for row in rows.tolist()]
-    return max((_apart(one, other) for one, other in pairs), default=0.0)
+    pairs = ((found.output[row], wanted.output[row]) for row in np.flatnonzero(same).tolist())
+    return max((_apart(*pair) for pair in pairs), default=0.0)
 
 
-def _numbers(output: Any, row: int) -> np.ndarray:
-    """One row of raw output; of detections the scores, whose order says the rest."""
-    values = output[row]
-    return np.asarray(getattr(values, "scores", to_numpy(values)), np.float64)
-
-
-def _apart(one: np.ndarray, other: np.ndarray) -> float:
+def _apart(*raw: Any) -> float:
+    """How far two rows of raw output are; of detections the scores, whose order says the rest."""
+    one, other = (np.asarray(to_numpy(getattr(row, "scores", row)), np.float64) for row in raw)
     if one.shape != other.shape:
         return math.inf
     with np.errstate(invalid="ignore"):

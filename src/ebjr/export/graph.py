@@ -5,8 +5,6 @@ the branch, and its answers are scattered back. Where nothing is deferred the ot
 and no node of the teacher is run.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -51,10 +49,7 @@ def opset_of(model: ir.Model) -> int:
 
 
 def convert(path: Path, model: ir.Model, opset: int) -> None:
-    """Convert a file's graph to another version of the operators.
-
-    ModelError: there is no way to.
-    """
+    """Convert a file's graph to another version of the operators."""
     from onnxscript import version_converter
 
     before, failed = opset_of(model), None
@@ -76,11 +71,7 @@ def convert(path: Path, model: ir.Model, opset: int) -> None:
 def read_part(
     role: str, path: str | os.PathLike[str], input_name: str, outputs: Sequence[str]
 ) -> ir.Model:
-    """A model's file as a part: functions inlined, one input, some outputs, names of its own.
-
-    Weights that lie outside of the file stay there until they are written. ModelError: the file
-    cannot be taken apart.
-    """
+    """A model's file as a part: functions inlined, one input, some outputs, names of its own."""
     try:
         model = ir.load(path)
         passes.InlinePass()(model)
@@ -101,7 +92,7 @@ def read_part(
 
 
 def joint_graph(
-    form: Rows | Images,
+    form: "Rows | Images",
     student: ir.Model,
     teacher: ir.Model,
     given: ir.Value,
@@ -138,7 +129,11 @@ def joint_graph(
         ("score", score, FLOAT, ()),
         ("deferred", deferred, ir.DataType.BOOL, ()),
     ]
-    ready = [_output(op, given.shape[0], output) for output in outputs]
+    ready = []
+    for name, value, kind, sides in outputs:
+        ready.append(op.Cast(value, to=int(kind)))
+        shape = ir.Shape([given.shape[0], *sides])
+        ready[-1].name, ready[-1].type, ready[-1].shape = name, ir.TensorType(kind), shape
     return _model(op, [given, knob], ready, (student, teacher))
 
 
@@ -149,13 +144,6 @@ def _router(op: Operators, score: ir.Value, threshold: float) -> tuple[ir.Value,
     knob = op.constant(np.array(default, dtype), "threshold")
     least = np.array(np.finfo(dtype).min)  # a row marked with -inf is deferred at any threshold
     return knob, op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))
-
-
-def _output(op: Operators, batch: int | str, output: Output) -> ir.Value:
-    name, value, kind, sides = output
-    ready = op.Cast(value, to=int(kind))
-    ready.name, ready.type, ready.shape = name, ir.TensorType(kind), ir.Shape([batch, *sides])
-    return ready
 
 
 def _model(
@@ -178,15 +166,11 @@ def _model(
 
 @dataclass(frozen=True)
 class Rows:
-    """What becomes of raw output where that is an array, a row for each input: all of it traced.
+    """What becomes of raw output where that is an array, a row for each input: all of it traced."""
 
-    The joint model's score and its task's own code say what is in the graph. By role, `tried` are
-    some rows of raw output, (n, ...), and `said` what the model's graph says of the same rows, with
-    the `output_kind` that makes logits of it, or None.
-    """
-
-    joint: JointModel
-    tried: Mapping[str, np.ndarray]
+    joint: JointModel  # its score and its task's own code say what is in the graph
+    tried: Mapping[str, np.ndarray]  # by role: some rows of raw output, (n, ...)
+    # by role: what the graph says of the same rows, and the `output_kind` that makes logits of it
     said: Mapping[str, tuple[np.ndarray, str | None]]
 
     def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:

@@ -5,8 +5,6 @@ matrix, from the sizes that the graph meets: sums of pixels times whole numbers 
 double precision, which holds them exactly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -15,14 +13,12 @@ import onnx_ir as ir
 from ebjr.data.preprocess import LUMA, PADDING, Preprocess
 from ebjr.export.operators import Operators, Value
 
-Sides = tuple[Value, Value]
-"""A height and a width, whole numbers or values of the graph."""
+Sides = tuple[Value, Value]  # a height and a width, whole numbers or values of the graph
 
 Place = tuple[Sides, Value, Value]
 """The sides of an image within a model's input, and its top and left there."""
 
-BITS = 22
-"""Of Pillow's weights, as it resamples bytes in whole numbers."""
+BITS = 22  # of Pillow's weights, as it resamples bytes in whole numbers
 
 
 def prepare_images(op: Operators, images: Value, preprocess: Preprocess) -> Value:
@@ -57,18 +53,11 @@ def _luminance(op: Operators, planes: Value) -> Value:
 
 
 def place_images(op: Operators, own: Sides, preprocess: Preprocess) -> tuple[Sides, Place]:
-    """The size of a model's input, and where an image of the sides `own` lies in it.
-
-    All are whole numbers, as in `Preprocess.boxes_to_image`.
-    """
+    """The size of a model's input, and where an image of the sides `own` lies in it."""
     if preprocess.height_width is None:
         return own, (own, 0, 0)
     size = preprocess.height_width
     return size, _PLACES[preprocess.resize](op, own, size)
-
-
-def _squash_place(op: Operators, own: Sides, size: Sides) -> Place:
-    return size, 0, 0
 
 
 def _crop_place(op: Operators, own: Sides, size: Sides) -> Place:
@@ -101,7 +90,7 @@ def _letterbox_place(op: Operators, own: Sides, size: Sides) -> Place:
 def _fitted(op: Operators, planes: Value, preprocess: Preprocess) -> Value:
     """Planes (n, 3, height, width) at the model's size."""
     (height, width), (scaled, top, left) = place_images(op, _sides(op, planes), preprocess)
-    planes = _scaled(op, planes, scaled, _FILTERS[preprocess.interpolation])
+    planes = _scaled(op, planes, scaled, preprocess.interpolation)
     if preprocess.resize == "crop":
         ends = [op.Sub(side, start) for side, start in ((height, top), (width, left))]
         return op.Slice(planes, _list(op, op.Neg(top), op.Neg(left)), _list(op, *ends), [2, 3])
@@ -112,15 +101,15 @@ def _fitted(op: Operators, planes: Value, preprocess: Preprocess) -> Value:
     return planes
 
 
-def _scaled(op: Operators, planes: Value, size: Sides, kernel: Kernel) -> Value:
+def _scaled(op: Operators, planes: Value, size: Sides, interpolation: str) -> Value:
     """Planes at a size; as they are where they have it."""
     own = _sides(op, planes)
     same = op.And(*(op.Equal(one, other) for one, other in zip(own, size, strict=True)))
     kept, resized = op.part(f"{op.name}/kept"), op.part(f"{op.name}/resized")
     kept.Identity(planes)
     exact = resized.computing(np.float64)
-    across = kernel(exact, own[1], size[1])
-    down = kernel(exact, own[0], size[0])
+    across = _weights(exact, own[1], size[1], interpolation)
+    down = _weights(exact, own[0], size[0], interpolation)
     wide = _bytes(exact, exact.MatMul(exact.to(planes, np.float64), exact.Transpose(across)))
     tall = _bytes(exact, exact.MatMul(down, wide))
     exact.Cast(tall, to=int(ir.DataType.UINT8))
@@ -149,34 +138,23 @@ def _bytes(op: Operators, sums: Value) -> Value:
     return op.Clip(op.Floor(op.Mul(op.Add(sums, 2.0 ** (BITS - 1)), 2.0**-BITS)), 0.0, 255.0)
 
 
-Kernel = Callable[[Operators, Value, Value], Value]
-"""From sides before and after to weights (after, before) times ``2**BITS``."""
-
-
-def _kernel(reach: float, weigh: Callable[[Operators, Value], Value]) -> Kernel:
-    """A kernel that reaches so far, and weighs by the distance in its own unit."""
-
-    def weights(op: Operators, before: Value, after: Value) -> Value:
-        inside, outside = op.to(op.value(before), np.float64), op.to(op.value(after), np.float64)
-        step = op.Div(inside, outside)
-        unit = op.Max(step, 1.0)
-        support = op.Mul(unit, reach)
-        center = op.Unsqueeze(op.Mul(op.Add(op.Range(0.0, outside, 1.0), 0.5), step), [1])
-        pixel = op.Unsqueeze(op.Range(0.0, inside, 1.0), [0])
-        first = op.Floor(op.Add(op.Sub(center, support), 0.5))
-        end = op.Floor(op.Add(op.Add(center, support), 0.5))
-        within = op.And(op.GreaterOrEqual(pixel, first), op.Less(pixel, end))
-        distance = op.Mul(op.Add(op.Sub(pixel, center), 0.5), op.Div(1.0, unit))
-        weight = op.Where(within, weigh(op, op.Abs(distance)), 0.0)
-        share = op.Div(weight, op.reduce("ReduceSum", weight, keep=True))
-        whole = op.Floor(op.Add(op.Mul(op.Abs(share), 2.0**BITS), 0.5))
-        return op.Mul(op.Sign(share), whole)
-
-    return weights
-
-
-def _bilinear(op: Operators, distance: Value) -> Value:
-    return op.Max(op.Sub(1.0, distance), 0.0)
+def _weights(op: Operators, before: Value, after: Value, interpolation: str) -> Value:
+    """From sides before and after to weights (after, before) times ``2**BITS``."""
+    reach, weigh = _FILTERS[interpolation]
+    inside, outside = op.to(op.value(before), np.float64), op.to(op.value(after), np.float64)
+    step = op.Div(inside, outside)
+    unit = op.Max(step, 1.0)
+    support = op.Mul(unit, reach)
+    center = op.Unsqueeze(op.Mul(op.Add(op.Range(0.0, outside, 1.0), 0.5), step), [1])
+    pixel = op.Unsqueeze(op.Range(0.0, inside, 1.0), [0])
+    first = op.Floor(op.Add(op.Sub(center, support), 0.5))
+    end = op.Floor(op.Add(op.Add(center, support), 0.5))
+    within = op.And(op.GreaterOrEqual(pixel, first), op.Less(pixel, end))
+    distance = op.Mul(op.Add(op.Sub(pixel, center), 0.5), op.Div(1.0, unit))
+    weight = op.Where(within, weigh(op, op.Abs(distance)), 0.0)
+    share = op.Div(weight, op.reduce("ReduceSum", weight, keep=True))
+    whole = op.Floor(op.Add(op.Mul(op.Abs(share), 2.0**BITS), 0.5))
+    return op.Mul(op.Sign(share), whole)
 
 
 def _bicubic(op: Operators, distance: Value) -> Value:
@@ -186,12 +164,13 @@ def _bicubic(op: Operators, distance: Value) -> Value:
     return op.Where(op.Less(distance, 1.0), op.Add(near, 1.0), outer)
 
 
-_FILTERS: Mapping[str, Kernel] = {
-    "bilinear": _kernel(1.0, _bilinear),
-    "bicubic": _kernel(2.0, _bicubic),
+_FILTERS: Mapping[str, tuple[float, Callable[[Operators, Value], Value]]] = {
+    "bilinear": (1.0, lambda op, distance: op.Max(op.Sub(1.0, distance), 0.0)),
+    "bicubic": (2.0, _bicubic),
 }
+"""How far each reaches, and what it weighs by the distance, both in its own unit."""
 _PLACES: Mapping[str, Callable[[Operators, Sides, Sides], Place]] = {
-    "squash": _squash_place,
+    "squash": lambda op, own, size: (size, 0, 0),
     "crop": _crop_place,
     "letterbox": _letterbox_place,
 }

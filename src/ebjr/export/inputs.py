@@ -1,7 +1,5 @@
 """What the joint graph is given, and how each model's input is made of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,16 +20,13 @@ SIZES = (32, 64, 224, 128, 16, 8, 1)
 
 @dataclass(frozen=True)
 class Given:
-    """The joint graph's input: the first dimension is the batch, and open ones have a name.
-
-    By role: the models, and how images become their inputs; None where they are arrays.
-    """
+    """The joint graph's input: the first dimension is the batch, and open ones have a name."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str, ...]
-    models: Mapping[str, OnnxModel]
-    preprocess: Mapping[str, Preprocess | None]
+    models: Mapping[str, OnnxModel]  # by role
+    preprocess: Mapping[str, Preprocess | None]  # by role; None where inputs are arrays
 
     def value(self) -> ir.Value:
         """The input as a value of a graph."""
@@ -43,11 +38,8 @@ class Given:
         if preprocess is not None:
             x = prepare_images(op, x, preprocess)
             x.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(preprocess.dtype)))
-        return x if self._is(x, model) else op.to(x, model.input_dtype)
-
-    def _is(self, x: Value, model: OnnxModel) -> bool:
         known = self.dtype if x.dtype is None else x.dtype.numpy()
-        return bool(known == model.input_dtype)
+        return x if known == model.input_dtype else op.to(x, model.input_dtype)
 
     def examples(self, seed: int = 0) -> Iterator[np.ndarray]:
         """Batches of random rows, one for each size that open dimensions may have."""
@@ -61,19 +53,18 @@ class Given:
 
 
 def given_of(models: Mapping[str, OnnxModel], preprocess: Mapping[str, Preprocess | None]) -> Given:
-    """The input that both models can be given.
-
-    ModelError: a model has no dimension for the batch, or there is no such input.
-    """
+    """The input that both models can be given."""
     for role, model in models.items():
-        _check_batch(role, model)
+        if not model.input_shape:
+            raise ModelError(
+                f"the {role} {model.path} has no batch dimension in its input {model.input_name}; "
+                "export it again with the batch as an open first dimension"
+            )
     rows: int | str = 1 if 1 in {model.fixed_batch for model in models.values()} else "n"
     if any(preprocess.values()):
         sides = [_sides(models[role], entry) for role, entry in preprocess.items()]
-        height, width = (
-            _shared(side) or name
-            for side, name in zip(zip(*sides, strict=True), ("height", "width"), strict=True)
-        )
+        (tall, wide), (tall_too, wide_too) = sides
+        height, width = tall or tall_too or "height", wide or wide_too or "width"
         return Given("image", np.dtype(np.uint8), (rows, height, width, 3), models, preprocess)
     student, teacher = models["student"], models["teacher"]
     shapes = [model.input_shape[1:] for model in (student, teacher) if model.input_shape]
@@ -91,14 +82,6 @@ def given_of(models: Mapping[str, OnnxModel], preprocess: Mapping[str, Preproces
     )
     name = "input" if student.input_name in (*OUTPUTS, "threshold") else student.input_name
     return Given(name, _common_dtype(student, teacher), (rows, *shape), models, preprocess)
-
-
-def _check_batch(role: str, model: OnnxModel) -> None:
-    if not model.input_shape:
-        raise ModelError(
-            f"the {role} {model.path} has no batch dimension in its input {model.input_name}; "
-            "export it again with the batch as an open first dimension"
-        )
 
 
 def _common_dtype(student: OnnxModel, teacher: OnnxModel) -> np.dtype[Any]:
@@ -121,10 +104,6 @@ def _sides(model: OnnxModel, preprocess: Preprocess | None) -> tuple[int | None,
     first = 1 if preprocess is None or preprocess.layout == "nhwc" else 2
     height, width = (*shape[first : first + 2], None, None)[:2]
     return height, width
-
-
-def _shared(sides: tuple[int | None, ...]) -> int | None:
-    return next((side for side in sides if side is not None), None)
 
 
 def _random(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:

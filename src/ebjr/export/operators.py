@@ -1,17 +1,14 @@
 """Operators: a part of an ONNX graph, written as calls. The one place where nodes are made."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-Value = Any
-"""A value of a graph, or what becomes a constant in it: a number, a list, an array."""
+Value = Any  # a value of a graph, or what becomes a constant in it: a number, a list, an array
 
 
 class Operators:
@@ -83,17 +80,17 @@ class Operators:
             return operator(x, [axis], keepdims=int(keep))
         return operator(x, axes=[axis], keepdims=int(keep))
 
-    def computing(self, dtype: Any) -> Operators:
+    def computing(self, dtype: Any) -> Self:
         """The same part, whose numbers with a point become another type."""
         other = copy(self)
         other.dtype = np.dtype(dtype)
         return other
 
-    def part(self, name: str) -> Operators:
+    def part(self, name: str) -> Self:
         """Another part that may read this one's values: a branch."""
-        return Operators(self.opset, self.dtype, name)
+        return type(self)(self.opset, self.dtype, name)
 
-    def either(self, condition: ir.Value, then: Operators, otherwise: Operators) -> list[ir.Value]:
+    def either(self, condition: ir.Value, then: Self, otherwise: Self) -> list[ir.Value]:
         """What one of two parts gives; only that part is run."""
         graphs = {"then_branch": then.graph(), "else_branch": otherwise.graph()}
         found = self.If(condition, outputs=len(graphs["then_branch"].outputs), **graphs)
@@ -109,10 +106,7 @@ class Operators:
         return ir.Graph((), outputs, nodes=self.nodes, initializers=self.constants, name=self.name)
 
     def inline(self, model: ir.Model, *given: ir.Value) -> list[ir.Value]:
-        """The nodes and weights of a model's graph become this part's; its answers to `given`.
-
-        The model is taken apart: it has as many inputs, and no names of ours.
-        """
+        """Take a model apart, nodes and weights becoming this part's: its answers to `given`."""
         graph, outputs = model.graph, list(model.graph.outputs)
         graph.outputs.clear()
         for own, value in zip(graph.inputs, given, strict=True):

@@ -4,8 +4,6 @@ The function is called once, with ndonnx's arrays in place of NumPy's. These kno
 their shape but for the number of rows, and write down what is done to them.
 """
 
-from __future__ import annotations
-
 import traceback
 import warnings
 from collections.abc import Callable
@@ -47,48 +45,23 @@ LEANER = ir.passes.Sequential(
     passes.RemoveUnusedNodesPass(),
 )
 
-RECORDED = 21
-"""The opset that ndonnx records."""
-
-FAR = 1e-3
-"""A score and its part of the graph may differ by no more, relative to scores over 1."""
+RECORDED = 21  # the opset that ndonnx records
+FAR = 1e-3  # a score and its part of the graph may differ by no more, relative to scores over 1
 
 
 def traced(
     op: Operators, name: str, what: str, function: Callable[..., Array], *given: ir.Value
 ) -> ir.Value:
-    """What a function makes of values of a graph, as nodes of this part of it.
+    """What a function makes of values (n, ...) of a graph, as nodes of this part, called after it.
 
-    Parameters
-    ----------
-    op, name
-        The part, and what the nodes in it are called after.
-    what, function
-        The function, arrays in and one array out, and what it is, for messages.
-    *given
-        Values (n, ...) whose types and other sides are known.
-
-    Raises
-    ------
-    ValueError
-        The function does what the arrays' own namespace cannot do.
-    ModelError
-        It does something that the opset does not have.
+    ValueError: it does what the arrays' own namespace cannot do. ModelError: it does something that
+    the opset does not have. The types of the values are known, and their sides but for n.
     """
     return _put(op, name, trace(what, function, *given, opset=op.opset), *given)
 
 
 def traced_score(op: Operators, score: Score, raw: ir.Value, tried: np.ndarray) -> ir.Value:
-    """A score of raw output (n, ...) as nodes of this part of a graph: (n,).
-
-    Raises
-    ------
-    ValueError
-        As `traced`.
-    ModelError
-        As `traced`; or it does with `tried`, rows of raw output, or with rows like these that are
-        no numbers, something else than with NumPy.
-    """
+    """A score of raw output (n, ...), `traced` and compared with itself on rows `tried`: (n,)."""
 
     def function(output: Array) -> Array:
         return as_float(score.function(output, **score.parameters))
@@ -121,7 +94,12 @@ def _recorded(what: str, function: Callable[..., Array], *given: ir.Value) -> ir
     with known, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            inputs = {f"x{place}": _argument(value) for place, value in enumerate(given)}
+            inputs = {
+                f"x{place}": ndx.argument(
+                    shape=("n", *value.shape[1:]), dtype=getattr(ndx, str(value.dtype.numpy()))
+                )
+                for place, value in enumerate(given)
+            }
             found = function(*inputs.values())
             if not isinstance(found, ndx.Array):
                 raise TypeError(f"{type(found).__name__} is not computed from it")
@@ -132,11 +110,6 @@ def _recorded(what: str, function: Callable[..., Array], *given: ir.Value) -> ir
         f"{what} has no form in ONNX operators: {_line(failed)} cannot be traced "
         f"({one_line(failed)}); {HOW}"
     ) from failed
-
-
-def _argument(value: ir.Value) -> ndx.Array:
-    dtype = getattr(ndx, str(value.dtype.numpy()))
-    return ndx.argument(shape=("n", *tuple(value.shape)[1:]), dtype=dtype)
 
 
 def _line(error: Exception) -> str:
@@ -184,13 +157,7 @@ def _take(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
 
 
 def _lower(what: str, model: ir.Model, opset: int) -> None:
-    """Say it in the operators of an opset: what they compute has not changed since the thirteenth.
-
-    Raises
-    ------
-    ModelError
-        It needs an operator, or a way of it, that is newer.
-    """
+    """Say it in the operators of an opset, which compute since the thirteenth what they do now."""
     for node in list(model.graph.all_nodes()):
         if node.op_type in ("ReduceMax", "ReduceMin") and opset < 20:
             _reduce_numbers(node)
@@ -246,34 +213,21 @@ def _axes_within(node: ir.Node) -> None:
 
 
 def _check(what: str, model: ir.Model, function: Callable[..., Array], tried: np.ndarray) -> None:
-    """Compare a score's part of the graph with the score, also on rows that are no numbers.
-
-    Raises
-    ------
-    ModelError
-        They differ by more than rounding, or in what is deferred at every threshold.
-    """
+    """Compare a score's part of the graph with the score, also on rows that are no numbers."""
     rows = hostile(tried)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = np.asarray(function(rows), np.float64)
-    found = run_graph(model, rows).astype(np.float64)
-    for one, other, row in zip(found, wanted, rows, strict=True):
-        if not (_alike(one, other) or (np.isnan(row).any() and _never(one))):
+        found = run_graph(model, rows).astype(np.float64)
+        near = np.abs(found - wanted) <= FAR * np.maximum(1, np.abs(wanted))
+    never, no_number = ~(found > -np.inf), np.isnan(rows.reshape(len(rows), -1)).any(axis=1)
+    alike = near | (found == wanted) | (never & (no_number | ~(wanted > -np.inf)))
+    for one, other, row, fine in zip(found, wanted, rows, alike, strict=True):
+        if not fine:
             raise ModelError(
                 f"{what} cannot be traced: for the raw output {np.array2string(row, threshold=8)} "
                 f"its part of the graph gives {one:g}, and with NumPy it gives {other:g}; {HOW}"
             )
-
-
-def _alike(one: float, other: float) -> bool:
-    far = FAR * max(1, abs(other))
-    return (_never(one) and _never(other)) or one == other or abs(one - other) <= far
-
-
-def _never(score: float) -> bool:
-    """Whether it is kept at no threshold."""
-    return not score > -np.inf
 
 
 def hostile(rows: np.ndarray) -> np.ndarray:

@@ -1,7 +1,5 @@
 """A model repository for the Triton inference server: the exported file and its configuration."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,11 +68,8 @@ def _made(folder: Path) -> Iterator[Path]:
 
 
 def triton_config(name: str, graph: ir.Graph, threshold: float, max_batch_size: int = 64) -> str:
-    """The text of ``config.pbtxt`` for an exported graph.
-
-    Rows of several requests are put together where the graph takes any number of them.
-    """
-    batched = not isinstance(graph.inputs[0].shape[0], int)
+    """The text of ``config.pbtxt`` for an exported graph."""
+    batched = not isinstance(graph.inputs[0].shape[0], int)  # or Triton puts no rows together
     inputs = [value for value in graph.inputs if value.name != "threshold"]
     lines = [
         f'name: "{name}"',

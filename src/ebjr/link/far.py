@@ -5,8 +5,6 @@ alone that does not answer, and asks no more than was agreed. What happens to th
 not answer is the joint model's policy (`when_unavailable`); `ebjr.link.late` keeps them for later.
 """
 
-from __future__ import annotations
-
 import logging
 import random
 import threading
@@ -14,7 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,10 +21,8 @@ from ebjr.data.preprocess import unprepared
 from ebjr.errors import TeacherUnavailable, needs, one_line
 from ebjr.joint import check_policy
 from ebjr.model import Answer, Model, ModelFacts, as_answer, facts, model_name
+from ebjr.outcomes import Outcomes
 from ebjr.threads import background
-
-if TYPE_CHECKING:
-    from ebjr.outcomes import Outcomes
 
 log = logging.getLogger("ebjr.link.far")
 
@@ -96,7 +92,7 @@ class Link:
         return {name: value for name, value in vars(self).items() if value != vars(Link)[name]}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Link:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What `as_dict` gave, back again; a ValueError names an unknown key."""
         known = [field.name for field in fields(cls)]
         for name in values:

@@ -5,8 +5,6 @@ it here under an id. Whoever has the id gets the teacher's answer once it is the
 SQLite's: what was kept is kept, even if the process is killed or the power fails.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import logging
@@ -32,8 +30,7 @@ from ebjr.link.far import FarTeacher
 from ebjr.task import Task
 from ebjr.threads import background
 
-FORMAT = 0xEB17
-"""SQLite's `application_id` of such a file."""
+FORMAT = 0xEB17  # SQLite's `application_id` of such a file
 
 _TABLE = """
 CREATE TABLE rows (
@@ -54,8 +51,7 @@ CREATE INDEX untold ON rows (number) WHERE input IS NULL AND told = 0;
 CREATE INDEX answered ON rows (changed) WHERE input IS NULL;
 """
 
-MOST_TOLD = 64
-"""So many answers that the callback has not heard of are read at once."""
+MOST_TOLD = 64  # so many answers that the callback has not heard of are read at once
 
 log = logging.getLogger("ebjr.link.late")
 

@@ -1,7 +1,5 @@
 """RemoteModel: a model behind any Open Inference Protocol v2 endpoint, over HTTP."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -46,8 +44,7 @@ from ebjr.protocol import (
 SENDS = ("tensor", "jpeg", "png")
 """How inputs travel: as the tensor that the model takes, or each image as a file of its own."""
 
-MOST_BYTES = 256 * 2**20
-"""The longest answer that is read."""
+MOST_BYTES = 256 * 2**20  # the longest answer that is read
 
 TOKEN_VARIABLE = "EBJR_TEACHER_TOKEN"
 """The environment variable with the bearer token of a remote model, so that no file holds it."""

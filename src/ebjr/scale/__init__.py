@@ -4,8 +4,6 @@
 `predict` answers a Ray dataset in two stages. Ray is imported when one of them is used.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

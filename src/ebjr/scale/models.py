@@ -1,7 +1,5 @@
 """The models of one ``joint.toml``, each in a process of its own."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 
@@ -35,10 +33,7 @@ def check_policy(when_unavailable: str) -> str:
 
 
 def thread_option(entry: Entry, threads: int | None) -> dict[str, Any]:
-    """What `load_model` takes so that a model keeps to the CPUs of its process.
-
-    Ray tells every library but ONNX Runtime, whose threads are an option of the model.
-    """
+    """What keeps a model to its process's CPUs: Ray tells every library but ONNX Runtime."""
     here = isinstance(entry, ModelEntry) and entry.path.endswith(".onnx")
     if not here or "threads" in entry.options:
         return {}

@@ -5,8 +5,6 @@ answers. The teacher's actors make dense batches of the deferred rows of many bl
 streams, a lost node's blocks are worked out again, and each answer names its row.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

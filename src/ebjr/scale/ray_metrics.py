@@ -1,7 +1,5 @@
 """The server's metrics in Ray's Prometheus endpoint, under the same names after Ray's ``ray_``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 

@@ -5,8 +5,6 @@ teacher. These gather what all students defer into dense batches. One knob, a re
 tells every student its threshold.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import inspect

@@ -4,8 +4,6 @@
 the server keeps serving.
 """
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import hmac
@@ -265,7 +263,7 @@ def _says(give: Callable[[], Any]) -> Callable[[Request], Awaitable[Response]]:
 def _answering(handler: Callable[..., Any]) -> Callable[..., Any]:
     """A handler whose errors are answers: one sentence each."""
 
-    async def wrapped(self: _Handlers, request: Request) -> Response:
+    async def wrapped(self: "_Handlers", request: Request) -> Response:
         try:
             with self.service.holding() as request.state.hold:
                 return await handler(self, request)

@@ -6,8 +6,6 @@ empties the window, and rows with a threshold of their own do not count. It move
 measured cannot be chance; `Search` says how it comes to rest.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import threading
@@ -15,15 +13,13 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 
 from ebjr.serving.events import Answered, Expired, Observer, Scored
-
-if TYPE_CHECKING:
-    from ebjr.serving.knob import Knob
-    from ebjr.serving.served import Served
+from ebjr.serving.knob import Knob
+from ebjr.serving.served import Served
 
 SIGMAS = 3.0  # beyond this many standard errors a measurement is more than chance
 FEWEST = 50  # rows, or requests, below which nothing is concluded
@@ -49,7 +45,7 @@ class Hold:
     target: float
 
     @classmethod
-    def of(cls, text: str) -> Hold:
+    def of(cls, text: str) -> Self:
         """Parse a text such as ``p99=50ms``; ValueError where nothing in it can be held."""
         quantity, _, figure = str(text).strip().partition("=")
         units = _TIMES if quantity.startswith("p") else _SIZES if quantity == "flops" else {"": 1.0}

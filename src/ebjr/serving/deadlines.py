@@ -4,8 +4,6 @@ A timer of the loop's own costs more than all else that a short wait does, and h
 However many futures are done at once, the loop is woken once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import concurrent.futures
 import math

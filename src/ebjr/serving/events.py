@@ -22,16 +22,13 @@ class Submitted(NamedTuple):
 
 
 class Batched(NamedTuple):
-    """A model has answered a batch of `rows` rows of k tickets, one for each part.
-
-    `waited` (k,) are seconds in the queue; `began` is of `time.perf_counter`.
-    """
+    """A model has answered a batch of `rows` rows of k tickets, one for each part."""
 
     stage: str
     rows: int
     tickets: Sequence[Any]
-    waited: np.ndarray
-    began: float
+    waited: np.ndarray  # (k,): seconds in the queue
+    began: float  # of `time.perf_counter`
     seconds: float
 
     @classmethod
@@ -72,15 +69,12 @@ class Degraded(NamedTuple):
 
 
 class Audited(NamedTuple):
-    """What an audit of a batch of n rows has found, even where no row was drawn; all (n,).
-
-    `contradicted`: the row was drawn, and the teacher's answer differs from the student's.
-    """
+    """What an audit of a batch of n rows has found, even where no row was drawn; all (n,)."""
 
     threshold: np.ndarray
     deferred: np.ndarray
     drawn: np.ndarray
-    contradicted: np.ndarray
+    contradicted: np.ndarray  # it was drawn, and the teacher's answer is not the student's
 
 
 class Failed(NamedTuple):

@@ -4,8 +4,6 @@ The messages are compiled from ``open_inference.proto`` into a pool of their own
 each name once in a process, and a client of another package, such as Triton's, brings the same.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager

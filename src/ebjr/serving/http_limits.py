@@ -1,7 +1,5 @@
 """uvicorn's HTTP with limits that it lacks: slow clients, endless heads, too many at once."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from http import HTTPStatus

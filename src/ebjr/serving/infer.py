@@ -3,8 +3,6 @@
 What a request's error is answered with is here too: one sentence, whoever handles the request.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import time

@@ -1,7 +1,5 @@
 """Journal: an append-only file of JSON lines that is whole whenever the process dies."""
 
-from __future__ import annotations
-
 import json
 import mmap
 import os
@@ -10,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 
 class Journal:
@@ -38,7 +36,7 @@ class Journal:
             self.close()
             raise
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,18 +1,14 @@
 """The knob: the threshold in force, who moved it and why, and whether the promise covers it."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ebjr.files import json_number
 from ebjr.router import check_threshold
-
-if TYPE_CHECKING:
-    from ebjr.serving.journal import Journal
-    from ebjr.serving.served import Served
+from ebjr.serving.journal import Journal
+from ebjr.serving.served import Served
 
 Promise = Literal["in force", "suspended"]
 

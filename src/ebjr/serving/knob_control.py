@@ -1,17 +1,13 @@
 """Who holds the knob: a hand, or the autopilot. ``/v1/router`` asks here, over any protocol."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ebjr.serving.autopilot import Autopilot, Hold
+from ebjr.serving.events import Observers
+from ebjr.serving.knob import Knob
 from ebjr.serving.served import KNOBS
-
-if TYPE_CHECKING:
-    from ebjr.serving.events import Observers
-    from ebjr.serving.knob import Knob
 
 WISHES = (
     'the knob takes JSON like {"threshold": 0.5}, {"deferral_rate": 0.2}, '

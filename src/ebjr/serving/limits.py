@@ -1,7 +1,5 @@
 """How much a client may ask of a server before it is refused."""
 
-from __future__ import annotations
-
 import ipaddress
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -9,22 +7,16 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes from its clients, so that one of them cannot keep it from the others.
+    """What a server takes from its clients, so that one of them cannot keep it from the others."""
 
-    `body_bytes` also limits a body after it has been decompressed, `held_bytes` all bodies in work,
-    `image_pixels` the encoded images of a request, and `write_seconds` the wait for a client that
-    does not read. A body may take `body_seconds`, and one second more for each
-    `body_bytes_per_second` of it.
-    """
-
-    body_bytes: int = 64 * 2**20
-    held_bytes: int = 2**30
-    image_pixels: int = 64 * 2**20
+    body_bytes: int = 64 * 2**20  # also after it has been decompressed
+    held_bytes: int = 2**30  # of all bodies in work
+    image_pixels: int = 64 * 2**20  # of the encoded images of a request
     head_bytes: int = 64 * 2**10
     head_seconds: float = 10.0
-    body_seconds: float = 20.0
+    body_seconds: float = 20.0  # and one more for each `body_bytes_per_second` of it
     body_bytes_per_second: int = 16 * 2**10
-    write_seconds: float = 30.0
+    write_seconds: float = 30.0  # the wait for a client that does not read
     connections: int = 900
 
     def __post_init__(self) -> None:

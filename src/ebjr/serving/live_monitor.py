@@ -9,8 +9,6 @@ count where the promise covers their threshold. Answers that are no labels (numb
 contradict nothing, so that only their scores are watched.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -110,7 +108,10 @@ class LiveMonitor(Observer):
         if self._file is not None:
             if not self._file.parent.is_dir():
                 raise FileNotFoundError(f"there is no folder {folder} for the monitor's state")
-            self._key = self._fingerprint(served)
+            # of what is watched: only the same goes on with a state
+            about = [served.calibration_id, str(served.joint.router.score), self._states()]
+            known = json.dumps(about, sort_keys=True).encode()
+            self._key = hashlib.sha256(known).hexdigest()[:16]
             self._resume()
 
     def _scored(self, event: Scored) -> None:
@@ -138,7 +139,10 @@ class LiveMonitor(Observer):
                 rate.monitor.update(deferred[threshold <= rate.threshold])
         if audited:
             self._take(audited)
-        self._tell()
+        for name, watch in self._watches.items():
+            if watch.alarmed and name not in self._alarmed:
+                self._alarmed.add(name)
+                log.error("the monitor of %s: %s", name, watch.monitor.statement)
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
@@ -188,19 +192,8 @@ class LiveMonitor(Observer):
             assert isinstance(watch.monitor, RiskMonitor)
             watch.monitor.update(contradicted[covered], drawn[covered])
 
-    def _tell(self) -> None:
-        for name, watch in self._watches.items():
-            if watch.alarmed and name not in self._alarmed:
-                self._alarmed.add(name)
-                log.error("the monitor of %s: %s", name, watch.monitor.statement)
-
     def _states(self) -> dict[str, Any]:
         return {name: watch.monitor.state() for name, watch in self._watches.items()}
-
-    def _fingerprint(self, served: Served) -> str:
-        """Of what is watched: only the same goes on with a state."""
-        about = [served.calibration_id, str(served.joint.router.score), self._states()]
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     def _resume(self) -> None:
         assert self._file is not None

@@ -4,8 +4,6 @@ A request keeps the id of its ``X-Request-Id`` (metadata of that name over gRPC)
 log, and gets one if not; the answer and every line that is logged on its behalf carry it.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -4,27 +4,23 @@ What comes in bulk (scores, waits) is counted in bulk; what is known elsewhere (
 the monitor) is read when somebody asks.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ebjr.errors import needs
+from ebjr.joint import JointModel
 from ebjr.link.far import FarTeacher
+from ebjr.serving.autopilot import Autopilot
 from ebjr.serving.events import STAGES, Batched, Degraded, Failed, Observer, Scored
-
-if TYPE_CHECKING:
-    from ebjr.joint import JointModel
-    from ebjr.serving.autopilot import Autopilot
-    from ebjr.serving.knob_control import KnobControl
-    from ebjr.serving.live_monitor import LiveMonitor
-    from ebjr.serving.pipeline import Pipeline
+from ebjr.serving.knob_control import KnobControl
+from ebjr.serving.live_monitor import LiveMonitor
+from ebjr.serving.pipeline import Pipeline
 
 with needs("serve", "serving"):
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
@@ -115,7 +111,7 @@ class Metrics(Observer):
 
     def _histogram(
         self, name: str, text: str, edges: Sequence[float], stages: Sequence[str] = ()
-    ) -> _Counts:
+    ) -> "_Counts":
         counts = _Counts(f"ebjr_{name}", text, self._model, edges, stages)
         self._registry.register(counts)
         return counts

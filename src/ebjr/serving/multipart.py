@@ -1,7 +1,5 @@
 """Forms: images as ``multipart/form-data``, as browsers and ``curl -F`` send them."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator
 
@@ -22,10 +20,7 @@ PIECE_BYTES = 64 * 2**10
 
 
 async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
-    """A request of a form's files: a BYTES tensor (n,) of images, and parameters.
-
-    ProtocolError: the form cannot be read, has no file or too many, or an unknown field.
-    """
+    """A request of a form's files: a BYTES tensor (n,) of images, and parameters."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
         for start in range(0, len(body), PIECE_BYTES):

@@ -1,7 +1,5 @@
 """The OpenAPI document at ``/openapi.json``: ``openapi.json`` beside this, filled in and cut."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

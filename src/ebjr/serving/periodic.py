@@ -1,7 +1,5 @@
 """A thread that does a server's chores, again and again, until it is stopped."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable

@@ -7,15 +7,13 @@ whatever waits as soon as it is free: batches grow by themselves with the load. 
 all happens in these threads, and the `Ticket` of a request has a `concurrent.futures` future.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -56,7 +54,7 @@ class Ticket:
     `since` is of `time.perf_counter`, and `trace` is for `Tracing`.
     """
 
-    def __init__(self, pipeline: Pipeline, inputs: Batch, threshold: float | None) -> None:
+    def __init__(self, pipeline: "Pipeline", inputs: Batch, threshold: float | None) -> None:
         self.future: Future[ServedAnswer] = Future()
         self.since = time.perf_counter()
         self.trace: Any = None
@@ -195,7 +193,7 @@ class _Part(Part):
     def inputs(self) -> Batch:
         return self.ticket.inputs_of(self.rows)
 
-    def cut(self, start: int, stop: int | None) -> _Part:
+    def cut(self, start: int, stop: int | None) -> Self:
         where = slice(start, stop)
         return replace(self, rows=self.rows[where], output=_cut(self.output, where))
 
@@ -284,7 +282,7 @@ class Pipeline:
             for number in range(teacher_workers)
         ]
 
-    def __enter__(self) -> Pipeline:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

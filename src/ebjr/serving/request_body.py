@@ -1,7 +1,5 @@
 """Bodies over HTTP: read within limits, decompressed, and compressed for who asks for it."""
 
-from __future__ import annotations
-
 import asyncio
 import zlib
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Rows that wait for a model: requests put theirs in, and a worker takes batches of them out."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque

@@ -3,12 +3,10 @@
 The extra ``otel``; nothing here is imported without ``ebjr serve --otel``.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from ebjr.errors import needs
 from ebjr.serving.events import Batched, Observer, Submitted
@@ -40,7 +38,7 @@ class Tracing(Observer):
         self.handlers = {Submitted: self._submitted, Batched: self._batched}
 
     @classmethod
-    def to_collector(cls, name: str) -> Tracing:
+    def to_collector(cls, name: str) -> Self:
         """Send spans over OTLP, as the variables ``OTEL_EXPORTER_OTLP_...`` say."""
         with needs("otel", "tracing"):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -3,8 +3,6 @@
 A folder is loaded when its task is asked for. A new folder is a new task: nothing else names it.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,7 +1,5 @@
 """Descent: the loop that both trainings share, with a learning rate that falls along a cosine."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,18 +11,14 @@ if TYPE_CHECKING:
 
 
 def descend(
-    optimizer: torch.optim.Optimizer,
+    optimizer: "torch.optim.Optimizer",
     epochs: int,
     batches: Callable[[], Sequence[Any]],
     count: int,
-    loss: Callable[[Any], torch.Tensor],
+    loss: "Callable[[Any], torch.Tensor]",
     progress: Callable[[int, float], None] | None,
 ) -> None:
-    """Lower the loss, and tell `progress` each epoch and its mean loss.
-
-    `batches` gives an epoch's rows, of `count` batches, and `loss` the mean over some rows. A
-    ModelError says that the loss is no number any more.
-    """
+    """Lower the mean `loss` of rows, an epoch's in `count` batches; `progress` is told of each."""
     from torch.optim.lr_scheduler import CosineAnnealingLR
 
     falling = CosineAnnealingLR(optimizer, max(epochs * count, 1))

@@ -13,8 +13,6 @@ Source: Gustafsson et al., "Energy-based models for deep probabilistic regressio
 "How to train your energy-based model for regression", BMVC 2020.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +36,7 @@ LOSSES = ("nce", "importance")
 class EnergyHead:
     """A trained ``S(x, y)``; `train_energy_head` makes it."""
 
-    network: torch.nn.Module  # standardized features (n, d) and offsets (n, m) to energies (n, m)
+    network: "torch.nn.Module"  # standardized features (n, d) and offsets (n, m) to energies (n, m)
     center: np.ndarray  # (d,), of the features, as is `spread`
     spread: np.ndarray
     scale: float  # of the residuals, in the unit of y
@@ -179,7 +177,7 @@ def _draws(
     return scale * rng.standard_normal((rows, samples))
 
 
-def _network(width: int, hidden: int, generator: torch.Generator) -> torch.nn.Module:
+def _network(width: int, hidden: int, generator: "torch.Generator") -> "torch.nn.Module":
     """Features (n, d) and offsets (n, m) to energies (n, m)."""
     import torch
 

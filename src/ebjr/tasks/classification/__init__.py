@@ -1,7 +1,5 @@
 """Classification: logits of classes that exclude each other, and one label for each input."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A learned score of classifiers: a logistic model of where the teacher helps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,15 +15,12 @@ from ebjr.arrays import (
     top_and_total,
     top_two,
 )
-from ebjr.errors import CalibrationError, MissingExtra
+from ebjr.errors import CalibrationError, needs
 from ebjr.scores import LOGITS, Score, entropy
 from ebjr.task import Learner
 
-FEWEST = 50
-"""With fewer rows that the teacher helps or hurts, there is nothing to learn from."""
-
-MOST_CLASSES = 100
-"""With more classes than this, the predicted class is left out."""
+FEWEST = 50  # with fewer rows that the teacher helps or hurts, there is nothing to learn from
+MOST_CLASSES = 100  # with more classes than this, the predicted class is left out
 
 _DIGITS = 6
 _NEVER = -50.0  # the log-odds of what was not seen
@@ -131,10 +126,8 @@ class Logistic(Learner):
 
     def fit(self, output: np.ndarray, signal: np.ndarray) -> Score:
         """The score `learned` with the weights of these rows."""
-        try:
+        with needs("learned", "a learned score"):
             from sklearn.linear_model import LogisticRegression
-        except ImportError as error:
-            raise MissingExtra("learned", "a learned score") from error
         features = score_features(output).astype(np.float64)
         classes = output.shape[1] if output.shape[1] <= MOST_CLASSES else 0
         center, spread = features.mean(axis=0), features.std(axis=0)

@@ -1,7 +1,5 @@
 """Detection: boxes with a class and a confidence each, on images (eq. 12-14)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -40,10 +38,6 @@ def _precision(student: Matches, deferred: Matches, targets: Any, **how: Any) ->
 _precision_at_half = partial(_precision, overlaps=1)
 
 
-def _f1(matches: Matches, targets: Any) -> np.ndarray:
-    return matches.f1()
-
-
 class Detection(Task):
     """Boxes with a class and a confidence each, on images."""
 
@@ -52,7 +46,7 @@ class Detection(Task):
     metrics = declare_metrics(
         Metric("ap", None, "AP", whole=_precision, certifiable=False, **_SHARE),
         Metric("ap50", None, "AP50", whole=_precision_at_half, certifiable=False, **_SHARE),
-        Metric("f1", _f1, "F1", **_SHARE),
+        Metric("f1", lambda matches, targets: matches.f1(), "F1", **_SHARE),
     )
     auto = (
         *("box_count", "max_confidence", "mean_confidence", "expected_errors"),

@@ -5,11 +5,9 @@ with. A box that is reported for two classes is two rows. Boxes are x1, y1, x2, 
 the image, before any resizing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from scipy.special import expit, logit
@@ -87,7 +85,7 @@ class Detections:
         vars(self).update(bins=bins, bin_width=width)
 
     @classmethod
-    def of_scores(cls, boxes: Any, scores: Any, size: tuple[int, int], **given: Any) -> Detections:
+    def of_scores(cls, boxes: Any, scores: Any, size: tuple[int, int], **given: Any) -> Self:
         """Detections of a detector that shows its scores and not its logits.
 
         Parameters
@@ -124,7 +122,7 @@ class Detections:
         return cls(boxes, logits, size, **given)
 
     @classmethod
-    def none(cls, classes: int, size: tuple[int, int]) -> Detections:
+    def none(cls, classes: int, size: tuple[int, int]) -> Self:
         """No detections at all, B = 0."""
         return cls(np.zeros((0, 4), np.float32), np.zeros((0, classes), np.float32), size)
 
@@ -140,16 +138,16 @@ class Detections:
         """How many classes the detector knows."""
         return int(self.logits.shape[1])
 
-    def take(self, rows: Any) -> Detections:
+    def take(self, rows: Any) -> Self:
         """Some of the detections: an index array, a mask or a slice."""
         if isinstance(rows, list):
             rows = np.array(rows, int)
-        chosen = object.__new__(Detections)  # rows of what was checked need no second check
+        chosen = object.__new__(type(self))  # rows of what was checked need no second check
         for name, value in vars(self).items():
             vars(chosen)[name] = value if name == "size" or value is None else value[rows]
         return chosen
 
-    def top(self, k: int) -> Detections:
+    def top(self, k: int) -> Self:
         """The k with the highest scores, highest first; of equal ones, those that came first.
 
         Raises
@@ -161,15 +159,15 @@ class Detections:
             raise ValueError(f"k must be at least 0, not {k}")
         return self.take(np.argsort(-self.scores, kind="stable")[:k])
 
-    def above(self, score: float) -> Detections:
+    def above(self, score: float) -> Self:
         """Those with a score above `score`, in the order they are in."""
         return self.take(self.scores > score)
 
-    def nms(self, iou: float = 0.6) -> Detections:
+    def nms(self, iou: float = 0.6) -> Self:
         """The detections that `nms` keeps, best first."""
         return self.take(nms(self.boxes, self.scores, self.labels, iou))
 
-    def expand(self, above: float = 0.001, limit: int | None = None) -> Detections:
+    def expand(self, above: float = 0.001, limit: int | None = None) -> Self:
         """One row for every box and class whose sigmoid is above `above`, highest first.
 
         COCO's figures are made of these: a box is reported for each class it may be. At most
@@ -205,7 +203,7 @@ class Detections:
         """(4,): a few numbers that tell one image's detections from another's."""
         return np.array([*self.size, self.boxes.sum(), self.scores.sum()], np.float64)
 
-    def with_scores(self, scores: Any) -> Detections:
+    def with_scores(self, scores: Any) -> Self:
         """The same with other scores (b,), for example calibrated ones."""
         return replace(self, scores=scores)
 

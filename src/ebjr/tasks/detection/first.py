@@ -1,7 +1,5 @@
 """What the first batch tells of a detector: whether its boxes can be right, and its numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +9,8 @@ from ebjr.errors import ModelError, note
 from ebjr.tasks.detection.boxes import Detections, GroundTruth, box_iou
 from ebjr.tasks.detection.precision import SHOWN
 
-FEW = 32
-"""Images of the first batch that a detector is asked about in two numberings."""
-MOST = 10_000
-"""More classes than any detector has."""
+FEW = 32  # images of the first batch that a detector is asked about in two numberings
+MOST = 10_000  # more classes than any detector has
 
 
 def check_boxes(role: str, output: Sequence[Detections]) -> None:
@@ -92,10 +88,7 @@ def may_be_numbers(ids: Sequence[Any]) -> bool:
 
 
 def _check_names(role: str, own: Sequence[str], data: Any) -> None:
-    """Refuse names that are not the data's in its order, however they are spelled.
-
-    Where the user has named the classes, in the model's order, that is believed, and said.
-    """
+    """Refuse names that are not the data's in its order; those that the user gave are believed."""
     pairs = list(zip(own, data.classes, strict=False))
     differ = [pair for pair in pairs if len({_spelled(name) for name in pair}) > 1]
     if len(own) == len(data.classes) and not differ:

@@ -4,8 +4,6 @@ The blend of detection. Two boxes of one class that overlap are one object seen 
 corners and scores are averaged. What one model alone has seen keeps its share of the score.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

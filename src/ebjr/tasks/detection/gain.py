@@ -4,8 +4,6 @@ A ridge regression of the teacher's gain on the features of the student's detect
 and heavily shrunk, as a few hundred labeled images say little.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,8 +15,7 @@ from ebjr.tasks.detection.boxes import Detections
 from ebjr.tasks.detection.precision import Matches, matched_gains
 from ebjr.tasks.detection.scores import detection_features, learned_gain
 
-FEWEST = 30
-"""With fewer images there is nothing to learn from."""
+FEWEST = 30  # with fewer images there is nothing to learn from
 
 PENALTIES = np.logspace(-1, 4, 21)
 """What is tried, with features of deviation one; the best of leave-one-out is taken."""

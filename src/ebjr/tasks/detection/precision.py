@@ -8,11 +8,9 @@ One thing does depend on both: mAP ranks the detections of all images by their s
 detectors' scores are not on one scale (`scale.py`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -26,17 +24,10 @@ from ebjr.tasks.detection.boxes import (
     check_detections,
 )
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
-"""COCO's overlaps: AP is the mean over them."""
-
-RECALLS = np.linspace(0.0, 1.0, 101)
-"""Where COCO reads the precision off."""
-
-PER_CLASS = 100
-"""How many detections of a class COCO looks at on an image."""
-
-SHOWN = 0.3
-"""F1 counts the detections with a score above this: those that a person would be shown."""
+THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's overlaps: AP is the mean over them
+RECALLS = np.linspace(0.0, 1.0, 101)  # where COCO reads the precision off
+PER_CLASS = 100  # how many detections of a class COCO looks at on an image
+SHOWN = 0.3  # F1 counts the detections with a score above this: those that a person would be shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +50,7 @@ class Matches:
         """How many images."""
         return len(self.boxes)
 
-    def rescored(self, change: Callable[[np.ndarray], np.ndarray]) -> Matches:
+    def rescored(self, change: Callable[[np.ndarray], np.ndarray]) -> Self:
         """The same with other scores, by a rising function such as a `ConfidenceMap`."""
         return replace(self, score=np.asarray(change(self.score), np.float64))
 
@@ -75,7 +66,7 @@ class Matches:
         all_boxes = found + self.boxes.sum(axis=1)
         return np.divide(2 * hits, all_boxes, out=np.ones(len(self)), where=all_boxes > 0)
 
-    def take(self, images: Any) -> Matches:
+    def take(self, images: Any) -> Self:
         """The matches on the images `images`, rows (m,) or a mask (n,); a row may come twice."""
         rows = np.arange(len(self))[np.asarray(images)]
         first = np.searchsorted(self.image, np.arange(len(self) + 1))

@@ -1,9 +1,8 @@
 """One scale for the scores of two detectors, since mAP ranks the boxes of all images."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from scipy.special import expit
@@ -11,8 +10,7 @@ from scipy.special import expit
 from ebjr.tasks.detection.precision import Matches
 
 _LEAST_SLOPE = 1e-3
-LEAST_SCORE = 1e-7
-"""Scores are kept this far from 0 and 1, where their log-odds are not finite."""
+LEAST_SCORE = 1e-7  # scores are kept this far from 0 and 1, where their log-odds are not finite
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class CommonScale:
     teacher: ConfidenceMap
 
     @classmethod
-    def fit(cls, student: Matches, teacher: Matches) -> CommonScale:
+    def fit(cls, student: Matches, teacher: Matches) -> Self:
         """Both maps, fitted to calibration images by `fit_confidence_map`."""
         return cls(fit_confidence_map(student), fit_confidence_map(teacher))
 
@@ -67,7 +65,7 @@ class CommonScale:
         return {role: [one.a, one.b, one.c] for role, one in vars(self).items()}
 
     @classmethod
-    def from_dict(cls, table: Mapping[str, Sequence[float]]) -> CommonScale:
+    def from_dict(cls, table: Mapping[str, Sequence[float]]) -> Self:
         """The scale that `as_dict` wrote down."""
         if sorted(table) != ["student", "teacher"] or any(len(v) != 3 for v in table.values()):
             raise ValueError(

@@ -14,8 +14,6 @@ such an image has the score ``-inf`` in every score, which no threshold keeps: t
 Where empty images are known to be empty, `empty` is another number.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Multilabel classification: any number of labels for each input, each with a logit of its own."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

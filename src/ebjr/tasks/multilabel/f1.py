@@ -1,7 +1,5 @@
 """Micro F1 of a joint model, for any choice of deferred rows."""
 
-from __future__ import annotations
-
 import numpy as np
 
 
@@ -20,18 +18,17 @@ class JointF1:
     """
 
     def __init__(self, student: np.ndarray, deferred: np.ndarray, targets: np.ndarray) -> None:
-        self.hits, self.sizes = (
-            np.stack([count(predictions, targets) for predictions in (student, deferred)])
-            for count in (_hits, _sizes)
-        )
+        both = np.stack([student, deferred])
+        self.hits = 2.0 * (both & targets).sum(
+            axis=2
+        )  # twice the labels that are rightly predicted
+        self.sizes = 1.0 * both.sum(axis=2) + targets.sum(axis=1)  # those predicted, those right
 
     def __call__(self, deferred: np.ndarray, *, times: np.ndarray | None = None) -> float:
         """Micro F1 where the rows `deferred`, (n,) bool, are, and each row counts `times`."""
         counts = np.ones(deferred.shape, np.float64) if times is None else times
-        hits, sizes = (
-            float(np.where(deferred, both[1], both[0]) @ counts) for both in (self.hits, self.sizes)
-        )
-        return _ratio(hits, sizes)
+        both = (np.where(deferred, after, before) for before, after in (self.hits, self.sizes))
+        return _ratio(*(float(values @ counts) for values in both))
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Each row's part in it if it is kept, and if it is deferred: (n,).
@@ -52,16 +49,6 @@ class JointF1:
         kept += ends[0] - kept.mean()  # 0 but where there is nothing to find, and nothing found
         change += (ends[1] - ends[0] - change.sum()) / n  # rounding alone, as a rule
         return kept, kept + n * change
-
-
-def _hits(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Twice the labels that are rightly predicted, by row."""
-    return 2.0 * (predictions & targets).sum(axis=1)
-
-
-def _sizes(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The labels that are predicted, and those that are right, by row."""
-    return (predictions.sum(axis=1) + targets.sum(axis=1)).astype(np.float64)
 
 
 def _ratio(hits: float, sizes: float) -> float:

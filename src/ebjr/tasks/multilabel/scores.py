@@ -1,7 +1,5 @@
 """Scores of multilabel students: raw output is a logit for each label, (n, labels)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from ebjr.arrays import Array, as_logits, namespace, top_and_total

@@ -1,7 +1,5 @@
 """Regression: raw output is one number for each input, then what a score reads (eq. 8-11)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -21,10 +19,6 @@ def _squared(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return -((predictions - targets) ** 2)
 
 
-def _absolute(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    return -np.abs(predictions - targets)
-
-
 def _explained(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
     variance = float(np.var(targets))
     if variance == 0:
@@ -40,7 +34,7 @@ class Regression(Task):
     metrics = declare_metrics(
         Metric("rmse", _squared, "RMSE", "squared error", root=True),
         Metric("mse", _squared, "MSE", "squared error"),
-        Metric("mae", _absolute, "MAE", "absolute error"),
+        Metric("mae", lambda found, real: -np.abs(found - real), "MAE", "absolute error"),
         Metric("r2", _explained, "R2", "R2", lower=False, certifiable=False),
     )
     targets_are = "numbers"
@@ -109,11 +103,8 @@ class Regression(Task):
 
 
 def _reads(name: str, output: np.ndarray) -> bool:
-    """Whether a score can read raw output of this width, and what it reads means something.
-
-    Rows with NaN are always deferred, which costs a curve nothing: many of them would win.
-    """
-    try:
+    """Whether a score can read raw output of this width, and what it reads means something."""
+    try:  # rows with NaN are always deferred, which costs a curve nothing: many of them would win
         return bool(np.isfinite(PREDICTIONS.scores[name](output)).mean() >= 0.99)
     except ValueError:
         return False

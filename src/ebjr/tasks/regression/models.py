@@ -5,13 +5,11 @@ is the prediction and then those columns. Heads over bins do not say the predict
 that takes y as an input has no columns at all; both become (n, 1 + k) here.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -119,7 +117,7 @@ class GaussianMixture:
         return logsumexp(each)
 
     @classmethod
-    def fit(cls, residuals: Any, components: int = 3, steps: int = 200) -> GaussianMixture:
+    def fit(cls, residuals: Any, components: int = 3, steps: int = 200) -> Self:
         """The likeliest mixture for some residuals, by expectation maximization.
 
         Parameters
@@ -242,8 +240,7 @@ def sample_energy(
     return EnergyEstimate(total, _spread(share))
 
 
-FAR = 0.02
-"""The share of the draws that count as far from the prediction."""
+FAR = 0.02  # the share of the draws that count as far from the prediction
 
 MOST_FAR = 8.0
 """How many times their share of the weight far draws may hold.
@@ -252,15 +249,11 @@ A proposal of twice too small a deviation gives them 9 to 12 times (of 100 and o
 a bias beyond the standard error; one of the right width 1.
 """
 
-FEWEST_EFFECTIVE = 5.0
-"""With a smaller effective sample size the standard error is itself a guess."""
+FEWEST_EFFECTIVE = 5.0  # with a smaller effective sample size the standard error is itself a guess
 
 
 def _warn_if_narrow(share: np.ndarray, distance: np.ndarray) -> None:
-    """Warn where the draws do not reach, or hardly meet, where the energy is.
-
-    `share` is of each draw in its input's sum, `distance` from the prediction: (n, samples).
-    """
+    """Warn where draws, (n, samples), do not reach, or hardly meet, where the energy is."""
     n, samples = share.shape
     count = math.ceil(FAR * samples)
     far = np.argpartition(distance, samples - count, axis=1)[:, samples - count :]
@@ -283,12 +276,10 @@ def _warn_if_narrow(share: np.ndarray, distance: np.ndarray) -> None:
 
 
 def _spread(share: Array) -> Array:
-    """(n,): the standard error of a sum of draws (n, samples), independent or of ascending strata.
-
-    Second differences have the variance of the draws and leave out what ascends with the strata;
-    where they do not reach, at both ends, first differences stand in.
-    """
+    """(n,): the standard error of sums of draws (n, samples), independent or ascending strata."""
     xp = namespace(share)
+    # second differences have the variance of the draws and leave out what ascends with the strata;
+    # where they do not reach, at both ends, first differences stand in
     step = share[:, 1:] - share[:, :-1]
     bend = step[:, 1:] - step[:, :-1]
     ends = step[:, 0] ** 2 + step[:, -1] ** 2

@@ -12,8 +12,6 @@ input: no signal whatever. Such heads say how sure they are in their width, and 
 other scores read.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

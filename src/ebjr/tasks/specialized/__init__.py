@@ -1,7 +1,5 @@
 """Specialized students: they know the popular classes, and "other" for all else (section 2.4)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

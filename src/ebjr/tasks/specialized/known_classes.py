@@ -5,12 +5,10 @@ k is the teacher's label ``known_classes[k]``, and its last one, ``other_class``
 (section 2.4).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -128,7 +126,7 @@ class Traffic:
         object.__setattr__(self, "popular_classes", check_known_classes(self.popular_classes))
 
     @classmethod
-    def parse(cls, text: str, popular_classes: Any) -> Traffic:
+    def parse(cls, text: str, popular_classes: Any) -> Self:
         """Read ``popular=0.75``."""
         name, equals, share = text.partition("=")
         try:

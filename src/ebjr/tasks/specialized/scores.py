@@ -1,7 +1,5 @@
 """Scores of specialized students: their last column is "other" (eq. 16 and 17)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -103,13 +101,10 @@ def _known(logits: Array) -> Array:
 
 
 def _unless_other(values: Array, logits: Array) -> Array:
-    """Values (n,), but ``-inf`` where the last logit is the largest; NaN where one is NaN or inf.
-
-    A tie is the known class's.
-    """
+    """Values (n,), but ``-inf`` where "other" is the largest; NaN where one is NaN or inf."""
     xp = namespace(logits)
     _, total = top_and_total(logits)
-    other_wins = logits[:, -1] > xp.max(_known(logits), axis=-1)
+    other_wins = logits[:, -1] > xp.max(_known(logits), axis=-1)  # a tie is the known class's
     return xp.where(other_wins, xp.full_like(values, -math.inf), values) + 0 * total
 
 
