@@ -41,12 +41,29 @@ def option(group: str, help: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=group, **more)
 
 
+def parse_number(text: str) -> float:
+    """A number of a goal; a share is no percentage.
+
+    Examples
+    --------
+    >>> parse_number("0.005")
+    0.005
+    """
+    try:
+        return float(text)
+    except ValueError:
+        share = re.fullmatch(r"\s*([\d.]+)\s*%\s*", text)
+        hint = f"write {float(share[1]) / 100:g}" if share else "it must be like 0.005 or 2e6"
+        raise typer.BadParameter(f"{text!r} is no number: {hint}") from None
+
+
 # An option in a group, by the group's name
 in_data = partial(option, "Data")
 in_models = partial(option, "Models")
 in_task = partial(option, "Task")
 in_link = partial(option, "Link")
 in_goal = partial(option, "Goal")
+a_number_in_goal = partial(in_goal, parser=parse_number, metavar="<float>")
 in_guarantee = partial(option, "Guarantee")
 in_score = partial(option, "Score")
 in_knob = partial(option, "Knob")
@@ -367,21 +384,26 @@ class GoalOptions:
 
     goal: Annotated[str, in_goal("match-teacher, accuracy, budget or crossing.")] = "match-teacher"
     tolerance: Annotated[
-        float | None, in_goal("match-teacher: how far below the teacher it may be, as 0.005.")
+        float | None,
+        a_number_in_goal("match-teacher: how far below the teacher it may be, as 0.005."),
     ] = None
-    target: Annotated[float | None, in_goal("accuracy: what to reach, as 0.95, or an RMSE.")] = None
-    flops: Annotated[float | None, in_goal("budget: FLOPs per example.")] = None
-    seconds: Annotated[float | None, in_goal("budget: seconds per example.")] = None
-    joules: Annotated[float | None, in_goal("budget: joules per example.")] = None
+    target: Annotated[
+        float | None, a_number_in_goal("accuracy: what to reach, as 0.95, or an RMSE.")
+    ] = None
+    flops: Annotated[float | None, a_number_in_goal("budget: FLOPs per example.")] = None
+    seconds: Annotated[float | None, a_number_in_goal("budget: seconds per example.")] = None
+    joules: Annotated[float | None, a_number_in_goal("budget: joules per example.")] = None
     bytes: Annotated[
-        float | None, in_goal("budget: bytes per example over the link to the teacher.")
+        float | None, a_number_in_goal("budget: bytes per example over the link to the teacher.")
     ] = None
-    deferral_rate: Annotated[float | None, in_goal("budget: the most to defer, as 0.2.")] = None
+    deferral_rate: Annotated[
+        float | None, a_number_in_goal("budget: the most to defer, as 0.2.")
+    ] = None
     margin: Annotated[
         float | None,
-        in_goal(
-            "match-teacher, accuracy: by how many standard errors to exceed it, 0.5 if left out; 0 "
-            "is the plain pick, which falls short elsewhere."
+        a_number_in_goal(
+            "match-teacher, accuracy: by how many standard errors to exceed it; if left out, found "
+            "on halves of the examples. 0 is the plain pick, which falls short elsewhere."
         ),
     ] = None
     delta: Annotated[

@@ -109,6 +109,14 @@ class Study:
         return Verdict.of(self.goal, result, self.intervals, self._pays_within)
 
     @property
+    def plain_point(self) -> OperatingPoint | None:
+        """The pick without a margin, on `calibration`; None where there is no margin."""
+        if self.point.margin is None:
+            return None
+        goal, router = replace(self.goal, margin=0.0), self.point.router
+        return calibrate(self.calibration, goal, score=router.score, blend=self.point.blend)
+
+    @property
     def _pays_within(self) -> OperatingPoint | None:
         """Where the goal of matching the teacher does not pay: the least tolerance that does."""
         if self.goal.kind != "match-teacher" or self.result.pays is not False:
@@ -342,7 +350,7 @@ def study_point(
         held_out=held_out,
         split=(fraction, seed),
         goal=aim,
-        point=replace(evaluate(calibration, point), certified=point.certified),
+        point=replace(evaluate(calibration, point), certified=point.certified, margin=point.margin),
         result=evaluate(held_out, point),
         others=others,
         other_results={name: evaluate(held_out, other) for name, other in others.items()},

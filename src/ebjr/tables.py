@@ -93,8 +93,21 @@ def print_study(
         console.print()
         ranking = _ranking(study.ranking, score_title(study.point.score), measure)
         print_table(console, ranking, spare=["AURC"])
-    chosen = f"\n{len(study.calibration):,} other examples to choose on"
+        _say(console, f"\n{_margin_words(study)}")
+    chosen = f"\nChosen on {len(study.calibration):,} other examples"
     _say(console, chosen + ("." if details else "; --details has every score, interval and test."))
+
+
+def _margin_words(study: Study) -> str:
+    """What the margin against optimism costs."""
+    plain = study.plain_point
+    if plain is None:
+        return "No margin: the goal limits no quality, or a guarantee takes its place."
+    return (
+        f"Margin: {study.point.margin:.2f} standard errors, with which the choice keeps the goal "
+        f"on other examples on average; {study.point.deferral_rate:.1%} of the examples chosen on "
+        f"are deferred, and without it {plain.deferral_rate:.1%}."
+    )
 
 
 def print_sweep(console: Console, sweep: Sweep) -> None:

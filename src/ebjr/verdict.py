@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ebjr.calibration.goal import Goal
+from ebjr.costs import Cost, flops_text
 from ebjr.curve import OperatingPoint
 from ebjr.metric import METRICS
 from ebjr.stats import Interval
@@ -62,7 +63,7 @@ class Verdict:
         shown = _shown(goal, point, intervals)
         price = point.verdict if pays_within is None else _brittle(goal, point, pays_within)
         if above is None:
-            return cls(None, f"The goal {goal} sets no limit. {shown}", price)
+            return cls(None, f"Goal {goal.kind} sets no limit. {shown}", price)
         standing = MET if above.low >= 0 else MISSED if above.high < 0 else UNDECIDED
         words = f" by {_amount(goal, point, -above.estimate)}" if standing == MISSED else ""
         words = f" by {point.n:,} examples" if standing == UNDECIDED else words
@@ -106,7 +107,8 @@ def _above(
         left = Interval(
             *(limit - fixed - each * end for end in (rate.estimate, rate.high, rate.low))
         )
-        return left, f"at most {_amount(goal, point, limit)} an example"
+        each_example = "" if goal.unit == "deferral_rate" else " an example"
+        return left, f"at most {_amount(goal, point, limit)}{each_example}"
     return None, ""
 
 
@@ -120,9 +122,14 @@ def _amount(goal: Goal, point: OperatingPoint, amount: float) -> str:
     if goal.kind == "budget":
         if goal.unit == "deferral_rate":
             return f"{100 * amount:.3g} % deferred"
-        return f"{amount:,.4g} {'FLOPs' if goal.unit == 'flops' else goal.unit}"
+        if goal.unit == "flops":
+            return f"{flops_text(Cost(flops=abs(amount)))} MFLOPs"
+        return f"{amount:,.4g} {goal.unit}"
     measure = METRICS[point.metric]
-    return f"{100 * amount:.3g} points" if measure.percent else f"{amount:.3g} of {measure.title}"
+    if not measure.percent:
+        return f"{amount:.3g} of {measure.title}"
+    points = f"{100 * amount:.3g}"
+    return f"{points} point" if points == "1" else f"{points} points"
 
 
 def _shown(goal: Goal, point: OperatingPoint, intervals: Mapping[str, Interval]) -> str:
