@@ -74,6 +74,35 @@ def test_a_table_of_paths_is_recorded_and_answered_as_csv(run, recorded):
     assert "no columns called 'picture', where it needs one; it has photo, label" in said
 
 
+def test_columns_in_another_order_are_read_by_name(run, recorded):
+    Path("models.py").write_text(
+        "def student(rows):\n    return rows[:, :2] - [0.0, 0.2]\n"
+        "def teacher(rows):\n    return 9 * rows[:, :2]\n"
+    )
+    values = np.random.default_rng(0).random((60, 3)).round(3)
+    rows = [dict(zip("abc", row, strict=True)) for row in values.tolist()]
+    lines = [",".join(map(str, (*row.values(), int(row["b"] > row["a"])))) for row in rows]
+    Path("t.csv").write_text("\n".join(["a,b,c,label", *lines]))
+    turned = [",".join(map(str, (row["c"], 7, row["b"], row["a"]))) for row in rows]
+    Path("turned.csv").write_text("\n".join(["c,more,b,a", *turned]))
+    words = "record --student models.py:student --teacher models.py:teacher --data t.csv -o t.npz"
+    assert run(*words.split())[0] == 0
+    assert Outcomes.load("t.npz").columns == ("a", "b", "c")
+    assert run("calibrate", "t.npz", "-o", "t.toml")[0] == 0
+    said = []
+    for name in ("t.csv", "turned.csv"):
+        code, _, error = run("predict", "t.toml", "--data", name, "-o", "said.jsonl", "--trust")
+        assert code == 0, error
+        said.append([json.loads(line) for line in Path("said.jsonl").read_text().splitlines()])
+        Path("said.jsonl").unlink()
+    assert [row["score"] for row in said[0]] == [row["score"] for row in said[1]]
+    ask = ("predict", "t.toml", "--trust", "-o", "said.jsonl", "--data")
+    Path("less.csv").write_text("a,c\n1,2\n")
+    assert "no columns called 'b'" in refused(run(*ask, "less.csv"))
+    other = refused(run(*ask, "turned.csv", "--input-columns", "b,a,c"))
+    assert "the joint model reads the columns a,b,c in this order, not b,a,c" in other
+
+
 def test_raw_outputs_go_straight_into_calibrate_and_evaluate(run, recorded):
     with np.load("outcomes.npz") as arrays:
         raw = {name: arrays[name] for name in ("student", "teacher", "targets")}

@@ -417,7 +417,7 @@ def predict(
             f"on Ray student and teacher run on their own: give the joint.toml that {joint} was "
             "exported from"
         )
-    source = data.open(known.task, known.labels)
+    source = data.open(known.task, known.labels, known.columns)
     chosen = chosen_threshold(known, threshold, operating_point)
     how: dict[str, Any] = {
         "batch_size": batch_size,

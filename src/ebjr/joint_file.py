@@ -93,6 +93,8 @@ class JointConfig:
     imports
         The files and modules that were imported for scores and metrics of the user's own. They
         are named where such a score is unknown, and never run because a file names them.
+    columns
+        Where inputs are numbers of a table: the columns' names, in the models' order.
 
     Examples
     --------
@@ -119,6 +121,7 @@ class JointConfig:
     known_classes: tuple[int, ...] | None = None
     classes: int | None = None
     imports: tuple[str, ...] = ()
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.student, RemoteEntry):
@@ -175,6 +178,7 @@ class JointConfig:
             known_classes=study.outcomes.known_classes,
             classes=study.outcomes.classes,
             imports=tuple(imports),
+            columns=study.outcomes.columns,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -185,6 +189,7 @@ class JointConfig:
             "task": self.task,
             "imports": list(self.imports) or None,
             "labels": None if self.labels is None else list(self.labels),
+            "columns": None if self.columns is None else list(self.columns),
             **_known(self.known_classes, self.classes),
             "router": {
                 "score": self.score,
@@ -257,18 +262,20 @@ class JointConfig:
         points = table.get("operating_points", {})
         for name, point in points.items():
             check_keys(point, _POINT_KEYS, f"operating_points.{name}", ("threshold",))
-        labels = table.get("labels")
+        names: dict[str, Any] = {
+            key: tuple(table[key]) for key in ("labels", "columns") if key in table
+        }
         return cls(
             student=entry_from_table(table["student"], folder, "student"),
             teacher=entry_from_table(table["teacher"], folder, "teacher"),
             score=router["score"],
             threshold=check_threshold(router["threshold"]),
             blend=router.get("blend", 0.0),
-            labels=None if labels is None else tuple(labels),
             calibration=calibration,
             operating_points=points,
             rescale=as_task(table.get("task", "classification")).read_scale(router.get("rescale")),
             imports=imports,
+            **names,
             **picked(table, ("task", "name", "known_classes", "classes")),
         )
 
@@ -385,7 +392,7 @@ class JointConfig:
     def _check_same(self, outcomes: Outcomes) -> None:
         """Check that outcomes are of the task, the models and the classes that the file is of."""
         again = "record again with the models of joint.toml"
-        same = ("task", "known_classes")
+        same = ("task", "known_classes", "columns")
         facts = {name: (getattr(self, name), getattr(outcomes, name)) for name in same}
         for role in ("student", "teacher"):
             said, found = getattr(self, role).as_table(None), outcomes.models.get(role, {})

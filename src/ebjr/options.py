@@ -284,22 +284,36 @@ class DataOptions:
     images: Images = None
     strict: Strict = False
 
-    def open(self, task: str, labels: tuple[str, ...] | None = None) -> Data:
-        """The data, with the targets of a task, for a model whose classes are called `labels`."""
+    def open(
+        self,
+        task: str,
+        labels: tuple[str, ...] | None = None,
+        columns: tuple[str, ...] | None = None,
+    ) -> Data:
+        """The data, with the targets of a task, for a model of these labels and input columns."""
         from ebjr.data.open import open_data
+        from ebjr.data.tables import TABLE_SUFFIXES
         from ebjr.labels import check_same_classes
         from ebjr.outputs import check_unread
         from ebjr.tasks import as_task
 
         names = None if self.classes is None else read_names(self.classes)
         check_same_classes("--classes", names, "the joint model", labels, "leave --classes out")
+        asked: Any = self.input_columns
+        if columns is not None and asked not in (None, ",".join(columns)):
+            raise ValueError(
+                f"the joint model reads the columns {','.join(columns)} in this order, not "
+                f"{asked}: leave --input-columns out"
+            )
+        if columns is not None and self.data.suffix.lower() in TABLE_SUFFIXES:
+            asked = columns
         found = open_data(
             self.data,
             classes=names,
             on_unreadable="error" if self.strict else "skip",
             targets_are=as_task(task).targets_are,
             images=self.images,
-            input_columns=self.input_columns,
+            input_columns=asked,
             label_column=self.label_column,
         )
         found.how = (names, self.input_columns, self.label_column, str(self.images))

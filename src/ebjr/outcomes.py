@@ -74,6 +74,8 @@ class Outcomes:
     known_classes
         For a specialized student, and needed there: the teacher's label of each class that it
         knows, in its order.
+    columns
+        Where inputs are numbers of a table: the columns' names, in the models' order.
 
     Raises
     ------
@@ -101,6 +103,7 @@ class Outcomes:
     metric: str = None  # type: ignore[assignment]  # the task's own; a name from here on
     rescale: CommonScale | None = None
     known_classes: tuple[int, ...] | None = None
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         kind = as_task(self.task, self.known_classes)
@@ -118,6 +121,7 @@ class Outcomes:
         labels = None if self.labels is None else tuple(map(label_text, self.labels))
         vars(self).update(student=student, teacher=teacher, targets=targets, labels=labels)
         vars(self).update(metric=kind.metric(self.metric).name, known_classes=kind.known_classes)
+        vars(self).update(columns=None if self.columns is None else tuple(self.columns))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -358,6 +362,7 @@ class Outcomes:
             "metric": self.metric,
             "rescale": None if self.rescale is None else self.rescale.as_dict(),
             "known_classes": self.known_classes,
+            "columns": self.columns,
         }
         arrays["about"] = np.array(json.dumps(about))
         with write_whole(path, "wb") as file:  # packing floats takes long and saves a tenth
@@ -439,7 +444,7 @@ def _about(archive: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 _OPTIONAL = ("task", "labels", "known_classes")
-_KEPT = ("labels", "models", "labeled", "metric", "known_classes")
+_KEPT = ("labels", "models", "labeled", "metric", "known_classes", "columns")
 
 
 def _numbered(targets: Any, labels: tuple[str, ...] | None, kind: Task) -> Any:

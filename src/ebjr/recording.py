@@ -217,6 +217,7 @@ class _Recording:
             note(data.omissions)
         if wanted != "numbers" and data.classes is not None:
             self.about.setdefault("labels", data.classes)
+        self.about.setdefault("columns", data.columns)
         if isinstance(data, ArrayData) and data.targets is not None:  # all labels are at hand
             labels = self._read(data.targets)
             self.check_all = lambda: self._in_range(labels)
@@ -500,7 +501,7 @@ class _Recording:
         return {role: count - self.before.get(role, 0) for role, count in now.items()}
 
 
-_OF_OUTCOMES = ("labels", "models", "metric", "known_classes", "rescale")
+_OF_OUTCOMES = ("labels", "models", "metric", "known_classes", "rescale", "columns")
 
 
 def counter(

@@ -72,6 +72,7 @@ class ExportedJoint:
         self.task: str = self.about["task"]
         self.kind: Task = as_task(self.task, self.about.get("known_classes"))
         self.labels: tuple[str, ...] | None = tuple(self.about.get("labels", ())) or None
+        self.columns: tuple[str, ...] | None = tuple(self.about.get("columns", ())) or None
         self.operating_points: dict[str, Any] = self.about.get("operating_points", {})
         self.blend = as_blend(self.about["blend"])
         self.router = Router(_score(self.about["score"]), float(self.about["threshold"]))

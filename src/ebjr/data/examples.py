@@ -57,7 +57,8 @@ class Data(ABC):
     `class_ids` are COCO's ids of `classes`, if each has one. `unreadable` holds (name, reason) of
     each example left out of the latest pass, filled as it is read, and `left_out` what else was
     found and makes no example, with its count. `how` is what else decides what is read, such as
-    the columns of a table.
+    the columns of a table; `columns` are the names of the numbers in each input, where a table has
+    them.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Data(ABC):
     unreadable: list[tuple[str, str]] = field(default_factory=list, init=False)
     left_out: dict[str, int] = field(default_factory=dict, init=False)
     how: Any = field(default=None, init=False)
+    columns: tuple[str, ...] | None = field(default=None, init=False)
 
     @abstractmethod
     def __len__(self) -> int:

@@ -84,8 +84,11 @@ def open_table(
         examples = partial(table.examples, columns[0], targets)
         return ImageData(*about, examples, table.rows, on_unreadable, apart)
     held: Any = [found[name] for name in columns]
-    held = held[0].to_pylist() if holds == "texts" else np.stack(held, axis=1).astype(np.float64)
-    return ArrayData(*about, held, None if targets is None else np.array(targets))
+    texts = holds == "texts"
+    held = held[0].to_pylist() if texts else np.stack(held, axis=1).astype(np.float64)
+    data = ArrayData(*about, held, None if targets is None else np.array(targets))
+    data.columns = None if texts else tuple(columns)
+    return data
 
 
 @dataclass(frozen=True)

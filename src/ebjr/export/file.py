@@ -301,6 +301,7 @@ def _describe(
             if entry.preprocess is not None
         },
         "labels": config.labels,
+        "columns": config.columns,
         "classes": len(asked.get("label_ids", ())) or asked.get("classes", config.classes),
         "known_classes": config.known_classes,
         "calibration": config.calibration,
