@@ -27,7 +27,7 @@ def write_pair(folder: Path, deferral_rate: float | None = None) -> Path:
         entries.append(ModelEntry.of_file(folder / name))
     goal = {} if deferral_rate is None else {"goal": "budget", "deferral_rate": deferral_rate}
     with shipped("outcomes.npz") as path:
-        study = run_study(Outcomes.load(path), **goal)
+        study = run_study(Outcomes.load(path), margin=0.0, **goal)
     JointConfig.of_study(*entries, study).save(folder / "joint.toml")
     return folder / "joint.toml"
 

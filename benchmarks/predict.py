@@ -94,7 +94,9 @@ def main() -> None:
     report: dict[str, Any] = {**about(seed=0), "images": count, "batch_size": BATCH}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        point = run_study(Outcomes.load(stack.enter_context(shipped("outcomes.npz")))).point
+        point = run_study(
+            Outcomes.load(stack.enter_context(shipped("outcomes.npz"))), margin=0.0
+        ).point
         paths = [stack.enter_context(shipped(f"{role}.onnx")) for role in ("student", "teacher")]
         models = [load_model(path, threads=os.cpu_count()) for path in paths]
         bare = JointClassifier(*models, point.router, blend=point.blend)

@@ -196,7 +196,7 @@ def measure(run: Run) -> dict[str, Any]:
     outcomes = shipped_pair()
     calibration, held_out = outcomes.split(0.5, 0)
     rows = outcomes.split_rows(0.5, 0)[1]
-    chosen = calibrate(calibration, blend=0.0)
+    chosen = calibrate(calibration, blend=0.0, margin=0.0)
     curve = TradeOffCurve.of(held_out, chosen.router.score)
     points = {f"{rate:g}": curve.at(deferral_rate=rate) for rate in RATES}
     points["chosen"] = curve.at(threshold=chosen.threshold)

@@ -32,7 +32,7 @@ LOSSES = {
 def curves(outcomes: Outcomes) -> dict[str, Any]:
     """Accuracy at fixed deferral rates on the held-out half of the first split, in percent."""
     calibration, held_out = outcomes.split(0.5, 0)
-    chosen = calibrate(calibration, **choice(outcomes, 0))
+    chosen = calibrate(calibration, margin=0.0, **choice(outcomes, 0))
     found = {
         "auto and blend": chosen.curve(held_out),
         "energy": TradeOffCurve.of(held_out, "energy"),

@@ -99,7 +99,7 @@ def areas(outcomes: Outcomes, scores: Mapping[str, list[Any]]) -> dict[str, floa
 def drawn(outcomes: Outcomes, first: Mapping[str, Any]) -> dict[str, Any]:
     """One half's curves: accuracy at fixed costs, in percent of the teacher's FLOPs."""
     calibration, held_out = outcomes.split(0.5, 0)
-    joint = evaluate(held_out, calibrate(calibration, **choice(outcomes, 0)))
+    joint = evaluate(held_out, calibrate(calibration, margin=0.0, **choice(outcomes, 0)))
     scores = {**first, "oracle": oracle(held_out)}
     curves = {name: TradeOffCurve.of(held_out, score) for name, score in scores.items()}
     curves["auto and blend"] = joint.curve(held_out)

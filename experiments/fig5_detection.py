@@ -86,7 +86,7 @@ def on_half(calibration: Outcomes, held_out: Outcomes, fit: Any) -> dict[str, An
     curve = TradeOffCurve.of(held_out, score)
     tolerance = (1 - SHARE) * calibration.quality("teacher")
     try:
-        chosen = calibrate(calibration, tolerance=tolerance, score=score, blend=0.0)
+        chosen = calibrate(calibration, tolerance=tolerance, score=score, blend=0.0, margin=0.0)
         here = curve.at(threshold=chosen.threshold)
         point = [here.deferral_rate, here.quality / here.teacher_quality]
     except CalibrationError:

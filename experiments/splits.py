@@ -97,6 +97,8 @@ def held_out_points(
 ) -> list[OperatingPoint]:
     """What is chosen on one half, evaluated on the other; infeasible splits are left out.
 
+    The pick is the plain one, without a margin, as the paper's: `experiments.optimism` has both.
+
     A `share` is a tolerance in parts of the teacher's loss on the half that is chosen on. `scores`
     and `blends` have one for each split, where `auto` has chosen them before.
     """
@@ -110,7 +112,7 @@ def held_out_points(
         if share is not None:
             how["tolerance"] = share * abs(calibration.quality("teacher"))
         try:
-            found.append(evaluate(held_out, calibrate(calibration, goal, **how)))
+            found.append(evaluate(held_out, calibrate(calibration, goal, margin=0.0, **how)))
         except CalibrationError:
             continue
     return found
@@ -130,6 +132,6 @@ def aimed_points(
         best = calibrate(calibration, "budget", deferral_rate=1.0, **chosen)
         for over, points in found.items():
             target = min(calibration.quality("teacher") + over, best.quality)
-            point = calibrate(calibration, "accuracy", target=target, **chosen)
+            point = calibrate(calibration, "accuracy", target=target, margin=0.0, **chosen)
             points.append(evaluate(held_out, point))
     return found

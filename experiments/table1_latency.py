@@ -52,7 +52,7 @@ def main(run: Run) -> dict[str, Any]:
     with shipped("outcomes.npz") as path:
         outcomes = Outcomes.load(path)
     first, second = outcomes.split_rows(0.5, seed=0)
-    point = calibrate(outcomes.take(first))
+    point = calibrate(outcomes.take(first), margin=0.0)
     there = point.curve(outcomes.take(second)).at(threshold=point.threshold)
     models = []
     for role in ("student", "teacher"):

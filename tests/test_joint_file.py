@@ -127,7 +127,11 @@ def test_a_study_is_kept_with_its_figures(joint, tmp_path):
     assert config.calibration["tolerance"] == 0.01
     assert config.calibration["outcomes"] == outcomes.fingerprint
     assert config.calibration["held_out"]["quality"] == study.result.quality
-    assert config.operating_points["match-teacher"]["deferral_rate"] >= study.point.deferral_rate
+    assert config.operating_points["match-teacher"]["threshold"] >= config.threshold
+    for name, point in config.operating_points.items():  # on examples that none was chosen on
+        there = study.point.curve(study.held_out).at(threshold=point["threshold"])
+        assert (point["quality"], point["deferral_rate"]) == (there.quality, there.deferral_rate), name
+    assert config.calibration["verdict"] == study.verdict.text
     curve, kept = study.point.curve(study.held_out), config.calibration["curve"]
     assert kept["deferral_rate"][0] == curve.deferral_rate[0]
     assert (kept["threshold"][-1], kept["deferral_rate"][-1]) == (np.inf, 1.0)

@@ -232,7 +232,9 @@ def prepare(folder: Path) -> tuple[np.ndarray, JointClassifier]:
         with shipped(name) as path:
             (folder / name).write_bytes(path.read_bytes())
     with shipped("outcomes.npz") as path:
-        point = calibrate(Outcomes.load(path).split(0.5, seed=0)[0], score="softmax", blend=0.0)
+        point = calibrate(
+            Outcomes.load(path).split(0.5, seed=0)[0], score="softmax", blend=0.0, margin=0.0
+        )
     models = [load_model(folder / f"{role}.onnx", threads=1) for role in ("student", "teacher")]
     joint = JointClassifier(*models, Router("softmax", point.threshold))
     save_joint(folder / "joint.toml", joint, point=point)

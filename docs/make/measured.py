@@ -244,6 +244,37 @@ def scores_table() -> str:
     return table(["score", "reads", "is"], rows)
 
 
+OPTIMISM = ROOT / "experiments" / "results" / "optimism.json"
+
+
+def optimism_table() -> str:
+    """How far a pick falls short of its goal elsewhere, without a margin and with the one found."""
+    figures = json.loads(OPTIMISM.read_text())["figures"]
+    rows = []
+    for name, title in OPTIMISM_PAIRS.items():
+        for n, found in figures[name].items():
+            for tolerance, by_margin in found["match-teacher"].items():
+                cells = [
+                    text
+                    for key in ("0.0", "found")
+                    for text in (
+                        f"{by_margin[key]['points_short']:+.2f}",
+                        f"{100 * by_margin[key]['deferral_rate']:.1f} %",
+                    )
+                ]
+                rows.append([title, f"{int(n):,}", f"{100 * float(tolerance):g}", *cells])
+    head = ["pair", "examples", "tolerance, points", "short, plain", "deferred", "short", "deferred"]
+    return table(head, rows)
+
+
+OPTIMISM_PAIRS = {
+    "cifar10": "CIFAR-10, shipped",
+    "imagenet_160_260": "ImageNet's classes, 160 → 260",
+    "imagenet_224_260": "ImageNet's classes, 224 → 260",
+    "cifar100_early_exit": "CIFAR-100, early exit",
+}
+
+
 def parts() -> dict[str, str]:
     """By file name: what the pages include."""
     pairs = classifier_pairs()
@@ -255,4 +286,5 @@ def parts() -> dict[str, str]:
         "specialized.md": specialized_table(),
         "detection.md": detection_table(),
         "scores.md": scores_table(),
+        "optimism.md": optimism_table(),
     }

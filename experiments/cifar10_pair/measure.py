@@ -56,7 +56,7 @@ def main() -> None:
         outcomes = Outcomes.load(path)
     if asked.student == "pooled":
         outcomes = pooled(outcomes)
-    study = run_study(outcomes)
+    study = run_study(outcomes, margin=0.0)
     calibration, held_out = outcomes.split(*study.split)
     student, teacher = outcomes.student_cost.flops, outcomes.teacher_cost.flops
     assert student is not None

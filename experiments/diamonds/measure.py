@@ -54,7 +54,7 @@ def joint_seconds(
     """The joint model itself, run on the held-out half beside the teacher alone."""
     calibration, held_out = outcomes.split(0.5, 0)
     _, rows = outcomes.split_rows(0.5, 0)
-    point = calibrate(calibration, tolerance=-share * calibration.quality("teacher"))
+    point = calibrate(calibration, tolerance=-share * calibration.quality("teacher"), margin=0.0)
     joint = JointRegressor(models["student"], models["teacher"], point.router, blend=point.blend)
     spent = seconds({"joint": joint, "teacher": models["teacher"]}, x[rows], rounds=5)
     said = np.concatenate([answer.prediction for answer in run(joint, x[rows])])

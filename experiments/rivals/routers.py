@@ -64,12 +64,14 @@ def described(output: np.ndarray) -> np.ndarray:
 
 def ours(outcomes: Outcomes, seed: int, *goal: str, **how: Any) -> OperatingPoint:
     """The library's own: score and blend by `auto`, unless a blend is given."""
-    return calibrate(outcomes.split(0.5, seed)[0], *goal, **{**choice(outcomes, seed), **how})
+    return calibrate(
+        outcomes.split(0.5, seed)[0], *goal, margin=0.0, **{**choice(outcomes, seed), **how}
+    )
 
 
 def named(score: str, outcomes: Outcomes, seed: int, *goal: str, **how: Any) -> OperatingPoint:
     """A router that is a score, without a blend."""
-    return calibrate(outcomes.split(0.5, seed)[0], *goal, score=score, blend=0.0, **how)
+    return calibrate(outcomes.split(0.5, seed)[0], *goal, score=score, blend=0.0, margin=0.0, **how)
 
 
 def fitted(
@@ -82,7 +84,9 @@ def fitted(
     for k in range(FOLDS):
         score = fit(calibration.take(np.flatnonzero(fold != k)))
         values[fold == k] = score(calibration.student[fold == k])
-    point = calibrate(calibration, *goal, score=Score("values", lambda _: values), blend=0.0, **how)
+    point = calibrate(
+        calibration, *goal, score=Score("values", lambda _: values), blend=0.0, margin=0.0, **how
+    )
     return replace(point, score_function=fit(calibration))
 
 

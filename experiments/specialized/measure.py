@@ -141,7 +141,7 @@ def over_splits(
     for seed in range(splits):
         halves = [half.take(traffic.draw(half.targets, seed)) for half in table.split(0.5, seed)]
         try:
-            point = evaluate(halves[1], calibrate(halves[0], **how))
+            point = evaluate(halves[1], calibrate(halves[0], margin=0.0, **how))
         except CalibrationError:
             failed += 1
             continue

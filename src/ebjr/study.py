@@ -88,9 +88,14 @@ class Study:
         """By name: other operating points of the chosen score and blend, on `calibration`."""
         table, score, blend = self.calibration, self.point.router.score, self.point.blend
         goals = table.kind.named_goals(table.measure, table.quality("teacher"))
-        return _possible(
-            lambda name: calibrate(table, **goals[name], score=score, blend=blend), goals
-        )
+
+        def find(name: str) -> OperatingPoint:
+            goal = Goal.of(**goals[name])
+            if goal.limits_quality:  # score and blend were chosen with this margin
+                goal = replace(goal, margin=self.point.margin)
+            return calibrate(table, goal, score=score, blend=blend)
+
+        return _possible(find, goals)
 
     @cached_property
     def named_results(self) -> dict[str, OperatingPoint]:

@@ -101,7 +101,7 @@ class Goal:
                 limits = "lie between 0 and 1" if share else "be a finite number of at least 0"
                 raise ValueError(f"{self.unit} must {limits}, not {self.limit:g}")
         check_at_least(0, margin=self.margin)
-        if self.margin is not None and (self.delta is not None or not self.limits_quality):
+        if self.margin and (self.delta is not None or not self.limits_quality):
             raise ValueError("margin is for match-teacher and accuracy without delta: leave it out")
         if self.delta is None:
             if self.promise is not None:

@@ -54,11 +54,12 @@ def _kept_elsewhere(
     values = deferral_key(tried.values[score])
     kept, deferred = tried.kept - needed + limit, tried.deferred[blend] - needed + limit
     order = seen[np.argsort(values[seen])]
-    cuts = np.flatnonzero(np.diff(values[order], prepend=-np.inf) > 0)
-    cuts = np.append(cuts, len(seen))
+    ranked = values[order]
+    new = np.append(True, ranked[1:] != ranked[:-1]) & (ranked > -np.inf)  # -inf is always deferred
+    cuts = np.append(np.flatnonzero(new), len(seen))
     above, error = means_and_errors(kept[order], deferred[order], cuts)
     rows = first_with(surplus(above, error), MARGINS)
-    threshold = np.append(values[order], np.inf)[cuts[rows]]
+    threshold = np.append(ranked, np.inf)[cuts[rows]]
     place = np.argsort(values[others])
     count = np.searchsorted(values[others][place], threshold)
     return mean_at(kept[others][place], deferred[others][place], count)
