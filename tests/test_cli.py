@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -195,7 +196,7 @@ def test_every_command_prints_a_table_and_json(run, recorded):
 
 
 def test_the_table_names_both_models_every_score_and_the_break_even(run, recorded):
-    _, table, _ = run("calibrate", "outcomes.npz")
+    _, table, _ = run("calibrate", "outcomes.npz", "--details")
     for word in ("student", "teacher", "joint:", "energy (paper, eq. 3)", "softmax", "random"):
         assert word in table
     assert "the teacher alone is cheaper above a deferral rate of 90.0%" in table
@@ -203,19 +204,35 @@ def test_the_table_names_both_models_every_score_and_the_break_even(run, recorde
 
 def test_a_study_fits_one_screen(run, recorded, monkeypatch):
     monkeypatch.setattr("ebjr.cli.out", Console(width=100))
-    _, printed, _ = run("calibrate", "outcomes.npz", "--tolerance", "0.3", "--delta", "0.1")
-    lines = printed.splitlines()
-    assert sum(1 + len(line) // 100 for line in lines) <= 42
-    sentences = ("60 examples", "Promise", "On the", "Deferring")
-    tables = [line for line in lines if not line.startswith(sentences)]
-    assert max(map(len, tables)) <= 100
-    assert "…" not in printed
+    for more, most in ((), 17), (("--details",), 46):
+        words = ("calibrate", "outcomes.npz", "--tolerance", "0.3", "--delta", "0.1", *more)
+        _, printed, _ = run(*words)
+        lines = printed.splitlines()
+        assert len(lines) <= most
+        assert max(map(len, lines)) <= 100
+        assert "…" not in printed
+
+
+def test_ten_lines_say_it_and_details_the_rest(run, recorded):
+    _, few, _ = run("calibrate", "outcomes.npz", "--tolerance", "0.3")
+    assert len(few.splitlines()) <= 10
+    assert few.startswith("Goal ")
+    assert "held-out examples: at most 30 points under the teacher. Accuracy" in few
+    _, all_of_it, _ = run("calibrate", "outcomes.npz", "--tolerance", "0.3", "--details")
+    assert all_of_it.splitlines()[:2] == few.splitlines()[:2]
+    assert "standard errors" in all_of_it
+    report = ("--report", "r.html", "-o", "joint.toml")
+    found = json.loads(run("calibrate", "outcomes.npz", "--tolerance", "0.3", "--json", *report)[1])
+    assert found["standing"] in ("met", "missed", "not decided")
+    assert few.replace("\n", " ").startswith(found["verdict"])
+    assert html.escape(found["verdict"]) in Path("r.html").read_text()
+    assert ebjr.JointConfig.read("joint.toml").calibration["verdict"] == found["verdict"]
 
 
 def test_the_screen_shows_what_the_json_says(run, recorded):
     _, printed, _ = run("calibrate", "outcomes.npz", "--json")
     found = json.loads(printed)
-    _, screen, _ = run("calibrate", "outcomes.npz")
+    _, screen, _ = run("calibrate", "outcomes.npz", "--details")
     accuracy = found["intervals"]["accuracy"]
     assert f"accuracy {accuracy['low']:.2%} to {accuracy['high']:.2%}" in screen
     teacher = found["comparisons"][0]
@@ -239,7 +256,8 @@ def test_a_guarantee_is_printed_with_its_bound_and_price(run, recorded):
     words = ("calibrate", "outcomes.npz", "--tolerance", "0.3", "--delta", "0.1")
     _, printed, _ = run(*words, "--json")
     promise = json.loads(printed)["promise"]
-    _, screen, _ = run(*words)
+    _, screen, _ = run(*words, "--details")
+    screen = " ".join(screen.split())
     assert f"Promise: {promise['statement']}" in screen
     assert f"would have passed a tolerance of {promise['bound']:.4g}" in screen
     assert f"({100 * promise['price']:+.1f} points)" in screen
@@ -303,7 +321,7 @@ def test_joules_are_recorded_for_both_models_alike_and_can_be_a_budget(run, reco
     code, printed, _ = run("evaluate", "outcomes.npz", "--joint", "joint.toml", "--json")
     assert json.loads(printed)["goal"]["joules"] == budget
     saved = json.loads(printed)["intervals"]["joules_saved"]
-    code, printed, _ = run("evaluate", "outcomes.npz", "--joint", "joint.toml")
+    code, printed, _ = run("evaluate", "outcomes.npz", "--joint", "joint.toml", "--details")
     words = f"{saved['low']:.1%} to {saved['high']:.1%} of the teacher's joules saved"
     assert words in " ".join(printed.split())
 
@@ -488,7 +506,7 @@ def test_four_commands_make_a_specialized_student_and_its_teacher_one(run, speci
     assert code == 0, error
     assert "known_softmax" in json.loads(printed)["scores"]
     words = ("evaluate", "some.npz", "--joint", "joint.toml", "--report", "report.html")
-    code, printed, _ = run(*words)
+    code, printed, _ = run(*words, "--details")
     assert code == 0
     assert "specialized_energy (paper, eq. 17)" in printed
     assert "specialized_energy, the paper&#x27;s (eq. 17)" in Path("report.html").read_text()

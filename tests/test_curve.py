@@ -292,7 +292,7 @@ def point(rate, student=1.0, teacher=4.0):
 @pytest.mark.parametrize(
     ("rate", "student", "pays", "saving", "words"),
     [
-        (0.0, 1.0, True, 4.0, "costs 4.00 times less than the teacher alone"),
+        (0.0, 1.0, True, 4.0, "takes 4.00 times fewer FLOPs than the teacher alone"),
         (0.25, 1.0, True, 2.0, "the teacher alone is cheaper above a deferral rate of 75.0%"),
         (0.75, 1.0, False, 1.0, "This pair does not pay here"),
         (1.0, 1.0, False, 0.8, "this point defers 100.0%"),

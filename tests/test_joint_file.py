@@ -130,7 +130,9 @@ def test_a_study_is_kept_with_its_figures(joint, tmp_path):
     assert config.operating_points["match-teacher"]["threshold"] >= config.threshold
     for name, point in config.operating_points.items():  # on examples that none was chosen on
         there = study.point.curve(study.held_out).at(threshold=point["threshold"])
-        assert (point["quality"], point["deferral_rate"]) == (there.quality, there.deferral_rate), name
+        assert (point["quality"], point["deferral_rate"]) == (there.quality, there.deferral_rate), (
+            name
+        )
     assert config.calibration["verdict"] == study.verdict.text
     curve, kept = study.point.curve(study.held_out), config.calibration["curve"]
     assert kept["deferral_rate"][0] == curve.deferral_rate[0]

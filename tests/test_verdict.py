@@ -38,15 +38,28 @@ def intervals(gain: tuple[float, float, float], rate=(0.2, 0.18, 0.22)) -> dict[
 @pytest.mark.parametrize(
     ("gain", "standing", "words"),
     [
-        ((-0.001, -0.004, 0.002), MET, "Goal met: at most 0.5 points under the teacher. On 1,000"),
-        ((-0.022, -0.03, -0.01), MISSED, "Goal missed by 1.7 points: at most 0.5 points under"),
-        ((-0.01, -0.02, 0.001), UNDECIDED, "Goal not decided by 1,000 examples: at most 0.5"),
+        (
+            (-0.001, -0.004, 0.002),
+            MET,
+            "Goal met on 1,000 held-out examples: at most 0.5 points under the teacher. Accuracy ",
+        ),
+        (
+            (-0.022, -0.03, -0.01),
+            MISSED,
+            "Goal missed by 1.7 points on 1,000 held-out examples: at most 0.5",
+        ),
+        (
+            (-0.01, -0.02, 0.001),
+            UNDECIDED,
+            "Goal not decided by 1,000 held-out examples: at most 0.5",
+        ),
     ],
 )
 def test_the_interval_says_whether_the_goal_is_met(gain, standing, words):
     verdict = Verdict.of(Goal.of(tolerance=0.005), POINT, intervals(gain))
     assert verdict.standing == standing
     assert verdict.goal.startswith(words)
+    assert f"{-100 * gain[0]:.2f} points under the teacher (" in verdict.goal
     side = "over" if gain[2] > 0 else "under"
     shown = f"(95 % interval {-100 * gain[1]:.2f} under to {100 * abs(gain[2]):.2f} {side})"
     assert shown in verdict.goal
@@ -61,11 +74,23 @@ def test_an_interval_that_ends_at_the_tolerance_meets_it():
     ("goal", "standing", "words"),
     [
         (Goal.of("accuracy", target=0.9), MET, "accuracy of at least 90.00 %"),
-        (Goal.of("accuracy", target=0.99), MISSED, "missed by 5.1 points: accuracy of at least"),
+        (
+            Goal.of("accuracy", target=0.99),
+            MISSED,
+            "missed by 5.1 points on 1,000 held-out examples: accuracy of at least",
+        ),
         (Goal.of("budget", deferral_rate=0.3), MET, "at most 30 % deferred."),
-        (Goal.of("budget", deferral_rate=0.1), MISSED, "missed by 10 % deferred: at most 10 %"),
+        (
+            Goal.of("budget", deferral_rate=0.1),
+            MISSED,
+            "missed by 10 % deferred on 1,000 held-out examples: at most 10 %",
+        ),
         (Goal.of("budget", flops=3e6), UNDECIDED, "at most 3.0 MFLOPs an example"),
-        (Goal.of("budget", flops=2e6), MISSED, "missed by 1.0 MFLOPs: at most 2.0 MFLOPs"),
+        (
+            Goal.of("budget", flops=2e6),
+            MISSED,
+            "missed by 1.0 MFLOPs on 1,000 held-out examples: at most 2.0 MFLOPs",
+        ),
         (Goal.of("crossing"), None, "Goal crossing sets no limit"),
     ],
 )
@@ -84,7 +109,9 @@ def test_a_loss_to_reach_is_a_quality_the_other_way_round():
     met = Verdict.of(Goal.of("accuracy", target=0.12), point, found)
     missed = Verdict.of(Goal.of("accuracy", target=0.05), point, found)
     assert (met.standing, missed.standing) == (MET, MISSED)
-    assert missed.goal.startswith("Goal missed by 0.05 of RMSE: RMSE of at most 0.05.")
+    assert missed.goal.startswith(
+        "Goal missed by 0.05 of RMSE on 1,000 held-out examples: RMSE of at most 0.05."
+    )
     assert "RMSE 0.1, 0.01 worse than the teacher (95 % interval 0.02 worse to" in met.goal
 
 
@@ -98,7 +125,10 @@ def test_a_loss_to_reach_is_a_quality_the_other_way_round():
             "3.33 times less time than the teacher alone (the teacher alone is cheaper above a "
             "deferral rate of 90.0%; the teacher's flops are not known).",
         ),
-        ((Cost(flops=5.0), Cost()), "nobody can say whether it pays: the teacher's flops are not"),
+        (
+            (Cost(flops=5.0), Cost()),
+            "nobody can say whether the pair pays: the teacher's flops are not known.",
+        ),
     ],
 )
 def test_a_price_names_its_unit_and_what_is_not_known(costs, words):

@@ -36,7 +36,7 @@ def demo_study() -> Study:
 
 
 def demo_table(study: Study) -> str:
-    """Rows of what `ebjr demo` prints: both models, the joint model, and two single scores."""
+    """Rows of what `ebjr demo` prints: both models and the joint one, at its goal and best."""
     result, measure = study.result, study.outcomes.measure
     rows = [
         [role, measure.words(quality), "", flops_text(cost), ""]
@@ -47,8 +47,6 @@ def demo_table(study: Study) -> str:
     ]
     rows.append([f"**{cell}**" for cell in _joint_row(f"joint: {point_title(result)}", result)])
     rows.append(_joint_row("for the best accuracy", study.best_accuracy))
-    rows += [_joint_row(name, study.other_results[name]) for name in ("softmax", "energy")]
-    rows[-1][0] += " (paper, eq. 3)"
     head = [f"held-out half, {result.n:,} images", "accuracy", "deferred", "MFLOPs", "cheaper"]
     return table(head, rows)
 

@@ -263,7 +263,15 @@ def optimism_table() -> str:
                     )
                 ]
                 rows.append([title, f"{int(n):,}", f"{100 * float(tolerance):g}", *cells])
-    head = ["pair", "examples", "tolerance, points", "short, plain", "deferred", "short", "deferred"]
+    head = [
+        "pair",
+        "examples",
+        "tolerance, points",
+        "short, plain",
+        "deferred",
+        "short",
+        "deferred",
+    ]
     return table(head, rows)
 
 

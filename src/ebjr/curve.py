@@ -147,7 +147,9 @@ class OperatingPoint:
         unknown = half_known(self.student_cost, self.teacher_cost)
         if self.unit is None or self.break_even is None:
             more = f": {unknown}" if unknown else ""
-            return f"What both models cost is not known, so nobody can say whether it pays{more}."
+            return (
+                f"The models' costs are not known, so nobody can say whether the pair pays{more}."
+            )
         if self.break_even <= 0:
             return "The student costs as much as the teacher: this pair cannot pay."
         limit = f"the teacher alone is cheaper above a deferral rate of {self.break_even:.1%}"

@@ -77,7 +77,7 @@ def print_study(
     `joint_seconds` per example were measured, and are shown instead of the sum of both models'.
     """
     verdict, measure = study.verdict, study.outcomes.measure
-    _say(console, f"{verdict.goal}\n{verdict.price}\n")
+    console.print(escape(f"{verdict.goal}\n{verdict.price}\n"), highlight=False)
     if not study.outcomes.labeled:
         _say(console, f"{UNLABELED.format(title=measure.title)}\n")
     costs = [*further_columns(study.result.cost, study.result.cost), "ms"]
@@ -85,7 +85,8 @@ def print_study(
     if study.point.certified is not None:
         statement, words = promise_words(study.point.certified)
         further = "\n".join(filter(None, (words if details else "", verdict.promise)))
-        _say(console, f"\nPromise: {statement}" + (further and f"\n{further}"))
+        promise = f"\nPromise: {statement}" + (further and f"\n{further}")
+        console.print(escape(promise), highlight=False)
     if details or compared:
         _say(console, f"\n{_intervals(study.intervals, measure)}\n")
         print_table(console, _tests([*study.comparisons, *compared]), spare=["p chi²"])
@@ -93,7 +94,7 @@ def print_study(
         console.print()
         ranking = _ranking(study.ranking, score_title(study.point.score), measure)
         print_table(console, ranking, spare=["AURC"])
-        _say(console, f"\n{_margin_words(study)}")
+        console.print(escape(f"\n{_margin_words(study)}"), highlight=False)
     chosen = f"\nChosen on {len(study.calibration):,} other examples"
     _say(console, chosen + ("." if details else "; --details has every score, interval and test."))
 

@@ -62,11 +62,15 @@ class Verdict:
         above, limit = _above(goal, point, intervals)
         shown = _shown(goal, point, intervals)
         price = point.verdict if pays_within is None else _brittle(goal, point, pays_within)
+        seen = f"{point.n:,} held-out examples"
         if above is None:
-            return cls(None, f"Goal {goal.kind} sets no limit. {shown}", price)
+            return cls(None, f"Goal {goal.kind} sets no limit. On {seen}: {shown}", price)
         standing = MET if above.low >= 0 else MISSED if above.high < 0 else UNDECIDED
-        words = f" by {_amount(goal, point, -above.estimate)}" if standing == MISSED else ""
-        words = f" by {point.n:,} examples" if standing == UNDECIDED else words
+        by = {
+            MET: f" on {seen}",
+            MISSED: f" by {_amount(goal, point, -above.estimate)} on {seen}",
+            UNDECIDED: f" by {seen}",
+        }[standing]
         promise = ""
         if point.certified is not None and above.estimate < 0:
             promise = (
@@ -74,7 +78,7 @@ class Verdict:
                 f"{point.n:,} are a sample that scatters; and with probability "
                 f"{point.certified.delta:g} it may fail."
             )
-        return cls(standing, f"Goal {standing}{words}: {limit}. {shown}", price, promise)
+        return cls(standing, f"Goal {standing}{by}: {limit}. {shown}", price, promise)
 
     @property
     def text(self) -> str:
@@ -133,9 +137,8 @@ def _amount(goal: Goal, point: OperatingPoint, amount: float) -> str:
 
 
 def _shown(goal: Goal, point: OperatingPoint, intervals: Mapping[str, Interval]) -> str:
-    """What the held-out examples show."""
+    """What the held-out examples show, in half a sentence."""
     measure, gain = METRICS[point.metric], intervals["gain_over_teacher"]
-    is_ = "is right on" if measure.binary else f"has {measure.title}"
 
     def beside(value: float) -> str:
         size = f"{100 * abs(value):.2f}" if measure.percent else f"{abs(value):.3g}"
@@ -148,10 +151,10 @@ def _shown(goal: Goal, point: OperatingPoint, intervals: Mapping[str, Interval])
         deferred = f", deferring {rate.estimate:.1%} ({rate.low:.1%} to {rate.high:.1%})"
     unit, than = ("points ", "the teacher") if measure.percent else ("", "than the teacher")
     size, side = beside(gain.estimate).split()
+    title = measure.title[:1].upper() + measure.title[1:]
     return (
-        f"On {point.n:,} held-out examples the joint model {is_} {measure.words(point.quality)}, "
-        f"{size} {unit}{side} {than} (95 % interval {beside(gain.low)} to {beside(gain.high)})"
-        f"{deferred}."
+        f"{title} {measure.words(point.quality)}, {size} {unit}{side} {than} (95 % interval "
+        f"{beside(gain.low)} to {beside(gain.high)}){deferred}."
     )
 
 
