@@ -2,10 +2,9 @@
 
 Score, blend and threshold are chosen on n examples and judged on all others, over 40 draws of the
 n. What matters is the mean: a goal that asks for at most 0.5 points under the teacher should come
-out at most that much under it, on average. A margin costs deferral; both are here, for the margin
-that `calibrate` finds on the n examples and for constant ones: 0, which is the plain pick, to 1
-standard error. For budgets: what is deferred beyond them, and how far the accuracy on the n
-examples flatters.
+out at most that much under it, on average. A margin costs deferral; both are here, for margins of
+0, which is the plain pick, to 1 standard error. For budgets: what is deferred beyond them, and how
+far the accuracy on the n examples flatters.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ebjr import CalibrationError, OperatingPoint, Outcomes, calibrate, evaluate
+from ebjr.calibration.goal import MARGIN
 from ebjr.scores import is_fitted
 from experiments.frame import Run, start
 from experiments.pairs import PAIRS
@@ -24,7 +24,7 @@ from experiments.pairs import PAIRS
 SPLITS = 40
 SIZES = (500, 1_000, 2_000)
 TOLERANCES = (0.0, 0.005, 0.01)
-MARGINS = (0.0, 0.5, 1.0)
+MARGINS = (0.0, 0.5, MARGIN, 1.0)
 BUDGETS = (0.05, 0.1, 0.3)
 """Deferral rates."""
 
@@ -48,20 +48,19 @@ def short_of(point: OperatingPoint, tolerance: float) -> float:
 
 def measure(outcomes: Outcomes, n: int, splits: int) -> dict[str, Any]:
     """Means over the draws: points short of each tolerance, by margin, and what is deferred."""
-    short: dict[tuple[float, Any], list[tuple[float, ...]]] = {}
+    short: dict[tuple[float, float], list[tuple[float, float]]] = {}
     beyond: dict[float, list[tuple[float, float]]] = {}
     failed = 0
     for seen, others, chosen in draws(outcomes, n, splits):
         for tolerance in TOLERANCES:
-            for margin in ("found", *MARGINS):
-                how = {} if margin == "found" else {"margin": margin, **chosen}
+            for margin in MARGINS:
                 try:
-                    point = calibrate(seen, tolerance=tolerance, **how)
+                    point = calibrate(seen, tolerance=tolerance, margin=margin, **chosen)
                 except CalibrationError:
                     failed += 1
                     continue
                 there = evaluate(others, point)
-                found = (short_of(there, tolerance), there.deferral_rate, point.margin or 0.0)
+                found = (short_of(there, tolerance), there.deferral_rate)
                 short.setdefault((tolerance, margin), []).append(found)
         for budget in BUDGETS:
             point = calibrate(seen, "budget", deferral_rate=budget, **chosen)
@@ -71,7 +70,7 @@ def measure(outcomes: Outcomes, n: int, splits: int) -> dict[str, Any]:
     return {
         "failed": failed,
         "match-teacher": {
-            f"{tolerance:g}": {str(m): _means(short[tolerance, m]) for m in ("found", *MARGINS)}
+            f"{tolerance:g}": {f"{m:g}": _means(short[tolerance, m]) for m in MARGINS}
             for tolerance in TOLERANCES
         },
         "budget": {
@@ -87,20 +86,19 @@ def measure(outcomes: Outcomes, n: int, splits: int) -> dict[str, Any]:
     }
 
 
-def _means(found: list[tuple[float, ...]]) -> dict[str, float]:
-    short, rate, margin = np.array(found).T
+def _means(found: list[tuple[float, float]]) -> dict[str, float]:
+    short, rate = np.array(found).T
     return {
         "points_short": round(float(short.mean()), 3),
         "standard_error": round(float(short.std() / len(short) ** 0.5), 3),
         "splits_short": round(float((short > 0).mean()), 3),
         "deferral_rate": round(float(rate.mean()), 4),
-        "margin": round(float(margin.mean()), 3),
     }
 
 
 def main(run: Run) -> dict[str, Any]:
     """Every pair at every size that leaves as many others."""
-    figures: dict[str, Any] = {"splits": SPLITS}
+    figures: dict[str, Any] = {"splits": SPLITS, "margin": MARGIN}
     for name in MEASURED[: 1 if run.quick else None]:
         outcomes = PAIRS[name].load()
         sizes = [n for n in (*SIZES, 5_000) if 2 * n <= len(outcomes)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from docs.make.sources import ROOT
+from ebjr.calibration.goal import MARGIN
 from ebjr.evaluation.plots import PALETTE
 from ebjr.scores import RAW_OUTPUTS
 from ebjr.tasks import load_all
@@ -256,7 +257,7 @@ def optimism_table() -> str:
             for tolerance, by_margin in found["match-teacher"].items():
                 cells = [
                     text
-                    for key in ("0.0", "found")
+                    for key in ("0", f"{MARGIN:g}")
                     for text in (
                         f"{by_margin[key]['points_short']:+.2f}",
                         f"{100 * by_margin[key]['deferral_rate']:.1f} %",

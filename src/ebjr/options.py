@@ -416,8 +416,8 @@ class GoalOptions:
     margin: Annotated[
         float | None,
         a_number_in_goal(
-            "match-teacher, accuracy: by how many standard errors to exceed it; if left out, found "
-            "on halves of the examples. 0 is the plain pick, which falls short elsewhere."
+            "match-teacher, accuracy: by how many standard errors to exceed it, 0.75 if left out; "
+            "0 is the plain pick, which falls short elsewhere."
         ),
     ] = None
     delta: Annotated[

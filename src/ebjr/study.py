@@ -91,8 +91,8 @@ class Study:
 
         def find(name: str) -> OperatingPoint:
             goal = Goal.of(**goals[name])
-            if goal.limits_quality:  # score and blend were chosen with this margin
-                goal = replace(goal, margin=self.point.margin)
+            if goal.limits_quality:
+                goal = replace(goal, margin=self.goal.margin)
             return calibrate(table, goal, score=score, blend=blend)
 
         return _possible(find, goals)

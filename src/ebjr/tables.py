@@ -105,9 +105,9 @@ def _margin_words(study: Study) -> str:
     if plain is None:
         return "No margin: the goal limits no quality, or a guarantee takes its place."
     return (
-        f"Margin: {study.point.margin:.2f} standard errors, with which the choice keeps the goal "
-        f"on other examples on average; {study.point.deferral_rate:.1%} of the examples chosen on "
-        f"are deferred, and without it {plain.deferral_rate:.1%}."
+        f"Margin: {study.point.margin:g} standard errors, as a plain pick falls short elsewhere; "
+        f"{study.point.deferral_rate:.1%} of the examples chosen on are deferred, and without it "
+        f"{plain.deferral_rate:.1%}."
     )
 
 

@@ -89,7 +89,7 @@ def test_the_margin_is_in_standard_errors_of_the_difference_to_the_teacher():
     change = joint - outcomes.teacher_quality
     assert change.mean() - 2 * change.std() / 2_000**0.5 >= -0.05
     before = np.flatnonzero(curve.deferral_rate < point.deferral_rate)
-    for rate in curve.deferral_rate[before][::20]:
+    for rate in curve.deferral_rate[before][::20]:  # none of those that defer less
         deferred = np.isin(np.arange(2_000), curve.order[: round(rate * 2_000)])
         change = np.where(deferred, 0, outcomes.student_quality - outcomes.teacher_quality)
         assert change.mean() - 2 * change.std() / 2_000**0.5 < -0.05

@@ -11,18 +11,11 @@ import numpy as np
 
 from ebjr.arrays import Array
 from ebjr.blend import Blend, as_blend
-from ebjr.calibration.choice import (
-    blend_candidates,
-    choose_blend,
-    choose_score,
-    rank_scores,
-    score_candidates,
-)
+from ebjr.calibration.choice import choose_blend, choose_score, rank_scores
 from ebjr.calibration.crossing import crossing
 from ebjr.calibration.goal import GOALS, Goal
 from ebjr.calibration.guarantee import certify
 from ebjr.calibration.learned import cross_fitted
-from ebjr.calibration.margin import MOST_EXAMPLES, margin_for
 from ebjr.curve import OperatingPoint, TradeOffCurve
 from ebjr.errors import CalibrationError, GridWarning, OutputWarning
 from ebjr.outcomes import Outcomes
@@ -105,8 +98,7 @@ def calibrate(
     margin
         For ``"match-teacher"`` and ``"accuracy"`` without `delta`: by how many standard errors the
         threshold exceeds what is asked on `outcomes`, since a pick that just reaches it there falls
-        short elsewhere. If left out, the least with which the same choice, made on halves of
-        `outcomes`, keeps the goal on the other halves on average; 0 is the plain pick.
+        short elsewhere. `MARGIN` if left out; 0 is the plain pick.
 
     Raises
     ------
@@ -158,30 +150,15 @@ def calibrate(
         values = np.asarray(point_score(outcomes.student), dtype=np.float64)
         crossed = crossing(values, outcomes.student_quality)
         return curve.at(index=int(np.searchsorted(curve.threshold, crossed)))
-    if aim.limits_quality and aim.margin is None:
-        names = None if score == "auto" else [score if _is_open(score) else point_score]
-        aim = replace(
-            aim, margin=_margin(outcomes, aim, names, None if blend == "auto" else [weight])
-        )
-    point = replace(curve.at(index=aim.row(curve)), margin=aim.margin)
+    margin = aim.own_margin if aim.limits_quality else None
+    point = curve.at(index=aim.row(curve))
     if _is_open(score) and is_fitted(point_score.name):
         # where a score was fitted it flatters: also look at rows scored by a fit without them
         unseen = TradeOffCurve.of(outcomes, cross_fitted(outcomes), weight)
         stricter = max if aim.limits_quality else min
         threshold = stricter(point.threshold, unseen.threshold_of(aim.row(unseen)))
-        point = replace(curve.at(threshold=threshold), margin=aim.margin)
-    return point
-
-
-def _margin(
-    outcomes: Outcomes, aim: Goal, scores: list[Any] | None, blends: list[float | Blend] | None
-) -> float:
-    """The margin of a goal where these compete; None is all there are."""
-    if len(outcomes) > MOST_EXAMPLES:
-        outcomes = outcomes.split(MOST_EXAMPLES / len(outcomes), CHOICE_SEED)[0]
-    blends = blend_candidates(outcomes) if blends is None else blends
-    tried = score_candidates(outcomes, scores, blends=blends)
-    return margin_for(tried, *aim.needed(outcomes))
+        point = curve.at(threshold=threshold)
+    return replace(point, margin=margin)
 
 
 def _look_at(outcomes: Outcomes) -> None:

@@ -93,8 +93,10 @@ def choose_score(
     >>> str(choose_score(outcomes))
     'softmax'
     """
-    tried = score_candidates(_some(outcomes), candidates, blend)
-    return tried.scores[tried.best_score(slice(None))]
+    ranked = _compare(outcomes, candidates, blend)
+    level = [entry.behind <= NOISE * entry.behind_error for entry in ranked]
+    simple = ranked[: level.index(True) + 1]
+    return max(simple, key=lambda entry: entry.gain).score  # of a tie the first, the simplest
 
 
 def choose_blend(
@@ -111,10 +113,20 @@ def choose_blend(
     >>> choose_blend(outcomes, as_score("energy"))
     0.0
     """
-    some = _some(outcomes)
-    blends = blend_candidates(some) if candidates is None else candidates
-    tried = score_candidates(some, [score], blends=blends)
-    return tried.blends[tried.best_blend(0, slice(None))]
+    outcomes = _some(outcomes)
+    values, kept = score_values(score, outcomes), outcomes.student_quality
+    tried = blend_candidates(outcomes) if candidates is None else candidates
+    influences = [
+        area_influence(values, kept, outcomes.deferred_quality(weight)) for weight in tried
+    ]
+    best = max(influences, key=np.mean)
+    level = min(
+        _kind(weight)
+        for weight, influence in zip(tried, influences, strict=True)
+        if best.mean() - influence.mean() <= NOISE * _standard_error(best - influence)
+    )
+    simplest = [place for place, weight in enumerate(tried) if _kind(weight) == level]
+    return tried[max(simplest, key=lambda place: influences[place].mean())]  # the first of equals
 
 
 def _kind(blend: float | Blend) -> int:
@@ -147,86 +159,33 @@ def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) ->
     return deferred + share * change + raised - raised.mean()
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """What competes for some outcomes, as numbers, so that any rows can be chosen on.
-
-    `values` has each score's (n,), `deferred` the quality of each row's deferred answer by blend,
-    (n,), and `kept` the student's.
-    """
-
-    scores: Sequence[Score]
-    values: Sequence[np.ndarray]
-    blends: Sequence[float | Blend]
-    deferred: Sequence[np.ndarray]
-    kept: np.ndarray
-    for_score: np.ndarray  # the quality of deferred answers at which scores are compared
-
-    def best_score(self, rows: np.ndarray | slice) -> int:
-        """The place of the score that `choose_score` takes on some rows."""
-        influences = self.influences(rows)
-        best = max(influences, key=np.mean)
-        simple = range(1 + [_is_level(best, each) for each in influences].index(True))
-        return max(simple, key=lambda place: influences[place].mean())  # of a tie the simplest
-
-    def best_blend(self, score: int, rows: np.ndarray | slice) -> int:
-        """The place of the blend that `choose_blend` takes on some rows."""
-        values, kept = self.values[score][rows], self.kept[rows]
-        influences = [area_influence(values, kept, each[rows]) for each in self.deferred]
-        best = max(influences, key=np.mean)
-        kinds = [_kind(blend) for blend in self.blends]
-        level = min(
-            kind for kind, each in zip(kinds, influences, strict=True) if _is_level(best, each)
-        )
-        simplest = [place for place, kind in enumerate(kinds) if kind == level]
-        return max(simplest, key=lambda place: influences[place].mean())  # the first of equals
-
-    def influences(self, rows: np.ndarray | slice = slice(None)) -> list[np.ndarray]:
-        """Of each score, see `area_influence`."""
-        kept, deferred = self.kept[rows], self.for_score[rows]
-        return [area_influence(values[rows], kept, deferred) for values in self.values]
-
-
-def score_candidates(
-    outcomes: Outcomes,
-    candidates: Sequence[str | Callable[..., Array] | Score] | None = None,
-    blend: float | Blend = 0.0,
-    blends: Sequence[float | Blend] = (),
-) -> Candidates:
-    """The scores that compete on outcomes, fitted where they have to be, and blends beside them.
-
-    Values of a fitted score are cross-fitted. CalibrationError: none of them can be fitted.
-    """
-    names = outcomes.kind.candidates(outcomes.student) if candidates is None else candidates
-    scores, values = [], []
-    for name in names:
-        if isinstance(name, str) and is_fitted(name):
-            if name != outcomes.kind.learned or not can_learn(outcomes, blend):
-                continue
-            scores.append(fit_learned(outcomes, blend))
-            values.append(cross_fitted(outcomes, blend))
-        else:
-            scores.append(as_score(name))
-            values.append(score_values(scores[-1], outcomes))
-    if not scores:
-        known = outcomes.kind.compared(outcomes.student)
-        raise CalibrationError(
-            f"none of the scores {', '.join(map(str, names))} can be fitted to these "
-            f"{len(outcomes)} examples; name one that is not fitted, such as {known[0]}"
-        )
-    deferred = [outcomes.deferred_quality(each) for each in blends]
-    plain = outcomes.deferred_quality(blend)
-    return Candidates(scores, values, blends, deferred, outcomes.student_quality, plain)
-
-
 def _compare(
     outcomes: Outcomes,
     candidates: Sequence[str | Callable[..., Array] | Score] | None,
     blend: float | Blend,
 ) -> list[RankedScore]:
     """The candidates in their order, each with its gain and how far it is behind the best."""
-    tried = score_candidates(_some(outcomes), candidates, blend)
-    chance, influences = (tried.kept + tried.for_score) / 2, tried.influences()
+    outcomes = _some(outcomes)
+    candidates = outcomes.kind.candidates(outcomes.student) if candidates is None else candidates
+    kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
+    chance = (kept + deferred) / 2
+    scores, influences = [], []
+    for candidate in candidates:
+        if isinstance(candidate, str) and is_fitted(candidate):
+            if candidate != outcomes.kind.learned or not can_learn(outcomes, blend):
+                continue
+            score, values = fit_learned(outcomes, blend), cross_fitted(outcomes, blend)
+        else:
+            score = as_score(candidate)
+            values = score_values(score, outcomes)
+        scores.append(score)
+        influences.append(area_influence(values, kept, deferred))
+    if not scores:
+        known = outcomes.kind.compared(outcomes.student)
+        raise CalibrationError(
+            f"none of the scores {', '.join(map(str, candidates))} can be fitted to these "
+            f"{len(outcomes)} examples; name one that is not fitted, such as {known[0]}"
+        )
     best = max(influences, key=np.mean)
     return [
         RankedScore(
@@ -236,13 +195,8 @@ def _compare(
             behind=float(best.mean() - influence.mean()),
             behind_error=_standard_error(best - influence),
         )
-        for score, influence in zip(tried.scores, influences, strict=True)
+        for score, influence in zip(scores, influences, strict=True)
     ]
-
-
-def _is_level(best: np.ndarray, other: np.ndarray) -> bool:
-    """Whether influences are behind the best ones by no more than noise."""
-    return bool(best.mean() - other.mean() <= NOISE * _standard_error(best - other))
 
 
 def _some(outcomes: Outcomes) -> Outcomes:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ebjr.calibration.guarantee import check_promise
-from ebjr.calibration.margin import first_with, means_and_errors, surplus
 from ebjr.costs import UNITS
-from ebjr.curve import TradeOffCurve
+from ebjr.curve import TradeOffCurve, mean_at
 from ebjr.errors import CalibrationError, check_at_least, check_choice
 from ebjr.metric import Metric
-
-if TYPE_CHECKING:
-    from ebjr.outcomes import Outcomes
 
 GOALS: Mapping[str, tuple[str, ...]] = {
     "match-teacher": ("tolerance",),
@@ -37,6 +33,13 @@ _PROMISED: Mapping[str, tuple[str, ...]] = {
 }
 """What each kind of goal can promise, its default first."""
 
+MARGIN = 0.75
+"""By how many of its standard errors a threshold exceeds what is asked, unless told otherwise.
+
+Score, blend and threshold are picked on the same examples, and the pick favors what is lucky there:
+without a margin the held-out half falls short of the goal. `experiments/optimism.py` has figures.
+"""
+
 _SLACK = 1e-12  # a mean of n zeros and ones, minus a tolerance, is not exact in binary
 
 
@@ -46,7 +49,7 @@ class Goal:
 
     `limit` is the tolerance, the target or the budget, and `unit` the argument that named a budget.
     `delta`, `promise` and `loss_bound` are the guarantee, as `calibrate` takes it, and so is
-    `margin`; None is one that is found, see `ebjr.calibration.margin`.
+    `margin`; None is `MARGIN`.
 
     Examples
     --------
@@ -167,11 +170,12 @@ class Goal:
         if self.kind == "match-teacher":
             tolerance, teacher = self.limit or 0.0, curve.outcomes.quality("teacher")
             name = f"the teacher's {measure.figure(teacher):.4g} within {tolerance:g}"
-            return self._cheapest(curve, teacher - tolerance, name)
+            beside = curve.outcomes.teacher_quality
+            return cheapest(curve, teacher - tolerance, name, self.own_margin, beside)
         assert self.limit is not None
         if self.kind == "accuracy":
             wanted = measure.check_target(float(self.limit))
-            return self._cheapest(curve, wanted, f"{measure.name} {self.limit:g}")
+            return cheapest(curve, wanted, f"{measure.name} {self.limit:g}", self.own_margin)
         if self.unit == "deferral_rate":
             return best_within(curve, curve.deferral_rate, self.limit, "deferral rate")
         assert self.unit in UNITS
@@ -182,41 +186,10 @@ class Goal:
         """Whether a quality is asked for, at the least deferral."""
         return self.kind in ("match-teacher", "accuracy")
 
-    def _cheapest(self, curve: TradeOffCurve, quality: float, name: str) -> int:
-        """The row that defers least among those that exceed a quality by the margin.
-
-        Where none does, the one that comes nearest; CalibrationError, with the quality's `name`,
-        where none reaches it at all.
-        """
-        table = curve.outcomes
-        reached = np.flatnonzero(curve.quality >= quality - _SLACK * max(1.0, abs(quality)))
-        if not len(reached):
-            best = int(curve.quality.argmax())
-            raise CalibrationError(
-                f"no threshold reaches {name}; the best is "
-                f"{table.measure.figure(curve.quality[best]):.4g}, at deferral "
-                f"rate {curve.deferral_rate[best]:.4g}"
-            )
-        beside, _ = self.needed(table)
-        kept, deferred = (
-            (rows - beside)[curve.order]
-            for rows in (table.student_quality, table.deferred_quality(curve.blend))
-        )
-        count = np.rint(curve.deferral_rate[reached] * len(table)).astype(int)
-        mean = table.measure.mean
-        above = mean(curve.quality[reached]) - mean(quality)
-        standing = surplus(np.maximum(above, 0.0), means_and_errors(kept, deferred, count)[1])
-        return int(reached[first_with(standing, np.array([self.margin or 0.0]))[0]])
-
-    def needed(self, outcomes: Outcomes) -> tuple[np.ndarray, float]:
-        """Of a goal that limits quality: row qualities (n,), and how far under their mean it is."""
-        measure, limit = outcomes.measure, float(self.limit or 0.0)
-        if self.kind == "accuracy":
-            wanted = float(measure.mean(measure.check_target(limit)))
-            return np.full(len(outcomes), wanted), 0.0
-        teacher = outcomes.quality("teacher")
-        rows = outcomes.teacher_quality
-        return rows, float(rows.mean() - measure.mean(teacher - limit))
+    @property
+    def own_margin(self) -> float:
+        """The margin that is given, or `MARGIN`."""
+        return MARGIN if self.margin is None else self.margin
 
     def allowed(self, curve: TradeOffCurve) -> float:
         """The tolerance of the promise that the goal makes."""
@@ -240,6 +213,50 @@ class Goal:
 
 GUARANTEE = tuple(field.name for field in fields(Goal))[3:]
 """The arguments of a goal that ask for a guarantee."""
+
+
+def cheapest(
+    curve: TradeOffCurve,
+    quality: float,
+    name: str,
+    margin: float = 0.0,
+    beside: np.ndarray | None = None,
+) -> int:
+    """The row that defers least among those that exceed a quality by a margin.
+
+    The margin is in standard errors of each row, of its difference to row qualities `beside` (n,)
+    where the quality is theirs. Where no row keeps it, the one that comes nearest among those that
+    reach the quality; CalibrationError, with the quality's `name`, where none does.
+    """
+    slack = _SLACK * max(1.0, abs(quality))
+    reached = np.flatnonzero(curve.quality >= quality - slack)
+    if not len(reached):
+        best = int(curve.quality.argmax())
+        raise CalibrationError(
+            f"no threshold reaches {name}; the best is "
+            f"{curve.outcomes.measure.figure(curve.quality[best]):.4g}, at deferral "
+            f"rate {curve.deferral_rate[best]:.4g}"
+        )
+    mean = curve.outcomes.measure.mean
+    above = np.maximum(mean(curve.quality[reached]) - mean(quality), 0.0)
+    error = standard_errors(curve, beside)[reached]
+    # as good on every example, as the teacher is as itself: no error, and nothing to be afraid of
+    surplus = np.divide(above, error, out=np.full(len(above), np.inf), where=error > slack)
+    enough = np.flatnonzero(surplus >= margin)
+    return int(reached[enough[0] if len(enough) else surplus.argmax()])
+
+
+def standard_errors(curve: TradeOffCurve, beside: np.ndarray | None = None) -> np.ndarray:
+    """(k,): of the mean row quality at each threshold, or of its difference to others `beside`."""
+    table = curve.outcomes
+    beside = np.zeros(len(table)) if beside is None else beside
+    kept, deferred = (
+        (rows - beside)[curve.order]
+        for rows in (table.student_quality, table.deferred_quality(curve.blend))
+    )
+    count = np.rint(curve.deferral_rate * len(table)).astype(int)
+    spread = mean_at(kept**2, deferred**2, count) - mean_at(kept, deferred, count) ** 2
+    return np.sqrt(np.maximum(spread, 0.0) / len(table))
 
 
 def best_within(curve: TradeOffCurve, cost: np.ndarray, budget: float, unit: str) -> int:
