@@ -21,12 +21,7 @@ Batch = Any
 
 
 def namespace(array: Array) -> Any:
-    """The array-API namespace of an array: the functions that work on it.
-
-    Raises
-    ------
-    TypeError
-        `array` is not an array.
+    """The functions that work on an array: its array-API namespace; else a TypeError.
 
     Examples
     --------
@@ -86,21 +81,9 @@ def convert_like(array: Array, reference: Array) -> Array:
 
 
 def as_logits(output: Array, least: int = 2) -> Array:
-    """Check that raw output is (n, classes) with enough classes; half precision to single.
+    """Check that raw output is (n, classes) with `least` classes or more; half precision to single.
 
-    Parameters
-    ----------
-    output
-        (n, classes): logits, or a regressor's raw output.
-    least
-        How many classes there must be.
-
-    Raises
-    ------
-    TypeError
-        `output` is not an array.
-    ValueError
-        It has another rank, or fewer classes.
+    A TypeError refuses what is no array, a ValueError another rank, or fewer classes.
 
     Examples
     --------
@@ -242,10 +225,7 @@ def logaddexp(one: Array, other: Array) -> Array:
 def row_count(batch: Batch) -> int:
     """How many inputs a batch holds: an array, a list, a data frame or a sparse matrix.
 
-    Raises
-    ------
-    TypeError
-        `batch` has no rows that can be taken by their position.
+    A TypeError refuses what has no rows that can be taken by their position.
 
     Examples
     --------

@@ -5,8 +5,6 @@ the weighted mean of both predictions. Weight 0 is the paper: the teacher alone.
 is a matter of the pair, and is calibrated.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 from dataclasses import astuple, dataclass, fields
@@ -81,10 +79,7 @@ def _check_weight(weight: float) -> None:
 def as_blend(blend: float | Blend | str) -> float | Blend:
     """A blend from a weight, from its text, or as it is; a plain weight where that says it all.
 
-    Raises
-    ------
-    ValueError
-        `blend` cannot be read, or is out of range.
+    A ValueError refuses a blend that cannot be read, or is out of range.
 
     Examples
     --------
@@ -130,26 +125,12 @@ def _parse(text: str) -> float | Blend:
 
 
 def blend_logits(student: Array, teacher: Array, blend: float | Blend) -> Array:
-    """Mix the student's probabilities into the teacher's.
+    """Mix the student's probabilities into the teacher's, of logits (n, classes).
 
-    Parameters
-    ----------
-    student, teacher
-        Logits, (n, classes), of the same examples.
-    blend
-        What the student's probabilities count beside the teacher's 1; a `Blend` where a
-        temperature is not 1.
-
-    Returns
-    -------
-    Array
-        (n, classes): the teacher's logits untouched where the weight is 0, else the
-        log-probabilities of the mixture. The softmax of either is the answer.
-
-    Raises
-    ------
-    ValueError
-        `blend` is negative or not finite.
+    `blend` is what the student's probabilities count beside the teacher's 1; a `Blend` where a
+    temperature is not 1; a ValueError refuses a negative one, and one that is not finite. Returns
+    the teacher's logits untouched where the weight is 0, else the log-probabilities of the mixture:
+    the softmax of either is the answer.
 
     Examples
     --------
@@ -172,22 +153,7 @@ def blend_logits(student: Array, teacher: Array, blend: float | Blend) -> Array:
 def blend_predictions(student: Array, teacher: Array, blend: float | Blend) -> Array:
     """The weighted mean of both predictions, ``(teacher + weight * student) / (1 + weight)``.
 
-    Parameters
-    ----------
-    student, teacher
-        Predictions of the same examples, of one shape.
-    blend
-        What the student counts beside the teacher's 1.
-
-    Returns
-    -------
-    Array
-        The teacher's, untouched, where the weight is 0.
-
-    Raises
-    ------
-    ValueError
-        `blend` is negative or not finite.
+    Where the weight is 0 it is the teacher's, untouched. `blend` is as of `blend_logits`.
 
     Examples
     --------

@@ -1,7 +1,5 @@
 """TradeOffCurve: quality and cost of the joint model at every threshold, exactly, in one sort."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,8 +28,7 @@ if TYPE_CHECKING:
     from ebjr.outcomes import Outcomes
     from ebjr.tasks.detection.scale import CommonScale
 
-MOST_ROWS = 101
-"""The most deferral rates at which a metric that is no mean of rows is evaluated."""
+MOST_ROWS = 101  # the most deferral rates at which a metric that is no mean of rows is evaluated
 
 T = TypeVar("T")
 
@@ -92,7 +89,7 @@ class OperatingPoint:
     certified: Any = None
     score_function: Score | None = None
     metric: str = "accuracy"
-    rescale: CommonScale | None = None
+    rescale: "CommonScale | None" = None
     margin: float | None = None
 
     @property
@@ -100,7 +97,7 @@ class OperatingPoint:
         """A new router with this score and threshold."""
         return Router(self.score_function or self.score, self.threshold)
 
-    def curve(self, outcomes: Outcomes) -> TradeOffCurve:
+    def curve(self, outcomes: "Outcomes") -> "TradeOffCurve":
         """The curve of this score and blend on any outcomes."""
         table = outcomes.with_scale(self.rescale)
         return TradeOffCurve.of(table, self.router.score, self.blend, keep=[self.threshold])
@@ -216,7 +213,7 @@ class TradeOffCurve:
     quality: np.ndarray
     score: Score
     blend: float | Blend
-    outcomes: Outcomes
+    outcomes: "Outcomes"
     order: np.ndarray
     below: np.ndarray
     thinned: np.ndarray | None = None
@@ -225,11 +222,11 @@ class TradeOffCurve:
     @classmethod
     def of(
         cls,
-        outcomes: Outcomes,
-        score: str | Callable[..., Array] | Score | np.ndarray = "energy",
+        outcomes: "Outcomes",
+        score: "str | Callable[..., Array] | Score | np.ndarray" = "energy",
         blend: float | Blend = 0.0,
         keep: Sequence[float] = (),
-    ) -> TradeOffCurve:
+    ) -> "TradeOffCurve":
         """The curve of one score, in one sort: O(n log n) time, O(n) memory.
 
         Parameters
@@ -260,8 +257,8 @@ class TradeOffCurve:
 
     @classmethod
     def _of(
-        cls, outcomes: Outcomes, score: Score, blend: float | Blend, keep: Sequence[float]
-    ) -> TradeOffCurve:
+        cls, outcomes: "Outcomes", score: Score, blend: float | Blend, keep: Sequence[float]
+    ) -> "TradeOffCurve":
         values = score_values(score, outcomes)
         if np.isposinf(values).any():
             raise ValueError(
@@ -421,7 +418,7 @@ class TradeOffCurve:
         return index
 
 
-def oracle(outcomes: Outcomes, blend: float | Blend = 0.0) -> np.ndarray:
+def oracle(outcomes: "Outcomes", blend: float | Blend = 0.0) -> np.ndarray:
     """The score that knows the answers, (n,): rows that gain most from the teacher come first.
 
     No score can do better; where the metric is no mean of rows, hardly one: gains are then known to
@@ -457,7 +454,7 @@ def _rounding(scores: np.ndarray, of: Any) -> Any:
     return np.maximum(ROUNDING * np.abs(of), 2 * ROUNDING * (high / 2 - low / 2))
 
 
-def _noise(values: np.ndarray, outcomes: Outcomes) -> float:
+def _noise(values: np.ndarray, outcomes: "Outcomes") -> float:
     """The rounding of logits, where the scores differ by no more: that of `energy` is often so."""
     finite = values[np.isfinite(values)]
     if not outcomes.kind.output_kinds or not len(finite):
@@ -467,10 +464,7 @@ def _noise(values: np.ndarray, outcomes: Outcomes) -> float:
 
 
 def _cuts(score: np.ndarray, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every distinct threshold of ascending scores.
-
-    Returns the lowest score that each keeps, the highest that it defers, and how many it defers.
-    """
+    """Of each threshold the lowest score that it keeps, the highest that it defers, how many."""
     n = len(score)
     always = int(np.count_nonzero(deferral_key(score) == -np.inf))  # whatever the threshold
     ascending = score[always:]
@@ -510,20 +504,20 @@ def _thinned(threshold: np.ndarray, count: np.ndarray, keep: Sequence[float]) ->
     return np.unique(np.concatenate([even, np.searchsorted(threshold, keep)]).astype(int))
 
 
-def _wholes(whole: Whole, order: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _wholes(whole: "Whole", order: np.ndarray, count: np.ndarray) -> np.ndarray:
     """The quality where the first `count` rows of an order are deferred."""
     place = np.empty(len(order), int)
     place[order] = np.arange(len(order))
     return np.array([whole(place < number) for number in count.tolist()])
 
 
-def score_values(score: Score, outcomes: Outcomes) -> np.ndarray:
+def score_values(score: Score, outcomes: "Outcomes") -> np.ndarray:
     """(n,): the score of what the student said, if it is a score of that task."""
     outcomes.kind.check_score(score)
     return _kept(outcomes, score, ("score",), lambda: np.asarray(score(outcomes.student), float))
 
 
-def _kept(outcomes: Outcomes, score: Score, name: tuple[Any, ...], make: Callable[[], T]) -> T:
+def _kept(outcomes: "Outcomes", score: Score, name: tuple[Any, ...], make: Callable[[], T]) -> T:
     """What `make` gives, kept with the outcomes where a name is all that the score is."""
     if not score.named or len(outcomes) > MOST_KEPT:
         return make()

@@ -24,12 +24,10 @@
 Every message is one sentence that says what was expected, what came, and the way out.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 
 class EbjrError(Exception):
@@ -117,7 +115,7 @@ class Overloaded(EbjrError):
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
 
-    def __reduce__(self) -> tuple[type[Overloaded], tuple[str, float]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[str, float]]:
         return type(self), (str(self), self.retry_after_seconds)
 
 
@@ -139,7 +137,7 @@ class MissingExtra(EbjrError, ImportError):
         self.extra = extra
         self.purpose = purpose
 
-    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
         return type(self), (self.extra, self.purpose)
 
 

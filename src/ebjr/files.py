@@ -1,7 +1,5 @@
 """Files are written whole or not at all, named by what is in them, with every number as JSON."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import math

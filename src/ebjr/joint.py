@@ -3,8 +3,6 @@
 It knows no task by name: the finals, such as `JointClassifier`, stand in their tasks' folders.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,8 +18,7 @@ from ebjr.router import Router
 from ebjr.task import OUTPUT_SEEN, Task
 from ebjr.threads import in_order
 
-POLICIES = ("student", "error", "queue")
-"""What to do when the teacher cannot be reached."""
+POLICIES = ("student", "error", "queue")  # what to do when the teacher cannot be reached
 
 
 @dataclass(frozen=True, eq=False)

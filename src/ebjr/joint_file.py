@@ -1,7 +1,5 @@
 """joint.toml <-> joint model: `calibrate` writes it, `predict` and `serve` read it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -13,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import tomli_w
 
@@ -117,7 +115,7 @@ class JointConfig:
     labels: tuple[str, ...] | None = None
     calibration: Mapping[str, Any] = field(default_factory=dict)
     operating_points: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    rescale: CommonScale | None = None
+    rescale: "CommonScale | None" = None
     known_classes: tuple[int, ...] | None = None
     classes: int | None = None
     imports: tuple[str, ...] = ()
@@ -145,10 +143,10 @@ class JointConfig:
         cls,
         student: Entry,
         teacher: Entry,
-        study: Study,
+        study: "Study",
         name: str = "joint",
         imports: Sequence[str] = (),
-    ) -> JointConfig:
+    ) -> Self:
         """The configuration that a study leads to; `imports` is what was imported for its score."""
         from ebjr.joint_study import study_figures
 
@@ -225,7 +223,7 @@ class JointConfig:
         return "\n".join(lines) + "\n\n"
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> JointConfig:
+    def read(cls, path: str | os.PathLike[str]) -> Self:
         """Read a ``joint.toml``.
 
         Raises
@@ -249,7 +247,7 @@ class JointConfig:
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod
-    def _from_table(cls, table: Mapping[str, Any], folder: Path) -> JointConfig:
+    def _from_table(cls, table: Mapping[str, Any], folder: Path) -> Self:
         of_router = ("score", "threshold", "blend", "rescale")
         own = [f.name for f in fields(cls) if f.name not in of_router]
         check_keys(table, ("router", *own), "the file", ("router", "student", "teacher"))
@@ -280,7 +278,7 @@ class JointConfig:
         )
 
     @property
-    def certificate(self) -> Certificate | None:
+    def certificate(self) -> "Certificate | None":
         """What is promised of the threshold, if it is still the one that was certified."""
         from ebjr.calibration.guarantee import Certificate
 
@@ -363,7 +361,7 @@ class JointConfig:
             **(self._policy() if teacher is None else {}),
         )
 
-    def study(self, outcomes: Outcomes, *, fraction: float = 0.5, seed: int = 0) -> Study:
+    def study(self, outcomes: "Outcomes", *, fraction: float = 0.5, seed: int = 0) -> "Study":
         """The study of the file's threshold, on examples it was not chosen on.
 
         Outcomes that it was calibrated on are split and drawn as they were then; others are split
@@ -389,7 +387,7 @@ class JointConfig:
         traffic = None if mix is None else Traffic(mix["popular"], mix["popular_classes"])
         return study_point(outcomes, point, goal, fraction=fraction, seed=seed, traffic=traffic)
 
-    def _check_same(self, outcomes: Outcomes) -> None:
+    def _check_same(self, outcomes: "Outcomes") -> None:
         """Check that outcomes are of the task, the models and the classes that the file is of."""
         again = "record again with the models of joint.toml"
         same = ("task", "known_classes", "columns")
@@ -501,19 +499,16 @@ def save_joint(
     if point is not None:
         meaning = _meaning(student, teacher, joint.known_classes, joint.classes)
         calibration = {"date": date.today(), **meaning, **_chosen(point)}
+    same = ("blend", "task", "rescale", "known_classes", "classes")
     JointConfig(
-        student=student,
-        teacher=teacher,
-        score=str(joint.router.score),
-        threshold=joint.router.threshold,
-        blend=joint.blend,
-        task=joint.task,
+        student,
+        teacher,
+        str(joint.router.score),
+        joint.router.threshold,
         name=name,
         labels=labels,
         calibration=calibration,
-        rescale=joint.rescale,
-        known_classes=joint.known_classes,
-        classes=joint.classes,
+        **{key: getattr(joint, key) for key in same},
     ).save(path)
 
 
@@ -586,7 +581,6 @@ def chosen_threshold(
 
 
 def _chosen(point: OperatingPoint) -> dict[str, Any]:
-    """What a chosen threshold does, and what is promised of it."""
     figures = point.as_dict()
     certified = figures.pop("certified", None)
     return {"chosen_on": figures} | ({} if certified is None else {"certified": certified})
@@ -600,10 +594,7 @@ _MEANING = {
 
 
 def _meaning(
-    student: Entry,
-    teacher: Entry,
-    known_classes: tuple[int, ...] | None,
-    classes: int | None,
+    student: Entry, teacher: Entry, known_classes: tuple[int, ...] | None, classes: int | None
 ) -> dict[str, Any]:
     """What the models' files do not say of what goes in and what comes out, by `_MEANING`."""
     how = [each.preprocess and each.preprocess.as_dict() for each in (student, teacher)]

@@ -45,24 +45,12 @@ def check_same_classes(
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Where the labels of some data are among the classes that the models answer.
+    """Where the labels of some data are among the classes that the models answer."""
 
-    Attributes
-    ----------
-    labels
-        The classes' names, in the order of the models; None where they are not known.
-    place
-        (k,): the class of each label 0..k - 1 of the data; None where it is the label itself.
-    by_name
-        Whether a label, text or a number, is looked up in `labels`.
-    said
-        What to tell the user of it; None where there is nothing to tell.
-    """
-
-    labels: tuple[str, ...] | None
-    place: np.ndarray | None = None
-    by_name: bool = False
-    said: str | None = None
+    labels: tuple[str, ...] | None  # the classes' names, in the order of the models, if known
+    place: np.ndarray | None = None  # (k,): the class of each label 0..k - 1; None: the label
+    by_name: bool = False  # whether a label, text or a number, is looked up in `labels`
+    said: str | None = None  # what to tell the user of it
 
     def of(self, targets: Any, classes: int) -> Any:
         """Targets as the models number them: of (n,) labels, or of (n, labels) label sets."""
@@ -189,7 +177,6 @@ def _unknown(name: str, labels: Sequence[str]) -> str:
 
 
 def _told(names: Sequence[str], found: np.ndarray, way: str) -> str:
-    """Which class of the data is which of the models."""
     pairs = [f"{name} is class {place}" for name, place in zip(names, found.tolist(), strict=True)]
     more = f" and {len(pairs) - 8} more" if len(pairs) > 8 else ""
     return f"the data's classes are taken by {way}: {', '.join(pairs[:8])}{more}"

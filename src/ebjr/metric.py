@@ -139,8 +139,7 @@ class Metric:
 METRICS: dict[str, Metric] = {}
 """The metrics that have a name. A task's folder adds its own, and `register_metric` a user's."""
 
-OWN_METRICS: set[str] = set()
-"""The names that `register_metric` was given."""
+OWN_METRICS: set[str] = set()  # the names that `register_metric` was given
 
 
 def declare_metrics(*metrics: Metric) -> tuple[Metric, ...]:

@@ -4,8 +4,6 @@ A model is a callable: a batch in, its raw output out, one row for each input. A
 ONNX session, a remote endpoint, an estimator and a lambda are the same thing to the joint loop.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,8 +18,7 @@ from ebjr.errors import ModelError
 from ebjr.labels import are_names, label_text
 from ebjr.task import Task
 
-InputShape = tuple[int | None, ...]
-"""Of a batch of inputs; an open dimension is None."""
+InputShape = tuple[int | None, ...]  # of a batch of inputs; an open dimension is None
 
 
 @runtime_checkable
@@ -48,35 +45,23 @@ class Model(Protocol):
 class ModelFacts:
     """What a model says of itself, beside its answers; None is "not known".
 
-    Attributes
-    ----------
-    name
-        What to call the model in a message.
-    path, url
-        The file, or the address, that the model came from.
-    labels
-        The model's own name of each class, in the order of its raw output.
-    input_name, input_shape, input_dtype
-        What a batch of inputs is called, its shape (the rows first) and its type.
-    options
-        What `load_model` takes, beside `path` or `url`, to load the same model; those that have
-        their defaults are left out.
-    metadata
-        What the server of a remote model says of it.
-    cost
-        What an example costs, where the model knows.
-    multilabel
-        Whether an input may have several labels at once.
-    probabilities
-        Whether the raw output is probabilities, and not logits.
-    preprocess
-        Where the model takes decoded images: how they are prepared, as `Preprocess.as_dict` says.
-    sends_files
-        Whether each input travels to the model as the file of an image.
-    bytes_moved
-        Bytes that a remote model has sent and received so far; None of a model that is here.
-    device
-        Where the model runs: ``"cpu"``, a device of PyTorch's, or ONNX Runtime's provider.
+    - `name`: What to call the model in a message.
+    - `path`, `url`: The file, or the address, that the model came from.
+    - `labels`: The model's own name of each class, in the order of its raw output.
+    - `input_name`, `input_shape`, `input_dtype`: What a batch of inputs is called, its shape (the
+      rows first) and its type.
+    - `options`: What `load_model` takes, beside `path` or `url`, to load the same model; those that
+      have their defaults are left out.
+    - `metadata`: What the server of a remote model says of it.
+    - `cost`: What an example costs, where the model knows.
+    - `multilabel`: Whether an input may have several labels at once.
+    - `probabilities`: Whether the raw output is probabilities, and not logits.
+    - `preprocess`: Where the model takes decoded images: how they are prepared, as
+      `Preprocess.as_dict` says.
+    - `sends_files`: Whether each input travels to the model as the file of an image.
+    - `bytes_moved`: Bytes that a remote model has sent and received so far; None of a model that is
+      here.
+    - `device`: Where the model runs: ``"cpu"``, a device of PyTorch's, or ONNX Runtime's provider.
     """
 
     name: str
@@ -137,7 +122,6 @@ _SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
 
 
 def _seen(model: Any) -> ModelFacts:
-    """The facts of a model that has none of its own."""
     found = {
         fact: convert(value)
         for fact, attribute, kind, convert in _SEEN

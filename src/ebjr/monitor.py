@@ -117,19 +117,13 @@ class RiskMonitor(SequentialTest):
     with probability ``1 - alpha``, also while the risk changes. ValueError: a number is out of
     range, or `promise` is unknown.
 
-    Parameters
-    ----------
-    tolerance
-        The promise, in the loss's unit: 0.01 is a harm of 1 % of all inputs.
-    alpha
-        The probability of ever raising a false alarm, between 0 and 1.
-    promise
-        ``"harm"``: a loss of 0 or 1. ``"excess"``: -1, 0 or 1 (anything between is allowed).
-        ``"risk"``: any loss between 0 and 1. ``"rate"``: 1 where a row was deferred, else 0. The
-        same words as a `Certificate`'s, whose promise and tolerance can be given here.
-    audit_probability
-        The least probability with which the loss of a row becomes known, in (0, 1]. 1: every row
-        has a label, or the teacher's answer.
+    - `tolerance`: The promise, in the loss's unit: 0.01 is a harm of 1 % of all inputs.
+    - `alpha`: The probability of ever raising a false alarm, between 0 and 1.
+    - `promise`: ``"harm"``: a loss of 0 or 1. ``"excess"``: -1, 0 or 1 (anything between is
+      allowed). ``"risk"``: any loss between 0 and 1. ``"rate"``: 1 where a row was deferred, else
+      0. The same words as a `Certificate`'s, whose promise and tolerance can be given here.
+    - `audit_probability`: The least probability with which the loss of a row becomes known, in (0,
+      1]. 1: every row has a label, or the teacher's answer.
 
     Notes
     -----
@@ -343,20 +337,14 @@ class DriftMonitor(SequentialTest):
     `alpha`. ``"steady"`` means that no drift has been shown, not that there is none. ValueError:
     fewer than 20 scores, or a number out of range.
 
-    Parameters
-    ----------
-    scores
-        (N,): of the calibration examples, or better of others that nothing was fitted on: a score
-        trained on these very rows looks different on new ones. NaN counts as ``-inf``. Only 31
-        quantiles of them are stored.
-    alpha
-        The probability of ever raising a false alarm, between 0 and 1.
-    threshold
-        In the score's unit; rows under it are deferred. None: no test of the deferral rate.
-    rate_tolerance
-        How far the deferral rate may move before it matters, from 0 to below 1.
-    seed
-        For breaking ties.
+    - `scores`: (N,): of the calibration examples, or better of others that nothing was fitted on: a
+      score trained on these very rows looks different on new ones. NaN counts as ``-inf``. Only 31
+      quantiles of them are stored.
+    - `alpha`: The probability of ever raising a false alarm, between 0 and 1.
+    - `threshold`: In the score's unit; rows under it are deferred. None: no test of the deferral
+      rate.
+    - `rate_tolerance`: How far the deferral rate may move before it matters, from 0 to below 1.
+    - `seed`: For breaking ties.
 
     Notes
     -----

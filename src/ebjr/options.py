@@ -189,7 +189,6 @@ def _with_options(
 
 
 def _options(group: Any) -> list[inspect.Parameter]:
-    """The options of a group, as parameters of a function."""
     types = get_type_hints(group, include_extras=True)
     whole = inspect.signature(group).parameters
     return [each.replace(annotation=types[name]) for name, each in whole.items()]

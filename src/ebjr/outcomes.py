@@ -3,8 +3,6 @@
 Calibration and evaluation read this one table, saved to one file, and never run a network.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -13,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -101,7 +99,7 @@ class Outcomes:
     models: Mapping[str, Any] = field(default_factory=dict)
     labeled: bool = True
     metric: str = None  # type: ignore[assignment]  # the task's own; a name from here on
-    rescale: CommonScale | None = None
+    rescale: "CommonScale | None" = None
     known_classes: tuple[int, ...] | None = None
     columns: tuple[str, ...] | None = None
 
@@ -208,7 +206,6 @@ class Outcomes:
         return self.kind.shared(self._translated(role), change)
 
     def _translated(self, role: str) -> Batch:
-        """A model's raw output in the teacher's terms."""
         return self._student if role == "student" else self.teacher
 
     @cached_property
@@ -225,7 +222,7 @@ class Outcomes:
         )
         return found
 
-    def with_scale(self, rescale: CommonScale | None) -> Outcomes:
+    def with_scale(self, rescale: "CommonScale | None") -> Self:
         """The same with the scores of both detectors on a scale; None leaves them as they are."""
         if rescale == self.rescale:
             return self
@@ -233,7 +230,7 @@ class Outcomes:
         whole._found.update({role: self._found[role] for role in self._found.keys() & _ROLES})
         return whole
 
-    def fit_scale(self) -> CommonScale | None:
+    def fit_scale(self) -> "CommonScale | None":
         """One scale for both detectors, fitted to these examples.
 
         None for other tasks, and where a detector is right, or wrong, with everything it found:
@@ -269,7 +266,7 @@ class Outcomes:
         rows.flags.writeable = False  # kept and handed out again
         return rows
 
-    def take(self, rows: np.ndarray) -> Outcomes:
+    def take(self, rows: np.ndarray) -> Self:
         """The outcomes of some rows, in their order."""
         rows = np.arange(len(self))[rows]
         if self.kind.scale is not None:  # match with the labels once, not in every part
@@ -296,7 +293,7 @@ class Outcomes:
         order = np.random.default_rng(seed).permutation(len(self))
         return np.sort(order[:first]), np.sort(order[first:])
 
-    def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[Outcomes, Outcomes]:
+    def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[Self, Self]:
         """Cut at random into two: calibrate on the first, report on the second.
 
         Parameters
@@ -369,7 +366,7 @@ class Outcomes:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, task: str | None = None) -> Outcomes:
+    def load(cls, path: str | os.PathLike[str], *, task: str | None = None) -> Self:
         """Read a table that `save` wrote, or an ``.npz`` of raw outputs that you made.
 
         The latter holds the arrays `student`, `teacher` and `targets`, and may hold `task`,
@@ -448,7 +445,6 @@ _KEPT = ("labels", "models", "labeled", "metric", "known_classes", "columns")
 
 
 def _numbered(targets: Any, labels: tuple[str, ...] | None, kind: Task) -> Any:
-    """Targets that name their classes, by number."""
     names = as_names(to_numpy(targets)) if kind.has_labels else None
     if names is None or names.dtype.kind != "U":
         return targets

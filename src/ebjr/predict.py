@@ -5,8 +5,6 @@ for each batch. A run that was killed goes on after the last whole record when t
 again. At the end the answers become the file, whole, and the journal goes.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os
@@ -170,7 +168,6 @@ def _rows(
     answer: JointAnswer,
     labels: Sequence[str] | None,
 ) -> Iterator[dict[str, Any]]:
-    """What is written of each example of a batch."""
     said = joint.kind.plain(answer.prediction, labels)
     columns = [to_numpy(column) for column in (answer.score, answer.deferred, answer.degraded)]
     for row in starmap(answer_row, zip(batch.names, said, *columns, strict=True)):
@@ -218,10 +215,7 @@ def _write_table(journal: Journal, output: Path) -> None:
     for rows in _chunks(journal):
         found = pyarrow.schema(pyarrow.array(rows).type.fields)
         schema = pyarrow.unify_schemas([schema, found], promote_options="permissive")
-    with (
-        write_whole(output, "wb") as file,
-        pyarrow.parquet.ParquetWriter(file, schema) as writer,
-    ):
+    with write_whole(output, "wb") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for rows in _chunks(journal):
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
 

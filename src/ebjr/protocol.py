@@ -320,7 +320,6 @@ def tensor_bytes(array: np.ndarray) -> bytes:
 
 
 def _json_end(body: bytes, json_length: str | int | None) -> int:
-    """Where a body's JSON ends."""
     if json_length is None:
         return len(body)
     text = str(json_length)
@@ -356,7 +355,6 @@ def _read_object(raw: bytes) -> dict[str, Any]:
 
 
 def _reason(raw: bytes, error: Exception) -> str:
-    """What is wrong with some JSON."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     place = re.search(r"\(byte (\d+)\)", str(error))
@@ -611,7 +609,6 @@ def _to_json(name: str, array: np.ndarray) -> list[Any]:
 
 
 def _joined(message: Mapping[str, Any], rest: Sequence[bytes]) -> tuple[bytes, int | None]:
-    """A message and the bytes after it."""
     for key, value in message.get("parameters", {}).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"JSON has no {value}, which the parameter {_shown(key)} is")

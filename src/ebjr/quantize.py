@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.backends.onnx import OnnxModel
-from ebjr.backends.pytorch import quiet
+from ebjr.backends.onnx import OnnxModel, quiet
 from ebjr.data.preprocess import Preprocess
 from ebjr.errors import ModelError, check_at_least, check_choice, needs, one_line
 from ebjr.evaluation.profile import measure_latency
@@ -136,7 +135,6 @@ def _check_input(model: OnnxModel) -> None:
 def _first(
     batches: Iterable[Any], examples: int, model: OnnxModel, preprocess: Preprocess | None
 ) -> NDArray[Any]:
-    """The first inputs, ready for the model."""
     parts: list[NDArray[Any]] = []
     missing = examples
     for batch in batches:

@@ -4,8 +4,6 @@ One door for Python and the command line: preprocessing is found, costs are coun
 and what the models and the data say of themselves is compared before the work is done.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -273,7 +271,6 @@ class _Recording:
         return self._outcomes(models, self._measured(costs))
 
     def _outcomes(self, models: Mapping[str, Any], costs: Mapping[str, Cost]) -> Outcomes:
-        """What was recorded, as one table."""
         student, teacher = (join_rows(self.outputs[role]) for role in ROLES)
         about = {name: self.about[name] for name in _OF_OUTCOMES if name in self.about}
         about = {"models": models, **about, "task": self.kind.name, "labeled": self.labeled}
@@ -297,10 +294,7 @@ class _Recording:
         self.journal.resume(whose)
 
     def _take_up(self) -> list[tuple[str, str]]:
-        """Put what an earlier run recorded in the place of the first batch.
-
-        Returns what that run could not read.
-        """
+        """Put an earlier run's rows in the place of the first batch: what it could not read."""
         records = [] if self.journal is None else list(self.journal.records())
         if not records:
             return []
@@ -368,7 +362,6 @@ class _Recording:
                 self.entries[role] = replace(entry, options=kept)  # threads are this run's
 
     def _provenance(self, costs: Mapping[str, Cost]) -> dict[str, Any]:
-        """The tables of both models, as far as they have some."""
         folder = None if self.about.get("folder") is None else Path(self.about["folder"])
         entries = {role: replace(one, cost=costs[role]) for role, one in self.entries.items()}
         return {role: entry.as_table(folder) for role, entry in entries.items()}
@@ -609,8 +602,7 @@ def _note_chance(outcomes: Outcomes, role: str) -> None:
     )
 
 
-_FEW = 30
-"""On fewer examples nobody can tell an accuracy from guessing."""
+_FEW = 30  # on fewer examples nobody can tell an accuracy from guessing
 
 
 def _raw_output(role: str, said: Any) -> Array:

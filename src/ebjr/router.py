@@ -3,8 +3,6 @@
 The comparison, and the order in which thresholds defer rows, stand in this file and nowhere else.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import lru_cache

@@ -153,15 +153,11 @@ def run_sweep(
     is empty, or its tables differ in examples, teacher or metric. CalibrationError: no candidate
     reaches the goal.
 
-    Parameters
-    ----------
-    tables
-        By name: what each candidate and the teacher said on the same examples.
-    goal, seed, score, blend, fraction, **target
-        As for `run_study`; the seed is of the draw, too. A guarantee holds for the candidate that
-        is picked: each is certified at `delta` over their number (the union bound).
-    traffic
-        The mix to draw the examples in.
+    - `tables`: By name: what each candidate and the teacher said on the same examples.
+    - `goal`, `seed`, `score`, `blend`, `fraction`, `**target`: As for `run_study`; the seed is of
+      the draw, too. A guarantee holds for the candidate that is picked: each is certified at
+      `delta` over their number (the union bound).
+    - `traffic`: The mix to draw the examples in.
 
     Examples
     --------

@@ -4,8 +4,6 @@ Outcomes, curves, calibration, the joint loop, reports, files, servers and expor
 know none by name. A task is a folder under `ebjr.tasks` that declares its facts as a `Task`.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -100,7 +98,7 @@ class Task:
         """Whether answers are labels, which agree or do not."""
         return self.targets_are == "labels"
 
-    def knowing(self, known_classes: Any) -> Task:
+    def knowing(self, known_classes: Any) -> "Task":
         """The task for a student that knows some of the teacher's classes; None changes nothing."""
         if known_classes is not None:
             raise ValueError(f"known_classes go with task 'specialized', not with {self.name!r}")

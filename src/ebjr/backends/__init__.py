@@ -3,8 +3,6 @@
 A backend is imported when a model of its kind is loaded, never before.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import sys
@@ -83,11 +81,11 @@ def load_model(source: Any, *, trust: bool = False, **options: Any) -> Model:
     if _is_of("sklearn.base", "BaseEstimator", source):
         from ebjr.backends.sklearn import SklearnModel
 
-        return _loaded(SklearnModel, SklearnModel, source, options)
+        return _loaded(SklearnModel, source, options)
     if _is_of("torch.nn", "Module", source):
         from ebjr.backends.pytorch import TorchModel
 
-        return _loaded(TorchModel, TorchModel, source, options)
+        return _loaded(TorchModel, source, options)
     if isinstance(source, type) or not callable(source):
         raise TypeError(f"a model is {TAKES}, but got {_described(source)}")
     if options:
@@ -112,23 +110,23 @@ def _load_file(source: str | os.PathLike[str], trust: bool, options: dict[str, A
     if path.suffix.lower() == ".pt2":
         from ebjr.backends.pytorch import TorchModel, load_program
 
-        return _loaded(load_program, TorchModel, path, options)
+        return _loaded(TorchModel, path, options, load_program)
     if "layout" in options:
         from ebjr.backends.detectors import OnnxDetector
 
-        return _loaded(OnnxDetector, OnnxDetector, path, options)
+        return _loaded(OnnxDetector, path, options)
     from ebjr.backends.onnx import OnnxModel
 
-    return _loaded(OnnxModel, OnnxModel, path, options)
+    return _loaded(OnnxModel, path, options)
 
 
-def _loaded(load: Any, kind: type[Any], source: Any, options: dict[str, Any]) -> Model:
-    """The model that `load` makes, if every option is one of its kind."""
+def _loaded(kind: type[Any], source: Any, options: dict[str, Any], load: Any = None) -> Model:
+    """The model that its kind, or `load`, makes, if every option is one of its kind."""
     takes = list(inspect.signature(kind).parameters)[1:]
     if unknown := [name for name in options if name not in takes]:
         name = source if isinstance(source, Path) else f"a {type(source).__name__}"
         raise TypeError(f"{name} is loaded with {', '.join(takes)}, and takes no {unknown[0]}")
-    model: Model = load(source, **options)
+    model: Model = (load or kind)(source, **options)
     return model
 
 

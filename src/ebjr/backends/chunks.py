@@ -1,7 +1,5 @@
 """Batches in chunks: of at most so many rows, or of the one number that a graph is fixed to."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -5,27 +5,17 @@ A graph of a detector gives raw maps, whose layout differs from family to family
 input and takes the boxes back to the image, in one place for all.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from ebjr.arrays import join_rows
 from ebjr.backends.chunks import run_in_chunks
-from ebjr.backends.layouts import (
-    LAYOUTS,
-    Decoded,
-    Layout,
-    Outputs,
-    Size,
-    check_values,
-    find_layout,
-)
+from ebjr.backends.layouts import LAYOUTS, Decoded, Layout, Outputs, Size, check_values, find_layout
 from ebjr.backends.onnx import OnnxModel
 from ebjr.data.preprocess import Image, Preprocess, facts_of_images, infer_preprocess
 from ebjr.errors import ModelError, check_choice
@@ -34,8 +24,7 @@ from ebjr.model import ModelFacts
 from ebjr.tasks.detection.boxes import Detections
 from ebjr.tasks.detection.first import may_be_numbers
 
-CANDIDATES = 3000
-"""How many boxes and classes of an image go into non-maximum suppression at most."""
+CANDIDATES = 3000  # how many boxes and classes of an image go into non-maximum suppression at most
 
 
 class OnnxDetector:
@@ -44,29 +33,20 @@ class OnnxDetector:
     A graph with a fixed batch of one is run one image at a time (`loops`): a batch costs as much as
     its images one by one.
 
-    Parameters
-    ----------
-    layout
-        What its outputs look like: a name in `ebjr.backends.layouts.LAYOUTS`, a `Layout` of your
-        own, or ``"auto"``: the only one that fits what the model says of a gray image.
-    preprocess
-        How images become its input; by default squashed to its size, RGB from 0 to 1.
-    classes
-        How many classes the model has; None: as many as the file names (as ultralytics' do), or 80.
-    label_ids
-        The model's own number, its label or its column, of each class that is reported. None: all,
-        of which the first has the number 1 for torchvision's and 0 for all others.
-    class_ids
-        The data's numbers of their classes, where `classes` is how many these are: they become
-        `label_ids` where the outputs fit no other.
-    nms
-        The overlap above which the worse of two boxes of a class is dropped; ``"default"`` is
-        the layout's, None or ``"none"`` keeps all.
-    above, limit
-        A box is reported for every class with a score above `above`, at most `limit` an image.
-        The defaults are COCO's.
-    threads, providers
-        As of an `OnnxModel`.
+    - `layout`: What its outputs look like: a name in `ebjr.backends.layouts.LAYOUTS`, a `Layout` of
+      your own, or ``"auto"``: the only one that fits what the model says of a gray image.
+    - `preprocess`: How images become its input; by default squashed to its size, RGB from 0 to 1.
+    - `classes`: How many classes the model has; None: as many as the file names (as ultralytics'
+      do), or 80.
+    - `label_ids`: The model's own number, its label or its column, of each class that is reported.
+      None: all, of which the first has the number 1 for torchvision's and 0 for all others.
+    - `class_ids`: The data's numbers of their classes, where `classes` is how many these are: they
+      become `label_ids` where the outputs fit no other.
+    - `nms`: The overlap above which the worse of two boxes of a class is dropped; ``"default"`` is
+      the layout's, None or ``"none"`` keeps all.
+    - `above`, `limit`: A box is reported for every class with a score above `above`, at most
+      `limit` an image. The defaults are COCO's.
+    - `threads`, `providers`: As of an `OnnxModel`.
     """
 
     def __init__(
@@ -113,10 +93,7 @@ class OnnxDetector:
         self.loops = self.model.fixed_batch == 1
 
     def _count(self, given: int | None, class_ids: Sequence[int]) -> tuple[int, str]:
-        """How many classes the model has, and who says so.
-
-        The names in the file must be as many, but for data: their classes are looked up by name.
-        """
+        """How many classes the model has, as many as its file names but for data; who says so."""
         named = len(self.names)
         if named and (given is None or class_ids):
             return named, "as the file names"
@@ -167,7 +144,7 @@ class OnnxDetector:
         own = dict(zip(self.names, self._own_numbers, strict=False))
         return tuple(own[name] for name in names) if {*names} <= {*own} else None
 
-    def with_label_ids(self, label_ids: Sequence[int], exact: bool = False) -> OnnxDetector:
+    def with_label_ids(self, label_ids: Sequence[int], exact: bool = False) -> Self:
         """The same detector, which reports the classes that have these numbers in the model.
 
         `exact` is whether the model has no classes after the last of these.
@@ -187,7 +164,7 @@ class OnnxDetector:
             )
         return ids
 
-    def with_preprocess(self, preprocess: Preprocess) -> OnnxDetector:
+    def with_preprocess(self, preprocess: Preprocess) -> Self:
         """The same detector, whose images are prepared in another way."""
         other = copy(self)
         other.preprocess = preprocess

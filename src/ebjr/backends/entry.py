@@ -1,7 +1,5 @@
 """The entries of ``joint.toml``: its models' files and addresses, and how each is used."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import logging
@@ -10,7 +8,7 @@ import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from ebjr.backends import load_model
 from ebjr.backends.onnx import external_files
@@ -21,11 +19,9 @@ from ebjr.errors import ModelError, ProtocolError, TeacherUnavailable, note
 from ebjr.files import sha256_of
 from ebjr.link.far import FarTeacher, Link
 from ebjr.model import Model, facts
+from ebjr.outcomes import Outcomes
 from ebjr.protocol import read_metadata
 from ebjr.tasks import as_task
-
-if TYPE_CHECKING:
-    from ebjr.outcomes import Outcomes
 
 log = logging.getLogger("ebjr.backends.entry")
 
@@ -48,7 +44,7 @@ class ModelEntry:
     weights_sha256: str | None = None
 
     @classmethod
-    def of_file(cls, path: str | os.PathLike[str], **about: Any) -> ModelEntry:
+    def of_file(cls, path: str | os.PathLike[str], **about: Any) -> Self:
         """The entry of a model file as it is now."""
         if not source_file(path).is_file():
             raise FileNotFoundError(f"there is no model file {path}")
@@ -99,7 +95,7 @@ class ModelEntry:
         return {"path": path, "sha256": self.sha256, **seen, **self.options, **_shared_table(self)}
 
     @classmethod
-    def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> ModelEntry:
+    def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> Self:
         """Read a TOML table; `where` names it in errors."""
         needed = ("path", "sha256")
         check_keys(table, (*needed, "weights_sha256", *_SHARED, *OPTIONS), where, needed)
@@ -165,7 +161,7 @@ class RemoteEntry:
         return {**table, **_shared_table(self), "metadata": dict(self.metadata)}
 
     @classmethod
-    def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> RemoteEntry:
+    def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> Self:
         """Read a TOML table; `where` names it in errors."""
         needed = ("url", "metadata")
         check_keys(table, (*needed, *_SHARED, *REMOTE_OPTIONS, *LINK_KEYS), where, needed)

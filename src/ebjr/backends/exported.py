@@ -1,7 +1,5 @@
 """ExportedJoint: a joint model in one ``.onnx`` file, as `ebjr.export` writes it."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence
@@ -97,7 +95,6 @@ class ExportedJoint:
         return JointAnswer(**whole, degraded=np.zeros(len(whole["score"]), bool))
 
     def _dense(self, inputs: Batch) -> list[np.ndarray]:
-        """The inputs as arrays that the graph takes."""
         if isinstance(inputs, list | tuple):
             alike = len({np.shape(entry) for entry in inputs}) == 1
             batches = [np.stack(inputs)] if alike else [np.asarray(entry)[None] for entry in inputs]
@@ -126,7 +123,6 @@ class ExportedJoint:
         return self._detected(whole, batch.shape[1:3])
 
     def _detected(self, whole: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-        """Boxes, labels and scores as a list of `Detections`."""
         columns = [whole.pop(name) for name in DETECTION_OUTPUTS[:3]]
         found = []
         for boxes, labels, scores in zip(*columns, strict=True):

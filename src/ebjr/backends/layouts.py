@@ -4,8 +4,6 @@ A decoder turns the outputs of one family into boxes in pixels of the model's in
 have outputs of one shape: what tells them apart is how many boxes there are, and their values.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace

@@ -1,12 +1,12 @@
 """OnnxModel: a model in an ``.onnx`` file, run by ONNX Runtime."""
 
-from __future__ import annotations
-
 import ast
+import logging
 import mmap
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -38,19 +38,13 @@ class OnnxModel:
     It is cast to the graph's type where no meaning is lost: any number to a float type, a small
     integer type to a larger one; never a float to an integer.
 
-    Parameters
-    ----------
-    path
-        The file. Its graph has one required input, whose first dimension is the batch.
-    threads, providers
-        ONNX Runtime's ``intra_op_num_threads``, None for its default, and its execution providers,
-        best first, None for the CPU.
-    batch_size
-        The largest batch to run at once: larger ones are run in chunks. None runs what comes.
-        A graph with a fixed batch of k is always run with k rows, the last ones filled up.
-    output
-        The name of the output to return; None is the first, or the only one of floating-point
-        numbers where the first holds labels.
+    - `path`: The file. Its graph has one required input, whose first dimension is the batch.
+    - `threads`, `providers`: ONNX Runtime's ``intra_op_num_threads``, None for its default, and its
+      execution providers, best first, None for the CPU.
+    - `batch_size`: The largest batch to run at once: larger ones are run in chunks. None runs what
+      comes. A graph with a fixed batch of k is always run with k rows, the last ones filled up.
+    - `output`: The name of the output to return; None is the first, or the only one of
+      floating-point numbers where the first holds labels.
     """
 
     def __init__(
@@ -374,3 +368,15 @@ def _shown(shape: tuple[int | None, ...] | None) -> str:
         return "(n, ...)"
     rest = ", ".join("any" if size is None else str(size) for size in shape[1:])
     return f"(n, {rest})" if rest else "(n,)"
+
+
+@contextmanager
+def quiet(name: str | None = None, level: int = logging.ERROR) -> Iterator[None]:
+    """Let a logger, or all of them, log nothing below a level."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,7 +1,5 @@
 """Models whose answers are not logits yet: probabilities, or one number of a binary decision."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,8 +13,7 @@ from ebjr.link.far import FarTeacher
 from ebjr.model import Answer, Around, Model, ModelFacts, as_answer, facts
 from ebjr.task import SUM_ROUNDING
 
-LEAST = 1e-12
-"""The least probability whose logarithm is taken: one of 0 has none."""
+LEAST = 1e-12  # the least probability whose logarithm is taken: one of 0 has none
 
 
 def _columns(output: Array) -> Array:

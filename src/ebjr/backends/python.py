@@ -4,8 +4,6 @@ Both run code of whoever wrote them. An import path that a caller names is run; 
 names, and every pickle, only where the caller trusts it.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import re
@@ -109,10 +107,7 @@ def load_python(source: str, trust: bool, options: Mapping[str, Any]) -> Model:
 
 
 def _named(path: str) -> Any:
-    """What an import path names; of a class, or a function without parameters, what it makes.
-
-    A model takes a batch, so that what takes nothing can only be what makes one.
-    """
+    """What an import path names; what takes nothing, unlike a model, is called to make one."""
     module, name = import_path(path) or ("", "")
     imported = import_own(module, f"the model {path}")
     try:
@@ -134,7 +129,6 @@ def _makes(found: Any) -> bool:
 
 
 def _saved(path: Path, trust: bool) -> Any:
-    """The estimator that a file holds, as far as it may be trusted."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file at {path}; check the path")
     risk = "is a pickle, which can run any code when it is read"

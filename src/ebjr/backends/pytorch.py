@@ -1,46 +1,37 @@
 """TorchModel: a PyTorch module or an exported program, run for its answers alone."""
 
-from __future__ import annotations
-
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ebjr.arrays import to_numpy
 from ebjr.backends.chunks import check_array, checked_batch_size, run_in_chunks
+from ebjr.backends.onnx import quiet
 from ebjr.errors import ModelError, needs, one_line
 from ebjr.model import InputShape, ModelFacts, device_name
 
-if TYPE_CHECKING:
+with needs("torch", "running a PyTorch module"):
     import torch
 
 
 class TorchModel:
     """A PyTorch module of one input as a model: batch in, raw output out, no gradients.
 
-    Parameters
-    ----------
-    module
-        Put in evaluation mode, and moved to `device` and `dtype` in place, as ``module.to`` does.
-    device
-        Where to run; None leaves the module where it is.
-    dtype
-        The floating type to run in, such as ``torch.bfloat16`` or ``"bfloat16"``; None leaves the
-        module's own. Floating inputs are cast to it; integer ones are left as they are.
-    batch_size
-        The largest batch to run at once: larger ones are run in chunks. None runs what comes.
-        A program with a fixed batch of k is always run with k rows, the last ones filled up.
-    name
-        What to call it; None is the module's class name.
-    compile
-        Compile the module at its first batch, for batches of any length, as every batch defers
-        another number of rows: True, or the name of one of ``torch.compile``'s backends.
+    - `module`: Put in evaluation mode, and moved to `device` and `dtype` in place, as ``module.to``
+      does.
+    - `device`: Where to run; None leaves the module where it is.
+    - `dtype`: The floating type to run in, such as ``torch.bfloat16`` or ``"bfloat16"``; None
+      leaves the module's own. Floating inputs are cast to it; integer ones are left as they are.
+    - `batch_size`: The largest batch to run at once: larger ones are run in chunks. None runs what
+      comes. A program with a fixed batch of k is always run with k rows, the last ones filled up.
+    - `name`: What to call it; None is the module's class name.
+    - `compile`: Compile the module at its first batch, for batches of any length, as every batch
+      defers another number of rows: True, or the name of one of ``torch.compile``'s backends.
     """
 
     def __init__(
@@ -53,7 +44,6 @@ class TorchModel:
         name: str | None = None,
         compile: bool | str = False,
     ) -> None:
-        torch = _import_torch("running a PyTorch module")
         if not isinstance(module, torch.nn.Module):
             raise TypeError(f"module must be a torch nn.Module, but is a {type(module).__name__}")
         chosen = _floating_dtype(dtype)
@@ -105,8 +95,6 @@ class TorchModel:
         NumPy for NumPy (float32 where the module answers in bfloat16), torch for torch, on the
         module's device. Of an output with ``logits``, those; of a tuple, the first.
         """
-        import torch
-
         given_numpy = not isinstance(batch, torch.Tensor)
         tensor = _from_numpy(batch) if given_numpy else batch
         dtype = self.dtype if tensor.is_floating_point() else None
@@ -115,8 +103,6 @@ class TorchModel:
             return to_numpy(output) if given_numpy else output
 
     def _run_in_chunks(self, batch: torch.Tensor) -> torch.Tensor:
-        import torch
-
         rows, size, fixed = len(batch), self.batch_size, self.fixed_batch
         if fixed in (None, rows) and rows <= (size or rows):
             return self._run(batch)
@@ -126,8 +112,6 @@ class TorchModel:
 
     def answer_tensors(self, tensors: Mapping[str, torch.Tensor], /) -> Any:
         """The raw output, NumPy, of a batch of several tensors by name, run in one piece."""
-        import torch
-
         moved = {
             name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
             for name, tensor in tensors.items()
@@ -163,7 +147,6 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file at {path}; check the path")
-    torch = _import_torch(f"running {path}")
     try:
         # It logs the traceback of a corrupt file as a warning; our error says the same in a line.
         with _no_unpickling(), quiet("torch.export"):
@@ -183,12 +166,6 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
     return model
 
 
-def _import_torch(purpose: str) -> Any:
-    with needs("torch", purpose):
-        import torch
-    return torch
-
-
 @contextmanager
 def _no_unpickling() -> Iterator[None]:
     # torch.export.load falls back to plain unpickling, which runs whatever a file tells it to.
@@ -203,18 +180,6 @@ def _no_unpickling() -> Iterator[None]:
             os.environ[switch] = before
 
 
-@contextmanager
-def quiet(name: str | None = None, level: int = logging.ERROR) -> Iterator[None]:
-    """Let a logger, or all of them, log nothing below a level."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(level)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
 def _example_input(program: Any, path: Path) -> Any:
     names = program.graph_signature.user_inputs
     if len(names) != 1:
@@ -226,11 +191,8 @@ def _example_input(program: Any, path: Path) -> Any:
 
 
 def _compiled(module: torch.nn.Module, how: bool | str) -> Any:
-    """The module, or what `torch.compile` makes of it."""
     if how is False:
         return module
-    import torch
-
     if how is not True and how not in torch.compiler.list_backends(exclude_tags=()):
         known = ", ".join(torch.compiler.list_backends())
         raise ValueError(f"compile must be True or one of {known}, but is {how!r}")
@@ -238,8 +200,6 @@ def _compiled(module: torch.nn.Module, how: bool | str) -> Any:
 
 
 def _floating_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    import torch
-
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype is None:
         return None
@@ -251,8 +211,6 @@ def _floating_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def _from_numpy(batch: Any) -> torch.Tensor:
-    import torch
-
     check_array(batch)
     array = np.asarray(batch)
     # Torch shares memory only with writable arrays that do not run backwards.
@@ -267,8 +225,6 @@ def _from_numpy(batch: Any) -> torch.Tensor:
 
 
 def _raw_output(output: Any, name: str) -> torch.Tensor:
-    import torch
-
     if isinstance(output, Mapping) and "logits" in output:
         output = output["logits"]
     output = getattr(output, "logits", output)

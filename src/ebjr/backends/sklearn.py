@@ -1,7 +1,5 @@
 """SklearnModel: a fitted scikit-learn estimator, or any estimator that follows its interface."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator
 from functools import cached_property

@@ -1,10 +1,8 @@
 """TransformersModel: a Hugging Face classifier with its tokenizer or image processor."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +12,6 @@ from ebjr.backends.pytorch import TorchModel
 from ebjr.errors import ModelError, needs, one_line
 from ebjr.model import ModelFacts
 
-if TYPE_CHECKING:
-    import torch
-
 PIPELINES = ("text-classification", "image-classification")
 
 
@@ -25,21 +20,16 @@ class TransformersModel:
 
     Nothing is downloaded here: load the model as its own library does, from a folder or a hub.
 
-    Parameters
-    ----------
-    source
-        A pipeline (``text-classification``, ``image-classification``), or the model of one, such
-        as a ``BertForSequenceClassification``. With one label it is a regressor; with the
-        ``problem_type`` ``"multi_label_classification"`` it is for the task multilabel.
-    processor
-        The model's tokenizer or image processor; None is the pipeline's. It makes tensors of the
-        inputs of this model: student and teacher may have different ones.
-    processing
-        What to tell the processor beside that. Texts are padded, and cut to what the model can
-        take, or as a pipeline was told to cut them, unless this says otherwise:
-        ``{"max_length": 128}``.
-    **options
-        ``device``, ``dtype``, ``compile``, ``batch_size`` and ``name``, as of a `TorchModel`.
+    - `source`: A pipeline (``text-classification``, ``image-classification``), or the model of one,
+      such as a ``BertForSequenceClassification``. With one label it is a regressor; with the
+      ``problem_type`` ``"multi_label_classification"`` it is for the task multilabel.
+    - `processor`: The model's tokenizer or image processor; None is the pipeline's. It makes
+      tensors of the inputs of this model: student and teacher may have different ones.
+    - `processing`: What to tell the processor beside that. Texts are padded, and cut to what the
+      model can take, or as a pipeline was told to cut them, unless this says otherwise:
+      ``{"max_length": 128}``.
+    - `**options`: ``device``, ``dtype``, ``compile``, ``batch_size`` and ``name``, as of a
+      `TorchModel`.
     """
 
     def __init__(
@@ -89,7 +79,7 @@ class TransformersModel:
     def _answer(self, batch: Any) -> NDArray[Any]:
         return self._torch.answer_tensors(self._process(list(batch)))
 
-    def _process(self, inputs: list[Any]) -> dict[str, torch.Tensor]:
+    def _process(self, inputs: list[Any]) -> dict[str, Any]:
         try:
             return dict(self.processor(inputs, return_tensors="pt", **self.processing))
         except (ValueError, TypeError, KeyError, OverflowError) as error:

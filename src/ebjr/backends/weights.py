@@ -1,7 +1,5 @@
 """What an object of Python has learned, as one hash: that of the numbers it holds."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Data on disk: opened, decoded, and prepared for each model."""
 
-from __future__ import annotations
-
 from importlib import import_module
 
 _NAMES = {"open_data": "open", "decode_image": "examples", "prepared": "preprocess"}

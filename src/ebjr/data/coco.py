@@ -1,7 +1,5 @@
 """COCO's json: which images there are, where they are, and what is on them."""
 
-from __future__ import annotations
-
 import json
 import os
 import zipfile

@@ -4,8 +4,6 @@ Images are decoded on a few threads, in order; one that cannot be read is named,
 out.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from abc import ABC, abstractmethod
@@ -46,6 +44,10 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+Part = tuple[Examples | None, list[tuple[str, str]]]
+"""A batch, and (name, reason) of each example that could not be read."""
 
 
 @dataclass(eq=False)
@@ -130,10 +132,6 @@ class Data(ABC):
     def files(self) -> Iterable[tuple[str, Path]]:
         """The image files in `path` or beside it, each with its example's name."""
         return ()
-
-
-Part = tuple[Examples | None, list[tuple[str, str]]]
-"""A batch, and (name, reason) of each example that could not be read."""
 
 
 @dataclass(eq=False)

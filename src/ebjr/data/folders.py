@@ -1,7 +1,5 @@
 """Folders of images: which files are examples, of which class, and what is left out."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence

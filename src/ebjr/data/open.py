@@ -5,8 +5,6 @@ give the same `Examples`. Images are decoded ahead of the reader on a few thread
 that cannot be read is named, counted and left out.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 import zipfile
@@ -50,32 +48,24 @@ def open_data(
 ) -> Data:
     """Open data on disk, whatever its form.
 
-    Parameters
-    ----------
-    path
-        One of: a folder with a sub-folder of images for each class (labels follow the sorted
-        names); a folder of images alone, or one image (no labels); ``.npz`` with `inputs`
-        (n, ...) and, optionally, `targets` (n,); a folder with ``inputs.npy`` and ``targets.npy``,
-        or one ``.npy`` of inputs; ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, ``.arrow`` or
-        ``.feather`` with columns of numbers, or one of texts, of encoded images, or of their paths
-        from the table's folder, and, optionally, one of labels; ``.json`` in COCO's instances
-        format, or a folder with one in ``annotations``: boxes are the labels.
-    on_unreadable
-        ``"skip"`` leaves out images that cannot be read and names them in `Data.unreadable`;
-        ``"error"`` raises ValueError at the first one.
-    classes
-        The names of the labels in the model's order. A folder's sub-folders, labels that are text,
-        the names that a table's schema gives its numbers, and the categories of a ``.json`` are
-        looked up here. Without them, labels that are text stay text.
-    input_columns, label_column
-        A table's columns, where names and types do not tell them: a name, or several in a sequence
-        or between commas.
-    targets_are
-        As `Task.targets_are`. An ``.npz`` holds ``"label sets"`` as (n, labels) of 0 and 1; a table
-        as lists of 0 and 1, or of the labels' names or numbers where names are known.
-    images
-        For COCO's json: the folder or ``.zip`` of its images; if left out they are looked for
-        beside it, in ``images`` and where COCO has them.
+    - `path`: One of: a folder with a sub-folder of images for each class (labels follow the sorted
+      names); a folder of images alone, or one image (no labels); ``.npz`` with `inputs` (n, ...)
+      and, optionally, `targets` (n,); a folder with ``inputs.npy`` and ``targets.npy``, or one
+      ``.npy`` of inputs; ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, ``.arrow`` or ``.feather``
+      with columns of numbers, or one of texts, of encoded images, or of their paths from the
+      table's folder, and, optionally, one of labels; ``.json`` in COCO's instances format, or a
+      folder with one in ``annotations``: boxes are the labels.
+    - `on_unreadable`: ``"skip"`` leaves out images that cannot be read and names them in
+      `Data.unreadable`; ``"error"`` raises ValueError at the first one.
+    - `classes`: The names of the labels in the model's order. A folder's sub-folders, labels that
+      are text, the names that a table's schema gives its numbers, and the categories of a ``.json``
+      are looked up here. Without them, labels that are text stay text.
+    - `input_columns`, `label_column`: A table's columns, where names and types do not tell them: a
+      name, or several in a sequence or between commas.
+    - `targets_are`: As `Task.targets_are`. An ``.npz`` holds ``"label sets"`` as (n, labels) of 0
+      and 1; a table as lists of 0 and 1, or of the labels' names or numbers where names are known.
+    - `images`: For COCO's json: the folder or ``.zip`` of its images; if left out they are looked
+      for beside it, in ``images`` and where COCO has them.
     """
     place = Path(path)
     place = place.resolve().parent if place.name == "inputs.npy" else place
@@ -159,10 +149,7 @@ def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
 
 
 def _mapped(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
-    """A large array of an ``.npz``, which memory need not hold; None where it is packed or small.
-
-    The small ones are checked for damage as they are loaded.
-    """
+    """A large array of an ``.npz``, mapped; None if it is packed, or small: loading checks it."""
     if member.compress_type != zipfile.ZIP_STORED or member.file_size < _LARGE:
         return None
     with path.open("rb") as file:
@@ -175,8 +162,7 @@ def _mapped(path: Path, member: zipfile.ZipInfo) -> NDArray[Any] | None:
     return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
 
 
-_LARGE = 1 << 26
-"""Bytes from which an array is mapped."""
+_LARGE = 1 << 26  # bytes from which an array is mapped
 
 
 def _checked_targets(

@@ -4,15 +4,13 @@ Each model has its own, so that a student and a teacher take the same decoded im
 resolutions.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,7 +170,7 @@ class Preprocess:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What `as_dict` gave, back again; a ValueError names a key or value that is wrong."""
         known = [field.name for field in fields(cls)]
         for name in values:
@@ -191,7 +189,7 @@ class Preprocess:
         return ",".join(f"{name}={_as_text(name, value)}" for name, value in self.as_dict().items())
 
     @classmethod
-    def parse(cls, text: str) -> Preprocess:
+    def parse(cls, text: str) -> Self:
         """Preprocessing as a flag of the command line gives it: the values, or a ``.toml`` file.
 
         Raises
@@ -222,7 +220,7 @@ class Preprocess:
         return cls.from_dict(values)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Preprocess:
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
         """Preprocessing from a TOML file with the keys of `as_dict`."""
         try:
             text = read_text(path)
@@ -339,7 +337,7 @@ class ImageFile(np.ndarray):
     file: bytes | None = None
 
     @classmethod
-    def of(cls, pixels: NDArray[Any], file: bytes) -> ImageFile:
+    def of(cls, pixels: NDArray[Any], file: bytes) -> Self:
         """Pixels with their file."""
         image = pixels.view(cls)
         image.file = file
@@ -375,7 +373,7 @@ class Preprocessed:
         """Those of the model, which takes decoded images now."""
         return facts_of_images(facts(self.model), self.preprocess)
 
-    def with_preprocess(self, preprocess: Preprocess) -> Preprocessed:
+    def with_preprocess(self, preprocess: Preprocess) -> "Preprocessed":
         """The same model, whose images are prepared in another way."""
         return Preprocessed(self.model, preprocess)
 
@@ -458,7 +456,6 @@ def infer_preprocess(input_shape: Sequence[int | str | None]) -> Preprocess:
 
 
 def _fit(image: Image, size: tuple[int, int], resize: str, interpolation: str) -> Image:
-    """An image at the size of a model's input."""
     inner, top, left = _place(image.shape[:2], size, resize)
     scaled = _scaled(image, inner, interpolation)
     if resize != "letterbox":

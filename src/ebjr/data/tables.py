@@ -1,7 +1,5 @@
 """Tables: rows of images, texts or numbers in ``.parquet``, ``.arrow``, ``.csv`` and ``.jsonl``."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,13 +38,6 @@ _NUMBERING = re.compile(r"|unnamed: ?\d+|index|idx|row|__index_level_\d+__|(.*[_
 """What columns that number the rows are called: they are no inputs unless they are asked for."""
 
 _ROWS_AT_ONCE = 128
-
-
-class Sets(NamedTuple):
-    """How many labels there are, and whether lists name those that are right, or have 0 and 1."""
-
-    labels: int
-    listed: bool
 
 
 def open_table(
@@ -101,7 +92,7 @@ class Table:
     rows: int
 
     @classmethod
-    def of(cls, path: Path) -> Table:
+    def of(cls, path: Path) -> Self:
         """Read the schema and count the rows."""
         with needs("parquet", f"reading {path.name}"):
             import pyarrow.parquet as parquet
@@ -181,31 +172,36 @@ def _check_whole(table: Any) -> None:
 
 @dataclass(frozen=True)
 class Labels:
-    """What the labels in a column are."""
+    """What the labels in a column are.
+
+    Of label sets, `count` is how many labels there are, and `listed` whether lists name those that
+    are right, or have 0 and 1.
+    """
 
     classes: tuple[str, ...] | None
-    sets: Sets | None = None
+    count: int | None = None
+    listed: bool = False
     places: tuple[int, ...] | None = None
 
     def of(self, label: Any) -> Any:
         """The target that a label means; None where there is none."""
-        place = self._place if self.sets is None else self._set
+        place = self._place if self.count is None else self._set
         return None if label is None else place(label)
 
     def _set(self, labels: list[Any]) -> NDArray[np.bool_]:
         """(labels,): which labels a list says are right."""
-        assert self.sets is not None
-        if not self.sets.listed:
+        assert self.count is not None
+        if not self.listed:
             return np.array(labels, bool)
         places = [-1 if label is None else self._place(label) for label in labels]
-        wrong = [place for place in places if not 0 <= place < self.sets.labels]
+        wrong = [place for place in places if not 0 <= place < self.count]
         if wrong or len({*places}) < len(places):
             said = ", ".join(map(str, labels))
             raise ValueError(
-                f"a list of labels must hold different ones of the {self.sets.labels} classes, "
+                f"a list of labels must hold different ones of the {self.count} classes, "
                 f"but one is [{said}]"
             )
-        chosen = np.zeros(self.sets.labels, bool)
+        chosen = np.zeros(self.count, bool)
         chosen[places] = True
         return chosen
 
@@ -376,7 +372,7 @@ def _labels(
         with _damage_named(path):
             places = tuple(label_place(name, classes) for name in known)
     if sets:
-        return Labels(classes, _sets_in(table, column, classes, known is not None), places)
+        return Labels(classes, *_sets_in(table, column, classes, known is not None), places)
     fitting = ("whole", "floating") if numbers else ("text", "whole", "boolean")
     if (sort := _sort(kind)) not in fitting:
         way = "; lists of labels are for --task multilabel" if sort == "list" else ""
@@ -384,10 +380,12 @@ def _labels(
         raise ValueError(
             f"{path}: the label column {column!r} must hold {wanted}, but holds {kind}{way}"
         )
-    return Labels(classes, None, places)
+    return Labels(classes, places=places)
 
 
-def _sets_in(table: Table, column: str, classes: tuple[str, ...] | None, numbers: bool) -> Sets:
+def _sets_in(
+    table: Table, column: str, classes: tuple[str, ...] | None, numbers: bool
+) -> tuple[int, bool]:
     """What the lists of a label column mean; `numbers` says that they hold the labels' numbers."""
     path, kind = table.path, table.schema.field(column).type
     held = _sort(kind.value_type) if _sort(kind) == "list" else ""
@@ -398,7 +396,7 @@ def _sets_in(table: Table, column: str, classes: tuple[str, ...] | None, numbers
         )
     length = None if held == "text" or numbers else _length_of_zeros_and_ones(table, column)
     if length is not None and len(classes or ()) in (0, length):
-        return Sets(length, listed=False)
+        return length, False
     if classes is None or (length or 0) > 1 or held not in ("text", "whole"):
         has = f"lists of {length}" if length else "other lists"
         raise ValueError(
@@ -406,7 +404,7 @@ def _sets_in(table: Table, column: str, classes: tuple[str, ...] | None, numbers
             f"numbers of those that are right with classes given in the model's order; it has {has}"
             f" for {len(classes) if classes else 'unknown'} classes"
         )
-    return Sets(len(classes), listed=True)
+    return len(classes), True
 
 
 def _length_of_zeros_and_ones(table: Table, column: str) -> int | None:

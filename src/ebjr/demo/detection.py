@@ -64,9 +64,7 @@ def models() -> dict[str, ModelEntry]:
     """Both detectors, each with its own preprocessing."""
     return {
         role: ModelEntry.of_file(
-            find(role),
-            preprocess=Preprocess(size=size),
-            options={"layout": "detr", "classes": 80},
+            find(role), preprocess=Preprocess(size=size), options={"layout": "detr", "classes": 80}
         )
         for role, size in SIZES.items()
     }

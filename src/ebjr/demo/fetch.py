@@ -270,7 +270,6 @@ def _reason(log: str) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    """An error as one line without a full stop."""
     inner = getattr(error, "reason", None)
     if isinstance(inner, OSError):
         error = inner

@@ -58,33 +58,21 @@ class DemoResult:
 class Demo:
     """What one task brings to the demo.
 
-    Parameters
-    ----------
-    task
-        Of the outcomes; and the folder of `shipped` with the task's files, ``student.onnx``,
-        ``teacher.onnx`` and ``outcomes.npz``.
-    title, data
-        Of the report, and what the models are run on, for people.
-    load
-        Inputs and targets; raises `DataUnavailable` where they cannot be had.
-    goal
-        The goal of `run_study` and its arguments.
-    preprocess
-        How an input becomes that of both models; None where it is one already.
-    about
-        `labels`, `metric` and the like of the outcomes, or what gives them once data are loaded.
-    students
-        By the name of its shipped file: what a student's outcomes are, beside `about`. The recorded
-        answers of several are called as the student is.
-    teacher_of
-        The demo whose shipped teacher it is, where that is another's.
-    traffic
-        The mix in which the examples are drawn, where it is another than that of the data.
-    models
-        Both models by role, where they are not shipped; raises `DataUnavailable` where they are
-        not at hand.
-    shows
-        Whether the report shows inputs, which are images with boxes.
+    - `task`: Of the outcomes; and the folder of `shipped` with the task's files, ``student.onnx``,
+      ``teacher.onnx`` and ``outcomes.npz``.
+    - `title`, `data`: Of the report, and what the models are run on, for people.
+    - `load`: Inputs and targets; raises `DataUnavailable` where they cannot be had.
+    - `goal`: The goal of `run_study` and its arguments.
+    - `preprocess`: How an input becomes that of both models; None where it is one already.
+    - `about`: `labels`, `metric` and the like of the outcomes, or what gives them once data are
+      loaded.
+    - `students`: By the name of its shipped file: what a student's outcomes are, beside `about`.
+      The recorded answers of several are called as the student is.
+    - `teacher_of`: The demo whose shipped teacher it is, where that is another's.
+    - `traffic`: The mix in which the examples are drawn, where it is another than that of the data.
+    - `models`: Both models by role, where they are not shipped; raises `DataUnavailable` where they
+      are not at hand.
+    - `shows`: Whether the report shows inputs, which are images with boxes.
     """
 
     task: str
@@ -175,7 +163,6 @@ class Demo:
         return f"{student}.npz" if len(self.students) > 1 else "outcomes.npz"
 
     def _shipped_entries(self, stack: ExitStack) -> dict[str, ModelEntry]:
-        """Every student and the teacher, by name."""
         places = dict.fromkeys(self.students, self.task)
         places["teacher"] = self.teacher_of or self.task
         return {
@@ -237,7 +224,6 @@ class Demo:
     def _notes(
         self, outcomes: Outcomes, recorded: bool, reason: str, seconds: float | None
     ) -> dict[str, str]:
-        """How the demo's report was made."""
         if recorded:
             timed = outcomes.student_cost.seconds is not None
             kept = "as measured when the answers were recorded"

@@ -44,23 +44,16 @@ def bootstrap(
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; the basic
     bootstrap: Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2.
 
-    Parameters
-    ----------
-    outcomes
-        Examples that the threshold was not chosen on; on others the intervals flatter.
-    n_resamples
-        At least 100; None is 2,000, or `MOST_WHOLE` where the metric is no mean of rows.
-    level
-        The intervals' confidence, between 0 and 1.
+    - `outcomes`: Examples that the threshold was not chosen on; on others the intervals flatter.
+    - `n_resamples`: At least 100; None is 2,000, or `MOST_WHOLE` where the metric is no mean of
+      rows.
+    - `level`: The intervals' confidence, between 0 and 1.
 
-    Returns
-    -------
-    dict
-        The metric's name (such as `accuracy`) with its figure; `deferral_rate`,
-        `gain_over_teacher`, `gain_over_student` (in accuracy; for losses how much less) and, where
-        costs are known, `cost` in ``point.unit``, `saving`, how many times cheaper than the teacher
-        alone, and `joules_saved`, a share of the teacher's. Costs of one example are taken as
-        exact; only the rate varies.
+    Returns: The metric's name (such as `accuracy`) with its figure; `deferral_rate`,
+    `gain_over_teacher`, `gain_over_student` (in accuracy; for losses how much less) and, where
+    costs are known, `cost` in ``point.unit``, `saving`, how many times cheaper than the teacher
+    alone, and `joules_saved`, a share of the teacher's. Costs of one example are taken as exact;
+    only the rate varies.
 
     Examples
     --------
@@ -163,7 +156,6 @@ _KIND_ROWS = np.stack(
 
 
 def _kinds(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
-    """(16,): how many examples are of each kind of `_KIND`."""
     _, deferred = point.router(outcomes.student)
     answered = outcomes.deferred_quality(point.blend)
     qualities = (outcomes.student_quality, outcomes.teacher_quality, answered)

@@ -50,27 +50,15 @@ def count_flops(
 ) -> Flops:
     """Count the FLOPs of one example and the parameters of a model.
 
-    Parameters
-    ----------
-    model
-        A path to an ``.onnx`` file, a model loaded from a file, or a torch module.
-    input_shape
-        The shape of a batch, (n, ...); one example is counted, whatever n. None takes it from the
-        file, which must then leave nothing but the batch open.
-    input_dtype
-        The type of a torch module's inputs, such as ``"int64"`` for token ids; None is float32, or
-        what the program says. ONNX graphs say it themselves.
+    TypeError: `model` cannot be looked into. ValueError: `input_shape` is needed, or is not the
+    model's. FileNotFoundError: `model` is a path without a file. ModelError: the file is corrupt,
+    or the module failed on the input.
 
-    Raises
-    ------
-    TypeError
-        `model` cannot be looked into.
-    ValueError
-        `input_shape` is needed, or is not the model's.
-    FileNotFoundError
-        `model` is a path without a file.
-    ModelError
-        The file is corrupt, or the module failed on the input.
+    - `model`: A path to an ``.onnx`` file, a model loaded from a file, or a torch module.
+    - `input_shape`: The shape of a batch, (n, ...); one example is counted, whatever n. None takes
+      it from the file, which must then leave nothing but the batch open.
+    - `input_dtype`: The type of a torch module's inputs, such as ``"int64"`` for token ids; None is
+      float32, or what the program says. ONNX graphs say it themselves.
 
     Examples
     --------
@@ -368,7 +356,6 @@ def _set_input_shape(model: Any, given: OpenShape | None, name: str) -> int:
 
 
 def _inputs(model: Any) -> list[Any]:
-    """The inputs that are not constants."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in constants]
 

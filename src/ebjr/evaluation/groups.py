@@ -1,7 +1,5 @@
 """Groups: which classes gain by deferral, and which lose?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,8 +11,7 @@ from ebjr.evaluation.bootstrap import point_rows
 from ebjr.outcomes import Outcomes
 from ebjr.stats import Interval
 
-OTHERS = ("student", "teacher")
-"""What the joint model is compared with."""
+OTHERS = ("student", "teacher")  # what the joint model is compared with
 
 
 @dataclass(frozen=True)
@@ -88,10 +85,7 @@ def group_gains(outcomes: Outcomes, point: OperatingPoint) -> list[Group]:
 def _intervals(
     mean: np.ndarray, square: np.ndarray, n: np.ndarray, prior: float
 ) -> tuple[list[Interval], np.ndarray]:
-    """Each group's mean change with its interval, and its sign where all together are sure of it.
-
-    `mean` and `square` are of the changes of `n` examples in each group, (groups,).
-    """
+    """Each group's mean change with its interval, and its sign if all together are sure of it."""
     middle = n * mean / (n + 2)
     error = np.sqrt(((n * square + prior) / (n + 2) - middle**2) / (n + 2))
     ends = middle - 1.96 * error, middle + 1.96 * error

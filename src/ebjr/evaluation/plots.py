@@ -3,8 +3,6 @@
 The report draws them with its own `plot.js`; plotly, where somebody has it, draws them too.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,12 +41,7 @@ def thin_rows(curve: TradeOffCurve, keep: Sequence[int] = (), most: int = MOST_R
     return np.unique(np.concatenate([even, [0, len(curve) - 1], np.asarray(keep, int)]))
 
 
-_UNIT_WORDS = {
-    "flops": "FLOPs",
-    "seconds": "time",
-    "joules": "energy use",
-    "bytes": "bytes moved",
-}
+_UNIT_WORDS = {"flops": "FLOPs", "seconds": "time", "joules": "energy use", "bytes": "bytes moved"}
 
 
 def relative_cost(
@@ -177,7 +170,6 @@ def _color(score: str, stressed: bool) -> str:
 
 
 def _cycled(number: int, stressed: bool) -> dict[str, Any]:
-    """The style of the line of that number."""
     dash = ("solid", "dash", "dot")[number // len(CYCLE) % 3]
     color = CYCLE[number % len(CYCLE)]
     return {"color": color, "dash": dash, "width": 4 if stressed else 1.75}
@@ -365,7 +357,6 @@ def _figure(
 
 
 def _axis(title: str, **more: Any) -> dict[str, Any]:
-    """The axis of x."""
     return {"title": {"text": title}, "zeroline": False, **more}
 
 
@@ -434,7 +425,6 @@ def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
 
 
 def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
-    """The operating point on these examples."""
     here = point.curve(outcomes).at(threshold=point.threshold)
     cost, _ = _relative_cost(outcomes, np.array([here.deferral_rate]))
     marker = {"symbol": "diamond", "size": 16, "color": PALETTE["chosen"]}

@@ -75,29 +75,16 @@ def profile(
 ) -> Profile:
     """Count and measure what a loaded model costs.
 
-    Parameters
-    ----------
-    model
-        A model, as `ebjr.load_model` makes it.
-    input_shape
-        The shape of a batch, (n, ...), whatever n. None takes it from the model's file, which must
-        then leave nothing but the batch open.
-    seconds
-        The most time to spend on each batch size; at least one batch is timed. Where joules are
-        measured, each size is run for as long again.
-    input_dtype
-        The type of the inputs; None is the model's own, float32 if it names none.
-    meter
-        Energy counters; None looks for those of this machine.
+    TypeError: `model` is a path or is not callable. ValueError: `input_shape` is needed or is not
+    the model's, or `batch_sizes` are not positive. ModelError: the model failed on a batch.
 
-    Raises
-    ------
-    TypeError
-        `model` is a path or is not callable.
-    ValueError
-        `input_shape` is needed or is not the model's, or `batch_sizes` are not positive.
-    ModelError
-        The model failed on a batch.
+    - `model`: A model, as `ebjr.load_model` makes it.
+    - `input_shape`: The shape of a batch, (n, ...), whatever n. None takes it from the model's
+      file, which must then leave nothing but the batch open.
+    - `seconds`: The most time to spend on each batch size; at least one batch is timed. Where
+      joules are measured, each size is run for as long again.
+    - `input_dtype`: The type of the inputs; None is the model's own, float32 if it names none.
+    - `meter`: Energy counters; None looks for those of this machine.
 
     Examples
     --------

@@ -25,22 +25,12 @@ from ebjr.stats import Interval, average_ranks, right_or_wrong, share_interval
 def auroc(score: Any, correct: Any) -> float:
     """The probability that a right row scores above a wrong one, ties counting half.
 
-    Parameters
-    ----------
-    score
-        (n,); NaN counts as ``-inf``, since it is always deferred.
-    correct
-        (n,) bool, or 0 and 1: where the student is right.
+    ValueError: `score` and `correct` differ in length or are empty.
 
-    Returns
-    -------
-    float
-        Between 0 and 1; NaN where all rows are right, or all wrong.
+    - `score`: (n,); NaN counts as ``-inf``, since it is always deferred.
+    - `correct`: (n,) bool, or 0 and 1: where the student is right.
 
-    Raises
-    ------
-    ValueError
-        `score` and `correct` differ in length or are empty.
+    Returns: Between 0 and 1; NaN where all rows are right, or all wrong.
 
     Examples
     --------
@@ -236,7 +226,6 @@ def _bin(
 
 
 def _rows_interval(rows: np.ndarray, measure: Metric) -> Interval:
-    """The figure of some rows, with its 95 % interval."""
     if measure.binary:
         return share_interval(int(rows.sum()), len(rows))
     mean, error = rows.mean(), 1.96 * rows.std() / math.sqrt(len(rows))

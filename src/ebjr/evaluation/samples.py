@@ -1,7 +1,5 @@
 """Samples: examples that the joint model wins or loses by deferral, and images of who answered."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Iterable, Sequence
 from io import BytesIO
@@ -123,7 +121,6 @@ def _numbered(labels: Iterable[Any]) -> list[int]:
 
 
 def _picture(image: Any) -> dict[str, Any]:
-    """A small JPEG of the image, as a URI, and the image's own size."""
     from PIL import Image
 
     height, width = image.shape[:2]

@@ -146,16 +146,11 @@ def mcnemar(
     discordant pairs. Source: McNemar, "Note on the sampling error of the difference between
     correlated proportions or percentages", Psychometrika 1947; correction by Edwards, 1948.
 
-    Parameters
-    ----------
-    first_correct, second_correct
-        (n,) bool, or 0 and 1: where each of them is right. ValueError where they are something
-        else, empty or differ in length.
-    exact
-        Take the binomial p-value or the chi-square one, with continuity correction. None: the
-        binomial one below 25 discordant pairs. Both are in the result.
-    names
-        What the verdict calls the two.
+    - `first_correct`, `second_correct`: (n,) bool, or 0 and 1: where each of them is right.
+      ValueError where they are something else, empty or differ in length.
+    - `exact`: Take the binomial p-value or the chi-square one, with continuity correction. None:
+      the binomial one below 25 discordant pairs. Both are in the result.
+    - `names`: What the verdict calls the two.
 
     Examples
     --------
@@ -285,12 +280,8 @@ def loss_difference(
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 16.
 
-    Parameters
-    ----------
-    first_rows, second_rows
-        (n,): row qualities of both, as `Metric.rows` gives them.
-    n_resamples
-        Of the bootstrap; the p-value is at least ``2 / (n_resamples + 1)``.
+    - `first_rows`, `second_rows`: (n,): row qualities of both, as `Metric.rows` gives them.
+    - `n_resamples`: Of the bootstrap; the p-value is at least ``2 / (n_resamples + 1)``.
 
     Examples
     --------

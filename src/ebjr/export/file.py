@@ -23,15 +23,7 @@ from ebjr.blend import blend_text
 from ebjr.data.preprocess import Preprocess, unprepared
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Head, head_of
-from ebjr.export.graph import (
-    LEAST_OPSET,
-    Images,
-    Rows,
-    convert,
-    joint_graph,
-    opset_of,
-    read_part,
-)
+from ebjr.export.graph import LEAST_OPSET, Images, Rows, convert, joint_graph, opset_of, read_part
 from ebjr.export.inputs import Given, given_of
 from ebjr.files import sha256_of, write_beside
 from ebjr.joint import JointAnswer, JointModel
@@ -86,34 +78,19 @@ def export_joint(
 ) -> Exported:
     """Write a joint model as one ``.onnx`` file, whole or not at all.
 
-    Parameters
-    ----------
-    joint
-        A ``joint.toml``, what was read from one, or a joint model of two files, whose score need
-        not have a name.
-    path
-        The file to write.
-    threshold
-        The default of the input ``threshold``; None is the joint model's.
-    opset
-        The version of ONNX's operators; None is the higher of both models', at least 13.
-    external_data
-        Whether the weights go into a second file, ``path`` with ``.data`` after it; None: if they
-        have to.
-    most_bytes
-        The most that they may have in the first file.
+    ModelError: a model that is not an ONNX graph, or cannot become part of one; or the graph does
+    not do what the joint model does. ValueError: the score has no form in ONNX operators, or
+    `opset` does not exist. TypeError: a model of a joint model came from no file. OSError: the file
+    cannot be written.
 
-    Raises
-    ------
-    ModelError
-        A model that is not an ONNX graph, or cannot become part of one; or the graph does not do
-        what the joint model does.
-    ValueError
-        The score has no form in ONNX operators, or `opset` does not exist.
-    TypeError
-        A model of a joint model came from no file.
-    OSError
-        The file cannot be written.
+    - `joint`: A ``joint.toml``, what was read from one, or a joint model of two files, whose score
+      need not have a name.
+    - `path`: The file to write.
+    - `threshold`: The default of the input ``threshold``; None is the joint model's.
+    - `opset`: The version of ONNX's operators; None is the higher of both models', at least 13.
+    - `external_data`: Whether the weights go into a second file, ``path`` with ``.data`` after it;
+      None: if they have to.
+    - `most_bytes`: The most that they may have in the first file.
     """
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not LEAST_OPSET <= opset <= newest:
@@ -318,7 +295,6 @@ def _plain(value: Any) -> Any:
 
 
 def _size(model: ir.Model) -> int:
-    """Bytes of a graph's weights."""
     constants = [value for graph in model.graphs() for value in graph.initializers.values()]
     return sum(one.const_value.nbytes for one in constants if one.const_value is not None)
 

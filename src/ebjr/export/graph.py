@@ -18,8 +18,8 @@ from onnx import helper
 from onnx_ir.passes import common as passes
 
 from ebjr.arrays import Array, as_float
+from ebjr.backends.onnx import quiet
 from ebjr.backends.output_kind import KINDS
-from ebjr.backends.pytorch import quiet
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Found, Head, detection_score, find, rescaled
 from ebjr.export.operators import Operators, Value, forget_shapes, like, name_after

@@ -246,7 +246,6 @@ class FarTeacher:
 
 
 def _look_for(far: Callable[[], FarTeacher | None], closed: threading.Event, every: float) -> None:
-    """Look for a teacher until it is there, or nobody has it any more."""
     while not closed.wait(every * random.uniform(0.9, 1.1)):
         teacher = far()
         if teacher is None or teacher._is_there():

@@ -356,13 +356,11 @@ def _pack(kind: Task, row: Batch) -> bytes:
 
 
 def _unpack(kind: Task, raw: bytes) -> Batch:
-    """What `_pack` packed."""
     with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
         return kind.unpack("output", dict(archive))
 
 
 def _singles(rows: Batch) -> list[Batch]:
-    """Each row of a batch as a batch of its own."""
     return [rows[place : place + 1] for place in range(len(rows))]
 
 

@@ -58,28 +58,19 @@ class RemoteModel:
     Connections are kept and shared by threads. An EBJR server says which rows it degraded itself;
     the answer is then an `Answer` with these.
 
-    Parameters
-    ----------
-    url
-        ``http(s)://host:port/v2/models/NAME``, or the server's address alone where it has one
-        model.
-    output
-        The name of the output to return. None is the only one, or the one called ``output``, as
-        on an EBJR server.
-    send
-        ``"tensor"``, or for images ``"jpeg"`` (with `quality`) or ``"png"``: each as a file of its
-        own, which is far less than its numbers. An image that came as such a file goes on as it
-        came. None is ``"png"``, which loses nothing, where the model takes files, and else
-        ``"tensor"``.
-    gzip
-        Compress what is sent, and ask for compressed answers.
-    batch_size
-        The most rows of a request; larger batches are cut. None sends what comes.
-    token
-        Sent as ``Authorization: Bearer``; None is the environment's ``EBJR_TEACHER_TOKEN``.
-    metadata
-        What the server said of the model before. It is then not asked until the model is used,
-        and a model that says something else is refused.
+    - `url`: ``http(s)://host:port/v2/models/NAME``, or the server's address alone where it has one
+      model.
+    - `output`: The name of the output to return. None is the only one, or the one called
+      ``output``, as on an EBJR server.
+    - `send`: ``"tensor"``, or for images ``"jpeg"`` (with `quality`) or ``"png"``: each as a file
+      of its own, which is far less than its numbers. An image that came as such a file goes on as
+      it came. None is ``"png"``, which loses nothing, where the model takes files, and else
+      ``"tensor"``.
+    - `gzip`: Compress what is sent, and ask for compressed answers.
+    - `batch_size`: The most rows of a request; larger batches are cut. None sends what comes.
+    - `token`: Sent as ``Authorization: Bearer``; None is the environment's ``EBJR_TEACHER_TOKEN``.
+    - `metadata`: What the server said of the model before. It is then not asked until the model is
+      used, and a model that says something else is refused.
     """
 
     def __init__(
@@ -108,20 +99,16 @@ class RemoteModel:
         self._met, self._binary = metadata is None, True
         self.metadata = self._asked_metadata() if metadata is None else read_metadata(metadata)
         self._read_tensors(output, send)
-        given = {
+        given: dict[str, Any] = {
             "output": output,
             "send": self.send,
             "quality": quality,
             "gzip": gzip,
-            "timeout_seconds": timeout_seconds,
-            "batch_size": batch_size,
         }
-        self.options: dict[str, Any] = {
-            name: value for name, value in given.items() if value is not None
-        }
+        given |= {"timeout_seconds": timeout_seconds, "batch_size": batch_size}
+        self.options = {key: given[key] for key in given if given[key] is not None}
 
     def _read_tensors(self, output: str | None, send: str | None) -> None:
-        """What is sent and what comes back, from the metadata."""
         about = self.metadata
         if len(about.inputs) != 1:
             names = ", ".join(tensor.name for tensor in about.inputs) or "none"

@@ -51,40 +51,26 @@ def predict(
 ) -> ray.data.Dataset:
     """The joint model's answers to a dataset, in no order, as they are ready.
 
-    Parameters
-    ----------
-    data
-        A Ray dataset with a number (`row`), a `name` and `inputs` for each row; a `Data` as
-        `ebjr.data.open.open_data` opens it; or an array (n, ...). Each node must find the files
-        where this one does.
-    joint, threshold
-        The ``joint.toml``, and what is to hold instead of its threshold.
-    batch_size, teacher_batch
-        Rows given to each model at once; the teacher's are as the student's if left out.
-    student, teacher
-        Of each model's actors: `num_cpus`, `num_gpus`, and `concurrency`, a number or a range to
-        scale in. By default there is one actor with one CPU, or half of the only one.
-    when_unavailable
-        As of `JointClassifier`.
-    start
-        The rows before it need no answer.
-    threads
-        Of each model; None takes as many as its actor has CPUs.
-    imports
-        Files and modules that each actor runs first, so that scores of your own are known there.
+    ValueError: `joint` is no ``joint.toml``, or `data` misses a column. ModelError: a model file,
+    or the preprocessing, has changed since the threshold was calibrated.
 
-    Returns
-    -------
-    ray.data.Dataset
-        `row`, `name`, `prediction` (boxes as JSON) and, where classes have names, `label`; `score`,
-        `deferred` and `degraded`. Nothing runs before it is read.
+    - `data`: A Ray dataset with a number (`row`), a `name` and `inputs` for each row; a `Data` as
+      `ebjr.data.open.open_data` opens it; or an array (n, ...). Each node must find the files where
+      this one does.
+    - `joint`, `threshold`: The ``joint.toml``, and what is to hold instead of its threshold.
+    - `batch_size`, `teacher_batch`: Rows given to each model at once; the teacher's are as the
+      student's if left out.
+    - `student`, `teacher`: Of each model's actors: `num_cpus`, `num_gpus`, and `concurrency`, a
+      number or a range to scale in. By default there is one actor with one CPU, or half of the only
+      one.
+    - `when_unavailable`: As of `JointClassifier`.
+    - `start`: The rows before it need no answer.
+    - `threads`: Of each model; None takes as many as its actor has CPUs.
+    - `imports`: Files and modules that each actor runs first, so that scores of your own are known
+      there.
 
-    Raises
-    ------
-    ValueError
-        `joint` is no ``joint.toml``, or `data` misses a column.
-    ModelError
-        A model file, or the preprocessing, has changed since the threshold was calibrated.
+    Returns: `row`, `name`, `prediction` (boxes as JSON) and, where classes have names, `label`;
+    `score`, `deferred` and `degraded`. Nothing runs before it is read.
     """
     config = checked_config(joint)
     if threshold is not None:
@@ -111,7 +97,6 @@ def _share(cpus: float) -> float:
 
 
 def _actors(options: Mapping[str, Any] | None, cpus: float) -> dict[str, Any]:
-    """What `map_batches` takes for a stage."""
     known = {"num_cpus": cpus, "concurrency": 1, **(options or {})}
     size = known.pop("concurrency")
     least, most = size if isinstance(size, tuple | list) else (size, size)

@@ -72,40 +72,23 @@ def build_app(
     Three deployments: ``Student`` takes the requests, scores and routes; ``Teacher`` gets batches
     of the rows that all students defer; ``Knob`` holds the threshold of all of them.
 
-    Parameters
-    ----------
-    joint
-        The ``joint.toml``. Each node must find the model files where this one does.
-    student, teacher
-        What Serve is to do with the replicas: `num_replicas`, `autoscaling_config`,
-        `ray_actor_options` and any other option of a deployment. Both scale on their own, the
-        teacher by the batches that are under way to it.
-    student_batch, teacher_batch
-        The most rows that a replica's model gets at once.
-    teacher_calls
-        How many batches of deferred rows one student replica has under way at once.
-    max_wait_seconds, queue_rows
-        Of each student replica's `Pipeline`.
-    teacher_wait_seconds
-        How long a teacher replica waits for its batch to fill, where the rows of all students come
-        fast enough for it to be full by then; 0 takes what there is.
-    timeout_seconds
-        How long a request may take that does not say so itself.
-    teacher_timeout_seconds
-        How long a teacher may take before it counts as away.
-    when_unavailable
-        What happens to deferred rows while it does: as of `JointClassifier`.
-    threads
-        Of each model; None takes as many as its replica has CPUs.
-    token
-        The token that a request that moves the knob must carry.
+    ValueError: `joint` is no ``joint.toml``, or another argument is out of range. ModelError: a
+    model file, or the preprocessing, has changed since the threshold was calibrated.
 
-    Raises
-    ------
-    ValueError
-        `joint` is no ``joint.toml``, or another argument is out of range.
-    ModelError
-        A model file, or the preprocessing, has changed since the threshold was calibrated.
+    - `joint`: The ``joint.toml``. Each node must find the model files where this one does.
+    - `student`, `teacher`: What Serve is to do with the replicas: `num_replicas`,
+      `autoscaling_config`, `ray_actor_options` and any other option of a deployment. Both scale on
+      their own, the teacher by the batches that are under way to it.
+    - `student_batch`, `teacher_batch`: The most rows that a replica's model gets at once.
+    - `teacher_calls`: How many batches of deferred rows one student replica has under way at once.
+    - `max_wait_seconds`, `queue_rows`: Of each student replica's `Pipeline`.
+    - `teacher_wait_seconds`: How long a teacher replica waits for its batch to fill, where the rows
+      of all students come fast enough for it to be full by then; 0 takes what there is.
+    - `timeout_seconds`: How long a request may take that does not say so itself.
+    - `teacher_timeout_seconds`: How long a teacher may take before it counts as away.
+    - `when_unavailable`: What happens to deferred rows while it does: as of `JointClassifier`.
+    - `threads`: Of each model; None takes as many as its replica has CPUs.
+    - `token`: The token that a request that moves the knob must carry.
     """
     config = checked_config(joint)
     check_at_least(1, teacher_batch=teacher_batch, teacher_calls=teacher_calls)

@@ -1,10 +1,8 @@
 """What happens in a pipeline, as events, and who is told of them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -18,7 +16,7 @@ STAGES = ("student", "teacher")
 class Submitted(NamedTuple):
     """A request has been handed in; told in the thread that does so."""
 
-    ticket: Ticket
+    ticket: "Ticket"
 
 
 class Batched(NamedTuple):
@@ -32,7 +30,7 @@ class Batched(NamedTuple):
     seconds: float
 
     @classmethod
-    def of(cls, stage: str, parts: Sequence[Part], began: float) -> Batched:
+    def of(cls, stage: str, parts: Sequence["Part"], began: float) -> Self:
         """The batch of some parts, answered just now."""
         ended = time.perf_counter()
         waited = began - np.array([part.since for part in parts])
@@ -51,14 +49,14 @@ class Scored(NamedTuple):
 class Answered(NamedTuple):
     """k requests have their answers; `seconds` (k,) is the time since each was handed in."""
 
-    tickets: Sequence[Ticket]
+    tickets: Sequence["Ticket"]
     seconds: np.ndarray
 
 
 class Expired(NamedTuple):
     """A request's time, `seconds`, was over before it had an answer."""
 
-    ticket: Ticket
+    ticket: "Ticket"
     seconds: float
 
 

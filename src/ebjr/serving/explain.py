@@ -1,7 +1,5 @@
 """One input, both models: what each would say, who answers, and how long each took."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +16,7 @@ SHOWN = 3  # classes that are named, the most probable first
 
 
 def explain(
-    joint: JointModel,
-    inputs: Batch,
-    threshold: float,
-    labels: Sequence[str] | None = None,
+    joint: JointModel, inputs: Batch, threshold: float, labels: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Both models' answers to a batch of one input, and the joint model's, as JSON.
 
@@ -68,7 +63,6 @@ def explain(
 
 
 def _said(joint: JointModel, output: Any, labels: Sequence[str] | None) -> dict[str, Any]:
-    """One raw output as people read it."""
     (said,) = joint.kind.plain(joint.predict(output), labels)
     if not joint.kind.has_logits:
         return said

@@ -65,7 +65,6 @@ GRACE_SECONDS = 30.0
 
 
 def _messages() -> tuple[Any, Mapping[str, type[Any]]]:
-    """The service, and the classes of its messages by name."""
     compiled = files("ebjr.serving").joinpath("open_inference.binpb").read_bytes()
     (file,) = FileDescriptorSet.FromString(compiled).file
     pool = DescriptorPool()
@@ -270,7 +269,6 @@ def _parameters(message: Any) -> dict[str, Any]:
 
 
 def _typed_bytes(tensor: Any) -> bytes:
-    """The bytes of a tensor that comes as values."""
     if tensor.datatype not in CONTENTS:
         raise ProtocolError(
             f"the tensor {tensor.name!r} of {tensor.datatype or 'no datatype'} cannot come as "

@@ -115,14 +115,12 @@ class LiveMonitor(Observer):
             self._resume()
 
     def _scored(self, event: Scored) -> None:
-        """Take scores, for the next look."""
         with self._lock:
             if self._known < MOST_SCORES:
                 self._known += len(event.score)
                 self._scores.append(event)
 
     def _audit(self, audited: Audited) -> None:
-        """Take an audit, for the next look."""
         with self._lock:
             self._audited.append(audited)
 
@@ -151,18 +149,10 @@ class LiveMonitor(Observer):
         self._saved = time.monotonic()
         if self._file is None:
             return
+        counts = {"audits": self.audits, "contradicted": self.contradicted}
+        state = {"format": _FORMAT, "of": self._key, **counts, "monitors": self._states()}
         with write_whole(self._file) as file:
-            json.dump(
-                {
-                    "format": _FORMAT,
-                    "of": self._key,
-                    "audits": self.audits,
-                    "contradicted": self.contradicted,
-                    "monitors": self._states(),
-                },
-                file,
-                allow_nan=False,
-            )
+            json.dump(state, file, allow_nan=False)
 
     def status(self) -> dict[str, Any]:
         """What is known, for JSON: each monitor's figures and sentence, or why there is none."""

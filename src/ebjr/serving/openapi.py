@@ -61,7 +61,6 @@ def _filled(node: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _paths(known: Json, routes: Sequence[BaseRoute], service: Service) -> Json:
-    """The operations of every route."""
     paths: Json = {}
     for route in routes:
         if not isinstance(route, Route):

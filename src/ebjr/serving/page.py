@@ -1,7 +1,5 @@
 """The page at ``/``: one HTML text, put together once, that loads nothing else."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from functools import cache, partial

@@ -376,11 +376,7 @@ class Pipeline:
     def _draw(
         self, inputs: Batch, output: Batch, deferred: np.ndarray, thresholds: np.ndarray
     ) -> None:
-        """Draw kept rows for an audit.
-
-        Whether a batch takes part is decided by how many wait, before its rows are looked at:
-        those that take part are a fair sample.
-        """
+        """Draw kept rows for an audit, from a batch chosen before its rows are seen: it is fair."""
         if not self._audit_rate or self._auditing >= MOST_AUDITS:
             return
         drawn = ~deferred & (self._chance.random(len(deferred)) < self._audit_rate)
@@ -509,7 +505,6 @@ class Pipeline:
 
 
 def _divided(parts: Sequence[_Part], yes: np.ndarray) -> tuple[list[_Part], list[_Part]]:
-    """The rows of some parts for which `yes` holds, and the others."""
     both: tuple[list[_Part], list[_Part]] = ([], [])
     for part, own in spans(parts):
         for found, mask in zip(both, (yes[own], ~yes[own]), strict=True):
@@ -525,7 +520,6 @@ def _cut(batch: Any, where: slice) -> Any:
 
 
 def _room_for(output: Batch, rows: int) -> Batch:
-    """Raw output for `rows` rows, of the kind of `output`."""
     if isinstance(output, list | tuple):
         return [output[0]] * rows
     return np.zeros((rows, *output.shape[1:]), output.dtype)

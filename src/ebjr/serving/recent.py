@@ -3,8 +3,6 @@
 Everything is counted in slots of a second, which are used again and again.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import time
@@ -59,7 +57,6 @@ class Recent(Observer):
         }
 
     def _batched(self, batch: Batched) -> None:
-        """Count a batch's time, and the waits before it."""
         self._time(batch.stage, np.array([batch.seconds]))
         self._time(f"{batch.stage}_wait", batch.waited)
 
@@ -78,7 +75,6 @@ class Recent(Observer):
         self._count("refused")
 
     def _answered(self, event: Answered) -> None:
-        """Count requests that were answered, and their times."""
         self._count("requests", len(event.tickets))
         self._time("request", event.seconds)
 
@@ -140,7 +136,6 @@ class Recent(Observer):
             self._counts[self._slot(), COUNTS.index(name)] += more
 
     def _places(self, score: np.ndarray) -> np.ndarray:
-        """How many scores lie in each bin."""
         if np.isnan(score.min(initial=np.inf)):
             score = deferral_key(score)
         found = np.searchsorted(self.score_edges[1:-1], score, side="right")

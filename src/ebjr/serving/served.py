@@ -1,32 +1,26 @@
 """What is served: a joint model, its name, and what its calibration knows."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ebjr.backends import load_model
+from ebjr.calibration.guarantee import Certificate
 from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
+from ebjr.joint import JointModel
+from ebjr.joint_file import JointConfig
 from ebjr.model import facts
 from ebjr.protocol import tensor_metadata
 from ebjr.router import Router, check_threshold
+from ebjr.task import Tensor
 from ebjr.tasks.classification import JointClassifier
 
-if TYPE_CHECKING:
-    from ebjr.calibration.guarantee import Certificate
-    from ebjr.joint import JointModel
-    from ebjr.joint_file import JointConfig
-    from ebjr.task import Tensor
-
 KNOBS = ("threshold", "deferral_rate", "operating_point")  # how to say where the threshold is
-
-
 SCORE_BINS = 40  # even bins in which live scores are counted
 
 

@@ -3,8 +3,6 @@
 Mistakes are raised as errors, and `status_of` gives their HTTP status.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import json
@@ -97,7 +95,7 @@ class Service:
         between: Sequence[float | str] | None = None,
         audit_rate: float = 0.0,
         state: str | os.PathLike[str] | None = None,
-        tracing: Tracing | None = None,
+        tracing: "Tracing | None" = None,
         chore_seconds: float = 1.0,
         limits: Limits | None = None,
         knob: Knob | None = None,
@@ -268,7 +266,6 @@ class Service:
         }
 
     def _far_teacher(self) -> dict[str, Any] | None:
-        """How it is with a teacher behind a link, and how many rows are kept for it."""
         joint = self.served.joint
         if not isinstance(joint.teacher, FarTeacher):
             return None
@@ -371,7 +368,6 @@ class Service:
 
 
 def _texts(array: np.ndarray) -> np.ndarray:
-    """The texts of a tensor BYTES."""
     try:
         return np.array([each.decode() for each in array.flat], object).reshape(array.shape)
     except UnicodeDecodeError as error:

@@ -3,8 +3,6 @@
 `GET /v1/status` is this, for the page and for anybody with curl.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +62,6 @@ def shares_between(quantiles: Sequence[float], edges: Sequence[float]) -> list[f
 
 
 def _figures(figures: Any, measure: Metric, curve: Any) -> dict[str, Any]:
-    """Both models alone and the rows between them, as they are drawn."""
     costs = Cost(**figures["student_cost"]), Cost(**figures["teacher_cost"])
     alone, axis = relative_cost(*costs, np.array([0.0]))
     found: dict[str, Any] = {

@@ -63,13 +63,11 @@ class Tracing(Observer):
             yield
 
     def _submitted(self, event: Submitted) -> None:
-        """Keep the span of a request with its rows."""
         span = trace.get_current_span()
         if span.get_span_context().trace_flags.sampled:
             event.ticket.trace = trace.set_span_in_context(span)
 
     def _batched(self, batch: Batched) -> None:
-        """The spans of a batch, for each request that had rows in it."""
         began = self._epoch + round(1e9 * batch.began)
         ended = began + round(1e9 * batch.seconds)
         about = {"ebjr.rows": batch.rows, "ebjr.requests": len(batch.tickets)}

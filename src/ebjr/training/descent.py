@@ -2,26 +2,24 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ebjr.errors import ModelError
+from ebjr.errors import ModelError, needs
 
-if TYPE_CHECKING:
+with needs("torch", "training"):
     import torch
 
 
 def descend(
-    optimizer: "torch.optim.Optimizer",
+    optimizer: torch.optim.Optimizer,
     epochs: int,
     batches: Callable[[], Sequence[Any]],
     count: int,
-    loss: "Callable[[Any], torch.Tensor]",
+    loss: Callable[[Any], torch.Tensor],
     progress: Callable[[int, float], None] | None,
 ) -> None:
     """Lower the mean `loss` of rows, an epoch's in `count` batches; `progress` is told of each."""
-    from torch.optim.lr_scheduler import CosineAnnealingLR
-
-    falling = CosineAnnealingLR(optimizer, max(epochs * count, 1))
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * count, 1))
     for epoch in range(epochs):
         total, seen = 0.0, 0
         for rows in batches():

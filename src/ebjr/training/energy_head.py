@@ -16,7 +16,7 @@ Source: Gustafsson et al., "Energy-based models for deep probabilistic regressio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from ebjr.tasks.regression.models import GaussianMixture
 from ebjr.tasks.regression.scores import Grid, grid_log_weights, grid_points
 from ebjr.training.descent import descend
 
-if TYPE_CHECKING:
+with needs("torch", "training"):
     import torch
 
 LOSSES = ("nce", "importance")
@@ -36,7 +36,7 @@ LOSSES = ("nce", "importance")
 class EnergyHead:
     """A trained ``S(x, y)``; `train_energy_head` makes it."""
 
-    network: "torch.nn.Module"  # standardized features (n, d) and offsets (n, m) to energies (n, m)
+    network: torch.nn.Module  # standardized features (n, d) and offsets (n, m) to energies (n, m)
     center: np.ndarray  # (d,), of the features, as is `spread`
     spread: np.ndarray
     scale: float  # of the residuals, in the unit of y
@@ -44,8 +44,6 @@ class EnergyHead:
 
     def __call__(self, features: Array, prediction: Array, y: Array) -> Array:
         """``S(x, y)``, (n, m), in nats: of features (n, d), predictions (n,) and y (n, m)."""
-        import torch
-
         rows = (to_numpy(features) - self.center) / self.spread
         offset = (to_numpy(y) - to_numpy(prediction)[:, None]) / self.scale
         with torch.no_grad():
@@ -98,32 +96,19 @@ def train_energy_head(
 ) -> EnergyHead:
     """Fit ``S(x, y)`` to targets, given a regressor's features and predictions. Minutes on a CPU.
 
-    Parameters
-    ----------
-    features
-        (n, d): of examples that the regressor was not fitted to, or barely.
-    prediction, targets
-        (n,).
-    loss
-        ``"nce"``: tell the target among `samples` draws of the proposal (ranking noise contrast).
-        ``"importance"``: the likelihood, its integral by importance sampling.
-    hidden
-        Units in each of both layers.
-    epochs, batch_size, learning_rate
-        Of Adam, the rate falling to 0 along a cosine.
-    samples
-        For each example.
-    proposal
-        Where y is drawn; fitted to the residuals if left out.
-    seed
-        Same seed, same head.
-    progress
-        Told the epoch and its mean loss.
+    ValueError: `features`, `prediction` and `targets` do not match or are not finite, or `loss` is
+    unknown.
 
-    Raises
-    ------
-    ValueError
-        `features`, `prediction` and `targets` do not match or are not finite, or `loss` is unknown.
+    - `features`: (n, d): of examples that the regressor was not fitted to, or barely.
+    - `prediction`, `targets`: (n,).
+    - `loss`: ``"nce"``: tell the target among `samples` draws of the proposal (ranking noise
+      contrast). ``"importance"``: the likelihood, its integral by importance sampling.
+    - `hidden`: Units in each of both layers.
+    - `epochs`, `batch_size`, `learning_rate`: Of Adam, the rate falling to 0 along a cosine.
+    - `samples`: For each example.
+    - `proposal`: Where y is drawn; fitted to the residuals if left out.
+    - `seed`: Same seed, same head.
+    - `progress`: Told the epoch and its mean loss.
 
     Examples
     --------
@@ -133,8 +118,6 @@ def train_energy_head(
     >>> head(x[:3, None], 0 * x[:3], np.zeros((3, 5))).shape
     (3, 5)
     """
-    with needs("torch", "training an energy head"):
-        import torch
     rows, center, targets = (
         np.asarray(to_numpy(v), np.float64) for v in (features, prediction, targets)
     )
@@ -177,9 +160,8 @@ def _draws(
     return scale * rng.standard_normal((rows, samples))
 
 
-def _network(width: int, hidden: int, generator: "torch.Generator") -> "torch.nn.Module":
+def _network(width: int, hidden: int, generator: torch.Generator) -> torch.nn.Module:
     """Features (n, d) and offsets (n, m) to energies (n, m)."""
-    import torch
 
     class Network(torch.nn.Module):
         def __init__(self) -> None:

@@ -10,11 +10,9 @@ Source: section 2.4 of the paper; distillation: Hinton, Vinyals & Dean, "Distill
 in a neural network", 2015.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +26,7 @@ from ebjr.tasks.specialized.known_classes import (
 )
 from ebjr.training.descent import descend
 
-if TYPE_CHECKING:
+with needs("torch", "training"):
     import torch
 
 
@@ -53,51 +51,31 @@ def train_specialized(
 ) -> torch.nn.Module:
     """Train a network on some classes and "other". Minutes on a CPU, if the network is small.
 
-    Parameters
-    ----------
-    network
-        A module whose output is (n, C + 1), "other" last; `small_head` makes one for features.
-        It is trained in place.
-    inputs
-        (n, ...), as the network takes them, or as the backbone does.
-    labels
-        (n,): the teacher's labels. None where nobody knows them: the teacher's own answers.
-    known_classes
-        The labels that the student is to know, in its order: see `top_classes`.
-    backbone
-        A trained module, inputs to features. It stays as it is and runs once on each input, so
-        that `augment` then works on its features.
-    teacher
-        (n, classes): the teacher's logits of the same inputs, to learn from.
-    distillation
-        With a teacher: the weight of its distribution beside 1 minus that for the labels.
-    temperature
-        At which the distributions are compared.
-    popular
-        The share of the traffic that is of known classes: the examples are weighted so. None
-        leaves them as they are.
-    augment
-        A batch and a generator to a batch.
-    epochs, batch_size, learning_rate, weight_decay
-        Of AdamW, the rate falling to 0 along a cosine.
-    seed
-        Same seed and same start, same student.
-    progress
-        Told the epoch and its mean loss.
+    ValueError: `inputs`, `labels` and `teacher` do not fit together, a known class or "other" has
+    no example, or `distillation`, `temperature` or `popular` is out of range. ModelError: `network`
+    does not answer (n, C + 1), or what it answers is not finite.
 
-    Returns
-    -------
-    torch.nn.Module
-        Inputs to (n, C + 1), ready for inference: the network, behind the backbone where there is
-        one.
+    - `network`: A module whose output is (n, C + 1), "other" last; `small_head` makes one for
+      features. It is trained in place.
+    - `inputs`: (n, ...), as the network takes them, or as the backbone does.
+    - `labels`: (n,): the teacher's labels. None where nobody knows them: the teacher's own answers.
+    - `known_classes`: The labels that the student is to know, in its order: see `top_classes`.
+    - `backbone`: A trained module, inputs to features. It stays as it is and runs once on each
+      input, so that `augment` then works on its features.
+    - `teacher`: (n, classes): the teacher's logits of the same inputs, to learn from.
+    - `distillation`: With a teacher: the weight of its distribution beside 1 minus that for the
+      labels.
+    - `temperature`: At which the distributions are compared.
+    - `popular`: The share of the traffic that is of known classes: the examples are weighted so.
+      None leaves them as they are.
+    - `augment`: A batch and a generator to a batch.
+    - `epochs`, `batch_size`, `learning_rate`, `weight_decay`: Of AdamW, the rate falling to 0 along
+      a cosine.
+    - `seed`: Same seed and same start, same student.
+    - `progress`: Told the epoch and its mean loss.
 
-    Raises
-    ------
-    ValueError
-        `inputs`, `labels` and `teacher` do not fit together, a known class or "other" has no
-        example, or `distillation`, `temperature` or `popular` is out of range.
-    ModelError
-        `network` does not answer (n, C + 1), or what it answers is not finite.
+    Returns: Inputs to (n, C + 1), ready for inference: the network, behind the backbone where there
+    is one.
 
     Examples
     --------
@@ -109,8 +87,6 @@ def train_specialized(
     >>> tuple(student(torch.as_tensor(inputs[:4])).shape)
     (4, 3)
     """
-    with needs("torch", "training a specialized student"):
-        import torch
     known = check_known_classes(known_classes)
     taught = None if teacher is None else np.asarray(to_numpy(teacher), np.float32)
     if labels is None and taught is None:
@@ -171,8 +147,6 @@ def small_head(features: int, known: int, hidden: int = 0, seed: int = 0) -> tor
     >>> small_head(136, 10, hidden=64)(torch.zeros(2, 136)).shape
     torch.Size([2, 11])
     """
-    with needs("torch", "a head for a specialized student"):
-        import torch
     if features < 1 or known < 1 or hidden < 0:
         raise ValueError(
             "a head needs at least one feature and one known class, and no fewer than 0 hidden "

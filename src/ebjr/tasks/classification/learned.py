@@ -37,24 +37,14 @@ def learned(
     A logistic model over `score_features` and the predicted class, whose weights
     `Logistic` finds; its reference is that both models do alike.
 
-    Parameters
-    ----------
-    logits
-        (n, classes).
-    helps, hurts
-        A constant and a weight for each of the features: the log-odds of either against alike.
-    classes
-        For each class the student can predict, what it adds to the one and to the other.
+    ValueError: there are more classes in the logits than it was fitted for.
 
-    Returns
-    -------
-    Array
-        (n,), in [-1, 1].
+    - `logits`: (n, classes).
+    - `helps`, `hurts`: A constant and a weight for each of the features: the log-odds of either
+      against alike.
+    - `classes`: For each class the student can predict, what it adds to the one and to the other.
 
-    Raises
-    ------
-    ValueError
-        There are more classes in the logits than it was fitted for.
+    Returns: (n,), in [-1, 1].
 
     Examples
     --------

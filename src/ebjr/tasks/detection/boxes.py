@@ -379,7 +379,6 @@ def _packed(images: Sequence[Any], names: Sequence[str]) -> dict[str, np.ndarray
 def _unpacked(
     packed: Mapping[str, np.ndarray], names: Sequence[str], what: str
 ) -> list[dict[str, np.ndarray]]:
-    """The arrays of each image by name."""
     ends = np.cumsum(packed["count"])
     if any(len(packed[name]) != ends[-1] for name in names):
         raise ValueError(f"the arrays of {what} must have one row for each of all boxes")

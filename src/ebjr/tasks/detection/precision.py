@@ -299,10 +299,7 @@ class JointPrecision:
         return by_overlap if per_threshold else float(by_overlap.mean())
 
     def _ranked(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The right detections, their segments, and the counts of right and of all up to each.
-
-        `active` (d,) is how often each detection is there.
-        """
+        """Right detections of the `active`, their segments, counts of right and of all to each."""
         counted = np.zeros(len(active) + 1, np.int64)
         np.cumsum(active, out=counted[1:])
         here = active[self._right]

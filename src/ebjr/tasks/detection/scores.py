@@ -38,30 +38,18 @@ def detection_energy(
 ) -> np.ndarray:
     """Negative free energy of an image's boxes, ``-F(x)``, in nats (eq. 12-14).
 
-    Parameters
-    ----------
-    part
-        ``"classes"`` (eq. 12): log-sum-exp of each box's class logits. ``"boxes"`` (eq. 13): the
-        regression energy of its four sides, their mean; exact for heads that predict a
-        distribution over bins: log-sum-exp of the bin logits plus the logarithm of the bin
-        width. ``"both"``: their sum (eq. 14), the paper's.
-    above, top
-        Which boxes count; see the module.
-    reduce
-        ``"mean"`` over the boxes, the paper's, or ``"sum"``: B times the mean.
-    empty
-        The score of an image with no such boxes.
+    ValueError: `part`, `reduce`, `above`, `top` or `empty` is out of range, or `detections` have no
+    bin logits where they are needed.
 
-    Returns
-    -------
-    array (n,)
-        Unbounded.
+    - `part`: ``"classes"`` (eq. 12): log-sum-exp of each box's class logits. ``"boxes"`` (eq. 13):
+      the regression energy of its four sides, their mean; exact for heads that predict a
+      distribution over bins: log-sum-exp of the bin logits plus the logarithm of the bin width.
+      ``"both"``: their sum (eq. 14), the paper's.
+    - `above`, `top`: Which boxes count; see the module.
+    - `reduce`: ``"mean"`` over the boxes, the paper's, or ``"sum"``: B times the mean.
+    - `empty`: The score of an image with no such boxes.
 
-    Raises
-    ------
-    ValueError
-        `part`, `reduce`, `above`, `top` or `empty` is out of range, or `detections` have no bin
-        logits where they are needed.
+    Returns: Unbounded.
 
     Examples
     --------

@@ -14,15 +14,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from ebjr.arrays import (
-    Array,
-    Batch,
-    as_float,
-    convert_like,
-    logsumexp,
-    namespace,
-    to_numpy,
-)
+from ebjr.arrays import Array, Batch, as_float, convert_like, logsumexp, namespace, to_numpy
 from ebjr.errors import GridWarning
 from ebjr.tasks.regression.scores import (
     Grid,
@@ -183,16 +175,10 @@ def sample_energy(
     y is drawn from `proposal`, centered at the point predictions (n,), which should be no narrower
     than ``p(y|x)``. The same seed gives the same answers, in any split into batches.
 
-    Raises
-    ------
-    ValueError
-        `proposal` has zero density at its own draws or at a prediction, or draws what is not
-        finite; `energy` gives another shape, NaN or ``+inf``; `samples` is less than 3.
-
-    Warns
-    -----
-    GridWarning
-        `proposal` is too narrow, or much too wide, for more than a tenth of the inputs.
+    A ValueError refuses a `proposal` with zero density at its own draws or at a prediction, or
+    with draws that are not finite, an `energy` of another shape, NaN or ``+inf``, and fewer than 3
+    samples; a GridWarning tells of a `proposal` that is too narrow, or much too wide, for more than
+    a tenth of the inputs.
 
     Examples
     --------

@@ -55,29 +55,17 @@ def regression_energy(
     Eq. 8-11, as a log-sum-exp of the energies, each with the logarithm of the share of the y axis
     that it stands for. Exact for a head over bins; quadrature for energies on a grid.
 
-    Parameters
-    ----------
-    output
-        (n, 1 + k): the prediction, then k energies ``S(x, y)``, in nats.
-    widths
-        For a head over bins: one width for all, or (k,), in the unit of y.
-    grid
-        For energies on a grid: its y, (k,), ascending; or ``(low, high)``, k evenly spaced ones.
-        With neither, every column counts as it is: bins of width 1, one column that is ``-F``
-        already, or energies that carry their log-weights (`BinnedRegressor`).
-    rule
-        On a grid: ``"trapezoid"`` or ``"simpson"``.
+    ValueError: `output` has no column after the prediction, `widths` and `grid` are both given,
+    `widths` are not positive, `grid` does not ascend, or either is not one for each column.
 
-    Returns
-    -------
-    Array
-        (n,), in nats; grows by c when every energy of a row grows by c.
+    - `output`: (n, 1 + k): the prediction, then k energies ``S(x, y)``, in nats.
+    - `widths`: For a head over bins: one width for all, or (k,), in the unit of y.
+    - `grid`: For energies on a grid: its y, (k,), ascending; or ``(low, high)``, k evenly spaced
+      ones. With neither, every column counts as it is: bins of width 1, one column that is ``-F``
+      already, or energies that carry their log-weights (`BinnedRegressor`).
+    - `rule`: On a grid: ``"trapezoid"`` or ``"simpson"``.
 
-    Raises
-    ------
-    ValueError
-        `output` has no column after the prediction, `widths` and `grid` are both given, `widths`
-        are not positive, `grid` does not ascend, or either is not one for each column.
+    Returns: (n,), in nats; grows by c when every energy of a row grows by c.
 
     Examples
     --------
@@ -157,15 +145,10 @@ def predicted_std(output: Array, of: str = "std") -> Array:
     Source: Nix & Weigend, "Estimating the mean and variance of the target probability
     distribution", ICNN 1994.
 
-    Parameters
-    ----------
-    output
-        (n, 2): the prediction, and ``"std"``, ``"variance"`` or ``"log_variance"`` as `of` says.
+    ValueError: `output` has not just one column after the prediction, or `of` is unknown.
 
-    Raises
-    ------
-    ValueError
-        `output` has not just one column after the prediction, or `of` is unknown.
+    - `output`: (n, 2): the prediction, and ``"std"``, ``"variance"`` or ``"log_variance"`` as `of`
+      says.
 
     Examples
     --------
@@ -194,15 +177,9 @@ def interval_width(output: Array) -> Array:
 
     Source: Koenker & Bassett, "Regression quantiles", Econometrica 1978.
 
-    Parameters
-    ----------
-    output
-        (n, 1 + k): the prediction, then k >= 2 quantiles, the lowest first.
+    ValueError: `output` has fewer than two columns after the prediction.
 
-    Raises
-    ------
-    ValueError
-        `output` has fewer than two columns after the prediction.
+    - `output`: (n, 1 + k): the prediction, then k >= 2 quantiles, the lowest first.
 
     Examples
     --------
@@ -219,15 +196,9 @@ def ensemble_spread(output: Array) -> Array:
     Source: Lakshminarayanan, Pritzel & Blundell, "Simple and scalable predictive uncertainty
     estimation using deep ensembles", NeurIPS 2017.
 
-    Parameters
-    ----------
-    output
-        (n, 1 + k): the prediction, then those of k >= 2 members.
+    ValueError: `output` has fewer than two columns after the prediction.
 
-    Raises
-    ------
-    ValueError
-        `output` has fewer than two columns after the prediction.
+    - `output`: (n, 1 + k): the prediction, then those of k >= 2 members.
 
     Examples
     --------
@@ -255,11 +226,8 @@ def check_grid(
 ) -> None:
     """Check that a y grid covers the targets (n,) and, with raw output, the model's density.
 
-    Raises
-    ------
-    ValueError
-        `targets` lie outside, or on average more than 1 % of the modeled mass lies in the outermost
-        cells of `grid`.
+    ValueError: `targets` lie outside, or on average more than 1 % of the modeled mass lies in the
+    outermost cells of `grid`.
 
     Examples
     --------
@@ -338,10 +306,7 @@ def grid_points(grid: Grid, count: int | None = None) -> np.ndarray:
 
 
 def _weighted(
-    output: Array,
-    widths: float | Sequence[float] | None,
-    grid: Grid | None,
-    rule: str,
+    output: Array, widths: float | Sequence[float] | None, grid: Grid | None, rule: str
 ) -> Array:
     """(n, k): the energies with the logarithm of what each stands for."""
     energies = _score_columns(output, "energies")
@@ -364,7 +329,6 @@ def _shares(weighted: Array) -> Array:
 
 
 def _score_columns(output: Array, what: str) -> Array:
-    """(n, k): what comes after the prediction."""
     whole = as_regression(output)
     if whole.shape[1] < 2:
         raise ValueError(

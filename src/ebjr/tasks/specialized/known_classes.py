@@ -12,25 +12,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from ebjr.arrays import (
-    Array,
-    as_float,
-    convert_like,
-    logsumexp,
-    namespace,
-    take_places,
-    to_numpy,
-)
+from ebjr.arrays import Array, as_float, convert_like, logsumexp, namespace, take_places, to_numpy
 
 
 def check_known_classes(known_classes: Any, classes: int | None = None) -> tuple[int, ...]:
-    """The known classes as a tuple of labels.
+    """The known classes as a tuple of labels, which differ and are some of the teacher's `classes`.
 
-    Raises
-    ------
-    ValueError
-        `known_classes` is empty, names a class twice or one that is no label of the teacher's
-        `classes`, or names all of them: then nothing is left for "other".
+    A ValueError refuses none, and all of them: then nothing is left for "other".
     """
     array = np.asarray(to_numpy(known_classes))
     if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu":
@@ -200,23 +188,12 @@ def relabel(labels: Any, known_classes: Any, classes: int | None = None) -> np.n
 
 
 def to_teacher(output: Array, known_classes: tuple[int, ...], classes: int) -> Array:
-    """A specialized student's logits as logits of all the teacher's classes.
+    """A specialized student's logits, (n, C + 1), as those of all the teacher's classes.
 
     "Other" is spread evenly over the classes that the student does not know, so that the softmax is
     a distribution over all of them and loses nothing. A known class that ties with "other" is the
-    answer (eq. 16), also where "other" is one class alone.
-
-    Parameters
-    ----------
-    output
-        (n, C + 1).
-    known_classes, classes
-        The student's labels as the teacher's, and how many the teacher answers.
-
-    Returns
-    -------
-    Array
-        (n, classes).
+    answer (eq. 16), also where "other" is one class alone. `known_classes` are the student's labels
+    as the teacher's.
 
     Examples
     --------
@@ -246,17 +223,7 @@ def _other_under_ties(output: Array) -> Array:
 def to_student(output: Array, known_classes: Any) -> Array:
     """Logits of all the teacher's classes as a specialized student's: those unknown are "other".
 
-    Parameters
-    ----------
-    output
-        (n, classes).
-    known_classes
-        Of the student.
-
-    Returns
-    -------
-    Array
-        (n, C + 1): its softmax is the teacher's, summed over the classes of "other".
+    The softmax of (n, C + 1) is the teacher's, summed over the classes of "other".
 
     Examples
     --------
@@ -275,14 +242,7 @@ def refine(student: Array, teacher: Array, known_classes: tuple[int, ...]) -> Ar
     """What `to_teacher` gave, with "other" spread as the teacher spreads it instead of evenly.
 
     The student says how likely it is that it does not know the class; which one it then is, the
-    teacher knows better than nobody.
-
-    Parameters
-    ----------
-    student, teacher
-        Logits, (n, classes).
-    known_classes
-        Of the student.
+    teacher knows better than nobody. Both logits are (n, classes).
 
     Examples
     --------

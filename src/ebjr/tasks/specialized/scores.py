@@ -12,17 +12,10 @@ from ebjr.scores import declare_raw_output, entropy, margin, scaled_logits, soft
 def specialized_energy(logits: Array, temperature: float = 1.0) -> Array:
     """Energy over the known classes alone; ``-inf`` where "other" wins (eq. 16 and 17), in nats.
 
-    Parameters
-    ----------
-    logits
-        (n, C + 1): of the C known classes, and of "other" in the last column.
-    temperature
-        T > 0; 1 is the paper's.
+    ValueError: `logits` have fewer than two columns, or `temperature` is not positive.
 
-    Raises
-    ------
-    ValueError
-        `logits` have fewer than two columns, or `temperature` is not positive.
+    - `logits`: (n, C + 1): of the C known classes, and of "other" in the last column.
+    - `temperature`: T > 0; 1 is the paper's.
 
     Examples
     --------
