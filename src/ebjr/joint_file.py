@@ -253,7 +253,9 @@ class JointConfig:
         check_keys(table, ("router", *own), "the file", ("router", "student", "teacher"))
         router = table["router"]
         check_keys(router, of_router, "router", ("score", "threshold"))
-        imports = _checked_imports(table.get("imports", []))
+        imports = table.get("imports", [])
+        if not isinstance(imports, list) or not all(isinstance(each, str) for each in imports):
+            raise ValueError(f"imports must be a list of files and modules, not {imports!r}")
         _check_score(router["score"], imports)
         calibration = table.get("calibration", {})
         check_keys(calibration, _CALIBRATION_KEYS, "calibration")
@@ -272,7 +274,7 @@ class JointConfig:
             calibration=calibration,
             operating_points=points,
             rescale=as_task(table.get("task", "classification")).read_scale(router.get("rescale")),
-            imports=imports,
+            imports=tuple(imports),
             **names,
             **picked(table, ("task", "name", "known_classes", "classes")),
         )
@@ -603,12 +605,10 @@ def _meaning(
 
 
 def _known(known_classes: tuple[int, ...] | None, classes: int | None) -> dict[str, Any]:
-    """What a specialized student knows, if it is one."""
     return {} if known_classes is None else {"known_classes": [*known_classes], "classes": classes}
 
 
 def _figures(point: OperatingPoint) -> dict[str, Any]:
-    """What a named operating point keeps: its threshold and what it does."""
     whole = point.as_dict()
     return {key: whole[key] for key in ("threshold", "deferral_rate", "quality", "cost")}
 
@@ -655,13 +655,7 @@ def _joined(table: dict[str, Any], lists: Mapping[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _checked_imports(imports: Any) -> tuple[str, ...]:
-    if not isinstance(imports, list) or not all(isinstance(each, str) for each in imports):
-        raise ValueError(f"imports must be a list of files and modules, not {imports!r}")
-    return tuple(imports)
-
-
-def _check_score(score: Any, imports: tuple[str, ...]) -> None:
+def _check_score(score: Any, imports: Sequence[str]) -> None:
     """Check that a score is known; else say what must be imported first."""
     try:
         as_score(score)

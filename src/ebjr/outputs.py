@@ -71,7 +71,6 @@ def _files_of(file: Path) -> Iterator[Path]:
 
 
 def _tables(file: Path) -> dict[str, Any]:
-    """What a joint.toml, or outcomes, say of student, teacher and long lists."""
     if zipfile.is_zipfile(file):
         with np.load(file) as arrays:
             found = json.loads(str(arrays["about"]))["models"]

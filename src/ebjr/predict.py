@@ -146,20 +146,15 @@ def write_answers(
         progress.resumed = progress.examples
         tell("answering", progress.read, total)
         for rows, unreadable in answer(progress.read) if progress.read < total else ():
-            facts = _facts(rows, unreadable)
+            counts = {name: sum(row[name] for row in rows) for name in ("deferred", "degraded")}
+            read = {"read": len(rows) + len(unreadable), "examples": len(rows)}
+            facts = {**read, **counts, "unreadable": unreadable}
             journal.add(facts, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
             progress.add(facts)
             tell("answering", progress.read, total)
         write(journal, output)
         journal.remove()
     return progress
-
-
-def _facts(rows: list[dict[str, Any]], unreadable: list[tuple[str, str]]) -> dict[str, Any]:
-    """What a record of the journal says of its answers."""
-    counts = {name: sum(row[name] for row in rows) for name in ("deferred", "degraded")}
-    read = len(rows) + len(unreadable)
-    return {"read": read, "examples": len(rows), **counts, "unreadable": unreadable}
 
 
 def _rows(

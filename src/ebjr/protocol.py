@@ -235,9 +235,6 @@ def write_response(
     """The body of an answer, and how long its JSON is if that is not all.
 
     `request` says which outputs are sent, and which of them as bytes; None: all, as JSON.
-
-    Notes
-    -----
     JSON has no infinity and no NaN: infinities become the largest finite numbers of their type,
     and NaN becomes null. Bytes carry them as they are.
 
@@ -449,7 +446,6 @@ def _filled(tensors: Sequence[_Tensor], rest: memoryview) -> dict[str, np.ndarra
 
 
 def _named_tables(message: Mapping[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a list, each after its name."""
     tables = message.get(key)
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ProtocolError(f"'{key}' must be a list of JSON objects, not {_kind(tables)}")
@@ -575,7 +571,6 @@ def _check_count(tensor: _Tensor, count: int) -> None:
 def _write_tensors(
     tensors: Sequence[tuple[str, np.ndarray, bool]],
 ) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """The JSON of tensors, and the bytes that go after it."""
     tables: list[dict[str, Any]] = []
     rest = []
     for name, array, binary in tensors:

@@ -149,7 +149,6 @@ def _first(
 
 
 def _batches(model: OnnxModel, inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """The inputs a few at a time, as many as a graph with a fixed batch takes."""
     # all batches have one length: ONNX Runtime's histograms fail on a last one that is shorter
     step = model.fixed_batch or next(n for n in range(32, 0, -1) if len(inputs) % n == 0)
     for start in range(0, len(inputs), step):

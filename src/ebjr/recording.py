@@ -480,7 +480,6 @@ class _Recording:
         return labels if number == 1 else self._in_range(labels, f" in batch {number}")
 
     def _measured(self, costs: Mapping[str, Cost]) -> dict[str, Cost]:
-        """The costs by name, with what was measured where they have none."""
         n, moved = sum(map(row_count, self.targets)), self._moved()
         found = {}
         for role, cost in costs.items():

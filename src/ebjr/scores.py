@@ -150,14 +150,9 @@ def normalized_logit(logits: Array, p: float = 4.0) -> Array:
     """The largest logit over the p-norm of the row, each row centered at its mean first.
 
     The norm says how loud the row is as a whole, which is no sign of being right. A row with an
-    infinite logit has no mean: its score is NaN.
+    infinite logit has no mean: its score is NaN. A ValueError refuses a `p` under 1.
 
     Source: Cattelan & Silva, "How to fix a broken confidence estimator", UAI 2024.
-
-    Raises
-    ------
-    ValueError
-        `p` is under 1, or `logits` are not (n, classes).
 
     Examples
     --------

@@ -320,7 +320,6 @@ def entries_of(
 
 
 def _entry_at(source: str, link: str | None, recorded: Mapping[str, Any]) -> Entry:
-    """The entry of a file, an import path or an address, as it is now."""
     if import_path(source):
         try:
             return entry_of(load_model(source, **recorded))
@@ -367,7 +366,6 @@ def _shared_table(entry: Entry) -> dict[str, Any]:
 
 
 def _shared(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What `_shared_table` gave, back again."""
     cost, preprocess = table.get("cost", {}), table.get("preprocess")
     check_keys(cost, (*UNITS, "joules_are"), f"{where}.cost")
     return {

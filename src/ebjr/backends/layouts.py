@@ -438,7 +438,6 @@ def _log_odds(scores: NDArray[Any]) -> NDArray[Any]:
 
 
 def _pick(outputs: Outputs, fits: Callable[[NDArray[Any]], bool], what: str) -> str:
-    """The name of the first output that fits."""
     for name, value in outputs.items():
         if fits(value):
             return name

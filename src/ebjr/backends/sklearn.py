@@ -172,7 +172,6 @@ def _check_estimator(estimator: Any, name: str) -> bool:
 
 
 def _reads_text(estimator: Any) -> bool:
-    """Whether the first step makes numbers of texts."""
     steps = getattr(estimator, "steps", None)
     return _reads_text(steps[0][1]) if steps else hasattr(estimator, "build_analyzer")
 
@@ -292,17 +291,14 @@ def _chosen_output(
         if multilabel and "decision_function" not in has and _decides(estimator):
             has.insert(0, "decision_function")
     else:
-        has = ["predict_std", "predict"] if _gives_std(estimator) else ["predict"]
+        last = getattr(estimator, "_final_estimator", estimator)  # a pipeline passes arguments on
+        gives_std = "return_std" in inspect.signature(last.predict).parameters
+        has = ["predict_std", "predict"] if gives_std else ["predict"]
     if not has or output not in (None, *has):
         raise ModelError(
             f"{name} has no {output or ' and no '.join(known)}; it has {', '.join(has) or 'none'}"
         )
     return output or has[0]
-
-
-def _gives_std(estimator: Any) -> bool:
-    last = getattr(estimator, "_final_estimator", estimator)  # a pipeline passes arguments on
-    return "return_std" in inspect.signature(last.predict).parameters
 
 
 def _as_rows(batch: Any) -> Any:

@@ -121,7 +121,6 @@ def _id(value: Any, what: str) -> Id:
 
 
 def _once(values: Iterable[Any], what: str) -> tuple[Any, ...]:
-    """The values, none of which may be there twice."""
     for value, count in Counter(found := tuple(values)).items():
         if count > 1:
             raise ValueError(f"{what} {value!r} is there {count} times; it must be there once")

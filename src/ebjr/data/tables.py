@@ -364,7 +364,6 @@ def _held(table: Table, name: str) -> str:
 def _labels(
     table: Table, column: str, classes: tuple[str, ...] | None, sets: bool, numbers: bool
 ) -> Labels:
-    """What the labels in a column are, once they are known to be what the task needs."""
     path, kind = table.path, table.schema.field(column).type
     known, places = _names_in_schema(table.schema, column), None
     classes = classes or known

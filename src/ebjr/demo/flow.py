@@ -180,7 +180,6 @@ class Demo:
         threads: int | None,
         tell: Progress,
     ) -> dict[str, Outcomes]:
-        """Run every model once on everything: the outcomes of each student."""
         models = {name: entry.load(threads=threads) for name, entry in entries.items()}
         n = row_count(inputs)
         first = take_rows(inputs, np.arange(min(self.batch_size, n)))
@@ -210,7 +209,6 @@ class Demo:
     def _time(
         self, joint: Callable[[Batch], Any], inputs: Batch, study: Study, tell: Progress
     ) -> float:
-        """Seconds per example of the joint model on the held-out half."""
         rows = study.held_out_rows
         held_out, n = take_rows(inputs, rows), len(rows)
         joint(take_rows(held_out, np.arange(min(self.batch_size, n))))

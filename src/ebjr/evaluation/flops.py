@@ -378,7 +378,6 @@ def _inferred_shapes(model: Any) -> dict[str, Shape]:
 
 
 def _constants(model: Any) -> dict[str, tuple[Shape, int]]:
-    """Shape and ONNX element type of each constant tensor."""
     found = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         for attribute in node.attribute:
@@ -428,7 +427,6 @@ def _shapes_by_running(model: Any, path: Path, names: list[str]) -> dict[str, Sh
 
 
 def _node_flops(node: Any, shapes: dict[str, Shape]) -> int | None:
-    """FLOPs of one operator; None where they cannot be known."""
     import onnx
 
     standard = node.domain in {"", "ai.onnx"}

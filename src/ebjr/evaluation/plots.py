@@ -347,7 +347,6 @@ def groups_figure(groups: Sequence[Group], measure: Metric) -> dict[str, Any]:
 def _figure(
     data: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any], **layout: Any
 ) -> dict[str, Any]:
-    """Traces on two axes, without a legend: the page has one of its own."""
     usual = {
         "showlegend": False,
         "margin": {"l": 58, "r": 12, "t": 12, "b": 50},
@@ -410,7 +409,6 @@ def _random_line(outcomes: Outcomes) -> dict[str, Any]:
 def _through(
     outcomes: Outcomes, rates: np.ndarray, quality: np.ndarray, name: str, style: dict[str, Any]
 ) -> dict[str, Any]:
-    """A line through the qualities at some deferral rates."""
     cost, _ = _relative_cost(outcomes, rates)
     hover = f"{_hover(outcomes)} at %{{x:.1f}} %"
     return _trace("lines", name, cost, outcomes.measure.drawn(quality), hover, line=style)

@@ -327,7 +327,6 @@ def _estimated(load: Load) -> Power:
 
 
 def _bytes(value: Any) -> int:
-    """Bytes of an array, or of all arrays in a list or mapping; 0 of anything else."""
     if isinstance(value, list | tuple):
         return sum(map(_bytes, value))
     if isinstance(value, dict):

@@ -338,7 +338,6 @@ def compare_answers(
 
 
 def _judgeable(outcomes: Outcomes, *answers: Any) -> list[Any]:
-    """Answers as the rows of the metric take them."""
     if outcomes.kind.scale is not None:
         return [outcomes.kind.judged(found, outcomes.targets) for found in answers]
     columns = [np.asarray(column, dtype=outcomes.targets.dtype) for column in answers]

@@ -212,7 +212,6 @@ def _energy(
 
 
 def _sum(op: Operators, values: Value, weight: Value) -> Value:
-    """Of the rows that count."""
     return op.reduce("ReduceSum", op.Where(op.Greater(weight, 0.0), values, 0.0))
 
 

@@ -148,7 +148,6 @@ def _config(joint: str | os.PathLike[str] | JointConfig | JointModel) -> JointCo
 
 
 def _files(config: JointConfig) -> dict[str, ModelEntry]:
-    """Both models' entries, which must be ONNX files."""
     entries: dict[str, ModelEntry] = {}
     for role, entry in (("student", config.student), ("teacher", config.teacher)):
         if not isinstance(entry, ModelEntry):
@@ -300,7 +299,6 @@ def _size(model: ir.Model) -> int:
 
 
 def _write(model: ir.Model, path: Path, external: bool) -> Path | None:
-    """Write a graph; the file with its weights, if there is to be one."""
     if external:
         data = path.with_name(f"{path.name}.data")
         ir.save(model, path, external_data=data.name, size_threshold_bytes=1024)

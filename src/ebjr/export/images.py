@@ -88,7 +88,6 @@ def _letterbox_place(op: Operators, own: Sides, size: Sides) -> Place:
 
 
 def _fitted(op: Operators, planes: Value, preprocess: Preprocess) -> Value:
-    """Planes (n, 3, height, width) at the model's size."""
     (height, width), (scaled, top, left) = place_images(op, _sides(op, planes), preprocess)
     planes = _scaled(op, planes, scaled, preprocess.interpolation)
     if preprocess.resize == "crop":

@@ -113,7 +113,6 @@ def _recorded(what: str, function: Callable[..., Array], *given: ir.Value) -> ir
 
 
 def _line(error: Exception) -> str:
-    """The line of the traced function that failed, and where it is."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(ELSEWHERE)]
     if not own:

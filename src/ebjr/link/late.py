@@ -240,7 +240,6 @@ class LateAnswers:
                 self.deliver(joint)
 
     def _oldest(self, most: int) -> list[tuple[int, str, str, bytes, bytes]]:
-        """Rows that wait and can be one batch."""
         return self._read(
             "SELECT number, id, form, input, student FROM rows WHERE input IS NOT NULL AND "
             "form = (SELECT form FROM rows WHERE input IS NOT NULL ORDER BY number LIMIT 1) "
@@ -349,7 +348,6 @@ def _opened(path: str, most_bytes: int) -> sqlite3.Connection:
 
 
 def _pack(kind: Task, row: Batch) -> bytes:
-    """Raw output of one row, as bytes."""
     buffer = io.BytesIO()
     np.savez(buffer, **kind.pack("output", plain(row), half=False))  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -184,7 +184,6 @@ class _Teacher:
 
 
 def _absent(_inputs: Any) -> Any:
-    """The model of the other stage."""
     raise AssertionError("this stage does not ask the other stage's model")
 
 

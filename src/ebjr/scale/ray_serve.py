@@ -150,7 +150,6 @@ def app(args: Mapping[str, Any]) -> serve.Application:
 
 
 def _number(value: Any) -> Any:
-    """What ``serve run`` was given as text."""
     if isinstance(value, str):
         for kind in (int, float):
             with suppress(ValueError):
@@ -241,7 +240,6 @@ class RayTeacher:
         raise TeacherUnavailable(f"{TRIES} replicas of the teacher died, one after another")
 
     def _wait(self) -> None:
-        """Ask until a replica answers."""
         while True:
             response = self._handle.live.remote()
             try:
@@ -421,7 +419,6 @@ class RemoteKnob(Knob):
         return {**super().state(), "version": self.version}
 
     def _students(self) -> int:
-        """How many replicas such as this one run."""
         own = self._replica.deployment_id
         app = serve.status().applications.get(own.app_name)
         return app.deployments[own.name].replica_states.get("RUNNING", 0) if app else 0

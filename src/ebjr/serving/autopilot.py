@@ -290,7 +290,6 @@ def _bounds(served: Served, goal: float | None) -> tuple[float, float]:
 
 
 def _between(between: Sequence[float | str], served: Served) -> tuple[float, float]:
-    """Two bounds, each a rate or the name of an operating point."""
     if not isinstance(between, list | tuple) or len(between) != 2:
         raise ValueError(f"between takes two deferral rates, like 0.05,0.5, not {between!r}")
     low, high = (_bound(value, served) for value in between)

@@ -163,7 +163,6 @@ class _Calls:
         return wrapped
 
     def _refusal(self, error: Exception, kind: type[Any]) -> tuple[int, str, tuple[Any, ...]]:
-        """The status, sentence and metadata that an error is answered with."""
         details: tuple[tuple[str, str], ...] = ()
         if isinstance(error, DecodeError):
             status, sentence = 400, f"the message is no {kind.DESCRIPTOR.name} of the protocol"

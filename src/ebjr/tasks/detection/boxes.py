@@ -371,7 +371,6 @@ _OF_TRUTH = ("boxes", "labels", "crowd")
 
 
 def _packed(images: Sequence[Any], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of all images one below the other, and how many rows are each image's."""
     whole = {name: np.concatenate([getattr(one, name) for one in images]) for name in names}
     return {"count": np.array([len(one) for one in images]), **whole}
 

@@ -144,7 +144,6 @@ def _match_image(
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """How many of the same class come before each."""
     order = np.argsort(labels, kind="stable")
     first = np.searchsorted(labels[order], labels[order])
     rank = np.empty(len(labels), int)
