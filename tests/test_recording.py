@@ -194,7 +194,7 @@ BAD_TARGETS = [
     (np.where(np.arange(23) == 20, 4, TARGETS), "targets must lie in 0..3, but 1 of 23 do not", 1),
     (np.where(np.arange(23) == 20, -1, TARGETS), "0..3, but 1 of 23 do not, the first is -1", 1),
     (TARGETS + 0.5, "targets must be integer labels, not float64", 0),
-    ([str(label) for label in TARGETS], "targets must be integer labels", 0),
+    ([f"class {label}" for label in TARGETS], "targets must be integer labels", 0),
     (np.eye(4)[TARGETS], r"targets must have shape \(n,\), not \(23, 4\)", 0),
     (TARGETS[1:], "23 inputs but 22 targets", 0),
 ]

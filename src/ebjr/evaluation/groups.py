@@ -68,7 +68,8 @@ def group_gains(outcomes: Outcomes, point: OperatingPoint) -> list[Group]:
     for role, other in zip(OTHERS, columns[2:], strict=True):
         change = columns[1] - other
         prior = 1.0 if table.measure.binary else float((change**2).mean())
-        found[role] = _intervals(means(change), means(change**2), size[there], prior)
+        bound = 1.0 if table.measure.percent else np.inf  # of a difference of two qualities
+        found[role] = _intervals(means(change), means(change**2), size[there], prior, bound)
     figures = np.column_stack([means(column) for column in columns]).tolist()
     return [
         Group(
@@ -83,12 +84,12 @@ def group_gains(outcomes: Outcomes, point: OperatingPoint) -> list[Group]:
 
 
 def _intervals(
-    mean: np.ndarray, square: np.ndarray, n: np.ndarray, prior: float
+    mean: np.ndarray, square: np.ndarray, n: np.ndarray, prior: float, bound: float
 ) -> tuple[list[Interval], np.ndarray]:
     """Each group's mean change with its interval, and its sign if all together are sure of it."""
     middle = n * mean / (n + 2)
     error = np.sqrt(((n * square + prior) / (n + 2) - middle**2) / (n + 2))
-    ends = middle - 1.96 * error, middle + 1.96 * error
+    ends = np.clip([middle - 1.96 * error, middle + 1.96 * error], -bound, bound)
     sure = np.abs(middle) > -ndtri(0.025 / len(n)) * error
     intervals = [Interval(*map(float, row)) for row in zip(mean, *ends, strict=True)]
     return intervals, np.sign(middle) * sure
