@@ -104,7 +104,7 @@ def test_the_best_student_for_the_traffic_is_a_specialized_one(specialized):
     savings = {name: study.result.saving for name, study in sweep.studies.items()}
     assert set(savings) == {"knows-3", "knows-5", "knows-all"}
     assert sweep.best == "knows-3"
-    assert savings["knows-3"] > 1.4 * savings["knows-all"] > 3
+    assert savings["knows-3"] > 1.3 * savings["knows-all"] > 2.5
     result = specialized.study.result
     assert result.quality >= result.teacher_quality - 0.005
     at_a_quarter = {name: row[0.25].saving for name, row in sweep.by_share.items()}
