@@ -207,13 +207,13 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
     if import_path(known.path):
         once: Any = unprepared(model)[0]
         again: Any = load_model(known.path, **options)
-        about["weights_sha256"] = once.weights()
-        if again.weights() != once.weights():
+        about["weights_sha256"] = weights = once.weights()
+        if again.weights() != weights:
             raise ModelError(
                 f"{known.path} makes other weights each time, or was given others after it was "
                 "loaded: have it load them from a file"
             )
-        if once.weights() is None:
+        if weights is None:
             note(
                 f"no weights are seen in {known.path}, so that nobody would notice others: load "
                 "them where its module is imported"

@@ -150,7 +150,6 @@ def calibrate(
         values = np.asarray(point_score(outcomes.student), dtype=np.float64)
         crossed = crossing(values, outcomes.student_quality)
         return curve.at(index=int(np.searchsorted(curve.threshold, crossed)))
-    margin = aim.own_margin if aim.limits_quality else None
     point = curve.at(index=aim.row(curve))
     if _is_open(score) and is_fitted(point_score.name):
         # where a score was fitted it flatters: also look at rows scored by a fit without them
@@ -158,7 +157,7 @@ def calibrate(
         stricter = max if aim.limits_quality else min
         threshold = stricter(point.threshold, unseen.threshold_of(aim.row(unseen)))
         point = curve.at(threshold=threshold)
-    return replace(point, margin=margin)
+    return replace(point, margin=aim.own_margin)
 
 
 def _look_at(outcomes: Outcomes) -> None:

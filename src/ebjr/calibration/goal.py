@@ -48,8 +48,8 @@ class Goal:
     """What a threshold is chosen for: its kind is one of `GOALS`.
 
     `limit` is the tolerance, the target or the budget, and `unit` the argument that named a budget.
-    `delta`, `promise` and `loss_bound` are the guarantee, as `calibrate` takes it, and so is
-    `margin`; None is `MARGIN`.
+    `delta`, `promise` and `loss_bound` are the guarantee, and `margin` what a goal without one
+    exceeds it by, as `calibrate` takes them.
 
     Examples
     --------
@@ -187,9 +187,9 @@ class Goal:
         return self.kind in ("match-teacher", "accuracy")
 
     @property
-    def own_margin(self) -> float:
-        """The margin that is given, or `MARGIN`."""
-        return MARGIN if self.margin is None else self.margin
+    def own_margin(self) -> float | None:
+        """The margin that is given, or `MARGIN`; None where the goal limits no quality."""
+        return (MARGIN if self.margin is None else self.margin) if self.limits_quality else None
 
     def allowed(self, curve: TradeOffCurve) -> float:
         """The tolerance of the promise that the goal makes."""
@@ -212,14 +212,14 @@ class Goal:
 
 
 GUARANTEE = tuple(field.name for field in fields(Goal))[3:]
-"""The arguments of a goal that ask for a guarantee."""
+"""The arguments of a goal beside what limits it: of a guarantee, and the margin without one."""
 
 
 def cheapest(
     curve: TradeOffCurve,
     quality: float,
     name: str,
-    margin: float = 0.0,
+    margin: float | None = None,
     beside: np.ndarray | None = None,
 ) -> int:
     """The row that defers least among those that exceed a quality by a margin.
@@ -242,7 +242,7 @@ def cheapest(
     error = standard_errors(curve, beside)[reached]
     # as good on every example, as the teacher is as itself: no error, and nothing to be afraid of
     surplus = np.divide(above, error, out=np.full(len(above), np.inf), where=error > slack)
-    enough = np.flatnonzero(surplus >= margin)
+    enough = np.flatnonzero(surplus >= (margin or 0.0))
     return int(reached[enough[0] if len(enough) else surplus.argmax()])
 
 

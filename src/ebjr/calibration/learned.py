@@ -41,7 +41,14 @@ def fit_learned(outcomes: Outcomes, blend: float | Blend = 0.0, seed: int = 0) -
 
 
 def cross_fitted(outcomes: Outcomes, blend: float | Blend = 0.0, seed: int = 0) -> np.ndarray:
-    """(n,): the learned score of each row, by a model that was fitted without it."""
+    """(n,): the learned score of each row, by a model that was fitted without it; found once."""
+    found: np.ndarray = outcomes._once(
+        ("cross-fitted", blend, seed), lambda: _cross_fitted(outcomes, blend, seed)
+    )
+    return found
+
+
+def _cross_fitted(outcomes: Outcomes, blend: float | Blend, seed: int) -> np.ndarray:
     signal = _signal(outcomes, blend)
     fold = np.random.default_rng(seed).permutation(len(outcomes)) % FOLDS
     values = np.empty(len(outcomes))
