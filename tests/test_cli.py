@@ -213,6 +213,20 @@ def test_a_study_fits_one_screen(run, recorded, monkeypatch):
         assert "…" not in printed
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--tolerance", "0.5%"), "'0.5%' is no number: write 0.005"),
+        (("--delta", "10%"), "'10%' is no number: write 0.1"),
+        (("--fraction", "half"), "'half' is no number: it must be like 0.005 or 2e6"),
+    ],
+)
+def test_a_percentage_where_a_number_belongs_is_refused_with_the_number(run, words, said):
+    code, *texts = run("calibrate", "outcomes.npz", *words)
+    assert code == 2
+    assert said in "".join(map(str, texts))
+
+
 def test_ten_lines_say_it_and_details_the_rest(run, recorded):
     _, few, _ = run("calibrate", "outcomes.npz", "--tolerance", "0.3")
     assert len(few.splitlines()) <= 10

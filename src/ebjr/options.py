@@ -16,7 +16,7 @@ from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -42,7 +42,7 @@ def option(group: str, help: str, *names: str, **more: Any) -> Any:
 
 
 def parse_number(text: str) -> float:
-    """A number of a goal; a share is no percentage.
+    """A number, for options without bounds; a share is no percentage.
 
     Examples
     --------
@@ -63,7 +63,6 @@ in_models = partial(option, "Models")
 in_task = partial(option, "Task")
 in_link = partial(option, "Link")
 in_goal = partial(option, "Goal")
-a_number_in_goal = partial(in_goal, parser=parse_number, metavar="<float>")
 in_guarantee = partial(option, "Guarantee")
 in_score = partial(option, "Score")
 in_knob = partial(option, "Knob")
@@ -159,6 +158,10 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
 
     flat = [_options(groups[name]) if name in groups else [each] for name, each in declared.items()]
     options = [*chain.from_iterable(flat), _IMPORTS]
+    for each in options:
+        kind, *about = get_args(each.annotation) or (None,)
+        if kind in (float, float | None) and about[0].min is None:  # a parser would see no bounds
+            about[0].parser, about[0].metavar = parse_number, "<float>"
     flags = _output_flags(options)
     return _with_options(run, command, options)
 
@@ -398,23 +401,19 @@ class GoalOptions:
     goal: Annotated[str, in_goal("match-teacher, accuracy, budget or crossing.")] = "match-teacher"
     tolerance: Annotated[
         float | None,
-        a_number_in_goal("match-teacher: how far below the teacher it may be, as 0.005."),
+        in_goal("match-teacher: how far below the teacher it may be, as 0.005."),
     ] = None
-    target: Annotated[
-        float | None, a_number_in_goal("accuracy: what to reach, as 0.95, or an RMSE.")
-    ] = None
-    flops: Annotated[float | None, a_number_in_goal("budget: FLOPs per example.")] = None
-    seconds: Annotated[float | None, a_number_in_goal("budget: seconds per example.")] = None
-    joules: Annotated[float | None, a_number_in_goal("budget: joules per example.")] = None
+    target: Annotated[float | None, in_goal("accuracy: what to reach, as 0.95, or an RMSE.")] = None
+    flops: Annotated[float | None, in_goal("budget: FLOPs per example.")] = None
+    seconds: Annotated[float | None, in_goal("budget: seconds per example.")] = None
+    joules: Annotated[float | None, in_goal("budget: joules per example.")] = None
     bytes: Annotated[
-        float | None, a_number_in_goal("budget: bytes per example over the link to the teacher.")
+        float | None, in_goal("budget: bytes per example over the link to the teacher.")
     ] = None
-    deferral_rate: Annotated[
-        float | None, a_number_in_goal("budget: the most to defer, as 0.2.")
-    ] = None
+    deferral_rate: Annotated[float | None, in_goal("budget: the most to defer, as 0.2.")] = None
     margin: Annotated[
         float | None,
-        a_number_in_goal(
+        in_goal(
             "match-teacher, accuracy: by how many standard errors to exceed it, 0.75 if left out; "
             "0 is the plain pick, which falls short elsewhere."
         ),

@@ -140,21 +140,20 @@ def _shown(goal: Goal, point: OperatingPoint, intervals: Mapping[str, Interval])
     """What the held-out examples show, in half a sentence."""
     measure, gain = METRICS[point.metric], intervals["gain_over_teacher"]
 
-    def beside(value: float) -> str:
-        size = f"{100 * abs(value):.2f}" if measure.percent else f"{abs(value):.3g}"
-        over, under = ("over", "under") if measure.percent else ("better", "worse")
-        return f"{size} {over if value >= 0 else under}"
+    over, under = ("over", "under") if measure.percent else ("better", "worse")
+    size, *ends = (f"{100 * abs(x):.2f}" if measure.percent else f"{abs(x):.3g}" for x in gain)
+    side, *sides = (over if x >= 0 else under for x in gain)
+    low, high = map(" ".join, zip(ends, sides, strict=True))
 
     deferred = ""
     if goal.kind == "budget":
         rate = intervals["deferral_rate"]
         deferred = f", deferring {rate.estimate:.1%} ({rate.low:.1%} to {rate.high:.1%})"
     unit, than = ("points ", "the teacher") if measure.percent else ("", "than the teacher")
-    size, side = beside(gain.estimate).split()
     title = measure.title[:1].upper() + measure.title[1:]
     return (
         f"{title} {measure.words(point.quality)}, {size} {unit}{side} {than} (95 % interval "
-        f"{beside(gain.low)} to {beside(gain.high)}){deferred}."
+        f"{low} to {high}){deferred}."
     )
 
 
