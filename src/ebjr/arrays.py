@@ -232,6 +232,8 @@ def row_count(batch: Batch) -> int:
     >>> row_count(np.ones((4, 2))), row_count(["a", "b"])
     (4, 2)
     """
+    if type(batch) is np.ndarray and batch.ndim:  # the common case
+        return len(batch)
     if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         return len(batch)
     shape = getattr(batch, "shape", None)

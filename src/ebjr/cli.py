@@ -533,6 +533,7 @@ def serve(
     from ebjr.serving.app import run_server
     from ebjr.serving.limits import Limits, exposure
     from ebjr.serving.served import served_alone, served_of
+    from ebjr.threads import available_cores, shared_cores
 
     prepare = None if preprocess is None else given_preprocess(preprocess, "preprocess")
     if joint.suffix in (*FILES, *SAVED) or import_path(joint):
@@ -540,14 +541,16 @@ def serve(
     elif prepare is not None:
         raise ValueError("joint.toml has the preprocessing of both models: leave --preprocess out")
     else:
-        config = JointConfig.read(joint)  # both models are at work at once
-        served = served_of(config, trust=trust, **_threads(threads or config.threads_for(2)))
+        config = JointConfig.read(joint)
+        each = threads or config.threads_for(available_cores())  # of as many batches at once
+        served = served_of(config, trust=trust, **_threads(each))
     if (warning := exposure(how.host, how.token)) is not None:
         _note(warning, "WARNING")
     run_server(
         served,
         limits=Limits(body_bytes=body_bytes, connections=connections),
         between=None if between is None else between.split(","),
+        workers=None if threads is None else shared_cores(threads),
         started=lambda url: out.print(f"serving {served.name} at {url}", soft_wrap=True),
         **vars(how),
     )

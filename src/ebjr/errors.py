@@ -12,6 +12,7 @@
         ├── ProtocolError            a message that is not what the protocol says
         │   └── UnknownModel         a request for a model, or a version, that is not served
         ├── NothingKept              nothing is kept for later under an id
+        ├── TooLarge                 a request is larger than any that is taken
         ├── Overloaded               more is asked than can be held just now
         ├── DeadlineExceeded         a request's time is over, and there is no answer
         └── MissingExtra             an optional package is not installed
@@ -106,6 +107,10 @@ class UnknownModel(ProtocolError):
 
 class NothingKept(EbjrError):
     """Nothing is kept for later under an id."""
+
+
+class TooLarge(EbjrError):
+    """A request is larger than any that is taken: send it in parts."""
 
 
 class Overloaded(EbjrError):

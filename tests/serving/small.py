@@ -104,9 +104,10 @@ def running(app, **options):
     """
     import uvicorn
 
-    from ebjr.serving.http_limits import limited_http
+    from ebjr.serving.http import http_of
 
-    options = {"http": limited_http(app.state.service.limits), "ws": "none", **options}
+    http = http_of(app.state.service, short=app.state.short)
+    options = {"http": http, "ws": "none", **options}
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **options))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

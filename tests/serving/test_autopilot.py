@@ -14,7 +14,7 @@ from ebjr import JointClassifier, Router
 from ebjr.serving.autopilot import Autopilot, Hold, Search
 from ebjr.serving.events import Scored
 from ebjr.serving.knob import Knob
-from ebjr.serving.pipeline import Pipeline
+from ebjr.serving.engine import Engine
 from ebjr.serving.served import Served
 
 
@@ -169,10 +169,11 @@ def test_a_real_pipeline_is_held_at_its_rate_though_the_data_have_shifted(by):
     pilot = Autopilot(Hold.of("deferral_rate=0.3"), knob, between=(0.01, 0.9))
     rng = np.random.default_rng(0)
     thresholds = []
-    with Pipeline(about.joint, observer=pilot) as pipeline:
+    with Engine(about.joint, observer=pilot) as engine:
         pilot.begin("a test")
         for _ in range(80):
-            pipeline.submit(shifted(rng, 500, by)).future.result(30)
+            engine.ask(shifted(rng, 500, by)).result(30)
+            engine.tell()
             pilot.look()
             thresholds.append(knob.threshold)
         others = shifted(rng, 20_000, by)
@@ -186,8 +187,9 @@ def test_flops_are_held_through_the_rate_that_they_are():
     pilot = Autopilot(Hold.of("flops=3M"), Knob(about))
     pilot.begin("a test")
     rng = np.random.default_rng(0)
-    with Pipeline(about.joint, observer=pilot) as pipeline:
-        pipeline.submit(shifted(rng, 5000, 0.0)).future.result(30)
+    with Engine(about.joint, observer=pilot) as engine:
+        engine.ask(shifted(rng, 5000, 0.0)).result(30)
+        engine.tell()
         pilot.look()
     assert about.joint.router.threshold == pytest.approx(0.2)
     assert pilot.state()["measured"] == pytest.approx(3e6, rel=0.1)
@@ -197,8 +199,9 @@ def test_rows_with_a_threshold_of_their_own_do_not_count():
     about = served()
     pilot = Autopilot(Hold.of("deferral_rate=0.3"), Knob(about))
     pilot.begin("a test")
-    with Pipeline(about.joint, observer=pilot) as pipeline:
-        pipeline.submit(np.ones(5000), threshold=2.0).future.result(30)
+    with Engine(about.joint, observer=pilot) as engine:
+        engine.ask(np.ones(5000), threshold=2.0).result(30)
+        engine.tell()
         pilot.look()
     assert pilot.measured is None
 
@@ -248,10 +251,11 @@ def test_a_slow_teacher_is_asked_less_until_the_latency_holds():
     pilot = Autopilot(Hold.of("p99=10ms"), Knob(about), between=(0.0, 0.6))
     pilot.begin("a test")
     rng = np.random.default_rng(0)
-    with Pipeline(about.joint, observer=pilot) as pipeline:
+    with Engine(about.joint, observer=pilot) as engine:
         for _ in range(25):
-            for ticket in [pipeline.submit(rng.uniform(0, 1, 1)) for _ in range(60)]:
-                ticket.future.result(30)
+            for ticket in [engine.ask(rng.uniform(0, 1, 1)) for _ in range(60)]:
+                ticket.result(30)
+            engine.tell()
             pilot.look()
     assert pilot.search.rate < 0.05
 
@@ -276,7 +280,7 @@ def test_requests_that_waited_in_vain_are_slow_and_not_left_out():
         row = np.full((1,), number % 10 / 10, np.float32)  # some are kept, and answered at once
         asked = InferRequest({"input": row}, parameters={"timeout": 0.1})
         try:
-            await service.infer(asked)
+            await service.infer(asked, service.admission.hold(number))
         except DeadlineExceeded:
             return True
         return False
@@ -291,6 +295,7 @@ def test_requests_that_waited_in_vain_are_slow_and_not_left_out():
     finally:
         service.stop()
     assert 20 < sum(expired) < 180
+    service.engine.tell()
     service.control.look()
     assert service.control.pilot.search.rate < before
 

@@ -26,7 +26,7 @@ pytest.importorskip("stamina", reason="the extra `remote` is not installed")
 from starlette.testclient import TestClient
 
 from ebjr.serving.app import Served, build_app
-from ebjr.serving.pipeline import Pipeline
+from ebjr.serving.engine import Engine
 from ebjr.serving.served import served_alone
 
 HARD, EASY = [0.5, 0.0], [5.0, 0.0]
@@ -55,18 +55,18 @@ def joint_of(far, link=QUICK, seconds=0.3, **how) -> JointClassifier:
     ],
 )
 def test_a_teacher_that_fails_fails_no_request_and_every_row_is_marked(far, behavior):
-    with Pipeline(joint_of(far)) as pipeline:
+    with Engine(joint_of(far)) as engine:
         far.behave(behavior)
         for _ in range(4):
             x = np.array([HARD, EASY], np.float32)
-            answer = pipeline.submit(x).future.result(30).answer
+            answer = engine.ask(x).result(30).answer
             assert answer.degraded.tolist() == [True, False]
             assert not answer.deferred.any()
             np.testing.assert_array_equal(answer.output, student(x))
         far.behave("right")
         until = time.monotonic() + 5
         while True:
-            found = pipeline.submit(np.array([HARD], np.float32)).future.result(30).answer
+            found = engine.ask(np.array([HARD], np.float32)).result(30).answer
             if found.deferred[0]:
                 break
             assert time.monotonic() < until, f"it did not recover from {behavior}"
@@ -76,8 +76,8 @@ def test_a_teacher_that_fails_fails_no_request_and_every_row_is_marked(far, beha
 
 def test_a_slow_teacher_is_waited_for(far):
     far.behave("slow")
-    with Pipeline(joint_of(far, seconds=5.0)) as pipeline:
-        answer = pipeline.submit(np.array([HARD], np.float32)).future.result(30).answer
+    with Engine(joint_of(far, seconds=5.0)) as engine:
+        answer = engine.ask(np.array([HARD], np.float32)).result(30).answer
     assert answer.deferred.tolist() == [True]
 
 
@@ -86,12 +86,12 @@ def test_a_cloud_unplugged_under_load_fails_no_request_and_is_back_within_second
     failed, stop = [], threading.Event()
     lock = threading.Lock()
 
-    def ask(pipeline, seed):
+    def ask(engine, seed):
         rng = np.random.default_rng(seed)
         while not stop.is_set():
             x = rng.uniform(0.1, 2.0, (2, 2)).astype(np.float32)
             try:
-                answer = pipeline.submit(x).future.result(30).answer
+                answer = engine.ask(x).result(30).answer
             except Exception as error:
                 failed.append(error)
                 return
@@ -113,8 +113,8 @@ def test_a_cloud_unplugged_under_load_fails_no_request_and_is_back_within_second
                 )
             time.sleep(0.002)
 
-    with Pipeline(joint_of(far)) as pipeline:
-        askers = [threading.Thread(target=ask, args=(pipeline, seed)) for seed in range(8)]
+    with Engine(joint_of(far)) as engine:
+        askers = [threading.Thread(target=ask, args=(engine, seed)) for seed in range(8)]
         for asker in askers:
             asker.start()
         time.sleep(0.5)

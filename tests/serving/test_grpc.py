@@ -340,13 +340,13 @@ def test_beyond_the_queue_is_resource_exhausted_and_says_when_to_come_again():
         for call in calls:
             call.cancel()
     assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "rows are waiting already" in refused.details()
+    assert "rows are at work already" in refused.details()
     assert int(dict(refused.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
 
 
 def test_a_call_that_its_client_cancels_frees_its_rows():
     asked = threading.Event()
-    with stuck(student=True, asked=asked, queue_rows=2) as at, stub(at) as infer:
+    with stuck(student=True, asked=asked, queue_rows=5) as at, stub(at) as infer:
         at_work = infer.future(message())
         assert asked.wait(20)  # or another call may come before it, and it waits in the queue
         accepted = 0

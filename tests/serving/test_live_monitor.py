@@ -17,7 +17,7 @@ from ebjr.model import Answer
 from ebjr.monitor import DriftMonitor
 from ebjr.serving.events import Audited, Failed, Observer
 from ebjr.serving.live_monitor import LiveMonitor
-from ebjr.serving.pipeline import Pipeline
+from ebjr.serving.engine import Engine
 from ebjr.serving.served import Served
 
 SECONDS = 30
@@ -52,17 +52,18 @@ def served(teacher=teacher, *, tolerance=None, promise="harm", **calibration) ->
 
 def serve(about: Served, monitor: LiveMonitor, batches) -> None:
     """Answer batches one after the other, with every audit done."""
-    with Pipeline(about.joint, observer=monitor, audit_rate=1.0) as pipeline:
+    with Engine(about.joint, observer=monitor, audit_rate=1.0) as engine:
         for x in batches:
-            pipeline.submit(x).future.result(SECONDS)
-            audited(pipeline)
+            engine.ask(x).result(SECONDS)
+            audited(engine)
     monitor.look()
 
 
-def audited(pipeline: Pipeline) -> None:
+def audited(engine: Engine) -> None:
     """Wait until nothing waits for an audit."""
-    while pipeline.busy or pipeline.waiting()["audit"]:
+    while engine.busy or engine.waiting()["audit"]:
         time.sleep(0.0005)
+    engine.tell()
 
 
 def inputs(n: int, mean=2.0, seed=0, negative=0.0) -> list[np.ndarray]:
@@ -112,9 +113,9 @@ def test_a_promise_made_without_labels_is_watched_itself():
 def test_a_promised_deferral_rate_is_watched_without_audits():
     about = served(tolerance=0.2, promise="rate")
     monitor = LiveMonitor(about)
-    with Pipeline(about.joint, observer=monitor) as pipeline:
+    with Engine(about.joint, observer=monitor) as engine:
         for x in inputs(2000, mean=0.1):
-            pipeline.submit(x).future.result(SECONDS)
+            engine.ask(x).result(SECONDS)
     monitor.look()
     assert monitor.status()["deferral_rate"]["status"] == "broken"
     assert "deferral rate had exceeded" in monitor.status()["deferral_rate"]["statement"]
@@ -140,18 +141,18 @@ def test_audits_wait_until_neither_model_has_anything_else_to_do():
 
     about = served(slow)
     monitor = LiveMonitor(about, audit_rate=1.0)
-    with Pipeline(about.joint, observer=monitor, audit_rate=1.0) as pipeline:
-        kept = pipeline.submit(np.full(3, 2.0))
-        assert kept.future.result(SECONDS).answer.deferred.tolist() == [False] * 3
+    with Engine(about.joint, observer=monitor, audit_rate=1.0) as engine:
+        kept = engine.ask(np.full(3, 2.0))
+        assert kept.result(SECONDS).answer.deferred.tolist() == [False] * 3
         while not asked:
             time.sleep(0.001)
-        hard = [pipeline.submit(np.full(2, 0.1)) for _ in range(5)]
-        while pipeline.waiting()["teacher"] < 10:
+        hard = [engine.ask(np.full(2, 0.1)) for _ in range(5)]
+        while engine.waiting()["teacher"] < 10:
             time.sleep(0.001)
         gate.set()
         for ticket in hard:
-            ticket.future.result(SECONDS)
-        audited(pipeline)
+            ticket.result(SECONDS)
+        audited(engine)
     assert asked == [1, 10, 1, 1]
 
 
@@ -177,9 +178,9 @@ def test_an_audit_that_fails_is_left_out_and_nobody_notices(teacher):
                 heard.append(event.stage if isinstance(event, Failed) else "audited")
 
     about = served(teacher)
-    with Pipeline(about.joint, observer=Listener(), audit_rate=1.0) as pipeline:
-        answer = pipeline.submit(np.full(3, 2.0)).future.result(SECONDS).answer
-        audited(pipeline)
+    with Engine(about.joint, observer=Listener(), audit_rate=1.0) as engine:
+        answer = engine.ask(np.full(3, 2.0)).result(SECONDS).answer
+        audited(engine)
     assert not answer.degraded.any()
     assert heard == ["audit"]
 
@@ -187,10 +188,10 @@ def test_an_audit_that_fails_is_left_out_and_nobody_notices(teacher):
 def test_of_a_small_rate_about_so_many_are_audited():
     about = served()
     monitor = LiveMonitor(about, audit_rate=0.05)
-    with Pipeline(about.joint, observer=monitor, audit_rate=0.05) as pipeline:
+    with Engine(about.joint, observer=monitor, audit_rate=0.05) as engine:
         for x in inputs(4000):
-            pipeline.submit(x).future.result(SECONDS)
-            audited(pipeline)
+            engine.ask(x).result(SECONDS)
+            audited(engine)
     monitor.look()
     assert 100 < monitor.status()["audits"]["rows"] < 320
 
@@ -198,7 +199,7 @@ def test_of_a_small_rate_about_so_many_are_audited():
 def test_audits_of_answers_that_are_no_labels_are_refused():
     joint = JointRegressor(lambda x: np.stack([x, x], axis=1), abs, Router("predicted_std", 0))
     with pytest.raises(ValueError, match="audits compare labels"):
-        Pipeline(joint, audit_rate=0.1)
+        Engine(joint, audit_rate=0.1)
 
 
 def test_the_state_is_taken_up_where_it_was_left(tmp_path):

@@ -1,82 +1,106 @@
-"""Rows are given out in the order of arrival, and waiting is for batches that will be full."""
+"""Clients take turns, each in the order of arrival; waiting is for batches that will be full."""
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, replace
-from typing import Any
+import itertools
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebjr.serving.row_queue import RowQueue, alike
+from ebjr.serving.engine import Ticket
+from ebjr.serving.row_queue import Part, RowQueue, alike, divided
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Numbered rows, some of which nobody may wait for any more."""
-
-    rows: range
-    form: Any = None
-    answered: bool = False
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def cut(self, start: int, stop: int | None) -> Rows:
-        return replace(self, rows=self.rows[start:stop])
+def put(queue: RowQueue, rows: int, client: object = None) -> Ticket:
+    ticket = Ticket(np.zeros((rows, 2)), client=client)
+    queue.put(Part(ticket, range(rows)))
+    return ticket
 
 
-def numbered(sizes: list[int]) -> list[Rows]:
-    ends = [sum(sizes[: place + 1]) for place in range(len(sizes))]
-    return [Rows(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+def taken(queue: RowQueue, most: int) -> list[tuple[Ticket, int]]:
+    return [(part.ticket, row) for part in queue.take(most) for row in part.rows]
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=20), st.integers(1, 16))
 def test_batches_are_full_and_in_the_order_of_arrival(sizes, most):
-    queue: RowQueue[Rows] = RowQueue()
-    for part in numbered(sizes):
-        assert queue.put(part, bounded=False)
-    queue.close()
+    queue = RowQueue()
+    tickets = [put(queue, size) for size in sizes]
     batches = []
-    while not queue.drained:
-        batches.append([row for part in queue.take(most) for row in part.rows])
-    assert [row for batch in batches for row in batch] == list(range(sum(sizes)))
+    while queue.rows:
+        batches.append(taken(queue, most))
+    wanted = [(t, row) for t, size in zip(tickets, sizes, strict=True) for row in range(size)]
+    assert list(itertools.chain(*batches)) == wanted
     assert {len(batch) for batch in batches[:-1]} <= {most}
 
 
-def test_what_nobody_waits_for_makes_room_and_is_not_given_out():
-    queue: RowQueue[Rows] = RowQueue(limit=4)
-    assert queue.put(Rows(range(3), answered=True), bounded=True)
-    assert queue.put(Rows(range(4)), bounded=True)
-    assert not queue.put(Rows(range(1)), bounded=True)
-    queue.put(Rows(range(9), answered=True), bounded=False)
-    assert [part.rows for part in queue.take(99)] == [range(4)]
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 40)), min_size=1, max_size=20),
+    st.integers(1, 16),
+)
+def test_every_row_is_given_out_once_and_clients_alike(asked, most):
+    queue = RowQueue()
+    tickets = [put(queue, rows, client) for client, rows in asked]
+    left = {client: sum(n for c, n in asked if c == client) for client in range(4)}
+    found = []
+    while queue.rows:
+        waiting = {client for client, rows in left.items() if rows}
+        batch = taken(queue, most)
+        found += batch
+        for client in waiting:
+            own = sum(ticket.client == client for ticket, _ in batch)
+            assert own >= min(left[client], most // len(waiting))
+            left[client] -= own
+    assert len(found) == len(set(found)) == sum(ticket.rows for ticket in tickets)
+
+
+def test_what_nobody_waits_for_is_not_given_out():
+    queue = RowQueue()
+    put(queue, 3).cancel()
+    stays = put(queue, 4)
+    put(queue, 9).cancel()
+    assert [ticket for ticket, _ in taken(queue, 99)] == [stays] * 4
     assert queue.rows == 0
 
 
 def test_a_batch_that_fills_in_time_is_waited_for():
-    times = iter(range(1_000))
-    queue: RowQueue[Rows] = RowQueue(max_wait_seconds=60.0, clock=lambda: next(times) / 1e3)
-    queue.put(Rows(range(1)), bounded=False)  # a row each millisecond
-
-    def more() -> None:
-        for _ in range(31):
-            queue.put(Rows(range(1)), bounded=False)
-
-    thread = threading.Timer(0.05, more)
-    thread.start()
-    assert sum(map(len, queue.take(32))) == 32
-    thread.join()
+    now = 0.0
+    queue = RowQueue(60.0, clock=lambda: now)
+    for _ in range(31):  # a row each millisecond
+        now += 0.001
+        put(queue, 1)
+    assert not queue.ready(32)
+    assert 0 < queue.holds() < float("inf")
+    put(queue, 1)
+    assert queue.ready(32)
 
 
 def test_a_batch_that_will_not_fill_in_time_is_taken_as_it_is():
-    times = iter(range(1_000))
-    queue: RowQueue[Rows] = RowQueue(max_wait_seconds=10.0, clock=lambda: float(next(times)))
-    queue.put(Rows(range(2)), bounded=False)  # two rows a second: 15 s to go
-    assert sum(map(len, queue.take(32))) == 2
+    now = 0.0
+    queue = RowQueue(10.0, clock=lambda: now)
+    for _ in range(3):  # a row each second
+        now += 1.0
+        put(queue, 1)
+    assert queue.ready(32)
+    assert RowQueue(10.0).holds() == float("inf")
 
 
 def test_rows_of_one_form_are_one_batch():
-    parts = [Rows(range(1), form=form) for form in "aba"]
-    assert [[part.form for part in group] for group in alike(parts)] == [["a", "a"], ["b"]]
+    tickets = [Ticket(np.zeros((1, width))) for width in (2, 3, 2)]
+    groups = alike([Part(ticket, range(1)) for ticket in tickets])
+    assert [[part.ticket for part in group] for group in groups] == [
+        [tickets[0], tickets[2]],
+        [tickets[1]],
+    ]
+
+
+def test_parts_are_divided_with_their_answers():
+    ticket = Ticket(np.arange(5.0))
+    parts = [Part(ticket, range(2)), Part(ticket, np.array([4, 2]))]
+    yes = np.array([True, False, True, True])
+    stay, go = divided(parts, yes, np.array([[0.0], [1.0], [4.0], [2.0]]))
+    assert [(part.rows.tolist(), part.output.tolist()) for part in stay] == [
+        ([0], [[0.0]]),
+        ([4, 2], [[4.0], [2.0]]),
+    ]
+    assert [(part.rows.tolist(), part.inputs.tolist()) for part in go] == [([1], [1.0])]

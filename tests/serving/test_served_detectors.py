@@ -257,6 +257,7 @@ def test_a_calibrated_pair_in_files_is_served_as_it_predicts(tiny):
             joint.router.threshold = float(knob["threshold"])
             found = ask(client, files_of(batch.inputs))
             assert_boxes(found.outputs, joint(batch.inputs))
+        client.app.state.service.engine.tell()
         client.app.state.service.monitor.look()
         status = client.get("/v1/status").json()
         metrics = client.get("/metrics").text

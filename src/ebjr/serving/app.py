@@ -10,6 +10,7 @@ import hmac
 import json
 import re
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -18,25 +19,27 @@ from typing import Any
 from ebjr.errors import needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
-from ebjr.protocol import LENGTH_HEADER, read_request
-from ebjr.serving.infer import MISTAKES, Infer, refusal, refusal_of
+from ebjr.serving.bodies import Refused, aside, read_body
+from ebjr.serving.infer import MISTAKES, client_of, infer, read, refusal, refusal_of
 from ebjr.serving.knob_control import WISHES
-from ebjr.serving.logs import App, Receive, RequestIds, Scope, Send, request_id, start_logging
+from ebjr.serving.logs import RequestIds, request_id, start_logging
 from ebjr.serving.openapi import openapi
 from ebjr.serving.page import page_and_headers
-from ebjr.serving.request_body import Refused, aside, read_body
 from ebjr.serving.served import Served, served_of
 from ebjr.serving.service import BROKEN, Service
 
 with needs("serve", "serving"):
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
 __all__ = ["Served", "build_app", "run_server", "served_of"]
 
+FEWER_LOOKS = 20_000  # objects, before garbage is looked for: an answer makes none in circles
+SWITCH_SECONDS = 0.0005  # that a worker waits for the loop's turn to end, or the other way round
 MOST_WISH_BYTES = 4096  # no wish is longer; reading one holds the interpreter
 OWN_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 """Of pages that this machine serves, as a browser names them."""
@@ -62,7 +65,7 @@ def build_app(
     log_requests
         Whether a line is logged for each request.
     **options
-        Of the `Service` and its `Pipeline`.
+        Of the `Service` and its `Engine`.
 
     Raises
     ------
@@ -72,7 +75,7 @@ def build_app(
         `audit_log` cannot be written.
     """
     service = Service(served, **options)
-    handlers, infer = _Handlers(service, token), Infer(service)
+    handlers = _Handlers(service, token)
     model, any_version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
     routes = [
         Route(f"{model}/infer", infer, methods=["POST"]),
@@ -108,42 +111,15 @@ def build_app(
             await asyncio.to_thread(service.stop)
 
     span = None if service.tracing is None else service.tracing.request
-    app = _Application(
-        infer,
-        None if log_requests or span is not None else Infer(service, names=True),
-        partial(RequestIds, lines=log_requests, span=span),
+    app = Starlette(
         routes=routes,
         lifespan=lifespan,
+        middleware=[Middleware(RequestIds, lines=log_requests, span=span)],
         exception_handlers={HTTPException: _no_such, Exception: _broken},
     )
     app.state.service, app.state.document = service, document
+    app.state.short = span is None and not log_requests  # nobody is told of each request
     return app
-
-
-class _Application(Starlette):
-    """Starlette, and a shorter way to what is asked most: past its middleware and its routes."""
-
-    def __init__(
-        self, infer: Infer, alone: Infer | None, ids: Callable[[App], App], **options: Any
-    ) -> None:
-        super().__init__(**options)
-        self._infer, self._alone, self._ids = infer, alone, ids
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request: by `alone`, where nobody is told of each, or as it is built."""
-        if self._alone is not None and self._alone.is_asked(scope):
-            await self._alone(scope, receive, send)
-            return
-        await super().__call__(scope, receive, send)
-
-    def build_middleware_stack(self) -> App:
-        """What answers: `infer`, or all the rest."""
-        infer, rest = self._infer, super().build_middleware_stack()
-
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            await (infer if infer.is_asked(scope) else rest)(scope, receive, send)
-
-        return self._ids(answer)
 
 
 def serve(
@@ -212,7 +188,7 @@ def run_server(
         import uvicorn
         from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-        from ebjr.serving.http_limits import limited_http
+        from ebjr.serving.http import http_of
     if grpc_port is not None:
         from ebjr.serving.grpc import grpc_server
 
@@ -235,7 +211,7 @@ def run_server(
         config = uvicorn.Config(
             app,
             proxy_headers=False,  # who asks matters to the rest, see below
-            http=limited_http(app.state.service.limits),
+            http=http_of(app.state.service, short=app.state.short),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -248,6 +224,8 @@ def run_server(
         started(f"http://{where}:{own}")
         gc.collect()
         gc.freeze()  # what lives as long as the server is not looked through again and again
+        gc.set_threshold(FEWER_LOOKS, 10, 10)
+        sys.setswitchinterval(SWITCH_SECONDS)
         uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -265,7 +243,7 @@ def _answering(handler: Callable[..., Any]) -> Callable[..., Any]:
 
     async def wrapped(self: "_Handlers", request: Request) -> Response:
         try:
-            with self.service.holding() as request.state.hold:
+            with self.service.admission.hold(client_of(request)) as request.state.hold:
                 return await handler(self, request)
         except MISTAKES as error:
             return refusal_of(self.service, error)
@@ -300,12 +278,12 @@ class _Handlers:
 
     @_answering
     async def explain(self, request: Request) -> Response:
-        raw, length = await _body(request), request.headers.get(LENGTH_HEADER)
-        asked = await aside(len(raw), read_request, raw, length)
-        return JSONResponse(await self.service.explain(asked))
+        raw = await _body(request)
+        asked = await aside(len(raw), read, raw, dict(request.scope["headers"]))
+        return JSONResponse(await self.service.explain(asked, request.state.hold))
 
     async def metrics(self, _request: Request) -> Response:
-        body, kind = await asyncio.to_thread(self.service.metrics.text)
+        body, kind = await asyncio.to_thread(self.service.prometheus)
         return Response(body, media_type=kind)
 
     @_answering
@@ -354,9 +332,7 @@ class _Handlers:
 
 
 async def _body(request: Request) -> bytes:
-    service, headers = request.app.state.service, dict(request.scope["headers"])
-    held = request.state.hold
-    return await read_body(headers, request.receive, service.limits, held, service.deadlines)
+    return await read_body(request, request.app.state.service.limits, request.state.hold)
 
 
 async def _no_such(request: Request, error: Exception) -> Response:

@@ -170,14 +170,13 @@ class Autopilot(Observer):
     def _answered(self, event: Answered) -> None:
         """Take the times of requests that came after the last move."""
         with self._lock:
-            for ticket, spent in zip(event.tickets, event.seconds.tolist(), strict=True):
-                if ticket.since >= self._since:
-                    self._seconds.append(spent)
+            self._seconds.extend(event.seconds[event.since >= self._since].tolist())
 
     def _expired(self, event: Expired) -> None:
         """Count a request that timed out, unless it had less time than the target."""
         if event.seconds >= self.hold.target:
-            self._answered(Answered([event.ticket], np.array([event.seconds])))
+            since = np.array([event.ticket.since])
+            self._answered(Answered(since, np.array([event.seconds])))
 
     def begin(self, who: str, request: str | None = None) -> None:
         """Move the knob to where the search begins; OSError: the audit log cannot be written."""

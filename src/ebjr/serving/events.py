@@ -1,22 +1,20 @@
-"""What happens in a pipeline, as events, and who is told of them."""
+"""What happens in an engine, as events, and who is told of them."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from ebjr.serving.pipeline import Ticket
+    from ebjr.serving.engine import Ticket
     from ebjr.serving.row_queue import Part
 
 STAGES = ("student", "teacher")
 
-
-class Submitted(NamedTuple):
-    """A request has been handed in; told in the thread that does so."""
-
-    ticket: "Ticket"
+log = logging.getLogger("ebjr.serving")
 
 
 class Batched(NamedTuple):
@@ -25,16 +23,15 @@ class Batched(NamedTuple):
     stage: str
     rows: int
     tickets: Sequence[Any]
-    waited: np.ndarray  # (k,): seconds in the queue
+    waited: Sequence[float]  # of each, in seconds, in the queue
     began: float  # of `time.perf_counter`
     seconds: float
 
     @classmethod
-    def of(cls, stage: str, parts: Sequence["Part"], began: float) -> Self:
-        """The batch of some parts, answered just now."""
-        ended = time.perf_counter()
-        waited = began - np.array([part.since for part in parts])
-        rows = sum(len(part) for part in parts)
+    def of(cls, stage: str, parts: Sequence["Part"], began: float, ended: float) -> Self:
+        """The batch of some parts."""
+        waited = [began - part.since for part in parts]
+        rows = sum([part.count for part in parts])
         return cls(stage, rows, [part.ticket for part in parts], waited, began, ended - began)
 
 
@@ -47,9 +44,12 @@ class Scored(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """k requests have their answers; `seconds` (k,) is the time since each was handed in."""
+    """k requests have their answers; `since` (k,) is when they came, `seconds` (k,) how long ago.
 
-    tickets: Sequence["Ticket"]
+    `since` is of `time.perf_counter`.
+    """
+
+    since: np.ndarray
     seconds: np.ndarray
 
 
@@ -82,11 +82,11 @@ class Failed(NamedTuple):
     error: Exception
 
 
-Event = Submitted | Batched | Scored | Answered | Expired | Degraded | Audited | Failed
+Event = Batched | Scored | Answered | Expired | Degraded | Audited | Failed
 
 
 class Observer:
-    """Told of the events that it has a handler for, from a pipeline's threads."""
+    """Told of the events that it has a handler for."""
 
     handlers: Mapping[type, Callable[[Any], None]] = {}
     """What is called with an event, by its class."""
@@ -122,3 +122,44 @@ class Observers(Observer):
             for kind, handle in observer.handlers.items():
                 told.setdefault(kind, []).append(handle)
         self._all, self._told = observers, told
+
+
+class Bulk:
+    """Keeps events until `tell`: nobody who waits for an answer waits for an observer."""
+
+    MANY = 128  # events that wait are worth telling of
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._kept: deque[Event] = deque()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def observe(self, event: Event) -> None:
+        """Take an event."""
+        self._kept.append(event)
+
+    def tell(self) -> None:
+        """Tell the observer all that is kept, rows and answers each as one event."""
+        with self._lock:
+            kept = [self._kept.popleft() for _ in range(len(self._kept))]
+            for event in _joined(kept):
+                try:
+                    self._observer.observe(event)
+                except Exception:  # the others are told, and answers do not depend on it
+                    log.exception("an observer failed on what has happened")
+
+
+def _joined(events: Iterable[Event]) -> Iterator[Event]:
+    """Events with those that are columns made one."""
+    columns: dict[type, list[Any]] = {Scored: [], Answered: []}
+    for event in events:
+        if (found := columns.get(type(event))) is not None:
+            found.append(event)
+        else:
+            yield event
+    for kind, found in columns.items():
+        if found:
+            yield kind(*map(np.concatenate, zip(*found, strict=True)))

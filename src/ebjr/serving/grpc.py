@@ -4,7 +4,6 @@ The messages are compiled from ``open_inference.proto`` into a pool of their own
 each name once in a process, and a client of another package, such as Triton's, brings the same.
 """
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -23,8 +22,9 @@ from ebjr.protocol import (
     tensor_bytes,
 )
 from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
-from ebjr.serving.request_body import aside
-from ebjr.serving.service import BROKEN, Service, log, status_of
+from ebjr.serving.admission import Hold
+from ebjr.serving.bodies import aside
+from ebjr.serving.service import BROKEN, Plan, Service, log, status_of
 
 with needs("grpc", "serving over gRPC"):
     import grpc
@@ -38,6 +38,7 @@ PIECE = 2**15  # values of a field read or written at once: other threads run in
 CODES: Mapping[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     500: grpc.StatusCode.INTERNAL,
     503: grpc.StatusCode.UNAVAILABLE,
@@ -134,7 +135,7 @@ class _Calls:
         return grpc.method_handlers_generic_handler(SERVICE.full_name, calls)
 
     def _answering(
-        self, path: str, kind: type[Any], answer: Callable[[Any, Any], Awaitable[Any]]
+        self, path: str, kind: type[Any], answer: Callable[[Any, Any, Hold], Awaitable[Any]]
     ) -> Callable[[bytes, Any], Awaitable[Any]]:
         """A call of bytes: with its id, its line and span, and errors that are statuses."""
         tracing = self.service.tracing
@@ -149,9 +150,10 @@ class _Calls:
                     about = {"rpc.system": "grpc", "rpc.method": path, "ebjr.request_id": own}
                     stack.enter_context(tracing.request(path, metadata, about))
                 try:
-                    with self.service.holding() as hold:
-                        hold(len(raw))
-                        found = await answer(await aside(len(raw), kind.FromString, raw), context)
+                    with self.service.admission.hold(context.peer()) as hold:
+                        hold.add(bytes=len(raw))
+                        asked = await aside(len(raw), kind.FromString, raw)
+                        found = await answer(asked, context, hold)
                     figures["status"] = "OK"
                     return found
                 except Exception as error:
@@ -177,33 +179,32 @@ class _Calls:
         self.service.refused(status)
         return status, " ".join(sentence.split()), details
 
-    async def ServerLive(self, _asked: Any, _context: Any) -> Any:
+    async def ServerLive(self, _asked: Any, _context: Any, _hold: Any) -> Any:
         return MESSAGES["ServerLiveResponse"](live=True)
 
-    async def ServerReady(self, _asked: Any, _context: Any) -> Any:
+    async def ServerReady(self, _asked: Any, _context: Any, _hold: Any) -> Any:
         return MESSAGES["ServerReadyResponse"](ready=True)
 
-    async def ModelReady(self, asked: Any, _context: Any) -> Any:
+    async def ModelReady(self, asked: Any, _context: Any, _hold: Any) -> Any:
         self.service.check_model(asked.name, asked.version)
         return MESSAGES["ModelReadyResponse"](ready=True)
 
-    async def ServerMetadata(self, _asked: Any, _context: Any) -> Any:
+    async def ServerMetadata(self, _asked: Any, _context: Any, _hold: Any) -> Any:
         return MESSAGES["ServerMetadataResponse"](**self.service.server_metadata())
 
-    async def ModelMetadata(self, asked: Any, _context: Any) -> Any:
+    async def ModelMetadata(self, asked: Any, _context: Any, _hold: Any) -> Any:
         self.service.check_model(asked.name, asked.version)
         return MESSAGES["ModelMetadataResponse"](**self.service.model_metadata())
 
-    async def ModelInfer(self, asked: Any, context: Any) -> Any:
+    async def ModelInfer(self, asked: Any, context: Any, hold: Hold) -> Any:
         self.service.check_model(asked.model_name, asked.model_version)
-        began = time.perf_counter()
-        request, left = await aside(asked.ByteSize(), read_request, asked), context.time_remaining()
+        size = asked.ByteSize()
+        hold.add(bytes=size)  # the message is another copy
+        request, left = await aside(size, read_request, asked), context.time_remaining()
         within = None if left is None else ANSWERING_SHARE * left
-        answer = await self.service.infer(request, within=within)
-        write = partial(write_response, answer, request, raw=bool(asked.raw_input_contents))
-        found = await aside(sum(array.nbytes for array in answer.outputs.values()), write)
-        self.service.metrics.request(time.perf_counter() - began)
-        return found
+        raw = bool(asked.raw_input_contents)
+        write = partial(write_response, raw=raw)
+        return await self.service.infer(request, hold, write, within=within)
 
 
 def read_request(message: Any) -> InferRequest:
@@ -238,7 +239,7 @@ def read_request(message: Any) -> InferRequest:
     return request_of(table, memoryview(b"".join(parts)))
 
 
-def write_response(response: InferResponse, request: InferRequest, *, raw: bool) -> Any:
+def write_response(response: InferResponse, plan: Plan, *, raw: bool) -> Any:
     """A ``ModelInferResponse`` of the outputs that the request wants; `raw` sends their bytes."""
     message = MESSAGES["ModelInferResponse"](
         model_name=response.model_name, model_version=response.model_version, id=response.id
@@ -246,8 +247,6 @@ def write_response(response: InferResponse, request: InferRequest, *, raw: bool)
     for key, value in response.parameters.items():
         setattr(message.parameters[key], PARAMETERS[type(value)], value)
     for name, array in response.outputs.items():
-        if request.wants(name) is None:
-            continue
         datatype = datatype_of(array.dtype)
         tensor = message.outputs.add(name=name, datatype=datatype, shape=array.shape)
         if raw:

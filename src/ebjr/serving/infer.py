@@ -1,109 +1,176 @@
-"""What is asked most, `infer` over HTTP: an ASGI application of its own, with no framework in it.
+"""``infer`` over HTTP: what a request says, how an answer is written, and what an error is told as.
 
-What a request's error is answered with is here too: one sentence, whoever handles the request.
+`ebjr.serving.http` asks it straight from the parser; the route is for all that is rare there, for
+other servers of ASGI, and for tests.
 """
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
 
 from ebjr.errors import EbjrError, Overloaded, needs
-from ebjr.protocol import LENGTH_HEADER, InferRequest, InferResponse, read_request, write_response
-from ebjr.serving.logs import REQUEST_ID, Receive, Scope, Send, begin_request
+from ebjr.protocol import (
+    KNOWN,
+    KNOWN_BYTES,
+    LENGTH_HEADER,
+    InferRequest,
+    InferResponse,
+    read_request,
+    write_response,
+)
+from ebjr.serving.admission import Hold
+from ebjr.serving.bodies import LARGE_BYTES, Refused, aside, compressed, read_body
 from ebjr.serving.multipart import read_form
-from ebjr.serving.request_body import WHEN_GONE, Refused, aside, compressed, read_body
-from ebjr.serving.service import BROKEN, VERSION, Service, log, status_of
+from ebjr.serving.service import BROKEN, VERSION, Plan, Service, log, status_of
 
 with needs("serve", "serving"):
-    from starlette.datastructures import Headers
-    from starlette.requests import ClientDisconnect
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
 
 MISTAKES = (Refused, EbjrError, ClientDisconnect, asyncio.CancelledError)
 """Errors that `refusal_of` answers."""
 
-TEXT_BYTES = 5  # a float32 of 4 bytes is a text of about 20
-_LENGTH = LENGTH_HEADER.lower().encode()
-_JSON = (b"content-type", b"application/json")
-_BINARY = (b"content-type", b"application/octet-stream")
+PARSED_BYTES = 8  # that a byte of JSON takes while its numbers are objects
+
+LENGTH = LENGTH_HEADER.lower().encode()
+Headers = Mapping[bytes, bytes]
+Written = tuple[list[tuple[bytes, bytes]], bytes]  # headers, in lower case, and the body
 
 
-class Infer:
-    """``POST /v2/models/NAME/infer`` and ``.../versions/1/infer``.
+def paths(service: Service) -> frozenset[bytes]:
+    """Where the served model is asked."""
+    model = f"/v2/models/{service.served.name}"
+    return frozenset({f"{model}/infer".encode(), f"{model}/versions/{VERSION}/infer".encode()})
 
-    With `names` it gives each request its id, as no middleware around it does.
+
+def json_bytes(headers: Headers, size: int) -> int:
+    """How much of a body is JSON; nothing where its head says nonsense, which is soon refused."""
+    length = headers.get(LENGTH)
+    if length is None:
+        return size
+    return int(length) if length.isdigit() and len(length) < 19 else 0
+
+
+def read(body: bytes, headers: Headers) -> InferRequest:
+    """The request in a body that is no form."""
+    length = headers.get(LENGTH)
+    return read_request(body, None if length is None else length.decode("latin-1"))
+
+
+class Heads:
+    """Requests of one client differ in their bytes alone: the JSON before these is remembered.
+
+    What is remembered has one tensor of numbers, and has been read and checked as any other.
     """
 
-    def __init__(self, service: Service, *, names: bool = False) -> None:
-        self._service, self._names = service, names
-        model = f"/v2/models/{service.served.name}"
-        self._paths = {f"{model}/infer", f"{model}/versions/{VERSION}/infer"}
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._known: dict[bytes, tuple[Plan, np.dtype[Any], tuple[int, ...], int]] = {}
 
-    def is_asked(self, scope: Scope) -> bool:
-        """Whether a request is one for this, by its very path."""
-        known = scope["type"] == "http" and scope["path"] in self._paths
-        return known and scope["method"] == "POST"
+    def read(self, body: bytes, headers: Headers) -> tuple[Plan, Any]:
+        """What is to be done for a request, and its inputs."""
+        length = headers.get(LENGTH)
+        head = body[: int(length)] if length is not None and length.isdigit() else b""
+        known = self._known.get(head)
+        if known is not None:
+            plan, dtype, shape, size = known
+            if len(body) - len(head) == size:
+                return plan, np.frombuffer(body, dtype, offset=len(head)).reshape(shape)
+        asked = read(body, headers)
+        plan, inputs = self._service.plan(asked), self._service.inputs(asked)
+        if head and len(head) <= KNOWN_BYTES and _same_bytes(inputs, body, len(head)):
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            plan = plan._replace(asked=replace(asked, inputs={}))
+            self._known[head] = plan, inputs.dtype, inputs.shape, inputs.nbytes
+        return plan, inputs
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request; `scope` has path parameters where it came by a route."""
-        service = self._service
-        began = time.perf_counter()
-        known = dict(scope["headers"])
-        own = begin_request(known.get(REQUEST_ID)).encode() if self._names else None
-        try:
-            with service.holding() as hold:
-                body, headers = await self._answer(scope, known, receive, hold)
-                service.metrics.request(time.perf_counter() - began)
-        except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, MISTAKES):
-                answer = refusal_of(service, error)
-            else:
-                log.exception("a request failed")
-                answer = refusal(service, 500, BROKEN)
-            if own is not None:
-                answer.raw_headers.append((REQUEST_ID, own))
-            await answer(scope, receive, send)
-            return
-        headers.append((b"content-length", b"%d" % len(body)))
-        if own is not None:
-            headers.append((REQUEST_ID, own))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
 
-    async def _answer(
-        self,
-        scope: Scope,
-        headers: Mapping[bytes, bytes],
-        receive: Receive,
-        hold: Callable[[int], None],
-    ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        """The body of an answer, and its headers."""
-        # first: who is still sending reads no answer
-        service = self._service
-        raw = await read_body(headers, receive, service.limits, hold, service.deadlines)
-        if "path_params" in scope:
-            service.check_model(**scope["path_params"])
-        asked = await self._asked(raw, headers)
-        task = asyncio.current_task()
-        assert task is not None
-        scope[WHEN_GONE] = task.cancel
-        found = await service.infer(asked)
-        body, length = await aside(_answer_bytes(found, asked), write_response, found, asked)
-        about = [_JSON] if length is None else [_BINARY, (_LENGTH, b"%d" % length)]
-        if accepted := headers.get(b"accept-encoding"):
-            body, more = await aside(len(body), compressed, body, accepted.decode("latin-1"))
-            about += [(name.lower().encode(), value.encode()) for name, value in more.items()]
-        return body, about
+def _same_bytes(inputs: Any, body: bytes, start: int) -> bool:
+    """Whether an array is the bytes of a body from `start` on, neither cast nor copied."""
+    if not isinstance(inputs, np.ndarray) or inputs.dtype.hasobject or inputs.dtype == bool:
+        return False
+    own = np.frombuffer(body, np.uint8, offset=start)
+    return own.size == inputs.nbytes and bool(np.shares_memory(own, inputs))
 
-    async def _asked(self, raw: bytes, headers: Mapping[bytes, bytes]) -> InferRequest:
-        if not headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
-            length = headers.get(_LENGTH)
-            words = None if length is None else length.decode("latin-1")
-            return await aside(_json_bytes(raw, words), read_request, raw, words)
-        if not self._service.served.takes_images:
-            raise Refused(415, "this model takes no images, and a form can bring nothing else")
-        return await read_form(raw, Headers(raw=list(headers.items())), self._service.input["name"])
+
+def writer(headers: Headers) -> Callable[[InferResponse, Plan], Written]:
+    """What writes the answer to a request with these headers."""
+    accepted = headers.get(b"accept-encoding")
+    return write if accepted is None else partial(write, accepted=accepted.decode("latin-1"))
+
+
+def write(found: InferResponse, plan: Plan, *, accepted: str | None = None) -> Written:
+    """The headers and the body of an answer."""
+    body, length = write_response(found, plan.asked)
+    about = [(b"content-type", b"application/json")]
+    if length is not None:
+        about = [(b"content-type", b"application/octet-stream"), (LENGTH, b"%d" % length)]
+    if accepted is not None:
+        body, more = compressed(body, accepted)
+        about += [(name.lower().encode(), value.encode()) for name, value in more.items()]
+    about.append((b"content-length", b"%d" % len(body)))
+    return about, body
+
+
+async def infer(request: Request) -> Response:
+    """Answer a request that came by a route."""
+    service: Service = request.app.state.service
+    headers = dict(request.scope["headers"])
+    try:
+        with service.admission.hold(client_of(request)) as hold:
+            raw = await read_body(request, service.limits, hold)  # first: who sends reads nothing
+            service.check_model(**request.path_params)
+            asked = await _asked(service, raw, request, hold)
+            about, body = await _unless_gone(
+                request, service.infer(asked, hold, writer(headers))
+            )
+    except MISTAKES as error:
+        return refusal_of(service, error)
+    except Exception:
+        log.exception("a request failed")
+        return refusal(service, 500, BROKEN)
+    answer = Response(body)
+    answer.raw_headers = about
+    return answer
+
+
+async def _asked(service: Service, raw: bytes, request: Request, hold: Hold) -> InferRequest:
+    headers = dict(request.scope["headers"])
+    if not headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
+        size = json_bytes(headers, len(raw))
+        if size > LARGE_BYTES:
+            hold.add(bytes=PARSED_BYTES * size)
+        return await aside(size, read, raw, headers)
+    if not service.served.takes_images:
+        raise Refused(415, "this model takes no images, and a form can bring nothing else")
+    return await read_form(raw, request.headers, service.input["name"])
+
+
+async def _unless_gone(request: Request, answering: Any) -> Any:
+    """What a coroutine gives, which is cancelled when the client hangs up."""
+    task = asyncio.ensure_future(answering)
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        task.cancel()
+
+    watching = asyncio.ensure_future(watch())
+    try:
+        return await task
+    finally:
+        watching.cancel()
+
+
+def client_of(request: Request) -> Any:
+    """Whose share of the queue a request takes: that of its connection."""
+    return request.scope.get("client")
 
 
 def refusal_of(service: Service, error: BaseException) -> Response:
@@ -111,10 +178,15 @@ def refusal_of(service: Service, error: BaseException) -> Response:
     if isinstance(error, Refused):
         return refusal(service, error.status, str(error), error.headers)
     if isinstance(error, EbjrError):
-        wait = error.retry_after_seconds if isinstance(error, Overloaded) else None
-        headers = None if wait is None else {"Retry-After": str(math.ceil(wait))}
-        return refusal(service, status_of(error), str(error), headers)
+        return refusal(service, status_of(error), str(error), retry_after(error))
     return Response(status_code=499)  # its client has gone
+
+
+def retry_after(error: Exception) -> dict[str, str] | None:
+    """When a client may ask again, for the head of its answer."""
+    if not isinstance(error, Overloaded):
+        return None
+    return {"Retry-After": str(math.ceil(error.retry_after_seconds))}
 
 
 def refusal(
@@ -123,18 +195,3 @@ def refusal(
     """A request's error: one sentence."""
     service.refused(status)
     return JSONResponse({"error": " ".join(sentence.split())}, status, headers)
-
-
-def _json_bytes(raw: bytes, length: str | None) -> int:
-    """How much of a body is JSON; nothing where its head says nonsense, which is soon refused."""
-    if length is None:
-        return len(raw)
-    return int(length) if length.isascii() and length.isdecimal() and len(length) < 19 else 0
-
-
-def _answer_bytes(found: InferResponse, asked: InferRequest) -> int:
-    """About how long an answer will be; as JSON a number takes so many times its bytes."""
-    wishes = ((array.nbytes, asked.wants(name)) for name, array in found.outputs.items())
-    return sum(
-        size if wish is not None and wish.binary else TEXT_BYTES * size for size, wish in wishes
-    )

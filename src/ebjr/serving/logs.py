@@ -29,7 +29,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_OWN = secrets.token_hex(10)  # of this process; asking the system for each request costs a switch
+_OWN = secrets.token_hex(10).encode()  # of this process; asking the system for each request costs a switch
 _number = count()
 _SANE = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 _request: ContextVar[str | None] = ContextVar("ebjr_request", default=None)
@@ -51,12 +51,16 @@ def begin_request(shown: bytes | None) -> str:
     >>> begin_request(b"abc-1"), request_id(), len(begin_request(b"'quoted'"))
     ('abc-1', 'abc-1', 32)
     """
-    if shown is not None and _SANE.fullmatch(shown):
-        own = bytes(shown).decode("ascii")
-    else:
-        own = f"{_OWN}{next(_number):012x}"
+    own = new_request_id(shown).decode("ascii")
     _request.set(own)
     return own
+
+
+def new_request_id(shown: bytes | None) -> bytes:
+    """The id that a request brings if that is safe to log, or a new one."""
+    if shown is not None and _SANE.fullmatch(shown):
+        return bytes(shown)
+    return b"%b%012x" % (_OWN, next(_number))
 
 
 def noted() -> dict[str, Any] | None:

@@ -17,10 +17,10 @@ from ebjr.errors import needs
 from ebjr.joint import JointModel
 from ebjr.link.far import FarTeacher
 from ebjr.serving.autopilot import Autopilot
-from ebjr.serving.events import STAGES, Batched, Degraded, Failed, Observer, Scored
+from ebjr.serving.engine import Engine
+from ebjr.serving.events import STAGES, Answered, Batched, Degraded, Failed, Observer, Scored
 from ebjr.serving.knob_control import KnobControl
 from ebjr.serving.live_monitor import LiveMonitor
-from ebjr.serving.pipeline import Pipeline
 
 with needs("serve", "serving"):
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
@@ -62,6 +62,7 @@ class Metrics(Observer):
         self.handlers = {
             Batched: self._batched,
             Scored: self._scored,
+            Answered: self._answered_all,
             Degraded: lambda event: self._degraded.inc(event.rows),
             Failed: lambda event: self._failures[event.stage].inc(),
         }
@@ -85,7 +86,7 @@ class Metrics(Observer):
     def _batched(self, batch: Batched) -> None:
         self._batch.add([batch.rows], batch.stage)
         self._seconds.add([batch.seconds], batch.stage)
-        self._wait.add(batch.waited.tolist(), batch.stage)
+        self._wait.add(batch.waited, batch.stage)
 
     def _scored(self, event: Scored) -> None:
         self._rows.inc(len(event.score))
@@ -96,10 +97,9 @@ class Metrics(Observer):
         """A request was answered with an error."""
         self._requests.labels(self._model, str(status)).inc()
 
-    def request(self, seconds: float) -> None:
-        """A request was answered without an error, after so long."""
-        self._latency.add((seconds,))
-        self._answered.inc()
+    def _answered_all(self, event: Answered) -> None:
+        self._latency.add(event.seconds.tolist())
+        self._answered.inc(len(event.seconds))
 
     def families(self) -> Iterable[Any]:
         """All of it as it stands, as prometheus-client's families."""
@@ -196,12 +196,12 @@ MONITORED = {
 
 
 def add_sources(
-    metrics: Metrics, pipeline: Pipeline, control: KnobControl, monitor: LiveMonitor
+    metrics: Metrics, engine: Engine, control: KnobControl, monitor: LiveMonitor
 ) -> None:
     """Let the metrics show queues, the knob, its promise, a far teacher and the monitors."""
-    metrics.read("waiting_rows", "Rows in a queue.", pipeline.waiting, "stage")
+    metrics.read("waiting_rows", "Rows in a queue.", engine.waiting, "stage")
     _add_knob(metrics, control)
-    _add_far(metrics, pipeline.joint)
+    _add_far(metrics, engine.levels[-1])
     _add_monitor(metrics, monitor)
 
 

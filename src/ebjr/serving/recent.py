@@ -58,7 +58,7 @@ class Recent(Observer):
 
     def _batched(self, batch: Batched) -> None:
         self._time(batch.stage, np.array([batch.seconds]))
-        self._time(f"{batch.stage}_wait", batch.waited)
+        self._time(f"{batch.stage}_wait", np.array(batch.waited))
 
     def _scored(self, event: Scored) -> None:
         """Count rows, and where their scores lie; NaN lies lowest, as it is deferred."""
@@ -75,7 +75,7 @@ class Recent(Observer):
         self._count("refused")
 
     def _answered(self, event: Answered) -> None:
-        self._count("requests", len(event.tickets))
+        self._count("requests", len(event.seconds))
         self._time("request", event.seconds)
 
     def counts(self, seconds: int | None = None) -> dict[str, int]:

@@ -1,156 +1,124 @@
-"""Rows that wait for a model: requests put theirs in, and a worker takes batches of them out."""
+"""Rows that wait for a model: clients take turns, however much one of them has asked.
 
-import threading
+Nothing here locks: the engine's lock is held by whoever calls.
+"""
+
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ebjr.arrays import Batch, take_rows
+
+if TYPE_CHECKING:
+    from ebjr.serving.engine import Ticket
 
 
-@dataclass(frozen=True, eq=False)
 class Part:
-    """Some rows of a request, its `ticket`."""
+    """Some rows of a ticket, (k,), and for a later model the `output` (k, ...) of those before."""
 
-    ticket: Any
-    rows: Any  # their numbers, an array or a range
-    since: float = field(default_factory=time.perf_counter, kw_only=True)  # when they began to wait
+    __slots__ = ("count", "output", "rows", "since", "ticket")
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def form(self) -> Any:
-        """What rows of one batch have in common, as `form_of` says it."""
-        return self.ticket.form
+    def __init__(self, ticket: "Ticket", rows: Any, output: Batch | None = None) -> None:
+        self.ticket, self.rows, self.output = ticket, rows, output
+        self.count = len(rows)
+        self.since = time.perf_counter()  # when they began to wait
 
     @property
-    def answered(self) -> bool:
-        """Whether nobody waits for them any more."""
-        return bool(self.ticket.future.done())
+    def inputs(self) -> Batch:
+        """What the model is asked."""
+        return self.ticket.inputs_of(self.rows)
 
-    def cut(self, start: int, stop: int | None) -> Self:
+    def cut(self, start: int, stop: int | None) -> "Part":
         """Some of its rows."""
-        return replace(self, rows=self.rows[start:stop])
+        output = None if self.output is None else self.output[start:stop]
+        found = Part(self.ticket, self.rows[start:stop], output)
+        found.since = self.since
+        return found
 
 
-P = TypeVar("P", bound=Part)
+class RowQueue:
+    """Parts that wait for a model, counted in rows; within a client the first in first.
 
-
-class RowQueue(Generic[P]):
-    """Parts that wait for a model, counted in rows, the first in first.
-
-    `take` waits up to `max_wait_seconds` for more rows, where they arrive fast enough to fill a
-    batch by then; else it takes what there is.
+    Where `wait` is above 0 a batch is not `ready` for so many seconds, if more rows arrive fast
+    enough to fill it by then.
     """
 
-    def __init__(
-        self,
-        limit: float = float("inf"),
-        max_wait_seconds: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.limit = limit
+    def __init__(self, wait: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> None:
         self.rows = 0
-        self.closed = False
-        self._parts: deque[P] = deque()
-        self._lock = threading.Lock()  # taken by itself it costs a third of the condition
-        self._changed = threading.Condition(self._lock)
-        self._wait = max_wait_seconds
-        self._clock = clock
-        self._gap, self._size = float("inf"), 1.0  # seconds between parts and their rows, smoothed
+        self._lines: dict[Any, deque[Part]] = {}  # of each client; the first one is next
+        self._wait, self._clock = wait, clock
+        self._gap, self._size = math.inf, 1.0  # seconds between parts and their rows, smoothed
         self._last = clock()
 
-    def put(self, part: P, *, bounded: bool) -> bool:
-        """Add a part; False where it is over the limit or the queue is closed."""
-        count = len(part)
-        with self._lock:
-            if bounded and self._full(count):
-                self._drop_answered()
-            if self.closed or (bounded and self._full(count)):
-                return False
-            self._arrived(count)
-            self._parts.append(part)
-            self.rows += count
-            self._changed.notify()
-            return True
+    def put(self, part: Part) -> None:
+        """Add a part to its client's line."""
+        line = self._lines.get(part.ticket.client)
+        if line is None:
+            line = self._lines[part.ticket.client] = deque()
+        line.append(part)
+        self.rows += part.count
+        if self._wait:
+            now = self._clock()
+            gap, self._last = now - self._last, now
+            known = self._gap < math.inf
+            self._gap = 0.9 * self._gap + 0.1 * gap if known else gap
+            self._size = 0.9 * self._size + 0.1 * part.count
 
-    def _arrived(self, count: int) -> None:
-        now = self._clock()
-        gap, self._last = now - self._last, now
-        known = self._gap < float("inf")
-        self._gap = 0.9 * self._gap + 0.1 * gap if known else gap
-        self._size = 0.9 * self._size + 0.1 * count if known else count
+    def take(self, most: int) -> list[Part]:
+        """Up to `most` rows that somebody waits for, of all clients alike as far as they go."""
+        if self.rows <= most:  # the common case
+            lines, self._lines, self.rows = self._lines, {}, 0
+            return [part for line in lines.values() for part in line if part.ticket.open]
+        taken: list[Part] = []
+        while most and self._lines:
+            share = max(1, most // len(self._lines))
+            for client in list(self._lines):
+                line = self._lines.pop(client)
+                rows = self._take_of(line, min(share, most), taken)
+                most -= rows
+                if line:
+                    self._lines[client] = line  # behind the others
+                if not most:
+                    break
+        return taken
 
-    def full(self, count: int) -> bool:
-        """Whether so many rows more are over the limit; what nobody waits for does not count."""
-        if not self._full(count):  # the common case, and a moment later it may be another one
-            return False
-        with self._changed:
-            self._drop_answered()
-            return self._full(count)
+    def _take_of(self, line: deque[Part], most: int, taken: list[Part]) -> int:
+        """Take up to `most` rows of one client; how many they were."""
+        left = most
+        while line and left:
+            part = line.popleft()
+            if not part.ticket.open:  # nobody waits for it any more
+                self.rows -= part.count
+                continue
+            if part.count > left:
+                line.appendleft(part.cut(left, None))
+                part = part.cut(0, left)
+            taken.append(part)
+            self.rows -= part.count
+            left -= part.count
+        return most - left
 
-    def _full(self, count: int) -> bool:
-        return self.rows > 0 and self.rows + count > self.limit
+    def age(self) -> float:
+        """How long the part that is next has waited, in seconds."""
+        if not self._lines:
+            return 0.0
+        return self._clock() - next(iter(self._lines.values()))[0].since
 
-    def _drop_answered(self) -> None:
-        """Forget what nobody waits for: cancelled, hurried or failed."""
-        self._parts = deque(part for part in self._parts if not part.answered)
-        self.rows = sum(map(len, self._parts))
+    def ready(self, most: int) -> bool:
+        """Whether a batch of at most so many rows had better be taken now."""
+        if not self._wait or self.rows >= most or not self.rows:
+            return self.rows > 0
+        soon = self._gap / self._size * (most - self.rows) <= self._wait
+        return not soon or self.age() >= self._wait
 
-    def take(self, most: int, otherwise: Callable[[], bool] = lambda: False) -> list[P]:
-        """Up to `most` rows; none once the queue is closed and empty, or has better to do.
-
-        Nor where nobody waits any more for the rows that were taken. `otherwise` is asked while
-        the queue is empty, and again after each `poke`.
-        """
-        with self._lock:
-            while not self._parts and not self.closed:
-                if otherwise():
-                    return []
-                self._changed.wait()
-            self._wait_for_more(most)
-            taken: list[P] = []
-            room = most
-            while self._parts and room:
-                part = self._parts.popleft()
-                self.rows -= len(part)
-                if part.answered:  # cancelled, hurried or failed: nobody waits for it
-                    continue
-                if len(part) > room:
-                    rest = part.cut(room, None)
-                    self._parts.appendleft(rest)
-                    self.rows += len(rest)
-                    part = part.cut(0, room)
-                taken.append(part)
-                room -= len(part)
-            if self._parts:  # for another worker
-                self._changed.notify()
-            return taken
-
-    def _wait_for_more(self, most: int) -> None:
-        if not self._wait or self._gap / self._size * (most - self.rows) > self._wait:
-            return
-        until = self._clock() + self._wait
-        while self.rows < most and not self.closed and (left := until - self._clock()) > 0:
-            self._changed.wait(left)
-
-    def poke(self) -> None:
-        """Ask whoever waits for rows whether it has better to do."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Take nothing more; what waits is still given out."""
-        with self._changed:
-            self.closed = True
-            self._changed.notify_all()
-
-    @property
-    def drained(self) -> bool:
-        """Whether it is closed and empty."""
-        with self._lock:
-            return self.closed and not self._parts
+    def holds(self) -> float:
+        """In how many seconds it will be ready, whatever comes; infinity where that is no matter."""
+        left = self._wait - self.age()
+        return left if self.rows and left > 0 else math.inf
 
 
 def form_of(inputs: Any) -> Any:
@@ -158,17 +126,29 @@ def form_of(inputs: Any) -> Any:
     return getattr(inputs, "shape", ())[1:], getattr(inputs, "dtype", None)
 
 
-def alike(parts: Sequence[P]) -> list[list[P]]:
+def alike(parts: Sequence[Part]) -> list[list[Part]]:
     """Parts whose rows can be one batch: arrays of the same shape and type, or lists."""
-    groups: dict[Any, list[P]] = {}
+    groups: dict[Any, list[Part]] = {}
     for part in parts:
-        groups.setdefault(part.form, []).append(part)
+        groups.setdefault(part.ticket.form, []).append(part)
     return list(groups.values())
 
 
-def spans(parts: Sequence[P]) -> Iterator[tuple[P, slice]]:
+def spans(parts: Sequence[Part]) -> Iterator[tuple[Part, slice]]:
     """Each part, and where its rows are in the batch of all."""
     end = 0
     for part in parts:
-        start, end = end, end + len(part)
+        start, end = end, end + part.count
         yield part, slice(start, end)
+
+
+def divided(parts: Sequence[Part], yes: np.ndarray, output: Batch | None) -> list[list[Part]]:
+    """Parts whose rows are marked, and the others; with their rows of `output`, or their own."""
+    both: list[list[Part]] = [[], []]
+    for part, own in spans(parts):
+        said = part.output if output is None else output[own]
+        for found, mask in zip(both, (yes[own], ~yes[own]), strict=True):
+            if mask.any():
+                rows = np.flatnonzero(mask)
+                found.append(Part(part.ticket, np.asarray(part.rows)[rows], take_rows(said, rows)))
+    return both

@@ -4,47 +4,48 @@ Mistakes are raised as errors, and `status_of` gives their HTTP status.
 """
 
 import asyncio
-import base64
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ebjr.arrays import row_count, to_numpy
-from ebjr.data.examples import decode_image, image_formats, reason_of
-from ebjr.data.preprocess import ImageFile, is_pixels
+from ebjr.data.preprocess import is_pixels
 from ebjr.errors import (
     DeadlineExceeded,
     EbjrError,
     NothingKept,
     Overloaded,
     ProtocolError,
+    TooLarge,
     UnknownModel,
+    check_at_least,
 )
 from ebjr.files import json_number
 from ebjr.link.far import FarTeacher
 from ebjr.model import facts
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
 from ebjr.router import is_deferred
-from ebjr.serving.deadlines import Deadlines, FutureWaiter
+from ebjr.serving.admission import Admission, Hold
+from ebjr.serving.engine import Engine, Ticket
 from ebjr.serving.events import Expired, Observers
 from ebjr.serving.explain import explain
+from ebjr.serving.images import decoded_images
 from ebjr.serving.journal import Journal
 from ebjr.serving.knob import Knob
 from ebjr.serving.knob_control import KnobControl
 from ebjr.serving.limits import Limits
 from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.logs import Faults, noted
+from ebjr.serving.loop import Bell, Deadlines
 from ebjr.serving.metrics import Metrics, add_sources
 from ebjr.serving.periodic import Periodic
-from ebjr.serving.pipeline import Pipeline, ServedAnswer
 from ebjr.serving.recent import Recent
 from ebjr.serving.served import KNOBS, Served
 from ebjr.serving.status import describe
@@ -53,7 +54,9 @@ if TYPE_CHECKING:  # an extra
     from ebjr.serving.tracing import Tracing
 
 VERSION = "1"  # the only version of a served model
-STOP_SECONDS = 10.0  # for what waits in each model when the server ends
+STOP_SECONDS = 20.0  # for what waits when the server ends
+NO_WAIT = -1
+DECODERS = 2  # images are decoded by so many threads: it takes memory, and the models' cores
 REQUEST_PARAMETERS = (*KNOBS, "timeout")
 
 BROKEN = "the server failed on this request; its log says why"
@@ -63,6 +66,7 @@ STATUSES: tuple[tuple[type[EbjrError], int], ...] = (
     (UnknownModel, 404),
     (NothingKept, 404),
     (ProtocolError, 400),
+    (TooLarge, 413),
     (Overloaded, 429),
     (DeadlineExceeded, 504),
     (EbjrError, 503),
@@ -82,7 +86,8 @@ class Service:
     Defaults: `timeout_seconds` for requests that name none; the knob is moved by hand unless `hold`
     (and its bounds, `between`) switches the autopilot on; the monitor keeps its state in the folder
     of `audit_log` unless `state` names another. `chore_seconds` is how often autopilot and monitor
-    look; `knob` is one shared with other services; `options` are those of the `Pipeline`.
+    look; `queue_rows` may be at work or wait; `knob` is one shared with other services; `options`
+    are those of the `Engine`.
     """
 
     def __init__(
@@ -98,13 +103,13 @@ class Service:
         tracing: "Tracing | None" = None,
         chore_seconds: float = 1.0,
         limits: Limits | None = None,
+        queue_rows: int = 4096,
         knob: Knob | None = None,
         **options: Any,
     ) -> None:
         self.served, self.timeout_seconds = served, timeout_seconds
         self._tensors = served.tensors()
         self.limits = Limits() if limits is None else limits
-        self.held_bytes = 0  # of all requests at work
         self.metrics = Metrics(served.name, served.score_deciles())
         self.recent = Recent(served.score_edges())
         self._journal = None if audit_log is None else Journal(audit_log)
@@ -116,28 +121,39 @@ class Service:
         self.observers = Observers(self.metrics, self.recent, self.monitor, Faults())
         if tracing is not None:
             self.observers.add(tracing)
-        self.pipeline = Pipeline(
+        self.engine = Engine(
             served.joint, observer=self.observers, audit_rate=audit_rate, **options
         )
-        self.deadlines = Deadlines()
-        self.waiter = FutureWaiter(self.deadlines)
+        check_at_least(1, queue_rows=queue_rows)
+        self.admission = Admission(
+            bytes=self.limits.held_bytes,
+            rows=queue_rows,
+            seconds=timeout_seconds * self.engine.workers,
+        )
+        self.deadlines, self.bell = Deadlines(), Bell()
+        self.engine.bell = self.bell.ring
+        self.forsaken: dict[Call, None] = {}  # whose clients may be gone: they make room first
         self.knob = Knob(served, self._journal) if knob is None else knob
         self.control = KnobControl(self.knob, self.observers)
         if hold is not None:
             self.control.hold(hold, between, who="the server's start")
         elif between is not None:
             raise ValueError("between bounds the autopilot: say what it is to hold")
-        self._periodic = Periodic(chore_seconds, self.control.look, self.monitor.look)
-        add_sources(self.metrics, self.pipeline, self.control, self.monitor)
+        self._periodic = Periodic(
+            chore_seconds, self.engine.tell, self.control.look, self.monitor.look
+        )
+        add_sources(self.metrics, self.engine, self.control, self.monitor)
         (self.input,) = served.inputs()
         self._tensor = TensorMetadata(**{**self.input, "shape": tuple(self.input["shape"])})
+        self._wanted = facts(served.joint.student).input_dtype
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
+        self.decoders = ThreadPoolExecutor(DECODERS, "ebjr-decoder")
         self.outputs = served.outputs()
-        self._output_names = tuple(output["name"] for output in self.outputs)
+        self.output_names = tuple(output["name"] for output in self.outputs)
 
     def start(self) -> None:
         """Start to answer, and to fetch what was kept for later."""
-        self.pipeline.start()
+        self.engine.start()
         self._periodic.start()
         if (late := self.served.joint.late) is not None:
             late.start(self.served.joint)
@@ -145,8 +161,9 @@ class Service:
     def stop(self) -> None:
         """Answer what waits, and end."""
         self._periodic.stop()
-        self.pipeline.stop(STOP_SECONDS)
-        self._looking.shutdown(cancel_futures=True)
+        self.engine.stop(STOP_SECONDS)
+        for pool in (self._looking, self.decoders):
+            pool.shutdown(wait=False, cancel_futures=True)
         if (late := self.served.joint.late) is not None:
             late.stop()
         self._periodic.do(self.monitor.look)
@@ -176,28 +193,6 @@ class Service:
             "outputs": self.outputs,
         }
 
-    @contextmanager
-    def holding(self) -> Iterator[Callable[[int], None]]:
-        """Count the bytes of a request while it is in work: what this yields holds more of them."""
-        mine = 0
-
-        def hold(size: int) -> None:
-            nonlocal mine
-            most = self.limits.held_bytes
-            if self.held_bytes and self.held_bytes + size > most:
-                raise Overloaded(
-                    f"{self.held_bytes} bytes of requests are at work already, and {most} is the "
-                    "most: try again in a second",
-                    1.0,
-                )
-            mine += size
-            self.held_bytes += size
-
-        try:
-            yield hold
-        finally:
-            self.held_bytes -= mine
-
     def check_model(self, name: str, version: str = "") -> None:
         """Raise UnknownModel unless this name, and version if any, is what is served."""
         if name != self.served.name:
@@ -207,40 +202,62 @@ class Service:
         if version not in ("", VERSION):
             raise UnknownModel(f"there is no version {version!r} of {name!r}; it has {VERSION!r}")
 
-    async def infer(self, asked: InferRequest, *, within: float | None = None) -> InferResponse:
-        """Answer a request, within the time that it asks for and at most `within` seconds.
+    async def infer(
+        self,
+        asked: InferRequest,
+        hold: Hold,
+        write: "Write" = lambda response, plan: response,
+        *,
+        within: float | None = None,
+    ) -> Any:
+        """What `write` makes of the answer, as `Call` does it."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-        Raises ProtocolError, Overloaded, DeadlineExceeded (not even the student has answered), or
-        ModelError.
-        """
-        inputs = await self._inputs(asked)
-        asked.check_outputs(self._output_names)
-        threshold, timeout = self._wishes(asked)
-        if within is not None:
-            timeout = min(timeout, within)
-        ticket = self.pipeline.submit(inputs, threshold=threshold)
+        def done(found: Any) -> None:
+            if isinstance(found, Exception):
+                future.set_exception(found)
+            else:
+                future.set_result(found)
+
+        inputs, plan = self.inputs(asked), self.plan(asked)
+        call = Call(self, plan, hold, write, done, within=within)
+        call.start(inputs)
         try:
-            await self.waiter.until_done(ticket.future, timeout)
-        except TimeoutError:
-            policy = self.served.joint.when_unavailable
-            if policy == "error" or not await asyncio.to_thread(ticket.hurry):
-                ticket.future.cancel()
-                self.observers.observe(Expired(ticket, timeout))
-                raise _too_late(timeout) from None
-        except asyncio.CancelledError:  # the client has gone
-            ticket.future.cancel()
-            raise
-        found = ticket.future.result()
-        if (notes := noted()) is not None:
-            _note(notes, found)
-        return self._response(asked, found)
+            found = await future
+        finally:
+            call.cancel()  # where this is cancelled, as its client has gone
+        if (notes := noted()) is not None and call.ticket is not None:
+            _note(notes, call.ticket)
+        return found
 
-    async def explain(self, asked: InferRequest) -> dict[str, Any]:
+    def admit(self, hold: Hold, inputs: Any, size: int) -> None:
+        """Hold the rows of a request, and what the models are expected to spend on them."""
+        rows = row_count(inputs)
+        wishes = size, rows, self.engine.expected_seconds(rows)
+        try:
+            hold.add(*wishes)
+        except Overloaded:
+            if not self.forsaken:
+                raise
+            for call in list(self.forsaken):
+                call.cancel()
+            hold.add(*wishes)
+
+    def plan(self, asked: InferRequest) -> "Plan":
+        """What is to be done for a request, whatever its inputs are."""
+        asked.check_outputs(self.output_names)
+        names = tuple(name for name in self.output_names if asked.wants(name) is not None)
+        return Plan(asked, names, *self.wishes(asked))
+
+    async def explain(self, asked: InferRequest, hold: Hold) -> dict[str, Any]:
         """What both models say of one input, not counted as load, see `ebjr.serving.explain`."""
-        inputs = await self._inputs(asked)
+        inputs = self.inputs(asked)
         if row_count(inputs) != 1:
             raise ProtocolError(f"both models are asked of one input, not of {row_count(inputs)}")
-        threshold, timeout = self._wishes(asked)
+        threshold, timeout = self.wishes(asked)
+        if _are_files(inputs):
+            decode = decoded_images, inputs, self.limits.image_pixels, hold
+            inputs = await asyncio.get_running_loop().run_in_executor(self.decoders, *decode)
         at = self.knob.threshold if threshold is None else threshold
         asking = asyncio.get_running_loop().run_in_executor(
             self._looking, explain, self.served.joint, inputs, at, self.served.labels
@@ -255,14 +272,20 @@ class Service:
         self.metrics.refused(status)
         self.recent.refused()
 
+    def prometheus(self) -> tuple[bytes, str]:
+        """All metrics as Prometheus reads them, and the type of that text."""
+        self.engine.tell()
+        return self.metrics.text()
+
     def status(self) -> dict[str, Any]:
         """The knob and its promise, what the calibration knows, and the last seconds."""
+        self.engine.tell()
         return {
             **self._described,
             "router": self.control.state(),
             "monitor": self.monitor.status(),
             "far_teacher": self._far_teacher(),
-            "live": {**self.recent.as_dict(), "waiting": self.pipeline.waiting()},
+            "live": {**self.recent.as_dict(), "waiting": self.engine.waiting()},
         }
 
     def _far_teacher(self) -> dict[str, Any] | None:
@@ -291,7 +314,8 @@ class Service:
         body, _ = write_response(InferResponse(outputs, self.served.name, VERSION, id=id))
         return {**json.loads(body), "waiting": list(found.waiting), "errors": found.errors}
 
-    async def _inputs(self, asked: InferRequest) -> Any:
+    def inputs(self, asked: InferRequest) -> Any:
+        """The one input of a request, checked; of encoded images a list of their files."""
         known = self.input
         if list(asked.inputs) != [known["name"]]:
             raise ProtocolError(
@@ -300,7 +324,7 @@ class Service:
             )
         (array,) = asked.inputs.values()
         if self.served.takes_images:
-            return await self._images(array)
+            return _images(array)
         if len(self._tensor.shape) > 1 and not self._tensor.fits(array.shape):
             raise ProtocolError(
                 f"the input {known['name']!r} must have shape {known['shape']}, "
@@ -308,7 +332,7 @@ class Service:
             )
         if not array.ndim or not len(array):
             raise ProtocolError(f"the input {known['name']!r} must have at least one row")
-        wanted = facts(self.served.joint.student).input_dtype
+        wanted = self._wanted
         texts = array.dtype == object
         if wanted is not None and texts != (wanted.kind in "OU"):
             came = "BYTES" if texts else array.dtype
@@ -319,7 +343,8 @@ class Service:
             return _texts(array)
         return array if wanted is None else array.astype(wanted, copy=False)
 
-    def _wishes(self, asked: InferRequest) -> tuple[float | None, float]:
+    def wishes(self, asked: InferRequest) -> tuple[float | None, float]:
+        """The threshold that a request asks for, if any, and its time in seconds."""
         if not asked.parameters:
             return None, self.timeout_seconds
         unknown = set(asked.parameters) - set(REQUEST_PARAMETERS)
@@ -336,35 +361,179 @@ class Service:
         except ValueError as error:
             raise ProtocolError(str(error)) from error
 
-    def _response(self, asked: InferRequest, found: ServedAnswer) -> InferResponse:
-        answer = found.answer
+    def response(self, plan: "Plan", ticket: Ticket) -> InferResponse:
+        """The outputs that a request asks for, of its answer."""
+        answer = ticket.result()
+        assert ticket.threshold is not None
+        parameters = self._said_of(ticket.threshold)
+        if answer.late is not None:
+            parameters = {**parameters, "late": answer.late}
+        outputs = {}
+        for name in plan.names:
+            tensor = self._tensors.get(name)
+            outputs[name] = OUTPUTS[name](ticket) if tensor is None else tensor.of(answer)
+        return InferResponse(outputs, self.served.name, VERSION, plan.asked.id, parameters)
+
+    def _said_of(self, threshold: float) -> dict[str, Any]:
         told = {
-            "threshold": json_number(found.threshold),
-            "promise": self.knob.promise(found.threshold),
-            "late": answer.late,
+            "threshold": json_number(threshold),
+            "promise": self.knob.promise(threshold),
             "calibration": self.served.calibration_id,
         }
-        parameters = {name: value for name, value in told.items() if value is not None}
-        wanted = {name for name in self._output_names if asked.wants(name) is not None}
-        outputs = {n: tensor.of(answer) for n, tensor in self._tensors.items() if n in wanted}
-        outputs |= {n: give(found) for n, give in OUTPUTS.items() if n in wanted}
-        return InferResponse(outputs, self.served.name, VERSION, asked.id, parameters)
+        return {name: value for name, value in told.items() if value is not None}
 
-    async def _images(self, array: np.ndarray) -> Any:
-        """Images (n, h, w, 3) uint8, or n encoded ones."""
-        if array.dtype == object:
-            if array.ndim != 1 or not len(array):
-                raise ProtocolError(
-                    f"encoded images must be a tensor BYTES of shape [n], not {list(array.shape)}"
-                )
-            most = self.limits.image_pixels
-            return await asyncio.to_thread(decoded_images, array.tolist(), most)
-        if not is_pixels(array, 4) or not array.size:
+
+class Plan(NamedTuple):
+    """What is to be done for a request: its outputs by name, its threshold, its time in seconds."""
+
+    asked: InferRequest
+    names: tuple[str, ...]
+    threshold: float | None
+    timeout: float
+
+
+Write = Callable[[InferResponse, Plan], Any]
+
+
+class Call:
+    """One inference at work: admitted, decoded, answered in its time, and let go.
+
+    In the event loop `done` is called once with what `write` made of the answer in a thread, or
+    with the error that there is in its place; not after `cancel`. `start` raises what is wrong with
+    the request: ProtocolError, TooLarge or Overloaded.
+    """
+
+    __slots__ = (
+        *("ticket", "_service", "_plan", "_hold", "_write", "_done", "_found"),
+        *("_open", "_timeout", "_wait", "_trace"),
+    )
+
+    def __init__(
+        self,
+        service: Service,
+        plan: Plan,
+        hold: Hold,
+        write: Write,
+        done: Callable[[Any], None],
+        *,
+        within: float | None = None,
+    ) -> None:
+        self._service, self._plan, self._hold = service, plan, hold
+        self._write, self._done = write, done
+        self._timeout = plan.timeout if within is None else min(plan.timeout, within)
+        self.ticket: Ticket | None = None
+        self._found: Any = None
+        self._wait = NO_WAIT
+        self._open = True
+
+    def start(self, inputs: Any, size: int = 0) -> None:
+        """Begin, in the event loop; `size` bytes more are held."""
+        service = self._service
+        service.admit(self._hold, inputs, size)
+        tracing = service.tracing
+        self._trace = None if tracing is None else tracing.current()
+        self._wait = service.deadlines.begin(self._timeout, self._expire)
+        service.bell.mute()
+        try:
+            if _are_files(inputs):
+                service.decoders.submit(self._decode, inputs)
+            else:
+                self._submit(inputs)
+        except BaseException:
+            self.cancel()
+            raise
+        finally:
+            service.bell.read()
+
+    def _decode(self, files: list[bytes]) -> None:
+        try:
+            if self._open:
+                most = self._service.limits.image_pixels
+                self._submit(decoded_images(files, most, self._hold))
+        except Exception as error:
+            self._give(error)
+            self._service.bell.ring()
+
+    def _submit(self, inputs: Any) -> None:
+        self.ticket = self._service.engine.submit(
+            inputs,
+            threshold=self._plan.threshold,
+            client=self._hold.client,
+            reply=self._reply,
+            trace=self._trace,
+            here=True,
+        )
+
+    def _reply(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        if not self._open:
+            return
+        try:
+            found = self._write(self._service.response(self._plan, ticket), self._plan)
+        except Exception as error:
+            found = error
+        self._give(found)
+
+    def _give(self, found: Any) -> None:
+        self._found = found
+        self._service.bell.post(self._end)
+
+    def _end(self) -> None:
+        if self._open:
+            self.cancel()
+            self._done(self._found)
+
+    def _expire(self) -> None:
+        """Its time is over: what the student has said is the answer, if that is the policy."""
+        joint = self._service.served.joint
+        if joint.late is None:
+            self._hurry()
+        else:
+            self._service.decoders.submit(self._hurry)
+
+    def _hurry(self) -> None:
+        service, ticket = self._service, self.ticket
+        may = ticket is not None and service.served.joint.when_unavailable != "error"
+        if may and service.engine.hurry(ticket):
+            return
+        if ticket is not None:
+            service.observers.observe(Expired(ticket, self._timeout))
+        self._give(_too_late(self._timeout))
+        service.bell.ring()
+
+    def forsake(self) -> None:
+        """Its client may be gone: it is the first to make room for others."""
+        self._service.forsaken[self] = None
+
+    def cancel(self) -> None:
+        """Let go of all that it holds; nobody waits for it any more."""
+        if self._open:
+            self._open = False
+            if self.ticket is not None:
+                self.ticket.cancel()
+            self._service.deadlines.end(self._wait)
+            self._service.forsaken.pop(self, None)
+            self._hold.end()
+
+
+def _are_files(inputs: Any) -> bool:
+    return isinstance(inputs, list)
+
+
+def _images(array: np.ndarray) -> Any:
+    """Images (n, h, w, 3) uint8, or a list of n encoded ones."""
+    if array.dtype == object:
+        if array.ndim != 1 or not len(array):
             raise ProtocolError(
-                "the input 'image' must be UINT8 of shape [n, height, width, 3], or BYTES of shape "
-                f"[n] with encoded images, not {array.dtype} {list(array.shape)}"
+                f"encoded images must be a tensor BYTES of shape [n], not {list(array.shape)}"
             )
-        return array
+        return array.tolist()
+    if not is_pixels(array, 4) or not array.size:
+        raise ProtocolError(
+            "the input 'image' must be UINT8 of shape [n, height, width, 3], or BYTES of shape "
+            f"[n] with encoded images, not {array.dtype} {list(array.shape)}"
+        )
+    return array
 
 
 def _texts(array: np.ndarray) -> np.ndarray:
@@ -374,11 +543,11 @@ def _texts(array: np.ndarray) -> np.ndarray:
         raise ProtocolError("texts must be BYTES in UTF-8") from error
 
 
-def _note(notes: dict[str, Any], found: ServedAnswer) -> None:
+def _note(notes: dict[str, Any], ticket: Ticket) -> None:
     """Put figures into the line of a request."""
-    deferred, degraded = found.answer.deferred, found.answer.degraded
-    notes |= {"rows": len(deferred), "deferred": int(deferred.sum())}
-    notes |= {"degraded": int(degraded.sum()), "threshold": json_number(found.threshold)}
+    found = ticket.result()
+    notes |= {"rows": len(found.deferred), "deferred": int(found.deferred.sum())}
+    notes |= {"degraded": int(found.degraded.sum()), "threshold": json_number(ticket.threshold)}
 
 
 def _too_late(seconds: float) -> DeadlineExceeded:
@@ -397,6 +566,8 @@ def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
     """
     with np.errstate(over="ignore"):
         single = score.astype(np.float32)
+    if (single == score).all():  # the common case: it was computed so
+        return single
     deferred = is_deferred(score.astype(np.float64), threshold)
     crossed = is_deferred(single.astype(np.float64), threshold) != deferred
     if crossed.any():
@@ -405,62 +576,9 @@ def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
     return single
 
 
-OUTPUTS: Mapping[str, Callable[[ServedAnswer], np.ndarray]] = {
-    "score": lambda found: single_score(to_numpy(found.answer.score), found.threshold),
-    "deferred": lambda found: to_numpy(found.answer.deferred),
-    "degraded": lambda found: to_numpy(found.answer.degraded),
+OUTPUTS: Mapping[str, Callable[[Ticket], np.ndarray]] = {
+    "score": lambda ticket: single_score(to_numpy(ticket.result().score), ticket.threshold),
+    "deferred": lambda ticket: to_numpy(ticket.result().deferred),
+    "degraded": lambda ticket: to_numpy(ticket.result().degraded),
 }
 """How an answer of any task came about, each made where it is asked for."""
-
-
-# What a container says of its picture's size may be false, and the limit on pixels with it.
-_CONTAINERS = {"BLP", "ICNS", "ICO"}
-_ANY_SERVER_READS = (b"\xff\xd8", b"\x89PNG", b"RIFF")  # JPEG, PNG, WebP
-
-
-def decoded_images(files: Sequence[bytes], most_pixels: int) -> list[np.ndarray]:
-    """The pixels (h, w, 3) of image files, or of their base64, as `ebjr record` decodes them.
-
-    They may have `most_pixels` together; else ProtocolError.
-    """
-    pixels = 0
-
-    def check(more: int) -> None:  # before anything is decoded
-        nonlocal pixels
-        pixels += more
-        if pixels > most_pixels:
-            raise ProtocolError(
-                f"the images of a request may have {most_pixels} pixels together, and with image "
-                f"{number} they have {pixels}"
-            )
-
-    formats = [form for form in image_formats() if form not in _CONTAINERS]
-    found: list[np.ndarray] = []
-    for number, sent in enumerate(files):
-        try:
-            image, file = _decoded(sent, formats=formats, check=check)
-        except ProtocolError:
-            raise
-        except Exception as error:  # whatever a broken image makes the decoder say
-            raise ProtocolError(
-                f"image {number} is no image that can be read ({reason_of(error)}): send the bytes "
-                "of a JPEG, PNG, WebP, GIF, BMP or TIFF file, or in JSON their base64"
-            ) from error
-        whole = file.startswith(_ANY_SERVER_READS)  # a far teacher is sent the file itself
-        found.append(ImageFile.of(image, file) if whole else image)
-    return found
-
-
-def _decoded(sent: bytes, **how: Any) -> tuple[np.ndarray, bytes]:
-    """An image and its file, which may come as base64, with or without ``data:...;base64,``."""
-    from PIL import UnidentifiedImageError
-
-    try:
-        return decode_image(sent, **how), sent
-    except UnidentifiedImageError as error:
-        text = sent.partition(b";base64,")[2] if sent.startswith(b"data:") else sent
-        try:
-            file = base64.b64decode(b"".join(text.split()), validate=True)
-        except ValueError:
-            raise error from None
-        return decode_image(file, **how), file

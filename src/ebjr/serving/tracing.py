@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from ebjr.errors import needs
-from ebjr.serving.events import Batched, Observer, Submitted
+from ebjr.serving.events import Batched, Observer
 
 with needs("otel", "tracing"):
     from opentelemetry import trace
@@ -35,7 +35,7 @@ class Tracing(Observer):
         self._provider = provider
         self._tracer = provider.get_tracer("ebjr", __version__)
         self._epoch = time.time_ns() - time.perf_counter_ns()
-        self.handlers = {Submitted: self._submitted, Batched: self._batched}
+        self.handlers = {Batched: self._batched}
 
     @classmethod
     def to_collector(cls, name: str) -> Self:
@@ -62,16 +62,17 @@ class Tracing(Observer):
         ):
             yield
 
-    def _submitted(self, event: Submitted) -> None:
+    def current(self) -> Any:
+        """The request in work, for its ticket; None where it is not sampled."""
         span = trace.get_current_span()
-        if span.get_span_context().trace_flags.sampled:
-            event.ticket.trace = trace.set_span_in_context(span)
+        sampled = span.get_span_context().trace_flags.sampled
+        return trace.set_span_in_context(span) if sampled else None
 
     def _batched(self, batch: Batched) -> None:
         began = self._epoch + round(1e9 * batch.began)
         ended = began + round(1e9 * batch.seconds)
         about = {"ebjr.rows": batch.rows, "ebjr.requests": len(batch.tickets)}
-        for ticket, waited in zip(batch.tickets, batch.waited.tolist(), strict=True):
+        for ticket, waited in zip(batch.tickets, batch.waited, strict=True):
             if ticket.trace is not None:
                 came = began - round(1e9 * waited)
                 self._span(f"{batch.stage} wait", ticket.trace, came, began, {})

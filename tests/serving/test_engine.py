@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from ebjr import (
 )
 from ebjr.errors import Overloaded
 from ebjr.serving.events import Failed, Observer, Scored
-from ebjr.serving.pipeline import Pipeline
+from ebjr.serving.engine import Engine
+from ebjr.tasks.classification import TASK
 
 SECONDS = 30
 
@@ -37,8 +39,8 @@ def joint_of(teacher=teacher, threshold=0.5, **how) -> JointClassifier:
     return JointClassifier(student, teacher, Router("max_logit", threshold), **how)
 
 
-def said(ticket):
-    return ticket.future.result(SECONDS)
+def said(future):
+    return future.result(SECONDS)
 
 
 class Gate:
@@ -66,8 +68,8 @@ class Gate:
 def test_every_request_gets_what_the_joint_model_says_of_it_alone(requests, small, large, blend):
     joint = joint_of(blend=blend)
     inputs = [np.array(request, np.float64) for request in requests]
-    with Pipeline(joint, student_batch=small, teacher_batch=large) as pipeline:
-        tickets = [pipeline.submit(x) for x in inputs]
+    with Engine(joint, student_batch=small, teacher_batch=large) as engine:
+        tickets = [engine.ask(x) for x in inputs]
         answers = [said(ticket).answer for ticket in tickets]
     for x, found in zip(inputs, answers, strict=True):
         alone = joint(x)
@@ -81,10 +83,10 @@ def test_every_request_gets_what_the_joint_model_says_of_it_alone(requests, smal
 def test_rows_that_wait_while_a_model_works_become_one_batch():
     slow = Gate(student)
     joint = JointClassifier(slow, teacher, Router("max_logit", 0.5))
-    with Pipeline(joint, student_batch=8) as pipeline:
-        first = pipeline.submit(np.array([1.0]))
+    with Engine(joint, student_batch=8) as engine:
+        first = engine.ask(np.array([1.0]))
         assert slow.entered.wait(SECONDS)
-        others = [pipeline.submit(np.array([2.0, 3.0])) for _ in range(5)]
+        others = [engine.ask(np.array([2.0, 3.0])) for _ in range(5)]
         slow.open.set()
         for ticket in [first, *others]:
             said(ticket)
@@ -93,11 +95,11 @@ def test_rows_that_wait_while_a_model_works_become_one_batch():
 
 def test_deferred_rows_of_many_student_batches_become_one_teacher_batch():
     slow = Gate(teacher)
-    with Pipeline(joint_of(slow), student_batch=2, teacher_batch=16) as pipeline:
-        tickets = [pipeline.submit(np.array([0.1]))]
+    with Engine(joint_of(slow), student_batch=2, teacher_batch=16) as engine:
+        tickets = [engine.ask(np.array([0.1]))]
         assert slow.entered.wait(SECONDS)
-        tickets += [pipeline.submit(np.array([0.1, 5.0])) for _ in range(6)]
-        while pipeline.waiting()["teacher"] < 6:
+        tickets += [engine.ask(np.array([0.1, 5.0])) for _ in range(6)]
+        while engine.waiting()["teacher"] < 6:
             time.sleep(0.001)
         slow.open.set()
         for ticket in tickets:
@@ -117,9 +119,9 @@ def test_each_answer_agrees_with_the_threshold_it_names_while_the_knob_moves():
     mover = threading.Thread(target=move)
     mover.start()
     try:
-        with Pipeline(joint, student_batch=4) as pipeline:
+        with Engine(joint, student_batch=4) as engine:
             for _ in range(300):
-                tickets = [pipeline.submit(np.linspace(-3, 3, n)) for n in (1, 3, 11)]
+                tickets = [engine.ask(np.linspace(-3, 3, n)) for n in (1, 3, 11)]
                 for ticket in tickets:
                     found = said(ticket)
                     late = ~(found.answer.score >= found.threshold)
@@ -130,41 +132,20 @@ def test_each_answer_agrees_with_the_threshold_it_names_while_the_knob_moves():
 
 
 def test_a_request_may_bring_its_own_threshold():
-    with Pipeline(joint_of(threshold=0.5)) as pipeline:
-        one, other = (pipeline.submit(np.array([2.0]), threshold=t) for t in (None, 3.0))
+    with Engine(joint_of(threshold=0.5)) as engine:
+        one, other = (engine.ask(np.array([2.0]), threshold=t) for t in (None, 3.0))
         assert not said(one).answer.deferred[0]
         assert said(other).answer.deferred[0]
         assert said(other).threshold == 3.0
 
 
-def test_beyond_the_queue_a_request_is_refused_and_told_when_to_come_again():
-    slow = Gate(student)
-    joint = JointClassifier(slow, teacher, Router("max_logit", 0.5))
-    with Pipeline(joint, queue_rows=4) as pipeline:
-        tickets = [pipeline.submit(np.array([1.0]))]
-        assert slow.entered.wait(SECONDS)
-        tickets.append(pipeline.submit(np.ones(3)))
-        with pytest.raises(Overloaded, match="3 rows are waiting already") as refused:
-            pipeline.submit(np.ones(2))
-        assert refused.value.retry_after_seconds > 0
-        tickets.append(pipeline.submit(np.ones(1)))
-        slow.open.set()
-        for ticket in tickets:
-            said(ticket)
-
-
-def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits():
-    with Pipeline(joint_of(), queue_rows=4, student_batch=3) as pipeline:
-        assert len(said(pipeline.submit(np.ones(10))).answer.prediction) == 10
-
-
 def test_a_hurried_request_keeps_the_students_answer_and_marks_it():
     slow = Gate(teacher)
-    with Pipeline(joint_of(slow)) as pipeline:
-        ticket = pipeline.submit(np.array([0.1, 5.0]))
+    with Engine(joint_of(slow)) as engine:
+        ticket = engine.submit(np.array([0.1, 5.0]))
         assert slow.entered.wait(SECONDS)
-        assert ticket.hurry()
-        found = said(ticket).answer
+        assert engine.hurry(ticket)
+        found = ticket.result()
         slow.open.set()
     assert found.degraded.tolist() == [True, False]
     assert not found.deferred.any()
@@ -174,22 +155,24 @@ def test_a_hurried_request_keeps_the_students_answer_and_marks_it():
 def test_a_request_that_the_student_has_not_seen_cannot_be_hurried():
     slow = Gate(student)
     joint = JointClassifier(slow, teacher, Router("max_logit", 0.5))
-    with Pipeline(joint) as pipeline:
-        ticket = pipeline.submit(np.array([1.0]))
+    with Engine(joint) as engine:
+        told = threading.Event()
+        ticket = engine.submit(np.array([1.0]), reply=lambda ticket: told.set())
         assert slow.entered.wait(SECONDS)
-        assert not ticket.hurry()
+        assert not engine.hurry(ticket)
         slow.open.set()
-        said(ticket)
+        assert told.wait(SECONDS)
+        assert ticket.result().prediction.tolist() == [0]
 
 
 def test_a_cancelled_request_frees_its_rows():
     slow = Gate(student)
     joint = JointClassifier(slow, teacher, Router("max_logit", 0.5))
-    with Pipeline(joint) as pipeline:
-        first = pipeline.submit(np.array([1.0]))
+    with Engine(joint) as engine:
+        first = engine.ask(np.array([1.0]))
         assert slow.entered.wait(SECONDS)
-        gone, stays = pipeline.submit(np.ones(5)), pipeline.submit(np.ones(2))
-        assert gone.future.cancel()
+        gone, stays = engine.submit(np.ones(5)), engine.ask(np.ones(2))
+        gone.cancel()
         slow.open.set()
         said(first)
         said(stays)
@@ -206,9 +189,9 @@ def test_a_cancelled_request_frees_its_rows():
     ],
 )
 def test_a_teacher_that_is_away_or_answers_nonsense_degrades_its_rows(teacher):
-    with Pipeline(joint_of(teacher)) as pipeline:
-        found = said(pipeline.submit(np.array([0.1, 5.0]))).answer
-        again = said(pipeline.submit(np.array([5.0]))).answer
+    with Engine(joint_of(teacher)) as engine:
+        found = said(engine.ask(np.array([0.1, 5.0]))).answer
+        again = said(engine.ask(np.array([5.0]))).answer
     assert found.degraded.tolist() == [True, False]
     assert not again.degraded.any()
 
@@ -217,8 +200,8 @@ def test_the_error_policy_fails_the_requests_that_needed_the_teacher_and_no_othe
     def away(x):
         raise TeacherUnavailable("the cloud is gone")
 
-    with Pipeline(joint_of(away, when_unavailable="error")) as pipeline:
-        tickets = [pipeline.submit(np.array([x])) for x in (0.1, 5.0)]
+    with Engine(joint_of(away, when_unavailable="error")) as engine:
+        tickets = [engine.ask(np.array([x])) for x in (0.1, 5.0)]
         with pytest.raises(TeacherUnavailable):
             said(tickets[0])
         assert said(tickets[1]).answer.prediction.tolist() == [0]
@@ -238,55 +221,130 @@ def test_a_model_that_raises_fails_its_batch_and_the_pipeline_goes_on():
                 heard.append((event.stage, str(event.error)))
 
     joint = JointClassifier(moody, teacher, Router("max_logit", 0.5))
-    with Pipeline(joint, observer=Listener()) as pipeline:
+    with Engine(joint, observer=Listener()) as engine:
         with pytest.raises(ModelError, match="the student failed on a batch: RuntimeError: no neg"):
-            said(pipeline.submit(np.array([-1.0])))
-        assert said(pipeline.submit(np.array([2.0]))).answer.prediction.tolist() == [0]
+            said(engine.ask(np.array([-1.0])))
+        assert said(engine.ask(np.array([2.0]))).answer.prediction.tolist() == [0]
     assert heard == [("student", "no negatives")]
 
 
 def test_inputs_of_different_shapes_do_not_meet_in_a_batch():
     wide = lambda x: np.stack([x.sum(axis=tuple(range(1, x.ndim))), np.ones(len(x))], axis=1)  # noqa: E731
     joint = JointClassifier(wide, wide, Router("max_logit", 0.5))
-    with Pipeline(joint) as pipeline:
-        tickets = [pipeline.submit(np.ones((2, k))) for k in (1, 2, 3, 2, 1)]
+    with Engine(joint) as engine:
+        tickets = [engine.ask(np.ones((2, k))) for k in (1, 2, 3, 2, 1)]
         sums = [said(ticket).answer.output[:, 0].tolist() for ticket in tickets]
     assert sums == [[1, 1], [2, 2], [3, 3], [2, 2], [1, 1]]
 
 
-def test_rows_that_wait_for_the_teacher_are_bounded_too():
-    slow = Gate(teacher)
-    joint = JointClassifier(student, slow, Router("max_logit", 10.0))
-    with Pipeline(joint, queue_rows=4, teacher_batch=1) as pipeline:
-        tickets = [pipeline.submit(np.array([1.0]))]
-        assert slow.entered.wait(SECONDS)
-        tickets += [pipeline.submit(np.ones(1)) for _ in range(4)]
-        while pipeline.waiting()["teacher"] < 4:
-            time.sleep(0.001)
-        with pytest.raises(Overloaded, match="4 rows are waiting already for the teacher"):
-            pipeline.submit(np.ones(1))
-        assert tickets[-1].hurry()  # nobody waits for what was answered
-        tickets.append(pipeline.submit(np.ones(1)))
-        slow.open.set()
-        answers = [ticket.future.result(SECONDS).answer for ticket in tickets]
-    assert [bool(answer.degraded[0]) for answer in answers] == [False] * 4 + [True, False]
-
-
-def test_whatever_fails_beside_the_models_fails_its_batch_and_the_pipeline_goes_on():
+def test_an_observer_that_fails_costs_nobody_an_answer(caplog):
     class Deaf(Observer):
-        broken = True
-
         def observe(self, event):
-            if self.broken and isinstance(event, Scored):
-                raise RuntimeError("no ears")
+            raise RuntimeError("no ears")
 
-    deaf = Deaf()
-    joint = JointClassifier(student, teacher, Router("max_logit", 0.5))
-    with Pipeline(joint, observer=deaf) as pipeline:
-        with pytest.raises(ModelError, match="no ears"):
-            pipeline.submit(np.ones(1)).future.result(SECONDS)
-        deaf.broken = False
-        assert len(pipeline.submit(np.ones(2)).future.result(SECONDS).answer.score) == 2
+    with Engine(joint_of(), observer=Deaf()) as engine:
+        assert len(engine.ask(np.ones(2)).result(SECONDS).answer.score) == 2
+        engine.tell()
+        assert len(engine.ask(np.ones(3)).result(SECONDS).answer.score) == 3
+    assert "an observer failed" in caplog.text
+
+
+def test_stages_are_as_many_as_there_are_models():
+    """A joint model as the student of another: each stage reads what was said before it."""
+    middle = lambda x: np.stack([0 * x, 2 * x, -x], axis=1)  # noqa: E731
+    inner = JointClassifier(student, middle, Router("max_logit", 3.0), blend=0.5)
+    joint = JointClassifier(inner, teacher, Router("margin", 0.9))
+    x = np.random.default_rng(0).uniform(0, 6, 200)
+    alone = joint(x)
+    assert 0 < alone.deferred.sum() < 200
+    assert set(inner(x).deferred.tolist()) == {True, False}
+    with Engine(joint, student_batch=7, teacher_batch=5) as engine:
+        assert engine.stages == ("student", "teacher-1", "teacher")
+        futures = [engine.ask(part) for part in np.split(x, [1, 2, 50, 120])]
+        found = [said(future).answer for future in futures]
+    for name in ("prediction", "score", "deferred", "degraded"):
+        columns = np.concatenate([getattr(answer, name) for answer in found])
+        np.testing.assert_array_equal(columns, getattr(alone, name))
+
+
+def test_a_middle_stage_that_is_away_leaves_its_rows_to_the_next_router():
+    def away(x):
+        raise TeacherUnavailable("the cloud is gone")
+
+    inner = JointClassifier(student, away, Router("max_logit", 3.0))
+    joint = JointClassifier(inner, teacher, Router("max_logit", 1.0))
+    with Engine(joint) as engine:
+        found = said(engine.ask(np.array([0.5, 2.0, 5.0]))).answer
+    assert found.deferred.tolist() == [True, False, False]
+    assert found.degraded.tolist() == [False, True, False]
+    np.testing.assert_array_equal(found.degraded, joint(np.array([0.5, 2.0, 5.0])).degraded)
+
+
+def test_a_model_that_is_no_joint_model_answers_raw_output():
+    with Engine(student, TASK, student_batch=2) as engine:
+        assert engine.stages == ("teacher",)
+        found = said(engine.ask(np.arange(5.0))).answer
+    np.testing.assert_array_equal(found.output, student(np.arange(5.0)))
+
+
+def test_clients_take_turns_so_that_a_large_request_keeps_nobody_waiting():
+    slow = Gate(student)
+    joint = JointClassifier(slow, teacher, Router("max_logit", -9.0))
+    with Engine(joint, student_batch=8) as engine:
+        order = []
+        engine.submit(np.array([1.0]), client="first")
+        assert slow.entered.wait(SECONDS)
+        large = engine.ask(np.ones(400), client="greedy")
+        small = engine.ask(np.ones(1), client="modest")
+        for name, future in (("large", large), ("small", small)):
+            future.add_done_callback(lambda _, name=name: order.append(name))
+        slow.open.set()
+        said(large)
+        said(small)
+    assert order == ["small", "large"]
+
+
+def test_workers_help_the_model_whose_rows_wait():
+    """Both cores work on one model where the other has nothing to do."""
+    both = threading.Barrier(2, timeout=SECONDS)
+
+    class Own:  # as one of our own backends, whose models bear several threads
+        path = Path("student.onnx")
+
+        def __call__(self, x):
+            both.wait()
+            return student(x)
+
+    joint = JointClassifier(Own(), teacher, Router("max_logit", -9.0))
+    with Engine(joint, student_batch=1, workers=2) as engine:
+        for future in [engine.ask(np.ones(1)) for _ in range(4)]:
+            said(future)
+
+
+def test_long_batches_of_the_teacher_do_not_keep_the_student_waiting():
+    slow = Gate(teacher)
+    with Engine(joint_of(slow), workers=1) as engine:
+        hard = engine.ask(np.array([0.1]))
+        assert slow.entered.wait(SECONDS)
+        assert not said(engine.ask(np.array([5.0]))).answer.deferred[0]
+        slow.open.set()
+        assert said(hard).answer.deferred[0]
+
+
+def test_a_lone_row_of_a_fast_student_is_answered_where_it_is_asked():
+    threads = []
+
+    def noted(x):
+        threads.append(threading.get_ident())
+        return student(x)
+
+    joint = JointClassifier(noted, teacher, Router("max_logit", 0.5))
+    with Engine(joint) as engine:
+        said(engine.ask(np.ones(1)))  # how fast it is, is not known before
+        ticket = engine.submit(np.ones(1), here=True)
+        assert ticket.result().prediction.tolist() == [0]
+        said(engine.ask(np.ones(2), here=True))
+    assert [one == threading.get_ident() for one in threads] == [False, True, False]
 
 
 def test_all_late_rows_of_a_request_are_kept_under_its_one_id(tmp_path):
@@ -300,21 +358,21 @@ def test_all_late_rows_of_a_request_are_kept_under_its_one_id(tmp_path):
     joint = JointClassifier(
         student, away, Router("max_logit", 10.0), when_unavailable="queue", late=late
     )
-    with Pipeline(joint, teacher_batch=2, teacher_workers=2) as pipeline:
+    with Engine(joint, teacher_batch=2, teacher_workers=2) as engine:
         for _ in range(20):
-            found = pipeline.submit(np.ones(4)).future.result(SECONDS).answer
+            found = engine.ask(np.ones(4)).result(SECONDS).answer
             assert late.find(found.late, joint).waiting == (0, 1, 2, 3)
     late.close()
 
 
 def test_a_teacher_that_hangs_does_not_keep_a_server_from_ending():
     hangs = Gate(teacher)
-    pipeline = Pipeline(JointClassifier(student, hangs, Router("max_logit", 10.0)))
-    pipeline.start()
-    pipeline.submit(np.ones(1))
+    engine = Engine(JointClassifier(student, hangs, Router("max_logit", 10.0)))
+    engine.start()
+    engine.ask(np.ones(1))
     assert hangs.entered.wait(SECONDS)
     began = time.monotonic()
-    pipeline.stop(0.1)
+    engine.stop(0.1)
     assert time.monotonic() - began < SECONDS
     hangs.open.set()
 
@@ -322,22 +380,22 @@ def test_a_teacher_that_hangs_does_not_keep_a_server_from_ending():
 def test_stopping_answers_what_waits_and_takes_nothing_more():
     slow = Gate(student)
     joint = JointClassifier(slow, teacher, Router("max_logit", 0.5))
-    pipeline = Pipeline(joint)
-    pipeline.start()
-    tickets = [pipeline.submit(np.array([0.1])) for _ in range(3)]
+    engine = Engine(joint)
+    engine.start()
+    tickets = [engine.ask(np.array([0.1])) for _ in range(3)]
     slow.open.set()
-    pipeline.stop()
+    engine.stop()
     assert all(said(ticket).answer.deferred[0] for ticket in tickets)
     with pytest.raises(Overloaded, match="stopping"):
-        pipeline.submit(np.array([1.0]))
+        engine.ask(np.array([1.0]))
 
 
 def test_regressors_are_served_alike():
     joint = JointRegressor(
         lambda x: np.stack([x, 0.1 * x], axis=1), lambda x: x + 1, Router("predicted_std", -0.2)
     )
-    with Pipeline(joint) as pipeline:
-        found = said(pipeline.submit(np.array([1.0, 5.0]))).answer
+    with Engine(joint) as engine:
+        found = said(engine.ask(np.array([1.0, 5.0]))).answer
     assert found.prediction.tolist() == [1.0, 6.0]
 
 
@@ -350,14 +408,14 @@ def test_torch_models_are_served_too():
         Router("margin", 0.3),
     )
     x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-    with Pipeline(joint, student_batch=6) as pipeline:
-        found = said(pipeline.submit(x)).answer
+    with Engine(joint, student_batch=6) as engine:
+        found = said(engine.ask(x)).answer
     np.testing.assert_array_equal(found.prediction, joint(x).prediction.numpy())
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"student_batch": 0}, {"queue_rows": 0}, {"max_wait_seconds": -1.0}]
+    "wrong", [{"student_batch": 0}, {"workers": 0}, {"max_wait_seconds": -1.0}]
 )
 def test_sizes_that_cannot_be_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Pipeline(joint_of(), **wrong)
+        Engine(joint_of(), **wrong)

@@ -1,0 +1,111 @@
+"""Admission: what all requests at work hold, in one place, and what a client's share of it is.
+
+A request holds bytes (its body, its arrays, the pixels that its images are decoded to), rows, and
+the seconds that the models are expected to spend on them, from before they are there until it has
+been answered. What exceeds a limit by itself is never taken; what exceeds it with what is held is
+refused until there is room. While more than half of a limit is held, no client holds more than an
+equal share of it; and a quarter more is kept for small requests of clients that hold nothing.
+"""
+
+import threading
+from collections.abc import Hashable, Sequence
+from typing import Self
+
+from ebjr.errors import Overloaded, TooLarge
+
+SPARE = 1.25  # of each limit is the most that is ever held
+SMALL = 1 / 64  # of a limit: what a client that holds nothing may have of the rest
+
+SECONDS = "seconds of the models' work"
+_CALLED = ("bytes of requests", "rows", SECONDS)
+
+
+class Admission:
+    """How many bytes, rows and seconds may be held, by all clients together."""
+
+    def __init__(self, *, bytes: float, rows: float, seconds: float) -> None:
+        self.limits = (bytes, rows, seconds)
+        self.held = [0.0, 0.0, 0.0]
+        self._of: dict[Hashable, list[float]] = {}  # each client that holds anything
+        self._lock = threading.Lock()
+
+    def hold(self, client: Hashable) -> "Hold":
+        """What one request of a client holds: nothing yet."""
+        return Hold(self, client)
+
+    def take(self, client: Hashable, more: Sequence[float]) -> None:
+        """Hold more for a client, all of it or nothing.
+
+        TooLarge: it exceeds a limit by itself. Overloaded: it does so with what is held.
+        """
+        with self._lock:
+            own = self._of.get(client) or [0.0] * len(self.limits)
+            for place, amount in enumerate(more):
+                if amount and self.held[place] + amount > self.limits[place] / 2:
+                    self._check(place, own, amount)
+            self._of[client] = own
+            for place, amount in enumerate(more):
+                self.held[place] += amount
+                own[place] += amount
+
+    def give(self, client: Hashable, less: Sequence[float]) -> None:
+        """Hold less for a client."""
+        with self._lock:
+            own = self._of[client]
+            for place, amount in enumerate(less):
+                self.held[place] -= amount
+                own[place] -= amount
+            if own[1] <= 0 and own[0] <= 0:
+                del self._of[client]
+            if not self._of:  # sums of fractions are not exact
+                self.held = [0.0] * len(self.limits)
+
+    def _check(self, place: int, own: Sequence[float], more: float) -> None:
+        limit, held, mine, what = self.limits[place], self.held[place], own[place], _CALLED[place]
+        if more > limit and what is not SECONDS:  # those are an estimate
+            raise TooLarge(
+                f"a request may hold {limit:,.0f} {what}, and this one has {more:,.0f}: send it in "
+                "parts"
+            )
+        small = not mine and more <= SMALL * limit and held + more <= SPARE * limit
+        if not held or small:
+            return
+        others = sum(1 for other in self._of.values() if other[place] and other is not own)
+        if held + more > limit or mine + more > limit / (others + 1):
+            raise Overloaded(
+                f"{held:,.0f} {what} are at work already, {mine:,.0f} of them of this client, and "
+                f"{limit:,.0f} is the most of all: try again in a second",
+                1.0,
+            )
+
+
+class Hold:
+    """What one request holds, until `end`."""
+
+    __slots__ = ("_admission", "_mine", "_open", "client")
+
+    def __init__(self, admission: Admission, client: Hashable) -> None:
+        self._admission, self.client = admission, client
+        self._mine: list[float] | None = None
+        self._open = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def add(self, bytes: float = 0.0, rows: float = 0.0, seconds: float = 0.0) -> None:
+        """Hold more, as `Admission.take` does."""
+        if not self._open:  # its request is over, and somebody is still at work for it
+            return
+        more = (bytes, rows, seconds)
+        self._admission.take(self.client, more)
+        mine = self._mine
+        self._mine = list(more) if mine is None else [a + b for a, b in zip(mine, more, strict=True)]
+
+    def end(self) -> None:
+        """Hold nothing more."""
+        mine, self._mine, self._open = self._mine, None, False
+        if mine is not None:
+            self._admission.give(self.client, mine)

@@ -1,0 +1,111 @@
+"""Bodies over HTTP: read within limits, decompressed, and compressed for who asks for it."""
+
+import asyncio
+import zlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ebjr.errors import needs
+from ebjr.serving.admission import Hold
+from ebjr.serving.limits import Limits
+
+with needs("serve", "serving"):
+    from starlette.requests import Request
+
+Found = TypeVar("Found")
+
+WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}  # of each encoding, for zlib
+SMALLEST_BYTES = 512  # what is smaller is not worth compressing
+LARGE_BYTES = 128 * 2**10  # more takes milliseconds: a thread does it, and other clients go on
+PIECE_BYTES = 2**20  # so many are decompressed before they are held
+
+
+class Refused(Exception):
+    """A request that gets an error: its status, sentence and headers."""
+
+    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status, self.headers = status, headers
+
+
+async def aside(size: int, function: Callable[..., Found], *arguments: Any) -> Found:
+    """Call a function with bytes to work on: in a thread if they are many."""
+    if size <= LARGE_BYTES:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)
+
+
+async def read_body(request: Request, limits: Limits, hold: Hold) -> bytes:
+    """The body of a request, decompressed, and held from then on.
+
+    Refused: the body is too large, or not what its encoding says.
+    """
+    most, parts, size = limits.body_bytes, [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise Refused(413, too_large(most), {"Connection": "close"})
+        hold.add(bytes=len(part))
+        parts.append(part)
+    body = b"".join(parts)
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding in ("identity", ""):
+        return body
+    if encoding not in WINDOWS:
+        raise Refused(415, f"bodies may be compressed by gzip or deflate, not by {encoding!r}")
+    # a small body may become a large one: it is never decompressed in the loop's own thread
+    return await asyncio.to_thread(_decompressed, body, encoding, most, hold)
+
+
+def too_large(most: int) -> str:
+    """What is said of a body that is larger than any may be."""
+    return f"a body may have {most} bytes, and this one has more"
+
+
+def compressed(body: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:
+    """A body as the header ``Accept-Encoding`` asks for it, and the headers that say so."""
+    encoding = next((name for name in _preferred(accepted) if name in WINDOWS), None)
+    if encoding is None or len(body) < SMALLEST_BYTES:
+        return body, {}
+    engine = zlib.compressobj(1, zlib.DEFLATED, WINDOWS[encoding])
+    found = engine.compress(body) + engine.flush()
+    return found, {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
+
+
+def _decompressed(body: bytes, encoding: str, most: int, hold: Hold) -> bytes:
+    engine, parts, left, size = zlib.decompressobj(WINDOWS[encoding]), [], body, 0
+    while left and size <= most:
+        try:
+            part = engine.decompress(left, PIECE_BYTES)
+        except zlib.error as error:
+            raise Refused(400, f"the body is not what its encoding, {encoding}, says") from error
+        hold.add(bytes=len(part))  # before there is more of it
+        parts.append(part)
+        size, left = size + len(part), engine.unconsumed_tail
+    if size > most:
+        raise Refused(413, f"a body may have {most} bytes decompressed, and this one has more")
+    if not engine.eof:
+        raise Refused(400, f"the body ends before its {encoding} does")
+    if engine.unused_data:
+        raise Refused(400, f"the body goes on after its {encoding} has ended")
+    return b"".join(parts)
+
+
+def _preferred(accepted: str) -> list[str]:
+    """Encodings as a client likes them best, without those that it refuses.
+
+    Examples
+    --------
+    >>> _preferred("gzip;q=0.5, deflate, br;q=0")
+    ['deflate', 'gzip']
+    """
+    found = []
+    for part in accepted.split(","):
+        name, _, quality = part.partition(";")
+        try:
+            liking = float(quality.partition("=")[2]) if quality else 1.0
+        except ValueError:
+            continue
+        if liking > 0:
+            found.append((-liking, name.strip().lower()))
+    return [name for _, name in sorted(found, key=lambda pair: pair[0])]

@@ -1,0 +1,680 @@
+"""The engine: a queue in front of each model, and workers that take from the one that needs it most.
+
+Requests are cut into rows. Rows of many requests form a model's batches, the rows that a router
+defers form those of the next model, and answers return to their own requests. A worker that is
+free takes whatever waits, so that batches grow by themselves with the load. Stages are those of
+the joint model: its student, which may be a joint model itself, and its teacher. No asyncio here:
+a `Ticket` calls `reply` in the thread that has its answer.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Self
+
+import numpy as np
+
+from ebjr.arrays import Batch, join_rows, plain, put_rows, row_count, take_rows, to_numpy
+from ebjr.backends import FILES
+from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable, check_at_least
+from ebjr.joint import JointAnswer, JointModel, LateRows
+from ebjr.model import Answer, Model, answer, facts
+from ebjr.router import check_threshold, is_deferred
+from ebjr.serving.audits import Audits
+from ebjr.serving.events import Answered, Batched, Bulk, Degraded, Failed, Observer, Scored
+from ebjr.serving.row_queue import Part, RowQueue, alike, divided, form_of, spans
+from ebjr.task import Task
+from ebjr.threads import available_cores, background
+
+FEW = 8  # so many rows for a later model are worth a batch while earlier ones have work
+LONG_SECONDS = 0.1  # a batch that is expected to take longer may have one of the student beside it
+PATIENCE = 0.02  # seconds that fewer rows wait for company while earlier ones have work
+FAR_CALLS = 2  # batches on their way to a model elsewhere: no core works on them
+AT_ONCE_SECONDS = 0.003  # a student that is faster answers a lone row in the thread that asks
+AUDIT = -1  # in place of a model's number: the last model, asked about what is answered already
+
+
+class Ticket:
+    """One request: its rows, and their answers as they come.
+
+    `reply` is called once, with the ticket, which then has an `answer` or an `error`; not after
+    `cancel`. `since` is of `time.perf_counter`, `client` is whose turn it takes in a queue, and
+    `trace` is for `Tracing`.
+    """
+
+    __slots__ = (
+        *("inputs", "rows", "form", "threshold", "client", "reply", "since", "trace"),
+        *("open", "answer", "error", "late", "_late_id", "_left", "unscored"),
+        *("_output", "_score", "_deferred", "_degraded", "_waiting"),
+    )
+
+    def __init__(
+        self,
+        inputs: Batch,
+        threshold: float | None = None,
+        client: Any = None,
+        reply: Callable[["Ticket"], None] = lambda ticket: None,
+    ) -> None:
+        self.inputs, self.rows, self.form = inputs, row_count(inputs), form_of(inputs)
+        self.threshold, self.client, self.reply = threshold, client, reply
+        self.since = time.perf_counter()
+        self.open = True  # somebody waits, and has no answer
+        self.answer: JointAnswer | None = None
+        self.error: Exception | None = None
+        self.trace: Any = None
+        self.late: str | None = None  # under this id are rows that were kept for later
+        self._late_id: str | None = None
+        self._left = self.unscored = self.rows
+        self._output: Any = None
+
+    def cancel(self) -> None:
+        """Nobody waits any more: rows that no model has begun with are left out."""
+        self.open = False
+
+    def result(self) -> JointAnswer:
+        """The answer; or its error is raised."""
+        if self.error is not None:
+            raise self.error
+        assert self.answer is not None
+        return self.answer
+
+    def begin(self, knob: float) -> float:
+        """The threshold of all of its rows: its own, or the knob when its first row is taken."""
+        if self.threshold is None:
+            self.threshold = knob
+        return self.threshold
+
+    def late_id(self, new: Callable[[], str]) -> str:
+        """The id of whatever is kept of it, one whoever keeps it; the engine's lock is held."""
+        self._late_id = self._late_id or new()
+        return self._late_id
+
+    def inputs_of(self, rows: np.ndarray | range) -> Batch:
+        """Some of its inputs."""
+        return self.inputs if len(rows) == self.rows else take_rows(self.inputs, _index(rows))
+
+    def scored(
+        self, rows: Any, output: Batch, score: np.ndarray, deferred: np.ndarray, degraded: Any
+    ) -> None:
+        """Take the student's answer to some rows; those that are deferred wait for another."""
+        place = _index(rows)
+        self._put(rows, output)
+        self._score[place] = score
+        self._deferred[place] = self._waiting[place] = deferred
+        self._degraded[place] = degraded & ~deferred
+        self.unscored -= len(rows)
+        self._left -= len(rows) - int(np.count_nonzero(deferred))
+
+    def taught(self, rows: Any, output: Batch, degraded: np.ndarray, deferred: bool) -> None:
+        """Take the last answer to rows that wait; `deferred`: it is the teacher's."""
+        rows = np.asarray(rows)
+        self._make_room(output)
+        fresh = self._waiting[rows]  # others were answered while this was on its way
+        if not fresh.all():
+            rows, degraded = rows[fresh], degraded[fresh]
+            output = take_rows(output, np.flatnonzero(fresh))
+        self._put(rows, output)
+        self._waiting[rows] = False
+        self._deferred[rows] = deferred
+        self._degraded[rows] = degraded
+        self._left -= len(rows)
+
+    def _make_room(self, output: Batch) -> None:
+        if self._output is None:
+            self._score = np.zeros(self.rows)
+            self._deferred, self._degraded = np.zeros((2, self.rows), bool)
+            self._waiting = np.ones(self.rows, bool)
+            self._output = [output[0]] * self.rows
+            if not isinstance(output, list | tuple):
+                self._output = np.zeros((self.rows, *output.shape[1:]), output.dtype)
+
+    def _put(self, rows: Any, output: Batch) -> None:
+        self._make_room(output)
+        known = self._output
+        if isinstance(known, list) or np.result_type(known, output) != known.dtype:
+            self._output = put_rows(known, np.asarray(rows), output)
+        else:
+            known[_index(rows)] = output
+
+    def waiting(self) -> tuple[np.ndarray, Batch]:
+        """The rows that wait for a later model, and the student's answer to them."""
+        rows = np.flatnonzero(self._waiting)
+        return rows, take_rows(self._output, rows)
+
+    def whole(self, predict: Callable[[Batch], Batch]) -> JointAnswer | None:
+        """The answer once no row lacks its own."""
+        if self._left:
+            return None
+        answers = self._score, self._deferred, self._degraded
+        return JointAnswer(predict(self._output), self._output, *answers, self.late)
+
+
+class Engine:
+    """A model that answers many callers at once; of a joint one the router is the knob.
+
+    Parameters
+    ----------
+    model
+        A joint model, or any other, whose `kind` then says what it answers.
+    student_batch, teacher_batch
+        The most rows of a batch of the first model, and of the others.
+    workers
+        How many batches are at work here at once; None takes as many as there are cores.
+    teacher_workers
+        How many batches the teacher answers beside them; None lets the workers do that, where it
+        is here, and has two on their way to one elsewhere.
+    max_wait_seconds
+        How long a model waits for its batch to fill, where rows come fast enough for that.
+    audit_rate
+        The share of kept rows about which the teacher is asked too, one at a time, when nothing
+        waits.
+    observer
+        Told of what happens, after those who wait for it have their answers.
+
+    Examples
+    --------
+    >>> from ebjr import JointClassifier, Router
+    >>> student = lambda x: np.stack([x, -x], axis=1)
+    >>> joint = JointClassifier(student, lambda x: 2 * student(x), Router("max_logit", 2.0))
+    >>> with Engine(joint) as engine:
+    ...     ticket = engine.ask(np.array([3.0, 1.0])).result()
+    >>> ticket.answer.deferred, ticket.threshold
+    (array([False,  True]), 2.0)
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kind: Task | None = None,
+        *,
+        student_batch: int = 32,
+        teacher_batch: int = 64,
+        workers: int | None = None,
+        teacher_workers: int | None = None,
+        max_wait_seconds: float = 0.0,
+        audit_rate: float = 0.0,
+        observer: Observer | None = None,
+    ) -> None:
+        check_at_least(1, student_batch=student_batch, teacher_batch=teacher_batch)
+        check_at_least(1, workers=workers, teacher_workers=teacher_workers)
+        if not 0 <= max_wait_seconds < 60:
+            raise ValueError(f"max_wait_seconds must be from 0 to 60, not {max_wait_seconds}")
+        self.levels = _levels(model)
+        self.kind = self.levels[-1].kind if self.levels else kind or Task()
+        models = [model]
+        if self.levels:
+            models = [self.levels[0].student, *(level.teacher for level in self.levels)]
+            if audit_rate and not self.kind.has_labels:
+                raise ValueError(
+                    f"audits compare labels, and the answers of {self.kind.name} are none: "
+                    "audit_rate must be 0"
+                )
+        self._predict = self.levels[-1].predict if self.levels else _as_it_is
+        self.stages = stages_of(len(self.levels))
+        self.closed = False
+        self.row_seconds = [0.0] * len(models)  # of each model, smoothed
+        self._rate = 0.0  # of deferral, smoothed
+        self.bell: Callable[[], None] = lambda: None  # rung when some tickets have been replied to
+        self._model = model
+        self._batches = [student_batch, *[teacher_batch] * len(self.levels)]
+        self.workers = workers or available_cores()
+        self._singly = [not _bears_many(each) for each in models]
+        self._queues = [RowQueue(max_wait_seconds) for _ in models]
+        self._active = [0] * len(models)  # batches at work
+        self._long: list[int] = []  # the models of those that are expected to take long
+        self.lock = threading.Lock()
+        self._told = Bulk(Observer() if observer is None else observer)
+        self._audits = Audits(audit_rate)
+        self._hire([facts(each).url is not None for each in models], teacher_workers)
+
+    def _hire(self, elsewhere: Sequence[bool], teacher_workers: int | None) -> None:
+        """Crews for all models: the workers for those here, and others for each one elsewhere."""
+        self._is_here = not elsewhere[0]
+        own = [FAR_CALLS if far else 0 for far in elsewhere]
+        if self.levels and teacher_workers is not None:
+            own[-1] = teacher_workers
+            self._singly[-1] &= teacher_workers == 1
+        here = _Crew(self.lock, [number for number, count in enumerate(own) if not count])
+        self._crews = [
+            _Crew(self.lock, [number]) if count else here for number, count in enumerate(own)
+        ]
+        self._spare = _Crew(self.lock, [0])  # for the first model beside long batches of others
+        sizes = {crew: count for crew, count in zip(self._crews, own, strict=True) if count}
+        sizes |= {here: self.workers if here.stages else 0, self._spare: 1}
+        self._threads = [
+            background(f"worker-{number}", self._work, crew)
+            for crew, count in sizes.items()
+            for number in range(count)
+        ]
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the workers."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, within: float | None = None) -> None:
+        """Answer what waits, take nothing more, and end the workers.
+
+        A model that hangs is left after `within` seconds; None waits as long as it takes.
+        """
+        with self.lock:
+            self.closed = True
+            self._wake_all()
+        until = None if within is None else time.monotonic() + within
+        for thread in self._threads:
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        self.tell()
+
+    def waiting(self) -> dict[str, int]:
+        """How many rows wait for each model, and for an audit."""
+        queues = {stage: queue.rows for stage, queue in zip(self.stages, self._queues, strict=True)}
+        return {**queues, "audit": len(self._audits)}
+
+    def tell(self) -> None:
+        """Tell the observer what has happened so far."""
+        self._told.tell()
+
+    def ask(self, inputs: Batch, **how: Any) -> "Future[Ticket]":
+        """Hand in a request, as `submit` does: its ticket, once that has an answer."""
+        future: Future[Ticket] = Future()
+
+        def reply(ticket: Ticket) -> None:
+            if ticket.error is None:
+                future.set_result(ticket)
+            else:
+                future.set_exception(ticket.error)
+
+        self.submit(inputs, reply=reply, **how)
+        return future
+
+    def submit(
+        self,
+        inputs: Batch,
+        *,
+        threshold: float | None = None,
+        client: Any = None,
+        reply: Callable[[Ticket], None] = lambda ticket: None,
+        trace: Any = None,
+        here: bool = False,
+    ) -> Ticket:
+        """Hand in a request; a threshold of None is read when its first row is taken.
+
+        With `here` a lone row of a fast student is answered at once, in this thread. Raises
+        Overloaded where the engine has stopped.
+        """
+        own = None if threshold is None else check_threshold(threshold)
+        ticket = Ticket(inputs, own, client, reply)
+        ticket.trace = trace
+        if not ticket.rows:
+            raise ValueError("a request needs at least one input, but has none")
+        part = Part(ticket, range(ticket.rows))
+        with self.lock:
+            if self.closed:
+                raise Overloaded("the server is stopping and takes no more requests", 1.0)
+            at_once = here and ticket.rows == 1 and self._is_fast() and not self.busy
+            if at_once:
+                self._begin(0, 1)
+            else:
+                self._put(0, [part])
+        if at_once:
+            self._do(0, [part])
+            with self.lock:
+                self._end(0)
+                self._crews[0].changed.notify()  # for what came meanwhile
+        return ticket
+
+    def expected_seconds(self, rows: int) -> float:
+        """How long the models are expected to be at work for so many rows."""
+        later = sum(self.row_seconds[1:])
+        return rows * (self.row_seconds[0] + self._rate * later)
+
+    def _is_fast(self) -> bool:
+        return self._is_here and 0 < self.row_seconds[0] < AT_ONCE_SECONDS
+
+    def hurry(self, ticket: Ticket) -> bool:
+        """Answer now: rows that wait for a later model get the student's answer, as degraded.
+
+        Returns False, and changes nothing, where the student has yet to answer some rows.
+        """
+        with self.lock:
+            if ticket.unscored or not ticket.open:
+                return False
+            rows, output = ticket.waiting()
+        self._degrade(len(self.levels), [Part(ticket, rows, output)])
+        return True
+
+    # What a worker does
+
+    def _work(self, crew: "_Crew") -> None:
+        number: int | None = None
+        while (task := self._next(crew, number)) is not None:
+            number, parts = task
+            if number == AUDIT:
+                self._audit()
+            else:
+                self._do(number, parts)
+
+    def _next(self, crew: "_Crew", before: int | None) -> tuple[int, list[Part]] | None:
+        """What a worker does now that it is done with `before`, and with which rows.
+
+        Waits for it; None where there will never be anything.
+        """
+        with crew.changed:
+            if before is not None:
+                self._end(before)
+            while (number := self._pick(crew)) is None:
+                if self.closed and not self.busy:
+                    self._wake_all()
+                    return None
+                soonest = min(self._queues[each].holds() for each in crew.stages)
+                crew.changed.wait(None if soonest == math.inf else soonest)
+            parts = [] if number == AUDIT else self._queues[number].take(self._batches[number])
+            self._begin(number, sum([part.count for part in parts]))
+            if self._open_to(crew):
+                crew.changed.notify()  # there is more to be done
+            return number, parts
+
+    def _pick(self, crew: "_Crew") -> int | None:
+        """The model whose rows are taken next, or an audit; None: there is nothing to be done.
+
+        A later model comes first where its batch is worth it, and else the first model: what is
+        deferred waits a little for company, and no core is idle while any rows wait.
+        """
+        if crew is self._spare and not self._long:
+            return None
+        open_ones = self._open_to(crew)
+        for number in reversed(open_ones):
+            queue = self._queues[number]
+            if number and (queue.rows >= FEW or queue.age() > PATIENCE):
+                return number
+        if open_ones:
+            return open_ones[0]
+        may = len(self._audits) and crew is self._crews[-1] and not self.closed
+        return AUDIT if may and not self.busy else None
+
+    def _open_to(self, crew: "_Crew") -> list[int]:
+        """The models of a crew with rows that are ready to be taken."""
+        return [
+            number
+            for number in crew.stages
+            if (rows := self._queues[number].rows)
+            and not (self._singly[number] and self._active[number])
+            and (self.closed or rows and self._queues[number].ready(self._batches[number]))
+        ]
+
+    def _put(self, number: int, parts: Sequence[Part]) -> None:
+        """Let rows wait for a model, and wake a worker that may take them; the lock is held."""
+        for part in parts:
+            self._queues[number].put(part)
+        self._crews[number].changed.notify()
+        if self._long and not number:
+            self._spare.changed.notify()
+
+    def _begin(self, number: int, rows: int) -> None:
+        """A batch is at work from now on; the lock is held."""
+        self._active[number] += 1
+        seconds = self.row_seconds[number]
+        if number and (not seconds or rows * seconds > LONG_SECONDS):
+            self._long.append(number)
+            self._spare.changed.notify()
+
+    def _end(self, number: int) -> None:
+        self._active[number] -= 1
+        if number in self._long:
+            self._long.remove(number)
+        if self.closed:
+            self._wake_all()
+
+    def _wake_all(self) -> None:
+        for crew in (*self._crews, self._spare):
+            crew.changed.notify_all()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a model is at work, or rows wait for one."""
+        return any(self._active) or any(queue.rows for queue in self._queues)
+
+    def _do(self, number: int, parts: Sequence[Part]) -> None:
+        """Let a model answer some rows, or say why it does not; a worker outlives any error."""
+        for group in alike(parts):
+            try:
+                self._answer(number, group)
+            except Exception as error:
+                self._fail(group, self.stages[number], error)
+        if len(self._told) >= Bulk.MANY:
+            self.tell()
+
+    def _audit(self) -> None:
+        try:
+            found = self._audits.ask(self.levels[-1])
+        except Exception as error:  # nobody waits: what is not known is left out
+            self._told.observe(Failed("audit", error))
+        else:
+            if found is not None:
+                self._told.observe(found)
+
+    def _answer(self, number: int, parts: Sequence[Part]) -> None:
+        began = time.perf_counter()
+        inputs = join_rows([part.inputs for part in parts])
+        try:
+            found = self._ask(number, inputs, parts)
+        except ModelError as error:
+            if not number:
+                raise
+            self._miss(number, parts, error)  # unreachable, or it answers nonsense
+            return
+        ended = time.perf_counter()
+        output = found.output if number < len(self.levels) else plain(found.output)
+        if found.answered is not None:
+            parts, missed = divided(parts, to_numpy(found.answered), None)
+            error = TeacherUnavailable("the teacher answers no more rows just now")
+            self._miss(number, missed, error)
+        if parts:
+            self._go_on(number, parts, output, _flags(found.degraded, len(output)), inputs)
+            self._tell_batch(number, parts, began, ended)
+
+    def _ask(self, number: int, inputs: Batch, parts: Sequence[Part]) -> Answer:
+        """What a model says; of a later one, mixed with what those before it said."""
+        if number:
+            own = join_rows([part.output for part in parts])
+            return self.levels[number - 1].ask_teacher(inputs, own)
+        if self.levels:
+            found = self.levels[0].ask_student(inputs)
+        else:
+            found = answer(self._model, inputs, row_count(inputs), self.kind)
+        if found.answered is not None:
+            raise ModelError(f"the {self.stages[0]} answered only some of its rows just now")
+        return found
+
+    def _tell_batch(
+        self, number: int, parts: Sequence[Part], began: float, ended: float
+    ) -> None:
+        batch = Batched.of(self.stages[number], parts, began, ended)
+        each, known = batch.seconds / max(batch.rows, 1), self.row_seconds[number]
+        self.row_seconds[number] = 0.9 * known + 0.1 * each if known else each
+        self._told.observe(batch)
+
+    def _go_on(
+        self, number: int, parts: Sequence[Part], output: Batch, flags: Any, inputs: Batch = None
+    ) -> None:
+        """What a model has said goes to the next router; what the last one said is an answer."""
+        if number < len(self.levels) - 1:
+            self._route(number, parts, output, flags)
+        elif number < len(self.levels):
+            self._decide(parts, output, flags, inputs)
+        else:
+            self._settle(parts, output, flags, deferred=True)
+
+    def _route(self, number: int, parts: Sequence[Part], raw: Batch, flags: np.ndarray) -> None:
+        """An inner router: what it keeps is what the joint model around it reads."""
+        level = self.levels[number]
+        output, (_, deferred) = plain(level.of_student(raw)), level.router(raw)
+        kept = ~to_numpy(deferred)
+        stay, later = divided(parts, kept, output)
+        self._defer(number + 1, later)
+        if stay:
+            rows = np.flatnonzero(kept)
+            self._go_on(number + 1, stay, take_rows(output, rows), flags[rows])
+
+    def _decide(
+        self, parts: Sequence[Part], raw: Batch, flags: np.ndarray, inputs: Batch
+    ) -> None:
+        """The router with the knob: what it keeps is answered."""
+        joint = self.levels[-1]
+        score = np.asarray(to_numpy(joint.router.score(raw)), np.float64)
+        output, knob = plain(joint.of_student(raw)), joint.router.threshold
+        each = np.array([part.ticket.begin(knob) for part in parts])
+        if len(parts) < len(score):
+            each = np.repeat(each, [part.count for part in parts])
+        deferred = is_deferred(score, each)
+        predicted, hard = joint.predict(output), deferred.tolist()
+        done: list[Ticket] = []
+        later: list[Part] = []
+        stop = 0
+        for part in parts:
+            start, stop, ticket = stop, stop + part.count, part.ticket
+            own = slice(start, stop)
+            if part.count == ticket.rows and True not in hard[start:stop]:  # the common case
+                columns = predicted[own], output[own], score[own], deferred[own], flags[own]
+                _finish(ticket, JointAnswer(*columns), done)
+                continue
+            with self.lock:
+                ticket.scored(part.rows, output[own], score[own], deferred[own], flags[own])
+                _finish(ticket, ticket.whole(joint.predict), done)
+            later += divided([part], deferred[own], output[own])[0]
+        self._defer(len(self.levels), later)
+        self._reply(done)
+        self._rate = 0.9 * self._rate + 0.1 * np.count_nonzero(deferred) / len(deferred)
+        self._told.observe(Scored(score, deferred, each))
+        if (none := self._audits.draw(inputs, output, deferred, each)) is not None:
+            self._told.observe(none)
+
+    def _defer(self, number: int, parts: Sequence[Part]) -> None:
+        if parts:
+            with self.lock:
+                self._put(number, parts)
+
+    def _settle(
+        self, parts: Sequence[Part], output: Batch, flags: np.ndarray, *, deferred: bool
+    ) -> None:
+        """Take the last answer to some rows; `deferred` says whether it is the teacher's."""
+        done: list[Ticket] = []
+        with self.lock:
+            for part, own in spans(parts):
+                if part.ticket.open:
+                    part.ticket.taught(part.rows, output[own], flags[own], deferred)
+                    _finish(part.ticket, part.ticket.whole(self._predict), done)
+        self._reply(done)
+
+    def _miss(self, number: int, parts: Sequence[Part], error: ModelError) -> None:
+        """Do as the policy says with rows that a teacher did not answer."""
+        if not parts:
+            return
+        if self.levels[number - 1].when_unavailable == "error":
+            self._fail(parts, self.stages[number], error)
+            return
+        self._told.observe(Failed(self.stages[number], error))
+        self._degrade(number, parts)
+
+    def _degrade(self, number: int, parts: Sequence[Part]) -> None:
+        """Go on with what was said before a teacher that has not answered."""
+        own = join_rows([part.output for part in parts])
+        flags = np.ones(len(own), bool)
+        if number < len(self.levels):
+            self._go_on(number, parts, own, flags)
+            return
+        self._keep(parts)
+        self._told.observe(Degraded(len(own)))
+        self._settle(parts, own, flags, deferred=False)
+
+    def _keep(self, parts: Sequence[Part]) -> None:
+        """Keep rows for later, those that somebody waits for, if that is the policy."""
+        late = self.levels[-1].late
+        if late is None:
+            return
+        with self.lock:  # other rows of the same request may be missed by another worker
+            waiting = [part for part in parts if part.ticket.open]
+            ids = {part.ticket: part.ticket.late_id(late.new_id) for part in waiting}
+        entries = [
+            LateRows(ids[part.ticket], np.asarray(part.rows), part.inputs, part.output)
+            for part in waiting
+        ]
+        if entries and late.keep(entries, self.kind):
+            for ticket, own in ids.items():
+                ticket.late = own
+
+    def _reply(self, done: Sequence[Ticket]) -> None:
+        if not done:
+            return
+        for ticket in done:
+            ticket.reply(ticket)
+        self.bell()
+        since = np.array([ticket.since for ticket in done])
+        self._told.observe(Answered(since, time.perf_counter() - since))
+
+    def _fail(self, parts: Sequence[Part], stage: str, error: Exception) -> None:
+        told = error
+        if not isinstance(error, EbjrError):
+            told = ModelError(f"the {stage} failed on a batch: {type(error).__name__}: {error}")
+        with self.lock:
+            failed = dict.fromkeys(part.ticket for part in parts if part.ticket.open)
+            for ticket in failed:
+                ticket.open, ticket.error = False, told
+        for ticket in failed:
+            ticket.reply(ticket)
+        self.bell()
+        self._told.observe(Failed(stage, error))
+
+
+class _Crew:
+    """Workers that wait together, and the models whose rows they take."""
+
+    def __init__(self, lock: threading.Lock, stages: list[int]) -> None:
+        self.changed, self.stages = threading.Condition(lock), stages
+
+
+def _finish(ticket: Ticket, found: JointAnswer | None, done: list[Ticket]) -> None:
+    if found is not None and ticket.open:
+        ticket.open, ticket.answer = False, found
+        done.append(ticket)
+
+
+def _levels(model: Model) -> tuple[JointModel, ...]:
+    """The joint models in a model, the innermost first; each is the student of the next."""
+    if not isinstance(model, JointModel):
+        return ()
+    return (*_levels(model.student), model)
+
+
+def stages_of(levels: int) -> tuple[str, ...]:
+    """What the models of so many joint models, one in another, are called."""
+    between = tuple(f"teacher-{number}" for number in range(1, levels))
+    return ("student", *between, "teacher")[-levels - 1 :]
+
+
+def _as_it_is(output: Batch) -> Batch:
+    """Of a model that is not joint the answer is its raw output."""
+    return output
+
+
+def _bears_many(model: Model) -> bool:
+    """Whether several threads may ask a model at once, as is known of our own backends'."""
+    known = facts(model)
+    return known.url is not None or (known.path is not None and known.path.suffix in FILES)
+
+
+def _flags(degraded: Any, rows: int) -> np.ndarray:
+    return np.zeros(rows, bool) if degraded is None else to_numpy(degraded)
+
+
+def _index(rows: Any) -> Any:
+    return slice(rows.start, rows.stop) if isinstance(rows, range) else rows

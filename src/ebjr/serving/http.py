@@ -1,0 +1,331 @@
+"""HTTP on the wire: uvicorn's protocol within limits, and the short way of ``infer`` through it.
+
+What is asked most goes from the parser to the engine and back without a task, a scope or a
+framework; all else is Starlette's. This file alone knows uvicorn's protocol from inside, whose
+versions the extra `serve` bounds.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from ebjr.errors import EbjrError, needs
+from ebjr.serving.bodies import LARGE_BYTES, too_large
+from ebjr.serving.infer import Heads, Written, json_bytes, paths, retry_after, writer
+from ebjr.serving.logs import REQUEST_ID, new_request_id
+from ebjr.serving.service import BROKEN, Call, Service, log, status_of
+
+with needs("serve", "serving"):
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_LINES = {int(status): f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_RARE = (b"content-encoding", b"expect", b"upgrade")  # in the head of what takes the long way
+
+
+def http_of(service: Service, *, short: bool = True) -> Callable[..., asyncio.Protocol]:
+    """What makes uvicorn's protocol for each connection; `short` lets `infer` go its short way."""
+    return partial(Http, service, Heads(service), paths(service) if short else frozenset())
+
+
+class Http(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(
+        self, service: Service, heads: Heads, short: frozenset[bytes], **uvicorn: Any
+    ) -> None:
+        super().__init__(**uvicorn)
+        self.service, self.heads, self._limits = service, heads, service.limits
+        self._short = short
+        self._seen = 0  # bytes since the last head was complete, or the last message
+        self._in_body = self._refused = self._ended = False
+        self._late: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
+        self._began = 0.0
+
+    # What comes
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.connections:
+            most = self._limits.connections
+            self.refuse(503, f"{most} clients are connected already; try again later")
+            return
+        self._late = self.loop.call_later(self._limits.head_seconds, self._head_is_late)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused or self.transport.is_closing():
+            return
+        known = self.cycle
+        super().data_received(data)
+        if self._refused:
+            return
+        if self.cycle is not known:
+            self._late, self._seen, self._began = _ended(self._late), 0, self.loop.time()
+        else:
+            self._seen += len(data)
+        if self._in_body:
+            self._wait_for_body()
+        elif self.cycle is None or self.cycle.response_complete:
+            if self._seen > self._limits.head_bytes:
+                most = self._limits.head_bytes
+                self.refuse(431, f"a request's head may have {most} bytes at most")
+            elif self._late is None and self.cycle is known:
+                self._late = self.loop.call_later(self._limits.head_seconds, self._head_is_late)
+
+    def _wait_for_body(self) -> None:
+        """A body may take its time, and a little longer for each byte of it."""
+        limits = self._limits
+        if self._seen > 2 * limits.body_bytes:  # of chunks that are hardly more than their heads
+            self.refuse(413, too_large(limits.body_bytes))
+            return
+        if self._late is None:
+            self._late = self.loop.call_later(limits.body_seconds, self._body_is_late)
+
+    def _head_is_late(self) -> None:
+        if self._seen and not self.transport.is_closing():
+            seconds = self._limits.head_seconds
+            self.refuse(408, f"a request's head must come within {seconds:g} seconds")
+        else:
+            self.transport.close()
+
+    def _body_is_late(self) -> None:
+        spent = self.loop.time() - self._began
+        left = self._limits.body_seconds + self._seen / self._limits.body_bytes_per_second - spent
+        if left > 0:
+            self._late = self.loop.call_later(left, self._body_is_late)
+            return
+        self.refuse(408, f"the body came too slowly: {self._seen} bytes in {spent:.0f} seconds")
+
+    def eof_received(self) -> bool:
+        """The client sends no more; if it waits for an answer, it gets it."""
+        self._ended = True
+        cycle = self.cycle
+        if self._in_body or cycle is None or cycle.response_complete:
+            return False
+        cycle.keep_alive = False
+        if isinstance(cycle, Exchange):
+            cycle.forsake()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._late, self._stuck = _ended(self._late), _ended(self._stuck)
+        for cycle, _ in self.pipeline:
+            _let_go(cycle)
+        _let_go(self.cycle)
+        super().connection_lost(exc)
+
+    # What the parser finds
+
+    def on_message_begin(self) -> None:
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+
+    def on_headers_complete(self) -> None:
+        self._in_body = True
+        known = dict(self.headers)
+        if (wrong := self._wrong_in(known)) is not None:
+            self.refuse(*wrong)
+        elif self._is_short(known):
+            self._take_turn(Exchange(self, known))
+        else:
+            url, headers, expects = self.url, self.headers, self.expect_100_continue
+            super().on_message_begin()
+            self.url, self.expect_100_continue = url, expects
+            self.headers.extend(headers)
+            super().on_headers_complete()
+
+    def _wrong_in(self, known: dict[bytes, bytes]) -> tuple[int, str] | None:
+        """What is wrong with a head that the parser takes."""
+        if len(known) != len(self.headers) or b"host" not in known:
+            hosts = sum(name == b"host" for name, _ in self.headers)
+            if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+                return 400, f"a request names one Host, and this one names {hosts}"
+        coding = known.get(b"transfer-encoding")
+        if coding is not None and coding.strip().lower() != b"chunked":
+            return 400, "a body may be sent in chunks, and in no other Transfer-Encoding"
+        length = known.get(b"content-length", b"0")
+        if len(length) > 18 or int(length) > self._limits.body_bytes:
+            return 413, too_large(self._limits.body_bytes)
+        return None
+
+    def _is_short(self, known: dict[bytes, bytes]) -> bool:
+        """Whether a request takes the short way: one that no thread need read beforehand."""
+        if self.url not in self._short or self.parser.get_method() != b"POST":
+            return False
+        if any(name in known for name in _RARE) or b"content-length" not in known:
+            return False
+        form = known.get(b"content-type", b"")[:10].lower() == b"multipart/"
+        return not form and json_bytes(known, int(known[b"content-length"])) <= LARGE_BYTES
+
+    def _take_turn(self, exchange: "Exchange") -> None:
+        """Answers go out in the order of their requests."""
+        before, self.cycle = self.cycle, exchange  # type: ignore[assignment]
+        if before is None or before.response_complete:
+            exchange.begin()
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if isinstance(cycle, Exchange):
+            cycle.begin()
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def on_body(self, body: bytes) -> None:
+        if self._refused:
+            return
+        if isinstance(self.cycle, Exchange):
+            self.cycle.take(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_body, self._late = False, _ended(self._late)
+        if self._refused:
+            return
+        self._seen = 0
+        if isinstance(self.cycle, Exchange):
+            self.cycle.complete()
+        else:
+            super().on_message_complete()
+
+    # What goes
+
+    def answer(self, exchange: "Exchange", status: int, written: Written) -> None:
+        """Send an answer of the short way, in one piece."""
+        if self.transport.is_closing():
+            return
+        about, body = written
+        about = [*self.server_state.default_headers, *about, (REQUEST_ID, exchange.own)]
+        if not exchange.keep_alive:
+            about.append((b"connection", b"close"))
+        head = b"".join([b"%b: %b\r\n" % pair for pair in about])
+        self.transport.write(b"%b%b\r\n%b" % (_LINES[status], head, body))
+        if not exchange.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(self._limits.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stuck = _ended(self._stuck)
+
+    def send_400_response(self, msg: str) -> None:
+        if not self._refused:
+            self.refuse(400, "this is no HTTP request")
+
+    def refuse(self, status: int, sentence: str) -> None:
+        """Answer in place of the application, and hang up."""
+        self._refused, self._late = True, _ended(self._late)
+        self.service.refused(status)
+        body = json.dumps({"error": sentence}).encode()
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(_LINES[status] + head % len(body) + body)
+        self.transport.close()
+
+
+class Exchange:
+    """A request of the short way and its answer: what uvicorn calls a cycle."""
+
+    __slots__ = (
+        *("disconnected", "keep_alive", "own", "response_complete"),
+        *("_call", "_headers", "_hold", "_http", "_parts", "_turn", "_whole", "_wrong"),
+    )
+    message_event = asyncio.Event()  # uvicorn sets it when a connection is lost
+
+    def __init__(self, http: Http, headers: dict[bytes, bytes]) -> None:
+        self._http, self._headers = http, headers
+        self.keep_alive = bool(http.parser.should_keep_alive())
+        self.own = new_request_id(headers.get(REQUEST_ID))
+        self.response_complete = self.disconnected = self._turn = self._whole = False
+        self._hold = http.service.admission.hold(http.client)
+        self._parts: list[bytes] = []
+        self._wrong: Exception | None = None
+        self._call: Call | None = None
+
+    def begin(self) -> None:
+        """It is this one's turn to be answered."""
+        self._turn = True
+        if self._whole:
+            self._ask()
+
+    def take(self, part: bytes) -> None:
+        """A part of the body; once it is refused, the rest is read and forgotten."""
+        if not self._parts:  # mostly it is all of it, and held with all else
+            self._parts.append(part)
+        elif self._wrong is None:
+            try:
+                self._hold.add(len(self._parts[-1]))
+                self._parts.append(part)
+            except EbjrError as error:
+                self._wrong, self._parts = error, [b""]
+
+    def complete(self) -> None:
+        """The body is there."""
+        self._whole = True
+        if self._turn:
+            self._ask()
+
+    def _ask(self) -> None:
+        try:
+            if self._wrong is not None:
+                raise self._wrong
+            parts, self._parts = self._parts or [b""], []
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            plan, inputs = self._http.heads.read(body, self._headers)
+            write = writer(self._headers)
+            self._call = Call(self._http.service, plan, self._hold, write, self._done)
+            self._call.start(inputs, len(parts[-1]))
+        except Exception as error:
+            self._done(error)
+
+    def _done(self, found: Any) -> None:
+        """The answer, or the error that there is in its place."""
+        self._hold.end()
+        self._call = None  # which knows this: nothing is left for the garbage collector
+        self.response_complete, status = True, 200
+        if isinstance(found, Exception):
+            status, found = _written(found)
+            self._http.service.refused(status)
+        self._http.answer(self, status, found)
+
+    def forsake(self) -> None:
+        """The client sends no more: it waits for the answer, or is gone."""
+        if self._call is not None:
+            self._call.forsake()
+
+    def leave(self) -> None:
+        """The client is gone."""
+        if self._call is not None:
+            self._call.cancel()
+        self._hold.end()
+
+
+def _written(error: Exception) -> tuple[int, Written]:
+    """An error as the answer of the short way."""
+    status, sentence = 500, BROKEN
+    if isinstance(error, EbjrError):
+        status, sentence = status_of(error), " ".join(str(error).split())
+    else:
+        log.error("a request failed", exc_info=error)
+    body = json.dumps({"error": sentence}).encode()
+    about = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    for name, value in (retry_after(error) or {}).items():
+        about.append((name.lower().encode(), value.encode()))
+    return status, (about, body)
+
+
+def _let_go(cycle: Any) -> None:
+    if isinstance(cycle, Exchange) and not cycle.response_complete:
+        cycle.leave()
+
+
+def _ended(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
