@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from ebjr.protocol import (
     InferResponse,
     RequestedOutput,
     datatype_of,
+    is_number,
     read_metadata,
     read_request,
     read_response,
+    request_of,
     write_request,
     write_response,
 )
@@ -176,7 +179,7 @@ def test_any_byte_but_zero_is_a_true_boolean():
         (body(inputs=[tensor(shape=(1.0, 2), data=[])]), "0 or more, not"),
         (body(inputs=[tensor(shape=(True, 2), data=[1, 2])]), "0 or more, not"),
         (body(inputs=[tensor(shape=(10**30,), data=[1, 2])]), "0 or more, not"),
-        (body(inputs=[tensor(shape=(2**62,) * 32, data=[1])]), "came with 1"),
+        (body(inputs=[tensor(shape=(2**58, 2), data=[1])]), "came with 1"),
         (body(inputs=[tensor(shape=(1, 3), data=[1, 2])]), "needs 3 elements, but came with 2"),
         (body(inputs=[tensor()]), "needs 'data', or 'binary_data_size'"),
         (body(inputs=[tensor(data=1)]), "must be a list, not a number"),
@@ -191,12 +194,27 @@ def test_any_byte_but_zero_is_a_true_boolean():
             "exceeds INT64, -9223372036854775808",
         ),
         (body(inputs=[tensor(datatype="INT32", data=[1, 2.5])]), "does not hold INT32"),
+        (body(inputs=[tensor(datatype="INT32", data=[1, True])]), "does not hold INT32"),
+        (body(inputs=[tensor(data=[1.5, True])]), "does not hold FP32"),
+        (body(inputs=[tensor(data=[1, 10**400])]), "exceeds FP32"),
+        (body(inputs=[tensor(datatype="FP64", data=[1, -(10**309)])]), "exceeds FP64"),
+        (body(inputs=[tensor(datatype="FP16", data=[1, 70_000])]), "exceeds FP16"),
+        (body(inputs=[tensor(datatype="UINT64", data=[1, 10**400])]), "exceeds UINT64"),
         (body(inputs=[tensor(datatype="BOOL", data=[1, 0])]), "does not hold BOOL"),
-        (body(inputs=[tensor(datatype="BYTES", data=["a", 1])]), "must be strings for BYTES"),
+        (body(inputs=[tensor(datatype="BYTES", data=["a", 1])]), "does not hold strings alone"),
         (body(inputs=[tensor(datatype="BYTES", data=["a", "\ud800"])]), "not Unicode"),
         (body(inputs=[tensor(data=[1, 2])], id=7), "'id' must be a string, not a number"),
         (body(inputs=[tensor(data=[1, 2])], parameters=[]), "must be a JSON object"),
         (body(inputs=[tensor(data=[1, 2])], parameters={"a": None}), "not nothing"),
+        (body(inputs=[tensor(data=[1, 2])], parameters={"a": 10**400}), "that no float holds"),
+        (body(inputs=[tensor(data=[1, 2], parameters={"a": 10**400})]), "that no float holds"),
+        (
+            body(
+                inputs=[tensor(data=[1, 2])],
+                outputs=[{"name": "a", "parameters": {"b": -(10**400)}}],
+            ),
+            "that no float holds",
+        ),
         (body(inputs=[tensor(data=[1, 2])], parameters={"binary_data_output": 1}), "true or false"),
         (body(inputs=[tensor(data=[1, 2])], outputs=[{"name": "a"}] * 2), "asked for twice"),
         (
@@ -221,6 +239,8 @@ def test_what_is_no_request_is_refused_in_one_sentence(message, says):
         (8, b"\0" * 9, "1 bytes after the JSON belong to no tensor"),
         (9, b"\0" * 8, "at most 8, not 9"),
         (-1, b"", "not -1"),
+        (10**300, b"", "at most 0, not 1000"),
+        (10**400, b"", "that no float holds"),
         (True, b"\0", "not True"),
         (7, b"\0" * 7, "no whole number of FP32"),
         (4, b"\0" * 4, "needs 2 elements, but came with 1"),
@@ -230,6 +250,55 @@ def test_bytes_that_do_not_fit_their_tensor_are_refused(size, rest, says):
     raw = body(inputs=[tensor(parameters={"binary_data_size": size})])
     with pytest.raises(ProtocolError, match=says):
         read_request(raw + rest, len(raw))
+
+
+FAR = [(0, 2**62, 2**62), (2**62, 0, 2**62), (2**62, 2**62, 0), (2**63,), (0, 2**60), (0,) * 33]
+
+
+@pytest.mark.parametrize("shape", FAR, ids=str)
+@pytest.mark.parametrize("datatype", DATATYPES)
+def test_a_shape_that_no_array_has_is_refused_however_empty_it_is(shape, datatype):
+    about = {"shape": shape, "datatype": datatype}
+    table = {"inputs": [tensor(**about, data=[])], "outputs": [], "name": "far"}
+    plain, binary = (
+        body(**table),
+        body(inputs=[tensor(**about, parameters={"binary_data_size": 0})]),
+    )
+    answer = body(outputs=[tensor(**about, data=[])], model_name="far")
+    for read in (
+        lambda: read_request(plain),
+        lambda: read_request(binary, len(binary)),
+        lambda: request_of(json.loads(binary), memoryview(b"")),
+        lambda: read_response(answer),
+        lambda: read_metadata(json.loads(plain)),
+    ):
+        with pytest.raises(ProtocolError, match="numbers that an array can have"):
+            read()
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+def test_an_empty_tensor_keeps_its_shape(datatype):
+    about = tensor(shape=(2**29, 0, 2**30), datatype=datatype, data=[])
+    found = read_request(body(inputs=[about])).inputs["x"]
+    assert (found.shape, found.dtype) == ((2**29, 0, 2**30), DATATYPES[datatype])
+
+
+def test_a_long_text_among_numbers_takes_no_memory_of_its_length_for_each():
+    data = ["a" * 2**24, *([1] * 2**16)]  # as one array of texts: 4 TiB
+    with pytest.raises(ProtocolError, match="does not hold FP32 numbers alone"):
+        read_request(body(inputs=[tensor(shape=(len(data),), data=data)]))
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        *((value, True) for value in (0, 1.5, math.inf, math.nan, 2**1023)),
+        *((value, False) for value in (True, 10**309, -(10**400), "1", None, [1])),
+    ],
+    ids=lambda value: f"{value!r:.12}",
+)
+def test_a_number_is_what_a_float_holds(value, number):
+    assert is_number(value) == number
 
 
 @pytest.mark.parametrize("rest", [b"\1", b"\5\0\0\0ab", b"\1\0\0\0a\xff\xff\xff\xffb"])
@@ -259,7 +328,12 @@ def test_types_without_a_name_are_refused():
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**400, -(10**400), 2**1024, 2**62])
+    | st.floats()
+    | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
@@ -275,7 +349,7 @@ JSON = st.recursive(
 LIKE_A_TENSOR = st.fixed_dictionaries(
     {
         "name": st.just("x") | JSON,
-        "shape": st.lists(st.integers(-1, 3), max_size=3) | JSON,
+        "shape": st.lists(st.integers(-1, 3) | st.sampled_from([0, 2**62]), max_size=3) | JSON,
         "datatype": st.sampled_from(list(DATATYPES)) | JSON,
     },
     optional={

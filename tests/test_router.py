@@ -62,7 +62,9 @@ def test_infinity_defers_every_finite_score(rows):
 
 
 @pytest.mark.parametrize(
-    "threshold", [math.nan, -math.inf, np.float32(-np.inf), "nan", "-inf", "x"]
+    "threshold",
+    [math.nan, -math.inf, np.float32(-np.inf), "nan", "-inf", "x", 10**400, -(10**400)],
+    ids=lambda value: f"{value!r:.12}",
 )
 def test_a_threshold_that_compares_with_nothing_is_refused(threshold):
     router = Router("energy", 1.0)

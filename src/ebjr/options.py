@@ -510,6 +510,10 @@ class ServerOptions:
     token: Annotated[
         str | None, in_knob("Who moves the knob must show it as a bearer.", envvar="EBJR_TOKEN")
     ] = None
+    hosts: Annotated[
+        list[str] | None,
+        in_network("One more name that the server is read by, as by a proxy here.", "--allow-host"),
+    ] = None
     audit_log: Annotated[
         Path | None,
         in_output("A file to which each move of the knob is appended, a JSON line each."),

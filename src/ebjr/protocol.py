@@ -10,6 +10,7 @@ Source: the Open Inference Protocol, REST, and Triton's binary tensor data exten
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -32,6 +33,8 @@ DATATYPES: Mapping[str, np.dtype[Any]] = {
 """The protocol's names of types; BYTES are arrays of `bytes` objects."""
 
 MOST_DIMENSIONS = 32
+MOST_ELEMENTS = 2**59
+"""Of a shape without its zeros: NumPy counts bytes in 63 bits, even those of an empty array."""
 
 MOST_JSON_BYTES = 2**26
 """The longest JSON of a message: reading and writing it keeps the interpreter for 0.4 s."""
@@ -259,6 +262,15 @@ def write_response(
     return _joined(message, rest)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that a float holds, infinity and NaN included; no boolean is.
+
+    JSON's whole numbers have any size, and `float` fails on those that are too large.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, float) or (whole and abs(value) <= sys.float_info.max)
+
+
 def read_metadata(message: Mapping[str, Any]) -> ModelMetadata:
     """What a server says of a model, from the object in its message."""
     name = _read_text(message, "name")
@@ -378,7 +390,7 @@ def _read_parameters(table: Mapping[str, Any], what: str) -> Parameters:
             f"'parameters' of {what} must be a JSON object, not {_kind(parameters)}"
         )
     for key, value in parameters.items():
-        if not isinstance(value, bool | int | float | str):
+        if not isinstance(value, bool | str) and not is_number(value):
             raise ProtocolError(
                 f"the parameter {_shown(key)} of {what} must be a number, a string, "
                 f"true or false, not {_kind(value)}"
@@ -471,58 +483,52 @@ def _read_shape(table: Mapping[str, Any], name: str, least: int = 0) -> tuple[in
     if (
         not isinstance(shape, list)
         or len(shape) > MOST_DIMENSIONS
-        or not all(type(size) is int and least <= size < 2**63 for size in shape)
+        or not all(type(size) is int and least <= size for size in shape)
+        or math.prod(max(1, size) for size in shape) > MOST_ELEMENTS
     ):
         raise ProtocolError(
             f"the shape of the tensor {_shown(name)} must be a list of at most {MOST_DIMENSIONS} "
-            f"whole numbers, {least} or more, not {_shown(shape)}"
+            f"whole numbers that an array can have, {least} or more, not {_shown(shape)}"
         )
     return tuple(shape)
 
 
 def _from_json(tensor: _Tensor) -> np.ndarray:
-    texts, data = tensor.datatype == "BYTES", tensor.data
+    dtype, data = DATATYPES[tensor.datatype], tensor.data
     if not isinstance(data, list):
         raise ProtocolError(f"'data' of {tensor} must be a list, not {_kind(data)}")
-    try:
-        found = np.array(data, dtype=object if texts else None)
-    except (ValueError, OverflowError) as error:
-        raise ProtocolError(
-            f"'data' of {tensor} must be one list, or lists of equal lengths"
-        ) from error
+    # as objects: with a text among them NumPy would make each number as long as the longest text
+    found = np.array(data, dtype=object)
+    values = found.ravel().tolist()
+    kinds = set(map(type, values))
+    if list in kinds:
+        raise ProtocolError(f"'data' of {tensor} must be one list, or lists of equal lengths")
     _check_count(tensor, found.size)
-    if not found.size:
-        return np.empty(tensor.shape, DATATYPES[tensor.datatype])
-    return (_texts if texts else _numbers)(tensor, found).reshape(tensor.shape)
+    if not kinds <= _JSON_KINDS.get(dtype.kind, {int}):
+        kind = "strings" if dtype.kind == "O" else f"{tensor.datatype} numbers"
+        raise ProtocolError(f"'data' of {tensor} does not hold {kind} alone")
+    if dtype.kind == "O":
+        found = np.fromiter((text.encode("utf-8") for text in values), object)
+    return _cast(tensor, found, dtype).reshape(tensor.shape)
 
 
-def _texts(tensor: _Tensor, found: np.ndarray) -> np.ndarray:
-    texts = found.ravel().tolist()
-    if not all(isinstance(text, str) for text in texts):
-        raise ProtocolError(f"'data' of {tensor} must be strings for BYTES")
-    return np.fromiter((text.encode("utf-8") for text in texts), object)
+_JSON_KINDS: Mapping[str, set[type]] = {"b": {bool}, "f": {int, float}, "O": {str}}
+"""What JSON has for each kind of NumPy's types; for the others whole numbers."""
 
 
-def _numbers(tensor: _Tensor, found: np.ndarray) -> np.ndarray:
-    """An array of JSON's numbers or booleans in the type of the tensor."""
-    dtype = DATATYPES[tensor.datatype]
-    whole = dtype.kind in "iu"
-    fits = found.dtype.kind in {"b": "b", "f": "iuf"}.get(dtype.kind, "iu")
-    if whole and found.dtype.kind in "fO":  # what exceeds 63 bits is still whole
-        found = np.array(tensor.data, dtype=object)
-        fits = all(type(value) is int for value in found.flat)
+def _cast(tensor: _Tensor, found: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Objects in the type of the tensor, if it holds them."""
+    try:
+        with np.errstate(over="ignore"):
+            array = found.astype(dtype)
+        fits = dtype.kind != "f" or np.isfinite(array).all()
+    except OverflowError:
+        fits = False
     if not fits:
-        raise ProtocolError(f"'data' of {tensor} does not hold {tensor.datatype} numbers alone")
-    if whole:
-        limits = np.iinfo(dtype)
-        if int(found.min()) < limits.min or int(found.max()) > limits.max:
-            raise ProtocolError(
-                f"'data' of {tensor} exceeds {tensor.datatype}, {limits.min} to {limits.max}"
-            )
-    with np.errstate(over="ignore"):
-        array = found.astype(dtype)
-    if dtype.kind == "f" and not np.isfinite(array).all():
-        raise ProtocolError(f"'data' of {tensor} exceeds {tensor.datatype}")
+        info = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
+        raise ProtocolError(
+            f"'data' of {tensor} exceeds {tensor.datatype}, {info.min} to {info.max}"
+        )
     return array
 
 
@@ -617,7 +623,8 @@ def _as_bytes(element: Any) -> bytes:
 
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return "nothing" if value is None else names.get(type(value), "a number")
+    number = "a number" if is_number(value) else "a number that no float holds"
+    return "nothing" if value is None else names.get(type(value), number)
 
 
 def _shown(value: Any) -> str:

@@ -95,10 +95,10 @@ def check_threshold(value: float) -> float:
     """
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # no number, or a whole one that no float holds
         number = math.nan
     if math.isnan(number) or number == -math.inf:
-        raise ValueError(f"threshold must be a number above -inf, not {value!r}")
+        raise ValueError(f"threshold must be a number above -inf, not {value!r:.60}")
     return number
 
 

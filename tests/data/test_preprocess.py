@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -188,6 +190,38 @@ def test_every_way_of_resizing_gives_the_size_and_keeps_a_flat_color(given_size,
     for resize in ("squash", "crop", "letterbox"):
         sized = Preprocess(size, resize, layout="nhwc", dtype="uint8")([flat])
         np.testing.assert_array_equal(sized, np.full((1, *size, 3), 114))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(1, 90), (90, 1), (3, 200), (200, 3), (7, 331), (40, 1999)])
+def test_what_is_cut_before_it_is_scaled_is_what_pillow_scales_and_then_cuts(
+    size, interpolation
+) -> None:
+    (image,) = photos(size)
+    height, width = 64, 48
+    tall, wide = (
+        (height, size[1] * height // size[0])
+        if height * size[1] >= width * size[0]
+        else (size[0] * width // size[1], width)
+    )
+    method = Image.Resampling[interpolation.upper()]
+    whole = Image.fromarray(image).resize((wide, size[0]), method).resize((wide, tall), method)
+    top, left = round((tall - height) / 2), round((wide - width) / 2)
+    crop = Preprocess((height, width), "crop", interpolation, layout="nhwc", dtype="uint8")
+    expected = np.asarray(whole)[top : top + height, left : left + width]
+    np.testing.assert_array_equal(crop([image])[0], expected)
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
+@pytest.mark.parametrize("size", [(1, 2**21), (2**21, 1), (2, 200_000), (200_000, 2)])
+def test_a_thin_image_takes_little_memory(size, resize) -> None:
+    image = np.full((*size, 3), 200, np.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for interpolation in ("bilinear", "bicubic"):
+        found = Preprocess(64, resize, interpolation, dtype="uint8")([image])
+        assert found.shape == (1, 3, 64, 64)
+        assert (found[..., 31, 31] == 200).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 2**10  # in KiB
 
 
 def test_inputs_that_are_no_decoded_images_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 
@@ -216,6 +217,41 @@ def test_the_autopilot_flies_until_a_hand_takes_the_knob(tmp_path):
     assert any("asked for threshold 4.5; the autopilot is off" in e["why"] for e in entries)
     followed = [entry["from"] for entry in entries[2:]]
     assert followed == [entry["to"] for entry in entries[1:-1]]
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"threshold": 10**400},
+        {"threshold": True},
+        {"deferral_rate": 10**400},
+        {"deferral_rate": -(10**400)},
+        {"deferral_rate": math.nan},
+        {"operating_point": 10**400},
+        {"hold": "p99=10ms", "between": [10**400, 2]},
+        {"hold": "p99=10ms", "between": [0, -(10**400)]},
+        {"hold": "p99=10ms", "between": [math.nan, math.inf]},
+        {"hold": "p99=10ms", "between": ["1e400", "nan"]},
+        {"hold": "p99=1e400ms"},
+        {"hold": f"flops={'9' * 400}"},
+        {"hold": 10**400},
+    ],
+    ids=lambda wish: f"{wish!r:.40}",
+)
+def test_a_wish_of_a_number_that_no_float_holds_is_refused_in_one_sentence(wish):
+    body = json.dumps(wish)
+    with TestClient(build_app(served())) as client:
+        answer = client.put("/v1/router", content=body)
+        assert (answer.status_code, len(answer.json()["error"]) < 300) == (400, True)
+        assert client.get("/v1/router").json()["threshold"] == 2.0
+
+
+@pytest.mark.parametrize("name", ["threshold", "deferral_rate", "operating_point", "timeout"])
+@pytest.mark.parametrize("value", [10**400, -(10**400), True])
+def test_a_request_of_a_number_that_no_float_holds_is_refused_in_one_sentence(name, value):
+    with TestClient(build_app(served())) as client:
+        answer = client.post(INFER, json=request(1.0, **{name: value}))
+    assert (answer.status_code, len(answer.json()["error"]) < 300) == (400, True)
 
 
 def test_bounds_without_anything_to_hold_are_refused():

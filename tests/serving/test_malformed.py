@@ -25,7 +25,9 @@ from benchmarks.malformed import (
     made,
     run,
     serving,
+    valid,
 )
+from ebjr.protocol import LENGTH_HEADER
 
 CASES = 2_000
 
@@ -68,6 +70,33 @@ def test_what_counts_as_a_fault(status, kind, body, fault):
     assert fault_of(Case(b""), status, kind, body) == fault
 
 
+FAR = (10**400, -(10**400), 2**1024, 2**64, [0, 2**62, 2**62], [2**62, 0, 2**62, 3], [0] * 40)
+
+
+def placed(random: Random, table: dict, value: object) -> None:
+    """Put a value in some place of a JSON object, however deep."""
+    key = random.choice(list(table))
+    inside = table[key][0] if isinstance(table[key], list) else table[key]
+    if isinstance(inside, dict) and random.random() < 0.8:
+        placed(random, inside, value)
+    else:
+        table[key] = value
+
+
+def test_huge_numbers_and_shapes_in_any_place_are_a_4xx_in_one_sentence(address):
+    random, found = Random(0), Counter()
+    with closing(HTTPConnection(*address, timeout=60)) as connection:
+        for number in range(400):
+            draft = valid(random)
+            placed(random, draft.message, random.choice(FAR))
+            head = json.dumps(draft.message).encode()
+            case = Case(head + draft.rest, headers={LENGTH_HEADER: str(len(head))})
+            status, sent_as, answer = exchanged(connection, case)
+            assert fault_of(case, status, sent_as, answer) is None, (number, status, answer)
+            found[status] += 1
+    assert found[400] > 200
+
+
 def form(random: Random) -> tuple[bytes, str]:
     """Images as a browser sends them, and what may be wrong with that."""
     mark = random.choice(("mark", "a b", "-" * 70, ""))
@@ -79,7 +108,7 @@ def form(random: Random) -> tuple[bytes, str]:
         raw = (
             image_file(random, 3, 4)
             if file
-            else random.choice((b"0.5", b"nan", b"", b"x" * 5000, b"\xff"))
+            else random.choice((b"0.5", b"nan", b"1e400", b"9" * 400, b"", b"x" * 5000, b"\xff"))
         )
         parts.append(f"--{mark}\r\nContent-Disposition: {about}\r\n\r\n".encode() + raw + b"\r\n")
     kind = f"multipart/form-data; boundary={mark}"

@@ -22,7 +22,8 @@ from ebjr.model import Model, ModelFacts, facts, model_name
 
 Image = NDArray[np.uint8]
 Channels = float | tuple[float, ...]
-Place = tuple[tuple[int, int], int, int]
+Sides = tuple[int, int]  # a height and a width
+Place = tuple[Sides, int, int]
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "resize": ("squash", "crop", "letterbox"),
@@ -32,6 +33,10 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("float32", "float16", "uint8"),
 }
 PADDING = 114
+MOST_ENLARGED = 4  # times image or input, whichever is larger: more is cut before it is scaled
+MOST_BETWEEN = 2**24  # pixels of an image that is stretched on one side and shrunk on the other
+MOST_SIDE = 2**20  # of a longer side only every second, third... pixel counts
+WEIGHT_BITS = 22  # of Pillow's weights, as it resamples bytes in whole numbers
 LUMA = (19595, 38470, 7471)
 """The parts of red, green and blue in Pillow's mode ``"L"``, in 65536ths, which are rounded."""
 
@@ -457,6 +462,10 @@ def infer_preprocess(input_shape: Sequence[int | str | None]) -> Preprocess:
 
 def _fit(image: Image, size: tuple[int, int], resize: str, interpolation: str) -> Image:
     inner, top, left = _place(image.shape[:2], size, resize)
+    if resize == "crop" and math.prod(inner) > MOST_ENLARGED * max(
+        image.size // 3, math.prod(size)
+    ):
+        image, inner, top, left = _cut(image, size, inner, (top, left), interpolation), size, 0, 0
     scaled = _scaled(image, inner, interpolation)
     if resize != "letterbox":
         return scaled[-top : size[0] - top, -left : size[1] - left]
@@ -471,10 +480,45 @@ def _scaled(image: Image, size: tuple[int, int], interpolation: str) -> Image:
     if image.shape[:2] == size:
         return image
     method = pillow.Resampling[interpolation.upper()]
-    height, width = size
+    image = image[tuple(slice(None, None, -(-side // MOST_SIDE)) for side in image.shape[:2])]
+    (height, width), (tall, wide) = size, image.shape[:2]
     # across and then down, as every Pillow did until 13: since then the order depends on the sizes
-    across = pillow.fromarray(image).resize((width, image.shape[0]), method)
+    stretched = width * tall > MOST_BETWEEN and width > wide and tall > height
+    between = (wide, height) if stretched else (width, tall)
+    across = pillow.fromarray(image).resize(between, method)
     return np.asarray(across.resize((width, height), method))
+
+
+def _cut(image: Image, size: Sides, inner: Sides, start: Sides, interpolation: str) -> Image:
+    """What of an enlarged image's long side is seen, to the last bit as Pillow enlarges all of it.
+
+    Its other side is as long as before, or as `size` says: across comes first here, too.
+    """
+    side, reach = int(inner[1] > size[1]), 2 if interpolation == "bicubic" else 1
+    step = image.shape[side] / inner[side]
+    center = (np.arange(-start[side], size[side] - start[side])[:, None] + 0.5) * step
+    first = np.maximum((center - reach + 0.5).astype(int), 0)
+    end = np.minimum((center + reach + 0.5).astype(int), image.shape[side])
+    place = first + np.arange(2 * reach + 1)
+    share = np.where(place < end, _weight(np.abs(place - center + 0.5), reach), 0.0)
+    share = share / share.sum(1, keepdims=True) * 2.0**WEIGHT_BITS
+    part = image.take(range(first.min(), end.max()), side)
+    if side == 0:
+        part = _scaled(part, (len(part), size[1]), interpolation)
+    seen = part.take(np.minimum(place, end.max() - 1) - first.min(), side)
+    whole = np.trunc(share + np.copysign(0.5, share)).astype(np.int64)
+    total = np.einsum("hwtc,wt->hwc" if side else "htwc,ht->hwc", seen, whole)
+    rounded = np.right_shift(total + 2 ** (WEIGHT_BITS - 1), WEIGHT_BITS)
+    return np.asarray(rounded.clip(0, 255), np.uint8)
+
+
+def _weight(distance: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
+    """Of pixels at a distance from what is enlarged: Pillow's bilinear, or its bicubic filter."""
+    if reach == 1:
+        return np.maximum(1 - distance, 0.0)
+    near = (distance * 1.5 - 2.5) * distance * distance + 1
+    far = (((distance - 5) * distance + 8) * distance - 4) * -0.5
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
 
 
 def _place(image: tuple[int, ...], size: tuple[int, int], resize: str) -> Place:

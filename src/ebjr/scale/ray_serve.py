@@ -125,7 +125,7 @@ def build_app(
         threads=threads,
         when_unavailable=check_policy(when_unavailable),
         teacher_timeout_seconds=teacher_timeout_seconds,
-        server={"token": token, "timeout_seconds": timeout_seconds, **pipeline},
+        server={"token": token, "hosts": ["*"], "timeout_seconds": timeout_seconds, **pipeline},
     )
 
 

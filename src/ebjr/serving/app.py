@@ -6,9 +6,7 @@ the server keeps serving.
 
 import asyncio
 import gc
-import hmac
 import json
-import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -20,6 +18,7 @@ from ebjr.errors import needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.serving.bodies import Refused, aside, read_body
+from ebjr.serving.doors import Doors
 from ebjr.serving.infer import MISTAKES, client_of, infer, read, refusal, refusal_of
 from ebjr.serving.knob_control import WISHES
 from ebjr.serving.logs import RequestIds, request_id, start_logging
@@ -34,21 +33,20 @@ with needs("serve", "serving"):
     from starlette.middleware import Middleware
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
-    from starlette.routing import Route
+    from starlette.routing import Match, Route
 
 __all__ = ["Served", "build_app", "run_server", "served_of"]
 
 FEWER_LOOKS = 20_000  # objects, before garbage is looked for: an answer makes none in circles
 SWITCH_SECONDS = 0.0005  # that a worker waits for the loop's turn to end, or the other way round
 MOST_WISH_BYTES = 4096  # no wish is longer; reading one holds the interpreter
-OWN_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
-"""Of pages that this machine serves, as a browser names them."""
 
 
 def build_app(
     served: Served,
     *,
     token: str | None = None,
+    hosts: Sequence[str] | None = None,
     beside: Sequence[Callable[[Service], AbstractAsyncContextManager[None]]] = (),
     log_requests: bool = False,
     **options: Any,
@@ -60,6 +58,8 @@ def build_app(
     token
         A request that moves the knob must carry ``Authorization: Bearer TOKEN``. Without a token
         the knob can be moved from this machine alone.
+    hosts
+        More names that the server is read by from this machine, as by a proxy; ``"*"`` is any.
     beside
         Servers of other protocols on the same service, open as long as the application is.
     log_requests
@@ -75,7 +75,8 @@ def build_app(
         `audit_log` cannot be written.
     """
     service = Service(served, **options)
-    handlers = _Handlers(service, token)
+    doors = Doors(token, hosts or ())
+    handlers = _Handlers(service, token, doors)
     model, any_version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
     routes = [
         Route(f"{model}/infer", infer, methods=["POST"]),
@@ -117,6 +118,7 @@ def build_app(
         middleware=[Middleware(RequestIds, lines=log_requests, span=span)],
         exception_handlers={HTTPException: _no_such, Exception: _broken},
     )
+    app.add_middleware(doors.guard, refuse=partial(refusal, service))
     app.state.service, app.state.document = service, document
     app.state.short = span is None and not log_requests  # nobody is told of each request
     return app
@@ -186,7 +188,6 @@ def run_server(
     """
     with needs("serve", "serving"):
         import uvicorn
-        from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
         from ebjr.serving.http import http_of
     if grpc_port is not None:
@@ -210,7 +211,7 @@ def run_server(
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
             app,
-            proxy_headers=False,  # who asks matters to the rest, see below
+            proxy_headers=False,  # the socket says who asks, see `doors`
             http=http_of(app.state.service, short=app.state.short),
             ws="none",
             lifespan="on",
@@ -219,7 +220,6 @@ def run_server(
             access_log=False,
             server_header=False,
         )
-        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=config.forwarded_allow_ips)
         where, own = listener.getsockname()[:2]
         started(f"http://{where}:{own}")
         gc.collect()
@@ -254,8 +254,8 @@ def _answering(handler: Callable[..., Any]) -> Callable[..., Any]:
 class _Handlers:
     """What is done for each route."""
 
-    def __init__(self, service: Service, token: str | None) -> None:
-        self.service, self.token = service, token
+    def __init__(self, service: Service, token: str | None, doors: Doors) -> None:
+        self.service, self.token, self._doors = service, token, doors
 
     @_answering
     async def model(self, request: Request) -> Response:
@@ -310,25 +310,8 @@ class _Handlers:
         return JSONResponse(self.service.control.state())
 
     def _authorize(self, request: Request) -> None:
-        if self.token is not None:
-            shown = request.headers.get("Authorization", "")
-            if not hmac.compare_digest(shown.encode(), f"Bearer {self.token}".encode()):
-                raise Refused(
-                    401,
-                    "the knob needs the header Authorization: Bearer TOKEN",
-                    {"WWW-Authenticate": "Bearer"},
-                )
-            return
-        host = request.client.host if request.client else ""
-        if host not in ("127.0.0.1", "::1", "testclient"):
-            raise Refused(
-                403, "without a token the knob is moved from this machine alone; serve with --token"
-            )
-        origin = request.headers.get("Origin")  # a browser says whose page it shows
-        if origin is not None and not OWN_ORIGIN.fullmatch(origin):
-            raise Refused(
-                403, "without a token the knob is moved by no other site's page; serve with --token"
-            )
+        if (no := self._doors.moving(request.scope)) is not None:
+            raise Refused(*no)
 
 
 async def _body(request: Request) -> bytes:
@@ -342,10 +325,13 @@ async def _no_such(request: Request, error: Exception) -> Response:
     sentence = error.detail
     if error.status_code == 404:
         sentence = f"there is nothing at {path!r}; /openapi.json says what there is"
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+    headers = error.headers
+    if error.status_code == 405:  # a path may have several routes, of which Starlette names one's
+        routes = [r for r in request.app.routes if r.matches(request.scope)[0] != Match.NONE]
+        allowed = ", ".join(sorted(set().union(*(route.methods for route in routes))))
         sentence = f"{path} does not take {request.method}, but {allowed}"
-    return refusal(request.app.state.service, error.status_code, sentence, error.headers)
+        headers = {"Allow": allowed}
+    return refusal(request.app.state.service, error.status_code, sentence, headers)
 
 
 async def _broken(request: Request, _error: Exception) -> Response:

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ebjr.protocol import is_number
 from ebjr.serving.events import Answered, Expired, Observer, Scored
 from ebjr.serving.knob import Knob
 from ebjr.serving.served import Served
@@ -52,7 +53,7 @@ class Hold:
         found = re.fullmatch(r"(\d+\.?\d*(?:e[+-]?\d+)?)\s*([A-Za-z]*)", figure.strip())
         known = quantity in ("deferral_rate", "flops") or re.fullmatch(r"p\d\d(\.\d+)?", quantity)
         if not known or found is None or found[2] not in units:
-            raise ValueError(f"the autopilot holds {_HOLDS}, not {text!r}")
+            raise ValueError(f"the autopilot holds {_HOLDS}, not {text!r:.60}")
         target = float(found[1]) / units[found[2]]
         if not (0 < target < 1 if quantity == "deferral_rate" else 0 < target < math.inf):
             limits = "between 0 and 1" if quantity == "deferral_rate" else "above 0"
@@ -290,7 +291,7 @@ def _bounds(served: Served, goal: float | None) -> tuple[float, float]:
 
 def _between(between: Sequence[float | str], served: Served) -> tuple[float, float]:
     if not isinstance(between, list | tuple) or len(between) != 2:
-        raise ValueError(f"between takes two deferral rates, like 0.05,0.5, not {between!r}")
+        raise ValueError(f"between takes two deferral rates, like 0.05,0.5, not {between!r:.60}")
     low, high = (_bound(value, served) for value in between)
     if not 0 <= low < high <= 1:
         raise ValueError(f"between takes two rising deferral rates, not {low:g} and {high:g}")
@@ -298,8 +299,8 @@ def _between(between: Sequence[float | str], served: Served) -> tuple[float, flo
 
 
 def _bound(value: float | str, served: Served) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"a bound is a deferral rate or an operating point, not {value!r}")
+    if not isinstance(value, str) and not is_number(value):
+        raise ValueError(f"a bound is a deferral rate or an operating point, not {value!r:.60}")
     try:
         return float(value)
     except ValueError:

@@ -25,12 +25,17 @@ class Limits:
                 raise ValueError(f"{each.name} must be above 0, not {getattr(self, each.name)}")
 
 
+def loops_back(host: str) -> bool:
+    """Whether an address, or the name localhost, is this machine as it calls itself."""
+    with suppress(ValueError):  # another name
+        address = ipaddress.ip_address(host)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    return host == "localhost"
+
+
 def exposure(host: str, token: str | None) -> str | None:
     """A warning where a server without a token listens beyond its own machine; else None."""
-    loops_back = host == "localhost"
-    with suppress(ValueError):  # another name
-        loops_back |= ipaddress.ip_address(host).is_loopback
-    if token is not None or loops_back:
+    if token is not None or loops_back(host):
         return None
     return (
         f"{host} may be reached from other machines, and there is no --token: the knob is moved "

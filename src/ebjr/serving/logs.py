@@ -21,7 +21,7 @@ from ebjr.serving.events import Failed, Observer
 
 FORMATS = ("words", "json")
 REQUEST_ID = b"x-request-id"
-QUIET_SECONDS = 10.0  # how often the log tells that a stage keeps failing
+QUIET_SECONDS = 10.0  # how often the log tells of what a client, or a failing model, repeats
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -32,10 +32,45 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _OWN = secrets.token_hex(10).encode()  # of this process; asking the system for each request costs a switch
 _number = count()
 _SANE = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
+_REFUSED = {*range(400, 500), "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
+"""Statuses of requests of which a client can send, at no cost, as many as it likes."""
 _request: ContextVar[str | None] = ContextVar("ebjr_request", default=None)
 _notes: ContextVar[dict[str, Any] | None] = ContextVar("ebjr_notes", default=None)
 
 log = logging.getLogger("ebjr.serving")
+
+
+class Quiet(logging.Filter):
+    """Lets a line of each kind through every `QUIET_SECONDS`, and says how many it has left out.
+
+    A record's kind is its attribute `kind` (``log.error(..., extra={"kind": "..."})``), or else
+    `otherwise`; None lets every record through.
+    """
+
+    def __init__(self, otherwise: str | None = None) -> None:
+        super().__init__()
+        self._otherwise, self._lock = otherwise, threading.Lock()
+        self.told: dict[Any, tuple[float, int]] = {}  # when a kind's next line may come; left out
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is logged."""
+        kind = getattr(record, "kind", self._otherwise)
+        if kind is None:
+            return True
+        now = time.monotonic()
+        with self._lock:
+            until, others = self.told.get(kind, (0.0, 0))
+            silent = now < until
+            self.told[kind] = (until, others + 1) if silent else (now + QUIET_SECONDS, 0)
+        if silent:
+            return False
+        if others:
+            record.msg = f"{record.getMessage()} ({others} others since the last line)"
+            record.args = ()
+        return True
+
+
+log.addFilter(Quiet())
 
 
 def request_id() -> str | None:
@@ -79,7 +114,8 @@ def request_line(method: str, path: str) -> Iterator[dict[str, Any]]:
         yield notes
     finally:
         notes["seconds"] = round(time.perf_counter() - began, 6)
-        log.info("%(method)s %(path)s", about, extra={"figures": notes})
+        kind = notes["status"] if notes["status"] in _REFUSED else None
+        log.info("%(method)s %(path)s", about, extra={"figures": notes, "kind": kind})
 
 
 class JsonLines(logging.Formatter):
@@ -110,6 +146,7 @@ def start_logging(form: str) -> None:
     words = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else words)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("uvicorn.error").addFilter(Quiet("http"))  # a line for each broken request
     log.setLevel(logging.INFO)
 
 
@@ -161,20 +198,10 @@ class Faults(Observer):
     """Logs that a model fails, in words, without a line for every batch."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._told: dict[str, tuple[float, int]] = {}  # when a stage's next line may come; left out
         self.handlers = {Failed: self._failed}
 
     def _failed(self, event: Failed) -> None:
-        """Tell of a failure, unless one of this stage has just been told of."""
         stage, error = event
-        now = time.monotonic()
-        with self._lock:
-            until, untold = self._told.get(stage, (0.0, 0))
-            if now < until:
-                self._told[stage] = until, untold + 1
-                return
-            self._told[stage] = now + QUIET_SECONDS, 0
-        more = f" ({untold} other failures since the last line)" if untold else ""
         who = "teacher, asked for an audit," if stage == "audit" else stage
-        log.error("the %s failed on a batch: %s: %s%s", who, type(error).__name__, error, more)
+        words = "the %s failed on a batch: %s: %s"
+        log.error(words, who, type(error).__name__, error, extra={"kind": (self, stage)})

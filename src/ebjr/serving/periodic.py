@@ -39,7 +39,8 @@ class Periodic:
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
             if said != self._failing.get(chore):  # once, not for as long as a disk is full
-                log.exception("a chore of the server has failed and will be tried again")
+                words = "a chore of the server has failed and will be tried again"
+                log.exception(words, extra={"kind": chore})
             self._failing[chore] = said
 
     def _run(self) -> None:

@@ -15,7 +15,7 @@ from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.model import facts
-from ebjr.protocol import tensor_metadata
+from ebjr.protocol import is_number, tensor_metadata
 from ebjr.router import Router, check_threshold
 from ebjr.task import Tensor
 from ebjr.tasks.classification import JointClassifier
@@ -47,7 +47,7 @@ class Served:
     def threshold_at(self, deferral_rate: float) -> float:
         """The threshold that defers this share of the calibration half; ValueError if unknown."""
         if not 0 <= deferral_rate <= 1:
-            raise ValueError(f"deferral_rate must lie between 0 and 1, not {deferral_rate:g}")
+            raise ValueError(f"deferral_rate must lie between 0 and 1, not {deferral_rate!r:.60}")
         if not self.score_quantiles:
             raise ValueError(
                 "deferral_rate needs a joint.toml with the scores' quantiles; calibrate again, or "
@@ -99,7 +99,7 @@ class Served:
         """The threshold of a named operating point; ValueError where none has that name."""
         if name not in self.operating_points:
             known = ", ".join(self.operating_points) or "none"
-            raise ValueError(f"there is no operating point {name!r}; there are: {known}")
+            raise ValueError(f"there is no operating point {name!r:.60}; there are: {known}")
         return self.operating_points[name]
 
     def chosen(self, wish: Mapping[str, Any]) -> float | None:
@@ -115,8 +115,8 @@ class Served:
         value = wish[asked[0]]
         if asked[0] == "operating_point":
             return self.point(str(value))
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{asked[0]} must be a number, not {value!r}")
+        if not is_number(value):
+            raise ValueError(f"{asked[0]} must be a number, not {value!r:.60}")
         return check_threshold(value) if asked[0] == "threshold" else self.threshold_at(value)
 
     @property
