@@ -26,6 +26,7 @@ METADATA = {
 BEHAVIORS = (
     *("right", "hung", "slow", "drip", "error", "busy", "garbage", "page", "refuse", "missing"),
     *("classes", "rows", "fewer", "text", "cut", "version", "json", "poison"),
+    *("head", "nan", "infinity", "bool", "absurd"),
 )
 
 
@@ -105,10 +106,12 @@ class Handler(BaseHTTPRequestHandler):
         Handler.seen += len(rows)
         logits = change(teach(rows))
         flat = [value for row in logits for value in row]
-        tensor = {"name": "logits", "datatype": datatype, "shape": [len(logits), len(logits[0])]}
+        shape = [len(logits), len(logits[0])] if logits else [0, 2**62, 2**62]
+        tensor = {"name": "logits", "datatype": datatype, "shape": shape}
         answer = {"model_name": "teacher", "model_version": version, "outputs": [tensor]}
         if not binary or datatype != "FP32":
-            tensor["data"] = flat if datatype == "FP32" else [str(value) for value in flat]
+            texts = datatype == "BYTES"
+            tensor["data"] = [str(value) for value in flat] if texts else flat
             self.say(answer)
             return
         raw = struct.pack(f"<{len(flat)}f", *flat)
@@ -172,6 +175,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def text(self, body):
         self.right(body, datatype="BYTES")
+
+    def nan(self, body):
+        self.right(body, lambda rows: [[float("nan")] * 3 for _ in rows])
+
+    def infinity(self, body):
+        self.right(body, lambda rows: [[float("inf")] * 3 for _ in rows])
+
+    def bool(self, body):
+        self.right(body, lambda rows: [[True] * 3 for _ in rows], datatype="BOOL")
+
+    def absurd(self, body):
+        self.right(body, lambda rows: [])
+
+    def head(self, *_):
+        for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Long: " + 300 * b".":
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.02)
 
     def version(self, body):
         self.right(body, version="8")

@@ -5,15 +5,22 @@ It knows no task by name: the finals, such as `JointClassifier`, stand in their 
 
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ebjr.arrays import Array, Batch, convert_like, put_rows, row_count, take_rows, to_numpy
 from ebjr.blend import Blend, as_blend
-from ebjr.errors import ModelError, OutputWarning, TeacherUnavailable, check_choice
-from ebjr.model import Answer, Model, answer, check_pair, facts, model_name
+from ebjr.errors import (
+    EbjrError,
+    ModelError,
+    OutputWarning,
+    TeacherUnavailable,
+    check_choice,
+    one_line,
+)
+from ebjr.model import Answer, Model, TeacherFailed, answer, check_pair, facts, model_name
 from ebjr.router import Router
 from ebjr.task import OUTPUT_SEEN, Task
 from ebjr.threads import in_order
@@ -113,6 +120,7 @@ class JointModel:
         self.student = student
         self.teacher = teacher
         self._looked_at = False
+        self._warned: set[type] = set()  # of what the teacher's failures came from
         self.router = router
         self.blend = as_blend(blend)
         self.rescale = rescale
@@ -136,9 +144,10 @@ class JointModel:
         Raises
         ------
         ModelError
-            A model did not return one row for each input it was given, or the classes differ.
+            The student did not return one row for each input it was given.
         TeacherUnavailable
-            The teacher could not be reached, and the policy is ``"error"``.
+            The teacher gave no sound answer, and the policy is ``"error"``. Under the others an
+            `OutputWarning` tells of a teacher that was there and failed.
         """
         n = row_count(inputs)
         found = self.ask_student(inputs)
@@ -206,9 +215,11 @@ class JointModel:
         """
         try:
             taught = self.ask_teacher(inputs, output)
-        except TeacherUnavailable:
+        except TeacherUnavailable as error:
             if self.when_unavailable == "error":
                 raise
+            if isinstance(error, TeacherFailed):
+                self._warn(type(error.__cause__), error)
             return None, np.arange(row_count(inputs))
         if taught.answered is None:
             return taught, np.arange(0)
@@ -216,9 +227,17 @@ class JointModel:
         if len(missed) and self.when_unavailable == "error":
             raise TeacherUnavailable(
                 f"{model_name(self.teacher)} answered {row_count(inputs) - len(missed)} of "
-                f"{row_count(inputs)} inputs"
+                f"{row_count(inputs)} inputs" + (f": {taught.why}" if taught.why else "")
             )
+        if taught.why:
+            self._warn(type(None), taught.why)
         return taught, missed
+
+    def _warn(self, cause: type, what: object) -> None:
+        """Tell of a teacher that fails, once for each kind of failure: it may be a mistake."""
+        if cause not in self._warned:
+            self._warned.add(cause)
+            warnings.warn(f"the student answers instead: {what}", OutputWarning, stacklevel=4)
 
     def _keep(self, rows: np.ndarray, inputs: Batch, output: Batch) -> str | None:
         """Keep rows for later where that is the policy: under which id."""
@@ -262,30 +281,45 @@ class JointModel:
 
         Raises
         ------
-        ModelError
-            The teacher did not return one row for each input, or other classes than the student.
         TeacherUnavailable
-            The teacher could not be reached.
+            The teacher could not be reached; as `TeacherFailed`, it gave no sound answer.
         """
         found = self.ask_teacher_alone(inputs, output)
         if not self.blend:
             return found
         if found.answered is not None:
             output = take_rows(output, np.flatnonzero(to_numpy(found.answered)))
-        return Answer(self.mix(output, found.output), found.degraded, found.answered)
+        return replace(found, output=self.mix(output, found.output))
 
     def ask_teacher_alone(self, inputs: Batch, output: Batch) -> Answer:
-        """As `ask_teacher`, before anything is blended in."""
+        """As `ask_teacher`, before anything is blended in: the gate of every teacher's answer.
+
+        Numbers in the student's form pass, and rows that are not finite count as not answered.
+        """
+        name = model_name(self.teacher)
+        try:
+            found = answer(self.teacher, inputs, row_count(inputs), self.kind)
+            sound = self.kind.sound(name, found.output)
+            taught = self._of_teacher(found.output, output)
+            taught = Answer(taught, found.degraded, found.answered)
+        except TeacherUnavailable:
+            raise
+        except Exception as error:
+            words = f"{name} failed with {type(error).__name__}: {one_line(error)}"
+            raise TeacherFailed(str(error) if isinstance(error, EbjrError) else words) from error
+        return taught if sound is None else _sound_rows(taught, sound, name)
+
+    def _of_teacher(self, raw: Batch, output: Batch) -> Batch:
+        """What the joint model says where the teacher answers, in the form of the student's."""
         kind = self.kind
-        found = answer(self.teacher, inputs, row_count(inputs), kind)
         change = None if self.rescale is None else self.rescale.teacher
-        taught = kind.shared(convert_like(found.output, output), change)
+        taught = kind.shared(convert_like(raw, output), change)
         if kind.form(taught) != kind.form(output):
             raise ModelError(
                 f"student and teacher must answer alike, but {model_name(self.student)} gave rows "
                 f"of shape {kind.form(output)} and {model_name(self.teacher)} {kind.form(taught)}"
             )
-        return Answer(taught, found.degraded, found.answered)
+        return taught
 
     @property
     def task(self) -> str:
@@ -304,3 +338,15 @@ class JointModel:
     def mix(self, student: Batch, teacher: Batch) -> Batch:
         """The raw output of deferred rows with the student's answer blended in."""
         return self.kind.mix(student, teacher, self.blend)
+
+
+def _sound_rows(found: Answer, sound: np.ndarray, name: str) -> Answer:
+    """An answer without the rows that are not finite; `TeacherFailed` where none is."""
+    rows, count = np.flatnonzero(sound), len(sound)
+    why = f"{name} returned NaN or infinity in {count - len(rows)} of {count} rows"
+    if not len(rows):
+        raise TeacherFailed(why)
+    answered = np.ones(count, bool) if found.answered is None else to_numpy(found.answered).copy()
+    answered[np.flatnonzero(answered)[~sound]] = False
+    marks = None if found.degraded is None else take_rows(found.degraded, rows)
+    return Answer(take_rows(found.output, rows), marks, answered, why)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ebjr.arrays import to_numpy
 from ebjr.costs import Cost
-from ebjr.errors import ModelError
+from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.labels import are_names, label_text
 from ebjr.task import Task
 
@@ -157,12 +157,20 @@ class Answer:
 
     `output` has a row for each input that was answered, and `degraded` a bool for each of these
     rows: whether it is not what it should be; None is unknown. `answered`, (n,) bool, says which
-    inputs were answered; None is all of them.
+    inputs were answered; None is all of them. `why` says why some were answered with nonsense.
     """
 
     output: Any
     degraded: Any = None
     answered: Any = None
+    why: str | None = None
+
+
+class TeacherFailed(TeacherUnavailable):
+    """The teacher was there and gave no sound answer; where it raised an error, that is the cause.
+
+    It counts as away. Asked the same again, it is likely to fail again.
+    """
 
 
 class Around:
@@ -230,10 +238,13 @@ def answer(model: Model, batch: Any, rows: int, kind: Task | None = None) -> Ans
     """Run a model and check that it gave one row of raw output for each of `rows` inputs.
 
     `kind` is the task, which knows what raw output is; without it any array with rows will do.
-    ModelError: the output has no rows, or not as many as were answered.
+    ModelError: the output has no rows, or not as many as were answered, or marks that are none.
     """
     found = as_answer(model(batch))
     expected = rows if found.answered is None else int(to_numpy(found.answered).sum())
+    for marks, count in ((found.answered, rows), (found.degraded, expected)):
+        if marks is not None and (to_numpy(marks).dtype != bool or len(marks) != count):
+            raise ModelError(f"{model_name(model)} must mark {count} rows as true or false")
     if getattr(found.output, "requires_grad", False):
         found = replace(found, output=found.output.detach())  # an answer, not a graph to train
     kind = kind or Task()

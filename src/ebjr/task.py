@@ -200,6 +200,17 @@ class Task:
         """What each row of raw output looks like: alike of two models that answer alike."""
         return tuple(output.shape[1:])
 
+    def sound(self, name: str, output: Any) -> np.ndarray | None:
+        """(n,): which rows of a model's raw output are finite; None is all of them.
+
+        ModelError: it is no numbers.
+        """
+        rows = to_numpy(output)
+        if rows.dtype.kind not in "fiu":
+            raise ModelError(f"{name} returned {rows.dtype} instead of numbers")
+        finite = np.isfinite(rows)
+        return None if finite.all() else finite.all(axis=tuple(range(1, rows.ndim)))
+
     def check_output(self, role: str, output: Any) -> Any:
         """One model's raw output as finite NumPy floats, or as a list of `Detections`."""
         raise NotImplementedError
@@ -298,9 +309,7 @@ class Task:
                 f"the {role} was given {expected} inputs and must return {expected} rows, "
                 f"but returned shape {rows.shape}"
             )
-        if rows.dtype.kind not in "fiub":
-            raise ModelError(f"the {role} returned {rows.dtype} instead of numbers")
-        if not np.isfinite(rows).all():
+        if self.sound(f"the {role}", rows) is not None:
             raise ModelError(
                 f"the {role} returned NaN or infinite outputs; check its preprocessing"
             )

@@ -8,6 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -26,6 +28,8 @@ from ebjr import (
     TeacherUnavailable,
 )
 from ebjr.data.preprocess import ImageFile
+from ebjr.errors import EbjrError
+from ebjr.link.late import TRIES
 from ebjr.model import Answer
 
 
@@ -45,6 +49,12 @@ class Cloud:
             raise TeacherUnavailable("no cloud in the sky")
         self.batches.append(len(x))
         return -2 * student(x)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A busy machine's disk may take a while, and only some tests are about that."""
+    monkeypatch.setattr("ebjr.link.late.PATIENCE_SECONDS", 20.0)
 
 
 @pytest.fixture
@@ -111,7 +121,9 @@ def test_what_waits_and_what_was_answered_outlive_the_process(cloud, tmp_path):
 
 KILLED = """
 import sys, numpy as np
+import ebjr.link.late
 from ebjr import JointClassifier, LateAnswers, Router, TeacherUnavailable
+ebjr.link.late.PATIENCE_SECONDS = 20.0
 def away(x): raise TeacherUnavailable("gone")
 joint = JointClassifier(lambda x: np.stack([x, -x, 0 * x], axis=1), away, Router("max_logit", 2.0),
                         when_unavailable="queue", late=LateAnswers(sys.argv[1]))
@@ -336,6 +348,209 @@ def test_inputs_of_every_type_and_shape_come_back_as_they_were(tmp_path_factory,
     late.close()
     key = lambda array: (array.dtype.str, array.shape, array.tobytes())  # noqa: E731
     assert sorted(map(key, seen)) == sorted(map(key, sent))
+
+
+@contextmanager
+def locked(path):
+    """Another process, a backup or a database shell, holds the file."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield other
+    finally:
+        other.rollback()
+        other.close()
+
+
+def test_a_locked_file_holds_up_no_answer_and_rows_are_kept_again_when_it_is_free(
+    cloud, late, monkeypatch
+):
+    joint = joint_of(cloud, late)
+    first = joint(np.array([0.5]))
+    with locked(late.path), monkeypatch.context() as patch:
+        patch.setattr("ebjr.link.late.PATIENCE_SECONDS", 0.5)
+        began = time.monotonic()
+        missed = joint(np.array([0.25]))
+        assert 0.4 < time.monotonic() - began < 1.5
+        began = time.monotonic()
+        for _ in range(20):  # the next ones do not wait at all
+            answer = joint(np.array([0.75]))
+            assert (answer.degraded.tolist(), answer.late) == ([True], None)
+        assert len(late) == 1
+        assert late.find(first.late, joint).waiting == (0,)  # who writes keeps nobody from reading
+        assert time.monotonic() - began < 1
+    assert missed.late is None
+    until = time.monotonic() + 10
+    while (again := joint(np.array([0.125]))).late is None:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert len(late) == 2
+    cloud.here = True
+    assert late.deliver(joint) == 2  # what was said not to be kept never shows
+    assert late.find(again.late, joint).rows.tolist() == [0]
+    assert len(late) == 0
+
+
+def test_a_file_that_cannot_be_read_says_so_soon(cloud, late):
+    joint = joint_of(cloud, late)
+    answer = joint(np.array([0.5]))
+    with sqlite3.connect(late.path) as other:
+        other.execute("DROP INDEX waiting")
+        other.execute("ALTER TABLE rows RENAME TO other")
+    began = time.monotonic()
+    with pytest.raises(EbjrError, match=r"late.sqlite cannot be read just now: no such table"):
+        late.find(answer.late, joint)
+    assert time.monotonic() - began < 2
+    other.close()
+
+
+def test_a_locked_file_is_no_reason_to_ask_the_teacher_in_vain(cloud, tmp_path, monkeypatch):
+    monkeypatch.setattr("ebjr.link.late.WRITE_SECONDS", 0.2)
+    late = LateAnswers(tmp_path / "late.sqlite")
+    joint = joint_of(cloud, late)
+    joint(np.array([0.5]))
+    cloud.here = True
+    with locked(late.path), pytest.raises(sqlite3.OperationalError, match="locked"):
+        late.deliver(joint)
+    assert cloud.batches == []
+    assert late.deliver(joint) == 1
+    late.close()
+
+
+def test_many_threads_keep_rows_at_once_and_the_count_is_right(cloud, late):
+    joint, ids = joint_of(cloud, late), []
+
+    def ask(seed):
+        for value in np.random.default_rng(seed).uniform(0, 1, 10):
+            ids.append(joint(np.array([value, value])).late)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(ids)) == 80
+    assert len(late) == 160
+    assert all(late.find(id, joint).waiting == (0, 1) for id in ids)
+    late.close()
+    again = LateAnswers(late.path)
+    assert len(again) == 160
+    cloud.here = True
+    assert again.deliver(joint) == 160
+    assert len(again) == 0
+    again.close()
+
+
+def test_rows_that_the_teacher_answers_with_nonsense_are_given_up_and_hold_up_no_others(late):
+    calls = []
+
+    def teacher(x):
+        if not here:
+            raise TeacherUnavailable("not yet")
+        calls.append(len(x))
+        output = -2 * student(x)
+        output[x == 0.5] = np.nan
+        if (x == 0.25).any():
+            raise ZeroDivisionError("a quarter")
+        return output
+
+    here = False
+    joint = joint_of(teacher, late)
+    answer = joint(np.array([0.5, 0.25, 0.75]))
+    here = True
+    for _ in range(TRIES):
+        late.deliver(joint)
+    found = late.find(answer.late, joint)
+    assert (found.rows.tolist(), found.waiting) == ([2], ())
+    assert found.errors == {
+        0: "teacher returned NaN or infinity in 1 of 1 rows",
+        1: "teacher failed with ZeroDivisionError: a quarter",
+    }
+    assert len(late) == 0
+    asked = len(calls)
+    late.deliver(joint)
+    assert len(calls) == asked
+
+
+def test_a_teacher_that_fails_for_a_while_loses_no_row(late):
+    def teacher(x):
+        if not here:
+            raise TeacherUnavailable("not yet")
+        return -2 * student(x) * (np.nan if broken else 1)
+
+    here, broken = False, True
+    joint = joint_of(teacher, late)
+    answer = joint(np.array([0.5, 0.25]))
+    here = True
+    assert [late.deliver(joint) for _ in range(3)] == [0, 0, 0]
+    broken = False
+    assert late.deliver(joint) == 2
+    assert late.find(answer.late, joint).errors == {}
+
+
+@pytest.mark.parametrize("now", [0.0, 4e9])
+def test_a_clock_that_is_set_deletes_no_answer_and_keeps_none_too_long(cloud, tmp_path, now):
+    path, clock = tmp_path / "late.sqlite", pytest.MonkeyPatch()
+    late = LateAnswers(path, keep_seconds=0.5)
+    joint = joint_of(cloud, late)
+    answer = joint(np.array([0.5]))
+    cloud.here = True
+    late.deliver(joint)
+    with clock.context() as patch:
+        patch.setattr(time, "time", lambda: now)
+        late.deliver(joint)
+        assert late.find(answer.late, joint).rows.tolist() == [0]
+        time.sleep(0.6)
+        late.deliver(joint)
+        assert late.find(answer.late, joint) is None
+    late.close()
+
+
+def test_time_goes_on_where_it_was_when_the_file_is_opened_again(cloud, tmp_path):
+    path = tmp_path / "late.sqlite"
+    late = LateAnswers(path, keep_seconds=1000)
+    joint = joint_of(cloud, late)
+    old = joint(np.array([0.5]))
+    cloud.here = True
+    late.deliver(joint)
+    late._ahead += 700  # as if it had been open for so long
+    cloud.here = False
+    new = joint(np.array([0.25]))
+    late.close()
+    late = LateAnswers(path, keep_seconds=1000)
+    cloud.here = True
+    late.deliver(joint)
+    assert late.find(old.late, joint).rows.tolist() == [0]
+    late._ahead += 310
+    late.deliver(joint)
+    assert late.find(old.late, joint) is None
+    assert late.find(new.late, joint).rows.tolist() == [0]
+    late.close()
+
+
+def test_a_file_that_went_by_the_clock_is_read_on(cloud, tmp_path):
+    path = tmp_path / "late.sqlite"
+    late = LateAnswers(path)
+    joint = joint_of(cloud, late)
+    done = joint(np.array([0.5]))
+    cloud.here = True
+    late.deliver(joint)
+    cloud.here = False
+    waiting = joint(np.array([0.25]))
+    late.close()
+    with sqlite3.connect(path) as old:  # what an earlier version left
+        old.execute("UPDATE rows SET changed = 1.7e9 + row")
+    old.close()
+    late = LateAnswers(path, keep_seconds=100)
+    assert len(late) == 1
+    cloud.here = True
+    assert late.deliver(joint) == 1
+    for answer in (done, waiting):
+        assert late.find(answer.late, joint).rows.tolist() == [0]
+    late._ahead += 101
+    late.deliver(joint)
+    assert late.find(done.late, joint) is None
+    late.close()
 
 
 def test_an_image_stays_the_file_that_it_came_as(cloud, late):

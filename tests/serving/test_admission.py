@@ -10,32 +10,36 @@ from ebjr.errors import Overloaded, TooLarge
 from ebjr.serving.admission import SPARE, Admission
 
 
+def admission_of(bytes=1e9, rows=1e9, seconds=1e9) -> Admission:
+    return Admission(bytes=bytes, rows=rows, seconds=seconds)
+
+
 def test_what_exceeds_a_limit_by_itself_is_never_taken():
-    admission = Admission(rows=100)
+    admission = admission_of(rows=100)
     with pytest.raises(TooLarge, match="may hold 100 rows, and this one has 101: send it in parts"):
         admission.hold("a").add(rows=101)
-    assert admission.held == {"rows": 0}
+    assert admission.held == [0, 0, 0]
     admission.hold("a").add(rows=100)
 
 
 def test_what_exceeds_it_with_what_is_held_is_refused_until_there_is_room():
-    admission = Admission(rows=100)
+    admission = admission_of(rows=100)
     first = admission.hold("a")
     first.add(rows=90)
     with pytest.raises(Overloaded, match="90 rows are at work already, 0 of them of this client"):
         admission.hold("b").add(rows=20)
     first.end()
     admission.hold("b").add(rows=20)
-    assert admission.held == {"rows": 20}
+    assert admission.held == [0, 20, 0]
 
 
 def test_a_client_that_holds_much_leaves_room_for_small_requests_of_others():
-    admission = Admission(rows=6400)
+    admission = admission_of(rows=6400)
     greedy = [admission.hold("greedy") for _ in range(2)]
     greedy[0].add(rows=6400)
     for number in range(16):
         admission.hold(number).add(rows=100)
-    assert admission.held["rows"] == SPARE * 6400
+    assert admission.held[1] == SPARE * 6400
     with pytest.raises(Overloaded):
         admission.hold("one too many").add(rows=1)
     with pytest.raises(Overloaded):
@@ -43,7 +47,7 @@ def test_a_client_that_holds_much_leaves_room_for_small_requests_of_others():
 
 
 def test_beyond_half_of_it_no_client_holds_more_than_its_share():
-    admission = Admission(rows=100)
+    admission = admission_of(rows=100)
     greedy, modest = admission.hold("greedy"), admission.hold("modest")
     modest.add(rows=5)
     greedy.add(rows=45)
@@ -53,7 +57,7 @@ def test_beyond_half_of_it_no_client_holds_more_than_its_share():
 
 
 def test_an_estimate_of_time_alone_refuses_nobody_who_is_alone():
-    admission = Admission(seconds=60.0)
+    admission = admission_of(seconds=60.0)
     alone = admission.hold("a")
     alone.add(seconds=1000.0)
     with pytest.raises(Overloaded):
@@ -64,7 +68,7 @@ def test_an_estimate_of_time_alone_refuses_nobody_who_is_alone():
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 120), st.booleans()), max_size=60))
 def test_what_is_held_never_exceeds_its_bound_and_all_of_it_is_given_back(steps):
-    admission, open_ones = Admission(rows=100, bytes=70), []
+    admission, open_ones = admission_of(rows=100, bytes=70), []
     for client, amount, ends in steps:
         hold = admission.hold(client)
         try:
@@ -73,12 +77,12 @@ def test_what_is_held_never_exceeds_its_bound_and_all_of_it_is_given_back(steps)
             hold.end()
         else:
             open_ones.append(hold)
-        assert admission.held["rows"] <= SPARE * 100
-        assert admission.held["bytes"] <= SPARE * 70
+        assert admission.held[1] <= SPARE * 100
+        assert admission.held[0] <= SPARE * 70
         if ends and open_ones:
             open_ones.pop(0).end()
     for hold in open_ones:
         hold.end()
         hold.end()
         hold.add(rows=1)  # too late: it is over
-    assert admission.held == {"rows": 0, "bytes": 0}
+    assert admission.held == [0, 0, 0]

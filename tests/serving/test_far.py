@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -27,7 +29,15 @@ from starlette.testclient import TestClient
 
 from ebjr.serving.app import Served, build_app
 from ebjr.serving.engine import Engine
+from ebjr.serving.explain import explain
 from ebjr.serving.served import served_alone
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A busy machine's disk may take a while."""
+    monkeypatch.setattr("ebjr.link.late.PATIENCE_SECONDS", 20.0)
+
 
 HARD, EASY = [0.5, 0.0], [5.0, 0.0]
 QUICK = Link(retries=1, failures=2, probe_seconds=0.1, retry_seconds=0.2)
@@ -52,6 +62,7 @@ def joint_of(far, link=QUICK, seconds=0.3, **how) -> JointClassifier:
     [
         *("hung", "drip", "error", "busy", "garbage", "page", "cut", "missing", "refuse"),
         *("classes", "rows", "fewer", "text", "version"),
+        *("head", "nan", "infinity", "bool", "absurd"),
     ],
 )
 def test_a_teacher_that_fails_fails_no_request_and_every_row_is_marked(far, behavior):
@@ -187,6 +198,38 @@ def test_a_late_answer_is_fetched_over_http(far, tmp_path):
     late.close()
 
 
+def test_a_queue_that_cannot_be_read_is_a_503_and_holds_up_no_request(far, tmp_path):
+    late = LateAnswers(tmp_path / "late.sqlite")
+    joint = joint_of(far, when_unavailable="queue", late=late)
+    with (
+        TestClient(build_app(Served(joint))) as client,
+        closing(sqlite3.connect(late.path)) as base,
+    ):
+        far.behave("error")
+        client.post("/v2/models/joint/infer", json=request(HARD))
+        base.execute("ALTER TABLE rows RENAME TO other")
+        found = client.get("/v1/late/1")
+        assert (found.status_code, "cannot be read just now" in found.json()["error"]) == (
+            503,
+            True,
+        )
+        answer = client.post("/v2/models/joint/infer", json=request(HARD)).json()
+        assert outputs(answer)["degraded"] == [True]
+        assert "late" not in answer["parameters"]
+        assert client.get("/v1/status").json()["far_teacher"]["late_rows"] == 1
+    late.close()
+
+
+@pytest.mark.parametrize("behavior", ["nan", "bool", "error"])
+def test_what_both_models_say_names_what_is_wrong_with_the_teacher(far, behavior):
+    joint = joint_of(far)
+    far.behave(behavior)
+    found = explain(joint, np.array([HARD], np.float32), threshold=1.0)
+    assert "teacher" in found["teacher"]["error"]
+    assert (found["deferred"], found["degraded"]) == (False, True)
+    assert found["answer"]["prediction"] == found["student"]["prediction"] == 0
+
+
 def test_without_a_queue_there_are_no_late_answers(far):
     with TestClient(build_app(Served(joint_of(far)))) as client:
         answer = client.get("/v1/late/1")
@@ -277,7 +320,9 @@ def test_an_edge_server_starts_without_its_cloud_and_killed_forgets_no_row_it_pr
             row = rng.uniform(0.1, 0.9, 2).astype(np.float32).tolist()
             message = post(f"{edge.url}/v2/models/joint/infer", request(row))
             assert outputs(message)["degraded"] == [True]
-            ids[message["parameters"]["late"]] = row
+            if "late" in message["parameters"]:  # a busy disk may miss one
+                ids[message["parameters"]["late"]] = row
+        assert len(ids) > 20
     finally:
         edge.end(signal.SIGKILL)
     edge = Edge(pair)

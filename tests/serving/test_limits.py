@@ -19,17 +19,15 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("httpx2", reason="httpx2 is not installed")
 
-from small import NAME, exchange, received, refusal, request, running, served, student, teacher
+from small import NAME, exchange, received, refusal, request, running, served, student
 from starlette.testclient import TestClient
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ebjr import JointClassifier, Preprocess, Router
 from ebjr.data.preprocess import prepared
 from ebjr.errors import ProtocolError
 from ebjr.serving.app import Served, build_app
-from ebjr.serving.http_limits import limited_http
 from ebjr.serving.limits import Limits, exposure
-from ebjr.serving.service import decoded_images
+from ebjr.serving.images import decoded_images
 
 BODY = json.dumps(request()).encode()
 
@@ -111,7 +109,7 @@ def test_what_is_held_at_once_is_bounded_and_is_let_go():
     with TestClient(app) as client:
         first = threading.Thread(target=send, args=(client, BODY))
         first.start()
-        while not app.state.service.held_bytes:
+        while not app.state.service.admission.held[0]:
             pass
         answer = send(client, BODY)
         gate.set()
@@ -221,19 +219,13 @@ def test_images_that_are_bombs_are_a_400_and_the_next_is_answered():
 SHORT = Limits(
     head_bytes=4096, head_seconds=0.7, body_seconds=0.7, body_bytes_per_second=2**20, connections=4
 )
-PARSERS = ["fastest", "h11"]
 
 
-def served_within(limits, parser):
-    """A real server, with the HTTP parser that is there or with h11."""
-    how = {} if parser == "fastest" else {"http": limited_http(limits, H11Protocol)}
-    return running(build_app(served(), limits=limits), **how)
-
-
-@pytest.fixture(scope="module", params=PARSERS)
+@pytest.fixture(scope="module", params=["infer goes its short way", "all is logged"])
 def address(request):
     """A server with little patience."""
-    with served_within(SHORT, request.param) as found:
+    logged = request.param == "all is logged"
+    with running(build_app(served(), limits=SHORT, log_requests=logged)) as found:
         yield found
 
 
@@ -268,8 +260,8 @@ def test_who_is_too_slow_or_sends_too_much_is_told_so_in_json(address, parts, st
     assert ask(address) == 200
 
 
-@pytest.mark.parametrize("parser", PARSERS)
-def test_a_client_that_goes_away_frees_its_rows(parser, caplog):
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_client_that_goes_away_frees_its_rows(logged, caplog):
     gate = threading.Event()
 
     def slow(x):
@@ -277,15 +269,14 @@ def test_a_client_that_goes_away_frees_its_rows(parser, caplog):
         return student(x)
 
     slow.input_shape, slow.input_name, slow.input_dtype = (None, 2), "x", np.float32
-    how = {} if parser == "fastest" else {"http": limited_http(Limits(), H11Protocol)}
     whole = START + f"Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
-    app = build_app(served(slow), queue_rows=2)
-    with running(app, **how) as address:
+    app = build_app(served(slow), queue_rows=5, log_requests=logged)
+    with running(app) as address:
         at_work = socket.create_connection(address, 30)
         try:
             at_work.sendall(whole)
-            while not app.state.service.held_bytes or any(
-                app.state.service.pipeline.waiting().values()
+            while not app.state.service.admission.held[1] or any(
+                app.state.service.engine.waiting().values()
             ):
                 time.sleep(0.01)
             for _ in range(10):  # each would be refused if the rows of the last still waited
@@ -301,6 +292,55 @@ def test_a_client_that_goes_away_frees_its_rows(parser, caplog):
             at_work.close()
 
 
+@pytest.mark.parametrize("logged", [False, True])
+@pytest.mark.parametrize("path", [f"{NAME}/infer", "/v2/models/joint"])
+def test_a_client_that_has_said_all_is_still_answered(logged, path):
+    """It has closed its side alone, as `nc` and some proxies do."""
+    body = BODY if path.endswith("infer") else b""
+    method = "POST" if body else "GET"
+    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with (
+        running(build_app(served(), log_requests=logged)) as address,
+        socket.create_connection(address, 10) as connection,
+    ):
+        connection.sendall(head.encode() + body)
+        connection.shutdown(socket.SHUT_WR)
+        assert received(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_requests_sent_at_once_are_answered_in_their_order(address):
+    def asked(rows):
+        raw = json.dumps(request([(float(row), 0.0) for row in rows])).encode()
+        return START + f"Content-Length: {len(raw)}\r\n\r\n".encode() + raw
+
+    last = b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    meta = last.replace(b"Connection: close\r\n", b"")
+    answer = exchange(address, asked([5]) + meta + asked([6, 7, 8]) + meta + asked([9]) + last)
+    heads = answer.split(b"HTTP/1.1 ")[1:]
+    assert [head[:3] for head in heads] == [b"200"] * 6
+    bodies = [json.loads(head.partition(b"\r\n\r\n")[2]) for head in heads]
+    scores = [body["outputs"][2]["data"] if "outputs" in body else None for body in bodies]
+    assert scores == [[5.0], None, [6.0, 7.0, 8.0], None, [9.0], None]
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"Host: x\r\nHost: y\r\n", 400),
+        (b"", 400),
+        (b"Host: x\r\nTransfer-Encoding: gzip, chunked\r\n", 400),
+        (b"Host: x\r\nTransfer-Encoding: identity\r\n", 400),
+        (b"Host: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 400),
+        (b"Host: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n", 400),
+        (b"Host: x\r\nContent-Length: 99999999999999999999999\r\n", 400),
+    ],
+)
+def test_heads_that_may_be_read_in_two_ways_are_refused(address, head, status):
+    found = exchange(address, f"POST {NAME}/infer HTTP/1.1\r\n".encode() + head + b"\r\n")
+    assert refusal(found)[0] == status
+    assert ask(address) == 200
+
+
 def test_an_answer_comes_in_one_piece(address):
     with socket.create_connection(address, 10) as connection:
         connection.sendall(START + f"Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY)
@@ -311,17 +351,17 @@ def test_an_answer_comes_in_one_piece(address):
 
 def test_a_large_message_of_numbers_is_answered_as_a_small_one():
     rows = [[float(number), 0.0] for number in range(20_000)]
-    with TestClient(build_app(served())) as client:
+    with TestClient(build_app(served(), queue_rows=20_000)) as client:
         found = client.post(f"{NAME}/infer", json=request(rows)).json()
     outputs = {output["name"]: output for output in found["outputs"]}
     assert outputs["prediction"]["shape"] == [20_000]
 
 
-@pytest.mark.parametrize("parser", PARSERS)
-def test_who_does_not_read_is_hung_up_on(parser):
+def test_who_does_not_read_is_hung_up_on():
     rows = json.dumps(request([(1.0, 0.0)] * 20_000)).encode()
     head = START + f"Content-Length: {len(rows)}\r\n\r\n".encode()
-    with served_within(Limits(write_seconds=0.3), parser) as address, socket.socket() as lazy:
+    limits, lazy = Limits(write_seconds=0.3), socket.socket()
+    with running(build_app(served(), limits=limits, queue_rows=20_000)) as address, lazy:
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         lazy.settimeout(30)
         lazy.connect(address)
@@ -414,11 +454,33 @@ def test_limits_are_above_zero():
         Limits(connections=0)
 
 
-def test_a_teacher_that_fails_with_any_error_is_a_503_or_degrades():
+def test_a_request_of_more_rows_than_may_wait_is_refused_by_itself():
+    rows = [[float(number), 0.0] for number in range(11)]
+    with TestClient(build_app(served(), queue_rows=10)) as client:
+        answer = client.post(f"{NAME}/infer", json=request(rows))
+        assert says(answer) == (
+            413,
+            "a request may hold 10 rows, and this one has 11: send it in parts",
+        )
+        assert client.post(f"{NAME}/infer", json=request(rows[:10])).status_code == 200
+
+
+@pytest.mark.parametrize("policy", ["student", "error"])
+def test_a_teacher_that_fails_with_any_error_is_away(policy):
     def failing(x):
         raise KeyError("secret place")
 
-    with TestClient(build_app(served(teacher=failing))) as client:
-        status, sentence = says(send(client, BODY))
-    assert (status, "Traceback" in sentence) == (503, False)
-    assert teacher is not failing
+    about = served(teacher=failing, when_unavailable=policy)
+    with TestClient(build_app(about)) as client:
+        answer = send(client, BODY)
+    assert "Traceback" not in answer.text
+    if policy == "error":
+        assert says(answer)[0] == 503
+    else:
+        outputs = {one["name"]: one["data"] for one in answer.json()["outputs"]}
+        assert outputs["degraded"] == [True, False]
+        assert outputs["prediction"] == teacherless()
+
+
+def teacherless() -> list[int]:
+    return student(np.array([[0.5, 0.0], [5.0, 0.0]])).argmax(1).tolist()

@@ -105,3 +105,43 @@ def test_whatever_was_acknowledged_survives_a_kill(tmp_path):
     found = [entry["to"] for entry in lines(path) if "to" in entry]
     assert found == list(range(len(found)))
     assert told <= len(found)
+
+
+@pytest.mark.parametrize(
+    ("harm", "what"),
+    [
+        (lambda path: path.unlink(), "deleted"),
+        (lambda path: path.rename(path.with_suffix(".1")), "moved"),
+        (lambda path: (path.rename(path.with_suffix(".1")), path.touch()), "moved"),
+        (lambda path: path.write_bytes(b""), "cut"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-3]), "cut"),
+        (lambda path: (path.unlink(), path.write_bytes(b'{"to": "of another"}\n{')), "deleted"),
+    ],
+)
+def test_a_file_that_is_taken_away_is_noticed_and_gone_on_with(tmp_path, harm, what):
+    path = tmp_path / "audit.jsonl"
+    with Journal(path) as journal:
+        journal.write({"to": 1})
+        harm(path)
+        for number in (2, 3):
+            journal.write({"to": number})
+        found = lines(path)
+        noted = [entry for entry in found if entry.get("who") == "journal"]
+        assert noted[-1]["why"] == f"the file was {what} while it was in use"
+        assert [entry.get("to") for entry in found[-3:]] == [None, 2, 3]
+    if what == "moved":
+        assert [entry["to"] for entry in lines(path.with_suffix(".1"))] == [1]
+
+
+def test_a_folder_that_is_taken_away_is_an_error_until_it_is_back(tmp_path):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    with Journal(folder / "audit.jsonl") as journal:
+        journal.write({"to": 1})
+        folder.rename(tmp_path / "elsewhere")
+        for _ in range(2):
+            with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist"):
+                journal.write({"to": 2})
+        folder.mkdir()
+        journal.write({"to": 3})
+        assert [entry.get("to") for entry in lines(folder / "audit.jsonl")] == [None, 3]

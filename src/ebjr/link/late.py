@@ -2,7 +2,8 @@
 
 The joint model answers such a row at once with the student's output, marked as degraded, and keeps
 it here under an id. Whoever has the id gets the teacher's answer once it is there. The file is
-SQLite's: what was kept is kept, even if the process is killed or the power fails.
+SQLite's: what was kept is kept, even if the process is killed or the power fails. One thread writes
+to it, and nobody waits long for it: where the disk does not follow, rows are not kept.
 """
 
 import io
@@ -15,7 +16,9 @@ import time
 import uuid
 import weakref
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,9 +27,10 @@ import numpy as np
 
 from ebjr.arrays import Batch, join_rows, plain, take_rows, to_numpy
 from ebjr.data.preprocess import ImageFile, upright_pixels
-from ebjr.errors import EbjrError, OtherModel, TeacherUnavailable
+from ebjr.errors import EbjrError, ModelError, OtherModel, TeacherUnavailable
 from ebjr.joint import JointModel, LateRows
 from ebjr.link.far import FarTeacher
+from ebjr.model import TeacherFailed
 from ebjr.task import Task
 from ebjr.threads import background
 
@@ -43,7 +47,7 @@ CREATE TABLE rows (
     answer BLOB,
     error TEXT,
     told INTEGER NOT NULL DEFAULT 0,     -- by the callback
-    changed REAL NOT NULL,
+    changed REAL NOT NULL,               -- in the file's own time, see `_now`
     UNIQUE (id, row)
 );
 CREATE INDEX waiting ON rows (number) WHERE input IS NOT NULL;
@@ -52,6 +56,10 @@ CREATE INDEX answered ON rows (changed) WHERE input IS NULL;
 """
 
 MOST_TOLD = 64  # so many answers that the callback has not heard of are read at once
+
+PATIENCE_SECONDS, BYTES_A_SECOND = 0.5, 2**25  # that `keep` waits for the disk
+READ_SECONDS, WRITE_SECONDS = 0.5, 5.0  # that somebody waits where another process locks the file
+TRIES = 10  # so often the teacher may fail with a row alone before it is given up
 
 log = logging.getLogger("ebjr.link.late")
 
@@ -98,7 +106,8 @@ class LateAnswers:
     most_bytes
         The most bytes of the file.
     keep_seconds
-        How long an answer is kept, once the callback, if there is one, has heard of it.
+        How long an answer is kept, once the callback, if there is one, has heard of it. The clock
+        does not count but the time that the file is open, from its newest row on.
 
     Raises
     ------
@@ -138,25 +147,33 @@ class LateAnswers:
         keep_seconds: float = 86_400.0,
     ) -> None:
         self.path, self.callback, self.keep_seconds = os.fspath(path), callback, keep_seconds
-        self._lock = threading.RLock()
-        self._delivering = threading.Lock()
+        self._lock, self._reading, self._delivering = (threading.Lock() for _ in range(3))
+        self._writer = ThreadPoolExecutor(1, "ebjr-late-rows")
+        self._missed: Future[None] | None = None  # what it was too slow with
+        self._failures: Counter[int] = Counter()  # of the teacher, by row
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._untold_from = 0  # whose turn it is to be told
         self._troubles: dict[str, str] = {}
         self._file = _opened(self.path, most_bytes)
-        self._finalizer = weakref.finalize(self, self._file.close)
+        self._reader = sqlite3.connect(self.path, timeout=READ_SECONDS, check_same_thread=False)
+        self._finalizers = [
+            weakref.finalize(self, file.close) for file in (self._file, self._reader)
+        ]
+        found = self._read("SELECT count(input), coalesce(max(changed), 0.0) FROM rows")
+        self._waiting, self._ahead = int(found[0][0]), float(found[0][1]) - time.monotonic()
 
     def close(self) -> None:
         """Stop delivering, and close the file."""
         self.stop()
-        with self._lock:
-            self._finalizer()
+        self._writer.shutdown(wait=False)
+        with self._lock, self._reading:
+            for finalize in self._finalizers:
+                finalize()
 
     def __len__(self) -> int:
-        """How many rows wait."""
-        counted = "SELECT count(*) FROM rows INDEXED BY waiting WHERE input IS NOT NULL"
-        return int(self._read(counted)[0][0])
+        """How many rows wait; this asks no disk."""
+        return self._waiting
 
     @staticmethod
     def new_id() -> str:
@@ -166,11 +183,14 @@ class LateAnswers:
     def keep(self, entries: Sequence[LateRows], kind: Task) -> bool:
         """Keep rows until the teacher has answered them, all or none, whatever happens then.
 
-        False says that they could not be kept: the file is full, or the disk.
+        False says that they are not kept: the file is full, or does not follow in half a second,
+        or has not finished yet with rows for which somebody waited so long.
         """
-        now = time.time()
+        if self._missed is not None and not self._missed.done():
+            return False
+        now = self._now()
         with (
-            suppress(sqlite3.Error, TypeError, ValueError),
+            suppress(sqlite3.Error, TypeError, ValueError, TimeoutError, RuntimeError),
             self._trying("rows could not be kept for later"),
         ):
             values = [
@@ -180,19 +200,36 @@ class LateAnswers:
                     zip(entry.rows, _singles(entry.output), strict=True)
                 )
             ]
-            self._change(
-                "INSERT OR IGNORE INTO rows (id, row, form, input, student, changed) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                values,
-            )
+            self._write_behind(values)
             return True
         return False
 
-    def find(self, id: str, joint: JointModel) -> LateAnswer | None:
-        """What is known of the rows under an id; None where there are none."""
-        found = self._read(
-            "SELECT row, input IS NOT NULL, answer, error FROM rows WHERE id = ? ORDER BY row", id
+    def _write_behind(self, values: list[tuple[Any, ...]]) -> None:
+        """Hand rows to the thread that writes, and wait a little for it; else a TimeoutError."""
+        statement = (
+            "INSERT OR IGNORE INTO rows (id, row, form, input, student, changed) "
+            "VALUES (?, ?, ?, ?, ?, ?)"
         )
+        written = self._writer.submit(self._change, statement, values, 1)
+        size = sum(len(value[3]) for value in values)
+        try:
+            written.result(PATIENCE_SECONDS + size / BYTES_A_SECOND)
+        except TimeoutError:
+            values.clear()  # so that they never show, unless the disk has them already
+            if not written.cancel():
+                self._missed = written
+            raise TimeoutError(f"{self.path} does not follow") from None
+
+    def find(self, id: str, joint: JointModel) -> LateAnswer | None:
+        """What is known of the rows under an id; None where there are none.
+
+        EbjrError: the file cannot be read just now.
+        """
+        query = "SELECT row, input IS NOT NULL, answer, error FROM rows WHERE id = ? ORDER BY row"
+        try:
+            found = self._read(query, id)
+        except sqlite3.Error as error:
+            raise EbjrError(f"{self.path} cannot be read just now: {error}") from error
         return _late_answer(id, found, joint) if found else None
 
     def deliver(self, joint: JointModel, batch_size: int = 64) -> int:
@@ -204,7 +241,7 @@ class LateAnswers:
         with self._delivering:
             told = "" if self.callback is None else "AND told = 1"
             old = f"DELETE FROM rows WHERE input IS NULL AND changed < ? {told}"
-            self._change(old, [(time.time() - self.keep_seconds,)])
+            self._change(old, [(self._now() - self.keep_seconds,)])
             self._tell(joint)
             while not self._stopping.is_set():
                 if isinstance(joint.teacher, FarTeacher) and joint.teacher.state == "open":
@@ -212,7 +249,7 @@ class LateAnswers:
                 taken = self._oldest(batch_size)
                 try:
                     answered = self._ask(joint, taken) if taken else 0
-                except (TeacherUnavailable, OtherModel):  # neither says anything of these rows
+                except TeacherUnavailable:
                     break
                 if not answered:
                     break
@@ -239,6 +276,10 @@ class LateAnswers:
             with suppress(Exception), self._trying("late answers could not be delivered"):
                 self.deliver(joint)
 
+    def _now(self) -> float:
+        """The file's own time: it goes on from the newest row's, whatever the clock says."""
+        return self._ahead + time.monotonic()
+
     def _oldest(self, most: int) -> list[tuple[int, str, str, bytes, bytes]]:
         return self._read(
             "SELECT number, id, form, input, student FROM rows WHERE input IS NOT NULL AND "
@@ -254,13 +295,13 @@ class LateAnswers:
             batch: Batch = inputs if taken[0][2] in ("file", "list") else np.stack(inputs)
             own = join_rows([_unpack(joint.kind, raw) for *_, raw in taken])
             found = joint.ask_teacher(batch, own)
-        except (TeacherUnavailable, OtherModel):
-            raise
         except Exception as error:  # these inputs are refused or broken, or one of them is
+            reason = error.__cause__ if isinstance(error, TeacherFailed) else error
+            if isinstance(reason, TeacherUnavailable | OtherModel):  # it says nothing of them
+                raise
             if len(taken) > 1:
                 return sum(self._ask(joint, [one]) for one in taken)
-            self._write([(None, _sentence(error), taken[0][0])])
-            return 1
+            return self._given_up(taken[0][0], error)
         answered = np.arange(len(taken))
         if found.answered is not None:
             answered = np.flatnonzero(to_numpy(found.answered))
@@ -272,12 +313,24 @@ class LateAnswers:
         self._write([(raw, None, number) for raw, number in zip(packed, numbers, strict=True)])
         return len(numbers)
 
+    def _given_up(self, number: int, error: Exception) -> int:
+        """Give a row up that is refused, or with which the teacher fails again and again."""
+        self._failures[number] += 1
+        refused = isinstance(error.__cause__, ModelError) or not isinstance(error, TeacherFailed)
+        if not refused and self._failures[number] < TRIES:
+            return 0
+        self._write([(None, _sentence(error), number)])
+        return 1
+
     def _write(self, answers: Sequence[tuple[bytes | None, str | None, int]]) -> None:
         self._change(
             "UPDATE rows SET input = NULL, student = NULL, answer = ?, error = ?, changed = ? "
-            "WHERE number = ?",
-            [(raw, error, time.time(), number) for raw, error, number in answers],
+            "WHERE number = ? AND input IS NOT NULL",
+            [(raw, error, self._now(), number) for raw, error, number in answers],
+            -1,
         )
+        for _, _, number in answers:
+            self._failures.pop(number, None)
 
     def _tell(self, joint: JointModel) -> None:
         """Tell the callback of answers that it has not heard of, even in an earlier life.
@@ -319,13 +372,19 @@ class LateAnswers:
         self._troubles.pop(what, None)
 
     def _read(self, query: str, *values: Any) -> list[Any]:
-        with self._lock:
-            return self._file.execute(query, values).fetchall()
+        with self._reading:
+            return self._reader.execute(query, values).fetchall()
 
-    def _change(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Run a statement for each row of values: all of them, or none."""
-        with self._lock, self._file:
-            self._file.executemany(statement, rows)
+    def _change(self, statement: str, rows: Sequence[tuple[Any, ...]], waiting: int = 0) -> None:
+        """Run a statement for each row of values, all of them or none.
+
+        `waiting` is what a row that it changes adds to those that wait.
+        """
+        with self._lock:
+            with self._file:
+                self._file.execute("BEGIN IMMEDIATE")  # nothing is changed while another writes
+                changed = self._file.executemany(statement, rows).rowcount
+            self._waiting += waiting * max(0, changed)
 
 
 def _opened(path: str, most_bytes: int) -> sqlite3.Connection:
@@ -339,6 +398,7 @@ def _opened(path: str, most_bytes: int) -> sqlite3.Connection:
         file.execute("PRAGMA synchronous = FULL")
         if not tables:
             file.executescript(f"BEGIN; PRAGMA application_id = {FORMAT}; {_TABLE} COMMIT;")
+        file.execute(f"PRAGMA busy_timeout = {round(1000 * WRITE_SECONDS)}")
         (page,) = file.execute("PRAGMA page_size").fetchone()
         file.execute(f"PRAGMA max_page_count = {max(16, most_bytes // page)}")
     except sqlite3.Error as error:

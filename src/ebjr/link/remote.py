@@ -4,9 +4,11 @@ import io
 import json
 import math
 import os
+import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -20,7 +22,6 @@ from ebjr.data.preprocess import ImageFile
 from ebjr.errors import (
     ModelError,
     OtherModel,
-    ProtocolError,
     TeacherUnavailable,
     check_at_least,
     check_choice,
@@ -40,6 +41,7 @@ from ebjr.protocol import (
     read_response,
     write_request,
 )
+from ebjr.threads import background
 
 SENDS = ("tensor", "jpeg", "png")
 """How inputs travel: as the tensor that the model takes, or each image as a file of its own."""
@@ -200,9 +202,10 @@ class RemoteModel:
         """The answer to one request, which is filled up where the model takes k rows alone."""
         rows = row_count(batch)
         missing = (self._fixed_batch or rows) - rows
+        with self._server.in_time():  # a look at whether it is the same model included
+            found = self._ask(join_rows([batch, *[batch[-1:]] * missing]) if missing else batch)
         if not missing:
-            return self._ask(batch)
-        found = self._ask(join_rows([batch, *[batch[-1:]] * missing]))
+            return found
         marks = None if found.degraded is None else found.degraded[:rows]
         return Answer(found.output[:rows], marks)
 
@@ -224,7 +227,7 @@ class RemoteModel:
         with self._server.understanding():
             found = read_response(said, came.get(LENGTH_HEADER))
         marks = found.outputs.get("degraded")
-        if marks is not None and marks.shape != (rows,):
+        if marks is not None and (marks.shape != (rows,) or marks.dtype != bool):
             marks = None
         return Answer(self._checked(found, rows), marks)
 
@@ -270,15 +273,16 @@ class RemoteModel:
             raise TeacherUnavailable(
                 f"{self.name} was asked for {self.output_name!r}, but answered {said}"
             )
-        if array.dtype == object or not array.ndim or len(array) != rows:
+        if not array.ndim or len(array) != rows:
             raise TeacherUnavailable(
                 f"{self.name} was given {rows} inputs and must return {rows} rows, but returned "
                 f"{array.dtype} of shape {array.shape}"
             )
-        if not self._output.fits(array.shape):
+        dtype = DATATYPES[self._output.datatype]
+        if array.dtype != dtype or not self._output.fits(array.shape):
             raise TeacherUnavailable(
-                f"{self.name} says that {self.output_name!r} has shape "
-                f"{list(self._output.shape)}, but returned {array.shape}"
+                f"{self.name} says that {self.output_name!r} is {dtype} of shape "
+                f"{list(self._output.shape)}, but returned {array.dtype} of {array.shape}"
             )
         return np.array(array)  # what a message holds is read-only
 
@@ -306,6 +310,11 @@ class _Server:
             headers=headers | ({"Authorization": f"Bearer {token}"} if token else {}),
             limits=httpx2.Limits(max_connections=32, keepalive_expiry=30.0),
         )
+        self._deadline = _Deadline()
+        for transport in {self._http._transport, *self._http._mounts.values()} - {None}:
+            pool: Any = transport._pool  # type: ignore[union-attr]
+            pool._network_backend = _InTime(pool._network_backend, self._deadline)
+        self.in_time = partial(self._deadline.within, timeout_seconds)
         self.close = weakref.finalize(self, self._http.close)
 
     def only_model(self) -> str:
@@ -339,8 +348,10 @@ class _Server:
     ) -> tuple[bytes, Mapping[str, str]]:
         """The body and the headers of an answer with status 200; else raise what is wrong."""
         url = f"{self._url}/{path}".rstrip("/")
-        with self._reaching():
-            request = self._http.build_request(method, url, content=body, headers=headers)
+        with self._reaching(), self.in_time():
+            request = self._http.build_request(
+                method, url, content=body, headers=headers, timeout=self._deadline.left()
+            )
             response = self._http.send(request, stream=True)
             try:
                 said = self._read(response)
@@ -357,9 +368,9 @@ class _Server:
         """What is no message of the protocol, as one sentence."""
         try:
             yield
-        except ProtocolError as error:
+        except Exception as error:  # whatever it is that bytes from far away do
             raise TeacherUnavailable(
-                f"{self.name} answers what is no answer: {str(error)[:200]}"
+                f"{self.name} answers what is no answer: {one_line(error)[:200]}"
             ) from error
 
     @contextmanager
@@ -369,26 +380,22 @@ class _Server:
 
         try:
             yield
-        except httpx2.TimeoutException as error:
-            raise TeacherUnavailable(self._too_slow()) from error
+        except (TimeoutError, httpx2.TimeoutException) as error:
+            raise TeacherUnavailable(
+                f"{self.name} gave no answer within {self._seconds:g} s"
+            ) from error
         except httpx2.HTTPError as error:
             raise TeacherUnavailable(f"{self.name} cannot be reached: {one_line(error)}") from error
 
     def _read(self, response: Any) -> bytes:
-        """The whole body, if it comes in time: the client bounds each wait alone."""
-        until = time.monotonic() + self._seconds
+        """The whole body, if it is not too long."""
         parts, size = [], 0
         for part in response.iter_bytes():
             parts.append(part)
             size += len(part)
-            if time.monotonic() > until:
-                raise TeacherUnavailable(self._too_slow())
             if size > MOST_BYTES:
                 raise TeacherUnavailable(f"{self.name} answers more than {MOST_BYTES} bytes")
         return b"".join(parts)
-
-    def _too_slow(self) -> str:
-        return f"{self.name} gave no answer within {self._seconds:g} s"
 
     def _refusal(self, status: int, body: bytes, headers: Mapping[str, str]) -> ModelError:
         table = _from_json(body)
@@ -398,6 +405,63 @@ class _Server:
             return ModelError(f"{self.name} refuses these inputs with {words}")
         after = _retry_after(headers.get("Retry-After"))
         return TeacherUnavailable(f"{self.name} answers with {words}", after)
+
+
+class _Deadline(threading.local):
+    """Until when this thread waits: the HTTP client bounds each wait, and an answer may drip."""
+
+    until = math.inf
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """All that is waited for in this context, and in those around it."""
+        outer, self.until = self.until, min(self.until, time.monotonic() + seconds)
+        try:
+            yield
+        finally:
+            self.until = outer
+
+    def left(self) -> float:
+        """How many seconds are left; a TimeoutError where none is."""
+        if (left := self.until - time.monotonic()) <= 0:
+            raise TimeoutError
+        return left
+
+
+class _InTime:
+    """What the HTTP client connects with, or such a connection: each wait ends at the deadline."""
+
+    def __init__(self, inner: Any, deadline: _Deadline) -> None:
+        self._inner, self._left, self._deadline = inner, deadline.left, deadline
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def connect_tcp(self, *where: Any, **how: Any) -> "_InTime":
+        made: Future[Any] = Future()
+
+        def connect() -> None:
+            try:
+                made.set_result(self._inner.connect_tcp(*where, **how))
+            except Exception as error:
+                made.set_exception(error)
+
+        background("connect", connect).start()  # nothing else bounds what a name server takes
+        try:
+            return _InTime(made.result(self._left()), self._deadline)
+        except TimeoutError:
+            made.add_done_callback(lambda late: late.exception() or late.result().close())
+            raise
+
+    def start_tls(self, timeout: Any = None, **how: Any) -> "_InTime":
+        return _InTime(self._inner.start_tls(timeout=self._left(), **how), self._deadline)
+
+    def read(self, most: int, timeout: Any = None) -> Any:
+        return self._inner.read(most, self._left())
+
+    def write(self, data: bytes, timeout: Any = None) -> None:
+        for start in range(0, len(data), 2**14):  # as each part that is sent has all of the time
+            self._inner.write(data[start : start + 2**14], self._left())
 
 
 def _check(send: str | None, quality: int, seconds: float) -> None:

@@ -371,6 +371,8 @@ class Engine:
         with crew.changed:
             if before is not None:
                 self._end(before)
+            if crew is self._spare:  # what it leaves is for the others
+                self._crews[0].changed.notify()
             while (number := self._pick(crew)) is None:
                 if self.closed and not self.busy:
                     self._wake_all()
@@ -476,8 +478,8 @@ class Engine:
         output = found.output if number < len(self.levels) else plain(found.output)
         if found.answered is not None:
             parts, missed = divided(parts, to_numpy(found.answered), None)
-            error = TeacherUnavailable("the teacher answers no more rows just now")
-            self._miss(number, missed, error)
+            why = found.why or "the teacher answers no more rows just now"
+            self._miss(number, missed, TeacherUnavailable(why))
         if parts:
             self._go_on(number, parts, output, _flags(found.degraded, len(output)), inputs)
             self._tell_batch(number, parts, began, ended)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ebjr.errors import EbjrError, needs
 from ebjr.serving.bodies import LARGE_BYTES, too_large
-from ebjr.serving.infer import Heads, Written, json_bytes, paths, retry_after, writer
+from ebjr.serving.infer import CALL, ENDED, Heads, Written, json_bytes, paths, retry_after, writer
 from ebjr.serving.logs import REQUEST_ID, new_request_id
 from ebjr.serving.service import BROKEN, Call, Service, log, status_of
 
@@ -107,7 +107,11 @@ class Http(HttpToolsProtocol):
             return False
         cycle.keep_alive = False
         if isinstance(cycle, Exchange):
-            cycle.forsake()
+            call = cycle.call
+        else:
+            cycle.scope[ENDED], call = True, cycle.scope.get(CALL)
+        if call is not None:
+            call.forsake()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -234,8 +238,8 @@ class Exchange:
     """A request of the short way and its answer: what uvicorn calls a cycle."""
 
     __slots__ = (
-        *("disconnected", "keep_alive", "own", "response_complete"),
-        *("_call", "_headers", "_hold", "_http", "_parts", "_turn", "_whole", "_wrong"),
+        *("call", "disconnected", "keep_alive", "own", "response_complete"),
+        *("_headers", "_hold", "_http", "_parts", "_turn", "_whole", "_wrong"),
     )
     message_event = asyncio.Event()  # uvicorn sets it when a connection is lost
 
@@ -247,7 +251,7 @@ class Exchange:
         self._hold = http.service.admission.hold(http.client)
         self._parts: list[bytes] = []
         self._wrong: Exception | None = None
-        self._call: Call | None = None
+        self.call: Call | None = None
 
     def begin(self) -> None:
         """It is this one's turn to be answered."""
@@ -280,30 +284,25 @@ class Exchange:
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             plan, inputs = self._http.heads.read(body, self._headers)
             write = writer(self._headers)
-            self._call = Call(self._http.service, plan, self._hold, write, self._done)
-            self._call.start(inputs, len(parts[-1]))
+            self.call = Call(self._http.service, plan, self._hold, write, self._done)
+            self.call.start(inputs, len(parts[-1]))
         except Exception as error:
             self._done(error)
 
     def _done(self, found: Any) -> None:
         """The answer, or the error that there is in its place."""
         self._hold.end()
-        self._call = None  # which knows this: nothing is left for the garbage collector
+        self.call = None  # which knows this: nothing is left for the garbage collector
         self.response_complete, status = True, 200
         if isinstance(found, Exception):
             status, found = _written(found)
             self._http.service.refused(status)
         self._http.answer(self, status, found)
 
-    def forsake(self) -> None:
-        """The client sends no more: it waits for the answer, or is gone."""
-        if self._call is not None:
-            self._call.forsake()
-
     def leave(self) -> None:
         """The client is gone."""
-        if self._call is not None:
-            self._call.cancel()
+        if self.call is not None:
+            self.call.cancel()
         self._hold.end()
 
 

@@ -26,7 +26,7 @@ from ebjr.protocol import (
 from ebjr.serving.admission import Hold
 from ebjr.serving.bodies import LARGE_BYTES, Refused, aside, compressed, read_body
 from ebjr.serving.multipart import read_form
-from ebjr.serving.service import BROKEN, VERSION, Plan, Service, log, status_of
+from ebjr.serving.service import BROKEN, VERSION, Call, Plan, Service, log, status_of
 
 with needs("serve", "serving"):
     from starlette.requests import ClientDisconnect, Request
@@ -35,6 +35,7 @@ with needs("serve", "serving"):
 MISTAKES = (Refused, EbjrError, ClientDisconnect, asyncio.CancelledError)
 """Errors that `refusal_of` answers."""
 
+CALL, ENDED = "ebjr.call", "ebjr.ended"  # in a request's scope: its call; its client says no more
 PARSED_BYTES = 8  # that a byte of JSON takes while its numbers are objects
 
 LENGTH = LENGTH_HEADER.lower().encode()
@@ -127,9 +128,9 @@ async def infer(request: Request) -> Response:
             raw = await read_body(request, service.limits, hold)  # first: who sends reads nothing
             service.check_model(**request.path_params)
             asked = await _asked(service, raw, request, hold)
-            about, body = await _unless_gone(
-                request, service.infer(asked, hold, writer(headers))
-            )
+            began = partial(_note_call, request)
+            answering = service.infer(asked, hold, writer(headers), began=began)
+            about, body = await _unless_gone(request, answering)
     except MISTAKES as error:
         return refusal_of(service, error)
     except Exception:
@@ -150,6 +151,13 @@ async def _asked(service: Service, raw: bytes, request: Request, hold: Hold) -> 
     if not service.served.takes_images:
         raise Refused(415, "this model takes no images, and a form can bring nothing else")
     return await read_form(raw, request.headers, service.input["name"])
+
+
+def _note_call(request: Request, call: Call) -> None:
+    """Let the connection know the call, whose client may have said all by now, or may soon."""
+    request.scope[CALL] = call
+    if request.scope.get(ENDED):
+        call.forsake()
 
 
 async def _unless_gone(request: Request, answering: Any) -> Any:

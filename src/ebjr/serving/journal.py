@@ -15,7 +15,8 @@ class Journal:
     """Entries of who did what and when, each on the disk before `write` returns.
 
     When the file is opened, a last line that was never finished is cut off, and an entry says so.
-    Whole lines are never touched. OSError: the file cannot be opened or written to.
+    Whole lines are never touched. If the file is deleted, moved or cut later, as logs are rotated,
+    an entry of the file that is there then says so. OSError: it cannot be opened or written to.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -29,6 +30,7 @@ class Journal:
         try:
             self._settle_folder()
             self.repaired = self._repair()
+            self._size = os.fstat(self._file).st_size
             if self.repaired:
                 cut = f"{self.repaired} bytes of a line that was never finished were cut off"
                 self.write({"who": "journal", "why": cut})
@@ -47,16 +49,33 @@ class Journal:
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         line = json.dumps({"time": now, **entry}, allow_nan=False).encode() + b"\n"
         with self._lock:
+            self._follow()
             size = os.fstat(self._file).st_size
             try:
                 left = memoryview(line)
                 while left:
                     left = left[os.write(self._file, left) :]
                 os.fsync(self._file)
+                self._size = size + len(line)
             except OSError:
                 with suppress(OSError):
                     os.ftruncate(self._file, size)
                 raise
+
+    def _follow(self) -> None:
+        """Go on in the file that has the name now, and write there what became of the other."""
+        mine = os.fstat(self._file)
+        there = self.path.stat() if self.path.exists() else None
+        if there is None or not os.path.samestat(mine, there):
+            what = "moved" if mine.st_nlink else "deleted"
+        elif mine.st_size < self._size:
+            what = "cut"
+        else:
+            return
+        with Journal(self.path) as now:
+            now.write({"who": "journal", "why": f"the file was {what} while it was in use"})
+            os.dup2(now._file, self._file, inheritable=False)
+            self._size = now._size
 
     def close(self) -> None:
         """Close the file."""

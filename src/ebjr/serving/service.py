@@ -209,8 +209,9 @@ class Service:
         write: "Write" = lambda response, plan: response,
         *,
         within: float | None = None,
+        began: "Callable[[Call], None]" = lambda call: None,
     ) -> Any:
-        """What `write` makes of the answer, as `Call` does it."""
+        """What `write` makes of the answer, as `Call` does it; `began` is told the call."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def done(found: Any) -> None:
@@ -222,6 +223,7 @@ class Service:
         inputs, plan = self.inputs(asked), self.plan(asked)
         call = Call(self, plan, hold, write, done, within=within)
         call.start(inputs)
+        began(call)
         try:
             found = await future
         finally:

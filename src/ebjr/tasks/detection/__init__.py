@@ -69,6 +69,9 @@ class Detection(Task):
         listed = isinstance(output, list | tuple)
         return len(output) if listed and all(isinstance(o, Detections) for o in output) else None
 
+    def sound(self, name: str, output: Any) -> None:
+        """All of them: `Detections` hold nothing else."""
+
     def form(self, output: Sequence[Detections]) -> tuple[int, ...]:
         return tuple(sorted({found.classes for found in output}))
 
