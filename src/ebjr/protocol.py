@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,7 +70,11 @@ class InferRequest:
         """How an output is to be sent; None where it is not asked for."""
         if self.outputs is None:
             return RequestedOutput(name, self.binary)
-        return next((output for output in self.outputs if output.name == name), None)
+        return self._wished.get(name)
+
+    @cached_property
+    def _wished(self) -> dict[str, RequestedOutput]:
+        return {output.name: output for output in self.outputs or ()}
 
     def check_outputs(self, known: Iterable[str]) -> None:
         """Check that a model has every output that is asked for."""
@@ -206,14 +210,17 @@ def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes,
         parameters["binary_data_output"] = True
     if parameters:
         message["parameters"] = parameters
-    tensors = [(name, array, binary) for name, array in request.inputs.items()]
-    message["inputs"], rest = _write_tensors(tensors)
     if request.outputs is not None:
         message["outputs"] = [
             {"name": output.name, "parameters": {"binary_data": output.binary}}
             for output in request.outputs
         ]
-    return _joined(message, rest)
+    written = [_written(name, array, binary) for name, array in request.inputs.items()]
+    inputs = b",".join(piece for piece, _ in written)
+    rest = [part for _, raw in written for part in raw]
+    front = _encoded(message)[:-1] + (b"," if message else b"")
+    body = b'%b"inputs":[%b]}' % (front, inputs)
+    return (b"".join([body, *rest]), len(body)) if rest else (body, None)
 
 
 def read_response(body: bytes, json_length: str | int | None = None) -> InferResponse:
@@ -249,26 +256,26 @@ def write_response(
     """
     wishes = InferRequest({}) if request is None else request
     wishes.check_outputs(response.outputs)
-    named = ((name, array, wishes.wants(name)) for name, array in response.outputs.items())
-    message: dict[str, Any] = {"model_name": response.model_name}
-    for key in ("model_version", "id"):
-        if (value := getattr(response, key)) is not None:
-            message[key] = value
-    if response.parameters:
-        message["parameters"] = dict(response.parameters)
-    message["outputs"], rest = _write_tensors(
-        [(name, array, wish.binary) for name, array, wish in named if wish is not None]
-    )
-    return _joined(message, rest)
+    pieces, rest = [], []
+    for name, array in response.outputs.items():
+        if (wish := wishes.wants(name)) is not None:
+            piece, raw = _written(name, array, wish.binary)
+            pieces.append(piece)
+            rest += raw
+    parameters = tuple(response.parameters.items())
+    head = _head(response.model_name, response.model_version, response.id, parameters)
+    message = b"%b%b]}" % (head, b",".join(pieces))
+    return (b"".join([message, *rest]), len(message)) if rest else (message, None)
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a number that a float holds, infinity and NaN included; no boolean is.
-
-    JSON's whole numbers have any size, and `float` fails on those that are too large.
-    """
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, float) or (whole and abs(value) <= sys.float_info.max)
+@lru_cache(maxsize=256)  # the answers to one client differ in their tensors alone
+def _head(name: str, version: str | None, id: str | None, parameters: tuple[Any, ...]) -> bytes:
+    """An answer's JSON up to its tensors."""
+    known = {"model_name": name, "model_version": version, "id": id}
+    message: dict[str, Any] = {key: value for key, value in known.items() if value is not None}
+    if parameters:
+        message["parameters"] = dict(parameters)
+    return _encoded(message)[:-1] + b',"outputs":['
 
 
 def read_metadata(message: Mapping[str, Any]) -> ModelMetadata:
@@ -340,6 +347,7 @@ def _json_end(body: bytes, json_length: str | int | None) -> int:
     return int(text)
 
 
+@cache
 def _json(purpose: str) -> Any:
     """The module that reads and writes JSON: messages need it, and importing this one does not."""
     with needs("serve", f"{purpose} messages"):
@@ -574,22 +582,22 @@ def _check_count(tensor: _Tensor, count: int) -> None:
         )
 
 
-def _write_tensors(
-    tensors: Sequence[tuple[str, np.ndarray, bool]],
-) -> tuple[list[dict[str, Any]], list[bytes]]:
-    tables: list[dict[str, Any]] = []
-    rest = []
-    for name, array, binary in tensors:
-        datatype = datatype_of(array.dtype)
-        table: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype}
-        if binary:
-            raw = tensor_bytes(array)
-            rest.append(raw)
-            table["parameters"] = {"binary_data_size": len(raw)}
-        else:
-            table["data"] = _to_json(name, array)
-        tables.append(table)
-    return tables, rest
+def _written(name: str, array: np.ndarray, binary: bool) -> tuple[bytes, list[bytes]]:
+    """A tensor's JSON, and its bytes where these come after the message's."""
+    if binary:
+        raw = tensor_bytes(array)
+        return _opening(name, array.shape, array.dtype, len(raw)), [raw]
+    data = _json("writing").encode(_to_json(name, array))
+    return b"%b%b}" % (_opening(name, array.shape, array.dtype), data), []
+
+
+@lru_cache(maxsize=256)
+def _opening(name: str, shape: tuple[int, ...], dtype: Any, size: int | None = None) -> bytes:
+    """A tensor's JSON up to its data; whole where these are `size` bytes elsewhere."""
+    table: dict[str, Any] = {"name": name, "shape": shape, "datatype": datatype_of(dtype)}
+    if size is not None:
+        return _encoded({**table, "parameters": {"binary_data_size": size}})
+    return _encoded(table)[:-1] + b',"data":'
 
 
 def _to_json(name: str, array: np.ndarray) -> list[Any]:
@@ -609,12 +617,21 @@ def _to_json(name: str, array: np.ndarray) -> list[Any]:
     return [None if math.isnan(value) else value for value in clipped]
 
 
-def _joined(message: Mapping[str, Any], rest: Sequence[bytes]) -> tuple[bytes, int | None]:
+def _encoded(message: Mapping[str, Any]) -> bytes:
     for key, value in message.get("parameters", {}).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"JSON has no {value}, which the parameter {_shown(key)} is")
     raw: bytes = _json("writing").encode(message)
-    return (b"".join([raw, *rest]), len(raw)) if rest else (raw, None)
+    return raw
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that a float holds, infinity and NaN included; no boolean is.
+
+    JSON's whole numbers have any size, and `float` fails on those that are too large.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, float) or (whole and abs(value) <= sys.float_info.max)
 
 
 def _as_bytes(element: Any) -> bytes:

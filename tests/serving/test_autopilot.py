@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from ebjr import JointClassifier, Router
 from ebjr.serving.autopilot import Autopilot, Hold, Search
+from ebjr.serving.engine import Engine
 from ebjr.serving.events import Scored
 from ebjr.serving.knob import Knob
-from ebjr.serving.engine import Engine
 from ebjr.serving.served import Served
 
 

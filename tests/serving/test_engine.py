@@ -20,8 +20,8 @@ from ebjr import (
     TeacherUnavailable,
 )
 from ebjr.errors import Overloaded
-from ebjr.serving.events import Failed, Observer, Scored
 from ebjr.serving.engine import Engine
+from ebjr.serving.events import Failed, Observer
 from ebjr.tasks.classification import TASK
 
 SECONDS = 30

@@ -26,8 +26,8 @@ from ebjr import JointClassifier, Preprocess, Router
 from ebjr.data.preprocess import prepared
 from ebjr.errors import ProtocolError
 from ebjr.serving.app import Served, build_app
-from ebjr.serving.limits import Limits, exposure
 from ebjr.serving.images import decoded_images
+from ebjr.serving.limits import Limits, exposure
 
 BODY = json.dumps(request()).encode()
 

@@ -15,9 +15,9 @@ from ebjr import JointClassifier, JointRegressor, Router, TeacherUnavailable
 from ebjr.calibration.guarantee import Certificate
 from ebjr.model import Answer
 from ebjr.monitor import DriftMonitor
+from ebjr.serving.engine import Engine
 from ebjr.serving.events import Audited, Failed, Observer
 from ebjr.serving.live_monitor import LiveMonitor
-from ebjr.serving.engine import Engine
 from ebjr.serving.served import Served
 
 SECONDS = 30

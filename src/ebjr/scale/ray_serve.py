@@ -13,25 +13,23 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ebjr.arrays import Batch, join_rows, row_count
+from ebjr.arrays import Batch
 from ebjr.backends.entry import Entry
 from ebjr.errors import EbjrError, TeacherUnavailable, check_at_least, needs
 from ebjr.joint_file import JointConfig
-from ebjr.model import Model, answer
+from ebjr.model import Model
 from ebjr.router import check_threshold
 from ebjr.scale.models import check_policy, checked_config, thread_option
 from ebjr.scale.ray_metrics import Mirror
 from ebjr.serving.app import build_app as build_server
-from ebjr.serving.events import Batched
+from ebjr.serving.engine import Engine, Ticket
 from ebjr.serving.knob import Knob
 from ebjr.serving.metrics import Metrics
-from ebjr.serving.row_queue import Part, RowQueue, alike, form_of, spans
 from ebjr.serving.served import Served, served_of
 from ebjr.task import Task
 from ebjr.tasks import as_task
@@ -81,7 +79,7 @@ def build_app(
       their own, the teacher by the batches that are under way to it.
     - `student_batch`, `teacher_batch`: The most rows that a replica's model gets at once.
     - `teacher_calls`: How many batches of deferred rows one student replica has under way at once.
-    - `max_wait_seconds`, `queue_rows`: Of each student replica's `Pipeline`.
+    - `max_wait_seconds`, `queue_rows`: Of each student replica's `Engine` and `Service`.
     - `teacher_wait_seconds`: How long a teacher replica waits for its batch to fill, where the rows
       of all students come fast enough for it to be full by then; 0 takes what there is.
     - `timeout_seconds`: How long a request may take that does not say so itself.
@@ -253,33 +251,10 @@ class RayTeacher:
                 return
 
 
-class _Call:
-    """Deferred rows of one student replica, and what the teacher has said of them so far."""
-
-    def __init__(self, inputs: Batch) -> None:
-        self.inputs = inputs
-        self.future: Future[Batch] = Future()
-        self.form = form_of(inputs)
-        self._pieces: dict[int, Batch] = {}  # by the first of their rows
-        self._open = row_count(inputs)
-
-    def answer(self, start: int, output: Batch) -> None:
-        """Take the raw output of the rows from `start` on."""
-        self._pieces[start] = output
-        self._open -= row_count(output)
-        if not self._open and self.future.set_running_or_notify_cancel():
-            self.future.set_result(join_rows([self._pieces[at] for at in sorted(self._pieces)]))
-
-    def fail(self, error: Exception) -> None:
-        """Answer with an error."""
-        if not self.future.done() and self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
-
-
 class Teacher:
     """A replica of the teacher: it answers what waits, of all students, in dense batches.
 
-    Serve's own batching counts calls, whatever their rows; this is the queue of `ebjr serve`.
+    Serve's own batching counts calls, whatever their rows; this is the engine of `ebjr serve`.
     """
 
     def __init__(
@@ -292,46 +267,37 @@ class Teacher:
         max_wait_seconds: float,
         threads: int | None,
     ) -> None:
-        self._model: Model = entry.load(**thread_option(entry, threads))
-        self._kind = kind
-        self._most = most_rows
-        self._queue: RowQueue[Part] = RowQueue(max_wait_seconds=max_wait_seconds)
-        self._metrics = Metrics(name)
-        self._metrics.read(
-            "waiting_rows", "Rows in a queue.", lambda: {"teacher": self._queue.rows}, "stage"
+        model: Model = entry.load(**thread_option(entry, threads))
+        metrics = Metrics(name)
+        self._engine = Engine(
+            model,
+            kind,
+            student_batch=most_rows,
+            max_wait_seconds=max_wait_seconds,
+            workers=1,
+            observer=metrics,
         )
-        Mirror(self._metrics.families).start()
-        background("teacher", self._work).start()
+        waiting = self._engine.waiting
+        metrics.read(
+            "waiting_rows", "Rows in a queue.", lambda: {"teacher": waiting()["teacher"]}, "stage"
+        )
+        Mirror(self._families(metrics)).start()
+        self._engine.start()
+
+    def _families(self, metrics: Metrics) -> Callable[[], Iterable[Any]]:
+        def families() -> Iterable[Any]:
+            self._engine.tell()
+            return metrics.families()
+
+        return families
 
     async def live(self) -> None:
         """Answer, and no more."""
 
     async def __call__(self, inputs: Batch) -> Batch:
         """Raw output of some rows."""
-        call = _Call(inputs)
-        rows = range(row_count(inputs))
-        self._queue.put(Part(call, rows), bounded=False)
-        return await asyncio.wrap_future(call.future)
-
-    def _work(self) -> None:
-        while True:
-            for parts in alike(self._queue.take(self._most)):
-                try:
-                    self._answer(parts)
-                except Exception as error:
-                    for part in parts:
-                        part.ticket.fail(error)
-
-    def _answer(self, parts: Sequence[Part]) -> None:
-        began = time.perf_counter()
-        inputs = [part.ticket.inputs[part.rows.start : part.rows.stop] for part in parts]
-        rows = sum(map(len, parts))
-        found = answer(self._model, join_rows(inputs), rows, self._kind)
-        if found.answered is not None and row_count(found.output) < rows:  # it is far itself
-            raise TeacherUnavailable(f"the teacher answered only some of {rows} rows just now")
-        self._metrics.observe(Batched.of("teacher", parts, began))
-        for part, own in spans(parts):
-            part.ticket.answer(part.rows.start, found.output[own])
+        ticket: Ticket = await asyncio.wrap_future(self._engine.ask(inputs))
+        return ticket.result().output
 
 
 class SharedKnob:

@@ -16,6 +16,7 @@ from ebjr.errors import Overloaded, TooLarge
 SPARE = 1.25  # of each limit is the most that is ever held
 SMALL = 1 / 64  # of a limit: what a client that holds nothing may have of the rest
 
+NOTHING = (0.0, 0.0, 0.0)
 SECONDS = "seconds of the models' work"
 _CALLED = ("bytes of requests", "rows", SECONDS)
 
@@ -25,7 +26,7 @@ class Admission:
 
     def __init__(self, *, bytes: float, rows: float, seconds: float) -> None:
         self.limits = (bytes, rows, seconds)
-        self.held = [0.0, 0.0, 0.0]
+        self.held = list(NOTHING)
         self._of: dict[Hashable, list[float]] = {}  # each client that holds anything
         self._lock = threading.Lock()
 
@@ -33,13 +34,18 @@ class Admission:
         """What one request of a client holds: nothing yet."""
         return Hold(self, client)
 
+    @property
+    def rows(self) -> float:
+        """How many are held."""
+        return self.held[1]
+
     def take(self, client: Hashable, more: Sequence[float]) -> None:
         """Hold more for a client, all of it or nothing.
 
         TooLarge: it exceeds a limit by itself. Overloaded: it does so with what is held.
         """
         with self._lock:
-            own = self._of.get(client) or [0.0] * len(self.limits)
+            own = self._of.get(client) or list(NOTHING)
             for place, amount in enumerate(more):
                 if amount and self.held[place] + amount > self.limits[place] / 2:
                     self._check(place, own, amount)
@@ -58,7 +64,7 @@ class Admission:
             if own[1] <= 0 and own[0] <= 0:
                 del self._of[client]
             if not self._of:  # sums of fractions are not exact
-                self.held = [0.0] * len(self.limits)
+                self.held = list(NOTHING)
 
     def _check(self, place: int, own: Sequence[float], more: float) -> None:
         limit, held, mine, what = self.limits[place], self.held[place], own[place], _CALLED[place]
@@ -86,7 +92,7 @@ class Hold:
 
     def __init__(self, admission: Admission, client: Hashable) -> None:
         self._admission, self.client = admission, client
-        self._mine: list[float] | None = None
+        self._mine: tuple[float, ...] | None = None
         self._open = True
 
     def __enter__(self) -> Self:
@@ -101,8 +107,8 @@ class Hold:
             return
         more = (bytes, rows, seconds)
         self._admission.take(self.client, more)
-        mine = self._mine
-        self._mine = list(more) if mine is None else [a + b for a, b in zip(mine, more, strict=True)]
+        mine = self._mine or NOTHING
+        self._mine = tuple(a + b for a, b in zip(mine, more, strict=True))
 
     def end(self) -> None:
         """Hold nothing more."""

@@ -212,7 +212,7 @@ def run_server(
         config = uvicorn.Config(
             app,
             proxy_headers=False,  # the socket says who asks, see `doors`
-            http=http_of(app.state.service, short=app.state.short),
+            http=http_of(app.state.service, short=app.state.short),  # type: ignore[arg-type]
             ws="none",
             lifespan="on",
             log_config=None,

@@ -1,4 +1,4 @@
-"""The engine: a queue in front of each model, and workers that take from the one that needs it most.
+"""The engine: a queue in front of each model, and workers that take whatever is worth it most.
 
 Requests are cut into rows. Rows of many requests form a model's batches, the rows that a router
 defers form those of the next model, and answers return to their own requests. A worker that is
@@ -350,6 +350,7 @@ class Engine:
                 return False
             rows, output = ticket.waiting()
         self._degrade(len(self.levels), [Part(ticket, rows, output)])
+        self.bell()
         return True
 
     # What a worker does
@@ -378,12 +379,20 @@ class Engine:
                     self._wake_all()
                     return None
                 soonest = min(self._queues[each].holds() for each in crew.stages)
+                crew.idle += 1
+                self.bell()
                 crew.changed.wait(None if soonest == math.inf else soonest)
-            parts = [] if number == AUDIT else self._queues[number].take(self._batches[number])
+                crew.idle -= 1
+            parts = [] if number == AUDIT else self._queues[number].take(self._most(number, crew))
             self._begin(number, sum([part.count for part in parts]))
             if self._open_to(crew):
                 crew.changed.notify()  # there is more to be done
             return number, parts
+
+    def _most(self, number: int, crew: "_Crew") -> int:
+        """How many rows a batch takes: those who have nothing to do get their share of them."""
+        hands = 1 if self._singly[number] else 1 + crew.idle
+        return min(self._batches[number], -(-self._queues[number].rows // hands))
 
     def _pick(self, crew: "_Crew") -> int | None:
         """The model whose rows are taken next, or an audit; None: there is nothing to be done.
@@ -410,7 +419,7 @@ class Engine:
             for number in crew.stages
             if (rows := self._queues[number].rows)
             and not (self._singly[number] and self._active[number])
-            and (self.closed or rows and self._queues[number].ready(self._batches[number]))
+            and (self.closed or (rows and self._queues[number].ready(self._batches[number])))
         ]
 
     def _put(self, number: int, parts: Sequence[Part]) -> None:
@@ -467,6 +476,7 @@ class Engine:
     def _answer(self, number: int, parts: Sequence[Part]) -> None:
         began = time.perf_counter()
         inputs = join_rows([part.inputs for part in parts])
+        self.bell()  # not before: whoever is woken takes the interpreter, which a model gives up
         try:
             found = self._ask(number, inputs, parts)
         except ModelError as error:
@@ -497,9 +507,7 @@ class Engine:
             raise ModelError(f"the {self.stages[0]} answered only some of its rows just now")
         return found
 
-    def _tell_batch(
-        self, number: int, parts: Sequence[Part], began: float, ended: float
-    ) -> None:
+    def _tell_batch(self, number: int, parts: Sequence[Part], began: float, ended: float) -> None:
         batch = Batched.of(self.stages[number], parts, began, ended)
         each, known = batch.seconds / max(batch.rows, 1), self.row_seconds[number]
         self.row_seconds[number] = 0.9 * known + 0.1 * each if known else each
@@ -527,9 +535,7 @@ class Engine:
             rows = np.flatnonzero(kept)
             self._go_on(number + 1, stay, take_rows(output, rows), flags[rows])
 
-    def _decide(
-        self, parts: Sequence[Part], raw: Batch, flags: np.ndarray, inputs: Batch
-    ) -> None:
+    def _decide(self, parts: Sequence[Part], raw: Batch, flags: np.ndarray, inputs: Batch) -> None:
         """The router with the knob: what it keeps is answered."""
         joint = self.levels[-1]
         score = np.asarray(to_numpy(joint.router.score(raw)), np.float64)
@@ -619,7 +625,6 @@ class Engine:
             return
         for ticket in done:
             ticket.reply(ticket)
-        self.bell()
         since = np.array([ticket.since for ticket in done])
         self._told.observe(Answered(since, time.perf_counter() - since))
 
@@ -642,6 +647,7 @@ class _Crew:
 
     def __init__(self, lock: threading.Lock, stages: list[int]) -> None:
         self.changed, self.stages = threading.Condition(lock), stages
+        self.idle = 0  # of them, who wait
 
 
 def _finish(ticket: Ticket, found: JointAnswer | None, done: list[Ticket]) -> None:
@@ -671,7 +677,8 @@ def _as_it_is(output: Batch) -> Batch:
 def _bears_many(model: Model) -> bool:
     """Whether several threads may ask a model at once, as is known of our own backends'."""
     known = facts(model)
-    return known.url is not None or (known.path is not None and known.path.suffix in FILES)
+    on_disk = known.path is not None and known.path.suffix in FILES
+    return known.url is not None or (on_disk and known.device == "cpu")
 
 
 def _flags(degraded: Any, rows: int) -> np.ndarray:

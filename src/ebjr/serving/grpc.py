@@ -21,9 +21,9 @@ from ebjr.protocol import (
     request_of,
     tensor_bytes,
 )
-from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
 from ebjr.serving.admission import Hold
 from ebjr.serving.bodies import aside
+from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
 from ebjr.serving.service import BROKEN, Plan, Service, log, status_of
 
 with needs("grpc", "serving over gRPC"):

@@ -21,8 +21,8 @@ from ebjr.serving.service import BROKEN, Call, Service, log, status_of
 with needs("serve", "serving"):
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-_LINES = {int(status): f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
-_RARE = (b"content-encoding", b"expect", b"upgrade")  # in the head of what takes the long way
+_LINES = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for one in HTTPStatus}
+_RARE = frozenset({b"content-encoding", b"expect", b"upgrade"})  # of what takes the long way
 
 
 def http_of(service: Service, *, short: bool = True) -> Callable[..., asyncio.Protocol]:
@@ -99,18 +99,16 @@ class Http(HttpToolsProtocol):
             return
         self.refuse(408, f"the body came too slowly: {self._seen} bytes in {spent:.0f} seconds")
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own says so
         """The client sends no more; if it waits for an answer, it gets it."""
         self._ended = True
         cycle = self.cycle
         if self._in_body or cycle is None or cycle.response_complete:
             return False
         cycle.keep_alive = False
-        if isinstance(cycle, Exchange):
-            call = cycle.call
-        else:
-            cycle.scope[ENDED], call = True, cycle.scope.get(CALL)
-        if call is not None:
+        scope: Any = {CALL: cycle.call} if isinstance(cycle, Exchange) else cycle.scope
+        scope[ENDED] = True
+        if (call := scope.get(CALL)) is not None:
             call.forsake()
         return True
 
@@ -158,7 +156,7 @@ class Http(HttpToolsProtocol):
         """Whether a request takes the short way: one that no thread need read beforehand."""
         if self.url not in self._short or self.parser.get_method() != b"POST":
             return False
-        if any(name in known for name in _RARE) or b"content-length" not in known:
+        if b"content-length" not in known or not _RARE.isdisjoint(known):
             return False
         form = known.get(b"content-type", b"")[:10].lower() == b"multipart/"
         return not form and json_bytes(known, int(known[b"content-length"])) <= LARGE_BYTES
@@ -325,6 +323,8 @@ def _let_go(cycle: Any) -> None:
         cycle.leave()
 
 
-def _ended(timer: asyncio.TimerHandle | None) -> None:
+def _ended(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """No timer, where there may have been one."""
     if timer is not None:
         timer.cancel()
+    return None

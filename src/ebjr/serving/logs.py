@@ -29,7 +29,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_OWN = secrets.token_hex(10).encode()  # of this process; asking the system for each request costs a switch
+_OWN = secrets.token_hex(
+    10
+).encode()  # of this process; asking the system for each request costs a switch
 _number = count()
 _SANE = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 _REFUSED = {*range(400, 500), "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}

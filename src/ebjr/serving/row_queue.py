@@ -116,7 +116,7 @@ class RowQueue:
         return not soon or self.age() >= self._wait
 
     def holds(self) -> float:
-        """In how many seconds it will be ready, whatever comes; infinity where that is no matter."""
+        """In how many seconds it will be ready, whatever comes; infinity where it is, or empty."""
         left = self._wait - self.age()
         return left if self.rows and left > 0 else math.inf
 

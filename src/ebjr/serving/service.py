@@ -6,10 +6,11 @@ Mistakes are raised as errors, and `status_of` gives their HTTP status.
 import asyncio
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,7 +56,7 @@ if TYPE_CHECKING:  # an extra
 
 VERSION = "1"  # the only version of a served model
 STOP_SECONDS = 20.0  # for what waits when the server ends
-NO_WAIT = -1
+NO_WAIT, MOST_TOLD = -1, 64
 DECODERS = 2  # images are decoded by so many threads: it takes memory, and the models' cores
 REQUEST_PARAMETERS = (*KNOBS, "timeout")
 
@@ -149,6 +150,7 @@ class Service:
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
         self.decoders = ThreadPoolExecutor(DECODERS, "ebjr-decoder")
         self.outputs = served.outputs()
+        self._told: dict[float, dict[str, Any]] = {}  # with each threshold of late
         self.output_names = tuple(output["name"] for output in self.outputs)
 
     def start(self) -> None:
@@ -258,8 +260,8 @@ class Service:
             raise ProtocolError(f"both models are asked of one input, not of {row_count(inputs)}")
         threshold, timeout = self.wishes(asked)
         if _are_files(inputs):
-            decode = decoded_images, inputs, self.limits.image_pixels, hold
-            inputs = await asyncio.get_running_loop().run_in_executor(self.decoders, *decode)
+            decode = partial(decoded_images, inputs, self.limits.image_pixels, hold)
+            inputs = await asyncio.get_running_loop().run_in_executor(self.decoders, decode)
         at = self.knob.threshold if threshold is None else threshold
         asking = asyncio.get_running_loop().run_in_executor(
             self._looking, explain, self.served.joint, inputs, at, self.served.labels
@@ -367,7 +369,9 @@ class Service:
         """The outputs that a request asks for, of its answer."""
         answer = ticket.result()
         assert ticket.threshold is not None
-        parameters = self._said_of(ticket.threshold)
+        parameters = self._told.get(ticket.threshold)
+        if parameters is None:
+            parameters = self._told[ticket.threshold] = self._said_of(ticket.threshold)
         if answer.late is not None:
             parameters = {**parameters, "late": answer.late}
         outputs = {}
@@ -382,6 +386,8 @@ class Service:
             "promise": self.knob.promise(threshold),
             "calibration": self.served.calibration_id,
         }
+        if len(self._told) > MOST_TOLD:
+            self._told.clear()
         return {name: value for name, value in told.items() if value is not None}
 
 
@@ -457,13 +463,14 @@ class Call:
             self._service.bell.ring()
 
     def _submit(self, inputs: Any) -> None:
-        self.ticket = self._service.engine.submit(
+        service = self._service
+        self.ticket = service.engine.submit(
             inputs,
             threshold=self._plan.threshold,
             client=self._hold.client,
             reply=self._reply,
             trace=self._trace,
-            here=True,
+            here=service.admission.rows <= 1,  # nobody else is kept waiting meanwhile
         )
 
     def _reply(self, ticket: Ticket) -> None:
@@ -495,10 +502,10 @@ class Call:
 
     def _hurry(self) -> None:
         service, ticket = self._service, self.ticket
-        may = ticket is not None and service.served.joint.when_unavailable != "error"
-        if may and service.engine.hurry(ticket):
-            return
         if ticket is not None:
+            policy = service.served.joint.when_unavailable
+            if policy != "error" and service.engine.hurry(ticket):
+                return
             service.observers.observe(Expired(ticket, self._timeout))
         self._give(_too_late(self._timeout))
         service.bell.ring()
@@ -579,7 +586,7 @@ def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
 
 
 OUTPUTS: Mapping[str, Callable[[Ticket], np.ndarray]] = {
-    "score": lambda ticket: single_score(to_numpy(ticket.result().score), ticket.threshold),
+    "score": lambda ticket: single_score(to_numpy(ticket.result().score), ticket.begin(math.nan)),
     "deferred": lambda ticket: to_numpy(ticket.result().deferred),
     "degraded": lambda ticket: to_numpy(ticket.result().degraded),
 }
