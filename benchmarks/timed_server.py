@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,8 +17,8 @@ from pathlib import Path
 
 from ebjr import JointConfig
 from ebjr.serving.app import run_server
-from ebjr.serving.events import Batched, Observer, Submitted
-from ebjr.serving.pipeline import Ticket
+from ebjr.serving.engine import Ticket
+from ebjr.serving.events import Batched, Observer
 from ebjr.serving.served import served_of
 from ebjr.serving.service import Service
 
@@ -30,20 +29,13 @@ class Times(Observer):
     def __init__(self) -> None:
         self.batches: list[tuple[str, int, float, list[int]]] = []
         self.numbers: dict[int, int] = {}  # of the requests, by the identity of their tickets
-        self._kept: list[Ticket] = []
-        self._last = threading.local()
-        self.handlers = {Submitted: self._submitted, Batched: self._batched}
-
-    def _submitted(self, event: Submitted) -> None:
-        self._kept.append(event.ticket)  # or another one could get its identity
-        self.numbers[id(event.ticket)] = len(self.numbers)
+        self._kept: list[Ticket] = []  # or another one could get its identity
+        self.handlers = {Batched: self._batched}
 
     def _batched(self, batch: Batched) -> None:
-        numbers = [self.numbers[id(ticket)] for ticket in batch.tickets]
-        spent = time.thread_time()
-        worked, self._last.spent = spent - getattr(self._last, "spent", spent), spent
-        # its thread gathers and answers besides, and the model may have been kept waiting
-        self.batches.append((batch.stage, batch.rows, max(batch.seconds, worked), numbers))
+        self._kept += batch.tickets
+        numbers = [self.numbers.setdefault(id(one), len(self.numbers)) for one in batch.tickets]
+        self.batches.append((batch.stage, batch.rows, batch.seconds, numbers))
 
 
 def main() -> None:
@@ -59,6 +51,7 @@ def main() -> None:
         service.observers.add(seen)
         began = time.thread_time()
         yield
+        service.engine.tell()
         http = (time.thread_time() - began) / max(1, len(seen.numbers))
         asked.output.write_text(json.dumps({"http": http, "batches": seen.batches}))
 

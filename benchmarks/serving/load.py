@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -35,11 +34,11 @@ def as_fast_as_possible(target: Target, clients: int, seconds: int) -> dict[str,
     options = ["-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "20s", "-s", str(SCRIPT)]
     extra = [word for pair in target.headers.items() for word in pair]
     arguments = [target.folder, str(target.count), target.content_type, *extra]
-    before = _children_seconds()
+    before = children_seconds()
     done = subprocess.run(
         ["wrk", *options, target.url, "--", *arguments], capture_output=True, text=True, check=True
     )
-    spent = _children_seconds() - before
+    spent = children_seconds() - before
     found = json.loads(done.stdout.splitlines()[-1])
     if found["failed"] or not found["requests"]:
         raise RuntimeError(f"{target.url}: {found['failed']} of {found['requests']} failed")
@@ -51,20 +50,8 @@ def as_fast_as_possible(target: Target, clients: int, seconds: int) -> dict[str,
     }
 
 
-def group_seconds(group: int) -> float:
-    """Processor time of all processes of a group so far, as Linux tells it."""
-    ticks = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            continue
-        if int(fields[2]) == group:
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _children_seconds() -> float:
+def children_seconds() -> float:
+    """Processor time of all child processes that have ended."""
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     return spent.ru_utime + spent.ru_stime
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import about, save
-from benchmarks.serving.throughput import oip_body
+from benchmarks.serving.servers import oip_body
 
 ROOT = Path(__file__).parents[2]
 WARM_UP = 3_000

@@ -1,45 +1,71 @@
-"""A server under mixed load for minutes: does its memory stay flat, and is every answer right?
+"""A server for minutes in bad company: memory flat and bounded, answers right, a neighbor in time?
 
 A real process serves the shipped pair with all that a server can have switched on: autopilot,
-audits, audit log, monitors, JSON logs. Clients of many kinds ask at once: single images and
-batches, pixels, files and forms, JSON and binary, compressed, with deadlines and thresholds of
-their own, malformed, and some that hang up while they wait; others move the knob and read the
-metrics and the page. Once a second the process's resident memory is read; growth is that of its
-median over the last tenth of the run against the first tenth after the warm-up.
+audits, audit log, monitors, JSON logs. Clients of many kinds ask at their leisure: single images
+and batches, pixels, files and forms, JSON and binary, compressed, with deadlines and thresholds of
+their own; some move the knob and read the metrics and the page. A neighbor asks for one image 25
+times a second and must get the same answer each time; its latency counts from the time when it
+meant to ask. So much is the quiet phase. Then bad company comes, from another address: the largest
+images and the most rows that the server admits, one after the other without a pause, bombs, clients
+that send or read a byte at a time or hang up, malformed requests.
+
+Each kind of client is a process of its own. Once a second the server's resident memory is read, and
+when all have left, after the warm-up and at the end: growth is from one rest to the other. The most
+that it ever held is the kernel's own figure; its bound follows from the server's limits.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import http.client
 import io
 import json
+import multiprocessing
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
 from PIL import Image
 
+from benchmarks import malformed
 from benchmarks.machine import about, save
+from benchmarks.serving.processes import resident
 from ebjr.demo import run_demo
 from ebjr.protocol import InferRequest, read_response, write_request
+from ebjr.serving.limits import Limits
 
 INFER = "/v2/models/joint/infer"
 LENGTH = "Inference-Header-Content-Length"
-CLIENTS = 12
-WARM_UP = 0.25  # of the run
+CLIENTS = 8
+PAUSE_SECONDS = 0.15
+NEIGHBOR_SECONDS = 0.04
+QUIET, WARM_UP = 0.1, 0.2  # of the run
+REST_SECONDS = 4.0
 BOMB = gzip.compress(bytes(80 * 2**20))
+SIDES = (512, 1024, 2048, 4096, 8190)
+ROWS = (64, 256, 1024, 4096, 16384)
+PATIENCE_SECONDS = 10.0  # what takes longer alone is not tried larger
+BAD_ADDRESS = "127.0.0.2"
+BATCHES_MIB = 128.0
+"""What models and queues may take beyond the bodies and images that the limits count."""
+GOALS = {"growth": 0.02, "p99_over_quiet": 3.0}
 
 
 def pixels(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -54,6 +80,13 @@ def png(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def files_of(*files: bytes) -> np.ndarray:
+    """Files as a BYTES tensor."""
+    found = np.empty(len(files), object)
+    found[:] = files
+    return found
+
+
 def binary(array: np.ndarray, **parameters: Any) -> tuple[bytes, dict[str, str]]:
     """A request with its tensors after the JSON, and the header that says where."""
     asked = InferRequest({"image": array}, parameters=parameters, binary=True)
@@ -61,18 +94,31 @@ def binary(array: np.ndarray, **parameters: Any) -> tuple[bytes, dict[str, str]]
     return body, {} if length is None else {LENGTH: str(length)}
 
 
+@dataclass
+class Heard:
+    """What came of the requests of a process."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, other: Heard) -> None:
+        """Count another's too."""
+        self.statuses += other.statuses
+        self.wrong += other.wrong
+        self.seconds += other.seconds
+
+
 class Client(threading.Thread):
     """Asks one thing after the other, chosen by chance, and checks what comes back."""
 
     def __init__(self, url: str, seed: int, until: float) -> None:
         super().__init__(name=f"client-{seed}")
-        self.statuses: Counter[str] = Counter()
-        self.wrong: list[str] = []
-        self.seconds: list[float] = []
+        self.heard = Heard()
         self._rng = np.random.default_rng(seed)
         self._random = random.Random(seed)
         self._url, self._until = url, until
-        self._kinds: dict[Callable[[httpx2.Client], httpx2.Response | None], int] = {
+        self._kinds: dict[Callable[[httpx2.Client], httpx2.Response], int] = {
             self.single: 40,
             self.batch: 15,
             self.files: 10,
@@ -80,15 +126,12 @@ class Client(threading.Thread):
             self.plain: 5,
             self.own_threshold: 10,
             self.hurried: 5,
-            self.malformed: 5,
-            self.bomb: 1,
-            self.hang_up: 3,
             self.knob: 2,
             self.look: 3,
         }
 
     def run(self) -> None:
-        """Ask until the time is over."""
+        """Ask until the time is over, with pauses."""
         kinds, weights = list(self._kinds), list(self._kinds.values())
         with httpx2.Client(base_url=self._url, timeout=60) as client:
             while time.monotonic() < self._until:
@@ -98,12 +141,11 @@ class Client(threading.Thread):
                 try:
                     answer = kind(client)
                 except httpx2.TransportError as error:
-                    if kind != self.hang_up:
-                        self.wrong.append(f"{name}: {type(error).__name__} {error}")
+                    self.heard.wrong.append(f"{name}: {type(error).__name__} {error}")
                     continue
-                self.seconds.append(time.perf_counter() - began)
-                if answer is not None:
-                    self.statuses[f"{name} {answer.status_code}"] += 1
+                self.heard.seconds.append(time.perf_counter() - began)
+                self.heard.statuses[f"{name} {answer.status_code}"] += 1
+                time.sleep(self._random.expovariate(1 / PAUSE_SECONDS))
 
     def single(self, client: httpx2.Client) -> httpx2.Response:
         """One image as a binary tensor."""
@@ -115,8 +157,7 @@ class Client(threading.Thread):
 
     def files(self, client: httpx2.Client) -> httpx2.Response:
         """Images as PNG files in a BYTES tensor."""
-        images = np.empty(3, object)
-        images[:] = [png(image) for image in pixels(self._rng, 3)]
+        images = files_of(*(png(image) for image in pixels(self._rng, 3)))
         return self._infer(client, *binary(images))
 
     def form(self, client: httpx2.Client) -> httpx2.Response:
@@ -138,21 +179,6 @@ class Client(threading.Thread):
     def hurried(self, client: httpx2.Client) -> httpx2.Response:
         """With so short a deadline that some rows stay with the student."""
         return client.post(INFER, **_sent(*binary(pixels(self._rng, 8), timeout=0.01)))
-
-    def malformed(self, client: httpx2.Client) -> httpx2.Response:
-        """Something that is no request."""
-        body = self._random.choice([b"{", b"[]", b'{"inputs": []}', self._rng.bytes(2000)])
-        return client.post(INFER, content=body)
-
-    def bomb(self, client: httpx2.Client) -> httpx2.Response:
-        """A body that is far larger once it is decompressed."""
-        return client.post(INFER, content=BOMB, headers={"Content-Encoding": "gzip"})
-
-    def hang_up(self, client: httpx2.Client) -> None:
-        """Ask for much, and go away."""
-        body, headers = binary(pixels(self._rng, 64))
-        with httpx2.Client(base_url=self._url, timeout=0.005) as hasty:
-            hasty.post(INFER, content=body, headers=headers)
 
     def knob(self, client: httpx2.Client) -> httpx2.Response:
         """Move the knob, or give it back to the autopilot."""
@@ -183,11 +209,214 @@ class Client(threading.Thread):
         kept = found.outputs["score"].astype(np.float64) >= said
         asked = found.outputs["deferred"] | found.outputs["degraded"]
         if (kept == asked).any() or threshold not in (None, said):
-            self.wrong.append(f"an answer is torn: threshold {said}, asked for {threshold}")
+            self.heard.wrong.append(f"an answer is torn: threshold {said}, asked for {threshold}")
 
 
 def _sent(body: bytes, headers: dict[str, str]) -> dict[str, Any]:
     return {"content": body, "headers": headers}
+
+
+def mixed(url: str, seconds: float, seed: int) -> Heard:
+    """Clients of many kinds, for some time."""
+    until = time.monotonic() + seconds
+    return heard_of([Client(url, 100 * seed + number, until) for number in range(CLIENTS)])
+
+
+def neighbor(url: str, seconds: float) -> Heard:
+    """One who asks for one of some images again and again, and must get the same again."""
+    heard = Heard()
+    wanted: dict[int, tuple[int, bool]] = {}
+    asked = [binary(row[None], threshold=0.5) for row in pixels(np.random.default_rng(0), 8)]
+    with httpx2.Client(base_url=url, timeout=60) as client:
+        due = began = time.perf_counter()
+        while time.perf_counter() < began + seconds:
+            time.sleep(max(0.0, due - time.perf_counter()))
+            number = len(heard.seconds) % len(asked)
+            try:
+                answer = client.post(INFER, **_sent(*asked[number]))
+            except httpx2.TransportError as error:
+                heard.wrong.append(f"neighbor: {type(error).__name__} {error}")
+                due = time.perf_counter() + NEIGHBOR_SECONDS
+                continue
+            heard.seconds.append(time.perf_counter() - due)
+            heard.statuses[f"neighbor {answer.status_code}"] += 1
+            if answer.status_code == 200:
+                found = read_response(answer.content, answer.headers.get(LENGTH)).outputs
+                said = int(found["prediction"][0]), bool(found["deferred"][0])
+                if wanted.setdefault(number, said) != said:
+                    heard.wrong.append(f"a neighbor got {said}, not {wanted[number]}")
+            due += NEIGHBOR_SECONDS
+    return heard
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The largest requests that the server has admitted when it was idle."""
+
+    side: int
+    rows: int
+
+
+class Company(threading.Thread):
+    """Does one bad thing again and again, from an address of its own."""
+
+    def __init__(self, url: str, deed: str, worst: Worst, until: float) -> None:
+        super().__init__(name=deed)
+        self.heard = Heard()
+        place = urlsplit(url)
+        self._address = (str(place.hostname), int(place.port or 80))
+        self._deed, self._until, self._worst = deed, until, worst
+        self._number = 0
+
+    def run(self) -> None:
+        """Until the time is over; who is refused waits a little."""
+        deed: Callable[[], int | None] = getattr(self, self._deed)()
+        while time.monotonic() < self._until:
+            try:
+                status = deed()
+            except (OSError, http.client.HTTPException) as error:
+                self.heard.statuses[f"{self._deed} {type(error).__name__}"] += 1
+                status = None
+            if status is not None:
+                self.heard.statuses[f"{self._deed} {status}"] += 1
+            if status != 200:
+                time.sleep(0.05)
+
+    def images(self) -> Callable[[], int]:
+        """The largest images that are admitted."""
+        body, headers = large_image(self._worst.side)
+        return lambda: self._post(body, headers)
+
+    def rows(self) -> Callable[[], int]:
+        """The most rows that are admitted."""
+        body, headers = many_rows(self._worst.rows)
+        return lambda: self._post(body, headers)
+
+    def bombs(self) -> Callable[[], int]:
+        """Bodies that are far larger once they are decompressed."""
+        return lambda: self._post(BOMB, {"Content-Encoding": "gzip"})
+
+    def slow_senders(self) -> Callable[[], None]:
+        """Clients that send a byte at a time, and go away."""
+        return self._drip
+
+    def slow_readers(self) -> Callable[[], None]:
+        """Clients that ask for much and do not read it."""
+        return self._stare
+
+    def quitters(self) -> Callable[[], None]:
+        """Clients that ask for much and go away."""
+        return self._quit
+
+    def breakers(self) -> Callable[[], None]:
+        """Malformed requests of our fuzzer."""
+        connection = http.client.HTTPConnection(
+            *self._address, timeout=60, source_address=(BAD_ADDRESS, 0)
+        )
+        return lambda: self._break(connection)
+
+    def _post(self, body: bytes, headers: dict[str, str]) -> int:
+        connection = http.client.HTTPConnection(
+            *self._address, timeout=60, source_address=(BAD_ADDRESS, 0)
+        )
+        try:
+            connection.request("POST", INFER, body, headers)
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status
+        finally:
+            connection.close()
+
+    def _open(self) -> socket.socket:
+        return socket.create_connection(self._address, 60, source_address=(BAD_ADDRESS, 0))
+
+    def _drip(self) -> None:
+        body, headers = many_rows(64)
+        with self._open() as wire, suppress(OSError):
+            wire.sendall(head_of(headers, len(body)))
+            for byte in body[:50]:
+                wire.sendall(bytes([byte]))
+                time.sleep(0.1)
+
+    def _stare(self) -> None:
+        body, headers = many_rows(min(1024, self._worst.rows))
+        with self._open() as wire, suppress(OSError):
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            wire.sendall(head_of(headers, len(body)) + body)
+            time.sleep(5)
+
+    def _quit(self) -> None:
+        body, headers = many_rows(min(256, self._worst.rows))
+        with self._open() as wire, suppress(OSError):
+            wire.sendall(head_of(headers, len(body)) + body)
+        time.sleep(0.2)
+
+    def _break(self, connection: http.client.HTTPConnection) -> None:
+        tally, self._number = malformed.Tally(), self._number + 1
+        malformed.send(connection, self._number, 1, tally)
+        for status in tally.statuses:
+            self.heard.statuses[f"breakers {status}"] += 1
+
+
+DEEDS = (
+    "images",
+    "images",
+    "rows",
+    "bombs",
+    "slow_senders",
+    "slow_readers",
+    "quitters",
+    "breakers",
+)
+
+
+def company(url: str, seconds: float, worst: Worst) -> Heard:
+    """All of the bad company, for some time."""
+    until = time.monotonic() + seconds
+    return heard_of([Company(url, deed, worst, until) for deed in DEEDS])
+
+
+def heard_of(threads: Sequence[Client] | Sequence[Company]) -> Heard:
+    """What came of all requests of some threads."""
+    for thread in threads:
+        thread.start()
+    whole = Heard()
+    for thread in threads:
+        thread.join()
+        whole.add(thread.heard)
+    return whole
+
+
+def head_of(headers: dict[str, str], length: int) -> bytes:
+    """The head of a request for answers."""
+    lines = [f"POST {INFER} HTTP/1.1", "Host: localhost", *map(": ".join, headers.items())]
+    return "\r\n".join([*lines, f"Content-Length: {length}", "\r\n"]).encode()
+
+
+def large_image(side: int) -> tuple[bytes, dict[str, str]]:
+    """A request for one large image, a small file."""
+    return binary(files_of(png(np.zeros((side, side, 3), np.uint8))))
+
+
+def many_rows(count: int) -> tuple[bytes, dict[str, str]]:
+    """A request for many small images."""
+    return binary(np.zeros((count, 8, 8, 3), np.uint8))
+
+
+def largest(
+    url: str, sizes: Sequence[int], request: Callable[[int], tuple[bytes, dict[str, str]]]
+) -> int:
+    """The largest size that an idle server admits, up to where it takes long."""
+    found = sizes[0]
+    with httpx2.Client(base_url=url, timeout=60) as client:
+        for size in sizes:
+            began = time.perf_counter()
+            if client.post(INFER, **_sent(*request(size))).status_code != 200:
+                break
+            found = size
+            if time.perf_counter() - began > PATIENCE_SECONDS:
+                break
+    return found
 
 
 @contextmanager
@@ -208,53 +437,110 @@ def serving(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
             process.kill()
 
 
-def resident(pid: int) -> float:
-    """MiB of memory that a process has in use."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+def most_resident(pid: int) -> float:
+    """MiB that a process has held at most."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+class Soak:
+    """A server that is asked, phase by phase, while its memory is read."""
+
+    def __init__(self, url: str, pid: int, worst: Worst, pool: ProcessPoolExecutor) -> None:
+        self.url, self.pid, self.worst = url, pid, worst
+        self.memory: list[float] = []
+        self._pool = pool
+        self._phases = 0
+
+    def phase(self, seconds: float, *, bad: bool) -> dict[str, Heard]:
+        """Everybody asks for some time, with the bad company or without."""
+        self._phases += 1
+        jobs = {
+            "neighbor": self._pool.submit(neighbor, self.url, seconds),
+            "mixed": self._pool.submit(mixed, self.url, seconds, self._phases),
+        }
+        if bad:
+            jobs["company"] = self._pool.submit(company, self.url, seconds, self.worst)
+        while not all(job.done() for job in jobs.values()):
+            self.memory.append(resident(self.pid))
+            time.sleep(1.0)
+        return {name: job.result() for name, job in jobs.items()}
+
+    def rest(self) -> float:
+        """MiB that the server holds when all have left."""
+        time.sleep(REST_SECONDS)
+        return resident(self.pid)
 
 
 def soak(folder: Path, minutes: float) -> dict[str, Any]:
     """Run the load, and what came of it."""
-    with serving(folder) as (process, url):
-        until = time.monotonic() + 60 * minutes
-        clients = [Client(url, seed, until) for seed in range(CLIENTS)]
-        for client in clients:
-            client.start()
-        memory = []
-        while any(client.is_alive() for client in clients):
-            memory.append(resident(process.pid))
-            time.sleep(1.0)
+    spawned = multiprocessing.get_context("spawn")
+    with serving(folder) as (process, url), ProcessPoolExecutor(3, mp_context=spawned) as pool:
+        start = resident(process.pid)
+        worst = Worst(largest(url, SIDES, large_image), largest(url, ROWS, many_rows))
+        print(worst, flush=True)
+        run = Soak(url, process.pid, worst, pool)
+        quiet = run.phase(60 * minutes * QUIET, bad=False)
+        warm = run.phase(60 * minutes * WARM_UP, bad=True)
+        rested, before = run.rest(), len(run.memory)
+        loud = run.phase(60 * minutes * (1 - QUIET - WARM_UP), bad=True)
+        ended = run.rest()
+        most = most_resident(process.pid)
         status = httpx2.get(f"{url}/v1/status", timeout=60).json()
         process.send_signal(signal.SIGTERM)
-        ended = process.wait(60)
-    warm = memory[int(WARM_UP * len(memory)) :]
-    tenth = max(1, len(warm) // 10)
-    first, last = float(np.median(warm[:tenth])), float(np.median(warm[-tenth:]))
-    statuses = sum((client.statuses for client in clients), Counter[str]())
-    seconds = np.concatenate([client.seconds for client in clients])
+        exit_code = process.wait(60)
+    heard = Heard()
+    for each in (*quiet.values(), *warm.values(), *loud.values()):
+        heard.add(each)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    late, calm = (percentiles(each["neighbor"].seconds) for each in (loud, quiet))
+    bound = start + Limits().held_bytes / 2**20 + BATCHES_MIB
+    growth = round(ended / rested - 1, 4)
+    ratio = round(late["p99_milliseconds"] / calm["p99_milliseconds"], 2)
     return {
         "minutes": minutes,
         "clients": CLIENTS,
-        "requests": int(sum(statuses.values())),
-        "answers": dict(sorted(statuses.items())),
-        "wrong": sorted({text for client in clients for text in client.wrong}),
-        "server_errors": [key for key in statuses if key.endswith((" 500", " 503"))],
+        "worst_admitted": asdict(worst),
+        "requests": sum(heard.statuses.values()),
+        "answers": dict(sorted(heard.statuses.items())),
+        "wrong": sorted(set(heard.wrong)),
+        "server_errors": [key for key in heard.statuses if key.endswith((" 500", " 503"))],
         "errors_logged": sorted({line["message"] for line in log if line["level"] == "error"}),
-        "p50_milliseconds": round(1e3 * float(np.quantile(seconds, 0.5)), 2),
-        "p99_milliseconds": round(1e3 * float(np.quantile(seconds, 0.99)), 2),
+        "mixed": percentiles(loud["mixed"].seconds),
+        "neighbor": late,
+        "neighbor_when_quiet": calm,
+        "neighbor_p99_over_quiet": ratio,
         "resident_mib": {
-            "start": round(memory[0], 1),
-            "after_warm_up": round(first, 1),
-            "end": round(last, 1),
-            "most": round(max(memory), 1),
-            "each_tenth": [round(float(np.median(part)), 1) for part in np.array_split(memory, 10)],
+            "start": round(start, 1),
+            "at_rest_after_warm_up": round(rested, 1),
+            "at_rest_at_the_end": round(ended, 1),
+            "most": round(most, 1),
+            "bound": round(bound, 1),
+            "each_tenth": [
+                round(float(np.median(part)), 1) for part in np.array_split(run.memory[before:], 10)
+            ],
         },
-        "growth_after_warm_up": round(last / first - 1, 4),
+        "growth_after_warm_up": growth,
+        "met": {
+            "growth": growth < GOALS["growth"],
+            "bound": most <= bound,
+            "p99_over_quiet": ratio <= GOALS["p99_over_quiet"],
+            "no_wrong_answer": not heard.wrong,
+        },
         "knob_moves": len((folder / "audit.jsonl").read_text().splitlines()),
         "audits": status["monitor"]["audits"],
-        "exit_code_after_sigterm": ended,
+        "exit_code_after_sigterm": exit_code,
+    }
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """The median and the 99th percentile, in milliseconds, and how many there are."""
+    p50, p99 = 1e3 * np.quantile(seconds, [0.5, 0.99])
+    return {
+        "answers": len(seconds),
+        "p50_milliseconds": round(float(p50), 2),
+        "p99_milliseconds": round(float(p99), 2),
     }
 
 

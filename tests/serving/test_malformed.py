@@ -6,6 +6,7 @@ The whole run, of 100,000 cases, is `python -m benchmarks.malformed`.
 from __future__ import annotations
 
 import json
+import socket
 from collections import Counter
 from contextlib import closing
 from http.client import HTTPConnection
@@ -15,10 +16,17 @@ import pytest
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+pytest.importorskip("grpc", reason="the extra `grpc` is not installed")
+pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
+
+import grpc
 
 from benchmarks.malformed import (
     Case,
+    Tally,
     break_bytes,
+    call,
+    call_of,
     exchanged,
     fault_of,
     image_file,
@@ -33,8 +41,15 @@ CASES = 2_000
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("demo")) as (found, _):
+def grpc_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, grpc_port):
+    more = ("--grpc-port", str(grpc_port))
+    with serving(tmp_path_factory.mktemp("demo"), *more) as (found, _):
         yield found
 
 
@@ -48,9 +63,29 @@ def test_each_malformed_request_is_a_4xx_in_one_sentence_and_no_neighbor_suffers
         assert len(neighbor.seconds) > 10
 
 
+def test_each_malformed_call_is_a_status_in_one_sentence(address, grpc_port):
+    tally = Tally()
+    with grpc.insecure_channel(f"{address[0]}:{grpc_port}") as channel:
+        for number in range(400):
+            call(channel, number, 0, tally)
+    assert tally.problems == []
+    assert tally.statuses["grpc INVALID_ARGUMENT"] > 100
+    assert tally.statuses["grpc OK"] > 20
+
+
 def test_a_case_is_made_from_the_seed_and_its_number_alone():
     assert [made(3, number) for number in range(50)] == [made(3, number) for number in range(50)]
     assert made(3, 1) != made(4, 1)
+    assert [call_of(3, number) for number in range(50)] == [
+        call_of(3, number) for number in range(50)
+    ]
+
+
+@pytest.mark.parametrize(("status", "faulty"), [(200, True), (307, True), (400, False)])
+def test_an_answer_to_what_must_be_refused_is_a_fault(status, faulty):
+    case = Case(b"", lines=("Host: other.example",), never=True)
+    sent_as, body = "application/json", b'{"error": "one sentence"}'
+    assert (fault_of(case, status, sent_as, body) is not None) == faulty
 
 
 @pytest.mark.parametrize(

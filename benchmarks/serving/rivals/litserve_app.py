@@ -1,43 +1,40 @@
 """The cascade on LitServe: one API, batching switched on."""
 
-from __future__ import annotations
-
-import base64
-import os
+import json
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import litserve
 import numpy as np
-from cascade import cascade, open_session
+from cascade import BATCH, WAIT_SECONDS, WORKERS, open_model, pixels
+from fastapi import Body, Response
 
 
 class Cascade(litserve.LitAPI):
-    """Batches are formed from single images; the teacher sees what of a batch is deferred."""
+    """Batches are formed from single images, which come as raw float32."""
 
     def setup(self, device: str) -> None:
-        self.student, self.teacher = open_session("student"), open_session("teacher")
+        self.model = open_model()
 
-    def decode_request(self, request: dict[str, str]) -> np.ndarray:
-        return np.frombuffer(base64.b64decode(request["image"]), np.float32).reshape(3, 32, 32)
+    def decode_request(self, request: Annotated[bytes, Body()]) -> np.ndarray:
+        return pixels(request)
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
         return np.stack(inputs)
 
     def predict(self, x: np.ndarray) -> list[dict[str, Any]]:
-        return cascade(self.student, self.teacher, x)
+        return self.model(x)
 
     def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return output
 
-    def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
-        return output
+    def encode_response(self, output: dict[str, Any]) -> Response:
+        return Response(json.dumps(output), media_type="application/json")
 
 
 if __name__ == "__main__":
-    api = Cascade(max_batch_size=64, batch_timeout=0.002)
-    workers = int(os.environ.get("CASCADE_WORKERS", "1"))
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=workers)
+    api = Cascade(max_batch_size=BATCH, batch_timeout=WAIT_SECONDS)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=WORKERS)
     server.run(
         host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="warning"
     )

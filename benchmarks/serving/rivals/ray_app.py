@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from cascade import ask, open_session, scores, threshold
+from cascade import BATCH, WAIT_SECONDS, ask, open_session, pixels, scores, threshold
 from ray import serve
 from starlette.requests import Request
 
@@ -20,7 +20,7 @@ class Teacher:
     def __init__(self) -> None:
         self.session = open_session("teacher")
 
-    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.002)
+    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_SECONDS)
     async def __call__(self, images: list[np.ndarray]) -> list[int]:
         return ask(self.session, np.stack(images)).argmax(axis=1).tolist()
 
@@ -32,13 +32,13 @@ class Student:
     def __init__(self, teacher: Any) -> None:
         self.session, self.teacher = open_session("student"), teacher
 
-    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.002)
+    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_SECONDS)
     async def answer(self, images: list[np.ndarray]) -> list[tuple[int, float]]:
         logits = ask(self.session, np.stack(images))
         return list(zip(logits.argmax(axis=1).tolist(), scores(logits).tolist(), strict=True))
 
     async def __call__(self, request: Request) -> dict[str, Any]:
-        image = np.frombuffer(await request.body(), np.float32).reshape(3, 32, 32)
+        image = pixels(await request.body())
         label, score = await self.answer(image)
         deferred = score < threshold()
         if deferred:
