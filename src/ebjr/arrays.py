@@ -130,7 +130,6 @@ def logsumexp(array: Array) -> Array:
     return namespace(array).log(total) + top
 
 
-@np.errstate(invalid="ignore")  # inf - inf
 def top_and_total(array: Array) -> tuple[Array, Array]:
     """The largest value and ``sum(exp(array - largest))``, over the last axis.
 
@@ -144,7 +143,10 @@ def top_and_total(array: Array) -> tuple[Array, Array]:
     """
     if type(array) is np.ndarray:  # what the methods call, without the way there
         top = np.maximum.reduce(array, axis=-1, keepdims=True)
-        return top[..., 0], np.add.reduce(np.exp(array - top), axis=-1)
+        if not top.size or math.isfinite(np.add.reduce(top, axis=None)):
+            return top[..., 0], np.add.reduce(np.exp(array - top), axis=-1)
+        with np.errstate(invalid="ignore"):  # inf - inf
+            return top[..., 0], np.add.reduce(np.exp(array - top), axis=-1)
     xp = namespace(array)
     top = xp.max(array, axis=-1)
     return top, xp.exp(array - top[..., None]).sum(-1)

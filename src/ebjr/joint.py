@@ -153,9 +153,9 @@ class JointModel:
         found = self.ask_student(inputs)
         score, deferred = self.router(found.output)
         output, late = self.of_student(found.output), None
-        nothing = convert_like(np.zeros(n, bool), deferred)
         marked = found.degraded
-        degraded = nothing if marked is None else convert_like(marked, deferred) & ~deferred
+        own_marks = False if marked is None else convert_like(marked, deferred)
+        degraded = ~deferred & own_marks
         rows = to_numpy(deferred).nonzero()[0]
         if len(rows):
             everything = len(rows) == n

@@ -47,7 +47,7 @@ class Admission:
         with self._lock:
             own = self._of.get(client) or list(NOTHING)
             for place, amount in enumerate(more):
-                if amount and self.held[place] + amount > self.limits[place] / 2:
+                if amount > 0 and self.held[place] + amount > self.limits[place] / 2:
                     self._check(place, own, amount)
             self._of[client] = own
             for place, amount in enumerate(more):
@@ -102,7 +102,7 @@ class Hold:
         self.end()
 
     def add(self, bytes: float = 0.0, rows: float = 0.0, seconds: float = 0.0) -> None:
-        """Hold more, as `Admission.take` does."""
+        """Hold more, as `Admission.take` does; or less, where that is below 0."""
         if not self._open:  # its request is over, and somebody is still at work for it
             return
         more = (bytes, rows, seconds)

@@ -2,16 +2,13 @@
 
 import base64
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from ebjr.data.examples import decode_image, image_formats, reason_of
+from ebjr.data.examples import decode_image, image_cost, image_formats, reason_of
 from ebjr.data.preprocess import ImageFile
 from ebjr.errors import EbjrError, ProtocolError
 from ebjr.serving.admission import Hold
-
-PIXEL_BYTES = 3  # of what is decoded; as many again while it is, by few threads at once
 
 # What a container says of its picture's size may be false, and the limit on pixels with it.
 _CONTAINERS = {"BLP", "ICNS", "ICO"}
@@ -35,14 +32,15 @@ def decoded_images(
                 f"the images of a request may have {most_pixels} pixels together, and with image "
                 f"{number} they have {pixels}"
             )
-        if hold is not None:
-            hold.add(bytes=PIXEL_BYTES * more)
 
     formats = [form for form in image_formats() if form not in _CONTAINERS]
     found: list[np.ndarray] = []
     for number, sent in enumerate(files):
         try:
-            image, file = _decoded(sent, formats=formats, check=check)
+            file, cost = _file_and_cost(sent, formats)
+            if hold is not None:
+                hold.add(bytes=cost)
+            image = decode_image(file, formats=formats, check=check)
         except EbjrError:
             raise
         except Exception as error:  # whatever a broken image makes the decoder say
@@ -50,21 +48,26 @@ def decoded_images(
                 f"image {number} is no image that can be read ({reason_of(error)}): send the bytes "
                 "of a JPEG, PNG, WebP, GIF, BMP or TIFF file, or in JSON their base64"
             ) from error
+        if hold is not None:
+            hold.add(bytes=image.nbytes - cost)  # what is left of it
         whole = file.startswith(_ANY_SERVER_READS)  # a far teacher is sent the file itself
         found.append(ImageFile.of(image, file) if whole else image)
     return found
 
 
-def _decoded(sent: bytes, **how: Any) -> tuple[np.ndarray, bytes]:
-    """An image and its file, which may come as base64, with or without ``data:...;base64,``."""
+def _file_and_cost(sent: bytes, formats: Sequence[str]) -> tuple[bytes, int]:
+    """An image's file, which may come as base64, with or without ``data:...;base64,``.
+
+    And the bytes that decoding it takes.
+    """
     from PIL import UnidentifiedImageError
 
     try:
-        return decode_image(sent, **how), sent
+        return sent, image_cost(sent, formats=formats)
     except UnidentifiedImageError as error:
         text = sent.partition(b";base64,")[2] if sent.startswith(b"data:") else sent
         try:
             file = base64.b64decode(b"".join(text.split()), validate=True)
         except ValueError:
             raise error from None
-        return decode_image(file, **how), file
+        return file, image_cost(file, formats=formats)
