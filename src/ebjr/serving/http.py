@@ -6,7 +6,6 @@ versions the extra `serve` bounds.
 """
 
 import asyncio
-import json
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -14,7 +13,17 @@ from typing import Any
 
 from ebjr.errors import EbjrError, needs
 from ebjr.serving.bodies import LARGE_BYTES, too_large
-from ebjr.serving.infer import CALL, ENDED, Heads, Written, json_bytes, paths, retry_after, writer
+from ebjr.serving.infer import (
+    CALL,
+    ENDED,
+    Heads,
+    Written,
+    error_body,
+    json_bytes,
+    paths,
+    retry_after,
+    writer,
+)
 from ebjr.serving.logs import REQUEST_ID, new_request_id
 from ebjr.serving.service import BROKEN, Call, Service, log, status_of
 
@@ -226,7 +235,7 @@ class Http(HttpToolsProtocol):
         """Answer in place of the application, and hang up."""
         self._refused, self._late = True, _ended(self._late)
         self.service.refused(status)
-        body = json.dumps({"error": sentence}).encode()
+        body = error_body(sentence)
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(_LINES[status] + head % len(body) + body)
         self.transport.close()
@@ -308,10 +317,10 @@ def _written(error: Exception) -> tuple[int, Written]:
     """An error as the answer of the short way."""
     status, sentence = 500, BROKEN
     if isinstance(error, EbjrError):
-        status, sentence = status_of(error), " ".join(str(error).split())
+        status, sentence = status_of(error), str(error)
     else:
         log.error("a request failed", exc_info=error)
-    body = json.dumps({"error": sentence}).encode()
+    body = error_body(sentence)
     about = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     for name, value in (retry_after(error) or {}).items():
         about.append((name.lower().encode(), value.encode()))

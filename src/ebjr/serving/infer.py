@@ -5,6 +5,7 @@ other servers of ASGI, and for tests.
 """
 
 import asyncio
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -30,7 +31,7 @@ from ebjr.serving.service import BROKEN, VERSION, Call, Plan, Service, log, stat
 
 with needs("serve", "serving"):
     from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import JSONResponse, Response
+    from starlette.responses import Response
 
 MISTAKES = (Refused, EbjrError, ClientDisconnect, asyncio.CancelledError)
 """Errors that `refusal_of` answers."""
@@ -197,9 +198,14 @@ def retry_after(error: Exception) -> dict[str, str] | None:
     return {"Retry-After": str(math.ceil(error.retry_after_seconds))}
 
 
+def error_body(sentence: str) -> bytes:
+    """A request's error in JSON: one sentence."""
+    return json.dumps({"error": " ".join(sentence.split())}, separators=(",", ":")).encode()
+
+
 def refusal(
     service: Service, status: int, sentence: str, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """A request's error: one sentence."""
+    """The answer to a request that is refused."""
     service.refused(status)
-    return JSONResponse({"error": " ".join(sentence.split())}, status, headers)
+    return Response(error_body(sentence), status, headers, "application/json")
