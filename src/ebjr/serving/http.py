@@ -116,9 +116,9 @@ class Http(HttpToolsProtocol):
             return False
         cycle.keep_alive = False
         scope: Any = {CALL: cycle.call} if isinstance(cycle, Exchange) else cycle.scope
-        scope[ENDED] = True
+        scope[ENDED] = self.transport.abort
         if (call := scope.get(CALL)) is not None:
-            call.forsake()
+            call.forsake(self.transport.abort)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -36,7 +36,7 @@ with needs("serve", "serving"):
 MISTAKES = (Refused, EbjrError, ClientDisconnect, asyncio.CancelledError)
 """Errors that `refusal_of` answers."""
 
-CALL, ENDED = "ebjr.call", "ebjr.ended"  # in a request's scope: its call; its client says no more
+CALL, ENDED = "ebjr.call", "ebjr.ended"  # in a scope: its call; how to hang up, once all is said
 PARSED_BYTES = 8  # that a byte of JSON takes while its numbers are objects
 
 LENGTH = LENGTH_HEADER.lower().encode()
@@ -157,8 +157,8 @@ async def _asked(service: Service, raw: bytes, request: Request, hold: Hold) -> 
 def _note_call(request: Request, call: Call) -> None:
     """Let the connection know the call, whose client may have said all by now, or may soon."""
     request.scope[CALL] = call
-    if request.scope.get(ENDED):
-        call.forsake()
+    if (hang_up := request.scope.get(ENDED)) is not None:
+        call.forsake(hang_up)
 
 
 async def _unless_gone(request: Request, answering: Any) -> Any:

@@ -133,7 +133,8 @@ class Service:
         )
         self.deadlines, self.bell = Deadlines(), Bell()
         self.engine.bell = self.bell.ring
-        self.forsaken: dict[Call, None] = {}  # whose clients may be gone: they make room first
+        # of clients that may be gone, and how to hang up on them: they make room first
+        self.forsaken: dict[Call, Callable[[], None]] = {}
         self.knob = Knob(served, self._journal) if knob is None else knob
         self.control = KnobControl(self.knob, self.observers)
         if hold is not None:
@@ -243,8 +244,9 @@ class Service:
         except Overloaded:
             if not self.forsaken:
                 raise
-            for call in list(self.forsaken):
+            for call, hang_up in list(self.forsaken.items()):
                 call.cancel()
+                hang_up()
             hold.add(*wishes)
 
     def plan(self, asked: InferRequest) -> "Plan":
@@ -510,9 +512,10 @@ class Call:
         self._give(_too_late(self._timeout))
         service.bell.ring()
 
-    def forsake(self) -> None:
+    def forsake(self, hang_up: Callable[[], None]) -> None:
         """Its client may be gone: it is the first to make room for others."""
-        self._service.forsaken[self] = None
+        if self._open:
+            self._service.forsaken[self] = hang_up
 
     def cancel(self) -> None:
         """Let go of all that it holds; nobody waits for it any more."""
