@@ -39,30 +39,37 @@ class Admission:
         """How many are held."""
         return self.held[1]
 
-    def take(self, client: Hashable, more: Sequence[float]) -> None:
-        """Hold more for a client, all of it or nothing.
+    def take(self, hold: "Hold", more: Sequence[float]) -> None:
+        """Hold more, all of it or nothing; less, where that is below 0.
 
         TooLarge: it exceeds a limit by itself. Overloaded: it does so with what is held.
         """
         with self._lock:
-            own = self._of.get(client) or list(NOTHING)
+            if hold.over:  # and somebody is still at work for it
+                return
+            own = self._of.get(hold.client) or list(NOTHING)
             for place, amount in enumerate(more):
                 if amount > 0 and self.held[place] + amount > self.limits[place] / 2:
                     self._check(place, own, amount)
-            self._of[client] = own
+            self._of[hold.client] = own
             for place, amount in enumerate(more):
                 self.held[place] += amount
                 own[place] += amount
+                hold.mine[place] += amount
 
-    def give(self, client: Hashable, less: Sequence[float]) -> None:
-        """Hold less for a client."""
+    def give(self, hold: "Hold") -> None:
+        """Let go of all that a request holds, for good."""
         with self._lock:
-            own = self._of[client]
-            for place, amount in enumerate(less):
+            if hold.over:
+                return
+            hold.over = True
+            if (own := self._of.get(hold.client)) is None:
+                return
+            for place, amount in enumerate(hold.mine):
                 self.held[place] -= amount
                 own[place] -= amount
             if own[1] <= 0 and own[0] <= 0:
-                del self._of[client]
+                del self._of[hold.client]
             if not self._of:  # sums of fractions are not exact
                 self.held = list(NOTHING)
 
@@ -88,12 +95,12 @@ class Admission:
 class Hold:
     """What one request holds, until `end`."""
 
-    __slots__ = ("_admission", "_mine", "_open", "client")
+    __slots__ = ("_admission", "client", "mine", "over")
 
     def __init__(self, admission: Admission, client: Hashable) -> None:
         self._admission, self.client = admission, client
-        self._mine: tuple[float, ...] | None = None
-        self._open = True
+        self.mine = list(NOTHING)
+        self.over = False
 
     def __enter__(self) -> Self:
         return self
@@ -102,16 +109,9 @@ class Hold:
         self.end()
 
     def add(self, bytes: float = 0.0, rows: float = 0.0, seconds: float = 0.0) -> None:
-        """Hold more, as `Admission.take` does; or less, where that is below 0."""
-        if not self._open:  # its request is over, and somebody is still at work for it
-            return
-        more = (bytes, rows, seconds)
-        self._admission.take(self.client, more)
-        mine = self._mine or NOTHING
-        self._mine = tuple(a + b for a, b in zip(mine, more, strict=True))
+        """Hold more, as `Admission.take` does."""
+        self._admission.take(self, (bytes, rows, seconds))
 
     def end(self) -> None:
         """Hold nothing more."""
-        mine, self._mine, self._open = self._mine, None, False
-        if mine is not None:
-            self._admission.give(self.client, mine)
+        self._admission.give(self)

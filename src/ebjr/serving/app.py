@@ -5,12 +5,18 @@ the server keeps serving.
 """
 
 import asyncio
+import ctypes
 import gc
 import json
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from functools import partial
 from typing import Any
 
@@ -39,6 +45,7 @@ __all__ = ["Served", "build_app", "run_server", "served_of"]
 
 FEWER_LOOKS = 20_000  # objects, before garbage is looked for: an answer makes none in circles
 SWITCH_SECONDS = 0.0005  # that a worker waits for the loop's turn to end, or the other way round
+M_MMAP_THRESHOLD, LARGE_PIECE_BYTES = -3, 4 * 2**20  # glibc's name for it
 MOST_WISH_BYTES = 4096  # no wish is longer; reading one holds the interpreter
 
 
@@ -226,7 +233,17 @@ def run_server(
         gc.freeze()  # what lives as long as the server is not looked through again and again
         gc.set_threshold(FEWER_LOOKS, 10, 10)
         sys.setswitchinterval(SWITCH_SECONDS)
+        _give_memory_back()
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _give_memory_back() -> None:
+    """Let large pieces of memory go back to the system when they are freed, where glibc keeps it.
+
+    Else what requests have held at most would stay, in pieces that other sizes do not fit into.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_PIECE_BYTES)
 
 
 def _says(give: Callable[[], Any]) -> Callable[[Request], Awaitable[Response]]:

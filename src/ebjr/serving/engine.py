@@ -30,6 +30,7 @@ from ebjr.threads import available_cores, background
 
 FEW = 8  # so many rows for a later model are worth a batch while earlier ones have work
 LONG_SECONDS = 0.1  # a batch that is expected to take longer may have one of the student beside it
+TURN_SECONDS = 0.008  # that a batch beside large requests is expected to take at most
 PATIENCE = 0.02  # seconds that fewer rows wait for company while earlier ones have work
 FAR_CALLS = 2  # batches on their way to a model elsewhere: no core works on them
 AT_ONCE_SECONDS = 0.003  # a student that is faster answers a lone row in the thread that asks
@@ -223,6 +224,7 @@ class Engine:
         self._singly = [not _bears_many(each) for each in models]
         self._queues = [RowQueue(max_wait_seconds) for _ in models]
         self._active = [0] * len(models)  # batches at work
+        self._last = 0  # the model whose batch has begun last
         self._long: list[int] = []  # the models of those that are expected to take long
         self.lock = threading.Lock()
         self._told = Bulk(Observer() if observer is None else observer)
@@ -390,22 +392,32 @@ class Engine:
             return number, parts
 
     def _most(self, number: int, crew: "_Crew") -> int:
-        """How many rows a batch takes: those who have nothing to do get their share of them."""
+        """How many rows a batch takes.
+
+        Workers that have nothing to do get their share. Where a large request waits, too, no
+        batch keeps small ones waiting for long.
+        """
         hands = 1 if self._singly[number] else 1 + crew.idle
-        return min(self._batches[number], -(-self._queues[number].rows // hands))
+        most = min(self._batches[number], -(-self._queues[number].rows // hands))
+        each, large = self.row_seconds[number], self._batches[0]
+        if each and any(self._queues[one].largest() > large for one in crew.stages):
+            most = min(most, max(1, int(TURN_SECONDS / each)))
+        return most
 
     def _pick(self, crew: "_Crew") -> int | None:
         """The model whose rows are taken next, or an audit; None: there is nothing to be done.
 
         A later model comes first where its batch is worth it, and else the first model: what is
-        deferred waits a little for company, and no core is idle while any rows wait.
+        deferred waits a little for company, and no core is idle while any rows wait. Where there is
+        always work for both, they take turns.
         """
         if crew is self._spare and not self._long:
             return None
         open_ones = self._open_to(crew)
         for number in reversed(open_ones):
-            queue = self._queues[number]
-            if number and (queue.rows >= FEW or queue.age() > PATIENCE):
+            queue, turn = self._queues[number], self._last != number
+            due = number and (queue.rows >= FEW or queue.age() > PATIENCE)
+            if due and turn:
                 return number
         if open_ones:
             return open_ones[0]
@@ -433,6 +445,7 @@ class Engine:
     def _begin(self, number: int, rows: int) -> None:
         """A batch is at work from now on; the lock is held."""
         self._active[number] += 1
+        self._last = number
         seconds = self.row_seconds[number]
         if number and (not seconds or rows * seconds > LONG_SECONDS):
             self._long.append(number)

@@ -50,16 +50,19 @@ class RowQueue:
     def __init__(self, wait: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> None:
         self.rows = 0
         self._lines: dict[Any, deque[Part]] = {}  # of each client; the first one is next
+        self._counts: dict[Any, int] = {}  # of each line, in rows
         self._wait, self._clock = wait, clock
         self._gap, self._size = math.inf, 1.0  # seconds between parts and their rows, smoothed
         self._last = clock()
 
     def put(self, part: Part) -> None:
         """Add a part to its client's line."""
-        line = self._lines.get(part.ticket.client)
+        client, line = part.ticket.client, self._lines.get(part.ticket.client)
         if line is None:
-            line = self._lines[part.ticket.client] = deque()
-        line.append(part)
+            self._lines[client], self._counts[client] = deque((part,)), part.count
+        else:
+            line.append(part)
+            self._counts[client] += part.count
         self.rows += part.count
         if self._wait:
             now = self._clock()
@@ -71,17 +74,21 @@ class RowQueue:
     def take(self, most: int) -> list[Part]:
         """Up to `most` rows that somebody waits for, of all clients alike as far as they go."""
         if self.rows <= most:  # the common case
-            lines, self._lines, self.rows = self._lines, {}, 0
+            lines, self._lines, self._counts, self.rows = self._lines, {}, {}, 0
             return [part for line in lines.values() for part in line if part.ticket.open]
         taken: list[Part] = []
         while most and self._lines:
             share = max(1, most // len(self._lines))
-            for client in list(self._lines):
-                line = self._lines.pop(client)
-                rows = self._take_of(line, min(share, most), taken)
-                most -= rows
-                if line:
-                    self._lines[client] = line  # behind the others
+            # whose turn it is, and then those who ask for least
+            first, *others = self._lines
+            others.sort(key=self._counts.__getitem__)
+            for client in (first, *others):
+                line, count = self._lines.pop(client), self._counts.pop(client)
+                before = self.rows
+                most -= self._take_of(line, min(share, most), taken)
+                if line:  # behind the others
+                    self._lines[client] = line
+                    self._counts[client] = count - (before - self.rows)
                 if not most:
                     break
         return taken
@@ -101,6 +108,10 @@ class RowQueue:
             self.rows -= part.count
             left -= part.count
         return most - left
+
+    def largest(self) -> int:
+        """The most rows that one client has waiting."""
+        return max(self._counts.values()) if self._counts else 0
 
     def age(self) -> float:
         """How long the part that is next has waited, in seconds."""

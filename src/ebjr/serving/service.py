@@ -57,7 +57,7 @@ if TYPE_CHECKING:  # an extra
 VERSION = "1"  # the only version of a served model
 STOP_SECONDS = 20.0  # for what waits when the server ends
 NO_WAIT, MOST_TOLD = -1, 64
-DECODERS = 2  # images are decoded by so many threads: it takes memory, and the models' cores
+DECODERS = 1  # images are decoded by so many threads: it takes memory, and the models' cores
 REQUEST_PARAMETERS = (*KNOBS, "timeout")
 
 BROKEN = "the server failed on this request; its log says why"
@@ -238,7 +238,9 @@ class Service:
     def admit(self, hold: Hold, inputs: Any, size: int) -> None:
         """Hold the rows of a request, and what the models are expected to spend on them."""
         rows = row_count(inputs)
-        wishes = size, rows, self.engine.expected_seconds(rows)
+        # an estimate may be far off: it never fills more than half of what there is for all
+        seconds = min(self.engine.expected_seconds(rows), self.admission.limits[2] / 2)
+        wishes = size, rows, seconds
         try:
             hold.add(*wishes)
         except Overloaded:
