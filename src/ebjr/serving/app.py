@@ -43,7 +43,7 @@ with needs("serve", "serving"):
 
 __all__ = ["Served", "build_app", "run_server", "served_of"]
 
-FEWER_LOOKS = 20_000  # objects, before garbage is looked for: an answer makes none in circles
+FEWER_LOOKS = 5_000  # objects, before garbage is looked for: an answer makes none in circles
 SWITCH_SECONDS = 0.0005  # that a worker waits for the loop's turn to end, or the other way round
 M_MMAP_THRESHOLD, LARGE_PIECE_BYTES = -3, 4 * 2**20  # glibc's name for it
 MOST_WISH_BYTES = 4096  # no wish is longer; reading one holds the interpreter

@@ -10,6 +10,7 @@ from ebjr.joint import JointModel
 from ebjr.serving.events import Audited
 
 MOST_ROWS = 256  # may wait for an audit; while they do, no other is drawn
+MOST_BYTES = 2**20  # on average of the inputs of a batch that is drawn from
 
 
 class Audit:
@@ -35,6 +36,10 @@ class Audit:
         return self._done == len(self.places)
 
 
+def _row_bytes(inputs: Batch) -> float:
+    return sum(getattr(row, "nbytes", 0) for row in inputs) / max(1, row_count(inputs))
+
+
 class Audits:
     """Draws kept rows at a rate, and has the teacher asked about them, one at a time."""
 
@@ -53,7 +58,7 @@ class Audits:
 
         Returns what is to be told at once: that none was drawn.
         """
-        if not self._rate or self._rows >= MOST_ROWS:
+        if not self._rate or self._rows >= MOST_ROWS or _row_bytes(inputs) > MOST_BYTES:
             return None
         drawn = ~deferred & (self._chance.random(len(deferred)) < self._rate)
         audited = Audited(threshold, deferred, drawn, np.zeros(len(drawn), bool))

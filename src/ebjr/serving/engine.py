@@ -30,6 +30,7 @@ from ebjr.threads import available_cores, background
 
 FEW = 8  # so many rows for a later model are worth a batch while earlier ones have work
 LONG_SECONDS = 0.1  # a batch that is expected to take longer may have one of the student beside it
+MANY_ROWS = 64  # that one client has waiting are a large request
 TURN_SECONDS = 0.008  # that a batch beside large requests is expected to take at most
 PATIENCE = 0.02  # seconds that fewer rows wait for company while earlier ones have work
 FAR_CALLS = 2  # batches on their way to a model elsewhere: no core works on them
@@ -72,7 +73,12 @@ class Ticket:
 
     def cancel(self) -> None:
         """Nobody waits any more: rows that no model has begun with are left out."""
-        self.open = False
+        self.open, self.reply = False, _nobody
+
+    def tell(self) -> None:
+        """Reply, once: whoever waits may know this ticket, and is not kept by it."""
+        reply, self.reply = self.reply, _nobody
+        reply(self)
 
     def result(self) -> JointAnswer:
         """The answer; or its error is raised."""
@@ -365,6 +371,7 @@ class Engine:
                 self._audit()
             else:
                 self._do(number, parts)
+            del task, parts  # a worker that waits keeps no inputs
 
     def _next(self, crew: "_Crew", before: int | None) -> tuple[int, list[Part]] | None:
         """What a worker does now that it is done with `before`, and with which rows.
@@ -399,8 +406,8 @@ class Engine:
         """
         hands = 1 if self._singly[number] else 1 + crew.idle
         most = min(self._batches[number], -(-self._queues[number].rows // hands))
-        each, large = self.row_seconds[number], self._batches[0]
-        if each and any(self._queues[one].largest() > large for one in crew.stages):
+        each = self.row_seconds[number]
+        if each and any(self._queues[one].largest() > MANY_ROWS for one in crew.stages):
             most = min(most, max(1, int(TURN_SECONDS / each)))
         return most
 
@@ -637,7 +644,7 @@ class Engine:
         if not done:
             return
         for ticket in done:
-            ticket.reply(ticket)
+            ticket.tell()
         since = np.array([ticket.since for ticket in done])
         self._told.observe(Answered(since, time.perf_counter() - since))
 
@@ -645,12 +652,13 @@ class Engine:
         told = error
         if not isinstance(error, EbjrError):
             told = ModelError(f"the {stage} failed on a batch: {type(error).__name__}: {error}")
+        told.__traceback__ = None  # it knows the rows
         with self.lock:
             failed = dict.fromkeys(part.ticket for part in parts if part.ticket.open)
             for ticket in failed:
                 ticket.open, ticket.error = False, told
         for ticket in failed:
-            ticket.reply(ticket)
+            ticket.tell()
         self.bell()
         self._told.observe(Failed(stage, error))
 
@@ -661,6 +669,10 @@ class _Crew:
     def __init__(self, lock: threading.Lock, stages: list[int]) -> None:
         self.changed, self.stages = threading.Condition(lock), stages
         self.idle = 0  # of them, who wait
+
+
+def _nobody(ticket: Ticket) -> None:
+    """Whom a ticket is told that nobody waits for."""
 
 
 def _finish(ticket: Ticket, found: JointAnswer | None, done: list[Ticket]) -> None:

@@ -285,8 +285,9 @@ class Exchange:
 
     def _ask(self) -> None:
         try:
-            if self._wrong is not None:
-                raise self._wrong
+            wrong, self._wrong = self._wrong, None
+            if wrong is not None:
+                raise wrong
             parts, self._parts = self._parts or [b""], []
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             plan, inputs = self._http.heads.read(body, self._headers)

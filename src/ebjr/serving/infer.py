@@ -137,6 +137,8 @@ async def infer(request: Request) -> Response:
     except Exception:
         log.exception("a request failed")
         return refusal(service, 500, BROKEN)
+    finally:
+        request.scope.pop(CALL, None)  # the connection keeps the scope, and a call its inputs
     answer = Response(body)
     answer.raw_headers = about
     return answer

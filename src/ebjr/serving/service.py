@@ -492,9 +492,10 @@ class Call:
         self._service.bell.post(self._end)
 
     def _end(self) -> None:
+        found, self._found = self._found, None  # an error knows the frames that know this
         if self._open:
             self.cancel()
-            self._done(self._found)
+            self._done(found)
 
     def _expire(self) -> None:
         """Its time is over: what the student has said is the answer, if that is the policy."""
