@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -258,11 +258,7 @@ def record(
         "teacher_cost": outcomes.teacher_cost.as_dict(),
         "output": str(output),
     }
-    if as_json:
-        print_json(figures)
-        return
-    print_recorded(out, outcomes)
-    out.print(f"{len(outcomes):,} examples in {output}", soft_wrap=True)
+    _show(as_json, figures, lambda: print_recorded(out, outcomes, output))
 
 
 @command
@@ -450,11 +446,9 @@ def predict(
     _report_unreadable(done.unreadable, source.omissions)
     counts = {key: getattr(done, key) for key in ("examples", "deferred", "degraded", "resumed")}
     rate = done.deferred / max(done.examples, 1)
-    if as_json:
-        more = {"unreadable": len(done.unreadable), "output": str(output), "deferral_rate": rate}
-        print_json({**counts, **more})
-        return
-    out.print(f"{done.examples:,} answers in {output}; {rate:.1%} by the teacher", soft_wrap=True)
+    more = {"unreadable": len(done.unreadable), "output": str(output), "deferral_rate": rate}
+    words = f"{done.examples:,} answers in {output}; {rate:.1%} by the teacher"
+    _show(as_json, counts | more, lambda: out.print(words, soft_wrap=True))
 
 
 @command
@@ -596,7 +590,7 @@ def _tune(path: str, shape: tuple[int, ...] | None, seconds: float, as_json: boo
         found = tune(
             lambda threads: ebjr.load_model(path, threads=threads), shape, seconds=seconds / 5
         )
-    figures = {"settings": [setting.as_dict() for setting in found]}
+    figures = {"settings": [asdict(setting) for setting in found]}
     _show(as_json, figures, lambda: print_tuning(out, found))
 
 
@@ -706,26 +700,19 @@ def _report_unreadable(unreadable: Sequence[tuple[str, str]], omissions: str | N
 @contextmanager
 def _progress() -> Iterator[Tell]:
     """A progress bar for each thing that is being done, on standard error."""
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress
 
-    class Amount(ProgressColumn):
+    class Amount(progress.ProgressColumn):
         """Bytes for a download, a count for everything else."""
 
         def render(self, task: Any) -> Any:
             fetched = "fetch" in task.description or "download" in task.description
-            return (DownloadColumn() if fetched else MofNCompleteColumn()).render(task)
+            column = progress.DownloadColumn() if fetched else progress.MofNCompleteColumn()
+            return column.render(task)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), Amount(), TimeRemainingColumn())
+    columns = progress.BarColumn(), Amount(), progress.TimeRemainingColumn()
     tasks: dict[str, Any] = {}
-    with Progress(*columns, console=err) as bar:
+    with progress.Progress("{task.description}", *columns, console=err) as bar:
 
         def tell(what: str, done: int, total: int | None) -> None:
             if what not in tasks:

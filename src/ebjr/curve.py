@@ -32,11 +32,12 @@ MOST_ROWS = 101  # the most deferral rates at which a metric that is no mean of 
 
 T = TypeVar("T")
 
-_FIGURES = (
+FIGURES = (
     *("threshold", "score", "blend", "deferral_rate", "metric", "quality", "student_quality"),
     *("teacher_quality", "n", "cost", "student_cost", "teacher_cost", "unit", "break_even"),
     *("pays", "saving", "certified", "rescale", "margin"),
 )
+"""What `OperatingPoint.as_dict` tells, and ``joint.toml`` may."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class OperatingPoint:
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure, for JSON and TOML; what is not known is left out."""
-        figures = {name: getattr(self, name) for name in _FIGURES}
+        figures = {name: getattr(self, name) for name in FIGURES}
         figures["blend"] = blend_text(self.blend)
         known = {name: value for name, value in figures.items() if value is not None}
         return {n: v.as_dict() if hasattr(v, "as_dict") else v for n, v in known.items()}

@@ -29,29 +29,25 @@ from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.python import import_path
 from ebjr.blend import Blend, as_blend, blend_text
 from ebjr.calibration.goal import ARGUMENTS, GUARANTEE, Goal
+from ebjr.calibration.guarantee import Certificate
 from ebjr.costs import Cost
-from ebjr.curve import OperatingPoint
+from ebjr.curve import FIGURES, OperatingPoint, TradeOffCurve
 from ebjr.errors import ModelError, PromiseWarning, note
 from ebjr.files import read_text, sha256_of, write_beside
 from ebjr.joint import JointModel
 from ebjr.labels import check_same_classes
 from ebjr.model import Model
+from ebjr.outcomes import Outcomes
 from ebjr.router import Router, check_threshold
 from ebjr.scores import as_score
 from ebjr.tasks import as_task
 from ebjr.threads import shared_cores
 
 if TYPE_CHECKING:
-    from ebjr.calibration.guarantee import Certificate
-    from ebjr.outcomes import Outcomes
     from ebjr.study import Study
     from ebjr.tasks.detection.scale import CommonScale
 
 
-_POINT_KEYS = (
-    *(f.name for f in fields(OperatingPoint)),
-    *("cost", "unit", "break_even", "pays", "saving"),
-)
 _CALIBRATION_KEYS = (
     *("date", "verdict", "goal", *ARGUMENTS, *GUARANTEE),
     *("outcomes", "split_fraction", "split_seed", "traffic", "preprocessing"),
@@ -151,32 +147,33 @@ class JointConfig:
         from ebjr.joint_study import study_figures
 
         fraction, seed = study.split
+        point, table = study.point, study.outcomes
+        figures = ("threshold", "deferral_rate", "quality", "cost")
+        same = ("task", "labels", "known_classes", "classes", "columns")
         return cls(
-            student=student,
-            teacher=teacher,
-            score=study.point.score,
-            threshold=study.point.threshold,
-            blend=study.point.blend,
-            task=study.outcomes.task,
+            student,
+            teacher,
+            point.score,
+            point.threshold,
+            point.blend,
             name=name,
-            labels=study.outcomes.labels,
             calibration={
                 "date": date.today(),
                 **study.goal.as_dict(),
-                "outcomes": study.outcomes.fingerprint,
+                "outcomes": table.fingerprint,
                 "split_fraction": fraction,
                 "split_seed": seed,
                 **({} if study.traffic is None else {"traffic": asdict(study.traffic)}),
-                **_meaning(student, teacher, study.outcomes.known_classes, study.outcomes.classes),
-                **_chosen(study.point),
+                **_meaning(student, teacher, table),
+                **_chosen(point),
                 **study_figures(study),
             },
-            operating_points={key: _figures(point) for key, point in study.named_results.items()},
-            rescale=study.point.rescale,
-            known_classes=study.outcomes.known_classes,
-            classes=study.outcomes.classes,
+            operating_points={
+                key: picked(named.as_dict(), figures) for key, named in study.named_results.items()
+            },
+            rescale=point.rescale,
             imports=tuple(imports),
-            columns=study.outcomes.columns,
+            **{key: getattr(table, key) for key in same},
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -188,7 +185,7 @@ class JointConfig:
             "imports": list(self.imports) or None,
             "labels": None if self.labels is None else list(self.labels),
             "columns": None if self.columns is None else list(self.columns),
-            **_known(self.known_classes, self.classes),
+            **_known(self),
             "router": {
                 "score": self.score,
                 "threshold": self.threshold,
@@ -261,10 +258,9 @@ class JointConfig:
         check_keys(calibration, _CALIBRATION_KEYS, "calibration")
         points = table.get("operating_points", {})
         for name, point in points.items():
-            check_keys(point, _POINT_KEYS, f"operating_points.{name}", ("threshold",))
-        names: dict[str, Any] = {
-            key: tuple(table[key]) for key in ("labels", "columns") if key in table
-        }
+            check_keys(point, FIGURES, f"operating_points.{name}", ("threshold",))
+        named = picked(table, ("labels", "columns"))
+        names: dict[str, Any] = {key: tuple(value) for key, value in named.items()}
         return cls(
             student=entry_from_table(table["student"], folder, "student"),
             teacher=entry_from_table(table["teacher"], folder, "teacher"),
@@ -280,10 +276,8 @@ class JointConfig:
         )
 
     @property
-    def certificate(self) -> "Certificate | None":
+    def certificate(self) -> Certificate | None:
         """What is promised of the threshold, if it is still the one that was certified."""
-        from ebjr.calibration.guarantee import Certificate
-
         certified = self.calibration.get("certified")
         return None if certified is None or self.changes else Certificate.from_dict(certified)
 
@@ -318,7 +312,7 @@ class JointConfig:
         PromiseWarning
             Score, blend, or a certified threshold is not what was calibrated.
         """
-        meaning = _meaning(self.student, self.teacher, self.known_classes, self.classes)
+        meaning = _meaning(self.student, self.teacher, self)
         for key, words in _MEANING.items():
             if self.calibration.get(key, meaning.get(key)) != meaning.get(key):
                 raise ModelError(
@@ -363,7 +357,7 @@ class JointConfig:
             **(self._policy() if teacher is None else {}),
         )
 
-    def study(self, outcomes: "Outcomes", *, fraction: float = 0.5, seed: int = 0) -> "Study":
+    def study(self, outcomes: Outcomes, *, fraction: float = 0.5, seed: int = 0) -> "Study":
         """The study of the file's threshold, on examples it was not chosen on.
 
         Outcomes that it was calibrated on are split and drawn as they were then; others are split
@@ -371,7 +365,6 @@ class JointConfig:
         has changed since, so that nothing is promised. A ValueError refuses outcomes of another
         task, of other models, or of other classes.
         """
-        from ebjr.curve import TradeOffCurve
         from ebjr.study import study_point
         from ebjr.tasks.specialized.known_classes import Traffic
 
@@ -389,7 +382,7 @@ class JointConfig:
         traffic = None if mix is None else Traffic(mix["popular"], mix["popular_classes"])
         return study_point(outcomes, point, goal, fraction=fraction, seed=seed, traffic=traffic)
 
-    def _check_same(self, outcomes: "Outcomes") -> None:
+    def _check_same(self, outcomes: Outcomes) -> None:
         """Check that outcomes are of the task, the models and the classes that the file is of."""
         again = "record again with the models of joint.toml"
         same = ("task", "known_classes", "columns")
@@ -499,7 +492,7 @@ def save_joint(
         teacher = replace(teacher, link=link)
     calibration: dict[str, Any] = {}
     if point is not None:
-        meaning = _meaning(student, teacher, joint.known_classes, joint.classes)
+        meaning = _meaning(student, teacher, joint)
         calibration = {"date": date.today(), **meaning, **_chosen(point)}
     same = ("blend", "task", "rescale", "known_classes", "classes")
     JointConfig(
@@ -596,21 +589,17 @@ _MEANING = {
 
 
 def _meaning(
-    student: Entry, teacher: Entry, known_classes: tuple[int, ...] | None, classes: int | None
+    student: Entry, teacher: Entry, of: JointConfig | JointModel | Outcomes
 ) -> dict[str, Any]:
     """What the models' files do not say of what goes in and what comes out, by `_MEANING`."""
     how = [each.preprocess and each.preprocess.as_dict() for each in (student, teacher)]
     short = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
-    return {"preprocessing": short, **_known(known_classes, classes)}
+    return {"preprocessing": short, **_known(of)}
 
 
-def _known(known_classes: tuple[int, ...] | None, classes: int | None) -> dict[str, Any]:
-    return {} if known_classes is None else {"known_classes": [*known_classes], "classes": classes}
-
-
-def _figures(point: OperatingPoint) -> dict[str, Any]:
-    whole = point.as_dict()
-    return {key: whole[key] for key in ("threshold", "deferral_rate", "quality", "cost")}
+def _known(of: JointConfig | JointModel | Outcomes) -> dict[str, Any]:
+    known = of.known_classes
+    return {} if known is None else {"known_classes": [*known], "classes": of.classes}
 
 
 def _toml(table: Mapping[str, Any]) -> str:

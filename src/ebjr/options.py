@@ -1,8 +1,8 @@
 """Options of the command line: declared once, in the groups that `--help` shows.
 
-Options that belong together are the fields of a dataclass; `spread` turns a command's parameter of
-such a type into one option for each field. Every command takes `--import`, which `spread` adds, and
-writes no file that it reads, which `spread` checks: outputs are the paths in the group "Output".
+Options that belong together are the fields of a dataclass, which `spread` turns into one option
+each. It also adds `--import`, and checks that no command writes a file that it reads: outputs are
+the paths in the group "Output".
 """
 
 from __future__ import annotations
@@ -42,13 +42,7 @@ def option(group: str, help: str, *names: str, **more: Any) -> Any:
 
 
 def parse_number(text: str) -> float:
-    """A number, for options without bounds; a share is no percentage.
-
-    Examples
-    --------
-    >>> parse_number("0.005")
-    0.005
-    """
+    """A number, for options without bounds; a share is no percentage."""
     try:
         return float(text)
     except ValueError:
@@ -94,11 +88,10 @@ class Command(TyperCommand):
         """Write a section for each group."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for each in self.get_params(ctx):
-            title = "Arguments" if each.param_type_name == "argument" else "Options"
+            usual = "Arguments" if each.param_type_name == "argument" else "Options"
+            title = getattr(each, "rich_help_panel", None) or usual
             if (record := each.get_help_record(ctx)) is not None:
-                groups.setdefault(getattr(each, "rich_help_panel", None) or title, []).append(
-                    record
-                )
+                groups.setdefault(title, []).append(record)
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
@@ -596,13 +589,7 @@ def linked(outcomes: Outcomes, text: str | None) -> Outcomes:
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
-    """A shape, as ``1,3,32,32`` gives it.
-
-    Examples
-    --------
-    >>> parse_shape("1,3,32,32")
-    (1, 3, 32, 32)
-    """
+    """A shape, as ``1,3,32,32`` gives it."""
     if text is None:
         return None
     try:

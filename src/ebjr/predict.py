@@ -1,8 +1,7 @@
 """Predict: the joint model's answers to data of any size, in one file, through any number of kills.
 
-The answers are written as they come to a journal beside the file, ``answers.jsonl.part``, a record
-for each batch. A run that was killed goes on after the last whole record when the same is asked
-again. At the end the answers become the file, whole, and the journal goes.
+The answers are written as they come to a journal beside the file, ``answers.jsonl.part``, after
+whose last whole record a run that was killed goes on when the same is asked again.
 """
 
 import csv
@@ -37,9 +36,8 @@ _COUNTED = ("read", "examples", "deferred", "degraded")
 class Progress:
     """How far the answers are.
 
-    `read` counts the examples that were read, those that could not be among them; `resumed` the
-    answers that an earlier run had left. `unreadable` holds the (name, reason) of each example that
-    was left out.
+    `read` counts the examples that were read, the `unreadable` (name, reason) among them, and
+    `resumed` the answers that an earlier run had left.
     """
 
     read: int = 0

@@ -16,7 +16,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from ebjr.arrays import Array, Batch, fingerprint, join_rows, row_count, take_rows, to_numpy
-from ebjr.backends.entry import Entry, entry_of
+from ebjr.backends.entry import Entry, entry_of, picked
 from ebjr.backends.output_kind import KINDS, with_output_kind
 from ebjr.costs import Cost
 from ebjr.data.examples import ArrayData, Data
@@ -28,7 +28,7 @@ from ebjr.data.preprocess import (
     prepared,
     unprepared,
 )
-from ebjr.errors import ModelError, TeacherUnavailable, note
+from ebjr.errors import ModelError, TeacherUnavailable, check_at_least, note
 from ebjr.evaluation.example_costs import costs_of
 from ebjr.journal import CONTENTS, Journal
 from ebjr.labels import Places, are_names, as_names, places, some, unnamed, whole_numbers
@@ -140,8 +140,7 @@ def record(
     >>> record(lambda b: b, lambda b: 2 * b, x, [0, 1, 2], batch_size=2).teacher[0]
     array([2., 0., 0.])
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    check_at_least(1, batch_size=batch_size)
     recording = _Recording(student, teacher, task, about)
     if not isinstance(inputs, Data):
         return recording.run(recording.of_arrays(inputs, targets, batch_size), progress)
@@ -272,9 +271,11 @@ class _Recording:
 
     def _outcomes(self, models: Mapping[str, Any], costs: Mapping[str, Cost]) -> Outcomes:
         student, teacher = (join_rows(self.outputs[role]) for role in ROLES)
-        about = {name: self.about[name] for name in _OF_OUTCOMES if name in self.about}
-        about = {"models": models, **about, "task": self.kind.name, "labeled": self.labeled}
-        outcomes = Outcomes(student, teacher, join_rows(self.targets), **{**about, **costs})
+        names = ("labels", "models", "metric", "known_classes", "rescale", "columns")
+        about = {"models": models, **picked(self.about, names), **costs, "task": self.kind.name}
+        outcomes = Outcomes(
+            student, teacher, join_rows(self.targets), labeled=self.labeled, **about
+        )
         for role in ROLES:
             _note_chance(outcomes, role)
         return outcomes
@@ -493,9 +494,6 @@ class _Recording:
         return {role: count - self.before.get(role, 0) for role, count in now.items()}
 
 
-_OF_OUTCOMES = ("labels", "models", "metric", "known_classes", "rescale", "columns")
-
-
 def counter(
     what: str, total: int, tell: Callable[[str, int, int | None], None]
 ) -> Callable[[int], None]:
@@ -587,7 +585,8 @@ def _note_chance(outcomes: Outcomes, role: str) -> None:
     kind, n, quality = outcomes.kind, len(outcomes), outcomes.quality(role)
     if kind.targets_are == "boxes":
         guess = 0.0 if outcomes.labeled and any(map(len, outcomes.targets)) else -1.0
-    elif kind.has_labels and outcomes.measure.binary and outcomes.labeled and n >= _FEW:
+    elif kind.has_labels and outcomes.measure.binary and outcomes.labeled and n >= 30:
+        # on fewer examples nobody can tell an accuracy from guessing
         share = 1 / np.asarray(outcomes.teacher).shape[1]
         guess = share + 2 * np.sqrt(share * (1 - share) / n)
     else:
@@ -599,9 +598,6 @@ def _note_chance(outcomes: Outcomes, role: str) -> None:
         f"its input may be prepared otherwise (--{role}-preprocess), its classes be in another "
         f"order (--classes), or its answers be read wrongly (--{role}-output, --{role}-layout)"
     )
-
-
-_FEW = 30  # on fewer examples nobody can tell an accuracy from guessing
 
 
 def _raw_output(role: str, said: Any) -> Array:

@@ -41,22 +41,12 @@ from ebjr.plugins import load_entry_points
 def energy(logits: Array, temperature: float = 1.0) -> Array:
     """Negative free energy of the logits, ``-F(x) = T logsumexp(S(x) / T)`` (eq. 3), in nats.
 
-    Parameters
-    ----------
-    logits
-        (n, classes).
-    temperature
-        T > 0; 1 is the paper's.
+    ValueError: `logits` have fewer than two columns, or `temperature` is not positive.
 
-    Returns
-    -------
-    Array
-        (n,), unbounded; grows by c when every logit of a row grows by c.
+    - `logits`: (n, classes).
+    - `temperature`: T > 0; 1 is the paper's.
 
-    Raises
-    ------
-    ValueError
-        `logits` are not (n, classes) with two classes or more, or `temperature` is not positive.
+    Returns: (n,), unbounded; grows by c when every logit of a row grows by c.
 
     Examples
     --------

@@ -18,13 +18,7 @@ from ebjr.costs import Cost, flops_text, further_columns, millijoules_text, ms_t
 from ebjr.curve import OperatingPoint
 from ebjr.evaluation.profile import Profile, Setting
 from ebjr.evaluation.ranking import Standing
-from ebjr.evaluation.report import (
-    EQUATIONS,
-    UNLABELED,
-    gain_words,
-    point_title,
-    promise_words,
-)
+from ebjr.evaluation.report import EQUATIONS, UNLABELED, gain_words, point_title, price_words
 from ebjr.evaluation.tests import Comparison
 from ebjr.metric import METRICS, Metric
 from ebjr.outcomes import Outcomes
@@ -82,11 +76,10 @@ def print_study(
         _say(console, f"{UNLABELED.format(title=measure.title)}\n")
     costs = [*further_columns(study.result.cost, study.result.cost), "ms"]
     print_table(console, _models(study, joint_seconds, details), spare=costs)
-    if study.point.certified is not None:
-        statement, words = promise_words(study.point.certified)
-        further = "\n".join(filter(None, (words if details else "", verdict.promise)))
-        promise = f"\nPromise: {statement}" + (further and f"\n{further}")
-        console.print(escape(promise), highlight=False)
+    if (promised := study.point.certified) is not None:
+        price = price_words(promised) if details else ""
+        words = filter(None, (f"\nPromise: {promised.statement}", price, verdict.promise))
+        console.print(escape("\n".join(words)), highlight=False)
     if details or compared:
         _say(console, f"\n{_intervals(study.intervals, measure)}\n")
         print_table(console, _tests([*study.comparisons, *compared]), spare=["p chi²"])
@@ -141,14 +134,15 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
     _say(console, f"\n{sweep.best} is best on the calibration half:\n")
 
 
-def print_recorded(console: Console, outcomes: Outcomes) -> None:
-    """How good both models are, and what an example costs, a row each."""
+def print_recorded(console: Console, outcomes: Outcomes, path: Path) -> None:
+    """How good both models are, and what an example costs, a row each; and where it is kept."""
     measure, both = outcomes.measure, outcomes.student_cost + outcomes.teacher_cost
     table = plain_table("", measure.title, "MFLOPs", "ms/example", *further_columns(both, both))
     for role, cost in (("student", outcomes.student_cost), ("teacher", outcomes.teacher_cost)):
         quality, further = measure.text(outcomes.quality(role)), further_columns(both, cost)
         table.add_row(role, quality, flops_text(cost), ms_text(cost), *further.values())
     console.print(table)
+    console.print(f"{len(outcomes):,} examples in {path}", soft_wrap=True)
 
 
 def print_profile(console: Console, found: Profile) -> None:

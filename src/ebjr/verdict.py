@@ -18,19 +18,11 @@ MET, MISSED, UNDECIDED = "met", "missed", "not decided"
 class Verdict:
     """What a person decides by.
 
-    Attributes
-    ----------
-    standing
-        ``"met"``: the whole 95 % interval keeps the goal; ``"missed"``: none of it does;
-        ``"not decided"``: so few examples do not tell. None where the goal asks for nothing that
-        examples could miss.
-    goal
-        The goal, what the held-out examples show, with its interval, and whether that meets it.
-    price
-        What the joint model costs beside the teacher alone, and why it does not pay where it
-        does not.
-    promise
-        Why a promise may stand above figures that look worse; else nothing.
+    `standing` is ``"met"`` where the whole 95 % interval keeps the goal, ``"missed"`` where none of
+    it does, and ``"not decided"`` between; None where the goal asks for nothing that examples could
+    miss. `goal` says what the held-out examples show and whether that meets it, `price` what the
+    joint model costs beside the teacher alone, and `promise`, if anything, why a promise may stand
+    above figures that look worse.
     """
 
     standing: str | None
@@ -46,18 +38,10 @@ class Verdict:
         intervals: Mapping[str, Interval],
         pays_within: OperatingPoint | None = None,
     ) -> Verdict:
-        """The verdict on a goal.
+        """The verdict on a goal, from what held-out examples show at a point.
 
-        Parameters
-        ----------
-        goal
-            What was asked for.
-        point
-            What held-out examples show, with its certificate if there is one.
-        intervals
-            By figure, as `bootstrap` finds them at `point`.
-        pays_within
-            Where the point does not pay: one that does, at a tolerance that is larger.
+        `intervals` are those of `bootstrap`. Where the point does not pay, `pays_within` is one
+        that does, at a larger tolerance.
         """
         above, limit = _above(goal, point, intervals)
         shown = _shown(goal, point, intervals)

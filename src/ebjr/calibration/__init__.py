@@ -119,20 +119,10 @@ def calibrate(
     >>> round(point.threshold, 3), point.quality
     (2.0, 1.0)
     """
-    aim = Goal.of(
-        goal,
-        tolerance=tolerance,
-        target=target,
-        flops=flops,
-        seconds=seconds,
-        joules=joules,
-        bytes=bytes,
-        deferral_rate=deferral_rate,
-        delta=delta,
-        promise=promise,
-        loss_bound=loss_bound,
-        margin=margin,
-    )
+    limits = {"tolerance": tolerance, "target": target, "deferral_rate": deferral_rate}
+    costs = {"flops": flops, "seconds": seconds, "joules": joules, "bytes": bytes}
+    guarantee = {"delta": delta, "promise": promise, "loss_bound": loss_bound}
+    aim = Goal.of(goal, **limits, **costs, **guarantee, margin=margin)
     aim.check(outcomes.measure)
     choosing, outcomes = _parts(outcomes, aim, chosen=_is_open(score) or blend == "auto")
     if _is_open(score):
@@ -164,14 +154,11 @@ def _look_at(outcomes: Outcomes) -> None:
     """Warn where raw output that was not recorded here is none that scores read."""
     for role in ("student", "teacher"):
         recorded = "output_kind" in outcomes.models.get(role, {})
-        seen = outcomes.kind.output_kind_of(getattr(outcomes, role)[:_LOOKED_AT], hard=False)
+        some = getattr(outcomes, role)[:1000]  # enough to tell probabilities
+        seen = outcomes.kind.output_kind_of(some, hard=False)
         if seen is not None and not recorded:
             words = f"{OUTPUT_SEEN[seen].format(role)}: record again, or make the outcomes of it"
             warnings.warn(words, OutputWarning, stacklevel=3)
-
-
-_LOOKED_AT = 1000
-"""Rows of outcomes that are looked at: enough to tell probabilities."""
 
 
 def _is_open(score: Any) -> bool:

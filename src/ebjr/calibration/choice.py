@@ -1,10 +1,8 @@
 """Which score, and which blend, for this pair: the one with the best deferral curve.
 
-What counts is the teacher right where the student is wrong, not the student's error alone; so
-candidates are compared by the area under the joint model's curve. The area is a mean over rows up
-to their ranks, so that its standard error, and that of the difference of two areas on the same
-rows, follow from one influence value for each row: no resampling, and noise that two candidates
-share cancels.
+What counts is the teacher right where the student is wrong, so candidates are compared by the area
+under the joint model's curve. The area is a mean over rows up to their ranks, so that standard
+errors follow from one influence value for each row; noise that two candidates share cancels.
 """
 
 from __future__ import annotations
@@ -138,11 +136,10 @@ def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) ->
     """(n,): each row's part in the area under a deferral curve: their mean is the area.
 
     A row that a share u of the rows scores below is kept at a share u of the deferral rates, so
-    the area is the mean of ``deferred + u (kept - deferred)``, ties counting half. The ranks are
-    estimated from the same rows; the second term here, which sums to zero, is what a row adds to
-    the others' ranks (the Hajek projection), so that the standard error is honest about that too.
-    Rows with NaN and ``-inf``, always deferred, count as a tie below all others, so that a score
-    gains nothing by deferring many of them.
+    the area is the mean of ``deferred + u (kept - deferred)``, ties counting half. The second term,
+    which sums to zero, is what a row adds to the others' ranks (the Hajek projection): else the
+    standard error would take these for known. Rows that are always deferred count as a tie below
+    all others, so that a score gains nothing by deferring many of them.
     """
     n = len(score)
     key = deferral_key(score)

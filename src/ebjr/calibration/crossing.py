@@ -16,12 +16,9 @@ def crossing(score: np.ndarray, right: np.ndarray) -> float:
     increasing transformation of the score gives the same rows. The result is the smallest score at
     which a row is at least as typical of the right ones.
 
-    `score` is (n,), rows that are not finite being left out; `right` is (n,), 1 or 0.
-
-    Raises
-    ------
-    CalibrationError
-        The student is right, or wrong, on every row, or the score does not tell them apart.
+    `score` is (n,), rows that are not finite being left out; `right` is (n,), 1 or 0. A
+    CalibrationError says that the student is right, or wrong, on every row, or that the score does
+    not tell them apart.
 
     Examples
     --------

@@ -94,9 +94,8 @@ class Goal:
     def __post_init__(self) -> None:
         check_choice("goal", self.kind, GOALS)
         units, needed = GOALS[self.kind], self.kind in ("accuracy", "budget")
-        if self.unit not in (units if self.kind == "budget" else (None,)) or (
-            needed and self.limit is None
-        ):
+        units_of = units if self.kind == "budget" else (None,)
+        if self.unit not in units_of or (needed and self.limit is None):
             raise ValueError(f"goal {self.kind!r} needs exactly one of {', '.join(units)}")
         if self.limit is not None and self.kind == "budget":
             share = self.unit == "deferral_rate"
@@ -106,15 +105,14 @@ class Goal:
         check_at_least(0, margin=self.margin)
         if self.margin and (self.delta is not None or not self.limits_quality):
             raise ValueError("margin is for match-teacher and accuracy without delta: leave it out")
-        if self.delta is None:
-            if self.promise is not None:
-                raise ValueError(
-                    f"promise {self.promise!r} needs delta, as 0.1: how often it may be broken"
-                )
-            if self.loss_bound is not None:
-                raise ValueError("loss_bound is for a guarantee: give delta with it")
-        else:
+        if self.delta is not None:
             self._check_guarantee(self.delta)
+        elif self.promise is not None:
+            raise ValueError(
+                f"promise {self.promise!r} needs delta, as 0.1: how often it may be broken"
+            )
+        elif self.loss_bound is not None:
+            raise ValueError("loss_bound is for a guarantee: give delta with it")
 
     def _check_guarantee(self, delta: float) -> None:
         known = _PROMISED[self.kind]
@@ -224,9 +222,9 @@ def cheapest(
 ) -> int:
     """The row that defers least among those that exceed a quality by a margin.
 
-    The margin is in standard errors of each row, of its difference to row qualities `beside` (n,)
-    where the quality is theirs. Where no row keeps it, the one that comes nearest among those that
-    reach the quality; CalibrationError, with the quality's `name`, where none does.
+    The margin is in standard errors of each row, or of its difference to row qualities `beside`
+    (n,). Where no row keeps it, the one that comes nearest; CalibrationError, with the quality's
+    `name`, where none reaches the quality at all.
     """
     slack = _SLACK * max(1.0, abs(quality))
     reached = np.flatnonzero(curve.quality >= quality - slack)

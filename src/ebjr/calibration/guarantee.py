@@ -26,9 +26,8 @@ The tests, each chosen by the promise and the task, never by the data:
 The examples are taken as independent draws; an exchangeable stream is a mixture of such, so that
 the promise then holds for whichever the stream turned out to be.
 
-Measured before the choice (`benchmarks/guarantee.py`, ``tests``), as the largest observed mean
-that still passes: Hoeffding-Bentkus on (loss + 1) / 2 ignores that most losses are 0 and certifies
-far less than betting, betting less than the exact test. The smaller of two p-values is no p-value.
+Measured before the choice (`benchmarks/guarantee.py`): Hoeffding-Bentkus certifies far less than
+betting, betting less than the exact test. The smaller of two p-values is no p-value.
 
 Sources: Angelopoulos, Bates, Candès, Jordan & Lei, "Learn then Test: Calibrating predictive
 algorithms to achieve risk control", 2021 (Annals of Applied Statistics 2025); Waudby-Smith &
@@ -189,25 +188,16 @@ def certify(
     of the threshold, not theirs. The certificate is for the row that defers least; for ``"rate"``,
     where every row that defers less is certified too, for the one of the best quality.
 
-    Parameters
-    ----------
-    promise
-        ``"harm"``: the share of inputs where the student is kept and wrong and the teacher right;
-        ``"excess"``: the joint loss minus the teacher's, signed, the blend included; ``"risk"``:
-        the joint loss; ``"rate"``: the deferral rate. Losses are one minus the quality.
-    tolerance
-        In [0, 1), for excess in (-1, 1); with `loss_bound` in the metric's unit.
-    loss_bound
-        Where losses have no bound of their own: the largest that counts, in the unit of a row's
-        loss, fixed without these examples. The promise is about losses cut off there.
+    ValueError: `promise` is unknown, or `tolerance` or `delta` is out of range. CalibrationError:
+    no row that keeps an input passes; the message names the smallest tolerance that one would, and
+    about how many examples would do for `tolerance`.
 
-    Raises
-    ------
-    ValueError
-        `promise` is unknown, or `tolerance` or `delta` is out of range.
-    CalibrationError
-        No row that keeps an input passes; the message names the smallest tolerance that one
-        would, and about how many examples would do for `tolerance`.
+    - `promise`: ``"harm"``: the share of inputs where the student is kept and wrong and the teacher
+      right; ``"excess"``: the joint loss minus the teacher's, signed, the blend included;
+      ``"risk"``: the joint loss; ``"rate"``: the deferral rate. Losses are one minus the quality.
+    - `tolerance`: In [0, 1), for excess in (-1, 1); with `loss_bound` in the metric's unit.
+    - `loss_bound`: Where losses have no bound of their own: the largest that counts, in the unit of
+      a row's loss, fixed without these examples. The promise is about losses cut off there.
 
     Examples
     --------
@@ -497,9 +487,8 @@ def _constant(n: int, tolerance: float, delta: float) -> float:
     supremum taken over the unknown share of gains. It comes out a little above the normal quantile
     of delta, and with no gains the critical count is that of the binomial test.
     """
-    step = _step(n)
-    constant = -float(ndtri(delta)) + step - _FINEST
-    low, high = _gain_intervals(n, tolerance, step)
+    constant = -float(ndtri(delta)) + _step(n) - _FINEST
+    low, high = _gain_intervals(n, tolerance)
     while constant < 50:
         size = _size(n, tolerance, constant, delta, low, high)
         over = size > delta
@@ -519,10 +508,10 @@ def _step(n: int) -> float:
     return max(_FINEST, math.sqrt(n) / 4000)
 
 
-def _gain_intervals(n: int, tolerance: float, step: float) -> tuple[np.ndarray, np.ndarray]:
+def _gain_intervals(n: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
     """Intervals that cover every share of gains of a mean that is the tolerance."""
     start = math.sqrt(abs(tolerance))
-    pieces = max(1, math.ceil((1 - start) * math.sqrt(n) / step))
+    pieces = max(1, math.ceil((1 - start) * math.sqrt(n) / _step(n)))
     # the variance of a loss is about the square of this; equal pieces are equal standard errors
     spread = np.linspace(start, 1, pieces + 1)
     share = np.maximum((spread**2 - tolerance) / 2, 0)
@@ -609,8 +598,8 @@ def _trinomial_passes(lost: int, gained: int, n: int, aim: _Aim) -> bool:
     constant = _margin(lost, gained, n, aim.tolerance)
     if constant <= 0:
         return False
-    low, high = _gain_intervals(n, aim.tolerance, _step(n))
-    return bool((_size(n, aim.tolerance, constant, aim.delta, low, high) <= aim.delta).all())
+    intervals = _gain_intervals(n, aim.tolerance)
+    return bool((_size(n, aim.tolerance, constant, aim.delta, *intervals) <= aim.delta).all())
 
 
 def _bisect(

@@ -1,8 +1,7 @@
 """Learned scores: their weights are fitted to outcomes.
 
-What a task's fitted score learns, its `Learner` says. It competes with the other scores on equal
-terms: the values that it is judged by are cross-fitted, each row's from a model that has not seen
-it.
+They compete with the other scores on equal terms: the values that they are judged by are
+cross-fitted, each row's from a model that has not seen it.
 """
 
 from __future__ import annotations
@@ -33,29 +32,26 @@ def can_learn(outcomes: Outcomes, blend: float | Blend = 0.0) -> bool:
     return False
 
 
-def fit_learned(outcomes: Outcomes, blend: float | Blend = 0.0, seed: int = 0) -> Score:
+def fit_learned(outcomes: Outcomes, blend: float | Blend = 0.0) -> Score:
     """Fit the task's learned score to outcomes."""
     signal = _signal(outcomes, blend)
     _learner(outcomes).check(signal)
-    return _fit(outcomes, signal, np.arange(len(signal)), seed)
+    return _fit(outcomes, signal, np.arange(len(signal)))
 
 
-def cross_fitted(outcomes: Outcomes, blend: float | Blend = 0.0, seed: int = 0) -> np.ndarray:
+def cross_fitted(outcomes: Outcomes, blend: float | Blend = 0.0) -> np.ndarray:
     """(n,): the learned score of each row, by a model that was fitted without it; found once."""
-    found: np.ndarray = outcomes._once(
-        ("cross-fitted", blend, seed), lambda: _cross_fitted(outcomes, blend, seed)
-    )
+
+    def find() -> np.ndarray:
+        signal, values = _signal(outcomes, blend), np.empty(len(outcomes))
+        fold = np.random.default_rng(0).permutation(len(outcomes)) % FOLDS
+        for k in range(FOLDS):
+            fitted = _fit(outcomes, signal, np.flatnonzero(fold != k))
+            values[fold == k] = fitted(take_rows(outcomes.student, np.flatnonzero(fold == k)))
+        return values
+
+    found: np.ndarray = outcomes._once(("cross-fitted", blend), find)
     return found
-
-
-def _cross_fitted(outcomes: Outcomes, blend: float | Blend, seed: int) -> np.ndarray:
-    signal = _signal(outcomes, blend)
-    fold = np.random.default_rng(seed).permutation(len(outcomes)) % FOLDS
-    values = np.empty(len(outcomes))
-    for k in range(FOLDS):
-        fitted = _fit(outcomes, signal, np.flatnonzero(fold != k), seed)
-        values[fold == k] = fitted(take_rows(outcomes.student, np.flatnonzero(fold == k)))
-    return values
 
 
 def _learner(outcomes: Outcomes) -> Learner:
@@ -70,9 +66,9 @@ def _signal(outcomes: Outcomes, blend: float | Blend) -> np.ndarray:
     return _learner(outcomes).signal(outcomes.judged(), outcomes.judged(blend), change)
 
 
-def _fit(outcomes: Outcomes, signal: np.ndarray, rows: np.ndarray, seed: int) -> Score:
+def _fit(outcomes: Outcomes, signal: np.ndarray, rows: np.ndarray) -> Score:
     """Fit to at most as many of some rows as the learner takes."""
     learner = _learner(outcomes)
     if learner.most_examples is not None:
-        rows = np.random.default_rng(seed).permutation(rows)[: learner.most_examples]
+        rows = np.random.default_rng(0).permutation(rows)[: learner.most_examples]
     return learner.fit(take_rows(outcomes.student, rows), signal[rows])

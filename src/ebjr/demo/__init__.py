@@ -41,7 +41,6 @@ def run_demo(
 
     ``outcomes.npz``, ``joint.toml`` and ``report.html`` go to `folder`; of several students the
     outcomes are named as these are. With `recorded` the answers that are shipped are used: no data,
-    no download. `threads` are of each model; None leaves it to ONNX Runtime. MissingExtra: ONNX
-    Runtime is not installed. OSError: the folder cannot be written.
+    no download. MissingExtra: ONNX Runtime is not installed.
     """
     return as_demo(task).run(folder, recorded=recorded, threads=threads, progress=progress)

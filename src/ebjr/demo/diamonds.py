@@ -37,11 +37,6 @@ def load(
     """One split of the diamonds: `FEATURES` (n, 9), and (n,) natural logarithms of the dollars.
 
     A grade is its place in `GRADES`. Equal diamonds are in the same split.
-
-    Examples
-    --------
-    >>> FEATURES[0], GRADES["clarity"][-1]
-    ('carat', 'IF')
     """
     features, price = DIAMONDS.load(split, cache=cache, progress=progress)
     return features, np.log(price)

@@ -1,7 +1,6 @@
 """Public data for the demos: fetched once, checked and kept.
 
-A data set knows where it can be had and what its arrays must be. Whatever the source, the decoded
-arrays of each split must have the SHA-256 that is written down with the data set.
+Whatever the source, the decoded arrays of each split must have the SHA-256 of the data set.
 """
 
 import hashlib
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebjr.data.examples import reason_of
 from ebjr.errors import EbjrError
 from ebjr.files import sha256_of, write_whole
 
@@ -269,9 +269,6 @@ def _reason(log: str) -> str:
     return (causes or spoken or unmarked or ["its client failed and did not say why"])[0]
 
 
-def _sentence(error: BaseException) -> str:
+def _sentence(error: Exception) -> str:
     inner = getattr(error, "reason", None)
-    if isinstance(inner, OSError):
-        error = inner
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split()).rstrip(".")
+    return reason_of(inner if isinstance(inner, OSError) else error)

@@ -1,9 +1,8 @@
 """What the demos of all tasks have in common: record, calibrate, evaluate, report.
 
-A `Demo` says what a task brings: where its data come from, and how its outcomes are described. The
-shipped models and their recorded answers are files of the package, in a folder named as the task.
-Where they may not be shipped, the demo says where else they are, and has no ``joint.toml`` without
-them. Several students beside one teacher are candidates, of which the best is taken.
+A `Demo` says what a task brings. The shipped models and their recorded answers are files of the
+package, in a folder named as the task; without models at hand there is no ``joint.toml``. Of
+several students beside one teacher the best is taken.
 """
 
 import os
@@ -36,10 +35,9 @@ from ebjr.tasks.specialized.known_classes import Traffic
 class DemoResult:
     """What the demo found, and the files it left.
 
-    `sweep` is every student's calibration and its figures on the held-out half; mostly there is
-    one. `recorded` says whether the answers are the shipped ones, and `reason` why.
-    `joint_seconds`, per example, are of the joint model on the held-out half; None if recorded.
-    `files` are the outcomes, the report, and ``joint.toml`` where the models are at hand.
+    `sweep` has every student's study; mostly there is one. `recorded` says whether the answers are
+    the shipped ones, and `reason` why. `joint_seconds`, per example, are of the joint model on the
+    held-out half; None if recorded.
     """
 
     sweep: Sweep
@@ -58,8 +56,7 @@ class DemoResult:
 class Demo:
     """What one task brings to the demo.
 
-    - `task`: Of the outcomes; and the folder of `shipped` with the task's files, ``student.onnx``,
-      ``teacher.onnx`` and ``outcomes.npz``.
+    - `task`: Of the outcomes; and the folder of `shipped` with the task's files.
     - `title`, `data`: Of the report, and what the models are run on, for people.
     - `load`: Inputs and targets; raises `DataUnavailable` where they cannot be had.
     - `goal`: The goal of `run_study` and its arguments.
@@ -181,8 +178,7 @@ class Demo:
         tell: Progress,
     ) -> dict[str, Outcomes]:
         models = {name: entry.load(threads=threads) for name, entry in entries.items()}
-        n = row_count(inputs)
-        first = take_rows(inputs, np.arange(min(self.batch_size, n)))
+        n, first = row_count(inputs), take_rows(inputs, slice(self.batch_size))
         for model in models.values():
             model(first)  # the first call of a session is slow
         costs = costs_of(models, first, dict.fromkeys(models, Cost()), joules=True)
@@ -209,13 +205,13 @@ class Demo:
     def _time(
         self, joint: Callable[[Batch], Any], inputs: Batch, study: Study, tell: Progress
     ) -> float:
-        rows = study.held_out_rows
-        held_out, n = take_rows(inputs, rows), len(rows)
-        joint(take_rows(held_out, np.arange(min(self.batch_size, n))))
+        held_out = take_rows(inputs, study.held_out_rows)
+        n = row_count(held_out)
+        joint(take_rows(held_out, slice(self.batch_size)))
         began = time.perf_counter()
         for start in range(0, n, self.batch_size):
             end = min(start + self.batch_size, n)
-            joint(take_rows(held_out, np.arange(start, end)))
+            joint(take_rows(held_out, slice(start, end)))
             tell("running the joint model", end, n)
         return (time.perf_counter() - began) / n
 

@@ -1,7 +1,7 @@
 """The demo of specialized students: three small ones on CIFAR-10, where a few classes are popular.
 
-One knows the popular classes alone and one these and two more, and both call the rest "other"; the
-third, of the same architecture and budget, knows all. The teacher is that of the shipped pair.
+One knows the popular classes alone, one these and two more; the third, of the same architecture and
+budget, knows all. The teacher is that of the shipped pair.
 """
 
 from ebjr.data.preprocess import Preprocess

@@ -31,15 +31,13 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Intervals of what an operating point does, from resampled examples.
 
-    At one point an example is of one of 16 kinds: deferred or not, and student, teacher and
-    deferred answer each right or wrong. Drawing n examples with replacement and counting the
-    kinds *is* one draw from a multinomial distribution, so the kinds are resampled instead: the
-    same bootstrap exactly, in time and memory that do not depend on n. Losses of regressors have
-    no kinds: their rows are resampled, or beyond 20,000 rows their means are drawn from the normal
-    distribution that resampled means then have. COCO's mAP is evaluated anew on each resample of
-    the images. It is too high on few images, and on a resample, where fewer differ, too high once
-    more by about as much: its own interval is the basic bootstrap's, which corrects for that and
-    reaches further down than up. Differences of two mAP need no correction.
+    Where answers are right or wrong, an example is of one of 16 kinds, and counting the kinds of n
+    examples drawn with replacement *is* one draw from a multinomial distribution: the same
+    bootstrap exactly, in time and memory that do not depend on n. Of losses the rows are resampled,
+    or beyond 20,000 rows their means drawn from the normal distribution that these then have.
+    COCO's mAP is evaluated anew on each resample of the images. It is too high on few images, and
+    on a resample, where fewer differ, too high once more: its own interval is the basic
+    bootstrap's, which corrects for that. Differences of two mAP need no correction.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; the basic
     bootstrap: Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2.
@@ -72,9 +70,9 @@ def bootstrap(
     if measure.whole is not None:
         means, drawn = _whole_draws(outcomes, point, n_resamples, rng)
     elif measure.binary:
-        counts = _kinds(outcomes, point)
+        kinds, counts = _kinds(outcomes, point)
         draws = rng.multinomial(n, counts / n, size=n_resamples)
-        means, drawn = counts[None] / n @ _KIND_ROWS, draws / n @ _KIND_ROWS
+        means, drawn = counts[None] / n @ kinds, draws / n @ kinds
     else:
         rows = point_rows(outcomes, point)
         means, drawn = rows.mean(axis=0)[None], resampled_means(rows, n_resamples, rng)
@@ -146,21 +144,13 @@ def resampled_wholes(
     return times, drawn
 
 
-_KIND = (np.arange(16)[:, None] >> np.arange(4)) & 1
-"""(16, 4): deferred, student right, teacher right, answer right if deferred."""
-
-_KIND_ROWS = np.stack(
-    [_KIND[:, 0], np.where(_KIND[:, 0], _KIND[:, 3], _KIND[:, 1]), _KIND[:, 1], _KIND[:, 2]], axis=1
-).astype(np.float64)
-"""(16, 4): deferred, quality of the joint model, of the student, of the teacher."""
-
-
-def _kinds(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:
-    _, deferred = point.router(outcomes.student)
-    answered = outcomes.deferred_quality(point.blend)
-    qualities = (outcomes.student_quality, outcomes.teacher_quality, answered)
-    bits = np.column_stack([deferred, *(quality > 0 for quality in qualities)])
-    return np.bincount(bits @ (1 << np.arange(4)), minlength=16)
+def _kinds(outcomes: Outcomes, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
+    """A row as `point_rows` has them of each kind that there is, and how many are of it."""
+    rows = point_rows(outcomes, point)
+    bits = np.column_stack([rows[:, [0, 2, 3]], outcomes.deferred_quality(point.blend)]) > 0
+    kind = bits @ (1 << np.arange(4))
+    _, first, counts = np.unique(kind, return_index=True, return_counts=True)
+    return rows[first], counts
 
 
 def point_rows(outcomes: Outcomes, point: OperatingPoint) -> np.ndarray:

@@ -1,7 +1,6 @@
 """What an example costs on each of several models, as far as can be told before they run."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from ebjr.arrays import Batch, is_array, row_count, to_numpy
 from ebjr.costs import Cost
@@ -22,38 +21,35 @@ def costs_of(
 ) -> dict[str, Cost]:
     """The cost of an example on each of several models.
 
-    `models`, with their preprocessing, and `given`, the costs that are known, are by name. `flops`
-    counts those of models that can be looked into. `joules` measures all models by the same
-    counters, or estimates all of them; where one is remote, no joules are found: what runs
-    elsewhere is not ours to count.
+    `given` are the costs that are known. `flops` counts those of models that can be looked into.
+    `joules` measures all models by the same counters, or estimates all of them; where one is
+    remote, none are found.
     """
     costs: dict[str, Cost] = {}
-    loads: dict[str, tuple[Any, ...]] = {}
+    loads: dict[str, Load] = {}
     for name, model in models.items():
         costs[name] = given[name].filled(**facts(model).cost.as_dict())
         if facts(model).url is None and (flops or joules):
             costs[name], loads[name] = _looked_into(model, inputs, costs[name], joules)
     if not joules or len(loads) < len(models):
         return costs
-    return with_joules(costs, {name: Load(*load) for name, load in loads.items()})
+    return with_joules(costs, loads)
 
 
-def _looked_into(
-    model: Model, inputs: Batch, cost: Cost, joules: bool
-) -> tuple[Cost, tuple[Any, ...]]:
+def _looked_into(model: Model, inputs: Batch, cost: Cost, joules: bool) -> tuple[Cost, Load]:
     """A model's cost with its FLOPs, and the load that measures its joules."""
     bare, preprocess = unprepared(model)
     if not joules and (cost.flops is not None or not can_count(bare)):
-        return cost, ()
+        return cost, Load(bare, None)
     batch = inputs[: facts(bare).fixed_batch or row_count(inputs)]
     if preprocess is not None:
         batch = preprocess(batch)
     counted = _counted(bare, batch, cost.flops is None) if can_count(bare) else None
     if counted is None:
-        return cost, (bare, batch)
+        return cost, Load(bare, batch)
     if counted.known is not None:
         cost = cost.filled(flops=counted.known)
-    return cost, (bare, batch, cost.flops, counted.parameter_bytes)
+    return cost, Load(bare, batch, cost.flops, counted.parameter_bytes)
 
 
 def _counted(model: Model, batch: Batch, wanted: bool) -> Flops | None:

@@ -1,8 +1,7 @@
 """FLOPs and parameters of a model, counted from its file or its module.
 
-FLOPs are counted the way PyTorch's own counter does: the multiply-adds of matrix products and
-convolutions (1 MAC = 2 FLOPs), with biases, activations, normalizations and pooling left out. The
-same net counts the same as an ONNX graph and as a torch module.
+FLOPs are counted as PyTorch's own counter does: the multiply-adds of matrix products and
+convolutions (1 MAC = 2 FLOPs) alone. A net counts the same as an ONNX graph and as a torch module.
 """
 
 import os

@@ -18,10 +18,9 @@ OTHERS = ("student", "teacher")  # what the joint model is compared with
 class Group:
     """The `n` examples of one class, or whose targets are alike, at an operating point.
 
-    `means` are the share that is deferred and the mean row quality of the joint model, the student
-    and the teacher. By model, `over` is the joint model's mean minus its own, with the 95 %
-    interval of this group alone, and `sure` the sign of that where it is more than chance over all
-    groups together (Bonferroni), else 0.
+    `means` are of what `point_rows` holds. By model, `over` is the joint model's mean minus its
+    own, with the 95 % interval of this group alone, and `sure` the sign of that where it is more
+    than chance over all groups together (Bonferroni), else 0.
     """
 
     name: str
@@ -46,14 +45,6 @@ def group_gains(outcomes: Outcomes, point: OperatingPoint) -> list[Group]:
 
     Source: Agresti & Min, "Simple improved confidence intervals for comparing matched proportions",
     Statistics in Medicine 2005.
-
-    Examples
-    --------
-    >>> from ebjr.curve import TradeOffCurve
-    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> point = TradeOffCurve.of(outcomes, "max_logit").at(threshold=1.5)
-    >>> [(each.name, each.over["student"].estimate) for each in group_gains(outcomes, point)]
-    [('class 0', 0.0), ('class 1', 1.0)]
     """
     table = by_rows(outcomes, point)
     rows, places, names = _grouped(table)

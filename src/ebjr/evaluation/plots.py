@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.costs import Cost, break_even_rate
+from ebjr.costs import break_even_rate
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle, score_values
 from ebjr.evaluation.groups import Group, by_rows
 from ebjr.evaluation.ranking import Standing, reliability
@@ -44,18 +44,17 @@ def thin_rows(curve: TradeOffCurve, keep: Sequence[int] = (), most: int = MOST_R
 _UNIT_WORDS = {"flops": "FLOPs", "seconds": "time", "joules": "energy use", "bytes": "bytes moved"}
 
 
-def relative_cost(
-    student: Cost, teacher: Cost, deferral_rate: np.ndarray
-) -> tuple[np.ndarray, str]:
+def relative_cost(outcomes: Outcomes, deferral_rate: np.ndarray) -> tuple[np.ndarray, str]:
     """Cost in percent of the teacher's, and the axis title; the rate where costs are not known.
 
     Examples
     --------
-    >>> relative_cost(Cost(), Cost(), np.array([0.5]))
+    >>> relative_cost(Outcomes([[1.0, 0.0]], [[1.0, 0.0]], [0]), np.array([0.5]))
     (array([50.]), 'deferral rate, %')
     """
+    student = outcomes.student_cost
     for unit, words in _UNIT_WORDS.items():
-        even = break_even_rate(student, teacher, unit)
+        even = break_even_rate(student, outcomes.teacher_cost, unit)
         if even is not None:
             kind = student.joules_are if unit == "joules" else None
             title = f"{f'{kind} ' if kind else ''}{words} per example, % of the teacher's"
@@ -68,12 +67,11 @@ def trade_off_figure(
 ) -> dict[str, Any]:
     """The trade-off curve of each score, with both models, the oracle and chance on it.
 
-    Chance is no random order but its average: the straight line between both models, in means of
-    rows. Of COCO's mAP, which is no such mean, the average is within a few tenths of a point of it.
+    Chance is the average of random orders: the straight line between both models, in means of rows.
     `points` are by their name in the legend; the point of `chosen` is stressed, and the last trace.
     """
     best = TradeOffCurve.of(outcomes, oracle(outcomes))
-    _, axis = _relative_cost(outcomes, best.deferral_rate[:1])
+    _, axis = relative_cost(outcomes, best.deferral_rate[:1])
     dashed = {"color": PALETTE["oracle"], "dash": "dash", "width": 2}
     data = [_line(best, "oracle", dashed), _random_line(outcomes)]
     for name, point in points.items():
@@ -124,7 +122,7 @@ def candidates_figure(
         data.append({**dot, "name": "its point", "marker": marker, "showlegend": False})
     outcomes, _ = candidates[best]
     data.append(_model(outcomes, "teacher"))
-    _, axis = _relative_cost(outcomes, np.array([0.0]))
+    _, axis = relative_cost(outcomes, np.array([0.0]))
     return _figure(
         data,
         _axis(axis, rangemode="tozero"),
@@ -136,10 +134,7 @@ def candidates_figure(
 def shares_figure(
     savings: Mapping[str, Mapping[float, float]], best: str, share: float
 ) -> dict[str, Any]:
-    """How many times cheaper than the teacher each student is, by the popular share (figure 6).
-
-    The traffic's own `share` is the first of the layout's shapes.
-    """
+    """How many times cheaper than the teacher each student is, by the popular share (figure 6)."""
     data = [
         _trace(
             "lines+markers",
@@ -180,12 +175,14 @@ def score_histogram(
 ) -> dict[str, Any]:
     """Densities of the score where the student is right and where it is wrong (figure 4).
 
-    Of detectors: where the teacher adds nothing and where it does. The layout's shapes are the
-    threshold and, if known, where the densities cross.
+    Of detectors: where the teacher adds nothing and where it does.
     """
     values = score_values(point.router.score, outcomes)
     usable = np.isfinite(values)
-    right, names = _told_apart(outcomes)
+    names, right = ("student right", "student wrong"), outcomes.student_quality == 1
+    if not outcomes.measure.binary:
+        names = ("teacher adds nothing", "teacher adds")
+        right = outcomes.teacher_quality <= outcomes.student_quality
     seen = values[usable] if usable.any() else np.array([0.0, 1.0])
     low, high = float(seen.min()), float(seen.max())
     ends = low, high if high > low else low + 1
@@ -217,19 +214,11 @@ def _density(
     return _trace(None, name, middle, density, hover, marker=marker, **bars)
 
 
-def _told_apart(outcomes: Outcomes) -> tuple[np.ndarray, tuple[str, str]]:
-    """(n,) bool: the rows that should score high; and what these and the others are called."""
-    if outcomes.measure.binary:
-        return outcomes.student_quality == 1, ("student right", "student wrong")
-    helped = outcomes.teacher_quality > outcomes.student_quality
-    return ~helped, ("teacher adds nothing", "teacher adds")
-
-
 def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
     """Both models' figures along the score, with 95 % intervals: where is the teacher better?
 
     The examples are in bins of equal counts, the lowest score first. For a softmax score a third
-    trace is what the score itself says. The deferral rate is the first of the layout's shapes.
+    trace is what the score itself says.
     """
     outcomes = by_rows(outcomes, point)
     bins, measure = reliability(outcomes, point), outcomes.measure
@@ -295,20 +284,13 @@ def ranking_figure(
 ) -> dict[str, Any]:
     """The gain of each score with its 95 % confidence interval, the best on top."""
     scale = 100 if measure.percent else 1
-    dots = [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": entry.score,
-            "x": rounded([scale * entry.gain.estimate]),
-            "y": [entry.score],
-            "error_x": _bars([entry.gain], scale) | {"color": color, "thickness": 2},
-            "marker": {"color": color, "size": 13 if entry.score == chosen else 10},
-            "hovertemplate": f"%{{x:.3g}} {measure.gain_unit}<extra>%{{y}}</extra>",
-        }
-        for entry in ranking
-        for color in [_color(entry.score, entry.score == chosen)]
-    ]
+    hover, dots = f"%{{x:.3g}} {measure.gain_unit}<extra>%{{y}}</extra>", []
+    for entry in ranking:
+        stressed = entry.score == chosen
+        marker = {"color": _color(entry.score, stressed), "size": 13 if stressed else 10}
+        bars = _bars([entry.gain], scale) | {"color": marker["color"], "thickness": 2}
+        trace = _trace("markers", entry.score, [scale * entry.gain.estimate], [], hover)
+        dots.append(trace | {"y": [entry.score], "marker": marker, "error_x": bars})
     return _figure(
         dots,
         _axis(f"gain over random, {measure.gain_unit}"),
@@ -409,14 +391,14 @@ def _random_line(outcomes: Outcomes) -> dict[str, Any]:
 def _through(
     outcomes: Outcomes, rates: np.ndarray, quality: np.ndarray, name: str, style: dict[str, Any]
 ) -> dict[str, Any]:
-    cost, _ = _relative_cost(outcomes, rates)
+    cost, _ = relative_cost(outcomes, rates)
     hover = f"{_hover(outcomes)} at %{{x:.1f}} %"
     return _trace("lines", name, cost, outcomes.measure.drawn(quality), hover, line=style)
 
 
 def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
     """A model alone: the teacher alone costs 100 %, without the student."""
-    cost = [100.0] if role == "teacher" else _relative_cost(outcomes, np.array([0.0]))[0]
+    cost = [100.0] if role == "teacher" else relative_cost(outcomes, np.array([0.0]))[0]
     quality = [outcomes.measure.drawn(outcomes.quality(role))]
     hover = f"{_hover(outcomes)} at %{{x:.1f}} %<extra>%{{fullData.name}} alone</extra>"
     return _trace("markers", role, cost, quality, hover, marker=_marker_of(role, 12), zorder=2)
@@ -424,7 +406,7 @@ def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
 
 def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
     here = point.curve(outcomes).at(threshold=point.threshold)
-    cost, _ = _relative_cost(outcomes, np.array([here.deferral_rate]))
+    cost, _ = relative_cost(outcomes, np.array([here.deferral_rate]))
     marker = {"symbol": "diamond", "size": 16, "color": PALETTE["chosen"]}
     marker["line"] = {"width": 2, "color": "#ffffff"}
     quality, hover = [outcomes.measure.drawn(here.quality)], "%{y:.2f} % at %{x:.1f} %"
@@ -433,16 +415,12 @@ def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
 
 
 def _rule(x: float, dash: str) -> dict[str, Any]:
-    """A vertical line over the whole height; hidden where it would be at infinity."""
+    """A line over the whole height, hidden at infinity; the page's knob moves a figure's first."""
     visible = bool(np.isfinite(x))
     place = float(x) if visible else 0.0
     style = {"width": 2 if dash == "solid" else 1.5, "dash": dash}
     line = {"type": "line", "x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "paper"}
     return {**line, "line": style, "visible": visible}
-
-
-def _relative_cost(outcomes: Outcomes, deferral_rate: np.ndarray) -> tuple[np.ndarray, str]:
-    return relative_cost(outcomes.student_cost, outcomes.teacher_cost, deferral_rate)
 
 
 def _hover(outcomes: Outcomes) -> str:

@@ -2,14 +2,11 @@
 
 Measured: the machine's own energy counters, read before and after a run: RAPL of the processor
 packages (Linux, ``/sys/class/powercap``, Intel and AMD), and NVML of NVIDIA GPUs where the model
-runs on one. Nothing is subtracted: it is the whole package and every GPU, so what else runs on the
-machine counts too, and so does what it draws when idle. Memory modules are not in a package.
+runs on one. Nothing is subtracted: what else runs on the machine counts too, and so does what it
+draws when idle. Memory modules are not in a package.
 
-Estimated: FLOPs and bytes times constants. It counts weights (once for each batch), inputs and
-outputs, but no intermediate results, so that it is for comparing models, not for a bill.
-
-The two are never mixed: `Power` refuses to be divided by the other kind, and a `Cost` carries the
-word.
+Estimated: FLOPs and bytes times constants, without intermediate results: for comparing models, not
+for a bill. The two kinds are never mixed.
 """
 
 import math
@@ -39,12 +36,6 @@ class Power:
 
     `source` names the counters that were read or the constants that were used. A larger batch
     reads the weights less often.
-
-    Examples
-    --------
-    >>> teacher, student = (Power(joules, "measured", "RAPL package-0") for joules in (9.0, 3.0))
-    >>> teacher / student
-    3.0
     """
 
     joules: float
@@ -81,9 +72,7 @@ class Meter:
     """Energy counters that can be read."""
 
     source: str
-    read: Callable[
-        [], tuple[int, ...]
-    ]  # microjoules of each counter, from an unknown start upwards
+    read: Callable[[], tuple[int, ...]]  # microjoules of each, from an unknown start upwards
     ranges: tuple[int, ...]  # after which each counter starts again at 0
 
     def joules_between(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
@@ -107,7 +96,7 @@ def find_meter(*, gpu: bool = False, powercap: str | os.PathLike[str] = POWERCAP
     Most systems let only root read the processor's. ``sudo chmod a+r
     /sys/class/powercap/intel-rapl:*/energy_uj`` opens them until the next start, to every program:
     fine timing of them has been used to guess secrets (CVE-2020-8694). A model on a `gpu` needs
-    NVIDIA's counters (the extra ``power``); the processor's are added where they can be read.
+    NVIDIA's (the extra ``power``); the processor's are added where they can be read.
     """
     packages = _rapl_meter(Path(powercap))
     if not gpu:
@@ -171,10 +160,9 @@ def measure_joules(
 ) -> Power | None:
     """Joules per example of a model, by the machine's counters over a run of the same batch.
 
-    The counters see everything, whoever used it; None looks for those of this machine. At least one
-    batch is run. Counters move every millisecond (processors) or tenth of a second (GPUs): less
-    than a second is not worth much. Returns None where no counter can be read, or where it stands
-    still, as in many virtual machines.
+    At least one batch is run. Counters move every millisecond (processors) or tenth of a second
+    (GPUs): less than a second is not worth much. None where no counter can be read, or where it
+    stands still, as in many virtual machines.
     """
     _check_amounts(seconds=seconds)
     rows = row_count(batch)
@@ -263,7 +251,7 @@ def estimate_joules(
 
 @dataclass(frozen=True)
 class Load:
-    """A model with a batch to run it on; its FLOPs per example and weights, where counted."""
+    """A model with a batch to run it on."""
 
     model: Model
     batch: Any
@@ -276,9 +264,8 @@ def find_joules(
 ) -> tuple[Power, ...]:
     """Joules per example of several loads: all measured, else all estimated, else none at all.
 
-    The loads are a student and a teacher, or one model on batches of several sizes. All are
-    measured by the same counters, `meter` or else this machine's, each for `seconds`, so that they
-    can be compared. The result has one `Power` for each load, or is empty.
+    All are measured by the same counters, `meter` or else this machine's, each for `seconds`, so
+    that they can be compared. The result has one `Power` for each load, or is empty.
 
     Examples
     --------
@@ -288,9 +275,14 @@ def find_joules(
     ['estimated', 'estimated']
     """
     meter = meter or find_meter(gpu=any(runs_on_gpu(load.model) for load in loads))
-    measured = _all_measured(loads, meter, seconds)
-    if measured:
-        return measured
+    measured: list[Power] = []
+    for load in loads if meter is not None else ():
+        power = measure_joules(load.model, load.batch, meter=meter, seconds=seconds)
+        if power is None:
+            break
+        measured.append(power)
+    if len(measured) == len(loads):
+        return tuple(measured)
     if any(load.flops is None for load in loads):
         return ()
     return tuple(_estimated(load) for load in loads)
@@ -302,16 +294,6 @@ def with_joules(costs: Mapping[str, Cost], loads: Mapping[str, Load]) -> dict[st
     return {
         name: powers[name].add_to(cost) if name in powers else cost for name, cost in costs.items()
     }
-
-
-def _all_measured(loads: Sequence[Load], meter: Meter | None, seconds: float) -> tuple[Power, ...]:
-    found: list[Power] = []
-    for load in loads if meter is not None else ():
-        power = measure_joules(load.model, load.batch, meter=meter, seconds=seconds)
-        if power is None:
-            return ()
-        found.append(power)
-    return tuple(found)
 
 
 def _estimated(load: Load) -> Power:

@@ -18,10 +18,8 @@ def read_predictions(
 
     The file is outcomes that `record` saved, of which both models are taken; or an ``.npz`` with
     `predictions` (n,), integer labels or for regression numbers, and perhaps `targets` (n,) to
-    check. It is about all examples of `outcomes`, in their order, or about those of `rows`.
-    ValueError where it is damaged, has nothing to compare, or is about other examples or classes.
-
-    Returns (len(rows),) answers by a name for a sentence, such as ``"the teacher of other.npz"``.
+    check. It is about all examples of `outcomes`, in their order, or about those of `rows`; a
+    ValueError refuses others. The answers are by a name such as ``"the teacher of other.npz"``.
     """
     name = Path(path).name
     arrays = _arrays(path)

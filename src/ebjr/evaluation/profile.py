@@ -52,9 +52,7 @@ class Profile:
     parameters: int | None
     by_operator: dict[str, int]
     uncounted: dict[str, int]
-    peak_memory_bytes: (
-        int | None
-    )  # what the model and one batch add to a fresh process, from a file
+    peak_memory_bytes: int | None  # see `measure_peak_memory`
     memory_batch_size: int
     latencies: tuple[Latency, ...]  # one for each batch size, as are the powers
     powers: tuple[Power, ...] = ()  # all measured, or all estimated, or empty
@@ -75,10 +73,9 @@ def profile(
 ) -> Profile:
     """Count and measure what a loaded model costs.
 
-    TypeError: `model` is a path or is not callable. ValueError: `input_shape` is needed or is not
-    the model's, or `batch_sizes` are not positive. ModelError: the model failed on a batch.
+    TypeError: `model` is not callable. ValueError: `input_shape` is needed or is not the model's,
+    or `batch_sizes` are not positive. ModelError: the model failed on a batch.
 
-    - `model`: A model, as `ebjr.load_model` makes it.
     - `input_shape`: The shape of a batch, (n, ...), whatever n. None takes it from the model's
       file, which must then leave nothing but the batch open.
     - `seconds`: The most time to spend on each batch size; at least one batch is timed. Where
@@ -136,8 +133,8 @@ def measure_latency(
 ) -> list[Latency]:
     """Time a model on batches of several sizes, one after another, for at most `seconds` each.
 
-    `make_batch` makes a batch of n inputs before timing. Some batches run first, for at most a
-    quarter of `seconds`; then at least one batch is timed, and at most `MOST_REPEATS`.
+    Some batches run first, for at most a quarter of `seconds`; then at least one batch is timed,
+    and at most `MOST_REPEATS`.
     """
     check_at_least(0, seconds=seconds)
     sizes = _checked_sizes(batch_sizes)
@@ -156,11 +153,10 @@ def _latency(model: Model, batch: Any, size: int, seconds: float) -> Latency:
 
 
 def measure_peak_memory(model: Model, batch: Any) -> int | None:
-    """Bytes of resident memory that a model from a file adds to a fresh process, at the peak.
+    """Bytes of resident memory that a model and a batch add to a fresh process, at the peak.
 
-    A new Python process imports the runtime, notes its memory, loads the model, runs `batch` once
-    and reports the peak over what it noted; ModelError if the model does not load or run there.
-    None for a model that does not come from a file, and on a system that does not tell.
+    ModelError: the model does not load or run there. None for a model that does not come from a
+    file, and on a system that does not tell.
     """
     path = facts(model).path
     if path is None or _memory() is None:
@@ -232,10 +228,6 @@ class Setting:
     examples_per_second: float  # of all calls together
     batch_seconds: float  # of one
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain numbers, for JSON."""
-        return asdict(self)
-
 
 def tune(
     load: Callable[[int], Model],
@@ -246,11 +238,10 @@ def tune(
     seconds: float = 0.3,
     rounds: int = 5,
 ) -> list[Setting]:
-    """Measure every split of the processor's cores between threads of a call and calls at once.
+    """Every split of the processor's cores between threads and calls at once, the fastest first.
 
     The settings take turns of `seconds`, round by round, so that what else the machine does meets
-    all alike. `load` makes the model with that many threads. A graph with a fixed batch is measured
-    at that batch alone. Returns the settings, the most inputs per second first.
+    all alike. A graph with a fixed batch is measured at that batch alone.
     """
     available = available_cores() if cores is None else cores
     sizes = tuple(batch_sizes)
@@ -260,12 +251,10 @@ def tune(
             f"{sizes}"
         )
     models = {threads: load(threads) for threads in _powers(available)}
-    model = next(iter(models.values()))
-    known = facts(model)
-    fixed = known.fixed_batch
+    known, dtype = facts(models[1]), input_dtype_of(models[1], None)
     shape = batch_of_one(input_shape, known.input_shape, known.name)
-    dtype = input_dtype_of(model, None)
-    batches = {n: random_batch(n, shape, dtype) for n in ((fixed,) if fixed else sizes)}
+    sizes = (known.fixed_batch,) if known.fixed_batch else sizes
+    batches = {n: random_batch(n, shape, dtype) for n in sizes}
     found: dict[tuple[int, int, int], list[tuple[float, float]]] = {
         (threads, overlap, size): []
         for threads in models

@@ -1,8 +1,4 @@
-"""Ranking: how well does a score tell where to defer?
-
-How well it tells right from wrong, which share of what routing could gain it gains, and how both
-models do along it.
-"""
+"""Ranking: how well does a score tell where to defer?"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -106,9 +102,8 @@ class ScoreRow:
     """How good one score is, on one table of outcomes.
 
     `auroc`, `aurc` and `augrc` say how well it tells where the student is right; NaN where answers
-    are not right or wrong. `gain` is the mean row quality of the joint model over all deferral
-    rates, minus that of random routing. `oracle_share` is the same as a share of the oracle's: how
-    well the score tells where the *teacher helps*, which is what routing needs.
+    are not right or wrong. `gain` is the mean row quality over all deferral rates, minus that of
+    random routing, and `oracle_share` that gain as a share of the oracle's.
     """
 
     score: str
@@ -171,9 +166,8 @@ class ScoreBin:
     """Neighbors in score, and how often each model is right on them.
 
     `n` examples, from the share `start` to the share `end` of all examples in order of the score,
-    which is `low` to `high` there and `mean` on average; ``-inf`` where the input is always
-    deferred. `student` and `teacher` are accuracies with Clopper and Pearson's 95 % interval; of
-    losses the metric's figure with the interval of the mean's standard error.
+    which is `low` to `high` there and `mean` on average. `student` and `teacher` are accuracies,
+    with Clopper and Pearson's interval; of losses figures, with that of the standard error.
     """
 
     n: int

@@ -19,20 +19,9 @@ import numpy as np
 
 from ebjr.costs import Cost, flops_text, further_columns, joint_cost, ms_text
 from ebjr.curve import OperatingPoint
-from ebjr.evaluation import evaluate
+from ebjr.evaluation import evaluate, plots
 from ebjr.evaluation.bootstrap import resamples
 from ebjr.evaluation.groups import OTHERS, Group, by_rows, group_gains
-from ebjr.evaluation.plots import (
-    PALETTE,
-    groups_figure,
-    ranking_figure,
-    relative_cost,
-    reliability_figure,
-    residual_figure,
-    score_histogram,
-    thin_rows,
-    trade_off_figure,
-)
 from ebjr.evaluation.ranking import Standing
 from ebjr.evaluation.tests import Comparison
 from ebjr.files import packaged_text, write_whole
@@ -115,8 +104,8 @@ def groups_extra(held_out: Outcomes, point: OperatingPoint) -> list[Extra]:
     head = (one, "examples", "deferred", "joint", "student", "teacher", *gains)
     shown = _telling(groups)
     rows = {group.name: _group_cells(group, measure) for group in shown}
-    title, figure = f"Which {several} gain and lose by deferral", groups_figure(shown, measure)
-    return [Extra("groups", title, figure, head, rows, None, caption)]
+    title = f"Which {several} gain and lose by deferral"
+    return [Extra("groups", title, plots.groups_figure(shown, measure), head, rows, None, caption)]
 
 
 def _telling(groups: Sequence[Group]) -> list[Group]:
@@ -153,36 +142,19 @@ def write_report(
     notes: Mapping[str, str] | None = None,
     extras: Sequence[Extra] = (),
 ) -> None:
-    """Write a report on examples that no threshold was chosen on.
+    """Write a report on examples that no threshold was chosen on, whole or not at all.
 
-    Parameters
-    ----------
-    path
-        The HTML file, written whole or not at all.
-    held_out
-        Every figure in the report is measured on these.
-    point
-        The operating point that was chosen on other examples, with its certificate.
-    others
-        The same goal with other scores.
-    crossings
-        By score: where the densities of right and wrong cross.
-    best
-        The operating point of the best accuracy.
-    intervals
-        By figure: what `bootstrap` found at `point`.
-    comparisons
-        Tests of the joint model against others: McNemar's, or of losses.
-    ranking
-        The scores, the best first.
-    samples
-        Examples to show, see `make_samples`.
-    verdict
-        The first line.
-    notes
-        How the report was made: shown as they are, at the end.
-    extras
-        More sections.
+    - `held_out`: Every figure in the report is measured on these.
+    - `point`: The operating point that was chosen on other examples, with its certificate.
+    - `others`, `best`: The same goal with other scores, and the point of the best accuracy.
+    - `crossings`: By score: where the densities of right and wrong cross.
+    - `intervals`: By figure: what `bootstrap` found at `point`.
+    - `comparisons`: Tests of the joint model against others: McNemar's, or of losses.
+    - `ranking`: The scores, the best first.
+    - `samples`: Examples to show, see `make_samples`.
+    - `verdict`: The first line.
+    - `notes`: How the report was made: shown as they are, at the end.
+    - `extras`: More sections.
     """
     points, chosen, measure = *_named(point, others), held_out.measure
     words = page_words(measure, held_out.kind)
@@ -259,18 +231,15 @@ def _write_page(
         file.write(page)
 
 
-def promise_words(certificate: Any) -> tuple[str, str]:
-    """What a certificate promises, and its bound and price: a sentence, and two more."""
-    given = (
+def price_words(certificate: Any) -> str:
+    """The bound and the price of what a certificate promises: two sentences."""
+    return (
         f"On the {certificate.n:,} examples {certificate.observed:.4g} was observed, and this "
         f"threshold alone would have passed a tolerance of {certificate.bound:.4g}. "
-    )
-    price = (
         f"The price of the guarantee: {certificate.deferral_rate:.1%} of them are deferred instead "
         f"of the {certificate.naive_deferral_rate:.1%} of a pick without one "
         f"({100 * certificate.price:+.1f} points)."
     )
-    return certificate.statement, given + price
 
 
 def report_data(
@@ -287,8 +256,8 @@ def report_data(
             name: _series(held_out, each, crossings.get(each.score))
             for name, each in points.items()
         },
-        "curve": trade_off_figure(held_out, points, chosen),
-        "accent": PALETTE["chosen"],
+        "curve": plots.trade_off_figure(held_out, points, chosen),
+        "accent": plots.PALETTE["chosen"],
         "student": held_out.student_cost.as_dict(),
         "teacher": held_out.teacher_cost.as_dict(),
         "teacher_quality": held_out.quality("teacher"),
@@ -304,15 +273,15 @@ def _series(held_out: Outcomes, point: OperatingPoint, crossing: float | None) -
     """The rows of one score's curve, the calibrated threshold among them, and its pictures."""
     curve = point.curve(held_out)
     calibrated = int(np.searchsorted(curve.threshold, point.threshold, side="left"))
-    rows = thin_rows(curve, keep=[calibrated])
+    rows = plots.thin_rows(curve, keep=[calibrated])
     start = int(np.searchsorted(rows, calibrated))
     thresholds, rates = curve.threshold[rows], curve.deferral_rate[rows]
     thresholds[start] = point.threshold
-    cost, _ = relative_cost(held_out.student_cost, held_out.teacher_cost, rates)
+    cost, _ = plots.relative_cost(held_out, rates)
     if held_out.kind.targets_are == "numbers":
-        histogram = residual_figure(held_out, point)
+        histogram = plots.residual_figure(held_out, point)
     else:
-        histogram = score_histogram(held_out, point, crossing)
+        histogram = plots.score_histogram(held_out, point, crossing)
     return {
         "threshold": [value if math.isfinite(value) else None for value in thresholds.tolist()],
         "rate": rates.tolist(),
@@ -320,7 +289,7 @@ def _series(held_out: Outcomes, point: OperatingPoint, crossing: float | None) -
         "cost": cost.tolist(),
         "start": start,
         "histogram": histogram,
-        "reliability": reliability_figure(held_out, point),
+        "reliability": plots.reliability_figure(held_out, point),
     }
 
 
@@ -376,9 +345,8 @@ def _promise(certificate: Any, rests: str) -> str:
     """What is promised, with its bound, its price and what it rests on; nothing without one."""
     if certificate is None:
         return ""
-    statement, words = promise_words(certificate)
-    paragraphs = f'<p class="stated">{html.escape(statement)}</p>' + "".join(
-        f"<p>{html.escape(text)}</p>" for text in (words, rests)
+    paragraphs = f'<p class="stated">{html.escape(certificate.statement)}</p>' + "".join(
+        f"<p>{html.escape(text)}</p>" for text in (price_words(certificate), rests)
     )
     return _section("promise", "What is promised", paragraphs)
 
@@ -443,7 +411,7 @@ def _ranking(
         rows[entry.score] = [gain_words(entry, measure), share, *figures]
     more = ("AUROC", "AURC", "AUGRC") if measure.binary else ()
     head = ("score", f"gain, {measure.gain_unit} (95 %)", "of the oracle's", *more)
-    figure = ranking_figure(ranking, chosen, measure)
+    figure = plots.ranking_figure(ranking, chosen, measure)
     title = "Which score defers best"
     return [Extra("ranking", title, figure, head, rows, chosen, caption)] if rows else []
 

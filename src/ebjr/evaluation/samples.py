@@ -26,9 +26,8 @@ ANSWERED = ("Deferred to the teacher", "Kept by the student")
 def sample_groups(outcomes: Outcomes, point: OperatingPoint) -> dict[str, np.ndarray]:
     """Rows to show, at most four of each group.
 
-    Of those that the joint model loses to the teacher, and of those that it wins, the largest
-    difference comes first and then the highest score. Of those deferred and of those kept some are
-    taken at even ranks of the score.
+    Of those lost to the teacher, or won, the largest differences, and then the highest scores; of
+    those deferred, or kept, some at even ranks of the score.
     """
     _, joint, _, teacher = point_rows(by_rows(outcomes, point), point).T
     score = score_values(point.router.score, outcomes)
@@ -54,10 +53,9 @@ def make_samples(
     images: Sequence[Any] = (),
     numbers: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """What a report shows of the samples, as JSON.
+    """What a report shows of the samples, as JSON; without `images` only what is lost and won.
 
-    `images` are those of `sample_rows`; without them only what is lost and won is told. `numbers`,
-    (n,), are what the rows of the outcomes are called.
+    `images` are those of `sample_rows`, and `numbers`, (n,), what the rows are called.
     """
     groups = sample_groups(outcomes, point)
     names = [name for name in groups for _ in groups[name] if len(images) or name in CHANGED]
@@ -114,9 +112,7 @@ def same_labels(given: Iterable[Any], targets: Iterable[Any]) -> bool:
 def _numbered(labels: Iterable[Any]) -> list[int]:
     """Labels, label sets or boxes as numbers, in the order in which they first appear."""
     seen: dict[Any, int] = {}
-    keys = (
-        each if np.isscalar(each) else getattr(each, "boxes", each).tobytes() for each in labels
-    )
+    keys = (x if np.isscalar(x) else getattr(x, "boxes", x).tobytes() for x in labels)
     return [seen.setdefault(key, len(seen)) for key in keys]
 
 

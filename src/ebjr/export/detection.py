@@ -1,8 +1,7 @@
 """Detectors like DETR inside the graph: a fixed number of boxes, no suppression left to do.
 
-Each class of each box is a candidate, and the best `limit` of them are an image's detections, as
-`ebjr.backends.detectors` decodes them outside. In a graph every image has as many rows; those
-beyond its count hold boxes of 0, the label -1 and the score 0.
+The best `limit` pairs of box and class are an image's detections, as `ebjr.backends.detectors`
+decodes them outside; rows beyond an image's own hold boxes of 0, the label -1 and the score 0.
 """
 
 import math

@@ -85,7 +85,6 @@ def export_joint(
 
     - `joint`: A ``joint.toml``, what was read from one, or a joint model of two files, whose score
       need not have a name.
-    - `path`: The file to write.
     - `threshold`: The default of the input ``threshold``; None is the joint model's.
     - `opset`: The version of ONNX's operators; None is the higher of both models', at least 13.
     - `external_data`: Whether the weights go into a second file, ``path`` with ``.data`` after it;
@@ -261,6 +260,7 @@ def _describe(
     }
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.doc_string = texts.get(value.name, "what both models are asked")
+    same = ("labels", "columns", "known_classes", "calibration", "operating_points")
     told: dict[str, Any] = {
         "name": config.name,
         "task": config.task,
@@ -276,12 +276,8 @@ def _describe(
             for role, entry in files.items()
             if entry.preprocess is not None
         },
-        "labels": config.labels,
-        "columns": config.columns,
         "classes": len(asked.get("label_ids", ())) or asked.get("classes", config.classes),
-        "known_classes": config.known_classes,
-        "calibration": config.calibration,
-        "operating_points": config.operating_points,
+        **{key: getattr(config, key) for key in same},
     }
     for key, fact in told.items():
         if fact not in (None, {}, ()):

@@ -1,8 +1,7 @@
 """The joint graph: student, score, router, and the teacher in a branch of an ``If``.
 
-The student answers the whole batch; the deferred rows are gathered, the teacher answers them inside
-the branch, and its answers are scattered back. Where nothing is deferred the other branch is taken,
-and no node of the teacher is run.
+The deferred rows are gathered, the teacher answers them inside the branch, and its answers are
+scattered back. Where nothing is deferred no node of the teacher is run.
 """
 
 import logging
@@ -102,9 +101,8 @@ def joint_graph(
 ) -> ir.Model:
     """Both models, the score and the router as one graph.
 
-    `form` is the task, with what is known of both models; the graphs `student` and `teacher` are
-    taken apart, and both have the `opset`. `given` is the graph's input, of which `prepare` makes
-    each model's, and `threshold` the default of the input of that name.
+    The graphs `student` and `teacher`, both of `opset`, are taken apart. `given` is the graph's
+    input, of which `prepare` makes each model's, and `threshold` that input's default.
     """
     op = Operators(opset, np.float64, "joint")
     raws = op.inline(student, prepare("student", op, given))

@@ -1,8 +1,7 @@
 """Preprocessing inside the graph, to the last bit what `ebjr.data.preprocess` does outside of it.
 
-ONNX's own Resize rounds otherwise, so the weights of Pillow's resampling are computed here as a
-matrix, from the sizes that the graph meets: sums of pixels times whole numbers of 22 bits, in
-double precision, which holds them exactly.
+ONNX's own Resize rounds otherwise, so the weights of Pillow's resampling are computed as a matrix:
+sums of pixels times whole numbers of 22 bits, in double precision, which holds them exactly.
 """
 
 from collections.abc import Callable, Mapping

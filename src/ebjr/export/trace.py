@@ -1,7 +1,6 @@
 """Tracing: a function of arrays becomes a part of the graph, so that nothing is written twice.
 
-The function is called once, with ndonnx's arrays in place of NumPy's. These know their type, and
-their shape but for the number of rows, and write down what is done to them.
+The function is called once, with ndonnx's arrays, which write down what is done to them.
 """
 
 import traceback

@@ -26,14 +26,11 @@ def export_triton(
 ) -> Exported:
     """Write a joint model into a model repository: ``NAME/config.pbtxt``, ``NAME/1/model.onnx``.
 
-    Where the repository has the model already, a new version is added, which Triton serves instead
-    of the older ones. The threshold is the file's: Triton gives every input a batch dimension, and
-    so a scalar cannot be one; to move the knob, export again. The errors are those of
-    `export_joint`, and a ValueError where the model's name cannot be a folder's.
-
-    The name in `joint`, a ``joint.toml`` or what was read from one, is the model's. The repository,
-    `folder`, is made if it is not there. Triton puts together `max_batch_size` rows at the most.
-    `options` are as of `export_joint`.
+    The model's name is that in `joint`; a ValueError refuses one that cannot be a folder's. Where
+    the repository, `folder`, has the model already, a new version is added, which Triton serves
+    instead of the older ones. The threshold is the file's, as Triton gives every input a batch
+    dimension: to move the knob, export again. Triton puts together `max_batch_size` rows at the
+    most. `options` and the other errors are those of `export_joint`.
     """
     config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
     if Path(config.name).name != config.name:

@@ -1,13 +1,11 @@
 """An energy head ``S(x, y)`` on the frozen features of a trained regressor (eq. 8).
 
-The regressor stays as it is. A small network of its features and of y, measured from the point
-prediction, is trained so that ``p(y|x) = exp S(x, y) / integral exp S(x, y') dy'`` fits the
-targets.
+The regressor stays as it is: a small network of its features and of y, measured from the point
+prediction, learns ``p(y|x) = exp S(x, y) / integral exp S(x, y') dy'``.
 
-What training cannot do: a likelihood, and noise contrast with ranking too, does not change when a
-function of x alone is added to S. So the free energy ``-F(x)`` of such a head is not learned, it
-is what the network happens to do, as are the logits' levels of a classifier. How *sharp* the
-density is, `density_entropy` or `density_std`, is learned. Measure both, as ``score="auto"`` does.
+Neither a likelihood nor noise contrast changes when a function of x alone is added to S. So the
+free energy ``-F(x)`` of such a head is not learned, as the levels of a classifier's logits are not;
+how *sharp* the density is, `density_entropy` or `density_std`, is. ``score="auto"`` measures both.
 
 Source: Gustafsson et al., "Energy-based models for deep probabilistic regression", ECCV 2020;
 "How to train your energy-based model for regression", BMVC 2020.

@@ -1,10 +1,8 @@
 """A specialized student: a small network of the popular classes plus "other" (section 2.4).
 
-Two ways, one function. A small architecture of your own is trained as a whole; or a backbone that
-is there already stays as it is, its features are computed once, and a head is trained on them,
-which takes seconds. "Other" is every class that is not known: the student sees all the data, and
-learns where its knowledge ends. With a teacher at hand it can learn from what that says, too:
-labels are then not needed at all.
+Two ways, one function: a small architecture of your own is trained as a whole, or a head on the
+features of a backbone that stays as it is, which takes seconds. The student sees all the data, and
+learns where its knowledge ends. Where a teacher is at hand, no labels are needed.
 
 Source: section 2.4 of the paper; distillation: Hinton, Vinyals & Dean, "Distilling the knowledge
 in a neural network", 2015.
@@ -63,9 +61,8 @@ def train_specialized(
     - `backbone`: A trained module, inputs to features. It stays as it is and runs once on each
       input, so that `augment` then works on its features.
     - `teacher`: (n, classes): the teacher's logits of the same inputs, to learn from.
-    - `distillation`: With a teacher: the weight of its distribution beside 1 minus that for the
-      labels.
-    - `temperature`: At which the distributions are compared.
+    - `distillation`: With a teacher: the weight of its distribution, compared at `temperature`,
+      beside 1 minus that for the labels.
     - `popular`: The share of the traffic that is of known classes: the examples are weighted so.
       None leaves them as they are.
     - `augment`: A batch and a generator to a batch.

@@ -128,16 +128,15 @@ class Logistic(Learner):
         if (signal == -1).sum() < FEWEST:  # too few to learn from
             signal = np.maximum(signal, 0)
         model = LogisticRegression(max_iter=500).fit(table, signal)
-        weights = {
-            name: _against_alike(model, value) for name, value in (("helps", 1), ("hurts", -1))
-        }
         found: dict[str, Any] = {}
-        for name, (constant, slopes) in weights.items():
-            own = slopes[: len(center)] / spread
-            found[name] = _rounded([constant - own @ center, *own])
+        of_classes = []
+        for name, kind in (("helps", 1), ("hurts", -1)):
+            constant, slopes = _against_alike(model, kind)
+            own, more = np.split(slopes, [len(center)])
+            found[name] = _rounded([constant - own / spread @ center, *(own / spread)])
+            of_classes.append(more)
         if classes:
-            pairs = zip(*(slopes[len(center) :] for _, slopes in weights.values()), strict=True)
-            found["classes"] = [_rounded(pair) for pair in pairs]
+            found["classes"] = [_rounded(pair) for pair in zip(*of_classes, strict=True)]
         return Score("learned", learned, found)
 
 

@@ -1,7 +1,7 @@
 """Box fusion: once the teacher has been called, the student's boxes are already paid for.
 
-The blend of detection. Two boxes of one class that overlap are one object seen twice: their
-corners and scores are averaged. What one model alone has seen keeps its share of the score.
+Two boxes of one class that overlap are one object seen twice, so their corners and scores are
+averaged. What one model alone has seen keeps its share of the score.
 """
 
 import math
@@ -18,9 +18,8 @@ def fuse_detections(
 
     From the teacher's best box down, each takes the free box of its class among the student's that
     it overlaps most, if by at least `iou`. The pair's corners are averaged with the weights ``s_t``
-    and ``weight s_s``, and its score is ``(s_t + weight s_s) / (1 + weight)``; a box that only one
-    model has seen counts 0 for the other. Weight 0 is the teacher alone. Logits are the teacher's
-    where it has seen the box, and bins are left out.
+    and ``weight s_s``, and its score is ``(s_t + weight s_s) / (1 + weight)``, where a box that
+    only one model has seen counts 0 for the other. Logits are the teacher's, and bins left out.
 
     Source: Solovyev, Wang & Gabruseva, "Weighted boxes fusion", Image and Vision Computing 2021.
 

@@ -1,7 +1,6 @@
 """A learned gain: how much more the teacher finds on an image, from what the student says of it.
 
-A ridge regression of the teacher's gain on the features of the student's detections. It is linear
-and heavily shrunk, as a few hundred labeled images say little.
+A ridge regression, linear and heavily shrunk, as a few hundred labeled images say little.
 """
 
 from collections.abc import Sequence
@@ -45,8 +44,8 @@ class Gain(Learner):
 def fit_gain(detections: Sequence[Detections], gains: np.ndarray) -> Score:
     """Fit the score `learned_gain` to the gains (n,) of n calibration images.
 
-    Of the gains that were tried, ``matched_gains(weighted=True)`` was best: boxes found, each by
-    its confidence on one scale. They are finite, and `FEWEST` or more.
+    Of the gains that were tried, ``matched_gains(weighted=True)`` was best. They are finite, and
+    `FEWEST` or more.
     """
     values = np.asarray(gains, np.float64)
     if values.shape != (len(detections),) or not np.isfinite(values).all():

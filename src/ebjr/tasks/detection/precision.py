@@ -1,11 +1,9 @@
 """Detection: COCO's mean average precision (mAP), of one detector and of a joint one.
 
-Which detections are right depends on one image and one detector alone. So `match_detections` is
-run once for the student and once for the teacher, and the joint model's mAP for any choice of
-deferred images is a sum over what is cached: exact, and without a network or a matcher.
-
-One thing does depend on both: mAP ranks the detections of all images by their scores, and two
-detectors' scores are not on one scale (`scale.py`).
+Which detections are right depends on one image and one detector alone. So each is matched once,
+and the joint model's mAP for any choice of deferred images is a sum over what is cached, and exact.
+Only the ranking of all detections by their scores, which two detectors do not have on one scale
+(`scale.py`), depends on both.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,11 +84,8 @@ def match_detections(
 
     On each image and for each class and overlap, the detections take boxes from the best down: each
     the free box that it overlaps most. What only overlaps a crowd is ignored; for crowds the
-    overlap is the part of the detection that lies in it. Source: Lin et al., "Microsoft COCO", ECCV
-    2014, and the data set's own evaluation code.
-
-    A ValueError says that `detections` and `truth` differ in length or in classes, or that `truth`
-    has no box at all; `thresholds` lie in (0, 1].
+    overlap is the part of the detection that lies in it. A ValueError refuses a `truth` without a
+    box. Source: Lin et al., "Microsoft COCO", ECCV 2014, and the data set's own evaluation code.
 
     Examples
     --------
@@ -187,12 +182,6 @@ def average_precision(matches: Matches, per_threshold: bool = False) -> Any:
     """COCO's AP of one detector: the mean over classes, overlaps and 101 recalls of the precision.
 
     `per_threshold` gives one AP for each overlap, (t,): the first is AP50.
-
-    Examples
-    --------
-    >>> found = Detections.of_scores([[0, 0, 4, 4]], [0.9], (8, 8), labels=[0], classes=1)
-    >>> average_precision(match_detections([found], [GroundTruth([[0, 0, 4, 3]], [0])]))
-    0.6
     """
     return JointPrecision(matches, matches)(np.zeros(len(matches), bool), per_threshold)
 
@@ -200,8 +189,8 @@ def average_precision(matches: Matches, per_threshold: bool = False) -> Any:
 class JointPrecision:
     """The joint model's AP, exactly, for any choice of the images that the teacher answers.
 
-    Student and teacher were matched on the same n images, with scores on one scale. `overlaps` is
-    how many of the overlaps count, from the first; 1 is AP50.
+    Both were matched on the same n images, with scores on one scale. `overlaps` is how many of the
+    overlaps count, from the first; 1 is AP50.
 
     Examples
     --------
@@ -264,9 +253,8 @@ class JointPrecision:
     ) -> Any:
         """The AP where the teacher answers the images `deferred`, (n,) bool.
 
-        `times`, (n,) whole numbers, is how often each image is there, as when images are drawn with
-        replacement: classes that are then nowhere do not count. `per_threshold` gives one AP for
-        each overlap, (t,), instead of their mean.
+        `times`, (n,) whole numbers, is how often each image is there: classes that are then nowhere
+        do not count. `per_threshold` gives one AP for each overlap, (t,), instead of their mean.
         """
         mask = np.asarray(deferred)
         if mask.shape != (self.images,) or mask.dtype != bool:
@@ -336,12 +324,10 @@ class JointPrecision:
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Each image's part in the AP, to first order: if the student answers, and if the teacher.
 
-        Two arrays (n,). AP is no mean over images, but near a given choice it is nearly linear:
-        each detection adds what it is worth as a right one, and costs those below it what it is
-        worth as a wrong one. An image's gain is what the teacher's detections add minus what the
-        student's do, the mean of where the student answers all images and where the teacher does.
-        The means of the results are the APs of the two detectors, exactly: what is left over, as
-        gains do not add up, is spread evenly.
+        Two arrays (n,), whose means are the APs of the two detectors. Near a given choice AP is
+        nearly linear: each detection adds what it is worth as a right one, and costs those below it
+        what it is worth as a wrong one. An image's gain is the mean of that where the student
+        answers all images and where the teacher does; what is left over is spread evenly.
         """
         none, every = np.zeros(self.images, bool), np.ones(self.images, bool)
         worth = (self._worth(none) + self._worth(every)) / 2

@@ -56,10 +56,9 @@ class Multilabel(Task):
             raise ValueError(
                 f"targets must have shape (n, labels), 1 where a label is right, not {array.shape}"
             )
-        if array.dtype.kind not in "biuf":
-            refuse_missing(array)
-            raise ValueError(f"targets must be 0 or 1 for each label, not {array.dtype}")
         refuse_missing(array)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"targets must be 0 or 1 for each label, not {array.dtype}")
         other = array[(array != 0) & (array != 1)]
         if len(other):
             raise ValueError(f"targets must be 0 or 1 for each label, but one is {other[0]}")

@@ -19,9 +19,7 @@ class JointF1:
 
     def __init__(self, student: np.ndarray, deferred: np.ndarray, targets: np.ndarray) -> None:
         both = np.stack([student, deferred])
-        self.hits = 2.0 * (both & targets).sum(
-            axis=2
-        )  # twice the labels that are rightly predicted
+        self.hits = 2.0 * (both & targets).sum(axis=2)  # twice the labels that are rightly found
         self.sizes = 1.0 * both.sum(axis=2) + targets.sum(axis=1)  # those predicted, those right
 
     def __call__(self, deferred: np.ndarray, *, times: np.ndarray | None = None) -> float:
@@ -33,8 +31,7 @@ class JointF1:
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Each row's part in it if it is kept, and if it is deferred: (n,).
 
-        A row's change is exact to first order, averaged over both ends, so that the means of the
-        parts are the figures of all-student and of all-deferred.
+        To first order, averaged over both ends, so that the means are the figures of these.
         """
         (before, after), n = self.hits, self.hits.shape[1]
         totals = self.sizes.sum(axis=1)

@@ -1,8 +1,7 @@
 """Regressors whose raw output a score can read, from conditional energies ``S(x, y)`` (eq. 8-11).
 
-Heads that predict a standard deviation, quantiles or an ensemble need no wrapper: their raw output
-is the prediction and then those columns. Heads over bins do not say the prediction, and an energy
-that takes y as an input has no columns at all; both become (n, 1 + k) here.
+Heads over bins do not say the prediction, and an energy that takes y as an input has no columns at
+all; both become (n, 1 + k) here. Other heads need no wrapper.
 """
 
 import math

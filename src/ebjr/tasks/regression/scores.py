@@ -1,15 +1,13 @@
 """Scores of regressors: how well an input fits what the student knows (eq. 8-11).
 
 A regressor's raw output is (n,) predictions, or (n, 1 + k): the prediction first, then what its
-score reads. That is energies ``S(x, y)`` on a grid or for bins, a standard deviation, quantiles, or
-the predictions of an ensemble's members. Every score here reads the columns after the first; the
-prediction itself is no sign of being right.
+score reads: energies ``S(x, y)`` on a grid or for bins, a standard deviation, quantiles, or the
+predictions of an ensemble's members.
 
 The paper's score is the free energy of a conditional energy,
 ``-F(x) = log integral exp S(x, y) dy`` (`regression_energy`). A head that is normalized by
-construction, a Gaussian or quantiles, has ``integral p(y|x) dy = 1`` and so ``F(x) = 0`` for every
-input: no signal whatever. Such heads say how sure they are in their width, and that is what the
-other scores read.
+construction, a Gaussian or quantiles, has ``F(x) = 0`` for every input: no signal whatever. Such
+heads say how sure they are in their width, and that is what the other scores read.
 """
 
 import math
@@ -211,19 +209,17 @@ def ensemble_spread(output: Array) -> Array:
     return -xp.sqrt(xp.sum(off * off, axis=-1) / (members.shape[1] - 1))
 
 
-def edge_mass(output: Array, grid: Grid, rule: str = "trapezoid") -> tuple[Array, Array]:
+def edge_mass(output: Array, grid: Grid) -> tuple[Array, Array]:
     """The share of the modeled density in the first and in the last cell of a grid, (n,) each.
 
     A grid that covers what the model believes has next to nothing there; what lies beyond it is at
     least of this order, and is missing from the free energy.
     """
-    shares = _shares(_weighted(output, None, grid, rule))
+    shares = _shares(_weighted(output, None, grid, "trapezoid"))
     return shares[:, 0], shares[:, -1]
 
 
-def check_grid(
-    grid: Grid, targets: Any, output: Array | None = None, rule: str = "trapezoid"
-) -> None:
+def check_grid(grid: Grid, targets: Any, output: Array | None = None) -> None:
     """Check that a y grid covers the targets (n,) and, with raw output, the model's density.
 
     ValueError: `targets` lie outside, or on average more than 1 % of the modeled mass lies in the
@@ -231,7 +227,6 @@ def check_grid(
 
     Examples
     --------
-    >>> check_grid((0.0, 10.0), [1.0, 9.0])
     >>> check_grid((0.0, 10.0), [1.0, 9.0, 11.0, 12.0])
     Traceback (most recent call last):
     ValueError: the grid from 0 to 10 does not cover the data: 2 of 4 targets (50.0 %) lie ...
@@ -246,7 +241,7 @@ def check_grid(
             f"{values.min():g} to {values.max():g}; widen the grid"
         )
     if output is not None:
-        shares = [float(namespace(side).mean(side)) for side in edge_mass(output, grid, rule)]
+        shares = [float(namespace(side).mean(side)) for side in edge_mass(output, grid)]
         if not sum(shares) <= 0.01:
             raise ValueError(
                 f"the grid from {low:g} to {high:g} does not cover what the model believes: "

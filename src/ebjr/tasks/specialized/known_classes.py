@@ -116,11 +116,9 @@ class Traffic:
     @classmethod
     def parse(cls, text: str, popular_classes: Any) -> Self:
         """Read ``popular=0.75``."""
-        name, equals, share = text.partition("=")
+        name, _, share = text.partition("=")
         try:
-            if name.strip() != "popular" or not equals:
-                raise ValueError
-            number = float(share)
+            number = float(share if name.strip() == "popular" else "")
         except ValueError:
             raise ValueError(f"traffic must be written like 'popular=0.75', not {text!r}") from None
         return cls(number, popular_classes)
