@@ -175,7 +175,7 @@ def test_a_calibrated_pair_is_taken_apart_by_one_flag(far, config, run, tmp_path
     teacher = ebjr.JointConfig.read(tmp_path / "other.toml").teacher
     assert teacher.link == Link(rows_per_second=5, queue=str(tmp_path.resolve() / "late.sqlite"))
     for flag, value, says in (
-        ("--link", "send", "a link is key=value"),
+        ("--link", "send", "a link must be key=value"),
         ("--link", "colour=red", "a link has an unknown key 'colour'"),
         ("--over-link", "bytes", "--over-link is like bytes=3000"),
         ("--over-link", "bytes=-1", "--over-link is like bytes=3000"),

@@ -173,7 +173,7 @@ def test_any_byte_but_zero_is_a_true_boolean():
         (body(inputs=[]), "at least one tensor"),
         (body(inputs=[1]), "'inputs' must be a list"),
         (body(inputs=[{}]), "needs a 'name'"),
-        (body(inputs=[tensor(data=[1, 2])] * 2), "two tensors 'x'"),
+        (body(inputs=[tensor(data=[1, 2])] * 2), "two 'x' in 'inputs'"),
         (body(inputs=[tensor(datatype="FP8", data=[1, 2])]), "must be one of BOOL"),
         (body(inputs=[tensor(shape=(-1, 2), data=[])]), "0 or more, not"),
         (body(inputs=[tensor(shape=(1.0, 2), data=[])]), "0 or more, not"),
@@ -216,7 +216,7 @@ def test_any_byte_but_zero_is_a_true_boolean():
             "that no float holds",
         ),
         (body(inputs=[tensor(data=[1, 2])], parameters={"binary_data_output": 1}), "true or false"),
-        (body(inputs=[tensor(data=[1, 2])], outputs=[{"name": "a"}] * 2), "asked for twice"),
+        (body(inputs=[tensor(data=[1, 2])], outputs=[{"name": "a"}] * 2), "two 'a' in 'outputs'"),
         (
             body(
                 inputs=[tensor(data=[1, 2])],

@@ -65,9 +65,7 @@ def convert_like(array: Array, reference: Array) -> Array:
     >>> convert_like(np.ones(1), reference=np.zeros(2))
     array([1.])
     """
-    if isinstance(reference, list | tuple):
-        return array
-    if type(array) is np.ndarray and type(reference) is np.ndarray:
+    if isinstance(reference, list | tuple) or type(array) is type(reference) is np.ndarray:
         return array
     if array_api_compat.is_torch_array(reference):
         if not array_api_compat.is_torch_array(array):

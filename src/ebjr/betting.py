@@ -16,10 +16,12 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from ebjr.arrays import logsumexp
 from ebjr.files import read_text, write_whole
 
 BLOCK = 512  # fresh money joins the game every so many rows
@@ -62,7 +64,7 @@ class Bets:
         self.wealth = path[:, -1].copy()
         where = np.flatnonzero(np.ones(path.shape[1]) if watched is None else watched)
         if len(where):
-            capital = log_sum(path[:, where])
+            capital = logsumexp(path[:, where].T)
             self.peak = max(self.peak, float(capital.max()))
             if self.alarm is None and self.peak >= self.limit:
                 self.alarm = self.rows + int(where[np.argmax(capital >= self.limit)]) + 1
@@ -161,7 +163,7 @@ def refuted_mean(value: np.ndarray, count: np.ndarray, alpha: float) -> float:
 
     def over(mean: float) -> float:
         money = gained - count.sum() * np.log1p(ODDS * mean)
-        return float(log_sum(money)) + math.log(alpha)
+        return float(logsumexp(money)) + math.log(alpha)
 
     if over(0.0) <= 0:
         return 0.0
@@ -169,19 +171,10 @@ def refuted_mean(value: np.ndarray, count: np.ndarray, alpha: float) -> float:
     return top if over(top) > 0 else float(brentq(over, 0.0, top, xtol=1e-15))
 
 
-def log_sum(logs: np.ndarray) -> np.ndarray:
-    """Log of the sum of the exponentials along the first axis."""
-    top = logs.max(axis=0)
-    return top + np.log(np.exp(logs - top).sum(axis=0))
-
-
 def blocks(first: int, n: int) -> Iterator[slice]:
     """Cut n rows where blocks of all rows ever seen end, `first` being the number of the first."""
-    start = 0
-    while start < n:
-        stop = min(n, start + BLOCK - (first + start) % BLOCK)
-        yield slice(start, stop)
-        start = stop
+    ends = [0, *range(BLOCK - first % BLOCK, n, BLOCK), n]
+    return (slice(start, stop) for start, stop in pairwise(ends) if start < stop)
 
 
 def read_numbers(values: Any, n: int, name: str) -> np.ndarray:

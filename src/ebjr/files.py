@@ -16,8 +16,7 @@ from typing import IO, Any
 def write_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Open `path` for writing so that it appears complete or stays as it was.
 
-    The data goes to a temporary file in the same folder, which takes the place of `path` when
-    the block ends well and is removed when it does not. Text (``"w"``) is UTF-8.
+    The data goes to a temporary folder beside it, see `write_beside`. Text (``"w"``) is UTF-8.
 
     Examples
     --------
@@ -27,21 +26,9 @@ def write_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     >>> [entry.name for entry in folder.iterdir()]
     ['note.txt']
     """
-    target = check_writable(path)
-    encoding = None if "b" in mode else "utf-8"
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    try:
-        with full_disk_named(target), os.fdopen(handle, mode, encoding=encoding) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)  # mkstemp makes private files; a result is not a secret
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    name, encoding = Path(path).name, None if "b" in mode else "utf-8"
+    with write_beside(path) as folder, (folder / name).open(mode, encoding=encoding) as file:
+        yield file
 
 
 @contextmanager

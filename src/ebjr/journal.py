@@ -144,7 +144,6 @@ def _line(entry: Mapping[str, Any]) -> bytes:
 
 
 def _difference(before: bytes, now: bytes) -> str:
-    """What is wrong with a journal of something else, and the way out."""
     old, new = {}, json.loads(now)["whose"]
     with suppress(ValueError, KeyError, TypeError):
         old = dict(json.loads(before)["whose"])

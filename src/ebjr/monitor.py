@@ -231,10 +231,9 @@ class RiskMonitor(SequentialTest):
         part = np.floor((place - below) * _ONE)
         size = len(self._grid) + 1
         rows = np.bincount(below, minlength=size)
-        moved = np.bincount(below, weights=part, minlength=size)
-        for index in range(len(self._grid)):
-            gained = int(moved[index - 1]) if index else 0
-            self._mass[index] += int(rows[index]) * _ONE - int(moved[index]) + gained
+        moved = np.bincount(below, weights=part, minlength=size).astype(np.int64)
+        gained = (rows * _ONE - moved + np.roll(moved, 1)).tolist()
+        self._mass = [mass + more for mass, more in zip(self._mass, gained, strict=False)]
 
     @property
     def risk(self) -> float:

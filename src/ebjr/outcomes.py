@@ -167,18 +167,15 @@ class Outcomes:
         Predictions, or of detectors the `Matches` on the common scale. What took work is kept.
         """
         kind = self.kind
-
-        def mixed() -> Any:
-            return kind.judged(self.deferred(blend or 0.0), self.targets)
-
+        if blend and kind.scale is None:
+            return kind.judged(self.deferred(blend), self.targets)
         if blend:
-            return self._once(blend, mixed) if kind.scale is not None else mixed()
+            return self._once(blend, lambda: kind.judged(self.deferred(blend), self.targets))
         role = "student" if blend is None else "teacher"
         judged = self._once(role, lambda: kind.judged(self._translated(role), self.targets))
         return judged if self.rescale is None else kind.rescored(judged, self.rescale.of(role))
 
     def _once(self, what: Any, make: Callable[[], Any]) -> Any:
-        """What `make` gives, kept under a name."""
         if what not in self._found:
             self._found[what] = make()
         return self._found[what]
@@ -206,16 +203,13 @@ class Outcomes:
         return self.kind.shared(self._translated(role), change)
 
     def _translated(self, role: str) -> Batch:
-        return self._student if role == "student" else self.teacher
-
-    @cached_property
-    def _student(self) -> Batch:
-        return self.kind.translate(self.student, self.classes)
+        if role == "teacher":
+            return self.teacher
+        return self._once("translated", lambda: self.kind.translate(self.student, self.classes))
 
     def whole(self, blend: float | Blend = 0.0) -> Whole | None:
         """The quality of any choice of deferred rows, where it is no mean of rows; else None."""
-        make = self.measure.whole
-        if make is None:
+        if (make := self.measure.whole) is None:
             return None
         found: Whole = self._once(
             ("whole", blend), lambda: make(self.judged(), self.judged(blend), self.targets)
@@ -350,18 +344,12 @@ class Outcomes:
         }
         about = {
             "format": FORMAT,
-            "task": self.task,
+            **{name: getattr(self, name) for name in ("task", *_KEPT)},
             "student_cost": self.student_cost.as_dict(),
             "teacher_cost": self.teacher_cost.as_dict(),
-            "labels": self.labels,
-            "models": dict(self.models),
-            "labeled": self.labeled,
-            "metric": self.metric,
             "rescale": None if self.rescale is None else self.rescale.as_dict(),
-            "known_classes": self.known_classes,
-            "columns": self.columns,
         }
-        arrays["about"] = np.array(json.dumps(about))
+        arrays["about"] = np.array(json.dumps(about, default=dict))
         with write_whole(path, "wb") as file:  # packing floats takes long and saves a tenth
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -398,15 +386,14 @@ class Outcomes:
             raise FileNotFoundError(f"there is no outcomes file {path}; `ebjr record` makes one")
         try:
             with Path(path).open("rb") as file:
-                start = file.read(2)
-            if start not in (b"", b"PK"):
-                raise ValueError("it is not an outcomes file")
-            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                about = _about(archive)
-                own = about.get("task", task or "classification")
-                if task not in (None, own):
-                    raise ValueError(f"its task is {own}, not {task}: leave --task (task=) out")
-                arrays = {name: archive[name] for name in archive.files if name != "about"}
+                if file.peek(2)[:2] not in (b"", b"PK"):
+                    raise ValueError("it is not an outcomes file")
+                with np.load(file, allow_pickle=False) as archive:
+                    arrays = dict(archive)
+            about = _about(arrays)
+            own = about.get("task", task or "classification")
+            if task not in (None, own):
+                raise ValueError(f"its task is {own}, not {task}: leave --task (task=) out")
             kind = as_task(own)
             return cls(
                 student=kind.unpack("student", arrays),

@@ -127,13 +127,10 @@ class ModelMetadata:
 
     def as_dict(self) -> dict[str, Any]:
         """As in a message."""
-        return {
-            "name": self.name,
-            "versions": list(self.versions),
-            "platform": self.platform,
-            "inputs": [tensor.as_dict() for tensor in self.inputs],
-            "outputs": [tensor.as_dict() for tensor in self.outputs],
-        }
+        tensors = (self.inputs, self.outputs)
+        inputs, outputs = ([tensor.as_dict() for tensor in each] for each in tensors)
+        own = {"name": self.name, "versions": list(self.versions), "platform": self.platform}
+        return {**own, "inputs": inputs, "outputs": outputs}
 
 
 def read_request(body: bytes, json_length: str | int | None = None) -> InferRequest:
@@ -148,7 +145,7 @@ def read_request(body: bytes, json_length: str | int | None = None) -> InferRequ
     array([[0.5, 2. ]], dtype=float32)
     """
     end = _json_end(body, json_length)
-    described = _known_request if end <= KNOWN_BYTES else _described_request
+    described = _known_request if end <= KNOWN_BYTES else _known_request.__wrapped__
     return _request(*described(body[:end]), memoryview(body)[end:])
 
 
@@ -182,12 +179,9 @@ def _description(message: Mapping[str, Any]) -> tuple[list[_Tensor], InferReques
     return inputs, InferRequest({}, outputs, _read_text(message, "id"), parameters, binary)
 
 
-def _described_request(head: bytes) -> tuple[list[_Tensor], InferRequest]:
+@lru_cache(maxsize=KNOWN)  # a client's requests of one shape differ in their bytes alone
+def _known_request(head: bytes) -> tuple[list[_Tensor], InferRequest]:
     return _description(_read_object(head))
-
-
-# a client's requests of one shape have the same JSON, and only their bytes differ
-_known_request = lru_cache(maxsize=KNOWN)(_described_request)
 
 
 def _request(tensors: list[_Tensor], about: InferRequest, rest: memoryview) -> InferRequest:
@@ -296,11 +290,10 @@ def read_metadata(message: Mapping[str, Any]) -> ModelMetadata:
 
 
 def _read_tensor_metadata(message: Mapping[str, Any], key: str) -> tuple[TensorMetadata, ...]:
-    found = []
-    for name, table in _named_tables(message, key):
-        shape = _read_shape(table, name, least=-1)
-        found.append(TensorMetadata(name, _read_type(table, name), shape))
-    return tuple(found)
+    return tuple(
+        TensorMetadata(name, _read_type(table, name), _read_shape(table, name, least=-1))
+        for name, table in _named_tables(message, key)
+    )
 
 
 @lru_cache(maxsize=128)
@@ -416,26 +409,21 @@ def _flag(parameters: Parameters, key: str, otherwise: bool) -> bool:
 def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[RequestedOutput, ...] | None:
     if "outputs" not in message:
         return None
-    found: dict[str, RequestedOutput] = {}
+    found = []
     for name, table in _named_tables(message, "outputs"):
         parameters = _read_parameters(table, f"the output {_shown(name)}")
         if "classification" in parameters:
             raise ProtocolError("the classification extension is not supported; ask for the logits")
-        wish = _flag(parameters, "binary_data", binary)
-        if name in found:
-            raise ProtocolError(f"the output {_shown(name)} is asked for twice")
-        found[name] = RequestedOutput(name, wish)
-    return tuple(found.values()) or None
+        found.append(RequestedOutput(name, _flag(parameters, "binary_data", binary)))
+    return tuple(found) or None
 
 
 def _described_tensors(message: Mapping[str, Any], key: str) -> list[_Tensor]:
-    found: dict[str, _Tensor] = {}
+    found = []
     for name, table in _named_tables(message, key):
-        if name in found:
-            raise ProtocolError(f"there are two tensors {_shown(name)} in '{key}'")
         datatype, shape = _read_type(table, name), _read_shape(table, name)
         size = _read_parameters(table, f"the tensor {_shown(name)}").get("binary_data_size")
-        found[name] = tensor = _Tensor(name, datatype, shape, size, table.get("data"))
+        found.append(tensor := _Tensor(name, datatype, shape, size, table.get("data")))
         if size is None and "data" not in table:
             raise ProtocolError(
                 f"{tensor} needs 'data', or 'binary_data_size' among its parameters, "
@@ -443,7 +431,7 @@ def _described_tensors(message: Mapping[str, Any], key: str) -> list[_Tensor]:
             )
         if size is not None and "data" in table:
             raise ProtocolError(f"{tensor} must have either 'data' or 'binary_data_size', not both")
-    return list(found.values())
+    return found
 
 
 def _filled(tensors: Sequence[_Tensor], rest: memoryview) -> dict[str, np.ndarray]:
@@ -469,10 +457,14 @@ def _named_tables(message: Mapping[str, Any], key: str) -> Iterator[tuple[str, d
     tables = message.get(key)
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ProtocolError(f"'{key}' must be a list of JSON objects, not {_kind(tables)}")
+    known = set()
     for table in tables:
         name = table.get("name")
         if not isinstance(name, str) or not name:
             raise ProtocolError(f"each of '{key}' needs a 'name', a string, not {_shown(name)}")
+        if name in known:
+            raise ProtocolError(f"there are two {_shown(name)} in '{key}'")
+        known.add(name)
         yield name, table
 
 
@@ -557,7 +549,6 @@ def _from_bytes(tensor: _Tensor, raw: memoryview) -> np.ndarray:
 
 
 def _from_length_prefixed(tensor: _Tensor, raw: memoryview) -> np.ndarray:
-    """Each element is its length, four bytes, and that many bytes."""
     found: list[bytes] = []
     start = 0
     while start < len(raw):
@@ -645,6 +636,5 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """What came, short enough for a sentence."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,10 +1,10 @@
 """Quantize: an ONNX model in eight-bit numbers, calibrated on real inputs. A cheaper student.
 
 ONNX Runtime's static quantization, as it is: weights in int8, of which they use seven bits unless
-told otherwise, a scale for each output channel;
-activations in uint8, a scale for each tensor, from the range that real inputs span. The result is
-an ONNX file with quantize and dequantize nodes (QDQ), which any runtime reads, and which is faster
-where the processor multiplies eight-bit numbers (VNNI, AMX, NEON dot products).
+told otherwise, a scale for each output channel; activations in uint8, a scale for each tensor, from
+the range that real inputs span. The result is an ONNX file with quantize and dequantize nodes
+(QDQ), which any runtime reads, and which is faster where the processor multiplies eight-bit
+numbers (VNNI, AMX, NEON dot products).
 """
 
 import os
@@ -42,9 +42,7 @@ class Quantized:
     bytes_before: int
     bytes_after: int
     operators: dict[str, int]  # products that compute in eight bits, by kind
-    agreement: (
-        float | None
-    )  # the share of examples whose largest output is as before, if of several
+    agreement: float | None  # the share whose largest output is as before, if of several
     difference: float  # how far an output moved on average, in standard deviations of those before
 
     def as_dict(self) -> dict[str, Any]:
@@ -136,12 +134,10 @@ def _first(
     batches: Iterable[Any], examples: int, model: OnnxModel, preprocess: Preprocess | None
 ) -> NDArray[Any]:
     parts: list[NDArray[Any]] = []
-    missing = examples
     for batch in batches:
-        rows = batch[:missing] if preprocess is None else preprocess(batch[:missing])
-        parts.append(np.asarray(rows, np.float32))
-        missing -= len(rows)
-        if missing <= 0:
+        rows = batch[: examples - sum(map(len, parts))]
+        parts.append(np.asarray(rows if preprocess is None else preprocess(rows), np.float32))
+        if sum(map(len, parts)) >= examples:
             break
     if not parts:
         raise ValueError(f"there are no inputs to calibrate {model.path} on; give some")
@@ -153,8 +149,7 @@ def _batches(model: OnnxModel, inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
     step = model.fixed_batch or next(n for n in range(32, 0, -1) if len(inputs) % n == 0)
     for start in range(0, len(inputs), step):
         rows = inputs[start : start + step]
-        missing = step - len(rows) if model.fixed_batch else 0
-        yield np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
+        yield np.pad(rows, [(0, step - len(rows)), *[(0, 0)] * (rows.ndim - 1)], "edge")
 
 
 def _quantize(
@@ -213,12 +208,9 @@ def _last_layers(graph: Any) -> list[str]:
     maker = {name: node for node in graph.node for name in node.output}
     names, waiting = [], [value.name for value in graph.output]
     while waiting:
-        node = maker.pop(waiting.pop(), None)
-        if node is None:
-            continue
-        names.append(node.name)
-        if node.op_type not in _PRODUCTS:
-            waiting.extend(node.input)
+        if (node := maker.pop(waiting.pop(), None)) is not None:
+            names.append(node.name)
+            waiting += [] if node.op_type in _PRODUCTS else node.input
     return names
 
 
@@ -229,7 +221,6 @@ def _graph(path: Path) -> Any:
 
 
 def _operators(path: Path) -> dict[str, int]:
-    """How many products of each kind read eight-bit numbers."""
     graph = _graph(path)
     narrow = {
         name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from http.server import ThreadingHTTPServer
+from multiprocessing import get_all_start_methods, get_context
 
 import far_server
 import numpy as np
@@ -225,6 +226,16 @@ def test_a_known_model_is_not_asked_before_it_is_needed(far):
 def test_a_copy_in_another_process_opens_its_own_connections(far):
     copy = pickle.loads(pickle.dumps(load_model(far.url, send="tensor", gzip=True)))
     np.testing.assert_array_equal(copy(X), teach(X))
+
+
+@pytest.mark.skipif("fork" not in get_all_start_methods(), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_copy_in_a_fork_of_this_process_answers_too(far):
+    model = load_model(far.url)
+    model(X)
+    with get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(model, (X,)).get(timeout=10)
+    np.testing.assert_array_equal(found, teach(X))
 
 
 def test_threads_share_it(far):

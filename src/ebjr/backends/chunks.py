@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ebjr.arrays import to_numpy
+
 
 def run_in_chunks(
     run: Callable[[Any], Any],
@@ -27,13 +29,14 @@ def run_in_chunks(
     return join(answers)
 
 
-def check_array(batch: Any) -> None:
-    """TypeError: a batch is no array, but a list, say."""
+def as_array(batch: Any) -> np.ndarray:
+    """A batch as NumPy; a TypeError where it is no array, but a list, say."""
     if not hasattr(batch, "__array__"):
         raise TypeError(
             f"a batch must be an array (n, ...), but is a {type(batch).__name__}; "
             "stack its inputs first, with numpy.stack"
         )
+    return to_numpy(batch)
 
 
 def checked_batch_size(size: int | None, fixed: int | None, name: str) -> int | None:

@@ -110,19 +110,15 @@ class OnnxDetector:
     def facts(self) -> ModelFacts:
         """All that the detector says of itself."""
         inside = facts_of_images(self.model.facts, self.preprocess)
-        options: dict[str, Any] = {
-            **inside.options,
-            "layout": self.layout_name or self.layout,
-            "classes": self.classes,
-            "above": self.above,
-            "limit": self.limit,
-        }
+        options: dict[str, Any] = {"layout": self.layout_name or self.layout}
+        options |= {key: getattr(self, key) for key in ("classes", "above", "limit")}
         if self.nms != self.layout.nms:
             options["nms"] = "none" if self.nms is None else self.nms
         if self.label_ids is not None:
             options["label_ids"] = list(self.label_ids)
         own = dict(zip(self._own_numbers, self.names, strict=False))
         labels = tuple(own[number] for number in self.numbers) if own else None
+        options = {**inside.options, **options}
         return replace(inside, input_shape=(None, None, None, 3), options=options, labels=labels)
 
     @property
@@ -224,7 +220,6 @@ class OnnxDetector:
         return replace(decoded, logits=decoded.logits[:, columns], labels=labels)
 
     def _placed(self, decoded: Decoded, image_size: Size, size: Size) -> Detections:
-        """The boxes that may be reported, in pixels of the image."""
         ours = True if decoded.labels is None else decoded.labels >= 0
         rows = np.flatnonzero((decoded.sure > self.above) & ours)
         found = {name: value[rows] for name, value in vars(decoded).items() if value is not None}

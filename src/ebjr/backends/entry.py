@@ -6,6 +6,7 @@ import logging
 import os
 import tomllib
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,7 @@ from ebjr.backends import load_model
 from ebjr.backends.onnx import external_files
 from ebjr.backends.python import absolute, import_path, in_module, source_file
 from ebjr.costs import UNITS, Cost
-from ebjr.data.preprocess import Preprocess, prepared, unprepared
+from ebjr.data.preprocess import Preprocess, prepared, unprepared, values_of
 from ebjr.errors import ModelError, ProtocolError, TeacherUnavailable, note
 from ebjr.files import sha256_of
 from ebjr.link.far import FarTeacher, Link
@@ -185,9 +186,8 @@ Entry = ModelEntry | RemoteEntry
 def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -> Entry:
     """The entry of a loaded model, with its preprocessing.
 
-    A TypeError refuses a
-    model that came from neither a file nor an address, or a detector whose layout has no name.
-    `link` says how a remote model is asked; None is as it is.
+    A TypeError refuses a model that came from neither a file nor an address, or a detector whose
+    layout has no name. `link` says how a remote model is asked; None is as it is.
     """
     if isinstance(model, FarTeacher):
         link = link or model.link
@@ -262,17 +262,12 @@ def parse_options(text: str) -> dict[str, Any]:
 
 
 def _parsed(text: str, allowed: Collection[str], what: str) -> dict[str, Any]:
-    """The values of ``key=value,key=value,...``, each as TOML has it, or else as text."""
-    values: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise ValueError(f"{what} is key=value,key=value,... but has {part!r}")
-        try:
-            values[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[name] = value
+    """What `values_of` finds, each as TOML has it, or else as text."""
+    values: dict[str, Any] = dict(values_of(text, what, "batch_size=8"))
     check_keys(values, allowed, what)
+    for name, value in values.items():
+        with suppress(tomllib.TOMLDecodeError):
+            values[name] = tomllib.loads(f"value = {value}")["value"]
     return values
 
 
@@ -337,13 +332,7 @@ OPTIONS = (
 )
 """What `load_model` takes for a file, as the command line and ``joint.toml`` say it."""
 REMOTE_OPTIONS = (
-    "send",
-    "quality",
-    "gzip",
-    "timeout_seconds",
-    "batch_size",
-    "output",
-    "output_kind",
+    *("send", "quality", "gzip", "timeout_seconds", "batch_size", "output", "output_kind"),
 )
 LINK_KEYS = tuple(f.name for f in fields(Link))
 _SHARED = ("cost", "preprocess")
@@ -359,7 +348,6 @@ def _relative(path: str, folder: Path | None) -> str:
 
 
 def _shared_table(entry: Entry) -> dict[str, Any]:
-    """What the tables of all models have."""
     cost = entry.cost.as_dict()
     how = {} if entry.preprocess is None else {"preprocess": entry.preprocess.as_dict()}
     return {**({"cost": cost} if cost else {}), **how}

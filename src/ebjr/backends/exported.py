@@ -124,18 +124,11 @@ class ExportedJoint:
 
     def _detected(self, whole: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         columns = [whole.pop(name) for name in DETECTION_OUTPUTS[:3]]
-        found = []
+        found, classes = [], int(self.about["classes"])
         for boxes, labels, scores in zip(*columns, strict=True):
             real = labels >= 0
-            found.append(
-                Detections.of_scores(
-                    boxes[real],
-                    scores[real],
-                    size,
-                    labels=labels[real],
-                    classes=int(self.about["classes"]),
-                )
-            )
+            about: dict[str, Any] = {"labels": labels[real], "classes": classes}
+            found.append(Detections.of_scores(boxes[real], scores[real], size, **about))
         return {"prediction": found, "output": found, **whole}
 
     def __repr__(self) -> str:

@@ -207,12 +207,12 @@ def decode_torchvision(outputs: Outputs, size: Size, classes: int) -> list[Decod
     Boxes are in pixels of the input. Labels are those of the training: class k has the label
     k + 1, as 0 is the background.
     """
-    names = (
+    found = (
         _pick(outputs, lambda value: value.ndim == 2 and value.shape[1] == 4, "boxes (b, 4)"),
         _pick(outputs, lambda value: value.ndim == 1 and value.dtype.kind in "iu", "labels (b,)"),
         _pick(outputs, lambda value: value.ndim == 1 and value.dtype.kind == "f", "scores (b,)"),
     )
-    boxes, labels, scores = (outputs[name] for name in names)
+    boxes, labels, scores = (outputs[name] for name in found)
     return [_labeled(boxes, labels, scores, classes, 1)]
 
 
@@ -319,7 +319,6 @@ def _fitting(outputs: Outputs, size: Size, classes: Mapping[str, int]) -> list[s
 
 
 def _fitting_others(outputs: Outputs, size: Size, names: Sequence[str]) -> str:
-    """Which other numbers of classes fit, in words."""
     sides = {side for value in outputs.values() for side in value.shape[1:]}
     counts = sorted({side - more for side in sides for more in (0, 1, 4, 5) if side > more})
     columns = [name for name in names if not LAYOUTS[name].by_label]
@@ -377,7 +376,6 @@ def _distances_decoded(
 
 
 def _corners(boxes: NDArray[Any]) -> NDArray[Any]:
-    """Center, width and height to x1, y1, x2, y2."""
     center, half = boxes[..., :2], np.maximum(boxes[..., 2:], 0) / 2
     return np.concatenate([center - half, center + half], axis=-1)
 

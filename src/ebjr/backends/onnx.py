@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.arrays import to_numpy
-from ebjr.backends.chunks import at_least_one, check_array, checked_batch_size, run_in_chunks
+from ebjr.backends.chunks import as_array, at_least_one, checked_batch_size, run_in_chunks
 from ebjr.errors import ModelError, needs, one_line
 from ebjr.model import InputShape, ModelFacts, device_name
 
@@ -26,7 +25,6 @@ DTYPES: dict[str, Any] = {
     "tensor(string)": np.object_,
     **{f"tensor({name})": np.dtype(name) for name in _SAME_NAME.split()},
 }
-
 
 FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
 
@@ -58,8 +56,8 @@ class OnnxModel:
     ) -> None:
         self.path = Path(path)
         self.name = self.path.stem
-        given = {"threads": threads, "providers": providers, "batch_size": batch_size}
-        self._options: dict[str, Any] = {**given, "output": output}
+        self._options: dict[str, Any] = {"threads": threads, "providers": providers}
+        self._options |= {"batch_size": batch_size, "output": output}
         self._session = open_session(self.path, threads, providers)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._read_input()
@@ -137,8 +135,6 @@ class OnnxModel:
                 f"{', '.join(nodes)}, or export it with a tensor of probabilities (zipmap=False)"
             )
         self._fetch = [self.output_name]
-        self._output_shape = known_shape(node.shape)
-        self._output_dtype = np.dtype(DTYPES.get(node.type, np.float32))
 
     def _likely_output(self, nodes: Mapping[str, Any]) -> str:
         """The first output, unless it is labels, as converted estimators have them first."""
@@ -146,23 +142,21 @@ class OnnxModel:
         first = self.output_names[0]
         if first in numbers or not numbers:
             return first
-        if len(numbers) > 1 and "ebjr.score" in self.metadata:
+        if len(numbers) == 1:
+            return numbers[0]
+        if "ebjr.score" in self.metadata:
             raise ModelError(
                 f"{self.path} is a joint model that `ebjr export` wrote: `ebjr predict` and "
                 "ebjr.load_joint take it, everything else the joint.toml that it was made from"
             )
-        if len(numbers) > 1:
-            raise ModelError(
-                f"the first output of {self.path}, {first}, is {nodes[first].type}, and raw output "
-                f"may be {' or '.join(numbers)}: choose with output= (--student-output, "
-                "--teacher-output)"
-            )
-        return numbers[0]
+        raise ModelError(
+            f"the first output of {self.path}, {first}, is {nodes[first].type}, and raw output may "
+            f"be {' or '.join(numbers)}: choose with output= (--student-output, --teacher-output)"
+        )
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
         """The raw output, n rows, for n inputs (n, ...)."""
-        if type(batch) is not np.ndarray:
-            batch = _as_numpy(batch)
+        batch = as_array(batch)
         if batch.dtype != self.input_dtype:
             batch = self._cast(batch)
         if batch.ndim == 0 or batch.shape[1:] != self._row_shape:
@@ -170,8 +164,8 @@ class OnnxModel:
         rows = len(batch)
         if rows == (self.fixed_batch or rows) and 0 < rows <= (self.batch_size or rows):
             return self._run(batch)
-        if rows == 0:
-            return self._answer_nothing(batch)
+        if rows == 0:  # graphs that reshape often cannot run on no rows at all: some of zeros
+            return self(np.zeros((self.fixed_batch or 1, *batch.shape[1:]), batch.dtype))[:0]
         size, fixed = self.batch_size, self.fixed_batch
         return run_in_chunks(self._run, batch, size, fixed, np.concatenate)
 
@@ -180,7 +174,7 @@ class OnnxModel:
 
         The batch is run as it is, so for a graph with a fixed batch of k it has k rows.
         """
-        batch = self._cast(_as_numpy(batch))
+        batch = self._cast(as_array(batch))
         self._check_shape(batch.shape)
         if len(batch) != (self.fixed_batch or len(batch)):
             raise ModelError(
@@ -201,14 +195,6 @@ class OnnxModel:
                 f"{self.name} failed on a batch of shape {batch.shape}: {runtime_says(error)}"
             ) from error
 
-    def _answer_nothing(self, batch: NDArray[Any]) -> NDArray[Any]:
-        row = self._output_shape[1:] if self._output_shape else (None,)
-        sizes = [size for size in row if size is not None]
-        if len(sizes) == len(row):
-            return np.zeros((0, *sizes), dtype=self._output_dtype)
-        # Graphs that reshape often cannot run on no rows at all, so ask about some of zeros.
-        return self._run(np.zeros((self.fixed_batch or 1, *batch.shape[1:]), batch.dtype))[:0]
-
     def _cast(self, batch: NDArray[Any]) -> NDArray[Any]:
         wanted, given = self.input_dtype, batch.dtype
         if not can_become(given, wanted):
@@ -219,14 +205,13 @@ class OnnxModel:
         return batch.astype(wanted)
 
     def _check_shape(self, given: tuple[int, ...]) -> None:
-        expected = self.input_shape
-        if expected is None and given:
-            return
-        if expected is None or len(given) != len(expected) or _differ(given[1:], expected[1:]):
+        expected = self.input_shape or (None,) * max(1, len(given))
+        sides = zip(given[1:], expected[1:], strict=False)
+        if len(given) != len(expected) or any(want not in (None, got) for got, want in sides):
             raise ValueError(
-                f"{self.name} expects a batch of shape {_shown(expected)}, but was given "
-                f"{tuple(given)}; n is the number of inputs"
-                + ("; color=gray makes gray images" if 1 in (expected or ())[1:] else "")
+                f"{self.name} expects a batch of shape {_shown(self.input_shape)}, but was "
+                f"given {tuple(given)}; n is the number of inputs"
+                + ("; color=gray makes gray images" if 1 in expected[1:] else "")
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -347,20 +332,11 @@ def _checked_providers(providers: Sequence[Any] | None, available: Sequence[str]
     return [tuple(each) if isinstance(each, list) else each for each in providers]
 
 
-def _as_numpy(batch: Any) -> NDArray[Any]:
-    check_array(batch)
-    return to_numpy(batch)
-
-
 def known_shape(shape: Sequence[Any] | None) -> InputShape | None:
     """ONNX Runtime gives a name or None for an open dimension, and [] for an unknown rank."""
     if not shape:
         return None
     return tuple(size if isinstance(size, int) and size > 0 else None for size in shape)
-
-
-def _differ(given: Sequence[int], expected: Sequence[int | None]) -> bool:
-    return any(want not in (None, got) for got, want in zip(given, expected, strict=True))
 
 
 def _shown(shape: tuple[int | None, ...] | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import to_numpy
-from ebjr.backends.chunks import check_array, checked_batch_size, run_in_chunks
+from ebjr.backends.chunks import as_array, checked_batch_size, run_in_chunks
 from ebjr.backends.onnx import quiet
 from ebjr.errors import ModelError, needs, one_line
 from ebjr.model import InputShape, ModelFacts, device_name
@@ -58,10 +58,9 @@ class TorchModel:
             (tensor for tensor in module.parameters() if tensor.is_floating_point()),
             next(module.buffers(), None),
         )
-        own_device = None if first is None else first.device
-        self.device = own_device if device is None else torch.device(device)
-        own = first.dtype if first is not None and first.is_floating_point() else None
-        self.dtype = chosen or own
+        own = (None, None) if first is None else (first.device, first.dtype)
+        self.device = own[0] if device is None else torch.device(device)
+        self.dtype = chosen or (own[1] if own[1] and own[1].is_floating_point else None)
         self.name = name or type(module).__name__
         self.batch_size = checked_batch_size(batch_size, None, self.name)
         self.path: Path | None = None
@@ -106,8 +105,8 @@ class TorchModel:
         rows, size, fixed = len(batch), self.batch_size, self.fixed_batch
         if fixed in (None, rows) and rows <= (size or rows):
             return self._run(batch)
-        if rows == 0 and (fixed or size):
-            return self._run(batch.new_zeros((fixed or size, *batch.shape[1:])))[:0]
+        if rows == 0:
+            return self._run(batch.new_zeros((fixed, *batch.shape[1:])))[:0]
         return run_in_chunks(self._run, batch, size, fixed, torch.cat)
 
     def answer_tensors(self, tensors: Mapping[str, torch.Tensor], /) -> Any:
@@ -211,8 +210,7 @@ def _floating_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def _from_numpy(batch: Any) -> torch.Tensor:
-    check_array(batch)
-    array = np.asarray(batch)
+    array = as_array(batch)
     # Torch shares memory only with writable arrays that do not run backwards.
     shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
     try:

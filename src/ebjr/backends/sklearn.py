@@ -89,7 +89,9 @@ class SklearnModel:
         (n, classes) or (n, labels) of a classifier, (n, 1) of a regressor, or (n, 2) with the
         standard deviation.
         """
-        rows = _as_rows(batch)
+        rows = to_numpy(batch) if is_array(batch) else batch
+        if is_array(rows) and rows.ndim > 2:
+            rows = rows.reshape(len(rows), -1)
         count = row_count(rows)
         if count == 0:
             return np.zeros((0, self._columns))
@@ -97,7 +99,8 @@ class SklearnModel:
             output = self._ask(rows)
         except (ValueError, TypeError, AttributeError, IndexError) as error:
             raise ModelError(
-                f"{self.name} failed on a batch of {_described(rows)}: {one_line(error)}"
+                f"{self.name} failed on a batch of shape "
+                f"{getattr(rows, 'shape', (count,))}: {one_line(error)}"
             ) from error
         if output.shape != (count, self._columns):
             raise ModelError(
@@ -229,7 +232,6 @@ def _tuned_threshold(estimator: Any, name: str) -> _Cut | None:
 
 
 def _nested(estimator: Any) -> Iterator[Any]:
-    """An estimator, and every one that is in it."""
     yield estimator
     inside = [getattr(estimator, name, None) for name in ("best_estimator_", "estimator_")]
     several = getattr(estimator, "estimators_", [])
@@ -299,15 +301,3 @@ def _chosen_output(
             f"{name} has no {output or ' and no '.join(known)}; it has {', '.join(has) or 'none'}"
         )
     return output or has[0]
-
-
-def _as_rows(batch: Any) -> Any:
-    if not is_array(batch):
-        return batch
-    rows = to_numpy(batch)
-    return rows.reshape(len(rows), -1) if rows.ndim > 2 else rows
-
-
-def _described(rows: Any) -> str:
-    shape = getattr(rows, "shape", None)
-    return f"{row_count(rows)} inputs" if shape is None else f"shape {shape}"

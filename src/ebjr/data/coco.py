@@ -90,14 +90,13 @@ def _labels(content: Mapping[str, Any]) -> CocoLabels:
             )
         crowd = _flag(annotation.get("iscrowd", 0), name)
         by_image[image].append((_box(annotation["bbox"], name), class_of[category], crowd))
-    truth = [
-        GroundTruth(*(np.array([row[part] for row in rows]) for part in range(3)))
-        for rows in by_image.values()
-    ]
     return CocoLabels(
         files=files,
         sizes=tuple((int(h), int(w)) if h and w else None for h, w in sides),
-        truth=tuple(truth),
+        truth=tuple(
+            GroundTruth(*(np.array([row[part] for row in rows]) for part in range(3)))
+            for rows in by_image.values()
+        ),
         classes=names,
         class_ids=tuple(categories),
         images=tuple(images.values()),
@@ -105,7 +104,6 @@ def _labels(content: Mapping[str, Any]) -> CocoLabels:
 
 
 def _by_id(entries: Sequence[Mapping[str, Any]], what: str) -> dict[Id, Mapping[str, Any]]:
-    """Entries by their ids, in the order of these."""
     ids = (_id(entry["id"], f"each id of {what}") for entry in entries)
     pairs = zip(_once(ids, f"of {what}, the id"), entries, strict=True)
     return dict(sorted(pairs, key=lambda pair: (isinstance(pair[0], str), pair[0])))
@@ -146,9 +144,6 @@ def _box(box: Any, name: str) -> list[float]:
     return [x, y, x + width, y + height]
 
 
-# The images that go with the labels
-
-
 def open_coco(
     place: Path,
     images: str | os.PathLike[str] | None,
@@ -178,7 +173,6 @@ def open_coco(
 
 
 def _mapped(place: Path, labels: CocoLabels, classes: tuple[str, ...]) -> list[GroundTruth]:
-    """The labels by the names of the model's classes."""
     used = sorted({label for real in labels.truth for label in real.labels.tolist()})
     unknown = [labels.classes[label] for label in used if labels.classes[label] not in classes]
     if unknown:

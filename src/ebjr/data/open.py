@@ -101,7 +101,6 @@ def open_data(
 
 
 def _annotations(root: Path) -> Path | None:
-    """The labels in a folder that is laid out as COCO is."""
     found = sorted((root / "annotations").glob("instances_*.json"))
     if len(found) > 1:
         raise ValueError(
@@ -109,9 +108,6 @@ def _annotations(root: Path) -> Path | None:
             f"{found[0]}"
         )
     return found[0] if found else None
-
-
-# Arrays
 
 
 def _open_arrays(path: Path, targets_are: str, classes: tuple[str, ...] | None) -> ArrayData:

@@ -9,6 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -99,8 +100,7 @@ class Preprocess:
         for name, count in (("range", 2), ("mean", self.channels), ("std", self.channels)):
             left_out = name != "range" and vars(self)[name] is None
             checked[name] = None if left_out else _numbers(name, vars(self)[name], count)
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(checked)
         if self.range[0] >= self.range[1]:
             raise ValueError(
                 f"range must be (low, high) with low under high, but is {self.range!r}"
@@ -211,18 +211,8 @@ class Preprocess:
         """
         if text.endswith(".toml"):
             return cls.from_file(text)
-        values: dict[str, Any] = {}
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            name, equals, value = (piece.strip() for piece in part.partition("="))
-            if not equals or not value:
-                raise ValueError(
-                    f"preprocess must be key=value,key=value,... but has {part!r}; for example "
-                    "size=224,resize=crop,mean=0.485/0.456/0.406"
-                )
-            if name in values:
-                raise ValueError(f"preprocess has the key {name!r} twice; give it once")
-            values[name] = _from_text(name, value)
-        return cls.from_dict(values)
+        values = values_of(text, "preprocess", "size=224,resize=crop,mean=0.485/0.456/0.406")
+        return cls.from_dict({name: _from_text(name, value) for name, value in values.items()})
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -286,6 +276,19 @@ class Preprocess:
         mean = np.array(self.mean or (0.0,) * self.channels)[:, None]
         std = np.array(self.std or (1.0,) * self.channels)[:, None]
         return np.asarray((values - mean) / std, np.float64)
+
+
+def values_of(text: str, what: str, example: str) -> dict[str, str]:
+    """The values of ``key=value,key=value,...``, which gives each key once."""
+    values: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if not value:
+            raise ValueError(f"{what} must be key=value,... but has {part!r}; such as {example}")
+        if name in values:
+            raise ValueError(f"{what} has the key {name!r} twice; give it once")
+        values[name] = value
+    return values
 
 
 def given_preprocess(preprocess: Preprocess | str, argument: str) -> Preprocess:
@@ -457,9 +460,6 @@ def infer_preprocess(input_shape: Sequence[int | str | None]) -> Preprocess:
     return Preprocess(size=size, color=color, layout="nchw" if first else "nhwc")
 
 
-# Resizing
-
-
 def _fit(image: Image, size: tuple[int, int], resize: str, interpolation: str) -> Image:
     inner, top, left = _place(image.shape[:2], size, resize)
     if resize == "crop" and math.prod(inner) > MOST_ENLARGED * max(
@@ -537,9 +537,6 @@ def _place(image: tuple[int, ...], size: tuple[int, int], resize: str) -> Place:
     return covering, -round((covering[0] - height) / 2), -round((covering[1] - width) / 2)
 
 
-# Checks and text
-
-
 def is_pixels(value: Any, rank: int) -> bool:
     """Whether something is a decoded image (rank 3) or a batch of them (rank 4): uint8 RGB."""
     array = isinstance(value, np.ndarray) and value.dtype == np.uint8
@@ -591,12 +588,10 @@ def _as_text(name: str, value: Any) -> str:
 
 def _from_text(name: str, text: str) -> Any:
     """A flag's value as `from_dict` takes it; what is no number stays text, to be refused there."""
-    try:
+    with suppress(ValueError):
         if name == "size":
             sides = [int(side) for side in text.split("x")]
             return sides[0] if len(sides) == 1 else sides
         if name in ("range", "mean", "std"):
             return [float(number) for number in text.split(".." if name == "range" else "/")]
-    except ValueError:
-        pass
     return text

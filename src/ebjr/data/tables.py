@@ -71,7 +71,7 @@ def open_table(
             targets = said if numbers else [*map(labels.of, said)]
     about = path, labels.classes, targets is not None
     if images:
-        apart = _holds_paths(table.schema.field(columns[0]).type)
+        apart = _holds(table.schema.field(columns[0]).type, "path")
         examples = partial(table.examples, columns[0], targets)
         return ImageData(*about, examples, table.rows, on_unreadable, apart)
     held: Any = [found[name] for name in columns]
@@ -218,7 +218,6 @@ class Labels:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Say which table a reader's complaint is about."""
     try:
         yield
     except (OSError, ValueError, KeyError) as error:
@@ -290,20 +289,15 @@ def _sort(kind: Any) -> str:
     return ""
 
 
-def _part(kind: Any, name: str) -> Any:
-    """The type of a struct's part; of what has no such part, its own."""
+def _holds(kind: Any, part: str) -> bool:
+    """Whether a type is of the bytes or the path of an image, or a struct with such a part."""
     import pyarrow.types as types
 
-    place = kind.get_field_index(name) if types.is_struct(kind) else -1
-    return kind if place < 0 else kind.field(place).type
+    place = kind.get_field_index(part) if types.is_struct(kind) else -1
+    return _sort(kind if place < 0 else kind.field(place).type) == _PARTS[part]
 
 
-def _holds_images(kind: Any) -> bool:
-    return _sort(_part(kind, "bytes")) == "bytes"
-
-
-def _holds_paths(kind: Any) -> bool:
-    return _sort(_part(kind, "path")) == "text"
+_PARTS = {"bytes": "bytes", "path": "text"}
 
 
 def _check_columns(table: Table, asked: Sequence[str]) -> None:
@@ -341,10 +335,10 @@ def _inputs(table: Table, asked: Sequence[str] | None, label: str | None) -> tup
 
 def _images(schema: Any) -> list[str]:
     """The columns of images, as names and types tell: one, if names tell which."""
-    fitting = [name for name in schema.names if _holds_images(schema.field(name).type)]
+    fitting = [name for name in schema.names if _holds(schema.field(name).type, "bytes")]
     if not fitting:
         paths = (name for name in PATH_COLUMNS if name in schema.names)
-        fitting = [name for name in paths if _holds_paths(schema.field(name).type)][:1]
+        fitting = [name for name in paths if _holds(schema.field(name).type, "path")][:1]
     return [name for name in IMAGE_COLUMNS if name in fitting][:1] or fitting
 
 
@@ -354,7 +348,7 @@ def _held(table: Table, name: str) -> str:
     if _sort(kind) in ("whole", "boolean", "floating"):
         return "numbers"
     if _sort(kind) != "text":
-        return "images" if _holds_images(kind) or _holds_paths(kind) else str(kind)
+        return "images" if any(_holds(kind, part) for part in _PARTS) else str(kind)
     _, batch = next(table.batches([name]))
     ends = {Path(text).suffix.lower() for text in batch[0].drop_null().to_pylist()}
     paths = name in PATH_COLUMNS or (ends and ends <= image_suffixes())

@@ -161,16 +161,17 @@ class FarTeacher:
         TeacherUnavailable
             None is answered.
         """
-        rows = row_count(batch)
-        if self._breaker.state == "open":
-            raise TeacherUnavailable(self._alone())
-        granted = rows if self._bucket is None else self._bucket.take(rows)
-        if not granted:
+        rows = granted = row_count(batch)
+        if self._breaker.state != "open" and self._bucket is not None:
+            granted = self._bucket.take(rows)
+        if not granted and rows:
             raise TeacherUnavailable(
                 f"{self.name} gets no more than {self.link.rows_per_second:g} rows a second"
             )
         if not self._breaker.enter():
-            raise TeacherUnavailable(self._alone())
+            raise TeacherUnavailable(
+                f"{self.name} is left alone until it is there again: {self._reason}"
+            )
         whole = self._ask(batch if granted == rows else batch[:granted])
         if granted == rows:
             return whole
@@ -227,11 +228,8 @@ class FarTeacher:
         self._reason = str(error)
         if self._breaker.fail():
             log.warning("%s is left alone: %s", self.name, self._reason)
-            arguments = (weakref.ref(self), self._closed, self.link.probe_seconds)
-            background("probe", _look_for, *arguments).start()
-
-    def _alone(self) -> str:
-        return f"{self.name} is left alone until it is there again: {self._reason}"
+            every = self.link.probe_seconds
+            background("probe", _look_for, weakref.ref(self), self._closed, every).start()
 
     def _is_there(self) -> bool:
         teacher = unprepared(self.teacher)[0]
@@ -258,9 +256,6 @@ class Breaker:
 
     Closed lets every call through; `failures` in a row open it, and no call passes; somebody who
     has found the teacher half-opens it, and one call passes, whose end closes or opens it.
-
-    The breakers that are kept up hold a lock while a call runs, so that one hanging call would
-    hold up all others, and go by the wall clock, which jumps on devices that set theirs late.
     """
 
     def __init__(self, failures: int) -> None:
@@ -288,10 +283,8 @@ class Breaker:
         """A call had none; whether that opened the circuit."""
         with self._lock:
             self._count += 1
-            opened = self.state == "half-open" or (
-                self.state == "closed" and self._count >= self._most
-            )
-            if opened:
+            enough = self.state == "half-open" or self._count >= self._most
+            if opened := self.state != "open" and enough:
                 self.state, self._trying = "open", False
             return opened
 

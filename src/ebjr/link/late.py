@@ -188,18 +188,16 @@ class LateAnswers:
         """
         if self._missed is not None and not self._missed.done():
             return False
-        now = self._now()
+        now, values = self._now(), list[tuple[Any, ...]]()
         with (
             suppress(sqlite3.Error, TypeError, ValueError, TimeoutError, RuntimeError),
             self._trying("rows could not be kept for later"),
         ):
-            values = [
-                (entry.id, int(row), *_packed_input(entry.inputs, place), _pack(kind, own), now)
-                for entry in entries
-                for place, (row, own) in enumerate(
-                    zip(entry.rows, _singles(entry.output), strict=True)
-                )
-            ]
+            for entry in entries:
+                rows = zip(entry.rows, _singles(entry.output), strict=True)
+                for place, (row, own) in enumerate(rows):
+                    form, raw = _packed_input(entry.inputs, place)
+                    values.append((entry.id, int(row), form, raw, _pack(kind, own), now))
             self._write_behind(values)
             return True
         return False
@@ -280,19 +278,19 @@ class LateAnswers:
         """The file's own time: it goes on from the newest row's, whatever the clock says."""
         return self._ahead + time.monotonic()
 
-    def _oldest(self, most: int) -> list[tuple[int, str, str, bytes, bytes]]:
+    def _oldest(self, most: int) -> list[tuple[int, str, bytes, bytes]]:
         return self._read(
-            "SELECT number, id, form, input, student FROM rows WHERE input IS NOT NULL AND "
+            "SELECT number, form, input, student FROM rows WHERE input IS NOT NULL AND "
             "form = (SELECT form FROM rows WHERE input IS NOT NULL ORDER BY number LIMIT 1) "
             "ORDER BY number LIMIT ?",
             most,
         )
 
-    def _ask(self, joint: JointModel, taken: Sequence[tuple[int, str, str, bytes, bytes]]) -> int:
+    def _ask(self, joint: JointModel, taken: Sequence[tuple[int, str, bytes, bytes]]) -> int:
         """Ask the teacher for some rows, and write down what it says; how many it answered."""
         try:
-            inputs = [_unpacked_input(form, raw) for _, _, form, raw, _ in taken]
-            batch: Batch = inputs if taken[0][2] in ("file", "list") else np.stack(inputs)
+            inputs = [_unpacked_input(form, raw) for _, form, raw, _ in taken]
+            batch: Batch = inputs if taken[0][1] in ("file", "list") else np.stack(inputs)
             own = join_rows([_unpack(joint.kind, raw) for *_, raw in taken])
             found = joint.ask_teacher(batch, own)
         except Exception as error:  # these inputs are refused or broken, or one of them is
@@ -302,16 +300,16 @@ class LateAnswers:
             if len(taken) > 1:
                 return sum(self._ask(joint, [one]) for one in taken)
             return self._given_up(taken[0][0], error)
-        answered = np.arange(len(taken))
+        numbers = np.array([number for number, *_ in taken])
         if found.answered is not None:
-            answered = np.flatnonzero(to_numpy(found.answered))
-        good = np.arange(len(answered))
+            numbers = numbers[to_numpy(found.answered)]
+        good = np.ones(len(numbers), bool)
         if found.degraded is not None:  # by a teacher further away: they go on waiting
-            good = np.flatnonzero(~to_numpy(found.degraded))
-        packed = [_pack(joint.kind, row) for row in _singles(take_rows(found.output, good))]
-        numbers = [taken[place][0] for place in answered[good]]
-        self._write([(raw, None, number) for raw, number in zip(packed, numbers, strict=True)])
-        return len(numbers)
+            good = ~to_numpy(found.degraded)
+        rows = _singles(take_rows(found.output, np.flatnonzero(good)))
+        whose = zip(rows, numbers[good].tolist(), strict=True)
+        self._write([(_pack(joint.kind, row), None, number) for row, number in whose])
+        return len(rows)
 
     def _given_up(self, number: int, error: Exception) -> int:
         """Give a row up that is refused, or with which the teacher fails again and again."""
@@ -338,7 +336,11 @@ class LateAnswers:
         Where it fails, the next time begins with the next answer: neither an answer that it cannot
         take nor a callback that is down holds up the others, or the teacher.
         """
-        while self.callback is not None and (found := self._untold()):
+        query = (
+            "SELECT number, id, row, 0, answer, error FROM rows "
+            "WHERE input IS NULL AND told = 0 AND number >= ? ORDER BY number LIMIT ?"
+        )
+        while self.callback and (found := self._read(query, self._untold_from, MOST_TOLD)):
             for number, id, *rest in found:
                 if self._stopping.is_set():
                     return
@@ -350,13 +352,6 @@ class LateAnswers:
                     return
                 self._change("UPDATE rows SET told = 1 WHERE number = ?", [(number,)])
         self._untold_from = 0
-
-    def _untold(self) -> list[tuple[Any, ...]]:
-        return self._read(
-            "SELECT number, id, row, 0, answer, error FROM rows "
-            "WHERE input IS NULL AND told = 0 AND number >= ? ORDER BY number LIMIT ?",
-            *(self._untold_from, MOST_TOLD),
-        )
 
     @contextmanager
     def _trying(self, what: str) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """RemoteModel: a model behind any Open Inference Protocol v2 endpoint, over HTTP."""
 
+import asyncio
 import io
 import json
 import math
@@ -8,8 +9,8 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from functools import partial
 from gzip import compress
@@ -37,6 +38,7 @@ from ebjr.protocol import (
     ModelMetadata,
     RequestedOutput,
     TensorMetadata,
+    is_number,
     read_metadata,
     read_response,
     write_request,
@@ -51,6 +53,7 @@ MOST_BYTES = 256 * 2**20  # the longest answer that is read
 TOKEN_VARIABLE = "EBJR_TEACHER_TOKEN"
 """The environment variable with the bearer token of a remote model, so that no file holds it."""
 
+_UNTIL: ContextVar[float] = ContextVar("until", default=math.inf)  # when waiting ends
 _LATER = (401, 403, 404, 408, 425, 429)  # refusals that are not about the inputs, and may pass
 
 
@@ -101,14 +104,9 @@ class RemoteModel:
         self._met, self._binary = metadata is None, True
         self.metadata = self._asked_metadata() if metadata is None else read_metadata(metadata)
         self._read_tensors(output, send)
-        given: dict[str, Any] = {
-            "output": output,
-            "send": self.send,
-            "quality": quality,
-            "gzip": gzip,
-        }
-        given |= {"timeout_seconds": timeout_seconds, "batch_size": batch_size}
-        self.options = {key: given[key] for key in given if given[key] is not None}
+        given: dict[str, Any] = {"output": output, "send": self.send, "quality": quality}
+        given |= {"gzip": gzip, "timeout_seconds": timeout_seconds, "batch_size": batch_size}
+        self.options = {key: value for key, value in given.items() if value is not None}
 
     def _read_tensors(self, output: str | None, send: str | None) -> None:
         about = self.metadata
@@ -204,8 +202,6 @@ class RemoteModel:
         missing = (self._fixed_batch or rows) - rows
         with self._server.in_time():  # a look at whether it is the same model included
             found = self._ask(join_rows([batch, *[batch[-1:]] * missing]) if missing else batch)
-        if not missing:
-            return found
         marks = None if found.degraded is None else found.degraded[:rows]
         return Answer(found.output[:rows], marks)
 
@@ -305,17 +301,21 @@ class _Server:
         self._url, self._seconds = url, timeout_seconds
         token = os.environ.get(TOKEN_VARIABLE) if token is None else token
         headers = {"Accept-Encoding": "gzip" if gzip else "identity"}
-        self._http = httpx2.Client(
-            timeout=timeout_seconds,
+        self._http = httpx2.AsyncClient(
+            timeout=None,  # `in_time` bounds the whole, and not each wait
             headers=headers | ({"Authorization": f"Bearer {token}"} if token else {}),
             limits=httpx2.Limits(max_connections=32, keepalive_expiry=30.0),
         )
-        self._deadline = _Deadline()
-        for transport in {self._http._transport, *self._http._mounts.values()} - {None}:
-            pool: Any = transport._pool  # type: ignore[union-attr]
-            pool._network_backend = _InTime(pool._network_backend, self._deadline)
-        self.in_time = partial(self._deadline.within, timeout_seconds)
-        self.close = weakref.finalize(self, self._http.close)
+        self.close = weakref.finalize(self, _close, self._http)
+
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
+        """All that is asked in this context, and in those around it, shares the timeout."""
+        token = _UNTIL.set(min(_UNTIL.get(), time.monotonic() + self._seconds))
+        try:
+            yield
+        finally:
+            _UNTIL.reset(token)
 
     def only_model(self) -> str:
         """The path of the server's model; a `ModelError` where it has not one, or does not say."""
@@ -348,20 +348,41 @@ class _Server:
     ) -> tuple[bytes, Mapping[str, str]]:
         """The body and the headers of an answer with status 200; else raise what is wrong."""
         url = f"{self._url}/{path}".rstrip("/")
-        with self._reaching(), self.in_time():
-            request = self._http.build_request(
-                method, url, content=body, headers=headers, timeout=self._deadline.left()
-            )
-            response = self._http.send(request, stream=True)
-            try:
-                said = self._read(response)
-            finally:
-                response.close()
+        request = self._http.build_request(method, url, content=body, headers=headers)
+        with self.in_time():
+            answer = self._answer(request, _UNTIL.get())
+            response, said = asyncio.run_coroutine_threadsafe(answer, _loop()).result()
         moved = len(body or b"") + response.num_bytes_downloaded
         self.bytes_moved += moved + _head_bytes(request) + _head_bytes(response)
         if response.status_code != 200:
             raise self._refusal(response.status_code, said, response.headers)
         return said, response.headers
+
+    async def _answer(self, request: Any, until: float) -> tuple[Any, bytes]:
+        """The response and its whole body, if it comes in time and is not too long."""
+        import httpx2
+
+        try:
+            async with asyncio.timeout_at(until):  # the loop's clock is the monotonic one
+                response = await self._http.send(request, stream=True)
+                try:
+                    return response, await self._read(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError as error:
+            raise TeacherUnavailable(
+                f"{self.name} gave no answer within {self._seconds:g} s"
+            ) from error
+        except httpx2.HTTPError as error:
+            raise TeacherUnavailable(f"{self.name} cannot be reached: {one_line(error)}") from error
+
+    async def _read(self, response: Any) -> bytes:
+        said = bytearray()
+        async for part in response.aiter_bytes():
+            said += part
+            if len(said) > MOST_BYTES:
+                raise TeacherUnavailable(f"{self.name} answers more than {MOST_BYTES} bytes")
+        return bytes(said)
 
     @contextmanager
     def understanding(self) -> Iterator[None]:
@@ -373,30 +394,6 @@ class _Server:
                 f"{self.name} answers what is no answer: {one_line(error)[:200]}"
             ) from error
 
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        """What the HTTP client raises, as one sentence."""
-        import httpx2
-
-        try:
-            yield
-        except (TimeoutError, httpx2.TimeoutException) as error:
-            raise TeacherUnavailable(
-                f"{self.name} gave no answer within {self._seconds:g} s"
-            ) from error
-        except httpx2.HTTPError as error:
-            raise TeacherUnavailable(f"{self.name} cannot be reached: {one_line(error)}") from error
-
-    def _read(self, response: Any) -> bytes:
-        """The whole body, if it is not too long."""
-        parts, size = [], 0
-        for part in response.iter_bytes():
-            parts.append(part)
-            size += len(part)
-            if size > MOST_BYTES:
-                raise TeacherUnavailable(f"{self.name} answers more than {MOST_BYTES} bytes")
-        return b"".join(parts)
-
     def _refusal(self, status: int, body: bytes, headers: Mapping[str, str]) -> ModelError:
         table = _from_json(body)
         said = str(table.get("error", "")) if isinstance(table, dict) else ""
@@ -407,61 +404,20 @@ class _Server:
         return TeacherUnavailable(f"{self.name} answers with {words}", after)
 
 
-class _Deadline(threading.local):
-    """Until when this thread waits: the HTTP client bounds each wait, and an answer may drip."""
-
-    until = math.inf
-
-    @contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        """All that is waited for in this context, and in those around it."""
-        outer, self.until = self.until, min(self.until, time.monotonic() + seconds)
-        try:
-            yield
-        finally:
-            self.until = outer
-
-    def left(self) -> float:
-        """How many seconds are left; a TimeoutError where none is."""
-        if (left := self.until - time.monotonic()) <= 0:
-            raise TimeoutError
-        return left
+def _loop() -> asyncio.AbstractEventLoop:
+    """The loop that all requests run in, in a thread of its own: it can end them in time."""
+    with _STARTING:
+        if (process := os.getpid()) not in _LOOPS:  # a fork has the other's, but not its thread
+            _LOOPS[process] = loop = asyncio.new_event_loop()
+            background("link", loop.run_forever).start()
+        return _LOOPS[process]
 
 
-class _InTime:
-    """What the HTTP client connects with, or such a connection: each wait ends at the deadline."""
+_STARTING, _LOOPS = threading.Lock(), dict[int, asyncio.AbstractEventLoop]()
 
-    def __init__(self, inner: Any, deadline: _Deadline) -> None:
-        self._inner, self._left, self._deadline = inner, deadline.left, deadline
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def connect_tcp(self, *where: Any, **how: Any) -> "_InTime":
-        made: Future[Any] = Future()
-
-        def connect() -> None:
-            try:
-                made.set_result(self._inner.connect_tcp(*where, **how))
-            except Exception as error:
-                made.set_exception(error)
-
-        background("connect", connect).start()  # nothing else bounds what a name server takes
-        try:
-            return _InTime(made.result(self._left()), self._deadline)
-        except TimeoutError:
-            made.add_done_callback(lambda late: late.exception() or late.result().close())
-            raise
-
-    def start_tls(self, timeout: Any = None, **how: Any) -> "_InTime":
-        return _InTime(self._inner.start_tls(timeout=self._left(), **how), self._deadline)
-
-    def read(self, most: int, timeout: Any = None) -> Any:
-        return self._inner.read(most, self._left())
-
-    def write(self, data: bytes, timeout: Any = None) -> None:
-        for start in range(0, len(data), 2**14):  # as each part that is sent has all of the time
-            self._inner.write(data[start : start + 2**14], self._left())
+def _close(client: Any) -> None:
+    asyncio.run_coroutine_threadsafe(client.aclose(), _loop())
 
 
 def _check(send: str | None, quality: int, seconds: float) -> None:
@@ -469,8 +425,7 @@ def _check(send: str | None, quality: int, seconds: float) -> None:
         check_choice("send", send, SENDS)
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 95:
         raise ValueError(f"quality must be a whole number from 1 to 95, not {quality!r}")
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not number or not 0 < seconds <= 3600:
+    if not is_number(seconds) or not 0 < seconds <= 3600:
         raise ValueError(f"timeout_seconds must be above 0 and at most 3600, not {seconds!r}")
 
 
@@ -528,8 +483,8 @@ def _chosen_output(about: ModelMetadata, wanted: str | None, name: str) -> Tenso
 
 
 def _head_bytes(message: Any) -> int:
-    """The bytes of a message's headers, and about those of its first line."""
-    return 40 + sum(len(name) + len(value) + 4 for name, value in message.headers.raw)
+    line = 40  # about the bytes of its first line
+    return line + sum(len(name) + len(value) + 4 for name, value in message.headers.raw)
 
 
 def _from_json(body: bytes) -> Any:
@@ -540,14 +495,10 @@ def _from_json(body: bytes) -> Any:
 
 
 def _retry_after(text: str | None) -> float | None:
-    """``Retry-After``: seconds, or a date."""
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
+    """``Retry-After``: seconds, or a date; None where it is neither."""
+    seconds = math.nan
+    with suppress(ValueError, OverflowError):
+        seconds = parsedate_to_datetime(text or "").timestamp() - time.time()
+    with suppress(ValueError):
+        seconds = float(text or "")
     return max(0.0, seconds) if math.isfinite(seconds) else None
