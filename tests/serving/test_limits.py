@@ -309,6 +309,31 @@ def test_a_client_that_has_said_all_is_still_answered(logged, path):
         assert received(connection).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_client_that_has_said_all_and_makes_room_for_another_is_told(logged):
+    """Else its connection, and what waits for its answer, would stay for ever."""
+    gate = threading.Event()
+
+    def slow(x):
+        gate.wait(60)
+        return student(x)
+
+    slow.input_shape, slow.input_name, slow.input_dtype = (None, 2), "x", np.float32
+    whole = START + f"Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+    app = build_app(served(slow), queue_rows=3, log_requests=logged)
+    with running(app) as address, socket.create_connection(address, 10) as first:
+        first.sendall(whole)
+        first.shutdown(socket.SHUT_WR)
+        while not app.state.service.forsaken:
+            time.sleep(0.01)
+        with socket.create_connection(address, 10) as second:
+            second.sendall(whole)
+            assert received(first).startswith(b"HTTP/1.1 429")
+            gate.set()
+            second.shutdown(socket.SHUT_WR)
+            assert received(second).startswith(b"HTTP/1.1 200")
+
+
 def test_requests_sent_at_once_are_answered_in_their_order(address):
     def asked(rows):
         raw = json.dumps(request([(float(row), 0.0) for row in rows])).encode()
@@ -428,6 +453,15 @@ def test_what_is_nowhere_or_not_taken_is_said_in_json(client):
     assert says(answer) == (405, f"{NAME}/infer does not take GET, but POST")
     assert answer.headers["allow"] == "POST"
     assert says(client.delete("/v1/router"))[0] == 405
+
+
+@pytest.mark.parametrize("length", ["141820239", "9" * 18, "x"])
+def test_a_head_that_says_more_json_than_there_is_holds_nothing_and_is_malformed(length):
+    """It is a mistake of the head, not a request too large to be held."""
+    with TestClient(build_app(served())) as client:
+        headers = {"Inference-Header-Content-Length": length}
+        answer = client.post("/v2/models/joint/infer", content=b"{}", headers=headers)
+        assert answer.status_code == 400
 
 
 def test_our_own_mistake_is_a_500_without_its_traceback(caplog):

@@ -156,6 +156,13 @@ def test_audits_wait_until_neither_model_has_anything_else_to_do():
     assert asked == [1, 10, 1, 1]
 
 
+def test_a_teacher_with_workers_of_its_own_is_asked_for_audits_though_nothing_is_deferred():
+    with Engine(served(teacher).joint, audit_rate=1.0, teacher_workers=1) as engine:
+        for _ in range(5):
+            engine.ask(np.full(2, 2.0)).result(SECONDS)
+        audited(engine)
+
+
 def away(x):
     raise TeacherUnavailable("the cloud is gone")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.costs import break_even_rate
+from ebjr.costs import Cost, break_even_rate
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle, score_values
 from ebjr.evaluation.groups import Group, by_rows
 from ebjr.evaluation.ranking import Standing, reliability
@@ -44,22 +44,27 @@ def thin_rows(curve: TradeOffCurve, keep: Sequence[int] = (), most: int = MOST_R
 _UNIT_WORDS = {"flops": "FLOPs", "seconds": "time", "joules": "energy use", "bytes": "bytes moved"}
 
 
-def relative_cost(outcomes: Outcomes, deferral_rate: np.ndarray) -> tuple[np.ndarray, str]:
+def relative_cost(
+    student: Cost, teacher: Cost, deferral_rate: np.ndarray
+) -> tuple[np.ndarray, str]:
     """Cost in percent of the teacher's, and the axis title; the rate where costs are not known.
 
     Examples
     --------
-    >>> relative_cost(Outcomes([[1.0, 0.0]], [[1.0, 0.0]], [0]), np.array([0.5]))
+    >>> relative_cost(Cost(), Cost(), np.array([0.5]))
     (array([50.]), 'deferral rate, %')
     """
-    student = outcomes.student_cost
     for unit, words in _UNIT_WORDS.items():
-        even = break_even_rate(student, outcomes.teacher_cost, unit)
+        even = break_even_rate(student, teacher, unit)
         if even is not None:
             kind = student.joules_are if unit == "joules" else None
             title = f"{f'{kind} ' if kind else ''}{words} per example, % of the teacher's"
             return 100 * (1 - even + deferral_rate), title
     return 100 * deferral_rate, "deferral rate, %"
+
+
+def _cost(outcomes: Outcomes, rates: np.ndarray) -> tuple[np.ndarray, str]:
+    return relative_cost(outcomes.student_cost, outcomes.teacher_cost, rates)
 
 
 def trade_off_figure(
@@ -71,7 +76,7 @@ def trade_off_figure(
     `points` are by their name in the legend; the point of `chosen` is stressed, and the last trace.
     """
     best = TradeOffCurve.of(outcomes, oracle(outcomes))
-    _, axis = relative_cost(outcomes, best.deferral_rate[:1])
+    _, axis = _cost(outcomes, best.deferral_rate[:1])
     dashed = {"color": PALETTE["oracle"], "dash": "dash", "width": 2}
     data = [_line(best, "oracle", dashed), _random_line(outcomes)]
     for name, point in points.items():
@@ -122,7 +127,7 @@ def candidates_figure(
         data.append({**dot, "name": "its point", "marker": marker, "showlegend": False})
     outcomes, _ = candidates[best]
     data.append(_model(outcomes, "teacher"))
-    _, axis = relative_cost(outcomes, np.array([0.0]))
+    _, axis = _cost(outcomes, np.array([0.0]))
     return _figure(
         data,
         _axis(axis, rangemode="tozero"),
@@ -391,14 +396,14 @@ def _random_line(outcomes: Outcomes) -> dict[str, Any]:
 def _through(
     outcomes: Outcomes, rates: np.ndarray, quality: np.ndarray, name: str, style: dict[str, Any]
 ) -> dict[str, Any]:
-    cost, _ = relative_cost(outcomes, rates)
+    cost, _ = _cost(outcomes, rates)
     hover = f"{_hover(outcomes)} at %{{x:.1f}} %"
     return _trace("lines", name, cost, outcomes.measure.drawn(quality), hover, line=style)
 
 
 def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
     """A model alone: the teacher alone costs 100 %, without the student."""
-    cost = [100.0] if role == "teacher" else relative_cost(outcomes, np.array([0.0]))[0]
+    cost = [100.0] if role == "teacher" else _cost(outcomes, np.array([0.0]))[0]
     quality = [outcomes.measure.drawn(outcomes.quality(role))]
     hover = f"{_hover(outcomes)} at %{{x:.1f}} %<extra>%{{fullData.name}} alone</extra>"
     return _trace("markers", role, cost, quality, hover, marker=_marker_of(role, 12), zorder=2)
@@ -406,7 +411,7 @@ def _model(outcomes: Outcomes, role: str) -> dict[str, Any]:
 
 def _marker(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
     here = point.curve(outcomes).at(threshold=point.threshold)
-    cost, _ = relative_cost(outcomes, np.array([here.deferral_rate]))
+    cost, _ = _cost(outcomes, np.array([here.deferral_rate]))
     marker = {"symbol": "diamond", "size": 16, "color": PALETTE["chosen"]}
     marker["line"] = {"width": 2, "color": "#ffffff"}
     quality, hover = [outcomes.measure.drawn(here.quality)], "%{y:.2f} % at %{x:.1f} %"

@@ -277,7 +277,7 @@ def _series(held_out: Outcomes, point: OperatingPoint, crossing: float | None) -
     start = int(np.searchsorted(rows, calibrated))
     thresholds, rates = curve.threshold[rows], curve.deferral_rate[rows]
     thresholds[start] = point.threshold
-    cost, _ = plots.relative_cost(held_out, rates)
+    cost, _ = plots.relative_cost(held_out.student_cost, held_out.teacher_cost, rates)
     if held_out.kind.targets_are == "numbers":
         histogram = plots.residual_figure(held_out, point)
     else:

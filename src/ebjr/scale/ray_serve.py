@@ -13,7 +13,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -281,15 +281,13 @@ class Teacher:
         metrics.read(
             "waiting_rows", "Rows in a queue.", lambda: {"teacher": waiting()["teacher"]}, "stage"
         )
-        Mirror(self._families(metrics)).start()
-        self._engine.start()
 
-    def _families(self, metrics: Metrics) -> Callable[[], Iterable[Any]]:
         def families() -> Iterable[Any]:
             self._engine.tell()
             return metrics.families()
 
-        return families
+        Mirror(families).start()
+        self._engine.start()
 
     async def live(self) -> None:
         """Answer, and no more."""

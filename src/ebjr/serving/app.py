@@ -20,13 +20,14 @@ from contextlib import (
 from functools import partial
 from typing import Any
 
-from ebjr.errors import needs
+from ebjr.errors import EbjrError, needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
-from ebjr.serving.bodies import Refused, aside, read_body
+from ebjr.serving.bodies import aside, read_body
 from ebjr.serving.doors import Doors
-from ebjr.serving.infer import MISTAKES, client_of, infer, read, refusal, refusal_of
+from ebjr.serving.infer import client_of, infer, read, refusal
 from ebjr.serving.knob_control import WISHES
+from ebjr.serving.limits import Refused
 from ebjr.serving.logs import RequestIds, request_id, start_logging
 from ebjr.serving.openapi import openapi
 from ebjr.serving.page import page_and_headers
@@ -37,7 +38,7 @@ with needs("serve", "serving"):
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Match, Route
 
@@ -60,30 +61,18 @@ def build_app(
 ) -> Starlette:
     """The server's application, for uvicorn or any other ASGI server.
 
-    Parameters
-    ----------
-    token
-        A request that moves the knob must carry ``Authorization: Bearer TOKEN``. Without a token
-        the knob can be moved from this machine alone.
-    hosts
-        More names that the server is read by from this machine, as by a proxy; ``"*"`` is any.
-    beside
-        Servers of other protocols on the same service, open as long as the application is.
-    log_requests
-        Whether a line is logged for each request.
-    **options
-        Of the `Service` and its `Engine`.
+    A request that moves the knob must carry ``Authorization: Bearer TOKEN``; without a `token` the
+    knob is moved from this machine alone. `hosts` are more names that the server is read by from
+    this machine, as by a proxy; ``"*"`` is any. `beside` are servers of other protocols on the same
+    service, open as long as the application is. With `log_requests` a line is logged for each
+    request. `options` are those of the `Service` and its `Engine`.
 
-    Raises
-    ------
-    ValueError
-        One of `options` is out of range, or the autopilot cannot hold `hold`.
-    OSError
-        `audit_log` cannot be written.
+    ValueError: one of `options` is out of range, or the autopilot cannot hold `hold`. OSError:
+    `audit_log` cannot be written.
     """
     service = Service(served, **options)
     doors = Doors(token, hosts or ())
-    handlers = _Handlers(service, token, doors)
+    handlers = _Handlers(service, doors, has_token=token is not None)
     model, any_version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
     routes = [
         Route(f"{model}/infer", infer, methods=["POST"]),
@@ -92,10 +81,10 @@ def build_app(
         Route("/v2/health/ready", _says(dict)),
         Route("/v2", _says(lambda: service.server_metadata())),
         Route("/v2/repository/index", _says(service.index), methods=["POST"]),
-        Route(model, handlers.model),
-        Route(f"{model}/ready", handlers.model_ready),
-        Route(any_version, handlers.model),
-        Route(f"{any_version}/ready", handlers.model_ready),
+        Route(model, _says(service.model_metadata)),
+        Route(f"{model}/ready", _says(handlers.ready)),
+        Route(any_version, _says(service.model_metadata)),
+        Route(f"{any_version}/ready", _says(handlers.ready)),
         Route("/v1/router", _says(service.control.state), methods=["GET"]),
         Route("/v1/router", handlers.move_knob, methods=["PUT"]),
         Route("/v1/status", handlers.status),
@@ -123,7 +112,9 @@ def build_app(
         routes=routes,
         lifespan=lifespan,
         middleware=[Middleware(RequestIds, lines=log_requests, span=span)],
-        exception_handlers={HTTPException: _no_such, Exception: _broken},
+        exception_handlers=dict.fromkeys(
+            (HTTPException, EbjrError, ClientDisconnect, Exception), _failed
+        ),
     )
     app.add_middleware(doors.guard, refuse=partial(refusal, service))
     app.state.service, app.state.document = service, document
@@ -173,25 +164,12 @@ def run_server(
 ) -> None:
     """Serve until the process is told to end; requests that came by then are answered.
 
-    Parameters
-    ----------
-    host, port
-        Where to listen; port 0 takes a free one.
-    grpc_port
-        Where to listen for gRPC, at the same host; None does not.
-    log
-        How this process logs, see `start_logging`; JSON has a line for each request.
-    otel
-        Whether to send OpenTelemetry traces.
-    started
-        Told each address once it takes requests.
-    **options
-        Of `build_app`.
+    It listens at `host` and `port`, where 0 takes a free one; for gRPC at `grpc_port` of the same
+    host, unless that is None. `log` is how this process logs, see `start_logging`; JSON has a line
+    for each request. `otel` sends OpenTelemetry traces. `started` is told each address once it
+    takes requests. `options` are those of `build_app`.
 
-    Raises
-    ------
-    OSError
-        `port` or `grpc_port` is taken.
+    OSError: `port` or `grpc_port` is taken.
     """
     with needs("serve", "serving"):
         import uvicorn
@@ -246,43 +224,24 @@ def _give_memory_back() -> None:
         ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_PIECE_BYTES)
 
 
-def _says(give: Callable[[], Any]) -> Callable[[Request], Awaitable[Response]]:
-    """A handler that answers with JSON, whatever is asked."""
+def _says(give: Callable[..., Any]) -> Callable[[Request], Awaitable[Response]]:
+    """A handler that answers with JSON, of what stands in the path alone."""
 
-    async def handler(_request: Request) -> Response:
-        return JSONResponse(give())
+    async def handler(request: Request) -> Response:
+        return JSONResponse(give(**request.path_params))
 
     return handler
-
-
-def _answering(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose errors are answers: one sentence each."""
-
-    async def wrapped(self: "_Handlers", request: Request) -> Response:
-        try:
-            with self.service.admission.hold(client_of(request)) as request.state.hold:
-                return await handler(self, request)
-        except MISTAKES as error:
-            return refusal_of(self.service, error)
-
-    return wrapped
 
 
 class _Handlers:
     """What is done for each route."""
 
-    def __init__(self, service: Service, token: str | None, doors: Doors) -> None:
-        self.service, self.token, self._doors = service, token, doors
+    def __init__(self, service: Service, doors: Doors, *, has_token: bool) -> None:
+        self.service, self._doors, self._has_token = service, doors, has_token
 
-    @_answering
-    async def model(self, request: Request) -> Response:
-        self.service.check_model(**request.path_params)
-        return JSONResponse(self.service.model_metadata())
-
-    @_answering
-    async def model_ready(self, request: Request) -> Response:
-        self.service.check_model(**request.path_params)
-        return JSONResponse({})
+    def ready(self, name: str, version: str = "") -> dict[str, Any]:
+        self.service.check_model(name, version)
+        return {}
 
     async def page(self, _request: Request) -> Response:
         return HTMLResponse(*page_and_headers())
@@ -290,29 +249,29 @@ class _Handlers:
     async def status(self, _request: Request) -> Response:
         # in a thread, as the monitor takes its time and what is kept for later is on a disk
         known = await asyncio.to_thread(self.service.status)
-        found = {**known, "token": self.token is not None}
+        found = {**known, "token": self._has_token}
         return JSONResponse(found, headers={"Cache-Control": "no-store"})
 
-    @_answering
     async def explain(self, request: Request) -> Response:
-        raw = await _body(request)
-        asked = await aside(len(raw), read, raw, dict(request.scope["headers"]))
-        return JSONResponse(await self.service.explain(asked, request.state.hold))
+        service = self.service
+        with service.admission.hold(client_of(request)) as hold:
+            raw = await read_body(request, service.limits, hold)
+            asked = await aside(len(raw), read, raw, dict(request.scope["headers"]))
+            return JSONResponse(await service.explain(asked, hold))
 
     async def metrics(self, _request: Request) -> Response:
         body, kind = await asyncio.to_thread(self.service.prometheus)
         return Response(body, media_type=kind)
 
-    @_answering
     async def late(self, request: Request) -> Response:
         found = await asyncio.to_thread(self.service.late, request.path_params["id"])
         waits = bool(found["waiting"])
         return JSONResponse(found, 202 if waits else 200, {"Retry-After": "1"} if waits else None)
 
-    @_answering
     async def move_knob(self, request: Request) -> Response:
-        raw = await _body(request)
-        self._authorize(request)
+        with self.service.admission.hold(client_of(request)) as hold:
+            raw = await read_body(request, self.service.limits, hold)
+        self._doors.check_moving(request.scope)
         who = request.client.host if request.client else "unknown"
         try:
             wish = json.loads(raw if len(raw) <= MOST_WISH_BYTES else b"")
@@ -326,31 +285,25 @@ class _Handlers:
             raise Refused(503, f"the audit log cannot be written: {error}") from error
         return JSONResponse(self.service.control.state())
 
-    def _authorize(self, request: Request) -> None:
-        if (no := self._doors.moving(request.scope)) is not None:
-            raise Refused(*no)
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """What is answered where there is no handler, or where it fails."""
+    if isinstance(error, HTTPException):
+        error = _no_such(request, error)
+    elif not isinstance(error, EbjrError | ClientDisconnect):
+        error = Refused(500, BROKEN)  # Starlette raises it again: the log has it, once
+    return refusal(request.app.state.service, error)
 
 
-async def _body(request: Request) -> bytes:
-    return await read_body(request, request.app.state.service.limits, request.state.hold)
-
-
-async def _no_such(request: Request, error: Exception) -> Response:
-    """What is answered where no handler is: another address, or another method."""
-    assert isinstance(error, HTTPException)
+def _no_such(request: Request, error: HTTPException) -> Refused:
+    """There is no handler: it is another address, or another method."""
     path = request.url.path if len(request.url.path) <= 60 else f"{request.url.path[:57]}..."
-    sentence = error.detail
     if error.status_code == 404:
         sentence = f"there is nothing at {path!r}; /openapi.json says what there is"
-    headers = error.headers
+        return Refused(404, sentence)
     if error.status_code == 405:  # a path may have several routes, of which Starlette names one's
         routes = [r for r in request.app.routes if r.matches(request.scope)[0] != Match.NONE]
         allowed = ", ".join(sorted(set().union(*(route.methods for route in routes))))
         sentence = f"{path} does not take {request.method}, but {allowed}"
-        headers = {"Allow": allowed}
-    return refusal(request.app.state.service, error.status_code, sentence, headers)
-
-
-async def _broken(request: Request, _error: Exception) -> Response:
-    """Our own mistake: the traceback is in the log, and not in the answer."""
-    return refusal(request.app.state.service, 500, BROKEN)
+        return Refused(405, sentence, {"Allow": allowed})
+    return Refused(error.status_code, error.detail, error.headers)

@@ -13,43 +13,22 @@ MOST_ROWS = 256  # may wait for an audit; while they do, no other is drawn
 MOST_BYTES = 2**20  # on average of the inputs of a batch that is drawn from
 
 
-class Audit:
-    """Drawn rows of one batch."""
-
-    def __init__(self, audited: Audited, inputs: Batch, output: Batch) -> None:
-        self.audited = audited
-        self.places = np.flatnonzero(audited.drawn)
-        self._done = 0
-        self._inputs, self._output = take_rows(inputs, self.places), take_rows(output, self.places)
-
-    def ask(self, joint: JointModel) -> bool:
-        """Ask the teacher about the next row; returns whether that was the last one."""
-        one = np.array([self._done])
-        own = take_rows(self._output, one)
-        found = joint.ask_teacher_alone(take_rows(self._inputs, one), own)
-        degraded = found.degraded is not None and bool(to_numpy(found.degraded).any())
-        if degraded or row_count(found.output) != 1:
-            raise TeacherUnavailable("the teacher did not answer a row that was to be audited")
-        differs = to_numpy(joint.predict(found.output)) != to_numpy(joint.predict(own))
-        self.audited.contradicted[self.places[self._done]] = differs[0]
-        self._done += 1
-        return self._done == len(self.places)
-
-
 def _row_bytes(inputs: Batch) -> float:
     return sum(getattr(row, "nbytes", 0) for row in inputs) / max(1, row_count(inputs))
 
 
 class Audits:
-    """Draws kept rows at a rate, and has the teacher asked about them, one at a time."""
+    """Draws kept rows at a rate, and has the teacher asked about them, one at a time.
+
+    Workers draw at once, and one at a time asks: each step at the deque is atomic.
+    """
 
     def __init__(self, rate: float) -> None:
         self._rate, self._chance = rate, np.random.default_rng()
-        self._waiting: deque[Audit] = deque()
-        self._rows = 0  # that wait
+        self._waiting: deque[tuple[Audited, Batch, Batch, np.ndarray]] = deque()  # for each row
 
     def __len__(self) -> int:
-        return self._rows
+        return len(self._waiting)
 
     def draw(
         self, inputs: Batch, output: Batch, deferred: np.ndarray, threshold: np.ndarray
@@ -58,24 +37,32 @@ class Audits:
 
         Returns what is to be told at once: that none was drawn.
         """
-        if not self._rate or self._rows >= MOST_ROWS or _row_bytes(inputs) > MOST_BYTES:
+        many = len(self._waiting) >= MOST_ROWS
+        if not self._rate or many or _row_bytes(inputs) > MOST_BYTES:
             return None
         drawn = ~deferred & (self._chance.random(len(deferred)) < self._rate)
         audited = Audited(threshold, deferred, drawn, np.zeros(len(drawn), bool))
-        if not drawn.any():
-            return audited
-        self._rows += int(drawn.sum())
-        self._waiting.append(Audit(audited, inputs, output))
-        return None
+        rows = np.flatnonzero(drawn)[:, None]  # each as an index of one row
+        self._waiting.extend(
+            [(audited, take_rows(inputs, row), take_rows(output, row), row) for row in rows]
+        )
+        return None if len(rows) else audited
 
     def ask(self, joint: JointModel) -> Audited | None:
         """Ask about one row; returns the audit that it ends. Where it fails, that one is left."""
-        audit = self._waiting[0]
-        finished = True
+        audited, inputs, own, row = self._waiting.popleft()
         try:
-            finished = audit.ask(joint)
-        finally:
-            if finished:
+            found = joint.ask_teacher_alone(inputs, own)
+            degraded = found.degraded is not None and bool(to_numpy(found.degraded).any())
+            if degraded or row_count(found.output) != 1:
+                raise TeacherUnavailable("the teacher did not answer a row that was to be audited")
+            differs = to_numpy(joint.predict(found.output)) != to_numpy(joint.predict(own))
+        except Exception:
+            while self._goes_on(audited):
                 self._waiting.popleft()
-                self._rows -= len(audit.places)
-        return audit.audited if finished else None
+            raise
+        audited.contradicted[row] = differs
+        return None if self._goes_on(audited) else audited
+
+    def _goes_on(self, audited: Audited) -> bool:
+        return bool(self._waiting) and self._waiting[0][0] is audited

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from ebjr.errors import needs
 from ebjr.serving.admission import Hold
-from ebjr.serving.limits import Limits
+from ebjr.serving.limits import Limits, Refused
 
 with needs("serve", "serving"):
     from starlette.requests import Request
@@ -18,14 +18,6 @@ WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}  # of each en
 SMALLEST_BYTES = 512  # what is smaller is not worth compressing
 LARGE_BYTES = 128 * 2**10  # more takes milliseconds: a thread does it, and other clients go on
 PIECE_BYTES = 2**20  # so many are decompressed before they are held
-
-
-class Refused(Exception):
-    """A request that gets an error: its status, sentence and headers."""
-
-    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(sentence)
-        self.status, self.headers = status, headers
 
 
 async def aside(size: int, function: Callable[..., Found], *arguments: Any) -> Found:

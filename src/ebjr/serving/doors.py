@@ -11,13 +11,11 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 
-from ebjr.serving.limits import loops_back
+from ebjr.serving.limits import Refused, loops_back
 from ebjr.serving.logs import App, Receive, Scope, Send
 
 _PASSED_ON = re.compile(rb"forwarded|via|x-real-ip|x-forwarded-.+")
 _GUARDED = re.compile(r"/|/metrics|/v1/.+")
-
-Refusal = tuple[int, str, dict[str, str]]  # a status, a sentence and headers
 
 
 class Doors:
@@ -27,34 +25,35 @@ class Doors:
         self._shown = None if token is None else f"Bearer {token}".encode()
         self._hosts = {socket.gethostname().lower(), *(name.lower() for name in hosts)}
 
-    def reading(self, scope: Scope) -> Refusal | None:
+    def reading(self, scope: Scope) -> Refused | None:
         """Why the page, the status and the metrics are not shown; None where they are."""
         if not _is_here(scope) or "*" in self._hosts or self._shows_token(scope):
             return None
         unknown = ", ".join(_others(scope, b"host") - self._hosts)
         sentence = f"{unknown!r:.60} is no name of this server; --allow-host adds more"
-        return (421, sentence, {}) if unknown else None
+        return Refused(421, sentence) if unknown else None
 
-    def moving(self, scope: Scope) -> Refusal | None:
-        """Why the knob is not moved; None where it is."""
+    def check_moving(self, scope: Scope) -> None:
+        """Raise Refused where the knob is not moved."""
         if self._shown is not None:
             sentence = "the knob needs the header Authorization: Bearer TOKEN"
-            missing = 401, sentence, {"WWW-Authenticate": "Bearer"}
-            return None if self._shows_token(scope) else missing
+            if not self._shows_token(scope):
+                raise Refused(401, sentence, {"WWW-Authenticate": "Bearer"})
+            return
         passed_on = any(_PASSED_ON.fullmatch(name) for name, _ in scope["headers"])
         how = "by no other site's page" if _others(scope, b"origin") else ""
         if not _is_here(scope) or passed_on or _others(scope, b"host"):
             how = "from this machine alone"
-        sentence = f"without a token the knob is moved {how}; serve with --token"
-        return (403, sentence, {}) if how else None
+        if how:
+            raise Refused(403, f"without a token the knob is moved {how}; serve with --token")
 
-    def guard(self, app: App, refuse: Callable[..., App]) -> App:
+    def guard(self, app: App, refuse: Callable[[Refused], App]) -> App:
         """ASGI middleware: `app`, and `refuse` in its place where reading is refused."""
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             asked = scope.get("path", "").removeprefix(scope.get("root_path", ""))
             no = self.reading(scope) if _GUARDED.fullmatch(asked) else None
-            await (app if no is None else refuse(*no))(scope, receive, send)
+            await (app if no is None else refuse(no))(scope, receive, send)
 
         return guarded
 

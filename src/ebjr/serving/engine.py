@@ -24,7 +24,7 @@ from ebjr.model import Answer, Model, answer, facts
 from ebjr.router import check_threshold, is_deferred
 from ebjr.serving.audits import Audits
 from ebjr.serving.events import Answered, Batched, Bulk, Degraded, Failed, Observer, Scored
-from ebjr.serving.row_queue import Part, RowQueue, alike, divided, form_of, spans
+from ebjr.serving.row_queue import Part, RowQueue, alike, divided, form_of, index_of, spans
 from ebjr.task import Task
 from ebjr.threads import available_cores, background
 
@@ -48,7 +48,7 @@ class Ticket:
 
     __slots__ = (
         *("inputs", "rows", "form", "threshold", "client", "reply", "since", "trace"),
-        *("open", "answer", "error", "late", "_late_id", "_left", "unscored"),
+        *("open", "answer", "error", "late", "late_id", "_left", "unscored"),
         *("_output", "_score", "_deferred", "_degraded", "_waiting"),
     )
 
@@ -67,7 +67,7 @@ class Ticket:
         self.error: Exception | None = None
         self.trace: Any = None
         self.late: str | None = None  # under this id are rows that were kept for later
-        self._late_id: str | None = None
+        self.late_id = ""  # the same for whoever keeps some of its rows
         self._left = self.unscored = self.rows
         self._output: Any = None
 
@@ -93,20 +93,11 @@ class Ticket:
             self.threshold = knob
         return self.threshold
 
-    def late_id(self, new: Callable[[], str]) -> str:
-        """The id of whatever is kept of it, one whoever keeps it; the engine's lock is held."""
-        self._late_id = self._late_id or new()
-        return self._late_id
-
-    def inputs_of(self, rows: np.ndarray | range) -> Batch:
-        """Some of its inputs."""
-        return self.inputs if len(rows) == self.rows else take_rows(self.inputs, _index(rows))
-
     def scored(
         self, rows: Any, output: Batch, score: np.ndarray, deferred: np.ndarray, degraded: Any
     ) -> None:
         """Take the student's answer to some rows; those that are deferred wait for another."""
-        place = _index(rows)
+        place = index_of(rows)
         self._put(rows, output)
         self._score[place] = score
         self._deferred[place] = self._waiting[place] = deferred
@@ -143,7 +134,7 @@ class Ticket:
         if isinstance(known, list) or np.result_type(known, output) != known.dtype:
             self._output = put_rows(known, np.asarray(rows), output)
         else:
-            known[_index(rows)] = output
+            known[index_of(rows)] = output
 
     def waiting(self) -> tuple[np.ndarray, Batch]:
         """The rows that wait for a later model, and the student's answer to them."""
@@ -161,24 +152,14 @@ class Ticket:
 class Engine:
     """A model that answers many callers at once; of a joint one the router is the knob.
 
-    Parameters
-    ----------
-    model
-        A joint model, or any other, whose `kind` then says what it answers.
-    student_batch, teacher_batch
-        The most rows of a batch of the first model, and of the others.
-    workers
-        How many batches are at work here at once; None takes as many as there are cores.
-    teacher_workers
-        How many batches the teacher answers beside them; None lets the workers do that, where it
-        is here, and has two on their way to one elsewhere.
-    max_wait_seconds
-        How long a model waits for its batch to fill, where rows come fast enough for that.
-    audit_rate
-        The share of kept rows about which the teacher is asked too, one at a time, when nothing
-        waits.
-    observer
-        Told of what happens, after those who wait for it have their answers.
+    Of a model that is not joint, `kind` says what it answers. `student_batch` and `teacher_batch`
+    are the most rows of a batch of the first model, and of the others. As many batches as
+    `workers` (None: as there are cores) are at work here at once, and `teacher_workers` beside
+    them: None lets the workers ask a teacher that is here, and has two batches on their way to one
+    elsewhere. A model waits up to `max_wait_seconds` for its batch to fill, where rows come fast
+    enough for that. About the share `audit_rate` of kept rows the teacher is asked too, one at a
+    time, when nothing waits. `observer` is told of what happens, after those who wait for it have
+    their answers.
 
     Examples
     --------
@@ -218,8 +199,9 @@ class Engine:
                     f"audits compare labels, and the answers of {self.kind.name} are none: "
                     "audit_rate must be 0"
                 )
-        self._predict = self.levels[-1].predict if self.levels else _as_it_is
-        self.stages = stages_of(len(self.levels))
+        self._predict = self.levels[-1].predict if self.levels else lambda output: output
+        between = [f"teacher-{number}" for number in range(1, len(self.levels))]
+        self.stages = ("student", *between, "teacher")[-len(models) :]
         self.closed = False
         self.row_seconds = [0.0] * len(models)  # of each model, smoothed
         self._rate = 0.0  # of deferral, smoothed
@@ -388,6 +370,8 @@ class Engine:
                     self._wake_all()
                     return None
                 soonest = min(self._queues[each].holds() for each in crew.stages)
+                if crew is not self._crews[-1] and len(self._audits) and not self.busy:
+                    self._crews[-1].changed.notify()
                 crew.idle += 1
                 self.bell()
                 crew.changed.wait(None if soonest == math.inf else soonest)
@@ -486,12 +470,10 @@ class Engine:
 
     def _audit(self) -> None:
         try:
-            found = self._audits.ask(self.levels[-1])
+            if (found := self._audits.ask(self.levels[-1])) is not None:
+                self._told.observe(found)
         except Exception as error:  # nobody waits: what is not known is left out
             self._told.observe(Failed("audit", error))
-        else:
-            if found is not None:
-                self._told.observe(found)
 
     def _answer(self, number: int, parts: Sequence[Part]) -> None:
         began = time.perf_counter()
@@ -528,10 +510,11 @@ class Engine:
         return found
 
     def _tell_batch(self, number: int, parts: Sequence[Part], began: float, ended: float) -> None:
-        batch = Batched.of(self.stages[number], parts, began, ended)
-        each, known = batch.seconds / max(batch.rows, 1), self.row_seconds[number]
+        rows, seconds = sum([part.count for part in parts]), ended - began
+        each, known = seconds / max(rows, 1), self.row_seconds[number]
         self.row_seconds[number] = 0.9 * known + 0.1 * each if known else each
-        self._told.observe(batch)
+        tickets, waited = [part.ticket for part in parts], [began - part.since for part in parts]
+        self._told.observe(Batched(self.stages[number], rows, tickets, waited, began, seconds))
 
     def _go_on(
         self, number: int, parts: Sequence[Part], output: Batch, flags: Any, inputs: Batch = None
@@ -631,14 +614,15 @@ class Engine:
             return
         with self.lock:  # other rows of the same request may be missed by another worker
             waiting = [part for part in parts if part.ticket.open]
-            ids = {part.ticket: part.ticket.late_id(late.new_id) for part in waiting}
+            for part in waiting:
+                part.ticket.late_id = part.ticket.late_id or late.new_id()
         entries = [
-            LateRows(ids[part.ticket], np.asarray(part.rows), part.inputs, part.output)
+            LateRows(part.ticket.late_id, np.asarray(part.rows), part.inputs, part.output)
             for part in waiting
         ]
         if entries and late.keep(entries, self.kind):
-            for ticket, own in ids.items():
-                ticket.late = own
+            for part in waiting:
+                part.ticket.late = part.ticket.late_id
 
     def _reply(self, done: Sequence[Ticket]) -> None:
         if not done:
@@ -688,17 +672,6 @@ def _levels(model: Model) -> tuple[JointModel, ...]:
     return (*_levels(model.student), model)
 
 
-def stages_of(levels: int) -> tuple[str, ...]:
-    """What the models of so many joint models, one in another, are called."""
-    between = tuple(f"teacher-{number}" for number in range(1, levels))
-    return ("student", *between, "teacher")[-levels - 1 :]
-
-
-def _as_it_is(output: Batch) -> Batch:
-    """Of a model that is not joint the answer is its raw output."""
-    return output
-
-
 def _bears_many(model: Model) -> bool:
     """Whether several threads may ask a model at once, as is known of our own backends'."""
     known = facts(model)
@@ -708,7 +681,3 @@ def _bears_many(model: Model) -> bool:
 
 def _flags(degraded: Any, rows: int) -> np.ndarray:
     return np.zeros(rows, bool) if degraded is None else to_numpy(degraded)
-
-
-def _index(rows: Any) -> Any:
-    return slice(rows.start, rows.stop) if isinstance(rows, range) else rows

@@ -4,13 +4,12 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     from ebjr.serving.engine import Ticket
-    from ebjr.serving.row_queue import Part
 
 STAGES = ("student", "teacher")
 
@@ -18,7 +17,7 @@ log = logging.getLogger("ebjr.serving")
 
 
 class Batched(NamedTuple):
-    """A model has answered a batch of `rows` rows of k tickets, one for each part."""
+    """A model has answered a batch of `rows` rows of k tickets."""
 
     stage: str
     rows: int
@@ -26,13 +25,6 @@ class Batched(NamedTuple):
     waited: Sequence[float]  # of each, in seconds, in the queue
     began: float  # of `time.perf_counter`
     seconds: float
-
-    @classmethod
-    def of(cls, stage: str, parts: Sequence["Part"], began: float, ended: float) -> Self:
-        """The batch of some parts."""
-        waited = [began - part.since for part in parts]
-        rows = sum([part.count for part in parts])
-        return cls(stage, rows, [part.ticket for part in parts], waited, began, ended - began)
 
 
 class Scored(NamedTuple):

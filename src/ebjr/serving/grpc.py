@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.errors import EbjrError, Overloaded, ProtocolError, needs
+from ebjr.errors import Overloaded, ProtocolError, needs
 from ebjr.protocol import (
     DATATYPES,
     InferRequest,
@@ -24,7 +24,7 @@ from ebjr.protocol import (
 from ebjr.serving.admission import Hold
 from ebjr.serving.bodies import aside
 from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
-from ebjr.serving.service import BROKEN, Plan, Service, log, status_of
+from ebjr.serving.service import Plan, Service
 
 with needs("grpc", "serving over gRPC"):
     import grpc
@@ -142,7 +142,10 @@ class _Calls:
 
         async def wrapped(raw: bytes, context: Any) -> Any:
             metadata = dict(context.invocation_metadata() or ())
-            own = begin_request(_bytes(metadata.get(REQUEST_ID.decode())))
+            shown = metadata.get(REQUEST_ID.decode())
+            own = begin_request(
+                shown.encode("utf-8", "replace") if isinstance(shown, str) else shown
+            )
             context.set_trailing_metadata(((REQUEST_ID.decode(), own),))
             with ExitStack() as stack:
                 figures = stack.enter_context(request_line("gRPC", path)) if self._lines else {}
@@ -152,32 +155,20 @@ class _Calls:
                 try:
                     with self.service.admission.hold(context.peer()) as hold:
                         hold.add(bytes=len(raw))
-                        asked = await aside(len(raw), kind.FromString, raw)
+                        asked = await aside(len(raw), _parsed, kind, raw)
                         found = await answer(asked, context, hold)
                     figures["status"] = "OK"
                     return found
                 except Exception as error:
-                    status, sentence, details = self._refusal(error, kind)
+                    status, sentence = self.service.refuse(error)
                     figures["status"] = CODES[status].name
-            more = (*details, (REQUEST_ID.decode(), own))
-            return await context.abort(CODES[status], sentence, more)
+                    more = [(REQUEST_ID.decode(), own)]
+                    if isinstance(error, Overloaded):
+                        wait = round(1000 * error.retry_after_seconds)
+                        more.append(("grpc-retry-pushback-ms", str(wait)))
+            return await context.abort(CODES[status], sentence, tuple(more))
 
         return wrapped
-
-    def _refusal(self, error: Exception, kind: type[Any]) -> tuple[int, str, tuple[Any, ...]]:
-        details: tuple[tuple[str, str], ...] = ()
-        if isinstance(error, DecodeError):
-            status, sentence = 400, f"the message is no {kind.DESCRIPTOR.name} of the protocol"
-        elif isinstance(error, EbjrError):
-            status, sentence = status_of(error), str(error)
-        else:
-            log.exception("a call failed")
-            status, sentence = 500, BROKEN
-        if isinstance(error, Overloaded):
-            wait = round(1000 * error.retry_after_seconds)
-            details = (("grpc-retry-pushback-ms", str(wait)),)
-        self.service.refused(status)
-        return status, " ".join(sentence.split()), details
 
     async def ServerLive(self, _asked: Any, _context: Any, _hold: Any) -> Any:
         return MESSAGES["ServerLiveResponse"](live=True)
@@ -193,8 +184,8 @@ class _Calls:
         return MESSAGES["ServerMetadataResponse"](**self.service.server_metadata())
 
     async def ModelMetadata(self, asked: Any, _context: Any, _hold: Any) -> Any:
-        self.service.check_model(asked.name, asked.version)
-        return MESSAGES["ModelMetadataResponse"](**self.service.model_metadata())
+        about = self.service.model_metadata(asked.name, asked.version)
+        return MESSAGES["ModelMetadataResponse"](**about)
 
     async def ModelInfer(self, asked: Any, context: Any, hold: Hold) -> Any:
         self.service.check_model(asked.model_name, asked.model_version)
@@ -205,6 +196,14 @@ class _Calls:
         raw = bool(asked.raw_input_contents)
         write = partial(write_response, raw=raw)
         return await self.service.infer(request, hold, write, within=within)
+
+
+def _parsed(kind: type[Any], raw: bytes) -> Any:
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        words = f"the message is no {kind.DESCRIPTOR.name} of the protocol"
+        raise ProtocolError(words) from error
 
 
 def read_request(message: Any) -> InferRequest:
@@ -283,8 +282,3 @@ def _typed_bytes(tensor: Any) -> bytes:
     if kind in (np.int32, np.uint32) and not np.array_equal(narrow, wide):
         raise ProtocolError(f"contents of the tensor {tensor.name!r} exceed {tensor.datatype}")
     return tensor_bytes(narrow)
-
-
-def _bytes(value: Any) -> bytes | None:
-    """Metadata as bytes, which HTTP's headers are."""
-    return value.encode("utf-8", "replace") if isinstance(value, str) else value

@@ -21,11 +21,11 @@ from ebjr.serving.infer import (
     error_body,
     json_bytes,
     paths,
-    retry_after,
+    refused,
     writer,
 )
 from ebjr.serving.logs import REQUEST_ID, new_request_id
-from ebjr.serving.service import BROKEN, Call, Service, log, status_of
+from ebjr.serving.service import Call, Service
 
 with needs("serve", "serving"):
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -116,16 +116,16 @@ class Http(HttpToolsProtocol):
             return False
         cycle.keep_alive = False
         scope: Any = {CALL: cycle.call} if isinstance(cycle, Exchange) else cycle.scope
-        scope[ENDED] = self.transport.abort
+        scope[ENDED] = True
         if (call := scope.get(CALL)) is not None:
-            call.forsake(self.transport.abort)
+            call.forsake()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._late, self._stuck = _ended(self._late), _ended(self._stuck)
-        for cycle, _ in self.pipeline:
-            _let_go(cycle)
-        _let_go(self.cycle)
+        for cycle in (self.cycle, *(one for one, _ in self.pipeline)):
+            if isinstance(cycle, Exchange) and not cycle.response_complete:
+                cycle.leave()
         super().connection_lost(exc)
 
     # What the parser finds
@@ -303,8 +303,7 @@ class Exchange:
         self.call = None  # which knows this: nothing is left for the garbage collector
         self.response_complete, status = True, 200
         if isinstance(found, Exception):
-            status, found = _written(found)
-            self._http.service.refused(status)
+            status, found = refused(self._http.service, found)
         self._http.answer(self, status, found)
 
     def leave(self) -> None:
@@ -312,25 +311,6 @@ class Exchange:
         if self.call is not None:
             self.call.cancel()
         self._hold.end()
-
-
-def _written(error: Exception) -> tuple[int, Written]:
-    """An error as the answer of the short way."""
-    status, sentence = 500, BROKEN
-    if isinstance(error, EbjrError):
-        status, sentence = status_of(error), str(error)
-    else:
-        log.error("a request failed", exc_info=error)
-    body = error_body(sentence)
-    about = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    for name, value in (retry_after(error) or {}).items():
-        about.append((name.lower().encode(), value.encode()))
-    return status, (about, body)
-
-
-def _let_go(cycle: Any) -> None:
-    if isinstance(cycle, Exchange) and not cycle.response_complete:
-        cycle.leave()
 
 
 def _ended(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

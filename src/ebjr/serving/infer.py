@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.errors import EbjrError, Overloaded, needs
+from ebjr.errors import Overloaded, needs
 from ebjr.protocol import (
     KNOWN,
     KNOWN_BYTES,
@@ -25,18 +25,16 @@ from ebjr.protocol import (
     write_response,
 )
 from ebjr.serving.admission import Hold
-from ebjr.serving.bodies import LARGE_BYTES, Refused, aside, compressed, read_body
+from ebjr.serving.bodies import LARGE_BYTES, aside, compressed, read_body
+from ebjr.serving.limits import Refused
 from ebjr.serving.multipart import read_form
-from ebjr.serving.service import BROKEN, VERSION, Call, Plan, Service, log, status_of
+from ebjr.serving.service import VERSION, Call, Plan, Service
 
 with needs("serve", "serving"):
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
 
-MISTAKES = (Refused, EbjrError, ClientDisconnect, asyncio.CancelledError)
-"""Errors that `refusal_of` answers."""
-
-CALL, ENDED = "ebjr.call", "ebjr.ended"  # in a scope: its call; how to hang up, once all is said
+CALL, ENDED = "ebjr.call", "ebjr.ended"  # in a request's scope: its call; its client says no more
 PARSED_BYTES = 8  # that a byte of JSON takes while its numbers are objects
 
 LENGTH = LENGTH_HEADER.lower().encode()
@@ -55,7 +53,8 @@ def json_bytes(headers: Headers, size: int) -> int:
     length = headers.get(LENGTH)
     if length is None:
         return size
-    return int(length) if length.isdigit() and len(length) < 19 else 0
+    said = int(length) if length.isdigit() and len(length) < 19 else 0
+    return said if said <= size else 0
 
 
 def read(body: bytes, headers: Headers) -> InferRequest:
@@ -131,17 +130,11 @@ async def infer(request: Request) -> Response:
             asked = await _asked(service, raw, request, hold)
             began = partial(_note_call, request)
             answering = service.infer(asked, hold, writer(headers), began=began)
-            about, body = await _unless_gone(request, answering)
-    except MISTAKES as error:
-        return refusal_of(service, error)
-    except Exception:
-        log.exception("a request failed")
-        return refusal(service, 500, BROKEN)
+            return _as_response(200, await _unless_gone(request, answering))
+    except asyncio.CancelledError as error:
+        return refusal(service, error)
     finally:
         request.scope.pop(CALL, None)  # the connection keeps the scope, and a call its inputs
-    answer = Response(body)
-    answer.raw_headers = about
-    return answer
 
 
 async def _asked(service: Service, raw: bytes, request: Request, hold: Hold) -> InferRequest:
@@ -159,8 +152,8 @@ async def _asked(service: Service, raw: bytes, request: Request, hold: Hold) -> 
 def _note_call(request: Request, call: Call) -> None:
     """Let the connection know the call, whose client may have said all by now, or may soon."""
     request.scope[CALL] = call
-    if (hang_up := request.scope.get(ENDED)) is not None:
-        call.forsake(hang_up)
+    if request.scope.get(ENDED):
+        call.forsake()
 
 
 async def _unless_gone(request: Request, answering: Any) -> Any:
@@ -184,30 +177,33 @@ def client_of(request: Request) -> Any:
     return request.scope.get("client")
 
 
-def refusal_of(service: Service, error: BaseException) -> Response:
-    """What a request is answered with that ended in one of `MISTAKES`."""
+def refusal(service: Service, error: BaseException) -> Response:
+    """The answer to a request that ends in an error."""
+    if isinstance(error, ClientDisconnect | asyncio.CancelledError):
+        return Response(status_code=499)
+    return _as_response(*refused(service, error))
+
+
+def refused(service: Service, error: BaseException) -> tuple[int, Written]:
+    """The status and the answer of a request that ends in an error."""
+    status, sentence = service.refuse(error)
+    body, more = error_body(sentence), dict[str, str]()
     if isinstance(error, Refused):
-        return refusal(service, error.status, str(error), error.headers)
-    if isinstance(error, EbjrError):
-        return refusal(service, status_of(error), str(error), retry_after(error))
-    return Response(status_code=499)  # its client has gone
-
-
-def retry_after(error: Exception) -> dict[str, str] | None:
-    """When a client may ask again, for the head of its answer."""
-    if not isinstance(error, Overloaded):
-        return None
-    return {"Retry-After": str(math.ceil(error.retry_after_seconds))}
+        more |= error.headers
+    elif isinstance(error, Overloaded):
+        more |= {"Retry-After": str(math.ceil(error.retry_after_seconds))}
+    about = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    about += [(name.lower().encode(), value.encode()) for name, value in more.items()]
+    return status, (about, body)
 
 
 def error_body(sentence: str) -> bytes:
     """A request's error in JSON: one sentence."""
-    return json.dumps({"error": " ".join(sentence.split())}, separators=(",", ":")).encode()
+    return json.dumps({"error": sentence}, separators=(",", ":")).encode()
 
 
-def refusal(
-    service: Service, status: int, sentence: str, headers: Mapping[str, str] | None = None
-) -> Response:
-    """The answer to a request that is refused."""
-    service.refused(status)
-    return Response(error_body(sentence), status, headers, "application/json")
+def _as_response(status: int, written: Written) -> Response:
+    about, body = written
+    answer = Response(body, status)
+    answer.raw_headers = about
+    return answer

@@ -1,8 +1,21 @@
 """How much a client may ask of a server before it is refused."""
 
 import ipaddress
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
+
+from ebjr.errors import EbjrError
+
+
+class Refused(EbjrError):
+    """A request that HTTP answers with an error: its `status`, sentence and headers."""
+
+    def __init__(
+        self, status: int, sentence: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(sentence)
+        self.status, self.headers = status, headers or {}
 
 
 @dataclass(frozen=True)

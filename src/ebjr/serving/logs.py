@@ -29,15 +29,15 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_OWN = secrets.token_hex(
-    10
-).encode()  # of this process; asking the system for each request costs a switch
+# of this process: asking the system for each request costs a switch
+_OWN = secrets.token_hex(10).encode()
 _number = count()
 _SANE = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 _REFUSED = {*range(400, 500), "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
 """Statuses of requests of which a client can send, at no cost, as many as it likes."""
 _request: ContextVar[str | None] = ContextVar("ebjr_request", default=None)
-_notes: ContextVar[dict[str, Any] | None] = ContextVar("ebjr_notes", default=None)
+NOTES: ContextVar[dict[str, Any] | None] = ContextVar("ebjr_notes", default=None)
+"""Figures of the line of the request that is being answered here; None where it gets none."""
 
 log = logging.getLogger("ebjr.serving")
 
@@ -100,17 +100,12 @@ def new_request_id(shown: bytes | None) -> bytes:
     return b"%b%012x" % (_OWN, next(_number))
 
 
-def noted() -> dict[str, Any] | None:
-    """Figures of the line of the request that is being answered here; None where it gets none."""
-    return _notes.get()
-
-
 @contextmanager
 def request_line(method: str, path: str) -> Iterator[dict[str, Any]]:
     """Log a line when a request has been answered, with the figures put into what this yields."""
     about = {"method": method, "path": path}
     notes: dict[str, Any] = {**about, "status": None}
-    _notes.set(notes)
+    NOTES.set(notes)
     began = time.perf_counter()
     try:
         yield notes

@@ -5,6 +5,7 @@ However many calls come at once, the loop is woken once.
 """
 
 import asyncio
+import logging
 import math
 import os
 import weakref
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from typing import Any
+
+log = logging.getLogger("ebjr.serving")
 
 
 class Deadlines:
@@ -49,7 +52,8 @@ class Deadlines:
         self._timer, self._rings = None, math.inf
         due = [number for number, (until, _) in self._waits.items() if until <= now]
         for number in due:
-            self._waits.pop(number)[1]()
+            if (wait := self._waits.pop(number, None)) is not None:
+                loop.call_soon(wait[1])  # one that fails costs the others nothing
         if self._waits:
             self._set(loop, min(until for until, _ in self._waits.values()))
 
@@ -98,4 +102,7 @@ class Bell:
         """Do what was handed in."""
         self._rung = False  # before looking: who posts after the last look rings again
         while self._calls:
-            self._calls.popleft()()
+            try:
+                self._calls.popleft()()
+            except Exception:  # the others are done all the same
+                log.exception("a call from a thread has failed")

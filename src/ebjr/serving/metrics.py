@@ -7,14 +7,12 @@ the monitor) is read when somebody asks.
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ebjr.errors import needs
-from ebjr.joint import JointModel
 from ebjr.link.far import FarTeacher
 from ebjr.serving.autopilot import Autopilot
 from ebjr.serving.engine import Engine
@@ -25,7 +23,6 @@ from ebjr.serving.live_monitor import LiveMonitor
 with needs("serve", "serving"):
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-    from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
@@ -53,12 +50,15 @@ class Metrics(Observer):
         failures = Counter("failures", "Batches that failed.", [*label, "stage"], **known)
         self._failures = {stage: failures.labels(model, stage) for stage in (*STAGES, "audit")}
         self._answered = self._requests.labels(model, "200")
-        self._latency = self._histogram("request_seconds", "A request's time.", SECONDS)
-        self._batch = self._histogram("batch_rows", "Rows of a batch.", BATCHES, STAGES)
-        self._seconds = self._histogram("batch_seconds", "A batch's time.", SECONDS, STAGES)
-        self._wait = self._histogram("wait_seconds", "Time in a queue.", SECONDS, STAGES)
         edges = tuple(score_edges) or TENTHS
-        self._score = self._histogram("score", "Scores of the student's answers.", edges)
+        self._latency = _Counts("request_seconds", "A request's time.", SECONDS)
+        self._batch = _Counts("batch_rows", "Rows of a batch.", BATCHES, STAGES)
+        self._seconds = _Counts("batch_seconds", "A batch's time.", SECONDS, STAGES)
+        self._wait = _Counts("wait_seconds", "Time in a queue.", SECONDS, STAGES)
+        self._score = _Counts("score", "Scores of the student's answers.", edges)
+        histograms = (self._latency, self._batch, self._seconds, self._wait, self._score)
+        self._read: list[Callable[[], Any]] = [partial(each.family, model) for each in histograms]
+        self._registry.register(self)
         self.handlers = {
             Batched: self._batched,
             Scored: self._scored,
@@ -80,8 +80,21 @@ class Metrics(Observer):
 
         `values` maps the values of `label` to numbers; without a label it gives one, by any name.
         """
-        family = CounterMetricFamily if counter else GaugeMetricFamily
-        self._registry.register(_Read(family, f"ebjr_{name}", text, self._model, label, values))
+        kind = CounterMetricFamily if counter else GaugeMetricFamily
+        labels = ["model"] if label is None else ["model", label]
+
+        def family() -> Any:
+            found = kind(f"ebjr_{name}", text, labels=labels)
+            for key, value in values().items():
+                found.add_metric([self._model, key][: len(labels)], value)
+            return found
+
+        self._read.append(family)
+
+    def collect(self) -> Iterator[Any]:
+        """What is counted in bulk, or known elsewhere, for the registry."""
+        for family in self._read:
+            yield family()
 
     def _batched(self, batch: Batched) -> None:
         self._batch.add([batch.rows], batch.stage)
@@ -109,22 +122,14 @@ class Metrics(Observer):
         """All of it as Prometheus reads it, and the type of that text."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
-    def _histogram(
-        self, name: str, text: str, edges: Sequence[float], stages: Sequence[str] = ()
-    ) -> "_Counts":
-        counts = _Counts(f"ebjr_{name}", text, self._model, edges, stages)
-        self._registry.register(counts)
-        return counts
 
-
-class _Counts(Collector):
+class _Counts:
     """A histogram that takes many values at once, one for each stage or one for all."""
 
     def __init__(
-        self, name: str, text: str, model: str, edges: Sequence[float], stages: Sequence[str]
+        self, name: str, text: str, edges: Sequence[float], stages: Sequence[str] = ()
     ) -> None:
-        self._about = (name, text)
-        self._model = model
+        self._about = (f"ebjr_{name}", text)
         self._labels = ["model", "stage"] if stages else ["model"]
         self._edges = np.asarray(edges, np.float64)
         self._names = [*map(str, self._edges.tolist()), "+Inf"]
@@ -141,47 +146,26 @@ class _Counts(Collector):
         waiting = self._waiting[stage]
         waiting.extend(values)
         if len(waiting) >= MOST_WAITING:
-            self._count(stage)
+            with self._lock:
+                self._count(stage)
 
     def _count(self, stage: str) -> None:
         waiting = self._waiting[stage]
-        with self._lock:
-            given = np.array([waiting.popleft() for _ in range(len(waiting))], np.float64)
-        found = np.bincount(np.searchsorted(self._edges, given), minlength=len(self._names))
-        total = float(given[np.isfinite(given)].sum())
-        with self._lock:
-            self._counts[stage] += found
-            self._sums[stage] += total
+        given = np.array([waiting.popleft() for _ in range(len(waiting))], np.float64)
+        places = np.searchsorted(self._edges, given)
+        self._counts[stage] += np.bincount(places, minlength=len(self._names))
+        self._sums[stage] += float(given[np.isfinite(given)].sum())
 
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        for stage in self._counts:
-            self._count(stage)
+    def family(self, model: str) -> HistogramMetricFamily:
+        """All that was added, as it stands."""
         family = HistogramMetricFamily(*self._about, labels=self._labels)
         with self._lock:
             for stage, counts in self._counts.items():
+                self._count(stage)
                 buckets = list(zip(self._names, np.cumsum(counts).tolist(), strict=True))
-                labels = [self._model, stage][: len(self._labels)]
+                labels = [model, stage][: len(self._labels)]
                 family.add_metric(labels, buckets, self._sums[stage])
-        yield family
-
-
-@dataclass(frozen=True, eq=False)
-class _Read(Collector):
-    """Values that are read when somebody asks."""
-
-    family: type[CounterMetricFamily] | type[GaugeMetricFamily]
-    name: str
-    text: str
-    model: str
-    label: str | None
-    values: Callable[[], Mapping[str, float]]
-
-    def collect(self) -> Iterator[Any]:
-        labels = ["model"] if self.label is None else ["model", self.label]
-        family = self.family(self.name, self.text, labels=labels)
-        for name, value in self.values().items():
-            family.add_metric([self.model, name][: len(labels)], value)
-        yield family
+        return family
 
 
 MONITORED = {
@@ -201,18 +185,19 @@ def add_sources(
     """Let the metrics show queues, the knob, its promise, a far teacher and the monitors."""
     metrics.read("waiting_rows", "Rows in a queue.", engine.waiting, "stage")
     _add_knob(metrics, control)
-    _add_far(metrics, engine.levels[-1])
-    _add_monitor(metrics, monitor)
-
-
-def _add_far(metrics: Metrics, joint: JointModel) -> None:
-    """A teacher behind a link, and what is kept for it, where there are such."""
-    late, teacher = joint.late, joint.teacher
+    late, teacher = engine.levels[-1].late, engine.levels[-1].teacher
     if late is not None:
         metrics.read("late_rows", "Rows kept for later.", lambda: {"": len(late)})
     if isinstance(teacher, FarTeacher):
         text = "1 while a far teacher is left alone, else 0."
         metrics.read("teacher_away", text, lambda: {"": float(teacher.state != "closed")})
+    for name, text in MONITORED.items():
+        read = partial(lambda figure: monitor.readings()[figure], name)
+        metrics.read(f"monitor_{name}", text, read, "monitor")
+    asked = "Rows about which the teacher was asked after the fact"
+    differs = f"{asked}, and said something else."
+    metrics.read("audited_rows", f"{asked}.", lambda: {"": monitor.audits}, counter=True)
+    metrics.read("contradicted_rows", differs, lambda: {"": monitor.contradicted}, counter=True)
 
 
 def _add_knob(metrics: Metrics, control: KnobControl) -> None:
@@ -235,17 +220,3 @@ def _add_knob(metrics: Metrics, control: KnobControl) -> None:
     metrics.read("promise_in_force", "1 while the threshold is a certified one, else 0.", promised)
     metrics.read("autopilot_target", "What is held.", target, "quantity")
     metrics.read("autopilot_measured", "What it is now.", measured, "quantity")
-
-
-def _add_monitor(metrics: Metrics, monitor: LiveMonitor) -> None:
-    def figure(name: str) -> dict[str, float]:
-        return monitor.readings()[name]
-
-    for name, text in MONITORED.items():
-        metrics.read(f"monitor_{name}", text, partial(figure, name), "monitor")
-    audits = "Rows about which the teacher was asked after the fact"
-    contradicted = f"{audits}, and said something else."
-    metrics.read("audited_rows", f"{audits}.", lambda: {"": monitor.audits}, counter=True)
-    metrics.read(
-        "contradicted_rows", contradicted, lambda: {"": monitor.contradicted}, counter=True
-    )

@@ -21,7 +21,16 @@ ANY_VERSION = "/versions/{version}"  # a path with it does as the path without i
 def openapi(service: Service, routes: Sequence[BaseRoute], *, token: bool = False) -> Json:
     """The document, OpenAPI 3.1, of a service and its routes."""
     text = packaged_text("ebjr.serving", "openapi.json")
-    document = _filled(json.loads(text), _values(service))
+    values = {  # what stands for each ``<...>`` of the file
+        "<title>": f"{service.served.name}, served by EBJR",
+        "<release>": service.server_metadata()["version"],
+        "<inputs>": [service.input["name"]],
+        "<outputs>": [output["name"] for output in service.outputs],
+        "<operating points>": [*service.served.operating_points],
+        "<datatypes>": [*DATATYPES],
+        "<dimensions>": MOST_DIMENSIONS,
+    }
+    document = _filled(json.loads(text), values)
     if not service.served.operating_points:  # nobody can ask for one
         schemas, name = document["components"]["schemas"], "operating_point"
         del schemas["Form"]["properties"][name]
@@ -37,19 +46,6 @@ def openapi(service: Service, routes: Sequence[BaseRoute], *, token: bool = Fals
         del move["security"], document["components"]["securitySchemes"]
     document["paths"] = _paths(document["paths"], routes, service)
     return document
-
-
-def _values(service: Service) -> Mapping[str, Any]:
-    """What stands for each ``<...>`` of the file."""
-    return {
-        "<title>": f"{service.served.name}, served by EBJR",
-        "<release>": service.server_metadata()["version"],
-        "<inputs>": [service.input["name"]],
-        "<outputs>": [output["name"] for output in service.outputs],
-        "<operating points>": [*service.served.operating_points],
-        "<datatypes>": [*DATATYPES],
-        "<dimensions>": MOST_DIMENSIONS,
-    }
 
 
 def _filled(node: Any, values: Mapping[str, Any]) -> Any:

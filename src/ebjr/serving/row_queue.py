@@ -30,7 +30,8 @@ class Part:
     @property
     def inputs(self) -> Batch:
         """What the model is asked."""
-        return self.ticket.inputs_of(self.rows)
+        inputs, rows = self.ticket.inputs, self.rows
+        return inputs if self.count == self.ticket.rows else take_rows(inputs, index_of(rows))
 
     def cut(self, start: int, stop: int | None) -> "Part":
         """Some of its rows."""
@@ -130,6 +131,11 @@ class RowQueue:
         """In how many seconds it will be ready, whatever comes; infinity where it is, or empty."""
         left = self._wait - self.age()
         return left if self.rows and left > 0 else math.inf
+
+
+def index_of(rows: Any) -> Any:
+    """Rows as NumPy had better take them."""
+    return slice(rows.start, rows.stop) if isinstance(rows, range) else rows
 
 
 def form_of(inputs: Any) -> Any:

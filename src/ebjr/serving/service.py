@@ -41,9 +41,9 @@ from ebjr.serving.images import decoded_images
 from ebjr.serving.journal import Journal
 from ebjr.serving.knob import Knob
 from ebjr.serving.knob_control import KnobControl
-from ebjr.serving.limits import Limits
+from ebjr.serving.limits import Limits, Refused
 from ebjr.serving.live_monitor import LiveMonitor
-from ebjr.serving.logs import Faults, noted
+from ebjr.serving.logs import NOTES, Faults
 from ebjr.serving.loop import Bell, Deadlines
 from ebjr.serving.metrics import Metrics, add_sources
 from ebjr.serving.periodic import Periodic
@@ -78,6 +78,8 @@ log = logging.getLogger("ebjr.serving")
 
 def status_of(error: EbjrError) -> int:
     """The HTTP status that an error is answered with; other protocols translate it."""
+    if isinstance(error, Refused):
+        return error.status
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
@@ -133,8 +135,7 @@ class Service:
         )
         self.deadlines, self.bell = Deadlines(), Bell()
         self.engine.bell = self.bell.ring
-        # of clients that may be gone, and how to hang up on them: they make room first
-        self.forsaken: dict[Call, Callable[[], None]] = {}
+        self.forsaken: dict[Call, None] = {}  # whose clients may be gone: they make room first
         self.knob = Knob(served, self._journal) if knob is None else knob
         self.control = KnobControl(self.knob, self.observers)
         if hold is not None:
@@ -186,8 +187,9 @@ class Service:
         """Which models the server has."""
         return [{"name": self.served.name, "version": VERSION, "state": "READY"}]
 
-    def model_metadata(self) -> dict[str, Any]:
-        """What the server says of the model."""
+    def model_metadata(self, name: str, version: str = "") -> dict[str, Any]:
+        """What the server says of the model; UnknownModel where it is another."""
+        self.check_model(name, version)
         return {
             "name": self.served.name,
             "versions": [VERSION],
@@ -218,6 +220,8 @@ class Service:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def done(found: Any) -> None:
+            if future.done():  # it was cancelled just now
+                return
             if isinstance(found, Exception):
                 future.set_exception(found)
             else:
@@ -231,8 +235,11 @@ class Service:
             found = await future
         finally:
             call.cancel()  # where this is cancelled, as its client has gone
-        if (notes := noted()) is not None and call.ticket is not None:
-            _note(notes, call.ticket)
+        if (notes := NOTES.get()) is not None and call.ticket is not None:
+            said = call.ticket.result()
+            notes |= {"rows": call.ticket.rows, "deferred": int(said.deferred.sum())}
+            notes["degraded"] = int(said.degraded.sum())
+            notes["threshold"] = json_number(call.ticket.threshold)
         return found
 
     def admit(self, hold: Hold, inputs: Any, size: int) -> None:
@@ -246,9 +253,8 @@ class Service:
         except Overloaded:
             if not self.forsaken:
                 raise
-            for call, hang_up in list(self.forsaken.items()):
-                call.cancel()
-                hang_up()
+            for call in list(self.forsaken):
+                call.give_way()
             hold.add(*wishes)
 
     def plan(self, asked: InferRequest) -> "Plan":
@@ -263,7 +269,7 @@ class Service:
         if row_count(inputs) != 1:
             raise ProtocolError(f"both models are asked of one input, not of {row_count(inputs)}")
         threshold, timeout = self.wishes(asked)
-        if _are_files(inputs):
+        if isinstance(inputs, list):
             decode = partial(decoded_images, inputs, self.limits.image_pixels, hold)
             inputs = await asyncio.get_running_loop().run_in_executor(self.decoders, decode)
         at = self.knob.threshold if threshold is None else threshold
@@ -274,6 +280,16 @@ class Service:
             return json_number(await asyncio.wait_for(asking, timeout))
         except TimeoutError:
             raise _too_late(timeout) from None
+
+    def refuse(self, error: BaseException) -> tuple[int, str]:
+        """Count a request that ends in an error: its status, and what its client is told."""
+        status, sentence = 500, BROKEN
+        if isinstance(error, EbjrError):
+            status, sentence = status_of(error), " ".join(str(error).split())
+        else:
+            log.error("a request failed", exc_info=error)
+        self.refused(status)
+        return status, sentence
 
     def refused(self, status: int) -> None:
         """A request was answered with an error."""
@@ -447,7 +463,7 @@ class Call:
         self._wait = service.deadlines.begin(self._timeout, self._expire)
         service.bell.mute()
         try:
-            if _are_files(inputs):
+            if isinstance(inputs, list):  # encoded images
                 service.decoders.submit(self._decode, inputs)
             else:
                 self._submit(inputs)
@@ -476,6 +492,8 @@ class Call:
             trace=self._trace,
             here=service.admission.rows <= 1,  # nobody else is kept waiting meanwhile
         )
+        if not self._open:  # a client has gone while its images were decoded
+            self.ticket.cancel()
 
     def _reply(self, ticket: Ticket) -> None:
         self.ticket = ticket
@@ -499,6 +517,8 @@ class Call:
 
     def _expire(self) -> None:
         """Its time is over: what the student has said is the answer, if that is the policy."""
+        if self._found is not None:  # it is on its way
+            return
         joint = self._service.served.joint
         if joint.late is None:
             self._hurry()
@@ -515,10 +535,15 @@ class Call:
         self._give(_too_late(self._timeout))
         service.bell.ring()
 
-    def forsake(self, hang_up: Callable[[], None]) -> None:
+    def forsake(self) -> None:
         """Its client may be gone: it is the first to make room for others."""
         if self._open:
-            self._service.forsaken[self] = hang_up
+            self._service.forsaken[self] = None
+
+    def give_way(self) -> None:
+        """Make room for others; its client, who is there after all or is not, is told."""
+        self.cancel()
+        self._done(Overloaded("there is no room for a client that may be gone", 1.0))
 
     def cancel(self) -> None:
         """Let go of all that it holds; nobody waits for it any more."""
@@ -529,10 +554,6 @@ class Call:
             self._service.deadlines.end(self._wait)
             self._service.forsaken.pop(self, None)
             self._hold.end()
-
-
-def _are_files(inputs: Any) -> bool:
-    return isinstance(inputs, list)
 
 
 def _images(array: np.ndarray) -> Any:
@@ -556,13 +577,6 @@ def _texts(array: np.ndarray) -> np.ndarray:
         return np.array([each.decode() for each in array.flat], object).reshape(array.shape)
     except UnicodeDecodeError as error:
         raise ProtocolError("texts must be BYTES in UTF-8") from error
-
-
-def _note(notes: dict[str, Any], ticket: Ticket) -> None:
-    """Put figures into the line of a request."""
-    found = ticket.result()
-    notes |= {"rows": len(found.deferred), "deferred": int(found.deferred.sum())}
-    notes |= {"degraded": int(found.degraded.sum()), "threshold": json_number(ticket.threshold)}
 
 
 def _too_late(seconds: float) -> DeadlineExceeded:
