@@ -21,13 +21,7 @@ Batch = Any
 
 
 def namespace(array: Array) -> Any:
-    """The functions that work on an array: its array-API namespace; else a TypeError.
-
-    Examples
-    --------
-    >>> namespace(np.ones(2)).__name__
-    'array_api_compat.numpy'
-    """
+    """The functions that work on an array: its array-API namespace; else a TypeError."""
     if type(array) is np.ndarray:  # the common case, at a tenth of the look-up's time
         return _numpy_namespace
     return array_api_compat.array_namespace(array)
@@ -39,13 +33,7 @@ def is_array(value: object) -> bool:
 
 
 def to_numpy(array: Array) -> np.ndarray:
-    """The array as NumPy, from any device; bfloat16, which NumPy lacks, becomes float32.
-
-    Examples
-    --------
-    >>> to_numpy([1.0, 2.0])
-    array([1., 2.])
-    """
+    """The array as NumPy, from any device; bfloat16, which NumPy lacks, becomes float32."""
     if type(array) is np.ndarray or not array_api_compat.is_torch_array(array):
         return np.asarray(array)
     tensor = array.detach().cpu()
@@ -58,13 +46,7 @@ def plain(batch: Batch) -> Batch:
 
 
 def convert_like(array: Array, reference: Array) -> Array:
-    """`array` in the library and on the device of `reference`.
-
-    Examples
-    --------
-    >>> convert_like(np.ones(1), reference=np.zeros(2))
-    array([1.])
-    """
+    """`array` in the library and on the device of `reference`."""
     if isinstance(reference, list | tuple) or type(array) is type(reference) is np.ndarray:
         return array
     if array_api_compat.is_torch_array(reference):
@@ -82,11 +64,6 @@ def as_logits(output: Array, least: int = 2) -> Array:
     """Check that raw output is (n, classes) with `least` classes or more; half precision to single.
 
     A TypeError refuses what is no array, a ValueError another rank, or fewer classes.
-
-    Examples
-    --------
-    >>> as_logits(np.ones((1, 2), np.float16)).dtype
-    dtype('float32')
     """
     if not is_array(output):
         raise TypeError(
@@ -117,13 +94,7 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def logsumexp(array: Array) -> Array:
-    """``log(sum(exp(array)))`` over the last axis, safe from overflow; a NaN or +inf gives NaN.
-
-    Examples
-    --------
-    >>> logsumexp(np.array([[1000.0, 1000.0]]))
-    array([1000.69314718])
-    """
+    """``log(sum(exp(array)))`` over the last axis, safe from overflow; a NaN or +inf gives NaN."""
     top, total = top_and_total(array)
     return namespace(array).log(total) + top
 
@@ -133,11 +104,6 @@ def top_and_total(array: Array) -> tuple[Array, Array]:
 
     A softmax and its logarithm need no more. A NaN or +inf makes the total NaN, as does a row of
     -inf alone.
-
-    Examples
-    --------
-    >>> top_and_total(np.array([[1000.0, 1000.0]]))
-    (array([1000.]), array([2.]))
     """
     if type(array) is np.ndarray:  # what the methods call, without the way there
         top = np.maximum.reduce(array, axis=-1, keepdims=True)
@@ -151,25 +117,12 @@ def top_and_total(array: Array) -> tuple[Array, Array]:
 
 
 def log_softmax(array: Array) -> Array:
-    """Logits to log-probabilities over the last axis.
-
-    Examples
-    --------
-    >>> np.exp(log_softmax(np.array([[0.0, 0.0]])))
-    array([[0.5, 0.5]])
-    """
+    """Logits to log-probabilities over the last axis."""
     return array - logsumexp(array)[..., None]
 
 
 def top_two(array: Array) -> tuple[Array, Array]:
-    """The largest and the second largest value along the last axis; NaN where there is a NaN.
-
-    Examples
-    --------
-    >>> first, second = top_two(np.array([[3.0, 1.0, 2.0]]))
-    >>> float(first[0]), float(second[0])
-    (3.0, 2.0)
-    """
+    """The largest and the second largest value along the last axis; NaN where there is a NaN."""
     if array_api_compat.is_torch_array(array):
         best = array.topk(2, dim=-1).values
         return best[..., 0], best[..., 1]
@@ -182,39 +135,21 @@ def top_two(array: Array) -> tuple[Array, Array]:
 
 
 def argmax(array: Array) -> Array:
-    """The place of the largest value along the last axis, the first of equal ones.
-
-    Examples
-    --------
-    >>> argmax(np.array([[3.0, 1.0], [2.0, 5.0]]))
-    array([0, 1])
-    """
+    """The place of the largest value along the last axis, the first of equal ones."""
     if type(array) is np.ndarray:
         return array.argmax(-1)
     return namespace(array).argmax(array, axis=-1)
 
 
 def take_places(array: Array, places: Array, axis: int = 1) -> Array:
-    """Some rows (`axis` 0) or columns (1) of an array (n, k), in the order of `places`.
-
-    Examples
-    --------
-    >>> take_places(np.array([[3.0, 1.0, 2.0]]), np.array([2, 0]))
-    array([[2., 3.]])
-    """
+    """Some rows (`axis` 0) or columns (1) of an array (n, k), in the order of `places`."""
     if type(array) is np.ndarray:
         return array[places] if axis == 0 else array[:, places]
     return namespace(array).take(array, convert_like(places, array), axis=axis)
 
 
 def logaddexp(one: Array, other: Array) -> Array:
-    """``log(exp(one) + exp(other))``, safe from underflow whatever the library.
-
-    Examples
-    --------
-    >>> logaddexp(np.array([-1000.0, -np.inf]), np.array([-1000.0, -np.inf]))
-    array([-999.30685282,          -inf])
-    """
+    """``log(exp(one) + exp(other))``, safe from underflow whatever the library."""
     xp = namespace(one)
     if type(one) is np.ndarray or array_api_compat.is_torch_array(one):
         return xp.logaddexp(one, other)
@@ -226,11 +161,6 @@ def row_count(batch: Batch) -> int:
     """How many inputs a batch holds: an array, a list, a data frame or a sparse matrix.
 
     A TypeError refuses what has no rows that can be taken by their position.
-
-    Examples
-    --------
-    >>> row_count(np.ones((4, 2))), row_count(["a", "b"])
-    (4, 2)
     """
     if type(batch) is np.ndarray and batch.ndim:  # the common case
         return len(batch)
@@ -246,13 +176,7 @@ def row_count(batch: Batch) -> int:
 
 
 def take_rows(batch: Batch, rows: np.ndarray | slice) -> Batch:
-    """Gather some rows of a batch, by position, into one dense batch in the order of `rows`.
-
-    Examples
-    --------
-    >>> take_rows(["a", "b", "c"], np.array([2, 0]))
-    ['c', 'a']
-    """
+    """Gather some rows of a batch, by position, into one dense batch in the order of `rows`."""
     if type(batch) is np.ndarray:
         return batch[rows]
     if isinstance(batch, Sequence):
@@ -272,15 +196,7 @@ def _by_position(batch: Batch) -> Any:
 
 
 def put_rows(array: Batch, rows: np.ndarray, values: Batch) -> Batch:
-    """A copy of `array` with `values` scattered into its `rows`, in the wider of both dtypes.
-
-    Examples
-    --------
-    >>> put_rows(np.zeros(3), np.array([2, 0]), np.array([7.0, 5.0]))
-    array([5., 0., 7.])
-    >>> put_rows(["a", "b", "c"], np.array([2, 0]), ["z", "x"])
-    ['x', 'b', 'z']
-    """
+    """A copy of `array` with `values` scattered into its `rows`, in the wider of both dtypes."""
     if isinstance(array, list | tuple):
         whole = list(array)
         for row, value in zip(rows, values, strict=True):
@@ -295,13 +211,7 @@ def put_rows(array: Batch, rows: np.ndarray, values: Batch) -> Batch:
 
 
 def join_rows(parts: Sequence[Batch]) -> Batch:
-    """Some batches as one: NumPy arrays or lists.
-
-    Examples
-    --------
-    >>> join_rows([np.zeros(1), np.ones(2)]), join_rows([["a"], ["b", "c"]])
-    (array([0., 1., 1.]), ['a', 'b', 'c'])
-    """
+    """Some batches as one: NumPy arrays or lists."""
     if isinstance(parts[0], list | tuple):
         return [row for part in parts for row in part]
     return np.concatenate(parts)

@@ -80,13 +80,6 @@ def as_blend(blend: float | Blend | str) -> float | Blend:
     """A blend from a weight, from its text, or as it is; a plain weight where that says it all.
 
     A ValueError refuses a blend that cannot be read, or is out of range.
-
-    Examples
-    --------
-    >>> as_blend("0.3"), as_blend(Blend(0.3))
-    (0.3, 0.3)
-    >>> as_blend("blend(weight=0.3, student_temperature=2)")
-    Blend(weight=0.3, student_temperature=2.0, teacher_temperature=1.0)
     """
     if isinstance(blend, str):
         blend = _parse(blend)
@@ -97,13 +90,7 @@ def as_blend(blend: float | Blend | str) -> float | Blend:
 
 
 def blend_text(blend: float | Blend) -> float | str:
-    """A blend as JSON and TOML can hold it, for `as_blend` to read.
-
-    Examples
-    --------
-    >>> blend_text(0.3), blend_text(Blend(0.3, 2.0))
-    (0.3, 'blend(weight=0.3, student_temperature=2.0)')
-    """
+    """A blend as JSON and TOML can hold it, for `as_blend` to read."""
     return str(blend) if isinstance(blend, Blend) else blend
 
 
@@ -131,13 +118,6 @@ def blend_logits(student: Array, teacher: Array, blend: float | Blend) -> Array:
     temperature is not 1; a ValueError refuses a negative one, and one that is not finite. Returns
     the teacher's logits untouched where the weight is 0, else the log-probabilities of the mixture:
     the softmax of either is the answer.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> teacher, student = np.log([[0.6, 0.4]]), np.log([[0.2, 0.8]])
-    >>> np.exp(blend_logits(student, teacher, 1.0)).round(3)
-    array([[0.4, 0.6]])
     """
     weight, mine, theirs = astuple(blend) if isinstance(blend, Blend) else (blend, 1.0, 1.0)
     _check_weight(weight)
@@ -154,12 +134,6 @@ def blend_predictions(student: Array, teacher: Array, blend: float | Blend) -> A
     """The weighted mean of both predictions, ``(teacher + weight * student) / (1 + weight)``.
 
     Where the weight is 0 it is the teacher's, untouched. `blend` is as of `blend_logits`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> blend_predictions(np.array([1.0]), np.array([4.0]), 0.5)
-    array([3.])
     """
     weight = float(blend)
     _check_weight(weight)

@@ -131,13 +131,7 @@ def common_unit(student: Cost, teacher: Cost) -> str | None:
 
 
 def half_known(student: Cost, teacher: Cost) -> str:
-    """Which units are known of one model alone, as a clause; nothing where there are none.
-
-    Examples
-    --------
-    >>> half_known(Cost(flops=1e6, seconds=0.1), Cost(seconds=1.0))
-    "the teacher's flops are not known"
-    """
+    """Which units are known of one model alone, as a clause; nothing where there are none."""
     clauses = [
         f"the {role}'s {unit} are not known"
         for unit in UNITS
@@ -148,24 +142,12 @@ def half_known(student: Cost, teacher: Cost) -> str:
 
 
 def flops_text(cost: Cost) -> str:
-    """MFLOPs per example; nothing where they are not known.
-
-    Examples
-    --------
-    >>> flops_text(Cost(flops=3.04712e8)), flops_text(Cost(flops=23_456.0)), flops_text(Cost())
-    ('304.7', '0.0235', '')
-    """
+    """MFLOPs per example; nothing where they are not known."""
     return "" if cost.flops is None else _short(cost.flops / 1e6, 1)
 
 
 def ms_text(cost: Cost) -> str:
-    """Milliseconds per example; nothing where they are not known.
-
-    Examples
-    --------
-    >>> ms_text(Cost(seconds=0.0123)), ms_text(Cost(seconds=1.2345e-6))
-    ('12.300', '0.00123')
-    """
+    """Milliseconds per example; nothing where they are not known."""
     return "" if cost.seconds is None else _short(1e3 * cost.seconds, 3)
 
 
@@ -178,11 +160,6 @@ def further_columns(common: Cost, cost: Cost) -> dict[str, str]:
     """What a table of costs shows beside FLOPs and time, by the column's title.
 
     `common` is a sum of all costs in the table: what it does not know, some row does not know.
-
-    Examples
-    --------
-    >>> further_columns(Cost(bytes=4.0), Cost(bytes=1536.0))
-    {'kB moved': '1.536'}
     """
     columns = {}
     if common.joules_are is not None:

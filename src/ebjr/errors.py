@@ -148,15 +148,7 @@ class MissingExtra(EbjrError, ImportError):
 
 @contextmanager
 def needs(extra: str, purpose: str) -> Iterator[None]:
-    """Import an extra's packages in this context: where one is absent, it raises `MissingExtra`.
-
-    Examples
-    --------
-    >>> with needs("grpc", "serving over gRPC"):
-    ...     raise ModuleNotFoundError("No module named 'grpc'")
-    Traceback (most recent call last):
-    ebjr.errors.MissingExtra: serving over gRPC needs an extra: pip install 'ebjr[grpc]'
-    """
+    """Import an extra's packages in this context: where one is absent, it raises `MissingExtra`."""
     try:
         yield
     except ImportError as error:
@@ -199,11 +191,5 @@ def check_at_least(least: float, **values: float | None) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """What another library's error says, as the end of a sentence of ours.
-
-    Examples
-    --------
-    >>> one_line(ValueError("no such  file."))
-    'no such file'
-    """
+    """What another library's error says, as the end of a sentence of ours."""
     return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

@@ -17,14 +17,6 @@ def write_whole(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     """Open `path` for writing so that it appears complete or stays as it was.
 
     The data goes to a temporary folder beside it, see `write_beside`. Text (``"w"``) is UTF-8.
-
-    Examples
-    --------
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> with write_whole(folder / "note.txt") as file:
-    ...     _ = file.write("whole")
-    >>> [entry.name for entry in folder.iterdir()]
-    ['note.txt']
     """
     name, encoding = Path(path).name, None if "b" in mode else "utf-8"
     with write_beside(path) as folder, (folder / name).open(mode, encoding=encoding) as file:
@@ -106,13 +98,7 @@ def sha256_of(path: str | os.PathLike[str], *others: Path) -> str:
 
 
 def json_number(value: Any) -> Any:
-    """A number, or a container of some, as JSON carries it: infinity and NaN become words.
-
-    Examples
-    --------
-    >>> json_number({"threshold": math.inf, "deferral_rate": [0.0, 1.0]})
-    {'threshold': 'inf', 'deferral_rate': [0.0, 1.0]}
-    """
+    """A number, or a container of some, as JSON carries it: infinity and NaN become words."""
     if isinstance(value, dict):
         return {key: json_number(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

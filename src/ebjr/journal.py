@@ -28,19 +28,6 @@ class Journal:
 
     To be used in a `with` block. `restart` forgets what an earlier run left. A BlockingIOError says
     that another run is writing the same output; an OSError, that the journal cannot be opened.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> output = Path(tempfile.mkdtemp()) / "sums.txt"
-    >>> with suppress(KeyboardInterrupt), Journal(output) as journal:
-    ...     journal.resume({"of": "squares"})
-    ...     journal.add({"rows": 2}, b"0 1")
-    ...     raise KeyboardInterrupt
-    >>> with Journal(output) as journal:
-    ...     journal.resume({"of": "squares"})
-    ...     list(journal.records())
-    [({'rows': 2}, b'0 1')]
     """
 
     def __init__(self, output: str | os.PathLike[str], *, restart: bool = False) -> None:

@@ -10,13 +10,7 @@ import numpy as np
 
 
 def are_names(labels: Sequence[str] | None) -> bool:
-    """Whether labels are known and say more than 0, 1, 2, ...
-
-    Examples
-    --------
-    >>> are_names(("cat", "dog")), are_names(("1", "2")), are_names(("0", "1")), are_names(None)
-    (True, True, False, False)
-    """
+    """Whether labels are known and say more than 0, 1, 2, ..."""
     return labels is not None and list(labels) != list(map(str, range(len(labels))))
 
 
@@ -88,13 +82,6 @@ def places(
     from: ``"folders"`` may be of some classes alone and called by their numbers; ``"given"`` are
     the user's word for what the models call otherwise. ValueError: a name of the data is none of
     the models', or it cannot be told which class it is.
-
-    Examples
-    --------
-    >>> places(("cat", "dog"), ("dog", "bird", "cat"), 3, "table").place
-    array([2, 0])
-    >>> places(("3", "17"), None, 20, "folders").said
-    "the data's classes are taken by their numbers: 3 is class 3, 17 is class 17"
     """
     named = tuple(models) if models is not None and are_names(models) else None
     if named is not None and len(named) != classes:
@@ -141,13 +128,7 @@ def as_names(array: np.ndarray) -> np.ndarray:
 
 
 def label_text(label: Any) -> str:
-    """What a class is called: a number that is whole, or a bool, as a whole number.
-
-    Examples
-    --------
-    >>> label_text(2.0), label_text(np.True_), label_text("dog")
-    ('2', '1', 'dog')
-    """
+    """What a class is called: a number that is whole, or a bool, as a whole number."""
     whole = isinstance(label, bool | np.bool_ | float | np.floating) and label % 1 == 0
     return str(int(label) if whole else label)
 

@@ -46,14 +46,6 @@ class Metric:
     `rows` takes predictions and targets, (n,), to the quality of each row, (n,), higher is better;
     detectors are judged by their `Matches`. Where the quality is no mean of rows, `whole` takes
     what the student and what deferred rows are judged by, and the targets, to a `Whole`.
-
-    Examples
-    --------
-    >>> from ebjr import METRICS
-    >>> rmse = METRICS["rmse"]
-    >>> rows = rmse.rows(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
-    >>> rows, rmse.text(rmse.quality(rows.mean()))
-    (array([-0., -9.]), '2.121')
     """
 
     name: str
@@ -97,14 +89,7 @@ class Metric:
         return f"{float(self.figure(quality)) + 0.0:.4g}"
 
     def words(self, quality: float) -> str:
-        """A quality as its figure, for prose.
-
-        Examples
-        --------
-        >>> from ebjr import METRICS
-        >>> METRICS["accuracy"].words(0.9344), METRICS["r2"].words(0.98765)
-        ('93.44 %', '0.9877')
-        """
+        """A quality as its figure, for prose."""
         return f"{100 * quality:.2f} %" if self.percent else self.text(quality)
 
     def gain_text(self, gain: float) -> str:

@@ -118,15 +118,6 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
 
     Before that, outputs that cannot be written, or are read too, are refused. A command that wants
     to know what was imported has a parameter `imports`.
-
-    Examples
-    --------
-    >>> def show(choice: ChoiceOptions) -> None:
-    ...     print(choice)
-    >>> list(inspect.signature(spread(show)).parameters)
-    ['score', 'blend', 'imports']
-    >>> spread(show)(score="margin", blend="0")
-    ChoiceOptions(score='margin', blend='0')
     """
     declared = dict(inspect.signature(command, eval_str=True).parameters)
     wanted = declared.pop("imports", None)
@@ -554,13 +545,7 @@ def class_names(teacher: Model, source: Data) -> tuple[str, ...] | None:
 
 
 def parse_classes(text: str, names: tuple[str, ...] | None) -> list[int]:
-    """Labels from a list or a file of them, by number or by name.
-
-    Examples
-    --------
-    >>> parse_classes("dog, 3", ("cat", "dog"))
-    [1, 3]
-    """
+    """Labels from a list or a file of them, by number or by name."""
     file = Path(text)
     listed = read_names(file) if file.is_file() else filter(None, map(str.strip, text.split(",")))
     return [_label(word, names) for word in listed]

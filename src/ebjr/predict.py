@@ -75,18 +75,6 @@ def predict(
     score, threshold or blend, of other data or data that have changed since, or of another `about`.
     BlockingIOError where another run is writing the same output. `overlap` batches are in work at
     once, as in `JointModel.stream`.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from ebjr import JointClassifier, Router
-    >>> from ebjr.data.open import open_data
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> np.savez(folder / "data.npz", inputs=np.eye(3))
-    >>> joint = JointClassifier(np.asarray, lambda x: -x, Router("max_logit", 2.0))
-    >>> done = predict(joint, open_data(folder / "data.npz"), folder / "answers.jsonl")
-    >>> (folder / "answers.jsonl").read_text().splitlines()[0]
-    '{"name": "data.npz:0", "prediction": 1, "score": 1.0, "deferred": true, "degraded": false}'
     """
 
     def answer(part: Part) -> Answered:

@@ -137,12 +137,6 @@ def read_request(body: bytes, json_length: str | int | None = None) -> InferRequ
     """An inference request from the body of a POST, decompressed.
 
     `json_length` is the value of the header `LENGTH_HEADER`; None says that all of it is JSON.
-
-    Examples
-    --------
-    >>> tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 2]}
-    >>> read_request(str({"inputs": [tensor]}).replace("'", '"').encode()).inputs["x"]
-    array([[0.5, 2. ]], dtype=float32)
     """
     end = _json_end(body, json_length)
     described = _known_request if end <= KNOWN_BYTES else _known_request.__wrapped__
@@ -190,14 +184,7 @@ def _request(tensors: list[_Tensor], about: InferRequest, rest: memoryview) -> I
 
 
 def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes, int | None]:
-    """The body of a request, and how long its JSON is if that is not all.
-
-    Examples
-    --------
-    >>> body, length = write_request(InferRequest({"x": np.ones((1, 2), np.float32)}))
-    >>> len(body) - length, read_request(body, length).inputs["x"].shape
-    (8, (1, 2))
-    """
+    """The body of a request, and how long its JSON is if that is not all."""
     message: dict[str, Any] = {} if request.id is None else {"id": request.id}
     parameters = dict(request.parameters)
     if request.binary and request.outputs is None:
@@ -241,12 +228,6 @@ def write_response(
     `request` says which outputs are sent, and which of them as bytes; None: all, as JSON.
     JSON has no infinity and no NaN: infinities become the largest finite numbers of their type,
     and NaN becomes null. Bytes carry them as they are.
-
-    Examples
-    --------
-    >>> answer = InferResponse({"score": np.array([1.5])}, "joint")
-    >>> write_response(answer)[0].decode().partition("outputs")[2]
-    '":[{"name":"score","shape":[1],"datatype":"FP64","data":[1.5]}]}'
     """
     wishes = InferRequest({}) if request is None else request
     wishes.check_outputs(response.outputs)
@@ -316,11 +297,6 @@ def tensor_bytes(array: np.ndarray) -> bytes:
     r"""A tensor as the protocol sends it: row by row, little end first.
 
     Each element of BYTES is its length, four bytes, and then as many bytes.
-
-    Examples
-    --------
-    >>> tensor_bytes(np.array([1, 2], np.int16)), tensor_bytes(np.array([b"ab"], object))
-    (b'\x01\x00\x02\x00', b'\x02\x00\x00\x00ab')
     """
     if array.dtype == object:
         parts = [_as_bytes(element) for element in array.ravel().tolist()]

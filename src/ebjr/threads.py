@@ -23,11 +23,6 @@ def in_order(
 
     Items are taken one by one, in the reader's own thread; at most `ahead` of them are in work or
     finished before the reader takes the first.
-
-    Examples
-    --------
-    >>> list(in_order(abs, [-3, -1, -2], workers=2, ahead=2))
-    [3, 1, 2]
     """
     waiting: deque[Future[Out]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix=name) as pool:

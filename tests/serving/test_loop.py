@@ -1,4 +1,4 @@
-"""Many deadlines, one timer; many calls, one bell."""
+"""Many calls, one bell."""
 
 from __future__ import annotations
 
@@ -6,33 +6,7 @@ import asyncio
 import threading
 from functools import partial
 
-from ebjr.serving.loop import Bell, Deadlines
-
-
-def test_a_wait_that_is_too_long_is_called_and_one_that_has_ended_is_not():
-    async def wait():
-        deadlines, called = Deadlines(), []
-        done = asyncio.Event()
-        ended = deadlines.begin(0.001, lambda: called.append("ended"))
-        deadlines.begin(0.02, done.set)
-        deadlines.begin(0.01, lambda: called.append("late"))
-        deadlines.end(ended)
-        deadlines.end(ended)
-        await asyncio.wait_for(done.wait(), 10)
-        return called
-
-    assert asyncio.run(wait()) == ["late"]
-
-
-def test_after_a_quiet_time_the_next_wait_is_called_too():
-    async def wait():
-        deadlines, done = Deadlines(), asyncio.Event()
-        for _ in range(3):
-            done.clear()
-            deadlines.begin(0.001, done.set)
-            await asyncio.wait_for(done.wait(), 10)
-
-    asyncio.run(wait())
+from ebjr.serving.loop import Bell
 
 
 def test_calls_of_threads_are_done_in_the_loop_and_none_is_forgotten():
@@ -51,7 +25,8 @@ def test_calls_of_threads_are_done_in_the_loop_and_none_is_forgotten():
                 if number % 7 == 0 or number == 999:
                     bell.ring()
 
-        bell.here()
+        bell.mute()
+        bell.read()
         threads = [threading.Thread(target=post) for _ in range(4)]
         for thread in threads:
             thread.start()

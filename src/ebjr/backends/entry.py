@@ -246,13 +246,7 @@ def parse_link(text: str) -> tuple[dict[str, Any], Link]:
 
 
 def parse_options(text: str) -> dict[str, Any]:
-    """Options of `load_model` as one flag gives them.
-
-    Examples
-    --------
-    >>> parse_options("batch_size=8,providers=CUDAExecutionProvider/CPUExecutionProvider")
-    {'batch_size': 8, 'providers': ['CUDAExecutionProvider', 'CPUExecutionProvider']}
-    """
+    """Options of `load_model` as one flag gives them."""
     values = _parsed(text, OPTIONS, "a list of options")
     if "providers" in values:
         values["providers"] = str(values["providers"]).split("/")

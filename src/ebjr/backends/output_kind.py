@@ -64,14 +64,6 @@ class AsLogits(Around):
 
     The model inside answers arrays, (n, k) or (n,), of a `kind` of `KINDS`. What else is asked is
     asked of it.
-
-    Examples
-    --------
-    >>> model = AsLogits(lambda batch: np.array([[0.25, 0.75]] * len(batch)), "probabilities")
-    >>> np.exp(model([1]))
-    array([[0.25, 0.75]])
-    >>> AsLogits(lambda batch: np.asarray(batch), "logits")([4.0])
-    array([[-2.,  2.]])
     """
 
     def __init__(self, model: Model, kind: str) -> None:

@@ -27,13 +27,7 @@ _IMPORT_PATH = re.compile(rf"(.+\.py|{_NAME}):({_NAME})")
 
 
 def import_path(source: str | os.PathLike[str]) -> tuple[str, str] | None:
-    """The module, or its file, and the name in it; None where a source is no import path.
-
-    Examples
-    --------
-    >>> import_path("nets/small.py:Net"), import_path("own.nets:small"), import_path("net.onnx")
-    (('nets/small.py', 'Net'), ('own.nets', 'small'), None)
-    """
+    """The module, or its file, and the name in it; None where a source is no import path."""
     found = _IMPORT_PATH.fullmatch(os.fspath(source))
     return None if found is None else (found[1], found[2])
 

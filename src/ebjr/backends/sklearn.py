@@ -44,14 +44,6 @@ class SklearnModel:
     `output` is the method to take instead; of a regressor ``"predict"``, the prediction alone, or
     ``"predict_std"``. A batch of rank above two is flattened to rows. A list, such as of texts, is
     given as it is.
-
-    Examples
-    --------
-    >>> from sklearn.linear_model import LogisticRegression
-    >>> estimator = LogisticRegression().fit([[0.0], [1.0], [2.0]], ["low", "low", "high"])
-    >>> model = SklearnModel(estimator)
-    >>> model(np.array([[5.0]])).shape, model.labels
-    ((1, 2), ('high', 'low'))
     """
 
     def __init__(

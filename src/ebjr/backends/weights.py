@@ -18,15 +18,6 @@ def weights_of(thing: Any) -> str | None:
 
     Attributes are followed, and of a function what it refers to in its own module. Text does not
     count: it may be a path, which differs between machines.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> table = np.arange(3.0)
-    >>> first = weights_of(lambda batch: batch @ table)
-    >>> table[0] = 9.0
-    >>> weights_of(lambda batch: batch @ table) == first, weights_of(abs)
-    (False, None)
     """
     walk = _Walk(BytesIO())
     walk.dump(thing)

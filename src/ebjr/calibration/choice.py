@@ -64,12 +64,6 @@ def rank_scores(
 
     `candidates` are scores, the simplest first; those of `Task.candidates` if left out. A
     CalibrationError says that none of them can be fitted to these examples.
-
-    Examples
-    --------
-    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> [(str(entry.score), entry.gain) for entry in rank_scores(outcomes, ["energy"])]
-    [('energy', 0.125)]
     """
     ranked = _compare(outcomes, candidates, blend)
     return sorted(ranked, key=lambda entry: -entry.gain)  # stable: a tie keeps the order
@@ -84,12 +78,6 @@ def choose_score(
 
     A difference to the best may be lost in noise or stand out, however large it is: candidates that
     are simpler and have the larger gain are not passed over because theirs stands out.
-
-    Examples
-    --------
-    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> str(choose_score(outcomes))
-    'softmax'
     """
     ranked = _compare(outcomes, candidates, blend)
     level = [entry.behind <= NOISE * entry.behind_error for entry in ranked]
@@ -104,12 +92,6 @@ def choose_blend(
 
     The kinds are none at all, a weight, and a weight with temperatures. Of two weights neither is
     the simpler one, so that among them the area alone decides.
-
-    Examples
-    --------
-    >>> outcomes = Outcomes([[2.0, 0.0], [1.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]], [0, 1])
-    >>> choose_blend(outcomes, as_score("energy"))
-    0.0
     """
     outcomes = _some(outcomes)
     values, kept = score_values(score, outcomes), outcomes.student_quality

@@ -50,14 +50,6 @@ class Goal:
     `limit` is the tolerance, the target or the budget, and `unit` the argument that named a budget.
     `delta`, `promise` and `loss_bound` are the guarantee, and `margin` what a goal without one
     exceeds it by, as `calibrate` takes them.
-
-    Examples
-    --------
-    >>> goal = Goal.of("budget", flops=2e6)
-    >>> goal.kind, goal.limit, goal.unit
-    ('budget', 2000000.0, 'flops')
-    >>> Goal.of("accuracy", target=0.9, delta=0.1).as_dict()
-    {'goal': 'accuracy', 'target': 0.9, 'delta': 0.1}
     """
 
     kind: str = "match-teacher"

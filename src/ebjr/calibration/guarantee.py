@@ -198,16 +198,6 @@ def certify(
     - `tolerance`: In [0, 1), for excess in (-1, 1); with `loss_bound` in the metric's unit.
     - `loss_bound`: Where losses have no bound of their own: the largest that counts, in the unit of
       a row's loss, fixed without these examples. The promise is about losses cut off there.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> targets = rng.integers(0, 2, 2000)
-    >>> teacher = 4 * np.eye(2)[targets]
-    >>> outcomes = Outcomes(teacher + rng.normal(0, 2, (2000, 2)), teacher, targets)
-    >>> certificate = certify(TradeOffCurve.of(outcomes, "margin"), tolerance=0.02, delta=0.1)
-    >>> certificate.observed <= certificate.bound <= 0.02, certificate.price > 0
-    (True, True)
     """
     scale = _scale(curve, promise, loss_bound)
     aim = _Aim(promise, scale.share(tolerance), float(delta))

@@ -233,14 +233,7 @@ class Demo:
 
 
 def shipped(name: str, task: str = "classification") -> AbstractContextManager[Path]:
-    """A file of the package as a path: ``student.onnx``, ``teacher.onnx`` or ``outcomes.npz``.
-
-    Examples
-    --------
-    >>> with shipped("student.onnx") as path:
-    ...     path.name
-    'student.onnx'
-    """
+    """A file of the package as a path: ``student.onnx``, ``teacher.onnx`` or ``outcomes.npz``."""
     return as_file(files("ebjr.demo") / "shipped" / task / name)
 
 

@@ -47,13 +47,7 @@ _UNIT_WORDS = {"flops": "FLOPs", "seconds": "time", "joules": "energy use", "byt
 def relative_cost(
     student: Cost, teacher: Cost, deferral_rate: np.ndarray
 ) -> tuple[np.ndarray, str]:
-    """Cost in percent of the teacher's, and the axis title; the rate where costs are not known.
-
-    Examples
-    --------
-    >>> relative_cost(Cost(), Cost(), np.array([0.5]))
-    (array([50.]), 'deferral rate, %')
-    """
+    """Cost in percent of the teacher's, and the axis title; the rate where costs are not known."""
     for unit, words in _UNIT_WORDS.items():
         even = break_even_rate(student, teacher, unit)
         if even is not None:
@@ -254,13 +248,6 @@ def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]
     """Both models' residuals, target minus prediction, against the score, with the threshold.
 
     At most `MOST_DOTS` of the examples are drawn, at even ranks.
-
-    Examples
-    --------
-    >>> table = Outcomes([[2.0, 0.5], [1.0, 0.1]], [1.5, 1.0], [1.0, 1.0], task="regression")
-    >>> figure = residual_figure(table, TradeOffCurve.of(table, "predicted_std").at(index=1))
-    >>> [(trace["name"], trace["x"], trace["y"]) for trace in figure["data"]]
-    [('student', [-0.5, -0.1], [-1.0, 0.0]), ('teacher', [-0.5, -0.1], [-0.5, 0.0])]
     """
     values = score_values(point.router.score, outcomes)
     order = np.argsort(values)[: np.isfinite(values).sum()]

@@ -223,13 +223,6 @@ def estimate_joules(
     Source: M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014,
     figure 1.1.9: 32-bit floating-point multiplication 3.7 pJ and addition 0.9 pJ, DRAM 1.3-2.6 nJ
     for 64 bits.
-
-    Examples
-    --------
-    >>> estimate_joules(1e9, weight_bytes=4e6, batch_size=64).joules  # mostly arithmetic
-    0.00231
-    >>> estimate_joules(1e6, weight_bytes=4e6).joules  # mostly memory
-    0.0006423
     """
     _check_amounts(
         flops=flops,

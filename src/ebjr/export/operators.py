@@ -16,13 +16,6 @@ class Operators:
 
     Numbers with a point become constants of `dtype`, whole ones of int64; arrays stay what they
     are. `name` is that of this part of the graph: what its values are called after.
-
-    Examples
-    --------
-    >>> op = Operators(17, np.float32, "example")
-    >>> halved = op.Mul(ir.val("x", ir.DataType.FLOAT, ["n"]), 0.5)
-    >>> [node.op_type for node in op.nodes], [value.name for value in op.constants]
-    (['Mul'], ['example/constant_0'])
     """
 
     def __init__(self, opset: int, dtype: Any, name: str) -> None:

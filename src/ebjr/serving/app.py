@@ -216,10 +216,7 @@ def run_server(
 
 
 def _give_memory_back() -> None:
-    """Let large pieces of memory go back to the system when they are freed, where glibc keeps it.
-
-    Else what requests have held at most would stay, in pieces that other sizes do not fit into.
-    """
+    """Let large pieces of memory go back to the system once they are free: glibc keeps them."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_PIECE_BYTES)
 

@@ -13,10 +13,6 @@ MOST_ROWS = 256  # may wait for an audit; while they do, no other is drawn
 MOST_BYTES = 2**20  # on average of the inputs of a batch that is drawn from
 
 
-def _row_bytes(inputs: Batch) -> float:
-    return sum(getattr(row, "nbytes", 0) for row in inputs) / max(1, row_count(inputs))
-
-
 class Audits:
     """Draws kept rows at a rate, and has the teacher asked about them, one at a time.
 
@@ -37,8 +33,9 @@ class Audits:
 
         Returns what is to be told at once: that none was drawn.
         """
-        many = len(self._waiting) >= MOST_ROWS
-        if not self._rate or many or _row_bytes(inputs) > MOST_BYTES:
+        if not self._rate or len(self._waiting) >= MOST_ROWS:
+            return None
+        if sum(getattr(row, "nbytes", 0) for row in inputs) > MOST_BYTES * row_count(inputs):
             return None
         drawn = ~deferred & (self._chance.random(len(deferred)) < self._rate)
         audited = Audited(threshold, deferred, drawn, np.zeros(len(drawn), bool))

@@ -35,11 +35,6 @@ class Hold:
     """What the autopilot holds: `quantity` at `target` (a share, FLOPs per row, or seconds).
 
     `quantity` is ``"deferral_rate"``, ``"flops"``, or a percentile of requests' time (``"p99"``).
-
-    Examples
-    --------
-    >>> Hold.of("p99=50ms"), str(Hold("p99", 0.05))
-    (Hold(quantity='p99', target=0.05), 'p99=50ms')
     """
 
     quantity: str
@@ -82,14 +77,6 @@ class Search:
     means that the response itself has moved, and is three times as large. Where the response jumps
     over the target, as with many equal scores, the search ends below the jump and rests there until
     the error there changes.
-
-    Examples
-    --------
-    >>> search = Search(0.5, 0.0, 1.0)
-    >>> for _ in range(20):
-    ...     rate = search.step(0.2 - search.rate**2, noise=0.005)
-    >>> abs(rate**2 - 0.2) <= 0.005
-    True
     """
 
     def __init__(self, rate: float, low: float, high: float) -> None:

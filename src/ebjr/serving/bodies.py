@@ -84,13 +84,7 @@ def _decompressed(body: bytes, encoding: str, most: int, hold: Hold) -> bytes:
 
 
 def _preferred(accepted: str) -> list[str]:
-    """Encodings as a client likes them best, without those that it refuses.
-
-    Examples
-    --------
-    >>> _preferred("gzip;q=0.5, deflate, br;q=0")
-    ['deflate', 'gzip']
-    """
+    """Encodings as a client likes them best, without those that it refuses."""
     found = []
     for part in accepted.split(","):
         name, _, quality = part.partition(";")

@@ -136,10 +136,10 @@ class Ticket:
         else:
             known[index_of(rows)] = output
 
-    def waiting(self) -> tuple[np.ndarray, Batch]:
-        """The rows that wait for a later model, and the student's answer to them."""
+    def waiting(self) -> Part:
+        """The rows that wait for a later model, with the student's answer to them."""
         rows = np.flatnonzero(self._waiting)
-        return rows, take_rows(self._output, rows)
+        return Part(self, rows, take_rows(self._output, rows))
 
     def whole(self, predict: Callable[[Batch], Batch]) -> JointAnswer | None:
         """The answer once no row lacks its own."""
@@ -310,7 +310,8 @@ class Engine:
         with self.lock:
             if self.closed:
                 raise Overloaded("the server is stopping and takes no more requests", 1.0)
-            at_once = here and ticket.rows == 1 and self._is_fast() and not self.busy
+            fast = self._is_here and 0 < self.row_seconds[0] < AT_ONCE_SECONDS
+            at_once = here and fast and ticket.rows == 1 and not self.busy
             if at_once:
                 self._begin(0, 1)
             else:
@@ -327,9 +328,6 @@ class Engine:
         later = sum(self.row_seconds[1:])
         return rows * (self.row_seconds[0] + self._rate * later)
 
-    def _is_fast(self) -> bool:
-        return self._is_here and 0 < self.row_seconds[0] < AT_ONCE_SECONDS
-
     def hurry(self, ticket: Ticket) -> bool:
         """Answer now: rows that wait for a later model get the student's answer, as degraded.
 
@@ -338,12 +336,10 @@ class Engine:
         with self.lock:
             if ticket.unscored or not ticket.open:
                 return False
-            rows, output = ticket.waiting()
-        self._degrade(len(self.levels), [Part(ticket, rows, output)])
+            part = ticket.waiting()
+        self._degrade(len(self.levels), [part])
         self.bell()
         return True
-
-    # What a worker does
 
     def _work(self, crew: "_Crew") -> None:
         number: int | None = None
@@ -356,10 +352,7 @@ class Engine:
             del task, parts  # a worker that waits keeps no inputs
 
     def _next(self, crew: "_Crew", before: int | None) -> tuple[int, list[Part]] | None:
-        """What a worker does now that it is done with `before`, and with which rows.
-
-        Waits for it; None where there will never be anything.
-        """
+        """What a worker does after `before`, and with which rows; None: there is nothing more."""
         with crew.changed:
             if before is not None:
                 self._end(before)
@@ -406,9 +399,9 @@ class Engine:
             return None
         open_ones = self._open_to(crew)
         for number in reversed(open_ones):
-            queue, turn = self._queues[number], self._last != number
+            queue = self._queues[number]
             due = number and (queue.rows >= FEW or queue.age() > PATIENCE)
-            if due and turn:
+            if due and self._last != number:
                 return number
         if open_ones:
             return open_ones[0]

@@ -23,15 +23,6 @@ def explain(
     The teacher is asked whatever the score, so this is for looking at one input, not for answering
     many. `answer` is None where the policy is ``"error"`` and the teacher is away. If the student
     fails, that raises ModelError.
-
-    Examples
-    --------
-    >>> from ebjr import JointRegressor, Router
-    >>> student = lambda x: np.stack([x, 0.1 * x], axis=1)
-    >>> joint = JointRegressor(student, lambda x: x + 1, Router("predicted_std", -0.2))
-    >>> found = explain(joint, np.array([5.0]), threshold=-0.2)
-    >>> found["deferred"], found["student"]["prediction"], found["answer"]["prediction"]
-    (True, 5.0, 6.0)
     """
     began = time.perf_counter()
     raw = joint.ask_student(inputs).output

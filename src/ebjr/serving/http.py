@@ -54,8 +54,6 @@ class Http(HttpToolsProtocol):
         self._stuck: asyncio.TimerHandle | None = None
         self._began = 0.0
 
-    # What comes
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self._limits.connections:
@@ -127,8 +125,6 @@ class Http(HttpToolsProtocol):
             if isinstance(cycle, Exchange) and not cycle.response_complete:
                 cycle.leave()
         super().connection_lost(exc)
-
-    # What the parser finds
 
     def on_message_begin(self) -> None:
         self.url, self.headers, self.expect_100_continue = b"", [], False
@@ -202,8 +198,6 @@ class Http(HttpToolsProtocol):
             self.cycle.complete()
         else:
             super().on_message_complete()
-
-    # What goes
 
     def answer(self, exchange: "Exchange", status: int, written: Written) -> None:
         """Send an answer of the short way, in one piece."""
@@ -314,7 +308,6 @@ class Exchange:
 
 
 def _ended(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
-    """No timer, where there may have been one."""
     if timer is not None:
         timer.cancel()
     return None

@@ -56,10 +56,7 @@ def decoded_images(
 
 
 def _file_and_cost(sent: bytes, formats: Sequence[str]) -> tuple[bytes, int]:
-    """An image's file, which may come as base64, with or without ``data:...;base64,``.
-
-    And the bytes that decoding it takes.
-    """
+    """An image's file, which may come as base64 of some form, and the bytes that decoding takes."""
     from PIL import UnidentifiedImageError
 
     try:

@@ -73,13 +73,6 @@ class LiveMonitor(Observer):
     """What the monitors of a server are fed with, and what they say.
 
     With an `audit_rate` of 0 no disagreement is watched. `folder` keeps the state over restarts.
-
-    Examples
-    --------
-    >>> from ebjr import JointClassifier, Router
-    >>> served = Served(JointClassifier(abs, abs, Router("max_logit", 2.0)))
-    >>> LiveMonitor(served).status()["drift"]
-    'not watched: joint.toml does not know the scores; calibrate again'
     """
 
     def __init__(

@@ -81,13 +81,7 @@ def request_id() -> str | None:
 
 
 def begin_request(shown: bytes | None) -> str:
-    """Give the current request its id: the one that it brings if that is safe to log, or a new one.
-
-    Examples
-    --------
-    >>> begin_request(b"abc-1"), request_id(), len(begin_request(b"'quoted'"))
-    ('abc-1', 'abc-1', 32)
-    """
+    """Give the current request its id: what it brings if that is safe to log, or a new one."""
     own = new_request_id(shown).decode("ascii")
     _request.set(own)
     return own

@@ -56,13 +56,7 @@ class Served:
         return math.inf if deferral_rate == 1 else float(np.interp(deferral_rate, *self._grid()))
 
     def rate_at(self, threshold: float) -> float | None:
-        """The share of the calibration half that a threshold defers; None where it is not known.
-
-        Examples
-        --------
-        >>> Served(None, score_quantiles=(0.0, 1.0, 2.0)).rate_at(0.5)
-        0.25
-        """
+        """The share of the calibration half that a threshold defers; None where it is not known."""
         if not self.score_quantiles:
             return None
         rates, scores = self._grid()
@@ -82,13 +76,7 @@ class Served:
         return sorted(value for value in found if abs(value) < 1e300)
 
     def score_edges(self) -> list[float]:
-        """Edges of even bins between the calibration's scores at 1 and 99 %; none if not known.
-
-        Examples
-        --------
-        >>> Served(None, score_quantiles=(-math.inf, *range(100))).score_edges()[::10]
-        [0.0, 24.5, 49.0, 73.5, 98.0]
-        """
+        """Edges of even bins between the calibration's scores at 1 and 99 %; none if not known."""
         known = np.asarray(self.score_quantiles, np.float64)[1:-1]
         known = known[np.isfinite(known)]
         if not len(known) or known[0] == known[-1]:

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,7 +44,7 @@ from ebjr.serving.knob_control import KnobControl
 from ebjr.serving.limits import Limits, Refused
 from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.logs import NOTES, Faults
-from ebjr.serving.loop import Bell, Deadlines
+from ebjr.serving.loop import Bell
 from ebjr.serving.metrics import Metrics, add_sources
 from ebjr.serving.periodic import Periodic
 from ebjr.serving.recent import Recent
@@ -56,7 +56,6 @@ if TYPE_CHECKING:  # an extra
 
 VERSION = "1"  # the only version of a served model
 STOP_SECONDS = 20.0  # for what waits when the server ends
-NO_WAIT, MOST_TOLD = -1, 64
 DECODERS = 1  # images are decoded by so many threads: it takes memory, and the models' cores
 REQUEST_PARAMETERS = (*KNOBS, "timeout")
 
@@ -133,7 +132,7 @@ class Service:
             rows=queue_rows,
             seconds=timeout_seconds * self.engine.workers,
         )
-        self.deadlines, self.bell = Deadlines(), Bell()
+        self.bell = Bell()
         self.engine.bell = self.bell.ring
         self.forsaken: dict[Call, None] = {}  # whose clients may be gone: they make room first
         self.knob = Knob(served, self._journal) if knob is None else knob
@@ -152,7 +151,7 @@ class Service:
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
         self.decoders = ThreadPoolExecutor(DECODERS, "ebjr-decoder")
         self.outputs = served.outputs()
-        self._told: dict[float, dict[str, Any]] = {}  # with each threshold of late
+        self._said = lru_cache(maxsize=64)(self._said_of)
         self.output_names = tuple(output["name"] for output in self.outputs)
 
     def start(self) -> None:
@@ -389,9 +388,7 @@ class Service:
         """The outputs that a request asks for, of its answer."""
         answer = ticket.result()
         assert ticket.threshold is not None
-        parameters = self._told.get(ticket.threshold)
-        if parameters is None:
-            parameters = self._told[ticket.threshold] = self._said_of(ticket.threshold)
+        parameters = self._said(ticket.threshold)
         if answer.late is not None:
             parameters = {**parameters, "late": answer.late}
         outputs = {}
@@ -401,13 +398,12 @@ class Service:
         return InferResponse(outputs, self.served.name, VERSION, plan.asked.id, parameters)
 
     def _said_of(self, threshold: float) -> dict[str, Any]:
+        """What every answer by a threshold says of it."""
         told = {
             "threshold": json_number(threshold),
             "promise": self.knob.promise(threshold),
             "calibration": self.served.calibration_id,
         }
-        if len(self._told) > MOST_TOLD:
-            self._told.clear()
         return {name: value for name, value in told.items() if value is not None}
 
 
@@ -451,7 +447,7 @@ class Call:
         self._timeout = plan.timeout if within is None else min(plan.timeout, within)
         self.ticket: Ticket | None = None
         self._found: Any = None
-        self._wait = NO_WAIT
+        self._wait: asyncio.TimerHandle | None = None
         self._open = True
 
     def start(self, inputs: Any, size: int = 0) -> None:
@@ -460,7 +456,7 @@ class Call:
         service.admit(self._hold, inputs, size)
         tracing = service.tracing
         self._trace = None if tracing is None else tracing.current()
-        self._wait = service.deadlines.begin(self._timeout, self._expire)
+        self._wait = asyncio.get_running_loop().call_later(self._timeout, self._expire)
         service.bell.mute()
         try:
             if isinstance(inputs, list):  # encoded images
@@ -480,7 +476,7 @@ class Call:
                 self._submit(decoded_images(files, most, self._hold))
         except Exception as error:
             self._give(error)
-            self._service.bell.ring()
+        self._service.bell.ring()
 
     def _submit(self, inputs: Any) -> None:
         service = self._service
@@ -551,7 +547,8 @@ class Call:
             self._open = False
             if self.ticket is not None:
                 self.ticket.cancel()
-            self._service.deadlines.end(self._wait)
+            if self._wait is not None:
+                self._wait.cancel()
             self._service.forsaken.pop(self, None)
             self._hold.end()
 
@@ -584,15 +581,7 @@ def _too_late(seconds: float) -> DeadlineExceeded:
 
 
 def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
-    """Scores (n,) in single precision, on the side of the threshold on which they really are.
-
-    Examples
-    --------
-    >>> bool(np.float32(0.7) >= np.float64(0.7))
-    False
-    >>> bool(single_score(np.array([0.7]), 0.7)[0] >= np.float64(0.7))
-    True
-    """
+    """Scores (n,) in single precision, on the side of the threshold on which they really are."""
     with np.errstate(over="ignore"):
         single = score.astype(np.float32)
     if (single == score).all():  # the common case: it was computed so

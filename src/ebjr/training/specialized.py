@@ -137,12 +137,6 @@ def small_head(features: int, known: int, hidden: int = 0, seed: int = 0) -> tor
     """A head for features (n, features): standardized, then linear, or with one hidden layer.
 
     It answers (n, known + 1). `hidden` is how many units are between; 0 makes a linear head.
-
-    Examples
-    --------
-    >>> import torch
-    >>> small_head(136, 10, hidden=64)(torch.zeros(2, 136)).shape
-    torch.Size([2, 11])
     """
     if features < 1 or known < 1 or hidden < 0:
         raise ValueError(

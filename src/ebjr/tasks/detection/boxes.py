@@ -280,12 +280,6 @@ def nms(
 
     From the best down, each box removes those of its class that overlap it by more than `iou`;
     without `labels` all are of one class.
-
-    Examples
-    --------
-    >>> boxes = np.array([[0.0, 0, 4, 4], [0, 0, 4, 3], [0, 0, 4, 4]])
-    >>> nms(boxes, np.array([0.9, 0.8, 0.7]), np.array([0, 0, 1]), iou=0.5)
-    array([0, 2])
     """
     if not 0 <= iou <= 1:
         raise ValueError(f"iou must lie in 0..1, not {iou}")

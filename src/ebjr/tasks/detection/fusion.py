@@ -22,14 +22,6 @@ def fuse_detections(
     only one model has seen counts 0 for the other. Logits are the teacher's, and bins left out.
 
     Source: Solovyev, Wang & Gabruseva, "Weighted boxes fusion", Image and Vision Computing 2021.
-
-    Examples
-    --------
-    >>> one = Detections.of_scores([[0, 0, 4, 4]], [0.4], (8, 8), labels=[0], classes=1)
-    >>> two = Detections.of_scores([[0, 0, 4, 5]], [0.8], (8, 8), labels=[0], classes=1)
-    >>> fused = fuse_detections(one, two, weight=1.0)
-    >>> fused.scores.round(2), fused.boxes.round(2)
-    (array([0.6]), array([[0.  , 0.  , 4.  , 4.67]]))
     """
     _check(student, teacher, weight, iou)
     if weight == 0 or not len(student):

@@ -86,14 +86,6 @@ def match_detections(
     the free box that it overlaps most. What only overlaps a crowd is ignored; for crowds the
     overlap is the part of the detection that lies in it. A ValueError refuses a `truth` without a
     box. Source: Lin et al., "Microsoft COCO", ECCV 2014, and the data set's own evaluation code.
-
-    Examples
-    --------
-    >>> found = Detections.of_scores([[0, 0, 4, 4], [0, 0, 4, 3]], [0.9, 0.8], (8, 8),
-    ...                              labels=[0, 0], classes=1)
-    >>> match_detections([found], [GroundTruth([[0, 0, 4, 4]], [0])], [0.5]).hit
-    array([[ True],
-           [False]])
     """
     limits = np.asarray(thresholds, np.float64)
     if limits.ndim != 1 or not len(limits) or not ((limits > 0) & (limits <= 1)).all():
@@ -191,15 +183,6 @@ class JointPrecision:
 
     Both were matched on the same n images, with scores on one scale. `overlaps` is how many of the
     overlaps count, from the first; 1 is AP50.
-
-    Examples
-    --------
-    >>> seen = Detections.of_scores([[0, 0, 4, 4]], [0.9], (8, 8), labels=[0], classes=1)
-    >>> truth = [GroundTruth([[0, 0, 4, 4]], [0])] * 2
-    >>> student = match_detections([seen, Detections.none(1, (8, 8))], truth)
-    >>> joint = JointPrecision(student, match_detections([seen, seen], truth))
-    >>> round(joint([False, False]), 3), joint([False, True])
-    (0.505, 1.0)
     """
 
     def __init__(self, student: Matches, teacher: Matches, overlaps: int | None = None) -> None:

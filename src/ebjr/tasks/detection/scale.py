@@ -20,11 +20,6 @@ class ConfidenceMap:
     a and b are positive, and ``1, 1, 0`` leaves scores as they are. As the map rises, a detector's
     own detections keep their order, and its own mAP stays. Source: Kull, Silva Filho & Flach, "Beta
     calibration", AISTATS 2017.
-
-    Examples
-    --------
-    >>> ConfidenceMap(1.0, 1.0, 0.0)(np.array([0.25, 0.75]))
-    array([0.25, 0.75])
     """
 
     a: float

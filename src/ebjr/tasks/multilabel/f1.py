@@ -8,13 +8,6 @@ class JointF1:
 
     It takes what is predicted where the student answers, what is predicted where a row is deferred,
     and the targets: (n, labels) bool.
-
-    Examples
-    --------
-    >>> truth = np.array([[True, False], [True, True]])
-    >>> f1 = JointF1(~truth, truth, truth)
-    >>> f1(np.array([True, False])), f1(np.array([True, True]))
-    (0.5, 1.0)
     """
 
     def __init__(self, student: np.ndarray, deferred: np.ndarray, targets: np.ndarray) -> None:

@@ -178,14 +178,6 @@ def sample_energy(
     with draws that are not finite, an `energy` of another shape, NaN or ``+inf``, and fewer than 3
     samples; a GridWarning tells of a `proposal` that is too narrow, or much too wide, for more than
     a tenth of the inputs.
-
-    Examples
-    --------
-    >>> wide = GaussianMixture((1.5,))
-    >>> estimate = sample_energy(lambda x, y: -(y**2) / 2, None, np.zeros(1), wide)
-    >>> error = estimate.energy[0] - math.log(2 * math.pi) / 2
-    >>> bool(abs(error) < 3 * estimate.standard_error[0])
-    True
     """
     if samples < 3:
         raise ValueError(f"importance sampling needs at least 3 samples, not {samples}")

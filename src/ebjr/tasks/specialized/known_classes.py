@@ -96,13 +96,6 @@ class Traffic:
 
     The best number of known classes depends on it (the paper's figure 6), and recorded examples
     seldom come in that mix.
-
-    Examples
-    --------
-    >>> traffic = Traffic(0.75, (3, 1))
-    >>> targets = np.array([1, 3, 3, 0, 2, 4, 0, 2])
-    >>> targets[traffic.draw(targets)]
-    array([1, 3, 3, 4])
     """
 
     popular: float
@@ -192,12 +185,6 @@ def to_teacher(output: Array, known_classes: tuple[int, ...], classes: int) -> A
     a distribution over all of them and loses nothing. A known class that ties with "other" is the
     answer (eq. 16), also where "other" is one class alone. `known_classes` are the student's labels
     as the teacher's.
-
-    Examples
-    --------
-    >>> student = np.log([[0.6, 0.2, 0.2]])  # of class 3, of class 1, of any other
-    >>> np.exp(to_teacher(student, (3, 1), classes=4)).round(3)
-    array([[0.1, 0.2, 0.1, 0.6]])
     """
     output = as_float(output)
     column, unknown = _columns(known_classes, classes)
@@ -222,11 +209,6 @@ def to_student(output: Array, known_classes: Any) -> Array:
     """Logits of all the teacher's classes as a specialized student's: those unknown are "other".
 
     The softmax of (n, C + 1) is the teacher's, summed over the classes of "other".
-
-    Examples
-    --------
-    >>> np.exp(to_student(np.log([[0.1, 0.2, 0.1, 0.6]]), (3, 1))).round(3)
-    array([[0.6, 0.2, 0.2]])
     """
     output = as_float(output)
     known = check_known_classes(known_classes, int(output.shape[1]))
@@ -241,12 +223,6 @@ def refine(student: Array, teacher: Array, known_classes: tuple[int, ...]) -> Ar
 
     The student says how likely it is that it does not know the class; which one it then is, the
     teacher knows better than nobody. Both logits are (n, classes).
-
-    Examples
-    --------
-    >>> student = to_teacher(np.log([[0.6, 0.4]]), (2,), classes=3)
-    >>> np.exp(refine(student, np.log([[0.1, 0.3, 0.6]]), (2,))).round(3)
-    array([[0.1, 0.3, 0.6]])
     """
     teacher = as_float(teacher)
     classes = int(teacher.shape[1])
