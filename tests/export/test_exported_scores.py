@@ -150,9 +150,11 @@ def test_classes_impossible_for_both_models_stay_so_in_a_blend(pairs):
     joint, exported = pairs(IDS.index("classification-softmax-0.5"))
     inputs = np.random.default_rng(1).normal(size=(8, 10)).astype(np.float32)
     inputs[:, [2, 7]] = -np.inf
-    joint.router.threshold = np.inf
-    check_same(exported, joint, inputs)
-    assert np.isneginf(exported(inputs).output[:, 2]).all()
+    exported.router.threshold = np.inf
+    found = exported(inputs).output  # the joint loop takes no such answer of a teacher
+    mixed = joint.mix(joint.of_student(joint.student(inputs)), joint.teacher(inputs))
+    np.testing.assert_allclose(found, mixed, rtol=1e-5, atol=1e-6)
+    assert np.isneginf(found[:, 2]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
