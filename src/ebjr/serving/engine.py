@@ -28,11 +28,11 @@ from ebjr.serving.row_queue import Part, RowQueue, alike, divided, form_of, inde
 from ebjr.task import Task
 from ebjr.threads import available_cores, background
 
-FEW = 8  # so many rows for a later model are worth a batch while earlier ones have work
+FEW = 3  # so many rows for a later model are worth a batch while earlier ones have work
 LONG_SECONDS = 0.1  # a batch that is expected to take longer may have one of the student beside it
 MANY_ROWS = 64  # that one client has waiting are a large request
 TURN_SECONDS = 0.008  # that a batch beside large requests is expected to take at most
-PATIENCE = 0.02  # seconds that fewer rows wait for company while earlier ones have work
+PATIENCE = 0.004  # seconds that fewer rows wait for company while earlier ones have work
 FAR_CALLS = 2  # batches on their way to a model elsewhere: no core works on them
 AT_ONCE_SECONDS = 0.003  # a student that is faster answers a lone row in the thread that asks
 AUDIT = -1  # in place of a model's number: the last model, asked about what is answered already
