@@ -515,11 +515,10 @@ class Call:
         """Its time is over: what the student has said is the answer, if that is the policy."""
         if self._found is not None:  # it is on its way
             return
-        joint = self._service.served.joint
-        if joint.late is None:
+        if self._service.served.joint.late is None:
             self._hurry()
-        else:
-            self._service.decoders.submit(self._hurry)
+        else:  # rows are written to a disk
+            asyncio.get_running_loop().run_in_executor(None, self._hurry)
 
     def _hurry(self) -> None:
         service, ticket = self._service, self.ticket
