@@ -43,6 +43,18 @@ def send(client, body, **headers):
     return client.post(f"{NAME}/infer", content=body, headers=named)
 
 
+def gated():
+    """A student that waits until its gate is open, and that gate."""
+    gate = threading.Event()
+
+    def slow(x):
+        gate.wait(60)
+        return student(x)
+
+    slow.input_shape, slow.input_name, slow.input_dtype = (None, 2), "x", np.float32
+    return slow, gate
+
+
 def says(answer) -> tuple[int, str]:
     sentence = answer.json()["error"]
     assert "\n" not in sentence
@@ -98,13 +110,7 @@ def test_answers_are_compressed_for_who_asks_for_it(client, accepted, encoding):
 
 
 def test_what_is_held_at_once_is_bounded_and_is_let_go():
-    gate = threading.Event()
-
-    def slow(x):
-        gate.wait(30)
-        return student(x)
-
-    slow.input_shape, slow.input_name, slow.input_dtype = (None, 2), "x", np.float32
+    slow, gate = gated()
     app = build_app(served(slow), limits=Limits(held_bytes=len(BODY) + 10))
     with TestClient(app) as client:
         first = threading.Thread(target=send, args=(client, BODY))
@@ -262,13 +268,7 @@ def test_who_is_too_slow_or_sends_too_much_is_told_so_in_json(address, parts, st
 
 @pytest.mark.parametrize("logged", [False, True])
 def test_a_client_that_goes_away_frees_its_rows(logged, caplog):
-    gate = threading.Event()
-
-    def slow(x):
-        gate.wait(60)
-        return student(x)
-
-    slow.input_shape, slow.input_name, slow.input_dtype = (None, 2), "x", np.float32
+    slow, gate = gated()
     whole = START + f"Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
     app = build_app(served(slow), queue_rows=5, log_requests=logged)
     with running(app) as address:
@@ -312,13 +312,7 @@ def test_a_client_that_has_said_all_is_still_answered(logged, path):
 @pytest.mark.parametrize("logged", [False, True])
 def test_a_client_that_has_said_all_and_makes_room_for_another_is_told(logged):
     """Else its connection, and what waits for its answer, would stay for ever."""
-    gate = threading.Event()
-
-    def slow(x):
-        gate.wait(60)
-        return student(x)
-
-    slow.input_shape, slow.input_name, slow.input_dtype = (None, 2), "x", np.float32
+    slow, gate = gated()
     whole = START + f"Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
     app = build_app(served(slow), queue_rows=3, log_requests=logged)
     with running(app) as address, socket.create_connection(address, 10) as first:
@@ -365,6 +359,21 @@ def test_heads_that_may_be_read_in_two_ways_are_refused(address, head, status):
     found = exchange(address, f"POST {NAME}/infer HTTP/1.1\r\n".encode() + head + b"\r\n")
     assert refusal(found)[0] == status
     assert ask(address) == 200
+
+
+@pytest.mark.parametrize("said", ["9" * 18, "9" * 2000, "-1", "x", ""])
+def test_a_length_of_json_that_is_none_is_malformed(address, said):
+    head = f"Content-Length: {len(BODY)}\r\nInference-Header-Content-Length: {said}\r\n"
+    found = exchange(address, START + head.encode() + b"Connection: close\r\n\r\n" + BODY)
+    assert refusal(found)[0] == 400
+    assert ask(address) == 200
+
+
+def test_a_length_of_json_that_no_number_holds_is_malformed():
+    head = f"Content-Length: {len(BODY)}\r\nInference-Header-Content-Length: {'9' * 5000}\r\n"
+    with running(build_app(served())) as at:
+        found = exchange(at, START + head.encode() + b"Connection: close\r\n\r\n" + BODY)
+    assert refusal(found)[0] == 400
 
 
 def test_an_answer_comes_in_one_piece(address):

@@ -75,8 +75,7 @@ class Heads:
 
     def read(self, body: bytes, headers: Headers) -> tuple[Plan, Any]:
         """What is to be done for a request, and its inputs."""
-        length = headers.get(LENGTH)
-        head = body[: int(length)] if length is not None and length.isdigit() else b""
+        head = body[: json_bytes(headers, len(body))] if LENGTH in headers else b""
         known = self._known.get(head)
         if known is not None:
             plan, dtype, shape, size = known
@@ -127,7 +126,7 @@ async def infer(request: Request) -> Response:
         with service.admission.hold(client_of(request)) as hold:
             raw = await read_body(request, service.limits, hold)  # first: who sends reads nothing
             service.check_model(**request.path_params)
-            asked = await _asked(service, raw, request, hold)
+            asked = await _asked(service, raw, request, headers, hold)
             began = partial(_note_call, request)
             answering = service.infer(asked, hold, writer(headers), began=began)
             return _as_response(200, await _unless_gone(request, answering))
@@ -137,8 +136,9 @@ async def infer(request: Request) -> Response:
         request.scope.pop(CALL, None)  # the connection keeps the scope, and a call its inputs
 
 
-async def _asked(service: Service, raw: bytes, request: Request, hold: Hold) -> InferRequest:
-    headers = dict(request.scope["headers"])
+async def _asked(
+    service: Service, raw: bytes, request: Request, headers: Headers, hold: Hold
+) -> InferRequest:
     if not headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
         size = json_bytes(headers, len(raw))
         if size > LARGE_BYTES:
