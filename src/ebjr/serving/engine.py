@@ -413,9 +413,9 @@ class Engine:
         return [
             number
             for number in crew.stages
-            if (rows := self._queues[number].rows)
+            if self._queues[number].rows
             and not (self._singly[number] and self._active[number])
-            and (self.closed or (rows and self._queues[number].ready(self._batches[number])))
+            and (self.closed or self._queues[number].ready(self._batches[number]))
         ]
 
     def _put(self, number: int, parts: Sequence[Part]) -> None:
@@ -543,11 +543,9 @@ class Engine:
         predicted, hard = joint.predict(output), deferred.tolist()
         done: list[Ticket] = []
         later: list[Part] = []
-        stop = 0
-        for part in parts:
-            start, stop, ticket = stop, stop + part.count, part.ticket
-            own = slice(start, stop)
-            if part.count == ticket.rows and True not in hard[start:stop]:  # the common case
+        for part, own in spans(parts):
+            ticket = part.ticket
+            if part.count == ticket.rows and True not in hard[own]:  # the common case
                 columns = predicted[own], output[own], score[own], deferred[own], flags[own]
                 _finish(ticket, JointAnswer(*columns), done)
                 continue

@@ -49,7 +49,7 @@ class Http(HttpToolsProtocol):
         self.service, self.heads, self._limits = service, heads, service.limits
         self._short = short
         self._seen = 0  # bytes since the last head was complete, or the last message
-        self._in_body = self._refused = self._ended = False
+        self._in_body = self._refused = False
         self._late: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
         self._began = 0.0
@@ -108,7 +108,6 @@ class Http(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own says so
         """The client sends no more; if it waits for an answer, it gets it."""
-        self._ended = True
         cycle = self.cycle
         if self._in_body or cycle is None or cycle.response_complete:
             return False
