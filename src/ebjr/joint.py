@@ -52,6 +52,9 @@ class JointAnswer:
     late
         Under this id the teacher's answers to degraded rows will be, where they are kept for
         later (`ebjr.link.late`); else None.
+    stage
+        (n,) int: which model answered, from 0, the first student, to the last teacher; where
+        answers are blended, the latest of them.
 
     Examples
     --------
@@ -69,6 +72,11 @@ class JointAnswer:
     deferred: Array
     degraded: Array
     late: str | None = None
+    stage: Array = None  # of two models: whether the teacher was asked
+
+    def __post_init__(self) -> None:
+        if self.stage is None:
+            object.__setattr__(self, "stage", to_numpy(self.deferred).astype(np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +100,9 @@ class JointModel:
 
     The teacher runs only on the deferred rows, gathered into one dense batch and scattered back;
     where none is deferred it is not called. Student and teacher get the same inputs and may
-    prepare them differently, each for itself. A joint model can itself be a teacher.
+    prepare them differently, each for itself; a teacher that continues from the student's features
+    gets these. More stages are a joint model as the student of another, whose score reads the
+    inner one's answer.
     """
 
     kind: Task
@@ -127,6 +137,7 @@ class JointModel:
         if not hasattr(self, "kind"):
             raise NotImplementedError("use the final of a task, such as JointClassifier")
         check_pair(student, teacher, self.kind)
+        self._continues = facts(teacher).continues
         self.kind.check_score(router.score)
         self.kind.check_scale(rescale)
         self.kind.check_blend(self.blend)
@@ -153,13 +164,15 @@ class JointModel:
         found = self.ask_student(inputs)
         score, deferred = self.router(found.output)
         output, late = self.of_student(found.output), None
+        stage = np.zeros(n, np.int64) if found.stage is None else to_numpy(found.stage)
         marked = found.degraded
         own_marks = False if marked is None else convert_like(marked, deferred)
         degraded = ~deferred & own_marks
         rows = to_numpy(deferred).nonzero()[0]
         if len(rows):
             everything = len(rows) == n
-            hard = inputs if everything else take_rows(inputs, rows)
+            asked = self.for_teacher(inputs, found)
+            hard = asked if everything else take_rows(asked, rows)
             own = output if everything else take_rows(output, rows)
             taught, missed = self.defer(hard, own)
             if len(missed):
@@ -172,7 +185,8 @@ class JointModel:
                 output = taught.output if len(rows) == n else put_rows(output, rows, taught.output)
                 if taught.degraded is not None:
                     degraded = put_rows(degraded, rows, taught.degraded)
-        return JointAnswer(self.predict(output), output, score, deferred, degraded, late)
+                stage = put_rows(stage, rows, self.stage_of(taught, len(rows)))
+        return JointAnswer(self.predict(output), output, score, deferred, degraded, late, stage)
 
     def stream(self, batches: Iterable[Batch], *, overlap: int = 2) -> Iterator[JointAnswer]:
         """Answer batches one after another, in order, several of them in work at once.
@@ -266,6 +280,25 @@ class JointModel:
                 stacklevel=4,
             )
 
+    def for_teacher(self, inputs: Batch, found: Answer) -> Batch:
+        """What the teacher is asked about: the inputs, or the features of the student's answer.
+
+        ModelError: the teacher continues from features, and the student's answer carries none.
+        """
+        if not self._continues:
+            return inputs
+        if found.features is None or row_count(found.features) != row_count(inputs):
+            raise ModelError(
+                f"{model_name(self.teacher)} continues from the student's features, but the answer "
+                f"of {model_name(self.student)} carries none for each of its rows"
+            )
+        return found.features
+
+    def stage_of(self, taught: Answer, rows: int) -> np.ndarray:
+        """(rows,): which of the joint model's models gave an answer of the teacher's."""
+        own = np.zeros(rows, np.int64) if taught.stage is None else to_numpy(taught.stage)
+        return own + len(models_of(self.student))
+
     def of_student(self, raw: Batch) -> Batch:
         """What the joint model says where the student answers, of the student's raw output."""
         kind = self.kind
@@ -301,7 +334,7 @@ class JointModel:
             found = answer(self.teacher, inputs, row_count(inputs), self.kind)
             sound = self.kind.sound(name, found.output)
             taught = self._of_teacher(found.output, output)
-            taught = Answer(taught, found.degraded, found.answered)
+            taught = replace(found, output=taught)
         except TeacherUnavailable:
             raise
         except Exception as error:
@@ -348,5 +381,15 @@ def _sound_rows(found: Answer, sound: np.ndarray, name: str) -> Answer:
         raise TeacherFailed(why)
     answered = np.ones(count, bool) if found.answered is None else to_numpy(found.answered).copy()
     answered[np.flatnonzero(answered)[~sound]] = False
-    marks = None if found.degraded is None else take_rows(found.degraded, rows)
-    return Answer(take_rows(found.output, rows), marks, answered, why)
+    marks = {
+        name: None if (own := getattr(found, name)) is None else take_rows(own, rows)
+        for name in ("degraded", "stage")
+    }
+    return Answer(take_rows(found.output, rows), answered=answered, why=why, **marks)
+
+
+def models_of(model: Model) -> list[Model]:
+    """The models of all stages, the first student first; of a model that is not joint itself."""
+    if not isinstance(model, JointModel):
+        return [model]
+    return [*models_of(model.student), *models_of(model.teacher)]

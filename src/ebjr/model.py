@@ -61,6 +61,8 @@ class ModelFacts:
     - `sends_files`: Whether each input travels to the model as the file of an image.
     - `bytes_moved`: Bytes that a remote model has sent and received so far; None of a model that is
       here.
+    - `continues`: Whether the model is asked about the features that the student's answer carries,
+      in place of the inputs.
     - `device`: Where the model runs: ``"cpu"``, a device of PyTorch's, or ONNX Runtime's provider.
     """
 
@@ -79,6 +81,7 @@ class ModelFacts:
     preprocess: Mapping[str, Any] | None = None
     sends_files: bool = False
     bytes_moved: int | None = None
+    continues: bool = False
     device: str = "cpu"
 
     @property
@@ -117,6 +120,7 @@ _SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
     ("input_dtype", "input_dtype", np.dtype | type, np.dtype),
     ("multilabel", "multilabel", bool, bool),
     ("bytes_moved", "bytes_moved", int, int),
+    ("continues", "continues", bool, bool),
 )
 """A fact, the attribute that tells it, the type it must have, and what makes the fact of it."""
 
@@ -158,12 +162,16 @@ class Answer:
     `output` has a row for each input that was answered, and `degraded` a bool for each of these
     rows: whether it is not what it should be; None is unknown. `answered`, (n,) bool, says which
     inputs were answered; None is all of them. `why` says why some were answered with nonsense.
+    `stage` says which of a joint model's models answered each row, the first being 0; None is all
+    by one. `features`, a row for each input, are what a model that continues from them is asked.
     """
 
     output: Any
     degraded: Any = None
     answered: Any = None
     why: str | None = None
+    stage: Any = None
+    features: Any = None
 
 
 class TeacherFailed(TeacherUnavailable):
@@ -192,8 +200,8 @@ def as_answer(said: Any) -> Answer:
     """What a model has returned as an `Answer`; a joint model's answer carries its raw output."""
     if isinstance(said, Answer):
         return said
-    output = getattr(said, "output", said)
-    return Answer(output, getattr(said, "degraded", None))
+    marks = {name: getattr(said, name, None) for name in ("degraded", "stage")}
+    return Answer(getattr(said, "output", said), **marks)
 
 
 def model_name(model: Model) -> str:

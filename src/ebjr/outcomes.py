@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 FORMAT = "ebjr-outcomes-1"
 
 _ROLES = frozenset({"student", "teacher"})
+
+
+def roles_of(count: int) -> tuple[str, ...]:
+    """What so many models are called in outcomes, the cheapest first."""
+    return ("student", *(f"model-{number}" for number in range(2, count)), "teacher")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +79,12 @@ class Outcomes:
         knows, in its order.
     columns
         Where inputs are numbers of a table: the columns' names, in the models' order.
+    between, between_costs
+        Where more than two models answered: the raw outputs of those between student and teacher,
+        the cheapest first, and what they cost. `calibrate_stages` reads them.
+    asked
+        (n, models) bool, where the student is a joint model: which rows each of its models was
+        asked about. `asked_costs` are theirs, of which `student_cost` is then the mean.
 
     Raises
     ------
@@ -102,6 +113,10 @@ class Outcomes:
     rescale: "CommonScale | None" = None
     known_classes: tuple[int, ...] | None = None
     columns: tuple[str, ...] | None = None
+    between: tuple[Any, ...] = ()
+    between_costs: tuple[Cost, ...] = ()
+    asked: np.ndarray | None = None
+    asked_costs: tuple[Cost, ...] = ()
 
     def __post_init__(self) -> None:
         kind = as_task(self.task, self.known_classes)
@@ -110,6 +125,11 @@ class Outcomes:
         targets = kind.check_targets(_numbered(self.targets, self.labels, kind))
         _check_lengths(student, teacher, targets)
         classes = kind.common_classes(student, teacher)
+        vars(self).update(between=tuple(self._checked_between(kind, teacher)))
+        if self.asked is not None:
+            shares = self.asked.mean(axis=0).tolist()
+            costs = [share * cost for share, cost in zip(shares, self.asked_costs, strict=True)]
+            vars(self).update(student_cost=sum(costs[1:], costs[0]))
         kind.check_range(targets, classes)
         kind.check_scale(self.rescale)
         if self.labels is not None and len(self.labels) != (classes or 0):
@@ -121,8 +141,50 @@ class Outcomes:
         vars(self).update(metric=kind.metric(self.metric).name, known_classes=kind.known_classes)
         vars(self).update(columns=None if self.columns is None else tuple(self.columns))
 
+    def _checked_between(self, kind: Task, teacher: Any) -> Iterator[Any]:
+        if len(self.between) != len(self.between_costs):
+            raise ValueError(
+                f"{len(self.between)} models between need as many costs, not "
+                f"{len(self.between_costs)}"
+            )
+        for role, output in zip(roles_of(2 + len(self.between))[1:-1], self.between, strict=True):
+            checked = kind.check_output(role, output)
+            _check_lengths(checked, teacher, checked)
+            kind.common_classes(checked, teacher)
+            yield checked
+
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What the models that answered are called: student, those between, teacher."""
+        return roles_of(2 + len(self.between))
+
+    def said_by(self, role: str) -> Batch:
+        """The raw output of one of `roles`."""
+        return dict(zip(self.roles, (self.student, *self.between, self.teacher), strict=True))[role]
+
+    def cost_of(self, role: str) -> Cost:
+        """What an example costs on one of `roles`."""
+        costs = (self.student_cost, *self.between_costs, self.teacher_cost)
+        return dict(zip(self.roles, costs, strict=True))[role]
+
+    def pair(self, student: str, teacher: str) -> Self:
+        """The outcomes of two of `roles` alone."""
+        if (student, teacher) == self.roles:
+            return self
+        models = {"student": self.models.get(student), "teacher": self.models.get(teacher)}
+        return replace(
+            self,
+            student=self.said_by(student),
+            teacher=self.said_by(teacher),
+            student_cost=self.cost_of(student),
+            teacher_cost=self.cost_of(teacher),
+            models={role: about for role, about in models.items() if about is not None},
+            between=(),
+            between_costs=(),
+        )
 
     @cached_property
     def kind(self) -> Task:
@@ -270,6 +332,8 @@ class Outcomes:
             student=take_rows(self.student, rows),
             teacher=take_rows(self.teacher, rows),
             targets=take_rows(self.targets, rows),
+            between=tuple(take_rows(output, rows) for output in self.between),
+            asked=None if self.asked is None else self.asked[rows],
         )
         for role in self._found.keys() & _ROLES:
             some._found[role] = self.kind.take(self._found[role], rows)
@@ -315,7 +379,7 @@ class Outcomes:
     def fingerprint(self) -> str:
         """A short hash of every number in the table: the same data, the same fingerprint."""
         digest = hashlib.sha256()
-        for rows in (self.student, self.teacher, self.targets):
+        for rows in (self.student, *self.between, self.teacher, self.targets):
             for array in self.kind.numbers(rows):
                 digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
         if self.known_classes is not None:
@@ -337,16 +401,15 @@ class Outcomes:
         OSError
             `path` cannot be written.
         """
-        arrays = {
-            **self.kind.pack("student", self.student, half),
-            **self.kind.pack("teacher", self.teacher, half),
-            **self.kind.pack_targets(self.targets),
-        }
+        arrays = self.kind.pack_targets(self.targets)
+        for role in self.roles:
+            arrays |= self.kind.pack(role, self.said_by(role), half)
         about = {
             "format": FORMAT,
             **{name: getattr(self, name) for name in ("task", *_KEPT)},
             "student_cost": self.student_cost.as_dict(),
             "teacher_cost": self.teacher_cost.as_dict(),
+            "between_costs": [cost.as_dict() for cost in self.between_costs],
             "rescale": None if self.rescale is None else self.rescale.as_dict(),
         }
         arrays["about"] = np.array(json.dumps(about, default=dict))
@@ -394,14 +457,17 @@ class Outcomes:
             own = about.get("task", task or "classification")
             if task not in (None, own):
                 raise ValueError(f"its task is {own}, not {task}: leave --task (task=) out")
-            kind = as_task(own)
+            kind, between = as_task(own), about.get("between_costs", ())
+            said = [kind.unpack(role, arrays) for role in roles_of(2 + len(between))]
             return cls(
-                student=kind.unpack("student", arrays),
-                teacher=kind.unpack("teacher", arrays),
+                student=said[0],
+                teacher=said[-1],
                 targets=kind.unpack_targets(arrays),
                 task=own,
                 student_cost=Cost(**about.get("student_cost", {})),
                 teacher_cost=Cost(**about.get("teacher_cost", {})),
+                between=tuple(said[1:-1]),
+                between_costs=tuple(Cost(**cost) for cost in between),
                 rescale=kind.read_scale(about.get("rescale")),
                 **{name: about[name] for name in _KEPT if about.get(name) is not None},
             )

@@ -24,11 +24,14 @@ class Router:
     threshold
         In the score's unit; above ``-inf``. A row is kept when ``score >= threshold``; every other
         one, those with a NaN score included, is deferred. ``inf`` defers every finite score.
+    skip
+        Of a stage with more stages after it: a row whose score is under `skip` is hopeless here. It
+        is kept, too, for the router of the next stage to defer.
 
     Raises
     ------
     ValueError
-        An unknown score, or a threshold that is NaN or ``-inf``.
+        `score` is unknown, or `threshold` or `skip` is NaN or ``-inf``.
 
     Examples
     --------
@@ -39,9 +42,15 @@ class Router:
     >>> router.threshold = 4.0
     """
 
-    def __init__(self, score: str | Callable[..., Array] | Score, threshold: float) -> None:
+    def __init__(
+        self,
+        score: str | Callable[..., Array] | Score,
+        threshold: float,
+        skip: float | None = None,
+    ) -> None:
         self.score = as_score(score)
         self.threshold = threshold
+        self.skip = None if skip is None else check_threshold(skip)
 
     @property
     def threshold(self) -> float:
@@ -55,10 +64,18 @@ class Router:
     def __call__(self, output: Array) -> tuple[Array, Array]:
         """Score the student's raw output (n, ...): returns score (n,) and deferred (n,) bool."""
         score = self.score(output)
-        return score, is_deferred(score, self._threshold)
+        return score, self.deferred(score, self._threshold)
+
+    def deferred(self, score: Array, threshold: float | np.ndarray) -> Array:
+        """(n,) bool: which rows of a score are deferred at a threshold, see `is_deferred`."""
+        deferred = is_deferred(score, threshold)
+        if self.skip is None:
+            return deferred
+        return deferred & ~(is_deferred(score, self.skip) & (score == score))  # not where it is NaN
 
     def __repr__(self) -> str:
-        return f"Router({str(self.score)!r}, threshold={self.threshold!r})"
+        skip = "" if self.skip is None else f", skip={self.skip!r}"
+        return f"Router({str(self.score)!r}, threshold={self.threshold!r}{skip})"
 
 
 def is_deferred(score: Array, threshold: float | np.ndarray) -> Array:
