@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any, Self
 import tomli_w
 
 from ebjr.backends.entry import (
+    ROUTER_KEYS,
     Entry,
+    JointEntry,
     ModelEntry,
     RemoteEntry,
     check_keys,
     check_remote,
     entry_from_table,
     entry_of,
+    joined,
     picked,
 )
 from ebjr.backends.exported import ExportedJoint
@@ -30,6 +33,8 @@ from ebjr.backends.python import import_path
 from ebjr.blend import Blend, as_blend, blend_text
 from ebjr.calibration.goal import ARGUMENTS, GUARANTEE, Goal
 from ebjr.calibration.guarantee import Certificate
+from ebjr.calibration.stage_search import Stage
+from ebjr.calibration.stages import reduced
 from ebjr.costs import Cost
 from ebjr.curve import FIGURES, OperatingPoint, TradeOffCurve
 from ebjr.errors import ModelError, PromiseWarning, note
@@ -118,8 +123,17 @@ class JointConfig:
     columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.student, RemoteEntry):
-            raise ValueError("the student answers every input and must be a file: give its path")
+        if any(isinstance(part, RemoteEntry) for part in self.student.parts):
+            raise ValueError(
+                "only the last teacher may be elsewhere: the student answers every input and must "
+                "be a file, as all of its stages: give its path"
+            )
+        for role, entry in (("student", self.student), ("teacher", self.teacher)):
+            if isinstance(entry, JointEntry) and entry.task != self.task:
+                raise ValueError(
+                    f"the {role} is a joint model of task {entry.task}, and this one is of "
+                    f"{self.task}: stages are all of one task"
+                )
         if isinstance(self.teacher, RemoteEntry):
             check_remote(self.task)
         kind = as_task(self.task, self.known_classes)
@@ -237,15 +251,15 @@ class JointConfig:
             raise ValueError(f"{path} is an exported file: give the joint.toml it was made from")
         text, folder = read_text(file), file.resolve().parent
         try:
-            return cls._from_table(_with_lists(tomllib.loads(text), folder), folder)
+            return cls._from_table(_with_lists(tomllib.loads(text), folder), file.resolve())
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not a TOML file: {error}") from error
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod
-    def _from_table(cls, table: Mapping[str, Any], folder: Path) -> Self:
-        of_router = ("score", "threshold", "blend", "rescale")
+    def _from_table(cls, table: Mapping[str, Any], file: Path) -> Self:
+        of_router = (*ROUTER_KEYS[:3], "rescale")
         own = [f.name for f in fields(cls) if f.name not in of_router]
         check_keys(table, ("router", *own), "the file", ("router", "student", "teacher"))
         router = table["router"]
@@ -262,8 +276,8 @@ class JointConfig:
         named = picked(table, ("labels", "columns"))
         names: dict[str, Any] = {key: tuple(value) for key, value in named.items()}
         return cls(
-            student=entry_from_table(table["student"], folder, "student"),
-            teacher=entry_from_table(table["teacher"], folder, "teacher"),
+            student=entry_from_table(table["student"], file.parent, "student", (file,)),
+            teacher=entry_from_table(table["teacher"], file.parent, "teacher", (file,)),
             score=router["score"],
             threshold=check_threshold(router["threshold"]),
             blend=router.get("blend", 0.0),
@@ -347,15 +361,17 @@ class JointConfig:
         """
         self.check()
         own = {name: getattr(self, name) for name in ("rescale", "known_classes", "classes")}
-        final: type[JointModel] = as_task(self.task).final
-        return final(
+        found: JointModel = joined(
+            self.task,
             self.student.load(**options) if student is None else student,
             self.teacher.load(**options) if teacher is None else teacher,
-            Router(self.score, self.threshold),
+            score=self.score,
+            threshold=self.threshold,
             blend=self.blend,
             **{name: value for name, value in own.items() if value is not None},
             **(self._policy() if teacher is None else {}),
         )
+        return found
 
     def study(self, outcomes: Outcomes, *, fraction: float = 0.5, seed: int = 0) -> "Study":
         """The study of the file's threshold, on examples it was not chosen on.
@@ -368,6 +384,7 @@ class JointConfig:
         from ebjr.study import study_point
         from ebjr.tasks.specialized.known_classes import Traffic
 
+        outcomes = self._reduced(outcomes)
         self._check_same(outcomes)
         known = self.calibration
         if known.get("outcomes") == outcomes.fingerprint:
@@ -382,6 +399,33 @@ class JointConfig:
         traffic = None if mix is None else Traffic(mix["popular"], mix["popular_classes"])
         return study_point(outcomes, point, goal, fraction=fraction, seed=seed, traffic=traffic)
 
+    def _reduced(self, outcomes: Outcomes) -> Outcomes:
+        """Outcomes of the file's student and teacher, of those of any number of models."""
+        student, routers = self.student, list[Mapping[str, Any]]()
+        while isinstance(student, JointEntry):
+            routers.insert(0, student.router)
+            student = student.student
+        if not routers and len(outcomes.roles) == 2:
+            return outcomes
+        parts, roles = (*self.student.parts, *self.teacher.parts), list[str]()
+        for part in parts:
+            own = part.as_table(None)
+            same = [
+                role
+                for role in outcomes.roles
+                if role not in roles and _is_same(own, outcomes.models.get(role, own))
+            ]
+            if not same:
+                named = own.get("path", own.get("url"))
+                raise ValueError(
+                    f"the outcomes are not of {named}, a stage of joint.toml: record all of its "
+                    "models at once"
+                )
+            roles.append(same[0])
+        inner = zip(roles[1:-1], routers, strict=True)
+        stages = [Stage(role, **router) for role, router in inner]
+        return reduced(outcomes, [Stage(roles[0]), *stages, Stage(roles[-1])])
+
     def _check_same(self, outcomes: Outcomes) -> None:
         """Check that outcomes are of the task, the models and the classes that the file is of."""
         again = "record again with the models of joint.toml"
@@ -389,7 +433,7 @@ class JointConfig:
         facts = {name: (getattr(self, name), getattr(outcomes, name)) for name in same}
         for role in ("student", "teacher"):
             said, found = getattr(self, role).as_table(None), outcomes.models.get(role, {})
-            for key in ("sha256", "weights_sha256", "metadata", "preprocess"):
+            for key in _IDENTITY:
                 facts[f"{role} ({key})"] = said.get(key), found.get(key)
         count = self.classes if self.labels is None else len(self.labels)
         answered = outcomes.kind.common_classes(outcomes.student, outcomes.teacher)
@@ -404,7 +448,7 @@ class JointConfig:
 
     def _models_changed(self) -> bool:
         """Whether a model's file that is there has changed, which is said."""
-        for entry in (self.student, self.teacher):
+        for entry in (*self.student.parts, *self.teacher.parts):
             try:
                 entry.check()
             except FileNotFoundError:  # outcomes may be evaluated where the models are not
@@ -422,14 +466,15 @@ class JointConfig:
         They share the cores that there are; None where the file says how many, or a model is not
         ONNX Runtime's and takes none.
         """
-        here = [each for each in (self.student, self.teacher) if isinstance(each, ModelEntry)]
+        every = (*self.student.parts, *self.teacher.parts)
+        here = [each for each in every if isinstance(each, ModelEntry)]
         if any("threads" in each.options or not each.path.endswith(".onnx") for each in here):
             return None
         return shared_cores(overlap)
 
     def _policy(self) -> dict[str, Any]:
         """What is done when the teacher is away, which one that is here never is."""
-        if isinstance(self.teacher, ModelEntry):
+        if not isinstance(self.teacher, RemoteEntry):
             return {}
         link = self.teacher.link
         late = None
@@ -581,6 +626,14 @@ def _chosen(point: OperatingPoint) -> dict[str, Any]:
     return {"chosen_on": figures} | ({} if certified is None else {"certified": certified})
 
 
+_IDENTITY = ("sha256", "weights_sha256", "metadata", "preprocess")
+"""The keys of an entry that say which model it is, and how it is asked."""
+
+
+def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in _IDENTITY)
+
+
 _MEANING = {
     "preprocessing": "preprocessing",
     "known_classes": "list of known_classes",
@@ -592,7 +645,9 @@ def _meaning(
     student: Entry, teacher: Entry, of: JointConfig | JointModel | Outcomes
 ) -> dict[str, Any]:
     """What the models' files do not say of what goes in and what comes out, by `_MEANING`."""
-    how = [each.preprocess and each.preprocess.as_dict() for each in (student, teacher)]
+    how = [
+        each.preprocess and each.preprocess.as_dict() for each in (*student.parts, *teacher.parts)
+    ]
     short = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
     return {"preprocessing": short, **_known(of)}
 

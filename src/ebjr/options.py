@@ -425,6 +425,17 @@ class ChoiceOptions:
     blend: Annotated[
         str, in_score("The student's weight in a deferred answer, or 'auto'; 0 is the paper.")
     ] = "auto"
+    stages: Annotated[
+        str | None,
+        in_score(
+            "Of more than two models: 'auto' chooses which of them, in which order; or their "
+            "names in the outcomes, like student,model-2,teacher."
+        ),
+    ] = None
+    most_stages: Annotated[int, in_score("The most models of a chain.", min=2)] = 3
+    unit: Annotated[
+        str | None, in_score("What chains are compared by: $UNITS; the first known if left out.")
+    ] = None
 
 
 @dataclass(frozen=True)

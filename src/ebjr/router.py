@@ -68,18 +68,17 @@ class Router:
 
     def deferred(self, score: Array, threshold: float | np.ndarray) -> Array:
         """(n,) bool: which rows of a score are deferred at a threshold, see `is_deferred`."""
-        deferred = is_deferred(score, threshold)
-        if self.skip is None:
-            return deferred
-        return deferred & ~(is_deferred(score, self.skip) & (score == score))  # not where it is NaN
+        return is_deferred(score, threshold, self.skip)
 
     def __repr__(self) -> str:
         skip = "" if self.skip is None else f", skip={self.skip!r}"
         return f"Router({str(self.score)!r}, threshold={self.threshold!r}{skip})"
 
 
-def is_deferred(score: Array, threshold: float | np.ndarray) -> Array:
+def is_deferred(score: Array, threshold: float | np.ndarray, skip: float | None = None) -> Array:
     """Which rows the teacher answers: not those with ``score >= threshold`` (eq. 6).
+
+    Nor those whose score is under `skip`, if that is given; a NaN is under nothing.
 
     `score` is (n,), or one number; NaN is deferred at every threshold. Of NumPy scores `threshold`
     may be (n,), one for each row. The answer is bool, of the score's shape, in its library and on
@@ -91,6 +90,9 @@ def is_deferred(score: Array, threshold: float | np.ndarray) -> Array:
     >>> is_deferred(np.array([0.4, 0.6, np.nan]), 0.5)
     array([ True, False,  True])
     """
+    if skip is not None:
+        hopeless = is_deferred(score, skip) & (score == score)
+        return is_deferred(score, threshold) & ~hopeless
     if isinstance(threshold, np.ndarray):
         return ~(np.asarray(score, np.float64) >= threshold)
     exact = as_float(score) if is_array(score) else np.float64(score)

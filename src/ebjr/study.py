@@ -15,11 +15,14 @@ import numpy as np
 from ebjr.arrays import Array, take_rows
 from ebjr.blend import Blend
 from ebjr.calibration import Goal, calibrate, crossing, rank_scores
+from ebjr.calibration.stages import MOST_STAGES, StagedPoint, calibrate_stages, reduced
+from ebjr.costs import Cost
 from ebjr.curve import OperatingPoint, score_values
 from ebjr.data.examples import Data
 from ebjr.errors import CalibrationError, OutputWarning
 from ebjr.evaluation import evaluate, joint_prediction
 from ebjr.evaluation.bootstrap import bootstrap
+from ebjr.evaluation.plots import stages_figure
 from ebjr.evaluation.predictions import read_predictions
 from ebjr.evaluation.ranking import Standing, score_table
 from ebjr.evaluation.report import Extra, write_report
@@ -52,6 +55,8 @@ class Study:
         By score, without blend: the same goal with each score that can reach it.
     traffic
         The mix that both parts were drawn in; None where they are as recorded.
+    staged
+        The chain that was chosen, whose last router is `point`; None of a pair.
     """
 
     outcomes: Outcomes
@@ -64,6 +69,7 @@ class Study:
     others: Mapping[str, OperatingPoint]
     other_results: Mapping[str, OperatingPoint]
     traffic: Traffic | None = None
+    staged: StagedPoint | None = None
 
     @property
     def held_out_rows(self) -> np.ndarray:
@@ -264,8 +270,54 @@ class Study:
             verdict=self.verdict.text,
             title=title,
             notes={**made, **(notes or {})},
-            extras=extras,
+            extras=[*self._stages, *extras],
         )
+
+    @property
+    def stages(self) -> list[tuple[str, float, Cost, str]]:
+        """Of each stage its role, the share of `held_out` it is asked about, its cost, and where.
+
+        Nothing where a pair was given.
+        """
+        if self.staged is None:
+            return []
+        table, point = self.held_out, self.result
+        asked = [1.0] if table.asked is None else table.asked.mean(axis=0).tolist()
+        shares = [*asked, point.deferral_rate]
+        costs = *(table.asked_costs or (point.student_cost,)), point.teacher_cost
+        return [
+            (stage.role, share, cost, stage.where)
+            for stage, share, cost in zip(self.staged.stages, shares, costs, strict=True)
+        ]
+
+    @property
+    def _stages(self) -> list[Extra]:
+        """A section of the report: every chain that was compared, and each model alone."""
+        found = self.staged
+        if found is None or found.compared_in is None:
+            return []
+        measure, taken = self.outcomes.measure, [stage.role for stage in found.stages]
+        rows = {
+            ", ".join(one.roles): [
+                measure.words(one.quality),
+                f"{one.cost:.4g}",
+                "" if one.level else f"{one.behind:.3g}",
+            ]
+            for one in found.candidates
+        }
+        return [
+            Extra(
+                "stages",
+                "Which models, in which order",
+                stages_figure(found.candidates, taken, found.compared_in, measure),
+                ("stages", measure.title, found.compared_in, "worth less by"),
+                rows,
+                ", ".join(taken),
+                "Each chain at thresholds fitted on other calibration examples, and each model "
+                "alone. What a chain misses in quality counts at the price that the best one pays "
+                "for it; taken is the shortest chain that is level with the best.",
+            )
+        ]
 
 
 def check_classes(outcomes: Outcomes) -> None:
@@ -286,6 +338,9 @@ def run_study(
     fraction: float = 0.5,
     seed: int = 0,
     traffic: Traffic | None = None,
+    stages: str | Sequence[str] | None = None,
+    most_stages: int = MOST_STAGES,
+    unit: str | None = None,
     **target: Any,
 ) -> Study:
     """Split the outcomes, calibrate on the first part, and evaluate on the second.
@@ -301,6 +356,9 @@ def run_study(
         As for `Outcomes.split`.
     traffic
         The mix in which both parts' examples are drawn, where it is another than was recorded.
+    stages, most_stages, unit
+        As `stages`, `most` and `unit` of `calibrate_stages`, which chooses a chain where more than
+        two models were recorded, or `stages` is given.
 
     Raises
     ------
@@ -318,9 +376,16 @@ def run_study(
     >>> len(study.held_out), study.result.quality >= study.result.student_quality
     (50, True)
     """
-    calibration = outcomes.take(_rows(outcomes, fraction, seed, traffic)[0])
-    aim = Goal.of(goal, **target)
-    point = calibrate(calibration, aim, score=score, blend=blend)
+    rows, aim = _rows(outcomes, fraction, seed, traffic)[0], Goal.of(goal, **target)
+    calibration, how = outcomes.take(rows), dict[str, Any](score=score, blend=blend)
+    point: OperatingPoint
+    if stages is None and len(outcomes.roles) == 2:
+        point = calibrate(calibration, aim, **how)
+    else:
+        chosen: dict[str, Any] = {"stages": stages or "auto", "most": most_stages, "unit": unit}
+        point = calibrate_stages(calibration, aim, **chosen, **how)
+        outcomes = reduced(outcomes, point.stages)
+        calibration = outcomes.take(rows)
     if point.curve(calibration).noise:
         words = f"score {point.score} tells no examples apart: it is one number, up to rounding"
         warnings.warn(words, OutputWarning, stacklevel=2)
@@ -360,6 +425,7 @@ def study_point(
         others=others,
         other_results={name: evaluate(held_out, other) for name, other in others.items()},
         traffic=traffic,
+        staged=point if isinstance(point, StagedPoint) else None,
     )
 
 

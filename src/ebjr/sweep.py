@@ -15,6 +15,7 @@ from typing import Any
 from ebjr.arrays import Array
 from ebjr.blend import Blend
 from ebjr.calibration import Goal, calibrate
+from ebjr.calibration.stages import MOST_STAGES
 from ebjr.curve import OperatingPoint
 from ebjr.errors import CalibrationError
 from ebjr.evaluation import evaluate
@@ -144,6 +145,9 @@ def run_sweep(
     score: str | Callable[..., Array] | Score = "auto",
     blend: float | Blend | str = "auto",
     fraction: float = 0.5,
+    stages: str | None = None,
+    most_stages: int = MOST_STAGES,
+    unit: str | None = None,
     **target: Any,
 ) -> Sweep:
     """Study every candidate on the same examples in the same mix, and pick the best.
@@ -154,9 +158,9 @@ def run_sweep(
     reaches the goal.
 
     - `tables`: By name: what each candidate and the teacher said on the same examples.
-    - `goal`, `seed`, `score`, `blend`, `fraction`, `**target`: As for `run_study`; the seed is of
-      the draw, too. A guarantee holds for the candidate that is picked: each is certified at
-      `delta` over their number (the union bound).
+    - `goal`, `seed`, `score`, `blend`, `fraction`, `stages`, `most_stages`, `unit`, `**target`: As
+      for `run_study`; the seed is of the draw, too. A guarantee holds for the candidate that is
+      picked: each is certified at `delta` over their number (the union bound).
     - `traffic`: The mix to draw the examples in.
 
     Examples
@@ -179,6 +183,7 @@ def run_sweep(
     aim = Goal.of(goal, **target)
     each = aim if aim.delta is None else replace(aim, delta=aim.delta / len(tables))
     how: dict[str, Any] = {"score": score, "blend": blend, "fraction": fraction, "seed": seed}
+    how |= {"stages": stages, "most_stages": most_stages, "unit": unit}
     studies: dict[str, Study] = {}
     failed: dict[str, str] = {}
     for name, table in tables.items():

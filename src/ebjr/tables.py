@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
+from ebjr.calibration.stages import StagedPoint
 from ebjr.costs import Cost, flops_text, further_columns, millijoules_text, ms_text
 from ebjr.curve import OperatingPoint
 from ebjr.evaluation.profile import Profile, Setting
@@ -45,6 +46,7 @@ def study_figures(study: Study, compared: Sequence[Comparison] = ()) -> dict[str
         "promise": None if promise is None else promise.as_dict(),
         "verdict": study.verdict.text,
         "standing": study.verdict.standing,
+        **({} if study.staged is None else study.staged.stages_dict()),
     }
 
 
@@ -76,6 +78,8 @@ def print_study(
         _say(console, f"{UNLABELED.format(title=measure.title)}\n")
     costs = [*further_columns(study.result.cost, study.result.cost), "ms"]
     print_table(console, _models(study, joint_seconds, details), spare=costs)
+    if study.staged is not None:
+        _print_stages(console, study, study.staged, details)
     if (promised := study.point.certified) is not None:
         price = price_words(promised) if details else ""
         words = filter(None, (f"\nPromise: {promised.statement}", price, verdict.promise))
@@ -90,6 +94,29 @@ def print_study(
         console.print(escape(f"\n{_margin_words(study)}"), highlight=False)
     chosen = f"\nChosen on {len(study.calibration):,} other examples"
     _say(console, chosen + ("." if details else "; --details has every score, interval and test."))
+
+
+def _print_stages(console: Console, study: Study, found: StagedPoint, details: bool) -> None:
+    """Each stage with what it is asked about; with `details` the chains that were compared."""
+    table = plain_table("stage", "asked", "MFLOPs", "ms", "where")
+    for role, share, cost, where in study.stages:
+        table.add_row(role, f"{share:.1%}", flops_text(cost), ms_text(cost), escape(where))
+    console.print()
+    print_table(console, table)
+    if found.alone is not None:
+        roles, measure = found.alone.roles, study.outcomes.measure
+        _say(
+            console,
+            f"\n{roles[0]} alone beats the chain: {measure.text(found.alone.quality)} at "
+            f"{found.alone.cost:.4g} {found.compared_in} per example.",
+        )
+    if details:
+        compared = plain_table("chain", study.outcomes.measure.title, str(found.compared_in), "")
+        for one in found.candidates:
+            figures = study.outcomes.measure.text(one.quality), f"{one.cost:.4g}"
+            compared.add_row(", ".join(one.roles), *figures, "level" if one.level else "")
+        console.print()
+        print_table(console, compared)
 
 
 def _margin_words(study: Study) -> str:

@@ -10,18 +10,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 from ebjr.backends import load_model
 from ebjr.backends.onnx import external_files
 from ebjr.backends.python import absolute, import_path, in_module, source_file
+from ebjr.blend import as_blend, blend_text
 from ebjr.costs import UNITS, Cost
 from ebjr.data.preprocess import Preprocess, prepared, unprepared, values_of
 from ebjr.errors import ModelError, ProtocolError, TeacherUnavailable, note
-from ebjr.files import sha256_of
+from ebjr.files import read_text, sha256_of
+from ebjr.joint import JointModel
 from ebjr.link.far import FarTeacher, Link
 from ebjr.model import Model, facts
 from ebjr.outcomes import Outcomes
 from ebjr.protocol import read_metadata
+from ebjr.router import Router
 from ebjr.tasks import as_task
 
 log = logging.getLogger("ebjr.backends.entry")
@@ -43,6 +47,11 @@ class ModelEntry:
     cost: Cost = field(default_factory=Cost)
     options: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str | None = None
+
+    @property
+    def parts(self) -> "tuple[ModelEntry | RemoteEntry, ...]":
+        """The models that it is made of: itself."""
+        return (self,)
 
     @classmethod
     def of_file(cls, path: str | os.PathLike[str], **about: Any) -> Self:
@@ -78,10 +87,14 @@ class ModelEntry:
                 "give --trust (trust=True)"
             )
         self.check()
+        given = {**self.options, **options}
+        whose = repr((self.path, self.sha256, sorted(given.items())))
         try:
-            model: Any = load_model(self.path, trust=trust, **{**self.options, **options})
+            model: Any = None if named else _LOADED.get(whose)
+            model = load_model(self.path, trust=trust, **given) if model is None else model
         except TypeError as error:
             raise ValueError(f"{self.path}: {error}") from error
+        _LOADED[whose] = model
         if named and model.weights() != self.weights_sha256:
             raise ModelError(
                 f"the weights of {self.path} have changed since the threshold was calibrated; "
@@ -107,6 +120,10 @@ class ModelEntry:
             options=picked(table, OPTIONS),
             **_shared(table, where),
         )
+
+
+_LOADED: WeakValueDictionary[str, Any] = WeakValueDictionary()
+"""Models of files that are in use: a second look at one, or a second joint model, shares it."""
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
@@ -136,6 +153,11 @@ class RemoteEntry:
     preprocess: Preprocess | None = None
     cost: Cost = field(default_factory=Cost)
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[Self, ...]:
+        """The models that it is made of: itself."""
+        return (self,)
 
     def check(self) -> None:
         """Nothing can be checked without asking the server: `load` asks it."""
@@ -180,7 +202,97 @@ class RemoteEntry:
         )
 
 
-Entry = ModelEntry | RemoteEntry
+@dataclass(frozen=True)
+class JointEntry:
+    """A joint model as a stage in ``joint.toml``: both of its models, and the router between.
+
+    `router` has the keys `score`, `threshold`, `blend` and `skip` as TOML has them. `path` is the
+    ``joint.toml`` that it was read from, with its `sha256`; None where its tables stand in the
+    file itself. `cost` is what it costs on average.
+    """
+
+    student: "Entry"
+    teacher: "Entry"
+    router: Mapping[str, Any]
+    task: str = "classification"
+    cost: Cost = field(default_factory=Cost)
+    path: str | None = None
+    sha256: str | None = None
+    preprocess: Preprocess | None = None  # its models have their own
+    options: Mapping[str, Any] = field(default_factory=dict)  # as they have these
+
+    def __post_init__(self) -> None:
+        kind = as_task(self.task)
+        if kind.scale is not None or self.task == "specialized":
+            raise ValueError(f"a joint model of task {self.task} cannot be a stage: give a model")
+        check_keys(self.router, ROUTER_KEYS, "the router of a stage", ROUTER_KEYS[:2])
+        Router(self.router["score"], self.router["threshold"], self.router.get("skip"))
+
+    @property
+    def parts(self) -> tuple[ModelEntry | RemoteEntry, ...]:
+        """The models that it is made of, the first student first."""
+        return (*self.student.parts, *self.teacher.parts)
+
+    def check(self) -> None:
+        """Check its own file, and as `ModelEntry.check` those of all its models."""
+        if self.path is not None and sha256_of(Path(self.path)) != self.sha256:
+            raise ModelError(
+                f"{self.path} has changed since it became a stage of another joint.toml; record "
+                "and calibrate again"
+            )
+        for part in self.parts:
+            part.check()
+
+    def load(self, **options: Any) -> Any:
+        """The joint model of the models that its entries load."""
+        self.check()
+        models = self.student.load(**options), self.teacher.load(**options)
+        return joined(self.task, *models, **self.router)
+
+    def as_table(self, folder: Path | None) -> dict[str, Any]:
+        """The TOML table."""
+        if self.path is not None:
+            return {"path": _relative(self.path, folder), "sha256": self.sha256}
+        inside = {role: getattr(self, role).as_table(folder) for role in ("student", "teacher")}
+        return {**_shared_table(self), "task": self.task, "router": dict(self.router), **inside}
+
+    @classmethod
+    def from_table(
+        cls, table: Mapping[str, Any], folder: Path, where: str, seen: tuple[Path, ...] = ()
+    ) -> Self:
+        """Read a TOML table; `seen` are the files that led to it."""
+        cost = table.get("cost", {})
+        if "path" not in table:
+            check_keys(table, ("task", "cost", *_PARTS), where, _PARTS)
+            return cls._of_parts(table, folder, where, seen, cost=Cost(**cost))
+        check_keys(table, ("path", "sha256", "cost"), where, ("path", "sha256"))
+        file = Path(absolute(table["path"], folder))
+        if file in seen:
+            raise ValueError(f"{where} leads back to {file}: a joint model cannot be its own stage")
+        own = tomllib.loads(read_text(file))
+        check_keys(own, own, str(file), _PARTS)
+        about = {"path": str(file), "sha256": table["sha256"], "cost": Cost(**cost)}
+        return cls._of_parts(own, file.parent, str(file), (*seen, file), **about)
+
+    @classmethod
+    def _of_parts(
+        cls, table: Mapping[str, Any], folder: Path, where: str, seen: Any, **about: Any
+    ) -> Self:
+        student, teacher = (
+            entry_from_table(table[role], folder, f"{where}.{role}", seen)
+            for role in ("student", "teacher")
+        )
+        return cls(student, teacher, table["router"], **picked(table, ("task",)), **about)
+
+
+Entry = ModelEntry | RemoteEntry | JointEntry
+
+
+def joined(task: str, student: Model, teacher: Model, score: Any, **how: Any) -> Any:
+    """Two models of a task as one, by the keys of a router's table and what else is given."""
+    router = Router(score, how.pop("threshold"), how.pop("skip", None))
+    blend = as_blend(how.pop("blend", 0.0))
+    return as_task(task).final(student, teacher, router, blend=blend, **how)
 
 
 def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -> Entry:
@@ -191,6 +303,12 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
     """
     if isinstance(model, FarTeacher):
         link = link or model.link
+    if isinstance(model, JointModel):
+        router = {"score": str(model.router.score), "threshold": model.router.threshold}
+        router |= {"blend": blend_text(model.blend)}
+        router |= {} if model.router.skip is None else {"skip": model.router.skip}
+        both = entry_of(model.student), entry_of(model.teacher)
+        return JointEntry(*both, router, model.task, cost or Cost())
     known = facts(model)
     preprocess = None if known.preprocess is None else Preprocess.from_dict(known.preprocess)
     about: dict[str, Any] = {"preprocess": preprocess, "cost": cost or Cost()}
@@ -226,9 +344,16 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
     return ModelEntry.of_file(known.path, options=options, **about)
 
 
-def entry_from_table(table: Mapping[str, Any], folder: Path, where: str) -> Entry:
-    """The entry of a TOML table, which names a file or an address."""
+def entry_from_table(
+    table: Mapping[str, Any], folder: Path, where: str, seen: tuple[Path, ...] = ()
+) -> Entry:
+    """The entry of a TOML table, which names a file or an address, or has models of its own.
+
+    `seen` are the files of joint models that led to it.
+    """
     check_keys(table, table, where)
+    if "router" in table or str(table.get("path", "")).endswith(".toml"):
+        return JointEntry.from_table(table, folder, where, seen)
     kind = RemoteEntry if "url" in table else ModelEntry
     return kind.from_table(table, folder, where)
 
@@ -288,6 +413,8 @@ def entries_of(
             entry = entry_from_table(table, Path(path).resolve().parent, f"{path}: {role}")
         if source is not None:
             found = _entry_at(source, link, {} if entry is None else entry.options)
+            if isinstance(entry, JointEntry):
+                raise ValueError(f"the {role} is a chain of recorded models: leave --{role} out")
             if isinstance(entry, ModelEntry) and isinstance(found, ModelEntry):
                 came, recorded = (
                     f"sha256 {each.sha256:.12}..., weights {each.weights_sha256 or 'unseen':.12}"
@@ -329,6 +456,8 @@ REMOTE_OPTIONS = (
     *("send", "quality", "gzip", "timeout_seconds", "batch_size", "output", "output_kind"),
 )
 LINK_KEYS = tuple(f.name for f in fields(Link))
+ROUTER_KEYS = ("score", "threshold", "blend", "skip")
+_PARTS = ("router", "student", "teacher")
 _SHARED = ("cost", "preprocess")
 
 
