@@ -96,11 +96,11 @@ def test_rows_beyond_the_count_are_empty(tmp_path):
     export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
     model = onnx.load(tmp_path / "joint.onnx")
     assert [value.name for value in model.graph.output] == [
-        *("boxes", "labels", "scores", "score", "deferred")
+        *("boxes", "labels", "scores", "score", "deferred", "stage")
     ]
     session = ExportedJoint(tmp_path / "joint.onnx")._session
     feed = {"image": scenes(3)[1:2], "threshold": np.array(-1e30)}  # the student's six at most
-    boxes, labels, scores, _, deferred = session.run(None, feed)
+    boxes, labels, scores, _, deferred, stage = session.run(None, feed)
     assert boxes.shape == (1, 10, 4)
     real = labels[0] >= 0
     assert real.any()
@@ -108,6 +108,7 @@ def test_rows_beyond_the_count_are_empty(tmp_path):
     assert (scores[0][~real] == 0).all()
     assert (boxes[0][~real] == 0).all()
     assert not deferred.any()
+    assert not stage.any()
     dark = np.zeros((1, SIDE, SIDE, 3), np.uint8)
     score, deferred = session.run(["score", "deferred"], {**feed, "image": dark})
     assert np.isneginf(score).all()

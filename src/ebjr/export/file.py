@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 import ebjr
 from ebjr.arrays import is_array, to_numpy
-from ebjr.backends.entry import ModelEntry, entry_of
+from ebjr.backends.entry import ModelEntry, RemoteEntry, entry_of
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.backends.output_kind import AsLogits
@@ -23,15 +23,13 @@ from ebjr.blend import blend_text
 from ebjr.data.preprocess import Preprocess, unprepared
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Head, head_of
-from ebjr.export.graph import LEAST_OPSET, Images, Rows, convert, joint_graph, opset_of, read_part
+from ebjr.export.graph import LEAST_OPSET, Images, Rows, joint_graph, read_parts
 from ebjr.export.inputs import Given, given_of
 from ebjr.files import sha256_of, write_beside
-from ebjr.joint import JointAnswer, JointModel
+from ebjr.joint import JointAnswer, JointModel, models_of
 from ebjr.joint_file import JointConfig
-from ebjr.model import facts
-from ebjr.router import Router
-
-ROLES = ("student", "teacher")
+from ebjr.model import Model, facts
+from ebjr.outcomes import roles_of
 
 MOST_BYTES = 2**31 - 2**24
 """A larger file cannot be read by protobuf: its weights go into a second one."""
@@ -83,10 +81,10 @@ def export_joint(
     `opset` does not exist. TypeError: a model of a joint model came from no file. OSError: the file
     cannot be written.
 
-    - `joint`: A ``joint.toml``, what was read from one, or a joint model of two files, whose score
-      need not have a name.
+    - `joint`: A ``joint.toml``, what was read from one, or a joint model of files, whose score need
+      not have a name. Its student may be a joint model.
     - `threshold`: The default of the input ``threshold``; None is the joint model's.
-    - `opset`: The version of ONNX's operators; None is the higher of both models', at least 13.
+    - `opset`: The version of ONNX's operators; None is the highest of all models', at least 13.
     - `external_data`: Whether the weights go into a second file, ``path`` with ``.data`` after it;
       None: if they have to.
     - `most_bytes`: The most that they may have in the first file.
@@ -97,25 +95,26 @@ def export_joint(
             f"opset must be from {LEAST_OPSET} to {newest}, the newest that onnx "
             f"{onnx.__version__} knows, but is {opset}"
         )
-    config = _config(joint)
-    files = _files(config)
-    model = copy(joint) if isinstance(joint, JointModel) else config.load()
-    router = model.router
-    model.router = Router(router.score, router.threshold if threshold is None else threshold)
-    given = _given(model)
-    tried = _tried(model, given)
-    graph = _graph(model, given, tried, opset)
-    _describe(graph, config, files, model)
+    model = _copied(joint if isinstance(joint, JointModel) else (config := _config(joint)).load())
+    if threshold is not None:
+        model.router.threshold = threshold
+    levels, files = _levels(model), _files(model)
+    if isinstance(joint, JointModel):
+        config = _config_of(model, files)
+    given = _given(models_of(model))
+    tried = _tried(levels, given)
     with write_beside(path) as folder:
-        draft = folder / Path(path).name
-        data = _write(
-            graph, draft, _size(graph) > most_bytes if external_data is None else external_data
-        )
-        _check(draft)
-        try:
-            difference = _compared(draft, model, tried[0])
-        except ModelError as error:
-            raise ModelError(f"{error}{_fixed(given)}") from error
+        draft, found = folder / Path(path).name, []
+        for depth in range(1, len(levels) + 1):  # the inner ones too: each threshold is tried
+            graph = _graph(levels[:depth], given, files, tried, opset)
+            _describe(graph, config, files, levels[:depth])
+            external = _size(graph) > most_bytes if external_data is None else external_data
+            data = _write(graph, draft, external)
+            _check(draft)
+            try:
+                found.append(_compared(draft, levels[:depth], tried.batch))
+            except ModelError as error:
+                raise ModelError(f"{error}{_fixed(given)}") from error
         written = sum(file.stat().st_size for file in folder.iterdir())
     return Exported(
         path=Path(path),
@@ -126,18 +125,22 @@ def export_joint(
         input={"name": given.name, "dtype": str(given.dtype), "shape": list(given.shape)},
         threshold=model.router.threshold,
         score=str(model.router.score),
-        difference=difference,
+        difference=max(found),
     )
 
 
-def _config(joint: str | os.PathLike[str] | JointConfig | JointModel) -> JointConfig:
-    if isinstance(joint, JointConfig):
-        return joint
-    if not isinstance(joint, JointModel):
-        return JointConfig.read(joint)
+def _config(joint: str | os.PathLike[str] | JointConfig) -> JointConfig:
+    config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
+    for role in roles_of(2):
+        _check_graph(role, getattr(config, role))  # before it is loaded
+    return config
+
+
+def _config_of(joint: JointModel, files: Mapping[str, ModelEntry]) -> JointConfig:
+    """What the file says of a joint model that comes from no ``joint.toml``."""
     return JointConfig(
-        entry_of(joint.student),
-        entry_of(joint.teacher),
+        files["student"],
+        files["teacher"],
         score="random",  # a joint.toml's, which the file does not read
         threshold=joint.router.threshold,
         task=joint.task,
@@ -146,73 +149,136 @@ def _config(joint: str | os.PathLike[str] | JointConfig | JointModel) -> JointCo
     )
 
 
-def _files(config: JointConfig) -> dict[str, ModelEntry]:
-    entries: dict[str, ModelEntry] = {}
-    for role, entry in (("student", config.student), ("teacher", config.teacher)):
-        if not isinstance(entry, ModelEntry):
-            raise ModelError(
-                f"the {role} {entry.url} is a remote model, which cannot be part of a file; "
-                "calibrate with the model's own file"
-            )
-        if Path(entry.path).suffix.lower() != ".onnx":
-            raise ModelError(
-                f"the {role} {entry.path} is no ONNX graph: export it to ONNX first "
-                "(torch.onnx.export), record and calibrate with that file, and then export the "
-                "joint model"
-            )
-        entries[role] = entry
+def _copied(joint: JointModel) -> JointModel:
+    """The same, with routers of its own, whose thresholds may be moved."""
+    copied = copy(joint)
+    copied.router = copy(joint.router)
+    if isinstance(joint.student, JointModel):
+        copied.student = _copied(joint.student)
+    return copied
+
+
+def _levels(joint: JointModel) -> list[JointModel]:
+    """The joint models that one is made of, the innermost first."""
+    teacher, student = joint.teacher, joint.student
+    if isinstance(teacher, JointModel):
+        raise ModelError(
+            "a teacher that is a joint model cannot be part of a file: make it a stage, with the "
+            "joint model as the student: of a, b and c, (a, b) is the student and c the teacher"
+        )
+    if facts(teacher).continues:
+        raise ModelError(
+            f"{facts(teacher).name} continues from the student's features, which a file does not "
+            "carry: export a teacher that takes the inputs"
+        )
+    if not isinstance(student, JointModel):
+        return [joint]
+    if joint.kind.targets_are == "boxes":
+        raise ModelError(
+            f"a joint detector of {len(models_of(joint))} models cannot be one file: export one of "
+            "a student and a teacher"
+        )
+    return [*_levels(student), joint]
+
+
+def _check_graph(role: str, entry: Any) -> None:
+    """Check that what an entry names is an ONNX file."""
+    if isinstance(entry, RemoteEntry):
+        raise ModelError(
+            f"the {role} {entry.url} is a remote model, which cannot be part of a file; "
+            "calibrate with the model's own file"
+        )
+    if isinstance(entry, ModelEntry) and Path(entry.path).suffix.lower() != ".onnx":
+        raise ModelError(
+            f"the {role} {entry.path} is no ONNX graph: export it to ONNX first "
+            "(torch.onnx.export), record and calibrate with that file, and then export the "
+            "joint model"
+        )
+
+
+def _files(joint: JointModel) -> dict[str, ModelEntry]:
+    """The files of all models, by role."""
+    models = models_of(joint)
+    entries: dict[str, Any] = dict(zip(roles_of(len(models)), map(entry_of, models), strict=True))
+    for role, entry in entries.items():
+        _check_graph(role, entry)
     return entries
 
 
-def _given(joint: JointModel) -> Given:
+def _given(several: Sequence[Model]) -> Given:
     models: dict[str, OnnxModel] = {}
     preprocess: dict[str, Preprocess | None] = {}
-    for role in ROLES:
-        model, preprocess[role] = unprepared(getattr(joint, role))
-        models[role] = model.model if isinstance(model, AsLogits) else model  # type: ignore[assignment]
+    for role, whole in zip(roles_of(len(several)), several, strict=True):
+        model, preprocess[role] = unprepared(whole)
+        model = model.model if isinstance(model, AsLogits) else model
+        if not isinstance(model, OnnxModel):
+            raise ModelError(
+                f"the {role} {facts(whole).path} is answered by {type(model).__name__}, which has "
+                "no form in a graph; load the model's own file with ebjr.load_model"
+            )
+        models[role] = model
     return given_of(models, preprocess)
 
 
-def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, Any, Any]:
-    """A batch that both models answer, and their raw outputs."""
+@dataclass(frozen=True)
+class Tried:
+    """A batch that all models answer, and the raw outputs of the students and teachers."""
+
+    batch: np.ndarray
+    raws: list[tuple[Any, Any]]  # of each joint model, the innermost first
+
+
+def _tried(levels: Sequence[JointModel], given: Given) -> Tried:
     failed: Exception | None = None
     for batch in given.examples():
         try:
-            raw = joint.ask_student(batch).output
-            joint.router(raw)
-            joint.ask_teacher(batch, joint.of_student(raw))
-            return batch, raw, joint.teacher(batch)
+            return Tried(batch, [_raws(joint, batch) for joint in levels])
         except (ModelError, TypeError, ValueError) as error:
             failed = failed or error
     assert failed is not None
     raise ModelError(f"the joint model does not answer a batch of random inputs: {failed}")
 
 
-def _graph(joint: JointModel, given: Given, tried: tuple[Any, ...], opset: int | None) -> ir.Model:
-    batch, *raws = tried
-    outputs = {role: [model.output_name] for role, model in given.models.items()}
-    form: Rows | Images
-    if is_array(raws[0]):
-        said = {role: _said(getattr(joint, role), batch) for role in ROLES}
-        form = Rows(joint, dict(zip(ROLES, map(to_numpy, raws), strict=True)), said)
+def _raws(joint: JointModel, batch: np.ndarray) -> tuple[Any, Any]:
+    raw = joint.ask_student(batch).output
+    joint.router(raw)
+    joint.ask_teacher(batch, joint.of_student(raw))
+    return raw, joint.teacher(batch)
+
+
+def _graph(
+    levels: Sequence[JointModel],
+    given: Given,
+    files: Mapping[str, ModelEntry],
+    tried: Tried,
+    opset: int | None,
+) -> ir.Model:
+    models = dict(list(given.models.items())[: len(levels) + 1])
+    outputs: dict[str, Sequence[str]] = {role: [one.output_name] for role, one in models.items()}
+    forms: Sequence[Rows | Images]
+    if is_array(tried.raws[0][0]):
+        forms = _rows(levels, tried)
     else:
-        form = Images(joint, _heads(joint, batch))
-        outputs = {role: list(head.outputs) for role, head in form.heads.items()}
-    parts = {
-        role: read_part(role, model.path, model.input_name, outputs[role])
-        for role, model in given.models.items()
-    }
-    wanted = opset or max(LEAST_OPSET, *map(opset_of, parts.values()))
-    for role, part in parts.items():
-        convert(given.models[role].path, part, wanted)
-    return joint_graph(
-        form,
-        **parts,
-        given=given.value(),
-        prepare=given.prepare,
-        threshold=joint.router.threshold,
-        opset=wanted,
+        heads = _heads(levels[0], tried.batch)
+        forms = [Images(levels[0], heads)]
+        outputs = {role: head.outputs for role, head in heads.items()}
+    parts, shared = read_parts(
+        models, outputs, {role: entry.sha256 for role, entry in files.items()}, opset
     )
+    return joint_graph(forms, parts, shared, given.value(), given.prepare)
+
+
+def _rows(levels: Sequence[JointModel], tried: Tried) -> list[Rows]:
+    forms: list[Rows] = []
+    for joint, (raw, taught) in zip(levels, tried.raws, strict=False):
+        said = {"teacher": _said(joint.teacher, tried.batch)}
+        if forms:  # the inner answer is of one type in the graph, whoever gave it
+            raw = to_numpy(raw).astype(forms[-1].wider)
+            said["student"] = raw, None
+        else:
+            said["student"] = _said(joint.student, tried.batch)
+        forms.append(Rows(joint, {"student": to_numpy(raw), "teacher": to_numpy(taught)}, said))
+    return forms
 
 
 def _said(model: Any, batch: np.ndarray) -> tuple[np.ndarray, str | None]:
@@ -230,7 +296,7 @@ def _heads(joint: JointModel, batch: np.ndarray) -> dict[str, Head]:
             "operators; calibrate with blend 0"
         )
     heads = {}
-    for role in ROLES:
+    for role in roles_of(2):
         detector = getattr(joint, role)
         rows = np.repeat(batch[:1], detector.model.fixed_batch or 1, axis=0)
         heads[role] = head_of(role, detector, rows)
@@ -238,10 +304,15 @@ def _heads(joint: JointModel, batch: np.ndarray) -> dict[str, Head]:
 
 
 def _describe(
-    model: ir.Model, config: JointConfig, files: Mapping[str, ModelEntry], joint: JointModel
+    model: ir.Model,
+    config: JointConfig,
+    files: Mapping[str, ModelEntry],
+    levels: Sequence[JointModel],
 ) -> None:
     """Say in the file what it is, and what its threshold rests on."""
+    joint = levels[-1]
     score, threshold = joint.router.score, joint.router.threshold
+    stages = [{"file": Path(one.path).name, "sha256": one.sha256} for one in files.values()]
     asked = facts(joint.teacher).options
     model.producer_name, model.producer_version = "ebjr", ebjr.__version__
     model.doc_string = (
@@ -257,20 +328,21 @@ def _describe(
         "output": "raw output of whoever answered the row",
         "score": f"{score.title} of the student's raw output",
         "deferred": "whether the teacher answered the row",
+        "stage": "which model answered the row, from 0, the student",
     }
     for value in (*model.graph.inputs, *model.graph.outputs):
-        value.doc_string = texts.get(value.name, "what both models are asked")
+        value.doc_string = texts.get(value.name, "what all models are asked")
     same = ("labels", "columns", "known_classes", "calibration", "operating_points")
     told: dict[str, Any] = {
         "name": config.name,
         "task": config.task,
-        "score": str(score),
-        "threshold": threshold,
-        "blend": blend_text(joint.blend),
-        **{
-            role: {"file": Path(entry.path).name, "sha256": entry.sha256}
-            for role, entry in files.items()
-        },
+        **_router(joint),
+        "student": stages[0],
+        "teacher": stages[-1],
+        "stages": [
+            *({**one, "router": _router(way)} for one, way in zip(stages, levels, strict=False)),
+            stages[-1],
+        ],
         "preprocess": {
             role: entry.preprocess.as_dict()
             for role, entry in files.items()
@@ -283,6 +355,12 @@ def _describe(
         if fact not in (None, {}, ()):
             text = fact if isinstance(fact, str) else json.dumps(fact, default=_plain)
             model.metadata_props[f"ebjr.{key}"] = text
+
+
+def _router(joint: JointModel) -> dict[str, Any]:
+    score, threshold, skip = joint.router.score, joint.router.threshold, joint.router.skip
+    own = {"score": str(score), "threshold": threshold, "blend": blend_text(joint.blend)}
+    return own if skip is None else {**own, "skip": skip}
 
 
 def _plain(value: Any) -> Any:
@@ -315,9 +393,10 @@ def _check(path: Path) -> None:
         ) from error
 
 
-def _compared(path: Path, joint: JointModel, batch: np.ndarray) -> float:
+def _compared(path: Path, levels: Sequence[JointModel], batch: np.ndarray) -> float:
     """How far the graph's raw output is from the joint model's, with all, some or none deferred."""
-    exported, chosen = ExportedJoint(path), joint.router.threshold
+    exported, joint = ExportedJoint(path), levels[-1]
+    chosen = joint.router.threshold
     score = to_numpy(joint.router.score(joint.ask_student(batch).output)).astype(np.float64)
     known = np.sort(score[np.isfinite(score)])
     middle = [float(known[len(known) // 2])] if len(known) else []
@@ -325,7 +404,8 @@ def _compared(path: Path, joint: JointModel, batch: np.ndarray) -> float:
     try:
         for threshold in (float(np.finfo(np.float32).min), *middle, math.inf):
             joint.router.threshold = exported.router.threshold = threshold
-            found.append(_difference(exported(batch), joint(batch), threshold))
+            said = [one(batch) for one in levels]
+            found.append(_difference(exported(batch), said[-1], _near(levels, said)))
     finally:
         joint.router.threshold = chosen
     largest = float(np.max(found))
@@ -344,13 +424,23 @@ def _fixed(given: Given) -> str:
     return "".join([*words, ": export it again with an open first dimension" if words else ""])
 
 
-def _difference(found: JointAnswer, wanted: JointAnswer, threshold: float) -> float:
-    """The largest difference of raw output in its scale, ties apart; inf if decisions differ."""
-    score = to_numpy(wanted.score).astype(np.float64)
+def _near(levels: Sequence[JointModel], said: Sequence[JointAnswer]) -> np.ndarray:
+    """(n,): rows of which a score is so near a threshold or a `skip` that rounding decides."""
+    near = np.zeros(len(said[0].score), bool)
+    for joint, answer in zip(levels, said, strict=True):
+        score = to_numpy(answer.score).astype(np.float64)
+        for limit in (joint.router.threshold, joint.router.skip):
+            if limit is not None:
+                with np.errstate(invalid="ignore"):
+                    near |= np.abs(score - limit) <= TOLERANCE * np.maximum(1, np.abs(score))
+    return near
+
+
+def _difference(found: JointAnswer, wanted: JointAnswer, near: np.ndarray) -> float:
+    """The largest difference of raw output in its scale; inf if decisions that are clear differ."""
     same = to_numpy(wanted.deferred) == found.deferred
-    with np.errstate(invalid="ignore"):
-        tie = np.abs(score - threshold) <= TOLERANCE * np.maximum(1, np.abs(score))
-    if not (same | tie).all():
+    same &= to_numpy(wanted.stage) == found.stage
+    if not (same | near).all():
         return math.inf
     pairs = ((found.output[row], wanted.output[row]) for row in np.flatnonzero(same).tolist())
     return max((_apart(*pair) for pair in pairs), default=0.0)

@@ -1,13 +1,14 @@
 """The joint graph: student, score, router, and the teacher in a branch of an ``If``.
 
 The deferred rows are gathered, the teacher answers them inside the branch, and its answers are
-scattered back. Where nothing is deferred no node of the teacher is run.
+scattered back. Where nothing is deferred no node of the teacher is run. What such a joint model
+answers may be what the score of another reads, with a teacher in a branch of its own.
 """
 
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from onnx import helper
 from onnx_ir.passes import common as passes
 
 from ebjr.arrays import Array, as_float
-from ebjr.backends.onnx import quiet
+from ebjr.backends.onnx import OnnxModel, quiet
 from ebjr.backends.output_kind import KINDS
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Found, Head, detection_score, find, rescaled
 from ebjr.export.operators import Operators, Value, forget_shapes, like, name_after
 from ebjr.export.trace import traced, traced_score
 from ebjr.joint import JointModel
-from ebjr.router import round_up
+from ebjr.router import Router, round_up
 
 LEAST_OPSET = 13
 """Older graphs are converted: since then softmax, axes and branches are what they are now."""
@@ -38,7 +39,7 @@ Output = tuple[str, Value, ir.DataType, tuple[Any, ...]]
 """Name, value, type, and dimensions beside the batch."""
 
 Prepare = Callable[[str, Operators, Value], Value]
-"""What makes the input of the student or of the teacher of the joint graph's."""
+"""What makes a model's input, by its role, of the joint graph's."""
 
 
 def opset_of(model: ir.Model) -> int:
@@ -67,52 +68,114 @@ def convert(path: Path, model: ir.Model, opset: int) -> None:
     forget_shapes(model)
 
 
-def read_part(
-    role: str, path: str | os.PathLike[str], input_name: str, outputs: Sequence[str]
-) -> ir.Model:
-    """A model's file as a part: functions inlined, one input, some outputs, names of its own."""
+def read_parts(
+    models: Mapping[str, OnnxModel],
+    outputs: Mapping[str, Sequence[str]],
+    hashes: Mapping[str, str],
+    opset: int | None,
+) -> tuple[dict[str, ir.Model], list[ir.Value]]:
+    """The graphs of models, by role, as parts of one opset, and the weights that several share.
+
+    A file, which its hash tells, is read and converted once. Where it is the file of several
+    models, none of their parts has its weights: they are the whole graph's.
+    """
+    files: dict[Any, list[str]] = {}
+    for role in models:
+        files.setdefault((hashes[role], *outputs[role]), []).append(role)
+    read = {key: read_part(models[roles[0]], outputs[roles[0]]) for key, roles in files.items()}
+    wanted = opset or max(LEAST_OPSET, *map(opset_of, read.values()))
+    parts, shared = dict[str, ir.Model](), list[ir.Value]()
+    for key, (first, *others) in files.items():
+        part = parts[first] = read[key]
+        convert(models[first].path, part, wanted)
+        name_after(first, part)
+        if others:
+            shared += part.graph.initializers.values()
+            part.graph.initializers.clear()
+        for role in others:
+            copied = part.graph.clone(allow_outer_scope_values=True)
+            parts[role] = ir.Model(copied, ir_version=part.ir_version)
+            name_after(role, parts[role])
+    return {role: parts[role] for role in models}, shared
+
+
+def read_part(model: OnnxModel, outputs: Sequence[str]) -> ir.Model:
+    """A model's file as a part: functions inlined, one input, some outputs."""
     try:
-        model = ir.load(path)
-        passes.InlinePass()(model)
-        passes.RemoveInitializersFromInputsPass()(model)
-        for values, names in ((model.graph.inputs, [input_name]), (model.graph.outputs, outputs)):
+        part = ir.load(model.path)
+        passes.InlinePass()(part)
+        passes.RemoveInitializersFromInputsPass()(part)
+        for values, names in (
+            (part.graph.inputs, [model.input_name]),
+            (part.graph.outputs, outputs),
+        ):
             known = {value.name: value for value in values}
             values.clear()
             values.extend(known[name] for name in names)
-        passes.RemoveUnusedNodesPass()(model)
-        passes.OutputFixPass()(model)
+        passes.RemoveUnusedNodesPass()(part)
+        passes.OutputFixPass()(part)
     except Exception as error:
         raise ModelError(
-            f"{path} cannot become part of another graph: {one_line(error)}"
+            f"{model.path} cannot become part of another graph: {one_line(error)}"
         ) from error
-    forget_shapes(model)
-    name_after(role, model)
-    return model
+    forget_shapes(part)
+    return part
 
 
 def joint_graph(
-    form: "Rows | Images",
-    student: ir.Model,
-    teacher: ir.Model,
+    forms: Sequence["Rows | Images"],
+    parts: Mapping[str, ir.Model],
+    shared: list[ir.Value],
     given: ir.Value,
     prepare: Prepare,
-    threshold: float,
-    opset: int,
 ) -> ir.Model:
-    """Both models, the score and the router as one graph.
+    """All models, scores and routers as one graph.
 
-    The graphs `student` and `teacher`, both of `opset`, are taken apart. `given` is the graph's
-    input, of which `prepare` makes each model's, and `threshold` that input's default.
+    `forms` are those of the joint models, the innermost first, whose answer is what the next one's
+    student says. The graphs `parts`, one more and all of `opset`, are taken apart; `shared` are
+    weights of several. `given` is the graph's input, of which `prepare` makes each model's. The
+    outermost threshold is that input's default, the others are constants.
     """
-    op = Operators(opset, np.float64, "joint")
-    raws = op.inline(student, prepare("student", op, given))
-    score, said = form.student(op, raws, given)
-    knob, deferred = _router(op, score, threshold)
-    places = op.Transpose(op.NonZero(deferred), perm=[1, 0])
+    first, *others = parts
+    op = Operators(opset_of(parts[first]), np.float64, "joint")
+    op.constants += shared
+    stage = op.value(0)
+    answer = op.inline(parts[first], prepare(first, op, given))
+    for place, (form, role) in enumerate(zip(forms, others, strict=True), 1):
+        op.name = f"joint-{place}"
+        score, said = form.student(op, answer, given)
+        knob, deferred = _router(op, score, form.joint.router)
+        answer = _answered(op, form, said, deferred, parts[role], partial(prepare, role), given)
+        stage = op.Where(deferred, place, stage)
+    knob.name = "threshold"
+    outputs = [
+        *forms[-1].outputs(op, answer),
+        ("score", score, FLOAT, ()),
+        ("deferred", deferred, ir.DataType.BOOL, ()),
+        ("stage", stage, ir.DataType.INT64, ()),
+    ]
+    ready = []
+    for name, value, kind, sides in outputs:
+        ready.append(op.Cast(value, to=int(kind)))
+        shape = ir.Shape([given.shape[0], *sides])
+        ready[-1].name, ready[-1].type, ready[-1].shape = name, ir.TensorType(kind), shape
+    return _model(op, [given, knob], ready, parts.values())
 
-    taught, kept = op.part("deferred"), op.part("kept")
+
+def _answered(
+    op: Operators,
+    form: "Rows | Images",
+    said: list[ir.Value],
+    deferred: ir.Value,
+    teacher: ir.Model,
+    prepare: Callable[[Operators, Value], Value],
+    given: ir.Value,
+) -> list[ir.Value]:
+    """What the student has said, and in deferred rows the teacher, which is run where some are."""
+    places = op.Transpose(op.NonZero(deferred), perm=[1, 0])
+    taught, kept = op.part(f"{op.name}/deferred"), op.part(f"{op.name}/kept")
     rows = taught.GatherND(given, places)
-    raws = taught.inline(teacher, prepare("teacher", taught, rows))
+    raws = taught.inline(teacher, prepare(taught, rows))
     hard = [like(taught.GatherND(value, places), value) for value in said]
     answer = form.teacher(taught, hard, raws, rows)
     taught.gives(
@@ -120,32 +183,26 @@ def joint_graph(
     )
     kept.gives([kept.Identity(value) for value in said])
     answer = op.either(op.Greater(op.Size(places), 0), taught, kept)
-    answer = [like(value, whole) for value, whole in zip(answer, said, strict=True)]
-
-    outputs = [
-        *form.outputs(op, answer),
-        ("score", score, FLOAT, ()),
-        ("deferred", deferred, ir.DataType.BOOL, ()),
-    ]
-    ready = []
-    for name, value, kind, sides in outputs:
-        ready.append(op.Cast(value, to=int(kind)))
-        shape = ir.Shape([given.shape[0], *sides])
-        ready[-1].name, ready[-1].type, ready[-1].shape = name, ir.TensorType(kind), shape
-    return _model(op, [given, knob], ready, (student, teacher))
+    return [like(value, whole) for value, whole in zip(answer, said, strict=True)]
 
 
-def _router(op: Operators, score: ir.Value, threshold: float) -> tuple[ir.Value, ir.Value]:
-    """The input ``threshold``, of the score's type, and which rows are under it."""
+def _router(op: Operators, score: ir.Value, router: Router) -> tuple[ir.Value, ir.Value]:
+    """The threshold, of the score's type, and which rows are under it and not under `skip`."""
     dtype = op.dtype if score.dtype is None else score.dtype.numpy()
-    default = round_up(threshold) if dtype == np.float32 else threshold
-    knob = op.constant(np.array(default, dtype), "threshold")
+
+    def limit(number: float) -> np.ndarray:
+        return np.array(round_up(number) if dtype == np.float32 else number, dtype)
+
+    knob = op.constant(limit(router.threshold), f"{op.name}/threshold")
     least = np.array(np.finfo(dtype).min)  # a row marked with -inf is deferred at any threshold
-    return knob, op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))
+    deferred = op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))
+    if router.skip is not None:
+        deferred = op.And(deferred, op.Not(op.Less(score, limit(router.skip))))
+    return knob, deferred
 
 
 def _model(
-    op: Operators, inputs: list[ir.Value], outputs: list[ir.Value], parts: tuple[ir.Model, ...]
+    op: Operators, inputs: list[ir.Value], outputs: list[ir.Value], parts: Collection[ir.Model]
 ) -> ir.Model:
     """A whole model of some operators, with the domains that its parts use."""
     found = [entry for part in parts for entry in part.graph.opset_imports.items()]
@@ -176,14 +233,14 @@ class Rows:
         raw = self._raw(op, "student", raws[0])
         score = traced_score(op, self.joint.router.score, raw, self.tried["student"])
         said = self._traced(op, "said", self.joint.of_student, raw)
-        return score, [op.typed(said, self._wider)]
+        return score, [op.typed(said, self.wider)]
 
     def teacher(
         self, op: Operators, said: list[Value], raws: list[Value], given: Value
     ) -> list[Value]:
         """The answer to deferred rows, of which the student has said so."""
         raw = self._raw(op, "teacher", raws[0])
-        return [op.typed(self._traced(op, "taught", self._taught, *said, raw), self._wider)]
+        return [op.typed(self._traced(op, "taught", self._taught, *said, raw), self.wider)]
 
     def _taught(self, said: Array, raw: Array) -> Array:
         taught = self.joint.kind.shared(raw)
@@ -213,7 +270,8 @@ class Rows:
         return raw if kind is None else self._traced(op, f"{role}_logits", KINDS[kind], raw)
 
     @property
-    def _wider(self) -> np.dtype[Any]:
+    def wider(self) -> np.dtype[Any]:
+        """The type of the answer, whoever gave it."""
         return np.result_type(*(as_float(tried) for tried in self.tried.values()))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ebjr.errors import ModelError
 from ebjr.export.images import prepare_images
 from ebjr.export.operators import Operators, Value
 
-OUTPUTS = ("prediction", "output", "score", "deferred")
+OURS = ("prediction", "output", "score", "deferred", "stage", "threshold")
 SIZES = (32, 64, 224, 128, 16, 8, 1)
 """Tried in turn for dimensions that a model leaves open, to have an example that it answers."""
 
@@ -53,7 +54,7 @@ class Given:
 
 
 def given_of(models: Mapping[str, OnnxModel], preprocess: Mapping[str, Preprocess | None]) -> Given:
-    """The input that both models can be given."""
+    """The input that all models can be given."""
     for role, model in models.items():
         if not model.input_shape:
             raise ModelError(
@@ -63,36 +64,47 @@ def given_of(models: Mapping[str, OnnxModel], preprocess: Mapping[str, Preproces
     rows: int | str = 1 if 1 in {model.fixed_batch for model in models.values()} else "n"
     if any(preprocess.values()):
         sides = [_sides(models[role], entry) for role, entry in preprocess.items()]
-        (tall, wide), (tall_too, wide_too) = sides
-        height, width = tall or tall_too or "height", wide or wide_too or "width"
+        height, width = (
+            next(filter(None, known), name)
+            for known, name in zip(zip(*sides, strict=True), ("height", "width"), strict=True)
+        )
         return Given("image", np.dtype(np.uint8), (rows, height, width, 3), models, preprocess)
-    student, teacher = models["student"], models["teacher"]
-    shapes = [model.input_shape[1:] for model in (student, teacher) if model.input_shape]
-    if len({len(shape) for shape in shapes}) > 1 or any(
-        None not in (one, other) and one != other for one, other in zip(*shapes, strict=True)
+    several = list(models.values())
+    for one, other in combinations(several, 2):
+        _check_alike(one, other)
+    columns = zip(*(_row(model) for model in several), strict=True)
+    shape = tuple(next(filter(None, known), f"d{place}") for place, known in enumerate(columns, 1))
+    first = several[0].input_name
+    name = "input" if first in OURS else first
+    return Given(name, _common_dtype(several), (rows, *shape), models, preprocess)
+
+
+def _row(model: OnnxModel) -> tuple[Any, ...]:
+    """The shape of one input; None where any side will do."""
+    return tuple(model.input_shape or ())[1:]
+
+
+def _check_alike(one: OnnxModel, other: OnnxModel) -> None:
+    shapes = _row(one), _row(other)
+    if len(shapes[0]) != len(shapes[1]) or any(
+        None not in sides and sides[0] != sides[1] for sides in zip(*shapes, strict=True)
     ):
         raise ModelError(
-            f"student and teacher must take the same inputs, but {student.path} takes rows of "
-            f"shape {shapes[0]} and {teacher.path} {shapes[1]}; where they are images, record with "
+            f"all models must take the same inputs, but {one.path} takes rows of shape "
+            f"{shapes[0]} and {other.path} {shapes[1]}; where they are images, record with "
             "--student-preprocess and --teacher-preprocess, and each is resized inside the graph"
         )
-    open_names = (f"d{place}" for place in range(1, len(shapes[0]) + 1))
-    shape = tuple(
-        one or other or name for one, other, name in zip(*shapes, open_names, strict=True)
-    )
-    name = "input" if student.input_name in (*OUTPUTS, "threshold") else student.input_name
-    return Given(name, _common_dtype(student, teacher), (rows, *shape), models, preprocess)
 
 
-def _common_dtype(student: OnnxModel, teacher: OnnxModel) -> np.dtype[Any]:
-    """The type that both can be given, the wider one if it may be either's."""
-    wanted = (student.input_dtype, teacher.input_dtype)
+def _common_dtype(models: list[OnnxModel]) -> np.dtype[Any]:
+    """The type that all can be given, the wider one if it may be any's."""
+    wanted = [model.input_dtype for model in models]
     for dtype in sorted(wanted, key=lambda one: -one.itemsize):
         if all(can_become(dtype, other) for other in wanted):
             return dtype
+    said = " and ".join(f"{model.path} {model.input_dtype}" for model in models)
     raise ModelError(
-        f"student and teacher must take the same inputs, but {student.path} takes {wanted[0]} and "
-        f"{teacher.path} {wanted[1]}; export one of them again"
+        f"all models must take the same inputs, but of each type: {said}; export one of them again"
     )
 
 
