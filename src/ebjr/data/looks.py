@@ -15,6 +15,9 @@ from ebjr.arrays import Array, Batch
 from ebjr.data.preprocess import Preprocess, infer_preprocess, moved, prepared, unprepared
 from ebjr.model import Around, Model, ModelFacts, facts
 
+LOOK_KEYS = {"size", "mirror", "shift"}
+"""Of a `Preprocess`: in what a second look may differ from the first."""
+
 
 def look(
     model: Model,
