@@ -81,9 +81,10 @@ def test_a_joint_detector_decides_and_finds_the_same(tmp_path, score, rescale):
         check_same_boxes(exported, joint, images)
 
 
+@pytest.mark.parametrize("move", [{}, {"mirror": True}, {"mirror": True, "shift": (3, -2)}])
 @pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
-def test_boxes_are_in_pixels_of_the_image(tmp_path, resize):
-    way = Preprocess(size=SIDE, resize=resize)
+def test_boxes_are_in_pixels_of_the_image(tmp_path, resize, move):
+    way = Preprocess(size=SIDE, resize=resize, **move)
     joint = JointDetector(*detectors(tmp_path, way), Router("box_count", -2.5))
     export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
     exported = ExportedJoint(tmp_path / "joint.onnx", threads=1)

@@ -31,7 +31,6 @@ from ebjr.tasks.detection.boxes import Detections
 
 OUTPUTS = ("prediction", "output", "score", "deferred")
 DETECTION_OUTPUTS = ("boxes", "labels", "scores", "score", "deferred")
-LATER = ("stage",)  # files from before have no such output
 TOLD = ("task", "score", "threshold", "blend")
 
 
@@ -59,7 +58,7 @@ class ExportedJoint:
                 raise ModelError(f"{weights} is not what {path} was exported with; export it again")
         knobs = list(self._session.get_overridable_initializers())
         self.output_names = tuple(node.name for node in self._session.get_outputs())
-        own = tuple(name for name in self.output_names if name not in LATER)
+        own = tuple(name for name in self.output_names if name != "stage")  # older files lack it
         known = own in (OUTPUTS, DETECTION_OUTPUTS) and set(TOLD) <= set(self.about)
         if [node.name for node in knobs] != ["threshold"] or not known:
             raise ModelError(f"{path} is no joint model; `ebjr export` writes one")

@@ -14,22 +14,23 @@ import onnx
 import onnx_ir as ir
 
 import ebjr
-from ebjr.arrays import is_array, to_numpy
+from ebjr.arrays import to_numpy
 from ebjr.backends.entry import ModelEntry, RemoteEntry, entry_of
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.backends.output_kind import AsLogits
 from ebjr.blend import blend_text
-from ebjr.data.preprocess import Preprocess, unprepared
+from ebjr.data.preprocess import unprepared
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Head, head_of
-from ebjr.export.graph import LEAST_OPSET, Images, Rows, joint_graph, read_parts
+from ebjr.export.graph import LEAST_OPSET, Form, Images, Rows, joint_graph, read_parts
 from ebjr.export.inputs import Given, given_of
 from ebjr.files import sha256_of, write_beside
 from ebjr.joint import JointAnswer, JointModel, models_of
 from ebjr.joint_file import JointConfig
-from ebjr.model import Model, facts
+from ebjr.model import Model, as_answer, facts
 from ebjr.outcomes import roles_of
+from ebjr.router import Router
 
 MOST_BYTES = 2**31 - 2**24
 """A larger file cannot be read by protobuf: its weights go into a second one."""
@@ -95,24 +96,23 @@ def export_joint(
             f"opset must be from {LEAST_OPSET} to {newest}, the newest that onnx "
             f"{onnx.__version__} knows, but is {opset}"
         )
-    model = _copied(joint if isinstance(joint, JointModel) else (config := _config(joint)).load())
+    about = joint if isinstance(joint, JointModel) else _config(joint)
+    levels = _levels(about if isinstance(about, JointModel) else about.load())
+    model = levels[-1]
     if threshold is not None:
         model.router.threshold = threshold
-    levels, files = _levels(model), _files(model)
-    if isinstance(joint, JointModel):
-        config = _config_of(model, files)
     given = _given(models_of(model))
-    tried = _tried(levels, given)
+    batch = _tried(levels, given)
     with write_beside(path) as folder:
         draft, found = folder / Path(path).name, []
         for depth in range(1, len(levels) + 1):  # the inner ones too: each threshold is tried
-            graph = _graph(levels[:depth], given, files, tried, opset)
-            _describe(graph, config, files, levels[:depth])
+            graph = _graph(levels[:depth], given, batch, opset)
+            _describe(graph, about, given, levels[:depth])
             external = _size(graph) > most_bytes if external_data is None else external_data
             data = _write(graph, draft, external)
             _check(draft)
             try:
-                found.append(_compared(draft, levels[:depth], tried.batch))
+                found.append(_compared(draft, levels[:depth], batch))
             except ModelError as error:
                 raise ModelError(f"{error}{_fixed(given)}") from error
         written = sum(file.stat().st_size for file in folder.iterdir())
@@ -132,57 +132,29 @@ def export_joint(
 def _config(joint: str | os.PathLike[str] | JointConfig) -> JointConfig:
     config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
     for role in roles_of(2):
-        _check_graph(role, getattr(config, role))  # before it is loaded
+        _graph_file(role, getattr(config, role))  # before it is loaded
     return config
 
 
-def _config_of(joint: JointModel, files: Mapping[str, ModelEntry]) -> JointConfig:
-    """What the file says of a joint model that comes from no ``joint.toml``."""
-    return JointConfig(
-        files["student"],
-        files["teacher"],
-        score="random",  # a joint.toml's, which the file does not read
-        threshold=joint.router.threshold,
-        task=joint.task,
-        known_classes=joint.known_classes,
-        classes=joint.classes,
-    )
-
-
-def _copied(joint: JointModel) -> JointModel:
-    """The same, with routers of its own, whose thresholds may be moved."""
-    copied = copy(joint)
-    copied.router = copy(joint.router)
-    if isinstance(joint.student, JointModel):
-        copied.student = _copied(joint.student)
-    return copied
-
-
 def _levels(joint: JointModel) -> list[JointModel]:
-    """The joint models that one is made of, the innermost first."""
-    teacher, student = joint.teacher, joint.student
-    if isinstance(teacher, JointModel):
+    """The joint models that one is made of, the innermost first, with routers of their own."""
+    student = joint.student
+    if isinstance(joint.teacher, JointModel):
         raise ModelError(
             "a teacher that is a joint model cannot be part of a file: make it a stage, with the "
             "joint model as the student: of a, b and c, (a, b) is the student and c the teacher"
         )
-    if facts(teacher).continues:
+    if isinstance(student, JointModel) and joint.kind.targets_are == "boxes":
         raise ModelError(
-            f"{facts(teacher).name} continues from the student's features, which a file does not "
-            "carry: export a teacher that takes the inputs"
+            f"a joint detector of {len(models_of(joint))} models cannot be one file: give it two"
         )
-    if not isinstance(student, JointModel):
-        return [joint]
-    if joint.kind.targets_are == "boxes":
-        raise ModelError(
-            f"a joint detector of {len(models_of(joint))} models cannot be one file: export one of "
-            "a student and a teacher"
-        )
-    return [*_levels(student), joint]
+    level, inner = copy(joint), _levels(student) if isinstance(student, JointModel) else []
+    level.router, level.student = copy(joint.router), inner[-1] if inner else student
+    return [*inner, level]
 
 
-def _check_graph(role: str, entry: Any) -> None:
-    """Check that what an entry names is an ONNX file."""
+def _graph_file(role: str, entry: Any) -> Any:
+    """What an entry names, if it may be an ONNX file."""
     if isinstance(entry, RemoteEntry):
         raise ModelError(
             f"the {role} {entry.url} is a remote model, which cannot be part of a file; "
@@ -194,90 +166,63 @@ def _check_graph(role: str, entry: Any) -> None:
             "(torch.onnx.export), record and calibrate with that file, and then export the "
             "joint model"
         )
-
-
-def _files(joint: JointModel) -> dict[str, ModelEntry]:
-    """The files of all models, by role."""
-    models = models_of(joint)
-    entries: dict[str, Any] = dict(zip(roles_of(len(models)), map(entry_of, models), strict=True))
-    for role, entry in entries.items():
-        _check_graph(role, entry)
-    return entries
+    return entry
 
 
 def _given(several: Sequence[Model]) -> Given:
     models: dict[str, OnnxModel] = {}
-    preprocess: dict[str, Preprocess | None] = {}
+    files: dict[str, ModelEntry] = {}
     for role, whole in zip(roles_of(len(several)), several, strict=True):
-        model, preprocess[role] = unprepared(whole)
+        files[role] = _graph_file(role, entry_of(whole))
+        model, _ = unprepared(whole)
         model = model.model if isinstance(model, AsLogits) else model
         if not isinstance(model, OnnxModel):
             raise ModelError(
-                f"the {role} {facts(whole).path} is answered by {type(model).__name__}, which has "
+                f"the {role} {files[role].path} is answered by {type(model).__name__}, which has "
                 "no form in a graph; load the model's own file with ebjr.load_model"
             )
         models[role] = model
-    return given_of(models, preprocess)
+    return given_of(models, files)
 
 
-@dataclass(frozen=True)
-class Tried:
-    """A batch that all models answer, and the raw outputs of the students and teachers."""
-
-    batch: np.ndarray
-    raws: list[tuple[Any, Any]]  # of each joint model, the innermost first
-
-
-def _tried(levels: Sequence[JointModel], given: Given) -> Tried:
+def _tried(levels: Sequence[JointModel], given: Given) -> np.ndarray:
+    """A batch that all models answer."""
     failed: Exception | None = None
     for batch in given.examples():
         try:
-            return Tried(batch, [_raws(joint, batch) for joint in levels])
+            for joint in levels:
+                raw = joint.ask_student(batch).output
+                joint.router(raw)
+                joint.ask_teacher(batch, joint.of_student(raw))
+            return batch
         except (ModelError, TypeError, ValueError) as error:
             failed = failed or error
     assert failed is not None
     raise ModelError(f"the joint model does not answer a batch of random inputs: {failed}")
 
 
-def _raws(joint: JointModel, batch: np.ndarray) -> tuple[Any, Any]:
-    raw = joint.ask_student(batch).output
-    joint.router(raw)
-    joint.ask_teacher(batch, joint.of_student(raw))
-    return raw, joint.teacher(batch)
-
-
 def _graph(
-    levels: Sequence[JointModel],
-    given: Given,
-    files: Mapping[str, ModelEntry],
-    tried: Tried,
-    opset: int | None,
+    levels: Sequence[JointModel], given: Given, batch: np.ndarray, opset: int | None
 ) -> ir.Model:
-    models = dict(list(given.models.items())[: len(levels) + 1])
-    outputs: dict[str, Sequence[str]] = {role: [one.output_name] for role, one in models.items()}
-    forms: Sequence[Rows | Images]
-    if is_array(tried.raws[0][0]):
-        forms = _rows(levels, tried)
-    else:
-        heads = _heads(levels[0], tried.batch)
+    models = list(given.models.items())[: len(levels) + 1]
+    outputs: dict[str, Sequence[str]] = {role: [model.output_name] for role, model in models}
+    forms: Sequence[Form]
+    if levels[0].kind.targets_are == "boxes":
+        heads = _heads(levels[0], batch)
         forms = [Images(levels[0], heads)]
         outputs = {role: head.outputs for role, head in heads.items()}
-    parts, shared = read_parts(
-        models, outputs, {role: entry.sha256 for role, entry in files.items()}, opset
-    )
-    return joint_graph(forms, parts, shared, given.value(), given.prepare)
+    else:
+        forms = _rows(levels, batch)
+    return joint_graph(forms, *read_parts(given, outputs, opset), given)
 
 
-def _rows(levels: Sequence[JointModel], tried: Tried) -> list[Rows]:
+def _rows(levels: Sequence[JointModel], batch: np.ndarray) -> list[Rows]:
     forms: list[Rows] = []
-    for joint, (raw, taught) in zip(levels, tried.raws, strict=False):
-        said = {"teacher": _said(joint.teacher, tried.batch)}
-        if forms:  # the inner answer is of one type in the graph, whoever gave it
-            raw = to_numpy(raw).astype(forms[-1].wider)
-            said["student"] = raw, None
-        else:
-            said["student"] = _said(joint.student, tried.batch)
-        forms.append(Rows(joint, {"student": to_numpy(raw), "teacher": to_numpy(taught)}, said))
+    for joint in levels:
+        said = {role: _said(getattr(joint, role), batch) for role in roles_of(2)}
+        if forms:  # in the graph the inner answer is of one type, whoever gave it
+            said["student"] = said["student"][0].astype(forms[-1].wider), None
+        forms.append(Rows(joint, said))
     return forms
 
 
@@ -285,7 +230,7 @@ def _said(model: Any, batch: np.ndarray) -> tuple[np.ndarray, str | None]:
     """What a model's own graph says of a batch, and of what kind that is; None is logits."""
     bare, preprocess = unprepared(model)
     if not isinstance(bare, AsLogits):
-        return to_numpy(model(batch)), None
+        return to_numpy(as_answer(model(batch)).output), None
     return to_numpy(bare.model(batch if preprocess is None else preprocess(batch))), bare.kind
 
 
@@ -304,19 +249,18 @@ def _heads(joint: JointModel, batch: np.ndarray) -> dict[str, Head]:
 
 
 def _describe(
-    model: ir.Model,
-    config: JointConfig,
-    files: Mapping[str, ModelEntry],
-    levels: Sequence[JointModel],
+    model: ir.Model, about: JointConfig | JointModel, given: Given, levels: Sequence[JointModel]
 ) -> None:
     """Say in the file what it is, and what its threshold rests on."""
-    joint = levels[-1]
+    joint, name = levels[-1], getattr(about, "name", "joint")
     score, threshold = joint.router.score, joint.router.threshold
-    stages = [{"file": Path(one.path).name, "sha256": one.sha256} for one in files.values()]
+    files = given.files.items()
+    stages = [{"file": Path(one.path).name, "sha256": one.sha256} for _, one in files]
+    routed = [{**one, "router": _router(way)} for one, way in zip(stages, levels, strict=False)]
     asked = facts(joint.teacher).options
     model.producer_name, model.producer_version = "ebjr", ebjr.__version__
     model.doc_string = (
-        f"{config.name}: a student answers every input, and a teacher those whose score "
+        f"{name}: a student answers every input, and a teacher those whose score "
         f"({score.title}) is under the threshold."
     )
     texts = {
@@ -334,22 +278,15 @@ def _describe(
         value.doc_string = texts.get(value.name, "what all models are asked")
     same = ("labels", "columns", "known_classes", "calibration", "operating_points")
     told: dict[str, Any] = {
-        "name": config.name,
-        "task": config.task,
+        "name": name,
+        "task": about.task,
         **_router(joint),
         "student": stages[0],
         "teacher": stages[-1],
-        "stages": [
-            *({**one, "router": _router(way)} for one, way in zip(stages, levels, strict=False)),
-            stages[-1],
-        ],
-        "preprocess": {
-            role: entry.preprocess.as_dict()
-            for role, entry in files.items()
-            if entry.preprocess is not None
-        },
-        "classes": len(asked.get("label_ids", ())) or asked.get("classes", config.classes),
-        **{key: getattr(config, key) for key in same},
+        "stages": [*routed, stages[-1]],
+        "preprocess": {role: one.preprocess.as_dict() for role, one in files if one.preprocess},
+        "classes": len(asked.get("label_ids", ())) or asked.get("classes", about.classes),
+        **{key: getattr(about, key, None) for key in same},
     }
     for key, fact in told.items():
         if fact not in (None, {}, ()):
@@ -405,7 +342,10 @@ def _compared(path: Path, levels: Sequence[JointModel], batch: np.ndarray) -> fl
         for threshold in (float(np.finfo(np.float32).min), *middle, math.inf):
             joint.router.threshold = exported.router.threshold = threshold
             said = [one(batch) for one in levels]
-            found.append(_difference(exported(batch), said[-1], _near(levels, said)))
+            near = [
+                _near(one.router, answer.score) for one, answer in zip(levels, said, strict=True)
+            ]
+            found.append(_difference(exported(batch), said[-1], np.any(near, axis=0)))
     finally:
         joint.router.threshold = chosen
     largest = float(np.max(found))
@@ -424,16 +364,12 @@ def _fixed(given: Given) -> str:
     return "".join([*words, ": export it again with an open first dimension" if words else ""])
 
 
-def _near(levels: Sequence[JointModel], said: Sequence[JointAnswer]) -> np.ndarray:
-    """(n,): rows of which a score is so near a threshold or a `skip` that rounding decides."""
-    near = np.zeros(len(said[0].score), bool)
-    for joint, answer in zip(levels, said, strict=True):
-        score = to_numpy(answer.score).astype(np.float64)
-        for limit in (joint.router.threshold, joint.router.skip):
-            if limit is not None:
-                with np.errstate(invalid="ignore"):
-                    near |= np.abs(score - limit) <= TOLERANCE * np.maximum(1, np.abs(score))
-    return near
+def _near(router: Router, score: Any) -> np.ndarray:
+    """(n,): whether a score is so near the threshold, or `skip`, that rounding decides."""
+    score = to_numpy(score).astype(np.float64)[:, None]
+    limits = np.array([router.threshold, router.skip], np.float64)  # None becomes NaN
+    with np.errstate(invalid="ignore"):
+        return (np.abs(score - limits) <= TOLERANCE * np.maximum(1, np.abs(score))).any(axis=1)
 
 
 def _difference(found: JointAnswer, wanted: JointAnswer, near: np.ndarray) -> float:

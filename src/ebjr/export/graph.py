@@ -1,8 +1,8 @@
 """The joint graph: student, score, router, and the teacher in a branch of an ``If``.
 
 The deferred rows are gathered, the teacher answers them inside the branch, and its answers are
-scattered back. Where nothing is deferred no node of the teacher is run. What such a joint model
-answers may be what the score of another reads, with a teacher in a branch of its own.
+scattered back. Where nothing is deferred no node of the teacher is run. The score of another joint
+model may read this answer.
 """
 
 import logging
@@ -22,6 +22,7 @@ from ebjr.backends.onnx import OnnxModel, quiet
 from ebjr.backends.output_kind import KINDS
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Found, Head, detection_score, find, rescaled
+from ebjr.export.inputs import Given
 from ebjr.export.operators import Operators, Value, forget_shapes, like, name_after
 from ebjr.export.trace import traced, traced_score
 from ebjr.joint import JointModel
@@ -37,9 +38,6 @@ LEAST_IR = 4
 
 Output = tuple[str, Value, ir.DataType, tuple[Any, ...]]
 """Name, value, type, and dimensions beside the batch."""
-
-Prepare = Callable[[str, Operators, Value], Value]
-"""What makes a model's input, by its role, of the joint graph's."""
 
 
 def opset_of(model: ir.Model) -> int:
@@ -69,19 +67,16 @@ def convert(path: Path, model: ir.Model, opset: int) -> None:
 
 
 def read_parts(
-    models: Mapping[str, OnnxModel],
-    outputs: Mapping[str, Sequence[str]],
-    hashes: Mapping[str, str],
-    opset: int | None,
+    given: Given, outputs: Mapping[str, Sequence[str]], opset: int | None
 ) -> tuple[dict[str, ir.Model], list[ir.Value]]:
     """The graphs of models, by role, as parts of one opset, and the weights that several share.
 
-    A file, which its hash tells, is read and converted once. Where it is the file of several
-    models, none of their parts has its weights: they are the whole graph's.
+    A file is read and converted once. Where several models are of it, which its hash tells, none
+    of their parts has its weights: they are the whole graph's.
     """
-    files: dict[Any, list[str]] = {}
-    for role in models:
-        files.setdefault((hashes[role], *outputs[role]), []).append(role)
+    models, files = given.models, dict[Any, list[str]]()
+    for role, names in outputs.items():
+        files.setdefault((given.files[role].sha256, *names), []).append(role)
     read = {key: read_part(models[roles[0]], outputs[roles[0]]) for key, roles in files.items()}
     wanted = opset or max(LEAST_OPSET, *map(opset_of, read.values()))
     parts, shared = dict[str, ir.Model](), list[ir.Value]()
@@ -96,7 +91,7 @@ def read_parts(
             copied = part.graph.clone(allow_outer_scope_values=True)
             parts[role] = ir.Model(copied, ir_version=part.ir_version)
             name_after(role, parts[role])
-    return {role: parts[role] for role in models}, shared
+    return {role: parts[role] for role in outputs}, shared
 
 
 def read_part(model: OnnxModel, outputs: Sequence[str]) -> ir.Model:
@@ -105,10 +100,8 @@ def read_part(model: OnnxModel, outputs: Sequence[str]) -> ir.Model:
         part = ir.load(model.path)
         passes.InlinePass()(part)
         passes.RemoveInitializersFromInputsPass()(part)
-        for values, names in (
-            (part.graph.inputs, [model.input_name]),
-            (part.graph.outputs, outputs),
-        ):
+        graph = part.graph
+        for values, names in ((graph.inputs, [model.input_name]), (graph.outputs, outputs)):
             known = {value.name: value for value in values}
             values.clear()
             values.extend(known[name] for name in names)
@@ -123,29 +116,25 @@ def read_part(model: OnnxModel, outputs: Sequence[str]) -> ir.Model:
 
 
 def joint_graph(
-    forms: Sequence["Rows | Images"],
-    parts: Mapping[str, ir.Model],
-    shared: list[ir.Value],
-    given: ir.Value,
-    prepare: Prepare,
+    forms: Sequence["Form"], parts: Mapping[str, ir.Model], shared: list[ir.Value], given: Given
 ) -> ir.Model:
     """All models, scores and routers as one graph.
 
-    `forms` are those of the joint models, the innermost first, whose answer is what the next one's
-    student says. The graphs `parts`, one more and all of `opset`, are taken apart; `shared` are
-    weights of several. `given` is the graph's input, of which `prepare` makes each model's. The
-    outermost threshold is that input's default, the others are constants.
+    `forms` are those of the joint models, the innermost first: what one answers is what the next
+    one's student says. The graphs `parts`, one more and of one opset, are taken apart; `shared` are
+    weights of several. The outermost threshold is an input's default, the others are constants.
     """
     first, *others = parts
     op = Operators(opset_of(parts[first]), np.float64, "joint")
     op.constants += shared
-    stage = op.value(0)
-    answer = op.inline(parts[first], prepare(first, op, given))
+    asked, stage = given.value(), op.value(0)
+    answer = op.inline(parts[first], given.prepare(first, op, asked))
     for place, (form, role) in enumerate(zip(forms, others, strict=True), 1):
         op.name = f"joint-{place}"
-        score, said = form.student(op, answer, given)
+        score, said = form.student(op, answer, asked)
         knob, deferred = _router(op, score, form.joint.router)
-        answer = _answered(op, form, said, deferred, parts[role], partial(prepare, role), given)
+        prepare = partial(given.prepare, role)
+        answer = _answered(op, form, said, deferred, asked, parts[role], prepare)
         stage = op.Where(deferred, place, stage)
     knob.name = "threshold"
     outputs = [
@@ -157,24 +146,24 @@ def joint_graph(
     ready = []
     for name, value, kind, sides in outputs:
         ready.append(op.Cast(value, to=int(kind)))
-        shape = ir.Shape([given.shape[0], *sides])
+        shape = ir.Shape([asked.shape[0], *sides])
         ready[-1].name, ready[-1].type, ready[-1].shape = name, ir.TensorType(kind), shape
-    return _model(op, [given, knob], ready, parts.values())
+    return _model(op, [asked, knob], ready, parts.values())
 
 
 def _answered(
     op: Operators,
-    form: "Rows | Images",
-    said: list[ir.Value],
-    deferred: ir.Value,
+    form: "Form",
+    said: list[Value],
+    deferred: Value,
+    asked: Value,
     teacher: ir.Model,
     prepare: Callable[[Operators, Value], Value],
-    given: ir.Value,
-) -> list[ir.Value]:
+) -> list[Value]:
     """What the student has said, and in deferred rows the teacher, which is run where some are."""
     places = op.Transpose(op.NonZero(deferred), perm=[1, 0])
     taught, kept = op.part(f"{op.name}/deferred"), op.part(f"{op.name}/kept")
-    rows = taught.GatherND(given, places)
+    rows = taught.GatherND(asked, places)
     raws = taught.inline(teacher, prepare(taught, rows))
     hard = [like(taught.GatherND(value, places), value) for value in said]
     answer = form.teacher(taught, hard, raws, rows)
@@ -189,15 +178,13 @@ def _answered(
 def _router(op: Operators, score: ir.Value, router: Router) -> tuple[ir.Value, ir.Value]:
     """The threshold, of the score's type, and which rows are under it and not under `skip`."""
     dtype = op.dtype if score.dtype is None else score.dtype.numpy()
-
-    def limit(number: float) -> np.ndarray:
-        return np.array(round_up(number) if dtype == np.float32 else number, dtype)
-
-    knob = op.constant(limit(router.threshold), f"{op.name}/threshold")
+    as_held = round_up if dtype == np.float32 else float
+    knob = op.constant(np.array(as_held(router.threshold), dtype), f"{op.name}/threshold")
     least = np.array(np.finfo(dtype).min)  # a row marked with -inf is deferred at any threshold
     deferred = op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))
     if router.skip is not None:
-        deferred = op.And(deferred, op.Not(op.Less(score, limit(router.skip))))
+        skip = np.array(as_held(router.skip), dtype)  # NaN is not under it
+        deferred = op.And(deferred, op.Not(op.Less(score, skip)))
     return knob, deferred
 
 
@@ -224,14 +211,13 @@ class Rows:
     """What becomes of raw output where that is an array, a row for each input: all of it traced."""
 
     joint: JointModel  # its score and its task's own code say what is in the graph
-    tried: Mapping[str, np.ndarray]  # by role: some rows of raw output, (n, ...)
-    # by role: what the graph says of the same rows, and the `output_kind` that makes logits of it
+    # by role: what the graph says of some rows, and the `output_kind` that makes logits of it
     said: Mapping[str, tuple[np.ndarray, str | None]]
 
     def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
         """The score of the student's raw outputs, (n,), and its answer."""
         raw = self._raw(op, "student", raws[0])
-        score = traced_score(op, self.joint.router.score, raw, self.tried["student"])
+        score = traced_score(op, self.joint.router.score, raw, self._tried("student"))
         said = self._traced(op, "said", self.joint.of_student, raw)
         return score, [op.typed(said, self.wider)]
 
@@ -272,7 +258,11 @@ class Rows:
     @property
     def wider(self) -> np.dtype[Any]:
         """The type of the answer, whoever gave it."""
-        return np.result_type(*(as_float(tried) for tried in self.tried.values()))
+        return np.result_type(*map(self._tried, self.said))
+
+    def _tried(self, role: str) -> np.ndarray:
+        own, kind = self.said[role]
+        return as_float(own) if kind is None else KINDS[kind](own)
 
 
 @dataclass(frozen=True)
@@ -321,3 +311,6 @@ class Images:
             ("labels", labels, ir.DataType.INT64, (self._most,)),
             ("scores", scores, FLOAT, (self._most,)),
         ]
+
+
+Form = Rows | Images

@@ -45,18 +45,13 @@ def prepare_images(op: Operators, images: Value, preprocess: Preprocess) -> Valu
 
 def _moved(op: Operators, planes: Value, preprocess: Preprocess) -> Value:
     """Planes mirrored, and then shifted; the pixels of an edge are repeated."""
-    sides, shift = (
-        preprocess.height_width or _sides(op, planes),
-        getattr(preprocess, "shift", (0, 0))[::-1],
-    )
-    for axis, side, by, mirror in zip(
-        (2, 3), sides, shift, (False, getattr(preprocess, "mirror", False)), strict=True
-    ):
+    right, down = preprocess.shift
+    height, width = preprocess.height_width or _sides(op, planes)
+    for axis, side, by, mirror in ((2, height, down, False), (3, width, right, preprocess.mirror)):
         if by or mirror:
             last = op.Sub(side, 1)
             places = op.Min(op.Max(op.Sub(op.Range(0, side, 1), by), 0), last)
-            places = op.Sub(last, places) if mirror else places
-            planes = op.Gather(planes, places, axis=axis)
+            planes = op.Gather(planes, op.Sub(last, places) if mirror else places, axis=axis)
     return planes
 
 

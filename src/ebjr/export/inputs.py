@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from ebjr.backends.entry import ModelEntry
 from ebjr.backends.onnx import OnnxModel, can_become
 from ebjr.data.preprocess import Preprocess
 from ebjr.errors import ModelError
@@ -27,7 +28,7 @@ class Given:
     dtype: np.dtype[Any]
     shape: tuple[int | str, ...]
     models: Mapping[str, OnnxModel]  # by role
-    preprocess: Mapping[str, Preprocess | None]  # by role; None where inputs are arrays
+    files: Mapping[str, ModelEntry]  # by role: theirs, and how images are prepared, if they are
 
     def value(self) -> ir.Value:
         """The input as a value of a graph."""
@@ -35,7 +36,7 @@ class Given:
 
     def prepare(self, role: str, op: Operators, x: Value) -> Value:
         """A model's input, made of the joint graph's or of some of its rows."""
-        preprocess, model = self.preprocess[role], self.models[role]
+        preprocess, model = self.files[role].preprocess, self.models[role]
         if preprocess is not None:
             x = prepare_images(op, x, preprocess)
             x.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(preprocess.dtype)))
@@ -53,7 +54,7 @@ class Given:
                 return
 
 
-def given_of(models: Mapping[str, OnnxModel], preprocess: Mapping[str, Preprocess | None]) -> Given:
+def given_of(models: Mapping[str, OnnxModel], files: Mapping[str, ModelEntry]) -> Given:
     """The input that all models can be given."""
     for role, model in models.items():
         if not model.input_shape:
@@ -62,38 +63,24 @@ def given_of(models: Mapping[str, OnnxModel], preprocess: Mapping[str, Preproces
                 "export it again with the batch as an open first dimension"
             )
     rows: int | str = 1 if 1 in {model.fixed_batch for model in models.values()} else "n"
-    if any(preprocess.values()):
-        sides = [_sides(models[role], entry) for role, entry in preprocess.items()]
-        height, width = (
-            next(filter(None, known), name)
-            for known, name in zip(zip(*sides, strict=True), ("height", "width"), strict=True)
-        )
-        return Given("image", np.dtype(np.uint8), (rows, height, width, 3), models, preprocess)
+    if any(entry.preprocess for entry in files.values()):
+        fixed = [_sides(models[role], entry.preprocess) for role, entry in files.items()]
+        tall, wide = zip(*fixed, strict=True)
+        height, width = next(filter(None, tall), "height"), next(filter(None, wide), "width")
+        return Given("image", np.dtype(np.uint8), (rows, height, width, 3), models, files)
     several = list(models.values())
-    for one, other in combinations(several, 2):
-        _check_alike(one, other)
-    columns = zip(*(_row(model) for model in several), strict=True)
-    shape = tuple(next(filter(None, known), f"d{place}") for place, known in enumerate(columns, 1))
-    first = several[0].input_name
-    name = "input" if first in OURS else first
-    return Given(name, _common_dtype(several), (rows, *shape), models, preprocess)
-
-
-def _row(model: OnnxModel) -> tuple[Any, ...]:
-    """The shape of one input; None where any side will do."""
-    return tuple(model.input_shape or ())[1:]
-
-
-def _check_alike(one: OnnxModel, other: OnnxModel) -> None:
-    shapes = _row(one), _row(other)
-    if len(shapes[0]) != len(shapes[1]) or any(
-        None not in sides and sides[0] != sides[1] for sides in zip(*shapes, strict=True)
-    ):
+    shapes = [tuple(model.input_shape or ())[1:] for model in several]
+    sides = [set(column) - {None} for column in zip_longest(*shapes, fillvalue=-1)]
+    if any(len(known) > 1 or -1 in known for known in sides):
+        said = zip(several, shapes, strict=True)
+        takes = " and ".join(f"{model.path} takes rows of shape {shape}" for model, shape in said)
         raise ModelError(
-            f"all models must take the same inputs, but {one.path} takes rows of shape "
-            f"{shapes[0]} and {other.path} {shapes[1]}; where they are images, record with "
-            "--student-preprocess and --teacher-preprocess, and each is resized inside the graph"
+            f"all models must take the same inputs, but {takes}; where they are images, record "
+            "with a preprocess for each, which then resizes them inside the graph"
         )
+    shape = (next(iter(known), None) or f"d{place}" for place, known in enumerate(sides, 1))
+    name = "input" if several[0].input_name in OURS else several[0].input_name
+    return Given(name, _common_dtype(several), (rows, *shape), models, files)
 
 
 def _common_dtype(models: list[OnnxModel]) -> np.dtype[Any]:
@@ -102,10 +89,8 @@ def _common_dtype(models: list[OnnxModel]) -> np.dtype[Any]:
     for dtype in sorted(wanted, key=lambda one: -one.itemsize):
         if all(can_become(dtype, other) for other in wanted):
             return dtype
-    said = " and ".join(f"{model.path} {model.input_dtype}" for model in models)
-    raise ModelError(
-        f"all models must take the same inputs, but of each type: {said}; export one of them again"
-    )
+    takes = " and ".join(f"{model.path} takes {model.input_dtype}" for model in models)
+    raise ModelError(f"all models must take the same inputs, but {takes}; export one of them again")
 
 
 def _sides(model: OnnxModel, preprocess: Preprocess | None) -> tuple[int | None, int | None]:
