@@ -23,6 +23,7 @@ _NAMES = {
     "calibration.guarantee": "Certificate",
     "costs": "Cost joint_cost",
     "curve": "OperatingPoint TradeOffCurve oracle",
+    "data.looks": "look mirrored",
     "data.preprocess": "Preprocess Preprocessed",
     "errors": "CalibrationError EbjrError GridWarning MissingExtra ModelError OtherModel "
     "OutputWarning PromiseWarning ProtocolError RecordingNote TeacherUnavailable",
@@ -34,7 +35,7 @@ _NAMES = {
     "metric": "register_metric",
     "model": "Model",
     "outcomes": "Outcomes",
-    "recording": "record record_batches",
+    "recording": "record record_all record_batches",
     "router": "Router",
     "scores": "Score as_score register_score",
     "serving.app": "serve",

@@ -7,6 +7,8 @@ from ebjr.costs import joint_cost as joint_cost
 from ebjr.curve import OperatingPoint as OperatingPoint
 from ebjr.curve import TradeOffCurve as TradeOffCurve
 from ebjr.curve import oracle as oracle
+from ebjr.data.looks import look as look
+from ebjr.data.looks import mirrored as mirrored
 from ebjr.data.preprocess import Preprocess as Preprocess
 from ebjr.data.preprocess import Preprocessed as Preprocessed
 from ebjr.errors import CalibrationError as CalibrationError
@@ -36,6 +38,7 @@ from ebjr.metric import register_metric as register_metric
 from ebjr.model import Model as Model
 from ebjr.outcomes import Outcomes as Outcomes
 from ebjr.recording import record as record
+from ebjr.recording import record_all as record_all
 from ebjr.recording import record_batches as record_batches
 from ebjr.router import Router as Router
 from ebjr.scores import SCORES as SCORES

@@ -211,37 +211,31 @@ def record(
     threads: Threads = None,
     restart: Restart = False,
 ) -> None:
-    """Run both models once on some data and keep what they said; interrupted, it goes on."""
-    from ebjr.costs import Cost
+    """Run models once on some data and keep what they said; interrupted, it goes on."""
     from ebjr.journal import Journal
     from ebjr.recording import counter
-    from ebjr.tables import print_recorded
+    from ebjr.tables import print_recorded, recorded_models
     from ebjr.tasks import as_task
 
     source = data.open(task)
     as_task(task).metric(metric)
     with Journal(output, restart=restart) as journal, _progress() as tell:
-        student = pair.load("student", task, source, threads, link)
-        teacher = pair.load("teacher", task, source, threads, link)
-        names = class_names(teacher, source)
+        models, told = pair.load_all(task, source, threads, link)
+        names, count = class_names(models[-1], source), len(models)
         known = None if known_classes is None else parse_classes(known_classes, names)
-        outcomes = ebjr.record(
-            student,
-            teacher,
+        outcomes = ebjr.record_all(
+            models,
             source,
             task=task,
             batch_size=batch_size,
-            progress=counter("recording both models", len(source), tell),
-            student_preprocess=pair.student_preprocess or "infer",
-            teacher_preprocess=pair.teacher_preprocess or "infer",
+            progress=counter(f"recording {count} models", len(source), tell),
             output_kind=pair.output_kind,
-            student_cost=Cost(flops=pair.student_flops),
-            teacher_cost=Cost(flops=pair.teacher_flops),
             joules=True,
             metric=metric,
             known_classes=known,
             folder=output.resolve().parent,
             keep=journal,
+            **told,
         )
         _report_unreadable(source.unreadable)
         outcomes.save(output, half=half)
@@ -256,6 +250,7 @@ def record(
         "teacher_quality": outcomes.quality("teacher"),
         "student_cost": outcomes.student_cost.as_dict(),
         "teacher_cost": outcomes.teacher_cost.as_dict(),
+        "models": recorded_models(outcomes),
         "output": str(output),
     }
     _show(as_json, figures, lambda: print_recorded(out, outcomes, output))

@@ -309,18 +309,40 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Both models, and how their inputs are prepared."""
+    """The models, and how their inputs are prepared."""
 
     student: Annotated[
-        str,
+        str | None,
         in_models(
             "The cheap model: .onnx, .pt2, file.py:name or package.module:name (a function, a "
             "module, an estimator, or what makes one), an estimator's .skops or .joblib."
         ),
-    ]
-    teacher: Annotated[str, in_models("The expensive model: the same, or an http(s):// address.")]
+    ] = None
+    teacher: Annotated[
+        str | None, in_models("The expensive model: the same, or an http(s):// address.")
+    ] = None
+    model: Annotated[
+        list[str] | None,
+        in_models(
+            "One of any number of models, in place of both: given for each, the cheapest first."
+        ),
+    ] = None
+    look: Annotated[
+        list[str] | None,
+        in_models(
+            "A second look of the first model, which is one more: mirror, shift=2/0 (pixels right "
+            "and down) or size=192. May be given several times."
+        ),
+    ] = None
+    preprocess: Annotated[
+        list[str] | None,
+        in_models(
+            "Of all models, or given for each in their order: like "
+            "'size=160,resize=crop,mean=0.5/0.5/0.5', or a .toml file."
+        ),
+    ] = None
     trust: Trust = False
-    student_preprocess: Preprocessing = None
+    student_preprocess: Annotated[str | None, in_models("The same for it.")] = None
     teacher_preprocess: Annotated[str | None, in_models("The same for it.")] = None
     student_flops: FlopsGiven = None
     teacher_flops: FlopsGiven = None
@@ -331,7 +353,7 @@ class PairOptions:
     ] = None
     teacher_output: Annotated[str | None, in_models("The same for it.")] = None
     output_kind: Annotated[
-        str, in_models("What both answer: logits, probabilities, or auto: what it looks like.")
+        str, in_models("What all answer: logits, probabilities, or auto: what it looks like.")
     ] = "auto"
     student_options: Annotated[
         str | None,
@@ -342,19 +364,64 @@ class PairOptions:
     ] = None
     teacher_options: Annotated[str | None, in_models("The same for it.")] = None
 
-    def load(
-        self, role: str, task: str, source: Data, threads: int | None, link: str | None
+    @property
+    def paths(self) -> dict[str, str]:
+        """The files or addresses of the models by role, the cheapest first."""
+        from ebjr.outcomes import roles_of
+
+        own = [one for one in fields(self) if one.name.startswith(("student", "teacher"))]
+        for one in own if self.model else ():
+            if getattr(self, one.name) != one.default:
+                raise ValueError(
+                    f"--{one.name.replace('_', '-')} is of a student and a teacher: name these two "
+                    "alone, or each model with --model"
+                )
+        given = self.model or [path for path in (self.student, self.teacher) if path is not None]
+        if len(given) < 2:
+            raise ValueError("give --student and --teacher, or --model for each of two or more")
+        return dict(zip(roles_of(len(given)), given, strict=True))
+
+    def load_all(
+        self, task: str, source: Data, threads: int | None, link: str | None
+    ) -> tuple[list[Model], dict[str, Any]]:
+        """The models, with looks after the first, and what `record_all` is told of each."""
+        from ebjr.costs import Cost
+        from ebjr.data.looks import look
+
+        paths = self.paths
+        models = [
+            self._load(role, path, task, source, threads, link) for role, path in paths.items()
+        ]
+        ways: list[str | None] = [*(self.preprocess or [None])]
+        ways *= len(models) if len(ways) == 1 else 1
+        if len(ways) != len(models):
+            raise ValueError(
+                f"--preprocess is given once, or for each of {len(models)} models, not "
+                f"{len(ways)} times"
+            )
+        ways[0], ways[-1] = self.student_preprocess or ways[0], self.teacher_preprocess or ways[-1]
+        costs = [Cost(flops=self.student_flops), *[Cost()] * (len(models) - 1)]
+        costs[-1] = Cost(flops=self.teacher_flops)
+        for place, text in enumerate(self.look or (), 1):
+            change = parse_look(text)
+            models.insert(place, look(models[0], **change))
+            ways.insert(place, ways[0])
+            costs.insert(place, Cost() if "size" in change else costs[0])
+        return models, {"preprocess": [way or "infer" for way in ways], "costs": costs}
+
+    def _load(
+        self, role: str, path: str, task: str, source: Data, threads: int | None, link: str | None
     ) -> Model:
-        """The student or the teacher: a file, or an address that is asked as `link` says."""
+        """One model: a file, or an address that is asked as `link` says."""
         from ebjr.backends import load_model
         from ebjr.backends.entry import check_remote, parse_link, parse_options
         from ebjr.backends.python import import_path
         from ebjr.link.far import FarTeacher
         from ebjr.tasks import as_task
 
-        path, layout, output, given = (
-            getattr(self, name.format(role))
-            for name in ("{}", "{}_layout", "{}_output", "{}_options")
+        layout, output, given = (
+            getattr(self, f"{role}_{name}", usual)
+            for name, usual in (("layout", "auto"), ("output", None), ("options", None))
         )
         boxes = as_task(task).targets_are == "boxes"
         written = boxes and (import_path(path) is None or layout != "auto")
@@ -541,6 +608,17 @@ class ServerOptions:
 def read_names(file: Path) -> list[str]:
     """The lines of a text file that are not empty."""
     return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
+def parse_look(text: str) -> dict[str, Any]:
+    """How a model sees an image once more, as arguments of `ebjr.look`."""
+    from ebjr.data.looks import LOOK_KEYS
+    from ebjr.data.preprocess import Preprocess
+
+    change = Preprocess.parse(re.sub(r"\bmirror\b(?!\s*=)", "mirror=true", text)).as_dict()
+    if not change or change.keys() - LOOK_KEYS:
+        raise ValueError(f"--look is mirror, shift=2/0 or size=192, not {text!r}")
+    return change
 
 
 def class_names(teacher: Model, source: Data) -> tuple[str, ...] | None:

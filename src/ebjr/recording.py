@@ -1,4 +1,4 @@
-"""Recording: both models answer labeled data once, and what is known of them is kept beside it.
+"""Recording: models answer labeled data once, and what is known of them is kept beside it.
 
 One door for Python and the command line: preprocessing is found, costs are counted and measured,
 and what the models and the data say of themselves is compared before the work is done.
@@ -6,10 +6,11 @@ and what the models and the data say of themselves is compared before the work i
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -18,8 +19,9 @@ import numpy as np
 from ebjr.arrays import Array, Batch, fingerprint, join_rows, row_count, take_rows, to_numpy
 from ebjr.backends.entry import Entry, entry_of, picked
 from ebjr.backends.output_kind import KINDS, with_output_kind
-from ebjr.costs import Cost
+from ebjr.costs import Cost, common_unit
 from ebjr.data.examples import ArrayData, Data
+from ebjr.data.looks import Look
 from ebjr.data.preprocess import (
     Preprocess,
     given_preprocess,
@@ -34,12 +36,16 @@ from ebjr.journal import CONTENTS, Journal
 from ebjr.labels import Places, are_names, as_names, places, some, unnamed, whole_numbers
 from ebjr.link.far import FarTeacher
 from ebjr.model import Model, as_answer, check_pair, facts
-from ebjr.outcomes import Outcomes
+from ebjr.outcomes import Outcomes, roles_of
 from ebjr.task import OUTPUT_SEEN, Task
 from ebjr.tasks import as_task
 
-ROLES = ("student", "teacher")
 Batches = Iterable[tuple[Batch, Any]]
+
+MOST_DEARER = 1.1
+"""How many times as much as the next model one may cost: figures are rounded."""
+LEAST_SECONDS = 1.0
+"""How long each of two models must have run before their times are compared."""
 
 
 class About(TypedDict, total=False):
@@ -49,6 +55,8 @@ class About(TypedDict, total=False):
     teacher_preprocess: Preprocess | str | None
     student_cost: Cost
     teacher_cost: Cost
+    preprocess: Preprocess | str | Sequence[Preprocess | str | None] | None
+    costs: Sequence[Cost]
     flops: bool
     joules: bool
     output_kind: str | None
@@ -105,6 +113,8 @@ def record(
     student_cost, teacher_cost
         What an example costs, where it is known. What these leave open is filled in: FLOPs are
         counted, seconds and, where a model is remote, bytes are measured in this run.
+    preprocess, costs
+        As of `record_all`, of both models at once.
     flops
         Count the FLOPs of models that can be looked into: files and torch modules.
     joules
@@ -140,8 +150,49 @@ def record(
     >>> record(lambda b: b, lambda b: 2 * b, x, [0, 1, 2], batch_size=2).teacher[0]
     array([2., 0., 0.])
     """
+    how: dict[str, Any] = {"task": task, "batch_size": batch_size, "progress": progress, **about}
+    return record_all([student, teacher], inputs, targets, **how)
+
+
+def record_all(
+    models: Sequence[Model],
+    /,
+    inputs: Batch | Data,
+    targets: Any = None,
+    *,
+    task: str = "classification",
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+    **about: Unpack[About],
+) -> Outcomes:
+    """`record` for any number of models, the cheapest first: they are called as `roles_of` says.
+
+    Parameters
+    ----------
+    models
+        At least two; a second look of one of them, `ebjr.look`, is a model, too. More than two are
+        for classification, multilabel and regression.
+    inputs, targets, task, batch_size, progress
+        As of `record`.
+    **about
+        As of `record`. `preprocess` is that of all models, or a sequence with one for each, and
+        `costs` a sequence with one for each; what has a role's name, as `teacher_cost`, goes first.
+
+    Raises
+    ------
+    ValueError
+        As of `record`; or a look is of what is no image, or of more than two models one is known to
+        cost over a tenth more than the next.
+
+    Examples
+    --------
+    >>> x = np.eye(3)
+    >>> found = record_all([lambda b: b, lambda b: 2 * b, lambda b: 3 * b], x, [0, 1, 2])
+    >>> found.roles, found.said_by("model-2")[0]
+    (('student', 'model-2', 'teacher'), array([2., 0., 0.]))
+    """
     check_at_least(1, batch_size=batch_size)
-    recording = _Recording(student, teacher, task, about)
+    recording = _Recording(models, task, about)
     if not isinstance(inputs, Data):
         return recording.run(recording.of_arrays(inputs, targets, batch_size), progress)
     if targets is not None:
@@ -166,21 +217,40 @@ def record_batches(
     >>> len(record_batches(lambda b: b, lambda b: b, stream))
     6
     """
-    return _Recording(student, teacher, task, about).run(lambda start: batches, progress)
+    return _Recording([student, teacher], task, about).run(lambda start: batches, progress)
+
+
+def quality_of(outcomes: Outcomes, role: str) -> float:
+    """The quality of one of the models, as `Outcomes.quality` gives that of student and teacher."""
+    if role in ("student", "teacher"):
+        return outcomes.quality(role)
+    return outcomes.pair(role, "teacher").quality("student")
 
 
 class _Recording:
-    """Both models, what was said of them, and what they have said so far."""
+    """The models by role, what was said of them, and what they have said so far."""
 
-    def __init__(self, student: Model, teacher: Model, task: str, about: About) -> None:
+    def __init__(self, models: Sequence[Model], task: str, about: About) -> None:
         unknown = about.keys() - About.__annotations__.keys()
         if unknown:
             known = ", ".join(About.__annotations__)
             raise TypeError(f"there is no argument {min(unknown)!r}; there are {known}")
-        self.given: dict[str, Model] = {"student": student, "teacher": teacher}
+        if len(models) < 2:
+            raise ValueError(
+                f"at least 2 models are recorded, the cheapest first, not {len(models)}"
+            )
+        self.roles = roles = roles_of(len(models))
+        self.given: dict[str, Model] = dict(zip(roles, models, strict=True))
         self.about: dict[str, Any] = {**about}
+        self.preprocess = self._of_each("preprocess", "preprocess", "auto")
+        self.known_costs: dict[str, Cost] = self._of_each("costs", "cost", Cost())
         self.kind = as_task(task, about.get("known_classes"))
-        check_pair(student, teacher, self.kind)
+        if len(models) > 2 and (self.kind.known_classes or self.kind.targets_are == "boxes"):
+            raise ValueError(
+                "more than two models are recorded for classification, multilabel and regression, "
+                f"not for {task}: give a student and a teacher"
+            )
+        self._check_pairs(self.given, lambda one, other: check_pair(one, other, self.kind))
         self.check_all: Callable[[], None] = lambda: None
         self.data: Data | None = None
         self.contents: Callable[[], dict[str, Any]] | None = None
@@ -189,13 +259,40 @@ class _Recording:
         self.journal: Journal | None = about.get("keep")
         self.models: dict[str, Model] = {}
         self.entries: dict[str, Entry] = {}  # of the models that joint.toml can name
-        self.outputs: dict[str, list[Any]] = {role: [] for role in ROLES}
-        self.seconds = dict.fromkeys(ROLES, 0.0)
+        self.outputs: dict[str, list[Any]] = {role: [] for role in roles}
+        self.seconds = dict.fromkeys(roles, 0.0)
         self.targets: list[Any] = []
         self.classes: int | None = None
         self.places: Places | None = None
-        self.undecided = dict.fromkeys(ROLES, False)  # answers that are 0 or 1 may be anything
+        self.undecided = dict.fromkeys(roles, False)  # answers that are 0 or 1 may be anything
         self.labeled = True
+
+    def _of_each(self, what: str, one: str, usual: Any) -> dict[str, Any]:
+        """What was said of all models at once, of each one in their order, or by a role's name."""
+        said = self.about.get(what, usual)
+        each = said if isinstance(said, list | tuple) else [said] * len(self.roles)
+        if len(each) != len(self.roles):
+            raise ValueError(
+                f"there are {len(self.roles)} models: {what} must be one for each, not {len(each)}"
+            )
+        pairs = zip(self.roles, each, strict=True)
+        return {role: self.about.get(f"{role}_{one}", value) for role, value in pairs}
+
+    def _check_pairs(self, of: Mapping[str, Any], check: Callable[[Any, Any], Any]) -> None:
+        """Check any two models, whichever they are, as a student and its teacher."""
+        pairs = combinations(self.roles, 2)
+        for one, other in sorted(pairs, key=lambda pair: pair[1] != self.roles[-1]):
+            try:
+                check(of[one], of[other])
+            except ValueError as error:
+                if {one, other} == {"student", "teacher"}:
+                    raise
+                raise ValueError(
+                    f"{self._named(one)} as student and {self._named(other)} as teacher: {error}"
+                ) from error
+
+    def _named(self, role: str) -> str:
+        return f"{role} ({facts(self.given[role]).name})"
 
     def of_data(self, data: Data, size: int) -> Callable[[int], Batches]:
         """The batches of some data, once they are known to have targets of the task."""
@@ -253,6 +350,8 @@ class _Recording:
         self.before = self._moved()
         self._add(*first)
         costs = self._costs(first[0])
+        if misordered := self._misordered(self._known_before(costs)):
+            raise ValueError(misordered)
         models = self._provenance(costs)
         unreadable = self._take_up()
         if self.read:  # the first batch has been compared, and its rows are in the journal
@@ -267,18 +366,46 @@ class _Recording:
             tell(row_count(inputs))
         if self.data is not None:
             self.data.unreadable[:0] = unreadable
-        return self._outcomes(models, self._measured(costs))
+        costs = self._measured(costs)
+        if (misordered := self._misordered(costs)) and min(self.seconds.values()) > LEAST_SECONDS:
+            note(misordered)
+        return self._outcomes(models, costs)
 
     def _outcomes(self, models: Mapping[str, Any], costs: Mapping[str, Cost]) -> Outcomes:
-        student, teacher = (join_rows(self.outputs[role]) for role in ROLES)
+        student, *between, teacher = (join_rows(self.outputs[role]) for role in self.roles)
         names = ("labels", "models", "metric", "known_classes", "rescale", "columns")
-        about = {"models": models, **picked(self.about, names), **costs, "task": self.kind.name}
         outcomes = Outcomes(
-            student, teacher, join_rows(self.targets), labeled=self.labeled, **about
+            student,
+            teacher,
+            join_rows(self.targets),
+            labeled=self.labeled,
+            student_cost=costs["student"],
+            teacher_cost=costs["teacher"],
+            between=tuple(between),
+            between_costs=tuple(costs[role] for role in self.roles[1:-1]),
+            **{"models": models, **picked(self.about, names), "task": self.kind.name},
         )
-        for role in ROLES:
+        for role in self.roles:
             _note_chance(outcomes, role)
         return outcomes
+
+    def _known_before(self, costs: Mapping[str, Cost]) -> dict[str, Cost]:
+        """What was given, and FLOPs: what is measured is not as exact."""
+        given = self.known_costs
+        return {role: given[role].filled(flops=cost.flops) for role, cost in costs.items()}
+
+    def _misordered(self, costs: Mapping[str, Cost]) -> str | None:
+        """What to say of the first of more than two models that costs more than the next."""
+        for one, other in pairwise(self.roles if len(self.roles) > 2 else ()):
+            if (unit := common_unit(costs[one], costs[other])) is None:
+                continue
+            dear, cheap = getattr(costs[one], unit), getattr(costs[other], unit)
+            if dear > MOST_DEARER * cheap:
+                return (
+                    f"give the cheapest model first: {self._named(one)} costs {dear:.4g} {unit} an "
+                    f"example, and {self._named(other)} after it {cheap:.4g}"
+                )
+        return None
 
     def _resume(self) -> None:
         """Open the journal, if there is to be one, once it is known to be of this recording."""
@@ -286,10 +413,10 @@ class _Recording:
             return
         if self.contents is None:
             raise ValueError("keep= is for data and arrays: a stream cannot be gone on with")
-        known = self._provenance(dict.fromkeys(ROLES, Cost()))
+        known = self._provenance(dict.fromkeys(self.roles, Cost()))
         whose = {**self.contents(), "task": self.kind.name, "knows": self.kind.known_classes}
         whose |= {name: self.about.get(name) for name in ("labels", "output_kind")}
-        for role in ROLES:
+        for role in self.roles:
             about = known.get(role, {"name": facts(self.given[role]).name})
             whose |= {f"{role} {key}": about[key] for key in sorted(about.keys() - {"path"})}
         self.journal.resume(whose)
@@ -299,16 +426,16 @@ class _Recording:
         records = [] if self.journal is None else list(self.journal.records())
         if not records:
             return []
-        self.outputs, self.targets = {role: [] for role in ROLES}, []
+        self.outputs, self.targets = {role: [] for role in self.roles}, []
         for _, content in records:
             with np.load(BytesIO(content)) as file:
                 arrays = dict(file)
-            for role in ROLES:
+            for role in self.roles:
                 self.outputs[role].append(self.kind.unpack(role, arrays))
             self.targets.append(self.kind.unpack_targets(arrays))
         last, moved = records[-1][0], self._moved()
         self.seconds, self.read, self.told = last["seconds"], last["read"], 0
-        self.before = {r: self.before[r] + moved[r] - last["moved"][r] for r in ROLES}
+        self.before = {r: self.before[r] + moved[r] - last["moved"][r] for r in self.roles}
         note(f"goes on after {self.read:,} examples that an earlier run recorded")
         return [(name, reason) for told, _ in records for name, reason in told["unreadable"]]
 
@@ -317,8 +444,9 @@ class _Recording:
         if self.journal is None:
             return
         content = BytesIO()
-        packed = [self.kind.pack(role, self.outputs[role][-1], half=False) for role in ROLES]
-        arrays = packed[0] | packed[1] | self.kind.pack_targets(self.targets[-1])
+        arrays = self.kind.pack_targets(self.targets[-1])
+        for role in self.roles:
+            arrays |= self.kind.pack(role, self.outputs[role][-1], half=False)
         np.savez(content, **arrays)  # type: ignore[arg-type]
         unreadable = [] if self.data is None else self.data.unreadable[self.told :]
         self.told += len(unreadable)
@@ -333,7 +461,8 @@ class _Recording:
         if targets is not None:
             self._checked(targets, row_count(inputs), 1)
         for role, model in self.given.items():
-            wanted, argument = self.about.get(f"{role}_preprocess", "auto"), f"{role}_preprocess"
+            wanted = self.preprocess[role]
+            argument = f"{role}_preprocess" if len(self.roles) == 2 else "preprocess"
             if isinstance(model, FarTeacher):  # it is asked about all rows, whatever its limit
                 inside = prepare_for(model.teacher, inputs, wanted, argument)
                 self.models[role] = FarTeacher(inside, replace(model.link, rows_per_second=None))
@@ -342,16 +471,17 @@ class _Recording:
             if self.data is not None:
                 said = self.kind.numbered(role, self.models[role], inputs, targets, self.data)
                 self.models[role] = said
-        mine, theirs = (facts(self.models[role]).labels for role in ROLES)
+            if isinstance(one := self.models[role], Look):
+                one.seen(inputs)  # before any model runs
+        mine, theirs = (facts(self.models[role]).labels for role in ("student", "teacher"))
         if self.kind.targets_are == "boxes" and mine and theirs:  # they are numbered by now
             self.kind.check_names(mine, theirs)
 
     def _costs(self, inputs: Batch) -> dict[str, Cost]:
         """The costs that were given, with what can be told before the models run on all data."""
-        given = {role: self.about.get(f"{role}_cost", Cost()) for role in ROLES}
         few = inputs[:4] if self.kind.takes_images else inputs  # a detector's images are large
         flops, joules = self.about.get("flops", True), self.about.get("joules", False)
-        return costs_of(self.models, few, given, flops=flops, joules=joules)
+        return costs_of(self.models, few, self.known_costs, flops=flops, joules=joules)
 
     def _name_models(self) -> None:
         """Find the entries for ``joint.toml`` of the models that have a file or an address."""
@@ -368,7 +498,7 @@ class _Recording:
         return {role: entry.as_table(folder) for role, entry in entries.items()}
 
     def _add(self, inputs: Batch, given: Any) -> None:
-        """Ask both models about a batch; the labels are checked first, as far as they can be."""
+        """Ask all models about a batch; the labels are checked first, as far as they can be."""
         number = len(self.targets) + 1
         if number > 1 and self.labeled is (given is None):
             raise ValueError(
@@ -376,7 +506,7 @@ class _Recording:
             )
         self.labeled = given is not None
         labels = self._checked(given, row_count(inputs), number) if self.labeled else None
-        for role in ROLES:
+        for role in self.roles:
             self._ask(role, inputs, number)
         if number == 1:
             labels = self._compare(labels)
@@ -418,12 +548,13 @@ class _Recording:
         return seen
 
     def _compare(self, labels: Any) -> Any:
-        """Compare what was said of the first batch: by both models, and by the labels it has."""
-        first = [self.kind.check_output(role, self.outputs[role][0]) for role in ROLES]
-        self.classes = self.kind.common_classes(*first)
+        """Compare what was said of the first batch: by all models, and by the labels it has."""
+        first = {role: self.kind.check_output(role, self.outputs[role][0]) for role in self.roles}
+        self._check_pairs(first, self.kind.common_classes)
+        self.classes = self.kind.common_classes(first["student"], first["teacher"])
         if self.kind.targets_are in ("labels", "label sets"):
             self._match_names()
-        for role, output in zip(ROLES, first, strict=True):
+        for role, output in first.items():
             self.kind.check_first(role, output)
         self.check_all()
         return None if labels is None else self._in_range(labels, " in batch 1")
@@ -432,8 +563,8 @@ class _Recording:
         """Find where the data's labels are among the models' classes."""
         assert self.classes is not None
         said = {role: facts(model).labels for role, model in self.given.items()}
-        named = [role for role in reversed(ROLES) if are_names(said[role])]
-        numbered = [role for role in ROLES if said[role] and role not in named]
+        named = [role for role in reversed(self.roles) if are_names(said[role])]
+        numbered = [role for role in self.roles if said[role] and role not in named]
         names, models = self.about.get("labels"), said["teacher"]
         if named and self.kind.known_classes is None:
             models = said[named[0]]
@@ -485,7 +616,7 @@ class _Recording:
         found = {}
         for role, cost in costs.items():
             bytes_each = moved[role] / n if any(moved.values()) else None
-            found[f"{role}_cost"] = cost.filled(seconds=self.seconds[role] / n, bytes=bytes_each)
+            found[role] = cost.filled(seconds=self.seconds[role] / n, bytes=bytes_each)
         return found
 
     def _moved(self) -> dict[str, int]:
@@ -582,7 +713,7 @@ def _check_alike(kind: Task, role: str, first: Any, rows: Any, number: int) -> N
 
 def _note_chance(outcomes: Outcomes, role: str) -> None:
     """Say that a model answers no better than guessing, and what the reason may be."""
-    kind, n, quality = outcomes.kind, len(outcomes), outcomes.quality(role)
+    kind, n, quality = outcomes.kind, len(outcomes), quality_of(outcomes, role)
     if kind.targets_are == "boxes":
         guess = 0.0 if outcomes.labeled and any(map(len, outcomes.targets)) else -1.0
     elif kind.has_labels and outcomes.measure.binary and outcomes.labeled and n >= 30:
@@ -593,10 +724,12 @@ def _note_chance(outcomes: Outcomes, role: str) -> None:
         return
     if quality > guess:
         return
+    own = f"{role}-" if len(outcomes.roles) == 2 else ""
+    read = f"--{own}output, --{own}layout" if own else "--output-kind"
     note(
         f"the {role}'s {outcomes.measure.title} is {quality:.1%}, what guessing gives or less: "
-        f"its input may be prepared otherwise (--{role}-preprocess), its classes be in another "
-        f"order (--classes), or its answers be read wrongly (--{role}-output, --{role}-layout)"
+        f"its input may be prepared otherwise (--{own}preprocess), its classes be in another "
+        f"order (--classes), or its answers be read wrongly ({read})"
     )
 
 

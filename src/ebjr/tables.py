@@ -17,6 +17,8 @@ from rich.text import Text
 from ebjr.calibration.stages import StagedPoint
 from ebjr.costs import Cost, flops_text, further_columns, millijoules_text, ms_text
 from ebjr.curve import OperatingPoint
+from ebjr.data.looks import LOOK_KEYS
+from ebjr.data.preprocess import Preprocess
 from ebjr.evaluation.profile import Profile, Setting
 from ebjr.evaluation.ranking import Standing
 from ebjr.evaluation.report import EQUATIONS, UNLABELED, gain_words, point_title, price_words
@@ -24,6 +26,7 @@ from ebjr.evaluation.tests import Comparison
 from ebjr.metric import METRICS, Metric
 from ebjr.outcomes import Outcomes
 from ebjr.quantize import Quantized
+from ebjr.recording import quality_of
 from ebjr.scores import score_title
 from ebjr.stats import Interval
 from ebjr.study import Study
@@ -161,13 +164,31 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
     _say(console, f"\n{sweep.best} is best on the calibration half:\n")
 
 
+def recorded_models(outcomes: Outcomes) -> list[dict[str, Any]]:
+    """Each model's role, name, quality and cost; the name of a second look says how it differs."""
+    first: dict[str, Mapping[str, Any]] = {}
+    found = []
+    for role in outcomes.roles:
+        about = outcomes.models.get(role, {})
+        place, how = about.get("path") or about.get("url") or role, about.get("preprocess", {})
+        usual = first.setdefault(place, how)
+        look = {key: how[key] for key in how.keys() & LOOK_KEYS if how[key] != usual.get(key)}
+        name = " ".join(filter(None, (Path(place).name, Preprocess.from_dict(look).as_text())))
+        quality, cost = quality_of(outcomes, role), outcomes.cost_of(role).as_dict()
+        found.append({"role": role, "name": name, "quality": quality, "cost": cost})
+    return found
+
+
 def print_recorded(console: Console, outcomes: Outcomes, path: Path) -> None:
-    """How good both models are, and what an example costs, a row each; and where it is kept."""
-    measure, both = outcomes.measure, outcomes.student_cost + outcomes.teacher_cost
-    table = plain_table("", measure.title, "MFLOPs", "ms/example", *further_columns(both, both))
-    for role, cost in (("student", outcomes.student_cost), ("teacher", outcomes.teacher_cost)):
-        quality, further = measure.text(outcomes.quality(role)), further_columns(both, cost)
-        table.add_row(role, quality, flops_text(cost), ms_text(cost), *further.values())
+    """How good all models are, and what an example costs, a row each; and where it is kept."""
+    measure, costs = outcomes.measure, [*map(outcomes.cost_of, outcomes.roles)]
+    common = sum(costs[1:], costs[0])
+    more = further_columns(common, common)
+    table = plain_table("", "model", measure.title, "MFLOPs", "ms/example", *more)
+    for one, cost in zip(recorded_models(outcomes), costs, strict=True):
+        quality, further = measure.text(one["quality"]), further_columns(common, cost).values()
+        figures = quality, flops_text(cost), ms_text(cost), *further
+        table.add_row(one["role"], escape(one["name"]), *figures)
     console.print(table)
     console.print(f"{len(outcomes):,} examples in {path}", soft_wrap=True)
 

@@ -81,9 +81,10 @@ def test_a_joint_detector_decides_and_finds_the_same(tmp_path, score, rescale):
         check_same_boxes(exported, joint, images)
 
 
+@pytest.mark.parametrize("move", [{}, {"mirror": True}, {"mirror": True, "shift": (3, -2)}])
 @pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
-def test_boxes_are_in_pixels_of_the_image(tmp_path, resize):
-    way = Preprocess(size=SIDE, resize=resize)
+def test_boxes_are_in_pixels_of_the_image(tmp_path, resize, move):
+    way = Preprocess(size=SIDE, resize=resize, **move)
     joint = JointDetector(*detectors(tmp_path, way), Router("box_count", -2.5))
     export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
     exported = ExportedJoint(tmp_path / "joint.onnx", threads=1)
@@ -96,11 +97,11 @@ def test_rows_beyond_the_count_are_empty(tmp_path):
     export_joint(write_joint(tmp_path, joint), tmp_path / "joint.onnx")
     model = onnx.load(tmp_path / "joint.onnx")
     assert [value.name for value in model.graph.output] == [
-        *("boxes", "labels", "scores", "score", "deferred")
+        *("boxes", "labels", "scores", "score", "deferred", "stage")
     ]
     session = ExportedJoint(tmp_path / "joint.onnx")._session
     feed = {"image": scenes(3)[1:2], "threshold": np.array(-1e30)}  # the student's six at most
-    boxes, labels, scores, _, deferred = session.run(None, feed)
+    boxes, labels, scores, _, deferred, stage = session.run(None, feed)
     assert boxes.shape == (1, 10, 4)
     real = labels[0] >= 0
     assert real.any()
@@ -108,6 +109,7 @@ def test_rows_beyond_the_count_are_empty(tmp_path):
     assert (scores[0][~real] == 0).all()
     assert (boxes[0][~real] == 0).all()
     assert not deferred.any()
+    assert not stage.any()
     dark = np.zeros((1, SIDE, SIDE, 3), np.uint8)
     score, deferred = session.run(["score", "deferred"], {**feed, "image": dark})
     assert np.isneginf(score).all()

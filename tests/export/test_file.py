@@ -327,6 +327,7 @@ def test_the_model_repository_is_what_triton_defines(run, calibrated):
         "output": "TYPE_FP32",
         "score": "TYPE_FP32",
         "deferred": "TYPE_BOOL",
+        "stage": "TYPE_INT64",
     }
     assert list(outputs["output"].dims) == [3]
     assert list(outputs["score"].dims) == [1]
@@ -369,5 +370,5 @@ def test_a_graph_of_one_row_is_not_batched(tmp_path):
     assert config.max_batch_size == 0
     assert not config.HasField("dynamic_batching")
     assert [list(entry.dims) for entry in (*config.input, *config.output)] == [
-        *([1, 10], [1], [1, 5], [1], [1]),
+        *([1, 10], [1], [1, 5], [1], [1], [1]),
     ]

@@ -383,7 +383,9 @@ def test_the_file_says_what_it_is(tmp_path):
     assert json.loads(facts["ebjr.student"])["sha256"] == config.student.sha256
     assert json.loads(facts["ebjr.preprocess"])["teacher"] == {"size": 8}
     texts = {value.name: value.doc_string for value in [*model.graph.input, *model.graph.output]}
-    assert set(texts) == {"image", "threshold", "prediction", "output", "score", "deferred"}
+    assert set(texts) == {
+        *("image", "threshold", "prediction", "output", "score", "deferred", "stage")
+    }
     assert all(texts.values())
     assert "0.5 if not given" in texts["threshold"]
     assert model.producer_name == "ebjr"

@@ -67,10 +67,28 @@ def test_resizing_is_pillows_to_the_last_bit(image, size, resize, interpolation,
     np.testing.assert_array_equal(in_graph(way, images, opset), way(images))
 
 
+@settings(max_examples=40)
+@given(
+    image=st.tuples(SIDES, SIDES),
+    size=st.sampled_from([None, 9, (5, 12), (31, 8)]),
+    mirror=st.booleans(),
+    shift=st.tuples(st.integers(-4, 4), st.integers(-4, 4)),
+    opset=st.sampled_from([13, 18, 21]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example((3, 2), None, True, (-70, 80), 17, 0)
+def test_an_image_is_mirrored_and_shifted_as_outside(image, size, mirror, shift, opset, seed):
+    images = np.random.default_rng(seed).integers(0, 256, (2, *image, 3), np.uint8)
+    way = Preprocess(size=size, resize="crop", mirror=mirror, shift=shift, color="bgr")
+    np.testing.assert_array_equal(in_graph(way, images, opset), way(images))
+
+
 @pytest.mark.parametrize(
     "way",
     [
         Preprocess(),
+        Preprocess(mirror=True, shift=(1, -2), color="gray", mean=0.1307, std=0.3081),
+        Preprocess(size=(5, 9), mirror=True, layout="nhwc", dtype="uint8"),
         Preprocess(range=(0, 255), layout="nhwc"),
         Preprocess(size=6, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), color="bgr"),
         Preprocess(size=(5, 9), range=(-1, 1), layout="nhwc", std=(0.5, 0.6, 0.7)),

@@ -37,9 +37,9 @@ TOLD = ("task", "score", "threshold", "blend")
 class ExportedJoint:
     """A joint model in one ``.onnx`` file of `export_joint`: a batch in, a `JointAnswer` out.
 
-    `about` is what the file says of itself: the task, the score, the blend, the models' hashes, the
-    calibration, the operating points. `router.threshold` is the knob: a new value takes effect at
-    the next batch. `threads` and `providers` are as of an `OnnxModel`.
+    `about` is what the file says of itself: the task, the score, the blend, the models' hashes and
+    routers, the calibration, the operating points. `router.threshold` is the knob: a new value
+    takes effect at the next batch. `threads` and `providers` are as of an `OnnxModel`.
     """
 
     def __init__(
@@ -58,7 +58,8 @@ class ExportedJoint:
                 raise ModelError(f"{weights} is not what {path} was exported with; export it again")
         knobs = list(self._session.get_overridable_initializers())
         self.output_names = tuple(node.name for node in self._session.get_outputs())
-        known = self.output_names in (OUTPUTS, DETECTION_OUTPUTS) and set(TOLD) <= set(self.about)
+        own = tuple(name for name in self.output_names if name != "stage")  # older files lack it
+        known = own in (OUTPUTS, DETECTION_OUTPUTS) and set(TOLD) <= set(self.about)
         if [node.name for node in knobs] != ["threshold"] or not known:
             raise ModelError(f"{path} is no joint model; `ebjr export` writes one")
         (given,) = self._session.get_inputs()
@@ -73,7 +74,8 @@ class ExportedJoint:
         self.columns: tuple[str, ...] | None = tuple(self.about.get("columns", ())) or None
         self.operating_points: dict[str, Any] = self.about.get("operating_points", {})
         self.blend = as_blend(self.about["blend"])
-        self.router = Router(_score(self.about["score"]), float(self.about["threshold"]))
+        score, threshold = _score(self.about["score"]), float(self.about["threshold"])
+        self.router = Router(score, threshold, self.about.get("skip"))
 
     @cached_property
     def facts(self) -> ModelFacts:
@@ -118,7 +120,7 @@ class ExportedJoint:
                 f"{self.name} failed on a batch of shape {batch.shape}: {runtime_says(error)}"
             ) from error
         whole = dict(zip(self.output_names, found, strict=True))
-        if self.output_names == OUTPUTS:
+        if "prediction" in whole:
             return whole
         return self._detected(whole, batch.shape[1:3])
 

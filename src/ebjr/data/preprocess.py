@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.arrays import is_array
+from ebjr.arrays import Array, is_array, namespace
 from ebjr.errors import note
 from ebjr.files import read_text
 from ebjr.model import Model, ModelFacts, facts, model_name
@@ -66,6 +66,11 @@ class Preprocess:
         ``"nchw"`` or ``"nhwc"``.
     dtype
         ``"float32"``, ``"float16"``, or ``"uint8"`` for pixels as they are.
+    mirror
+        Whether the image, at the model's size, is mirrored left-right.
+    shift
+        How many pixels the image, mirrored or not, is shifted right and down; negative numbers
+        shift it left and up. The pixels of an edge are repeated where the image has left.
 
     Raises
     ------
@@ -90,6 +95,8 @@ class Preprocess:
     color: Literal["rgb", "bgr", "gray"] = "rgb"
     layout: Literal["nchw", "nhwc"] = "nchw"
     dtype: Literal["float32", "float16", "uint8"] = "float32"
+    mirror: bool = False
+    shift: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -100,7 +107,9 @@ class Preprocess:
         for name, count in (("range", 2), ("mean", self.channels), ("std", self.channels)):
             left_out = name != "range" and vars(self)[name] is None
             checked[name] = None if left_out else _numbers(name, vars(self)[name], count)
-        vars(self).update(checked)
+        vars(self).update(checked, shift=_checked_shift(self.shift, checked["size"]))
+        if not isinstance(self.mirror, bool):
+            raise ValueError(f"mirror must be true or false, but is {self.mirror!r}")
         if self.range[0] >= self.range[1]:
             raise ValueError(
                 f"range must be (low, high) with low under high, but is {self.range!r}"
@@ -141,7 +150,7 @@ class Preprocess:
         ValueError
             `images` is empty, or one is not RGB, or `size` is None and their sizes differ.
         """
-        return self._tensor(self._sized(images))
+        return self._tensor(moved(self._sized(images), self.mirror, self.shift, -3))
 
     def boxes_to_image(
         self, boxes: NDArray[Any], input_size: tuple[int, int], image_size: tuple[int, int]
@@ -161,7 +170,10 @@ class Preprocess:
         else:
             (tall, wide), top, left = _place(image_size, input_size, self.resize)
         scale = np.array([image_size[1] / wide, image_size[0] / tall] * 2)
-        placed = (boxes - np.array([left, top] * 2)) * scale
+        seen = boxes - np.array(self.shift * 2)
+        if self.mirror:
+            seen[:, [0, 2]] = input_size[1] - seen[:, [2, 0]]
+        placed = (seen - np.array([left, top] * 2)) * scale
         inside: NDArray[Any] = placed.clip(0, np.array([image_size[1], image_size[0]] * 2))
         return inside.astype(boxes.dtype)
 
@@ -276,6 +288,21 @@ class Preprocess:
         mean = np.array(self.mean or (0.0,) * self.channels)[:, None]
         std = np.array(self.std or (1.0,) * self.channels)[:, None]
         return np.asarray((values - mean) / std, np.float64)
+
+
+def moved(images: Array, mirror: bool, shift: tuple[int, int], tall: int) -> Array:
+    """Images that are mirrored, then shifted right and down; the pixels of an edge are repeated.
+
+    `tall` is the axis of the height, counted from the last; the one after it is of the width.
+    """
+    if mirror:
+        images = namespace(images).flip(images, axis=tall + 1)
+    for axis, by in zip((tall + 1, tall), shift, strict=True):
+        if by:
+            side = images.shape[axis]
+            places = (np.arange(side) - by).clip(0, side - 1)
+            images = images[(..., places, *[slice(None)] * (-1 - axis))]
+    return images
 
 
 def values_of(text: str, what: str, example: str) -> dict[str, str]:
@@ -419,8 +446,9 @@ def prepared(model: Model, preprocess: Preprocess | None) -> Model:
     """A model with what is done to its images first; None leaves it as it was before."""
     if preprocess is None:
         return model
-    if isinstance(model, PreparesImages):
-        return model.with_preprocess(preprocess)
+    if hasattr(type(model), "with_preprocess"):  # `PreparesImages`, or a look
+        again: Model = model.with_preprocess(preprocess)  # type: ignore[attr-defined]
+        return again
     return Preprocessed(model, preprocess)
 
 
@@ -568,6 +596,16 @@ def _checked_size(size: Any) -> int | tuple[int, int] | None:
     return height if height == width else (height, width)
 
 
+def _checked_shift(shift: Any, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    fits = isinstance(shift, list | tuple) and len(shift) == 2
+    if not fits or not all(type(by) is int for by in shift):
+        raise ValueError(f"shift must be (right, down) in whole pixels, but is {shift!r}")
+    height, width = (size, size) if size is None or isinstance(size, int) else size
+    if size is not None and (abs(shift[0]) >= width or abs(shift[1]) >= height):
+        raise ValueError(f"shift must leave some of the image to be seen, but is {shift!r}")
+    return tuple(shift)
+
+
 def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
     value = [value] if count == 1 and _is_number(value) else value
     fits = isinstance(value, list | tuple) and len(value) == count
@@ -582,6 +620,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _as_text(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     separator = {"size": "x", "range": ".."}.get(name, "/")
     return separator.join(map(str, value)) if isinstance(value, list) else str(value)
 
@@ -592,6 +632,10 @@ def _from_text(name: str, text: str) -> Any:
         if name == "size":
             sides = [int(side) for side in text.split("x")]
             return sides[0] if len(sides) == 1 else sides
+        if name == "mirror":
+            return {"true": True, "false": False}.get(text, text)
+        if name == "shift":
+            return [int(pixels) for pixels in text.split("/")]
         if name in ("range", "mean", "std"):
             return [float(number) for number in text.split(".." if name == "range" else "/")]
     return text

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from ebjr.arrays import Batch, is_array, row_count, to_numpy
 from ebjr.costs import Cost
+from ebjr.data.looks import Look
 from ebjr.data.preprocess import unprepared
 from ebjr.errors import EbjrError, note, one_line
 from ebjr.evaluation.flops import Flops, can_count, count_flops
@@ -39,6 +40,7 @@ def costs_of(
 def _looked_into(model: Model, inputs: Batch, cost: Cost, joules: bool) -> tuple[Cost, Load]:
     """A model's cost with its FLOPs, and the load that measures its joules."""
     bare, preprocess = unprepared(model)
+    bare = bare.model if isinstance(bare, Look) else bare  # a look costs what the model does
     if not joules and (cost.flops is not None or not can_count(bare)):
         return cost, Load(bare, None)
     batch = inputs[: facts(bare).fixed_batch or row_count(inputs)]

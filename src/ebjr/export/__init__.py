@@ -1,9 +1,9 @@
 """Export: student, score, router and teacher as one ``.onnx`` file, the knob as an input.
 
-Any runtime of ONNX runs it: inputs in; ``prediction``, ``output``, ``score`` and ``deferred`` out;
-``threshold`` an input that has the calibrated value where none is given. The graph is built with
-onnx-ir out of the models' own, checked by onnx's checker, and run beside the joint model on a few
-examples before the file takes its place.
+Any runtime of ONNX runs it: inputs in; ``prediction``, ``output``, ``score``, ``deferred`` and
+``stage`` out; ``threshold`` an input that has the calibrated value where none is given. The graph
+is built with onnx-ir out of the models' own, checked by onnx's checker, and run beside the joint
+model on a few examples before the file takes its place.
 """
 
 from ebjr.errors import needs

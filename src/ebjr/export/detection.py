@@ -145,8 +145,14 @@ def _placed(op: Operators, head: Head, corners: Value, images: Value) -> Value:
     pixels = corners
     if head.detector.layout_name != "end2end":  # from 0 to 1
         pixels = op.Mul(corners, op.Cast(four(*size), to=int(FLOAT)))
+    preprocess, pixels = head.detector.preprocess, exact.to(pixels, np.float64)
+    if any(preprocess.shift):
+        pixels = exact.Sub(pixels, np.array(preprocess.shift * 2, np.float64))
+    if preprocess.mirror:
+        swapped = exact.Mul(exact.Gather(pixels, [2, 1, 0, 3], axis=2), [-1.0, 1.0, -1.0, 1.0])
+        pixels = exact.Add(four(0, size[1]), swapped)
     scale = exact.Div(four(*own), four(*sides))
-    moved = exact.Mul(exact.Sub(exact.to(pixels, np.float64), four(top, left)), scale)
+    moved = exact.Mul(exact.Sub(pixels, four(top, left)), scale)
     return op.Cast(exact.Min(exact.Max(moved, 0.0), four(*own)), to=int(FLOAT))
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,24 +14,23 @@ import onnx
 import onnx_ir as ir
 
 import ebjr
-from ebjr.arrays import is_array, to_numpy
-from ebjr.backends.entry import ModelEntry, entry_of
+from ebjr.arrays import to_numpy
+from ebjr.backends.entry import ModelEntry, RemoteEntry, entry_of
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.backends.output_kind import AsLogits
 from ebjr.blend import blend_text
-from ebjr.data.preprocess import Preprocess, unprepared
+from ebjr.data.preprocess import unprepared
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Head, head_of
-from ebjr.export.graph import LEAST_OPSET, Images, Rows, convert, joint_graph, opset_of, read_part
+from ebjr.export.graph import LEAST_OPSET, Form, Images, Rows, joint_graph, read_parts
 from ebjr.export.inputs import Given, given_of
 from ebjr.files import sha256_of, write_beside
-from ebjr.joint import JointAnswer, JointModel
+from ebjr.joint import JointAnswer, JointModel, models_of
 from ebjr.joint_file import JointConfig
-from ebjr.model import facts
+from ebjr.model import Model, as_answer, facts
+from ebjr.outcomes import roles_of
 from ebjr.router import Router
-
-ROLES = ("student", "teacher")
 
 MOST_BYTES = 2**31 - 2**24
 """A larger file cannot be read by protobuf: its weights go into a second one."""
@@ -83,10 +82,10 @@ def export_joint(
     `opset` does not exist. TypeError: a model of a joint model came from no file. OSError: the file
     cannot be written.
 
-    - `joint`: A ``joint.toml``, what was read from one, or a joint model of two files, whose score
-      need not have a name.
+    - `joint`: A ``joint.toml``, what was read from one, or a joint model of files, whose score need
+      not have a name. Its student may be a joint model.
     - `threshold`: The default of the input ``threshold``; None is the joint model's.
-    - `opset`: The version of ONNX's operators; None is the higher of both models', at least 13.
+    - `opset`: The version of ONNX's operators; None is the highest of all models', at least 13.
     - `external_data`: Whether the weights go into a second file, ``path`` with ``.data`` after it;
       None: if they have to.
     - `most_bytes`: The most that they may have in the first file.
@@ -97,25 +96,25 @@ def export_joint(
             f"opset must be from {LEAST_OPSET} to {newest}, the newest that onnx "
             f"{onnx.__version__} knows, but is {opset}"
         )
-    config = _config(joint)
-    files = _files(config)
-    model = copy(joint) if isinstance(joint, JointModel) else config.load()
-    router = model.router
-    model.router = Router(router.score, router.threshold if threshold is None else threshold)
-    given = _given(model)
-    tried = _tried(model, given)
-    graph = _graph(model, given, tried, opset)
-    _describe(graph, config, files, model)
+    about = joint if isinstance(joint, JointModel) else _config(joint)
+    levels = _levels(about if isinstance(about, JointModel) else about.load())
+    model = levels[-1]
+    if threshold is not None:
+        model.router.threshold = threshold
+    given = _given(models_of(model))
+    batch = _tried(levels, given)
     with write_beside(path) as folder:
-        draft = folder / Path(path).name
-        data = _write(
-            graph, draft, _size(graph) > most_bytes if external_data is None else external_data
-        )
-        _check(draft)
-        try:
-            difference = _compared(draft, model, tried[0])
-        except ModelError as error:
-            raise ModelError(f"{error}{_fixed(given)}") from error
+        draft, found = folder / Path(path).name, []
+        for depth in range(1, len(levels) + 1):  # the inner ones too: each threshold is tried
+            graph = _graph(levels[:depth], given, batch, opset)
+            _describe(graph, about, given, levels[:depth])
+            external = _size(graph) > most_bytes if external_data is None else external_data
+            data = _write(graph, draft, external)
+            _check(draft)
+            try:
+                found.append(_compared(draft, levels[:depth], batch))
+            except ModelError as error:
+                raise ModelError(f"{error}{_fixed(given)}") from error
         written = sum(file.stat().st_size for file in folder.iterdir())
     return Exported(
         path=Path(path),
@@ -126,100 +125,112 @@ def export_joint(
         input={"name": given.name, "dtype": str(given.dtype), "shape": list(given.shape)},
         threshold=model.router.threshold,
         score=str(model.router.score),
-        difference=difference,
+        difference=max(found),
     )
 
 
-def _config(joint: str | os.PathLike[str] | JointConfig | JointModel) -> JointConfig:
-    if isinstance(joint, JointConfig):
-        return joint
-    if not isinstance(joint, JointModel):
-        return JointConfig.read(joint)
-    return JointConfig(
-        entry_of(joint.student),
-        entry_of(joint.teacher),
-        score="random",  # a joint.toml's, which the file does not read
-        threshold=joint.router.threshold,
-        task=joint.task,
-        known_classes=joint.known_classes,
-        classes=joint.classes,
-    )
+def _config(joint: str | os.PathLike[str] | JointConfig) -> JointConfig:
+    config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
+    for role in roles_of(2):
+        _graph_file(role, getattr(config, role))  # before it is loaded
+    return config
 
 
-def _files(config: JointConfig) -> dict[str, ModelEntry]:
-    entries: dict[str, ModelEntry] = {}
-    for role, entry in (("student", config.student), ("teacher", config.teacher)):
-        if not isinstance(entry, ModelEntry):
-            raise ModelError(
-                f"the {role} {entry.url} is a remote model, which cannot be part of a file; "
-                "calibrate with the model's own file"
-            )
-        if Path(entry.path).suffix.lower() != ".onnx":
-            raise ModelError(
-                f"the {role} {entry.path} is no ONNX graph: export it to ONNX first "
-                "(torch.onnx.export), record and calibrate with that file, and then export the "
-                "joint model"
-            )
-        entries[role] = entry
-    return entries
+def _levels(joint: JointModel) -> list[JointModel]:
+    """The joint models that one is made of, the innermost first, with routers of their own."""
+    student = joint.student
+    if isinstance(joint.teacher, JointModel):
+        raise ModelError(
+            "a teacher that is a joint model cannot be part of a file: make it a stage, with the "
+            "joint model as the student: of a, b and c, (a, b) is the student and c the teacher"
+        )
+    if isinstance(student, JointModel) and joint.kind.targets_are == "boxes":
+        raise ModelError(
+            f"a joint detector of {len(models_of(joint))} models cannot be one file: give it two"
+        )
+    level, inner = copy(joint), _levels(student) if isinstance(student, JointModel) else []
+    level.router, level.student = copy(joint.router), inner[-1] if inner else student
+    return [*inner, level]
 
 
-def _given(joint: JointModel) -> Given:
+def _graph_file(role: str, entry: Any) -> Any:
+    """What an entry names, if it may be an ONNX file."""
+    if isinstance(entry, RemoteEntry):
+        raise ModelError(
+            f"the {role} {entry.url} is a remote model, which cannot be part of a file; "
+            "calibrate with the model's own file"
+        )
+    if isinstance(entry, ModelEntry) and Path(entry.path).suffix.lower() != ".onnx":
+        raise ModelError(
+            f"the {role} {entry.path} is no ONNX graph: export it to ONNX first "
+            "(torch.onnx.export), record and calibrate with that file, and then export the "
+            "joint model"
+        )
+    return entry
+
+
+def _given(several: Sequence[Model]) -> Given:
     models: dict[str, OnnxModel] = {}
-    preprocess: dict[str, Preprocess | None] = {}
-    for role in ROLES:
-        model, preprocess[role] = unprepared(getattr(joint, role))
-        models[role] = model.model if isinstance(model, AsLogits) else model  # type: ignore[assignment]
-    return given_of(models, preprocess)
+    files: dict[str, ModelEntry] = {}
+    for role, whole in zip(roles_of(len(several)), several, strict=True):
+        files[role] = _graph_file(role, entry_of(whole))
+        model, _ = unprepared(whole)
+        model = model.model if isinstance(model, AsLogits) else model
+        if not isinstance(model, OnnxModel):
+            raise ModelError(
+                f"the {role} {files[role].path} is answered by {type(model).__name__}, which has "
+                "no form in a graph; load the model's own file with ebjr.load_model"
+            )
+        models[role] = model
+    return given_of(models, files)
 
 
-def _tried(joint: JointModel, given: Given) -> tuple[np.ndarray, Any, Any]:
-    """A batch that both models answer, and their raw outputs."""
+def _tried(levels: Sequence[JointModel], given: Given) -> np.ndarray:
+    """A batch that all models answer."""
     failed: Exception | None = None
     for batch in given.examples():
         try:
-            raw = joint.ask_student(batch).output
-            joint.router(raw)
-            joint.ask_teacher(batch, joint.of_student(raw))
-            return batch, raw, joint.teacher(batch)
+            for joint in levels:
+                raw = joint.ask_student(batch).output
+                joint.router(raw)
+                joint.ask_teacher(batch, joint.of_student(raw))
+            return batch
         except (ModelError, TypeError, ValueError) as error:
             failed = failed or error
     assert failed is not None
     raise ModelError(f"the joint model does not answer a batch of random inputs: {failed}")
 
 
-def _graph(joint: JointModel, given: Given, tried: tuple[Any, ...], opset: int | None) -> ir.Model:
-    batch, *raws = tried
-    outputs = {role: [model.output_name] for role, model in given.models.items()}
-    form: Rows | Images
-    if is_array(raws[0]):
-        said = {role: _said(getattr(joint, role), batch) for role in ROLES}
-        form = Rows(joint, dict(zip(ROLES, map(to_numpy, raws), strict=True)), said)
+def _graph(
+    levels: Sequence[JointModel], given: Given, batch: np.ndarray, opset: int | None
+) -> ir.Model:
+    models = list(given.models.items())[: len(levels) + 1]
+    outputs: dict[str, Sequence[str]] = {role: [model.output_name] for role, model in models}
+    forms: Sequence[Form]
+    if levels[0].kind.targets_are == "boxes":
+        heads = _heads(levels[0], batch)
+        forms = [Images(levels[0], heads)]
+        outputs = {role: head.outputs for role, head in heads.items()}
     else:
-        form = Images(joint, _heads(joint, batch))
-        outputs = {role: list(head.outputs) for role, head in form.heads.items()}
-    parts = {
-        role: read_part(role, model.path, model.input_name, outputs[role])
-        for role, model in given.models.items()
-    }
-    wanted = opset or max(LEAST_OPSET, *map(opset_of, parts.values()))
-    for role, part in parts.items():
-        convert(given.models[role].path, part, wanted)
-    return joint_graph(
-        form,
-        **parts,
-        given=given.value(),
-        prepare=given.prepare,
-        threshold=joint.router.threshold,
-        opset=wanted,
-    )
+        forms = _rows(levels, batch)
+    return joint_graph(forms, *read_parts(given, outputs, opset), given)
+
+
+def _rows(levels: Sequence[JointModel], batch: np.ndarray) -> list[Rows]:
+    forms: list[Rows] = []
+    for joint in levels:
+        said = {role: _said(getattr(joint, role), batch) for role in roles_of(2)}
+        if forms:  # in the graph the inner answer is of one type, whoever gave it
+            said["student"] = said["student"][0].astype(forms[-1].wider), None
+        forms.append(Rows(joint, said))
+    return forms
 
 
 def _said(model: Any, batch: np.ndarray) -> tuple[np.ndarray, str | None]:
     """What a model's own graph says of a batch, and of what kind that is; None is logits."""
     bare, preprocess = unprepared(model)
     if not isinstance(bare, AsLogits):
-        return to_numpy(model(batch)), None
+        return to_numpy(as_answer(model(batch)).output), None
     return to_numpy(bare.model(batch if preprocess is None else preprocess(batch))), bare.kind
 
 
@@ -230,7 +241,7 @@ def _heads(joint: JointModel, batch: np.ndarray) -> dict[str, Head]:
             "operators; calibrate with blend 0"
         )
     heads = {}
-    for role in ROLES:
+    for role in roles_of(2):
         detector = getattr(joint, role)
         rows = np.repeat(batch[:1], detector.model.fixed_batch or 1, axis=0)
         heads[role] = head_of(role, detector, rows)
@@ -238,14 +249,18 @@ def _heads(joint: JointModel, batch: np.ndarray) -> dict[str, Head]:
 
 
 def _describe(
-    model: ir.Model, config: JointConfig, files: Mapping[str, ModelEntry], joint: JointModel
+    model: ir.Model, about: JointConfig | JointModel, given: Given, levels: Sequence[JointModel]
 ) -> None:
     """Say in the file what it is, and what its threshold rests on."""
+    joint, name = levels[-1], getattr(about, "name", "joint")
     score, threshold = joint.router.score, joint.router.threshold
+    files = given.files.items()
+    stages = [{"file": Path(one.path).name, "sha256": one.sha256} for _, one in files]
+    routed = [{**one, "router": _router(way)} for one, way in zip(stages, levels, strict=False)]
     asked = facts(joint.teacher).options
     model.producer_name, model.producer_version = "ebjr", ebjr.__version__
     model.doc_string = (
-        f"{config.name}: a student answers every input, and a teacher those whose score "
+        f"{name}: a student answers every input, and a teacher those whose score "
         f"({score.title}) is under the threshold."
     )
     texts = {
@@ -257,32 +272,32 @@ def _describe(
         "output": "raw output of whoever answered the row",
         "score": f"{score.title} of the student's raw output",
         "deferred": "whether the teacher answered the row",
+        "stage": "which model answered the row, from 0, the student",
     }
     for value in (*model.graph.inputs, *model.graph.outputs):
-        value.doc_string = texts.get(value.name, "what both models are asked")
+        value.doc_string = texts.get(value.name, "what all models are asked")
     same = ("labels", "columns", "known_classes", "calibration", "operating_points")
     told: dict[str, Any] = {
-        "name": config.name,
-        "task": config.task,
-        "score": str(score),
-        "threshold": threshold,
-        "blend": blend_text(joint.blend),
-        **{
-            role: {"file": Path(entry.path).name, "sha256": entry.sha256}
-            for role, entry in files.items()
-        },
-        "preprocess": {
-            role: entry.preprocess.as_dict()
-            for role, entry in files.items()
-            if entry.preprocess is not None
-        },
-        "classes": len(asked.get("label_ids", ())) or asked.get("classes", config.classes),
-        **{key: getattr(config, key) for key in same},
+        "name": name,
+        "task": about.task,
+        **_router(joint),
+        "student": stages[0],
+        "teacher": stages[-1],
+        "stages": [*routed, stages[-1]],
+        "preprocess": {role: one.preprocess.as_dict() for role, one in files if one.preprocess},
+        "classes": len(asked.get("label_ids", ())) or asked.get("classes", about.classes),
+        **{key: getattr(about, key, None) for key in same},
     }
     for key, fact in told.items():
         if fact not in (None, {}, ()):
             text = fact if isinstance(fact, str) else json.dumps(fact, default=_plain)
             model.metadata_props[f"ebjr.{key}"] = text
+
+
+def _router(joint: JointModel) -> dict[str, Any]:
+    score, threshold, skip = joint.router.score, joint.router.threshold, joint.router.skip
+    own = {"score": str(score), "threshold": threshold, "blend": blend_text(joint.blend)}
+    return own if skip is None else {**own, "skip": skip}
 
 
 def _plain(value: Any) -> Any:
@@ -315,9 +330,10 @@ def _check(path: Path) -> None:
         ) from error
 
 
-def _compared(path: Path, joint: JointModel, batch: np.ndarray) -> float:
+def _compared(path: Path, levels: Sequence[JointModel], batch: np.ndarray) -> float:
     """How far the graph's raw output is from the joint model's, with all, some or none deferred."""
-    exported, chosen = ExportedJoint(path), joint.router.threshold
+    exported, joint = ExportedJoint(path), levels[-1]
+    chosen = joint.router.threshold
     score = to_numpy(joint.router.score(joint.ask_student(batch).output)).astype(np.float64)
     known = np.sort(score[np.isfinite(score)])
     middle = [float(known[len(known) // 2])] if len(known) else []
@@ -325,7 +341,11 @@ def _compared(path: Path, joint: JointModel, batch: np.ndarray) -> float:
     try:
         for threshold in (float(np.finfo(np.float32).min), *middle, math.inf):
             joint.router.threshold = exported.router.threshold = threshold
-            found.append(_difference(exported(batch), joint(batch), threshold))
+            said = [one(batch) for one in levels]
+            near = [
+                _near(one.router, answer.score) for one, answer in zip(levels, said, strict=True)
+            ]
+            found.append(_difference(exported(batch), said[-1], np.any(near, axis=0)))
     finally:
         joint.router.threshold = chosen
     largest = float(np.max(found))
@@ -344,13 +364,19 @@ def _fixed(given: Given) -> str:
     return "".join([*words, ": export it again with an open first dimension" if words else ""])
 
 
-def _difference(found: JointAnswer, wanted: JointAnswer, threshold: float) -> float:
-    """The largest difference of raw output in its scale, ties apart; inf if decisions differ."""
-    score = to_numpy(wanted.score).astype(np.float64)
-    same = to_numpy(wanted.deferred) == found.deferred
+def _near(router: Router, score: Any) -> np.ndarray:
+    """(n,): whether a score is so near the threshold, or `skip`, that rounding decides."""
+    score = to_numpy(score).astype(np.float64)[:, None]
+    limits = np.array([router.threshold, router.skip], np.float64)  # None becomes NaN
     with np.errstate(invalid="ignore"):
-        tie = np.abs(score - threshold) <= TOLERANCE * np.maximum(1, np.abs(score))
-    if not (same | tie).all():
+        return (np.abs(score - limits) <= TOLERANCE * np.maximum(1, np.abs(score))).any(axis=1)
+
+
+def _difference(found: JointAnswer, wanted: JointAnswer, near: np.ndarray) -> float:
+    """The largest difference of raw output in its scale; inf if decisions that are clear differ."""
+    same = to_numpy(wanted.deferred) == found.deferred
+    same &= to_numpy(wanted.stage) == found.stage
+    if not (same | near).all():
         return math.inf
     pairs = ((found.output[row], wanted.output[row]) for row in np.flatnonzero(same).tolist())
     return max((_apart(*pair) for pair in pairs), default=0.0)

@@ -1,13 +1,14 @@
 """The joint graph: student, score, router, and the teacher in a branch of an ``If``.
 
 The deferred rows are gathered, the teacher answers them inside the branch, and its answers are
-scattered back. Where nothing is deferred no node of the teacher is run.
+scattered back. Where nothing is deferred no node of the teacher is run. The score of another joint
+model may read this answer.
 """
 
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from onnx import helper
 from onnx_ir.passes import common as passes
 
 from ebjr.arrays import Array, as_float
-from ebjr.backends.onnx import quiet
+from ebjr.backends.onnx import OnnxModel, quiet
 from ebjr.backends.output_kind import KINDS
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Found, Head, detection_score, find, rescaled
+from ebjr.export.inputs import Given
 from ebjr.export.operators import Operators, Value, forget_shapes, like, name_after
 from ebjr.export.trace import traced, traced_score
 from ebjr.joint import JointModel
-from ebjr.router import round_up
+from ebjr.router import Router, round_up
 
 LEAST_OPSET = 13
 """Older graphs are converted: since then softmax, axes and branches are what they are now."""
@@ -36,9 +38,6 @@ LEAST_IR = 4
 
 Output = tuple[str, Value, ir.DataType, tuple[Any, ...]]
 """Name, value, type, and dimensions beside the batch."""
-
-Prepare = Callable[[str, Operators, Value], Value]
-"""What makes the input of the student or of the teacher of the joint graph's."""
 
 
 def opset_of(model: ir.Model) -> int:
@@ -67,52 +66,105 @@ def convert(path: Path, model: ir.Model, opset: int) -> None:
     forget_shapes(model)
 
 
-def read_part(
-    role: str, path: str | os.PathLike[str], input_name: str, outputs: Sequence[str]
-) -> ir.Model:
-    """A model's file as a part: functions inlined, one input, some outputs, names of its own."""
+def read_parts(
+    given: Given, outputs: Mapping[str, Sequence[str]], opset: int | None
+) -> tuple[dict[str, ir.Model], list[ir.Value]]:
+    """The graphs of models, by role, as parts of one opset, and the weights that several share.
+
+    A file is read and converted once. Where several models are of it, which its hash tells, none
+    of their parts has its weights: they are the whole graph's.
+    """
+    models, files = given.models, dict[Any, list[str]]()
+    for role, names in outputs.items():
+        files.setdefault((given.files[role].sha256, *names), []).append(role)
+    read = {key: read_part(models[roles[0]], outputs[roles[0]]) for key, roles in files.items()}
+    wanted = opset or max(LEAST_OPSET, *map(opset_of, read.values()))
+    parts, shared = dict[str, ir.Model](), list[ir.Value]()
+    for key, (first, *others) in files.items():
+        part = parts[first] = read[key]
+        convert(models[first].path, part, wanted)
+        name_after(first, part)
+        if others:
+            shared += part.graph.initializers.values()
+            part.graph.initializers.clear()
+        for role in others:
+            copied = part.graph.clone(allow_outer_scope_values=True)
+            parts[role] = ir.Model(copied, ir_version=part.ir_version)
+            name_after(role, parts[role])
+    return {role: parts[role] for role in outputs}, shared
+
+
+def read_part(model: OnnxModel, outputs: Sequence[str]) -> ir.Model:
+    """A model's file as a part: functions inlined, one input, some outputs."""
     try:
-        model = ir.load(path)
-        passes.InlinePass()(model)
-        passes.RemoveInitializersFromInputsPass()(model)
-        for values, names in ((model.graph.inputs, [input_name]), (model.graph.outputs, outputs)):
+        part = ir.load(model.path)
+        passes.InlinePass()(part)
+        passes.RemoveInitializersFromInputsPass()(part)
+        graph = part.graph
+        for values, names in ((graph.inputs, [model.input_name]), (graph.outputs, outputs)):
             known = {value.name: value for value in values}
             values.clear()
             values.extend(known[name] for name in names)
-        passes.RemoveUnusedNodesPass()(model)
-        passes.OutputFixPass()(model)
+        passes.RemoveUnusedNodesPass()(part)
+        passes.OutputFixPass()(part)
     except Exception as error:
         raise ModelError(
-            f"{path} cannot become part of another graph: {one_line(error)}"
+            f"{model.path} cannot become part of another graph: {one_line(error)}"
         ) from error
-    forget_shapes(model)
-    name_after(role, model)
-    return model
+    forget_shapes(part)
+    return part
 
 
 def joint_graph(
-    form: "Rows | Images",
-    student: ir.Model,
-    teacher: ir.Model,
-    given: ir.Value,
-    prepare: Prepare,
-    threshold: float,
-    opset: int,
+    forms: Sequence["Form"], parts: Mapping[str, ir.Model], shared: list[ir.Value], given: Given
 ) -> ir.Model:
-    """Both models, the score and the router as one graph.
+    """All models, scores and routers as one graph.
 
-    The graphs `student` and `teacher`, both of `opset`, are taken apart. `given` is the graph's
-    input, of which `prepare` makes each model's, and `threshold` that input's default.
+    `forms` are those of the joint models, the innermost first: what one answers is what the next
+    one's student says. The graphs `parts`, one more and of one opset, are taken apart; `shared` are
+    weights of several. The outermost threshold is an input's default, the others are constants.
     """
-    op = Operators(opset, np.float64, "joint")
-    raws = op.inline(student, prepare("student", op, given))
-    score, said = form.student(op, raws, given)
-    knob, deferred = _router(op, score, threshold)
-    places = op.Transpose(op.NonZero(deferred), perm=[1, 0])
+    first, *others = parts
+    op = Operators(opset_of(parts[first]), np.float64, "joint")
+    op.constants += shared
+    asked, stage = given.value(), op.value(0)
+    answer = op.inline(parts[first], given.prepare(first, op, asked))
+    for place, (form, role) in enumerate(zip(forms, others, strict=True), 1):
+        op.name = f"joint-{place}"
+        score, said = form.student(op, answer, asked)
+        knob, deferred = _router(op, score, form.joint.router)
+        prepare = partial(given.prepare, role)
+        answer = _answered(op, form, said, deferred, asked, parts[role], prepare)
+        stage = op.Where(deferred, place, stage)
+    knob.name = "threshold"
+    outputs = [
+        *forms[-1].outputs(op, answer),
+        ("score", score, FLOAT, ()),
+        ("deferred", deferred, ir.DataType.BOOL, ()),
+        ("stage", stage, ir.DataType.INT64, ()),
+    ]
+    ready = []
+    for name, value, kind, sides in outputs:
+        ready.append(op.Cast(value, to=int(kind)))
+        shape = ir.Shape([asked.shape[0], *sides])
+        ready[-1].name, ready[-1].type, ready[-1].shape = name, ir.TensorType(kind), shape
+    return _model(op, [asked, knob], ready, parts.values())
 
-    taught, kept = op.part("deferred"), op.part("kept")
-    rows = taught.GatherND(given, places)
-    raws = taught.inline(teacher, prepare("teacher", taught, rows))
+
+def _answered(
+    op: Operators,
+    form: "Form",
+    said: list[Value],
+    deferred: Value,
+    asked: Value,
+    teacher: ir.Model,
+    prepare: Callable[[Operators, Value], Value],
+) -> list[Value]:
+    """What the student has said, and in deferred rows the teacher, which is run where some are."""
+    places = op.Transpose(op.NonZero(deferred), perm=[1, 0])
+    taught, kept = op.part(f"{op.name}/deferred"), op.part(f"{op.name}/kept")
+    rows = taught.GatherND(asked, places)
+    raws = taught.inline(teacher, prepare(taught, rows))
     hard = [like(taught.GatherND(value, places), value) for value in said]
     answer = form.teacher(taught, hard, raws, rows)
     taught.gives(
@@ -120,32 +172,24 @@ def joint_graph(
     )
     kept.gives([kept.Identity(value) for value in said])
     answer = op.either(op.Greater(op.Size(places), 0), taught, kept)
-    answer = [like(value, whole) for value, whole in zip(answer, said, strict=True)]
-
-    outputs = [
-        *form.outputs(op, answer),
-        ("score", score, FLOAT, ()),
-        ("deferred", deferred, ir.DataType.BOOL, ()),
-    ]
-    ready = []
-    for name, value, kind, sides in outputs:
-        ready.append(op.Cast(value, to=int(kind)))
-        shape = ir.Shape([given.shape[0], *sides])
-        ready[-1].name, ready[-1].type, ready[-1].shape = name, ir.TensorType(kind), shape
-    return _model(op, [given, knob], ready, (student, teacher))
+    return [like(value, whole) for value, whole in zip(answer, said, strict=True)]
 
 
-def _router(op: Operators, score: ir.Value, threshold: float) -> tuple[ir.Value, ir.Value]:
-    """The input ``threshold``, of the score's type, and which rows are under it."""
+def _router(op: Operators, score: ir.Value, router: Router) -> tuple[ir.Value, ir.Value]:
+    """The threshold, of the score's type, and which rows are under it and not under `skip`."""
     dtype = op.dtype if score.dtype is None else score.dtype.numpy()
-    default = round_up(threshold) if dtype == np.float32 else threshold
-    knob = op.constant(np.array(default, dtype), "threshold")
+    as_held = round_up if dtype == np.float32 else float
+    knob = op.constant(np.array(as_held(router.threshold), dtype), f"{op.name}/threshold")
     least = np.array(np.finfo(dtype).min)  # a row marked with -inf is deferred at any threshold
-    return knob, op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))
+    deferred = op.Not(op.GreaterOrEqual(score, op.Max(knob, least)))
+    if router.skip is not None:
+        skip = np.array(as_held(router.skip), dtype)  # NaN is not under it
+        deferred = op.And(deferred, op.Not(op.Less(score, skip)))
+    return knob, deferred
 
 
 def _model(
-    op: Operators, inputs: list[ir.Value], outputs: list[ir.Value], parts: tuple[ir.Model, ...]
+    op: Operators, inputs: list[ir.Value], outputs: list[ir.Value], parts: Collection[ir.Model]
 ) -> ir.Model:
     """A whole model of some operators, with the domains that its parts use."""
     found = [entry for part in parts for entry in part.graph.opset_imports.items()]
@@ -167,23 +211,22 @@ class Rows:
     """What becomes of raw output where that is an array, a row for each input: all of it traced."""
 
     joint: JointModel  # its score and its task's own code say what is in the graph
-    tried: Mapping[str, np.ndarray]  # by role: some rows of raw output, (n, ...)
-    # by role: what the graph says of the same rows, and the `output_kind` that makes logits of it
+    # by role: what the graph says of some rows, and the `output_kind` that makes logits of it
     said: Mapping[str, tuple[np.ndarray, str | None]]
 
     def student(self, op: Operators, raws: list[Value], given: Value) -> tuple[Value, list[Value]]:
         """The score of the student's raw outputs, (n,), and its answer."""
         raw = self._raw(op, "student", raws[0])
-        score = traced_score(op, self.joint.router.score, raw, self.tried["student"])
+        score = traced_score(op, self.joint.router.score, raw, self._tried("student"))
         said = self._traced(op, "said", self.joint.of_student, raw)
-        return score, [op.typed(said, self._wider)]
+        return score, [op.typed(said, self.wider)]
 
     def teacher(
         self, op: Operators, said: list[Value], raws: list[Value], given: Value
     ) -> list[Value]:
         """The answer to deferred rows, of which the student has said so."""
         raw = self._raw(op, "teacher", raws[0])
-        return [op.typed(self._traced(op, "taught", self._taught, *said, raw), self._wider)]
+        return [op.typed(self._traced(op, "taught", self._taught, *said, raw), self.wider)]
 
     def _taught(self, said: Array, raw: Array) -> Array:
         taught = self.joint.kind.shared(raw)
@@ -213,8 +256,13 @@ class Rows:
         return raw if kind is None else self._traced(op, f"{role}_logits", KINDS[kind], raw)
 
     @property
-    def _wider(self) -> np.dtype[Any]:
-        return np.result_type(*(as_float(tried) for tried in self.tried.values()))
+    def wider(self) -> np.dtype[Any]:
+        """The type of the answer, whoever gave it."""
+        return np.result_type(*map(self._tried, self.said))
+
+    def _tried(self, role: str) -> np.ndarray:
+        own, kind = self.said[role]
+        return as_float(own) if kind is None else KINDS[kind](own)
 
 
 @dataclass(frozen=True)
@@ -263,3 +311,6 @@ class Images:
             ("labels", labels, ir.DataType.INT64, (self._most,)),
             ("scores", scores, FLOAT, (self._most,)),
         ]
+
+
+Form = Rows | Images

@@ -25,6 +25,7 @@ def prepare_images(op: Operators, images: Value, preprocess: Preprocess) -> Valu
     planes = op.Transpose(images, perm=[0, 3, 1, 2])
     if preprocess.height_width is not None:
         planes = _fitted(op, planes, preprocess)
+    planes = _moved(op, planes, preprocess)
     if preprocess.color == "bgr":
         planes = op.Gather(planes, np.array([2, 1, 0]), axis=1)
     if preprocess.color == "gray":
@@ -40,6 +41,18 @@ def prepare_images(op: Operators, images: Value, preprocess: Preprocess) -> Valu
     if (table == table[0]).all():
         return op.Gather(table[0], places)
     return op.Gather(table.ravel(), op.Add(places, (256 * channels).astype(np.int32)))
+
+
+def _moved(op: Operators, planes: Value, preprocess: Preprocess) -> Value:
+    """Planes mirrored, and then shifted; the pixels of an edge are repeated."""
+    right, down = preprocess.shift
+    height, width = preprocess.height_width or _sides(op, planes)
+    for axis, side, by, mirror in ((2, height, down, False), (3, width, right, preprocess.mirror)):
+        if by or mirror:
+            last = op.Sub(side, 1)
+            places = op.Min(op.Max(op.Sub(op.Range(0, side, 1), by), 0), last)
+            planes = op.Gather(planes, op.Sub(last, places) if mirror else places, axis=axis)
+    return planes
 
 
 def _luminance(op: Operators, planes: Value) -> Value:

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from ebjr.backends.entry import ModelEntry
 from ebjr.backends.onnx import OnnxModel, can_become
 from ebjr.data.preprocess import Preprocess
 from ebjr.errors import ModelError
 from ebjr.export.images import prepare_images
 from ebjr.export.operators import Operators, Value
 
-OUTPUTS = ("prediction", "output", "score", "deferred")
+OURS = ("prediction", "output", "score", "deferred", "stage", "threshold")
 SIZES = (32, 64, 224, 128, 16, 8, 1)
 """Tried in turn for dimensions that a model leaves open, to have an example that it answers."""
 
@@ -26,7 +28,7 @@ class Given:
     dtype: np.dtype[Any]
     shape: tuple[int | str, ...]
     models: Mapping[str, OnnxModel]  # by role
-    preprocess: Mapping[str, Preprocess | None]  # by role; None where inputs are arrays
+    files: Mapping[str, ModelEntry]  # by role: theirs, and how images are prepared, if they are
 
     def value(self) -> ir.Value:
         """The input as a value of a graph."""
@@ -34,7 +36,7 @@ class Given:
 
     def prepare(self, role: str, op: Operators, x: Value) -> Value:
         """A model's input, made of the joint graph's or of some of its rows."""
-        preprocess, model = self.preprocess[role], self.models[role]
+        preprocess, model = self.files[role].preprocess, self.models[role]
         if preprocess is not None:
             x = prepare_images(op, x, preprocess)
             x.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(preprocess.dtype)))
@@ -52,8 +54,8 @@ class Given:
                 return
 
 
-def given_of(models: Mapping[str, OnnxModel], preprocess: Mapping[str, Preprocess | None]) -> Given:
-    """The input that both models can be given."""
+def given_of(models: Mapping[str, OnnxModel], files: Mapping[str, ModelEntry]) -> Given:
+    """The input that all models can be given."""
     for role, model in models.items():
         if not model.input_shape:
             raise ModelError(
@@ -61,39 +63,34 @@ def given_of(models: Mapping[str, OnnxModel], preprocess: Mapping[str, Preproces
                 "export it again with the batch as an open first dimension"
             )
     rows: int | str = 1 if 1 in {model.fixed_batch for model in models.values()} else "n"
-    if any(preprocess.values()):
-        sides = [_sides(models[role], entry) for role, entry in preprocess.items()]
-        (tall, wide), (tall_too, wide_too) = sides
-        height, width = tall or tall_too or "height", wide or wide_too or "width"
-        return Given("image", np.dtype(np.uint8), (rows, height, width, 3), models, preprocess)
-    student, teacher = models["student"], models["teacher"]
-    shapes = [model.input_shape[1:] for model in (student, teacher) if model.input_shape]
-    if len({len(shape) for shape in shapes}) > 1 or any(
-        None not in (one, other) and one != other for one, other in zip(*shapes, strict=True)
-    ):
+    if any(entry.preprocess for entry in files.values()):
+        fixed = [_sides(models[role], entry.preprocess) for role, entry in files.items()]
+        tall, wide = zip(*fixed, strict=True)
+        height, width = next(filter(None, tall), "height"), next(filter(None, wide), "width")
+        return Given("image", np.dtype(np.uint8), (rows, height, width, 3), models, files)
+    several = list(models.values())
+    shapes = [tuple(model.input_shape or ())[1:] for model in several]
+    sides = [set(column) - {None} for column in zip_longest(*shapes, fillvalue=-1)]
+    if any(len(known) > 1 or -1 in known for known in sides):
+        said = zip(several, shapes, strict=True)
+        takes = " and ".join(f"{model.path} takes rows of shape {shape}" for model, shape in said)
         raise ModelError(
-            f"student and teacher must take the same inputs, but {student.path} takes rows of "
-            f"shape {shapes[0]} and {teacher.path} {shapes[1]}; where they are images, record with "
-            "--student-preprocess and --teacher-preprocess, and each is resized inside the graph"
+            f"all models must take the same inputs, but {takes}; where they are images, record "
+            "with a preprocess for each, which then resizes them inside the graph"
         )
-    open_names = (f"d{place}" for place in range(1, len(shapes[0]) + 1))
-    shape = tuple(
-        one or other or name for one, other, name in zip(*shapes, open_names, strict=True)
-    )
-    name = "input" if student.input_name in (*OUTPUTS, "threshold") else student.input_name
-    return Given(name, _common_dtype(student, teacher), (rows, *shape), models, preprocess)
+    shape = (next(iter(known), None) or f"d{place}" for place, known in enumerate(sides, 1))
+    name = "input" if several[0].input_name in OURS else several[0].input_name
+    return Given(name, _common_dtype(several), (rows, *shape), models, files)
 
 
-def _common_dtype(student: OnnxModel, teacher: OnnxModel) -> np.dtype[Any]:
-    """The type that both can be given, the wider one if it may be either's."""
-    wanted = (student.input_dtype, teacher.input_dtype)
+def _common_dtype(models: list[OnnxModel]) -> np.dtype[Any]:
+    """The type that all can be given, the wider one if it may be any's."""
+    wanted = [model.input_dtype for model in models]
     for dtype in sorted(wanted, key=lambda one: -one.itemsize):
         if all(can_become(dtype, other) for other in wanted):
             return dtype
-    raise ModelError(
-        f"student and teacher must take the same inputs, but {student.path} takes {wanted[0]} and "
-        f"{teacher.path} {wanted[1]}; export one of them again"
-    )
+    takes = " and ".join(f"{model.path} takes {model.input_dtype}" for model in models)
+    raise ModelError(f"all models must take the same inputs, but {takes}; export one of them again")
 
 
 def _sides(model: OnnxModel, preprocess: Preprocess | None) -> tuple[int | None, int | None]:
