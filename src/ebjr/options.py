@@ -392,22 +392,22 @@ class PairOptions:
         models = [
             self._load(role, path, task, source, threads, link) for role, path in paths.items()
         ]
-        ways: list[str | None] = [*(self.preprocess or [None])]
-        ways *= len(models) if len(ways) == 1 else 1
+        ways = self.preprocess or ["infer"]
+        ways = ways * len(models) if len(ways) == 1 else ways
         if len(ways) != len(models):
             raise ValueError(
                 f"--preprocess is given once, or for each of {len(models)} models, not "
                 f"{len(ways)} times"
             )
         ways[0], ways[-1] = self.student_preprocess or ways[0], self.teacher_preprocess or ways[-1]
-        costs = [Cost(flops=self.student_flops), *[Cost()] * (len(models) - 1)]
+        costs = [Cost(flops=self.student_flops)] + [Cost()] * (len(models) - 1)
         costs[-1] = Cost(flops=self.teacher_flops)
         for place, text in enumerate(self.look or (), 1):
             change = parse_look(text)
             models.insert(place, look(models[0], **change))
             ways.insert(place, ways[0])
             costs.insert(place, Cost() if "size" in change else costs[0])
-        return models, {"preprocess": [way or "infer" for way in ways], "costs": costs}
+        return models, {"preprocess": ways, "costs": costs}
 
     def _load(
         self, role: str, path: str, task: str, source: Data, threads: int | None, link: str | None
@@ -419,10 +419,8 @@ class PairOptions:
         from ebjr.link.far import FarTeacher
         from ebjr.tasks import as_task
 
-        layout, output, given = (
-            getattr(self, f"{role}_{name}", usual)
-            for name, usual in (("layout", "auto"), ("output", None), ("options", None))
-        )
+        layout = getattr(self, f"{role}_layout", "auto")
+        output, given = (getattr(self, f"{role}_{name}", None) for name in ("output", "options"))
         boxes = as_task(task).targets_are == "boxes"
         written = boxes and (import_path(path) is None or layout != "auto")
         if layout != "auto" and not boxes:

@@ -21,7 +21,7 @@ from ebjr.backends.entry import Entry, entry_of, picked
 from ebjr.backends.output_kind import KINDS, with_output_kind
 from ebjr.costs import Cost, common_unit
 from ebjr.data.examples import ArrayData, Data
-from ebjr.data.looks import Look
+from ebjr.data.looks import Look, look_as
 from ebjr.data.preprocess import (
     Preprocess,
     given_preprocess,
@@ -653,6 +653,8 @@ def prepare_for(
 
     `preprocess` is as `record` takes it, and `argument` what to call it in a message.
     """
+    if isinstance(model, Look):
+        return look_as(prepare_for(model.model, inputs, preprocess, argument), model.change)
     if preprocess not in ("auto", "infer"):
         chosen = None if preprocess is None else given_preprocess(preprocess, argument)
         return prepared(model, chosen)
