@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -164,9 +165,15 @@ def test_a_look_of_features_is_refused_before_a_model_runs():
     assert teacher.rows == 0
 
 
-def test_two_that_differ_in_measured_time_alone_are_recorded():
-    """A few microseconds order nothing."""
-    record_all([np.sinh, one, two], INPUTS, TARGETS)
+def test_measured_times_refuse_nothing_and_are_told_where_they_are_long_enough(monkeypatch):
+    def slow(batch):
+        time.sleep(0.05)
+        return batch
+
+    record_all([slow, one, two], INPUTS, TARGETS)  # a few milliseconds order nothing
+    monkeypatch.setattr("ebjr.recording.LEAST_SECONDS", 0.0)
+    with pytest.warns(RecordingNote, match=r"cheapest model first: student \(slow\) costs .* sec"):
+        record_all([slow, one, two], INPUTS, TARGETS)
 
 
 # Files
@@ -198,6 +205,18 @@ def test_a_look_of_a_file_is_given_its_preprocessing(zoo):
     expected = ebjr.Preprocessed(small, Preprocess.parse(way))(flipped)
     np.testing.assert_allclose(found.said_by("model-2"), expected, rtol=1e-6)
     assert found.cost_of("model-2").flops == found.student_cost.flops > 0
+
+
+@pytest.mark.parametrize("preprocess", ["auto", "infer"])
+def test_a_look_keeps_the_preprocessing_that_it_was_made_with(zoo, preprocess):
+    small, _, big = (ebjr.load_model(f"{name}.onnx") for name in NAMES)
+    way = Preprocess(size=8, mean=(0.1,) * 3, std=(1,) * 3)
+    small, big = (ebjr.Preprocessed(model, way) for model in (small, big))
+    models, data = [small, mirrored(small), big], open_data("images")
+    found = record_all(models, data, preprocess=preprocess)
+    assert found.models["model-2"]["preprocess"] == {**way.as_dict(), "mirror": True}
+    with pytest.raises(ValueError, match="student is a look that has its preprocessing, size=8,"):
+        record_all(models, data, preprocess=way.as_text())
 
 
 def test_a_look_of_arrays_costs_what_its_model_does_and_has_no_entry(zoo):

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.arrays import Array, is_array, namespace
+from ebjr.arrays import Array, convert_like, is_array, namespace
 from ebjr.errors import note
 from ebjr.files import read_text
 from ebjr.model import Model, ModelFacts, facts, model_name
@@ -300,8 +300,8 @@ def moved(images: Array, mirror: bool, shift: tuple[int, int], tall: int) -> Arr
     for axis, by in zip((tall + 1, tall), shift, strict=True):
         if by:
             side = images.shape[axis]
-            places = (np.arange(side) - by).clip(0, side - 1)
-            images = images[(..., places, *[slice(None)] * (-1 - axis))]
+            places = convert_like((np.arange(side) - by).clip(0, side - 1), images)
+            images = namespace(images).take(images, places, axis=axis)
     return images
 
 

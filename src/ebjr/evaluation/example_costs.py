@@ -29,7 +29,7 @@ def costs_of(
     costs: dict[str, Cost] = {}
     loads: dict[str, Load] = {}
     for name, each in models.items():
-        model = each.model if isinstance(each, Look) else each  # which costs the same
+        model = each.model if isinstance(each, Look) else each  # a look costs what it does
         costs[name] = given[name].filled(**facts(model).cost.as_dict())
         if facts(model).url is None and (flops or joules):
             costs[name], loads[name] = _looked_into(model, inputs, costs[name], joules)
