@@ -39,6 +39,7 @@ _NAMES = {
     "router": "Router",
     "scores": "Score as_score register_score",
     "serving.app": "serve",
+    "split": "split_model",
     "study": "Study run_study",
     "tasks": "METRICS SCORES",
     "tasks.classification": "JointClassifier",

@@ -12,6 +12,7 @@ from ebjr.costs import (
     SAVED,
     UNITS,
     Cost,
+    alone_cost,
     break_even_rate,
     common_unit,
     half_known,
@@ -109,6 +110,11 @@ class OperatingPoint:
         return joint_cost(self.student_cost, self.teacher_cost, self.deferral_rate)
 
     @property
+    def alone_cost(self) -> Cost:
+        """Per example of the teacher alone; of one that continues, with the student before it."""
+        return alone_cost(self.student_cost, self.teacher_cost)
+
+    @property
     def unit(self) -> str | None:
         """The unit that costs are compared in: one of `costs.UNITS`; None if none is known."""
         return common_unit(self.student_cost, self.teacher_cost)
@@ -131,12 +137,12 @@ class OperatingPoint:
         if self.unit is None:
             return None
         own = getattr(self.cost, self.unit)
-        return getattr(self.teacher_cost, self.unit) / own if own else math.inf
+        return getattr(self.alone_cost, self.unit) / own if own else math.inf
 
     @property
     def joules_saved(self) -> float | None:
         """The share of the teacher's joules that is saved (table 2); None if they are not known."""
-        own, whole = self.cost.joules, self.teacher_cost.joules
+        own, whole = self.cost.joules, self.alone_cost.joules
         return None if own is None or not whole else 1 - own / whole
 
     @property
@@ -150,7 +156,10 @@ class OperatingPoint:
             )
         if self.break_even <= 0:
             return "The student costs as much as the teacher: this pair cannot pay."
-        limit = f"the teacher alone is cheaper above a deferral rate of {self.break_even:.1%}"
+        if self.teacher_cost.rest:
+            limit = "the teacher continues from the student's features"
+        else:
+            limit = f"the teacher alone is cheaper above a deferral rate of {self.break_even:.1%}"
         limit += f"; {unknown}" if unknown else ""
         if self.pays:
             return (

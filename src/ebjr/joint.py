@@ -20,7 +20,16 @@ from ebjr.errors import (
     check_choice,
     one_line,
 )
-from ebjr.model import Answer, Model, TeacherFailed, answer, check_pair, facts, model_name
+from ebjr.model import (
+    Answer,
+    Model,
+    TeacherFailed,
+    answer,
+    check_pair,
+    facts,
+    features_of,
+    model_name,
+)
 from ebjr.router import Router
 from ebjr.task import OUTPUT_SEEN, Task
 from ebjr.threads import in_order
@@ -107,6 +116,7 @@ class JointModel:
 
     kind: Task
     classes: int | None = None  # of the teacher, where the student's are others
+    features_shape = ()  # no model continues from a joint one
 
     def __init__(
         self,
@@ -137,7 +147,7 @@ class JointModel:
         if not hasattr(self, "kind"):
             raise NotImplementedError("use the final of a task, such as JointClassifier")
         check_pair(student, teacher, self.kind)
-        self._continues = facts(teacher).continues
+        self._taught = facts(teacher)
         self.kind.check_score(router.score)
         self.kind.check_scale(rescale)
         self.kind.check_blend(self.blend)
@@ -146,6 +156,11 @@ class JointModel:
             raise ValueError(
                 "when_unavailable='queue' and late go together: "
                 "late=ebjr.LateAnswers('late.sqlite') keeps the rows"
+            )
+        if late is not None and self._taught.continues:
+            raise ValueError(
+                f"when_unavailable='queue' is for a teacher elsewhere, and {self._taught.name}, which "
+                "continues from the student's features, is here: leave it out"
             )
         self.late = late
 
@@ -263,6 +278,8 @@ class JointModel:
     def ask_student(self, inputs: Batch) -> Answer:
         """The student's raw output, which the router reads, and which rows it marks as degraded."""
         found = answer(self.student, inputs, row_count(inputs), self.kind)
+        if self._taught.continues:
+            features_of(found, row_count(inputs), model_name(self.student), self._taught)
         if not self._looked_at and row_count(inputs):
             self._looked_at = True
             self._look_at(found.output)
@@ -281,18 +298,8 @@ class JointModel:
             )
 
     def for_teacher(self, inputs: Batch, found: Answer) -> Batch:
-        """What the teacher is asked about: the inputs, or the features of the student's answer.
-
-        ModelError: the teacher continues from features, and the student's answer carries none.
-        """
-        if not self._continues:
-            return inputs
-        if found.features is None or row_count(found.features) != row_count(inputs):
-            raise ModelError(
-                f"{model_name(self.teacher)} continues from the student's features, but the answer "
-                f"of {model_name(self.student)} carries none for each of its rows"
-            )
-        return found.features
+        """What the teacher is asked about: the inputs, or the features of the student's answer."""
+        return found.features if self._taught.continues else inputs
 
     def stage_of(self, taught: Answer, rows: int) -> np.ndarray:
         """(rows,): which of the joint model's models gave an answer of the teacher's."""

@@ -360,6 +360,11 @@ class JointConfig:
             A model file has changed or cannot be loaded or trusted, or as of `check`.
         """
         self.check()
+        if teacher is not None and self.teacher.options.get("continues"):
+            raise ValueError(
+                "the teacher continues from the student's features, which do not travel: it cannot "
+                "be loaded elsewhere"
+            )
         own = {name: getattr(self, name) for name in ("rescale", "known_classes", "classes")}
         found: JointModel = joined(
             self.task,

@@ -7,12 +7,13 @@ ONNX session, a remote endpoint, an estimator and a lambda are the same thing to
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ebjr.arrays import to_numpy
+from ebjr.arrays import Batch, row_count, to_numpy
 from ebjr.costs import Cost
 from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.labels import are_names, label_text
@@ -61,6 +62,8 @@ class ModelFacts:
     - `sends_files`: Whether each input travels to the model as the file of an image.
     - `bytes_moved`: Bytes that a remote model has sent and received so far; None of a model that is
       here.
+    - `features_shape`, `features_dtype`: Of the features that its answers carry; the shape of a
+      model whose answers carry none is ().
     - `continues`: Whether the model is asked about the features that the student's answer carries,
       in place of the inputs.
     - `device`: Where the model runs: ``"cpu"``, a device of PyTorch's, or ONNX Runtime's provider.
@@ -81,6 +84,8 @@ class ModelFacts:
     preprocess: Mapping[str, Any] | None = None
     sends_files: bool = False
     bytes_moved: int | None = None
+    features_shape: InputShape | None = None
+    features_dtype: np.dtype[Any] | None = None
     continues: bool = False
     device: str = "cpu"
 
@@ -120,6 +125,7 @@ _SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
     ("input_dtype", "input_dtype", np.dtype | type, np.dtype),
     ("multilabel", "multilabel", bool, bool),
     ("bytes_moved", "bytes_moved", int, int),
+    ("features_shape", "features_shape", tuple, tuple),
     ("continues", "continues", bool, bool),
 )
 """A fact, the attribute that tells it, the type it must have, and what makes the fact of it."""
@@ -214,9 +220,11 @@ def check_pair(student: Model, teacher: Model, kind: Task) -> None:
     """Check that what both models say of themselves fits a task and each other.
 
     ValueError: a model answers label sets and the task is of single labels, or the other way round;
-    or both name their classes, and not alike.
+    both name their classes, and not alike; or the teacher continues from features that the
+    student's answers do not carry.
     """
     said = {"student": facts(student), "teacher": facts(teacher)}
+    _check_continues(**said)
     for role, known in said.items():
         _check_labels_each(role, known, kind)
     mine, theirs = said["student"].labels, said["teacher"].labels
@@ -224,6 +232,52 @@ def check_pair(student: Model, teacher: Model, kind: Task) -> None:
         return
     if are_names(mine) and are_names(theirs):
         kind.check_names(mine, theirs)
+
+
+def _check_continues(student: ModelFacts, teacher: ModelFacts) -> None:
+    if student.continues:
+        raise ValueError(
+            f"the student, {student.name}, continues from features: only a teacher can"
+        )
+    if not teacher.continues:
+        return
+    shape, dtype = student.features_shape, student.features_dtype
+    why = _misfit(student.name, shape, dtype, teacher)
+    if teacher.url is not None:
+        why = "is at an address, to which none travel: give its file"
+    elif teacher.preprocess is not None:
+        why = "has a preprocessing, which is for images: leave that out"
+    elif shape == ():
+        why = f"the answers of {student.name} carry none: of one model features= names them"
+    if why:
+        raise ValueError(f"{teacher.name} continues from the student's features, but {why}")
+
+
+def features_of(found: Answer, rows: int, student: str, teacher: ModelFacts) -> Batch:
+    """The features of a student's answer to `rows` inputs, which a teacher continues from.
+
+    ModelError: it carries none for each row, or others than the teacher takes.
+    """
+    why = f"the answer of {student} carries none for each of its rows"
+    if found.features is not None and row_count(found.features) == rows:
+        kind = to_numpy(found.features[:0]).dtype
+        why = _misfit(student, tuple(found.features.shape), kind, teacher)
+    if why:
+        raise ModelError(f"{teacher.name} continues from the student's features, but {why}")
+    return found.features
+
+
+def _misfit(student: str, shape: Any, dtype: Any, teacher: ModelFacts) -> str:
+    """What to say of features that are known not to be a teacher's input; nothing of others."""
+    wanted, kind = teacher.input_shape, teacher.input_dtype
+    sides = zip_longest(shape[1:], wanted[1:], fillvalue=-1) if shape and wanted else ()
+    alike = all(one is None or other is None or one == other for one, other in sides)
+    if alike and (dtype is None or kind is None or dtype == kind):
+        return ""
+    return (
+        f"takes rows of shape {wanted and wanted[1:]} and type {kind}, and those of {student} are "
+        f"{shape and shape[1:]}, {dtype}: name others with features="
+    )
 
 
 def _check_labels_each(role: str, known: ModelFacts, kind: Task) -> None:

@@ -36,7 +36,7 @@ from ebjr.evaluation.example_costs import costs_of
 from ebjr.journal import CONTENTS, Journal
 from ebjr.labels import Places, are_names, as_names, places, some, unnamed, whole_numbers
 from ebjr.link.far import FarTeacher
-from ebjr.model import Model, as_answer, check_pair, facts
+from ebjr.model import Model, as_answer, check_pair, facts, features_of
 from ebjr.outcomes import Outcomes, roles_of
 from ebjr.task import OUTPUT_SEEN, Task
 from ebjr.tasks import as_task
@@ -251,6 +251,11 @@ class _Recording:
                 "more than two models are recorded for classification, multilabel and regression, "
                 f"not for {task}: give a student and a teacher"
             )
+        if len(models) > 2 and any(facts(model).continues for model in models):
+            raise ValueError(
+                "a teacher that continues from a student's features is recorded with that one "
+                "alone: give a student and a teacher"
+            )
         self._check_pairs(self.given, lambda one, other: check_pair(one, other, self.kind))
         self.check_all: Callable[[], None] = lambda: None
         self.data: Data | None = None
@@ -260,6 +265,7 @@ class _Recording:
         self.journal: Journal | None = about.get("keep")
         self.models: dict[str, Model] = {}
         self.entries: dict[str, Entry] = {}  # of the models that joint.toml can name
+        self.features: Any = None  # of the latest batch: what a teacher that continues is asked
         self.outputs: dict[str, list[Any]] = {role: [] for role in roles}
         self.seconds = dict.fromkeys(roles, 0.0)
         self.targets: list[Any] = []
@@ -478,7 +484,8 @@ class _Recording:
         """The costs that were given, with what can be told before the models run on all data."""
         few = inputs[:4] if self.kind.takes_images else inputs  # a detector's images are large
         flops, joules = self.about.get("flops", True), self.about.get("joules", False)
-        return costs_of(self.models, few, self.known_costs, flops=flops, joules=joules)
+        how = {"flops": flops, "joules": joules, "features": self.features}
+        return costs_of(self.models, few, self.known_costs, **how)
 
     def _name_models(self) -> None:
         """Find the entries for ``joint.toml`` of the models that have a file or an address."""
@@ -513,9 +520,12 @@ class _Recording:
 
     def _ask(self, role: str, inputs: Batch, number: int) -> None:
         began = time.perf_counter()
-        output = _raw_output(role, self.models[role](inputs))
-        rows = self.kind.collect(role, output, row_count(inputs))
+        model, teacher = self.models[role], facts(self.models["teacher"])
+        said = model(self.features if facts(model).continues else inputs)
+        rows = self.kind.collect(role, _raw_output(role, said), row_count(inputs))
         self.seconds[role] += time.perf_counter() - began
+        if role == "student" and teacher.continues:
+            self.features = features_of(as_answer(said), len(rows), facts(model).name, teacher)
         if number == 1 and (kind := self._output_kind(role, rows)) is not None:
             self.models[role] = with_output_kind(self.models[role], kind)
             if (entry := self.entries.get(role)) is not None:
@@ -652,6 +662,10 @@ def prepare_for(
     """
     if isinstance(model, Look):
         return look_as(prepare_for(model.model, inputs, preprocess, argument), model.change)
+    if facts(model).continues and preprocess not in ("auto", "infer", None):
+        raise ValueError(
+            f"{facts(model).name} continues from features, which are no images: leave {argument}= out"
+        )
     own_way = unprepared(model)[1]
     if preprocess not in ("auto", "infer"):
         if own_way is not None and (own_way.mirror or any(own_way.shift)):
@@ -664,7 +678,7 @@ def prepare_for(
     known, own = facts(unprepared(model)[0]), facts(model)
     listed = isinstance(inputs, list) and bool(inputs)
     images = is_pixels(inputs[0], 3) if listed else is_pixels(inputs, 4)
-    if not images or known.sends_files:
+    if not images or known.sends_files or known.continues:
         return model
     pixels, unsized = own.input_dtype == np.uint8, known.input_shape is None
     ready = own.preprocess is not None or pixels or unsized

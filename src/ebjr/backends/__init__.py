@@ -41,7 +41,7 @@ def load_model(source: Any, *, trust: bool = False, **options: Any) -> Model:
         know to be safe.
     **options
         What the backend takes: ``threads``, ``providers``, ``batch_size`` and ``output`` for
-        ONNX, or with ``layout`` (a name, or ``"auto"``) what a detector takes
+        ONNX, for a shared trunk there and in PyTorch ``features`` and ``continues``, or with ``layout`` (a name, or ``"auto"``) what a detector takes
         (`ebjr.backends.detectors.OnnxDetector`); ``device``, ``dtype``, ``batch_size`` and
         ``compile`` for PyTorch, and with ``processor`` the same for Hugging Face; ``output`` for
         scikit-learn; ``send``, ``timeout_seconds`` and more for an address. Every one but a

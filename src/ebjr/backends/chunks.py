@@ -14,10 +14,10 @@ def run_in_chunks(
     size: int | None,
     fixed: int | None,
     join: Callable[[Sequence[Any]], Any],
-) -> Any:
-    """The answer to a batch (n, ...) of at least one row, run in chunks of at most `size` rows.
+) -> list[Any]:
+    """Answers to a batch (n, ...) of at least one row, run in chunks of at most `size` rows.
 
-    A graph may be fixed to a batch of `fixed` rows: its last chunk is filled up with copies of its
+    `run` gives a list of answers, as what this returns, each with a row for each input. A graph may be fixed to a batch of `fixed` rows: its last chunk is filled up with copies of its
     last row, whose answers are dropped. `join` makes one array of several.
     """
     answers, step = [], fixed or size or len(batch)
@@ -25,8 +25,8 @@ def run_in_chunks(
         chunk = batch[start : start + step]
         missing = (fixed or len(chunk)) - len(chunk)
         filled = join([chunk, *[chunk[-1:]] * missing]) if missing else chunk
-        answers.append(run(filled)[: len(chunk)])
-    return join(answers)
+        answers.append([part[: len(chunk)] for part in run(filled)])
+    return [join(parts) for parts in zip(*answers, strict=True)]
 
 
 def as_array(batch: Any) -> np.ndarray:

@@ -186,7 +186,10 @@ class OnnxDetector:
         if not len(images):
             return []
         fixed = self.model.fixed_batch
-        return list(run_in_chunks(self._run_batch, list(images), fixed, fixed, join_rows))
+        run = run_in_chunks(
+            lambda chunk: [self._run_batch(chunk)], list(images), fixed, fixed, join_rows
+        )
+        return list(run[0])
 
     def _run_batch(self, images: list[Image]) -> list[tuple[Detections, bool]]:
         batch = self.preprocess(images)

@@ -449,7 +449,7 @@ def _entry_at(source: str, link: str | None, recorded: Mapping[str, Any]) -> Ent
 
 OPTIONS = (
     *("threads", "providers", "device", "dtype", "compile", "batch_size", "output", "output_kind"),
-    *("layout", "classes", "nms", "above", "limit", "label_ids"),
+    *("layout", "classes", "nms", "above", "limit", "label_ids", "features", "continues"),
 )
 """What `load_model` takes for a file, as the command line and ``joint.toml`` say it."""
 REMOTE_OPTIONS = (
@@ -478,7 +478,7 @@ def _shared_table(entry: Entry) -> dict[str, Any]:
 
 def _shared(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     cost, preprocess = table.get("cost", {}), table.get("preprocess")
-    check_keys(cost, (*UNITS, "joules_are"), f"{where}.cost")
+    check_keys(cost, (*UNITS, "joules_are", "rest"), f"{where}.cost")
     return {
         "cost": Cost(**cost),
         "preprocess": None if preprocess is None else Preprocess.from_dict(preprocess),

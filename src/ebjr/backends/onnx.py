@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ebjr.backends.chunks import as_array, at_least_one, checked_batch_size, run_in_chunks
 from ebjr.errors import ModelError, needs, one_line
-from ebjr.model import InputShape, ModelFacts, device_name
+from ebjr.model import Answer, InputShape, ModelFacts, device_name
 
 _SAME_NAME = "float16 uint8 int8 uint16 int16 uint32 int32 uint64 int64 bool"
 DTYPES: dict[str, Any] = {
@@ -43,6 +43,9 @@ class OnnxModel:
       comes. A graph with a fixed batch of k is always run with k rows, the last ones filled up.
     - `output`: The name of the output to return; None is the first, or the only one of
       floating-point numbers where the first holds labels.
+    - `features`: The name of a further output, which a teacher continues from: an `Answer` then
+      carries both.
+    - `continues`: It is asked about such features of the student's answer, not about the inputs.
     """
 
     def __init__(
@@ -53,11 +56,15 @@ class OnnxModel:
         providers: Sequence[Any] | None = None,
         batch_size: int | None = None,
         output: str | None = None,
+        features: str | None = None,
+        continues: bool = False,
     ) -> None:
         self.path = Path(path)
         self.name = self.path.stem
         self._options: dict[str, Any] = {"threads": threads, "providers": providers}
         self._options |= {"batch_size": batch_size, "output": output}
+        self._options |= {"features": features, "continues": continues or None}
+        self.features, self.continues = None if features is None else str(features), continues
         self._session = open_session(self.path, threads, providers)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._read_input()
@@ -74,6 +81,9 @@ class OnnxModel:
             input_name=self.input_name,
             input_shape=self.input_shape,
             input_dtype=self.input_dtype,
+            features_shape=self._features_shape,
+            features_dtype=self._features_dtype,
+            continues=self.continues,
             options={name: value for name, value in self._options.items() if value is not None},
             device=device_name(self.providers[0]),
         )
@@ -121,6 +131,10 @@ class OnnxModel:
     def _read_outputs(self, output: str | None) -> None:
         nodes = {node.name: node for node in self._session.get_outputs()}
         self.output_names: tuple[str, ...] = tuple(nodes)
+        self._features_shape: InputShape | None = ()
+        self._features_dtype: np.dtype[Any] | None = None
+        if self.features is not None:
+            self._read_features(nodes.pop(self.features, None))
         self.output_name = self._likely_output(nodes) if output is None else output
         if self.output_name not in nodes:
             raise ValueError(
@@ -134,12 +148,21 @@ class OnnxModel:
                 f"choose another with output= (--student-output, --teacher-output), of "
                 f"{', '.join(nodes)}, or export it with a tensor of probabilities (zipmap=False)"
             )
-        self._fetch = [self.output_name]
+        self._fetch = [self.output_name, *filter(None, [self.features])]
+
+    def _read_features(self, node: Any) -> None:
+        if node is None or node.type not in DTYPES or len(self.output_names) < 2:
+            raise ValueError(
+                f"features must be one of several outputs of {self.path}, {', '.join(self.output_names)}"
+                f", but is {self.features!r}"
+            )
+        self._features_shape = known_shape(node.shape)
+        self._features_dtype = np.dtype(DTYPES[node.type])
 
     def _likely_output(self, nodes: Mapping[str, Any]) -> str:
         """The first output, unless it is labels, as converted estimators have them first."""
         numbers = [name for name, node in nodes.items() if node.type in FLOATS]
-        first = self.output_names[0]
+        first = next(iter(nodes))
         if first in numbers or not numbers:
             return first
         if len(numbers) == 1:
@@ -154,8 +177,12 @@ class OnnxModel:
             f"be {' or '.join(numbers)}: choose with output= (--student-output, --teacher-output)"
         )
 
-    def __call__(self, batch: Any, /) -> NDArray[Any]:
-        """The raw output, n rows, for n inputs (n, ...)."""
+    def __call__(self, batch: Any, /) -> Any:
+        """The raw output, n rows, for n inputs (n, ...); an `Answer` where it has features."""
+        found = self._answers(batch)
+        return found[0] if self.features is None else Answer(found[0], features=found[1])
+
+    def _answers(self, batch: Any) -> list[NDArray[Any]]:
         batch = as_array(batch)
         if batch.dtype != self.input_dtype:
             batch = self._cast(batch)
@@ -165,7 +192,8 @@ class OnnxModel:
         if rows == (self.fixed_batch or rows) and 0 < rows <= (self.batch_size or rows):
             return self._run(batch)
         if rows == 0:  # graphs that reshape often cannot run on no rows at all: some of zeros
-            return self(np.zeros((self.fixed_batch or 1, *batch.shape[1:]), batch.dtype))[:0]
+            filled = np.zeros((self.fixed_batch or 1, *batch.shape[1:]), batch.dtype)
+            return [part[:0] for part in self._run(filled)]
         size, fixed = self.batch_size, self.fixed_batch
         return run_in_chunks(self._run, batch, size, fixed, np.concatenate)
 
@@ -184,8 +212,8 @@ class OnnxModel:
         names = list(self.output_names)
         return dict(zip(names, self._fetched(batch, names), strict=True))
 
-    def _run(self, batch: NDArray[Any]) -> NDArray[Any]:
-        return self._fetched(batch, self._fetch)[0]
+    def _run(self, batch: NDArray[Any]) -> list[NDArray[Any]]:
+        return self._fetched(batch, self._fetch)
 
     def _fetched(self, batch: NDArray[Any], names: list[str]) -> list[NDArray[Any]]:
         try:

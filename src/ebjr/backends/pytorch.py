@@ -13,10 +13,11 @@ from ebjr.arrays import to_numpy
 from ebjr.backends.chunks import as_array, checked_batch_size, run_in_chunks
 from ebjr.backends.onnx import quiet
 from ebjr.errors import ModelError, needs, one_line
-from ebjr.model import InputShape, ModelFacts, device_name
+from ebjr.model import Answer, InputShape, ModelFacts, device_name
 
 with needs("torch", "running a PyTorch module"):
     import torch
+    from torch.utils._pytree import tree_unflatten
 
 
 class TorchModel:
@@ -30,6 +31,9 @@ class TorchModel:
     - `batch_size`: The largest batch to run at once: larger ones are run in chunks. None runs what
       comes. A program with a fixed batch of k is always run with k rows, the last ones filled up.
     - `name`: What to call it; None is the module's class name.
+    - `features`: The key, or the place, in the dictionary or tuple that the module returns, of the
+      features that a teacher continues from: an `Answer` then carries both.
+    - `continues`: It is asked about such features of the student's answer, not about the inputs.
     - `compile`: Compile the module at its first batch, for batches of any length, as every batch
       defers another number of rows: True, or the name of one of ``torch.compile``'s backends.
     """
@@ -43,6 +47,8 @@ class TorchModel:
         batch_size: int | None = None,
         name: str | None = None,
         compile: bool | str = False,
+        features: str | int | None = None,
+        continues: bool = False,
     ) -> None:
         if not isinstance(module, torch.nn.Module):
             raise TypeError(f"module must be a torch nn.Module, but is a {type(module).__name__}")
@@ -67,8 +73,11 @@ class TorchModel:
         self.input_shape: InputShape | None = None
         self.input_dtype: np.dtype[Any] | None = None
         self.fixed_batch: int | None = None
-        given = {"device": device, "dtype": dtype, "batch_size": batch_size}
-        self._options: dict[str, Any] = {**given, "compile": compile}
+        self.features, self.continues = features, continues
+        self.features_shape: InputShape | None = () if features is None else None
+        self.features_dtype: np.dtype[Any] | None = None
+        given = {"device": device, "dtype": dtype, "batch_size": batch_size, "compile": compile}
+        self._options: dict[str, Any] = {**given, "features": features, "continues": continues}
 
     @cached_property
     def facts(self) -> ModelFacts:
@@ -80,10 +89,13 @@ class TorchModel:
             multilabel=None if problem is None else problem == "multi_label_classification",
             input_shape=self.input_shape,
             input_dtype=self.input_dtype,
+            features_shape=self.features_shape,
+            features_dtype=self.features_dtype,
+            continues=self.continues,
             options={
                 key: value if isinstance(value, int) else str(value).removeprefix("torch.")
                 for key, value in self._options.items()
-                if value
+                if value is not None and value is not False
             },
             device=device_name(self.device),
         )
@@ -92,21 +104,23 @@ class TorchModel:
         """The raw output, n rows, for n inputs (n, ...), of the kind that came in.
 
         NumPy for NumPy (float32 where the module answers in bfloat16), torch for torch, on the
-        module's device. Of an output with ``logits``, those; of a tuple, the first.
+        module's device. Of an output with ``logits``, those; of a tuple, the first. An `Answer`
+        where it has features.
         """
         given_numpy = not isinstance(batch, torch.Tensor)
         tensor = _from_numpy(batch) if given_numpy else batch
         dtype = self.dtype if tensor.is_floating_point() else None
         with torch.inference_mode():
-            output = self._run_in_chunks(tensor.to(device=self.device, dtype=dtype))
-            return to_numpy(output) if given_numpy else output
+            found = self._run_in_chunks(tensor.to(device=self.device, dtype=dtype))
+            found = [to_numpy(part) if given_numpy else part for part in found]
+        return found[0] if self.features is None else Answer(found[0], features=found[1])
 
-    def _run_in_chunks(self, batch: torch.Tensor) -> torch.Tensor:
+    def _run_in_chunks(self, batch: torch.Tensor) -> list[Any]:
         rows, size, fixed = len(batch), self.batch_size, self.fixed_batch
         if fixed in (None, rows) and rows <= (size or rows):
             return self._run(batch)
         if rows == 0:
-            return self._run(batch.new_zeros((fixed, *batch.shape[1:])))[:0]
+            return [part[:0] for part in self._run(batch.new_zeros((fixed, *batch.shape[1:])))]
         return run_in_chunks(self._run, batch, size, fixed, torch.cat)
 
     def answer_tensors(self, tensors: Mapping[str, torch.Tensor], /) -> Any:
@@ -116,9 +130,9 @@ class TorchModel:
             for name, tensor in tensors.items()
         }
         with torch.inference_mode():
-            return to_numpy(self._run(**moved))
+            return to_numpy(self._run(**moved)[0])
 
-    def _run(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+    def _run(self, *inputs: torch.Tensor, **named: torch.Tensor) -> list[torch.Tensor]:
         try:
             output = self._forward(*inputs, **named)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
@@ -127,7 +141,8 @@ class TorchModel:
                 f"{self.name} failed on a batch of shape {tuple(first.shape)} and type "
                 f"{first.dtype}: {one_line(error)}"
             ) from error
-        return _raw_output(output, self.name)
+        raw = _raw_output(output, self.name)
+        return [raw] if self.features is None else [raw, _part(output, self.features, self.name)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
@@ -161,6 +176,12 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
     model.input_shape = tuple(size if isinstance(size, int) else None for size in example.shape)
     model.input_dtype = to_numpy(torch.empty(0, dtype=example.dtype)).dtype
     model.fixed_batch = model.input_shape[0] if model.input_shape else None
+    if model.features is not None:
+        said = program.graph.output_node().args[0][-len(program.graph_signature.user_outputs) :]
+        said = tree_unflatten([node.meta["val"] for node in said], program.call_spec.out_spec)
+        found = _part(said, model.features, model.name)
+        model.features_shape = tuple(s if isinstance(s, int) else None for s in found.shape)
+        model.features_dtype = to_numpy(torch.empty(0, dtype=found.dtype)).dtype
     checked_batch_size(model.batch_size, model.fixed_batch, model.name)
     return model
 
@@ -237,3 +258,16 @@ def _raw_output(output: Any, name: str) -> torch.Tensor:
             "wrap it in a module that returns its logits"
         )
     return output
+
+
+def _part(output: Any, key: str | int, name: str) -> torch.Tensor:
+    """The tensor under a key of the dictionary, or at a place of the tuple, that a module returns."""
+    with suppress(KeyError, IndexError, TypeError):
+        if isinstance(output, Mapping | tuple | list) and isinstance(output[key], torch.Tensor):
+            found: torch.Tensor = output[key]
+            return found
+    came = ", ".join(map(str, output)) if isinstance(output, Mapping) else type(output).__name__
+    raise ModelError(
+        f"{name} must return a dictionary or a tuple with a tensor of features at {key!r}, but "
+        f"returns {came}: give features= another key or place"
+    )

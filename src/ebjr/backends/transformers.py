@@ -74,10 +74,10 @@ class TransformersModel:
         """
         if not len(batch):
             return np.zeros((0, self._columns), np.float32)
-        return run_in_chunks(self._answer, batch, self.batch_size, None, np.concatenate)
+        return run_in_chunks(self._answer, batch, self.batch_size, None, np.concatenate)[0]
 
-    def _answer(self, batch: Any) -> NDArray[Any]:
-        return self._torch.answer_tensors(self._process(list(batch)))
+    def _answer(self, batch: Any) -> list[NDArray[Any]]:
+        return [self._torch.answer_tensors(self._process(list(batch)))]
 
     def _process(self, inputs: list[Any]) -> dict[str, Any]:
         try:

@@ -404,6 +404,11 @@ def _along(where: Where, rows: Any, of: Callable[[Path], np.ndarray]) -> np.ndar
 def _costs(outcomes: Outcomes, unit: str | None) -> tuple[str, list[float]]:
     """The unit that chains are compared in, and what each model costs in it, in ascending order."""
     costs = [outcomes.cost_of(role) for role in outcomes.roles]
+    if any(cost.rest for cost in costs):
+        raise ValueError(
+            "the teacher continues from the student's features, and stages are models that answer "
+            "alone: calibrate without --stages"
+        )
     known = [one for one in UNITS if all(is_comparable(costs[0], cost, one) for cost in costs)]
     if not known:
         raise ValueError(

@@ -188,8 +188,11 @@ def _figures(means: np.ndarray, point: OperatingPoint, measure: Metric) -> dict[
         each = getattr(point.teacher_cost, point.unit)
         figures["cost"] = fixed + rate * each
         if fixed > 0:
-            figures["saving"] = each / figures["cost"]
+            figures["saving"] = getattr(point.alone_cost, point.unit) / figures["cost"]
     if point.joules_saved is not None:
-        share = (point.student_cost.joules or 0.0) / (point.teacher_cost.joules or 1.0)
-        figures["joules_saved"] = 1 - share - rate
+        own, each, whole = (
+            cost.joules or 0.0
+            for cost in (point.student_cost, point.teacher_cost, point.alone_cost)
+        )
+        figures["joules_saved"] = 1 - (own + rate * each) / whole
     return figures

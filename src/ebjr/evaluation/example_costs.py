@@ -1,6 +1,8 @@
 """What an example costs on each of several models, as far as can be told before they run."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from ebjr.arrays import Batch, is_array, row_count, to_numpy
 from ebjr.costs import Cost
@@ -19,8 +21,9 @@ def costs_of(
     *,
     flops: bool = True,
     joules: bool = False,
+    features: Any = None,
 ) -> dict[str, Cost]:
-    """The cost of an example on each of several models.
+    """The cost of an example on each of several models, of `inputs` or of the student's `features`.
 
     `given` are the costs that are known. `flops` counts those of models that can be looked into.
     `joules` measures all models by the same counters, or estimates all of them; where one is
@@ -30,9 +33,12 @@ def costs_of(
     loads: dict[str, Load] = {}
     for name, each in models.items():
         model = each.model if isinstance(each, Look) else each  # a look costs what it does
-        costs[name] = given[name].filled(**facts(model).cost.as_dict())
-        if facts(model).url is None and (flops or joules):
-            costs[name], loads[name] = _looked_into(model, inputs, costs[name], joules)
+        known = facts(model)
+        cost = replace(given[name].filled(**known.cost.as_dict()), rest=known.continues)
+        costs[name] = cost
+        if known.url is None and (flops or joules):
+            asked = features if known.continues else inputs
+            costs[name], loads[name] = _looked_into(model, asked, cost, joules)
     if not joules or len(loads) < len(models):
         return costs
     return with_joules(costs, loads)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.calibration.stage_search import Candidate
-from ebjr.costs import Cost, break_even_rate
+from ebjr.costs import Cost, alone_cost, break_even_rate
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle, score_values
 from ebjr.evaluation.groups import Group, by_rows
 from ebjr.evaluation.ranking import Standing, reliability
@@ -50,11 +50,12 @@ def relative_cost(
 ) -> tuple[np.ndarray, str]:
     """Cost in percent of the teacher's, and the axis title; the rate where costs are not known."""
     for unit, words in _UNIT_WORDS.items():
-        even = break_even_rate(student, teacher, unit)
-        if even is not None:
+        if break_even_rate(student, teacher, unit) is not None:
             kind = student.joules_are if unit == "joules" else None
             title = f"{f'{kind} ' if kind else ''}{words} per example, % of the teacher's"
-            return 100 * (1 - even + deferral_rate), title
+            alone = alone_cost(student, teacher)
+            own, each, whole = (getattr(cost, unit) for cost in (student, teacher, alone))
+            return 100 * (own + deferral_rate * each) / whole, title
     return 100 * deferral_rate, "deferral rate, %"
 
 

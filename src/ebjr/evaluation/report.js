@@ -67,7 +67,7 @@ function show() {
   fill("time", seconds === null ? null : (1e3 * seconds).toPrecision(3) + " ms");
   const unit = flops !== null ? "flops" : "seconds";
   const cost = jointCost(unit, rate);
-  fill("cheaper", cost ? (data.teacher[unit] / cost).toFixed(2) + "×" : null);
+  fill("cheaper", cost ? (data.alone[unit] / cost).toFixed(2) + "×" : null);
   Object.assign(data.curve.data.at(-1), { x: [series.cost[row]], y: [drawn(series.quality[row])] });
   plots.curve.draw();
   moveRule("histogram", threshold);

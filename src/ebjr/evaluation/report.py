@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.costs import Cost, flops_text, further_columns, joint_cost, ms_text
+from ebjr.costs import Cost, alone_cost, flops_text, further_columns, joint_cost, ms_text
 from ebjr.curve import OperatingPoint
 from ebjr.evaluation import evaluate, plots
 from ebjr.evaluation.bootstrap import resamples
@@ -260,6 +260,7 @@ def report_data(
         "accent": plots.PALETTE["chosen"],
         "student": held_out.student_cost.as_dict(),
         "teacher": held_out.teacher_cost.as_dict(),
+        "alone": alone_cost(held_out.student_cost, held_out.teacher_cost).as_dict(),
         "teacher_quality": held_out.quality("teacher"),
         "metric": {
             "title": measure.title,
@@ -302,9 +303,11 @@ def _table(
     held_out: Outcomes, points: Mapping[str, OperatingPoint], best: OperatingPoint | None
 ) -> str:
     """The rows of the table: both models, the joint model, and every other score."""
+    student, teacher = held_out.student_cost, held_out.teacher_cost
+    costs = {"student": student, "teacher": alone_cost(student, teacher)}
     alone = [
-        _row(f"{role} alone", held_out, getattr(held_out, f"{role}_cost"), held_out.quality(role))
-        for role in ("student", "teacher")
+        _row(f"{role} alone", held_out, cost, held_out.quality(role))
+        for role, cost in costs.items()
     ]
     joint = []
     for name, point in points.items():

@@ -191,9 +191,9 @@ def _tried(levels: Sequence[JointModel], given: Given) -> np.ndarray:
     for batch in given.examples():
         try:
             for joint in levels:
-                raw = joint.ask_student(batch).output
-                joint.router(raw)
-                joint.ask_teacher(batch, joint.of_student(raw))
+                found = joint.ask_student(batch)
+                joint.router(found.output)
+                joint.ask_teacher(joint.for_teacher(batch, found), joint.of_student(found.output))
             return batch
         except (ModelError, TypeError, ValueError) as error:
             failed = failed or error
@@ -205,7 +205,10 @@ def _graph(
     levels: Sequence[JointModel], given: Given, batch: np.ndarray, opset: int | None
 ) -> ir.Model:
     models = list(given.models.items())[: len(levels) + 1]
-    outputs: dict[str, Sequence[str]] = {role: [model.output_name] for role, model in models}
+    outputs: dict[str, Sequence[str]] = {
+        role: [name for name in (model.output_name, model.features) if name]
+        for role, model in models
+    }
     forms: Sequence[Form]
     if levels[0].kind.targets_are == "boxes":
         heads = _heads(levels[0], batch)
@@ -219,7 +222,8 @@ def _graph(
 def _rows(levels: Sequence[JointModel], batch: np.ndarray) -> list[Rows]:
     forms: list[Rows] = []
     for joint in levels:
-        said = {role: _said(getattr(joint, role), batch) for role in roles_of(2)}
+        asked = joint.for_teacher(batch, joint.ask_student(batch))
+        said = {"student": _said(joint.student, batch), "teacher": _said(joint.teacher, asked)}
         if forms:  # in the graph the inner answer is of one type, whoever gave it
             said["student"] = said["student"][0].astype(forms[-1].wider), None
         forms.append(Rows(joint, said))
@@ -231,7 +235,8 @@ def _said(model: Any, batch: np.ndarray) -> tuple[np.ndarray, str | None]:
     bare, preprocess = unprepared(model)
     if not isinstance(bare, AsLogits):
         return to_numpy(as_answer(model(batch)).output), None
-    return to_numpy(bare.model(batch if preprocess is None else preprocess(batch))), bare.kind
+    said = bare.model(batch if preprocess is None else preprocess(batch))
+    return to_numpy(as_answer(said).output), bare.kind
 
 
 def _heads(joint: JointModel, batch: np.ndarray) -> dict[str, Head]:

@@ -133,8 +133,10 @@ def joint_graph(
         op.name = f"joint-{place}"
         score, said = form.student(op, answer, asked)
         knob, deferred = _router(op, score, form.joint.router)
-        prepare = partial(given.prepare, role)
-        answer = _answered(op, form, said, deferred, asked, parts[role], prepare)
+        prepare, source = partial(given.prepare, role), asked
+        if given.models[role].continues:
+            source = answer[1]  # the student's features
+        answer = _answered(op, form, said, deferred, source, parts[role], prepare)
         stage = op.Where(deferred, place, stage)
     knob.name = "threshold"
     outputs = [

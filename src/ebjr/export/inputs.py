@@ -37,6 +37,8 @@ class Given:
     def prepare(self, role: str, op: Operators, x: Value) -> Value:
         """A model's input, made of the joint graph's or of some of its rows."""
         preprocess, model = self.files[role].preprocess, self.models[role]
+        if model.continues:  # from features, which are of its type
+            return x
         if preprocess is not None:
             x = prepare_images(op, x, preprocess)
             x.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(preprocess.dtype)))
@@ -63,12 +65,13 @@ def given_of(models: Mapping[str, OnnxModel], files: Mapping[str, ModelEntry]) -
                 "export it again with the batch as an open first dimension"
             )
     rows: int | str = 1 if 1 in {model.fixed_batch for model in models.values()} else "n"
+    asked = {role: model for role, model in models.items() if not model.continues}
     if any(entry.preprocess for entry in files.values()):
-        fixed = [_sides(models[role], entry.preprocess) for role, entry in files.items()]
+        fixed = [_sides(model, files[role].preprocess) for role, model in asked.items()]
         tall, wide = zip(*fixed, strict=True)
         height, width = next(filter(None, tall), "height"), next(filter(None, wide), "width")
         return Given("image", np.dtype(np.uint8), (rows, height, width, 3), models, files)
-    several = list(models.values())
+    several = list(asked.values())
     shapes = [tuple(model.input_shape or ())[1:] for model in several]
     sides = [set(column) - {None} for column in zip_longest(*shapes, fillvalue=-1)]
     if any(len(known) > 1 or -1 in known for known in sides):

@@ -1,0 +1,47 @@
+"""A network with an early exit, cut in two: a student, and a teacher that continues from it."""
+
+import os
+from typing import Any
+
+from ebjr.backends import load_model
+from ebjr.errors import ModelError, needs, one_line
+from ebjr.files import write_beside
+from ebjr.model import Model
+
+
+def split_model(
+    path: str | os.PathLike[str],
+    at: str,
+    *,
+    student: str | os.PathLike[str],
+    teacher: str | os.PathLike[str],
+    outputs: tuple[str, str] | None = None,
+) -> tuple[Model, Model]:
+    """Cut an ``.onnx`` file with two outputs at a tensor, into the files of a pair.
+
+    - `at`: The last tensor that the early exit and the rest of the network share: the features.
+    - `student`, `teacher`: The files to write. One answers with the early exit and the features,
+      the other is asked about these and answers with the last output.
+    - `outputs`: The names of the exit and of the last output; None is the file's two, in its order.
+
+    ModelError: the file cannot be cut there.
+    """
+    with needs("onnx", f"cutting {path}"):
+        import onnx.utils
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+        weights = {tensor.name for tensor in graph.initializer}
+        inputs = [value.name for value in graph.input if value.name not in weights]
+        early, last = outputs or [value.name for value in graph.output]
+        for target, given, wanted in ((student, inputs, [early, at]), (teacher, [at], [last])):
+            with write_beside(target) as folder:
+                draft = str(folder / os.path.basename(target))
+                onnx.utils.extract_model(str(path), draft, given, wanted)
+    except Exception as error:  # of protobuf, of ONNX's checker, of names
+        if isinstance(error, OSError):
+            raise
+        raise ModelError(
+            f"{path} cannot be cut at {at}, so that one output needs the inputs alone and the other "
+            f"{at} alone: {one_line(error)}"
+        ) from error
+    return load_model(student, features=at), load_model(teacher, continues=True)
