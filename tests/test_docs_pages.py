@@ -76,7 +76,9 @@ def test_two_models_become_one(folder, monkeypatch):
     (folder / "models.py").write_text(file_of("two-models.md", "models.py"))
     rows = np.random.default_rng(1).normal(size=(200, 4)).astype(np.float32)
     np.savez(folder / "rows.npz", inputs=rows)
-    assert len(run_lines("two-models.md", monkeypatch)) == 12
+    shutil.copy("student.onnx", "middle.onnx")
+    assert len(run_lines("two-models.md", monkeypatch)) == 13
+    assert Outcomes.load("zoo.npz").roles == ("student", "model-2", "model-3", "teacher")
     assert set(Outcomes.load("three.npz").targets) == {3, 5, 8}
     assert (folder / "rows.jsonl").read_text().count("\n") == 200
     assert (folder / "answers.jsonl").read_text().count("\n") == 40

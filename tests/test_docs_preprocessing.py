@@ -76,7 +76,10 @@ def test_the_command_of_the_page_gives_both_models_all_of_it(run, tmp_path):
         with shipped(name) as path:
             (tmp_path / name).write_bytes(path.read_bytes())
     (tmp_path / "teacher.toml").write_text(blocks(PAGE, "toml")[0])
-    (command,) = blocks(PAGE, "sh")
-    code, _, error = run(*command.replace("\\\n", " ").split()[1:])
+    command, look = (text.replace("\\\n", " ").split()[1:] for text in blocks(PAGE, "sh"))
+    code, _, error = run(*command)
     assert code == 0, error
     assert "a guess" not in error
+    code, printed, error = run(*look)
+    assert code == 0, error
+    assert "student.onnx mirror=true" in printed

@@ -221,12 +221,13 @@ def test_another_model_under_the_same_name_is_refused(pair):
         kept("o.npz", *pair, open_data("images"))
 
 
-def test_a_killed_record_goes_on_where_it_was(run, tmp_path):
+@pytest.mark.parametrize("looks", [[], ["--look", "mirror"]])
+def test_a_killed_record_goes_on_where_it_was(run, tmp_path, looks):
     """SIGKILL, at whatever it is doing, and again: the outcomes are those of a run left alone."""
     inputs = RNG.random((3_000, 3, SIZE, SIZE), np.float32)
     np.savez(tmp_path / "data.npz", inputs=inputs, targets=RNG.integers(0, 3, 3_000))
     write_pair(tmp_path)
-    words = [*RECORD, "data.npz", "--json", "-o"]
+    words = [*RECORD, "data.npz", *looks, "--json", "-o"]
     assert run(*words, "whole.npz")[0] == 0
     journal, size = tmp_path / "o.npz.part", 0
     for _ in range(2):
@@ -244,7 +245,9 @@ def test_a_killed_record_goes_on_where_it_was(run, tmp_path):
     assert "examples that an earlier run recorded" in error
     assert json.loads(printed)["examples"] == 3_000
     ours, theirs = Outcomes.load("o.npz"), Outcomes.load("whole.npz")
-    np.testing.assert_allclose(ours.student, theirs.student, atol=1e-5)
+    assert len(ours.roles) == 2 + len(looks) // 2
+    for role in ours.roles:
+        np.testing.assert_allclose(ours.said_by(role), theirs.said_by(role), atol=1e-5)
     np.testing.assert_array_equal(ours.targets, theirs.targets)
     assert not journal.exists()
 

@@ -252,6 +252,7 @@ Trust = Annotated[
         "--trust",
     ),
 ]
+Several = list[str] | None  # of an option that may be given several times
 FlopsGiven = Annotated[float | None, in_models("Instead of counting them.")]
 
 
@@ -322,27 +323,16 @@ class PairOptions:
         str | None, in_models("The expensive model: the same, or an http(s):// address.")
     ] = None
     model: Annotated[
-        list[str] | None,
-        in_models(
-            "One of any number of models, in place of both: given for each, the cheapest first."
-        ),
+        Several, in_models("In place of both: given for each of any number, the cheapest first.")
     ] = None
     look: Annotated[
-        list[str] | None,
-        in_models(
-            "A second look of the first model, which is one more: mirror, shift=2/0 (pixels right "
-            "and down) or size=192. May be given several times."
-        ),
-    ] = None
-    preprocess: Annotated[
-        list[str] | None,
-        in_models(
-            "Of all models, or given for each in their order: like "
-            "'size=160,resize=crop,mean=0.5/0.5/0.5', or a .toml file."
-        ),
+        Several, in_models("A second look of the first, as one more: mirror, shift=2/0, size=192.")
     ] = None
     trust: Trust = False
-    student_preprocess: Annotated[str | None, in_models("The same for it.")] = None
+    preprocess: Annotated[
+        Several, in_models("As --student-preprocess: of all models, or given for each in order.")
+    ] = None
+    student_preprocess: Preprocessing = None
     teacher_preprocess: Annotated[str | None, in_models("The same for it.")] = None
     student_flops: FlopsGiven = None
     teacher_flops: FlopsGiven = None
@@ -369,13 +359,13 @@ class PairOptions:
         """The files or addresses of the models by role, the cheapest first."""
         from ebjr.outcomes import roles_of
 
-        own = [one for one in fields(self) if one.name.startswith(("student", "teacher"))]
-        for one in own if self.model else ():
-            if getattr(self, one.name) != one.default:
-                raise ValueError(
-                    f"--{one.name.replace('_', '-')} is of a student and a teacher: name these two "
-                    "alone, or each model with --model"
-                )
+        of_pair = [one for one in fields(self) if one.name.startswith(("student", "teacher"))]
+        mixed = [one.name for one in of_pair if getattr(self, one.name) != one.default]
+        if self.model and mixed:
+            raise ValueError(
+                f"--{mixed[0].replace('_', '-')} is of a student and a teacher: name these two "
+                "alone, or each model with --model"
+            )
         given = self.model or [path for path in (self.student, self.teacher) if path is not None]
         if len(given) < 2:
             raise ValueError("give --student and --teacher, or --model for each of two or more")
@@ -388,26 +378,23 @@ class PairOptions:
         from ebjr.costs import Cost
         from ebjr.data.looks import look
 
-        paths = self.paths
-        models = [
-            self._load(role, path, task, source, threads, link) for role, path in paths.items()
-        ]
-        ways: list[str | None] = [*(self.preprocess or [None])]
-        ways *= len(models) if len(ways) == 1 else 1
-        if len(ways) != len(models):
+        paths, given = self.paths, self.preprocess or ["infer"]
+        changes = [parse_look(text) for text in self.look or ()]
+        ways = given * len(paths) if len(given) == 1 else [*given]
+        if len(ways) != (count := len(paths)):
             raise ValueError(
-                f"--preprocess is given once, or for each of {len(models)} models, not "
-                f"{len(ways)} times"
+                f"--preprocess is given once, or for each of {count} models, not {len(ways)} times"
             )
         ways[0], ways[-1] = self.student_preprocess or ways[0], self.teacher_preprocess or ways[-1]
-        costs = [Cost(flops=self.student_flops), *[Cost()] * (len(models) - 1)]
+        costs = [Cost(flops=self.student_flops)] + [Cost()] * (count - 1)
         costs[-1] = Cost(flops=self.teacher_flops)
-        for place, text in enumerate(self.look or (), 1):
-            change = parse_look(text)
+        load = partial(self._load, task=task, source=source, threads=threads, link=link)
+        models = [load(role, path) for role, path in paths.items()]
+        for place, change in enumerate(changes, 1):
             models.insert(place, look(models[0], **change))
             ways.insert(place, ways[0])
             costs.insert(place, Cost() if "size" in change else costs[0])
-        return models, {"preprocess": [way or "infer" for way in ways], "costs": costs}
+        return models, {"preprocess": ways, "costs": costs}
 
     def _load(
         self, role: str, path: str, task: str, source: Data, threads: int | None, link: str | None
@@ -419,10 +406,8 @@ class PairOptions:
         from ebjr.link.far import FarTeacher
         from ebjr.tasks import as_task
 
-        layout, output, given = (
-            getattr(self, f"{role}_{name}", usual)
-            for name, usual in (("layout", "auto"), ("output", None), ("options", None))
-        )
+        layout = getattr(self, f"{role}_layout", "auto")
+        output, given = (getattr(self, f"{role}_{name}", None) for name in ("output", "options"))
         boxes = as_task(task).targets_are == "boxes"
         written = boxes and (import_path(path) is None or layout != "auto")
         if layout != "auto" and not boxes:

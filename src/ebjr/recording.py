@@ -21,9 +21,10 @@ from ebjr.backends.entry import Entry, entry_of, picked
 from ebjr.backends.output_kind import KINDS, with_output_kind
 from ebjr.costs import Cost, common_unit
 from ebjr.data.examples import ArrayData, Data
-from ebjr.data.looks import Look
+from ebjr.data.looks import Look, look_as
 from ebjr.data.preprocess import (
     Preprocess,
+    Preprocessed,
     given_preprocess,
     infer_preprocess,
     is_pixels,
@@ -350,7 +351,8 @@ class _Recording:
         self.before = self._moved()
         self._add(*first)
         costs = self._costs(first[0])
-        if misordered := self._misordered(self._known_before(costs)):
+        exact = {role: self.known_costs[role].filled(flops=costs[role].flops) for role in costs}
+        if misordered := self._misordered(exact):
             raise ValueError(misordered)
         models = self._provenance(costs)
         unreadable = self._take_up()
@@ -388,11 +390,6 @@ class _Recording:
         for role in self.roles:
             _note_chance(outcomes, role)
         return outcomes
-
-    def _known_before(self, costs: Mapping[str, Cost]) -> dict[str, Cost]:
-        """What was given, and FLOPs: what is measured is not as exact."""
-        given = self.known_costs
-        return {role: given[role].filled(flops=cost.flops) for role, cost in costs.items()}
 
     def _misordered(self, costs: Mapping[str, Cost]) -> str | None:
         """What to say of the first of more than two models that costs more than the next."""
@@ -653,7 +650,15 @@ def prepare_for(
 
     `preprocess` is as `record` takes it, and `argument` what to call it in a message.
     """
+    if isinstance(model, Look):
+        return look_as(prepare_for(model.model, inputs, preprocess, argument), model.change)
+    own_way = unprepared(model)[1]
     if preprocess not in ("auto", "infer"):
+        if own_way is not None and (own_way.mirror or any(own_way.shift)):
+            raise ValueError(
+                f"{facts(model).name} is a look that has its preprocessing, {own_way.as_text()}: "
+                f"leave {argument}= out, or make the look of a model that has none"
+            )
         chosen = None if preprocess is None else given_preprocess(preprocess, argument)
         return prepared(model, chosen)
     known, own = facts(unprepared(model)[0]), facts(model)
@@ -663,7 +668,8 @@ def prepare_for(
         return model
     pixels, unsized = own.input_dtype == np.uint8, known.input_shape is None
     ready = own.preprocess is not None or pixels or unsized
-    if (preprocess == "auto" and ready) or (pixels and unsized):
+    made = isinstance(model, Preprocessed)  # and told how
+    if made or (preprocess == "auto" and ready) or (pixels and unsized):
         return model
     if known.input_shape is None:
         raise ValueError(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import resource
 
 import numpy as np
@@ -43,6 +44,8 @@ def preprocesses(draw: st.DrawFn) -> Preprocess:
         color=color,
         layout=draw(st.sampled_from(["nchw", "nhwc"])),
         dtype=dtype,
+        mirror=draw(st.booleans()),
+        shift=draw(st.tuples(st.integers(-9, 9), st.integers(-9, 9))),
         **scaled,
     )
 
@@ -95,12 +98,17 @@ def test_a_toml_file_is_read(tmp_path) -> None:
         ({"color": "grey"}, "color must be one of rgb, bgr, gray, but is 'grey'"),
         ({"color": "gray", "mean": [0.4, 0.5, 0.4]}, "mean must be one finite number for a gray"),
         ({"mean": 0.5}, "mean must be 3 finite numbers"),
+        ({"mirror": "yes"}, "mirror must be true or false, but is 'yes'"),
+        ({"mirror": 1}, "mirror must be true or false"),
+        ({"shift": 2}, "shift must be (right, down) in whole pixels, but is 2"),
+        ({"shift": [1.5, 0]}, "shift must be (right, down) in whole pixels"),
+        ({"shift": [True, 0]}, "shift must be (right, down) in whole pixels"),
         ({"dtype": "float16", "std": [1, 1, 1e-6]}, "beyond what float16 holds"),
         ({"dtype": "uint8", "mean": [1, 1, 1]}, "dtype uint8 keeps the pixels"),
     ],
 )
 def test_a_bad_key_or_value_is_named(values, sentence) -> None:
-    with pytest.raises(ValueError, match=sentence.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
         Preprocess.from_dict(values)
 
 
@@ -113,6 +121,8 @@ def test_a_bad_key_or_value_is_named(values, sentence) -> None:
         ("mean=0.5/x/0.5", "mean must be 3 finite numbers"),
         ("mean=nan/0/0", "mean must be 3 finite numbers"),
         ("width=3", "no key 'width'"),
+        ("mirror=left", "mirror must be true or false, but is 'left'"),
+        ("shift=2/x", "shift must be .* but is '2/x'"),
     ],
 )
 def test_a_bad_flag_is_one_sentence(text, sentence) -> None:

@@ -1,7 +1,6 @@
 """Looks: a model sees an image once more, mirrored, shifted or at another size.
 
-A second look is a model, with the same weights: what it says of an image of which the first look
-was unsure costs one more pass, and no second file.
+A second look is a model with the same weights: it costs one more pass, and no second file.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import numpy as np
 
 from ebjr.arrays import Array, Batch
 from ebjr.data.preprocess import Preprocess, infer_preprocess, moved, prepared, unprepared
-from ebjr.model import Around, Model, ModelFacts, facts
+from ebjr.model import Around, InputShape, Model, ModelFacts, facts
 
 LOOK_KEYS = {"size", "mirror", "shift"}
 """Of a `Preprocess`: in what a second look may differ from the first."""
@@ -28,22 +27,21 @@ def look(
 ) -> Model:
     """The same model, which sees each image mirrored, shifted, or at another size.
 
-    The look of a model that takes decoded images has another `Preprocess`, so that ``joint.toml``
-    names it. One of a model that takes arrays of images mirrors and shifts these; `record` gives
-    it the preprocessing of decoded images, and in ``joint.toml`` it needs an import path.
+    The look of a model of decoded images has another `Preprocess`, so that ``joint.toml`` names it.
+    A model of arrays is given them mirrored and shifted: ``joint.toml`` takes its import path.
 
     Parameters
     ----------
     model
-        A model of images; it may be a look, which is then seen this way, too.
+        A model of images, or a look, which is then seen this way, too.
     mirror, shift, size
         As of `Preprocess`. A `size` is for decoded images.
 
     Raises
     ------
     ValueError
-        `model` takes no images, or only those of another `size`, or is at an address and has no
-        preprocessing; what it does not say of itself shows when it is given its first batch.
+        `model` takes no images, or those of another `size` alone, or is at an address. What it does
+        not say of itself shows at its first batch.
 
     Examples
     --------
@@ -52,37 +50,31 @@ def look(
     >>> left(image), look(left, mirror=True)(image), look(left, shift=(-1, 0))(image)
     (array([[0.]]), array([[3.]]), array([[1.]]))
     """
-    change = Preprocess(size=size, mirror=mirror, shift=shift)
+    return look_as(model, Preprocess(size=size, mirror=mirror, shift=shift))
+
+
+def mirrored(model: Model) -> Model:
+    """The same model, which sees each image mirrored left-right: ``look(model, mirror=True)``."""
+    return look(model, mirror=True)
+
+
+def look_as(model: Model, change: Preprocess) -> Model:
+    """As `look`, whose arguments are the `LOOK_KEYS` of `change`."""
     if isinstance(model, Look):
-        change = _changed(model.change, change)
-        model = model.model
+        return look_as(model.model, _changed(model.change, change))
     bare, own = unprepared(model)
     _check(facts(bare), change)
     if own is not None:
         return prepared(model, _changed(own, change))
     if facts(model).url is not None:
-        raise ValueError(
-            f"{facts(model).name} is at an address: a look of it needs its preprocessing, as in "
-            "Preprocessed(model, preprocess)"
-        )
+        raise ValueError(f"{facts(model).name} is at an address: a look is of a model that is here")
     return model if change == Preprocess() else Look(model, change)
 
 
-def mirrored(model: Model) -> Model:
-    """The same model, which sees each image mirrored left-right: ``look(model, mirror=True)``.
-
-    Examples
-    --------
-    >>> mirrored(lambda images: images)(np.arange(4.0).reshape(1, 1, 1, 4)).ravel()
-    array([3., 2., 1., 0.])
-    """
-    return look(model, mirror=True)
-
-
 class Look(Around):
-    """A look of a model that takes arrays of images; what is to be changed is a `Preprocess`.
+    """A look of a model that takes arrays of images, (n, channels, height, width) or channels last.
 
-    Once decoded images have a preprocessing, that does all of it: see `with_preprocess`.
+    `change` says how they are seen; what else is asked is asked of the model.
     """
 
     def __init__(self, model: Model, change: Preprocess) -> None:
@@ -91,48 +83,37 @@ class Look(Around):
         self.name = f"{self.name} ({change.as_text()})"
 
     def __call__(self, batch: Batch, /) -> Any:
-        """The raw output for n images, (n, channels, height, width), or with the channels last."""
+        """The raw output for n images."""
         return self.model(self.seen(batch))
 
     def seen(self, batch: Batch) -> Batch:
         """The images as the model gets them; a ValueError refuses what is no image."""
         if self.change.size is not None:
             raise ValueError(
-                f"{self.name} is given arrays, which have their size already: a look at another "
-                "one is of decoded images"
+                f"{self.name} is given arrays, whose size is what it is: a look at another size is "
+                "of decoded images"
             )
         if isinstance(batch, list | tuple):
             return [self._moved(image, (None, *np.shape(image))) for image in batch]
         return self._moved(batch, np.shape(batch))
 
-    def _moved(self, images: Array, shape: Sequence[int | None]) -> Array:
-        known = facts(self.model).input_shape or ()
-        tall = _height_axis(known) or _height_axis(shape)
+    def _moved(self, images: Array, shape: InputShape) -> Array:
+        tall = _height_axis(facts(self.model).input_shape or ()) or _height_axis(shape)
         if tall is None or len(shape) != 4:
             raise _no_images(self.name, shape)
         found = moved(images, self.change.mirror, self.change.shift, tall)
         return np.ascontiguousarray(found) if isinstance(found, np.ndarray) else found
 
-    def with_preprocess(self, preprocess: Preprocess) -> Model:
-        """The model whose decoded images are prepared so, and then seen this way."""
-        _check(facts(self.model), self.change)
-        return prepared(self.model, _changed(preprocess, self.change))
-
     @property
     def facts(self) -> ModelFacts:
-        """Those of the model, whose file alone does not make it a look."""
+        """Those of the model, whose file alone is no look."""
         return replace(facts(self.model), name=self.name, path=None)
 
 
 def _changed(own: Preprocess, change: Preprocess) -> Preprocess:
-    """How images are prepared if they are seen otherwise than they were."""
-    (right, down), (further_right, further_down) = own.shift, change.shift
-    return replace(
-        own,
-        size=change.size or own.size,
-        mirror=own.mirror != change.mirror,
-        shift=(right + further_right, down + further_down),
-    )
+    right, down = (mine + further for mine, further in zip(own.shift, change.shift, strict=True))
+    mirror, size = own.mirror != change.mirror, change.size or own.size
+    return replace(own, size=size, mirror=mirror, shift=(right, down))
 
 
 def _check(known: ModelFacts, change: Preprocess) -> None:
@@ -145,11 +126,11 @@ def _check(known: ModelFacts, change: Preprocess) -> None:
     if change.size is not None and fixed not in (None, change.height_width):
         raise ValueError(
             f"{known.name} takes images of {fixed[0]} x {fixed[1]} pixels alone: a look at another "
-            "size needs a model whose input leaves its sides open"
+            "size is of a model whose input leaves its sides open"
         )
 
 
-def _no_images(name: str, shape: Sequence[int | None]) -> ValueError:
+def _no_images(name: str, shape: InputShape) -> ValueError:
     return ValueError(
         f"a look is of images, (n, 3, height, width) or (n, height, width, 3), and {name} takes "
         f"{tuple('n' if side is None else side for side in shape)}: leave the look out"

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ebjr.arrays import Array, is_array, namespace
+from ebjr.arrays import Array, convert_like, is_array, namespace
 from ebjr.errors import note
 from ebjr.files import read_text
 from ebjr.model import Model, ModelFacts, facts, model_name
@@ -107,7 +107,7 @@ class Preprocess:
         for name, count in (("range", 2), ("mean", self.channels), ("std", self.channels)):
             left_out = name != "range" and vars(self)[name] is None
             checked[name] = None if left_out else _numbers(name, vars(self)[name], count)
-        vars(self).update(checked, shift=_checked_shift(self.shift, checked["size"]))
+        vars(self).update(checked, shift=_checked_shift(self.shift))
         if not isinstance(self.mirror, bool):
             raise ValueError(f"mirror must be true or false, but is {self.mirror!r}")
         if self.range[0] >= self.range[1]:
@@ -300,8 +300,8 @@ def moved(images: Array, mirror: bool, shift: tuple[int, int], tall: int) -> Arr
     for axis, by in zip((tall + 1, tall), shift, strict=True):
         if by:
             side = images.shape[axis]
-            places = (np.arange(side) - by).clip(0, side - 1)
-            images = images[(..., places, *[slice(None)] * (-1 - axis))]
+            places = convert_like((np.arange(side) - by).clip(0, side - 1), images)
+            images = namespace(images).take(images, places, axis=axis)
     return images
 
 
@@ -446,9 +446,8 @@ def prepared(model: Model, preprocess: Preprocess | None) -> Model:
     """A model with what is done to its images first; None leaves it as it was before."""
     if preprocess is None:
         return model
-    if hasattr(type(model), "with_preprocess"):  # `PreparesImages`, or a look
-        again: Model = model.with_preprocess(preprocess)  # type: ignore[attr-defined]
-        return again
+    if isinstance(model, PreparesImages):
+        return model.with_preprocess(preprocess)
     return Preprocessed(model, preprocess)
 
 
@@ -596,13 +595,10 @@ def _checked_size(size: Any) -> int | tuple[int, int] | None:
     return height if height == width else (height, width)
 
 
-def _checked_shift(shift: Any, size: int | tuple[int, int] | None) -> tuple[int, int]:
+def _checked_shift(shift: Any) -> tuple[int, int]:
     fits = isinstance(shift, list | tuple) and len(shift) == 2
-    if not fits or not all(type(by) is int for by in shift):
+    if not fits or not all(type(by) is int and abs(by) < MOST_SIDE for by in shift):
         raise ValueError(f"shift must be (right, down) in whole pixels, but is {shift!r}")
-    height, width = (size, size) if size is None or isinstance(size, int) else size
-    if size is not None and (abs(shift[0]) >= width or abs(shift[1]) >= height):
-        raise ValueError(f"shift must leave some of the image to be seen, but is {shift!r}")
     return tuple(shift)
 
 

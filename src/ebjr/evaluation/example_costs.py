@@ -28,7 +28,8 @@ def costs_of(
     """
     costs: dict[str, Cost] = {}
     loads: dict[str, Load] = {}
-    for name, model in models.items():
+    for name, each in models.items():
+        model = each.model if isinstance(each, Look) else each  # a look costs what it does
         costs[name] = given[name].filled(**facts(model).cost.as_dict())
         if facts(model).url is None and (flops or joules):
             costs[name], loads[name] = _looked_into(model, inputs, costs[name], joules)
@@ -40,7 +41,6 @@ def costs_of(
 def _looked_into(model: Model, inputs: Batch, cost: Cost, joules: bool) -> tuple[Cost, Load]:
     """A model's cost with its FLOPs, and the load that measures its joules."""
     bare, preprocess = unprepared(model)
-    bare = bare.model if isinstance(bare, Look) else bare  # a look costs what the model does
     if not joules and (cost.flops is not None or not can_count(bare)):
         return cost, Load(bare, None)
     batch = inputs[: facts(bare).fixed_batch or row_count(inputs)]
