@@ -95,8 +95,8 @@ class Candidate:
 
     @property
     def level(self) -> bool:
-        """Whether it is behind the best by no more than noise."""
-        return self.behind <= NOISE * self.behind_error
+        """Whether it is a chain that is behind the best by no more than noise."""
+        return len(self.roles) > 1 and self.behind <= NOISE * self.behind_error
 
 
 Path = tuple[tuple[int, float | Blend], ...]
