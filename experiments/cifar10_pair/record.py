@@ -1,11 +1,12 @@
-"""Record the shipped pair on the CIFAR-10 test set: `python -m experiments.cifar10_pair.record`.
+"""Record the shipped models on the CIFAR-10 test set: `python -m experiments.cifar10_pair.record`.
 
-Leaves `outcomes.npz`, in half precision, beside both networks in the demo's folder. It needs the
+Leaves `outcomes.npz`, in half precision, beside the networks in the demo's folder. It needs the
 package alone, no PyTorch.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,20 +17,13 @@ DEMO = Path(__file__).parents[2] / "src" / "ebjr" / "demo" / "shipped" / "classi
 
 
 def main() -> None:
-    """Run the demo for real and keep what both models said."""
+    """Run the demo for real and keep what all models said."""
     with TemporaryDirectory() as folder:
         result = run_demo(folder)
-    if result.recorded:
-        raise SystemExit(f"the images are needed: {result.reason}")
-    said = result.study.outcomes
-    Outcomes(
-        said.student,
-        said.teacher,
-        said.targets,
-        student_cost=said.student_cost,
-        teacher_cost=said.teacher_cost,
-        labels=said.labels,
-    ).save(DEMO / "outcomes.npz", half=True)
+        if result.recorded:
+            raise SystemExit(f"the images are needed: {result.reason}")
+        said = Outcomes.load(result.files["outcomes.npz"])
+    replace(said, models={}).save(DEMO / "outcomes.npz", half=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import io
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ebjr import Cost, Outcomes, Preprocess, Preprocessed, load_model
+from ebjr import Cost, Outcomes, Preprocess, Preprocessed, load_model, mirrored
 from ebjr.arrays import to_numpy
 from ebjr.evaluation.flops import count_flops
 from ebjr.files import write_whole
@@ -147,6 +147,12 @@ MODELS = {
         for size in (128, 224)
     },
 }
+MODELS |= {
+    f"{name}_mirrored": MODELS[name]._replace(
+        model=lambda name=name: mirrored(MODELS[name].model())
+    )
+    for name in ("osi_exit", "lite0_160", "mobilenet_v2_128")
+}
 """By name: what answers which images."""
 
 PAIRS = {
@@ -169,14 +175,22 @@ def load(name: str, most: int | None = None) -> Outcomes:
 
     Of the first `most` images, which are enough for a look.
     """
-    student, teacher = (answers(model, most) for model in {**PAIRS, **RESOLUTIONS}[name])
+    return zoo({**PAIRS, **RESOLUTIONS}[name], most)
+
+
+def zoo(names: Sequence[str], most: int | None = None) -> Outcomes:
+    """The outcomes of any number of models, the cheapest first, as those of a pair."""
+    said = [answers(name, most) for name in names]
+    costs = [Cost(flops=float(one["flops"])) for one in said]
     return Outcomes(
-        student=student["output"][:most],
-        teacher=teacher["output"][:most],
-        targets=student["targets"][:most],
+        student=said[0]["output"][:most],
+        teacher=said[-1]["output"][:most],
+        targets=said[0]["targets"][:most],
         task="classification",
-        student_cost=Cost(flops=float(student["flops"])),
-        teacher_cost=Cost(flops=float(teacher["flops"])),
+        student_cost=costs[0],
+        teacher_cost=costs[-1],
+        between=tuple(one["output"][:most] for one in said[1:-1]),
+        between_costs=tuple(costs[1:-1]),
     )
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from ebjr.demo.cifar10 import load
 from experiments.cifar10_pair.nets import build_teacher, fit_whitening
+from experiments.cifar10_pair.record import DEMO
 from experiments.cifar10_pair.train import CHECKPOINTS, parser, to_input
 from experiments.cifar10_pair.train import HERE as PAIR
 from experiments.cifar10_pair.train_student import distill
@@ -31,7 +32,7 @@ from experiments.rivals.nets import (
 )
 
 HERE = Path(__file__).parent
-POOLED = HERE / "pooled.onnx"
+POOLED = DEMO / "second.onnx"
 POOLED_WIDTHS = (32, 64, 128)
 
 

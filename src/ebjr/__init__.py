@@ -21,6 +21,7 @@ _NAMES = {
     "blend": "Blend",
     "calibration": "calibrate",
     "calibration.guarantee": "Certificate",
+    "calibration.stages": "StagedPoint calibrate_stages",
     "costs": "Cost joint_cost",
     "curve": "OperatingPoint TradeOffCurve oracle",
     "data.looks": "look mirrored",

@@ -2,6 +2,8 @@ from ebjr.backends import load_model as load_model
 from ebjr.blend import Blend as Blend
 from ebjr.calibration import calibrate as calibrate
 from ebjr.calibration.guarantee import Certificate as Certificate
+from ebjr.calibration.stages import StagedPoint as StagedPoint
+from ebjr.calibration.stages import calibrate_stages as calibrate_stages
 from ebjr.costs import Cost as Cost
 from ebjr.costs import joint_cost as joint_cost
 from ebjr.curve import OperatingPoint as OperatingPoint

@@ -301,7 +301,7 @@ class Outcomes:
             return None
 
     def quality(self, role: str) -> float:
-        """The quality of ``"student"`` or ``"teacher"`` alone, as of a curve: higher is better.
+        """The quality of one of `roles` alone, as of a curve: higher is better.
 
         Examples
         --------
@@ -309,6 +309,8 @@ class Outcomes:
         >>> table.quality("teacher") == -(2**0.5)
         True
         """
+        if role in self.roles[1:-1]:
+            return self.pair(role, "teacher").quality("student")
         return float(self.measure.quality(getattr(self, f"{role}_quality").mean()))
 
     def _rows(self, blend: float | Blend | None) -> np.ndarray:

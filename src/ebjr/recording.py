@@ -221,13 +221,6 @@ def record_batches(
     return _Recording([student, teacher], task, about).run(lambda start: batches, progress)
 
 
-def quality_of(outcomes: Outcomes, role: str) -> float:
-    """The quality of one of the models, as `Outcomes.quality` gives that of student and teacher."""
-    if role in ("student", "teacher"):
-        return outcomes.quality(role)
-    return outcomes.pair(role, "teacher").quality("student")
-
-
 class _Recording:
     """The models by role, what was said of them, and what they have said so far."""
 
@@ -733,7 +726,7 @@ def _check_alike(kind: Task, role: str, first: Any, rows: Any, number: int) -> N
 
 def _note_chance(outcomes: Outcomes, role: str) -> None:
     """Say that a model answers no better than guessing, and what the reason may be."""
-    kind, n, quality = outcomes.kind, len(outcomes), quality_of(outcomes, role)
+    kind, n, quality = outcomes.kind, len(outcomes), outcomes.quality(role)
     if kind.targets_are == "boxes":
         guess = 0.0 if outcomes.labeled and any(map(len, outcomes.targets)) else -1.0
     elif kind.has_labels and outcomes.measure.binary and outcomes.labeled and n >= 30:

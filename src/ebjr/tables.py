@@ -26,7 +26,6 @@ from ebjr.evaluation.tests import Comparison
 from ebjr.metric import METRICS, Metric
 from ebjr.outcomes import Outcomes
 from ebjr.quantize import Quantized
-from ebjr.recording import quality_of
 from ebjr.scores import score_title
 from ebjr.stats import Interval
 from ebjr.study import Study
@@ -174,7 +173,7 @@ def recorded_models(outcomes: Outcomes) -> list[dict[str, Any]]:
         usual = first.setdefault(place, how)
         look = {key: how[key] for key in how.keys() & LOOK_KEYS if how[key] != usual.get(key)}
         name = " ".join(filter(None, (Path(place).name, Preprocess.from_dict(look).as_text())))
-        quality, cost = quality_of(outcomes, role), outcomes.cost_of(role).as_dict()
+        quality, cost = outcomes.quality(role), outcomes.cost_of(role).as_dict()
         found.append({"role": role, "name": name, "quality": quality, "cost": cost})
     return found
 

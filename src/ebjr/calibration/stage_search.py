@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -95,8 +95,8 @@ class Candidate:
 
     @property
     def level(self) -> bool:
-        """Whether it is behind the best by no more than noise."""
-        return self.behind <= NOISE * self.behind_error
+        """Whether it is a chain that is behind the best by no more than noise."""
+        return len(self.roles) > 1 and self.behind <= NOISE * self.behind_error
 
 
 Path = tuple[tuple[int, float | Blend], ...]
@@ -218,20 +218,26 @@ class Search:
         self.plans: dict[Places, _Plan] = {}
 
     def chains(self, stages: str | Sequence[str], most: int) -> list[Places]:
-        """The chains to compare: of those that are to match the teacher it is the last."""
+        """The chains to compare, cheaper models first; to match the teacher it is the last."""
         roles = self.outcomes.roles
         if stages == "auto":
-            sizes = range(2, most + 1)
-            every = [chain for size in sizes for chain in combinations(range(len(roles)), size)]
+            order = sorted(range(len(roles)), key=lambda place: self.costs[place])
+            every = [one for size in range(2, most + 1) for one in combinations(order, size)]
             last = len(roles) - 1
             return [one for one in every if self.aim.kind != "match-teacher" or one[-1] == last]
         named = stages.split(",") if isinstance(stages, str) else stages
         places = tuple(roles.index(role) if role in roles else -1 for role in named)
-        if len(places) < 2 or -1 in places or list(places) != sorted(set(places)):
+        if len(set(places)) < max(2, len(places)) or -1 in places:
             raise ValueError(
-                f"stages must be auto, or two or more of {', '.join(roles)}, in this order, not "
-                f"{', '.join(named)}"
+                f"stages must be auto, or two or more of {', '.join(roles)}, not {', '.join(named)}"
             )
+        for place, after in pairwise(places):
+            if self.costs[place] > DEARER * self.costs[after]:
+                raise ValueError(
+                    f"the cheaper model comes first, but {roles[place]} costs "
+                    f"{self.costs[place]:.4g} {self.unit} and {roles[after]}, after it, "
+                    f"{self.costs[after]:.4g}: give stages in the order of their costs"
+                )
         return [places]
 
     def best(self, chains: Sequence[Places]) -> tuple[Places, tuple[Candidate, ...]]:
@@ -402,7 +408,7 @@ def _along(where: Where, rows: Any, of: Callable[[Path], np.ndarray]) -> np.ndar
 
 
 def _costs(outcomes: Outcomes, unit: str | None) -> tuple[str, list[float]]:
-    """The unit that chains are compared in, and what each model costs in it, in ascending order."""
+    """The unit that chains are compared in, and what each model costs in it."""
     costs = [outcomes.cost_of(role) for role in outcomes.roles]
     if any(cost.rest for cost in costs):
         raise ValueError(
@@ -417,16 +423,7 @@ def _costs(outcomes: Outcomes, unit: str | None) -> tuple[str, list[float]]:
         )
     unit = known[0] if unit is None else unit
     check_choice("unit", unit, known)
-    found = [float(getattr(cost, unit)) for cost in costs]
-    for role, later, cost, next_cost in zip(
-        outcomes.roles, outcomes.roles[1:], found, found[1:], strict=False
-    ):
-        if cost > DEARER * next_cost:
-            raise ValueError(
-                f"the cheapest model comes first, but {role} costs {cost:.4g} {unit} and {later}, "
-                f"after it, {next_cost:.4g}: record them in the order of their costs"
-            )
-    return unit, found
+    return unit, [float(getattr(cost, unit)) for cost in costs]
 
 
 def _cost(unit: str, amount: float) -> Cost:

@@ -83,9 +83,13 @@ DEMO = Demo(
     data="the 10,000 images of the CIFAR-10 test set",
     load=lambda progress: load("test", progress=progress),
     preprocess=Preprocess(size=32),
+    between={
+        "mirrored": ("student", Preprocess(size=32, mirror=True)),
+        "second": ("second", Preprocess(size=32)),
+    },
     about={"labels": CLASSES},
 )
-"""Both shipped models take 32 x 32 RGB in 0..1; the rest is inside the graphs."""
+"""All shipped models take 32 x 32 RGB in 0..1; the rest is inside the graphs."""
 
 
 def _records(data: bytes) -> Arrays:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch, row_count, take_rows
-from ebjr.backends.entry import ModelEntry
+from ebjr.backends.entry import ModelEntry, entries_of
 from ebjr.costs import Cost
 from ebjr.data.preprocess import Preprocess
 from ebjr.demo.fetch import DataUnavailable, Progress
@@ -25,7 +25,7 @@ from ebjr.evaluation.example_costs import costs_of
 from ebjr.joint_file import JointConfig
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes
-from ebjr.recording import counter, record
+from ebjr.recording import counter, record_all
 from ebjr.study import Study
 from ebjr.sweep import Sweep, run_sweep
 from ebjr.tasks.specialized.known_classes import Traffic
@@ -65,6 +65,8 @@ class Demo:
       loaded.
     - `students`: By the name of its shipped file: what a student's outcomes are, beside `about`.
       The recorded answers of several are called as the student is.
+    - `between`: By name the further models of a zoo, the cheapest first: the shipped file of each,
+      and how it is prepared.
     - `teacher_of`: The demo whose shipped teacher it is, where that is another's.
     - `traffic`: The mix in which the examples are drawn, where it is another than that of the data.
     - `models`: Both models by role, where they are not shipped; raises `DataUnavailable` where they
@@ -81,6 +83,7 @@ class Demo:
     preprocess: Preprocess | None = None
     about: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)
     students: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"student": {}})
+    between: Mapping[str, tuple[str, Preprocess]] = field(default_factory=dict)
     teacher_of: str | None = None
     traffic: Traffic | None = None
     models: Callable[[], Mapping[str, ModelEntry]] | None = None
@@ -115,6 +118,7 @@ class Demo:
                 tables = dict(zip(self.students, map(Outcomes.load, paths), strict=True))
             else:
                 tables = self._record(entries, inputs, targets, threads, tell)
+        tables = {name: self._named(name, table, entries, target) for name, table in tables.items()}
         sweep = run_sweep(tables, traffic=self.traffic, **self.goal)
         written, study = self._save(target, sweep, tables, entries), sweep.study
         seconds = None
@@ -132,6 +136,18 @@ class Demo:
         )
         return DemoResult(sweep, inputs is None, reason, seconds, written)
 
+    def _named(
+        self, student: str, table: Outcomes, entries: Mapping[str, ModelEntry], folder: Path
+    ) -> Outcomes:
+        """Outcomes that say which files their models are."""
+        names = dict(zip(table.roles, (student, *self.between, "teacher"), strict=True))
+        models = {
+            role: replace(entries[name], cost=table.cost_of(role)).as_table(folder.resolve())
+            for role, name in names.items()
+            if name in entries
+        }
+        return replace(table, models=models)
+
     def _save(
         self,
         folder: Path,
@@ -141,18 +157,14 @@ class Demo:
     ) -> dict[str, Path]:
         """Write every student's outcomes, and ``joint.toml`` of the best; the files by name."""
         written = {name: folder / self._outcomes_file(name) for name in tables}
-        costs = {name: table.student_cost for name, table in tables.items()}
-        costs["teacher"] = next(iter(tables.values())).teacher_cost
-        priced = {name: replace(entry, cost=costs[name]) for name, entry in entries.items()}
-        models = {name: entry.as_table(folder.resolve()) for name, entry in priced.items()}
         for name, table in tables.items():
-            roles = {"student": name, "teacher": "teacher"}
-            own = {role: models[key] for role, key in roles.items() if key in models}
-            replace(table, models=own).save(written[name])
+            table.save(written[name])
         files = {path.name: path for path in written.values()}
-        if priced:
+        if entries:
             files["joint.toml"] = folder / "joint.toml"
-            config = JointConfig.of_study(priced[sweep.best], priced["teacher"], sweep.study)
+            none = dict.fromkeys(("student", "teacher"))
+            both = entries_of(sweep.study.outcomes, written[sweep.best], none)
+            config = JointConfig.of_study(both["student"], both["teacher"], sweep.study)
             config.save(files["joint.toml"])
         return files
 
@@ -160,14 +172,17 @@ class Demo:
         return f"{student}.npz" if len(self.students) > 1 else "outcomes.npz"
 
     def _shipped_entries(self, stack: ExitStack) -> dict[str, ModelEntry]:
-        places = dict.fromkeys(self.students, self.task)
-        places["teacher"] = self.teacher_of or self.task
+        own = {name: (name, self.preprocess) for name in (*self.students, "teacher")}
         return {
             name: ModelEntry.of_file(
-                stack.enter_context(shipped(f"{name}.onnx", task)), preprocess=self.preprocess
+                stack.enter_context(shipped(f"{file}.onnx", self._folder(name))),
+                preprocess=preprocess,
             )
-            for name, task in places.items()
+            for name, (file, preprocess) in {**own, **self.between}.items()
         }
+
+    def _folder(self, name: str) -> str:
+        return (self.teacher_of or self.task) if name == "teacher" else self.task
 
     def _record(
         self,
@@ -186,16 +201,14 @@ class Demo:
         teacher, teacher_cost = models["teacher"], costs["teacher"]
         tables: dict[str, Outcomes] = {}
         for name, own in self.students.items():
-            what = f"recording {name} and teacher" if not tables else f"recording {name}"
-            tables[name] = record(
-                models[name],
-                teacher,
+            what = "recording all models" if not tables else f"recording {name}"
+            tables[name] = record_all(
+                [models[name], *(models[each] for each in self.between), teacher],
                 inputs,
                 targets,
                 batch_size=self.batch_size,
                 progress=counter(what, n, tell),
-                student_cost=costs[name],
-                teacher_cost=teacher_cost,
+                costs=[costs[name], *(costs[each] for each in self.between), teacher_cost],
                 flops=False,
                 **{"task": self.task, **about, **own},
             )
