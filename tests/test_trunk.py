@@ -1,4 +1,4 @@
-"""A teacher that continues from the student's features: one trunk, and deferred rows cost the rest."""
+"""A teacher that continues from the student's features: deferred rows cost only the rest."""
 
 from __future__ import annotations
 
@@ -210,7 +210,6 @@ def test_savings_are_over_both_parts_run_on_each_row(pair, tmp_path):
     assert point.saving == pytest.approx((student + rest) / point.cost.flops)
     assert point.saving > 1
     assert point.pays
-    assert "continues from the student's features" in point.verdict
     assert alone_cost(table.student_cost, table.teacher_cost).flops == student + rest
 
 
@@ -242,10 +241,10 @@ def test_the_command_line_does_all_of_it(pair, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, "predict", "joint.toml", "--data", "rows.npz", "-o", "a.jsonl") == 0
     assert '"alone":' in (tmp_path / "r.html").read_text()
     capsys.readouterr()
-    assert run(monkeypatch, "calibrate", "o.npz", "--stages", "auto", "-o", "j.toml") == 1
+    assert run(monkeypatch, "calibrate", "o.npz", "--stages", "auto", "-o", "j.toml") == 2
     assert "calibrate without --stages" in capsys.readouterr().err
     models[3] = "features=nowhere"
-    assert run(monkeypatch, "record", *models, "--data", "rows.npz", "-o", "p.npz") == 1
+    assert run(monkeypatch, "record", *models, "--data", "rows.npz", "-o", "p.npz") == 2
     assert "features must be one of" in capsys.readouterr().err
 
 
@@ -282,7 +281,7 @@ def test_torch_modules_share_a_trunk_too(pair, tmp_path):
         assert recorded((student, rest)).teacher_cost.flops == 2 * (FEATURES * 40 + 40 * CLASSES)
     assert torch.is_tensor(student(torch.tensor(INPUTS)).features)
     plain = load_model(Student(lambda logits, features: logits), features=1)
-    with pytest.raises(ebjr.ModelError, match="must return a dictionary or a tuple"):
+    with pytest.raises(ebjr.ModelError, match="must return a tuple or dictionary"):
         plain(INPUTS)
     rows = {0: torch.export.Dim("n", min=2)}
     program = torch.export.export(
@@ -320,11 +319,11 @@ class TestRefused:
     """Each in one sentence, before any answer is given."""
 
     def test_a_features_output_that_does_not_exist(self, pair):
-        with pytest.raises(ValueError, match="features must be one of several outputs.*nowhere"):
+        with pytest.raises(ValueError, match=r"features must be one of .*nowhere"):
             load_model(pair[0].path, features="nowhere")
 
     def test_the_only_output_as_features(self, pair):
-        with pytest.raises(ValueError, match="one of several outputs"):
+        with pytest.raises(ValueError, match="not the only one"):
             load_model(pair[1].path, features="logits")
 
     def test_the_output_itself_as_features(self, pair):
@@ -336,20 +335,18 @@ class TestRefused:
         other = ebjr.split_model(
             path, "bent", student=tmp_path / "s.onnx", teacher=tmp_path / "t.onnx"
         )
-        with pytest.raises(
-            ValueError, match=r"shape \(40,\) and type float32.*are \(5,\), float32"
-        ):
+        with pytest.raises(ValueError, match=r"\(40,\) of float32.*\(5,\) of float32"):
             joined(pair[0], other[1])
 
     def test_features_of_another_type(self, pair):
         teacher = counting(pair[1], [])
         teacher.input_shape, teacher.input_dtype = (None, FEATURES), np.dtype(np.float64)
-        with pytest.raises(ValueError, match="type float64.*float32"):
+        with pytest.raises(ValueError, match=r"of float64.*of float32"):
             joined(pair[0], teacher)
 
     def test_features_whose_shape_only_the_first_answer_shows(self, pair):
         narrow = lambda x: Answer(early(x), features=features_of(x)[:, :2])  # noqa: E731
-        with pytest.raises(ebjr.ModelError, match=r"takes rows of shape \(5,\)"):
+        with pytest.raises(ebjr.ModelError, match=r"takes rows \(5,\) of float32"):
             joined(narrow, pair[1])(INPUTS)
         with pytest.raises(ebjr.ModelError, match="carries none for each of its rows"):
             joined(early, pair[1])(INPUTS)
@@ -361,8 +358,8 @@ class TestRefused:
             joined(load_model(pair[0].path, output="early"), pair[1])
 
     def test_a_student_that_continues(self, pair):
-        with pytest.raises(ValueError, match="only a teacher can"):
-            joined(pair[1], pair[1])
+        with pytest.raises(ValueError, match="can only be a teacher"):
+            joined(pair[1], whole)
 
     def test_a_joint_student(self, pair):
         inner = joined(*pair)
@@ -379,12 +376,12 @@ class TestRefused:
     def test_preprocessing_of_features(self, pair):
         with pytest.raises(ValueError, match="has a preprocessing"):
             joined(pair[0], prepared(pair[1], Preprocess()))
-        with pytest.raises(ValueError, match="leave teacher_preprocess= out"):
+        with pytest.raises(ValueError, match="features are no images"):
             recorded(pair, teacher_preprocess="size=8")
 
     def test_rows_that_wait_for_it(self, pair, tmp_path):
         late = ebjr.LateAnswers(tmp_path / "late.sqlite")
-        with pytest.raises(ValueError, match="is for a teacher elsewhere"):
+        with pytest.raises(ValueError, match="cannot wait"):
             joined(*pair, when_unavailable="queue", late=late)
 
     def test_a_teacher_loaded_elsewhere(self, pair, tmp_path):
@@ -392,9 +389,10 @@ class TestRefused:
         with pytest.raises(ValueError, match="cannot be loaded elsewhere"):
             ebjr.JointConfig.read(tmp_path / "joint.toml").load(teacher=whole)
 
-    def test_more_than_two_models_recorded_at_once(self, pair):
-        with pytest.raises(ValueError, match="give a student and a teacher"):
-            ebjr.record_all([pair[0], early, pair[1]], INPUTS, np.zeros(60, int))
+    def test_a_model_without_features_between_the_two(self, pair):
+        other = load_model(pair[0].path, output="early")
+        with pytest.raises(ValueError, match="the answers of student carry none"):
+            ebjr.record_all([pair[0], other, pair[1]], INPUTS, np.zeros(60, int))
 
     def test_stages_are_whole_models(self, pair):
         from ebjr.calibration.stages import calibrate_stages

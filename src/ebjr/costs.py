@@ -30,8 +30,7 @@ class Cost:
         ``"measured"`` or ``"estimated"``; None where nobody said. Two costs whose joules are of
         different kinds have none in common: neither their sum nor their ratio is known.
     rest
-        Whether it is of a teacher that continues from the student's features: what its own part
-        costs beyond these.
+        Whether it is of a teacher that continues from the student's features: of its part alone.
 
     Raises
     ------
@@ -51,7 +50,7 @@ class Cost:
     joules: float | None = None
     joules_are: str | None = None
     bytes: float | None = None
-    rest: bool = field(default=False, repr=False)
+    rest: bool | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for unit in UNITS:
@@ -86,8 +85,7 @@ class Cost:
 
     def as_dict(self) -> dict[str, Any]:
         """The units that are known, and what the joules are."""
-        known = {name: value for name, value in asdict(self).items() if value is not None}
-        return known if self.rest else {k: value for k, value in known.items() if k != "rest"}
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def is_comparable(one: Cost, other: Cost, unit: str) -> bool:
@@ -119,17 +117,7 @@ def joint_cost(student: Cost, teacher: Cost, deferral_rate: float) -> Cost:
 
 
 def alone_cost(student: Cost, teacher: Cost) -> Cost:
-    """Cost per example where the teacher answers all, without a student.
-
-    A teacher that continues from the student's features needs these: the student runs, too.
-
-    Examples
-    --------
-    >>> alone_cost(Cost(flops=4.0), Cost(flops=6.0)).flops
-    6.0
-    >>> alone_cost(Cost(flops=4.0), Cost(flops=6.0, rest=True)).flops
-    10.0
-    """
+    """Cost per example of the teacher alone; of one that continues, with the student before it."""
     return student + teacher if teacher.rest else teacher
 
 
@@ -137,8 +125,7 @@ def break_even_rate(student: Cost, teacher: Cost, unit: str) -> float | None:
     """The deferral rate above which the teacher alone is cheaper: ``1 - F_S / F_T``.
 
     None where the unit is not known or joules are of different kinds; negative where the student
-    costs more than the teacher. A teacher that continues from the student's features is never
-    cheaper: 1.
+    costs more than the teacher. A teacher that continues from the student's is never cheaper: 1.
     """
     paid, saved = getattr(student, unit), getattr(teacher, unit)
     if not is_comparable(student, teacher, unit) or not saved:

@@ -156,10 +156,7 @@ class OperatingPoint:
             )
         if self.break_even <= 0:
             return "The student costs as much as the teacher: this pair cannot pay."
-        if self.teacher_cost.rest:
-            limit = "the teacher continues from the student's features"
-        else:
-            limit = f"the teacher alone is cheaper above a deferral rate of {self.break_even:.1%}"
+        limit = f"the teacher alone is cheaper above a deferral rate of {self.break_even:.1%}"
         limit += f"; {unknown}" if unknown else ""
         if self.pays:
             return (

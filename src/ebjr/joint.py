@@ -20,16 +20,7 @@ from ebjr.errors import (
     check_choice,
     one_line,
 )
-from ebjr.model import (
-    Answer,
-    Model,
-    TeacherFailed,
-    answer,
-    check_pair,
-    facts,
-    features_of,
-    model_name,
-)
+from ebjr.model import Answer, Model, TeacherFailed, answer, check_pair, facts, model_name, trunk_of
 from ebjr.router import Router
 from ebjr.task import OUTPUT_SEEN, Task
 from ebjr.threads import in_order
@@ -116,7 +107,7 @@ class JointModel:
 
     kind: Task
     classes: int | None = None  # of the teacher, where the student's are others
-    features_shape = ()  # no model continues from a joint one
+    features = ()  # no model continues from a joint one
 
     def __init__(
         self,
@@ -158,10 +149,7 @@ class JointModel:
                 "late=ebjr.LateAnswers('late.sqlite') keeps the rows"
             )
         if late is not None and self._taught.continues:
-            raise ValueError(
-                f"when_unavailable='queue' is for a teacher elsewhere, and {self._taught.name}, which "
-                "continues from the student's features, is here: leave it out"
-            )
+            raise ValueError("rows of a teacher that continues from features cannot wait: no late=")
         self.late = late
 
     def __call__(self, inputs: Batch) -> JointAnswer:
@@ -279,7 +267,7 @@ class JointModel:
         """The student's raw output, which the router reads, and which rows it marks as degraded."""
         found = answer(self.student, inputs, row_count(inputs), self.kind)
         if self._taught.continues:
-            features_of(found, row_count(inputs), model_name(self.student), self._taught)
+            trunk_of(found, row_count(inputs), model_name(self.student), self._taught)
         if not self._looked_at and row_count(inputs):
             self._looked_at = True
             self._look_at(found.output)

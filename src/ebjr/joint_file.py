@@ -361,10 +361,7 @@ class JointConfig:
         """
         self.check()
         if teacher is not None and self.teacher.options.get("continues"):
-            raise ValueError(
-                "the teacher continues from the student's features, which do not travel: it cannot "
-                "be loaded elsewhere"
-            )
+            raise ValueError("a teacher that continues from features cannot be loaded elsewhere")
         own = {name: getattr(self, name) for name in ("rescale", "known_classes", "classes")}
         found: JointModel = joined(
             self.task,

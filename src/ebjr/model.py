@@ -62,8 +62,7 @@ class ModelFacts:
     - `sends_files`: Whether each input travels to the model as the file of an image.
     - `bytes_moved`: Bytes that a remote model has sent and received so far; None of a model that is
       here.
-    - `features_shape`, `features_dtype`: Of the features that its answers carry; the shape of a
-      model whose answers carry none is ().
+    - `features`: Shape and type of the features that its answers carry; () where they carry none.
     - `continues`: Whether the model is asked about the features that the student's answer carries,
       in place of the inputs.
     - `device`: Where the model runs: ``"cpu"``, a device of PyTorch's, or ONNX Runtime's provider.
@@ -84,8 +83,7 @@ class ModelFacts:
     preprocess: Mapping[str, Any] | None = None
     sends_files: bool = False
     bytes_moved: int | None = None
-    features_shape: InputShape | None = None
-    features_dtype: np.dtype[Any] | None = None
+    features: tuple[Any, ...] | None = None
     continues: bool = False
     device: str = "cpu"
 
@@ -125,7 +123,7 @@ _SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
     ("input_dtype", "input_dtype", np.dtype | type, np.dtype),
     ("multilabel", "multilabel", bool, bool),
     ("bytes_moved", "bytes_moved", int, int),
-    ("features_shape", "features_shape", tuple, tuple),
+    ("features", "features", tuple, tuple),
     ("continues", "continues", bool, bool),
 )
 """A fact, the attribute that tells it, the type it must have, and what makes the fact of it."""
@@ -235,49 +233,41 @@ def check_pair(student: Model, teacher: Model, kind: Task) -> None:
 
 
 def _check_continues(student: ModelFacts, teacher: ModelFacts) -> None:
-    if student.continues:
-        raise ValueError(
-            f"the student, {student.name}, continues from features: only a teacher can"
-        )
-    if not teacher.continues:
-        return
-    shape, dtype = student.features_shape, student.features_dtype
-    why = _misfit(student.name, shape, dtype, teacher)
+    why = _misfit(student.name, student.features or (None, None), teacher)
     if teacher.url is not None:
         why = "is at an address, to which none travel: give its file"
     elif teacher.preprocess is not None:
         why = "has a preprocessing, which is for images: leave that out"
-    elif shape == ():
+    elif student.features == ():
         why = f"the answers of {student.name} carry none: of one model features= names them"
-    if why:
+    if teacher.continues and why:
         raise ValueError(f"{teacher.name} continues from the student's features, but {why}")
+    if student.continues:
+        raise ValueError(f"{student.name} continues from features, so it can only be a teacher")
 
 
-def features_of(found: Answer, rows: int, student: str, teacher: ModelFacts) -> Batch:
+def trunk_of(found: Answer, rows: int, student: str, teacher: ModelFacts) -> Batch:
     """The features of a student's answer to `rows` inputs, which a teacher continues from.
 
     ModelError: it carries none for each row, or others than the teacher takes.
     """
-    why = f"the answer of {student} carries none for each of its rows"
-    if found.features is not None and row_count(found.features) == rows:
-        kind = to_numpy(found.features[:0]).dtype
-        why = _misfit(student, tuple(found.features.shape), kind, teacher)
+    said, why = found.features, f"the answer of {student} carries none for each of its rows"
+    if said is not None and row_count(said) == rows:
+        why = _misfit(student, (tuple(said.shape), to_numpy(said[:0]).dtype), teacher)
     if why:
         raise ModelError(f"{teacher.name} continues from the student's features, but {why}")
-    return found.features
+    return said
 
 
-def _misfit(student: str, shape: Any, dtype: Any, teacher: ModelFacts) -> str:
+def _misfit(student: str, features: tuple[Any, Any], teacher: ModelFacts) -> str:
     """What to say of features that are known not to be a teacher's input; nothing of others."""
-    wanted, kind = teacher.input_shape, teacher.input_dtype
+    (shape, dtype), wanted, kind = features, teacher.input_shape, teacher.input_dtype
     sides = zip_longest(shape[1:], wanted[1:], fillvalue=-1) if shape and wanted else ()
     alike = all(one is None or other is None or one == other for one, other in sides)
     if alike and (dtype is None or kind is None or dtype == kind):
         return ""
-    return (
-        f"takes rows of shape {wanted and wanted[1:]} and type {kind}, and those of {student} are "
-        f"{shape and shape[1:]}, {dtype}: name others with features="
-    )
+    takes, said = wanted and wanted[1:], shape and shape[1:]
+    return f"takes rows {takes} of {kind}, and those of {student} are {said} of {dtype}"
 
 
 def _check_labels_each(role: str, known: ModelFacts, kind: Task) -> None:

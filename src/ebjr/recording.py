@@ -36,7 +36,7 @@ from ebjr.evaluation.example_costs import costs_of
 from ebjr.journal import CONTENTS, Journal
 from ebjr.labels import Places, are_names, as_names, places, some, unnamed, whole_numbers
 from ebjr.link.far import FarTeacher
-from ebjr.model import Model, as_answer, check_pair, facts, features_of
+from ebjr.model import Model, as_answer, check_pair, facts, trunk_of
 from ebjr.outcomes import Outcomes, roles_of
 from ebjr.task import OUTPUT_SEEN, Task
 from ebjr.tasks import as_task
@@ -243,11 +243,6 @@ class _Recording:
             raise ValueError(
                 "more than two models are recorded for classification, multilabel and regression, "
                 f"not for {task}: give a student and a teacher"
-            )
-        if len(models) > 2 and any(facts(model).continues for model in models):
-            raise ValueError(
-                "a teacher that continues from a student's features is recorded with that one "
-                "alone: give a student and a teacher"
             )
         self._check_pairs(self.given, lambda one, other: check_pair(one, other, self.kind))
         self.check_all: Callable[[], None] = lambda: None
@@ -518,7 +513,7 @@ class _Recording:
         rows = self.kind.collect(role, _raw_output(role, said), row_count(inputs))
         self.seconds[role] += time.perf_counter() - began
         if role == "student" and teacher.continues:
-            self.features = features_of(as_answer(said), len(rows), facts(model).name, teacher)
+            self.features = trunk_of(as_answer(said), len(rows), facts(model).name, teacher)
         if number == 1 and (kind := self._output_kind(role, rows)) is not None:
             self.models[role] = with_output_kind(self.models[role], kind)
             if (entry := self.entries.get(role)) is not None:
@@ -656,9 +651,7 @@ def prepare_for(
     if isinstance(model, Look):
         return look_as(prepare_for(model.model, inputs, preprocess, argument), model.change)
     if facts(model).continues and preprocess not in ("auto", "infer", None):
-        raise ValueError(
-            f"{facts(model).name} continues from features, which are no images: leave {argument}= out"
-        )
+        raise ValueError(f"features are no images: leave {argument}= of the teacher out")
     own_way = unprepared(model)[1]
     if preprocess not in ("auto", "infer"):
         if own_way is not None and (own_way.mirror or any(own_way.shift)):

@@ -1,7 +1,7 @@
 """A network with an early exit, cut in two: a student, and a teacher that continues from it."""
 
 import os
-from typing import Any
+from pathlib import Path
 
 from ebjr.backends import load_model
 from ebjr.errors import ModelError, needs, one_line
@@ -35,13 +35,13 @@ def split_model(
         early, last = outputs or [value.name for value in graph.output]
         for target, given, wanted in ((student, inputs, [early, at]), (teacher, [at], [last])):
             with write_beside(target) as folder:
-                draft = str(folder / os.path.basename(target))
+                draft = str(folder / Path(target).name)
                 onnx.utils.extract_model(str(path), draft, given, wanted)
     except Exception as error:  # of protobuf, of ONNX's checker, of names
         if isinstance(error, OSError):
             raise
         raise ModelError(
-            f"{path} cannot be cut at {at}, so that one output needs the inputs alone and the other "
-            f"{at} alone: {one_line(error)}"
+            f"{path} cannot be cut at {at} into one output that needs the inputs alone and one "
+            f"that needs {at} alone: {one_line(error)}"
         ) from error
     return load_model(student, features=at), load_model(teacher, continues=True)

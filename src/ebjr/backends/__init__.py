@@ -41,11 +41,12 @@ def load_model(source: Any, *, trust: bool = False, **options: Any) -> Model:
         know to be safe.
     **options
         What the backend takes: ``threads``, ``providers``, ``batch_size`` and ``output`` for
-        ONNX, for a shared trunk there and in PyTorch ``features`` and ``continues``, or with ``layout`` (a name, or ``"auto"``) what a detector takes
+        ONNX, or with ``layout`` (a name, or ``"auto"``) what a detector takes
         (`ebjr.backends.detectors.OnnxDetector`); ``device``, ``dtype``, ``batch_size`` and
-        ``compile`` for PyTorch, and with ``processor`` the same for Hugging Face; ``output`` for
-        scikit-learn; ``send``, ``timeout_seconds`` and more for an address. Every one but a
-        detector takes ``output_kind``: what its answers are, where these must become logits
+        ``compile`` for PyTorch, and with ``processor`` the same for Hugging Face; for a shared
+        trunk ``features`` and ``continues`` for ONNX and PyTorch; ``output`` for scikit-learn;
+        ``send``, ``timeout_seconds`` and more for an address. Every one but a detector takes
+        ``output_kind``: what its answers are, where these must become logits
         (`ebjr.backends.output_kind.KINDS`).
 
     Raises

@@ -17,8 +17,9 @@ def run_in_chunks(
 ) -> list[Any]:
     """Answers to a batch (n, ...) of at least one row, run in chunks of at most `size` rows.
 
-    `run` gives a list of answers, as what this returns, each with a row for each input. A graph may be fixed to a batch of `fixed` rows: its last chunk is filled up with copies of its
-    last row, whose answers are dropped. `join` makes one array of several.
+    `run` gives a list of them, as this does. A graph may be fixed to a batch of `fixed` rows: its
+    last chunk is filled up with copies of its last row, whose answers are dropped. `join` makes one
+    array of several.
     """
     answers, step = [], fixed or size or len(batch)
     for start in range(0, len(batch), step):

@@ -186,12 +186,9 @@ class OnnxDetector:
         if not len(images):
             return []
         fixed = self.model.fixed_batch
-        run = run_in_chunks(
-            lambda chunk: [self._run_batch(chunk)], list(images), fixed, fixed, join_rows
-        )
-        return list(run[0])
+        return list(run_in_chunks(self._run_batch, list(images), fixed, fixed, join_rows)[0])
 
-    def _run_batch(self, images: list[Image]) -> list[tuple[Detections, bool]]:
+    def _run_batch(self, images: list[Image]) -> list[list[tuple[Detections, bool]]]:
         batch = self.preprocess(images)
         sides = batch.shape[2:] if self.preprocess.layout == "nchw" else batch.shape[1:3]
         size = (int(sides[0]), int(sides[1]))
@@ -201,10 +198,11 @@ class OnnxDetector:
                 f"{self.name} was given {len(batch)} images and answered {len(answers)}; "
                 "give it one at a time"
             )
-        return [
+        placed = [
             (self._placed(decoded, image.shape[:2], size), decoded.labels is not None)
             for decoded, image in zip(answers, images, strict=True)
         ]
+        return [placed]
 
     def _decoded(self, outputs: Outputs, size: Size) -> list[Decoded]:
         """What the outputs say of our classes; the first that are met are looked at closely."""

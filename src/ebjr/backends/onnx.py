@@ -64,7 +64,7 @@ class OnnxModel:
         self._options: dict[str, Any] = {"threads": threads, "providers": providers}
         self._options |= {"batch_size": batch_size, "output": output}
         self._options |= {"features": features, "continues": continues or None}
-        self.features, self.continues = None if features is None else str(features), continues
+        self.features, self.continues = features, continues
         self._session = open_session(self.path, threads, providers)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._read_input()
@@ -81,8 +81,7 @@ class OnnxModel:
             input_name=self.input_name,
             input_shape=self.input_shape,
             input_dtype=self.input_dtype,
-            features_shape=self._features_shape,
-            features_dtype=self._features_dtype,
+            features=self._features,
             continues=self.continues,
             options={name: value for name, value in self._options.items() if value is not None},
             device=device_name(self.providers[0]),
@@ -131,10 +130,7 @@ class OnnxModel:
     def _read_outputs(self, output: str | None) -> None:
         nodes = {node.name: node for node in self._session.get_outputs()}
         self.output_names: tuple[str, ...] = tuple(nodes)
-        self._features_shape: InputShape | None = ()
-        self._features_dtype: np.dtype[Any] | None = None
-        if self.features is not None:
-            self._read_features(nodes.pop(self.features, None))
+        self._features = self._read_features(nodes)
         self.output_name = self._likely_output(nodes) if output is None else output
         if self.output_name not in nodes:
             raise ValueError(
@@ -148,16 +144,19 @@ class OnnxModel:
                 f"choose another with output= (--student-output, --teacher-output), of "
                 f"{', '.join(nodes)}, or export it with a tensor of probabilities (zipmap=False)"
             )
-        self._fetch = [self.output_name, *filter(None, [self.features])]
+        self._fetch = [name for name in (self.output_name, self.features) if name]
 
-    def _read_features(self, node: Any) -> None:
-        if node is None or node.type not in DTYPES or len(self.output_names) < 2:
+    def _read_features(self, nodes: dict[str, Any]) -> tuple[Any, ...]:
+        """Shape and type of the features, whose output is taken out of `nodes`."""
+        if self.features is None:
+            return ()
+        node = nodes.pop(self.features, None)
+        if not nodes or node is None or node.type not in DTYPES:
             raise ValueError(
-                f"features must be one of several outputs of {self.path}, {', '.join(self.output_names)}"
-                f", but is {self.features!r}"
+                f"features must be one of {', '.join(self.output_names)}, the outputs of "
+                f"{self.path}, and not the only one, but is {self.features!r}"
             )
-        self._features_shape = known_shape(node.shape)
-        self._features_dtype = np.dtype(DTYPES[node.type])
+        return known_shape(node.shape), np.dtype(DTYPES[node.type])
 
     def _likely_output(self, nodes: Mapping[str, Any]) -> str:
         """The first output, unless it is labels, as converted estimators have them first."""

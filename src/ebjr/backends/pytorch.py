@@ -17,7 +17,6 @@ from ebjr.model import Answer, InputShape, ModelFacts, device_name
 
 with needs("torch", "running a PyTorch module"):
     import torch
-    from torch.utils._pytree import tree_unflatten
 
 
 class TorchModel:
@@ -74,8 +73,6 @@ class TorchModel:
         self.input_dtype: np.dtype[Any] | None = None
         self.fixed_batch: int | None = None
         self.features, self.continues = features, continues
-        self.features_shape: InputShape | None = () if features is None else None
-        self.features_dtype: np.dtype[Any] | None = None
         given = {"device": device, "dtype": dtype, "batch_size": batch_size, "compile": compile}
         self._options: dict[str, Any] = {**given, "features": features, "continues": continues}
 
@@ -89,8 +86,7 @@ class TorchModel:
             multilabel=None if problem is None else problem == "multi_label_classification",
             input_shape=self.input_shape,
             input_dtype=self.input_dtype,
-            features_shape=self.features_shape,
-            features_dtype=self.features_dtype,
+            features=() if self.features is None else None,
             continues=self.continues,
             options={
                 key: value if isinstance(value, int) else str(value).removeprefix("torch.")
@@ -176,12 +172,6 @@ def load_program(path: str | os.PathLike[str], **options: Any) -> TorchModel:
     model.input_shape = tuple(size if isinstance(size, int) else None for size in example.shape)
     model.input_dtype = to_numpy(torch.empty(0, dtype=example.dtype)).dtype
     model.fixed_batch = model.input_shape[0] if model.input_shape else None
-    if model.features is not None:
-        said = program.graph.output_node().args[0][-len(program.graph_signature.user_outputs) :]
-        said = tree_unflatten([node.meta["val"] for node in said], program.call_spec.out_spec)
-        found = _part(said, model.features, model.name)
-        model.features_shape = tuple(s if isinstance(s, int) else None for s in found.shape)
-        model.features_dtype = to_numpy(torch.empty(0, dtype=found.dtype)).dtype
     checked_batch_size(model.batch_size, model.fixed_batch, model.name)
     return model
 
@@ -260,14 +250,12 @@ def _raw_output(output: Any, name: str) -> torch.Tensor:
     return output
 
 
-def _part(output: Any, key: str | int, name: str) -> torch.Tensor:
-    """The tensor under a key of the dictionary, or at a place of the tuple, that a module returns."""
+def _part(output: Any, key: str | int, name: str) -> Any:
+    """What is under a key of the dictionary, or at a place of the tuple, that a module returns."""
     with suppress(KeyError, IndexError, TypeError):
-        if isinstance(output, Mapping | tuple | list) and isinstance(output[key], torch.Tensor):
-            found: torch.Tensor = output[key]
-            return found
-    came = ", ".join(map(str, output)) if isinstance(output, Mapping) else type(output).__name__
+        if isinstance(output, Mapping | tuple | list):
+            return output[key]  # type: ignore[index]
     raise ModelError(
-        f"{name} must return a dictionary or a tuple with a tensor of features at {key!r}, but "
-        f"returns {came}: give features= another key or place"
+        f"{name} must return a tuple or dictionary with features at {key!r}, but returned a "
+        f"{type(output).__name__}{list(output) if isinstance(output, Mapping) else ''}"
     )

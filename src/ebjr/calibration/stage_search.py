@@ -412,8 +412,7 @@ def _costs(outcomes: Outcomes, unit: str | None) -> tuple[str, list[float]]:
     costs = [outcomes.cost_of(role) for role in outcomes.roles]
     if any(cost.rest for cost in costs):
         raise ValueError(
-            "the teacher continues from the student's features, and stages are models that answer "
-            "alone: calibrate without --stages"
+            "a teacher that continues from features cannot be a stage: calibrate without --stages"
         )
     known = [one for one in UNITS if all(is_comparable(costs[0], cost, one) for cost in costs)]
     if not known:

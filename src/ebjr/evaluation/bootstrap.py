@@ -190,9 +190,7 @@ def _figures(means: np.ndarray, point: OperatingPoint, measure: Metric) -> dict[
         if fixed > 0:
             figures["saving"] = getattr(point.alone_cost, point.unit) / figures["cost"]
     if point.joules_saved is not None:
-        own, each, whole = (
-            cost.joules or 0.0
-            for cost in (point.student_cost, point.teacher_cost, point.alone_cost)
-        )
-        figures["joules_saved"] = 1 - (own + rate * each) / whole
+        whole, both = point.alone_cost.joules or 1.0, (point.student_cost, point.teacher_cost)
+        share, each = ((cost.joules or 0.0) / whole for cost in both)
+        figures["joules_saved"] = 1 - share - rate * each
     return figures

@@ -1,7 +1,6 @@
 """What an example costs on each of several models, as far as can be told before they run."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ebjr.arrays import Batch, is_array, row_count, to_numpy
@@ -34,11 +33,10 @@ def costs_of(
     for name, each in models.items():
         model = each.model if isinstance(each, Look) else each  # a look costs what it does
         known = facts(model)
-        cost = replace(given[name].filled(**known.cost.as_dict()), rest=known.continues)
-        costs[name] = cost
+        asked = features if known.continues else inputs
+        costs[name] = given[name].filled(**known.cost.as_dict(), rest=known.continues or None)
         if known.url is None and (flops or joules):
-            asked = features if known.continues else inputs
-            costs[name], loads[name] = _looked_into(model, asked, cost, joules)
+            costs[name], loads[name] = _looked_into(model, asked, costs[name], joules)
     if not joules or len(loads) < len(models):
         return costs
     return with_joules(costs, loads)

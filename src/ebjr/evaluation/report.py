@@ -303,11 +303,10 @@ def _table(
     held_out: Outcomes, points: Mapping[str, OperatingPoint], best: OperatingPoint | None
 ) -> str:
     """The rows of the table: both models, the joint model, and every other score."""
-    student, teacher = held_out.student_cost, held_out.teacher_cost
-    costs = {"student": student, "teacher": alone_cost(student, teacher)}
+    costs = held_out.student_cost, alone_cost(held_out.student_cost, held_out.teacher_cost)
     alone = [
         _row(f"{role} alone", held_out, cost, held_out.quality(role))
-        for role, cost in costs.items()
+        for role, cost in zip(("student", "teacher"), costs, strict=True)
     ]
     joint = []
     for name, point in points.items():
