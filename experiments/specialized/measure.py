@@ -32,6 +32,7 @@ from ebjr.evaluation.flops import count_flops
 from ebjr.tasks.specialized.known_classes import Traffic
 from ebjr.training.specialized import small_head, train_specialized
 from experiments.other_pairs.pairs import data_folder
+from experiments.specialized.one_trunk import rest_flops
 from experiments.specialized.record import CACHE, CUTS, SHAPE, TEACHERS, trunk_flops
 from runs import about, save
 
@@ -113,6 +114,12 @@ def teacher_flops(teacher: str) -> float:
     """FLOPs of a teacher."""
     graph = load_model(data_folder() / "cifar100" / "weights" / f"{teacher}_cifar100.onnx")
     return count_flops(graph, SHAPE).flops
+
+
+def shared_flops(depth: str) -> float:
+    """FLOPs of the trunk's own teacher that the student has done: of the whole trunk as it runs."""
+    own = teacher_flops("osi_full") - rest_flops()
+    return own if depth == "whole" else trunk_flops(depth)
 
 
 def outcomes(logits: np.ndarray, flops: float, teacher: str, known: Any) -> Outcomes:
@@ -234,7 +241,7 @@ def main() -> None:
     depth, teacher = options.depth, options.teacher
     torch.set_num_threads(1)
     general = student(depth, None)
-    shared = trunk_flops(depth) if teacher == "osi_full" else 0.0
+    shared = shared_flops(depth) if teacher == "osi_full" else 0.0
     found: dict[str, Any] = {}
     for size in options.sizes:
         known = tuple(int(label) for label in ORDER[:size])
