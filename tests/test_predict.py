@@ -155,7 +155,8 @@ def test_csv_holds_the_same_rows_after_a_kill_too(images, tmp_path, expected):
     assert predict(joint(), open_data(images), output, labels=CLASSES).resumed == 21
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [*rows[0]] == ["name", "prediction", "label", "score", "deferred", "degraded"]
+    told = ["score", "deferred", "degraded", "stage"]
+    assert [*rows[0]] == ["name", "prediction", "label", *told]
     assert [row.pop("label") for row in rows] == [CLASSES[each["prediction"]] for each in expected]
     assert [{k: v if k == "name" else json.loads(v) for k, v in row.items()} for row in rows] == (
         expected

@@ -6,14 +6,13 @@ whose last whole record a run that was killed goes on when the same is asked aga
 
 import csv
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, starmap
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ebjr.arrays import to_numpy
 from ebjr.backends.exported import ExportedJoint
@@ -150,22 +149,24 @@ def _rows(
     labels: Sequence[str] | None,
 ) -> Iterator[dict[str, Any]]:
     said = joint.kind.plain(answer.prediction, labels)
-    columns = [to_numpy(column) for column in (answer.score, answer.deferred, answer.degraded)]
+    how = (answer.score, answer.deferred, answer.degraded, answer.stage)
+    columns = [to_numpy(column).tolist() for column in how]
     for row in starmap(answer_row, zip(batch.names, said, *columns, strict=True)):
         late = row["degraded"] and answer.late is not None
         yield row | ({"late": answer.late} if late else {})
 
 
 def answer_row(
-    name: str, said: Mapping[str, Any], score: float, deferred: bool, degraded: bool
+    name: str, said: Mapping[str, Any], score: float, deferred: bool, degraded: bool, stage: int
 ) -> dict[str, Any]:
     """What is written of one example; JSON has no infinity: such a score is None."""
     return {
         "name": name,
         **said,
-        "score": float(score) if np.isfinite(score) else None,
-        "deferred": bool(deferred),
-        "degraded": bool(degraded),
+        "score": score if math.isfinite(score) else None,
+        "deferred": deferred,
+        "degraded": degraded,
+        "stage": stage,
     }
 
 

@@ -259,10 +259,10 @@ def test_stages_are_as_many_as_there_are_models():
     assert 0 < alone.deferred.sum() < 200
     assert set(inner(x).deferred.tolist()) == {True, False}
     with Engine(joint, student_batch=7, teacher_batch=5) as engine:
-        assert engine.stages == ("student", "teacher-1", "teacher")
+        assert engine.stages == ("student", "model-2", "teacher")
         futures = [engine.ask(part) for part in np.split(x, [1, 2, 50, 120])]
         found = [said(future).answer for future in futures]
-    for name in ("prediction", "score", "deferred", "degraded"):
+    for name in ("prediction", "score", "deferred", "degraded", "stage"):
         columns = np.concatenate([getattr(answer, name) for answer in found])
         np.testing.assert_array_equal(columns, getattr(alone, name))
 

@@ -18,12 +18,12 @@ import numpy as np
 from ebjr.arrays import to_numpy
 from ebjr.data.examples import Data
 from ebjr.errors import EbjrError, ModelError, needs
-from ebjr.joint import JointModel
+from ebjr.joint import JointModel, models_of
 from ebjr.joint_file import JointConfig
 from ebjr.plugins import import_all
 from ebjr.predict import Answered, Progress, Tell, answer_row, whose_answers, write_answers
 from ebjr.router import Router
-from ebjr.scale.models import check_policy, checked_config, thread_option
+from ebjr.scale.models import check_policy, check_teacher, checked_config, thread_option
 
 with needs("scale", "running on Ray"):
     import ray
@@ -70,7 +70,7 @@ def predict(
       there.
 
     Returns: `row`, `name`, `prediction` (boxes as JSON) and, where classes have names, `label`;
-    `score`, `deferred` and `degraded`. Nothing runs before it is read.
+    `score`, `deferred`, `degraded` and `stage`. Nothing runs before it is read.
     """
     config = checked_config(joint)
     if threshold is not None:
@@ -126,6 +126,7 @@ class _Student:
         found = joint.ask_student(list(column) if column.dtype == object else column)
         score, deferred = map(to_numpy, joint.router(found.output))
         output, marked = joint.of_student(found.output), found.degraded
+        stage = np.zeros(len(score), np.int64) if found.stage is None else to_numpy(found.stage)
         sent = [b""] * len(score)
         for row in np.flatnonzero(deferred).tolist():
             sent[row] = pickle.dumps((column[row], output[row]))
@@ -136,6 +137,8 @@ class _Student:
             "score": score.astype(np.float64),
             "deferred": deferred,
             "degraded": np.zeros(len(score), bool) if marked is None else to_numpy(marked),
+            "stage": stage,
+            "stages": np.full(len(score), len(models_of(joint.student))),
             "for_teacher": _objects(sent),
         }
 
@@ -154,18 +157,19 @@ class _Teacher:
         import_all(imports)
         self.labels = config.labels
         self.joint = config.load(student=_absent, **thread_option(config.teacher, threads))
+        check_teacher(self.joint.teacher)
         self.joint.when_unavailable = when_unavailable
         self.most = most_rows
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        sent = batch.pop("for_teacher")
+        sent, before = batch.pop("for_teacher"), batch.pop("stages")
         batch = {name: column.copy() for name, column in batch.items()}
         waiting = np.flatnonzero(batch["deferred"])
         batch["degraded"][waiting] = False
         for rows in np.array_split(waiting, max(1, -(-len(waiting) // self.most))):
             if len(rows):
                 inputs, own = zip(*(pickle.loads(sent[row]) for row in rows), strict=True)
-                changed, missed = self._answer(_stacked(inputs), _stacked(own))
+                changed, missed = self._answer(_stacked(inputs), _stacked(own), before[0])
                 batch["deferred"][rows[missed]] = False
                 batch["degraded"][rows[missed]] = True
                 rows = np.delete(rows, missed)
@@ -173,14 +177,18 @@ class _Teacher:
                     batch[name][rows] = column
         return batch
 
-    def _answer(self, inputs: Any, own: Any) -> tuple[dict[str, Any], np.ndarray]:
-        """What changes by the teacher's answer to a batch, and which rows it did not answer."""
+    def _answer(self, inputs: Any, own: Any, before: int) -> tuple[dict[str, Any], np.ndarray]:
+        """What changes by the teacher's answer to a batch, and which rows it did not answer.
+
+        So many models come `before` the teacher.
+        """
         taught, missed = self.joint.defer(inputs, own)
         if taught is None:
             return {}, missed
         said = _said(self.joint, taught.output, self.labels)
         marks = {} if taught.degraded is None else {"degraded": to_numpy(taught.degraded)}
-        return {**said, **marks}, missed
+        stage = before + (0 if taught.stage is None else to_numpy(taught.stage))
+        return {**said, **marks, "stage": stage}, missed
 
 
 def _absent(_inputs: Any) -> Any:
@@ -304,15 +312,15 @@ def _in_own_words() -> Iterator[None]:
 
 def _lines(batch: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     said = [key for key in ("prediction", "label") if key in batch]
-    known = ("name", "score", "deferred", "degraded")
+    known = ("name", "score", "deferred", "degraded", "stage")
     lines = []
-    for name, score, deferred, degraded, *words in zip(
+    for name, score, deferred, degraded, stage, *words in zip(
         *(batch[key].tolist() for key in (*known, *said)), strict=True
     ):
         told = dict(zip(said, words, strict=True))
         if isinstance(told["prediction"], str):
             told["prediction"] = json.loads(told["prediction"])
-        lines.append(answer_row(name, told, score, deferred, degraded))
+        lines.append(answer_row(name, told, score, deferred, degraded, stage))
     return lines
 
 
