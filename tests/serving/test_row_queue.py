@@ -99,7 +99,8 @@ def test_rows_are_chosen_with_what_was_said_of_them():
     ticket = Ticket(np.arange(5.0))
     parts = [Part(ticket, range(2)), Part(ticket, np.array([4, 2]))]
     yes = np.array([True, False, True, True])
-    said = Answer(np.array([[0.0], [1.0], [4.0], [2.0]]), stage=np.array([0, 1, 1, 0]))
+    logits, none = np.array([[0.0], [1.0], [4.0], [2.0]]), np.zeros(4, bool)
+    said = Answer(logits, none, stage=np.array([0, 1, 1, 0]))
     found = pick(parts, yes, said)
     assert [
         (part.rows.tolist(), part.said.output.tolist(), part.said.stage.tolist()) for part in found

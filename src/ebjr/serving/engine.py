@@ -12,12 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 
-from ebjr.arrays import Batch, join_rows, plain, put_rows, row_count, take_rows, to_numpy
+from ebjr.arrays import Batch, join_rows, plain, put_rows, row_count, to_numpy
 from ebjr.backends import FILES
 from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable, check_at_least
 from ebjr.joint import JointAnswer, JointModel, LateRows, models_of
@@ -138,7 +137,8 @@ class Ticket:
     def waiting(self) -> Part:
         """The rows that wait for a later model, with the student's answer to them."""
         rows = np.flatnonzero(self._waiting)
-        return Part(self, rows, Answer(take_rows(self._output, rows), stage=self._stage[rows]))
+        said = Answer(self._output, self._degraded, stage=self._stage)
+        return Part(self, rows, some(said, rows))
 
     def whole(self, predict: Callable[[Batch], Batch]) -> JointAnswer | None:
         """The answer once no row lacks its own."""
@@ -536,9 +536,9 @@ class Engine:
         deferred = to_numpy(level.router(said.output)[1])
         output = plain(level.of_student(said.output))
         kept = Answer(output, said.degraded, stage=said.stage)  # features are for the next alone
-        self._note(number, deferred)
-        if deferred.any():
-            self._defer(number + 1, pick(parts, deferred, replace(said, output=output)))
+        if self._count(number, deferred):
+            whole = Answer(output, said.degraded, stage=said.stage, features=said.features)
+            self._defer(number + 1, pick(parts, deferred, whole))
             parts = pick(parts, ~deferred, kept)
             kept = some(kept, np.flatnonzero(~deferred))
         if parts:
@@ -548,19 +548,19 @@ class Engine:
         """The router with the knob: what it keeps is answered."""
         joint = self.levels[-1]
         score = np.asarray(to_numpy(joint.router.score(said.output)), np.float64)
-        said = replace(said, output=plain(joint.of_student(said.output)))
-        knob = joint.router.threshold
+        output, knob = plain(joint.of_student(said.output)), joint.router.threshold
+        said = Answer(output, said.degraded, stage=said.stage, features=said.features)
         each = np.array([part.ticket.begin(knob) for part in parts])
         if len(parts) < len(score):
             each = np.repeat(each, [part.count for part in parts])
         deferred = joint.router.deferred(score, each)
-        self._note(-1, deferred)
         done = self._answer_kept(parts, said, score, deferred)
-        self._defer(len(self.levels), pick(parts, deferred, said) if deferred.any() else ())
+        if self._count(-1, deferred):
+            self._defer(len(self.levels), pick(parts, deferred, said))
         self._reply(done)
         self._told.observe(Scored(score, deferred, each))
-        if missed := int(np.count_nonzero(said.degraded & ~deferred)):
-            self._told.observe(Degraded(missed))
+        if missed := np.count_nonzero(said.degraded > deferred):
+            self._told.observe(Degraded(int(missed)))
         if self._audits.open:
             inputs = joint.for_teacher(join_rows([part.inputs for part in parts]), said)
             if (none := self._audits.draw(inputs, said.output, deferred, each)) is not None:
@@ -584,10 +584,11 @@ class Engine:
                 _finish(ticket, ticket.whole(self._predict), done)
         return done
 
-    def _note(self, number: int, deferred: np.ndarray) -> None:
-        """A router has deferred some rows: its smoothed rate follows."""
-        share = np.count_nonzero(deferred) / len(deferred)
-        self._rates[number] = 0.9 * self._rates[number] + 0.1 * share
+    def _count(self, number: int, deferred: np.ndarray) -> int:
+        """How many rows a router has deferred: its smoothed rate follows."""
+        count = int(np.count_nonzero(deferred))
+        self._rates[number] = 0.9 * self._rates[number] + 0.1 * count / len(deferred)
+        return count
 
     def _defer(self, number: int, parts: Sequence[Part]) -> None:
         if parts:
@@ -617,7 +618,7 @@ class Engine:
     def _degrade(self, number: int, parts: Sequence[Part]) -> None:
         """Go on with what was said before a teacher that has not answered."""
         said = join(parts)
-        said = replace(said, degraded=np.ones(len(said.output), bool))
+        said = Answer(said.output, np.ones(len(said.output), bool), stage=said.stage)
         if number < len(self.levels):
             self._go_on(number, parts, said)
             return
@@ -649,7 +650,7 @@ class Engine:
             ticket.tell()
         since = np.array([ticket.since for ticket in done])
         stage = np.concatenate([ticket.result().stage for ticket in done])
-        rows = np.bincount(stage.clip(max=len(self._names) - 1), minlength=len(self._names))
+        rows = np.bincount(np.minimum(stage, len(self._names) - 1), minlength=len(self._names))
         self._told.observe(Answered(since, time.perf_counter() - since, rows[None]))
 
     def _fail(self, parts: Sequence[Part], stage: str, error: Exception) -> None:

@@ -7,7 +7,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +17,13 @@ from ebjr.model import Answer
 if TYPE_CHECKING:
     from ebjr.serving.engine import Ticket
 
-_COLUMNS = ("output", "degraded", "stage", "features")  # of an answer, a row for each of its rows
-_NOTHING = Answer(None)
-
 
 class Part:
-    """Some rows of a ticket, (k,), and for a later model what those before `said` of them."""
+    """Some rows of a ticket, (k,); for a later model, the `Answer` that those before `said`."""
 
     __slots__ = ("count", "rows", "said", "since", "ticket")
 
-    def __init__(self, ticket: "Ticket", rows: Any, said: Answer = _NOTHING) -> None:
+    def __init__(self, ticket: "Ticket", rows: Any, said: Any = None) -> None:
         self.ticket, self.rows, self.said = ticket, rows, said
         self.count = len(rows)
         self.since = time.perf_counter()  # when they began to wait
@@ -40,7 +36,8 @@ class Part:
 
     def cut(self, start: int, stop: int | None) -> "Part":
         """Some of its rows."""
-        found = Part(self.ticket, self.rows[start:stop], some(self.said, slice(start, stop)))
+        said = self.said and some(self.said, slice(start, stop))
+        found = Part(self.ticket, self.rows[start:stop], said)
         found.since = self.since
         return found
 
@@ -175,12 +172,17 @@ def pick(parts: Sequence[Part], yes: np.ndarray, said: Answer | None = None) -> 
 
 def some(said: Answer, rows: Any) -> Answer:
     """What was said of some rows."""
-    known = {name: column for name in _COLUMNS if (column := getattr(said, name)) is not None}
-    return replace(said, **{name: take_rows(column, rows) for name, column in known.items()})
+    features = None if said.features is None else take_rows(said.features, rows)
+    output, degraded = take_rows(said.output, rows), said.degraded[rows]
+    return Answer(output, degraded, stage=said.stage[rows], features=features)
 
 
 def join(parts: Sequence[Part]) -> Answer:
     """What was said of all parts, as one answer."""
-    said = [part.said for part in parts]
-    known = [name for name in _COLUMNS if getattr(said[0], name) is not None]
-    return Answer(**{name: join_rows([getattr(one, name) for one in said]) for name in known})
+    if len(parts) == 1:
+        return parts[0].said
+    said = [(one.output, one.degraded, one.stage, one.features) for one in (p.said for p in parts)]
+    output, degraded, stage, features = (
+        None if column[0] is None else join_rows(column) for column in zip(*said, strict=True)
+    )
+    return Answer(output, degraded, stage=stage, features=features)
