@@ -25,7 +25,7 @@ from cluster import inputs, write_deep, write_joint
 from tiny import write_coco, write_detectors, write_images, write_pair
 
 from ebjr.scale import predict
-from ebjr.scale.models import _models, check_teacher, thread_option
+from ebjr.scale.models import check_teacher, models_in, thread_option
 from ebjr.scale.ray_data import _lines, _objects, _share, _Student, _Teacher, predict_file
 
 pytestmark = pytest.mark.ray
@@ -166,7 +166,7 @@ def test_a_joint_model_as_student_says_which_of_three_models_answered(tmp_path, 
     student = JointEntry(inner.student.path, inner.student.sha256, config=inner)
     last = ModelEntry.of_file(write_deep(tmp_path / "last.onnx", 5, 1))
     config = JointConfig(student, last, score="softmax", threshold=0.45)
-    assert [entry.path for entry in _models(student)] == [inner.student.path, inner.teacher.path]
+    assert [entry.path for entry in models_in(student)] == [inner.student.path, inner.teacher.path]
     assert thread_option(student, 3) == {"threads": 3}
     np.savez(tmp_path / "data.npz", inputs=inputs(300))
     first, second = _Student(config, 1), _Teacher(config, 1, 32, "student")

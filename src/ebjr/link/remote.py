@@ -48,9 +48,7 @@ from ebjr.threads import background
 SENDS = ("tensor", "jpeg", "png")
 """How inputs travel: as the tensor that the model takes, or each image as a file of its own."""
 
-MARKS: Mapping[str, type] = {"degraded": np.bool_, "stage": np.int64}
-"""What an EBJR server says of each row beside its answer, where it is asked."""
-
+MARKS = {"degraded": np.bool_, "stage": np.int64}  # what an EBJR server says of each row, too
 MOST_BYTES = 256 * 2**20  # the longest answer that is read
 
 TOKEN_VARIABLE = "EBJR_TEACHER_TOKEN"

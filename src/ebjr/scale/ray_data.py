@@ -18,12 +18,12 @@ import numpy as np
 from ebjr.arrays import to_numpy
 from ebjr.data.examples import Data
 from ebjr.errors import EbjrError, ModelError, needs
-from ebjr.joint import JointModel, models_of
+from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.plugins import import_all
-from ebjr.predict import Answered, Progress, Tell, answer_row, whose_answers, write_answers
+from ebjr.predict import HOW, Answered, Progress, Tell, answer_row, whose_answers, write_answers
 from ebjr.router import Router
-from ebjr.scale.models import check_policy, check_teacher, checked_config, thread_option
+from ebjr.scale.models import check_policy, check_teacher, checked_config, models_in, thread_option
 
 with needs("scale", "running on Ray"):
     import ray
@@ -138,7 +138,6 @@ class _Student:
             "deferred": deferred,
             "degraded": np.zeros(len(score), bool) if marked is None else to_numpy(marked),
             "stage": stage,
-            "stages": np.full(len(score), len(models_of(joint.student))),
             "for_teacher": _objects(sent),
         }
 
@@ -158,18 +157,19 @@ class _Teacher:
         self.labels = config.labels
         self.joint = config.load(student=_absent, **thread_option(config.teacher, threads))
         check_teacher(self.joint.teacher)
+        self.before = len(models_in(config.student))
         self.joint.when_unavailable = when_unavailable
         self.most = most_rows
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        sent, before = batch.pop("for_teacher"), batch.pop("stages")
+        sent = batch.pop("for_teacher")
         batch = {name: column.copy() for name, column in batch.items()}
         waiting = np.flatnonzero(batch["deferred"])
         batch["degraded"][waiting] = False
         for rows in np.array_split(waiting, max(1, -(-len(waiting) // self.most))):
             if len(rows):
                 inputs, own = zip(*(pickle.loads(sent[row]) for row in rows), strict=True)
-                changed, missed = self._answer(_stacked(inputs), _stacked(own), before[0])
+                changed, missed = self._answer(_stacked(inputs), _stacked(own))
                 batch["deferred"][rows[missed]] = False
                 batch["degraded"][rows[missed]] = True
                 rows = np.delete(rows, missed)
@@ -177,17 +177,14 @@ class _Teacher:
                     batch[name][rows] = column
         return batch
 
-    def _answer(self, inputs: Any, own: Any, before: int) -> tuple[dict[str, Any], np.ndarray]:
-        """What changes by the teacher's answer to a batch, and which rows it did not answer.
-
-        So many models come `before` the teacher.
-        """
+    def _answer(self, inputs: Any, own: Any) -> tuple[dict[str, Any], np.ndarray]:
+        """What changes by the teacher's answer to a batch, and which rows it did not answer."""
         taught, missed = self.joint.defer(inputs, own)
         if taught is None:
             return {}, missed
         said = _said(self.joint, taught.output, self.labels)
         marks = {} if taught.degraded is None else {"degraded": to_numpy(taught.degraded)}
-        stage = before + (0 if taught.stage is None else to_numpy(taught.stage))
+        stage = self.before + (0 if taught.stage is None else to_numpy(taught.stage))
         return {**said, **marks, "stage": stage}, missed
 
 
@@ -312,15 +309,12 @@ def _in_own_words() -> Iterator[None]:
 
 def _lines(batch: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     said = [key for key in ("prediction", "label") if key in batch]
-    known = ("name", "score", "deferred", "degraded", "stage")
     lines = []
-    for name, score, deferred, degraded, stage, *words in zip(
-        *(batch[key].tolist() for key in (*known, *said)), strict=True
-    ):
-        told = dict(zip(said, words, strict=True))
+    for name, *rest in zip(*(batch[key].tolist() for key in ("name", *HOW, *said)), strict=True):
+        how, told = rest[: len(HOW)], dict(zip(said, rest[len(HOW) :], strict=True))
         if isinstance(told["prediction"], str):
             told["prediction"] = json.loads(told["prediction"])
-        lines.append(answer_row(name, told, score, deferred, degraded, stage))
+        lines.append(answer_row(name, told, *how))
     return lines
 
 

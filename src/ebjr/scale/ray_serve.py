@@ -269,7 +269,7 @@ class Teacher:
     ) -> None:
         model: Model = entry.load(**thread_option(entry, threads))
         check_teacher(model)
-        metrics = Metrics(name)
+        metrics = Metrics(name, (), ("teacher",))
         self._engine = Engine(
             model,
             kind,

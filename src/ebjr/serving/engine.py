@@ -333,10 +333,9 @@ class Engine:
     def hurry(self, ticket: Ticket) -> bool:
         """Answer now: rows that wait for a later model get the student's answer, as degraded.
 
-        Returns False, and changes nothing, where the student has yet to answer some rows, or where
-        features of theirs, which wait with the rows, are to be kept for later.
+        Returns False, and changes nothing, where the student has yet to answer some rows.
         """
-        with self.lock:
+        with self.lock:  # features are kept for later, and wait with the rows
             kept = self._continues and self.levels[0].late is not None
             if ticket.unscored or not ticket.open or kept:
                 return False
@@ -536,7 +535,9 @@ class Engine:
         deferred = to_numpy(level.router(said.output)[1])
         output = plain(level.of_student(said.output))
         kept = Answer(output, said.degraded, stage=said.stage)  # features are for the next alone
-        if self._count(number, deferred):
+        count = np.count_nonzero(deferred)
+        self._rates[number] = 0.9 * self._rates[number] + 0.1 * count / len(deferred)
+        if count:
             whole = Answer(output, said.degraded, stage=said.stage, features=said.features)
             self._defer(number + 1, pick(parts, deferred, whole))
             parts = pick(parts, ~deferred, kept)
@@ -555,7 +556,9 @@ class Engine:
             each = np.repeat(each, [part.count for part in parts])
         deferred = joint.router.deferred(score, each)
         done = self._answer_kept(parts, said, score, deferred)
-        if self._count(-1, deferred):
+        count = np.count_nonzero(deferred)
+        self._rates[-1] = 0.9 * self._rates[-1] + 0.1 * count / len(deferred)
+        if count:
             self._defer(len(self.levels), pick(parts, deferred, said))
         self._reply(done)
         self._told.observe(Scored(score, deferred, each))
@@ -583,12 +586,6 @@ class Engine:
                 ticket.scored(part.rows, some(said, own), score[own], deferred[own])
                 _finish(ticket, ticket.whole(self._predict), done)
         return done
-
-    def _count(self, number: int, deferred: np.ndarray) -> int:
-        """How many rows a router has deferred: its smoothed rate follows."""
-        count = int(np.count_nonzero(deferred))
-        self._rates[number] = 0.9 * self._rates[number] + 0.1 * count / len(deferred)
-        return count
 
     def _defer(self, number: int, parts: Sequence[Part]) -> None:
         if parts:

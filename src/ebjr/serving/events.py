@@ -36,8 +36,7 @@ class Scored(NamedTuple):
 class Answered(NamedTuple):
     """k requests have their answers; `since` (k,) is when they came, `seconds` (k,) how long ago.
 
-    `since` is of `time.perf_counter`; `rows` (any, models) add up to how many rows of theirs each
-    model has answered. A far model that is several counts as one, the last.
+    `since` is of `time.perf_counter`; `rows` (any, models) add up to their rows by who answered.
     """
 
     since: np.ndarray

@@ -36,9 +36,7 @@ class Metrics(Observer):
     The score's buckets end at `score_edges`, rising: deciles of the calibration show a drift best.
     """
 
-    def __init__(
-        self, model: str, score_edges: Sequence[float] = (), stages: Sequence[str] = ("teacher",)
-    ) -> None:
+    def __init__(self, model: str, score_edges: Sequence[float], stages: Sequence[str]) -> None:
         self._registry = CollectorRegistry()
         known: dict[str, Any] = {"registry": self._registry, "namespace": "ebjr"}
         label = ["model"]

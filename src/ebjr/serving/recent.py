@@ -46,9 +46,8 @@ class Recent(Observer):
         self._began = clock()
         self._now = 0  # the second that is being counted
         self._lock = threading.Lock()
-        self._counts = np.zeros((seconds, len(COUNTS)), np.int64)
+        self._counts = np.zeros((seconds, len(COUNTS) + len(stages)), np.int64)
         self._times = np.zeros((seconds, len(self.timed), _BINS), np.int64)
-        self._answers = np.zeros((seconds, len(stages)), np.int64)
         self._scores = np.zeros((seconds, max(len(self.score_edges) - 1, 0)), np.int64)
         self.handlers = {
             Batched: self._batched,
@@ -80,13 +79,13 @@ class Recent(Observer):
         self._count("requests", len(event.seconds))
         self._time("request", event.seconds)
         with self._lock:
-            self._answers[self._slot()] += event.rows.sum(axis=0)
+            self._counts[self._slot(), len(COUNTS) :] += event.rows.sum(axis=0)
 
     def counts(self, seconds: int | None = None) -> dict[str, int]:
-        """How many of each of `COUNTS` in the last seconds; None is all that is kept."""
+        """How many of `COUNTS`, and rows by who answered, in the last seconds; None: all known."""
         with self._lock:
             found = self._counts[self._last(seconds)].sum(axis=0)
-        return dict(zip(COUNTS, found.tolist(), strict=True))
+        return dict(zip((*COUNTS, *self._stages), found.tolist(), strict=True))
 
     def covered(self, seconds: int | None = None) -> float:
         """How much of the last seconds there has been, in seconds: the last one is still going."""
@@ -124,12 +123,10 @@ class Recent(Observer):
             what: {f"p{p}": self.percentile(what, p, seconds) for p in PERCENTILES}
             for what in self.timed
         }
-        with self._lock:
-            answers = self._answers[self._last(seconds)].sum(axis=0).tolist()
         return {
             "seconds": round(covered, 3),
+            "stages": {stage: counts.pop(stage) for stage in self._stages},
             **counts,
-            "stages": dict(zip(self._stages, answers, strict=True)),
             "deferral_rate": counts["deferred"] / counts["rows"] if counts["rows"] else None,
             "rows_per_second": counts["rows"] / covered if covered else 0.0,
             "requests_per_second": counts["requests"] / covered if covered else 0.0,
@@ -159,7 +156,7 @@ class Recent(Observer):
         if now != self._now:
             first = max(self._now, now - self.seconds) + 1
             passed = [second % self.seconds for second in range(first, now + 1)]
-            for table in (self._counts, self._times, self._answers, self._scores):
+            for table in (self._counts, self._times, self._scores):
                 table[passed] = 0
             self._now = now
         return now % self.seconds

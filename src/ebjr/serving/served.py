@@ -14,7 +14,7 @@ from ebjr.calibration.guarantee import Certificate
 from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
 from ebjr.joint import JointModel, models_of
 from ebjr.joint_file import JointConfig
-from ebjr.model import Model, facts
+from ebjr.model import facts
 from ebjr.protocol import is_number, tensor_metadata
 from ebjr.router import Router, check_threshold
 from ebjr.task import Tensor
@@ -108,20 +108,15 @@ class Served:
         return check_threshold(value) if asked[0] == "threshold" else self.threshold_at(value)
 
     @property
-    def first(self) -> Model:
-        """The model that answers every input, and whose inputs are those of all."""
-        return models_of(self.joint)[0]
-
-    @property
     def takes_images(self) -> bool:
         """Whether inputs are images, which each model prepares for itself."""
-        return self.joint.kind.takes_images or isinstance(self.first, Preprocessed)
+        return self.joint.kind.takes_images or isinstance(models_of(self.joint)[0], Preprocessed)
 
     def inputs(self) -> list[dict[str, Any]]:
         """The metadata of the input."""
         if self.takes_images:
             return [tensor_metadata("image", np.uint8, (None, None, None, 3))]
-        known = facts(self.first)
+        known = facts(models_of(self.joint)[0])
         shape = (None, *(known.input_shape or (None,))[1:])
         return [tensor_metadata(known.input_name, known.input_dtype or np.float32, shape)]
 

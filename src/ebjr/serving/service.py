@@ -29,6 +29,7 @@ from ebjr.errors import (
     check_at_least,
 )
 from ebjr.files import json_number
+from ebjr.joint import models_of
 from ebjr.link.far import FarTeacher
 from ebjr.model import facts
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
@@ -148,7 +149,7 @@ class Service:
         add_sources(self.metrics, self.engine, self.control, self.monitor)
         (self.input,) = served.inputs()
         self._tensor = TensorMetadata(**{**self.input, "shape": tuple(self.input["shape"])})
-        self._wanted = facts(served.first).input_dtype
+        self._wanted = facts(models_of(served.joint)[0]).input_dtype
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
         self.decoders = ThreadPoolExecutor(DECODERS, "ebjr-decoder")
         self.outputs = served.outputs()
