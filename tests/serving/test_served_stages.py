@@ -120,7 +120,9 @@ def test_a_joint_model_as_teacher_counts_its_own_models():
         assert engine.stages == ("student", "teacher")
         found = engine.ask(np.array([3.0, 1.5, 0.5])).result(SECONDS).answer
     assert found.stage.tolist() == [0, 1, 2]
-    assert sum(e.rows.sum(0) for e in told.events if isinstance(e, Answered)).tolist() == [1, 1, 1]
+    (answered,) = (event for event in told.events if isinstance(event, Answered))
+    assert answered.rows_by(("student", "model-2", "teacher")).tolist() == [1, 1, 1]
+    assert answered.rows_by(("student", "teacher")).tolist() == [1, 2]
 
 
 def test_audits_of_three_stages_ask_the_last_one_about_the_rows_that_were_drawn():

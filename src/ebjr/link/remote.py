@@ -122,8 +122,7 @@ class RemoteModel:
         self._output = _chosen_output(about, output, self.name)
         self.output_name = self._output.name
         own = about.platform == "ebjr_joint"
-        given = {tensor.name for tensor in about.outputs} if own else ()
-        self._marks = [name for name in MARKS if name in given]
+        self._marks = [tensor.name for tensor in about.outputs if own and tensor.name in MARKS]
         pixels = TensorMetadata("image", "UINT8", (-1, -1, -1, 3))
         images = own and self._input == pixels  # which it takes as files, too
         files = self._binary and (images or self._input.datatype == "BYTES")
@@ -151,15 +150,17 @@ class RemoteModel:
         ]
         output = join_rows([answer.output for answer in answers])
         degraded, stage = (join_rows([getattr(one, name) for one in answers]) for name in MARKS)
-        told = degraded.any() or stage.any()
-        return Answer(output, degraded, stage=stage) if told else output
+        return Answer(output, degraded, stage=stage) if degraded.any() or stage.any() else output
 
     def check(self) -> None:
         """Ask whether the model is there and is the one that it was; else raise what is wrong."""
         found = self._asked_metadata()
         self._server.exchange("GET", f"{self._path}/ready")
-        if found != self.metadata:
-            old, new = self.metadata.as_dict(), found.as_dict()
+        old, new = (  # a newer server may say more of each row
+            {**one.as_dict(), "outputs": [t.as_dict() for t in one.outputs if t.name not in MARKS]}
+            for one in (self.metadata, found)
+        )
+        if old != new:
             key = next(key for key in old if old[key] != new[key])
             raise OtherModel(
                 f"{self.name} is another model than it was: its {key} was {str(old[key])[:100]} "
@@ -224,9 +225,9 @@ class RemoteModel:
         with self._server.understanding():
             found = read_response(said, came.get(LENGTH_HEADER))
         marks: dict[str, Any] = {name: np.zeros(rows, kind) for name, kind in MARKS.items()}
-        for name, none in marks.items():
-            mark = found.outputs.get(name, none)
-            if (mark.shape, mark.dtype) == (none.shape, none.dtype):
+        for name in self._marks:
+            none, mark = marks[name], found.outputs.get(name, marks[name])
+            if (mark.shape, mark.dtype) == (none.shape, none.dtype) and (mark >= 0).all():
                 marks[name] = mark
         return Answer(self._checked(found, rows), **marks)
 

@@ -278,10 +278,7 @@ class Teacher:
             workers=1,
             observer=metrics,
         )
-        waiting = self._engine.waiting
-        metrics.read(
-            "waiting_rows", "Rows in a queue.", lambda: {"teacher": waiting()["teacher"]}, "stage"
-        )
+        metrics.read("waiting_rows", "Rows in a queue.", self._engine.waiting, "stage")
 
         def families() -> Iterable[Any]:
             self._engine.tell()

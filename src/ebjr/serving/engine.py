@@ -199,10 +199,9 @@ class Engine:
                     "audit_rate must be 0"
                 )
         self._predict = self.levels[-1].predict if self.levels else lambda output: output
-        self._names = stages_of(model)
         self._starts = [0, *(len(models_of(level.student)) for level in self.levels)]
-        last = [*self._starts[1:], len(self._names)]  # a teacher may be several models
-        self.stages = tuple(self._names[number - 1] for number in last)
+        last = [*self._starts[1:], len(models_of(model))]  # a teacher may be several models
+        self.stages = tuple(stages_of(model)[number - 1] for number in last)
         self.closed = False
         self.row_seconds = [0.0] * len(models)  # of each model, smoothed
         self._rates = [0.0] * len(self.levels)  # of deferral by each router, smoothed
@@ -509,9 +508,9 @@ class Engine:
         output = found.output if number < len(self.levels) else plain(found.output)
         rows, start = len(output), self._starts[number]
         degraded = np.zeros(rows, bool) if found.degraded is None else to_numpy(found.degraded)
-        stage = start + (np.zeros(rows, np.int64) if found.stage is None else to_numpy(found.stage))
+        stage = np.zeros(rows, np.int64) if found.stage is None else to_numpy(found.stage)
         features = plain(found.features) if self._continues and not number else None
-        return Answer(output, degraded, stage=stage, features=features)
+        return Answer(output, degraded, stage=stage + start if start else stage, features=features)
 
     def _tell_batch(self, number: int, parts: Sequence[Part], began: float, ended: float) -> None:
         rows, seconds = sum([part.count for part in parts]), ended - began
@@ -550,7 +549,8 @@ class Engine:
         joint = self.levels[-1]
         score = np.asarray(to_numpy(joint.router.score(said.output)), np.float64)
         output, knob = plain(joint.of_student(said.output)), joint.router.threshold
-        said = Answer(output, said.degraded, stage=said.stage, features=said.features)
+        if output is not said.output:
+            said = Answer(output, said.degraded, stage=said.stage, features=said.features)
         each = np.array([part.ticket.begin(knob) for part in parts])
         if len(parts) < len(score):
             each = np.repeat(each, [part.count for part in parts])
@@ -562,7 +562,7 @@ class Engine:
             self._defer(len(self.levels), pick(parts, deferred, said))
         self._reply(done)
         self._told.observe(Scored(score, deferred, each))
-        if missed := np.count_nonzero(said.degraded > deferred):
+        if len(self.levels) > 1 and (missed := np.count_nonzero(said.degraded > deferred)):
             self._told.observe(Degraded(int(missed)))
         if self._audits.open:
             inputs = joint.for_teacher(join_rows([part.inputs for part in parts]), said)
@@ -647,8 +647,7 @@ class Engine:
             ticket.tell()
         since = np.array([ticket.since for ticket in done])
         stage = np.concatenate([ticket.result().stage for ticket in done])
-        rows = np.bincount(np.minimum(stage, len(self._names) - 1), minlength=len(self._names))
-        self._told.observe(Answered(since, time.perf_counter() - since, rows[None]))
+        self._told.observe(Answered(since, time.perf_counter() - since, stage))
 
     def _fail(self, parts: Sequence[Part], stage: str, error: Exception) -> None:
         told = error

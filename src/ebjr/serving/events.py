@@ -36,12 +36,16 @@ class Scored(NamedTuple):
 class Answered(NamedTuple):
     """k requests have their answers; `since` (k,) is when they came, `seconds` (k,) how long ago.
 
-    `since` is of `time.perf_counter`; `rows` (any, models) add up to their rows by who answered.
+    `since` is of `time.perf_counter`; `stage` says of each of their rows which model answered it.
     """
 
     since: np.ndarray
     seconds: np.ndarray
-    rows: np.ndarray = np.zeros((0, 1), np.int64)
+    stage: np.ndarray = np.zeros(0, np.int64)
+
+    def rows_by(self, stages: Sequence[str]) -> np.ndarray:
+        """How many rows each model has answered; a far one that is several counts as the last."""
+        return np.bincount(self.stage.clip(0, len(stages) - 1), minlength=len(stages))
 
 
 class Expired(NamedTuple):

@@ -50,7 +50,7 @@ class Metrics(Observer):
         failures = Counter("failures", "Batches that failed.", [*label, "stage"], **known)
         self._failures = {stage: failures.labels(model, stage) for stage in (*stages, "audit")}
         by_model = Counter("answered_rows", "Rows by who answered.", [*label, "stage"], **known)
-        self._by_model = [by_model.labels(model, stage) for stage in stages]
+        self._by_model = {stage: by_model.labels(model, stage) for stage in stages}
         self._answered = self._requests.labels(model, "200")
         edges = tuple(score_edges) or TENTHS
         self._latency = _Counts("request_seconds", "A request's time.", SECONDS)
@@ -115,8 +115,8 @@ class Metrics(Observer):
     def _answered_all(self, event: Answered) -> None:
         self._latency.add(event.seconds.tolist())
         self._answered.inc(len(event.seconds))
-        for counter, rows in zip(self._by_model, event.rows.sum(axis=0), strict=False):
-            counter.inc(rows)
+        for stage, rows in zip(self._by_model, event.rows_by([*self._by_model]), strict=True):
+            self._by_model[stage].inc(rows)
 
     def families(self) -> Iterable[Any]:
         """All of it as it stands, as prometheus-client's families."""

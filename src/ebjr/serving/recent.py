@@ -79,7 +79,7 @@ class Recent(Observer):
         self._count("requests", len(event.seconds))
         self._time("request", event.seconds)
         with self._lock:
-            self._counts[self._slot(), len(COUNTS) :] += event.rows.sum(axis=0)
+            self._counts[self._slot(), len(COUNTS) :] += event.rows_by(self._stages)
 
     def counts(self, seconds: int | None = None) -> dict[str, int]:
         """How many of `COUNTS`, and rows by who answered, in the last seconds; None: all known."""

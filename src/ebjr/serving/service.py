@@ -113,9 +113,8 @@ class Service:
         self.served, self.timeout_seconds = served, timeout_seconds
         self._tensors = served.tensors()
         self.limits = Limits() if limits is None else limits
-        stages = stages_of(served.joint)
-        self.metrics = Metrics(served.name, served.score_deciles(), stages)
-        self.recent = Recent(served.score_edges(), stages)
+        self.metrics = Metrics(served.name, served.score_deciles(), stages_of(served.joint))
+        self.recent = Recent(served.score_edges(), stages_of(served.joint))
         self._journal = None if audit_log is None else Journal(audit_log)
         beside = None if audit_log is None else Path(audit_log).parent
         self.monitor = LiveMonitor(
