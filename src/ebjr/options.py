@@ -70,6 +70,7 @@ LISTED = {
     "TASKS": ("ebjr.tasks", "task_names"),
     "DEMOS": ("ebjr.demo", "DEMOS"),
     "METHODS": ("ebjr.quantize", "METHODS"),
+    "UNITS": ("ebjr.costs", "UNITS"),
 }
 """What a help text may name, its module, which is imported when that help is shown, and where."""
 
