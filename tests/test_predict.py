@@ -147,6 +147,26 @@ def test_parquet_holds_the_same_rows(images, tmp_path, expected):
     assert table.drop_columns("label").to_pylist() == expected
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_answers_say_which_of_three_models_gave_them(suffix, images, tmp_path):
+    middle = lambda batch: 0.9 * colors(batch)  # noqa: E731
+    inner = JointClassifier(colors, middle, Router("max_logit", 15.0))
+    three = JointClassifier(inner, lambda batch: -colors(batch), Router("max_logit", 12.6))
+    output = tmp_path / f"a.{suffix}"
+    predict(three, open_data(images), output, batch_size=7)
+    if suffix == "jsonl":
+        found = [row["stage"] for row in rows_of(output)]
+    elif suffix == "csv":
+        with output.open(newline="") as file:
+            found = [int(row["stage"]) for row in csv.DictReader(file)]
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+        found = parquet.read_table(output).column("stage").to_pylist()
+    (batch, _), *_ = open_data(images).parts(64, 0)
+    assert found == three(batch.inputs).stage.tolist()
+    assert set(found) == {0, 1, 2}
+
+
 def test_csv_holds_the_same_rows_after_a_kill_too(images, tmp_path, expected):
     output = tmp_path / "a.csv"
     with pytest.raises(ModelError, match="out of order"):
@@ -155,7 +175,8 @@ def test_csv_holds_the_same_rows_after_a_kill_too(images, tmp_path, expected):
     assert predict(joint(), open_data(images), output, labels=CLASSES).resumed == 21
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [*rows[0]] == ["name", "prediction", "label", "score", "deferred", "degraded"]
+    told = ["score", "deferred", "degraded", "stage"]
+    assert [*rows[0]] == ["name", "prediction", "label", *told]
     assert [row.pop("label") for row in rows] == [CLASSES[each["prediction"]] for each in expected]
     assert [{k: v if k == "name" else json.loads(v) for k, v in row.items()} for row in rows] == (
         expected

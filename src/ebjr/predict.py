@@ -6,14 +6,13 @@ whose last whole record a run that was killed goes on when the same is asked aga
 
 import csv
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, starmap
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ebjr.arrays import to_numpy
 from ebjr.backends.exported import ExportedJoint
@@ -29,6 +28,7 @@ from ebjr.threads import in_order
 Tell = Callable[[str, int, int | None], None]
 
 _ROWS_AT_ONCE = 4096
+HOW = ("score", "deferred", "degraded", "stage")  # of a `JointAnswer`, told beside the answer
 _COUNTED = ("read", "examples", "deferred", "degraded")
 
 
@@ -150,23 +150,16 @@ def _rows(
     labels: Sequence[str] | None,
 ) -> Iterator[dict[str, Any]]:
     said = joint.kind.plain(answer.prediction, labels)
-    columns = [to_numpy(column) for column in (answer.score, answer.deferred, answer.degraded)]
+    columns = [to_numpy(getattr(answer, name)).tolist() for name in HOW]
     for row in starmap(answer_row, zip(batch.names, said, *columns, strict=True)):
         late = row["degraded"] and answer.late is not None
         yield row | ({"late": answer.late} if late else {})
 
 
-def answer_row(
-    name: str, said: Mapping[str, Any], score: float, deferred: bool, degraded: bool
-) -> dict[str, Any]:
-    """What is written of one example; JSON has no infinity: such a score is None."""
-    return {
-        "name": name,
-        **said,
-        "score": float(score) if np.isfinite(score) else None,
-        "deferred": bool(deferred),
-        "degraded": bool(degraded),
-    }
+def answer_row(name: str, said: Mapping[str, Any], *how: Any) -> dict[str, Any]:
+    """What is written of one example, `HOW` last; JSON has no infinity: such a score is None."""
+    row = {"name": name, **said, **dict(zip(HOW, how, strict=True))}
+    return row if math.isfinite(row["score"]) else {**row, "score": None}
 
 
 def _write_lines(journal: Journal, output: Path) -> None:

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,11 +70,7 @@ class InferRequest:
         """How an output is to be sent; None where it is not asked for."""
         if self.outputs is None:
             return RequestedOutput(name, self.binary)
-        return self._wished.get(name)
-
-    @cached_property
-    def _wished(self) -> dict[str, RequestedOutput]:
-        return {output.name: output for output in self.outputs or ()}
+        return next((output for output in self.outputs if output.name == name), None)
 
     def check_outputs(self, known: Iterable[str]) -> None:
         """Check that a model has every output that is asked for."""

@@ -27,6 +27,7 @@ from ebjr import (
     TeacherUnavailable,
     load_model,
 )
+from ebjr.model import as_answer
 
 pytest.importorskip("httpx2", reason="the extra `remote` is not installed")
 
@@ -341,13 +342,14 @@ def test_images_go_to_an_ebjr_server_as_files(cloud):
     for send in ("tensor", "png", "jpeg"):
         model = load_model(address, send=send)
         before = model.bytes_moved
-        found = model(list(images))
+        found = as_answer(model(list(images)))
         moved[send] = model.bytes_moved - before
-        np.testing.assert_allclose(found, expected, atol=1e-4 if send != "jpeg" else 0.3)
+        atol = 1e-4 if send != "jpeg" else 0.3
+        np.testing.assert_allclose(found.output, expected, atol=atol)
     assert load_model(address).send == "png"
     assert moved["png"] < moved["tensor"] / 2
     mixed = [images[0], np.ascontiguousarray(np.tile(images[1], (2, 3, 1)))]
-    assert load_model(address)(mixed).shape == (2, 3)
+    assert as_answer(load_model(address)(mixed)).output.shape == (2, 3)
     with pytest.raises(TypeError, match="only decoded images"):
         load_model(address)(np.ones((2, 3, 8, 8), np.float32))
 
@@ -364,6 +366,40 @@ def test_rows_that_the_server_degraded_are_marked_as_such(cloud, monkeypatch):
     joint.router.threshold = 0.9
     assert answer.degraded.tolist() == [True] * 3
     assert answer.output.shape == (3, 3)
+
+
+def test_an_ebjr_server_says_which_of_its_models_answered(cloud):
+    address, joint = cloud
+    colors = np.random.default_rng(0).integers(0, 256, (40, 1, 1, 3), np.uint8)
+    images = np.broadcast_to(colors, (40, 8, 8, 3))
+    assert set(joint(images).stage.tolist()) == {0, 1}
+    found = load_model(address, batch_size=7)(images)
+    np.testing.assert_array_equal(found.stage, joint(images).stage)
+    student = JointClassifier(lambda x: np.zeros((len(x), 3)), joint, Router("margin", 1.0))
+    around = JointClassifier(student.student, load_model(address), student.router)
+    np.testing.assert_array_equal(around(images).stage, 1 + joint(images).stage)
+    np.testing.assert_array_equal(around(images).stage, student(images).stage)
+
+
+@pytest.mark.parametrize("stage", [[-1, 0], [0.0, 1.0], [1]])
+def test_a_stage_that_is_none_is_left_out(cloud, monkeypatch, stage):
+    from ebjr.serving.service import OUTPUTS
+
+    lying = dict(OUTPUTS) | {"stage": lambda ticket: np.array(stage)}
+    monkeypatch.setattr("ebjr.serving.service.OUTPUTS", lying)
+    found = as_answer(load_model(cloud[0])(smooth_images(2)))
+    assert found.output.shape == (2, 3)
+    assert found.stage is None or not found.stage.any()
+
+
+def test_a_server_that_does_not_say_who_answered_is_asked_for_no_more(cloud):
+    model = load_model(cloud[0])
+    known = model.metadata.as_dict()
+    known["outputs"] = [tensor for tensor in known["outputs"] if tensor["name"] != "stage"]
+    old = load_model(cloud[0], metadata=known)
+    images = smooth_images()
+    np.testing.assert_array_equal(as_answer(old(images)).output, as_answer(model(images)).output)
+    assert as_answer(old(images)).stage is None
 
 
 def test_an_image_that_came_as_a_file_goes_on_as_it_came():

@@ -15,15 +15,17 @@ import pytest
 from ebjr import JointConfig, load_joint
 from ebjr.data.examples import Data
 from ebjr.data.open import open_data
+from ebjr.errors import ModelError
 from ebjr.joint_file import ModelEntry
 from ebjr.predict import predict as predict_here
 
 pytest.importorskip("ray", reason="the extra `scale` is not installed")
 
-from cluster import inputs, write_joint
+from cluster import inputs, write_joint, write_stages
 from tiny import write_coco, write_detectors, write_images, write_pair
 
 from ebjr.scale import predict
+from ebjr.scale.models import check_teacher, checked_config, thread_option
 from ebjr.scale.ray_data import _lines, _objects, _share, _Student, _Teacher, predict_file
 
 pytestmark = pytest.mark.ray
@@ -46,8 +48,19 @@ def test_several_actors_answer_as_the_local_model(nodes, joint):
     assert found["prediction"].tolist() == local.prediction.tolist()
     assert found["deferred"].tolist() == local.deferred.tolist()
     np.testing.assert_allclose(found["score"], local.score, rtol=1e-5, atol=1e-6)
+    assert found["stage"].tolist() == local.stage.tolist()
     assert not found["degraded"].any()
     assert 0.2 < local.deferred.mean() < 0.5
+
+
+def test_three_stages_answer_as_the_local_model(nodes, tmp_path):
+    stages = write_stages(tmp_path)
+    answers = predict(inputs(600), stages, student=LIGHT, teacher=LIGHT, threads=1)
+    found = answers.to_pandas().sort_values("row")
+    local = load_joint(stages)(inputs(600))
+    assert found["stage"].tolist() == local.stage.tolist()
+    assert found["prediction"].tolist() == local.prediction.tolist()
+    assert set(local.stage.tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("cpus", [0.0, 1.0, 2.0, 64.0])
@@ -144,6 +157,36 @@ def test_detectors_answer_in_two_stages_as_one_model(tmp_path):
     assert 0 < local.deferred.mean() < 1
     said = model.kind.plain(local.prediction, None)
     assert [line["prediction"] for line in lines] == [row["prediction"] for row in said]
+
+
+@pytest.mark.parametrize("policy", ["right", "away"])
+@pytest.mark.filterwarnings("ignore:the student answers instead")
+def test_a_joint_model_as_student_says_which_of_three_models_answered(tmp_path, policy):
+    config = checked_config(write_stages(tmp_path))
+    assert thread_option(config.student, 3) == {"threads": 3}
+    np.savez(tmp_path / "data.npz", inputs=inputs(300))
+    first, second = _Student(config, 1), _Teacher(config, 1, 32, "student")
+    local = config.load()
+    if policy == "away":
+        second.joint.teacher = local.teacher = lambda x: np.full((len(x), 3), np.nan)
+    column = inputs(300)
+    rows = np.arange(300)
+    found = second(first({"row": rows, "name": rows.astype(str), "inputs": column}))
+    expected = local(column)
+    assert set(expected.stage.tolist()) == ({0, 1, 2} if policy == "right" else {0, 1})
+    for name in ("prediction", "deferred", "degraded", "stage"):
+        np.testing.assert_array_equal(found[name], getattr(expected, name))
+    assert [line["stage"] for line in _lines(found)] == expected.stage.tolist()
+
+
+def test_a_teacher_that_continues_from_features_is_refused(tmp_path):
+    def head(features):
+        return features
+
+    check_teacher(head)
+    head.continues = True
+    with pytest.raises(ModelError, match="head continues from the student's features"):
+        check_teacher(head)
 
 
 def test_the_command_line_writes_what_it_writes_without_ray(nodes, run, tmp_path):

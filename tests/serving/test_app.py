@@ -49,7 +49,12 @@ def test_health_and_metadata_are_those_of_the_protocol(client):
     assert client.get("/v2").json()["extensions"] == ["binary_tensor_data"]
     about = client.get(NAME).json()
     assert about["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
-    assert [output["name"] for output in about["outputs"]][2:] == ["score", "deferred", "degraded"]
+    assert [output["name"] for output in about["outputs"]][2:] == [
+        "score",
+        "deferred",
+        "degraded",
+        "stage",
+    ]
     assert "there is no model 'other' here" in client.get("/v2/models/other").json()["error"]
 
 

@@ -21,7 +21,7 @@ from ebjr import (
 )
 from ebjr.errors import Overloaded
 from ebjr.serving.engine import Engine
-from ebjr.serving.events import Failed, Observer
+from ebjr.serving.events import Failed, Observer, Observers
 from ebjr.tasks.classification import TASK
 
 SECONDS = 30
@@ -249,6 +249,16 @@ def test_an_observer_that_fails_costs_nobody_an_answer(caplog):
     assert "an observer failed" in caplog.text
 
 
+def test_an_observer_that_fails_hides_nothing_from_those_after_it(caplog):
+    seen = []
+    deaf, other = Observer(), Observer()
+    deaf.handlers = {Failed: lambda event: 1 / 0}
+    other.handlers = {Failed: seen.append}
+    Observers(deaf, other).observe(Failed("teacher", ValueError("no")))
+    assert len(seen) == 1
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_stages_are_as_many_as_there_are_models():
     """A joint model as the student of another: each stage reads what was said before it."""
     middle = lambda x: np.stack([0 * x, 2 * x, -x], axis=1)  # noqa: E731
@@ -259,10 +269,10 @@ def test_stages_are_as_many_as_there_are_models():
     assert 0 < alone.deferred.sum() < 200
     assert set(inner(x).deferred.tolist()) == {True, False}
     with Engine(joint, student_batch=7, teacher_batch=5) as engine:
-        assert engine.stages == ("student", "teacher-1", "teacher")
+        assert engine.stages == ("student", "model-2", "teacher")
         futures = [engine.ask(part) for part in np.split(x, [1, 2, 50, 120])]
         found = [said(future).answer for future in futures]
-    for name in ("prediction", "score", "deferred", "degraded"):
+    for name in ("prediction", "score", "deferred", "degraded", "stage"):
         columns = np.concatenate([getattr(answer, name) for answer in found])
         np.testing.assert_array_equal(columns, getattr(alone, name))
 
@@ -329,6 +339,32 @@ def test_long_batches_of_the_teacher_do_not_keep_the_student_waiting():
         assert not said(engine.ask(np.array([5.0]))).answer.deferred[0]
         slow.open.set()
         assert said(hard).answer.deferred[0]
+
+
+def test_a_short_batch_that_ends_does_not_hide_that_a_long_one_is_at_work():
+    gates = {0.1: threading.Event(), 0.2: threading.Event(), 0.3: threading.Event()}
+    entered = {value: threading.Event() for value in gates}
+
+    def slow(x):
+        entered[x[0]].set()
+        assert gates[x[0]].wait(SECONDS)
+        return teacher(x)
+
+    slow.path = "several-may-ask.onnx"
+    with Engine(joint_of(slow), workers=2) as engine:
+        engine.row_seconds[1] = 1.0
+        long = engine.ask(np.array([0.1]))
+        assert entered[0.1].wait(SECONDS)
+        engine.row_seconds[1] = 0.001
+        gates[0.2].set()
+        said(engine.ask(np.array([0.2])))
+        short = engine.ask(np.array([0.3]))
+        assert entered[0.3].wait(SECONDS)
+        assert not said(engine.ask(np.array([5.0]))).answer.deferred[0]
+        for gate in gates.values():
+            gate.set()
+        assert said(long).answer.deferred[0]
+        assert said(short).answer.deferred[0]
 
 
 def test_a_lone_row_of_a_fast_student_is_answered_where_it_is_asked():

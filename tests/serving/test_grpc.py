@@ -102,7 +102,7 @@ def test_health_and_metadata_are_those_of_the_protocol(client):
     (taken,) = about.inputs
     assert (taken.name, taken.datatype, list(taken.shape)) == ("x", "FP32", [-1, 2])
     names = [output.name for output in about.outputs]
-    assert names == ["prediction", "output", "score", "deferred", "degraded"]
+    assert names == ["prediction", "output", "score", "deferred", "degraded", "stage"]
 
 
 def test_the_boxes_of_detectors_come_as_bytes_and_as_values():
@@ -127,7 +127,7 @@ def test_the_boxes_of_detectors_come_as_bytes_and_as_values():
 def test_it_answers_as_the_joint_model_does(client):
     found = client.infer("joint", [tensor()], request_id="7")
     answer = served().joint(ROWS)
-    for name in ("prediction", "output", "score", "deferred", "degraded"):
+    for name in ("prediction", "output", "score", "deferred", "degraded", "stage"):
         np.testing.assert_array_equal(found.as_numpy(name), getattr(answer, name))
     message = found.get_response()
     assert (message.id, message.model_name, message.model_version) == ("7", "joint", "1")

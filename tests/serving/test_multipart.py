@@ -71,6 +71,7 @@ def test_fields_of_a_form_are_parameters(client):
         ({"color": "red"}, FILES, "not 'color'"),
         ({"threshold": "high"}, FILES, "threshold must be a number, not 'high'"),
         ({"threshold": "nan"}, FILES, "above -inf"),
+        ({"threshold": "1e400"}, FILES, "threshold is larger than a float holds: '1e400'"),
         ({"operating_point": "wild"}, FILES, "no operating point 'wild'"),
         ({"threshold": "1"}, [("x", (None, b"1"))], "files and threshold"),
         ({"threshold": "1"}, [("timeout", (None, b"1"))], "at least one image"),

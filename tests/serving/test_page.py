@@ -14,15 +14,18 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import CLASSES
+from tiny import CLASSES, write_linear
 
 from ebjr import (
     JointClassifier,
     JointConfig,
     JointDetector,
+    Preprocess,
+    Preprocessed,
     Router,
     TeacherUnavailable,
     load_joint,
+    load_model,
 )
 from ebjr.link.far import FarTeacher, Link
 from ebjr.tasks.detection.boxes import Detections
@@ -155,7 +158,7 @@ def test_the_load_is_shown_as_it_is_counted(page, busy, calibrated):
     assert page.locator("#curve .here").count() == 1
     for stage in ("wait for the teacher", "teacher's batch", "whole request"):
         cells = page.locator("#stages tr", has_text=stage).locator("td").all_inner_texts()
-        assert all(float(cell) > 0 for cell in cells)
+        assert all(float(cell) > 0 for cell in cells[:3])
     quality = JointConfig.read(calibrated).calibration["held_out"]["quality"]
     assert f"{100 * quality:.2f} %" == page.inner_text("#quality")
 
@@ -224,6 +227,23 @@ def test_cards_keep_their_last_figures_while_there_is_no_traffic(page, busy):
     assert after == before
     assert "%" in before[0]
     assert words.startswith("the last; no rows in the last")
+
+
+def test_three_stages_are_named_with_the_rows_that_each_answered(page, tmp_path):
+    linear = [write_linear(tmp_path / f"{n}.onnx", n * np.eye(3)[::-1]) for n in (6, 9, 20)]
+    models = [Preprocessed(load_model(path, threads=1), Preprocess(size=8)) for path in linear]
+    two = JointClassifier(*models[:2], Router("softmax", 0.55))
+    joint = JointClassifier(two, models[2], Router("softmax", 0.4))
+    with running(Served(joint)) as address, load(address):
+        opened(page, address)
+        for words in ("wait for the student", "wait for model-2", "wait for the teacher"):
+            says(page, "stages", words)
+        page.set_input_files("#file", png(np.full((8, 8, 3), (90, 90, 120), np.uint8)))
+        says(page, "try-said", "The score,")
+        names = [page.locator(f"#{side}-title").inner_text() for side in ("student", "teacher")]
+        assert names == ["model-2, who answers", "teacher"]
+        rows = page.locator("#stages tr", has_text="model-2's batch").locator("td").last
+        sync_api.expect(rows).to_have_text(re.compile(r"^[\d,]+$"))
 
 
 def test_the_autopilot_is_given_a_target_and_let_go(page, busy):

@@ -8,8 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ebjr.model import Answer
 from ebjr.serving.engine import Ticket
-from ebjr.serving.row_queue import Part, RowQueue, alike, divided
+from ebjr.serving.row_queue import Part, RowQueue, alike, pick
 
 
 def put(queue: RowQueue, rows: int, client: object = None) -> Ticket:
@@ -94,13 +95,18 @@ def test_rows_of_one_form_are_one_batch():
     ]
 
 
-def test_parts_are_divided_with_their_answers():
+def test_rows_are_chosen_with_what_was_said_of_them():
     ticket = Ticket(np.arange(5.0))
     parts = [Part(ticket, range(2)), Part(ticket, np.array([4, 2]))]
     yes = np.array([True, False, True, True])
-    stay, go = divided(parts, yes, np.array([[0.0], [1.0], [4.0], [2.0]]))
-    assert [(part.rows.tolist(), part.output.tolist()) for part in stay] == [
-        ([0], [[0.0]]),
-        ([4, 2], [[4.0], [2.0]]),
+    logits, none = np.array([[0.0], [1.0], [4.0], [2.0]]), np.zeros(4, bool)
+    said = Answer(logits, none, stage=np.array([0, 1, 1, 0]))
+    found = pick(parts, yes, said)
+    assert [
+        (part.rows.tolist(), part.said.output.tolist(), part.said.stage.tolist()) for part in found
+    ] == [([0], [[0.0]], [0]), ([4, 2], [[4.0], [2.0]], [1, 0])]
+    assert [(part.rows.tolist(), part.inputs.tolist()) for part in pick(parts, ~yes, said)] == [
+        ([1], [1.0])
     ]
-    assert [(part.rows.tolist(), part.inputs.tolist()) for part in go] == [([1], [1.0])]
+    again = pick(found, np.array([False, False, True]))  # of what each part knows itself
+    assert [(part.rows.tolist(), part.said.stage.tolist()) for part in again] == [([2], [0])]

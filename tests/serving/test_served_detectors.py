@@ -32,7 +32,7 @@ from starlette.testclient import TestClient
 from ebjr.protocol import LENGTH_HEADER, InferRequest, read_response, write_request
 from ebjr.serving.app import Served, build_app, served_of
 
-OUTPUTS = ["boxes", "labels", "scores", "count", "score", "deferred", "degraded"]
+OUTPUTS = ["boxes", "labels", "scores", "count", "score", "deferred", "degraded", "stage"]
 SCALE = CommonScale.from_dict({"student": [1.0, 0.5, 0.2], "teacher": [0.8, 1.2, -0.1]})
 
 

@@ -53,7 +53,8 @@ def assert_right(found, *names):
         {"score": True, "deferred": True},
         {"score": False, "deferred": False},
         {"prediction": True, "score": False, "deferred": True, "degraded": False},
-        {"degraded": True},
+        {"degraded": True, "stage": False},
+        {"stage": True},
     ],
 )
 def test_bytes_and_json_mix_in_both_directions(client, into, out):
@@ -61,7 +62,7 @@ def test_bytes_and_json_mix_in_both_directions(client, into, out):
 
 
 def test_without_outputs_all_of_them_come(client):
-    names = ("prediction", "output", "score", "deferred", "degraded")
+    names = ("prediction", "output", "score", "deferred", "degraded", "stage")
     assert_right(client.infer("joint", [tensor()]), *names)
 
 

@@ -20,7 +20,7 @@ from ebjr.arrays import Batch, row_count
 from ebjr.data.preprocess import unprepared
 from ebjr.errors import TeacherUnavailable, needs, one_line
 from ebjr.joint import check_policy
-from ebjr.model import Answer, Model, ModelFacts, as_answer, facts, model_name
+from ebjr.model import Model, ModelFacts, as_answer, facts, model_name
 from ebjr.outcomes import Outcomes
 from ebjr.threads import background
 
@@ -175,8 +175,7 @@ class FarTeacher:
         whole = self._ask(batch if granted == rows else batch[:granted])
         if granted == rows:
             return whole
-        said = as_answer(whole)
-        return Answer(said.output, said.degraded, np.arange(rows) < granted)
+        return replace(as_answer(whole), answered=np.arange(rows) < granted)
 
     @property
     def state(self) -> str:

@@ -48,6 +48,7 @@ from ebjr.threads import background
 SENDS = ("tensor", "jpeg", "png")
 """How inputs travel: as the tensor that the model takes, or each image as a file of its own."""
 
+MARKS = {"degraded": np.bool_, "stage": np.int64}  # what an EBJR server says of each row, too
 MOST_BYTES = 256 * 2**20  # the longest answer that is read
 
 TOKEN_VARIABLE = "EBJR_TEACHER_TOKEN"
@@ -60,8 +61,8 @@ _LATER = (401, 403, 404, 408, 425, 429)  # refusals that are not about the input
 class RemoteModel:
     """A model behind an Open Inference Protocol v2 endpoint: batch in, raw output out.
 
-    Connections are kept and shared by threads. An EBJR server says which rows it degraded itself;
-    the answer is then an `Answer` with these.
+    Connections are kept and shared by threads. An EBJR server says which rows it degraded itself,
+    and which of its models answered; where these are any, the answer is an `Answer` with both.
 
     - `url`: ``http(s)://host:port/v2/models/NAME``, or the server's address alone where it has one
       model.
@@ -120,9 +121,10 @@ class RemoteModel:
         self.input_dtype = DATATYPES[self._input.datatype]
         self._output = _chosen_output(about, output, self.name)
         self.output_name = self._output.name
-        self._marks = about.platform == "ebjr_joint"  # it says which rows it degraded
+        own = about.platform == "ebjr_joint"
+        self._marks = [tensor.name for tensor in about.outputs if own and tensor.name in MARKS]
         pixels = TensorMetadata("image", "UINT8", (-1, -1, -1, 3))
-        images = self._marks and self._input == pixels  # which it takes as files, too
+        images = own and self._input == pixels  # which it takes as files, too
         files = self._binary and (images or self._input.datatype == "BYTES")
         self.send = ("png" if files else "tensor") if send is None else send
         if self.send != "tensor" and not files:
@@ -147,17 +149,18 @@ class RemoteModel:
             for start in range(0, rows, step)
         ]
         output = join_rows([answer.output for answer in answers])
-        marks = [answer.degraded for answer in answers]
-        if not any(mark is not None and mark.any() for mark in marks):
-            return output
-        return Answer(output, join_rows(marks))
+        degraded, stage = (join_rows([getattr(one, name) for one in answers]) for name in MARKS)
+        return Answer(output, degraded, stage=stage) if degraded.any() or stage.any() else output
 
     def check(self) -> None:
         """Ask whether the model is there and is the one that it was; else raise what is wrong."""
         found = self._asked_metadata()
         self._server.exchange("GET", f"{self._path}/ready")
-        if found != self.metadata:
-            old, new = self.metadata.as_dict(), found.as_dict()
+        old, new = (  # a newer server may say more of each row
+            {**one.as_dict(), "outputs": [t.as_dict() for t in one.outputs if t.name not in MARKS]}
+            for one in (self.metadata, found)
+        )
+        if old != new:
             key = next(key for key in old if old[key] != new[key])
             raise OtherModel(
                 f"{self.name} is another model than it was: its {key} was {str(old[key])[:100]} "
@@ -202,14 +205,13 @@ class RemoteModel:
         missing = (self._fixed_batch or rows) - rows
         with self._server.in_time():  # a look at whether it is the same model included
             found = self._ask(join_rows([batch, *[batch[-1:]] * missing]) if missing else batch)
-        marks = None if found.degraded is None else found.degraded[:rows]
-        return Answer(found.output[:rows], marks)
+        return Answer(found.output[:rows], found.degraded[:rows], stage=found.stage[:rows])
 
     def _ask(self, batch: Batch) -> Answer:
         if not self._met:
             self.check()
         rows = row_count(batch)
-        names = [self.output_name, *(["degraded"] if self._marks else [])]
+        names = [self.output_name, *self._marks]
         wanted = tuple(RequestedOutput(name, binary=self._binary) for name in names)
         tensor = self._tensor(batch) if self.send == "tensor" else self._files(batch)
         asked = InferRequest({self.input_name: tensor}, wanted)
@@ -222,10 +224,12 @@ class RemoteModel:
         said, came = self._server.exchange("POST", f"{self._path}/infer", body, headers)
         with self._server.understanding():
             found = read_response(said, came.get(LENGTH_HEADER))
-        marks = found.outputs.get("degraded")
-        if marks is not None and (marks.shape != (rows,) or marks.dtype != bool):
-            marks = None
-        return Answer(self._checked(found, rows), marks)
+        marks: dict[str, Any] = {name: np.zeros(rows, kind) for name, kind in MARKS.items()}
+        for name in self._marks:
+            none, mark = marks[name], found.outputs.get(name, marks[name])
+            if (mark.shape, mark.dtype) == (none.shape, none.dtype) and (mark >= 0).all():
+                marks[name] = mark
+        return Answer(self._checked(found, rows), **marks)
 
     def _tensor(self, batch: Batch) -> np.ndarray:
         if isinstance(batch, list | tuple):

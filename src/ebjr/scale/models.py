@@ -7,6 +7,7 @@ from ebjr.backends.entry import Entry, ModelEntry
 from ebjr.backends.python import import_path, is_pickle
 from ebjr.errors import ModelError, needs
 from ebjr.joint_file import JointConfig
+from ebjr.model import Model, facts, model_name
 
 with needs("scale", "running on Ray"):
     import ray
@@ -18,9 +19,17 @@ def checked_config(joint: str | os.PathLike[str]) -> JointConfig:
     config.check()
     for entry in (config.student, config.teacher):
         entry.check()
-        if isinstance(entry, ModelEntry) and (import_path(entry.path) or is_pickle(entry.path)):
-            raise ModelError(f"{entry.path} is Python code or a pickle, which is not run on Ray")
+        for one in entry.parts:
+            if isinstance(one, ModelEntry) and (import_path(one.path) or is_pickle(one.path)):
+                raise ModelError(f"{one.path} is Python code or a pickle, which is not run on Ray")
     return config
+
+
+def check_teacher(teacher: Model) -> None:
+    """Check that a teacher can be asked about inputs, which are what travels; ModelError."""
+    if facts(teacher).continues:
+        words = "continues from the student's features, which do not travel on Ray; use ebjr serve"
+        raise ModelError(f"{model_name(teacher)} {words}")
 
 
 def check_policy(when_unavailable: str) -> str:
@@ -34,9 +43,10 @@ def check_policy(when_unavailable: str) -> str:
 
 def thread_option(entry: Entry, threads: int | None) -> dict[str, Any]:
     """What keeps a model to its process's CPUs: Ray tells every library but ONNX Runtime."""
-    here = isinstance(entry, ModelEntry) and entry.path.endswith(".onnx")
-    if not here or "threads" in entry.options:
-        return {}
+    for one in entry.parts:
+        here = isinstance(one, ModelEntry) and one.path.endswith(".onnx")
+        if not here or "threads" in one.options:
+            return {}
     return {"threads": max(1, int(_assigned_cpus())) if threads is None else threads}
 
 

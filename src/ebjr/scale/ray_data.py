@@ -21,9 +21,9 @@ from ebjr.errors import EbjrError, ModelError, needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.plugins import import_all
-from ebjr.predict import Answered, Progress, Tell, answer_row, whose_answers, write_answers
+from ebjr.predict import HOW, Answered, Progress, Tell, answer_row, whose_answers, write_answers
 from ebjr.router import Router
-from ebjr.scale.models import check_policy, checked_config, thread_option
+from ebjr.scale.models import check_policy, check_teacher, checked_config, thread_option
 
 with needs("scale", "running on Ray"):
     import ray
@@ -70,7 +70,7 @@ def predict(
       there.
 
     Returns: `row`, `name`, `prediction` (boxes as JSON) and, where classes have names, `label`;
-    `score`, `deferred` and `degraded`. Nothing runs before it is read.
+    `score`, `deferred`, `degraded` and `stage`. Nothing runs before it is read.
     """
     config = checked_config(joint)
     if threshold is not None:
@@ -126,6 +126,7 @@ class _Student:
         found = joint.ask_student(list(column) if column.dtype == object else column)
         score, deferred = map(to_numpy, joint.router(found.output))
         output, marked = joint.of_student(found.output), found.degraded
+        stage = np.zeros(len(score), np.int64) if found.stage is None else to_numpy(found.stage)
         sent = [b""] * len(score)
         for row in np.flatnonzero(deferred).tolist():
             sent[row] = pickle.dumps((column[row], output[row]))
@@ -136,6 +137,7 @@ class _Student:
             "score": score.astype(np.float64),
             "deferred": deferred,
             "degraded": np.zeros(len(score), bool) if marked is None else to_numpy(marked),
+            "stage": stage,
             "for_teacher": _objects(sent),
         }
 
@@ -154,6 +156,8 @@ class _Teacher:
         import_all(imports)
         self.labels = config.labels
         self.joint = config.load(student=_absent, **thread_option(config.teacher, threads))
+        check_teacher(self.joint.teacher)
+        self.before = len(config.student.parts)
         self.joint.when_unavailable = when_unavailable
         self.most = most_rows
 
@@ -180,7 +184,8 @@ class _Teacher:
             return {}, missed
         said = _said(self.joint, taught.output, self.labels)
         marks = {} if taught.degraded is None else {"degraded": to_numpy(taught.degraded)}
-        return {**said, **marks}, missed
+        stage = self.before + (0 if taught.stage is None else to_numpy(taught.stage))
+        return {**said, **marks, "stage": stage}, missed
 
 
 def _absent(_inputs: Any) -> Any:
@@ -304,15 +309,12 @@ def _in_own_words() -> Iterator[None]:
 
 def _lines(batch: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     said = [key for key in ("prediction", "label") if key in batch]
-    known = ("name", "score", "deferred", "degraded")
     lines = []
-    for name, score, deferred, degraded, *words in zip(
-        *(batch[key].tolist() for key in (*known, *said)), strict=True
-    ):
-        told = dict(zip(said, words, strict=True))
+    for name, *rest in zip(*(batch[key].tolist() for key in ("name", *HOW, *said)), strict=True):
+        how, told = rest[: len(HOW)], dict(zip(said, rest[len(HOW) :], strict=True))
         if isinstance(told["prediction"], str):
             told["prediction"] = json.loads(told["prediction"])
-        lines.append(answer_row(name, told, score, deferred, degraded))
+        lines.append(answer_row(name, told, *how))
     return lines
 
 

@@ -24,7 +24,7 @@ from ebjr.errors import EbjrError, TeacherUnavailable, check_at_least, needs
 from ebjr.joint_file import JointConfig
 from ebjr.model import Model
 from ebjr.router import check_threshold
-from ebjr.scale.models import check_policy, checked_config, thread_option
+from ebjr.scale.models import check_policy, check_teacher, checked_config, thread_option
 from ebjr.scale.ray_metrics import Mirror
 from ebjr.serving.app import build_app as build_server
 from ebjr.serving.engine import Engine, Ticket
@@ -268,7 +268,8 @@ class Teacher:
         threads: int | None,
     ) -> None:
         model: Model = entry.load(**thread_option(entry, threads))
-        metrics = Metrics(name)
+        check_teacher(model)
+        metrics = Metrics(name, (), ("teacher",))
         self._engine = Engine(
             model,
             kind,
@@ -277,10 +278,7 @@ class Teacher:
             workers=1,
             observer=metrics,
         )
-        waiting = self._engine.waiting
-        metrics.read(
-            "waiting_rows", "Rows in a queue.", lambda: {"teacher": waiting()["teacher"]}, "stage"
-        )
+        metrics.read("waiting_rows", "Rows in a queue.", self._engine.waiting, "stage")
 
         def families() -> Iterable[Any]:
             self._engine.tell()

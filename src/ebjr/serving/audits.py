@@ -26,6 +26,11 @@ class Audits:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def open(self) -> bool:
+        """Whether rows may be drawn now."""
+        return self._rate > 0 and len(self._waiting) < MOST_ROWS
+
     def draw(
         self, inputs: Batch, output: Batch, deferred: np.ndarray, threshold: np.ndarray
     ) -> Audited | None:
@@ -33,8 +38,6 @@ class Audits:
 
         Returns what is to be told at once: that none was drawn.
         """
-        if not self._rate or len(self._waiting) >= MOST_ROWS:
-            return None
         if sum(getattr(row, "nbytes", 0) for row in inputs) > MOST_BYTES * row_count(inputs):
             return None
         drawn = ~deferred & (self._chance.random(len(deferred)) < self._rate)

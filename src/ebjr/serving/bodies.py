@@ -54,14 +54,14 @@ def too_large(most: int) -> str:
     return f"a body may have {most} bytes, and this one has more"
 
 
-def compressed(body: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:
+def compressed(body: bytes, accepted: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     """A body as the header ``Accept-Encoding`` asks for it, and the headers that say so."""
     encoding = next((name for name in _preferred(accepted) if name in WINDOWS), None)
     if encoding is None or len(body) < SMALLEST_BYTES:
-        return body, {}
+        return body, []
     engine = zlib.compressobj(1, zlib.DEFLATED, WINDOWS[encoding])
     found = engine.compress(body) + engine.flush()
-    return found, {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
+    return found, [(b"content-encoding", encoding.encode()), (b"vary", b"Accept-Encoding")]
 
 
 def _decompressed(body: bytes, encoding: str, most: int, hold: Hold) -> bytes:

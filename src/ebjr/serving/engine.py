@@ -16,15 +16,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from ebjr.arrays import Batch, join_rows, plain, put_rows, row_count, take_rows, to_numpy
+from ebjr.arrays import Batch, join_rows, plain, put_rows, row_count, to_numpy
 from ebjr.backends import FILES
 from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable, check_at_least
-from ebjr.joint import JointAnswer, JointModel, LateRows
+from ebjr.joint import JointAnswer, JointModel, LateRows, models_of
 from ebjr.model import Answer, Model, answer, facts
-from ebjr.router import check_threshold, is_deferred
+from ebjr.outcomes import roles_of
+from ebjr.router import check_threshold
 from ebjr.serving.audits import Audits
 from ebjr.serving.events import Answered, Batched, Bulk, Degraded, Failed, Observer, Scored
-from ebjr.serving.row_queue import Part, RowQueue, alike, divided, form_of, index_of, spans
+from ebjr.serving.row_queue import Part, RowQueue, alike, form_of, index_of, join, pick, some, spans
 from ebjr.task import Task
 from ebjr.threads import available_cores, background
 
@@ -49,7 +50,7 @@ class Ticket:
     __slots__ = (
         *("inputs", "rows", "form", "threshold", "client", "reply", "since", "trace"),
         *("open", "answer", "error", "late", "late_id", "_left", "unscored"),
-        *("_output", "_score", "_deferred", "_degraded", "_waiting"),
+        *("_output", "_score", "_deferred", "_degraded", "_stage", "_waiting"),
     )
 
     def __init__(
@@ -93,35 +94,32 @@ class Ticket:
             self.threshold = knob
         return self.threshold
 
-    def scored(
-        self, rows: Any, output: Batch, score: np.ndarray, deferred: np.ndarray, degraded: Any
-    ) -> None:
+    def scored(self, rows: Any, said: Answer, score: np.ndarray, deferred: np.ndarray) -> None:
         """Take the student's answer to some rows; those that are deferred wait for another."""
         place = index_of(rows)
-        self._put(rows, output)
-        self._score[place] = score
+        self._put(rows, said.output)
+        self._score[place], self._stage[place] = score, said.stage
         self._deferred[place] = self._waiting[place] = deferred
-        self._degraded[place] = degraded & ~deferred
+        self._degraded[place] = said.degraded & ~deferred
         self.unscored -= len(rows)
         self._left -= len(rows) - int(np.count_nonzero(deferred))
 
-    def taught(self, rows: Any, output: Batch, degraded: np.ndarray, deferred: bool) -> None:
+    def taught(self, rows: Any, said: Answer, deferred: bool) -> None:
         """Take the last answer to rows that wait; `deferred`: it is the teacher's."""
         rows = np.asarray(rows)
-        self._make_room(output)
+        self._make_room(said.output)
         fresh = self._waiting[rows]  # others were answered while this was on its way
         if not fresh.all():
-            rows, degraded = rows[fresh], degraded[fresh]
-            output = take_rows(output, np.flatnonzero(fresh))
-        self._put(rows, output)
+            rows, said = rows[fresh], some(said, np.flatnonzero(fresh))
+        self._put(rows, said.output)
         self._waiting[rows] = False
         self._deferred[rows] = deferred
-        self._degraded[rows] = degraded
+        self._degraded[rows], self._stage[rows] = said.degraded, said.stage
         self._left -= len(rows)
 
     def _make_room(self, output: Batch) -> None:
         if self._output is None:
-            self._score = np.zeros(self.rows)
+            self._score, self._stage = np.zeros(self.rows), np.zeros(self.rows, np.int64)
             self._deferred, self._degraded = np.zeros((2, self.rows), bool)
             self._waiting = np.ones(self.rows, bool)
             self._output = [output[0]] * self.rows
@@ -139,14 +137,15 @@ class Ticket:
     def waiting(self) -> Part:
         """The rows that wait for a later model, with the student's answer to them."""
         rows = np.flatnonzero(self._waiting)
-        return Part(self, rows, take_rows(self._output, rows))
+        said = Answer(self._output, self._degraded, stage=self._stage)
+        return Part(self, rows, some(said, rows))
 
     def whole(self, predict: Callable[[Batch], Batch]) -> JointAnswer | None:
         """The answer once no row lacks its own."""
         if self._left:
             return None
         answers = self._score, self._deferred, self._degraded
-        return JointAnswer(predict(self._output), self._output, *answers, self.late)
+        return JointAnswer(predict(self._output), self._output, *answers, self.late, self._stage)
 
 
 class Engine:
@@ -200,11 +199,12 @@ class Engine:
                     "audit_rate must be 0"
                 )
         self._predict = self.levels[-1].predict if self.levels else lambda output: output
-        between = [f"teacher-{number}" for number in range(1, len(self.levels))]
-        self.stages = ("student", *between, "teacher")[-len(models) :]
+        self._starts = [0, *(len(models_of(level.student)) for level in self.levels)]
+        last = [*self._starts[1:], len(models_of(model))]  # a teacher may be several models
+        self.stages = tuple(stages_of(model)[number - 1] for number in last)
         self.closed = False
         self.row_seconds = [0.0] * len(models)  # of each model, smoothed
-        self._rate = 0.0  # of deferral, smoothed
+        self._rates = [0.0] * len(self.levels)  # of deferral by each router, smoothed
         self.bell: Callable[[], None] = lambda: None  # rung when some tickets have been replied to
         self._model = model
         self._batches = [student_batch, *[teacher_batch] * len(self.levels)]
@@ -213,7 +213,8 @@ class Engine:
         self._queues = [RowQueue(max_wait_seconds) for _ in models]
         self._active = [0] * len(models)  # batches at work
         self._last = 0  # the model whose batch has begun last
-        self._long: list[int] = []  # the models of those that are expected to take long
+        self._continues = bool(self.levels) and facts(self.levels[0].teacher).continues
+        self._long: set[int] = set()  # the threads at those that are expected to take long
         self.lock = threading.Lock()
         self._told = Bulk(Observer() if observer is None else observer)
         self._audits = Audits(audit_rate)
@@ -325,16 +326,17 @@ class Engine:
 
     def expected_seconds(self, rows: int) -> float:
         """How long the models are expected to be at work for so many rows."""
-        later = sum(self.row_seconds[1:])
-        return rows * (self.row_seconds[0] + self._rate * later)
+        first, *later = self.row_seconds
+        return rows * (first + sum(map(math.prod, zip(self._rates, later, strict=True))))
 
     def hurry(self, ticket: Ticket) -> bool:
         """Answer now: rows that wait for a later model get the student's answer, as degraded.
 
         Returns False, and changes nothing, where the student has yet to answer some rows.
         """
-        with self.lock:
-            if ticket.unscored or not ticket.open:
+        with self.lock:  # features are kept for later, and wait with the rows
+            kept = self._continues and self.levels[0].late is not None
+            if ticket.unscored or not ticket.open or kept:
                 return False
             part = ticket.waiting()
         self._degrade(len(self.levels), [part])
@@ -427,18 +429,17 @@ class Engine:
             self._spare.changed.notify()
 
     def _begin(self, number: int, rows: int) -> None:
-        """A batch is at work from now on; the lock is held."""
+        """A batch is at work in this thread from now on; the lock is held."""
         self._active[number] += 1
         self._last = number
         seconds = self.row_seconds[number]
         if number and (not seconds or rows * seconds > LONG_SECONDS):
-            self._long.append(number)
+            self._long.add(threading.get_ident())
             self._spare.changed.notify()
 
     def _end(self, number: int) -> None:
         self._active[number] -= 1
-        if number in self._long:
-            self._long.remove(number)
+        self._long.discard(threading.get_ident())
         if self.closed:
             self._wake_all()
 
@@ -480,20 +481,20 @@ class Engine:
             self._miss(number, parts, error)  # unreachable, or it answers nonsense
             return
         ended = time.perf_counter()
-        output = found.output if number < len(self.levels) else plain(found.output)
         if found.answered is not None:
-            parts, missed = divided(parts, to_numpy(found.answered), None)
+            answered = to_numpy(found.answered)
+            missed, parts = pick(parts, ~answered), pick(parts, answered)
             why = found.why or "the teacher answers no more rows just now"
             self._miss(number, missed, TeacherUnavailable(why))
         if parts:
-            self._go_on(number, parts, output, _flags(found.degraded, len(output)), inputs)
+            self._go_on(number, parts, self._whole(number, found))
             self._tell_batch(number, parts, began, ended)
 
     def _ask(self, number: int, inputs: Batch, parts: Sequence[Part]) -> Answer:
         """What a model says; of a later one, mixed with what those before it said."""
         if number:
-            own = join_rows([part.output for part in parts])
-            return self.levels[number - 1].ask_teacher(inputs, own)
+            level, said = self.levels[number - 1], join(parts)
+            return level.ask_teacher(level.for_teacher(inputs, said), said.output)
         if self.levels:
             found = self.levels[0].ask_student(inputs)
         else:
@@ -502,6 +503,15 @@ class Engine:
             raise ModelError(f"the {self.stages[0]} answered only some of its rows just now")
         return found
 
+    def _whole(self, number: int, found: Answer) -> Answer:
+        """An answer that says of each row whether it is degraded, and which model gave it."""
+        output = found.output if number < len(self.levels) else plain(found.output)
+        rows, start = len(output), self._starts[number]
+        degraded = np.zeros(rows, bool) if found.degraded is None else to_numpy(found.degraded)
+        stage = np.zeros(rows, np.int64) if found.stage is None else to_numpy(found.stage)
+        features = plain(found.features) if self._continues and not number else None
+        return Answer(output, degraded, stage=stage + start if start else stage, features=features)
+
     def _tell_batch(self, number: int, parts: Sequence[Part], began: float, ended: float) -> None:
         rows, seconds = sum([part.count for part in parts]), ended - began
         each, known = seconds / max(rows, 1), self.row_seconds[number]
@@ -509,71 +519,86 @@ class Engine:
         tickets, waited = [part.ticket for part in parts], [began - part.since for part in parts]
         self._told.observe(Batched(self.stages[number], rows, tickets, waited, began, seconds))
 
-    def _go_on(
-        self, number: int, parts: Sequence[Part], output: Batch, flags: Any, inputs: Batch = None
-    ) -> None:
+    def _go_on(self, number: int, parts: Sequence[Part], said: Answer) -> None:
         """What a model has said goes to the next router; what the last one said is an answer."""
         if number < len(self.levels) - 1:
-            self._route(number, parts, output, flags)
+            self._route(number, parts, said)
         elif number < len(self.levels):
-            self._decide(parts, output, flags, inputs)
+            self._decide(parts, said)
         else:
-            self._settle(parts, output, flags, deferred=True)
+            self._settle(parts, said, deferred=True)
 
-    def _route(self, number: int, parts: Sequence[Part], raw: Batch, flags: np.ndarray) -> None:
+    def _route(self, number: int, parts: Sequence[Part], said: Answer) -> None:
         """An inner router: what it keeps is what the joint model around it reads."""
         level = self.levels[number]
-        output, (_, deferred) = plain(level.of_student(raw)), level.router(raw)
-        kept = ~to_numpy(deferred)
-        stay, later = divided(parts, kept, output)
-        self._defer(number + 1, later)
-        if stay:
-            rows = np.flatnonzero(kept)
-            self._go_on(number + 1, stay, take_rows(output, rows), flags[rows])
+        deferred = to_numpy(level.router(said.output)[1])
+        output = plain(level.of_student(said.output))
+        kept = Answer(output, said.degraded, stage=said.stage)  # features are for the next alone
+        count = np.count_nonzero(deferred)
+        self._rates[number] = 0.9 * self._rates[number] + 0.1 * count / len(deferred)
+        if count:
+            whole = Answer(output, said.degraded, stage=said.stage, features=said.features)
+            self._defer(number + 1, pick(parts, deferred, whole))
+            parts = pick(parts, ~deferred, kept)
+            kept = some(kept, np.flatnonzero(~deferred))
+        if parts:
+            self._go_on(number + 1, parts, kept)
 
-    def _decide(self, parts: Sequence[Part], raw: Batch, flags: np.ndarray, inputs: Batch) -> None:
+    def _decide(self, parts: Sequence[Part], said: Answer) -> None:
         """The router with the knob: what it keeps is answered."""
         joint = self.levels[-1]
-        score = np.asarray(to_numpy(joint.router.score(raw)), np.float64)
-        output, knob = plain(joint.of_student(raw)), joint.router.threshold
+        score = np.asarray(to_numpy(joint.router.score(said.output)), np.float64)
+        output, knob = plain(joint.of_student(said.output)), joint.router.threshold
+        if output is not said.output:
+            said = Answer(output, said.degraded, stage=said.stage, features=said.features)
         each = np.array([part.ticket.begin(knob) for part in parts])
         if len(parts) < len(score):
             each = np.repeat(each, [part.count for part in parts])
-        deferred = is_deferred(score, each)
-        predicted, hard = joint.predict(output), deferred.tolist()
-        done: list[Ticket] = []
-        later: list[Part] = []
+        deferred = joint.router.deferred(score, each)
+        done = self._answer_kept(parts, said, score, deferred)
+        count = np.count_nonzero(deferred)
+        self._rates[-1] = 0.9 * self._rates[-1] + 0.1 * count / len(deferred)
+        if count:
+            self._defer(len(self.levels), pick(parts, deferred, said))
+        self._reply(done)
+        self._told.observe(Scored(score, deferred, each))
+        if len(self.levels) > 1 and (missed := np.count_nonzero(said.degraded > deferred)):
+            self._told.observe(Degraded(int(missed)))
+        if self._audits.open:
+            inputs = joint.for_teacher(join_rows([part.inputs for part in parts]), said)
+            if (none := self._audits.draw(inputs, said.output, deferred, each)) is not None:
+                self._told.observe(none)
+
+    def _answer_kept(
+        self, parts: Sequence[Part], said: Answer, score: np.ndarray, deferred: np.ndarray
+    ) -> list[Ticket]:
+        """Give tickets what was said of their rows; returns those that have all their answers."""
+        hard, done = deferred.tolist(), list[Ticket]()
+        output, flags, stage = said.output, said.degraded, said.stage
+        predicted = self._predict(output)
         for part, own in spans(parts):
             ticket = part.ticket
             if part.count == ticket.rows and True not in hard[own]:  # the common case
                 columns = predicted[own], output[own], score[own], deferred[own], flags[own]
-                _finish(ticket, JointAnswer(*columns), done)
+                _finish(ticket, JointAnswer(*columns, stage=stage[own]), done)
                 continue
             with self.lock:
-                ticket.scored(part.rows, output[own], score[own], deferred[own], flags[own])
-                _finish(ticket, ticket.whole(joint.predict), done)
-            later += divided([part], deferred[own], output[own])[0]
-        self._defer(len(self.levels), later)
-        self._reply(done)
-        self._rate = 0.9 * self._rate + 0.1 * np.count_nonzero(deferred) / len(deferred)
-        self._told.observe(Scored(score, deferred, each))
-        if (none := self._audits.draw(inputs, output, deferred, each)) is not None:
-            self._told.observe(none)
+                ticket.scored(part.rows, some(said, own), score[own], deferred[own])
+                _finish(ticket, ticket.whole(self._predict), done)
+        return done
 
     def _defer(self, number: int, parts: Sequence[Part]) -> None:
         if parts:
             with self.lock:
                 self._put(number, parts)
 
-    def _settle(
-        self, parts: Sequence[Part], output: Batch, flags: np.ndarray, *, deferred: bool
-    ) -> None:
+    def _settle(self, parts: Sequence[Part], said: Answer, *, deferred: bool) -> None:
         """Take the last answer to some rows; `deferred` says whether it is the teacher's."""
         done: list[Ticket] = []
         with self.lock:
             for part, own in spans(parts):
                 if part.ticket.open:
-                    part.ticket.taught(part.rows, output[own], flags[own], deferred)
+                    part.ticket.taught(part.rows, some(said, own), deferred)
                     _finish(part.ticket, part.ticket.whole(self._predict), done)
         self._reply(done)
 
@@ -589,28 +614,28 @@ class Engine:
 
     def _degrade(self, number: int, parts: Sequence[Part]) -> None:
         """Go on with what was said before a teacher that has not answered."""
-        own = join_rows([part.output for part in parts])
-        flags = np.ones(len(own), bool)
+        said = join(parts)
+        said = Answer(said.output, np.ones(len(said.output), bool), stage=said.stage)
         if number < len(self.levels):
-            self._go_on(number, parts, own, flags)
+            self._go_on(number, parts, said)
             return
         self._keep(parts)
-        self._told.observe(Degraded(len(own)))
-        self._settle(parts, own, flags, deferred=False)
+        self._told.observe(Degraded(len(said.output)))
+        self._settle(parts, said, deferred=False)
 
     def _keep(self, parts: Sequence[Part]) -> None:
         """Keep rows for later, those that somebody waits for, if that is the policy."""
-        late = self.levels[-1].late
+        joint, late = self.levels[-1], self.levels[-1].late
         if late is None:
             return
         with self.lock:  # other rows of the same request may be missed by another worker
             waiting = [part for part in parts if part.ticket.open]
             for part in waiting:
                 part.ticket.late_id = part.ticket.late_id or late.new_id()
-        entries = [
-            LateRows(part.ticket.late_id, np.asarray(part.rows), part.inputs, part.output)
-            for part in waiting
-        ]
+        entries = []
+        for part in waiting:
+            asked, rows = joint.for_teacher(part.inputs, part.said), np.asarray(part.rows)
+            entries.append(LateRows(part.ticket.late_id, rows, asked, part.said.output))
         if entries and late.keep(entries, self.kind):
             for part in waiting:
                 part.ticket.late = part.ticket.late_id
@@ -621,7 +646,8 @@ class Engine:
         for ticket in done:
             ticket.tell()
         since = np.array([ticket.since for ticket in done])
-        self._told.observe(Answered(since, time.perf_counter() - since))
+        stage = np.concatenate([ticket.result().stage for ticket in done])
+        self._told.observe(Answered(since, time.perf_counter() - since, stage))
 
     def _fail(self, parts: Sequence[Part], stage: str, error: Exception) -> None:
         told = error
@@ -656,6 +682,11 @@ def _finish(ticket: Ticket, found: JointAnswer | None, done: list[Ticket]) -> No
         done.append(ticket)
 
 
+def stages_of(model: Model) -> tuple[str, ...]:
+    """The names of a model's models, the cheapest first; one that is not joint is a teacher."""
+    return roles_of(len(models_of(model))) if isinstance(model, JointModel) else ("teacher",)
+
+
 def _levels(model: Model) -> tuple[JointModel, ...]:
     """The joint models in a model, the innermost first; each is the student of the next."""
     if not isinstance(model, JointModel):
@@ -668,7 +699,3 @@ def _bears_many(model: Model) -> bool:
     known = facts(model)
     on_disk = known.path is not None and known.path.suffix in FILES
     return known.url is not None or (on_disk and known.device == "cpu")
-
-
-def _flags(degraded: Any, rows: int) -> np.ndarray:
-    return np.zeros(rows, bool) if degraded is None else to_numpy(degraded)

@@ -11,8 +11,6 @@ import numpy as np
 if TYPE_CHECKING:
     from ebjr.serving.engine import Ticket
 
-STAGES = ("student", "teacher")
-
 log = logging.getLogger("ebjr.serving")
 
 
@@ -38,11 +36,16 @@ class Scored(NamedTuple):
 class Answered(NamedTuple):
     """k requests have their answers; `since` (k,) is when they came, `seconds` (k,) how long ago.
 
-    `since` is of `time.perf_counter`.
+    `since` is of `time.perf_counter`; `stage` says of each of their rows which model answered it.
     """
 
     since: np.ndarray
     seconds: np.ndarray
+    stage: np.ndarray = np.zeros(0, np.int64)
+
+    def rows_by(self, stages: Sequence[str]) -> np.ndarray:
+        """How many rows each model has answered; a far one that is several counts as the last."""
+        return np.bincount(self.stage.clip(0, len(stages) - 1), minlength=len(stages))
 
 
 class Expired(NamedTuple):
@@ -98,7 +101,10 @@ class Observers(Observer):
     def observe(self, event: Event) -> None:
         """Tell an event to all who have a handler for it, and cost the others nothing."""
         for handle in self._told.get(type(event), ()):
-            handle(event)
+            try:
+                handle(event)
+            except Exception:  # the others are told, and answers do not depend on it
+                log.exception("an observer failed on what has happened")
 
     def add(self, observer: Observer) -> None:
         """Tell one more."""

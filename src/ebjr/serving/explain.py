@@ -10,7 +10,6 @@ from scipy.special import softmax
 from ebjr.arrays import Batch, to_numpy
 from ebjr.errors import ModelError
 from ebjr.joint import JointModel
-from ebjr.router import is_deferred
 
 SHOWN = 3  # classes that are named, the most probable first
 
@@ -21,29 +20,32 @@ def explain(
     """Both models' answers to a batch of one input, and the joint model's, as JSON.
 
     The teacher is asked whatever the score, so this is for looking at one input, not for answering
-    many. `answer` is None where the policy is ``"error"`` and the teacher is away. If the student
-    fails, that raises ModelError.
+    many. `stage` says which model gave an answer. `answer` is None where the policy is ``"error"``
+    and the teacher is away. If the student fails, that raises ModelError.
     """
     began = time.perf_counter()
-    raw = joint.ask_student(inputs).output
-    score = float(to_numpy(joint.router.score(raw))[0])
-    own = joint.of_student(raw)
+    found = joint.ask_student(inputs)
+    score = to_numpy(joint.router.score(found.output))
+    own = joint.of_student(found.output)
     spent = time.perf_counter() - began
-    student = _said(joint, own, labels) | {"seconds": spent}
-    deferred, degraded, output = bool(is_deferred(score, threshold)), False, own
+    stage = 0 if found.stage is None else int(to_numpy(found.stage)[0])
+    student = _said(joint, own, labels) | {"seconds": spent, "stage": stage}
+    deferred, degraded, output = bool(joint.router.deferred(score, threshold)[0]), False, own
     began = time.perf_counter()
     try:
-        taught = joint.ask_teacher_alone(inputs, own).output
+        found = joint.ask_teacher_alone(joint.for_teacher(inputs, found), own)
     except ModelError as error:
         teacher: dict[str, Any] = {"error": " ".join(str(error).split())}
         degraded, deferred = deferred, False
     else:
-        teacher = _said(joint, taught, labels) | {"seconds": time.perf_counter() - began}
+        taught, stage = found.output, int(joint.stage_of(found, 1)[0])
+        spent = time.perf_counter() - began
+        teacher = _said(joint, taught, labels) | {"seconds": spent, "stage": stage}
         if deferred:
             output = joint.mix(own, taught) if joint.blend else taught
     answered = not (degraded and joint.when_unavailable == "error")
     return {
-        "score": score,
+        "score": float(score[0]),
         "threshold": threshold,
         "deferred": deferred,
         "degraded": degraded,

@@ -113,7 +113,7 @@ def write(found: InferResponse, plan: Plan, *, accepted: str | None = None) -> W
         about = [(b"content-type", b"application/octet-stream"), (LENGTH, b"%d" % length)]
     if accepted is not None:
         body, more = compressed(body, accepted)
-        about += [(name.lower().encode(), value.encode()) for name, value in more.items()]
+        about += more
     about.append((b"content-length", b"%d" % len(body)))
     return about, body
 

@@ -16,7 +16,7 @@ from ebjr.errors import needs
 from ebjr.link.far import FarTeacher
 from ebjr.serving.autopilot import Autopilot
 from ebjr.serving.engine import Engine
-from ebjr.serving.events import STAGES, Answered, Batched, Degraded, Failed, Observer, Scored
+from ebjr.serving.events import Answered, Batched, Degraded, Failed, Observer, Scored
 from ebjr.serving.knob_control import KnobControl
 from ebjr.serving.live_monitor import LiveMonitor
 
@@ -36,7 +36,7 @@ class Metrics(Observer):
     The score's buckets end at `score_edges`, rising: deciles of the calibration show a drift best.
     """
 
-    def __init__(self, model: str, score_edges: Sequence[float] = ()) -> None:
+    def __init__(self, model: str, score_edges: Sequence[float], stages: Sequence[str]) -> None:
         self._registry = CollectorRegistry()
         known: dict[str, Any] = {"registry": self._registry, "namespace": "ebjr"}
         label = ["model"]
@@ -48,13 +48,15 @@ class Metrics(Observer):
             "degraded_rows", "Rows that the student answered for a teacher away.", label, **known
         ).labels(model)
         failures = Counter("failures", "Batches that failed.", [*label, "stage"], **known)
-        self._failures = {stage: failures.labels(model, stage) for stage in (*STAGES, "audit")}
+        self._failures = {stage: failures.labels(model, stage) for stage in (*stages, "audit")}
+        by_model = Counter("answered_rows", "Rows by who answered.", [*label, "stage"], **known)
+        self._by_model = {stage: by_model.labels(model, stage) for stage in stages}
         self._answered = self._requests.labels(model, "200")
         edges = tuple(score_edges) or TENTHS
         self._latency = _Counts("request_seconds", "A request's time.", SECONDS)
-        self._batch = _Counts("batch_rows", "Rows of a batch.", BATCHES, STAGES)
-        self._seconds = _Counts("batch_seconds", "A batch's time.", SECONDS, STAGES)
-        self._wait = _Counts("wait_seconds", "Time in a queue.", SECONDS, STAGES)
+        self._batch = _Counts("batch_rows", "Rows of a batch.", BATCHES, stages)
+        self._seconds = _Counts("batch_seconds", "A batch's time.", SECONDS, stages)
+        self._wait = _Counts("wait_seconds", "Time in a queue.", SECONDS, stages)
         self._score = _Counts("score", "Scores of the student's answers.", edges)
         histograms = (self._latency, self._batch, self._seconds, self._wait, self._score)
         self._read: list[Callable[[], Any]] = [partial(each.family, model) for each in histograms]
@@ -113,6 +115,8 @@ class Metrics(Observer):
     def _answered_all(self, event: Answered) -> None:
         self._latency.add(event.seconds.tolist())
         self._answered.inc(len(event.seconds))
+        for stage, rows in zip(self._by_model, event.rows_by([*self._by_model]), strict=True):
+            self._by_model[stage].inc(rows)
 
     def families(self) -> Iterable[Any]:
         """All of it as it stands, as prometheus-client's families."""

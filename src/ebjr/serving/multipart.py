@@ -1,6 +1,7 @@
 """Forms: images as ``multipart/form-data``, as browsers and ``curl -F`` send them."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 
 import numpy as np
@@ -55,9 +56,12 @@ def _parameter(field: str, value: str) -> float | str:
     if field == "operating_point":
         return value
     try:
-        return float(value)
+        number = float(value)
     except ValueError as error:
         raise ProtocolError(f"the form's {field} must be a number, not {value!r}") from error
+    if math.isinf(number) and not value.strip("+- ").isalpha():
+        raise ProtocolError(f"the form's {field} is larger than a float holds: {value!r:.60}")
+    return number
 
 
 def _reason(error: Exception) -> str:

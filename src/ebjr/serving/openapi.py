@@ -76,12 +76,6 @@ def _paths(known: Json, routes: Sequence[BaseRoute], service: Service) -> Json:
 def _path_parameters(path: str, service: Service) -> list[Json]:
     known = {"name": {"enum": [service.served.name]}, "version": {"enum": [VERSION]}}
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-    return [
-        {
-            "name": name,
-            "in": "path",
-            "required": True,
-            "schema": {"type": "string", **known.get(name, {})},
-        }
-        for name in names
-    ]
+    schemas = [{"type": "string", **known.get(name, {})} for name in names]
+    both = zip(names, schemas, strict=True)
+    return [{"name": name, "in": "path", "required": True, "schema": each} for name, each in both]

@@ -192,7 +192,7 @@ function showCards() {
   const slow = p50 === null ? `no requests in ${span}` : `95 %: ${time(p95)}, 99 %: ${time(p99)}`;
   keep("median", p50 === null ? null : time(p50), slow);
   get("degraded").textContent = live.degraded.toLocaleString("en");
-  const waiting = live.waiting.student + live.waiting.teacher;
+  const waiting = state.stages.reduce((sum, stage) => sum + (live.waiting[stage] ?? 0), 0);
   get("degraded-sub").textContent = `rows; ${live.refused} requests refused, ${live.failures} batches failed, ${waiting} rows waiting`;
 }
 
@@ -215,21 +215,22 @@ function spark(id, values, most) {
   get(id).replaceChildren(draw("path", { class: "spark", d: path || "M0 24", "vector-effect": "non-scaling-stroke" }));
 }
 
+const called = (stage) => (["student", "teacher"].includes(stage) ? `the ${stage}` : stage);
+
 /* The latest times of each stage, which stay while there is no traffic. */
 const lately = {};
 
 function showStages() {
-  const names = {
-    student_wait: "wait for the student", student: "student's batch",
-    teacher_wait: "wait for the teacher", teacher: "teacher's batch", request: "whole request",
-  };
-  get("stages").replaceChildren(...Object.entries(names).map(([stage, name]) => {
+  const { stages, live } = state;
+  const names = stages.flatMap((stage) => [[`${stage}_wait`, `wait for ${called(stage)}`], [stage, `${stage}'s batch`]]);
+  get("stages").replaceChildren(...[...names, ["request", "whole request"]].map(([stage, name]) => {
     const row = element("tr", {}, element("th", { scope: "row" }, name));
     if (state.live.latency[stage].p50 !== null) lately[stage] = state.live.latency[stage];
     for (const key of ["p50", "p95", "p99"]) {
       const value = lately[stage]?.[key] ?? null;
       row.append(element("td", {}, value === null ? "–" : String(Number((1000 * value).toPrecision(3)))));
     }
+    row.append(element("td", {}, live.stages[stage]?.toLocaleString("en") ?? ""));
     return row;
   }));
 }
@@ -448,8 +449,9 @@ function showAnswer(found) {
   else say("try-said", `${named(found.answer)}, says the ${who}. ${why}${found.deferred && state.blend ? `; the student's answer is blended in with weight ${short(state.blend)}` : ""}.`);
   for (const role of ["student", "teacher"]) {
     const answered = role === who && Boolean(found.answer);
+    const name = state.stages[found[role].stage] ?? role;
     get(role).classList.toggle("answered", answered);
-    get(`${role}-title`).textContent = answered ? `${role}, who answers` : role;
+    get(`${role}-title`).textContent = answered ? `${name}, who answers` : name;
     get(role).querySelector("div").replaceChildren(...side(found[role], role));
   }
   const fused = Boolean(found.deferred && state.blend && found.answer && boxesOf(found.answer));

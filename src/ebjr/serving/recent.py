@@ -14,9 +14,6 @@ import numpy as np
 from ebjr.router import deferral_key
 from ebjr.serving.events import Answered, Batched, Degraded, Failed, Observer, Scored
 
-TIMED = ("request", "student_wait", "student", "teacher_wait", "teacher")
-"""What is timed: a whole request, the wait for either model, and a batch of it."""
-
 PERCENTILES = (50, 95, 99)
 COUNTS = ("rows", "deferred", "degraded", "requests", "refused", "failures")
 
@@ -30,23 +27,27 @@ class Recent(Observer):
     """Counts of the last seconds; told by many threads, read by any.
 
     Scores are counted between the rising `score_edges` (k + 1,), those beyond in the outer bins.
+    `stages` are the names of the models; `timed` are a request, the wait for each, and its batch.
     """
 
     def __init__(
         self,
         score_edges: Sequence[float] = (),
+        stages: Sequence[str] = ("student", "teacher"),
         *,
         seconds: int = 60,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.seconds = seconds
         self.score_edges = np.asarray(score_edges, np.float64)
+        self.timed = ("request", *(of for name in stages for of in (f"{name}_wait", name)))
+        self._stages = stages
         self._clock = clock
         self._began = clock()
         self._now = 0  # the second that is being counted
         self._lock = threading.Lock()
-        self._counts = np.zeros((seconds, len(COUNTS)), np.int64)
-        self._times = np.zeros((seconds, len(TIMED), _BINS), np.int64)
+        self._counts = np.zeros((seconds, len(COUNTS) + len(stages)), np.int64)
+        self._times = np.zeros((seconds, len(self.timed), _BINS), np.int64)
         self._scores = np.zeros((seconds, max(len(self.score_edges) - 1, 0)), np.int64)
         self.handlers = {
             Batched: self._batched,
@@ -77,12 +78,14 @@ class Recent(Observer):
     def _answered(self, event: Answered) -> None:
         self._count("requests", len(event.seconds))
         self._time("request", event.seconds)
+        with self._lock:
+            self._counts[self._slot(), len(COUNTS) :] += event.rows_by(self._stages)
 
     def counts(self, seconds: int | None = None) -> dict[str, int]:
-        """How many of each of `COUNTS` in the last seconds; None is all that is kept."""
+        """How many of `COUNTS`, and rows by who answered, in the last seconds; None: all known."""
         with self._lock:
             found = self._counts[self._last(seconds)].sum(axis=0)
-        return dict(zip(COUNTS, found.tolist(), strict=True))
+        return dict(zip((*COUNTS, *self._stages), found.tolist(), strict=True))
 
     def covered(self, seconds: int | None = None) -> float:
         """How much of the last seconds there has been, in seconds: the last one is still going."""
@@ -103,9 +106,9 @@ class Recent(Observer):
             return self._scores.sum(axis=0)
 
     def percentile(self, what: str, percent: float, seconds: int | None = None) -> float | None:
-        """A percentile of one of `TIMED`, at most 4.5 % off; None where nothing was timed."""
+        """A percentile of one of `timed`, at most 4.5 % off; None where nothing was timed."""
         with self._lock:
-            counts = self._times[self._last(seconds), TIMED.index(what)].sum(axis=0)
+            counts = self._times[self._last(seconds), self.timed.index(what)].sum(axis=0)
         total = int(counts.sum())
         if not total:
             return None
@@ -118,10 +121,11 @@ class Recent(Observer):
         counts, covered = self.counts(seconds), self.covered(seconds)
         latency = {
             what: {f"p{p}": self.percentile(what, p, seconds) for p in PERCENTILES}
-            for what in TIMED
+            for what in self.timed
         }
         return {
             "seconds": round(covered, 3),
+            "stages": {stage: counts.pop(stage) for stage in self._stages},
             **counts,
             "deferral_rate": counts["deferred"] / counts["rows"] if counts["rows"] else None,
             "rows_per_second": counts["rows"] / covered if covered else 0.0,
@@ -144,7 +148,7 @@ class Recent(Observer):
     def _time(self, what: str, seconds: np.ndarray) -> None:
         counts = np.bincount(_EDGES.searchsorted(seconds, side="right"), minlength=_BINS)
         with self._lock:
-            self._times[self._slot(), TIMED.index(what)] += counts
+            self._times[self._slot(), self.timed.index(what)] += counts
 
     def _slot(self) -> int:
         """The slot of this second, empty if it has just begun."""

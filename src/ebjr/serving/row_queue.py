@@ -11,32 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ebjr.arrays import Batch, take_rows
+from ebjr.arrays import Batch, join_rows, take_rows
+from ebjr.model import Answer
 
 if TYPE_CHECKING:
     from ebjr.serving.engine import Ticket
 
 
 class Part:
-    """Some rows of a ticket, (k,), and for a later model the `output` (k, ...) of those before."""
+    """Some rows of a ticket, (k,); for a later model, the `Answer` that those before `said`."""
 
-    __slots__ = ("count", "output", "rows", "since", "ticket")
+    __slots__ = ("count", "rows", "said", "since", "ticket")
 
-    def __init__(self, ticket: "Ticket", rows: Any, output: Batch | None = None) -> None:
-        self.ticket, self.rows, self.output = ticket, rows, output
+    def __init__(self, ticket: "Ticket", rows: Any, said: Any = None) -> None:
+        self.ticket, self.rows, self.said = ticket, rows, said
         self.count = len(rows)
         self.since = time.perf_counter()  # when they began to wait
 
     @property
     def inputs(self) -> Batch:
-        """What the model is asked."""
+        """Its rows as they came."""
         inputs, rows = self.ticket.inputs, self.rows
         return inputs if self.count == self.ticket.rows else take_rows(inputs, index_of(rows))
 
     def cut(self, start: int, stop: int | None) -> "Part":
         """Some of its rows."""
-        output = None if self.output is None else self.output[start:stop]
-        found = Part(self.ticket, self.rows[start:stop], output)
+        said = self.said and some(self.said, slice(start, stop))
+        found = Part(self.ticket, self.rows[start:stop], said)
         found.since = self.since
         return found
 
@@ -159,13 +160,29 @@ def spans(parts: Sequence[Part]) -> Iterator[tuple[Part, slice]]:
         yield part, slice(start, end)
 
 
-def divided(parts: Sequence[Part], yes: np.ndarray, output: Batch | None) -> list[list[Part]]:
-    """Parts whose rows are marked, and the others; with their rows of `output`, or their own."""
-    both: list[list[Part]] = [[], []]
+def pick(parts: Sequence[Part], yes: np.ndarray, said: Answer | None = None) -> list[Part]:
+    """Parts of the rows that are marked, with what is `said` of the batch, or was of each part."""
+    found = []
     for part, own in spans(parts):
-        said = part.output if output is None else output[own]
-        for found, mask in zip(both, (yes[own], ~yes[own]), strict=True):
-            if mask.any():
-                rows = np.flatnonzero(mask)
-                found.append(Part(part.ticket, np.asarray(part.rows)[rows], take_rows(said, rows)))
-    return both
+        if len(rows := np.flatnonzero(yes[own])):
+            words = some(part.said, rows) if said is None else some(said, rows + own.start)
+            found.append(Part(part.ticket, np.asarray(part.rows)[rows], words))
+    return found
+
+
+def some(said: Answer, rows: Any) -> Answer:
+    """What was said of some rows."""
+    features = None if said.features is None else take_rows(said.features, rows)
+    output, degraded = take_rows(said.output, rows), said.degraded[rows]
+    return Answer(output, degraded, stage=said.stage[rows], features=features)
+
+
+def join(parts: Sequence[Part]) -> Answer:
+    """What was said of all parts, as one answer."""
+    if len(parts) == 1:
+        return parts[0].said
+    said = [(one.output, one.degraded, one.stage, one.features) for one in (p.said for p in parts)]
+    output, degraded, stage, features = (
+        None if column[0] is None else join_rows(column) for column in zip(*said, strict=True)
+    )
+    return Answer(output, degraded, stage=stage, features=features)

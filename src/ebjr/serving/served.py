@@ -12,7 +12,7 @@ import numpy as np
 from ebjr.backends import load_model
 from ebjr.calibration.guarantee import Certificate
 from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
-from ebjr.joint import JointModel
+from ebjr.joint import JointModel, models_of
 from ebjr.joint_file import JointConfig
 from ebjr.model import facts
 from ebjr.protocol import is_number, tensor_metadata
@@ -110,13 +110,13 @@ class Served:
     @property
     def takes_images(self) -> bool:
         """Whether inputs are images, which each model prepares for itself."""
-        return self.joint.kind.takes_images or isinstance(self.joint.student, Preprocessed)
+        return self.joint.kind.takes_images or isinstance(models_of(self.joint)[0], Preprocessed)
 
     def inputs(self) -> list[dict[str, Any]]:
         """The metadata of the input."""
         if self.takes_images:
             return [tensor_metadata("image", np.uint8, (None, None, None, 3))]
-        known = facts(self.joint.student)
+        known = facts(models_of(self.joint)[0])
         shape = (None, *(known.input_shape or (None,))[1:])
         return [tensor_metadata(known.input_name, known.input_dtype or np.float32, shape)]
 
@@ -126,7 +126,7 @@ class Served:
 
     def outputs(self) -> list[dict[str, Any]]:
         """The metadata of the outputs."""
-        told = {"score": np.float32, "deferred": np.bool_, "degraded": np.bool_}
+        told = {"score": np.float32, "deferred": np.bool_, "degraded": np.bool_, "stage": np.int64}
         return [
             *(tensor_metadata(name, one.dtype, one.shape) for name, one in self.tensors().items()),
             *(tensor_metadata(name, dtype, (None,)) for name, dtype in told.items()),

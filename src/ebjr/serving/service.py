@@ -29,12 +29,13 @@ from ebjr.errors import (
     check_at_least,
 )
 from ebjr.files import json_number
+from ebjr.joint import models_of
 from ebjr.link.far import FarTeacher
 from ebjr.model import facts
 from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
 from ebjr.router import is_deferred
 from ebjr.serving.admission import Admission, Hold
-from ebjr.serving.engine import Engine, Ticket
+from ebjr.serving.engine import Engine, Ticket, stages_of
 from ebjr.serving.events import Expired, Observers
 from ebjr.serving.explain import explain
 from ebjr.serving.images import decoded_images
@@ -112,8 +113,8 @@ class Service:
         self.served, self.timeout_seconds = served, timeout_seconds
         self._tensors = served.tensors()
         self.limits = Limits() if limits is None else limits
-        self.metrics = Metrics(served.name, served.score_deciles())
-        self.recent = Recent(served.score_edges())
+        self.metrics = Metrics(served.name, served.score_deciles(), stages_of(served.joint))
+        self.recent = Recent(served.score_edges(), stages_of(served.joint))
         self._journal = None if audit_log is None else Journal(audit_log)
         beside = None if audit_log is None else Path(audit_log).parent
         self.monitor = LiveMonitor(
@@ -147,7 +148,7 @@ class Service:
         add_sources(self.metrics, self.engine, self.control, self.monitor)
         (self.input,) = served.inputs()
         self._tensor = TensorMetadata(**{**self.input, "shape": tuple(self.input["shape"])})
-        self._wanted = facts(served.joint.student).input_dtype
+        self._wanted = facts(models_of(served.joint)[0]).input_dtype
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
         self.decoders = ThreadPoolExecutor(DECODERS, "ebjr-decoder")
         self.outputs = served.outputs()
@@ -597,5 +598,6 @@ OUTPUTS: Mapping[str, Callable[[Ticket], np.ndarray]] = {
     "score": lambda ticket: single_score(to_numpy(ticket.result().score), ticket.begin(math.nan)),
     "deferred": lambda ticket: to_numpy(ticket.result().deferred),
     "degraded": lambda ticket: to_numpy(ticket.result().degraded),
+    "stage": lambda ticket: to_numpy(ticket.result().stage),
 }
 """How an answer of any task came about, each made where it is asked for."""

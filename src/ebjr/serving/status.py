@@ -13,6 +13,7 @@ from ebjr.evaluation.plots import relative_cost
 from ebjr.files import json_number
 from ebjr.metric import METRICS, Metric
 from ebjr.scores import score_title
+from ebjr.serving.engine import stages_of
 from ebjr.serving.served import Served
 
 
@@ -40,6 +41,7 @@ def describe(served: Served) -> dict[str, Any]:
     return {
         "model": served.name,
         "task": served.joint.task,
+        "stages": stages_of(served.joint),
         "score": score_title(str(served.joint.router.score)),
         "blend": float(served.joint.blend),
         "images": served.takes_images,
