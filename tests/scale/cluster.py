@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ebjr import JointConfig, as_score, load_model
+from ebjr.backends.entry import entry_of
 from ebjr.joint_file import ModelEntry
 
 STORE = 100 * 2**20
@@ -94,6 +95,15 @@ def write_joint(folder: Path, *, teacher_seed: int = 1, layers: int = 0) -> Path
         operating_points={"careful": {"threshold": quantiles[60]}},
     ).save(joint)
     return joint
+
+
+def write_stages(folder: Path) -> Path:
+    """A ``joint.toml`` whose student is that of `write_joint`; each of three models answers."""
+    inner = write_joint(folder)
+    last = ModelEntry.of_file(write_deep(folder / "last.onnx", 5, 1))
+    entry = entry_of(JointConfig.read(inner).load())
+    JointConfig(entry, last, score="softmax", threshold=0.45).save(folder / "stages.toml")
+    return folder / "stages.toml"
 
 
 def _scores(student: Path) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from ebjr.predict import predict as predict_here
 
 pytest.importorskip("ray", reason="the extra `scale` is not installed")
 
-from cluster import inputs, write_deep, write_joint
+from cluster import inputs, write_joint, write_stages
 from tiny import write_coco, write_detectors, write_images, write_pair
 
 from ebjr.scale import predict
-from ebjr.scale.models import check_teacher, models_in, thread_option
+from ebjr.scale.models import check_teacher, checked_config, thread_option
 from ebjr.scale.ray_data import _lines, _objects, _share, _Student, _Teacher, predict_file
 
 pytestmark = pytest.mark.ray
@@ -51,6 +51,16 @@ def test_several_actors_answer_as_the_local_model(nodes, joint):
     assert found["stage"].tolist() == local.stage.tolist()
     assert not found["degraded"].any()
     assert 0.2 < local.deferred.mean() < 0.5
+
+
+def test_three_stages_answer_as_the_local_model(nodes, tmp_path):
+    stages = write_stages(tmp_path)
+    answers = predict(inputs(600), stages, student=LIGHT, teacher=LIGHT, threads=1)
+    found = answers.to_pandas().sort_values("row")
+    local = load_joint(stages)(inputs(600))
+    assert found["stage"].tolist() == local.stage.tolist()
+    assert found["prediction"].tolist() == local.prediction.tolist()
+    assert set(local.stage.tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("cpus", [0.0, 1.0, 2.0, 64.0])
@@ -149,25 +159,11 @@ def test_detectors_answer_in_two_stages_as_one_model(tmp_path):
     assert [line["prediction"] for line in lines] == [row["prediction"] for row in said]
 
 
-@dataclass(frozen=True)
-class JointEntry(ModelEntry):
-    """A joint model as the student of another."""
-
-    config: JointConfig | None = None
-
-    def load(self, **options: Any) -> Any:
-        return self.config.load(**options)
-
-
 @pytest.mark.parametrize("policy", ["right", "away"])
 @pytest.mark.filterwarnings("ignore:the student answers instead")
 def test_a_joint_model_as_student_says_which_of_three_models_answered(tmp_path, policy):
-    inner = JointConfig.read(write_joint(tmp_path))
-    student = JointEntry(inner.student.path, inner.student.sha256, config=inner)
-    last = ModelEntry.of_file(write_deep(tmp_path / "last.onnx", 5, 1))
-    config = JointConfig(student, last, score="softmax", threshold=0.45)
-    assert [entry.path for entry in models_in(student)] == [inner.student.path, inner.teacher.path]
-    assert thread_option(student, 3) == {"threads": 3}
+    config = checked_config(write_stages(tmp_path))
+    assert thread_option(config.student, 3) == {"threads": 3}
     np.savez(tmp_path / "data.npz", inputs=inputs(300))
     first, second = _Student(config, 1), _Teacher(config, 1, 32, "student")
     local = config.load()

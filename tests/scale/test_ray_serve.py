@@ -27,7 +27,7 @@ from ebjr.protocol import LENGTH_HEADER, InferRequest, read_response, write_requ
 pytest.importorskip("ray", reason="the extra `scale` is not installed")
 
 import ray
-from cluster import inputs, write_joint
+from cluster import inputs, write_joint, write_stages
 from ray import serve
 from tiny import write_coco, write_detectors
 
@@ -182,6 +182,15 @@ def test_teachers_scale_with_their_queue_and_however_many_answer_as_the_local_mo
     with pair.load(inputs(500), clients=8):
         wait_for(lambda: len(replicas("Teacher")) == 2)
     check_all(pair, joint)
+
+
+def test_the_students_of_three_stages_hold_the_first_two_models(server, tmp_path_factory):
+    stages = write_stages(tmp_path_factory.mktemp("stages"))
+    server.run(stages)
+    found, local = server.infer(inputs(500)), load_joint(stages)(inputs(500))
+    for name in ("prediction", "deferred", "degraded", "stage"):
+        np.testing.assert_array_equal(found[name], getattr(local, name))
+    assert set(local.stage.tolist()) == {0, 1, 2}
 
 
 def test_routes_and_mistakes_are_those_of_the_server(pair, joint):

@@ -12,8 +12,10 @@ from small import running
 from tiny import SIZE, write_linear
 
 from ebjr import (
+    Cost,
     FarTeacher,
     JointClassifier,
+    JointConfig,
     LateAnswers,
     Link,
     Preprocess,
@@ -22,11 +24,12 @@ from ebjr import (
     TeacherUnavailable,
     load_model,
 )
+from ebjr.backends.entry import entry_of
 from ebjr.joint import models_of
 from ebjr.model import Answer
 from ebjr.serving.engine import Engine
 from ebjr.serving.events import Answered, Audited, Degraded, Observer
-from ebjr.serving.served import Served
+from ebjr.serving.served import Served, served_of
 
 SECONDS = 30
 HOW = ("prediction", "deferred", "degraded", "stage")
@@ -239,6 +242,36 @@ def chain_of(paths, **how) -> JointClassifier:
     models = [Preprocessed(load_model(path, threads=1), Preprocess(size=SIZE)) for path in paths]
     two = JointClassifier(models[0], models[1], Router("softmax", 0.7))
     return JointClassifier(two, models[2], Router("softmax", 0.6), **how)
+
+
+def test_a_joint_toml_of_stages_is_served_with_the_calibrated_cost_of_its_chain(files, tmp_path):
+    from starlette.testclient import TestClient
+
+    from ebjr.serving.app import build_app
+
+    joint = chain_of(files)
+    entries = [entry_of(joint.student, Cost(flops=3e3)), entry_of(joint.teacher, Cost(flops=1e4))]
+    config = JointConfig(
+        *entries,
+        score="softmax",
+        threshold=0.6,
+        labels=("a", "b", "c"),
+        calibration={"score_quantiles": np.linspace(0, 1, 101).tolist()},
+    )
+    config.save(tmp_path / "stages.toml")
+    served = served_of(JointConfig.read(tmp_path / "stages.toml"), threads=1)
+    assert served.flops == (3e3, 1e4)
+    images = np.random.default_rng(0).integers(0, 256, (9, SIZE, SIZE, 3), np.uint8)
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [*images.shape]}
+    message = {"inputs": [{**tensor, "data": images.ravel().tolist()}]}
+    with TestClient(build_app(served, hold="flops=5000")) as client:
+        found = client.post("/v2/models/joint/infer", json=message).json()
+        held = client.get("/v1/router").json()
+    said = {output["name"]: output["data"] for output in found["outputs"]}
+    joint.router.threshold = found["parameters"]["threshold"]
+    assert said["stage"] == joint(images).stage.tolist()
+    assert held["autopilot"]["deferral_rate"] == pytest.approx(0.2)  # of 10,000 more than 3,000
+    assert held["deferral_rate"] == pytest.approx(0.2)
 
 
 def test_three_stages_of_onnx_files_are_served_over_http_and_the_server_names_them(files):
