@@ -68,6 +68,12 @@ def run_python(page: str, ports: Mapping[str, str] = MappingProxyType({})) -> di
     return names
 
 
+def test_more_than_two_models_become_one(folder, monkeypatch):
+    shutil.copy("student.onnx", "middle.onnx")
+    assert len(run_lines("stages.md", monkeypatch)) == 4
+    assert len(run_python("stages.md")["point"].stages) > 1
+
+
 def test_two_models_become_one(folder, monkeypatch):
     for name in ("cat", "dog", "ship"):
         shutil.copytree("images/class0", f"images_of_three/{name}")

@@ -22,22 +22,23 @@ README = ROOT / "README.md"
 BEGIN = "<!-- Made of the recorded answers by: python -m docs.make.committed -->\n\n"
 END = "\n\n<!-- Until here. -->"
 
-GRAY, CHOSEN, ENERGY = "#8A8F98", "#7468E8", "#D55E00"
+GRAY, CHOSEN, PAIR, ENERGY = "#8A8F98", "#7468E8", "#56B4E9", "#D55E00"
 """Colors that are seen on white and on black."""
 
 
-def demo_study() -> Study:
-    """What `ebjr demo` finds on the recorded answers."""
+def demo_studies() -> tuple[Study, Study]:
+    """What `ebjr demo` finds on the recorded answers, of the pair alone and of all models."""
     with shipped("outcomes.npz") as recorded:
-        return run_study(Outcomes.load(recorded))
+        outcomes = Outcomes.load(recorded)
+    return run_study(outcomes.pair("student", "teacher")), run_study(outcomes)
 
 
 # README's table
 
 
-def demo_table(study: Study) -> str:
-    """Rows of what `ebjr demo` prints: both models and the joint one, at its goal and best."""
-    result, measure = study.result, study.outcomes.measure
+def demo_table(pair: Study, stages: Study) -> str:
+    """Both models, the pair at its goal and at its best, and what `ebjr demo` prints of stages."""
+    result, measure = pair.result, pair.outcomes.measure
     rows = [
         [role, measure.words(quality), "", flops_text(cost), ""]
         for role, quality, cost in (
@@ -45,8 +46,11 @@ def demo_table(study: Study) -> str:
             ("teacher", result.teacher_quality, result.teacher_cost),
         )
     ]
-    rows.append([f"**{cell}**" for cell in _joint_row(f"joint: {point_title(result)}", result)])
-    rows.append(_joint_row("for the best accuracy", study.best_accuracy))
+    rows.append(_joint_row(f"two stages: {point_title(result)}", result))
+    rows.append(_joint_row("for the best accuracy", pair.best_accuracy))
+    count = {3: "three", 4: "four"}[len(stages.stages)]
+    title = f"{count} stages: {point_title(stages.result)}"
+    rows.append([f"**{cell}**" for cell in _joint_row(title, stages.result)])
     head = [f"held-out half, {result.n:,} images", "accuracy", "deferred", "MFLOPs", "cheaper"]
     return table(head, rows)
 
@@ -69,10 +73,10 @@ def readme_with(text: str, made: str) -> str:
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 56, 20, 16, 44
 
 
-def curve_picture(study: Study) -> str:
-    """Accuracy against MFLOPs on the held-out half: the chosen score, the paper's, and random."""
-    held_out, result = study.held_out, study.result
-    chosen = study.point.curve(held_out)
+def curve_picture(pair: Study, stages: Study) -> str:
+    """Accuracy against MFLOPs on the held-out half: stages, the pair, the paper's, and random."""
+    held_out, result = pair.held_out, pair.result
+    more, chosen = stages.point.curve(stages.held_out), pair.point.curve(held_out)
     paper = TradeOffCurve.of(held_out, "energy")
     qualities = [*chosen.quality, *paper.quality]
     ends = (min(qualities), max(qualities))
@@ -95,14 +99,15 @@ def curve_picture(study: Study) -> str:
 
     student = at(_megaflops(result.student_cost), result.student_quality)
     teacher = at(_megaflops(result.teacher_cost), result.teacher_quality)
-    knob = at(_megaflops(result.cost), result.quality)
+    knob = at(_megaflops(stages.result.cost), stages.result.quality)
     corner = (WIDTH - RIGHT, HEIGHT - BOTTOM)
     last = at(most, result.teacher_quality)
     parts = [
         _line((LEFT, teacher[1]), (WIDTH - RIGHT, teacher[1]), dashed=True),
         _line(student, last),
         line(paper, ENERGY, 1.75),
-        line(chosen, CHOSEN, 3.5),
+        line(chosen, PAIR, 2.5),
+        line(more, CHOSEN, 3.5),
         _line((LEFT, HEIGHT - BOTTOM), (WIDTH - RIGHT, HEIGHT - BOTTOM)),
         *(_dot(place, GRAY) for place in (student, teacher)),
         _dot(knob, CHOSEN, 7),
@@ -110,9 +115,11 @@ def curve_picture(study: Study) -> str:
         _text(student, "student alone", 10, 16),
         _text(teacher, "teacher alone", -4, 18, "end"),
         _text(
-            knob, f"the joint model: {result.saving:.2f} times fewer FLOPs", 14, 20, "start", CHOSEN
+            *(knob, f"the joint model: {stages.result.saving:.2f} times fewer FLOPs"),
+            *(14, 20, "start", CHOSEN),
         ),
-        _text((WIDTH - RIGHT, TOP), f"chosen: {point_title(result)}", 0, 6, "end", CHOSEN),
+        _text(corner, "with a second student between", 0, -80, "end", CHOSEN),
+        _text(corner, f"the pair: {point_title(result)}", 0, -58, "end", PAIR),
         _text(corner, "the paper's score, energy, no blend", 0, -36, "end", ENERGY),
         _text(corner, "random inputs to the teacher", 0, -14, "end"),
         _text(
@@ -129,7 +136,7 @@ def curve_picture(study: Study) -> str:
     for megaflops in (100, 200, 300):
         x, y = at(megaflops, ends[0])
         parts.append(_text((x, HEIGHT - BOTTOM), str(megaflops), 0, 16, "middle"))
-    title = "Accuracy of the shipped pair on CIFAR-10 against MFLOPs per image, at every threshold"
+    title = "Accuracy of the shipped models on CIFAR-10 against MFLOPs per image, by threshold"
     return _svg(WIDTH, HEIGHT, title, parts)
 
 
@@ -217,10 +224,10 @@ def _text(
 
 def files() -> dict[Path, str]:
     """What each file should be."""
-    study = demo_study()
+    studies = demo_studies()
     return {
-        README: readme_with(README.read_text(), demo_table(study)),
-        DOCS / "assets/curve.svg": curve_picture(study),
+        README: readme_with(README.read_text(), demo_table(*studies)),
+        DOCS / "assets/curve.svg": curve_picture(*studies),
         DOCS / "assets/preprocess.svg": preprocess_picture(),
     }
 

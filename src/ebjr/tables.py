@@ -286,7 +286,9 @@ def _models(study: Study, joint_seconds: float | None, details: bool) -> Table:
         cost, quality = (getattr(result, f"{role}_{what}") for what in ("cost", "quality"))
         more = further_columns(result.cost, cost).values()
         figures = (measure.text(quality), "", flops_text(cost), ms_text(cost))
-        table.add_row(role, *figures, *more, "", "")
+        before = [name for name, *_ in study.stages[:-1]]
+        name = " + ".join(before) if before and role == "student" else role
+        table.add_row(name, *figures, *more, "", "")
     measured = ms_text(Cost(seconds=joint_seconds))
     table.add_row(*_joint_row(f"joint: {point_title(result)}", result, measured), style="bold")
     table.add_row(*_joint_row(f"  for the best {measure.title}", study.best_accuracy))
