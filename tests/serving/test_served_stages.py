@@ -16,7 +16,6 @@ from ebjr import (
     FarTeacher,
     JointClassifier,
     JointConfig,
-    LateAnswers,
     Link,
     Preprocess,
     Preprocessed,
@@ -184,22 +183,6 @@ def test_a_teacher_that_continues_is_given_the_features_of_its_rows(around):
     for name in (*HOW, "output"):
         columns = np.concatenate([getattr(answer, name) for answer in found])
         np.testing.assert_array_equal(columns, getattr(joint(x), name))
-
-
-def test_features_are_kept_for_later_with_the_rows(tmp_path):
-    def away(features):
-        raise TeacherUnavailable("nobody is there")
-
-    away.continues = True
-    late = LateAnswers(tmp_path / "late.sqlite")
-    how = {"when_unavailable": "queue", "late": late}
-    joint = JointClassifier(trunk, away, Router("max_logit", 2.0), **how)
-    with Engine(joint) as engine:
-        found = engine.ask(np.array([3.0, 1.0])).result(SECONDS).answer
-    joint.teacher = head
-    assert late.deliver(joint) == 1
-    assert late.find(found.late, joint).output.tolist() == [[-10.0, 10.0]]
-    late.close()
 
 
 @TOLD

@@ -334,9 +334,8 @@ class Engine:
 
         Returns False, and changes nothing, where the student has yet to answer some rows.
         """
-        with self.lock:  # features are kept for later, and wait with the rows
-            kept = self._continues and self.levels[0].late is not None
-            if ticket.unscored or not ticket.open or kept:
+        with self.lock:
+            if ticket.unscored or not ticket.open:
                 return False
             part = ticket.waiting()
         self._degrade(len(self.levels), [part])
@@ -625,17 +624,17 @@ class Engine:
 
     def _keep(self, parts: Sequence[Part]) -> None:
         """Keep rows for later, those that somebody waits for, if that is the policy."""
-        joint, late = self.levels[-1], self.levels[-1].late
+        late = self.levels[-1].late
         if late is None:
             return
         with self.lock:  # other rows of the same request may be missed by another worker
             waiting = [part for part in parts if part.ticket.open]
             for part in waiting:
                 part.ticket.late_id = part.ticket.late_id or late.new_id()
-        entries = []
-        for part in waiting:
-            asked, rows = joint.for_teacher(part.inputs, part.said), np.asarray(part.rows)
-            entries.append(LateRows(part.ticket.late_id, rows, asked, part.said.output))
+        entries = [
+            LateRows(part.ticket.late_id, np.asarray(part.rows), part.inputs, part.said.output)
+            for part in waiting
+        ]
         if entries and late.keep(entries, self.kind):
             for part in waiting:
                 part.ticket.late = part.ticket.late_id
