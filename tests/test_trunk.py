@@ -284,7 +284,7 @@ def test_torch_modules_share_a_trunk_too(pair, tmp_path):
         assert recorded((student, rest)).teacher_cost.flops == 2 * (FEATURES * 40 + 40 * CLASSES)
     assert torch.is_tensor(student(torch.tensor(INPUTS)).features)
     plain = load_model(Student(lambda logits, features: logits), features=1)
-    with pytest.raises(ebjr.ModelError, match="must return a tuple or dictionary"):
+    with pytest.raises(ebjr.ModelError, match="tuple or dictionary that has features at 1"):
         plain(INPUTS)
     rows = {0: torch.export.Dim("n", min=2)}
     program = torch.export.export(
@@ -338,7 +338,9 @@ class TestRefused:
         other = ebjr.split_model(
             path, "bent", student=tmp_path / "s.onnx", teacher=tmp_path / "t.onnx"
         )
-        with pytest.raises(ValueError, match=r"\(40,\) of float32.*\(5,\) of float32"):
+        with pytest.raises(
+            ValueError, match=r"features \(40,\) of float32.*carry \(5,\) of float32"
+        ):
             joined(pair[0], other[1])
 
     def test_features_of_another_type(self, pair):
@@ -349,11 +351,11 @@ class TestRefused:
 
     def test_features_whose_shape_only_the_first_answer_shows(self, pair):
         narrow = lambda x: Answer(early(x), features=features_of(x)[:, :2])  # noqa: E731
-        with pytest.raises(ebjr.ModelError, match=r"takes rows \(5,\) of float32"):
+        with pytest.raises(ValueError, match=r"features \(5,\) of float32.*carry \(2,\)"):
             joined(narrow, pair[1])(INPUTS)
-        with pytest.raises(ebjr.ModelError, match="carries none for each of its rows"):
+        with pytest.raises(ValueError, match="carry none for each row"):
             joined(early, pair[1])(INPUTS)
-        with pytest.raises(ebjr.ModelError, match="carries none for each of its rows"):
+        with pytest.raises(ValueError, match="carry none for each row"):
             recorded((early, pair[1]))
 
     def test_a_student_without_features(self, pair):
@@ -373,11 +375,11 @@ class TestRefused:
     def test_a_teacher_elsewhere(self, pair):
         far = counting(pair[1], [])
         far.url = "http://127.0.0.1:1/v2/models/rest"
-        with pytest.raises(ValueError, match="is at an address"):
+        with pytest.raises(ValueError, match="no images here: give its file"):
             joined(pair[0], far)
 
     def test_preprocessing_of_features(self, pair):
-        with pytest.raises(ValueError, match="has a preprocessing"):
+        with pytest.raises(ValueError, match="leave its preprocessing out"):
             joined(pair[0], prepared(pair[1], Preprocess()))
         with pytest.raises(ValueError, match="features are no images"):
             recorded(pair, teacher_preprocess="size=8")

@@ -233,41 +233,39 @@ def check_pair(student: Model, teacher: Model, kind: Task) -> None:
 
 
 def _check_continues(student: ModelFacts, teacher: ModelFacts) -> None:
-    why = _misfit(student.name, student.features or (None, None), teacher)
-    if teacher.url is not None:
-        why = "is at an address, to which none travel: give its file"
-    elif teacher.preprocess is not None:
-        why = "has a preprocessing, which is for images: leave that out"
-    elif student.features == ():
-        why = f"the answers of {student.name} carry none: of one model features= names them"
-    if teacher.continues and why:
-        raise ValueError(f"{teacher.name} continues from the student's features, but {why}")
+    """A teacher that continues is here, and takes what the student's answers carry."""
     if student.continues:
         raise ValueError(f"{student.name} continues from features, so it can only be a teacher")
+    if teacher.continues and (teacher.url is not None or teacher.preprocess is not None):
+        way = "give its file" if teacher.preprocess is None else "leave its preprocessing out"
+        raise ValueError(f"{teacher.name} continues from features that are no images here: {way}")
+    if teacher.continues and student.features is not None:
+        _check_features(student.name, student.features, teacher)
 
 
 def trunk_of(found: Answer, rows: int, student: str, teacher: ModelFacts) -> Batch:
-    """The features of a student's answer to `rows` inputs, which a teacher continues from.
+    """The features of a student's answer to `rows` inputs, checked: a teacher continues from them.
 
-    ModelError: it carries none for each row, or others than the teacher takes.
+    ValueError: it carries none for each row, or others than the teacher takes.
     """
-    said, why = found.features, f"the answer of {student} carries none for each of its rows"
-    if said is not None and row_count(said) == rows:
-        why = _misfit(student, (tuple(said.shape), to_numpy(said[:0]).dtype), teacher)
-    if why:
-        raise ModelError(f"{teacher.name} continues from the student's features, but {why}")
+    said = found.features
+    known = said is not None and row_count(said) == rows
+    form = (tuple(said.shape), to_numpy(said[:0]).dtype) if known else ()
+    _check_features(student, form, teacher)
     return said
 
 
-def _misfit(student: str, features: tuple[Any, Any], teacher: ModelFacts) -> str:
-    """What to say of features that are known not to be a teacher's input; nothing of others."""
-    (shape, dtype), wanted, kind = features, teacher.input_shape, teacher.input_dtype
-    sides = zip_longest(shape[1:], wanted[1:], fillvalue=-1) if shape and wanted else ()
+def _check_features(student: str, said: tuple[Any, ...], teacher: ModelFacts) -> None:
+    """Check that features of a shape and type, as far as these are known, are a teacher's input."""
+    (shape, dtype), takes = said or (None, None), (teacher.input_shape, teacher.input_dtype)
+    sides = zip_longest(shape[1:], takes[0][1:], fillvalue=-1) if shape and takes[0] else ()
     alike = all(one is None or other is None or one == other for one, other in sides)
-    if alike and (dtype is None or kind is None or dtype == kind):
-        return ""
-    takes, said = wanted and wanted[1:], shape and shape[1:]
-    return f"takes rows {takes} of {kind}, and those of {student} are {said} of {dtype}"
+    if not said or not alike or (dtype and takes[1] and dtype != takes[1]):
+        carry = f"{shape and shape[1:]} of {dtype}" if said else "none for each row"
+        raise ValueError(
+            f"{teacher.name} continues from features {takes[0] and takes[0][1:]} of {takes[1]}, and "
+            f"the answers of {student} carry {carry}: features= names those of a model that is one"
+        )
 
 
 def _check_labels_each(role: str, known: ModelFacts, kind: Task) -> None:

@@ -19,10 +19,9 @@ def split_model(
 ) -> tuple[Model, Model]:
     """Cut an ``.onnx`` file with two outputs at a tensor, into the files of a pair.
 
-    - `at`: The last tensor that the early exit and the rest of the network share: the features.
-    - `student`, `teacher`: The files to write. One answers with the early exit and the features,
-      the other is asked about these and answers with the last output.
-    - `outputs`: The names of the exit and of the last output; None is the file's two, in its order.
+    `at` is the last tensor that the early exit and the rest share. `student`, a file to write,
+    answers with the exit, and carries this tensor as features; `teacher` is asked about these.
+    `outputs` names the exit and the last output; None is the file's two, in its order.
 
     ModelError: the file cannot be cut there.
     """
@@ -35,13 +34,11 @@ def split_model(
         early, last = outputs or [value.name for value in graph.output]
         for target, given, wanted in ((student, inputs, [early, at]), (teacher, [at], [last])):
             with write_beside(target) as folder:
-                draft = str(folder / Path(target).name)
-                onnx.utils.extract_model(str(path), draft, given, wanted)
+                draft = folder / Path(target).name
+                onnx.utils.extract_model(str(path), str(draft), given, wanted)
+    except OSError:
+        raise
     except Exception as error:  # of protobuf, of ONNX's checker, of names
-        if isinstance(error, OSError):
-            raise
-        raise ModelError(
-            f"{path} cannot be cut at {at} into one output that needs the inputs alone and one "
-            f"that needs {at} alone: {one_line(error)}"
-        ) from error
+        way = f"{at} must be all that the last output needs, and exist: {one_line(error)}"
+        raise ModelError(f"{path} cannot be cut at {at}: {way}") from error
     return load_model(student, features=at), load_model(teacher, continues=True)

@@ -43,9 +43,8 @@ class OnnxModel:
       comes. A graph with a fixed batch of k is always run with k rows, the last ones filled up.
     - `output`: The name of the output to return; None is the first, or the only one of
       floating-point numbers where the first holds labels.
-    - `features`: The name of a further output, which a teacher continues from: an `Answer` then
-      carries both.
-    - `continues`: It is asked about such features of the student's answer, not about the inputs.
+    - `features`: The name of the output that a teacher continues from: an `Answer` carries both.
+    - `continues`: It is asked about the features of the student's answer, not about the inputs.
     """
 
     def __init__(

@@ -30,9 +30,8 @@ class TorchModel:
     - `batch_size`: The largest batch to run at once: larger ones are run in chunks. None runs what
       comes. A program with a fixed batch of k is always run with k rows, the last ones filled up.
     - `name`: What to call it; None is the module's class name.
-    - `features`: The key, or the place, in the dictionary or tuple that the module returns, of the
-      features that a teacher continues from: an `Answer` then carries both.
-    - `continues`: It is asked about such features of the student's answer, not about the inputs.
+    - `features`: The key or place, in what the module returns, of the features that a teacher
+      continues from: an `Answer` carries both. `continues`: it is asked about such features.
     - `compile`: Compile the module at its first batch, for batches of any length, as every batch
       defers another number of rows: True, or the name of one of ``torch.compile``'s backends.
     """
@@ -251,11 +250,8 @@ def _raw_output(output: Any, name: str) -> torch.Tensor:
 
 
 def _part(output: Any, key: str | int, name: str) -> Any:
-    """What is under a key of the dictionary, or at a place of the tuple, that a module returns."""
+    """What a module's dictionary or tuple has under a key, or at a place."""
     with suppress(KeyError, IndexError, TypeError):
         if isinstance(output, Mapping | tuple | list):
             return output[key]  # type: ignore[index]
-    raise ModelError(
-        f"{name} must return a tuple or dictionary with features at {key!r}, but returned a "
-        f"{type(output).__name__}{list(output) if isinstance(output, Mapping) else ''}"
-    )
+    raise ModelError(f"{name} must return a tuple or dictionary that has features at {key!r}")
