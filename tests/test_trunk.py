@@ -416,3 +416,21 @@ def test_a_cost_of_a_rest_is_read_back():
     cost = Cost(flops=3.0, rest=True)
     assert Cost(**cost.as_dict()) == cost
     assert "rest" not in Cost(flops=3.0).as_dict()
+
+
+def test_the_page_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
+    from pages import blocks
+
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    monkeypatch.chdir(tmp_path)
+    (network,) = blocks("shared-trunk.md", 'python title="network.py"')
+    exec(compile(network, "network.py", "exec"), {})
+    names: dict = {}
+    for block in blocks("shared-trunk.md", "python"):
+        exec(compile(block, "docs/shared-trunk.md", "exec"), names)
+    assert 0 < names["answer"].deferred.sum() < 100
+    lines = "\n".join(blocks("shared-trunk.md", "sh")).replace("\\\n", " ").splitlines()
+    for line in lines:
+        assert run(monkeypatch, *line.split()[1:]) == 0, line
+    assert "rest = true" in (tmp_path / "joint.toml").read_text()

@@ -48,6 +48,7 @@ from ebjr.scores import Score as Score
 from ebjr.scores import as_score as as_score
 from ebjr.scores import register_score as register_score
 from ebjr.serving.app import serve as serve
+from ebjr.split import split_model as split_model
 from ebjr.study import Study as Study
 from ebjr.study import run_study as run_study
 from ebjr.tasks.classification import JointClassifier as JointClassifier

@@ -264,7 +264,7 @@ def _check_features(student: str, said: tuple[Any, ...], teacher: ModelFacts) ->
         carry = f"{shape and shape[1:]} of {dtype}" if said else "none for each row"
         raise ValueError(
             f"{teacher.name} continues from features {takes[0] and takes[0][1:]} of {takes[1]}, and "
-            f"the answers of {student} carry {carry}: features= names those of a model that is one"
+            f"the answers of {student} carry {carry}: features= names those of one model"
         )
 
 
