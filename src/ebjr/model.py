@@ -7,7 +7,6 @@ ONNX session, a remote endpoint, an estimator and a lambda are the same thing to
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -258,13 +257,15 @@ def trunk_of(found: Answer, rows: int, student: str, teacher: ModelFacts) -> Bat
 def _check_features(student: str, said: tuple[Any, ...], teacher: ModelFacts) -> None:
     """Check that features of a shape and type, as far as these are known, are a teacher's input."""
     (shape, dtype), takes = said or (None, None), (teacher.input_shape, teacher.input_dtype)
-    sides = zip_longest(shape[1:], takes[0][1:], fillvalue=-1) if shape and takes[0] else ()
-    alike = all(one is None or other is None or one == other for one, other in sides)
+    known = [None if one is None else len(one) for one in (shape, takes[0])]
+    sides = zip((shape or ())[1:], (takes[0] or ())[1:], strict=False)
+    alike = None in known or known[0] == known[1]
+    alike &= all(one is None or other in (None, one) for one, other in sides)
     if not said or not alike or (dtype and takes[1] and dtype != takes[1]):
         carry = f"{shape and shape[1:]} of {dtype}" if said else "none for each row"
         raise ValueError(
-            f"{teacher.name} continues from features {takes[0] and takes[0][1:]} of {takes[1]}, and "
-            f"the answers of {student} carry {carry}: features= names those of one model"
+            f"{teacher.name} continues from features {takes[0] and takes[0][1:]} of {takes[1]},"
+            f" but the answers of {student} carry {carry}: features= names those of one model"
         )
 
 

@@ -36,8 +36,6 @@ def split_model(
             with write_beside(target) as folder:
                 draft = folder / Path(target).name
                 onnx.utils.extract_model(str(path), str(draft), given, wanted)
-    except OSError:
-        raise
     except Exception as error:  # of protobuf, of ONNX's checker, of names
         way = f"{at} must be all that the last output needs, and exist: {one_line(error)}"
         raise ModelError(f"{path} cannot be cut at {at}: {way}") from error
