@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ebjr import (
     evaluate,
     run_study,
 )
+from ebjr.arrays import take_rows
 from ebjr.calibration.stage_search import Stage
 from ebjr.calibration.stages import nested, reduced
 from ebjr.demo import shipped
@@ -79,7 +81,7 @@ def test_the_reduced_outcomes_are_what_the_joint_model_says_row_by_row():
     table = zoo(500)
     point = calibrate_stages(table, stages=CHAIN, tolerance=0.01)
     short = reduced(table, point.stages)
-    models = [lambda rows, said=table.said_by(role): said[rows] for role in table.roles]
+    models = [partial(take_rows, table.said_by(role)) for role in table.roles]
     answer = point.joint(models)(np.arange(len(table)))
     curve = point.curve(short)
     assert curve.at(threshold=point.threshold).deferral_rate == answer.deferred.mean()
