@@ -77,20 +77,22 @@ def cells(line: str) -> list[str]:
 def test_the_table_of_the_demo_is_what_the_demo_prints(run, monkeypatch):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     monkeypatch.setenv("COLUMNS", "200")
-    code, printed, error = run("demo", "--recorded")
-    assert code == 0, error
-    printed_rows = {
-        re.split(r"  +", line.strip())[0]: line for line in reversed(printed.splitlines())
+    shown = {
+        "three stages": run("demo", "--recorded"),
+        "": run("calibrate", "ebjr-demo/outcomes.npz", "--stages", "student,teacher"),
     }
     table = README.read_text().partition(committed.BEGIN)[2].partition(committed.END)[0]
     head, _, *rows = table.splitlines()
-    assert len(rows) == 4
-    (titles,) = (line for line in printed.splitlines() if "deferred  MFLOPs" in line)
-    assert set(cells(head)[1:]) <= set(titles.split())
+    assert len(rows) == 5
     for name, *figures in map(cells, rows):
-        shown = printed_rows[name].partition(name)[2].split()
-        wanted = [figure for figure in figures if figure]
-        places = [shown.index(figure) for figure in wanted]
+        code, printed, error = shown["three stages" if name.startswith("three stages") else ""]
+        assert code == 0, error
+        (titles,) = (line for line in printed.splitlines() if "deferred  MFLOPs" in line)
+        assert set(cells(head)[1:]) <= set(titles.split())
+        own = re.sub("^(two|three) stages", "joint", name)
+        lines = [line.strip() for line in printed.splitlines()]
+        found = next(line for line in lines if re.split(r"  +", line)[0] == own)
+        places = [found.partition(own)[2].split().index(figure) for figure in filter(None, figures)]
         assert places == sorted(places), name
 
 

@@ -251,6 +251,102 @@ def test_the_command_line_does_all_of_it(pair, tmp_path, monkeypatch, capsys):
     assert "features must be one of" in capsys.readouterr().err
 
 
+def write_network_of_images(path):
+    """Features that look like images: only the student's input is prepared."""
+    floats, size = TensorProto.FLOAT, 8
+    nodes = [
+        helper.make_node("Conv", ["image", "kernel"], ["maps"]),
+        helper.make_node("Relu", ["maps"], ["features"]),
+        helper.make_node("GlobalAveragePool", ["features"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["color"]),
+        helper.make_node("MatMul", ["color", "exit"], ["early"]),
+        helper.make_node("Mul", ["features", "features"], ["squares"]),
+        helper.make_node("GlobalAveragePool", ["squares"], ["power"]),
+        helper.make_node("Flatten", ["power"], ["row"]),
+        helper.make_node("MatMul", ["row", "last"], ["logits"]),
+    ]
+    weights = {
+        "kernel": np.array([[3, 1, 0], [0, 2, 1], [1, 0, 2]]).reshape(3, 3, 1, 1),
+        "exit": 6 * np.eye(3),
+        "last": 9 * np.eye(3),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "images",
+        [helper.make_tensor_value_info("image", floats, ["n", 3, size, size])],
+        [
+            helper.make_tensor_value_info(name, floats, ["n", CLASSES])
+            for name in ("early", "logits")
+        ],
+        [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
+    )
+    sets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=sets, ir_version=8), str(path))
+    return path
+
+
+def test_images_are_prepared_for_the_student_alone(tmp_path):
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    from ebjr.backends.exported import ExportedJoint
+    from ebjr.export import export_joint
+
+    path = write_network_of_images(tmp_path / "images.onnx")
+    student, teacher = ebjr.split_model(
+        path, "features", student=tmp_path / "s.onnx", teacher=tmp_path / "t.onnx"
+    )
+    colors = RNG.integers(0, 200, (60, 1, 1, 3)) + RNG.integers(0, 56, (60, 12, 10, 3))
+    images = colors.astype(np.uint8)
+    way = Preprocess(size=8)
+    full = prepared(load_model(path, output="logits"), way)
+    table = ebjr.record(prepared(student, way), teacher, images, full(images).argmax(axis=1))
+    assert table.teacher_cost.flops == count_flops(teacher.path, (1, 3, 8, 8)).flops
+    np.testing.assert_allclose(table.teacher, full(images), rtol=1e-4, atol=1e-4)
+    threshold = float(np.median(table.student.max(axis=1))) - 1e-3
+    joint = JointClassifier(prepared(student, way), teacher, Router("max_logit", threshold))
+    ebjr.save_joint(tmp_path / "joint.toml", joint)
+    assert export_joint(tmp_path / "joint.toml", tmp_path / "joint.onnx").difference < 1e-3
+    found, wanted = ExportedJoint(tmp_path / "joint.onnx")(images), joint(images)
+    assert 0 < wanted.deferred.sum() < 60
+    np.testing.assert_array_equal(found.deferred, wanted.deferred)
+    np.testing.assert_allclose(found.output, wanted.output, rtol=1e-3, atol=1e-2)
+
+
+def test_explain_asks_the_rest_about_features(pair):
+    from ebjr.serving.explain import explain
+
+    said = explain(joined(*pair), INPUTS[:1], np.inf)
+    assert said["deferred"]
+    assert said["teacher"]["prediction"] == whole(INPUTS[:1]).argmax()
+
+
+@pytest.mark.parametrize("how", [{"blend": 0.3}, {"when_unavailable": "error"}])
+def test_blends_and_policies_are_as_of_any_pair(pair, how):
+    joint = joined(*pair, **how)
+    plain = JointClassifier(early, whole, joint.router, **how)
+    np.testing.assert_allclose(joint(INPUTS).output, plain(INPUTS).output, rtol=1e-3, atol=1e-4)
+
+
+def test_probabilities_become_logits_and_keep_their_features(pair):
+    student = load_model(pair[0].path, features="features", output_kind="logits")
+    assert facts(student).features == facts(pair[0]).features
+    again = joined(student, load_model(pair[1].path, continues=True, output_kind="logits"))
+    np.testing.assert_array_equal(again(INPUTS).output, joined(*pair)(INPUTS).output)
+
+
+def test_a_trunk_is_shared_by_the_first_two_of_three_stages(pair, tmp_path):
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    from ebjr.backends.exported import ExportedJoint
+    from ebjr.export import export_joint
+
+    last = load_model(tmp_path / "network.onnx", output="logits")
+    three = JointClassifier(joined(*pair), last, Router("max_logit", 3.0))
+    export_joint(three, tmp_path / "three.onnx")
+    found, wanted = ExportedJoint(tmp_path / "three.onnx")(INPUTS), three(INPUTS)
+    assert set(wanted.stage.tolist()) == {0, 1, 2}
+    np.testing.assert_array_equal(found.stage, wanted.stage)
+    np.testing.assert_allclose(found.output, wanted.output, rtol=1e-4, atol=1e-4)
+
+
 def test_torch_modules_share_a_trunk_too(pair, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 

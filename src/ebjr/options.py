@@ -487,7 +487,7 @@ class ChoiceOptions:
     ] = None
     most_stages: Annotated[int, in_score("The most models of a chain.", min=2)] = 3
     unit: Annotated[
-        str | None, in_score("What chains are compared by: $UNITS; the first known if left out.")
+        str | None, in_score("Compares chains, the first known if left out: $UNITS.")
     ] = None
 
 
