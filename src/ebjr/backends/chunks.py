@@ -1,6 +1,7 @@
 """Batches in chunks: of at most so many rows, or of the one number that a graph is fixed to."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,20 @@ def run_in_chunks(
     fixed: int | None,
     join: Callable[[Sequence[Any]], Any],
 ) -> list[Any]:
-    """Answers to a batch (n, ...) of at least one row, run in chunks of at most `size` rows.
+    """Answers to a batch (n, ...), run in chunks of at most `size` rows.
 
     `run` gives a list of them, as this does. A graph may be fixed to a batch of `fixed` rows: its
     last chunk is filled up with copies of its last row, whose answers are dropped. `join` makes one
     array of several.
     """
-    answers, step = [], fixed or size or len(batch)
-    for start in range(0, len(batch), step):
+    rows = len(batch)
+    if not rows:  # graphs that reshape often cannot run on no rows at all: some of zeros
+        zeros = getattr(batch, "new_zeros", None) or partial(np.zeros, dtype=batch.dtype)
+        return [part[:0] for part in run(zeros((fixed or 1, *batch.shape[1:])))]
+    if rows == (fixed or rows) and rows <= (size or rows):
+        return list(run(batch))
+    answers, step = [], fixed or size or rows
+    for start in range(0, rows, step):
         chunk = batch[start : start + step]
         missing = (fixed or len(chunk)) - len(chunk)
         filled = join([chunk, *[chunk[-1:]] * missing]) if missing else chunk

@@ -177,23 +177,14 @@ class OnnxModel:
 
     def __call__(self, batch: Any, /) -> Any:
         """The raw output, n rows, for n inputs (n, ...); an `Answer` where it has features."""
-        found = self._answers(batch)
-        return found[0] if self.features is None else Answer(found[0], features=found[1])
-
-    def _answers(self, batch: Any) -> list[NDArray[Any]]:
         batch = as_array(batch)
         if batch.dtype != self.input_dtype:
             batch = self._cast(batch)
         if batch.ndim == 0 or batch.shape[1:] != self._row_shape:
             self._check_shape(batch.shape)
-        rows = len(batch)
-        if rows == (self.fixed_batch or rows) and 0 < rows <= (self.batch_size or rows):
-            return self._run(batch)
-        if rows == 0:  # graphs that reshape often cannot run on no rows at all: some of zeros
-            filled = np.zeros((self.fixed_batch or 1, *batch.shape[1:]), batch.dtype)
-            return [part[:0] for part in self._run(filled)]
         size, fixed = self.batch_size, self.fixed_batch
-        return run_in_chunks(self._run, batch, size, fixed, np.concatenate)
+        found = run_in_chunks(self._run, batch, size, fixed, np.concatenate)
+        return found[0] if self.features is None else Answer(found[0], features=found[1])
 
     def answer_all(self, batch: Any, /) -> dict[str, NDArray[Any]]:
         """Every output for one batch, by name: what a detector needs.

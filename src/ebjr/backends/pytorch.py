@@ -106,17 +106,10 @@ class TorchModel:
         tensor = _from_numpy(batch) if given_numpy else batch
         dtype = self.dtype if tensor.is_floating_point() else None
         with torch.inference_mode():
-            found = self._run_in_chunks(tensor.to(device=self.device, dtype=dtype))
+            moved, size = tensor.to(device=self.device, dtype=dtype), self.batch_size
+            found = run_in_chunks(self._run, moved, size, self.fixed_batch, torch.cat)
             found = [to_numpy(part) if given_numpy else part for part in found]
         return found[0] if self.features is None else Answer(found[0], features=found[1])
-
-    def _run_in_chunks(self, batch: torch.Tensor) -> list[Any]:
-        rows, size, fixed = len(batch), self.batch_size, self.fixed_batch
-        if fixed in (None, rows) and rows <= (size or rows):
-            return self._run(batch)
-        if rows == 0:
-            return [part[:0] for part in self._run(batch.new_zeros((fixed, *batch.shape[1:])))]
-        return run_in_chunks(self._run, batch, size, fixed, torch.cat)
 
     def answer_tensors(self, tensors: Mapping[str, torch.Tensor], /) -> Any:
         """The raw output, NumPy, of a batch of several tensors by name, run in one piece."""
