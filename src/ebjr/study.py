@@ -296,7 +296,8 @@ class Study:
         found = self.staged
         if found is None or found.compared_in is None:
             return []
-        measure, taken = self.outcomes.measure, [stage.role for stage in found.stages]
+        measure, taken = self.outcomes.measure, tuple(stage.role for stage in found.stages)
+        places = {one.roles: (one.cost, measure.drawn(one.quality)) for one in found.candidates}
         rows = {
             ", ".join(one.roles): [
                 measure.words(one.quality),
@@ -309,7 +310,7 @@ class Study:
             Extra(
                 "stages",
                 "Which models, in which order",
-                stages_figure(found.candidates, taken, found.compared_in, measure),
+                stages_figure(places, taken, found.compared_in, measure),
                 ("stages", measure.title, found.compared_in, "worth less by"),
                 rows,
                 ", ".join(taken),

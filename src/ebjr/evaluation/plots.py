@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.calibration.stage_search import Candidate
 from ebjr.costs import Cost, alone_cost, break_even_rate
 from ebjr.curve import OperatingPoint, TradeOffCurve, oracle, score_values
 from ebjr.evaluation.groups import Group, by_rows
@@ -133,22 +132,24 @@ def candidates_figure(
 
 
 def stages_figure(
-    candidates: Sequence[Candidate], taken: Sequence[str], unit: str, measure: Metric
+    chains: Mapping[tuple[str, ...], tuple[float, float]],
+    taken: tuple[str, ...],
+    unit: str,
+    measure: Metric,
 ) -> dict[str, Any]:
-    """Chains of models, by how many they are, and each model alone: quality by cost."""
+    """Cost and drawn quality of chains of models, by how many they are, and of each model alone."""
     data = []
-    for count in sorted({len(one.roles) for one in candidates}):
-        own = [one for one in candidates if len(one.roles) == count]
+    for count in sorted(set(map(len, chains))):
+        own = {", ".join(roles): place for roles, place in chains.items() if len(roles) == count}
         style = {"size": 9, "color": _cycled(count, False)["color"]}
-        shown = {"text": [", ".join(one.roles) for one in own], "marker": style}
         name = "one model alone" if count == 1 else f"{count} stages"
-        costs, qualities = [one.cost for one in own], [measure.drawn(one.quality) for one in own]
         hover = "%{text}: %{y:.2f} at %{x:.4g}<extra></extra>"
-        data.append(_trace("markers", name, costs, qualities, hover, **shown))
-    chosen = next(one for one in candidates if one.roles == tuple(taken))
+        cost, quality = map(list, zip(*own.values(), strict=True))
+        data.append(_trace("markers", name, cost, quality, hover, text=[*own], marker=style))
     marker = {"symbol": "diamond", "size": 16, "color": PALETTE["chosen"]}
-    place = [chosen.cost], [measure.drawn(chosen.quality)]
-    data.append(_trace("markers", "taken", *place, "taken<extra></extra>", marker=marker, zorder=3))
+    cost, quality = ([each] for each in chains[taken])
+    hover = "taken<extra></extra>"
+    data.append(_trace("markers", "taken", cost, quality, hover, marker=marker, zorder=3))
     axis = _axis(f"{_UNIT_WORDS[unit]} per example", rangemode="tozero")
     return _figure(data, axis, {"title": {"text": measure.axis}})
 
