@@ -254,6 +254,9 @@ class Study:
             "Reported on": f"{len(self.held_out):,} others (split {fraction:g}, seed {seed})",
             "Outcomes": self.outcomes.fingerprint,
         }
+        if self.stages:
+            roles = ", ".join(role for role, *_ in self.stages)
+            made["Stages"] = f"{roles}; here the student is all of them but the last"
         if self.traffic is not None:
             made["Traffic"] = f"both drawn as {self.traffic}"
         write_report(
@@ -297,12 +300,14 @@ class Study:
         if found is None or found.compared_in is None:
             return []
         measure, taken = self.outcomes.measure, tuple(stage.role for stage in found.stages)
-        places = {one.roles: (one.cost, measure.drawn(one.quality)) for one in found.candidates}
+        places = {
+            one.roles: (found.percent(one), measure.drawn(one.quality)) for one in found.candidates
+        }
         rows = {
             ", ".join(one.roles): [
                 measure.words(one.quality),
-                f"{one.cost:.4g}",
-                "" if one.level else f"{one.behind:.3g}",
+                f"{found.percent(one):.1f} %",
+                "yes" if one.level else "",
             ]
             for one in found.candidates
         }
@@ -311,12 +316,13 @@ class Study:
                 "stages",
                 "Which models, in which order",
                 stages_figure(places, taken, found.compared_in, measure),
-                ("stages", measure.title, found.compared_in, "worth less by"),
+                ("stages", measure.title, f"{found.compared_in}, of the teacher's", "level"),
                 rows,
                 ", ".join(taken),
                 "Each chain at thresholds fitted on other calibration examples, and each model "
                 "alone. What a chain misses in quality counts at the price that the best one pays "
-                "for it; taken is the shortest chain that is level with the best.",
+                "for it. Level with the best are chains that are behind it by no more than noise, "
+                "and the shortest of them is taken.",
             )
         ]
 

@@ -110,12 +110,13 @@ def _print_stages(console: Console, study: Study, found: StagedPoint, details: b
         _say(
             console,
             f"\n{roles[0]} alone beats the chain: {measure.text(found.alone.quality)} at "
-            f"{found.alone.cost:.4g} {found.compared_in} per example.",
+            f"{found.percent(found.alone):.1f} % of the teacher's {found.compared_in}.",
         )
     if details:
-        compared = plain_table("chain", study.outcomes.measure.title, str(found.compared_in), "")
+        unit = f"{found.compared_in}, of the teacher's"
+        compared = plain_table("chain", study.outcomes.measure.title, unit, "")
         for one in found.candidates:
-            figures = study.outcomes.measure.text(one.quality), f"{one.cost:.4g}"
+            figures = study.outcomes.measure.text(one.quality), f"{found.percent(one):.1f}%"
             compared.add_row(", ".join(one.roles), *figures, "level" if one.level else "")
         console.print()
         print_table(console, compared)

@@ -57,6 +57,10 @@ class StagedPoint(OperatingPoint):
         better = [one for one in singles if one.cost <= taken.cost and one.quality >= taken.quality]
         return max(better, key=lambda one: one.quality, default=None)
 
+    def percent(self, one: Candidate) -> float:
+        """A candidate's cost in percent of the teacher's."""
+        return 100 * one.cost / next(c.cost for c in self.candidates if c.roles == ("teacher",))
+
     def stages_dict(self) -> dict[str, Any]:
         """The stages, and what was compared, for JSON."""
         compared = [asdict(one) | {"level": one.level} for one in self.candidates]

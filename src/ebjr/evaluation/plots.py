@@ -137,20 +137,24 @@ def stages_figure(
     unit: str,
     measure: Metric,
 ) -> dict[str, Any]:
-    """Cost and drawn quality of chains of models, by how many they are, and of each model alone."""
+    """Chains of models by how many they are, and each model alone: by cost and drawn quality.
+
+    The cost is in percent of the teacher's.
+    """
     data = []
     for count in sorted(set(map(len, chains))):
         own = {", ".join(roles): place for roles, place in chains.items() if len(roles) == count}
         style = {"size": 9, "color": _cycled(count, False)["color"]}
         name = "one model alone" if count == 1 else f"{count} stages"
-        hover = "%{text}: %{y:.2f} at %{x:.4g}<extra></extra>"
+        hover = "%{text}: %{y:.2f} at %{x:.1f} %<extra></extra>"
         cost, quality = map(list, zip(*own.values(), strict=True))
         data.append(_trace("markers", name, cost, quality, hover, text=[*own], marker=style))
     marker = {"symbol": "diamond", "size": 16, "color": PALETTE["chosen"]}
     cost, quality = ([each] for each in chains[taken])
     hover = "taken<extra></extra>"
     data.append(_trace("markers", "taken", cost, quality, hover, marker=marker, zorder=3))
-    axis = _axis(f"{_UNIT_WORDS[unit]} per example", rangemode="tozero")
+    title = f"{_UNIT_WORDS[unit]} per example, % of the teacher's"
+    axis = _axis(title, rangemode="tozero")
     return _figure(data, axis, {"title": {"text": measure.axis}})
 
 
