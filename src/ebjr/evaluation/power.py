@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from ebjr.arrays import row_count
 from ebjr.costs import KINDS_OF_JOULES, Cost
-from ebjr.errors import check_at_least
+from ebjr.errors import check_at_least, check_choice
 from ebjr.evaluation.inputs import timed_calls
 from ebjr.model import Model, as_answer, facts
 
@@ -45,19 +45,7 @@ class Power:
 
     def __post_init__(self) -> None:
         _check_amounts(joules=self.joules)
-        if self.how not in KINDS_OF_JOULES:
-            raise ValueError(f"how must be {' or '.join(KINDS_OF_JOULES)}, not {self.how!r}")
-
-    def __truediv__(self, other: Self) -> float:
-        """How many times as many joules; ValueError between a measured and an estimated number."""
-        if not isinstance(other, Power):
-            return NotImplemented
-        if self.how != other.how:
-            raise ValueError(
-                f"{self.how} joules cannot be divided by {other.how} ones; measure both, or "
-                "estimate both"
-            )
-        return self.joules / other.joules if other.joules else math.inf
+        check_choice("how", self.how, KINDS_OF_JOULES)
 
     def add_to(self, cost: Cost) -> Cost:
         """A cost with these joules, and the word of what they are."""

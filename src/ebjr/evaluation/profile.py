@@ -68,7 +68,6 @@ def profile(
     *,
     batch_sizes: Iterable[int] = (1, 64),
     seconds: float = 2.0,
-    input_dtype: str | None = None,
     meter: Meter | None = None,
 ) -> Profile:
     """Count and measure what a loaded model costs.
@@ -80,7 +79,6 @@ def profile(
       file, which must then leave nothing but the batch open.
     - `seconds`: The most time to spend on each batch size; at least one batch is timed. Where
       joules are measured, each size is run for as long again.
-    - `input_dtype`: The type of the inputs; None is the model's own, float32 if it names none.
     - `meter`: Energy counters; None looks for those of this machine.
 
     Examples
@@ -95,8 +93,8 @@ def profile(
         )
     sizes = _checked_sizes(batch_sizes)
     shape = batch_of_one(input_shape, facts(model).input_shape, model_name(model))
-    dtype = input_dtype_of(model, input_dtype)
-    counted = count_flops(model, shape, input_dtype=input_dtype) if can_count(model) else None
+    dtype = input_dtype_of(model)
+    counted = count_flops(model, shape) if can_count(model) else None
     timed = measure_latency(model, lambda n: random_batch(n, shape, dtype), sizes, seconds=seconds)
     known = (counted.known, counted.parameter_bytes) if counted else ()
     loads = [Load(model, random_batch(n, shape, dtype), *known) for n in sizes]
@@ -244,14 +242,10 @@ def tune(
     all alike. A graph with a fixed batch is measured at that batch alone.
     """
     available = available_cores() if cores is None else cores
-    sizes = tuple(batch_sizes)
-    if available < 1 or rounds < 1 or not sizes or min(sizes) < 1:
-        raise ValueError(
-            f"cores, rounds and batch_sizes must be positive, but are {available}, {rounds} and "
-            f"{sizes}"
-        )
+    check_at_least(1, cores=available, rounds=rounds)
+    sizes = _checked_sizes(batch_sizes)
     models = {threads: load(threads) for threads in _powers(available)}
-    known, dtype = facts(models[1]), input_dtype_of(models[1], None)
+    known, dtype = facts(models[1]), input_dtype_of(models[1])
     shape = batch_of_one(input_shape, known.input_shape, known.name)
     sizes = (known.fixed_batch,) if known.fixed_batch else sizes
     batches = {n: random_batch(n, shape, dtype) for n in sizes}
