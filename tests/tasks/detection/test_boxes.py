@@ -223,7 +223,7 @@ def test_detections_that_do_not_belong_together_are_refused():
         pack_detections([])
     with pytest.raises(TypeError, match="must be a list of Detections"):
         pack_detections(few)
-    with pytest.raises(TypeError, match="but one is dict"):
+    with pytest.raises(TypeError, match="one for each image, not dict"):
         pack_detections([{}])
 
 

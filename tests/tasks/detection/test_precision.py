@@ -234,10 +234,15 @@ def test_101_rates_over_5000_images_take_less_than_30_seconds():
         ([ONE], [], ValueError, "must have the same length, one for each image, not 1 and 0"),
         ([], [], ValueError, "there are no images"),
         ([ONE], [GroundTruth([], [])], ValueError, "none of the 1 images has a labeled box"),
-        ([ONE], [GroundTruth([[0, 0, 1, 1]], [2])], ValueError, r"lie in 0\.\.1, .* image 0 has 2"),
+        (
+            [ONE],
+            [GroundTruth([[0, 0, 1, 1]], [2])],
+            ValueError,
+            r"lie in 0\.\.1, .* 1 of 1 images .* is 2",
+        ),
         (ONE, [GroundTruth([], [])], TypeError, "must be a list of Detections"),
         ([ONE], GroundTruth([], []), TypeError, "must be a list of GroundTruth"),
-        ([ONE], [None], TypeError, "but one is NoneType"),
+        ([ONE], [None], TypeError, "GroundTruth, one for each image, not NoneType"),
     ],
 )
 def test_what_cannot_be_matched_is_refused(detections, truth, error, message):

@@ -379,16 +379,32 @@ def _unpacked(
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
+def check_listed(kind: type, **named: Any) -> None:
+    """Check that each is a list of `Detections`, or of `GroundTruth`; else a TypeError."""
+    for name, images in named.items():
+        listed = isinstance(images, list | tuple)
+        wrong = [one for one in (images if listed else [images]) if not isinstance(one, kind)]
+        if wrong or not listed:
+            came = type(wrong[0] if wrong else images).__name__
+            raise TypeError(
+                f"{name} must be a list of {kind.__name__}, one for each image, not {came}"
+            )
+
+
+def check_labels(truth: Sequence[GroundTruth], classes: int, where: str = "") -> None:
+    """Check that all labels are classes of the detectors."""
+    outside = [n for n, real in enumerate(truth) if (real.labels >= classes).any()]
+    if outside:
+        raise ValueError(
+            f"labels must lie in 0..{classes - 1}, the detectors' classes, but {len(outside)} of "
+            f"{len(truth)} images{where} have others, the first is "
+            f"{truth[outside[0]].labels.max()}; map them to the detectors' classes first"
+        )
+
+
 def check_detections(detections: Any) -> None:
     """Check that these are a list of Detections that know the same classes."""
-    if not isinstance(detections, list | tuple):
-        raise TypeError(
-            "detections must be a list of Detections, one for each image, "
-            f"not {type(detections).__name__}"
-        )
-    for found in detections:
-        if not isinstance(found, Detections):
-            raise TypeError(f"detections must be Detections, but one is {type(found).__name__}")
+    check_listed(Detections, detections=detections)
     classes = sorted({found.classes for found in detections})
     if len(classes) > 1:
         raise ValueError(

@@ -20,6 +20,8 @@ from ebjr.tasks.detection.boxes import (
     box_intersection,
     box_iou,
     check_detections,
+    check_labels,
+    check_listed,
 )
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's overlaps: AP is the mean over them
@@ -385,10 +387,7 @@ def _found(matches: Matches, weighted: bool) -> np.ndarray:
 
 def _check_pairs(detections: Any, truth: Any) -> None:
     check_detections(detections)
-    if not isinstance(truth, list | tuple):
-        raise TypeError(
-            f"truth must be a list of GroundTruth, one for each image, not {type(truth).__name__}"
-        )
+    check_listed(GroundTruth, truth=truth)
     if len(detections) != len(truth):
         raise ValueError(
             "detections and truth must have the same length, one for each image, not "
@@ -396,12 +395,4 @@ def _check_pairs(detections: Any, truth: Any) -> None:
         )
     if not detections:
         raise ValueError("there are no images")
-    classes = detections[0].classes
-    for number, real in enumerate(truth):
-        if not isinstance(real, GroundTruth):
-            raise TypeError(f"truth must be GroundTruth, but one is {type(real).__name__}")
-        if (real.labels >= classes).any():
-            raise ValueError(
-                f"labels must lie in 0..{classes - 1}, the detector's classes, but image {number} "
-                f"has {real.labels.max()}; map them to the detector's classes first"
-            )
+    check_labels(truth, detections[0].classes)

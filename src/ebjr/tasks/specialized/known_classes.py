@@ -191,7 +191,8 @@ def to_teacher(output: Array, known_classes: tuple[int, ...], classes: int) -> A
     xp = namespace(output)
     if len(unknown) == 1:
         output = _other_under_ties(output)
-    spread = convert_like(np.log(len(unknown)) * _at(unknown, classes), output)
+    other = column == other_class(known_classes)
+    spread = convert_like(np.log(len(unknown)) * other, output)
     return take_places(output, column) - xp.astype(spread, output.dtype)
 
 
@@ -226,10 +227,10 @@ def refine(student: Array, teacher: Array, known_classes: tuple[int, ...]) -> Ar
     """
     teacher = as_float(teacher)
     classes = int(teacher.shape[1])
-    _, unknown = _columns(known_classes, classes)
+    column, unknown = _columns(known_classes, classes)
     xp = namespace(teacher)
     of_unknown = logsumexp(take_places(teacher, unknown))
-    other = convert_like(_at(unknown, classes) > 0, teacher)
+    other = convert_like(column == other_class(known_classes), teacher)
     spread = teacher - of_unknown[:, None] + float(np.log(len(unknown)))
     return student + xp.where(other, spread, xp.zeros_like(teacher))
 
@@ -243,13 +244,6 @@ def _columns(known_classes: tuple[int, ...], classes: int) -> tuple[np.ndarray, 
     for array in (column, unknown):
         array.flags.writeable = False
     return column, unknown
-
-
-def _at(places: np.ndarray, length: int) -> np.ndarray:
-    """(length,): 1 at some places, else 0."""
-    marked = np.zeros(length)
-    marked[places] = 1
-    return marked
 
 
 def _labels(labels: Any) -> np.ndarray:
