@@ -171,24 +171,12 @@ class OnnxDetector:
 
         Of each its `Detections`, best first, one row for each box and class.
         """
-        return [self._final(found, single) for found, single in self._run(images)]
-
-    def candidates(self, images: Sequence[Image], top: int | None = None) -> list[Detections]:
-        """What the head says before suppression: each box once, with its best class.
-
-        At most the best `top` boxes an image; None gives all above `above`.
-        """
-        found = [one for one, _ in self._run(images)]
-        return found if top is None else [one.top(top) for one in found]
-
-    def _run(self, images: Sequence[Image]) -> list[tuple[Detections, bool]]:
-        """What may be reported on each image, and whether a box has one class alone."""
         if not len(images):
             return []
         fixed = self.model.fixed_batch
         return list(run_in_chunks(self._run_batch, list(images), fixed, fixed, join_rows))
 
-    def _run_batch(self, images: list[Image]) -> list[tuple[Detections, bool]]:
+    def _run_batch(self, images: list[Image]) -> list[Detections]:
         batch = self.preprocess(images)
         sides = batch.shape[2:] if self.preprocess.layout == "nchw" else batch.shape[1:3]
         size = (int(sides[0]), int(sides[1]))
@@ -199,7 +187,7 @@ class OnnxDetector:
                 "give it one at a time"
             )
         return [
-            (self._placed(decoded, image.shape[:2], size), decoded.labels is not None)
+            self._reported(decoded, image.shape[:2], size)
             for decoded, image in zip(answers, images, strict=True)
         ]
 
@@ -219,14 +207,14 @@ class OnnxDetector:
         labels = None if decoded.labels is None else places[decoded.labels]
         return replace(decoded, logits=decoded.logits[:, columns], labels=labels)
 
-    def _placed(self, decoded: Decoded, image_size: Size, size: Size) -> Detections:
-        ours = True if decoded.labels is None else decoded.labels >= 0
+    def _reported(self, decoded: Decoded, image_size: Size, size: Size) -> Detections:
+        """Boxes in pixels of the image, one row for each class they may be, the worse left out."""
+        single = decoded.labels is not None
+        ours = decoded.labels >= 0 if decoded.labels is not None else True
         rows = np.flatnonzero((decoded.sure > self.above) & ours)
-        found = {name: value[rows] for name, value in vars(decoded).items() if value is not None}
-        boxes = self.preprocess.boxes_to_image(found.pop("boxes"), size, image_size)
-        return Detections(boxes, size=image_size, **found)
-
-    def _final(self, found: Detections, single: bool) -> Detections:
+        parts = {name: value[rows] for name, value in vars(decoded).items() if value is not None}
+        boxes = self.preprocess.boxes_to_image(parts.pop("boxes"), size, image_size)
+        found = Detections(boxes, size=image_size, **parts)
         if not single:
             found = found.expand(self.above, CANDIDATES if self.nms is not None else self.limit)
         if isinstance(self.nms, float | int):

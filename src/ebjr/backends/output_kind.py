@@ -87,16 +87,14 @@ class AsLogits(Around):
                 f"{tuple(array.shape)}"
             )
         if self.kind != "logits":
-            self._check_range(to_numpy(array))
+            found = to_numpy(array)
+            outside = found[~((found >= -SUM_ROUNDING) & (found <= 1 + SUM_ROUNDING))]
+            if outside.size:
+                raise ModelError(
+                    f"{self.name} must answer {self.kind.replace('_', ' ')}, from 0 to 1, as its "
+                    f"output_kind says, but answered {outside[0]:g}; give --output-kind logits"
+                )
         return KINDS[self.kind](array)
-
-    def _check_range(self, found: np.ndarray) -> None:
-        within = (found >= -SUM_ROUNDING) & (found <= 1 + SUM_ROUNDING)
-        if not within.all():
-            raise ModelError(
-                f"{self.name} must answer {self.kind.replace('_', ' ')}, from 0 to 1, as its "
-                f"output_kind says, but answered {found[~within][0]:g}; give --output-kind logits"
-            )
 
     @property
     def facts(self) -> ModelFacts:

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.data.examples import Example, ImageData, OnUnreadable
+from ebjr.data.examples import Example, ImageData, OnUnreadable, label_place
 from ebjr.data.folders import is_system
 from ebjr.files import read_text
-from ebjr.labels import some
 from ebjr.tasks.detection.boxes import GroundTruth
 
 Id = int | str
@@ -173,15 +172,10 @@ def open_coco(
 
 
 def _mapped(place: Path, labels: CocoLabels, classes: tuple[str, ...]) -> list[GroundTruth]:
-    used = sorted({label for real in labels.truth for label in real.labels.tolist()})
-    unknown = [labels.classes[label] for label in used if labels.classes[label] not in classes]
-    if unknown:
-        raise ValueError(
-            f"{place} has boxes of {some(unknown)}, which is none of the {len(classes)} classes "
-            "that were given; give the names of the model's classes, in its order"
-        )
-    where = {name: number for number, name in enumerate(classes)}
-    new = np.array([where.get(name, 0) for name in labels.classes], np.int64)
+    new = np.zeros(len(labels.classes), np.int64)
+    for label in sorted({label for real in labels.truth for label in real.labels.tolist()}):
+        name = labels.classes[label]
+        new[label] = label_place(name, classes, f"{place} has boxes of {name}, which")
     return [GroundTruth(real.boxes, new[real.labels], real.crowd) for real in labels.truth]
 
 

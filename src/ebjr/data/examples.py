@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ebjr.arrays import take_rows
 from ebjr.data.preprocess import to_rgb, upright_pixels
+from ebjr.errors import check_at_least
 from ebjr.files import sha256_of
 from ebjr.labels import some
 from ebjr.tasks.detection.boxes import GroundTruth
@@ -100,8 +101,7 @@ class Data(ABC):
         `start` is how many to leave out first, those that cannot be read included. A ValueError
         says that one cannot be read and `on_unreadable` is ``"error"``, or that none can.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
+        check_at_least(1, batch_size=batch_size)
         self.unreadable.clear()
         return self._read(batch_size, start)
 
@@ -356,12 +356,12 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(text).split()).rstrip(".")
 
 
-def label_place(label: str, classes: Sequence[str]) -> int:
+def label_place(label: str, classes: Sequence[str], called: str | None = None) -> int:
     """The place of a label in `classes`; a ValueError names one that is none of them."""
     if label not in classes:
         raise ValueError(
-            f"the label {label!r} is none of the {len(classes)} classes that were given "
-            f"({some(classes)})"
+            f"{called or f'the label {label!r}'} is none of the {len(classes)} classes that were "
+            f"given ({some(classes)})"
         )
     return classes.index(label)
 

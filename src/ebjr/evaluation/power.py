@@ -199,31 +199,23 @@ def estimate_joules(
     input_bytes: float = 0.0,
     output_bytes: float = 0.0,
     batch_size: int = 1,
-    picojoules_per_flop: float = PICOJOULES_PER_FLOP,
-    picojoules_per_byte: float = PICOJOULES_PER_BYTE,
 ) -> Power:
     """Joules per example from FLOPs of one example, and bytes moved.
 
     ``flops * per_flop + (weights / batch_size + inputs + outputs) * per_byte``: the weights are
     read once for each batch. The constants are those of a 45 nm chip at 0.9 V in single precision;
-    a chip of today needs less of both, and 8-bit arithmetic far less per operation: give its own.
+    a chip of today needs less of both, and 8-bit arithmetic far less per operation.
 
     Source: M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014,
     figure 1.1.9: 32-bit floating-point multiplication 3.7 pJ and addition 0.9 pJ, DRAM 1.3-2.6 nJ
     for 64 bits.
     """
-    _check_amounts(
-        flops=flops,
-        weight_bytes=weight_bytes,
-        input_bytes=input_bytes,
-        output_bytes=output_bytes,
-        picojoules_per_flop=picojoules_per_flop,
-        picojoules_per_byte=picojoules_per_byte,
-    )
+    moved = {"weight_bytes": weight_bytes, "input_bytes": input_bytes, "output_bytes": output_bytes}
+    _check_amounts(flops=flops, **moved)
     check_at_least(1, batch_size=batch_size)
-    moved = weight_bytes / batch_size + input_bytes + output_bytes
-    picojoules = flops * picojoules_per_flop + moved * picojoules_per_byte
-    source = f"{picojoules_per_flop:g} pJ per FLOP, {picojoules_per_byte:g} pJ per byte"
+    bytes_moved = weight_bytes / batch_size + input_bytes + output_bytes
+    picojoules = flops * PICOJOULES_PER_FLOP + bytes_moved * PICOJOULES_PER_BYTE
+    source = f"{PICOJOULES_PER_FLOP:g} pJ per FLOP, {PICOJOULES_PER_BYTE:g} pJ per byte"
     return Power(picojoules / 1e12, "estimated", source, batch_size)
 
 

@@ -426,8 +426,7 @@ def checked_boxes(boxes: Any) -> np.ndarray:
     finite = np.isfinite(values).all(axis=1)
     _check(values, finite, "boxes must hold finite numbers", "leave such boxes out")
     ordered = (values[:, 2:] >= values[:, :2]).all(axis=1)
-    what = "boxes must have x1 <= x2 and y1 <= y2"
-    _check(values, ordered, what, "give boxes as x1, y1, x2, y2")
+    _check(values, ordered, "boxes must have x1 <= x2 and y1 <= y2", "give x1, y1, x2, y2")
     return values
 
 
@@ -441,9 +440,8 @@ def checked_labels(labels: Any, count: int, classes: int) -> np.ndarray:
             f"labels must be {count} whole numbers, one for each box, not {values.dtype} "
             f"of shape {values.shape}"
         )
-    known = (values >= 0) & (values < classes)
-    what = f"labels must lie in 0..{classes - 1}"
-    _check(values, known, what, "map them to the detector's classes first")
+    known, way = (values >= 0) & (values < classes), "map them to the detector's classes first"
+    _check(values, known, f"labels must lie in 0..{classes - 1}", way)
     return values.astype(np.int64)
 
 
@@ -462,12 +460,7 @@ def _checked_logits(logits: Any, count: int) -> np.ndarray:
         raise ValueError(
             f"logits must have shape ({count}, classes), one row for each box, not {values.shape}"
         )
-    wrong = ~(values < np.inf).all(axis=1)
-    if wrong.any():
-        raise ValueError(
-            f"logits must be numbers under infinity, but {int(wrong.sum())} of {count} boxes hold "
-            f"NaN or infinity, the first is box {int(np.argmax(wrong))}"
-        )
+    _check(values, (values < np.inf).all(axis=1), "logits must be numbers under infinity")
     return values
 
 

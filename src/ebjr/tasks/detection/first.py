@@ -90,7 +90,8 @@ def may_be_numbers(ids: Sequence[Any]) -> bool:
 def _check_names(role: str, own: Sequence[str], data: Any) -> None:
     """Refuse names that are not the data's in its order; those that the user gave are believed."""
     pairs = list(zip(own, data.classes, strict=False))
-    differ = [pair for pair in pairs if len({_spelled(name) for name in pair}) > 1]
+    spelled = [{"".join(filter(str.isalnum, name.casefold())) for name in pair} for pair in pairs]
+    differ = [pair for pair, alike in zip(pairs, spelled, strict=True) if len(alike) > 1]
     if len(own) == len(data.classes) and not differ:
         return
     missing = next((name for name in data.classes if name not in own), data.classes[-1])
@@ -104,10 +105,6 @@ def _check_names(role: str, own: Sequence[str], data: Any) -> None:
         f"the {role}'s file names {len(differ)} of {len(own)} classes otherwise than --classes, "
         f"the first {differ[0][0]} and {differ[0][1]}: they are taken for the same, in this order"
     )
-
-
-def _spelled(name: str) -> str:
-    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def _right(model: Any, images: Any, targets: Sequence[GroundTruth]) -> int | None:

@@ -54,13 +54,13 @@ class Matches:
         """The same with other scores, by a rising function such as a `ConfidenceMap`."""
         return replace(self, score=np.asarray(change(self.score), np.float64))
 
-    def f1(self, above: float = SHOWN) -> np.ndarray:
+    def f1(self) -> np.ndarray:
         """The F1 of each image at the first overlap, (n,) in [0, 1].
 
-        ``2 hits / (detections + boxes)``, of the detections with a score above `above`; what is
+        ``2 hits / (detections + boxes)``, of the detections with a score above `SHOWN`; what is
         ignored does not count, and nothing found where nothing is counts 1.
         """
-        shown = (self.score > above) & ~self.ignored[:, 0]
+        shown = (self.score > SHOWN) & ~self.ignored[:, 0]
         found = np.bincount(self.image[shown], minlength=len(self))
         hits = np.bincount(self.image[shown & self.hit[:, 0]], minlength=len(self))
         all_boxes = found + self.boxes.sum(axis=1)

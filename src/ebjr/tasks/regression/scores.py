@@ -153,8 +153,7 @@ def predicted_std(output: Array, of: str = "std") -> Array:
     >>> predicted_std(np.array([[5.0, 0.5], [7.0, 2.0]]))
     array([-0.5, -2. ])
     """
-    if of not in ("std", "variance", "log_variance"):
-        raise ValueError(f"of must be std, variance or log_variance, not {of!r}")
+    check_choice("of", of, ("std", "variance", "log_variance"))
     column = _score_columns(output, "a standard deviation")
     if column.shape[1] != 1:
         raise ValueError(
