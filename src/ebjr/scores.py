@@ -423,13 +423,11 @@ def _parse(text: str) -> Score:
     name, parameters = text.strip(), {}
     if "(" in text:
         try:
-            call = ast.parse(text.strip(), mode="eval").body
-            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
-                raise ValueError
-            if call.args or any(key.arg is None for key in call.keywords):
-                raise ValueError
-            name = call.func.id
-            parameters = {str(key.arg): ast.literal_eval(key.value) for key in call.keywords}
+            match ast.parse(name, mode="eval").body:
+                case ast.Call(ast.Name(name), [], keys) if all(key.arg for key in keys):
+                    parameters = {str(key.arg): ast.literal_eval(key.value) for key in keys}
+                case _:
+                    raise ValueError
         except (ValueError, SyntaxError):
             raise ValueError(
                 f"cannot read the score {text!r}; write it like 'softmax(temperature=2.0)'"
