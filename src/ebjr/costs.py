@@ -157,10 +157,7 @@ def millijoules_text(joules: float | None) -> str:
 
 
 def further_columns(common: Cost, cost: Cost) -> dict[str, str]:
-    """What a table of costs shows beside FLOPs and time, by the column's title.
-
-    `common` is a sum of all costs in the table: what it does not know, some row does not know.
-    """
+    """What a table shows beside FLOPs and time, by title, if `common`, its rows' sum, knows it."""
     columns = {}
     if common.joules_are is not None:
         columns[f"mJ, {common.joules_are}"] = millijoules_text(cost.joules)

@@ -75,13 +75,11 @@ class Places:
 def places(
     names: Sequence[str] | None, models: Sequence[str] | None, classes: int, named_by: str | None
 ) -> Places:
-    """Where the labels of data are among the classes of the models.
+    """Where the labels of data, called `names`, are among the classes of the models; or ValueError.
 
-    `names` are what the data call their labels 0, 1, 2, ..., and `models` what the models call
-    their `classes` classes, in their order; None if they do not. `named_by` says where `names` come
-    from: ``"folders"`` may be of some classes alone and called by their numbers; ``"given"`` are
-    the user's word for what the models call otherwise. ValueError: a name of the data is none of
-    the models', or it cannot be told which class it is.
+    `models` is what the models call their `classes` classes, in order; None if they do not.
+    `named_by` says where `names` come from: ``"folders"`` may be of some classes alone and called
+    by their numbers; ``"given"`` are the user's word for what the models call otherwise.
     """
     named = tuple(models) if models is not None and are_names(models) else None
     if named is not None and len(named) != classes:

@@ -50,10 +50,9 @@ class Sweep:
 
     @cached_property
     def by_share(self) -> dict[str, dict[float, OperatingPoint]]:
-        """By candidate and popular share: its score and blend at the goal, on the held-out half.
+        """By candidate and popular share, where the goal is in reach: its point, held out.
 
-        The threshold is chosen anew for each share, on the calibration half; a share that the
-        goal is out of reach at is left out. Nothing without traffic.
+        The threshold is chosen anew for each share, on the calibration half.
         """
         if self.traffic is None:
             return {}

@@ -17,8 +17,7 @@ def run_in_chunks(
 ) -> Any:
     """The answer to a batch (n, ...) of at least one row, run in chunks of at most `size` rows.
 
-    A graph may be fixed to a batch of `fixed` rows: its last chunk is filled up with copies of its
-    last row, whose answers are dropped. `join` makes one array of several.
+    Of a graph `fixed` to some rows the last chunk is filled up with copies of its last row.
     """
     answers, step = [], fixed or size or len(batch)
     for start in range(0, len(batch), step):

@@ -141,10 +141,7 @@ class OnnxDetector:
         return tuple(own[name] for name in names) if {*names} <= {*own} else None
 
     def with_label_ids(self, label_ids: Sequence[int], exact: bool = False) -> Self:
-        """The same detector, which reports the classes that have these numbers in the model.
-
-        `exact` is whether the model has no classes after the last of these.
-        """
+        """The same, which reports the classes of these numbers; `exact`: it has none after them."""
         other = copy(self)
         if exact:
             other.classes = max(label_ids) + 1 - self.layout.first
@@ -167,10 +164,7 @@ class OnnxDetector:
         return other
 
     def __call__(self, images: Sequence[Image], /) -> list[Detections]:
-        """What is on n images, uint8 (height, width, 3) of any sizes.
-
-        Of each its `Detections`, best first, one row for each box and class.
-        """
+        """What is on n images, uint8 (height, width, 3): rows of a box and a class, best first."""
         if not len(images):
             return []
         fixed = self.model.fixed_batch

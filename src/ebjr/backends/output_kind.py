@@ -60,11 +60,7 @@ The softmax of the logarithm of probabilities is these probabilities, so that sc
 
 
 class AsLogits(Around):
-    """A model whose answers are of a kind, as a model whose raw output is logits.
-
-    The model inside answers arrays, (n, k) or (n,), of a `kind` of `KINDS`. What else is asked is
-    asked of it.
-    """
+    """A model that answers (n, k) or (n,) of a `kind` of `KINDS`, as one that answers logits."""
 
     def __init__(self, model: Model, kind: str) -> None:
         check_choice("output_kind", kind, KINDS)

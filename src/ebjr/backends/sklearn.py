@@ -76,11 +76,7 @@ class SklearnModel:
         )
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
-        """The raw output for n inputs: an array (n, ...), or a list that the estimator takes.
-
-        (n, classes) or (n, labels) of a classifier, (n, 1) of a regressor, or (n, 2) with the
-        standard deviation.
-        """
+        """The raw output for n inputs: (n, classes), (n, labels), or of a regressor (n, 1 or 2)."""
         rows = to_numpy(batch) if is_array(batch) else batch
         if is_array(rows) and rows.ndim > 2:
             rows = rows.reshape(len(rows), -1)

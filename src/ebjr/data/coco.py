@@ -43,12 +43,7 @@ class CocoLabels:
 
 
 def read_coco(path: str | os.PathLike[str]) -> CocoLabels:
-    """Labels from a file in COCO's "instances" format.
-
-    A ValueError names the annotation that has a negative or infinite size, a category or an image
-    that the file does not list, or an `iscrowd` that is neither 0 nor 1; or the first id, name of a
-    category or file of an image that is there twice.
-    """
+    """Labels from a file in COCO's "instances" format; a ValueError names what is wrong in it."""
     try:
         text = read_text(path)
     except FileNotFoundError:
@@ -200,10 +195,7 @@ def _image_finder(place: Path, files: Sequence[str], images: Path | None) -> Cal
 
 
 def members(archive: Path, files: Sequence[str]) -> dict[str, str]:
-    """Where the images are in a ``.zip``: at their path, or at their path below a folder of it.
-
-    A bare name alone says where an image is if nothing else in the archive or in `files` has it.
-    """
+    """Where images are in a ``.zip``: at their path, below a folder, or by a name that one has."""
     called: dict[str, list[str]] = {}
     for name in dict.fromkeys(_archive(archive).namelist()):
         path = PurePosixPath(name)

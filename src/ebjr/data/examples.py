@@ -83,11 +83,7 @@ class Data(ABC):
 
     @abstractmethod
     def take(self, rows: Sequence[int]) -> tuple[Examples, NDArray[np.int64]]:
-        """The examples of some rows, rising, and which rows they are.
-
-        Examples that cannot be read are added to `unreadable`, and left out, or a ValueError where
-        `on_unreadable` is ``"error"``.
-        """
+        """The examples of some rows, rising, that can be read, and which rows they are."""
 
     @property
     def omissions(self) -> str | None:
@@ -96,10 +92,9 @@ class Data(ABC):
         return f"left out of {self.path}: {counts}" if counts else None
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Examples]:
-        """All examples in order, `batch_size` at a time (the last batch may be smaller).
+        """All examples in order after `start`, `batch_size` at a time; the last may be fewer.
 
-        `start` is how many to leave out first, those that cannot be read included. A ValueError
-        says that one cannot be read and `on_unreadable` is ``"error"``, or that none can.
+        A ValueError says that one cannot be read and must be, or that none can.
         """
         check_at_least(1, batch_size=batch_size)
         self.unreadable.clear()
@@ -115,10 +110,9 @@ class Data(ABC):
             yield None, self.unreadable[told:]
 
     def fingerprint(self) -> str:
-        """A hash that differs when the examples do; nothing is decoded for it.
+        """A hash that differs when the examples do: of the bytes of a file of rows or labels.
 
-        A file of rows or labels counts with its bytes; image files of their own with name, size
-        and time of change, which is cheap for millions of them.
+        Image files of their own count with name, size and time of change.
         """
         found = hashlib.sha256(repr((self.classes, self.how)).encode())
         if self.path.is_file():
@@ -167,17 +161,13 @@ class ArrayData(Data):
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded image: its name, how to read its bytes, and its label.
-
-    `file` is the one it is read from, and `size` the (height, width) of the pixels that were
-    labeled; each where it is known.
-    """
+    """One encoded image: its name, how to read its bytes, and its label."""
 
     name: str
     read: Callable[[], bytes]
     target: int | str | GroundTruth | None
-    file: Path | None = None
-    size: tuple[int, int] | None = None
+    file: Path | None = None  # that it is read from, where it is known
+    size: tuple[int, int] | None = None  # (height, width) of the pixels that were labeled
 
 
 Decoded = tuple[Example, NDArray[np.uint8]]
@@ -185,16 +175,12 @@ Decoded = tuple[Example, NDArray[np.uint8]]
 
 @dataclass(eq=False)
 class ImageData(Data):
-    """Encoded images, decoded while they are read; one without a label is left out.
+    """Encoded images, decoded while they are read; one without a label is left out."""
 
-    `examples` gives `count` examples from the start each time it is called, or those of some rows,
-    rising. `apart` is whether an example may lie in a file of its own.
-    """
-
-    examples: Callable[[Sequence[int] | None], Iterable[Example]]
+    examples: Callable[[Sequence[int] | None], Iterable[Example]]  # all, or of some rows, rising
     count: int
     on_unreadable: OnUnreadable
-    apart: bool = True
+    apart: bool = True  # whether an example may lie in a file of its own
 
     def __len__(self) -> int:
         return self.count
@@ -319,11 +305,7 @@ _MOST_BYTES: Mapping[str | None, int] = {"JPEG": 18, "GIF": 18, "BMP": 20, "PNG"
 
 
 def image_cost(file: bytes, *, formats: Sequence[str] | None = None) -> int:
-    """How many bytes `decode_image` holds at most at once for a file, read off the file's header.
-
-    What is left afterwards is 3 for each pixel. The errors are those of `decode_image`; the number
-    of pixels is not limited here.
-    """
+    """How many bytes `decode_image` holds at most at once, read off the header; of any size."""
     with _opened(file, formats) as image:
         return len(file) + _MOST_BYTES.get(image.format, 30) * _pixels(image)
 

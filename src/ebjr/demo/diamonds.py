@@ -34,10 +34,7 @@ def load(
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Arrays:
-    """One split of the diamonds: `FEATURES` (n, 9), and (n,) natural logarithms of the dollars.
-
-    A grade is its place in `GRADES`. Equal diamonds are in the same split.
-    """
+    """One split: `FEATURES` (n, 9), grades as places in `GRADES`, and (n,) log dollars."""
     features, price = DIAMONDS.load(split, cache=cache, progress=progress)
     return features, np.log(price)
 

@@ -33,17 +33,12 @@ from ebjr.tasks.specialized.known_classes import Traffic
 
 @dataclass(frozen=True, eq=False)
 class DemoResult:
-    """What the demo found, and the files it left.
+    """What the demo found, and the files it left."""
 
-    `sweep` has every student's study; mostly there is one. `recorded` says whether the answers are
-    the shipped ones, and `reason` why. `joint_seconds`, per example, are of the joint model on the
-    held-out half; None if recorded.
-    """
-
-    sweep: Sweep
-    recorded: bool
-    reason: str
-    joint_seconds: float | None
+    sweep: Sweep  # every student's study; mostly there is one
+    recorded: bool  # whether the answers are the shipped ones
+    reason: str  # why
+    joint_seconds: float | None  # per example of the joint model, held out; None if recorded
     files: dict[str, Path]
 
     @property

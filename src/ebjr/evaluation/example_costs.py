@@ -20,11 +20,9 @@ def costs_of(
     flops: bool = True,
     joules: bool = False,
 ) -> dict[str, Cost]:
-    """The cost of an example on each of several models.
+    """The cost of an example on each of several models, of which some is `given`.
 
-    `given` are the costs that are known. `flops` counts those of models that can be looked into.
-    `joules` measures all models by the same counters, or estimates all of them; where one is
-    remote, none are found.
+    `joules` of all are measured by the same counters, or estimated; where one is remote, none are.
     """
     costs: dict[str, Cost] = {}
     loads: dict[str, Load] = {}

@@ -32,16 +32,12 @@ PICOJOULES_PER_BYTE = 160.0  # of main memory: 1.3 nJ for 64 bits, the least of 
 
 @dataclass(frozen=True)
 class Power:
-    """What an example costs in joules, and how that is known: ``"measured"`` or ``"estimated"``.
-
-    `source` names the counters that were read or the constants that were used. A larger batch
-    reads the weights less often.
-    """
+    """What an example costs in joules, and how that is known."""
 
     joules: float
-    how: str
-    source: str
-    batch_size: int = 1
+    how: str  # "measured" or "estimated"
+    source: str  # the counters that were read or the constants that were used
+    batch_size: int = 1  # a larger one reads the weights less often
 
     def __post_init__(self) -> None:
         _check_amounts(joules=self.joules)
@@ -146,11 +142,10 @@ def _nvidia_meter() -> Meter | None:
 def measure_joules(
     model: Model, batch: Any, *, meter: Meter | None = None, seconds: float = 1.0
 ) -> Power | None:
-    """Joules per example of a model, by the machine's counters over a run of the same batch.
+    """Joules per example of a model, by the machine's counters over runs of the same batch.
 
-    At least one batch is run. Counters move every millisecond (processors) or tenth of a second
-    (GPUs): less than a second is not worth much. None where no counter can be read, or where it
-    stands still, as in many virtual machines.
+    None where no counter can be read, or where it stands still, as in many virtual machines.
+    Counters move every millisecond (processors) or tenth of a second (GPUs).
     """
     _check_amounts(seconds=seconds)
     rows = row_count(batch)

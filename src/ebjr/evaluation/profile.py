@@ -129,10 +129,9 @@ def measure_latency(
     *,
     seconds: float = 2.0,
 ) -> list[Latency]:
-    """Time a model on batches of several sizes, one after another, for at most `seconds` each.
+    """Time a model on one to `MOST_REPEATS` batches of each size, for at most `seconds` each.
 
-    Some batches run first, for at most a quarter of `seconds`; then at least one batch is timed,
-    and at most `MOST_REPEATS`.
+    Some batches run first, for at most a quarter of that.
     """
     check_at_least(0, seconds=seconds)
     sizes = _checked_sizes(batch_sizes)
@@ -151,10 +150,9 @@ def _latency(model: Model, batch: Any, size: int, seconds: float) -> Latency:
 
 
 def measure_peak_memory(model: Model, batch: Any) -> int | None:
-    """Bytes of resident memory that a model and a batch add to a fresh process, at the peak.
+    """Bytes of memory that a model and a batch add to a fresh process, at the peak.
 
-    ModelError: the model does not load or run there. None for a model that does not come from a
-    file, and on a system that does not tell.
+    None for a model that does not come from a file, and on a system that does not tell.
     """
     path = facts(model).path
     if path is None or _memory() is None:
@@ -238,8 +236,7 @@ def tune(
 ) -> list[Setting]:
     """Every split of the processor's cores between threads and calls at once, the fastest first.
 
-    The settings take turns of `seconds`, round by round, so that what else the machine does meets
-    all alike. A graph with a fixed batch is measured at that batch alone.
+    A graph with a fixed batch is measured at that batch alone.
     """
     available = available_cores() if cores is None else cores
     check_at_least(1, cores=available, rounds=rounds)
@@ -257,7 +254,7 @@ def tune(
     }
     for each in models.values():
         each(batches[max(batches)])  # the first call makes its room
-    for _ in range(rounds):
+    for _ in range(rounds):  # in turns, so that what else the machine does meets all alike
         for (threads, overlap, size), measured in found.items():
             measured.append(_run(models[threads], batches[size], overlap, seconds))
     settings = [

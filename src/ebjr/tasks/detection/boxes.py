@@ -250,10 +250,7 @@ class GroundTruth:
 
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of every pair of boxes, (n, 4) and (m, 4): (n, m) in [0, 1].
-
-    Two boxes without area have the overlap 0.
-    """
+    """Intersection over union of all pairs of boxes, (n, m) in [0, 1]; 0 of two without area."""
     shared = box_intersection(first, second)
     union = box_area(first)[:, None] + box_area(second)[None] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
@@ -276,10 +273,9 @@ def box_area(boxes: np.ndarray) -> np.ndarray:
 def nms(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None = None, iou: float = 0.6
 ) -> np.ndarray:
-    """The rows that non-maximum suppression keeps of boxes (n, 4) and scores (n,), best first.
+    """The rows of boxes (n, 4), best first, that non-maximum suppression keeps, class by class.
 
-    From the best down, each box removes those of its class that overlap it by more than `iou`;
-    without `labels` all are of one class.
+    From the best down, each removes those that overlap it by more than `iou`.
     """
     if not 0 <= iou <= 1:
         raise ValueError(f"iou must lie in 0..1, not {iou}")
@@ -306,10 +302,9 @@ def _suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
 
 
 def pack_detections(detections: Sequence[Detections], half: bool = False) -> dict[str, np.ndarray]:
-    """The detections on n images as a few arrays, whatever their numbers of boxes.
+    """The detections on n images, alike in classes and in having bins, as a few arrays.
 
-    `half` keeps logits and bins in half precision; boxes and scores, all that mAP depends on, stay
-    as they are. A ValueError refuses no images, or some that differ in classes or in having bins.
+    `half` keeps logits and bins in half precision; all that mAP depends on stays as it is.
     """
     check_detections(detections)
     if not len(detections):

@@ -41,8 +41,7 @@ def _is_lost(found: Detections) -> bool:
 def numbered(role: str, model: Any, inputs: Any, targets: Any, data: Any) -> Any:
     """A detector whose numbers of classes are the data's, and a note of what was chosen.
 
-    The names of classes in its file tell; or whether it can have the data's category ids; or which
-    of rank and id is right for more of the boxes in the first batch.
+    Names in its file tell, or which of rank and id is right for more boxes of the first batch.
     """
     if not hasattr(model, "with_label_ids") or data.classes is None:
         return model

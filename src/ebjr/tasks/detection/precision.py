@@ -32,11 +32,7 @@ SHOWN = 0.3  # F1 counts the detections with a score above this: those that a pe
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Which of one detector's detections are right: d detections on n images.
-
-    The detections of an image come after one another, best first. A strictly rising change of all
-    scores leaves every match as it is.
-    """
+    """Which of one detector's d detections on n images are right, image by image, best first."""
 
     image: np.ndarray  # (d,)
     label: np.ndarray  # (d,)
@@ -55,10 +51,9 @@ class Matches:
         return replace(self, score=np.asarray(change(self.score), np.float64))
 
     def f1(self) -> np.ndarray:
-        """The F1 of each image at the first overlap, (n,) in [0, 1].
+        """The F1 of each image at the first overlap, (n,): ``2 hits / (detections + boxes)``.
 
-        ``2 hits / (detections + boxes)``, of the detections with a score above `SHOWN`; what is
-        ignored does not count, and nothing found where nothing is counts 1.
+        Of the detections with a score above `SHOWN`; nothing found where nothing is counts 1.
         """
         shown = (self.score > SHOWN) & ~self.ignored[:, 0]
         found = np.bincount(self.image[shown], minlength=len(self))
@@ -84,10 +79,9 @@ def match_detections(
 ) -> Matches:
     """Match detections with what is really there, as COCO does.
 
-    On each image and for each class and overlap, the detections take boxes from the best down: each
-    the free box that it overlaps most. What only overlaps a crowd is ignored; for crowds the
-    overlap is the part of the detection that lies in it. A ValueError refuses a `truth` without a
-    box. Source: Lin et al., "Microsoft COCO", ECCV 2014, and the data set's own evaluation code.
+    For each class and overlap the detections take boxes from the best down: each the free box that
+    it overlaps most. What lies in a crowd alone is ignored. A ValueError refuses a `truth` without
+    a box. Source: Lin et al., "Microsoft COCO", ECCV 2014, and the data set's evaluation code.
     """
     limits = np.asarray(thresholds, np.float64)
     if limits.ndim != 1 or not len(limits) or not ((limits > 0) & (limits <= 1)).all():
@@ -173,18 +167,14 @@ def _match_class(
 
 
 def average_precision(matches: Matches, per_threshold: bool = False) -> Any:
-    """COCO's AP of one detector: the mean over classes, overlaps and 101 recalls of the precision.
-
-    `per_threshold` gives one AP for each overlap, (t,): the first is AP50.
-    """
+    """COCO's AP of one detector; with `per_threshold` one for each overlap, (t,): AP50 first."""
     return JointPrecision(matches, matches)(np.zeros(len(matches), bool), per_threshold)
 
 
 class JointPrecision:
     """The joint model's AP, exactly, for any choice of the images that the teacher answers.
 
-    Both were matched on the same n images, with scores on one scale. `overlaps` is how many of the
-    overlaps count, from the first; 1 is AP50.
+    Scores are on one scale. Of the overlaps the first `overlaps` count; 1 is AP50.
     """
 
     def __init__(self, student: Matches, teacher: Matches, overlaps: int | None = None) -> None:
@@ -236,10 +226,9 @@ class JointPrecision:
     def __call__(
         self, deferred: Any, per_threshold: bool = False, times: np.ndarray | None = None
     ) -> Any:
-        """The AP where the teacher answers the images `deferred`, (n,) bool.
+        """The AP, or one for each overlap (t,), where the images `deferred`, (n,) bool, are.
 
-        `times`, (n,) whole numbers, is how often each image is there: classes that are then nowhere
-        do not count. `per_threshold` gives one AP for each overlap, (t,), instead of their mean.
+        `times`, (n,), is how often each is there: classes that are then nowhere do not count.
         """
         mask = np.asarray(deferred)
         if mask.shape != (self.images,) or mask.dtype != bool:
@@ -288,10 +277,9 @@ class JointPrecision:
         return chosen, segment, rank, seen
 
     def curve(self, score: np.ndarray, rates: Any = None) -> np.ndarray:
-        """The AP at each deferral rate when the images of the lowest scores are deferred, (r,).
+        """The AP when ``round(rate * n)`` images of the lowest scores are deferred, (r,).
 
-        Equal scores are deferred in the order of the images, NaN first. A rate defers
-        ``round(rate * n)`` images; by default the rates are 0, 0.01, ..., 1.
+        Equal scores go in the order of the images, NaN first; rates are 0, 0.01, ..., 1 if None.
         """
         values = np.asarray(score, np.float64)
         if values.shape != (self.images,):
@@ -307,12 +295,11 @@ class JointPrecision:
         return np.array([self(place < number) for number in each])[back]
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each image's part in the AP, to first order: if the student answers, and if the teacher.
+        """Each image's part in the AP (n,), if the student answers, and if the teacher does.
 
-        Two arrays (n,), whose means are the APs of the two detectors. Near a given choice AP is
-        nearly linear: each detection adds what it is worth as a right one, and costs those below it
-        what it is worth as a wrong one. An image's gain is the mean of that where the student
-        answers all images and where the teacher does; what is left over is spread evenly.
+        To first order: each detection adds what it is worth as a right one, and costs those below
+        it what it is worth as a wrong one. A gain is the mean of that at both ends; what is left
+        over is spread evenly, so that the means are the APs of the two detectors.
         """
         none, every = np.zeros(self.images, bool), np.ones(self.images, bool)
         worth = (self._worth(none) + self._worth(every)) / 2
@@ -374,8 +361,7 @@ def _from_each(at: np.ndarray, values: np.ndarray, ends: np.ndarray) -> np.ndarr
 def matched_gains(student: Matches, teacher: Matches, weighted: bool = False) -> np.ndarray:
     """How many more boxes the teacher finds on each image, the mean over the overlaps: (n,).
 
-    `weighted` counts each box by the score it was found with, which then must be on one scale: what
-    is found without confidence adds little to AP. It is the better target for a learned gain.
+    `weighted` counts each box by its score, on one scale: the better target for a learned gain.
     """
     return _found(teacher, weighted) - _found(student, weighted)
 

@@ -160,10 +160,7 @@ def learned_gain(detections: Sequence[Detections], weights: Sequence[float]) -> 
 
 
 def detection_features(detections: Sequence[Detections]) -> np.ndarray:
-    """What a learned score looks at, (n, features), in the order of `FEATURES`.
-
-    Counts are logarithms, ``log(1 + count)``; a mean over no boxes is 0, with `nothing` beside it.
-    """
+    """What a learned score looks at, (n, features), in the order of `FEATURES`; counts as logs."""
     check_detections(detections)
     rows = [list(_features(found).values()) for found in detections]
     return np.array(rows, np.float64).reshape(len(rows), len(FEATURES))

@@ -4,10 +4,9 @@ import numpy as np
 
 
 class JointF1:
-    """``2 TP / (2 TP + FP + FN)`` over all labels of all rows: a ratio of sums, not a mean of rows.
+    """``2 TP / (2 TP + FP + FN)`` over all labels of all rows, from predictions and targets, bool.
 
-    It takes what is predicted where the student answers, what is predicted where a row is deferred,
-    and the targets: (n, labels) bool.
+    All are (n, labels); the predictions are the student's, and those where a row is deferred.
     """
 
     def __init__(self, student: np.ndarray, deferred: np.ndarray, targets: np.ndarray) -> None:
@@ -22,10 +21,7 @@ class JointF1:
         return _ratio(*(float(values @ counts) for values in both))
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each row's part in it if it is kept, and if it is deferred: (n,).
-
-        To first order, averaged over both ends, so that the means are the figures of these.
-        """
+        """Each row's part (n,) if it is kept, and if deferred: to first order, averaged of both."""
         (before, after), n = self.hits, self.hits.shape[1]
         totals = self.sizes.sum(axis=1)
         ends = [_ratio(hits.sum(), total) for hits, total in zip(self.hits, totals, strict=True)]

@@ -152,13 +152,10 @@ class GaussianMixture:
 
 @dataclass(frozen=True, eq=False)
 class EnergyEstimate:
-    """A free energy by importance sampling: ``-F(x)``, (n,), in nats, and its standard error, (n,).
+    """A free energy by importance sampling, and how far off it may be."""
 
-    The error is from how the importance weights vary from draw to draw (delta method).
-    """
-
-    energy: Array
-    standard_error: Array
+    energy: Array  # -F(x), (n,), in nats
+    standard_error: Array  # (n,): from how the weights vary from draw to draw (delta method)
 
 
 def sample_energy(

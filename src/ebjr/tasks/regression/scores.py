@@ -209,11 +209,7 @@ def ensemble_spread(output: Array) -> Array:
 
 
 def edge_mass(output: Array, grid: Grid) -> tuple[Array, Array]:
-    """The share of the modeled density in the first and in the last cell of a grid, (n,) each.
-
-    A grid that covers what the model believes has next to nothing there; what lies beyond it is at
-    least of this order, and is missing from the free energy.
-    """
+    """The share of the modeled density in a grid's first and last cell, (n,): as much is beyond."""
     shares = _shares(_weighted(output, None, grid, "trapezoid"))
     return shares[:, 0], shares[:, -1]
 
