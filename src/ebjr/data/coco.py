@@ -24,19 +24,14 @@ Found = tuple[Path, Callable[[], bytes]]
 
 @dataclass(frozen=True, eq=False)
 class CocoLabels:
-    """Labeled images in the order of their ids, and what is on them (`truth`).
-
-    Labels are 0..classes - 1: places in `classes`, the names in the order of their ids in the file,
-    `class_ids`. `sizes` are (height, width), None where the file does not say it, and `images` is
-    all that the file says of each image.
-    """
+    """Labeled images in the order of their ids, and what is on them."""
 
     files: tuple[str, ...]
-    sizes: tuple[tuple[int, int] | None, ...]
-    truth: tuple[GroundTruth, ...]
-    classes: tuple[str, ...]
+    sizes: tuple[tuple[int, int] | None, ...]  # (height, width), where the file says it
+    truth: tuple[GroundTruth, ...]  # labels are places in `classes`
+    classes: tuple[str, ...]  # the names, in the order of their ids in the file
     class_ids: tuple[Id, ...]
-    images: tuple[Mapping[str, Any], ...]
+    images: tuple[Mapping[str, Any], ...]  # all that the file says of each
 
     def __len__(self) -> int:
         return len(self.files)

@@ -31,17 +31,12 @@ OnUnreadable = Literal["skip", "error"]
 
 @dataclass(frozen=True)
 class Examples:
-    """Some consecutive examples, with what to call each in a message or an answer (`names`).
+    """Some consecutive examples."""
 
-    `inputs` are one array (n, ...) when the data are arrays; for images a list of n uint8 RGB
-    arrays (height, width, 3), each of its own size. `targets` are int64 (n,) or (n, labels); names
-    (n,) where labels are text and `Data.classes` is None; for COCO's json a list of n
-    `GroundTruth`; None when the data have no labels.
-    """
-
-    inputs: NDArray[Any] | list[NDArray[np.uint8]]
+    inputs: NDArray[Any] | list[NDArray[np.uint8]]  # (n, ...), or images, uint8 (height, width, 3)
+    # (n,) or (n, labels), int64, or text where nobody names the classes; None: no labels
     targets: NDArray[Any] | list[GroundTruth] | None
-    names: list[str]
+    names: list[str]  # what to call each in a message or an answer
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,26 +48,19 @@ Part = tuple[Examples | None, list[tuple[str, str]]]
 
 @dataclass(eq=False)
 class Data(ABC):
-    """Examples that can be read in batches, as often as needed.
-
-    `classes` are the names of the labels, and `named_by` says where they are from: ``"given"``,
-    ``"folders"``, ``"table"`` or ``"categories"``; both are None for labels without names.
-    `class_ids` are COCO's ids of `classes`, if each has one. `unreadable` holds (name, reason) of
-    each example left out of the latest pass, filled as it is read, and `left_out` what else was
-    found and makes no example, with its count. `how` is what else decides what is read, such as
-    the columns of a table; `columns` are the names of the numbers in each input, where a table has
-    them.
-    """
+    """Examples that can be read in batches, as often as needed."""
 
     path: Path
-    classes: tuple[str, ...] | None
+    classes: tuple[str, ...] | None  # the names of the labels, where they have some
     has_targets: bool
+    # where `classes` are from: "given", "folders", "table" or "categories"
     named_by: str | None = field(default=None, init=False)
-    class_ids: tuple[int, ...] | None = field(default=None, init=False)
+    class_ids: tuple[int, ...] | None = field(default=None, init=False)  # COCO's, if each has one
+    # (name, reason) of each example left out of the latest pass, filled as it is read
     unreadable: list[tuple[str, str]] = field(default_factory=list, init=False)
-    left_out: dict[str, int] = field(default_factory=dict, init=False)
-    how: Any = field(default=None, init=False)
-    columns: tuple[str, ...] | None = field(default=None, init=False)
+    left_out: dict[str, int] = field(default_factory=dict, init=False)  # what else is no example
+    how: Any = field(default=None, init=False)  # what else decides what is read
+    columns: tuple[str, ...] | None = field(default=None, init=False)  # of a table's numbers
 
     @abstractmethod
     def __len__(self) -> int:
