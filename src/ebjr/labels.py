@@ -16,16 +16,15 @@ def are_names(labels: Sequence[str] | None) -> bool:
 
 def check_same_names(student: Sequence[str], teacher: Sequence[str]) -> None:
     """Check that two models name the same classes in the same order; else ValueError."""
-    differ = [k for k, pair in enumerate(zip(student, teacher, strict=False)) if len({*pair}) > 1]
-    if not differ:  # the numbers of classes are compared where the models answer
-        return
-    k = differ[0]
     order = "in another order" if {*student} == {*teacher} else "by other names"
-    raise ValueError(
-        f"student and teacher must answer the same classes in the same order, but they name them "
-        f"{order}: class {k} is {student[k]!r} for the student and {teacher[k]!r} for the teacher; "
-        "put the outputs of one in the other's order"
-    )
+    # the numbers of classes are compared where the models answer
+    for k, (one, other) in enumerate(zip(student, teacher, strict=False)):
+        if one != other:
+            raise ValueError(
+                "student and teacher must answer the same classes in the same order, but they name "
+                f"them {order}: class {k} is {one!r} for the student and {other!r} for the "
+                "teacher; put the outputs of one in the other's order"
+            )
 
 
 def check_same_classes(

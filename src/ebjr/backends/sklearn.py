@@ -196,8 +196,7 @@ def _tuned_threshold(estimator: Any, name: str) -> _Cut | None:
     """The threshold that an estimator's last step was tuned to; None where there is none."""
     from sklearn import model_selection as selection
 
-    kinds = ("FixedThresholdClassifier", "TunedThresholdClassifierCV")  # since 1.5
-    known = tuple(getattr(selection, kind) for kind in kinds if hasattr(selection, kind))
+    known = (selection.FixedThresholdClassifier, selection.TunedThresholdClassifierCV)
     found = [each for each in _nested(estimator) if isinstance(each, known)]
     if not found:
         return None

@@ -250,12 +250,6 @@ def test_what_cannot_be_matched_is_refused(detections, truth, error, message):
         match_detections(detections, truth)
 
 
-@pytest.mark.parametrize("thresholds", [[], [0.0], [1.5], [[0.5]]])
-def test_overlaps_out_of_range_are_refused(thresholds):
-    with pytest.raises(ValueError, match="thresholds must be overlaps"):
-        match_detections([ONE], [GroundTruth([[0, 0, 4, 4]], [0])], thresholds)
-
-
 def test_an_image_without_labels_or_detections_is_matched():
     truth = [GroundTruth([[0, 0, 4, 4]], [0]), GroundTruth([], [])]
     nothing = Detections.none(2, (8, 8))
@@ -269,8 +263,6 @@ def test_matches_of_different_images_make_no_joint_model():
     first = match_detections(student, truth)
     with pytest.raises(ValueError, match="on the same images"):
         JointPrecision(first, match_detections(teacher[:6], truth[:6]))
-    with pytest.raises(ValueError, match="at the same overlaps"):
-        JointPrecision(first, match_detections(teacher, truth, [0.5]))
     joint = JointPrecision(first, first)
     with pytest.raises(ValueError, match="deferred must be 12 booleans"):
         joint(np.zeros(12))

@@ -40,7 +40,6 @@ class Matches:
     hit: np.ndarray  # (d, t) bool: right at each overlap
     ignored: np.ndarray  # (d, t) bool: neither right nor wrong, as it lies in a crowd
     boxes: np.ndarray  # (n, classes): how many there really are, crowds left out
-    thresholds: np.ndarray  # (t,): the overlaps
 
     def __len__(self) -> int:
         """How many images."""
@@ -72,24 +71,15 @@ class Matches:
         return replace(self, image=image, boxes=self.boxes[rows], **found)
 
 
-def match_detections(
-    detections: Sequence[Detections],
-    truth: Sequence[GroundTruth],
-    thresholds: np.ndarray | Sequence[float] = THRESHOLDS,
-) -> Matches:
+def match_detections(detections: Sequence[Detections], truth: Sequence[GroundTruth]) -> Matches:
     """Match detections with what is really there, as COCO does.
 
     For each class and overlap the detections take boxes from the best down: each the free box that
     it overlaps most. What lies in a crowd alone is ignored. A ValueError refuses a `truth` without
     a box. Source: Lin et al., "Microsoft COCO", ECCV 2014, and the data set's evaluation code.
     """
-    limits = np.asarray(thresholds, np.float64)
-    if limits.ndim != 1 or not len(limits) or not ((limits > 0) & (limits <= 1)).all():
-        raise ValueError(f"thresholds must be overlaps in 0..1, but are {thresholds}")
     _check_pairs(detections, truth)
-    parts = [
-        _match_image(found, real, limits) for found, real in zip(detections, truth, strict=True)
-    ]
+    parts = [_match_image(*pair) for pair in zip(detections, truth, strict=True)]
     classes = detections[0].classes
     boxes = np.stack([np.bincount(real.labels[~real.crowd], minlength=classes) for real in truth])
     if not boxes.any():
@@ -105,24 +95,21 @@ def match_detections(
         hit=np.concatenate(hit),
         ignored=np.concatenate(ignored),
         boxes=boxes,
-        thresholds=limits,
     )
 
 
-def _match_image(
-    found: Detections, real: GroundTruth, thresholds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _match_image(found: Detections, real: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rows that count, best first, and which of them hit and are ignored."""
     rows = np.argsort(-found.scores, kind="stable")
     rows = rows[_rank_in_class(found.labels[rows]) < PER_CLASS]
-    hit = np.zeros((len(rows), len(thresholds)), bool)
+    hit = np.zeros((len(rows), len(THRESHOLDS)), bool)
     ignored = np.zeros_like(hit)
     for label in np.unique(real.labels):
         own = np.flatnonzero(found.labels[rows] == label)
         there = real.labels == label
         boxes = found.boxes[rows[own]].astype(np.float64)
         overlap = _overlap(boxes, real.boxes[there].astype(np.float64), real.crowd[there])
-        hit[own], ignored[own] = _match_class(overlap, real.crowd[there], thresholds)
+        hit[own], ignored[own] = _match_class(overlap, real.crowd[there])
     return rows, hit, ignored
 
 
@@ -143,26 +130,23 @@ def _overlap(boxes: np.ndarray, real: np.ndarray, crowd: np.ndarray) -> np.ndarr
     return overlap
 
 
-def _match_class(
-    overlap: np.ndarray, crowd: np.ndarray, thresholds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _match_class(overlap: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Greedy matching, at all overlaps at once: (d, g) to two arrays (d, t)."""
-    limits = np.minimum(thresholds, 1 - 1e-10)
-    hit = np.zeros((len(overlap), len(limits)), bool)
+    hit = np.zeros((len(overlap), len(THRESHOLDS)), bool)
     ignored = np.zeros_like(hit)
     solid = np.flatnonzero(~crowd)
-    free = np.ones((len(limits), len(solid)), bool)
+    free = np.ones((len(THRESHOLDS), len(solid)), bool)
     in_crowd = overlap[:, crowd].max(axis=1, initial=0.0)
-    for row in np.flatnonzero(overlap.max(axis=1, initial=0.0) >= limits.min()):
+    for row in np.flatnonzero(overlap.max(axis=1, initial=0.0) >= THRESHOLDS[0]):
         own = overlap[row, solid]
-        possible = free & (own >= limits[:, None])
+        possible = free & (own >= THRESHOLDS[:, None])
         hit[row] = possible.any(axis=1)
         if hit[row].any():  # of boxes that it overlaps alike, the last
             values = np.where(possible, own, -1.0)[:, ::-1]
             best = len(solid) - 1 - values.argmax(axis=1)
             taken = np.flatnonzero(hit[row])
             free[taken, best[taken]] = False
-        ignored[row] = ~hit[row] & (in_crowd[row] >= limits)
+        ignored[row] = ~hit[row] & (in_crowd[row] >= THRESHOLDS)
     return hit, ignored
 
 
@@ -178,15 +162,13 @@ class JointPrecision:
     """
 
     def __init__(self, student: Matches, teacher: Matches, overlaps: int | None = None) -> None:
-        if not np.array_equal(student.thresholds, teacher.thresholds):
-            raise ValueError("student and teacher must be matched at the same overlaps")
         if not np.array_equal(student.boxes, teacher.boxes):
             raise ValueError(
                 "student and teacher must be matched on the same images and classes, but their "
                 f"labels differ: {student.boxes.shape} and {teacher.boxes.shape} images and classes"
             )
         self.images = len(student)
-        self._overlaps = len(student.thresholds[:overlaps])
+        self._overlaps = len(THRESHOLDS[:overlaps])
         totals = student.boxes.sum(axis=0)
         present = np.flatnonzero(totals)
         # how many of COCO's recalls are reached with just the k-th right detection of a class
