@@ -136,15 +136,12 @@ class SpecializedJointClassifier(JointModel):
         *,
         known_classes: Any,
         classes: int,
-        blend: float | Blend = 0.0,
-        when_unavailable: str = "student",
-        late: Any = None,
+        **policy: Any,
     ) -> None:
         self.kind: Task = TASK.knowing(known_classes)
         self.kind.check_classes(classes)
         self.classes = int(classes)
-        policy = {"when_unavailable": when_unavailable, "late": late}
-        super().__init__(student, teacher, router, blend=blend, **policy)
+        super().__init__(student, teacher, router, **policy)
 
 
 Specialized.final = SpecializedJointClassifier
