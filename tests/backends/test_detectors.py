@@ -171,7 +171,7 @@ def test_a_layout_of_your_own_is_a_function(tmp_path):
             "layout must be one of auto, nanodet, yolov8, yolov5, detr, torchvision",
         ),
         ({"above": 1.0}, "above must lie in"),
-        ({"limit": 0}, "limit and classes must be at least 1"),
+        ({"limit": 0}, "limit must be at least 1, not 0"),
         ({"nms": 1.5}, "nms must lie in"),
         ({"nms": "off"}, "nms must lie in"),
     ],

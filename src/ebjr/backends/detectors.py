@@ -18,7 +18,7 @@ from ebjr.backends.chunks import run_in_chunks
 from ebjr.backends.layouts import LAYOUTS, Decoded, Layout, Outputs, Size, check_values, find_layout
 from ebjr.backends.onnx import OnnxModel
 from ebjr.data.preprocess import Image, Preprocess, facts_of_images, infer_preprocess
-from ebjr.errors import ModelError, check_choice
+from ebjr.errors import ModelError, check_at_least, check_choice
 from ebjr.labels import some
 from ebjr.model import ModelFacts
 from ebjr.tasks.detection.boxes import Detections
@@ -68,8 +68,7 @@ class OnnxDetector:
             check_choice("layout", layout, ("auto", *LAYOUTS))
         if not 0 <= above < 1:
             raise ValueError(f"above must lie in 0..1, under 1, not {above}")
-        if limit < 1 or (classes or 1) < 1:
-            raise ValueError(f"limit and classes must be at least 1, not {limit} and {classes}")
+        check_at_least(1, limit=limit, classes=classes)
         self.model = OnnxModel(path, threads=threads, providers=providers)
         self.name, self.path = self.model.name, self.model.path
         self.preprocess = preprocess or infer_preprocess(self.model.input_shape or ())

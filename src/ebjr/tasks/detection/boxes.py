@@ -80,9 +80,8 @@ class Detections:
             scores = _checked_scores(self.scores, (len(boxes),))
         bins = None if self.bins is None else _checked_bins(self.bins, len(boxes))
         width = None if self.bin_width is None else _checked_width(self.bin_width, len(boxes))
-        size = checked_size(self.size)
-        vars(self).update(boxes=boxes, logits=logits, size=size, labels=labels, scores=scores)
-        vars(self).update(bins=bins, bin_width=width)
+        rows = {"boxes": boxes, "logits": logits, "labels": labels, "scores": scores}
+        vars(self).update(rows, size=checked_size(self.size), bins=bins, bin_width=width)
 
     @classmethod
     def of_scores(cls, boxes: Any, scores: Any, size: tuple[int, int], **given: Any) -> Self:

@@ -75,12 +75,7 @@ def regression_energy(
     return logsumexp(_weighted(output, widths, grid, rule))
 
 
-def density_entropy(
-    output: Array,
-    widths: float | Sequence[float] | None = None,
-    grid: Grid | None = None,
-    rule: str = "trapezoid",
-) -> Array:
+def density_entropy(output: Array, **which: Any) -> Array:
     """Negative differential entropy of ``p(y|x) = exp S(x, y) / integral exp S(x, y') dy'``.
 
     What is left of a conditional energy when its free energy is taken out: how sharp the density
@@ -94,7 +89,7 @@ def density_entropy(
     array([-0.693, -0.001])
     """
     energies = _at_least_two(output, "density_entropy", "energies")
-    weighted = _weighted(output, widths, grid, rule)
+    weighted = _weighted(output, **which)
     xp, mass = namespace(weighted), _shares(weighted)
     with np.errstate(invalid="ignore"):
         log_density = energies - logsumexp(weighted)[:, None]
@@ -210,7 +205,7 @@ def ensemble_spread(output: Array) -> Array:
 
 def edge_mass(output: Array, grid: Grid) -> tuple[Array, Array]:
     """The share of the modeled density in a grid's first and last cell, (n,): as much is beyond."""
-    shares = _shares(_weighted(output, None, grid, "trapezoid"))
+    shares = _shares(_weighted(output, grid=grid))
     return shares[:, 0], shares[:, -1]
 
 
@@ -281,7 +276,10 @@ def grid_points(grid: Grid, count: int | None = None) -> np.ndarray:
 
 
 def _weighted(
-    output: Array, widths: float | Sequence[float] | None, grid: Grid | None, rule: str
+    output: Array,
+    widths: float | Sequence[float] | None = None,
+    grid: Grid | None = None,
+    rule: str = "trapezoid",
 ) -> Array:
     """(n, k): the energies with the logarithm of what each stands for."""
     energies = _score_columns(output, "energies")
