@@ -69,9 +69,8 @@ class Cost:
         return Cost(**total, joules_are=kind)
 
     def __mul__(self, factor: float) -> "Cost":
-        known = {unit: getattr(self, unit) for unit in UNITS}
-        scaled = {unit: None if value is None else value * factor for unit, value in known.items()}
-        return Cost(**scaled, joules_are=self.joules_are)
+        known = {unit: value for unit in UNITS if (value := getattr(self, unit)) is not None}
+        return replace(self, **{unit: value * factor for unit, value in known.items()})
 
     __rmul__ = __mul__
 
