@@ -326,14 +326,16 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(text).split()).rstrip(".")
 
 
-def label_place(label: str, classes: Sequence[str], called: str | None = None) -> int:
+def label_place(
+    label: str, classes: Sequence[str] | Mapping[str, int], called: str | None = None
+) -> int:
     """The place of a label in `classes`; a ValueError names one that is none of them."""
     if label not in classes:
         raise ValueError(
             f"{called or f'the label {label!r}'} is none of the {len(classes)} classes that were "
-            f"given ({some(classes)})"
+            f"given ({some([*classes])})"
         )
-    return classes.index(label)
+    return classes[label] if isinstance(classes, Mapping) else classes.index(label)
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:

@@ -35,8 +35,9 @@ def open_folder(
     if full:
         _check_level(root, {folder: found[folder] for folder in full}, classes or ())
         names = classes or tuple(folder.name for folder in found)
+        places = {name: place for place, name in enumerate(names)}
         for folder in full:
-            place = label_place(folder.name, names, f"the folder {folder.name} in {root}")
+            place = label_place(folder.name, places, f"the folder {folder.name} in {root}")
             files += [(file, place) for file in found[folder]]
         if empty := [folder.name for folder in found if not found[folder]]:
             walk.left_out[f"class folders without an image, {some(empty)}"] = len(empty)
