@@ -34,11 +34,10 @@ ODDS_SHARES = 1 / (1 + np.log(ODDS) ** 2)
 
 
 class Bets:
-    """Capital spread over fixed bets and over starting times, as logarithms.
+    """Capital as logarithms, spread over bets by `shares` (bets,), and over starting times.
 
-    `shares` (bets,) add up to 1. With ``p_0 = 1/2`` and ``p_k = (1/log2(k+1) - 1/log2(k+2)) / 2``
-    for the k-th block, the starting times' shares add up to 1 too; money that waits for a later
-    block is left out of the capital, which only makes the test stricter.
+    Half starts at once and ``(1/log2(k+1) - 1/log2(k+2)) / 2`` with the k-th block: all add up to
+    1. Money that waits for a later block does not count, which only makes the test stricter.
     """
 
     def __init__(self, shares: np.ndarray, alpha: float) -> None:
@@ -50,12 +49,11 @@ class Bets:
         self.alarm: int | None = None
 
     def bet(self, growth: np.ndarray, watched: np.ndarray | None = None) -> None:
-        """Play the rows of one block or a part of it.
+        """Play rows of one block: `growth` (bets, rows) is the log of what a bet is multiplied by.
 
-        `growth` (bets, rows) is the logarithm of what a bet is multiplied by; `watched` (rows,)
-        marks the rows after which the capital can have risen. Sums run from row to row, so that
-        they do not depend on where the batches end.
+        `watched` (rows,) marks the rows after which the capital can have risen.
         """
+        # sums run from row to row, so that they do not depend on where the batches end
         if self.rows and self.rows % BLOCK == 0:  # fresh money at the start of the k-th block
             k = self.rows // BLOCK
             fresh = math.log((1 / math.log2(k + 1) - 1 / math.log2(k + 2)) / 2)
@@ -151,17 +149,13 @@ def odds_growth(value: np.ndarray, mean: float, odds: np.ndarray = ODDS) -> np.n
 
 
 def refuted_mean(value: np.ndarray, count: np.ndarray, alpha: float) -> float:
-    """The largest mean that bets from the first row refute at `alpha`; 0 if they refute none.
-
-    `value` (k,), from 0 upwards, was met `count` (k,) times. The money of the bets falls as the
-    mean that they play against grows.
-    """
+    """The largest mean of `value` (k,), met `count` (k,) times, that bets refute; 0 if none is."""
     from scipy.optimize import brentq  # takes as long as NumPy to import
 
     shares = np.log(ODDS_SHARES / ODDS_SHARES.sum())
     gained = np.log1p(np.outer(ODDS, value)) @ count + shares
 
-    def over(mean: float) -> float:
+    def over(mean: float) -> float:  # falls as the mean that the bets play against grows
         money = gained - count.sum() * np.log1p(ODDS * mean)
         return float(logsumexp(money)) + math.log(alpha)
 

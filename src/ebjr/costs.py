@@ -72,9 +72,8 @@ class Cost:
         return Cost(**total, joules_are=kind)
 
     def __mul__(self, factor: float) -> "Cost":
-        known = {unit: getattr(self, unit) for unit in UNITS}
-        scaled = {unit: None if value is None else value * factor for unit, value in known.items()}
-        return Cost(**scaled, joules_are=self.joules_are)
+        known = {unit: value for unit in UNITS if (value := getattr(self, unit)) is not None}
+        return replace(self, **{unit: value * factor for unit, value in known.items()})
 
     __rmul__ = __mul__
 
@@ -165,10 +164,7 @@ def millijoules_text(joules: float | None) -> str:
 
 
 def further_columns(common: Cost, cost: Cost) -> dict[str, str]:
-    """What a table of costs shows beside FLOPs and time, by the column's title.
-
-    `common` is a sum of all costs in the table: what it does not know, some row does not know.
-    """
+    """What a table shows beside FLOPs and time, by title, if `common`, its rows' sum, knows it."""
     columns = {}
     if common.joules_are is not None:
         columns[f"mJ, {common.joules_are}"] = millijoules_text(cost.joules)

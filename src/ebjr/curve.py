@@ -439,10 +439,7 @@ def oracle(outcomes: "Outcomes", blend: float | Blend = 0.0) -> np.ndarray:
     array([0.5, 1. , 1. ])
     """
     gain = outcomes.deferred_quality(blend) - outcomes.student_quality
-    order = np.argsort(-gain, kind="stable")
-    values = np.empty(len(gain))
-    values[order] = np.arange(len(gain), dtype=np.float64)
-    return values
+    return np.argsort(np.argsort(-gain, kind="stable")).astype(np.float64)
 
 
 MOST_KEPT = 2_000_000
@@ -513,8 +510,7 @@ def _thinned(threshold: np.ndarray, count: np.ndarray, keep: Sequence[float]) ->
 
 def _wholes(whole: "Whole", order: np.ndarray, count: np.ndarray) -> np.ndarray:
     """The quality where the first `count` rows of an order are deferred."""
-    place = np.empty(len(order), int)
-    place[order] = np.arange(len(order))
+    place = np.argsort(order)
     return np.array([whole(place < number) for number in count.tolist()])
 
 

@@ -68,10 +68,7 @@ def full_disk_named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a file in UTF-8, without the byte-order mark that some editors put before it.
-
-    A ValueError refuses other encodings, as UTF-16.
-    """
+    """The text of a file in UTF-8, without a byte-order mark; ValueError: in another encoding."""
     with suppress(UnicodeDecodeError):
         text = Path(path).read_text(encoding="utf-8-sig")
         if "\0" not in text:  # every second byte of plain words in UTF-16
@@ -85,10 +82,7 @@ def packaged_text(package: str, name: str) -> str:
 
 
 def sha256_of(path: str | os.PathLike[str], *others: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal.
-
-    With others it is that of a text: the file's own, and a line with name and SHA-256 of each.
-    """
+    """The SHA-256 of a file; with others that of a text, its own and a line of each one's."""
     with Path(path).open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not others:

@@ -52,10 +52,7 @@ class Journal:
         self._file.close()
 
     def resume(self, whose: Mapping[str, Any]) -> None:
-        """Take up what an earlier run of the same left, or begin.
-
-        ValueError: the journal is of a run whose facts, such as its data or models, are others.
-        """
+        """Take up what an earlier run left, or begin; ValueError: the facts of that are others."""
         own = _line({"whose": whose})
         with self.path.open("rb") as file:
             header = file.readline()

@@ -16,16 +16,15 @@ def are_names(labels: Sequence[str] | None) -> bool:
 
 def check_same_names(student: Sequence[str], teacher: Sequence[str]) -> None:
     """Check that two models name the same classes in the same order; else ValueError."""
-    differ = [k for k, pair in enumerate(zip(student, teacher, strict=False)) if len({*pair}) > 1]
-    if not differ:  # the numbers of classes are compared where the models answer
-        return
-    k = differ[0]
     order = "in another order" if {*student} == {*teacher} else "by other names"
-    raise ValueError(
-        f"student and teacher must answer the same classes in the same order, but they name them "
-        f"{order}: class {k} is {student[k]!r} for the student and {teacher[k]!r} for the teacher; "
-        "put the outputs of one in the other's order"
-    )
+    # the numbers of classes are compared where the models answer
+    for k, (one, other) in enumerate(zip(student, teacher, strict=False)):
+        if one != other:
+            raise ValueError(
+                "student and teacher must answer the same classes in the same order, but they name "
+                f"them {order}: class {k} is {one!r} for the student and {other!r} for the "
+                "teacher; put the outputs of one in the other's order"
+            )
 
 
 def check_same_classes(
@@ -75,13 +74,11 @@ class Places:
 def places(
     names: Sequence[str] | None, models: Sequence[str] | None, classes: int, named_by: str | None
 ) -> Places:
-    """Where the labels of data are among the classes of the models.
+    """Where the labels of data, called `names`, are among the classes of the models; or ValueError.
 
-    `names` are what the data call their labels 0, 1, 2, ..., and `models` what the models call
-    their `classes` classes, in their order; None if they do not. `named_by` says where `names` come
-    from: ``"folders"`` may be of some classes alone and called by their numbers; ``"given"`` are
-    the user's word for what the models call otherwise. ValueError: a name of the data is none of
-    the models', or it cannot be told which class it is.
+    `models` is what the models call their `classes` classes, in order; None if they do not.
+    `named_by` says where `names` come from: ``"folders"`` may be of some classes alone and called
+    by their numbers; ``"given"`` are the user's word for what the models call otherwise.
     """
     named = tuple(models) if models is not None and are_names(models) else None
     if named is not None and len(named) != classes:

@@ -32,10 +32,7 @@ class Whole(Protocol):
         ...
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each row's part in it if it is kept, and if it is deferred, to first order: (n,).
-
-        Their means are the qualities of all-student and of all-deferred.
-        """
+        """Each row's part (n,) if it is kept, and if deferred; the means are those of both ends."""
         ...
 
 

@@ -397,8 +397,8 @@ class DriftMonitor(SequentialTest):
         self._reference, self._gaps = reference, reference.gaps
         self._seen = np.zeros(len(self._gaps), np.int64)
         self._deferred = 0
-        only = self.threshold is None
-        self._bets = Bets(np.ones(6 * len(_SIZES)), self.alpha * (1 if only else 0.5))
+        own = self.alpha if self.threshold is None else self.alpha / 2
+        self._bets = Bets(np.ones(6 * len(_SIZES)), own)
         self._rate_bets = Bets(np.ones(2 * len(_RATE_ODDS)), self.alpha / 4)
         least, most = clopper_pearson(reference.deferred, reference.n, self.alpha / 4)
         most, least = most + self.rate_tolerance, least - self.rate_tolerance

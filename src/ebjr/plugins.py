@@ -38,10 +38,9 @@ def import_all(names: Sequence[str]) -> None:
 
 
 def import_own(name: str, called: str | None = None) -> ModuleType:
-    """Run a Python file, or import a module, so that what it registers is known; once.
+    """Run a Python file, which finds what is beside it, or import a module, also of this folder.
 
-    Modules are looked for in the folder that the process runs in, too, and a file finds what is
-    beside it. `called` is what to call it in a message, for what no `--import` gave.
+    `called` is what to call it in a message, for what no `--import` gave.
     """
     called = called or f"--import {name}"
     file = Path(name).resolve() if name.endswith(".py") else None

@@ -61,20 +61,15 @@ def quantize(
     weight_bits: int = 7,
     tell: Tell = lambda what, done, total: None,
 ) -> Quantized:
-    """Write an ``.onnx`` model in eight-bit numbers, by `onnxruntime.quantization.quantize_static`.
+    """Write an ``.onnx`` model in eight-bit numbers, but for what computes its outputs last.
 
-    What computes the outputs last, such as the layer that gives the logits, stays as it is: 256
-    values of a logit would give a score ties, and a threshold between two of them says nothing.
+    256 values of a logit would give a score ties, and a threshold between two says nothing. The
+    first `examples` of `batches` calibrate: real inputs (n, ...), or decoded images where there is
+    a `preprocess`. A range is all that was seen with the method ``"minmax"``; ``"entropy"`` and
+    ``"percentile"`` clip what is rare, and keep every activation in memory meanwhile. Weights of 7
+    bits are right on every processor; with 8, sums of two products overflow on x86 without VNNI.
 
-    `batches` are real inputs (n, ...) as the model is given them in use, or decoded images where
-    there is a `preprocess`; the first `examples` of them calibrate. A range is all that was seen
-    with the method ``"minmax"``; ``"entropy"`` and ``"percentile"`` clip what is rare, and keep
-    every activation in memory meanwhile. Weights of 7 bits are right on every processor. With 8 the
-    sums of two products overflow where they are held in 16 bits, as on x86 without VNNI, and the
-    answers are wrong there.
-
-    ModelError where `source` is no ONNX model, is quantized already, has nothing to quantize, or
-    ONNX Runtime cannot quantize it.
+    ModelError: `source` is no ONNX model, is quantized already, or cannot be.
     """
     check_choice("method", method, METHODS)
     check_at_least(1, examples=examples)

@@ -213,13 +213,10 @@ def scaled_logits(logits: Array, temperature: float, least: int = 2) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class RawOutput:
-    """One form of raw output, and the scores that read it.
-
-    `sample` takes a score's name and parameters to the smallest raw output that it reads:
-    parameters are checked on it.
-    """
+    """One form of raw output, and the scores that read it."""
 
     name: str  # for messages
+    # a score's name and parameters to the smallest that it reads: parameters are checked on it
     sample: Callable[[str, Mapping[str, Any]], Any]
     scores: dict[str, Callable[..., Array]] = field(default_factory=dict)
     fitted: dict[str, Callable[..., Array]] = field(default_factory=dict)  # to outcomes
@@ -328,10 +325,7 @@ def is_fitted(name: str) -> bool:
 
 
 def load_declared() -> None:
-    """Load what declares scores outside of this file: the tasks' folders, packages' entry points.
-
-    Tasks build on this file, so that it cannot name them.
-    """
+    """Load what declares scores elsewhere: the tasks, which build on this file, and packages."""
     if not _declared:
         _declared.append(True)
         import_module("ebjr.tasks").load_all()
@@ -423,13 +417,11 @@ def _parse(text: str) -> Score:
     name, parameters = text.strip(), {}
     if "(" in text:
         try:
-            call = ast.parse(text.strip(), mode="eval").body
-            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
-                raise ValueError
-            if call.args or any(key.arg is None for key in call.keywords):
-                raise ValueError
-            name = call.func.id
-            parameters = {str(key.arg): ast.literal_eval(key.value) for key in call.keywords}
+            match ast.parse(name, mode="eval").body:
+                case ast.Call(ast.Name(name), [], keys) if all(key.arg for key in keys):
+                    parameters = {str(key.arg): ast.literal_eval(key.value) for key in keys}
+                case _:
+                    raise ValueError
         except (ValueError, SyntaxError):
             raise ValueError(
                 f"cannot read the score {text!r}; write it like 'softmax(temperature=2.0)'"

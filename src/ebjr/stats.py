@@ -71,10 +71,7 @@ def binomial_cdf(count: Any, n: Any, share: Any) -> np.ndarray:
 
 
 def critical_count(n: int, share: float, delta: float) -> int:
-    """The largest count that is seen with probability at most `delta` where the share is higher.
-
-    The largest c with ``P(Binomial(n, share) <= c) <= delta``; -1 where even 0 is no evidence.
-    """
+    """The largest c with ``P(Binomial(n, share) <= c) <= delta``; -1 where 0 is no evidence."""
     low, high = -1, n
     while high - low > 1:
         middle = (low + high) // 2

@@ -7,22 +7,19 @@ all classes may be among them.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ebjr.arrays import Array
-from ebjr.blend import Blend
 from ebjr.calibration import Goal, calibrate
-from ebjr.calibration.stages import MOST_STAGES
+from ebjr.calibration.goal import ARGUMENTS, GUARANTEE
 from ebjr.curve import OperatingPoint
 from ebjr.errors import CalibrationError
 from ebjr.evaluation import evaluate
 from ebjr.evaluation.plots import candidates_figure, shares_figure
 from ebjr.evaluation.report import Extra
 from ebjr.outcomes import Outcomes
-from ebjr.scores import Score
 from ebjr.study import Study, run_study
 from ebjr.tasks.specialized.known_classes import Traffic
 
@@ -50,10 +47,9 @@ class Sweep:
 
     @cached_property
     def by_share(self) -> dict[str, dict[float, OperatingPoint]]:
-        """By candidate and popular share: its score and blend at the goal, on the held-out half.
+        """By candidate and popular share, where the goal is in reach: its point, held out.
 
-        The threshold is chosen anew for each share, on the calibration half; a share that the
-        goal is out of reach at is left out. Nothing without traffic.
+        The threshold is chosen anew for each share, on the calibration half.
         """
         if self.traffic is None:
             return {}
@@ -141,14 +137,7 @@ def run_sweep(
     goal: str | Goal = "match-teacher",
     *,
     traffic: Traffic | None = None,
-    seed: int = 0,
-    score: str | Callable[..., Array] | Score = "auto",
-    blend: float | Blend | str = "auto",
-    fraction: float = 0.5,
-    stages: str | None = None,
-    most_stages: int = MOST_STAGES,
-    unit: str | None = None,
-    **target: Any,
+    **how: Any,
 ) -> Sweep:
     """Study every candidate on the same examples in the same mix, and pick the best.
 
@@ -158,9 +147,8 @@ def run_sweep(
     reaches the goal.
 
     - `tables`: By name: what each candidate and the teacher said on the same examples.
-    - `goal`, `seed`, `score`, `blend`, `fraction`, `stages`, `most_stages`, `unit`, `**target`: As
-      for `run_study`; the seed is of the draw, too. A guarantee holds for the candidate that is
-      picked: each is certified at `delta` over their number (the union bound).
+    - `goal`, `**how`: As for `run_study`; its `seed` is of the draw, too. A guarantee holds for the
+      candidate that is picked: each is certified at `delta` over their number (the union bound).
     - `traffic`: The mix to draw the examples in.
 
     Examples
@@ -180,10 +168,8 @@ def run_sweep(
     'top 2'
     """
     _check_candidates(tables)
-    aim = Goal.of(goal, **target)
+    aim = Goal.of(goal, **{name: how.pop(name) for name in (*ARGUMENTS, *GUARANTEE) if name in how})
     each = aim if aim.delta is None else replace(aim, delta=aim.delta / len(tables))
-    how: dict[str, Any] = {"score": score, "blend": blend, "fraction": fraction, "seed": seed}
-    how |= {"stages": stages, "most_stages": most_stages, "unit": unit}
     studies: dict[str, Study] = {}
     failed: dict[str, str] = {}
     for name, table in tables.items():

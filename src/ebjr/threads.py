@@ -19,10 +19,9 @@ def in_order(
     ahead: int,
     name: str = "ebjr",
 ) -> Iterator[Out]:
-    """Map on a few threads, lazily, with the results in the order of `items`.
+    """Map on a few threads, with the results in the order of `items`, taken in the reader's thread.
 
-    Items are taken one by one, in the reader's own thread; at most `ahead` of them are in work or
-    finished before the reader takes the first.
+    At most `ahead` of them are in work or finished before the reader takes the first.
     """
     waiting: deque[Future[Out]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix=name) as pool:

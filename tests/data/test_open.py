@@ -491,7 +491,7 @@ def test_arrays_come_in_batches_of_arrays(tmp_path) -> None:
     assert got.names[-1] == "d.npz:6"
     assert data.classes == tuple("abcdefg")
     assert len(data) == 7
-    with pytest.raises(ValueError, match="batch_size must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         data.batches(0)
 
 

@@ -123,7 +123,8 @@ def test_the_page_states_intervals_verdicts_ranking_and_the_best_accuracy(study,
     saving = study.intervals["saving"]
     assert f"<td>{saving.low:.2f} to {saving.high:.2f}</td>" in text
     for test in study.comparisons:
-        odds = "" if np.isnan(test.odds_ratio) else f"Odds ratio {test.odds_ratio:.2f} (95"
+        ratio = test.odds.estimate
+        odds = "" if np.isnan(ratio) else f"Odds ratio {ratio:.2f} (95"
         assert f"<li>{test.verdict} {odds}" in text
     for entry in study.ranking:
         row, gain = entry.elsewhere, [100 * x for x in (entry.gain.low, entry.gain.high)]

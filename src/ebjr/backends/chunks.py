@@ -18,9 +18,8 @@ def run_in_chunks(
 ) -> list[Any]:
     """Answers to a batch (n, ...), run in chunks of at most `size` rows.
 
-    `run` gives a list of them, as this does. A graph may be fixed to a batch of `fixed` rows: its
-    last chunk is filled up with copies of its last row, whose answers are dropped. `join` makes one
-    array of several.
+    `run` gives a list of them, as this does. Of a graph `fixed` to some rows the last chunk is
+    filled up with copies of its last row. `join` makes one array of several.
     """
     rows = len(batch)
     if not rows:  # graphs that reshape often cannot run on no rows at all: some of zeros

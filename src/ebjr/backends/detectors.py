@@ -18,7 +18,7 @@ from ebjr.backends.chunks import run_in_chunks
 from ebjr.backends.layouts import LAYOUTS, Decoded, Layout, Outputs, Size, check_values, find_layout
 from ebjr.backends.onnx import OnnxModel
 from ebjr.data.preprocess import Image, Preprocess, facts_of_images, infer_preprocess
-from ebjr.errors import ModelError, check_choice
+from ebjr.errors import ModelError, check_at_least, check_choice
 from ebjr.labels import some
 from ebjr.model import ModelFacts
 from ebjr.tasks.detection.boxes import Detections
@@ -68,8 +68,7 @@ class OnnxDetector:
             check_choice("layout", layout, ("auto", *LAYOUTS))
         if not 0 <= above < 1:
             raise ValueError(f"above must lie in 0..1, under 1, not {above}")
-        if limit < 1 or (classes or 1) < 1:
-            raise ValueError(f"limit and classes must be at least 1, not {limit} and {classes}")
+        check_at_least(1, limit=limit, classes=classes)
         self.model = OnnxModel(path, threads=threads, providers=providers)
         self.name, self.path = self.model.name, self.model.path
         self.preprocess = preprocess or infer_preprocess(self.model.input_shape or ())
@@ -141,10 +140,7 @@ class OnnxDetector:
         return tuple(own[name] for name in names) if {*names} <= {*own} else None
 
     def with_label_ids(self, label_ids: Sequence[int], exact: bool = False) -> Self:
-        """The same detector, which reports the classes that have these numbers in the model.
-
-        `exact` is whether the model has no classes after the last of these.
-        """
+        """The same, which reports the classes of these numbers; `exact`: it has none after them."""
         other = copy(self)
         if exact:
             other.classes = max(label_ids) + 1 - self.layout.first
@@ -167,28 +163,13 @@ class OnnxDetector:
         return other
 
     def __call__(self, images: Sequence[Image], /) -> list[Detections]:
-        """What is on n images, uint8 (height, width, 3) of any sizes.
-
-        Of each its `Detections`, best first, one row for each box and class.
-        """
-        return [self._final(found, single) for found, single in self._run(images)]
-
-    def candidates(self, images: Sequence[Image], top: int | None = None) -> list[Detections]:
-        """What the head says before suppression: each box once, with its best class.
-
-        At most the best `top` boxes an image; None gives all above `above`.
-        """
-        found = [one for one, _ in self._run(images)]
-        return found if top is None else [one.top(top) for one in found]
-
-    def _run(self, images: Sequence[Image]) -> list[tuple[Detections, bool]]:
-        """What may be reported on each image, and whether a box has one class alone."""
+        """What is on n images, uint8 (height, width, 3): rows of a box and a class, best first."""
         if not len(images):
             return []
         fixed = self.model.fixed_batch
         return list(run_in_chunks(self._run_batch, list(images), fixed, fixed, join_rows)[0])
 
-    def _run_batch(self, images: list[Image]) -> list[list[tuple[Detections, bool]]]:
+    def _run_batch(self, images: list[Image]) -> list[list[Detections]]:
         batch = self.preprocess(images)
         sides = batch.shape[2:] if self.preprocess.layout == "nchw" else batch.shape[1:3]
         size = (int(sides[0]), int(sides[1]))
@@ -199,7 +180,7 @@ class OnnxDetector:
                 "give it one at a time"
             )
         placed = [
-            (self._placed(decoded, image.shape[:2], size), decoded.labels is not None)
+            self._reported(decoded, image.shape[:2], size)
             for decoded, image in zip(answers, images, strict=True)
         ]
         return [placed]
@@ -220,14 +201,14 @@ class OnnxDetector:
         labels = None if decoded.labels is None else places[decoded.labels]
         return replace(decoded, logits=decoded.logits[:, columns], labels=labels)
 
-    def _placed(self, decoded: Decoded, image_size: Size, size: Size) -> Detections:
-        ours = True if decoded.labels is None else decoded.labels >= 0
+    def _reported(self, decoded: Decoded, image_size: Size, size: Size) -> Detections:
+        """Boxes in pixels of the image, one row for each class they may be, the worse left out."""
+        single = decoded.labels is not None
+        ours = decoded.labels >= 0 if decoded.labels is not None else True
         rows = np.flatnonzero((decoded.sure > self.above) & ours)
-        found = {name: value[rows] for name, value in vars(decoded).items() if value is not None}
-        boxes = self.preprocess.boxes_to_image(found.pop("boxes"), size, image_size)
-        return Detections(boxes, size=image_size, **found)
-
-    def _final(self, found: Detections, single: bool) -> Detections:
+        parts = {name: value[rows] for name, value in vars(decoded).items() if value is not None}
+        boxes = self.preprocess.boxes_to_image(parts.pop("boxes"), size, image_size)
+        found = Detections(boxes, size=image_size, **parts)
         if not single:
             found = found.expand(self.above, CANDIDATES if self.nms is not None else self.limit)
         if isinstance(self.nms, float | int):

@@ -23,17 +23,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What a head says about one image, in pixels of the model's input.
+    """What a head says about one image, in pixels of the model's input; see `Detections`."""
 
-    `boxes` (b, 4) and `logits` (b, classes); `bins` (b, 4, k) and `bin_width` (b,) as of
-    `Detections`, or None; `labels` and `scores` (b,) where a box has one class alone, else None.
-    """
-
-    boxes: NDArray[Any]
-    logits: NDArray[Any]
-    bins: NDArray[Any] | None = None
+    boxes: NDArray[Any]  # (b, 4)
+    logits: NDArray[Any]  # (b, classes)
+    bins: NDArray[Any] | None = None  # (b, 4, k)
     bin_width: NDArray[Any] | None = None
-    labels: NDArray[Any] | None = None
+    labels: NDArray[Any] | None = None  # (b,) where a box has one class alone, as are the scores
     scores: NDArray[Any] | None = None
 
     @property
@@ -50,18 +46,15 @@ class Layout:
     """How to read the outputs of a family of detectors.
 
     `decode` makes n `Decoded` of all outputs for n inputs, their (height, width) and the number of
-    classes, or raises a ModelError where the outputs are not of this family. `nms` is the overlap
-    above which the family suppresses; None where it does not. `per_cell` holds the numbers of boxes
-    that a cell of the maps may have; it is empty where boxes are no maps, and None where `decode`
-    checks that. `by_label` is whether a class is a number in the outputs and not a column, and
-    `first` is the number of the first class.
+    classes, or raises a ModelError where the outputs are not of this family.
     """
 
     decode: Decode
-    nms: float | None
+    nms: float | None  # the overlap above which the family suppresses; None where it does not
+    # how many boxes a cell of the maps may have: () without maps, None where `decode` checks it
     per_cell: tuple[int, ...] | None = None
-    by_label: bool = False
-    first: int = 0
+    by_label: bool = False  # whether a class is a number in the outputs and not a column
+    first: int = 0  # the number of the first class
 
     def check(self, outputs: Outputs, size: Size, classes: int) -> None:
         """Raise a ModelError where shapes, the number of boxes or values are another family's."""
@@ -74,10 +67,9 @@ class Layout:
 
 
 def decode_nanodet(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
-    """NanoDet, GFL, PicoDet: a map for each stride, class logits, then four sides of bin logits.
+    """NanoDet, GFL, PicoDet: (n, classes + 4 k, height, width) for each stride, sides as k bins.
 
-    Each output is (n, classes + 4 k, height, width). A cell's center is ((x + 1/2) stride,
-    (y + 1/2) stride), and a side's distance stride times the mean of its k bins (distribution
+    A side's distance from the cell's center is stride times the mean of its bins (distribution
     focal loss; Li et al., "Generalized focal loss", NeurIPS 2020).
     """
     rows, grids = [], []
@@ -94,10 +86,9 @@ def decode_nanodet(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 
 
 def decode_yolov8(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
-    """YOLOv8 and later without NMS: logits and bins apart, or one output that is decoded already.
+    """YOLOv8 and later without NMS: class logits (n, classes, a) and bin logits (n, 4 k, a).
 
-    Two outputs: class logits (n, classes, a) and bin logits (n, 4 k, a), on strides 8, 16 and 32.
-    One output: (n, 4 + classes, a), center, width and height in pixels, then probabilities.
+    Or one output, (n, 4 + classes, a): center, width and height in pixels, then probabilities.
     """
     if len(outputs) == 1:
         name = _pick(outputs, _has(1, [4 + classes]), f"(n, {4 + classes}, boxes)")
@@ -117,20 +108,18 @@ def decode_yolov8(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 
 
 def decode_yolov5(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
-    """YOLOv5 to v7, and YOLOX where it is exported decoded: (n, a, 5 + classes).
+    """YOLOv5 to v7, and decoded YOLOX: (n, a, 5 + classes).
 
-    Center, width and height in pixels, objectness, then class scores: a class's score is
-    objectness times its own, both probabilities.
+    Center, width and height in pixels, objectness, and class scores, which it multiplies.
     """
     rows = _dense(outputs, 5 + classes)
     return [Decoded(_corners(row[:, :4]), _objects(row)) for row in rows]
 
 
 def decode_yolox(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
-    """YOLOX as it is exported: (n, a, 5 + classes), a box for each cell on strides 8, 16 and 32.
+    """YOLOX as it is exported: (n, a, 5 + classes), a box for each cell, scores as YOLOv5's.
 
-    The center's offset from the cell's corner, and the logarithms of width and height, all in
-    strides of the cell; then objectness and class scores as YOLOv5's.
+    The center's offset from the cell's corner, and the logarithms of both sides, in strides.
     """
     rows = _dense(outputs, 5 + classes)
     center, stride = _map_of(size, rows.shape[1])
@@ -144,10 +133,7 @@ def decode_yolox(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 
 
 def decode_end2end(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
-    """YOLOv10, YOLO26 and exports with NMS inside: (n, k, 6): x1, y1, x2, y2, score and class.
-
-    Boxes are in pixels of the input. A row whose score is 0 is none.
-    """
+    """YOLOv10, YOLO26 and exports with NMS inside: (n, k, 6): box in pixels, score and class."""
     return [_labeled(row[:, :4], row[:, 5], row[:, 4], classes, 0) for row in _dense(outputs, 6)]
 
 
@@ -169,11 +155,10 @@ def normalized(decode: Decode) -> Decode:
 
 
 def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
-    """DETR, RT-DETR, D-FINE, DEIM: class logits and boxes of q queries, and bin logits if any.
+    """DETR, RT-DETR, D-FINE, DEIM: boxes (n, q, 4), center, width and height from 0 to 1; logits.
 
-    Class logits (n, q, classes), sigmoids, or (n, q, classes + 1), a softmax whose last class is
-    "nothing"; boxes (n, q, 4), center, width and height from 0 to 1; bin logits of any shape with
-    4 n q rows. Where boxes and logits have one shape, the boxes' name has "box" in it.
+    Logits (n, q, classes) of sigmoids, or (n, q, classes + 1) of a softmax, its last class
+    "nothing"; and bin logits of any shape with 4 n q rows, or none.
     """
     names = detr_outputs(outputs, classes)
     boxes, logits, *sides = (outputs[name] for name in names)
@@ -190,7 +175,7 @@ def decode_detr(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
 
 
 def detr_outputs(outputs: Outputs, classes: int) -> tuple[str, ...]:
-    """The names of the boxes and the class logits, and of the bin logits if there are any."""
+    """The names of the boxes, with "box" in it if shapes do not tell, of logits, and any bins."""
     named = {name: value for name, value in outputs.items() if "box" in name.lower()} or outputs
     boxes = _pick(named, _has(2, [4]), "boxes (n, q, 4)")
     left = {name: value for name, value in outputs.items() if name != boxes}
@@ -202,10 +187,9 @@ def detr_outputs(outputs: Outputs, classes: int) -> tuple[str, ...]:
 
 
 def decode_torchvision(outputs: Outputs, size: Size, classes: int) -> list[Decoded]:
-    """What torchvision gives: boxes (b, 4), labels (b,), scores (b,) of one image, NMS done.
+    """What torchvision gives of one image, NMS done: boxes (b, 4), labels (b,), scores (b,).
 
-    Boxes are in pixels of the input. Labels are those of the training: class k has the label
-    k + 1, as 0 is the background.
+    Class k has the label k + 1, as 0 is the background.
     """
     found = (
         _pick(outputs, lambda value: value.ndim == 2 and value.shape[1] == 4, "boxes (b, 4)"),
@@ -241,10 +225,9 @@ SAY_WHICH = (
 
 
 def check_values(found: Sequence[Decoded], size: Size, layout: Layout) -> None:
-    """Raise a ModelError where boxes cannot be those of a layout: far away, or not in pixels.
+    """Raise a ModelError unless most of the best boxes lie on the input, and some reach far enough.
 
-    Most of the best boxes must lie on the input. Some box must reach beyond the first pixel; on
-    maps, whose boxes are everywhere, beyond 4 % of the input.
+    That is beyond the first pixel; on maps, whose boxes are everywhere, beyond 4 % of the input.
     """
     sides, where = np.array(size[::-1]), f"the input of {size[0]} x {size[1]}"
     best = _not_empty([one.boxes[one.sure >= one.sure.max(initial=0) / 2] for one in found])
@@ -273,10 +256,9 @@ def find_layout(
     source: str = "as given",
     class_ids: Sequence[int] = (),
 ) -> tuple[str, int]:
-    """The only one of `LAYOUTS` that fits what a model says of a gray image, and of noise.
+    """The only layout that fits what a model says of a gray image, and of noise; and its classes.
 
-    Also how many classes the model has: `classes`, of which `source` says in a message where they
-    are from; or, where no layout fits these, as many as `class_ids` with gaps need for columns.
+    These are `classes`, by the `source`, or where none fits as many as `class_ids` with gaps need.
     """
     size, names = preprocess.height_width or (64, 64), _allowed(model)
     gray = np.full((model.fixed_batch or 1, *size, 3), 127, np.uint8)

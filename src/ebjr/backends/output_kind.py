@@ -60,11 +60,7 @@ The softmax of the logarithm of probabilities is these probabilities, so that sc
 
 
 class AsLogits(Around):
-    """A model whose answers are of a kind, as a model whose raw output is logits.
-
-    The model inside answers arrays, (n, k) or (n,), of a `kind` of `KINDS`. What else is asked is
-    asked of it.
-    """
+    """A model that answers (n, k) or (n,) of a `kind` of `KINDS`, as one that answers logits."""
 
     def __init__(self, model: Model, kind: str) -> None:
         check_choice("output_kind", kind, KINDS)
@@ -87,16 +83,14 @@ class AsLogits(Around):
                 f"{tuple(array.shape)}"
             )
         if self.kind != "logits":
-            self._check_range(to_numpy(array))
+            found = to_numpy(array)
+            outside = found[~((found >= -SUM_ROUNDING) & (found <= 1 + SUM_ROUNDING))]
+            if outside.size:
+                raise ModelError(
+                    f"{self.name} must answer {self.kind.replace('_', ' ')}, from 0 to 1, as its "
+                    f"output_kind says, but answered {outside[0]:g}; give --output-kind logits"
+                )
         return KINDS[self.kind](array)
-
-    def _check_range(self, found: np.ndarray) -> None:
-        within = (found >= -SUM_ROUNDING) & (found <= 1 + SUM_ROUNDING)
-        if not within.all():
-            raise ModelError(
-                f"{self.name} must answer {self.kind.replace('_', ' ')}, from 0 to 1, as its "
-                f"output_kind says, but answered {found[~within][0]:g}; give --output-kind logits"
-            )
 
     @property
     def facts(self) -> ModelFacts:

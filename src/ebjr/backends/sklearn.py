@@ -76,11 +76,7 @@ class SklearnModel:
         )
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
-        """The raw output for n inputs: an array (n, ...), or a list that the estimator takes.
-
-        (n, classes) or (n, labels) of a classifier, (n, 1) of a regressor, or (n, 2) with the
-        standard deviation.
-        """
+        """The raw output for n inputs: (n, classes), (n, labels), or of a regressor (n, 1 or 2)."""
         rows = to_numpy(batch) if is_array(batch) else batch
         if is_array(rows) and rows.ndim > 2:
             rows = rows.reshape(len(rows), -1)
@@ -200,8 +196,7 @@ def _tuned_threshold(estimator: Any, name: str) -> _Cut | None:
     """The threshold that an estimator's last step was tuned to; None where there is none."""
     from sklearn import model_selection as selection
 
-    kinds = ("FixedThresholdClassifier", "TunedThresholdClassifierCV")  # since 1.5
-    known = tuple(getattr(selection, kind) for kind in kinds if hasattr(selection, kind))
+    known = (selection.FixedThresholdClassifier, selection.TunedThresholdClassifierCV)
     found = [each for each in _nested(estimator) if isinstance(each, known)]
     if not found:
         return None

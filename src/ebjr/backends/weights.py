@@ -14,10 +14,9 @@ _PASSING = {"training", "_stop_words_id", "refit_time_", "cv_results_"}
 
 
 def weights_of(thing: Any) -> str | None:
-    """The SHA-256 of all numbers that an object holds; None where no array is among them.
+    """The SHA-256 of all numbers that an object holds or refers to; None without an array.
 
-    Attributes are followed, and of a function what it refers to in its own module. Text does not
-    count: it may be a path, which differs between machines.
+    Text does not count: it may be a path, which differs between machines.
     """
     walk = _Walk(BytesIO())
     walk.dump(thing)

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.data.examples import Example, ImageData, OnUnreadable
+from ebjr.data.examples import Example, ImageData, OnUnreadable, label_place
 from ebjr.data.folders import is_system
 from ebjr.files import read_text
-from ebjr.labels import some
 from ebjr.tasks.detection.boxes import GroundTruth
 
 Id = int | str
@@ -25,31 +24,21 @@ Found = tuple[Path, Callable[[], bytes]]
 
 @dataclass(frozen=True, eq=False)
 class CocoLabels:
-    """Labeled images in the order of their ids, and what is on them (`truth`).
-
-    Labels are 0..classes - 1: places in `classes`, the names in the order of their ids in the file,
-    `class_ids`. `sizes` are (height, width), None where the file does not say it, and `images` is
-    all that the file says of each image.
-    """
+    """Labeled images in the order of their ids, and what is on them."""
 
     files: tuple[str, ...]
-    sizes: tuple[tuple[int, int] | None, ...]
-    truth: tuple[GroundTruth, ...]
-    classes: tuple[str, ...]
+    sizes: tuple[tuple[int, int] | None, ...]  # (height, width), where the file says it
+    truth: tuple[GroundTruth, ...]  # labels are places in `classes`
+    classes: tuple[str, ...]  # the names, in the order of their ids in the file
     class_ids: tuple[Id, ...]
-    images: tuple[Mapping[str, Any], ...]
+    images: tuple[Mapping[str, Any], ...]  # all that the file says of each
 
     def __len__(self) -> int:
         return len(self.files)
 
 
 def read_coco(path: str | os.PathLike[str]) -> CocoLabels:
-    """Labels from a file in COCO's "instances" format.
-
-    A ValueError names the annotation that has a negative or infinite size, a category or an image
-    that the file does not list, or an `iscrowd` that is neither 0 nor 1; or the first id, name of a
-    category or file of an image that is there twice.
-    """
+    """Labels from a file in COCO's "instances" format; a ValueError names what is wrong in it."""
     try:
         text = read_text(path)
     except FileNotFoundError:
@@ -173,15 +162,10 @@ def open_coco(
 
 
 def _mapped(place: Path, labels: CocoLabels, classes: tuple[str, ...]) -> list[GroundTruth]:
-    used = sorted({label for real in labels.truth for label in real.labels.tolist()})
-    unknown = [labels.classes[label] for label in used if labels.classes[label] not in classes]
-    if unknown:
-        raise ValueError(
-            f"{place} has boxes of {some(unknown)}, which is none of the {len(classes)} classes "
-            "that were given; give the names of the model's classes, in its order"
-        )
-    where = {name: number for number, name in enumerate(classes)}
-    new = np.array([where.get(name, 0) for name in labels.classes], np.int64)
+    new = np.zeros(len(labels.classes), np.int64)
+    for label in sorted({label for real in labels.truth for label in real.labels.tolist()}):
+        name = labels.classes[label]
+        new[label] = label_place(name, classes, f"{place} has boxes of {name}, which")
     return [GroundTruth(real.boxes, new[real.labels], real.crowd) for real in labels.truth]
 
 
@@ -206,10 +190,7 @@ def _image_finder(place: Path, files: Sequence[str], images: Path | None) -> Cal
 
 
 def members(archive: Path, files: Sequence[str]) -> dict[str, str]:
-    """Where the images are in a ``.zip``: at their path, or at their path below a folder of it.
-
-    A bare name alone says where an image is if nothing else in the archive or in `files` has it.
-    """
+    """Where images are in a ``.zip``: at their path, below a folder, or by a name that one has."""
     called: dict[str, list[str]] = {}
     for name in dict.fromkeys(_archive(archive).namelist()):
         path = PurePosixPath(name)

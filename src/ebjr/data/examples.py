@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ebjr.arrays import take_rows
 from ebjr.data.preprocess import to_rgb, upright_pixels
+from ebjr.errors import check_at_least
 from ebjr.files import sha256_of
 from ebjr.labels import some
 from ebjr.tasks.detection.boxes import GroundTruth
@@ -30,17 +31,12 @@ OnUnreadable = Literal["skip", "error"]
 
 @dataclass(frozen=True)
 class Examples:
-    """Some consecutive examples, with what to call each in a message or an answer (`names`).
+    """Some consecutive examples."""
 
-    `inputs` are one array (n, ...) when the data are arrays; for images a list of n uint8 RGB
-    arrays (height, width, 3), each of its own size. `targets` are int64 (n,) or (n, labels); names
-    (n,) where labels are text and `Data.classes` is None; for COCO's json a list of n
-    `GroundTruth`; None when the data have no labels.
-    """
-
-    inputs: NDArray[Any] | list[NDArray[np.uint8]]
+    inputs: NDArray[Any] | list[NDArray[np.uint8]]  # (n, ...), or images, uint8 (height, width, 3)
+    # (n,) or (n, labels), int64, or text where nobody names the classes; None: no labels
     targets: NDArray[Any] | list[GroundTruth] | None
-    names: list[str]
+    names: list[str]  # what to call each in a message or an answer
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,26 +48,19 @@ Part = tuple[Examples | None, list[tuple[str, str]]]
 
 @dataclass(eq=False)
 class Data(ABC):
-    """Examples that can be read in batches, as often as needed.
-
-    `classes` are the names of the labels, and `named_by` says where they are from: ``"given"``,
-    ``"folders"``, ``"table"`` or ``"categories"``; both are None for labels without names.
-    `class_ids` are COCO's ids of `classes`, if each has one. `unreadable` holds (name, reason) of
-    each example left out of the latest pass, filled as it is read, and `left_out` what else was
-    found and makes no example, with its count. `how` is what else decides what is read, such as
-    the columns of a table; `columns` are the names of the numbers in each input, where a table has
-    them.
-    """
+    """Examples that can be read in batches, as often as needed."""
 
     path: Path
-    classes: tuple[str, ...] | None
+    classes: tuple[str, ...] | None  # the names of the labels, where they have some
     has_targets: bool
+    # where `classes` are from: "given", "folders", "table" or "categories"
     named_by: str | None = field(default=None, init=False)
-    class_ids: tuple[int, ...] | None = field(default=None, init=False)
+    class_ids: tuple[int, ...] | None = field(default=None, init=False)  # COCO's, if each has one
+    # (name, reason) of each example left out of the latest pass, filled as it is read
     unreadable: list[tuple[str, str]] = field(default_factory=list, init=False)
-    left_out: dict[str, int] = field(default_factory=dict, init=False)
-    how: Any = field(default=None, init=False)
-    columns: tuple[str, ...] | None = field(default=None, init=False)
+    left_out: dict[str, int] = field(default_factory=dict, init=False)  # what else is no example
+    how: Any = field(default=None, init=False)  # what else decides what is read
+    columns: tuple[str, ...] | None = field(default=None, init=False)  # of a table's numbers
 
     @abstractmethod
     def __len__(self) -> int:
@@ -82,11 +71,7 @@ class Data(ABC):
 
     @abstractmethod
     def take(self, rows: Sequence[int]) -> tuple[Examples, NDArray[np.int64]]:
-        """The examples of some rows, rising, and which rows they are.
-
-        Examples that cannot be read are added to `unreadable`, and left out, or a ValueError where
-        `on_unreadable` is ``"error"``.
-        """
+        """The examples of some rows, rising, that can be read, and which rows they are."""
 
     @property
     def omissions(self) -> str | None:
@@ -95,13 +80,11 @@ class Data(ABC):
         return f"left out of {self.path}: {counts}" if counts else None
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Examples]:
-        """All examples in order, `batch_size` at a time (the last batch may be smaller).
+        """All examples in order after `start`, `batch_size` at a time; the last may be fewer.
 
-        `start` is how many to leave out first, those that cannot be read included. A ValueError
-        says that one cannot be read and `on_unreadable` is ``"error"``, or that none can.
+        A ValueError says that one cannot be read and must be, or that none can.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
+        check_at_least(1, batch_size=batch_size)
         self.unreadable.clear()
         return self._read(batch_size, start)
 
@@ -115,10 +98,9 @@ class Data(ABC):
             yield None, self.unreadable[told:]
 
     def fingerprint(self) -> str:
-        """A hash that differs when the examples do; nothing is decoded for it.
+        """A hash that differs when the examples do: of the bytes of a file of rows or labels.
 
-        A file of rows or labels counts with its bytes; image files of their own with name, size
-        and time of change, which is cheap for millions of them.
+        Image files of their own count with name, size and time of change.
         """
         found = hashlib.sha256(repr((self.classes, self.how)).encode())
         if self.path.is_file():
@@ -167,17 +149,13 @@ class ArrayData(Data):
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded image: its name, how to read its bytes, and its label.
-
-    `file` is the one it is read from, and `size` the (height, width) of the pixels that were
-    labeled; each where it is known.
-    """
+    """One encoded image: its name, how to read its bytes, and its label."""
 
     name: str
     read: Callable[[], bytes]
     target: int | str | GroundTruth | None
-    file: Path | None = None
-    size: tuple[int, int] | None = None
+    file: Path | None = None  # that it is read from, where it is known
+    size: tuple[int, int] | None = None  # (height, width) of the pixels that were labeled
 
 
 Decoded = tuple[Example, NDArray[np.uint8]]
@@ -185,16 +163,12 @@ Decoded = tuple[Example, NDArray[np.uint8]]
 
 @dataclass(eq=False)
 class ImageData(Data):
-    """Encoded images, decoded while they are read; one without a label is left out.
+    """Encoded images, decoded while they are read; one without a label is left out."""
 
-    `examples` gives `count` examples from the start each time it is called, or those of some rows,
-    rising. `apart` is whether an example may lie in a file of its own.
-    """
-
-    examples: Callable[[Sequence[int] | None], Iterable[Example]]
+    examples: Callable[[Sequence[int] | None], Iterable[Example]]  # all, or of some rows, rising
     count: int
     on_unreadable: OnUnreadable
-    apart: bool = True
+    apart: bool = True  # whether an example may lie in a file of its own
 
     def __len__(self) -> int:
         return self.count
@@ -319,11 +293,7 @@ _MOST_BYTES: Mapping[str | None, int] = {"JPEG": 18, "GIF": 18, "BMP": 20, "PNG"
 
 
 def image_cost(file: bytes, *, formats: Sequence[str] | None = None) -> int:
-    """How many bytes `decode_image` holds at most at once for a file, read off the file's header.
-
-    What is left afterwards is 3 for each pixel. The errors are those of `decode_image`; the number
-    of pixels is not limited here.
-    """
+    """How many bytes `decode_image` holds at most at once, read off the header; of any size."""
     with _opened(file, formats) as image:
         return len(file) + _MOST_BYTES.get(image.format, 30) * _pixels(image)
 
@@ -356,14 +326,16 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(text).split()).rstrip(".")
 
 
-def label_place(label: str, classes: Sequence[str]) -> int:
+def label_place(
+    label: str, classes: Sequence[str] | Mapping[str, int], called: str | None = None
+) -> int:
     """The place of a label in `classes`; a ValueError names one that is none of them."""
     if label not in classes:
         raise ValueError(
-            f"the label {label!r} is none of the {len(classes)} classes that were given "
-            f"({some(classes)})"
+            f"{called or f'the label {label!r}'} is none of the {len(classes)} classes that were "
+            f"given ({some([*classes])})"
         )
-    return classes.index(label)
+    return classes[label] if isinstance(classes, Mapping) else classes.index(label)
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ebjr.data.examples import Example, ImageData, OnUnreadable, image_suffixes
+from ebjr.data.examples import Example, ImageData, OnUnreadable, image_suffixes, label_place
 from ebjr.labels import some
 
 _SYSTEM = {"$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "__pycache__"}
@@ -35,13 +35,10 @@ def open_folder(
     if full:
         _check_level(root, {folder: found[folder] for folder in full}, classes or ())
         names = classes or tuple(folder.name for folder in found)
-        if unknown := [folder.name for folder in full if folder.name not in names]:
-            raise ValueError(
-                f"the folder {unknown[0]} in {root} is none of the {len(names)} classes "
-                f"({some(names)})"
-            )
         places = {name: place for place, name in enumerate(names)}
-        files = [(file, places[folder.name]) for folder in full for file in found[folder]]
+        for folder in full:
+            place = label_place(folder.name, places, f"the folder {folder.name} in {root}")
+            files += [(file, place) for file in found[folder]]
         if empty := [folder.name for folder in found if not found[folder]]:
             walk.left_out[f"class folders without an image, {some(empty)}"] = len(empty)
     data = image_data(root, files, on_unreadable, names)

@@ -28,6 +28,7 @@ from ebjr.data.examples import (
 )
 from ebjr.data.folders import image_data, open_folder
 from ebjr.data.tables import TABLE_SUFFIXES, open_table
+from ebjr.errors import check_choice
 from ebjr.labels import some
 
 _FORMS = (
@@ -69,8 +70,7 @@ def open_data(
     """
     place = Path(path)
     place = place.resolve().parent if place.name == "inputs.npy" else place
-    if on_unreadable not in ("skip", "error"):
-        raise ValueError(f"on_unreadable must be 'skip' or 'error', but is {on_unreadable!r}")
+    check_choice("on_unreadable", on_unreadable, ("skip", "error"))
     if not place.exists():
         raise FileNotFoundError(f"there is no data at {place}; give {_FORMS}")
     if not (place.is_dir() or place.is_file()):

@@ -135,10 +135,7 @@ class Table:
     def batches(
         self, columns: list[str], rows: frozenset[int] | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """The rows, a few at a time, and where each lot starts.
-
-        So memory holds few encoded images. Groups without any of `rows` are not read.
-        """
+        """The rows, few at a time, and where each lot starts; groups without `rows` are skipped."""
         if self.path.suffix.lower() == ".parquet":
             import pyarrow.parquet
 
@@ -172,16 +169,12 @@ def _check_whole(table: Any) -> None:
 
 @dataclass(frozen=True)
 class Labels:
-    """What the labels in a column are.
-
-    Of label sets, `count` is how many labels there are, and `listed` whether lists name those that
-    are right, or have 0 and 1.
-    """
+    """What the labels in a column are."""
 
     classes: tuple[str, ...] | None
-    count: int | None = None
-    listed: bool = False
-    places: tuple[int, ...] | None = None
+    count: int | None = None  # of label sets: how many labels there are
+    listed: bool = False  # whether lists name those that are right, or have 0 and 1
+    places: tuple[int, ...] | None = None  # of the table's numbers among the classes
 
     def of(self, label: Any) -> Any:
         """The target that a label means; None where there is none."""

@@ -5,14 +5,13 @@ The repository of ggplot2 is asked first, then a package that ships the same tab
 
 import csv
 import io
-import os
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
-from ebjr.demo.fetch import Arrays, DataSet, Package, Progress, Website
+from ebjr.demo.fetch import Arrays, DataSet, Package, Website
 from ebjr.demo.flow import Demo
 
 NUMBERS = ("carat", "depth", "table", "x", "y", "z")
@@ -28,17 +27,9 @@ FEATURES = (*NUMBERS, *GRADES)  # the columns of the inputs
 TRAIN_SHARE = 0.7
 
 
-def load(
-    split: Literal["test", "train"] = "test",
-    *,
-    cache: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-) -> Arrays:
-    """One split of the diamonds: `FEATURES` (n, 9), and (n,) natural logarithms of the dollars.
-
-    A grade is its place in `GRADES`. Equal diamonds are in the same split.
-    """
-    features, price = DIAMONDS.load(split, cache=cache, progress=progress)
+def load(split: str = "test", **how: Any) -> Arrays:
+    """As `DataSet.load`: `FEATURES` (n, 9), grades as places in `GRADES`, and (n,) log dollars."""
+    features, price = DIAMONDS.load(split, **how)
     return features, np.log(price)
 
 

@@ -33,17 +33,12 @@ from ebjr.tasks.specialized.known_classes import Traffic
 
 @dataclass(frozen=True, eq=False)
 class DemoResult:
-    """What the demo found, and the files it left.
+    """What the demo found, and the files it left."""
 
-    `sweep` has every student's study; mostly there is one. `recorded` says whether the answers are
-    the shipped ones, and `reason` why. `joint_seconds`, per example, are of the joint model on the
-    held-out half; None if recorded.
-    """
-
-    sweep: Sweep
-    recorded: bool
-    reason: str
-    joint_seconds: float | None
+    sweep: Sweep  # every student's study; mostly there is one
+    recorded: bool  # whether the answers are the shipped ones
+    reason: str  # why
+    joint_seconds: float | None  # per example of the joint model, held out; None if recorded
     files: dict[str, Path]
 
     @property
@@ -54,40 +49,25 @@ class DemoResult:
 
 @dataclass(frozen=True)
 class Demo:
-    """What one task brings to the demo.
+    """What one task brings to the demo; `load` and `models` raise `DataUnavailable`."""
 
-    - `task`: Of the outcomes; and the folder of `shipped` with the task's files.
-    - `title`, `data`: Of the report, and what the models are run on, for people.
-    - `load`: Inputs and targets; raises `DataUnavailable` where they cannot be had.
-    - `goal`: The goal of `run_study` and its arguments.
-    - `preprocess`: How an input becomes that of both models; None where it is one already.
-    - `about`: `labels`, `metric` and the like of the outcomes, or what gives them once data are
-      loaded.
-    - `students`: By the name of its shipped file: what a student's outcomes are, beside `about`.
-      The recorded answers of several are called as the student is.
-    - `between`: By name the further models of a zoo, the cheapest first: the shipped file of each,
-      and how it is prepared.
-    - `teacher_of`: The demo whose shipped teacher it is, where that is another's.
-    - `traffic`: The mix in which the examples are drawn, where it is another than that of the data.
-    - `models`: Both models by role, where they are not shipped; raises `DataUnavailable` where they
-      are not at hand.
-    - `shows`: Whether the report shows inputs, which are images with boxes.
-    """
-
-    task: str
-    title: str
-    data: str
-    load: Callable[[Progress], tuple[Batch, Any]]
+    task: str  # of the outcomes; and the folder of `shipped` with the task's files
+    title: str  # of the report
+    data: str  # what the models are run on, for people
+    load: Callable[[Progress], tuple[Batch, Any]]  # inputs and targets
     batch_size: int = 64
     goal: Mapping[str, Any] = field(default_factory=lambda: {"goal": "match-teacher"})
-    preprocess: Preprocess | None = None
+    preprocess: Preprocess | None = None  # None: an input is that of both models already
+    # labels, metric and the like of the outcomes, or what gives them once data are loaded
     about: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)
+    # by the name of its shipped file: what a student's outcomes are, beside `about`
     students: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"student": {}})
+    # by name further models, the cheapest first: the shipped file of each, and how it is prepared
     between: Mapping[str, tuple[str, Preprocess]] = field(default_factory=dict)
-    teacher_of: str | None = None
-    traffic: Traffic | None = None
-    models: Callable[[], Mapping[str, ModelEntry]] | None = None
-    shows: bool = False
+    teacher_of: str | None = None  # the demo whose shipped teacher it is, where that is another's
+    traffic: Traffic | None = None  # the mix to draw, where it is not that of the data
+    models: Callable[[], Mapping[str, ModelEntry]] | None = None  # by role, where none are shipped
+    shows: bool = False  # whether the report shows inputs, which are images with boxes
 
     def run(
         self,

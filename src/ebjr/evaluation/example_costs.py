@@ -22,11 +22,11 @@ def costs_of(
     joules: bool = False,
     features: Any = None,
 ) -> dict[str, Cost]:
-    """The cost of an example on each of several models, of `inputs` or of the student's `features`.
+    """The cost of an example on each of several models, of which some is `given`.
 
-    `given` are the costs that are known. `flops` counts those of models that can be looked into.
-    `joules` measures all models by the same counters, or estimates all of them; where one is
-    remote, none are found.
+    A model that continues from the student's features is asked about `features`, not `inputs`.
+
+    `joules` of all are measured by the same counters, or estimated; where one is remote, none are.
     """
     costs: dict[str, Cost] = {}
     loads: dict[str, Load] = {}

@@ -16,18 +16,13 @@ OTHERS = ("student", "teacher")  # what the joint model is compared with
 
 @dataclass(frozen=True)
 class Group:
-    """The `n` examples of one class, or whose targets are alike, at an operating point.
-
-    `means` are of what `point_rows` holds. By model, `over` is the joint model's mean minus its
-    own, with the 95 % interval of this group alone, and `sure` the sign of that where it is more
-    than chance over all groups together (Bonferroni), else 0.
-    """
+    """The `n` examples of one class, or whose targets are alike, at an operating point."""
 
     name: str
     n: int
-    means: tuple[float, ...]
-    over: dict[str, Interval]
-    sure: dict[str, int]
+    means: tuple[float, ...]  # of what `point_rows` holds
+    over: dict[str, Interval]  # by model: the joint model's mean minus its own, of this group alone
+    sure: dict[str, int]  # the sign of that if it is no chance over all groups (Bonferroni), else 0
 
 
 def by_rows(outcomes: Outcomes, point: OperatingPoint) -> Outcomes:

@@ -39,7 +39,7 @@ def _shown(shape: OpenShape) -> str:
     return "(" + ", ".join(["n", *("?" if not size else str(size) for size in shape[1:])]) + ")"
 
 
-def input_dtype_of(model: Any, given: str | None) -> np.dtype[Any]:
+def input_dtype_of(model: Any, given: str | None = None) -> np.dtype[Any]:
     """The type of a model's inputs: as given, else its own, else float32."""
     return np.dtype(given or facts(model).input_dtype or np.float32)
 

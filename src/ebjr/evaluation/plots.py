@@ -30,10 +30,7 @@ MOST_DOTS = 2000
 
 
 def thin_rows(curve: TradeOffCurve, keep: Sequence[int] = (), most: int = MOST_ROWS) -> np.ndarray:
-    """Rows of a curve, ascending and even in deferral rate, that draw like all of them.
-
-    Both ends are among them, and `keep`, which does not count toward `most`.
-    """
+    """Rows of a curve that draw like all: `most` even in rate, both ends among them, and `keep`."""
     if len(curve) <= most:
         return np.arange(len(curve))
     rates = np.linspace(curve.deferral_rate[0], 1.0, most)
@@ -200,10 +197,7 @@ def _cycled(number: int, stressed: bool) -> dict[str, Any]:
 def score_histogram(
     outcomes: Outcomes, point: OperatingPoint, crossing: float | None = None
 ) -> dict[str, Any]:
-    """Densities of the score where the student is right and where it is wrong (figure 4).
-
-    Of detectors: where the teacher adds nothing and where it does.
-    """
+    """Densities of the score where the student is right or wrong, or the teacher adds (fig. 4)."""
     values = score_values(point.router.score, outcomes)
     usable = np.isfinite(values)
     names, right = ("student right", "student wrong"), outcomes.student_quality == 1
@@ -273,10 +267,7 @@ def reliability_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, A
 
 
 def residual_figure(outcomes: Outcomes, point: OperatingPoint) -> dict[str, Any]:
-    """Both models' residuals, target minus prediction, against the score, with the threshold.
-
-    At most `MOST_DOTS` of the examples are drawn, at even ranks.
-    """
+    """Both models' residuals against the score, of at most `MOST_DOTS` examples, at even ranks."""
     values = score_values(point.router.score, outcomes)
     order = np.argsort(values)[: np.isfinite(values).sum()]
     rows = order[np.unique(np.linspace(0, len(order) - 1, MOST_DOTS).astype(int))[: len(order)]]

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from ebjr.arrays import row_count
 from ebjr.costs import KINDS_OF_JOULES, Cost
-from ebjr.errors import check_at_least
+from ebjr.errors import check_at_least, check_choice
 from ebjr.evaluation.inputs import timed_calls
 from ebjr.model import Model, as_answer, facts
 
@@ -32,32 +32,16 @@ PICOJOULES_PER_BYTE = 160.0  # of main memory: 1.3 nJ for 64 bits, the least of 
 
 @dataclass(frozen=True)
 class Power:
-    """What an example costs in joules, and how that is known: ``"measured"`` or ``"estimated"``.
-
-    `source` names the counters that were read or the constants that were used. A larger batch
-    reads the weights less often.
-    """
+    """What an example costs in joules, and how that is known."""
 
     joules: float
-    how: str
-    source: str
-    batch_size: int = 1
+    how: str  # "measured" or "estimated"
+    source: str  # the counters that were read or the constants that were used
+    batch_size: int = 1  # a larger one reads the weights less often
 
     def __post_init__(self) -> None:
         _check_amounts(joules=self.joules)
-        if self.how not in KINDS_OF_JOULES:
-            raise ValueError(f"how must be {' or '.join(KINDS_OF_JOULES)}, not {self.how!r}")
-
-    def __truediv__(self, other: Self) -> float:
-        """How many times as many joules; ValueError between a measured and an estimated number."""
-        if not isinstance(other, Power):
-            return NotImplemented
-        if self.how != other.how:
-            raise ValueError(
-                f"{self.how} joules cannot be divided by {other.how} ones; measure both, or "
-                "estimate both"
-            )
-        return self.joules / other.joules if other.joules else math.inf
+        check_choice("how", self.how, KINDS_OF_JOULES)
 
     def add_to(self, cost: Cost) -> Cost:
         """A cost with these joules, and the word of what they are."""
@@ -158,11 +142,10 @@ def _nvidia_meter() -> Meter | None:
 def measure_joules(
     model: Model, batch: Any, *, meter: Meter | None = None, seconds: float = 1.0
 ) -> Power | None:
-    """Joules per example of a model, by the machine's counters over a run of the same batch.
+    """Joules per example of a model, by the machine's counters over runs of the same batch.
 
-    At least one batch is run. Counters move every millisecond (processors) or tenth of a second
-    (GPUs): less than a second is not worth much. None where no counter can be read, or where it
-    stands still, as in many virtual machines.
+    None where no counter can be read, or where it stands still, as in many virtual machines.
+    Counters move every millisecond (processors) or tenth of a second (GPUs).
     """
     _check_amounts(seconds=seconds)
     rows = row_count(batch)
@@ -211,31 +194,23 @@ def estimate_joules(
     input_bytes: float = 0.0,
     output_bytes: float = 0.0,
     batch_size: int = 1,
-    picojoules_per_flop: float = PICOJOULES_PER_FLOP,
-    picojoules_per_byte: float = PICOJOULES_PER_BYTE,
 ) -> Power:
     """Joules per example from FLOPs of one example, and bytes moved.
 
     ``flops * per_flop + (weights / batch_size + inputs + outputs) * per_byte``: the weights are
     read once for each batch. The constants are those of a 45 nm chip at 0.9 V in single precision;
-    a chip of today needs less of both, and 8-bit arithmetic far less per operation: give its own.
+    a chip of today needs less of both, and 8-bit arithmetic far less per operation.
 
     Source: M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014,
     figure 1.1.9: 32-bit floating-point multiplication 3.7 pJ and addition 0.9 pJ, DRAM 1.3-2.6 nJ
     for 64 bits.
     """
-    _check_amounts(
-        flops=flops,
-        weight_bytes=weight_bytes,
-        input_bytes=input_bytes,
-        output_bytes=output_bytes,
-        picojoules_per_flop=picojoules_per_flop,
-        picojoules_per_byte=picojoules_per_byte,
-    )
+    moved = {"weight_bytes": weight_bytes, "input_bytes": input_bytes, "output_bytes": output_bytes}
+    _check_amounts(flops=flops, **moved)
     check_at_least(1, batch_size=batch_size)
-    moved = weight_bytes / batch_size + input_bytes + output_bytes
-    picojoules = flops * picojoules_per_flop + moved * picojoules_per_byte
-    source = f"{picojoules_per_flop:g} pJ per FLOP, {picojoules_per_byte:g} pJ per byte"
+    bytes_moved = weight_bytes / batch_size + input_bytes + output_bytes
+    picojoules = flops * PICOJOULES_PER_FLOP + bytes_moved * PICOJOULES_PER_BYTE
+    source = f"{PICOJOULES_PER_FLOP:g} pJ per FLOP, {PICOJOULES_PER_BYTE:g} pJ per byte"
     return Power(picojoules / 1e12, "estimated", source, batch_size)
 
 

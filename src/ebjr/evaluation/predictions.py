@@ -14,12 +14,11 @@ from ebjr.outcomes import Outcomes
 def read_predictions(
     path: str | os.PathLike[str], outcomes: Outcomes, rows: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Other models' predictions on some rows of the outcomes, such as the held-out half.
+    """Other models' predictions on some rows of the outcomes, by a name such as its file's.
 
     The file is outcomes that `record` saved, of which both models are taken; or an ``.npz`` with
-    `predictions` (n,), integer labels or for regression numbers, and perhaps `targets` (n,) to
-    check. It is about all examples of `outcomes`, in their order, or about those of `rows`; a
-    ValueError refuses others. The answers are by a name such as ``"the teacher of other.npz"``.
+    `predictions` (n,) and perhaps `targets` (n,) to check. It is about all examples of `outcomes`,
+    in their order, or about those of `rows`; a ValueError refuses others.
     """
     name = Path(path).name
     arrays = _arrays(path)

@@ -68,7 +68,6 @@ def profile(
     *,
     batch_sizes: Iterable[int] = (1, 64),
     seconds: float = 2.0,
-    input_dtype: str | None = None,
     meter: Meter | None = None,
 ) -> Profile:
     """Count and measure what a loaded model costs.
@@ -80,7 +79,6 @@ def profile(
       file, which must then leave nothing but the batch open.
     - `seconds`: The most time to spend on each batch size; at least one batch is timed. Where
       joules are measured, each size is run for as long again.
-    - `input_dtype`: The type of the inputs; None is the model's own, float32 if it names none.
     - `meter`: Energy counters; None looks for those of this machine.
 
     Examples
@@ -95,8 +93,8 @@ def profile(
         )
     sizes = _checked_sizes(batch_sizes)
     shape = batch_of_one(input_shape, facts(model).input_shape, model_name(model))
-    dtype = input_dtype_of(model, input_dtype)
-    counted = count_flops(model, shape, input_dtype=input_dtype) if can_count(model) else None
+    dtype = input_dtype_of(model)
+    counted = count_flops(model, shape) if can_count(model) else None
     timed = measure_latency(model, lambda n: random_batch(n, shape, dtype), sizes, seconds=seconds)
     known = (counted.known, counted.parameter_bytes) if counted else ()
     loads = [Load(model, random_batch(n, shape, dtype), *known) for n in sizes]
@@ -131,10 +129,9 @@ def measure_latency(
     *,
     seconds: float = 2.0,
 ) -> list[Latency]:
-    """Time a model on batches of several sizes, one after another, for at most `seconds` each.
+    """Time a model on one to `MOST_REPEATS` batches of each size, for at most `seconds` each.
 
-    Some batches run first, for at most a quarter of `seconds`; then at least one batch is timed,
-    and at most `MOST_REPEATS`.
+    Some batches run first, for at most a quarter of that.
     """
     check_at_least(0, seconds=seconds)
     sizes = _checked_sizes(batch_sizes)
@@ -153,10 +150,9 @@ def _latency(model: Model, batch: Any, size: int, seconds: float) -> Latency:
 
 
 def measure_peak_memory(model: Model, batch: Any) -> int | None:
-    """Bytes of resident memory that a model and a batch add to a fresh process, at the peak.
+    """Bytes of memory that a model and a batch add to a fresh process, at the peak.
 
-    ModelError: the model does not load or run there. None for a model that does not come from a
-    file, and on a system that does not tell.
+    None for a model that does not come from a file, and on a system that does not tell.
     """
     path = facts(model).path
     if path is None or _memory() is None:
@@ -192,8 +188,8 @@ def _report_memory(runtime: str) -> None:
     model, batch = pickle.loads(message)
     model(batch)
     after = _memory()
-    if before is None or after is None:
-        raise SystemExit("this system does not tell the memory of a process")
+    assert before is not None  # or nobody had asked
+    assert after is not None
     print(max(0, after[1] - before[0]))
 
 
@@ -240,18 +236,13 @@ def tune(
 ) -> list[Setting]:
     """Every split of the processor's cores between threads and calls at once, the fastest first.
 
-    The settings take turns of `seconds`, round by round, so that what else the machine does meets
-    all alike. A graph with a fixed batch is measured at that batch alone.
+    A graph with a fixed batch is measured at that batch alone.
     """
     available = available_cores() if cores is None else cores
-    sizes = tuple(batch_sizes)
-    if available < 1 or rounds < 1 or not sizes or min(sizes) < 1:
-        raise ValueError(
-            f"cores, rounds and batch_sizes must be positive, but are {available}, {rounds} and "
-            f"{sizes}"
-        )
+    check_at_least(1, cores=available, rounds=rounds)
+    sizes = _checked_sizes(batch_sizes)
     models = {threads: load(threads) for threads in _powers(available)}
-    known, dtype = facts(models[1]), input_dtype_of(models[1], None)
+    known, dtype = facts(models[1]), input_dtype_of(models[1])
     shape = batch_of_one(input_shape, known.input_shape, known.name)
     sizes = (known.fixed_batch,) if known.fixed_batch else sizes
     batches = {n: random_batch(n, shape, dtype) for n in sizes}
@@ -263,7 +254,7 @@ def tune(
     }
     for each in models.values():
         each(batches[max(batches)])  # the first call makes its room
-    for _ in range(rounds):
+    for _ in range(rounds):  # in turns, so that what else the machine does meets all alike
         for (threads, overlap, size), measured in found.items():
             measured.append(_run(models[threads], batches[size], overlap, seconds))
     settings = [

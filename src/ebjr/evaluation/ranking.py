@@ -15,7 +15,7 @@ from ebjr.metric import Metric
 from ebjr.outcomes import Outcomes
 from ebjr.router import deferral_key
 from ebjr.scores import Score, as_score
-from ebjr.stats import Interval, average_ranks, right_or_wrong, share_interval
+from ebjr.stats import Interval, average_ranks, right_or_wrong, same_length, share_interval
 
 
 def auroc(score: Any, correct: Any) -> float:
@@ -250,11 +250,7 @@ def _expected_errors(score: Any, correct: Any) -> np.ndarray:
 
 
 def _rows(score: Any, correct: Any) -> tuple[np.ndarray, np.ndarray]:
-    values, right = np.asarray(score, dtype=np.float64), right_or_wrong("correct", correct)
-    if values.shape != right.shape:
-        raise ValueError(
-            f"score and correct must both be (n,), not {values.shape} and {right.shape}"
-        )
+    values, right = same_length(score=score, correct=right_or_wrong("correct", correct))
     if not len(values):
         raise ValueError("there are no rows")
-    return deferral_key(values), right
+    return deferral_key(values.astype(np.float64)), right

@@ -24,11 +24,7 @@ ANSWERED = ("Deferred to the teacher", "Kept by the student")
 
 
 def sample_groups(outcomes: Outcomes, point: OperatingPoint) -> dict[str, np.ndarray]:
-    """Rows to show, at most four of each group.
-
-    Of those lost to the teacher, or won, the largest differences, and then the highest scores; of
-    those deferred, or kept, some at even ranks of the score.
-    """
+    """Rows to show, at most four of each group: the most lost or won, or some at even ranks."""
     _, joint, _, teacher = point_rows(by_rows(outcomes, point), point).T
     score = score_values(point.router.score, outcomes)
     key, deferred, chosen = deferral_key(score), is_deferred(score, point.threshold), {}

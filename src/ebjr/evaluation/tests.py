@@ -57,16 +57,6 @@ class McNemar:
         return Interval(_odds(self.first_only, self.second_only), *ends)
 
     @property
-    def odds_ratio(self) -> float:
-        """The estimate of `odds`."""
-        return self.odds.estimate
-
-    @property
-    def odds_interval(self) -> tuple[float, float]:
-        """The ends of `odds`."""
-        return self.odds.low, self.odds.high
-
-    @property
     def statistic(self) -> float:
         """``max(|first_only - second_only| - 1, 0)^2 / (first_only + second_only)``."""
         surplus = max(abs(self.first_only - self.second_only) - 1, 0)
@@ -107,9 +97,9 @@ class McNemar:
     @property
     def details(self) -> str:
         """Odds ratio and both p-values, in one sentence; nothing where the two never differ."""
-        if math.isnan(self.odds_ratio):
-            return ""
         ratio, low, high = (f"{x:.2f}" for x in self.odds)
+        if ratio == "nan":
+            return ""
         return (
             f"Odds ratio {ratio} (95 % interval {low} to {high}); exact p = {self.p_exact:.2g}, "
             f"chi-square p = {self.p_chi_square:.2g}."
@@ -129,9 +119,10 @@ class McNemar:
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure, for JSON."""
-        names = ("odds_ratio", "odds_interval", "statistic", "p_exact", "p_chi_square", "p_value")
-        figures = {**asdict(self), **{name: getattr(self, name) for name in names}}
-        return {**figures, "better": self.better, "verdict": self.verdict}
+        ratio, *ends = self.odds
+        names = ("statistic", "p_exact", "p_chi_square", "p_value", "better", "verdict")
+        figures = {name: getattr(self, name) for name in names}
+        return {**asdict(self), "odds_ratio": ratio, "odds_interval": tuple(ends), **figures}
 
 
 def mcnemar(
@@ -158,13 +149,10 @@ def mcnemar(
     >>> test.first_only, test.second_only, test.exact, round(test.statistic, 2)
     (30, 0, False, 28.03)
     """
-    first = right_or_wrong("first_correct", first_correct)
-    second = right_or_wrong("second_correct", second_correct)
-    if len(first) != len(second):
-        raise ValueError(
-            f"both must be about the same examples, but one has {len(first)} and the other "
-            f"{len(second)}"
-        )
+    first, second = same_length(
+        first_correct=right_or_wrong("first_correct", first_correct),
+        second_correct=right_or_wrong("second_correct", second_correct),
+    )
     if not len(first):
         raise ValueError("there are no examples")
     b, c = int((first & ~second).sum()), int((second & ~first).sum())

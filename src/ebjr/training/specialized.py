@@ -16,6 +16,7 @@ import numpy as np
 
 from ebjr.arrays import row_count, to_numpy
 from ebjr.errors import ModelError, needs
+from ebjr.tasks.specialized import Specialized
 from ebjr.tasks.specialized.known_classes import (
     check_known_classes,
     other_class,
@@ -85,6 +86,7 @@ def train_specialized(
     (4, 3)
     """
     known = check_known_classes(known_classes)
+    task = Specialized(known)
     taught = None if teacher is None else np.asarray(to_numpy(teacher), np.float32)
     if labels is None and taught is None:
         raise ValueError("give the labels, or the teacher's logits, whose answers take their place")
@@ -119,7 +121,7 @@ def train_specialized(
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         batch = table[rows] if augment is None else augment(table[rows], generator)
-        logits = _checked(network(batch), len(rows), len(known))
+        logits = task.check_width(network(batch), ModelError)
         loss = torch.nn.functional.cross_entropy(logits, hard[rows], reduction="none")
         if soft is not None:
             goal = torch.softmax(soft[rows] / temperature, dim=1)
@@ -176,12 +178,3 @@ def _weights(own: np.ndarray, known: tuple[int, ...], popular: float | None) -> 
         return np.ones(len(own))
     share = 1 - count[other] / len(own)
     return np.where(own == other, (1 - popular) / (1 - share), popular / share)
-
-
-def _checked(logits: torch.Tensor, rows: int, known: int) -> torch.Tensor:
-    if tuple(logits.shape) != (rows, known + 1):
-        raise ModelError(
-            f"a student of {known} known classes must answer ({rows}, {known + 1}), 'other' in the "
-            f"last column, but the network answered {tuple(logits.shape)}"
-        )
-    return logits

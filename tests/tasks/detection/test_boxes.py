@@ -132,8 +132,8 @@ def test_scores_become_log_odds_so_that_their_sigmoid_is_the_score():
         ({"boxes": [["a"] * 4]}, "must be numbers"),
         ({"logits": [1.0, 2.0]}, r"logits must have shape \(1, classes\)"),
         ({"logits": [[1.0], [2.0]]}, "one row for each box"),
-        ({"logits": [[np.nan, 1.0]]}, "1 of 1 boxes hold NaN or infinity"),
-        ({"logits": [[np.inf, 1.0]]}, "NaN or infinity"),
+        ({"logits": [[np.nan, 1.0]]}, r"under infinity, but 1 of 1 do not, .* box 0: \[nan, 1.0\]"),
+        ({"logits": [[np.inf, 1.0]]}, r"under infinity, .* box 0: \[inf, 1.0\]"),
         ({"size": (0, 4)}, r"size must be \(height, width\)"),
         ({"size": 4}, r"size must be \(height, width\)"),
         ({"size": (4.5, 4)}, "whole pixels"),
@@ -223,7 +223,7 @@ def test_detections_that_do_not_belong_together_are_refused():
         pack_detections([])
     with pytest.raises(TypeError, match="must be a list of Detections"):
         pack_detections(few)
-    with pytest.raises(TypeError, match="but one is dict"):
+    with pytest.raises(TypeError, match="one for each image, not dict"):
         pack_detections([{}])
 
 

@@ -12,8 +12,7 @@ from ebjr import Blend, CalibrationError, Outcomes, Router, TradeOffCurve, calib
 from ebjr.arrays import to_numpy
 from ebjr.scores import as_score
 from ebjr.tasks import as_task
-from ebjr.tasks.multilabel import MultilabelJointClassifier
-from ebjr.tasks.multilabel.f1 import JointF1
+from ebjr.tasks.multilabel import JointF1, MultilabelJointClassifier
 from ebjr.tasks.multilabel.scores import LABEL_LOGITS
 
 TASK = as_task("multilabel")

@@ -201,7 +201,7 @@ def test_a_score_is_read_from_text_and_written_back(text):
         ("regression_energy(widths=1.0, grid=(0, 1))", "not both"),
         ("regression_energy(grid=(0, 1), rule='midpoint')", "rule must be one of trapezoid"),
         ("regression_energy(grid=[0, 1, 2, 3], rule='simpson')", "odd number of points"),
-        ("predicted_std(of='precision')", "of must be std"),
+        ("predicted_std(of='precision')", "of must be one of std"),
         ("predicted_std(off='std')", "does not take the parameters"),
     ],
 )

@@ -74,13 +74,8 @@ def learned(
 def score_features(logits: Array) -> Array:
     """What a learned score looks at, (n, 5), each on a scale that a linear model can use.
 
-    The log-odds of the softmax probability, the gap between the two largest logits (at most 50),
-    and the scores `entropy`, `energy` and `max_logit`.
-
-    Examples
-    --------
-    >>> score_features(np.array([[2.0, 0.0]])).round(3)
-    array([[ 2.   ,  2.   , -0.365,  2.127,  2.   ]])
+    The log-odds of `softmax`, the gap between the two largest logits (at most 50), `entropy`,
+    `energy` and `max_logit`.
     """
     logits = as_logits(logits)
     xp = namespace(logits)

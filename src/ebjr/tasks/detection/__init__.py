@@ -16,6 +16,8 @@ from ebjr.tasks.detection.boxes import (
     Detections,
     GroundTruth,
     check_detections,
+    check_labels,
+    check_listed,
     pack_detections,
     pack_truth,
     unpack_detections,
@@ -83,13 +85,7 @@ class Detection(Task):
         return list(output)
 
     def check_targets(self, targets: Any) -> list[GroundTruth]:
-        listed = isinstance(targets, list | tuple)
-        wrong = [real for real in targets if not isinstance(real, GroundTruth)] if listed else []
-        if wrong or not listed:
-            came = type(wrong[0] if wrong else targets).__name__
-            raise ValueError(
-                f"targets must be a list of GroundTruth, one for each image, not {came}"
-            )
+        check_listed(GroundTruth, targets=targets)
         return list(targets)
 
     def common_classes(
@@ -109,13 +105,7 @@ class Detection(Task):
         self, targets: Sequence[GroundTruth], classes: int | None, where: str = ""
     ) -> None:
         assert classes is not None
-        outside = [n for n, real in enumerate(targets) if (real.labels >= classes).any()]
-        if outside:
-            raise ValueError(
-                f"labels must lie in 0..{classes - 1}, the detectors' classes, but {len(outside)} "
-                f"of {len(targets)} images{where} have others, the first is "
-                f"{targets[outside[0]].labels.max()}; map them to the detectors' classes first"
-            )
+        check_labels(targets, classes, where)
 
     def predict(self, output: Sequence[Detections]) -> Sequence[Detections]:
         return output

@@ -80,9 +80,8 @@ class Detections:
             scores = _checked_scores(self.scores, (len(boxes),))
         bins = None if self.bins is None else _checked_bins(self.bins, len(boxes))
         width = None if self.bin_width is None else _checked_width(self.bin_width, len(boxes))
-        size = checked_size(self.size)
-        vars(self).update(boxes=boxes, logits=logits, size=size, labels=labels, scores=scores)
-        vars(self).update(bins=bins, bin_width=width)
+        rows = {"boxes": boxes, "logits": logits, "labels": labels, "scores": scores}
+        vars(self).update(rows, size=checked_size(self.size), bins=bins, bin_width=width)
 
     @classmethod
     def of_scores(cls, boxes: Any, scores: Any, size: tuple[int, int], **given: Any) -> Self:
@@ -250,10 +249,7 @@ class GroundTruth:
 
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of every pair of boxes, (n, 4) and (m, 4): (n, m) in [0, 1].
-
-    Two boxes without area have the overlap 0.
-    """
+    """Intersection over union of all pairs of boxes, (n, m) in [0, 1]; 0 of two without area."""
     shared = box_intersection(first, second)
     union = box_area(first)[:, None] + box_area(second)[None] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
@@ -276,10 +272,9 @@ def box_area(boxes: np.ndarray) -> np.ndarray:
 def nms(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None = None, iou: float = 0.6
 ) -> np.ndarray:
-    """The rows that non-maximum suppression keeps of boxes (n, 4) and scores (n,), best first.
+    """The rows of boxes (n, 4), best first, that non-maximum suppression keeps, class by class.
 
-    From the best down, each box removes those of its class that overlap it by more than `iou`;
-    without `labels` all are of one class.
+    From the best down, each removes those that overlap it by more than `iou`.
     """
     if not 0 <= iou <= 1:
         raise ValueError(f"iou must lie in 0..1, not {iou}")
@@ -306,10 +301,9 @@ def _suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
 
 
 def pack_detections(detections: Sequence[Detections], half: bool = False) -> dict[str, np.ndarray]:
-    """The detections on n images as a few arrays, whatever their numbers of boxes.
+    """The detections on n images, alike in classes and in having bins, as a few arrays.
 
-    `half` keeps logits and bins in half precision; boxes and scores, all that mAP depends on, stay
-    as they are. A ValueError refuses no images, or some that differ in classes or in having bins.
+    `half` keeps logits and bins in half precision; all that mAP depends on stays as it is.
     """
     check_detections(detections)
     if not len(detections):
@@ -379,16 +373,32 @@ def _unpacked(
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
+def check_listed(kind: type, **named: Any) -> None:
+    """Check that each is a list of `Detections`, or of `GroundTruth`; else a TypeError."""
+    for name, images in named.items():
+        listed = isinstance(images, list | tuple)
+        wrong = [one for one in (images if listed else [images]) if not isinstance(one, kind)]
+        if wrong or not listed:
+            came = type(wrong[0] if wrong else images).__name__
+            raise TypeError(
+                f"{name} must be a list of {kind.__name__}, one for each image, not {came}"
+            )
+
+
+def check_labels(truth: Sequence[GroundTruth], classes: int, where: str = "") -> None:
+    """Check that all labels are classes of the detectors."""
+    outside = [n for n, real in enumerate(truth) if (real.labels >= classes).any()]
+    if outside:
+        raise ValueError(
+            f"labels must lie in 0..{classes - 1}, the detectors' classes, but {len(outside)} of "
+            f"{len(truth)} images{where} have others, the first is "
+            f"{truth[outside[0]].labels.max()}; map them to the detectors' classes first"
+        )
+
+
 def check_detections(detections: Any) -> None:
     """Check that these are a list of Detections that know the same classes."""
-    if not isinstance(detections, list | tuple):
-        raise TypeError(
-            "detections must be a list of Detections, one for each image, "
-            f"not {type(detections).__name__}"
-        )
-    for found in detections:
-        if not isinstance(found, Detections):
-            raise TypeError(f"detections must be Detections, but one is {type(found).__name__}")
+    check_listed(Detections, detections=detections)
     classes = sorted({found.classes for found in detections})
     if len(classes) > 1:
         raise ValueError(
@@ -410,8 +420,7 @@ def checked_boxes(boxes: Any) -> np.ndarray:
     finite = np.isfinite(values).all(axis=1)
     _check(values, finite, "boxes must hold finite numbers", "leave such boxes out")
     ordered = (values[:, 2:] >= values[:, :2]).all(axis=1)
-    what = "boxes must have x1 <= x2 and y1 <= y2"
-    _check(values, ordered, what, "give boxes as x1, y1, x2, y2")
+    _check(values, ordered, "boxes must have x1 <= x2 and y1 <= y2", "give x1, y1, x2, y2")
     return values
 
 
@@ -425,9 +434,8 @@ def checked_labels(labels: Any, count: int, classes: int) -> np.ndarray:
             f"labels must be {count} whole numbers, one for each box, not {values.dtype} "
             f"of shape {values.shape}"
         )
-    known = (values >= 0) & (values < classes)
-    what = f"labels must lie in 0..{classes - 1}"
-    _check(values, known, what, "map them to the detector's classes first")
+    known, way = (values >= 0) & (values < classes), "map them to the detector's classes first"
+    _check(values, known, f"labels must lie in 0..{classes - 1}", way)
     return values.astype(np.int64)
 
 
@@ -446,12 +454,7 @@ def _checked_logits(logits: Any, count: int) -> np.ndarray:
         raise ValueError(
             f"logits must have shape ({count}, classes), one row for each box, not {values.shape}"
         )
-    wrong = ~(values < np.inf).all(axis=1)
-    if wrong.any():
-        raise ValueError(
-            f"logits must be numbers under infinity, but {int(wrong.sum())} of {count} boxes hold "
-            f"NaN or infinity, the first is box {int(np.argmax(wrong))}"
-        )
+    _check(values, (values < np.inf).all(axis=1), "logits must be numbers under infinity")
     return values
 
 

@@ -41,8 +41,7 @@ def _is_lost(found: Detections) -> bool:
 def numbered(role: str, model: Any, inputs: Any, targets: Any, data: Any) -> Any:
     """A detector whose numbers of classes are the data's, and a note of what was chosen.
 
-    The names of classes in its file tell; or whether it can have the data's category ids; or which
-    of rank and id is right for more of the boxes in the first batch.
+    Names in its file tell, or which of rank and id is right for more boxes of the first batch.
     """
     if not hasattr(model, "with_label_ids") or data.classes is None:
         return model
@@ -90,7 +89,8 @@ def may_be_numbers(ids: Sequence[Any]) -> bool:
 def _check_names(role: str, own: Sequence[str], data: Any) -> None:
     """Refuse names that are not the data's in its order; those that the user gave are believed."""
     pairs = list(zip(own, data.classes, strict=False))
-    differ = [pair for pair in pairs if len({_spelled(name) for name in pair}) > 1]
+    spelled = [{"".join(filter(str.isalnum, name.casefold())) for name in pair} for pair in pairs]
+    differ = [pair for pair, alike in zip(pairs, spelled, strict=True) if len(alike) > 1]
     if len(own) == len(data.classes) and not differ:
         return
     missing = next((name for name in data.classes if name not in own), data.classes[-1])
@@ -104,10 +104,6 @@ def _check_names(role: str, own: Sequence[str], data: Any) -> None:
         f"the {role}'s file names {len(differ)} of {len(own)} classes otherwise than --classes, "
         f"the first {differ[0][0]} and {differ[0][1]}: they are taken for the same, in this order"
     )
-
-
-def _spelled(name: str) -> str:
-    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def _right(model: Any, images: Any, targets: Sequence[GroundTruth]) -> int | None:

@@ -42,11 +42,7 @@ class Gain(Learner):
 
 
 def fit_gain(detections: Sequence[Detections], gains: np.ndarray) -> Score:
-    """Fit the score `learned_gain` to the gains (n,) of n calibration images.
-
-    Of the gains that were tried, ``matched_gains(weighted=True)`` was best. They are finite, and
-    `FEWEST` or more.
-    """
+    """Fit the score `learned_gain` to finite gains (n,) of `FEWEST` or more calibration images."""
     values = np.asarray(gains, np.float64)
     if values.shape != (len(detections),) or not np.isfinite(values).all():
         raise ValueError(

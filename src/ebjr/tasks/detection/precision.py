@@ -20,6 +20,8 @@ from ebjr.tasks.detection.boxes import (
     box_intersection,
     box_iou,
     check_detections,
+    check_labels,
+    check_listed,
 )
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's overlaps: AP is the mean over them
@@ -30,11 +32,7 @@ SHOWN = 0.3  # F1 counts the detections with a score above this: those that a pe
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Which of one detector's detections are right: d detections on n images.
-
-    The detections of an image come after one another, best first. A strictly rising change of all
-    scores leaves every match as it is.
-    """
+    """Which of one detector's d detections on n images are right, image by image, best first."""
 
     image: np.ndarray  # (d,)
     label: np.ndarray  # (d,)
@@ -42,7 +40,6 @@ class Matches:
     hit: np.ndarray  # (d, t) bool: right at each overlap
     ignored: np.ndarray  # (d, t) bool: neither right nor wrong, as it lies in a crowd
     boxes: np.ndarray  # (n, classes): how many there really are, crowds left out
-    thresholds: np.ndarray  # (t,): the overlaps
 
     def __len__(self) -> int:
         """How many images."""
@@ -52,13 +49,12 @@ class Matches:
         """The same with other scores, by a rising function such as a `ConfidenceMap`."""
         return replace(self, score=np.asarray(change(self.score), np.float64))
 
-    def f1(self, above: float = SHOWN) -> np.ndarray:
-        """The F1 of each image at the first overlap, (n,) in [0, 1].
+    def f1(self) -> np.ndarray:
+        """The F1 of each image at the first overlap, (n,): ``2 hits / (detections + boxes)``.
 
-        ``2 hits / (detections + boxes)``, of the detections with a score above `above`; what is
-        ignored does not count, and nothing found where nothing is counts 1.
+        Of the detections with a score above `SHOWN`; nothing found where nothing is counts 1.
         """
-        shown = (self.score > above) & ~self.ignored[:, 0]
+        shown = (self.score > SHOWN) & ~self.ignored[:, 0]
         found = np.bincount(self.image[shown], minlength=len(self))
         hits = np.bincount(self.image[shown & self.hit[:, 0]], minlength=len(self))
         all_boxes = found + self.boxes.sum(axis=1)
@@ -75,25 +71,15 @@ class Matches:
         return replace(self, image=image, boxes=self.boxes[rows], **found)
 
 
-def match_detections(
-    detections: Sequence[Detections],
-    truth: Sequence[GroundTruth],
-    thresholds: np.ndarray | Sequence[float] = THRESHOLDS,
-) -> Matches:
+def match_detections(detections: Sequence[Detections], truth: Sequence[GroundTruth]) -> Matches:
     """Match detections with what is really there, as COCO does.
 
-    On each image and for each class and overlap, the detections take boxes from the best down: each
-    the free box that it overlaps most. What only overlaps a crowd is ignored; for crowds the
-    overlap is the part of the detection that lies in it. A ValueError refuses a `truth` without a
-    box. Source: Lin et al., "Microsoft COCO", ECCV 2014, and the data set's own evaluation code.
+    For each class and overlap the detections take boxes from the best down: each the free box that
+    it overlaps most. What lies in a crowd alone is ignored. A ValueError refuses a `truth` without
+    a box. Source: Lin et al., "Microsoft COCO", ECCV 2014, and the data set's evaluation code.
     """
-    limits = np.asarray(thresholds, np.float64)
-    if limits.ndim != 1 or not len(limits) or not ((limits > 0) & (limits <= 1)).all():
-        raise ValueError(f"thresholds must be overlaps in 0..1, but are {thresholds}")
     _check_pairs(detections, truth)
-    parts = [
-        _match_image(found, real, limits) for found, real in zip(detections, truth, strict=True)
-    ]
+    parts = [_match_image(*pair) for pair in zip(detections, truth, strict=True)]
     classes = detections[0].classes
     boxes = np.stack([np.bincount(real.labels[~real.crowd], minlength=classes) for real in truth])
     if not boxes.any():
@@ -109,24 +95,21 @@ def match_detections(
         hit=np.concatenate(hit),
         ignored=np.concatenate(ignored),
         boxes=boxes,
-        thresholds=limits,
     )
 
 
-def _match_image(
-    found: Detections, real: GroundTruth, thresholds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _match_image(found: Detections, real: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rows that count, best first, and which of them hit and are ignored."""
     rows = np.argsort(-found.scores, kind="stable")
     rows = rows[_rank_in_class(found.labels[rows]) < PER_CLASS]
-    hit = np.zeros((len(rows), len(thresholds)), bool)
+    hit = np.zeros((len(rows), len(THRESHOLDS)), bool)
     ignored = np.zeros_like(hit)
     for label in np.unique(real.labels):
         own = np.flatnonzero(found.labels[rows] == label)
         there = real.labels == label
         boxes = found.boxes[rows[own]].astype(np.float64)
         overlap = _overlap(boxes, real.boxes[there].astype(np.float64), real.crowd[there])
-        hit[own], ignored[own] = _match_class(overlap, real.crowd[there], thresholds)
+        hit[own], ignored[own] = _match_class(overlap, real.crowd[there])
     return rows, hit, ignored
 
 
@@ -147,54 +130,45 @@ def _overlap(boxes: np.ndarray, real: np.ndarray, crowd: np.ndarray) -> np.ndarr
     return overlap
 
 
-def _match_class(
-    overlap: np.ndarray, crowd: np.ndarray, thresholds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _match_class(overlap: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Greedy matching, at all overlaps at once: (d, g) to two arrays (d, t)."""
-    limits = np.minimum(thresholds, 1 - 1e-10)
-    hit = np.zeros((len(overlap), len(limits)), bool)
+    hit = np.zeros((len(overlap), len(THRESHOLDS)), bool)
     ignored = np.zeros_like(hit)
     solid = np.flatnonzero(~crowd)
-    free = np.ones((len(limits), len(solid)), bool)
+    free = np.ones((len(THRESHOLDS), len(solid)), bool)
     in_crowd = overlap[:, crowd].max(axis=1, initial=0.0)
-    for row in np.flatnonzero(overlap.max(axis=1, initial=0.0) >= limits.min()):
+    for row in np.flatnonzero(overlap.max(axis=1, initial=0.0) >= THRESHOLDS[0]):
         own = overlap[row, solid]
-        possible = free & (own >= limits[:, None])
+        possible = free & (own >= THRESHOLDS[:, None])
         hit[row] = possible.any(axis=1)
         if hit[row].any():  # of boxes that it overlaps alike, the last
             values = np.where(possible, own, -1.0)[:, ::-1]
             best = len(solid) - 1 - values.argmax(axis=1)
             taken = np.flatnonzero(hit[row])
             free[taken, best[taken]] = False
-        ignored[row] = ~hit[row] & (in_crowd[row] >= limits)
+        ignored[row] = ~hit[row] & (in_crowd[row] >= THRESHOLDS)
     return hit, ignored
 
 
 def average_precision(matches: Matches, per_threshold: bool = False) -> Any:
-    """COCO's AP of one detector: the mean over classes, overlaps and 101 recalls of the precision.
-
-    `per_threshold` gives one AP for each overlap, (t,): the first is AP50.
-    """
+    """COCO's AP of one detector; with `per_threshold` one for each overlap, (t,): AP50 first."""
     return JointPrecision(matches, matches)(np.zeros(len(matches), bool), per_threshold)
 
 
 class JointPrecision:
     """The joint model's AP, exactly, for any choice of the images that the teacher answers.
 
-    Both were matched on the same n images, with scores on one scale. `overlaps` is how many of the
-    overlaps count, from the first; 1 is AP50.
+    Scores are on one scale. Of the overlaps the first `overlaps` count; 1 is AP50.
     """
 
     def __init__(self, student: Matches, teacher: Matches, overlaps: int | None = None) -> None:
-        if not np.array_equal(student.thresholds, teacher.thresholds):
-            raise ValueError("student and teacher must be matched at the same overlaps")
         if not np.array_equal(student.boxes, teacher.boxes):
             raise ValueError(
                 "student and teacher must be matched on the same images and classes, but their "
                 f"labels differ: {student.boxes.shape} and {teacher.boxes.shape} images and classes"
             )
         self.images = len(student)
-        self._overlaps = len(student.thresholds[:overlaps])
+        self._overlaps = len(THRESHOLDS[:overlaps])
         totals = student.boxes.sum(axis=0)
         present = np.flatnonzero(totals)
         # how many of COCO's recalls are reached with just the k-th right detection of a class
@@ -234,10 +208,9 @@ class JointPrecision:
     def __call__(
         self, deferred: Any, per_threshold: bool = False, times: np.ndarray | None = None
     ) -> Any:
-        """The AP where the teacher answers the images `deferred`, (n,) bool.
+        """The AP, or one for each overlap (t,), where the images `deferred`, (n,) bool, are.
 
-        `times`, (n,) whole numbers, is how often each image is there: classes that are then nowhere
-        do not count. `per_threshold` gives one AP for each overlap, (t,), instead of their mean.
+        `times`, (n,), is how often each is there: classes that are then nowhere do not count.
         """
         mask = np.asarray(deferred)
         if mask.shape != (self.images,) or mask.dtype != bool:
@@ -286,10 +259,9 @@ class JointPrecision:
         return chosen, segment, rank, seen
 
     def curve(self, score: np.ndarray, rates: Any = None) -> np.ndarray:
-        """The AP at each deferral rate when the images of the lowest scores are deferred, (r,).
+        """The AP when ``round(rate * n)`` images of the lowest scores are deferred, (r,).
 
-        Equal scores are deferred in the order of the images, NaN first. A rate defers
-        ``round(rate * n)`` images; by default the rates are 0, 0.01, ..., 1.
+        Equal scores go in the order of the images, NaN first; rates are 0, 0.01, ..., 1 if None.
         """
         values = np.asarray(score, np.float64)
         if values.shape != (self.images,):
@@ -305,12 +277,11 @@ class JointPrecision:
         return np.array([self(place < number) for number in each])[back]
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Each image's part in the AP, to first order: if the student answers, and if the teacher.
+        """Each image's part in the AP (n,), if the student answers, and if the teacher does.
 
-        Two arrays (n,), whose means are the APs of the two detectors. Near a given choice AP is
-        nearly linear: each detection adds what it is worth as a right one, and costs those below it
-        what it is worth as a wrong one. An image's gain is the mean of that where the student
-        answers all images and where the teacher does; what is left over is spread evenly.
+        To first order: each detection adds what it is worth as a right one, and costs those below
+        it what it is worth as a wrong one. A gain is the mean of that at both ends; what is left
+        over is spread evenly, so that the means are the APs of the two detectors.
         """
         none, every = np.zeros(self.images, bool), np.ones(self.images, bool)
         worth = (self._worth(none) + self._worth(every)) / 2
@@ -372,8 +343,7 @@ def _from_each(at: np.ndarray, values: np.ndarray, ends: np.ndarray) -> np.ndarr
 def matched_gains(student: Matches, teacher: Matches, weighted: bool = False) -> np.ndarray:
     """How many more boxes the teacher finds on each image, the mean over the overlaps: (n,).
 
-    `weighted` counts each box by the score it was found with, which then must be on one scale: what
-    is found without confidence adds little to AP. It is the better target for a learned gain.
+    `weighted` counts each box by its score, on one scale: the better target for a learned gain.
     """
     return _found(teacher, weighted) - _found(student, weighted)
 
@@ -385,10 +355,7 @@ def _found(matches: Matches, weighted: bool) -> np.ndarray:
 
 def _check_pairs(detections: Any, truth: Any) -> None:
     check_detections(detections)
-    if not isinstance(truth, list | tuple):
-        raise TypeError(
-            f"truth must be a list of GroundTruth, one for each image, not {type(truth).__name__}"
-        )
+    check_listed(GroundTruth, truth=truth)
     if len(detections) != len(truth):
         raise ValueError(
             "detections and truth must have the same length, one for each image, not "
@@ -396,12 +363,4 @@ def _check_pairs(detections: Any, truth: Any) -> None:
         )
     if not detections:
         raise ValueError("there are no images")
-    classes = detections[0].classes
-    for number, real in enumerate(truth):
-        if not isinstance(real, GroundTruth):
-            raise TypeError(f"truth must be GroundTruth, but one is {type(real).__name__}")
-        if (real.labels >= classes).any():
-            raise ValueError(
-                f"labels must lie in 0..{classes - 1}, the detector's classes, but image {number} "
-                f"has {real.labels.max()}; map them to the detector's classes first"
-            )
+    check_labels(truth, detections[0].classes)

@@ -15,11 +15,10 @@ LEAST_SCORE = 1e-7  # scores are kept this far from 0 and 1, where their log-odd
 
 @dataclass(frozen=True)
 class ConfidenceMap:
-    """A rising map of scores to the chance of being right: ``sigmoid(a log s - b log(1 - s) + c)``.
+    """A map of scores to the chance of being right: ``sigmoid(a log s - b log(1 - s) + c)``.
 
-    a and b are positive, and ``1, 1, 0`` leaves scores as they are. As the map rises, a detector's
-    own detections keep their order, and its own mAP stays. Source: Kull, Silva Filho & Flach, "Beta
-    calibration", AISTATS 2017.
+    It rises, so that a detector's own mAP stays; ``1, 1, 0`` leaves scores as they are. Source:
+    Kull, Silva Filho & Flach, "Beta calibration", AISTATS 2017.
     """
 
     a: float
@@ -71,11 +70,7 @@ class CommonScale:
 
 
 def fit_confidence_map(matches: Matches) -> ConfidenceMap:
-    """The likeliest map of a detector's scores to the chance of being right, on calibration images.
-
-    "Right" is averaged over the overlaps, and what is ignored is left out. A ValueError says that
-    all of it is right, or all wrong.
-    """
+    """The likeliest map, "right" being averaged over the overlaps; ValueError: all is, or none."""
     weight = 1.0 - matches.ignored.mean(axis=1)
     right = matches.hit.mean(axis=1)
     wrong = np.maximum(weight - right, 0)

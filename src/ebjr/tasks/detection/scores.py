@@ -16,6 +16,7 @@ Where empty images are known to be empty, `empty` is another number.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypedDict, Unpack
 
 import numpy as np
 from scipy.special import expit, logsumexp
@@ -26,6 +27,14 @@ from ebjr.tasks.detection.boxes import Detections, box_area, box_iou, check_dete
 
 PARTS = ("classes", "boxes", "both")
 REDUCTIONS = ("mean", "sum")
+
+
+class Which(TypedDict, total=False):
+    """Which boxes of an image count, and its score without any; see the module."""
+
+    above: float  # 0.3 unless a score says otherwise
+    top: int | None  # None: all
+    empty: float  # -inf
 
 
 def detection_energy(
@@ -71,12 +80,7 @@ def detection_energy(
     return _each(score, detections, above, top, empty)
 
 
-def box_count(
-    detections: Sequence[Detections],
-    above: float = 0.3,
-    top: int | None = None,
-    empty: float = -math.inf,
-) -> np.ndarray:
+def box_count(detections: Sequence[Detections], **which: Unpack[Which]) -> np.ndarray:
     """Minus the number of boxes: a crowded image is where a better detector gains most.
 
     Examples
@@ -85,15 +89,10 @@ def box_count(
     >>> box_count([two, two.top(1), two.top(0)])
     array([ -2.,  -1., -inf])
     """
-    return _each(lambda found: -float(len(found)), detections, above, top, empty)
+    return _each(lambda found: -float(len(found)), detections, **which)
 
 
-def expected_errors(
-    detections: Sequence[Detections],
-    above: float = 0.3,
-    top: int | None = None,
-    empty: float = -math.inf,
-) -> np.ndarray:
+def expected_errors(detections: Sequence[Detections], **which: Unpack[Which]) -> np.ndarray:
     """Minus ``sum s (1 - s)``: the variance of the number of boxes that are right.
 
     A box that is right with probability s adds most where nobody knows, s = 1/2.
@@ -109,16 +108,11 @@ def expected_errors(
         scores = found.scores.astype(np.float64)
         return -float((scores * (1 - scores)).sum())
 
-    return _each(score, detections, above, top, empty)
+    return _each(score, detections, **which)
 
 
-def max_confidence(
-    detections: Sequence[Detections],
-    above: float = 0.0,
-    top: int | None = None,
-    empty: float = -math.inf,
-) -> np.ndarray:
-    """The score of the best box, in [0, 1].
+def max_confidence(detections: Sequence[Detections], **which: Unpack[Which]) -> np.ndarray:
+    """The score of the best box, in [0, 1]; `above` is 0 unless it is given.
 
     Examples
     --------
@@ -126,15 +120,11 @@ def max_confidence(
     >>> max_confidence([found])
     array([0.75])
     """
-    return _each(lambda found: float(found.scores.max()), detections, above, top, empty)
+    all_boxes: Which = {"above": 0.0, **which}
+    return _each(lambda found: float(found.scores.max()), detections, **all_boxes)
 
 
-def mean_confidence(
-    detections: Sequence[Detections],
-    above: float = 0.3,
-    top: int | None = None,
-    empty: float = -math.inf,
-) -> np.ndarray:
+def mean_confidence(detections: Sequence[Detections], **which: Unpack[Which]) -> np.ndarray:
     """The mean score of the boxes, in [0, 1].
 
     Examples
@@ -143,9 +133,7 @@ def mean_confidence(
     >>> mean_confidence([found])
     array([0.625])
     """
-    return _each(
-        lambda found: float(found.scores.astype(np.float64).mean()), detections, above, top, empty
-    )
+    return _each(lambda found: float(found.scores.astype(np.float64).mean()), detections, **which)
 
 
 def learned_gain(detections: Sequence[Detections], weights: Sequence[float]) -> np.ndarray:
@@ -172,10 +160,7 @@ def learned_gain(detections: Sequence[Detections], weights: Sequence[float]) -> 
 
 
 def detection_features(detections: Sequence[Detections]) -> np.ndarray:
-    """What a learned score looks at, (n, features), in the order of `FEATURES`.
-
-    Counts are logarithms, ``log(1 + count)``; a mean over no boxes is 0, with `nothing` beside it.
-    """
+    """What a learned score looks at, (n, features), in the order of `FEATURES`; counts as logs."""
     check_detections(detections)
     rows = [list(_features(found).values()) for found in detections]
     return np.array(rows, np.float64).reshape(len(rows), len(FEATURES))
@@ -238,9 +223,9 @@ DETECTIONS = declare_raw_output(
 def _each(
     score: Callable[[Detections], float],
     detections: Sequence[Detections],
-    above: float,
-    top: int | None,
-    empty: float,
+    above: float = 0.3,
+    top: int | None = None,
+    empty: float = -math.inf,
 ) -> np.ndarray:
     """The score of each image's chosen boxes, and `empty` where there are none."""
     check_detections(detections)

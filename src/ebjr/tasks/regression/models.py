@@ -108,7 +108,7 @@ class GaussianMixture:
         return logsumexp(each)
 
     @classmethod
-    def fit(cls, residuals: Any, components: int = 3, steps: int = 200) -> Self:
+    def fit(cls, residuals: Any, components: int = 3) -> Self:
         """The likeliest mixture for some residuals, by expectation maximization.
 
         Parameters
@@ -117,8 +117,6 @@ class GaussianMixture:
             (n,): targets minus point predictions, on examples that the regressor has not seen.
         components
             How many Gaussians; fewer come out where the residuals need no more.
-        steps
-            Of the fit.
 
         Raises
         ------
@@ -139,7 +137,7 @@ class GaussianMixture:
         square, whole = off**2, math.sqrt(float((off**2).mean()))
         scales = whole * 2.0 ** (np.arange(components) - (components - 1) / 2)
         shares = np.full(components, 1 / components)
-        for _ in range(steps):
+        for _ in range(200):
             log = np.log(shares / scales) - square[:, None] / (2 * scales**2)
             mine = np.exp(log - logsumexp(log)[:, None])
             shares = mine.mean(axis=0)
@@ -152,13 +150,10 @@ class GaussianMixture:
 
 @dataclass(frozen=True, eq=False)
 class EnergyEstimate:
-    """A free energy by importance sampling: ``-F(x)``, (n,), in nats, and its standard error, (n,).
+    """A free energy by importance sampling, and how far off it may be."""
 
-    The error is from how the importance weights vary from draw to draw (delta method).
-    """
-
-    energy: Array
-    standard_error: Array
+    energy: Array  # -F(x), (n,), in nats
+    standard_error: Array  # (n,): from how the weights vary from draw to draw (delta method)
 
 
 def sample_energy(

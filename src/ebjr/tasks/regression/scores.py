@@ -23,7 +23,7 @@ from ebjr.scores import declare_raw_output
 Grid = Sequence[float] | np.ndarray
 """Ascending y, or the lowest and the highest of evenly spaced ones."""
 
-RULES = ("trapezoid", "simpson")
+RULES = ("trapezoid", "simpson")  # the second is more exact where the energies are smooth
 
 
 def as_regression(output: Array) -> Array:
@@ -75,12 +75,7 @@ def regression_energy(
     return logsumexp(_weighted(output, widths, grid, rule))
 
 
-def density_entropy(
-    output: Array,
-    widths: float | Sequence[float] | None = None,
-    grid: Grid | None = None,
-    rule: str = "trapezoid",
-) -> Array:
+def density_entropy(output: Array, **which: Any) -> Array:
     """Negative differential entropy of ``p(y|x) = exp S(x, y) / integral exp S(x, y') dy'``.
 
     What is left of a conditional energy when its free energy is taken out: how sharp the density
@@ -94,7 +89,7 @@ def density_entropy(
     array([-0.693, -0.001])
     """
     energies = _at_least_two(output, "density_entropy", "energies")
-    weighted = _weighted(output, widths, grid, rule)
+    weighted = _weighted(output, **which)
     xp, mass = namespace(weighted), _shares(weighted)
     with np.errstate(invalid="ignore"):
         log_density = energies - logsumexp(weighted)[:, None]
@@ -153,8 +148,7 @@ def predicted_std(output: Array, of: str = "std") -> Array:
     >>> predicted_std(np.array([[5.0, 0.5], [7.0, 2.0]]))
     array([-0.5, -2. ])
     """
-    if of not in ("std", "variance", "log_variance"):
-        raise ValueError(f"of must be std, variance or log_variance, not {of!r}")
+    check_choice("of", of, ("std", "variance", "log_variance"))
     column = _score_columns(output, "a standard deviation")
     if column.shape[1] != 1:
         raise ValueError(
@@ -210,26 +204,15 @@ def ensemble_spread(output: Array) -> Array:
 
 
 def edge_mass(output: Array, grid: Grid) -> tuple[Array, Array]:
-    """The share of the modeled density in the first and in the last cell of a grid, (n,) each.
-
-    A grid that covers what the model believes has next to nothing there; what lies beyond it is at
-    least of this order, and is missing from the free energy.
-    """
-    shares = _shares(_weighted(output, None, grid, "trapezoid"))
+    """The share of the modeled density in a grid's first and last cell, (n,): as much is beyond."""
+    shares = _shares(_weighted(output, grid=grid))
     return shares[:, 0], shares[:, -1]
 
 
 def check_grid(grid: Grid, targets: Any, output: Array | None = None) -> None:
     """Check that a y grid covers the targets (n,) and, with raw output, the model's density.
 
-    ValueError: `targets` lie outside, or on average more than 1 % of the modeled mass lies in the
-    outermost cells of `grid`.
-
-    Examples
-    --------
-    >>> check_grid((0.0, 10.0), [1.0, 9.0, 11.0, 12.0])
-    Traceback (most recent call last):
-    ValueError: the grid from 0 to 10 does not cover the data: 2 of 4 targets (50.0 %) lie ...
+    ValueError: `targets` lie outside, or over 1 % of the modeled mass lies in the outermost cells.
     """
     values = np.asarray(targets, dtype=np.float64)
     low, high = float(grid[0]), float(grid[-1])
@@ -261,15 +244,7 @@ def bin_log_weights(widths: float | Sequence[float], count: int) -> np.ndarray:
 
 
 def grid_log_weights(grid: Grid, count: int | None = None, rule: str = "trapezoid") -> np.ndarray:
-    """(count,): the logarithms of the quadrature weights of a grid.
-
-    `rule` is ``"trapezoid"``, or ``"simpson"``, more exact where the energies are smooth.
-
-    Examples
-    --------
-    >>> np.exp(grid_log_weights([0.0, 1.0, 2.0])), np.exp(grid_log_weights((0, 2), 3, "simpson"))
-    (array([0.5, 1. , 0.5]), array([0.33333333, 1.33333333, 0.33333333]))
-    """
+    """(count,): the logarithms of the quadrature weights of a grid, by one of `RULES`."""
     check_choice("rule", rule, RULES)
     points = grid_points(grid, count)
     if rule == "trapezoid":
@@ -301,7 +276,10 @@ def grid_points(grid: Grid, count: int | None = None) -> np.ndarray:
 
 
 def _weighted(
-    output: Array, widths: float | Sequence[float] | None, grid: Grid | None, rule: str
+    output: Array,
+    widths: float | Sequence[float] | None = None,
+    grid: Grid | None = None,
+    rule: str = "trapezoid",
 ) -> Array:
     """(n, k): the energies with the logarithm of what each stands for."""
     energies = _score_columns(output, "energies")

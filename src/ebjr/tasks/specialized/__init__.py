@@ -50,7 +50,7 @@ class Specialized(Classification):
     def common_classes(self, student: np.ndarray, teacher: np.ndarray) -> int:
         known, classes = self._known, int(teacher.shape[1])
         check_known_classes(known, classes)
-        self._check_width(student, ValueError)
+        self.check_width(student, ValueError)
         return classes
 
     def check_names(self, student: Sequence[str], teacher: Sequence[str]) -> None:
@@ -58,18 +58,19 @@ class Specialized(Classification):
         if len(student) == len(self._known) + 1 and max(self._known) < len(teacher):
             check_same_names(student[:-1], [teacher[label] for label in self._known])
 
-    def _check_width(self, student: Array, error: type[Exception]) -> None:
+    def check_width(self, student: Array, error: type[Exception]) -> Array:
+        """The student's raw output, if it is (n, C + 1); else an error of this type."""
         known = len(self._known)
         if student.ndim != 2 or student.shape[1] != known + 1:
             raise error(
                 f"a student of {known} known classes must answer (n, {known + 1}), 'other' in the "
                 f"last column, not {tuple(student.shape)}"
             )
+        return student
 
     def translate(self, student: Array, classes: int | None = None) -> Array:
-        self._check_width(student, ModelError)
         assert classes is not None
-        return to_teacher(student, self._known, classes)
+        return to_teacher(self.check_width(student, ModelError), self._known, classes)
 
     def mix(self, student: Array, teacher: Array, blend: float | Blend) -> Array:
         if blend == 0:
@@ -135,15 +136,12 @@ class SpecializedJointClassifier(JointModel):
         *,
         known_classes: Any,
         classes: int,
-        blend: float | Blend = 0.0,
-        when_unavailable: str = "student",
-        late: Any = None,
+        **policy: Any,
     ) -> None:
         self.kind: Task = TASK.knowing(known_classes)
         self.kind.check_classes(classes)
         self.classes = int(classes)
-        policy = {"when_unavailable": when_unavailable, "late": late}
-        super().__init__(student, teacher, router, blend=blend, **policy)
+        super().__init__(student, teacher, router, **policy)
 
 
 Specialized.final = SpecializedJointClassifier

@@ -92,11 +92,7 @@ def top_classes(
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a service is asked: a share of popular classes, the rest of all others.
-
-    The best number of known classes depends on it (the paper's figure 6), and recorded examples
-    seldom come in that mix.
-    """
+    """What a service is asked: a share of popular classes, the rest of all others (figure 6)."""
 
     popular: float
     popular_classes: tuple[int, ...]
@@ -122,9 +118,8 @@ class Traffic:
     def draw(self, targets: Any, seed: int = 0) -> np.ndarray:
         """The rows of as many examples as there are in this mix, ascending.
 
-        They are drawn at random and none is repeated, so that they are as independent as the
-        examples themselves, and a guarantee may rest on them. `targets`, (n,), are labels, or the
-        teacher's answers.
+        `targets`, (n,), are labels, or the teacher's answers. None is drawn twice, so that a
+        guarantee may rest on them.
         """
         popular = np.isin(_labels(targets), self.popular_classes)
         wanted = {True: self.popular, False: 1 - self.popular}
@@ -181,17 +176,16 @@ def relabel(labels: Any, known_classes: Any, classes: int | None = None) -> np.n
 def to_teacher(output: Array, known_classes: tuple[int, ...], classes: int) -> Array:
     """A specialized student's logits, (n, C + 1), as those of all the teacher's classes.
 
-    "Other" is spread evenly over the classes that the student does not know, so that the softmax is
-    a distribution over all of them and loses nothing. A known class that ties with "other" is the
-    answer (eq. 16), also where "other" is one class alone. `known_classes` are the student's labels
-    as the teacher's.
+    "Other" is spread evenly over the unknown classes, so that the softmax is a distribution over
+    all. A known class that ties with "other" is the answer (eq. 16), also where that is one class.
     """
     output = as_float(output)
     column, unknown = _columns(known_classes, classes)
     xp = namespace(output)
     if len(unknown) == 1:
         output = _other_under_ties(output)
-    spread = convert_like(np.log(len(unknown)) * _at(unknown, classes), output)
+    other = column == other_class(known_classes)
+    spread = convert_like(np.log(len(unknown)) * other, output)
     return take_places(output, column) - xp.astype(spread, output.dtype)
 
 
@@ -206,10 +200,7 @@ def _other_under_ties(output: Array) -> Array:
 
 
 def to_student(output: Array, known_classes: Any) -> Array:
-    """Logits of all the teacher's classes as a specialized student's: those unknown are "other".
-
-    The softmax of (n, C + 1) is the teacher's, summed over the classes of "other".
-    """
+    """Logits of all the teacher's classes as a specialized student's: "other" has their sum."""
     output = as_float(output)
     known = check_known_classes(known_classes, int(output.shape[1]))
     _, unknown = _columns(known, int(output.shape[1]))
@@ -219,17 +210,13 @@ def to_student(output: Array, known_classes: Any) -> Array:
 
 
 def refine(student: Array, teacher: Array, known_classes: tuple[int, ...]) -> Array:
-    """What `to_teacher` gave, with "other" spread as the teacher spreads it instead of evenly.
-
-    The student says how likely it is that it does not know the class; which one it then is, the
-    teacher knows better than nobody. Both logits are (n, classes).
-    """
+    """What `to_teacher` gave, (n, classes), with "other" spread as the teacher does, not evenly."""
     teacher = as_float(teacher)
     classes = int(teacher.shape[1])
-    _, unknown = _columns(known_classes, classes)
+    column, unknown = _columns(known_classes, classes)
     xp = namespace(teacher)
     of_unknown = logsumexp(take_places(teacher, unknown))
-    other = convert_like(_at(unknown, classes) > 0, teacher)
+    other = convert_like(column == other_class(known_classes), teacher)
     spread = teacher - of_unknown[:, None] + float(np.log(len(unknown)))
     return student + xp.where(other, spread, xp.zeros_like(teacher))
 
@@ -243,13 +230,6 @@ def _columns(known_classes: tuple[int, ...], classes: int) -> tuple[np.ndarray, 
     for array in (column, unknown):
         array.flags.writeable = False
     return column, unknown
-
-
-def _at(places: np.ndarray, length: int) -> np.ndarray:
-    """(length,): 1 at some places, else 0."""
-    marked = np.zeros(length)
-    marked[places] = 1
-    return marked
 
 
 def _labels(labels: Any) -> np.ndarray:
