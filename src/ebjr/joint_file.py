@@ -290,6 +290,11 @@ class JointConfig:
         )
 
     @property
+    def parts(self) -> tuple[ModelEntry | RemoteEntry, ...]:
+        """The models of all stages, the first student first."""
+        return (*self.student.parts, *self.teacher.parts)
+
+    @property
     def certificate(self) -> Certificate | None:
         """What is promised of the threshold, if it is still the one that was certified."""
         certified = self.calibration.get("certified")
@@ -407,8 +412,8 @@ class JointConfig:
             student = student.student
         if not routers and len(outcomes.roles) == 2:
             return outcomes
-        parts, roles = (*self.student.parts, *self.teacher.parts), list[str]()
-        for part in parts:
+        roles = list[str]()
+        for part in self.parts:
             own = part.as_table(None)
             same = [
                 role
@@ -448,7 +453,7 @@ class JointConfig:
 
     def _models_changed(self) -> bool:
         """Whether a model's file that is there has changed, which is said."""
-        for entry in (*self.student.parts, *self.teacher.parts):
+        for entry in self.parts:
             try:
                 entry.check()
             except FileNotFoundError:  # outcomes may be evaluated where the models are not
@@ -466,8 +471,7 @@ class JointConfig:
         They share the cores that there are; None where the file says how many, or a model is not
         ONNX Runtime's and takes none.
         """
-        every = (*self.student.parts, *self.teacher.parts)
-        here = [each for each in every if isinstance(each, ModelEntry)]
+        here = [each for each in self.parts if isinstance(each, ModelEntry)]
         if any("threads" in each.options or not each.path.endswith(".onnx") for each in here):
             return None
         return shared_cores(overlap)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from ebjr import JointConfig, load_joint
+from ebjr.backends.entry import JointEntry, ModelEntry
 from ebjr.data.examples import Data
 from ebjr.data.open import open_data
 from ebjr.errors import ModelError
-from ebjr.joint_file import ModelEntry
 from ebjr.predict import predict as predict_here
 
 pytest.importorskip("ray", reason="the extra `scale` is not installed")
@@ -25,7 +25,7 @@ from cluster import inputs, write_deep, write_joint
 from tiny import write_coco, write_detectors, write_images, write_pair
 
 from ebjr.scale import predict
-from ebjr.scale.models import check_teacher, models_in, thread_option
+from ebjr.scale.models import check_teacher, checked_config, thread_option
 from ebjr.scale.ray_data import _lines, _objects, _share, _Student, _Teacher, predict_file
 
 pytestmark = pytest.mark.ray
@@ -149,24 +149,24 @@ def test_detectors_answer_in_two_stages_as_one_model(tmp_path):
     assert [line["prediction"] for line in lines] == [row["prediction"] for row in said]
 
 
-@dataclass(frozen=True)
-class JointEntry(ModelEntry):
-    """A joint model as the student of another."""
-
-    config: JointConfig | None = None
-
-    def load(self, **options: Any) -> Any:
-        return self.config.load(**options)
+def test_python_code_is_refused_on_ray_in_any_stage(tmp_path):
+    inner = JointConfig.read(write_joint(tmp_path))
+    (tmp_path / "models.py").write_text("def model(x):\n    return x[:, :3]\n")
+    code = ModelEntry.of_file(tmp_path / "models.py:model")
+    student = JointEntry(code, inner.teacher, {"score": "softmax", "threshold": 0.4})
+    JointConfig(student, inner.teacher, "softmax", 0.5).save(tmp_path / "staged.toml")
+    with pytest.raises(ModelError, match=r"models\.py:model is Python code or a pickle"):
+        checked_config(tmp_path / "staged.toml")
 
 
 @pytest.mark.parametrize("policy", ["right", "away"])
 @pytest.mark.filterwarnings("ignore:the student answers instead")
 def test_a_joint_model_as_student_says_which_of_three_models_answered(tmp_path, policy):
     inner = JointConfig.read(write_joint(tmp_path))
-    student = JointEntry(inner.student.path, inner.student.sha256, config=inner)
+    router = {"score": inner.score, "threshold": inner.threshold}
+    student = JointEntry(inner.student, inner.teacher, router)
     last = ModelEntry.of_file(write_deep(tmp_path / "last.onnx", 5, 1))
     config = JointConfig(student, last, score="softmax", threshold=0.45)
-    assert [entry.path for entry in models_in(student)] == [inner.student.path, inner.teacher.path]
     assert thread_option(student, 3) == {"threads": 3}
     np.savez(tmp_path / "data.npz", inputs=inputs(300))
     first, second = _Student(config, 1), _Teacher(config, 1, 32, "student")

@@ -19,18 +19,10 @@ def checked_config(joint: str | os.PathLike[str]) -> JointConfig:
     config.check()
     for entry in (config.student, config.teacher):
         entry.check()
-        for one in models_in(entry):
-            if isinstance(one, ModelEntry) and (import_path(one.path) or is_pickle(one.path)):
-                raise ModelError(f"{one.path} is Python code or a pickle, which is not run on Ray")
+    for one in config.parts:
+        if isinstance(one, ModelEntry) and (import_path(one.path) or is_pickle(one.path)):
+            raise ModelError(f"{one.path} is Python code or a pickle, which is not run on Ray")
     return config
-
-
-def models_in(entry: Entry) -> list[Entry]:
-    """The entries of a joint model's models; of another, itself."""
-    config = getattr(entry, "config", None)
-    if not isinstance(config, JointConfig):
-        return [entry]
-    return [*models_in(config.student), *models_in(config.teacher)]
 
 
 def check_teacher(teacher: Model) -> None:
@@ -51,7 +43,7 @@ def check_policy(when_unavailable: str) -> str:
 
 def thread_option(entry: Entry, threads: int | None) -> dict[str, Any]:
     """What keeps a model to its process's CPUs: Ray tells every library but ONNX Runtime."""
-    for one in models_in(entry):
+    for one in entry.parts:
         here = isinstance(one, ModelEntry) and one.path.endswith(".onnx")
         if not here or "threads" in one.options:
             return {}

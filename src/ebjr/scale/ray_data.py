@@ -23,7 +23,7 @@ from ebjr.joint_file import JointConfig
 from ebjr.plugins import import_all
 from ebjr.predict import HOW, Answered, Progress, Tell, answer_row, whose_answers, write_answers
 from ebjr.router import Router
-from ebjr.scale.models import check_policy, check_teacher, checked_config, models_in, thread_option
+from ebjr.scale.models import check_policy, check_teacher, checked_config, thread_option
 
 with needs("scale", "running on Ray"):
     import ray
@@ -157,7 +157,7 @@ class _Teacher:
         self.labels = config.labels
         self.joint = config.load(student=_absent, **thread_option(config.teacher, threads))
         check_teacher(self.joint.teacher)
-        self.before = len(models_in(config.student))
+        self.before = len(config.student.parts)
         self.joint.when_unavailable = when_unavailable
         self.most = most_rows
 
