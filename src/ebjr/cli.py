@@ -18,50 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 
 import ebjr
+from ebjr import options as opt
 from ebjr.errors import EbjrError, GridWarning, OutputWarning, PromiseWarning, RecordingNote
 from ebjr.files import json_number, sha256_of
-from ebjr.options import (
-    BatchSize,
-    ChoiceOptions,
-    Command,
-    Commands,
-    DataOptions,
-    DataPath,
-    Details,
-    GoalOptions,
-    Images,
-    Imports,
-    InputColumns,
-    Json,
-    LinkText,
-    Metric,
-    OperatingPointName,
-    OutcomesTask,
-    PairOptions,
-    Preprocessing,
-    Report,
-    Restart,
-    ServerOptions,
-    SplitOptions,
-    Strict,
-    Threads,
-    Threshold,
-    TrafficOptions,
-    Trust,
-    class_names,
-    in_data,
-    in_knob,
-    in_link,
-    in_models,
-    in_network,
-    in_output,
-    in_run,
-    in_task,
-    linked,
-    parse_classes,
-    parse_shape,
-    spread,
-)
 
 if TYPE_CHECKING:
     from ebjr.data.examples import Data
@@ -72,7 +31,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="ebjr",
-    cls=Commands,
+    cls=opt.Commands,
     help="Any cheap model and any expensive model for the same task become one with a knob.",
     no_args_is_help=True,
     add_completion=False,
@@ -83,7 +42,7 @@ app = typer.Typer(
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Add a command, see `ebjr.options.spread`."""
-    return app.command(cls=Command)(spread(function))
+    return app.command(cls=opt.Command)(opt.spread(function))
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -157,15 +116,15 @@ def _note(text: str, word: str = "NOTE") -> None:
 @command
 def demo(
     folder: Annotated[
-        Path, in_output("Where the files go.", "--output", "-o", file_okay=False)
+        Path, opt.in_output("Where the files go.", "--output", "-o", file_okay=False)
     ] = Path("ebjr-demo"),
-    task: Annotated[str, in_task("$DEMOS.")] = "classification",
+    task: Annotated[str, opt.in_task("$DEMOS.")] = "classification",
     recorded: Annotated[
-        bool, in_data("Use the shipped answers: no download.", "--recorded")
+        bool, opt.in_data("Use the shipped answers: no download.", "--recorded")
     ] = False,
-    threads: Threads = None,
-    details: Details = False,
-    as_json: Json = False,
+    threads: opt.Threads = None,
+    details: opt.Details = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Shipped models on real data: calibrate, evaluate, report."""
     from ebjr.demo import run_demo
@@ -192,24 +151,24 @@ def demo(
 
 @command
 def record(
-    pair: PairOptions,
-    data: DataOptions,
-    output: Annotated[Path, in_output("The outcomes file, .npz.", "--output", "-o")],
-    half: Annotated[bool, in_output("Keep half precision.", "--half")] = False,
-    as_json: Json = False,
-    task: Annotated[str, in_task("$TASKS.")] = "classification",
+    pair: opt.PairOptions,
+    data: opt.DataOptions,
+    output: Annotated[Path, opt.in_output("The outcomes file, .npz.", "--output", "-o")],
+    half: Annotated[bool, opt.in_output("Keep half precision.", "--half")] = False,
+    as_json: opt.Json = False,
+    task: Annotated[str, opt.in_task("$TASKS.")] = "classification",
     known_classes: Annotated[
         str | None,
-        in_task(
+        opt.in_task(
             "specialized: the classes that the student knows, in its order, by number or name: "
             "like 7,3,12 or dog,cat, or a file with one a line."
         ),
     ] = None,
-    metric: Metric = None,
-    link: LinkText = None,
-    batch_size: BatchSize = 64,
-    threads: Threads = None,
-    restart: Restart = False,
+    metric: opt.Metric = None,
+    link: opt.LinkText = None,
+    batch_size: opt.BatchSize = 64,
+    threads: opt.Threads = None,
+    restart: opt.Restart = False,
 ) -> None:
     """Run models once on some data and keep what they said; interrupted, it goes on."""
     from ebjr.journal import Journal
@@ -221,8 +180,8 @@ def record(
     as_task(task).metric(metric)
     with Journal(output, restart=restart) as journal, _progress() as tell:
         models, told = pair.load_all(task, source, threads, link)
-        names, count = class_names(models[-1], source), len(models)
-        known = None if known_classes is None else parse_classes(known_classes, names)
+        names, count = opt.class_names(models[-1], source), len(models)
+        known = None if known_classes is None else opt.parse_classes(known_classes, names)
         outcomes = ebjr.record_all(
             models,
             source,
@@ -266,32 +225,35 @@ def calibrate(
             "same teacher, of which the best is taken."
         ),
     ],
-    wanted: GoalOptions,
-    choice: ChoiceOptions,
-    split: SplitOptions,
-    mix: TrafficOptions,
-    task: OutcomesTask = None,
-    metric: Metric = None,
+    wanted: opt.GoalOptions,
+    choice: opt.ChoiceOptions,
+    split: opt.SplitOptions,
+    mix: opt.TrafficOptions,
+    task: opt.OutcomesTask = None,
+    metric: opt.Metric = None,
     student: Annotated[
-        str | None, in_models("The student's file, if the outcomes do not name it.")
+        str | None, opt.in_models("The student's file, if the outcomes do not name it.")
     ] = None,
     teacher: Annotated[
-        str | None, in_models("The teacher's file or address, if it is another than was recorded.")
+        str | None,
+        opt.in_models("The teacher's file or address, if it is another than was recorded."),
     ] = None,
-    link: LinkText = None,
+    link: opt.LinkText = None,
     over_link: Annotated[
         str | None,
-        in_link(
+        opt.in_link(
             "What a link adds to an example that the teacher answers, like "
             "bytes=3000,seconds=0.04, where both models were recorded side by side."
         ),
     ] = None,
-    output: Annotated[Path | None, in_output("The joint.toml to write.", "--output", "-o")] = None,
-    name: Annotated[str, in_output("What the joint model is called.")] = "joint",
-    report: Report = None,
-    details: Details = False,
-    as_json: Json = False,
-    imports: Imports = None,
+    output: Annotated[
+        Path | None, opt.in_output("The joint.toml to write.", "--output", "-o")
+    ] = None,
+    name: Annotated[str, opt.in_output("What the joint model is called.")] = "joint",
+    report: opt.Report = None,
+    details: opt.Details = False,
+    as_json: opt.Json = False,
+    imports: opt.Imports = None,
 ) -> None:
     """Choose a threshold on one half of the outcomes, and report on the other."""
     from ebjr.backends.entry import entries_of
@@ -300,7 +262,7 @@ def calibrate(
     from ebjr.sweep import run_sweep
     from ebjr.tables import print_study, print_sweep, study_figures
 
-    tables = {path.stem: linked(_outcomes(path, metric, task), over_link) for path in outcomes}
+    tables = {path.stem: opt.linked(_outcomes(path, metric, task), over_link) for path in outcomes}
     if len(tables) < len(outcomes):
         raise ValueError("the outcomes' files must have different names, which tell them apart")
     for table in tables.values():
@@ -331,25 +293,25 @@ def calibrate(
 @command
 def evaluate(
     outcomes: Annotated[Path, typer.Argument(help="What `ebjr record` wrote.")],
-    split: SplitOptions,
-    joint: Annotated[Path | None, in_models("A joint.toml: evaluate its threshold.")] = None,
+    split: opt.SplitOptions,
+    joint: Annotated[Path | None, opt.in_models("A joint.toml: evaluate its threshold.")] = None,
     compare: Annotated[
         list[Path] | None,
-        in_models(
+        opt.in_models(
             "Outcomes of other models, or an .npz with `predictions`, on the same examples: "
             "is the joint model better by more than chance? May be given several times."
         ),
     ] = None,
-    task: OutcomesTask = None,
-    metric: Metric = None,
-    report: Report = None,
-    title: Annotated[str | None, in_output("Of the report.")] = None,
+    task: opt.OutcomesTask = None,
+    metric: opt.Metric = None,
+    report: opt.Report = None,
+    title: Annotated[str | None, opt.in_output("Of the report.")] = None,
     data: Annotated[
-        Path | None, in_data("What was recorded, to show images in the report.")
+        Path | None, opt.in_data("What was recorded, to show images in the report.")
     ] = None,
-    images: Images = None,
-    details: Details = False,
-    as_json: Json = False,
+    images: opt.Images = None,
+    details: opt.Details = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Every score's figures on examples that no threshold was chosen on."""
     from ebjr.joint_file import JointConfig
@@ -384,20 +346,24 @@ def evaluate(
 @command
 def predict(
     joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` or `ebjr export` wrote.")],
-    data: DataOptions,
-    output: Annotated[Path, in_output("The answers: .jsonl, .csv or .parquet.", "--output", "-o")],
-    as_json: Json = False,
-    threshold: Threshold = None,
-    operating_point: OperatingPointName = None,
-    batch_size: BatchSize = 64,
-    overlap: Annotated[int, in_run("Batches in work at once; the cores are shared.", min=1)] = 2,
-    threads: Threads = None,
-    trust: Trust = False,
-    restart: Restart = False,
+    data: opt.DataOptions,
+    output: Annotated[
+        Path, opt.in_output("The answers: .jsonl, .csv or .parquet.", "--output", "-o")
+    ],
+    as_json: opt.Json = False,
+    threshold: opt.Threshold = None,
+    operating_point: opt.OperatingPointName = None,
+    batch_size: opt.BatchSize = 64,
+    overlap: Annotated[
+        int, opt.in_run("Batches in work at once; the cores are shared.", min=1)
+    ] = 2,
+    threads: opt.Threads = None,
+    trust: opt.Trust = False,
+    restart: opt.Restart = False,
     on_ray: Annotated[
-        bool, in_run("On a Ray cluster: RAY_ADDRESS's, or one made here.", "--ray")
+        bool, opt.in_run("On a Ray cluster: RAY_ADDRESS's, or one made here.", "--ray")
     ] = False,
-    imports: Imports = None,
+    imports: opt.Imports = None,
 ) -> None:
     """Answer every example of some data with the joint model; interrupted, it goes on."""
     from ebjr.backends.entry import files_of
@@ -449,21 +415,25 @@ def predict(
 @command
 def export(
     joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
-    output: Annotated[Path | None, in_output("The .onnx file to write.", "--output", "-o")] = None,
+    output: Annotated[
+        Path | None, opt.in_output("The .onnx file to write.", "--output", "-o")
+    ] = None,
     triton: Annotated[
-        Path | None, in_output("A folder: write a model repository for Triton.", file_okay=False)
+        Path | None,
+        opt.in_output("A folder: write a model repository for Triton.", file_okay=False),
     ] = None,
     opset: Annotated[
-        int | None, in_output("Of ONNX's operators; the higher of both models' if left out.", min=1)
+        int | None,
+        opt.in_output("Of ONNX's operators; the higher of both models' if left out.", min=1),
     ] = None,
     external_data: Annotated[
-        bool, in_output("Weights in a second file, as from 2 GB on.", "--external-data")
+        bool, opt.in_output("Weights in a second file, as from 2 GB on.", "--external-data")
     ] = False,
-    as_json: Json = False,
+    as_json: opt.Json = False,
     threshold: Annotated[
-        float | None, in_knob("The knob's default, instead of the file's.")
+        float | None, opt.in_knob("The knob's default, instead of the file's.")
     ] = None,
-    operating_point: OperatingPointName = None,
+    operating_point: opt.OperatingPointName = None,
 ) -> None:
     """Student, score, router and teacher as one ONNX file, the threshold an input."""
     if (output is None) == (triton is None):
@@ -496,23 +466,23 @@ def serve(
             "teacher for students elsewhere."
         ),
     ],
-    how: ServerOptions,
+    how: opt.ServerOptions,
     body_bytes: Annotated[
-        int, in_network("The largest request, also when decompressed.", min=1)
+        int, opt.in_network("The largest request, also when decompressed.", min=1)
     ] = 64 * 2**20,
-    connections: Annotated[int, in_network("The most clients at once.", min=1)] = 900,
+    connections: Annotated[int, opt.in_network("The most clients at once.", min=1)] = 900,
     between: Annotated[
         str | None,
-        in_knob(
+        opt.in_knob(
             "The autopilot's bounds: two deferral rates or operating points, like "
             "0.05,match-teacher."
         ),
     ] = None,
     preprocess: Annotated[
-        str | None, in_models("Of a classifier alone that is to take images, like 'size=224'.")
+        str | None, opt.in_models("Of a classifier alone that is to take images, like 'size=224'.")
     ] = None,
-    threads: Threads = None,
-    trust: Trust = False,
+    threads: opt.Threads = None,
+    trust: opt.Trust = False,
 ) -> None:
     """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
     from ebjr.backends import FILES
@@ -549,20 +519,20 @@ def serve(
 def profile(
     model: Annotated[str, typer.Argument(help="A model, as `record` takes it.")],
     input_shape: Annotated[
-        str | None, in_data("Of one batch, like 1,3,32,32; an .onnx file may say it.")
+        str | None, opt.in_data("Of one batch, like 1,3,32,32; an .onnx file may say it.")
     ] = None,
-    seconds: Annotated[float, in_run("How long to measure each batch size.")] = 2.0,
-    threads: Threads = None,
-    trust: Trust = False,
+    seconds: Annotated[float, opt.in_run("How long to measure each batch size.")] = 2.0,
+    threads: opt.Threads = None,
+    trust: opt.Trust = False,
     tuned: Annotated[
-        bool, in_run("Measure which threads, overlap and batch size are fastest.", "--tune")
+        bool, opt.in_run("Measure which threads, overlap and batch size are fastest.", "--tune")
     ] = False,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     """FLOPs, parameters, latency, memory and joules of a model."""
     from ebjr.tables import print_profile
 
-    shape = parse_shape(input_shape)
+    shape = opt.parse_shape(input_shape)
     if tuned:
         _tune(model, shape, seconds, as_json)
         return
@@ -592,18 +562,19 @@ def _tune(path: str, shape: tuple[int, ...] | None, seconds: float, as_json: boo
 @command
 def quantize(
     model: Annotated[Path, typer.Argument(help="A model file, .onnx, in single precision.")],
-    data: DataPath,
-    output: Annotated[Path, in_output("The .onnx file to write.", "--output", "-o")],
-    preprocess: Preprocessing = None,
-    examples: Annotated[int, in_data("Inputs to calibrate on, the first.", min=1)] = 512,
-    input_columns: InputColumns = None,
-    strict: Strict = False,
-    method: Annotated[str, in_run("How ranges are chosen: $METHODS.")] = "minmax",
+    data: opt.DataPath,
+    output: Annotated[Path, opt.in_output("The .onnx file to write.", "--output", "-o")],
+    preprocess: opt.Preprocessing = None,
+    examples: Annotated[int, opt.in_data("Inputs to calibrate on, the first.", min=1)] = 512,
+    input_columns: opt.InputColumns = None,
+    strict: opt.Strict = False,
+    method: Annotated[str, opt.in_run("How ranges are chosen: $METHODS.")] = "minmax",
     weight_bits: Annotated[
-        int, in_run("7, right on every processor; or 8, where it adds in 32 bits (x86 with VNNI).")
+        int,
+        opt.in_run("7, right on every processor; or 8, where it adds in 32 bits (x86 with VNNI)."),
     ] = 7,
-    threads: Threads = None,
-    as_json: Json = False,
+    threads: opt.Threads = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Write a model in eight-bit numbers: a cheaper student, or a teacher as its own student."""
     from ebjr.data.preprocess import unprepared
@@ -644,7 +615,7 @@ def _open(
     **how: Any,
 ) -> Data:
     """The data of a command that takes few options for them."""
-    return DataOptions(data, classes, strict=strict, **how).open(task)
+    return opt.DataOptions(data, classes, strict=strict, **how).open(task)
 
 
 def _outcomes(path: Path, metric: str | None, task: str | None) -> Outcomes:

@@ -52,19 +52,13 @@ def parse_number(text: str) -> float:
 
 
 # An option in a group, by the group's name
-in_data = partial(option, "Data")
-in_models = partial(option, "Models")
-in_task = partial(option, "Task")
-in_link = partial(option, "Link")
-in_goal = partial(option, "Goal")
-in_guarantee = partial(option, "Guarantee")
-in_score = partial(option, "Score")
-in_knob = partial(option, "Knob")
-in_run = partial(option, "Run")
-in_network = partial(option, "Network")
-in_batches = partial(option, "Batches")
-in_monitor = partial(option, "Monitor")
-in_output = partial(option, "Output")
+in_data, in_models, in_task, in_link, in_goal, in_guarantee, in_score = (
+    partial(option, group)
+    for group in ("Data", "Models", "Task", "Link", "Goal", "Guarantee", "Score")
+)
+in_knob, in_run, in_network, in_batches, in_monitor, in_output = (
+    partial(option, group) for group in ("Knob", "Run", "Network", "Batches", "Monitor", "Output")
+)
 
 LISTED = {
     "TASKS": ("ebjr.tasks", "task_names"),
@@ -487,7 +481,7 @@ class ChoiceOptions:
     ] = None
     most_stages: Annotated[int, in_score("The most models of a chain.", min=2)] = 3
     unit: Annotated[
-        str | None, in_score("What chains are compared by: $UNITS; the first known if left out.")
+        str | None, in_score("What chains are compared by, the first known if left out: $UNITS.")
     ] = None
 
 
