@@ -521,17 +521,7 @@ def save_joint(
     ValueError
         The score has no registered name, or the student is remote.
 
-    Examples
-    --------
-    >>> import tempfile
-    >>> from ebjr import JointClassifier, load_model
-    >>> from ebjr.demo import shipped
-    >>> path = tempfile.mkdtemp() + "/joint.toml"
-    >>> with shipped("student.onnx") as student, shipped("teacher.onnx") as teacher:
-    ...     models = load_model(student), load_model(teacher)
-    ...     save_joint(path, JointClassifier(*models, Router("margin", 0.3)))
-    ...     load_joint(path).router
-    Router('margin', threshold=0.3)
+    See `load_joint` for an example.
     """
     costs = (Cost(), Cost()) if point is None else (point.student_cost, point.teacher_cost)
     student, teacher = entry_of(joint.student, costs[0]), entry_of(joint.teacher, costs[1])
@@ -580,11 +570,12 @@ def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel | Exp
     --------
     >>> import tempfile
     >>> import numpy as np
+    >>> from ebjr import JointClassifier, load_model
     >>> from ebjr.demo import shipped
     >>> path = tempfile.mkdtemp() + "/joint.toml"
     >>> with shipped("student.onnx") as student, shipped("teacher.onnx") as teacher:
-    ...     models = [ModelEntry.of_file(model) for model in (student, teacher)]
-    ...     JointConfig(*models, score="margin", threshold=0.3).save(path)
+    ...     models = load_model(student), load_model(teacher)
+    ...     save_joint(path, JointClassifier(*models, Router("margin", 0.3)))
     ...     joint = load_joint(path, threads=1)
     >>> answer = joint(np.zeros((2, 3, 32, 32), np.float32))
     >>> answer.prediction.shape, answer.deferred.shape

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -100,6 +100,11 @@ class TensorMetadata:
     name: str
     datatype: str
     shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, dtype: Any, shape: Iterable[int | None]) -> Self:
+        """Of arrays of a NumPy type, and a shape in which an open dimension is None."""
+        return cls(name, datatype_of(dtype), tuple(-1 if size is None else size for size in shape))
 
     def as_dict(self) -> dict[str, Any]:
         """As in a message."""
@@ -281,12 +286,6 @@ def datatype_of(dtype: Any) -> str:
     if name is None:
         raise ProtocolError(f"the protocol has no datatype for arrays of {known}")
     return name
-
-
-def tensor_metadata(name: str, dtype: Any, shape: Iterable[int | None]) -> dict[str, Any]:
-    """A tensor as a model's metadata shows it; an open dimension, None, is -1."""
-    known = [-1 if size is None else int(size) for size in shape]
-    return {"name": name, "datatype": datatype_of(dtype), "shape": known}
 
 
 def tensor_bytes(array: np.ndarray) -> bytes:

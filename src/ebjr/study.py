@@ -92,16 +92,21 @@ class Study:
     @cached_property
     def named_points(self) -> dict[str, OperatingPoint]:
         """By name: other operating points of the chosen score and blend, on `calibration`."""
-        table, score, blend = self.calibration, self.point.router.score, self.point.blend
+        table = self.calibration
         goals = table.kind.named_goals(table.measure, table.quality("teacher"))
 
         def find(name: str) -> OperatingPoint:
             goal = Goal.of(**goals[name])
             if goal.limits_quality:
                 goal = replace(goal, margin=self.goal.margin)
-            return calibrate(table, goal, score=score, blend=blend)
+            return self._chosen_for(goal)
 
         return _possible(find, goals)
+
+    def _chosen_for(self, goal: Goal) -> OperatingPoint:
+        """The threshold for another goal on `calibration`, at the chosen score and blend."""
+        score, blend = self.point.router.score, self.point.blend
+        return calibrate(self.calibration, goal, score=score, blend=blend)
 
     @cached_property
     def named_results(self) -> dict[str, OperatingPoint]:
@@ -124,23 +129,18 @@ class Study:
         """The pick without a margin, on `calibration`; None where there is no margin."""
         if self.point.margin is None:
             return None
-        goal, router = replace(self.goal, margin=0.0), self.point.router
-        return calibrate(self.calibration, goal, score=router.score, blend=self.point.blend)
+        return self._chosen_for(replace(self.goal, margin=0.0))
 
     @property
     def _pays_within(self) -> OperatingPoint | None:
         """Where the goal of matching the teacher does not pay: the least tolerance that does."""
         if self.goal.kind != "match-teacher" or self.result.pays is not False:
             return None
-        table, router = self.calibration, self.point.router
+        table, least = self.calibration, self.goal.limit or 0.0
         whole = 1.0 if table.measure.percent else abs(table.quality("teacher"))
-        for tolerance in (0.005 * whole, 0.01 * whole, 0.02 * whole):
-            if tolerance > (self.goal.limit or 0.0):
-                goal = replace(self.goal.plain, limit=tolerance)
-                point = calibrate(table, goal, score=router.score, blend=self.point.blend)
-                if point.pays:
-                    return point
-        return None
+        larger = (share * whole for share in (0.005, 0.01, 0.02) if share * whole > least)
+        points = (self._chosen_for(replace(self.goal.plain, limit=one)) for one in larger)
+        return next((point for point in points if point.pays), None)
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:

@@ -50,7 +50,6 @@ from scipy.special import ndtri
 from ebjr.curve import TradeOffCurve
 from ebjr.errors import CalibrationError, check_choice
 from ebjr.metric import METRICS
-from ebjr.outcomes import Outcomes
 from ebjr.stats import binomial_cdf, critical_count
 
 PROMISES = {
@@ -103,6 +102,8 @@ class Certificate:
     >>> certificate.statement
     'With probability at least 0.9 over the draw of the 2,000 calibration examples, the deferral
     rate is at most 0.5, if the inputs in use are exchangeable with the calibration examples.'
+    >>> certificate.covers(0.85), certificate.covers(0.95)
+    (True, False)
     """
 
     promise: str
@@ -144,18 +145,9 @@ class Certificate:
 
         The walk that ended here passed every threshold on its way: all above, or for `rate`, which
         is walked upwards, all below.
-
-        Examples
-        --------
-        >>> figures = {"row": 7, "threshold": 0.9, "deferral_rate": 0.4, "observed": 0.006}
-        >>> figures |= {"bound": 0.0099, "naive_deferral_rate": 0.3, "test": "exact binomial"}
-        >>> harm = Certificate("harm", tolerance=0.01, delta=0.1, n=2000, **figures)
-        >>> harm.covers(0.95), harm.covers(0.85)
-        (True, False)
         """
-        if self.promise == "rate":
-            return threshold <= self.threshold
-        return threshold >= self.threshold
+        rate = self.promise == "rate"
+        return threshold <= self.threshold if rate else threshold >= self.threshold
 
     @property
     def _promised(self) -> str:
@@ -237,12 +229,6 @@ def certified_row(
     return _walked(curve, _Aim(promise, scale.share(tolerance), float(delta)), scale)[1]
 
 
-def against_teacher(outcomes: Outcomes) -> Outcomes:
-    """The outcomes with the teacher's answers for labels: every promise is about agreement."""
-    answers = outcomes.kind.as_targets(outcomes.teacher)
-    return replace(outcomes, targets=answers, labeled=False)
-
-
 @dataclass(frozen=True)
 class _Aim:
     """What is tested: `promise` is at most `tolerance`, a share of the largest loss."""
@@ -258,13 +244,10 @@ class _Aim:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Losses as shares of their `bound`, as the tests need them, and back.
+    """Losses as shares of their `bound`, as the tests need them, and back."""
 
-    `bound` is None where no loss is above 1. `root`: figures are roots of mean losses.
-    """
-
-    bound: float | None = None
-    root: bool = False
+    bound: float | None = None  # none is above 1
+    root: bool = False  # figures are roots of mean losses
 
     def share(self, figure: float) -> float:
         """A tolerance as a share of the bound."""

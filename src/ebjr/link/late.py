@@ -77,12 +77,6 @@ class LateAnswer:
         says of them now.
     waiting, errors
         The rows that still wait; by row, why it will never be answered.
-
-    Examples
-    --------
-    >>> found = LateAnswer("4f2a", np.array([1]), np.array([7]), np.eye(10)[[7]], waiting=(3,))
-    >>> dict(zip(found.rows.tolist(), found.prediction.tolist(), strict=True)), found.waiting
-    ({1: 7}, (3,))
     """
 
     id: str
@@ -133,8 +127,8 @@ class LateAnswers:
     >>> late.deliver(joint)
     1
     >>> found = late.find(answer.late, joint)
-    >>> found.rows, found.prediction
-    (array([1]), array([1]))
+    >>> found.rows, found.prediction, found.waiting
+    (array([1]), array([1]), ())
     >>> late.close()
     """
 

@@ -146,7 +146,7 @@ async def _asked(
         return await aside(size, read, raw, headers)
     if not service.served.takes_images:
         raise Refused(415, "this model takes no images, and a form can bring nothing else")
-    return await read_form(raw, request.headers, service.input["name"])
+    return await read_form(raw, request.headers, service.input.name)
 
 
 def _note_call(request: Request, call: Call) -> None:
