@@ -443,17 +443,15 @@ def export(
     from ebjr.tables import print_exported
 
     config = JointConfig.read(joint)
-    options: dict[str, Any] = {
-        "threshold": chosen_threshold(config, threshold, operating_point),
-        "opset": opset,
-        "external_data": external_data or None,
-    }
+    write: Any = export_joint if triton is None else export_triton
     with err.status("exporting"):
-        if output is not None:
-            found = export_joint(config, output, **options)
-        else:
-            assert triton is not None
-            found = export_triton(config, triton, **options)
+        found = write(
+            config,
+            output or triton,
+            threshold=chosen_threshold(config, threshold, operating_point),
+            opset=opset,
+            external_data=external_data or None,
+        )
     _show(as_json, found.as_dict(), lambda: print_exported(out, found.as_dict()))
 
 

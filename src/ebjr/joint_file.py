@@ -158,8 +158,6 @@ class JointConfig:
         imports: Sequence[str] = (),
     ) -> Self:
         """The configuration that a study leads to; `imports` is what was imported for its score."""
-        from ebjr.joint_study import study_figures
-
         fraction, seed = study.split
         point, table = study.point, study.outcomes
         figures = ("threshold", "deferral_rate", "quality", "cost")
@@ -180,7 +178,7 @@ class JointConfig:
                 **({} if study.traffic is None else {"traffic": asdict(study.traffic)}),
                 **_meaning(student, teacher, table),
                 **_chosen(point),
-                **study_figures(study),
+                **study.kept_figures(),
             },
             operating_points={
                 key: picked(named.as_dict(), figures) for key, named in study.named_results.items()

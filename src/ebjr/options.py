@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -33,11 +33,7 @@ if TYPE_CHECKING:
 
 
 def option(group: str, help: str, *names: str, **more: Any) -> Any:
-    """An option in a group of `--help`.
-
-    Its help may name what is listed elsewhere: $TASKS is what `ebjr.tasks.task_names` says, see
-    `LISTED`.
-    """
+    """An option in a group of `--help`, which may name what is listed elsewhere, see `LISTED`."""
     return typer.Option(*names, help=help, rich_help_panel=group, **more)
 
 
@@ -135,14 +131,17 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**given, **built, **({} if wanted is None else {"imports": imports or []}))
 
-    flat = [_options(groups[name]) if name in groups else [each] for name, each in declared.items()]
-    options = [*chain.from_iterable(flat), _IMPORTS]
+    options = [*_flat(declared, groups), _IMPORTS]
     for each in options:
         kind, *about = get_args(each.annotation) or (None,)
         if kind in (float, float | None) and about[0].min is None:  # a parser would see no bounds
             about[0].parser, about[0].metavar = parse_number, "<float>"
     flags = _output_flags(options)
-    return _with_options(run, command, options)
+    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__annotations__ = {each.name: each.annotation for each in options}
+    run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    return run
 
 
 _WRITTEN: ContextVar[Written] = ContextVar("written", default={})  # noqa: B039  # never changed
@@ -159,21 +158,15 @@ def _output_flags(options: list[inspect.Parameter]) -> dict[str, str]:
     return found
 
 
-def _with_options(
-    run: Callable[..., None], command: Callable[..., None], options: list[inspect.Parameter]
-) -> Callable[..., None]:
-    """`run` under the name and with the help of `command`, as Typer reads them."""
-    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options]
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__annotations__ = {each.name: each.annotation for each in options}
-    run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
-    return run
-
-
-def _options(group: Any) -> list[inspect.Parameter]:
-    types = get_type_hints(group, include_extras=True)
-    whole = inspect.signature(group).parameters
-    return [each.replace(annotation=types[name]) for name, each in whole.items()]
+def _flat(
+    declared: Mapping[str, inspect.Parameter], groups: Mapping[str, Any]
+) -> Iterator[inspect.Parameter]:
+    """The parameters of a command, each group's fields in its place."""
+    for name, each in declared.items():
+        if name in groups:
+            yield from inspect.signature(groups[name], eval_str=True).parameters.values()
+        else:
+            yield each
 
 
 # Groups

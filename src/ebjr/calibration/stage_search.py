@@ -118,12 +118,7 @@ class _Answers:
     def __init__(self, outcomes: Outcomes) -> None:
         self.outcomes = replace(outcomes, between=(), between_costs=())
         self.said = [outcomes.said_by(role) for role in outcomes.roles]
-        self._found: dict[Any, Any] = {}
-
-    def _once(self, what: Any, make: Callable[[], Any]) -> Any:
-        if what not in self._found:
-            self._found[what] = make()
-        return self._found[what]
+        self._once = self.outcomes._once
 
     def output(self, path: Path) -> Batch:
         """The joint answer of a path to every row."""
