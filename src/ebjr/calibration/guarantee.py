@@ -297,16 +297,12 @@ def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Sca
 
 @dataclass(frozen=True)
 class _Losses:
-    """The loss of every example, kept and deferred (n,), and the rows of the curve as cuts (k,).
+    """The loss, at most 1, of every example; those that are deferred first come first."""
 
-    Losses are at most 1, the examples that are deferred first coming first; a cut is how many are
-    deferred. The test depends on what losses can be, not on what they are.
-    """
-
-    kept: np.ndarray
-    deferred: np.ndarray
-    cut: np.ndarray
-    test: str
+    kept: np.ndarray  # (n,)
+    deferred: np.ndarray  # (n,)
+    cut: np.ndarray  # (k,): how many are deferred at each row of the curve
+    test: str  # it depends on what losses can be, not on what they are
 
     @property
     def n(self) -> int:
@@ -549,16 +545,12 @@ def _log_capital(logs: np.ndarray) -> np.ndarray:
 
 
 def _smallest(row: _Losses, aim: _Aim) -> float:
-    """The smallest tolerance at which a row's own test passes; 1 if there is none.
-
-    For the exact trinomial test, close to `aim.tolerance`, with the constant there as a first
-    guess.
-    """
+    """The smallest tolerance at which a row's own test passes; 1 if there is none."""
     n, floor = row.n, float(row.mean[0])
     if row.test != "exact trinomial":
         return _bisect(lambda t: bool(_passes(row, aim.at(t))[0]), floor, 1.0)
     lost, gained = (int(count) for count in _statistic(row, n, aim)[:, 0])
-    guess = _constant(n, aim.tolerance, aim.delta)
+    guess = _constant(n, aim.tolerance, aim.delta)  # which hardly moves with the tolerance
     found = _bisect(lambda t: _margin(lost, gained, n, t) >= guess, floor, 1.0)
     stride = max(found - floor, 1 / n) / 50
     while found < 1 and not _trinomial_passes(lost, gained, n, aim.at(found)):
@@ -612,12 +604,9 @@ def _refusal(losses: _Losses, curve: TradeOffCurve, aim: _Aim, scale: _Scale) ->
 
 
 def _examples(losses: _Losses, rows: list[int], aim: _Aim) -> int | None:
-    """About how many examples like these would pass the first steps; None if no number would.
-
-    All counts grow in proportion, but for those of a first step of one example alone: it stays
-    one example.
-    """
+    """About how many examples like these would pass the first steps; None if no number would."""
     n, first = losses.n, rows[0]
+    # all counts grow in proportion, but a first step of one example alone stays one example
     alone = first != 0 and losses.cut[-1] - losses.cut[first] == 1
 
     def enough(m: float) -> bool:

@@ -158,15 +158,12 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Fit:
-    """The thresholds of a chain, of each inner router with its skip.
+    """The thresholds of a chain."""
 
-    `rank` is smaller for a better fit; `price` is what the chain pays for a unit of quality.
-    """
-
-    cuts: tuple[tuple[float, float | None], ...]
+    cuts: tuple[tuple[float, float | None], ...]  # of each inner router with its skip
     threshold: float
-    rank: tuple[float, ...]
-    price: float
+    rank: tuple[float, ...]  # smaller for a better fit
+    price: float  # what the chain pays for a unit of quality
 
 
 class _Vectors:

@@ -365,10 +365,7 @@ class LateAnswers:
             return self._reader.execute(query, values).fetchall()
 
     def _change(self, statement: str, rows: Sequence[tuple[Any, ...]], waiting: int = 0) -> None:
-        """Run a statement for each row of values, all of them or none.
-
-        `waiting` is what a row that it changes adds to those that wait.
-        """
+        """Run a statement for each row of values, or none; one adds `waiting` to those waiting."""
         with self._lock:
             with self._file:
                 self._file.execute("BEGIN IMMEDIATE")  # nothing is changed while another writes

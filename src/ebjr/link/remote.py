@@ -367,22 +367,20 @@ class _Server:
         import httpx2
 
         try:  # the loop's clock is the monotonic one
+            said = bytearray()
             async with asyncio.timeout_at(until), asked as response:
-                return response, await self._read(response)
+                async for part in response.aiter_bytes():
+                    said += part
+                    if len(said) > MOST_BYTES:
+                        words = f"{self.name} answers more than {MOST_BYTES} bytes"
+                        raise TeacherUnavailable(words)
+                return response, bytes(said)
         except TimeoutError as error:
             raise TeacherUnavailable(
                 f"{self.name} gave no answer within {self._seconds:g} s"
             ) from error
         except httpx2.HTTPError as error:
             raise TeacherUnavailable(f"{self.name} cannot be reached: {one_line(error)}") from error
-
-    async def _read(self, response: Any) -> bytes:
-        said = bytearray()
-        async for part in response.aiter_bytes():
-            said += part
-            if len(said) > MOST_BYTES:
-                raise TeacherUnavailable(f"{self.name} answers more than {MOST_BYTES} bytes")
-        return bytes(said)
 
     @contextmanager
     def understanding(self) -> Iterator[None]:
