@@ -115,13 +115,13 @@ def _note(text: str, word: str = "NOTE") -> None:
 
 @command
 def demo(
-    folder: Annotated[
-        Path, opt.in_output("Where the files go.", "--output", "-o", file_okay=False)
-    ] = Path("ebjr-demo"),
-    task: Annotated[str, opt.in_task("$DEMOS.")] = "classification",
-    recorded: Annotated[
-        bool, opt.in_data("Use the shipped answers: no download.", "--recorded")
-    ] = False,
+    folder: Path = opt.in_output(
+        "Where the files go.", "--output", "-o", default=Path("ebjr-demo"), file_okay=False
+    ),
+    task: str = opt.in_task("$DEMOS.", default="classification"),
+    recorded: bool = opt.in_data(
+        "Use the shipped answers: no download.", "--recorded", default=False
+    ),
     threads: opt.Threads = None,
     details: opt.Details = False,
     as_json: opt.Json = False,
@@ -153,17 +153,14 @@ def demo(
 def record(
     pair: opt.PairOptions,
     data: opt.DataOptions,
-    output: Annotated[Path, opt.in_output("The outcomes file, .npz.", "--output", "-o")],
-    half: Annotated[bool, opt.in_output("Keep half precision.", "--half")] = False,
+    output: Path = opt.in_output("The outcomes file, .npz.", "--output", "-o", default=...),
+    half: bool = opt.in_output("Keep half precision.", "--half", default=False),
     as_json: opt.Json = False,
-    task: Annotated[str, opt.in_task("$TASKS.")] = "classification",
-    known_classes: Annotated[
-        str | None,
-        opt.in_task(
-            "specialized: the classes that the student knows, in its order, by number or name: "
-            "like 7,3,12 or dog,cat, or a file with one a line."
-        ),
-    ] = None,
+    task: str = opt.in_task("$TASKS.", default="classification"),
+    known_classes: str | None = opt.in_task(
+        "specialized: the classes that the student knows, in its order, by number or name: "
+        "like 7,3,12 or dog,cat, or a file with one a line."
+    ),
     metric: opt.Metric = None,
     link: opt.LinkText = None,
     batch_size: opt.BatchSize = 64,
@@ -231,25 +228,17 @@ def calibrate(
     mix: opt.TrafficOptions,
     task: opt.OutcomesTask = None,
     metric: opt.Metric = None,
-    student: Annotated[
-        str | None, opt.in_models("The student's file, if the outcomes do not name it.")
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        opt.in_models("The teacher's file or address, if it is another than was recorded."),
-    ] = None,
+    student: str | None = opt.in_models("The student's file, if the outcomes do not name it."),
+    teacher: str | None = opt.in_models(
+        "The teacher's file or address, if it is another than was recorded."
+    ),
     link: opt.LinkText = None,
-    over_link: Annotated[
-        str | None,
-        opt.in_link(
-            "What a link adds to an example that the teacher answers, like "
-            "bytes=3000,seconds=0.04, where both models were recorded side by side."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, opt.in_output("The joint.toml to write.", "--output", "-o")
-    ] = None,
-    name: Annotated[str, opt.in_output("What the joint model is called.")] = "joint",
+    over_link: str | None = opt.in_link(
+        "What a link adds to an example that the teacher answers, like "
+        "bytes=3000,seconds=0.04, where both models were recorded side by side."
+    ),
+    output: Path | None = opt.in_output("The joint.toml to write.", "--output", "-o"),
+    name: str = opt.in_output("What the joint model is called.", default="joint"),
     report: opt.Report = None,
     details: opt.Details = False,
     as_json: opt.Json = False,
@@ -294,21 +283,16 @@ def calibrate(
 def evaluate(
     outcomes: Annotated[Path, typer.Argument(help="What `ebjr record` wrote.")],
     split: opt.SplitOptions,
-    joint: Annotated[Path | None, opt.in_models("A joint.toml: evaluate its threshold.")] = None,
-    compare: Annotated[
-        list[Path] | None,
-        opt.in_models(
-            "Outcomes of other models, or an .npz with `predictions`, on the same examples: "
-            "is the joint model better by more than chance? May be given several times."
-        ),
-    ] = None,
+    joint: Path | None = opt.in_models("A joint.toml: evaluate its threshold."),
+    compare: list[Path] | None = opt.in_models(
+        "Outcomes of other models, or an .npz with `predictions`, on the same examples: "
+        "is the joint model better by more than chance? May be given several times."
+    ),
     task: opt.OutcomesTask = None,
     metric: opt.Metric = None,
     report: opt.Report = None,
-    title: Annotated[str | None, opt.in_output("Of the report.")] = None,
-    data: Annotated[
-        Path | None, opt.in_data("What was recorded, to show images in the report.")
-    ] = None,
+    title: str | None = opt.in_output("Of the report."),
+    data: Path | None = opt.in_data("What was recorded, to show images in the report."),
     images: opt.Images = None,
     details: opt.Details = False,
     as_json: opt.Json = False,
@@ -347,22 +331,20 @@ def evaluate(
 def predict(
     joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` or `ebjr export` wrote.")],
     data: opt.DataOptions,
-    output: Annotated[
-        Path, opt.in_output("The answers: .jsonl, .csv or .parquet.", "--output", "-o")
-    ],
+    output: Path = opt.in_output(
+        "The answers: .jsonl, .csv or .parquet.", "--output", "-o", default=...
+    ),
     as_json: opt.Json = False,
     threshold: opt.Threshold = None,
     operating_point: opt.OperatingPointName = None,
     batch_size: opt.BatchSize = 64,
-    overlap: Annotated[
-        int, opt.in_run("Batches in work at once; the cores are shared.", min=1)
-    ] = 2,
+    overlap: int = opt.in_run("Batches in work at once; the cores are shared.", default=2, min=1),
     threads: opt.Threads = None,
     trust: opt.Trust = False,
     restart: opt.Restart = False,
-    on_ray: Annotated[
-        bool, opt.in_run("On a Ray cluster: RAY_ADDRESS's, or one made here.", "--ray")
-    ] = False,
+    on_ray: bool = opt.in_run(
+        "On a Ray cluster: RAY_ADDRESS's, or one made here.", "--ray", default=False
+    ),
     imports: opt.Imports = None,
 ) -> None:
     """Answer every example of some data with the joint model; interrupted, it goes on."""
@@ -415,24 +397,18 @@ def predict(
 @command
 def export(
     joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
-    output: Annotated[
-        Path | None, opt.in_output("The .onnx file to write.", "--output", "-o")
-    ] = None,
-    triton: Annotated[
-        Path | None,
-        opt.in_output("A folder: write a model repository for Triton.", file_okay=False),
-    ] = None,
-    opset: Annotated[
-        int | None,
-        opt.in_output("Of ONNX's operators; the higher of both models' if left out.", min=1),
-    ] = None,
-    external_data: Annotated[
-        bool, opt.in_output("Weights in a second file, as from 2 GB on.", "--external-data")
-    ] = False,
+    output: Path | None = opt.in_output("The .onnx file to write.", "--output", "-o"),
+    triton: Path | None = opt.in_output(
+        "A folder: write a model repository for Triton.", file_okay=False
+    ),
+    opset: int | None = opt.in_output(
+        "Of ONNX's operators; the higher of both models' if left out.", min=1
+    ),
+    external_data: bool = opt.in_output(
+        "Weights in a second file, as from 2 GB on.", "--external-data", default=False
+    ),
     as_json: opt.Json = False,
-    threshold: Annotated[
-        float | None, opt.in_knob("The knob's default, instead of the file's.")
-    ] = None,
+    threshold: float | None = opt.in_knob("The knob's default, instead of the file's."),
     operating_point: opt.OperatingPointName = None,
 ) -> None:
     """Student, score, router and teacher as one ONNX file, the threshold an input."""
@@ -465,20 +441,16 @@ def serve(
         ),
     ],
     how: opt.ServerOptions,
-    body_bytes: Annotated[
-        int, opt.in_network("The largest request, also when decompressed.", min=1)
-    ] = 64 * 2**20,
-    connections: Annotated[int, opt.in_network("The most clients at once.", min=1)] = 900,
-    between: Annotated[
-        str | None,
-        opt.in_knob(
-            "The autopilot's bounds: two deferral rates or operating points, like "
-            "0.05,match-teacher."
-        ),
-    ] = None,
-    preprocess: Annotated[
-        str | None, opt.in_models("Of a classifier alone that is to take images, like 'size=224'.")
-    ] = None,
+    body_bytes: int = opt.in_network(
+        "The largest request, also when decompressed.", default=64 * 2**20, min=1
+    ),
+    connections: int = opt.in_network("The most clients at once.", default=900, min=1),
+    between: str | None = opt.in_knob(
+        "The autopilot's bounds: two deferral rates or operating points, like 0.05,match-teacher."
+    ),
+    preprocess: str | None = opt.in_models(
+        "Of a classifier alone that is to take images, like 'size=224'."
+    ),
     threads: opt.Threads = None,
     trust: opt.Trust = False,
 ) -> None:
@@ -516,15 +488,15 @@ def serve(
 @command
 def profile(
     model: Annotated[str, typer.Argument(help="A model, as `record` takes it.")],
-    input_shape: Annotated[
-        str | None, opt.in_data("Of one batch, like 1,3,32,32; an .onnx file may say it.")
-    ] = None,
-    seconds: Annotated[float, opt.in_run("How long to measure each batch size.")] = 2.0,
+    input_shape: str | None = opt.in_data(
+        "Of one batch, like 1,3,32,32; an .onnx file may say it."
+    ),
+    seconds: float = opt.in_run("How long to measure each batch size.", default=2.0),
     threads: opt.Threads = None,
     trust: opt.Trust = False,
-    tuned: Annotated[
-        bool, opt.in_run("Measure which threads, overlap and batch size are fastest.", "--tune")
-    ] = False,
+    tuned: bool = opt.in_run(
+        "Measure which threads, overlap and batch size are fastest.", "--tune", default=False
+    ),
     as_json: opt.Json = False,
 ) -> None:
     """FLOPs, parameters, latency, memory and joules of a model."""
@@ -561,16 +533,15 @@ def _tune(path: str, shape: tuple[int, ...] | None, seconds: float, as_json: boo
 def quantize(
     model: Annotated[Path, typer.Argument(help="A model file, .onnx, in single precision.")],
     data: opt.DataPath,
-    output: Annotated[Path, opt.in_output("The .onnx file to write.", "--output", "-o")],
+    output: Path = opt.in_output("The .onnx file to write.", "--output", "-o", default=...),
     preprocess: opt.Preprocessing = None,
-    examples: Annotated[int, opt.in_data("Inputs to calibrate on, the first.", min=1)] = 512,
+    examples: int = opt.in_data("Inputs to calibrate on, the first.", default=512, min=1),
     input_columns: opt.InputColumns = None,
     strict: opt.Strict = False,
-    method: Annotated[str, opt.in_run("How ranges are chosen: $METHODS.")] = "minmax",
-    weight_bits: Annotated[
-        int,
-        opt.in_run("7, right on every processor; or 8, where it adds in 32 bits (x86 with VNNI)."),
-    ] = 7,
+    method: str = opt.in_run("How ranges are chosen: $METHODS.", default="minmax"),
+    weight_bits: int = opt.in_run(
+        "7, right on every processor; or 8, where it adds in 32 bits (x86 with VNNI).", default=7
+    ),
     threads: opt.Threads = None,
     as_json: opt.Json = False,
 ) -> None:
