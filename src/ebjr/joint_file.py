@@ -478,8 +478,7 @@ class JointConfig:
         """What is done when the teacher is away, which one that is here never is."""
         if not isinstance(self.teacher, RemoteEntry):
             return {}
-        link = self.teacher.link
-        late = None
+        link, late = self.teacher.link, None
         if link.when_unavailable == "queue":
             from ebjr.link.late import LateAnswers
 
@@ -587,11 +586,7 @@ def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel | Exp
 def read_joint(
     path: str | os.PathLike[str], *, threads: int | None = None, overlap: int = 1
 ) -> JointConfig | ExportedJoint:
-    """What a ``joint.toml`` says, or an exported file, loaded.
-
-    `threads` are those of an exported one: None shares the cores among `overlap` batches in work
-    at once.
-    """
+    """What a ``joint.toml`` says; or an exported file, on `threads` or its share of the cores."""
     if Path(path).suffix.lower() != ".onnx":
         return JointConfig.read(path)
     return ExportedJoint(path, threads=threads or shared_cores(overlap))

@@ -588,10 +588,7 @@ def _encoded(message: Mapping[str, Any]) -> bytes:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that a float holds, infinity and NaN included; no boolean is.
-
-    JSON's whole numbers have any size, and `float` fails on those that are too large.
-    """
+    """Whether a value is a number that a float holds, infinity and NaN included; no boolean is."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, float) or (whole and abs(value) <= sys.float_info.max)
 

@@ -312,7 +312,8 @@ class Search:
             return cuts[-1]
 
         score, kept, deferred, cost = self._walk(plan, rows, cut)
-        costs = [_cost(self.unit, each) for each in (cost.mean(), self.costs[plan.places[-1]])]
+        means = float(cost.mean()), self.costs[plan.places[-1]]
+        costs = [Cost().filled(**{self.unit: each}) for each in means]
         teacher = self.answers.quality(((len(self.outcomes.roles) - 1, 0.0),))[rows]
         table: Any = _Vectors(self.outcomes, kept, deferred, teacher, costs)
         curve = TradeOffCurve.of(table, score)
@@ -411,11 +412,6 @@ def _costs(outcomes: Outcomes, unit: str | None) -> tuple[str, list[float]]:
     unit = known[0] if unit is None else unit
     check_choice("unit", unit, known)
     return unit, [float(getattr(cost, unit)) for cost in costs]
-
-
-def _cost(unit: str, amount: float) -> Cost:
-    known: dict[str, Any] = {unit: float(amount)}
-    return Cost(**known)
 
 
 def _cut(score: np.ndarray, rate: float, skip: float) -> tuple[float, float | None]:

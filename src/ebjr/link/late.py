@@ -327,8 +327,7 @@ class LateAnswers:
     def _tell(self, joint: JointModel) -> None:
         """Tell the callback of answers that it has not heard of, even in an earlier life.
 
-        Where it fails, the next time begins with the next answer: neither an answer that it cannot
-        take nor a callback that is down holds up the others, or the teacher.
+        Where it fails, the next time begins with the next answer, so that none holds up the others.
         """
         query = (
             "SELECT number, id, row, 0, answer, error FROM rows "

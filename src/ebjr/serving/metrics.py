@@ -145,10 +145,7 @@ class _Counts:
         self._waiting: dict[str, deque[float]] = {stage: deque() for stage in self._counts}
 
     def add(self, values: Iterable[float], stage: str = "") -> None:
-        """Queue values, to be counted together: NumPy takes as long for a few as for many.
-
-        Values that are not finite are in no sum, and NaN in no bucket but the last.
-        """
+        """Queue values, to be counted together: NumPy takes as long for a few as for many."""
         waiting = self._waiting[stage]
         waiting.extend(values)
         if len(waiting) >= MOST_WAITING:
@@ -158,7 +155,7 @@ class _Counts:
     def _count(self, stage: str) -> None:
         waiting = self._waiting[stage]
         given = np.array([waiting.popleft() for _ in range(len(waiting))], np.float64)
-        places = np.searchsorted(self._edges, given)
+        places = np.searchsorted(self._edges, given)  # NaN is in the last bucket, and in no sum
         self._counts[stage] += np.bincount(places, minlength=len(self._names))
         self._sums[stage] += float(given[np.isfinite(given)].sum())
 

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -152,6 +152,7 @@ class Service:
         self.decoders = ThreadPoolExecutor(DECODERS, "ebjr-decoder")
         self._outputs = served.outputs()
         self._said = lru_cache(maxsize=64)(self._said_of)
+        self._described = cache(partial(describe, served))
         self.output_names = tuple(output.name for output in self._outputs)
 
     def start(self) -> None:
@@ -299,7 +300,7 @@ class Service:
         """The knob and its promise, what the calibration knows, and the last seconds."""
         self.engine.tell()
         return {
-            **self._described,
+            **self._described(),
             "router": self.control.state(),
             "monitor": self.monitor.status(),
             "far_teacher": self._far_teacher(),
@@ -312,10 +313,6 @@ class Service:
             return None
         late = None if joint.late is None else len(joint.late)
         return {"name": joint.teacher.name, "state": joint.teacher.state, "late_rows": late}
-
-    @cached_property
-    def _described(self) -> dict[str, Any]:
-        return describe(self.served)
 
     def late(self, id: str) -> dict[str, Any]:
         """What is known of rows kept for later, like an answer's message; else NothingKept."""
