@@ -23,7 +23,6 @@ from ebjr.errors import EbjrError, GridWarning, OutputWarning, PromiseWarning, R
 from ebjr.files import json_number, sha256_of
 
 if TYPE_CHECKING:
-    from ebjr.data.examples import Data
     from ebjr.outcomes import Outcomes
     from ebjr.predict import Tell
 
@@ -247,15 +246,12 @@ def calibrate(
     """Choose a threshold on one half of the outcomes, and report on the other."""
     from ebjr.backends.entry import entries_of
     from ebjr.joint_file import JointConfig
-    from ebjr.study import check_classes
     from ebjr.sweep import run_sweep
     from ebjr.tables import print_study, print_sweep, study_figures
 
     tables = {path.stem: opt.linked(_outcomes(path, metric, task), over_link) for path in outcomes}
     if len(tables) < len(outcomes):
         raise ValueError("the outcomes' files must have different names, which tell them apart")
-    for table in tables.values():
-        check_classes(table)
     sweep = run_sweep(tables, traffic=mix.of(tables), **vars(wanted), **vars(choice), **vars(split))
     found = sweep.study
     several = len(tables) > 1
@@ -299,11 +295,10 @@ def evaluate(
 ) -> None:
     """Every score's figures on examples that no threshold was chosen on."""
     from ebjr.joint_file import JointConfig
-    from ebjr.study import check_classes, run_study
+    from ebjr.study import run_study
     from ebjr.tables import print_study, study_figures
 
     table = _outcomes(outcomes, metric, task)
-    check_classes(table)
     if joint is None:
         found = run_study(table, **vars(split))
     else:
@@ -318,7 +313,7 @@ def evaluate(
         title = title or f"EBJR: {outcomes.stem}"
         shown = []
         if data is not None:
-            shown = found.find_images(_open(data, images=images, task=table.task), data)
+            shown = found.find_images(opt.DataOptions(data, images=images).open(table.task), data)
         found.write_report(report, title=title, notes=notes, compared=compared, images=shown)
     if as_json:
         print_json(study_figures(found, compared))
@@ -552,7 +547,8 @@ def quantize(
     from ebjr.recording import prepare_for
     from ebjr.tables import print_quantized
 
-    source = _open(data, input_columns=input_columns, strict=strict)
+    given = opt.DataOptions(data, input_columns=input_columns, strict=strict)
+    source = given.open("classification")
     loaded = ebjr.load_model(model, **_threads(threads))
     first = next(source.batches(1))
     _, chosen = unprepared(prepare_for(loaded, first.inputs, preprocess or "infer"))
@@ -576,21 +572,14 @@ def quantize(
     _show(as_json, figures, lambda: print_quantized(out, found, seconds))
 
 
-def _open(
-    data: Path,
-    classes: Path | None = None,
-    strict: bool = False,
-    task: str = "classification",
-    **how: Any,
-) -> Data:
-    """The data of a command that takes few options for them."""
-    return opt.DataOptions(data, classes, strict=strict, **how).open(task)
-
-
 def _outcomes(path: Path, metric: str | None, task: str | None) -> Outcomes:
-    """Outcomes from a file, judged by another metric if one is given."""
+    """Outcomes from a file to calibrate on, judged by another metric if one is given."""
+    from ebjr.study import check_classes
+
     found = ebjr.Outcomes.load(path, task=task)
-    return found if metric is None else replace(found, metric=metric)
+    found = found if metric is None else replace(found, metric=metric)
+    check_classes(found)
+    return found
 
 
 def _threads(threads: int | None) -> dict[str, Any]:
