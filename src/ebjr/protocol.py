@@ -39,9 +39,6 @@ MOST_ELEMENTS = 2**59
 MOST_JSON_BYTES = 2**26
 """The longest JSON of a message: reading and writing it keeps the interpreter for 0.4 s."""
 
-KNOWN, KNOWN_BYTES = 256, 2**10
-"""How many requests' JSON are remembered, and how many bytes each has at most."""
-
 _LITTLE = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items()}
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
@@ -140,13 +137,19 @@ def read_request(body: bytes, json_length: str | int | None = None) -> InferRequ
     `json_length` is the value of the header `LENGTH_HEADER`; None says that all of it is JSON.
     """
     end = _json_end(body, json_length)
-    described = _known_request if end <= KNOWN_BYTES else _known_request.__wrapped__
-    return _request(*described(body[:end]), memoryview(body)[end:])
+    return request_of(_read_object(body[:end]), memoryview(body)[end:])
 
 
 def request_of(message: Mapping[str, Any], rest: memoryview) -> InferRequest:
     """An inference request from its JSON object and the bytes after it, whatever brought them."""
-    return _request(*_description(message), rest)
+    tensors = _described_tensors(message, "inputs")
+    if not tensors:
+        raise ProtocolError("a request needs at least one tensor in 'inputs', but has none")
+    parameters = dict(_read_parameters(message, "the request"))
+    binary = _flag(parameters, "binary_data_output", False)
+    parameters.pop("binary_data_output", None)
+    outputs, id = _read_requested(message, binary), _read_text(message, "id")
+    return InferRequest(_filled(tensors, rest), outputs, id, parameters, binary)
 
 
 class _Tensor(NamedTuple):
@@ -160,28 +163,6 @@ class _Tensor(NamedTuple):
 
     def __str__(self) -> str:
         return f"the tensor {_shown(self.name)}"
-
-
-def _description(message: Mapping[str, Any]) -> tuple[list[_Tensor], InferRequest]:
-    """What the JSON of a request says: its inputs before the bytes are read, and the rest of it."""
-    inputs = _described_tensors(message, "inputs")
-    if not inputs:
-        raise ProtocolError("a request needs at least one tensor in 'inputs', but has none")
-    parameters = dict(_read_parameters(message, "the request"))
-    binary = _flag(parameters, "binary_data_output", False)
-    parameters.pop("binary_data_output", None)
-    outputs = _read_requested(message, binary)
-    return inputs, InferRequest({}, outputs, _read_text(message, "id"), parameters, binary)
-
-
-@lru_cache(maxsize=KNOWN)  # a client's requests of one shape differ in their bytes alone
-def _known_request(head: bytes) -> tuple[list[_Tensor], InferRequest]:
-    return _description(_read_object(head))
-
-
-def _request(tensors: list[_Tensor], about: InferRequest, rest: memoryview) -> InferRequest:
-    inputs = _filled(tensors, rest)
-    return InferRequest(inputs, about.outputs, about.id, dict(about.parameters), about.binary)
 
 
 def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes, int | None]:
