@@ -71,14 +71,15 @@ def test_a_middle_model_that_says_nothing_new_is_left_out():
 def test_a_single_model_that_beats_the_chain_is_named():
     table = zoo(2000, skill=(1.0, 6.0, 2.0), costs=(1.0, 1.2, 30.0))
     found = calibrate_stages(table, stages=("student", "teacher"))
-    assert found.alone is not None and found.alone.roles == ("model-2",)
+    assert found.alone is not None
+    assert found.alone.roles == ("model-2",)
 
 
 def test_the_reduced_outcomes_are_what_the_joint_model_says_row_by_row():
     table = zoo(500)
     point = calibrate_stages(table, stages=CHAIN, tolerance=0.01)
     short = reduced(table, point.stages)
-    models = [lambda rows, said=table.said_by(role): said[rows] for role in table.roles]
+    models = [table.said_by(role).__getitem__ for role in table.roles]
     answer = point.joint(models)(np.arange(len(table)))
     curve = point.curve(short)
     assert curve.at(threshold=point.threshold).deferral_rate == answer.deferred.mean()
@@ -190,7 +191,8 @@ def test_a_study_reports_the_chain_on_the_other_half(recorded):
     study = run_study(recorded.take(np.arange(4000)), stages=CHAIN)
     assert [stage[0] for stage in study.stages] == [*CHAIN]
     shares = [share for _, share, _, _ in study.stages]
-    assert shares[0] == 1.0 and shares[2] == study.result.deferral_rate
+    assert shares[0] == 1.0
+    assert shares[2] == study.result.deferral_rate
     assert len(study.held_out) == 2000
 
 
