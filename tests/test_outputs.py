@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -136,6 +137,14 @@ def test_a_joint_model_of_joint_models_names_all_its_files(here):
     assert "teacher.onnx, which is read" in refused(
         here, "predict outer.toml --data images -o teacher.onnx"
     )
+
+
+def test_the_models_of_all_stages_are_never_written(here):
+    shutil.copy("teacher.onnx", "middle.onnx")
+    Path("staged.toml").write_text('[student.teacher]\npath = "middle.onnx"\n')
+    np.savez("staged.npz", about=json.dumps({"models": {"model-2": {"path": "middle.onnx"}}}))
+    for words in ("predict staged.toml --data images", "calibrate staged.npz"):
+        assert "middle.onnx, which is read" in refused(here, f"{words} -o middle.onnx")
 
 
 def test_what_a_command_wrote_before_is_written_again(here):

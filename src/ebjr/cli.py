@@ -18,53 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 
 import ebjr
+from ebjr import options as opt
 from ebjr.errors import EbjrError, GridWarning, OutputWarning, PromiseWarning, RecordingNote
 from ebjr.files import json_number, sha256_of
-from ebjr.options import (
-    BatchSize,
-    ChoiceOptions,
-    Command,
-    Commands,
-    DataOptions,
-    DataPath,
-    Details,
-    GoalOptions,
-    Images,
-    Imports,
-    InputColumns,
-    Json,
-    LinkText,
-    Metric,
-    OperatingPointName,
-    OutcomesTask,
-    PairOptions,
-    Preprocessing,
-    Report,
-    Restart,
-    ServerOptions,
-    SplitOptions,
-    Strict,
-    Threads,
-    Threshold,
-    TrafficOptions,
-    Trust,
-    class_names,
-    in_data,
-    in_knob,
-    in_link,
-    in_models,
-    in_network,
-    in_output,
-    in_run,
-    in_task,
-    linked,
-    parse_classes,
-    parse_shape,
-    spread,
-)
 
 if TYPE_CHECKING:
-    from ebjr.data.examples import Data
     from ebjr.outcomes import Outcomes
     from ebjr.predict import Tell
 
@@ -72,7 +30,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="ebjr",
-    cls=Commands,
+    cls=opt.Commands,
     help="Any cheap model and any expensive model for the same task become one with a knob.",
     no_args_is_help=True,
     add_completion=False,
@@ -83,7 +41,7 @@ app = typer.Typer(
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Add a command, see `ebjr.options.spread`."""
-    return app.command(cls=Command)(spread(function))
+    return app.command(cls=opt.Command)(opt.spread(function))
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -156,16 +114,16 @@ def _note(text: str, word: str = "NOTE") -> None:
 
 @command
 def demo(
-    folder: Annotated[
-        Path, in_output("Where the files go.", "--output", "-o", file_okay=False)
-    ] = Path("ebjr-demo"),
-    task: Annotated[str, in_task("$DEMOS.")] = "classification",
-    recorded: Annotated[
-        bool, in_data("Use the shipped answers: no download.", "--recorded")
-    ] = False,
-    threads: Threads = None,
-    details: Details = False,
-    as_json: Json = False,
+    folder: Path = opt.in_output(
+        "Where the files go.", "--output", "-o", default=Path("ebjr-demo"), file_okay=False
+    ),
+    task: str = opt.in_task("$DEMOS.", default="classification"),
+    recorded: bool = opt.in_data(
+        "Use the shipped answers: no download.", "--recorded", default=False
+    ),
+    threads: opt.Threads = None,
+    details: opt.Details = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Shipped models on real data: calibrate, evaluate, report."""
     from ebjr.demo import run_demo
@@ -192,24 +150,21 @@ def demo(
 
 @command
 def record(
-    pair: PairOptions,
-    data: DataOptions,
-    output: Annotated[Path, in_output("The outcomes file, .npz.", "--output", "-o")],
-    half: Annotated[bool, in_output("Keep half precision.", "--half")] = False,
-    as_json: Json = False,
-    task: Annotated[str, in_task("$TASKS.")] = "classification",
-    known_classes: Annotated[
-        str | None,
-        in_task(
-            "specialized: the classes that the student knows, in its order, by number or name: "
-            "like 7,3,12 or dog,cat, or a file with one a line."
-        ),
-    ] = None,
-    metric: Metric = None,
-    link: LinkText = None,
-    batch_size: BatchSize = 64,
-    threads: Threads = None,
-    restart: Restart = False,
+    pair: opt.PairOptions,
+    data: opt.DataOptions,
+    output: Path = opt.in_output("The outcomes file, .npz.", "--output", "-o", default=...),
+    half: bool = opt.in_output("Keep half precision.", "--half", default=False),
+    as_json: opt.Json = False,
+    task: str = opt.in_task("$TASKS.", default="classification"),
+    known_classes: str | None = opt.in_task(
+        "specialized: the classes that the student knows, in its order, by number or name: "
+        "like 7,3,12 or dog,cat, or a file with one a line."
+    ),
+    metric: opt.Metric = None,
+    link: opt.LinkText = None,
+    batch_size: opt.BatchSize = 64,
+    threads: opt.Threads = None,
+    restart: opt.Restart = False,
 ) -> None:
     """Run models once on some data and keep what they said; interrupted, it goes on."""
     from ebjr.journal import Journal
@@ -221,8 +176,8 @@ def record(
     as_task(task).metric(metric)
     with Journal(output, restart=restart) as journal, _progress() as tell:
         models, told = pair.load_all(task, source, threads, link)
-        names, count = class_names(models[-1], source), len(models)
-        known = None if known_classes is None else parse_classes(known_classes, names)
+        names, count = opt.class_names(models[-1], source), len(models)
+        known = None if known_classes is None else opt.parse_classes(known_classes, names)
         outcomes = ebjr.record_all(
             models,
             source,
@@ -266,45 +221,37 @@ def calibrate(
             "same teacher, of which the best is taken."
         ),
     ],
-    wanted: GoalOptions,
-    choice: ChoiceOptions,
-    split: SplitOptions,
-    mix: TrafficOptions,
-    task: OutcomesTask = None,
-    metric: Metric = None,
-    student: Annotated[
-        str | None, in_models("The student's file, if the outcomes do not name it.")
-    ] = None,
-    teacher: Annotated[
-        str | None, in_models("The teacher's file or address, if it is another than was recorded.")
-    ] = None,
-    link: LinkText = None,
-    over_link: Annotated[
-        str | None,
-        in_link(
-            "What a link adds to an example that the teacher answers, like "
-            "bytes=3000,seconds=0.04, where both models were recorded side by side."
-        ),
-    ] = None,
-    output: Annotated[Path | None, in_output("The joint.toml to write.", "--output", "-o")] = None,
-    name: Annotated[str, in_output("What the joint model is called.")] = "joint",
-    report: Report = None,
-    details: Details = False,
-    as_json: Json = False,
-    imports: Imports = None,
+    wanted: opt.GoalOptions,
+    choice: opt.ChoiceOptions,
+    split: opt.SplitOptions,
+    mix: opt.TrafficOptions,
+    task: opt.OutcomesTask = None,
+    metric: opt.Metric = None,
+    student: str | None = opt.in_models("The student's file, if the outcomes do not name it."),
+    teacher: str | None = opt.in_models(
+        "The teacher's file or address, if it is another than was recorded."
+    ),
+    link: opt.LinkText = None,
+    over_link: str | None = opt.in_link(
+        "What a link adds to an example that the teacher answers, like "
+        "bytes=3000,seconds=0.04, where both models were recorded side by side."
+    ),
+    output: Path | None = opt.in_output("The joint.toml to write.", "--output", "-o"),
+    name: str = opt.in_output("What the joint model is called.", default="joint"),
+    report: opt.Report = None,
+    details: opt.Details = False,
+    as_json: opt.Json = False,
+    imports: opt.Imports = None,
 ) -> None:
     """Choose a threshold on one half of the outcomes, and report on the other."""
     from ebjr.backends.entry import entries_of
     from ebjr.joint_file import JointConfig
-    from ebjr.study import check_classes
     from ebjr.sweep import run_sweep
     from ebjr.tables import print_study, print_sweep, study_figures
 
-    tables = {path.stem: linked(_outcomes(path, metric, task), over_link) for path in outcomes}
+    tables = {path.stem: opt.linked(_outcomes(path, metric, task), over_link) for path in outcomes}
     if len(tables) < len(outcomes):
         raise ValueError("the outcomes' files must have different names, which tell them apart")
-    for table in tables.values():
-        check_classes(table)
     sweep = run_sweep(tables, traffic=mix.of(tables), **vars(wanted), **vars(choice), **vars(split))
     found = sweep.study
     several = len(tables) > 1
@@ -331,33 +278,27 @@ def calibrate(
 @command
 def evaluate(
     outcomes: Annotated[Path, typer.Argument(help="What `ebjr record` wrote.")],
-    split: SplitOptions,
-    joint: Annotated[Path | None, in_models("A joint.toml: evaluate its threshold.")] = None,
-    compare: Annotated[
-        list[Path] | None,
-        in_models(
-            "Outcomes of other models, or an .npz with `predictions`, on the same examples: "
-            "is the joint model better by more than chance? May be given several times."
-        ),
-    ] = None,
-    task: OutcomesTask = None,
-    metric: Metric = None,
-    report: Report = None,
-    title: Annotated[str | None, in_output("Of the report.")] = None,
-    data: Annotated[
-        Path | None, in_data("What was recorded, to show images in the report.")
-    ] = None,
-    images: Images = None,
-    details: Details = False,
-    as_json: Json = False,
+    split: opt.SplitOptions,
+    joint: Path | None = opt.in_models("A joint.toml: evaluate its threshold."),
+    compare: list[Path] | None = opt.in_models(
+        "Outcomes of other models, or an .npz with `predictions`, on the same examples: "
+        "is the joint model better by more than chance? May be given several times."
+    ),
+    task: opt.OutcomesTask = None,
+    metric: opt.Metric = None,
+    report: opt.Report = None,
+    title: str | None = opt.in_output("Of the report."),
+    data: Path | None = opt.in_data("What was recorded, to show images in the report."),
+    images: opt.Images = None,
+    details: opt.Details = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Every score's figures on examples that no threshold was chosen on."""
     from ebjr.joint_file import JointConfig
-    from ebjr.study import check_classes, run_study
+    from ebjr.study import run_study
     from ebjr.tables import print_study, study_figures
 
     table = _outcomes(outcomes, metric, task)
-    check_classes(table)
     if joint is None:
         found = run_study(table, **vars(split))
     else:
@@ -372,7 +313,7 @@ def evaluate(
         title = title or f"EBJR: {outcomes.stem}"
         shown = []
         if data is not None:
-            shown = found.find_images(_open(data, images=images, task=table.task), data)
+            shown = found.find_images(opt.DataOptions(data, images=images).open(table.task), data)
         found.write_report(report, title=title, notes=notes, compared=compared, images=shown)
     if as_json:
         print_json(study_figures(found, compared))
@@ -384,20 +325,22 @@ def evaluate(
 @command
 def predict(
     joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` or `ebjr export` wrote.")],
-    data: DataOptions,
-    output: Annotated[Path, in_output("The answers: .jsonl, .csv or .parquet.", "--output", "-o")],
-    as_json: Json = False,
-    threshold: Threshold = None,
-    operating_point: OperatingPointName = None,
-    batch_size: BatchSize = 64,
-    overlap: Annotated[int, in_run("Batches in work at once; the cores are shared.", min=1)] = 2,
-    threads: Threads = None,
-    trust: Trust = False,
-    restart: Restart = False,
-    on_ray: Annotated[
-        bool, in_run("On a Ray cluster: RAY_ADDRESS's, or one made here.", "--ray")
-    ] = False,
-    imports: Imports = None,
+    data: opt.DataOptions,
+    output: Path = opt.in_output(
+        "The answers: .jsonl, .csv or .parquet.", "--output", "-o", default=...
+    ),
+    as_json: opt.Json = False,
+    threshold: opt.Threshold = None,
+    operating_point: opt.OperatingPointName = None,
+    batch_size: opt.BatchSize = 64,
+    overlap: int = opt.in_run("Batches in work at once; the cores are shared.", default=2, min=1),
+    threads: opt.Threads = None,
+    trust: opt.Trust = False,
+    restart: opt.Restart = False,
+    on_ray: bool = opt.in_run(
+        "On a Ray cluster: RAY_ADDRESS's, or one made here.", "--ray", default=False
+    ),
+    imports: opt.Imports = None,
 ) -> None:
     """Answer every example of some data with the joint model; interrupted, it goes on."""
     from ebjr.backends.entry import files_of
@@ -449,21 +392,19 @@ def predict(
 @command
 def export(
     joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
-    output: Annotated[Path | None, in_output("The .onnx file to write.", "--output", "-o")] = None,
-    triton: Annotated[
-        Path | None, in_output("A folder: write a model repository for Triton.", file_okay=False)
-    ] = None,
-    opset: Annotated[
-        int | None, in_output("Of ONNX's operators; the higher of both models' if left out.", min=1)
-    ] = None,
-    external_data: Annotated[
-        bool, in_output("Weights in a second file, as from 2 GB on.", "--external-data")
-    ] = False,
-    as_json: Json = False,
-    threshold: Annotated[
-        float | None, in_knob("The knob's default, instead of the file's.")
-    ] = None,
-    operating_point: OperatingPointName = None,
+    output: Path | None = opt.in_output("The .onnx file to write.", "--output", "-o"),
+    triton: Path | None = opt.in_output(
+        "A folder: write a model repository for Triton.", file_okay=False
+    ),
+    opset: int | None = opt.in_output(
+        "Of ONNX's operators; the higher of both models' if left out.", min=1
+    ),
+    external_data: bool = opt.in_output(
+        "Weights in a second file, as from 2 GB on.", "--external-data", default=False
+    ),
+    as_json: opt.Json = False,
+    threshold: float | None = opt.in_knob("The knob's default, instead of the file's."),
+    operating_point: opt.OperatingPointName = None,
 ) -> None:
     """Student, score, router and teacher as one ONNX file, the threshold an input."""
     if (output is None) == (triton is None):
@@ -473,17 +414,15 @@ def export(
     from ebjr.tables import print_exported
 
     config = JointConfig.read(joint)
-    options: dict[str, Any] = {
-        "threshold": chosen_threshold(config, threshold, operating_point),
-        "opset": opset,
-        "external_data": external_data or None,
-    }
+    write: Any = export_joint if triton is None else export_triton
     with err.status("exporting"):
-        if output is not None:
-            found = export_joint(config, output, **options)
-        else:
-            assert triton is not None
-            found = export_triton(config, triton, **options)
+        found = write(
+            config,
+            output or triton,
+            threshold=chosen_threshold(config, threshold, operating_point),
+            opset=opset,
+            external_data=external_data or None,
+        )
     _show(as_json, found.as_dict(), lambda: print_exported(out, found.as_dict()))
 
 
@@ -496,23 +435,19 @@ def serve(
             "teacher for students elsewhere."
         ),
     ],
-    how: ServerOptions,
-    body_bytes: Annotated[
-        int, in_network("The largest request, also when decompressed.", min=1)
-    ] = 64 * 2**20,
-    connections: Annotated[int, in_network("The most clients at once.", min=1)] = 900,
-    between: Annotated[
-        str | None,
-        in_knob(
-            "The autopilot's bounds: two deferral rates or operating points, like "
-            "0.05,match-teacher."
-        ),
-    ] = None,
-    preprocess: Annotated[
-        str | None, in_models("Of a classifier alone that is to take images, like 'size=224'.")
-    ] = None,
-    threads: Threads = None,
-    trust: Trust = False,
+    how: opt.ServerOptions,
+    body_bytes: int = opt.in_network(
+        "The largest request, also when decompressed.", default=64 * 2**20, min=1
+    ),
+    connections: int = opt.in_network("The most clients at once.", default=900, min=1),
+    between: str | None = opt.in_knob(
+        "The autopilot's bounds: two deferral rates or operating points, like 0.05,match-teacher."
+    ),
+    preprocess: str | None = opt.in_models(
+        "Of a classifier alone that is to take images, like 'size=224'."
+    ),
+    threads: opt.Threads = None,
+    trust: opt.Trust = False,
 ) -> None:
     """One endpoint for both models: Open Inference Protocol v2, and a live knob."""
     from ebjr.backends import FILES
@@ -548,21 +483,21 @@ def serve(
 @command
 def profile(
     model: Annotated[str, typer.Argument(help="A model, as `record` takes it.")],
-    input_shape: Annotated[
-        str | None, in_data("Of one batch, like 1,3,32,32; an .onnx file may say it.")
-    ] = None,
-    seconds: Annotated[float, in_run("How long to measure each batch size.")] = 2.0,
-    threads: Threads = None,
-    trust: Trust = False,
-    tuned: Annotated[
-        bool, in_run("Measure which threads, overlap and batch size are fastest.", "--tune")
-    ] = False,
-    as_json: Json = False,
+    input_shape: str | None = opt.in_data(
+        "Of one batch, like 1,3,32,32; an .onnx file may say it."
+    ),
+    seconds: float = opt.in_run("How long to measure each batch size.", default=2.0),
+    threads: opt.Threads = None,
+    trust: opt.Trust = False,
+    tuned: bool = opt.in_run(
+        "Measure which threads, overlap and batch size are fastest.", "--tune", default=False
+    ),
+    as_json: opt.Json = False,
 ) -> None:
     """FLOPs, parameters, latency, memory and joules of a model."""
     from ebjr.tables import print_profile
 
-    shape = parse_shape(input_shape)
+    shape = opt.parse_shape(input_shape)
     if tuned:
         _tune(model, shape, seconds, as_json)
         return
@@ -592,18 +527,18 @@ def _tune(path: str, shape: tuple[int, ...] | None, seconds: float, as_json: boo
 @command
 def quantize(
     model: Annotated[Path, typer.Argument(help="A model file, .onnx, in single precision.")],
-    data: DataPath,
-    output: Annotated[Path, in_output("The .onnx file to write.", "--output", "-o")],
-    preprocess: Preprocessing = None,
-    examples: Annotated[int, in_data("Inputs to calibrate on, the first.", min=1)] = 512,
-    input_columns: InputColumns = None,
-    strict: Strict = False,
-    method: Annotated[str, in_run("How ranges are chosen: $METHODS.")] = "minmax",
-    weight_bits: Annotated[
-        int, in_run("7, right on every processor; or 8, where it adds in 32 bits (x86 with VNNI).")
-    ] = 7,
-    threads: Threads = None,
-    as_json: Json = False,
+    data: opt.DataPath,
+    output: Path = opt.in_output("The .onnx file to write.", "--output", "-o", default=...),
+    preprocess: opt.Preprocessing = None,
+    examples: int = opt.in_data("Inputs to calibrate on, the first.", default=512, min=1),
+    input_columns: opt.InputColumns = None,
+    strict: opt.Strict = False,
+    method: str = opt.in_run("How ranges are chosen: $METHODS.", default="minmax"),
+    weight_bits: int = opt.in_run(
+        "7, right on every processor; or 8, where it adds in 32 bits (x86 with VNNI).", default=7
+    ),
+    threads: opt.Threads = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Write a model in eight-bit numbers: a cheaper student, or a teacher as its own student."""
     from ebjr.data.preprocess import unprepared
@@ -612,7 +547,8 @@ def quantize(
     from ebjr.recording import prepare_for
     from ebjr.tables import print_quantized
 
-    source = _open(data, input_columns=input_columns, strict=strict)
+    given = opt.DataOptions(data, input_columns=input_columns, strict=strict)
+    source = given.open("classification")
     loaded = ebjr.load_model(model, **_threads(threads))
     first = next(source.batches(1))
     _, chosen = unprepared(prepare_for(loaded, first.inputs, preprocess or "infer"))
@@ -636,21 +572,14 @@ def quantize(
     _show(as_json, figures, lambda: print_quantized(out, found, seconds))
 
 
-def _open(
-    data: Path,
-    classes: Path | None = None,
-    strict: bool = False,
-    task: str = "classification",
-    **how: Any,
-) -> Data:
-    """The data of a command that takes few options for them."""
-    return DataOptions(data, classes, strict=strict, **how).open(task)
-
-
 def _outcomes(path: Path, metric: str | None, task: str | None) -> Outcomes:
-    """Outcomes from a file, judged by another metric if one is given."""
+    """Outcomes from a file to calibrate on, judged by another metric if one is given."""
+    from ebjr.study import check_classes
+
     found = ebjr.Outcomes.load(path, task=task)
-    return found if metric is None else replace(found, metric=metric)
+    found = found if metric is None else replace(found, metric=metric)
+    check_classes(found)
+    return found
 
 
 def _threads(threads: int | None) -> dict[str, Any]:

@@ -158,8 +158,6 @@ class JointConfig:
         imports: Sequence[str] = (),
     ) -> Self:
         """The configuration that a study leads to; `imports` is what was imported for its score."""
-        from ebjr.joint_study import study_figures
-
         fraction, seed = study.split
         point, table = study.point, study.outcomes
         figures = ("threshold", "deferral_rate", "quality", "cost")
@@ -180,7 +178,7 @@ class JointConfig:
                 **({} if study.traffic is None else {"traffic": asdict(study.traffic)}),
                 **_meaning(student, teacher, table),
                 **_chosen(point),
-                **study_figures(study),
+                **study.kept_figures(),
             },
             operating_points={
                 key: picked(named.as_dict(), figures) for key, named in study.named_results.items()
@@ -288,6 +286,11 @@ class JointConfig:
             **names,
             **picked(table, ("task", "name", "known_classes", "classes")),
         )
+
+    @property
+    def parts(self) -> tuple[ModelEntry | RemoteEntry, ...]:
+        """The models of all stages, the first student first."""
+        return (*self.student.parts, *self.teacher.parts)
 
     @property
     def certificate(self) -> Certificate | None:
@@ -409,8 +412,8 @@ class JointConfig:
             student = student.student
         if not routers and len(outcomes.roles) == 2:
             return outcomes
-        parts, roles = (*self.student.parts, *self.teacher.parts), list[str]()
-        for part in parts:
+        roles = list[str]()
+        for part in self.parts:
             own = part.as_table(None)
             same = [
                 role
@@ -450,7 +453,7 @@ class JointConfig:
 
     def _models_changed(self) -> bool:
         """Whether a model's file that is there has changed, which is said."""
-        for entry in (*self.student.parts, *self.teacher.parts):
+        for entry in self.parts:
             try:
                 entry.check()
             except FileNotFoundError:  # outcomes may be evaluated where the models are not
@@ -468,8 +471,7 @@ class JointConfig:
         They share the cores that there are; None where the file says how many, or a model is not
         ONNX Runtime's and takes none.
         """
-        every = (*self.student.parts, *self.teacher.parts)
-        here = [each for each in every if isinstance(each, ModelEntry)]
+        here = [each for each in self.parts if isinstance(each, ModelEntry)]
         if any("threads" in each.options or not each.path.endswith(".onnx") for each in here):
             return None
         return shared_cores(overlap)
@@ -478,8 +480,7 @@ class JointConfig:
         """What is done when the teacher is away, which one that is here never is."""
         if not isinstance(self.teacher, RemoteEntry):
             return {}
-        link = self.teacher.link
-        late = None
+        link, late = self.teacher.link, None
         if link.when_unavailable == "queue":
             from ebjr.link.late import LateAnswers
 
@@ -519,17 +520,7 @@ def save_joint(
     ValueError
         The score has no registered name, or the student is remote.
 
-    Examples
-    --------
-    >>> import tempfile
-    >>> from ebjr import JointClassifier, load_model
-    >>> from ebjr.demo import shipped
-    >>> path = tempfile.mkdtemp() + "/joint.toml"
-    >>> with shipped("student.onnx") as student, shipped("teacher.onnx") as teacher:
-    ...     models = load_model(student), load_model(teacher)
-    ...     save_joint(path, JointClassifier(*models, Router("margin", 0.3)))
-    ...     load_joint(path).router
-    Router('margin', threshold=0.3)
+    See `load_joint` for an example.
     """
     costs = (Cost(), Cost()) if point is None else (point.student_cost, point.teacher_cost)
     student, teacher = entry_of(joint.student, costs[0]), entry_of(joint.teacher, costs[1])
@@ -578,11 +569,12 @@ def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel | Exp
     --------
     >>> import tempfile
     >>> import numpy as np
+    >>> from ebjr import JointClassifier, load_model
     >>> from ebjr.demo import shipped
     >>> path = tempfile.mkdtemp() + "/joint.toml"
     >>> with shipped("student.onnx") as student, shipped("teacher.onnx") as teacher:
-    ...     models = [ModelEntry.of_file(model) for model in (student, teacher)]
-    ...     JointConfig(*models, score="margin", threshold=0.3).save(path)
+    ...     models = load_model(student), load_model(teacher)
+    ...     save_joint(path, JointClassifier(*models, Router("margin", 0.3)))
     ...     joint = load_joint(path, threads=1)
     >>> answer = joint(np.zeros((2, 3, 32, 32), np.float32))
     >>> answer.prediction.shape, answer.deferred.shape
@@ -596,11 +588,7 @@ def load_joint(path: str | os.PathLike[str], **options: Any) -> JointModel | Exp
 def read_joint(
     path: str | os.PathLike[str], *, threads: int | None = None, overlap: int = 1
 ) -> JointConfig | ExportedJoint:
-    """What a ``joint.toml`` says, or an exported file, loaded.
-
-    `threads` are those of an exported one: None shares the cores among `overlap` batches in work
-    at once.
-    """
+    """What a ``joint.toml`` says; or an exported file, on `threads` or its share of the cores."""
     if Path(path).suffix.lower() != ".onnx":
         return JointConfig.read(path)
     return ExportedJoint(path, threads=threads or shared_cores(overlap))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from itertools import chain
@@ -33,12 +33,16 @@ if TYPE_CHECKING:
 
 
 def option(group: str, help: str, *names: str, **more: Any) -> Any:
-    """An option in a group of `--help`.
-
-    Its help may name what is listed elsewhere: $TASKS is what `ebjr.tasks.task_names` says, see
-    `LISTED`.
-    """
+    """An option in a group of `--help`, which may name what is listed elsewhere, see `LISTED`."""
     return typer.Option(*names, help=help, rich_help_panel=group, **more)
+
+
+def declared(group: str, help: str, *names: str, default: Any = None, **more: Any) -> Any:
+    """What a parameter of a command, or a field of a group, is: an option, and its default.
+
+    An option without a default, that is with ``...``, must be given.
+    """
+    return field(default=default, metadata={"option": option(group, help, *names, **more)})
 
 
 def parse_number(text: str) -> float:
@@ -51,20 +55,14 @@ def parse_number(text: str) -> float:
         raise typer.BadParameter(f"{text!r} is no number: {hint}") from None
 
 
-# An option in a group, by the group's name
-in_data = partial(option, "Data")
-in_models = partial(option, "Models")
-in_task = partial(option, "Task")
-in_link = partial(option, "Link")
-in_goal = partial(option, "Goal")
-in_guarantee = partial(option, "Guarantee")
-in_score = partial(option, "Score")
-in_knob = partial(option, "Knob")
-in_run = partial(option, "Run")
-in_network = partial(option, "Network")
-in_batches = partial(option, "Batches")
-in_monitor = partial(option, "Monitor")
-in_output = partial(option, "Output")
+# An option in a group of `--help`, see `declared`
+in_data, in_models, in_task, in_link, in_goal, in_guarantee, in_score = (
+    partial(declared, group)
+    for group in ("Data", "Models", "Task", "Link", "Goal", "Guarantee", "Score")
+)
+in_knob, in_run, in_network, in_batches, in_monitor, in_output = (
+    partial(declared, group) for group in ("Knob", "Run", "Network", "Batches", "Monitor", "Output")
+)
 
 LISTED = {
     "TASKS": ("ebjr.tasks", "task_names"),
@@ -120,10 +118,10 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     Before that, outputs that cannot be written, or are read too, are refused. A command that wants
     to know what was imported has a parameter `imports`.
     """
-    declared = dict(inspect.signature(command, eval_str=True).parameters)
-    wanted = declared.pop("imports", None)
+    parameters = dict(inspect.signature(command, eval_str=True).parameters)
+    wanted = parameters.pop("imports", None)
     groups: dict[str, Any] = {
-        name: each.annotation for name, each in declared.items() if is_dataclass(each.annotation)
+        name: each.annotation for name, each in parameters.items() if is_dataclass(each.annotation)
     }
 
     def run(imports: list[str] | None = None, **given: Any) -> None:
@@ -136,19 +134,21 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
         for name in imports or ():
             import_own(name)
         built = {
-            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            name: group(**{one.name: given.pop(one.name) for one in fields(group)})
             for name, group in groups.items()
         }
         command(**given, **built, **({} if wanted is None else {"imports": imports or []}))
 
-    flat = [_options(groups[name]) if name in groups else [each] for name, each in declared.items()]
-    options = [*chain.from_iterable(flat), _IMPORTS]
+    options = [*_flat(parameters, groups), _IMPORTS]
     for each in options:
         kind, *about = get_args(each.annotation) or (None,)
         if kind in (float, float | None) and about[0].min is None:  # a parser would see no bounds
             about[0].parser, about[0].metavar = parse_number, "<float>"
     flags = _output_flags(options)
-    return _with_options(run, command, options)
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__annotations__ = {each.name: each.annotation for each in options}
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    return run
 
 
 _WRITTEN: ContextVar[Written] = ContextVar("written", default={})  # noqa: B039  # never changed
@@ -165,21 +165,30 @@ def _output_flags(options: list[inspect.Parameter]) -> dict[str, str]:
     return found
 
 
-def _with_options(
-    run: Callable[..., None], command: Callable[..., None], options: list[inspect.Parameter]
-) -> Callable[..., None]:
-    """`run` under the name and with the help of `command`, as Typer reads them."""
-    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options]
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__annotations__ = {each.name: each.annotation for each in options}
-    run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
-    return run
+def _flat(
+    parameters: Mapping[str, inspect.Parameter], groups: Mapping[str, Any]
+) -> Iterator[inspect.Parameter]:
+    """The parameters of a command as Typer reads them, each group's fields in its place."""
+    for name, each in parameters.items():
+        if name not in groups:
+            yield _parameter(name, each.annotation, each.default)
+            continue
+        types = get_type_hints(groups[name], include_extras=True)
+        for one in fields(groups[name]):
+            yield _parameter(one.name, types[one.name], one)
 
 
-def _options(group: Any) -> list[inspect.Parameter]:
-    types = get_type_hints(group, include_extras=True)
-    whole = inspect.signature(group).parameters
-    return [each.replace(annotation=types[name]) for name, each in whole.items()]
+def _parameter(name: str, kind: Any, told: Any) -> inspect.Parameter:
+    """A parameter of a type, by its default or by what `declared` says."""
+    if isinstance(told, Field):
+        if (about := told.metadata.get("option")) is not None:
+            kind = Annotated[kind, about]
+        told = told.default
+    default = inspect.Parameter.empty if told in (..., MISSING) else told
+    return inspect.Parameter(name, _KEYWORD, default=default, annotation=kind)
+
+
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 # Groups
@@ -195,37 +204,42 @@ Imports = Annotated[
         metavar="<file or module>",
     ),
 ]
-_IMPORTS = inspect.Parameter(
-    "imports", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Imports
-)
-Json = Annotated[bool, in_output("Print JSON for a machine.", "--json")]
-Details = Annotated[bool, in_output("Print every score, interval and test.", "--details")]
-Report = Annotated[Path | None, in_output("Write an HTML report here.")]
+_IMPORTS = _parameter("imports", Imports, None)
+Json = Annotated[bool, option("Output", "Print JSON for a machine.", "--json")]
+Details = Annotated[bool, option("Output", "Print every score, interval and test.", "--details")]
+Report = Annotated[Path | None, option("Output", "Write an HTML report here.")]
 DataPath = Annotated[
-    Path, in_data("Images in a folder, .npz, .npy, .csv, .jsonl, .parquet, COCO's .json.", "--data")
+    Path,
+    option(
+        "Data", "Images in a folder, .npz, .npy, .csv, .jsonl, .parquet, COCO's .json.", "--data"
+    ),
 ]
-Images = Annotated[Path | None, in_data("COCO's .json: the folder or .zip of its images.")]
+Images = Annotated[Path | None, option("Data", "COCO's .json: the folder or .zip of its images.")]
 InputColumns = Annotated[
     str | None,
-    in_data(
+    option(
+        "Data",
         "A table's inputs: columns of numbers, as a,b,c, or one of texts or images.",
         *("--input-columns", "--image-column"),
     ),
 ]
 OutcomesTask = Annotated[
-    str | None, in_task("Of an .npz of raw outputs that does not name it: $TASKS.", "--task")
+    str | None, option("Task", "Of an .npz of raw outputs that does not name it: $TASKS.", "--task")
 ]
-Strict = Annotated[bool, in_data("Stop at the first image that cannot be read.", "--strict")]
-BatchSize = Annotated[int, in_run("Inputs given to a model at once.", min=1)]
-Threads = Annotated[int | None, in_run("Threads of each model.", min=1)]
-Restart = Annotated[bool, in_run("Begin anew, whatever an interrupted run left.", "--restart")]
-Threshold = Annotated[float | None, in_knob("Instead of the file's.")]
+Strict = Annotated[bool, option("Data", "Stop at the first image that cannot be read.", "--strict")]
+BatchSize = Annotated[int, option("Run", "Inputs given to a model at once.", min=1)]
+Threads = Annotated[int | None, option("Run", "Threads of each model.", min=1)]
+Restart = Annotated[
+    bool, option("Run", "Begin anew, whatever an interrupted run left.", "--restart")
+]
+Threshold = Annotated[float | None, option("Knob", "Instead of the file's.")]
 OperatingPointName = Annotated[
-    str | None, in_knob("One that the file names, instead of its threshold.")
+    str | None, option("Knob", "One that the file names, instead of its threshold.")
 ]
 Metric = Annotated[
     str | None,
-    in_task(
+    option(
+        "Task",
         "regression: rmse, mse, mae or r2; detection: ap, ap50 or f1; multilabel: "
         "subset_accuracy or micro_f1.",
         "--metric",
@@ -233,28 +247,30 @@ Metric = Annotated[
 ]
 LinkText = Annotated[
     str | None,
-    in_link(
+    option(
+        "Link",
         "How a far teacher is asked, like 'send=jpeg,timeout_seconds=2,retries=1,"
         "when_unavailable=queue': any of joint.toml's keys for it.",
         "--link",
     ),
 ]
 Preprocessing = Annotated[
-    str | None, in_models("Like 'size=160,resize=crop,mean=0.5/0.5/0.5', or a .toml file.")
+    str | None, option("Models", "Like 'size=160,resize=crop,mean=0.5/0.5/0.5', or a .toml file.")
 ]
 Layout = Annotated[
-    str, in_models("detection: how its outputs are read, as detr or yolov8; or auto.")
+    str, option("Models", "detection: how its outputs are read, as detr or yolov8; or auto.")
 ]
 Trust = Annotated[
     bool,
-    in_models(
+    option(
+        "Models",
         "Read pickles (.joblib, .pkl), and run Python code that joint.toml names: both can do "
         "anything.",
         "--trust",
     ),
 ]
 Several = list[str] | None  # of an option that may be given several times
-FlopsGiven = Annotated[float | None, in_models("Instead of counting them.")]
+FlopsGiven = Annotated[float | None, option("Models", "Instead of counting them.")]
 
 
 @dataclass(frozen=True)
@@ -262,13 +278,9 @@ class DataOptions:
     """What is read, and how."""
 
     data: DataPath
-    classes: Annotated[
-        Path | None, in_data("A file with the classes' names in the models' order.")
-    ] = None
+    classes: Path | None = in_data("A file with the classes' names in the models' order.")
     input_columns: InputColumns = None
-    label_column: Annotated[
-        str | None, in_data("A table's column of labels, if its name does not tell.")
-    ] = None
+    label_column: str | None = in_data("A table's column of labels, if its name does not tell.")
     images: Images = None
     strict: Strict = False
 
@@ -313,47 +325,37 @@ class DataOptions:
 class PairOptions:
     """The models, and how their inputs are prepared."""
 
-    student: Annotated[
-        str | None,
-        in_models(
-            "The cheap model: .onnx, .pt2, file.py:name or package.module:name (a function, a "
-            "module, an estimator, or what makes one), an estimator's .skops or .joblib."
-        ),
-    ] = None
-    teacher: Annotated[
-        str | None, in_models("The expensive model: the same, or an http(s):// address.")
-    ] = None
-    model: Annotated[
-        Several, in_models("In place of both: given for each of any number, the cheapest first.")
-    ] = None
-    look: Annotated[
-        Several, in_models("A second look of the first, as one more: mirror, shift=2/0, size=192.")
-    ] = None
+    student: str | None = in_models(
+        "The cheap model: .onnx, .pt2, file.py:name or package.module:name (a function, a "
+        "module, an estimator, or what makes one), an estimator's .skops or .joblib."
+    )
+    teacher: str | None = in_models("The expensive model: the same, or an http(s):// address.")
+    model: Several = in_models(
+        "In place of both: given for each of any number, the cheapest first."
+    )
+    look: Several = in_models(
+        "A second look of the first, as one more: mirror, shift=2/0, size=192."
+    )
     trust: Trust = False
-    preprocess: Annotated[
-        Several, in_models("As --student-preprocess: of all models, or given for each in order.")
-    ] = None
+    preprocess: Several = in_models(
+        "As --student-preprocess: of all models, or given for each in order."
+    )
     student_preprocess: Preprocessing = None
-    teacher_preprocess: Annotated[str | None, in_models("The same for it.")] = None
+    teacher_preprocess: str | None = in_models("The same for it.")
     student_flops: FlopsGiven = None
     teacher_flops: FlopsGiven = None
     student_layout: Layout = "auto"
     teacher_layout: Layout = "auto"
-    student_output: Annotated[
-        str | None, in_models("The output that is its raw output, if it has several.")
-    ] = None
-    teacher_output: Annotated[str | None, in_models("The same for it.")] = None
-    output_kind: Annotated[
-        str, in_models("What all answer: logits, probabilities, or auto: what it looks like.")
-    ] = "auto"
-    student_options: Annotated[
-        str | None,
-        in_models(
-            "How it is run, like 'batch_size=8,dtype=bfloat16,providers=CUDAExecutionProvider': "
-            "any of joint.toml's keys for a model."
-        ),
-    ] = None
-    teacher_options: Annotated[str | None, in_models("The same for it.")] = None
+    student_output: str | None = in_models("The output that is its raw output, if it has several.")
+    teacher_output: str | None = in_models("The same for it.")
+    output_kind: str = in_models(
+        "What all answer: logits, probabilities, or auto: what it looks like.", default="auto"
+    )
+    student_options: str | None = in_models(
+        "How it is run, like 'batch_size=8,dtype=bfloat16,providers=CUDAExecutionProvider': "
+        "any of joint.toml's keys for a model."
+    )
+    teacher_options: str | None = in_models("The same for it.")
 
     @property
     def paths(self) -> dict[str, str]:
@@ -435,90 +437,71 @@ class PairOptions:
 class GoalOptions:
     """What a threshold is chosen for, and whether that is guaranteed: arguments of `calibrate`."""
 
-    goal: Annotated[str, in_goal("match-teacher, accuracy, budget or crossing.")] = "match-teacher"
-    tolerance: Annotated[
-        float | None,
-        in_goal("match-teacher: how far below the teacher it may be, as 0.005."),
-    ] = None
-    target: Annotated[float | None, in_goal("accuracy: what to reach, as 0.95, or an RMSE.")] = None
-    flops: Annotated[float | None, in_goal("budget: FLOPs per example.")] = None
-    seconds: Annotated[float | None, in_goal("budget: seconds per example.")] = None
-    joules: Annotated[float | None, in_goal("budget: joules per example.")] = None
-    bytes: Annotated[
-        float | None, in_goal("budget: bytes per example over the link to the teacher.")
-    ] = None
-    deferral_rate: Annotated[float | None, in_goal("budget: the most to defer, as 0.2.")] = None
-    margin: Annotated[
-        float | None,
-        in_goal(
-            "match-teacher, accuracy: by how many standard errors to exceed it, 0.75 if left out; "
-            "0 is the plain pick, which falls short elsewhere."
-        ),
-    ] = None
-    delta: Annotated[
-        float | None, in_guarantee("Guarantee the goal: it may fail with this probability, as 0.1.")
-    ] = None
-    promise: Annotated[
-        str | None,
-        in_guarantee("What delta guarantees: excess (match-teacher's default), harm, risk, rate."),
-    ] = None
-    loss_bound: Annotated[
-        float | None,
-        in_guarantee("regression with delta: the largest loss of an example that counts."),
-    ] = None
+    goal: str = in_goal("match-teacher, accuracy, budget or crossing.", default="match-teacher")
+    tolerance: float | None = in_goal(
+        "match-teacher: how far below the teacher it may be, as 0.005."
+    )
+    target: float | None = in_goal("accuracy: what to reach, as 0.95, or an RMSE.")
+    flops: float | None = in_goal("budget: FLOPs per example.")
+    seconds: float | None = in_goal("budget: seconds per example.")
+    joules: float | None = in_goal("budget: joules per example.")
+    bytes: float | None = in_goal("budget: bytes per example over the link to the teacher.")
+    deferral_rate: float | None = in_goal("budget: the most to defer, as 0.2.")
+    margin: float | None = in_goal(
+        "match-teacher, accuracy: by how many standard errors to exceed it, 0.75 if left out; "
+        "0 is the plain pick, which falls short elsewhere."
+    )
+    delta: float | None = in_guarantee(
+        "Guarantee the goal: it may fail with this probability, as 0.1."
+    )
+    promise: str | None = in_guarantee(
+        "What delta guarantees: excess (match-teacher's default), harm, risk, rate."
+    )
+    loss_bound: float | None = in_guarantee(
+        "regression with delta: the largest loss of an example that counts."
+    )
 
 
 @dataclass(frozen=True)
 class ChoiceOptions:
     """How the student's fit is scored, and its share in deferred answers."""
 
-    score: Annotated[
-        str, in_score("A score's name, like 'energy' or 'softmax(temperature=2)', or 'auto'.")
-    ] = "auto"
-    blend: Annotated[
-        str, in_score("The student's weight in a deferred answer, or 'auto'; 0 is the paper.")
-    ] = "auto"
-    stages: Annotated[
-        str | None,
-        in_score(
-            "Of more than two models: 'auto' chooses which of them, in which order; or their "
-            "names in the outcomes, like student,model-2,teacher."
-        ),
-    ] = None
-    most_stages: Annotated[int, in_score("The most models of a chain.", min=2)] = 3
-    unit: Annotated[
-        str | None, in_score("Compares chains, the first known if left out: $UNITS.")
-    ] = None
+    score: str = in_score(
+        "A score's name, like 'energy' or 'softmax(temperature=2)', or 'auto'.", default="auto"
+    )
+    blend: str = in_score(
+        "The student's weight in a deferred answer, or 'auto'; 0 is the paper.", default="auto"
+    )
+    stages: str | None = in_score(
+        "Of more than two models: 'auto' chooses which of them, in which order; or their "
+        "names in the outcomes, like student,model-2,teacher."
+    )
+    most_stages: int = in_score("The most models of a chain.", default=3, min=2)
+    unit: str | None = in_score("What chains are compared by, the first known if left out: $UNITS.")
 
 
 @dataclass(frozen=True)
 class SplitOptions:
     """Which outcomes a threshold is chosen on, and which are reported on."""
 
-    fraction: Annotated[
-        float, in_data("The share of the outcomes to calibrate on; the rest is reported on.")
-    ] = 0.5
-    seed: Annotated[int, in_data("Of the split.")] = 0
+    fraction: float = in_data(
+        "The share of the outcomes to calibrate on; the rest is reported on.", default=0.5
+    )
+    seed: int = in_data("Of the split.", default=0)
 
 
 @dataclass(frozen=True)
 class TrafficOptions:
     """The mix of examples, where it is another than was recorded."""
 
-    traffic: Annotated[
-        str | None,
-        in_data(
-            "Draw the examples in another mix than recorded, like popular=0.75: so much of a "
-            "popular class."
-        ),
-    ] = None
-    popular: Annotated[
-        str | None,
-        in_data(
-            "The popular classes, listed like --known-classes; else those that the student knows "
-            "(of several the one that knows the most)."
-        ),
-    ] = None
+    traffic: str | None = in_data(
+        "Draw the examples in another mix than recorded, like popular=0.75: so much of a "
+        "popular class."
+    )
+    popular: str | None = in_data(
+        "The popular classes, listed like --known-classes; else those that the student knows "
+        "(of several the one that knows the most)."
+    )
 
     def of(self, tables: Mapping[str, Outcomes]) -> Traffic | None:
         """The mix of the traffic, and which classes are the popular ones."""
@@ -541,50 +524,40 @@ class TrafficOptions:
 class ServerOptions:
     """Where a server listens, and how it answers: arguments of `run_server`."""
 
-    host: Annotated[str, in_network("The address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, in_network("0 takes a free one.", min=0, max=65535)] = 8080
-    grpc_port: Annotated[
-        int | None, in_network("Listen for gRPC too; 0 takes a free port.", min=0, max=65535)
-    ] = None
-    timeout_seconds: Annotated[
-        float, in_network("Seconds for a request that names none.", "--timeout")
-    ] = 30.0
-    student_batch: Annotated[int, in_batches("The student's most rows.", min=1)] = 32
-    teacher_batch: Annotated[int, in_batches("The teacher's most rows.", min=1)] = 64
-    max_wait_seconds: Annotated[
-        float, in_batches("Seconds to wait for a batch to fill under load.", "--max-wait", min=0.0)
-    ] = 0.0
-    queue_rows: Annotated[int, in_batches("The most rows that may wait.", min=1)] = 4096
-    token: Annotated[
-        str | None, in_knob("Who moves the knob must show it as a bearer.", envvar="EBJR_TOKEN")
-    ] = None
-    hosts: Annotated[
-        list[str] | None,
-        in_network("One more name that the server is read by, as by a proxy here.", "--allow-host"),
-    ] = None
-    audit_log: Annotated[
-        Path | None,
-        in_output("A file to which each move of the knob is appended, a JSON line each."),
-    ] = None
-    hold: Annotated[
-        str | None, in_knob("The autopilot holds p99=50ms, deferral_rate=0.2 or flops=50M.")
-    ] = None
-    audit_rate: Annotated[
-        float,
-        in_monitor(
-            "The share of kept answers that the teacher checks when idle, as 0.01.",
-            min=0.0,
-            max=1.0,
-        ),
-    ] = 0.0
-    state: Annotated[
-        Path | None, in_monitor("A folder for the monitor's state; else that of the audit log.")
-    ] = None
-    log: Annotated[str, in_monitor("words, or json: with a line for each request, and its id.")] = (
-        "words"
+    host: str = in_network("The address to listen on.", default="127.0.0.1")
+    port: int = in_network("0 takes a free one.", default=8080, min=0, max=65535)
+    grpc_port: int | None = in_network(
+        "Listen for gRPC too; 0 takes a free port.", min=0, max=65535
     )
-    otel: Annotated[bool, in_monitor("Send OpenTelemetry traces (the extra `otel`).", "--otel")] = (
-        False
+    timeout_seconds: float = in_network(
+        "Seconds for a request that names none.", "--timeout", default=30.0
+    )
+    student_batch: int = in_batches("The student's most rows.", default=32, min=1)
+    teacher_batch: int = in_batches("The teacher's most rows.", default=64, min=1)
+    max_wait_seconds: float = in_batches(
+        "Seconds to wait for a batch to fill under load.", "--max-wait", default=0.0, min=0.0
+    )
+    queue_rows: int = in_batches("The most rows that may wait.", default=4096, min=1)
+    token: str | None = in_knob("Who moves the knob must show it as a bearer.", envvar="EBJR_TOKEN")
+    hosts: list[str] | None = in_network(
+        "One more name that the server is read by, as by a proxy here.", "--allow-host"
+    )
+    audit_log: Path | None = in_output(
+        "A file to which each move of the knob is appended, a JSON line each."
+    )
+    hold: str | None = in_knob("The autopilot holds p99=50ms, deferral_rate=0.2 or flops=50M.")
+    audit_rate: float = in_monitor(
+        "The share of kept answers that the teacher checks when idle, as 0.01.",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+    )
+    state: Path | None = in_monitor("A folder for the monitor's state; else that of the audit log.")
+    log: str = in_monitor(
+        "words, or json: with a line for each request, and its id.", default="words"
+    )
+    otel: bool = in_monitor(
+        "Send OpenTelemetry traces (the extra `otel`).", "--otel", default=False
     )
 
 

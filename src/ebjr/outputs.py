@@ -64,16 +64,19 @@ def _files_of(file: Path) -> Iterator[Path]:
         if file.suffix.lower() == ".onnx":
             yield from external_files(file)
             return
-        named = _tables(file)
-        for path in (named[role].get(key) for role in named for key in ("path", "queue")):
-            if path is not None:
-                yield from _files_of(source_file(absolute(path, file.resolve().parent)))
+        if zipfile.is_zipfile(file):
+            with np.load(file) as arrays:
+                about = json.loads(str(arrays["about"]))["models"]
+        else:
+            about = tomllib.loads(read_text(file))
+        for path in _named_in(about):
+            yield from _files_of(source_file(absolute(path, file.resolve().parent)))
 
 
-def _tables(file: Path) -> dict[str, Any]:
-    if zipfile.is_zipfile(file):
-        with np.load(file) as arrays:
-            found = json.loads(str(arrays["about"]))["models"]
-    else:
-        found = tomllib.loads(read_text(file))
-    return {role: found[role] for role in ("student", "teacher", "lists") if role in found}
+def _named_in(table: Mapping[str, Any]) -> Iterator[str]:
+    """The paths in a table and in the tables inside it, as those of stages are."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _named_in(value)
+        elif key in ("path", "queue"):
+            yield value

@@ -11,10 +11,10 @@ Source: the Open Inference Protocol, REST, and Triton's binary tensor data exten
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -38,9 +38,6 @@ MOST_ELEMENTS = 2**59
 
 MOST_JSON_BYTES = 2**26
 """The longest JSON of a message: reading and writing it keeps the interpreter for 0.4 s."""
-
-KNOWN, KNOWN_BYTES = 256, 2**10
-"""How many requests' JSON are remembered, and how many bytes each has at most."""
 
 _LITTLE = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items()}
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
@@ -93,13 +90,20 @@ class InferResponse:
     parameters: Parameters = field(default_factory=dict)  # of the whole answer
 
 
-@dataclass(frozen=True)
-class TensorMetadata:
-    """An input or an output as a model's metadata shows it; an open dimension is -1."""
+class TensorMetadata(NamedTuple):
+    """An input or an output as a message or a model's metadata has it; an open dimension is -1."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"the tensor {_shown(self.name)}"
+
+    @classmethod
+    def of(cls, name: str, dtype: Any, shape: Iterable[int | None]) -> Self:
+        """Of arrays of a NumPy type, and a shape in which an open dimension is None."""
+        return cls(name, datatype_of(dtype), tuple(-1 if size is None else size for size in shape))
 
     def as_dict(self) -> dict[str, Any]:
         """As in a message."""
@@ -135,48 +139,19 @@ def read_request(body: bytes, json_length: str | int | None = None) -> InferRequ
     `json_length` is the value of the header `LENGTH_HEADER`; None says that all of it is JSON.
     """
     end = _json_end(body, json_length)
-    described = _known_request if end <= KNOWN_BYTES else _known_request.__wrapped__
-    return _request(*described(body[:end]), memoryview(body)[end:])
+    return request_of(_read_object(body[:end]), memoryview(body)[end:])
 
 
 def request_of(message: Mapping[str, Any], rest: memoryview) -> InferRequest:
     """An inference request from its JSON object and the bytes after it, whatever brought them."""
-    return _request(*_description(message), rest)
-
-
-class _Tensor(NamedTuple):
-    """What a message's JSON says of a tensor: its data, or else the size of its bytes."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    size: Any
-    data: Any
-
-    def __str__(self) -> str:
-        return f"the tensor {_shown(self.name)}"
-
-
-def _description(message: Mapping[str, Any]) -> tuple[list[_Tensor], InferRequest]:
-    """What the JSON of a request says: its inputs before the bytes are read, and the rest of it."""
-    inputs = _described_tensors(message, "inputs")
+    inputs = _read_tensors(message, "inputs", rest)
     if not inputs:
         raise ProtocolError("a request needs at least one tensor in 'inputs', but has none")
     parameters = dict(_read_parameters(message, "the request"))
     binary = _flag(parameters, "binary_data_output", False)
     parameters.pop("binary_data_output", None)
-    outputs = _read_requested(message, binary)
-    return inputs, InferRequest({}, outputs, _read_text(message, "id"), parameters, binary)
-
-
-@lru_cache(maxsize=KNOWN)  # a client's requests of one shape differ in their bytes alone
-def _known_request(head: bytes) -> tuple[list[_Tensor], InferRequest]:
-    return _description(_read_object(head))
-
-
-def _request(tensors: list[_Tensor], about: InferRequest, rest: memoryview) -> InferRequest:
-    inputs = _filled(tensors, rest)
-    return InferRequest(inputs, about.outputs, about.id, dict(about.parameters), about.binary)
+    outputs, id = _read_requested(message, binary), _read_text(message, "id")
+    return InferRequest(inputs, outputs, id, parameters, binary)
 
 
 def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes, int | None]:
@@ -208,7 +183,7 @@ def read_response(body: bytes, json_length: str | int | None = None) -> InferRes
     if name is None:
         raise ProtocolError("an answer must name its model in 'model_name', but does not")
     return InferResponse(
-        outputs=_filled(_described_tensors(message, "outputs"), memoryview(body)[end:]),
+        outputs=_read_tensors(message, "outputs", memoryview(body)[end:]),
         model_name=name,
         model_version=_read_text(message, "model_version"),
         id=_read_text(message, "id"),
@@ -267,10 +242,11 @@ def read_metadata(message: Mapping[str, Any]) -> ModelMetadata:
 
 
 def _read_tensor_metadata(message: Mapping[str, Any], key: str) -> tuple[TensorMetadata, ...]:
-    return tuple(
-        TensorMetadata(name, _read_type(table, name), _read_shape(table, name, least=-1))
-        for name, table in _named_tables(message, key)
-    )
+    return tuple(_read_tensor(*named, least=-1) for named in _named_tables(message, key))
+
+
+def _read_tensor(name: str, table: Mapping[str, Any], least: int = 0) -> TensorMetadata:
+    return TensorMetadata(name, _read_type(table, name), _read_shape(table, name, least))
 
 
 @lru_cache(maxsize=128)
@@ -281,12 +257,6 @@ def datatype_of(dtype: Any) -> str:
     if name is None:
         raise ProtocolError(f"the protocol has no datatype for arrays of {known}")
     return name
-
-
-def tensor_metadata(name: str, dtype: Any, shape: Iterable[int | None]) -> dict[str, Any]:
-    """A tensor as a model's metadata shows it; an open dimension, None, is -1."""
-    known = [-1 if size is None else int(size) for size in shape]
-    return {"name": name, "datatype": datatype_of(dtype), "shape": known}
 
 
 def tensor_bytes(array: np.ndarray) -> bytes:
@@ -390,12 +360,12 @@ def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[Requested
     return tuple(found) or None
 
 
-def _described_tensors(message: Mapping[str, Any], key: str) -> list[_Tensor]:
-    found = []
+def _read_tensors(message: Mapping[str, Any], key: str, rest: memoryview) -> dict[str, np.ndarray]:
+    """The arrays of a message's tensors, whose data are in the JSON or in the bytes after it."""
+    found: dict[str, np.ndarray] = {}
     for name, table in _named_tables(message, key):
-        datatype, shape = _read_type(table, name), _read_shape(table, name)
-        size = _read_parameters(table, f"the tensor {_shown(name)}").get("binary_data_size")
-        found.append(tensor := _Tensor(name, datatype, shape, size, table.get("data")))
+        tensor = _read_tensor(name, table)
+        size = _read_parameters(table, str(tensor)).get("binary_data_size")
         if size is None and "data" not in table:
             raise ProtocolError(
                 f"{tensor} needs 'data', or 'binary_data_size' among its parameters, "
@@ -403,26 +373,23 @@ def _described_tensors(message: Mapping[str, Any], key: str) -> list[_Tensor]:
             )
         if size is not None and "data" in table:
             raise ProtocolError(f"{tensor} must have either 'data' or 'binary_data_size', not both")
-    return found
-
-
-def _filled(tensors: Sequence[_Tensor], rest: memoryview) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    for tensor in tensors:
-        size = tensor.size
         if size is None:
-            found[tensor.name] = _from_json(tensor)
-            continue
-        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
-            raise ProtocolError(
-                f"'binary_data_size' of {tensor} must be a number of bytes that the body still "
-                f"has, at most {len(rest)}, not {_shown(size)}"
-            )
-        found[tensor.name] = _from_bytes(tensor, rest[:size])
-        rest = rest[size:]
+            found[name] = _from_json(tensor, table["data"])
+        else:
+            end = _checked_size(tensor, size, len(rest))
+            found[name], rest = _from_bytes(tensor, rest[:end]), rest[end:]
     if len(rest):
         raise ProtocolError(f"{len(rest)} bytes after the JSON belong to no tensor")
     return found
+
+
+def _checked_size(tensor: TensorMetadata, size: Any, left: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= left:
+        raise ProtocolError(
+            f"'binary_data_size' of {tensor} must be a number of bytes that the body still "
+            f"has, at most {left}, not {_shown(size)}"
+        )
+    return size
 
 
 def _named_tables(message: Mapping[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -465,8 +432,8 @@ def _read_shape(table: Mapping[str, Any], name: str, least: int = 0) -> tuple[in
     return tuple(shape)
 
 
-def _from_json(tensor: _Tensor) -> np.ndarray:
-    dtype, data = DATATYPES[tensor.datatype], tensor.data
+def _from_json(tensor: TensorMetadata, data: Any) -> np.ndarray:
+    dtype = DATATYPES[tensor.datatype]
     if not isinstance(data, list):
         raise ProtocolError(f"'data' of {tensor} must be a list, not {_kind(data)}")
     # as objects: with a text among them NumPy would make each number as long as the longest text
@@ -488,7 +455,7 @@ _JSON_KINDS: Mapping[str, set[type]] = {"b": {bool}, "f": {int, float}, "O": {st
 """What JSON has for each kind of NumPy's types; for the others whole numbers."""
 
 
-def _cast(tensor: _Tensor, found: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def _cast(tensor: TensorMetadata, found: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """Objects in the type of the tensor, if it holds them."""
     try:
         with np.errstate(over="ignore"):
@@ -504,7 +471,7 @@ def _cast(tensor: _Tensor, found: np.ndarray, dtype: np.dtype[Any]) -> np.ndarra
     return array
 
 
-def _from_bytes(tensor: _Tensor, raw: memoryview) -> np.ndarray:
+def _from_bytes(tensor: TensorMetadata, raw: memoryview) -> np.ndarray:
     datatype, shape = tensor.datatype, tensor.shape
     if datatype == "BYTES":
         return _from_length_prefixed(tensor, raw)
@@ -520,7 +487,7 @@ def _from_bytes(tensor: _Tensor, raw: memoryview) -> np.ndarray:
     return np.frombuffer(raw, _LITTLE[datatype]).astype(dtype, copy=False).reshape(shape)
 
 
-def _from_length_prefixed(tensor: _Tensor, raw: memoryview) -> np.ndarray:
+def _from_length_prefixed(tensor: TensorMetadata, raw: memoryview) -> np.ndarray:
     found: list[bytes] = []
     start = 0
     while start < len(raw):
@@ -537,7 +504,7 @@ def _from_length_prefixed(tensor: _Tensor, raw: memoryview) -> np.ndarray:
     return np.fromiter(found, object).reshape(tensor.shape)
 
 
-def _check_count(tensor: _Tensor, count: int) -> None:
+def _check_count(tensor: TensorMetadata, count: int) -> None:
     if math.prod(tensor.shape) != count:
         raise ProtocolError(
             f"{tensor} of shape {_shown(list(tensor.shape))} needs "
@@ -589,10 +556,7 @@ def _encoded(message: Mapping[str, Any]) -> bytes:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that a float holds, infinity and NaN included; no boolean is.
-
-    JSON's whole numbers have any size, and `float` fails on those that are too large.
-    """
+    """Whether a value is a number that a float holds, infinity and NaN included; no boolean is."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, float) or (whole and abs(value) <= sys.float_info.max)
 

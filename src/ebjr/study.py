@@ -22,19 +22,23 @@ from ebjr.data.examples import Data
 from ebjr.errors import CalibrationError, OutputWarning
 from ebjr.evaluation import evaluate, joint_prediction
 from ebjr.evaluation.bootstrap import bootstrap
-from ebjr.evaluation.plots import stages_figure
+from ebjr.evaluation.plots import rounded, stages_figure, thin_rows
 from ebjr.evaluation.predictions import read_predictions
 from ebjr.evaluation.ranking import Standing, score_table
 from ebjr.evaluation.report import Extra, write_report
 from ebjr.evaluation.samples import as_picture, make_samples, same_labels, sample_rows
 from ebjr.evaluation.tests import Comparison, compare_answers
+from ebjr.monitor import DriftMonitor
 from ebjr.outcomes import Outcomes
+from ebjr.router import deferral_key, is_deferred
 from ebjr.scores import Score, as_score, is_fitted
 from ebjr.stats import Interval
 from ebjr.tasks.specialized.known_classes import Traffic
 from ebjr.verdict import Verdict
 
 T = TypeVar("T")
+
+_CURVE_ROWS = 51
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +96,21 @@ class Study:
     @cached_property
     def named_points(self) -> dict[str, OperatingPoint]:
         """By name: other operating points of the chosen score and blend, on `calibration`."""
-        table, score, blend = self.calibration, self.point.router.score, self.point.blend
+        table = self.calibration
         goals = table.kind.named_goals(table.measure, table.quality("teacher"))
 
         def find(name: str) -> OperatingPoint:
             goal = Goal.of(**goals[name])
             if goal.limits_quality:
                 goal = replace(goal, margin=self.goal.margin)
-            return calibrate(table, goal, score=score, blend=blend)
+            return self._chosen_for(goal)
 
         return _possible(find, goals)
+
+    def _chosen_for(self, goal: Goal) -> OperatingPoint:
+        """The threshold for another goal on `calibration`, at the chosen score and blend."""
+        score, blend = self.point.router.score, self.point.blend
+        return calibrate(self.calibration, goal, score=score, blend=blend)
 
     @cached_property
     def named_results(self) -> dict[str, OperatingPoint]:
@@ -124,23 +133,18 @@ class Study:
         """The pick without a margin, on `calibration`; None where there is no margin."""
         if self.point.margin is None:
             return None
-        goal, router = replace(self.goal, margin=0.0), self.point.router
-        return calibrate(self.calibration, goal, score=router.score, blend=self.point.blend)
+        return self._chosen_for(replace(self.goal, margin=0.0))
 
     @property
     def _pays_within(self) -> OperatingPoint | None:
         """Where the goal of matching the teacher does not pay: the least tolerance that does."""
         if self.goal.kind != "match-teacher" or self.result.pays is not False:
             return None
-        table, router = self.calibration, self.point.router
+        table, least = self.calibration, self.goal.limit or 0.0
         whole = 1.0 if table.measure.percent else abs(table.quality("teacher"))
-        for tolerance in (0.005 * whole, 0.01 * whole, 0.02 * whole):
-            if tolerance > (self.goal.limit or 0.0):
-                goal = replace(self.goal.plain, limit=tolerance)
-                point = calibrate(table, goal, score=router.score, blend=self.point.blend)
-                if point.pays:
-                    return point
-        return None
+        larger = (share * whole for share in (0.005, 0.01, 0.02) if share * whole > least)
+        points = (self._chosen_for(replace(self.goal.plain, limit=one)) for one in larger)
+        return next((point for point in points if point.pays), None)
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
@@ -275,6 +279,48 @@ class Study:
             notes={**made, **(notes or {})},
             extras=[*self._stages, *extras],
         )
+
+    def kept_figures(self) -> dict[str, Any]:
+        """Figures on both halves for servers and readers, as `JointConfig.calibration` has them."""
+        return {
+            "verdict": self.verdict.text,
+            "held_out": self.result.as_dict(),
+            "score_quantiles": self._score_quantiles(),
+            "curve": self._curve(),
+            **self._watched(),
+        }
+
+    def _score_quantiles(self) -> list[float]:
+        """Scores of `calibration` at 0, 1, ..., 100 %; what always defers counts as -inf."""
+        scores = np.asarray(self.point.router.score(self.calibration.student), np.float64)
+        known = np.sort(deferral_key(scores))
+        at = np.linspace(0, len(known) - 1, 101).round().astype(int)
+        return rounded(known[at], digits=6)
+
+    def _curve(self) -> dict[str, list[float]]:
+        """Rows of the curve of `held_out`, even in deferral rate, both ends among them."""
+        curve = self.point.curve(self.held_out)
+        rows = thin_rows(curve, most=_CURVE_ROWS)
+        columns = ("threshold", "deferral_rate", "quality")
+        return {name: rounded(getattr(curve, name)[rows], digits=6) for name in columns}
+
+    def _watched(self) -> dict[str, Any]:
+        """What live scores and answers are compared with: `held_out`, if that is enough to tell."""
+        router, rows = self.point.router, self.held_out
+        scores = np.asarray(router.score(rows.student), np.float64)
+        if len(scores) < 20:
+            return {}
+        drift = DriftMonitor(scores, threshold=router.threshold).reference
+        if not rows.kind.has_labels:
+            return {"drift": drift}
+        differs = rows.predictions("student") != rows.predictions("teacher")
+        kept = ~is_deferred(scores, router.threshold)
+        disagreement = {
+            "threshold": router.threshold,
+            "rows": len(scores),
+            "kept_and_contradicted": int((kept & differs).sum()),
+        }
+        return {"drift": drift, "disagreement": disagreement}
 
     @property
     def stages(self) -> list[tuple[str, float, Cost, str]]:

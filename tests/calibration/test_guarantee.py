@@ -22,7 +22,6 @@ from ebjr.calibration.guarantee import (
     _Losses,
     _passes,
     _smallest,
-    against_teacher,
     certified_row,
     certify,
     critical_count,
@@ -44,6 +43,12 @@ def pair(n: int = 600, seed: int = 0, classes: int = 3, spread: float = 1.5) -> 
         teacher=clear + shared + rng.normal(0, 0.5, clear.shape),
         targets=targets,
     )
+
+
+def against_teacher(outcomes: Outcomes) -> Outcomes:
+    """The outcomes with the teacher's answers for labels: every promise is about agreement."""
+    answers = outcomes.kind.as_targets(outcomes.teacher)
+    return replace(outcomes, targets=answers, labeled=False)
 
 
 def of_counts(both: int, harm: int, gain: int, none: int, score: np.ndarray | None = None):

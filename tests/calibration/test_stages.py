@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from ebjr import (
     evaluate,
     run_study,
 )
-from ebjr.arrays import take_rows
 from ebjr.calibration.stage_search import Stage
 from ebjr.calibration.stages import nested, reduced
 from ebjr.demo import shipped
@@ -81,7 +79,7 @@ def test_the_reduced_outcomes_are_what_the_joint_model_says_row_by_row():
     table = zoo(500)
     point = calibrate_stages(table, stages=CHAIN, tolerance=0.01)
     short = reduced(table, point.stages)
-    models = [partial(take_rows, table.said_by(role)) for role in table.roles]
+    models = [table.said_by(role).__getitem__ for role in table.roles]
     answer = point.joint(models)(np.arange(len(table)))
     curve = point.curve(short)
     assert curve.at(threshold=point.threshold).deferral_rate == answer.deferred.mean()
@@ -151,6 +149,35 @@ def test_a_chain_may_end_before_the_last_model_where_the_goal_allows():
     assert {one.roles[-1] for one in found.candidates if len(one.roles) > 1} >= {"model-2"}
     matched = calibrate_stages(table, tolerance=0.01)
     assert all(one.roles[-1] == "teacher" for one in matched.candidates if len(one.roles) > 1)
+
+
+def test_regressors_are_chained_by_their_squared_errors():
+    rng = np.random.default_rng(2)
+    targets = rng.normal(0, 3, 3000)
+    spread = rng.gamma(1.0, 1.0, 3000)
+    said = [
+        np.stack([targets + rng.normal(0, 1, 3000) * s * spread, np.log(s * spread) * 2], axis=1)
+        for s in (1.0, 0.4, 0.1)
+    ]
+    table = Outcomes(
+        said[0],
+        said[2],
+        targets,
+        task="regression",
+        student_cost=Cost(1.0),
+        teacher_cost=Cost(40.0),
+        between=(said[1],),
+        between_costs=(Cost(4.0),),
+    )
+    names = table.kind.scores(table.student)
+    found = calibrate_stages(table, tolerance=0.1)
+    assert {stage.score.partition("(")[0] for stage in found.stages[1:]} <= {*names, "learned"}
+    assert flops(found) <= flops(calibrate(table, tolerance=0.1)) * 1.02
+
+
+def test_a_teacher_that_is_the_cheapest_saves_nothing():
+    with pytest.raises(CalibrationError, match="the teacher is the cheapest model in flops"):
+        calibrate_stages(zoo(200, costs=(3.0, 2.0, 1.0)))
 
 
 def test_a_budget_is_kept_and_spent_better_than_by_the_pair():

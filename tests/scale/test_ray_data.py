@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from ebjr import JointConfig, load_joint
+from ebjr.backends.entry import JointEntry, ModelEntry
 from ebjr.data.examples import Data
 from ebjr.data.open import open_data
 from ebjr.errors import ModelError
-from ebjr.joint_file import ModelEntry
 from ebjr.predict import predict as predict_here
 
 pytest.importorskip("ray", reason="the extra `scale` is not installed")
@@ -157,6 +157,16 @@ def test_detectors_answer_in_two_stages_as_one_model(tmp_path):
     assert 0 < local.deferred.mean() < 1
     said = model.kind.plain(local.prediction, None)
     assert [line["prediction"] for line in lines] == [row["prediction"] for row in said]
+
+
+def test_python_code_is_refused_on_ray_in_any_stage(tmp_path):
+    inner = JointConfig.read(write_joint(tmp_path))
+    (tmp_path / "models.py").write_text("def model(x):\n    return x[:, :3]\n")
+    code = ModelEntry.of_file(tmp_path / "models.py:model")
+    student = JointEntry(code, inner.teacher, {"score": "softmax", "threshold": 0.4})
+    JointConfig(student, inner.teacher, "softmax", 0.5).save(tmp_path / "staged.toml")
+    with pytest.raises(ModelError, match=r"models\.py:model is Python code or a pickle"):
+        checked_config(tmp_path / "staged.toml")
 
 
 @pytest.mark.parametrize("policy", ["right", "away"])

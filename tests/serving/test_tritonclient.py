@@ -61,6 +61,15 @@ def test_bytes_and_json_mix_in_both_directions(client, into, out):
     assert_right(client.infer("joint", [tensor(into)], outputs=wanted(**out)), *out)
 
 
+def test_numbers_of_another_type_are_cast_again_by_what_is_remembered_of_a_request(client):
+    for rows in (ROWS, ROWS[::-1], -ROWS):  # the JSON is the same, the bytes are not
+        given = triton.InferInput("x", list(rows.shape), "FP64")
+        given.set_data_from_numpy(rows.astype(np.float64))
+        found = client.infer("joint", [given])
+        expected = served().joint(rows.astype(np.float32)).score
+        np.testing.assert_array_equal(found.as_numpy("score"), expected)
+
+
 def test_without_outputs_all_of_them_come(client):
     names = ("prediction", "output", "score", "deferred", "degraded", "stage")
     assert_right(client.infer("joint", [tensor()]), *names)

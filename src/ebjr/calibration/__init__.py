@@ -167,11 +167,8 @@ def _is_open(score: Any) -> bool:
 
 
 def _parts(outcomes: Outcomes, aim: Goal, chosen: bool) -> tuple[Outcomes, Outcomes]:
-    """The examples to choose score, blend and scale on, and those to choose the threshold on.
-
-    The proof of a guarantee covers the choice of the threshold alone: with one, these are two
-    parts wherever something else is chosen.
-    """
+    """The examples to choose score, blend and scale on, and those to choose the threshold on."""
+    # two parts where the proof of a guarantee, of the threshold's choice alone, needs them
     scaled = outcomes.kind.scale is not None and outcomes.rescale is None
     if aim.delta is None or not (chosen or scaled):
         outcomes = outcomes.with_scale(outcomes.fit_scale()) if scaled else outcomes

@@ -24,6 +24,8 @@ from ebjr.scores import Score, as_score, is_fitted
 MOST_EXAMPLES = 100_000
 """The most examples that score and blend are chosen on: more would not move the choice."""
 
+Candidates = Sequence[str | Callable[..., Array] | Score] | None  # the simplest first; the task's
+
 NOISE = 1.645
 """How many standard errors behind the best still count as noise: one-sided 95 %."""
 
@@ -56,9 +58,7 @@ def blend_candidates(outcomes: Outcomes) -> list[float | Blend]:
 
 
 def rank_scores(
-    outcomes: Outcomes,
-    candidates: Sequence[str | Callable[..., Array] | Score] | None = None,
-    blend: float | Blend = 0.0,
+    outcomes: Outcomes, candidates: Candidates = None, blend: float | Blend = 0.0
 ) -> list[RankedScore]:
     """The candidates by the area under their deferral curves, the best first.
 
@@ -69,17 +69,13 @@ def rank_scores(
     return sorted(ranked, key=lambda entry: -entry.gain)  # stable: a tie keeps the order
 
 
-def choose_score(
-    outcomes: Outcomes,
-    candidates: Sequence[str | Callable[..., Array] | Score] | None = None,
-    blend: float | Blend = 0.0,
-) -> Score:
+def choose_score(outcomes: Outcomes, candidates: Candidates = None) -> Score:
     """The simplest candidate that is not behind the best one by more than noise, or a better one.
 
     A difference to the best may be lost in noise or stand out, however large it is: candidates that
     are simpler and have the larger gain are not passed over because theirs stands out.
     """
-    ranked = _compare(outcomes, candidates, blend)
+    ranked = _compare(outcomes, candidates)
     level = [entry.behind <= NOISE * entry.behind_error for entry in ranked]
     simple = ranked[: level.index(True) + 1]
     return max(simple, key=lambda entry: entry.gain).score  # of a tie the first, the simplest
@@ -93,7 +89,7 @@ def choose_blend(
     The kinds are none at all, a weight, and a weight with temperatures. Of two weights neither is
     the simpler one, so that among them the area alone decides.
     """
-    outcomes = _some(outcomes)
+    outcomes = at_most(outcomes)
     values, kept = score_values(score, outcomes), outcomes.student_quality
     tried = blend_candidates(outcomes) if candidates is None else candidates
     influences = [
@@ -139,12 +135,10 @@ def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) ->
 
 
 def _compare(
-    outcomes: Outcomes,
-    candidates: Sequence[str | Callable[..., Array] | Score] | None,
-    blend: float | Blend,
+    outcomes: Outcomes, candidates: Candidates, blend: float | Blend = 0.0
 ) -> list[RankedScore]:
     """The candidates in their order, each with its gain and how far it is behind the best."""
-    outcomes = _some(outcomes)
+    outcomes = at_most(outcomes)
     candidates = outcomes.kind.candidates(outcomes.student) if candidates is None else candidates
     kept, deferred = outcomes.student_quality, outcomes.deferred_quality(blend)
     chance = (kept + deferred) / 2
@@ -178,7 +172,7 @@ def _compare(
     ]
 
 
-def _some(outcomes: Outcomes) -> Outcomes:
+def at_most(outcomes: Outcomes) -> Outcomes:
     """At most `MOST_EXAMPLES` of the outcomes, drawn at random."""
     if len(outcomes) <= MOST_EXAMPLES:
         return outcomes

@@ -50,7 +50,6 @@ from scipy.special import ndtri
 from ebjr.curve import TradeOffCurve
 from ebjr.errors import CalibrationError, check_choice
 from ebjr.metric import METRICS
-from ebjr.outcomes import Outcomes
 from ebjr.stats import binomial_cdf, critical_count
 
 PROMISES = {
@@ -103,6 +102,8 @@ class Certificate:
     >>> certificate.statement
     'With probability at least 0.9 over the draw of the 2,000 calibration examples, the deferral
     rate is at most 0.5, if the inputs in use are exchangeable with the calibration examples.'
+    >>> certificate.covers(0.85), certificate.covers(0.95)
+    (True, False)
     """
 
     promise: str
@@ -144,18 +145,9 @@ class Certificate:
 
         The walk that ended here passed every threshold on its way: all above, or for `rate`, which
         is walked upwards, all below.
-
-        Examples
-        --------
-        >>> figures = {"row": 7, "threshold": 0.9, "deferral_rate": 0.4, "observed": 0.006}
-        >>> figures |= {"bound": 0.0099, "naive_deferral_rate": 0.3, "test": "exact binomial"}
-        >>> harm = Certificate("harm", tolerance=0.01, delta=0.1, n=2000, **figures)
-        >>> harm.covers(0.95), harm.covers(0.85)
-        (True, False)
         """
-        if self.promise == "rate":
-            return threshold <= self.threshold
-        return threshold >= self.threshold
+        rate = self.promise == "rate"
+        return threshold <= self.threshold if rate else threshold >= self.threshold
 
     @property
     def _promised(self) -> str:
@@ -237,12 +229,6 @@ def certified_row(
     return _walked(curve, _Aim(promise, scale.share(tolerance), float(delta)), scale)[1]
 
 
-def against_teacher(outcomes: Outcomes) -> Outcomes:
-    """The outcomes with the teacher's answers for labels: every promise is about agreement."""
-    answers = outcomes.kind.as_targets(outcomes.teacher)
-    return replace(outcomes, targets=answers, labeled=False)
-
-
 @dataclass(frozen=True)
 class _Aim:
     """What is tested: `promise` is at most `tolerance`, a share of the largest loss."""
@@ -258,13 +244,10 @@ class _Aim:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Losses as shares of their `bound`, as the tests need them, and back.
+    """Losses as shares of their `bound`, as the tests need them, and back."""
 
-    `bound` is None where no loss is above 1. `root`: figures are roots of mean losses.
-    """
-
-    bound: float | None = None
-    root: bool = False
+    bound: float | None = None  # none is above 1
+    root: bool = False  # figures are roots of mean losses
 
     def share(self, figure: float) -> float:
         """A tolerance as a share of the bound."""
@@ -314,16 +297,12 @@ def _scale(curve: TradeOffCurve, promise: str, loss_bound: float | None) -> _Sca
 
 @dataclass(frozen=True)
 class _Losses:
-    """The loss of every example, kept and deferred (n,), and the rows of the curve as cuts (k,).
+    """The loss, at most 1, of every example; those that are deferred first come first."""
 
-    Losses are at most 1, the examples that are deferred first coming first; a cut is how many are
-    deferred. The test depends on what losses can be, not on what they are.
-    """
-
-    kept: np.ndarray
-    deferred: np.ndarray
-    cut: np.ndarray
-    test: str
+    kept: np.ndarray  # (n,)
+    deferred: np.ndarray  # (n,)
+    cut: np.ndarray  # (k,): how many are deferred at each row of the curve
+    test: str  # it depends on what losses can be, not on what they are
 
     @property
     def n(self) -> int:
@@ -566,16 +545,12 @@ def _log_capital(logs: np.ndarray) -> np.ndarray:
 
 
 def _smallest(row: _Losses, aim: _Aim) -> float:
-    """The smallest tolerance at which a row's own test passes; 1 if there is none.
-
-    For the exact trinomial test, close to `aim.tolerance`, with the constant there as a first
-    guess.
-    """
+    """The smallest tolerance at which a row's own test passes; 1 if there is none."""
     n, floor = row.n, float(row.mean[0])
     if row.test != "exact trinomial":
         return _bisect(lambda t: bool(_passes(row, aim.at(t))[0]), floor, 1.0)
     lost, gained = (int(count) for count in _statistic(row, n, aim)[:, 0])
-    guess = _constant(n, aim.tolerance, aim.delta)
+    guess = _constant(n, aim.tolerance, aim.delta)  # which hardly moves with the tolerance
     found = _bisect(lambda t: _margin(lost, gained, n, t) >= guess, floor, 1.0)
     stride = max(found - floor, 1 / n) / 50
     while found < 1 and not _trinomial_passes(lost, gained, n, aim.at(found)):
@@ -629,12 +604,9 @@ def _refusal(losses: _Losses, curve: TradeOffCurve, aim: _Aim, scale: _Scale) ->
 
 
 def _examples(losses: _Losses, rows: list[int], aim: _Aim) -> int | None:
-    """About how many examples like these would pass the first steps; None if no number would.
-
-    All counts grow in proportion, but for those of a first step of one example alone: it stays
-    one example.
-    """
+    """About how many examples like these would pass the first steps; None if no number would."""
     n, first = losses.n, rows[0]
+    # all counts grow in proportion, but a first step of one example alone stays one example
     alone = first != 0 and losses.cut[-1] - losses.cut[first] == 1
 
     def enough(m: float) -> bool:

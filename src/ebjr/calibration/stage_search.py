@@ -118,20 +118,21 @@ class _Answers:
     def __init__(self, outcomes: Outcomes) -> None:
         self.outcomes = replace(outcomes, between=(), between_costs=())
         self.said = [outcomes.said_by(role) for role in outcomes.roles]
-        self._found: dict[Any, Any] = {}
-
-    def _once(self, what: Any, make: Callable[[], Any]) -> Any:
-        if what not in self._found:
-            self._found[what] = make()
-        return self._found[what]
+        self._once = self.outcomes._once
+        self._latest: tuple[Path, Batch] = (
+            (),
+            None,
+        )  # one at a time: of 1,000 classes they are large
 
     def output(self, path: Path) -> Batch:
         """The joint answer of a path to every row."""
         *before, (place, blend) = path
         if not before:
             return self.said[place]
-        mix = self.outcomes.kind.mix
-        return self._once(path, lambda: mix(self.output((*before,)), self.said[place], blend))
+        if self._latest[0] != path:
+            said = self.outcomes.kind.mix(self.output((*before,)), self.said[place], blend)
+            self._latest = path, said
+        return self._latest[1]
 
     def quality(self, path: Path) -> np.ndarray:
         """(n,): each row's quality on a path."""
@@ -163,15 +164,12 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Fit:
-    """The thresholds of a chain, of each inner router with its skip.
+    """The thresholds of a chain."""
 
-    `rank` is smaller for a better fit; `price` is what the chain pays for a unit of quality.
-    """
-
-    cuts: tuple[tuple[float, float | None], ...]
+    cuts: tuple[tuple[float, float | None], ...]  # of each inner router with its skip
     threshold: float
-    rank: tuple[float, ...]
-    price: float
+    rank: tuple[float, ...]  # smaller for a better fit
+    price: float  # what the chain pays for a unit of quality
 
 
 class _Vectors:
@@ -252,8 +250,9 @@ class Search:
                 fits[chain] = self.fit(chain)
             except CalibrationError as error:
                 why = why or error
-        if why is not None and not fits:
-            raise why
+        if not fits:
+            words = f"the teacher is the cheapest model in {self.unit}: nothing can be saved"
+            raise why or CalibrationError(words)
         price = min(fits.values(), key=lambda fit: fit.rank).price
         alone = [(place,) for place in range(len(self.outcomes.roles))]
         unseen = {chain: self._unseen(chain) for chain in (*alone, *fits)}
@@ -320,7 +319,8 @@ class Search:
             return cuts[-1]
 
         score, kept, deferred, cost = self._walk(plan, rows, cut)
-        costs = [_cost(self.unit, each) for each in (cost.mean(), self.costs[plan.places[-1]])]
+        means = float(cost.mean()), self.costs[plan.places[-1]]
+        costs = [Cost().filled(**{self.unit: each}) for each in means]
         teacher = self.answers.quality(((len(self.outcomes.roles) - 1, 0.0),))[rows]
         table: Any = _Vectors(self.outcomes, kept, deferred, teacher, costs)
         curve = TradeOffCurve.of(table, score)
@@ -328,7 +328,7 @@ class Search:
             row = self.aim.row(curve)
         except CalibrationError as error:
             return None, error
-        paid, quality = curve.cost_in(self.unit), curve.quality
+        paid, quality = curve.cost_in(self.unit), np.asarray(self.measure.mean(curve.quality))
         rank = (paid[row],) if self.aim.limits_quality else (-quality[row], paid[row])
         return _Fit((*cuts,), curve.threshold_of(row), rank, _price(paid, quality, row)), None
 
@@ -423,11 +423,6 @@ def _costs(outcomes: Outcomes, unit: str | None) -> tuple[str, list[float]]:
     unit = known[0] if unit is None else unit
     check_choice("unit", unit, known)
     return unit, [float(getattr(cost, unit)) for cost in costs]
-
-
-def _cost(unit: str, amount: float) -> Cost:
-    known: dict[str, Any] = {unit: float(amount)}
-    return Cost(**known)
 
 
 def _cut(score: np.ndarray, rate: float, skip: float) -> tuple[float, float | None]:

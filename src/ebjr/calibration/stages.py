@@ -16,7 +16,7 @@ import numpy as np
 from ebjr.arrays import Batch, take_rows
 from ebjr.blend import Blend
 from ebjr.calibration import CHOICE_SEED, CHOICE_SHARE, calibrate
-from ebjr.calibration.choice import choose_blend, choose_score
+from ebjr.calibration.choice import at_most, choose_blend, choose_score
 from ebjr.calibration.goal import Goal
 from ebjr.calibration.stage_search import Candidate, Search, Stage
 from ebjr.curve import OperatingPoint
@@ -190,7 +190,7 @@ def calibrate_stages(
     choosing, rest = outcomes, outcomes
     if aim.delta is not None:
         choosing, rest = outcomes.split(CHOICE_SHARE, CHOICE_SEED)
-    search = Search(choosing, aim.plain, unit)
+    search = Search(at_most(choosing), aim.plain, unit)
     chain, candidates = search.best(search.chains(stages, most))
     found = search.stages(chain)
     if aim.delta is not None:  # chosen here, so that all the rest is left to certify on

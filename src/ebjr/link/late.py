@@ -77,12 +77,6 @@ class LateAnswer:
         says of them now.
     waiting, errors
         The rows that still wait; by row, why it will never be answered.
-
-    Examples
-    --------
-    >>> found = LateAnswer("4f2a", np.array([1]), np.array([7]), np.eye(10)[[7]], waiting=(3,))
-    >>> dict(zip(found.rows.tolist(), found.prediction.tolist(), strict=True)), found.waiting
-    ({1: 7}, (3,))
     """
 
     id: str
@@ -133,8 +127,8 @@ class LateAnswers:
     >>> late.deliver(joint)
     1
     >>> found = late.find(answer.late, joint)
-    >>> found.rows, found.prediction
-    (array([1]), array([1]))
+    >>> found.rows, found.prediction, found.waiting
+    (array([1]), array([1]), ())
     >>> late.close()
     """
 
@@ -333,8 +327,7 @@ class LateAnswers:
     def _tell(self, joint: JointModel) -> None:
         """Tell the callback of answers that it has not heard of, even in an earlier life.
 
-        Where it fails, the next time begins with the next answer: neither an answer that it cannot
-        take nor a callback that is down holds up the others, or the teacher.
+        Where it fails, the next time begins with the next answer, so that none holds up the others.
         """
         query = (
             "SELECT number, id, row, 0, answer, error FROM rows "
@@ -371,10 +364,7 @@ class LateAnswers:
             return self._reader.execute(query, values).fetchall()
 
     def _change(self, statement: str, rows: Sequence[tuple[Any, ...]], waiting: int = 0) -> None:
-        """Run a statement for each row of values, all of them or none.
-
-        `waiting` is what a row that it changes adds to those that wait.
-        """
+        """Run a statement for each row of values, or none; one adds `waiting` to those waiting."""
         with self._lock:
             with self._file:
                 self._file.execute("BEGIN IMMEDIATE")  # nothing is changed while another writes

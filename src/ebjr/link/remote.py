@@ -352,41 +352,35 @@ class _Server:
     ) -> tuple[bytes, Mapping[str, str]]:
         """The body and the headers of an answer with status 200; else raise what is wrong."""
         url = f"{self._url}/{path}".rstrip("/")
-        request = self._http.build_request(method, url, content=body, headers=headers)
+        asked = self._http.stream(method, url, content=body, headers=headers)
         with self.in_time():
-            answer = self._answer(request, _UNTIL.get())
+            answer = self._answer(asked, _UNTIL.get())
             response, said = asyncio.run_coroutine_threadsafe(answer, _loop()).result()
         moved = len(body or b"") + response.num_bytes_downloaded
-        self.bytes_moved += moved + _head_bytes(request) + _head_bytes(response)
+        self.bytes_moved += moved + _head_bytes(response.request) + _head_bytes(response)
         if response.status_code != 200:
             raise self._refusal(response.status_code, said, response.headers)
         return said, response.headers
 
-    async def _answer(self, request: Any, until: float) -> tuple[Any, bytes]:
+    async def _answer(self, asked: Any, until: float) -> tuple[Any, bytes]:
         """The response and its whole body, if it comes in time and is not too long."""
         import httpx2
 
-        try:
-            async with asyncio.timeout_at(until):  # the loop's clock is the monotonic one
-                response = await self._http.send(request, stream=True)
-                try:
-                    return response, await self._read(response)
-                finally:
-                    await response.aclose()
+        try:  # the loop's clock is the monotonic one
+            said = bytearray()
+            async with asyncio.timeout_at(until), asked as response:
+                async for part in response.aiter_bytes():
+                    said += part
+                    if len(said) > MOST_BYTES:
+                        words = f"{self.name} answers more than {MOST_BYTES} bytes"
+                        raise TeacherUnavailable(words)
+                return response, bytes(said)
         except TimeoutError as error:
             raise TeacherUnavailable(
                 f"{self.name} gave no answer within {self._seconds:g} s"
             ) from error
         except httpx2.HTTPError as error:
             raise TeacherUnavailable(f"{self.name} cannot be reached: {one_line(error)}") from error
-
-    async def _read(self, response: Any) -> bytes:
-        said = bytearray()
-        async for part in response.aiter_bytes():
-            said += part
-            if len(said) > MOST_BYTES:
-                raise TeacherUnavailable(f"{self.name} answers more than {MOST_BYTES} bytes")
-        return bytes(said)
 
     @contextmanager
     def understanding(self) -> Iterator[None]:

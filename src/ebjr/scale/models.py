@@ -19,9 +19,9 @@ def checked_config(joint: str | os.PathLike[str]) -> JointConfig:
     config.check()
     for entry in (config.student, config.teacher):
         entry.check()
-        for one in entry.parts:
-            if isinstance(one, ModelEntry) and (import_path(one.path) or is_pickle(one.path)):
-                raise ModelError(f"{one.path} is Python code or a pickle, which is not run on Ray")
+    for one in config.parts:
+        if isinstance(one, ModelEntry) and (import_path(one.path) or is_pickle(one.path)):
+            raise ModelError(f"{one.path} is Python code or a pickle, which is not run on Ray")
     return config
 
 

@@ -22,6 +22,7 @@ from ebjr.arrays import Batch
 from ebjr.backends.entry import Entry
 from ebjr.errors import EbjrError, TeacherUnavailable, check_at_least, needs
 from ebjr.joint_file import JointConfig
+from ebjr.link.far import FarTeacher, Link
 from ebjr.model import Model
 from ebjr.router import check_threshold
 from ebjr.scale.models import check_policy, check_teacher, checked_config, thread_option
@@ -45,6 +46,7 @@ log = logging.getLogger("ebjr.serving")
 
 WATCH_SECONDS = 5.0  # a replica waits for the knob to move, then asks again: a sign of life
 TRIES = 3  # replicas that may die under one batch before the teacher counts as away
+LEFT_ALONE = Link(retries=0, failures=1, probe_seconds=0.2)  # a teacher away refuses at once
 MOVE_SECONDS = 10.0  # a move waits for the replicas; one that lives takes milliseconds
 
 
@@ -180,7 +182,7 @@ class Student:
     ) -> None:
         served = served_of(
             config,
-            teacher=RayTeacher(teacher, teacher_timeout_seconds),
+            teacher=FarTeacher(RayTeacher(teacher, teacher_timeout_seconds), LEFT_ALONE),
             **thread_option(config.student, threads),
         )
         served.joint.when_unavailable = when_unavailable
@@ -192,33 +194,15 @@ class Student:
 
 
 class RayTeacher:
-    """The teacher replicas as one model.
-
-    A batch whose replica dies is given to another one. When there is none, or it takes too long,
-    the teacher counts as away, and every batch is refused at once until a replica answers again.
-    """
+    """The teacher replicas as one model: a batch whose replica dies is given to another one."""
 
     name = "the teacher on Ray"
 
     def __init__(self, handle: DeploymentHandle, timeout_seconds: float) -> None:
         self._handle, self._timeout = handle, timeout_seconds
-        self._away = threading.Event()
-        self._lock = threading.Lock()
 
     def __call__(self, inputs: Batch) -> Batch:
-        """Raw output of some deferred rows; TeacherUnavailable where no replica answers."""
-        if self._away.is_set():
-            raise TeacherUnavailable("no replica of the teacher answers; one is being waited for")
-        try:
-            return self._ask(inputs)
-        except TeacherUnavailable:
-            with self._lock:
-                if not self._away.is_set():
-                    self._away.set()
-                    background("away", self._wait).start()
-            raise
-
-    def _ask(self, inputs: Batch) -> Batch:
+        """Raw output of some deferred rows; TeacherUnavailable where no replica answers in time."""
         until = time.monotonic() + self._timeout
         for _ in range(TRIES):
             response = self._handle.remote(inputs)
@@ -237,18 +221,14 @@ class RayTeacher:
                 raise TeacherUnavailable(f"the teacher cannot be asked: {error}") from error
         raise TeacherUnavailable(f"{TRIES} replicas of the teacher died, one after another")
 
-    def _wait(self) -> None:
-        while True:
-            response = self._handle.live.remote()
-            try:
-                response.result(timeout_s=1.0)
-            except TimeoutError:
-                response.cancel()
-            except (RayError, RayServeException):
-                time.sleep(0.2)
-            else:
-                self._away.clear()
-                return
+    def check(self) -> None:
+        """Ask whether a replica answers; else raise what Ray says."""
+        response = self._handle.live.remote()
+        try:
+            response.result(timeout_s=1.0)
+        except TimeoutError:
+            response.cancel()
+            raise
 
 
 class Teacher:

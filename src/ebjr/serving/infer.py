@@ -16,8 +16,6 @@ import numpy as np
 
 from ebjr.errors import Overloaded, needs
 from ebjr.protocol import (
-    KNOWN,
-    KNOWN_BYTES,
     LENGTH_HEADER,
     InferRequest,
     InferResponse,
@@ -35,6 +33,7 @@ with needs("serve", "serving"):
     from starlette.responses import Response
 
 CALL, ENDED = "ebjr.call", "ebjr.ended"  # in a request's scope: its call; its client says no more
+KNOWN, KNOWN_BYTES = 256, 2**10  # requests whose JSON is remembered, and of each the most bytes
 PARSED_BYTES = 8  # that a byte of JSON takes while its numbers are objects
 
 LENGTH = LENGTH_HEADER.lower().encode()
@@ -71,29 +70,32 @@ class Heads:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._known: dict[bytes, tuple[Plan, np.dtype[Any], tuple[int, ...], int]] = {}
+        self._known: dict[bytes, tuple[Plan, Any, tuple[int, ...], int, Any]] = {}
 
     def read(self, body: bytes, headers: Headers) -> tuple[Plan, Any]:
         """What is to be done for a request, and its inputs."""
         head = body[: json_bytes(headers, len(body))] if LENGTH in headers else b""
         known = self._known.get(head)
         if known is not None:
-            plan, dtype, shape, size = known
+            plan, dtype, shape, size, cast = known
             if len(body) - len(head) == size:
-                return plan, np.frombuffer(body, dtype, offset=len(head)).reshape(shape)
+                found = np.frombuffer(body, dtype, offset=len(head)).reshape(shape)
+                return plan, found if cast is None else found.astype(cast)
         asked = read(body, headers)
         plan, inputs = self._service.plan(asked), self._service.inputs(asked)
-        if head and len(head) <= KNOWN_BYTES and _same_bytes(inputs, body, len(head)):
+        (sent,) = asked.inputs.values()
+        if head and len(head) <= KNOWN_BYTES and _same_bytes(sent, body, len(head)):
             if len(self._known) >= KNOWN:
                 self._known.clear()
             plan = plan._replace(asked=replace(asked, inputs={}))
-            self._known[head] = plan, inputs.dtype, inputs.shape, inputs.nbytes
+            cast = None if inputs.dtype == sent.dtype else inputs.dtype
+            self._known[head] = plan, sent.dtype, sent.shape, sent.nbytes, cast
         return plan, inputs
 
 
-def _same_bytes(inputs: Any, body: bytes, start: int) -> bool:
+def _same_bytes(inputs: np.ndarray, body: bytes, start: int) -> bool:
     """Whether an array is the bytes of a body from `start` on, neither cast nor copied."""
-    if not isinstance(inputs, np.ndarray) or inputs.dtype.hasobject or inputs.dtype == bool:
+    if inputs.dtype.hasobject or inputs.dtype == bool:
         return False
     own = np.frombuffer(body, np.uint8, offset=start)
     return own.size == inputs.nbytes and bool(np.shares_memory(own, inputs))
@@ -146,7 +148,7 @@ async def _asked(
         return await aside(size, read, raw, headers)
     if not service.served.takes_images:
         raise Refused(415, "this model takes no images, and a form can bring nothing else")
-    return await read_form(raw, request.headers, service.input["name"])
+    return await read_form(raw, request.headers, service.input.name)
 
 
 def _note_call(request: Request, call: Call) -> None:

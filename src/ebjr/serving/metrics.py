@@ -73,22 +73,24 @@ class Metrics(Observer):
         self,
         name: str,
         text: str,
-        values: Callable[[], Mapping[str, float]],
+        values: Callable[[], float | Mapping[str, float | None] | None],
         label: str | None = None,
         *,
         counter: bool = False,
     ) -> None:
         """Add a metric ``ebjr_NAME`` whose values are read whenever somebody asks.
 
-        `values` maps the values of `label` to numbers; without a label it gives one, by any name.
+        `values` is a number, or without one nothing; or it maps the values of `label` to such.
         """
         kind = CounterMetricFamily if counter else GaugeMetricFamily
         labels = ["model"] if label is None else ["model", label]
 
         def family() -> Any:
             found = kind(f"ebjr_{name}", text, labels=labels)
-            for key, value in values().items():
-                found.add_metric([self._model, key][: len(labels)], value)
+            known = values()
+            for key, value in (known if isinstance(known, Mapping) else {"": known}).items():
+                if value is not None:
+                    found.add_metric([self._model, key][: len(labels)], value)
             return found
 
         self._read.append(family)
@@ -143,10 +145,7 @@ class _Counts:
         self._waiting: dict[str, deque[float]] = {stage: deque() for stage in self._counts}
 
     def add(self, values: Iterable[float], stage: str = "") -> None:
-        """Queue values, to be counted together: NumPy takes as long for a few as for many.
-
-        Values that are not finite are in no sum, and NaN in no bucket but the last.
-        """
+        """Queue values, to be counted together: NumPy takes as long for a few as for many."""
         waiting = self._waiting[stage]
         waiting.extend(values)
         if len(waiting) >= MOST_WAITING:
@@ -156,7 +155,7 @@ class _Counts:
     def _count(self, stage: str) -> None:
         waiting = self._waiting[stage]
         given = np.array([waiting.popleft() for _ in range(len(waiting))], np.float64)
-        places = np.searchsorted(self._edges, given)
+        places = np.searchsorted(self._edges, given)  # NaN is in the last bucket, and in no sum
         self._counts[stage] += np.bincount(places, minlength=len(self._names))
         self._sums[stage] += float(given[np.isfinite(given)].sum())
 
@@ -191,36 +190,34 @@ def add_sources(
     _add_knob(metrics, control)
     late, teacher = engine.levels[-1].late, engine.levels[-1].teacher
     if late is not None:
-        metrics.read("late_rows", "Rows kept for later.", lambda: {"": len(late)})
+        metrics.read("late_rows", "Rows kept for later.", lambda: len(late))
     if isinstance(teacher, FarTeacher):
         text = "1 while a far teacher is left alone, else 0."
-        metrics.read("teacher_away", text, lambda: {"": float(teacher.state != "closed")})
+        metrics.read("teacher_away", text, lambda: float(teacher.state != "closed"))
     for name, text in MONITORED.items():
         read = partial(lambda figure: monitor.readings()[figure], name)
         metrics.read(f"monitor_{name}", text, read, "monitor")
     asked = "Rows about which the teacher was asked after the fact"
     differs = f"{asked}, and said something else."
-    metrics.read("audited_rows", f"{asked}.", lambda: {"": monitor.audits}, counter=True)
-    metrics.read("contradicted_rows", differs, lambda: {"": monitor.contradicted}, counter=True)
+    metrics.read("audited_rows", f"{asked}.", lambda: monitor.audits, counter=True)
+    metrics.read("contradicted_rows", differs, lambda: monitor.contradicted, counter=True)
 
 
 def _add_knob(metrics: Metrics, control: KnobControl) -> None:
     knob = control.knob
 
-    def promised() -> dict[str, float]:
+    def promised() -> float | None:
         state = knob.promise(knob.threshold)
-        return {} if state is None else {"": float(state == "in force")}
+        return None if state is None else float(state == "in force")
 
-    def pilot(figure: Callable[[Autopilot], float | None]) -> dict[str, float]:
-        if (flies := control.pilot) is None or (found := figure(flies)) is None:
-            return {}
-        return {flies.hold.quantity: found}
+    def pilot(figure: Callable[[Autopilot], float | None]) -> dict[str, float | None]:
+        flies = control.pilot
+        return {} if flies is None else {flies.hold.quantity: figure(flies)}
 
     target = partial(pilot, lambda one: one.hold.target)
     measured = partial(pilot, lambda one: one.measured)
-    moves = "Moves of the knob."
-    metrics.read("threshold", "The knob.", lambda: {"": knob.threshold})
-    metrics.read("knob_moves", moves, lambda: dict(knob.moves), "who", counter=True)
+    metrics.read("threshold", "The knob.", lambda: knob.threshold)
+    metrics.read("knob_moves", "Moves of the knob.", lambda: dict(knob.moves), "who", counter=True)
     metrics.read("promise_in_force", "1 while the threshold is a certified one, else 0.", promised)
     metrics.read("autopilot_target", "What is held.", target, "quantity")
     metrics.read("autopilot_measured", "What it is now.", measured, "quantity")

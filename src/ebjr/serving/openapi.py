@@ -24,8 +24,8 @@ def openapi(service: Service, routes: Sequence[BaseRoute], *, token: bool = Fals
     values = {  # what stands for each ``<...>`` of the file
         "<title>": f"{service.served.name}, served by EBJR",
         "<release>": service.server_metadata()["version"],
-        "<inputs>": [service.input["name"]],
-        "<outputs>": [output["name"] for output in service.outputs],
+        "<inputs>": [service.input.name],
+        "<outputs>": [*service.output_names],
         "<operating points>": [*service.served.operating_points],
         "<datatypes>": [*DATATYPES],
         "<dimensions>": MOST_DIMENSIONS,

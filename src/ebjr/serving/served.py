@@ -15,7 +15,7 @@ from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
 from ebjr.joint import JointModel, models_of
 from ebjr.joint_file import JointConfig
 from ebjr.model import facts
-from ebjr.protocol import is_number, tensor_metadata
+from ebjr.protocol import TensorMetadata, is_number
 from ebjr.router import Router, check_threshold
 from ebjr.task import Tensor
 from ebjr.tasks.classification import JointClassifier
@@ -112,25 +112,24 @@ class Served:
         """Whether inputs are images, which each model prepares for itself."""
         return self.joint.kind.takes_images or isinstance(models_of(self.joint)[0], Preprocessed)
 
-    def inputs(self) -> list[dict[str, Any]]:
+    def input(self) -> TensorMetadata:
         """The metadata of the input."""
         if self.takes_images:
-            return [tensor_metadata("image", np.uint8, (None, None, None, 3))]
+            return TensorMetadata.of("image", np.uint8, (None, None, None, 3))
         known = facts(models_of(self.joint)[0])
         shape = (None, *(known.input_shape or (None,))[1:])
-        return [tensor_metadata(known.input_name, known.input_dtype or np.float32, shape)]
+        return TensorMetadata.of(known.input_name, known.input_dtype or np.float32, shape)
 
     def tensors(self) -> dict[str, Tensor]:
         """What an answer says, by name; `outputs` adds how it came about."""
         return self.joint.kind.tensors(None if self.labels is None else len(self.labels))
 
-    def outputs(self) -> list[dict[str, Any]]:
+    def outputs(self) -> tuple[TensorMetadata, ...]:
         """The metadata of the outputs."""
         told = {"score": np.float32, "deferred": np.bool_, "degraded": np.bool_, "stage": np.int64}
-        return [
-            *(tensor_metadata(name, one.dtype, one.shape) for name, one in self.tensors().items()),
-            *(tensor_metadata(name, dtype, (None,)) for name, dtype in told.items()),
-        ]
+        known = {name: (one.dtype, one.shape) for name, one in self.tensors().items()}
+        known |= {name: (dtype, (None,)) for name, dtype in told.items()}
+        return tuple(TensorMetadata.of(name, *about) for name, about in known.items())
 
 
 def served_of(config: JointConfig, **options: Any) -> Served:

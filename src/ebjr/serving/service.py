@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +32,7 @@ from ebjr.files import json_number
 from ebjr.joint import models_of
 from ebjr.link.far import FarTeacher
 from ebjr.model import facts
-from ebjr.protocol import InferRequest, InferResponse, TensorMetadata, write_response
+from ebjr.protocol import InferRequest, InferResponse, ModelMetadata, write_response
 from ebjr.router import is_deferred
 from ebjr.serving.admission import Admission, Hold
 from ebjr.serving.engine import Engine, Ticket, stages_of
@@ -146,14 +146,14 @@ class Service:
             chore_seconds, self.engine.tell, self.control.look, self.monitor.look
         )
         add_sources(self.metrics, self.engine, self.control, self.monitor)
-        (self.input,) = served.inputs()
-        self._tensor = TensorMetadata(**{**self.input, "shape": tuple(self.input["shape"])})
+        self.input = served.input()
         self._wanted = facts(models_of(served.joint)[0]).input_dtype
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
         self.decoders = ThreadPoolExecutor(DECODERS, "ebjr-decoder")
-        self.outputs = served.outputs()
+        self._outputs = served.outputs()
         self._said = lru_cache(maxsize=64)(self._said_of)
-        self.output_names = tuple(output["name"] for output in self.outputs)
+        self._described = cache(partial(describe, served))
+        self.output_names = tuple(output.name for output in self._outputs)
 
     def start(self) -> None:
         """Start to answer, and to fetch what was kept for later."""
@@ -190,13 +190,8 @@ class Service:
     def model_metadata(self, name: str, version: str = "") -> dict[str, Any]:
         """What the server says of the model; UnknownModel where it is another."""
         self.check_model(name, version)
-        return {
-            "name": self.served.name,
-            "versions": [VERSION],
-            "platform": "ebjr_joint",
-            "inputs": [self.input],
-            "outputs": self.outputs,
-        }
+        tensors = (self.input,), self._outputs
+        return ModelMetadata(self.served.name, (VERSION,), "ebjr_joint", *tensors).as_dict()
 
     def check_model(self, name: str, version: str = "") -> None:
         """Raise UnknownModel unless this name, and version if any, is what is served."""
@@ -305,7 +300,7 @@ class Service:
         """The knob and its promise, what the calibration knows, and the last seconds."""
         self.engine.tell()
         return {
-            **self._described,
+            **self._described(),
             "router": self.control.state(),
             "monitor": self.monitor.status(),
             "far_teacher": self._far_teacher(),
@@ -318,10 +313,6 @@ class Service:
             return None
         late = None if joint.late is None else len(joint.late)
         return {"name": joint.teacher.name, "state": joint.teacher.state, "late_rows": late}
-
-    @cached_property
-    def _described(self) -> dict[str, Any]:
-        return describe(self.served)
 
     def late(self, id: str) -> dict[str, Any]:
         """What is known of rows kept for later, like an answer's message; else NothingKept."""
@@ -340,29 +331,26 @@ class Service:
 
     def inputs(self, asked: InferRequest) -> Any:
         """The one input of a request, checked; of encoded images a list of their files."""
-        known = self.input
-        if list(asked.inputs) != [known["name"]]:
+        name = self.input.name
+        if list(asked.inputs) != [name]:
             raise ProtocolError(
-                f"this model has one input, {known['name']!r}, but the request brings "
+                f"this model has one input, {name!r}, but the request brings "
                 f"{', '.join(map(repr, asked.inputs))}"
             )
         (array,) = asked.inputs.values()
         if self.served.takes_images:
             return _images(array)
-        if len(self._tensor.shape) > 1 and not self._tensor.fits(array.shape):
+        if len(shape := self.input.shape) > 1 and not self.input.fits(array.shape):
             raise ProtocolError(
-                f"the input {known['name']!r} must have shape {known['shape']}, "
-                f"not {list(array.shape)}"
+                f"the input {name!r} must have shape {list(shape)}, not {list(array.shape)}"
             )
         if not array.ndim or not len(array):
-            raise ProtocolError(f"the input {known['name']!r} must have at least one row")
+            raise ProtocolError(f"the input {name!r} must have at least one row")
         wanted = self._wanted
         texts = array.dtype == object
         if wanted is not None and texts != (wanted.kind in "OU"):
             came = "BYTES" if texts else array.dtype
-            raise ProtocolError(
-                f"the input {known['name']!r} must be {known['datatype']}, not {came}"
-            )
+            raise ProtocolError(f"the input {name!r} must be {self.input.datatype}, not {came}")
         if texts:
             return _texts(array)
         return array if wanted is None else array.astype(wanted, copy=False)

@@ -45,7 +45,7 @@ def describe(served: Served) -> dict[str, Any]:
         "score": score_title(str(served.joint.router.score)),
         "blend": float(served.joint.blend),
         "images": served.takes_images,
-        "input": served.inputs()[0],
+        "input": served.input().as_dict(),
         "calibration": json_number(calibration),
     }
 
