@@ -974,7 +974,7 @@ def test_a_path_that_leads_nowhere_or_to_nothing_is_one_sentence(tmp_path) -> No
         open_data(tmp_path / "data.xlsx")
     with pytest.raises(ValueError, match="are for tables"):
         open_data(tmp_path / "empty", input_columns="image")
-    with pytest.raises(ValueError, match="'skip' or 'error', but is 'ignore'"):
+    with pytest.raises(ValueError, match="must be one of skip, error, not 'ignore'"):
         open_data(tmp_path / "empty", on_unreadable="ignore")
 
 

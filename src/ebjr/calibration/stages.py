@@ -177,8 +177,8 @@ def calibrate_stages(
     >>> rng = np.random.default_rng(0)
     >>> targets = rng.integers(0, 2, 400)
     >>> weak, fair, sure = (s * np.eye(2)[targets] + rng.normal(0, 1, (400, 2)) for s in (1, 2, 6))
-    >>> costs = Cost(1.0), Cost(10.0)
-    >>> table = Outcomes(weak, sure, targets, student_cost=costs[0], teacher_cost=costs[1],
+    >>> from ebjr import Cost
+    >>> table = Outcomes(weak, sure, targets, student_cost=Cost(1.0), teacher_cost=Cost(10.0),
     ...                  between=(fair,), between_costs=(Cost(2.0),))
     >>> point = calibrate_stages(table, tolerance=0.02)
     >>> [stage.role for stage in point.stages][-1], point.cost.flops < 10
