@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -197,5 +198,52 @@ def test_outcomes_without_a_stage_are_refused(joint, tmp_path):
     config = JointConfig.read(tmp_path / "joint.toml")
     student, _, teacher = models_of(joint)
     pair = ebjr.record(student, teacher, images(12), teacher(images(12)).argmax(1))
-    with pytest.raises(ValueError, match=r"not of .*student\.onnx, a stage of joint\.toml"):
+    with pytest.raises(ValueError, match=r"student\.onnx \(size=8,mirror=true\) is not among them"):
         config.study(pair)
+
+
+def test_a_changed_inner_router_voids_what_was_promised(tmp_path, monkeypatch, capsys):
+    write_pair(tmp_path)
+    write_linear(tmp_path / "middle.onnx", 9 * np.eye(3)[::-1])
+    models = [f"--model={tmp_path / name}.onnx" for name in ("student", "middle", "teacher")]
+    data, toml = write_images(tmp_path / "images"), tmp_path / "j.toml"
+
+    def ebjr_(*arguments: object) -> str:
+        return run(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+    ebjr_("record", *models, "--data", data, "-o", tmp_path / "zoo.npz")
+    ebjr_("calibrate", tmp_path / "zoo.npz", "--stages", "student,model-2,teacher", "-o", toml)
+    config = JointConfig.read(toml)
+    assert not config.changes
+    edited = {**config.student.router, "blend": 7.0}
+    changed = replace(config, student=replace(config.student, router=edited))
+    assert changed.changes == ["a router between the first stages is another one"]
+
+
+def test_classes_in_another_order_inside_are_refused(joint, tmp_path):
+    ebjr.save_joint(tmp_path / "inner.toml", joint.student, labels=("r", "g", "b"))
+    outer = by_path(tmp_path, joint)
+    text = (tmp_path / "inner.toml").read_text()
+    (tmp_path / "inner.toml").write_text('labels = ["r", "g", "b"]\n' + text)
+    table = outer.read_text().replace(outer.read_text().split('sha256 = "')[1][:64], "0" * 64, 1)
+    outer.write_text('labels = ["b", "g", "r"]\n' + table)
+    with pytest.raises(ValueError, match=r"inner\.toml"):
+        JointConfig.read(outer)
+
+
+def test_a_stage_in_a_file_of_its_own_keeps_its_skip(joint, tmp_path):
+    ebjr.save_joint(tmp_path / "inner.toml", joint.student)
+    again = ebjr.load_joint(tmp_path / "inner.toml")
+    assert again.router.skip == 0.4
+    assert same(joint.student(images()), again(images()))
+    rows = ebjr.Outcomes(np.eye(3), np.eye(3), np.arange(3))
+    with pytest.raises(ValueError, match=r"with skip is a stage"):
+        JointConfig.read(tmp_path / "inner.toml").study(rows)
+
+
+def test_outcomes_that_name_no_models_must_be_of_as_many(joint, tmp_path):
+    ebjr.save_joint(tmp_path / "joint.toml", joint)
+    rows, targets = np.random.default_rng(0).normal(size=(12, 3)), np.arange(12) % 3
+    table = ebjr.record_all([lambda x: x, lambda x: 2 * x, lambda x: x, lambda x: x], rows, targets)
+    with pytest.raises(ValueError, match="is not among them; record all of them at once"):
+        JointConfig.read(tmp_path / "joint.toml").study(replace(table, models={}))

@@ -128,3 +128,14 @@ def test_an_unknown_score_is_refused():
 def test_an_empty_batch_has_no_deferred_rows(asarray):
     score, deferred = Router("energy", 1.0)(asarray(np.zeros((0, 3))))
     assert tuple(score.shape) == tuple(deferred.shape) == (0,)
+
+
+def test_a_skip_at_or_over_the_threshold_is_refused():
+    with pytest.raises(ValueError, match="skip must be under the threshold"):
+        Router("softmax", 0.5, 0.9)
+
+
+@pytest.mark.parametrize("value", ["0.5", True])
+def test_a_threshold_is_a_number(value):
+    with pytest.raises(ValueError, match="threshold must be a number"):
+        Router("softmax", value)

@@ -386,6 +386,7 @@ def predict(
     rate = done.deferred / max(done.examples, 1)
     more = {"unreadable": len(done.unreadable), "output": str(output), "deferral_rate": rate}
     words = f"{done.examples:,} answers in {output}; {rate:.1%} by the teacher"
+    words += f"; {done.degraded:,} degraded: a teacher did not answer" if done.degraded else ""
     _show(as_json, counts | more, lambda: out.print(words, soft_wrap=True))
 
 

@@ -34,7 +34,7 @@ from ebjr.blend import Blend, as_blend, blend_text
 from ebjr.calibration.goal import ARGUMENTS, GUARANTEE, Goal
 from ebjr.calibration.guarantee import Certificate
 from ebjr.calibration.stage_search import Stage
-from ebjr.calibration.stages import reduced
+from ebjr.calibration.stages import StagedPoint, reduced
 from ebjr.costs import Cost
 from ebjr.curve import FIGURES, OperatingPoint, TradeOffCurve
 from ebjr.errors import ModelError, PromiseWarning, note
@@ -57,7 +57,7 @@ _CALIBRATION_KEYS = (
     *("date", "verdict", "goal", *ARGUMENTS, *GUARANTEE),
     *("outcomes", "split_fraction", "split_seed", "traffic", "preprocessing"),
     *("certified", "chosen_on", "held_out", "score_quantiles", "curve", "drift", "disagreement"),
-    *("known_classes", "classes"),
+    *("known_classes", "classes", "routers"),
 )
 
 
@@ -94,6 +94,8 @@ class JointConfig:
         are named where such a score is unknown, and never run because a file names them.
     columns
         Where inputs are numbers of a table: the columns' names, in the models' order.
+    skip
+        Of a file that is a stage of another: see `Router`.
 
     Examples
     --------
@@ -121,6 +123,7 @@ class JointConfig:
     classes: int | None = None
     imports: tuple[str, ...] = ()
     columns: tuple[str, ...] | None = None
+    skip: float | None = None
 
     def __post_init__(self) -> None:
         if any(isinstance(part, RemoteEntry) for part in self.student.parts):
@@ -129,18 +132,22 @@ class JointConfig:
                 "be a file, as all of its stages: give its path"
             )
         for role, entry in (("student", self.student), ("teacher", self.teacher)):
-            if isinstance(entry, JointEntry) and entry.task != self.task:
+            if not isinstance(entry, JointEntry):
+                continue
+            if entry.task != self.task:
                 raise ValueError(
                     f"the {role} is a joint model of task {entry.task}, and this one is of "
                     f"{self.task}: stages are all of one task"
                 )
+            again = "name the classes alike"
+            check_same_classes(str(entry.path), entry.labels, "joint.toml", self.labels, again)
         if isinstance(self.teacher, RemoteEntry):
             check_remote(self.task)
         kind = as_task(self.task, self.known_classes)
         kind.check_scale(self.rescale)
         kind.check_classes(self.classes)
         object.__setattr__(self, "known_classes", kind.known_classes)
-        router = Router(self.score, self.threshold)
+        router = Router(self.score, self.threshold, self.skip)
         object.__setattr__(self, "blend", as_blend(self.blend))
         if not router.score.named:
             raise ValueError(
@@ -178,6 +185,7 @@ class JointConfig:
                 **({} if study.traffic is None else {"traffic": asdict(study.traffic)}),
                 **_meaning(student, teacher, table),
                 **_chosen(point),
+                **({"routers": student.routers} if isinstance(student, JointEntry) else {}),
                 **study.kept_figures(),
             },
             operating_points={
@@ -202,6 +210,7 @@ class JointConfig:
                 "score": self.score,
                 "threshold": self.threshold,
                 "blend": blend_text(self.blend),
+                "skip": self.skip,
                 "rescale": None if self.rescale is None else self.rescale.as_dict(),
             },
             "student": self.student.as_table(folder),
@@ -257,7 +266,7 @@ class JointConfig:
 
     @classmethod
     def _from_table(cls, table: Mapping[str, Any], file: Path) -> Self:
-        of_router = (*ROUTER_KEYS[:3], "rescale")
+        of_router = (*ROUTER_KEYS, "rescale")
         own = [f.name for f in fields(cls) if f.name not in of_router]
         check_keys(table, ("router", *own), "the file", ("router", "student", "teacher"))
         router = table["router"]
@@ -279,6 +288,7 @@ class JointConfig:
             score=router["score"],
             threshold=check_threshold(router["threshold"]),
             blend=router.get("blend", 0.0),
+            skip=router.get("skip"),
             calibration=calibration,
             operating_points=points,
             rescale=as_task(table.get("task", "classification")).read_scale(router.get("rescale")),
@@ -310,10 +320,15 @@ class JointConfig:
         if self.rescale is not None or "rescale" in chosen:
             now["rescale"] = None if self.rescale is None else self.rescale.as_dict()
         watched = [key for key in now if certified or key != "threshold"]
+        inner = self.student.routers if isinstance(self.student, JointEntry) else []
+        changed = self.calibration.get("routers", inner) != inner
         return [
-            f"{key} is {now[key]!r} and was {chosen[key]!r}"
-            for key in watched
-            if key in chosen and chosen[key] != now[key]
+            *(
+                f"{key} is {now[key]!r} and was {chosen[key]!r}"
+                for key in watched
+                if key in chosen and chosen[key] != now[key]
+            ),
+            *(["a router between the first stages is another one"] if changed else []),
         ]
 
     def check(self) -> None:
@@ -373,6 +388,7 @@ class JointConfig:
             score=self.score,
             threshold=self.threshold,
             blend=self.blend,
+            skip=self.skip,
             **{name: value for name, value in own.items() if value is not None},
             **(self._policy() if teacher is None else {}),
         )
@@ -389,7 +405,12 @@ class JointConfig:
         from ebjr.study import study_point
         from ebjr.tasks.specialized.known_classes import Traffic
 
-        outcomes = self._reduced(outcomes)
+        if self.skip is not None:
+            raise ValueError(
+                "a joint.toml with skip is a stage: evaluate the one that it is a stage of"
+            )
+        stages = self._stages(outcomes)
+        outcomes = reduced(outcomes, stages)
         self._check_same(outcomes)
         known = self.calibration
         if known.get("outcomes") == outcomes.fingerprint:
@@ -399,37 +420,38 @@ class JointConfig:
         curve = TradeOffCurve.of(table, self.score, self.blend, keep=[self.threshold])
         standing = None if self._models_changed() else self.certificate
         point = replace(curve.at(threshold=self.threshold), certified=standing)
+        if len(stages) > 2:
+            last = replace(stages[-1], score=self.score, threshold=self.threshold, blend=self.blend)
+            point = StagedPoint.of(point, (*stages[:-1], last))
         goal = Goal.from_dict(known) if "goal" in known else None
         mix = known.get("traffic")
         traffic = None if mix is None else Traffic(mix["popular"], mix["popular_classes"])
         return study_point(outcomes, point, goal, fraction=fraction, seed=seed, traffic=traffic)
 
-    def _reduced(self, outcomes: Outcomes) -> Outcomes:
-        """Outcomes of the file's student and teacher, of those of any number of models."""
-        student, routers = self.student, list[Mapping[str, Any]]()
-        while isinstance(student, JointEntry):
-            routers.insert(0, student.router)
-            student = student.student
+    def _stages(self, outcomes: Outcomes) -> list[Stage]:
+        """The file's models, the last one without its router, by their roles in some outcomes.
+
+        A ValueError says which model is not there. Outcomes that name no models must be of as many.
+        """
+        routers = self.student.routers if isinstance(self.student, JointEntry) else []
         if not routers and len(outcomes.roles) == 2:
-            return outcomes
+            return [Stage(role) for role in outcomes.roles]
         roles = list[str]()
         for part in self.parts:
             own = part.as_table(None)
-            same = [
-                role
-                for role in outcomes.roles
-                if role not in roles and _is_same(own, outcomes.models.get(role, own))
-            ]
-            if not same:
-                named = own.get("path", own.get("url"))
+            free = (role for role in outcomes.roles if role not in roles)
+            same = [role for role in free if _is_same(own, outcomes.models.get(role, {}))]
+            if not same and (outcomes.models or len(outcomes.roles) != len(self.parts)):
+                look = "" if part.preprocess is None else f" ({part.preprocess.as_text()})"
                 raise ValueError(
-                    f"the outcomes are not of {named}, a stage of joint.toml: record all of its "
-                    "models at once"
+                    "the outcomes are not of all models of joint.toml: "
+                    f"{own.get('path', own.get('url'))}{look} is not among them; record all of "
+                    "them at once"
                 )
-            roles.append(same[0])
+            roles.append(same[0] if same else outcomes.roles[len(roles)])
         inner = zip(roles[1:-1], routers, strict=True)
         stages = [Stage(role, **router) for role, router in inner]
-        return reduced(outcomes, [Stage(roles[0]), *stages, Stage(roles[-1])])
+        return [Stage(roles[0]), *stages, Stage(roles[-1])]
 
     def _check_same(self, outcomes: Outcomes) -> None:
         """Check that outcomes are of the task, the models and the classes that the file is of."""
@@ -541,6 +563,7 @@ def save_joint(
         name=name,
         labels=labels,
         calibration=calibration,
+        skip=joint.router.skip,
         **{key: getattr(joint, key) for key in same},
     ).save(path)
 

@@ -383,6 +383,8 @@ class PairOptions:
 
         paths, given = self.paths, self.preprocess or ["infer"]
         changes = [parse_look(text) for text in self.look or ()]
+        if any(change in changes[:place] for place, change in enumerate(changes)):
+            raise ValueError("a --look is given twice: each is one more pass of the same model")
         ways = given * len(paths) if len(given) == 1 else [*given]
         if len(ways) != (count := len(paths)):
             raise ValueError(

@@ -149,8 +149,14 @@ class Outcomes:
             )
         for role, output in zip(roles_of(2 + len(self.between))[1:-1], self.between, strict=True):
             checked = kind.check_output(role, output)
-            _check_lengths(checked, teacher, checked)
-            kind.common_classes(checked, teacher)
+            if len(checked) != len(teacher):
+                raise ValueError(
+                    f"{role} answered {len(checked)} examples, and the teacher {len(teacher)}"
+                )
+            try:
+                kind.common_classes(checked, teacher)
+            except ValueError as error:
+                raise ValueError(str(error).replace("the student", role)) from error
             yield checked
 
     def __len__(self) -> int:
@@ -460,6 +466,8 @@ class Outcomes:
             if task not in (None, own):
                 raise ValueError(f"its task is {own}, not {task}: leave --task (task=) out")
             kind, between = as_task(own), about.get("between_costs", ())
+            if (count := sum(name.startswith("model-") for name in arrays)) != len(between):
+                raise ValueError(f"it has {count} models between and costs of {len(between)}")
             said = [kind.unpack(role, arrays) for role in roles_of(2 + len(between))]
             return cls(
                 student=said[0],

@@ -51,6 +51,8 @@ class Router:
         self.score = as_score(score)
         self.threshold = threshold
         self.skip = None if skip is None else check_threshold(skip)
+        if self.skip is not None and self.skip >= self.threshold:
+            raise ValueError(f"skip must be under the threshold, {threshold}, but is {skip}")
 
     @property
     def threshold(self) -> float:
@@ -113,7 +115,7 @@ def check_threshold(value: float) -> float:
     NaN is refused, and ``-inf``, which would keep even the rows that a score marks with ``-inf``.
     """
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, str | bool) else float(value)
     except (ValueError, OverflowError):  # no number, or a whole one that no float holds
         number = math.nan
     if math.isnan(number) or number == -math.inf:

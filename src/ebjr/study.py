@@ -435,7 +435,11 @@ def run_study(
     if stages is None and len(outcomes.roles) == 2:
         point = calibrate(calibration, aim, **how)
     else:
-        chosen: dict[str, Any] = {"stages": stages or "auto", "most": most_stages, "unit": unit}
+        chosen: dict[str, Any] = {
+            "stages": "auto" if stages is None else stages,
+            "most": most_stages,
+            "unit": unit,
+        }
         point = calibrate_stages(calibration, aim, **chosen, **how)
         outcomes = reduced(outcomes, point.stages)
         calibration = outcomes.take(rows)

@@ -109,8 +109,9 @@ def _print_stages(console: Console, study: Study, found: StagedPoint, details: b
         roles, measure = found.alone.roles, study.outcomes.measure
         _say(
             console,
-            f"\n{roles[0]} alone beats the chain: {measure.text(found.alone.quality)} at "
-            f"{found.percent(found.alone):.1f} % of the teacher's {found.compared_in}.",
+            f"\n{roles[0]} alone is as good on the examples chosen on: "
+            f"{measure.text(found.alone.quality)} at {found.percent(found.alone):.1f} % of the "
+            f"teacher's {found.compared_in}.",
         )
     if details:
         unit = f"{found.compared_in}, of the teacher's"

@@ -141,14 +141,29 @@ def test_the_search_skips_where_that_pays_and_nowhere_else():
     assert easy.stages[1].skip is None
 
 
-def test_a_chain_may_end_before_the_last_model_where_the_goal_allows():
+def test_every_chain_ends_with_the_teacher_which_an_easier_goal_may_never_ask():
     table = zoo(3000, costs=(1.0, 10.0, 300.0), skill=(2.5, 3.0, 5.0))
     target = table.quality("model-2") - 0.01
     found = calibrate_stages(table, "accuracy", target=target)
-    assert found.stages[-1].role == "model-2"
-    assert {one.roles[-1] for one in found.candidates if len(one.roles) > 1} >= {"model-2"}
-    matched = calibrate_stages(table, tolerance=0.01)
-    assert all(one.roles[-1] == "teacher" for one in matched.candidates if len(one.roles) > 1)
+    assert all(one.roles[-1] == "teacher" for one in found.candidates if len(one.roles) > 1)
+    assert found.teacher_quality == table.quality("teacher")
+    assert flops(found) < 15
+
+
+def test_a_budget_goes_to_the_most_accurate_chain_within_it():
+    table = zoo(4000, costs=(1.0, 1.5, 30.0))
+    for budget in (4.0, 8.0):
+        found = calibrate_stages(table, "budget", flops=budget)
+        chains = [("student", "teacher"), CHAIN]
+        each = [calibrate_stages(table, "budget", stages=c, flops=budget) for c in chains]
+        assert found.quality >= max(point.quality for point in each) - 0.01
+
+
+def test_too_few_examples_are_one_sentence():
+    with pytest.raises(CalibrationError, match="6 examples are too few to choose stages on"):
+        calibrate_stages(zoo(6))
+    with pytest.raises(ValueError, match="every model costs 0 flops"):
+        calibrate_stages(zoo(100, costs=(0.0, 0.0, 0.0)))
 
 
 def test_regressors_are_chained_by_their_squared_errors():
@@ -234,7 +249,12 @@ def test_more_than_two_recorded_models_are_searched_by_default(recorded):
     ("how", "words"),
     [
         ({"stages": ("student", "model-9", "teacher")}, "stages must be auto, or two or more of"),
-        ({"stages": ("teacher", "student")}, "the cheaper model comes first, but teacher costs 30"),
+        ({"stages": ("teacher", "student")}, "the teacher last"),
+        (
+            {"stages": ("model-2", "student", "teacher")},
+            "the cheaper model comes first, but model-2",
+        ),
+        ({"goal": "budget", "flops": 5.0, "unit": "seconds"}, "leave unit out"),
         ({"stages": ("student",)}, "two or more"),
         ({"most": 1}, "most must be at least 2"),
         ({"unit": "joules"}, "unit"),

@@ -218,6 +218,7 @@ class JointEntry:
     cost: Cost = field(default_factory=Cost)
     path: str | None = None
     sha256: str | None = None
+    labels: tuple[str, ...] | None = None  # that its file names
     preprocess: Preprocess | None = None  # its models have their own
     options: Mapping[str, Any] = field(default_factory=dict)  # as they have these
 
@@ -227,6 +228,13 @@ class JointEntry:
             raise ValueError(f"a joint model of task {self.task} cannot be a stage: give a model")
         check_keys(self.router, ROUTER_KEYS, "the router of a stage", ROUTER_KEYS[:2])
         Router(self.router["score"], self.router["threshold"], self.router.get("skip"))
+        as_blend(self.router.get("blend", 0.0))
+
+    @property
+    def routers(self) -> list[dict[str, Any]]:
+        """Its routers, the innermost first, as TOML has them."""
+        inner = self.student.routers if isinstance(self.student, JointEntry) else []
+        return [*inner, dict(self.router)]
 
     @property
     def parts(self) -> tuple[ModelEntry | RemoteEntry, ...]:
@@ -269,9 +277,13 @@ class JointEntry:
         file = Path(absolute(table["path"], folder))
         if file in seen:
             raise ValueError(f"{where} leads back to {file}: a joint model cannot be its own stage")
-        own = tomllib.loads(read_text(file))
+        try:
+            own = tomllib.loads(read_text(file))
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{where} is {file}, which is not a TOML file: {error}") from error
         check_keys(own, own, str(file), _PARTS)
         about = {"path": str(file), "sha256": table["sha256"], "cost": Cost(**cost)}
+        about["labels"] = tuple(own.get("labels", ())) or None
         return cls._of_parts(own, file.parent, str(file), (*seen, file), **about)
 
     @classmethod

@@ -32,6 +32,9 @@ SEED = 1
 FOLDS = 3
 """Chains are fitted on all but one of so many parts of the examples, and compared on that one."""
 
+LEAST_EXAMPLES = 10
+"""On fewer no chain is fitted."""
+
 DEARER = 1.1
 """A model may be measured as so many times dearer than the one after it: timings have noise."""
 
@@ -84,7 +87,8 @@ class Candidate:
     """A chain, or a model alone, on examples that its thresholds were not chosen on.
 
     `cost` is per example, in the unit of the search. `behind` is by how much it is worth less than
-    the best, in that unit, and has the standard error `behind_error`.
+    the best chain, in that unit, or in quality where the goal is a budget; `behind_error` is its
+    standard error.
     """
 
     roles: tuple[str, ...]
@@ -211,23 +215,35 @@ class Search:
             )
         if aim.kind == "crossing":
             raise ValueError("goal 'crossing' is of one router: give stages another")
+        if aim.unit in UNITS and unit not in (None, aim.unit):
+            raise ValueError(
+                f"a budget in {aim.unit} compares chains in it, not in {unit}: leave unit out"
+            )
+        if len(outcomes) < LEAST_EXAMPLES:
+            raise CalibrationError(
+                f"{len(outcomes)} examples are too few to choose stages on: give at least "
+                f"{LEAST_EXAMPLES}, or a pair"
+            )
         self.unit, self.costs = _costs(outcomes, unit or (aim.unit if aim.unit in UNITS else None))
         self.answers = _Answers(outcomes)
         self.plans: dict[Places, _Plan] = {}
 
     def chains(self, stages: str | Sequence[str], most: int) -> list[Places]:
-        """The chains to compare, cheaper models first; to match the teacher it is the last."""
+        """The chains to compare, cheaper models first; the teacher is the last of all."""
         roles = self.outcomes.roles
+        last = len(roles) - 1
         if stages == "auto":
-            order = sorted(range(len(roles)), key=lambda place: self.costs[place])
-            every = [one for size in range(2, most + 1) for one in combinations(order, size)]
-            last = len(roles) - 1
-            return [one for one in every if self.aim.kind != "match-teacher" or one[-1] == last]
+            order = sorted(range(last), key=lambda place: self.costs[place])
+            cheaper = [place for place in order if self.costs[place] <= self.costs[last]]
+            sizes = range(1, most)
+            return [(*one, last) for size in sizes for one in combinations(cheaper, size)]
         named = stages.split(",") if isinstance(stages, str) else stages
-        places = tuple(roles.index(role) if role in roles else -1 for role in named)
-        if len(set(places)) < max(2, len(places)) or -1 in places:
+        names = [name.strip() for name in named]
+        places = tuple(roles.index(role) if role in roles else -1 for role in names)
+        if len(set(places)) < max(2, len(places)) or -1 in places or places[-1] != last:
             raise ValueError(
-                f"stages must be auto, or two or more of {', '.join(roles)}, not {', '.join(named)}"
+                f"stages must be auto, or two or more of {', '.join(roles)}, the teacher last, not "
+                f"{', '.join(names)}"
             )
         for place, after in pairwise(places):
             if self.costs[place] > DEARER * self.costs[after]:
@@ -241,23 +257,29 @@ class Search:
     def best(self, chains: Sequence[Places]) -> tuple[Places, tuple[Candidate, ...]]:
         """The shortest chain that is level with the best, and all of them, the best first.
 
-        Quality counts in units of cost, at the price that the best fit pays for it: so chains can
-        be compared that land a little over or under the goal.
+        For a budget the best is the most accurate. Else it is the cheapest, and quality counts in
+        units of cost, at the price that the cheapest fit pays for it: so chains can be compared
+        that land a little over or under the goal.
         """
-        fits, why = {}, None
+        fits, why = {}, ""
         for chain in chains:
             try:
                 fits[chain] = self.fit(chain)
             except CalibrationError as error:
-                why = why or error
+                names = ", ".join(self.outcomes.roles[place] for place in chain)
+                why = why or f"no chain reaches the goal; {names}: {error}"
         if not fits:
             words = f"the teacher is the cheapest model in {self.unit}: nothing can be saved"
-            raise why or CalibrationError(words)
+            raise CalibrationError(why or words)
         price = min(fits.values(), key=lambda fit: fit.rank).price
         alone = [(place,) for place in range(len(self.outcomes.roles))]
         unseen = {chain: self._unseen(chain) for chain in (*alone, *fits)}
-        loss = {chain: cost - price * quality for chain, (quality, cost) in unseen.items()}
-        least = min(loss.values(), key=np.mean)
+        limited = self.aim.limits_quality
+        loss = {
+            chain: cost - price * quality if limited else -quality
+            for chain, (quality, cost) in unseen.items()
+        }
+        least = min((loss[chain] for chain in fits), key=np.mean)
         found = {
             chain: self._candidate(chain, *unseen[chain], loss[chain] - least) for chain in loss
         }
@@ -422,6 +444,8 @@ def _costs(outcomes: Outcomes, unit: str | None) -> tuple[str, list[float]]:
         )
     unit = known[0] if unit is None else unit
     check_choice("unit", unit, known)
+    if not any(getattr(cost, unit) for cost in costs):
+        raise ValueError(f"every model costs 0 {unit}: record what they cost, to compare chains")
     return unit, [float(getattr(cost, unit)) for cost in costs]
 
 
@@ -429,7 +453,7 @@ def _cut(score: np.ndarray, rate: float, skip: float) -> tuple[float, float | No
     """The threshold and the skip of a router that passes on and skips such shares of some rows."""
     ranked = np.sort(deferral_key(score))
     n, least = len(ranked), float(np.finfo(np.float32).min)
-    first, end = round(skip * n), round((skip + rate) * n)
+    first, end = min(round(skip * n), n - 1), round((skip + rate) * n)
     threshold = math.inf if end >= n else max(float(ranked[end]), least)
     return threshold, max(float(ranked[first]), least) if first else None
 

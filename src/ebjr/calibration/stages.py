@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -45,6 +45,12 @@ class StagedPoint(OperatingPoint):
     roles: tuple[str, ...] = ()
     task: str = "classification"
 
+    @classmethod
+    def of(cls, point: OperatingPoint, stages: Sequence[Stage], **about: Any) -> Self:
+        """A point of the last router as one of its chain."""
+        own: dict[str, Any] = {each.name: getattr(point, each.name) for each in fields(point)}
+        return cls(**own, stages=tuple(stages), **about)
+
     @property
     def alone(self) -> Candidate | None:
         """The best single model that costs no more than the chain and is as good, if there is one.
@@ -52,7 +58,9 @@ class StagedPoint(OperatingPoint):
         As `candidates` they are both judged on examples that no threshold was chosen on.
         """
         roles = tuple(stage.role for stage in self.stages)
-        taken = next(one for one in self.candidates if one.roles == roles)
+        taken = next((one for one in self.candidates if one.roles == roles), None)
+        if taken is None:
+            return None
         singles = [one for one in self.candidates if len(one.roles) == 1]
         better = [one for one in singles if one.cost <= taken.cost and one.quality >= taken.quality]
         return max(better, key=lambda one: one.quality, default=None)
@@ -154,10 +162,10 @@ def calibrate_stages(
     outcomes
         What two or more models said, as `record_all` gives it.
     goal, score, blend, **target
-        As of `calibrate`; `score` and `blend` are those of the last router. To match the teacher,
-        a chain has to end with it.
+        As of `calibrate`; `score` and `blend` are those of the last router.
     stages
-        ``"auto"``, or the roles of a chain's models, as in ``("student", "model-2", "teacher")``.
+        ``"auto"``, or the roles of a chain's models, the teacher last, as in
+        ``("student", "model-2", "teacher")``.
     most
         The most models of a chain.
     unit
@@ -199,10 +207,9 @@ def calibrate_stages(
         blend = choose_blend(table, score) if blend == "auto" else blend
     point = calibrate(reduced(rest, found), aim, score=score, blend=blend)
     last = Stage(found[-1].role, point.score, point.threshold, point.blend)
-    own: dict[str, Any] = {each.name: getattr(point, each.name) for each in fields(point)}
-    return StagedPoint(
-        **own,
-        stages=(*found[:-1], last),
+    return StagedPoint.of(
+        point,
+        (*found[:-1], last),
         candidates=candidates,
         compared_in=search.unit,
         roles=outcomes.roles,

@@ -87,6 +87,8 @@ class Classification(Task):
 
     def plain(self, answers: Batch, labels: Sequence[str] | None) -> list[dict[str, Any]]:
         rows = super().plain(answers, labels)
+        if labels is not None and rows and max(r["prediction"] for r in rows) >= len(labels):
+            raise ValueError(f"{len(labels)} labels are too few: a model answers more classes")
         return rows if labels is None else [{**r, "label": labels[r["prediction"]]} for r in rows]
 
     def pack_targets(self, targets: np.ndarray) -> dict[str, np.ndarray]:
