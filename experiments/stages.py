@@ -1,7 +1,7 @@
 """What more than two stages save, held out. `python -m experiments.stages [--quick]`.
 
 Chains of recorded models are chosen on one half of the examples and judged on the other, as means
-of 50 splits, and of 20 or 10 for others' models: the pair, a second look between, a second student
+of 50 splits, and of 20 or 4 for others' models: the pair, a second look between, a second student
 between, and what the search takes by itself. The saving is the inverse of the mean cost. Pick and
 margin are those of `calibrate` with a margin of 0, which lands where it aims or a little under, and
 with its own.
@@ -34,7 +34,7 @@ DELTA, TOLERANCE, REDRAWN, DRAWN = 0.1, 0.02, 1000, 1500
 ZOOS = {
     "imagenet_lite": (20, "lite0_160", "lite0_160_mirrored", "lite0_224", "lite2_260"),
     "imagenet_mobilenet": (20, "mobilenet_v2_128", "mobilenet_v2_128_mirrored", "mobilenet_v2_224"),
-    "cifar100": (10, "osi_exit", "osi_exit_mirrored", "osi_full"),
+    "cifar100": (4, "osi_exit", "osi_exit_mirrored", "osi_full"),
 }
 """Of others, by name: on how many splits, and the models, the cheapest first."""
 
@@ -171,11 +171,6 @@ def main(run: Run) -> dict[str, Any]:
         "search": run.step("search", partial(timed, ours)),
         "guarantee": run.step("guarantee", lambda: redrawn(ours, 20 if run.quick else REDRAWN)),
     }
-    pair_or_more = {"pair": "student,teacher", "auto": "auto"}
-    for name in ("early_exits", "multi_scale"):
-        figures[name] = run.step(name, lambda n=name: measure(exits(n), pair_or_more, splits))
-    for name, (count, *models) in {} if run.quick else ZOOS.items():
-        figures[name] = run.step(name, partial(_of_others, models, pair_or_more, count))
     figures["cifar10, seconds"] = run.step(
         "cifar10, seconds",
         lambda: {
@@ -185,6 +180,11 @@ def main(run: Run) -> dict[str, Any]:
             for most in (2, 3)
         },
     )
+    pair_or_more = {"pair": "student,teacher", "auto": "auto"}
+    for name in ("early_exits", "multi_scale"):
+        figures[name] = run.step(name, lambda n=name: measure(exits(n), pair_or_more, splits))
+    for name, (count, *models) in {} if run.quick else ZOOS.items():
+        figures[name] = run.step(name, partial(_of_others, models, pair_or_more, count))
     draw(run, figures)
     return figures
 
