@@ -23,6 +23,7 @@ from ebjr.errors import EbjrError, GridWarning, OutputWarning, PromiseWarning, R
 from ebjr.files import json_number, sha256_of
 
 if TYPE_CHECKING:
+    from ebjr.data.examples import Data
     from ebjr.outcomes import Outcomes
     from ebjr.predict import Tell
 
@@ -313,7 +314,7 @@ def evaluate(
         title = title or f"EBJR: {outcomes.stem}"
         shown = []
         if data is not None:
-            shown = found.find_images(opt.DataOptions(data, images=images).open(table.task), data)
+            shown = found.find_images(_open(data, images=images, task=table.task), data)
         found.write_report(report, title=title, notes=notes, compared=compared, images=shown)
     if as_json:
         print_json(study_figures(found, compared))
@@ -548,8 +549,7 @@ def quantize(
     from ebjr.recording import prepare_for
     from ebjr.tables import print_quantized
 
-    given = opt.DataOptions(data, input_columns=input_columns, strict=strict)
-    source = given.open("classification")
+    source = _open(data, input_columns=input_columns, strict=strict)
     loaded = ebjr.load_model(model, **_threads(threads))
     first = next(source.batches(1))
     _, chosen = unprepared(prepare_for(loaded, first.inputs, preprocess or "infer"))
@@ -571,6 +571,17 @@ def quantize(
         seconds = compare_seconds(loaded, after, row)
     figures = found.as_dict() | {"seconds": seconds}
     _show(as_json, figures, lambda: print_quantized(out, found, seconds))
+
+
+def _open(
+    data: Path,
+    classes: Path | None = None,
+    strict: bool = False,
+    task: str = "classification",
+    **how: Any,
+) -> Data:
+    """The data of a command that takes few options for them."""
+    return opt.DataOptions(data, classes, strict=strict, **how).open(task)
 
 
 def _outcomes(path: Path, metric: str | None, task: str | None) -> Outcomes:
