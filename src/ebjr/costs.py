@@ -13,6 +13,9 @@ SAVED = {
 }
 """By unit: what there is that many times less of."""
 
+MOST_DEARER = 1.1
+"""How many times what the next model costs one may cost and come before it: figures have noise."""
+
 KINDS_OF_JOULES = ("measured", "estimated")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array, Batch, convert_like, put_rows, row_count, take_rows, to_numpy
-from ebjr.blend import Blend, as_blend
+from ebjr.blend import Blend, as_blend, blend_text
 from ebjr.errors import (
     EbjrError,
     ModelError,
@@ -139,6 +139,7 @@ class JointModel:
             raise NotImplementedError("use the final of a task, such as JointClassifier")
         check_pair(student, teacher, self.kind)
         self._taught = facts(teacher)
+        self._before = len(models_of(student))  # the teacher's
         self.kind.check_score(router.score)
         self.kind.check_scale(rescale)
         self.kind.check_blend(self.blend)
@@ -167,7 +168,7 @@ class JointModel:
         found = self.ask_student(inputs)
         score, deferred = self.router(found.output)
         output, late = self.of_student(found.output), None
-        stage = np.zeros(n, np.int64) if found.stage is None else to_numpy(found.stage)
+        stage = found.stages(n)
         marked = found.degraded
         own_marks = False if marked is None else convert_like(marked, deferred)
         degraded = ~deferred & own_marks
@@ -291,8 +292,7 @@ class JointModel:
 
     def stage_of(self, taught: Answer, rows: int) -> np.ndarray:
         """(rows,): which of the joint model's models gave an answer of the teacher's."""
-        own = np.zeros(rows, np.int64) if taught.stage is None else to_numpy(taught.stage)
-        return own + len(models_of(self.student))
+        return taught.stages(rows) + self._before
 
     def of_student(self, raw: Batch) -> Batch:
         """What the joint model says where the student answers, of the student's raw output."""
@@ -381,6 +381,12 @@ def _sound_rows(found: Answer, sound: np.ndarray, name: str) -> Answer:
         for name in ("degraded", "stage")
     }
     return Answer(take_rows(found.output, rows), answered=answered, why=why, **marks)
+
+
+def router_table(router: Router, blend: float | Blend) -> dict[str, Any]:
+    """A router with the blend of what it defers, as TOML and JSON have them."""
+    own = {"score": str(router.score), "threshold": router.threshold, "blend": blend_text(blend)}
+    return own if router.skip is None else {**own, "skip": router.skip}
 
 
 def models_of(model: Model) -> list[Model]:

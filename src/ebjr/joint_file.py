@@ -185,7 +185,7 @@ class JointConfig:
                 **({} if study.traffic is None else {"traffic": asdict(study.traffic)}),
                 **_meaning(student, teacher, table),
                 **_chosen(point),
-                **({"routers": student.routers} if isinstance(student, JointEntry) else {}),
+                **({"routers": student.routers} if student.routers else {}),
                 **study.kept_figures(),
             },
             operating_points={
@@ -320,7 +320,7 @@ class JointConfig:
         if self.rescale is not None or "rescale" in chosen:
             now["rescale"] = None if self.rescale is None else self.rescale.as_dict()
         watched = [key for key in now if certified or key != "threshold"]
-        inner = self.student.routers if isinstance(self.student, JointEntry) else []
+        inner = self.student.routers
         changed = self.calibration.get("routers", inner) != inner
         return [
             *(
@@ -433,7 +433,7 @@ class JointConfig:
 
         A ValueError says which model is not there. Outcomes that name no models must be of as many.
         """
-        routers = self.student.routers if isinstance(self.student, JointEntry) else []
+        routers = self.student.routers
         if not routers and len(outcomes.roles) == 2:
             return [Stage(role) for role in outcomes.roles]
         roles = list[str]()

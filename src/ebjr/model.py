@@ -176,6 +176,10 @@ class Answer:
     stage: Any = None
     features: Any = None
 
+    def stages(self, rows: int) -> np.ndarray:
+        """(rows,): the stage of each row that was answered; 0 where it says none."""
+        return np.zeros(rows, np.int64) if self.stage is None else to_numpy(self.stage)
+
 
 class TeacherFailed(TeacherUnavailable):
     """The teacher was there and gave no sound answer; where it raised an error, that is the cause.

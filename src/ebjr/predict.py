@@ -16,11 +16,11 @@ from typing import Any
 
 from ebjr.arrays import to_numpy
 from ebjr.backends.exported import ExportedJoint
-from ebjr.blend import Blend, blend_text
+from ebjr.blend import Blend
 from ebjr.data.examples import Data, Examples, Part
 from ebjr.errors import needs
 from ebjr.files import write_whole
-from ebjr.joint import JointAnswer, JointModel
+from ebjr.joint import JointAnswer, JointModel, router_table
 from ebjr.journal import CONTENTS, Journal
 from ebjr.router import Router
 from ebjr.threads import in_order
@@ -94,8 +94,7 @@ def whose_answers(
     router: Router, blend: float | Blend, data: Data, about: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """What must be the same for a run to go on where another stopped, and what else is given."""
-    own = {"score": str(router.score), "threshold": router.threshold, "blend": blend_text(blend)}
-    return {**own, CONTENTS: data.fingerprint(), **(about or {})}
+    return {**router_table(router, blend), CONTENTS: data.fingerprint(), **(about or {})}
 
 
 Answered = tuple[list[dict[str, Any]], list[tuple[str, str]]]

@@ -19,7 +19,7 @@ import numpy as np
 from ebjr.arrays import Array, Batch, fingerprint, join_rows, row_count, take_rows, to_numpy
 from ebjr.backends.entry import Entry, entry_of, picked
 from ebjr.backends.output_kind import KINDS, with_output_kind
-from ebjr.costs import Cost, common_unit
+from ebjr.costs import MOST_DEARER, Cost, common_unit
 from ebjr.data.examples import ArrayData, Data
 from ebjr.data.looks import Look, look_as
 from ebjr.data.preprocess import (
@@ -43,8 +43,6 @@ from ebjr.tasks import as_task
 
 Batches = Iterable[tuple[Batch, Any]]
 
-MOST_DEARER = 1.1
-"""How many times as much as the next model one may cost: figures are rounded."""
 LEAST_SECONDS = 1.0
 """How long each of two models must have run before their times are compared."""
 

@@ -146,3 +146,15 @@ def test_an_exported_file_knows_its_weights(run, tmp_path):
     shuffle_weights(tmp_path / "joint.onnx.data")
     with pytest.raises(ModelError, match=r"joint\.onnx\.data is not what .* exported with; export"):
         ebjr.load_joint("joint.onnx")
+
+
+def test_a_pickle_in_use_is_still_refused_to_whom_does_not_trust_it(tmp_path):
+    joblib = pytest.importorskip("joblib", reason="joblib is not installed")
+    linear = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is not installed")
+    rows = np.random.default_rng(0).normal(size=(30, 4))
+    joblib.dump(linear.LogisticRegression().fit(rows, np.arange(30) % 3), tmp_path / "s.joblib")
+    entry = ModelEntry.of_file(tmp_path / "s.joblib")
+    in_use = entry.load(trust=True)
+    with pytest.raises(ModelError, match="trust"):
+        entry.load()
+    assert entry.load(trust=True) is in_use

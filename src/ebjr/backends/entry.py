@@ -15,12 +15,12 @@ from weakref import WeakValueDictionary
 from ebjr.backends import load_model
 from ebjr.backends.onnx import external_files
 from ebjr.backends.python import absolute, import_path, in_module, source_file
-from ebjr.blend import as_blend, blend_text
+from ebjr.blend import as_blend
 from ebjr.costs import UNITS, Cost
 from ebjr.data.preprocess import Preprocess, prepared, unprepared, values_of
 from ebjr.errors import ModelError, ProtocolError, TeacherUnavailable, note
 from ebjr.files import read_text, sha256_of
-from ebjr.joint import JointModel
+from ebjr.joint import JointModel, router_table
 from ebjr.link.far import FarTeacher, Link
 from ebjr.model import Model, facts
 from ebjr.outcomes import Outcomes
@@ -31,8 +31,22 @@ from ebjr.tasks import as_task
 log = logging.getLogger("ebjr.backends.entry")
 
 
+class _Single:
+    """An entry of one model, as those of joint models say of theirs."""
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The models that it is made of: itself."""
+        return (self,)
+
+    @property
+    def routers(self) -> list[dict[str, Any]]:
+        """The routers between them: none."""
+        return []
+
+
 @dataclass(frozen=True)
-class ModelEntry:
+class ModelEntry(_Single):
     """One model in ``joint.toml``: where it is, what it was, and how its inputs are prepared.
 
     `sha256` is that of all its files (`files_of`), and of the name in a module, when the threshold
@@ -47,11 +61,6 @@ class ModelEntry:
     cost: Cost = field(default_factory=Cost)
     options: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str | None = None
-
-    @property
-    def parts(self) -> "tuple[ModelEntry | RemoteEntry, ...]":
-        """The models that it is made of: itself."""
-        return (self,)
 
     @classmethod
     def of_file(cls, path: str | os.PathLike[str], **about: Any) -> Self:
@@ -88,14 +97,16 @@ class ModelEntry:
             )
         self.check()
         given = {**self.options, **options}
-        whose = repr((self.path, self.sha256, sorted(given.items())))
-        try:
-            model: Any = None if named else _LOADED.get(whose)
-            model = load_model(self.path, trust=trust, **given) if model is None else model
-        except TypeError as error:
-            raise ValueError(f"{self.path}: {error}") from error
-        _LOADED[whose] = model
-        if named and model.weights() != self.weights_sha256:
+        whose = repr((self.path, self.sha256, trust, sorted(given.items())))
+        model: Any = _LOADED.get(whose)
+        if model is None:
+            try:
+                model = load_model(self.path, trust=trust, **given)
+            except TypeError as error:
+                raise ValueError(f"{self.path}: {error}") from error
+        if not named:  # what code makes may be another each time
+            _LOADED[whose] = model
+        elif model.weights() != self.weights_sha256:
             raise ModelError(
                 f"the weights of {self.path} have changed since the threshold was calibrated; "
                 "record and calibrate again"
@@ -139,7 +150,7 @@ def _hash(path: str | os.PathLike[str]) -> str:
 
 
 @dataclass(frozen=True)
-class RemoteEntry:
+class RemoteEntry(_Single):
     """A far teacher in ``joint.toml``: its address, what its server said of it, how it is asked.
 
     A remote model has no file to be hashed: it is taken for the same as long as its server says the
@@ -153,11 +164,6 @@ class RemoteEntry:
     preprocess: Preprocess | None = None
     cost: Cost = field(default_factory=Cost)
     options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def parts(self) -> tuple[Self, ...]:
-        """The models that it is made of: itself."""
-        return (self,)
 
     def check(self) -> None:
         """Nothing can be checked without asking the server: `load` asks it."""
@@ -233,8 +239,7 @@ class JointEntry:
     @property
     def routers(self) -> list[dict[str, Any]]:
         """Its routers, the innermost first, as TOML has them."""
-        inner = self.student.routers if isinstance(self.student, JointEntry) else []
-        return [*inner, dict(self.router)]
+        return [*self.student.routers, dict(self.router)]
 
     @property
     def parts(self) -> tuple[ModelEntry | RemoteEntry, ...]:
@@ -243,17 +248,20 @@ class JointEntry:
 
     def check(self) -> None:
         """Check its own file, and as `ModelEntry.check` those of all its models."""
+        self._check_file()
+        self.student.check()
+        self.teacher.check()
+
+    def _check_file(self) -> None:
         if self.path is not None and sha256_of(Path(self.path)) != self.sha256:
             raise ModelError(
                 f"{self.path} has changed since it became a stage of another joint.toml; record "
                 "and calibrate again"
             )
-        for part in self.parts:
-            part.check()
 
     def load(self, **options: Any) -> Any:
-        """The joint model of the models that its entries load."""
-        self.check()
+        """The joint model of the models that its entries load, each of which checks its own."""
+        self._check_file()
         models = self.student.load(**options), self.teacher.load(**options)
         return joined(self.task, *models, **self.router)
 
@@ -316,10 +324,8 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
     if isinstance(model, FarTeacher):
         link = link or model.link
     if isinstance(model, JointModel):
-        router = {"score": str(model.router.score), "threshold": model.router.threshold}
-        router |= {"blend": blend_text(model.blend)}
-        router |= {} if model.router.skip is None else {"skip": model.router.skip}
         both = entry_of(model.student), entry_of(model.teacher)
+        router = router_table(model.router, model.blend)
         return JointEntry(*both, router, model.task, cost or Cost())
     known = facts(model)
     preprocess = None if known.preprocess is None else Preprocess.from_dict(known.preprocess)

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Batch
-from ebjr.blend import Blend, blend_text
+from ebjr.blend import Blend
 from ebjr.calibration.choice import NOISE, choose_blend, choose_score
 from ebjr.calibration.goal import Goal
-from ebjr.costs import UNITS, Cost, is_comparable
+from ebjr.costs import MOST_DEARER, UNITS, Cost, is_comparable
 from ebjr.curve import TradeOffCurve
 from ebjr.errors import CalibrationError, check_choice
+from ebjr.joint import router_table
 from ebjr.outcomes import Outcomes
 from ebjr.router import Router, deferral_key, is_deferred
 from ebjr.scores import as_score, is_fitted
@@ -34,9 +35,6 @@ FOLDS = 3
 
 LEAST_EXAMPLES = 10
 """On fewer no chain is fitted."""
-
-DEARER = 1.1
-"""A model may be measured as so many times dearer than the one after it: timings have noise."""
 
 RATES = (0.02, 0.05, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
 """The shares of rows that an inner router may pass on."""
@@ -76,10 +74,8 @@ class Stage:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON and TOML."""
-        if self.score is None:
-            return {"role": self.role}
-        how = {"score": self.score, "threshold": self.threshold, "blend": blend_text(self.blend)}
-        return {"role": self.role, **how, **({} if self.skip is None else {"skip": self.skip})}
+        routed = {} if self.score is None else router_table(self.router, self.blend)
+        return {"role": self.role, **routed}
 
 
 @dataclass(frozen=True)
@@ -123,10 +119,7 @@ class _Answers:
         self.outcomes = replace(outcomes, between=(), between_costs=())
         self.said = [outcomes.said_by(role) for role in outcomes.roles]
         self._once = self.outcomes._once
-        self._latest: tuple[Path, Batch] = (
-            (),
-            None,
-        )  # one at a time: of 1,000 classes they are large
+        self._latest: tuple[Path, Batch] = (), None  # one alone, as they may be large
 
     def output(self, path: Path) -> Batch:
         """The joint answer of a path to every row."""
@@ -227,6 +220,7 @@ class Search:
         self.unit, self.costs = _costs(outcomes, unit or (aim.unit if aim.unit in UNITS else None))
         self.answers = _Answers(outcomes)
         self.plans: dict[Places, _Plan] = {}
+        self.fits: dict[Places, _Fit] = {}  # on all examples
 
     def chains(self, stages: str | Sequence[str], most: int) -> list[Places]:
         """The chains to compare, cheaper models first; the teacher is the last of all."""
@@ -246,7 +240,7 @@ class Search:
                 f"{', '.join(names)}"
             )
         for place, after in pairwise(places):
-            if self.costs[place] > DEARER * self.costs[after]:
+            if self.costs[place] > MOST_DEARER * self.costs[after]:
                 raise ValueError(
                     f"the cheaper model comes first, but {roles[place]} costs "
                     f"{self.costs[place]:.4g} {self.unit} and {roles[after]}, after it, "
@@ -261,10 +255,10 @@ class Search:
         units of cost, at the price that the cheapest fit pays for it: so chains can be compared
         that land a little over or under the goal.
         """
-        fits, why = {}, ""
+        fits, why = self.fits, ""
         for chain in chains:
             try:
-                fits[chain] = self.fit(chain)
+                fits[chain] = self._fit(chain)
             except CalibrationError as error:
                 names = ", ".join(self.outcomes.roles[place] for place in chain)
                 why = why or f"no chain reaches the goal; {names}: {error}"
@@ -300,9 +294,9 @@ class Search:
         )
 
     def stages(self, chain: Places) -> list[Stage]:
-        """The stages of a chain, the last one without its router."""
+        """The stages of a chain that `best` has fitted, the last one without its router."""
         roles = [self.outcomes.roles[place] for place in chain]
-        plan, cuts = self._plan(chain), self.fit(chain).cuts
+        plan, cuts = self._plan(chain), self.fits[chain].cuts
         inner = [
             Stage(role, score, threshold, blend, skip)
             for role, score, (threshold, skip), blend in zip(
@@ -311,7 +305,7 @@ class Search:
         ]
         return [Stage(roles[0]), *inner, Stage(roles[-1])]
 
-    def fit(self, chain: Places, rows: Any = slice(None)) -> _Fit:
+    def _fit(self, chain: Places, rows: Any = slice(None)) -> _Fit:
         """The thresholds that reach the goal best on some rows: those of inner routers in turn.
 
         CalibrationError: none reaches it.
@@ -364,9 +358,9 @@ class Search:
         for fold in range(FOLDS):
             own = np.flatnonzero(part == fold)
             try:
-                fit = self.fit(chain, np.flatnonzero(part != fold))
+                fit = self._fit(chain, np.flatnonzero(part != fold))
             except CalibrationError:  # it just reaches the goal, with all examples
-                fit = self.fit(chain)
+                fit = self.fits[chain]
             score, kept, deferred, paid = self._walk(plan, own, partial(_kept_cut, fit))
             on = is_deferred(score, fit.threshold)
             quality[own] = np.where(on, deferred, kept)

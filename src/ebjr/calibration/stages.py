@@ -21,7 +21,7 @@ from ebjr.calibration.goal import Goal
 from ebjr.calibration.stage_search import Candidate, Search, Stage
 from ebjr.curve import OperatingPoint
 from ebjr.errors import check_at_least
-from ebjr.joint import JointModel
+from ebjr.joint import JointModel, router_table
 from ebjr.model import Model
 from ebjr.outcomes import Outcomes
 from ebjr.task import Task
@@ -133,7 +133,7 @@ def _table(outcomes: Outcomes, stages: Sequence[Stage]) -> Mapping[str, Any] | N
         return None
     table = outcomes.models[stages[0].role]
     for stage in stages[1:]:
-        router = {key: value for key, value in stage.as_dict().items() if key != "role"}
+        router = router_table(stage.router, stage.blend)
         both = {"student": table, "teacher": outcomes.models[stage.role]}
         table = {"task": outcomes.task, "router": router, **both}
     return table

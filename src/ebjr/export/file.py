@@ -19,14 +19,13 @@ from ebjr.backends.entry import ModelEntry, RemoteEntry, entry_of
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.backends.output_kind import AsLogits
-from ebjr.blend import blend_text
 from ebjr.data.preprocess import unprepared
 from ebjr.errors import ModelError, one_line
 from ebjr.export.detection import Head, head_of
 from ebjr.export.graph import LEAST_OPSET, Form, Images, Rows, joint_graph, read_parts
 from ebjr.export.inputs import Given, given_of
 from ebjr.files import sha256_of, write_beside
-from ebjr.joint import JointAnswer, JointModel, models_of
+from ebjr.joint import JointAnswer, JointModel, models_of, router_table
 from ebjr.joint_file import JointConfig
 from ebjr.model import Model, as_answer, facts
 from ebjr.outcomes import roles_of
@@ -261,7 +260,10 @@ def _describe(
     score, threshold = joint.router.score, joint.router.threshold
     files = given.files.items()
     stages = [{"file": Path(one.path).name, "sha256": one.sha256} for _, one in files]
-    routed = [{**one, "router": _router(way)} for one, way in zip(stages, levels, strict=False)]
+    routed = [
+        {**one, "router": router_table(way.router, way.blend)}
+        for one, way in zip(stages, levels, strict=False)
+    ]
     asked = facts(joint.teacher).options
     model.producer_name, model.producer_version = "ebjr", ebjr.__version__
     model.doc_string = (
@@ -285,7 +287,7 @@ def _describe(
     told: dict[str, Any] = {
         "name": name,
         "task": about.task,
-        **_router(joint),
+        **router_table(joint.router, joint.blend),
         "student": stages[0],
         "teacher": stages[-1],
         "stages": [*routed, stages[-1]],
@@ -297,12 +299,6 @@ def _describe(
         if fact not in (None, {}, ()):
             text = fact if isinstance(fact, str) else json.dumps(fact, default=_plain)
             model.metadata_props[f"ebjr.{key}"] = text
-
-
-def _router(joint: JointModel) -> dict[str, Any]:
-    score, threshold, skip = joint.router.score, joint.router.threshold, joint.router.skip
-    own = {"score": str(score), "threshold": threshold, "blend": blend_text(joint.blend)}
-    return own if skip is None else {**own, "skip": skip}
 
 
 def _plain(value: Any) -> Any:

@@ -126,7 +126,6 @@ class _Student:
         found = joint.ask_student(list(column) if column.dtype == object else column)
         score, deferred = map(to_numpy, joint.router(found.output))
         output, marked = joint.of_student(found.output), found.degraded
-        stage = np.zeros(len(score), np.int64) if found.stage is None else to_numpy(found.stage)
         sent = [b""] * len(score)
         for row in np.flatnonzero(deferred).tolist():
             sent[row] = pickle.dumps((column[row], output[row]))
@@ -137,7 +136,7 @@ class _Student:
             "score": score.astype(np.float64),
             "deferred": deferred,
             "degraded": np.zeros(len(score), bool) if marked is None else to_numpy(marked),
-            "stage": stage,
+            "stage": found.stages(len(score)),
             "for_teacher": _objects(sent),
         }
 

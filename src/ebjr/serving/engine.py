@@ -507,7 +507,7 @@ class Engine:
         output = found.output if number < len(self.levels) else plain(found.output)
         rows, start = len(output), self._starts[number]
         degraded = np.zeros(rows, bool) if found.degraded is None else to_numpy(found.degraded)
-        stage = np.zeros(rows, np.int64) if found.stage is None else to_numpy(found.stage)
+        stage = found.stages(rows)
         features = plain(found.features) if self._continues and not number else None
         return Answer(output, degraded, stage=stage + start if start else stage, features=features)
 
