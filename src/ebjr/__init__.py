@@ -50,6 +50,7 @@ _NAMES = {
     "tasks.regression.models": "BinnedRegressor EnergyRegressor GaussianMixture",
     "tasks.specialized": "SpecializedJointClassifier",
     "tasks.specialized.known_classes": "relabel top_classes",
+    "within": "BatchCertificate PromisedAnswers answer_within",
 }
 """By module: its public names."""
 

@@ -62,5 +62,8 @@ from ebjr.tasks.regression.models import GaussianMixture as GaussianMixture
 from ebjr.tasks.specialized import SpecializedJointClassifier as SpecializedJointClassifier
 from ebjr.tasks.specialized.known_classes import relabel as relabel
 from ebjr.tasks.specialized.known_classes import top_classes as top_classes
+from ebjr.within import BatchCertificate as BatchCertificate
+from ebjr.within import PromisedAnswers as PromisedAnswers
+from ebjr.within import answer_within as answer_within
 
 __version__: str

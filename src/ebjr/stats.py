@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import betainc, betaincc, betaincinv
+from scipy.special import betainc, betaincc, betaincinv, gammaln
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,25 @@ def binomial_cdf(count: Any, n: Any, share: Any) -> np.ndarray:
     # several times as fast as `betaincc`, and as exact but for the rounding of 1 - share
     inside = betainc(np.maximum(n - count, 0.5), np.maximum(count, 0) + 1, 1 - share)
     return np.where(count < 0, 0.0, np.where(count >= n, 1.0, inside))
+
+
+def hypergeometric_cdf(count: int, total: np.ndarray, bad: np.ndarray, drawn: int) -> np.ndarray:
+    """(k,): P(at most `count` bad rows among `drawn` of `total` (k,), of which `bad` (k,) are bad).
+
+    Examples
+    --------
+    >>> hypergeometric_cdf(0, np.array([10]), np.array([5]), 2).round(4)
+    array([0.2222])
+    """
+    hits = np.arange(min(count, drawn) + 1)[:, None]
+    ways = _log_choices(bad, hits) + _log_choices(total - bad, drawn - hits)
+    return np.minimum(np.exp(ways - _log_choices(total, drawn)).sum(axis=0), 1.0)
+
+
+def _log_choices(of: np.ndarray, some: Any) -> np.ndarray:
+    """The logarithm of how many ways there are to choose some; -inf where there are too few."""
+    enough = np.where(some <= of, 0.0, -np.inf)
+    return enough + gammaln(of + 1) - gammaln(some + 1) - gammaln(np.maximum(of - some, 0) + 1)
 
 
 def critical_count(n: int, share: float, delta: float) -> int:

@@ -218,6 +218,10 @@ class Task:
     def check_first(self, role: str, output: Any) -> None:
         """Check what a model said of the first batch, beyond its form."""
 
+    def count_boxes(self, found: Any, real: Any, label: int | None) -> tuple[np.ndarray, ...]:
+        """(n,) each: boxes that two detectors show, and how many of them match."""
+        raise NotImplementedError
+
     def numbered(self, role: str, model: Any, inputs: Any, targets: Any, data: Any) -> Any:
         """A model that numbers its classes as the data do, as far as the first batch tells."""
         return model

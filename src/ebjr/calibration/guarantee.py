@@ -21,7 +21,7 @@ The tests, each chosen by the promise and the task, never by the data:
   critical count for all thresholds;
 - losses of -1, 0 and 1 (excess of classifiers): the exact unconditional test on gains and losses,
   a critical count of losses that grows with the gains, see `_constant`;
-- any loss of at most 1 (other tasks): betting, see `_log_capital`.
+- any loss of at most 1 (other tasks): betting, see `log_capital`.
 
 The examples are taken as independent draws; an exchangeable stream is a mixture of such, so that
 the promise then holds for whichever the stream turned out to be.
@@ -403,7 +403,7 @@ def _passes(losses: _Losses, aim: _Aim) -> np.ndarray:
 def _statistic(losses: _Losses, n: int, aim: _Aim) -> np.ndarray:
     """(j, k): sums over the examples on which the test of n of them decides."""
     if losses.test == "betting":
-        bets = _bets(n, aim.tolerance, aim.delta)
+        bets = bets_for(n, aim.tolerance, aim.delta)
         # logarithms of what the capital of each bet is multiplied by
         logs = (lambda loss, bet=bet: np.log1p(bet * (aim.tolerance - loss)) for bet in bets)
         return np.stack([losses.sums(of) for of in logs])
@@ -416,7 +416,7 @@ def _statistic(losses: _Losses, n: int, aim: _Aim) -> np.ndarray:
 def _decide(test: str, statistic: np.ndarray, n: int, aim: _Aim) -> np.ndarray:
     """(k,): whether the statistic (j, k) of n examples passes."""
     if test == "betting":
-        return _log_capital(statistic) >= -math.log(aim.delta)
+        return log_capital(statistic) >= -math.log(aim.delta)
     if test == "exact binomial":
         return statistic[0] <= critical_count(n, aim.tolerance, aim.delta)
     constant = _constant(n, aim.tolerance, aim.delta)
@@ -518,7 +518,7 @@ def _size(
 # --- any loss of at most 1
 
 
-def _bets(n: int, tolerance: float, delta: float) -> np.ndarray:
+def bets_for(n: int, tolerance: float, delta: float) -> np.ndarray:
     """Bets fixed before any data: the best ones for variances from the tolerance to 1/2.
 
     The best bet at the edge of passing is ``sqrt(2 log(1/delta) / (n variance))``. Powers of two
@@ -531,7 +531,7 @@ def _bets(n: int, tolerance: float, delta: float) -> np.ndarray:
     return np.geomspace(low, max(low, high), 1 + math.ceil(math.log2(max(high / low, 1)) - 1e-9))
 
 
-def _log_capital(logs: np.ndarray) -> np.ndarray:
+def log_capital(logs: np.ndarray) -> np.ndarray:
     """(k,): the logarithm of the mean capital of several bets, given each one's, (j, k).
 
     Capital 1 is multiplied by ``1 + bet (tolerance - loss)`` at every example: nonnegative, and of
@@ -548,10 +548,10 @@ def _smallest(row: _Losses, aim: _Aim) -> float:
     """The smallest tolerance at which a row's own test passes; 1 if there is none."""
     n, floor = row.n, float(row.mean[0])
     if row.test != "exact trinomial":
-        return _bisect(lambda t: bool(_passes(row, aim.at(t))[0]), floor, 1.0)
+        return bisect(lambda t: bool(_passes(row, aim.at(t))[0]), floor, 1.0)
     lost, gained = (int(count) for count in _statistic(row, n, aim)[:, 0])
     guess = _constant(n, aim.tolerance, aim.delta)  # which hardly moves with the tolerance
-    found = _bisect(lambda t: _margin(lost, gained, n, t) >= guess, floor, 1.0)
+    found = bisect(lambda t: _margin(lost, gained, n, t) >= guess, floor, 1.0)
     stride = max(found - floor, 1 / n) / 50
     while found < 1 and not _trinomial_passes(lost, gained, n, aim.at(found)):
         found += stride
@@ -567,9 +567,7 @@ def _trinomial_passes(lost: int, gained: int, n: int, aim: _Aim) -> bool:
     return bool((_size(n, aim.tolerance, constant, aim.delta, *intervals) <= aim.delta).all())
 
 
-def _bisect(
-    passes: Callable[[float], bool], low: float, high: float, within: float = 1e-4
-) -> float:
+def bisect(passes: Callable[[float], bool], low: float, high: float, within: float = 1e-4) -> float:
     """The edge above which `passes` is true, from its safe side; `high` is taken to pass."""
     while high - low > within * max(abs(high), 1e-4):
         middle = (low + high) / 2
@@ -626,7 +624,7 @@ def _examples(losses: _Losses, rows: list[int], aim: _Aim) -> int | None:
         high *= 2
         if high > _MOST_EXAMPLES:
             return None
-    return int(_round_up(_bisect(enough, high / 2, high, 0.01)))
+    return int(_round_up(bisect(enough, high / 2, high, 0.01)))
 
 
 def _would_pass(test: str, scaled: np.ndarray, size: int, n: int, aim: _Aim) -> bool:

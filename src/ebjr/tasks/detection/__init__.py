@@ -26,7 +26,13 @@ from ebjr.tasks.detection.boxes import (
 from ebjr.tasks.detection.first import check_boxes, numbered
 from ebjr.tasks.detection.fusion import fuse_detections
 from ebjr.tasks.detection.gain import Gain
-from ebjr.tasks.detection.precision import SHOWN, JointPrecision, Matches, match_detections
+from ebjr.tasks.detection.precision import (
+    SHOWN,
+    JointPrecision,
+    Matches,
+    count_boxes,
+    match_detections,
+)
 from ebjr.tasks.detection.scale import CommonScale
 from ebjr.tasks.detection.scores import DETECTIONS, PARTS, detection_energy
 
@@ -66,6 +72,7 @@ class Detection(Task):
     rows = "a list of {} Detections, one for each"
     check_first = staticmethod(check_boxes)
     numbered = staticmethod(numbered)
+    count_boxes = staticmethod(count_boxes)
 
     def count_rows(self, output: Any) -> int | None:
         listed = isinstance(output, list | tuple)

@@ -348,6 +348,23 @@ def matched_gains(student: Matches, teacher: Matches, weighted: bool = False) ->
     return _found(teacher, weighted) - _found(student, weighted)
 
 
+def count_boxes(
+    found: Sequence[Detections], real: Sequence[Detections], label: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) each: boxes that two detectors show, of one class or all, and how many match at 0.5."""
+    one, other = ([each.above(SHOWN) for each in some] for some in (found, real))
+    matches = match_detections(one, [GroundTruth(each.boxes, each.labels) for each in other])
+
+    def count(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        wanted = images if label is None else images[labels == label]
+        return np.bincount(wanted, minlength=len(one))
+
+    hits = matches.hit[:, 0]
+    shown = matches.boxes.sum(axis=1) if label is None else matches.boxes[:, label]
+    right = count(matches.image[hits], matches.label[hits])
+    return count(matches.image, matches.label), shown, right
+
+
 def _found(matches: Matches, weighted: bool) -> np.ndarray:
     weight = matches.hit.mean(axis=1) * (matches.score if weighted else 1.0)
     return np.bincount(matches.image, weight, minlength=len(matches))

@@ -1,0 +1,323 @@
+"""One batch: rows are drawn and asked about, a threshold is found, and all are answered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ebjr.arrays import Batch, to_numpy
+from ebjr.calibration.budget import Plan, Sample, usual_pairs
+from ebjr.calibration.guarantee import bisect
+from ebjr.errors import CalibrationError
+from ebjr.joint import models_of
+from ebjr.journal import Journal
+from ebjr.router import deferral_key
+from ebjr.within.certificate import LABELS, BatchCertificate, PromisedAnswers
+from ebjr.within.rows import Paid, Rows, Told
+
+if TYPE_CHECKING:
+    from ebjr.within import PromisedRun
+
+
+class PromisedBatch:
+    """One batch: what the student says of it, and what the teacher has said so far."""
+
+    def __init__(self, run: PromisedRun, rows: Rows, tell: Told) -> None:
+        self.run, self.kind = run, run.joint.kind
+        columns: list[tuple[np.ndarray, ...]] = []
+        said: list[Any] = []
+        names: list[str] = []
+        form: Batch = None
+        for where, inputs, called in rows.batches(run.batch_size):
+            found = run.joint.ask_student(inputs)
+            score, form = run.read(found.output)
+            said += list(run.joint.predict(form))
+            marks = np.zeros(len(where), bool) if found.degraded is None else found.degraded
+            columns.append((where, score, to_numpy(marks), found.stages(len(where))))
+            names += called
+            tell("asking the student", len(said), len(rows.rows))
+        if not said:
+            raise ValueError("there are no rows to answer")
+        self.said, self.names, self.n = said, names, len(said)
+        self.numbers, self.score, self.degraded, self.stage = map(
+            np.concatenate, zip(*columns, strict=True)
+        )
+        self.known, self.sampled = np.zeros(self.n, bool), np.zeros(self.n, bool)
+        self.paid = Paid(run.joint, rows, form, run.batch_size, tell)
+        self.start = rows.rows.start
+        self.rng = np.random.default_rng([run.seed, 0, self.start])
+        self.before = 0  # rows that were paid for before
+
+    def take_up(self, keep: Journal) -> None:
+        """Go on from what a journal holds: it is known, or of this very draw."""
+        wanted = self.run.wanted
+        own: dict[str, Any] = {
+            "of": wanted.promised,
+            "delta": wanted.delta,
+            "teacher_calls": wanted.teacher_calls,
+        }
+        own |= {"positive": self.run.positive, "score": str(self.run.joint.router.score)}
+        known = self.paid.take_up(keep, {**own, "seed": self.run.seed}, self.run.about)
+        self.known |= np.isin(self.numbers, known)
+        self.before = int(self.known.sum())
+        self.rng = np.random.default_rng([self.run.seed, self.paid.attempt, self.start])
+
+    def ask(self, rows: np.ndarray) -> None:
+        """Ask the teacher about rows by their places here, which are known from then on."""
+        self.paid.ask(self.numbers[rows])
+        self.known[rows] = True
+
+    def taught(self, rows: np.ndarray) -> list[Any]:
+        """What the teacher says of known rows."""
+        return [self.paid.said[row] for row in self.numbers[rows].tolist()]
+
+    def answers(self, certificates: tuple[BatchCertificate, ...]) -> PromisedAnswers:
+        """What is answered: known rows as the teacher answers them, the others by the student."""
+        said, known = list(self.said), self.known
+        rows = np.flatnonzero(known)
+        for row, answer in zip(rows.tolist(), self.taught(rows), strict=True):
+            said[row] = answer
+        stage = np.where(known, len(models_of(self.run.joint.student)), self.stage)
+        return PromisedAnswers(
+            said if self.kind.targets_are == "boxes" else np.stack(said),
+            self.score,
+            known,
+            self.degraded & ~known,
+            stage,
+            self.sampled,
+            certificates,
+            self.names,
+        )
+
+    def promise(self, name: str, at_least: float | None) -> BatchCertificate:
+        """Ask the teacher what one promise takes, and say what is promised."""
+        question = Question(self, name)
+        if name == "accuracy":
+            drawn = question.labeled()
+        elif at_least is None:
+            size = self._lowest(question)
+            drawn = self.rng.choice(question.open(), size, replace=False)
+        else:
+            drawn = self._draw(question, self._size(question, at_least), at_least)
+        sample, rows = question.ask(drawn)
+        if at_least is None:
+            at_least, kept = sample.best(question.delta), len(rows)
+            if not at_least:
+                raise CalibrationError(question.nothing(sample))
+        else:
+            kept = sample.kept(at_least, question.delta)
+            self._defer(question, sample, rows, at_least)
+        question.learn(sample, rows)
+        left = question.key[question.deferrable & ~self.known]
+        observed = 1 - float(sample.bad[: max(kept, 0)].sum()) / max(float(sample.counted.sum()), 1)
+        about_boxes = sample.boxes if sample.boxes is None else int(sample.boxes)
+        return BatchCertificate(
+            name,
+            at_least,
+            question.delta,
+            self.n,
+            len(rows),
+            float(left.min()) if len(left) else math.inf,
+            observed,
+            self.run.title if name in LABELS else None,
+            about_boxes,
+        )
+
+    def _draw(self, question: Question, size: int, at_least: float) -> np.ndarray:
+        """Rows in random order: `size` of them, or of recall as many as it takes, up to 4 times."""
+        if question.name != "recall" or question.boxes is not None:
+            return self.rng.choice(question.open(), size, replace=False)
+        enough = question.plan().likely_counted(size).max()
+        most = min(4 * size, len(question.open()) if question.calls is None else question.calls)
+        order, done = self.rng.permutation(question.open())[:most], 0
+        while done < most:
+            done = min(done + max(size // 8, 1), most)
+            self.paid.ask(self.numbers[np.sort(order[:done])])
+            if self.run.is_positive(np.stack(self.taught(order[:done]))).sum() >= enough:
+                break
+        return order[:done]
+
+    def _lowest(self, question: Question) -> int:
+        """Defer the lowest scores that the budget is for; how many rows are left to sample."""
+        calls = self.run.wanted.teacher_calls
+        assert calls is not None
+        rows = np.flatnonzero(question.deferrable & ~self.known)
+        rows = rows[np.argsort(question.key[rows], kind="stable")]
+        never = int((question.key[rows] == -math.inf).sum())  # kept at no threshold
+        first = max(never, question.plan().split(calls))
+        if first >= calls:
+            raise CalibrationError(
+                f"teacher_calls is {calls} (--teacher-calls), and {never} rows have no score, so "
+                "that the teacher must answer them: give more"
+            )
+        self.ask(np.sort(rows[:first]))
+        return min(calls - first, len(question.open()))
+
+    def _size(self, question: Question, at_least: float) -> int:
+        """How many rows to sample for a promise; CalibrationError: no number will do."""
+        plan, calls = question.plan(), question.calls
+        size = plan.sample_size(at_least, calls)
+        if size is None:
+            least = plan.least_sample(at_least)
+            most = plan.most(plan.population if calls is None else calls)
+            needs = f"a sample of about {least}" if least else "more rows than there are"
+            left = "" if calls is None else f", and {calls} teacher calls are left"
+            raise CalibrationError(
+                f"{question.asked_for(at_least)} takes {needs} of {self.n:,} rows{left}; "
+                f"the most that can be promised is about {most:.3g}"
+            )
+        return size
+
+    def _defer(self, question: Question, sample: Sample, rows: np.ndarray, at_least: float) -> None:
+        """Have the teacher answer what is below the threshold, if it may be asked so much."""
+        more, calls = question.below(sample, rows, at_least), question.calls
+        everything = len(more) and self.known.sum() + len(more) == self.n
+        if len(more) > calls if calls is not None else everything:
+            raise CalibrationError(question.refusal(sample, rows, at_least, len(more)))
+        self.ask(more)
+
+
+class Question:
+    """One promise about one batch: which rows are drawn, which are deferred, and which are bad."""
+
+    def __init__(self, batch: PromisedBatch, name: str) -> None:
+        self.batch, self.name, self.boxes = batch, name, None
+        self.delta = batch.run.wanted.share_of_delta
+        self.pool = self.deferrable = np.ones(batch.n, bool)
+        self.counted = 1.0
+        if batch.kind.targets_are == "boxes":
+            shown = batch.kind.count_boxes(batch.said, batch.said, batch.run.positive)[0]
+            self.boxes = max(float(shown.max()), 1.0)
+        elif name in LABELS:
+            positive = batch.run.is_positive(np.stack(batch.said))
+            if name == "precision":
+                self.pool = self.deferrable = positive
+            else:
+                self.deferrable, self.counted = ~positive, max(positive.mean(), 1 / batch.n)
+        self.key = np.where(self.deferrable, deferral_key(batch.score), math.inf)
+
+    @property
+    def calls(self) -> int | None:
+        """How many rows more the teacher may be asked about."""
+        calls = self.batch.run.wanted.teacher_calls
+        return None if calls is None else calls - int(self.batch.known.sum()) + self.batch.before
+
+    def open(self) -> np.ndarray:
+        """The rows that may be drawn."""
+        return np.flatnonzero(self.pool & ~self.batch.known)
+
+    def plan(self) -> Plan:
+        """What the size of a sample is chosen by."""
+        deferrable = int((self.deferrable & ~self.batch.known).sum())
+        belief = self.batch.run.beliefs.get(self.name, usual_pairs())
+        promise, population = self.name if self.boxes is None else "boxes", len(self.open())
+        known, share = self._known(), self.counted
+        return Plan(promise, self.delta, population, deferrable, share, known, belief)
+
+    def _known(self) -> int:
+        """How many counted rows the teacher answers already."""
+        rows = np.flatnonzero(self.batch.known)
+        if not len(rows) or self.boxes is not None:
+            return 0
+        if self.name not in LABELS:
+            return len(rows)
+        return int(self.batch.run.is_positive(np.stack(self.batch.taught(rows))).sum())
+
+    def labeled(self) -> np.ndarray:
+        """The rows that have labels; `right` are these labels."""
+        batch, targets = self.batch, self.batch.run.targets or {}
+        keys: Sequence[Any] = batch.numbers.tolist()
+        keys = batch.names if any(isinstance(key, str) for key in targets) else keys
+        rows = [row for row, key in enumerate(keys) if key in targets]
+        if len(rows) < len(targets) or not rows:
+            strange = next((key for key in targets if key not in {*keys}), "none")
+            raise ValueError(
+                f"targets are labels of some of the {batch.n} rows, each by its number or its name "
+                f"(--labels), but {strange} is none of these"
+            )
+        self.right = {row: targets[keys[row]] for row in rows}
+        return np.array(rows)
+
+    def ask(self, drawn: np.ndarray) -> tuple[Sample, np.ndarray]:
+        """The sample that rows make, in the order in which they were drawn; and they, by score."""
+        known, population = self._known(), len(self.open())
+        by_score = np.argsort(-self.key[drawn], kind="stable")
+        rows = drawn[by_score]
+        self.batch.ask(np.sort(drawn))
+        self.batch.sampled[drawn] = True
+        how: dict[str, Any] = {"population": population, "known": known, **self._judged(rows)}
+        return Sample(self.name, **how, order=np.argsort(by_score)), rows
+
+    def _judged(self, rows: np.ndarray) -> dict[str, Any]:
+        """Which rows are bad if the student answers, and which count."""
+        batch, run = self.batch, self.batch.run
+        said, taught = [batch.said[row] for row in rows], batch.taught(rows)
+        if self.boxes is not None:
+            found, real, hits = batch.kind.count_boxes(said, taught, run.positive)
+            about = found if self.name == "precision" else real
+            how = {"deferred_counted": real, "boxes": self.boxes}
+            return {"bad": about - hits, "counted": about, **how}
+        one, other = np.stack(said), np.stack(taught)
+        if self.name == "accuracy":
+            right = np.array([self.right[row] for row in rows.tolist()])
+            wrong = {"bad": one != right, "deferred_bad": other != right}
+            return {**wrong, "counted": np.ones(len(rows), bool)}
+        if self.name == "agreement":
+            same = (one == other).reshape(len(rows), -1).all(axis=1)
+            return {"bad": ~same, "counted": np.ones(len(rows), bool)}
+        one, other = run.is_positive(one), run.is_positive(other)
+        if self.name == "precision":
+            return {"bad": one & ~other, "counted": one & other}
+        return {"bad": ~one & other, "counted": other}
+
+    def below(self, sample: Sample, rows: np.ndarray, at_least: float) -> np.ndarray:
+        """The rows that the threshold defers and the teacher has not answered yet."""
+        kept = sample.kept(at_least, self.delta)
+        cut = -math.inf if kept == len(rows) else self.key[rows[max(kept, 0)]]
+        cut = math.inf if kept < 0 else cut
+        return np.flatnonzero(self.deferrable & ~self.batch.known & (self.key <= cut))
+
+    def learn(self, sample: Sample, rows: np.ndarray) -> None:
+        """Keep what the sample tells of the next batch."""
+        if self.name in ("agreement", "precision") and self.boxes is None:
+            rank = np.empty(self.batch.n)
+            rank[np.argsort(self.key, kind="stable")] = np.arange(self.batch.n)
+            place = rank[rows] / max(int(self.deferrable.sum()), 1)
+            self.batch.run.beliefs[self.name] = usual_pairs().seen(place, sample.bad.astype(bool))
+
+    def nothing(self, sample: Sample) -> str:
+        """Why a sample certifies nothing at all."""
+        if not sample.counted.any():
+            return self._absent(sample)
+        return (
+            f"{len(sample.bad)} sampled rows, {int(sample.bad.sum())} of them bad, certify no "
+            f"{self.name} at delta {self.delta:g}: give more teacher_calls (--teacher-calls)"
+        )
+
+    def _absent(self, sample: Sample) -> str:
+        return (
+            f"the sample of {len(sample.bad)} rows holds none of class {self.batch.run.title}, so "
+            f"that its {self.name} cannot be judged: give more teacher_calls (--teacher-calls)"
+        )
+
+    def asked_for(self, at_least: float) -> str:
+        """The promise in words."""
+        return f"{self.name} of at least {at_least:g} at delta {self.delta:g}"
+
+    def refusal(self, sample: Sample, rows: np.ndarray, at_least: float, more: int) -> str:
+        """Why a promise is not kept: what it would take, and what can be had."""
+        if self.name in LABELS and not sample.counted.any():
+            return self._absent(sample)
+        calls = self.calls
+        allowed = more - 1 if calls is None else calls
+        best = bisect(lambda one: len(self.below(sample, rows, 1 - one)) <= allowed, 0.0, 1.0, 1e-3)
+        spent = int(self.batch.known.sum()) - self.batch.before
+        given = "" if calls is None else f", and teacher_calls is {spent + calls:,}"
+        return (
+            f"{self.asked_for(at_least)} takes {spent + more:,} teacher calls for "
+            f"{self.batch.n:,} rows{given}: give more (--teacher-calls), or promise less; on this "
+            f"sample {spent + allowed:,} calls would do for about {max(1 - best, 0):.3g}"
+        )

@@ -1,0 +1,186 @@
+"""What is wanted of the answers to a batch, what is promised, and these answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ebjr.calibration.budget import PROMISES
+from ebjr.errors import check_at_least, check_choice
+
+LABELS = ("precision", "recall")
+"""The promises about one class."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is promised of each batch, and the budget.
+
+    Parameters
+    ----------
+    promise
+        One of `PROMISES`, or a mapping of some to what they are to be at least.
+    at_least
+        What `promise` is to be at least, in (0, 1]; None: as much as `teacher_calls` allow.
+    delta
+        The chance that a promise is broken, in (0, 1).
+    teacher_calls
+        The most rows of a batch that the teacher may be asked about, sampled ones included.
+    positive
+        The class of precision and recall: its number, or its name where a model names classes. Of
+        detectors None is all classes.
+    """
+
+    promise: str | Mapping[str, float | None] = "agreement"
+    at_least: float | None = None
+    delta: float | None = None
+    teacher_calls: int | None = None
+    positive: int | str | None = None
+    promised: dict[str, float | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        given = self.promise
+        promised = {given: self.at_least} if isinstance(given, str) else {**given}
+        object.__setattr__(self, "promised", promised)
+        for name, share in promised.items():
+            check_choice("promise", name, PROMISES)
+            if share is not None and not 0 < share <= 1:
+                raise ValueError(f"{name} must be promised above 0 and up to 1, not {share:g}")
+        if self.delta is None or not 0 < self.delta < 1:
+            raise ValueError(
+                "a promise needs delta, the chance that it is broken, between 0 and 1 (--delta 0.1)"
+                f", not {self.delta}"
+            )
+        check_at_least(1, teacher_calls=self.teacher_calls)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        promised = self.promised
+        if None in promised.values() and (len(promised) > 1 or self.teacher_calls is None):
+            raise ValueError(
+                f"say what {next(name for name, one in promised.items() if one is None)} is to be "
+                "at least (--promise agreement=0.97), or give one promise and a budget, "
+                "teacher_calls (--teacher-calls)"
+            )
+        if len(promised) > 1 and not promised.keys() <= {*LABELS}:
+            raise ValueError(
+                "precision and recall may be promised together, any other promise alone, not "
+                f"{', '.join(promised)}"
+            )
+        if "accuracy" in promised and promised["accuracy"] is None:
+            raise ValueError("say what accuracy is to be at least: --promise accuracy=0.9")
+
+    @property
+    def share_of_delta(self) -> float:
+        """The chance of each promise to be broken."""
+        assert self.delta is not None
+        return self.delta / len(self.promised)
+
+
+@dataclass(frozen=True)
+class BatchCertificate:
+    """What is promised of the answers to one batch.
+
+    Attributes
+    ----------
+    promise, at_least, delta
+        The share `promise` is `at_least` this with probability at least ``1 - delta``.
+    rows, sampled
+        How many rows there are, and how many of them were drawn.
+    threshold
+        Of the score; for precision and recall of the log-odds of `positive`, the sign as the
+        student answers. Rows below it are deferred; ``inf`` defers all.
+    observed
+        The share in the sample, with that threshold.
+    positive
+        The class of precision and recall.
+    most_boxes
+        Of detectors: no image counts for more boxes.
+
+    Examples
+    --------
+    >>> BatchCertificate("agreement", 0.97, 0.1, 10_000, 503, 0.62, 0.981).statement
+    'With probability at least 0.9 over the draw of 503 rows, at least 97 % of the answers to these
+    10,000 rows are as the teacher would answer.'
+    """
+
+    promise: str
+    at_least: float
+    delta: float
+    rows: int
+    sampled: int
+    threshold: float
+    observed: float
+    positive: str | None = None
+    most_boxes: int | None = None
+
+    @property
+    def statement(self) -> str:
+        """The promise in one sentence."""
+        boxes = self.most_boxes is not None
+        thing, called = ("boxes", "") if boxes else ("rows", f" {self.positive}")
+        of_class = f" of {self.positive}" if boxes and self.positive else ""
+        words = {
+            "agreement": "of the answers to these {:,} rows are as the teacher would answer",
+            "accuracy": "of the answers to these {:,} rows are right",
+            "precision": f"of the {thing}{of_class} answered{called}, among these {{:,}}, the "
+            f"teacher would {'find' if boxes else 'answer'} so, too",
+            "recall": f"of the {thing}{of_class} that the teacher would "
+            f"{'find' if boxes else 'answer'}{called}, among these {{:,}}, are "
+            f"{'found' if boxes else 'answered so'}",
+        }[self.promise]
+        drawn = "labeled rows, if these are a uniform sample" if self.labeled else "rows"
+        cut = f", an image counting for at most {self.most_boxes} boxes" if boxes else ""
+        images = words.format(self.rows) if not boxes else words.format(self.rows) + " images"
+        return (
+            f"With probability at least {1 - self.delta:.6g} over the draw of {self.sampled:,} "
+            f"{drawn}, at least {100 * self.at_least:.4g} % {images}{cut}."
+        )
+
+    @property
+    def labeled(self) -> bool:
+        """Whether the sample is of labeled rows."""
+        return self.promise == "accuracy"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure, with the statement, for JSON."""
+        figures = {**asdict(self), "statement": self.statement}
+        return {name: value for name, value in figures.items() if value is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class PromisedAnswers:
+    """The answers to a batch of n rows, and what is promised of them.
+
+    Attributes
+    ----------
+    prediction
+        As of `JointAnswer`: (n,) labels, (n, labels) bool, or a list of n `Detections`.
+    score
+        (n,): the student's score, or the log-odds, by which rows were deferred.
+    deferred
+        (n,) bool: the teacher answered, of the sampled rows as well.
+    sampled
+        (n,) bool: the row was drawn.
+    certificates
+        One for each promise; delta is shared out among them.
+    degraded, stage
+        As of `JointAnswer`.
+    names
+        (n,): what data call the rows; of arrays their numbers.
+    """
+
+    prediction: Any
+    score: np.ndarray
+    deferred: np.ndarray
+    degraded: np.ndarray
+    stage: np.ndarray
+    sampled: np.ndarray
+    certificates: tuple[BatchCertificate, ...]
+    names: Sequence[str]
+
+    @property
+    def teacher_calls(self) -> int:
+        """How many rows the teacher answered."""
+        return int(self.deferred.sum())

@@ -1,0 +1,117 @@
+"""The rows of a batch, and what the teacher has said of them, which is paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Batch, fingerprint, plain, row_count, take_rows, to_numpy
+from ebjr.data.examples import Data
+from ebjr.errors import TeacherUnavailable
+from ebjr.joint import JointModel
+from ebjr.journal import CONTENTS, Journal
+from ebjr.model import facts
+
+Told = Callable[[str, int, int | None], None]
+
+
+class Rows:
+    """The rows of a batch, in batches from the first on and by their numbers."""
+
+    def __init__(self, inputs: Batch | Data, rows: range | None = None) -> None:
+        n = len(inputs) if isinstance(inputs, Data) else row_count(inputs)
+        self.inputs, self.rows = inputs, range(n) if rows is None else rows
+
+    def batches(self, size: int) -> Iterator[tuple[np.ndarray, Batch, Sequence[str]]]:
+        """Numbers, inputs and names of the rows that can be read."""
+        start = self.rows.start
+        if not isinstance(self.inputs, Data):
+            for first in range(start, self.rows.stop, size):
+                rows = np.arange(first, min(first + size, self.rows.stop))
+                yield rows, take_rows(self.inputs, rows), [str(row) for row in rows]
+            return
+        for batch, unreadable in self.inputs.parts(size, start):
+            end = start + (0 if batch is None else len(batch)) + len(unreadable)
+            rows = np.arange(start, end)
+            if batch is not None:
+                rows = self.inputs.take(rows.tolist())[1] if unreadable else rows
+                here = np.flatnonzero(rows < self.rows.stop)
+                names = [batch.names[row] for row in here]
+                yield rows[here], take_rows(batch.inputs, here), names
+            if (start := end) >= self.rows.stop:
+                return
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """The inputs of some rows, rising."""
+        if not isinstance(self.inputs, Data):
+            return take_rows(self.inputs, rows)
+        found, where = self.inputs.take(rows.tolist())
+        if len(where) < len(rows):
+            raise ValueError(f"{self.inputs.path} has changed: a row can no longer be read")
+        return found.inputs
+
+    def whose(self) -> dict[str, Any]:
+        """What tells these rows from others."""
+        data = self.inputs
+        return {CONTENTS: data.fingerprint() if isinstance(data, Data) else fingerprint(data, None)}
+
+
+class Paid:
+    """What the teacher has said of rows, by number: in memory and, if one is given, a journal."""
+
+    def __init__(self, joint: JointModel, rows: Rows, form: Batch, size: int, tell: Told) -> None:
+        self.joint, self.rows, self.size, self.tell = joint, rows, size, tell
+        self.form = form  # of the student's answers, which the teacher's are held to
+        self.said: dict[int, Any] = {}
+        self.keep: Journal | None = None
+        self.attempt = 0  # how many other promises were tried before
+        self.promise: dict[str, Any] = {}
+
+    def take_up(
+        self, keep: Journal, promise: dict[str, Any], about: Mapping[str, Any]
+    ) -> list[int]:
+        """Go on with a journal; the rows that runs with other promises have asked about."""
+        keep.resume({**about, **self.rows.whose(), "task": self.joint.kind.name})
+        self.keep, self.promise, earlier = keep, promise, []
+        for told, content in keep.records():
+            with np.load(BytesIO(content)) as file:
+                self._add(told["rows"], self.joint.kind.unpack("teacher", {**file}))
+            earlier.append((told["attempt"], told["rows"]))
+            self.attempt = told["attempt"] + (told["promise"] != promise)
+        return [row for attempt, rows in earlier if attempt < self.attempt for row in rows]
+
+    def ask(self, numbers: np.ndarray) -> None:
+        """Have the teacher's answers to rows, each asked once; TeacherUnavailable: it gave none."""
+        missing = np.array([row for row in numbers.tolist() if row not in self.said], np.int64)
+        for start in range(0, len(missing), self.size):
+            self._ask(missing[start : start + self.size])
+            self.tell("asking the teacher", min(start + self.size, len(missing)), len(missing))
+
+    def _ask(self, numbers: np.ndarray) -> None:
+        inputs = self.rows.take(numbers)
+        if facts(self.joint.teacher).continues:
+            inputs = self.joint.for_teacher(inputs, self.joint.ask_student(inputs))
+        found = self.joint.ask_teacher_alone(inputs, self.form)
+        sound = np.ones(len(numbers), bool) if found.answered is None else to_numpy(found.answered)
+        own = slice(None) if found.degraded is None else np.flatnonzero(~to_numpy(found.degraded))
+        output, there = take_rows(found.output, own), numbers[sound][own]
+        if len(there):
+            self._add(there.tolist(), output)
+        if len(there) and self.keep is not None:
+            file, arrays = BytesIO(), self.joint.kind.pack("teacher", plain(output), False)
+            np.savez(file, allow_pickle=False, **arrays)
+            told = {"attempt": self.attempt, "promise": self.promise, "rows": there.tolist()}
+            self.keep.add(told, file.getvalue())
+        if len(there) < len(numbers):
+            first = np.setdiff1d(numbers, there)[0]
+            raise TeacherUnavailable(
+                f"the teacher answered {len(there)} of {len(numbers)} rows, not row {first}"
+                f"{': ' + found.why if found.why else ''}; a promise needs its answer to every row "
+                "that it is asked about: ask again, or leave such rows out of the data"
+            )
+
+    def _add(self, rows: Sequence[int], output: Batch) -> None:
+        self.said.update(zip(rows, list(self.joint.predict(output)), strict=True))
