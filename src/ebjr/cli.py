@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ebjr.data.examples import Data
     from ebjr.outcomes import Outcomes
     from ebjr.predict import Tell
+    from ebjr.within import BatchCertificate
 
 # What is heavy is imported by the command that needs it: `ebjr --help` is there at once.
 
@@ -327,6 +328,7 @@ def evaluate(
 def predict(
     joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` or `ebjr export` wrote.")],
     data: opt.DataOptions,
+    promised: opt.PromiseOptions,
     output: Path = opt.in_output(
         "The answers: .jsonl, .csv or .parquet.", "--output", "-o", default=...
     ),
@@ -353,15 +355,38 @@ def predict(
             f"on Ray student and teacher run on their own: give the joint.toml that {joint} was "
             "exported from"
         )
+    wanted = promised.wanted()
+    certificates: list[BatchCertificate] = []
+    if wanted and not (isinstance(known, JointConfig) and not on_ray):
+        raise ValueError(
+            "--promise asks student and teacher apart: give a joint.toml, and no --ray"
+        )
+    if wanted and (threshold, operating_point) != (None, None):
+        raise ValueError(
+            "--promise finds thresholds of its own: leave --threshold and the like out"
+        )
     source = data.open(known.task, known.labels, known.columns)
     chosen = chosen_threshold(known, threshold, operating_point)
-    how: dict[str, Any] = {
-        "batch_size": batch_size,
-        "about": {"joint": sha256_of(*files_of(joint)), "data": str(data.data.resolve())},
-        "restart": restart,
-    }
+    about = {"joint": sha256_of(*files_of(joint)), "data": str(data.data.resolve())}
+    how: dict[str, Any] = {"batch_size": batch_size, "about": about, "restart": restart}
     with _progress() as tell:
-        if on_ray:
+        if wanted and isinstance(known, JointConfig):
+            from ebjr.predict import predict_within
+            from ebjr.within import PromisedRun
+
+            run = PromisedRun(
+                known.load(trust=trust, **_threads(threads or known.threads_for(1))),
+                wanted,
+                labels=known.labels,
+                targets=promised.targets(known.labels),
+                batch_size=batch_size,
+                seed=promised.seed,
+                about=about,
+            )
+            done, certificates = predict_within(
+                run, source, output, window=promised.window, restart=restart, tell=tell
+            )
+        elif on_ray:
             from ebjr.scale.ray_data import predict_file
 
             own = [
@@ -388,7 +413,9 @@ def predict(
     more = {"unreadable": len(done.unreadable), "output": str(output), "deferral_rate": rate}
     words = f"{done.examples:,} answers in {output}; {rate:.1%} by the teacher"
     words += f"; {done.degraded:,} degraded: a teacher did not answer" if done.degraded else ""
-    _show(as_json, counts | more, lambda: out.print(words, soft_wrap=True))
+    words = "\n".join([words, *(each.statement for each in certificates)])
+    more |= {"promised": [each.as_dict() for each in certificates]} if certificates else {}
+    _show(as_json, counts | more, lambda: out.print(words, soft_wrap=True, highlight=False))
 
 
 @command

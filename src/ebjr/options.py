@@ -7,6 +7,7 @@ the paths in the group "Output".
 
 from __future__ import annotations
 
+import csv
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ebjr.outcomes import Outcomes
     from ebjr.outputs import Written
     from ebjr.tasks.specialized.known_classes import Traffic
+    from ebjr.within import Wanted
 
 
 def option(group: str, help: str, *names: str, **more: Any) -> Any:
@@ -60,8 +62,9 @@ in_data, in_models, in_task, in_link, in_goal, in_guarantee, in_score = (
     partial(declared, group)
     for group in ("Data", "Models", "Task", "Link", "Goal", "Guarantee", "Score")
 )
-in_knob, in_run, in_network, in_batches, in_monitor, in_output = (
-    partial(declared, group) for group in ("Knob", "Run", "Network", "Batches", "Monitor", "Output")
+in_knob, in_run, in_network, in_batches, in_monitor, in_output, in_promise = (
+    partial(declared, group)
+    for group in ("Knob", "Run", "Network", "Batches", "Monitor", "Output", "Promise")
 )
 
 LISTED = {
@@ -465,6 +468,57 @@ class GoalOptions:
 
 
 @dataclass(frozen=True)
+class PromiseOptions:
+    """What is promised about the answers to these very data, instead of the file's threshold."""
+
+    promise: list[str] | None = in_promise(
+        "Ask the teacher about a sample of these data, and promise something of all answers: "
+        "agreement=0.97 with the teacher; precision=0.9, recall=0.9 or both of --positive; "
+        "accuracy=0.9, with --labels. Without a number: what --teacher-calls can promise."
+    )
+    delta: float | None = in_promise("The chance that the promise is broken, as 0.1.")
+    teacher_calls: int | None = in_promise(
+        "The most rows that the teacher may be asked about, sampled ones included.", min=1
+    )
+    positive: str | None = in_promise("The class of precision and recall, by name or number.")
+    labels: Path | None = in_promise(
+        "accuracy: a .csv with the columns name and label, of rows that were drawn at random."
+    )
+    window: int | None = in_promise("Promise it of so many rows at a time.", min=1)
+    seed: int = in_promise("Of the draw.", default=0)
+
+    def wanted(self) -> Wanted | None:
+        """What is promised; None where nothing is."""
+        from ebjr.within import Wanted
+
+        given: dict[str, Any] = {"--delta": self.delta, "--teacher-calls": self.teacher_calls}
+        given |= {"--positive": self.positive, "--labels": self.labels, "--window": self.window}
+        if not self.promise:
+            if alone := [flag for flag, value in given.items() if value is not None]:
+                raise ValueError(f"{alone[0]} goes with --promise, as in --promise agreement=0.97")
+            return None
+        parts = [text.partition("=") for text in self.promise]
+        promised = {
+            name.strip(): parse_number(share) if has else None for name, has, share in parts
+        }
+        return Wanted(promised, None, self.delta, self.teacher_calls, self.positive)
+
+    def targets(self, names: tuple[str, ...] | None) -> dict[str, int] | None:
+        """The labels of some rows by name, as numbers."""
+        if self.labels is None:
+            return None
+        rows = list(csv.DictReader(read_text(self.labels).splitlines()))
+        if not rows or not {"name", "label"} <= rows[0].keys():
+            raise ValueError(
+                f"{self.labels} must have the columns name and label, and a row or more"
+            )
+        found = {row["name"]: _label(row["label"], names) for row in rows}
+        if len(found) < len(rows):
+            raise ValueError(f"{self.labels} has two labels for one name")
+        return found
+
+
+@dataclass(frozen=True)
 class ChoiceOptions:
     """How the student's fit is scored, and its share in deferred answers."""
 
@@ -607,7 +661,7 @@ def _label(word: str, names: tuple[str, ...] | None) -> int:
     if word.isdecimal():
         return int(word)
     known = f"; there are {', '.join(names)}" if names else ", and the data name no classes"
-    raise ValueError(f"known class {word!r} is no number and no class's name{known}")
+    raise ValueError(f"the class {word!r} is no number and no class's name{known}")
 
 
 def linked(outcomes: Outcomes, text: str | None) -> Outcomes:

@@ -24,6 +24,7 @@ from ebjr.joint import JointAnswer, JointModel, router_table
 from ebjr.journal import CONTENTS, Journal
 from ebjr.router import Router
 from ebjr.threads import in_order
+from ebjr.within import BatchCertificate, PromisedRun
 
 Tell = Callable[[str, int, int | None], None]
 
@@ -90,6 +91,47 @@ def predict(
     return write_answers(answers, output, len(data), whose, restart=restart, tell=tell)
 
 
+def predict_within(
+    run: PromisedRun,
+    data: Data,
+    output: str | os.PathLike[str],
+    *,
+    window: int | None = None,
+    restart: bool = False,
+    tell: Tell | None = None,
+) -> tuple[Progress, list[BatchCertificate]]:
+    """Answer all of some data within a promise, each `window` rows with their own, and write it.
+
+    What the teacher has said is kept in ``output.teacher.part`` until the output is there, so that
+    the same call goes on, and one with another promise asks nothing twice. `output`, `restart` and
+    the errors are those of `predict`, and of `ebjr.answer_within`.
+    """
+    output, kind = Path(output), run.joint.kind
+    _writer_of(output)
+    rows: list[dict[str, Any]] = []
+    promised: list[BatchCertificate] = []
+    unreadable: dict[tuple[str, str], None] = {}
+    with Journal(output.with_name(f"{output.name}.teacher"), restart=restart) as paid:
+        size = window or max(len(data), 1)
+        for found in run.windows(data, size, keep=paid, progress=tell):
+            unreadable |= dict.fromkeys(data.unreadable)
+            said = kind.plain(found.prediction, run.labels)
+            columns = [getattr(found, name).tolist() for name in (*HOW, "sampled", "turned")]
+            for name, one, *how, sampled, turned in zip(found.names, said, *columns, strict=True):
+                more = {"sampled": sampled, **({"turned": turned} if run.wanted.turns else {})}
+                rows.append(answer_row(name, one, *how) | more)
+            promised += found.certificates
+
+        def answers(start: int) -> Iterator[Answered]:
+            yield rows[start:], [*unreadable]
+
+        whose = {**run.about, "promise": run.wanted.as_dict(), CONTENTS: data.fingerprint()}
+        total = len(rows) + len(unreadable)
+        done = write_answers(answers, output, total, whose, restart=restart)
+        paid.remove()
+    return done, promised
+
+
 def whose_answers(
     router: Router, blend: float | Blend, data: Data, about: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -116,13 +158,7 @@ def write_answers(
     errors, are those of `predict`.
     """
     output = Path(output)
-    if (write := _WRITERS.get(output.suffix.lower())) is None:
-        raise ValueError(
-            f"answers are written as their suffix says, {', '.join(_WRITERS)}, but the output is "
-            f"{output}: give one such as {output.with_suffix('.jsonl').name} (--output)"
-        )
-    if write is _write_table:
-        _import_pyarrow(output)
+    write = _writer_of(output)
     progress, tell = Progress(), tell or (lambda what, done, total: None)
     with Journal(output, restart=restart) as journal:
         journal.resume({**whose, "examples": total})
@@ -140,6 +176,18 @@ def write_answers(
         write(journal, output)
         journal.remove()
     return progress
+
+
+def _writer_of(output: Path) -> Callable[[Journal, Path], None]:
+    """What writes answers as the output's suffix says."""
+    if (write := _WRITERS.get(output.suffix.lower())) is None:
+        raise ValueError(
+            f"answers are written as their suffix says, {', '.join(_WRITERS)}, but the output is "
+            f"{output}: give one such as {output.with_suffix('.jsonl').name} (--output)"
+        )
+    if write is _write_table:
+        _import_pyarrow(output)
+    return write
 
 
 def _rows(

@@ -39,7 +39,7 @@ def answer_within(
     delta: float | None = None,
     teacher_calls: int | None = None,
     positive: int | str | None = None,
-    targets: Mapping[int | str, Any] | None = None,
+    targets: Mapping[Any, Any] | None = None,
     score: Any = None,
     task: str = "classification",
     batch_size: int = 64,
@@ -53,6 +53,9 @@ def answer_within(
     score is below the threshold that the sample allows. Give the promise, and as few rows are asked
     as will do; give `teacher_calls` alone, and `at_least` of the certificate says what is promised;
     give both, and an error says, mostly before anything is paid for, that they do not go together.
+    With a budget, precision or recall alone is kept by turning answers that the teacher is not
+    asked about: those that are not sure enough to be positive, or to be negative. The budget then
+    goes to the rows next to the threshold, where most is gained.
 
     Parameters
     ----------
@@ -123,7 +126,7 @@ class PromisedRun:
     joint: JointModel
     wanted: Wanted
     labels: Sequence[str] | None = None
-    targets: Mapping[int | str, Any] | None = None
+    targets: Mapping[Any, Any] | None = None
     batch_size: int = 64
     seed: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)  # what tells these models from others
@@ -199,6 +202,18 @@ class PromisedRun:
         if self.joint.kind.targets_are == "labels":
             odds = odds - logsumexp(np.delete(rows, self.positive, axis=1))
         return np.where(self.is_positive(self.joint.predict(output)), odds, -odds), output
+
+    def turned(self, output: Batch) -> np.ndarray:
+        """(n, ...): answers that are positive where the student's are not, and negative else."""
+        said = to_numpy(self.joint.predict(output)).copy()
+        if said.ndim == 2:
+            said[:, self.positive] ^= True
+            return said
+        others = to_numpy(output).astype(np.float64)
+        others[:, self.positive] = -math.inf
+        turned = others.argmax(axis=1)
+        turned[said != self.positive] = self.positive
+        return turned
 
     def is_positive(self, prediction: Any) -> np.ndarray:
         """(n,): which answers are the positive class."""

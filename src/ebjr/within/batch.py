@@ -29,6 +29,7 @@ class PromisedBatch:
         self.run, self.kind = run, run.joint.kind
         columns: list[tuple[np.ndarray, ...]] = []
         said: list[Any] = []
+        others: list[Any] = []
         names: list[str] = []
         form: Batch = None
         for where, inputs, called in rows.batches(run.batch_size):
@@ -38,10 +39,13 @@ class PromisedBatch:
             marks = np.zeros(len(where), bool) if found.degraded is None else found.degraded
             columns.append((where, score, to_numpy(marks), found.stages(len(where))))
             names += called
+            if run.positive is not None and self.kind.targets_are != "boxes":
+                others += list(run.turned(form))
             tell("asking the student", len(said), len(rows.rows))
         if not said:
             raise ValueError("there are no rows to answer")
-        self.said, self.names, self.n = said, names, len(said)
+        self.said, self.others, self.names, self.n = said, others, names, len(said)
+        self.turned = np.zeros(self.n, bool)
         self.numbers, self.score, self.degraded, self.stage = map(
             np.concatenate, zip(*columns, strict=True)
         )
@@ -53,13 +57,7 @@ class PromisedBatch:
 
     def take_up(self, keep: Journal) -> None:
         """Go on from what a journal holds: it is known, or of this very draw."""
-        wanted = self.run.wanted
-        own: dict[str, Any] = {
-            "of": wanted.promised,
-            "delta": wanted.delta,
-            "teacher_calls": wanted.teacher_calls,
-        }
-        own |= {"positive": self.run.positive, "score": str(self.run.joint.router.score)}
+        own = {**self.run.wanted.as_dict(), "score": str(self.run.joint.router.score)}
         known = self.paid.take_up(keep, {**own, "seed": self.run.seed}, self.run.about)
         self.known |= np.isin(self.numbers, known)
         self.before = int(self.known.sum())
@@ -80,6 +78,8 @@ class PromisedBatch:
         rows = np.flatnonzero(known)
         for row, answer in zip(rows.tolist(), self.taught(rows), strict=True):
             said[row] = answer
+        for row in np.flatnonzero(self.turned).tolist():
+            said[row] = self.others[row]
         stage = np.where(known, len(models_of(self.run.joint.student)), self.stage)
         return PromisedAnswers(
             said if self.kind.targets_are == "boxes" else np.stack(said),
@@ -88,6 +88,7 @@ class PromisedBatch:
             self.degraded & ~known,
             stage,
             self.sampled,
+            self.turned,
             certificates,
             self.names,
         )
@@ -174,6 +175,14 @@ class PromisedBatch:
     def _defer(self, question: Question, sample: Sample, rows: np.ndarray, at_least: float) -> None:
         """Have the teacher answer what is below the threshold, if it may be asked so much."""
         more, calls = question.below(sample, rows, at_least), question.calls
+        evidence = sample.kept(at_least, question.delta) >= 0
+        turns = self.run.wanted.turns and question.boxes is None
+        if turns and calls is not None and (evidence or len(more) <= calls):
+            must = more[:0] if evidence else more  # nothing says that these could be turned
+            asked = np.append(must, question.nearest(more[len(must) :]))
+            self.ask(np.sort(asked[:calls]))
+            self.turned[more[~self.known[more]]] = True
+            return
         everything = len(more) and self.known.sum() + len(more) == self.n
         if len(more) > calls if calls is not None else everything:
             raise CalibrationError(question.refusal(sample, rows, at_least, len(more)))
@@ -279,6 +288,16 @@ class Question:
         cut = -math.inf if kept == len(rows) else self.key[rows[max(kept, 0)]]
         cut = math.inf if kept < 0 else cut
         return np.flatnonzero(self.deferrable & ~self.batch.known & (self.key <= cut))
+
+    def nearest(self, more: np.ndarray) -> np.ndarray:
+        """The rows that may be asked about beyond a threshold, the nearest to it first.
+
+        Those are `more`, and rows that the student answers the other way.
+        """
+        batch = self.batch
+        rows = np.append(more, np.flatnonzero(~self.deferrable & ~batch.known))
+        surely = np.where(self.deferrable, batch.score, -batch.score)[rows]
+        return rows[np.argsort(-surely, kind="stable")]
 
     def learn(self, sample: Sample, rows: np.ndarray) -> None:
         """Keep what the sample tells of the next batch."""

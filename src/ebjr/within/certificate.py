@@ -72,6 +72,17 @@ class Wanted:
             raise ValueError("say what accuracy is to be at least: --promise accuracy=0.9")
 
     @property
+    def turns(self) -> bool:
+        """Whether answers may be turned: the promise is of one class, alone, and has a budget."""
+        alone = len(self.promised) == 1 and self.promised.keys() <= {*LABELS}
+        return alone and self.teacher_calls is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that was asked, for JSON."""
+        asked = {"delta": self.delta, "teacher_calls": self.teacher_calls}
+        return {"of": self.promised, **asked, "positive": self.positive}
+
+    @property
     def share_of_delta(self) -> float:
         """The chance of each promise to be broken."""
         assert self.delta is not None
@@ -163,6 +174,9 @@ class PromisedAnswers:
         (n,) bool: the teacher answered, of the sampled rows as well.
     sampled
         (n,) bool: the row was drawn.
+    turned
+        (n,) bool: neither model answers so: a budget did not reach for the row, and the student's
+        answer was not sure enough for the promise. It is the next best, or the class itself.
     certificates
         One for each promise; delta is shared out among them.
     degraded, stage
@@ -177,6 +191,7 @@ class PromisedAnswers:
     degraded: np.ndarray
     stage: np.ndarray
     sampled: np.ndarray
+    turned: np.ndarray
     certificates: tuple[BatchCertificate, ...]
     names: Sequence[str]
 

@@ -1,0 +1,471 @@
+"""A promise about this very data: kept, cheap, and never paid for twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tiny import CLASSES, write_images, write_linear, write_pair
+
+import ebjr
+from ebjr import CalibrationError, Detections, JointClassifier, Router, TeacherUnavailable
+from ebjr.data.open import open_data
+from ebjr.journal import Journal
+from ebjr.stats import clopper_pearson
+from ebjr.within import PromisedRun, Wanted, answer_within
+
+
+class Pair:
+    """A student that is less often wrong as its score rises, and a teacher, both of row numbers."""
+
+    def __init__(self, n=2000, rate=0.12, steep=4.0, positive=0.4, classes=2, seed=0):
+        rng = np.random.default_rng(seed)
+        self.n, self.asked = n, []
+        share = np.full(classes, (1 - positive) / (classes - 1))
+        share[1] = positive
+        self.truth = rng.choice(classes, n, p=share)
+        place = rng.random(n)
+        wrong = rng.random(n) < rate * steep * np.exp(-steep * place)
+        said = np.where(wrong, (self.truth + rng.integers(1, classes, n)) % classes, self.truth)
+        self.logits = 0.5 + 8 * place[:, None] * np.eye(classes)[said]
+
+    def student(self, rows):
+        return self.logits[rows]
+
+    def teacher(self, rows):
+        self.asked += list(rows)
+        return 10.0 * np.eye(self.logits.shape[1])[self.truth[rows]]
+
+    def answer(self, **how):
+        how = {"delta": 0.1, "batch_size": self.n, **how}
+        return answer_within(self.student, self.teacher, np.arange(self.n), **how)
+
+    def share(self, answers, promise, positive=1):
+        right, said = answers.prediction == self.truth, answers.prediction == positive
+        if promise == "agreement":
+            return right.mean()
+        of = said if promise == "precision" else self.truth == positive
+        return (said & (self.truth == positive)).sum() / max(of.sum(), 1)
+
+
+@pytest.mark.parametrize(
+    ("promise", "at_least", "calls", "rate"),
+    [
+        ("agreement", 0.95, None, 0.12),
+        ("agreement", None, 400, 0.12),
+        ("precision", 0.9, None, 0.12),
+        ("precision", 0.9, 150, 0.2),
+        ("precision", None, 200, 0.12),
+        ("recall", 0.9, None, 0.2),
+        ("recall", 0.9, 300, 0.2),
+        ("recall", None, 300, 0.2),
+    ],
+)
+def test_a_promise_is_broken_in_at_most_delta_of_many_draws(promise, at_least, calls, rate):
+    pair, runs = Pair(rate=rate), 250
+    about = {} if promise == "agreement" else {"positive": 1}
+    broken = refused = 0
+    for seed in range(runs):
+        how = {"promise": promise, "at_least": at_least, "teacher_calls": calls, "seed": seed}
+        try:
+            answers = pair.answer(**how, **about)
+        except CalibrationError:
+            refused += 1
+            continue
+        (certificate,) = answers.certificates
+        broken += pair.share(answers, promise) < certificate.at_least - 1e-9
+        assert calls is None or answers.teacher_calls <= calls
+    assert clopper_pearson(broken, runs, 0.002)[0] <= 0.1
+    assert refused < 0.1 * runs
+
+
+def test_both_promises_share_delta_and_both_are_kept():
+    pair = Pair(n=4000)
+    found = pair.answer(promise={"precision": 0.9, "recall": 0.9}, positive=1)
+    assert [each.delta for each in found.certificates] == [0.05, 0.05]
+    assert pair.share(found, "precision") >= 0.9
+    assert pair.share(found, "recall") >= 0.9
+    assert found.teacher_calls < 0.5 * pair.n
+
+
+def test_the_teacher_is_asked_about_each_row_once_and_about_few():
+    pair = Pair(n=5000, rate=0.05, steep=6)
+    found = pair.answer(at_least=0.97)
+    assert sorted(pair.asked) == np.flatnonzero(found.deferred).tolist()
+    assert found.teacher_calls < 0.25 * pair.n
+    assert (found.prediction[found.deferred] == pair.truth[found.deferred]).all()
+    assert found.sampled.sum() == found.certificates[0].sampled
+    assert not (found.sampled & ~found.deferred).any()
+    kept = found.score[~found.deferred]
+    assert kept.min() == found.certificates[0].threshold
+    assert found.stage.tolist() == found.deferred.astype(int).tolist()
+
+
+def test_a_seed_draws_the_same_sample_again():
+    one, other = (Pair().answer(at_least=0.95, seed=4) for _ in range(2))
+    assert (one.deferred == other.deferred).all()
+
+
+def test_a_budget_alone_says_what_it_can_promise():
+    small, large = (
+        Pair().answer(teacher_calls=calls).certificates[0].at_least for calls in (100, 800)
+    )
+    assert 0.7 < small < large < 1
+
+
+def test_a_budget_that_is_too_small_is_refused_before_anything_is_paid_for():
+    pair = Pair()
+    with pytest.raises(CalibrationError, match=r"takes a sample of about \d+ of 2,000 rows, and 20"):
+        pair.answer(at_least=0.97, teacher_calls=20)
+    assert not pair.asked
+
+
+def test_a_budget_that_turns_out_too_small_says_what_it_takes():
+    pair = Pair(rate=0.3, steep=1.5)
+    words = r"takes [\d,]+ teacher calls for 2,000 rows, and teacher_calls is 150.*would do for"
+    with pytest.raises(CalibrationError, match=words):
+        pair.answer(at_least=0.9, teacher_calls=150)
+    assert len(pair.asked) <= 150
+
+
+def test_a_promise_that_only_the_teacher_alone_keeps_is_no_surprise_on_the_bill():
+    pair = Pair(n=300, rate=0.5, steep=0.5)
+    with pytest.raises(CalibrationError, match="takes 300 teacher calls for 300 rows"):
+        pair.answer(at_least=0.9)
+    assert len(pair.asked) < 200
+    assert pair.answer(at_least=0.9, teacher_calls=300).teacher_calls == 300
+
+
+def test_a_class_that_the_sample_does_not_hold_is_named():
+    pair = Pair(positive=0.0, rate=0.0)
+    with pytest.raises(CalibrationError, match="holds none of class 1"):
+        pair.answer(promise="recall", positive=1, teacher_calls=100)
+
+
+def test_answers_are_turned_only_where_a_budget_does_not_reach():
+    pair = Pair(n=4000, rate=0.2, classes=4, positive=0.25)
+    found = pair.answer(promise="precision", at_least=0.9, positive=1, teacher_calls=150)
+    assert found.turned.any()
+    assert not (found.turned & found.deferred).any()
+    assert (found.prediction[found.turned] != 1).all()
+    assert pair.share(found, "precision") >= 0.9
+    free = pair.answer(promise="precision", at_least=0.9, positive=1)
+    assert not free.turned.any()
+
+
+def test_accuracy_is_promised_on_a_labeled_sample():
+    pair, runs, broken = Pair(n=1500), 120, 0
+    for seed in range(runs):
+        rows = np.random.default_rng(seed).choice(pair.n, 300, replace=False)
+        targets = {int(row): int(pair.truth[row]) for row in rows}
+        found = pair.answer(promise="accuracy", at_least=0.93, targets=targets)
+        broken += (found.prediction == pair.truth).mean() < 0.93
+    assert clopper_pearson(broken, runs, 0.002)[0] <= 0.1
+    assert "labeled rows, if these are a uniform sample" in found.certificates[0].statement
+
+
+def test_rows_without_a_score_are_always_deferred():
+    pair = Pair()
+
+    def score(output):
+        top = output.max(axis=1)
+        return np.where(top < 1, np.nan, top)
+
+    for how in ({"at_least": 0.95}, {"teacher_calls": 700}):
+        found = pair.answer(score=score, **how)
+        assert found.deferred[np.isnan(found.score)].all()
+    with pytest.raises(CalibrationError, match="rows have no score"):
+        pair.answer(score=lambda output: np.full(len(output), np.nan), teacher_calls=50)
+
+
+def test_ties_are_deferred_together():
+    pair = Pair()
+    found = pair.answer(score=lambda output: np.round(output.max(axis=1)), at_least=0.95)
+    kept = found.score[~found.deferred].min()
+    others = found.deferred & ~found.sampled
+    assert found.score[others].max() < kept
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"delta": None, "at_least": 0.9}, r"needs delta.*--delta 0.1"),
+        ({"delta": 1.0, "at_least": 0.9}, "needs delta"),
+        ({"promise": "f1", "at_least": 0.9}, "promise must be one of agreement"),
+        ({"at_least": 1.5}, "above 0 and up to 1, not 1.5"),
+        ({}, "say what agreement is to be at least"),
+        ({"promise": "recall", "at_least": 0.9}, "say which with positive="),
+        ({"promise": "recall", "at_least": 0.9, "positive": 7}, r"positive must lie in 0..1"),
+        ({"promise": "recall", "at_least": 0.9, "positive": "cat"}, "no class has a name"),
+        ({"at_least": 0.9, "positive": 1}, "positive is for precision and recall"),
+        ({"promise": "accuracy", "at_least": 0.9}, "go together"),
+        ({"promise": "accuracy", "targets": {1: 1}}, "say what accuracy is to be at least"),
+        ({"promise": "accuracy", "at_least": 0.9, "targets": {9999: 1}}, "9999 is none of these"),
+        ({"promise": {"recall": 0.9, "agreement": 0.9}}, "any other promise alone"),
+        ({"at_least": 0.9, "teacher_calls": 0}, "teacher_calls must be at least 1"),
+        ({"at_least": 0.9, "task": "regression"}, "of regression nothing can be promised"),
+        ({"at_least": 0.9, "task": "detection"}, "precision and recall of boxes can be promised"),
+    ],
+)
+def test_what_cannot_be_promised_is_one_sentence(how, words):
+    pair = Pair(n=200)
+    with pytest.raises(ValueError, match=words):
+        pair.answer(**how)
+    assert not pair.asked
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(ValueError, match="no rows"):
+        Pair(n=200).answer(at_least=0.9) and answer_within(
+            lambda x: x, lambda x: x, np.zeros((0, 2)), at_least=0.9, delta=0.1
+        )
+
+
+class Failing:
+    """A teacher that fails from the k-th row on, until it is mended."""
+
+    def __init__(self, pair, rows):
+        self.pair, self.left, self.__name__ = pair, rows, "failing"
+
+    def __call__(self, rows):
+        self.left -= len(rows)
+        if self.left < 0:
+            raise ConnectionError("out of order")
+        return self.pair.teacher(rows)
+
+
+def test_what_a_failing_teacher_said_is_kept_and_not_asked_again(tmp_path):
+    pair = Pair()
+    how = {"at_least": 0.95, "delta": 0.1, "batch_size": 16}
+    teacher, path = Failing(pair, 100), tmp_path / "answers"
+    with pytest.raises(TeacherUnavailable, match="out of order"), Journal(path) as keep:
+        answer_within(pair.student, teacher, np.arange(pair.n), **how, keep=keep)
+    paid = len(pair.asked)
+    assert 0 < paid <= 100
+    teacher.left = 10**6
+    with Journal(path) as keep:
+        found = answer_within(pair.student, teacher, np.arange(pair.n), **how, keep=keep)
+        keep.remove()
+    assert len(pair.asked) == len(set(pair.asked)) == found.teacher_calls
+    alone = Pair().answer(**how)
+    assert (alone.deferred == found.deferred).all()
+
+
+def test_a_teacher_without_an_answer_to_one_row_is_no_agreement():
+    pair = Pair()
+
+    def teacher(rows):
+        output = pair.teacher(rows)
+        output[rows == min(rows)] = np.nan
+        return output
+
+    with pytest.raises(TeacherUnavailable, match=r"the teacher answered \d+ of \d+ rows, not row"):
+        answer_within(pair.student, teacher, np.arange(pair.n), at_least=0.95, delta=0.1)
+
+
+def test_another_promise_asks_about_nothing_twice_and_draws_anew(tmp_path):
+    pair, runs, broken = Pair(n=1000, rate=0.2, steep=2), 100, 0
+    for seed in range(runs):
+        path = tmp_path / f"answers{seed}"
+        pair.asked = []
+        with pytest.raises(CalibrationError), Journal(path) as keep:
+            pair.answer(at_least=0.97, teacher_calls=120, keep=keep, seed=seed)
+        first = set(pair.asked)
+        with Journal(path) as keep:
+            found = pair.answer(teacher_calls=150, keep=keep, seed=seed)
+            keep.remove()
+        assert len(pair.asked) == len(set(pair.asked))
+        assert found.deferred[sorted(first)].all()
+        assert not found.sampled[sorted(first)].any()
+        assert len(pair.asked) - len(first) <= 150
+        broken += pair.share(found, "agreement") < found.certificates[0].at_least - 1e-9
+    assert clopper_pearson(broken, runs, 0.002)[0] <= 0.1
+
+
+def test_a_journal_of_other_rows_is_refused(tmp_path):
+    pair = Pair()
+    with pytest.raises(CalibrationError), Journal(tmp_path / "answers") as keep:
+        pair.answer(at_least=0.97, teacher_calls=120, keep=keep)
+    with pytest.raises(ValueError, match="changed since"), Journal(tmp_path / "answers") as keep:
+        answer_within(
+            pair.student, pair.teacher, np.arange(50), at_least=0.9, delta=0.1, keep=keep
+        )
+
+
+def test_a_joint_model_is_a_student_too():
+    pair = Pair(n=3000, classes=3, positive=0.3)
+    inner = JointClassifier(pair.student, pair.student, Router("max_logit", 2.0))
+    found = answer_within(inner, pair.teacher, np.arange(3000), at_least=0.95, delta=0.1)
+    assert set(found.stage.tolist()) == {0, 1, 2}
+    assert (found.stage[found.deferred] == 2).all()
+
+
+def test_each_window_has_a_promise_of_its_own():
+    pair = Pair(n=2500, rate=0.05, steep=8)
+    joint = JointClassifier(pair.student, pair.teacher, Router("max_logit", np.inf))
+    run = PromisedRun(joint, Wanted("agreement", 0.95, 0.1), batch_size=300)
+    found = list(run.windows(np.arange(2500), 1000))
+    assert [len(each.prediction) for each in found] == [1000, 1000, 500]
+    sizes = [each.certificates[0].rows for each in found]
+    assert sizes == [1000, 1000, 500]
+    asked = np.concatenate([each.deferred for each in found])
+    assert sorted(pair.asked) == np.flatnonzero(asked).tolist()
+
+
+def test_label_sets_agree_where_all_labels_do():
+    rng = np.random.default_rng(0)
+    teacher = rng.normal(size=(2000, 3)) * 6
+    student = teacher + rng.normal(size=teacher.shape)
+    how = {"task": "multilabel", "delta": 0.1, "batch_size": 500}
+    rows = np.arange(2000)
+    found = answer_within(lambda x: student[x], lambda x: teacher[x], rows, at_least=0.9, **how)
+    assert ((found.prediction == (teacher > 0)).all(axis=1)).mean() >= 0.9
+    found = answer_within(
+        lambda x: student[x], lambda x: teacher[x], rows, promise={"recall": 0.9}, positive=2, **how
+    )
+    assert found.prediction[:, 2][teacher[:, 2] > 0].mean() >= 0.9
+
+
+def detections(rng, n):
+    """A teacher's boxes, and a student's, which lacks some and makes some up."""
+    teacher, student = [], []
+    for _ in range(n):
+        count = rng.integers(1, 4)
+        corner = rng.uniform(0, 50, (count, 2))
+        boxes = np.hstack([corner, corner + 20])
+        labels, sure = rng.integers(0, 2, count), rng.uniform(0.35, 1, count)
+        teacher.append(Detections(boxes, sure, labels, 2))
+        seen = rng.random(count) < 0.4 + 0.6 * sure
+        made_up = np.array([[60.0, 60, 90, 90]])[: rng.random() < 0.1]
+        student.append(
+            Detections(
+                np.vstack([boxes[seen], made_up]),
+                np.append(sure[seen], np.full(len(made_up), 0.4)),
+                np.append(labels[seen], np.zeros(len(made_up), int)),
+                2,
+            )
+        )
+    return student, teacher
+
+
+@pytest.mark.parametrize(("promise", "positive"), [("recall", None), ("precision", 0)])
+def test_boxes_of_a_detector_are_promised(promise, positive):
+    student, teacher = detections(np.random.default_rng(0), 800)
+    rows = list(range(800))
+    found = answer_within(
+        lambda x: [student[row] for row in x],
+        lambda x: [teacher[row] for row in x],
+        rows,
+        promise=promise,
+        at_least=0.85,
+        delta=0.1,
+        positive=positive,
+        task="detection",
+    )
+    from ebjr.tasks.detection.precision import count_boxes
+
+    shown, real, hits = (each.sum() for each in count_boxes(found.prediction, teacher, positive))
+    assert hits / (shown if promise == "precision" else real) >= 0.85
+    assert 0 < found.teacher_calls < 800
+    assert "images, an image counting for at most" in found.certificates[0].statement.replace(
+        "found", "found"
+    )
+
+
+# --- on the command line
+
+
+def calls(folder, *arguments, ok=True):
+    command = [sys.executable, "-m", "ebjr", "predict", "joint.toml", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("promised")
+    student, teacher = write_pair(folder)
+    images = write_images(folder / "images", 240)
+    data = open_data(images)
+    how = "size=8,resize=squash,range=0..1,mean=0,std=1,color=rgb,layout=chw"
+    outcomes = ebjr.record(
+        ebjr.load_model(student), ebjr.load_model(teacher), data, preprocess=how
+    )
+    outcomes.save(folder / "outcomes.npz")
+    command = [sys.executable, "-m", "ebjr", "calibrate", "outcomes.npz", "-o", "joint.toml"]
+    more = ["--student", str(student), "--teacher", str(teacher)]
+    subprocess.run([*command, *more], cwd=folder, check=True, capture_output=True, timeout=120)
+    return folder
+
+
+def test_predict_keeps_a_promise_without_labels(joint):
+    done = calls(
+        joint,
+        *("--data", "images", "--promise", "agreement=0.8", "--delta", "0.1"),
+        *("-o", "answers.jsonl", "--json"),
+    )
+    told = json.loads(done.stdout)
+    rows = [json.loads(line) for line in (joint / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == told["examples"] == 240
+    assert sum(row["deferred"] for row in rows) == told["deferred"] < 240
+    assert told["promised"][0]["at_least"] == 0.8
+    assert "of these 240" in told["promised"][0]["statement"] or "these 240" in done.stdout
+    assert {"sampled", "label", "score"} <= rows[0].keys()
+    assert not list(joint.glob("*.part"))
+
+
+def test_predict_within_goes_on_with_what_was_paid_for(joint):
+    base = ("--data", "images", "--delta", "0.1", "-o", "kept.jsonl")
+    done = calls(
+        joint, *base, "--promise", "agreement=0.97", "--teacher-calls", "130", ok=False
+    )
+    assert "teacher" in done.stderr
+    if (joint / "kept.jsonl.teacher.part").exists():
+        calls(joint, *base, "--promise", "agreement", "--teacher-calls", "60")
+        assert not list(joint.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--promise", "agreement=0.9"], "needs delta"),
+        (["--delta", "0.1"], "--delta goes with --promise"),
+        (["--promise", "recall=0.9", "--delta", "0.1"], "--positive"),
+        (["--promise", "agreement=0.9", "--delta", "0.1", "--threshold", "1"], "of its own"),
+        (["--promise", "recall=0.9", "--delta", "0.1", "--positive", "pink"], "blue, green, red"),
+        (["--promise", "accuracy=0.9", "--delta", "0.1"], "--labels"),
+    ],
+)
+def test_bad_promises_are_one_sentence_on_the_command_line(joint, arguments, words):
+    done = calls(joint, "--data", "images", "-o", "bad.jsonl", *arguments, ok=False)
+    assert words in done.stderr
+    assert not (joint / "bad.jsonl").exists()
+
+
+def test_labels_come_by_name(joint):
+    names = [row["name"] for row in map(json.loads, _answered(joint))]
+    chosen = np.random.default_rng(0).choice(names, 120, replace=False)
+    lines = [f"{name},{name.split('/')[0]}" for name in chosen]
+    (joint / "labels.csv").write_text("\n".join(["name,label", *lines]) + "\n")
+    done = calls(
+        joint,
+        *("--data", "images", "--promise", "accuracy=0.8", "--delta", "0.1"),
+        *("--labels", "labels.csv", "-o", "accurate.jsonl", "--window", "500"),
+    )
+    assert "120 labeled rows" in done.stdout
+
+
+def _answered(joint):
+    if not (joint / "answers.jsonl").exists():
+        test_predict_keeps_a_promise_without_labels(joint)
+    return (joint / "answers.jsonl").read_text().splitlines()
+
+
+def test_the_tiny_pair_has_three_classes():
+    assert CLASSES == ("blue", "green", "red")
+    assert write_linear
