@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -53,11 +54,16 @@ def run_lines(page: str, monkeypatch) -> list[str]:
     lines = [line for line in lines if line.startswith("ebjr ") and "--recorded" not in line]
     lines = [line for line in lines if not line.startswith("ebjr serve")]
     for line in lines:
-        monkeypatch.setattr("sys.argv", line.split())
-        with pytest.raises(SystemExit) as stop:
-            main()
-        assert not stop.value.code, line
+        run_line(line, monkeypatch)
     return lines
+
+
+def run_line(line: str, monkeypatch) -> None:
+    """Run one command."""
+    monkeypatch.setattr("sys.argv", line.split())
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code, line
 
 
 def run_python(page: str, ports: Mapping[str, str] = MappingProxyType({})) -> dict:
@@ -72,6 +78,21 @@ def test_more_than_two_models_become_one(folder, monkeypatch):
     shutil.copy("student.onnx", "middle.onnx")
     assert len(run_lines("stages.md", monkeypatch)) == 4
     assert len(run_python("stages.md")["point"].stages) > 1
+
+
+def test_a_batch_is_answered_within_a_promise(folder, monkeypatch):
+    shutil.copy("teacher.onnx", "student.onnx")  # which agree on noise, too
+    for number in range(40, 400):
+        shutil.copy(f"images/class{number % 10}/{number % 40}.png", f"images/class0/{number}.png")
+    models = "--student student.onnx --teacher teacher.onnx"
+    run_line(f"ebjr record {models} --data images -o noise.npz", monkeypatch)
+    run_line("ebjr calibrate noise.npz -o joint.toml", monkeypatch)
+    assert len(run_lines("promises.md", monkeypatch)) == 1
+    answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert 0 < sum(answer["deferred"] for answer in answers) < 200
+    names = run_python("promises.md")
+    assert names["answers"].teacher_calls < 1200
+    assert names["spent"].teacher_calls == 300
 
 
 def test_two_models_become_one(folder, monkeypatch):

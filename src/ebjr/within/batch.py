@@ -56,8 +56,12 @@ class PromisedBatch:
         self.known, self.sampled = np.zeros(self.n, bool), np.zeros(self.n, bool)
         self.paid = Paid(run.joint, rows, form, run.batch_size, tell)
         self.start = rows.rows.start
-        self.rng = np.random.default_rng([run.seed, 0, self.start])
+        self.rng = self._stream()
         self.before = 0  # rows that were paid for before
+
+    def _stream(self) -> np.random.Generator:
+        """Another one than ``default_rng(seed)``, by which the rows may have been shuffled."""
+        return np.random.default_rng([self.run.seed, 0xB0D6E7, self.paid.attempt, self.start])
 
     def take_up(self, keep: Journal) -> None:
         """Go on from what a journal holds: it is known, or of this very draw."""
@@ -65,7 +69,7 @@ class PromisedBatch:
         known = self.paid.take_up(keep, {**own, "seed": self.run.seed}, self.run.about)
         self.known |= np.isin(self.numbers, known)
         self.before = int(self.known.sum())
-        self.rng = np.random.default_rng([self.run.seed, self.paid.attempt, self.start])
+        self.rng = self._stream()
 
     def ask(self, rows: np.ndarray) -> None:
         """Ask the teacher about rows by their places here, which are known from then on."""
