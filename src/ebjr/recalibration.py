@@ -24,13 +24,15 @@ level as a normal distribution's.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,10 +41,20 @@ from scipy.special import ndtr, ndtri
 from ebjr.calibration import Goal, calibrate
 from ebjr.calibration.guarantee import LossesAt, certified_row
 from ebjr.curve import OperatingPoint, TradeOffCurve
+from ebjr.data.tables import Table
 from ebjr.errors import CalibrationError, check_at_least, note
 from ebjr.evaluation import evaluate
 from ebjr.evaluation.bootstrap import bootstrap
+from ebjr.files import read_text
 from ebjr.joint_file import JointConfig
+from ebjr.monitor import (
+    STATE_FILE,
+    STATE_FORMAT,
+    DriftMonitor,
+    RiskMonitor,
+    RiskWindows,
+    why_recalibrate,
+)
 from ebjr.outcomes import Outcomes
 from ebjr.router import is_deferred
 from ebjr.stats import Interval
@@ -172,7 +184,9 @@ class Recalibration:
         if self.loss is None or self.limit is None:
             return f"{self.status.capitalize()}: the goal {self.goal.kind} bounds no loss."
         figures = f"{LOSSES[self.promise or '']} is {self.loss.estimate:.4g} on {n}"
-        ends = f"{self.loss.low:.4g} to {self.loss.high:.4g}, and at most {self.limit:.4g} was to be"
+        ends = (
+            f"{self.loss.low:.4g} to {self.loss.high:.4g}, and at most {self.limit:.4g} was to be"
+        )
         word = {True: "the promise is refuted", False: "the promise is not refuted, nor shown"}
         held = "the promise is shown to be kept" if self.shown else word[self.refuted]
         return f"{self.status.capitalize()}: {held}; {figures} ({ends})."
@@ -327,6 +341,118 @@ def recalibrate(
         alpha=alpha,
         worth=worth,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class AuditedThreshold:
+    """What a server's monitors know of its threshold, by the rows that it served.
+
+    `risk` watched the promise, in all rows, `windows` window by window, and `drift` the scores.
+    `why` says, by kind, why it would pay to choose the threshold again. A server keeps counts of
+    its audits and no rows: they choose no new threshold, and tell no class from another.
+    """
+
+    risk: RiskMonitor
+    windows: RiskWindows | None
+    drift: DriftMonitor | None
+    why: Mapping[str, str]
+
+    @property
+    def status(self) -> str:
+        """``"broken"`` where the promise was, ``"moved"`` where there is another reason."""
+        return BROKEN if "broken" in self.why else MOVED if self.why else KEPT
+
+    @property
+    def statement(self) -> str:
+        """The status and why, in a few sentences."""
+        drift = () if self.drift is None else (self.drift.statement,)
+        pays = (f"Choosing the threshold again would pay: {'; '.join(self.why.values())}.",)
+        words = (f"{self.status.capitalize()}.", self.risk.statement, *drift)
+        return " ".join((*words, *(pays if self.why else ()), LEFT_OPEN))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure, for JSON."""
+        names = ("status", "statement", "rows", "risk", "lower", "upper", "tolerance")
+        past = [] if self.windows is None else self.windows.past
+        return {
+            "status": self.status,
+            "exit_status": EXIT_STATUS[self.status],
+            "statement": self.statement,
+            "why": dict(self.why),
+            "promise": {name: getattr(self.risk, name) for name in names},
+            "windows": [asdict(window) for window in past],
+        }
+
+
+LEFT_OPEN = (
+    "Audits choose no new threshold, and tell neither classes nor what labels would say: a server "
+    "keeps their counts, and not the rows. Record new examples for that, and give --outcomes."
+)
+"""What cannot be said from audits."""
+
+
+def recalibrate_audits(
+    joint: str | os.PathLike[str] | JointConfig, path: str | os.PathLike[str]
+) -> AuditedThreshold:
+    """Judge a threshold by the audits of the server that serves it.
+
+    Parameters
+    ----------
+    joint
+        The ``joint.toml`` that is served, or what it says.
+    path
+        The ``monitor.json`` of the server, or the folder that holds it.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is of another calibration or damaged, or knows of no audits, or of too few.
+    """
+    config = joint if isinstance(joint, JointConfig) else JointConfig.read(joint)
+    file = Path(path)
+    file = file / STATE_FILE if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"there is no {file}: `ebjr serve --audit-rate 0.01 --state FOLDER` writes it"
+        )
+    try:
+        kept = json.loads(read_text(file))
+        if kept["format"] != STATE_FORMAT:
+            raise ValueError(f"its format is {kept['format']!r}, not {STATE_FORMAT!r}")
+        states, windows = kept["monitors"], kept.get("windows")
+        drift = states.get("drift") and DriftMonitor.from_state(states["drift"])
+        known = states.get("disagreement", states.get("rate"))
+        risk = known and RiskMonitor.from_state(known)
+        passed = windows and RiskWindows.from_state(windows)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is not what a server's monitors keep: {error}") from error
+    if (of := kept.get("calibration")) is None or of != config.calibration.get("outcomes"):
+        raise ValueError(
+            f"{file} is of a server with another calibration ({of}) than joint.toml's "
+            f"({config.calibration.get('outcomes')}): give the joint.toml that is served"
+        )
+    if risk is None or risk.rows < (least := least_examples(risk.alpha)):
+        seen = "no audits" if risk is None else f"{risk.rows} rows, and {least} are the least"
+        raise ValueError(
+            f"{file} knows of {seen}: serve for longer with --audit-rate 0.01, or record new "
+            "examples and give --outcomes"
+        )
+    return AuditedThreshold(risk, passed, drift, why_recalibrate(risk, passed, drift))
+
+
+def read_slices(path: str | os.PathLike[str], names: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Columns of a table, ``.csv``, ``.jsonl``, ``.parquet`` or ``.arrow``, for `recalibrate`.
+
+    Those of `names`, or all. ValueError: `path` cannot be read, or does not have one of them.
+    """
+    table = Table.of(Path(path))
+    have = table.schema.names
+    if missing := [name for name in names if name not in have]:
+        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(have)}")
+    whole = table.columns(list(names or have))
+    return {name: whole.column(name).to_numpy() for name in whole.column_names}
 
 
 def least_examples(level: float) -> int:
