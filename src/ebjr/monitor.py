@@ -353,8 +353,8 @@ class RiskWindows:
     What an average over all time hides, a window shows: a promise that was broken and is kept
     again, or one that is kept with room. The k-th window has the level ``alpha / (k (k + 1))``, and
     all of them add up to `alpha`: while the promise is kept, that is the probability of ever
-    calling a window broken. A window ends with the batch that brings `audits` audited rows. As its
-    monitor may be looked at after every row, it does not matter what ends it.
+    calling a window broken. A window ends with the row that makes `audits` audited ones. Its monitor
+    may be looked at after every row, so that it does not matter that chance ends it.
 
     - `tolerance`, `alpha`, `promise`, `audit_probability`: As of `RiskMonitor`.
     - `audits`: How many audited rows a window has; None is what tells half of the tolerance from
@@ -397,19 +397,31 @@ class RiskWindows:
         self._monitor = RiskMonitor(**{**self._settings, "alpha": level})
         self._audited = self._deferred = 0
 
-    def update(self, loss: Any, now: str, audited: Any = None, deferred: int = 0) -> None:
-        """Take in the next rows, as `RiskMonitor.update` does; `deferred` of them were deferred."""
-        self._monitor.update(loss, audited)
-        self._audited += len(np.asarray(loss)) if audited is None else int(np.sum(audited))
-        self._deferred += deferred
-        if self._audited < self.audits:
-            return
-        figures = {name: getattr(self._monitor, name) for name in ("rows", "risk", "lower")}
-        upper, status = self._monitor.upper, self._monitor.status
-        counts = {"audited": self._audited, "deferred": self._deferred}
-        self.past.append(Window(now, **figures, **counts, upper=upper, status=status))
+    def update(self, loss: Any, now: str, audited: Any = None, deferred: Any = None) -> None:
+        """Take in the next rows, as `RiskMonitor.update` does, at a time.
+
+        `deferred`, (n,) bool, says which of them were deferred; none if left out.
+        """
+        given = np.asarray(loss)
+        known = np.ones(len(given), bool) if audited is None else np.asarray(audited)
+        asked = np.zeros(len(given), bool) if deferred is None else np.asarray(deferred)
+        same_length(loss=given, audited=known, deferred=asked)
+        while len(given):
+            need = self.audits - self._audited
+            end = int(np.searchsorted(np.cumsum(known), need)) + 1
+            self._monitor.update(given[:end], known[:end])
+            self._audited += int(known[:end].sum())
+            self._deferred += int(asked[:end].sum())
+            given, known, asked = given[end:], known[end:], asked[end:]
+            if self._audited == self.audits:
+                self._close(now)
+
+    def _close(self, now: str) -> None:
+        names = ("rows", "risk", "lower", "upper", "status")
+        figures = {name: getattr(self._monitor, name) for name in names}
+        self.past.append(Window(now, audited=self._audited, deferred=self._deferred, **figures))
         self.past = self.past[-self.MOST :]
-        self.broken += status == "broken"
+        self.broken += self.past[-1].status == "broken"
         self._begin()
 
     def state(self) -> dict[str, Any]:

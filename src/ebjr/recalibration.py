@@ -36,13 +36,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 
 from ebjr.calibration import Goal, calibrate
 from ebjr.calibration.guarantee import LossesAt, certified_row
 from ebjr.curve import OperatingPoint, TradeOffCurve
 from ebjr.data.tables import Table
-from ebjr.errors import CalibrationError, check_at_least, note
+from ebjr.errors import CalibrationError, check_at_least
 from ebjr.evaluation import evaluate
 from ebjr.evaluation.bootstrap import bootstrap
 from ebjr.files import read_text
@@ -73,7 +73,7 @@ MOST_VALUES, MOST_TEXTS = 100, 10_000
 """The most values of a column that are slices of their own: of whole numbers, and of texts."""
 
 _EFFECT, _POWER = 0.5, 0.8
-_RESAMPLES, _MOST_RESAMPLED = 60, 50_000
+_RESAMPLES, _MOST_RESAMPLED = 100, 50_000
 
 
 @dataclass(frozen=True)
@@ -482,8 +482,6 @@ def _checked(
     for part in config.parts:
         with suppress(FileNotFoundError):  # outcomes may be judged where the models are not
             part.check()
-    if not outcomes.models:
-        note("the outcomes do not say which models answered: those of joint.toml, it is taken")
     if outcomes.task == config.task:
         chosen_by = config.calibration.get("chosen_on", {}).get("metric", outcomes.metric)
         outcomes = replace(outcomes, metric=chosen_by)
@@ -731,8 +729,8 @@ def _scatter(study: Study, curve: TradeOffCurve) -> float:
             drawn = examples.take(rng.integers(0, len(examples), n))
             threshold = _chosen_again(drawn, study)
             rates[number] = curve.at(threshold=threshold).deferral_rate
-    low, high = np.quantile(rates, ndtr([-1.0, 1.0]))  # a few that fail are no scatter
-    return float(high - low) / 2 * math.sqrt(n)
+    low, high = np.quantile(rates, [0.05, 0.95])  # a few that lead to none are no scatter
+    return float((high - low) / (ndtri(0.95) - ndtri(0.05))) * math.sqrt(n)
 
 
 def _chosen_again(drawn: Outcomes, study: Study) -> float:

@@ -209,7 +209,7 @@ class LiveMonitor(Observer):
             watch.monitor.update(contradicted[covered], drawn[covered])
             assert self.windows is not None
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            own = contradicted[covered], now, drawn[covered], int(deferred[covered].sum())
+            own = contradicted[covered], now, drawn[covered], deferred[covered]
             self.windows.update(*own)
 
     def _states(self) -> dict[str, Any]:
