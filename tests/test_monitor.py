@@ -528,7 +528,7 @@ def test_windows_are_judged_each_by_itself_and_go_on_from_a_file():
     assert whole.state() == parted.state()
     ends = np.flatnonzero(audited)[499::500] + 1
     assert [window.rows for window in whole.past] == np.diff(ends, prepend=0).tolist()
-    first, second, third = whole.past
+    first, second, _ = whole.past
     assert (first.audited, first.deferred) == (500, deferred[: ends[0]].sum())
     assert (first.status, second.status) == ("kept", "broken")
     assert whole.broken == sum(window.status == "broken" for window in whole.past)

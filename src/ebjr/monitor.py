@@ -353,8 +353,8 @@ class RiskWindows:
     What an average over all time hides, a window shows: a promise that was broken and is kept
     again, or one that is kept with room. The k-th window has the level ``alpha / (k (k + 1))``, and
     all of them add up to `alpha`: while the promise is kept, that is the probability of ever
-    calling a window broken. A window ends with the row that makes `audits` audited ones. Its monitor
-    may be looked at after every row, so that it does not matter that chance ends it.
+    calling a window broken. A window ends with the row that makes `audits` audited ones. That
+    chance ends it does not matter, as its monitor may be looked at after every row.
 
     - `tolerance`, `alpha`, `promise`, `audit_probability`: As of `RiskMonitor`.
     - `audits`: How many audited rows a window has; None is what tells half of the tolerance from

@@ -40,7 +40,7 @@ from scipy.special import ndtri
 
 from ebjr.calibration import Goal, calibrate
 from ebjr.calibration.guarantee import LossesAt, certified_row
-from ebjr.curve import OperatingPoint, TradeOffCurve
+from ebjr.curve import OperatingPoint, TradeOffCurve, score_values
 from ebjr.data.tables import Table
 from ebjr.errors import CalibrationError, check_at_least
 from ebjr.evaluation import evaluate
@@ -56,7 +56,7 @@ from ebjr.monitor import (
     why_recalibrate,
 )
 from ebjr.outcomes import Outcomes
-from ebjr.router import is_deferred
+from ebjr.router import deferral_key, is_deferred
 from ebjr.stats import Interval
 from ebjr.study import Study, check_classes, run_study
 
@@ -73,7 +73,7 @@ MOST_VALUES, MOST_TEXTS = 100, 10_000
 """The most values of a column that are slices of their own: of whole numbers, and of texts."""
 
 _EFFECT, _POWER = 0.5, 0.8
-_RESAMPLES, _MOST_RESAMPLED = 100, 50_000
+_RESAMPLES, _RESAMPLES_OF_WHOLE = (100, 50_000), (30, 500)  # how many, and of how many rows
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ class Recalibration:
     study
         The new threshold, chosen on one part of the examples and reported on the other; None where
         `reason` says why there is none.
+    found
+        The new threshold on all new examples, as `today` is.
     change
         By how much more of the new examples the new threshold defers, with the interval of chance.
     slices, least
@@ -132,6 +134,7 @@ class Recalibration:
     refuted: bool
     study: Study | None
     reason: str | None
+    found: OperatingPoint | None
     change: Interval | None
     slices: tuple[Slice, ...]
     least: int
@@ -155,14 +158,6 @@ class Recalibration:
     def shown(self) -> bool:
         """Whether the whole interval of the loss keeps the limit: more than "not refuted"."""
         return self.loss is None or (self.limit is not None and self.loss.high <= self.limit)
-
-    @cached_property
-    def found(self) -> OperatingPoint | None:
-        """The new threshold on all new examples, as `today` is; its promise is its own."""
-        if self.study is None:
-            return None
-        own, table = self.study.point, self.study.outcomes
-        return replace(evaluate(table, own), certified=own.certified)
 
     @property
     def saving(self) -> float | None:
@@ -217,7 +212,7 @@ class Recalibration:
             raise CalibrationError(f"there is no new threshold to write: {self.reason}")
         config = self.config
         made = JointConfig.of_study(config.student, config.teacher, self.study)
-        new = ("threshold", "calibration", "operating_points")
+        new = ("threshold", "rescale", "calibration", "operating_points")
         return replace(config, **{name: getattr(made, name) for name in new})
 
     def as_dict(self) -> dict[str, Any]:
@@ -309,7 +304,7 @@ def recalibrate(
     goal = config.goal
     assert goal is not None
     judge = _Judge(goal, table, point)
-    study, reason, change = None, None, None
+    study, found, reason, change = None, None, None, None
     try:
         study = run_study(
             whole.with_scale(config.rescale),
@@ -320,7 +315,8 @@ def recalibrate(
             seed=seed,
             traffic=config.traffic,
         )
-        change = _change(study, table, point, config, alpha)
+        found = replace(evaluate(table, study.point), certified=study.point.certified)
+        change = _change(study, table, found.deferral_rate - point.deferral_rate, config, alpha)
     except CalibrationError as error:
         reason = str(error)
     after = None if study is None else _Judge(goal, table, study.point)
@@ -335,6 +331,7 @@ def recalibrate(
         refuted=judge.refutes(alpha),
         study=study,
         reason=reason,
+        found=found,
         change=change,
         slices=parts,
         least=least,
@@ -422,10 +419,9 @@ def recalibrate_audits(
         if kept["format"] != STATE_FORMAT:
             raise ValueError(f"its format is {kept['format']!r}, not {STATE_FORMAT!r}")
         states, windows = kept["monitors"], kept.get("windows")
-        drift = states.get("drift") and DriftMonitor.from_state(states["drift"])
-        known = states.get("disagreement", states.get("rate"))
-        risk = known and RiskMonitor.from_state(known)
-        passed = windows and RiskWindows.from_state(windows)
+        drift = _resumed(DriftMonitor, states.get("drift"))
+        risk = _resumed(RiskMonitor, states.get("disagreement", states.get("rate")))
+        passed = _resumed(RiskWindows, windows)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not what a server's monitors keep: {error}") from error
     if (of := kept.get("calibration")) is None or of != config.calibration.get("outcomes"):
@@ -440,6 +436,10 @@ def recalibrate_audits(
             "examples and give --outcomes"
         )
     return AuditedThreshold(risk, passed, drift, why_recalibrate(risk, passed, drift))
+
+
+def _resumed(kind: Any, state: Any) -> Any:
+    return None if state is None else kind.from_state(state)
 
 
 def read_slices(path: str | os.PathLike[str], names: Sequence[str] = ()) -> dict[str, np.ndarray]:
@@ -493,16 +493,16 @@ def _checked(
         )
     check_classes(whole)
     _check_labeled(config, whole)
-    if len(whole) < (least := least_examples(alpha)):
-        raise ValueError(
-            f"{len(whole)} examples are too few to judge a threshold by: record at least {least}, "
-            "and better thousands"
-        )
     given = {name: _column(name, values, len(whole)) for name, values in columns.items()}
     table = whole
     if config.traffic is not None:
         rows = config.traffic.draw(whole.targets, seed)
         table, given = whole.take(rows), {name: values[rows] for name, values in given.items()}
+    if len(table) < (least := least_examples(alpha)):
+        raise ValueError(
+            f"{len(table)} examples are too few to judge a threshold by: record at least {least}, "
+            "and better thousands"
+        )
     table = table.with_scale(config.rescale)
     return whole, table, _own(point, evaluate(table, point)), given
 
@@ -706,29 +706,28 @@ def _groups(column: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
 
 
 def _change(
-    study: Study, table: Outcomes, today: OperatingPoint, config: JointConfig, alpha: float
+    study: Study, table: Outcomes, change: float, config: JointConfig, alpha: float
 ) -> Interval:
     """By how much more is deferred at the new threshold, with the interval of both choices."""
-    curve, known = study.point.curve(table), config.calibration
+    known = config.calibration
     chosen_on = known.get("certified", known.get("chosen_on", {})).get("n", len(table))
-    scatter = _scatter(study, curve) * math.sqrt(1 / chosen_on + 1 / len(study.calibration))
-    found, before = (curve.at(threshold=one.threshold) for one in (study.point, today))
-    change = found.deferral_rate - before.deferral_rate
+    scatter = _scatter(study, table) * math.sqrt(1 / chosen_on + 1 / len(study.calibration))
     reach = float(ndtri(1 - alpha / 2)) * scatter
     return Interval(change, change - reach, change + reach)
 
 
-def _scatter(study: Study, curve: TradeOffCurve) -> float:
+def _scatter(study: Study, table: Outcomes) -> float:
     """The deviation of the deferral rate chosen on one example: on n it is a root of n smaller."""
     examples, rng = study.calibration, np.random.default_rng(0)
-    n = min(len(examples), _MOST_RESAMPLED)
-    rates = np.empty(_RESAMPLES)
+    times, most = _RESAMPLES if table.measure.whole is None else _RESAMPLES_OF_WHOLE
+    n = min(len(examples), most)
+    scores = np.sort(deferral_key(score_values(study.point.router.score, table)))
+    rates = np.empty(times)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # all that is to be said was said of the examples
-        for number in range(_RESAMPLES):
+        for number in range(times):
             drawn = examples.take(rng.integers(0, len(examples), n))
-            threshold = _chosen_again(drawn, study)
-            rates[number] = curve.at(threshold=threshold).deferral_rate
+            rates[number] = np.searchsorted(scores, _chosen_again(drawn, study)) / len(table)
     low, high = np.quantile(rates, [0.05, 0.95])  # a few that lead to none are no scatter
     return float((high - low) / (ndtri(0.95) - ndtri(0.05))) * math.sqrt(n)
 
