@@ -20,8 +20,9 @@ from ebjr import JointConfig, Outcomes, run_study
 from ebjr.backends.entry import ModelEntry
 from ebjr.cli import main
 from ebjr.demo import shipped
-from ebjr.monitor import STATE_FORMAT, RiskMonitor
+from ebjr.monitor import RiskMonitor
 from ebjr.scores import SCORES
+from ebjr.windows import STATE_FORMAT
 
 for name in ("onnxruntime", "sklearn"):
     pytest.importorskip(name, reason=f"{name} is not installed")

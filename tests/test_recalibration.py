@@ -15,7 +15,7 @@ import ebjr
 from ebjr import Cost, JointConfig, Outcomes, TradeOffCurve, recalibrate, run_study
 from ebjr.backends.entry import ModelEntry
 from ebjr.calibration.guarantee import LossesAt
-from ebjr.monitor import STATE_FILE, STATE_FORMAT, DriftMonitor, RiskMonitor, RiskWindows
+from ebjr.monitor import DriftMonitor, RiskMonitor
 from ebjr.recalibration import (
     EXIT_STATUS,
     FEW,
@@ -26,6 +26,7 @@ from ebjr.recalibration import (
     read_slices,
     recalibrate_audits,
 )
+from ebjr.windows import STATE_FILE, STATE_FORMAT, RiskWindows
 
 CLASSES = ("ant", "bee", "cat", "dog")
 

@@ -47,18 +47,12 @@ from ebjr.evaluation import evaluate
 from ebjr.evaluation.bootstrap import bootstrap
 from ebjr.files import read_text
 from ebjr.joint_file import JointConfig
-from ebjr.monitor import (
-    STATE_FILE,
-    STATE_FORMAT,
-    DriftMonitor,
-    RiskMonitor,
-    RiskWindows,
-    why_recalibrate,
-)
+from ebjr.monitor import DriftMonitor, RiskMonitor
 from ebjr.outcomes import Outcomes
 from ebjr.router import deferral_key, is_deferred
 from ebjr.stats import Interval
 from ebjr.study import Study, check_classes, run_study
+from ebjr.windows import STATE_FILE, STATE_FORMAT, RiskWindows, why_recalibrate
 
 KEPT, MOVED, BROKEN = "kept", "moved", "broken"
 EXIT_STATUS = {KEPT: 0, MOVED: 3, BROKEN: 4}

@@ -27,17 +27,11 @@ import numpy as np
 import scipy.optimize  # noqa: F401  # a monitor's first bound would wait for it
 
 from ebjr.files import json_number, read_text, write_whole
-from ebjr.monitor import (
-    STATE_FILE,
-    STATE_FORMAT,
-    DriftMonitor,
-    RiskMonitor,
-    RiskWindows,
-    why_recalibrate,
-)
+from ebjr.monitor import DriftMonitor, RiskMonitor
 from ebjr.serving.events import Audited, Observer, Scored
 from ebjr.serving.served import Served
 from ebjr.stats import clopper_pearson
+from ebjr.windows import STATE_FILE, STATE_FORMAT, RiskWindows, why_recalibrate
 
 MOST_SCORES = 20_000  # between two looks; further ones are left out, whatever they are
 SAVE_SECONDS = 60.0
