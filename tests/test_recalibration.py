@@ -135,7 +135,9 @@ def test_a_student_that_got_worse_has_broken_the_promise(config):
     assert (found.status, EXIT_STATUS[found.status]) == ("broken", 4)
     assert found.loss.low > found.limit == 0.02
     assert found.found.deferral_rate > found.today.deferral_rate
-    assert found.statement.startswith("Broken: the promise is refuted; the loss beyond")
+    assert found.statement.startswith("Broken: the goal is refuted; the loss beyond")
+    assert "costs " in found.statement
+    assert "% more flops" in found.statement
 
 
 def test_a_student_that_got_better_has_moved_and_the_promise_is_shown(config):
@@ -151,7 +153,7 @@ def test_few_examples_leave_the_promise_open_and_say_so(config):
     found = recalibrate(config, table(60, 3))
     assert found.status == "kept"
     assert not found.shown
-    assert "not refuted, nor shown" in found.statement
+    assert "the goal is not refuted; " in found.statement
 
 
 def test_a_goal_that_nothing_reaches_now_leaves_no_threshold_to_write():
@@ -162,6 +164,18 @@ def test_a_goal_that_nothing_reaches_now_leaves_no_threshold_to_write():
     assert f"No threshold can be chosen now: {found.reason}" in found.statement
     with pytest.raises(ebjr.CalibrationError, match="there is no new threshold to write"):
         found.new_config()
+
+
+def test_a_knob_that_was_moved_by_hand_is_judged_where_it_is_and_promises_nothing():
+    config, since = config_of(table(6000), tolerance=0.02, delta=0.1), table(5000, 1)
+    assert recalibrate(config, since).today.certified is not None
+    moved = replace(config, threshold=0.2)
+    with pytest.warns(ebjr.PromiseWarning, match="threshold is 0.2 and was"):
+        found = recalibrate(moved, since)
+    assert found.today.threshold == 0.2
+    assert found.today.certified is None
+    assert found.status == "broken"
+    assert found.new_config().changes == []
 
 
 def losses(kind: str, rng, n: int, mean: float) -> LossesAt:

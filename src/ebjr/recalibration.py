@@ -172,13 +172,12 @@ class Recalibration:
         n = f"{self.today.n:,} new examples"
         if self.loss is None or self.limit is None:
             return f"{self.status.capitalize()}: the goal {self.goal.kind} bounds no loss."
-        figures = f"{LOSSES[self.promise or '']} is {self.loss.estimate:.4g} on {n}"
-        ends = (
-            f"{self.loss.low:.4g} to {self.loss.high:.4g}, and at most {self.limit:.4g} was to be"
-        )
-        word = {True: "the promise is refuted", False: "the promise is not refuted, nor shown"}
-        held = "the promise is shown to be kept" if self.shown else word[self.refuted]
-        return f"{self.status.capitalize()}: {held}; {figures} ({ends})."
+        word, verb = ("goal", "asked") if self.goal.delta is None else ("promise", "promised")
+        state = "refuted" if self.refuted else "kept, as is shown" if self.shown else "not refuted"
+        ends = f"{self.loss.low:.4g} to {self.loss.high:.4g}"
+        figures = f"{LOSSES[self.promise or '']} is {self.loss.estimate:.4g} on {n} ({ends})"
+        limit = f"at most {self.limit:.4g} is {verb}"
+        return f"{self.status.capitalize()}: the {word} is {state}; {figures}, and {limit}."
 
     @property
     def _change_words(self) -> str:
@@ -740,5 +739,4 @@ def _chosen_again(drawn: Outcomes, study: Study) -> float:
 
 
 def _saving_words(saving: float, unit: str | None) -> str:
-    word = "saves" if saving >= 0 else "costs"
-    return f", and {word} {abs(saving):.1%} of today's {unit}"
+    return f", and {f'saves {saving:.1%}' if saving >= 0 else f'costs {-saving:.1%} more'} {unit}"
