@@ -525,6 +525,24 @@ def test_a_new_file_is_the_old_one_with_the_new_threshold(run, folder):
     assert "these very outcomes" in error
 
 
+def test_a_file_that_cannot_be_written_is_an_error_after_the_judgment(run, folder):
+    words = "calibrate old.npz --score softmax --blend 0 --tolerance 0.02 --delta 0.1 -o sure.toml"
+    code, _, error = run(*words.split())
+    assert code == 0, error
+    table(60, 1, noise=6.0).save("few.npz")
+    words = "recalibrate sure.toml --outcomes few.npz"
+    code, printed, _ = run(*words.split())
+    assert code == 4
+    assert "No threshold can be chosen now: no threshold keeps excess" in printed
+    code, printed, error = run(*words.split(), "-o", "new.toml")
+    assert code == 2
+    assert printed.startswith("Broken: ")
+    assert "there is no new threshold to write" in error
+    assert not Path("new.toml").exists()
+    code, printed, _ = run(*words.split(), "-o", "new.toml", "--json")
+    assert (code, json.loads(printed)["output"]) == (2, None)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

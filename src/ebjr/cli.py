@@ -373,12 +373,12 @@ def recalibrate(
         table = _outcomes(outcomes, None, task)
         how: dict[str, Any] = {"alpha": alpha, "worth": worth, **vars(split)}
         found = again.recalibrate(joint, table, slices=columns, **how)
+        written = {"output": None if output is None or found.study is None else str(output)}
+        _show(as_json, found.as_dict() | written, lambda: print_recalibration(out, found, details))
         if output is not None:
             found.new_config().save(output)
-        written = {"output": None if output is None else str(output)}
-        _show(as_json, found.as_dict() | written, lambda: print_recalibration(out, found, details))
-        if output is not None and not as_json:
-            out.print(f"\nWrote {output}", soft_wrap=True)
+            if not as_json:
+                out.print(f"\nWrote {output}", soft_wrap=True)
     raise typer.Exit(again.EXIT_STATUS[found.status])
 
 
