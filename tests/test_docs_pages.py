@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,13 @@ from pages import DOCS, blocks, file_of, real, run_commands, servers_of
 from PIL import Image
 from tiny import write_coco, write_detectors
 
-from ebjr import JointConfig, Outcomes
+from ebjr import JointConfig, Outcomes, run_study
+from ebjr.backends.entry import ModelEntry
 from ebjr.cli import main
 from ebjr.demo import shipped
+from ebjr.monitor import RiskMonitor
 from ebjr.scores import SCORES
+from ebjr.windows import STATE_FORMAT
 
 for name in ("onnxruntime", "sklearn"):
     pytest.importorskip(name, reason=f"{name} is not installed")
@@ -139,6 +143,35 @@ def test_the_guarantee_is_given_and_watched(folder, monkeypatch, capsys):
     replace(table, models=models).save("outcomes.npz")
     assert len(run_lines("guarantees.md", monkeypatch)) == 1
     assert JointConfig.read("joint.toml").calibration["certified"]
+
+
+def test_a_threshold_is_judged_again(folder, monkeypatch, capsys):
+    with shipped("outcomes.npz") as path:
+        table = Outcomes.load(path).pair("student", "teacher")
+    models = {role: {"path": f"{role}.pt2", "sha256": "0"} for role in ("student", "teacher")}
+    before, since = replace(table, models=models).split(0.5, seed=0)
+    since.save("new.npz")
+    study = run_study(before, tolerance=0.01, score="margin")
+    entries = (ModelEntry(f"{role}.pt2", "0") for role in models)
+    JointConfig.of_study(*entries, study).save("joint.toml")
+    rows = [f"{'left' if k % 2 else 'right'},{k}" for k in range(len(since))]
+    Path("rows.csv").write_text("\n".join(["source,taken", *rows]))
+    risk = RiskMonitor(0.05)
+    risk.update(np.zeros(1000))
+    fingerprint = JointConfig.read("joint.toml").calibration["outcomes"]
+    kept = {"format": STATE_FORMAT, "calibration": fingerprint}
+    kept |= {"monitors": {"disagreement": risk.state()}}
+    Path("monitor.json").write_text(json.dumps(kept))
+    own = "\n".join(blocks("recalibrating.md", "sh")).replace("/var/lib/ebjr", str(folder))
+    monkeypatch.setattr(sys.modules[__name__], "blocks", lambda page, language: [own])
+    assert len(run_lines("recalibrating.md", monkeypatch)) == 4
+    assert JointConfig.read("joint-new.toml").calibration["outcomes"] != fingerprint
+    assert "source left" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    names = run_python("recalibrating.md")
+    assert names["found"].status == "kept"
+    assert names["worst"].column in ("class", "source")
 
 
 def test_the_ranking_is_printed(capsys):

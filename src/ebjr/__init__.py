@@ -36,6 +36,7 @@ _NAMES = {
     "metric": "register_metric",
     "model": "Model",
     "outcomes": "Outcomes",
+    "recalibration": "recalibrate",
     "recording": "record record_all record_batches",
     "router": "Router",
     "scores": "Score as_score register_score",

@@ -39,6 +39,7 @@ from ebjr.metric import METRICS as METRICS
 from ebjr.metric import register_metric as register_metric
 from ebjr.model import Model as Model
 from ebjr.outcomes import Outcomes as Outcomes
+from ebjr.recalibration import recalibrate as recalibrate
 from ebjr.recording import record as record
 from ebjr.recording import record_all as record_all
 from ebjr.recording import record_batches as record_batches

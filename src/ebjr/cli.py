@@ -325,6 +325,65 @@ def evaluate(
 
 
 @command
+def recalibrate(
+    joint: Annotated[Path, typer.Argument(help="The joint.toml in use.")],
+    split: opt.SplitOptions,
+    outcomes: Path | None = opt.in_data(
+        "What `ebjr record` wrote of its models on examples since then."
+    ),
+    audits: Path | None = opt.in_data(
+        "In their place what a server's monitors know: its monitor.json, or the folder of that."
+    ),
+    slices: Path | None = opt.in_data(
+        "A table of as many rows as examples, in their order: a column is a way to slice them."
+    ),
+    slice_by: str | None = opt.in_data("Some of its columns alone, like source,time."),
+    task: opt.OutcomesTask = None,
+    alpha: float = opt.in_guarantee(
+        "How often a promise that is kept may be called broken.", default=0.05
+    ),
+    worth: float = opt.in_guarantee(
+        "The least change of the deferral rate that counts as moved.", default=0.01
+    ),
+    output: Path | None = opt.in_output("The new joint.toml to write.", "--output", "-o"),
+    details: opt.Details = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Judge a threshold on new examples: exit status 0 if kept, 3 if moved, 4 if broken."""
+    from ebjr import recalibration as again
+    from ebjr.tables import print_audits, print_recalibration
+
+    if (outcomes is None) == (audits is None):
+        raise ValueError("give either --outcomes, new examples, or --audits, a server's")
+    if slice_by is not None and slices is None:
+        raise ValueError("--slice-by names columns of --slices: give that table")
+    found: Any
+    if audits is not None:
+        if output is not None or slices is not None:
+            raise ValueError(
+                "audits are counts, which choose no threshold and have no slices: give --outcomes "
+                "with --output and --slices"
+            )
+        found = again.recalibrate_audits(joint, audits)
+        _show(as_json, found.as_dict(), lambda: print_audits(out, found))
+    else:
+        assert outcomes is not None
+        columns = None
+        if slices is not None:
+            columns = again.read_slices(slices, (slice_by or "").split(",") if slice_by else ())
+        table = _outcomes(outcomes, None, task)
+        how: dict[str, Any] = {"alpha": alpha, "worth": worth, **vars(split)}
+        found = again.recalibrate(joint, table, slices=columns, **how)
+        written = {"output": None if output is None or found.study is None else str(output)}
+        _show(as_json, found.as_dict() | written, lambda: print_recalibration(out, found, details))
+        if output is not None:
+            found.new_config().save(output)
+            if not as_json:
+                out.print(f"\nWrote {output}", soft_wrap=True)
+    raise typer.Exit(again.EXIT_STATUS[found.status])
+
+
+@command
 def predict(
     joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` or `ebjr export` wrote.")],
     data: opt.DataOptions,

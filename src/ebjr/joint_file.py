@@ -51,6 +51,7 @@ from ebjr.threads import shared_cores
 if TYPE_CHECKING:
     from ebjr.study import Study
     from ebjr.tasks.detection.scale import CommonScale
+    from ebjr.tasks.specialized.known_classes import Traffic
 
 
 _CALIBRATION_KEYS = (
@@ -403,8 +404,33 @@ class JointConfig:
         task, of other models, or of other classes.
         """
         from ebjr.study import study_point
+
+        outcomes, point = self.point_on(outcomes)
+        known = self.calibration
+        if known.get("outcomes") == outcomes.fingerprint:
+            fraction = known.get("split_fraction", fraction)
+            seed = known.get("split_seed", seed)
+        how: dict[str, Any] = {"fraction": fraction, "seed": seed, "traffic": self.traffic}
+        return study_point(outcomes, point, self.goal, **how)
+
+    @property
+    def goal(self) -> Goal | None:
+        """What the threshold was chosen for; None where the file does not say it."""
+        return Goal.from_dict(self.calibration) if "goal" in self.calibration else None
+
+    @property
+    def traffic(self) -> "Traffic | None":
+        """The mix that the threshold was chosen in, where it was drawn."""
         from ebjr.tasks.specialized.known_classes import Traffic
 
+        mix = self.calibration.get("traffic")
+        return None if mix is None else Traffic(mix["popular"], mix["popular_classes"])
+
+    def point_on(self, outcomes: Outcomes) -> tuple[Outcomes, OperatingPoint]:
+        """The outcomes of the file's models as those of a pair, and its threshold on all of them.
+
+        Warnings and errors are those of `study`.
+        """
         if self.skip is not None:
             raise ValueError(
                 "a joint.toml with skip is a stage: evaluate the one that it is a stage of"
@@ -412,10 +438,6 @@ class JointConfig:
         stages = self._stages(outcomes)
         outcomes = reduced(outcomes, stages)
         self._check_same(outcomes)
-        known = self.calibration
-        if known.get("outcomes") == outcomes.fingerprint:
-            fraction = known.get("split_fraction", fraction)
-            seed = known.get("split_seed", seed)
         table = outcomes.with_scale(self.rescale)
         curve = TradeOffCurve.of(table, self.score, self.blend, keep=[self.threshold])
         standing = None if self._models_changed() else self.certificate
@@ -423,10 +445,7 @@ class JointConfig:
         if len(stages) > 2:
             last = replace(stages[-1], score=self.score, threshold=self.threshold, blend=self.blend)
             point = StagedPoint.of(point, (*stages[:-1], last))
-        goal = Goal.from_dict(known) if "goal" in known else None
-        mix = known.get("traffic")
-        traffic = None if mix is None else Traffic(mix["popular"], mix["popular_classes"])
-        return study_point(outcomes, point, goal, fraction=fraction, seed=seed, traffic=traffic)
+        return outcomes, point
 
     def _stages(self, outcomes: Outcomes) -> list[Stage]:
         """The file's models, the last one without its router, by their roles in some outcomes.
@@ -481,7 +500,7 @@ class JointConfig:
             except FileNotFoundError:  # outcomes may be evaluated where the models are not
                 continue
             except ModelError as error:
-                warnings.warn(f"{error}; the figures are not its own", PromiseWarning, stacklevel=4)
+                warnings.warn(f"{error}; the figures are not its own", PromiseWarning, stacklevel=5)
                 return True
             if isinstance(entry, ModelEntry) and import_path(entry.path):
                 note(f"the weights of {entry.path} are compared where it is loaded, and not here")

@@ -309,13 +309,13 @@ class RiskMonitor(SequentialTest):
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on later, for JSON."""
-        settings = {name: getattr(self, name) for name in _SETTINGS}
+        settings = {name: getattr(self, name) for name in SETTINGS}
         counts = {"mass": list(self._mass), "bets": self._bets.state()}
         return {"format": self.FORMAT, **settings, **counts}
 
     @classmethod
     def _build(cls, state: Mapping[str, Any]) -> Self:
-        monitor = cls(**{name: state[name] for name in _SETTINGS})
+        monitor = cls(**{name: state[name] for name in SETTINGS})
         monitor._bets.resume(state["bets"])
         mass = [read_count(value, "mass") for value in state["mass"]]
         if len(mass) != len(monitor._grid) or sum(mass) != monitor.rows * _ONE:
@@ -324,7 +324,8 @@ class RiskMonitor(SequentialTest):
         return monitor
 
 
-_SETTINGS = ("promise", "tolerance", "alpha", "audit_probability")
+SETTINGS = ("promise", "tolerance", "alpha", "audit_probability")
+"""What a `RiskMonitor` is made with."""
 
 
 class DriftMonitor(SequentialTest):

@@ -26,6 +26,7 @@ from ebjr.evaluation.tests import Comparison
 from ebjr.metric import METRICS, Metric
 from ebjr.outcomes import Outcomes
 from ebjr.quantize import Quantized
+from ebjr.recalibration import FEW, OVER, AuditedThreshold, Recalibration
 from ebjr.scores import score_title
 from ebjr.stats import Interval
 from ebjr.study import Study
@@ -163,6 +164,81 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
         console.print()
         print_table(console, popular)
     _say(console, f"\n{sweep.best} is best on the calibration half:\n")
+
+
+def print_recalibration(console: Console, found: Recalibration, details: bool = False) -> None:
+    """The status, today's threshold and the one chosen now, both promises, and the slices."""
+    today, measure = found.today, METRICS[found.today.metric]
+    _say(console, f"{found.statement}\n")
+    further = further_columns(today.cost, today.cost)
+    table = plain_table(
+        *("", measure.title, "deferred", "MFLOPs", "ms"), *further, "cheaper", "threshold"
+    )
+    table.add_row(*_joint_row(f"today, on {today.n:,}", today))
+    if found.study is not None:
+        held_out = found.study.result
+        table.add_row(*_joint_row(f"chosen now, on {held_out.n:,} others", held_out), style="bold")
+    print_table(console, table, spare=[*further, "ms"])
+    before = found.config.certificate
+    after = None if found.study is None else found.study.point.certified
+    for word, promised in (("Promised", before), ("Promise of the new one", after)):
+        if promised is not None:
+            _say(console, f"\n{word}: {promised.statement}")
+    _print_slices(console, found, measure, details)
+
+
+MOST_SLICES = 10
+"""Of the slices that are not over the limit: how many are shown without details."""
+
+
+def _print_slices(console: Console, found: Recalibration, measure: Metric, details: bool) -> None:
+    """Slices over the limit, then those with the largest losses; with `details` all of them."""
+    judged = [one for one in found.slices if one.loss is not None]
+    judged.sort(key=lambda one: (one.standing != OVER, -one.loss.estimate if one.loss else 0.0))
+    over = sum(one.standing == OVER for one in judged)
+    shown = judged if details else judged[: over + MOST_SLICES]
+    if shown:
+        table = plain_table(
+            *("slice", "examples", "deferred", measure.title, found.promise or ""),
+            *(f"by {1 - found.alpha:.0%}, all", "then", f"limit {found.limit:.4g}"),
+        )
+        for one in shown:
+            ends = "" if one.loss is None else f"{one.loss.low:.4g} to {one.loss.high:.4g}"
+            table.add_row(
+                escape(f"{one.column} {one.name}"),
+                f"{one.n:,}",
+                f"{one.deferral_rate:.1%}",
+                measure.text(one.quality),
+                "" if one.loss is None else f"{one.loss.estimate:.4g}",
+                ends,
+                "" if one.loss_after is None else f"{one.loss_after:.4g}",
+                one.standing,
+                style="bold" if one.standing == OVER else None,
+            )
+        console.print()
+        print_table(console, table, spare=["deferred"])
+    left = len(judged) - len(shown)
+    few = sum(one.standing == FEW for one in found.slices)
+    words = [
+        f"{left} more slices are not over the limit: --details shows them." if left else "",
+        f"{few} slices have fewer than {found.least} examples: too few to judge." if few else "",
+    ]
+    if any(words):
+        _say(console, "\n" + " ".join(filter(None, words)))
+
+
+def print_audits(console: Console, found: AuditedThreshold) -> None:
+    """What a server's audits say, and its last windows, a row each."""
+    _say(console, f"{found.statement}")
+    past = [] if found.windows is None else found.windows.past[-MOST_SLICES:]
+    if past:
+        table = plain_table("window until", "rows", "audited", "deferred", "risk", "bounds", "")
+        for one in past:
+            rate, bounds = f"{one.deferred / one.rows:.1%}", f"{one.lower:.4g} to {one.upper:.4g}"
+            figures = f"{one.rows:,}", f"{one.audited:,}", rate, f"{one.risk:.4g}", bounds
+            table.add_row(escape(one.ended), *figures, one.status)
+        console.print()
+        print_table(console, table)
 
 
 def recorded_models(outcomes: Outcomes) -> list[dict[str, Any]]:

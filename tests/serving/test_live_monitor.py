@@ -11,10 +11,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ebjr import JointClassifier, JointRegressor, Router, TeacherUnavailable
+from ebjr import JointClassifier, JointConfig, JointRegressor, Router, TeacherUnavailable
+from ebjr.backends.entry import ModelEntry
 from ebjr.calibration.guarantee import Certificate
 from ebjr.model import Answer
 from ebjr.monitor import DriftMonitor
+from ebjr.recalibration import recalibrate_audits
 from ebjr.serving.engine import Engine
 from ebjr.serving.events import Audited, Failed, Observer
 from ebjr.serving.live_monitor import LiveMonitor
@@ -259,3 +261,56 @@ def test_the_server_shows_the_monitor_and_keeps_its_state(tmp_path):
     assert 'ebjr_monitor_alarm{model="joint",monitor="drift"} 0.0' in text
     assert 'ebjr_monitor_rows{model="joint",monitor="disagreement"} 3.0' in text
     assert json.loads((tmp_path / "monitor.json").read_text())["audits"] == 3
+
+
+def test_windows_judge_the_promise_and_room_is_told_once(caplog, tmp_path):
+    caplog.set_level(logging.INFO, "ebjr.serving")
+    about = served(tolerance=0.3)
+    monitor = LiveMonitor(about, audit_rate=1.0, folder=tmp_path)
+    serve(about, monitor, inputs(2400))
+    serve(about, monitor, inputs(600, seed=2))
+    windows = monitor.status()["disagreement"]["windows"]
+    assert len(windows) == 5  # of 500 audits: a tenth of the rows is deferred
+    assert sum(window["rows"] for window in windows) <= 3000
+    assert {window["status"] for window in windows} == {"kept"}
+    (why,) = monitor.status()["recalibrate"]
+    assert why.startswith("the promise is kept with room: at most ")
+    told = [r.getMessage() for r in caplog.records if "would pay to recalibrate" in r.getMessage()]
+    assert told == [f"it would pay to recalibrate: {told[0].partition(': ')[2]}"]
+    last = monitor.windows.past[-1]
+    readings = monitor.readings()
+    assert readings["upper"]["window"] == last.upper
+    assert readings["alarm"]["window"] == 0.0
+    monitor.save()
+    assert LiveMonitor(about, audit_rate=1.0, folder=tmp_path).windows.past == monitor.windows.past
+
+
+def test_a_window_that_broke_the_promise_is_told_and_recalibrate_reads_it(tmp_path):
+    about = served()
+    monitor = LiveMonitor(about, audit_rate=1.0, folder=tmp_path)
+    serve(about, monitor, inputs(6000))
+    assert monitor.readings()["alarm"]["window"] == 0.0
+    serve(about, monitor, inputs(6000, negative=0.3))
+    assert monitor.readings()["alarm"]["window"] == 1.0
+    monitor.save()
+    entries = ModelEntry("absent.onnx", "0"), ModelEntry("absent.onnx", "1")
+    own = {"outcomes": "abc", "goal": "match-teacher"}
+    config = JointConfig(*entries, "max_logit", 0.5, calibration=own)
+    found = recalibrate_audits(config, tmp_path)
+    assert found.status == "broken"
+    assert "broken" in [window.status for window in found.windows.past]
+    assert found.risk.rows == monitor.status()["disagreement"]["rows"]
+
+
+def test_a_state_of_before_there_were_windows_goes_on(tmp_path):
+    about = served(tolerance=0.3)
+    monitor = LiveMonitor(about, audit_rate=1.0, folder=tmp_path)
+    serve(about, monitor, inputs(500))
+    monitor.save()
+    file = tmp_path / "monitor.json"
+    kept = json.loads(file.read_text())
+    del kept["windows"], kept["calibration"]
+    file.write_text(json.dumps(kept))
+    again = LiveMonitor(about, audit_rate=1.0, folder=tmp_path)
+    assert again.audits == monitor.audits
+    assert again.windows.past == []

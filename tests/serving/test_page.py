@@ -261,6 +261,7 @@ def test_an_alarm_of_the_monitor_is_told_at_the_top(page, busy):
     opened(page, busy)
     says(page, "alarm", "Alarm: scores drifted")
     says(page, "state", "Drifted: the scores by row")
+    says(page, "state", "Would pay: the deferral rate is")
     assert page.get_attribute("#alarm", "role") == "alert"
 
 

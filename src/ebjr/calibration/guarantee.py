@@ -47,10 +47,12 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from ebjr.curve import TradeOffCurve
+from ebjr.betting import refuted_mean
+from ebjr.curve import TradeOffCurve, score_values
 from ebjr.errors import CalibrationError, check_choice
 from ebjr.metric import METRICS
-from ebjr.stats import binomial_cdf, critical_count
+from ebjr.router import is_deferred
+from ebjr.stats import Interval, binomial_cdf, clopper_pearson, critical_count
 
 PROMISES = {
     "harm": "the share of inputs that the student keeps and gets wrong where the teacher is right",
@@ -222,10 +224,15 @@ def certify(
 
 
 def certified_row(
-    curve: TradeOffCurve, promise: str = "harm", *, tolerance: float, delta: float = 0.1
+    curve: TradeOffCurve,
+    promise: str = "harm",
+    *,
+    tolerance: float,
+    delta: float = 0.1,
+    loss_bound: float | None = None,
 ) -> int | None:
     """The furthest row that is certified, and nothing else; None where `certify` would raise."""
-    scale = _scale(curve, promise, None)
+    scale = _scale(curve, promise, loss_bound)
     return _walked(curve, _Aim(promise, scale.share(tolerance), float(delta)), scale)[1]
 
 
@@ -421,6 +428,77 @@ def _decide(test: str, statistic: np.ndarray, n: int, aim: _Aim) -> np.ndarray:
         return statistic[0] <= critical_count(n, aim.tolerance, aim.delta)
     constant = _constant(n, aim.tolerance, aim.delta)
     return statistic[0] <= _critical_losses(statistic[1], n, aim.tolerance, constant)
+
+
+# --- one threshold that was fixed beforehand
+
+
+@dataclass(frozen=True)
+class LossesAt:
+    """The losses of a promise at one threshold, on examples that the threshold never saw.
+
+    `loss`, (n,), is a share of the largest loss that counts, from `least` to 1. One test is enough
+    for one threshold, so that no walk is needed: the tests are those of `certify`, read both ways.
+    """
+
+    loss: np.ndarray
+    least: float
+    test: str
+    scale: _Scale
+
+    @classmethod
+    def of(
+        cls, curve: TradeOffCurve, promise: str, threshold: float, loss_bound: float | None = None
+    ) -> LossesAt:
+        """The losses at a threshold of a curve; the arguments and errors are those of `certify`."""
+        scale = _scale(curve, promise, loss_bound)
+        kept, deferred = _both(curve, promise, scale.bound)
+        asked = is_deferred(score_values(curve.score, curve.outcomes), threshold)
+        exact = curve.outcomes.measure.binary or promise == "rate"
+        excess = promise == "excess"
+        test = "betting" if not exact else "exact trinomial" if excess else "exact binomial"
+        return cls(np.where(asked, deferred, kept), -1.0 if excess else 0.0, test, scale)
+
+    def take(self, rows: np.ndarray) -> LossesAt:
+        """The losses of some rows."""
+        return replace(self, loss=self.loss[rows])
+
+    def refutes(self, tolerance: float, alpha: float) -> bool:
+        """Whether the examples show a mean over `tolerance`: wrongly at most `alpha` of the time.
+
+        A mean of at least m is one of the mirrored losses of at most -m, which `certify` tests.
+        """
+        share = self.scale.share(tolerance)
+        if self.test != "exact trinomial" or share >= 1:
+            return bool(self._ends(alpha)[0] > share)
+        mirrored = _Losses(-self.loss, -self.loss, np.array([0]), self.test)
+        return bool(_passes(mirrored, _Aim("excess", -share, alpha))[0])
+
+    def interval(self, alpha: float, quick: bool = False) -> Interval:
+        """The mean, in the metric's unit; each end is wrong with probability at most `alpha`.
+
+        With `quick` bets take the place of the exact test of excess, which takes up to a second.
+        """
+        exact = self.test == "exact trinomial" and not quick
+        ends = self._exact_ends(alpha) if exact else self._ends(alpha)
+        return Interval(*map(self.scale.figure, (float(self.loss.mean()), *ends)))
+
+    def _ends(self, alpha: float) -> tuple[float, float]:
+        if self.test == "exact binomial":
+            return clopper_pearson(int((self.loss > 0).sum()), len(self.loss), 2 * alpha)
+        value, count = np.unique(self.loss, return_counts=True)
+        low = self.least + refuted_mean(value - self.least, count, alpha)
+        return low, 1 - refuted_mean(1 - value, count, alpha)
+
+    def _exact_ends(self, alpha: float) -> tuple[float, float]:
+        low, high = (
+            _smallest(
+                _Losses(losses, losses, np.array([0]), self.test),
+                _Aim("excess", float(np.clip(losses.mean(), -0.9, 0.9)), alpha),
+            )
+            for losses in (-self.loss, self.loss)
+        )
+        return -low, high
 
 
 # --- losses of -1, 0 and 1

@@ -6,7 +6,8 @@ A server has no labels, so the promise that it watches is disagreement: the shar
 student keeps and the teacher contradicts. A certificate made without labels promises just that;
 for others the share is compared with that of the calibration's held-out half, up to chance. Rows
 count where the promise covers their threshold. Answers that are no labels (numbers, boxes)
-contradict nothing, so that only their scores are watched.
+contradict nothing, so that only their scores are watched. The promise is judged over all time, and
+window by window; together they say when it would pay to choose the threshold again.
 """
 
 import hashlib
@@ -17,6 +18,8 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,13 +31,12 @@ from ebjr.monitor import DriftMonitor, RiskMonitor
 from ebjr.serving.events import Audited, Observer, Scored
 from ebjr.serving.served import Served
 from ebjr.stats import clopper_pearson
+from ebjr.windows import STATE_FILE, STATE_FORMAT, RiskWindows, why_recalibrate
 
 MOST_SCORES = 20_000  # between two looks; further ones are left out, whatever they are
 SAVE_SECONDS = 60.0
 ALPHA = 0.05  # the probability of each monitor to ever raise a false alarm
-
-_FILE = "monitor.json"
-_FORMAT = "ebjr-live-monitor-1"
+MOST_WINDOWS = 10  # are told
 
 log = logging.getLogger("ebjr.serving")
 
@@ -90,13 +92,16 @@ class LiveMonitor(Observer):
         }
         self._watches = {name: one for name, one in found.items() if isinstance(one, Watch)}
         self._unwatched = {name: why for name, why in found.items() if isinstance(why, str)}
+        self.windows = _windows_of(self._watches.get("disagreement"), audit_rate)
+        self._calibration = served.calibration_id
+        self._told: set[str] = set()  # reasons to recalibrate
         self._lock = threading.Lock()
         self.handlers = {Scored: self._scored, Audited: self._audit}
         self._scores: list[Scored] = []
         self._audited: list[Audited] = []
         self._known = 0  # scores that wait for a look
         self._alarmed: set[str] = set()
-        self._file = None if folder is None else Path(folder) / _FILE
+        self._file = None if folder is None else Path(folder) / STATE_FILE
         self._saved = time.monotonic()
         if self._file is not None:
             if not self._file.parent.is_dir():
@@ -134,6 +139,10 @@ class LiveMonitor(Observer):
             if watch.alarmed and name not in self._alarmed:
                 self._alarmed.add(name)
                 log.error("the monitor of %s: %s", name, watch.monitor.statement)
+        for kind, words in self.why_recalibrate().items():
+            if kind not in self._told:
+                self._told.add(kind)
+                log.warning("it would pay to recalibrate: %s", words)
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
@@ -143,7 +152,9 @@ class LiveMonitor(Observer):
         if self._file is None:
             return
         counts = {"audits": self.audits, "contradicted": self.contradicted}
-        state = {"format": _FORMAT, "of": self._key, **counts, "monitors": self._states()}
+        windows = None if self.windows is None else self.windows.state()
+        about = {"format": STATE_FORMAT, "of": self._key, "calibration": self._calibration}
+        state = {**about, **counts, "monitors": self._states(), "windows": windows}
         with write_whole(self._file) as file:
             json.dump(state, file, allow_nan=False)
 
@@ -152,12 +163,22 @@ class LiveMonitor(Observer):
         watched = {name: watch.status() for name, watch in self._watches.items()}
         if "rate" in watched:
             watched["deferral_rate"] = watched.pop("rate")
+        if self.windows is not None:
+            last = self.windows.past[-MOST_WINDOWS:]
+            watched["disagreement"]["windows"] = [asdict(window) for window in last]
         audits = {"rows": self.audits, "contradicted": self.contradicted}
-        return json_number({"audits": audits, **self._unwatched, **watched})
+        why = {"recalibrate": list(self.why_recalibrate().values())}
+        return json_number({"audits": audits, **self._unwatched, **watched, **why})
+
+    def why_recalibrate(self) -> dict[str, str]:
+        """By kind, in words: why it would pay to choose the threshold again."""
+        watched: dict[str, Any] = {name: watch.monitor for name, watch in self._watches.items()}
+        risk = watched.get("disagreement", watched.get("rate"))
+        return why_recalibrate(risk, self.windows, watched.get("drift"))
 
     def readings(self) -> dict[str, dict[str, float]]:
         """For the metrics: by figure and then by monitor."""
-        return {
+        found = {
             figure: {
                 name: float(getattr(watch.monitor, figure))
                 for name, watch in self._watches.items()
@@ -165,15 +186,25 @@ class LiveMonitor(Observer):
             }
             for figure in ("rows", "risk", "lower", "upper", "tolerance", "shift")
         } | {"alarm": {name: float(watch.alarmed) for name, watch in self._watches.items()}}
+        if self.windows is not None and self.windows.past:
+            last = self.windows.past[-1]
+            for figure in ("rows", "risk", "lower", "upper"):
+                found[figure]["window"] = float(getattr(last, figure))
+            found["alarm"]["window"] = float(self.windows.broken > 0)
+        return found
 
     def _take(self, audited: list[Audited]) -> None:
-        threshold, _, drawn, contradicted = map(np.concatenate, zip(*audited, strict=True))
+        threshold, deferred, drawn, contradicted = map(np.concatenate, zip(*audited, strict=True))
         self.audits += int(drawn.sum())
         self.contradicted += int(contradicted.sum())
         if (watch := self._watches.get("disagreement")) is not None:
             covered = threshold >= watch.threshold
             assert isinstance(watch.monitor, RiskMonitor)
             watch.monitor.update(contradicted[covered], drawn[covered])
+            assert self.windows is not None
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            own = contradicted[covered], now, drawn[covered], deferred[covered]
+            self.windows.update(*own)
 
     def _states(self) -> dict[str, Any]:
         return {name: watch.monitor.state() for name, watch in self._watches.items()}
@@ -182,7 +213,7 @@ class LiveMonitor(Observer):
         assert self._file is not None
         try:
             kept = json.loads(read_text(self._file))
-            if kept["format"] != _FORMAT or kept["of"] != self._key:
+            if kept["format"] != STATE_FORMAT or kept["of"] != self._key:
                 raise ValueError("it is of another calibration")
             states = kept["monitors"]
             taken = {
@@ -190,6 +221,8 @@ class LiveMonitor(Observer):
                 for name, watch in self._watches.items()
             }
             counts = int(kept["audits"]), int(kept["contradicted"])
+            if self.windows is not None and kept.get("windows") is not None:
+                self.windows = RiskWindows.from_state(kept["windows"])
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError) as error:
@@ -235,6 +268,15 @@ def _disagreement_of(served: Served, audit_rate: float) -> Watch | str:
     )
     monitor = RiskMonitor(most, ALPHA / 2, audit_probability=audit_rate)
     return Watch(monitor, float(known["threshold"]), about)
+
+
+def _windows_of(watch: Watch | None, audit_rate: float) -> RiskWindows | None:
+    """Windows of the same promise, at the same level."""
+    if watch is None:
+        return None
+    assert isinstance(watch.monitor, RiskMonitor)
+    own = watch.monitor
+    return RiskWindows(own.tolerance, own.alpha, audit_probability=audit_rate)
 
 
 def _rate_of(served: Served) -> Watch | None:

@@ -197,6 +197,8 @@ def add_sources(
     for name, text in MONITORED.items():
         read = partial(lambda figure: monitor.readings()[figure], name)
         metrics.read(f"monitor_{name}", text, read, "monitor")
+    pays = "1 while it would pay to recalibrate, else 0."
+    metrics.read("recalibration_pays", pays, lambda: float(bool(monitor.why_recalibrate())))
     asked = "Rows about which the teacher was asked after the fact"
     differs = f"{asked}, and said something else."
     metrics.read("audited_rows", f"{asked}.", lambda: monitor.audits, counter=True)

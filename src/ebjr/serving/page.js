@@ -266,6 +266,9 @@ function showState() {
       rows.push([title, `${word}:`, rest.join(":").trim(), ALARMS.includes(found.status)]);
     }
   }
+  if (state.monitor?.recalibrate?.length) {
+    rows.push(["Recalibration", "Would pay:", `${state.monitor.recalibrate.join("; ")}. ebjr recalibrate says how much.`]);
+  }
   const far = state.far_teacher;
   if (far) {
     const late = far.late_rows === null ? "" : ` ${far.late_rows.toLocaleString("en")} rows are kept for it.`;

@@ -1,0 +1,174 @@
+"""Windows: the live risk judged stretch by stretch, and whether it would pay to recalibrate."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from ebjr.betting import read_count, resuming
+from ebjr.monitor import SETTINGS, DriftMonitor, RiskMonitor
+from ebjr.stats import same_length
+
+STATE_FILE, STATE_FORMAT = "monitor.json", "ebjr-live-monitor-1"
+"""Where a server keeps what its monitors know, see `serving.live_monitor`, and how."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of live rows, judged by itself: it ended at `ended`, as the caller told the time.
+
+    `audited` of its rows were looked at, and `lower` and `upper` bound the mean risk in it.
+    """
+
+    ended: str
+    rows: int
+    audited: int
+    deferred: int
+    risk: float
+    lower: float
+    upper: float
+    status: str
+
+
+class RiskWindows:
+    """Judges the live risk window by window, each by a `RiskMonitor` that knows no other.
+
+    What an average over all time hides, a window shows: a promise that was broken and is kept
+    again, or one that is kept with room. The k-th window has the level ``alpha / (k (k + 1))``, and
+    all of them add up to `alpha`: while the promise is kept, that is the probability of ever
+    calling a window broken. A window ends with the row that makes `audits` audited ones. That
+    chance ends it does not matter, as its monitor may be looked at after every row.
+
+    - `tolerance`, `alpha`, `promise`, `audit_probability`: As of `RiskMonitor`.
+    - `audits`: How many audited rows a window has; None is what tells half of the tolerance from
+      nothing: 50 over the tolerance, from 500 to 20,000.
+
+    Examples
+    --------
+    >>> windows = RiskWindows(0.1)
+    >>> for loss in (np.zeros(500), np.tile([1.0, 0.0], 250), np.zeros(200)):
+    ...     windows.update(loss, "noon")
+    >>> [window.status for window in windows.past]
+    ['kept', 'broken']
+    """
+
+    FORMAT = "ebjr-risk-windows-1"
+    MOST = 100  # are remembered
+
+    def __init__(
+        self,
+        tolerance: float,
+        alpha: float = 0.05,
+        *,
+        promise: str = "harm",
+        audit_probability: float = 1.0,
+        audits: int | None = None,
+    ) -> None:
+        own = {"promise": promise, "audit_probability": audit_probability}
+        self._settings: dict[str, Any] = {"tolerance": tolerance, "alpha": alpha, **own}
+        wanted = 50 / max(tolerance, 1e-9)
+        self.audits = int(min(max(wanted, 500), 20_000)) if audits is None else audits
+        self.tolerance, self.alpha = float(tolerance), alpha
+        self.past: list[Window] = []
+        self.broken = 0  # windows ever
+        self._number = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._number += 1
+        level = self.alpha / (self._number * (self._number + 1))
+        self._monitor = RiskMonitor(**{**self._settings, "alpha": level})
+        self._audited = self._deferred = 0
+
+    def update(self, loss: Any, now: str, audited: Any = None, deferred: Any = None) -> None:
+        """Take in the next rows, as `RiskMonitor.update` does, at a time.
+
+        `deferred`, (n,) bool, says which of them were deferred; none if left out.
+        """
+        given = np.asarray(loss)
+        known = np.ones(len(given), bool) if audited is None else np.asarray(audited)
+        asked = np.zeros(len(given), bool) if deferred is None else np.asarray(deferred)
+        same_length(loss=given, audited=known, deferred=asked)
+        while len(given):
+            need = self.audits - self._audited
+            end = int(np.searchsorted(np.cumsum(known), need)) + 1
+            self._monitor.update(given[:end], known[:end])
+            self._audited += int(known[:end].sum())
+            self._deferred += int(asked[:end].sum())
+            given, known, asked = given[end:], known[end:], asked[end:]
+            if self._audited == self.audits:
+                self._close(now)
+
+    def _close(self, now: str) -> None:
+        names = ("rows", "risk", "lower", "upper", "status")
+        figures = {name: getattr(self._monitor, name) for name in names}
+        self.past.append(Window(now, audited=self._audited, deferred=self._deferred, **figures))
+        self.past = self.past[-self.MOST :]
+        self.broken += self.past[-1].status == "broken"
+        self._begin()
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on later, for JSON."""
+        same = {name: getattr(self, f"_{name}") for name in _COUNTED}
+        return {
+            "format": self.FORMAT,
+            "audits": self.audits,
+            "alpha": self.alpha,
+            "broken": self.broken,
+            "past": [asdict(window) for window in self.past],
+            "monitor": self._monitor.state(),
+            **same,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """Windows that go on exactly where those that gave `state` stopped."""
+        with resuming():
+            if state["format"] != cls.FORMAT:
+                raise ValueError(f"its format is {state['format']!r}, not {cls.FORMAT!r}")
+            monitor = RiskMonitor.from_state(state["monitor"])
+            settings = {name: getattr(monitor, name) for name in SETTINGS}
+            audits = read_count(state["audits"], "audits")
+            windows = cls(**{**settings, "alpha": state["alpha"]}, audits=audits)
+            windows.past = [Window(**window) for window in state["past"]]
+            windows.broken, windows._monitor = read_count(state["broken"], "broken"), monitor
+            for name in _COUNTED:
+                setattr(windows, f"_{name}", read_count(state[name], name))
+            return windows
+
+
+_COUNTED = ("number", "audited", "deferred")
+
+_ROOM, _WORTH = 0.5, 0.01
+
+
+def why_recalibrate(
+    risk: RiskMonitor | None, windows: RiskWindows | None, drift: DriftMonitor | None
+) -> dict[str, str]:
+    """By kind, in words: why it would pay to choose the threshold again; nothing where it does not.
+
+    A promise that was ``"broken"``; one that the last window shows to be kept with half of its
+    tolerance to spare (``"room"``), while there are rows that need not be deferred; and a deferral
+    ``"rate"`` that is not that of calibration. Each is said wrongly as seldom as the alpha of its
+    monitor says.
+    """
+    found = {}
+    last = windows.past[-1] if windows is not None and windows.past else None
+    if risk is not None and risk.status == "broken":
+        found["broken"] = f"the promise was broken by row {risk.alarm:,}"
+    elif windows is not None and windows.broken:
+        found["broken"] = f"the promise was broken in {windows.broken} of its windows"
+    elif last is not None and windows is not None:
+        spare = last.upper <= _ROOM * windows.tolerance
+        if spare and last.deferred >= _WORTH * last.rows:
+            share = last.deferred / last.rows
+            found["room"] = (
+                f"the promise is kept with room: at most {last.upper:.4g} of {windows.tolerance:g} "
+                f"in the last window, where {share:.1%} were deferred"
+            )
+    if drift is not None and drift.alarms["deferral_rate"] is not None:
+        found["rate"] = (
+            f"the deferral rate is {drift.deferral_rate:.4g} and was {drift.calibrated_rate:.4g}"
+        )
+    return found
