@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -548,6 +549,7 @@ def serve(
     from ebjr.threads import available_cores, shared_cores
 
     prepare = None if preprocess is None else given_preprocess(preprocess, "preprocess")
+    again: dict[str, Any] = {}
     if joint.suffix in (*FILES, *SAVED) or import_path(joint):
         served = served_alone(joint, prepare, trust=trust, **_threads(threads))
     elif prepare is not None:
@@ -556,6 +558,7 @@ def serve(
         config = JointConfig.read(joint)
         each = threads or config.threads_for(available_cores())  # of as many batches at once
         served = served_of(config, trust=trust, **_threads(each))
+        again["reload"] = partial(JointConfig.read, joint)
     if (warning := exposure(how.host, how.token)) is not None:
         _note(warning, "WARNING")
     run_server(
@@ -564,6 +567,7 @@ def serve(
         between=None if between is None else between.split(","),
         workers=None if threads is None else shared_cores(threads),
         started=lambda url: out.print(f"serving {served.name} at {url}", soft_wrap=True),
+        **again,
         **vars(how),
     )
 

@@ -41,7 +41,7 @@ def test_the_document_is_openapi(document):
 def test_a_model_of_images_takes_a_form_too():
     model = Preprocessed(lambda x: x.mean((2, 3)), Preprocess(size=4))
     app = build_app(Served(JointClassifier(model, model, Router("max_logit", 1.0))))
-    document = app.state.document
+    document = app.state.described()
     OpenAPIV31SpecValidator(document).validate()
     content = document["paths"][f"{NAME.replace('joint', '{name}')}/infer"]["post"]["requestBody"]
     assert "multipart/form-data" in content["content"]
@@ -78,7 +78,7 @@ def address():
 MODES = schemathesis.GenerationMode
 OPERATIONS = [
     pytest.param(method, path, mode, id=f"{method.upper()} {path} {mode.value}")
-    for path, about in build_app(served()).state.document["paths"].items()
+    for path, about in build_app(served()).state.described()["paths"].items()
     for method in about
     if method != "parameters"
     for mode in MODES

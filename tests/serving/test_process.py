@@ -10,9 +10,13 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from small import NAME, request
+from tiny import write_joint
+
+from ebjr import JointConfig
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 httpx = pytest.importorskip("httpx2", reason="httpx2 is not installed")
@@ -148,3 +152,82 @@ def test_logs_in_words_tell_of_moves_and_not_of_requests():
         text = process.stderr.read()
     assert "INFO the knob was moved from 1 to 3 by 127.0.0.1: asked for threshold 3" in text
     assert "infer" not in text
+
+
+@contextmanager
+def served_file(path, **options):
+    """`ebjr serve` of a joint.toml: the process and its address."""
+    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "ebjr", "serve", str(path), "--port", "0", *flags]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process, process.stdout.readline().split()[-1]
+        finally:
+            process.kill()
+
+
+def until(found, seconds=20.0):
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not (value := found()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return value
+
+
+def test_sighup_takes_over_another_calibration_and_nothing_else(tmp_path):
+    path = write_joint(tmp_path, tolerance=0.05, delta=0.1)
+    config = JointConfig.read(path)
+    failed, stop = [], threading.Event()
+    with served_file(path) as (process, url), httpx.Client(base_url=url) as client:
+
+        def router():
+            return client.get("/v1/router").json()
+
+        def ask():
+            pixels = [[[[200, 30, 30]] * 8] * 8]
+            tensor = {"name": "image", "shape": [1, 8, 8, 3], "datatype": "UINT8", "data": pixels}
+            while not stop.is_set():
+                answer = httpx.post(f"{url}/v2/models/joint/infer", json={"inputs": [tensor]})
+                if answer.status_code != 200:
+                    failed.append(answer.text)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        before = router()
+        points = {"fast": {**next(iter(config.operating_points.values())), "threshold": 0.4}}
+        known = {**config.calibration, "outcomes": "another"}
+        new = replace(config, threshold=0.55, operating_points=points, calibration=known)
+        new.save(path)
+        process.send_signal(signal.SIGHUP)
+        assert until(lambda: router()["threshold"] == 0.55)
+        after = router()
+        assert after["operating_points"] == {"fast": 0.4}
+        assert (before["calibration"], after["calibration"]) == (
+            config.calibration["outcomes"],
+            "another",
+        )
+        assert until(lambda: client.get("/v1/status").json()["calibration"]["id"] == "another")
+        assert client.put("/v1/router", json={"operating_point": "fast"}).status_code == 200
+        document = client.get("/openapi.json").text
+        assert "fast" in document
+        assert "match-teacher" not in json.dumps(json.loads(document)["components"])
+
+        replace(new, score="margin", threshold=0.1).save(path)
+        process.send_signal(signal.SIGHUP)
+        path.read_text()
+        time.sleep(1.0)
+        path.write_text("threshold = ")
+        process.send_signal(signal.SIGHUP)
+        time.sleep(1.0)
+        assert router()["threshold"] == 0.4
+        assert router()["score"] == "softmax"
+        stop.set()
+        asking.join()
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    assert not failed
+    assert "the calibration stays as it is: joint.toml now has another score" in said
+    assert said.count("the calibration stays as it is") == 2
+    assert "Traceback" not in said

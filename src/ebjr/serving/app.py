@@ -8,6 +8,8 @@ import asyncio
 import ctypes
 import gc
 import json
+import logging
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -38,6 +40,8 @@ with needs("serve", "serving"):
     from starlette.routing import Match, Route
 
 __all__ = ["Served", "build_app", "run_server", "served_of"]
+
+log_of = logging.getLogger("ebjr.serving")
 
 FEWER_LOOKS = 5_000  # objects, before garbage is looked for: an answer makes none in circles
 SWITCH_SECONDS = 0.0005  # that a worker waits for the loop's turn to end, or the other way round
@@ -86,10 +90,10 @@ def build_app(
         Route("/v1/both", handlers.explain, methods=["POST"]),
         Route("/v1/late/{id}", handlers.late),
         Route("/metrics", handlers.metrics),
-        Route("/openapi.json", _says(lambda: document)),
+        Route("/openapi.json", _says(lambda: described())),
         Route("/", handlers.page),
     ]
-    document = openapi(service, routes, token=token is not None)
+    described = partial(openapi, service, routes, token=token is not None)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -112,7 +116,7 @@ def build_app(
         ),
     )
     app.add_middleware(doors.guard, refuse=partial(refusal, service))
-    app.state.service, app.state.document = service, document
+    app.state.service, app.state.described = service, described
     app.state.short = span is None and not log_requests  # nobody is told of each request
     return app
 
@@ -155,6 +159,7 @@ def run_server(
     log: str = "words",
     otel: bool = False,
     started: Callable[[str], None] = lambda url: None,
+    reload: Callable[[], JointConfig] | None = None,
     **options: Any,
 ) -> None:
     """Serve until the process is told to end; requests that came by then are answered.
@@ -162,7 +167,8 @@ def run_server(
     It listens at `host` and `port`, where 0 takes a free one; for gRPC at `grpc_port` of the same
     host, unless that is None. `log` is how this process logs, see `start_logging`; JSON has a line
     for each request. `otel` sends OpenTelemetry traces. `started` is told each address once it
-    takes requests. `options` are those of `build_app`.
+    takes requests. `reload` is what is read at SIGHUP: another calibration of the same models takes
+    over at once, and anything else is refused in the log. `options` are those of `build_app`.
 
     OSError: `port` or `grpc_port` is taken.
     """
@@ -178,6 +184,8 @@ def run_server(
             grpc_server, host=host, port=grpc_port, log_requests=log == "json", started=started
         )
         options["beside"] = (*options.get("beside", ()), beside)
+    if reload is not None and hasattr(signal, "SIGHUP"):
+        options["beside"] = (*options.get("beside", ()), partial(_reloaded, reload))
     start_logging(log)
     options["log_requests"] = log == "json"
     if otel:
@@ -208,6 +216,26 @@ def run_server(
         sys.setswitchinterval(SWITCH_SECONDS)
         _give_memory_back()
         uvicorn.Server(config).run(sockets=[listener])
+
+
+@asynccontextmanager
+async def _reloaded(read_again: Callable[[], JointConfig], service: Service) -> AsyncIterator[None]:
+    """Reads the calibration again at SIGHUP; where that fails the log says why, and all stays."""
+
+    def take_over() -> None:
+        try:
+            service.reload(read_again())
+        except (EbjrError, ValueError, OSError) as error:
+            log_of.error("the calibration stays as it is: %s", error)
+        else:
+            log_of.info("joint.toml was read again: the threshold is %g", service.knob.threshold)
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, take_over))
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def _give_memory_back() -> None:

@@ -85,27 +85,32 @@ class LiveMonitor(Observer):
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
         self.audits = self.contradicted = 0
+        self._audit_rate = audit_rate
+        self._lock = threading.Lock()
+        self.handlers = {Scored: self._scored, Audited: self._audit}
+        self._file = None if folder is None else Path(folder) / STATE_FILE
+        if self._file is not None and not self._file.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder} for the monitor's state")
+        self.begin(served)
+
+    def begin(self, served: Served) -> None:
+        """Watch what the calibration of a served model promises, from now on."""
         found = {
             "drift": _drift_of(served),
-            "disagreement": _disagreement_of(served, audit_rate),
+            "disagreement": _disagreement_of(served, self._audit_rate),
             "rate": _rate_of(served),
         }
         self._watches = {name: one for name, one in found.items() if isinstance(one, Watch)}
         self._unwatched = {name: why for name, why in found.items() if isinstance(why, str)}
-        self.windows = _windows_of(self._watches.get("disagreement"), audit_rate)
+        self.windows = _windows_of(self._watches.get("disagreement"), self._audit_rate)
         self._calibration = served.calibration_id
         self._told: set[str] = set()  # reasons to recalibrate
-        self._lock = threading.Lock()
-        self.handlers = {Scored: self._scored, Audited: self._audit}
         self._scores: list[Scored] = []
         self._audited: list[Audited] = []
         self._known = 0  # scores that wait for a look
         self._alarmed: set[str] = set()
-        self._file = None if folder is None else Path(folder) / STATE_FILE
         self._saved = time.monotonic()
         if self._file is not None:
-            if not self._file.parent.is_dir():
-                raise FileNotFoundError(f"there is no folder {folder} for the monitor's state")
             # of what is watched: only the same goes on with a state
             about = [served.calibration_id, str(served.joint.router.score), self._states()]
             known = json.dumps(about, sort_keys=True).encode()

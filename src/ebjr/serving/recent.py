@@ -39,7 +39,6 @@ class Recent(Observer):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.seconds = seconds
-        self.score_edges = np.asarray(score_edges, np.float64)
         self.timed = ("request", *(of for name in stages for of in (f"{name}_wait", name)))
         self._stages = stages
         self._clock = clock
@@ -48,7 +47,7 @@ class Recent(Observer):
         self._lock = threading.Lock()
         self._counts = np.zeros((seconds, len(COUNTS) + len(stages)), np.int64)
         self._times = np.zeros((seconds, len(self.timed), _BINS), np.int64)
-        self._scores = np.zeros((seconds, max(len(self.score_edges) - 1, 0)), np.int64)
+        self.count_between(score_edges)
         self.handlers = {
             Batched: self._batched,
             Scored: self._scored,
@@ -56,6 +55,12 @@ class Recent(Observer):
             Degraded: lambda event: self._count("degraded", event.rows),
             Failed: lambda _event: self._count("failures"),
         }
+
+    def count_between(self, score_edges: Sequence[float]) -> None:
+        """Count scores in these bins from now on."""
+        with self._lock:
+            self.score_edges = np.asarray(score_edges, np.float64)
+            self._scores = np.zeros((self.seconds, max(len(score_edges) - 1, 0)), np.int64)
 
     def _batched(self, batch: Batched) -> None:
         self._time(batch.stage, np.array([batch.seconds]))

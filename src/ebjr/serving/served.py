@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ebjr.task import Tensor
 from ebjr.tasks.classification import JointClassifier
 
 KNOBS = ("threshold", "deferral_rate", "operating_point")  # how to say where the threshold is
+CALIBRATED = ("threshold", "calibration", "operating_points")  # of a `JointConfig`
 SCORE_BINS = 40  # even bins in which live scores are counted
 
 
@@ -43,6 +44,26 @@ class Served:
     certificate: Certificate | None = None
     flops: tuple[float | None, float | None] = (None, None)
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    config: JointConfig | None = None  # what ``joint.toml`` said, all of it
+
+    def recalibrate(self, config: JointConfig) -> None:
+        """Take over another calibration of the same models.
+
+        ValueError: `config` differs from what is served in more than that.
+        """
+        if self.config is None:
+            raise ValueError("what is served came from no joint.toml")
+        names = {one.name for one in fields(JointConfig)} - {*CALIBRATED}
+        other = sorted(
+            name for name in names if getattr(config, name) != getattr(self.config, name)
+        )
+        if other:
+            raise ValueError(
+                f"joint.toml now has another {', '.join(other)}, and only another calibration of "
+                "the same models is taken over: start the server again"
+            )
+        config.check()
+        vars(self).update(_calibrated(config), config=config)
 
     def threshold_at(self, deferral_rate: float) -> float:
         """The threshold that defers this share of the calibration half; ValueError if unknown."""
@@ -141,15 +162,22 @@ def served_of(config: JointConfig, **options: Any) -> Served:
         joint=config.load(**options),
         name=config.name,
         labels=config.labels,
-        operating_points={
-            name: float(point["threshold"]) for name, point in config.operating_points.items()
-        },
-        score_quantiles=tuple(config.calibration.get("score_quantiles", ())),
-        calibration_id=config.calibration.get("outcomes"),
-        certificate=config.certificate,
         flops=(config.student.cost.flops, config.teacher.cost.flops),
-        calibration=config.calibration,
+        config=config,
+        **_calibrated(config),
     )
+
+
+def _calibrated(config: JointConfig) -> dict[str, Any]:
+    """What a calibration says, as fields of `Served`."""
+    points = config.operating_points
+    return {
+        "operating_points": {name: float(one["threshold"]) for name, one in points.items()},
+        "score_quantiles": tuple(config.calibration.get("score_quantiles", ())),
+        "calibration_id": config.calibration.get("outcomes"),
+        "certificate": config.certificate,
+        "calibration": config.calibration,
+    }
 
 
 def served_alone(

@@ -30,6 +30,7 @@ from ebjr.errors import (
 )
 from ebjr.files import json_number
 from ebjr.joint import models_of
+from ebjr.joint_file import JointConfig
 from ebjr.link.far import FarTeacher
 from ebjr.model import facts
 from ebjr.protocol import InferRequest, InferResponse, ModelMetadata, write_response
@@ -176,6 +177,26 @@ class Service:
             self._journal.close()
         if self.tracing is not None:
             self.tracing.close()
+
+    def reload(self, config: JointConfig) -> None:
+        """Take over another calibration of the models served, its threshold as well.
+
+        The autopilot, where it is on, keeps the knob, and goes by the new figures. ValueError:
+        more has changed; OSError: the audit log cannot be written. All stays as it was then.
+        """
+        before = self.served.config
+        self.served.recalibrate(config)
+        try:
+            if self.control.pilot is None:
+                self.knob.move(config.threshold, who="joint.toml", why="it was read again")
+        except OSError:
+            assert before is not None
+            self.served.recalibrate(before)
+            raise
+        self.recent.count_between(self.served.score_edges())
+        self.monitor.begin(self.served)
+        for known in (self._said, self._described):
+            known.cache_clear()
 
     def server_metadata(self) -> dict[str, Any]:
         """What the server says of itself."""
