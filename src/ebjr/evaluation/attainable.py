@@ -77,7 +77,7 @@ class Headroom:
         """Both shares and the parts of the rest."""
         reached = self.reached
         return (
-            f"A router that saw both models' answers before it chose would have "
+            f"Without a blend, a router that saw both models' answers before it chose would have "
             f"{self.attainable:.1%} of the oracle's gain. {self.name} has {self.score:.1%}: "
             f"{reached.estimate:.0%} ({reached.low:.0%} to {reached.high:.0%}) of what is "
             f"attainable. Of the rest another score of the student's output may bring "

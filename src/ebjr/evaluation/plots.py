@@ -78,7 +78,8 @@ def trade_off_figure(
     data = [_line(best, "oracle", dashed), _random_line(outcomes)]
     if attainable is not None:
         style = {"color": PALETTE["attainable"], "dash": "dash", "width": 2}
-        data.insert(1, _line(attainable, "attainable", style))
+        blended = chosen is not None and points[chosen].blend
+        data.insert(1, _line(attainable, "attainable" + ", no blend" * bool(blended), style))
     for name, point in points.items():
         stressed = name == chosen
         if point.score == "random" and not stressed:
