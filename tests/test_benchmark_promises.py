@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.promises.measure import asked_for, compared, corrected, kept, quality
 from benchmarks.promises.pairs import PAIRS, load
+from benchmarks.promises.table import table
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -50,3 +51,12 @@ def test_rows_asked_are_compared_at_the_same_utility():
     ]
     assert compared([rival, *ours], "ebjr", "bargain")[0]["ratio"] == 150 / 400
     assert asked_for(ours, "recall", 0.71) is None
+
+
+def test_the_table_has_the_ratio_and_what_was_broken():
+    setting = {"pair": "rare", "n": 1000, "promise": "agreement", "at_least": 0.97, "calls": None}
+    rows = [
+        {**setting, "way": "bargain", "asked": 400.0, "broken": 0.0},
+        {**setting, "way": "ebjr", "asked": 100.0, "broken": 0.052},
+    ]
+    assert table(rows, "agreement").splitlines()[-1] == "| rare | 1,000 |  |  | 0.25 (5.2 %) |  |"

@@ -43,6 +43,7 @@ import numpy as np
 
 from benchmarks.machine import RESULTS, about, save
 from benchmarks.promises import rival as package
+from benchmarks.promises.ours import ours
 from benchmarks.promises.pairs import PAIRS, Pair, load
 from ebjr.files import write_whole
 from ebjr.stats import share_interval
@@ -76,8 +77,7 @@ def corrected(way: Way) -> Way:
     return answer
 
 
-WAYS: dict[str, Way] = {"bargain": corrected(package.rival)}
-"""By name; ours is added below once it is there."""
+WAYS: dict[str, Way] = {"ebjr": ours, "bargain": corrected(package.rival)}
 
 
 def quality(pair: Pair, promise: str, answers: np.ndarray) -> dict[str, float]:
@@ -177,6 +177,8 @@ def asked_for(rows: Sequence[Mapping[str, Any]], utility: str, wanted: float) ->
     >>> rows = [{"asked": 100, "recall": 0.5}, {"asked": 200, "recall": 0.7}]
     >>> [asked_for(rows, "recall", wanted) for wanted in (0.6, 0.9, 0.2)]
     [150.0, None, 100.0]
+    >>> asked_for([*rows, {"asked": 400, "recall": 0.7}], "recall", 0.7)
+    200.0
     """
     asked, reached = (
         np.array([row[name] for row in sorted(rows, key=lambda row: row["asked"])], np.float64)
@@ -185,7 +187,9 @@ def asked_for(rows: Sequence[Mapping[str, Any]], utility: str, wanted: float) ->
     reached = np.maximum.accumulate(reached)
     if wanted > reached[-1]:
         return None
-    return round(float(np.interp(wanted, reached, asked)), 1)
+    first = int(np.searchsorted(reached, wanted))  # the least budget of those that reach it
+    ends = slice(max(first - 1, 0), first + 1)
+    return round(float(np.interp(wanted, reached[ends], asked[ends])), 1)
 
 
 def arguments() -> argparse.Namespace:

@@ -77,7 +77,7 @@ class Pair:
 
     def draw(self, n: int, seed: int) -> Pair:
         """A batch of n rows: without repeating one where there are n, else with repeats."""
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng([seed, 20_260])  # no stream that a way draws its sample by
         return self.take(rng.choice(len(self), n, replace=n > len(self)))
 
 
