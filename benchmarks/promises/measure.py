@@ -16,9 +16,8 @@ precision is promised, the precision of one whose recall is. A budget is a most;
 asked is reported. `bargain` returns a set, in which it leaves rows that it has paid to know are
 none: they are taken out here (`corrected`), which can only help it. Where all rows must be
 answered, a row of the set is a yes and any other a no: neither needs another call for that.
-`asked_for_same` is what
-we ask where our mean utility reaches the rival's, between the budgets that were run by linear
-interpolation, and `ratio` is that over the rows that the rival asked.
+`asked_for_same` is what we ask where our mean utility reaches the rival's, between the budgets that
+were run by linear interpolation, and `ratio` is that over the rows that the rival asked.
 
 **Both** (`BARGAIN_PR`: precision and recall at once) takes no budget: rows asked are compared
 again.
