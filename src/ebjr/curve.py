@@ -492,6 +492,30 @@ def _apart(distinct: np.ndarray) -> np.ndarray:
     return apart | np.repeat(dense, np.diff(np.append(starts, len(distinct))))
 
 
+def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) -> np.ndarray:
+    """(n,): each row's part in the area under a deferral curve: their mean is the area.
+
+    A row that a share u of the rows scores below is kept at a share u of the deferral rates, so
+    the area is the mean of ``deferred + u (kept - deferred)``, ties counting half. The second term,
+    which sums to zero, is what a row adds to the others' ranks (the Hajek projection): else the
+    standard error would take these for known. Rows that are always deferred count as a tie below
+    all others, so that a score gains nothing by deferring many of them.
+    """
+    n = len(score)
+    key = deferral_key(score)
+    order = np.argsort(key)
+    ranked = key[order]
+    change = kept - deferred
+    first = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))  # of groups of equal scores
+    size = np.diff(first, append=n)
+    total = np.add.reduceat(change[order], first)
+    above = np.cumsum(total[::-1])[::-1] - total / 2
+    share, raised = np.empty(n), np.empty(n)
+    share[order] = np.repeat((first + size / 2) / n, size)
+    raised[order] = np.repeat(above / n, size)
+    return deferred + share * change + raised - raised.mean()
+
+
 def mean_at(kept: np.ndarray, deferred: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Mean quality where the first `count` rows are deferred, of each row's kept and deferred."""
     # sums from either end, not a sum of differences: a loss of 0 comes out as 0

@@ -21,6 +21,7 @@ from ebjr.curve import OperatingPoint, score_values
 from ebjr.data.examples import Data
 from ebjr.errors import CalibrationError, OutputWarning
 from ebjr.evaluation import evaluate, joint_prediction
+from ebjr.evaluation.attainable import Headroom, headroom
 from ebjr.evaluation.bootstrap import bootstrap
 from ebjr.evaluation.plots import rounded, stages_figure, thin_rows
 from ebjr.evaluation.predictions import read_predictions
@@ -194,6 +195,11 @@ class Study:
         ]
 
     @cached_property
+    def headroom(self) -> Headroom | None:
+        """What the chosen score has of the oracle's gain on `held_out`; what brings the rest."""
+        return headroom(self.calibration, self.held_out, self.point.router.score)
+
+    @cached_property
     def sample_rows(self) -> np.ndarray:
         """The rows of `outcomes`, held out all, whose images a report shows."""
         return self.held_out_rows[sample_rows(self.held_out, self.point)]
@@ -273,6 +279,7 @@ class Study:
             intervals=self.intervals,
             comparisons=[*self.comparisons, *compared],
             ranking=self.ranking,
+            found=self.headroom,
             samples=make_samples(self.held_out, self.point, images, self.held_out_rows),
             verdict=self.verdict.text,
             title=title,

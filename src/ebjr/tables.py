@@ -46,6 +46,7 @@ def study_figures(study: Study, compared: Sequence[Comparison] = ()) -> dict[str
         "comparisons": [test.as_dict() for test in (*study.comparisons, *compared)],
         "scores": {name: result.as_dict() for name, result in study.other_results.items()},
         "ranking": [_standing(entry) for entry in study.ranking],
+        "headroom": None if study.headroom is None else study.headroom.as_dict(),
         "promise": None if promise is None else promise.as_dict(),
         "verdict": study.verdict.text,
         "standing": study.verdict.standing,
@@ -94,6 +95,8 @@ def print_study(
         console.print()
         ranking = _ranking(study.ranking, score_title(study.point.score), measure)
         print_table(console, ranking, spare=["AURC"])
+        if (found := study.headroom) is not None:
+            _say(console, f"\n{found.text}")
         console.print(escape(f"\n{_margin_words(study)}"), highlight=False)
     chosen = f"\nChosen on {len(study.calibration):,} other examples"
     _say(console, chosen + ("." if details else "; --details has every score, interval and test."))

@@ -116,6 +116,21 @@ def test_chance_is_drawn_as_random_orders_are_on_average(study, task):
     np.testing.assert_allclose(lines[0]["y"], np.mean(ordered, axis=0), rtol=0.005)
 
 
+def test_what_is_attainable_is_a_line_and_a_sentence_and_neither_where_there_is_nothing(
+    study, report, tmp_path
+):
+    lines = {trace["name"]: trace for trace in page_data(report)["curve"]["data"]}
+    areas = [np.trapezoid(lines[name]["y"], lines[name]["x"]) for name in ("attainable", "oracle")]
+    assert np.trapezoid(lines["random"]["y"], lines["random"]["x"]) < areas[0] < areas[1]
+    assert html.escape(study.headroom.text) in report.read_text()
+    write_report(tmp_path / "bare.html", study.held_out, study.point)
+    text = (tmp_path / "bare.html").read_text()
+    assert "attainable" not in {
+        trace["name"] for trace in page_data(tmp_path / "bare.html")["curve"]["data"]
+    }
+    assert "attainable" not in text.partition("</main>")[0].partition("<body")[2]
+
+
 def test_the_page_states_intervals_verdicts_ranking_and_the_best_accuracy(study, report):
     text = re.sub(r"\s+", " ", report.read_text())
     accuracy = study.intervals["accuracy"]
@@ -176,7 +191,8 @@ def test_a_report_is_small(report):
 
 def test_the_live_curve_is_that_of_the_report_alone(study, report, tmp_path):
     others = list(study.others.values())
-    write_live_curve(tmp_path / "live.html", study.held_out, study.point, others=others)
+    live = {"others": others, "found": study.headroom}
+    write_live_curve(tmp_path / "live.html", study.held_out, study.point, **live)
     alone, whole = page_data(tmp_path / "live.html"), page_data(report)
     assert alone["curve"] == whole["curve"]
     for name, series in alone["series"].items():

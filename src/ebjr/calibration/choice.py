@@ -15,10 +15,9 @@ import numpy as np
 from ebjr.arrays import Array
 from ebjr.blend import Blend
 from ebjr.calibration.learned import can_learn, cross_fitted, fit_learned
-from ebjr.curve import score_values
+from ebjr.curve import area_influence, score_values
 from ebjr.errors import CalibrationError
 from ebjr.outcomes import Outcomes
-from ebjr.router import deferral_key
 from ebjr.scores import Score, as_score, is_fitted
 
 MOST_EXAMPLES = 100_000
@@ -108,30 +107,6 @@ def choose_blend(
 def _kind(blend: float | Blend) -> int:
     """How much there is to fit in a blend: nothing, a weight, or a weight with temperatures."""
     return 0 if blend == 0 else 2 if isinstance(blend, Blend) else 1
-
-
-def area_influence(score: np.ndarray, kept: np.ndarray, deferred: np.ndarray) -> np.ndarray:
-    """(n,): each row's part in the area under a deferral curve: their mean is the area.
-
-    A row that a share u of the rows scores below is kept at a share u of the deferral rates, so
-    the area is the mean of ``deferred + u (kept - deferred)``, ties counting half. The second term,
-    which sums to zero, is what a row adds to the others' ranks (the Hajek projection): else the
-    standard error would take these for known. Rows that are always deferred count as a tie below
-    all others, so that a score gains nothing by deferring many of them.
-    """
-    n = len(score)
-    key = deferral_key(score)
-    order = np.argsort(key)
-    ranked = key[order]
-    change = kept - deferred
-    first = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))  # of groups of equal scores
-    size = np.diff(first, append=n)
-    total = np.add.reduceat(change[order], first)
-    above = np.cumsum(total[::-1])[::-1] - total / 2
-    share, raised = np.empty(n), np.empty(n)
-    share[order] = np.repeat((first + size / 2) / n, size)
-    raised[order] = np.repeat(above / n, size)
-    return deferred + share * change + raised - raised.mean()
 
 
 def _compare(

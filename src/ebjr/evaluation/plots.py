@@ -60,9 +60,14 @@ def _cost(outcomes: Outcomes, rates: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def trade_off_figure(
-    outcomes: Outcomes, points: Mapping[str, OperatingPoint], chosen: str | None = None
+    outcomes: Outcomes,
+    points: Mapping[str, OperatingPoint],
+    chosen: str | None = None,
+    attainable: TradeOffCurve | None = None,
 ) -> dict[str, Any]:
     """The trade-off curve of each score, with both models, the oracle and chance on it.
+
+    `attainable` is drawn below the oracle: the curve of a router that sees both models' answers.
 
     Chance is the average of random orders: the straight line between both models, in means of rows.
     `points` are by their name in the legend; the point of `chosen` is stressed, and the last trace.
@@ -71,6 +76,10 @@ def trade_off_figure(
     _, axis = _cost(outcomes, best.deferral_rate[:1])
     dashed = {"color": PALETTE["oracle"], "dash": "dash", "width": 2}
     data = [_line(best, "oracle", dashed), _random_line(outcomes)]
+    if attainable is not None:
+        style = {"color": PALETTE["attainable"], "dash": "dash", "width": 2}
+        blended = chosen is not None and points[chosen].blend
+        data.insert(1, _line(attainable, "attainable" + ", no blend" * bool(blended), style))
     for name, point in points.items():
         stressed = name == chosen
         if point.score == "random" and not stressed:

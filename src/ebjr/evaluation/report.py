@@ -20,6 +20,7 @@ import numpy as np
 from ebjr.costs import Cost, alone_cost, flops_text, further_columns, joint_cost, ms_text
 from ebjr.curve import OperatingPoint
 from ebjr.evaluation import evaluate, plots
+from ebjr.evaluation.attainable import Headroom
 from ebjr.evaluation.bootstrap import resamples
 from ebjr.evaluation.groups import OTHERS, Group, by_rows, group_gains
 from ebjr.evaluation.ranking import Standing
@@ -136,6 +137,7 @@ def write_report(
     intervals: Mapping[str, Interval] | None = None,
     comparisons: Sequence[Comparison] = (),
     ranking: Sequence[Standing] = (),
+    found: Headroom | None = None,
     samples: Sequence[Mapping[str, Any]] = (),
     verdict: str = "",
     title: str = "EBJR",
@@ -151,6 +153,7 @@ def write_report(
     - `intervals`: By figure: what `bootstrap` found at `point`.
     - `comparisons`: Tests of the joint model against others: McNemar's, or of losses.
     - `ranking`: The scores, the best first.
+    - `found`: How much of what can be had the score has, and the attainable curve.
     - `samples`: Examples to show, see `make_samples`.
     - `verdict`: The first line.
     - `notes`: How the report was made: shown as they are, at the end.
@@ -166,7 +169,7 @@ def write_report(
         title=html.escape(title),
         verdict=html.escape(f"{verdict} {unlabeled}".strip()),
         promise=_promise(point.certified, words["promise_words"]),
-        live=_live(points, held_out),
+        live=_live(points, held_out, found),
         table=_table(held_out, points, best),
         further="".join(f'<th scope="col">{title}</th>' for title in _further(held_out, Cost())),
         **words,
@@ -177,7 +180,7 @@ def write_report(
             for key, value in made.items()
         ),
     )
-    data = report_data(held_out, points, chosen, crossings or {})
+    data = report_data(held_out, points, chosen, crossings or {}, found)
     data["samples"] = samples
     _write_page(path, title, body, data | {"extras": {each.name: each.figure for each in extras}})
 
@@ -188,6 +191,7 @@ def write_live_curve(
     point: OperatingPoint,
     *,
     others: Sequence[OperatingPoint] = (),
+    found: Headroom | None = None,
     title: str = "EBJR",
 ) -> None:
     """Write the knob and the trade-off curve of a report alone, for a frame in another page.
@@ -196,8 +200,8 @@ def write_live_curve(
     Arguments and errors are those of `write_report`.
     """
     points, chosen = _named(point, others)
-    data = report_data(held_out, points, chosen, {}) | {"extras": {}}
-    _write_page(path, title, _live(points, held_out), data, _asset("frame.css"))
+    data = report_data(held_out, points, chosen, {}, found) | {"extras": {}}
+    _write_page(path, title, _live(points, held_out, found), data, _asset("frame.css"))
 
 
 def _named(
@@ -208,11 +212,13 @@ def _named(
     return {chosen: point} | {point_title(other): other for other in others}, chosen
 
 
-def _live(points: Mapping[str, OperatingPoint], held_out: Outcomes) -> str:
-    """The sections that move: the knob and the curve."""
+def _live(points: Mapping[str, OperatingPoint], held_out: Outcomes, found: Headroom | None) -> str:
+    """The sections that move: the knob and the curve, with what is attainable in words."""
     options = "\n".join(f"<option>{html.escape(name)}</option>" for name in points)
     words = page_words(held_out.measure, held_out.kind)
-    return Template(_asset("live.html")).substitute(options=options, **words)
+    return Template(_asset("live.html")).substitute(
+        options=options, attainable=html.escape(found.text if found else ""), **words
+    )
 
 
 def _write_page(
@@ -247,6 +253,7 @@ def report_data(
     points: Mapping[str, OperatingPoint],
     chosen: str,
     crossings: Mapping[str, float],
+    found: Headroom | None = None,
 ) -> dict[str, Any]:
     """What the page's script needs: figures, and each score's rows, exact on the held-out half."""
     measure = held_out.measure
@@ -256,7 +263,9 @@ def report_data(
             name: _series(held_out, each, crossings.get(each.score))
             for name, each in points.items()
         },
-        "curve": plots.trade_off_figure(held_out, points, chosen),
+        "curve": plots.trade_off_figure(
+            held_out, points, chosen, None if found is None else found.curve
+        ),
         "accent": plots.PALETTE["chosen"],
         "student": held_out.student_cost.as_dict(),
         "teacher": held_out.teacher_cost.as_dict(),

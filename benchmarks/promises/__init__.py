@@ -1,0 +1,1 @@
+"""Promises about one batch without labels, beside the package `bargain`: see `measure`."""
