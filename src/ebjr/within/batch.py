@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ebjr.arrays import Batch, to_numpy
+from ebjr.arrays import Batch, take_rows, to_numpy
 from ebjr.calibration.budget import Plan, Sample, usual_pairs
 from ebjr.calibration.guarantee import bisect
 from ebjr.errors import CalibrationError
@@ -48,7 +48,8 @@ class PromisedBatch:
             tell("asking the student", len(said), len(rows.rows))
         if not said:
             raise ValueError("there are no rows to answer")
-        self.said, self.others, self.names, self.n = said, others, names, len(said)
+        self.names, self.n, self.others = names, len(said), others
+        self.said: Any = said if self.kind.targets_are == "boxes" else np.stack(said)
         self.turned = np.zeros(self.n, bool)
         self.numbers, self.score, self.degraded, self.stage = map(
             np.concatenate, zip(*columns, strict=True)
@@ -76,9 +77,10 @@ class PromisedBatch:
         self.paid.ask(self.numbers[rows])
         self.known[rows] = True
 
-    def taught(self, rows: np.ndarray) -> list[Any]:
+    def taught(self, rows: np.ndarray) -> Any:
         """What the teacher says of known rows."""
-        return [self.paid.said[row] for row in self.numbers[rows].tolist()]
+        found = [self.paid.said[row] for row in self.numbers[rows].tolist()]
+        return found if isinstance(self.said, list) else np.array(found, self.said.dtype)
 
     def answers(self, certificates: tuple[BatchCertificate, ...]) -> PromisedAnswers:
         """What is answered: known rows as the teacher answers them, the others by the student."""
@@ -90,7 +92,7 @@ class PromisedBatch:
             said[row] = self.others[row]
         stage = np.where(known, len(models_of(self.run.joint.student)), self.stage)
         return PromisedAnswers(
-            said if self.kind.targets_are == "boxes" else np.stack(said),
+            said if isinstance(self.said, list) else np.stack(said),
             self.score,
             known,
             self.degraded & ~known,
@@ -145,7 +147,7 @@ class PromisedBatch:
         while done < most:
             done = min(done + max(size // 8, 1), most)
             self.paid.ask(self.numbers[np.sort(order[:done])])
-            if self.run.is_positive(np.stack(self.taught(order[:done]))).sum() >= enough:
+            if self.run.is_positive(self.taught(order[:done])).sum() >= enough:
                 break
         return order[:done]
 
@@ -166,9 +168,14 @@ class PromisedBatch:
         return min(calls - first, len(question.open()))
 
     def _size(self, question: Question, at_least: float) -> int:
-        """How many rows to sample for a promise; CalibrationError: no number will do."""
+        """How many rows to sample for a promise; CalibrationError: no number will do.
+
+        0 where no sample is evidence, and all that could be wrong may be asked about.
+        """
         plan, calls = question.plan(), question.calls
         size = plan.sample_size(at_least, calls)
+        if size is None and plan.deferrable <= question.most:
+            return 0
         if size is None:
             least = plan.least_sample(at_least)
             most = plan.most(plan.population if calls is None else calls)
@@ -191,8 +198,7 @@ class PromisedBatch:
             self.ask(np.sort(asked[:calls]))
             self.turned[more[~self.known[more]]] = True
             return
-        most = MOST_UNASKED * self.n - int(self.known.sum()) if calls is None else calls
-        if len(more) > most:
+        if len(more) > question.most:
             raise CalibrationError(question.refusal(sample, rows, at_least, len(more)))
         self.ask(more)
 
@@ -210,7 +216,7 @@ class Question:
             self.boxes = max(float(shown.max()), 1.0)
             self.counted = max(float(shown.mean()) / self.boxes / 4, 0.02)  # bets take more
         elif name in LABELS:
-            positive = batch.run.is_positive(np.stack(batch.said))
+            positive = batch.run.is_positive(batch.said)
             if name == "precision":
                 self.pool = self.deferrable = positive
             else:
@@ -222,6 +228,12 @@ class Question:
         """How many rows more the teacher may be asked about."""
         calls = self.batch.run.wanted.teacher_calls
         return None if calls is None else calls - int(self.batch.known.sum()) + self.batch.before
+
+    @property
+    def most(self) -> float:
+        """The same; without a budget what `MOST_UNASKED` leaves."""
+        known = int(self.batch.known.sum())
+        return MOST_UNASKED * self.batch.n - known if self.calls is None else self.calls
 
     def open(self) -> np.ndarray:
         """The rows that may be drawn."""
@@ -242,7 +254,7 @@ class Question:
             return 0
         if self.name not in LABELS:
             return len(rows)
-        return int(self.batch.run.is_positive(np.stack(self.batch.taught(rows))).sum())
+        return int(self.batch.run.is_positive(self.batch.taught(rows)).sum())
 
     def labeled(self) -> np.ndarray:
         """The rows that have labels; `right` are these labels."""
@@ -272,13 +284,13 @@ class Question:
     def _judged(self, rows: np.ndarray) -> dict[str, Any]:
         """Which rows are bad if the student answers, and which count."""
         batch, run = self.batch, self.batch.run
-        said, taught = [batch.said[row] for row in rows], batch.taught(rows)
+        said, taught = take_rows(batch.said, rows), batch.taught(rows)
         if self.boxes is not None:
             found, real, hits = batch.kind.count_boxes(said, taught, run.positive)
             about = found if self.name == "precision" else real
             how = {"deferred_counted": real, "boxes": self.boxes}
             return {"bad": about - hits, "counted": about, **how}
-        one, other = np.stack(said), np.stack(taught)
+        one, other = said, taught.reshape(said.shape)
         if self.name == "accuracy":
             right = np.array([self.right[row] for row in rows.tolist()])
             wrong = {"bad": one != right, "deferred_bad": other != right}
@@ -294,8 +306,9 @@ class Question:
     def below(self, sample: Sample, rows: np.ndarray, at_least: float) -> np.ndarray:
         """The rows that the threshold defers and the teacher has not answered yet."""
         kept = sample.kept(at_least, self.delta)
-        cut = -math.inf if kept == len(rows) else self.key[rows[max(kept, 0)]]
-        cut = math.inf if kept < 0 else cut
+        cut = math.inf if kept < 0 else -math.inf
+        if 0 <= kept < len(rows):
+            cut = self.key[rows[kept]]
         return np.flatnonzero(self.deferrable & ~self.batch.known & (self.key <= cut))
 
     def nearest(self, more: np.ndarray) -> np.ndarray:
