@@ -114,7 +114,7 @@ def main(run: Run) -> dict[str, Any]:
             student, both = row["gflops"][0], row["gflops"][-1]
             alone = row["energy_accuracy"]
             run.compare(
-                f"{title}, {name}: times fewer FLOPs at the teacher's accuracy",
+                f"{title}, {name}: times fewer FLOPs, aiming at the teacher's accuracy",
                 paper=1.49,
                 ours=row["auto and blend"]["times_fewer_flops"],
                 unit="x",

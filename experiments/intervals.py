@@ -70,19 +70,38 @@ class Half(NamedTuple):
     def _kept(self, times: np.ndarray) -> np.ndarray:
         return times @ self.kept
 
-    def chosen(self, times: np.ndarray, over: float, capped: bool) -> np.ndarray:
+    def chosen(
+        self, times: np.ndarray, over: float, capped: bool = False, margin: float = 0.0
+    ) -> np.ndarray:
         """The threshold of each resample, (resamples,): NaN where none is as good as is asked.
 
-        The lowest whose quality is `over` the teacher's; `capped` takes the best there is where
-        that is out of reach.
+        The lowest whose quality is `over` the teacher's, and exceeds that by a `margin` in standard
+        errors, or comes nearest to it; `capped` takes the best there is where `over` is out of
+        reach.
         """
         quality, n = self.quality(times, self.count), len(self.kept)
         wanted = times @ self.teacher + n * over
         if capped:
             wanted = np.minimum(wanted, quality.max(axis=1))
         reached = quality >= (wanted - SLACK * n)[:, None]
-        found = self.threshold[reached.argmax(axis=1)]
-        return np.where(reached.any(axis=1), found, np.nan)
+        first = reached.argmax(axis=1)
+        if margin:
+            above = np.maximum(quality - wanted[:, None], 0.0) / n
+            error = self._errors(times)
+            surplus = np.divide(above, error, out=np.full(above.shape, np.inf), where=error > SLACK)
+            enough = reached & (surplus >= margin)
+            nearest = np.where(reached, surplus, -1.0).argmax(axis=1)
+            first = np.where(enough.any(axis=1), enough.argmax(axis=1), nearest)
+        return np.where(reached.any(axis=1), self.threshold[first], np.nan)
+
+    def _errors(self, times: np.ndarray) -> np.ndarray:
+        """(resamples, k): of the mean difference to the teacher at each threshold."""
+        kept, deferred, n = self.kept - self.teacher, self.deferred - self.teacher, len(self.kept)
+        means = [
+            (times @ one)[:, None] + running(times * (other - one))[:, self.count]
+            for one, other in ((kept, deferred), (kept**2, deferred**2))
+        ]
+        return np.sqrt(np.maximum(means[1] / n - (means[0] / n) ** 2, 0.0) / n)
 
     def within(self, times: np.ndarray, rate: float) -> np.ndarray:
         """The threshold of each resample, (resamples,), of the best quality within a rate."""
@@ -125,6 +144,7 @@ def draws(
     splits: int,
     over: float = 0.0,
     capped: bool = False,
+    margin: float = 0.0,
     resamples: int = RESAMPLES,
 ) -> Draws:
     """Resample both halves of each split, choose on the first and judge on the second.
@@ -133,7 +153,7 @@ def draws(
     ----------
     halves
         Of each split: what is chosen on, and what is judged on.
-    over, capped
+    over, capped, margin
         As `Half.chosen` has them: what is asked for over the teacher's quality, as a share.
     resamples
         Of all `splits` together.
@@ -141,7 +161,7 @@ def draws(
     rng, found = np.random.default_rng(0), []
     for first, second in halves:
         each = -(-resamples // splits)
-        threshold = first.chosen(times_drawn(len(first.kept), each, rng), over, capped)
+        threshold = first.chosen(times_drawn(len(first.kept), each, rng), over, capped, margin)
         times = times_drawn(len(second.kept), each, rng)
         here = np.isfinite(threshold) | (threshold == np.inf)
         found.append(np.array(second.judged(times[here], threshold[here])))
@@ -167,6 +187,33 @@ def of_points(
         for first, second, point in halves
     )
     return draws(pairs, len(halves), over)  # type: ignore[arg-type]
+
+
+def fixed(
+    halves: Sequence[tuple[Outcomes, OperatingPoint]], beside: Sequence[np.ndarray] | None = None
+) -> Draws:
+    """Resamples of the half that is judged alone: thresholds stay those of each split.
+
+    For what cannot be fitted anew on every resample. `beside`, (n,) each: whom to compare with, in
+    place of the teacher. Draws of equal calls are of the same examples.
+    """
+    rng, found = np.random.default_rng(0), []
+    for number, (outcomes, point) in enumerate(halves):
+        rows = None if beside is None else beside[number]
+        half = Half.of(outcomes, point.router.score, point.blend, rows)
+        times = times_drawn(len(outcomes), -(-RESAMPLES // len(halves)), rng)
+        found.append(np.array(half.judged(times, np.full(len(times), point.threshold))))
+    rate, gain = np.concatenate(found, axis=1)
+    return Draws(rate, 100 * gain)
+
+
+def ratio(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+    """The interval of how often the first costs of examples, (n,), hold the second, by split."""
+    rng, found = np.random.default_rng(0), []
+    for dear, cheap in pairs:
+        times = times_drawn(len(dear), -(-RESAMPLES // len(pairs)), rng)
+        found.append((times @ dear) / (times @ cheap))
+    return interval(np.concatenate(found))
 
 
 def interval(values: np.ndarray, digits: int = 3) -> list[float]:

@@ -165,9 +165,20 @@ def aimed_points(
     return found
 
 
-def aimed_draws(outcomes: Outcomes, splits: int, over: float) -> intervals.Draws:
-    """The resamples of one of `aimed_points`: deferral rates, and points over the teacher."""
+def own_points(outcomes: Outcomes, splits: int) -> list[OperatingPoint]:
+    """Score and blend by `auto`, the threshold with the library's own margin."""
+    found = []
+    for seed in range(splits):
+        calibration, held_out = outcomes.split(0.5, seed)
+        found.append(evaluate(held_out, calibrate(calibration, **choice(outcomes, seed))))
+    return found
+
+
+def aimed_draws(
+    outcomes: Outcomes, splits: int, over: float, margin: float = 0.0
+) -> intervals.Draws:
+    """The resamples of one of `aimed_points`, or with a margin of `own_points`."""
     chosen = [choice(outcomes, seed) for seed in range(splits)]
     scores, blends = ([one[name] for one in chosen] for name in ("score", "blend"))
     halves = intervals.halves_of(outcomes, splits, scores, blends)
-    return intervals.draws(halves, splits, over, capped=True)
+    return intervals.draws(halves, splits, over, capped=not margin, margin=margin)
