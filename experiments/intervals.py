@@ -18,7 +18,6 @@ import numpy as np
 
 from ebjr import OperatingPoint, Outcomes, TradeOffCurve
 from ebjr.blend import Blend
-from ebjr.curve import score_values
 
 RESAMPLES = 2000
 """Of all splits together."""
@@ -30,17 +29,15 @@ SLACK = 1e-9
 class Half(NamedTuple):
     """Examples by score, the lowest first.
 
-    `score`, `kept`, `deferred` and `teacher` are (n,): the score, and the quality of the student's
-    answer, of the one after deferring, and of the teacher's, or of whom else the joint model is
-    compared with. `threshold` and `count`, (k,), are the thresholds of their curve and how many
-    examples each defers.
+    `kept`, `deferred` and `teacher` are (n,): the quality of the student's answer, of the one after
+    deferring, and of the teacher's, or of whom else the joint model is compared with. `curve` is
+    theirs, and `count`, (k,), how many examples each of its thresholds defers.
     """
 
-    score: np.ndarray
     kept: np.ndarray
     deferred: np.ndarray
     teacher: np.ndarray
-    threshold: np.ndarray
+    curve: TradeOffCurve
     count: np.ndarray
 
     @classmethod
@@ -53,12 +50,10 @@ class Half(NamedTuple):
     ) -> Half:
         """From outcomes, by a score and with a blend; `beside` (n,): whom to compare with."""
         curve = TradeOffCurve.of(outcomes, score, blend)
-        values = np.nan_to_num(score_values(curve.score, outcomes), nan=-np.inf, posinf=np.inf)
-        order = np.argsort(values, kind="stable")
         rows = (outcomes.student_quality, outcomes.deferred_quality(blend))
         sides = (*rows, outcomes.teacher_quality if beside is None else beside)
         count = np.rint(curve.deferral_rate * len(outcomes)).astype(int)
-        return cls(values[order], *(side[order] for side in sides), curve.threshold, count)
+        return cls(*(side[curve.order] for side in sides), curve, count)
 
     def quality(self, times: np.ndarray, count: np.ndarray) -> np.ndarray:
         """Sums of quality, (resamples, k), where the first `count` (k,) examples are deferred.
@@ -92,7 +87,7 @@ class Half(NamedTuple):
             enough = reached & (surplus >= margin)
             nearest = np.where(reached, surplus, -1.0).argmax(axis=1)
             first = np.where(enough.any(axis=1), enough.argmax(axis=1), nearest)
-        return np.where(reached.any(axis=1), self.threshold[first], np.nan)
+        return np.where(reached.any(axis=1), self.thresholds(first), np.nan)
 
     def _errors(self, times: np.ndarray) -> np.ndarray:
         """(resamples, k): of the mean difference to the teacher at each threshold."""
@@ -107,11 +102,16 @@ class Half(NamedTuple):
         """The threshold of each resample, (resamples,), of the best quality within a rate."""
         allowed = running(times)[:, self.count] <= rate * len(self.kept) * (1 + SLACK)
         quality = np.where(allowed, self.quality(times, self.count), -np.inf)
-        return self.threshold[quality.argmax(axis=1)]
+        return self.thresholds(quality.argmax(axis=1))
+
+    def thresholds(self, rows: np.ndarray) -> np.ndarray:
+        """Of rows of the curve, as an operating point has them."""
+        each, place = np.unique(rows, return_inverse=True)
+        return np.array([self.curve.threshold_of(int(row)) for row in each])[place]
 
     def judged(self, times: np.ndarray, threshold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What each resample defers and by how much its quality is over the teacher's: shares."""
-        count = np.searchsorted(self.score, threshold, side="left")
+        count = self.count[np.searchsorted(self.curve.threshold, threshold, side="left")]
         row, n = np.arange(len(times)), len(self.kept)
         gained = running(times * (self.deferred - self.kept))[row, count]
         over = self._kept(times) + gained - times @ self.teacher
