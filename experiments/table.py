@@ -158,7 +158,16 @@ def page() -> str:
     """The whole README."""
     found = results()
     title, _, head = (HERE / "head.md").read_text().rstrip().partition("<!-- The summary. -->")
-    lines = [title, *summary(found), head, "", "## The table", *table(found)]
+    lines = [
+        title.rstrip(),
+        "",
+        *summary(found),
+        "",
+        head.strip(),
+        "",
+        "## The table",
+        *table(found),
+    ]
     return "\n".join([*lines, "", "## The pictures", *pictures(found)]) + "\n"
 
 

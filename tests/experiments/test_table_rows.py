@@ -73,10 +73,10 @@ BASE = {"paper": 2.0, "ours": 3.0, "unit": "x", "lower": False, "loss": 0.1}
     [
         ({"interval": [2.1, 4.0], "points": -0.1}, "beyond"),
         ({"interval": [2.1, 4.0], "points": -0.2}, "unequal"),
-        ({"interval": [1.9, 4.0], "points": 0.5}, "level"),
+        ({"interval": [1.9, 4.0], "points": 0.5}, "undecided"),
         ({"interval": [1.0, 1.9], "points": 0.5, "ours": 1.5}, "short"),
         ({"interval": [1.0, 1.9], "points": -0.5, "ours": 1.5}, "short"),
-        ({"interval": None, "points": None}, "level"),
+        ({"interval": None, "points": None}, "undecided"),
         ({"interval": [1.0, 1.9], "points": None, "lower": True}, "beyond"),
         ({"interval": [2.1, 4.0], "points": None, "lower": True}, "short"),
         ({"interval": [2.1, 4.0], "points": None, "lower": None}, ""),
@@ -126,17 +126,23 @@ def test_the_summary_comes_first_and_names_every_claim_and_target(found):
     assert screen.index("In one screen") < page.index("## The table")
 
 
-def test_a_claim_reproduces_where_no_row_is_short_of_it_or_unequal():
-    rows = {
-        word: {**BASE, "points": 0.0, "interval": ends, "ours": ends[0]}
-        for word, ends in (("beyond", [3.0, 4.0]), ("level", [1.0, 4.0]), ("short", [1.0, 1.5]))
+def test_a_claim_reproduces_where_a_row_is_beyond_it_and_none_is_worse():
+    figures = {
+        "beyond": (3.5, [3.0, 4.0]),
+        "better": (2.5, [1.0, 4.0]),
+        "worse": (1.5, [1.0, 4.0]),
+        "short": (1.2, [1.0, 1.5]),
     }
-    every = [rows["beyond"], rows["level"], rows["short"]]
+    rows = {
+        word: {**BASE, "points": 0.0, "interval": ends, "ours": ours}
+        for word, (ours, ends) in figures.items()
+    }
+    every = list(rows.values())
     assert claims.group(every[:2]) == "holds"
-    assert claims.group(every) == "open"
-    assert claims.group([rows["level"]]) == "open"
+    assert claims.group([rows["beyond"], rows["worse"]]) == "open"
+    assert claims.group(every) == claims.group([rows["better"]]) == "open"
     assert claims.group([rows["short"]]) == claims.group([]) == "fails"
-    assert claims.verdict(every) == "1 beyond, 1 level, 1 short"
+    assert claims.verdict(every) == "1 beyond, 2 undecided, 1 short"
 
 
 def test_a_pair_that_loses_to_a_single_network_says_so_in_its_rows(found):
