@@ -49,7 +49,7 @@ def test_without_timm_one_sentence_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["cifar10"], "give --data"),
+        (["cifar100"], "give --data"),
         (["imagenet", "--quick", "--short"], "--short is for CIFAR"),
         (["cifar10", "--quick", "--pretrained"], "leave --pretrained out"),
     ],
