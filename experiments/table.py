@@ -20,11 +20,11 @@ FOLDERS = ("results", "rivals/results", "rivals")
 """Where result files of a `Run` are; later ones come after the paper's own."""
 
 ORDER = (
-    "baselines",
     "table1",
     "table1_latency",
     "fig2_fig3",
     "fig3_ablation",
+    "baselines",
     "fig4",
     "table2_power",
     "fig5_resolution",
