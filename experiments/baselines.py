@@ -191,9 +191,9 @@ def main(run: Run) -> dict[str, Any]:
             ours=one["joint_over_it_points"],
             unit="points",
             interval=one["interval"],
-            why=f"the strongest of those at hand between student and teacher "
-            f"({len(step['singles'])}): right on {one['accuracy']:.1f} % at {one['percent_of_teachers_flops']:.0f} "
-            f"% of the teacher's FLOPs{'; the pair loses to it' if loses(step) else ''}",
+            why=f"the strongest of {len(step['singles'])} at hand between student and teacher: "
+            f"right on {one['accuracy']:.1f} % at {one['percent_of_teachers_flops']:.0f} % of the "
+            f"teacher's FLOPs{'; the pair loses to it' if loses(step) else ''}",
         )
     return {"pairs": found}
 

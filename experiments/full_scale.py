@@ -72,7 +72,7 @@ class Recipe:
 
         Examples
         --------
-        >>> Recipe(300, 64, 0.1, (0.5, 0.75)).rate_at(0.6)
+        >>> round(Recipe(300, 64, 0.1, (0.5, 0.75)).rate_at(0.6), 3)
         0.01
         >>> [round(Recipe(25, 128, 0.2).rate_at(share), 3) for share in (0.0, 0.3, 0.65, 1.0)]
         [0.02, 0.2, 0.1, 0.0]
