@@ -153,6 +153,15 @@ READERS: dict[str, Callable[[Path, str, int], Images]] = {
 }
 
 
+def fetched_cifar10(split: str) -> Images:
+    """CIFAR-10 as `ebjr demo` fetches and keeps it, for whom there is no folder."""
+    from ebjr.demo.cifar10 import load
+
+    images, labels = load(split)
+    pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return Images(lambda part: normalized(pixels[part]), labels.astype(np.int64), 32)
+
+
 def made_up(size: int, classes: int, count: int) -> Images:
     """Noise with labels, for a look at whether all of it runs."""
     pixels = np.random.default_rng(0).normal(size=(count, 3, size, size)).astype(np.float32)

@@ -108,6 +108,9 @@ def main(run: Run) -> dict[str, Any]:
                 ours=row["times_fewer_flops"],
                 unit="x",
                 points=row["over_teacher_points"],
+                interval=row["interval"],
+                loss=100 * row["loss"],
+                pair=name,
                 why=apart(
                     step["cost_percent"][0] / 100, *step["ends"], paper=PAPER[pair.data].apart
                 ),

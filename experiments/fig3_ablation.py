@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import argparse
 import runpy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ebjr import OperatingPoint, Outcomes, TradeOffCurve, calibrate, evaluate, oracle
+from ebjr.blend import Blend
 from ebjr.calibration import choose_score
 from ebjr.calibration.learned import can_learn
-from experiments import nets
+from experiments import intervals, nets
 from experiments.choices import choice, choices
 from experiments.frame import COLORS, Run, start
 from experiments.pairs import apart, here
-from experiments.splits import over_splits
+from experiments.splits import flops, over_splits
 
 Router = Callable[[Outcomes], Any]
 """From the half that choices are made on to a score: its name, or a function of raw output."""
@@ -55,10 +56,32 @@ def read_off(curve: TradeOffCurve) -> OperatingPoint:
     return curve.at(index=int(np.argmax(curve.quality >= curve.outcomes.quality("teacher"))))
 
 
-def best_random(held_out: Outcomes, runs: int) -> float:
+def best_random(held_out: Outcomes, runs: int, blend: float | Blend = 0.0) -> float:
     """How many times cheaper the best of several random orders is, as the paper reports it."""
-    curves = (TradeOffCurve.of(held_out, f"random(seed={seed})") for seed in range(runs))
+    curves = (TradeOffCurve.of(held_out, f"random(seed={seed})", blend) for seed in range(runs))
     return max(read_off(curve).saving or 0.0 for curve in curves)
+
+
+def read_off_draws(
+    halves: Sequence[Outcomes],
+    scores: Callable[[Outcomes], Sequence[Any]],
+    blends: Sequence[float | Blend] | None = None,
+) -> intervals.Draws:
+    """Resamples of what is read off the half that it is judged on: the cheapest of some scores."""
+    rng, rates = np.random.default_rng(0), []
+    for number, outcomes in enumerate(halves):
+        blend = 0.0 if blends is None else blends[number]
+        times = intervals.times_drawn(len(outcomes), intervals.RESAMPLES // len(halves), rng)
+        each = (intervals.Half.of(outcomes, score, blend) for score in scores(outcomes))
+        found = [half.judged(times, half.chosen(times, 0.0, capped=True))[0] for half in each]
+        rates.append(np.min(found, axis=0))
+    rate = np.concatenate(rates)
+    return intervals.Draws(rate, np.zeros(len(rate)))
+
+
+def orders(runs: int) -> Callable[[Outcomes], Sequence[str]]:
+    """Random orders of inputs, as `read_off_draws` takes scores."""
+    return lambda outcomes: [f"random(seed={seed})" for seed in range(runs)]
 
 
 def ideal(outcomes: Outcomes, splits: int, runs: int) -> dict[str, Any]:
@@ -67,9 +90,17 @@ def ideal(outcomes: Outcomes, splits: int, runs: int) -> dict[str, Any]:
     points = [read_off(TradeOffCurve.of(half, oracle(half))) for half in halves]
     cost = float(np.mean([1 / (point.saving or np.inf) for point in points]))
     lucky = float(np.mean([1 / best_random(half, runs) for half in halves]))
+    known, luck = (
+        intervals.factor(read_off_draws(halves, scores), *flops(outcomes))["interval"]
+        for scores in (lambda half: [oracle(half)], orders(runs))
+    )
     return {
-        "oracle": {"times_fewer_flops": round(1 / cost, 3)},
-        "random, best of several": {"times_fewer_flops": round(1 / lucky, 3), "runs": runs},
+        "oracle": {"times_fewer_flops": round(1 / cost, 3), "interval": known},
+        "random, best of several": {
+            "times_fewer_flops": round(1 / lucky, 3),
+            "interval": luck,
+            "runs": runs,
+        },
     }
 
 
@@ -143,8 +174,8 @@ def draw(run: Run, found: dict[str, Any], titles: dict[str, str]) -> None:
     with run.panels(len(found), "accuracy, %", more=2) as axes:
         for axis, (name, figures) in zip(axes, found.items(), strict=True):
             curves = figures["curves"]
-            cost, accuracy = np.asarray(curves["cost_percent"]), curves["accuracy"]
-            accuracy["random"] = np.linspace(*curves["ends"], len(cost))
+            cost = np.asarray(curves["cost_percent"])
+            accuracy = curves["accuracy"] | {"random": np.linspace(*curves["ends"], len(cost))}
             for score in (
                 "auto and blend",
                 *(name for name in accuracy if name != "auto and blend"),
@@ -208,6 +239,8 @@ def main(run: Run) -> dict[str, Any]:
                 ours=figures["times_fewer_flops"],
                 unit="x",
                 points=figures.get("over_teacher_points"),
+                interval=figures.get("interval"),
+                pair=name,
                 why=why(score, found[name]),
             )
     run.caption = (

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ebjr import CalibrationError, Outcomes, as_score, calibrate
+from ebjr.stats import share_interval
 from experiments import nets
 from experiments.frame import COLORS, Run, start
 from experiments.pairs import here
@@ -50,12 +51,16 @@ def at_crossing(outcomes: Outcomes, score: str, splits: int) -> dict[str, Any] |
     }
 
 
-def right_at_share(outcomes: Outcomes, score: str, kept_percent: float) -> float:
+def right_at_share(outcomes: Outcomes, score: str, kept_percent: float) -> dict[str, Any]:
     """How often the student is right on the inputs of the highest scores, in percent."""
     values = np.asarray(as_score(score)(outcomes.student), np.float64)
     most = round(kept_percent / 100 * len(values))
     best = np.argsort(-values, kind="stable")[:most]
-    return round(100 * float(outcomes.student_quality[best].mean()), 2)
+    share = share_interval(int(outcomes.student_quality[best].sum()), most)
+    return {
+        "percent": round(100 * share.estimate, 2),
+        "interval": [round(100 * share.low, 2), round(100 * share.high, 2)],
+    }
 
 
 def histogram(outcomes: Outcomes) -> dict[str, Any]:
@@ -120,13 +125,16 @@ def main(run: Run) -> dict[str, Any]:
             f"the student is right on {step['student_percent']:.1f} % of all, the paper's on "
             f"{own:.1f} %{WHY.get(pair.data, '')}"
         )
-        best = max(step["right_at_the_papers_share"], key=step["right_at_the_papers_share"].get)
+        shares = step["right_at_the_papers_share"]
+        best = max(shares, key=lambda score: shares[score]["percent"])
         for score in dict.fromkeys(("energy", best)):
             run.compare(
                 f"{pair.title}: right on the {kept:g} % that {score} keeps",
                 paper=right,
-                ours=step["right_at_the_papers_share"][score],
+                ours=shares[score]["percent"],
                 unit="%",
+                interval=shares[score]["interval"],
+                pair=name,
                 why=students,
             )
         crossing = step["crossing"]["energy"]
@@ -138,6 +146,7 @@ def main(run: Run) -> dict[str, Any]:
                 unit="%",
                 lower=None,
                 points=crossing["over_teacher_points"],
+                pair=name,
                 why=f"right on {crossing['right_on_kept_percent']} % of them; the threshold is of "
                 f"other images than these; {students}",
             )

@@ -24,7 +24,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +76,8 @@ class Run:
         A sentence or two under the picture.
     source
         The script's own text: steps of another are not taken over.
+    steps
+        What each step has found, in their order.
     about
         Command, commit and machine, and how busy that was when the run began.
     """
@@ -89,6 +91,7 @@ class Run:
     caption: str = ""
     source: str = ""
     seconds: float = 0.0
+    steps: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +112,11 @@ class Run:
         lower: bool | None = False,
         points: float | None = None,
         why: str = "",
+        interval: Sequence[float] | None = None,
+        loss: float = 0.0,
+        pair: str = "",
+        step: str | None = None,
+        timed: bool = False,
     ) -> None:
         """Add a line to the table: the paper's figure, ours, and why they differ.
 
@@ -127,9 +135,22 @@ class Run:
             Accuracy over the teacher's where ours was measured, in points.
         why
             A sentence.
+        interval
+            The ends of the 95 % interval of `ours`.
+        loss
+            How many points of accuracy the paper gives up for its figure.
+        pair
+            The name of the pair in `experiments.pairs`, whose baselines stand beside the row.
+        step
+            The step that found `ours`, the last one if left out; "": no step of this script did.
+        timed
+            Whether `ours` is a time, which another machine does not repeat.
         """
+        made_by = next(reversed(self.steps), "") if step is None else step
         row = {"what": what, "paper": paper, "ours": ours, "unit": unit, "lower": lower}
-        self.rows.append({**row, "points": points, "why": why})
+        row |= {"interval": None if interval is None else list(interval), "points": points}
+        row |= {"loss": loss, "pair": pair, "step": made_by, "timed": timed, "why": why}
+        self.rows.append(_plain(row))
 
     def step(self, name: str, make: Callable[[], Any]) -> Any:
         """What a step finds, JSON; found before, in a run that was ended, it is not made again."""
@@ -142,6 +163,7 @@ class Run:
                 json.dump(kept, file)
             print(f"{self.name}: {name}", flush=True)
         self.seconds = kept["seconds"]
+        self.steps[name] = kept["steps"][name]
         return kept["steps"][name]
 
     @contextmanager
@@ -201,6 +223,7 @@ class Run:
             "caption": self.caption,
             "rows": self.rows,
             "figures": _plain(figures),
+            "steps": _plain(self.steps),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}.json"

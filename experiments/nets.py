@@ -228,6 +228,11 @@ class PaperPair(NamedTuple):
         share = student.paper_flops / teacher.paper_flops
         return share, student.paper_accuracy, teacher.paper_accuracy
 
+    @property
+    def loss(self) -> float:
+        """Points of accuracy that the paper's joint model is under its teacher."""
+        return round(self.teacher.paper_accuracy - self.joint_accuracy, 2)
+
 
 PAPER: dict[str, PaperPair] = {
     "cifar10": PaperPair(

@@ -25,6 +25,8 @@ from ebjr.evaluation import joint_prediction
 from ebjr.evaluation.bootstrap import bootstrap
 from ebjr.evaluation.tests import compare
 from ebjr.stats import share_interval
+from experiments import intervals
+from experiments.baselines import beside as within_cost
 from experiments.frame import COLORS, Run, start
 from experiments.pairs import shipped_pair
 from experiments.rivals import exits
@@ -110,12 +112,16 @@ def at_teacher(
         return {"splits": 0}
     cost = float(np.mean([getattr(point.cost, unit) for point in points]))
     word, scale = ("mflops", 1e-6) if unit == "flops" else ("milliseconds", 1e3)
+    costs = (getattr(outcomes.student_cost, unit), getattr(outcomes.teacher_cost, unit))
+    halves = [(outcomes.split(0.5, seed)[1], point) for seed, point in enumerate(points)]
+    sure = intervals.factor(intervals.fixed(halves), *costs) if len(points) == splits else {}
     return {
         "splits": len(points),
         "deferral_rate": round(float(np.mean([point.deferral_rate for point in points])), 4),
         word: round(scale * cost, 3),
         "over_teacher_points": over_teacher(points),
-        "times_cheaper": round(getattr(outcomes.teacher_cost, unit) / cost, 3),
+        "times_cheaper": round(costs[1] / cost, 3),
+        **sure,
     }
 
 
@@ -149,7 +155,31 @@ def routers(pair: Outcomes, kept: Kept, splits: int) -> dict[str, Any]:
             mean_of, partial(named, "softmax"), splits
         )
         found[f"{title}: ours on their mean"] = of_router(mean_of, ours, splits)
+    second = one(kept["pooled"], 0)
+    found["ours over agreement"] = {"interval": over_agreement(pair, voted(pair, *second), splits)}
     return found
+
+
+def over_agreement(pair: Outcomes, agreed: Outcomes, splits: int) -> list[float]:
+    """The interval of how many points ours is over agreement within `BUDGET`."""
+    gains = []
+    for outcomes, router in ((pair, ours), (agreed, by_vote)):
+        points = judged(outcomes, router, splits, "budget", flops=1e6 * BUDGET)
+        halves = [(outcomes.split(0.5, seed)[1], point) for seed, point in enumerate(points)]
+        gains.append(by_row(halves))
+    rng, found = np.random.default_rng(0), []
+    for mine, theirs in zip(*gains, strict=True):
+        times = intervals.times_drawn(len(mine), -(-intervals.RESAMPLES // splits), rng)
+        found.append(100 * (times @ (mine - theirs)) / len(mine))
+    return intervals.interval(np.concatenate(found), 2)
+
+
+def by_row(halves: Sequence[tuple[Outcomes, OperatingPoint]]) -> list[np.ndarray]:
+    """(n,) of each half: 1 where the joint model is right, else 0."""
+    return [
+        (joint_prediction(outcomes, point) == outcomes.targets).astype(float)
+        for outcomes, point in halves
+    ]
 
 
 def single_networks(pair: Outcomes, kept: Kept) -> dict[str, tuple[np.ndarray, float]]:
@@ -207,6 +237,7 @@ def beside(pair: Outcomes, logits: np.ndarray, flops: float, splits: int) -> dic
     """The joint model, the best within a network's cost on one half, against that network."""
     points = judged(pair, ours, splits, "budget", flops=flops)
     gains, answered = [], logits.argmax(axis=1)
+    sure = within_cost(pair, (answered, flops), splits)["interval"]
     for seed, point in enumerate(points):
         rows = pair.split_rows(0.5, seed)[1]
         gains.append(point.quality - float((answered == pair.targets)[rows].mean()))
@@ -216,6 +247,7 @@ def beside(pair: Outcomes, logits: np.ndarray, flops: float, splits: int) -> dic
     return {
         "joint_mflops": mflops(points),
         "joint_over_it_points": round(100 * float(np.mean(gains)), 3),
+        "interval": sure,
         "joint_held_out": rounded([interval.estimate, interval.low, interval.high]),
         "mcnemar_p": float(f"{test.p_value:.3g}"),
     }
@@ -250,19 +282,24 @@ def leave_early(answers: Answers, targets: np.ndarray, splits: int) -> dict[str,
     """A multi-exit network by its own rules and with EBJR on top: means of splits.
 
     `as_good` is where it is as good as its last exit on the half that is chosen on, and how many
-    points over the last exit it lands on the other half.
+    points over the last exit it lands on the other half; for EBJR on top also the interval of how
+    many times fewer FLOPs than its own rule it takes there.
     """
     first, *_, dearest = answers.flops / 1e6
     budgets = [first, *(budget for budget in BUDGETS if first < budget < dearest), dearest]
     found: dict[str, Any] = {}
+    spent: dict[str, Sequence[np.ndarray]] = {}
     for title, make in RULES.items():
-        as_good, points, within = zip(
+        as_good, points, within, spent[title] = zip(
             *(turn(make, answers, targets, budgets, seed) for seed in range(splits)), strict=True
         )
         found[title] = {
             "as_good": {**mean(as_good), "points": round(float(np.mean(points)), 3)},
             "curve": [mean(halves) for halves in zip(*within, strict=True)],
         }
+    top, own = STYLES
+    ratios = intervals.ratio(list(zip(spent[own], spent[top], strict=True)))
+    found[top]["as_good"]["times_fewer_interval"] = ratios
     return found
 
 
@@ -272,8 +309,11 @@ def turn(
     targets: np.ndarray,
     budgets: Sequence[float],
     seed: int,
-) -> tuple[exits.Half, float, list[exits.Half]]:
-    """Rules on one split: as good as the last exit, the points over it, and in each budget."""
+) -> tuple[exits.Half, float, list[exits.Half], np.ndarray]:
+    """Rules on one split: as good as the last exit, the points over it, and in each budget.
+
+    And what each image of the half that is judged costs where it is as good, (n,).
+    """
     here, there = halves_of(len(targets), seed)
     rules = make(Answers(answers.logits[here], answers.flops), targets[here])
     whole = [rule.on(answers, targets) for rule in rules]
@@ -289,9 +329,12 @@ def turn(
         return judged_on[number].at(thresholds)
 
     last = answers.logits[:, :, -1].argmax(axis=1) == targets
-    found = judge(*exits.as_good_as(float(last[here].mean()), options))
+    number, thresholds = exits.as_good_as(float(last[here].mean()), options)
+    found = judge(number, thresholds)
     points = 100 * (found.accuracy - float(last[there].mean()))
-    return found, points, [judge(*exits.best_within(budget, options)) for budget in budgets]
+    spent = answers.flops[judged_on[number].leaving(thresholds)]
+    within = [judge(*exits.best_within(budget, options)) for budget in budgets]
+    return found, points, within, spent
 
 
 def halves_of(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -421,25 +464,53 @@ def percent(points: Sequence[dict[str, float]], key: str) -> list[float]:
 
 
 BESIDE = {
-    "single network": ("one network", "warm-started, and less trained than the pair"),
-    "student, image and mirrored": ("the student on image and mirrored image", "needs no training"),
-    "two students": ("two students averaged", "the second is of another teacher"),
-    "two students, image and mirrored": ("two students on both images", "needs no training"),
+    "single network": "one network",
+    "student, image and mirrored": "the student on image and mirrored image",
+    "two students": "two students averaged",
+    "two students, image and mirrored": "two students on both images",
 }
-"""Of a network without a router what the table calls it, and a remark."""
+"""What the table calls a network without a router."""
+
+LOGS = Path(__file__).parent
+
+
+def trained(log: str) -> str:
+    """For how long a network was trained: epochs, and hours on two shared cores."""
+    lines = (LOGS / log).read_text().splitlines()
+    epochs = [json.loads(line) for line in lines]
+    hours = sum(epoch["seconds"] for epoch in epochs) / 3600
+    return f"{epochs[-1]['epoch']} epochs ({hours:.1f} h)"
+
+
+def budget(title: str) -> str:
+    """The training budget of a rival beside the pair's student's: a row's first words."""
+    ours = f"the pair's student {trained('cifar10_pair/train_student.log')}"
+    ahead = "46 epochs as the pooled student, then "
+    rivals = {
+        "single network": ahead + trained("rivals/train_single.log"),
+        "early exits on the teacher": trained("rivals/train_early_exits.log"),
+        "multi-scale exits": trained("rivals/train_multi_scale.log"),
+    }
+    if title in rivals:
+        return f"trained for {rivals[title]}, {ours}: no win over it is claimed"
+    if title.startswith("two students"):
+        return f"no more training than {ours}, the second student 46 epochs"
+    return f"no training beside the pair's: {ours}"
 
 
 def tell(run: Run, found: dict[str, Any]) -> None:
     """The lines of the table."""
-    for title, (words, remark) in BESIDE.items():
+    for title, words in BESIDE.items():
         entry = found["single networks"][title]
         run.compare(
             f"CIFAR-10, accuracy of the joint model over {words} of {entry['mflops']:.0f} MFLOPs",
             paper=None,
             ours=entry["joint_over_it_points"],
             unit="points",
-            why=f"{remark}; the joint model takes {entry['joint_mflops']:.0f} MFLOPs; McNemar's p "
-            f"on one half {entry['mcnemar_p']:.2g}",
+            interval=entry["interval"],
+            step="single",
+            why=f"{budget(title)}; the joint model takes {entry['joint_mflops']:.0f} MFLOPs; "
+            f"McNemar's p on one half {entry['mcnemar_p']:.2g}",
         )
     for title, entry in found["multi-exit"].items():
         top, own = (entry[rule]["as_good"] for rule in STYLES)
@@ -448,11 +519,13 @@ def tell(run: Run, found: dict[str, Any]) -> None:
             paper=None,
             ours=round(own["mflops"] / top["mflops"], 3),
             unit="x",
-            why=f"at the last exit's accuracy; on the other half {top['points']:+.2f} points, "
-            f"its own rule {own['points']:+.2f}; the paper draws EBJR on RS-Net above all others "
-            "and gives no number",
+            interval=top["times_fewer_interval"],
+            step=EXITS[title],
+            why=f"{budget(title)}; at the last exit's accuracy; on the other half "
+            f"{top['points']:+.2f} points, its own rule {own['points']:+.2f}; the paper draws EBJR "
+            "on RS-Net above all others and gives no number",
         )
-    told = {title: entry["at the teacher's accuracy"] for title, entry in found["routers"].items()}
+    told = {title: found["routers"][title]["at the teacher's accuracy"] for title in ROUTERS}
     for title in ("adaptive feeding (linear SVM)", "learned deferral (boosted trees)"):
         run.compare(
             f"CIFAR-10, {title} on the shipped pair: times fewer FLOPs",
@@ -460,7 +533,10 @@ def tell(run: Run, found: dict[str, Any]) -> None:
             ours=told[title]["times_cheaper"],
             unit="x",
             points=told[title]["over_teacher_points"],
-            why=f"ours {told[OURS]['times_cheaper']:.2f}x at "
+            interval=told[title].get("interval"),
+            pair="cifar10",
+            step="routers",
+            why=f"{budget(title)}; ours {told[OURS]['times_cheaper']:.2f}x at "
             f"{told[OURS]['over_teacher_points']:+.2f} points; the paper has adaptive feeding at "
             "1.3x and its own at 1.8x on COCO",
         )
@@ -473,7 +549,9 @@ def tell(run: Run, found: dict[str, Any]) -> None:
         paper=None,
         ours=round(own["over_teacher_points"] - agreed["over_teacher_points"], 3),
         unit="points",
-        why="both students are paid on every input",
+        interval=found["routers"]["ours over agreement"]["interval"],
+        step="routers",
+        why=f"{budget('two students')}; both students are paid on every input",
     )
     eight = found["in time"]["int8 student -> int8 teacher"]
     run.compare(
@@ -482,6 +560,8 @@ def tell(run: Run, found: dict[str, Any]) -> None:
         ours=eight["times_cheaper"],
         unit="x",
         points=eight["over_teacher_points"],
+        interval=eight.get("interval"),
+        step="in time",
         why="milliseconds of experiments/quantized, batches of 64",
     )
 
@@ -494,7 +574,7 @@ def main(run: Run) -> dict[str, Any]:
         pair = pair.take(np.arange(QUICK_IMAGES))
         kept = {name: Answers(each.logits[rows], each.flops) for name, each in kept.items()}
     targets = pair.targets
-    found = {
+    found: dict[str, Any] = {
         "routers": run.step("routers", lambda: routers(pair, kept, splits)),
         "joint": run.step("joint", lambda: curve(pair, splits)),
         "in time": run.step("in time", lambda: in_time(pair, kept, splits)),

@@ -89,8 +89,9 @@ def main(run: Run) -> dict[str, Any]:
                 f"{pair.title}: odds against the teacher, within 60 % of its FLOPs",
                 paper=None,
                 ours=round(test["odds_ratio"], 3),
-                why=f"p = {test['p_value']:.2g}; 95 %: {test['odds_interval'][0]:.2f} to "
-                f"{test['odds_interval'][1]:.2f}; the paper does not test against its teacher",
+                interval=test["odds_interval"],
+                pair=name,
+                why=f"p = {test['p_value']:.2g}; the paper does not test against its teacher",
             )
         if pair.data in NOT_HERE:
             whom, odds, p = PAPER[pair.data]
@@ -98,6 +99,7 @@ def main(run: Run) -> dict[str, Any]:
                 f"{pair.title}: odds against {whom}",
                 paper=odds,
                 ours="does not run here",
+                step="",
                 why=f"{NOT_HERE[pair.data]}; the paper's p = {p:g}",
             )
         if name not in SINGLE:
@@ -110,6 +112,8 @@ def main(run: Run) -> dict[str, Any]:
             f"{pair.title}: odds against the single network of that cost, {single}",
             paper=odds,
             ours=round(test["odds_ratio"], 3),
+            interval=test["odds_interval"],
+            pair=name,
             why=f"p = {test['p_value']:.2g} on {test['n']:,} images; here one network, in the "
             f"paper {whom}: p = {p:g} on 50,000",
         )

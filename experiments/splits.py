@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ebjr import (
     oracle,
 )
 from ebjr.scores import Score
+from experiments import intervals
 from experiments.choices import choice
 
 
@@ -26,20 +27,33 @@ def over_splits(
     """Calibrate on one half and evaluate on the other, `splits` times.
 
     Splits on which the goal cannot be reached are left out, and counted. The saving is the inverse
-    of the mean cost: the mean of the savings would flatter.
+    of the mean cost: the mean of the savings would flatter. Where the goal is the teacher's
+    accuracy, with the intervals of `experiments.intervals`.
     """
-    found = []
-    for point in held_out_points(outcomes, splits, goal, **how):
+    found, halves = [], list(judged_halves(outcomes, splits, goal, **how))
+    for _, _, point in halves:
         gain = 100 * (point.quality - point.teacher_quality)
         cost = (point.cost.flops or np.nan) / (point.teacher_cost.flops or np.nan)
         found.append((point.deferral_rate, gain, cost))
     rate, gain, cost = np.mean(found, axis=0)
-    return {
+    figures = {
         "splits": len(found),
         "deferral_rate": round(float(rate), 4),
         "over_teacher_points": round(float(gain), 3),
         "times_fewer_flops": round(float(1 / cost), 3),
     }
+    if goal != "match-teacher":
+        return figures
+    drawn = intervals.of_points(halves, -how.get("tolerance", 0.0))
+    return figures | intervals.factor(drawn, *flops(outcomes))
+
+
+def flops(outcomes: Outcomes) -> tuple[float, float]:
+    """What an example costs student and teacher."""
+    student, teacher = outcomes.student_cost.flops, outcomes.teacher_cost.flops
+    assert student is not None
+    assert teacher is not None
+    return float(student), float(teacher)
 
 
 def within(outcomes: Outcomes, splits: int, share: float, **how: Any) -> dict[str, Any]:
@@ -102,7 +116,21 @@ def held_out_points(
     A `share` is a tolerance in parts of the teacher's loss on the half that is chosen on. `scores`
     and `blends` have one for each split, where `auto` has chosen them before.
     """
-    found = []
+    return [
+        point for *_, point in judged_halves(outcomes, splits, goal, share, scores, blends, **how)
+    ]
+
+
+def judged_halves(
+    outcomes: Outcomes,
+    splits: int,
+    goal: str = "match-teacher",
+    share: float | None = None,
+    scores: Sequence[str | Score] | None = None,
+    blends: Sequence[float] | None = None,
+    **how: Any,
+) -> Iterator[tuple[Outcomes, Outcomes, OperatingPoint]]:
+    """Both halves of each split beside the point of `held_out_points`."""
     for seed in range(splits):
         calibration, held_out = outcomes.split(0.5, seed)
         if scores is not None:
@@ -112,10 +140,10 @@ def held_out_points(
         if share is not None:
             how["tolerance"] = share * abs(calibration.quality("teacher"))
         try:
-            found.append(evaluate(held_out, calibrate(calibration, goal, margin=0.0, **how)))
+            point = evaluate(held_out, calibrate(calibration, goal, margin=0.0, **how))
         except CalibrationError:
             continue
-    return found
+        yield calibration, held_out, point
 
 
 def aimed_points(
@@ -135,3 +163,22 @@ def aimed_points(
             point = calibrate(calibration, "accuracy", target=target, margin=0.0, **chosen)
             points.append(evaluate(held_out, point))
     return found
+
+
+def own_points(outcomes: Outcomes, splits: int) -> list[OperatingPoint]:
+    """Score and blend by `auto`, the threshold with the library's own margin."""
+    found = []
+    for seed in range(splits):
+        calibration, held_out = outcomes.split(0.5, seed)
+        found.append(evaluate(held_out, calibrate(calibration, **choice(outcomes, seed))))
+    return found
+
+
+def aimed_draws(
+    outcomes: Outcomes, splits: int, over: float, margin: float = 0.0
+) -> intervals.Draws:
+    """The resamples of one of `aimed_points`, or with a margin of `own_points`."""
+    chosen = [choice(outcomes, seed) for seed in range(splits)]
+    scores, blends = ([one[name] for one in chosen] for name in ("score", "blend"))
+    halves = intervals.halves_of(outcomes, splits, scores, blends)
+    return intervals.draws(halves, splits, over, capped=not margin, margin=margin)

@@ -1,4 +1,9 @@
-"""Write `README.md` of this folder from the result files: `python -m experiments.table`."""
+"""Write `README.md` of this folder from the result files: `python -m experiments.table`.
+
+A summary of one screen comes first (`experiments.claims`), then how to read it (``head.md``), then
+every row: its name, by which `python -m experiments.check` makes it again, and what is honest to
+put beside it (`experiments.baselines`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ebjr.files import write_whole
+from experiments.claims import standing, summary
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
@@ -18,6 +24,7 @@ ORDER = (
     "table1_latency",
     "fig2_fig3",
     "fig3_ablation",
+    "baselines",
     "fig4",
     "table2_power",
     "fig5_resolution",
@@ -57,28 +64,56 @@ def number(value: Any, unit: str = "") -> str:
     return f"{value:,.0f}{joined}" if abs(value) >= 1000 else f"{value:.4g}{joined}"
 
 
-def difference(row: dict[str, Any]) -> str:
-    """Ours against the paper's, where both are numbers; bold where ours is no worse.
-
-    A figure that is neither better nor worse, such as a count, is never bold.
+def ours(row: dict[str, Any]) -> str:
+    """Our figure, and its interval.
 
     Examples
     --------
-    >>> difference({"paper": 2.0, "ours": 3.0, "unit": "x", "lower": False, "points": None})
+    >>> ours({"ours": 4.366, "unit": "x", "interval": [3.142, 6.03]})
+    '4.366x (3.14 to 6.03)'
+    """
+    text = number(row["ours"], row["unit"])
+    return text + (" ({:.3g} to {:.3g})".format(*row["interval"]) if row.get("interval") else "")
+
+
+def difference(row: dict[str, Any]) -> str:
+    """Ours against the paper's, where both are numbers.
+
+    Bold where ours is beyond the paper's: no less accurate than the paper's own loss allows, and
+    its interval lies on the better side of the paper's figure. Where it is less accurate than that
+    there is no difference to speak of. A count, which is neither better nor worse, is never bold.
+
+    Examples
+    --------
+    >>> row = {"paper": 2.0, "ours": 3.0, "unit": "x", "lower": False, "points": -0.1, "loss": 0.0}
+    >>> difference({**row, "interval": [2.5, 3.5]})
+    'not at equal accuracy'
+    >>> difference({**row, "points": 0.0, "interval": [2.5, 3.5]})
     '**+1x**'
     """
-    words = []
     paper, ours = row["paper"], row["ours"]
-    if not isinstance(paper, str | None) and not isinstance(ours, str):
-        gap = ours - paper
-        text = f"{gap:+.3g}" + (
-            "x" if row["unit"] == "x" else f" {row['unit']}" * bool(row["unit"])
-        )
-        good = row["lower"] is not None and (gap <= 0 if row["lower"] else gap >= 0)
-        words.append(f"**{text}**" if good else text)
-    if row["points"] is not None:
-        words.append(f"at {row['points']:+.2f} points of the teacher's accuracy")
-    return "; ".join(words)
+    if isinstance(paper, str | None) or isinstance(ours, str):
+        return ""
+    if standing(row) == "unequal":
+        return "not at equal accuracy"
+    gap = f"{ours - paper:+.3g}" + (
+        "x" if row["unit"] == "x" else f" {row['unit']}" * bool(row["unit"])
+    )
+    return f"**{gap}**" if standing(row) == "beyond" else gap
+
+
+def accuracy(row: dict[str, Any]) -> str:
+    """Points over the teacher, and how far under it the paper's figure is.
+
+    Examples
+    --------
+    >>> accuracy({"paper": 2.15, "points": -0.188, "loss": 0.02})
+    '-0.19 (paper -0.02)'
+    """
+    if row["points"] is None:
+        return ""
+    text = f"{round(row['points'], 2) + 0.0:+.2f}"
+    return text if row["paper"] is None else f"{text} (paper {-row.get('loss', 0.0) + 0.0:.2g})"
 
 
 def line(cells: list[str]) -> str:
@@ -87,23 +122,23 @@ def line(cells: list[str]) -> str:
 
 
 def table(found: dict[str, dict[str, Any]]) -> list[str]:
-    """Every comparison, a row each."""
-    lines = [
-        line(["figure", "command", "minutes", "what", "paper", "ours", "difference", "why"]),
-        "|---|---|--:|---|--:|--:|---|---|",
-    ]
+    """Every comparison, a row each, by figure."""
+    beside = found["baselines"]["figures"]["pairs"] if "baselines" in found else {}
+    lines: list[str] = []
     for name, result in found.items():
+        if not result["rows"]:
+            continue
         module = ".".join(["experiments", *Path(result["folder"]).parts, name])
         module = module.replace(".results.", ".")
-        first = [result["figure"], f"`python -m {module}`", number(result["minutes"])]
-        for row in result["rows"]:
-            cells = [
-                row["what"],
-                number(row["paper"], row["unit"]),
-                number(row["ours"], row["unit"]),
-            ]
-            lines.append(line([*first, *cells, difference(row), row["why"]]))
-            first = ["", "", ""]
+        command = f"`python -m {module}`, {number(result['minutes'])} minutes, {result['commit']}"
+        head = ["row", "what", "paper", "ours", "difference", "points", "why", "beside it"]
+        lines += ["", f"### {result['figure']}", "", command, "", line(head)]
+        lines.append("|---|---|--:|--:|--:|--:|---|---|")
+        for place, row in enumerate(result["rows"], start=1):
+            pair = beside.get(row.get("pair", ""), {})
+            cells = [number(row["paper"], row["unit"]), ours(row), difference(row), accuracy(row)]
+            names = [f"`{name}/{place}`", row["what"]]
+            lines.append(line([*names, *cells, row["why"], pair.get("words", "")]))
     return lines
 
 
@@ -122,9 +157,18 @@ def pictures(found: dict[str, dict[str, Any]]) -> list[str]:
 def page() -> str:
     """The whole README."""
     found = results()
-    head = (HERE / "head.md").read_text().rstrip()
-    lines = [head, "", "## The table", "", *table(found), "", "## The pictures", *pictures(found)]
-    return "\n".join(lines) + "\n"
+    title, _, head = (HERE / "head.md").read_text().rstrip().partition("<!-- The summary. -->")
+    lines = [
+        title.rstrip(),
+        "",
+        *summary(found),
+        "",
+        head.strip(),
+        "",
+        "## The table",
+        *table(found),
+    ]
+    return "\n".join([*lines, "", "## The pictures", *pictures(found)]) + "\n"
 
 
 if __name__ == "__main__":

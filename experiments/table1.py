@@ -1,9 +1,9 @@
 """Table 1: student, teacher and joint model. `python -m experiments.table1 [--quick]`.
 
-The FLOPs of the paper's own networks are counted by the library and compared with the table. At
-the teacher's accuracy the pairs at hand are measured: score, blend and threshold are chosen on one
-half and judged on the other, means of splits, once as they come, once with a margin that makes up
-for what a choice on few examples flatters.
+The FLOPs of the paper's own networks are counted by the library and compared with the table. Pairs
+at hand are measured at the teacher's accuracy: score, blend and threshold are chosen on one half
+and judged on the other, means of splits. The threshold aims at the teacher's accuracy, with the
+library's own margin against what a choice on few examples flatters, and by a fixed amount over it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from ebjr import OperatingPoint, Outcomes
+from ebjr.calibration import goal
 from ebjr.evaluation.flops import count_flops
 from experiments.frame import Run, start
+from experiments.intervals import factor
 from experiments.nets import PAPER, Net
 from experiments.pairs import apart, here
-from experiments.splits import aimed_points
+from experiments.splits import aimed_draws, aimed_points, flops, own_points
 
 MARGIN = 0.003
 """Chosen for so much over the teacher's accuracy, to land at or above it on the other half."""
@@ -64,11 +66,17 @@ def means(points: list[OperatingPoint]) -> dict[str, Any]:
 
 def measure(outcomes: Outcomes, splits: int) -> dict[str, Any]:
     """A pair of ours."""
-    found = aimed_points(outcomes, splits, (0.0, MARGIN))
+    ways = {"match": 0.0, "with_margin": MARGIN}
+    found = aimed_points(outcomes, splits, list(ways.values()))
+    student, teacher = flops(outcomes)
+    own = aimed_draws(outcomes, splits, 0.0, goal.MARGIN)
     return {
-        "flops": {"student": outcomes.student_cost.flops, "teacher": outcomes.teacher_cost.flops},
-        "match": means(found[0.0]),
-        "with_margin": means(found[MARGIN]),
+        "flops": {"student": student, "teacher": teacher},
+        "own_margin": means(own_points(outcomes, splits)) | factor(own, student, teacher),
+        **{
+            way: means(found[over]) | factor(aimed_draws(outcomes, splits, over), student, teacher)
+            for way, over in ways.items()
+        },
     }
 
 
@@ -94,6 +102,19 @@ def count_all(run: Run) -> dict[str, Any]:
     return found
 
 
+AIMS = {
+    "match": "",
+    "own_margin": ", with the library's own margin",
+    "with_margin": f", aiming {100 * MARGIN:g} points over it",
+}
+"""What the threshold aims at, by way."""
+
+
+def aim(way: str, found: dict[str, Any]) -> str:
+    """What was aimed at, and "no less accurate" where it is."""
+    return AIMS[way] + ": no less accurate" * (found["over_teacher_points"] >= 0)
+
+
 COUNTED = (
     "normalizations and activations are not counted",
     "at 272 pixels, which the paper does not say: at 224 it is a third less",
@@ -106,16 +127,19 @@ def main(run: Run) -> dict[str, Any]:
     for name, pair in here(run):
         found = run.step(name, lambda pair=pair: measure(pair.load(), pair.splits))
         pairs[name] = {"title": pair.title, **found}
-        paper, flops = PAPER[pair.data], found["flops"]
-        for way, words in (("match", ""), ("with_margin", ", no less accurate")):
+        paper, costs = PAPER[pair.data], found["flops"]
+        for way in AIMS:
             run.compare(
-                f"{pair.title}: times fewer FLOPs than the teacher{words}",
+                f"{pair.title}: times fewer FLOPs than the teacher{aim(way, found[way])}",
                 paper=round(paper.teacher.paper_flops / paper.joint_flops, 2),
                 ours=found[way]["times_fewer_flops"],
                 unit="x",
                 points=found[way]["over_teacher_points"],
+                interval=found[way]["interval"],
+                loss=paper.loss,
+                pair=name,
                 why=apart(
-                    flops["student"] / flops["teacher"],
+                    costs["student"] / costs["teacher"],
                     found[way]["student"],
                     found[way]["teacher"],
                     paper.apart,

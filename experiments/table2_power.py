@@ -20,9 +20,10 @@ from ebjr.demo import shipped
 from ebjr.evaluation.flops import count_flops
 from ebjr.evaluation.power import Load, estimate_joules, with_joules
 from experiments.frame import COLORS, OURS, Run, start
+from experiments.intervals import Draws, interval
 from experiments.other_pairs import pairs as other
 from experiments.pairs import PAIRS, here
-from experiments.splits import aimed_points
+from experiments.splits import aimed_draws, aimed_points
 from experiments.table1 import MARGIN
 
 BATCH = 64
@@ -82,13 +83,17 @@ def joules(loads: dict[str, Load]) -> dict[str, dict[str, Cost]]:
     }
 
 
-def means(points: list[OperatingPoint]) -> dict[str, Any]:
-    """The percentage of joules that the joint model saves, over splits."""
+def means(points: list[OperatingPoint], drawn: Draws) -> dict[str, Any]:
+    """The percentage of joules that the joint model saves, over splits and resamples."""
+    student, teacher = (
+        cost.joules or np.nan for cost in (points[0].student_cost, points[0].teacher_cost)
+    )
     percent = [100 * (np.nan if p.joules_saved is None else p.joules_saved) for p in points]
     gains = [100 * (p.quality - p.teacher_quality) for p in points]
     return {
         "splits": len(points),
         "saved_percent": round(float(np.mean(percent)), 2),
+        "interval": interval(100 * (1 - student / teacher - drawn.rate), 2),
         "over_teacher_points": round(float(np.mean(gains)), 3),
         "deferral_rate": round(float(np.mean([p.deferral_rate for p in points])), 4),
     }
@@ -103,7 +108,10 @@ def measure(name: str, splits: int) -> dict[str, Any]:
         points = aimed_points(table, splits, [MARGIN - loss for loss in losses])
         found[way] = {
             "joules_per_image": {role: cost.as_dict() for role, cost in costs.items()},
-            "saved": {f"{loss:g}": means(points[MARGIN - loss]) for loss in losses},
+            "saved": {
+                f"{loss:g}": means(points[MARGIN - loss], aimed_draws(table, splits, MARGIN - loss))
+                for loss in losses
+            },
         }
     return found
 
@@ -153,6 +161,9 @@ def main(run: Run) -> dict[str, Any]:
                         ours=row["saved_percent"],
                         unit="%",
                         points=row["over_teacher_points"],
+                        interval=row["interval"],
+                        loss=100 * loss,
+                        pair=name,
                         why=f"joules are {how}{why(figures, way)}",
                     )
     draw(run, found)

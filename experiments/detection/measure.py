@@ -339,17 +339,20 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=SPLITS, help="how many, each in two halves")
     asked = parser.parse_args()
     for student, teacher in PAIRS:
-        name = f"{student}:{teacher}"
-        if asked.pairs and name not in asked.pairs:
-            continue
-        report = {
-            **about(seed=0),
-            "splits": asked.splits,
-            "halves": 2 * asked.splits,
-            "random_orders": REPEATS,
-            "pairs": {name: measure_pair(student, teacher, asked.splits)},
-        }
-        save(f"results_{student}_{teacher}", report, Path(__file__).parent)
+        if not asked.pairs or f"{student}:{teacher}" in asked.pairs:
+            write(student, teacher, asked.splits)
+
+
+def write(student: str, teacher: str, splits: int) -> None:
+    """Measure a pair and write its result file."""
+    report = {
+        **about(seed=0),
+        "splits": splits,
+        "halves": 2 * splits,
+        "random_orders": REPEATS,
+        "pairs": {f"{student}:{teacher}": measure_pair(student, teacher, splits)},
+    }
+    save(f"results_{student}_{teacher}", report, Path(__file__).parent)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def detections(name: str) -> list[Detections]:
     """What a detector says about all images, recorded the first time."""
     file = CACHE / f"{name}.npz"
     if not file.exists():
-        CACHE.mkdir(exist_ok=True)
+        CACHE.mkdir(parents=True, exist_ok=True)
         detector = SOURCES[name].load()
         found = [one for image in images(labels().files) for one in detector([image])]
         with write_whole(file, "wb") as opened:

@@ -3,6 +3,8 @@
 The images and some of the weights lie in the folder that the environment variable EBJR_DATA names,
 by default ``../shared/data``; the rest are packages of the `dev` extra. What each model said, asked
 once, is kept in ``outcomes/``, which is not committed: these are other people's models and images.
+Of the models of pairs the largest logits of each image are, in ``answers/``: figures are
+recomputed from these. `python -m experiments.other_pairs.pairs` writes them anew.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from scipy.special import logsumexp
 
 from ebjr import Cost, Outcomes, Preprocess, Preprocessed, load_model, mirrored
 from ebjr.arrays import to_numpy
@@ -27,6 +30,10 @@ from ebjr.files import write_whole
 
 HERE = Path(__file__).parent
 CACHE = HERE / "outcomes"
+COMMITTED = HERE / "answers"
+LARGEST = 16
+"""Logits of an image that are committed one by one; of the others the log-sum-exp is."""
+
 BATCH_SIZE = 50
 PHOTOS = 4
 """Photos in a batch: with fifty, asking the system for memory takes as long as the network."""
@@ -197,8 +204,16 @@ def zoo(names: Sequence[str], most: int | None = None) -> Outcomes:
 def answers(name: str, most: int | None = None) -> Mapping[str, np.ndarray]:
     """What a model said of its images: output (n, classes), targets (n,) and its FLOPs.
 
-    Of the first `most` images at least. A run that was ended is gone on with.
+    Of the first `most` images at least. What is committed is read, and else the model is asked; a
+    run that was ended is gone on with.
     """
+    if (COMMITTED / f"{name}.npz").exists():
+        return unpacked(_saved(COMMITTED / f"{name}.npz"))
+    return asked(name, most)
+
+
+def asked(name: str, most: int | None = None) -> Mapping[str, np.ndarray]:
+    """The same from the model itself, or as ``outcomes/`` has it."""
     whole, begun = CACHE / f"{name}.npz", CACHE / f"{name}.partial.npz"
     if whole.exists():
         return _saved(whole)
@@ -224,6 +239,50 @@ def answers(name: str, most: int | None = None) -> Mapping[str, np.ndarray]:
     _save(whole, said)
     begun.unlink(missing_ok=True)
     return said
+
+
+def packed(said: Mapping[str, np.ndarray], largest: int = LARGEST) -> dict[str, np.ndarray]:
+    """Answers in a tenth of their size: the largest logits of each image, and one for all others.
+
+    The largest is in single precision and the others say in half precision how far they are under
+    it: they are most exact where the student is least sure.
+    """
+    logits = np.asarray(said["output"], np.float64)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :largest]
+    values = np.take_along_axis(logits, order, axis=1)
+    best = values[:, 0].astype(np.float32)
+    rest = logits.copy()
+    np.put_along_axis(rest, order, -np.inf, axis=1)
+    others = logsumexp(rest, axis=1) if logits.shape[1] > largest else np.full(len(best), -np.inf)
+    return {
+        "best": best,
+        "labels": order.astype(np.uint8 if logits.shape[1] <= 256 else np.uint16),
+        "under": (best[:, None] - values[:, 1:]).astype(np.float16),
+        "rest_under": (best - others).astype(np.float16),
+        "classes": np.array(logits.shape[1]),
+        "targets": np.asarray(said["targets"], np.uint16),
+        "flops": said["flops"],
+    }
+
+
+def unpacked(kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Answers from `packed`: the logits beyond the largest share their log-sum-exp evenly."""
+    best, classes = kept["best"][:, None], int(kept["classes"])
+    left = np.log(max(1, classes - kept["labels"].shape[1]))
+    output = np.repeat(best - kept["rest_under"][:, None] - left, classes, axis=1)
+    values = np.concatenate([best, best - kept["under"]], axis=1)
+    np.put_along_axis(output, kept["labels"].astype(np.int64), values, axis=1)
+    targets = kept["targets"].astype(np.int64)
+    return {"output": output.astype(np.float32), "targets": targets, "flops": kept["flops"]}
+
+
+def commit() -> None:
+    """Write ``answers/`` of every model of a pair."""
+    COMMITTED.mkdir(exist_ok=True)
+    for name in sorted({name for pair in (PAIRS | RESOLUTIONS).values() for name in pair}):
+        with write_whole(COMMITTED / f"{name}.npz", "wb") as stream:
+            np.savez_compressed(stream, **packed(asked(name)))
+        print(COMMITTED / f"{name}.npz")
 
 
 def _left(batches: Batches, done: int, most: int | None) -> Batches:
@@ -258,3 +317,7 @@ def _tiles(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def _open(archive: zipfile.ZipFile, name: str) -> Image.Image:
     with archive.open(name) as file:
         return Image.open(file).convert("RGB")
+
+
+if __name__ == "__main__":
+    commit()

@@ -31,6 +31,7 @@ from ebjr import (
 from ebjr.evaluation.flops import count_flops
 from ebjr.tasks.specialized.known_classes import Traffic
 from ebjr.training.specialized import small_head, train_specialized
+from experiments import intervals
 from experiments.other_pairs.pairs import data_folder
 from experiments.specialized.one_trunk import rest_flops
 from experiments.specialized.record import CACHE, CUTS, SHAPE, TEACHERS, trunk_flops
@@ -143,7 +144,7 @@ def over_splits(
 
     `shared`: FLOPs of the teacher that the student has done already, where its trunk is theirs.
     """
-    found, scores, failed = [], [], 0
+    found, halves_of, failed = [], [], 0
     student_flops, teacher_flops = table.student_cost.flops or 0.0, table.teacher_cost.flops or 1.0
     for seed in range(splits):
         halves = [half.take(traffic.draw(half.targets, seed)) for half in table.split(0.5, seed)]
@@ -162,11 +163,21 @@ def over_splits(
                 100 * point.student_quality,
             )
         )
-        scores.append(point.score.partition("(")[0])
+        halves_of.append((*halves, point))
+    scores = [point.score.partition("(")[0] for *_, point in halves_of]
     cost, less, gain, rate, quality, own = np.mean(found, axis=0) if found else [np.nan] * 6
-    trunk = {"with_one_trunk": round(float(1 / less), 3)} if shared else {}
+    drawn = intervals.of_points(halves_of, -how.get("tolerance", 0.0)) if halves_of else None
+    sure = {} if drawn is None else intervals.factor(drawn, student_flops, teacher_flops)
+    trunk: dict[str, Any] = {}
+    if shared:
+        paid = student_flops + (0.0 if drawn is None else drawn.rate) * (teacher_flops - shared)
+        trunk = {
+            "with_one_trunk": round(float(1 / less), 3),
+            "interval_with_one_trunk": intervals.interval(np.atleast_1d(teacher_flops / paid)),
+        }
     return {
         "times_fewer_flops": round(float(1 / cost), 3),
+        **sure,
         **trunk,
         "over_teacher_points": round(float(gain), 2),
         "deferral_rate": round(float(rate), 4),

@@ -41,9 +41,9 @@ def test_a_score_and_a_rival_take_ten_lines_each(some, tmp_path):
     assert min(saved["centered maximum"], saved["linear SVM"]) > saved["random"]
 
 
-ONCE = ("edge_cloud", "fig5_resolution", "table1_latency")
+ONCE = ("edge_cloud", "table1_latency")
 REPEATED = [name for name in table.ORDER if name not in ONCE]
-"""Not those that time answers or that need images of others."""
+"""Not those that time answers."""
 
 
 @pytest.fixture(scope="module")
