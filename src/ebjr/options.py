@@ -497,10 +497,11 @@ class PromiseOptions:
             if alone := [flag for flag, value in given.items() if value is not None]:
                 raise ValueError(f"{alone[0]} goes with --promise, as in --promise agreement=0.97")
             return None
-        parts = [text.partition("=") for text in self.promise]
-        promised = {
-            name.strip(): parse_number(share) if has else None for name, has, share in parts
-        }
+        promised: dict[str, float | None] = {}
+        for name, has, share in (text.partition("=") for text in self.promise):
+            if name.strip() in promised:
+                raise ValueError(f"--promise {name.strip()} is given twice: say it once")
+            promised[name.strip()] = parse_number(share) if has else None
         return Wanted(promised, None, self.delta, self.teacher_calls, self.positive)
 
     def targets(self, names: tuple[str, ...] | None) -> dict[str, int] | None:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ebjr.arrays import Batch, to_numpy
-from ebjr.calibration.budget import Plan, Sample, usual_pairs
+from ebjr.calibration.budget import (
+    Plan,
+    Sample,
+    promising_cut,
+    shows_precision,
+    usual_pairs,
+)
 from ebjr.calibration.guarantee import bisect
 from ebjr.errors import CalibrationError
 from ebjr.joint import models_of
@@ -65,8 +71,9 @@ class PromisedBatch:
 
     def take_up(self, keep: Journal) -> None:
         """Go on from what a journal holds: it is known, or of this very draw."""
-        own = {**self.run.wanted.as_dict(), "score": str(self.run.joint.router.score)}
-        known = self.paid.take_up(keep, {**own, "seed": self.run.seed}, self.run.about)
+        run = self.run
+        own = {"score": str(run.joint.router.score), "seed": run.seed, "window": run.window}
+        known = self.paid.take_up(keep, {**run.wanted.as_dict(), **own}, run.about)
         self.known |= np.isin(self.numbers, known)
         self.before = int(self.known.sum())
         self.rng = self._stream()
@@ -104,8 +111,13 @@ class PromisedBatch:
     def promise(self, name: str, at_least: float | None) -> BatchCertificate:
         """Ask the teacher what one promise takes, and say what is promised."""
         question = Question(self, name)
+        some = len(question.open()) > 0
+        if some and at_least and question.turns and name == "precision":
+            return self._precise(question, at_least)
         if name == "accuracy":
             drawn = question.labeled()
+        elif not some:  # as of a class that the student never answers
+            drawn = question.open()
         elif at_least is None:
             size = self._lowest(question)
             drawn = self.rng.choice(question.open(), size, replace=False)
@@ -118,22 +130,56 @@ class PromisedBatch:
                 raise CalibrationError(question.nothing(sample))
         else:
             kept = sample.kept(at_least, question.delta)
+            if name == "accuracy" and kept < 0:
+                raise CalibrationError(question.teacher_short(sample, at_least))
             self._defer(question, sample, rows, at_least)
         question.learn(sample, rows)
-        left = question.key[question.deferrable & ~self.known]
-        observed = 1 - float(sample.bad[: max(kept, 0)].sum()) / max(float(sample.counted.sum()), 1)
-        about_boxes = sample.boxes if sample.boxes is None else int(sample.boxes)
+        if name == "accuracy":  # what is kept is answered as it was judged
+            self.known &= question.key <= question.cut(sample, rows, at_least)
+        return self._certificate(question, at_least, len(rows), sample.observed(kept))
+
+    def _certificate(
+        self, question: Question, at_least: float, sampled: int, observed: float
+    ) -> BatchCertificate:
+        left = question.key[question.deferrable & ~self.known & ~self.turned]
         return BatchCertificate(
-            name,
+            question.name,
             at_least,
             question.delta,
             self.n,
-            len(rows),
+            sampled,
             float(left.min()) if len(left) else math.inf,
             observed,
-            self.run.title if name in LABELS else None,
-            about_boxes,
+            self.run.title if question.name in LABELS else None,
+            None if question.boxes is None else int(question.boxes),
+            self.paid.attempt,
         )
+
+    def _precise(self, question: Question, at_least: float) -> BatchCertificate:
+        """Precision within a budget: some calls choose the threshold, and the others are its test.
+
+        What is left below it is turned: other rows than the positive ones are then answered so.
+        """
+        calls = min(question.calls or 0, len(question.open()))
+        pilot = question.pilot(at_least, calls)
+        tried, rows = question.ask(self.rng.choice(question.open(), pilot, replace=False))
+        how = at_least, question.delta
+        cut = promising_cut(
+            question.key[question.open()], question.key[rows], tried.bad, *how, calls - pilot
+        )
+        above = np.flatnonzero(question.pool & ~self.known & (question.key > cut))
+        drawn = self.rng.choice(above, min(calls - pilot, len(above)), replace=False)
+        right = question.known()
+        sample, _ = question.ask(drawn)
+        bad = int(sample.bad.sum())
+        found = {"bad": bad, "drawn": len(drawn), "population": len(above), "known": right}
+        if not shows_precision(*how, **found):
+            raise CalibrationError(question.not_shown(at_least, **found))
+        more = np.flatnonzero(question.pool & ~self.known & (question.key <= cut))
+        self.ask(np.sort(question.nearest(more)[: question.calls]))
+        self.turned[more[~self.known[more]]] = True
+        observed = 1 - bad / max(len(drawn), 1)
+        return self._certificate(question, at_least, pilot + len(drawn), observed)
 
     def _draw(self, question: Question, size: int, at_least: float) -> np.ndarray:
         """Rows in random order: `size` of them, or of recall as many as it takes, up to 4 times."""
@@ -145,7 +191,7 @@ class PromisedBatch:
         while done < most:
             done = min(done + max(size // 8, 1), most)
             self.paid.ask(self.numbers[np.sort(order[:done])])
-            if self.run.is_positive(np.stack(self.taught(order[:done]))).sum() >= enough:
+            if self.run.is_positive(self.taught(order[:done])).sum() >= enough:
                 break
         return order[:done]
 
@@ -168,31 +214,25 @@ class PromisedBatch:
     def _size(self, question: Question, at_least: float) -> int:
         """How many rows to sample for a promise; CalibrationError: no number will do."""
         plan, calls = question.plan(), question.calls
+        most = question.most_unasked if calls is None else calls
         size = plan.sample_size(at_least, calls)
-        if size is None:
-            least = plan.least_sample(at_least)
-            most = plan.most(plan.population if calls is None else calls)
-            needs = f"a sample of about {least}" if least else "more rows than there are"
-            left = "" if calls is None else f", and {calls} teacher calls are left"
-            raise CalibrationError(
-                f"{question.asked_for(at_least)} takes {needs} of {self.n:,} rows{left}; "
-                f"the most that can be promised is about {most:.3g}"
-            )
+        if size is None and calls is not None and calls > plan.deferrable:
+            return 1  # all that may be deferred are asked about
+        if size is None or size > most:
+            raise CalibrationError(question.too_few(at_least, most))
         return size
 
     def _defer(self, question: Question, sample: Sample, rows: np.ndarray, at_least: float) -> None:
         """Have the teacher answer what is below the threshold, if it may be asked so much."""
         more, calls = question.below(sample, rows, at_least), question.calls
         evidence = sample.kept(at_least, question.delta) >= 0
-        turns = self.run.wanted.turns and question.boxes is None
-        if turns and calls is not None and (evidence or len(more) <= calls):
+        if question.turns and calls is not None and (evidence or len(more) <= calls):
             must = more[:0] if evidence else more  # nothing says that these could be turned
             asked = np.append(must, question.nearest(more[len(must) :]))
             self.ask(np.sort(asked[:calls]))
             self.turned[more[~self.known[more]]] = True
             return
-        most = MOST_UNASKED * self.n - int(self.known.sum()) if calls is None else calls
-        if len(more) > most:
+        if len(more) > (question.most_unasked if calls is None else calls):
             raise CalibrationError(question.refusal(sample, rows, at_least, len(more)))
         self.ask(more)
 
@@ -210,7 +250,7 @@ class Question:
             self.boxes = max(float(shown.max()), 1.0)
             self.counted = max(float(shown.mean()) / self.boxes / 4, 0.02)  # bets take more
         elif name in LABELS:
-            positive = batch.run.is_positive(np.stack(batch.said))
+            positive = batch.run.is_positive(batch.said)
             if name == "precision":
                 self.pool = self.deferrable = positive
             else:
@@ -223,26 +263,37 @@ class Question:
         calls = self.batch.run.wanted.teacher_calls
         return None if calls is None else calls - int(self.batch.known.sum()) + self.batch.before
 
+    @property
+    def most_unasked(self) -> int:
+        """How many rows more the teacher is asked about where no budget is given."""
+        return int(MOST_UNASKED * self.batch.n) - int(self.batch.known.sum())
+
+    @property
+    def turns(self) -> bool:
+        """Whether answers may be turned."""
+        return self.batch.run.wanted.turns and self.boxes is None
+
     def open(self) -> np.ndarray:
-        """The rows that may be drawn."""
-        return np.flatnonzero(self.pool & ~self.batch.known)
+        """The rows that may be drawn, or might have been: labels are of known rows as well."""
+        known = self.batch.known & (self.name != "accuracy")
+        return np.flatnonzero(self.pool & ~known)
 
     def plan(self) -> Plan:
         """What the size of a sample is chosen by."""
         deferrable = int((self.deferrable & ~self.batch.known).sum())
         belief = self.batch.run.beliefs.get(self.name, usual_pairs())
         promise, population = self.name if self.boxes is None else "boxes", len(self.open())
-        known, share = self._known(), self.counted
+        known, share = self.known(), self.counted
         return Plan(promise, self.delta, population, deferrable, share, known, belief)
 
-    def _known(self) -> int:
-        """How many counted rows the teacher answers already."""
-        rows = np.flatnonzero(self.batch.known)
-        if not len(rows) or self.boxes is not None:
+    def known(self) -> int:
+        """How many counted rows are right whatever the threshold: the teacher answers them."""
+        if self.boxes is not None or self.name == "accuracy":
             return 0
+        rows = np.flatnonzero(self.batch.known)
         if self.name not in LABELS:
             return len(rows)
-        return int(self.batch.run.is_positive(np.stack(self.batch.taught(rows))).sum())
+        return int(self.batch.run.is_positive(self.batch.taught(rows)).sum())
 
     def labeled(self) -> np.ndarray:
         """The rows that have labels; `right` are these labels."""
@@ -257,11 +308,18 @@ class Question:
                 f"(--labels), but {strange} is none of these"
             )
         self.right = {row: targets[keys[row]] for row in rows}
+        classes = range(batch.paid.form.shape[1])
+        for row, label in self.right.items():
+            if label not in classes:
+                raise ValueError(
+                    f"targets must be labels from 0 to {classes[-1]} (--labels), not {label!r}, as "
+                    f"of row {keys[row]}"
+                )
         return np.array(rows)
 
     def ask(self, drawn: np.ndarray) -> tuple[Sample, np.ndarray]:
         """The sample that rows make, in the order in which they were drawn; and they, by score."""
-        known, population = self._known(), len(self.open())
+        known, population = self.known(), len(self.open())
         by_score = np.argsort(-self.key[drawn], kind="stable")
         rows = drawn[by_score]
         self.batch.ask(np.sort(drawn))
@@ -278,25 +336,48 @@ class Question:
             about = found if self.name == "precision" else real
             how = {"deferred_counted": real, "boxes": self.boxes}
             return {"bad": about - hits, "counted": about, **how}
+        if self.name in LABELS:
+            one, other = run.is_positive(said), run.is_positive(taught)
+            if self.name == "precision":
+                return {"bad": one & ~other, "counted": one & other}
+            return {"bad": ~one & other, "counted": other}
         one, other = np.stack(said), np.stack(taught)
         if self.name == "accuracy":
             right = np.array([self.right[row] for row in rows.tolist()])
             wrong = {"bad": one != right, "deferred_bad": other != right}
             return {**wrong, "counted": np.ones(len(rows), bool)}
-        if self.name == "agreement":
-            same = (one == other).reshape(len(rows), -1).all(axis=1)
-            return {"bad": ~same, "counted": np.ones(len(rows), bool)}
-        one, other = run.is_positive(one), run.is_positive(other)
-        if self.name == "precision":
-            return {"bad": one & ~other, "counted": one & other}
-        return {"bad": ~one & other, "counted": other}
+        same = (one == other).reshape(len(rows), -1).all(axis=1)
+        return {"bad": ~same, "counted": np.ones(len(rows), bool)}
+
+    def cut(self, sample: Sample, rows: np.ndarray, at_least: float) -> float:
+        """The highest key that the threshold defers."""
+        kept = sample.kept(at_least, self.delta)
+        if kept < 0:
+            return math.inf
+        return -math.inf if kept == len(rows) else float(self.key[rows[kept]])
 
     def below(self, sample: Sample, rows: np.ndarray, at_least: float) -> np.ndarray:
         """The rows that the threshold defers and the teacher has not answered yet."""
-        kept = sample.kept(at_least, self.delta)
-        cut = -math.inf if kept == len(rows) else self.key[rows[max(kept, 0)]]
-        cut = math.inf if kept < 0 else cut
+        cut = self.cut(sample, rows, at_least)
         return np.flatnonzero(self.deferrable & ~self.batch.known & (self.key <= cut))
+
+    def pilot(self, at_least: float, calls: int) -> int:
+        """How many of `calls` are to choose the threshold of a precision, the rest being its test.
+
+        All, where they reach all rows; CalibrationError where they are no evidence.
+        """
+        population = len(self.open())
+        if calls >= population:
+            return population
+        how = {"bad": 0, "population": population, "known": 0}
+        spare = [
+            calls - n
+            for n in range(calls // 2, calls + 1)
+            if shows_precision(at_least, self.delta, drawn=n, **how)
+        ]
+        if not spare:
+            raise CalibrationError(self.too_few(at_least, calls))
+        return min(calls // 4, spare[0])
 
     def nearest(self, more: np.ndarray) -> np.ndarray:
         """The rows that may be asked about beyond a threshold, the nearest to it first.
@@ -315,6 +396,37 @@ class Question:
             rank[np.argsort(self.key, kind="stable")] = np.arange(self.batch.n)
             place = rank[rows] / max(int(self.deferrable.sum()), 1)
             self.batch.run.beliefs[self.name] = usual_pairs().seen(place, sample.bad.astype(bool))
+
+    def too_few(self, at_least: float, most: int) -> str:
+        """Why no sample of that size is evidence: what it would take, and what can be had."""
+        plan, calls = self.plan(), self.calls
+        least = plan.least_sample(at_least)
+        needs = f"a sample of about {least}" if least and least > most else "nearly all"
+        left = "" if calls is None else f", and {calls:,} teacher calls are left"
+        return (
+            f"{self.asked_for(at_least)} takes {needs} of {self.batch.n:,} rows{left}: give more "
+            f"(--teacher-calls), or promise less; on {most:,} calls the most that can be promised "
+            f"is about {plan.most(most):.3g}"
+        )
+
+    def not_shown(self, at_least: float, **found: int) -> str:
+        """Why a precision is not shown above the threshold that was chosen for it."""
+        low = bisect(lambda one: shows_precision(1 - one, self.delta, **found), 0.0, 1.0, 1e-3)
+        return (
+            f"{self.asked_for(at_least)} is not shown: {found['bad']} of {found['drawn']:,} rows "
+            f"drawn above the threshold are bad, which would do for about {1 - low:.3g}; give more "
+            "(--teacher-calls), or promise less"
+        )
+
+    def teacher_short(self, sample: Sample, at_least: float) -> str:
+        """Why an accuracy is not shown even of the teacher alone."""
+        assert sample.deferred_bad is not None
+        best = bisect(lambda one: bool(sample.passed(1 - one, self.delta)[0]), 0.0, 1.0, 1e-3)
+        return (
+            f"{self.asked_for(at_least)} is not shown even where the teacher answers all rows: it "
+            f"is wrong in {int(sample.deferred_bad.sum())} of {len(sample.bad)} labeled rows, "
+            f"which would do for about {1 - best:.3g}; promise less, or label more rows"
+        )
 
     def nothing(self, sample: Sample) -> str:
         """Why a sample certifies nothing at all."""

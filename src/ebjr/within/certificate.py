@@ -1,5 +1,6 @@
 """What is wanted of the answers to a batch, what is promised, and these answers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -108,6 +109,8 @@ class BatchCertificate:
         The class of precision and recall.
     most_boxes
         Of detectors: no image counts for more boxes.
+    tried
+        How many other promises about these rows were tried before: each may be broken, too.
 
     Examples
     --------
@@ -125,6 +128,7 @@ class BatchCertificate:
     observed: float
     positive: str | None = None
     most_boxes: int | None = None
+    tried: int = 0
 
     @property
     def statement(self) -> str:
@@ -144,9 +148,11 @@ class BatchCertificate:
         drawn = "labeled rows, if these are a uniform sample" if self.labeled else "rows"
         cut = f", an image counting for at most {self.most_boxes} boxes" if boxes else ""
         images = words.format(self.rows) if not boxes else words.format(self.rows) + " images"
+        percent = math.floor(1e6 * self.at_least + 1e-6) / 1e4  # no more than is promised
+        before = f" Other promises tried on these rows before: {self.tried}." if self.tried else ""
         return (
-            f"With probability at least {1 - self.delta:.6g} over the draw of {self.sampled:,} "
-            f"{drawn}, at least {100 * self.at_least:.4g} % {images}{cut}."
+            f"With probability at least {1 - self.delta:.15g} over the draw of {self.sampled:,} "
+            f"{drawn}, at least {percent:.6g} % {images}{cut}.{before}"
         )
 
     @property
@@ -171,7 +177,8 @@ class PromisedAnswers:
     score
         (n,): the student's score, or the log-odds, by which rows were deferred.
     deferred
-        (n,) bool: the teacher answered, of the sampled rows as well.
+        (n,) bool: the teacher answered, of the sampled rows as well; of accuracy the student
+        answers those of them that are kept.
     sampled
         (n,) bool: the row was drawn.
     turned
@@ -197,5 +204,5 @@ class PromisedAnswers:
 
     @property
     def teacher_calls(self) -> int:
-        """How many rows the teacher answered."""
-        return int(self.deferred.sum())
+        """How many rows the teacher was asked about."""
+        return int((self.deferred | self.sampled).sum())
