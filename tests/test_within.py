@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -394,8 +395,9 @@ def test_a_window_without_the_class_keeps_its_precision_and_one_that_cannot_is_n
     found = PromisedRun(joint, Wanted("precision", 0.8, 0.2, positive=1)).windows(
         np.arange(900), 300
     )
-    sampled = [each.certificates[0].sampled for each in found]
-    assert sampled[1] == 0 < min(sampled[0], sampled[2])
+    about = [each.certificates[0] for each in found]
+    assert about[1].sampled == 0 < min(about[0].sampled, about[2].sampled)
+    assert about[1].statement.startswith("As the student alone gives none of the answers in quest")
     with pytest.raises(
         CalibrationError, match=r"^rows 300 to 599: recall .* takes nearly all of 300"
     ):
@@ -581,6 +583,29 @@ def test_labels_come_by_name(joint):
         *("--labels", "labels.csv", "-o", "accurate.jsonl"),
     )
     assert "120 labeled rows" in done.stdout
+
+
+@pytest.mark.parametrize("line", ["red/1.png,red, or so", "red/1.png"])
+def test_rows_of_labels_with_too_many_or_few_cells_are_refused(joint, line):
+    (joint / "odd.csv").write_text(f"name,label\n{line}\n")
+    asked = ("--promise", "accuracy=0.9", "--delta", "0.1", "--labels", "odd.csv")
+    done = calls(joint, "--data", "images", "-o", "odd.jsonl", *asked, ok=False)
+    assert "as that of 'red/1.png': quote a label with a comma" in done.stderr
+
+
+def test_images_that_cannot_be_read_are_left_out_of_every_window(joint):
+    shutil.copytree(joint / "images", joint / "damaged")
+    files = sorted((joint / "damaged").rglob("*.png"))
+    for file in files[5:200:13]:
+        file.write_bytes(b"broken")
+    asked = ("--promise", "agreement=0.5", "--delta", "0.2", "--data", "damaged")
+    for number, more in enumerate(((), ("--window", "120", "--batch-size", "32"))):
+        done = calls(joint, *asked, *more, "-o", f"rest{number}.jsonl", "--json")
+        assert json.loads(done.stdout)["unreadable"] == 15
+        rows = map(json.loads, (joint / f"rest{number}.jsonl").read_text().splitlines())
+        whole = [str(file.relative_to(joint / "damaged")) for file in files]
+        broken = set(whole[5:200:13])
+        assert [row["name"] for row in rows] == [name for name in whole if name not in broken]
 
 
 def _answered(joint):

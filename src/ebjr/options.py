@@ -513,6 +513,12 @@ class PromiseOptions:
             raise ValueError(
                 f"{self.labels} must have the columns name and label, and a row or more"
             )
+        odd = next((row for row in rows if None in row or None in row.values()), None)
+        if odd is not None:
+            raise ValueError(
+                f"{self.labels} must have as many cells in each row as columns, not as that of "
+                f"{odd['name']!r}: quote a label with a comma"
+            )
         found = {row["name"]: _label(row["label"], names) for row in rows}
         if len(found) < len(rows):
             raise ValueError(f"{self.labels} has two labels for one name")

@@ -111,13 +111,14 @@ class PromisedBatch:
     def promise(self, name: str, at_least: float | None) -> BatchCertificate:
         """Ask the teacher what one promise takes, and say what is promised."""
         question = Question(self, name)
-        some = len(question.open()) > 0
-        if some and at_least and question.turns and name == "precision":
+        if not len(
+            question.open()
+        ):  # as of the precision of a class that the student never answers
+            return self._certificate(question, at_least or 1.0, 0, 1.0)
+        if at_least and question.turns and name == "precision":
             return self._precise(question, at_least)
         if name == "accuracy":
             drawn = question.labeled()
-        elif not some:  # as of a class that the student never answers
-            drawn = question.open()
         elif at_least is None:
             size = self._lowest(question)
             drawn = self.rng.choice(question.open(), size, replace=False)

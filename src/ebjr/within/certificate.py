@@ -148,12 +148,14 @@ class BatchCertificate:
         drawn = "labeled rows, if these are a uniform sample" if self.labeled else "rows"
         cut = f", an image counting for at most {self.most_boxes} boxes" if boxes else ""
         images = words.format(self.rows) if not boxes else words.format(self.rows) + " images"
+        if self.sampled:
+            sure = f"With probability at least {1 - self.delta:.15g} over the draw of"
+            sure += f" {self.sampled:,} {drawn},"
+        else:
+            sure = "As the student alone gives none of the answers in question,"
         percent = math.floor(1e6 * self.at_least + 1e-6) / 1e4  # no more than is promised
         before = f" Other promises tried on these rows before: {self.tried}." if self.tried else ""
-        return (
-            f"With probability at least {1 - self.delta:.15g} over the draw of {self.sampled:,} "
-            f"{drawn}, at least {percent:.6g} % {images}{cut}.{before}"
-        )
+        return f"{sure} at least {percent:.6g} % {images}{cut}.{before}"
 
     @property
     def labeled(self) -> bool:

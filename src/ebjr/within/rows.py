@@ -37,10 +37,13 @@ class Rows:
             end = start + (0 if batch is None else len(batch)) + len(unreadable)
             rows = np.arange(start, end)
             if batch is not None:
-                rows = self.inputs.take(rows.tolist())[1] if unreadable else rows
-                here = np.flatnonzero(rows < self.rows.stop)
-                names = [batch.names[row] for row in here]
-                yield rows[here], take_rows(batch.inputs, here), names
+                if unreadable:
+                    told = len(self.inputs.unreadable)
+                    rows = self.inputs.take(rows.tolist())[1]
+                    del self.inputs.unreadable[told:]  # which were told before
+                if len(here := np.flatnonzero(rows < self.rows.stop)):
+                    names = [batch.names[row] for row in here]
+                    yield rows[here], take_rows(batch.inputs, here), names
             if (start := end) >= self.rows.stop:
                 return
 
