@@ -300,10 +300,15 @@ def test_numbers_of_many_values_are_cut_and_of_few_are_slices_by_value(config):
         "second": np.arange(2000) + 5,
         "lux": np.linspace(0, 1, 2000),
         "flag": np.arange(2000) % 2 == 0,
+        "gain": np.where(np.arange(2000) < 150, np.nan, np.arange(2000.0)),
     }
     found = recalibrate(config, since, slices=columns)
     counts = {name: sum(one.column == name for one in found.slices) for name in columns}
-    assert counts == {"camera": 7, "second": WINDOWS, "lux": WINDOWS, "flag": 2}
+    cut = {"second": WINDOWS, "lux": WINDOWS, "gain": WINDOWS + 1}
+    assert counts == {"camera": 7, "flag": 2, **cut}
+    sizes = {one.name: one.n for one in found.slices if one.column == "gain"}
+    assert sizes["missing"] == 150
+    assert set(sizes.values()) == {150, 185}
 
 
 @pytest.mark.parametrize(
@@ -499,7 +504,7 @@ def test_the_exit_status_says_what_to_do_and_nothing_is_written_unasked(run, fol
     word = {0: "Kept", 3: "Moved", 4: "Broken"}[status]
     assert printed.startswith(f"{word}: ")
     assert "chosen now, on 3,000 others" in printed
-    assert "light night" in run(*words, "--details")[1]
+    assert "light night" in run(*words, "--slice-by", "taken, light", "--details")[1]
     assert sorted(path.name for path in folder.iterdir()) == before
     found = json.loads(run(*words, "--json")[1])
     assert (found["status"], found["exit_status"]) == (word.lower(), status)

@@ -370,7 +370,8 @@ def recalibrate(
         assert outcomes is not None
         columns = None
         if slices is not None:
-            columns = again.read_slices(slices, (slice_by or "").split(",") if slice_by else ())
+            chosen = [name.strip() for name in slice_by.split(",")] if slice_by else ()
+            columns = again.read_slices(slices, chosen)
         table = _outcomes(outcomes, None, task)
         how: dict[str, Any] = {"alpha": alpha, "worth": worth, **vars(split)}
         found = again.recalibrate(joint, table, slices=columns, **how)

@@ -689,9 +689,13 @@ def _values(columns: Mapping[str, np.ndarray]) -> Iterator[Part]:
     for name, column in columns.items():
         counted = column.dtype.kind in "iu" and len(np.unique(column)) > MOST_VALUES
         if counted or column.dtype.kind in "Mmf":
-            for rows in np.array_split(np.argsort(column, kind="stable"), WINDOWS):
+            order = np.argsort(column, kind="stable")
+            known, missing = np.split(order, [len(order) - int(np.isnan(column).sum())])
+            for rows in np.array_split(known, WINDOWS):
                 if len(rows):
                     yield name, f"{column[rows[0]]} to {column[rows[-1]]}", np.sort(rows)
+            if len(missing):
+                yield name, "missing", np.sort(missing)
             continue
         for value, rows in _groups(column):
             yield name, str(value), rows
