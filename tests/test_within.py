@@ -92,7 +92,7 @@ def test_a_promise_is_broken_in_at_most_delta_of_many_draws(promise, at_least, c
 
 def test_both_promises_share_delta_and_both_are_kept():
     pair = Pair(n=4000)
-    found = pair.answer(promise={"precision": 0.9, "recall": 0.9}, positive=1)
+    found = pair.answer(promise={"precision": 0.9, "recall": 0.9}, positive=np.int64(1))
     assert [each.delta for each in found.certificates] == [0.05, 0.05]
     assert pair.share(found, "precision") >= 0.9
     assert pair.share(found, "recall") >= 0.9
@@ -280,6 +280,8 @@ def test_ties_are_deferred_together():
             r"from 0 to 1.*not 2, as of row 7",
         ),
         ({"promise": {"recall": 0.9, "agreement": 0.9}}, "any other promise alone"),
+        ({"promise": {"recall": 0.9}, "at_least": 0.8, "positive": 1}, "no at_least beside it"),
+        ({"at_least": 0.9, "batch_size": 0}, "batch_size must be at least 1"),
         ({"at_least": 0.9, "teacher_calls": 0}, "teacher_calls must be at least 1"),
         ({"at_least": 0.9, "task": "regression"}, "of regression nothing can be promised"),
         ({"at_least": 0.9, "task": "detection"}, "precision and recall of boxes can be promised"),

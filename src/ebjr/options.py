@@ -485,7 +485,7 @@ class PromiseOptions:
         "accuracy: a .csv with the columns name and label, of rows that were drawn at random."
     )
     window: int | None = in_promise("Promise it of so many rows at a time.", min=1)
-    seed: int = in_promise("Of the draw.", default=0)
+    seed: int = in_promise("Of the draw.", default=0, min=0)
 
     def wanted(self) -> Wanted | None:
         """What is promised; None where nothing is."""

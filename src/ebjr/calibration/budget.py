@@ -390,8 +390,8 @@ class Plan:
 
     def _sizes(self, most: int | None) -> list[int]:
         top = min(self.population, self.population if most is None else most)
-        grid = np.geomspace(min(8, top), max(top, 1), 32)
-        return sorted({int(size) for size in np.rint(grid) if size >= 1})
+        grid = np.geomspace(min(8, top), top, 32) if top > 0 else []
+        return sorted({int(size) for size in np.rint(grid)})
 
     def likely_counted(self, n: int) -> np.ndarray:
         """(cases,): how many of n sampled rows count; of precision the fewest that are likely."""

@@ -8,6 +8,7 @@ has said is paid for, so it is kept in a file until all is answered, and never a
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,7 @@ class PromisedRun:
     beliefs: dict[str, Belief] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_at_least(1, batch_size=self.batch_size)
         kind, promised = self.joint.kind, self.wanted.promised
         boxes, sets = kind.targets_are == "boxes", kind.targets_are == "label sets"
         if kind.targets_are == "numbers" or (boxes and not promised.keys() <= {*LABELS}):
@@ -197,8 +199,8 @@ class PromisedRun:
 
     def _place_of(self, positive: int | str | None) -> int | None:
         names = self.labels or facts(self.joint.teacher).labels or facts(self.joint.student).labels
-        if positive is None or isinstance(positive, int):
-            return positive
+        if not isinstance(positive, str):
+            return None if positive is None else index(positive)
         if names is not None and positive in (texts := [label_text(name) for name in names]):
             return texts.index(positive)
         if positive.isdecimal():

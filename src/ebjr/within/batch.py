@@ -111,12 +111,11 @@ class PromisedBatch:
     def promise(self, name: str, at_least: float | None) -> BatchCertificate:
         """Ask the teacher what one promise takes, and say what is promised."""
         question = Question(self, name)
-        if not len(
-            question.open()
-        ):  # as of the precision of a class that the student never answers
+        left, calls = len(question.open()), question.calls
+        if not left:  # as of the precision of a class that the student never answers
             return self._certificate(question, at_least or 1.0, 0, 1.0)
-        if at_least and question.turns and name == "precision":
-            return self._precise(question, at_least)
+        if name == "precision" and question.turns and at_least and calls and calls < left:
+            return self._precise(question, at_least, calls)
         if name == "accuracy":
             drawn = question.labeled()
         elif at_least is None:
@@ -156,12 +155,11 @@ class PromisedBatch:
             self.paid.attempt,
         )
 
-    def _precise(self, question: Question, at_least: float) -> BatchCertificate:
+    def _precise(self, question: Question, at_least: float, calls: int) -> BatchCertificate:
         """Precision within a budget: some calls choose the threshold, and the others are its test.
 
         What is left below it is turned: other rows than the positive ones are then answered so.
         """
-        calls = min(question.calls or 0, len(question.open()))
         pilot = question.pilot(at_least, calls)
         tried, rows = question.ask(self.rng.choice(question.open(), pilot, replace=False))
         how = at_least, question.delta
@@ -177,17 +175,23 @@ class PromisedBatch:
         if not shows_precision(*how, **found):
             raise CalibrationError(question.not_shown(at_least, **found))
         more = np.flatnonzero(question.pool & ~self.known & (question.key <= cut))
-        self.ask(np.sort(question.nearest(more)[: question.calls]))
-        self.turned[more[~self.known[more]]] = True
+        self._turn(question, more)
         observed = 1 - bad / max(len(drawn), 1)
         return self._certificate(question, at_least, pilot + len(drawn), observed)
+
+    def _turn(self, question: Question, rows: np.ndarray) -> None:
+        """Turn what is left of rows once the budget is spent on those next to the threshold."""
+        if len(rows):
+            self.ask(np.sort(question.nearest(rows)[: question.calls]))
+            self.turned[rows[~self.known[rows]]] = True
 
     def _draw(self, question: Question, size: int, at_least: float) -> np.ndarray:
         """Rows in random order: `size` of them, or of recall as many as it takes, up to 4 times."""
         if question.name != "recall" or question.boxes is not None:
             return self.rng.choice(question.open(), size, replace=False)
         enough = question.plan().likely_counted(size).max()
-        most = min(4 * size, len(question.open()) if question.calls is None else question.calls)
+        most = question.most_unasked if question.calls is None else question.calls
+        most = min(4 * size, most)
         order, done = self.rng.permutation(question.open())[:most], 0
         while done < most:
             done = min(done + max(size // 8, 1), most)
@@ -227,11 +231,8 @@ class PromisedBatch:
         """Have the teacher answer what is below the threshold, if it may be asked so much."""
         more, calls = question.below(sample, rows, at_least), question.calls
         evidence = sample.kept(at_least, question.delta) >= 0
-        if question.turns and calls is not None and (evidence or len(more) <= calls):
-            must = more[:0] if evidence else more  # nothing says that these could be turned
-            asked = np.append(must, question.nearest(more[len(must) :]))
-            self.ask(np.sort(asked[:calls]))
-            self.turned[more[~self.known[more]]] = True
+        if question.turns and question.name == "recall" and evidence:
+            self._turn(question, more)
             return
         if len(more) > (question.most_unasked if calls is None else calls):
             raise CalibrationError(question.refusal(sample, rows, at_least, len(more)))
@@ -365,12 +366,9 @@ class Question:
     def pilot(self, at_least: float, calls: int) -> int:
         """How many of `calls` are to choose the threshold of a precision, the rest being its test.
 
-        All, where they reach all rows; CalibrationError where they are no evidence.
+        CalibrationError: they are no evidence.
         """
-        population = len(self.open())
-        if calls >= population:
-            return population
-        how = {"bad": 0, "population": population, "known": 0}
+        how = {"bad": 0, "population": len(self.open()), "known": 0}
         spare = [
             calls - n
             for n in range(calls // 2, calls + 1)

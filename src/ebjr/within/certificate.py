@@ -42,6 +42,8 @@ class Wanted:
 
     def __post_init__(self) -> None:
         given = self.promise
+        if self.at_least is not None and not isinstance(given, str):
+            raise ValueError("a promise that says what each is to be takes no at_least beside it")
         promised = {given: self.at_least} if isinstance(given, str) else {**given}
         object.__setattr__(self, "promised", promised)
         for name, share in promised.items():
