@@ -390,6 +390,30 @@ def test_each_window_has_a_promise_of_its_own():
     assert sorted(pair.asked) == np.flatnonzero(asked).tolist()
 
 
+def test_a_journal_is_read_once_for_all_windows_and_gone_on_with(tmp_path, monkeypatch):
+    pair = Pair(n=4000, rate=0.05, steep=8)
+    joint = JointClassifier(pair.student, pair.teacher, Router("max_logit", np.inf))
+    inputs, wanted = np.arange(4000), Wanted("agreement", 0.9, 0.2)
+    reads, read = [], Journal.records
+    monkeypatch.setattr(Journal, "records", lambda self: reads.append(1) or read(self))
+    with Journal(tmp_path / "answers") as keep:
+        for number, one in enumerate(PromisedRun(joint, wanted).windows(inputs, 200, keep=keep)):
+            assert not one.sampled.all()
+            if number == 9:
+                break
+    halfway = len(pair.asked)
+    with Journal(tmp_path / "answers") as keep:
+        found = list(PromisedRun(joint, wanted).windows(inputs, 200, keep=keep))
+    assert len(reads) == 2
+    assert 0 < halfway < len(pair.asked) == len(set(pair.asked))
+    alone = list(PromisedRun(joint, wanted).windows(inputs, 200))
+    for one, other in zip(found, alone, strict=True):
+        assert (one.deferred == other.deferred).all()
+    with Journal(tmp_path / "answers") as keep:
+        other = next(PromisedRun(joint, wanted).windows(inputs, 400, keep=keep))
+    assert other.certificates[0].tried == 1  # with other windows it is another promise
+
+
 def test_a_window_without_the_class_keeps_its_precision_and_one_that_cannot_is_named():
     pair = Pair(n=900, rate=0.05, steep=6)
     pair.truth[300:600] = pair.logits[300:600, 1] = 0

@@ -390,7 +390,7 @@ class Plan:
 
     def _sizes(self, most: int | None) -> list[int]:
         top = min(self.population, self.population if most is None else most)
-        grid = np.geomspace(min(8, top), top, 32) if top > 0 else []
+        grid = np.geomspace(min(8, top), top, 32) if top > 0 else np.zeros(0)
         return sorted({int(size) for size in np.rint(grid)})
 
     def likely_counted(self, n: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from ebjr.router import Router
 from ebjr.tasks import as_task
 from ebjr.within.batch import PromisedBatch
 from ebjr.within.certificate import LABELS, BatchCertificate, PromisedAnswers, Wanted
-from ebjr.within.rows import Rows, Told
+from ebjr.within.rows import Paid, Rows, Told
 
 __all__ = ["BatchCertificate", "PromisedAnswers", "PromisedRun", "Wanted", "answer_within"]
 
@@ -136,6 +136,7 @@ class PromisedRun:
     about: Mapping[str, Any] = field(default_factory=dict)  # what tells these models from others
     window: int | None = None  # rows that a promise is of, where it is not of all
     beliefs: dict[str, Belief] = field(default_factory=dict)
+    paid: Paid | None = field(default=None, init=False)  # with a journal that a window has read
 
     def __post_init__(self) -> None:
         check_at_least(1, batch_size=self.batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from io import BytesIO
 from typing import Any
 
@@ -71,12 +72,17 @@ class Paid:
         self.said: dict[int, Any] = {}
         self.keep: Journal | None = None
         self.attempt = 0  # how many other promises were tried before
+        self.earlier: list[int] = []  # the rows that these have asked about
         self.promise: dict[str, Any] = {}
 
-    def take_up(
-        self, keep: Journal, promise: dict[str, Any], about: Mapping[str, Any]
-    ) -> list[int]:
-        """Go on with a journal; the rows that runs with other promises have asked about."""
+    def of(self, other: Paid) -> Paid:
+        """What was said, and its journal, for the rows of another window."""
+        own = copy(self)
+        own.rows, own.form = other.rows, other.form
+        return own
+
+    def take_up(self, keep: Journal, promise: dict[str, Any], about: Mapping[str, Any]) -> None:
+        """Go on with a journal."""
         keep.resume({**about, **self.rows.whose(), "task": self.joint.kind.name})
         self.keep, self.promise, earlier = keep, promise, []
         for told, content in keep.records():
@@ -84,7 +90,7 @@ class Paid:
                 self._add(told["rows"], self.joint.kind.unpack("teacher", {**file}))
             earlier.append((told["attempt"], told["rows"]))
             self.attempt = told["attempt"] + (told["promise"] != promise)
-        return [row for attempt, rows in earlier if attempt < self.attempt for row in rows]
+        self.earlier = [row for attempt, rows in earlier if attempt < self.attempt for row in rows]
 
     def ask(self, numbers: np.ndarray) -> None:
         """Have the teacher's answers to rows, each asked once; TeacherUnavailable: it gave none."""
