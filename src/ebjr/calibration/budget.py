@@ -63,7 +63,7 @@ Waudby-Smith & Ramdas, "Confidence sequences for sampling without replacement", 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -111,7 +111,7 @@ class Sample:
     def passed(self, at_least: float, delta: float) -> np.ndarray:
         """(n + 1,): whether the test passes where so many of the sampled rows are kept."""
         if self.boxes is not None:
-            return _bets_pass(self, at_least, delta)
+            return _bets_pass(self, at_least, delta, range(len(self.bad) + 1))
         found = np.concatenate(([0], np.cumsum(self.bad)))
         if self.deferred_bad is not None:
             found += int(self.deferred_bad.sum()) - np.concatenate(
@@ -138,8 +138,13 @@ class Sample:
 
     def best(self, delta: float) -> float:
         """The largest promise that holds where all rows are kept; 0 if there is none."""
-        missing = bisect(lambda one: bool(self.passed(1 - one, delta)[-1]), 0.0, 1.0, 1e-4)
-        return max(0.0, 1 - missing)
+
+        def passes(missing: float) -> bool:
+            if self.boxes is not None:
+                return bool(_bets_pass(self, 1 - missing, delta, [len(self.bad)])[-1])
+            return bool(self.passed(1 - missing, delta)[-1])
+
+        return max(0.0, 1 - bisect(passes, 0.0, 1.0, 1e-4))
 
     def observed(self, kept: int) -> float:
         """The share in the sample that is good where so many of its rows are kept; 1 of none."""
@@ -252,8 +257,10 @@ def _largest(passes: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def _bets_pass(sample: Sample, at_least: float, delta: float) -> np.ndarray:
+def _bets_pass(sample: Sample, at_least: float, delta: float, counts: Sequence[int]) -> np.ndarray:
     """(n + 1,): whether the capital of bets against a broken promise of boxes reaches 1/delta.
+
+    That is where so many images are kept as `counts` says, in turn until one fails.
 
     Each image's figure is a share of the range that it can have. Before the i-th of n images, drawn
     without replacement, a mean of `tolerance` leaves ``tolerance - sum / N`` for the rest, which is
@@ -274,7 +281,7 @@ def _bets_pass(sample: Sample, at_least: float, delta: float) -> np.ndarray:
     need, passed = -math.log(delta), np.zeros(n + 1, bool)
     # for any spread of what images have: to the most that leaves capital
     bets = np.geomspace(math.sqrt(4 * need / n), max(0.99 / (1 - tolerance), 1.0), 12)[:, None]
-    for count in range(n + 1):
+    for count in counts:
         loss = np.where(np.arange(n) < count, kept, deferred)[sample.order]
         before = np.concatenate(([0.0], np.cumsum(loss)[:-1]))
         mean = np.maximum((size * tolerance - before) / (size - np.arange(n)), 0.0)
