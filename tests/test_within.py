@@ -362,6 +362,24 @@ def test_another_promise_asks_about_nothing_twice_and_draws_anew(tmp_path):
     assert clopper_pearson(broken, runs, 0.002)[0] <= 0.1
 
 
+def test_the_deltas_of_promises_that_were_tried_add_up(tmp_path):
+    pair = Pair(n=1000, rate=0.2, steep=2)
+
+    def answer(share, **more):
+        with Journal(tmp_path / "answers") as keep:
+            return pair.answer(at_least=share, keep=keep, **{"teacher_calls": 150, **more})
+
+    for share in (0.97, 0.96, 0.96, 0.95):  # the same again is no other promise
+        with pytest.raises(CalibrationError):
+            answer(share)
+    about = answer(0.8, teacher_calls=900, delta=0.2).certificates[0]
+    assert (about.tried, about.delta) == (3, 0.2)
+    assert about.statement.startswith("With probability at least 0.5 over the draw of ")
+    assert "rows and of those of 3 promises tried before, at least 80 % of" in about.statement
+    with pytest.raises(CalibrationError, match=r"4 other promises were tried.*add up to 0.5"):
+        answer(0.7, delta=0.6)
+
+
 def test_a_journal_of_other_rows_is_refused(tmp_path):
     pair = Pair()
     with pytest.raises(CalibrationError), Journal(tmp_path / "answers") as keep:
@@ -453,12 +471,9 @@ def test_a_promise_that_takes_nearly_all_rows_is_refused_before_they_are_paid_fo
 
 
 def test_a_statement_says_no_more_than_is_promised():
-    words = ebjr.BatchCertificate(
-        "agreement", 0.94999999, 1e-9, 900, 90, 0.5, 0.98, tried=2
-    ).statement
+    words = ebjr.BatchCertificate("agreement", 0.94999999, 1e-9, 900, 90, 0.5, 0.98).statement
     assert "With probability at least 0.999999999 over" in words
     assert "at least 94.9999 % of" in words
-    assert words.endswith("Other promises tried on these rows before: 2.")
 
 
 def test_label_sets_agree_where_all_labels_do():

@@ -77,7 +77,13 @@ class PromisedBatch:
         else:
             own = {"score": str(run.joint.router.score), "seed": run.seed, "window": run.window}
             self.paid.take_up(keep, {**run.wanted.as_dict(), **own}, run.about)
-            run.paid = self.paid
+            paid = run.paid = self.paid
+            if paid.spent + (run.wanted.delta or 0.0) >= 1:
+                raise CalibrationError(
+                    f"{paid.attempt} other promises were tried on these rows, and their deltas add "
+                    f"up to {paid.spent:g}: with that of this one (--delta) no probability is left "
+                    "to promise anything with"
+                )
         self.known |= np.isin(self.numbers, self.paid.earlier)
         self.before = int(self.known.sum())
         self.rng = self._stream()
@@ -157,6 +163,7 @@ class PromisedBatch:
             self.run.title if question.name in LABELS else None,
             None if question.boxes is None else int(question.boxes),
             self.paid.attempt,
+            self.paid.spent,
         )
 
     def _precise(self, question: Question, at_least: float, calls: int) -> BatchCertificate:

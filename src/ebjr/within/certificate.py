@@ -111,8 +111,9 @@ class BatchCertificate:
         The class of precision and recall.
     most_boxes
         Of detectors: no image counts for more boxes.
-    tried
-        How many other promises about these rows were tried before: each may be broken, too.
+    tried, tried_delta
+        How many other promises about these rows were tried before, and the sum of their `delta`:
+        each had its chance to be issued and broken, which the statement adds.
 
     Examples
     --------
@@ -131,6 +132,7 @@ class BatchCertificate:
     positive: str | None = None
     most_boxes: int | None = None
     tried: int = 0
+    tried_delta: float = 0.0
 
     @property
     def statement(self) -> str:
@@ -151,13 +153,15 @@ class BatchCertificate:
         cut = f", an image counting for at most {self.most_boxes} boxes" if boxes else ""
         images = words.format(self.rows) if not boxes else words.format(self.rows) + " images"
         if self.sampled:
-            sure = f"With probability at least {1 - self.delta:.15g} over the draw of"
-            sure += f" {self.sampled:,} {drawn},"
+            left = 1 - self.delta - self.tried_delta
+            sure = (
+                f"With probability at least {left:.15g} over the draw of {self.sampled:,} {drawn}"
+            )
+            sure += f" and of those of {self.tried} promises tried before," if self.tried else ","
         else:
             sure = "As the student alone gives none of the answers in question,"
         percent = math.floor(1e6 * self.at_least + 1e-6) / 1e4  # no more than is promised
-        before = f" Other promises tried on these rows before: {self.tried}." if self.tried else ""
-        return f"{sure} at least {percent:.6g} % {images}{cut}.{before}"
+        return f"{sure} at least {percent:.6g} % {images}{cut}."
 
     @property
     def labeled(self) -> bool:

@@ -71,7 +71,7 @@ class Paid:
         self.form = form  # of the student's answers, which the teacher's are held to
         self.said: dict[int, Any] = {}
         self.keep: Journal | None = None
-        self.attempt = 0  # how many other promises were tried before
+        self.attempt, self.spent = 0, 0.0  # how many other promises were tried, and their deltas
         self.earlier: list[int] = []  # the rows that these have asked about
         self.promise: dict[str, Any] = {}
 
@@ -84,12 +84,14 @@ class Paid:
     def take_up(self, keep: Journal, promise: dict[str, Any], about: Mapping[str, Any]) -> None:
         """Go on with a journal."""
         keep.resume({**about, **self.rows.whose(), "task": self.joint.kind.name})
-        self.keep, self.promise, earlier = keep, promise, []
+        self.keep, self.promise, earlier, deltas = keep, promise, [], {}
         for told, content in keep.records():
             with np.load(BytesIO(content)) as file:
                 self._add(told["rows"], self.joint.kind.unpack("teacher", {**file}))
             earlier.append((told["attempt"], told["rows"]))
+            deltas[told["attempt"]] = told["promise"]["delta"]
             self.attempt = told["attempt"] + (told["promise"] != promise)
+        self.spent = sum(delta for attempt, delta in deltas.items() if attempt < self.attempt)
         self.earlier = [row for attempt, rows in earlier if attempt < self.attempt for row in rows]
 
     def ask(self, numbers: np.ndarray) -> None:
