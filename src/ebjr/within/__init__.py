@@ -236,7 +236,8 @@ class PromisedRun:
 
     def is_positive(self, prediction: Any) -> np.ndarray:
         """(n,): which answers are the positive class."""
-        said = np.array([]) if not len(prediction) else np.stack([*map(to_numpy, prediction)])
+        listed = isinstance(prediction, list) and len(prediction) > 0
+        said = to_numpy(np.stack(prediction) if listed else prediction)
         return said[:, self.positive] if said.ndim == 2 else said == self.positive
 
     @property
