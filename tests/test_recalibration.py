@@ -300,10 +300,15 @@ def test_numbers_of_many_values_are_cut_and_of_few_are_slices_by_value(config):
         "second": np.arange(2000) + 5,
         "lux": np.linspace(0, 1, 2000),
         "flag": np.arange(2000) % 2 == 0,
+        "gain": np.where(np.arange(2000) < 150, np.nan, np.arange(2000.0)),
     }
     found = recalibrate(config, since, slices=columns)
     counts = {name: sum(one.column == name for one in found.slices) for name in columns}
-    assert counts == {"camera": 7, "second": WINDOWS, "lux": WINDOWS, "flag": 2}
+    cut = {"second": WINDOWS, "lux": WINDOWS, "gain": WINDOWS + 1}
+    assert counts == {"camera": 7, "flag": 2, **cut}
+    sizes = {one.name: one.n for one in found.slices if one.column == "gain"}
+    assert sizes["missing"] == 150
+    assert set(sizes.values()) == {150, 185}
 
 
 @pytest.mark.parametrize(
@@ -499,7 +504,7 @@ def test_the_exit_status_says_what_to_do_and_nothing_is_written_unasked(run, fol
     word = {0: "Kept", 3: "Moved", 4: "Broken"}[status]
     assert printed.startswith(f"{word}: ")
     assert "chosen now, on 3,000 others" in printed
-    assert "light night" in run(*words, "--details")[1]
+    assert "light night" in run(*words, "--slice-by", "taken, light", "--details")[1]
     assert sorted(path.name for path in folder.iterdir()) == before
     found = json.loads(run(*words, "--json")[1])
     assert (found["status"], found["exit_status"]) == (word.lower(), status)
@@ -623,8 +628,9 @@ def test_audits_say_where_there_is_room_or_the_deferral_rate_is_another(served, 
     risk, windows = watched(quiet)  # nothing is deferred: there is nothing to save
     assert recalibrate_audits(served, state(tmp_path, risk, windows=windows)).status == "kept"
     drift = DriftMonitor(np.arange(1000.0), threshold=100.0)
+    of_these = replace(served, calibration={**served.calibration, "drift": drift.reference})
     drift.update(np.linspace(0, 300, 2000))
-    found = recalibrate_audits(served, state(tmp_path, risk, drift, windows))
+    found = recalibrate_audits(of_these, state(tmp_path, risk, drift, windows))
     assert found.status == "moved"
     assert "the deferral rate is 0.33" in found.why["rate"]
 
@@ -645,6 +651,29 @@ def test_a_state_that_says_nothing_of_the_threshold_is_refused(served, tmp_path,
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=words):
         recalibrate_audits(served, file)
+
+
+def test_the_audits_of_another_threshold_on_the_same_outcomes_are_refused(served, tmp_path):
+    own = DriftMonitor.of_reference(served.calibration["drift"])
+    risk = watched(np.zeros(1000))[0]
+    assert recalibrate_audits(served, state(tmp_path, risk, own)).status == "kept"
+    known = {**served.calibration["drift"], "threshold": 0.5}
+    with pytest.raises(ValueError, match="another threshold or score, chosen on the same outcomes"):
+        recalibrate_audits(
+            replace(served, calibration={**served.calibration, "drift": known}), tmp_path
+        )
+
+
+def test_a_promised_deferral_rate_is_judged_beside_the_disagreement(served, tmp_path):
+    folder = state(tmp_path, watched(np.zeros(1000))[0])
+    kept = json.loads((folder / STATE_FILE).read_text())
+    rate = RiskMonitor(0.1, promise="rate")
+    rate.update(np.ones(1000, bool))
+    kept["monitors"]["rate"] = rate.state()
+    (folder / STATE_FILE).write_text(json.dumps(kept))
+    found = recalibrate_audits(served, folder)
+    assert found.status == "broken"
+    assert "deferral rate" in found.statement
 
 
 def test_few_audits_are_no_judgement(served, tmp_path):

@@ -58,6 +58,8 @@ def _console(*, stderr: bool = False) -> Console:
 out = _console()
 err = _console(stderr=True)
 
+MOST_STATEMENTS = 10  # of windows, each in a sentence of its own
+
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
@@ -371,7 +373,8 @@ def recalibrate(
         assert outcomes is not None
         columns = None
         if slices is not None:
-            columns = again.read_slices(slices, (slice_by or "").split(",") if slice_by else ())
+            chosen = [name.strip() for name in slice_by.split(",")] if slice_by else ()
+            columns = again.read_slices(slices, chosen)
         table = _outcomes(outcomes, None, task)
         how: dict[str, Any] = {"alpha": alpha, "worth": worth, **vars(split)}
         found = again.recalibrate(joint, table, slices=columns, **how)
@@ -473,7 +476,9 @@ def predict(
     more = {"unreadable": len(done.unreadable), "output": str(output), "deferral_rate": rate}
     words = f"{done.examples:,} answers in {output}; {rate:.1%} by the teacher"
     words += f"; {done.degraded:,} degraded: a teacher did not answer" if done.degraded else ""
-    words = "\n".join([words, *(each.statement for each in certificates)])
+    words = "\n".join([words, *(each.statement for each in certificates[:MOST_STATEMENTS])])
+    if (left := len(certificates) - MOST_STATEMENTS) > 0:
+        words += f"\nThere are {left:,} promises more, one of each window: --json shows them."
     more |= {"promised": [each.as_dict() for each in certificates]} if certificates else {}
     _show(as_json, counts | more, lambda: out.print(words, soft_wrap=True, highlight=False))
 

@@ -485,7 +485,7 @@ class PromiseOptions:
         "accuracy: a .csv with the columns name and label, of rows that were drawn at random."
     )
     window: int | None = in_promise("Promise it of so many rows at a time.", min=1)
-    seed: int = in_promise("Of the draw.", default=0)
+    seed: int = in_promise("Of the draw.", default=0, min=0)
 
     def wanted(self) -> Wanted | None:
         """What is promised; None where nothing is."""
@@ -497,10 +497,11 @@ class PromiseOptions:
             if alone := [flag for flag, value in given.items() if value is not None]:
                 raise ValueError(f"{alone[0]} goes with --promise, as in --promise agreement=0.97")
             return None
-        parts = [text.partition("=") for text in self.promise]
-        promised = {
-            name.strip(): parse_number(share) if has else None for name, has, share in parts
-        }
+        promised: dict[str, float | None] = {}
+        for name, has, share in (text.partition("=") for text in self.promise):
+            if name.strip() in promised:
+                raise ValueError(f"--promise {name.strip()} is given twice: say it once")
+            promised[name.strip()] = parse_number(share) if has else None
         return Wanted(promised, None, self.delta, self.teacher_calls, self.positive)
 
     def targets(self, names: tuple[str, ...] | None) -> dict[str, int] | None:
@@ -511,6 +512,12 @@ class PromiseOptions:
         if not rows or not {"name", "label"} <= rows[0].keys():
             raise ValueError(
                 f"{self.labels} must have the columns name and label, and a row or more"
+            )
+        odd = next((row for row in rows if None in row or None in row.values()), None)
+        if odd is not None:
+            raise ValueError(
+                f"{self.labels} must have as many cells in each row as columns, not as that of "
+                f"{odd['name']!r}: quote a label with a comma"
             )
         found = {row["name"]: _label(row["label"], names) for row in rows}
         if len(found) < len(rows):

@@ -125,7 +125,8 @@ def predict_within(
         def answers(start: int) -> Iterator[Answered]:
             yield rows[start:], [*unreadable]
 
-        whose = {**run.about, "promise": run.wanted.as_dict(), CONTENTS: data.fingerprint()}
+        asked = {"promise": run.wanted.as_dict(), "window": window, "seed": run.seed}
+        whose = {**run.about, **asked, CONTENTS: data.fingerprint()}
         total = len(rows) + len(unreadable)
         done = write_answers(answers, output, total, whose, restart=restart)
         paid.remove()

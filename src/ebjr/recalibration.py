@@ -52,7 +52,7 @@ from ebjr.outcomes import Outcomes
 from ebjr.router import deferral_key, is_deferred
 from ebjr.stats import Interval
 from ebjr.study import Study, check_classes, run_study
-from ebjr.windows import STATE_FILE, STATE_FORMAT, RiskWindows, why_recalibrate
+from ebjr.windows import STATE_FILE, STATE_FORMAT, RiskWindows, foremost, why_recalibrate
 
 KEPT, MOVED, BROKEN = "kept", "moved", "broken"
 EXIT_STATUS = {KEPT: 0, MOVED: 3, BROKEN: 4}
@@ -413,14 +413,23 @@ def recalibrate_audits(
             raise ValueError(f"its format is {kept['format']!r}, not {STATE_FORMAT!r}")
         states, windows = kept["monitors"], kept.get("windows")
         drift = _resumed(DriftMonitor, states.get("drift"))
-        risk = _resumed(RiskMonitor, states.get("disagreement", states.get("rate")))
+        risk = foremost(
+            *(_resumed(RiskMonitor, states.get(name)) for name in ("rate", "disagreement"))
+        )
         passed = _resumed(RiskWindows, windows)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not what a server's monitors keep: {error}") from error
-    if (of := kept.get("calibration")) is None or of != config.calibration.get("outcomes"):
+    known = config.calibration
+    if (of := kept.get("calibration")) is None or of != known.get("outcomes"):
         raise ValueError(
             f"{file} is of a server with another calibration ({of}) than joint.toml's "
-            f"({config.calibration.get('outcomes')}): give the joint.toml that is served"
+            f"({known.get('outcomes')}): give the joint.toml that is served"
+        )
+    own = known.get("drift")
+    if drift and own and drift.reference != DriftMonitor.of_reference(own).reference:
+        raise ValueError(
+            f"{file} is of a server with another threshold or score, chosen on the same outcomes "
+            "as joint.toml's: give the joint.toml that is served"
         )
     if risk is None or risk.rows < (least := least_examples(risk.alpha)):
         seen = "no audits" if risk is None else f"{risk.rows} rows, and {least} are the least"
@@ -680,9 +689,13 @@ def _values(columns: Mapping[str, np.ndarray]) -> Iterator[Part]:
     for name, column in columns.items():
         counted = column.dtype.kind in "iu" and len(np.unique(column)) > MOST_VALUES
         if counted or column.dtype.kind in "Mmf":
-            for rows in np.array_split(np.argsort(column, kind="stable"), WINDOWS):
+            order = np.argsort(column, kind="stable")
+            known, missing = np.split(order, [len(order) - int(np.isnan(column).sum())])
+            for rows in np.array_split(known, WINDOWS):
                 if len(rows):
                     yield name, f"{column[rows[0]]} to {column[rows[-1]]}", np.sort(rows)
+            if len(missing):
+                yield name, "missing", np.sort(missing)
             continue
         for value, rows in _groups(column):
             yield name, str(value), rows

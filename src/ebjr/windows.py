@@ -143,6 +143,12 @@ _COUNTED = ("number", "audited", "deferred")
 _ROOM, _WORTH = 0.5, 0.01
 
 
+def foremost(*risks: RiskMonitor | None) -> RiskMonitor | None:
+    """Of monitors of promises the first that was broken, else the first."""
+    watched = [one for one in risks if one is not None]
+    return next((one for one in watched if one.status == "broken"), next(iter(watched), None))
+
+
 def why_recalibrate(
     risk: RiskMonitor | None, windows: RiskWindows | None, drift: DriftMonitor | None
 ) -> dict[str, str]:

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
-from ebjr.calibration.budget import Plan, Sample, critical_bad, usual_pairs
+from ebjr.calibration.budget import (
+    Plan,
+    Sample,
+    critical_bad,
+    promising_cut,
+    shows_precision,
+    usual_pairs,
+)
 from ebjr.stats import hypergeometric_cdf
 
 DELTA = 0.2
@@ -83,6 +90,39 @@ def test_the_best_promise_of_a_threshold_is_too_much_in_at_most_delta_of_the_sam
             best = sample_of(promise, line, drawn).best(DELTA)
             broken += share_kept(promise, line, drawn, DRAWN) < best - 1e-3
         assert broken / len(DRAWS[::2]) <= DELTA + 0.06  # every other sample is near enough all
+
+
+@pytest.mark.parametrize("at_least", [0.6, 0.75])
+def test_precision_of_rows_that_are_all_answered_positive_is_shown_wrongly_in_at_most_delta(
+    at_least,
+):
+    most = 0.0
+    for bad, known in product(range(N + 1), range(4)):
+        wrong = 0
+        for drawn in DRAWS:
+            found = sum(row < bad for row in drawn)
+            of = N - found + known  # sampled bad rows are mended
+            how = {"bad": found, "drawn": DRAWN, "population": N, "known": known}
+            good = of - (bad - found)
+            wrong += shows_precision(at_least, DELTA, **how) and good < at_least * of - 1e-9
+        most = max(most, wrong / len(DRAWS))
+    assert 0 < most <= DELTA
+
+
+def test_a_critical_count_that_nothing_can_exceed_is_not_leaped_to():
+    # 2 of 3 rows are drawn, and one is counted: another may be, and would be bad and allowed none
+    how = {"drawn": 2, "counted": 1, "population": 3}
+    assert critical_bad("recall", 0.7, 0.6, **how) < 1
+    assert critical_bad("recall", 0.7, 0.7, **how) < 1
+
+
+def test_a_cut_is_promising_where_a_pilot_finds_few_bad_rows_above_it():
+    keys = np.arange(1000.0)
+    tried = keys[::20]
+    cut = promising_cut(keys, tried, tried < 300, 0.9, 0.1, 200)
+    assert 250 < cut < 450
+    assert promising_cut(keys, tried, tried < 0, 0.9, 0.1, 200) == -np.inf
+    assert promising_cut(keys[:0], tried, tried < 0, 0.9, 0.1, 200) == np.inf
 
 
 def test_the_critical_count_of_agreement_is_the_largest_that_is_evidence():

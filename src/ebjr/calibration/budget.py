@@ -30,9 +30,18 @@ broken if K > m(T), the sampled bad rows, which are mended, being counted as wel
 below the first broken threshold, the test there must pass, where T + m + 1 rows, m + 1 of them bad,
 are kept or right. Given how many of these are in the sample, the bad among them are hypergeometric.
 
+Precision where answers are turned: rows below the threshold that nobody is asked about are answered
+negative, so that not all T rows count. A part of the calls, thrown away as evidence, chooses the
+threshold; N rows that nobody was asked about are above it. Of these n are drawn, and X of them are
+bad. With r rows known to be right, the promise is broken if ``K - X > m(X)``, where m(X) is what is
+allowed of ``N - X + r`` rows. The test is that of agreement for as many rows. As X + m(X) does not
+fall as X rises, every X that passes wrongly is at most the largest that does, x, and so many are as
+unlikely as the test says, because then K is at least ``x + m(x) + 1``.
+
 Accuracy: the teacher can be wrong, so that X may fall again as the threshold does. The walk from
 all-teacher downwards ends before the first threshold with X > c, and the row at which it must have
-passed wrongly is fixed, as above.
+passed wrongly is fixed, as above; where already all-teacher has X > c, nothing is promised. A
+sampled row that is kept is answered by the student, as K counts it.
 
 Boxes: an image has several. A promise is that the sum of ``bad - (1 - at_least) counted`` over all
 images is at most 0, each image counting for at most a number of boxes fixed beforehand; it is bet
@@ -54,7 +63,7 @@ Waudby-Smith & Ramdas, "Confidence sequences for sampling without replacement", 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -102,7 +111,7 @@ class Sample:
     def passed(self, at_least: float, delta: float) -> np.ndarray:
         """(n + 1,): whether the test passes where so many of the sampled rows are kept."""
         if self.boxes is not None:
-            return _bets_pass(self, at_least, delta)
+            return _bets_pass(self, at_least, delta, range(len(self.bad) + 1))
         found = np.concatenate(([0], np.cumsum(self.bad)))
         if self.deferred_bad is not None:
             found += int(self.deferred_bad.sum()) - np.concatenate(
@@ -129,16 +138,22 @@ class Sample:
 
     def best(self, delta: float) -> float:
         """The largest promise that holds where all rows are kept; 0 if there is none."""
-        missing = bisect(lambda one: bool(self.passed(1 - one, delta)[-1]), 0.0, 1.0, 1e-4)
-        return max(0.0, 1 - missing)
 
-    @property
-    def observed(self) -> float:
-        """The share of counted rows in the sample that are good though the student answers."""
-        counted = float(self.counted.sum())
+        def passes(missing: float) -> bool:
+            if self.boxes is not None:
+                return bool(_bets_pass(self, 1 - missing, delta, [len(self.bad)])[-1])
+            return bool(self.passed(1 - missing, delta)[-1])
+
+        return max(0.0, 1 - bisect(passes, 0.0, 1.0, 1e-4))
+
+    def observed(self, kept: int) -> float:
+        """The share in the sample that is good where so many of its rows are kept; 1 of none."""
+        bad, counted = float(self.bad[: max(kept, 0)].sum()), float(self.counted.sum())
         if self.promise == "precision" and self.boxes is None:
-            counted += float(self.bad.sum())
-        return 1 - float(self.bad.sum()) / counted if counted else math.nan
+            counted += bad
+        if self.deferred_bad is not None:
+            bad += float(self.deferred_bad[max(kept, 0) :].sum())
+        return 1 - bad / max(counted, 1)
 
 
 def critical_bad(
@@ -161,16 +176,17 @@ def critical_bad(
     >>> critical_bad("agreement", 0.97, 0.1, drawn=400, counted=400, population=10_000)
     7
     """
-    most = population - drawn + counted  # rows that may be counted in all
-    sizes = np.arange(counted, most + 1)
+    sizes = np.arange(counted, population - drawn + counted + 1)  # rows that may count in all
     if promise in ("agreement", "accuracy"):
         sizes, counted = np.array([population]), drawn
     of_right = promise == "precision"  # bad rows come on top of those that count
     per = (1 - at_least) / at_least if of_right else 1 - at_least
     allowed = np.floor(per * (sizes + known) + 1e-9)
+    most = counted  # as many bad rows are in the sample, or all of them could be
     if of_right:
         can_break = sizes + allowed + 1 <= population
         sizes, allowed = sizes[can_break], allowed[can_break]
+        most = min([drawn, *allowed.astype(int)])
     last = np.append(allowed[1:] != allowed[:-1], True)[: len(sizes)]  # of each, most good rows
     sizes, allowed = sizes[last], allowed[last]
 
@@ -184,7 +200,49 @@ def critical_bad(
         reached = hypergeometric_cdf(count, total[possible], bad[possible], seen)
         return float(reached.max())
 
-    return _largest(lambda count: chance(count) <= delta, drawn)
+    return _largest(lambda count: chance(count) <= delta, most)
+
+
+def shows_precision(
+    at_least: float, delta: float, *, bad: int, drawn: int, population: int, known: int
+) -> bool:
+    """Whether `bad` of `drawn` rows show the precision of `population` rows answered positive.
+
+    `known` rows more are answered so, and are right. What is below the threshold is turned.
+    """
+    how = {"drawn": drawn, "counted": drawn, "population": population, "known": known - bad}
+    return bad <= critical_bad("agreement", at_least, delta, **how)
+
+
+_CANDIDATES, _FEWEST, _SAFE = 24, 20, 1.0
+
+
+def promising_cut(
+    keys: np.ndarray, tried: np.ndarray, bad: np.ndarray, at_least: float, delta: float, calls: int
+) -> float:
+    """Below which key to turn rows, so that `calls` rows above it are likely to show precision.
+
+    `keys` (n,) are those of the rows that nobody was asked about, `tried` (m,) those of a pilot and
+    `bad` (m,) what came of it. It is the lowest key at which as many bad rows as are expected, and
+    a standard deviation more, pass; if there is none, that of the best odds.
+    """
+    if not len(keys):
+        return math.inf
+    keys = np.append(np.sort(keys)[::-1], -math.inf)
+    places = np.geomspace(min(_FEWEST, len(keys) - 1), len(keys) - 1, _CANDIDATES)
+    best = (-math.inf, math.inf)
+    for cut in keys[np.unique(np.rint(places).astype(int))[::-1]].tolist():
+        above, seen = int((keys > cut).sum()), int((tried > cut).sum())
+        drawn = min(calls, above)
+        how = {"drawn": drawn, "counted": drawn, "population": above}
+        known = len(bad) - int(bad.sum())
+        passes = critical_bad("agreement", at_least, delta, **how, known=known)
+        likely = drawn * (float(bad[tried > cut].sum()) + 0.5) / (seen + 1)
+        odds = (passes + 0.5 - likely) / math.sqrt(likely * (1 + drawn / (seen + 1)) + 1e-9)
+        if odds >= _SAFE:
+            return float(cut)
+        best = max(best, (odds, cut))
+    return best[1]
 
 
 def _largest(passes: Callable[[int], bool], most: int) -> int:
@@ -199,8 +257,10 @@ def _largest(passes: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def _bets_pass(sample: Sample, at_least: float, delta: float) -> np.ndarray:
+def _bets_pass(sample: Sample, at_least: float, delta: float, counts: Sequence[int]) -> np.ndarray:
     """(n + 1,): whether the capital of bets against a broken promise of boxes reaches 1/delta.
+
+    That is where so many images are kept as `counts` says, in turn until one fails.
 
     Each image's figure is a share of the range that it can have. Before the i-th of n images, drawn
     without replacement, a mean of `tolerance` leaves ``tolerance - sum / N`` for the rest, which is
@@ -221,7 +281,7 @@ def _bets_pass(sample: Sample, at_least: float, delta: float) -> np.ndarray:
     need, passed = -math.log(delta), np.zeros(n + 1, bool)
     # for any spread of what images have: to the most that leaves capital
     bets = np.geomspace(math.sqrt(4 * need / n), max(0.99 / (1 - tolerance), 1.0), 12)[:, None]
-    for count in range(n + 1):
+    for count in counts:
         loss = np.where(np.arange(n) < count, kept, deferred)[sample.order]
         before = np.concatenate(([0.0], np.cumsum(loss)[:-1]))
         mean = np.maximum((size * tolerance - before) / (size - np.arange(n)), 0.0)
@@ -337,8 +397,8 @@ class Plan:
 
     def _sizes(self, most: int | None) -> list[int]:
         top = min(self.population, self.population if most is None else most)
-        grid = np.geomspace(max(min(8, top), 1), max(top, 1), 32)
-        return sorted({int(size) for size in np.rint(grid) if size <= top})
+        grid = np.geomspace(min(8, top), top, 32) if top > 0 else np.zeros(0)
+        return sorted({int(size) for size in np.rint(grid)})
 
     def likely_counted(self, n: int) -> np.ndarray:
         """(cases,): how many of n sampled rows count; of precision the fewest that are likely."""

@@ -31,7 +31,7 @@ from ebjr.monitor import DriftMonitor, RiskMonitor
 from ebjr.serving.events import Audited, Observer, Scored
 from ebjr.serving.served import Served
 from ebjr.stats import clopper_pearson
-from ebjr.windows import STATE_FILE, STATE_FORMAT, RiskWindows, why_recalibrate
+from ebjr.windows import STATE_FILE, STATE_FORMAT, RiskWindows, foremost, why_recalibrate
 
 MOST_SCORES = 20_000  # between two looks; further ones are left out, whatever they are
 SAVE_SECONDS = 60.0
@@ -178,7 +178,7 @@ class LiveMonitor(Observer):
     def why_recalibrate(self) -> dict[str, str]:
         """By kind, in words: why it would pay to choose the threshold again."""
         watched: dict[str, Any] = {name: watch.monitor for name, watch in self._watches.items()}
-        risk = watched.get("disagreement", watched.get("rate"))
+        risk = foremost(watched.get("rate"), watched.get("disagreement"))
         return why_recalibrate(risk, self.windows, watched.get("drift"))
 
     def readings(self) -> dict[str, dict[str, float]]:

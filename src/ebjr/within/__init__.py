@@ -8,6 +8,7 @@ has said is paid for, so it is kept in a file until all is answered, and never a
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from ebjr.arrays import Batch, logsumexp, row_count, to_numpy
 from ebjr.calibration.budget import Belief
 from ebjr.data.examples import Data
-from ebjr.errors import check_at_least
+from ebjr.errors import CalibrationError, check_at_least
 from ebjr.joint import JointModel
 from ebjr.journal import Journal
 from ebjr.labels import label_text
@@ -24,7 +25,7 @@ from ebjr.router import Router
 from ebjr.tasks import as_task
 from ebjr.within.batch import PromisedBatch
 from ebjr.within.certificate import LABELS, BatchCertificate, PromisedAnswers, Wanted
-from ebjr.within.rows import Rows, Told
+from ebjr.within.rows import Paid, Rows, Told
 
 __all__ = ["BatchCertificate", "PromisedAnswers", "PromisedRun", "Wanted", "answer_within"]
 
@@ -54,8 +55,9 @@ def answer_within(
     as will do; give `teacher_calls` alone, and `at_least` of the certificate says what is promised;
     give both, and an error says, mostly before anything is paid for, that they do not go together.
     With a budget, precision or recall alone is kept by turning answers that the teacher is not
-    asked about: those that are not sure enough to be positive, or to be negative. The budget then
-    goes to the rows next to the threshold, where most is gained.
+    asked about: those that are not sure enough to be positive, or to be negative. For precision a
+    quarter of the budget chooses the threshold, and the rest tests it; for recall what the sample
+    leaves goes to the rows next to the threshold, where most is gained.
 
     Parameters
     ----------
@@ -82,7 +84,8 @@ def answer_within(
         Of the draw.
     keep
         A `Journal` that keeps what the teacher said; the same call goes on after an error or a
-        kill, and one with another promise asks nothing twice. Call its `remove` at the end.
+        kill, and one with another promise asks nothing twice, see `BatchCertificate.tried`. Call
+        its `remove` at the end.
     progress
         Called with what is being done, how much of it is done, and of how much.
 
@@ -93,7 +96,8 @@ def answer_within(
         has no such promise.
     CalibrationError
         The promise cannot be kept within `teacher_calls`; or without a budget it takes more than
-        nine rows in ten. The message has what can be had.
+        nine rows in ten; or labels do not show that the teacher itself is right so often. The
+        message has what can be had.
     TeacherUnavailable
         The teacher gave no sound answer to a row; such a row never counts as agreement.
 
@@ -130,9 +134,12 @@ class PromisedRun:
     batch_size: int = 64
     seed: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)  # what tells these models from others
+    window: int | None = None  # rows that a promise is of, where it is not of all
     beliefs: dict[str, Belief] = field(default_factory=dict)
+    paid: Paid | None = field(default=None, init=False)  # with a journal that a window has read
 
     def __post_init__(self) -> None:
+        check_at_least(1, batch_size=self.batch_size)
         kind, promised = self.joint.kind, self.wanted.promised
         boxes, sets = kind.targets_are == "boxes", kind.targets_are == "label sets"
         if kind.targets_are == "numbers" or (boxes and not promised.keys() <= {*LABELS}):
@@ -175,14 +182,26 @@ class PromisedRun:
         as of `answer`.
         """
         check_at_least(1, window=window)
+        self.window = window
         n = len(inputs) if isinstance(inputs, Data) else row_count(inputs)
+        if self.targets is not None and window < n:
+            raise ValueError(
+                "accuracy is promised of all rows at once, as targets are of some of all rows: "
+                "leave window (--window) out"
+            )
         for start in range(0, n, window):
-            yield self.answer(inputs, range(start, min(start + window, n)), **how)
+            rows = range(start, min(start + window, n))
+            try:
+                yield self.answer(inputs, rows, **how)
+            except CalibrationError as error:
+                if window >= n:
+                    raise
+                raise CalibrationError(f"rows {start:,} to {rows[-1]:,}: {error}") from error
 
     def _place_of(self, positive: int | str | None) -> int | None:
         names = self.labels or facts(self.joint.teacher).labels or facts(self.joint.student).labels
-        if positive is None or isinstance(positive, int):
-            return positive
+        if not isinstance(positive, str):
+            return None if positive is None else index(positive)
         if names is not None and positive in (texts := [label_text(name) for name in names]):
             return texts.index(positive)
         if positive.isdecimal():
@@ -217,7 +236,8 @@ class PromisedRun:
 
     def is_positive(self, prediction: Any) -> np.ndarray:
         """(n,): which answers are the positive class."""
-        said = to_numpy(prediction)
+        listed = isinstance(prediction, list) and len(prediction) > 0
+        said = to_numpy(np.stack(prediction) if listed else prediction)
         return said[:, self.positive] if said.ndim == 2 else said == self.positive
 
     @property

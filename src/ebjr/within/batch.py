@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ebjr.arrays import Batch, take_rows, to_numpy
-from ebjr.calibration.budget import Plan, Sample, usual_pairs
+from ebjr.arrays import Batch, to_numpy
+from ebjr.calibration.budget import (
+    Plan,
+    Sample,
+    promising_cut,
+    shows_precision,
+    usual_pairs,
+)
 from ebjr.calibration.guarantee import bisect
 from ebjr.errors import CalibrationError
 from ebjr.joint import models_of
@@ -48,8 +54,7 @@ class PromisedBatch:
             tell("asking the student", len(said), len(rows.rows))
         if not said:
             raise ValueError("there are no rows to answer")
-        self.names, self.n, self.others = names, len(said), others
-        self.said: Any = said if self.kind.targets_are == "boxes" else np.stack(said)
+        self.said, self.others, self.names, self.n = said, others, names, len(said)
         self.turned = np.zeros(self.n, bool)
         self.numbers, self.score, self.degraded, self.stage = map(
             np.concatenate, zip(*columns, strict=True)
@@ -66,9 +71,20 @@ class PromisedBatch:
 
     def take_up(self, keep: Journal) -> None:
         """Go on from what a journal holds: it is known, or of this very draw."""
-        own = {**self.run.wanted.as_dict(), "score": str(self.run.joint.router.score)}
-        known = self.paid.take_up(keep, {**own, "seed": self.run.seed}, self.run.about)
-        self.known |= np.isin(self.numbers, known)
+        run, before = self.run, self.run.paid
+        if before and before.keep is keep and before.rows.inputs is self.paid.rows.inputs:
+            self.paid = before.of(self.paid)  # a window before has read the journal
+        else:
+            own = {"score": str(run.joint.router.score), "seed": run.seed, "window": run.window}
+            self.paid.take_up(keep, {**run.wanted.as_dict(), **own}, run.about)
+            paid = run.paid = self.paid
+            if paid.spent + (run.wanted.delta or 0.0) >= 1:
+                raise CalibrationError(
+                    f"{paid.attempt} other promises were tried on these rows, and their deltas add "
+                    f"up to {paid.spent:g}: with that of this one (--delta) no probability is left "
+                    "to promise anything with"
+                )
+        self.known |= np.isin(self.numbers, self.paid.earlier)
         self.before = int(self.known.sum())
         self.rng = self._stream()
 
@@ -77,10 +93,9 @@ class PromisedBatch:
         self.paid.ask(self.numbers[rows])
         self.known[rows] = True
 
-    def taught(self, rows: np.ndarray) -> Any:
+    def taught(self, rows: np.ndarray) -> list[Any]:
         """What the teacher says of known rows."""
-        found = [self.paid.said[row] for row in self.numbers[rows].tolist()]
-        return found if isinstance(self.said, list) else np.array(found, self.said.dtype)
+        return [self.paid.said[row] for row in self.numbers[rows].tolist()]
 
     def answers(self, certificates: tuple[BatchCertificate, ...]) -> PromisedAnswers:
         """What is answered: known rows as the teacher answers them, the others by the student."""
@@ -92,7 +107,7 @@ class PromisedBatch:
             said[row] = self.others[row]
         stage = np.where(known, len(models_of(self.run.joint.student)), self.stage)
         return PromisedAnswers(
-            said if isinstance(self.said, list) else np.stack(said),
+            said if self.kind.targets_are == "boxes" else np.stack(said),
             self.score,
             known,
             self.degraded & ~known,
@@ -106,6 +121,11 @@ class PromisedBatch:
     def promise(self, name: str, at_least: float | None) -> BatchCertificate:
         """Ask the teacher what one promise takes, and say what is promised."""
         question = Question(self, name)
+        left, calls = len(question.open()), question.calls
+        if not left:  # as of the precision of a class that the student never answers
+            return self._certificate(question, at_least or 1.0, 0, 1.0)
+        if name == "precision" and question.turns and at_least and calls and calls < left:
+            return self._precise(question, at_least, calls)
         if name == "accuracy":
             drawn = question.labeled()
         elif at_least is None:
@@ -120,29 +140,69 @@ class PromisedBatch:
                 raise CalibrationError(question.nothing(sample))
         else:
             kept = sample.kept(at_least, question.delta)
+            if name == "accuracy" and kept < 0:
+                raise CalibrationError(question.teacher_short(sample, at_least))
             self._defer(question, sample, rows, at_least)
         question.learn(sample, rows)
-        left = question.key[question.deferrable & ~self.known]
-        observed = 1 - float(sample.bad[: max(kept, 0)].sum()) / max(float(sample.counted.sum()), 1)
-        about_boxes = sample.boxes if sample.boxes is None else int(sample.boxes)
+        if name == "accuracy":  # what is kept is answered as it was judged
+            self.known &= question.key <= question.cut(sample, rows, at_least)
+        return self._certificate(question, at_least, len(rows), sample.observed(kept))
+
+    def _certificate(
+        self, question: Question, at_least: float, sampled: int, observed: float
+    ) -> BatchCertificate:
+        left = question.key[question.deferrable & ~self.known & ~self.turned]
         return BatchCertificate(
-            name,
+            question.name,
             at_least,
             question.delta,
             self.n,
-            len(rows),
+            sampled,
             float(left.min()) if len(left) else math.inf,
             observed,
-            self.run.title if name in LABELS else None,
-            about_boxes,
+            self.run.title if question.name in LABELS else None,
+            None if question.boxes is None else int(question.boxes),
+            self.paid.attempt,
+            self.paid.spent,
         )
+
+    def _precise(self, question: Question, at_least: float, calls: int) -> BatchCertificate:
+        """Precision within a budget: some calls choose the threshold, and the others are its test.
+
+        What is left below it is turned: other rows than the positive ones are then answered so.
+        """
+        pilot = question.pilot(at_least, calls)
+        tried, rows = question.ask(self.rng.choice(question.open(), pilot, replace=False))
+        how = at_least, question.delta
+        cut = promising_cut(
+            question.key[question.open()], question.key[rows], tried.bad, *how, calls - pilot
+        )
+        above = np.flatnonzero(question.pool & ~self.known & (question.key > cut))
+        drawn = self.rng.choice(above, min(calls - pilot, len(above)), replace=False)
+        right = question.known()
+        sample, _ = question.ask(drawn)
+        bad = int(sample.bad.sum())
+        found = {"bad": bad, "drawn": len(drawn), "population": len(above), "known": right}
+        if not shows_precision(*how, **found):
+            raise CalibrationError(question.not_shown(at_least, **found))
+        more = np.flatnonzero(question.pool & ~self.known & (question.key <= cut))
+        self._turn(question, more)
+        observed = 1 - bad / max(len(drawn), 1)
+        return self._certificate(question, at_least, pilot + len(drawn), observed)
+
+    def _turn(self, question: Question, rows: np.ndarray) -> None:
+        """Turn what is left of rows once the budget is spent on those next to the threshold."""
+        if len(rows):
+            self.ask(np.sort(question.nearest(rows)[: question.calls]))
+            self.turned[rows[~self.known[rows]]] = True
 
     def _draw(self, question: Question, size: int, at_least: float) -> np.ndarray:
         """Rows in random order: `size` of them, or of recall as many as it takes, up to 4 times."""
         if question.name != "recall" or question.boxes is not None:
             return self.rng.choice(question.open(), size, replace=False)
         enough = question.plan().likely_counted(size).max()
-        most = min(4 * size, len(question.open()) if question.calls is None else question.calls)
+        most = question.most_unasked if question.calls is None else question.calls
+        most = min(4 * size, most)
         order, done = self.rng.permutation(question.open())[:most], 0
         while done < most:
             done = min(done + max(size // 8, 1), most)
@@ -168,37 +228,24 @@ class PromisedBatch:
         return min(calls - first, len(question.open()))
 
     def _size(self, question: Question, at_least: float) -> int:
-        """How many rows to sample for a promise; CalibrationError: no number will do.
-
-        0 where no sample is evidence, and all that could be wrong may be asked about.
-        """
+        """How many rows to sample for a promise; CalibrationError: no number will do."""
         plan, calls = question.plan(), question.calls
+        most = question.most_unasked if calls is None else calls
         size = plan.sample_size(at_least, calls)
-        if size is None and plan.deferrable <= question.most:
-            return 0
-        if size is None:
-            least = plan.least_sample(at_least)
-            most = plan.most(plan.population if calls is None else calls)
-            needs = f"a sample of about {least}" if least else "more rows than there are"
-            left = "" if calls is None else f", and {calls} teacher calls are left"
-            raise CalibrationError(
-                f"{question.asked_for(at_least)} takes {needs} of {self.n:,} rows{left}; "
-                f"the most that can be promised is about {most:.3g}"
-            )
+        if size is None and plan.deferrable < most:
+            return 1  # no sample is evidence, and all that may be deferred are asked about
+        if size is None or size > most:
+            raise CalibrationError(question.too_few(at_least, most))
         return size
 
     def _defer(self, question: Question, sample: Sample, rows: np.ndarray, at_least: float) -> None:
         """Have the teacher answer what is below the threshold, if it may be asked so much."""
         more, calls = question.below(sample, rows, at_least), question.calls
         evidence = sample.kept(at_least, question.delta) >= 0
-        turns = self.run.wanted.turns and question.boxes is None
-        if turns and calls is not None and (evidence or len(more) <= calls):
-            must = more[:0] if evidence else more  # nothing says that these could be turned
-            asked = np.append(must, question.nearest(more[len(must) :]))
-            self.ask(np.sort(asked[:calls]))
-            self.turned[more[~self.known[more]]] = True
+        if question.turns and question.name == "recall" and evidence:
+            self._turn(question, more)
             return
-        if len(more) > question.most:
+        if len(more) > (question.most_unasked if calls is None else calls):
             raise CalibrationError(question.refusal(sample, rows, at_least, len(more)))
         self.ask(more)
 
@@ -230,28 +277,33 @@ class Question:
         return None if calls is None else calls - int(self.batch.known.sum()) + self.batch.before
 
     @property
-    def most(self) -> float:
-        """The same; without a budget what `MOST_UNASKED` leaves."""
-        known = int(self.batch.known.sum())
-        return MOST_UNASKED * self.batch.n - known if self.calls is None else self.calls
+    def most_unasked(self) -> int:
+        """How many rows more the teacher is asked about where no budget is given."""
+        return int(MOST_UNASKED * self.batch.n) - int(self.batch.known.sum())
+
+    @property
+    def turns(self) -> bool:
+        """Whether answers may be turned."""
+        return self.batch.run.wanted.turns and self.boxes is None
 
     def open(self) -> np.ndarray:
-        """The rows that may be drawn."""
-        return np.flatnonzero(self.pool & ~self.batch.known)
+        """The rows that may be drawn, or might have been: labels are of known rows as well."""
+        known = self.batch.known & (self.name != "accuracy")
+        return np.flatnonzero(self.pool & ~known)
 
     def plan(self) -> Plan:
         """What the size of a sample is chosen by."""
         deferrable = int((self.deferrable & ~self.batch.known).sum())
         belief = self.batch.run.beliefs.get(self.name, usual_pairs())
         promise, population = self.name if self.boxes is None else "boxes", len(self.open())
-        known, share = self._known(), self.counted
+        known, share = self.known(), self.counted
         return Plan(promise, self.delta, population, deferrable, share, known, belief)
 
-    def _known(self) -> int:
-        """How many counted rows the teacher answers already."""
-        rows = np.flatnonzero(self.batch.known)
-        if not len(rows) or self.boxes is not None:
+    def known(self) -> int:
+        """How many counted rows are right whatever the threshold: the teacher answers them."""
+        if self.boxes is not None or self.name == "accuracy":
             return 0
+        rows = np.flatnonzero(self.batch.known)
         if self.name not in LABELS:
             return len(rows)
         return int(self.batch.run.is_positive(self.batch.taught(rows)).sum())
@@ -269,11 +321,18 @@ class Question:
                 f"(--labels), but {strange} is none of these"
             )
         self.right = {row: targets[keys[row]] for row in rows}
+        classes = range(batch.paid.form.shape[1])
+        for row, label in self.right.items():
+            if label not in classes:
+                raise ValueError(
+                    f"targets must be labels from 0 to {classes[-1]} (--labels), not {label!r}, as "
+                    f"of row {keys[row]}"
+                )
         return np.array(rows)
 
     def ask(self, drawn: np.ndarray) -> tuple[Sample, np.ndarray]:
         """The sample that rows make, in the order in which they were drawn; and they, by score."""
-        known, population = self._known(), len(self.open())
+        known, population = self.known(), len(self.open())
         by_score = np.argsort(-self.key[drawn], kind="stable")
         rows = drawn[by_score]
         self.batch.ask(np.sort(drawn))
@@ -284,32 +343,51 @@ class Question:
     def _judged(self, rows: np.ndarray) -> dict[str, Any]:
         """Which rows are bad if the student answers, and which count."""
         batch, run = self.batch, self.batch.run
-        said, taught = take_rows(batch.said, rows), batch.taught(rows)
+        said, taught = [batch.said[row] for row in rows], batch.taught(rows)
         if self.boxes is not None:
             found, real, hits = batch.kind.count_boxes(said, taught, run.positive)
             about = found if self.name == "precision" else real
             how = {"deferred_counted": real, "boxes": self.boxes}
             return {"bad": about - hits, "counted": about, **how}
-        one, other = said, taught.reshape(said.shape)
+        if self.name in LABELS:
+            one, other = run.is_positive(said), run.is_positive(taught)
+            if self.name == "precision":
+                return {"bad": one & ~other, "counted": one & other}
+            return {"bad": ~one & other, "counted": other}
+        one, other = np.stack(said), np.stack(taught)
         if self.name == "accuracy":
             right = np.array([self.right[row] for row in rows.tolist()])
             wrong = {"bad": one != right, "deferred_bad": other != right}
             return {**wrong, "counted": np.ones(len(rows), bool)}
-        if self.name == "agreement":
-            same = (one == other).reshape(len(rows), -1).all(axis=1)
-            return {"bad": ~same, "counted": np.ones(len(rows), bool)}
-        one, other = run.is_positive(one), run.is_positive(other)
-        if self.name == "precision":
-            return {"bad": one & ~other, "counted": one & other}
-        return {"bad": ~one & other, "counted": other}
+        same = (one == other).reshape(len(rows), -1).all(axis=1)
+        return {"bad": ~same, "counted": np.ones(len(rows), bool)}
+
+    def cut(self, sample: Sample, rows: np.ndarray, at_least: float) -> float:
+        """The highest key that the threshold defers."""
+        kept = sample.kept(at_least, self.delta)
+        if kept < 0:
+            return math.inf
+        return -math.inf if kept == len(rows) else float(self.key[rows[kept]])
 
     def below(self, sample: Sample, rows: np.ndarray, at_least: float) -> np.ndarray:
         """The rows that the threshold defers and the teacher has not answered yet."""
-        kept = sample.kept(at_least, self.delta)
-        cut = math.inf if kept < 0 else -math.inf
-        if 0 <= kept < len(rows):
-            cut = self.key[rows[kept]]
+        cut = self.cut(sample, rows, at_least)
         return np.flatnonzero(self.deferrable & ~self.batch.known & (self.key <= cut))
+
+    def pilot(self, at_least: float, calls: int) -> int:
+        """How many of `calls` are to choose the threshold of a precision, the rest being its test.
+
+        CalibrationError: they are no evidence.
+        """
+        how = {"bad": 0, "population": len(self.open()), "known": 0}
+        spare = [
+            calls - n
+            for n in range(calls // 2, calls + 1)
+            if shows_precision(at_least, self.delta, drawn=n, **how)
+        ]
+        if not spare:
+            raise CalibrationError(self.too_few(at_least, calls))
+        return min(calls // 4, spare[0])
 
     def nearest(self, more: np.ndarray) -> np.ndarray:
         """The rows that may be asked about beyond a threshold, the nearest to it first.
@@ -328,6 +406,37 @@ class Question:
             rank[np.argsort(self.key, kind="stable")] = np.arange(self.batch.n)
             place = rank[rows] / max(int(self.deferrable.sum()), 1)
             self.batch.run.beliefs[self.name] = usual_pairs().seen(place, sample.bad.astype(bool))
+
+    def too_few(self, at_least: float, most: int) -> str:
+        """Why no sample of that size is evidence: what it would take, and what can be had."""
+        plan, calls = self.plan(), self.calls
+        least = plan.least_sample(at_least)
+        needs = f"a sample of about {least}" if least and least > most else "nearly all"
+        left = "" if calls is None else f", and {calls:,} teacher calls are left"
+        return (
+            f"{self.asked_for(at_least)} takes {needs} of {self.batch.n:,} rows{left}: give more "
+            f"(--teacher-calls), or promise less; on {most:,} calls the most that can be promised "
+            f"is about {plan.most(most):.3g}"
+        )
+
+    def not_shown(self, at_least: float, **found: int) -> str:
+        """Why a precision is not shown above the threshold that was chosen for it."""
+        low = bisect(lambda one: shows_precision(1 - one, self.delta, **found), 0.0, 1.0, 1e-3)
+        return (
+            f"{self.asked_for(at_least)} is not shown: {found['bad']} of {found['drawn']:,} rows "
+            f"drawn above the threshold are bad, which would do for about {1 - low:.3g}; give more "
+            "(--teacher-calls), or promise less"
+        )
+
+    def teacher_short(self, sample: Sample, at_least: float) -> str:
+        """Why an accuracy is not shown even of the teacher alone."""
+        assert sample.deferred_bad is not None
+        best = bisect(lambda one: bool(sample.passed(1 - one, self.delta)[0]), 0.0, 1.0, 1e-3)
+        return (
+            f"{self.asked_for(at_least)} is not shown even where the teacher answers all rows: it "
+            f"is wrong in {int(sample.deferred_bad.sum())} of {len(sample.bad)} labeled rows, "
+            f"which would do for about {1 - best:.3g}; promise less, or label more rows"
+        )
 
     def nothing(self, sample: Sample) -> str:
         """Why a sample certifies nothing at all."""

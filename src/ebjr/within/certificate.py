@@ -1,5 +1,6 @@
 """What is wanted of the answers to a batch, what is promised, and these answers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -41,6 +42,8 @@ class Wanted:
 
     def __post_init__(self) -> None:
         given = self.promise
+        if self.at_least is not None and not isinstance(given, str):
+            raise ValueError("a promise that says what each is to be takes no at_least beside it")
         promised = {given: self.at_least} if isinstance(given, str) else {**given}
         object.__setattr__(self, "promised", promised)
         for name, share in promised.items():
@@ -108,6 +111,9 @@ class BatchCertificate:
         The class of precision and recall.
     most_boxes
         Of detectors: no image counts for more boxes.
+    tried, tried_delta
+        How many other promises about these rows were tried before, and the sum of their `delta`:
+        each had its chance to be issued and broken, which the statement adds.
 
     Examples
     --------
@@ -125,6 +131,8 @@ class BatchCertificate:
     observed: float
     positive: str | None = None
     most_boxes: int | None = None
+    tried: int = 0
+    tried_delta: float = 0.0
 
     @property
     def statement(self) -> str:
@@ -144,10 +152,16 @@ class BatchCertificate:
         drawn = "labeled rows, if these are a uniform sample" if self.labeled else "rows"
         cut = f", an image counting for at most {self.most_boxes} boxes" if boxes else ""
         images = words.format(self.rows) if not boxes else words.format(self.rows) + " images"
-        return (
-            f"With probability at least {1 - self.delta:.6g} over the draw of {self.sampled:,} "
-            f"{drawn}, at least {100 * self.at_least:.4g} % {images}{cut}."
-        )
+        if self.sampled:
+            left = 1 - self.delta - self.tried_delta
+            sure = (
+                f"With probability at least {left:.15g} over the draw of {self.sampled:,} {drawn}"
+            )
+            sure += f" and of those of {self.tried} promises tried before," if self.tried else ","
+        else:
+            sure = "As the student alone gives none of the answers in question,"
+        percent = math.floor(1e6 * self.at_least + 1e-6) / 1e4  # no more than is promised
+        return f"{sure} at least {percent:.6g} % {images}{cut}."
 
     @property
     def labeled(self) -> bool:
@@ -171,7 +185,8 @@ class PromisedAnswers:
     score
         (n,): the student's score, or the log-odds, by which rows were deferred.
     deferred
-        (n,) bool: the teacher answered, of the sampled rows as well.
+        (n,) bool: the teacher answered, of the sampled rows as well; of accuracy the student
+        answers those of them that are kept.
     sampled
         (n,) bool: the row was drawn.
     turned
@@ -197,5 +212,5 @@ class PromisedAnswers:
 
     @property
     def teacher_calls(self) -> int:
-        """How many rows the teacher answered."""
-        return int(self.deferred.sum())
+        """How many rows the teacher was asked about."""
+        return int((self.deferred | self.sampled).sum())

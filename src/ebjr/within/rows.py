@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from io import BytesIO
 from typing import Any
 
@@ -37,10 +38,13 @@ class Rows:
             end = start + (0 if batch is None else len(batch)) + len(unreadable)
             rows = np.arange(start, end)
             if batch is not None:
-                rows = self.inputs.take(rows.tolist())[1] if unreadable else rows
-                here = np.flatnonzero(rows < self.rows.stop)
-                names = [batch.names[row] for row in here]
-                yield rows[here], take_rows(batch.inputs, here), names
+                if unreadable:
+                    told = len(self.inputs.unreadable)
+                    rows = self.inputs.take(rows.tolist())[1]
+                    del self.inputs.unreadable[told:]  # which were told before
+                if len(here := np.flatnonzero(rows < self.rows.stop)):
+                    names = [batch.names[row] for row in here]
+                    yield rows[here], take_rows(batch.inputs, here), names
             if (start := end) >= self.rows.stop:
                 return
 
@@ -67,21 +71,28 @@ class Paid:
         self.form = form  # of the student's answers, which the teacher's are held to
         self.said: dict[int, Any] = {}
         self.keep: Journal | None = None
-        self.attempt = 0  # how many other promises were tried before
+        self.attempt, self.spent = 0, 0.0  # how many other promises were tried, and their deltas
+        self.earlier: list[int] = []  # the rows that these have asked about
         self.promise: dict[str, Any] = {}
 
-    def take_up(
-        self, keep: Journal, promise: dict[str, Any], about: Mapping[str, Any]
-    ) -> list[int]:
-        """Go on with a journal; the rows that runs with other promises have asked about."""
+    def of(self, other: Paid) -> Paid:
+        """What was said, and its journal, for the rows of another window."""
+        own = copy(self)
+        own.rows, own.form = other.rows, other.form
+        return own
+
+    def take_up(self, keep: Journal, promise: dict[str, Any], about: Mapping[str, Any]) -> None:
+        """Go on with a journal."""
         keep.resume({**about, **self.rows.whose(), "task": self.joint.kind.name})
-        self.keep, self.promise, earlier = keep, promise, []
+        self.keep, self.promise, earlier, deltas = keep, promise, [], {}
         for told, content in keep.records():
             with np.load(BytesIO(content)) as file:
                 self._add(told["rows"], self.joint.kind.unpack("teacher", {**file}))
             earlier.append((told["attempt"], told["rows"]))
+            deltas[told["attempt"]] = told["promise"]["delta"]
             self.attempt = told["attempt"] + (told["promise"] != promise)
-        return [row for attempt, rows in earlier if attempt < self.attempt for row in rows]
+        self.spent = sum(delta for attempt, delta in deltas.items() if attempt < self.attempt)
+        self.earlier = [row for attempt, rows in earlier if attempt < self.attempt for row in rows]
 
     def ask(self, numbers: np.ndarray) -> None:
         """Have the teacher's answers to rows, each asked once; TeacherUnavailable: it gave none."""
