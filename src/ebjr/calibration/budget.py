@@ -162,18 +162,19 @@ def critical_bad(
     delta: float,
     *,
     drawn: int,
-    counted: int,
     population: int,
+    counted: int = 0,
     known: int = 0,
 ) -> int:
     """The largest number of bad rows, among `drawn` of `population`, at which a promise passes.
 
-    The module's docstring has the proof. The promise's share is of `counted` of the rows drawn, and
-    `known` such rows more are good whatever the threshold. -1: no number is evidence.
+    The module's docstring has the proof. The promise's share is of `counted` of the rows drawn, of
+    agreement and accuracy all, and `known` such rows more are good whatever the threshold. -1: no
+    number is evidence.
 
     Examples
     --------
-    >>> critical_bad("agreement", 0.97, 0.1, drawn=400, counted=400, population=10_000)
+    >>> critical_bad("agreement", 0.97, 0.1, drawn=400, population=10_000)
     7
     """
     sizes = np.arange(counted, population - drawn + counted + 1)  # rows that may count in all
@@ -210,7 +211,7 @@ def shows_precision(
 
     `known` rows more are answered so, and are right. What is below the threshold is turned.
     """
-    how = {"drawn": drawn, "counted": drawn, "population": population, "known": known - bad}
+    how = {"drawn": drawn, "population": population, "known": known - bad}
     return bad <= critical_bad("agreement", at_least, delta, **how)
 
 
@@ -234,9 +235,8 @@ def promising_cut(
     for cut in keys[np.unique(np.rint(places).astype(int))[::-1]].tolist():
         above, seen = int((keys > cut).sum()), int((tried > cut).sum())
         drawn = min(calls, above)
-        how = {"drawn": drawn, "counted": drawn, "population": above}
-        known = len(bad) - int(bad.sum())
-        passes = critical_bad("agreement", at_least, delta, **how, known=known)
+        how = {"drawn": drawn, "population": above, "known": len(bad) - int(bad.sum())}
+        passes = critical_bad("agreement", at_least, delta, **how)
         likely = drawn * (float(bad[tried > cut].sum()) + 0.5) / (seen + 1)
         odds = (passes + 0.5 - likely) / math.sqrt(likely * (1 + drawn / (seen + 1)) + 1e-9)
         if odds >= _SAFE:
@@ -413,7 +413,7 @@ class Plan:
         """(cases,): how many of n sampled rows may be bad: exact of agreement, else about."""
         counted = self.likely_counted(n)
         if self.promise == "agreement":
-            how = {"drawn": n, "counted": n, "population": self.population, "known": self.known}
+            how = {"drawn": n, "population": self.population, "known": self.known}
             exact = _critical_cached(self.promise, at_least, self.delta, **how)
             return np.full(len(counted), exact)
         each, case = np.unique(counted, return_inverse=True)

@@ -50,7 +50,7 @@ from scipy.special import ndtri
 from ebjr.betting import refuted_mean
 from ebjr.curve import TradeOffCurve, score_values
 from ebjr.errors import CalibrationError, check_choice
-from ebjr.metric import METRICS
+from ebjr.metric import METRICS, Metric
 from ebjr.router import is_deferred
 from ebjr.stats import Interval, binomial_cdf, clopper_pearson, critical_count
 
@@ -341,13 +341,19 @@ def _losses(curve: TradeOffCurve, promise: str, bound: float | None = None) -> _
             "use another score"
         )
     kept, deferred = _both(curve, promise, bound)
-    exact = "exact trinomial" if promise == "excess" else "exact binomial"
     return _Losses(
         kept=kept[curve.order],
         deferred=deferred[curve.order],
         cut=np.rint(curve.deferral_rate * len(outcomes)).astype(np.int64),
-        test=exact if outcomes.measure.binary or promise == "rate" else "betting",
+        test=_test_of(outcomes.measure, promise),
     )
+
+
+def _test_of(measure: Metric, promise: str) -> str:
+    """The test of a promise: exact where its losses are whole numbers."""
+    if not (measure.binary or promise == "rate"):
+        return "betting"
+    return "exact trinomial" if promise == "excess" else "exact binomial"
 
 
 def _both(curve: TradeOffCurve, promise: str, bound: float | None) -> tuple[np.ndarray, np.ndarray]:
@@ -454,10 +460,9 @@ class LossesAt:
         scale = _scale(curve, promise, loss_bound)
         kept, deferred = _both(curve, promise, scale.bound)
         asked = is_deferred(score_values(curve.score, curve.outcomes), threshold)
-        exact = curve.outcomes.measure.binary or promise == "rate"
-        excess = promise == "excess"
-        test = "betting" if not exact else "exact trinomial" if excess else "exact binomial"
-        return cls(np.where(asked, deferred, kept), -1.0 if excess else 0.0, test, scale)
+        test = _test_of(curve.outcomes.measure, promise)
+        least = -1.0 if promise == "excess" else 0.0
+        return cls(np.where(asked, deferred, kept), least, test, scale)
 
     def take(self, rows: np.ndarray) -> LossesAt:
         """The losses of some rows."""

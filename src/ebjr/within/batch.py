@@ -49,7 +49,7 @@ class PromisedBatch:
             marks = np.zeros(len(where), bool) if found.degraded is None else found.degraded
             columns.append((where, score, to_numpy(marks), found.stages(len(where))))
             names += called
-            if run.positive is not None and self.kind.targets_are != "boxes":
+            if run.wanted.turns and self.kind.targets_are != "boxes":
                 others += list(run.turned(form))
             tell("asking the student", len(said), len(rows.rows))
         if not said:
@@ -142,10 +142,10 @@ class PromisedBatch:
             kept = sample.kept(at_least, question.delta)
             if name == "accuracy" and kept < 0:
                 raise CalibrationError(question.teacher_short(sample, at_least))
-            self._defer(question, sample, rows, at_least)
+            self._defer(question, sample, rows, kept, at_least)
         question.learn(sample, rows)
         if name == "accuracy":  # what is kept is answered as it was judged
-            self.known &= question.key <= question.cut(sample, rows, at_least)
+            self.known &= question.key <= question.cut(rows, kept)
         return self._certificate(question, at_least, len(rows), sample.observed(kept))
 
     def _certificate(
@@ -201,8 +201,7 @@ class PromisedBatch:
         if question.name != "recall" or question.boxes is not None:
             return self.rng.choice(question.open(), size, replace=False)
         enough = question.plan().likely_counted(size).max()
-        most = question.most_unasked if question.calls is None else question.calls
-        most = min(4 * size, most)
+        most = min(4 * size, question.most)
         order, done = self.rng.permutation(question.open())[:most], 0
         while done < most:
             done = min(done + max(size // 8, 1), most)
@@ -229,23 +228,23 @@ class PromisedBatch:
 
     def _size(self, question: Question, at_least: float) -> int:
         """How many rows to sample for a promise; CalibrationError: no number will do."""
-        plan, calls = question.plan(), question.calls
-        most = question.most_unasked if calls is None else calls
-        size = plan.sample_size(at_least, calls)
+        plan, most = question.plan(), question.most
+        size = plan.sample_size(at_least, question.calls)
         if size is None and plan.deferrable < most:
             return 1  # no sample is evidence, and all that may be deferred are asked about
         if size is None or size > most:
             raise CalibrationError(question.too_few(at_least, most))
         return size
 
-    def _defer(self, question: Question, sample: Sample, rows: np.ndarray, at_least: float) -> None:
+    def _defer(
+        self, question: Question, sample: Sample, rows: np.ndarray, kept: int, at_least: float
+    ) -> None:
         """Have the teacher answer what is below the threshold, if it may be asked so much."""
-        more, calls = question.below(sample, rows, at_least), question.calls
-        evidence = sample.kept(at_least, question.delta) >= 0
-        if question.turns and question.name == "recall" and evidence:
+        more = question.below(rows, kept)
+        if question.turns and question.name == "recall" and kept >= 0:
             self._turn(question, more)
             return
-        if len(more) > (question.most_unasked if calls is None else calls):
+        if len(more) > question.most:
             raise CalibrationError(question.refusal(sample, rows, at_least, len(more)))
         self.ask(more)
 
@@ -277,8 +276,10 @@ class Question:
         return None if calls is None else calls - int(self.batch.known.sum()) + self.batch.before
 
     @property
-    def most_unasked(self) -> int:
-        """How many rows more the teacher is asked about where no budget is given."""
+    def most(self) -> int:
+        """The same; without a budget what `MOST_UNASKED` leaves."""
+        if self.calls is not None:
+            return self.calls
         return int(MOST_UNASKED * self.batch.n) - int(self.batch.known.sum())
 
     @property
@@ -362,17 +363,16 @@ class Question:
         same = (one == other).reshape(len(rows), -1).all(axis=1)
         return {"bad": ~same, "counted": np.ones(len(rows), bool)}
 
-    def cut(self, sample: Sample, rows: np.ndarray, at_least: float) -> float:
-        """The highest key that the threshold defers."""
-        kept = sample.kept(at_least, self.delta)
+    def cut(self, rows: np.ndarray, kept: int) -> float:
+        """The highest key that is deferred where so many of the sampled rows are kept."""
         if kept < 0:
             return math.inf
         return -math.inf if kept == len(rows) else float(self.key[rows[kept]])
 
-    def below(self, sample: Sample, rows: np.ndarray, at_least: float) -> np.ndarray:
-        """The rows that the threshold defers and the teacher has not answered yet."""
-        cut = self.cut(sample, rows, at_least)
-        return np.flatnonzero(self.deferrable & ~self.batch.known & (self.key <= cut))
+    def below(self, rows: np.ndarray, kept: int) -> np.ndarray:
+        """The rows that are deferred there and that the teacher has not answered yet."""
+        deferred = self.key <= self.cut(rows, kept)
+        return np.flatnonzero(self.deferrable & ~self.batch.known & deferred)
 
     def pilot(self, at_least: float, calls: int) -> int:
         """How many of `calls` are to choose the threshold of a precision, the rest being its test.
@@ -463,7 +463,11 @@ class Question:
             return self._absent(sample)
         calls = self.calls
         allowed = more - 1 if calls is None else calls
-        best = bisect(lambda one: len(self.below(sample, rows, 1 - one)) <= allowed, 0.0, 1.0, 1e-3)
+
+        def fits(missing: float) -> bool:
+            return len(self.below(rows, sample.kept(1 - missing, self.delta))) <= allowed
+
+        best = bisect(fits, 0.0, 1.0, 1e-3)
         spent = int(self.batch.known.sum()) - self.batch.before
         given = "" if calls is None else f", and teacher_calls is {spent + calls:,}"
         return (
