@@ -65,6 +65,8 @@ class ModelFacts:
     - `features`: Shape and type of the features that its answers carry; () where they carry none.
     - `continues`: Whether the model is asked about the features that the student's answer carries,
       in place of the inputs.
+    - `columns`: What the columns of a row are called that it reads, in its order: a table's are
+      taken by these names.
     - `device`: Where the model runs: ``"cpu"``, a device of PyTorch's, or ONNX Runtime's provider.
     """
 
@@ -86,6 +88,7 @@ class ModelFacts:
     bytes_moved: int | None = None
     features: tuple[Any, ...] | None = None
     continues: bool = False
+    columns: tuple[str, ...] | None = None
     device: str = "cpu"
 
     @property
@@ -126,6 +129,7 @@ _SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
     ("bytes_moved", "bytes_moved", int, int),
     ("features", "features", tuple, tuple),
     ("continues", "continues", bool, bool),
+    ("columns", "columns", tuple, tuple),
 )
 """A fact, the attribute that tells it, the type it must have, and what makes the fact of it."""
 
