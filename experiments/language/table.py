@@ -1,0 +1,220 @@
+"""What pays among language models and their rivals: `python -m experiments.language.table`.
+
+Reads ``answers/`` and writes ``results.json`` and the tables of ``README.md``. Of each pair the
+threshold is chosen on one half for the teacher's accuracy and judged on the other, mean of
+`SPLITS`; intervals hold 95 % over rows and splits, as `experiments.intervals` makes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+
+from ebjr import Cost, Outcomes, oracle
+from ebjr.evaluation.ranking import score_table
+from ebjr.evaluation.tests import mcnemar
+from ebjr.stats import share_interval
+from experiments import intervals
+from experiments.choices import choices
+from experiments.intervals import Half
+from experiments.language.data import TASKS, UNLABELED
+from experiments.language.models import LANGUAGE_MODELS
+from experiments.language.record import ANSWERS, HERE
+from experiments.splits import judged_halves
+from runs import about, save
+
+SPLITS = 20
+SCORES = ("energy", "softmax", "entropy", "margin", "softmax_energy", "random")
+PRIOR_REMOVED = "without its prior"
+
+PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
+    "sentiment": (
+        ("tfidf 200", "smollm2, asked"),
+        ("tfidf 1000", "smollm2, asked"),
+        ("minilm 200", "smollm2, asked"),
+    ),
+    "section": (("tfidf 200", "minilm 200"),),
+    "language": (("fasttext", "lingua"),),
+}
+
+
+class Model(NamedTuple):
+    """What a model said of the rows of a task, and what a row costs.
+
+    Attributes
+    ----------
+    output
+        (n, labels); NaN where it gave no answer.
+    prior
+        (labels,): what is taken off a language model's log-probabilities, 0 of others.
+    cost
+        Of a row.
+    """
+
+    output: np.ndarray
+    prior: np.ndarray
+    cost: Cost
+
+
+def models_of(task: str, costs: dict[str, dict[str, float]]) -> tuple[dict[str, Model], np.ndarray]:
+    """Every model of a task by name, on the rows that are judged, and these rows' labels.
+
+    A language model stands there twice: as it is asked, and without the prior that it has for each
+    label: the mean of its log-probability over other rows, whose labels nobody needs to know.
+    """
+    with np.load(ANSWERS / f"{task}.npz") as file:
+        said = {name: file[name].astype(np.float64) for name in file.files}
+    targets = said.pop("targets").astype(np.int64)
+    found = {}
+    for name, output in said.items():
+        cost = Cost(**{unit: costs[name].get(unit) for unit in ("flops", "seconds")})
+        found[name] = Model(output[UNLABELED:], np.zeros(output.shape[1]), cost)
+        if name.split(",")[0] in LANGUAGE_MODELS:
+            prior = np.nanmean(log_softmax(output[:UNLABELED], axis=1), axis=0)
+            prior -= prior.mean()
+            own = Model(output[UNLABELED:] - prior, prior, cost)
+            found[f"{name}, {PRIOR_REMOVED}"] = own
+    return found, targets[UNLABELED:]
+
+
+def alone(model: Model, targets: np.ndarray) -> dict[str, Any]:
+    """How good a model is by itself: a row that it does not answer is wrong."""
+    output, right = model.output, model.output.argmax(axis=1) == targets[: len(model.output)]
+    answered = np.isfinite(output).all(axis=1)
+    right &= answered
+    accuracy, *ends = share_interval(int(right.sum()), len(right))
+    return {
+        "accuracy": round(accuracy, 4),
+        "interval": [round(end, 4) for end in ends],
+        "rows": len(right),
+        "unanswered": int((~answered).sum()),
+        "mass_on_labels": _mass(model),
+        "flops": model.cost.flops,
+        "seconds": model.cost.seconds,
+    }
+
+
+def _mass(model: Model) -> float:
+    mass = np.exp(logsumexp(model.output + model.prior, axis=1))
+    return round(float(np.nanmedian(mass)), 3)
+
+
+def outcomes_of(student: Model, teacher: Model, targets: np.ndarray) -> Outcomes:
+    """Both models' answers to the rows that both have answered."""
+    n = min(len(student.output), len(teacher.output))
+    both = np.isfinite(student.output[:n]).all(axis=1) & np.isfinite(teacher.output[:n]).all(axis=1)
+    return Outcomes(
+        student.output[:n][both],
+        teacher.output[:n][both],
+        targets[:n][both],
+        student_cost=student.cost,
+        teacher_cost=teacher.cost,
+    )
+
+
+def label_mass(prior: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The score of a student whose prior was removed: how likely it says a label at all."""
+
+    def mass(output: np.ndarray) -> np.ndarray:
+        return logsumexp(output + prior, axis=1)
+
+    mass.__name__ = "label_mass"
+    return mass
+
+
+def chosen_and_judged(outcomes: Outcomes, **how: Any) -> dict[str, Any]:
+    """Means over splits, with intervals: how many times cheaper than the teacher, and how good."""
+    halves = list(judged_halves(outcomes, SPLITS, **how))
+    points = [point for *_, point in halves]
+    cost = np.mean([1 / (point.saving or np.inf) for point in points])
+    over = np.mean([100 * (point.quality - point.teacher_quality) for point in points])
+    drawn = intervals.of_points(halves)
+    return {
+        "splits": len(points),
+        "deferral_rate": round(float(np.mean([point.deferral_rate for point in points])), 4),
+        "times_cheaper": round(float(1 / cost), 3),
+        "over_teacher_points": round(float(over), 3),
+        **intervals.factor(drawn, *_prices(outcomes)),
+    }
+
+
+def ideal(outcomes: Outcomes) -> dict[str, Any]:
+    """The same of a score that knows where the teacher helps."""
+    parts = [outcomes.split(0.5, seed) for seed in range(SPLITS)]
+    halves = (tuple(Half.of(half, oracle(half)) for half in each) for each in parts)
+    drawn = intervals.draws(halves, SPLITS)  # type: ignore[arg-type]
+    student, teacher = _prices(outcomes)
+    return {
+        "deferral_rate": round(float(drawn.rate.mean()), 4),
+        "times_cheaper": round(float(teacher / (student + drawn.rate.mean() * teacher)), 3),
+        "over_teacher_points": round(float(drawn.points.mean()), 3),
+        **intervals.factor(drawn, student, teacher),
+    }
+
+
+def _prices(outcomes: Outcomes) -> tuple[float, float]:
+    unit = "flops" if outcomes.student_cost.flops is not None else "seconds"
+    prices = getattr(outcomes.student_cost, unit), getattr(outcomes.teacher_cost, unit)
+    return float(prices[0]), float(prices[1])
+
+
+def pair(
+    task: str, student: str, teacher: str, models: dict[str, Model], targets: np.ndarray
+) -> dict[str, Any]:
+    """All figures of one pair."""
+    outcomes = outcomes_of(models[student], models[teacher], targets)
+    test = mcnemar(outcomes.teacher_quality, outcomes.student_quality, names=("teacher", "student"))
+    scores: list[Any] = [*SCORES]
+    if student.split(",")[0] in LANGUAGE_MODELS:
+        scores.append(label_mass(models[student].prior))
+    ranked = {row.score: row for row in score_table(outcomes, scores)}
+    by_score = {
+        name: {
+            "auroc": round(ranked[name].auroc, 4),
+            "oracle_share": round(ranked[name].oracle_share, 4),
+            **chosen_and_judged(outcomes, score=score, blend=0.0),
+        }
+        for name, score in zip(ranked, scores, strict=True)
+    }
+    found = chosen_and_judged(outcomes, **choices(outcomes, SPLITS))
+    return {
+        "student": student,
+        "teacher": teacher,
+        "rows": len(outcomes),
+        "student_accuracy": round(outcomes.quality("student"), 4),
+        "teacher_accuracy": round(outcomes.quality("teacher"), 4),
+        "teacher_better_p": float(f"{test.p_value:.2g}"),
+        "teacher_times_student_cost": round(_prices(outcomes)[1] / _prices(outcomes)[0], 2),
+        "scores": by_score | {"oracle": ideal(outcomes)},
+        "auto and blend": found,
+        "pays": verdict(found),
+    }
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """Whether a joint model that is as good as its teacher is cheaper, by its interval."""
+    low, high = found["interval"]
+    if found["points_interval"][1] < 0:
+        return "less accurate"
+    return "yes" if low > 1 else "no" if high < 1 else "undecided"
+
+
+def main() -> None:
+    """Measure all pairs and write what was found."""
+    costs = json.loads((HERE / "answers.json").read_text())["costs"]
+    found: dict[str, Any] = {}
+    for task in TASKS:
+        models, targets = models_of(task, costs[task])
+        found[task] = {
+            "models": {name: alone(model, targets) for name, model in models.items()},
+            "pairs": [pair(task, *names, models, targets) for names in PAIRS[task]],
+        }
+    save("results", about(seed=0) | {"splits": SPLITS, "tasks": found}, folder=HERE)
+
+
+if __name__ == "__main__":
+    main()
