@@ -37,6 +37,17 @@ TRAINED_ON = (100, 200, 1000)
 """Labeled rows that the cheap models are trained on."""
 
 
+ALSO: dict[str, tuple[str, ...]] = {
+    "database": ("databases",),
+    "fonts": ("font",),
+    "games": ("game",),
+    "graphics": ("graphic",),
+    "mail": ("email",),
+    "sound": ("audio", "music"),
+}
+"""What else means a section: after "game" alone it is open whether "games" was meant."""
+
+
 class Form(NamedTuple):
     """How a model is asked: examples of each label in the prompt, and which API of OpenAI's.
 
@@ -112,7 +123,7 @@ def language_model(model: str, task: str, form: Form, address: str) -> ChatModel
     return ChatModel(
         address,
         model=model,
-        labels=examples(task).classes,
+        labels={name: [name, *ALSO.get(name, ())] for name in examples(task).classes},
         api=form.api,
         top_logprobs=TOP,
         concurrent=1,
@@ -165,43 +176,52 @@ def record_language_models(
                     print(f"{task}: {model}, {name}", flush=True)
 
 
-def cheap_answers(task: str) -> dict[str, dict[str, Any]]:
-    """What the models say that are no language models, and what a row costs them."""
+def record_cheap(task: str) -> dict[str, dict[str, np.ndarray]]:
+    """What the models say that are no language models, and what a row costs them; kept, too."""
     training, rows = examples(task), recorded(task)
-    found: dict[str, dict[str, Any]] = {}
-    for name, train in (("tfidf", cheap.tfidf), ("minilm", cheap.minilm)):
-        for count in TRAINED_ON:
-            said = train(training[:count], rows.texts)
-            found[f"{name} {count}"] = {"output": said.output, "flops": said.flops}
-    if task == "language":
-        models = cheap.detectors(rows.classes)
-        spent = cheap.seconds(models, rows.texts)
-        for name, model in models.items():
-            found[name] = {"output": model(rows.texts), "seconds": spent[name]}
-    return found
+    file = CACHE / "said" / f"{task}-cheap.npz"
+    if not file.exists():
+        found: dict[str, float | np.ndarray] = {}
+        for name, train in (("tfidf", cheap.tfidf), ("minilm", cheap.minilm)):
+            for count in TRAINED_ON:
+                said = train(training[:count], rows.texts)
+                found |= {
+                    f"{name} {count}/output": said.output,
+                    f"{name} {count}/flops": said.flops,
+                }
+        if task == "language":
+            models = cheap.detectors(rows.classes)
+            spent = cheap.seconds(models, rows.texts)
+            for name, model in models.items():
+                found |= {f"{name}/output": model(rows.texts), f"{name}/seconds": spent[name]}
+        with write_whole(file, "wb") as stream:
+            np.savez_compressed(stream, **found)
+    by_name: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(file) as kept:
+        for key in kept.files:
+            name, what = key.split("/")
+            by_name.setdefault(name, {})[what] = kept[key]
+    return by_name
 
 
 def write_answers(task: str) -> dict[str, Any]:
     """Write what all models said of a task; returns what a row costs each."""
-    labels = len(recorded(task).classes)
     arrays: dict[str, np.ndarray] = {"targets": recorded(task).targets.astype(np.int8)}
     costs: dict[str, Any] = {}
     for model, size in LANGUAGE_MODELS.items():
         for name in PROMPTS:
             kept = place(task, model, name)
             if kept.exists():
-                said = kept_answers(kept, labels)
+                said = kept_answers(kept, len(recorded(task).classes))
                 arrays[f"{model}, {name}"] = said["output"]
                 tokens = float(said["tokens"].mean())
-                costs[f"{model}, {name}"] = {
-                    "tokens": round(tokens, 1),
-                    "flops": size.flops(tokens),
-                }
-    for name, own in cheap_answers(task).items():
-        arrays[name] = np.asarray(own.pop("output"), np.float32).round(DIGITS)
-        costs[name] = own
+                flops = size.flops(tokens)
+                costs[f"{model}, {name}"] = {"tokens": round(tokens, 1), "flops": flops}
+    for name, own in record_cheap(task).items():
+        arrays[name] = own.pop("output").astype(np.float32).round(DIGITS)
+        costs[name] = {unit: float(value) for unit, value in own.items()}
     ANSWERS.mkdir(exist_ok=True)
-    with write_whole(ANSWERS / f"{task}.npz") as file:
+    with write_whole(ANSWERS / f"{task}.npz", "wb") as file:
         np.savez_compressed(file, **arrays)
     return costs
 

@@ -8,6 +8,7 @@ threshold is chosen on one half for the teacher's accuracy and judged on the oth
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from scipy.special import log_softmax, logsumexp
 from ebjr import Cost, Outcomes, oracle
 from ebjr.evaluation.ranking import score_table
 from ebjr.evaluation.tests import mcnemar
+from ebjr.files import write_whole
 from ebjr.stats import share_interval
 from experiments import intervals
 from experiments.choices import choices
@@ -27,19 +29,46 @@ from experiments.language.record import ANSWERS, HERE
 from experiments.splits import judged_halves
 from runs import about, save
 
+README = HERE / "README.md"
+BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
+
 SPLITS = 20
+WORTH = 1.1
+"""How many times cheaper a second model must make the first: a free student is never dearer."""
+
 SCORES = ("energy", "softmax", "entropy", "margin", "softmax_energy", "random")
+AUTO = "auto and blend"
 PRIOR_REMOVED = "without its prior"
 
 PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
     "sentiment": (
-        ("tfidf 200", "smollm2, asked"),
-        ("tfidf 1000", "smollm2, asked"),
-        ("minilm 200", "smollm2, asked"),
+        ("tfidf 200", f"smollm2, asked, {PRIOR_REMOVED}"),
+        ("tfidf 1000", f"smollm2, asked, {PRIOR_REMOVED}"),
+        ("tfidf 1000", f"gemma, few, {PRIOR_REMOVED}"),
+        ("tfidf 1000", "minilm 1000"),
+        ("minilm 200", f"smollm2, asked, {PRIOR_REMOVED}"),
+        ("minilm 1000", f"gemma, few, {PRIOR_REMOVED}"),
+        (f"smollm2, asked, {PRIOR_REMOVED}", f"gemma, few, {PRIOR_REMOVED}"),
+        ("smollm2, asked", "gemma, few"),
+        (f"smollm2, asked, {PRIOR_REMOVED}", f"smollm2, few, {PRIOR_REMOVED}"),
+        (f"gemma, asked, {PRIOR_REMOVED}", f"gemma, few, {PRIOR_REMOVED}"),
     ),
-    "section": (("tfidf 200", "minilm 200"),),
-    "language": (("fasttext", "lingua"),),
+    "section": (
+        ("tfidf 100", f"smollm2, few, {PRIOR_REMOVED}"),
+        ("tfidf 100", f"gemma, few, {PRIOR_REMOVED}"),
+        ("tfidf 200", "minilm 200"),
+        ("tfidf 1000", "minilm 1000"),
+        ("minilm 200", f"gemma, few, {PRIOR_REMOVED}"),
+    ),
+    "language": (
+        ("fasttext", "lingua"),
+        ("lingua, quick", "lingua"),
+        ("tfidf 100", f"smollm2, few, {PRIOR_REMOVED}"),
+        ("tfidf 200", f"smollm2, few, {PRIOR_REMOVED}"),
+        ("fasttext", f"smollm2, few, {PRIOR_REMOVED}"),
+    ),
 }
+"""Student and teacher; where the teacher is no better, that is all that is said of the pair."""
 
 
 class Model(NamedTuple):
@@ -73,7 +102,7 @@ def models_of(task: str, costs: dict[str, dict[str, float]]) -> tuple[dict[str, 
     for name, output in said.items():
         cost = Cost(**{unit: costs[name].get(unit) for unit in ("flops", "seconds")})
         found[name] = Model(output[UNLABELED:], np.zeros(output.shape[1]), cost)
-        if name.split(",")[0] in LANGUAGE_MODELS:
+        if is_language_model(name):
             prior = np.nanmean(log_softmax(output[:UNLABELED], axis=1), axis=0)
             prior -= prior.mean()
             own = Model(output[UNLABELED:] - prior, prior, cost)
@@ -81,7 +110,12 @@ def models_of(task: str, costs: dict[str, dict[str, float]]) -> tuple[dict[str, 
     return found, targets[UNLABELED:]
 
 
-def alone(model: Model, targets: np.ndarray) -> dict[str, Any]:
+def is_language_model(name: str) -> bool:
+    """By the name that a model has here."""
+    return name.split(",")[0] in LANGUAGE_MODELS
+
+
+def alone(model: Model, targets: np.ndarray, language: bool) -> dict[str, Any]:
     """How good a model is by itself: a row that it does not answer is wrong."""
     output, right = model.output, model.output.argmax(axis=1) == targets[: len(model.output)]
     answered = np.isfinite(output).all(axis=1)
@@ -92,7 +126,7 @@ def alone(model: Model, targets: np.ndarray) -> dict[str, Any]:
         "interval": [round(end, 4) for end in ends],
         "rows": len(right),
         "unanswered": int((~answered).sum()),
-        "mass_on_labels": _mass(model),
+        "mass_on_labels": _mass(model) if language else None,
         "flops": model.cost.flops,
         "seconds": model.cost.seconds,
     }
@@ -163,57 +197,132 @@ def _prices(outcomes: Outcomes) -> tuple[float, float]:
 
 
 def pair(
-    task: str, student: str, teacher: str, models: dict[str, Model], targets: np.ndarray
+    student: str, teacher: str, models: dict[str, Model], targets: np.ndarray
 ) -> dict[str, Any]:
-    """All figures of one pair."""
+    """All figures of one pair; accuracies alone where the teacher is not better."""
     outcomes = outcomes_of(models[student], models[teacher], targets)
     test = mcnemar(outcomes.teacher_quality, outcomes.student_quality, names=("teacher", "student"))
-    scores: list[Any] = [*SCORES]
-    if student.split(",")[0] in LANGUAGE_MODELS:
-        scores.append(label_mass(models[student].prior))
-    ranked = {row.score: row for row in score_table(outcomes, scores)}
-    by_score = {
-        name: {
-            "auroc": round(ranked[name].auroc, 4),
-            "oracle_share": round(ranked[name].oracle_share, 4),
-            **chosen_and_judged(outcomes, score=score, blend=0.0),
-        }
-        for name, score in zip(ranked, scores, strict=True)
-    }
-    found = chosen_and_judged(outcomes, **choices(outcomes, SPLITS))
-    return {
+    told = {
         "student": student,
         "teacher": teacher,
         "rows": len(outcomes),
         "student_accuracy": round(outcomes.quality("student"), 4),
         "teacher_accuracy": round(outcomes.quality("teacher"), 4),
-        "teacher_better_p": float(f"{test.p_value:.2g}"),
-        "teacher_times_student_cost": round(_prices(outcomes)[1] / _prices(outcomes)[0], 2),
-        "scores": by_score | {"oracle": ideal(outcomes)},
-        "auto and blend": found,
+        "p": float(f"{test.p_value:.2g}"),
+    }
+    if test.better != "teacher":
+        return told | {"pays": "no better teacher"}
+    scores: list[Any] = [*SCORES]
+    if is_language_model(student):
+        scores.append(label_mass(models[student].prior))
+    by_score = {
+        row.score: {
+            "auroc": round(row.auroc, 4),
+            "oracle_share": round(row.oracle_share, 4),
+            **chosen_and_judged(outcomes, score=score, blend=0.0),
+        }
+        for row, score in zip(score_table(outcomes, scores), scores, strict=True)
+    }
+    found = chosen_and_judged(outcomes, **choices(outcomes, SPLITS))
+    prices = _prices(outcomes)
+    return told | {
+        "teacher_costs_times": round(prices[1] / prices[0], 2),
+        "scores": by_score | {"oracle": ideal(outcomes), AUTO: found},
         "pays": verdict(found),
     }
 
 
 def verdict(found: dict[str, Any]) -> str:
-    """Whether a joint model that is as good as its teacher is cheaper, by its interval."""
+    """Whether a joint model as good as its teacher is cheaper, and by enough, by its interval."""
     low, high = found["interval"]
-    if found["points_interval"][1] < 0:
-        return "less accurate"
-    return "yes" if low > 1 else "no" if high < 1 else "undecided"
+    return "yes" if low > WORTH else "no" if high < WORTH else "undecided"
+
+
+def model_rows(models: dict[str, dict[str, Any]]) -> list[str]:
+    """The table of what each model gets right by itself; a language model's two ways in one row."""
+    rows = [
+        "| model | rows | right, % | without its prior, % | mass on labels | a row costs |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, own in models.items():
+        if PRIOR_REMOVED in name:
+            continue
+        other = models.get(f"{name}, {PRIOR_REMOVED}")
+        mass = "" if own["mass_on_labels"] is None else f"{own['mass_on_labels']:.2f}"
+        price = (
+            f"{own['seconds'] * 1e6:.0f} us"
+            if own["flops"] is None
+            else f"{own['flops'] / 1e6:,.3g} MFLOPs"
+        )
+        share = ["" if one is None else _percent(one) for one in (own, other)]
+        rows.append(f"| {name} | {own['rows']:,} | {' | '.join(share)} | {mass} | {price} |")
+    return rows
+
+
+def _percent(own: dict[str, Any]) -> str:
+    low, high = (100 * end for end in own["interval"])
+    return f"{100 * own['accuracy']:.1f} ({low:.1f} to {high:.1f})"
+
+
+def pair_rows(pairs: list[dict[str, Any]]) -> list[str]:
+    """The table of pairs with a better teacher: how many times cheaper by each score."""
+    names = (AUTO, *SCORES, "label_mass", "oracle")
+    rows = [
+        f"| student -> teacher | right, % | a teacher's row costs | {' | '.join(names)} | pays |",
+        "|---|--:|--:|" + len(names) * "--:|" + "---|",
+    ]
+    for own in pairs:
+        head = f"| {own['student']} -> {own['teacher']} | {_both(own)} |"
+        if "scores" not in own:
+            rows.append(f"{head} |{len(names) * ' |'} {own['pays']} |")
+            continue
+        each = (_times(own["scores"].get(name)) for name in names)
+        costs = f"{own['teacher_costs_times']:,.3g}x"
+        rows.append(f"{head} {costs} | {' | '.join(each)} | {own['pays']} |")
+    return rows
+
+
+def _both(own: dict[str, Any]) -> str:
+    return f"{100 * own['student_accuracy']:.1f} -> {100 * own['teacher_accuracy']:.1f}"
+
+
+def _times(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    low, high = found["interval"]
+    over = found["over_teacher_points"]
+    return f"{found['times_cheaper']:.3g} ({low:.3g} to {high:.3g}) at {over:+.1f}"
+
+
+def page(found: dict[str, Any]) -> str:
+    """The README with its tables made anew."""
+    parts = []
+    for task, own in found.items():
+        parts += [f"### {task.capitalize()}", "", *model_rows(own["models"]), ""]
+        parts += [*pair_rows(own["pairs"]), ""]
+    made = "\n".join(parts)
+    return re.sub(
+        f"(?<={BEGIN}\n\n).*?(?={END})", lambda _: made + "\n", README.read_text(), flags=re.S
+    )
 
 
 def main() -> None:
-    """Measure all pairs and write what was found."""
+    """Measure all pairs, write what was found, and make the README's tables."""
     costs = json.loads((HERE / "answers.json").read_text())["costs"]
     found: dict[str, Any] = {}
     for task in TASKS:
         models, targets = models_of(task, costs[task])
+        pairs = [names for names in PAIRS[task] if {*names} <= models.keys()]
         found[task] = {
-            "models": {name: alone(model, targets) for name, model in models.items()},
-            "pairs": [pair(task, *names, models, targets) for names in PAIRS[task]],
+            "models": {
+                name: alone(model, targets, is_language_model(name))
+                for name, model in models.items()
+            },
+            "pairs": [pair(*names, models, targets) for names in pairs],
         }
     save("results", about(seed=0) | {"splits": SPLITS, "tasks": found}, folder=HERE)
+    with write_whole(README) as file:
+        file.write(page(found))
 
 
 if __name__ == "__main__":
