@@ -24,7 +24,7 @@ from experiments.language.models import LANGUAGE_MODELS, served
 from experiments.language.record import HERE, prompt
 from runs import about, save
 
-ROWS = 8
+ROWS = 5
 TOPS = (20, 100)
 VOCABULARY = {"smollm2": 49_152, "gemma": 262_144}
 SHOTS = 1

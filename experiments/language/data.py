@@ -99,7 +99,7 @@ def language() -> Labeled:
             text = message if code == "en" else translation
             if len(text.split()) >= 3 and not re.search(r"[%{<\\]", text):
                 rows.append((text, name))
-    return _labeled(rows)
+    return without_doubt(rows)
 
 
 def section() -> Labeled:
@@ -114,7 +114,7 @@ def section() -> Labeled:
         text = re.split(r" \(|\s-+\s", field.get("Description", ""))[0].strip()
         if field.get("Section") in SECTIONS and len(text.split()) >= 3:
             rows.append((text, field["Section"]))
-    return _labeled(rows, most=SECTION_ROWS)
+    return without_doubt(rows, most=SECTION_ROWS)
 
 
 def sentiment() -> Labeled:
@@ -125,7 +125,7 @@ def sentiment() -> Labeled:
         _, rating, text = line.split("\t")
         if abs(float(rating)) >= CLEAR:
             rows.append((text.strip(), "positive" if float(rating) > 0 else "negative"))
-    return _labeled(rows)
+    return without_doubt(rows)
 
 
 TASKS: dict[str, Callable[[], Labeled]] = {
@@ -147,7 +147,7 @@ def _messages(code: str) -> Iterator[tuple[str, str]]:
                 yield tuple("".join(re.findall(r'"(.*)"', part)) for part in found.groups())
 
 
-def _labeled(rows: list[tuple[str, str]], most: int | None = None) -> Labeled:
+def without_doubt(rows: list[tuple[str, str]], most: int | None = None) -> Labeled:
     """Rows shuffled, without those that stand under two labels, and each text once."""
     labels: dict[str, set[str]] = {}
     for text, name in rows:

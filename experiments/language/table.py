@@ -39,6 +39,13 @@ WORTH = 1.1
 SCORES = ("energy", "softmax", "entropy", "margin", "softmax_energy", "random")
 AUTO = "auto and blend"
 PRIOR_REMOVED = "without its prior"
+PREFIXES = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
+MANY = 100
+"""Times that are no longer told apart."""
+
+LEAST_ROWS = 400
+"""Of a pair of which anything is said."""
+
 
 PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
     "sentiment": (
@@ -103,11 +110,16 @@ def models_of(task: str, costs: dict[str, dict[str, float]]) -> tuple[dict[str, 
         cost = Cost(**{unit: costs[name].get(unit) for unit in ("flops", "seconds")})
         found[name] = Model(output[UNLABELED:], np.zeros(output.shape[1]), cost)
         if is_language_model(name):
-            prior = np.nanmean(log_softmax(output[:UNLABELED], axis=1), axis=0)
-            prior -= prior.mean()
+            prior = prior_of(output[:UNLABELED])
             own = Model(output[UNLABELED:] - prior, prior, cost)
             found[f"{name}, {PRIOR_REMOVED}"] = own
     return found, targets[UNLABELED:]
+
+
+def prior_of(output: np.ndarray) -> np.ndarray:
+    """(labels,): how much likelier than on average a model says each label, whatever the row."""
+    mean = np.nanmean(log_softmax(output, axis=1), axis=0)
+    return mean - mean.mean()
 
 
 def is_language_model(name: str) -> bool:
@@ -198,9 +210,11 @@ def _prices(outcomes: Outcomes) -> tuple[float, float]:
 
 def pair(
     student: str, teacher: str, models: dict[str, Model], targets: np.ndarray
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """All figures of one pair; accuracies alone where the teacher is not better."""
     outcomes = outcomes_of(models[student], models[teacher], targets)
+    if len(outcomes) < LEAST_ROWS:
+        return None
     test = mcnemar(outcomes.teacher_quality, outcomes.student_quality, names=("teacher", "student"))
     told = {
         "student": student,
@@ -249,14 +263,17 @@ def model_rows(models: dict[str, dict[str, Any]]) -> list[str]:
             continue
         other = models.get(f"{name}, {PRIOR_REMOVED}")
         mass = "" if own["mass_on_labels"] is None else f"{own['mass_on_labels']:.2f}"
-        price = (
-            f"{own['seconds'] * 1e6:.0f} us"
-            if own["flops"] is None
-            else f"{own['flops'] / 1e6:,.3g} MFLOPs"
-        )
+        price = _price(own["flops"], own["seconds"])
         share = ["" if one is None else _percent(one) for one in (own, other)]
         rows.append(f"| {name} | {own['rows']:,} | {' | '.join(share)} | {mass} | {price} |")
     return rows
+
+
+def _price(flops: float | None, seconds: float | None) -> str:
+    if flops is None:
+        return f"{1e6 * (seconds or 0):.0f} us"
+    prefix, size = next(each for each in PREFIXES if flops >= each[1])
+    return f"{flops / size:.3g} {prefix}FLOPs"
 
 
 def _percent(own: dict[str, Any]) -> str:
@@ -277,7 +294,7 @@ def pair_rows(pairs: list[dict[str, Any]]) -> list[str]:
             rows.append(f"{head} |{len(names) * ' |'} {own['pays']} |")
             continue
         each = (_times(own["scores"].get(name)) for name in names)
-        costs = f"{own['teacher_costs_times']:,.3g}x"
+        costs = f"{_short(own['teacher_costs_times'])}x"
         rows.append(f"{head} {costs} | {' | '.join(each)} | {own['pays']} |")
     return rows
 
@@ -289,9 +306,13 @@ def _both(own: dict[str, Any]) -> str:
 def _times(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
-    low, high = found["interval"]
-    over = found["over_teacher_points"]
-    return f"{found['times_cheaper']:.3g} ({low:.3g} to {high:.3g}) at {over:+.1f}"
+    times, low, high = map(_short, (found["times_cheaper"], *found["interval"]))
+    return f"{times} ({low} to {high}) at {found['over_teacher_points']:+.1f}"
+
+
+def _short(times: float) -> str:
+    """Three digits, and no more where a student costs next to nothing."""
+    return f"{times:.3g}" if times < MANY else f"over {MANY}"
 
 
 def page(found: dict[str, Any]) -> str:
@@ -312,13 +333,14 @@ def main() -> None:
     found: dict[str, Any] = {}
     for task in TASKS:
         models, targets = models_of(task, costs[task])
-        pairs = [names for names in PAIRS[task] if {*names} <= models.keys()]
+        here = [names for names in PAIRS[task] if {*names} <= models.keys()]
+        pairs = [pair(*names, models, targets) for names in here]
         found[task] = {
             "models": {
                 name: alone(model, targets, is_language_model(name))
                 for name, model in models.items()
             },
-            "pairs": [pair(*names, models, targets) for names in pairs],
+            "pairs": [each for each in pairs if each is not None],
         }
     save("results", about(seed=0) | {"splits": SPLITS, "tasks": found}, folder=HERE)
     with write_whole(README) as file:
