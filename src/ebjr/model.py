@@ -59,6 +59,7 @@ class ModelFacts:
     - `preprocess`: Where the model takes decoded images: how they are prepared, as
       `Preprocess.as_dict` says.
     - `sends_files`: Whether each input travels to the model as the file of an image.
+    - `calls`: How many batches at once the model is asked with profit; None where it runs here.
     - `bytes_moved`: Bytes that a remote model has sent and received so far; None of a model that is
       here.
     - `features`: Shape and type of the features that its answers carry; () where they carry none.
@@ -83,6 +84,7 @@ class ModelFacts:
     probabilities: bool | None = None
     preprocess: Mapping[str, Any] | None = None
     sends_files: bool = False
+    calls: int | None = None
     bytes_moved: int | None = None
     features: tuple[Any, ...] | None = None
     continues: bool = False
@@ -171,6 +173,8 @@ class Answer:
     inputs were answered; None is all of them. `why` says why some were answered with nonsense.
     `stage` says which of a joint model's models answered each row, the first being 0; None is all
     by one. `features`, a row for each input, are what a model that continues from them is asked.
+    `spent`, (n, 3) for all inputs, answered or not: tokens in, tokens out and dollars of each; NaN
+    is unknown, and None is a model that nobody charges for.
     """
 
     output: Any
@@ -179,6 +183,7 @@ class Answer:
     why: str | None = None
     stage: Any = None
     features: Any = None
+    spent: Any = None
 
     def stages(self, rows: int) -> np.ndarray:
         """(rows,): the stage of each row that was answered; 0 where it says none."""
@@ -211,7 +216,7 @@ def as_answer(said: Any) -> Answer:
     """What a model has returned as an `Answer`; a joint model's answer carries its raw output."""
     if isinstance(said, Answer):
         return said
-    marks = {name: getattr(said, name, None) for name in ("degraded", "stage")}
+    marks = {name: getattr(said, name, None) for name in ("degraded", "stage", "spent")}
     return Answer(getattr(said, "output", said), **marks)
 
 
