@@ -55,6 +55,9 @@ class JointAnswer:
     stage
         (n,) int: which model answered, from 0, the first student, to the last teacher; where
         answers are blended, the latest of them.
+    spent
+        (n, 3) float64: tokens in, tokens out and dollars, of all models that were asked about a
+        row; NaN is unknown. None where no model says what it spends.
 
     Examples
     --------
@@ -73,6 +76,7 @@ class JointAnswer:
     degraded: Array
     late: str | None = None
     stage: Array = None  # of two models: whether the teacher was asked
+    spent: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.stage is None:
@@ -373,14 +377,17 @@ def _sound_rows(found: Answer, sound: np.ndarray, name: str) -> Answer:
     rows, count = np.flatnonzero(sound), len(sound)
     why = f"{name} returned NaN or infinity in {count - len(rows)} of {count} rows"
     if not len(rows):
-        raise TeacherFailed(why)
+        failed = TeacherFailed(why)
+        failed.spent = found.spent
+        raise failed
     answered = np.ones(count, bool) if found.answered is None else to_numpy(found.answered).copy()
     answered[np.flatnonzero(answered)[~sound]] = False
     marks = {
         name: None if (own := getattr(found, name)) is None else take_rows(own, rows)
         for name in ("degraded", "stage")
     }
-    return Answer(take_rows(found.output, rows), answered=answered, why=why, **marks)
+    output = take_rows(found.output, rows)
+    return Answer(output, answered=answered, why=why, spent=found.spent, **marks)
 
 
 def router_table(router: Router, blend: float | Blend) -> dict[str, Any]:

@@ -65,6 +65,8 @@ class ModelFacts:
     - `continues`: Whether the model is asked about the features that the student's answer carries,
       in place of the inputs.
     - `device`: Where the model runs: ``"cpu"``, a device of PyTorch's, or ONNX Runtime's provider.
+    - `columns`: What the texts of a row are called, where the inputs are texts with names.
+    - `calls`: Calls that a model bears at once, where each is of one row and some take much longer.
     """
 
     name: str
@@ -85,6 +87,8 @@ class ModelFacts:
     features: tuple[Any, ...] | None = None
     continues: bool = False
     device: str = "cpu"
+    columns: tuple[str, ...] | None = None
+    calls: int | None = None
 
     @property
     def fixed_batch(self) -> int | None:
@@ -124,6 +128,8 @@ _SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
     ("bytes_moved", "bytes_moved", int, int),
     ("features", "features", tuple, tuple),
     ("continues", "continues", bool, bool),
+    ("columns", "columns", tuple, tuple),
+    ("calls", "calls", int, int),
 )
 """A fact, the attribute that tells it, the type it must have, and what makes the fact of it."""
 
@@ -167,6 +173,8 @@ class Answer:
     inputs were answered; None is all of them. `why` says why some were answered with nonsense.
     `stage` says which of a joint model's models answered each row, the first being 0; None is all
     by one. `features`, a row for each input, are what a model that continues from them is asked.
+    `spent`, (n, 3) float64, are the tokens in, tokens out and dollars that each input has cost,
+    answered or not; NaN is unknown, and None is that the model spends none.
     """
 
     output: Any
@@ -175,6 +183,7 @@ class Answer:
     why: str | None = None
     stage: Any = None
     features: Any = None
+    spent: Any = None
 
     def stages(self, rows: int) -> np.ndarray:
         """(rows,): the stage of each row that was answered; 0 where it says none."""
@@ -184,8 +193,11 @@ class Answer:
 class TeacherFailed(TeacherUnavailable):
     """The teacher was there and gave no sound answer; where it raised an error, that is the cause.
 
-    It counts as away. Asked the same again, it is likely to fail again.
+    It counts as away. Asked the same again, it is likely to fail again. `spent` is that of the
+    answer, as of `Answer`.
     """
+
+    spent: Any = None
 
 
 class Around:
@@ -207,7 +219,7 @@ def as_answer(said: Any) -> Answer:
     """What a model has returned as an `Answer`; a joint model's answer carries its raw output."""
     if isinstance(said, Answer):
         return said
-    marks = {name: getattr(said, name, None) for name in ("degraded", "stage")}
+    marks = {name: getattr(said, name, None) for name in ("degraded", "stage", "spent")}
     return Answer(getattr(said, "output", said), **marks)
 
 
