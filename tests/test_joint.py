@@ -18,7 +18,7 @@ from ebjr import (
     TeacherUnavailable,
 )
 from ebjr.arrays import to_numpy
-from ebjr.model import Answer, TeacherFailed
+from ebjr.model import Answer, ModelFacts, TeacherFailed
 
 CLASSES = 3
 KEEP = Router("max_logit", -1e9)
@@ -582,3 +582,52 @@ def test_the_base_class_leaves_the_answer_to_its_finals():
     with pytest.raises(NotImplementedError, match="use the final of a task"):
         JointModel(student, teacher, KEEP)
     assert JointClassifier(student, teacher, KEEP).task == "classification"
+
+
+class Elsewhere:
+    """A student at an address, which answers some rows."""
+
+    facts = ModelFacts("elsewhere", url="http://127.0.0.1/v1", labels=("no", "yes"))
+
+    def __call__(self, batch):
+        known = np.asarray(batch) > 0
+        if not known.any():
+            raise TeacherUnavailable("it is away")
+        rows = np.stack([batch[known], -batch[known]], axis=1)
+        return Answer(rows, answered=known, why="no logprobs", spent=np.ones((len(batch), 3)))
+
+
+def _paid(batch):
+    return Answer(np.stack([-batch, batch], axis=1), spent=np.full((len(batch), 3), 10.0))
+
+
+@pytest.mark.parametrize("blend", [0.0, 0.5])
+def test_rows_that_a_student_elsewhere_does_not_answer_are_the_teachers_alone(blend):
+    joint = JointClassifier(Elsewhere(), _paid, Router("softmax", 0.9), blend=blend)
+    with pytest.warns(OutputWarning, match="the teacher answers instead: no logprobs"):
+        answer = joint(np.array([5.0, -1.0, 0.1]))
+    assert answer.deferred.tolist() == [False, True, True]
+    assert answer.prediction.tolist()[:2] == [0, 0]
+    assert np.isfinite(answer.output).all()
+    assert answer.spent[:, 0].tolist() == [1.0, 11.0, 11.0]
+
+
+def test_a_student_that_is_away_leaves_every_row_to_the_teacher():
+    with pytest.warns(OutputWarning, match="it is away"):
+        answer = JointClassifier(Elsewhere(), _paid, Router("random", 1e-9))(np.full(3, -2.0))
+    assert answer.deferred.all()
+    assert answer.prediction.tolist() == [0, 0, 0]
+
+
+def test_a_row_that_nobody_answers_is_refused_and_never_guessed():
+    def away(batch):
+        raise TeacherUnavailable("it is away, too")
+
+    joint = JointClassifier(Elsewhere(), away, Router("softmax", 0.9))
+    with (
+        pytest.warns(OutputWarning),
+        pytest.raises(TeacherUnavailable, match=r"neither .* answered 1 of 2 rows"),
+    ):
+        joint(np.array([5.0, -1.0]))
+    chain = JointClassifier(joint, _paid, Router("softmax", 0.9))
+    assert chain(np.array([5.0, -1.0])).prediction.tolist() == [0, 0]

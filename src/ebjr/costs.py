@@ -4,9 +4,10 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-UNITS = ("flops", "seconds", "joules", "bytes")
+UNITS = ("flops", "dollars", "seconds", "joules", "bytes")
 SAVED = {
     "flops": "fewer FLOPs",
+    "dollars": "less money",
     "seconds": "less time",
     "joules": "fewer joules",
     "bytes": "fewer bytes",
@@ -29,6 +30,8 @@ class Cost:
         Per example.
     bytes
         Moved over a link per example, there and back.
+    dollars
+        Paid to who runs the model, per example.
     joules_are
         ``"measured"`` or ``"estimated"``; None where nobody said. Two costs whose joules are of
         different kinds have none in common: neither their sum nor their ratio is known.
@@ -43,7 +46,7 @@ class Cost:
     Examples
     --------
     >>> Cost(flops=2e6) + Cost(flops=3e6, seconds=0.1)
-    Cost(flops=5000000.0, seconds=None, joules=None, joules_are=None, bytes=None)
+    Cost(flops=5000000.0, seconds=None, joules=None, joules_are=None, bytes=None, dollars=None)
     >>> Cost(joules=2.0, joules_are="measured") + Cost(joules=3.0, joules_are="estimated") == Cost()
     True
     """
@@ -53,6 +56,7 @@ class Cost:
     joules: float | None = None
     joules_are: str | None = None
     bytes: float | None = None
+    dollars: float | None = None
     rest: bool | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -171,6 +175,8 @@ def further_columns(common: Cost, cost: Cost) -> dict[str, str]:
     columns = {}
     if common.joules_are is not None:
         columns[f"mJ, {common.joules_are}"] = millijoules_text(cost.joules)
+    if common.dollars is not None:
+        columns["$ per 1,000"] = "" if cost.dollars is None else f"{1e3 * cost.dollars:,.4g}"
     if common.bytes is not None:
         columns["kB moved"] = "" if cost.bytes is None else f"{cost.bytes / 1e3:,.4g}"
     return columns

@@ -303,7 +303,7 @@ class TradeOffCurve:
         return self.cost_in(self.unit)
 
     def cost_in(self, unit: str) -> np.ndarray:
-        """(k,): cost per example in ``"flops"``, ``"seconds"``, ``"joules"`` or ``"bytes"``.
+        """(k,): cost per example in one of `costs.UNITS`.
 
         Raises
         ------

@@ -56,8 +56,8 @@ class JointAnswer:
         (n,) int: which model answered, from 0, the first student, to the last teacher; where
         answers are blended, the latest of them.
     spent
-        (n, 3) float64: tokens in, tokens out and dollars, of all models that were asked about a
-        row; NaN is unknown. None where no model says what it spends.
+        (n, 3): tokens in, tokens out and dollars of each row, summed over the models that were
+        asked about it; None where no model says.
 
     Examples
     --------
@@ -76,7 +76,7 @@ class JointAnswer:
     degraded: Array
     late: str | None = None
     stage: Array = None  # of two models: whether the teacher was asked
-    spent: np.ndarray | None = None
+    spent: Array = None
 
     def __post_init__(self) -> None:
         if self.stage is None:
@@ -135,7 +135,7 @@ class JointModel:
         self.student = student
         self.teacher = teacher
         self._looked_at = False
-        self._warned: set[type] = set()  # of what the teacher's failures came from
+        self._warned: set[tuple[type, str]] = set()  # of what failures came from
         self.router = router
         self.blend = as_blend(blend)
         self.rescale = rescale
@@ -143,6 +143,7 @@ class JointModel:
             raise NotImplementedError("use the final of a task, such as JointClassifier")
         check_pair(student, teacher, self.kind)
         self._taught = facts(teacher)
+        self._may_be_silent = any(facts(one).url is not None for one in models_of(student))
         self._before = len(models_of(student))  # the teacher's
         self.kind.check_score(router.score)
         self.kind.check_scale(rescale)
@@ -165,9 +166,23 @@ class JointModel:
         ModelError
             The student did not return one row for each input it was given.
         TeacherUnavailable
-            The teacher gave no sound answer, and the policy is ``"error"``. Under the others an
-            `OutputWarning` tells of a teacher that was there and failed.
+            The teacher gave no sound answer, and the policy is ``"error"``, or the student gave
+            none either. Under the other policies an `OutputWarning` tells of a teacher that was
+            there and failed.
         """
+        found = self.unchecked(inputs)
+        if (
+            self._may_be_silent
+            and (sound := self.kind.sound("the student", found.output)) is not None
+        ):
+            raise TeacherUnavailable(
+                f"neither {model_name(self.student)} nor {model_name(self.teacher)} answered "
+                f"{len(sound) - np.count_nonzero(sound)} of {len(sound)} rows"
+            )
+        return found
+
+    def unchecked(self, inputs: Batch) -> JointAnswer:
+        """As a call, but rows that no model has answered are NaN: a later teacher may answer."""
         n = row_count(inputs)
         found = self.ask_student(inputs)
         score, deferred = self.router(found.output)
@@ -175,8 +190,8 @@ class JointModel:
         stage = found.stages(n)
         marked = found.degraded
         own_marks = False if marked is None else convert_like(marked, deferred)
-        degraded = ~deferred & own_marks
-        rows = to_numpy(deferred).nonzero()[0]
+        degraded, spent = ~deferred & own_marks, found.spent
+        asked_rows = rows = to_numpy(deferred).nonzero()[0]
         if len(rows):
             everything = len(rows) == n
             asked = self.for_teacher(inputs, found)
@@ -194,7 +209,9 @@ class JointModel:
                 if taught.degraded is not None:
                     degraded = put_rows(degraded, rows, taught.degraded)
                 stage = put_rows(stage, rows, self.stage_of(taught, len(rows)))
-        return JointAnswer(self.predict(output), output, score, deferred, degraded, late, stage)
+                spent = with_spent(spent, asked_rows, taught.spent, n)
+        said = self.predict(output), output, score, deferred, degraded
+        return JointAnswer(*said, late, stage, spent)
 
     def stream(self, batches: Iterable[Batch], *, overlap: int = 2) -> Iterator[JointAnswer]:
         """Answer batches one after another, in order, several of them in work at once.
@@ -241,7 +258,7 @@ class JointModel:
             if self.when_unavailable == "error":
                 raise
             if isinstance(error, TeacherFailed):
-                self._warn(type(error.__cause__), error)
+                self._warn(type(error.__cause__), f"the student answers instead: {error}")
             return None, np.arange(row_count(inputs))
         if taught.answered is None:
             return taught, np.arange(0)
@@ -252,14 +269,15 @@ class JointModel:
                 f"{row_count(inputs)} inputs" + (f": {taught.why}" if taught.why else "")
             )
         if taught.why:
-            self._warn(type(None), taught.why)
+            self._warn(type(None), f"the student answers instead: {taught.why}")
         return taught, missed
 
-    def _warn(self, cause: type, what: object) -> None:
-        """Tell of a teacher that fails, once for each kind of failure: it may be a mistake."""
-        if cause not in self._warned:
-            self._warned.add(cause)
-            warnings.warn(f"the student answers instead: {what}", OutputWarning, stacklevel=4)
+    def _warn(self, cause: type, what: str) -> None:
+        """Tell of a model that fails, once for each kind of failure: it may be a mistake."""
+        kind = cause, what.partition(":")[0]
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(what, OutputWarning, stacklevel=5)
 
     def _keep(self, rows: np.ndarray, inputs: Batch, output: Batch) -> str | None:
         """Keep rows for later where that is the policy: under which id."""
@@ -269,8 +287,22 @@ class JointModel:
         return entry.id if self.late.keep([entry], self.kind) else None
 
     def ask_student(self, inputs: Batch) -> Answer:
-        """The student's raw output, which the router reads, and which rows it marks as degraded."""
-        found = answer(self.student, inputs, row_count(inputs), self.kind)
+        """The student's raw output, which the router reads, and which rows it marks as degraded.
+
+        Rows that a student elsewhere has not answered are NaN, which is deferred.
+        """
+        rows, student = row_count(inputs), self.student
+        student = student.unchecked if isinstance(student, JointModel) else student
+        try:
+            found = answer(student, inputs, rows, self.kind)
+        except TeacherUnavailable as error:
+            if not self._may_be_silent or not (labels := facts(self.student).labels):
+                raise
+            none = np.zeros((0, len(labels)))
+            found = Answer(none, answered=np.zeros(rows, bool), why=str(error))
+        if found.answered is not None:
+            self._warn(type(None), f"the teacher answers instead: {found.why}")
+            found = _with_silence(found)
         if self._taught.continues:
             trunk_of(found, row_count(inputs), model_name(self.student), self._taught)
         if not self._looked_at and row_count(inputs):
@@ -287,7 +319,7 @@ class JointModel:
                 f"{OUTPUT_SEEN[seen].format('student')}: load it with "
                 f"output_kind={seen!r}, or 'logits' if it is to be read so",
                 OutputWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def for_teacher(self, inputs: Batch, found: Answer) -> Batch:
@@ -321,7 +353,12 @@ class JointModel:
             return found
         if found.answered is not None:
             output = take_rows(output, np.flatnonzero(to_numpy(found.answered)))
-        return replace(found, output=self.mix(output, found.output))
+        sound = self.kind.sound("the student", output) if self._may_be_silent else None
+        if sound is None:
+            return replace(found, output=self.mix(output, found.output))
+        rows = np.flatnonzero(sound)  # the teacher alone has answered the others
+        mixed = self.mix(take_rows(output, rows), take_rows(found.output, rows))
+        return replace(found, output=put_rows(found.output, rows, mixed))
 
     def ask_teacher_alone(self, inputs: Batch, output: Batch) -> Answer:
         """As `ask_teacher`, before anything is blended in: the gate of every teacher's answer.
@@ -386,8 +423,29 @@ def _sound_rows(found: Answer, sound: np.ndarray, name: str) -> Answer:
         name: None if (own := getattr(found, name)) is None else take_rows(own, rows)
         for name in ("degraded", "stage")
     }
-    output = take_rows(found.output, rows)
-    return Answer(output, answered=answered, why=why, spent=found.spent, **marks)
+    marks["spent"] = found.spent
+    return Answer(take_rows(found.output, rows), answered=answered, why=why, **marks)
+
+
+def _with_silence(found: Answer) -> Answer:
+    """An answer with a row of NaN for each input that was not answered."""
+    rows = np.flatnonzero(to_numpy(found.answered))
+    marks: dict[str, Any] = {"degraded": found.degraded, "stage": found.stage}
+    for name, own in marks.items():
+        if own is not None:
+            marks[name] = put_rows(np.zeros(len(found.answered), to_numpy(own).dtype), rows, own)
+    form = (len(found.answered), *found.output.shape[1:])
+    output = put_rows(np.full(form, np.nan), rows, found.output)
+    return Answer(output, features=found.features, spent=found.spent, **marks)
+
+
+def with_spent(before: Any, rows: np.ndarray, more: Any, n: int) -> Any:
+    """(n, 3): what was spent on n rows, with more on some of them; None is nothing known."""
+    if more is None:
+        return before
+    spent = np.zeros((n, 3)) if before is None else np.array(before)
+    spent[rows] += more
+    return spent
 
 
 def router_table(router: Router, blend: float | Blend) -> dict[str, Any]:

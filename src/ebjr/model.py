@@ -59,14 +59,14 @@ class ModelFacts:
     - `preprocess`: Where the model takes decoded images: how they are prepared, as
       `Preprocess.as_dict` says.
     - `sends_files`: Whether each input travels to the model as the file of an image.
+    - `calls`: How many batches at once the model is asked with profit; None where it runs here.
     - `bytes_moved`: Bytes that a remote model has sent and received so far; None of a model that is
       here.
     - `features`: Shape and type of the features that its answers carry; () where they carry none.
     - `continues`: Whether the model is asked about the features that the student's answer carries,
       in place of the inputs.
     - `device`: Where the model runs: ``"cpu"``, a device of PyTorch's, or ONNX Runtime's provider.
-    - `columns`: What the texts of a row are called, where the inputs are texts with names.
-    - `calls`: Calls that a model bears at once, where each is of one row and some take much longer.
+    - `columns`: What the texts of a row are called, where inputs are texts and these have names.
     """
 
     name: str
@@ -83,12 +83,12 @@ class ModelFacts:
     probabilities: bool | None = None
     preprocess: Mapping[str, Any] | None = None
     sends_files: bool = False
+    calls: int | None = None
     bytes_moved: int | None = None
     features: tuple[Any, ...] | None = None
     continues: bool = False
     device: str = "cpu"
     columns: tuple[str, ...] | None = None
-    calls: int | None = None
 
     @property
     def fixed_batch(self) -> int | None:
@@ -173,8 +173,8 @@ class Answer:
     inputs were answered; None is all of them. `why` says why some were answered with nonsense.
     `stage` says which of a joint model's models answered each row, the first being 0; None is all
     by one. `features`, a row for each input, are what a model that continues from them is asked.
-    `spent`, (n, 3) float64, are the tokens in, tokens out and dollars that each input has cost,
-    answered or not; NaN is unknown, and None is that the model spends none.
+    `spent`, (n, 3) for all inputs, answered or not: tokens in, tokens out and dollars of each; NaN
+    is unknown, and None is a model that nobody charges for.
     """
 
     output: Any
@@ -193,7 +193,7 @@ class Answer:
 class TeacherFailed(TeacherUnavailable):
     """The teacher was there and gave no sound answer; where it raised an error, that is the cause.
 
-    It counts as away. Asked the same again, it is likely to fail again. `spent` is that of the
+    It counts as away. Asked the same again, it is likely to fail again. `spent` is that of its
     answer, as of `Answer`.
     """
 

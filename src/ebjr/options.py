@@ -448,6 +448,7 @@ class GoalOptions:
     )
     target: float | None = in_goal("accuracy: what to reach, as 0.95, or an RMSE.")
     flops: float | None = in_goal("budget: FLOPs per example.")
+    dollars: float | None = in_goal("budget: dollars per example.")
     seconds: float | None = in_goal("budget: seconds per example.")
     joules: float | None = in_goal("budget: joules per example.")
     bytes: float | None = in_goal("budget: bytes per example over the link to the teacher.")

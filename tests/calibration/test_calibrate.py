@@ -288,7 +288,10 @@ def test_any_callable_is_a_score():
     [
         ({"goal": "best"}, "goal must be one of match-teacher, accuracy, budget, crossing"),
         ({"goal": "accuracy"}, "goal 'accuracy' needs exactly one of target"),
-        ({"goal": "budget"}, "needs exactly one of flops, seconds, joules, bytes, deferral_rate"),
+        (
+            {"goal": "budget"},
+            "needs exactly one of flops, dollars, seconds, joules, bytes, deferral_rate",
+        ),
         ({"goal": "budget", "flops": 1, "seconds": 1}, "needs exactly one of"),
         ({"goal": "crossing", "target": 0.9}, "target goes with goal 'accuracy', not"),
         ({"goal": "accuracy", "target": 94}, "target must lie between 0 and 1, not 94"),

@@ -268,7 +268,9 @@ def test_what_is_no_chain_is_refused(how, words):
 
 def test_models_without_costs_in_common_are_refused():
     table = replace(zoo(200), between_costs=(Cost(seconds=1.0),))
-    with pytest.raises(ValueError, match="none of flops, seconds, joules, bytes is known of every"):
+    with pytest.raises(
+        ValueError, match="none of flops, dollars, seconds, joules, bytes is known of every"
+    ):
         calibrate_stages(table)
 
 

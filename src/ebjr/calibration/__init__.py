@@ -38,6 +38,7 @@ def calibrate(
     tolerance: float | None = None,
     target: float | None = None,
     flops: float | None = None,
+    dollars: float | None = None,
     seconds: float | None = None,
     joules: float | None = None,
     bytes: float | None = None,
@@ -67,8 +68,8 @@ def calibrate(
         ``"accuracy"``: the least deferral whose accuracy is at least `target`. For regression both
         are in the unit of the outcomes' metric: an RMSE of at most `target`, an R2 of at least it;
         for detection a share of 1, as 0.37 AP.
-        ``"budget"``: the best quality that costs at most `flops`, `seconds` or `joules` per
-        example, moves at most `bytes` over the link, or defers at most `deferral_rate`.
+        ``"budget"``: the best quality that costs at most `flops`, `dollars`, `seconds` or `joules`
+        per example, moves at most `bytes` over the link, or defers at most `deferral_rate`.
         ``"crossing"``: the paper's, where the score densities of inputs that the student gets
         right and wrong cross; for answers that are right or wrong alone.
     score
@@ -120,7 +121,8 @@ def calibrate(
     (2.0, 1.0)
     """
     limits = {"tolerance": tolerance, "target": target, "deferral_rate": deferral_rate}
-    costs = {"flops": flops, "seconds": seconds, "joules": joules, "bytes": bytes}
+    costs = {"flops": flops, "dollars": dollars, "seconds": seconds, "joules": joules}
+    costs |= {"bytes": bytes}
     guarantee = {"delta": delta, "promise": promise, "loss_bound": loss_bound}
     aim = Goal.of(goal, **limits, **costs, **guarantee, margin=margin)
     aim.check(outcomes.measure)

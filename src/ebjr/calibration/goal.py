@@ -17,7 +17,7 @@ from ebjr.metric import Metric
 GOALS: Mapping[str, tuple[str, ...]] = {
     "match-teacher": ("tolerance",),
     "accuracy": ("target",),
-    "budget": ("flops", "seconds", "joules", "bytes", "deferral_rate"),
+    "budget": (*UNITS, "deferral_rate"),
     "crossing": (),
 }
 """Each kind of goal with the arguments that may limit it."""

@@ -38,7 +38,13 @@ def thin_rows(curve: TradeOffCurve, keep: Sequence[int] = (), most: int = MOST_R
     return np.unique(np.concatenate([even, [0, len(curve) - 1], np.asarray(keep, int)]))
 
 
-_UNIT_WORDS = {"flops": "FLOPs", "seconds": "time", "joules": "energy use", "bytes": "bytes moved"}
+_UNIT_WORDS = {
+    "flops": "FLOPs",
+    "dollars": "price",
+    "seconds": "time",
+    "joules": "energy use",
+    "bytes": "bytes moved",
+}
 
 
 def relative_cost(
