@@ -101,7 +101,7 @@ def test_columns_in_another_order_are_read_by_name(run, recorded):
     Path("less.csv").write_text("a,c\n1,2\n")
     assert "no columns called 'b'" in refused(run(*ask, "less.csv"))
     other = refused(run(*ask, "turned.csv", "--input-columns", "b,a,c"))
-    assert "the joint model reads the columns a,b,c in this order, not b,a,c" in other
+    assert "the models read the columns a, b, c in this order, not b, a, c: name these" in other
 
 
 def test_raw_outputs_go_straight_into_calibrate_and_evaluate(run, recorded):

@@ -13,7 +13,7 @@ from tiny import write_images, write_pair
 import ebjr
 from ebjr import FarTeacher, Link, ModelError, PromiseWarning
 
-for name in ("onnxruntime", "starlette", "httpx2", "stamina"):
+for name in ("onnxruntime", "starlette", "aiohttp", "stamina"):
     pytest.importorskip(name, reason=f"{name} is not installed")
 
 

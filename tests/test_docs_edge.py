@@ -21,7 +21,7 @@ from ebjr.cli import main
 from ebjr.demo import shipped
 from ebjr.link.remote import RemoteModel
 
-for name in ("onnxruntime", "starlette", "uvicorn", "httpx2", "stamina"):
+for name in ("onnxruntime", "starlette", "uvicorn", "aiohttp", "stamina"):
     pytest.importorskip(name, reason=f"{name} is not installed")
 
 NAME = "edge.md"

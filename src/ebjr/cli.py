@@ -177,10 +177,9 @@ def record(
     from ebjr.tables import print_recorded, recorded_models
     from ebjr.tasks import as_task
 
-    source = data.open(task)
     as_task(task).metric(metric)
     with Journal(output, restart=restart) as journal, _progress() as tell:
-        models, told = pair.load_all(task, source, threads, link)
+        models, source, told = pair.load_all(task, data, threads, link)
         names, count = opt.class_names(models[-1], source), len(models)
         known = None if known_classes is None else opt.parse_classes(known_classes, names)
         outcomes = ebjr.record_all(
@@ -428,17 +427,21 @@ def predict(
         raise ValueError(
             "--promise finds thresholds of its own: leave --threshold and the like out"
         )
-    source = data.open(known.task, known.labels, known.columns)
+    model: Any = known
+    if isinstance(known, JointConfig) and not on_ray:  # there each worker loads its own
+        each = threads or known.threads_for(1 if wanted else overlap)
+        model = known.load(trust=trust, **_threads(each))
+    source = data.open(known.task, known.labels, known.columns, [model])
     chosen = chosen_threshold(known, threshold, operating_point)
     about = {"joint": sha256_of(*files_of(joint)), "data": str(data.data.resolve())}
     how: dict[str, Any] = {"batch_size": batch_size, "about": about, "restart": restart}
     with _progress() as tell:
-        if wanted and isinstance(known, JointConfig):
+        if wanted:
             from ebjr.predict import predict_within
             from ebjr.within import PromisedRun
 
             run = PromisedRun(
-                known.load(trust=trust, **_threads(threads or known.threads_for(1))),
+                model,
                 wanted,
                 labels=known.labels,
                 targets=promised.targets(known.labels),
@@ -461,9 +464,6 @@ def predict(
         else:
             from ebjr.predict import predict as predict_data
 
-            model: Any = known
-            if isinstance(known, JointConfig):
-                model = known.load(trust=trust, **_threads(threads or known.threads_for(overlap)))
             model.router.threshold = chosen
             done = predict_data(
                 model, source, output, overlap=overlap, labels=known.labels, tell=tell, **how

@@ -94,7 +94,7 @@ class JointConfig:
         The files and modules that were imported for scores and metrics of the user's own. They
         are named where such a score is unknown, and never run because a file names them.
     columns
-        Where inputs are numbers of a table: the columns' names, in the models' order.
+        Where inputs are numbers or texts of a table: the columns' names, in the models' order.
     skip
         Of a file that is a stage of another: see `Router`.
 
@@ -484,6 +484,8 @@ class JointConfig:
         count = self.classes if self.labels is None else len(self.labels)
         answered = outcomes.kind.common_classes(outcomes.student, outcomes.teacher)
         facts["number of classes"] = count, answered
+        if [len(names or ()) for names in facts["columns"]] == [1, 1]:
+            del facts["columns"]  # a lone column may be called anything
         for what, (expected, came) in facts.items():
             if None not in (expected, came) and came != expected:
                 raise ValueError(

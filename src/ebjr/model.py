@@ -65,8 +65,9 @@ class ModelFacts:
     - `features`: Shape and type of the features that its answers carry; () where they carry none.
     - `continues`: Whether the model is asked about the features that the student's answer carries,
       in place of the inputs.
+    - `columns`: What the columns of a row are called that it reads, in its order: a table's are
+      taken by these names.
     - `device`: Where the model runs: ``"cpu"``, a device of PyTorch's, or ONNX Runtime's provider.
-    - `columns`: What the texts of a row are called, where inputs are texts and these have names.
     """
 
     name: str
@@ -87,8 +88,8 @@ class ModelFacts:
     bytes_moved: int | None = None
     features: tuple[Any, ...] | None = None
     continues: bool = False
-    device: str = "cpu"
     columns: tuple[str, ...] | None = None
+    device: str = "cpu"
 
     @property
     def fixed_batch(self) -> int | None:

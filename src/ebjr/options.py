@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import partial
@@ -222,7 +222,7 @@ InputColumns = Annotated[
     str | None,
     option(
         "Data",
-        "A table's inputs: columns of numbers, as a,b,c, or one of texts or images.",
+        "A table's inputs: columns of numbers or texts, as a,b,c, or one of images.",
         *("--input-columns", "--image-column"),
     ),
 ]
@@ -292,32 +292,26 @@ class DataOptions:
         task: str,
         labels: tuple[str, ...] | None = None,
         columns: tuple[str, ...] | None = None,
+        models: Sequence[Model] = (),
     ) -> Data:
-        """The data, with the targets of a task, for a model of these labels and input columns."""
+        """The data, with the targets of a task, for models of these labels and input columns."""
         from ebjr.data.open import open_data
-        from ebjr.data.tables import TABLE_SUFFIXES
         from ebjr.labels import check_same_classes
         from ebjr.outputs import check_unread
         from ebjr.tasks import as_task
 
         names = None if self.classes is None else read_names(self.classes)
         check_same_classes("--classes", names, "the joint model", labels, "leave --classes out")
-        asked: Any = self.input_columns
-        if columns is not None and asked not in (None, ",".join(columns)):
-            raise ValueError(
-                f"the joint model reads the columns {','.join(columns)} in this order, not "
-                f"{asked}: leave --input-columns out"
-            )
-        if columns is not None and self.data.suffix.lower() in TABLE_SUFFIXES:
-            asked = columns
         found = open_data(
             self.data,
             classes=names,
             on_unreadable="error" if self.strict else "skip",
             targets_are=as_task(task).targets_are,
             images=self.images,
-            input_columns=asked,
+            input_columns=self.input_columns,
             label_column=self.label_column,
+            columns=columns,
+            models=models,
         )
         found.how = (names, self.input_columns, self.label_column, str(self.images))
         check_unread(_WRITTEN.get(), chain([found.path], (file for _, file in found.files())))
@@ -378,11 +372,12 @@ class PairOptions:
         return dict(zip(roles_of(len(given)), given, strict=True))
 
     def load_all(
-        self, task: str, source: Data, threads: int | None, link: str | None
-    ) -> tuple[list[Model], dict[str, Any]]:
-        """The models, with looks after the first, and what `record_all` is told of each."""
+        self, task: str, data: DataOptions, threads: int | None, link: str | None
+    ) -> tuple[list[Model], Data, dict[str, Any]]:
+        """The models, with looks after the first, their data, and what `record_all` is told."""
         from ebjr.costs import Cost
         from ebjr.data.looks import look
+        from ebjr.tasks import as_task
 
         paths, given = self.paths, self.preprocess or ["infer"]
         changes = [parse_look(text) for text in self.look or ()]
@@ -396,29 +391,35 @@ class PairOptions:
         ways[0], ways[-1] = self.student_preprocess or ways[0], self.teacher_preprocess or ways[-1]
         costs = [Cost(flops=self.student_flops)] + [Cost()] * (count - 1)
         costs[-1] = Cost(flops=self.teacher_flops)
-        load = partial(self._load, task=task, source=source, threads=threads, link=link)
+        # a detector is loaded for the classes of its data, and a table opened for its models
+        boxes = data.open(task) if as_task(task).targets_are == "boxes" else None
+        load = partial(self._load, task=task, boxes=boxes, threads=threads, link=link)
         models = [load(role, path) for role, path in paths.items()]
         for place, change in enumerate(changes, 1):
             models.insert(place, look(models[0], **change))
             ways.insert(place, ways[0])
             costs.insert(place, Cost() if "size" in change else costs[0])
-        return models, {"preprocess": ways, "costs": costs}
+        source = boxes or data.open(task, models=models)
+        return models, source, {"preprocess": ways, "costs": costs}
 
     def _load(
-        self, role: str, path: str, task: str, source: Data, threads: int | None, link: str | None
+        self,
+        role: str,
+        path: str,
+        task: str,
+        boxes: Data | None,
+        threads: int | None,
+        link: str | None,
     ) -> Model:
         """One model: a file, or an address that is asked as `link` says."""
         from ebjr.backends import load_model
         from ebjr.backends.entry import check_remote, parse_link, parse_options
         from ebjr.backends.python import import_path
         from ebjr.link.far import FarTeacher
-        from ebjr.tasks import as_task
 
         layout = getattr(self, f"{role}_layout", "auto")
         output, given = (getattr(self, f"{role}_{name}", None) for name in ("output", "options"))
-        boxes = as_task(task).targets_are == "boxes"
-        written = boxes and (import_path(path) is None or layout != "auto")
-        if layout != "auto" and not boxes:
+        if layout != "auto" and boxes is None:
             raise ValueError(f"a layout is for detection, not for {task}")
         chosen = {} if output is None else {"output": output}
         if path.startswith(("http://", "https://")):
@@ -429,9 +430,9 @@ class PairOptions:
             return FarTeacher(load_model(path, **options, **chosen), how)
         options = {} if threads is None else {"threads": threads}
         options |= parse_options(given or "") | chosen
-        if written:
-            options |= {"layout": layout, "class_ids": source.class_ids}
-            options |= {} if source.classes is None else {"classes": len(source.classes)}
+        if boxes is not None and (import_path(path) is None or layout != "auto"):
+            options |= {"layout": layout, "class_ids": boxes.class_ids}
+            options |= {} if boxes.classes is None else {"classes": len(boxes.classes)}
         try:
             return load_model(path, trust=self.trust, **options)
         except TypeError as error:

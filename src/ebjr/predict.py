@@ -17,6 +17,7 @@ from typing import Any
 from ebjr.arrays import to_numpy
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import Blend
+from ebjr.data.columns import check_columns
 from ebjr.data.examples import Data, Examples, Part
 from ebjr.errors import needs
 from ebjr.files import write_whole
@@ -77,6 +78,7 @@ def predict(
     BlockingIOError where another run is writing the same output. `overlap` batches are in work at
     once, as in `JointModel.stream`.
     """
+    check_columns(data, joint)
 
     def answer(part: Part) -> Answered:
         batch, unreadable = part

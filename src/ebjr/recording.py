@@ -20,6 +20,7 @@ from ebjr.arrays import Array, Batch, fingerprint, join_rows, row_count, take_ro
 from ebjr.backends.entry import Entry, entry_of, picked
 from ebjr.backends.output_kind import KINDS, with_output_kind
 from ebjr.costs import MOST_DEARER, Cost, common_unit
+from ebjr.data.columns import check_columns
 from ebjr.data.examples import ArrayData, Data
 from ebjr.data.looks import Look, look_as
 from ebjr.data.preprocess import (
@@ -445,6 +446,7 @@ class _Recording:
 
     def _prepare(self, inputs: Batch, targets: Any) -> None:
         """Give each model its preprocessing, once the first batch is known to be for the task."""
+        check_columns(inputs if self.data is None else self.data, *self.given.values())
         if self.data is not None:
             _check_labels(targets, self.kind, self.data.path)
         if targets is not None:

@@ -29,7 +29,7 @@ from ebjr import (
 )
 from ebjr.link.far import Breaker, Bucket
 
-pytest.importorskip("httpx2", reason="the extra `remote` is not installed")
+pytest.importorskip("aiohttp", reason="the extra `remote` is not installed")
 pytest.importorskip("stamina", reason="the extra `remote` is not installed")
 
 X = np.array([[0.5, 0.0], [5.0, 0.0], [0.25, 0.0]], np.float32)

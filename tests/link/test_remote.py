@@ -29,7 +29,7 @@ from ebjr import (
 )
 from ebjr.model import as_answer
 
-pytest.importorskip("httpx2", reason="the extra `remote` is not installed")
+pytest.importorskip("aiohttp", reason="the extra `remote` is not installed")
 
 X = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
 
@@ -282,7 +282,7 @@ def test_it_is_a_teacher_like_any_other(far):
     ("url", "options", "says"),
     [
         ("http://", {}, "a remote model's address is"),
-        ("http://host:port", {}, "is no address"),
+        ("http://host:port", {}, "address is http"),
         ("http://127.0.0.1:1/v2/models/x", {"timeout_seconds": 0}, "timeout_seconds must be above"),
         ("http://127.0.0.1:1/v2/models/x", {"send": "gif"}, "send must be one of tensor, jpeg"),
         ("http://127.0.0.1:1/v2/models/x", {"quality": 0}, "quality must be a whole number"),

@@ -22,7 +22,7 @@ from tiny import write_pair
 from ebjr import FarTeacher, JointClassifier, LateAnswers, Link, Router, load_model
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
-pytest.importorskip("httpx2", reason="the extra `remote` is not installed")
+pytest.importorskip("aiohttp", reason="the extra `remote` is not installed")
 pytest.importorskip("stamina", reason="the extra `remote` is not installed")
 
 from starlette.testclient import TestClient

@@ -60,7 +60,8 @@ class Data(ABC):
     unreadable: list[tuple[str, str]] = field(default_factory=list, init=False)
     left_out: dict[str, int] = field(default_factory=dict, init=False)  # what else is no example
     how: Any = field(default=None, init=False)  # what else decides what is read
-    columns: tuple[str, ...] | None = field(default=None, init=False)  # of a table's numbers
+    # what a table calls its columns of numbers or texts, in the order of the inputs
+    columns: tuple[str, ...] | None = field(default=None, init=False)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -118,7 +119,11 @@ class Data(ABC):
 
 @dataclass(eq=False)
 class ArrayData(Data):
-    """Inputs (n, ...), mapped where they are large, or n texts; and, optionally, targets (n,)."""
+    """Inputs and, optionally, targets (n,).
+
+    `inputs` are an array (n, ...), mapped where it is large; a list of n texts; or texts of several
+    columns, an object array (n, columns) of str.
+    """
 
     inputs: Any
     targets: NDArray[Any] | None

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebjr.data.coco import open_coco
+from ebjr.data.columns import check_columns, read_by
 from ebjr.data.examples import (
     ArrayData,
     Data,
@@ -30,6 +31,7 @@ from ebjr.data.folders import image_data, open_folder
 from ebjr.data.tables import TABLE_SUFFIXES, open_table
 from ebjr.errors import check_choice
 from ebjr.labels import some
+from ebjr.model import Model
 
 _FORMS = (
     "a folder of images, an image, an .npz with `inputs`, an .npy, a table (.csv, .tsv, .jsonl, "
@@ -46,6 +48,8 @@ def open_data(
     label_column: str | None = None,
     targets_are: str = "labels",
     images: str | os.PathLike[str] | None = None,
+    models: Sequence[Model] = (),
+    columns: Sequence[str] | None = None,
 ) -> Data:
     """Open data on disk, whatever its form.
 
@@ -53,7 +57,7 @@ def open_data(
       names); a folder of images alone, or one image (no labels); ``.npz`` with `inputs` (n, ...)
       and, optionally, `targets` (n,); a folder with ``inputs.npy`` and ``targets.npy``, or one
       ``.npy`` of inputs; ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, ``.arrow`` or ``.feather``
-      with columns of numbers, or one of texts, of encoded images, or of their paths from the
+      with columns of numbers, of texts, or one of encoded images or of their paths from the
       table's folder, and, optionally, one of labels; ``.json`` in COCO's instances format, or a
       folder with one in ``annotations``: boxes are the labels.
     - `on_unreadable`: ``"skip"`` leaves out images that cannot be read and names them in
@@ -62,11 +66,17 @@ def open_data(
       are text, the names that a table's schema gives its numbers, and the categories of a ``.json``
       are looked up here. Without them, labels that are text stay text.
     - `input_columns`, `label_column`: A table's columns, where names and types do not tell them: a
-      name, or several in a sequence or between commas.
+      name, or several in a sequence or between commas. Of several where one holds texts, all are
+      texts, as they stand in the file.
     - `targets_are`: As `Task.targets_are`. An ``.npz`` holds ``"label sets"`` as (n, labels) of 0
       and 1; a table as lists of 0 and 1, or of the labels' names or numbers where names are known.
     - `images`: For COCO's json: the folder or ``.zip`` of its images; if left out they are looked
       for beside it, in ``images`` and where COCO has them.
+    - `models`: Those that will read the data: a table's columns are then the ones that they name
+      (`ModelFacts.columns`), and texts where they read texts.
+    - `columns`: As ``joint.toml`` names the table's columns, in place of the models' own names.
+
+    A ValueError says what cannot be read as that, or that the models read other columns.
     """
     place = Path(path)
     place = place.resolve().parent if place.name == "inputs.npy" else place
@@ -76,6 +86,7 @@ def open_data(
     if not (place.is_dir() or place.is_file()):
         raise ValueError(f"{place} is a pipe, a socket or a device; give {_FORMS}")
     names = None if classes is None else checked_classes(classes)
+    said, texts = read_by(*models)
     suffix = place.suffix.lower()
     if suffix not in TABLE_SUFFIXES and (input_columns or label_column):
         raise ValueError(f"input_columns and label_column are for tables, but {place} is none")
@@ -90,13 +101,15 @@ def open_data(
     elif place.is_dir():
         data = open_folder(place, on_unreadable, names)
     elif suffix in TABLE_SUFFIXES:
-        data = open_table(place, input_columns, label_column, names, targets_are, on_unreadable)
+        how = targets_are, on_unreadable, columns or said, texts
+        data = open_table(place, input_columns, label_column, names, *how)
     elif suffix in image_suffixes():
         data = image_data(place, [(place, None)], on_unreadable, names)
     else:
         raise ValueError(f"{place} has no known form (suffix {suffix!r}); give {_FORMS}")
     own = "categories" if labels is not None else "folders" if place.is_dir() else "table"
     data.named_by = "given" if names else own if data.classes else None
+    check_columns(data, *models)
     return data
 
 

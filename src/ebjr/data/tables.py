@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ebjr.data.columns import check_names
 from ebjr.data.examples import (
     ArrayData,
     Data,
@@ -47,16 +48,24 @@ def open_table(
     classes: tuple[str, ...] | None,
     targets_are: str,
     on_unreadable: OnUnreadable,
+    read: Sequence[str] | None = None,
+    texts: bool = False,
 ) -> Data:
-    """A file of rows: images are decoded while they are read, texts and numbers are held."""
+    """A file of rows: images are decoded while they are read, texts and numbers are held.
+
+    `read` are the columns that models read, and `texts` says that they read them as texts.
+    """
     table = Table.of(path)
     names = table.schema.names
     if isinstance(inputs, str):
         inputs = [inputs] if inputs in names else inputs.split(",")
+    if inputs is None and read is not None and (len(read) > 1 or read[0] in names):
+        inputs = read
     _check_columns(table, [*(inputs or ()), *([label] if label else [])])
     called = {name.strip().lower(): name for name in names if name not in (inputs or ())}
     label = label or next((called[name] for name in LABEL_COLUMNS if name in called), None)
-    columns, holds = _inputs(table, inputs, label)
+    columns, holds = _inputs(table, inputs, label, texts)
+    check_names(columns, read, texts=holds == "texts")
     images, targets = holds == "images", None
     numbers = targets_are == "numbers" and not images
     labels = Labels(classes)
@@ -75,10 +84,10 @@ def open_table(
         examples = partial(table.examples, columns[0], targets)
         return ImageData(*about, examples, table.rows, on_unreadable, apart)
     held: Any = [found[name] for name in columns]
-    texts = holds == "texts"
-    held = held[0].to_pylist() if texts else np.stack(held, axis=1).astype(np.float64)
+    held = table.texts(found, columns) if holds == "texts" else np.stack(held, axis=1)
+    held = held if holds == "texts" else held.astype(np.float64)
     data = ArrayData(*about, held, None if targets is None else np.array(targets))
-    data.columns = None if texts else tuple(columns)
+    data.columns = tuple(columns)
     return data
 
 
@@ -114,6 +123,24 @@ class Table:
 
         lots = [lot for _, lot in self.batches(names)] if names else []
         return pyarrow.Table.from_batches(lots) if names else pyarrow.table({})
+
+    def texts(self, found: Any, names: Sequence[str]) -> list[str] | NDArray[np.object_]:
+        """Columns that were `found` as texts: of one a list, of k an array (n, k) of str.
+
+        What was read as something else is text as it stands in the file, as far as Arrow keeps it.
+        """
+        import pyarrow
+
+        kinds = {name: _sort(found.schema.field(name).type) for name in names}
+        guessed = [name for name in names if self.text is not None and kinds[name] != "text"]
+        if self.path.suffix.lower() == ".jsonl":  # which says itself what is no text, but for dates
+            guessed = [name for name in guessed if kinds[name] == "date"]
+        again = _text(self.path, guessed) if guessed else found
+        held = np.empty((self.rows, len(names)), object)
+        for place, name in enumerate(names):
+            column = again[name] if name in guessed else found[name]
+            held[:, place] = column.cast(pyarrow.large_string()).to_pylist()
+        return held[:, 0].tolist() if len(names) == 1 else held
 
     def examples(
         self, column: str, targets: list[Any] | None, rows: Sequence[int] | None
@@ -235,19 +262,27 @@ def _opened(path: Path, text: Any) -> Iterator[tuple[Any, Iterator[Any]]]:
             yield stream.schema, iter(stream)
 
 
-def _text(path: Path) -> Any:
-    """A ``.csv`` or ``.jsonl`` as Arrow reads it, whole: a type may show in the last row."""
+def _text(path: Path, texts: Sequence[str] = ()) -> Any:
+    """A ``.csv`` or ``.jsonl`` as Arrow reads it, whole: a type may show in the last row.
+
+    If `texts` are given: these columns, as they stand in the file.
+    """
+    import pyarrow
     from pyarrow import csv, json
 
     header = read_text(path).partition("\n")[0]
     size = min(path.stat().st_size + 1, 2**31 - 1)
+    types = {name: pyarrow.large_string() for name in texts}
     if path.suffix.lower() == ".jsonl":
-        return json.read_json(path, json.ReadOptions(block_size=size))
+        known = json.ParseOptions(explicit_schema=pyarrow.schema(types))
+        return json.read_json(path, json.ReadOptions(block_size=size), known)
     separator = max(",;\t", key=header.count)
-    if separator == ";":
+    if separator == ";" and not texts:
         note(f"{path.name} is read with ; between its columns")
     form = csv.ParseOptions(delimiter=separator, newlines_in_values=True)
-    return csv.read_csv(path, csv.ReadOptions(block_size=min(size, 1 << 24)), form)
+    read = csv.ReadOptions(block_size=min(size, 1 << 24))
+    wanted = csv.ConvertOptions(column_types=types, include_columns=list(texts))
+    return csv.read_csv(path, read, form, wanted)
 
 
 def _reader(image: Any, folder: Path) -> tuple[Callable[[], bytes], Path | None]:
@@ -267,6 +302,7 @@ _SORTS: Mapping[str, Sequence[str]] = {
     "whole": ("integer",),
     "boolean": ("boolean",),
     "floating": ("floating",),
+    "date": ("date", "timestamp", "time", "decimal"),
 }
 """Arrow's types as far as this file tells them apart, by what Arrow's tests of them are called."""
 
@@ -304,16 +340,27 @@ def _check_columns(table: Table, asked: Sequence[str]) -> None:
             )
 
 
-def _inputs(table: Table, asked: Sequence[str] | None, label: str | None) -> tuple[list[str], str]:
-    """The columns that are inputs, and what they hold, which is said where nobody named them."""
+def _inputs(
+    table: Table, asked: Sequence[str] | None, label: str | None, texts: bool
+) -> tuple[list[str], str]:
+    """The columns that are inputs, and what they hold, which is said where nobody named them.
+
+    Columns that are named and of which one holds texts are all texts, and so are those for models
+    that read `texts`.
+    """
     path, schema = table.path, table.schema
     others = [name for name in schema.names if name != label and not _NUMBERING.fullmatch(name)]
-    held = {name: _held(table, name) for name in asked or _images(schema) or others}
+    images = [] if texts else _images(schema)
+    held = {name: _held(table, name, texts) for name in asked or images or others}
     left = [name or "one without a name" for name in schema.names if name not in (*held, label)]
     kinds = {*held.values()}
-    if not (kinds == {"numbers"} or (len(held) == 1 and kinds <= {"images", "texts"})):
+    if asked and "texts" in kinds and "images" not in kinds:
+        kinds = {_held(table, name, True) for name in asked}
+    named = kinds == {"numbers"} or (asked and kinds == {"texts"})
+    if not (named or (len(held) == 1 and kinds <= {"images", "texts"})):
         raise ValueError(
-            f"the inputs in {path} must be columns of numbers, or one of texts or images, but are "
+            f"the inputs in {path} must be columns of numbers, several of texts that are named, or "
+            "one of texts or images, but are "
             f"{', '.join(f'{name} ({kind})' for name, kind in held.items()) or 'none'}: name them "
             f"with --input-columns (input_columns=); the label is {label or 'none'}, --label-column"
         )
@@ -335,9 +382,14 @@ def _images(schema: Any) -> list[str]:
     return [name for name in IMAGE_COLUMNS if name in fitting][:1] or fitting
 
 
-def _held(table: Table, name: str) -> str:
-    """What a column holds: numbers, texts, images, or something else by Arrow's name of it."""
+def _held(table: Table, name: str, texts: bool) -> str:
+    """What a column holds: numbers, texts, images, or something else by Arrow's name of it.
+
+    Whatever can be read as text is texts where `texts` are wanted.
+    """
     kind = table.schema.field(name).type
+    if texts and _sort(kind) in ("text", "whole", "boolean", "floating", "date"):
+        return "texts"
     if _sort(kind) in ("whole", "boolean", "floating"):
         return "numbers"
     if _sort(kind) != "text":

@@ -1,17 +1,8 @@
 """RemoteModel: a model behind any Open Inference Protocol v2 endpoint, over HTTP."""
 
-import asyncio
 import io
-import json
-import math
 import os
-import threading
-import time
-import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from email.utils import parsedate_to_datetime
+from collections.abc import Mapping
 from functools import partial
 from gzip import compress
 from typing import Any
@@ -26,9 +17,8 @@ from ebjr.errors import (
     TeacherUnavailable,
     check_at_least,
     check_choice,
-    needs,
-    one_line,
 )
+from ebjr.link.http import Server, check_timeout, server_of
 from ebjr.model import Answer, ModelFacts
 from ebjr.protocol import (
     DATATYPES,
@@ -38,24 +28,18 @@ from ebjr.protocol import (
     ModelMetadata,
     RequestedOutput,
     TensorMetadata,
-    is_number,
     read_metadata,
     read_response,
     write_request,
 )
-from ebjr.threads import background
 
 SENDS = ("tensor", "jpeg", "png")
 """How inputs travel: as the tensor that the model takes, or each image as a file of its own."""
 
 MARKS = {"degraded": np.bool_, "stage": np.int64}  # what an EBJR server says of each row, too
-MOST_BYTES = 256 * 2**20  # the longest answer that is read
 
 TOKEN_VARIABLE = "EBJR_TEACHER_TOKEN"
 """The environment variable with the bearer token of a remote model, so that no file holds it."""
-
-_UNTIL: ContextVar[float] = ContextVar("until", default=math.inf)  # when waiting ends
-_LATER = (401, 403, 404, 408, 425, 429)  # refusals that are not about the inputs, and may pass
 
 
 class RemoteModel:
@@ -95,10 +79,11 @@ class RemoteModel:
         _check(send, quality, timeout_seconds)
         check_at_least(1, batch_size=batch_size)
         self.batch_size, self.quality, self.gzip = batch_size, quality, gzip
-        server, path = _split_url(url)
-        self._server = _Server(server, timeout_seconds, gzip, token)
+        server, name, path = _split_url(url)
+        token = os.environ.get(TOKEN_VARIABLE) if token is None else token
+        self._server = Server(server, name, timeout_seconds, gzip=gzip, token=token)
         if path is None:
-            path = self._server.only_model() if metadata is None else f"models/{metadata['name']}"
+            path = _only_model(self._server) if metadata is None else f"models/{metadata['name']}"
         self._path = path
         self._server.name = self.name = f"{path.partition('/')[2]} at {self._server.name}"
         self.url = f"{server}/{path}"
@@ -294,137 +279,12 @@ class RemoteModel:
             return read_metadata(message)
 
 
-class _Server:
-    """What is said to a server over HTTP; whatever goes wrong is one sentence."""
-
-    def __init__(self, url: Any, timeout_seconds: float, gzip: bool, token: str | None) -> None:
-        with needs("remote", "asking a remote model"):
-            import httpx2
-        self.name = url.netloc.decode()
-        self.bytes_moved = 0
-        self._url, self._seconds = url, timeout_seconds
-        token = os.environ.get(TOKEN_VARIABLE) if token is None else token
-        headers = {"Accept-Encoding": "gzip" if gzip else "identity"}
-        self._http = httpx2.AsyncClient(
-            timeout=None,  # `in_time` bounds the whole, and not each wait
-            headers=headers | ({"Authorization": f"Bearer {token}"} if token else {}),
-            limits=httpx2.Limits(max_connections=32, keepalive_expiry=30.0),
-        )
-        self.close = weakref.finalize(self, _close, self._http)
-
-    @contextmanager
-    def in_time(self) -> Iterator[None]:
-        """All that is asked in this context, and in those around it, shares the timeout."""
-        token = _UNTIL.set(min(_UNTIL.get(), time.monotonic() + self._seconds))
-        try:
-            yield
-        finally:
-            _UNTIL.reset(token)
-
-    def only_model(self) -> str:
-        """The path of the server's model; a `ModelError` where it has not one, or does not say."""
-        way_out = "give the address of one, as http://host:port/v2/models/NAME"
-        try:
-            listed = self.json("POST", "repository/index", b"{}", of=list)
-        except ModelError as error:
-            raise TeacherUnavailable(f"{error}; if it has models, {way_out}") from error
-        names = {str(entry.get("name")) for entry in listed if isinstance(entry, dict)}
-        if len(names) != 1:
-            raise ModelError(
-                f"{self.name} has {', '.join(sorted(names)) or 'no models'}: {way_out}"
-            )
-        return f"models/{names.pop()}"
-
-    def json(self, method: str, path: str, body: bytes | None = None, of: type = dict) -> Any:
-        """What it answers, if that is a JSON object, or a list."""
-        said, _ = self.exchange(method, path, body, {"Content-Type": "application/json"})
-        found = _from_json(said)
-        if not isinstance(found, of):
-            raise TeacherUnavailable(f"{self.name} answers /v2/{path} with what is no answer")
-        return found
-
-    def exchange(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> tuple[bytes, Mapping[str, str]]:
-        """The body and the headers of an answer with status 200; else raise what is wrong."""
-        url = f"{self._url}/{path}".rstrip("/")
-        asked = self._http.stream(method, url, content=body, headers=headers)
-        with self.in_time():
-            answer = self._answer(asked, _UNTIL.get())
-            response, said = asyncio.run_coroutine_threadsafe(answer, _loop()).result()
-        moved = len(body or b"") + response.num_bytes_downloaded
-        self.bytes_moved += moved + _head_bytes(response.request) + _head_bytes(response)
-        if response.status_code != 200:
-            raise self._refusal(response.status_code, said, response.headers)
-        return said, response.headers
-
-    async def _answer(self, asked: Any, until: float) -> tuple[Any, bytes]:
-        """The response and its whole body, if it comes in time and is not too long."""
-        import httpx2
-
-        try:  # the loop's clock is the monotonic one
-            said = bytearray()
-            async with asyncio.timeout_at(until), asked as response:
-                async for part in response.aiter_bytes():
-                    said += part
-                    if len(said) > MOST_BYTES:
-                        words = f"{self.name} answers more than {MOST_BYTES} bytes"
-                        raise TeacherUnavailable(words)
-                return response, bytes(said)
-        except TimeoutError as error:
-            raise TeacherUnavailable(
-                f"{self.name} gave no answer within {self._seconds:g} s"
-            ) from error
-        except httpx2.HTTPError as error:
-            raise TeacherUnavailable(f"{self.name} cannot be reached: {one_line(error)}") from error
-
-    @contextmanager
-    def understanding(self) -> Iterator[None]:
-        """What is no message of the protocol, as one sentence."""
-        try:
-            yield
-        except Exception as error:  # whatever it is that bytes from far away do
-            raise TeacherUnavailable(
-                f"{self.name} answers what is no answer: {one_line(error)[:200]}"
-            ) from error
-
-    def _refusal(self, status: int, body: bytes, headers: Mapping[str, str]) -> ModelError:
-        table = _from_json(body)
-        said = str(table.get("error", "")) if isinstance(table, dict) else ""
-        words = f"status {status}" + (f": {' '.join(said.split())[:200]}" if said else "")
-        if 400 <= status < 500 and status not in _LATER:
-            return ModelError(f"{self.name} refuses these inputs with {words}")
-        after = _retry_after(headers.get("Retry-After"))
-        return TeacherUnavailable(f"{self.name} answers with {words}", after)
-
-
-def _loop() -> asyncio.AbstractEventLoop:
-    """The loop that all requests run in, in a thread of its own: it can end them in time."""
-    with _STARTING:
-        if (process := os.getpid()) not in _LOOPS:  # a fork has the other's, but not its thread
-            _LOOPS[process] = loop = asyncio.new_event_loop()
-            background("link", loop.run_forever).start()
-        return _LOOPS[process]
-
-
-_STARTING, _LOOPS = threading.Lock(), dict[int, asyncio.AbstractEventLoop]()
-
-
-def _close(client: Any) -> None:
-    asyncio.run_coroutine_threadsafe(client.aclose(), _loop())
-
-
 def _check(send: str | None, quality: int, seconds: float) -> None:
     if send is not None:
         check_choice("send", send, SENDS)
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 95:
         raise ValueError(f"quality must be a whole number from 1 to 95, not {quality!r}")
-    if not is_number(seconds) or not 0 < seconds <= 3600:
-        raise ValueError(f"timeout_seconds must be above 0 and at most 3600, not {seconds!r}")
+    check_timeout(seconds)
 
 
 def encoded(image: Any, send: str, quality: int) -> bytes:
@@ -446,20 +306,26 @@ def encoded(image: Any, send: str, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _split_url(url: str) -> tuple[Any, str | None]:
-    """A server's address up to ``/v2``, and the path of a model below it, if it names one."""
-    with needs("remote", f"asking {url}"):
-        import httpx2
-    try:
-        whole = httpx2.URL(str(url))
-    except httpx2.InvalidURL as error:
-        raise ValueError(f"{url!r} is no address: {error}") from error
-    if whole.scheme not in ("http", "https") or not whole.host:
-        raise ValueError(f"a remote model's address is http(s)://host:port/..., not {url!r}")
-    path = whole.path.rstrip("/").removesuffix("/infer")
+def _split_url(url: str) -> tuple[str, str, str | None]:
+    """A server's address up to ``/v2``, its name, and the path of a model, if it names one."""
+    parts = server_of(url, "a remote model's address")
+    path = parts.path.rstrip("/").removesuffix("/infer")
     front, _, model = path.partition("/v2/models/")
-    base = whole.copy_with(path=f"{front.removesuffix('/v2')}/v2", query=None)
-    return base, f"models/{model}" if model else None
+    base = f"{parts.scheme}://{parts.netloc}{front.removesuffix('/v2')}/v2"
+    return base, parts.netloc, f"models/{model}" if model else None
+
+
+def _only_model(server: Server) -> str:
+    """The path of a server's model; a `ModelError` where it has not one, or does not say."""
+    way_out = "give the address of one, as http://host:port/v2/models/NAME"
+    try:
+        listed = server.json("POST", "repository/index", b"{}", of=list)
+    except ModelError as error:
+        raise TeacherUnavailable(f"{error}; if it has models, {way_out}") from error
+    names = {str(entry.get("name")) for entry in listed if isinstance(entry, dict)}
+    if len(names) != 1:
+        raise ModelError(f"{server.name} has {', '.join(sorted(names)) or 'no models'}: {way_out}")
+    return f"models/{names.pop()}"
 
 
 def _chosen_output(about: ModelMetadata, wanted: str | None, name: str) -> TensorMetadata:
@@ -478,25 +344,3 @@ def _chosen_output(about: ModelMetadata, wanted: str | None, name: str) -> Tenso
     if known[chosen].datatype == "BYTES":
         raise ModelError(f"the output {chosen!r} of {name} must be numbers, but is BYTES")
     return known[chosen]
-
-
-def _head_bytes(message: Any) -> int:
-    line = 40  # about the bytes of its first line
-    return line + sum(len(name) + len(value) + 4 for name, value in message.headers.raw)
-
-
-def _from_json(body: bytes) -> Any:
-    """What a body says, or None where it is no JSON."""
-    with suppress(ValueError, RecursionError):
-        return json.loads(body)
-    return None
-
-
-def _retry_after(text: str | None) -> float | None:
-    """``Retry-After``: seconds, or a date; None where it is neither."""
-    seconds = math.nan
-    with suppress(ValueError, OverflowError):
-        seconds = parsedate_to_datetime(text or "").timestamp() - time.time()
-    with suppress(ValueError):
-        seconds = float(text or "")
-    return max(0.0, seconds) if math.isfinite(seconds) else None

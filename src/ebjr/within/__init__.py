@@ -15,6 +15,7 @@ import numpy as np
 
 from ebjr.arrays import Batch, logsumexp, row_count, to_numpy
 from ebjr.calibration.budget import Belief
+from ebjr.data.columns import check_columns
 from ebjr.data.examples import Data
 from ebjr.errors import CalibrationError, check_at_least
 from ebjr.joint import JointModel
@@ -168,6 +169,7 @@ class PromisedRun:
         progress: Told | None = None,
     ) -> PromisedAnswers:
         """The answers to one batch, all inputs or some `rows` of them, see `answer_within`."""
+        check_columns(inputs, self.joint)
         tell = progress or (lambda what, done, total: None)
         batch = PromisedBatch(self, Rows(inputs, rows), tell)
         if keep is not None:

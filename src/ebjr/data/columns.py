@@ -1,0 +1,80 @@
+"""Columns of a row: those that models say they read, compared with those that the data have."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ebjr.arrays import Batch
+from ebjr.data.examples import ArrayData, Data
+from ebjr.joint import models_of
+from ebjr.model import Model, facts
+
+
+def read_by(*models: Model) -> tuple[tuple[str, ...] | None, bool]:
+    """The columns that models say they read, None where none says it, and if they read texts.
+
+    ValueError: two of them read other columns, or the same in another order.
+    """
+    every = [facts(part) for model in models for part in models_of(model)]
+    said = [known for known in every if known.columns is not None]
+    for other in said[1:]:
+        if other.columns != said[0].columns:
+            raise ValueError(
+                f"all models are given the same columns in the same order, but {said[0].name} "
+                f"reads {_listed(said[0].columns)} and {other.name} reads "
+                f"{_listed(other.columns)}: say the same columns of both"
+            )
+    texts = any(_are_objects(known.input_dtype) and not known.sends_files for known in every)
+    return said[0].columns if said else None, texts
+
+
+def check_columns(inputs: Batch | Data, *models: Model) -> None:
+    """Check that inputs have the columns that models say they read, and texts for those of texts.
+
+    ValueError says what differs. Arrays have no names, so that texts of arrays are only counted.
+    """
+    columns, texts = read_by(*models)
+    held: Any = inputs.inputs if isinstance(inputs, ArrayData) else inputs
+    have = inputs.columns if isinstance(inputs, Data) else None
+    if have is not None:
+        check_names(have, columns, texts=isinstance(held, list))
+        if texts and not (isinstance(held, list) or _are_objects(held.dtype)):
+            raise ValueError(
+                f"the models read texts, but {_listed(have)} are numbers there: open the data for "
+                "these models, with open_data(..., models=[student, teacher])"
+            )
+    count = _texts_of(held)
+    if columns is not None and count not in (None, len(columns)):
+        raise ValueError(
+            f"the models read {len(columns)} columns of texts, {_listed(columns)}, but a row of "
+            f"the inputs has {count}"
+        )
+
+
+def check_names(have: Sequence[str], columns: Sequence[str] | None, *, texts: bool) -> None:
+    """Check that columns are those that models read; a lone one of texts may have any name."""
+    lone = texts and len(have) == 1
+    if columns is None or [*have] == [*columns] or (lone and len(columns) == 1):
+        return
+    raise ValueError(
+        f"the models read the columns {_listed(columns)} in this order, not {_listed(have)}: name "
+        "these with --input-columns (input_columns=), or nothing"
+    )
+
+
+def _texts_of(held: Batch) -> int | None:
+    """How many texts a row of inputs has; None where they are no texts, or that is not known."""
+    if isinstance(held, list):
+        return 1 if held and isinstance(held[0], str) else None
+    if not isinstance(held, np.ndarray) or held.dtype.kind not in "OU":
+        return None
+    return 1 if held.ndim == 1 else held.shape[1] if held.ndim == 2 else None
+
+
+def _are_objects(dtype: np.dtype[Any] | None) -> bool:
+    return dtype is not None and dtype.hasobject
+
+
+def _listed(columns: Sequence[str] | None) -> str:
+    return ", ".join(columns or ())

@@ -1,0 +1,242 @@
+"""HTTP to one server: connections are kept, all has one deadline, and what fails is one sentence.
+
+All requests run in one event loop, in a thread of its own, so that they can be ended in time and
+many be on their way at once.
+"""
+
+import asyncio
+import io
+import json
+import math
+import os
+import ssl
+import threading
+import time
+import weakref
+import zlib
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from ebjr.errors import ModelError, TeacherUnavailable, needs, one_line
+from ebjr.protocol import is_number
+from ebjr.threads import background
+
+MOST_BYTES = 256 * 2**20  # the longest answer that is read
+LARGE_BYTES = 2**16  # of what is sent, from which on it is sent in pieces
+
+_UNTIL: ContextVar[float] = ContextVar("until", default=math.inf)  # when waiting ends
+_LATER = (401, 403, 404, 408, 425, 429)  # refusals that are not about the inputs, and may pass
+
+
+class Server:
+    """A server at an address without a last slash; whatever goes wrong is one sentence.
+
+    - `url`: ``http(s)://host:port/...``.
+    - `name`: What to call it in a message.
+    - `timeout_seconds`: How long `in_time`, and each exchange, may take.
+    - `gzip`: Ask for compressed answers.
+    - `token`: Sent as ``Authorization: Bearer``, if any.
+    - `connections`: The most that are open at once.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        timeout_seconds: float,
+        *,
+        gzip: bool = False,
+        token: str | None = None,
+        connections: int = 32,
+    ) -> None:
+        with needs("remote", f"asking {url}"):
+            import aiohttp
+        self.url, self.name, self.bytes_moved = url, name, 0
+        self._seconds = timeout_seconds
+        headers = {"Accept-Encoding": "gzip" if gzip else "identity", "User-Agent": "ebjr"}
+        headers |= {"Authorization": f"Bearer {token}"} if token else {}
+
+        async def session() -> Any:
+            # aiohttp's own context is made once, at its import, by the certificates of then
+            context = ssl.create_default_context() if url.startswith("https:") else True
+            return aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=connections, keepalive_timeout=30.0, ssl=context
+                ),
+                timeout=aiohttp.ClientTimeout(total=None),  # each exchange is bounded as a whole
+                headers=headers,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,  # the bytes that came are counted, and those in them bounded
+                trust_env=True,
+            )
+
+        self._session = run(session())
+        self.close = weakref.finalize(self, _close, self._session)
+
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
+        """All that is asked in this context, and in those around it, shares the timeout."""
+        token = _UNTIL.set(min(_UNTIL.get(), time.monotonic() + self._seconds))
+        try:
+            yield
+        finally:
+            _UNTIL.reset(token)
+
+    def json(self, method: str, path: str, body: bytes | None = None, of: type = dict) -> Any:
+        """What it answers, if that is a JSON object, or a list."""
+        said, _ = self.exchange(method, path, body, {"Content-Type": "application/json"})
+        found = from_json(said)
+        if not isinstance(found, of):
+            raise TeacherUnavailable(f"{self.name} answers /{path} with what is no answer")
+        return found
+
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """The body and the headers of an answer with status 200; else raise what is wrong."""
+        with self.in_time():
+            found: tuple[bytes, Mapping[str, str]] = run(
+                self.ask(method, path, body, headers, until=_UNTIL.get())
+            )
+        return found
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        until: float,
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """`exchange` in the event loop of all requests, until a time of `time.monotonic`."""
+        import aiohttp
+
+        url, said = f"{self.url}/{path}".rstrip("/"), bytearray()
+        data = io.BytesIO(body) if body and len(body) > LARGE_BYTES else body
+        try:  # the loop's clock is the monotonic one
+            async with (
+                asyncio.timeout_at(until),
+                self._session.request(
+                    method, url, data=data, headers=headers, allow_redirects=False
+                ) as response,
+            ):
+                async for part in response.content.iter_any():
+                    said += part
+                    self._check_size(said)
+        except TimeoutError as error:
+            raise TeacherUnavailable(
+                f"{self.name} gave no answer within {self._seconds:g} s"
+            ) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise TeacherUnavailable(f"{self.name} cannot be reached: {one_line(error)}") from error
+        sent = response.request_info.headers
+        self.bytes_moved += len(body or b"") + len(said) + head_bytes(sent, response.headers)
+        plain = self._unpacked(bytes(said), response.headers.get("Content-Encoding"))
+        if response.status != 200:
+            raise self._refusal(response.status, plain, response.headers)
+        return plain, response.headers
+
+    def _check_size(self, said: bytes | bytearray) -> None:
+        if len(said) > MOST_BYTES:
+            raise TeacherUnavailable(f"{self.name} answers more than {MOST_BYTES} bytes")
+
+    def _unpacked(self, said: bytes, coding: str | None) -> bytes:
+        if coding is None or coding == "identity":
+            return said
+        with self.understanding():
+            if coding not in ("gzip", "deflate"):
+                raise ValueError(f"its Content-Encoding is {coding}")
+            said = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(said, MOST_BYTES + 1)
+        self._check_size(said)
+        return said
+
+    @contextmanager
+    def understanding(self) -> Iterator[None]:
+        """What is no message of the protocol, as one sentence."""
+        try:
+            yield
+        except Exception as error:  # whatever it is that bytes from far away do
+            raise TeacherUnavailable(
+                f"{self.name} answers what is no answer: {one_line(error)[:200]}"
+            ) from error
+
+    def _refusal(self, status: int, body: bytes, headers: Mapping[str, str]) -> ModelError:
+        table = from_json(body)
+        said = table.get("error", "") if isinstance(table, dict) else ""
+        said = str(said.get("message", "") if isinstance(said, dict) else said)
+        words = f"status {status}" + (f": {' '.join(said.split())[:200]}" if said else "")
+        if 400 <= status < 500 and status not in _LATER:
+            return ModelError(f"{self.name} refuses these inputs with {words}")
+        after = _retry_after(headers.get("Retry-After"))
+        return TeacherUnavailable(f"{self.name} answers with {words}", after)
+
+
+def run(what: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine gives in the event loop of all requests."""
+    return asyncio.run_coroutine_threadsafe(what, _loop()).result()
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """The loop that all requests run in, in a thread of its own: it can end them in time."""
+    with _STARTING:
+        if (process := os.getpid()) not in _LOOPS:  # a fork has the other's, but not its thread
+            _LOOPS[process] = loop = asyncio.new_event_loop()
+            background("link", loop.run_forever).start()
+        return _LOOPS[process]
+
+
+_STARTING, _LOOPS = threading.Lock(), dict[int, asyncio.AbstractEventLoop]()
+
+
+def _close(session: Any) -> None:
+    asyncio.run_coroutine_threadsafe(session.close(), _loop())
+
+
+def server_of(url: str, what: str) -> Any:
+    """The parts of an address of a server; a ValueError names one that is none."""
+    parts = urlsplit(str(url))
+    try:
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        known = False
+    if not known or any(one.isspace() for one in str(url)):
+        raise ValueError(f"{what} is http(s)://host:port/..., not {url!r}")
+    return parts
+
+
+def check_timeout(seconds: float) -> None:
+    """Check that a timeout is a number of seconds that somebody may wait."""
+    if not is_number(seconds) or not 0 < seconds <= 3600:
+        raise ValueError(f"timeout_seconds must be above 0 and at most 3600, not {seconds!r}")
+
+
+def head_bytes(*heads: Mapping[str, str]) -> int:
+    """About how many bytes the first line and the headers of messages are."""
+    lines = 40 * len(heads)
+    return lines + sum(len(name) + len(value) + 4 for head in heads for name, value in head.items())
+
+
+def from_json(body: bytes) -> Any:
+    """What a body says, or None where it is no JSON."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(body)
+    return None
+
+
+def _retry_after(text: str | None) -> float | None:
+    """``Retry-After``: seconds, or a date; None where it is neither."""
+    seconds = math.nan
+    with suppress(ValueError, OverflowError):
+        seconds = parsedate_to_datetime(text or "").timestamp() - time.time()
+    with suppress(ValueError):
+        seconds = float(text or "")
+    return max(0.0, seconds) if math.isfinite(seconds) else None
