@@ -17,10 +17,12 @@ import tomli_w
 
 from ebjr.backends.entry import (
     ROUTER_KEYS,
+    ChatEntry,
     Entry,
     JointEntry,
     ModelEntry,
     RemoteEntry,
+    Single,
     check_keys,
     check_remote,
     entry_from_table,
@@ -299,7 +301,7 @@ class JointConfig:
         )
 
     @property
-    def parts(self) -> tuple[ModelEntry | RemoteEntry, ...]:
+    def parts(self) -> tuple[Single, ...]:
         """The models of all stages, the first student first."""
         return (*self.student.parts, *self.teacher.parts)
 
@@ -521,7 +523,7 @@ class JointConfig:
 
     def _policy(self) -> dict[str, Any]:
         """What is done when the teacher is away, which one that is here never is."""
-        if not isinstance(self.teacher, RemoteEntry):
+        if not isinstance(self.teacher, RemoteEntry | ChatEntry):
             return {}
         link, late = self.teacher.link, None
         if link.when_unavailable == "queue":
@@ -567,7 +569,7 @@ def save_joint(
     """
     costs = (Cost(), Cost()) if point is None else (point.student_cost, point.teacher_cost)
     student, teacher = entry_of(joint.student, costs[0]), entry_of(joint.teacher, costs[1])
-    if isinstance(teacher, RemoteEntry):
+    if isinstance(teacher, RemoteEntry | ChatEntry):
         queue = teacher.link.queue if joint.late is None else str(Path(joint.late.path).resolve())
         link = replace(teacher.link, when_unavailable=joint.when_unavailable, queue=queue)
         teacher = replace(teacher, link=link)

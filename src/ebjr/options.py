@@ -428,7 +428,7 @@ class PairOptions:
                 raise ValueError(f"--{role}-options are for a file; --link says how one is asked")
             options, how = parse_link(link or "")
             return FarTeacher(load_model(path, **options, **chosen), how)
-        options = {} if threads is None else {"threads": threads}
+        options = {} if threads is None or path.endswith(".toml") else {"threads": threads}
         options |= parse_options(given or "") | chosen
         if boxes is not None and (import_path(path) is None or layout != "auto"):
             options |= {"layout": layout, "class_ids": boxes.class_ids}

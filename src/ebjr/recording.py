@@ -4,6 +4,7 @@ One door for Python and the command line: preprocessing is found, costs are coun
 and what the models and the data say of themselves is compared before the work is done.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ from ebjr.data.preprocess import (
 )
 from ebjr.errors import ModelError, TeacherUnavailable, check_at_least, note
 from ebjr.evaluation.example_costs import costs_of
+from ebjr.files import json_number
 from ebjr.journal import CONTENTS, Journal
 from ebjr.labels import Places, are_names, as_names, places, some, unnamed, whole_numbers
 from ebjr.link.far import FarTeacher
@@ -255,6 +257,7 @@ class _Recording:
         self.features: Any = None  # of the latest batch: what a teacher that continues is asked
         self.outputs: dict[str, list[Any]] = {role: [] for role in roles}
         self.seconds = dict.fromkeys(roles, 0.0)
+        self.dollars = dict.fromkeys(roles, 0.0)  # NaN where a model does not say them
         self.targets: list[Any] = []
         self.classes: int | None = None
         self.places: Places | None = None
@@ -425,6 +428,7 @@ class _Recording:
             self.targets.append(self.kind.unpack_targets(arrays))
         last, moved = records[-1][0], self._moved()
         self.seconds, self.read, self.told = last["seconds"], last["read"], 0
+        self.dollars = {role: float(each) for role, each in last["dollars"].items()}
         self.before = {r: self.before[r] + moved[r] - last["moved"][r] for r in self.roles}
         note(f"goes on after {self.read:,} examples that an earlier run recorded")
         return [(name, reason) for told, _ in records for name, reason in told["unreadable"]]
@@ -442,6 +446,7 @@ class _Recording:
         self.told += len(unreadable)
         self.read += row_count(self.targets[-1]) + len(unreadable)
         about = {"read": self.read, "seconds": self.seconds, "moved": self._moved()}
+        about["dollars"] = json_number(self.dollars)
         self.journal.add({**about, "unreadable": unreadable}, content.getvalue())
 
     def _prepare(self, inputs: Batch, targets: Any) -> None:
@@ -512,6 +517,8 @@ class _Recording:
         said = model(self.features if facts(model).continues else inputs)
         rows = self.kind.collect(role, _raw_output(role, said), row_count(inputs))
         self.seconds[role] += time.perf_counter() - began
+        spent = as_answer(said).spent
+        self.dollars[role] += math.nan if spent is None else float(spent[:, 2].sum())
         if role == "student" and teacher.continues:
             self.features = trunk_of(as_answer(said), len(rows), facts(model).name, teacher)
         if number == 1 and (kind := self._output_kind(role, rows)) is not None:
@@ -611,7 +618,11 @@ class _Recording:
         found = {}
         for role, cost in costs.items():
             bytes_each = moved[role] / n if any(moved.values()) else None
-            found[role] = cost.filled(seconds=self.seconds[role] / n, bytes=bytes_each)
+            paid = self.dollars[role] / n
+            dollars = None if math.isnan(paid) else paid
+            found[role] = cost.filled(
+                seconds=self.seconds[role] / n, bytes=bytes_each, dollars=dollars
+            )
         return found
 
     def _moved(self) -> dict[str, int]:
@@ -746,5 +757,10 @@ def _raw_output(role: str, said: Any) -> Array:
         raise TeacherUnavailable(
             f"the {role} is a joint model whose own teacher could not be reached; record again "
             "when it can"
+        )
+    if answer.answered is not None and not to_numpy(answer.answered).all():
+        raise TeacherUnavailable(
+            f"{answer.why}; record again, which asks for what is missing alone, or leave such "
+            "examples out of the data"
         )
     return answer.output

@@ -166,6 +166,25 @@ def normalized_logit(logits: Array, p: float = 4.0) -> Array:
     return top / xp.where(norm == 0, xp.ones_like(norm), norm)
 
 
+def label_mass(logits: Array) -> Array:
+    """How probable it is that a language model answers with one of the labels at all, at most 1.
+
+    Of raw output that is the labels' log-probabilities among all that might be said, it is their
+    sum, ``exp(-F(x))`` at T = 1: it ranks as `energy` does, in a unit that a person can judge. Of
+    logits of another origin it says nothing, and is 1 where these are large.
+
+    - `logits`: (n, classes), log-probabilities.
+
+    Examples
+    --------
+    >>> label_mass(np.log([[0.7, 0.2], [0.1, 0.1]])).round(3)
+    array([0.9, 0.2])
+    """
+    found = energy(logits)
+    xp = namespace(found)
+    return xp.exp(xp.where(found > 0, xp.zeros_like(found), found))
+
+
 def random(logits: Array, seed: int = 0) -> Array:
     """A pseudo-random number in [0, 1) from the row's bits: the baseline that knows nothing.
 
@@ -248,7 +267,17 @@ def declare_raw_output(
 LOGITS = declare_raw_output(
     "logits",
     lambda name, parameters: np.zeros((1, 2)),
-    (energy, softmax_energy, softmax, entropy, margin, max_logit, normalized_logit, random),
+    (
+        energy,
+        softmax_energy,
+        softmax,
+        entropy,
+        margin,
+        max_logit,
+        normalized_logit,
+        label_mass,
+        random,
+    ),
 )
 
 SCORES = LOGITS.scores

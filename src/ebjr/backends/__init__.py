@@ -15,9 +15,9 @@ from ebjr.model import Model
 
 FILES = (".onnx", ".pt2")
 TAKES = (
-    "an .onnx file, a .pt2 program, an http(s):// address, an import path such as file.py:name, an "
-    "estimator's .skops or .joblib, a torch nn.Module, a scikit-learn estimator, a transformers "
-    "pipeline or a callable"
+    "an .onnx file, a .pt2 program, an http(s):// address, a chat model's .toml, an import path "
+    "such as file.py:name, an estimator's .skops or .joblib, a torch nn.Module, a scikit-learn "
+    "estimator, a transformers pipeline or a callable"
 )
 
 
@@ -31,7 +31,8 @@ def load_model(source: Any, *, trust: bool = False, **options: Any) -> Model:
         or a torch ``nn.Module`` (`ebjr.backends.pytorch.TorchModel`), a fitted scikit-learn
         estimator (`ebjr.backends.sklearn.SklearnModel`), a Hugging Face pipeline, or a model with
         its ``processor`` (`ebjr.backends.transformers.TransformersModel`), the address of an Open
-        Inference Protocol endpoint (`ebjr.link.remote.RemoteModel`), or any other callable,
+        Inference Protocol endpoint (`ebjr.link.remote.RemoteModel`), the ``.toml`` of a language
+        model behind OpenAI's API (`ebjr.backends.chat.ChatModel`), or any other callable,
         which is a model as it is. One of these by its import path, ``"package.module:name"`` or
         ``"file.py:name"``, so that ``joint.toml`` can name it: a class, or a function without
         parameters, is called to make it. An estimator's ``.skops``, ``.joblib``, ``.pkl`` or
@@ -103,6 +104,12 @@ def _load_file(source: str | os.PathLike[str], trust: bool, options: dict[str, A
 
         return RemoteModel(str(source), **options)
     path = Path(source)
+    if path.suffix.lower() == ".toml":
+        from ebjr.backends.chat import ChatModel
+
+        if options:
+            raise TypeError(f"{path} says all of a chat model itself: leave {min(options)} out")
+        return ChatModel.of_file(path)
     if import_path(source) or path.suffix.lower() in SAVED:
         return load_python(str(source), trust, options)
     if path.suffix.lower() not in FILES:

@@ -143,8 +143,9 @@ class ChatModel:
         self._encode, self._decode = msgspec.json.Encoder().encode, _decoder().decode
         token = os.environ.get(key_variable)
         self._has_key = bool(token)
-        how = {"token": token, "connections": concurrent}
-        self._server = Server(self.url, self.name, timeout_seconds, **how)
+        self._server = Server(
+            self.url, self.name, timeout_seconds, token=token, connections=concurrent
+        )
 
     @classmethod
     def of_file(cls, path: str | os.PathLike[str]) -> "ChatModel":
@@ -177,11 +178,6 @@ class ChatModel:
             return cls(table.pop("chat"), **table)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"a value is of another type than it must be: {error}") from error
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What its answers depend on, as far as is known here."""
-        return {name: self.options[name] for name in IDENTITY if name in self.options}
 
     @property
     def facts(self) -> ModelFacts:
@@ -242,13 +238,14 @@ class ChatModel:
     def _rows(self, batch: Any) -> list[tuple[str, ...]]:
         """The texts of each row, (n, k)."""
         count, wanted = row_count(batch), len(self.columns)
-        rows = [(row,) if isinstance(row, str) else tuple(row) for row in batch]
-        for row in rows[:1] if isinstance(batch, np.ndarray) else rows:
+        several = list | tuple | np.ndarray
+        rows = [tuple(row) if isinstance(row, several) else (row,) for row in batch]
+        for row in rows:
             if len(row) != wanted or not all(isinstance(text, str) for text in row):
                 kinds = ", ".join(type(text).__name__ for text in row[:5])
                 raise ValueError(
-                    f"{self.name} takes rows of {wanted} texts ({', '.join(self.columns)}), but one "
-                    f"of {count} is {len(row)} of {kinds}"
+                    f"{self.name} takes rows of {wanted} texts ({', '.join(self.columns)}), but "
+                    f"one of {count} is {len(row)} of {kinds}"
                 )
         return rows
 
@@ -271,7 +268,9 @@ class ChatModel:
     async def _answer(self, fields: dict[str, Any], spent: Any, until: float) -> Any:
         """(labels,): raw output of one row; `spent` is added to."""
         if self._confidence == "sampling":
-            asked = (self._choice(fields, self._most_tokens, spent, until) for _ in range(self._samples))
+            asked = (
+                self._choice(fields, self._most_tokens, spent, until) for _ in range(self._samples)
+            )
             said = [_text(one) for one in await asyncio.gather(*asked)]
             return _shares([self.tokens.label(text) for text in said], len(self.labels), said)
         most = self._most_tokens
@@ -339,8 +338,8 @@ class ChatModel:
         dated = found.startswith((f"{asked}-", f"{asked}@", f"{asked}:"))
         if self._served_as is not None or not (dated or found == asked.rpartition("/")[2]):
             raise OtherModel(
-                f"{self.name} answers as {found!r}, and {asked!r} was asked: if that is right, give "
-                f"served_as = {found!r}"
+                f"{self.name} answers as {found!r}, and {asked!r} was asked: if that is right, "
+                f"give served_as = {found!r}"
             )
         if not self._noted:
             self._noted = True
@@ -387,8 +386,8 @@ class _Prompt(NamedTuple):
         own = tuple(named) if columns is None else tuple(columns)
         if missing := [name for name in named if name not in own]:
             raise ValueError(
-                f"prompt names {{{missing[0]}}}, but the columns are {', '.join(own)}: name it among "
-                "columns, or leave these out"
+                f"prompt names {{{missing[0]}}}, but the columns are {', '.join(own)}: name it "
+                "among columns, or leave these out"
             )
         return cls(parts, own, api)
 
@@ -560,9 +559,10 @@ def _decoder() -> Any:
     return msgspec.json.Decoder(Reply)
 
 
-def identity_hash(identity: Mapping[str, Any]) -> str:
-    """The SHA-256 of what a model's answers depend on."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+def chat_identity(options: Mapping[str, Any]) -> str:
+    """The SHA-256 of all in a chat model's table that its answers depend on."""
+    known = {name: options[name] for name in IDENTITY if name in options}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 _JSON = {"Content-Type": "application/json"}

@@ -13,6 +13,8 @@ from typing import Any, Self
 from weakref import WeakValueDictionary
 
 from ebjr.backends import load_model
+from ebjr.backends.chat import IDENTITY, ChatModel, chat_identity
+from ebjr.backends.chat import OPTIONS as CHAT_OPTIONS
 from ebjr.backends.onnx import external_files
 from ebjr.backends.python import absolute, import_path, in_module, source_file
 from ebjr.blend import as_blend
@@ -176,10 +178,7 @@ class RemoteEntry(_Single):
         than it did. `options` are for models that run here.
         """
         model: Any = load_model(self.url, **self.options, metadata=self.metadata)
-        try:
-            model.check()
-        except TeacherUnavailable as error:
-            log.warning("%s: the teacher is not there yet", error)
+        _look_for(model)
         return FarTeacher(prepared(model, self.preprocess), self.link)
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
@@ -204,6 +203,72 @@ class RemoteEntry(_Single):
             metadata=table["metadata"],
             link=replace(link, queue=str((folder / link.queue).resolve())),
             options=picked(table, REMOTE_OPTIONS),
+            **_shared(table, where),
+        )
+
+
+def _look_for(model: Any) -> None:
+    """Ask whether a model elsewhere is the one that it was; it may also be there later."""
+    try:
+        model.check()
+    except TeacherUnavailable as error:
+        log.warning("%s: it is not there yet", error)
+
+
+@dataclass(frozen=True)
+class ChatEntry(_Single):
+    """A language model in ``joint.toml``: what `ChatModel` takes, and how its server is asked.
+
+    `sha256` is that of all that its answers depend on, the prompt and the labels above all, when
+    the threshold was calibrated; None takes it as it is.
+    """
+
+    options: Mapping[str, Any]
+    sha256: str | None = None
+    link: Link = field(default_factory=lambda: Link(retries=0))  # the model asks again by itself
+    cost: Cost = field(default_factory=Cost)
+    preprocess: Preprocess | None = None  # texts have none
+
+    def __post_init__(self) -> None:
+        if self.sha256 is None:
+            object.__setattr__(self, "sha256", chat_identity(self.options))
+
+    def check(self) -> None:
+        """Check that what is asked, and of which model, is what it was; else a ModelError."""
+        if chat_identity(self.options) != self.sha256:
+            raise ModelError(
+                f"what is asked of {self.options['model']} (its {', '.join(IDENTITY)}) has changed "
+                "since the threshold was calibrated; record and calibrate again"
+            )
+
+    def load(self, **options: Any) -> FarTeacher:
+        """The model behind its link; `options` are for models that run here."""
+        self.check()
+        model = ChatModel(**self.options)
+        _look_for(model)
+        return FarTeacher(model, self.link)
+
+    def as_table(self, folder: Path | None) -> dict[str, Any]:
+        """The TOML table, with the queue's path relative to `folder`, or as it is."""
+        link = self.link.as_dict() | {"retries": None}
+        if "queue" in link:
+            link["queue"] = _relative(link["queue"], folder)
+        known = {**link, **self.options, "sha256": self.sha256}
+        return {name: value for name, value in known.items() if value is not None} | _shared_table(
+            self
+        )
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], folder: Path, where: str) -> Self:
+        """Read a TOML table; `where` names it in errors."""
+        needed = ("chat", "model", "prompt", "labels", "sha256")
+        own = [key for key in LINK_KEYS if key not in ("retries", "retry_seconds")]
+        check_keys(table, (*CHAT_OPTIONS, "sha256", "cost", *own), where, needed)
+        link = Link.from_dict({**picked(table, own), "retries": 0})
+        return cls(
+            picked(table, CHAT_OPTIONS),
+            table["sha256"],
+            replace(link, queue=str((folder / link.queue).resolve())),
             **_shared(table, where),
         )
 
@@ -242,7 +307,7 @@ class JointEntry:
         return [*self.student.routers, dict(self.router)]
 
     @property
-    def parts(self) -> tuple[ModelEntry | RemoteEntry, ...]:
+    def parts(self) -> tuple["Single", ...]:
         """The models that it is made of, the first student first."""
         return (*self.student.parts, *self.teacher.parts)
 
@@ -305,7 +370,8 @@ class JointEntry:
         return cls(student, teacher, table["router"], **picked(table, ("task",)), **about)
 
 
-Entry = ModelEntry | RemoteEntry | JointEntry
+Single = ModelEntry | RemoteEntry | ChatEntry
+Entry = Single | JointEntry
 
 
 def joined(task: str, student: Model, teacher: Model, score: Any, **how: Any) -> Any:
@@ -330,6 +396,8 @@ def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -
     known = facts(model)
     preprocess = None if known.preprocess is None else Preprocess.from_dict(known.preprocess)
     about: dict[str, Any] = {"preprocess": preprocess, "cost": cost or Cost()}
+    if "chat" in known.options:
+        return ChatEntry(known.options, link=link or Link(retries=0), cost=about["cost"])
     if known.url is not None:
         metadata = known.metadata or {}
         return RemoteEntry(known.url, metadata, link or Link(), options=known.options, **about)
@@ -372,7 +440,8 @@ def entry_from_table(
     check_keys(table, table, where)
     if "router" in table or str(table.get("path", "")).endswith(".toml"):
         return JointEntry.from_table(table, folder, where, seen)
-    kind = RemoteEntry if "url" in table else ModelEntry
+    kinds: dict[str, type[Single]] = {"chat": ChatEntry, "url": RemoteEntry}
+    kind = next((kind for key, kind in kinds.items() if key in table), ModelEntry)
     return kind.from_table(table, folder, where)
 
 
@@ -433,9 +502,10 @@ def entries_of(
             found = _entry_at(source, link, {} if entry is None else entry.options)
             if isinstance(entry, JointEntry):
                 raise ValueError(f"the {role} is a chain of recorded models: leave --{role} out")
-            if isinstance(entry, ModelEntry) and isinstance(found, ModelEntry):
+            if isinstance(entry, ModelEntry | ChatEntry) and type(found) is type(entry):
                 came, recorded = (
-                    f"sha256 {each.sha256:.12}..., weights {each.weights_sha256 or 'unseen':.12}"
+                    f"sha256 {each.sha256:.12}..., weights "
+                    f"{getattr(each, 'weights_sha256', None) or 'unseen':.12}"
                     for each in (found, entry)
                 )
                 if came != recorded:
@@ -443,10 +513,15 @@ def entries_of(
                         f"{source} is not the {role} whose answers are in {path} ({came}; "
                         f"recorded: {recorded}); record it"
                     )
-                found = replace(entry, path=found.path)
+                if isinstance(entry, ModelEntry) and isinstance(found, ModelEntry):
+                    found = replace(entry, path=found.path)
             entry = replace(found, preprocess=None if entry is None else entry.preprocess)
-        elif isinstance(entry, RemoteEntry) and link is not None:
+        elif isinstance(entry, RemoteEntry | ChatEntry) and link is not None:
             options, how = parse_link(link)
+            if isinstance(entry, ChatEntry):
+                if options:
+                    raise ValueError(f"a chat model's file says its {', '.join(options)}")
+                how = replace(how, retries=0)
             entry = replace(entry, options={**entry.options, **options}, link=how)
         assert entry is not None
         entries[role] = replace(entry, cost=costs[role])
@@ -454,7 +529,7 @@ def entries_of(
 
 
 def _entry_at(source: str, link: str | None, recorded: Mapping[str, Any]) -> Entry:
-    if import_path(source):
+    if import_path(source) or source.endswith(".toml"):
         try:
             return entry_of(load_model(source, **recorded))
         except TypeError as error:  # it takes other options than what was recorded
