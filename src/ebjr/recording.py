@@ -17,7 +17,16 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from ebjr.arrays import Array, Batch, fingerprint, join_rows, row_count, take_rows, to_numpy
+from ebjr.arrays import (
+    Array,
+    Batch,
+    fingerprint,
+    join_rows,
+    put_rows,
+    row_count,
+    take_rows,
+    to_numpy,
+)
 from ebjr.backends.entry import Entry, entry_of, picked
 from ebjr.backends.output_kind import KINDS, with_output_kind
 from ebjr.costs import MOST_DEARER, Cost, common_unit
@@ -45,6 +54,12 @@ from ebjr.task import OUTPUT_SEEN, Task
 from ebjr.tasks import as_task
 
 Batches = Iterable[tuple[Batch, Any]]
+
+MOST_SILENT = 0.05
+"""The largest share of examples that models may leave unanswered: the others are still a sample."""
+
+MANY = 200
+"""After how many examples that is looked at before the end."""
 
 LEAST_SECONDS = 1.0
 """How long each of two models must have run before their times are compared."""
@@ -263,6 +278,8 @@ class _Recording:
         self.places: Places | None = None
         self.undecided = dict.fromkeys(roles, False)  # answers that are 0 or 1 may be anything
         self.labeled = True
+        self.asked = self.fresh = 0  # examples that models were asked about; in the latest batch
+        self.silent: list[str] = []  # for each of them that one has not answered: who, and why
 
     def _of_each(self, what: str, one: str, usual: Any) -> dict[str, Any]:
         """What was said of all models at once, of each one in their order, or by a role's name."""
@@ -364,6 +381,7 @@ class _Recording:
             tell(row_count(inputs))
         if self.data is not None:
             self.data.unreadable[:0] = unreadable
+        self._check_silent(least=0)
         costs = self._measured(costs)
         if (misordered := self._misordered(costs)) and min(self.seconds.values()) > LEAST_SECONDS:
             note(misordered)
@@ -429,6 +447,7 @@ class _Recording:
         last, moved = records[-1][0], self._moved()
         self.seconds, self.read, self.told = last["seconds"], last["read"], 0
         self.dollars = {role: float(each) for role, each in last["dollars"].items()}
+        self.asked, self.silent = last["asked"], last["silent"]
         self.before = {r: self.before[r] + moved[r] - last["moved"][r] for r in self.roles}
         note(f"goes on after {self.read:,} examples that an earlier run recorded")
         return [(name, reason) for told, _ in records for name, reason in told["unreadable"]]
@@ -444,9 +463,9 @@ class _Recording:
         np.savez(content, **arrays)  # type: ignore[arg-type]
         unreadable = [] if self.data is None else self.data.unreadable[self.told :]
         self.told += len(unreadable)
-        self.read += row_count(self.targets[-1]) + len(unreadable)
+        self.read += self.fresh + len(unreadable)
         about = {"read": self.read, "seconds": self.seconds, "moved": self._moved()}
-        about["dollars"] = json_number(self.dollars)
+        about |= {"dollars": json_number(self.dollars), "asked": self.asked, "silent": self.silent}
         self.journal.add({**about, "unreadable": unreadable}, content.getvalue())
 
     def _prepare(self, inputs: Batch, targets: Any) -> None:
@@ -502,20 +521,48 @@ class _Recording:
                 f"some batches have labels and batch {number} is not alike: label all or none"
             )
         self.labeled = given is not None
-        labels = self._checked(given, row_count(inputs), number) if self.labeled else None
+        rows = row_count(inputs)
+        labels = self._checked(given, rows, number) if self.labeled else None
+        heard = np.ones(rows, bool)
         for role in self.roles:
-            self._ask(role, inputs, number)
+            heard &= self._ask(role, inputs, number)
+        self.asked, self.fresh = self.asked + rows, rows
+        if not heard.all():
+            self._check_silent(least=MANY)
+            if not len(kept := np.flatnonzero(heard)):
+                raise TeacherUnavailable(f"a whole batch has no answer, {self.silent[-1]}")
+            labels = None if labels is None else take_rows(labels, kept)
+            for said in self.outputs.values():
+                said[-1] = take_rows(said[-1], kept)
         if number == 1:
             labels = self._compare(labels)
         self.targets.append(
             self.kind.as_targets(self.outputs["teacher"][-1]) if labels is None else labels
         )
 
-    def _ask(self, role: str, inputs: Batch, number: int) -> None:
+    def _check_silent(self, least: int) -> None:
+        """Say which examples have no answer; a ModelError says that they are too many."""
+        if not self.silent or self.asked < least:
+            return
+        count = len({one.partition(":")[0] for one in self.silent})
+        words = f"{count} of {self.asked} examples have no answer, {self.silent[0]}"
+        if count > MOST_SILENT * self.asked:
+            raise ModelError(
+                f"{words}: say in the prompt how to answer, show examples there, or take another "
+                "model"
+            )
+        if not least:
+            note(f"{words}: they are left out")
+
+    def _ask(self, role: str, inputs: Batch, number: int) -> np.ndarray:
+        """Ask a model about a batch of n inputs: (n,) bool, which it has answered."""
         began = time.perf_counter()
         model, teacher = self.models[role], facts(self.models["teacher"])
         said = model(self.features if facts(model).continues else inputs)
-        rows = self.kind.collect(role, _raw_output(role, said), row_count(inputs))
+        output, heard, why = _raw_output(role, said, row_count(inputs))
+        rows = self.kind.collect(role, output, row_count(inputs))
+        missed = np.flatnonzero(~heard) + self.asked
+        self.silent += [f"example {row}: of the {role}, {why}" for row in missed.tolist()]
         self.seconds[role] += time.perf_counter() - began
         spent = as_answer(said).spent
         self.dollars[role] += math.nan if spent is None else float(spent[:, 2].sum())
@@ -530,6 +577,7 @@ class _Recording:
             self._output_kind(role, rows)
         self.outputs[role].append(rows)
         _check_alike(self.kind, role, self.outputs[role][0], rows, number)
+        return heard
 
     def _output_kind(self, role: str, rows: Any) -> str | None:
         """What a model's answers to the first batch are, where they must become logits."""
@@ -750,17 +798,19 @@ def _note_chance(outcomes: Outcomes, role: str) -> None:
     )
 
 
-def _raw_output(role: str, said: Any) -> Array:
-    """A model's answer as raw output; a joint model's answer carries it, and must be whole."""
+def _raw_output(role: str, said: Any, rows: int) -> tuple[Array, np.ndarray, str | None]:
+    """A model's raw output, zeros where there is none; (n,) bool, where it is; and why it is not.
+
+    A joint model's answer carries it, and must be whole.
+    """
     answer = as_answer(said)
     if answer.degraded is not None and to_numpy(answer.degraded).any():
         raise TeacherUnavailable(
             f"the {role} is a joint model whose own teacher could not be reached; record again "
             "when it can"
         )
-    if answer.answered is not None and not to_numpy(answer.answered).all():
-        raise TeacherUnavailable(
-            f"{answer.why}; record again, which asks for what is missing alone, or leave such "
-            "examples out of the data"
-        )
-    return answer.output
+    if answer.answered is None:
+        return answer.output, np.ones(rows, bool), None
+    heard = to_numpy(answer.answered)
+    output = np.zeros((rows, *answer.output.shape[1:]))
+    return put_rows(output, np.flatnonzero(heard), answer.output), heard, answer.why

@@ -16,6 +16,7 @@ from ebjr.backends.chat import ChatModel
 from ebjr.backends.entry import entry_from_table, entry_of
 from ebjr.errors import ModelError, RecordingNote, TeacherUnavailable
 from ebjr.joint_file import JointConfig
+from ebjr.journal import Journal
 from ebjr.model import facts
 from ebjr.scores import as_score
 
@@ -353,11 +354,60 @@ def test_a_changed_prompt_is_noticed(recorded, tmp_path):
         ebjr.load_joint(file)
 
 
-def test_recording_stops_where_a_row_has_no_answer():
-    def some(body, number):
-        odd = body["messages"][-1]["content"] == TEXTS[1]
-        usual = _says("yes", logprobs=_listed("yes", "no"))
-        return refusal(400, "filtered") if odd else usual(body, 0)
+def _filtering(*odd):
+    """Answers yes, and refuses some texts."""
 
-    with chat_server(some) as server, pytest.raises(TeacherUnavailable, match="filtered"):
-        ebjr.record(made(server.url), made(server.url), TEXTS[:3], [0, 1, 1])
+    def answer(body, number):
+        if body["messages"][-1]["content"] in odd:
+            return refusal(400, "filtered")
+        return _says("yes", logprobs=_listed("yes", "no"))(body, 0)
+
+    return answer
+
+
+def test_examples_without_an_answer_are_left_out_of_a_recording_and_said(tmp_path):
+    texts = [f"text {number}" for number in range(60)]
+    with chat_server(_filtering(texts[7])) as server:
+        both = made(server.url), made(server.url, prompt="Well: {text}")
+        with pytest.warns(RecordingNote, match="1 of 60 .* example 7: of the student, .*filtered"):
+            outcomes = ebjr.record(*both, texts, np.ones(60, int), batch_size=20)
+    assert len(outcomes) == 59
+
+
+def test_models_that_leave_many_examples_unanswered_are_refused():
+    texts = [f"text {number}" for number in range(40)]
+    with chat_server(_filtering(*texts[:3])) as server, pytest.raises(ModelError, match="3 of 40"):
+        ebjr.record(made(server.url), made(server.url), texts, np.ones(40, int))
+
+
+def test_a_recording_that_was_stopped_asks_for_what_is_missing(tmp_path):
+    texts = [f"text {number}" for number in range(60)]
+    usual, down = _filtering(texts[7]), []
+
+    def answer(body, number):
+        return refusal(503) if down and len(server.asked) > 60 else usual(body, number)
+
+    def record(server):
+        journal = Journal(tmp_path / "o.npz")
+        with journal:
+            found = ebjr.record(
+                made(server.url),
+                made(server.url),
+                texts,
+                np.ones(60, int),
+                batch_size=20,
+                keep=journal,
+            )
+            journal.remove()
+        return found
+
+    with chat_server(answer) as server:
+        down.append(True)
+        with pytest.raises(TeacherUnavailable):
+            record(server)
+        down.clear()
+        server.asked.clear()
+        again = pytest.warns(RecordingNote, match="goes on after 20 examples")
+        with again, pytest.warns(RecordingNote, match="1 of 60 examples have no answer"):
+            assert len(record(server)) == 59
+    assert len(server.asked) == 2 * (20 + 40)  # the first batch, to compare, and what is missing

@@ -251,8 +251,8 @@ class ChatEntry(_Single):
     def as_table(self, folder: Path | None) -> dict[str, Any]:
         """The TOML table, with the queue's path relative to `folder`, or as it is."""
         link = self.link.as_dict() | {"retries": None}
-        if "queue" in link:
-            link["queue"] = _relative(link["queue"], folder)
+        kept = self.link.when_unavailable == "queue"  # else there is no file
+        link["queue"] = _relative(self.link.queue, folder) if kept else None
         known = {**link, **self.options, "sha256": self.sha256}
         return {name: value for name, value in known.items() if value is not None} | _shared_table(
             self
