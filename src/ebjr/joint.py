@@ -414,7 +414,9 @@ def _sound_rows(found: Answer, sound: np.ndarray, name: str) -> Answer:
     rows, count = np.flatnonzero(sound), len(sound)
     why = f"{name} returned NaN or infinity in {count - len(rows)} of {count} rows"
     if not len(rows):
-        raise TeacherFailed(why)
+        failed = TeacherFailed(why)
+        failed.spent = found.spent
+        raise failed
     answered = np.ones(count, bool) if found.answered is None else to_numpy(found.answered).copy()
     answered[np.flatnonzero(answered)[~sound]] = False
     marks = {
