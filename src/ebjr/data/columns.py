@@ -17,7 +17,7 @@ def read_by(*models: Model) -> tuple[tuple[str, ...] | None, bool]:
     ValueError: two of them read other columns, or the same in another order.
     """
     every = [facts(part) for model in models for part in models_of(model)]
-    said = [known for known in every if known.columns is not None]
+    said = [known for known in every if known.columns]
     for other in said[1:]:
         if other.columns != said[0].columns:
             raise ValueError(
