@@ -310,6 +310,9 @@ def test_rows_of_two_texts_are_pairs(framing):
     assert np.abs(model(rows) - model(rows[:, ::-1])).max() > 0.01
     np.testing.assert_array_equal(model(rows[:, :1]), model(rows[:, 0].tolist()))
     assert model.facts.columns == ("premise", "hypothesis")
+    assert model.facts.input_shape == (None, 2)
+    with pytest.raises(ValueError, match="columns name one text, or a pair of texts, not"):
+        load_model(module, processor=framing, columns="abc")
     with pytest.raises(ModelError, match="reads one text or a pair of texts in each row, but was"):
         model(np.array([["a", "b", "c"]], object))
 

@@ -173,7 +173,11 @@ def test_every_door_compares_columns_before_a_model_runs(tmp_path):
     numbers = open_data(write(tmp_path / "n.csv", a=[1, 2], label=[0, 1]))
     with pytest.raises(ValueError, match=r"the models read texts, but a are numbers.*models="):
         record(reads(), reads(), numbers)
-    assert student.asked == teacher.asked == []
+    one = reads()
+    one.input_shape = (None,)
+    with pytest.raises(ValueError, match="model reads one text in each row, but a row of the inp"):
+        record(one, teacher, data)
+    assert student.asked == teacher.asked == one.asked == []
     assert not (tmp_path / "answers.jsonl.part").exists()
 
 
