@@ -77,6 +77,7 @@ def test_numbers_beside_texts_are_texts_as_the_file_has_them(tmp_path):
     for name in ("t.csv", "t.tsv", "t.jsonl"):
         data = open_data(write(tmp_path / name, **given), input_columns="n,day,text")
         assert data.inputs.tolist() == wanted
+    assert open_data(tmp_path / "t.csv", input_columns="n", texts=True).inputs == ["007", "1.50"]
     typed = {"n": [7, 2], "x": [1.5, 3.0], "yes": [True, False], "text": ["a", "b"]}
     typed["day"] = [datetime.date(2020, 1, 2)] * 2
     for name in ("t.parquet", "t.arrow"):
