@@ -217,6 +217,15 @@ def test_a_prompt_is_filled_from_columns_and_shows_examples():
     ]
 
 
+def test_examples_of_a_file_are_texts_as_they_stand_there(tmp_path):
+    (tmp_path / "seen.csv").write_text("text,label\n007,no\n1.50,yes\n")
+    with chat_server() as server:
+        path = described(server.url, tmp_path / "m.toml", examples="seen.csv")
+        ChatModel.of_file(path)(["2"])
+    shown = [message["content"] for message in server.asked[0]["messages"]]
+    assert shown == ["007", "no", "1.50", "yes", "2"]
+
+
 def test_a_completion_goes_on_after_the_examples():
     examples = [{"text": "good", "label": "yes"}, {"text": "bad", "label": "no"}]
     with chat_server() as server:

@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 from ebjr import JointClassifier, Router, load_model, record  # noqa: E402
+from ebjr.backends.entry import entry_of  # noqa: E402
 from ebjr.backends.pytorch import TorchModel  # noqa: E402
 from ebjr.backends.transformers import TransformersModel  # noqa: E402
 from ebjr.errors import ModelError, RecordingNote  # noqa: E402
@@ -310,6 +311,9 @@ def test_rows_of_two_texts_are_pairs(framing):
     assert np.abs(model(rows) - model(rows[:, ::-1])).max() > 0.01
     np.testing.assert_array_equal(model(rows[:, :1]), model(rows[:, 0].tolist()))
     assert model.facts.columns == ("premise", "hypothesis")
+    assert model.facts.input_shape == (None, 2)
+    with pytest.raises(ValueError, match="columns name one text, or a pair of texts, not"):
+        load_model(module, processor=framing, columns="abc")
     with pytest.raises(ModelError, match="reads one text or a pair of texts in each row, but was"):
         model(np.array([["a", "b", "c"]], object))
 
@@ -412,3 +416,24 @@ def test_two_models_may_share_a_tokenizer_in_several_threads(framing):
     wanted = [whole(batch) for batch in batches[:4]] * 10
     for answer, each in zip(joint.stream(batches, overlap=4), wanted, strict=True):
         np.testing.assert_allclose(answer.output, each, atol=1e-5)
+
+
+def test_a_model_that_is_told_of_windows_outside_its_module_has_no_path(framing, tmp_path):
+    pair_model().save_pretrained(tmp_path / "encoder")
+    framing.save_pretrained(tmp_path / "encoder")
+    (tmp_path / "encoders.py").write_text(
+        "import transformers\n"
+        "import ebjr\n"
+        f"folder = {str(tmp_path / 'encoder')!r}\n"
+        "model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)\n"
+        "tokenizer = transformers.AutoTokenizer.from_pretrained(folder)\n"
+        "pipe = transformers.pipeline('text-classification', model=model, tokenizer=tokenizer)\n"
+        "inside = ebjr.load_model(pipe, windows='mean')\n"
+    )
+    outside = load_model(f"{tmp_path}/encoders.py:pipe", windows="mean")
+    inside = load_model(f"{tmp_path}/encoders.py:inside")
+    np.testing.assert_allclose(outside(LONG), inside(LONG))
+    with pytest.raises(TypeError, match=r"joint.toml names files, addresses and import paths"):
+        entry_of(outside)
+    again = load_model(entry_of(inside).path)
+    np.testing.assert_allclose(again(LONG), inside(LONG))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -26,7 +27,16 @@ from tiny import write_coco, write_detectors, write_images, write_pair
 
 from ebjr.scale import predict
 from ebjr.scale.models import check_teacher, checked_config, thread_option
-from ebjr.scale.ray_data import _lines, _objects, _share, _Student, _Teacher, predict_file
+from ebjr.scale.ray_data import (
+    _dataset,
+    _lines,
+    _objects,
+    _share,
+    _stacked,
+    _Student,
+    _Teacher,
+    predict_file,
+)
 
 pytestmark = pytest.mark.ray
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
@@ -189,6 +199,17 @@ def test_a_joint_model_as_student_says_which_of_three_models_answered(tmp_path, 
     lines = _lines(found, ("student", "model-2", "teacher"))
     assert [line["stage"] for line in lines] == expected.stage.tolist()
     assert {line["answered_by"] for line in lines} >= {"student", "model-2"}
+
+
+def test_rows_of_several_texts_reach_both_models_as_on_one_machine(nodes, tmp_path):
+    rows = [["a", "good one"], ["b", "bad one"]] * 40
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["title", "body"], *rows])
+    data = open_data(tmp_path / "t.csv", input_columns="title,body")
+    batches = _dataset(data, 0).iter_batches(batch_size=50, batch_format="numpy")
+    found = [_stacked(list(batch["inputs"])) for batch in batches]
+    assert all((batch.dtype, batch.ndim) == (object, 2) for batch in found)
+    assert np.concatenate(found).tolist() == rows
 
 
 def test_a_teacher_that_continues_from_features_is_refused(tmp_path):

@@ -479,7 +479,7 @@ def _read_examples(file: Path, columns: Sequence[str], labels: Any) -> list[dict
     from ebjr.data.open import open_data
 
     names = [*_answers(labels)]
-    data = open_data(file, input_columns=columns, classes=names)
+    data = open_data(file, input_columns=columns, classes=names, texts=True)
     if not data.has_targets:
         raise ValueError(f"{file} has no column of labels")
     (found,) = data.batches(max(1, len(data)))

@@ -13,7 +13,7 @@ from scipy.special import logit
 from ebjr.arrays import is_array, row_count, to_numpy
 from ebjr.errors import ModelError, needs, one_line
 from ebjr.labels import label_text
-from ebjr.model import ModelFacts
+from ebjr.model import InputShape, ModelFacts
 
 CLASSIFIER_OUTPUTS = ("decision_function", "predict_log_proba", "predict_proba")
 MULTILABEL_OUTPUTS = ("decision_function", "predict_proba")
@@ -62,8 +62,9 @@ class SklearnModel:
         if self.output == "decision_function":
             self._check_not_pairwise()
         features = getattr(estimator, "n_features_in_", None)
-        self.input_shape = None if features is None else (None, int(features))
         self.texts, names = _reads_text(estimator), getattr(estimator, "feature_names_in_", None)
+        several = None if features is None else (None, int(features))
+        self.input_shape: InputShape | None = (None,) if self.texts and not several else several
         self.columns = None if names is None else tuple(map(str, names))
 
     @cached_property

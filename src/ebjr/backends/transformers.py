@@ -69,6 +69,8 @@ class TransformersModel:
         # where texts are cut unasked, it is said once
         self._silent = windows is not None or not {"max_length", "truncation"}.isdisjoint(own_cuts)
         self.columns = None if columns is None else tuple(columns)
+        if self.columns is not None and not (self.texts and len(self.columns) in (1, 2)):
+            raise ValueError(f"columns name one text, or a pair of texts, not {columns!r}")
         self._several = told.get("function_to_apply") == "sigmoid" and model.config.num_labels > 1
         names = [str(label) for _, label in sorted(model.config.id2label.items())]
         unnamed = names == [f"LABEL_{place}" for place in range(len(names))]
@@ -80,7 +82,8 @@ class TransformersModel:
         """All that the model says of itself."""
         inside, several = self._torch.facts, self._several or self._torch.facts.multilabel
         dtype = np.dtype(object if self.texts else np.uint8)
-        inside = replace(inside, input_dtype=dtype, columns=self.columns)
+        shape = None if self.columns is None else (None, len(self.columns))[: len(self.columns)]
+        inside = replace(inside, input_dtype=dtype, input_shape=shape, columns=self.columns)
         return replace(inside, labels=self.labels, multilabel=several, probabilities=False)
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:

@@ -124,8 +124,7 @@ class _Student:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         joint, column = self.joint, batch["inputs"]
-        # rows of different shapes are a list
-        found = joint.ask_student(list(column) if column.dtype == object else column)
+        found = joint.ask_student(_stacked(list(column)) if column.dtype == object else column)
         score, deferred = map(to_numpy, joint.router(found.output))
         output, marked = joint.of_student(found.output), found.degraded
         sent = [b""] * len(score)
@@ -213,7 +212,9 @@ def _objects(values: Sequence[Any]) -> np.ndarray:
 
 
 def _stacked(rows: Sequence[Any]) -> Any:
-    """Rows as a batch: arrays of one shape are an array."""
+    """Rows as a batch: arrays of one shape are an array, and so are lists, of several texts."""
+    if isinstance(rows[0], list):
+        return np.array(rows, object)
     shapes = {getattr(row, "shape", None) for row in rows}
     return list(rows) if None in shapes or len(shapes) > 1 else np.stack(rows)
 
