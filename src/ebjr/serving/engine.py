@@ -469,7 +469,7 @@ class Engine:
 
     def _audit(self) -> None:
         try:
-            if (found := self._audits.ask(self.levels[-1])) is not None:
+            if (found := self._audits.ask(self.levels[-1], self._told.observe)) is not None:
                 self._told.observe(found)
         except Exception as error:  # nobody waits: what is not known is left out
             self._told.observe(Failed("audit", error))
