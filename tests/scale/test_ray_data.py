@@ -152,7 +152,7 @@ def test_detectors_answer_in_two_stages_as_one_model(tmp_path):
     answers, _ = stages(config, data, 8)
     model = config.load()
     local = model(data.take(range(40))[0].inputs)
-    lines = _lines(answers)
+    lines = _lines(answers, ("student", "teacher"))
     assert [line["deferred"] for line in lines] == local.deferred.tolist()
     assert 0 < local.deferred.mean() < 1
     said = model.kind.plain(local.prediction, None)
@@ -186,7 +186,9 @@ def test_a_joint_model_as_student_says_which_of_three_models_answered(tmp_path, 
     assert set(expected.stage.tolist()) == ({0, 1, 2} if policy == "right" else {0, 1})
     for name in ("prediction", "deferred", "degraded", "stage"):
         np.testing.assert_array_equal(found[name], getattr(expected, name))
-    assert [line["stage"] for line in _lines(found)] == expected.stage.tolist()
+    lines = _lines(found, ("student", "model-2", "teacher"))
+    assert [line["stage"] for line in lines] == expected.stage.tolist()
+    assert {line["answered_by"] for line in lines} >= {"student", "model-2"}
 
 
 def test_a_teacher_that_continues_from_features_is_refused(tmp_path):
