@@ -134,12 +134,26 @@ class Served:
         """Whether inputs are images, which each model prepares for itself."""
         return self.joint.kind.takes_images or isinstance(models_of(self.joint)[0], Preprocessed)
 
+    @property
+    def takes_texts(self) -> bool:
+        """Whether inputs are known to be texts."""
+        dtype = facts(models_of(self.joint)[0]).input_dtype
+        return dtype is not None and dtype.kind in "OU"
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """What the columns of a row are called, where a model or ``joint.toml`` says it."""
+        own = facts(models_of(self.joint)[0]).columns
+        return own or (None if self.config is None else self.config.columns)
+
     def input(self) -> TensorMetadata:
         """The metadata of the input."""
         if self.takes_images:
             return TensorMetadata.of("image", np.uint8, (None, None, None, 3))
         known = facts(models_of(self.joint)[0])
         shape = (None, *(known.input_shape or (None,))[1:])
+        if self.takes_texts and len(self.columns or ()) > 1:
+            shape = (None, len(self.columns or ()))
         return TensorMetadata.of(known.input_name, known.input_dtype or np.float32, shape)
 
     def tensors(self) -> dict[str, Tensor]:

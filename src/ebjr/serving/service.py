@@ -378,9 +378,13 @@ class Service:
         (array,) = asked.inputs.values()
         if self.served.takes_images:
             return _images(array)
-        if len(shape := self.input.shape) > 1 and not self.input.fits(array.shape):
+        shape, columns = self.input.shape, self.served.columns if self.served.takes_texts else None
+        if len(columns or ()) == 1 and array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if (len(shape) > 1 or columns) and not self.input.fits(array.shape):
+            words = f" of {', '.join(columns)}" if columns else ""
             raise ProtocolError(
-                f"the input {name!r} must have shape {list(shape)}, not {list(array.shape)}"
+                f"the input {name!r} must have shape {list(shape)}{words}, not {list(array.shape)}"
             )
         if not array.ndim or not len(array):
             raise ProtocolError(f"the input {name!r} must have at least one row")
