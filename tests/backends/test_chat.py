@@ -411,3 +411,12 @@ def test_a_recording_that_was_stopped_asks_for_what_is_missing(tmp_path):
         with again, pytest.warns(RecordingNote, match="1 of 60 examples have no answer"):
             assert len(record(server)) == 59
     assert len(server.asked) == 2 * (20 + 40)  # the first batch, to compare, and what is missing
+
+
+def test_a_file_of_another_kind_is_told_apart(tmp_path):
+    file = described("http://127.0.0.1:1/v1", tmp_path / "m.toml")
+    with pytest.raises(ValueError, match="it describes one chat model"):
+        ebjr.load_joint(file)
+    file.write_text("[router]\nscore = 'softmax'")
+    with pytest.raises(ValueError, match="a joint model's file"):
+        ebjr.load_model(file)

@@ -164,6 +164,8 @@ class ChatModel:
     def of_table(cls, table: Mapping[str, Any], folder: Path) -> "ChatModel":
         """The model that a TOML table describes."""
         table = dict(table)
+        if "router" in table:
+            raise ValueError("it is a joint model's file, and not that of a chat model")
         needed = ("chat", "model", "prompt", "labels")
         for name in needed:
             if name not in table:

@@ -142,7 +142,8 @@ class Server:
                 f"{self.name} gave no answer within {self._seconds:g} s"
             ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise TeacherUnavailable(f"{self.name} cannot be reached: {one_line(error)}") from error
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise TeacherUnavailable(f"{self.name} cannot be reached: {reason}") from error
         sent = response.request_info.headers
         self.bytes_moved += len(body or b"") + len(said) + head_bytes(sent, response.headers)
         plain = self._unpacked(bytes(said), response.headers.get("Content-Encoding"))
