@@ -277,7 +277,11 @@ def measure(told: argparse.Namespace) -> None:
             file = str(litellm_config(folder, address))
             where = ["--host", "127.0.0.1", "--port", str(ports["litellm"])]
             words = [str(told.litellm.resolve()), "--config", file, *where]
-            own = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+            own = {
+                "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+                "LITELLM_LOG": "ERROR",
+                "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # ours has none
+            }
             stack.enter_context(process(words, ports["litellm"], **own))
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in ports}
         for port in ports.values():

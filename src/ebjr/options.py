@@ -613,7 +613,9 @@ class ServerOptions:
     audit_log: Path | None = in_output(
         "A file to which each move of the knob is appended, a JSON line each."
     )
-    hold: str | None = in_knob("The autopilot holds p99=50ms, deferral_rate=0.2 or flops=50M.")
+    hold: str | None = in_knob(
+        "The autopilot holds p99=50ms, deferral_rate=0.2, flops=50M or dollars=0.0004."
+    )
     audit_rate: float = in_monitor(
         "The share of kept answers that the teacher checks when idle, as 0.01.",
         default=0.0,

@@ -14,9 +14,7 @@ import numpy as np
 from ebjr.arrays import to_numpy
 from ebjr.errors import ProtocolError, needs
 from ebjr.files import json_number
-from ebjr.joint import models_of
 from ebjr.labels import are_names
-from ebjr.model import facts
 from ebjr.protocol import read_object
 from ebjr.serving.admission import Hold
 from ebjr.serving.bodies import LARGE_BYTES, aside
@@ -70,8 +68,8 @@ class Chat:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        served, first = service.served, facts(models_of(service.served.joint)[0])
-        self._columns = first.columns or ("text",)
+        served = service.served
+        self._columns = served.columns or ("text",)
         self._stages = service.engine.stages
         self.why_not = _why_not(served)
         self._labels = served.labels or ()
@@ -214,12 +212,11 @@ class Chat:
 
 def _why_not(served: Served) -> str | None:
     """Why a pair cannot be asked by chat completions; None where it can."""
-    first = facts(models_of(served.joint)[0])
     if not served.joint.kind.has_labels or not are_names(served.labels):
         return "chat completions are for models that answer labels with names, and these do not"
-    if first.input_dtype is None or first.input_dtype.kind not in "OU":
+    if not served.takes_texts:
         return "chat completions are for models of texts, and these do not say that they take any"
-    if first.columns is None and len(first.input_shape or ()) > 1:
+    if served.columns is None and len(served.input().shape) > 1:
         return "chat completions need to know what the texts of a row are called: give columns"
     return None
 

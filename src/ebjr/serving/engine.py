@@ -154,10 +154,11 @@ class Engine:
     are the most rows of a batch of the first model, and of the others. As many batches as
     `workers` (None: as there are cores) are at work here at once, and `teacher_workers` beside
     them: None lets the workers ask a teacher that is here, and has two batches on their way to one
-    elsewhere. A model waits up to `max_wait_seconds` for its batch to fill, where rows come fast
-    enough for that. About the share `audit_rate` of kept rows the teacher is asked too, one at a
-    time, when nothing waits. `observer` is told of what happens, after those who wait for it have
-    their answers.
+    elsewhere. Models that bear many calls at once (`ModelFacts.calls`) are asked for each row on
+    its own, so that no row waits for the slowest. Other models wait up to `max_wait_seconds` for
+    their batch to fill, where rows come fast enough for that. About the share `audit_rate` of kept
+    rows the teacher is asked too, one at a time, when nothing waits. `observer` is told of what
+    happens, after those who wait for it have their answers.
 
     Examples
     --------
@@ -469,7 +470,7 @@ class Engine:
 
     def _audit(self) -> None:
         try:
-            if (found := self._audits.ask(self.levels[-1])) is not None:
+            if (found := self._audits.ask(self.levels[-1], self._told.observe)) is not None:
                 self._told.observe(found)
         except Exception as error:  # nobody waits: what is not known is left out
             self._told.observe(Failed("audit", error))

@@ -51,6 +51,7 @@ from ebjr.serving.metrics import Metrics, add_sources
 from ebjr.serving.periodic import Periodic
 from ebjr.serving.recent import Recent
 from ebjr.serving.served import KNOBS, Served
+from ebjr.serving.spending import Spending
 from ebjr.serving.status import describe
 
 if TYPE_CHECKING:  # an extra
@@ -121,8 +122,8 @@ class Service:
         self.monitor = LiveMonitor(
             served, audit_rate=audit_rate, folder=beside if state is None else state
         )
-        self.tracing = tracing
-        self.observers = Observers(self.metrics, self.recent, self.monitor, Faults())
+        self.tracing, self.spending = tracing, Spending(stages_of(served.joint))
+        self.observers = Observers(self.metrics, self.recent, self.monitor, self.spending, Faults())
         if tracing is not None:
             self.observers.add(tracing)
         self.engine = Engine(
@@ -146,7 +147,7 @@ class Service:
         self._periodic = Periodic(
             chore_seconds, self.engine.tell, self.control.look, self.monitor.look
         )
-        add_sources(self.metrics, self.engine, self.control, self.monitor)
+        add_sources(self.metrics, self.engine, self.control, self.monitor, self.spending)
         self.input = served.input()
         self._wanted = facts(models_of(served.joint)[0]).input_dtype
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
@@ -303,7 +304,9 @@ class Service:
             inputs = await asyncio.get_running_loop().run_in_executor(self.decoders, decode)
         at = self.knob.threshold if threshold is None else threshold
         asking = asyncio.get_running_loop().run_in_executor(
-            self._looking, explain, self.served.joint, inputs, at, self.served.labels
+            self._looking,
+            partial(explain, tell=self.observers.observe),
+            *(self.served.joint, inputs, at, self.served.labels),
         )
         try:
             return json_number(await asyncio.wait_for(asking, timeout))
@@ -337,6 +340,7 @@ class Service:
             **self._described(),
             "router": self.control.state(),
             "monitor": self.monitor.status(),
+            "spending": self.spending.status(),
             "far_teacher": self._far_teacher(),
             "live": {**self.recent.as_dict(), "waiting": self.engine.waiting()},
         }
@@ -374,9 +378,13 @@ class Service:
         (array,) = asked.inputs.values()
         if self.served.takes_images:
             return _images(array)
-        if len(shape := self.input.shape) > 1 and not self.input.fits(array.shape):
+        shape, columns = self.input.shape, self.served.columns if self.served.takes_texts else None
+        if len(columns or ()) == 1 and array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if (len(shape) > 1 or columns) and not self.input.fits(array.shape):
+            words = f" of {', '.join(columns)}" if columns else ""
             raise ProtocolError(
-                f"the input {name!r} must have shape {list(shape)}, not {list(array.shape)}"
+                f"the input {name!r} must have shape {list(shape)}{words}, not {list(array.shape)}"
             )
         if not array.ndim or not len(array):
             raise ProtocolError(f"the input {name!r} must have at least one row")
