@@ -10,18 +10,20 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
-from ebjr.arrays import to_numpy
+import numpy as np
+
+from ebjr.arrays import Batch, to_numpy
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import Blend
 from ebjr.data.columns import check_columns
 from ebjr.data.examples import Data, Part
 from ebjr.errors import needs
 from ebjr.files import write_whole
-from ebjr.joint import JointModel, models_of, router_table
+from ebjr.joint import JointAnswer, JointModel, models_of, router_table
 from ebjr.journal import CONTENTS, Journal
 from ebjr.outcomes import roles_of
 from ebjr.router import Router
@@ -91,9 +93,13 @@ def predict(
         batch, unreadable = part
         if batch is None:
             return [], unreadable
-        found = joint(batch.inputs)
+        found, lost = _answered(joint, batch.inputs)
         said = joint.kind.plain(found.prediction, labels)
-        return list(answer_rows(batch.names, said, found, stages)), unreadable
+        rows = list(answer_rows(batch.names, said, found, stages))
+        if lost is None:
+            return rows, unreadable
+        missing = [(name, "no model has answered it") for name in compress(batch.names, lost)]
+        return [*compress(rows, ~lost)], [*unreadable, *missing]
 
     def answers(start: int) -> Iterator[Answered]:
         parts = data.parts(batch_size, start)
@@ -101,6 +107,15 @@ def predict(
 
     whose = whose_answers(joint.router, joint.blend, data, about)
     return write_answers(answers, output, len(data), whose, restart=restart, tell=tell)
+
+
+def _answered(joint: Any, inputs: Batch) -> tuple[JointAnswer, np.ndarray | None]:
+    """The answer to a batch, and (n,) bool which of its rows no model has answered, if some."""
+    if not isinstance(joint, JointModel):
+        return joint(inputs), None
+    found = joint.unchecked(inputs)
+    lost = joint.unanswered(found)
+    return (joint(inputs), None) if lost is not None and lost.all() else (found, lost)
 
 
 def predict_within(
