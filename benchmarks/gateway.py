@@ -298,7 +298,17 @@ def measure(told: argparse.Namespace) -> None:
                 }
                 rounds[name].append(found)
                 print(name, json.dumps(found), flush=True)
-    save("gateway", {**about(0), "clients": told.clients, **summary(rounds)})
+    known = {**about(0), "clients": told.clients, **summary(rounds)}
+    if told.litellm:
+        known["litellm_version"] = version_beside(told.litellm, "litellm")
+    save("gateway", known)
+
+
+def version_beside(command: Path, package: str) -> str:
+    """The version of a package in a command's own environment."""
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    words = [str(command.parent / "python"), "-c", code]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def summary(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
