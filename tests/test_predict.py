@@ -20,7 +20,8 @@ from ebjr import Detections, JointClassifier, JointDetector, Router
 from ebjr.data.examples import Data, Examples
 from ebjr.data.open import open_data
 from ebjr.errors import ModelError
-from ebjr.predict import predict, write_answers
+from ebjr.model import Answer
+from ebjr.predict import SPENT, predict, write_answers
 
 
 def colors(images):
@@ -165,6 +166,9 @@ def test_answers_say_which_of_three_models_gave_them(suffix, images, tmp_path):
     (batch, _), *_ = open_data(images).parts(64, 0)
     assert found == three(batch.inputs).stage.tolist()
     assert set(found) == {0, 1, 2}
+    if suffix == "jsonl":
+        named = {row["stage"]: row["answered_by"] for row in rows_of(output)}
+        assert named == {0: "student", 1: "model-2", 2: "teacher"}
 
 
 def test_csv_holds_the_same_rows_after_a_kill_too(images, tmp_path, expected):
@@ -175,10 +179,11 @@ def test_csv_holds_the_same_rows_after_a_kill_too(images, tmp_path, expected):
     assert predict(joint(), open_data(images), output, labels=CLASSES).resumed == 21
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    told = ["score", "deferred", "degraded", "stage"]
+    told = ["score", "deferred", "degraded", "stage", "answered_by"]
     assert [*rows[0]] == ["name", "prediction", "label", *told]
     assert [row.pop("label") for row in rows] == [CLASSES[each["prediction"]] for each in expected]
-    assert [{k: v if k == "name" else json.loads(v) for k, v in row.items()} for row in rows] == (
+    texts = ("name", "answered_by")
+    assert [{k: v if k in texts else json.loads(v) for k, v in row.items()} for row in rows] == (
         expected
     )
 
@@ -198,6 +203,40 @@ def test_what_only_a_late_row_has_is_written(suffix, tmp_path):
         found = rows_of(output) if suffix == "jsonl" else tables.read_table(output).to_pylist()
         assert (found[7]["prediction"], found[7]["score"]) == ([0.5, 7], None)
     assert (found[7]["name"], found[4000]["late"], len(found)) == ('7, "a"\nb', "abc", 5000)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_answers_say_what_each_row_has_cost(suffix, images, tmp_path):
+    def priced(tokens, dollars, sign=1):
+        def model(batch):
+            spent = np.tile([tokens, 1.0, dollars], (len(batch), 1))
+            return Answer(sign * colors(batch), spent=spent)
+
+        return model
+
+    output = tmp_path / f"a.{suffix}"
+    both = JointClassifier(priced(5, 0.0), priced(40, 0.25, -1), Router("max_logit", 9.0))
+    done = predict(both, open_data(images), output, batch_size=7)
+    assert done.dollars == 0.25 * done.deferred > 0
+    if suffix == "parquet":
+        tables = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+        found = tables.read_table(output).to_pylist()
+    elif suffix == "csv":
+        with output.open(newline="") as file:
+            found = [
+                {key: json.loads(row[key]) for key in ("deferred", *SPENT)}
+                for row in csv.DictReader(file)
+            ]
+    else:
+        found = rows_of(output)
+    for row in found:
+        wanted = (45, 2, 0.25) if row["deferred"] else (5, 1, 0.0)
+        assert tuple(row[name] for name in SPENT) == wanted
+        assert isinstance(row["tokens_in"], int)
+    unpriced = JointClassifier(priced(5, 0.0), priced(40, np.nan, -1), Router("max_logit", 9.0))
+    done = predict(unpriced, open_data(images), tmp_path / "b.jsonl")
+    assert done.dollars is None  # no bill rather than a wrong one
+    assert {row["dollars"] for row in rows_of(tmp_path / "b.jsonl")} == {0.0, None}
 
 
 def written(rows):

@@ -37,6 +37,7 @@ ORACLES = {
     "margin": _margin,
     "max_logit": lambda z: z.max(axis=1),
     "normalized_logit": _normalized,
+    "label_mass": lambda z: np.exp(scipy.special.logsumexp(z, axis=1)).clip(max=1),
 }
 
 
@@ -128,6 +129,8 @@ def test_integer_logits_are_taken_for_floats(name, asarray):
 def test_energy_and_max_logit_shift_with_the_logits_and_no_other_score_does(name, rows, shift):
     score = as_score(name)
     expected = score(rows) + (shift if name in SHIFT_WITH_LOGITS else 0)
+    if name == "label_mass":  # it is a share, and grows by a factor
+        expected = np.exp(np.minimum(energy(rows) + shift, 0))
     np.testing.assert_allclose(score(rows + shift), expected, atol=1e-10)
 
 
@@ -151,7 +154,8 @@ def test_the_published_thresholds_fit_softmax_energy_alone():
 @pytest.mark.parametrize("name", INFORMED)
 def test_higher_is_easier(name, asarray):
     flat, peaked = [1.0, 0.9, 1.1, 1.0], [8.0, 0.0, 0.0, 0.0]
-    hard, easy = to_numpy(as_score(name)(asarray(np.array([flat, peaked]))))
+    # less than 0, as log-probabilities are
+    hard, easy = to_numpy(as_score(name)(asarray(np.array([flat, peaked]) - 10)))
     assert hard < easy
 
 

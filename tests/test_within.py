@@ -22,6 +22,7 @@ from ebjr import (
 )
 from ebjr.data.open import open_data
 from ebjr.journal import Journal
+from ebjr.model import Answer
 from ebjr.stats import clopper_pearson
 from ebjr.within import PromisedRun, Wanted, answer_within
 
@@ -340,6 +341,27 @@ def test_what_a_failing_teacher_said_is_kept_and_not_asked_again(tmp_path):
     assert len(pair.asked) == len(set(pair.asked)) == found.teacher_calls
     alone = Pair().answer(**how)
     assert (alone.deferred == found.deferred).all()
+
+
+def test_what_answers_cost_is_told_of_each_row_after_an_error_too(tmp_path):
+    pair = Pair()
+    failing, path = Failing(pair, 100), tmp_path / "answers"
+
+    def student(rows):
+        return Answer(pair.student(rows), spent=np.tile([3.0, 1.0, 0.5], (len(rows), 1)))
+
+    def teacher(rows):
+        return Answer(failing(rows), spent=np.tile([40.0, 1.0, 2.0], (len(rows), 1)))
+
+    how = {"at_least": 0.95, "delta": 0.1, "batch_size": 16}
+    with pytest.raises(TeacherUnavailable), Journal(path) as keep:
+        answer_within(student, teacher, np.arange(pair.n), **how, keep=keep)
+    failing.left = 10**6
+    with Journal(path) as keep:
+        found = answer_within(student, teacher, np.arange(pair.n), **how, keep=keep)
+    wanted = np.where(found.deferred[:, None], [43.0, 2.0, 2.5], [3.0, 1.0, 0.5])
+    np.testing.assert_array_equal(found.spent, wanted)
+    assert pair.answer(**how).spent is None
 
 
 def test_a_teacher_without_an_answer_to_one_row_is_no_agreement():

@@ -474,7 +474,9 @@ def predict(
     counts = {key: getattr(done, key) for key in ("examples", "deferred", "degraded", "resumed")}
     rate = done.deferred / max(done.examples, 1)
     more = {"unreadable": len(done.unreadable), "output": str(output), "deferral_rate": rate}
+    more |= {"dollars": done.dollars} if done.dollars else {}
     words = f"{done.examples:,} answers in {output}; {rate:.1%} by the teacher"
+    words += f"; ${done.dollars:,.4g} in all" if done.dollars else ""
     words += f"; {done.degraded:,} degraded: a teacher did not answer" if done.degraded else ""
     words = "\n".join([words, *(each.statement for each in certificates[:MOST_STATEMENTS])])
     if (left := len(certificates) - MOST_STATEMENTS) > 0:

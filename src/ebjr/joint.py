@@ -171,15 +171,19 @@ class JointModel:
             there and failed.
         """
         found = self.unchecked(inputs)
-        if (
-            self._may_be_silent
-            and (sound := self.kind.sound("the student", found.output)) is not None
-        ):
+        if (lost := self.unanswered(found)) is not None:
             raise TeacherUnavailable(
-                f"neither {model_name(self.student)} nor {model_name(self.teacher)} answered "
-                f"{len(sound) - np.count_nonzero(sound)} of {len(sound)} rows"
+                f"{np.count_nonzero(lost)} of {len(lost)} rows were answered neither by "
+                f"{model_name(self.student)} nor by {model_name(self.teacher)}"
             )
         return found
+
+    def unanswered(self, found: JointAnswer) -> np.ndarray | None:
+        """(n,) bool: the rows of an `unchecked` answer that no model has given; None: all are."""
+        if not self._may_be_silent:
+            return None
+        sound = self.kind.sound("the joint model", found.output)
+        return None if sound is None else ~sound
 
     def unchecked(self, inputs: Batch) -> JointAnswer:
         """As a call, but rows that no model has answered are NaN: a later teacher may answer."""
@@ -414,7 +418,9 @@ def _sound_rows(found: Answer, sound: np.ndarray, name: str) -> Answer:
     rows, count = np.flatnonzero(sound), len(sound)
     why = f"{name} returned NaN or infinity in {count - len(rows)} of {count} rows"
     if not len(rows):
-        raise TeacherFailed(why)
+        failed = TeacherFailed(why)
+        failed.spent = found.spent
+        raise failed
     answered = np.ones(count, bool) if found.answered is None else to_numpy(found.answered).copy()
     answered[np.flatnonzero(answered)[~sound]] = False
     marks = {

@@ -270,6 +270,8 @@ class JointConfig:
     @classmethod
     def _from_table(cls, table: Mapping[str, Any], file: Path) -> Self:
         of_router = (*ROUTER_KEYS, "rescale")
+        if "chat" in table:
+            raise ValueError("it describes one chat model: give it to `ebjr record` with another")
         own = [f.name for f in fields(cls) if f.name not in of_router]
         check_keys(table, ("router", *own), "the file", ("router", "student", "teacher"))
         router = table["router"]

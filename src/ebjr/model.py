@@ -130,6 +130,7 @@ _SEEN: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (
     ("features", "features", tuple, tuple),
     ("continues", "continues", bool, bool),
     ("columns", "columns", tuple, tuple),
+    ("calls", "calls", int, int),
 )
 """A fact, the attribute that tells it, the type it must have, and what makes the fact of it."""
 
@@ -193,8 +194,11 @@ class Answer:
 class TeacherFailed(TeacherUnavailable):
     """The teacher was there and gave no sound answer; where it raised an error, that is the cause.
 
-    It counts as away. Asked the same again, it is likely to fail again.
+    It counts as away. Asked the same again, it is likely to fail again. `spent` is that of its
+    answer, as of `Answer`.
     """
+
+    spent: Any = None
 
 
 class Around:

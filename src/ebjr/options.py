@@ -341,6 +341,8 @@ class PairOptions:
     teacher_preprocess: str | None = in_models("The same for it.")
     student_flops: FlopsGiven = None
     teacher_flops: FlopsGiven = None
+    student_dollars: float | None = in_models("What an example costs, instead of measuring it.")
+    teacher_dollars: float | None = in_models("The same for it.")
     student_layout: Layout = "auto"
     teacher_layout: Layout = "auto"
     student_output: str | None = in_models("The output that is its raw output, if it has several.")
@@ -389,8 +391,9 @@ class PairOptions:
                 f"--preprocess is given once, or for each of {count} models, not {len(ways)} times"
             )
         ways[0], ways[-1] = self.student_preprocess or ways[0], self.teacher_preprocess or ways[-1]
-        costs = [Cost(flops=self.student_flops)] + [Cost()] * (count - 1)
-        costs[-1] = Cost(flops=self.teacher_flops)
+        costs = [Cost()] * count
+        costs[0] = Cost(flops=self.student_flops, dollars=self.student_dollars)
+        costs[-1] = Cost(flops=self.teacher_flops, dollars=self.teacher_dollars)
         # a detector is loaded for the classes of its data, and a table opened for its models
         boxes = data.open(task) if as_task(task).targets_are == "boxes" else None
         load = partial(self._load, task=task, boxes=boxes, threads=threads, link=link)
@@ -610,7 +613,9 @@ class ServerOptions:
     audit_log: Path | None = in_output(
         "A file to which each move of the knob is appended, a JSON line each."
     )
-    hold: str | None = in_knob("The autopilot holds p99=50ms, deferral_rate=0.2 or flops=50M.")
+    hold: str | None = in_knob(
+        "The autopilot holds p99=50ms, deferral_rate=0.2, flops=50M or dollars=0.0004."
+    )
     audit_rate: float = in_monitor(
         "The share of kept answers that the teacher checks when idle, as 0.01.",
         default=0.0,

@@ -8,21 +8,24 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, starmap
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
-from ebjr.arrays import to_numpy
+import numpy as np
+
+from ebjr.arrays import Batch, to_numpy
 from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import Blend
 from ebjr.data.columns import check_columns
-from ebjr.data.examples import Data, Examples, Part
+from ebjr.data.examples import Data, Part
 from ebjr.errors import needs
 from ebjr.files import write_whole
-from ebjr.joint import JointAnswer, JointModel, router_table
+from ebjr.joint import JointAnswer, JointModel, models_of, router_table
 from ebjr.journal import CONTENTS, Journal
+from ebjr.outcomes import roles_of
 from ebjr.router import Router
 from ebjr.threads import in_order
 from ebjr.within import BatchCertificate, PromisedRun
@@ -31,6 +34,7 @@ Tell = Callable[[str, int, int | None], None]
 
 _ROWS_AT_ONCE = 4096
 HOW = ("score", "deferred", "degraded", "stage")  # of a `JointAnswer`, told beside the answer
+SPENT = ("tokens_in", "tokens_out", "dollars")  # of each row, where a model says it
 _COUNTED = ("read", "examples", "deferred", "degraded")
 
 
@@ -39,13 +43,15 @@ class Progress:
     """How far the answers are.
 
     `read` counts the examples that were read, the `unreadable` (name, reason) among them, and
-    `resumed` the answers that an earlier run had left.
+    `resumed` the answers that an earlier run had left. `dollars` is what all answers cost; None
+    where one does not say it.
     """
 
     read: int = 0
     examples: int = 0
     deferred: int = 0
     degraded: int = 0
+    dollars: float | None = 0.0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     resumed: int = 0
 
@@ -53,6 +59,7 @@ class Progress:
         """Count what is in a record of the journal."""
         for name in _COUNTED:
             setattr(self, name, getattr(self, name) + facts[name])
+        self.dollars = _sum([self.dollars, facts.get("dollars")])
         self.unreadable += [(name, reason) for name, reason in facts["unreadable"]]
 
 
@@ -79,11 +86,20 @@ def predict(
     once, as in `JointModel.stream`.
     """
     check_columns(data, joint)
+    known = joint.about.get("stages") if isinstance(joint, ExportedJoint) else models_of(joint)
+    stages = roles_of(len(known or ("student", "teacher")))
 
     def answer(part: Part) -> Answered:
         batch, unreadable = part
-        rows = [] if batch is None else _rows(joint, batch, joint(batch.inputs), labels)
-        return list(rows), unreadable
+        if batch is None:
+            return [], unreadable
+        found, lost = _answered(joint, batch.inputs)
+        said = joint.kind.plain(found.prediction, labels)
+        rows = list(answer_rows(batch.names, said, found, stages))
+        if lost is None:
+            return rows, unreadable
+        missing = [(name, "no model has answered it") for name in compress(batch.names, lost)]
+        return [*compress(rows, ~lost)], [*unreadable, *missing]
 
     def answers(start: int) -> Iterator[Answered]:
         parts = data.parts(batch_size, start)
@@ -91,6 +107,15 @@ def predict(
 
     whose = whose_answers(joint.router, joint.blend, data, about)
     return write_answers(answers, output, len(data), whose, restart=restart, tell=tell)
+
+
+def _answered(joint: Any, inputs: Batch) -> tuple[JointAnswer, np.ndarray | None]:
+    """The answer to a batch, and (n,) bool which of its rows no model has answered, if some."""
+    if not isinstance(joint, JointModel):
+        return joint(inputs), None
+    found = joint.unchecked(inputs)
+    lost = joint.unanswered(found)
+    return (joint(inputs), None) if lost is not None and lost.all() else (found, lost)
 
 
 def predict_within(
@@ -111,6 +136,7 @@ def predict_within(
     output, kind = Path(output), run.joint.kind
     _writer_of(output)
     rows: list[dict[str, Any]] = []
+    stages = roles_of(len(models_of(run.joint)))
     promised: list[BatchCertificate] = []
     unreadable: dict[tuple[str, str], None] = {}
     with Journal(output.with_name(f"{output.name}.teacher"), restart=restart) as paid:
@@ -118,10 +144,8 @@ def predict_within(
         for found in run.windows(data, size, keep=paid, progress=tell):
             unreadable |= dict.fromkeys(data.unreadable)
             said = kind.plain(found.prediction, run.labels)
-            columns = [getattr(found, name).tolist() for name in (*HOW, "sampled", "turned")]
-            for name, one, *how, sampled, turned in zip(found.names, said, *columns, strict=True):
-                more = {"sampled": sampled, **({"turned": turned} if run.wanted.turns else {})}
-                rows.append(answer_row(name, one, *how) | more)
+            more = ("sampled", "turned") if run.wanted.turns else ("sampled",)
+            rows += answer_rows(found.names, said, found, stages, more)
             promised += found.certificates
 
         def answers(start: int) -> Iterator[Answered]:
@@ -172,6 +196,7 @@ def write_answers(
         for rows, unreadable in answer(progress.read) if progress.read < total else ():
             counts = {name: sum(row[name] for row in rows) for name in ("deferred", "degraded")}
             read = {"read": len(rows) + len(unreadable), "examples": len(rows)}
+            counts["dollars"] = _sum([row.get("dollars") for row in rows])
             facts = {**read, **counts, "unreadable": unreadable}
             journal.add(facts, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
             progress.add(facts)
@@ -179,6 +204,12 @@ def write_answers(
         write(journal, output)
         journal.remove()
     return progress
+
+
+def _sum(dollars: Sequence[float | None]) -> float | None:
+    """A sum; None where one of the numbers is not known."""
+    known = [each for each in dollars if each is not None]
+    return math.fsum(known) if len(known) == len(dollars) else None
 
 
 def _writer_of(output: Path) -> Callable[[Journal, Path], None]:
@@ -193,23 +224,33 @@ def _writer_of(output: Path) -> Callable[[Journal, Path], None]:
     return write
 
 
-def _rows(
-    joint: JointModel | ExportedJoint,
-    batch: Examples,
-    answer: JointAnswer,
-    labels: Sequence[str] | None,
+def answer_rows(
+    names: Iterable[str],
+    said: Iterable[Mapping[str, Any]],
+    answer: Any,
+    stages: Sequence[str],
+    more: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    said = joint.kind.plain(answer.prediction, labels)
-    columns = [to_numpy(getattr(answer, name)).tolist() for name in HOW]
-    for row in starmap(answer_row, zip(batch.names, said, *columns, strict=True)):
-        late = row["degraded"] and answer.late is not None
-        yield row | ({"late": answer.late} if late else {})
+    """What is written of each example: its name, what was `said` of it, and how that came about.
 
-
-def answer_row(name: str, said: Mapping[str, Any], *how: Any) -> dict[str, Any]:
-    """What is written of one example, `HOW` last; JSON has no infinity: such a score is None."""
-    row = {"name": name, **said, **dict(zip(HOW, how, strict=True))}
-    return row if math.isfinite(row["score"]) else {**row, "score": None}
+    `answer` has the attributes `HOW` and `more` of all of them, and may have `spent` and `late`, as
+    a `JointAnswer`. `stages` are what its models are called. JSON has neither infinity nor NaN,
+    which are None.
+    """
+    columns = {name: to_numpy(getattr(answer, name)).tolist() for name in (*HOW, *more)}
+    columns["answered_by"] = [stages[stage] for stage in columns["stage"]]
+    if (spent := getattr(answer, "spent", None)) is not None:
+        *tokens, dollars = to_numpy(spent).T.tolist()
+        whole = ([int(one) if math.isfinite(one) else None for one in each] for each in tokens)
+        columns |= dict(zip(SPENT, (*whole, dollars), strict=True))
+    late = getattr(answer, "late", None)
+    for name, one, *values in zip(names, said, *columns.values(), strict=True):
+        how = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in zip(columns, values, strict=True)
+        }
+        kept = {} if late is None or not how["degraded"] else {"late": late}
+        yield {"name": name, **one, **how, **kept}
 
 
 def _write_lines(journal: Journal, output: Path) -> None:

@@ -139,7 +139,7 @@ def read_request(body: bytes, json_length: str | int | None = None) -> InferRequ
     `json_length` is the value of the header `LENGTH_HEADER`; None says that all of it is JSON.
     """
     end = _json_end(body, json_length)
-    return request_of(_read_object(body[:end]), memoryview(body)[end:])
+    return request_of(read_object(body[:end]), memoryview(body)[end:])
 
 
 def request_of(message: Mapping[str, Any], rest: memoryview) -> InferRequest:
@@ -178,7 +178,7 @@ def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes,
 def read_response(body: bytes, json_length: str | int | None = None) -> InferResponse:
     """An answer from the body of a response; the arguments are those of `read_request`."""
     end = _json_end(body, json_length)
-    message = _read_object(body[:end])
+    message = read_object(body[:end])
     name = _read_text(message, "model_name")
     if name is None:
         raise ProtocolError("an answer must name its model in 'model_name', but does not")
@@ -290,7 +290,8 @@ def _json(purpose: str) -> Any:
     return msgspec.json
 
 
-def _read_object(raw: bytes) -> dict[str, Any]:
+def read_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object that a message is."""
     if len(raw) > MOST_JSON_BYTES:
         raise ProtocolError(
             f"the JSON of a message may have {MOST_JSON_BYTES:,} bytes, and this one has "

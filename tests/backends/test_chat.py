@@ -14,10 +14,12 @@ from chat_server import VOCABULARY, ChatServer, chat_server, described, full, re
 import ebjr
 from ebjr.backends.chat import ChatModel
 from ebjr.backends.entry import entry_from_table, entry_of
-from ebjr.errors import ModelError, RecordingNote, TeacherUnavailable
+from ebjr.data.open import open_data
+from ebjr.errors import ModelError, OutputWarning, RecordingNote, TeacherUnavailable
 from ebjr.joint_file import JointConfig
 from ebjr.journal import Journal
 from ebjr.model import facts
+from ebjr.predict import predict
 from ebjr.scores import as_score
 
 TEXTS = [f"is it {number}?" for number in range(40)]
@@ -217,6 +219,15 @@ def test_a_prompt_is_filled_from_columns_and_shows_examples():
     ]
 
 
+def test_examples_of_a_file_are_texts_as_they_stand_there(tmp_path):
+    (tmp_path / "seen.csv").write_text("text,label\n007,no\n1.50,yes\n")
+    with chat_server() as server:
+        path = described(server.url, tmp_path / "m.toml", examples="seen.csv")
+        ChatModel.of_file(path)(["2"])
+    shown = [message["content"] for message in server.asked[0]["messages"]]
+    assert shown == ["007", "no", "1.50", "yes", "2"]
+
+
 def test_a_completion_goes_on_after_the_examples():
     examples = [{"text": "good", "label": "yes"}, {"text": "bad", "label": "no"}]
     with chat_server() as server:
@@ -411,3 +422,42 @@ def test_a_recording_that_was_stopped_asks_for_what_is_missing(tmp_path):
         with again, pytest.warns(RecordingNote, match="1 of 60 examples have no answer"):
             assert len(record(server)) == 59
     assert len(server.asked) == 2 * (20 + 40)  # the first batch, to compare, and what is missing
+
+
+def test_a_file_of_another_kind_is_told_apart(tmp_path):
+    file = described("http://127.0.0.1:1/v1", tmp_path / "m.toml")
+    with pytest.raises(ValueError, match="it describes one chat model"):
+        ebjr.load_joint(file)
+    file.write_text("[router]\nscore = 'softmax'")
+    with pytest.raises(ValueError, match="a joint model's file"):
+        ebjr.load_model(file)
+
+
+def test_a_row_that_no_model_answers_is_named_and_the_others_are_answered(tmp_path):
+    texts = [f"text {number}" for number in range(30)]
+    (tmp_path / "d.csv").write_text("text\n" + "\n".join(texts) + "\n")
+    with chat_server(_filtering(texts[3])) as server:
+        joint = ebjr.JointClassifier(
+            made(server.url), made(server.url), ebjr.Router("softmax", 0.5)
+        )
+        data = open_data(tmp_path / "d.csv", input_columns="text")
+        with pytest.warns(OutputWarning):
+            done = predict(joint, data, tmp_path / "a.jsonl", labels=("no", "yes"), batch_size=10)
+    assert done.unreadable == [("d.csv:3", "no model has answered it")]
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [row["name"] for row in rows] == [f"d.csv:{n}" for n in range(30) if n != 3]
+    assert all(row["answered_by"] == "student" for row in rows)
+
+
+def test_a_promise_is_kept_with_a_student_that_is_silent_now_and_then():
+    texts = [f"text {number}" for number in range(60)]
+
+    def teacher(batch):
+        return np.tile([0.0, 5.0], (len(batch), 1))
+
+    with chat_server(_filtering(texts[3])) as server, pytest.warns(OutputWarning):
+        found = ebjr.answer_within(
+            made(server.url), teacher, texts, at_least=0.8, delta=0.1, score="softmax"
+        )
+    assert found.prediction.tolist() == [1] * 60
+    assert found.deferred[3]

@@ -44,6 +44,7 @@ from ebjr import (
     record_batches,
 )
 from ebjr.backends.sklearn import SklearnModel
+from ebjr.data.open import open_data
 from ebjr.errors import ModelError, RecordingNote
 from ebjr.scores import as_score
 
@@ -453,3 +454,44 @@ def test_models_that_name_their_classes_otherwise_are_refused_wherever_they_meet
     with pytest.warns(RecordingNote, match="the student's accuracy is .*, what guessing gives"):
         same = record(model, numbered, inputs, labels, labels=("bird", "cat", "dog"))
     assert same.labels == ("bird", "cat", "dog")
+
+
+def test_texts_of_several_columns_are_the_frame_that_was_fitted(tmp_path):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    from sklearn.compose import ColumnTransformer
+
+    frame = pandas.DataFrame(
+        {"title": ["good", "bad"] * 20, "body": ["fine film", "poor film"] * 20}
+    )
+    parts = [("t", CountVectorizer(), "title"), ("b", CountVectorizer(), "body")]
+    labels = [1, 0] * 20
+    named = make_pipeline(ColumnTransformer(parts), LogisticRegression()).fit(frame, labels)
+    model = load_model(named)
+    assert (model.facts.columns, model.facts.input_dtype) == (("title", "body"), np.dtype(object))
+    rows = frame.to_numpy(object)
+    np.testing.assert_array_equal(model(rows), model(frame))
+    with pytest.raises(ModelError, match="failed on a batch of shape"):
+        model(rows[:, :1])
+    frame.iloc[:, ::-1].assign(label=labels).to_csv(tmp_path / "t.csv", index=False)
+    data = open_data(tmp_path / "t.csv", models=[model])
+    assert (data.columns, data.inputs.tolist()) == (("title", "body"), rows.tolist())
+    lone = make_pipeline(ColumnTransformer(parts[:1]), LogisticRegression()).fit(
+        frame[["title"]], labels
+    )
+    np.testing.assert_array_equal(load_model(lone)(["good", "bad"]).argmax(axis=1), [1, 0])
+    parts = [("t", CountVectorizer(), 0), ("b", CountVectorizer(), 1)]
+    placed = make_pipeline(ColumnTransformer(parts), LogisticRegression()).fit(rows, labels)
+    np.testing.assert_array_equal(load_model(placed)(rows), model(rows))
+
+
+def test_columns_of_numbers_go_by_the_names_that_an_estimator_was_fitted_on(points, tmp_path):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    inputs, labels = points
+    frame = pandas.DataFrame(inputs, columns=["x", "y"])
+    model = load_model(LogisticRegression().fit(frame, labels))
+    frame.iloc[:, ::-1].assign(label=labels).to_csv(tmp_path / "t.csv", index=False)
+    np.testing.assert_allclose(open_data(tmp_path / "t.csv", models=[model]).inputs, inputs)
+    with pytest.raises(
+        ValueError, match="the models read the columns x, y in this order, not y, x"
+    ):
+        record(model, model, open_data(tmp_path / "t.csv", input_columns="y,x"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 from ebjr import JointClassifier, Router, load_model, record  # noqa: E402
+from ebjr.backends.entry import entry_of  # noqa: E402
 from ebjr.backends.pytorch import TorchModel  # noqa: E402
 from ebjr.backends.transformers import TransformersModel  # noqa: E402
-from ebjr.errors import ModelError  # noqa: E402
+from ebjr.errors import ModelError, RecordingNote  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::ebjr.RecordingNote")  # that texts are cut
 
 TEXTS = ["good good film", "bad film", "good", "film " * 50, "unknown words"]
 
@@ -230,3 +234,206 @@ def test_a_multilabel_model_answers_label_logits_and_goes_with_its_task_alone(to
     with pytest.raises(ValueError, match=r"the teacher, Bert.* answers one label for each input"):
         record(model, single, TEXTS, targets, task="multilabel", flops=False)
     assert load_model(module).facts.multilabel is True
+
+
+# Pairs, windows, and other tokenizers
+
+
+LONG = ["good bad film " * 7 + "good", "bad", "film film " * 4, "good " * 20 + "bad"]
+
+
+@pytest.fixture(scope="module")
+def framing():
+    """A tokenizer that frames texts and pairs: [CLS] a [SEP], [CLS] a [SEP] b [SEP]."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "bad", "film", "good")
+    ids = {word: number for number, word in enumerate(words)}
+    made = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        unk_token="[UNK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **names,
+    )
+
+
+def pair_model(longest: int = 12) -> transformers.PreTrainedModel:
+    torch.manual_seed(1)
+    config = transformers.BertConfig(
+        vocab_size=7,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=longest,
+        num_labels=3,
+        initializer_range=0.5,
+    )
+    return transformers.BertForSequenceClassification(config).eval()
+
+
+def windows_by_hand(module, framing, first: str, second: str | None, longest: int, stride: int):
+    """Logits (windows, 3) of a text, or of a pair whose longer text is cut, one at a time."""
+    ids = framing.get_vocab()
+    one, *other = ([ids[word] for word in text.split()] for text in (first, second) if text)
+    cut, kept = (one, other[0] if other else [])
+    turned = len(kept) > len(cut)
+    cut, kept = (kept, cut) if turned else (cut, kept)
+    room = longest - 2 - (len(kept) + 1 if other else 0)
+    found = []
+    for start in range(0, max(len(cut) - stride, 1), room - stride):
+        window = cut[start : start + room]
+        a, b = (kept, window) if turned else (window, kept)
+        row = [2, *a, 3, *([*b, 3] if other else [])]
+        kinds = [0] * (len(a) + 2) + [1] * (len(row) - len(a) - 2)
+        with torch.inference_mode():
+            said = module(
+                input_ids=torch.tensor([row]),
+                token_type_ids=torch.tensor([kinds]),
+                attention_mask=torch.ones(1, len(row), dtype=torch.long),
+            )
+        found.append(said.logits[0].numpy())
+    return np.stack(found)
+
+
+def test_rows_of_two_texts_are_pairs(framing):
+    module = pair_model()
+    model = load_model(module, processor=framing, columns=("premise", "hypothesis"))
+    rows = np.array([["good film", "bad"], ["bad", "good film film"]], object)
+    with torch.inference_mode():
+        wanted = module(**framing(*rows.T.tolist(), padding=True, return_tensors="pt")).logits
+    np.testing.assert_allclose(model(rows), wanted.numpy(), atol=1e-6)
+    np.testing.assert_array_equal(model(rows), model([tuple(row) for row in rows]))
+    assert np.abs(model(rows) - model(rows[:, ::-1])).max() > 0.01
+    np.testing.assert_array_equal(model(rows[:, :1]), model(rows[:, 0].tolist()))
+    assert model.facts.columns == ("premise", "hypothesis")
+    assert model.facts.input_shape == (None, 2)
+    with pytest.raises(ValueError, match="columns name one text, or a pair of texts, not"):
+        load_model(module, processor=framing, columns="abc")
+    with pytest.raises(ModelError, match="reads one text or a pair of texts in each row, but was"):
+        model(np.array([["a", "b", "c"]], object))
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_long_text_is_read_in_windows(how, pairs, framing):
+    module = pair_model()
+    model = load_model(module, processor=framing, windows=how, stride=2)
+    seconds = ["bad film", "good " * 30, "good", "bad bad bad"] if pairs else [None] * 4
+    rows = [*zip(LONG, seconds, strict=True)] if pairs else LONG
+    answers = model(rows)
+    for answer, first, second in zip(answers, LONG, seconds, strict=True):
+        each = windows_by_hand(module, framing, first, second, 12, 2)
+        wanted = each.mean(axis=0) if how == "mean" else each.max(axis=0)
+        np.testing.assert_allclose(answer, wanted, atol=1e-5)
+    cut = load_model(module, processor=framing)(rows)
+    assert np.abs(cut[0] - answers[0]).max() > 1e-3  # the end of a text counts
+    np.testing.assert_allclose(load_model(module, processor=framing)([LONG[1]]), model([LONG[1]]))
+
+
+def test_windows_answer_alike_in_whatever_batch_a_text_comes(framing):
+    module = pair_model()
+    whole = load_model(module, processor=framing, windows="mean")
+    parts = load_model(module, processor=framing, windows="mean", batch_size=2)
+    assert whole.processing["stride"] == 3
+    together = whole(LONG * 3)
+    np.testing.assert_allclose(parts(LONG * 3), together, atol=1e-5)
+    for place, text in enumerate(LONG):
+        np.testing.assert_allclose(whole([text])[0], together[place], atol=1e-5)
+    assert whole([]).shape == (0, 3)
+
+
+def test_that_texts_are_cut_is_said_once_and_where_it_was_asked_for_never(framing):
+    module = pair_model()
+    model = load_model(module, processor=framing)
+    full = "good " * 10  # with its frame it is as long as the positions
+    quiet = load_model(module, processor=framing, processing={"max_length": 12})
+    windows = load_model(module, processor=framing, windows="mean")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model([full, "bad"])
+        quiet([full + "bad"])
+        windows([full + "bad"])
+    assert said == []
+    with pytest.warns(RecordingNote, match="reads 12 tokens, and longer texts are cut there: load"):
+        model(["bad", full + "bad"])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model([full + "bad"])
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"windows": "last"}, "windows must be one of mean, max, not 'last'"),
+        ({"windows": "mean", "stride": 10}, r"stride must lie in 0..9, as windows are, not 10"),
+        ({"windows": "mean", "stride": -1}, "stride must lie in"),
+    ],
+)
+def test_windows_that_cannot_be_are_one_sentence(options, message, framing):
+    with pytest.raises(ValueError, match=message):
+        load_model(pair_model(), processor=framing, **options)
+
+
+def test_windows_need_a_length_room_and_texts(framing, image_processor):
+    model = load_model(pair_model(), processor=framing, windows="mean")
+    with pytest.raises(ModelError, match="has 9, which leaves no room for windows of the other"):
+        model([("good " * 9, "bad " * 9)])
+    assert model([("good " * 4, "bad " * 5)]).shape == (1, 3)  # which fits as it is
+    with pytest.raises(ValueError, match="cut by a fast tokenizer, and ViTImageProcessorPil is no"):
+        load_model(image_model(), processor=image_processor, windows="mean")
+    config = transformers.XLNetConfig(
+        vocab_size=7, d_model=8, n_layer=1, n_head=1, d_inner=8, num_labels=2
+    )
+    module = transformers.XLNetForSequenceClassification(config)
+    with pytest.raises(ValueError, match="windows need a length that neither model nor tokenizer"):
+        load_model(module, processor=framing, windows="max")
+    told = {"max_length": 8}
+    assert load_model(module, processor=framing, windows="max", processing=told)(LONG).shape[0] == 4
+
+
+def test_student_and_teacher_may_have_any_two_tokenizers(tokenizer, framing):
+    student = load_model(text_model(), processor=tokenizer, name="student")
+    teacher = load_model(pair_model(), processor=framing, windows="mean", name="teacher")
+    found = record(student, teacher, LONG, [0, 1, 2, 0], flops=False, batch_size=3)
+    np.testing.assert_allclose(found.student, student(LONG), atol=1e-5)
+    np.testing.assert_allclose(found.teacher, teacher(LONG), atol=1e-5)
+    joint = JointClassifier(student, teacher, Router("margin", 1e9))
+    np.testing.assert_allclose(joint(LONG).output, teacher(LONG), atol=1e-5)
+
+
+def test_two_models_may_share_a_tokenizer_in_several_threads(framing):
+    module = pair_model()
+    short = load_model(module, processor=framing, processing={"max_length": 4})
+    whole = load_model(module, processor=framing, windows="max")
+    joint = JointClassifier(short, whole, Router("margin", 1e9))
+    batches = [[text, *LONG] for text in LONG] * 10
+    wanted = [whole(batch) for batch in batches[:4]] * 10
+    for answer, each in zip(joint.stream(batches, overlap=4), wanted, strict=True):
+        np.testing.assert_allclose(answer.output, each, atol=1e-5)
+
+
+def test_a_model_that_is_told_of_windows_outside_its_module_has_no_path(framing, tmp_path):
+    pair_model().save_pretrained(tmp_path / "encoder")
+    framing.save_pretrained(tmp_path / "encoder")
+    (tmp_path / "encoders.py").write_text(
+        "import transformers\n"
+        "import ebjr\n"
+        f"folder = {str(tmp_path / 'encoder')!r}\n"
+        "model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)\n"
+        "tokenizer = transformers.AutoTokenizer.from_pretrained(folder)\n"
+        "pipe = transformers.pipeline('text-classification', model=model, tokenizer=tokenizer)\n"
+        "inside = ebjr.load_model(pipe, windows='mean')\n"
+    )
+    outside = load_model(f"{tmp_path}/encoders.py:pipe", windows="mean")
+    inside = load_model(f"{tmp_path}/encoders.py:inside")
+    np.testing.assert_allclose(outside(LONG), inside(LONG))
+    with pytest.raises(TypeError, match=r"joint.toml names files, addresses and import paths"):
+        entry_of(outside)
+    again = load_model(entry_of(inside).path)
+    np.testing.assert_allclose(again(LONG), inside(LONG))

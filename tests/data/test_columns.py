@@ -77,6 +77,7 @@ def test_numbers_beside_texts_are_texts_as_the_file_has_them(tmp_path):
     for name in ("t.csv", "t.tsv", "t.jsonl"):
         data = open_data(write(tmp_path / name, **given), input_columns="n,day,text")
         assert data.inputs.tolist() == wanted
+    assert open_data(tmp_path / "t.csv", input_columns="n", texts=True).inputs == ["007", "1.50"]
     typed = {"n": [7, 2], "x": [1.5, 3.0], "yes": [True, False], "text": ["a", "b"]}
     typed["day"] = [datetime.date(2020, 1, 2)] * 2
     for name in ("t.parquet", "t.arrow"):
@@ -173,7 +174,11 @@ def test_every_door_compares_columns_before_a_model_runs(tmp_path):
     numbers = open_data(write(tmp_path / "n.csv", a=[1, 2], label=[0, 1]))
     with pytest.raises(ValueError, match=r"the models read texts, but a are numbers.*models="):
         record(reads(), reads(), numbers)
-    assert student.asked == teacher.asked == []
+    one = reads()
+    one.input_shape = (None,)
+    with pytest.raises(ValueError, match="model reads one text in each row, but a row of the inp"):
+        record(one, teacher, data)
+    assert student.asked == teacher.asked == one.asked == []
     assert not (tmp_path / "answers.jsonl.part").exists()
 
 

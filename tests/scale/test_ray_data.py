@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -26,7 +27,16 @@ from tiny import write_coco, write_detectors, write_images, write_pair
 
 from ebjr.scale import predict
 from ebjr.scale.models import check_teacher, checked_config, thread_option
-from ebjr.scale.ray_data import _lines, _objects, _share, _Student, _Teacher, predict_file
+from ebjr.scale.ray_data import (
+    _dataset,
+    _lines,
+    _objects,
+    _share,
+    _stacked,
+    _Student,
+    _Teacher,
+    predict_file,
+)
 
 pytestmark = pytest.mark.ray
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
@@ -152,7 +162,7 @@ def test_detectors_answer_in_two_stages_as_one_model(tmp_path):
     answers, _ = stages(config, data, 8)
     model = config.load()
     local = model(data.take(range(40))[0].inputs)
-    lines = _lines(answers)
+    lines = _lines(answers, ("student", "teacher"))
     assert [line["deferred"] for line in lines] == local.deferred.tolist()
     assert 0 < local.deferred.mean() < 1
     said = model.kind.plain(local.prediction, None)
@@ -186,7 +196,20 @@ def test_a_joint_model_as_student_says_which_of_three_models_answered(tmp_path, 
     assert set(expected.stage.tolist()) == ({0, 1, 2} if policy == "right" else {0, 1})
     for name in ("prediction", "deferred", "degraded", "stage"):
         np.testing.assert_array_equal(found[name], getattr(expected, name))
-    assert [line["stage"] for line in _lines(found)] == expected.stage.tolist()
+    lines = _lines(found, ("student", "model-2", "teacher"))
+    assert [line["stage"] for line in lines] == expected.stage.tolist()
+    assert {line["answered_by"] for line in lines} >= {"student", "model-2"}
+
+
+def test_rows_of_several_texts_reach_both_models_as_on_one_machine(nodes, tmp_path):
+    rows = [["a", "good one"], ["b", "bad one"]] * 40
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["title", "body"], *rows])
+    data = open_data(tmp_path / "t.csv", input_columns="title,body")
+    batches = _dataset(data, 0).iter_batches(batch_size=50, batch_format="numpy")
+    found = [_stacked(list(batch["inputs"])) for batch in batches]
+    assert all((batch.dtype, batch.ndim) == (object, 2) for batch in found)
+    assert np.concatenate(found).tolist() == rows
 
 
 def test_a_teacher_that_continues_from_features_is_refused(tmp_path):

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebjr import JointClassifier, Router
+from ebjr.costs import Cost
+from ebjr.model import Answer
 from ebjr.serving.autopilot import Autopilot, Hold, Search
 from ebjr.serving.engine import Engine
 from ebjr.serving.events import Scored
@@ -27,7 +29,7 @@ def served(teacher=student, threshold=0.5, **about) -> Served:
     known = {
         "operating_points": {"careful": 0.6, "quick": 0.1},
         "score_quantiles": tuple(np.linspace(0, 1, 101)),
-        "flops": (1e6, 1e7),
+        "costs": (Cost(flops=1e6), Cost(flops=1e7, dollars=1e-3)),
     }
     joint = JointClassifier(student, teacher, Router("max_logit", threshold))
     return Served(joint, **{**known, **about})
@@ -42,6 +44,8 @@ def served(teacher=student, threshold=0.5, **about) -> Served:
         ("deferral_rate=0.2", Hold("deferral_rate", 0.2)),
         ("flops=5e7", Hold("flops", 5e7)),
         ("flops=1.5G", Hold("flops", 1.5e9)),
+        ("dollars=0.0004", Hold("dollars", 4e-4)),
+        ("dollars=4e-4", Hold("dollars", 4e-4)),
     ],
 )
 def test_what_is_held_is_read_and_written_alike(text, hold):
@@ -52,7 +56,7 @@ def test_what_is_held_is_read_and_written_alike(text, hold):
 @pytest.mark.parametrize(
     "text",
     ["p99", "p99=50", "p9=1s", "latency=3ms", "deferral_rate=1.2", "deferral_rate=0", "flops=-1",
-     "flops=3ms", "p99=nan", "", "deferral_rate=20%"],
+     "flops=3ms", "dollars=1M", "dollars=0", "p99=nan", "", "deferral_rate=20%"],
 )  # fmt: skip
 def test_what_cannot_be_held_is_refused_in_one_sentence(text):
     with pytest.raises(ValueError, match=r"hold|held"):
@@ -78,8 +82,10 @@ def test_bounds_are_the_operating_points_with_room_around_a_rate():
         ("p99=1s", (False, True), {}, "a deferral rate or an operating point, not False"),
         ("p99=1s", ("slow", 1), {}, "no operating point 'slow'; there are: careful, quick"),
         ("p99=1s", None, {"score_quantiles": ()}, "needs a joint.toml with the scores' quantiles"),
-        ("flops=9M", None, {"flops": (None, 1.0)}, "has the FLOPs of both models"),
+        ("flops=9M", None, {"costs": (Cost(), Cost(flops=1.0))}, "has the FLOPs of both models"),
         ("flops=9G", None, {}, "between 1e\\+06, the student alone, and 1.1e\\+07"),
+        ("dollars=0.1", None, {"costs": (Cost(), Cost())}, "has the dollars of both models"),
+        ("dollars=2", None, {}, "dollars can be held between 0, the student alone, and 0.001"),
     ],
 )
 def test_what_cannot_be_flown_is_refused_in_one_sentence(hold, between, about, says):
@@ -195,6 +201,31 @@ def test_flops_are_held_through_the_rate_that_they_are():
     assert pilot.state()["measured"] == pytest.approx(3e6, rel=0.1)
 
 
+@pytest.mark.parametrize("price", [5e-4, 1e-3, 2e-3])
+def test_dollars_are_held_at_most_by_what_the_models_say_that_they_spend(price):
+    """The teacher was calibrated at a thousandth, and deferred rows may be longer, or shorter."""
+
+    def teacher(x):
+        return Answer(student(x), spent=np.tile([9.0, 1.0, price], (len(x), 1)))
+
+    def cheap(x):
+        return Answer(student(x), spent=np.tile([9.0, 1.0, 1e-5], (len(x), 1)))
+
+    about = served(teacher)
+    about.joint.student = cheap
+    pilot = Autopilot(Hold.of("dollars=3e-4"), Knob(about), between=(0.05, 0.9))
+    pilot.begin("a test")
+    assert pilot.state()["hold"] == "dollars=0.0003"
+    rng = np.random.default_rng(0)
+    with Engine(about.joint, observer=pilot) as engine:
+        for _ in range(60):
+            found = engine.ask(shifted(rng, 2000, 0.0)).result(30).answer
+            engine.tell()
+            pilot.look()
+    assert 0.8 * 3e-4 <= found.spent[:, 2].mean() <= 1.05 * 3e-4
+    assert pilot.state()["measured"] == pytest.approx(found.spent[:, 2].mean(), rel=0.2)
+
+
 def test_rows_with_a_threshold_of_their_own_do_not_count():
     about = served()
     pilot = Autopilot(Hold.of("deferral_rate=0.3"), Knob(about))
@@ -280,7 +311,7 @@ def test_requests_that_waited_in_vain_are_slow_and_not_left_out():
         row = np.full((1,), number % 10 / 10, np.float32)  # some are kept, and answered at once
         asked = InferRequest({"input": row}, parameters={"timeout": 0.1})
         try:
-            await service.infer(asked, service.admission.hold(number))
+            await service.ask(service.question(asked), service.admission.hold(number))
         except DeadlineExceeded:
             return True
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 
 import pytest
 
@@ -19,6 +20,7 @@ from schemathesis.checks import CHECKS, load_all_checks
 from small import NAME, request, running, served
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from texts import served_texts
 
 from ebjr import JointClassifier, Preprocess, Preprocessed, Router
 from ebjr.serving.app import Served, build_app
@@ -35,6 +37,7 @@ def document() -> dict:
 
 def test_the_document_is_openapi(document):
     OpenAPIV31SpecValidator(document).validate()
+    OpenAPIV31SpecValidator(build_app(served_texts()).state.described()).validate()
     assert document["openapi"] == "3.1.0"
 
 
@@ -47,8 +50,10 @@ def test_a_model_of_images_takes_a_form_too():
     assert "multipart/form-data" in content["content"]
 
 
-def test_every_route_is_in_the_document(document):
-    app = build_app(served())
+@pytest.mark.parametrize("pair", [served, served_texts])
+def test_every_route_is_in_the_document(pair):
+    app = build_app(pair())
+    document = app.state.described()
     routes = {
         (route.path_format, method.lower())
         for route in app.routes
@@ -69,17 +74,27 @@ def test_the_document_names_what_is_served(document):
     assert not [line for line in json.dumps(document, indent=0).splitlines() if '"<' in line]
 
 
+PAIRS = {"numbers": served, "texts": served_texts}
+
+
 @pytest.fixture(scope="module")
-def address():
-    with running(build_app(served(), timeout_seconds=5.0)) as (host, port):
-        yield f"http://{host}:{port}"
+def addresses():
+    with ExitStack() as stack:
+        yield {
+            name: "http://{}:{}".format(
+                *stack.enter_context(running(build_app(pair(), timeout_seconds=5.0)))
+            )
+            for name, pair in PAIRS.items()
+        }
 
 
 MODES = schemathesis.GenerationMode
 OPERATIONS = [
-    pytest.param(method, path, mode, id=f"{method.upper()} {path} {mode.value}")
-    for path, about in build_app(served()).state.described()["paths"].items()
+    pytest.param(name, method, path, mode, id=f"{method.upper()} {path} {mode.value} {name}")
+    for name, pair in PAIRS.items()
+    for path, about in build_app(pair()).state.described()["paths"].items()
     for method in about
+    if name == "numbers" or path.startswith(("/v1/chat", "/v1/models")) or "infer" in path
     if method != "parameters"
     for mode in MODES
     if mode is MODES.POSITIVE or "requestBody" in about[method] or "{name}" in path
@@ -90,13 +105,14 @@ CHECKS = [check for check in CHECKS if check.__name__ != "positive_data_acceptan
 
 
 @pytest.fixture(scope="module")
-def api(address):
-    return schemathesis.openapi.from_url(f"{address}/openapi.json")
+def apis(addresses):
+    from_url = schemathesis.openapi.from_url
+    return {name: from_url(f"{address}/openapi.json") for name, address in addresses.items()}
 
 
-@pytest.mark.parametrize(("method", "path", "mode"), OPERATIONS)
-def test_whatever_the_document_allows_or_not_is_answered_as_it_says(api, method, path, mode):
-    operation = api[path][method]
+@pytest.mark.parametrize(("name", "method", "path", "mode"), OPERATIONS)
+def test_whatever_the_document_allows_or_not_is_answered_as_it_says(apis, name, method, path, mode):
+    operation = apis[name][path][method]
 
     @settings(
         max_examples=25 if operation.body else 4,
@@ -111,8 +127,8 @@ def test_whatever_the_document_allows_or_not_is_answered_as_it_says(api, method,
         answered()
 
 
-def test_after_all_of_it_the_server_answers(address):
+def test_after_all_of_it_the_server_answers(addresses):
     import httpx2
 
-    answer = httpx2.post(f"{address}{NAME}/infer", json=request())
+    answer = httpx2.post(f"{addresses['numbers']}{NAME}/infer", json=request())
     assert answer.status_code == 200

@@ -8,9 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebjr.model import Answer
 from ebjr.serving.engine import Ticket
-from ebjr.serving.row_queue import Part, RowQueue, alike, pick
+from ebjr.serving.row_queue import Part, RowQueue, Said, alike, pick
 
 
 def put(queue: RowQueue, rows: int, client: object = None) -> Ticket:
@@ -100,7 +99,7 @@ def test_rows_are_chosen_with_what_was_said_of_them():
     parts = [Part(ticket, range(2)), Part(ticket, np.array([4, 2]))]
     yes = np.array([True, False, True, True])
     logits, none = np.array([[0.0], [1.0], [4.0], [2.0]]), np.zeros(4, bool)
-    said = Answer(logits, none, stage=np.array([0, 1, 1, 0]))
+    said = Said(logits, none, stage=np.array([0, 1, 1, 0]))
     found = pick(parts, yes, said)
     assert [
         (part.rows.tolist(), part.said.output.tolist(), part.said.stage.tolist()) for part in found

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import random
 import re
 import time
 import tomllib
@@ -138,8 +139,6 @@ class ChatModel:
         self._fields |= request or {}
         with needs("remote", "asking a chat model"):
             import msgspec
-            import stamina
-        self._again = stamina.retry_context
         self._encode, self._decode = msgspec.json.Encoder().encode, _decoder().decode
         token = os.environ.get(key_variable)
         self._has_key = bool(token)
@@ -165,6 +164,8 @@ class ChatModel:
     def of_table(cls, table: Mapping[str, Any], folder: Path) -> "ChatModel":
         """The model that a TOML table describes."""
         table = dict(table)
+        if "router" in table:
+            raise ValueError("it is a joint model's file, and not that of a chat model")
         needed = ("chat", "model", "prompt", "labels")
         for name in needed:
             if name not in table:
@@ -292,16 +293,17 @@ class ChatModel:
     async def _choice(self, fields: dict[str, Any], most: int, spent: Any, until: float) -> Any:
         """The one choice of a request, which is sent again while the server is busy or fails."""
         body = self._encode({**fields, "max_tokens": most})
-        async for attempt in self._again(
-            on=self._worth_another,
-            attempts=self._retries + 1,
-            timeout=self._seconds,
-            wait_initial=0.2,
-            wait_max=10.0,
-        ):
-            with attempt:
+        for tried in range(self._retries + 1):
+            try:
                 said, _ = await self._server.ask("POST", APIS[self._api], body, _JSON, until=until)
                 return self._read(said, spent)
+            except ModelError as error:
+                wait = self._worth_another(error)
+                if wait is True:
+                    wait = min(0.2 * 2**tried, 10.0) * random.uniform(0.5, 1.0)
+                if wait is False or tried == self._retries or time.monotonic() + wait > until:
+                    raise
+            await asyncio.sleep(wait)
         raise AssertionError("the last attempt raises")
 
     def _worth_another(self, error: Exception) -> bool | float:
@@ -477,7 +479,7 @@ def _read_examples(file: Path, columns: Sequence[str], labels: Any) -> list[dict
     from ebjr.data.open import open_data
 
     names = [*_answers(labels)]
-    data = open_data(file, input_columns=columns, classes=names)
+    data = open_data(file, input_columns=columns, classes=names, texts=True)
     if not data.has_targets:
         raise ValueError(f"{file} has no column of labels")
     (found,) = data.batches(max(1, len(data)))

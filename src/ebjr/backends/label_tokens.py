@@ -5,6 +5,7 @@ written in several ways (case, leading blanks) and in one token or several; what
 way of writing it is added up, and what is not known is bounded.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -105,19 +106,18 @@ class LabelTokens:
         known, bound, begun = np.zeros(count), np.zeros(count), np.zeros(count)
         before, path, whole, may = 1.0, b"", None, frozenset(range(count))
         for place in positions:
-            rest = max(LEAST, 1 - sum(map(np.exp, place.listed.values())))
-            least = np.exp(min(place.listed.values(), default=0.0))
+            rest = max(LEAST, 1 - sum(map(math.exp, place.listed.values())))
+            least = math.exp(min(place.listed.values(), default=0.0))
             bound[[*may]] += before * min(rest, least)
             for token, logprob in place.listed.items():
                 if token != place.written:
                     own, others = self._who((path + token).lstrip(self._before))
                     if own is not None and not others:
-                        known[own] += before * np.exp(logprob)
-                    else:
-                        begun[[*others, *([] if own is None else [own])]] += before * np.exp(
-                            logprob
-                        )
-            before *= np.exp(place.logprob)
+                        known[own] += before * math.exp(logprob)
+                    elif own is not None or others:
+                        begins = [*others, *([] if own is None else [own])]
+                        begun[begins] += before * math.exp(logprob)
+            before *= math.exp(place.logprob)
             path += place.written
             whole, may = self._who(path.lstrip(self._before))
             if not may:

@@ -96,8 +96,12 @@ def load_python(source: str, trust: bool, options: Mapping[str, Any]) -> Model:
         if options:
             raise
         raise ModelError(f"{path}: {one_line(error)}") from error
-    nameless = {"processor", "processing"} & options.keys()  # joint.toml could not say these
+    nameless = _UNSAID & options.keys()
     return model if nameless else PythonModel(model, path, made)
+
+
+_UNSAID = {"processor", "processing", "windows", "stride", "columns"}
+"""Options that joint.toml could not say: a model with one of them has no path that leads to it."""
 
 
 def _named(path: str) -> Any:

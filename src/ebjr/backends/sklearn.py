@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from functools import cached_property
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.special import logit
 from ebjr.arrays import is_array, row_count, to_numpy
 from ebjr.errors import ModelError, needs, one_line
 from ebjr.labels import label_text
-from ebjr.model import ModelFacts
+from ebjr.model import InputShape, ModelFacts
 
 CLASSIFIER_OUTPUTS = ("decision_function", "predict_log_proba", "predict_proba")
 MULTILABEL_OUTPUTS = ("decision_function", "predict_proba")
@@ -43,7 +44,8 @@ class SklearnModel:
 
     `output` is the method to take instead; of a regressor ``"predict"``, the prediction alone, or
     ``"predict_std"``. A batch of rank above two is flattened to rows. A list, such as of texts, is
-    given as it is.
+    given as it is. Of an estimator that was fitted on a frame, the columns of a table are taken by
+    their names there, and texts of several columns are given as such a frame.
     """
 
     def __init__(
@@ -60,7 +62,10 @@ class SklearnModel:
         if self.output == "decision_function":
             self._check_not_pairwise()
         features = getattr(estimator, "n_features_in_", None)
-        self.input_shape = None if features is None else (None, int(features))
+        self.texts, names = _reads_text(estimator), getattr(estimator, "feature_names_in_", None)
+        several = None if features is None else (None, int(features))
+        self.input_shape: InputShape | None = (None,) if self.texts and not several else several
+        self.columns = None if names is None else tuple(map(str, names))
 
     @cached_property
     def facts(self) -> ModelFacts:
@@ -69,10 +74,11 @@ class SklearnModel:
             self.name,
             labels=self.labels,
             input_shape=self.input_shape,
-            input_dtype=np.dtype(object) if _reads_text(self.estimator) else None,
+            input_dtype=np.dtype(object) if self.texts else None,
             options={"output": self.output},
             multilabel=self.multilabel,
             probabilities=False,
+            columns=self.columns,
         )
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
@@ -98,6 +104,8 @@ class SklearnModel:
         return output
 
     def _ask(self, rows: Any) -> NDArray[Any]:
+        if self.texts and self.columns is not None and (is_array(rows) or isinstance(rows, list)):
+            rows = _frame(rows, self.columns)
         if self.output == "predict_std":
             return np.column_stack(self.estimator.predict(rows, return_std=True))
         if self.multilabel:
@@ -162,9 +170,21 @@ def _check_estimator(estimator: Any, name: str) -> bool:
     return bool(is_classifier(estimator))
 
 
+def _frame(rows: Any, columns: tuple[str, ...]) -> Any:
+    """Rows of texts as a frame, as the estimator was fitted on one."""
+    try:
+        pandas: Any = import_module("pandas")
+    except ImportError as error:
+        raise ModelError("an estimator that was fitted on a frame needs pandas here") from error
+    return pandas.DataFrame(rows, columns=list(columns))
+
+
 def _reads_text(estimator: Any) -> bool:
-    steps = getattr(estimator, "steps", None)
-    return _reads_text(steps[0][1]) if steps else hasattr(estimator, "build_analyzer")
+    """Whether the first step of an estimator, or a part of it for some columns, reads texts."""
+    if steps := getattr(estimator, "steps", None):
+        return _reads_text(steps[0][1])
+    parts = [part[1] for part in getattr(estimator, "transformers_", ())]
+    return hasattr(estimator, "build_analyzer") or any(map(_reads_text, parts))
 
 
 def _last(estimator: Any) -> Any:

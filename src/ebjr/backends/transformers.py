@@ -1,7 +1,9 @@
 """TransformersModel: a Hugging Face classifier with its tokenizer or image processor."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 
 from ebjr.backends.chunks import run_in_chunks
 from ebjr.backends.pytorch import TorchModel
-from ebjr.errors import ModelError, needs, one_line
+from ebjr.errors import ModelError, check_choice, needs, note, one_line
 from ebjr.model import ModelFacts
 
 PIPELINES = ("text-classification", "image-classification")
@@ -26,8 +28,13 @@ class TransformersModel:
     - `processor`: The model's tokenizer or image processor; None is the pipeline's. It makes
       tensors of the inputs of this model: student and teacher may have different ones.
     - `processing`: What to tell the processor beside that. Texts are padded, and cut to what the
-      model can take, or as a pipeline was told to cut them, unless this says otherwise:
-      ``{"max_length": 128}``.
+      model can take, which is noted once, or as a pipeline was told to cut them, unless this says
+      otherwise: ``{"max_length": 128}``.
+    - `windows`: Read a text that is longer than that in windows, and answer with the ``"mean"`` of
+      their logits or, for what may hide anywhere in it, with the largest of each class, ``"max"``.
+      Of a pair the longer text is cut, and each window goes with the other.
+    - `stride`: How many tokens two neighboring windows share; None is a quarter of a window.
+    - `columns`: What the texts of a row are called; a table's are then taken by these names.
     - `**options`: ``device``, ``dtype``, ``compile``, ``batch_size`` and ``name``, as of a
       `TorchModel`.
     """
@@ -38,6 +45,9 @@ class TransformersModel:
         processor: Any = None,
         *,
         processing: Mapping[str, Any] | None = None,
+        windows: str | None = None,
+        stride: int | None = None,
+        columns: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
         model, own, told = _taken_apart(source)
@@ -52,41 +62,148 @@ class TransformersModel:
         self.name = self._torch.name
         self.batch_size = self._torch.batch_size
         cuts = {key: told[key] for key in _CUTS if key in told}
-        self.processing = {**_defaults(self.processor, model), **cuts, **(processing or {})}
+        self.texts = hasattr(self.processor, "model_max_length")
+        own_cuts = {**cuts, **(processing or {})}
+        self.processing = {**(_defaults(self.processor, model) if self.texts else {}), **own_cuts}
+        self.windows = None if windows is None else self._checked_windows(windows, stride)
+        # where texts are cut unasked, it is said once
+        self._silent = windows is not None or not {"max_length", "truncation"}.isdisjoint(own_cuts)
+        self.columns = None if columns is None else tuple(columns)
+        if self.columns is not None and not (self.texts and len(self.columns) in (1, 2)):
+            raise ValueError(f"columns name one text, or a pair of texts, not {columns!r}")
         self._several = told.get("function_to_apply") == "sigmoid" and model.config.num_labels > 1
         names = [str(label) for _, label in sorted(model.config.id2label.items())]
         unnamed = names == [f"LABEL_{place}" for place in range(len(names))]
         self.labels = None if unnamed else tuple(names)
-        self._columns = len(names)
+        self._classes = len(names)
 
     @property
     def facts(self) -> ModelFacts:
         """All that the model says of itself."""
-        inside, texts = self._torch.facts, hasattr(self.processor, "model_max_length")
-        several = self._several or inside.multilabel
-        inside = replace(inside, input_dtype=np.dtype(object if texts else np.uint8))
+        inside, several = self._torch.facts, self._several or self._torch.facts.multilabel
+        dtype = np.dtype(object if self.texts else np.uint8)
+        shape = None if self.columns is None else (None, len(self.columns))[: len(self.columns)]
+        inside = replace(inside, input_dtype=dtype, input_shape=shape, columns=self.columns)
         return replace(inside, labels=self.labels, multilabel=several, probabilities=False)
 
     def __call__(self, batch: Any, /) -> NDArray[Any]:
-        """Logits, (n, classes), NumPy, of n texts (a list) or decoded images.
+        """Logits, (n, classes), NumPy, of n texts, of n pairs of texts, or of decoded images.
 
-        Images are a list of uint8 (height, width, 3), or one array of them.
+        Texts are a list, and pairs an array (n, 2). Images are a list of uint8 (height, width, 3),
+        or one array of them.
         """
         if not len(batch):
-            return np.zeros((0, self._columns), np.float32)
-        return run_in_chunks(self._answer, batch, self.batch_size, None, np.concatenate)[0]
+            return np.zeros((0, self._classes), np.float32)
+        answer = self._answer if self.windows is None else self._answer_windows
+        return run_in_chunks(answer, batch, self.batch_size, None, np.concatenate)[0]
 
     def _answer(self, batch: Any) -> list[NDArray[Any]]:
-        return [self._torch.answer_tensors(self._process(list(batch)))]
+        parts = self._parts(batch)
+        tensors = self._process(parts)
+        if self.texts and not self._silent:
+            self._tell_of_cuts(parts, tensors["input_ids"].shape[1])
+        return [self._torch.answer_tensors(tensors)]
 
-    def _process(self, inputs: list[Any]) -> dict[str, Any]:
+    def _answer_windows(self, batch: Any) -> list[NDArray[Any]]:
+        """The answers to texts of any length: those of their windows as one."""
+        parts = self._parts(batch)
+        second = self._cuts_second(parts)
+        places, answers = [], []
+        for cut, rows in (("only_first", ~second), ("only_second", second)):
+            if len(chosen := np.flatnonzero(rows)):
+                some = [[part[row] for row in chosen] for part in parts]
+                tensors = self._process(some, truncation=cut, return_overflowing_tokens=True)
+                places.append(chosen)
+                answers.append(self._joined(tensors))
+        return [np.concatenate(answers)[np.argsort(np.concatenate(places))]]
+
+    def _joined(self, tensors: dict[str, Any]) -> NDArray[Any]:
+        """The answers to n texts whose windows follow each other, run a batch at a time."""
+        of_text = tensors.pop("overflow_to_sample_mapping").numpy()
+        starts = np.flatnonzero(np.diff(of_text, prepend=-1))
+        size = self.batch_size or max(len(starts), _WINDOWS_AT_ONCE)
+        batches = (
+            {name: tensor[first : first + size] for name, tensor in tensors.items()}
+            for first in range(0, len(of_text), size)
+        )
+        logits = np.concatenate([self._torch.answer_tensors(batch) for batch in batches])
+        if self.windows == "max":
+            return np.maximum.reduceat(logits, starts)
+        return np.add.reduceat(logits, starts) / np.bincount(of_text)[:, None]
+
+    def _parts(self, batch: Any) -> list[list[Any]]:
+        """A batch as the processor takes it: its inputs, or of pairs the first and the second."""
+        if isinstance(batch, list) and isinstance(batch[0], list | tuple):
+            batch = np.array(batch, object)
+        if not self.texts or not isinstance(batch, np.ndarray) or batch.ndim == 1:
+            return [list(batch)]
+        if batch.ndim > 2 or batch.shape[1] > 2:
+            raise ModelError(
+                f"{self.name} reads one text or a pair of texts in each row, but was given rows of "
+                f"{batch.shape[1]} columns: choose them with --input-columns (input_columns=)"
+            )
+        return batch.T.tolist()
+
+    def _process(self, parts: list[list[Any]], **more: Any) -> dict[str, Any]:
         try:
-            return dict(self.processor(inputs, return_tensors="pt", **self.processing))
+            with _TOKENIZING if self.texts else nullcontext():
+                found = self.processor(*parts, return_tensors="pt", **{**self.processing, **more})
+            return dict(found)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise ModelError(
-                f"the processor of {self.name} failed on {len(inputs)} inputs, the first of type "
-                f"{type(inputs[0]).__name__}: {one_line(error)}"
+                f"the processor of {self.name} failed on {len(parts[0])} inputs, the first of type "
+                f"{type(parts[0][0]).__name__}: {one_line(error)}"
             ) from error
+
+    def _lengths(self, *parts: list[str], special: bool = True) -> NDArray[np.int64]:
+        """(n,): how many tokens whole texts, or pairs, have."""
+        with _TOKENIZING:
+            ids = self.processor(*parts, add_special_tokens=special, verbose=False)["input_ids"]
+        return np.array([len(row) for row in ids], np.int64)
+
+    def _tell_of_cuts(self, parts: list[list[str]], width: int) -> None:
+        longest = self.processing.get("max_length")
+        if width == longest and (self._lengths(*parts) > longest).any():
+            self._silent = True
+            note(
+                f"{self.name} reads {longest} tokens, and longer texts are cut there: "
+                "load_model(..., windows='mean') reads all of them, in windows, and "
+                "processing={'max_length': ...} cuts without a word"
+            )
+
+    def _checked_windows(self, windows: str, stride: int | None) -> str:
+        check_choice("windows", windows, ("mean", "max"))
+        if not self.texts or not getattr(self.processor, "is_fast", False):
+            raise ValueError(
+                f"windows are cut by a fast tokenizer, and {type(self.processor).__name__} is none"
+            )
+        longest = self.processing.get("max_length")
+        if longest is None:
+            raise ValueError(
+                "windows need a length that neither model nor tokenizer says: give it, like "
+                "processing={'max_length': 512}"
+            )
+        room = longest - self.processor.num_special_tokens_to_add(pair=False)
+        stride = longest // 4 if stride is None else stride
+        if not 0 <= stride < room:
+            raise ValueError(f"stride must lie in 0..{room - 1}, as windows are, not {stride}")
+        self.processing["stride"] = stride
+        return windows
+
+    def _cuts_second(self, parts: list[list[str]]) -> NDArray[np.bool_]:
+        """(n,): whether it is the second text of a row that is cut, as it is the longer."""
+        if len(parts) == 1:
+            return np.zeros(len(parts[0]), bool)
+        lengths = np.stack([self._lengths(part, special=False) for part in parts])
+        longest, stride = self.processing["max_length"], self.processing["stride"]
+        room = longest - self.processor.num_special_tokens_to_add(pair=True) - lengths.min(axis=0)
+        if len(tight := np.flatnonzero((lengths.max(axis=0) > room) & (room <= stride))):
+            raise ModelError(
+                f"{self.name} reads {longest} tokens, and the shorter text of a pair has "
+                f"{lengths.min(axis=0)[tight[0]]}, which leaves no room for windows of the other "
+                f"that share {stride}: shorten it, or lower stride="
+            )
+        return lengths[1] > lengths[0]
 
     def __repr__(self) -> str:
         return f"TransformersModel({self.name})"
@@ -112,14 +229,16 @@ def _taken_apart(source: Any) -> tuple[Any, Any, dict[str, Any]]:
     return source.model, source.tokenizer if texts else source.image_processor, told
 
 
+_TOKENIZING = Lock()
+"""A tokenizer keeps how it cuts and pads, and may be that of several models in several threads."""
+
+_WINDOWS_AT_ONCE = 16
 _CUTS = ("max_length", "truncation", "padding")
 _NO_LIMIT = 10**9  # a tokenizer without one says 1e30
 
 
 def _defaults(processor: Any, model: Any) -> dict[str, Any]:
-    """How texts become one tensor; images need nothing."""
-    if not hasattr(processor, "model_max_length"):
-        return {}
+    """How texts become one tensor."""
     longest = min(_positions(model), processor.model_max_length)
     if longest >= _NO_LIMIT:
         return {"padding": True}

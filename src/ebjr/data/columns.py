@@ -1,6 +1,6 @@
 """Columns of a row: those that models say they read, compared with those that the data have."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from ebjr.arrays import Batch
 from ebjr.data.examples import ArrayData, Data
 from ebjr.joint import models_of
-from ebjr.model import Model, facts
+from ebjr.model import Model, ModelFacts, facts
 
 
 def read_by(*models: Model) -> tuple[tuple[str, ...] | None, bool]:
@@ -16,8 +16,8 @@ def read_by(*models: Model) -> tuple[tuple[str, ...] | None, bool]:
 
     ValueError: two of them read other columns, or the same in another order.
     """
-    every = [facts(part) for model in models for part in models_of(model)]
-    said = [known for known in every if known.columns is not None]
+    every = _facts_of(models)
+    said = [known for known in every if known.columns]
     for other in said[1:]:
         if other.columns != said[0].columns:
             raise ValueError(
@@ -44,12 +44,19 @@ def check_columns(inputs: Batch | Data, *models: Model) -> None:
                 f"the models read texts, but {_listed(have)} are numbers there: open the data for "
                 "these models, with open_data(..., models=[student, teacher])"
             )
-    count = _texts_of(held)
-    if columns is not None and count not in (None, len(columns)):
+    if (count := _texts_of(held)) is None:
+        return
+    if columns is not None and count != len(columns):
         raise ValueError(
             f"the models read {len(columns)} columns of texts, {_listed(columns)}, but a row of "
             f"the inputs has {count}"
         )
+    for known in _facts_of(models):
+        if known.input_shape == (None,) and _are_objects(known.input_dtype) and count > 1:
+            raise ValueError(
+                f"{known.name} reads one text in each row, but a row of the inputs has {count}: "
+                "choose one with --input-columns (input_columns=), or another model"
+            )
 
 
 def check_names(have: Sequence[str], columns: Sequence[str] | None, *, texts: bool) -> None:
@@ -61,6 +68,11 @@ def check_names(have: Sequence[str], columns: Sequence[str] | None, *, texts: bo
         f"the models read the columns {_listed(columns)} in this order, not {_listed(have)}: name "
         "these with --input-columns (input_columns=), or nothing"
     )
+
+
+def _facts_of(models: Iterable[Model]) -> list[ModelFacts]:
+    """What all models say of themselves, those of joint models too."""
+    return [facts(part) for model in models for part in models_of(model)]
 
 
 def _texts_of(held: Batch) -> int | None:

@@ -50,6 +50,7 @@ def open_data(
     images: str | os.PathLike[str] | None = None,
     models: Sequence[Model] = (),
     columns: Sequence[str] | None = None,
+    texts: bool = False,
 ) -> Data:
     """Open data on disk, whatever its form.
 
@@ -75,6 +76,7 @@ def open_data(
     - `models`: Those that will read the data: a table's columns are then the ones that they name
       (`ModelFacts.columns`), and texts where they read texts.
     - `columns`: As ``joint.toml`` names the table's columns, in place of the models' own names.
+    - `texts`: Read a table's columns as texts, as they stand in the file, where no model says it.
 
     A ValueError says what cannot be read as that, or that the models read other columns.
     """
@@ -86,7 +88,7 @@ def open_data(
     if not (place.is_dir() or place.is_file()):
         raise ValueError(f"{place} is a pipe, a socket or a device; give {_FORMS}")
     names = None if classes is None else checked_classes(classes)
-    said, texts = read_by(*models)
+    said, read_texts = read_by(*models)
     suffix = place.suffix.lower()
     if suffix not in TABLE_SUFFIXES and (input_columns or label_column):
         raise ValueError(f"input_columns and label_column are for tables, but {place} is none")
@@ -101,7 +103,7 @@ def open_data(
     elif place.is_dir():
         data = open_folder(place, on_unreadable, names)
     elif suffix in TABLE_SUFFIXES:
-        how = targets_are, on_unreadable, columns or said, texts
+        how = targets_are, on_unreadable, columns or said, texts or read_texts
         data = open_table(place, input_columns, label_column, names, *how)
     elif suffix in image_suffixes():
         data = image_data(place, [(place, None)], on_unreadable, names)

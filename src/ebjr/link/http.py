@@ -20,6 +20,7 @@ from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from ebjr.errors import ModelError, TeacherUnavailable, needs, one_line
 from ebjr.protocol import is_number
@@ -71,10 +72,9 @@ class Server:
                 headers=headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,  # the bytes that came are counted, and those in them bounded
-                trust_env=True,
             )
 
-        self._session = run(session())
+        self._session, self._proxy = run(session()), _proxy_of(url)
         self.close = weakref.finalize(self, _close, self._session)
 
     @contextmanager
@@ -126,7 +126,12 @@ class Server:
             async with (
                 asyncio.timeout_at(until),
                 self._session.request(
-                    method, url, data=data, headers=headers, allow_redirects=False
+                    method,
+                    url,
+                    data=data,
+                    headers=headers,
+                    proxy=self._proxy,
+                    allow_redirects=False,
                 ) as response,
             ):
                 async for part in response.content.iter_any():
@@ -137,7 +142,8 @@ class Server:
                 f"{self.name} gave no answer within {self._seconds:g} s"
             ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise TeacherUnavailable(f"{self.name} cannot be reached: {one_line(error)}") from error
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise TeacherUnavailable(f"{self.name} cannot be reached: {reason}") from error
         sent = response.request_info.headers
         self.bytes_moved += len(body or b"") + len(said) + head_bytes(sent, response.headers)
         plain = self._unpacked(bytes(said), response.headers.get("Content-Encoding"))
@@ -211,6 +217,12 @@ def server_of(url: str, what: str) -> Any:
     if not known or any(one.isspace() for one in str(url)):
         raise ValueError(f"{what} is http(s)://host:port/..., not {url!r}")
     return parts
+
+
+def _proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for an address: looked up once, not for each request."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 def check_timeout(seconds: float) -> None:

@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from ebjr.data.examples import Data
 from ebjr.errors import EbjrError, ModelError, needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
+from ebjr.outcomes import roles_of
 from ebjr.plugins import import_all
-from ebjr.predict import HOW, Answered, Progress, Tell, answer_row, whose_answers, write_answers
+from ebjr.predict import Answered, Progress, Tell, answer_rows, whose_answers, write_answers
 from ebjr.router import Router
 from ebjr.scale.models import check_policy, check_teacher, checked_config, thread_option
 
@@ -122,8 +124,7 @@ class _Student:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         joint, column = self.joint, batch["inputs"]
-        # rows of different shapes are a list
-        found = joint.ask_student(list(column) if column.dtype == object else column)
+        found = joint.ask_student(_stacked(list(column)) if column.dtype == object else column)
         score, deferred = map(to_numpy, joint.router(found.output))
         output, marked = joint.of_student(found.output), found.degraded
         sent = [b""] * len(score)
@@ -211,7 +212,9 @@ def _objects(values: Sequence[Any]) -> np.ndarray:
 
 
 def _stacked(rows: Sequence[Any]) -> Any:
-    """Rows as a batch: arrays of one shape are an array."""
+    """Rows as a batch: arrays of one shape are an array, and so are lists, of several texts."""
+    if isinstance(rows[0], list):
+        return np.array(rows, object)
     shapes = {getattr(row, "shape", None) for row in rows}
     return list(rows) if None in shapes or len(shapes) > 1 else np.stack(rows)
 
@@ -267,7 +270,7 @@ def predict_file(
     `options` are those of `predict`.
     """
     config = JointConfig.read(joint)
-    threshold = options.get("threshold")
+    threshold, stages = options.get("threshold"), roles_of(len(config.parts))
     if not ray.is_initialized():  # what its processes print is not ours to print
         ray.init(log_to_driver=False, logging_level="WARNING")
 
@@ -280,7 +283,7 @@ def predict_file(
                 if not len(batch["row"]):
                     continue
                 end = int(batch["row"][-1]) + 1
-                yield _lines(batch), _unreadable(data, start, end, batch["row"])
+                yield _lines(batch, stages), _unreadable(data, start, end, batch["row"])
                 start = end
         if start < len(data):
             yield [], _unreadable(data, start, len(data), np.zeros(0))
@@ -306,15 +309,14 @@ def _in_own_words() -> Iterator[None]:
         raise ModelError(f"Ray could not answer: {error}") from error
 
 
-def _lines(batch: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    said = [key for key in ("prediction", "label") if key in batch]
-    lines = []
-    for name, *rest in zip(*(batch[key].tolist() for key in ("name", *HOW, *said)), strict=True):
-        how, told = rest[: len(HOW)], dict(zip(said, rest[len(HOW) :], strict=True))
-        if isinstance(told["prediction"], str):
-            told["prediction"] = json.loads(told["prediction"])
-        lines.append(answer_row(name, told, *how))
-    return lines
+def _lines(batch: Mapping[str, np.ndarray], stages: Sequence[str]) -> list[dict[str, Any]]:
+    told = [key for key in ("prediction", "label") if key in batch]
+    said = []
+    for row in zip(*(batch[key].tolist() for key in told), strict=True):
+        said.append(dict(zip(told, row, strict=True)))
+        if isinstance(said[-1]["prediction"], str):
+            said[-1]["prediction"] = json.loads(said[-1]["prediction"])
+    return list(answer_rows(batch["name"].tolist(), said, SimpleNamespace(**batch), stages))
 
 
 def _unreadable(data: Data, start: int, end: int, rows: np.ndarray) -> list[tuple[str, str]]:

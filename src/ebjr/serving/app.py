@@ -21,6 +21,7 @@ from ebjr.errors import EbjrError, needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.serving.bodies import aside, read_body
+from ebjr.serving.chat import Chat
 from ebjr.serving.doors import Doors
 from ebjr.serving.infer import client_of, infer, read, refusal
 from ebjr.serving.knob_control import WISHES
@@ -93,6 +94,8 @@ def build_app(
         Route("/openapi.json", _says(lambda: described())),
         Route("/", handlers.page),
     ]
+    chat = Chat(service)
+    routes += chat.routes()
     described = partial(openapi, service, routes, token=token is not None)
 
     @asynccontextmanager
@@ -116,7 +119,7 @@ def build_app(
         ),
     )
     app.add_middleware(doors.guard, refuse=partial(refusal, service))
-    app.state.service, app.state.described = service, described
+    app.state.service, app.state.described, app.state.chat = service, described, chat
     app.state.short = span is None and not log_requests  # nobody is told of each request
     return app
 
@@ -312,7 +315,9 @@ async def _failed(request: Request, error: Exception) -> Response:
         error = _no_such(request, error)
     elif not isinstance(error, EbjrError | ClientDisconnect):
         error = Refused(500, BROKEN)  # Starlette raises it again: the log has it, once
-    return refusal(request.app.state.service, error)
+    chat: Chat = request.app.state.chat
+    form = [chat.error] if chat.has(request.url.path) else []
+    return refusal(request.app.state.service, error, *form)
 
 
 def _no_such(request: Request, error: HTTPException) -> Refused:
@@ -320,6 +325,8 @@ def _no_such(request: Request, error: HTTPException) -> Refused:
     path = request.url.path if len(request.url.path) <= 60 else f"{request.url.path[:57]}..."
     if error.status_code == 404:
         sentence = f"there is nothing at {path!r}; /openapi.json says what there is"
+        if request.app.state.chat.has(path):
+            sentence = request.app.state.chat.why_not or sentence
         return Refused(404, sentence)
     if error.status_code == 405:  # a path may have several routes, of which Starlette names one's
         routes = [r for r in request.app.routes if r.matches(request.scope)[0] != Match.NONE]

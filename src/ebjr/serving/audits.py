@@ -1,13 +1,14 @@
 """Audits: kept rows about which the teacher is asked after the fact, when nothing else waits."""
 
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
 from ebjr.arrays import Batch, row_count, take_rows, to_numpy
 from ebjr.errors import TeacherUnavailable
 from ebjr.joint import JointModel
-from ebjr.serving.events import Audited
+from ebjr.serving.events import Asked, Audited
 
 MOST_ROWS = 256  # may wait for an audit; while they do, no other is drawn
 MOST_BYTES = 2**20  # on average of the inputs of a batch that is drawn from
@@ -48,11 +49,16 @@ class Audits:
         )
         return None if len(rows) else audited
 
-    def ask(self, joint: JointModel) -> Audited | None:
-        """Ask about one row; returns the audit that it ends. Where it fails, that one is left."""
+    def ask(self, joint: JointModel, tell: Callable[[Asked], None]) -> Audited | None:
+        """Ask about one row, and tell its price; returns the audit that it ends.
+
+        Where it fails, that audit is left.
+        """
         audited, inputs, own, row = self._waiting.popleft()
         try:
             found = joint.ask_teacher_alone(inputs, own)
+            if found.spent is not None:
+                tell(Asked("audit", 0, found.spent))
             degraded = found.degraded is not None and bool(to_numpy(found.degraded).any())
             if degraded or row_count(found.output) != 1:
                 raise TeacherUnavailable("the teacher did not answer a row that was to be audited")

@@ -1,9 +1,10 @@
-"""Autopilot: holds a latency, a deferral rate or a budget of FLOPs by moving the knob.
+"""Autopilot: holds a latency, a deferral rate, or a budget of FLOPs or dollars by moving the knob.
 
 It steers by the deferral rate: the calibrated quantiles turn a rate into a threshold, so a step
 means the same for every score. It measures what the threshold in force alone has decided: a move
 empties the window, and rows with a threshold of their own do not count. It moves only when what it
-measured cannot be chance; `Search` says how it comes to rest.
+measured cannot be chance; `Search` says how it comes to rest. What a row costs in dollars is
+calibrated at first, and then what the models say they spend: rows that are deferred may be longer.
 """
 
 import math
@@ -18,23 +19,28 @@ from typing import Any, Self
 import numpy as np
 
 from ebjr.protocol import is_number
-from ebjr.serving.events import Answered, Expired, Observer, Scored
+from ebjr.serving.engine import stages_of
+from ebjr.serving.events import Answered, Asked, Expired, Observer, Scored
 from ebjr.serving.knob import Knob
 from ebjr.serving.served import Served
+from ebjr.serving.spending import BESIDE
 
 SIGMAS = 3.0  # beyond this many standard errors a measurement is more than chance
 FEWEST = 50  # rows, or requests, below which nothing is concluded
 MOST_ROWS = 20_000  # beyond this many rows the older ones count half
-_HOLDS = "p99=50ms, deferral_rate=0.2 or flops=50M"
+SLACK = 0.05  # of a rate that is held
+_HOLDS = "p99=50ms, deferral_rate=0.2, flops=50M or dollars=0.0004"
 _TIMES = {"us": 1e6, "ms": 1e3, "s": 1.0}  # how many are a second
 _SIZES = {"": 1.0, "K": 1e-3, "M": 1e-6, "G": 1e-9, "T": 1e-12}
+_COSTS = {"flops": _SIZES, "dollars": {"": 1.0}}  # of a row; how many of a unit are one
 
 
 @dataclass(frozen=True)
 class Hold:
-    """What the autopilot holds: `quantity` at `target` (a share, FLOPs per row, or seconds).
+    """What the autopilot holds: `quantity` at `target` (a share, a row's cost, or seconds).
 
-    `quantity` is ``"deferral_rate"``, ``"flops"``, or a percentile of requests' time (``"p99"``).
+    `quantity` is ``"deferral_rate"``, ``"flops"``, ``"dollars"``, or a percentile of requests' time
+    (``"p99"``).
     """
 
     quantity: str
@@ -44,9 +50,9 @@ class Hold:
     def of(cls, text: str) -> Self:
         """Parse a text such as ``p99=50ms``; ValueError where nothing in it can be held."""
         quantity, _, figure = str(text).strip().partition("=")
-        units = _TIMES if quantity.startswith("p") else _SIZES if quantity == "flops" else {"": 1.0}
+        units = _TIMES if quantity.startswith("p") else _COSTS.get(quantity, {"": 1.0})
         found = re.fullmatch(r"(\d+\.?\d*(?:e[+-]?\d+)?)\s*([A-Za-z]*)", figure.strip())
-        known = quantity in ("deferral_rate", "flops") or re.fullmatch(r"p\d\d(\.\d+)?", quantity)
+        known = quantity in ("deferral_rate", *_COSTS) or re.fullmatch(r"p\d\d(\.\d+)?", quantity)
         if not known or found is None or found[2] not in units:
             raise ValueError(f"the autopilot holds {_HOLDS}, not {text!r:.60}")
         target = float(found[1]) / units[found[2]]
@@ -128,7 +134,10 @@ class Autopilot(Observer):
         self.hold, self._knob = hold, knob
         served = knob.served
         served.threshold_at(0.5)  # says what is missing where nothing is known of the scores
-        self._goal = _rate_of(hold, served)
+        self._costs = _costs_of(hold, served)
+        self._paid = np.zeros(4)  # rows; dollars before the last model; its rows, and dollars
+        self._last = stages_of(served.joint)[-1]
+        self._goal = _rate_of(hold, self._costs)
         low, high = _bounds(served, self._goal) if between is None else _between(between, served)
         if self._goal is not None and not low <= self._goal <= high:
             raise ValueError(
@@ -141,7 +150,12 @@ class Autopilot(Observer):
         self.measured: float | None = None
         self._lock = threading.Lock()
         self._empty()
-        self.handlers = {Scored: self._scored, Answered: self._answered, Expired: self._expired}
+        self.handlers = {
+            Scored: self._scored,
+            Answered: self._answered,
+            Expired: self._expired,
+            Asked: self._asked,
+        }
 
     def _empty(self) -> None:
         self._since = time.perf_counter()
@@ -154,6 +168,19 @@ class Autopilot(Observer):
         with self._lock:
             self._rows += int(own.sum())
             self._deferred += int((event.deferred & own).sum())
+            self._paid[0] += len(own)
+
+    def _asked(self, event: Asked) -> None:
+        """Add up dollars, whatever the threshold: what a row costs is not for that to say."""
+        if event.spent is None or event.stage in BESIDE:
+            return
+        dollars = np.asarray(event.spent, np.float64)[:, 2]
+        dollars = dollars[~np.isnan(dollars)]
+        with self._lock:
+            if event.stage == self._last:
+                self._paid[2:] += len(dollars), dollars.sum()
+            else:
+                self._paid[1] += dollars.sum()
 
     def _answered(self, event: Answered) -> None:
         """Take the times of requests that came after the last move."""
@@ -213,13 +240,28 @@ class Autopilot(Observer):
             return None
         assert self._goal is not None
         rate = deferred / n
-        self.measured = rate
-        if self.hold.quantity == "flops":
-            student, teacher = self._knob.served.flops
-            self.measured = (student or 0.0) + rate * (teacher or 0.0)
-        chance = SIGMAS * math.sqrt(self._goal * (1 - self._goal) / n) + 1 / n
+        self.measured, goal = rate, self._goal
+        if self._costs is not None:
+            student, teacher = self._paid_costs(*self._costs)
+            self.measured = student + rate * teacher
+            goal = min(max((self.hold.target - student) / teacher, 0.0), 1.0)
+        if self.hold.quantity == "dollars":  # at most: the slack is below
+            goal /= 1 + SLACK
+        chance = SIGMAS * math.sqrt(goal * (1 - goal) / n) + 1 / n
         seen = f"{self.hold.figure(self.measured)} over {n:.0f} rows"
-        return self._goal - rate, max(0.005, 0.05 * self._goal) + chance, seen
+        return goal - rate, max(0.005, SLACK * goal) + chance, seen
+
+    def _paid_costs(self, student: float, teacher: float) -> tuple[float, float]:
+        """What a row costs, and what a deferred one does more: measured, where that is known."""
+        if self.hold.quantity != "dollars":
+            return student, teacher
+        with self._lock:
+            rows, before, asked, last = self._paid.tolist()
+            if rows > MOST_ROWS:
+                self._paid /= 2
+        if rows >= FEWEST and before:
+            student = before / rows
+        return student, last / asked if asked >= FEWEST and last else teacher
 
     def _time_error(self) -> tuple[float, float, str] | None:
         """Its target is met between 80 and 100 % of it; errors beyond are logarithms.
@@ -248,19 +290,30 @@ class Autopilot(Observer):
         return 0.1 * span * error, 0.0, seen
 
 
-def _rate_of(hold: Hold, served: Served) -> float | None:
-    """The deferral rate that a target means; None where it is a time."""
-    if hold.quantity == "deferral_rate":
-        return hold.target
-    if hold.quantity != "flops":
+def _costs_of(hold: Hold, served: Served) -> tuple[float, float] | None:
+    """What student and teacher cost, in what is held; None where that is no cost."""
+    if hold.quantity not in _COSTS:
         return None
-    student, teacher = served.flops
+    student, teacher = (getattr(cost, hold.quantity) for cost in served.costs)
+    if hold.quantity == "dollars":
+        student = student or 0.0  # nobody is paid for a model that runs here
     if student is None or not teacher:
-        raise ValueError("flops can be held where joint.toml has the FLOPs of both models")
+        words = {"flops": "FLOPs"}.get(hold.quantity, hold.quantity)
+        raise ValueError(
+            f"{hold.quantity} can be held where joint.toml has the {words} of both models"
+        )
+    return student, teacher
+
+
+def _rate_of(hold: Hold, costs: tuple[float, float] | None) -> float | None:
+    """The deferral rate that a target means; None where it is a time."""
+    if costs is None:
+        return hold.target if hold.quantity == "deferral_rate" else None
+    student, teacher = costs
     rate = (hold.target - student) / teacher
     if not 0 < rate < 1:
         raise ValueError(
-            f"flops can be held between {student:.4g}, the student alone, and "
+            f"{hold.quantity} can be held between {student:.4g}, the student alone, and "
             f"{student + teacher:.4g}, the teacher asked about all, not at {hold.target:.4g}"
         )
     return rate

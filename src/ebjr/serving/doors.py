@@ -15,7 +15,7 @@ from ebjr.serving.limits import Refused, loops_back
 from ebjr.serving.logs import App, Receive, Scope, Send
 
 _PASSED_ON = re.compile(rb"forwarded|via|x-real-ip|x-forwarded-.+")
-_GUARDED = re.compile(r"/|/metrics|/v1/.+")
+_GUARDED = re.compile(r"/|/metrics|/v1/(?!chat/|models).+")  # not what models are asked by
 
 
 class Doors:

@@ -16,16 +16,29 @@ from typing import Any, Self
 
 import numpy as np
 
-from ebjr.arrays import Batch, join_rows, plain, put_rows, row_count, to_numpy
+from ebjr.arrays import Batch, join_rows, plain, row_count, to_numpy
 from ebjr.backends import FILES
 from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable, check_at_least
 from ebjr.joint import JointAnswer, JointModel, LateRows, models_of
-from ebjr.model import Answer, Model, answer, facts
+from ebjr.model import Answer, Model, ModelFacts, TeacherFailed, answer, facts
 from ebjr.outcomes import roles_of
 from ebjr.router import check_threshold
 from ebjr.serving.audits import Audits
-from ebjr.serving.events import Answered, Batched, Bulk, Degraded, Failed, Observer, Scored
-from ebjr.serving.row_queue import Part, RowQueue, alike, form_of, index_of, join, pick, some, spans
+from ebjr.serving.events import Answered, Asked, Batched, Bulk, Degraded, Failed, Observer, Scored
+from ebjr.serving.row_queue import (
+    Part,
+    RowQueue,
+    Said,
+    alike,
+    form_of,
+    index_of,
+    join,
+    pick,
+    put,
+    some,
+    spans,
+    total,
+)
 from ebjr.task import Task
 from ebjr.threads import available_cores, background
 
@@ -50,7 +63,7 @@ class Ticket:
     __slots__ = (
         *("inputs", "rows", "form", "threshold", "client", "reply", "since", "trace"),
         *("open", "answer", "error", "late", "late_id", "_left", "unscored"),
-        *("_output", "_score", "_deferred", "_degraded", "_stage", "_waiting"),
+        *("_said", "_score", "_deferred", "_waiting"),
     )
 
     def __init__(
@@ -70,7 +83,7 @@ class Ticket:
         self.late: str | None = None  # under this id are rows that were kept for later
         self.late_id = ""  # the same for whoever keeps some of its rows
         self._left = self.unscored = self.rows
-        self._output: Any = None
+        self._said: Said | None = None  # of all rows, where they came in parts
 
     def cancel(self) -> None:
         """Nobody waits any more: rows that no model has begun with are left out."""
@@ -94,58 +107,44 @@ class Ticket:
             self.threshold = knob
         return self.threshold
 
-    def scored(self, rows: Any, said: Answer, score: np.ndarray, deferred: np.ndarray) -> None:
+    def scored(self, rows: Any, said: Said, score: np.ndarray, deferred: np.ndarray) -> None:
         """Take the student's answer to some rows; those that are deferred wait for another."""
+        self._take(rows, said._replace(degraded=said.degraded & ~deferred))
         place = index_of(rows)
-        self._put(rows, said.output)
-        self._score[place], self._stage[place] = score, said.stage
+        self._score[place] = score
         self._deferred[place] = self._waiting[place] = deferred
-        self._degraded[place] = said.degraded & ~deferred
         self.unscored -= len(rows)
         self._left -= len(rows) - int(np.count_nonzero(deferred))
 
-    def taught(self, rows: Any, said: Answer, deferred: bool) -> None:
+    def taught(self, rows: Any, said: Said, deferred: bool) -> None:
         """Take the last answer to rows that wait; `deferred`: it is the teacher's."""
         rows = np.asarray(rows)
-        self._make_room(said.output)
-        fresh = self._waiting[rows]  # others were answered while this was on its way
-        if not fresh.all():
+        if self._said is not None and not (fresh := self._waiting[rows]).all():
+            # others were answered while this was on its way
             rows, said = rows[fresh], some(said, np.flatnonzero(fresh))
-        self._put(rows, said.output)
-        self._waiting[rows] = False
-        self._deferred[rows] = deferred
-        self._degraded[rows], self._stage[rows] = said.degraded, said.stage
+        self._take(rows, said)
+        self._waiting[rows], self._deferred[rows] = False, deferred
         self._left -= len(rows)
 
-    def _make_room(self, output: Batch) -> None:
-        if self._output is None:
-            self._score, self._stage = np.zeros(self.rows), np.zeros(self.rows, np.int64)
-            self._deferred, self._degraded = np.zeros((2, self.rows), bool)
+    def _take(self, rows: Any, said: Said) -> None:
+        if self._said is None:
+            self._score, self._deferred = np.zeros(self.rows), np.zeros(self.rows, bool)
             self._waiting = np.ones(self.rows, bool)
-            self._output = [output[0]] * self.rows
-            if not isinstance(output, list | tuple):
-                self._output = np.zeros((self.rows, *output.shape[1:]), output.dtype)
-
-    def _put(self, rows: Any, output: Batch) -> None:
-        self._make_room(output)
-        known = self._output
-        if isinstance(known, list) or np.result_type(known, output) != known.dtype:
-            self._output = put_rows(known, np.asarray(rows), output)
-        else:
-            known[index_of(rows)] = output
+        self._said = put(self._said, self.rows, rows, said)
 
     def waiting(self) -> Part:
         """The rows that wait for a later model, with the student's answer to them."""
+        assert self._said is not None
         rows = np.flatnonzero(self._waiting)
-        said = Answer(self._output, self._degraded, stage=self._stage)
-        return Part(self, rows, some(said, rows))
+        return Part(self, rows, some(self._said, rows))
 
     def whole(self, predict: Callable[[Batch], Batch]) -> JointAnswer | None:
         """The answer once no row lacks its own."""
-        if self._left:
+        if self._left or self._said is None:
             return None
-        answers = self._score, self._deferred, self._degraded
-        return JointAnswer(predict(self._output), self._output, *answers, self.late, self._stage)
+        output, degraded, stage, _, spent = self._said
+        how = self._score, self._deferred, degraded, self.late, stage, spent
+        return JointAnswer(predict(output), output, *how)
 
 
 class Engine:
@@ -155,10 +154,11 @@ class Engine:
     are the most rows of a batch of the first model, and of the others. As many batches as
     `workers` (None: as there are cores) are at work here at once, and `teacher_workers` beside
     them: None lets the workers ask a teacher that is here, and has two batches on their way to one
-    elsewhere. A model waits up to `max_wait_seconds` for its batch to fill, where rows come fast
-    enough for that. About the share `audit_rate` of kept rows the teacher is asked too, one at a
-    time, when nothing waits. `observer` is told of what happens, after those who wait for it have
-    their answers.
+    elsewhere. Models that bear many calls at once (`ModelFacts.calls`) are asked for each row on
+    its own, so that no row waits for the slowest. Other models wait up to `max_wait_seconds` for
+    their batch to fill, where rows come fast enough for that. About the share `audit_rate` of kept
+    rows the teacher is asked too, one at a time, when nothing waits. `observer` is told of what
+    happens, after those who wait for it have their answers.
 
     Examples
     --------
@@ -218,12 +218,15 @@ class Engine:
         self.lock = threading.Lock()
         self._told = Bulk(Observer() if observer is None else observer)
         self._audits = Audits(audit_rate)
-        self._hire([facts(each).url is not None for each in models], teacher_workers)
+        self._hire([facts(each) for each in models], teacher_workers)
 
-    def _hire(self, elsewhere: Sequence[bool], teacher_workers: int | None) -> None:
+    def _hire(self, known: Sequence[ModelFacts], teacher_workers: int | None) -> None:
         """Crews for all models: the workers for those here, and others for each one elsewhere."""
-        self._is_here = not elsewhere[0]
-        own = [FAR_CALLS if far else 0 for far in elsewhere]
+        own = [each.calls or (FAR_CALLS if each.url is not None else 0) for each in known]
+        self._is_here = not own[0]
+        for number, each in enumerate(known):
+            if each.calls:  # rows that are done go on, whatever the slowest of them takes
+                self._batches[number] = 1
         if self.levels and teacher_workers is not None:
             own[-1] = teacher_workers
             self._singly[-1] &= teacher_workers == 1
@@ -233,7 +236,9 @@ class Engine:
         ]
         self._spare = _Crew(self.lock, [0])  # for the first model beside long batches of others
         sizes = {crew: count for crew, count in zip(self._crews, own, strict=True) if count}
-        sizes |= {here: self.workers if here.stages else 0, self._spare: 1}
+        sizes |= {here: self.workers if here.stages else 0, self._spare: int(self._is_here)}
+        # of a second of each model, the share that it takes from the seconds of all workers
+        self._share = [self.workers / count if count else 1.0 for count in own]
         self._threads = [
             background(f"worker-{number}", self._work, crew)
             for crew, count in sizes.items()
@@ -325,19 +330,21 @@ class Engine:
         return ticket
 
     def expected_seconds(self, rows: int) -> float:
-        """How long the models are expected to be at work for so many rows."""
-        first, *later = self.row_seconds
-        return rows * (first + sum(map(math.prod, zip(self._rates, later, strict=True))))
+        """Seconds of the workers that `rows` rows are expected to take."""
+        each = zip((1.0, *self._rates), self.row_seconds, self._share, strict=True)
+        return rows * sum(map(math.prod, each))
 
     def hurry(self, ticket: Ticket) -> bool:
         """Answer now: rows that wait for a later model get the student's answer, as degraded.
 
-        Returns False, and changes nothing, where the student has yet to answer some rows.
+        Returns False, and changes nothing, where some rows have no answer of the student's.
         """
         with self.lock:
             if ticket.unscored or not ticket.open:
                 return False
             part = ticket.waiting()
+        if _nothing(part.said.output) is not None:
+            return False
         self._degrade(len(self.levels), [part])
         self.bell()
         return True
@@ -463,37 +470,43 @@ class Engine:
 
     def _audit(self) -> None:
         try:
-            if (found := self._audits.ask(self.levels[-1])) is not None:
+            if (found := self._audits.ask(self.levels[-1], self._told.observe)) is not None:
                 self._told.observe(found)
         except Exception as error:  # nobody waits: what is not known is left out
             self._told.observe(Failed("audit", error))
 
     def _answer(self, number: int, parts: Sequence[Part]) -> None:
         began = time.perf_counter()
-        inputs = join_rows([part.inputs for part in parts])
+        inputs, said = join_rows([part.inputs for part in parts]), join(parts) if number else None
         self.bell()  # not before: whoever is woken takes the interpreter, which a model gives up
+        error: ModelError | None = None
         try:
-            found = self._ask(number, inputs, parts)
-        except ModelError as error:
-            if not number:
+            found = self._ask(number, inputs, said)
+        except ModelError as failure:  # unreachable, or it answers nonsense
+            if said is None:
                 raise
-            self._miss(number, parts, error)  # unreachable, or it answers nonsense
-            return
+            error, spent = failure, getattr(failure, "spent", None)
+            found = Answer(said.output[:0], answered=np.zeros(len(inputs), bool), spent=spent)
         ended = time.perf_counter()
+        self._tell_asked(number, len(inputs), found, error)
+        if said is not None:
+            said = said._replace(spent=total(said.spent, found.spent))
+        spent = found.spent if said is None else said.spent
         if found.answered is not None:
             answered = to_numpy(found.answered)
-            missed, parts = pick(parts, ~answered), pick(parts, answered)
+            missed, parts = pick(parts, ~answered, said), pick(parts, answered)
+            spent = None if spent is None else spent[answered]
             why = found.why or "the teacher answers no more rows just now"
-            self._miss(number, missed, TeacherUnavailable(why))
+            self._miss(number, missed, error or TeacherUnavailable(why))
         if parts:
-            self._go_on(number, parts, self._whole(number, found))
+            self._go_on(number, parts, self._whole(number, found, spent))
             self._tell_batch(number, parts, began, ended)
 
-    def _ask(self, number: int, inputs: Batch, parts: Sequence[Part]) -> Answer:
+    def _ask(self, number: int, inputs: Batch, said: Said | None) -> Answer:
         """What a model says; of a later one, mixed with what those before it said."""
-        if number:
-            level, said = self.levels[number - 1], join(parts)
-            return level.ask_teacher(level.for_teacher(inputs, said), said.output)
+        if said is not None:
+            asked = inputs if said.features is None else said.features
+            return self.levels[number - 1].ask_teacher(asked, said.output)
         if self.levels:
             found = self.levels[0].ask_student(inputs)
         else:
@@ -502,14 +515,25 @@ class Engine:
             raise ModelError(f"the {self.stages[0]} answered only some of its rows just now")
         return found
 
-    def _whole(self, number: int, found: Answer) -> Answer:
-        """An answer that says of each row whether it is degraded, and which model gave it."""
+    def _whole(self, number: int, found: Answer, spent: Any) -> Said:
+        """What was said, with each row's marks; `spent` is that of all models so far."""
         output = found.output if number < len(self.levels) else plain(found.output)
         rows, start = len(output), self._starts[number]
         degraded = np.zeros(rows, bool) if found.degraded is None else to_numpy(found.degraded)
         stage = found.stages(rows)
         features = plain(found.features) if self._continues and not number else None
-        return Answer(output, degraded, stage=stage + start if start else stage, features=features)
+        return Said(output, degraded, stage + start if start else stage, features, spent)
+
+    def _tell_asked(self, number: int, rows: int, found: Answer, error: ModelError | None) -> None:
+        """Tell what a model has spent, and how many rows it gave nothing that can be used."""
+        missed = 0
+        if found.answered is None:
+            nothing = _nothing(found.output)
+            missed = 0 if nothing is None else int(nothing.sum())
+        elif found.why or isinstance(error, TeacherFailed):
+            missed = rows - int(to_numpy(found.answered).sum())
+        if missed or found.spent is not None:
+            self._told.observe(Asked(self.stages[number], missed, found.spent))
 
     def _tell_batch(self, number: int, parts: Sequence[Part], began: float, ended: float) -> None:
         rows, seconds = sum([part.count for part in parts]), ended - began
@@ -518,7 +542,7 @@ class Engine:
         tickets, waited = [part.ticket for part in parts], [began - part.since for part in parts]
         self._told.observe(Batched(self.stages[number], rows, tickets, waited, began, seconds))
 
-    def _go_on(self, number: int, parts: Sequence[Part], said: Answer) -> None:
+    def _go_on(self, number: int, parts: Sequence[Part], said: Said) -> None:
         """What a model has said goes to the next router; what the last one said is an answer."""
         if number < len(self.levels) - 1:
             self._route(number, parts, said)
@@ -527,29 +551,29 @@ class Engine:
         else:
             self._settle(parts, said, deferred=True)
 
-    def _route(self, number: int, parts: Sequence[Part], said: Answer) -> None:
+    def _route(self, number: int, parts: Sequence[Part], said: Said) -> None:
         """An inner router: what it keeps is what the joint model around it reads."""
         level = self.levels[number]
         deferred = to_numpy(level.router(said.output)[1])
-        output = plain(level.of_student(said.output))
-        kept = Answer(output, said.degraded, stage=said.stage)  # features are for the next alone
+        said = said._replace(output=plain(level.of_student(said.output)))
+        kept = said._replace(features=None)  # they are for the next model alone
         count = np.count_nonzero(deferred)
         self._rates[number] = 0.9 * self._rates[number] + 0.1 * count / len(deferred)
         if count:
-            whole = Answer(output, said.degraded, stage=said.stage, features=said.features)
-            self._defer(number + 1, pick(parts, deferred, whole))
+            self._defer(number + 1, pick(parts, deferred, said))
             parts = pick(parts, ~deferred, kept)
             kept = some(kept, np.flatnonzero(~deferred))
         if parts:
             self._go_on(number + 1, parts, kept)
 
-    def _decide(self, parts: Sequence[Part], said: Answer) -> None:
+    def _decide(self, parts: Sequence[Part], said: Said) -> None:
         """The router with the knob: what it keeps is answered."""
         joint = self.levels[-1]
         score = np.asarray(to_numpy(joint.router.score(said.output)), np.float64)
-        output, knob = plain(joint.of_student(said.output)), joint.router.threshold
-        if output is not said.output:
-            said = Answer(output, said.degraded, stage=said.stage, features=said.features)
+        said, knob = (
+            said._replace(output=plain(joint.of_student(said.output))),
+            joint.router.threshold,
+        )
         each = np.array([part.ticket.begin(knob) for part in parts])
         if len(parts) < len(score):
             each = np.repeat(each, [part.count for part in parts])
@@ -564,22 +588,25 @@ class Engine:
         if len(self.levels) > 1 and (missed := np.count_nonzero(said.degraded > deferred)):
             self._told.observe(Degraded(int(missed)))
         if self._audits.open:
-            inputs = joint.for_teacher(join_rows([part.inputs for part in parts]), said)
+            inputs = said.features
+            if inputs is None:
+                inputs = join_rows([part.inputs for part in parts])
             if (none := self._audits.draw(inputs, said.output, deferred, each)) is not None:
                 self._told.observe(none)
 
     def _answer_kept(
-        self, parts: Sequence[Part], said: Answer, score: np.ndarray, deferred: np.ndarray
+        self, parts: Sequence[Part], said: Said, score: np.ndarray, deferred: np.ndarray
     ) -> list[Ticket]:
         """Give tickets what was said of their rows; returns those that have all their answers."""
         hard, done = deferred.tolist(), list[Ticket]()
-        output, flags, stage = said.output, said.degraded, said.stage
-        predicted = self._predict(output)
+        said, predicted = said._replace(features=None), self._predict(said.output)
+        output, flags, stage, _, spent = said
         for part, own in spans(parts):
             ticket = part.ticket
             if part.count == ticket.rows and True not in hard[own]:  # the common case
                 columns = predicted[own], output[own], score[own], deferred[own], flags[own]
-                _finish(ticket, JointAnswer(*columns, stage=stage[own]), done)
+                its_own = None if spent is None else spent[own]
+                _finish(ticket, JointAnswer(*columns, stage=stage[own], spent=its_own), done)
                 continue
             with self.lock:
                 ticket.scored(part.rows, some(said, own), score[own], deferred[own])
@@ -591,7 +618,7 @@ class Engine:
             with self.lock:
                 self._put(number, parts)
 
-    def _settle(self, parts: Sequence[Part], said: Answer, *, deferred: bool) -> None:
+    def _settle(self, parts: Sequence[Part], said: Said, *, deferred: bool) -> None:
         """Take the last answer to some rows; `deferred` says whether it is the teacher's."""
         done: list[Ticket] = []
         with self.lock:
@@ -609,15 +636,26 @@ class Engine:
             self._fail(parts, self.stages[number], error)
             return
         self._told.observe(Failed(self.stages[number], error))
-        self._degrade(number, parts)
+        self._degrade(number, parts, error)
 
-    def _degrade(self, number: int, parts: Sequence[Part]) -> None:
-        """Go on with what was said before a teacher that has not answered."""
+    def _degrade(self, number: int, parts: Sequence[Part], error: object = None) -> None:
+        """Go on with what was said before a teacher that has not answered, because of `error`.
+
+        Where that is nothing, neither is there an answer: the request fails.
+        """
         said = join(parts)
-        said = Answer(said.output, np.ones(len(said.output), bool), stage=said.stage)
+        said = said._replace(degraded=np.ones(len(said.output), bool), features=None)
         if number < len(self.levels):
             self._go_on(number, parts, said)
             return
+        if (nothing := _nothing(said.output)) is not None:
+            words = (
+                f"the student had no answer to a row, nor had the {self.stages[number]}: {error}"
+            )
+            self._refuse(pick(parts, nothing), TeacherUnavailable(words))
+            parts, said = pick(parts, ~nothing), some(said, np.flatnonzero(~nothing))
+            if not parts:
+                return
         self._keep(parts)
         self._told.observe(Degraded(len(said.output)))
         self._settle(parts, said, deferred=False)
@@ -653,14 +691,18 @@ class Engine:
         if not isinstance(error, EbjrError):
             told = ModelError(f"the {stage} failed on a batch: {type(error).__name__}: {error}")
         told.__traceback__ = None  # it knows the rows
+        self._refuse(parts, told)
+        self._told.observe(Failed(stage, error))
+
+    def _refuse(self, parts: Sequence[Part], error: Exception) -> None:
+        """Let the requests of some rows fail."""
         with self.lock:
             failed = dict.fromkeys(part.ticket for part in parts if part.ticket.open)
             for ticket in failed:
-                ticket.open, ticket.error = False, told
+                ticket.open, ticket.error = False, error
         for ticket in failed:
             ticket.tell()
         self.bell()
-        self._told.observe(Failed(stage, error))
 
 
 class _Crew:
@@ -673,6 +715,17 @@ class _Crew:
 
 def _nobody(ticket: Ticket) -> None:
     """Whom a ticket is told that nobody waits for."""
+
+
+def _nothing(output: Batch) -> np.ndarray | None:
+    """(n,): the rows whose raw output is NaN, as where a model had no answer; None: there is none.
+
+    Minus infinity is an answer: a class that is impossible.
+    """
+    if isinstance(output, list | tuple):
+        return None
+    nan = np.isnan(to_numpy(output))
+    return nan.reshape(len(nan), -1).any(axis=1) if nan.any() else None
 
 
 def _finish(ticket: Ticket, found: JointAnswer | None, done: list[Ticket]) -> None:

@@ -25,6 +25,17 @@ class Batched(NamedTuple):
     seconds: float
 
 
+class Asked(NamedTuple):
+    """A model, or an audit, spent something, or gave `unanswered` rows nothing that can be used.
+
+    `spent` is of each row, as of `ebjr.model.Answer`.
+    """
+
+    stage: str
+    unanswered: int
+    spent: Any
+
+
 class Scored(NamedTuple):
     """n rows were scored, and some deferred, each by the threshold of its request; all (n,)."""
 
@@ -77,7 +88,7 @@ class Failed(NamedTuple):
     error: Exception
 
 
-Event = Batched | Scored | Answered | Expired | Degraded | Audited | Failed
+Event = Batched | Asked | Scored | Answered | Expired | Degraded | Audited | Failed
 
 
 class Observer:

@@ -1,7 +1,7 @@
 """One input, both models: what each would say, who answers, and how long each took."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,21 +10,27 @@ from scipy.special import softmax
 from ebjr.arrays import Batch, to_numpy
 from ebjr.errors import ModelError
 from ebjr.joint import JointModel
+from ebjr.serving.events import Asked
 
 SHOWN = 3  # classes that are named, the most probable first
 
 
 def explain(
-    joint: JointModel, inputs: Batch, threshold: float, labels: Sequence[str] | None = None
+    joint: JointModel,
+    inputs: Batch,
+    threshold: float,
+    labels: Sequence[str] | None = None,
+    tell: Callable[[Asked], None] = lambda event: None,
 ) -> dict[str, Any]:
     """Both models' answers to a batch of one input, and the joint model's, as JSON.
 
     The teacher is asked whatever the score, so this is for looking at one input, not for answering
     many. `stage` says which model gave an answer. `answer` is None where the policy is ``"error"``
-    and the teacher is away. If the student fails, that raises ModelError.
+    and the teacher is away. If the student fails, that raises ModelError. What both spend is told.
     """
     began = time.perf_counter()
     found = joint.ask_student(inputs)
+    tell(Asked("both", 0, found.spent))
     score = to_numpy(joint.router.score(found.output))
     own = joint.of_student(found.output)
     spent = time.perf_counter() - began
@@ -38,6 +44,7 @@ def explain(
         teacher: dict[str, Any] = {"error": " ".join(str(error).split())}
         degraded, deferred = deferred, False
     else:
+        tell(Asked("both", 0, found.spent))
         taught, stage = found.output, int(joint.stage_of(found, 1)[0])
         spent = time.perf_counter() - began
         teacher = _said(joint, taught, labels) | {"seconds": spent, "stage": stage}

@@ -195,7 +195,7 @@ class _Calls:
         within = None if left is None else ANSWERING_SHARE * left
         raw = bool(asked.raw_input_contents)
         write = partial(write_response, raw=raw)
-        return await self.service.infer(request, hold, write, within=within)
+        return await self.service.ask(self.service.question(request, write), hold, within=within)
 
 
 def _parsed(kind: type[Any], raw: bytes) -> Any:

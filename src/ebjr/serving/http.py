@@ -1,4 +1,4 @@
-"""HTTP on the wire: uvicorn's protocol within limits, and the short way of ``infer`` through it.
+"""HTTP on the wire: uvicorn's protocol within limits, and the short way to the engine through it.
 
 What is asked most goes from the parser to the engine and back without a task, a scope or a
 framework; all else is Starlette's. This file alone knows uvicorn's protocol from inside, whose
@@ -6,24 +6,15 @@ versions the extra `serve` bounds.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 from ebjr.errors import EbjrError, needs
 from ebjr.serving.bodies import LARGE_BYTES, too_large
-from ebjr.serving.infer import (
-    CALL,
-    ENDED,
-    Heads,
-    Written,
-    error_body,
-    json_bytes,
-    paths,
-    refused,
-    writer,
-)
+from ebjr.serving.chat import COMPLETIONS, Chat
+from ebjr.serving.infer import CALL, ENDED, Infer, Way, Written, json_bytes, paths, refused
 from ebjr.serving.logs import REQUEST_ID, new_request_id
 from ebjr.serving.service import Call, Service
 
@@ -35,19 +26,28 @@ _RARE = frozenset({b"content-encoding", b"expect", b"upgrade"})  # of what takes
 
 
 def http_of(service: Service, *, short: bool = True) -> Callable[..., asyncio.Protocol]:
-    """What makes uvicorn's protocol for each connection; `short` lets `infer` go its short way."""
-    return partial(Http, service, Heads(service), paths(service) if short else frozenset())
+    """What makes uvicorn's protocol for each connection, with a short way if it is `short`."""
+    infer = Infer(service)
+    ways: dict[bytes, Way] = {**dict.fromkeys(paths(service), infer)}
+    ways[COMPLETIONS.encode()] = Chat(service)
+    return partial(Http, service, ways, infer, short)
 
 
 class Http(HttpToolsProtocol):
     """One connection."""
 
     def __init__(
-        self, service: Service, heads: Heads, short: frozenset[bytes], **uvicorn: Any
+        self,
+        service: Service,
+        ways: Mapping[bytes, Way],
+        usual: Way,
+        short: bool,
+        **uvicorn: Any,
     ) -> None:
         super().__init__(**uvicorn)
-        self.service, self.heads, self._limits = service, heads, service.limits
-        self._short = short
+        self.service, self._limits = service, service.limits
+        self._ways, self._usual, self._short = ways, usual, short
+        self.url = b""
         self._seen = 0  # bytes since the last head was complete, or the last message
         self._in_body = self._refused = False
         self._late: asyncio.TimerHandle | None = None
@@ -133,8 +133,8 @@ class Http(HttpToolsProtocol):
         known = dict(self.headers)
         if (wrong := self._wrong_in(known)) is not None:
             self.refuse(*wrong)
-        elif self._is_short(known):
-            self._take_turn(Exchange(self, known))
+        elif self._short and (way := self._ways.get(self.url)) and self._is_short(known):
+            self._take_turn(Exchange(self, way, known))
         else:
             url, headers, expects = self.url, self.headers, self.expect_100_continue
             super().on_message_begin()
@@ -158,7 +158,7 @@ class Http(HttpToolsProtocol):
 
     def _is_short(self, known: dict[bytes, bytes]) -> bool:
         """Whether a request takes the short way: one that no thread need read beforehand."""
-        if self.url not in self._short or self.parser.get_method() != b"POST":
+        if self.parser.get_method() != b"POST":
             return False
         if b"content-length" not in known or not _RARE.isdisjoint(known):
             return False
@@ -228,7 +228,7 @@ class Http(HttpToolsProtocol):
         """Answer in place of the application, and hang up."""
         self._refused, self._late = True, _ended(self._late)
         self.service.refused(status)
-        body = error_body(sentence)
+        body = self._ways.get(self.url, self._usual).error(status, sentence)
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(_LINES[status] + head % len(body) + body)
         self.transport.close()
@@ -239,12 +239,12 @@ class Exchange:
 
     __slots__ = (
         *("call", "disconnected", "keep_alive", "own", "response_complete"),
-        *("_headers", "_hold", "_http", "_parts", "_turn", "_whole", "_wrong"),
+        *("_headers", "_hold", "_http", "_parts", "_turn", "_way", "_whole", "_wrong"),
     )
     message_event = asyncio.Event()  # uvicorn sets it when a connection is lost
 
-    def __init__(self, http: Http, headers: dict[bytes, bytes]) -> None:
-        self._http, self._headers = http, headers
+    def __init__(self, http: Http, way: Way, headers: dict[bytes, bytes]) -> None:
+        self._http, self._way, self._headers = http, way, headers
         self.keep_alive = bool(http.parser.should_keep_alive())
         self.own = new_request_id(headers.get(REQUEST_ID))
         self.response_complete = self.disconnected = self._turn = self._whole = False
@@ -283,10 +283,9 @@ class Exchange:
                 raise wrong
             parts, self._parts = self._parts or [b""], []
             body = parts[0] if len(parts) == 1 else b"".join(parts)
-            plan, inputs = self._http.heads.read(body, self._headers)
-            write = writer(self._headers)
-            self.call = Call(self._http.service, plan, self._hold, write, self._done)
-            self.call.start(inputs, len(parts[-1]))
+            question = self._way.read(body, self._headers)
+            self.call = Call(self._http.service, question, self._hold, self._done)
+            self.call.start(question.inputs, len(parts[-1]))
         except Exception as error:
             self._done(error)
 
@@ -296,7 +295,7 @@ class Exchange:
         self.call = None  # which knows this: nothing is left for the garbage collector
         self.response_complete, status = True, 200
         if isinstance(found, Exception):
-            status, found = refused(self._http.service, found)
+            status, found = refused(self._http.service, found, self._way.error)
         self._http.answer(self, status, found)
 
     def leave(self) -> None:

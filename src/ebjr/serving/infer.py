@@ -7,10 +7,10 @@ other servers of ASGI, and for tests.
 import asyncio
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from ebjr.serving.admission import Hold
 from ebjr.serving.bodies import LARGE_BYTES, aside, compressed, read_body
 from ebjr.serving.limits import Refused
 from ebjr.serving.multipart import read_form
-from ebjr.serving.service import VERSION, Call, Plan, Service
+from ebjr.serving.service import VERSION, Call, Plan, Question, Service
 
 with needs("serve", "serving"):
     from starlette.requests import ClientDisconnect, Request
@@ -41,10 +41,22 @@ Headers = Mapping[bytes, bytes]
 Written = tuple[list[tuple[bytes, bytes]], bytes]  # headers, in lower case, and the body
 
 
-def paths(service: Service) -> frozenset[bytes]:
+class Way(Protocol):
+    """How requests of one protocol are read, and their errors told."""
+
+    def read(self, body: bytes, headers: Headers, /) -> Question:
+        """What is asked; its answer is `Written`."""
+        ...
+
+    def error(self, status: int, sentence: str, /) -> bytes:
+        """The body of an error."""
+        ...
+
+
+def paths(service: Service) -> tuple[bytes, bytes]:
     """Where the served model is asked."""
     model = f"/v2/models/{service.served.name}"
-    return frozenset({f"{model}/infer".encode(), f"{model}/versions/{VERSION}/infer".encode()})
+    return f"{model}/infer".encode(), f"{model}/versions/{VERSION}/infer".encode()
 
 
 def json_bytes(headers: Headers, size: int) -> int:
@@ -62,8 +74,8 @@ def read(body: bytes, headers: Headers) -> InferRequest:
     return read_request(body, None if length is None else length.decode("latin-1"))
 
 
-class Heads:
-    """Requests of one client differ in their bytes alone: the JSON before these is remembered.
+class Infer:
+    """The way of ``infer``. As a client's requests differ in their bytes, their JSON is remembered.
 
     What is remembered has one tensor of numbers, and has been read and checked as any other.
     """
@@ -72,8 +84,15 @@ class Heads:
         self._service = service
         self._known: dict[bytes, tuple[Plan, Any, tuple[int, ...], int, Any]] = {}
 
-    def read(self, body: bytes, headers: Headers) -> tuple[Plan, Any]:
-        """What is to be done for a request, and its inputs."""
+    def read(self, body: bytes, headers: Headers) -> Question:
+        """What a request asks."""
+        return self._service.planned(*self._read(body, headers), writer(headers))
+
+    def error(self, status: int, sentence: str) -> bytes:
+        """A request's error in JSON: one sentence."""
+        return error_body(sentence)
+
+    def _read(self, body: bytes, headers: Headers) -> tuple[Plan, Any]:
         head = body[: json_bytes(headers, len(body))] if LENGTH in headers else b""
         known = self._known.get(head)
         if known is not None:
@@ -123,14 +142,25 @@ def write(found: InferResponse, plan: Plan, *, accepted: str | None = None) -> W
 async def infer(request: Request) -> Response:
     """Answer a request that came by a route."""
     service: Service = request.app.state.service
+
+    async def read(raw: bytes, headers: Headers, hold: Hold) -> Question:
+        service.check_model(**request.path_params)
+        return service.question(await _asked(service, raw, request, headers, hold), writer(headers))
+
+    return await answered(request, read)
+
+
+async def answered(
+    request: Request, read: Callable[[bytes, Headers, Hold], Awaitable[Question]]
+) -> Response:
+    """The answer to a request that came by a route, as `read` reads it."""
+    service: Service = request.app.state.service
     headers = dict(request.scope["headers"])
     try:
         with service.admission.hold(client_of(request)) as hold:
             raw = await read_body(request, service.limits, hold)  # first: who sends reads nothing
-            service.check_model(**request.path_params)
-            asked = await _asked(service, raw, request, headers, hold)
-            began = partial(_note_call, request)
-            answering = service.infer(asked, hold, writer(headers), began=began)
+            question = await read(raw, headers, hold)
+            answering = service.ask(question, hold, began=partial(_note_call, request))
             return _as_response(200, await _unless_gone(request, answering))
     except asyncio.CancelledError as error:
         return refusal(service, error)
@@ -179,17 +209,27 @@ def client_of(request: Request) -> Any:
     return request.scope.get("client")
 
 
-def refusal(service: Service, error: BaseException) -> Response:
+def error_body(sentence: str) -> bytes:
+    """A request's error in JSON: one sentence."""
+    return json.dumps({"error": sentence}, separators=(",", ":")).encode()
+
+
+Form = Callable[[int, str], bytes]  # of an error's body: its status, its sentence
+
+
+def refusal(
+    service: Service, error: BaseException, form: Form = lambda _, sentence: error_body(sentence)
+) -> Response:
     """The answer to a request that ends in an error."""
     if isinstance(error, ClientDisconnect | asyncio.CancelledError):
         return Response(status_code=499)
-    return _as_response(*refused(service, error))
+    return _as_response(*refused(service, error, form))
 
 
-def refused(service: Service, error: BaseException) -> tuple[int, Written]:
+def refused(service: Service, error: BaseException, form: Form) -> tuple[int, Written]:
     """The status and the answer of a request that ends in an error."""
     status, sentence = service.refuse(error)
-    body, more = error_body(sentence), dict[str, str]()
+    body, more = form(status, sentence), dict[str, str]()
     if isinstance(error, Refused):
         more |= error.headers
     elif isinstance(error, Overloaded):
@@ -197,11 +237,6 @@ def refused(service: Service, error: BaseException) -> tuple[int, Written]:
     about = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     about += [(name.lower().encode(), value.encode()) for name, value in more.items()]
     return status, (about, body)
-
-
-def error_body(sentence: str) -> bytes:
-    """A request's error in JSON: one sentence."""
-    return json.dumps({"error": sentence}, separators=(",", ":")).encode()
 
 
 def _as_response(status: int, written: Written) -> Response:

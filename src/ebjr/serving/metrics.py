@@ -19,6 +19,7 @@ from ebjr.serving.engine import Engine
 from ebjr.serving.events import Answered, Batched, Degraded, Failed, Observer, Scored
 from ebjr.serving.knob_control import KnobControl
 from ebjr.serving.live_monitor import LiveMonitor
+from ebjr.serving.spending import Spending
 
 with needs("serve", "serving"):
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
@@ -73,24 +74,25 @@ class Metrics(Observer):
         self,
         name: str,
         text: str,
-        values: Callable[[], float | Mapping[str, float | None] | None],
-        label: str | None = None,
-        *,
+        values: Callable[[], float | Mapping[Any, float | None] | None],
+        *labels: str,
         counter: bool = False,
     ) -> None:
         """Add a metric ``ebjr_NAME`` whose values are read whenever somebody asks.
 
-        `values` is a number, or without one nothing; or it maps the values of `label` to such.
+        `values` is a number, or without one nothing; or it maps the value of the one of `labels`,
+        or the values of all, to such.
         """
         kind = CounterMetricFamily if counter else GaugeMetricFamily
-        labels = ["model"] if label is None else ["model", label]
 
         def family() -> Any:
-            found = kind(f"ebjr_{name}", text, labels=labels)
+            found = kind(f"ebjr_{name}", text, labels=["model", *labels])
             known = values()
-            for key, value in (known if isinstance(known, Mapping) else {"": known}).items():
+            for key, value in (known if isinstance(known, Mapping) else {(): known}).items():
                 if value is not None:
-                    found.add_metric([self._model, key][: len(labels)], value)
+                    found.add_metric(
+                        [self._model, *([key] if isinstance(key, str) else key)], value
+                    )
             return found
 
         self._read.append(family)
@@ -183,10 +185,15 @@ MONITORED = {
 
 
 def add_sources(
-    metrics: Metrics, engine: Engine, control: KnobControl, monitor: LiveMonitor
+    metrics: Metrics,
+    engine: Engine,
+    control: KnobControl,
+    monitor: LiveMonitor,
+    spending: Spending,
 ) -> None:
-    """Let the metrics show queues, the knob, its promise, a far teacher and the monitors."""
+    """Let the metrics show queues, the knob, its promise, what is spent, and the monitors."""
     metrics.read("waiting_rows", "Rows in a queue.", engine.waiting, "stage")
+    _add_spending(metrics, spending)
     _add_knob(metrics, control)
     late, teacher = engine.levels[-1].late, engine.levels[-1].teacher
     if late is not None:
@@ -203,6 +210,18 @@ def add_sources(
     differs = f"{asked}, and said something else."
     metrics.read("audited_rows", f"{asked}.", lambda: monitor.audits, counter=True)
     metrics.read("contradicted_rows", differs, lambda: monitor.contradicted, counter=True)
+
+
+def _add_spending(metrics: Metrics, spending: Spending) -> None:
+    dollars, no_use = partial(spending.of, "dollars"), "no answer of a model's that can be used."
+    metrics.read("tokens", "Tokens of models.", spending.tokens, "stage", "direction", counter=True)
+    metrics.read("dollars", "Dollars for tokens.", dollars, "stage", counter=True)
+    text = "Rows whose dollars are not known."
+    metrics.read("unpriced_rows", text, spending.unpriced, "stage", counter=True)
+    text = f"Rows that got {no_use}"
+    metrics.read("unanswered_rows", text, spending.unanswered, "stage", counter=True)
+    text = f"1 while too many rows get {no_use}"
+    metrics.read("unanswered_alarm", text, spending.alarms, "stage")
 
 
 def _add_knob(metrics: Metrics, control: KnobControl) -> None:

@@ -15,6 +15,7 @@ with needs("serve", "serving"):
 
 Json = dict[str, Any]
 
+CHAT = "/v1/chat/completions"
 ANY_VERSION = "/versions/{version}"  # a path with it does as the path without it
 
 
@@ -24,6 +25,8 @@ def openapi(service: Service, routes: Sequence[BaseRoute], *, token: bool = Fals
     values = {  # what stands for each ``<...>`` of the file
         "<title>": f"{service.served.name}, served by EBJR",
         "<release>": service.server_metadata()["version"],
+        "<model>": service.served.name,
+        "<labels>": [*(service.served.labels or ())],
         "<inputs>": [service.input.name],
         "<outputs>": [*service.output_names],
         "<operating points>": [*service.served.operating_points],
@@ -34,6 +37,7 @@ def openapi(service: Service, routes: Sequence[BaseRoute], *, token: bool = Fals
     if not service.served.operating_points:  # nobody can ask for one
         schemas, name = document["components"]["schemas"], "operating_point"
         del schemas["Form"]["properties"][name]
+        del schemas["ChatRequest"]["properties"][name]
         del schemas["InferRequest"]["properties"]["parameters"]["properties"][name]
         wishes = schemas["Wish"]["oneOf"]
         schemas["Wish"]["oneOf"] = [wish for wish in wishes if name not in wish["properties"]]
@@ -45,6 +49,10 @@ def openapi(service: Service, routes: Sequence[BaseRoute], *, token: bool = Fals
     if not token:
         del move["security"], document["components"]["securitySchemes"]
     document["paths"] = _paths(document["paths"], routes, service)
+    if CHAT not in document["paths"]:
+        for name in ("ChatRequest", "ChatCompletion", "ChatModel"):
+            del document["components"]["schemas"][name]
+        del document["components"]["responses"]["ChatRefused"]
     return document
 
 

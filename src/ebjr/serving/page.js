@@ -276,6 +276,7 @@ function showState() {
       ? ["Teacher", "Reached.", `${far.name} answers over its link.${late}`]
       : ["Teacher", "Away:", `${far.name} is left alone until it is there again; the student answers, marked as degraded.${late}`, true]);
   }
+  rows.push(...spendingRows(state.spending));
   const alarms = rows.filter(([, , , alarm]) => alarm).map(([title, word]) => `${title.toLowerCase()} ${word.slice(0, -1).toLowerCase()}`);
   get("alarm").hidden = !alarms.length;
   const sentence = alarms.length ? `Alarm: ${alarms.join(", ")}. The last section says more.` : "";
@@ -285,6 +286,24 @@ function showState() {
     element("dd", alarm ? { class: "alarm" } : {}, element("span", { class: "state" }, word), ` ${words}`),
   ]));
 }
+
+function spendingRows(spending) {
+  const rows = [];
+  const priced = Object.entries(spending).filter(([, found]) => found.dollars !== null);
+  if (priced.length) {
+    const sum = priced.reduce((sum, [, found]) => sum + found.dollars, 0);
+    const unpriced = Object.values(spending).reduce((sum, found) => sum + found.unpriced_rows, 0);
+    const missing = unpriced ? ` Of ${unpriced.toLocaleString("en")} rows the price is not known.` : "";
+    const parts = priced.map(([stage, found]) => `${stage} ${dollars(found.dollars)}`).join(", ");
+    rows.push(["Spent", dollars(sum), `so far: ${parts}.${missing}`]);
+  }
+  for (const [stage, found] of Object.entries(spending)) {
+    if (found.alarm) rows.push([capital(stage), "Silent:", `${found.alarm}.`, true]);
+  }
+  return rows;
+}
+
+const dollars = (amount) => `$${amount.toLocaleString("en", { maximumSignificantDigits: 3 })}`;
 
 /* ---- drawing ---- */
 

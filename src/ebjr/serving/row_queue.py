@@ -7,19 +7,32 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ebjr.arrays import Batch, join_rows, take_rows
-from ebjr.model import Answer
+from ebjr.arrays import Batch, join_rows, put_rows, take_rows, to_numpy
 
 if TYPE_CHECKING:
     from ebjr.serving.engine import Ticket
 
 
+class Said(NamedTuple):
+    """What models have said of n rows, in columns of n; `output` is a list where answers are lists.
+
+    `degraded`, `stage`, `features` and `spent` are those of `ebjr.model.Answer`; the last two may
+    be None.
+    """
+
+    output: Batch
+    degraded: Any
+    stage: Any
+    features: Any = None
+    spent: Any = None
+
+
 class Part:
-    """Some rows of a ticket, (k,); for a later model, the `Answer` that those before `said`."""
+    """Some rows of a ticket, (k,); for a later model, what those before `said` of them."""
 
     __slots__ = ("count", "rows", "said", "since", "ticket")
 
@@ -160,7 +173,7 @@ def spans(parts: Sequence[Part]) -> Iterator[tuple[Part, slice]]:
         yield part, slice(start, end)
 
 
-def pick(parts: Sequence[Part], yes: np.ndarray, said: Answer | None = None) -> list[Part]:
+def pick(parts: Sequence[Part], yes: np.ndarray, said: Said | None = None) -> list[Part]:
     """Parts of the rows that are marked, with what is `said` of the batch, or was of each part."""
     found = []
     for part, own in spans(parts):
@@ -170,19 +183,48 @@ def pick(parts: Sequence[Part], yes: np.ndarray, said: Answer | None = None) -> 
     return found
 
 
-def some(said: Answer, rows: Any) -> Answer:
+def some(said: Said, rows: Any) -> Said:
     """What was said of some rows."""
-    features = None if said.features is None else take_rows(said.features, rows)
-    output, degraded = take_rows(said.output, rows), said.degraded[rows]
-    return Answer(output, degraded, stage=said.stage[rows], features=features)
+    return Said._make([None if column is None else take_rows(column, rows) for column in said])
 
 
-def join(parts: Sequence[Part]) -> Answer:
-    """What was said of all parts, as one answer."""
+def join(parts: Sequence[Part]) -> Said:
+    """What was said of all parts, as one."""
     if len(parts) == 1:
         return parts[0].said
-    said = [(one.output, one.degraded, one.stage, one.features) for one in (p.said for p in parts)]
-    output, degraded, stage, features = (
-        None if column[0] is None else join_rows(column) for column in zip(*said, strict=True)
+    columns = zip(*[part.said for part in parts], strict=True)
+    return Said._make([_joined(column, parts) for column in columns])
+
+
+def _joined(column: Sequence[Any], parts: Sequence[Part]) -> Any:
+    like = next((one for one in column if one is not None), None)
+    if like is None:
+        return None
+    both = zip(column, parts, strict=True)  # a model that mostly says what it spends may say none
+    return join_rows(
+        [np.zeros((p.count, *like.shape[1:])) if one is None else one for one, p in both]
     )
-    return Answer(output, degraded, stage=stage, features=features)
+
+
+def put(known: Said | None, size: int, rows: Any, said: Said) -> Said:
+    """What is known of `size` rows, with what was said of some of them."""
+    columns = Said(None, None, None) if known is None else known
+    return Said._make([_put(own, size, rows, new) for own, new in zip(columns, said, strict=True)])
+
+
+def _put(known: Any, size: int, rows: Any, new: Any) -> Any:
+    if new is None:
+        return known
+    if known is None and isinstance(new, list | tuple):
+        known = [new[0]] * size
+    elif known is None:
+        known = np.zeros((size, *new.shape[1:]), new.dtype)
+    if isinstance(known, list) or np.result_type(known, new) != known.dtype:
+        return put_rows(known, np.asarray(rows), new)
+    known[index_of(rows)] = new
+    return known
+
+
+def total(spent: Any, more: Any) -> Any:
+    """What is spent on rows, (n, 3) or None, with what another model has spent."""
+    return more if spent is None else spent if more is None else spent + to_numpy(more)

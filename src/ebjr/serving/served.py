@@ -11,6 +11,7 @@ import numpy as np
 
 from ebjr.backends import load_model
 from ebjr.calibration.guarantee import Certificate
+from ebjr.costs import Cost
 from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
 from ebjr.joint import JointModel, models_of
 from ebjr.joint_file import JointConfig
@@ -31,7 +32,7 @@ class Served:
 
     `operating_points` are thresholds by name. `score_quantiles`, of the scores on the calibration
     half and evenly spaced from 0 to 1, turn a deferral rate into a threshold. `calibration_id` is
-    told with every answer, `certificate` is what is promised and at which thresholds, `flops` are
+    told with every answer, `certificate` is what is promised and at which thresholds, `costs` are
     those of student and teacher per row, and `calibration` is all that ``joint.toml`` says of it.
     """
 
@@ -42,7 +43,7 @@ class Served:
     score_quantiles: tuple[float, ...] = ()
     calibration_id: str | None = None
     certificate: Certificate | None = None
-    flops: tuple[float | None, float | None] = (None, None)
+    costs: tuple[Cost, Cost] = (Cost(), Cost())
     calibration: Mapping[str, Any] = field(default_factory=dict)
     config: JointConfig | None = None  # what ``joint.toml`` said, all of it
 
@@ -133,12 +134,26 @@ class Served:
         """Whether inputs are images, which each model prepares for itself."""
         return self.joint.kind.takes_images or isinstance(models_of(self.joint)[0], Preprocessed)
 
+    @property
+    def takes_texts(self) -> bool:
+        """Whether inputs are known to be texts."""
+        dtype = facts(models_of(self.joint)[0]).input_dtype
+        return dtype is not None and dtype.kind in "OU"
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """What the columns of a row are called, where a model or ``joint.toml`` says it."""
+        own = facts(models_of(self.joint)[0]).columns
+        return own or (None if self.config is None else self.config.columns)
+
     def input(self) -> TensorMetadata:
         """The metadata of the input."""
         if self.takes_images:
             return TensorMetadata.of("image", np.uint8, (None, None, None, 3))
         known = facts(models_of(self.joint)[0])
         shape = (None, *(known.input_shape or (None,))[1:])
+        if self.takes_texts and len(self.columns or ()) > 1:
+            shape = (None, len(self.columns or ()))
         return TensorMetadata.of(known.input_name, known.input_dtype or np.float32, shape)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -162,7 +177,7 @@ def served_of(config: JointConfig, **options: Any) -> Served:
         joint=config.load(**options),
         name=config.name,
         labels=config.labels,
-        flops=(config.student.cost.flops, config.teacher.cost.flops),
+        costs=(config.student.cost, config.teacher.cost),
         config=config,
         **_calibrated(config),
     )

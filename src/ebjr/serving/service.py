@@ -33,7 +33,7 @@ from ebjr.joint import models_of
 from ebjr.joint_file import JointConfig
 from ebjr.link.far import FarTeacher
 from ebjr.model import facts
-from ebjr.protocol import InferRequest, InferResponse, ModelMetadata, write_response
+from ebjr.protocol import InferRequest, InferResponse, ModelMetadata, is_number, write_response
 from ebjr.router import is_deferred
 from ebjr.serving.admission import Admission, Hold
 from ebjr.serving.engine import Engine, Ticket, stages_of
@@ -51,6 +51,7 @@ from ebjr.serving.metrics import Metrics, add_sources
 from ebjr.serving.periodic import Periodic
 from ebjr.serving.recent import Recent
 from ebjr.serving.served import KNOBS, Served
+from ebjr.serving.spending import Spending
 from ebjr.serving.status import describe
 
 if TYPE_CHECKING:  # an extra
@@ -121,8 +122,8 @@ class Service:
         self.monitor = LiveMonitor(
             served, audit_rate=audit_rate, folder=beside if state is None else state
         )
-        self.tracing = tracing
-        self.observers = Observers(self.metrics, self.recent, self.monitor, Faults())
+        self.tracing, self.spending = tracing, Spending(stages_of(served.joint))
+        self.observers = Observers(self.metrics, self.recent, self.monitor, self.spending, Faults())
         if tracing is not None:
             self.observers.add(tracing)
         self.engine = Engine(
@@ -146,7 +147,7 @@ class Service:
         self._periodic = Periodic(
             chore_seconds, self.engine.tell, self.control.look, self.monitor.look
         )
-        add_sources(self.metrics, self.engine, self.control, self.monitor)
+        add_sources(self.metrics, self.engine, self.control, self.monitor, self.spending)
         self.input = served.input()
         self._wanted = facts(models_of(served.joint)[0]).input_dtype
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
@@ -223,16 +224,30 @@ class Service:
         if version not in ("", VERSION):
             raise UnknownModel(f"there is no version {version!r} of {name!r}; it has {VERSION!r}")
 
-    async def infer(
+    def question(
+        self, asked: InferRequest, write: "Write" = lambda response, plan: response
+    ) -> "Question":
+        """What a request of the protocol asks; `write` makes its answer."""
+        inputs, plan = self.inputs(asked), self.plan(asked)
+        return self.planned(plan, inputs, write)
+
+    def planned(self, plan: "Plan", inputs: Any, write: "Write") -> "Question":
+        """As `question`, of inputs and a plan that are known already."""
+
+        def written(ticket: Ticket) -> Any:
+            return write(self.response(plan, ticket), plan)
+
+        return Question(inputs, plan.threshold, plan.timeout, written)
+
+    async def ask(
         self,
-        asked: InferRequest,
+        question: "Question",
         hold: Hold,
-        write: "Write" = lambda response, plan: response,
         *,
         within: float | None = None,
         began: "Callable[[Call], None]" = lambda call: None,
     ) -> Any:
-        """What `write` makes of the answer, as `Call` does it; `began` is told the call."""
+        """What a question's `write` makes of its answer; `began` is told the call."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def done(found: Any) -> None:
@@ -243,9 +258,8 @@ class Service:
             else:
                 future.set_result(found)
 
-        inputs, plan = self.inputs(asked), self.plan(asked)
-        call = Call(self, plan, hold, write, done, within=within)
-        call.start(inputs)
+        call = Call(self, question, hold, done, within=within)
+        call.start(question.inputs)
         began(call)
         try:
             found = await future
@@ -277,20 +291,22 @@ class Service:
         """What is to be done for a request, whatever its inputs are."""
         asked.check_outputs(self.output_names)
         names = tuple(name for name in self.output_names if asked.wants(name) is not None)
-        return Plan(asked, names, *self.wishes(asked))
+        return Plan(asked, names, *self.wishes(asked.parameters))
 
     async def explain(self, asked: InferRequest, hold: Hold) -> dict[str, Any]:
         """What both models say of one input, not counted as load, see `ebjr.serving.explain`."""
         inputs = self.inputs(asked)
         if row_count(inputs) != 1:
             raise ProtocolError(f"both models are asked of one input, not of {row_count(inputs)}")
-        threshold, timeout = self.wishes(asked)
+        threshold, timeout = self.wishes(asked.parameters)
         if isinstance(inputs, list):
             decode = partial(decoded_images, inputs, self.limits.image_pixels, hold)
             inputs = await asyncio.get_running_loop().run_in_executor(self.decoders, decode)
         at = self.knob.threshold if threshold is None else threshold
         asking = asyncio.get_running_loop().run_in_executor(
-            self._looking, explain, self.served.joint, inputs, at, self.served.labels
+            self._looking,
+            partial(explain, tell=self.observers.observe),
+            *(self.served.joint, inputs, at, self.served.labels),
         )
         try:
             return json_number(await asyncio.wait_for(asking, timeout))
@@ -324,6 +340,7 @@ class Service:
             **self._described(),
             "router": self.control.state(),
             "monitor": self.monitor.status(),
+            "spending": self.spending.status(),
             "far_teacher": self._far_teacher(),
             "live": {**self.recent.as_dict(), "waiting": self.engine.waiting()},
         }
@@ -361,9 +378,13 @@ class Service:
         (array,) = asked.inputs.values()
         if self.served.takes_images:
             return _images(array)
-        if len(shape := self.input.shape) > 1 and not self.input.fits(array.shape):
+        shape, columns = self.input.shape, self.served.columns if self.served.takes_texts else None
+        if len(columns or ()) == 1 and array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if (len(shape) > 1 or columns) and not self.input.fits(array.shape):
+            words = f" of {', '.join(columns)}" if columns else ""
             raise ProtocolError(
-                f"the input {name!r} must have shape {list(shape)}, not {list(array.shape)}"
+                f"the input {name!r} must have shape {list(shape)}{words}, not {list(array.shape)}"
             )
         if not array.ndim or not len(array):
             raise ProtocolError(f"the input {name!r} must have at least one row")
@@ -376,36 +397,39 @@ class Service:
             return _texts(array)
         return array if wanted is None else array.astype(wanted, copy=False)
 
-    def wishes(self, asked: InferRequest) -> tuple[float | None, float]:
-        """The threshold that a request asks for, if any, and its time in seconds."""
-        if not asked.parameters:
+    def wishes(self, parameters: Mapping[str, Any]) -> tuple[float | None, float]:
+        """The threshold that a request's parameters ask for, if any, and its time in seconds."""
+        if not parameters:
             return None, self.timeout_seconds
-        unknown = set(asked.parameters) - set(REQUEST_PARAMETERS)
+        unknown = set(parameters) - set(REQUEST_PARAMETERS)
         if unknown:
             raise ProtocolError(
                 f"there is no parameter {min(unknown)!r}; there are: "
                 f"{', '.join(REQUEST_PARAMETERS)}"
             )
-        timeout = asked.parameters.get("timeout", self.timeout_seconds)
-        if isinstance(timeout, bool | str) or not 0 < timeout <= 3600:
-            raise ProtocolError(f"timeout must be seconds, above 0 and up to 3600, not {timeout!r}")
+        timeout = parameters.get("timeout", self.timeout_seconds)
+        if not is_number(timeout) or not 0 < timeout <= 3600:
+            raise ProtocolError(
+                f"timeout must be seconds, above 0 and up to 3600, not {timeout!r:.60}"
+            )
         try:
-            return self.served.chosen(asked.parameters), float(timeout)
+            return self.served.chosen(parameters), float(timeout)
         except ValueError as error:
             raise ProtocolError(str(error)) from error
 
     def response(self, plan: "Plan", ticket: Ticket) -> InferResponse:
         """The outputs that a request asks for, of its answer."""
-        answer = ticket.result()
-        assert ticket.threshold is not None
-        parameters = self._said(ticket.threshold)
-        if answer.late is not None:
-            parameters = {**parameters, "late": answer.late}
-        outputs = {}
+        answer, parameters, outputs = ticket.result(), self.told(ticket), {}
         for name in plan.names:
             tensor = self._tensors.get(name)
             outputs[name] = OUTPUTS[name](ticket) if tensor is None else tensor.of(answer)
         return InferResponse(outputs, self.served.name, VERSION, plan.asked.id, parameters)
+
+    def told(self, ticket: Ticket) -> dict[str, Any]:
+        """What is said of a whole answer: its threshold, and what that means."""
+        assert ticket.threshold is not None
+        told, late = self._said(ticket.threshold), ticket.result().late
+        return told if late is None else {**told, "late": late}
 
     def _said_of(self, threshold: float) -> dict[str, Any]:
         """What every answer by a threshold says of it."""
@@ -429,8 +453,20 @@ class Plan(NamedTuple):
 Write = Callable[[InferResponse, Plan], Any]
 
 
+class Question(NamedTuple):
+    """What a request of any protocol asks, by a threshold of its own or the knob's.
+
+    Its time is in seconds, and `write` makes its answer of its ticket.
+    """
+
+    inputs: Any
+    threshold: float | None
+    timeout: float
+    write: Callable[[Ticket], Any]
+
+
 class Call:
-    """One inference at work: admitted, decoded, answered in its time, and let go.
+    """One question at work: admitted, decoded, answered in its time, and let go.
 
     In the event loop `done` is called once with what `write` made of the answer in a thread, or
     with the error that there is in its place; not after `cancel`. `start` raises what is wrong with
@@ -438,23 +474,22 @@ class Call:
     """
 
     __slots__ = (
-        *("ticket", "_service", "_plan", "_hold", "_write", "_done", "_found"),
+        *("ticket", "_service", "_threshold", "_hold", "_write", "_done", "_found"),
         *("_open", "_timeout", "_wait", "_trace"),
     )
 
     def __init__(
         self,
         service: Service,
-        plan: Plan,
+        question: Question,
         hold: Hold,
-        write: Write,
         done: Callable[[Any], None],
         *,
         within: float | None = None,
     ) -> None:
-        self._service, self._plan, self._hold = service, plan, hold
-        self._write, self._done = write, done
-        self._timeout = plan.timeout if within is None else min(plan.timeout, within)
+        _, self._threshold, timeout, self._write = question
+        self._service, self._hold, self._done = service, hold, done
+        self._timeout = timeout if within is None else min(timeout, within)
         self.ticket: Ticket | None = None
         self._found: Any = None
         self._wait: asyncio.TimerHandle | None = None
@@ -492,7 +527,7 @@ class Call:
         service = self._service
         self.ticket = service.engine.submit(
             inputs,
-            threshold=self._plan.threshold,
+            threshold=self._threshold,
             client=self._hold.client,
             reply=self._reply,
             trace=self._trace,
@@ -506,7 +541,7 @@ class Call:
         if not self._open:
             return
         try:
-            found = self._write(self._service.response(self._plan, ticket), self._plan)
+            found = self._write(ticket)
         except Exception as error:
             found = error
         self._give(found)

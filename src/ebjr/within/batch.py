@@ -18,7 +18,7 @@ from ebjr.calibration.budget import (
 )
 from ebjr.calibration.guarantee import bisect
 from ebjr.errors import CalibrationError
-from ebjr.joint import models_of
+from ebjr.joint import models_of, with_spent
 from ebjr.journal import Journal
 from ebjr.router import deferral_key
 from ebjr.within.certificate import LABELS, BatchCertificate, PromisedAnswers
@@ -41,6 +41,7 @@ class PromisedBatch:
         said: list[Any] = []
         others: list[Any] = []
         names: list[str] = []
+        spent: list[Any] = []
         form: Batch = None
         for where, inputs, called in rows.batches(run.batch_size):
             found = run.joint.ask_student(inputs)
@@ -49,12 +50,14 @@ class PromisedBatch:
             marks = np.zeros(len(where), bool) if found.degraded is None else found.degraded
             columns.append((where, score, to_numpy(marks), found.stages(len(where))))
             names += called
+            spent.append(found.spent)
             if run.wanted.turns and self.kind.targets_are != "boxes":
                 others += list(run.turned(form))
             tell("asking the student", len(said), len(rows.rows))
         if not said:
             raise ValueError("there are no rows to answer")
         self.said, self.others, self.names, self.n = said, others, names, len(said)
+        self.spent = None if any(one is None for one in spent) else np.concatenate(spent)
         self.turned = np.zeros(self.n, bool)
         self.numbers, self.score, self.degraded, self.stage = map(
             np.concatenate, zip(*columns, strict=True)
@@ -105,6 +108,7 @@ class PromisedBatch:
             said[row] = answer
         for row in np.flatnonzero(self.turned).tolist():
             said[row] = self.others[row]
+        spent = with_spent(self.spent, rows, self.paid.spent_on(self.numbers[rows]), self.n)
         stage = np.where(known, len(models_of(self.run.joint.student)), self.stage)
         return PromisedAnswers(
             said if self.kind.targets_are == "boxes" else np.stack(said),
@@ -116,6 +120,7 @@ class PromisedBatch:
             self.turned,
             certificates,
             self.names,
+            spent,
         )
 
     def promise(self, name: str, at_least: float | None) -> BatchCertificate:

@@ -194,7 +194,7 @@ class PromisedAnswers:
         answer was not sure enough for the promise. It is the next best, or the class itself.
     certificates
         One for each promise; delta is shared out among them.
-    degraded, stage
+    degraded, stage, spent
         As of `JointAnswer`.
     names
         (n,): what data call the rows; of arrays their numbers.
@@ -209,6 +209,7 @@ class PromisedAnswers:
     turned: np.ndarray
     certificates: tuple[BatchCertificate, ...]
     names: Sequence[str]
+    spent: np.ndarray | None = None
 
     @property
     def teacher_calls(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from io import BytesIO
@@ -70,6 +71,7 @@ class Paid:
         self.joint, self.rows, self.size, self.tell = joint, rows, size, tell
         self.form = form  # of the student's answers, which the teacher's are held to
         self.said: dict[int, Any] = {}
+        self.bills: dict[int, Sequence[float]] = {}  # tokens in and out, and dollars, if they said
         self.keep: Journal | None = None
         self.attempt, self.spent = 0, 0.0  # how many other promises were tried, and their deltas
         self.earlier: list[int] = []  # the rows that these have asked about
@@ -88,6 +90,7 @@ class Paid:
         for told, content in keep.records():
             with np.load(BytesIO(content)) as file:
                 self._add(told["rows"], self.joint.kind.unpack("teacher", {**file}))
+            self.bills.update(zip(told["rows"], told.get("bills", ()), strict=False))
             earlier.append((told["attempt"], told["rows"]))
             deltas[told["attempt"]] = told["promise"]["delta"]
             self.attempt = told["attempt"] + (told["promise"] != promise)
@@ -109,12 +112,15 @@ class Paid:
         sound = np.ones(len(numbers), bool) if found.answered is None else to_numpy(found.answered)
         own = slice(None) if found.degraded is None else np.flatnonzero(~to_numpy(found.degraded))
         output, there = take_rows(found.output, own), numbers[sound][own]
+        if found.spent is not None:
+            self.bills.update(zip(numbers.tolist(), to_numpy(found.spent).tolist(), strict=True))
         if len(there):
             self._add(there.tolist(), output)
         if len(there) and self.keep is not None:
             file, arrays = BytesIO(), self.joint.kind.pack("teacher", plain(output), False)
             np.savez(file, allow_pickle=False, **arrays)
             told = {"attempt": self.attempt, "promise": self.promise, "rows": there.tolist()}
+            told["bills"] = [self.bills[row] for row in told["rows"] if row in self.bills]
             self.keep.add(told, file.getvalue())
         if len(there) < len(numbers):
             first = np.setdiff1d(numbers, there)[0]
@@ -123,6 +129,11 @@ class Paid:
                 f"{': ' + found.why if found.why else ''}; a promise needs its answer to every row "
                 "that it is asked about: ask again, or leave such rows out of the data"
             )
+
+    def spent_on(self, numbers: np.ndarray) -> np.ndarray | None:
+        """(k, 3): what each of some rows has cost, NaN where unknown; None where none says it."""
+        found = [self.bills.get(row, [math.nan] * 3) for row in numbers.tolist()]
+        return np.reshape(found, (-1, 3)) if self.bills else None
 
     def _add(self, rows: Sequence[int], output: Batch) -> None:
         self.said.update(zip(rows, list(self.joint.predict(output)), strict=True))

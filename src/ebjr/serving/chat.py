@@ -1,0 +1,267 @@
+"""OpenAI's chat completions: a question of one text, and the name of its label as the message.
+
+The prompt stands in ``joint.toml``. So a client sends the text, or the columns of a row as a JSON
+object. What would be asked of an open-ended model is refused, as an answer is one of the labels.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from ebjr.arrays import to_numpy
+from ebjr.errors import ProtocolError, needs
+from ebjr.files import json_number
+from ebjr.labels import are_names
+from ebjr.protocol import read_object
+from ebjr.serving.admission import Hold
+from ebjr.serving.bodies import LARGE_BYTES, aside
+from ebjr.serving.engine import Ticket
+from ebjr.serving.infer import Headers, Written, answered
+from ebjr.serving.limits import Refused
+from ebjr.serving.logs import new_request_id
+from ebjr.serving.served import Served
+from ebjr.serving.service import REQUEST_PARAMETERS, Question, Service
+
+with needs("serve", "serving"):
+    import msgspec.json
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/models"
+
+NO_EFFECT = (
+    *("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop"),
+    *("presence_penalty", "frequency_penalty", "reasoning_effort", "verbosity", "service_tier"),
+    *("user", "metadata", "store", "safety_identifier", "prompt_cache_key"),
+)
+"""Fields of a request that change nothing where the answer is one of the labels."""
+
+WHOLE: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "stream": ((False,), "an answer is one label and is sent whole: leave stream out"),
+    "n": ((1,), "a text has one answer here: leave n out, or send 1"),
+    "logprobs": ((False,), "log-probabilities are not sent: 'ebjr' in an answer has its score"),
+    "top_logprobs": ((0,), "log-probabilities are not sent: 'ebjr' in an answer has its score"),
+    "logit_bias": (({},), "labels cannot be favored: leave logit_bias out"),
+    "tools": (([],), "no tools are called: the answer is one of the labels"),
+    "tool_choice": (("none",), "no tools are called: the answer is one of the labels"),
+    "functions": (([],), "no functions are called: the answer is one of the labels"),
+    "response_format": (({"type": "text"},), "an answer is the label's name, as text alone"),
+    "modalities": ((["text"],), "an answer is the label's name, as text alone"),
+}
+"""Fields of which only some values ask for what is given, and what is said of the others."""
+
+FIELDS = frozenset({"model", "messages", *NO_EFFECT, *WHOLE, *REQUEST_PARAMETERS})
+IN_HEADERS = ("label", "stage", "answered_by", "deferred", "degraded", "score", "threshold")
+TYPES = {404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit_error"}
+"""What OpenAI's clients are told of a status as the type of an error."""
+
+
+class Chat:
+    """The way of chat completions to a pair that answers texts by labels with names.
+
+    `why_not` says what of the pair is otherwise; None where it can be asked.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        served = service.served
+        self._columns = served.columns or ("text",)
+        self._stages = service.engine.stages
+        self.why_not = _why_not(served)
+        self._labels = served.labels or ()
+        self._began = int(time.time())
+
+    def routes(self) -> list[Route]:
+        """The routes of what there is; `why_not` says why there are none."""
+        if self.why_not is not None:
+            return []
+        return [
+            Route(COMPLETIONS, self.complete, methods=["POST"]),
+            Route(MODELS, self.models),
+            Route(f"{MODELS}/{{name}}", self.model),
+        ]
+
+    def has(self, path: str) -> bool:
+        """Whether a path is one of these."""
+        return path in (COMPLETIONS, MODELS) or path.startswith(f"{MODELS}/")
+
+    async def complete(self, request: Request) -> Response:
+        """Answer a request that came by a route."""
+
+        async def read(raw: bytes, headers: Headers, hold: Hold) -> Question:
+            if len(raw) > LARGE_BYTES:
+                hold.add(bytes=len(raw))  # the text beside the body
+            return await aside(len(raw), self.read, raw, headers)
+
+        return await answered(request, read)
+
+    async def models(self, _request: Request) -> Response:
+        """The one model that is served."""
+        return JSONResponse({"object": "list", "data": [self._about()]})
+
+    async def model(self, request: Request) -> Response:
+        """The model of that name."""
+        self._service.check_model(request.path_params["name"])
+        return JSONResponse(self._about())
+
+    def _about(self) -> dict[str, Any]:
+        name = self._service.served.name
+        return {"id": name, "object": "model", "created": self._began, "owned_by": "ebjr"}
+
+    def read(self, body: bytes, headers: Headers) -> Question:
+        """What a request asks; ProtocolError or Refused say what cannot be."""
+        if self.why_not is not None:
+            raise Refused(404, self.why_not)
+        # a page of another site cannot send this type unasked, and answers may cost money
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if kind != b"application/json":
+            raise Refused(
+                415, "a chat completion is asked for by JSON: Content-Type: application/json"
+            )
+        asked = {name: value for name, value in read_object(body).items() if value is not None}
+        if unknown := asked.keys() - FIELDS:
+            raise ProtocolError(
+                f"the field {min(unknown)!r:.60} is not known here; "
+                f"beside OpenAI's there are {', '.join(REQUEST_PARAMETERS)}"
+            )
+        for name, (allowed, sentence) in WHOLE.items():
+            if name in asked and asked[name] not in allowed:
+                raise ProtocolError(sentence)
+        if not isinstance(model := asked.get("model"), str):
+            raise ProtocolError("'model' must be the name of the model, a string")
+        self._service.check_model(model)
+        wishes = {name: asked[name] for name in REQUEST_PARAMETERS if name in asked}
+        threshold, timeout = self._service.wishes(wishes)
+        return Question(self._row(asked.get("messages")), threshold, timeout, self.write)
+
+    def _row(self, messages: Any) -> np.ndarray:
+        """A row of texts, (1,) or (1, columns)."""
+        if not isinstance(messages, list) or not messages:
+            raise ProtocolError("'messages' must be a list of messages, and have one at least")
+        if not all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in messages):
+            raise ProtocolError("each of 'messages' must be a JSON object with a 'role'")
+        if self._columns == ("messages",):
+            return np.array([msgspec.json.encode(messages).decode()], object)
+        text = _only_text(messages)
+        if len(self._columns) == 1:
+            return np.array([text], object)
+        return np.array([self._cells(text)], object)
+
+    def _cells(self, text: str) -> list[str]:
+        names = ", ".join(self._columns)
+        try:
+            row = msgspec.json.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise ProtocolError(f"the message must be a JSON object with the columns {names}")
+        if row.keys() != {*self._columns}:
+            came = ", ".join(sorted(row))
+            raise ProtocolError(f"the message must have the columns {names}, not {came:.200}")
+        if not all(isinstance(cell, str) for cell in row.values()):
+            raise ProtocolError(f"each of the columns {names} must be a string")
+        return [row[name] for name in self._columns]
+
+    def write(self, ticket: Ticket) -> Written:
+        """The headers and the body of an answer."""
+        answer = ticket.result()
+        stage, score = int(answer.stage[0]), float(answer.score[0])
+        label = self._labels[int(to_numpy(answer.prediction)[0])]
+        *tokens, dollars = [None] * 3 if answer.spent is None else map(_known, answer.spent[0])
+        how = {
+            "label": label,
+            "stage": stage,
+            "answered_by": self._stages[min(stage, len(self._stages) - 1)],
+            "deferred": bool(answer.deferred[0]),
+            "degraded": bool(answer.degraded[0]),
+            "score": json_number(_known(score)),
+            **self._service.told(ticket),
+            "dollars": dollars,
+        }
+        message = {"role": "assistant", "content": label, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+        body = msgspec.json.encode(
+            {
+                "id": f"chatcmpl-{new_request_id(None).decode()}",
+                "object": "chat.completion",
+                "created": int(time.time()),
+                "model": self._service.served.name,
+                "choices": [choice],
+                "usage": _usage(*tokens),
+                "ebjr": how,
+            }
+        )
+        about = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        about += [
+            (b"x-ebjr-" + name.replace("_", "-").encode(), _header(how[name]))
+            for name in (*IN_HEADERS, "dollars")
+            if how[name] is not None
+        ]
+        return about, body
+
+    def error(self, status: int, sentence: str) -> bytes:
+        """A request's error as OpenAI's clients read it."""
+        kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+        about = {"message": sentence, "type": kind, "param": None, "code": None}
+        return msgspec.json.encode({"error": about})
+
+
+def _why_not(served: Served) -> str | None:
+    """Why a pair cannot be asked by chat completions; None where it can."""
+    if not served.joint.kind.has_labels or not are_names(served.labels):
+        return "chat completions are for models that answer labels with names, and these do not"
+    if not served.takes_texts:
+        return "chat completions are for models of texts, and these do not say that they take any"
+    if served.columns is None and len(served.input().shape) > 1:
+        return "chat completions need to know what the texts of a row are called: give columns"
+    return None
+
+
+def _only_text(messages: list[dict[str, Any]]) -> str:
+    """The text of the one message, the user's."""
+    others = [one["role"] for one in messages if one["role"] != "user"]
+    if others:
+        raise ProtocolError(
+            f"a message of the role {others[0]!r:.60} is not taken, as the prompt stands in "
+            "joint.toml: send the text alone, as one message of the user's"
+        )
+    if len(messages) > 1:
+        raise ProtocolError(
+            f"one message is one text to answer, and this request has {len(messages)}: ask once "
+            "for each"
+        )
+    (message,) = messages
+    if unknown := message.keys() - {"role", "content", "name"}:
+        raise ProtocolError(f"the field {min(unknown)!r:.60} of a message is not known here")
+    content = message.get("content")
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
+        (part,) = content
+        if part.keys() == {"type", "text"} and part["type"] == "text":
+            content = part["text"]
+    if not isinstance(content, str):
+        raise ProtocolError(
+            "the content of the message must be a string, or a list of one text part"
+        )
+    return content
+
+
+def _known(value: Any) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _usage(prompt: float | None, completion: float | None) -> dict[str, int] | None:
+    if prompt is None or completion is None:
+        return None
+    counts = {"prompt_tokens": int(prompt), "completion_tokens": int(completion)}
+    return {**counts, "total_tokens": sum(counts.values())}
+
+
+def _header(value: Any) -> bytes:
+    """A value in a header, which takes ASCII alone."""
+    if isinstance(value, bool):
+        return b"true" if value else b"false"
+    return quote(str(value), safe=" !#$&'()*+,/:;<=>?@[]^`{|}~").encode()
