@@ -123,7 +123,9 @@ class ChatModel:
         self.columns = self._prompt.columns
         self._shown = self._prompt.shown(examples, self.tokens, _answers(labels))
         parts = server_of(chat, "a chat model's address")
-        self.url, self.name = str(chat).rstrip("/"), f"{model} at {parts.netloc}"
+        how = {"sampling": f", by {samples} samples", "verbalized": ", by what it says of itself"}
+        self.url = str(chat).rstrip("/")
+        self.name = f"{model} at {parts.netloc}{how.get(confidence, '')}"
         self._model, self._served_as, self._noted = model, served_as, False
         self._confidence, self._samples, self._api = confidence, samples, api
         self._seconds, self._retries, self._key = timeout_seconds, retries, key_variable
