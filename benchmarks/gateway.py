@@ -91,21 +91,23 @@ async def stub(port: int) -> None:
 
 
 def serve(port: int, address: str) -> None:
-    """Serve student and teacher, both the stub."""
-    from ebjr import JointClassifier, Router
-    from ebjr.backends.chat import ChatModel
-    from ebjr.serving.app import Served, run_server
+    """Serve what a ``joint.toml`` says: student and teacher, both the stub."""
+    from ebjr.backends.entry import ChatEntry
+    from ebjr.joint_file import JointConfig
+    from ebjr.serving.app import run_server, served_of
 
-    how: dict[str, Any] = {
+    asked = {
+        "chat": address,
         "model": "stub",
         "prompt": "Does this agree? {text} Answer yes or no.",
         "labels": ["yes", "no"],
         "price": {"input": 0.15, "output": 0.6},
         "concurrent": 32,
     }
-    student, teacher = ChatModel(address, **how), ChatModel(address, **how)
-    joint = JointClassifier(student, teacher, Router("softmax", 0.8))
-    run_server(Served(joint, labels=("yes", "no")), port=port)
+    config = JointConfig(
+        ChatEntry(asked), ChatEntry(asked), score="softmax", threshold=0.8, labels=("yes", "no")
+    )
+    run_server(served_of(config), port=port)
 
 
 class Client(asyncio.Protocol):
