@@ -204,8 +204,14 @@ class FarTeacher:
                 wait_max=1.0,
                 wait_jitter=0.1,
             ):
+                if attempt.num > 1:
+                    self._tell_again(attempt.num - 1, failed)
                 with attempt:
-                    answer = self.teacher(batch)
+                    try:
+                        answer = self.teacher(batch)
+                    except TeacherUnavailable as error:
+                        failed = error
+                        raise
         except TeacherUnavailable as error:
             self._failed(error)
             raise
@@ -222,6 +228,10 @@ class FarTeacher:
             return False
         after = error.retry_after_seconds
         return True if after is None else after <= self.link.retry_seconds and after
+
+    def _tell_again(self, number: int, error: TeacherUnavailable) -> None:
+        told = (self.name, number, self.link.retries, error)
+        log.info("%s is asked again (%d of %d): %s", *told, extra={"kind": ("again", self.name)})
 
     def _failed(self, error: TeacherUnavailable) -> None:
         self._reason = str(error)
