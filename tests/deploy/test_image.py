@@ -146,7 +146,7 @@ exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all -- "$@"
 
 
 def in_a_box(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """What runs a command without rights where nothing can be written but /tmp; if it can be had."""
+    """What runs a command without rights that may write to /tmp alone, where that can be had."""
     alone = ["unshare", "--mount", "--"]
     if shutil.which("setpriv") is None or subprocess.run([*alone, "true"]).returncode:
         return [], {}

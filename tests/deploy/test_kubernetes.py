@@ -7,7 +7,6 @@ KServe's are in no package: of them, the fields that we use are written here.
 from __future__ import annotations
 
 import json
-import shutil
 from typing import Any
 
 import pytest
@@ -90,7 +89,7 @@ KUSTOMIZATION = strict(
         "type": "array",
         "items": strict(
             "name",
-            **dict.fromkeys(("name", "newName", "newTag"), {"type": "string"}),
+            **{key: {"type": "string"} for key in ("name", "newName", "newTag")},
         ),
     },
     resources={"type": "array", "items": {"type": "string"}},
@@ -209,7 +208,10 @@ def test_a_pod_runs_the_command_with_options_that_there_are(kind, run):
     assert values["--host"] == "0.0.0.0"
     for probe in ("livenessProbe", "readinessProbe"):
         asked = container[probe]["httpGet"]
-        assert asked["path"] == f"/v2/health/{probe.removesuffix('nessProbe').replace('readi', 'ready')}"
+        assert (
+            asked["path"]
+            == f"/v2/health/{probe.removesuffix('nessProbe').replace('readi', 'ready')}"
+        )
         assert asked["port"] in (port["containerPort"], port.get("name"))
 
 

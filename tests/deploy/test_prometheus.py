@@ -24,8 +24,10 @@ BOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
 PAGE = (DOCS / "operations.md").read_text(encoding="utf-8")
 OURS = re.compile(r"\bebjr_\w+")
 ENDS = re.compile("_(bucket|sum|count)$")
-NEVER_HERE = re.compile("teacher_away|late_rows|dollars|tokens|unpriced|unanswered|promise_in_force")
-"""Metrics without a value where the teacher is near, nothing has a price, and nothing was promised."""
+NEVER_HERE = re.compile(
+    "teacher_away|late_rows|dollars|tokens|unpriced|unanswered|promise_in_force"
+)
+"""Without a value where the teacher is near, nothing has a price, and nothing was promised."""
 
 
 def rules() -> dict[str, Any]:

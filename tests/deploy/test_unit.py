@@ -63,7 +63,7 @@ def test_its_command_serves_and_its_reload_takes_over_a_calibration(calibrated, 
     known = {"/etc/ebjr/joint.toml": calibrated, "8080": port, "/var/lib/ebjr/audit.jsonl": log}
     command = [str(known.get(word, word)) for word in words]
     (home := tmp_path / "home").mkdir()
-    # ONNX Runtime keeps still in CI as it is
+    # ONNX Runtime tells nobody anything in CI
     environment = {key: value for key, value in os.environ.items() if key != "CI"}
     environment |= {"HOME": str(home), **dict([told("Environment").split("=")])}
     environment.pop("XDG_CACHE_HOME", None)

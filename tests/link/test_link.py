@@ -65,7 +65,7 @@ def test_a_failure_that_passes_is_seen_in_the_log_alone(caplog):
     np.testing.assert_array_equal(FarTeacher(moody, Link(retries=2))(X), teach(X))
     assert len(calls) == 3
     told = [record.getMessage() for record in caplog.records if record.name.startswith("ebjr")]
-    assert told == [f"moody is asked again ({number} of 2): not now" for number in (1, 2)]
+    assert told == [f"moody, attempt {number} of 3: not now" for number in (1, 2)]
 
 
 @pytest.mark.parametrize(

@@ -204,14 +204,8 @@ class FarTeacher:
                 wait_max=1.0,
                 wait_jitter=0.1,
             ):
-                if attempt.num > 1:
-                    self._tell_again(attempt.num - 1, failed)
                 with attempt:
-                    try:
-                        answer = self.teacher(batch)
-                    except TeacherUnavailable as error:
-                        failed = error
-                        raise
+                    answer = self._attempt(batch, attempt.num)
         except TeacherUnavailable as error:
             self._failed(error)
             raise
@@ -222,16 +216,20 @@ class FarTeacher:
             log.warning("%s is back", self.name)
         return answer
 
+    def _attempt(self, batch: Batch, number: int) -> Any:
+        try:
+            return self.teacher(batch)
+        except TeacherUnavailable as error:
+            told = (self.name, number, self.link.retries + 1, error)
+            log.info("%s, attempt %d of %d: %s", *told, extra={"kind": ("attempt", self.name)})
+            raise
+
     def _again(self, error: Exception) -> bool | float:
         """Whether, or after how many seconds, an attempt that failed is worth another."""
         if not isinstance(error, TeacherUnavailable):
             return False
         after = error.retry_after_seconds
         return True if after is None else after <= self.link.retry_seconds and after
-
-    def _tell_again(self, number: int, error: TeacherUnavailable) -> None:
-        told = (self.name, number, self.link.retries, error)
-        log.info("%s is asked again (%d of %d): %s", *told, extra={"kind": ("again", self.name)})
 
     def _failed(self, error: TeacherUnavailable) -> None:
         self._reason = str(error)
