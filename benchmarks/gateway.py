@@ -6,10 +6,10 @@ are both the stub, and a tenth of the texts deferred; and LiteLLM's proxy, which
 on to one model. A client of a process of its own posts texts that differ, first one at a time, then
 from many connections. Each gateway is one process; stub, gateway and client share the processors.
 
-    python -m benchmarks.gateway --litellm ../litellm/bin/litellm
+    python -m benchmarks.gateway --litellm litellm
 
-LiteLLM has an environment of its own: ``pip install 'litellm[proxy]'``. Without ``--litellm`` it is
-left out.
+LiteLLM has an environment of its own, at the end of PATH: ``pip install 'litellm[proxy]'``. Without
+``--litellm`` it is left out.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -246,7 +247,7 @@ def litellm_config(folder: Path, address: str) -> Path:
 def main() -> None:
     """Measure all in turn, several times, and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--litellm", type=Path, help="LiteLLM's command, in its own environment")
+    parser.add_argument("--litellm", help="LiteLLM's command, in its own environment")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=6_000)
@@ -276,7 +277,7 @@ def measure(told: argparse.Namespace) -> None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             file = str(litellm_config(folder, address))
             where = ["--host", "127.0.0.1", "--port", str(ports["litellm"])]
-            words = [str(told.litellm.resolve()), "--config", file, *where]
+            words = [command_of(told.litellm), "--config", file, *where]
             own = {
                 "LITELLM_LOCAL_MODEL_COST_MAP": "True",
                 "LITELLM_LOG": "ERROR",
@@ -300,14 +301,21 @@ def measure(told: argparse.Namespace) -> None:
                 print(name, json.dumps(found), flush=True)
     known = {**about(0), "clients": told.clients, **summary(rounds)}
     if told.litellm:
-        known["litellm_version"] = version_beside(told.litellm, "litellm")
+        known["litellm_version"] = version_beside(command_of(told.litellm), "litellm")
     save("gateway", known)
 
 
-def version_beside(command: Path, package: str) -> str:
+def command_of(name: str) -> str:
+    """Where a command is."""
+    if (found := shutil.which(name)) is None:
+        raise SystemExit(f"there is no command {name!r}: put its environment at the end of PATH")
+    return found
+
+
+def version_beside(command: str, package: str) -> str:
     """The version of a package in a command's own environment."""
     code = f"from importlib.metadata import version; print(version({package!r}))"
-    words = [str(command.parent / "python"), "-c", code]
+    words = [str(Path(command).with_name("python")), "-c", code]
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
 
 

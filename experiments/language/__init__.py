@@ -1,0 +1,1 @@
+"""Language models and their rivals on closed questions: recording and measuring."""
