@@ -205,7 +205,7 @@ class FarTeacher:
                 wait_jitter=0.1,
             ):
                 with attempt:
-                    answer = self.teacher(batch)
+                    answer = self._attempt(batch, attempt.num)
         except TeacherUnavailable as error:
             self._failed(error)
             raise
@@ -215,6 +215,14 @@ class FarTeacher:
         if self._breaker.succeed():
             log.warning("%s is back", self.name)
         return answer
+
+    def _attempt(self, batch: Batch, number: int) -> Any:
+        try:
+            return self.teacher(batch)
+        except TeacherUnavailable as error:
+            told = (self.name, number, self.link.retries + 1, error)
+            log.info("%s, attempt %d of %d: %s", *told, extra={"kind": ("attempt", self.name)})
+            raise
 
     def _again(self, error: Exception) -> bool | float:
         """Whether, or after how many seconds, an attempt that failed is worth another."""
