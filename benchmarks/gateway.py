@@ -40,7 +40,7 @@ MARK = b"unclear"  # in a text that the stub is not sure of
 ONE_IN = 10  # texts has the mark
 TEXTS = 1_000
 WARM_UP = 300
-SECONDS = 120  # after which a process ends by itself
+SECONDS = 600  # after which a process ends by itself
 
 
 def completion(yes: float, no: float) -> bytes:
