@@ -209,7 +209,7 @@ class FarTeacher:
 
     def _tried(self, batch: Batch) -> Any:
         if not self.link.retries:  # what tries again takes longer than some teachers
-            return self.teacher(batch)
+            return self._attempt(batch, 1)
         for attempt in self._attempts(
             on=self._again,
             attempts=self.link.retries + 1,
@@ -219,8 +219,16 @@ class FarTeacher:
             wait_jitter=0.1,
         ):
             with attempt:
-                return self.teacher(batch)
+                return self._attempt(batch, attempt.num)
         raise AssertionError("the last attempt raises")
+
+    def _attempt(self, batch: Batch, number: int) -> Any:
+        try:
+            return self.teacher(batch)
+        except TeacherUnavailable as error:
+            told = (self.name, number, self.link.retries + 1, error)
+            log.info("%s, attempt %d of %d: %s", *told, extra={"kind": ("attempt", self.name)})
+            raise
 
     def _again(self, error: Exception) -> bool | float:
         """Whether, or after how many seconds, an attempt that failed is worth another."""
