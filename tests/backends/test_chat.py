@@ -281,6 +281,13 @@ def test_an_address_that_is_none_is_refused(url):
         made(url)
 
 
+def test_a_key_that_is_missing_is_said_to_be():
+    with chat_server(lambda body, n: refusal(401, "who are you?")) as server:
+        with pytest.raises(TeacherUnavailable, match="read from EBJR_CHAT_KEY, which is not set"):
+            made(server.url, retries=3)(["x"])
+    assert len(server.asked) == 1
+
+
 @pytest.mark.parametrize("batch", [["a", 3], np.array([["a", "b"]], object), [None]])
 def test_rows_that_are_no_texts_are_refused(batch):
     with pytest.raises(ValueError, match=r"takes rows of 1 texts \(text\)"):

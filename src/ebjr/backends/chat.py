@@ -304,22 +304,21 @@ class ChatModel:
             try:
                 said, _ = await self._server.ask("POST", APIS[self._api], body, _JSON, until=until)
                 return self._read(said, spent)
-            except ModelError as error:
-                wait = self._worth_another(error)
-                if wait is True:
-                    wait = min(0.2 * 2**tried, 10.0) * random.uniform(0.5, 1.0)
-                if wait is False or tried == self._retries or time.monotonic() + wait > until:
+            except TeacherUnavailable as error:
+                wait = self._wait(error, tried)
+                if wait is None or tried == self._retries or time.monotonic() + wait > until:
                     raise
             await asyncio.sleep(wait)
         raise AssertionError("the last attempt raises")
 
-    def _worth_another(self, error: Exception) -> bool | float:
-        """Whether, or after how many seconds, an attempt that failed is worth another."""
-        if not isinstance(error, TeacherUnavailable):
-            return False
+    def _wait(self, error: TeacherUnavailable, tried: int) -> float | None:
+        """In how many seconds an attempt that failed is worth another; None: it is not."""
         if error.retry_after_seconds is not None:
-            return error.retry_after_seconds < self._seconds and error.retry_after_seconds
-        return "status 401" not in str(error) and "status 403" not in str(error)
+            return error.retry_after_seconds
+        if "status 401" in str(error) or "status 403" in str(error):
+            state = "" if self._has_key else ", which is not set"
+            raise TeacherUnavailable(f"{error}; its key is read from {self._key}{state}") from error
+        return float(min(0.2 * 2**tried, 10.0) * random.uniform(0.5, 1.0))
 
     def _read(self, said: bytes, spent: Any) -> Any:
         """The one choice in a reply, once it is known to be of the model that was asked."""
