@@ -282,9 +282,9 @@ def test_an_address_that_is_none_is_refused(url):
 
 
 def test_a_key_that_is_missing_is_said_to_be():
-    with chat_server(lambda body, n: refusal(401, "who are you?")) as server:
-        with pytest.raises(TeacherUnavailable, match="read from EBJR_CHAT_KEY, which is not set"):
-            made(server.url, retries=3)(["x"])
+    wrong = pytest.raises(TeacherUnavailable, match="read from EBJR_CHAT_KEY, which is not set")
+    with chat_server(lambda body, n: refusal(401, "who are you?")) as server, wrong:
+        made(server.url, retries=3)(["x"])
     assert len(server.asked) == 1
 
 
