@@ -67,10 +67,17 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[docs]'
 	@touch $@
 
-# The report is tested in a real browser: Debian's Chromium, where we may install it.
-$(VENV)/.system: | $(BIN)/python
+# The report is tested in a real browser, alerts and dashboard in a real Prometheus: Debian's, where we
+# may install them. Of Prometheus two programs are taken, as its package would start a server.
+$(VENV)/.system: Makefile | $(BIN)/python
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq; fi
 	@command -v chromium >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
 	  else echo "no chromium here: the browser tests will be skipped"; fi; }
+	@command -v promtool >/dev/null || [ -x $(BIN)/promtool ] || { \
+	  rm -rf $(VENV)/deb && mkdir $(VENV)/deb && cd $(VENV)/deb && apt-get download -qq prometheus 2>/dev/null && \
+	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin && \
+	  mv usr/bin/prometheus usr/bin/promtool ../bin && cd .. && rm -rf deb; } || \
+	  echo "no promtool here: the tests of the alerts will be skipped"
 	@touch $@

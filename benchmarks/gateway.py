@@ -4,12 +4,14 @@ A stub speaks OpenAI's chat completions, with the log-probabilities of 20 tokens
 without a model. Before it stand in turn: nothing; `ebjr serve` with a student and a teacher that
 are both the stub, and a tenth of the texts deferred; and LiteLLM's proxy, which passes each request
 on to one model. A client of a process of its own posts texts that differ, first one at a time, then
-from many connections. Each gateway is one process; stub, gateway and client share the processors.
+from many connections. Each gateway is one process with a core of its own, as threads of one
+interpreter only pass it to and fro between cores; stub and client share another core. With
+``--free`` all share all cores.
 
-    python -m benchmarks.gateway --litellm ../litellm/bin/litellm
+    python -m benchmarks.gateway --litellm litellm
 
-LiteLLM has an environment of its own: ``pip install 'litellm[proxy]'``. Without ``--litellm`` it is
-left out.
+LiteLLM has an environment of its own, at the end of PATH: ``pip install 'litellm[proxy]'``. Without
+``--litellm`` it is left out.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -39,7 +42,7 @@ MARK = b"unclear"  # in a text that the stub is not sure of
 ONE_IN = 10  # texts has the mark
 TEXTS = 1_000
 WARM_UP = 300
-SECONDS = 120  # after which a process ends by itself
+SECONDS = 600  # after which a process ends by itself
 
 
 def completion(yes: float, no: float) -> bytes:
@@ -90,21 +93,23 @@ async def stub(port: int) -> None:
 
 
 def serve(port: int, address: str) -> None:
-    """Serve student and teacher, both the stub."""
-    from ebjr import JointClassifier, Router
-    from ebjr.backends.chat import ChatModel
-    from ebjr.serving.app import Served, run_server
+    """Serve what a ``joint.toml`` says: student and teacher, both the stub."""
+    from ebjr.backends.entry import ChatEntry
+    from ebjr.joint_file import JointConfig
+    from ebjr.serving.app import run_server, served_of
 
-    how: dict[str, Any] = {
+    asked = {
+        "chat": address,
         "model": "stub",
         "prompt": "Does this agree? {text} Answer yes or no.",
         "labels": ["yes", "no"],
         "price": {"input": 0.15, "output": 0.6},
         "concurrent": 32,
     }
-    student, teacher = ChatModel(address, **how), ChatModel(address, **how)
-    joint = JointClassifier(student, teacher, Router("softmax", 0.8))
-    run_server(Served(joint, labels=("yes", "no")), port=port)
+    config = JointConfig(
+        ChatEntry(asked), ChatEntry(asked), score="softmax", threshold=0.8, labels=("yes", "no")
+    )
+    run_server(served_of(config), port=port)
 
 
 class Client(asyncio.Protocol):
@@ -210,9 +215,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(words: list[str], port: int, **environment: str) -> Iterator[None]:
-    """A server at a port, from when it answers until the context ends."""
+def process(
+    words: list[str], port: int, core: int | None = None, **environment: str
+) -> Iterator[None]:
+    """A server at a port, on one core or any, from when it answers until the context ends."""
     own = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    words = words if core is None else ["taskset", "-c", str(core), *words]
     with tempfile.TemporaryFile() as log:
         running = subprocess.Popen(words, cwd=ROOT, env=own, stdout=log, stderr=log)
         try:
@@ -246,10 +254,11 @@ def litellm_config(folder: Path, address: str) -> Path:
 def main() -> None:
     """Measure all in turn, several times, and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--litellm", type=Path, help="LiteLLM's command, in its own environment")
+    parser.add_argument("--litellm", help="LiteLLM's command, in its own environment")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=6_000)
+    parser.add_argument("--free", action="store_true", help="no core is anybody's own")
     parser.add_argument("--stub", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--ask", nargs=3, type=int, help=argparse.SUPPRESS)
@@ -266,23 +275,29 @@ def main() -> None:
 
 def measure(told: argparse.Namespace) -> None:
     """Start all, ask each in turn, and write what was found."""
+    cores = sorted(os.sched_getaffinity(0))
+    ours, theirs = (None, None) if told.free else (cores[0], cores[-1])
+    if theirs is not None:
+        os.sched_setaffinity(0, {theirs})  # the clients' too
     ports = {"stub": free_port(), "ebjr": free_port()}
     address = f"http://127.0.0.1:{ports['stub']}/v1"
     with ExitStack() as stack:
         stack.enter_context(process(_own("--stub", str(ports["stub"])), ports["stub"]))
-        stack.enter_context(process(_own("--serve", str(ports["ebjr"]), address), ports["ebjr"]))
+        stack.enter_context(
+            process(_own("--serve", str(ports["ebjr"]), address), ports["ebjr"], ours)
+        )
         if told.litellm:
             ports["litellm"] = free_port()
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             file = str(litellm_config(folder, address))
             where = ["--host", "127.0.0.1", "--port", str(ports["litellm"])]
-            words = [str(told.litellm.resolve()), "--config", file, *where]
+            words = [command_of(told.litellm), "--config", file, *where]
             own = {
                 "LITELLM_LOCAL_MODEL_COST_MAP": "True",
                 "LITELLM_LOG": "ERROR",
                 "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # ours has none
             }
-            stack.enter_context(process(words, ports["litellm"], **own))
+            stack.enter_context(process(words, ports["litellm"], ours, **own))
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in ports}
         for port in ports.values():
             asked(port, told.clients, WARM_UP)
@@ -300,14 +315,21 @@ def measure(told: argparse.Namespace) -> None:
                 print(name, json.dumps(found), flush=True)
     known = {**about(0), "clients": told.clients, **summary(rounds)}
     if told.litellm:
-        known["litellm_version"] = version_beside(told.litellm, "litellm")
+        known["litellm_version"] = version_beside(command_of(told.litellm), "litellm")
     save("gateway", known)
 
 
-def version_beside(command: Path, package: str) -> str:
+def command_of(name: str) -> str:
+    """Where a command is."""
+    if (found := shutil.which(name)) is None:
+        raise SystemExit(f"there is no command {name!r}: put its environment at the end of PATH")
+    return found
+
+
+def version_beside(command: str, package: str) -> str:
     """The version of a package in a command's own environment."""
     code = f"from importlib.metadata import version; print(version({package!r}))"
-    words = [str(command.parent / "python"), "-c", code]
+    words = [str(Path(command).with_name("python")), "-c", code]
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -66,7 +66,7 @@ def test_a_table_of_paths_is_recorded_and_answered_as_csv(run, recorded):
     code, _, error = run("predict", "joint.toml", "--data", "photos.jsonl", "-o", "answers.csv")
     assert code == 0, error
     lines = Path("answers.csv").read_text().splitlines()
-    assert lines[0] == "name,prediction,label,score,deferred,degraded,stage"
+    assert lines[0] == "name,prediction,label,score,deferred,degraded,stage,answered_by"
     assert len(lines) == 1 + len(files)
     answer = run("predict", "joint.toml", "--data", "photos.jsonl", "-o", "answers.json")
     assert "answers are written as their suffix says" in refused(answer)

@@ -4,6 +4,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -42,11 +44,13 @@ def background(name: str, work: Callable[..., None], *given: Any) -> Thread:
     return Thread(target=work, args=given, name=f"ebjr-{name}", daemon=True)
 
 
-def available_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def available_cores(quota: str | os.PathLike[str] = "/sys/fs/cgroup/cpu.max") -> int:
+    """How many cores this process may use, by its affinity and by its container's `quota`."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # there is none, or it says "max"
+        allowed, period = Path(quota).read_text().split()
+        own = min(own, max(1, int(allowed) // int(period)))
+    return own
 
 
 def shared_cores(work: int) -> int:

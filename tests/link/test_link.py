@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 import time
 
@@ -51,7 +52,7 @@ def test_it_says_what_the_teacher_says(far):
     np.testing.assert_array_equal(FarTeacher(load_model(far.url))(X), teach(X))
 
 
-def test_a_failure_that_passes_is_never_seen():
+def test_a_failure_that_passes_is_seen_in_the_log_alone(caplog):
     calls = []
 
     def moody(x):
@@ -60,8 +61,11 @@ def test_a_failure_that_passes_is_never_seen():
             raise TeacherUnavailable("not now", retry_after_seconds=0.01)
         return teach(x)
 
+    caplog.set_level(logging.INFO, "ebjr.link.far")
     np.testing.assert_array_equal(FarTeacher(moody, Link(retries=2))(X), teach(X))
     assert len(calls) == 3
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("ebjr")]
+    assert told == [f"moody, attempt {number} of 3: not now" for number in (1, 2)]
 
 
 @pytest.mark.parametrize(

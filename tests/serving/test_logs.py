@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from subprocess import PIPE
 
 import pytest
 
@@ -80,3 +83,51 @@ def test_lines_without_a_kind_are_limited_where_a_kind_is_given_for_them():
     record = logging.makeLogRecord({"msg": "Invalid %s", "args": ("HTTP",)})
     assert [quiet.filter(record) for _ in range(3)] == [True, False, False]
     assert record.getMessage() == "Invalid HTTP"
+
+
+def test_what_is_asked_all_day_is_at_debug_and_its_failures_are_not(lines, caplog):
+    polled = ["/v2/health/live", "/v2/health/ready", "/v2/models/joint/ready", "/v1/status"]
+    polled += ["/metrics", "/inference.GRPCInferenceService/ServerLive"]
+    for path in polled:
+        answered("OK" if "GRPC" in path else 200, path, "GET")
+    assert lines() == []
+    answered(503, "/v2/health/ready", "GET")
+    for path in ("/v2/models/joint", "/inference.GRPCInferenceService/ModelInfer"):
+        answered(200, path, "GET")
+    assert len(lines()) == 3
+    caplog.set_level(logging.DEBUG, "ebjr.serving")
+    for path in polled:
+        answered(200, path, "GET")
+    assert len(lines()) == 3 + len(polled)
+    assert {record.levelname for record in caplog.records[3:]} == {"DEBUG"}
+
+
+FAR = """
+import sys
+import numpy as np
+from ebjr import FarTeacher, Link, load_model
+from ebjr.errors import TeacherUnavailable
+from ebjr.serving.logs import start_logging
+
+start_logging("words")
+teacher = FarTeacher(load_model(sys.argv[1]), Link(retries=2, retry_seconds=30, failures=100))
+print("loaded", flush=True)
+sys.stdin.readline()
+for _ in range(3):
+    try:
+        teacher(np.zeros((1, 2), np.float32))
+    except TeacherUnavailable:
+        pass
+"""
+
+
+def test_an_attempt_at_a_far_teacher_that_fails_is_told_with_host_and_reason_now_and_then(far):
+    command = [sys.executable, "-c", FAR, far.url]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
+        assert process.stdout.readline() == "loaded\n"
+        far.behave("error")
+        _, said = process.communicate("go\n", timeout=60)
+    host = far.url.split("/")[2]
+    (line,) = said.splitlines()  # of nine attempts
+    assert f"INFO teacher at {host}, attempt 1 of 3: teacher at {host} answers" in line
+    assert "status 500" in line

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -431,6 +432,32 @@ def test_rows_of_numbers_are_tried_and_no_calibration_is_needed(page):
         page.get_by_label("One row of numbers").fill("1 2 3")
         page.get_by_role("button", name="Ask both models").click()
         says(page, "try-said", "A row has 2 numbers, and these are 3.")
+
+
+def words_of(texts):
+    """(n, 2): how often texts say no and yes."""
+    return np.array([[text.count("no"), text.count("yes")] for text in np.ravel(texts)], float)
+
+
+words_of.input_dtype = object
+
+
+def test_a_text_is_typed_and_answered(page):
+    joint = JointClassifier(words_of, words_of, Router("margin", 0.2))
+    with running(Served(joint, labels=("no", "yes"))) as address:
+        opened(page, address)
+        page.get_by_label("A text").fill("yes, oh yes")
+        page.get_by_role("button", name="Ask both models").click()
+        says(page, "try-said", "yes, says the student")
+
+
+def test_a_calibration_that_defers_everything_is_shown(page, calibrated):
+    served = served_of(JointConfig.read(calibrated))
+    chosen = {**served.calibration["chosen_on"], "threshold": np.inf}
+    known = {**served.calibration, "chosen_on": chosen, "verdict": "It does not pay."}
+    with running(replace(served, calibration=known)) as address:
+        opened(page, address)
+        says(page, "about", "As calibrated, at threshold ∞. It does not pay.")
 
 
 def test_every_control_is_reached_by_tab_and_shows_its_focus(page, busy):

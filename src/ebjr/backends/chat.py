@@ -47,6 +47,7 @@ CONFIDENCES = ("logprobs", "sampling", "verbalized")
 
 KEY_VARIABLE = "EBJR_CHAT_KEY"
 MOST_TOKENS = 32  # of an answer, however long its labels are
+MANY_ROWS, MOST_CUT = 16, 0.1  # after so many rows more tokens are asked for if one was too few
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -71,7 +72,8 @@ class ChatModel:
       labels among `samples` answers, or ``"verbalized"``, where the prompt asks for a label and for
       how sure it is, as in ``spam, 80%``.
     - `top_logprobs`: How many likeliest tokens are asked for.
-    - `max_tokens`: The most tokens of an answer; None is as few as tell the labels apart.
+    - `max_tokens`: The most tokens of an answer; None is one, and more for rows, or for all, where
+      that does not tell the labels apart.
     - `price`: Dollars per million tokens, as ``{input = 0.15, output = 0.6}``.
     - `served_as`: The name that answers carry. If left out, it is `model`, or that with a date.
     - `request`: Further fields of each request.
@@ -123,13 +125,15 @@ class ChatModel:
         self.columns = self._prompt.columns
         self._shown = self._prompt.shown(examples, self.tokens, _answers(labels))
         parts = server_of(chat, "a chat model's address")
-        self.url, self.name = str(chat).rstrip("/"), f"{model} at {parts.netloc}"
+        how = {"sampling": f", by {samples} samples", "verbalized": ", by what it says of itself"}
+        self.url = str(chat).rstrip("/")
+        self.name = f"{model} at {parts.netloc}{how.get(confidence, '')}"
         self._model, self._served_as, self._noted = model, served_as, False
         self._confidence, self._samples, self._api = confidence, samples, api
         self._seconds, self._retries, self._key = timeout_seconds, retries, key_variable
         self.concurrent, self._turns = concurrent, asyncio.Semaphore(concurrent)
         longer = min(self.tokens.longest + 2, MOST_TOKENS)
-        self._longer = max_tokens or longer
+        self._longer, self._asked, self._cut = max_tokens or longer, 0, 0
         usual = {"logprobs": 1, "sampling": longer, "verbalized": MOST_TOKENS}[confidence]
         self._most_tokens = max_tokens or usual
         self._fields = {"model": model, "temperature": 1 if confidence == "sampling" else 0}
@@ -274,6 +278,7 @@ class ChatModel:
             )
             said = [_text(one) for one in await asyncio.gather(*asked)]
             return _shares([self.tokens.label(text) for text in said], len(self.labels), said)
+        self._asked += 1
         most = self._most_tokens
         choice = await self._choice(fields, most, spent, until)
         if self._confidence == "verbalized":
@@ -283,7 +288,9 @@ class ChatModel:
         except Unclear as error:
             if not error.longer or most >= self._longer:
                 raise
-        self._most_tokens = self._longer  # labels that begin alike are met again
+        self._cut += 1
+        if self._asked >= MANY_ROWS and self._cut > self._asked * MOST_CUT:
+            self._most_tokens = self._longer  # a few tokens cost less than asking twice
         return self._logprobs(await self._choice(fields, self._longer, spent, until))
 
     def _logprobs(self, choice: Any) -> Any:
@@ -297,22 +304,21 @@ class ChatModel:
             try:
                 said, _ = await self._server.ask("POST", APIS[self._api], body, _JSON, until=until)
                 return self._read(said, spent)
-            except ModelError as error:
-                wait = self._worth_another(error)
-                if wait is True:
-                    wait = min(0.2 * 2**tried, 10.0) * random.uniform(0.5, 1.0)
-                if wait is False or tried == self._retries or time.monotonic() + wait > until:
+            except TeacherUnavailable as error:
+                wait = self._wait(error, tried)
+                if wait is None or tried == self._retries or time.monotonic() + wait > until:
                     raise
             await asyncio.sleep(wait)
         raise AssertionError("the last attempt raises")
 
-    def _worth_another(self, error: Exception) -> bool | float:
-        """Whether, or after how many seconds, an attempt that failed is worth another."""
-        if not isinstance(error, TeacherUnavailable):
-            return False
+    def _wait(self, error: TeacherUnavailable, tried: int) -> float | None:
+        """In how many seconds an attempt that failed is worth another; None: it is not."""
         if error.retry_after_seconds is not None:
-            return error.retry_after_seconds < self._seconds and error.retry_after_seconds
-        return "status 401" not in str(error) and "status 403" not in str(error)
+            return error.retry_after_seconds
+        if "status 401" in str(error) or "status 403" in str(error):
+            state = "" if self._has_key else ", which is not set"
+            raise TeacherUnavailable(f"{error}; its key is read from {self._key}{state}") from error
+        return float(min(0.2 * 2**tried, 10.0) * random.uniform(0.5, 1.0))
 
     def _read(self, said: bytes, spent: Any) -> Any:
         """The one choice in a reply, once it is known to be of the model that was asked."""

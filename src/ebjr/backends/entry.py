@@ -13,8 +13,6 @@ from typing import Any, Self
 from weakref import WeakValueDictionary
 
 from ebjr.backends import load_model
-from ebjr.backends.chat import IDENTITY, ChatModel, chat_identity
-from ebjr.backends.chat import OPTIONS as CHAT_OPTIONS
 from ebjr.backends.onnx import external_files
 from ebjr.backends.python import absolute, import_path, in_module, source_file
 from ebjr.blend import as_blend
@@ -215,6 +213,13 @@ def _look_for(model: Any) -> None:
         log.warning("%s: it is not there yet", error)
 
 
+def _chat() -> Any:
+    """What is known of chat models; it brings HTTP along, and is imported where there is one."""
+    from ebjr.backends import chat
+
+    return chat
+
+
 @dataclass(frozen=True)
 class ChatEntry(_Single):
     """A language model in ``joint.toml``: what `ChatModel` takes, and how its server is asked.
@@ -231,20 +236,20 @@ class ChatEntry(_Single):
 
     def __post_init__(self) -> None:
         if self.sha256 is None:
-            object.__setattr__(self, "sha256", chat_identity(self.options))
+            object.__setattr__(self, "sha256", _chat().chat_identity(self.options))
 
     def check(self) -> None:
         """Check that what is asked, and of which model, is what it was; else a ModelError."""
-        if chat_identity(self.options) != self.sha256:
+        if _chat().chat_identity(self.options) != self.sha256:
             raise ModelError(
-                f"what is asked of {self.options['model']} (its {', '.join(IDENTITY)}) has changed "
-                "since the threshold was calibrated; record and calibrate again"
+                f"what is asked of {self.options['model']} (its {', '.join(_chat().IDENTITY)}) has "
+                "changed since the threshold was calibrated; record and calibrate again"
             )
 
     def load(self, **options: Any) -> FarTeacher:
         """The model behind its link; `options` are for models that run here."""
         self.check()
-        model = ChatModel(**self.options)
+        model = _chat().ChatModel(**self.options)
         _look_for(model)
         return FarTeacher(model, self.link)
 
@@ -263,10 +268,11 @@ class ChatEntry(_Single):
         """Read a TOML table; `where` names it in errors."""
         needed = ("chat", "model", "prompt", "labels", "sha256")
         own = [key for key in LINK_KEYS if key not in ("retries", "retry_seconds")]
-        check_keys(table, (*CHAT_OPTIONS, "sha256", "cost", *own), where, needed)
+        options = _chat().OPTIONS
+        check_keys(table, (*options, "sha256", "cost", *own), where, needed)
         link = Link.from_dict({**picked(table, own), "retries": 0})
         return cls(
-            picked(table, CHAT_OPTIONS),
+            picked(table, options),
             table["sha256"],
             replace(link, queue=str((folder / link.queue).resolve())),
             **_shared(table, where),

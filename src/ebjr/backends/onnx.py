@@ -281,6 +281,7 @@ def open_session(
     """ONNX Runtime's session of a file, set up as every one of ours."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file at {path}; check the path")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it keeps a log of use to send away
     with needs("onnx", f"running {path}"):
         import onnxruntime
     settings = onnxruntime.SessionOptions()

@@ -196,16 +196,7 @@ class FarTeacher:
 
     def _ask(self, batch: Batch) -> Any:
         try:
-            for attempt in self._attempts(
-                on=self._again,
-                attempts=self.link.retries + 1,
-                timeout=self.link.retry_seconds or None,
-                wait_initial=0.05,
-                wait_max=1.0,
-                wait_jitter=0.1,
-            ):
-                with attempt:
-                    answer = self.teacher(batch)
+            answer = self._tried(batch)
         except TeacherUnavailable as error:
             self._failed(error)
             raise
@@ -215,6 +206,29 @@ class FarTeacher:
         if self._breaker.succeed():
             log.warning("%s is back", self.name)
         return answer
+
+    def _tried(self, batch: Batch) -> Any:
+        if not self.link.retries:  # what tries again takes longer than some teachers
+            return self._attempt(batch, 1)
+        for attempt in self._attempts(
+            on=self._again,
+            attempts=self.link.retries + 1,
+            timeout=self.link.retry_seconds or None,
+            wait_initial=0.05,
+            wait_max=1.0,
+            wait_jitter=0.1,
+        ):
+            with attempt:
+                return self._attempt(batch, attempt.num)
+        raise AssertionError("the last attempt raises")
+
+    def _attempt(self, batch: Batch, number: int) -> Any:
+        try:
+            return self.teacher(batch)
+        except TeacherUnavailable as error:
+            told = (self.name, number, self.link.retries + 1, error)
+            log.info("%s, attempt %d of %d: %s", *told, extra={"kind": ("attempt", self.name)})
+            raise
 
     def _again(self, error: Exception) -> bool | float:
         """Whether, or after how many seconds, an attempt that failed is worth another."""

@@ -6,6 +6,7 @@ object. What would be asked of an open-ended model is refused, as an answer is o
 
 import time
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 from urllib.parse import quote
 
@@ -264,4 +265,9 @@ def _header(value: Any) -> bytes:
     """A value in a header, which takes ASCII alone."""
     if isinstance(value, bool):
         return b"true" if value else b"false"
-    return quote(str(value), safe=" !#$&'()*+,/:;<=>?@[]^`{|}~").encode()
+    return _ascii(value) if isinstance(value, str) else b"%a" % value
+
+
+@cache
+def _ascii(text: str) -> bytes:
+    return quote(text, safe=" !#$&'()*+,/:;<=>?@[]^`{|}~").encode()

@@ -35,6 +35,11 @@ _number = count()
 _SANE = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 _REFUSED = {*range(400, 500), "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
 """Statuses of requests of which a client can send, at no cost, as many as it likes."""
+_POLLED = re.compile(
+    r"/v2/health/.+|/v2/models/.+/ready|/v1/status|/metrics"
+    r"|/inference\.GRPCInferenceService/(Server|Model)(Live|Ready)"
+)
+"""What probes, Prometheus and the page ask all day: at debug, as long as it is answered."""
 _request: ContextVar[str | None] = ContextVar("ebjr_request", default=None)
 NOTES: ContextVar[dict[str, Any] | None] = ContextVar("ebjr_notes", default=None)
 """Figures of the line of the request that is being answered here; None where it gets none."""
@@ -106,7 +111,9 @@ def request_line(method: str, path: str) -> Iterator[dict[str, Any]]:
     finally:
         notes["seconds"] = round(time.perf_counter() - began, 6)
         kind = notes["status"] if notes["status"] in _REFUSED else None
-        log.info("%(method)s %(path)s", about, extra={"figures": notes, "kind": kind})
+        polled = notes["status"] in (200, "OK") and _POLLED.fullmatch(path)
+        level = logging.DEBUG if polled else logging.INFO
+        log.log(level, "%(method)s %(path)s", about, extra={"figures": notes, "kind": kind})
 
 
 class JsonLines(logging.Formatter):
@@ -139,6 +146,10 @@ def start_logging(form: str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("uvicorn.error").addFilter(Quiet("http"))  # a line for each broken request
     log.setLevel(logging.INFO)
+    again = logging.getLogger("ebjr.link.far")  # says of which host, and why, as stamina does not
+    again.setLevel(logging.INFO)
+    again.addFilter(Quiet())
+    logging.getLogger("stamina").setLevel(logging.ERROR)
 
 
 class RequestIds:

@@ -391,7 +391,7 @@ function show() {
   get("title").textContent = `EBJR: ${model}`;
   const from = calibration.id ? `, calibration ${calibration.id}` : "";
   const how = `What scores under the threshold is deferred to the teacher. Task: ${task}, score: ${score}${from}.`;
-  const verdict = calibration.verdict ? `As calibrated, at threshold ${calibration.threshold.toPrecision(2)}. ${calibration.verdict} ` : "";
+  const verdict = calibration.verdict ? `As calibrated, at threshold ${short(number(calibration.threshold))}. ${calibration.verdict} ` : "";
   get("about").textContent = `${verdict}${how}`;
   showKnob();
   showCards();
@@ -410,8 +410,12 @@ function showForm() {
   get("drop").hidden = !state.images;
   get("row").hidden = state.images;
   const { shape } = state.input;
-  get("count").textContent = shape.includes(-1, 1) ? `of shape ${shape.slice(1).join(" × ")}` : `${size(shape)} of them`;
+  const count = shape.includes(-1, 1) ? `of shape ${shape.slice(1).join(" × ")}` : `${size(shape)} of them`;
+  const texts = size(shape) === 1 ? "A text" : `${size(shape)} texts, one a line`;
+  get("row-label").textContent = isText() ? texts : `One row of numbers, ${count}`;
 }
+
+const isText = () => state.input.datatype === "BYTES";
 
 const size = (shape) => shape.slice(1).reduce((product, each) => product * each, 1);
 
@@ -425,7 +429,16 @@ function choose(file) {
   tryIt();
 }
 
+function textRequest() {
+  const { name, datatype, shape } = state.input;
+  const text = get("numbers").value;
+  const data = size(shape) === 1 ? [text] : text.split("\n");
+  if (data.length !== size(shape)) throw new Error(`A row has ${size(shape)} texts, one a line, and these are ${data.length}.`);
+  return { body: JSON.stringify({ inputs: [{ name, datatype, shape: [1, ...shape.slice(1)], data }] }), headers: {} };
+}
+
 function rowRequest() {
+  if (isText()) return textRequest();
   const data = get("numbers").value.trim().split(/[\s,;]+/).filter(Boolean).map(Number);
   if (!data.length || data.some((value) => !Number.isFinite(value))) throw new Error("A row is numbers with spaces or commas between them.");
   const { name, datatype, shape } = state.input;
