@@ -233,8 +233,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", nargs="*", default=[*known], choices=[*known])
     parser.add_argument("--rows", type=int, help="the first rows alone")
     parser.add_argument("--ask-only", action="store_true", help="write no answers")
+    parser.add_argument("--write-only", action="store_true", help="write what was said before")
     asked = parser.parse_args()
-    record_language_models(asked.tasks, asked.models, asked.prompts, asked.rows)
+    if not asked.write_only:
+        record_language_models(asked.tasks, asked.models, asked.prompts, asked.rows)
     if not asked.ask_only:
         costs = {task: write_answers(task) for task in TASKS}
         text = json.dumps(about(seed=0) | {"costs": costs}, indent=2)

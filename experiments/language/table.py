@@ -39,12 +39,18 @@ WORTH = 1.1
 SCORES = ("energy", "softmax", "entropy", "margin", "softmax_energy", "random")
 AUTO = "auto and blend"
 PRIOR_REMOVED = "without its prior"
+SHORT = 1.0
+"""Points under the teacher with which a threshold has missed its goal, on average over splits."""
+
 PREFIXES = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
 MANY = 100
 """Times that are no longer told apart."""
 
 LEAST_ROWS = 400
 """Of a pair of which anything is said."""
+
+LEAST_OF_ONE = 50
+"""Of a model of which anything is said."""
 
 
 PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -107,6 +113,8 @@ def models_of(task: str, costs: dict[str, dict[str, float]]) -> tuple[dict[str, 
     targets = said.pop("targets").astype(np.int64)
     found = {}
     for name, output in said.items():
+        if len(output) < UNLABELED + LEAST_OF_ONE:
+            continue
         cost = Cost(**{unit: costs[name].get(unit) for unit in ("flops", "seconds")})
         found[name] = Model(output[UNLABELED:], np.zeros(output.shape[1]), cost)
         if is_language_model(name):
@@ -118,7 +126,10 @@ def models_of(task: str, costs: dict[str, dict[str, float]]) -> tuple[dict[str, 
 
 def prior_of(output: np.ndarray) -> np.ndarray:
     """(labels,): how much likelier than on average a model says each label, whatever the row."""
-    mean = np.nanmean(log_softmax(output, axis=1), axis=0)
+    answered = output[np.isfinite(output).all(axis=1)]
+    if not len(answered):
+        return np.zeros(output.shape[1])
+    mean = log_softmax(answered, axis=1).mean(axis=0)
     return mean - mean.mean()
 
 
@@ -144,9 +155,11 @@ def alone(model: Model, targets: np.ndarray, language: bool) -> dict[str, Any]:
     }
 
 
-def _mass(model: Model) -> float:
+def _mass(model: Model) -> float | None:
+    """The median over the rows that it answers; None where it answers none."""
     mass = np.exp(logsumexp(model.output + model.prior, axis=1))
-    return round(float(np.nanmedian(mass)), 3)
+    known = mass[np.isfinite(mass)]
+    return round(float(np.median(known)), 3) if len(known) else None
 
 
 def outcomes_of(student: Model, teacher: Model, targets: np.ndarray) -> Outcomes:
@@ -247,16 +260,18 @@ def pair(
 
 
 def verdict(found: dict[str, Any]) -> str:
-    """Whether a joint model as good as its teacher is cheaper, and by enough, by its interval."""
+    """Whether a joint model about as good as its teacher is cheaper, by enough and surely."""
     low, high = found["interval"]
+    if found["over_teacher_points"] < -SHORT:
+        return "falls short"
     return "yes" if low > WORTH else "no" if high < WORTH else "undecided"
 
 
 def model_rows(models: dict[str, dict[str, Any]]) -> list[str]:
     """The table of what each model gets right by itself; a language model's two ways in one row."""
     rows = [
-        "| model | rows | right, % | without its prior, % | mass on labels | a row costs |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| model | rows | no answer, % | right, % | without its prior, % | mass | a row costs |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, own in models.items():
         if PRIOR_REMOVED in name:
@@ -265,7 +280,9 @@ def model_rows(models: dict[str, dict[str, Any]]) -> list[str]:
         mass = "" if own["mass_on_labels"] is None else f"{own['mass_on_labels']:.2f}"
         price = _price(own["flops"], own["seconds"])
         share = ["" if one is None else _percent(one) for one in (own, other)]
-        rows.append(f"| {name} | {own['rows']:,} | {' | '.join(share)} | {mass} | {price} |")
+        unanswered = "" if other is None else f"{100 * own['unanswered'] / own['rows']:.1f}"
+        head = f"| {name} | {own['rows']:,} | {unanswered}"
+        rows.append(f"{head} | {' | '.join(share)} | {mass} | {price} |")
     return rows
 
 
