@@ -71,7 +71,8 @@ class OtherModel(ModelError):
 class TeacherUnavailable(ModelError):
     """The teacher could not be reached just now; the student's answer is still there.
 
-    `retry_after_seconds` is when it wants to be asked again, where it says so.
+    `retry_after_seconds` is when it wants to be asked again, where it says so. `spent` is what the
+    call has cost all the same, as of `ebjr.model.Answer`; None where nobody charges.
 
     Examples
     --------
@@ -81,6 +82,8 @@ class TeacherUnavailable(ModelError):
     ...     print(f"{error}: again in {error.retry_after_seconds:g} s")
     the teacher is full: again in 2 s
     """
+
+    spent: Any = None
 
     def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)

@@ -263,7 +263,11 @@ class JointModel:
                 raise
             if isinstance(error, TeacherFailed):
                 self._warn(type(error.__cause__), f"the student answers instead: {error}")
-            return None, np.arange(row_count(inputs))
+            every = np.arange(row_count(inputs))
+            if error.spent is None:
+                return None, every
+            none = take_rows(output, every[:0])
+            return Answer(none, answered=np.zeros(len(every), bool), spent=error.spent), every
         if taught.answered is None:
             return taught, np.arange(0)
         missed = np.flatnonzero(~to_numpy(taught.answered))
@@ -303,7 +307,8 @@ class JointModel:
             if not self._may_be_silent or not (labels := facts(self.student).labels):
                 raise
             none = np.zeros((0, len(labels)))
-            found = Answer(none, answered=np.zeros(rows, bool), why=str(error))
+            unheard = np.zeros(rows, bool)
+            found = Answer(none, answered=unheard, why=str(error), spent=error.spent)
         if found.answered is not None:
             self._warn(type(None), f"the teacher answers instead: {found.why}")
             found = _with_silence(found)

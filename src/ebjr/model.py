@@ -194,11 +194,8 @@ class Answer:
 class TeacherFailed(TeacherUnavailable):
     """The teacher was there and gave no sound answer; where it raised an error, that is the cause.
 
-    It counts as away. Asked the same again, it is likely to fail again. `spent` is that of its
-    answer, as of `Answer`.
+    It counts as away. Asked the same again, it is likely to fail again.
     """
-
-    spent: Any = None
 
 
 class Around:

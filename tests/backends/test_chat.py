@@ -197,7 +197,13 @@ def test_what_an_answer_says_of_how_sure_it_is(text, sure):
     np.testing.assert_allclose(np.exp(found.output), [[1 - sure, sure]])
 
 
-@pytest.mark.parametrize("text", ["yes", "80%", "yes, 800%", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("yes", "80%", "yes, 800%", "", "yes, -5%", "yes (8/10)", "yes, 0,8", "yes, 1e-3"),
+        *("yes, between 60 and 70%", "80% yes"),
+    ],
+)
 def test_an_answer_that_does_not_say_it_is_none(text):
     with chat_server(_says(text)) as server:
         assert not made(server.url, confidence="verbalized")(["x"]).answered.any()
@@ -473,3 +479,104 @@ def test_a_promise_is_kept_with_a_student_that_is_silent_now_and_then():
         )
     assert found.prediction.tolist() == [1] * 60
     assert found.deferred[3]
+
+
+def test_the_number_after_a_label_is_how_sure_it_is_and_not_the_labels_own():
+    labels = [str(grade) for grade in range(1, 11)]
+    for said, place in (("3, 80%", 2), ("10: 95%", 9)):
+        with chat_server(_says(said)) as server:
+            found = made(server.url, confidence="verbalized", labels=labels)(["x"]).output
+        assert np.argmax(found) == place
+        assert np.exp(found[0, place]) >= 0.8
+    with chat_server(_says("\u662f\uff0c80%")) as server:
+        found = made(server.url, confidence="verbalized", labels=["\u662f", "\u5426"])(["x"]).output
+    np.testing.assert_allclose(np.exp(found), [[0.8, 0.2]])
+
+
+@pytest.mark.parametrize("name", ["tiny-1-mini", "tiny-10", "tiny", "tiny-1-turbo-2026", ""])
+def test_another_model_of_the_family_is_another_model(name):
+    with chat_server(name=name) as server:
+        assert not made(server.url)(TEXTS[:2]).answered.any()
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        *("many", {}, None, {"prompt_tokens": -5, "completion_tokens": 1}),
+        *({"prompt_tokens": 10**30, "completion_tokens": 1}, {"prompt_tokens": "9"}),
+    ],
+)
+def test_odd_usage_costs_no_answer_and_is_not_known(usage):
+    def odd(body, number):
+        return ChatServer().reply(body) | {"usage": usage}
+
+    with chat_server(odd) as server:
+        found = made(server.url, price={"input": 1.0, "output": 1.0})(["is it 1?"])
+    assert len(found.output) == 1
+    assert np.isnan(found.spent[0, 2])
+
+
+def test_a_reply_that_cannot_be_used_may_have_been_charged():
+    usage = {"prompt_tokens": 7, "completion_tokens": 1}
+    replies = {"none": {"choices": [], "usage": usage, "model": "tiny-1"}, "odd": ["?"]}
+
+    def answer(body, number):
+        return replies.get(body["messages"][-1]["content"])
+
+    with chat_server(answer) as server:
+        model = made(server.url, price={"input": 1e6, "output": 0.0}, retries=1)
+        found = model(["none", "is it 1?", "odd"])
+    assert found.answered.tolist() == [False, True, False]
+    assert found.spent[0, 2] == 14
+    assert np.isnan(found.spent[2, 2])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"retries": 0.5}, "retries must be a whole number, not 0.5"),
+        ({"samples": 2.5}, "samples must be a whole number"),
+        ({"max_tokens": True}, "max_tokens must be a whole number"),
+        ({"model": ""}, "model must be a text that is not empty"),
+        ({"served_as": 5}, "served_as must be a text"),
+        ({"labels": ["a", 1, "1"]}, "labels must be texts, in quotes"),
+        ({"columns": ["text", "text"]}, "columns must be names that differ"),
+        ({"request": {"messages": []}}, "request cannot have 'messages'"),
+        ({"top_logprobs": 1}, "top_logprobs must be at least 2"),
+    ],
+)
+def test_a_value_of_another_type_is_one_sentence(more, message):
+    with pytest.raises(ValueError, match=message):
+        made("http://127.0.0.1:1/v1", **more)
+
+
+def test_an_address_holds_no_password():
+    with pytest.raises(ValueError, match="keys come from the environment"):
+        made("http://me:secret@127.0.0.1:1/v1")
+
+
+def test_samples_of_many_rows_wait_for_their_turn_and_not_for_the_deadline():
+    async def slow():
+        await asyncio.sleep(0.05)
+        return ChatServer().reply({"messages": [{"content": "x"}], "max_tokens": 1}, "yes")
+
+    with chat_server(lambda body, number: slow()) as server:
+        how = {"confidence": "sampling", "samples": 5, "concurrent": 4, "timeout_seconds": 0.5}
+        found = made(server.url, **how)(["x"] * 12)
+    assert found.answered is None
+
+
+def test_what_was_charged_for_nothing_is_in_the_bill():
+    def empty(body, number):
+        usage = {"prompt_tokens": 5, "completion_tokens": 1}
+        return {"choices": [], "usage": usage, "model": "tiny-1"}
+
+    with chat_server(empty) as server, chat_server(_filtering()) as good:
+        price = {"input": 1e6, "output": 0.0}
+        silent, sound = made(server.url, price=price), made(good.url, price=price)
+        sure = ebjr.Router("softmax", 1.0)
+        with pytest.warns(OutputWarning):
+            taught = ebjr.JointClassifier(silent, sound, sure)(["a"])
+            kept = ebjr.JointClassifier(sound, silent, sure)(["a"])
+    assert taught.spent[0, 2] == kept.spent[0, 2] > 5
+    assert kept.degraded.tolist() == [True]

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -56,7 +58,7 @@ def test_a_blank_before_the_answer_says_nothing():
 
 def test_numbers_are_told_apart_by_what_follows():
     labels = LabelTokens({str(n): [str(n)] for n in (1, 10)})
-    one = Position(b"1", 0.0, {b"1": 0.0})
+    one = Position(b"1", 0.0, {b"1": 0.0, b"2": -9.0})
     with pytest.raises(Unclear):
         labels.logprobs([one])
     assert probabilities(labels, one, ended=True)[0] == 1
@@ -71,8 +73,52 @@ def test_a_word_that_is_a_label_is_no_beginning_of_another():
 def test_half_a_letter_is_a_token():
     labels = LabelTokens({"да": ["да"], "нет": ["нет"]})
     first, second = "да".encode()[:1], "да".encode()[1:]
-    path = [Position(first, -0.1, {first: -0.1}), Position(second, -0.2, {second: -0.2})]
+    known = Position(first, -0.1, {first: -0.1, b"x": -3.0})
+    path = [known, Position(second, -0.2, {second: -0.2})]
     assert labels.logprobs(path)[0] == pytest.approx(-0.3)
+
+
+def test_half_a_letter_without_its_bytes_may_be_any_label():
+    labels = LabelTokens({"да": ["да"], "нет": ["нет"]})
+    half = "\ufffd".encode()
+    with pytest.raises(Unclear, match="without its bytes"):
+        labels.logprobs([Position(half, -0.1, {half: -0.1, "нет".encode(): -3.0})])
+    with pytest.raises(Unclear, match="may be likelier"):
+        labels.logprobs([Position("нет".encode(), -1.0, {"нет".encode(): -1.0, half: -0.9})])
+
+
+@pytest.mark.parametrize(
+    ("listed", "why"),
+    [
+        ({b"yes": 5.0, b"no": -1.0}, "at most 0, and one is 5"),
+        ({b"yes": 1000.0, b"no": -1.0}, "at most 0"),
+        ({b"yes": float("nan"), b"no": -1.0}, "at most 0"),
+        ({b"yes": -0.1, b"no": -0.1}, "probabilities of 1.81 together"),
+        ({b"yes": 0.0, b"no": 0.0}, "probabilities of 2 together"),
+        ({b"yes": 0.0}, "only one of the likeliest tokens"),
+        ({b"yes": 0.0, b"no": -9999.0}, "after sampling"),
+        ({b"I": -0.0001, b"yes": -13.0}, "labels together have 0.0%"),
+    ],
+)
+def test_numbers_that_are_no_log_probabilities_of_labels_are_no_answer(listed, why):
+    written = max(listed, key=listed.get)
+    with pytest.raises(Unclear, match=why):
+        YES_NO.logprobs([Position(written, listed[written], listed)])
+
+
+def test_of_two_labels_alike_the_one_that_was_said_is_the_answer():
+    listed = {b"yes": np.log(0.5), b"no": np.log(0.5)}
+    for written, place in ((b"no", 0), (b"yes", 1)):
+        assert np.argmax(YES_NO.logprobs([Position(written, listed[written], listed)])) == place
+
+
+def test_tokens_that_are_written_alike_are_added_up():
+    def token(text, p, top=None):
+        return SimpleNamespace(token=text, logprob=np.log(p), bytes=None, top_logprobs=top)
+
+    top = [token("yes", 0.4), token("yes", 0.1), token("no", 0.2)]
+    found = positions_of(SimpleNamespace(content=[token("yes", 0.4, top)]))
+    np.testing.assert_allclose(np.exp(YES_NO.logprobs(found)), [0.2, 0.5], 1e-6)
 
 
 def test_case_that_tells_labels_apart_is_kept():

@@ -33,6 +33,7 @@ from ebjr.errors import (
     check_choice,
     needs,
     note,
+    one_line,
 )
 from ebjr.files import read_text
 from ebjr.link.http import Server, check_timeout, run, server_of
@@ -47,7 +48,9 @@ CONFIDENCES = ("logprobs", "sampling", "verbalized")
 
 KEY_VARIABLE = "EBJR_CHAT_KEY"
 MOST_TOKENS = 32  # of an answer, however long its labels are
+MOST_COUNTED = 10**12  # tokens of a request that a server may say it has taken
 MANY_ROWS, MOST_CUT = 16, 0.1  # after so many rows more tokens are asked for if one was too few
+_DATED = re.compile(r"[-@:](\d{3,8}|\d{4}-\d{2}-\d{2}|latest)")  # what a name may end with
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -79,8 +82,8 @@ class ChatModel:
     - `request`: Further fields of each request.
     - `key_variable`: The environment variable with the key. It begins with ``EBJR_``, so that no
       file can send another secret.
-    - `timeout_seconds`: How long a row may take, with all its attempts, once it is its turn.
-    - `retries`: How often a row is asked again where the server is busy, or fails.
+    - `timeout_seconds`: How long a request may take, with all its attempts, once it is its turn.
+    - `retries`: How often it is sent again where the server is busy, or fails.
     - `concurrent`: The most requests on their way at once.
 
     Raises
@@ -113,9 +116,11 @@ class ChatModel:
     ) -> None:
         given = {name: value for name, value in locals().items() if name in OPTIONS}
         self.options = {name: given[name] for name in OPTIONS if given[name] != _USUAL[name]}
+        _check_types(given)
         _check_choices(api, confidence, key_variable)
         check_timeout(timeout_seconds)
-        check_at_least(1, samples=samples, top_logprobs=top_logprobs, max_tokens=max_tokens)
+        check_at_least(1, samples=samples, max_tokens=max_tokens)
+        check_at_least(2, top_logprobs=top_logprobs)
         check_at_least(1, concurrent=concurrent)
         check_at_least(0, retries=retries)
         self._price = _checked_price(price)
@@ -212,10 +217,12 @@ class ChatModel:
         found: list[_Row] = run(self._ask_all(rows))
         answered = np.array([row.output is not None for row in found])
         failed = [row.error for row in found if row.error is not None]
-        if len(failed) == len(rows) and all(isinstance(e, TeacherUnavailable) for e in failed):
-            raise failed[0]
-        output = [row.output for row in found if row.output is not None]
         spent = np.array([row.spent for row in found])
+        away = [error for error in failed if isinstance(error, TeacherUnavailable)]
+        if len(away) == len(rows):
+            away[0].spent = spent
+            raise away[0]
+        output = [row.output for row in found if row.output is not None]
         if not failed:
             return Answer(np.array(output), spent=spent)
         why = f"{self.name} gave no usable answer to {len(failed)} of {len(rows)}: {failed[0]}"
@@ -262,25 +269,21 @@ class ChatModel:
         spent = np.zeros(3)
         try:
             fields = {**self._fields, **self._prompt.asked(row, self._shown)}
-            async with self._turns:
-                until = time.monotonic() + self._seconds
-                return _Row(await self._answer(fields, spent, until), spent, None)
+            return _Row(await self._answer(fields, spent), spent, None)
         except ModelError as error:
             return _Row(None, spent, error)
-        except ValueError as error:
-            return _Row(None, spent, ModelError(str(error)))
+        except Exception as error:  # whatever a reply does, it does to its own row
+            return _Row(None, spent, ModelError(one_line(error)))
 
-    async def _answer(self, fields: dict[str, Any], spent: Any, until: float) -> Any:
+    async def _answer(self, fields: dict[str, Any], spent: Any) -> Any:
         """(labels,): raw output of one row; `spent` is added to."""
         if self._confidence == "sampling":
-            asked = (
-                self._choice(fields, self._most_tokens, spent, until) for _ in range(self._samples)
-            )
+            asked = (self._choice(fields, self._most_tokens, spent) for _ in range(self._samples))
             said = [_text(one) for one in await asyncio.gather(*asked)]
             return _shares([self.tokens.label(text) for text in said], len(self.labels), said)
         self._asked += 1
         most = self._most_tokens
-        choice = await self._choice(fields, most, spent, until)
+        choice = await self._choice(fields, most, spent)
         if self._confidence == "verbalized":
             return _stated(_text(choice), self.tokens)
         try:
@@ -291,20 +294,27 @@ class ChatModel:
         self._cut += 1
         if self._asked >= MANY_ROWS and self._cut > self._asked * MOST_CUT:
             self._most_tokens = self._longer  # a few tokens cost less than asking twice
-        return self._logprobs(await self._choice(fields, self._longer, spent, until))
+        return self._logprobs(await self._choice(fields, self._longer, spent))
 
     def _logprobs(self, choice: Any) -> Any:
         ended = choice.finish_reason == "stop"
         return self.tokens.logprobs(positions_of(choice.logprobs), ended=ended)
 
-    async def _choice(self, fields: dict[str, Any], most: int, spent: Any, until: float) -> Any:
-        """The one choice of a request, which is sent again while the server is busy or fails."""
+    async def _choice(self, fields: dict[str, Any], most: int, spent: Any) -> Any:
+        """The one choice of a request, in its turn."""
         body = self._encode({**fields, "max_tokens": most})
+        async with self._turns:
+            return await self._asked_again(body, spent, time.monotonic() + self._seconds)
+
+    async def _asked_again(self, body: bytes, spent: Any, until: float) -> Any:
+        """The one choice of a request, which is sent again while the server is busy or fails."""
         for tried in range(self._retries + 1):
             try:
                 said, _ = await self._server.ask("POST", APIS[self._api], body, _JSON, until=until)
                 return self._read(said, spent)
             except TeacherUnavailable as error:
+                if isinstance(error.__cause__, TimeoutError):
+                    spent += math.nan  # it may be charged
                 wait = self._wait(error, tried)
                 if wait is None or tried == self._retries or time.monotonic() + wait > until:
                     raise
@@ -318,23 +328,35 @@ class ChatModel:
         if "status 401" in str(error) or "status 403" in str(error):
             state = "" if self._has_key else ", which is not set"
             raise TeacherUnavailable(f"{error}; its key is read from {self._key}{state}") from error
+        if "status 404" in str(error):
+            raise TeacherUnavailable(
+                f"{error}; chat must be the address before /{APIS[self._api]}, as http://host/v1, "
+                "and model a name that is known there"
+            ) from error
         return float(min(0.2 * 2**tried, 10.0) * random.uniform(0.5, 1.0))
 
     def _read(self, said: bytes, spent: Any) -> Any:
         """The one choice in a reply, once it is known to be of the model that was asked."""
-        with self._server.understanding():
-            reply = self._decode(said)
-            if not reply.choices:
-                raise ValueError("its list of choices is empty")
+        try:
+            with self._server.understanding():
+                reply = self._decode(said)
+        except TeacherUnavailable:
+            spent += math.nan  # it may be charged
+            raise
         self._count(reply.usage, spent)
         self._check_served(reply.model)
+        with self._server.understanding():
+            if not reply.choices:
+                raise ValueError("its list of choices is empty")
         return reply.choices[0]
 
     def _count(self, usage: Any, spent: Any) -> None:
         """Add what a request took; NaN is not known."""
-        tokens = (math.nan, math.nan)
-        if usage is not None:
-            tokens = usage.prompt_tokens, usage.completion_tokens
+        usage = usage if isinstance(usage, dict) else {}
+        tokens = [
+            count if isinstance(count, int) and 0 <= count < MOST_COUNTED else math.nan
+            for count in map(usage.get, ("prompt_tokens", "completion_tokens"))
+        ]
         spent[:2] += tokens
         spent[2] += math.nan if self._price is None else np.dot(tokens, self._price)
 
@@ -343,7 +365,7 @@ class ChatModel:
         asked = self._served_as or self._model
         if found is None or found == asked:
             return
-        dated = found.startswith((f"{asked}-", f"{asked}@", f"{asked}:"))
+        dated = found.startswith(asked) and _DATED.fullmatch(found.removeprefix(asked))
         if self._served_as is not None or not (dated or found == asked.rpartition("/")[2]):
             raise OtherModel(
                 f"{self.name} answers as {found!r}, and {asked!r} was asked: if that is right, "
@@ -392,6 +414,8 @@ class _Prompt(NamedTuple):
         if not named:
             raise ValueError("prompt has no {column} in it, where the text of a row goes")
         own = tuple(named) if columns is None else tuple(columns)
+        if len({*own}) < len(own) or not all(isinstance(name, str) for name in own):
+            raise ValueError(f"columns must be names that differ, not {', '.join(map(str, own))}")
         if missing := [name for name in named if name not in own]:
             raise ValueError(
                 f"prompt names {{{missing[0]}}}, but the columns are {', '.join(own)}: name it "
@@ -446,6 +470,28 @@ def _messages(text: str) -> list[Any]:
     return found
 
 
+def _check_types(given: Mapping[str, Any]) -> None:
+    """Check what TOML may have as another type; a ValueError names the argument."""
+    for name in ("samples", "top_logprobs", "max_tokens", "retries", "concurrent"):
+        value = given[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ValueError(f"{name} must be a whole number, not {value!r}")
+    for name in ("chat", "model", "served_as", "key_variable"):
+        value = given[name]
+        if (value is not None or name == "model") and (not isinstance(value, str) or not value):
+            raise ValueError(f"{name} must be a text that is not empty, not {value!r}")
+    request = given["request"] or {}
+    if not isinstance(request, Mapping):
+        raise ValueError(f"request must be a table of further fields, not {request!r:.80}")
+    if own := [name for name in request if name in _OWN_FIELDS]:
+        raise ValueError(f"request cannot have {own[0]!r}, which is said otherwise or must not be")
+
+
+_OWN_FIELDS = (
+    *("model", "messages", "prompt", "max_tokens", "logprobs", "top_logprobs", "n", "stream"),
+)
+
+
 def _check_choices(api: str, confidence: str, key_variable: str) -> None:
     check_choice("api", api, APIS)
     check_choice("confidence", confidence, CONFIDENCES)
@@ -463,7 +509,9 @@ def _answers(labels: Any) -> dict[str, list[str]]:
     if not isinstance(labels, Mapping):
         if len({*labels}) < len(labels):
             raise ValueError("labels must differ, but one is there twice")
-        return {str(name): [str(name)] for name in labels}
+        if not all(isinstance(name, str) for name in labels):
+            raise ValueError(f"labels must be texts, in quotes, not {[*labels]!r:.80}")
+        return {name: [name] for name in labels}
     return {name: [text] if isinstance(text, str) else [*text] for name, text in labels.items()}
 
 
@@ -511,12 +559,13 @@ def _shares(found: Sequence[int | None], count: int, said: Sequence[str]) -> NDA
     return np.asarray(np.log((votes + 1 / count) / (len(found) + 1)))
 
 
-_STATED = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
+_STATED = re.compile(r"\W*?(?<!-)(?<![.\d])(\d+(?:\.\d+)?)\s*([%\uff05]?)[\s.)*\u3002]*")
 
 
 def _stated(text: str, tokens: LabelTokens) -> NDArray[np.float64]:
     """(labels,): the logarithm of what an answer says of how sure it is, shared by the others."""
-    count, label, number = len(tokens.names), tokens.label(text), _STATED.search(text)
+    count, label = len(tokens.names), tokens.label(text)
+    number = _STATED.fullmatch(tokens.after(text))
     if label is None or number is None:
         raise Unclear(f"the answer is no label and how sure it is, as in 'spam, 80%': {text!r:.60}")
     sure = float(number[1]) / (100 if number[2] or float(number[1]) > 1 else 1)
@@ -555,13 +604,9 @@ def _decoder() -> Any:
         logprobs: Logprobs | None = None
         finish_reason: str | None = None
 
-    class Usage(msgspec.Struct):
-        prompt_tokens: int
-        completion_tokens: int
-
     class Reply(msgspec.Struct):
         choices: list[Choice]
-        usage: Usage | None = None
+        usage: Any = None  # odd usage costs no answer
         model: str | None = None
 
     return msgspec.json.Decoder(Reply)
@@ -584,6 +629,6 @@ OPTIONS = tuple(_USUAL)
 
 IDENTITY = (
     *("model", "prompt", "labels", "columns", "examples", "api", "confidence", "samples"),
-    *("top_logprobs", "served_as", "request"),
+    *("top_logprobs", "max_tokens", "served_as", "request"),
 )
 """Those of them that its answers depend on."""

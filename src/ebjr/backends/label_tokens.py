@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 _BEFORE = b" \t\r\n\"'`*"  # what may come before an answer and says nothing
 LEAST = 1e-12  # no bound is less: shares are rounded
+ROUNDING = 0.01  # by which listed probabilities may exceed 1
+LEAST_MASS = 0.01  # of all labels: below it the model says something else
+AFTER_SAMPLING = -100.0  # no model is so sure: the server tells 1 and 0, and not what it thought
+_UNKNOWN = "\ufffd".encode()  # a part of a letter that came without its bytes
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,13 @@ class LabelTokens:
 
     def label(self, text: str) -> int | None:
         """The label that a whole answer begins with; None where it begins with none."""
-        return self._who(text.encode().lstrip(self._before))[0]
+        return self._who(text.encode(errors="replace").lstrip(self._before))[0]
+
+    def after(self, text: str) -> str:
+        """What a whole answer says after the label that it begins with."""
+        said = text.encode(errors="replace").lstrip(self._before)
+        own = [w for w in self._written if said.startswith(w) and _ends(said, len(w))]
+        return said[max(map(len, own), default=0) :].decode(errors="replace")
 
     def logprobs(
         self, positions: Sequence[Position], *, ended: bool = False
@@ -100,9 +110,12 @@ class LabelTokens:
         - `positions`: What is known of each token of the answer, from its beginning.
         - `ended`: Whether the model ended its answer itself after them.
 
-        Raises `Unclear` where no label is among the tokens, or they do not tell labels apart.
+        Raises `Unclear` where the numbers are no log-probabilities, where the labels are not among
+        the tokens, or where these do not tell labels apart.
         """
         count = len(self.names)
+        for number, place in enumerate(positions):
+            _check(place, first=not number)
         known, bound, begun = np.zeros(count), np.zeros(count), np.zeros(count)
         before, path, whole, may = 1.0, b"", None, frozenset(range(count))
         for place in positions:
@@ -110,14 +123,16 @@ class LabelTokens:
             least = math.exp(min(place.listed.values(), default=0.0))
             bound[[*may]] += before * min(rest, least)
             for token, logprob in place.listed.items():
-                if token != place.written:
+                if _UNKNOWN in token:  # of any of them
+                    begun[[*may]] += before * math.exp(logprob)
+                elif token != place.written:
                     own, others = self._who((path + token).lstrip(self._before))
                     if own is not None and not others:
                         known[own] += before * math.exp(logprob)
                     elif own is not None or others:
                         begins = [*others, *([] if own is None else [own])]
                         begun[begins] += before * math.exp(logprob)
-            before *= math.exp(place.logprob)
+            before *= math.exp(place.listed.get(place.written, place.logprob))
             path += place.written
             whole, may = self._who(path.lstrip(self._before))
             if not may:
@@ -125,13 +140,15 @@ class LabelTokens:
         if may and not (ended and positions):
             raise Unclear("the answer was cut before it was a whole label", longer=True)
         if whole is not None:
-            known[whole] += before
+            known[whole] += before * (1 + 1e-9)  # as likely as another, it is the one that was said
         return self._told(known, bound + begun)
 
     def _told(self, known: Any, bound: Any) -> NDArray[np.float64]:
         """The logarithm of what is known, and where nothing is of the bound."""
         if not known.any():
             raise Unclear("no label is among the likeliest tokens")
+        if known.sum() < LEAST_MASS:
+            raise Unclear(f"all labels together have {known.sum():.1%}: it says something else")
         best = int(np.argmax(known))
         rival = np.where(np.arange(len(known)) == best, 0.0, np.maximum(known, bound))
         if rival.max() > known[best]:
@@ -154,9 +171,25 @@ class LabelTokens:
 
 
 def _ends(text: bytes, length: int) -> bool:
-    """Whether a word ends at a place: no letter or digit follows."""
-    follows = text[length : length + 1]
-    return not follows or not (follows.isalnum() or follows >= b"\x80")
+    """Whether a word ends at a place: no letter or digit follows, nor a part of a letter."""
+    follows = text[length : length + 4]
+    letter = follows.decode(errors="ignore")[:1]
+    return not follows or (bool(letter) and not letter.isalnum())
+
+
+def _check(place: Position, *, first: bool) -> None:
+    """Check that what is listed at a place can be log-probabilities, and is not only its best."""
+    known = [place.logprob, *place.listed.values()]
+    if not all(-math.inf <= one <= ROUNDING for one in known):
+        raise Unclear(f"log-probabilities are at most 0, and one is {max(known):.4g}")
+    if (total := sum(map(math.exp, place.listed.values()))) > 1 + ROUNDING:
+        raise Unclear(f"the likeliest tokens have probabilities of {total:.4g} together, above 1")
+    if _UNKNOWN in place.written:
+        raise Unclear("a part of a letter came without its bytes")
+    if first and len(place.listed) < 2:
+        raise Unclear("only one of the likeliest tokens came, so that nobody knows how sure it is")
+    if first and sorted(place.listed.values())[-2] < AFTER_SAMPLING:
+        raise Unclear("one token has all: these are probabilities after sampling")
 
 
 def positions_of(logprobs: Any) -> list[Position]:
@@ -166,14 +199,18 @@ def positions_of(logprobs: Any) -> list[Position]:
     """
     if isinstance(content := getattr(logprobs, "content", None), list):
         return [
-            Position(_bytes(one), one.logprob, {_bytes(each): each.logprob for each in _top(one)})
+            Position(_bytes(one), one.logprob, _listed((_bytes(e), e.logprob) for e in _top(one)))
             for one in content
         ]
     tokens, own, top = (getattr(logprobs, name, None) for name in _LEGACY)
     if not (tokens and own and top and len(tokens) == len(own) == len(top)):
         raise ValueError("it came without log-probabilities")
     return [
-        Position(token.encode(), logprob, {each.encode(): p for each, p in (listed or {}).items()})
+        Position(
+            _as_bytes(token),
+            _number(logprob),
+            _listed((_as_bytes(each), p) for each, p in (listed or {}).items()),
+        )
         for token, logprob, listed in zip(tokens, own, top, strict=True)
     ]
 
@@ -181,9 +218,31 @@ def positions_of(logprobs: Any) -> list[Position]:
 _LEGACY = ("tokens", "token_logprobs", "top_logprobs")
 
 
+def _listed(tokens: Iterable[tuple[bytes, float]]) -> dict[bytes, float]:
+    """Log-probabilities by token; of tokens that are written alike, their sum."""
+    found: dict[bytes, float] = {}
+    for token, logprob in tokens:
+        known = found.get(token)
+        found[token] = logprob if known is None else float(np.logaddexp(known, logprob))
+    return found
+
+
 def _bytes(token: Any) -> bytes:
     """A token's own bytes, where they are told: one may be half a letter."""
-    return bytes(token.bytes) if token.bytes else token.token.encode()
+    return bytes(token.bytes) if token.bytes else _as_bytes(token.token)
+
+
+def _as_bytes(token: str) -> bytes:
+    r"""A token's bytes from its text, which may name them, as ``bytes:\xe3\x81``."""
+    if token.startswith("bytes:\\x"):
+        return bytes.fromhex(token.removeprefix("bytes:").replace("\\x", ""))
+    return token.encode()
+
+
+def _number(logprob: float | None) -> float:
+    if logprob is None:
+        raise ValueError("the token that was written came without its log-probability")
+    return logprob
 
 
 def _top(one: Any) -> Iterable[Any]:

@@ -179,6 +179,7 @@ class Server:
         table = from_json(body)
         said = table.get("error", "") if isinstance(table, dict) else ""
         said = str(said.get("message", "") if isinstance(said, dict) else said)
+        said = "".join(one if one.isprintable() else " " for one in said)
         words = f"status {status}" + (f": {' '.join(said.split())[:200]}" if said else "")
         if 400 <= status < 500 and status not in _LATER:
             return ModelError(f"{self.name} refuses these inputs with {words}")
@@ -216,6 +217,8 @@ def server_of(url: str, what: str) -> Any:
         known = False
     if not known or any(one.isspace() for one in str(url)):
         raise ValueError(f"{what} is http(s)://host:port/..., not {url!r}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"{what} holds a name or a password: keys come from the environment")
     return parts
 
 
