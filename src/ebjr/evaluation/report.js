@@ -65,9 +65,10 @@ function show() {
   const seconds = jointCost("seconds", rate);
   fill("flops", flops === null ? null : flopsText(flops));
   fill("time", seconds === null ? null : (1e3 * seconds).toPrecision(3) + " ms");
-  const unit = flops !== null ? "flops" : "seconds";
-  const cost = jointCost(unit, rate);
-  fill("cheaper", cost ? (data.alone[unit] / cost).toFixed(2) + "×" : null);
+  const dollars = jointCost("dollars", rate);
+  fill("price", dollars === null ? null : "$" + (1e3 * dollars).toPrecision(3));
+  const cost = data.unit === null ? null : jointCost(data.unit, rate);
+  fill("cheaper", cost ? (data.alone[data.unit] / cost).toFixed(2) + "×" : null);
   Object.assign(data.curve.data.at(-1), { x: [series.cost[row]], y: [drawn(series.quality[row])] });
   plots.curve.draw();
   moveRule("histogram", threshold);

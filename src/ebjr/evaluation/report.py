@@ -17,7 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from ebjr.costs import Cost, alone_cost, flops_text, further_columns, joint_cost, ms_text
+from ebjr.costs import (
+    Cost,
+    alone_cost,
+    common_unit,
+    flops_text,
+    further_columns,
+    joint_cost,
+    ms_text,
+)
 from ebjr.curve import OperatingPoint
 from ebjr.evaluation import evaluate, plots
 from ebjr.evaluation.attainable import Headroom
@@ -267,6 +275,7 @@ def report_data(
             held_out, points, chosen, None if found is None else found.curve
         ),
         "accent": plots.PALETTE["chosen"],
+        "unit": common_unit(held_out.student_cost, held_out.teacher_cost),
         "student": held_out.student_cost.as_dict(),
         "teacher": held_out.teacher_cost.as_dict(),
         "alone": alone_cost(held_out.student_cost, held_out.teacher_cost).as_dict(),
