@@ -120,7 +120,7 @@ def served(model: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
-        server.wait()
+        server.communicate()  # which closes the pipe
 
 
 def _wait_until_up(address: str, server: subprocess.Popen[bytes]) -> None:

@@ -577,6 +577,6 @@ def test_what_was_charged_for_nothing_is_in_the_bill():
         sure = ebjr.Router("softmax", 1.0)
         with pytest.warns(OutputWarning):
             taught = ebjr.JointClassifier(silent, sound, sure)(["a"])
-            kept = ebjr.JointClassifier(sound, silent, sure)(["a"])
+        kept = ebjr.JointClassifier(sound, silent, sure)(["a"])
     assert taught.spent[0, 2] == kept.spent[0, 2] > 5
     assert kept.degraded.tolist() == [True]
