@@ -652,10 +652,10 @@ class Engine:
             self._go_on(number, parts, said)
             return
         if (nothing := _nothing(said.output)) is not None:
-            words = (
-                f"the student had no answer to a row, nor had the {self.stages[number]}: {error}"
-            )
-            self._refuse(pick(parts, nothing), TeacherUnavailable(words))
+            for part in pick(parts, nothing):
+                which = f"row {part.rows[0]}, counted from 0" if part.ticket.rows > 1 else "the row"
+                words = f"the student had no answer to {which}, nor had the {self.stages[number]}"
+                self._refuse([part], TeacherUnavailable(f"{words}: {error}"))
             parts, said = pick(parts, ~nothing), some(said, np.flatnonzero(~nothing))
             if not parts:
                 return
