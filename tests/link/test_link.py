@@ -233,7 +233,7 @@ def test_a_teacher_asked_by_rows_is_left_alone_once_a_look_fails_too(hangs):
     teacher.close()
 
 
-def test_one_that_says_it_is_there_and_never_answers_is_asked_by_one_call_at_a_time():
+def test_one_that_says_it_is_there_and_never_answers_is_asked_by_one_call_at_a_time(caplog):
     inside, go = threading.Event(), threading.Event()
 
     def poison(x):
@@ -255,6 +255,7 @@ def test_one_that_says_it_is_there_and_never_answers_is_asked_by_one_call_at_a_t
     trial.join()
     failed(teacher, 1, np.ones(2))
     assert teacher.teacher.asked == asked + 2
+    assert caplog.text.count("is asked by one call at a time: status 500") == 1
     teacher.close()
 
 

@@ -24,7 +24,7 @@ from ebjr.model import Model, ModelFacts, as_answer, facts, model_name
 from ebjr.outcomes import Outcomes
 from ebjr.threads import background
 
-MANY = 100  # questions in a row without an answer are not the fault of what is asked
+MANY = 30  # questions in a row without an answer are not the fault of what is asked
 
 log = logging.getLogger("ebjr.link.far")
 
@@ -255,7 +255,8 @@ class FarTeacher:
             background("probe", _look_for, weakref.ref(self), self._closed, every).start()
 
     def _warn(self) -> None:
-        log.warning("%s is left alone: %s", self.name, self._reason)
+        how = "left alone" if self.state == "open" else "asked by one call at a time"
+        log.warning("%s is %s: %s", self.name, how, self._reason)
 
     def _check(self) -> Callable[[], Any] | None:
         return getattr(unprepared(self.teacher)[0], "check", None)
@@ -280,7 +281,8 @@ class FarTeacher:
         look = background("look", lambda: found.append(self._look()))
         look.start()
         look.join(self.link.probe_seconds)  # a server that hangs keeps nobody waiting for longer
-        if opened := self._breaker.judge(found == [True]):
+        before, opened = self.state, self._breaker.judge(found == [True])
+        if opened or self.state == "half-open" != before:
             self._warn()
         return opened
 
