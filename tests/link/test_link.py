@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ from ebjr import (
     over_link,
     record,
 )
-from ebjr.link.far import Breaker, Bucket
+from ebjr.link.far import MANY, Breaker, Bucket
+from ebjr.model import ModelFacts
 
 pytest.importorskip("aiohttp", reason="the extra `remote` is not installed")
 pytest.importorskip("stamina", reason="the extra `remote` is not installed")
@@ -166,6 +168,122 @@ def test_a_teacher_that_nobody_has_any_more_is_not_looked_for(far):
     del teacher
     gc.collect()  # what tenacity remembers of failed attempts goes in circles
     wait_until(lambda: not [t for t in threading.enumerate() if t.name == "ebjr-probe"])
+
+
+class Chatty:
+    """Asked about each row by itself: of what it is asked, it has no answer to some."""
+
+    facts = ModelFacts("chatty", calls=8)
+
+    def __init__(self, poison=lambda x: x < 0, check=lambda: None):
+        self.poison, self.check, self.asked = poison, check, 0
+
+    def __call__(self, x):
+        self.asked += len(x)
+        if self.poison(x).all():
+            raise TeacherUnavailable("status 500")
+        return x
+
+
+def failed(teacher, times, x=-X):
+    for _ in range(times):
+        with pytest.raises(TeacherUnavailable):
+            teacher(x)
+
+
+def test_what_one_client_sends_does_not_keep_the_teacher_from_the_others():
+    teacher = FarTeacher(Chatty(), replace(QUICK, probe_seconds=5.0))
+    for poisons in (6, 50, MANY, 20):  # beyond so many it is asked by one call at a time
+        failed(teacher, poisons, -np.ones(1))
+        for _ in range(10):
+            assert teacher(np.ones(1)) == 1
+        assert teacher.state == "closed"
+    threads = [threading.Thread(target=failed, args=(teacher, 2, -np.ones(1))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    assert [float(teacher(np.ones(1))[0]) for _ in range(50)] == [1.0] * 50
+    for thread in threads:
+        thread.join()
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "ebjr-probe"])
+    assert teacher(np.ones(1)) == 1
+    teacher.close()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_teacher_asked_by_rows_is_left_alone_once_a_look_fails_too(hangs):
+    back = threading.Event()
+
+    def check():
+        if hangs and not back.is_set():
+            back.wait(10)
+        if not back.is_set():
+            raise TeacherUnavailable("cannot be reached")
+
+    chatty = Chatty(lambda x: np.full(len(x), not back.is_set()), check)
+    teacher = FarTeacher(chatty, QUICK)
+    failed(teacher, 2, np.ones(1))
+    wait_until(lambda: teacher.state == "open", 1.0)
+    before = chatty.asked
+    failed(teacher, 100, np.ones(1))
+    assert chatty.asked == before
+    back.set()
+    wait_until(lambda: teacher.state == "half-open")
+    assert teacher(np.ones(1)) == 1
+    assert teacher.state == "closed"
+    teacher.close()
+
+
+def test_one_that_says_it_is_there_and_never_answers_is_asked_by_one_call_at_a_time(caplog):
+    inside, go = threading.Event(), threading.Event()
+
+    def poison(x):
+        if len(x) == 1:
+            inside.set()
+            assert go.wait(10)
+        return np.ones(len(x), bool)
+
+    teacher = FarTeacher(Chatty(poison), QUICK)
+    failed(teacher, 2, np.ones(MANY))  # many rows at once are as many failures
+    wait_until(lambda: teacher.state == "half-open")
+    trial = threading.Thread(target=failed, args=(teacher, 1, np.ones(1)))
+    trial.start()
+    assert inside.wait(10)
+    asked = teacher.teacher.asked
+    failed(teacher, 5, np.ones(2))
+    assert teacher.teacher.asked == asked
+    go.set()
+    trial.join()
+    failed(teacher, 1, np.ones(2))
+    assert teacher.teacher.asked == asked + 2
+    assert caplog.text.count("is asked by one call at a time: status 500") == 1
+    teacher.close()
+
+
+@given(
+    st.lists(st.sampled_from(["enter", "succeed", "fail", "judge"]), max_size=60),
+    st.lists(st.booleans(), min_size=60, max_size=60),
+)
+def test_a_breaker_that_doubts_opens_by_a_look_alone_and_lets_one_pass_again(steps, there):
+    breaker, doubted = Breaker(failures=2, many=4), False
+    for step, found in zip(steps, there, strict=False):
+        before = breaker.state
+        if step == "enter":
+            assert not (breaker.enter() and before == "open")
+        elif step == "judge" and doubted:
+            opened, doubted = breaker.judge(found), False
+            assert not (found and opened)
+        elif step == "fail":
+            doubted = breaker.fail() or doubted
+            assert breaker.state == before
+        elif step == "succeed":
+            breaker.succeed()
+    breaker.half_open()
+    breaker.fail()
+    if breaker.state == "half-open":
+        assert breaker.enter()
+        assert not breaker.enter()
+    breaker.succeed()
+    assert breaker.state == "closed"
 
 
 @given(st.lists(st.sampled_from(["enter", "succeed", "fail", "half_open"]), max_size=40))

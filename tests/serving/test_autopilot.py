@@ -15,9 +15,11 @@ from ebjr.costs import Cost
 from ebjr.model import Answer
 from ebjr.serving.autopilot import Autopilot, Hold, Search
 from ebjr.serving.engine import Engine
-from ebjr.serving.events import Scored
+from ebjr.serving.events import Observers, Scored
 from ebjr.serving.knob import Knob
+from ebjr.serving.knob_control import KnobControl
 from ebjr.serving.served import Served
+from ebjr.serving.spending import Spending
 
 
 def student(x):
@@ -235,6 +237,73 @@ def test_rows_with_a_threshold_of_their_own_do_not_count():
         engine.tell()
         pilot.look()
     assert pilot.measured is None
+
+
+def test_a_student_that_falls_silent_does_not_sink_the_threshold_and_is_gone_on_with(caplog):
+    """Silent rows are deferred at any threshold, and would count as if that were too high."""
+    cut = [False]
+
+    def moody(x):
+        output = student(x)
+        output[::2] = np.nan if cut[0] else output[::2]
+        price = np.where(np.isnan(output[:, 0]), 2e-4, 1e-5)  # such rows were asked twice
+        return Answer(output, spent=np.stack([x, x, price], axis=1))
+
+    def teacher(x):
+        return Answer(student(x), spent=np.tile([9.0, 1.0, 1e-3], (len(x), 1)))
+
+    for hold in ("deferral_rate=0.3", "dollars=3e-4", "p99=1s"):
+        cut[0], rng = False, np.random.default_rng(0)
+        about = served(teacher)
+        about.joint.student, about.joint._may_be_silent = moody, True
+        knob, spending, observers = Knob(about), Spending(("student", "teacher")), Observers()
+        control = KnobControl(knob, observers, lambda own=spending: own.silence)
+        control.hold(hold, (0.05, 0.9), who="a test")
+        observers.add(spending)
+
+        def go(rounds, rows, engine, rng=rng, control=control):
+            for _ in range(rounds):
+                for ticket in [engine.ask(shifted(rng, rows // 10, 0.0)) for _ in range(10)]:
+                    ticket.result(30)
+                engine.tell()
+                control.look()
+            return control.pilot
+
+        with Engine(about.joint, observer=observers) as engine:
+            go(20, 1000, engine)
+            control.hold(hold, (0.05, 0.9), who="a test")  # nothing is measured as yet
+            cut[0], before = True, knob.threshold
+            for rounds, rows in ((8, 20), (8, 1000)):  # before, and under the alarm
+                pilot = go(rounds, rows, engine)
+                assert knob.threshold >= before - 0.01, hold
+            assert "no answer of the student's" in pilot.state()["still"]
+            moves = knob.moves["autopilot"]
+            go(8, 1000, engine)
+            assert knob.moves["autopilot"] == moves
+            cut[0] = False
+            pilot = go(40, 1000, engine)
+            assert pilot.state()["still"] is None
+            assert abs(knob.threshold - before) <= 0.03
+            control.hold("deferral_rate=0.6", (0.05, 0.9), who="a test")
+            go(20, 1000, engine)
+            assert knob.threshold == pytest.approx(0.6, abs=0.05)
+    told = [record.getMessage() for record in caplog.records]
+    assert sum(each.startswith("the autopilot holds still: ") for each in told) == 3
+    assert told.count("the autopilot goes on") == 3
+
+
+def test_requests_that_are_slow_as_the_student_is_silent_say_nothing_of_the_knob():
+    knob = Knob(served())
+    pilot = Autopilot(Hold.of("p99=50ms"), knob, between=(0.02, 0.6))
+    pilot.begin("a test")
+    before = knob.threshold
+    for score, moves in ((np.nan, False), (0.0, True)):
+        pilot._empty()
+        each = np.full(60, score)
+        pilot.observe(Scored(each, np.ones(60, bool), np.full(60, knob.threshold)))
+        pilot._seconds.extend([0.4] * 60)
+        pilot.look()
+        assert (knob.threshold < before) == moves
 
 
 def latencies(rng, rate: float, arrivals: float, seconds: float = 2.0) -> np.ndarray:

@@ -211,6 +211,29 @@ def test_a_model_of_whole_conversations_gets_all_messages():
     assert json.loads(text) == messages
 
 
+def test_a_conversation_with_a_message_that_says_nothing_asks_no_model():
+    student = Texts(columns=("messages",))
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    calls = {"role": "assistant", "tool_calls": [call]}
+    with asking(build_app(served_texts(student))) as client:
+        for wrong in (
+            {"role": "user"},
+            {"role": "user", "content": None},
+            {"role": "user", "content": 3},
+            {"role": "user", "content": []},
+            {"role": "user", "content": ["hello"]},
+            {"role": "user", "tool_calls": [call]},
+            {"role": "assistant", "tool_calls": []},
+        ):
+            with pytest.raises(openai.BadRequestError, match="must have a 'content'"):
+                ask(client, messages=[*HELLO, wrong])
+        assert not student.asked
+        for right in (calls, {**calls, "content": None}, {"role": "user", "content": ""}):
+            ask(client, messages=[*HELLO, right, *HELLO])
+        parts = [{"type": "text", "text": "hello"}, {"type": "image_url", "image_url": {}}]
+        ask(client, messages=[{"role": "user", "content": parts}])
+
+
 @pytest.mark.parametrize(
     ("pair", "why"),
     [

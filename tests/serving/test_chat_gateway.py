@@ -13,6 +13,7 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("httpx2", reason="httpx2 is not installed")
 pytest.importorskip("openai", reason="openai is not installed")
 
+import httpx2
 import openai
 from chat_server import chat_server
 from small import running
@@ -108,6 +109,25 @@ def test_a_text_that_neither_answers_is_refused_and_never_guessed(gateway):
     with pytest.raises(openai.InternalServerError, match="had no answer") as caught:
         gateway.ask("easy")
     assert caught.value.status_code == 503
+
+
+def test_a_row_that_neither_answers_is_named_where_it_has_company(gateway):
+    def silent(said):
+        return lambda body, n: NO_LOGPROBS if "poison" in str(body) else said
+
+    gateway.answers["student"] = silent(says("yes", 0.6))
+    gateway.answers["teacher"] = silent(says("no", 0.9))
+    url = str(gateway.client.base_url).replace("/v1/", "/v2/models/joint/infer")
+    for texts, status in ((["a", "b", "c"], 200), (["a", "poison", "c"], 503)):
+        rows = {
+            "name": gateway.service.input.name,
+            "shape": [3],
+            "datatype": "BYTES",
+            "data": texts,
+        }
+        found = httpx2.post(url, json={"inputs": [rows]})
+        assert found.status_code == status, found.text
+    assert "had no answer to row 1, counted from 0, nor had the teacher: " in found.json()["error"]
 
 
 def test_a_slow_text_keeps_no_other_waiting(gateway):

@@ -24,6 +24,8 @@ from ebjr.model import Model, ModelFacts, as_answer, facts, model_name
 from ebjr.outcomes import Outcomes
 from ebjr.threads import background
 
+MANY = 30  # questions in a row without an answer are not the fault of what is asked
+
 log = logging.getLogger("ebjr.link.far")
 
 
@@ -38,7 +40,9 @@ class Link:
     retry_seconds
         No attempt begins later than this after the first.
     failures
-        After this number of calls in a row without an answer it is left alone.
+        After this number of calls in a row without an answer it is left alone. Of a model that is
+        asked about each row by itself (`ModelFacts.calls`), such rows count, and it is left alone
+        once a look finds that it is away.
     probe_seconds
         How often it is then looked for, about, until it is there again.
     rows_per_second
@@ -119,6 +123,10 @@ class FarTeacher:
     costs nobody time: a thread looks for it (the circuit breaker is open). Once that finds it, one
     call is let through (half-open), and its success lets all of them (closed).
 
+    A model that is asked about each row by itself may fail on what some client sends, and not on
+    the others. So failures have it looked for at first, and only a look that fails, too, opens the
+    circuit. One that is there, and fails `MANY` times in a row, is asked by one call at a time.
+
     Parameters
     ----------
     teacher
@@ -145,7 +153,8 @@ class FarTeacher:
         self._attempts = stamina.retry_context
         self.name, self.teacher = model_name(teacher), teacher
         self.link = Link() if link is None else link
-        self._breaker = Breaker(self.link.failures)
+        self._one_by_one = facts(teacher).calls is not None and self._check() is not None
+        self._breaker = Breaker(self.link.failures, MANY if self._one_by_one else None)
         rate = self.link.rows_per_second
         self._bucket = None if rate is None else Bucket(rate)
         self._reason = ""
@@ -198,7 +207,7 @@ class FarTeacher:
         try:
             answer = self._tried(batch)
         except TeacherUnavailable as error:
-            self._failed(error)
+            self._failed(error, row_count(batch) if self._one_by_one else 1)
             raise
         except BaseException:
             self._breaker.succeed()  # it was reached
@@ -237,26 +246,52 @@ class FarTeacher:
         after = error.retry_after_seconds
         return True if after is None else after <= self.link.retry_seconds and after
 
-    def _failed(self, error: TeacherUnavailable) -> None:
+    def _failed(self, error: TeacherUnavailable, failures: int) -> None:
         self._reason = str(error)
-        if self._breaker.fail():
-            log.warning("%s is left alone: %s", self.name, self._reason)
+        if self._breaker.fail(failures):
+            if not self._one_by_one:
+                self._warn()
             every = self.link.probe_seconds
             background("probe", _look_for, weakref.ref(self), self._closed, every).start()
 
-    def _is_there(self) -> bool:
-        teacher = unprepared(self.teacher)[0]
+    def _warn(self) -> None:
+        how = "left alone" if self.state == "open" else "asked by one call at a time"
+        log.warning("%s is %s: %s", self.name, how, self._reason)
+
+    def _check(self) -> Callable[[], Any] | None:
+        return getattr(unprepared(self.teacher)[0], "check", None)
+
+    def _look(self) -> bool:
         try:
-            if (check := getattr(teacher, "check", None)) is not None:
+            if (check := self._check()) is not None:
                 check()
         except Exception as error:  # whatever it is: who stops looking never finds it
             self._reason = one_line(error)
             return False
-        self._breaker.half_open()
         return True
+
+    def _is_there(self) -> bool:
+        if there := self._look():
+            self._breaker.half_open()
+        return there
+
+    def _is_away(self) -> bool:
+        """Whether a look for it opened the circuit: one that fails, or takes too long."""
+        found = list[bool]()
+        look = background("look", lambda: found.append(self._look()))
+        look.start()
+        look.join(self.link.probe_seconds)  # a server that hangs keeps nobody waiting for longer
+        before, opened = self.state, self._breaker.judge(found == [True])
+        if opened or self.state == "half-open" != before:
+            self._warn()
+        return opened
 
 
 def _look_for(far: Callable[[], FarTeacher | None], closed: threading.Event, every: float) -> None:
+    teacher = far()
+    if teacher is None or (teacher._one_by_one and not teacher._is_away()):
+        return
+    del teacher
     while not closed.wait(every * random.uniform(0.9, 1.1)):
         teacher = far()
         if teacher is None or teacher._is_there():
@@ -269,11 +304,15 @@ class Breaker:
 
     Closed lets every call through; `failures` in a row open it, and no call passes; somebody who
     has found the teacher half-opens it, and one call passes, whose end closes or opens it.
+
+    With `many`, failures do not open it: a caller that is told of too many looks for the teacher,
+    and `judge` opens it, or half-opens it where so many have failed in a row.
     """
 
-    def __init__(self, failures: int) -> None:
+    def __init__(self, failures: int, many: int | None = None) -> None:
         self.state = "closed"
         self._most, self._count, self._trying = failures, 0, False
+        self._many, self._doubted = many, False  # somebody looks just now
         self._lock = threading.Lock()
 
     def enter(self) -> bool:
@@ -292,14 +331,33 @@ class Breaker:
                 self.state, self._count, self._trying = "closed", 0, False
             return closed
 
-    def fail(self) -> bool:
-        """A call had none; whether that opened the circuit."""
+    def fail(self, failures: int = 1) -> bool:
+        """A call had none; whether that opened the circuit, or asks for a look and a `judge`."""
         with self._lock:
-            self._count += 1
+            self._count += failures
+            if self.state == "open":
+                return False
+            self._trying = False
             enough = self.state == "half-open" or self._count >= self._most
-            if opened := self.state != "open" and enough:
+            if not enough or self._doubted:
+                return False
+            if self._many is None:
+                self.state = "open"
+            else:
+                self._doubted = True
+            return True
+
+    def judge(self, there: bool) -> bool:
+        """Say whether the teacher that was doubted was found; whether that opened the circuit."""
+        with self._lock:
+            self._doubted = False
+            if self._count < self._most:  # it has answered meanwhile
+                return False
+            if not there:
                 self.state, self._trying = "open", False
-            return opened
+            elif self._many is not None and self._count >= self._many:
+                self.state = "half-open"
+            return not there
 
     def half_open(self) -> None:
         """Let one call through."""

@@ -5,14 +5,17 @@ means the same for every score. It measures what the threshold in force alone ha
 empties the window, and rows with a threshold of their own do not count. It moves only when what it
 measured cannot be chance; `Search` says how it comes to rest. What a row costs in dollars is
 calibrated at first, and then what the models say they spend: rows that are deferred may be longer.
+Rows to which the student had no answer are deferred at any threshold, and so are no measure of one:
+they do not count, and where they are too many it holds still.
 """
 
+import logging
 import math
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -23,12 +26,14 @@ from ebjr.serving.engine import stages_of
 from ebjr.serving.events import Answered, Asked, Expired, Observer, Scored
 from ebjr.serving.knob import Knob
 from ebjr.serving.served import Served
-from ebjr.serving.spending import BESIDE
+from ebjr.serving.spending import ALLOWED, BESIDE
 
 SIGMAS = 3.0  # beyond this many standard errors a measurement is more than chance
 FEWEST = 50  # rows, or requests, below which nothing is concluded
 MOST_ROWS = 20_000  # beyond this many rows the older ones count half
 SLACK = 0.05  # of a rate that is held
+log = logging.getLogger("ebjr.serving")
+
 _HOLDS = "p99=50ms, deferral_rate=0.2, flops=50M or dollars=0.0004"
 _TIMES = {"us": 1e6, "ms": 1e3, "s": 1.0}  # how many are a second
 _SIZES = {"": 1.0, "K": 1e-3, "M": 1e-6, "G": 1e-9, "T": 1e-12}
@@ -126,12 +131,19 @@ class Autopilot(Observer):
 
     By default the bounds are the lowest and the highest of the operating points in ``joint.toml``,
     with room on both sides of a rate that is held. Impossible bounds or targets raise ValueError.
+    While `silence` says why too many rows are without an answer, the knob stays where it is.
     """
 
     def __init__(
-        self, hold: Hold, knob: Knob, *, between: Sequence[float | str] | None = None
+        self,
+        hold: Hold,
+        knob: Knob,
+        *,
+        between: Sequence[float | str] | None = None,
+        silence: Callable[[], str | None] = lambda: None,
     ) -> None:
-        self.hold, self._knob = hold, knob
+        self.hold, self._knob, self._silence = hold, knob, silence
+        self.still: str | None = None  # why it holds still
         served = knob.served
         served.threshold_at(0.5)  # says what is missing where nothing is known of the scores
         self._costs = _costs_of(hold, served)
@@ -159,22 +171,25 @@ class Autopilot(Observer):
 
     def _empty(self) -> None:
         self._since = time.perf_counter()
-        self._rows = self._deferred = 0.0
+        self._rows = self._deferred = self._silent = 0.0
         self._seconds: deque[float] = deque(maxlen=MOST_ROWS)
 
     def _scored(self, event: Scored) -> None:
         """Count the rows that the threshold in force has decided."""
-        own = event.threshold == self._knob.threshold
+        answered, own = ~np.isnan(event.score), event.threshold == self._knob.threshold
         with self._lock:
-            self._rows += int(own.sum())
-            self._deferred += int((event.deferred & own).sum())
-            self._paid[0] += len(own)
+            self._rows += int((own & answered).sum())
+            self._deferred += int((event.deferred & own & answered).sum())
+            self._silent += int((own & ~answered).sum())
+            self._paid[0] += int(answered.sum())
 
     def _asked(self, event: Asked) -> None:
         """Add up dollars, whatever the threshold: what a row costs is not for that to say."""
         if event.spent is None or event.stage in BESIDE:
             return
         dollars = np.asarray(event.spent, np.float64)[:, 2]
+        if event.silent is not None:
+            dollars = dollars[~event.silent]
         dollars = dollars[~np.isnan(dollars)]
         with self._lock:
             if event.stage == self._last:
@@ -202,6 +217,15 @@ class Autopilot(Observer):
 
     def look(self) -> None:
         """Measure what the last move has done, and move again if needed; may raise OSError."""
+        already, self.still = self.still, self._silence()
+        if self.still is not None:
+            if already is None:
+                log.warning("the autopilot holds still: %s", self.still)
+            with self._lock:
+                self._empty()
+            return
+        if already is not None:
+            log.warning("the autopilot goes on")
         found = self._time_error() if self.hold.percentile is not None else self._rate_error()
         if found is None:
             return
@@ -223,6 +247,7 @@ class Autopilot(Observer):
             "between": [self.search.low, self.search.high],
             "deferral_rate": self.search.rate,
             "at_bound": self.search.at_bound,
+            "still": self.still,
         }
 
     def _move(self, why: str, request: str | None = None) -> None:
@@ -271,9 +296,10 @@ class Autopilot(Observer):
         """
         with self._lock:
             seconds = np.sort(np.array(self._seconds))
+            silent = self._silent > ALLOWED * (self._rows + self._silent)
         n, share = len(seconds), self.hold.percentile
         assert share is not None
-        if n < FEWEST:
+        if n < FEWEST or silent:
             return None
         reach = SIGMAS * math.sqrt(n * share * (1 - share))
         ranked = [*seconds.tolist(), math.inf]

@@ -146,6 +146,11 @@ class Chat:
         if not all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in messages):
             raise ProtocolError("each of 'messages' must be a JSON object with a 'role'")
         if self._columns == ("messages",):
+            if not all(map(_says_something, messages)):
+                raise ProtocolError(
+                    "each of 'messages' must have a 'content', a string or a list of parts, or "
+                    "'tool_calls'"
+                )
             return np.array([msgspec.json.encode(messages).decode()], object)
         text = _only_text(messages)
         if len(self._columns) == 1:
@@ -248,6 +253,17 @@ def _only_text(messages: list[dict[str, Any]]) -> str:
             "the content of the message must be a string, or a list of one text part"
         )
     return content
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    """Whether a message has what it says; an assistant's may be its calls of tools alone."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return bool(content) and all(
+            isinstance(part, dict) and isinstance(part.get("type"), str) for part in content
+        )
+    calls = message["role"] == "assistant" and bool(message.get("tool_calls"))
+    return isinstance(content, str) or (content is None and calls)
 
 
 def _known(value: Any) -> float | None:

@@ -488,7 +488,7 @@ class Engine:
             error, spent = failure, getattr(failure, "spent", None)
             found = Answer(said.output[:0], answered=np.zeros(len(inputs), bool), spent=spent)
         ended = time.perf_counter()
-        self._tell_asked(number, len(inputs), found, error)
+        self._tell_asked(number, len(inputs), found, error, said)
         if said is not None:
             said = said._replace(spent=total(said.spent, found.spent))
         spent = found.spent if said is None else said.spent
@@ -524,7 +524,9 @@ class Engine:
         features = plain(found.features) if self._continues and not number else None
         return Said(output, degraded, stage + start if start else stage, features, spent)
 
-    def _tell_asked(self, number: int, rows: int, found: Answer, error: ModelError | None) -> None:
+    def _tell_asked(
+        self, number: int, rows: int, found: Answer, error: ModelError | None, said: Said | None
+    ) -> None:
         """Tell what a model has spent, and how many rows it gave nothing that can be used."""
         missed = 0
         if found.answered is None:
@@ -533,7 +535,8 @@ class Engine:
         elif found.why or isinstance(error, TeacherFailed):
             missed = rows - int(to_numpy(found.answered).sum())
         if missed or found.spent is not None:
-            self._told.observe(Asked(self.stages[number], missed, found.spent))
+            silent = _nothing(found.output if said is None else said.output)
+            self._told.observe(Asked(self.stages[number], missed, found.spent, silent))
 
     def _tell_batch(self, number: int, parts: Sequence[Part], began: float, ended: float) -> None:
         rows, seconds = sum([part.count for part in parts]), ended - began
@@ -649,10 +652,10 @@ class Engine:
             self._go_on(number, parts, said)
             return
         if (nothing := _nothing(said.output)) is not None:
-            words = (
-                f"the student had no answer to a row, nor had the {self.stages[number]}: {error}"
-            )
-            self._refuse(pick(parts, nothing), TeacherUnavailable(words))
+            for part in pick(parts, nothing):
+                which = f"row {part.rows[0]}, counted from 0" if part.ticket.rows > 1 else "the row"
+                words = f"the student had no answer to {which}, nor had the {self.stages[number]}"
+                self._refuse([part], TeacherUnavailable(f"{words}: {error}"))
             parts, said = pick(parts, ~nothing), some(said, np.flatnonzero(~nothing))
             if not parts:
                 return

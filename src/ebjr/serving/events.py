@@ -28,12 +28,14 @@ class Batched(NamedTuple):
 class Asked(NamedTuple):
     """A model, or an audit, spent something, or gave `unanswered` rows nothing that can be used.
 
-    `spent` is of each row, as of `ebjr.model.Answer`.
+    `spent` is of each row, as of `ebjr.model.Answer`; `silent` (n,) marks the rows that this model,
+    or the one before a later model, has said nothing of: they are deferred, whatever the threshold.
     """
 
     stage: str
     unanswered: int
     spent: Any
+    silent: np.ndarray | None = None
 
 
 class Scored(NamedTuple):

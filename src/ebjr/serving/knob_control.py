@@ -1,7 +1,7 @@
 """Who holds the knob: a hand, or the autopilot. ``/v1/router`` asks here, over any protocol."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ebjr.serving.autopilot import Autopilot, Hold
@@ -19,13 +19,13 @@ class KnobControl:
     """Who has the knob: the autopilot, until a hand moves it.
 
     A hand always wins: setting a threshold, a deferral rate or an operating point switches the
-    autopilot off. A new target switches it on, or moves its target.
+    autopilot off. A new target switches it on, or moves its target. `silence` is the autopilot's.
     """
 
-    def __init__(self, knob: Knob, observers: Observers) -> None:
+    def __init__(self, knob: Knob, observers: Observers, silence: Callable[[], str | None]) -> None:
         self.knob = knob
         self.pilot: Autopilot | None = None
-        self._observers = observers
+        self._observers, self._silence = observers, silence
         self._lock = threading.Lock()
 
     def ask(self, wish: Any, *, who: str, request: str | None = None) -> None:
@@ -62,7 +62,7 @@ class KnobControl:
         request: str | None = None,
     ) -> None:
         """Switch the autopilot on, or give it another target; ValueError if that is impossible."""
-        pilot = Autopilot(Hold.of(target), self.knob, between=between)
+        pilot = Autopilot(Hold.of(target), self.knob, between=between, silence=self._silence)
         with self._lock:
             pilot.begin(who, request)
             self._take(pilot)

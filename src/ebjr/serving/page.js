@@ -238,10 +238,10 @@ function showStages() {
 function autopilotWords(pilot) {
   if (!pilot) return ["Off.", "The knob stays where it is put."];
   const kind = pilot.hold.split("=")[0];
-  const figure = kind === "deferral_rate" ? percent : kind === "flops" ? short : time;
+  const figure = { deferral_rate: percent, flops: short, dollars }[kind] ?? time;
   const seen = pilot.measured === null ? "nothing measured yet" : `measured ${figure(pilot.measured)}`;
   const between = `between deferral rates of ${pilot.between.map((share) => percent(share)).join(" and ")}`;
-  return [`Holds ${pilot.hold}`, `${between}: ${seen}${pilot.at_bound ? ", and it can go no further" : ""}. A hand on the knob switches it off.`];
+  return [`Holds ${pilot.hold}`, `${between}: ${seen}${pilot.at_bound ? ", and it can go no further" : ""}${pilot.still ? `; it holds still, as ${pilot.still}` : ""}. A hand on the knob switches it off.`];
 }
 
 const WATCHED = { drift: "Scores", disagreement: "Disagreement", deferral_rate: "Deferral rate" };

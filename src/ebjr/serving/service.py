@@ -139,7 +139,7 @@ class Service:
         self.engine.bell = self.bell.ring
         self.forsaken: dict[Call, None] = {}  # whose clients may be gone: they make room first
         self.knob = Knob(served, self._journal) if knob is None else knob
-        self.control = KnobControl(self.knob, self.observers)
+        self.control = KnobControl(self.knob, self.observers, lambda: self.spending.silence)
         if hold is not None:
             self.control.hold(hold, between, who="the server's start")
         elif between is not None:

@@ -100,6 +100,12 @@ class Spending(Observer):
         """By stage: 1 while the alarm is on, else 0."""
         return {stage: float(own.alarm is not None) for stage, own in self._engine().items()}
 
+    @property
+    def silence(self) -> str | None:
+        """The alarm of a model that rows are scored by; None: these say what is asked of them."""
+        *before, _last = self._engine().values()
+        return next((own.alarm for own in before if own.alarm is not None), None)
+
     def _engine(self) -> Mapping[str, _Model]:
         return {stage: own for stage, own in self._of.items() if stage not in BESIDE}
 
