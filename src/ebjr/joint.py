@@ -58,6 +58,8 @@ class JointAnswer:
     spent
         (n, 3): tokens in, tokens out and dollars of each row, summed over the models that were
         asked about it; None where no model says.
+    away
+        Whether nothing was heard of the teacher, which was asked.
 
     Examples
     --------
@@ -77,6 +79,7 @@ class JointAnswer:
     late: str | None = None
     stage: Array = None  # of two models: whether the teacher was asked
     spent: Array = None
+    away: bool = False
 
     def __post_init__(self) -> None:
         if self.stage is None:
@@ -195,13 +198,14 @@ class JointModel:
         marked = found.degraded
         own_marks = False if marked is None else convert_like(marked, deferred)
         degraded, spent = ~deferred & own_marks, found.spent
-        asked_rows = rows = to_numpy(deferred).nonzero()[0]
-        if len(rows):
+        away, asked_rows = False, to_numpy(deferred).nonzero()[0]
+        if len(rows := asked_rows):
             everything = len(rows) == n
             asked = self.for_teacher(inputs, found)
             hard = asked if everything else take_rows(asked, rows)
             own = output if everything else take_rows(output, rows)
             taught, missed = self.defer(hard, own)
+            away = taught is None
             if len(missed):
                 late = self._keep(rows[missed], take_rows(hard, missed), take_rows(own, missed))
                 yes = np.ones(len(missed), bool)
@@ -215,7 +219,7 @@ class JointModel:
                 stage = put_rows(stage, rows, self.stage_of(taught, len(rows)))
                 spent = with_spent(spent, asked_rows, taught.spent, n)
         said = self.predict(output), output, score, deferred, degraded
-        return JointAnswer(*said, late, stage, spent)
+        return JointAnswer(*said, late, stage, spent, away)
 
     def stream(self, batches: Iterable[Batch], *, overlap: int = 2) -> Iterator[JointAnswer]:
         """Answer batches one after another, in order, several of them in work at once.
