@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli_w
+from chat_server import chat_server
 from tiny import write_linear, write_pair
 
 import ebjr
 from ebjr import Cost, JointConfig, Outcomes, Preprocess, Preprocessed, Router
 from ebjr.files import sha256_of
-from ebjr.joint_file import ChatEntry, ModelEntry, RemoteEntry
+from ebjr.joint_file import ChatEntry, JointEntry, ModelEntry, RemoteEntry
 from ebjr.monitor import DriftMonitor
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
@@ -176,6 +177,48 @@ def test_a_chat_models_labels_are_compared_when_the_file_is_read(named):
     JointConfig(student, entry, "margin", 0.5, labels=("no", "yes"))
     with pytest.raises(ValueError, match=r"class 0 is 'no' in tiny-1 and 'yes' in joint\.toml"):
         JointConfig(student, entry, "margin", 0.5, labels=("yes", "no"))
+
+
+def declared(config, *dollars) -> JointConfig:
+    """A configuration whose models cost so much a row, as somebody said."""
+    entries = zip(ROLES, dollars, strict=True)
+    costs = {role: replace(getattr(config, role), cost=Cost(dollars=one)) for role, one in entries}
+    return replace(config, **costs)
+
+
+def test_what_was_said_to_be_paid_for_a_row_is_billed_for_each_that_was_asked(named):
+    config = declared(config_of(named, score="max_logit"), 0.5, 2.0)
+    rows = np.diag([1.0, 0.1, 1.0])  # the second one is deferred
+    found = config.load(trust=True)(rows)
+    assert found.deferred.tolist() == [False, True, False]
+    assert found.spent.tolist() == [[0, 0, 0.5], [0, 0, 2.5], [0, 0, 0.5]]
+    assert declared(config, None, 2.0).load(trust=True)(rows).spent[:, 2].tolist() == [0, 2, 0]
+    assert declared(config, 0.0, None).load(trust=True)(rows).spent is None  # it is free
+
+
+def test_each_stage_is_billed_once(named):
+    stage = declared(config_of(named), 0.5, 2.0)
+    router = {"score": "max_logit", "threshold": 0.5}
+    student = JointEntry(stage.student, stage.teacher, router, cost=Cost(dollars=1.0))
+    last = replace(stage.teacher, cost=Cost(dollars=8.0))
+    joint = JointConfig(student, last, "max_logit", 0.5).load(trust=True)
+    found = joint(np.diag([1.0, 0.3, 0.1]))
+    assert found.stage.tolist() == [0, 1, 2]
+    assert found.spent[:, 2].tolist() == [0.5, 2.5, 10.5]
+
+
+@pytest.mark.parametrize("price", [None, {"input": 1e6, "output": 0.0}])
+@pytest.mark.parametrize("usage", [True, False])
+def test_a_chat_model_is_billed_by_its_price_and_else_by_what_was_said(named, price, usage):
+    with chat_server() as server:
+        if not usage:
+            server.answer = lambda body, number: server.reply(body) | {"usage": None}
+        about = {"chat": server.url, "model": "tiny-1", "prompt": "{text}", "labels": ["no", "yes"]}
+        entry = ChatEntry(about if price is None else about | {"price": price})
+        config = JointConfig(entry, entry, "margin", -1.0)
+        [[_, _, dollars]] = declared(config, 0.25, None).load()(["one two three"]).spent.tolist()
+    assert dollars == (0.25 if price is None else 3.0) or (price and not usage)
+    assert np.isnan(dollars) == (price is not None and not usage)  # an average is no bill
 
 
 def test_the_folder_may_move_as_a_whole(joint, tmp_path):

@@ -114,6 +114,7 @@ class JointModel:
 
     kind: Task
     classes: int | None = None  # of the teacher, where the student's are others
+    dollars: tuple[float | None, float | None] = None, None  # of each a row, if it does not say
     features = ()  # no model continues from a joint one
 
     def __init__(
@@ -302,7 +303,7 @@ class JointModel:
         rows, student = row_count(inputs), self.student
         student = student.unchecked if isinstance(student, JointModel) else student
         try:
-            found = answer(student, inputs, rows, self.kind)
+            found = answer(student, inputs, rows, self.kind, self.dollars[0])
         except TeacherUnavailable as error:
             if not self._may_be_silent or not (labels := facts(self.student).labels):
                 raise
@@ -375,7 +376,7 @@ class JointModel:
         """
         name = model_name(self.teacher)
         try:
-            found = answer(self.teacher, inputs, row_count(inputs), self.kind)
+            found = answer(self.teacher, inputs, row_count(inputs), self.kind, self.dollars[1])
             sound = self.kind.sound(name, found.output)
             taught = self._of_teacher(found.output, output)
             taught = replace(found, output=taught)

@@ -406,6 +406,7 @@ class JointConfig:
             threshold=self.threshold,
             blend=self.blend,
             skip=self.skip,
+            dollars=(self.student.dollars, self.teacher.dollars),
             **{name: value for name, value in own.items() if value is not None},
             **(self._policy() if teacher is None else {}),
         )
