@@ -17,6 +17,7 @@ from ebjr import Cost, JointConfig, Outcomes, Preprocess, Preprocessed, Router
 from ebjr.files import sha256_of
 from ebjr.joint_file import ChatEntry, JointEntry, ModelEntry, RemoteEntry
 from ebjr.monitor import DriftMonitor
+from ebjr.serving.engine import Engine
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
@@ -192,6 +193,10 @@ def test_what_was_said_to_be_paid_for_a_row_is_billed_for_each_that_was_asked(na
     found = config.load(trust=True)(rows)
     assert found.deferred.tolist() == [False, True, False]
     assert found.spent.tolist() == [[0, 0, 0.5], [0, 0, 2.5], [0, 0, 0.5]]
+    engine = Engine(config.load(trust=True))
+    engine.start()
+    assert np.array_equal(engine.ask(rows).result(10).answer.spent, found.spent)
+    engine.stop()
     assert declared(config, None, 2.0).load(trust=True)(rows).spent[:, 2].tolist() == [0, 2, 0]
     assert declared(config, 0.0, None).load(trust=True)(rows).spent is None  # it is free
 
