@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli_w
+from chat_server import chat_server
 from tiny import write_linear, write_pair
 
 import ebjr
 from ebjr import Cost, JointConfig, Outcomes, Preprocess, Preprocessed, Router
 from ebjr.files import sha256_of
-from ebjr.joint_file import ModelEntry, RemoteEntry
+from ebjr.joint_file import ChatEntry, JointEntry, ModelEntry, RemoteEntry
 from ebjr.monitor import DriftMonitor
+from ebjr.serving.engine import Engine
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
@@ -97,6 +99,131 @@ def test_a_label_map_that_does_not_fit_is_one_sentence(specialized, old, new, se
     specialized.write_text(text.replace(old, new, 1))
     with pytest.raises(ValueError, match=sentence):
         ebjr.load_joint(specialized)
+
+
+NAMED = """
+import numpy as np
+
+
+def of(labels, scale):
+    def model(rows):
+        return scale * np.asarray(rows)[:, : len(labels)]
+
+    model.labels, model.columns = labels, ("x", "y", "z")
+    return model
+
+
+student, teacher = of(("b", "g", "r"), 1.0), of(("b", "g", "r"), 2.0)
+numbered, red = of(("0", "1", "2"), 1.0), of(("r", "other"), 1.0)
+"""
+
+
+@pytest.fixture
+def named(tmp_path) -> Path:
+    """The file of models in Python that name their classes and their columns."""
+    (tmp_path / "named.py").write_text(NAMED)
+    return tmp_path / "named.py"
+
+
+def config_of(file, student="student", teacher="teacher", **about) -> JointConfig:
+    entries = (ModelEntry.of_file(f"{file}:{name}") for name in (student, teacher))
+    how = {"score": "margin", "threshold": 0.5, **about}
+    config = JointConfig(*entries, **how)
+    config.save(file.with_name("joint.toml"))
+    return JointConfig.read(file.with_name("joint.toml"))
+
+
+@pytest.mark.parametrize("student", ["student", "numbered"])
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (("g", "b", "r"), "class 0 is 'b' in .* and 'g' in joint.toml: write them in joint.toml"),
+        (("b", "g", "x"), "class 2 is 'r' in .* and 'x' in joint.toml"),
+        (("b", "g"), "class 2 is 'r' in .* and None in joint.toml"),
+    ],
+)
+def test_labels_that_are_not_in_the_models_order_are_refused(named, student, labels, sentence):
+    config = config_of(named, student, labels=labels)
+    with pytest.raises(ValueError, match=sentence):
+        config.load(trust=True)
+
+
+@pytest.mark.parametrize("student", ["student", "numbered"])
+@pytest.mark.parametrize("labels", [None, ("b", "g", "r"), ("0", "1", "2"), ("x", "y", "z")])
+def test_classes_may_have_the_models_names_none_or_the_users_own(named, student, labels):
+    assert config_of(named, student, labels=labels).load(trust=True)(np.eye(3)).prediction[2] == 2
+
+
+def test_a_specialized_student_names_the_classes_that_it_knows(named):
+    how = {"task": "specialized", "classes": 3, "score": "specialized_energy"}
+    config_of(named, "red", labels=("b", "g", "r"), known_classes=(2,), **how).load(trust=True)
+    config = config_of(named, "red", labels=("r", "g", "x"), known_classes=(0,), **how)
+    with pytest.raises(ValueError, match=r"class 0 is 'b' in .* and 'r' in joint\.toml"):
+        config.load(trust=True)
+
+
+def test_columns_that_are_not_in_the_models_order_are_refused(named):
+    config_of(named, columns=("x", "y", "z")).load(trust=True)
+    config = config_of(named, columns=("y", "x", "z"))
+    with pytest.raises(
+        ValueError, match=r"reads the columns x, y, z, and joint\.toml says y, x, z"
+    ):
+        config.load(trust=True)
+
+
+def test_a_chat_models_labels_are_compared_when_the_file_is_read(named):
+    about = {"model": "tiny-1", "prompt": "{text}", "labels": {"no": "n", "yes": "y"}}
+    entry = ChatEntry({"chat": "http://127.0.0.1:9/v1", **about})
+    student = ModelEntry.of_file(f"{named}:student")
+    JointConfig(student, entry, "margin", 0.5, labels=("no", "yes"))
+    with pytest.raises(ValueError, match=r"class 0 is 'no' in tiny-1 and 'yes' in joint\.toml"):
+        JointConfig(student, entry, "margin", 0.5, labels=("yes", "no"))
+
+
+def declared(config, *dollars) -> JointConfig:
+    """A configuration whose models cost so much a row, as somebody said."""
+    entries = zip(ROLES, dollars, strict=True)
+    costs = {role: replace(getattr(config, role), cost=Cost(dollars=one)) for role, one in entries}
+    return replace(config, **costs)
+
+
+def test_what_was_said_to_be_paid_for_a_row_is_billed_for_each_that_was_asked(named):
+    config = declared(config_of(named, score="max_logit"), 0.5, 2.0)
+    rows = np.diag([1.0, 0.1, 1.0])  # the second one is deferred
+    found = config.load(trust=True)(rows)
+    assert found.deferred.tolist() == [False, True, False]
+    assert found.spent.tolist() == [[0, 0, 0.5], [0, 0, 2.5], [0, 0, 0.5]]
+    engine = Engine(config.load(trust=True))
+    engine.start()
+    assert np.array_equal(engine.ask(rows).result(10).answer.spent, found.spent)
+    engine.stop()
+    assert declared(config, None, 2.0).load(trust=True)(rows).spent[:, 2].tolist() == [0, 2, 0]
+    assert declared(config, 0.0, None).load(trust=True)(rows).spent is None  # it is free
+
+
+def test_each_stage_is_billed_once(named):
+    stage = declared(config_of(named), 0.5, 2.0)
+    router = {"score": "max_logit", "threshold": 0.5}
+    student = JointEntry(stage.student, stage.teacher, router, cost=Cost(dollars=1.0))
+    last = replace(stage.teacher, cost=Cost(dollars=8.0))
+    joint = JointConfig(student, last, "max_logit", 0.5).load(trust=True)
+    found = joint(np.diag([1.0, 0.3, 0.1]))
+    assert found.stage.tolist() == [0, 1, 2]
+    assert found.spent[:, 2].tolist() == [0.5, 2.5, 10.5]
+
+
+@pytest.mark.parametrize("price", [None, {"input": 1e6, "output": 0.0}])
+@pytest.mark.parametrize("usage", [True, False])
+def test_a_chat_model_is_billed_by_its_price_and_else_by_what_was_said(named, price, usage):
+    with chat_server() as server:
+        if not usage:
+            server.answer = lambda body, number: server.reply(body) | {"usage": None}
+        about = {"chat": server.url, "model": "tiny-1", "prompt": "{text}", "labels": ["no", "yes"]}
+        entry = ChatEntry(about if price is None else about | {"price": price})
+        config = JointConfig(entry, entry, "margin", -1.0)
+        [[_, _, dollars]] = declared(config, 0.25, None).load()(["one two three"]).spent.tolist()
+    assert dollars == (0.25 if price is None else 3.0) or (price and not usage)
+    assert np.isnan(dollars) == (price is not None and not usage)  # an average is no bill
 
 
 def test_the_folder_may_move_as_a_whole(joint, tmp_path):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,9 @@ from tiny import CLASSES, SIZE, write_images, write_linear
 from ebjr import Detections, JointClassifier, JointDetector, Router
 from ebjr.data.examples import Data, Examples
 from ebjr.data.open import open_data
-from ebjr.errors import ModelError
+from ebjr.errors import ModelError, TeacherUnavailable
 from ebjr.model import Answer
-from ebjr.predict import SPENT, predict, write_answers
+from ebjr.predict import SPENT, Answered, predict, write_answers
 
 
 def colors(images):
@@ -193,7 +194,7 @@ def test_what_only_a_late_row_has_is_written(suffix, tmp_path):
     rows = [{"name": f'{n}, "a"\nb', "prediction": [0.5, n], "score": None} for n in range(5000)]
     rows[4000]["late"] = "abc"
     output = tmp_path / f"a.{suffix}"
-    write_answers(lambda start: iter([(written(rows), [])]), output, len(rows), {})
+    write_answers(lambda start: iter([Answered(written(rows), [])]), output, len(rows), {})
     if suffix == "csv":
         with output.open(newline="") as file:
             found = list(csv.DictReader(file))
@@ -237,6 +238,85 @@ def test_answers_say_what_each_row_has_cost(suffix, images, tmp_path):
     done = predict(unpriced, open_data(images), tmp_path / "b.jsonl")
     assert done.dollars is None  # no bill rather than a wrong one
     assert {row["dollars"] for row in rows_of(tmp_path / "b.jsonl")} == {0.0, None}
+
+
+class Chats:
+    """A model elsewhere that refuses some rows, each for money, and may be away for some calls."""
+
+    url, labels = "http://127.0.0.1:9/v1", ("no", "yes")
+
+    def __init__(self, refuses=(), away=lambda call, rows: False):
+        self.refuses, self.away, self.asked, self.calls = {*refuses}, away, [], 0
+
+    def __call__(self, rows):
+        numbers = rows[:, 0].astype(int)
+        self.calls += 1
+        if self.away(self.calls, numbers):
+            raise TeacherUnavailable("away")
+        self.asked += numbers.tolist()
+        heard = ~np.isin(numbers, [*self.refuses])
+        spent = np.tile([5.0, 1.0, 0.125], (len(rows), 1))
+        output = np.stack([rows[heard, 0], -rows[heard, 0]], axis=1)
+        return Answer(output, answered=heard, why="some are refused", spent=spent)
+
+
+@pytest.fixture
+def hundred(tmp_path):
+    np.savez(tmp_path / "rows.npz", inputs=np.arange(100.0)[:, None])
+    return open_data(tmp_path / "rows.npz")
+
+
+def talk(student, teacher, data, output, **how):
+    """A prediction with two chat models, warnings apart: what the second one is asked is lost."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        joint = JointClassifier(student, teacher, Router("max_logit", 0.0))
+        return predict(joint, data, output, **how)
+
+
+@pytest.mark.parametrize("batch_size", [1, 33, 64, 99, 100])
+@pytest.mark.parametrize("lost", [[99], [0, 50], [30, 31, 32, 33]])
+def test_refused_rows_are_named_and_paid_once_in_batches_of_any_size(
+    hundred, tmp_path, batch_size, lost
+):
+    student, teacher = Chats([*lost, 7]), Chats(lost)
+    done = talk(student, teacher, hundred, tmp_path / "a.jsonl", batch_size=batch_size)
+    assert done.unreadable == [
+        (f"rows.npz:{n}", "no model has answered it, for $0.25") for n in lost
+    ]
+    assert (done.read, done.examples) == (100, 100 - len(lost))
+    assert student.asked == [*range(100)]
+    assert teacher.asked == sorted([*lost, 7])
+    assert done.dollars == 0.125 * (100 + len(lost) + 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 10, 32])
+def test_models_that_are_away_end_the_run_and_no_row_is_lost(hundred, tmp_path, batch_size):
+    output = tmp_path / "a.jsonl"
+    away = lambda call, rows: rows.max() >= 20  # noqa: E731
+    with pytest.raises(TeacherUnavailable, match="rows in a row have no answer of Chats"):
+        talk(Chats(away=away), Chats(away=away), hundred, output, batch_size=batch_size)
+    done = talk(Chats(), Chats(), hundred, output)
+    assert (done.resumed, done.examples) == (20 - 20 % batch_size, 100)
+    away = lambda call, rows: rows.max() >= 98  # noqa: E731
+    with pytest.raises(TeacherUnavailable, match="rows in a row have no answer of"):
+        talk(Chats(away=away), Chats(away=away), hundred, output, batch_size=batch_size)
+
+
+def test_a_row_that_brings_a_server_down_is_named_once_the_next_is_answered(hundred, tmp_path):
+    away = lambda call, rows: rows.tolist() == [5]  # noqa: E731
+    both = Chats(away=away), Chats(away=away)
+    done = talk(*both, hundred, tmp_path / "a.jsonl", batch_size=1)
+    assert done.unreadable == [("rows.npz:5", "no model has answered it")]
+
+
+def test_models_that_refuse_everything_are_not_paid_for_all_of_it(hundred, tmp_path):
+    student, teacher = Chats(range(100)), Chats(range(100))
+    with pytest.raises(TeacherUnavailable, match=r"64 rows in a row have no answer of Chats or"):
+        talk(student, teacher, hundred, tmp_path / "a.jsonl", batch_size=8)
+    assert len(student.asked) < 100
+    done = talk(student, teacher, hundred, tmp_path / "a.jsonl")
+    assert (done.dollars, len(done.unreadable)) == (25.0, 100)  # the first run's, too
 
 
 def written(rows):

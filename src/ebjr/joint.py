@@ -58,6 +58,8 @@ class JointAnswer:
     spent
         (n, 3): tokens in, tokens out and dollars of each row, summed over the models that were
         asked about it; None where no model says.
+    away
+        Whether nothing was heard of the teacher, which was asked.
 
     Examples
     --------
@@ -77,6 +79,7 @@ class JointAnswer:
     late: str | None = None
     stage: Array = None  # of two models: whether the teacher was asked
     spent: Array = None
+    away: bool = False
 
     def __post_init__(self) -> None:
         if self.stage is None:
@@ -111,6 +114,7 @@ class JointModel:
 
     kind: Task
     classes: int | None = None  # of the teacher, where the student's are others
+    dollars: tuple[float | None, float | None] = None, None  # of each a row, if it does not say
     features = ()  # no model continues from a joint one
 
     def __init__(
@@ -195,13 +199,14 @@ class JointModel:
         marked = found.degraded
         own_marks = False if marked is None else convert_like(marked, deferred)
         degraded, spent = ~deferred & own_marks, found.spent
-        asked_rows = rows = to_numpy(deferred).nonzero()[0]
-        if len(rows):
+        away, asked_rows = False, to_numpy(deferred).nonzero()[0]
+        if len(rows := asked_rows):
             everything = len(rows) == n
             asked = self.for_teacher(inputs, found)
             hard = asked if everything else take_rows(asked, rows)
             own = output if everything else take_rows(output, rows)
             taught, missed = self.defer(hard, own)
+            away = taught is None
             if len(missed):
                 late = self._keep(rows[missed], take_rows(hard, missed), take_rows(own, missed))
                 yes = np.ones(len(missed), bool)
@@ -215,7 +220,7 @@ class JointModel:
                 stage = put_rows(stage, rows, self.stage_of(taught, len(rows)))
                 spent = with_spent(spent, asked_rows, taught.spent, n)
         said = self.predict(output), output, score, deferred, degraded
-        return JointAnswer(*said, late, stage, spent)
+        return JointAnswer(*said, late, stage, spent, away)
 
     def stream(self, batches: Iterable[Batch], *, overlap: int = 2) -> Iterator[JointAnswer]:
         """Answer batches one after another, in order, several of them in work at once.
@@ -302,7 +307,7 @@ class JointModel:
         rows, student = row_count(inputs), self.student
         student = student.unchecked if isinstance(student, JointModel) else student
         try:
-            found = answer(student, inputs, rows, self.kind)
+            found = answer(student, inputs, rows, self.kind, self.dollars[0])
         except TeacherUnavailable as error:
             if not self._may_be_silent or not (labels := facts(self.student).labels):
                 raise
@@ -376,7 +381,7 @@ class JointModel:
         """
         name = model_name(self.teacher)
         try:
-            found = answer(self.teacher, inputs, row_count(inputs), self.kind)
+            found = answer(self.teacher, inputs, row_count(inputs), self.kind, self.dollars[1])
             sound = self.kind.sound(name, found.output)
             taught = self._of_teacher(found.output, output)
             taught = replace(found, output=taught)

@@ -41,9 +41,9 @@ from ebjr.costs import Cost
 from ebjr.curve import FIGURES, OperatingPoint, TradeOffCurve
 from ebjr.errors import ModelError, PromiseWarning, note
 from ebjr.files import read_text, sha256_of, write_beside
-from ebjr.joint import JointModel
+from ebjr.joint import JointModel, models_of
 from ebjr.labels import check_same_classes
-from ebjr.model import Model
+from ebjr.model import Model, ModelFacts, facts
 from ebjr.outcomes import Outcomes
 from ebjr.router import Router, check_threshold
 from ebjr.scores import as_score
@@ -144,6 +144,11 @@ class JointConfig:
                 )
             again = "name the classes alike"
             check_same_classes(str(entry.path), entry.labels, "joint.toml", self.labels, again)
+        for role, entry in (("student", self.student), ("teacher", self.teacher)):
+            for part in entry.parts:
+                if isinstance(part, ChatEntry):
+                    names = tuple(part.options["labels"])
+                    self._check_names(role, ModelFacts(part.options["model"], labels=names))
         if isinstance(self.teacher, RemoteEntry):
             check_remote(self.task)
         kind = as_task(self.task, self.known_classes)
@@ -381,23 +386,50 @@ class JointConfig:
         ------
         ModelError
             A model file has changed or cannot be loaded or trusted, or as of `check`.
+        ValueError
+            A model calls its classes, or the columns that it reads, otherwise than the file.
         """
         self.check()
         if teacher is not None and self.teacher.options.get("continues"):
             raise ValueError("a teacher that continues from features cannot be loaded elsewhere")
         own = {name: getattr(self, name) for name in ("rescale", "known_classes", "classes")}
+        student = self.student.load(**options) if student is None else student
+        teacher = self.teacher.load(**options) if teacher is None else teacher
+        for role, model in (("student", student), ("teacher", teacher)):
+            for part in models_of(model):
+                self._check_names(role, facts(part))
         found: JointModel = joined(
             self.task,
-            self.student.load(**options) if student is None else student,
-            self.teacher.load(**options) if teacher is None else teacher,
+            student,
+            teacher,
             score=self.score,
             threshold=self.threshold,
             blend=self.blend,
             skip=self.skip,
+            dollars=(self.student.dollars, self.teacher.dollars),
             **{name: value for name, value in own.items() if value is not None},
             **(self._policy() if teacher is None else {}),
         )
         return found
+
+    def _check_names(self, role: str, known: ModelFacts) -> None:
+        """Check that a model calls its classes and columns as the file does; else ValueError.
+
+        The classes may all have other names than the model's: then they are the user's own.
+        """
+        way = "write them in joint.toml as the model has them, in its order"
+        said, labels = known.labels or (), self.labels or ()
+        if self.known_classes is not None and role == "student":  # the last is all others
+            said, known_to = said[:-1], self.known_classes
+            labels = tuple(labels[label] for label in known_to if label < len(labels))
+        if self.task != "detection" and not {*said}.isdisjoint(labels):
+            check_same_classes(known.name, said, "joint.toml", labels, way)
+        said, columns = known.columns or (), self.columns or ()
+        if said and columns and said != columns and (len(said), len(columns)) != (1, 1):
+            raise ValueError(
+                f"{known.name} reads the columns {', '.join(said)}, and joint.toml says "
+                f"{', '.join(columns)}: {way}"
+            )
 
     def study(self, outcomes: Outcomes, *, fraction: float = 0.5, seed: int = 0) -> "Study":
         """The study of the file's threshold, on examples it was not chosen on.

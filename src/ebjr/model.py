@@ -299,11 +299,14 @@ def _check_labels_each(role: str, known: ModelFacts, kind: Task) -> None:
         )
 
 
-def answer(model: Model, batch: Any, rows: int, kind: Task | None = None) -> Answer:
+def answer(
+    model: Model, batch: Any, rows: int, kind: Task | None = None, dollars: float | None = None
+) -> Answer:
     """Run a model and check that it gave one row of raw output for each of `rows` inputs.
 
     `kind` is the task, which knows what raw output is; without it any array with rows will do.
-    ModelError: the output has no rows, or not as many as were answered, or marks that are none.
+    `dollars` is what a row costs where the model does not say it. ModelError: the output has no
+    rows, or not as many as were answered, or marks that are none.
     """
     found = as_answer(model(batch))
     expected = rows if found.answered is None else int(to_numpy(found.answered).sum())
@@ -312,6 +315,8 @@ def answer(model: Model, batch: Any, rows: int, kind: Task | None = None) -> Ans
             raise ModelError(f"{model_name(model)} must mark {count} rows as true or false")
     if getattr(found.output, "requires_grad", False):
         found = replace(found, output=found.output.detach())  # an answer, not a graph to train
+    if dollars is not None:
+        found = replace(found, spent=_charged(found, rows, dollars))
     kind = kind or Task()
     if kind.count_rows(found.output) != expected:
         raise ModelError(
@@ -319,6 +324,18 @@ def answer(model: Model, batch: Any, rows: int, kind: Task | None = None) -> Ans
             f"{kind.rows.format(expected)}, but returned {_came(found.output)}"
         )
     return found
+
+
+def _charged(found: Answer, rows: int, dollars: float) -> Any:
+    """(rows, 3): what was spent, with dollars where they are not known; None if nothing was."""
+    if found.spent is None and not dollars:
+        return None
+    if found.spent is None:  # such a model has no tokens, and was asked what it has answered
+        asked = np.ones(rows, bool) if found.answered is None else to_numpy(found.answered)
+        return asked[:, None] * np.array([0.0, 0.0, dollars])
+    spent = np.array(to_numpy(found.spent))
+    spent[np.isnan(spent[:, 2]), 2] = dollars
+    return spent
 
 
 def _came(output: Any) -> str:

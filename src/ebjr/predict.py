@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,10 +21,11 @@ from ebjr.backends.exported import ExportedJoint
 from ebjr.blend import Blend
 from ebjr.data.columns import check_columns
 from ebjr.data.examples import Data, Part
-from ebjr.errors import needs
+from ebjr.errors import TeacherUnavailable, needs
 from ebjr.files import write_whole
-from ebjr.joint import JointAnswer, JointModel, models_of, router_table
+from ebjr.joint import JointModel, models_of, router_table
 from ebjr.journal import CONTENTS, Journal
+from ebjr.model import model_name
 from ebjr.outcomes import roles_of
 from ebjr.router import Router
 from ebjr.threads import in_order
@@ -34,6 +35,7 @@ Tell = Callable[[str, int, int | None], None]
 
 _ROWS_AT_ONCE = 4096
 HOW = ("score", "deferred", "degraded", "stage")  # of a `JointAnswer`, told beside the answer
+PATIENCE = 64  # rows in a row that have no answer, in batches that have none, end a run
 SPENT = ("tokens_in", "tokens_out", "dollars")  # of each row, where a model says it
 _COUNTED = ("read", "examples", "deferred", "degraded")
 
@@ -43,8 +45,8 @@ class Progress:
     """How far the answers are.
 
     `read` counts the examples that were read, the `unreadable` (name, reason) among them, and
-    `resumed` the answers that an earlier run had left. `dollars` is what all answers cost; None
-    where one does not say it.
+    `resumed` the answers that an earlier run had left. `dollars` is what all examples cost, those
+    without an answer too; None where one does not say it.
     """
 
     read: int = 0
@@ -84,38 +86,62 @@ def predict(
     score, threshold or blend, of other data or data that have changed since, or of another `about`.
     BlockingIOError where another run is writing the same output. `overlap` batches are in work at
     once, as in `JointModel.stream`.
+
+    Rows that no model answers are named as unreadable ones are, and what they cost counts. Batches
+    without any answer end the run with TeacherUnavailable after `PATIENCE` rows in a row, and at
+    the end of the data if the teacher is away; rows of a teacher that is away are asked again.
     """
     check_columns(data, joint)
     known = joint.about.get("stages") if isinstance(joint, ExportedJoint) else models_of(joint)
     stages = roles_of(len(known or ("student", "teacher")))
 
-    def answer(part: Part) -> Answered:
+    def answer(part: Part) -> tuple[Answered, bool | None]:
+        """The answers to a part; and if it has none as the teacher is away, None if it is empty."""
         batch, unreadable = part
         if batch is None:
-            return [], unreadable
+            return Answered([], unreadable), None
         found, lost = _answered(joint, batch.inputs)
         said = joint.kind.plain(found.prediction, labels)
         rows = list(answer_rows(batch.names, said, found, stages))
         if lost is None:
-            return rows, unreadable
-        missing = [(name, "no model has answered it") for name in compress(batch.names, lost)]
-        return [*compress(rows, ~lost)], [*unreadable, *missing]
+            return Answered(rows, unreadable), False
+        missed = [*compress(rows, lost)]
+        named = [(row["name"], _unanswered(row.get("dollars"))) for row in missed]
+        bill = [row.get("dollars") for row in missed]
+        heard = Answered([*compress(rows, ~lost)], [*unreadable, *named], bill)
+        return heard, found.away and bool(lost.all())
 
     def answers(start: int) -> Iterator[Answered]:
-        parts = data.parts(batch_size, start)
-        return in_order(answer, parts, workers=overlap, ahead=overlap + 1)
+        parts, held, silent = data.parts(batch_size, start), list[Answered](), 0
+        for heard, away in in_order(answer, parts, workers=overlap, ahead=overlap + 1):
+            held.append(heard)
+            silent = 0 if heard.rows else silent + len(heard.lost)
+            if away is False or not silent:  # a model is there: what is held was refused
+                yield from held
+                held = []
+            if silent >= PATIENCE:
+                break
+        if held or silent >= PATIENCE:
+            raise TeacherUnavailable(
+                f"{silent} rows in a row have no answer of "
+                f"{' or '.join(map(model_name, models_of(joint)))}: run it again once these answer"
+            )
 
     whose = whose_answers(joint.router, joint.blend, data, about)
     return write_answers(answers, output, len(data), whose, restart=restart, tell=tell)
 
 
-def _answered(joint: Any, inputs: Batch) -> tuple[JointAnswer, np.ndarray | None]:
+def _answered(joint: Any, inputs: Batch) -> tuple[Any, np.ndarray | None]:
     """The answer to a batch, and (n,) bool which of its rows no model has answered, if some."""
     if not isinstance(joint, JointModel):
         return joint(inputs), None
     found = joint.unchecked(inputs)
-    lost = joint.unanswered(found)
-    return (joint(inputs), None) if lost is not None and lost.all() else (found, lost)
+    return found, joint.unanswered(found)
+
+
+def _unanswered(dollars: float | None) -> str:
+    """What is said of a row that no model has answered."""
+    return "no model has answered it" + (f", for ${dollars:.4g}" if dollars else "")
 
 
 def predict_within(
@@ -149,7 +175,7 @@ def predict_within(
             promised += found.certificates
 
         def answers(start: int) -> Iterator[Answered]:
-            yield rows[start:], [*unreadable]
+            yield Answered(rows[start:], [*unreadable])
 
         asked = {"promise": run.wanted.as_dict(), "window": window, "seed": run.seed}
         whose = {**run.about, **asked, CONTENTS: data.fingerprint()}
@@ -166,8 +192,15 @@ def whose_answers(
     return {**router_table(router, blend), CONTENTS: data.fingerprint(), **(about or {})}
 
 
-Answered = tuple[list[dict[str, Any]], list[tuple[str, str]]]
-"""Answers to consecutive examples, and (name, reason) of those that could not be read."""
+class Answered(NamedTuple):
+    """Answers to consecutive examples, and (name, reason) of those that have none.
+
+    `lost` are the dollars of each example that was asked about in vain; None is unknown.
+    """
+
+    rows: list[dict[str, Any]]
+    unreadable: list[tuple[str, str]]
+    lost: Sequence[float | None] = ()
 
 
 def write_answers(
@@ -193,10 +226,10 @@ def write_answers(
             progress.add(facts)
         progress.resumed = progress.examples
         tell("answering", progress.read, total)
-        for rows, unreadable in answer(progress.read) if progress.read < total else ():
+        for rows, unreadable, lost in answer(progress.read) if progress.read < total else ():
             counts = {name: sum(row[name] for row in rows) for name in ("deferred", "degraded")}
             read = {"read": len(rows) + len(unreadable), "examples": len(rows)}
-            counts["dollars"] = _sum([row.get("dollars") for row in rows])
+            counts["dollars"] = _sum([*(row.get("dollars") for row in rows), *lost])
             facts = {**read, **counts, "unreadable": unreadable}
             journal.add(facts, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
             progress.add(facts)

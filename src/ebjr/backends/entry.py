@@ -34,6 +34,13 @@ log = logging.getLogger("ebjr.backends.entry")
 class _Single:
     """An entry of one model, as those of joint models say of theirs."""
 
+    cost: Cost
+
+    @property
+    def dollars(self) -> float | None:
+        """What somebody said that a row costs; None where the model itself knows."""
+        return self.cost.dollars
+
     @property
     def parts(self) -> tuple[Any, ...]:
         """The models that it is made of: itself."""
@@ -246,6 +253,11 @@ class ChatEntry(_Single):
                 "changed since the threshold was calibrated; record and calibrate again"
             )
 
+    @property
+    def dollars(self) -> float | None:
+        """What somebody said that a row costs; None with a price: `cost` was measured by that."""
+        return None if "price" in self.options else self.cost.dollars
+
     def load(self, **options: Any) -> FarTeacher:
         """The model behind its link; `options` are for models that run here."""
         self.check()
@@ -308,6 +320,10 @@ class JointEntry:
         as_blend(self.router.get("blend", 0.0))
 
     @property
+    def dollars(self) -> None:
+        """Its models say, or were said, what each of them costs."""
+
+    @property
     def routers(self) -> list[dict[str, Any]]:
         """Its routers, the innermost first, as TOML has them."""
         return [*self.student.routers, dict(self.router)]
@@ -334,7 +350,8 @@ class JointEntry:
         """The joint model of the models that its entries load, each of which checks its own."""
         self._check_file()
         models = self.student.load(**options), self.teacher.load(**options)
-        return joined(self.task, *models, **self.router)
+        dollars = self.student.dollars, self.teacher.dollars
+        return joined(self.task, *models, dollars=dollars, **self.router)
 
     def as_table(self, folder: Path | None) -> dict[str, Any]:
         """The TOML table."""
@@ -380,11 +397,21 @@ Single = ModelEntry | RemoteEntry | ChatEntry
 Entry = Single | JointEntry
 
 
-def joined(task: str, student: Model, teacher: Model, score: Any, **how: Any) -> Any:
+def joined(
+    task: str,
+    student: Model,
+    teacher: Model,
+    score: Any,
+    *,
+    dollars: tuple[float | None, float | None] = (None, None),
+    **how: Any,
+) -> Any:
     """Two models of a task as one, by the keys of a router's table and what else is given."""
     router = Router(score, how.pop("threshold"), how.pop("skip", None))
     blend = as_blend(how.pop("blend", 0.0))
-    return as_task(task).final(student, teacher, router, blend=blend, **how)
+    found = as_task(task).final(student, teacher, router, blend=blend, **how)
+    found.dollars = dollars
+    return found
 
 
 def entry_of(model: Model, cost: Cost | None = None, link: Link | None = None) -> Entry:

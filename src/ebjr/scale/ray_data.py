@@ -283,10 +283,11 @@ def predict_file(
                 if not len(batch["row"]):
                     continue
                 end = int(batch["row"][-1]) + 1
-                yield _lines(batch, stages), _unreadable(data, start, end, batch["row"])
+                unreadable = _unreadable(data, start, end, batch["row"])
+                yield Answered(_lines(batch, stages), unreadable)
                 start = end
         if start < len(data):
-            yield [], _unreadable(data, start, len(data), np.zeros(0))
+            yield Answered([], _unreadable(data, start, len(data), np.zeros(0)))
 
     router = Router(config.score, config.threshold if threshold is None else threshold)
     whose = whose_answers(router, config.blend, data, about)
