@@ -245,14 +245,17 @@ class Chats:
 
     url, labels = "http://127.0.0.1:9/v1", ("no", "yes")
 
-    def __init__(self, refuses=(), away=lambda call, rows: False):
+    def __init__(self, refuses=(), away=lambda call, rows: False, charges=None):
         self.refuses, self.away, self.asked, self.calls = {*refuses}, away, [], 0
+        self.charges = charges  # for rows too that it does not answer as it is away
 
     def __call__(self, rows):
         numbers = rows[:, 0].astype(int)
         self.calls += 1
         if self.away(self.calls, numbers):
-            raise TeacherUnavailable("away")
+            error = TeacherUnavailable("away")
+            error.spent = self.charges and np.tile([5.0, 1.0, 0.125], (len(rows), 1))
+            raise error
         self.asked += numbers.tolist()
         heard = ~np.isin(numbers, [*self.refuses])
         spent = np.tile([5.0, 1.0, 0.125], (len(rows), 1))
@@ -290,17 +293,24 @@ def test_refused_rows_are_named_and_paid_once_in_batches_of_any_size(
     assert done.dollars == 0.125 * (100 + len(lost) + 1)
 
 
+@pytest.mark.parametrize("charges", [None, True])
 @pytest.mark.parametrize("batch_size", [1, 10, 32])
-def test_models_that_are_away_end_the_run_and_no_row_is_lost(hundred, tmp_path, batch_size):
+def test_models_that_are_away_end_the_run_and_no_row_is_lost(
+    hundred, tmp_path, batch_size, charges
+):
     output = tmp_path / "a.jsonl"
+
+    def gone(away):
+        return [Chats(away=away, charges=charges) for _ in range(2)]
+
     away = lambda call, rows: rows.max() >= 20  # noqa: E731
     with pytest.raises(TeacherUnavailable, match="rows in a row have no answer of Chats"):
-        talk(Chats(away=away), Chats(away=away), hundred, output, batch_size=batch_size)
+        talk(*gone(away), hundred, output, batch_size=batch_size)
     done = talk(Chats(), Chats(), hundred, output)
     assert (done.resumed, done.examples) == (20 - 20 % batch_size, 100)
     away = lambda call, rows: rows.max() >= 98  # noqa: E731
     with pytest.raises(TeacherUnavailable, match="rows in a row have no answer of"):
-        talk(Chats(away=away), Chats(away=away), hundred, output, batch_size=batch_size)
+        talk(*gone(away), hundred, output, batch_size=batch_size)
 
 
 def test_a_row_that_brings_a_server_down_is_named_once_the_next_is_answered(hundred, tmp_path):

@@ -206,7 +206,7 @@ class JointModel:
             hard = asked if everything else take_rows(asked, rows)
             own = output if everything else take_rows(output, rows)
             taught, missed = self.defer(hard, own)
-            away = taught is None
+            away = taught is None or taught.away
             if len(missed):
                 late = self._keep(rows[missed], take_rows(hard, missed), take_rows(own, missed))
                 yes = np.ones(len(missed), bool)
@@ -272,7 +272,8 @@ class JointModel:
             if error.spent is None:
                 return None, every
             none = take_rows(output, every[:0])
-            return Answer(none, answered=np.zeros(len(every), bool), spent=error.spent), every
+            unheard = np.zeros(len(every), bool)
+            return Answer(none, answered=unheard, spent=error.spent, away=True), every
         if taught.answered is None:
             return taught, np.arange(0)
         missed = np.flatnonzero(~to_numpy(taught.answered))
@@ -433,7 +434,7 @@ def _sound_rows(found: Answer, sound: np.ndarray, name: str) -> Answer:
         raise failed
     answered = np.ones(count, bool) if found.answered is None else to_numpy(found.answered).copy()
     answered[np.flatnonzero(answered)[~sound]] = False
-    marks = {
+    marks: dict[str, Any] = {
         name: None if (own := getattr(found, name)) is None else take_rows(own, rows)
         for name in ("degraded", "stage")
     }

@@ -175,7 +175,7 @@ class Answer:
     `stage` says which of a joint model's models answered each row, the first being 0; None is all
     by one. `features`, a row for each input, are what a model that continues from them is asked.
     `spent`, (n, 3) for all inputs, answered or not: tokens in, tokens out and dollars of each; NaN
-    is unknown, and None is a model that nobody charges for.
+    is unknown, and None is a model that nobody charges for. `away` says that nothing was heard.
     """
 
     output: Any
@@ -185,6 +185,7 @@ class Answer:
     stage: Any = None
     features: Any = None
     spent: Any = None
+    away: bool = False
 
     def stages(self, rows: int) -> np.ndarray:
         """(rows,): the stage of each row that was answered; 0 where it says none."""
@@ -217,7 +218,9 @@ def as_answer(said: Any) -> Answer:
     """What a model has returned as an `Answer`; a joint model's answer carries its raw output."""
     if isinstance(said, Answer):
         return said
-    marks = {name: getattr(said, name, None) for name in ("degraded", "stage", "spent")}
+    marks: dict[str, Any] = {
+        name: getattr(said, name, None) for name in ("degraded", "stage", "spent")
+    }
     return Answer(getattr(said, "output", said), **marks)
 
 
