@@ -640,10 +640,10 @@ def quantize(
     as_json: opt.Json = False,
 ) -> None:
     """Write a model in eight-bit numbers: a cheaper student, or a teacher as its own student."""
+    from ebjr.data.looks import prepare_for
     from ebjr.data.preprocess import unprepared
     from ebjr.quantize import compare_seconds
     from ebjr.quantize import quantize as quantize_model
-    from ebjr.recording import prepare_for
     from ebjr.tables import print_quantized
 
     source = _open(data, input_columns=input_columns, strict=strict)

@@ -1,4 +1,4 @@
-"""Looks: a model sees an image once more, mirrored, shifted or at another size.
+"""Looks: how a model sees an image: prepared, and once more mirrored, shifted or at another size.
 
 A second look is a model with the same weights: it costs one more pass, and no second file.
 """
@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from ebjr.arrays import Array, Batch
-from ebjr.data.preprocess import Preprocess, infer_preprocess, moved, prepared, unprepared
+from ebjr.data.preprocess import (
+    Preprocess,
+    Preprocessed,
+    given_preprocess,
+    infer_preprocess,
+    is_pixels,
+    moved,
+    prepared,
+    unprepared,
+)
+from ebjr.errors import note
 from ebjr.model import Around, InputShape, Model, ModelFacts, facts
 
 LOOK_KEYS = {"size", "mirror", "shift"}
@@ -141,3 +151,51 @@ def _height_axis(shape: Sequence[int | None]) -> int | None:
     """Where a batch of images has its height, counted from the last axis; None if that is open."""
     first, last = (len(shape) == 4 and shape[axis] in (1, 3) for axis in (1, 3))
     return None if first == last else -2 if first else -3
+
+
+def prepare_for(
+    model: Model,
+    inputs: Batch,
+    preprocess: Preprocess | str | None = "auto",
+    argument: str = "preprocess",
+) -> Model:
+    """A model with its preprocessing for a batch: of decoded images, or of inputs that are ready.
+
+    `preprocess` is as `record` takes it, and `argument` what to call it in a message.
+    """
+    if isinstance(model, Look):
+        return look_as(prepare_for(model.model, inputs, preprocess, argument), model.change)
+    if facts(model).continues and preprocess not in ("auto", "infer", None):
+        raise ValueError(f"features are no images: leave {argument}= of the teacher out")
+    own_way = unprepared(model)[1]
+    if preprocess not in ("auto", "infer"):
+        if own_way is not None and (own_way.mirror or any(own_way.shift)):
+            raise ValueError(
+                f"{facts(model).name} is a look that has its preprocessing, {own_way.as_text()}: "
+                f"leave {argument}= out, or make the look of a model that has none"
+            )
+        chosen = None if preprocess is None else given_preprocess(preprocess, argument)
+        return prepared(model, chosen)
+    known, own = facts(unprepared(model)[0]), facts(model)
+    listed = isinstance(inputs, list) and bool(inputs)
+    images = is_pixels(inputs[0], 3) if listed else is_pixels(inputs, 4)
+    if not images or known.sends_files or known.continues:
+        return model
+    pixels, unsized = own.input_dtype == np.uint8, known.input_shape is None
+    ready = own.preprocess is not None or pixels or unsized
+    made = isinstance(model, Preprocessed)  # and told how
+    if made or (preprocess == "auto" and ready) or (pixels and unsized):
+        return model
+    if known.input_shape is None:
+        raise ValueError(
+            f"{known.name} does not say what size of image it takes: give {argument}=, like "
+            "'size=224,range=0..1', or set input_dtype = numpy.uint8 of a function that takes "
+            "images as they are"
+        )
+    chosen = infer_preprocess(known.input_shape)
+    words = ", ".join(f"{key} {value}" for key, value in chosen.as_dict().items())
+    note(
+        f"no {argument}= given; from {known.name}'s input: {words}, "
+        f"pixels in {chosen.range[0]:g}..{chosen.range[1]:g}, no mean and std"
+    )
+    return prepared(model, chosen)
