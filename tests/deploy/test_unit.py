@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import sys
 import time
 import urllib.request
@@ -67,15 +68,23 @@ def test_its_command_serves_and_its_reload_takes_over_a_calibration(calibrated, 
     environment = {key: value for key, value in os.environ.items() if key != "CI"}
     environment |= {"HOME": str(home), **dict([told("Environment").split("=")])}
     environment.pop("XDG_CACHE_HOME", None)
-    with process(sys.executable, "-m", "ebjr", *command, env=environment) as server:
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(environment.setdefault("NOTIFY_SOCKET", str(tmp_path / "notify")))
+    manager.settimeout(30)
+    assert told("Type") == "notify"
+    with manager, process(sys.executable, "-m", "ebjr", *command, env=environment) as server:
         assert "serving joint" in server.stdout.readline()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=30):
             pass
+        assert manager.recv(100) == b"READY=1"
         said_by(*shlex.split(told("ExecReload").replace("$MAINPID", str(server.pid))))
         end = time.monotonic() + 20
         while "joint.toml" not in log.read_text() and time.monotonic() < end:
             time.sleep(0.05)
         assert "joint.toml" in [json.loads(line)["who"] for line in log.read_text().splitlines()]
+        assert manager.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert manager.recv(100) == b"READY=1"
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) in (0, -signal.SIGTERM)
+        assert manager.recv(100) == b"STOPPING=1"
     assert not list(home.iterdir())  # nothing is kept to be sent to anybody

@@ -9,9 +9,11 @@ import ctypes
 import gc
 import json
 import logging
+import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -189,6 +191,7 @@ def run_server(
         options["beside"] = (*options.get("beside", ()), beside)
     if reload is not None and hasattr(signal, "SIGHUP"):
         options["beside"] = (*options.get("beside", ()), partial(_reloaded, reload))
+    options["beside"] = (*options.get("beside", ()), _managed)
     start_logging(log)
     options["log_requests"] = log == "json"
     if otel:
@@ -226,12 +229,15 @@ async def _reloaded(read_again: Callable[[], JointConfig], service: Service) -> 
     """Reads the calibration again at SIGHUP; where that fails the log says why, and all stays."""
 
     def take_over() -> None:
+        _tell_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             service.reload(read_again())
         except (EbjrError, ValueError, OSError) as error:
             log_of.error("the calibration stays as it is: %s", error)
         else:
             log_of.info("joint.toml was read again: the threshold is %g", service.knob.threshold)
+        finally:
+            _tell_systemd("READY=1")
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, take_over))
@@ -239,6 +245,26 @@ async def _reloaded(read_again: Callable[[], JointConfig], service: Service) -> 
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+
+
+@asynccontextmanager
+async def _managed(_service: Service) -> AsyncIterator[None]:
+    """Tells systemd that the server is ready, once all beside it is, and that it ends."""
+    _tell_systemd("READY=1")
+    try:
+        yield
+    finally:
+        _tell_systemd("STOPPING=1")
+
+
+def _tell_systemd(state: str) -> None:
+    """Tell the service manager, where one listens, as ``sd_notify`` does."""
+    place = os.environ.get("NOTIFY_SOCKET", "")
+    if not place or not hasattr(socket, "AF_UNIX"):
+        return
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.connect(f"\0{place[1:]}" if place.startswith("@") else place)
+        manager.sendall(state.encode())
 
 
 def _give_memory_back() -> None:
