@@ -316,7 +316,7 @@ def measure(told: argparse.Namespace) -> None:
     known = {**about(0), "clients": told.clients, **summary(rounds)}
     if told.litellm:
         known["litellm_version"] = version_beside(command_of(told.litellm), "litellm")
-    save("gateway", known)
+    save("gateway_free" if told.free else "gateway", known)
 
 
 def command_of(name: str) -> str:

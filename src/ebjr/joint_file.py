@@ -393,6 +393,7 @@ class JointConfig:
         if teacher is not None and self.teacher.options.get("continues"):
             raise ValueError("a teacher that continues from features cannot be loaded elsewhere")
         own = {name: getattr(self, name) for name in ("rescale", "known_classes", "classes")}
+        asked_elsewhere = teacher is not None
         student = self.student.load(**options) if student is None else student
         teacher = self.teacher.load(**options) if teacher is None else teacher
         for role, model in (("student", student), ("teacher", teacher)):
@@ -408,7 +409,7 @@ class JointConfig:
             skip=self.skip,
             dollars=(self.student.dollars, self.teacher.dollars),
             **{name: value for name, value in own.items() if value is not None},
-            **(self._policy() if teacher is None else {}),
+            **({} if asked_elsewhere else self._policy()),
         )
         return found
 
