@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
@@ -632,3 +632,28 @@ def test_the_policy_and_the_file_go_together(late):
     for how in ({"when_unavailable": "queue"}, {"late": late}):
         with pytest.raises(ValueError, match="go together"):
             JointClassifier(student, student, Router("max_logit", 2.0), **how)
+
+
+@pytest.mark.parametrize("rows", [["no", "yes"], np.array([["no", "a"], ["yes", "b"]], object)])
+def test_texts_wait_for_a_teacher_as_texts(tmp_path, rows):
+    away, asked = [True], []
+
+    def unsure(batch):
+        return np.zeros((len(batch), 2))
+
+    def teacher(batch):
+        if away:
+            raise TeacherUnavailable("away")
+        asked.append(batch)
+        return np.array([[0.0, "yes" in np.ravel(row)] for row in batch], float)
+
+    with closing(LateAnswers(tmp_path / "late.sqlite")) as late:
+        how = {"when_unavailable": "queue", "late": late}
+        joint = JointClassifier(unsure, teacher, Router("softmax", 0.9), **how)
+        id = joint(rows).late
+        away.clear()
+        late.deliver(joint)
+        found = late.find(id, joint)
+    assert found.prediction.tolist() == [0, 1]
+    assert type(asked[0]) is type(rows)
+    assert np.array_equal(np.array(asked[0], object), np.array(rows, object))

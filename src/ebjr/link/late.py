@@ -284,7 +284,7 @@ class LateAnswers:
         """Ask the teacher for some rows, and write down what it says; how many it answered."""
         try:
             inputs = [_unpacked_input(form, raw) for _, form, raw, _ in taken]
-            batch: Batch = inputs if taken[0][1] in ("file", "list") else np.stack(inputs)
+            batch: Batch = inputs if taken[0][1] in ("file", "list", "text") else np.stack(inputs)
             own = join_rows([_unpack(joint.kind, raw) for *_, raw in taken])
             found = joint.ask_teacher(batch, own)
         except Exception as error:  # these inputs are refused or broken, or one of them is
@@ -408,12 +408,16 @@ def _singles(rows: Batch) -> list[Batch]:
 
 
 def _packed_input(inputs: Batch, place: int) -> tuple[str, bytes]:
-    """An input's form and its bytes: an image that came as a file stays that file."""
+    """An input's form and its bytes: an image that came as a file stays that file, a text one."""
     one = inputs[place]
     file = one.file if isinstance(one, ImageFile) else None
     if file is not None:
         return "file", bytes(file)
+    if isinstance(one, str):
+        return "text", json.dumps(one).encode()
     array = to_numpy(one)
+    if array.dtype.hasobject and all(isinstance(each, str) for each in array.flat):
+        return "texts", json.dumps(array.tolist()).encode()
     if array.dtype.hasobject:
         raise TypeError(f"inputs of {type(one).__name__} cannot be kept on disk, arrays can")
     head = json.dumps([array.dtype.str, array.shape])
@@ -422,12 +426,15 @@ def _packed_input(inputs: Batch, place: int) -> tuple[str, bytes]:
     return form, head.encode() + b"\n" + zlib.compress(raw, 1)
 
 
-def _unpacked_input(form: str, raw: bytes) -> np.ndarray:
+def _unpacked_input(form: str, raw: bytes) -> Any:
     if form == "file":
         from PIL import Image
 
         with Image.open(io.BytesIO(raw)) as image:
             return ImageFile.of(upright_pixels(image), raw)
+    if form in ("text", "texts"):
+        said = json.loads(raw)
+        return said if form == "text" else np.array(said, object)
     head, _, body = raw.partition(b"\n")
     dtype, shape = json.loads(head)
     return np.frombuffer(zlib.decompress(body), np.dtype(dtype)).reshape(shape)
