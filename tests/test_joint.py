@@ -612,6 +612,15 @@ def test_rows_that_a_student_elsewhere_does_not_answer_are_the_teachers_alone(bl
     assert answer.spent[:, 0].tolist() == [1.0, 11.0, 11.0]
 
 
+def test_minus_infinity_is_an_answer_of_a_student_elsewhere():
+    def certain(batch):
+        return np.tile([0.0, -np.inf], (len(batch), 1))
+
+    certain.url = "http://127.0.0.1/v2/models/m"
+    joint = JointClassifier(certain, _paid, Router("softmax", 0.9), blend=0.5)
+    assert joint(np.ones(2)).prediction.tolist() == [0, 0]
+
+
 def test_a_student_that_is_away_leaves_every_row_to_the_teacher():
     with pytest.warns(OutputWarning, match="it is away"):
         answer = JointClassifier(Elsewhere(), _paid, Router("random", 1e-9))(np.full(3, -2.0))

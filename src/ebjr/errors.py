@@ -53,6 +53,8 @@ class CalibrationError(EbjrError):
 class ModelError(EbjrError):
     """A model could not be loaded, or its output is not what its task needs.
 
+    `status` is the HTTP status of a server that has refused; else None.
+
     Examples
     --------
     >>> from ebjr import record
@@ -62,6 +64,8 @@ class ModelError(EbjrError):
     ...     print(error)
     the student was given 2 inputs and must return 2 rows, but returned shape (1, 2)
     """
+
+    status: int | None = None
 
 
 class OtherModel(ModelError):

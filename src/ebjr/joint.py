@@ -184,10 +184,7 @@ class JointModel:
 
     def unanswered(self, found: JointAnswer) -> np.ndarray | None:
         """(n,) bool: the rows of an `unchecked` answer that no model has given; None: all are."""
-        if not self._may_be_silent:
-            return None
-        sound = self.kind.sound("the joint model", found.output)
-        return None if sound is None else ~sound
+        return silent_rows(found.output) if self._may_be_silent else None
 
     def unchecked(self, inputs: Batch) -> JointAnswer:
         """As a call, but rows that no model has answered are NaN: a later teacher may answer."""
@@ -368,10 +365,10 @@ class JointModel:
             return found
         if found.answered is not None:
             output = take_rows(output, np.flatnonzero(to_numpy(found.answered)))
-        sound = self.kind.sound("the student", output) if self._may_be_silent else None
-        if sound is None:
+        silent = silent_rows(output) if self._may_be_silent else None
+        if silent is None:
             return replace(found, output=self.mix(output, found.output))
-        rows = np.flatnonzero(sound)  # the teacher alone has answered the others
+        rows = np.flatnonzero(~silent)  # the teacher alone has answered the others
         mixed = self.mix(take_rows(output, rows), take_rows(found.output, rows))
         return replace(found, output=put_rows(found.output, rows, mixed))
 
@@ -440,6 +437,17 @@ def _sound_rows(found: Answer, sound: np.ndarray, name: str) -> Answer:
     }
     marks["spent"] = found.spent
     return Answer(take_rows(found.output, rows), answered=answered, why=why, **marks)
+
+
+def silent_rows(output: Batch) -> np.ndarray | None:
+    """(n,): the rows whose raw output is NaN, as where a model had no answer; None: there is none.
+
+    Minus infinity is an answer: a class that is impossible.
+    """
+    if isinstance(output, list | tuple):
+        return None
+    nan = np.isnan(to_numpy(output))
+    return nan.reshape(len(nan), -1).any(axis=1) if nan.any() else None
 
 
 def _with_silence(found: Answer) -> Answer:

@@ -19,6 +19,7 @@ from ebjr.backends.entry import (
     ROUTER_KEYS,
     ChatEntry,
     Entry,
+    FarEntry,
     JointEntry,
     ModelEntry,
     RemoteEntry,
@@ -558,7 +559,7 @@ class JointConfig:
 
     def _policy(self) -> dict[str, Any]:
         """What is done when the teacher is away, which one that is here never is."""
-        if not isinstance(self.teacher, RemoteEntry | ChatEntry):
+        if not isinstance(self.teacher, FarEntry):
             return {}
         link, late = self.teacher.link, None
         if link.when_unavailable == "queue":
@@ -604,7 +605,7 @@ def save_joint(
     """
     costs = (Cost(), Cost()) if point is None else (point.student_cost, point.teacher_cost)
     student, teacher = entry_of(joint.student, costs[0]), entry_of(joint.teacher, costs[1])
-    if isinstance(teacher, RemoteEntry | ChatEntry):
+    if isinstance(teacher, FarEntry):
         queue = teacher.link.queue if joint.late is None else str(Path(joint.late.path).resolve())
         link = replace(teacher.link, when_unavailable=joint.when_unavailable, queue=queue)
         teacher = replace(teacher, link=link)

@@ -23,19 +23,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::ebjr.RecordingNote")  # that te
 TEXTS = ["good good film", "bad film", "good", "film " * 50, "unknown words"]
 
 
-def text_model(labels: int = 3, problem: str | None = None) -> transformers.PreTrainedModel:
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=5,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=8,
-        num_labels=labels,
-        problem_type=problem,
-    )
+def tiny_bert(seed: int, **own) -> transformers.PreTrainedModel:
+    torch.manual_seed(seed)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = transformers.BertConfig(**size, **own)
     return transformers.BertForSequenceClassification(config)
+
+
+def text_model(labels: int = 3, problem: str | None = None) -> transformers.PreTrainedModel:
+    about = {"num_labels": labels, "problem_type": problem}
+    return tiny_bert(0, vocab_size=5, num_hidden_layers=1, max_position_embeddings=8, **about)
 
 
 def image_model() -> transformers.PreTrainedModel:
@@ -262,18 +259,8 @@ def framing():
 
 
 def pair_model(longest: int = 12) -> transformers.PreTrainedModel:
-    torch.manual_seed(1)
-    config = transformers.BertConfig(
-        vocab_size=7,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=longest,
-        num_labels=3,
-        initializer_range=0.5,
-    )
-    return transformers.BertForSequenceClassification(config).eval()
+    about = {"max_position_embeddings": longest, "num_labels": 3, "initializer_range": 0.5}
+    return tiny_bert(1, vocab_size=7, num_hidden_layers=2, **about).eval()
 
 
 def windows_by_hand(module, framing, first: str, second: str | None, longest: int, stride: int):

@@ -124,11 +124,12 @@ class ChatModel:
         check_at_least(1, concurrent=concurrent)
         check_at_least(0, retries=retries)
         self._price = _checked_price(price)
-        self.tokens = LabelTokens(_answers(labels))
+        answers = _answers(labels)
+        self.tokens = LabelTokens(answers)
         self.labels = self.tokens.names
         self._prompt = _Prompt.of(prompt, columns, api)
         self.columns = self._prompt.columns
-        self._shown = self._prompt.shown(examples, self.tokens, _answers(labels))
+        self._shown = self._prompt.shown(examples, answers)
         parts = server_of(chat, "a chat model's address")
         how = {"sampling": f", by {samples} samples", "verbalized": ", by what it says of itself"}
         self.url = str(chat).rstrip("/")
@@ -234,8 +235,8 @@ class ChatModel:
         try:
             self._server.exchange("GET", "models")
         except ModelError as error:
-            if "status 404" not in str(error) and "status 405" not in str(error):
-                raise  # many servers list no models
+            if error.status not in (404, 405):  # many servers list no models
+                raise
 
     def close(self) -> None:
         """Close the connections."""
@@ -325,10 +326,10 @@ class ChatModel:
         """In how many seconds an attempt that failed is worth another; None: it is not."""
         if error.retry_after_seconds is not None:
             return error.retry_after_seconds
-        if "status 401" in str(error) or "status 403" in str(error):
+        if error.status in (401, 403):
             state = "" if self._has_key else ", which is not set"
             raise TeacherUnavailable(f"{error}; its key is read from {self._key}{state}") from error
-        if "status 404" in str(error):
+        if error.status == 404:
             raise TeacherUnavailable(
                 f"{error}; chat must be the address before /{APIS[self._api]}, as http://host/v1, "
                 "and model a name that is known there"
@@ -424,15 +425,15 @@ class _Prompt(NamedTuple):
         return cls(parts, own, api)
 
     def shown(
-        self, examples: Sequence[Mapping[str, str]], tokens: LabelTokens, answers: Mapping[str, Any]
+        self, examples: Sequence[Mapping[str, str]], answers: Mapping[str, Sequence[str]]
     ) -> list[tuple[str, str]]:
         """The question and the answer of each example."""
         found = []
         for number, example in enumerate(examples, 1):
             if missing := [name for name in (*self.columns, "label") if name not in example]:
                 raise ValueError(f"example {number} has no {missing[0]!r}")
-            if (label := example["label"]) not in tokens.names:
-                known = ", ".join(tokens.names)
+            if (label := example["label"]) not in answers:
+                known = ", ".join(answers)
                 raise ValueError(f"example {number} has the label {label!r}, none of {known}")
             row = tuple(example[name] for name in self.columns)
             found.append((self._filled(self.parts[-1][1], row), answers[label][0]))

@@ -393,7 +393,8 @@ class JointEntry:
         return cls(student, teacher, table["router"], **picked(table, ("task",)), **about)
 
 
-Single = ModelEntry | RemoteEntry | ChatEntry
+FarEntry = RemoteEntry | ChatEntry  # of a model elsewhere, behind a link
+Single = ModelEntry | FarEntry
 Entry = Single | JointEntry
 
 
@@ -549,7 +550,7 @@ def entries_of(
                 if isinstance(entry, ModelEntry) and isinstance(found, ModelEntry):
                     found = replace(entry, path=found.path)
             entry = replace(found, preprocess=None if entry is None else entry.preprocess)
-        elif isinstance(entry, RemoteEntry | ChatEntry) and link is not None:
+        elif isinstance(entry, FarEntry) and link is not None:
             options, how = parse_link(link)
             if isinstance(entry, ChatEntry):
                 if options:

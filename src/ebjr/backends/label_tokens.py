@@ -95,8 +95,7 @@ class LabelTokens:
     def after(self, text: str) -> str:
         """What a whole answer says after the label that it begins with."""
         said = text.encode(errors="replace").lstrip(self._before)
-        own = [w for w in self._written if said.startswith(w) and _ends(said, len(w))]
-        return said[max(map(len, own), default=0) :].decode(errors="replace")
+        return said[len(self._whole(said)) :].decode(errors="replace")
 
     def logprobs(
         self, positions: Sequence[Position], *, ended: bool = False
@@ -158,16 +157,18 @@ class LabelTokens:
 
     def _labels_of(self, text: bytes) -> tuple[int | None, frozenset[int]]:
         """The label that a beginning is, if it ends here; and those that it may still become."""
-        may, whole, length = set[int](), None, -1
-        for written, place in self._written.items():
-            if text.startswith(written) and len(written) > length and _ends(text, len(written)):
-                whole, length = place, len(written)
+        may, whole = set[int](), self._written.get(self._whole(text))
         for written, place in self._written.items():
             # a word is a token where it can be: "no" is not the beginning of "not sure"
             goes_on = whole is None or not written[len(text) : len(text) + 1].isalpha()
             if place != whole and written.startswith(text) and goes_on:
                 may.add(place)
         return whole, frozenset(may)
+
+    def _whole(self, text: bytes) -> bytes:
+        """The longest label that a text begins with, as it is written; empty where it is none."""
+        own = (w for w in self._written if text.startswith(w) and _ends(text, len(w)))
+        return max(own, key=len, default=b"")
 
 
 def _ends(text: bytes, length: int) -> bool:

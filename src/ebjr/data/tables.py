@@ -83,9 +83,11 @@ def open_table(
         apart = _holds(table.schema.field(columns[0]).type, "path")
         examples = partial(table.examples, columns[0], targets)
         return ImageData(*about, examples, table.rows, on_unreadable, apart)
-    held: Any = [found[name] for name in columns]
-    held = table.texts(found, columns) if holds == "texts" else np.stack(held, axis=1)
-    held = held if holds == "texts" else held.astype(np.float64)
+    held: Any
+    if holds == "texts":
+        held = table.texts(found, columns)
+    else:
+        held = np.stack([found[name] for name in columns], axis=1).astype(np.float64)
     data = ArrayData(*about, held, None if targets is None else np.array(targets))
     data.columns = tuple(columns)
     return data

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 import ebjr
 from ebjr.arrays import to_numpy
-from ebjr.backends.entry import ChatEntry, ModelEntry, RemoteEntry, entry_of
+from ebjr.backends.entry import FarEntry, ModelEntry, RemoteEntry, entry_of
 from ebjr.backends.exported import ExportedJoint
 from ebjr.backends.onnx import OnnxModel
 from ebjr.backends.output_kind import AsLogits
@@ -154,7 +154,7 @@ def _levels(joint: JointModel) -> list[JointModel]:
 
 def _graph_file(role: str, entry: Any) -> Any:
     """What an entry names, if it may be an ONNX file."""
-    if isinstance(entry, RemoteEntry | ChatEntry):
+    if isinstance(entry, FarEntry):
         where = entry.url if isinstance(entry, RemoteEntry) else entry.options["chat"]
         raise ModelError(
             f"the {role} {where} is a remote model, which cannot be part of a file; "

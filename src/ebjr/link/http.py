@@ -181,10 +181,12 @@ class Server:
         said = str(said.get("message", "") if isinstance(said, dict) else said)
         said = "".join(one if one.isprintable() else " " for one in said)
         words = f"status {status}" + (f": {' '.join(said.split())[:200]}" if said else "")
-        if 400 <= status < 500 and status not in _LATER:
-            return ModelError(f"{self.name} refuses these inputs with {words}")
-        after = _retry_after(headers.get("Retry-After"))
-        return TeacherUnavailable(f"{self.name} answers with {words}", after)
+        error = ModelError(f"{self.name} refuses these inputs with {words}")
+        if not 400 <= status < 500 or status in _LATER:
+            after = _retry_after(headers.get("Retry-After"))
+            error = TeacherUnavailable(f"{self.name} answers with {words}", after)
+        error.status = status
+        return error
 
 
 def run(what: Coroutine[Any, Any, Any]) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from ebjr.arrays import Batch, join_rows, plain, row_count, to_numpy
 from ebjr.backends import FILES
 from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable, check_at_least
-from ebjr.joint import JointAnswer, JointModel, LateRows, models_of
+from ebjr.joint import JointAnswer, JointModel, LateRows, models_of, silent_rows
 from ebjr.model import Answer, Model, ModelFacts, TeacherFailed, answer, facts
 from ebjr.outcomes import roles_of
 from ebjr.router import check_threshold
@@ -343,7 +343,7 @@ class Engine:
             if ticket.unscored or not ticket.open:
                 return False
             part = ticket.waiting()
-        if _nothing(part.said.output) is not None:
+        if silent_rows(part.said.output) is not None:
             return False
         self._degrade(len(self.levels), [part])
         self.bell()
@@ -530,12 +530,12 @@ class Engine:
         """Tell what a model has spent, and how many rows it gave nothing that can be used."""
         missed = 0
         if found.answered is None:
-            nothing = _nothing(found.output)
+            nothing = silent_rows(found.output)
             missed = 0 if nothing is None else int(nothing.sum())
         elif found.why or isinstance(error, TeacherFailed):
             missed = rows - int(to_numpy(found.answered).sum())
         if missed or found.spent is not None:
-            silent = _nothing(found.output if said is None else said.output)
+            silent = silent_rows(found.output if said is None else said.output)
             self._told.observe(Asked(self.stages[number], missed, found.spent, silent))
 
     def _tell_batch(self, number: int, parts: Sequence[Part], began: float, ended: float) -> None:
@@ -651,7 +651,7 @@ class Engine:
         if number < len(self.levels):
             self._go_on(number, parts, said)
             return
-        if (nothing := _nothing(said.output)) is not None:
+        if (nothing := silent_rows(said.output)) is not None:
             for part in pick(parts, nothing):
                 which = f"row {part.rows[0]}, counted from 0" if part.ticket.rows > 1 else "the row"
                 words = f"the student had no answer to {which}, nor had the {self.stages[number]}"
@@ -718,17 +718,6 @@ class _Crew:
 
 def _nobody(ticket: Ticket) -> None:
     """Whom a ticket is told that nobody waits for."""
-
-
-def _nothing(output: Batch) -> np.ndarray | None:
-    """(n,): the rows whose raw output is NaN, as where a model had no answer; None: there is none.
-
-    Minus infinity is an answer: a class that is impossible.
-    """
-    if isinstance(output, list | tuple):
-        return None
-    nan = np.isnan(to_numpy(output))
-    return nan.reshape(len(nan), -1).any(axis=1) if nan.any() else None
 
 
 def _finish(ticket: Ticket, found: JointAnswer | None, done: list[Ticket]) -> None:
