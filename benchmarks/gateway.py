@@ -35,7 +35,7 @@ from typing import Any
 import httptools
 import uvloop
 
-from benchmarks.machine import about, save
+from benchmarks.machine import about, free_port, save
 
 ROOT = Path(__file__).parents[1]
 MARK = b"unclear"  # in a text that the stub is not sure of
@@ -200,18 +200,13 @@ async def ask(port: int, clients: int, requests: int) -> dict[str, Any]:
 def asked(port: int, clients: int, requests: int) -> dict[str, Any]:
     """`ask`, in a process of its own."""
     words = ["--ask", str(port), str(clients), str(requests)]
-    done = subprocess.run(_own(*words), check=True, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(own_command(*words), check=True, cwd=ROOT, capture_output=True, text=True)
     return json.loads(done.stdout)
 
 
-def _own(*words: str) -> list[str]:
+def own_command(*words: str) -> list[str]:
+    """What runs this script with other words."""
     return [sys.executable, "-m", "benchmarks.gateway", *words]
-
-
-def free_port() -> int:
-    """A port that is free just now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @contextmanager
@@ -282,9 +277,9 @@ def measure(told: argparse.Namespace) -> None:
     ports = {"stub": free_port(), "ebjr": free_port()}
     address = f"http://127.0.0.1:{ports['stub']}/v1"
     with ExitStack() as stack:
-        stack.enter_context(process(_own("--stub", str(ports["stub"])), ports["stub"]))
+        stack.enter_context(process(own_command("--stub", str(ports["stub"])), ports["stub"]))
         stack.enter_context(
-            process(_own("--serve", str(ports["ebjr"]), address), ports["ebjr"], ours)
+            process(own_command("--serve", str(ports["ebjr"]), address), ports["ebjr"], ours)
         )
         if told.litellm:
             ports["litellm"] = free_port()

@@ -19,8 +19,8 @@ from typing import Any
 import aiohttp
 import httpx2
 
-from benchmarks.gateway import _own, free_port, process
-from benchmarks.machine import about, save
+from benchmarks.gateway import own_command, process
+from benchmarks.machine import about, free_port, save
 
 REQUESTS, AT_ONCE, ROUNDS = 3_000, 32, 5
 ASKED = {"model": "stub", "messages": [{"role": "user", "content": "is it? " * 40}]}
@@ -78,7 +78,7 @@ async def rounds(port: int) -> dict[str, list[dict[str, float]]]:
 def main() -> None:
     """Measure, print and write the result file."""
     port = free_port()
-    with process(_own("--stub", str(port)), port):
+    with process(own_command("--stub", str(port)), port):
         found = asyncio.run(rounds(port))
     figures: dict[str, Any] = {
         name: {key: round(statistics.median(one[key] for one in each), 1) for key in each[0]}

@@ -1,7 +1,8 @@
-"""How models are timed, and where result files are."""
+"""How models are timed, where servers may listen, and where result files are."""
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import runs
 from runs import about
 
-__all__ = ["PASSES", "RESULTS", "about", "passes", "save", "seconds_of"]
+__all__ = ["PASSES", "RESULTS", "about", "free_port", "passes", "save", "seconds_of"]
 
 RESULTS = Path(__file__).parent / "results"
 PASSES = 5
@@ -33,6 +34,12 @@ def passes(
     """What each pass over some rows measures, after one over the first of them to warm up."""
     measure(rows[:warm_up])
     return [measure(rows) for _ in range(PASSES)]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at just now."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def save(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> None:

@@ -40,7 +40,7 @@ import grpc
 from PIL import Image
 from tritonclient.grpc import service_pb2
 
-from benchmarks.machine import about, save
+from benchmarks.machine import about, free_port, save
 from benchmarks.serving.processes import resident
 from ebjr import JointConfig, Preprocess
 from ebjr.demo import shipped
@@ -598,8 +598,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=CASES)
     cases = parser.parse_args().cases
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(Path(folder), "--grpc-port", str(port)) as (address, pid),

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import socket
 import tempfile
 import time
 import urllib.request
@@ -29,7 +28,7 @@ import ray
 from ray import serve
 
 from benchmarks.load import Measured, closed, requests
-from benchmarks.machine import about, save
+from benchmarks.machine import about, free_port, save
 from benchmarks.pair import cifar_inputs, running_server, write_pair
 from ebjr import load_joint
 from ebjr.scale import INGRESS, build_app, predict
@@ -37,12 +36,6 @@ from ebjr.scale import INGRESS, build_app, predict
 ROWS, CLIENTS, TURNS = 8, 64, 3
 BATCH, RATE, WAIT, DENSE_ROWS = 32, 0.2, 1.0, 2_000
 STORE = 500 * 2**20
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @contextmanager

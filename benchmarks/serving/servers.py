@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from benchmarks.machine import free_port
 from benchmarks.serving import processes
 from ebjr.protocol import LENGTH_HEADER
 
@@ -202,8 +202,7 @@ def running(
     server: Server, folder: Path, environment: Mapping[str, str], settings: Settings
 ) -> Iterator[Running]:
     """A server, until the block ends; then all its processes are gone."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     mark = f"{processes.MARK}={uuid4().hex}"
     told = {f"CASCADE_{name.upper()}": str(value) for name, value in settings.items()}
     with (folder / "server.log").open("wb") as log:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
-from benchmarks.machine import about, save
+from benchmarks.machine import about, free_port, save
 from ebjr import FarTeacher, JointClassifier, Link, Preprocess, Router, load_model, save_joint
 from ebjr.data.preprocess import prepared
 from ebjr.demo import shipped
@@ -117,8 +116,7 @@ def figures_of(rows: np.ndarray, began: float, back: float) -> dict[str, Any]:
 
 def measure(seconds: float) -> dict[str, Any]:
     """Both kinds of outage, one after the other, under the same load."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
+    port = str(free_port())
     with tempfile.TemporaryDirectory() as name, shipped("teacher.onnx") as path:
         folder = Path(name)
         words = (str(path), "--preprocess", IMAGES.as_text(), "--port", port)
