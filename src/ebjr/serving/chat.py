@@ -28,6 +28,7 @@ with needs("serve", "serving"):
     import msgspec.json
 
 COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/models"
+PREDICT = ":predict"  # the end of an address at which KServe's clients ask
 
 NO_EFFECT = (
     *("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop"),

@@ -38,25 +38,26 @@ def openapi(repository: Repository, routes: Sequence[BaseRoute], *, token: bool 
         "<dimensions>": MOST_DIMENSIONS,
     }
     document = _filled(json.loads(text), values)
+    schemas = document["components"]["schemas"]
     if not points:  # nobody can ask for one
-        schemas, name = document["components"]["schemas"], "operating_point"
-        del schemas["Form"]["properties"][name]
-        del schemas["ChatRequest"]["properties"][name]
-        del schemas["InferRequest"]["properties"]["parameters"]["properties"][name]
+        name = "operating_point"
+        for schema in ("Form", "ChatRequest", "Parameters"):
+            del schemas[schema]["properties"][name]
         wishes = schemas["Wish"]["oneOf"]
         schemas["Wish"]["oneOf"] = [wish for wish in wishes if name not in wish["properties"]]
+    asked = schemas["InferRequest"]["properties"]["parameters"]["properties"]
+    asked |= schemas["Parameters"]["properties"]
     if not any(service.served.takes_images for service in services):
-        asked = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]
-        del asked["content"]["multipart/form-data"]
+        infer = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]
+        del infer["content"]["multipart/form-data"]
     move = document["paths"]["/v1/router"]["put"]
     del move["responses"]["403" if token else "401"]
     if not token:
         del move["security"], document["components"]["securitySchemes"]
     document["paths"] = _paths(document["paths"], routes, values)
     if CHAT not in document["paths"]:
-        for name in ("ChatRequest", "ChatCompletion", "ChatModel"):
-            del document["components"]["schemas"][name]
-        del document["components"]["responses"]["ChatRefused"]
+        for name in ("ChatRequest", "ChatCompletion"):
+            del schemas[name]
     return document
 
 
@@ -91,7 +92,7 @@ def _paths(known: Json, routes: Sequence[BaseRoute], values: Mapping[str, Any]) 
 
 def _path_parameters(path: str, values: Mapping[str, Any]) -> list[Json]:
     known = {"name": {"enum": values["<models>"]}, "version": {"enum": values["<versions>"]}}
-    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    names = re.findall(r"{(\w+)}", path)
     schemas = [{"type": "string", **known.get(name, {})} for name in names]
     both = zip(names, schemas, strict=True)
     return [{"name": name, "in": "path", "required": True, "schema": each} for name, each in both]

@@ -386,6 +386,11 @@ class Service:
                 f"{', '.join(map(repr, asked.inputs))}"
             )
         (array,) = asked.inputs.values()
+        return self.inputs_of(array)
+
+    def inputs_of(self, array: np.ndarray) -> Any:
+        """The input, checked, as `inputs`."""
+        name = self.input.name
         if self.served.takes_images:
             return _images(array)
         shape, columns = self.input.shape, self.served.columns if self.served.takes_texts else None
