@@ -25,10 +25,12 @@ from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.protocol import read_object
 from ebjr.serving.bodies import aside, read_body
+from ebjr.serving.chat import COMPLETIONS
 from ebjr.serving.chats import Chats
 from ebjr.serving.doors import Doors, check_loading
 from ebjr.serving.infer import HOST, client_of, host_of, infer, read, refusal
 from ebjr.serving.knob_control import WISHES
+from ebjr.serving.kserve import KServe
 from ebjr.serving.limits import Refused
 from ebjr.serving.logs import RequestIds, request_id, start_logging
 from ebjr.serving.openapi import openapi
@@ -86,8 +88,8 @@ def build_app(
     routes = [
         Route(f"{model}/infer", infer, methods=["POST"]),
         Route(f"{any_version}/infer", infer, methods=["POST"]),
-        Route("/v2/health/live", _says(dict)),
-        Route("/v2/health/ready", _says(dict)),
+        Route("/v2/health/live", _says(lambda: {"live": True})),
+        Route("/v2/health/ready", _says(lambda: {"ready": True})),
         Route("/v2", _says(lambda: repository.server_metadata())),
         Route("/v2/repository/index", handlers.index, methods=["POST"]),
         Route("/v2/repository/models/{name}/load", handlers.load, methods=["POST"]),
@@ -110,6 +112,7 @@ def build_app(
         Route("/openapi.json", _says(lambda: described())),
         Route("/", handlers.page),
         *chats.routes(),
+        *KServe(repository).routes(),
     ]
     described = partial(openapi, repository, routes, token=token is not None)
 
@@ -428,7 +431,7 @@ def _no_such(request: Request, error: HTTPException) -> Refused:
     path = request.url.path if len(request.url.path) <= 60 else f"{request.url.path[:57]}..."
     if error.status_code == 404:
         sentence = f"there is nothing at {path!r}; /openapi.json says what there is"
-        if request.app.state.chats.has(path):
+        if path == COMPLETIONS:
             sentence = request.app.state.chats.why_not or sentence
         return Refused(404, sentence)
     if error.status_code == 405:  # a path may have several routes, of which Starlette names one's
