@@ -566,7 +566,7 @@ def serve(
         each = threads or config.threads_for(available_cores())  # of as many batches at once
         served = served_of(config, trust=trust, **_threads(each))
         again["reload"] = partial(JointConfig.read, joint)
-    if (warning := exposure(how.host, how.token)) is not None:
+    if (warning := exposure(how.host, asking=False, secret=False)) is not None:
         _note(warning, "WARNING")
     run_server(
         served,

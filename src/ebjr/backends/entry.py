@@ -189,8 +189,8 @@ class RemoteEntry(_Single):
     def as_table(self, folder: Path | None) -> dict[str, Any]:
         """The TOML table, with the queue's path relative to `folder`, or as it is."""
         table: dict[str, Any] = {"url": self.url, **self.options, **self.link.as_dict()}
-        if "queue" in table:
-            table["queue"] = _relative(table["queue"], folder)
+        files = picked(table, ("queue", *CERTIFICATES))
+        table |= {key: _relative(path, folder) for key, path in files.items()}
         return {**table, **_shared_table(self), "metadata": dict(self.metadata)}
 
     @classmethod
@@ -202,12 +202,13 @@ class RemoteEntry(_Single):
             read_metadata(table["metadata"])
         except (ProtocolError, AttributeError) as error:
             raise ValueError(f"{where}.metadata is no model's metadata: {error}") from error
-        link = Link.from_dict(picked(table, LINK_KEYS))
+        link, options = Link.from_dict(picked(table, LINK_KEYS)), picked(table, REMOTE_OPTIONS)
+        files = picked(table, CERTIFICATES)
         return cls(
             url=table["url"],
             metadata=table["metadata"],
             link=replace(link, queue=str((folder / link.queue).resolve())),
-            options=picked(table, REMOTE_OPTIONS),
+            options=options | {key: str((folder / path).absolute()) for key, path in files.items()},
             **_shared(table, where),
         )
 
@@ -579,8 +580,10 @@ OPTIONS = (
     *("layout", "classes", "nms", "above", "limit", "label_ids", "features", "continues"),
 )
 """What `load_model` takes for a file, as the command line and ``joint.toml`` say it."""
+CERTIFICATES = ("ca_file", "client_cert", "client_key")  # files
 REMOTE_OPTIONS = (
     *("send", "quality", "gzip", "timeout_seconds", "batch_size", "output", "output_kind"),
+    *CERTIFICATES,
 )
 LINK_KEYS = tuple(f.name for f in fields(Link))
 ROUTER_KEYS = ("score", "threshold", "blend", "skip")

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from gzip import compress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,9 @@ SENDS = ("tensor", "jpeg", "png")
 MARKS = {"degraded": np.bool_, "stage": np.int64}  # what an EBJR server says of each row, too
 
 TOKEN_VARIABLE = "EBJR_TEACHER_TOKEN"
-"""The environment variable with the bearer token of a remote model, so that no file holds it."""
+PASSWORD_VARIABLE = "EBJR_TEACHER_KEY_PASSWORD"
+"""The environment variables with secrets of remote models, so that no file holds them: the bearer
+token, and the password of `client_key`."""
 
 
 class RemoteModel:
@@ -59,6 +62,10 @@ class RemoteModel:
     - `gzip`: Compress what is sent, and ask for compressed answers.
     - `batch_size`: The most rows of a request; larger batches are cut. None sends what comes.
     - `token`: Sent as ``Authorization: Bearer``; None is the environment's ``EBJR_TEACHER_TOKEN``.
+    - `ca_file`: The certificates of the authorities that an https server is trusted by; None is the
+      system's.
+    - `client_cert`, `client_key`: What the server is shown that asks for a certificate; the key may
+      be in the same file. Its password is the environment's ``EBJR_TEACHER_KEY_PASSWORD``.
     - `metadata`: What the server said of the model before. It is then not asked until the model is
       used, and a model that says something else is refused.
     """
@@ -74,6 +81,9 @@ class RemoteModel:
         timeout_seconds: float = 3.0,
         batch_size: int | None = None,
         token: str | None = None,
+        ca_file: str | None = None,
+        client_cert: str | None = None,
+        client_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         _check(send, quality, timeout_seconds)
@@ -81,7 +91,12 @@ class RemoteModel:
         self.batch_size, self.quality, self.gzip = batch_size, quality, gzip
         server, name, path = _split_url(url)
         token = os.environ.get(TOKEN_VARIABLE) if token is None else token
-        self._server = Server(server, name, timeout_seconds, gzip=gzip, token=token)
+        files = {"ca_file": ca_file, "client_cert": client_cert, "client_key": client_key}
+        shown = {"ca_file": ca_file, "certfile": client_cert, "keyfile": client_key}
+        shown["password"] = os.environ.get(PASSWORD_VARIABLE)
+        self._server = Server(
+            server, name, timeout_seconds, gzip=gzip, token=token, certificates=shown
+        )
         if path is None:
             path = _only_model(self._server) if metadata is None else f"models/{metadata['name']}"
         self._path = path
@@ -92,6 +107,7 @@ class RemoteModel:
         self._read_tensors(output, send)
         given: dict[str, Any] = {"output": output, "send": self.send, "quality": quality}
         given |= {"gzip": gzip, "timeout_seconds": timeout_seconds, "batch_size": batch_size}
+        given |= {key: path and str(Path(path).absolute()) for key, path in files.items()}
         self.options = {key: value for key, value in given.items() if value is not None}
 
     def _read_tensors(self, output: str | None, send: str | None) -> None:

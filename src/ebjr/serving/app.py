@@ -120,7 +120,7 @@ def build_app(
             (HTTPException, EbjrError, ClientDisconnect, Exception), _failed
         ),
     )
-    app.add_middleware(doors.guard, refuse=partial(refusal, service))
+    app.add_middleware(doors.guard, refuse=lambda _, error: refusal(service, error))
     app.state.service, app.state.described, app.state.chat = service, described, chat
     app.state.short = span is None and not log_requests  # nobody is told of each request
     return app
