@@ -29,7 +29,7 @@ from tritonclient.grpc import service_pb2
 from ebjr.serving.app import Served
 from ebjr.serving.grpc import MESSAGES, SERVICE, grpc_server
 from ebjr.serving.limits import Limits
-from ebjr.serving.service import Service
+from ebjr.serving.repository import Repository
 
 
 @contextmanager
@@ -39,13 +39,13 @@ def serving(served: Served, *, log_requests=False, **options):
     ready, ended = threading.Event(), threading.Event()
 
     async def run():
-        service = Service(served, **options)
-        service.start()
+        repository = Repository(served, **options)
+        repository.start()
         lines = {"log_requests": log_requests}
-        async with grpc_server(service, port=0, started=address.append, **lines):
+        async with grpc_server(repository, port=0, started=address.append, **lines):
             ready.set()
             await asyncio.to_thread(ended.wait)
-        service.stop()
+        repository.stop()
 
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()

@@ -475,7 +475,7 @@ def test_a_head_that_says_more_json_than_there_is_holds_nothing_and_is_malformed
 
 def test_our_own_mistake_is_a_500_without_its_traceback(caplog):
     app = build_app(served())
-    app.state.service.server_metadata = lambda: {}["secret"]
+    app.state.repository.server_metadata = lambda: {}["secret"]
     with TestClient(app, raise_server_exceptions=False) as client:
         answer = client.get("/v2")
     assert says(answer) == (500, "the server failed on this request; its log says why")

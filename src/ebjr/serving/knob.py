@@ -81,7 +81,8 @@ class Knob:
     ) -> None:
         if self._journal is None:
             return
-        entry = {"who": who, "from": before, "to": after, "why": why, "request": request}
+        about = {"model": self.served.name, "who": who, "from": before, "to": after}
+        entry = {**about, "why": why, "request": request}
         known = {key: value for key, value in entry.items() if value is not None}
         self._journal.write(json_number({**known, "promise": self.promise(after) or "none"}))
 

@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ebjr.errors import needs
 from ebjr.files import packaged_text
 from ebjr.protocol import DATATYPES, MOST_DIMENSIONS
-from ebjr.serving.service import VERSION, Service
+from ebjr.serving.repository import Repository
 
 with needs("serve", "serving"):
     from starlette.routing import BaseRoute, Route
@@ -19,36 +19,40 @@ CHAT = "/v1/chat/completions"
 ANY_VERSION = "/versions/{version}"  # a path with it does as the path without it
 
 
-def openapi(service: Service, routes: Sequence[BaseRoute], *, token: bool = False) -> Json:
-    """The document, OpenAPI 3.1, of a service and its routes."""
+def openapi(repository: Repository, routes: Sequence[BaseRoute], *, token: bool = False) -> Json:
+    """The document, OpenAPI 3.1, of what is served now and its routes."""
     text = packaged_text("ebjr.serving", "openapi.json")
+    services = repository.services
+    names = _all([service.served.name] for service in services)
+    points = _all(service.served.operating_points for service in services)
     values = {  # what stands for each ``<...>`` of the file
-        "<title>": f"{service.served.name}, served by EBJR",
-        "<release>": service.server_metadata()["version"],
-        "<model>": service.served.name,
-        "<labels>": [*(service.served.labels or ())],
-        "<inputs>": [service.input.name],
-        "<outputs>": [*service.output_names],
-        "<operating points>": [*service.served.operating_points],
+        "<title>": f"{', '.join(names) or 'No model'}, served by EBJR",
+        "<release>": repository.server_metadata()["version"],
+        "<models>": names,
+        "<versions>": _all([service.version] for service in services),
+        "<labels>": _all(service.served.labels or () for service in services),
+        "<inputs>": _all([service.input.name] for service in services),
+        "<outputs>": _all(service.output_names for service in services),
+        "<operating points>": points,
         "<datatypes>": [*DATATYPES],
         "<dimensions>": MOST_DIMENSIONS,
     }
     document = _filled(json.loads(text), values)
-    if not service.served.operating_points:  # nobody can ask for one
+    if not points:  # nobody can ask for one
         schemas, name = document["components"]["schemas"], "operating_point"
         del schemas["Form"]["properties"][name]
         del schemas["ChatRequest"]["properties"][name]
         del schemas["InferRequest"]["properties"]["parameters"]["properties"][name]
         wishes = schemas["Wish"]["oneOf"]
         schemas["Wish"]["oneOf"] = [wish for wish in wishes if name not in wish["properties"]]
-    if not service.served.takes_images:
+    if not any(service.served.takes_images for service in services):
         asked = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]
         del asked["content"]["multipart/form-data"]
     move = document["paths"]["/v1/router"]["put"]
     del move["responses"]["403" if token else "401"]
     if not token:
         del move["security"], document["components"]["securitySchemes"]
-    document["paths"] = _paths(document["paths"], routes, service)
+    document["paths"] = _paths(document["paths"], routes, values)
     if CHAT not in document["paths"]:
         for name in ("ChatRequest", "ChatCompletion", "ChatModel"):
             del document["components"]["schemas"][name]
@@ -64,7 +68,11 @@ def _filled(node: Any, values: Mapping[str, Any]) -> Any:
     return values.get(node, node) if isinstance(node, str) else node
 
 
-def _paths(known: Json, routes: Sequence[BaseRoute], service: Service) -> Json:
+def _all(parts: Iterable[Iterable[str]]) -> list[str]:
+    return [*dict.fromkeys(each for part in parts for each in part)]
+
+
+def _paths(known: Json, routes: Sequence[BaseRoute], values: Mapping[str, Any]) -> Json:
     paths: Json = {}
     for route in routes:
         if not isinstance(route, Route):
@@ -76,13 +84,13 @@ def _paths(known: Json, routes: Sequence[BaseRoute], service: Service) -> Json:
             key = method.lower()
             name = "_".join((key, *words))
             paths.setdefault(path, {})[key] = {"operationId": name, **about[key]}
-        if parameters := _path_parameters(path, service):
+        if parameters := _path_parameters(path, values):
             paths[path]["parameters"] = parameters
     return paths
 
 
-def _path_parameters(path: str, service: Service) -> list[Json]:
-    known = {"name": {"enum": [service.served.name]}, "version": {"enum": [VERSION]}}
+def _path_parameters(path: str, values: Mapping[str, Any]) -> list[Json]:
+    known = {"name": {"enum": values["<models>"]}, "version": {"enum": values["<versions>"]}}
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
     schemas = [{"type": "string", **known.get(name, {})} for name in names]
     both = zip(names, schemas, strict=True)

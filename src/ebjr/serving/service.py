@@ -11,8 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,24 +39,19 @@ from ebjr.serving.engine import Engine, Ticket, stages_of
 from ebjr.serving.events import Expired, Observers
 from ebjr.serving.explain import explain
 from ebjr.serving.images import decoded_images
-from ebjr.serving.journal import Journal
 from ebjr.serving.knob import Knob
 from ebjr.serving.knob_control import KnobControl
-from ebjr.serving.limits import Limits, Refused
+from ebjr.serving.limits import Refused
 from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.logs import NOTES, Faults
-from ebjr.serving.loop import Bell
 from ebjr.serving.metrics import Metrics, add_sources
 from ebjr.serving.periodic import Periodic
 from ebjr.serving.recent import Recent
 from ebjr.serving.served import KNOBS, Served
+from ebjr.serving.shared import Shared
 from ebjr.serving.spending import Spending
 from ebjr.serving.status import describe
 
-if TYPE_CHECKING:  # an extra
-    from ebjr.serving.tracing import Tracing
-
-VERSION = "1"  # the only version of a served model
 STOP_SECONDS = 20.0  # for what waits when the server ends
 DECODERS = 1  # images are decoded by so many threads: it takes memory, and the models' cores
 REQUEST_PARAMETERS = (*KNOBS, "timeout")
@@ -85,47 +79,52 @@ def status_of(error: EbjrError) -> int:
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
+def told_of(error: BaseException) -> tuple[int, str]:
+    """The status of a request that ends in an error, and what its client is told."""
+    if isinstance(error, EbjrError):
+        return status_of(error), " ".join(str(error).split())
+    log.error("a request failed", exc_info=error)
+    return 500, BROKEN
+
+
 class Service:
     """A joint model behind any protocol.
 
+    `version` is that of the model, a number. Of a server with several, all have what is `shared`.
+
     Defaults: `timeout_seconds` for requests that name none; the knob is moved by hand unless `hold`
     (and its bounds, `between`) switches the autopilot on; the monitor keeps its state in the folder
-    of `audit_log` unless `state` names another. `chore_seconds` is how often autopilot and monitor
-    look; `queue_rows` may be at work or wait; `knob` is one shared with other services; `options`
-    are those of the `Engine`.
+    `state`, if any. `chore_seconds` is how often autopilot and monitor look; `queue_rows` may be at
+    work or wait; `knob` is one shared with other servers; `options` are those of the `Engine`.
     """
 
     def __init__(
         self,
         served: Served,
+        shared: Shared | None = None,
         *,
+        version: str = "1",
         timeout_seconds: float = 30.0,
-        audit_log: str | os.PathLike[str] | None = None,
         hold: str | None = None,
         between: Sequence[float | str] | None = None,
         audit_rate: float = 0.0,
         state: str | os.PathLike[str] | None = None,
-        tracing: "Tracing | None" = None,
         chore_seconds: float = 1.0,
-        limits: Limits | None = None,
         queue_rows: int = 4096,
         knob: Knob | None = None,
         **options: Any,
     ) -> None:
-        self.served, self.timeout_seconds = served, timeout_seconds
+        self.served, self.version, self.timeout_seconds = served, version, timeout_seconds
         self._tensors = served.tensors()
-        self.limits = Limits() if limits is None else limits
+        shared = Shared() if shared is None else shared
+        self.limits, self.bell, self.tracing = shared.limits, shared.bell, shared.tracing
         self.metrics = Metrics(served.name, served.score_deciles(), stages_of(served.joint))
         self.recent = Recent(served.score_edges(), stages_of(served.joint))
-        self._journal = None if audit_log is None else Journal(audit_log)
-        beside = None if audit_log is None else Path(audit_log).parent
-        self.monitor = LiveMonitor(
-            served, audit_rate=audit_rate, folder=beside if state is None else state
-        )
-        self.tracing, self.spending = tracing, Spending(stages_of(served.joint))
+        self.monitor = LiveMonitor(served, audit_rate=audit_rate, folder=state)
+        self.spending = Spending(stages_of(served.joint))
         self.observers = Observers(self.metrics, self.recent, self.monitor, self.spending, Faults())
-        if tracing is not None:
-            self.observers.add(tracing)
+        if self.tracing is not None:
+            self.observers.add(self.tracing)
         self.engine = Engine(
             served.joint, observer=self.observers, audit_rate=audit_rate, **options
         )
@@ -134,11 +133,11 @@ class Service:
             bytes=self.limits.held_bytes,
             rows=queue_rows,
             seconds=timeout_seconds * self.engine.workers,
+            beside=shared.admission,
         )
-        self.bell = Bell()
         self.engine.bell = self.bell.ring
         self.forsaken: dict[Call, None] = {}  # whose clients may be gone: they make room first
-        self.knob = Knob(served, self._journal) if knob is None else knob
+        self.knob = Knob(served, shared.journal) if knob is None else knob
         self.control = KnobControl(self.knob, self.observers, lambda: self.spending.silence)
         if hold is not None:
             self.control.hold(hold, between, who="the server's start")
@@ -174,10 +173,6 @@ class Service:
             late.stop()
         self._periodic.do(self.monitor.look)
         self._periodic.do(self.monitor.save)
-        if self._journal is not None:
-            self._journal.close()
-        if self.tracing is not None:
-            self.tracing.close()
 
     def reload(self, config: JointConfig) -> None:
         """Take over another calibration of the models served, its threshold as well.
@@ -199,30 +194,17 @@ class Service:
         for known in (self._said, self._described):
             known.cache_clear()
 
-    def server_metadata(self) -> dict[str, Any]:
-        """What the server says of itself."""
-        from ebjr import __version__
-
-        return {"name": "ebjr", "version": __version__, "extensions": ["binary_tensor_data"]}
-
-    def index(self) -> list[dict[str, str]]:
-        """Which models the server has."""
-        return [{"name": self.served.name, "version": VERSION, "state": "READY"}]
-
-    def model_metadata(self, name: str, version: str = "") -> dict[str, Any]:
-        """What the server says of the model; UnknownModel where it is another."""
-        self.check_model(name, version)
+    def model_metadata(self, versions: Sequence[str] = ()) -> dict[str, Any]:
+        """What the server says of the model, which it may have in other `versions`, too."""
         tensors = (self.input,), self._outputs
-        return ModelMetadata(self.served.name, (VERSION,), "ebjr_joint", *tensors).as_dict()
+        versions = tuple(versions) or (self.version,)
+        return ModelMetadata(self.served.name, versions, "ebjr_joint", *tensors).as_dict()
 
-    def check_model(self, name: str, version: str = "") -> None:
-        """Raise UnknownModel unless this name, and version if any, is what is served."""
+    def check_model(self, name: str) -> None:
+        """Raise UnknownModel unless this name is what is served."""
         if name != self.served.name:
-            raise UnknownModel(
-                f"there is no model {name!r} here; the model is called {self.served.name!r}"
-            )
-        if version not in ("", VERSION):
-            raise UnknownModel(f"there is no version {version!r} of {name!r}; it has {VERSION!r}")
+            own = self.served.name
+            raise UnknownModel(f"there is no model {name!r:.60} here; the model is called {own!r}")
 
     def question(
         self, asked: InferRequest, write: "Write" = lambda response, plan: response
@@ -315,11 +297,7 @@ class Service:
 
     def refuse(self, error: BaseException) -> tuple[int, str]:
         """Count a request that ends in an error: its status, and what its client is told."""
-        status, sentence = 500, BROKEN
-        if isinstance(error, EbjrError):
-            status, sentence = status_of(error), " ".join(str(error).split())
-        else:
-            log.error("a request failed", exc_info=error)
+        status, sentence = told_of(error)
         self.refused(status)
         return status, sentence
 
@@ -364,7 +342,7 @@ class Service:
             raise NothingKept(f"nothing is kept under {id[:40]!r}, or no longer")
         own = {name: tensor.of(found) for name, tensor in self._tensors.items()}
         outputs = {"row": found.rows, **own}
-        body, _ = write_response(InferResponse(outputs, self.served.name, VERSION, id=id))
+        body, _ = write_response(InferResponse(outputs, self.served.name, self.version, id=id))
         return {**json.loads(body), "waiting": list(found.waiting), "errors": found.errors}
 
     def inputs(self, asked: InferRequest) -> Any:
@@ -423,7 +401,7 @@ class Service:
         for name in plan.names:
             tensor = self._tensors.get(name)
             outputs[name] = OUTPUTS[name](ticket) if tensor is None else tensor.of(answer)
-        return InferResponse(outputs, self.served.name, VERSION, plan.asked.id, parameters)
+        return InferResponse(outputs, self.served.name, self.version, plan.asked.id, parameters)
 
     def told(self, ticket: Ticket) -> dict[str, Any]:
         """What is said of a whole answer: its threshold, and what that means."""
