@@ -566,7 +566,9 @@ def serve(
         each = threads or config.threads_for(available_cores())  # of as many batches at once
         served = served_of(config, trust=trust, **_threads(each))
         again["reload"] = partial(JointConfig.read, joint)
-    if (warning := exposure(how.host, asking=False, secret=False)) is not None:
+    asking = how.infer_token or how.infer_token_file or how.ssl_ca_certs
+    known = {"asking": bool(asking), "secret": how.ssl_certfile is not None}
+    if (warning := exposure(how.host, **known)) is not None:
         _note(warning, "WARNING")
     run_server(
         served,

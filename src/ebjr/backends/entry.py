@@ -183,7 +183,7 @@ class RemoteEntry(_Single):
         as the policy says. A ModelError refuses a server that says something else of the model
         than it did. `options` are for models that run here.
         """
-        known = {"metadata": self.metadata, "sha256": self.sha256}
+        known: dict[str, Any] = {"metadata": self.metadata, "sha256": self.sha256}
         model: Any = load_model(self.url, **self.options, **known)
         met = _look_for(model)
         return FarTeacher(prepared(model, self.preprocess), self.link, met=met)

@@ -212,7 +212,7 @@ class RemoteModel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # connections do not travel to another process, the address does
-        known = {"metadata": self.metadata.as_dict(), "sha256": self.sha256}
+        known: dict[str, Any] = {"metadata": self.metadata.as_dict(), "sha256": self.sha256}
         return partial(RemoteModel, self.url, **self.options, **known), ()
 
     def __repr__(self) -> str:

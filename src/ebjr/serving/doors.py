@@ -12,7 +12,7 @@ import hmac
 import os
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ebjr.serving.limits import Refused, loops_back
 from ebjr.serving.logs import App, Receive, Scope, Send
@@ -100,11 +100,12 @@ class Doors:
         if how:
             raise Refused(403, f"without a token the knob is moved {how}; serve with --token")
 
-    def not_asking(self, authorization: bytes) -> Refused | None:
-        """Why who shows this header may not ask the models; None where it may."""
-        if not self.asking or self.asking.opened_by(authorization):
+    def not_asking(self, headers: Mapping[bytes, bytes]) -> Refused | None:
+        """Why a request with these headers may not ask the models; None where it may."""
+        if not self.asking:
             return None
-        if self.moving.opened_by(authorization):
+        authorization = headers.get(b"authorization", b"")
+        if self.asking.opened_by(authorization) or self.moving.opened_by(authorization):
             return None
         return Refused(401, "asking needs the header Authorization: Bearer TOKEN", _BEARER)
 
@@ -115,18 +116,13 @@ class Doors:
             path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
             no = self.reading(scope) if _GUARDED.fullmatch(path) else None
             if no is None and scope.get("method") == "POST" and not _CONTROLS.fullmatch(path):
-                no = self.not_asking(_authorization(scope))
+                no = self.not_asking(dict(scope["headers"]))
             await (app if no is None else refuse(scope, no))(scope, receive, send)
 
         return guarded
 
     def _shows_token(self, scope: Scope) -> bool:
-        return self.moving.opened_by(_authorization(scope))
-
-
-def _authorization(scope: Scope) -> bytes:
-    found: bytes = dict(scope["headers"]).get(b"authorization", b"")
-    return found
+        return self.moving.opened_by(dict(scope["headers"]).get(b"authorization", b""))
 
 
 def _is_here(scope: Scope) -> bool:

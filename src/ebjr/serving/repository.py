@@ -18,8 +18,9 @@ EXTENSIONS = ("binary_tensor_data",)
 class Repository:
     """Joint models by name and version, each with an engine, an admission and a knob of its own.
 
-    `limits`, `audit_log` and `tracing` are those of the server; `state` is a folder for what the
-    monitors know, that of the audit log unless another is named. `options` are of each `Service`.
+    `limits`, `audit_log`, `tracing` and `doors` are those of the server; `state` is a folder for
+    what the monitors know, that of the audit log unless another is named. `options` are of each
+    `Service`.
 
     ValueError: two models have one name, or one of `options` is out of range. OSError: `audit_log`
     cannot be written.
@@ -33,13 +34,14 @@ class Repository:
         audit_log: Any = None,
         state: Any = None,
         tracing: Any = None,
+        doors: Any = None,
         **options: Any,
     ) -> None:
         given = [models] if isinstance(models, Served) else list(models)
         names = [served.name for served in given]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two models are called {min(twice)!r}: give each its own name")
-        self.shared = Shared(limits, audit_log, tracing)
+        self.shared = Shared(limits, audit_log, tracing, doors)
         self.limits, self.admission = self.shared.limits, self.shared.admission
         folder = Path(audit_log).parent if state is None and audit_log is not None else state
         self._options = options
@@ -118,6 +120,11 @@ class Repository:
         for service in self.services:
             service.stop()
         self.shared.close()
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why the server is not ready for all that is asked; None where it is."""
+        return next((why for one in self.services if (why := one.not_ready) is not None), None)
 
     def server_metadata(self) -> dict[str, Any]:
         """What the server says of itself."""
