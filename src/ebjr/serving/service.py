@@ -141,7 +141,7 @@ class Service:
         check_choice("ready", ready, READY)
         far = [one for one in models_of(served.joint) if isinstance(one, FarTeacher)]
         self._far = far if ready == "teacher" else []
-        self._far_looks = Periodic(LOOK_SECONDS, *(one.look for one in self._far))
+        self._far_looks = Periodic(LOOK_SECONDS, *(one.look for one in far), at_once=True)
         self.admission = Admission(
             bytes=self.limits.held_bytes,
             rows=queue_rows,
