@@ -124,6 +124,6 @@ def test_an_answer_alone_gives_another_model_away(models, port):
         model.sha256 = "0" * 64
         with pytest.raises(ebjr.OtherModel, match=r"its hash was 0{12} and is \w{12}"):
             teacher(X)
-        with pytest.raises(ebjr.TeacherUnavailable, match="left alone until .* another model"):
+        with pytest.raises(ebjr.TeacherUnavailable, match=r"left alone until .* another model"):
             teacher(X)
     teacher.close()
