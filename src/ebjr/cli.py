@@ -7,8 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,6 @@ from ebjr.files import json_number, sha256_of
 if TYPE_CHECKING:
     from ebjr.data.examples import Data
     from ebjr.outcomes import Outcomes
-    from ebjr.predict import Tell
     from ebjr.within import BatchCertificate
 
 # What is heavy is imported by the command that needs it: `ebjr --help` is there at once.
@@ -57,6 +55,7 @@ def _console(*, stderr: bool = False) -> Console:
 
 out = _console()
 err = _console(stderr=True)
+_progress = partial(opt.progress, err)
 
 MOST_STATEMENTS = 10  # of windows, each in a sentence of its own
 
@@ -174,7 +173,7 @@ def record(
     """Run models once on some data and keep what they said; interrupted, it goes on."""
     from ebjr.journal import Journal
     from ebjr.recording import counter
-    from ebjr.tables import print_recorded, recorded_models
+    from ebjr.tables import empty_words, print_recorded, recorded_models
     from ebjr.tasks import as_task
 
     as_task(task).metric(metric)
@@ -199,7 +198,8 @@ def record(
         _report_unreadable(source.unreadable)
         outcomes.save(output, half=half)
         journal.remove()
-    _report_empty(outcomes)
+    for words in empty_words(outcomes):
+        _note(words)
     figures = {
         "examples": len(outcomes),
         "unreadable": len(source.unreadable),
@@ -700,23 +700,6 @@ def _print_report(path: Path | None) -> None:
         out.print(f"\nReport: {path.resolve().as_uri()}", soft_wrap=True)
 
 
-def _report_empty(outcomes: Outcomes) -> None:
-    """Say how many images have no box to find, and on how many the student finds none."""
-    from ebjr.tasks.detection.precision import SHOWN
-
-    if outcomes.kind.targets_are != "boxes":
-        return
-    counts = {
-        "have no labeled box and count as empty": [len(real) for real in outcomes.targets],
-        f"have no box of the student with a score above {SHOWN:g}: most scores always defer them": [
-            len(found.above(SHOWN)) for found in outcomes.student
-        ],
-    }
-    for words, boxes in counts.items():
-        if 0 in boxes:
-            _note(f"{boxes.count(0)} of {len(outcomes)} images {words}")
-
-
 def _report_unreadable(unreadable: Sequence[tuple[str, str]], omissions: str | None = None) -> None:
     """Name the examples that could not be read, and say what made no example."""
     if omissions is not None:
@@ -728,31 +711,6 @@ def _report_unreadable(unreadable: Sequence[tuple[str, str]], omissions: str | N
         err.print(f"  {escape(name)}: {escape(reason)}", highlight=False, soft_wrap=True)
     if len(unreadable) > 20:
         err.print(f"  and {len(unreadable) - 20} more")
-
-
-@contextmanager
-def _progress() -> Iterator[Tell]:
-    """A progress bar for each thing that is being done, on standard error."""
-    from rich import progress
-
-    class Amount(progress.ProgressColumn):
-        """Bytes for a download, a count for everything else."""
-
-        def render(self, task: Any) -> Any:
-            fetched = "fetch" in task.description or "download" in task.description
-            column = progress.DownloadColumn() if fetched else progress.MofNCompleteColumn()
-            return column.render(task)
-
-    columns = progress.BarColumn(), Amount(), progress.TimeRemainingColumn()
-    tasks: dict[str, Any] = {}
-    with progress.Progress("{task.description}", *columns, console=err) as bar:
-
-        def tell(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield tell
 
 
 def _show(as_json: bool, figures: dict[str, Any], for_a_person: Callable[[], None]) -> None:
