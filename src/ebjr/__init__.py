@@ -28,7 +28,9 @@ _NAMES = {
     "data.preprocess": "Preprocess Preprocessed",
     "errors": "CalibrationError EbjrError GridWarning MissingExtra ModelError OtherModel "
     "OutputWarning PromiseWarning ProtocolError RecordingNote TeacherUnavailable",
+    "estimator": "JointEstimator",
     "evaluation": "evaluate",
+    "hub": "JointFolder pack_joint pull_joint push_joint",
     "joint": "JointAnswer JointModel",
     "joint_file": "JointConfig load_joint save_joint",
     "link.far": "FarTeacher Link over_link",

@@ -24,6 +24,7 @@ from ebjr.files import json_number, sha256_of
 
 if TYPE_CHECKING:
     from ebjr.data.examples import Data
+    from ebjr.hub import JointFolder
     from ebjr.outcomes import Outcomes
     from ebjr.within import BatchCertificate
 
@@ -577,6 +578,58 @@ def serve(
         **again,
         **vars(how),
     )
+
+
+@command
+def push(
+    joint: Annotated[Path, typer.Argument(help="What `ebjr calibrate` wrote.")],
+    repo: Annotated[
+        str | None, typer.Argument(help="OWNER/NAME on Hugging Face's hub.", metavar="[REPO]")
+    ] = None,
+    private: bool = opt.in_output("Make the repository a private one.", "--private", default=False),
+    output: Path | None = opt.in_output(
+        "Write the folder here, and push nothing.", "--output", "-o", file_okay=False
+    ),
+    as_json: opt.Json = False,
+) -> None:
+    """Push a joint model, with both models' files and a card, to Hugging Face's hub."""
+    from ebjr.hub import pack_joint, push_joint
+
+    if (repo is None) == (output is None):
+        raise ValueError("give either OWNER/NAME, where to push, or --output, a folder to write")
+    if output is not None and private:
+        raise ValueError("--private is of a repository: leave it out with --output")
+    if output is not None:
+        found = pack_joint(joint, output)
+    else:
+        with err.status(f"pushing to {repo}"):
+            found = push_joint(joint, str(repo), private=private)
+    _show_folder(as_json, found, found.url or str(found.path))
+
+
+@command
+def pull(
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on Hugging Face's hub.")],
+    output: Path = opt.in_output(
+        "The folder to make.", "--output", "-o", default=..., file_okay=False
+    ),
+    revision: str | None = opt.in_data("A branch, a tag or a commit."),
+    as_json: opt.Json = False,
+) -> None:
+    """Pull a joint model from Hugging Face's hub, and check its files; nothing of it is run."""
+    from ebjr.hub import pull_joint
+
+    with err.status(f"pulling {repo}"):
+        found = pull_joint(repo, output, revision=revision)
+    _show_folder(as_json, found, str(found.path))
+
+
+def _show_folder(as_json: bool, found: JointFolder, where: str) -> None:
+    """What was pushed or pulled, and what else it needs."""
+    for words in found.needs:
+        _note(words)
+    text = f"{where}: {', '.join(found.files)}"
+    _show(as_json, found.as_dict(), lambda: out.print(text, soft_wrap=True, highlight=False))
 
 
 @command
