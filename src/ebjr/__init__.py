@@ -49,6 +49,7 @@ _NAMES = {
     "tasks.classification": "JointClassifier",
     "tasks.detection": "JointDetector",
     "tasks.detection.boxes": "Detections GroundTruth",
+    "tasks.detection.supervision": "from_supervision to_supervision",
     "tasks.regression": "JointRegressor",
     "tasks.regression.models": "BinnedRegressor EnergyRegressor GaussianMixture",
     "tasks.specialized": "SpecializedJointClassifier",

@@ -61,6 +61,8 @@ from ebjr.tasks.classification import JointClassifier as JointClassifier
 from ebjr.tasks.detection import JointDetector as JointDetector
 from ebjr.tasks.detection.boxes import Detections as Detections
 from ebjr.tasks.detection.boxes import GroundTruth as GroundTruth
+from ebjr.tasks.detection.supervision import from_supervision as from_supervision
+from ebjr.tasks.detection.supervision import to_supervision as to_supervision
 from ebjr.tasks.regression import JointRegressor as JointRegressor
 from ebjr.tasks.regression.models import BinnedRegressor as BinnedRegressor
 from ebjr.tasks.regression.models import EnergyRegressor as EnergyRegressor
