@@ -53,7 +53,7 @@ def asked(hub, folder):
     def ask(*words: str, token: str = hub.token, at: str = "") -> tuple[int, str, str]:
         known = {"HF_ENDPOINT": at or hub.url, "HF_TOKEN": token, "HF_HOME": str(folder / "hf")}
         done = subprocess.run(
-            [sys.executable, "-m", "ebjr", *words],
+            [sys.executable, *(words if words[0].endswith(".py") else ("-m", "ebjr", *words))],
             env={**os.environ, **known, "HF_HUB_DISABLE_TELEMETRY": "1"},
             capture_output=True,
             text=True,
@@ -133,25 +133,39 @@ def test_what_was_tampered_with_is_refused_and_leaves_nothing(asked, hub, folder
     repo = hub.repos["me/colors"]
     good = repo.commits[repo.head]
     lists = next(name for name in good if name.startswith("joint.lists-"))
-    outside = good["joint.toml"].replace(b"student/student.onnx", b"../trained/student.onnx")
+    own = good["joint.toml"]
+    outside = own.replace(b"student/student.onnx", b"../trained/student.onnx")
+    stage = b'[student]\npath = "../../trained/joint.toml"\nsha256 = "0"\n\n[teacher]'
+    staged = own[: own.index(b"[student]")] + stage + own.partition(b"[teacher]")[2]
     teacher = good["teacher/teacher.onnx"]
     away = {name: data for name, data in good.items() if name != "student/student.onnx"}
     none = {name: data for name, data in good.items() if name != "joint.toml"}
-    for files, words in (
-        ({**good, "teacher/teacher.onnx": teacher[:-1] + b"x"}, "has changed since the threshold"),
+    cases = [
+        ({**good, "teacher/teacher.onnx": teacher[:-1] + b"x"}, "has changed"),
         ({**good, lists: good[lists] + b"\n"}, f"{lists} has changed"),
-        ({**good, "joint.toml": outside}, "trained/student.onnx, which is outside of its folder"),
-        ({**good, "../../evil.py": b"x = 1"}, "names a file '../../evil.py', which is outside"),
-        ({**good, "/tmp/evil.py": b"x = 1"}, "names a file '/tmp/evil.py', which is outside"),
-        ({**good, "a\\..\\..\\evil.py": b"x = 1"}, "which is outside of its folder"),
+        ({**good, "joint.toml": outside}, "trained/student.onnx, which is outs"),
+        ({**good, "joint.toml": staged}, "trained/joint.toml, which is outside"),
+        ({**good, "../../evil.py": b"x"}, "a file '../../evil.py', which is"),
+        ({**good, "/tmp/evil.py": b"x"}, "a file '/tmp/evil.py', which is outs"),
+        ({**good, "a\\..\\..\\evil.py": b"x"}, "which is outside"),
         (away, "student.onnx that joint.toml names is missing"),
         (none, "holds no joint.toml"),
-    ):
-        repo.commit(files)
-        before = sorted(each.name for each in folder.iterdir())
-        code, _, error = asked("pull", "me/colors", "-o", "here")
-        assert (code, words in error) == (2, True), error
-        assert sorted(each.name for each in folder.iterdir()) == before
+    ]
+    revisions = [repo.commit(files) for files, _ in cases]
+    Path("pull.py").write_text(
+        "import sys, ebjr\n"
+        "for revision in sys.argv[1:]:\n"
+        "    try: print(ebjr.pull_joint('me/colors', 'here', revision=revision))\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+    )
+    before = sorted(folder.rglob("*"))
+    code, printed, error = asked("pull.py", *revisions)
+    assert (code, error) == (0, "")
+    for said, (_, words) in zip(printed.splitlines(), cases, strict=True):
+        assert said.startswith("ModelError me/colors ")
+        assert words in said
+        assert str(folder) not in said
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_a_hub_that_says_no_or_nothing_is_one_sentence(asked, hub):

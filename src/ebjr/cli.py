@@ -602,8 +602,7 @@ def push(
     if output is not None:
         found = pack_joint(joint, output)
     else:
-        with err.status(f"pushing to {repo}"):
-            found = push_joint(joint, str(repo), private=private)
+        found = push_joint(joint, str(repo), private=private)
     _show_folder(as_json, found, found.url or str(found.path))
 
 
@@ -619,8 +618,7 @@ def pull(
     """Pull a joint model from Hugging Face's hub, and check its files; nothing of it is run."""
     from ebjr.hub import pull_joint
 
-    with err.status(f"pulling {repo}"):
-        found = pull_joint(repo, output, revision=revision)
+    found = pull_joint(repo, output, revision=revision)
     _show_folder(as_json, found, str(found.path))
 
 

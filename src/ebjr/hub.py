@@ -176,10 +176,10 @@ def pull_joint(
     FileExistsError
         `folder` is there already.
     ValueError
-        `repo` is no name of a repository; its ``joint.toml`` cannot be read.
+        `repo` is no name of a repository.
     ModelError
-        The hub refused, cannot be reached, or knows no joint model under this name; a file is not
-        what ``joint.toml`` says, or lies outside of the folder.
+        The hub refused, cannot be reached, or knows no joint model under `repo`; its ``joint.toml``
+        cannot be read, or names a file that is another one, or is outside of the folder.
     MissingExtra
         `huggingface_hub` is not installed.
     """
@@ -196,7 +196,11 @@ def pull_joint(
                 how = {"revision": about.sha, "local_dir": place}
                 _ask(repo, hub.hf_hub_download, repo, name, **how)
         shutil.rmtree(place / ".cache", ignore_errors=True)  # of the client
-        found = _checked(place)
+        try:
+            found = _checked(place)
+        except (ModelError, OSError, ValueError) as error:
+            said = str(error).replace(f"{place}{os.sep}", "")  # where it would have been
+            raise ModelError(f"{repo} was not taken: {said}") from error
     return replace(found, path=Path(folder) / FILE, url=f"{hub.endpoint}/{repo}/tree/{about.sha}")
 
 
