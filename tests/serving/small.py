@@ -106,8 +106,7 @@ def running(app, **options):
 
     from ebjr.serving.http import http_of
 
-    http = http_of(app.state.service, short=app.state.short)
-    options = {"http": http, "ws": "none", **options}
+    options = {"http": http_of(app), "ws": "none", **options}
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **options))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -24,12 +24,12 @@ pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 import grpc
 import tritonclient.grpc as triton
 from small import assert_boxes, files_of, images, joint_detector, served
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2
 
 from ebjr.serving.app import Served
 from ebjr.serving.grpc import MESSAGES, SERVICE, grpc_server
 from ebjr.serving.limits import Limits
-from ebjr.serving.service import Service
+from ebjr.serving.repository import Repository
 
 
 @contextmanager
@@ -39,13 +39,13 @@ def serving(served: Served, *, log_requests=False, **options):
     ready, ended = threading.Event(), threading.Event()
 
     async def run():
-        service = Service(served, **options)
-        service.start()
+        repository = Repository(served, **options)
+        repository.start()
         lines = {"log_requests": log_requests}
-        async with grpc_server(service, port=0, started=address.append, **lines):
+        async with grpc_server(repository, port=0, started=address.append, **lines):
             ready.set()
             await asyncio.to_thread(ended.wait)
-        service.stop()
+        repository.stop()
 
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()
@@ -125,9 +125,11 @@ def test_the_boxes_of_detectors_come_as_bytes_and_as_values():
 
 
 def test_it_answers_as_the_joint_model_does(client):
-    found = client.infer("joint", [tensor()], request_id="7")
+    names = ("prediction", "output", "score", "deferred", "degraded", "stage")
+    wanted = [triton.InferRequestedOutput(name) for name in names]
+    found = client.infer("joint", [tensor()], request_id="7", outputs=wanted)
     answer = served().joint(ROWS)
-    for name in ("prediction", "output", "score", "deferred", "degraded", "stage"):
+    for name in names:
         np.testing.assert_array_equal(found.as_numpy(name), getattr(answer, name))
     message = found.get_response()
     assert (message.id, message.model_name, message.model_version) == ("7", "joint", "1")
@@ -198,7 +200,8 @@ def test_every_datatype_may_come_as_values(address, datatype, field):
     values = {"name": "x", "datatype": datatype, "shape": [1, 2], "contents": {field: [1, 0]}}
     with stub(address) as infer:
         found = infer(message(inputs=[values]))
-    assert list(found.outputs[2].contents.fp32_contents) == [1.0]
+    (score,) = (one for one in found.outputs if one.name == "score")
+    assert list(score.contents.fp32_contents) == [1.0]
 
 
 def one(**fields):
@@ -233,12 +236,17 @@ def one(**fields):
             message(
                 outputs=[{"name": "score", "parameters": {"classification": {"int64_param": 3}}}]
             ),
-            "classification extension is not supported",
+            "the output 'score' of this model is none",
         ),
         (message(parameters={"colour": {"int64_param": 1}}), "no parameter 'colour'"),
         (message(parameters={"threshold": {}}), "not nothing"),
         (message(parameters={"threshold": {"string_param": "high"}}), "must be a number"),
-        (message(parameters={"timeout": {"double_param": 0.0}}), "timeout must be seconds"),
+        (
+            message(parameters={"timeout_seconds": {"double_param": 0.0}}),
+            "timeout_seconds must be above 0",
+        ),
+        (message(parameters={"timeout": {"double_param": 5.0}}), "timeout_seconds takes seconds"),
+        (message(parameters={"priority": {"double_param": 2.0}}), "priority must be a whole"),
         (message(parameters={"deferral_rate": {"double_param": float("nan")}}), "between 0 and 1"),
     ],
 )
@@ -314,14 +322,20 @@ def stuck(student=False, teacher=False, asked=None, **options):
             gate.set()
 
 
-@pytest.mark.parametrize(("parameter", "deadline"), [(0.2, None), (None, 2.0)])
-def test_a_deadline_gives_the_students_answer_marked(parameter, deadline):
-    asked = message()
-    if parameter is not None:
-        asked.parameters["timeout"].double_param = parameter
+@pytest.mark.parametrize(
+    ("parameters", "deadline"),
+    [
+        ({"timeout_seconds": {"double_param": 0.2}}, None),
+        ({"timeout": {"int64_param": 200_000}}, None),
+        ({"timeout": {"int64_param": 0}}, 2.0),
+        ({}, 2.0),
+    ],
+)
+def test_a_deadline_gives_the_students_answer_marked(parameters, deadline):
+    asked = message(parameters=parameters, outputs=[{"name": "degraded"}])
     with stuck(teacher=True) as at, stub(at) as infer:
         found = infer(asked, timeout=deadline)
-    assert list(found.outputs[4].contents.bool_contents) == [True, False]
+    assert list(found.outputs[0].contents.bool_contents) == [True, False]
 
 
 def test_a_deadline_before_the_student_is_exceeded():
@@ -362,7 +376,10 @@ def test_a_call_that_its_client_cancels_frees_its_rows():
 
 
 def test_our_messages_are_those_of_tritons_clients():
-    theirs = service_pb2.DESCRIPTOR.message_types_by_name
+    theirs = {
+        **model_config_pb2.DESCRIPTOR.message_types_by_name,
+        **service_pb2.DESCRIPTOR.message_types_by_name,
+    }
 
     def same(ours, known):
         for field in ours.fields:

@@ -37,6 +37,7 @@ SENDS = ("tensor", "jpeg", "png")
 """How inputs travel: as the tensor that the model takes, or each image as a file of its own."""
 
 MARKS = {"degraded": np.bool_, "stage": np.int64}  # what an EBJR server says of each row, too
+MORE = {*MARKS, "label", "label_names", "count"}  # outputs that a newer one may have
 
 TOKEN_VARIABLE = "EBJR_TEACHER_TOKEN"
 """The environment variable with the bearer token of a remote model, so that no file holds it."""
@@ -142,7 +143,7 @@ class RemoteModel:
         found = self._asked_metadata()
         self._server.exchange("GET", f"{self._path}/ready")
         old, new = (  # a newer server may say more of each row
-            {**one.as_dict(), "outputs": [t.as_dict() for t in one.outputs if t.name not in MARKS]}
+            {**one.as_dict(), "outputs": [t.as_dict() for t in one.outputs if t.name not in MORE]}
             for one in (self.metadata, found)
         )
         if old != new:

@@ -22,16 +22,25 @@ _CALLED = ("bytes of requests", "rows", SECONDS)
 
 
 class Admission:
-    """How many bytes, rows and seconds may be held, by all clients together."""
+    """How many bytes, rows and seconds may be held, by all clients together.
 
-    def __init__(self, *, bytes: float, rows: float, seconds: float) -> None:
+    Bytes are memory, of which a server has one: those of `beside`, of another model, count too.
+    """
+
+    def __init__(
+        self, *, bytes: float, rows: float, seconds: float, beside: "Admission | None" = None
+    ) -> None:
         self.limits = (bytes, rows, seconds)
         self.held = list(NOTHING)
+        self.open = 0  # holds that have not ended
         self._of: dict[Hashable, list[float]] = {}  # each client that holds anything
-        self._lock = threading.Lock()
+        self._all: list[float] = [0.0] if beside is None else beside._all  # bytes
+        self._lock: threading.Lock = threading.Lock() if beside is None else beside._lock
 
     def hold(self, client: Hashable) -> "Hold":
         """What one request of a client holds: nothing yet."""
+        with self._lock:
+            self.open += 1
         return Hold(self, client)
 
     @property
@@ -49,9 +58,11 @@ class Admission:
                 return
             own = self._of.get(hold.client) or list(NOTHING)
             for place, amount in enumerate(more):
-                if amount > 0 and self.held[place] + amount > self.limits[place] / 2:
-                    self._check(place, own, amount)
+                held = self.held[place] if place else self._all[0]
+                if amount > 0 and held + amount > self.limits[place] / 2:
+                    self._check(place, held, own, amount)
             self._of[hold.client] = own
+            self._all[0] += more[0]
             for place, amount in enumerate(more):
                 self.held[place] += amount
                 own[place] += amount
@@ -63,8 +74,10 @@ class Admission:
             if hold.over:
                 return
             hold.over = True
+            self.open -= 1
             if (own := self._of.get(hold.client)) is None:
                 return
+            self._all[0] -= hold.mine[0]
             for place, amount in enumerate(hold.mine):
                 self.held[place] -= amount
                 own[place] -= amount
@@ -73,8 +86,8 @@ class Admission:
             if not self._of:  # sums of fractions are not exact
                 self.held = list(NOTHING)
 
-    def _check(self, place: int, own: Sequence[float], more: float) -> None:
-        limit, held, mine, what = self.limits[place], self.held[place], own[place], _CALLED[place]
+    def _check(self, place: int, held: float, own: Sequence[float], more: float) -> None:
+        limit, mine, what = self.limits[place], own[place], _CALLED[place]
         if more > limit and what is not SECONDS:  # those are an estimate
             raise TooLarge(
                 f"a request may hold {limit:,.0f} {what}, and this one has {more:,.0f}: send it in "
@@ -111,6 +124,15 @@ class Hold:
     def add(self, bytes: float = 0.0, rows: float = 0.0, seconds: float = 0.0) -> None:
         """Hold more, as `Admission.take` does."""
         self._admission.take(self, (bytes, rows, seconds))
+
+    def move(self, admission: Admission) -> None:
+        """Hold all of it there from now on: it is known only now which model is asked."""
+        if admission is not self._admission:
+            mine = self.mine
+            self._admission.give(self)
+            there = admission.hold(self.client)
+            self._admission, self.mine, self.over = admission, there.mine, False
+            admission.take(self, mine)
 
     def end(self) -> None:
         """Hold nothing more."""

@@ -18,24 +18,30 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
+from weakref import ref
 
 from ebjr.errors import EbjrError, needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
+from ebjr.protocol import read_object
 from ebjr.serving.bodies import aside, read_body
-from ebjr.serving.chat import Chat
-from ebjr.serving.doors import Doors
-from ebjr.serving.infer import client_of, infer, read, refusal
+from ebjr.serving.chat import COMPLETIONS
+from ebjr.serving.chats import Chats
+from ebjr.serving.doors import Doors, check_loading
+from ebjr.serving.infer import HOST, client_of, host_of, infer, read, refusal
 from ebjr.serving.knob_control import WISHES
+from ebjr.serving.kserve import KServe
 from ebjr.serving.limits import Refused
 from ebjr.serving.logs import RequestIds, request_id, start_logging
 from ebjr.serving.openapi import openapi
 from ebjr.serving.page import page_and_headers
+from ebjr.serving.repository import Models, Repository
 from ebjr.serving.served import Served, served_of
 from ebjr.serving.service import BROKEN, Service
 
 with needs("serve", "serving"):
     from starlette.applications import Starlette
+    from starlette.datastructures import State
     from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
     from starlette.requests import ClientDisconnect, Request
@@ -51,43 +57,53 @@ SWITCH_SECONDS = 0.0005  # that a worker waits for the loop's turn to end, or th
 M_MMAP_THRESHOLD, LARGE_PIECE_BYTES = -3, 4 * 2**20  # glibc's name for it
 MOST_WISH_BYTES = 4096  # no wish is longer; reading one holds the interpreter
 
+Beside = Callable[[Repository], AbstractAsyncContextManager[None]]
+
 
 def build_app(
-    served: Served,
+    served: Models,
     *,
     token: str | None = None,
     hosts: Sequence[str] | None = None,
-    beside: Sequence[Callable[[Service], AbstractAsyncContextManager[None]]] = (),
+    beside: Sequence[Beside] = (),
     log_requests: bool = False,
     **options: Any,
 ) -> Starlette:
-    """The server's application, for uvicorn or any other ASGI server.
+    """The server's application, for uvicorn or any other ASGI server, of one model or several.
 
     A request that moves the knob must carry ``Authorization: Bearer TOKEN``; without a `token` the
     knob is moved from this machine alone. `hosts` are more names that the server is read by from
     this machine, as by a proxy; ``"*"`` is any. `beside` are servers of other protocols on the same
-    service, open as long as the application is. With `log_requests` a line is logged for each
-    request. `options` are those of the `Service` and its `Engine`.
+    models, open as long as the application is. With `log_requests` a line is logged for each
+    request. `options` are those of the `Repository`, of each `Service` and its `Engine`.
 
     ValueError: one of `options` is out of range, or the autopilot cannot hold `hold`. OSError:
     `audit_log` cannot be written.
     """
-    service = Service(served, **options)
-    doors = Doors(token, hosts or ())
-    handlers = _Handlers(service, doors, has_token=token is not None)
+    repository = Repository(served, **options)
+    chats, doors = Chats(repository), Doors(token, hosts or ())
+    repository.shared.doors = doors
+    handlers = _Handlers(repository, doors, has_token=token is not None)
     model, any_version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
     routes = [
         Route(f"{model}/infer", infer, methods=["POST"]),
         Route(f"{any_version}/infer", infer, methods=["POST"]),
-        Route("/v2/health/live", _says(dict)),
-        Route("/v2/health/ready", _says(dict)),
-        Route("/v2", _says(lambda: service.server_metadata())),
-        Route("/v2/repository/index", _says(service.index), methods=["POST"]),
-        Route(model, _says(service.model_metadata)),
+        Route("/v2/health/live", _says(lambda: {"live": True})),
+        Route("/v2/health/ready", _says(lambda: {"ready": True})),
+        Route("/v2", _says(lambda: repository.server_metadata())),
+        Route("/v2/repository/index", handlers.index, methods=["POST"]),
+        Route("/v2/repository/models/{name}/load", handlers.load, methods=["POST"]),
+        Route("/v2/repository/models/{name}/unload", handlers.unload, methods=["POST"]),
+        Route("/v2/models/stats", _says(repository.model_statistics)),
+        Route(f"{model}/stats", _says(repository.model_statistics)),
+        Route(f"{any_version}/stats", _says(repository.model_statistics)),
+        Route(f"{model}/config", _says(repository.model_config)),
+        Route(f"{any_version}/config", _says(repository.model_config)),
+        Route(model, _says(repository.model_metadata)),
         Route(f"{model}/ready", _says(handlers.ready)),
-        Route(any_version, _says(service.model_metadata)),
+        Route(any_version, _says(repository.model_metadata)),
         Route(f"{any_version}/ready", _says(handlers.ready)),
-        Route("/v1/router", _says(service.control.state), methods=["GET"]),
+        Route("/v1/router", handlers.router, methods=["GET"]),
         Route("/v1/router", handlers.move_knob, methods=["PUT"]),
         Route("/v1/status", handlers.status),
         Route("/v1/both", handlers.explain, methods=["POST"]),
@@ -95,23 +111,24 @@ def build_app(
         Route("/metrics", handlers.metrics),
         Route("/openapi.json", _says(lambda: described())),
         Route("/", handlers.page),
+        *chats.routes(),
+        *KServe(repository).routes(),
     ]
-    chat = Chat(service)
-    routes += chat.routes()
-    described = partial(openapi, service, routes, token=token is not None)
+    described = partial(openapi, repository, routes, token=token is not None)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        service.start()
+        repository.start()
         try:
             async with AsyncExitStack() as stack:
                 for server in beside:
-                    await stack.enter_async_context(server(service))
+                    await stack.enter_async_context(server(repository))
                 yield
         finally:
-            await asyncio.to_thread(service.stop)
+            await asyncio.to_thread(repository.stop)
 
-    span = None if service.tracing is None else service.tracing.request
+    tracing = repository.shared.tracing
+    span = None if tracing is None else tracing.request
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
@@ -120,26 +137,38 @@ def build_app(
             (HTTPException, EbjrError, ClientDisconnect, Exception), _failed
         ),
     )
-    app.add_middleware(doors.guard, refuse=partial(refusal, service))
-    app.state.service, app.state.described, app.state.chat = service, described, chat
+    app.add_middleware(doors.guard, refuse=partial(refusal, repository))
+    app.state = _State()
+    app.state.repository, app.state.described, app.state.chats = repository, described, chats
     app.state.short = span is None and not log_requests  # nobody is told of each request
     return app
 
 
+class _State(State):
+    """What an application knows of itself."""
+
+    @property
+    def service(self) -> Service | None:
+        """The one service; None where there are several."""
+        repository: Repository = self.repository
+        return repository.alone
+
+
 def serve(
-    joint: JointModel | JointConfig,
+    joint: JointModel | JointConfig | Sequence[JointConfig],
     *,
     name: str = "joint",
     labels: Sequence[str] | None = None,
     trust: bool = False,
     **options: Any,
 ) -> None:
-    """Serve a joint model, of whatever models, until the process is told to end.
+    """Serve joint models, of whatever models, until the process is told to end.
 
     Parameters
     ----------
     joint
-        A joint model, or what a ``joint.toml`` says, whose figures the page then shows.
+        A joint model; or what a ``joint.toml`` says, whose figures the page then shows, or what
+        several say.
     name, labels
         What clients call it, and its classes; a ``joint.toml`` has its own.
     trust
@@ -147,16 +176,18 @@ def serve(
     **options
         Of `run_server`: `port`, 8080 unless given, `host`, `token` and more.
     """
-    if isinstance(joint, JointConfig):
-        served = served_of(joint, trust=trust)
+    if isinstance(joint, JointModel):
+        served = [Served(joint, name, None if labels is None else tuple(labels))]
     else:
-        served = Served(joint, name, None if labels is None else tuple(labels))
-    options.setdefault("started", lambda url: print(f"serving {served.name} at {url}"))
+        configs = [joint] if isinstance(joint, JointConfig) else joint
+        served = [served_of(config, trust=trust) for config in configs]
+    names = ", ".join(one.name for one in served)
+    options.setdefault("started", lambda url: print(f"serving {names} at {url}"))
     run_server(served, **options)
 
 
 def run_server(
-    served: Served,
+    served: Models,
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
@@ -164,7 +195,6 @@ def run_server(
     log: str = "words",
     otel: bool = False,
     started: Callable[[str], None] = lambda url: None,
-    reload: Callable[[], JointConfig] | None = None,
     **options: Any,
 ) -> None:
     """Serve until the process is told to end; requests that came by then are answered.
@@ -172,8 +202,8 @@ def run_server(
     It listens at `host` and `port`, where 0 takes a free one; for gRPC at `grpc_port` of the same
     host, unless that is None. `log` is how this process logs, see `start_logging`; JSON has a line
     for each request. `otel` sends OpenTelemetry traces. `started` is told each address once it
-    takes requests. `reload` is what is read at SIGHUP: another calibration of the same models takes
-    over at once, and anything else is refused in the log. `options` are those of `build_app`.
+    takes requests. At SIGHUP all files of `served` are read again; what they say now takes over,
+    and what cannot be served is refused in the log. `options` are those of `build_app`.
 
     OSError: `port` or `grpc_port` is taken.
     """
@@ -189,15 +219,16 @@ def run_server(
             grpc_server, host=host, port=grpc_port, log_requests=log == "json", started=started
         )
         options["beside"] = (*options.get("beside", ()), beside)
-    if reload is not None and hasattr(signal, "SIGHUP"):
-        options["beside"] = (*options.get("beside", ()), partial(_reloaded, reload))
-    options["beside"] = (*options.get("beside", ()), _managed)
+    options["beside"] = (*options.get("beside", ()), _reloaded, _managed)
     start_logging(log)
     options["log_requests"] = log == "json"
     if otel:
         from ebjr.serving.tracing import Tracing
 
-        options["tracing"] = Tracing.to_collector(served.name)
+        name = served.name if isinstance(served, Served) else "ebjr"
+        options["tracing"] = Tracing.to_collector(name)
+    gc.collect()
+    gc.freeze()  # what lives as long as the server is not looked through again and again
     with socket.create_server((host, port), backlog=1024) as listener:
         app = build_app(served, **options)
         # asyncio does so only for sockets that name their protocol: an answer in two parts would
@@ -206,7 +237,7 @@ def run_server(
         config = uvicorn.Config(
             app,
             proxy_headers=False,  # the socket says who asks, see `doors`
-            http=http_of(app.state.service, short=app.state.short),  # type: ignore[arg-type]
+            http=http_of(app),  # type: ignore[arg-type]
             ws="none",
             lifespan="on",
             log_config=None,
@@ -216,8 +247,6 @@ def run_server(
         )
         where, own = listener.getsockname()[:2]
         started(f"http://{where}:{own}")
-        gc.collect()
-        gc.freeze()  # what lives as long as the server is not looked through again and again
         gc.set_threshold(FEWER_LOOKS, 10, 10)
         sys.setswitchinterval(SWITCH_SECONDS)
         _give_memory_back()
@@ -225,22 +254,28 @@ def run_server(
 
 
 @asynccontextmanager
-async def _reloaded(read_again: Callable[[], JointConfig], service: Service) -> AsyncIterator[None]:
-    """Reads the calibration again at SIGHUP; where that fails the log says why, and all stays."""
+async def _reloaded(repository: Repository) -> AsyncIterator[None]:
+    """Reads all files again at SIGHUP; the log says what was wrong, and that stays as it was."""
+    if not hasattr(signal, "SIGHUP"):
+        yield
+        return
 
-    def take_over() -> None:
+    async def look() -> None:
         _tell_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            service.reload(read_again())
-        except (EbjrError, ValueError, OSError) as error:
-            log_of.error("the calibration stays as it is: %s", error)
-        else:
-            log_of.info("joint.toml was read again: the threshold is %g", service.knob.threshold)
+            await repository.look()
+        except Exception:  # a folder that cannot be read any more
+            log_of.exception("what is served stays as it is")
         finally:
             _tell_systemd("READY=1")
 
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, take_over))
+    loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+    def begin() -> None:
+        tasks.add(task := loop.create_task(look()))
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, begin)
     try:
         yield
     finally:
@@ -248,7 +283,7 @@ async def _reloaded(read_again: Callable[[], JointConfig], service: Service) -> 
 
 
 @asynccontextmanager
-async def _managed(_service: Service) -> AsyncIterator[None]:
+async def _managed(_repository: Repository) -> AsyncIterator[None]:
     """Tells systemd that the server is ready, once all beside it is, and that it ends."""
     _tell_systemd("READY=1")
     try:
@@ -285,41 +320,85 @@ def _says(give: Callable[..., Any]) -> Callable[[Request], Awaitable[Response]]:
 class _Handlers:
     """What is done for each route."""
 
-    def __init__(self, service: Service, doors: Doors, *, has_token: bool) -> None:
-        self.service, self._doors, self._has_token = service, doors, has_token
+    def __init__(self, repository: Repository, doors: Doors, *, has_token: bool) -> None:
+        self.repository, self._doors, self._has_token = repository, doors, has_token
 
     def ready(self, name: str, version: str = "") -> dict[str, Any]:
-        self.service.check_model(name, version)
+        self.repository.of(name, version)
         return {}
+
+    def _meant(self, request: Request) -> Service:
+        """The service that a request means by ``?model=`` and ``&version=``."""
+        asked = request.query_params
+        service = self.repository.meant(asked.get("model"), asked.get("version", ""))
+        request.scope[HOST] = ref(service)
+        return service
+
+    async def index(self, request: Request) -> Response:
+        asked = await self._object(request)
+        ready = asked.get("ready", False)
+        if not isinstance(ready, bool):
+            raise Refused(400, f"'ready' must be true or false, not {ready!r:.60}")
+        return JSONResponse(self.repository.index(ready))
+
+    async def load(self, request: Request) -> Response:
+        return await self._change(request, self.repository.load)
+
+    async def unload(self, request: Request) -> Response:
+        return await self._change(request, self.repository.unload)
+
+    async def _change(
+        self, request: Request, change: Callable[[str, dict[str, Any]], Awaitable[None]]
+    ) -> Response:
+        asked = await self._object(request)
+        check_loading(self._doors, request.scope)
+        parameters = asked.get("parameters", {})
+        if not isinstance(parameters, dict):
+            raise Refused(400, "'parameters' must be a JSON object")
+        await change(request.path_params["name"], parameters)
+        return JSONResponse({})
+
+    async def _object(self, request: Request) -> dict[str, Any]:
+        """The JSON object in a body, which may be empty."""
+        with self.repository.admission.hold(client_of(request)) as hold:
+            raw = await read_body(request, self.repository.limits, hold)
+        if len(raw) > MOST_WISH_BYTES:
+            raise Refused(413, f"this takes a JSON object of {MOST_WISH_BYTES} bytes at most")
+        return read_object(raw) if raw.strip() else {}
 
     async def page(self, _request: Request) -> Response:
         return HTMLResponse(*page_and_headers())
 
-    async def status(self, _request: Request) -> Response:
+    async def router(self, request: Request) -> Response:
+        return JSONResponse(self._meant(request).control.state())
+
+    async def status(self, request: Request) -> Response:
         # in a thread, as the monitor takes its time and what is kept for later is on a disk
-        known = await asyncio.to_thread(self.service.status)
+        known = await asyncio.to_thread(self._meant(request).status)
         found = {**known, "token": self._has_token}
         return JSONResponse(found, headers={"Cache-Control": "no-store"})
 
     async def explain(self, request: Request) -> Response:
-        service = self.service
+        service = self._meant(request)
         with service.admission.hold(client_of(request)) as hold:
             raw = await read_body(request, service.limits, hold)
             asked = await aside(len(raw), read, raw, dict(request.scope["headers"]))
             return JSONResponse(await service.explain(asked, hold))
 
     async def metrics(self, _request: Request) -> Response:
-        body, kind = await asyncio.to_thread(self.service.prometheus)
+        body, kind = await asyncio.to_thread(self.repository.prometheus)
         return Response(body, media_type=kind)
 
     async def late(self, request: Request) -> Response:
-        found = await asyncio.to_thread(self.service.late, request.path_params["id"])
+        service, id = self._meant(request), request.path_params["id"]
+        found = await asyncio.to_thread(service.late, id)
         waits = bool(found["waiting"])
         return JSONResponse(found, 202 if waits else 200, {"Retry-After": "1"} if waits else None)
 
     async def move_knob(self, request: Request) -> Response:
-        with self.service.admission.hold(client_of(request)) as hold:
-            raw = await read_body(request, self.service.limits, hold)
+        service = self._meant(request)
+        with service.admission.hold(client_of(request)) as hold:
+            raw = await read_body(request, service.limits, hold)
         self._doors.check_moving(request.scope)
         who = request.client.host if request.client else "unknown"
         try:
@@ -327,12 +406,12 @@ class _Handlers:
         except (ValueError, RecursionError) as error:
             raise Refused(400, WISHES) from error
         try:  # in a thread, as the audit log waits for the disk
-            await asyncio.to_thread(self.service.control.ask, wish, who=who, request=request_id())
+            await asyncio.to_thread(service.control.ask, wish, who=who, request=request_id())
         except ValueError as error:
             raise Refused(400, str(error)) from error
         except OSError as error:
             raise Refused(503, f"the audit log cannot be written: {error}") from error
-        return JSONResponse(self.service.control.state())
+        return JSONResponse(service.control.state())
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -341,9 +420,10 @@ async def _failed(request: Request, error: Exception) -> Response:
         error = _no_such(request, error)
     elif not isinstance(error, EbjrError | ClientDisconnect):
         error = Refused(500, BROKEN)  # Starlette raises it again: the log has it, once
-    chat: Chat = request.app.state.chat
-    form = [chat.error] if chat.has(request.url.path) else []
-    return refusal(request.app.state.service, error, *form)
+    chats: Chats = request.app.state.chats
+    form = [chats.error] if chats.has(request.url.path) else []
+    repository = host_of(request)
+    return refusal(request.scope.get(HOST, lambda: None)() or repository, error, *form)
 
 
 def _no_such(request: Request, error: HTTPException) -> Refused:
@@ -351,8 +431,8 @@ def _no_such(request: Request, error: HTTPException) -> Refused:
     path = request.url.path if len(request.url.path) <= 60 else f"{request.url.path[:57]}..."
     if error.status_code == 404:
         sentence = f"there is nothing at {path!r}; /openapi.json says what there is"
-        if request.app.state.chat.has(path):
-            sentence = request.app.state.chat.why_not or sentence
+        if path == COMPLETIONS:
+            sentence = request.app.state.chats.why_not or sentence
         return Refused(404, sentence)
     if error.status_code == 405:  # a path may have several routes, of which Starlette names one's
         routes = [r for r in request.app.routes if r.matches(request.scope)[0] != Match.NONE]

@@ -17,10 +17,8 @@ from ebjr.errors import ProtocolError, needs
 from ebjr.files import json_number
 from ebjr.labels import are_names
 from ebjr.protocol import read_object
-from ebjr.serving.admission import Hold
-from ebjr.serving.bodies import LARGE_BYTES, aside
 from ebjr.serving.engine import Ticket
-from ebjr.serving.infer import Headers, Written, answered
+from ebjr.serving.infer import Headers, Written
 from ebjr.serving.limits import Refused
 from ebjr.serving.logs import new_request_id
 from ebjr.serving.served import Served
@@ -28,11 +26,9 @@ from ebjr.serving.service import REQUEST_PARAMETERS, Question, Service
 
 with needs("serve", "serving"):
     import msgspec.json
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response
-    from starlette.routing import Route
 
 COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/models"
+PREDICT = ":predict"  # the end of an address at which KServe's clients ask
 
 NO_EFFECT = (
     *("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop"),
@@ -74,44 +70,6 @@ class Chat:
         self._stages = service.engine.stages
         self.why_not = _why_not(served)
         self._labels = served.labels or ()
-        self._began = int(time.time())
-
-    def routes(self) -> list[Route]:
-        """The routes of what there is; `why_not` says why there are none."""
-        if self.why_not is not None:
-            return []
-        return [
-            Route(COMPLETIONS, self.complete, methods=["POST"]),
-            Route(MODELS, self.models),
-            Route(f"{MODELS}/{{name}}", self.model),
-        ]
-
-    def has(self, path: str) -> bool:
-        """Whether a path is one of these."""
-        return path in (COMPLETIONS, MODELS) or path.startswith(f"{MODELS}/")
-
-    async def complete(self, request: Request) -> Response:
-        """Answer a request that came by a route."""
-
-        async def read(raw: bytes, headers: Headers, hold: Hold) -> Question:
-            if len(raw) > LARGE_BYTES:
-                hold.add(bytes=len(raw))  # the text beside the body
-            return await aside(len(raw), self.read, raw, headers)
-
-        return await answered(request, read)
-
-    async def models(self, _request: Request) -> Response:
-        """The one model that is served."""
-        return JSONResponse({"object": "list", "data": [self._about()]})
-
-    async def model(self, request: Request) -> Response:
-        """The model of that name."""
-        self._service.check_model(request.path_params["name"])
-        return JSONResponse(self._about())
-
-    def _about(self) -> dict[str, Any]:
-        name = self._service.served.name
-        return {"id": name, "object": "model", "created": self._began, "owned_by": "ebjr"}
 
     def read(self, body: bytes, headers: Headers) -> Question:
         """What a request asks; ProtocolError or Refused say what cannot be."""
@@ -136,8 +94,8 @@ class Chat:
             raise ProtocolError("'model' must be the name of the model, a string")
         self._service.check_model(model)
         wishes = {name: asked[name] for name in REQUEST_PARAMETERS if name in asked}
-        threshold, timeout = self._service.wishes(wishes)
-        return Question(self._row(asked.get("messages")), threshold, timeout, self.write)
+        row = self._row(asked.get("messages"))
+        return Question(row, self._service.wishes(wishes), self.write)
 
     def _row(self, messages: Any) -> np.ndarray:
         """A row of texts, (1,) or (1, columns)."""
@@ -209,7 +167,8 @@ class Chat:
         ]
         return about, body
 
-    def error(self, status: int, sentence: str) -> bytes:
+    @staticmethod
+    def error(status: int, sentence: str) -> bytes:
         """A request's error as OpenAI's clients read it."""
         kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
         about = {"message": sentence, "type": kind, "param": None, "code": None}

@@ -6,9 +6,11 @@ each name once in a process, and a client of another package, such as Triton's, 
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -23,7 +25,9 @@ from ebjr.protocol import (
 )
 from ebjr.serving.admission import Hold
 from ebjr.serving.bodies import aside
+from ebjr.serving.doors import check_loading
 from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
+from ebjr.serving.repository import Repository
 from ebjr.serving.service import Plan, Service
 
 with needs("grpc", "serving over gRPC"):
@@ -37,6 +41,8 @@ PIECE = 2**15  # values of a field read or written at once: other threads run in
 
 CODES: Mapping[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -80,7 +86,7 @@ SERVICE, MESSAGES = _messages()
 
 @asynccontextmanager
 async def grpc_server(
-    service: Service,
+    repository: Repository,
     *,
     host: str = "127.0.0.1",
     port: int = 8001,
@@ -95,11 +101,11 @@ async def grpc_server(
         maximum_concurrent_rpcs=MOST_CALLS,
         options=[
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", service.limits.body_bytes),
+            ("grpc.max_receive_message_length", repository.limits.body_bytes),
             ("grpc.max_send_message_length", -1),
         ],
     )
-    server.add_generic_rpc_handlers([_Calls(service, lines=log_requests).handler()])
+    server.add_generic_rpc_handlers([_Calls(repository, lines=log_requests).handler()])
     place = f"[{host}]" if ":" in host else host
     try:
         own = server.add_insecure_port(f"{place}:{port}")
@@ -113,11 +119,20 @@ async def grpc_server(
         await server.stop(GRACE_SECONDS)
 
 
+@dataclass
+class _Asking:
+    """A call at work: its context, whom it asks as far as that is known, and what it holds."""
+
+    context: Any
+    host: Repository | Service
+    hold: Hold
+
+
 class _Calls:
     """The protocol's calls by their own names, and what is done around each of them."""
 
-    def __init__(self, service: Service, *, lines: bool) -> None:
-        self.service, self._lines = service, lines
+    def __init__(self, repository: Repository, *, lines: bool) -> None:
+        self.repository, self._lines = repository, lines
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What gRPC asks for every call."""
@@ -135,10 +150,10 @@ class _Calls:
         return grpc.method_handlers_generic_handler(SERVICE.full_name, calls)
 
     def _answering(
-        self, path: str, kind: type[Any], answer: Callable[[Any, Any, Hold], Awaitable[Any]]
+        self, path: str, kind: type[Any], answer: "Callable[[Any, _Asking], Awaitable[Any]]"
     ) -> Callable[[bytes, Any], Awaitable[Any]]:
         """A call of bytes: with its id, its line and span, and errors that are statuses."""
-        tracing = self.service.tracing
+        repository, tracing = self.repository, self.repository.shared.tracing
 
         async def wrapped(raw: bytes, context: Any) -> Any:
             metadata = dict(context.invocation_metadata() or ())
@@ -152,15 +167,16 @@ class _Calls:
                 if tracing is not None:
                     about = {"rpc.system": "grpc", "rpc.method": path, "ebjr.request_id": own}
                     stack.enter_context(tracing.request(path, metadata, about))
+                asking = _Asking(context, repository, repository.admission.hold(context.peer()))
                 try:
-                    with self.service.admission.hold(context.peer()) as hold:
+                    with asking.hold as hold:
                         hold.add(bytes=len(raw))
                         asked = await aside(len(raw), _parsed, kind, raw)
-                        found = await answer(asked, context, hold)
+                        found = await answer(asked, asking)
                     figures["status"] = "OK"
                     return found
                 except Exception as error:
-                    status, sentence = self.service.refuse(error)
+                    status, sentence = asking.host.refuse(error)
                     figures["status"] = CODES[status].name
                     more = [(REQUEST_ID.decode(), own)]
                     if isinstance(error, Overloaded):
@@ -170,32 +186,64 @@ class _Calls:
 
         return wrapped
 
-    async def ServerLive(self, _asked: Any, _context: Any, _hold: Any) -> Any:
+    async def ServerLive(self, _asked: Any, _asking: Any) -> Any:
         return MESSAGES["ServerLiveResponse"](live=True)
 
-    async def ServerReady(self, _asked: Any, _context: Any, _hold: Any) -> Any:
+    async def ServerReady(self, _asked: Any, _asking: Any) -> Any:
         return MESSAGES["ServerReadyResponse"](ready=True)
 
-    async def ModelReady(self, asked: Any, _context: Any, _hold: Any) -> Any:
-        self.service.check_model(asked.name, asked.version)
+    async def ModelReady(self, asked: Any, _asking: Any) -> Any:
+        self.repository.of(asked.name, asked.version)
         return MESSAGES["ModelReadyResponse"](ready=True)
 
-    async def ServerMetadata(self, _asked: Any, _context: Any, _hold: Any) -> Any:
-        return MESSAGES["ServerMetadataResponse"](**self.service.server_metadata())
+    async def ServerMetadata(self, _asked: Any, _asking: Any) -> Any:
+        return MESSAGES["ServerMetadataResponse"](**self.repository.server_metadata())
 
-    async def ModelMetadata(self, asked: Any, _context: Any, _hold: Any) -> Any:
-        about = self.service.model_metadata(asked.name, asked.version)
+    async def ModelMetadata(self, asked: Any, _asking: Any) -> Any:
+        about = self.repository.model_metadata(asked.name, asked.version)
         return MESSAGES["ModelMetadataResponse"](**about)
 
-    async def ModelInfer(self, asked: Any, context: Any, hold: Hold) -> Any:
-        self.service.check_model(asked.model_name, asked.model_version)
+    async def ModelConfig(self, asked: Any, _asking: Any) -> Any:
+        config = self.repository.model_config(asked.name, asked.version)
+        return MESSAGES["ModelConfigResponse"](config=config)
+
+    async def ModelStatistics(self, asked: Any, _asking: Any) -> Any:
+        found = self.repository.model_statistics(asked.name, asked.version)
+        return MESSAGES["ModelStatisticsResponse"](**found)
+
+    async def RepositoryIndex(self, asked: Any, _asking: Any) -> Any:
+        return MESSAGES["RepositoryIndexResponse"](models=self.repository.index(asked.ready))
+
+    async def RepositoryModelLoad(self, asked: Any, asking: "_Asking") -> Any:
+        check_loading(self.repository.shared.doors, _scope_of(asking.context))
+        await self.repository.load(asked.model_name, _parameters(asked))
+        return MESSAGES["RepositoryModelLoadResponse"]()
+
+    async def RepositoryModelUnload(self, asked: Any, asking: "_Asking") -> Any:
+        check_loading(self.repository.shared.doors, _scope_of(asking.context))
+        await self.repository.unload(asked.model_name, _parameters(asked))
+        return MESSAGES["RepositoryModelUnloadResponse"]()
+
+    async def ModelInfer(self, asked: Any, asking: "_Asking") -> Any:
+        service = self.repository.of(asked.model_name, asked.model_version)
+        asking.host, hold, context = service, asking.hold, asking.context
+        hold.move(service.admission)
         size = asked.ByteSize()
         hold.add(bytes=size)  # the message is another copy
         request, left = await aside(size, read_request, asked), context.time_remaining()
         within = None if left is None else ANSWERING_SHARE * left
         raw = bool(asked.raw_input_contents)
         write = partial(write_response, raw=raw)
-        return await self.service.ask(self.service.question(request, write), hold, within=within)
+        return await service.ask(service.question(request, write), hold, within=within)
+
+
+def _scope_of(context: Any) -> dict[str, Any]:
+    """A call as the doors know requests: who sends it, and what with."""
+    kind, _, place = unquote(context.peer()).partition(":")
+    host = place.rpartition(":")[0].strip("[]") if kind.startswith("ip") else ""
+    metadata = context.invocation_metadata() or ()
+    pairs = ((key, value.encode() if isinstance(value, str) else value) for key, value in metadata)
+    return {"client": (host, 0), "headers": [(key.lower().encode(), value) for key, value in pairs]}
 
 
 def _parsed(kind: type[Any], raw: bytes) -> Any:

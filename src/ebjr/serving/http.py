@@ -6,16 +6,18 @@ versions the extra `serve` bounds.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 from ebjr.errors import EbjrError, needs
 from ebjr.serving.bodies import LARGE_BYTES, too_large
-from ebjr.serving.chat import COMPLETIONS, Chat
-from ebjr.serving.infer import CALL, ENDED, Infer, Way, Written, json_bytes, paths, refused
+from ebjr.serving.chat import COMPLETIONS
+from ebjr.serving.chats import Chats
+from ebjr.serving.infer import CALL, ENDED, Infer, Written, error_body, json_bytes, refused
 from ebjr.serving.logs import REQUEST_ID, new_request_id
+from ebjr.serving.repository import Repository
 from ebjr.serving.service import Call, Service
 
 with needs("serve", "serving"):
@@ -25,28 +27,41 @@ _LINES = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for one i
 _RARE = frozenset({b"content-encoding", b"expect", b"upgrade"})  # of what takes the long way
 
 
-def http_of(service: Service, *, short: bool = True) -> Callable[..., asyncio.Protocol]:
-    """What makes uvicorn's protocol for each connection, with a short way if it is `short`."""
-    infer = Infer(service)
-    ways: dict[bytes, Way] = {**dict.fromkeys(paths(service), infer)}
-    ways[COMPLETIONS.encode()] = Chat(service)
-    return partial(Http, service, ways, infer, short)
+class Ways(dict[bytes, tuple[Service | None, Any]]):
+    """The short ways by their addresses, each with the service it leads to.
+
+    That of chat completions has none: it is known once a body is there, see `Chats.pick`.
+    """
+
+    def __init__(self, repository: Repository, chats: Chats) -> None:
+        super().__init__()
+        self._repository, self._chats = repository, chats
+        repository.watch(self._look)
+
+    def _look(self) -> None:
+        known = {service: way for service, way in self.values() if service is not None}
+        self.clear()
+        for service in self._repository.services:
+            model, way = f"/v2/models/{service.served.name}", known.get(service) or Infer(service)
+            self[f"{model}/versions/{service.version}/infer".encode()] = service, way
+            self.setdefault(f"{model}/infer".encode(), (service, way))  # of the newest version
+        self[COMPLETIONS.encode()] = None, self._chats
+
+
+def http_of(app: Any) -> Callable[..., asyncio.Protocol]:
+    """What makes uvicorn's protocol for each connection to an app of `build_app`."""
+    state = app.state
+    ways = Ways(state.repository, state.chats)
+    return partial(Http, state.repository, ways, state.short)
 
 
 class Http(HttpToolsProtocol):
-    """One connection."""
+    """One connection; it has the ways if it is `short`."""
 
-    def __init__(
-        self,
-        service: Service,
-        ways: Mapping[bytes, Way],
-        usual: Way,
-        short: bool,
-        **uvicorn: Any,
-    ) -> None:
+    def __init__(self, repository: Repository, ways: Ways, short: bool, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
-        self.service, self._limits = service, service.limits
-        self._ways, self._usual, self._short = ways, usual, short
+        self.repository, self._limits = repository, repository.limits
+        self._ways, self._short = ways, short
         self.url = b""
         self._seen = 0  # bytes since the last head was complete, or the last message
         self._in_body = self._refused = False
@@ -134,7 +149,7 @@ class Http(HttpToolsProtocol):
         if (wrong := self._wrong_in(known)) is not None:
             self.refuse(*wrong)
         elif self._short and (way := self._ways.get(self.url)) and self._is_short(known):
-            self._take_turn(Exchange(self, way, known))
+            self._take_turn(Exchange(self, *way, known))
         else:
             url, headers, expects = self.url, self.headers, self.expect_100_continue
             super().on_message_begin()
@@ -227,8 +242,9 @@ class Http(HttpToolsProtocol):
     def refuse(self, status: int, sentence: str) -> None:
         """Answer in place of the application, and hang up."""
         self._refused, self._late = True, _ended(self._late)
-        self.service.refused(status)
-        body = self._ways.get(self.url, self._usual).error(status, sentence)
+        service, way = self._ways.get(self.url, (None, None))
+        (service or self.repository).refused(status)
+        body = error_body(sentence) if way is None else way.error(status, sentence)
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(_LINES[status] + head % len(body) + body)
         self.transport.close()
@@ -239,16 +255,19 @@ class Exchange:
 
     __slots__ = (
         *("call", "disconnected", "keep_alive", "own", "response_complete"),
-        *("_headers", "_hold", "_http", "_parts", "_turn", "_way", "_whole", "_wrong"),
+        *("_headers", "_hold", "_http", "_parts", "_service", "_turn", "_way", "_whole", "_wrong"),
     )
     message_event = asyncio.Event()  # uvicorn sets it when a connection is lost
 
-    def __init__(self, http: Http, way: Way, headers: dict[bytes, bytes]) -> None:
-        self._http, self._way, self._headers = http, way, headers
+    def __init__(
+        self, http: Http, service: Service | None, way: Any, headers: dict[bytes, bytes]
+    ) -> None:
+        self._http, self._headers = http, headers
+        self._service, self._way = service, way
         self.keep_alive = bool(http.parser.should_keep_alive())
         self.own = new_request_id(headers.get(REQUEST_ID))
         self.response_complete = self.disconnected = self._turn = self._whole = False
-        self._hold = http.service.admission.hold(http.client)
+        self._hold = (service or http.repository).admission.hold(http.client)
         self._parts: list[bytes] = []
         self._wrong: Exception | None = None
         self.call: Call | None = None
@@ -283,8 +302,11 @@ class Exchange:
                 raise wrong
             parts, self._parts = self._parts or [b""], []
             body = parts[0] if len(parts) == 1 else b"".join(parts)
+            if self._service is None:
+                self._service, self._way = self._way.pick(body)
+                self._hold.move(self._service.admission)
             question = self._way.read(body, self._headers)
-            self.call = Call(self._http.service, question, self._hold, self._done)
+            self.call = Call(self._service, question, self._hold, self._done)
             self.call.start(question.inputs, len(parts[-1]))
         except Exception as error:
             self._done(error)
@@ -295,7 +317,8 @@ class Exchange:
         self.call = None  # which knows this: nothing is left for the garbage collector
         self.response_complete, status = True, 200
         if isinstance(found, Exception):
-            status, found = refused(self._http.service, found, self._way.error)
+            status, found = refused(self._service or self._http.repository, found, self._way.error)
+        self._service = self._way = None  # the connection keeps this until its next request
         self._http.answer(self, status, found)
 
     def leave(self) -> None:

@@ -8,13 +8,15 @@ import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
+from weakref import ref
 
 import numpy as np
 
-from ebjr.errors import Overloaded, needs
+from ebjr.errors import Overloaded, UnknownModel, needs
 from ebjr.protocol import (
     LENGTH_HEADER,
     InferRequest,
@@ -26,13 +28,15 @@ from ebjr.serving.admission import Hold
 from ebjr.serving.bodies import LARGE_BYTES, aside, compressed, read_body
 from ebjr.serving.limits import Refused
 from ebjr.serving.multipart import read_form
-from ebjr.serving.service import VERSION, Call, Plan, Question, Service
+from ebjr.serving.repository import Repository
+from ebjr.serving.service import Call, Plan, Question, Service
 
 with needs("serve", "serving"):
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
 
 CALL, ENDED = "ebjr.call", "ebjr.ended"  # in a request's scope: its call; its client says no more
+HOST = "ebjr.host"  # there, too: a weak reference to whom it asks, as connections keep scopes
 KNOWN, KNOWN_BYTES = 256, 2**10  # requests whose JSON is remembered, and of each the most bytes
 PARSED_BYTES = 8  # that a byte of JSON takes while its numbers are objects
 
@@ -51,12 +55,6 @@ class Way(Protocol):
     def error(self, status: int, sentence: str, /) -> bytes:
         """The body of an error."""
         ...
-
-
-def paths(service: Service) -> tuple[bytes, bytes]:
-    """Where the served model is asked."""
-    model = f"/v2/models/{service.served.name}"
-    return f"{model}/infer".encode(), f"{model}/versions/{VERSION}/infer".encode()
 
 
 def json_bytes(headers: Headers, size: int) -> int:
@@ -132,6 +130,17 @@ def write(found: InferResponse, plan: Plan, *, accepted: str | None = None) -> W
     about = [(b"content-type", b"application/json")]
     if length is not None:
         about = [(b"content-type", b"application/octet-stream"), (LENGTH, b"%d" % length)]
+    return _finished(about, body, accepted)
+
+
+def finished(body: bytes, headers: Headers) -> Written:
+    """The headers and the body of an answer in JSON to a request with these headers."""
+    accepted = headers.get(b"accept-encoding")
+    about = [(b"content-type", b"application/json")]
+    return _finished(about, body, None if accepted is None else accepted.decode("latin-1"))
+
+
+def _finished(about: list[tuple[bytes, bytes]], body: bytes, accepted: str | None) -> Written:
     if accepted is not None:
         body, more = compressed(body, accepted)
         about += more
@@ -141,29 +150,42 @@ def write(found: InferResponse, plan: Plan, *, accepted: str | None = None) -> W
 
 async def infer(request: Request) -> Response:
     """Answer a request that came by a route."""
-    service: Service = request.app.state.service
+    repository = host_of(request)
+    host: Service | Repository = repository
+    with suppress(UnknownModel):  # which is said once the body is there
+        host = repository.of(**request.path_params)
 
-    async def read(raw: bytes, headers: Headers, hold: Hold) -> Question:
-        service.check_model(**request.path_params)
-        return service.question(await _asked(service, raw, request, headers, hold), writer(headers))
+    async def read(raw: bytes, headers: Headers, hold: Hold) -> tuple[Service, Question]:
+        service = host if isinstance(host, Service) else repository.of(**request.path_params)
+        asked = await _asked(service, raw, request, headers, hold)
+        return service, service.question(asked, writer(headers))
 
-    return await answered(request, read)
+    return await answered(request, host, read)
+
+
+def host_of(request: Request) -> Repository:
+    """Whose models a request may ask."""
+    repository: Repository = request.app.state.repository
+    return repository
 
 
 async def answered(
-    request: Request, read: Callable[[bytes, Headers, Hold], Awaitable[Question]]
+    request: Request,
+    host: Service | Repository,
+    read: Callable[[bytes, Headers, Hold], Awaitable[tuple[Service, Question]]],
 ) -> Response:
-    """The answer to a request that came by a route, as `read` reads it."""
-    service: Service = request.app.state.service
+    """The answer to a request that came by a route, as `read` reads it, and whom it asks."""
     headers = dict(request.scope["headers"])
     try:
-        with service.admission.hold(client_of(request)) as hold:
-            raw = await read_body(request, service.limits, hold)  # first: who sends reads nothing
-            question = await read(raw, headers, hold)
+        with host.admission.hold(client_of(request)) as hold:
+            request.scope[HOST] = ref(host)
+            raw = await read_body(request, host.limits, hold)  # first: who sends reads nothing
+            service, question = await read(raw, headers, hold)
+            request.scope[HOST] = ref(host := service)
             answering = service.ask(question, hold, began=partial(_note_call, request))
             return _as_response(200, await _unless_gone(request, answering))
     except asyncio.CancelledError as error:
-        return refusal(service, error)
+        return refusal(host, error)
     finally:
         request.scope.pop(CALL, None)  # the connection keeps the scope, and a call its inputs
 
@@ -218,17 +240,19 @@ Form = Callable[[int, str], bytes]  # of an error's body: its status, its senten
 
 
 def refusal(
-    service: Service, error: BaseException, form: Form = lambda _, sentence: error_body(sentence)
+    host: Service | Repository,
+    error: BaseException,
+    form: Form = lambda _, sentence: error_body(sentence),
 ) -> Response:
     """The answer to a request that ends in an error."""
     if isinstance(error, ClientDisconnect | asyncio.CancelledError):
         return Response(status_code=499)
-    return _as_response(*refused(service, error, form))
+    return _as_response(*refused(host, error, form))
 
 
-def refused(service: Service, error: BaseException, form: Form) -> tuple[int, Written]:
+def refused(host: Service | Repository, error: BaseException, form: Form) -> tuple[int, Written]:
     """The status and the answer of a request that ends in an error."""
-    status, sentence = service.refuse(error)
+    status, sentence = host.refuse(error)
     body, more = form(status, sentence), dict[str, str]()
     if isinstance(error, Refused):
         more |= error.headers

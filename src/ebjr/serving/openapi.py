@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ebjr.errors import needs
 from ebjr.files import packaged_text
 from ebjr.protocol import DATATYPES, MOST_DIMENSIONS
-from ebjr.serving.service import VERSION, Service
+from ebjr.serving.repository import Repository
 
 with needs("serve", "serving"):
     from starlette.routing import BaseRoute, Route
@@ -16,43 +16,58 @@ with needs("serve", "serving"):
 Json = dict[str, Any]
 
 CHAT = "/v1/chat/completions"
+MOVES = {
+    "/v1/router": "put",
+    "/v2/repository/models/{name}/load": "post",
+    "/v2/repository/models/{name}/unload": "post",
+}
+"""What takes the token, if there is one."""
+QUERIED = re.compile("/v1/(router|status|both|late/.+)")  # with ?model= where there are several
 ANY_VERSION = "/versions/{version}"  # a path with it does as the path without it
 
 
-def openapi(service: Service, routes: Sequence[BaseRoute], *, token: bool = False) -> Json:
-    """The document, OpenAPI 3.1, of a service and its routes."""
+def openapi(repository: Repository, routes: Sequence[BaseRoute], *, token: bool = False) -> Json:
+    """The document, OpenAPI 3.1, of what is served now and its routes."""
     text = packaged_text("ebjr.serving", "openapi.json")
+    services = repository.services
+    names = _all([service.served.name] for service in services)
+    points = _all(service.served.operating_points for service in services)
     values = {  # what stands for each ``<...>`` of the file
-        "<title>": f"{service.served.name}, served by EBJR",
-        "<release>": service.server_metadata()["version"],
-        "<model>": service.served.name,
-        "<labels>": [*(service.served.labels or ())],
-        "<inputs>": [service.input.name],
-        "<outputs>": [*service.output_names],
-        "<operating points>": [*service.served.operating_points],
+        "<title>": f"{', '.join(names) or 'No model'}, served by EBJR",
+        "<release>": repository.server_metadata()["version"],
+        "<models>": names,
+        "<versions>": _all([service.version] for service in services),
+        "<labels>": _all(service.served.labels or () for service in services),
+        "<inputs>": _all([service.input.name] for service in services),
+        "<outputs>": _all(service.output_names for service in services),
+        "<operating points>": points,
         "<datatypes>": [*DATATYPES],
         "<dimensions>": MOST_DIMENSIONS,
     }
     document = _filled(json.loads(text), values)
-    if not service.served.operating_points:  # nobody can ask for one
-        schemas, name = document["components"]["schemas"], "operating_point"
-        del schemas["Form"]["properties"][name]
-        del schemas["ChatRequest"]["properties"][name]
-        del schemas["InferRequest"]["properties"]["parameters"]["properties"][name]
+    schemas = document["components"]["schemas"]
+    if not points:  # nobody can ask for one
+        name = "operating_point"
+        for schema in ("Form", "ChatRequest", "Parameters"):
+            del schemas[schema]["properties"][name]
         wishes = schemas["Wish"]["oneOf"]
         schemas["Wish"]["oneOf"] = [wish for wish in wishes if name not in wish["properties"]]
-    if not service.served.takes_images:
-        asked = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]
-        del asked["content"]["multipart/form-data"]
-    move = document["paths"]["/v1/router"]["put"]
-    del move["responses"]["403" if token else "401"]
+    asked = schemas["InferRequest"]["properties"]["parameters"]["properties"]
+    asked |= schemas["Parameters"]["properties"]
+    if not any(service.served.takes_images for service in services):
+        infer = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]
+        del infer["content"]["multipart/form-data"]
+    for path, method in MOVES.items():
+        move = document["paths"][path][method]
+        del move["responses"]["403" if token else "401"]
+        if not token:
+            del move["security"]
     if not token:
-        del move["security"], document["components"]["securitySchemes"]
-    document["paths"] = _paths(document["paths"], routes, service)
+        del document["components"]["securitySchemes"]
+    document["paths"] = _paths(document["paths"], routes, values)
     if CHAT not in document["paths"]:
-        for name in ("ChatRequest", "ChatCompletion", "ChatModel"):
-            del document["components"]["schemas"][name]
-        del document["components"]["responses"]["ChatRefused"]
+        for name in ("ChatRequest", "ChatCompletion"):
+            del schemas[name]
     return document
 
 
@@ -64,7 +79,11 @@ def _filled(node: Any, values: Mapping[str, Any]) -> Any:
     return values.get(node, node) if isinstance(node, str) else node
 
 
-def _paths(known: Json, routes: Sequence[BaseRoute], service: Service) -> Json:
+def _all(parts: Iterable[Iterable[str]]) -> list[str]:
+    return [*dict.fromkeys(each for part in parts for each in part)]
+
+
+def _paths(known: Json, routes: Sequence[BaseRoute], values: Mapping[str, Any]) -> Json:
     paths: Json = {}
     for route in routes:
         if not isinstance(route, Route):
@@ -76,14 +95,22 @@ def _paths(known: Json, routes: Sequence[BaseRoute], service: Service) -> Json:
             key = method.lower()
             name = "_".join((key, *words))
             paths.setdefault(path, {})[key] = {"operationId": name, **about[key]}
-        if parameters := _path_parameters(path, service):
+        if parameters := _path_parameters(path, values):
             paths[path]["parameters"] = parameters
     return paths
 
 
-def _path_parameters(path: str, service: Service) -> list[Json]:
-    known = {"name": {"enum": [service.served.name]}, "version": {"enum": [VERSION]}}
-    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-    schemas = [{"type": "string", **known.get(name, {})} for name in names]
-    both = zip(names, schemas, strict=True)
-    return [{"name": name, "in": "path", "required": True, "schema": each} for name, each in both]
+def _path_parameters(path: str, values: Mapping[str, Any]) -> list[Json]:
+    known = {"name": {"enum": values["<models>"]}, "version": {"enum": values["<versions>"]}}
+    found = [
+        {"name": name, "in": "path", "required": True}
+        | {"schema": {"type": "string", **known.get(name, {})}}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+    if QUERIED.fullmatch(path):
+        several = len(values["<models>"]) > 1
+        allowed = {"model": values["<models>"], "version": [*values["<versions>"], ""]}
+        for name, choices in allowed.items():
+            about = {"name": name, "in": "query", "required": several and name == "model"}
+            found.append({**about, "schema": {"type": "string", "enum": choices}})
+    return found

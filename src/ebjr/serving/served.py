@@ -15,6 +15,7 @@ from ebjr.costs import Cost
 from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
 from ebjr.joint import JointModel, models_of
 from ebjr.joint_file import JointConfig
+from ebjr.labels import are_names
 from ebjr.model import facts
 from ebjr.protocol import TensorMetadata, is_number
 from ebjr.router import Router, check_threshold
@@ -47,21 +48,25 @@ class Served:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     config: JointConfig | None = None  # what ``joint.toml`` said, all of it
 
+    def differs(self, config: JointConfig) -> list[str]:
+        """What else than the calibration differs from what is served, by the names of its fields.
+
+        ValueError: what is served came from no ``joint.toml``.
+        """
+        if self.config is None:
+            raise ValueError("what is served came from no joint.toml")
+        names = {one.name for one in fields(JointConfig)} - {*CALIBRATED}
+        return sorted(name for name in names if getattr(config, name) != getattr(self.config, name))
+
     def recalibrate(self, config: JointConfig) -> None:
         """Take over another calibration of the same models.
 
         ValueError: `config` differs from what is served in more than that.
         """
-        if self.config is None:
-            raise ValueError("what is served came from no joint.toml")
-        names = {one.name for one in fields(JointConfig)} - {*CALIBRATED}
-        other = sorted(
-            name for name in names if getattr(config, name) != getattr(self.config, name)
-        )
-        if other:
+        if other := self.differs(config):
             raise ValueError(
                 f"joint.toml now has another {', '.join(other)}, and only another calibration of "
-                "the same models is taken over: start the server again"
+                "the same models is taken over"
             )
         config.check()
         vars(self).update(_calibrated(config), config=config)
@@ -158,7 +163,13 @@ class Served:
 
     def tensors(self) -> dict[str, Tensor]:
         """What an answer says, by name; `outputs` adds how it came about."""
-        return self.joint.kind.tensors(None if self.labels is None else len(self.labels))
+        classes = None if self.labels is None else len(self.labels)
+        return self.joint.kind.tensors(classes, self.names)
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """What its classes are called, where that says more than their numbers."""
+        return self.labels if are_names(self.labels) else None
 
     def outputs(self) -> tuple[TensorMetadata, ...]:
         """The metadata of the outputs."""

@@ -11,8 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,34 +32,42 @@ from ebjr.joint import models_of
 from ebjr.joint_file import JointConfig
 from ebjr.link.far import FarTeacher
 from ebjr.model import facts
-from ebjr.protocol import InferRequest, InferResponse, ModelMetadata, is_number, write_response
+from ebjr.protocol import (
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    RequestedOutput,
+    TensorMetadata,
+    best_classes,
+    is_number,
+    is_whole,
+    write_response,
+)
 from ebjr.router import is_deferred
 from ebjr.serving.admission import Admission, Hold
-from ebjr.serving.engine import Engine, Ticket, stages_of
+from ebjr.serving.engine import Engine, Ticket, check_priority, stages_of
 from ebjr.serving.events import Expired, Observers
 from ebjr.serving.explain import explain
 from ebjr.serving.images import decoded_images
-from ebjr.serving.journal import Journal
 from ebjr.serving.knob import Knob
 from ebjr.serving.knob_control import KnobControl
-from ebjr.serving.limits import Limits, Refused
+from ebjr.serving.limits import Refused
 from ebjr.serving.live_monitor import LiveMonitor
 from ebjr.serving.logs import NOTES, Faults
-from ebjr.serving.loop import Bell
 from ebjr.serving.metrics import Metrics, add_sources
 from ebjr.serving.periodic import Periodic
 from ebjr.serving.recent import Recent
 from ebjr.serving.served import KNOBS, Served
+from ebjr.serving.shared import Shared
 from ebjr.serving.spending import Spending
+from ebjr.serving.statistics import Statistics
 from ebjr.serving.status import describe
+from ebjr.task import Tensor
 
-if TYPE_CHECKING:  # an extra
-    from ebjr.serving.tracing import Tracing
-
-VERSION = "1"  # the only version of a served model
 STOP_SECONDS = 20.0  # for what waits when the server ends
 DECODERS = 1  # images are decoded by so many threads: it takes memory, and the models' cores
-REQUEST_PARAMETERS = (*KNOBS, "timeout")
+REQUEST_PARAMETERS = (*KNOBS, "timeout_seconds", "timeout", "priority")
+MOST_SECONDS = 3600  # that a request may give itself
 
 BROKEN = "the server failed on this request; its log says why"
 """What a client is told of our own mistake, over any protocol."""
@@ -85,47 +92,59 @@ def status_of(error: EbjrError) -> int:
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
+def told_of(error: BaseException) -> tuple[int, str]:
+    """The status of a request that ends in an error, and what its client is told."""
+    if isinstance(error, EbjrError):
+        return status_of(error), " ".join(str(error).split())
+    log.error("a request failed", exc_info=error)
+    return 500, BROKEN
+
+
 class Service:
     """A joint model behind any protocol.
 
+    `version` is that of the model, a number. Of a server with several, all have what is `shared`.
+    `after` is the service that it takes the place of, whose monitor's state and autopilot go on.
+
     Defaults: `timeout_seconds` for requests that name none; the knob is moved by hand unless `hold`
     (and its bounds, `between`) switches the autopilot on; the monitor keeps its state in the folder
-    of `audit_log` unless `state` names another. `chore_seconds` is how often autopilot and monitor
-    look; `queue_rows` may be at work or wait; `knob` is one shared with other services; `options`
-    are those of the `Engine`.
+    `state`, if any. `chore_seconds` is how often autopilot and monitor look; `queue_rows` may be at
+    work or wait; `knob` is one shared with other servers; `options` are those of the `Engine`.
     """
 
     def __init__(
         self,
         served: Served,
+        shared: Shared | None = None,
         *,
+        version: str = "1",
+        after: "Service | None" = None,
         timeout_seconds: float = 30.0,
-        audit_log: str | os.PathLike[str] | None = None,
         hold: str | None = None,
         between: Sequence[float | str] | None = None,
         audit_rate: float = 0.0,
         state: str | os.PathLike[str] | None = None,
-        tracing: "Tracing | None" = None,
         chore_seconds: float = 1.0,
-        limits: Limits | None = None,
         queue_rows: int = 4096,
         knob: Knob | None = None,
         **options: Any,
     ) -> None:
-        self.served, self.timeout_seconds = served, timeout_seconds
+        self.served, self.version, self.timeout_seconds = served, version, timeout_seconds
         self._tensors = served.tensors()
-        self.limits = Limits() if limits is None else limits
+        self._no_wishes = Wishes(None, timeout_seconds)
+        shared = Shared() if shared is None else shared
+        self.limits, self.bell, self.tracing = shared.limits, shared.bell, shared.tracing
         self.metrics = Metrics(served.name, served.score_deciles(), stages_of(served.joint))
         self.recent = Recent(served.score_edges(), stages_of(served.joint))
-        self._journal = None if audit_log is None else Journal(audit_log)
-        beside = None if audit_log is None else Path(audit_log).parent
-        self.monitor = LiveMonitor(
-            served, audit_rate=audit_rate, folder=beside if state is None else state
+        if after is not None:
+            after.monitor.save()
+        self.monitor: LiveMonitor = LiveMonitor(served, audit_rate=audit_rate, folder=state)
+        self.spending, self.statistics = Spending(stages_of(served.joint)), Statistics()
+        self.observers = Observers(
+            *(self.metrics, self.recent, self.monitor, self.spending, self.statistics, Faults())
         )
-        self.tracing, self.spending = tracing, Spending(stages_of(served.joint))
-        self.observers = Observers(self.metrics, self.recent, self.monitor, self.spending, Faults())
-        if tracing is not None:
-            self.observers.add(tracing)
+        if self.tracing is not None:
+            self.observers.add(self.tracing)
         self.engine = Engine(
             served.joint, observer=self.observers, audit_rate=audit_rate, **options
         )
@@ -134,16 +153,20 @@ class Service:
             bytes=self.limits.held_bytes,
             rows=queue_rows,
             seconds=timeout_seconds * self.engine.workers,
+            beside=shared.admission,
         )
-        self.bell = Bell()
         self.engine.bell = self.bell.ring
         self.forsaken: dict[Call, None] = {}  # whose clients may be gone: they make room first
-        self.knob = Knob(served, self._journal) if knob is None else knob
+        before = None if after is None else after.knob
+        self.knob: Knob = Knob(served, shared.journal, before) if knob is None else knob
         self.control = KnobControl(self.knob, self.observers, lambda: self.spending.silence)
-        if hold is not None:
-            self.control.hold(hold, between, who="the server's start")
-        elif between is not None:
+        if between is not None and hold is None:
             raise ValueError("between bounds the autopilot: say what it is to hold")
+        pilot = None if after is None else after.control.pilot
+        target = hold if after is None else None if pilot is None else pilot.hold
+        if target is not None:
+            who = "the server's start" if after is None else "joint.toml"
+            self.control.hold(target, between if hold is not None else None, who=who)
         self._periodic = Periodic(
             chore_seconds, self.engine.tell, self.control.look, self.monitor.look
         )
@@ -153,6 +176,10 @@ class Service:
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
         self.decoders = ThreadPoolExecutor(DECODERS, "ebjr-decoder")
         self._outputs = served.outputs()
+        self._outputs_of = {name: _made_by(tensor) for name, tensor in self._tensors.items()}
+        self._outputs_of |= OUTPUTS
+        rare = {name for name, tensor in self._tensors.items() if not tensor.usual} | RARE
+        self._usual = tuple(one for one in self._outputs_of.items() if one[0] not in rare)
         self._said = lru_cache(maxsize=64)(self._said_of)
         self._described = cache(partial(describe, served))
         self.output_names = tuple(output.name for output in self._outputs)
@@ -174,10 +201,10 @@ class Service:
             late.stop()
         self._periodic.do(self.monitor.look)
         self._periodic.do(self.monitor.save)
-        if self._journal is not None:
-            self._journal.close()
-        if self.tracing is not None:
-            self.tracing.close()
+
+    def rest(self) -> None:
+        """Let knob and monitor be: nobody new asks."""
+        self._periodic.stop()
 
     def reload(self, config: JointConfig) -> None:
         """Take over another calibration of the models served, its threshold as well.
@@ -186,6 +213,8 @@ class Service:
         more has changed; OSError: the audit log cannot be written. All stays as it was then.
         """
         before = self.served.config
+        if config == before and self.knob.threshold == config.threshold:
+            return
         self.served.recalibrate(config)
         try:
             if self.control.pilot is None:
@@ -194,35 +223,50 @@ class Service:
             assert before is not None
             self.served.recalibrate(before)
             raise
+        if config == before:
+            return
         self.recent.count_between(self.served.score_edges())
         self.monitor.begin(self.served)
         for known in (self._said, self._described):
             known.cache_clear()
 
-    def server_metadata(self) -> dict[str, Any]:
-        """What the server says of itself."""
-        from ebjr import __version__
-
-        return {"name": "ebjr", "version": __version__, "extensions": ["binary_tensor_data"]}
-
-    def index(self) -> list[dict[str, str]]:
-        """Which models the server has."""
-        return [{"name": self.served.name, "version": VERSION, "state": "READY"}]
-
-    def model_metadata(self, name: str, version: str = "") -> dict[str, Any]:
-        """What the server says of the model; UnknownModel where it is another."""
-        self.check_model(name, version)
+    def model_metadata(self, versions: Sequence[str] = ()) -> dict[str, Any]:
+        """What the server says of the model, which it may have in other `versions`, too."""
         tensors = (self.input,), self._outputs
-        return ModelMetadata(self.served.name, (VERSION,), "ebjr_joint", *tensors).as_dict()
+        versions = tuple(versions) or (self.version,)
+        return ModelMetadata(self.served.name, versions, "ebjr_joint", *tensors).as_dict()
 
-    def check_model(self, name: str, version: str = "") -> None:
-        """Raise UnknownModel unless this name, and version if any, is what is served."""
+    def model_config(self) -> dict[str, Any]:
+        """What the model takes and gives, as Triton's clients ask it; the rows are no dimension."""
+
+        def table(tensor: TensorMetadata) -> dict[str, Any]:
+            kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
+            return {
+                "name": tensor.name,
+                "data_type": f"TYPE_{kind}",
+                "dims": [*tensor.shape[1:]],
+            }
+
+        return {
+            "name": self.served.name,
+            "platform": "ebjr_joint",
+            "backend": "ebjr",
+            "max_batch_size": self.engine.most_rows,
+            "input": [table(self.input)],
+            "output": [table(output) for output in self._outputs],
+        }
+
+    def model_statistics(self) -> dict[str, Any]:
+        """What the model has done so far, as Triton's clients ask it."""
+        self.engine.tell()
+        own = {"name": self.served.name, "version": self.version}
+        return {**own, **self.statistics.as_dict()}
+
+    def check_model(self, name: str) -> None:
+        """Raise UnknownModel unless this name is what is served."""
         if name != self.served.name:
-            raise UnknownModel(
-                f"there is no model {name!r} here; the model is called {self.served.name!r}"
-            )
-        if version not in ("", VERSION):
-            raise UnknownModel(f"there is no version {version!r} of {name!r}; it has {VERSION!r}")
+            own = self.served.name
+            raise UnknownModel(f"there is no model {name!r:.60} here; the model is called {own!r}")
 
     def question(
         self, asked: InferRequest, write: "Write" = lambda response, plan: response
@@ -237,7 +281,7 @@ class Service:
         def written(ticket: Ticket) -> Any:
             return write(self.response(plan, ticket), plan)
 
-        return Question(inputs, plan.threshold, plan.timeout, written)
+        return Question(inputs, plan.wishes, written)
 
     async def ask(
         self,
@@ -290,15 +334,31 @@ class Service:
     def plan(self, asked: InferRequest) -> "Plan":
         """What is to be done for a request, whatever its inputs are."""
         asked.check_outputs(self.output_names)
-        names = tuple(name for name in self.output_names if asked.wants(name) is not None)
-        return Plan(asked, names, *self.wishes(asked.parameters))
+        outputs = self._usual
+        if asked.outputs is not None:
+            both = ((name, asked.wants(name)) for name in self.output_names)
+            outputs = tuple((name, self._output(wish)) for name, wish in both if wish is not None)
+        return Plan(asked, outputs, self.wishes(asked.parameters))
+
+    def _output(self, wanted: RequestedOutput) -> "Output":
+        """What makes an output that is asked for; of the logits perhaps the best classes alone."""
+        make, count = self._outputs_of[wanted.name], wanted.classes
+        if count is None:
+            return make
+        if wanted.name != "output" or not self.served.joint.kind.targets_are.startswith("label"):
+            raise ProtocolError(
+                f"'classification' names the best classes of logits, and the output "
+                f"{wanted.name!r} of this model is none"
+            )
+        names = self.served.names or ()
+        return lambda ticket: best_classes(make(ticket), count, names)
 
     async def explain(self, asked: InferRequest, hold: Hold) -> dict[str, Any]:
         """What both models say of one input, not counted as load, see `ebjr.serving.explain`."""
         inputs = self.inputs(asked)
         if row_count(inputs) != 1:
             raise ProtocolError(f"both models are asked of one input, not of {row_count(inputs)}")
-        threshold, timeout = self.wishes(asked.parameters)
+        threshold, timeout, _ = self.wishes(asked.parameters)
         if isinstance(inputs, list):
             decode = partial(decoded_images, inputs, self.limits.image_pixels, hold)
             inputs = await asyncio.get_running_loop().run_in_executor(self.decoders, decode)
@@ -315,11 +375,7 @@ class Service:
 
     def refuse(self, error: BaseException) -> tuple[int, str]:
         """Count a request that ends in an error: its status, and what its client is told."""
-        status, sentence = 500, BROKEN
-        if isinstance(error, EbjrError):
-            status, sentence = status_of(error), " ".join(str(error).split())
-        else:
-            log.error("a request failed", exc_info=error)
+        status, sentence = told_of(error)
         self.refused(status)
         return status, sentence
 
@@ -327,6 +383,7 @@ class Service:
         """A request was answered with an error."""
         self.metrics.refused(status)
         self.recent.refused()
+        self.statistics.failed += 1
 
     def prometheus(self) -> tuple[bytes, str]:
         """All metrics as Prometheus reads them, and the type of that text."""
@@ -364,7 +421,7 @@ class Service:
             raise NothingKept(f"nothing is kept under {id[:40]!r}, or no longer")
         own = {name: tensor.of(found) for name, tensor in self._tensors.items()}
         outputs = {"row": found.rows, **own}
-        body, _ = write_response(InferResponse(outputs, self.served.name, VERSION, id=id))
+        body, _ = write_response(InferResponse(outputs, self.served.name, self.version, id=id))
         return {**json.loads(body), "waiting": list(found.waiting), "errors": found.errors}
 
     def inputs(self, asked: InferRequest) -> Any:
@@ -376,6 +433,11 @@ class Service:
                 f"{', '.join(map(repr, asked.inputs))}"
             )
         (array,) = asked.inputs.values()
+        return self.inputs_of(array)
+
+    def inputs_of(self, array: np.ndarray) -> Any:
+        """The input, checked, as `inputs`."""
+        name = self.input.name
         if self.served.takes_images:
             return _images(array)
         shape, columns = self.input.shape, self.served.columns if self.served.takes_texts else None
@@ -397,33 +459,49 @@ class Service:
             return _texts(array)
         return array if wanted is None else array.astype(wanted, copy=False)
 
-    def wishes(self, parameters: Mapping[str, Any]) -> tuple[float | None, float]:
-        """The threshold that a request's parameters ask for, if any, and its time in seconds."""
+    def wishes(self, parameters: Mapping[str, Any]) -> "Wishes":
+        """What a request's parameters ask for; ProtocolError where they cannot."""
         if not parameters:
-            return None, self.timeout_seconds
+            return self._no_wishes
         unknown = set(parameters) - set(REQUEST_PARAMETERS)
         if unknown:
             raise ProtocolError(
                 f"there is no parameter {min(unknown)!r}; there are: "
                 f"{', '.join(REQUEST_PARAMETERS)}"
             )
-        timeout = parameters.get("timeout", self.timeout_seconds)
-        if not is_number(timeout) or not 0 < timeout <= 3600:
-            raise ProtocolError(
-                f"timeout must be seconds, above 0 and up to 3600, not {timeout!r:.60}"
-            )
         try:
-            return self.served.chosen(parameters), float(timeout)
+            threshold = self.served.chosen(parameters)
+            priority = check_priority(parameters.get("priority", 0))
         except ValueError as error:
             raise ProtocolError(str(error)) from error
+        return Wishes(threshold, self._seconds(parameters), priority)
+
+    def _seconds(self, parameters: Mapping[str, Any]) -> float:
+        """A request's own time: ``timeout_seconds``, or Triton's ``timeout`` in microseconds."""
+        own, theirs = (parameters.get(name) for name in ("timeout_seconds", "timeout"))
+        if own is not None and theirs is not None:
+            raise ProtocolError("give one of timeout_seconds and timeout, not both")
+        if own is not None:
+            if not is_number(own) or not 0 < own <= MOST_SECONDS:
+                raise ProtocolError(
+                    f"timeout_seconds must be above 0 and up to {MOST_SECONDS}, not {own!r:.60}"
+                )
+            return float(own)
+        if theirs is None or (is_whole(theirs) and theirs == 0):
+            return self.timeout_seconds
+        if not is_whole(theirs) or not 0 < theirs <= MOST_SECONDS * 10**6:
+            raise ProtocolError(
+                f"timeout must be microseconds, a whole number up to {MOST_SECONDS}000000, not "
+                f"{theirs!r:.60}; timeout_seconds takes seconds"
+            )
+        return float(theirs / 10**6)
 
     def response(self, plan: "Plan", ticket: Ticket) -> InferResponse:
         """The outputs that a request asks for, of its answer."""
-        answer, parameters, outputs = ticket.result(), self.told(ticket), {}
-        for name in plan.names:
-            tensor = self._tensors.get(name)
-            outputs[name] = OUTPUTS[name](ticket) if tensor is None else tensor.of(answer)
-        return InferResponse(outputs, self.served.name, VERSION, plan.asked.id, parameters)
+        ticket.result()  # or its error
+        outputs = {name: make(ticket) for name, make in plan.outputs}
+        told = self.told(ticket)
+        return InferResponse(outputs, self.served.name, self.version, plan.asked.id, told)
 
     def told(self, ticket: Ticket) -> dict[str, Any]:
         """What is said of a whole answer: its threshold, and what that means."""
@@ -441,27 +519,36 @@ class Service:
         return {name: value for name, value in told.items() if value is not None}
 
 
-class Plan(NamedTuple):
-    """What is to be done for a request: its outputs by name, its threshold, its time in seconds."""
+class Wishes(NamedTuple):
+    """What a request asks for beside its outputs; its `timeout` is in seconds.
 
-    asked: InferRequest
-    names: tuple[str, ...]
+    A `threshold` of None is the knob's, and `priority` is that of `Engine.submit`.
+    """
+
     threshold: float | None
     timeout: float
+    priority: int = 0
+
+
+Output = Callable[[Ticket], np.ndarray]
+
+
+class Plan(NamedTuple):
+    """What is to be done for a request: what makes each of its outputs, and its wishes."""
+
+    asked: InferRequest
+    outputs: tuple[tuple[str, Output], ...]
+    wishes: Wishes
 
 
 Write = Callable[[InferResponse, Plan], Any]
 
 
 class Question(NamedTuple):
-    """What a request of any protocol asks, by a threshold of its own or the knob's.
-
-    Its time is in seconds, and `write` makes its answer of its ticket.
-    """
+    """What a request of any protocol asks; `write` makes its answer of its ticket."""
 
     inputs: Any
-    threshold: float | None
-    timeout: float
+    wishes: Wishes
     write: Callable[[Ticket], Any]
 
 
@@ -474,7 +561,7 @@ class Call:
     """
 
     __slots__ = (
-        *("ticket", "_service", "_threshold", "_hold", "_write", "_done", "_found"),
+        *("ticket", "_service", "_wishes", "_hold", "_write", "_done", "_found"),
         *("_open", "_timeout", "_wait", "_trace"),
     )
 
@@ -487,8 +574,9 @@ class Call:
         *,
         within: float | None = None,
     ) -> None:
-        _, self._threshold, timeout, self._write = question
+        _, self._wishes, self._write = question
         self._service, self._hold, self._done = service, hold, done
+        timeout = self._wishes.timeout
         self._timeout = timeout if within is None else min(timeout, within)
         self.ticket: Ticket | None = None
         self._found: Any = None
@@ -527,7 +615,8 @@ class Call:
         service = self._service
         self.ticket = service.engine.submit(
             inputs,
-            threshold=self._threshold,
+            threshold=self._wishes.threshold,
+            priority=self._wishes.priority,
             client=self._hold.client,
             reply=self._reply,
             trace=self._trace,
@@ -621,7 +710,12 @@ def _texts(array: np.ndarray) -> np.ndarray:
 
 
 def _too_late(seconds: float) -> DeadlineExceeded:
-    return DeadlineExceeded(f"no answer within {seconds:g} s; try again, or give it longer")
+    short = " (timeout is in microseconds, timeout_seconds in seconds)" if seconds < 0.01 else ""
+    return DeadlineExceeded(f"no answer within {seconds:g} s{short}; try again, or give it longer")
+
+
+def _made_by(tensor: Tensor) -> Output:
+    return lambda ticket: tensor.of(ticket.result())
 
 
 def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
@@ -638,10 +732,12 @@ def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
     return single
 
 
-OUTPUTS: Mapping[str, Callable[[Ticket], np.ndarray]] = {
+OUTPUTS: Mapping[str, Output] = {
     "score": lambda ticket: single_score(to_numpy(ticket.result().score), ticket.begin(math.nan)),
     "deferred": lambda ticket: to_numpy(ticket.result().deferred),
     "degraded": lambda ticket: to_numpy(ticket.result().degraded),
     "stage": lambda ticket: to_numpy(ticket.result().stage),
 }
 """How an answer of any task came about, each made where it is asked for."""
+
+RARE = {"stage"}  # of these, what comes only where it is asked for
