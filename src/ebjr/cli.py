@@ -573,7 +573,9 @@ def serve(
     else:
         models = source_of(joint, load)
         names = models.names
-    if (warning := exposure(how.host, how.token)) is not None:
+    asking = how.infer_token or how.infer_token_file or how.ssl_ca_certs
+    known = {"asking": bool(asking), "secret": how.ssl_certfile is not None}
+    if (warning := exposure(how.host, **known)) is not None:
         _note(warning, "WARNING")
     run_server(
         models,

@@ -611,6 +611,31 @@ class ServerOptions:
     )
     queue_rows: int = in_batches("The most rows that may wait.", default=4096, min=1)
     token: str | None = in_knob("Who moves the knob must show it as a bearer.", envvar="EBJR_TOKEN")
+    token_file: Path | None = in_knob("The same, one in each line; read again when it changes.")
+    infer_token: str | None = in_network(
+        "Who asks for answers must show it, or --token, as a bearer.", envvar="EBJR_INFER_TOKEN"
+    )
+    infer_token_file: Path | None = in_network(
+        "The same, one in each line; read again when it changes."
+    )
+    ssl_certfile: Path | None = in_network(
+        "Speak TLS with this certificate (PEM); read again when it changes."
+    )
+    ssl_keyfile: Path | None = in_network("Its key, where that is in another file.")
+    ssl_keyfile_password: str | None = in_network(
+        "The key's password.", envvar="EBJR_SSL_KEYFILE_PASSWORD"
+    )
+    ssl_ca_certs: Path | None = in_network(
+        "Take clients alone whose certificates these authorities have signed."
+    )
+    ready: str = in_network(
+        "Who must be there for the server to be ready: student, or teacher where it is at an "
+        "address.",
+        default="student",
+    )
+    no_warm_up: bool = in_run(
+        "Start without a first batch of zeros for each model.", "--no-warm-up", default=False
+    )
     hosts: list[str] | None = in_network(
         "One more name that the server is read by, as by a proxy here.", "--allow-host"
     )

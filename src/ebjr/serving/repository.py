@@ -54,9 +54,10 @@ class Repository:
     """Joint models by name and version, each with an engine, an admission and a knob of its own.
 
     `models` are what is served, or say where it comes from; they are loaded at once, and started by
-    `start`. `limits`, `audit_log` and `tracing` are those of the server; `state` is a folder for
-    what the monitors know, that of the audit log unless another is named. `options` are of each
-    `Service`. What is changed later is changed in the event loop.
+    `start`. `limits`, `audit_log`, `tracing` and `doors` are those of the server; `state` is a
+    folder for what the monitors know, that of the audit log unless another is named. With `warm_up`
+    a model answers a first batch before clients ask it. `options` are of each `Service`. What is
+    changed later is changed in the event loop.
 
     ValueError: two models have one name, or one of `options` is out of range. OSError: `audit_log`
     or a model's file cannot be opened. Of a `Folder` the models that are wrong are not served; that
@@ -71,12 +72,14 @@ class Repository:
         audit_log: Any = None,
         state: Any = None,
         tracing: Any = None,
+        doors: Any = None,
+        warm_up: bool = False,
         **options: Any,
     ) -> None:
-        self.shared = Shared(limits, audit_log, tracing)
+        self.shared = Shared(limits, audit_log, tracing, doors)
         self.limits, self.admission = self.shared.limits, self.shared.admission
         self._state = Path(audit_log).parent if state is None and audit_log is not None else state
-        self._options = options
+        self._options, self._warm_up = options, warm_up
         self._told: list[Callable[[], None]] = []
         self._named: Mapping[str, Mapping[str, Service]] = {}  # of each name, the newest first
         self._turn = asyncio.Lock()  # one change at a time
@@ -136,7 +139,10 @@ class Repository:
                 state /= slot.version
             state.mkdir(parents=True, exist_ok=True)
         own: dict[str, Any] = {"version": slot.version, "after": slot.service}
-        return Service(served, self.shared, state=state, **own, **self._options)
+        service = Service(served, self.shared, state=state, **own, **self._options)
+        if self._warm_up:
+            service.warm_up()
+        return service
 
     def _read(self, slot: Slot, found: Found) -> Service | None:
         """A service of what a file says now; None where it is the slot's own, or that took it over.
@@ -346,6 +352,11 @@ class Repository:
         for service in (*self.services, *self._leaving):
             service.stop()
         self.shared.close()
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why the server is not ready for all that is asked; None where it is."""
+        return next((why for one in self.services if (why := one.not_ready) is not None), None)
 
     def server_metadata(self) -> dict[str, Any]:
         """What the server says of itself."""
