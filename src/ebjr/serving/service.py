@@ -133,6 +133,7 @@ class Service:
     ) -> None:
         self.served, self.version, self.timeout_seconds = served, version, timeout_seconds
         self._tensors = served.tensors()
+        self._short_id = served.identity.get("model", "")[:SHORT_ID] or None
         shared = Shared() if shared is None else shared
         self.limits, self.bell, self.tracing = shared.limits, shared.bell, shared.tracing
         self.metrics = Metrics(served.name, served.score_deciles(), stages_of(served.joint))
@@ -489,7 +490,7 @@ class Service:
             "threshold": json_number(threshold),
             "promise": self.knob.promise(threshold),
             "calibration": self.served.calibration_id,
-            "model": self.served.identity.get("model", "")[:SHORT_ID] or None,
+            "model": self._short_id,
         }
         return {name: value for name, value in told.items() if value is not None}
 
