@@ -16,6 +16,7 @@ pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 
 from pages import DOCS, blocks, real, run_commands, servers_of
+from PIL import Image
 
 from benchmarks.malformed import joint_toml
 from ebjr.protocol import MOST_JSON_BYTES
@@ -32,6 +33,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     (folder / "ebjr-demo").mkdir()
     joint_toml(folder / "ebjr-demo")
+    Image.new("RGB", (32, 32), "teal").save(folder / "photo.png")
     with servers_of(PAGE, folder) as ports:
         assert set(ports) == {"8080", "8001"}
         yield folder, ports
@@ -43,7 +45,9 @@ def test_the_commands_run(site):
     printed = run_commands(PAGE, *site)
     assert '"openapi": "3.1.0"' in printed
     answers = [json.loads(found) for found in re.findall(r'\{"model_name".*?\]\}\]\}', printed)]
-    assert [answer.get("id") for answer in answers] == ["7", "8", None]
+    assert [answer.get("id") for answer in answers] == ["7", "8", None, None]
+    form = answers.pop()["outputs"]
+    assert [output["name"] for output in form] == ["prediction", "output"]
     for answer, rows in zip(answers, (2, 1, 2), strict=True):
         (output,) = answer["outputs"]
         assert (output["name"], output["shape"]) == ("prediction", [rows])

@@ -18,6 +18,7 @@ from ebjr.protocol import (
     InferRequest,
     InferResponse,
     RequestedOutput,
+    best_classes,
     datatype_of,
     is_number,
     read_metadata,
@@ -80,7 +81,11 @@ def assert_same(found, expected):
 
 @given(TENSORS, PARAMETERS, st.booleans())
 def test_a_request_comes_out_as_it_went_in(tensors, parameters, binary):
-    asked = (RequestedOutput("score", True), RequestedOutput("prediction"))
+    asked = (
+        RequestedOutput("score", True),
+        RequestedOutput("prediction"),
+        RequestedOutput("output", binary, 3),
+    )
     sent = InferRequest(tensors, asked, id="7", parameters=parameters)
     found = read_request(*write_request(sent, binary=binary))
     assert_same(found.inputs, tensors)
@@ -95,6 +100,29 @@ def test_an_answer_comes_out_as_it_went_in_with_json_and_bytes_mixed(tensors, ki
     assert_same(found.outputs, tensors)
     assert (found.model_name, found.model_version, found.id) == ("joint", "1", "7")
     assert found.parameters == {"threshold": 0.5}
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 5), st.integers(1, 6)),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    ),
+    st.integers(1, 8),
+    st.lists(st.text(max_size=4), max_size=6),
+)
+def test_the_best_classes_are_named_with_their_values_best_first(values, count, names):
+    names = names[: values.shape[1]]
+    found = best_classes(values, count, names)
+    assert found.shape == (len(values), min(count, values.shape[1]))
+    for row, said in zip(values, found.tolist(), strict=True):
+        pieces = [text.decode().split(":", 2) for text in said]
+        classes = [int(piece[1]) for piece in pieces]
+        np.testing.assert_array_equal(np.float32([piece[0] for piece in pieces]), row[classes])
+        assert classes == sorted(range(len(row)), key=lambda k: (-row[k], k))[:count]
+        for piece in pieces:
+            k = int(piece[1])
+            assert piece[2:] == ([names[k]] if k < len(names) else [])
 
 
 def test_only_the_outputs_asked_for_are_sent_and_as_asked():
@@ -220,9 +248,16 @@ def test_any_byte_but_zero_is_a_true_boolean():
         (
             body(
                 inputs=[tensor(data=[1, 2])],
-                outputs=[{"name": "a", "parameters": {"classification": 3}}],
+                outputs=[{"name": "a", "parameters": {"classification": 0}}],
             ),
-            "classification extension is not supported",
+            "'classification' of the output 'a' must be how many classes to give, a whole number",
+        ),
+        (
+            body(
+                inputs=[tensor(data=[1, 2])],
+                outputs=[{"name": "a", "parameters": {"classification": True}}],
+            ),
+            "above 0, not True",
         ),
     ],
 )

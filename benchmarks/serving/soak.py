@@ -164,7 +164,7 @@ class Client(threading.Thread):
     def form(self, client: httpx2.Client) -> httpx2.Response:
         """Images as a form."""
         files = [("image", ("x.png", png(image))) for image in pixels(self._rng, 2)]
-        return client.post(INFER, files=files, data={"timeout": "20"})
+        return client.post(INFER, files=files, data={"timeout_seconds": "20"})
 
     def plain(self, client: httpx2.Client) -> httpx2.Response:
         """JSON alone, compressed."""
@@ -179,7 +179,7 @@ class Client(threading.Thread):
 
     def hurried(self, client: httpx2.Client) -> httpx2.Response:
         """With so short a deadline that some rows stay with the student."""
-        return client.post(INFER, **_sent(*binary(pixels(self._rng, 8), timeout=0.01)))
+        return client.post(INFER, **_sent(*binary(pixels(self._rng, 8), timeout_seconds=0.01)))
 
     def knob(self, client: httpx2.Client) -> httpx2.Response:
         """Move the knob, or give it back to the autopilot."""

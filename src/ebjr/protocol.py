@@ -11,7 +11,7 @@ Source: the Open Inference Protocol, REST, and Triton's binary tensor data exten
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, Self
@@ -47,15 +47,20 @@ Parameters = Mapping[str, bool | int | float | str]
 
 @dataclass(frozen=True)
 class RequestedOutput:
-    """An output that a request asks for, and whether its bytes are to come after the JSON."""
+    """An output that a request asks for, and whether its bytes are to come after the JSON.
+
+    `classes` asks for the names and values of this many best classes in its place: Triton's
+    classification extension.
+    """
 
     name: str
     binary: bool = False
+    classes: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class InferRequest:
-    """What a client wants to know: inputs by name, and the outputs it asks for, None for all."""
+    """What a client wants to know: inputs by name, and the outputs it asks for, None: the usual."""
 
     inputs: Mapping[str, np.ndarray]
     outputs: tuple[RequestedOutput, ...] | None = None
@@ -147,7 +152,7 @@ def request_of(message: Mapping[str, Any], rest: memoryview) -> InferRequest:
     inputs = _read_tensors(message, "inputs", rest)
     if not inputs:
         raise ProtocolError("a request needs at least one tensor in 'inputs', but has none")
-    parameters = dict(_read_parameters(message, "the request"))
+    parameters = dict(read_parameters(message, "the request"))
     binary = _flag(parameters, "binary_data_output", False)
     parameters.pop("binary_data_output", None)
     outputs, id = _read_requested(message, binary), _read_text(message, "id")
@@ -164,8 +169,7 @@ def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes,
         message["parameters"] = parameters
     if request.outputs is not None:
         message["outputs"] = [
-            {"name": output.name, "parameters": {"binary_data": output.binary}}
-            for output in request.outputs
+            {"name": output.name, "parameters": _requested(output)} for output in request.outputs
         ]
     written = [_written(name, array, binary) for name, array in request.inputs.items()]
     inputs = b",".join(piece for piece, _ in written)
@@ -173,6 +177,11 @@ def write_request(request: InferRequest, *, binary: bool = True) -> tuple[bytes,
     front = _encoded(message)[:-1] + (b"," if message else b"")
     body = b'%b"inputs":[%b]}' % (front, inputs)
     return (b"".join([body, *rest]), len(body)) if rest else (body, None)
+
+
+def _requested(output: RequestedOutput) -> dict[str, Any]:
+    own = {} if output.classes is None else {"classification": output.classes}
+    return {"binary_data": output.binary, **own}
 
 
 def read_response(body: bytes, json_length: str | int | None = None) -> InferResponse:
@@ -187,7 +196,7 @@ def read_response(body: bytes, json_length: str | int | None = None) -> InferRes
         model_name=name,
         model_version=_read_text(message, "model_version"),
         id=_read_text(message, "id"),
-        parameters=_read_parameters(message, "the answer"),
+        parameters=read_parameters(message, "the answer"),
     )
 
 
@@ -270,6 +279,23 @@ def tensor_bytes(array: np.ndarray) -> bytes:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 
 
+def best_classes(values: np.ndarray, count: int, names: Sequence[str] = ()) -> np.ndarray:
+    """The `count` highest of the values (n, k) of classes, best first, as texts (n, count).
+
+    Each is ``value:index:name``, or ``value:index`` of a class without one; `count` may exceed k.
+
+    Source: Triton's classification extension.
+
+    >>> best_classes(np.array([[0.5, 2.0, 1.0]]), 2, ["cat", "dog", "owl"]).tolist()
+    [[b'2.0:1:dog', b'1.0:2:owl']]
+    """
+    order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    ends = [f":{k}:{name}" for k, name in enumerate(names)]
+    ends += [f":{k}" for k in range(len(names), values.shape[1])]
+    pairs = zip(np.take_along_axis(values, order, 1).flat, order.flat, strict=True)
+    return np.fromiter((f"{v}{ends[k]}".encode() for v, k in pairs), object).reshape(order.shape)
+
+
 def _json_end(body: bytes, json_length: str | int | None) -> int:
     if json_length is None:
         return len(body)
@@ -325,7 +351,8 @@ def _read_text(message: Mapping[str, Any], key: str) -> str | None:
     return value
 
 
-def _read_parameters(table: Mapping[str, Any], what: str) -> Parameters:
+def read_parameters(table: Mapping[str, Any], what: str) -> Parameters:
+    """The parameters of a message or of a tensor, `what` it is called."""
     if "parameters" not in table:
         return {}
     parameters = table["parameters"]
@@ -354,11 +381,20 @@ def _read_requested(message: Mapping[str, Any], binary: bool) -> tuple[Requested
         return None
     found = []
     for name, table in _named_tables(message, "outputs"):
-        parameters = _read_parameters(table, f"the output {_shown(name)}")
-        if "classification" in parameters:
-            raise ProtocolError("the classification extension is not supported; ask for the logits")
-        found.append(RequestedOutput(name, _flag(parameters, "binary_data", binary)))
+        parameters = read_parameters(table, f"the output {_shown(name)}")
+        binary_data, classes = _flag(parameters, "binary_data", binary), _classes(parameters, name)
+        found.append(RequestedOutput(name, binary_data, classes))
     return tuple(found) or None
+
+
+def _classes(parameters: Parameters, name: str) -> int | None:
+    count = parameters.get("classification")
+    if count is None or (type(count) is int and count > 0):
+        return count
+    raise ProtocolError(
+        f"'classification' of the output {_shown(name)} must be how many classes to give, a whole "
+        f"number above 0, not {_shown(count)}"
+    )
 
 
 def _read_tensors(message: Mapping[str, Any], key: str, rest: memoryview) -> dict[str, np.ndarray]:
@@ -366,7 +402,7 @@ def _read_tensors(message: Mapping[str, Any], key: str, rest: memoryview) -> dic
     found: dict[str, np.ndarray] = {}
     for name, table in _named_tables(message, key):
         tensor = _read_tensor(name, table)
-        size = _read_parameters(table, str(tensor)).get("binary_data_size")
+        size = read_parameters(table, str(tensor)).get("binary_data_size")
         if size is None and "data" not in table:
             raise ProtocolError(
                 f"{tensor} needs 'data', or 'binary_data_size' among its parameters, "
@@ -434,30 +470,37 @@ def _read_shape(table: Mapping[str, Any], name: str, least: int = 0) -> tuple[in
 
 
 def _from_json(tensor: TensorMetadata, data: Any) -> np.ndarray:
-    dtype = DATATYPES[tensor.datatype]
     if not isinstance(data, list):
         raise ProtocolError(f"'data' of {tensor} must be a list, not {_kind(data)}")
+    found = tensor_of(tensor.datatype, data, f"'data' of {tensor}")
+    _check_count(tensor, found.size)
+    return found.reshape(tensor.shape)
+
+
+def tensor_of(datatype: str, data: Sequence[Any], what: str) -> np.ndarray:
+    """An array of numbers or texts in lists of JSON, which are `what` to a client."""
+    dtype = DATATYPES[datatype]
     # as objects: with a text among them NumPy would make each number as long as the longest text
     found = np.array(data, dtype=object)
     values = found.ravel().tolist()
     kinds = set(map(type, values))
     if list in kinds:
-        raise ProtocolError(f"'data' of {tensor} must be one list, or lists of equal lengths")
-    _check_count(tensor, found.size)
+        raise ProtocolError(f"{what} must be one list, or lists of equal lengths")
     if not kinds <= _JSON_KINDS.get(dtype.kind, {int}):
-        kind = "strings" if dtype.kind == "O" else f"{tensor.datatype} numbers"
-        raise ProtocolError(f"'data' of {tensor} does not hold {kind} alone")
+        kind = "strings" if dtype.kind == "O" else f"{datatype} numbers"
+        raise ProtocolError(f"{what} does not hold {kind} alone")
     if dtype.kind == "O":
-        found = np.fromiter((text.encode("utf-8") for text in values), object)
-    return _cast(tensor, found, dtype).reshape(tensor.shape)
+        return np.fromiter((text.encode("utf-8") for text in values), object).reshape(found.shape)
+    return _cast(found, datatype, what)
 
 
 _JSON_KINDS: Mapping[str, set[type]] = {"b": {bool}, "f": {int, float}, "O": {str}}
 """What JSON has for each kind of NumPy's types; for the others whole numbers."""
 
 
-def _cast(tensor: TensorMetadata, found: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Objects in the type of the tensor, if it holds them."""
+def _cast(found: np.ndarray, datatype: str, what: str) -> np.ndarray:
+    """Objects in the type of a tensor, if it holds them."""
+    dtype = DATATYPES[datatype]
     try:
         with np.errstate(over="ignore"):
             array = found.astype(dtype)
@@ -466,9 +509,7 @@ def _cast(tensor: TensorMetadata, found: np.ndarray, dtype: np.dtype[Any]) -> np
         fits = False
     if not fits:
         info = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
-        raise ProtocolError(
-            f"'data' of {tensor} exceeds {tensor.datatype}, {info.min} to {info.max}"
-        )
+        raise ProtocolError(f"{what} exceeds {datatype}, {info.min} to {info.max}")
     return array
 
 
@@ -518,7 +559,7 @@ def _written(name: str, array: np.ndarray, binary: bool) -> tuple[bytes, list[by
     if binary:
         raw = tensor_bytes(array)
         return _opening(name, array.shape, array.dtype, len(raw)), [raw]
-    data = _json("writing").encode(_to_json(name, array))
+    data = _json("writing").encode(json_values(name, array))
     return b"%b%b}" % (_opening(name, array.shape, array.dtype), data), []
 
 
@@ -531,7 +572,8 @@ def _opening(name: str, shape: tuple[int, ...], dtype: Any, size: int | None = N
     return _encoded(table)[:-1] + b',"data":'
 
 
-def _to_json(name: str, array: np.ndarray) -> list[Any]:
+def json_values(name: str, array: np.ndarray) -> list[Any]:
+    """A tensor's values for JSON, row by row, without infinity and NaN: see `write_response`."""
     if array.dtype == object:
         try:
             return [_as_bytes(element).decode("utf-8") for element in array.ravel().tolist()]
@@ -558,8 +600,12 @@ def _encoded(message: Mapping[str, Any]) -> bytes:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a number that a float holds, infinity and NaN included; no boolean is."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, float) or (whole and abs(value) <= sys.float_info.max)
+    return isinstance(value, float) or (is_whole(value) and abs(value) <= sys.float_info.max)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; no boolean is."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _as_bytes(element: Any) -> bytes:

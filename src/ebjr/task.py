@@ -40,12 +40,29 @@ class Tensor(NamedTuple):
     """What a protocol carries of answers, as an array.
 
     `shape` has None for what is open: the first dimension, n answers or all that they list. `of`
-    makes the array of an answer, which is whatever has a `prediction` and an `output`.
+    makes the array of an answer, which is whatever has a `prediction` and an `output`. What is not
+    `usual` comes only where it is asked for by name.
     """
 
     dtype: Any
     shape: tuple[int | None, ...]
     of: Callable[[Any], np.ndarray]
+    usual: bool = True
+
+
+def named(labels: Sequence[str], classes: Callable[[Any], np.ndarray]) -> Tensor:
+    """The names, as bytes, of the classes (k,) that `classes` finds in an answer."""
+    known = np.fromiter((label.encode() for label in labels), object)
+
+    def names(answer: Any) -> np.ndarray:
+        try:
+            found: np.ndarray = known[classes(answer)]
+        except IndexError:
+            words = f"{len(known)} labels are too few: a model answers more classes"
+            raise ModelError(words) from None
+        return found
+
+    return Tensor(np.object_, (None,), names)
 
 
 class Learner:
@@ -350,20 +367,29 @@ class Task:
         """Answers (n,) for JSON, with the classes' names where they are known."""
         return [{"prediction": value} for value in to_numpy(answers).tolist()]
 
-    def tensors(self, classes: int | None = None) -> dict[str, Tensor]:
-        """Answers as a protocol carries them, by name; of `classes` where that is known."""
-        return {
-            "prediction": Tensor(
-                np.int64 if self.has_labels else np.float64,
-                (None,),
-                lambda answer: to_numpy(answer.prediction),
-            ),
-            "output": Tensor(
-                np.float32,
-                (None, classes),
-                lambda answer: to_numpy(answer.output).astype(np.float32, copy=False),
-            ),
+    def tensors(
+        self, classes: int | None = None, labels: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Answers as a protocol carries them, by name.
+
+        Of `classes`, where their number is known, and with their names, where `labels` are given.
+        """
+
+        def predicted(answer: Any) -> np.ndarray:
+            return to_numpy(answer.prediction)
+
+        found = {
+            "prediction": Tensor(np.int64 if self.has_labels else np.float64, (None,), predicted)
         }
+        if self.has_labels and labels is not None:
+            found["label"] = named(labels, predicted)
+        found["output"] = Tensor(
+            np.float32,
+            (None, classes),
+            lambda answer: to_numpy(answer.output).astype(np.float32, copy=False),
+            usual=False,
+        )
+        return found
 
 
 def _can_score(name: str, rows: Batch) -> bool:

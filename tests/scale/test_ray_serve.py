@@ -22,7 +22,13 @@ import pytest
 from ebjr import JointConfig, load_joint
 from ebjr.data.open import open_data
 from ebjr.joint_file import ModelEntry
-from ebjr.protocol import LENGTH_HEADER, InferRequest, read_response, write_request
+from ebjr.protocol import (
+    LENGTH_HEADER,
+    InferRequest,
+    RequestedOutput,
+    read_response,
+    write_request,
+)
 
 pytest.importorskip("ray", reason="the extra `scale` is not installed")
 
@@ -54,6 +60,9 @@ TEACHER = {
 }
 
 
+WANTED = ("prediction", "output", "score", "deferred", "degraded", "stage")
+
+
 class Server:
     """The application at a port of its own."""
 
@@ -82,7 +91,8 @@ class Server:
 
     def infer(self, rows: np.ndarray, name: str = "x") -> Any:
         """The outputs for some rows of the tensor of that name."""
-        body, length = write_request(InferRequest({name: rows}, binary=True))
+        wanted = tuple(RequestedOutput(one, True) for one in WANTED)
+        body, length = write_request(InferRequest({name: rows}, wanted))
         status, found, headers = self.call(
             "/v2/models/joint/infer", body, **{LENGTH_HEADER: str(length)}
         )

@@ -48,7 +48,8 @@ def test_health_and_metadata_are_those_of_the_protocol(client):
         assert client.get(path).status_code == 200
     extensions = client.get("/v2").json()["extensions"]
     assert extensions == [
-        *("binary_tensor_data", "model_repository", "model_configuration", "statistics")
+        *("binary_tensor_data", "classification"),
+        *("model_repository", "model_configuration", "statistics"),
     ]
     about = client.get(NAME).json()
     assert about["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
@@ -86,7 +87,18 @@ def test_a_request_chooses_its_own_threshold(client, parameters, deferred, thres
         (request(deferral_rate=1.5), "deferral_rate must lie between 0 and 1, not 1.5"),
         (request(operating_point="wild"), "no operating point 'wild'; there are: careful"),
         (request(colour=1), "no parameter 'colour'"),
-        (request(timeout=0), "timeout must be seconds"),
+        (request(timeout_seconds=0), "timeout_seconds must be above 0 and up to 3600, not 0"),
+        (request(timeout_seconds="5"), "timeout_seconds must be above 0"),
+        (request(timeout_seconds=True), "timeout_seconds must be above 0"),
+        (request(timeout=5.0), "not 5.0; timeout_seconds takes seconds"),
+        (request(timeout="5"), "not '5'; timeout_seconds takes seconds"),
+        (request(timeout=True), "timeout_seconds takes seconds"),
+        (request(timeout=-1), "timeout must be microseconds, a whole number up to 3600000000"),
+        (request(timeout=3_600_000_001), "up to 3600000000, not 3600000001"),
+        (request(timeout=1, timeout_seconds=1), "give one of timeout_seconds and timeout"),
+        (request(priority=1.0), "priority must be a whole number from 0 to 2**64 - 1"),
+        (request(priority=-1), "(0 and 1 go first), not -1"),
+        (request(priority=2**64), "not 18446744073709551616"),
         (request(values=[]), "at least one row"),
         ({"inputs": []}, "at least one tensor"),
         ([], "must be a JSON object"),
@@ -194,7 +206,8 @@ def test_a_teacher_that_is_away_degrades_its_rows():
         assert (answer.status_code, answer.json()["error"]) == (503, "the cloud is gone")
 
 
-def test_a_deadline_gives_the_students_answer_marked():
+@pytest.mark.parametrize("wish", [{"timeout_seconds": 0.2}, {"timeout": 200_000}])
+def test_a_deadline_gives_the_students_answer_marked(wish):
     gate = threading.Event()
 
     def slow(x):
@@ -203,7 +216,7 @@ def test_a_deadline_gives_the_students_answer_marked():
 
     with TestClient(build_app(served(teacher=slow))) as client:
         try:
-            found = outputs(client.post(f"{NAME}/infer", json=request(timeout=0.2)))
+            found = outputs(client.post(f"{NAME}/infer", json=request(**wish)))
         finally:
             gate.set()
     assert found["degraded"] == [True, False]

@@ -378,7 +378,7 @@ def test_requests_that_waited_in_vain_are_slow_and_not_left_out():
 
     async def ask(number):
         row = np.full((1,), number % 10 / 10, np.float32)  # some are kept, and answered at once
-        asked = InferRequest({"input": row}, parameters={"timeout": 0.1})
+        asked = InferRequest({"input": row}, parameters={"timeout_seconds": 0.1})
         try:
             await service.ask(service.question(asked), service.admission.hold(number))
         except DeadlineExceeded:

@@ -160,14 +160,16 @@ def test_a_405_says_what_each_path_takes_by_the_table_of_routes():
         taken.setdefault(route.path, set()).update(route.methods)
     assert taken["/v1/router"] == {"GET", "HEAD", "PUT"}
     with TestClient(app) as client:
-        for path, methods in taken.items():
+        for path in taken:
             asked_at = path.format(name="joint", version="1", id="x")
+            also = (one for one in app.routes if one.path_regex.fullmatch(asked_at))
+            methods = set().union(*(route.methods for route in also))
             for method in METHODS:
                 answer = client.request(method, asked_at)
                 assert (answer.status_code == 405) == (method not in methods), (method, path)
                 if answer.status_code == 405:
                     assert set(answer.headers["allow"].split(", ")) == methods
-                    assert method == "HEAD" or " does not take " in answer.json()["error"]
+                    assert method == "HEAD" or " does not take " in answer.text
 
 
 ASKING = [

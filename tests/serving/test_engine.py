@@ -93,6 +93,41 @@ def test_rows_that_wait_while_a_model_works_become_one_batch():
     assert slow.batches == [1, 8, 2]
 
 
+@pytest.mark.parametrize("stage", ["student", "teacher"])
+def test_bulk_rows_yield_in_the_queue_of_each_model_and_fill_the_batches_of_others(stage):
+    order = []
+
+    def kept(model, x):
+        order.append(x.tolist())
+        return model(x)
+
+    slow = Gate(lambda x: kept(teacher if stage == "teacher" else student, x))
+    models = (student, slow) if stage == "teacher" else (slow, teacher)
+    joint = JointClassifier(*models, Router("max_logit", 9.0 if stage == "teacher" else 0.0))
+    with Engine(joint, student_batch=4, teacher_batch=4, workers=1, teacher_workers=1) as engine:
+        first = engine.ask(np.array([0.5]))
+        assert slow.entered.wait(SECONDS)
+        bulk = [engine.ask(np.array([row, row]), priority=row) for row in (3, 2, 2)]
+        urgent = [engine.ask(np.array([1, 1, 1]), priority=each) for each in (0, 1)]
+        while engine.waiting()[stage] < 12:
+            time.sleep(0.001)
+        slow.open.set()
+        for ticket in (first, *urgent, *bulk):
+            assert not said(ticket).answer.degraded.any()
+    assert order == [[0.5], [1] * 4, [1, 1, 2, 2], [2, 2, 3, 3]]
+
+
+@pytest.mark.parametrize("priority", [-1, 2**64, 1.0, True, "2", None])
+def test_a_priority_that_is_none_is_refused_in_one_sentence(priority):
+    with Engine(joint_of()) as engine:
+        with pytest.raises(
+            ValueError, match="priority must be a whole number from 0 to 2"
+        ) as caught:
+            engine.submit(np.array([1.0]), priority=priority)
+        assert "\n" not in str(caught.value)
+        assert said(engine.ask(np.array([1.0]), priority=2**64 - 1)).rows == 1
+
+
 def test_deferred_rows_of_many_student_batches_become_one_teacher_batch():
     slow = Gate(teacher)
     with Engine(joint_of(slow), student_batch=2, teacher_batch=16) as engine:

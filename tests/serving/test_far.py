@@ -241,7 +241,7 @@ def test_a_deadline_keeps_its_rows_for_later_too(far, tmp_path):
     joint = joint_of(far, seconds=5.0, when_unavailable="queue", late=late)
     with TestClient(build_app(Served(joint))) as client:
         far.behave("hung")
-        message = {**request(HARD, EASY), "parameters": {"timeout": 0.2}}
+        message = {**request(HARD, EASY), "parameters": {"timeout_seconds": 0.2}}
         answer = client.post("/v2/models/joint/infer", json=message).json()
         far.behave("right")
         assert outputs(answer)["degraded"] == [True, False]

@@ -162,9 +162,11 @@ def test_the_boxes_of_detectors_come_as_bytes_and_as_values():
 
 
 def test_it_answers_as_the_joint_model_does(client):
-    found = client.infer("joint", [tensor()], request_id="7")
+    names = ("prediction", "output", "score", "deferred", "degraded", "stage")
+    wanted = [triton.InferRequestedOutput(name) for name in names]
+    found = client.infer("joint", [tensor()], request_id="7", outputs=wanted)
     answer = served().joint(ROWS)
-    for name in ("prediction", "output", "score", "deferred", "degraded", "stage"):
+    for name in names:
         np.testing.assert_array_equal(found.as_numpy(name), getattr(answer, name))
     message = found.get_response()
     assert (message.id, message.model_name, message.model_version) == ("7", "joint", "1")
@@ -235,7 +237,8 @@ def test_every_datatype_may_come_as_values(address, datatype, field):
     values = {"name": "x", "datatype": datatype, "shape": [1, 2], "contents": {field: [1, 0]}}
     with stub(address) as infer:
         found = infer(message(inputs=[values]))
-    assert list(found.outputs[2].contents.fp32_contents) == [1.0]
+    (score,) = (one for one in found.outputs if one.name == "score")
+    assert list(score.contents.fp32_contents) == [1.0]
 
 
 def one(**fields):
@@ -270,12 +273,17 @@ def one(**fields):
             message(
                 outputs=[{"name": "score", "parameters": {"classification": {"int64_param": 3}}}]
             ),
-            "classification extension is not supported",
+            "the output 'score' of this model is none",
         ),
         (message(parameters={"colour": {"int64_param": 1}}), "no parameter 'colour'"),
         (message(parameters={"threshold": {}}), "not nothing"),
         (message(parameters={"threshold": {"string_param": "high"}}), "must be a number"),
-        (message(parameters={"timeout": {"double_param": 0.0}}), "timeout must be seconds"),
+        (
+            message(parameters={"timeout_seconds": {"double_param": 0.0}}),
+            "timeout_seconds must be above 0",
+        ),
+        (message(parameters={"timeout": {"double_param": 5.0}}), "timeout_seconds takes seconds"),
+        (message(parameters={"priority": {"double_param": 2.0}}), "priority must be a whole"),
         (message(parameters={"deferral_rate": {"double_param": float("nan")}}), "between 0 and 1"),
     ],
 )
@@ -351,14 +359,20 @@ def stuck(student=False, teacher=False, asked=None, **options):
             gate.set()
 
 
-@pytest.mark.parametrize(("parameter", "deadline"), [(0.2, None), (None, 2.0)])
-def test_a_deadline_gives_the_students_answer_marked(parameter, deadline):
-    asked = message()
-    if parameter is not None:
-        asked.parameters["timeout"].double_param = parameter
+@pytest.mark.parametrize(
+    ("parameters", "deadline"),
+    [
+        ({"timeout_seconds": {"double_param": 0.2}}, None),
+        ({"timeout": {"int64_param": 200_000}}, None),
+        ({"timeout": {"int64_param": 0}}, 2.0),
+        ({}, 2.0),
+    ],
+)
+def test_a_deadline_gives_the_students_answer_marked(parameters, deadline):
+    asked = message(parameters=parameters, outputs=[{"name": "degraded"}])
     with stuck(teacher=True) as at, stub(at) as infer:
         found = infer(asked, timeout=deadline)
-    assert list(found.outputs[4].contents.bool_contents) == [True, False]
+    assert list(found.outputs[0].contents.bool_contents) == [True, False]
 
 
 def test_a_deadline_before_the_student_is_exceeded():

@@ -339,7 +339,7 @@ def test_requests_sent_at_once_are_answered_in_their_order(address):
     heads = answer.split(b"HTTP/1.1 ")[1:]
     assert [head[:3] for head in heads] == [b"200"] * 6
     bodies = [json.loads(head.partition(b"\r\n\r\n")[2]) for head in heads]
-    scores = [body["outputs"][2]["data"] if "outputs" in body else None for body in bodies]
+    scores = [body["outputs"][1]["data"] if "outputs" in body else None for body in bodies]
     assert scores == [[5.0], None, [6.0, 7.0, 8.0], None, [9.0], None]
 
 

@@ -137,7 +137,9 @@ def form(random: Random) -> tuple[bytes, str]:
     mark = random.choice(("mark", "a b", "-" * 70, ""))
     parts = []
     for _ in range(random.randint(0, 3)):
-        name = random.choice(("file", "image", "threshold", "timeout", "colour", ""))
+        name = random.choice(
+            ("file", "image", "threshold", "timeout", "priority", "outputs", "colour", "")
+        )
         file = random.random() < 0.7
         about = f'form-data; name="{name}"' + ('; filename="a.png"' if file else "")
         raw = (

@@ -57,12 +57,27 @@ def test_files_of_a_form_are_answered_like_pixels(client):
 
 
 def test_fields_of_a_form_are_parameters(client):
-    own = client.post(INFER, files=FILES, data={"threshold": "0.99", "timeout": "5"}).json()
+    own = client.post(INFER, files=FILES, data={"threshold": "0.99", "timeout_seconds": "5"}).json()
     assert own["parameters"]["threshold"] == 0.99
+    whole = client.post(INFER, files=FILES, data={"timeout": "5000000", "priority": "2"})
+    assert whole.status_code == 200
     document = client.get("/openapi.json").json()["paths"]["/v2/models/{name}/infer"]["post"]
     assert "multipart/form-data" in document["requestBody"]["content"]
     named = client.post(INFER, files=FILES, data={"operating_point": "careful"}).json()
     assert named["parameters"]["threshold"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        (["deferred"], ["deferred"]),
+        (["output, prediction"], ["prediction", "output"]),
+        (["output", "prediction,output"], ["prediction", "output"]),
+    ],
+)
+def test_a_form_names_the_outputs_that_it_asks_for(client, fields, names):
+    found = client.post(INFER, files=FILES, data={"outputs": fields}).json()
+    assert [one["name"] for one in found["outputs"]] == names
 
 
 @pytest.mark.parametrize(
@@ -72,12 +87,18 @@ def test_fields_of_a_form_are_parameters(client):
         ({"threshold": "high"}, FILES, "threshold must be a number, not 'high'"),
         ({"threshold": "nan"}, FILES, "above -inf"),
         ({"threshold": "1e400"}, FILES, "threshold is larger than a float holds: '1e400'"),
+        ({"timeout": "5.0"}, FILES, "not '5.0'; timeout_seconds takes seconds"),
+        ({"timeout": "9" * 4000}, FILES, "up to 3600000000, not 9999"),
+        ({"priority": "high"}, FILES, "priority must be a whole number from 0"),
+        ({"outputs": "logits"}, FILES, "there is no output 'logits'"),
+        ({"outputs": ""}, FILES, "there is no output ''"),
+        ({"outputs": "prediction,"}, FILES, "there is no output ''"),
         ({"operating_point": "wild"}, FILES, "no operating point 'wild'"),
-        ({"threshold": "1"}, [("x", (None, b"1"))], "files and threshold"),
+        ({"threshold": "1"}, [("x", (None, b"1"))], "files and outputs, threshold"),
         ({"threshold": "1"}, [("timeout", (None, b"1"))], "at least one image"),
         ({}, [("image", ("x.png", b"no image"))], "image 0 is no image that can be read"),
         ({}, [("image", ("x.png", b""))] * 300, "Too many files"),
-        ({"timeout": "1" * 5000}, FILES, "maximum size"),
+        ({"timeout_seconds": "1" * 5000}, FILES, "maximum size"),
     ],
 )
 def test_a_form_with_a_mistake_is_a_400_in_one_sentence(client, data, files, says):

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebjr.serving.engine import Ticket
-from ebjr.serving.row_queue import Part, RowQueue, Said, alike, pick
+from ebjr.serving.row_queue import YIELD_SECONDS, Part, RowQueue, Said, alike, pick
 
 
-def put(queue: RowQueue, rows: int, client: object = None) -> Ticket:
-    ticket = Ticket(np.zeros((rows, 2)), client=client)
+def put(queue: RowQueue, rows: int, client: object = None, priority: int = 0) -> Ticket:
+    ticket = Ticket(np.zeros((rows, 2)), client=client, priority=priority)
     queue.put(Part(ticket, range(rows)))
     return ticket
 
@@ -52,6 +52,50 @@ def test_every_row_is_given_out_once_and_clients_alike(asked, most):
             assert own >= min(left[client], most // len(waiting))
             left[client] -= own
     assert len(found) == len(set(found)) == sum(ticket.rows for ticket in tickets)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(1, 20), st.sampled_from([0, 1, 2, 3, 2**64 - 1])),
+        min_size=1,
+        max_size=20,
+    ),
+    st.integers(1, 16),
+    st.data(),
+)
+def test_rows_of_a_lower_number_leave_first_and_may_share_a_batch(asked, most, data):
+    queue = RowQueue()
+    tickets = [put(queue, rows, client, priority) for client, rows, priority in asked]
+    gone = data.draw(st.sets(st.sampled_from(tickets)))
+    for ticket in gone:
+        ticket.cancel()
+    left = sum(ticket.rows for ticket in tickets if ticket not in gone)
+    found = []
+    while queue.rows:
+        assert queue.age() > 0
+        assert queue.largest() <= queue.rows
+        batch = taken(queue, most)
+        found += batch
+        left -= len(batch)
+        assert len(batch) == most or not left
+    levels = [max(1, ticket.priority) for ticket, _ in found]
+    assert levels == sorted(levels)
+    assert (left, queue.age(), queue.largest()) == (0, 0.0, 0)
+    assert len(found) == len(set(found))
+
+
+def test_rows_that_have_yielded_for_long_enough_yield_no_more():
+    now = 100.0
+    queue = RowQueue(clock=lambda: now)
+    bulk = put(queue, 4, "a", 2)
+    later = put(queue, 4, "a", 3)
+    bulk.since, later.since = now - YIELD_SECONDS - 1, now - YIELD_SECONDS + 1
+    urgent = put(queue, 8, "b")
+    assert [ticket for ticket, _ in taken(queue, 4)] == [urgent, urgent, bulk, bulk]
+    assert [ticket for ticket, _ in taken(queue, 4)] == [urgent, urgent, bulk, bulk]
+    now += 2
+    assert [ticket for ticket, _ in taken(queue, 4)] == [urgent, urgent, later, later]
+    assert queue.rows == 4
 
 
 def test_what_nobody_waits_for_is_not_given_out():

@@ -32,7 +32,7 @@ from starlette.testclient import TestClient
 from ebjr.protocol import LENGTH_HEADER, InferRequest, read_response, write_request
 from ebjr.serving.app import Served, build_app, served_of
 
-OUTPUTS = ["boxes", "labels", "scores", "count", "score", "deferred", "degraded", "stage"]
+OUTPUTS = ["boxes", "labels", "scores", "count", "score", "deferred", "degraded"]
 SCALE = CommonScale.from_dict({"student": [1.0, 0.5, 0.2], "teacher": [0.8, 1.2, -0.1]})
 
 
@@ -143,11 +143,12 @@ def test_the_metadata_name_the_tensors_of_boxes():
         status = client.get("/v1/status").json()
     assert about["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
     shapes = {one["name"]: (one["datatype"], one["shape"]) for one in about["outputs"]}
-    assert list(shapes) == OUTPUTS
+    assert list(shapes) == [*OUTPUTS[:2], "label_names", *OUTPUTS[2:], "stage"]
+    assert shapes["label_names"] == ("BYTES", [-1])
     assert shapes["boxes"] == ("FP32", [-1, 4])
     assert shapes["labels"] == shapes["count"] == ("INT64", [-1])
     given = document["components"]["schemas"]["InferResponse"]["properties"]["outputs"]
-    assert given["items"]["properties"]["name"] == {"enum": OUTPUTS}
+    assert given["items"]["properties"]["name"] == {"enum": [*shapes]}
     assert (status["task"], status["images"]) == ("detection", True)
 
 

@@ -247,6 +247,7 @@ def test_a_joint_toml_of_stages_is_served_with_the_calibrated_cost_of_its_chain(
     images = np.random.default_rng(0).integers(0, 256, (9, SIZE, SIZE, 3), np.uint8)
     tensor = {"name": "image", "datatype": "UINT8", "shape": [*images.shape]}
     message = {"inputs": [{**tensor, "data": images.ravel().tolist()}]}
+    message["outputs"] = [{"name": "stage"}]
     with TestClient(build_app(served, hold="flops=5000")) as client:
         found = client.post("/v2/models/joint/infer", json=message).json()
         held = client.get("/v1/router").json()

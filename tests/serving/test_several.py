@@ -159,7 +159,11 @@ def test_chat_completions_go_by_the_model_of_the_request():
     texts = served_texts()
     texts.name = "texts"
     with TestClient(build_app([texts, *pair()])) as client:
-        assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["texts"]
+        assert [one["id"] for one in client.get("/v1/models").json()["data"]] == [
+            "joint",
+            "second",
+            "texts",
+        ]
         assert ask(client, "texts").json()["model"] == "texts"
         refused = ask(client, "joint")
         assert refused.status_code == 404

@@ -70,9 +70,11 @@ def test_numbers_of_another_type_are_cast_again_by_what_is_remembered_of_a_reque
         np.testing.assert_array_equal(found.as_numpy("score"), expected)
 
 
-def test_without_outputs_all_of_them_come(client):
-    names = ("prediction", "output", "score", "deferred", "degraded", "stage")
+def test_without_outputs_the_usual_ones_come_and_no_raw_output(client):
+    names = ("prediction", "score", "deferred", "degraded")
     assert_right(client.infer("joint", [tensor()]), *names)
+    known = {output["name"] for output in client.get_model_metadata("joint")["outputs"]}
+    assert known == {*names, "output", "stage"}
 
 
 @pytest.mark.parametrize("request_encoding", [None, "gzip", "deflate"])
@@ -115,18 +117,18 @@ def test_the_version_may_be_named(client):
             lambda c: c.infer(
                 "joint",
                 [tensor()],
-                outputs=[triton.InferRequestedOutput("output", class_count=2)],
+                outputs=[triton.InferRequestedOutput("score", class_count=2)],
             ),
             "400",
-            "the classification extension is not supported",
+            "'classification' names the best classes of logits, and the output 'score' of this",
         ),
-        (lambda c: c.infer("joint", [tensor()], priority=2), "400", "no parameter 'priority'"),
+        (lambda c: c.infer("joint", [tensor()], priority=-2), "400", "priority must be a whole"),
         (
-            lambda c: c.infer("joint", [tensor()], timeout=5_000_000),
+            lambda c: c.infer("joint", [tensor()], timeout=5.0),
             "400",
-            "timeout must be seconds, above 0 and up to 3600, not 5000000",
+            "timeout must be microseconds, a whole number up to 3600000000, not 5.0",
         ),
-        (lambda c: c.get_inference_statistics("joint"), "404", "there is nothing at"),
+        (lambda c: c.get_inference_statistics("other"), "404", "no model 'other' here"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(client, call, status, says):

@@ -40,6 +40,7 @@ SENDS = ("tensor", "jpeg", "png")
 OWN = "ebjr_joint"  # the platform of models on an EBJR server
 SHORT = 12  # digits of a hash that say which it is
 MARKS = {"degraded": np.bool_, "stage": np.int64}  # what an EBJR server says of each row, too
+MORE = {*MARKS, "label", "label_names", "count"}  # outputs that a newer one may have
 
 TOKEN_VARIABLE = "EBJR_TEACHER_TOKEN"
 PASSWORD_VARIABLE = "EBJR_TEACHER_KEY_PASSWORD"
@@ -165,7 +166,7 @@ class RemoteModel:
         found, sha256 = self._asked_metadata()
         self._server.exchange("GET", f"{self._path}/ready")
         old, new = (  # a newer server may say more of each row
-            {**one.as_dict(), "outputs": [t.as_dict() for t in one.outputs if t.name not in MARKS]}
+            {**one.as_dict(), "outputs": [t.as_dict() for t in one.outputs if t.name not in MORE]}
             for one in (self.metadata, found)
         )
         if old != new:

@@ -25,10 +25,12 @@ from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
 from ebjr.protocol import read_object
 from ebjr.serving.bodies import aside, read_body
+from ebjr.serving.chat import COMPLETIONS
 from ebjr.serving.chats import Chats
 from ebjr.serving.doors import Doors, File, check_loading
 from ebjr.serving.infer import HOST, client_of, host_of, infer, read, refusal
 from ebjr.serving.knob_control import WISHES
+from ebjr.serving.kserve import KServe
 from ebjr.serving.limits import Refused
 from ebjr.serving.logs import RequestIds, Scope, request_id, start_logging
 from ebjr.serving.openapi import openapi
@@ -94,7 +96,7 @@ def build_app(
     routes = [
         Route(f"{model}/infer", infer, methods=["POST"]),
         Route(f"{any_version}/infer", infer, methods=["POST"]),
-        Route("/v2/health/live", _says(dict)),
+        Route("/v2/health/live", _says(lambda: {"live": True})),
         Route("/v2/health/ready", handlers.server_ready),
         Route("/v2", _says(lambda: repository.server_metadata())),
         Route("/v2/repository/index", handlers.index, methods=["POST"]),
@@ -118,6 +120,7 @@ def build_app(
         Route("/openapi.json", _says(lambda: described())),
         Route("/", handlers.page),
         *chats.routes(),
+        *KServe(repository).routes(),
     ]
     described = partial(openapi, repository, routes)
 
@@ -217,12 +220,13 @@ def run_server(
 
     It listens at `host` and `port`, where 0 takes a free one; for gRPC at `grpc_port` of the same
     host, unless that is None. Both speak TLS with `ssl_certfile`, and with `ssl_ca_certs` only to
-    clients whose certificates these authorities have signed. Unless there is `no_warm_up`, the
-    models that run here answer a first batch before others ask. `log` is how this process logs, see
-    `start_logging`; JSON has a line for each request. `otel` sends OpenTelemetry traces. `started`
-    is told each address once it takes requests. At SIGHUP all files of `served` are read again, and
-    those with certificates and tokens, which are also looked at once a second; what they say now
-    takes over, and what is wrong is refused in the log. `options` are those of `build_app`.
+    clients whose certificates these authorities have signed. Certificates, and tokens in files, are
+    read again when they change. Unless there is `no_warm_up`, the models that run here answer a
+    first batch before others ask. `log` is how this process logs, see `start_logging`; JSON has a
+    line for each request. `otel` sends OpenTelemetry traces. `started` is told each address once it
+    takes requests. At SIGHUP all files of `served` are read again, and all secrets; what they say
+    now takes over, and what cannot be served is refused in the log. `options` are those of
+    `build_app`.
 
     OSError: `port` or `grpc_port` is taken, or a certificate cannot be read. ValueError: it cannot
     be used. ModelError: a model fails on its first batch.
@@ -290,7 +294,7 @@ def _tls(
 
 @asynccontextmanager
 async def _reloaded(repository: Repository) -> AsyncIterator[None]:
-    """Reads all files again at SIGHUP; the log says what was wrong, and that stays as it was."""
+    """Reads all files and secrets again at SIGHUP; the log says what is wrong, and that stays."""
     if not hasattr(signal, "SIGHUP"):
         yield
         return
@@ -455,7 +459,9 @@ class _Handlers:
 
 def _readiness(why_not: str | None) -> Response:
     """What a probe is answered, which counts as no failed request."""
-    return JSONResponse({} if why_not is None else {"error": why_not}, 503 if why_not else 200)
+    if why_not is None:
+        return JSONResponse({"ready": True})
+    return JSONResponse({"ready": False, "error": why_not}, 503)
 
 
 def _refused(repository: Repository, chats: Chats, scope: Scope, error: Refused) -> Response:
@@ -481,7 +487,7 @@ def _no_such(request: Request, error: HTTPException) -> Refused:
     path = request.url.path if len(request.url.path) <= 60 else f"{request.url.path[:57]}..."
     if error.status_code == 404:
         sentence = f"there is nothing at {path!r}; /openapi.json says what there is"
-        if request.app.state.chats.has(path):
+        if path == COMPLETIONS:
             sentence = request.app.state.chats.why_not or sentence
         return Refused(404, sentence)
     if error.status_code == 405:  # a path may have several routes, of which Starlette names one's

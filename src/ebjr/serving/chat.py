@@ -28,6 +28,7 @@ with needs("serve", "serving"):
     import msgspec.json
 
 COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/models"
+PREDICT = ":predict"  # the end of an address at which KServe's clients ask
 
 NO_EFFECT = (
     *("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop"),
@@ -93,8 +94,8 @@ class Chat:
             raise ProtocolError("'model' must be the name of the model, a string")
         self._service.check_model(model)
         wishes = {name: asked[name] for name in REQUEST_PARAMETERS if name in asked}
-        threshold, timeout = self._service.wishes(wishes)
-        return Question(self._row(asked.get("messages")), threshold, timeout, self.write)
+        row = self._row(asked.get("messages"))
+        return Question(row, self._service.wishes(wishes), self.write)
 
     def _row(self, messages: Any) -> np.ndarray:
         """A row of texts, (1,) or (1, columns)."""

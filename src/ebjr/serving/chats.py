@@ -1,20 +1,17 @@
 """The routes of chat completions, to whichever model a request names."""
 
-import time
-from typing import Any
-
-from ebjr.errors import ProtocolError, UnknownModel, needs
+from ebjr.errors import ProtocolError, needs
 from ebjr.protocol import read_object
 from ebjr.serving.admission import Hold
 from ebjr.serving.bodies import LARGE_BYTES, aside
-from ebjr.serving.chat import COMPLETIONS, MODELS, Chat
+from ebjr.serving.chat import COMPLETIONS, MODELS, PREDICT, Chat
 from ebjr.serving.infer import Headers, answered
 from ebjr.serving.repository import Repository
 from ebjr.serving.service import Question, Service
 
 with needs("serve", "serving"):
     from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response
+    from starlette.responses import Response
     from starlette.routing import Route
 
 
@@ -24,7 +21,6 @@ class Chats:
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
         self._of: dict[Service, Chat] = {}
-        self._began = int(time.time())
         repository.watch(self._look)
 
     def _look(self) -> None:
@@ -41,15 +37,13 @@ class Chats:
         """The routes of what there is; `why_not` says why there are none."""
         if self.why_not is not None:
             return []
-        return [
-            Route(COMPLETIONS, self.complete, methods=["POST"]),
-            Route(MODELS, self.models),
-            Route(f"{MODELS}/{{name}}", self.model),
-        ]
+        return [Route(COMPLETIONS, self.complete, methods=["POST"])]
 
-    def has(self, path: str) -> bool:
-        """Whether a path is one of these."""
-        return path in (COMPLETIONS, MODELS) or path.startswith(f"{MODELS}/")
+    @staticmethod
+    def has(path: str) -> bool:
+        """Whether OpenAI's clients ask at a path, and are to understand its errors."""
+        own = path == MODELS or path.startswith(f"{MODELS}/")
+        return path == COMPLETIONS or (own and not path.endswith(PREDICT))
 
     def pick(self, body: bytes) -> tuple[Service, Chat]:
         """Whom a request asks; ProtocolError or UnknownModel where that is nobody."""
@@ -72,23 +66,6 @@ class Chats:
             return service, await aside(len(raw), chat.read, raw, headers)
 
         return await answered(request, self._repository, read)
-
-    async def models(self, _request: Request) -> Response:
-        """The models that can be asked."""
-        names = dict.fromkeys(
-            one.served.name for one, chat in self._of.items() if chat.why_not is None
-        )
-        return JSONResponse({"object": "list", "data": [self._about(name) for name in names]})
-
-    async def model(self, request: Request) -> Response:
-        """The model of that name."""
-        service = self._repository.of(request.path_params["name"])
-        if (why_not := self._of[service].why_not) is not None:
-            raise UnknownModel(why_not)
-        return JSONResponse(self._about(service.served.name))
-
-    def _about(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self._began, "owned_by": "ebjr"}
 
     def read(self, body: bytes, headers: Headers) -> Question:
         """What a request asks: see `pick`, who is asked first."""

@@ -59,12 +59,12 @@ class Ticket:
     """One request: its rows, and their answers as they come.
 
     `reply` is called once, with the ticket, which then has an `answer` or an `error`; not after
-    `cancel`. `since` is of `time.perf_counter`, `client` is whose turn it takes in a queue, and
-    `trace` is for `Tracing`.
+    `cancel`. `since` is of `time.perf_counter`, `client` is whose turn it takes in a queue,
+    `priority` is that of `Engine.submit`, and `trace` is for `Tracing`.
     """
 
     __slots__ = (
-        *("inputs", "rows", "form", "threshold", "client", "reply", "since", "trace"),
+        *("inputs", "rows", "form", "threshold", "client", "priority", "reply", "since", "trace"),
         *("open", "answer", "error", "late", "late_id", "_left", "unscored"),
         *("_said", "_score", "_deferred", "_waiting"),
     )
@@ -75,9 +75,11 @@ class Ticket:
         threshold: float | None = None,
         client: Any = None,
         reply: Callable[["Ticket"], None] = lambda ticket: None,
+        priority: int = 0,
     ) -> None:
         self.inputs, self.rows, self.form = inputs, row_count(inputs), form_of(inputs)
         self.threshold, self.client, self.reply = threshold, client, reply
+        self.priority = priority
         self.since = time.perf_counter()
         self.open = True  # somebody waits, and has no answer
         self.answer: JointAnswer | None = None
@@ -305,17 +307,21 @@ class Engine:
         *,
         threshold: float | None = None,
         client: Any = None,
+        priority: int = 0,
         reply: Callable[[Ticket], None] = lambda ticket: None,
         trace: Any = None,
         here: bool = False,
     ) -> Ticket:
         """Hand in a request; a threshold of None is read when its first row is taken.
 
+        Its rows leave each queue after those of a lower `priority`; 0 is 1, the highest, so that a
+        request may yield to others and cannot push ahead. After `YIELD_SECONDS` they count as of 1.
         With `here` a lone row of a fast student is answered at once, in this thread. Raises
-        Overloaded where the engine has stopped.
+        Overloaded where the engine has stopped; ValueError where `priority` is no whole number of
+        64 bits, or `threshold` none that a router takes.
         """
         own = None if threshold is None else check_threshold(threshold)
-        ticket = Ticket(inputs, own, client, reply)
+        ticket = Ticket(inputs, own, client, reply, check_priority(priority))
         ticket.trace = trace
         if not ticket.rows:
             raise ValueError("a request needs at least one input, but has none")
@@ -736,6 +742,16 @@ def _finish(ticket: Ticket, found: JointAnswer | None, done: list[Ticket]) -> No
     if found is not None and ticket.open:
         ticket.open, ticket.answer = False, found
         done.append(ticket)
+
+
+def check_priority(priority: Any) -> int:
+    """A priority, which must be a whole number of 64 bits."""
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority < 2**64:
+        raise ValueError(
+            "priority must be a whole number from 0 to 2**64 - 1 (0 and 1 go first), not "
+            f"{priority!r:.60}"
+        )
+    return priority
 
 
 def stages_of(model: Model) -> tuple[str, ...]:

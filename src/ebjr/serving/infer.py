@@ -130,6 +130,17 @@ def write(found: InferResponse, plan: Plan, *, accepted: str | None = None) -> W
     about = [(b"content-type", b"application/json")]
     if length is not None:
         about = [(b"content-type", b"application/octet-stream"), (LENGTH, b"%d" % length)]
+    return _finished(about, body, accepted)
+
+
+def finished(body: bytes, headers: Headers) -> Written:
+    """The headers and the body of an answer in JSON to a request with these headers."""
+    accepted = headers.get(b"accept-encoding")
+    about = [(b"content-type", b"application/json")]
+    return _finished(about, body, None if accepted is None else accepted.decode("latin-1"))
+
+
+def _finished(about: list[tuple[bytes, bytes]], body: bytes, accepted: str | None) -> Written:
     if accepted is not None:
         body, more = compressed(body, accepted)
         about += more

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 import numpy as np
 
 from ebjr.errors import ProtocolError, needs
-from ebjr.protocol import InferRequest
+from ebjr.protocol import InferRequest, RequestedOutput
 from ebjr.serving.service import REQUEST_PARAMETERS
 
 with needs("serve", "serving"):
@@ -21,7 +21,7 @@ PIECE_BYTES = 64 * 2**10
 
 
 async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
-    """A request of a form's files: a BYTES tensor (n,) of images, and parameters."""
+    """A request of a form's files: a BYTES tensor (n,) of images, outputs and parameters."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
         for start in range(0, len(body), PIECE_BYTES):
@@ -35,26 +35,31 @@ async def read_form(body: bytes, headers: Headers, name: str) -> InferRequest:
     except (MultiPartException, KeyError, UnicodeError) as error:
         raise ProtocolError(f"the form cannot be read: {_reason(error)}") from error
     try:
-        files, parameters = [], {}
+        files, outputs, parameters = [], dict[str, RequestedOutput](), {}
         for field, value in form.multi_items():
             if isinstance(value, UploadFile):
                 files.append(await value.read())
+            elif field == "outputs":
+                names = map(str.strip, value.split(","))
+                outputs |= {name: RequestedOutput(name) for name in names}
             else:
                 parameters[field] = _parameter(field, value)
     finally:
         await form.close()
     if not files:
         raise ProtocolError("the form must bring at least one image, as a file")
-    return InferRequest({name: np.array(files, object)}, parameters=parameters)
+    wanted = tuple(outputs.values()) or None
+    return InferRequest({name: np.array(files, object)}, wanted, parameters=parameters)
 
 
 def _parameter(field: str, value: str) -> float | str:
     if field not in REQUEST_PARAMETERS:
-        raise ProtocolError(
-            f"the form's fields are files and {', '.join(REQUEST_PARAMETERS)}, not {field!r}"
-        )
+        known = ", ".join(("outputs", *REQUEST_PARAMETERS))
+        raise ProtocolError(f"the form's fields are files and {known}, not {field!r}")
     if field == "operating_point":
         return value
+    if field in ("timeout", "priority"):  # what is no whole number is refused as it came
+        return int(value) if value.isascii() and value.isdecimal() else value
     try:
         number = float(value)
     except ValueError as error:

@@ -45,16 +45,18 @@ def openapi(repository: Repository, routes: Sequence[BaseRoute]) -> Json:
         "<dimensions>": MOST_DIMENSIONS,
     }
     document = _filled(json.loads(text), values)
+    schemas = document["components"]["schemas"]
     if not points:  # nobody can ask for one
-        schemas, name = document["components"]["schemas"], "operating_point"
-        del schemas["Form"]["properties"][name]
-        del schemas["ChatRequest"]["properties"][name]
-        del schemas["InferRequest"]["properties"]["parameters"]["properties"][name]
+        name = "operating_point"
+        for schema in ("Form", "ChatRequest", "Parameters"):
+            del schemas[schema]["properties"][name]
         wishes = schemas["Wish"]["oneOf"]
         schemas["Wish"]["oneOf"] = [wish for wish in wishes if name not in wish["properties"]]
+    asked = schemas["InferRequest"]["properties"]["parameters"]["properties"]
+    asked |= schemas["Parameters"]["properties"]
     if not any(service.served.takes_images for service in services):
-        asked = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]
-        del asked["content"]["multipart/form-data"]
+        infer = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]
+        del infer["content"]["multipart/form-data"]
     doors = repository.shared.doors
     for path, method in MOVES.items():
         move = document["paths"][path][method]
@@ -67,9 +69,8 @@ def openapi(repository: Repository, routes: Sequence[BaseRoute]) -> Json:
         del document["components"]["securitySchemes"]
     document["paths"] = _paths(document["paths"], routes, values)
     if CHAT not in document["paths"]:
-        for name in ("ChatRequest", "ChatCompletion", "ChatModel"):
-            del document["components"]["schemas"][name]
-        del document["components"]["responses"]["ChatRefused"]
+        for name in ("ChatRequest", "ChatCompletion"):
+            del schemas[name]
     return document
 
 

@@ -20,7 +20,10 @@ from ebjr.serving.warmup import warm_up
 with needs("serve", "serving"):
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 
-EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration", "statistics")
+EXTENSIONS = (
+    *("binary_tensor_data", "classification"),
+    *("model_repository", "model_configuration", "statistics"),
+)
 NONE: Mapping[str, Any] = MappingProxyType({})
 DRAIN_SECONDS = 300.0  # that a model which was let go waits for its requests
 LOOK_SECONDS = 0.02  # how often it looks whether they are answered

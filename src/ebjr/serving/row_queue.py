@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ebjr.serving.engine import Ticket
 
 
+YIELD_SECONDS = 5.0  # rows let those of a lower number pass so long, from when their request came
+
+
 class Said(NamedTuple):
     """What models have said of n rows, in columns of n; `output` is a list where answers are lists.
 
@@ -55,58 +58,48 @@ class Part:
         return found
 
 
-class RowQueue:
-    """Parts that wait for a model, counted in rows; within a client the first in first.
+class _Lines:
+    """Parts that wait, in a line for each client; the first line is next."""
 
-    Where `wait` is above 0 a batch is not `ready` for so many seconds, if more rows arrive fast
-    enough to fill it by then.
-    """
+    __slots__ = ("counts", "lines", "rows")
 
-    def __init__(self, wait: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self) -> None:
         self.rows = 0
-        self._lines: dict[Any, deque[Part]] = {}  # of each client; the first one is next
-        self._counts: dict[Any, int] = {}  # of each line, in rows
-        self._wait, self._clock = wait, clock
-        self._gap, self._size = math.inf, 1.0  # seconds between parts and their rows, smoothed
-        self._last = clock()
+        self.lines: dict[Any, deque[Part]] = {}
+        self.counts: dict[Any, int] = {}  # of each line, in rows
 
     def put(self, part: Part) -> None:
         """Add a part to its client's line."""
-        client, line = part.ticket.client, self._lines.get(part.ticket.client)
+        client, line = part.ticket.client, self.lines.get(part.ticket.client)
         if line is None:
-            self._lines[client], self._counts[client] = deque((part,)), part.count
+            self.lines[client], self.counts[client] = deque((part,)), part.count
         else:
             line.append(part)
-            self._counts[client] += part.count
+            self.counts[client] += part.count
         self.rows += part.count
-        if self._wait:
-            now = self._clock()
-            gap, self._last = now - self._last, now
-            known = self._gap < math.inf
-            self._gap = 0.9 * self._gap + 0.1 * gap if known else gap
-            self._size = 0.9 * self._size + 0.1 * part.count
 
-    def take(self, most: int) -> list[Part]:
-        """Up to `most` rows that somebody waits for, of all clients alike as far as they go."""
-        if self.rows <= most:  # the common case
-            lines, self._lines, self._counts, self.rows = self._lines, {}, {}, 0
-            return [part for line in lines.values() for part in line if part.ticket.open]
-        taken: list[Part] = []
-        while most and self._lines:
-            share = max(1, most // len(self._lines))
+    def take_all(self) -> list[Part]:
+        """All rows that somebody waits for."""
+        lines, self.lines, self.counts, self.rows = self.lines, {}, {}, 0
+        return [part for line in lines.values() for part in line if part.ticket.open]
+
+    def take(self, most: int, taken: list[Part]) -> int:
+        """Take up to `most` rows, of all clients alike as far as they go; how many more may be."""
+        while most and self.lines:
+            share = max(1, most // len(self.lines))
             # whose turn it is, and then those who ask for least
-            first, *others = self._lines
-            others.sort(key=self._counts.__getitem__)
+            first, *others = self.lines
+            others.sort(key=self.counts.__getitem__)
             for client in (first, *others):
-                line, count = self._lines.pop(client), self._counts.pop(client)
+                line, count = self.lines.pop(client), self.counts.pop(client)
                 before = self.rows
                 most -= self._take_of(line, min(share, most), taken)
                 if line:  # behind the others
-                    self._lines[client] = line
-                    self._counts[client] = count - (before - self.rows)
+                    self.lines[client] = line
+                    self.counts[client] = count - (before - self.rows)
                 if not most:
                     break
-        return taken
+        return most
 
     def _take_of(self, line: deque[Part], most: int, taken: list[Part]) -> int:
         """Take up to `most` rows of one client; how many they were."""
@@ -124,15 +117,90 @@ class RowQueue:
             left -= part.count
         return most - left
 
+    def take_older(self, since: float) -> list[Part]:
+        """Take the parts whose requests came before `since`."""
+        found = []
+        for client, line in [*self.lines.items()]:
+            while line and line[0].ticket.since < since:
+                part = line.popleft()
+                self.rows -= part.count
+                self.counts[client] -= part.count
+                found.append(part)
+            if not line:
+                del self.lines[client], self.counts[client]
+        return found
+
+
+class RowQueue:
+    """Parts that wait for a model, counted in rows; within a client the first in first.
+
+    Rows of priority 2 and more yield to those of a lower number, and count as of priority 1 once
+    their request is `YIELD_SECONDS` old. Where `wait` is above 0 a batch is not `ready` for that
+    many seconds, if more rows arrive fast enough to fill it by then.
+    """
+
+    def __init__(self, wait: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.rows = 0
+        self._first = _Lines()
+        self._later: dict[int, _Lines] = {}  # by priority, from 2 on
+        self._wait, self._clock = wait, clock
+        self._gap, self._size = math.inf, 1.0  # seconds between parts and their rows, smoothed
+        self._last = clock()
+
+    def put(self, part: Part) -> None:
+        """Add a part to its client's line."""
+        priority = part.ticket.priority
+        (self._first if priority < 2 else self._later.setdefault(priority, _Lines())).put(part)
+        self.rows += part.count
+        if self._wait:
+            now = self._clock()
+            gap, self._last = now - self._last, now
+            known = self._gap < math.inf
+            self._gap = 0.9 * self._gap + 0.1 * gap if known else gap
+            self._size = 0.9 * self._size + 0.1 * part.count
+
+    def take(self, most: int) -> list[Part]:
+        """Up to `most` rows that somebody waits for, by priority and then of all clients alike."""
+        if self._later:
+            self._age()
+        if self.rows <= most:  # the common case
+            self.rows, taken = 0, self._first.take_all()
+            for lines in self._yielding():
+                taken += lines.take_all()
+            self._later.clear()
+            return taken
+        taken = []
+        for lines in (self._first, *self._yielding()):
+            most = lines.take(most, taken)
+        self._later = {own: lines for own, lines in self._later.items() if lines.rows}
+        self.rows = self._first.rows + sum(lines.rows for lines in self._later.values())
+        return taken
+
+    def _yielding(self) -> list[_Lines]:
+        """What yields to others, in the order of priority."""
+        return [self._later[priority] for priority in sorted(self._later)]
+
+    def _age(self) -> None:
+        """Rows that have yielded for long enough yield no more."""
+        since = self._clock() - YIELD_SECONDS
+        for lines in self._yielding():
+            for part in lines.take_older(since):
+                self._first.put(part)
+        self._later = {own: lines for own, lines in self._later.items() if lines.rows}
+
     def largest(self) -> int:
         """The most rows that one client has waiting."""
-        return max(self._counts.values()) if self._counts else 0
+        found = max(self._first.counts.values(), default=0)
+        for lines in self._later.values():
+            found = max(found, *lines.counts.values())
+        return found
 
     def age(self) -> float:
         """How long the part that is next has waited, in seconds."""
-        if not self._lines:
-            return 0.0
-        return self._clock() - next(iter(self._lines.values()))[0].since
+        lines = self._first.lines or next((one.lines for one in self._yielding()), {})
+        for line in lines.values():
+            return self._clock() - line[0].since
+        return 0.0
 
     def ready(self, most: int) -> bool:
         """Whether a batch of at most so many rows had better be taken now."""

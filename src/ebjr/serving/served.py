@@ -17,6 +17,7 @@ from ebjr.costs import Cost
 from ebjr.data.preprocess import Preprocess, Preprocessed, prepared
 from ebjr.joint import JointModel, models_of
 from ebjr.joint_file import JointConfig
+from ebjr.labels import are_names
 from ebjr.model import facts
 from ebjr.protocol import TensorMetadata, is_number
 from ebjr.router import Router, check_threshold
@@ -170,7 +171,13 @@ class Served:
 
     def tensors(self) -> dict[str, Tensor]:
         """What an answer says, by name; `outputs` adds how it came about."""
-        return self.joint.kind.tensors(None if self.labels is None else len(self.labels))
+        classes = None if self.labels is None else len(self.labels)
+        return self.joint.kind.tensors(classes, self.names)
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """What its classes are called, where that says more than their numbers."""
+        return self.labels if are_names(self.labels) else None
 
     def outputs(self) -> tuple[TensorMetadata, ...]:
         """The metadata of the outputs."""

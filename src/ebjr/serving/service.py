@@ -37,13 +37,16 @@ from ebjr.protocol import (
     InferRequest,
     InferResponse,
     ModelMetadata,
+    RequestedOutput,
     TensorMetadata,
+    best_classes,
     is_number,
+    is_whole,
     write_response,
 )
 from ebjr.router import is_deferred
 from ebjr.serving.admission import Admission, Hold
-from ebjr.serving.engine import Engine, Ticket, stages_of
+from ebjr.serving.engine import Engine, Ticket, check_priority, stages_of
 from ebjr.serving.events import Expired, Observers
 from ebjr.serving.explain import explain
 from ebjr.serving.images import decoded_images
@@ -60,13 +63,15 @@ from ebjr.serving.shared import Shared
 from ebjr.serving.spending import Spending
 from ebjr.serving.statistics import Statistics
 from ebjr.serving.status import describe
+from ebjr.task import Tensor
 
 READY = ("student", "teacher")  # who must be there for a server to be ready
 LOOK_SECONDS = 5.0  # how often a teacher at an address is looked for, where readiness asks for it
 SHORT_ID = 12  # digits of a hash that each answer carries
 STOP_SECONDS = 20.0  # for what waits when the server ends
 DECODERS = 1  # images are decoded by so many threads: it takes memory, and the models' cores
-REQUEST_PARAMETERS = (*KNOBS, "timeout")
+REQUEST_PARAMETERS = (*KNOBS, "timeout_seconds", "timeout", "priority")
+MOST_SECONDS = 3600  # that a request may give itself
 
 BROKEN = "the server failed on this request; its log says why"
 """What a client is told of our own mistake, over any protocol."""
@@ -134,6 +139,7 @@ class Service:
         self.served, self.version, self.timeout_seconds = served, version, timeout_seconds
         self._tensors = served.tensors()
         self._short_id = served.identity.get("model", "")[:SHORT_ID] or None
+        self._no_wishes = Wishes(None, timeout_seconds)
         shared = Shared() if shared is None else shared
         self.limits, self.bell, self.tracing = shared.limits, shared.bell, shared.tracing
         self.metrics = Metrics(served.name, served.score_deciles(), stages_of(served.joint))
@@ -182,6 +188,10 @@ class Service:
         self._looking = ThreadPoolExecutor(1, "ebjr-both")  # one at a time: answering comes first
         self.decoders = ThreadPoolExecutor(DECODERS, "ebjr-decoder")
         self._outputs = served.outputs()
+        self._outputs_of = {name: _made_by(tensor) for name, tensor in self._tensors.items()}
+        self._outputs_of |= OUTPUTS
+        rare = {name for name, tensor in self._tensors.items() if not tensor.usual} | RARE
+        self._usual = tuple(one for one in self._outputs_of.items() if one[0] not in rare)
         self._said = lru_cache(maxsize=64)(self._said_of)
         self._described = cache(partial(describe, served))
         self.output_names = tuple(output.name for output in self._outputs)
@@ -293,7 +303,7 @@ class Service:
         def written(ticket: Ticket) -> Any:
             return write(self.response(plan, ticket), plan)
 
-        return Question(inputs, plan.threshold, plan.timeout, written)
+        return Question(inputs, plan.wishes, written)
 
     async def ask(
         self,
@@ -346,15 +356,31 @@ class Service:
     def plan(self, asked: InferRequest) -> "Plan":
         """What is to be done for a request, whatever its inputs are."""
         asked.check_outputs(self.output_names)
-        names = tuple(name for name in self.output_names if asked.wants(name) is not None)
-        return Plan(asked, names, *self.wishes(asked.parameters))
+        outputs = self._usual
+        if asked.outputs is not None:
+            both = ((name, asked.wants(name)) for name in self.output_names)
+            outputs = tuple((name, self._output(wish)) for name, wish in both if wish is not None)
+        return Plan(asked, outputs, self.wishes(asked.parameters))
+
+    def _output(self, wanted: RequestedOutput) -> "Output":
+        """What makes an output that is asked for; of the logits perhaps the best classes alone."""
+        make, count = self._outputs_of[wanted.name], wanted.classes
+        if count is None:
+            return make
+        if wanted.name != "output" or not self.served.joint.kind.targets_are.startswith("label"):
+            raise ProtocolError(
+                f"'classification' names the best classes of logits, and the output "
+                f"{wanted.name!r} of this model is none"
+            )
+        names = self.served.names or ()
+        return lambda ticket: best_classes(make(ticket), count, names)
 
     async def explain(self, asked: InferRequest, hold: Hold) -> dict[str, Any]:
         """What both models say of one input, not counted as load, see `ebjr.serving.explain`."""
         inputs = self.inputs(asked)
         if row_count(inputs) != 1:
             raise ProtocolError(f"both models are asked of one input, not of {row_count(inputs)}")
-        threshold, timeout = self.wishes(asked.parameters)
+        threshold, timeout, _ = self.wishes(asked.parameters)
         if isinstance(inputs, list):
             decode = partial(decoded_images, inputs, self.limits.image_pixels, hold)
             inputs = await asyncio.get_running_loop().run_in_executor(self.decoders, decode)
@@ -429,6 +455,11 @@ class Service:
                 f"{', '.join(map(repr, asked.inputs))}"
             )
         (array,) = asked.inputs.values()
+        return self.inputs_of(array)
+
+    def inputs_of(self, array: np.ndarray) -> Any:
+        """The input, checked, as `inputs`."""
+        name = self.input.name
         if self.served.takes_images:
             return _images(array)
         shape, columns = self.input.shape, self.served.columns if self.served.takes_texts else None
@@ -450,33 +481,49 @@ class Service:
             return _texts(array)
         return array if wanted is None else array.astype(wanted, copy=False)
 
-    def wishes(self, parameters: Mapping[str, Any]) -> tuple[float | None, float]:
-        """The threshold that a request's parameters ask for, if any, and its time in seconds."""
+    def wishes(self, parameters: Mapping[str, Any]) -> "Wishes":
+        """What a request's parameters ask for; ProtocolError where they cannot."""
         if not parameters:
-            return None, self.timeout_seconds
+            return self._no_wishes
         unknown = set(parameters) - set(REQUEST_PARAMETERS)
         if unknown:
             raise ProtocolError(
                 f"there is no parameter {min(unknown)!r}; there are: "
                 f"{', '.join(REQUEST_PARAMETERS)}"
             )
-        timeout = parameters.get("timeout", self.timeout_seconds)
-        if not is_number(timeout) or not 0 < timeout <= 3600:
-            raise ProtocolError(
-                f"timeout must be seconds, above 0 and up to 3600, not {timeout!r:.60}"
-            )
         try:
-            return self.served.chosen(parameters), float(timeout)
+            threshold = self.served.chosen(parameters)
+            priority = check_priority(parameters.get("priority", 0))
         except ValueError as error:
             raise ProtocolError(str(error)) from error
+        return Wishes(threshold, self._seconds(parameters), priority)
+
+    def _seconds(self, parameters: Mapping[str, Any]) -> float:
+        """A request's own time: ``timeout_seconds``, or Triton's ``timeout`` in microseconds."""
+        own, theirs = (parameters.get(name) for name in ("timeout_seconds", "timeout"))
+        if own is not None and theirs is not None:
+            raise ProtocolError("give one of timeout_seconds and timeout, not both")
+        if own is not None:
+            if not is_number(own) or not 0 < own <= MOST_SECONDS:
+                raise ProtocolError(
+                    f"timeout_seconds must be above 0 and up to {MOST_SECONDS}, not {own!r:.60}"
+                )
+            return float(own)
+        if theirs is None or (is_whole(theirs) and theirs == 0):
+            return self.timeout_seconds
+        if not is_whole(theirs) or not 0 < theirs <= MOST_SECONDS * 10**6:
+            raise ProtocolError(
+                f"timeout must be microseconds, a whole number up to {MOST_SECONDS}000000, not "
+                f"{theirs!r:.60}; timeout_seconds takes seconds"
+            )
+        return float(theirs / 10**6)
 
     def response(self, plan: "Plan", ticket: Ticket) -> InferResponse:
         """The outputs that a request asks for, of its answer."""
-        answer, parameters, outputs = ticket.result(), self.told(ticket), {}
-        for name in plan.names:
-            tensor = self._tensors.get(name)
-            outputs[name] = OUTPUTS[name](ticket) if tensor is None else tensor.of(answer)
-        return InferResponse(outputs, self.served.name, self.version, plan.asked.id, parameters)
+        ticket.result()  # or its error
+        outputs = {name: make(ticket) for name, make in plan.outputs}
+        told = self.told(ticket)
+        return InferResponse(outputs, self.served.name, self.version, plan.asked.id, told)
 
     def told(self, ticket: Ticket) -> dict[str, Any]:
         """What is said of a whole answer: its threshold, and what that means."""
@@ -495,27 +542,36 @@ class Service:
         return {name: value for name, value in told.items() if value is not None}
 
 
-class Plan(NamedTuple):
-    """What is to be done for a request: its outputs by name, its threshold, its time in seconds."""
+class Wishes(NamedTuple):
+    """What a request asks for beside its outputs; its `timeout` is in seconds.
 
-    asked: InferRequest
-    names: tuple[str, ...]
+    A `threshold` of None is the knob's, and `priority` is that of `Engine.submit`.
+    """
+
     threshold: float | None
     timeout: float
+    priority: int = 0
+
+
+Output = Callable[[Ticket], np.ndarray]
+
+
+class Plan(NamedTuple):
+    """What is to be done for a request: what makes each of its outputs, and its wishes."""
+
+    asked: InferRequest
+    outputs: tuple[tuple[str, Output], ...]
+    wishes: Wishes
 
 
 Write = Callable[[InferResponse, Plan], Any]
 
 
 class Question(NamedTuple):
-    """What a request of any protocol asks, by a threshold of its own or the knob's.
-
-    Its time is in seconds, and `write` makes its answer of its ticket.
-    """
+    """What a request of any protocol asks; `write` makes its answer of its ticket."""
 
     inputs: Any
-    threshold: float | None
-    timeout: float
+    wishes: Wishes
     write: Callable[[Ticket], Any]
 
 
@@ -528,7 +584,7 @@ class Call:
     """
 
     __slots__ = (
-        *("ticket", "_service", "_threshold", "_hold", "_write", "_done", "_found"),
+        *("ticket", "_service", "_wishes", "_hold", "_write", "_done", "_found"),
         *("_open", "_timeout", "_wait", "_trace"),
     )
 
@@ -541,8 +597,9 @@ class Call:
         *,
         within: float | None = None,
     ) -> None:
-        _, self._threshold, timeout, self._write = question
+        _, self._wishes, self._write = question
         self._service, self._hold, self._done = service, hold, done
+        timeout = self._wishes.timeout
         self._timeout = timeout if within is None else min(timeout, within)
         self.ticket: Ticket | None = None
         self._found: Any = None
@@ -581,7 +638,8 @@ class Call:
         service = self._service
         self.ticket = service.engine.submit(
             inputs,
-            threshold=self._threshold,
+            threshold=self._wishes.threshold,
+            priority=self._wishes.priority,
             client=self._hold.client,
             reply=self._reply,
             trace=self._trace,
@@ -675,7 +733,12 @@ def _texts(array: np.ndarray) -> np.ndarray:
 
 
 def _too_late(seconds: float) -> DeadlineExceeded:
-    return DeadlineExceeded(f"no answer within {seconds:g} s; try again, or give it longer")
+    short = " (timeout is in microseconds, timeout_seconds in seconds)" if seconds < 0.01 else ""
+    return DeadlineExceeded(f"no answer within {seconds:g} s{short}; try again, or give it longer")
+
+
+def _made_by(tensor: Tensor) -> Output:
+    return lambda ticket: tensor.of(ticket.result())
 
 
 def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
@@ -692,10 +755,12 @@ def single_score(score: np.ndarray, threshold: float) -> np.ndarray:
     return single
 
 
-OUTPUTS: Mapping[str, Callable[[Ticket], np.ndarray]] = {
+OUTPUTS: Mapping[str, Output] = {
     "score": lambda ticket: single_score(to_numpy(ticket.result().score), ticket.begin(math.nan)),
     "deferred": lambda ticket: to_numpy(ticket.result().deferred),
     "degraded": lambda ticket: to_numpy(ticket.result().degraded),
     "stage": lambda ticket: to_numpy(ticket.result().stage),
 }
 """How an answer of any task came about, each made where it is asked for."""
+
+RARE = {"stage"}  # of these, what comes only where it is asked for

@@ -509,7 +509,7 @@ def test_on_the_wire_the_boxes_of_all_images_are_one_tensor_and_a_count_cuts_the
     answer = joint_of()(images) if images else JointAnswer([], [], *[np.zeros(0)] * 3)
     tensors = as_task("detection").tensors()
     sent = {name: tensor.of(answer) for name, tensor in tensors.items()}
-    for name, (dtype, shape, _) in tensors.items():
+    for name, (dtype, shape, *_) in tensors.items():
         assert sent[name].dtype == dtype
         assert sent[name].shape[1:] == shape[1:]
     ends = np.cumsum(sent["count"])

@@ -11,7 +11,7 @@ from ebjr.blend import Blend
 from ebjr.errors import ModelError
 from ebjr.joint import JointModel
 from ebjr.metric import Metric, declare_metrics
-from ebjr.task import Task, Tensor
+from ebjr.task import Task, Tensor, named
 from ebjr.tasks.detection.boxes import (
     Detections,
     GroundTruth,
@@ -179,7 +179,9 @@ class Detection(Task):
 
         return [{"prediction": [box(f, row) for row in range(len(f))]} for f in answers]
 
-    def tensors(self, classes: int | None = None) -> dict[str, Tensor]:
+    def tensors(
+        self, classes: int | None = None, labels: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
         """The boxes of all images one below the other, and how many of them are each image's."""
 
         def of_all(name: str, dtype: Any, *sides: int) -> Tensor:
@@ -194,9 +196,11 @@ class Detection(Task):
         def counts(answer: Any) -> np.ndarray:
             return np.array([len(found) for found in answer.prediction], np.int64)
 
+        classes_of = of_all("labels", np.int64)
         return {
             "boxes": of_all("boxes", np.float32, 4),
-            "labels": of_all("labels", np.int64),
+            "labels": classes_of,
+            **({} if labels is None else {"label_names": named(labels, classes_of.of)}),
             "scores": of_all("scores", np.float32),
             "count": Tensor(np.int64, (None,), counts),
         }

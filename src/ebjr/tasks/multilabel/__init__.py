@@ -10,7 +10,7 @@ from ebjr.arrays import Array, Batch, as_float, logaddexp, namespace, to_numpy
 from ebjr.blend import Blend
 from ebjr.joint import JointModel
 from ebjr.metric import Metric, declare_metrics
-from ebjr.task import Task, Tensor, finite_rows, refuse_missing, same_columns
+from ebjr.task import Task, Tensor, finite_rows, named, refuse_missing, same_columns
 from ebjr.tasks.classification import Classification
 from ebjr.tasks.multilabel.scores import LABEL_LOGITS
 
@@ -128,9 +128,23 @@ class Multilabel(Task):
             return [{"prediction": row} for row in chosen]
         return [{"prediction": row, "label": [labels[k] for k in row]} for row in chosen]
 
-    def tensors(self, classes: int | None = None) -> dict[str, Tensor]:
-        answered = Tensor(np.bool_, (None, classes), lambda answer: to_numpy(answer.prediction))
-        return super().tensors(classes) | {"prediction": answered}
+    def tensors(
+        self, classes: int | None = None, labels: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """The names of all rows' labels one below the other, and how many are each row's."""
+
+        def predicted(answer: Any) -> np.ndarray:
+            return to_numpy(answer.prediction)
+
+        found = super().tensors(classes) | {
+            "prediction": Tensor(np.bool_, (None, classes), predicted)
+        }
+        if labels is not None:
+            found["label_names"] = named(labels, lambda answer: np.nonzero(predicted(answer))[1])
+            found["count"] = Tensor(
+                np.int64, (None,), lambda answer: predicted(answer).sum(axis=1, dtype=np.int64)
+            )
+        return found
 
 
 def _log_sum(theirs: Array, mine: Array, weight: float) -> Array:

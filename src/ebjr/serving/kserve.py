@@ -1,0 +1,129 @@
+"""KServe's V1 protocol: rows of JSON in, an object for each row out; and the models by name.
+
+Source: KServe's V1 data plane, whose rows are those of TensorFlow Serving.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ebjr.errors import ModelError, ProtocolError, needs
+from ebjr.protocol import json_values, read_object, read_parameters, tensor_of
+from ebjr.serving.admission import Hold
+from ebjr.serving.bodies import LARGE_BYTES, aside
+from ebjr.serving.chat import MODELS, PREDICT
+from ebjr.serving.engine import Ticket
+from ebjr.serving.infer import PARSED_BYTES, Headers, Written, answered, finished
+from ebjr.serving.repository import Repository
+from ebjr.serving.service import OUTPUTS, Question, Service
+
+with needs("serve", "serving"):
+    import msgspec.json
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+SAID = ("score", "deferred", "degraded")  # of each row, beside what is predicted
+
+
+class KServe:
+    """The routes of V1 to every model; OpenAI's clients read the models' names, too."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._began = int(time.time())
+
+    def routes(self) -> list[Route]:
+        """The routes."""
+        return [
+            Route(f"{MODELS}/{{name}}{PREDICT}", self.predict, methods=["POST"]),
+            Route(MODELS, self.models),
+            Route(f"{MODELS}/{{name}}", self.model),
+        ]
+
+    async def predict(self, request: Request) -> Response:
+        """Answer a request."""
+
+        async def read(raw: bytes, headers: Headers, hold: Hold) -> tuple[Service, Question]:
+            service = self._repository.of(**request.path_params)
+            hold.move(service.admission)
+            if len(raw) > LARGE_BYTES:
+                hold.add(bytes=PARSED_BYTES * len(raw))
+            return service, await aside(len(raw), read_rows, service, raw, headers)
+
+        return await answered(request, self._repository, read)
+
+    async def models(self, _request: Request) -> Response:
+        """All models."""
+        names = list(dict.fromkeys(one.served.name for one in self._repository.services))
+        data = [self._about(name) for name in names]
+        return JSONResponse({"object": "list", "data": data, "models": names})
+
+    async def model(self, request: Request) -> Response:
+        """The model of that name."""
+        service = self._repository.of(request.path_params["name"])
+        return JSONResponse(self._about(service.served.name))
+
+    def _about(self, name: str) -> dict[str, Any]:
+        openai = {"id": name, "object": "model", "created": self._began, "owned_by": "ebjr"}
+        return {**openai, "name": name, "ready": True}
+
+
+def read_rows(service: Service, body: bytes, headers: Headers) -> Question:
+    """What a request of V1 asks a model; ProtocolError where it is none."""
+    message = read_object(body)
+    if unknown := message.keys() - {"instances", "parameters"}:
+        raise ProtocolError(
+            f"a request of V1 has 'instances', and perhaps 'parameters', not {min(unknown)!r:.60}"
+        )
+    instances = message.get("instances")
+    if not isinstance(instances, list) or not instances:
+        raise ProtocolError("'instances' must be a list with at least one row")
+    wishes = service.wishes(read_parameters(message, "the request"))
+    inputs = service.inputs_of(_array(service, [_row(service, one) for one in instances]))
+    return Question(inputs, wishes, partial(_written, service, headers))
+
+
+def _row(service: Service, instance: Any) -> Any:
+    """The values of a row, which may be named; of an image file its base64."""
+    if not isinstance(instance, dict):
+        return instance
+    name, columns = service.input.name, service.served.columns or ()
+    if instance.keys() == {name}:
+        instance = instance[name]
+        if not isinstance(instance, dict):
+            return instance
+    if instance.keys() == {"b64"} and service.served.takes_images:
+        return instance["b64"]
+    if columns and instance.keys() == {*columns}:
+        return [instance[column] for column in columns]
+    known = [f"the columns {', '.join(columns)}"] if columns else []
+    known += ["'b64', an image file in base64"] if service.served.takes_images else []
+    came = ", ".join(map(repr, instance)) or "nothing"
+    raise ProtocolError(
+        f"a row of 'instances' that is an object must have {' or '.join([repr(name), *known])}, "
+        f"not {came:.60}"
+    )
+
+
+def _array(service: Service, rows: Sequence[Any]) -> np.ndarray:
+    first = (row[0] if isinstance(row, list) and row else row for row in rows)
+    texts = any(isinstance(cell, str) for cell in first)
+    return tensor_of("BYTES" if texts else service.input.datatype, rows, "'instances'")
+
+
+def _written(service: Service, headers: Mapping[bytes, bytes], ticket: Ticket) -> Written:
+    answer, served = ticket.result(), service.served
+    try:
+        rows = served.joint.kind.plain(answer.prediction, served.names)
+    except ValueError as error:  # labels are too few
+        raise ModelError(str(error)) from error
+    marks = zip(*(json_values(name, OUTPUTS[name](ticket)) for name in SAID), strict=True)
+    predictions = [
+        {**row, **dict(zip(SAID, said, strict=True))} for row, said in zip(rows, marks, strict=True)
+    ]
+    found = {"predictions": predictions, "parameters": service.told(ticket)}
+    return finished(msgspec.json.encode(found), headers)
