@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +24,10 @@ pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("aiohttp", reason="the extra `remote` is not installed")
 pytest.importorskip("stamina", reason="the extra `remote` is not installed")
 
+from starlette.testclient import TestClient
+
 from ebjr.serving.app import build_app
+from ebjr.serving.sources import source_of
 
 LINK = Link(retries=0, failures=1, probe_seconds=0.05)
 X = np.random.default_rng(0).random((4, 3, 8, 8), np.float32)
@@ -127,3 +132,24 @@ def test_an_answer_alone_gives_another_model_away(models, port):
         with pytest.raises(ebjr.TeacherUnavailable, match=r"left alone until .* another model"):
             teacher(X)
     teacher.close()
+
+
+def test_a_calibration_with_the_new_hash_brings_the_teacher_back(models, saved, port):
+    def deferred(client) -> bool:
+        tensor = {"name": "image", "shape": list(X.shape), "datatype": "FP32"}
+        asked = {"inputs": [{**tensor, "data": X.ravel().tolist()}]}
+        answer = client.post("/v2/models/joint/infer", json=asked).json()
+        return all({one["name"]: one["data"] for one in answer["outputs"]}["deferred"])
+
+    stack = ExitStack()
+    with serving(models[0], port):
+        client = stack.enter_context(TestClient(build_app(source_of([saved]))))
+        assert deferred(client)
+    with serving(models[1], port):
+        assert not deferred(client)
+        new = served_alone(models[1], threads=1).identity["model"]
+        config = ebjr.JointConfig.read(saved)
+        replace(config, teacher=replace(config.teacher, sha256=new)).save(saved)
+        assert client.post("/v2/repository/models/joint/load").status_code == 200
+        assert deferred(client)
+    stack.close()

@@ -102,8 +102,8 @@ def test_models_answer_before_clients_ask_and_nothing_is_counted():
         return student(x)
 
     vars(first).update(vars(student))
-    app = build_app(served(student=first, teacher=lambda x: np.ones((len(x), 3))))
-    app.state.service.warm_up()
+    pair = served(student=first, teacher=lambda x: np.ones((len(x), 3)))
+    app = build_app(pair, warm_up=True)
     assert seen == [1, 1, 64]
     with TestClient(app) as client:
         assert 'ebjr_rows_total{model="joint"} 0.0' in client.get("/metrics").text

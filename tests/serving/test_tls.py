@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import signal
 import socket
 import ssl
+import threading
 import time
 from contextlib import closing
 
@@ -16,7 +18,7 @@ from pki import Authority
 from small import NAME, request
 from test_process import server
 
-from ebjr.serving.tls import Kept, Tls
+from ebjr.serving.tls import Kept, Tls, impatient_loop
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 grpc = pytest.importorskip("grpc", reason="the extra `grpc` is not installed")
@@ -251,3 +253,52 @@ def test_what_was_read_stays_until_a_right_file_is_there(tmp_path, caplog):
     kept.look()
     kept.look(again=True)
     assert read == ["one", "two", "two"]
+
+
+def test_a_client_that_does_not_shake_hands_is_hung_up_on(ca, monkeypatch):
+    monkeypatch.setattr("ebjr.serving.tls.HANDSHAKE_SECONDS", 0.1)
+    loop, context = impatient_loop(), Tls(*ca.certificate("server")).context()
+
+    async def listen():
+        return await loop.create_server(asyncio.Protocol, "127.0.0.1", 0, ssl=context)
+
+    listening = loop.run_until_complete(listen())
+    place = listening.sockets[0].getsockname()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    with socket.create_connection(place, 30) as idle:
+        assert idle.recv(1) == b""
+    loop.call_soon_threadsafe(listening.close)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(30)
+    loop.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--ssl-certfile", "none.pem"), "none.pem: No such file or directory"),
+        (("--ssl-keyfile", "server.key"), "TLS needs a certificate: --ssl-certfile"),
+        (("--ssl-certfile", "server.crt", "--ssl-keyfile", "other.key"), "does not belong to"),
+        (("--ssl-certfile", "old.crt", "--ssl-keyfile", "old.key"), "certificate has expired"),
+        (("--ssl-certfile", "locked.crt", "--ssl-keyfile", "locked.key"), "needs a password"),
+        (("--token", ""), "a token (--token) is letters"),
+        (("--infer-token-file", "empty"), "must hold a token in each line, and is empty"),
+        (("--infer-token", "a", "--infer-token-file", "empty"), "not both"),
+        (("--ready", "both"), "ready must be one of student, teacher, not 'both'"),
+    ],
+)
+def test_a_server_with_a_wrong_secret_does_not_start_and_says_so(
+    calibrated, run, tmp_path, options, says
+):
+    ca = Authority(tmp_path)
+    ca.certificate("server")
+    ca.certificate("other")
+    ca.certificate("old", days=-1)
+    ca.certificate("locked", password="sesame")
+    (tmp_path / "empty").write_text("\n")
+    code, out, err = run("serve", calibrated, "--port", "0", *options)
+    assert code == 2
+    assert says in " ".join(err.split())
+    assert "Traceback" not in err
+    assert "serving" not in out

@@ -255,7 +255,6 @@ def run_server(
     gc.freeze()  # what lives as long as the server is not looked through again and again
     with socket.create_server((host, port), backlog=1024) as listener:
         app = build_app(served, warm_up=not no_warm_up, **options)
-        repository: Repository = app.state.repository
         # asyncio does so only for sockets that name their protocol: an answer in two parts would
         # wait 40 ms for the client's acknowledgment of the first
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -274,7 +273,7 @@ def run_server(
         config.load()
         if tls is not None:
             config.ssl = tls.context()
-            repository.shared.doors.kept.append(tls.kept)
+            app.state.repository.shared.doors.kept.append(tls.kept)
         where, own = listener.getsockname()[:2]
         started(f"http{'' if tls is None else 's'}://{where}:{own}")
         gc.set_threshold(FEWER_LOOKS, 10, 10)

@@ -63,7 +63,6 @@ from ebjr.serving.shared import Shared
 from ebjr.serving.spending import Spending
 from ebjr.serving.statistics import Statistics
 from ebjr.serving.status import describe
-from ebjr.serving.warmup import warm_up
 from ebjr.task import Tensor
 
 READY = ("student", "teacher")  # who must be there for a server to be ready
@@ -138,8 +137,8 @@ class Service:
         **options: Any,
     ) -> None:
         self.served, self.version, self.timeout_seconds = served, version, timeout_seconds
-        self._most_rows = max(options.get("student_batch", 32), options.get("teacher_batch", 64))
         self._tensors = served.tensors()
+        self._short_id = served.identity.get("model", "")[:SHORT_ID] or None
         self._no_wishes = Wishes(None, timeout_seconds)
         shared = Shared() if shared is None else shared
         self.limits, self.bell, self.tracing = shared.limits, shared.bell, shared.tracing
@@ -196,10 +195,6 @@ class Service:
         self._said = lru_cache(maxsize=64)(self._said_of)
         self._described = cache(partial(describe, served))
         self.output_names = tuple(output.name for output in self._outputs)
-
-    def warm_up(self) -> None:
-        """Have the models answer before clients ask, see `ebjr.serving.warmup`."""
-        warm_up(self.served, self._most_rows)
 
     def start(self) -> None:
         """Start to answer, and to fetch what was kept for later."""
@@ -542,7 +537,7 @@ class Service:
             "threshold": json_number(threshold),
             "promise": self.knob.promise(threshold),
             "calibration": self.served.calibration_id,
-            "model": self.served.identity.get("model", "")[:SHORT_ID] or None,
+            "model": self._short_id,
         }
         return {name: value for name, value in told.items() if value is not None}
 

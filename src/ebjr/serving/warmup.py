@@ -1,7 +1,6 @@
 """The first batches of a joint model, before a client waits for them or meets a broken one."""
 
 import time
-import warnings
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,7 @@ def warm_up(served: Served, rows: int = 64) -> None:
     inputs = _inputs(served)
     if inputs is None:
         return
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of zeros little can be said
+    with np.errstate(all="ignore"):  # of zeros little can be said
         _ask(served.joint, inputs)
         began = time.perf_counter()
         _ask(served.joint, inputs)
