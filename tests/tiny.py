@@ -152,6 +152,7 @@ def write_coco(folder: Path, n: int = 80, seed: int = 0) -> Path:
 def write_joint(folder: Path, **goal: Any) -> Path:
     """A joint.toml of the pair of colored images, calibrated on 400 of them."""
     preprocess = ebjr.Preprocess(size=SIZE)
+    folder.mkdir(parents=True, exist_ok=True)
     paths = write_pair(folder)
     costs = [ebjr.Cost(flops=1.0), ebjr.Cost(flops=8.0)]
     batches = list(open_data(write_images(folder / "images", n=400)).batches(100))

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -525,10 +524,11 @@ def export(
 @command
 def serve(
     joint: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
-            help="What `ebjr calibrate` wrote; or a classifier alone, as `record` takes it, as a "
-            "teacher for students elsewhere."
+            help="What `ebjr calibrate` wrote, of one model or several; a folder with a folder for "
+            "each model; or a classifier alone, as `record` takes it, as a teacher for students "
+            "elsewhere."
         ),
     ],
     how: opt.ServerOptions,
@@ -552,29 +552,33 @@ def serve(
     from ebjr.joint_file import JointConfig
     from ebjr.serving.app import run_server
     from ebjr.serving.limits import Limits, exposure
-    from ebjr.serving.served import served_alone, served_of
+    from ebjr.serving.served import Served, served_alone, served_of
+    from ebjr.serving.sources import source_of
     from ebjr.threads import available_cores, shared_cores
 
+    def load(config: JointConfig) -> Served:
+        each = threads or config.threads_for(available_cores())  # of as many batches at once
+        return served_of(config, trust=trust, **_threads(each))
+
     prepare = None if preprocess is None else given_preprocess(preprocess, "preprocess")
-    again: dict[str, Any] = {}
-    if joint.suffix in (*FILES, *SAVED) or import_path(joint):
-        served = served_alone(joint, prepare, trust=trust, **_threads(threads))
+    first, *others = joint
+    models: Any
+    if not others and (first.suffix in (*FILES, *SAVED) or import_path(first)):
+        models = served_alone(first, prepare, trust=trust, **_threads(threads))
+        names = models.name
     elif prepare is not None:
         raise ValueError("joint.toml has the preprocessing of both models: leave --preprocess out")
     else:
-        config = JointConfig.read(joint)
-        each = threads or config.threads_for(available_cores())  # of as many batches at once
-        served = served_of(config, trust=trust, **_threads(each))
-        again["reload"] = partial(JointConfig.read, joint)
+        models = source_of(joint, load)
+        names = models.names
     if (warning := exposure(how.host, how.token)) is not None:
         _note(warning, "WARNING")
     run_server(
-        served,
+        models,
         limits=Limits(body_bytes=body_bytes, connections=connections),
         between=None if between is None else between.split(","),
         workers=None if threads is None else shared_cores(threads),
-        started=lambda url: out.print(f"serving {served.name} at {url}", soft_wrap=True),
-        **again,
+        started=lambda url: out.print(f"serving {names} at {url}", soft_wrap=True),
         **vars(how),
     )
 

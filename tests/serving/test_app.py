@@ -46,7 +46,11 @@ def test_it_answers_as_the_joint_model_does(client):
 def test_health_and_metadata_are_those_of_the_protocol(client):
     for path in ("/v2/health/live", "/v2/health/ready", f"{NAME}/ready"):
         assert client.get(path).status_code == 200
-    assert client.get("/v2").json()["extensions"] == ["binary_tensor_data", "classification"]
+    extensions = client.get("/v2").json()["extensions"]
+    assert extensions == [
+        *("binary_tensor_data", "classification"),
+        *("model_repository", "model_configuration", "statistics"),
+    ]
     about = client.get(NAME).json()
     assert about["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
     assert [output["name"] for output in about["outputs"]][2:] == [

@@ -24,7 +24,7 @@ pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 import grpc
 import tritonclient.grpc as triton
 from small import assert_boxes, files_of, images, joint_detector, served
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2
 
 from ebjr.serving.app import Served
 from ebjr.serving.grpc import MESSAGES, SERVICE, grpc_server
@@ -376,7 +376,10 @@ def test_a_call_that_its_client_cancels_frees_its_rows():
 
 
 def test_our_messages_are_those_of_tritons_clients():
-    theirs = service_pb2.DESCRIPTOR.message_types_by_name
+    theirs = {
+        **model_config_pb2.DESCRIPTOR.message_types_by_name,
+        **service_pb2.DESCRIPTOR.message_types_by_name,
+    }
 
     def same(ours, known):
         for field in ours.fields:

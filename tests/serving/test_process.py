@@ -155,10 +155,10 @@ def test_logs_in_words_tell_of_moves_and_not_of_requests():
 
 
 @contextmanager
-def served_file(path, **options):
-    """`ebjr serve` of a joint.toml: the process and its address."""
+def served_file(*paths, **options):
+    """`ebjr serve` of joint.toml files: the process and its address."""
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "ebjr", "serve", str(path), "--port", "0", *flags]
+    command = [sys.executable, "-m", "ebjr", "serve", *map(str, paths), "--port", "0", *flags]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -176,7 +176,7 @@ def until(found, seconds=20.0):
     return value
 
 
-def test_sighup_takes_over_another_calibration_and_nothing_else(tmp_path):
+def test_sighup_takes_over_what_the_file_says_now_without_a_failed_request(tmp_path):
     path = write_joint(tmp_path, tolerance=0.05, delta=0.1)
     config = JointConfig.read(path)
     failed, stop = [], threading.Event()
@@ -216,18 +216,53 @@ def test_sighup_takes_over_another_calibration_and_nothing_else(tmp_path):
 
         replace(new, score="margin", threshold=0.1).save(path)
         process.send_signal(signal.SIGHUP)
-        path.read_text()
-        time.sleep(1.0)
+        assert until(lambda: router()["score"] == "margin")
+        assert router()["threshold"] == 0.1
         path.write_text("threshold = ")
         process.send_signal(signal.SIGHUP)
-        time.sleep(1.0)
-        assert router()["threshold"] == 0.4
-        assert router()["score"] == "softmax"
+        index = "/v2/repository/index"
+        assert until(lambda: "not a TOML file" in client.post(index).text)
+        assert router()["score"] == "margin"
         stop.set()
         asking.join()
         process.send_signal(signal.SIGTERM)
         said = process.stderr.read()
     assert not failed
-    assert "the calibration stays as it is: joint.toml now has another score" in said
-    assert said.count("the calibration stays as it is") == 2
+    assert "joint is served, version 1" in said
+    assert "joint stays as it is: " in said
     assert "Traceback" not in said
+
+
+def test_two_files_are_served_and_a_wrong_one_among_them_is_said_before_anything_is(tmp_path):
+    first = write_joint(tmp_path / "a", tolerance=0.05)
+    second = write_joint(tmp_path / "b", tolerance=0.05)
+    command = [sys.executable, "-m", "ebjr", "serve", str(first), str(second), "--port", "0"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode != 0
+    assert "two models are called 'joint': give each its own name" in found.stderr
+    assert "Traceback" not in found.stderr
+    replace(JointConfig.read(second), name="second").save(second)
+    with served_file(first, second) as (_, url), httpx.Client(base_url=url) as client:
+        names = [one["name"] for one in client.post("/v2/repository/index").json()]
+        assert names == ["joint", "second"]
+        second.write_text("threshold = ")
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode != 0
+    assert "is not a TOML file" in " ".join(found.stderr.split())
+    assert "serving" not in found.stdout
+
+
+def test_sighup_finds_what_is_new_in_a_folder_and_what_has_gone(tmp_path):
+    shop = tmp_path / "shop"
+    write_joint(shop / "first", tolerance=0.05)
+    with served_file(shop) as (process, url), httpx.Client(base_url=url) as client:
+
+        def names():
+            return [one["name"] for one in client.post("/v2/repository/index").json()]
+
+        assert names() == ["first"]
+        (shop / "first").rename(shop / "second")
+        process.send_signal(signal.SIGHUP)
+        assert until(lambda: names() == ["second"])
+        process.send_signal(signal.SIGTERM)
+        assert "Traceback" not in process.stderr.read()

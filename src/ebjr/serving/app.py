@@ -23,10 +23,11 @@ from weakref import ref
 from ebjr.errors import EbjrError, needs
 from ebjr.joint import JointModel
 from ebjr.joint_file import JointConfig
+from ebjr.protocol import read_object
 from ebjr.serving.bodies import aside, read_body
 from ebjr.serving.chat import COMPLETIONS
 from ebjr.serving.chats import Chats
-from ebjr.serving.doors import Doors
+from ebjr.serving.doors import Doors, check_loading
 from ebjr.serving.infer import HOST, client_of, host_of, infer, read, refusal
 from ebjr.serving.knob_control import WISHES
 from ebjr.serving.kserve import KServe
@@ -34,7 +35,7 @@ from ebjr.serving.limits import Refused
 from ebjr.serving.logs import RequestIds, request_id, start_logging
 from ebjr.serving.openapi import openapi
 from ebjr.serving.page import page_and_headers
-from ebjr.serving.repository import Repository
+from ebjr.serving.repository import Models, Repository
 from ebjr.serving.served import Served, served_of
 from ebjr.serving.service import BROKEN, Service
 
@@ -60,7 +61,7 @@ Beside = Callable[[Repository], AbstractAsyncContextManager[None]]
 
 
 def build_app(
-    served: Served | Sequence[Served],
+    served: Models,
     *,
     token: str | None = None,
     hosts: Sequence[str] | None = None,
@@ -81,6 +82,7 @@ def build_app(
     """
     repository = Repository(served, **options)
     chats, doors = Chats(repository), Doors(token, hosts or ())
+    repository.shared.doors = doors
     handlers = _Handlers(repository, doors, has_token=token is not None)
     model, any_version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
     routes = [
@@ -89,7 +91,14 @@ def build_app(
         Route("/v2/health/live", _says(lambda: {"live": True})),
         Route("/v2/health/ready", _says(lambda: {"ready": True})),
         Route("/v2", _says(lambda: repository.server_metadata())),
-        Route("/v2/repository/index", _says(repository.index), methods=["POST"]),
+        Route("/v2/repository/index", handlers.index, methods=["POST"]),
+        Route("/v2/repository/models/{name}/load", handlers.load, methods=["POST"]),
+        Route("/v2/repository/models/{name}/unload", handlers.unload, methods=["POST"]),
+        Route("/v2/models/stats", _says(repository.model_statistics)),
+        Route(f"{model}/stats", _says(repository.model_statistics)),
+        Route(f"{any_version}/stats", _says(repository.model_statistics)),
+        Route(f"{model}/config", _says(repository.model_config)),
+        Route(f"{any_version}/config", _says(repository.model_config)),
         Route(model, _says(repository.model_metadata)),
         Route(f"{model}/ready", _says(handlers.ready)),
         Route(any_version, _says(repository.model_metadata)),
@@ -146,19 +155,20 @@ class _State(State):
 
 
 def serve(
-    joint: JointModel | JointConfig,
+    joint: JointModel | JointConfig | Sequence[JointConfig],
     *,
     name: str = "joint",
     labels: Sequence[str] | None = None,
     trust: bool = False,
     **options: Any,
 ) -> None:
-    """Serve a joint model, of whatever models, until the process is told to end.
+    """Serve joint models, of whatever models, until the process is told to end.
 
     Parameters
     ----------
     joint
-        A joint model, or what a ``joint.toml`` says, whose figures the page then shows.
+        A joint model; or what a ``joint.toml`` says, whose figures the page then shows, or what
+        several say.
     name, labels
         What clients call it, and its classes; a ``joint.toml`` has its own.
     trust
@@ -166,16 +176,18 @@ def serve(
     **options
         Of `run_server`: `port`, 8080 unless given, `host`, `token` and more.
     """
-    if isinstance(joint, JointConfig):
-        served = served_of(joint, trust=trust)
+    if isinstance(joint, JointModel):
+        served = [Served(joint, name, None if labels is None else tuple(labels))]
     else:
-        served = Served(joint, name, None if labels is None else tuple(labels))
-    options.setdefault("started", lambda url: print(f"serving {served.name} at {url}"))
+        configs = [joint] if isinstance(joint, JointConfig) else joint
+        served = [served_of(config, trust=trust) for config in configs]
+    names = ", ".join(one.name for one in served)
+    options.setdefault("started", lambda url: print(f"serving {names} at {url}"))
     run_server(served, **options)
 
 
 def run_server(
-    served: Served,
+    served: Models,
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
@@ -183,7 +195,6 @@ def run_server(
     log: str = "words",
     otel: bool = False,
     started: Callable[[str], None] = lambda url: None,
-    reload: Callable[[], JointConfig] | None = None,
     **options: Any,
 ) -> None:
     """Serve until the process is told to end; requests that came by then are answered.
@@ -191,8 +202,8 @@ def run_server(
     It listens at `host` and `port`, where 0 takes a free one; for gRPC at `grpc_port` of the same
     host, unless that is None. `log` is how this process logs, see `start_logging`; JSON has a line
     for each request. `otel` sends OpenTelemetry traces. `started` is told each address once it
-    takes requests. `reload` is what is read at SIGHUP: another calibration of the same models takes
-    over at once, and anything else is refused in the log. `options` are those of `build_app`.
+    takes requests. At SIGHUP all files of `served` are read again; what they say now takes over,
+    and what cannot be served is refused in the log. `options` are those of `build_app`.
 
     OSError: `port` or `grpc_port` is taken.
     """
@@ -208,15 +219,16 @@ def run_server(
             grpc_server, host=host, port=grpc_port, log_requests=log == "json", started=started
         )
         options["beside"] = (*options.get("beside", ()), beside)
-    if reload is not None and hasattr(signal, "SIGHUP"):
-        options["beside"] = (*options.get("beside", ()), partial(_reloaded, reload))
-    options["beside"] = (*options.get("beside", ()), _managed)
+    options["beside"] = (*options.get("beside", ()), _reloaded, _managed)
     start_logging(log)
     options["log_requests"] = log == "json"
     if otel:
         from ebjr.serving.tracing import Tracing
 
-        options["tracing"] = Tracing.to_collector(served.name)
+        name = served.name if isinstance(served, Served) else "ebjr"
+        options["tracing"] = Tracing.to_collector(name)
+    gc.collect()
+    gc.freeze()  # what lives as long as the server is not looked through again and again
     with socket.create_server((host, port), backlog=1024) as listener:
         app = build_app(served, **options)
         # asyncio does so only for sockets that name their protocol: an answer in two parts would
@@ -235,8 +247,6 @@ def run_server(
         )
         where, own = listener.getsockname()[:2]
         started(f"http://{where}:{own}")
-        gc.collect()
-        gc.freeze()  # what lives as long as the server is not looked through again and again
         gc.set_threshold(FEWER_LOOKS, 10, 10)
         sys.setswitchinterval(SWITCH_SECONDS)
         _give_memory_back()
@@ -244,25 +254,28 @@ def run_server(
 
 
 @asynccontextmanager
-async def _reloaded(
-    read_again: Callable[[], JointConfig], repository: Repository
-) -> AsyncIterator[None]:
-    """Reads the calibration again at SIGHUP; where that fails the log says why, and all stays."""
+async def _reloaded(repository: Repository) -> AsyncIterator[None]:
+    """Reads all files again at SIGHUP; the log says what was wrong, and that stays as it was."""
+    if not hasattr(signal, "SIGHUP"):
+        yield
+        return
 
-    def take_over() -> None:
+    async def look() -> None:
         _tell_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            (service,) = repository.services
-            service.reload(read_again())
-        except (EbjrError, ValueError, OSError) as error:
-            log_of.error("the calibration stays as it is: %s", error)
-        else:
-            log_of.info("joint.toml was read again: the threshold is %g", service.knob.threshold)
+            await repository.look()
+        except Exception:  # a folder that cannot be read any more
+            log_of.exception("what is served stays as it is")
         finally:
             _tell_systemd("READY=1")
 
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, take_over))
+    loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+    def begin() -> None:
+        tasks.add(task := loop.create_task(look()))
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, begin)
     try:
         yield
     finally:
@@ -320,6 +333,38 @@ class _Handlers:
         service = self.repository.meant(asked.get("model"), asked.get("version", ""))
         request.scope[HOST] = ref(service)
         return service
+
+    async def index(self, request: Request) -> Response:
+        asked = await self._object(request)
+        ready = asked.get("ready", False)
+        if not isinstance(ready, bool):
+            raise Refused(400, f"'ready' must be true or false, not {ready!r:.60}")
+        return JSONResponse(self.repository.index(ready))
+
+    async def load(self, request: Request) -> Response:
+        return await self._change(request, self.repository.load)
+
+    async def unload(self, request: Request) -> Response:
+        return await self._change(request, self.repository.unload)
+
+    async def _change(
+        self, request: Request, change: Callable[[str, dict[str, Any]], Awaitable[None]]
+    ) -> Response:
+        asked = await self._object(request)
+        check_loading(self._doors, request.scope)
+        parameters = asked.get("parameters", {})
+        if not isinstance(parameters, dict):
+            raise Refused(400, "'parameters' must be a JSON object")
+        await change(request.path_params["name"], parameters)
+        return JSONResponse({})
+
+    async def _object(self, request: Request) -> dict[str, Any]:
+        """The JSON object in a body, which may be empty."""
+        with self.repository.admission.hold(client_of(request)) as hold:
+            raw = await read_body(request, self.repository.limits, hold)
+        if len(raw) > MOST_WISH_BYTES:
+            raise Refused(413, f"this takes a JSON object of {MOST_WISH_BYTES} bytes at most")
+        return read_object(raw) if raw.strip() else {}
 
     async def page(self, _request: Request) -> Response:
         return HTMLResponse(*page_and_headers())

@@ -62,6 +62,15 @@ class Doors:
         return self._shown is not None and hmac.compare_digest(shown, self._shown)
 
 
+def check_loading(doors: Doors, scope: Scope) -> None:
+    """Raise Refused where models are not loaded: that takes what moving the knob does."""
+    try:
+        doors.check_moving(scope)
+    except Refused as no:
+        words = f"models are loaded by those who may move the knob: {no}"
+        raise Refused(no.status, words, no.headers) from None
+
+
 def _is_here(scope: Scope) -> bool:
     peer = (scope.get("client") or [""])[0]
     return loops_back(peer) or peer == "testclient"  # Starlette's: a socket has no such address

@@ -12,15 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ebjr.arrays import Batch, join_rows, plain, row_count, to_numpy
 from ebjr.backends import FILES
+from ebjr.data.preprocess import unprepared
 from ebjr.errors import EbjrError, ModelError, Overloaded, TeacherUnavailable, check_at_least
 from ebjr.joint import JointAnswer, JointModel, LateRows, models_of, silent_rows
-from ebjr.model import Answer, Model, ModelFacts, TeacherFailed, answer, facts
+from ebjr.model import Answer, Model, TeacherFailed, answer, facts
 from ebjr.outcomes import roles_of
 from ebjr.router import check_threshold
 from ebjr.serving.audits import Audits
@@ -210,6 +213,7 @@ class Engine:
         self.bell: Callable[[], None] = lambda: None  # rung when some tickets have been replied to
         self._model = model
         self._batches = [student_batch, *[teacher_batch] * len(self.levels)]
+        self.most_rows = student_batch
         self.workers = workers or available_cores()
         self._singly = [not _bears_many(each) for each in models]
         self._queues = [RowQueue(max_wait_seconds) for _ in models]
@@ -220,10 +224,11 @@ class Engine:
         self.lock = threading.Lock()
         self._told = Bulk(Observer() if observer is None else observer)
         self._audits = Audits(audit_rate)
-        self._hire([facts(each) for each in models], teacher_workers)
+        self._hire(models, teacher_workers)
 
-    def _hire(self, known: Sequence[ModelFacts], teacher_workers: int | None) -> None:
+    def _hire(self, models: Sequence[Model], teacher_workers: int | None) -> None:
         """Crews for all models: the workers for those here, and others for each one elsewhere."""
+        known = [facts(each) for each in models]
         own = [each.calls or (FAR_CALLS if each.url is not None else 0) for each in known]
         self._is_here = not own[0]
         for number, each in enumerate(known):
@@ -239,6 +244,8 @@ class Engine:
         self._spare = _Crew(self.lock, [0])  # for the first model beside long batches of others
         sizes = {crew: count for crew, count in zip(self._crews, own, strict=True) if count}
         sizes |= {here: self.workers if here.stages else 0, self._spare: int(self._is_here)}
+        singly = zip(models, self._singly, strict=True)
+        self._turns = [_turn_of(model) if alone else None for model, alone in singly]
         # of a second of each model, the share that it takes from the seconds of all workers
         self._share = [self.workers / count if count else 1.0 for count in own]
         self._threads = [
@@ -323,7 +330,8 @@ class Engine:
             if self.closed:
                 raise Overloaded("the server is stopping and takes no more requests", 1.0)
             fast = self._is_here and 0 < self.row_seconds[0] < AT_ONCE_SECONDS
-            at_once = here and fast and ticket.rows == 1 and not self.busy
+            free = (turn := self._turns[0]) is None or not turn.locked()
+            at_once = here and fast and ticket.rows == 1 and free and not self.busy
             if at_once:
                 self._begin(0, 1)
             else:
@@ -509,7 +517,11 @@ class Engine:
             self._tell_batch(number, parts, began, ended)
 
     def _ask(self, number: int, inputs: Batch, said: Said | None) -> Answer:
-        """What a model says; of a later one, mixed with what those before it said."""
+        """What a model says, in its turn; of a later one, mixed with what those before it said."""
+        with self._turns[number] or nullcontext():
+            return self._ask_now(number, inputs, said)
+
+    def _ask_now(self, number: int, inputs: Batch, said: Said | None) -> Answer:
         if said is not None:
             asked = inputs if said.features is None else said.features
             return self.levels[number - 1].ask_teacher(asked, said.output)
@@ -752,6 +764,18 @@ def _levels(model: Model) -> tuple[JointModel, ...]:
     if not isinstance(model, JointModel):
         return ()
     return (*_levels(model.student), model)
+
+
+_TURNS: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
+"""Whose turn it is with a model that is asked by one worker at a time, whatever the engine."""
+
+
+def _turn_of(model: Model) -> threading.Lock:
+    once = unprepared(model)[0]
+    try:
+        return _TURNS.setdefault(once, threading.Lock())
+    except TypeError:  # nothing refers to it weakly: nobody is seen to share it
+        return threading.Lock()
 
 
 def _bears_many(model: Model) -> bool:

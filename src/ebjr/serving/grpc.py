@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from ebjr.protocol import (
 )
 from ebjr.serving.admission import Hold
 from ebjr.serving.bodies import aside
+from ebjr.serving.doors import check_loading
 from ebjr.serving.logs import REQUEST_ID, begin_request, request_line
 from ebjr.serving.repository import Repository
 from ebjr.serving.service import Plan, Service
@@ -39,6 +41,8 @@ PIECE = 2**15  # values of a field read or written at once: other threads run in
 
 CODES: Mapping[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -199,6 +203,27 @@ class _Calls:
         about = self.repository.model_metadata(asked.name, asked.version)
         return MESSAGES["ModelMetadataResponse"](**about)
 
+    async def ModelConfig(self, asked: Any, _asking: Any) -> Any:
+        config = self.repository.model_config(asked.name, asked.version)
+        return MESSAGES["ModelConfigResponse"](config=config)
+
+    async def ModelStatistics(self, asked: Any, _asking: Any) -> Any:
+        found = self.repository.model_statistics(asked.name, asked.version)
+        return MESSAGES["ModelStatisticsResponse"](**found)
+
+    async def RepositoryIndex(self, asked: Any, _asking: Any) -> Any:
+        return MESSAGES["RepositoryIndexResponse"](models=self.repository.index(asked.ready))
+
+    async def RepositoryModelLoad(self, asked: Any, asking: "_Asking") -> Any:
+        check_loading(self.repository.shared.doors, _scope_of(asking.context))
+        await self.repository.load(asked.model_name, _parameters(asked))
+        return MESSAGES["RepositoryModelLoadResponse"]()
+
+    async def RepositoryModelUnload(self, asked: Any, asking: "_Asking") -> Any:
+        check_loading(self.repository.shared.doors, _scope_of(asking.context))
+        await self.repository.unload(asked.model_name, _parameters(asked))
+        return MESSAGES["RepositoryModelUnloadResponse"]()
+
     async def ModelInfer(self, asked: Any, asking: "_Asking") -> Any:
         service = self.repository.of(asked.model_name, asked.model_version)
         asking.host, hold, context = service, asking.hold, asking.context
@@ -210,6 +235,15 @@ class _Calls:
         raw = bool(asked.raw_input_contents)
         write = partial(write_response, raw=raw)
         return await service.ask(service.question(request, write), hold, within=within)
+
+
+def _scope_of(context: Any) -> dict[str, Any]:
+    """A call as the doors know requests: who sends it, and what with."""
+    kind, _, place = unquote(context.peer()).partition(":")
+    host = place.rpartition(":")[0].strip("[]") if kind.startswith("ip") else ""
+    metadata = context.invocation_metadata() or ()
+    pairs = ((key, value.encode() if isinstance(value, str) else value) for key, value in metadata)
+    return {"client": (host, 0), "headers": [(key.lower().encode(), value) for key, value in pairs]}
 
 
 def _parsed(kind: type[Any], raw: bytes) -> Any:

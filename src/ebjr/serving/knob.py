@@ -19,16 +19,22 @@ class Knob:
     """The threshold of a served model, moved by hands and by the autopilot.
 
     A move is written to the journal before it is made: if that fails, nothing moves. It takes
-    effect at the student's next batch.
+    effect at the student's next batch. `after` is the one that it takes the place of, once a file
+    was read again.
     """
 
-    def __init__(self, served: Served, journal: Journal | None = None) -> None:
+    def __init__(
+        self, served: Served, journal: Journal | None = None, after: "Knob | None" = None
+    ) -> None:
         self.served = served
-        self.moves = Counter(hand=0, autopilot=0)
+        self.moves: Counter[str] = Counter(hand=0, autopilot=0) if after is None else after.moves
         self._router = served.joint.router
         self._journal = journal
         self._lock = threading.Lock()
-        self._write("server", None, self.threshold, "the server has started", None)
+        if after is None:
+            self._write("server", None, self.threshold, "the server has started", None)
+        else:
+            self._write("joint.toml", after.threshold, self.threshold, "it was read again", None)
 
     @property
     def threshold(self) -> float:

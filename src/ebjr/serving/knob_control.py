@@ -55,14 +55,19 @@ class KnobControl:
 
     def hold(
         self,
-        target: str,
+        target: str | Hold,
         between: Sequence[float | str] | None = None,
         *,
         who: str,
         request: str | None = None,
     ) -> None:
         """Switch the autopilot on, or give it another target; ValueError if that is impossible."""
-        pilot = Autopilot(Hold.of(target), self.knob, between=between, silence=self._silence)
+        pilot = Autopilot(
+            target if isinstance(target, Hold) else Hold.of(target),
+            self.knob,
+            between=between,
+            silence=self._silence,
+        )
         with self._lock:
             pilot.begin(who, request)
             self._take(pilot)

@@ -154,14 +154,18 @@ class LiveMonitor(Observer):
     def save(self) -> None:
         """Write the state, if there is a place for it; OSError: it cannot be written."""
         self._saved = time.monotonic()
-        if self._file is None:
+        if (place := self._file) is None:
             return
         counts = {"audits": self.audits, "contradicted": self.contradicted}
         windows = None if self.windows is None else self.windows.state()
         about = {"format": STATE_FORMAT, "of": self._key, "calibration": self._calibration}
         state = {**about, **counts, "monitors": self._states(), "windows": windows}
-        with write_whole(self._file) as file:
+        with write_whole(place) as file:
             json.dump(state, file, allow_nan=False)
+
+    def yield_state(self) -> None:
+        """Write it no more: another monitor has taken it over."""
+        self._file = None
 
     def status(self) -> dict[str, Any]:
         """What is known, for JSON: each monitor's figures and sentence, or why there is none."""

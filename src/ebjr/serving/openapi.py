@@ -16,6 +16,13 @@ with needs("serve", "serving"):
 Json = dict[str, Any]
 
 CHAT = "/v1/chat/completions"
+MOVES = {
+    "/v1/router": "put",
+    "/v2/repository/models/{name}/load": "post",
+    "/v2/repository/models/{name}/unload": "post",
+}
+"""What takes the token, if there is one."""
+QUERIED = re.compile("/v1/(router|status|both|late/.+)")  # with ?model= where there are several
 ANY_VERSION = "/versions/{version}"  # a path with it does as the path without it
 
 
@@ -50,10 +57,13 @@ def openapi(repository: Repository, routes: Sequence[BaseRoute], *, token: bool 
     if not any(service.served.takes_images for service in services):
         infer = document["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]
         del infer["content"]["multipart/form-data"]
-    move = document["paths"]["/v1/router"]["put"]
-    del move["responses"]["403" if token else "401"]
+    for path, method in MOVES.items():
+        move = document["paths"][path][method]
+        del move["responses"]["403" if token else "401"]
+        if not token:
+            del move["security"]
     if not token:
-        del move["security"], document["components"]["securitySchemes"]
+        del document["components"]["securitySchemes"]
     document["paths"] = _paths(document["paths"], routes, values)
     if CHAT not in document["paths"]:
         for name in ("ChatRequest", "ChatCompletion"):
@@ -92,7 +102,15 @@ def _paths(known: Json, routes: Sequence[BaseRoute], values: Mapping[str, Any]) 
 
 def _path_parameters(path: str, values: Mapping[str, Any]) -> list[Json]:
     known = {"name": {"enum": values["<models>"]}, "version": {"enum": values["<versions>"]}}
-    names = re.findall(r"{(\w+)}", path)
-    schemas = [{"type": "string", **known.get(name, {})} for name in names]
-    both = zip(names, schemas, strict=True)
-    return [{"name": name, "in": "path", "required": True, "schema": each} for name, each in both]
+    found = [
+        {"name": name, "in": "path", "required": True}
+        | {"schema": {"type": "string", **known.get(name, {})}}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+    if QUERIED.fullmatch(path):
+        several = len(values["<models>"]) > 1
+        allowed = {"model": values["<models>"], "version": [*values["<versions>"], ""]}
+        for name, choices in allowed.items():
+            about = {"name": name, "in": "query", "required": several and name == "model"}
+            found.append({**about, "schema": {"type": "string", "enum": choices}})
+    return found

@@ -37,6 +37,7 @@ from ebjr.protocol import (
     InferResponse,
     ModelMetadata,
     RequestedOutput,
+    TensorMetadata,
     best_classes,
     is_number,
     is_whole,
@@ -59,6 +60,7 @@ from ebjr.serving.recent import Recent
 from ebjr.serving.served import KNOBS, Served
 from ebjr.serving.shared import Shared
 from ebjr.serving.spending import Spending
+from ebjr.serving.statistics import Statistics
 from ebjr.serving.status import describe
 from ebjr.task import Tensor
 
@@ -102,6 +104,7 @@ class Service:
     """A joint model behind any protocol.
 
     `version` is that of the model, a number. Of a server with several, all have what is `shared`.
+    `after` is the service that it takes the place of, whose monitor's state and autopilot go on.
 
     Defaults: `timeout_seconds` for requests that name none; the knob is moved by hand unless `hold`
     (and its bounds, `between`) switches the autopilot on; the monitor keeps its state in the folder
@@ -115,6 +118,7 @@ class Service:
         shared: Shared | None = None,
         *,
         version: str = "1",
+        after: "Service | None" = None,
         timeout_seconds: float = 30.0,
         hold: str | None = None,
         between: Sequence[float | str] | None = None,
@@ -132,9 +136,13 @@ class Service:
         self.limits, self.bell, self.tracing = shared.limits, shared.bell, shared.tracing
         self.metrics = Metrics(served.name, served.score_deciles(), stages_of(served.joint))
         self.recent = Recent(served.score_edges(), stages_of(served.joint))
-        self.monitor = LiveMonitor(served, audit_rate=audit_rate, folder=state)
-        self.spending = Spending(stages_of(served.joint))
-        self.observers = Observers(self.metrics, self.recent, self.monitor, self.spending, Faults())
+        if after is not None:
+            after.monitor.save()
+        self.monitor: LiveMonitor = LiveMonitor(served, audit_rate=audit_rate, folder=state)
+        self.spending, self.statistics = Spending(stages_of(served.joint)), Statistics()
+        self.observers = Observers(
+            *(self.metrics, self.recent, self.monitor, self.spending, self.statistics, Faults())
+        )
         if self.tracing is not None:
             self.observers.add(self.tracing)
         self.engine = Engine(
@@ -149,12 +157,16 @@ class Service:
         )
         self.engine.bell = self.bell.ring
         self.forsaken: dict[Call, None] = {}  # whose clients may be gone: they make room first
-        self.knob = Knob(served, shared.journal) if knob is None else knob
+        before = None if after is None else after.knob
+        self.knob: Knob = Knob(served, shared.journal, before) if knob is None else knob
         self.control = KnobControl(self.knob, self.observers, lambda: self.spending.silence)
-        if hold is not None:
-            self.control.hold(hold, between, who="the server's start")
-        elif between is not None:
+        if between is not None and hold is None:
             raise ValueError("between bounds the autopilot: say what it is to hold")
+        pilot = None if after is None else after.control.pilot
+        target = hold if after is None else None if pilot is None else pilot.hold
+        if target is not None:
+            who = "the server's start" if after is None else "joint.toml"
+            self.control.hold(target, between if hold is not None else None, who=who)
         self._periodic = Periodic(
             chore_seconds, self.engine.tell, self.control.look, self.monitor.look
         )
@@ -190,6 +202,10 @@ class Service:
         self._periodic.do(self.monitor.look)
         self._periodic.do(self.monitor.save)
 
+    def rest(self) -> None:
+        """Let knob and monitor be: nobody new asks."""
+        self._periodic.stop()
+
     def reload(self, config: JointConfig) -> None:
         """Take over another calibration of the models served, its threshold as well.
 
@@ -197,6 +213,8 @@ class Service:
         more has changed; OSError: the audit log cannot be written. All stays as it was then.
         """
         before = self.served.config
+        if config == before and self.knob.threshold == config.threshold:
+            return
         self.served.recalibrate(config)
         try:
             if self.control.pilot is None:
@@ -205,6 +223,8 @@ class Service:
             assert before is not None
             self.served.recalibrate(before)
             raise
+        if config == before:
+            return
         self.recent.count_between(self.served.score_edges())
         self.monitor.begin(self.served)
         for known in (self._said, self._described):
@@ -215,6 +235,32 @@ class Service:
         tensors = (self.input,), self._outputs
         versions = tuple(versions) or (self.version,)
         return ModelMetadata(self.served.name, versions, "ebjr_joint", *tensors).as_dict()
+
+    def model_config(self) -> dict[str, Any]:
+        """What the model takes and gives, as Triton's clients ask it; the rows are no dimension."""
+
+        def table(tensor: TensorMetadata) -> dict[str, Any]:
+            kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
+            return {
+                "name": tensor.name,
+                "data_type": f"TYPE_{kind}",
+                "dims": [*tensor.shape[1:]],
+            }
+
+        return {
+            "name": self.served.name,
+            "platform": "ebjr_joint",
+            "backend": "ebjr",
+            "max_batch_size": self.engine.most_rows,
+            "input": [table(self.input)],
+            "output": [table(output) for output in self._outputs],
+        }
+
+    def model_statistics(self) -> dict[str, Any]:
+        """What the model has done so far, as Triton's clients ask it."""
+        self.engine.tell()
+        own = {"name": self.served.name, "version": self.version}
+        return {**own, **self.statistics.as_dict()}
 
     def check_model(self, name: str) -> None:
         """Raise UnknownModel unless this name is what is served."""
@@ -337,6 +383,7 @@ class Service:
         """A request was answered with an error."""
         self.metrics.refused(status)
         self.recent.refused()
+        self.statistics.failed += 1
 
     def prometheus(self) -> tuple[bytes, str]:
         """All metrics as Prometheus reads them, and the type of that text."""

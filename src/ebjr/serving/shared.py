@@ -5,6 +5,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ebjr.serving.admission import Admission
+from ebjr.serving.doors import Doors
 from ebjr.serving.journal import Journal
 from ebjr.serving.limits import Limits
 from ebjr.serving.loop import Bell
@@ -29,6 +30,7 @@ class Shared:
         self.limits = Limits() if limits is None else limits
         self.journal = None if audit_log is None else Journal(audit_log)
         self.tracing = tracing
+        self.doors = Doors()
         self.bell = Bell()
         self.admission = Admission(bytes=self.limits.held_bytes, rows=math.inf, seconds=math.inf)
 

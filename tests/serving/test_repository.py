@@ -1,0 +1,483 @@
+"""A model repository: loaded, reloaded and let go of while it serves, by unmodified clients."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import shutil
+import threading
+import weakref
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+pytest.importorskip("httpx2", reason="httpx2 is not installed")
+pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
+pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
+
+import httpx2 as httpx
+import tritonclient.grpc
+import tritonclient.http
+from small import running, served
+from starlette.testclient import TestClient
+from tiny import CLASSES, SIZE, write_linear, write_pair
+from tritonclient.utils import InferenceServerException
+
+from ebjr import JointConfig
+from ebjr.data.preprocess import unprepared
+from ebjr.joint import models_of
+from ebjr.joint_file import ModelEntry
+from ebjr.serving.app import build_app
+from ebjr.serving.grpc import grpc_server
+from ebjr.serving.repository import Repository
+from ebjr.serving.sources import Files, Folder, source_of
+
+ROWS = np.ones((2, 3, SIZE, SIZE), np.float32)
+
+
+def write(folder: Path, teacher: float = 20.0, weights: Path | None = None, **how) -> Path:
+    """A joint.toml in a folder, of the pair there or in `weights`; how large its teacher's says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = folder if weights is None else weights
+    own.mkdir(exist_ok=True)
+    student, _ = write_pair(own)
+    large = write_linear(own / f"teacher-{teacher:g}.onnx", teacher * np.eye(3)[::-1])
+    entries = [ModelEntry.of_file(path) for path in (student, large)]
+    about = {"score": "softmax", "threshold": 0.5, "labels": CLASSES, **how}
+    JointConfig(*entries, **about).save(folder / "joint.toml")
+    return folder / "joint.toml"
+
+
+def change(file: Path, **how) -> None:
+    replace(JointConfig.read(file), **how).save(file)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two models, of which one has two versions."""
+    shop = tmp_path / "models"
+    shop.mkdir()
+    write(shop / "colors")
+    for version, threshold in (("1", 0.3), ("2", 0.6), ("10", 0.9)):
+        write(shop / "kinds" / version, threshold=threshold)
+    (shop / "README").write_text("no model")
+    (shop / "weights").mkdir()
+    return shop
+
+
+@contextmanager
+def asking(app):
+    with (
+        running(app) as (host, port),
+        httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as opened,
+    ):
+        yield opened
+
+
+def body(rows=ROWS) -> dict:
+    tensor = {"name": "image", "shape": list(rows.shape), "datatype": "FP32"}
+    return {"inputs": [{**tensor, "data": rows.ravel().tolist()}]}
+
+
+def ask(client, name, version=None):
+    path = f"/v2/models/{name}{f'/versions/{version}' if version else ''}/infer"
+    return client.post(path, json=body())
+
+
+def index(client) -> dict:
+    found = client.post("/v2/repository/index").json()
+    return {(one["name"], one["version"]): (one["state"], one.get("reason")) for one in found}
+
+
+def load(client, name, what="load"):
+    return client.post(f"/v2/repository/models/{name}/{what}")
+
+
+READY = ("READY", None)
+
+
+def test_a_folder_is_served_by_name_and_version_the_newest_unless_one_is_named(folder):
+    with asking(build_app(Folder(folder))) as client:
+        assert index(client) == {
+            ("colors", "1"): READY,
+            ("kinds", "1"): READY,
+            ("kinds", "2"): READY,
+            ("kinds", "10"): READY,
+        }
+        assert client.get("/v2/models/kinds").json()["versions"] == ["1", "2", "10"]
+        for version, own, threshold in ((None, "10", 0.9), ("2", "2", 0.6), ("1", "1", 0.3)):
+            answer = ask(client, "kinds", version).json()
+            assert (answer["model_version"], answer["parameters"]["threshold"]) == (own, threshold)
+            query = f"?model=kinds&version={version}" if version else "?model=kinds"
+            assert client.get(f"/v1/router{query}").json()["threshold"] == threshold
+        assert client.get("/v2/models/kinds/versions/2/ready").status_code == 200
+        assert client.get("/v2/models/kinds/versions/3/ready").json()["error"] == (
+            "there is no version '3' of 'kinds'; it has '1', '2', '10'"
+        )
+        text = client.get("/metrics").text
+    assert 'ebjr_rows_total{model="kinds",version="2"} 2.0' in text
+    assert 'ebjr_rows_total{model="colors"} 0.0' in text
+
+
+def test_broken_models_have_a_reason_and_the_others_serve(folder, caplog):
+    (folder / "toml").mkdir()
+    (folder / "toml" / "joint.toml").write_text("threshold = ")
+    write(folder / "weights-gone")
+    (folder / "weights-gone" / "student.onnx").unlink()
+    write(folder / "named", name="colors")
+    write(folder / "both")
+    write(folder / "both" / "1")
+    with asking(build_app(Folder(folder))) as client:
+        found = index(client)
+        assert ask(client, "colors").status_code == 200
+        assert client.get("/v2/models/named/ready").status_code == 404
+        said = ask(client, "named").json()["error"]
+        ready = client.post("/v2/repository/index", json={"ready": True}).json()
+    assert {name for (name, _), (state, _) in found.items() if state == "UNAVAILABLE"} == {
+        *("toml", "weights-gone", "named", "both")
+    }
+    assert {one["name"] for one in ready} == {"colors", "kinds"}
+    reasons = {name: reason for (name, _), (_, reason) in found.items()}
+    assert "is not a TOML file" in reasons["toml"]
+    assert "student.onnx that joint.toml names is missing" in reasons["weights-gone"]
+    assert "calls its model 'colors', and its folder is 'named'" in reasons["named"]
+    assert "has both a joint.toml and versions: keep one" in reasons["both"]
+    assert said.startswith("'named' is not served now: ")
+    assert caplog.text.count("cannot be loaded: ") == 4
+
+
+def test_a_model_is_loaded_unloaded_and_loaded_again(folder):
+    with asking(build_app(Folder(folder))) as client:
+        assert load(client, "kinds", "unload").status_code == 200
+        assert {index(client)["kinds", version] for version in ("1", "2", "10")} == {
+            ("UNAVAILABLE", "unloaded")
+        }
+        gone = ask(client, "kinds")
+        assert (gone.status_code, gone.json()["error"]) == (
+            404,
+            "'kinds' is not served now: unloaded",
+        )
+        assert ask(client, "colors").status_code == 200
+        assert client.get("/v1/router").status_code == 200  # of the only one
+        assert load(client, "kinds").status_code == 200
+        assert ask(client, "kinds").json()["model_version"] == "10"
+        write(folder / "third", threshold=0.7)
+        shutil.rmtree(folder / "kinds" / "10")
+        assert load(client, "third").status_code == 200
+        assert load(client, "kinds").status_code == 200
+        assert ask(client, "third").json()["parameters"]["threshold"] == 0.7
+        assert ask(client, "kinds").json()["model_version"] == "2"
+        assert ("kinds", "10") not in index(client)
+
+
+OUTSIDE = ["../outside", "..", ".", "/etc", "colors/../../outside", "linked", "weights", ""]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_what_is_outside_of_the_repository_is_not_loaded(folder, name):
+    write(folder.parent / "outside")
+    (folder / "linked").symlink_to(folder.parent / "outside")
+    with serving(Folder(folder)) as (client, over_grpc):
+        before = index(client)
+        answer = client.post(f"/v2/repository/models/{name.replace('/', '%2F')}/load")
+        assert 400 <= answer.status_code < 500
+        assert "\n" not in answer.json()["error"]
+        with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+            over_grpc.load_model(name)
+        assert index(client) == before
+        assert ask(client, "colors").status_code == 200
+
+
+def ready(triton) -> set:
+    """What a client sees to be ready in the index."""
+    if isinstance(triton, tritonclient.grpc.InferenceServerClient):
+        found = triton.get_model_repository_index(as_json=True)["models"]
+    else:
+        found = triton.get_model_repository_index()
+    return {(one["name"], one["version"]) for one in found if one["state"] == "READY"}
+
+
+@contextmanager
+def serving(models, token=None):
+    """Over HTTP and gRPC: a client of each."""
+    address: list[str] = []
+
+    def beside(repository):
+        return grpc_server(repository, port=0, started=address.append)
+
+    with (
+        asking(build_app(models, token=token, beside=[beside])) as client,
+        tritonclient.grpc.InferenceServerClient(address[0].removeprefix("grpc://")) as other,
+    ):
+        yield client, other
+
+
+def test_tritons_clients_do_all_of_it_unchanged(folder):
+    with serving(Folder(folder)) as (client, over_grpc):
+        place = str(client.base_url).removeprefix("http://").rstrip("/")
+        with tritonclient.http.InferenceServerClient(place) as over_http:
+            for triton in (over_http, over_grpc):
+                told = {"as_json": True} if triton is over_grpc else {}
+
+                assert len(ready(triton)) == 4
+                triton.unload_model("kinds")
+                assert ("kinds", "2") not in ready(triton)
+                triton.load_model("kinds")
+                assert triton.is_model_ready("kinds", "2")
+                own = tritonclient.grpc if told else tritonclient.http
+                given = own.InferInput("image", ROWS.shape, "FP32")
+                given.set_data_from_numpy(ROWS)
+                answer = triton.infer("kinds", [given], model_version="2")
+                assert answer.as_numpy("score").shape == (2,)
+                config = triton.get_model_config("colors", **told)
+                config = config["config"] if told else config
+                assert (config["name"], config["max_batch_size"]) == ("colors", 32)
+                (given,) = config["input"]
+                assert given["data_type"] == "TYPE_FP32"
+                assert [int(size) for size in given["dims"]] == [3, SIZE, SIZE]
+                kinds = {one["name"]: one["data_type"] for one in config["output"]}
+                assert (kinds["score"], kinds["deferred"]) == ("TYPE_FP32", "TYPE_BOOL")
+                stats = triton.get_inference_statistics("kinds", "2", **told)["model_stats"]
+                (own,) = stats
+                assert (own["name"], own["version"]) == ("kinds", "2")
+                assert int(own["inference_count"]) == 2
+                assert int(own["execution_count"]) == sum(
+                    int(each["compute_infer"]["count"]) for each in own["batch_stats"]
+                )
+                figures = own["inference_stats"]
+                assert int(figures["success"]["count"]) == 1
+                for name in ("success", "queue", "compute_infer"):
+                    assert int(figures[name]["ns"]) > 0
+                every = triton.get_inference_statistics(**told)["model_stats"]
+                assert [(one["name"], one["version"]) for one in every] == [
+                    *(("colors", "1"), ("kinds", "1"), ("kinds", "2"), ("kinds", "10"))
+                ]
+            with pytest.raises(InferenceServerException, match="send no parameters"):
+                over_grpc.load_model("kinds", config="{}")
+            with pytest.raises(InferenceServerException, match="send no parameters"):
+                over_http.load_model("kinds", config="{}")
+
+
+def test_only_who_may_move_the_knob_loads_models(folder):
+    with serving(Folder(folder), token="sesame") as (client, over_grpc):
+        refused = load(client, "kinds")
+        assert refused.status_code == 401
+        assert refused.json()["error"].startswith("models are loaded by those who may move the")
+        for call in (over_grpc.load_model, over_grpc.unload_model):
+            with pytest.raises(InferenceServerException, match="UNAUTHENTICATED"):
+                call("kinds")
+            call("kinds", headers={"authorization": "Bearer sesame"})
+        shown = {"Authorization": "Bearer sesame"}
+        assert client.post("/v2/repository/models/kinds/load", headers=shown).status_code == 200
+    with serving(Folder(folder)) as (client, over_grpc):
+        elsewhere = {"X-Forwarded-For": "192.0.2.7"}
+        refused = client.post("/v2/repository/models/kinds/unload", headers=elsewhere)
+        assert refused.status_code == 403
+        with pytest.raises(InferenceServerException, match="PERMISSION_DENIED"):
+            over_grpc.unload_model("kinds", headers={"x-forwarded-for": "192.0.2.7"})
+        assert ask(client, "kinds").status_code == 200
+
+
+@pytest.mark.parametrize("nonsense", [b"[]", b"{", b'{"ready": 1}', b" " * 5000])
+def test_nonsense_is_refused_in_a_sentence(folder, nonsense):
+    with TestClient(build_app(Folder(folder))) as client:
+        answer = client.post("/v2/repository/index", content=nonsense)
+        assert answer.status_code in (400, 413)
+        assert "\n" not in answer.json()["error"]
+
+
+def test_explicit_files_are_all_right_or_none_is_served(tmp_path):
+    first, second = write(tmp_path / "a"), write(tmp_path / "b")
+    with pytest.raises(ValueError, match="two models are called 'joint': give each its own name"):
+        Repository(Files(first, second))
+    change(second, name="second")
+    assert list(Repository(Files(first, second))._named) == ["joint", "second"]
+    second.write_text("threshold = ")
+    with pytest.raises(ValueError, match="is not a TOML file"):
+        Repository(Files(first, second))
+    with pytest.raises(ValueError, match="is given twice"):
+        Files(first, first)
+
+
+def test_a_folder_that_has_no_model_or_none_that_serves_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="a model repository has one for each model"):
+        source_of([tmp_path])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "joint.toml").write_text("x")
+    with pytest.raises(ValueError, match="none of the models can be served: a: "):
+        Repository(source_of([tmp_path]))
+    one = write(tmp_path / "b")
+    assert isinstance(source_of([one.parent]), Files)
+    with pytest.raises(ValueError, match="is a folder of models: give it alone"):
+        source_of([tmp_path, one])
+
+
+def test_models_that_name_the_same_file_share_it(tmp_path):
+    weights = tmp_path / "weights"
+    shop = tmp_path / "models"
+    for name in ("a", "b"):
+        write(shop / name, weights=weights, threshold=0.3 if name == "a" else 0.6)
+    repository = Repository(Folder(shop))
+    first, second = (
+        [unprepared(model)[0] for model in models_of(service.served.joint)]
+        for service in repository.services
+    )
+    assert [mine is other for mine, other in zip(first, second, strict=True)] == [True, True]
+    thresholds = [service.knob.threshold for service in repository.services]
+    assert thresholds == [0.3, 0.6]
+
+
+def test_a_model_of_python_is_not_loaded_again():
+    with TestClient(build_app(served())) as client:
+        answer = load(client, "joint")
+        assert (answer.status_code, answer.json()["error"]) == (
+            400,
+            "'joint' was given by Python: it has no file to be loaded",
+        )
+        assert load(client, "other").status_code == 404
+
+
+def test_what_was_let_go_of_is_forgotten(folder):
+    """Its weights go with it: nothing knows a service that was replaced or unloaded."""
+    app = build_app(Folder(folder))
+    with asking(app) as client:
+        ask(client, "kinds")
+        ask(client, "colors")
+        gone = [weakref.ref(service) for service in app.state.repository.services]
+        load(client, "kinds", "unload")
+        write(folder / "colors", teacher=40.0)
+        assert load(client, "colors").status_code == 200
+        ask(client, "colors")
+        deadline = threading.Event()
+        for _ in range(200):
+            if not any(each() for each in gone):
+                break
+            gc.collect()
+            deadline.wait(0.05)
+        assert not [each() for each in gone if each() is not None]
+
+
+@contextmanager
+def callers(ask, stop: threading.Event, number: int = 3):
+    """Threads that ask until the end."""
+    threads = [threading.Thread(target=ask) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+CHANGES = {
+    "threshold": lambda file: change(file, threshold=0.8),
+    "operating points": lambda file: change(file, operating_points={"fast": {"threshold": 0.4}}),
+    "labels": lambda file: change(file, labels=("b", "g", "r")),
+    "weights": lambda file: write(file.parent, teacher=40.0, threshold=0.8),
+    "score": lambda file: change(file, score="margin", threshold=0.1),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_changed_file_takes_over_without_a_failed_request(folder, what):
+    file, failed, stop, thresholds = folder / "colors" / "joint.toml", [], threading.Event(), set()
+    app = build_app(Folder(folder))
+    with asking(app) as client:
+
+        def asks():
+            with httpx.Client(base_url=client.base_url, timeout=60) as own:
+                while not stop.is_set():
+                    answer = ask(own, "colors")
+                    if answer.status_code != 200:
+                        failed.append(answer.text)
+                    else:
+                        thresholds.add(answer.json()["parameters"]["threshold"])
+
+        with callers(asks, stop):
+            before = app.state.repository.of("colors")
+            CHANGES[what](file)
+            assert load(client, "colors").status_code == 200
+            expected = JointConfig.read(file).threshold
+            assert client.get("/v1/router?model=colors").json()["threshold"] == expected
+            assert ask(client, "colors").json()["parameters"]["threshold"] == expected
+            same = app.state.repository.of("colors") is before
+            assert same == (what in ("threshold", "operating points"))
+            if what == "labels":
+                both = client.post("/v1/both?model=colors", json=body(ROWS[:1])).json()
+                assert {one["label"] for one in both["student"]["top"]} <= {"b", "g", "r"}
+            file.write_text("threshold = ")
+            wrong = load(client, "colors")
+            assert wrong.status_code == 400
+            assert wrong.json()["error"].startswith("colors stays as it is: ")
+            state, reason = index(client)["colors", "1"]
+            assert state == "READY"
+            assert "is not a TOML file" in reason
+            assert ask(client, "colors").json()["parameters"]["threshold"] == expected
+    assert not failed
+    assert thresholds <= {0.5, expected}
+
+
+def test_weights_that_have_changed_beside_their_file_are_refused_and_the_old_ones_answer(folder):
+    with asking(build_app(Folder(folder))) as client:
+        before = ask(client, "colors").json()["outputs"]
+        write_linear(folder / "colors" / "student.onnx", np.ones((3, 3)))
+        wrong = load(client, "colors")
+        assert wrong.status_code == 400
+        assert "student.onnx has changed since the threshold was calibrated" in wrong.text
+        assert ask(client, "colors").json()["outputs"] == before
+
+
+def test_a_look_takes_what_has_changed_leaves_the_rest_and_finds_what_is_new(folder, caplog):
+    async def looks():
+        repository = Repository(Folder(folder))
+        repository.start()
+        before = {(one.served.name, one.version): one for one in repository.services}
+        before["kinds", "1"].knob.move(0.45, who="a hand", why="it wants to")
+        await repository.unload("kinds")
+        await repository.load("kinds")
+        before = {(one.served.name, one.version): one for one in repository.services}
+        write(folder / "new")
+        shutil.rmtree(folder / "kinds" / "1")
+        (folder / "kinds" / "2" / "joint.toml").write_text("?")
+        write(folder / "colors", teacher=40.0)
+        await repository.look()
+        after = {(one.served.name, one.version): one for one in repository.services}
+        assert set(after) == {("colors", "1"), ("kinds", "2"), ("kinds", "10"), ("new", "1")}
+        assert after["kinds", "2"] is before["kinds", "2"]
+        assert after["kinds", "10"] is before["kinds", "10"]
+        assert after["colors", "1"] is not before["colors", "1"]
+        await repository.unload("new")
+        await repository.look()
+        assert "new" not in repository._named  # until it is asked for
+        await asyncio.to_thread(repository.stop)
+
+    asyncio.run(looks())
+    assert "kinds stays as it is: " in caplog.text
+
+
+def test_the_autopilot_and_the_moves_go_on_over_a_reload(folder):
+    file = folder / "colors" / "joint.toml"
+    quantiles = [number / 100 for number in range(101)]
+    change(file, calibration={"score_quantiles": quantiles})
+    with TestClient(build_app(Folder(folder), audit_log=folder / "audit.jsonl")) as client:
+        moved = client.put("/v1/router?model=colors", json={"hold": "deferral_rate=0.25"})
+        assert moved.json()["autopilot"]["hold"] == "deferral_rate=0.25"
+        write(folder / "colors", teacher=40.0, calibration={"score_quantiles": quantiles})
+        assert load(client, "colors").status_code == 200
+        state = client.get("/v1/router?model=colors").json()
+        assert state["autopilot"]["hold"] == "deferral_rate=0.25"
+        client.put("/v1/router?model=colors", json={"threshold": 0.2})
+        write(folder / "colors", teacher=60.0, calibration={"score_quantiles": quantiles})
+        assert load(client, "colors").status_code == 200
+        state = client.get("/v1/router?model=colors").json()
+        assert (state["autopilot"], state["threshold"]) == (None, 0.5)
+    log = (folder / "audit.jsonl").read_text()
+    assert '"who": "joint.toml", "from": 0.2, "to": 0.5, "why": "it was read again"' in log
+    assert (folder / "kinds" / "2" / "monitor.json").is_file()
