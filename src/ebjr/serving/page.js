@@ -8,8 +8,10 @@ class Away extends Error {}
 
 async function ask(path, options = {}, seconds = 5) {
   let response;
+  const headers = { ...options.headers };
+  if (get("token").value) headers.Authorization = `Bearer ${get("token").value}`;
   try {
-    response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(1000 * seconds), ...options });
+    response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(1000 * seconds), ...options, headers });
   } catch {
     throw new Away("The server does not answer.");
   }
@@ -143,7 +145,6 @@ async function move(change) {
     wish = null;
     try {
       const headers = { "Content-Type": "application/json" };
-      if (get("token").value) headers.Authorization = `Bearer ${get("token").value}`;
       const router = await ask(where("/v1/router"), { method: "PUT", headers, body: JSON.stringify(asked) });
       Object.assign(state.router, router);
       if (!wish) say("knob-said", `The knob is at threshold ${short(threshold())}${router.autopilot ? `, and the autopilot holds ${router.autopilot.hold}` : ""}.`);
