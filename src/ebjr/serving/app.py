@@ -39,6 +39,7 @@ from ebjr.serving.periodic import Periodic
 from ebjr.serving.repository import Models, Repository
 from ebjr.serving.served import Served, served_of
 from ebjr.serving.service import BROKEN, Service
+from ebjr.serving.sources import Files
 from ebjr.serving.tls import Tls
 
 with needs("serve", "serving"):
@@ -249,7 +250,11 @@ def run_server(
     if otel:
         from ebjr.serving.tracing import Tracing
 
-        name = served.name if isinstance(served, Served) else "ebjr"
+        name = "ebjr"
+        if isinstance(served, Served):
+            name = served.name
+        elif isinstance(served, Files) and not served.many:
+            name = served.names
         options["tracing"] = Tracing.to_collector(name)
     gc.collect()
     gc.freeze()  # what lives as long as the server is not looked through again and again
@@ -407,7 +412,7 @@ class _Handlers:
             raw = await read_body(request, self.repository.limits, hold)
         if len(raw) > MOST_WISH_BYTES:
             raise Refused(413, f"this takes a JSON object of {MOST_WISH_BYTES} bytes at most")
-        return read_object(raw) if raw.strip() else {}
+        return read_object(raw) if raw else {}
 
     async def page(self, _request: Request) -> Response:
         return HTMLResponse(*page_and_headers())
