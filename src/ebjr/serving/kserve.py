@@ -3,6 +3,7 @@
 Source: KServe's V1 data plane, whose rows are those of TensorFlow Serving.
 """
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -38,11 +39,10 @@ class KServe:
 
     def routes(self) -> list[Route]:
         """The routes."""
-        return [
-            Route(f"{MODELS}/{{name}}{PREDICT}", self.predict, methods=["POST"]),
-            Route(MODELS, self.models),
-            Route(f"{MODELS}/{{name}}", self.model),
-        ]
+        model = Route(f"{MODELS}/{{name}}", self.model)
+        model.path_regex = re.compile(rf"^{MODELS}/(?P<name>[^/]+)(?<!{PREDICT})$")
+        predict = Route(f"{MODELS}/{{name}}{PREDICT}", self.predict, methods=["POST"])
+        return [predict, Route(MODELS, self.models), model]
 
     async def predict(self, request: Request) -> Response:
         """Answer a request."""
