@@ -46,7 +46,7 @@ pytestmark = pytest.mark.browser
 
 
 @contextmanager
-def running(served: Served, port: int = 0, **options) -> Iterator[str]:
+def running(served: Served | list[Served], port: int = 0, **options) -> Iterator[str]:
     """A server in a thread of its own: its address."""
     app = build_app(served, **options)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
@@ -121,6 +121,26 @@ def opened(page, address: str):
 
 def says(page, name: str, words) -> None:
     sync_api.expect(page.locator(f"#{name}")).to_contain_text(words)
+
+
+def test_of_several_models_one_is_chosen_and_it_alone_is_shown_moved_and_asked(page, calibrated):
+    config = JointConfig.read(calibrated)
+    both = [served_of(replace(config, name=name, threshold=0.5)) for name in ("one", "other")]
+    with running(both) as address:
+        opened(page, address)
+        says(page, "title", "EBJR: one")
+        page.select_option("#models", label="other")
+        says(page, "title", "EBJR: other")
+        page.fill("#threshold", "0.25")
+        page.press("#threshold", "Enter")
+        says(page, "knob-said", "The knob is at threshold 0.25.")
+        for name, threshold in (("one", 0.5), ("other", 0.25)):
+            with urllib.request.urlopen(f"{address}/v1/router?model={name}") as answer:
+                assert json.load(answer)["threshold"] == threshold
+        page.set_input_files("#file", png(image(0)))
+        says(page, "try-said", "The score,")
+        page.reload()
+        says(page, "title", "EBJR: other")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -39,7 +39,7 @@ _REFUSED = {
 }
 """Statuses of requests of which a client can send, at no cost, as many as it likes."""
 _POLLED = re.compile(
-    r"/v2/health/.+|/v2/models/.+/ready|/v1/status|/metrics"
+    r"/v2/health/.+|/v2/models/.+/ready|/v2/repository/index|/v1/status|/metrics"
     r"|/inference\.GRPCInferenceService/(Server|Model)(Live|Ready)"
 )
 """What probes, Prometheus and the page ask all day: at debug, as long as it is answered."""

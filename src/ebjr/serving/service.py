@@ -228,8 +228,6 @@ class Service:
         more has changed; OSError: the audit log cannot be written. All stays as it was then.
         """
         before = self.served.config
-        if config == before and self.knob.threshold == config.threshold:
-            return
         self.served.recalibrate(config)
         try:
             if self.control.pilot is None:
